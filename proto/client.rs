@@ -1,0 +1,306 @@
+//! What travels on `WS /v1/stream`: JSON text messages in both directions, described for client authors in
+//! `docs/protocol.md`.
+//!
+//! Names on the wire are those of FastVideo's streaming server, so that its clients work unchanged. A field that is
+//! absent when null is an `Option` that is not serialised.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// What a client may send.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ClientMessage {
+    #[serde(rename = "session_init_v2")]
+    SessionInit(Box<SessionInit>),
+    #[serde(rename = "segment_prompt_source")]
+    SegmentRequest(SegmentRequest),
+    SeedPromptsUpdated(SeedPromptsUpdated),
+    EnhancementUpdated(Toggle),
+    AutoExtensionUpdated(Toggle),
+    LoopGenerationUpdated(Toggle),
+    GenerationPausedUpdated(Paused),
+    SnapshotState,
+    CancelSegment,
+    RewriteSeedPrompts(RewriteSeedPrompts),
+    Leave,
+}
+
+/// Opens the session; must be the first message. Fields that it does not know are ignored.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionInit {
+    pub client_id: Option<String>,
+    pub preset: Option<String>,
+    pub preset_label: Option<String>,
+    pub curated_prompts: Vec<String>,
+    /// `{mime, name, data}`; null or an empty object means no image. Checked by the session, which knows the limits.
+    pub initial_image: Option<Map<String, Value>>,
+    pub enhancement_enabled: bool,
+    pub auto_extension_enabled: bool,
+    pub loop_generation_enabled: bool,
+    pub single_clip_mode: bool,
+    pub stream_mode: StreamMode,
+    pub continuation_state: Option<ContinuationState>,
+}
+
+/// How media travel: one fragmented MP4 stream per segment, or one JPEG per frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamMode {
+    #[default]
+    AvFmp4,
+    LegacyJpeg,
+}
+
+/// The public envelope of a continuation state; `payload` is described by `kind`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContinuationState {
+    pub kind: String,
+    pub payload: Map<String, Value>,
+}
+
+/// Asks for the next segment. A null takes the operator's default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SegmentRequest {
+    pub prompt: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    #[serde(default)]
+    pub source: PromptSource,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_inference_steps: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_scale: Option<f64>,
+}
+
+/// Where a prompt came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptSource {
+    #[default]
+    User,
+    Curated,
+    Enhanced,
+    AutoExtension,
+}
+
+/// Replaces the curated prompts from the next segment on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeedPromptsUpdated {
+    #[serde(default)]
+    pub seed_prompts: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Toggle {
+    pub enabled: bool,
+}
+
+/// While paused, requests wait in the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    pub paused: bool,
+}
+
+/// Asks for alternatives to a prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewriteSeedPrompts {
+    pub seed_prompt: String,
+    #[serde(default = "three")]
+    pub count: u32,
+}
+
+fn three() -> u32 {
+    3
+}
+
+/// Why a text message is not a client message. The text is safe to show to the client.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseError {
+    #[error("message is not a JSON object with a `type`: {0}")]
+    Envelope(serde_json::Error),
+    #[error("unknown message type `{0}`")]
+    UnknownType(String),
+    #[error("`{kind}`: {source}")]
+    Field {
+        kind: String,
+        source: serde_path_to_error::Error<serde_json::Error>,
+    },
+}
+
+impl ClientMessage {
+    /// Reads one text message.
+    ///
+    /// # Errors
+    /// Names the message type and the field that does not fit.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        #[derive(Deserialize)]
+        struct Envelope {
+            #[serde(rename = "type")]
+            kind: String,
+        }
+        let Envelope { kind } = serde_json::from_str(text).map_err(ParseError::Envelope)?;
+        Ok(match kind.as_str() {
+            "session_init_v2" => Self::SessionInit(fields(text, kind)?),
+            "segment_prompt_source" => Self::SegmentRequest(fields(text, kind)?),
+            "seed_prompts_updated" => Self::SeedPromptsUpdated(fields(text, kind)?),
+            "enhancement_updated" => Self::EnhancementUpdated(fields(text, kind)?),
+            "auto_extension_updated" => Self::AutoExtensionUpdated(fields(text, kind)?),
+            "loop_generation_updated" => Self::LoopGenerationUpdated(fields(text, kind)?),
+            "generation_paused_updated" => Self::GenerationPausedUpdated(fields(text, kind)?),
+            "snapshot_state" => Self::SnapshotState,
+            "cancel_segment" => Self::CancelSegment,
+            "rewrite_seed_prompts" => Self::RewriteSeedPrompts(fields(text, kind)?),
+            "leave" => Self::Leave,
+            _ => return Err(ParseError::UnknownType(kind.chars().take(64).collect())),
+        })
+    }
+}
+
+/// The derived reader of the tagged enum would buffer the message and lose the path of a bad field; this does neither.
+fn fields<'a, T: Deserialize<'a>>(text: &'a str, kind: String) -> Result<T, ParseError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut json).map_err(|source| ParseError::Field { kind, source })
+}
+
+/// What the server sends as text. Media travel as binary messages between `media_init` and `media_segment_complete`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerMessage {
+    QueueStatus {
+        /// 0 = next to be bound.
+        position: usize,
+        queue_depth: usize,
+    },
+    GpuAssigned {
+        gpu_id: u32,
+        /// Seconds without a message or a running segment after which the session ends.
+        session_timeout: u64,
+        session_id: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume_token: Option<String>,
+        worker_id: String,
+        model_id: String,
+    },
+    #[serde(rename = "ltx2_stream_start")]
+    StreamStart {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        preset: Option<String>,
+        width: u32,
+        height: u32,
+        fps: u32,
+        num_frames: u32,
+        generation_segment_cap: u32,
+        features: Features,
+    },
+    #[serde(rename = "ltx2_segment_start")]
+    SegmentStart {
+        segment_idx: u32,
+        /// The text that is really used.
+        prompt: String,
+        total_steps: u32,
+        source: PromptSource,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        original_prompt: Option<String>,
+        /// Counts from 1; above 1 the segment begins again after a fault.
+        attempt: u32,
+    },
+    StepComplete {
+        segment_idx: u32,
+        /// 1..=`total_steps`.
+        step: u32,
+        total_steps: u32,
+        stage: Stage,
+    },
+    MediaInit {
+        segment_idx: u32,
+        mime: String,
+        stream_id: String,
+        mode: StreamMode,
+    },
+    MediaSegmentComplete {
+        segment_idx: u32,
+        stream_id: String,
+        /// Binary messages after the init segment.
+        chunks: u32,
+        duration_ms: f64,
+        /// Start of the segment on the session's time line.
+        pts_base_ms: f64,
+    },
+    #[serde(rename = "ltx2_segment_complete")]
+    SegmentComplete {
+        segment_idx: u32,
+        /// In the worker.
+        generation_time_ms: f64,
+        /// Request received to last byte handed to the socket.
+        e2e_latency_ms: f64,
+    },
+    #[serde(rename = "ltx2_stream_complete")]
+    StreamComplete {
+        reason: CompleteReason,
+    },
+    SessionTimeout {
+        timeout_seconds: u64,
+    },
+    ContinuationStateSnapshot {
+        state: ContinuationState,
+    },
+    Error {
+        code: ErrorCode,
+        /// Written for the client's user.
+        message: String,
+        retryable: bool,
+    },
+    SegmentCancelled {
+        segment_idx: u32,
+    },
+    ServerDraining {
+        deadline_seconds: u64,
+    },
+}
+
+/// What this server can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    pub enhancement: bool,
+    pub auto_extension: bool,
+    pub rewrite: bool,
+    pub safety: bool,
+    pub audio: bool,
+}
+
+/// The part of a segment's generation that a step belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    Denoise,
+    Refine,
+    Decode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompleteReason {
+    SegmentCap,
+    StopRequested,
+    Error,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    SessionRejected,
+    InvalidMessage,
+    PresetMismatch,
+    GpuUnavailable,
+    WorkerFailed,
+    UpstreamTimeout,
+    InternalError,
+    PromptBlocked,
+    Unauthorized,
+    StateIncompatible,
+    SegmentTimeout,
+}

@@ -1,0 +1,327 @@
+//! What travels between the supervisor and one worker.
+//!
+//! Commands go down, events go up; the bytes announced by [`Event::Media`] follow on a channel of their own, in the
+//! order of their events. Blobs of continuation states travel beside [`Command::Generate`] and [`Event::Finished`] as
+//! one shared memory region each. The first message in each direction carries [`LINK_VERSION`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::client::{Stage, StreamMode};
+use crate::ids::{JobId, SessionId, WorkerId};
+
+/// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
+/// a mismatch means that an old binary lies beside a new one.
+pub const LINK_VERSION: u32 = 1;
+
+/// The worker's first message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u32,
+    pub pid: u32,
+}
+
+/// Supervisor to worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first command: become ready to generate.
+    Load(Box<LoadSpec>),
+    /// Accepted only between [`Event::Ready`] and the next, or after [`Event::Generated`] of the one before.
+    Generate(Box<JobSpec>),
+    /// Stop the job at its next denoise step or frame. Unknown jobs are ignored: the job may just have ended.
+    Cancel { job: JobId },
+    /// The client has taken this much of the job's media; see [`media_cost`].
+    Credit { job: JobId, cost: u64 },
+    /// The session has left this worker: drop what is kept hot for it.
+    Forget { session: SessionId },
+    /// Finish nothing, exit with status 0.
+    Shutdown,
+}
+
+/// What a worker needs to become ready.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadSpec {
+    pub version: u32,
+    pub worker: WorkerId,
+    pub engine: EngineSpec,
+    /// The format of the operator's default request; warm-up uses it when no smaller one is asked for.
+    pub format: VideoFormat,
+    pub encoder: EncoderSpec,
+    pub warmup: Option<WarmupSpec>,
+    pub heartbeat_interval: Duration,
+}
+
+/// Two segments that are generated before a worker is ready, the second from the first one's state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WarmupSpec {
+    pub prompt: String,
+    pub format: VideoFormat,
+    pub num_inference_steps: u32,
+}
+
+/// The model that a worker runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum EngineSpec {
+    Synthetic(SyntheticSpec),
+}
+
+/// The engine that needs no model: see `worker/engine/synthetic.rs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SyntheticSpec {
+    /// Time that each denoise step takes.
+    pub step: Duration,
+    /// Time that each frame takes to come out.
+    pub frame: Duration,
+    /// Time that loading takes.
+    pub load: Duration,
+    /// Trailing frames in the continuation state.
+    pub conditioning_num_frames: u32,
+    /// Audio latents in the continuation state, along time: the tensor is `[1, 8, T, 16]` bf16.
+    pub audio_latent_frames: u32,
+    /// Render this many frames at load and hand out only those, so that a benchmark measures everything but drawing.
+    pub prerender: bool,
+    /// Faults to inject; empty unless a test asks for one.
+    pub faults: Vec<FaultSpec>,
+}
+
+/// One fault, injected once per worker process where all of its conditions hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FaultSpec {
+    pub kind: FaultKind,
+    pub at: FaultPoint,
+    /// Only in the segment with this index; any when absent.
+    pub segment_idx: Option<u32>,
+    /// Only when the prompt contains this text; any when absent.
+    pub prompt: Option<String>,
+    /// Only in jobs with an attempt up to this number, so that the replay succeeds; every attempt when absent.
+    pub max_attempt: Option<u32>,
+    /// Only in the worker of this GPU; any when absent.
+    pub gpu: Option<u32>,
+    /// Only in the first so many processes of a GPU; every one when absent.
+    pub max_incarnation: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// Exit with status 3.
+    Exit,
+    Abort,
+    /// SIGSTOP to itself.
+    Stop,
+    /// Compute for ever without progress, heartbeats going on.
+    Spin,
+    /// Take ten seconds for the step.
+    Slow,
+    /// Allocate 256 MiB and keep it.
+    Leak,
+    /// Bytes on the link that are no event.
+    Garbage,
+    /// The engine reports an error.
+    Error,
+    Panic,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultPoint {
+    /// Before the link is opened.
+    Boot,
+    Load,
+    Warmup,
+    /// Once ready, without a job.
+    Idle,
+    /// Before this denoise step, counted from 1.
+    Step(u32),
+    /// Before this frame, counted from 0.
+    Frame(u32),
+    /// When all frames are out, before the segment is finished.
+    End,
+}
+
+/// How frames and sound become media; fixed for the life of a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EncoderSpec {
+    /// libavcodec's name of the video encoder, `libx264` or `h264_nvenc`.
+    pub video_codec: String,
+    /// Constant rate factor, 0 (lossless) to 51.
+    pub crf: u32,
+    pub fragment: Duration,
+    pub audio_bit_rate: u32,
+    /// Quality of `legacy_jpeg` frames, 1 to 100.
+    pub jpeg_quality: u8,
+}
+
+impl Default for EncoderSpec {
+    fn default() -> Self {
+        Self {
+            video_codec: "libx264".to_owned(),
+            crf: 23,
+            fragment: Duration::from_millis(250),
+            audio_bit_rate: 128_000,
+            jpeg_quality: 85,
+        }
+    }
+}
+
+/// The shape of a segment's video.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VideoFormat {
+    /// Even, 64 to 4096.
+    pub width: u32,
+    /// Even, 64 to 2176.
+    pub height: u32,
+    /// Frames of one segment, at least 1.
+    pub num_frames: u32,
+    /// 1 to 120.
+    pub fps: u32,
+}
+
+impl VideoFormat {
+    /// Bytes of one RGB frame, `height * width * 3`.
+    pub fn frame_bytes(&self) -> usize {
+        self.width as usize * self.height as usize * 3
+    }
+
+    pub fn duration(&self) -> Duration {
+        frames_to_time(u64::from(self.num_frames), self.fps)
+    }
+}
+
+/// The time that so many frames last.
+pub fn frames_to_time(frames: u64, fps: u32) -> Duration {
+    let fps = u64::from(fps);
+    Duration::from_secs(frames / fps) + Duration::from_nanos(frames % fps * 1_000_000_000 / fps)
+}
+
+/// One attempt at one segment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    pub job: JobId,
+    pub session: SessionId,
+    pub segment_idx: u32,
+    /// Counts from 1.
+    pub attempt: u32,
+    pub prompt: String,
+    pub negative_prompt: Option<String>,
+    pub seed: u64,
+    pub num_inference_steps: u32,
+    pub guidance_scale: f64,
+    pub format: VideoFormat,
+    pub stream_mode: StreamMode,
+    /// Where the segment starts on the session's time line, in frames.
+    pub start_frame: u64,
+    /// A private file with the session's initial image (PNG, JPEG or WebP), for the first segment only.
+    pub initial_image: Option<PathBuf>,
+    /// The header of the state that the segment continues from, by [`crate::state::StateHeader::encode`]; its blob
+    /// travels beside the command.
+    pub state: Option<Vec<u8>>,
+    /// Media that may be under way before the client has taken any; see [`media_cost`].
+    pub window: u64,
+}
+
+/// What a media message costs of a job's window: its size, but never less than 16 KiB, so that a window of 16 MiB is
+/// also at most 1024 messages.
+pub fn media_cost(bytes: usize) -> u64 {
+    (bytes as u64).max(16 * 1024)
+}
+
+/// Worker to supervisor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    LoadProgress {
+        /// 0 to 1.
+        fraction: f32,
+        what: String,
+    },
+    /// Loading is over; the first of two warm-up segments begins.
+    WarmingUp,
+    Ready(Box<ReadyReport>),
+    /// The worker cannot become ready and says why; it exits after this.
+    BootFailed {
+        message: String,
+    },
+    Heartbeat {
+        resident_bytes: u64,
+    },
+    /// A step of the job is done.
+    Step {
+        job: JobId,
+        stage: Stage,
+        /// 1..=`total_steps`.
+        step: u32,
+        total_steps: u32,
+    },
+    /// `bytes` follow on the bulk channel: first the init segment (none for JPEG), then fragments or pictures.
+    Media {
+        job: JobId,
+        kind: MediaKind,
+        bytes: u32,
+        /// CLOCK_MONOTONIC when the bytes were handed to the link, in microseconds.
+        sent_at_us: u64,
+    },
+    /// The engine is done with the job and may take the next; media may still wait for credit.
+    Generated {
+        job: JobId,
+    },
+    /// The last event of a job that went well; all media were sent before it. The state's blob travels beside it.
+    Finished(Box<JobReport>),
+    /// The last event of a job that did not.
+    Failed {
+        job: JobId,
+        failure: JobFailure,
+        message: String,
+    },
+}
+
+/// What a binary message of a segment is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MediaKind {
+    /// `ftyp` + `moov`, with the MIME type that names the codecs.
+    InitSegment { mime: String },
+    /// `moof` + `mdat`, or one JPEG picture.
+    Fragment,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReadyReport {
+    pub model_id: String,
+    pub device: DeviceReport,
+    /// Samples per second, when the engine makes sound.
+    pub audio_sample_rate: Option<u32>,
+    pub load: Duration,
+    /// The two warm-up segments; empty without warm-up.
+    pub warmup: Vec<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// `CPU` or the GPU's name.
+    pub name: String,
+    pub memory_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobReport {
+    pub job: JobId,
+    /// Header of the new state, by [`crate::state::StateHeader::encode`].
+    pub state: Vec<u8>,
+    /// From the command to the last frame's encoding.
+    pub generation: Duration,
+    /// Frames in the segment's media, and so its length on the time line.
+    pub frames: u32,
+}
+
+/// Why a job ended without a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobFailure {
+    Cancelled,
+    /// The request or its state cannot be served by this model; trying again will not help.
+    Refused,
+    /// The state that came with the job is damaged or does not fit.
+    StateIncompatible,
+    /// The engine or the encoder failed; trying again may help.
+    Failed,
+}

@@ -1,0 +1,5 @@
+//! One process per GPU.
+mod encode;
+mod engine;
+mod state;
+fn main() {}
