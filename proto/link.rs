@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Stage, StreamMode};
-use crate::ids::{JobId, SessionId, WorkerId};
+use crate::ids::{GpuId, JobId, SessionId};
 
 /// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
 /// a mismatch means that an old binary lies beside a new one.
@@ -34,8 +34,6 @@ pub enum Command {
     Cancel { job: JobId },
     /// The client has taken this much of the job's media; see [`media_cost`].
     Credit { job: JobId, cost: u64 },
-    /// The session has left this worker: drop what is kept hot for it.
-    Forget { session: SessionId },
     /// Finish nothing, exit with status 0.
     Shutdown,
 }
@@ -44,7 +42,9 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
     pub version: u32,
-    pub worker: WorkerId,
+    pub gpu: GpuId,
+    /// Which process of this GPU it is, counted from 1.
+    pub incarnation: u32,
     pub engine: EngineSpec,
     /// The format of the operator's default request; warm-up uses it when no smaller one is asked for.
     pub format: VideoFormat,
@@ -127,7 +127,7 @@ pub enum FaultKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultPoint {
-    /// Before the link is opened.
+    /// Once the link is open, before anything is loaded.
     Boot,
     Load,
     Warmup,

@@ -1,1 +1,97 @@
-fn main() {}
+//! `fastvideo-supervisor`: serves realtime video generation from many GPUs.
+//!
+//! This package is the command line around the library in `supervisor/`: arguments, configuration, log, exit code.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+mod args;
+mod client;
+mod config;
+mod logging;
+
+use args::Invocation;
+use config::Surroundings;
+
+/// A wrong command line or configuration, as clap and systemd know it.
+const USAGE: u8 = 2;
+/// How long blocking work may go on after the end.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    match args::parse(std::env::args_os()) {
+        Ok(Invocation::Serve(options)) => serve(&options),
+        Ok(Invocation::Check(options)) => check(&options),
+        Ok(Invocation::Client(args)) => client::run(*args),
+        Err(error) => {
+            // Err: nobody reads.
+            let _ = error.print();
+            u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+    }
+}
+
+fn serve(options: &config::Options) -> ExitCode {
+    let loaded = match config::load(options, &Surroundings::of_this_process()) {
+        Ok(loaded) => loaded,
+        Err(errors) => return refuse(&errors),
+    };
+    logging::start(loaded.logging);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    match run(loaded.config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: fastvideo_supervisor_core::Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let served = runtime.block_on(fastvideo_supervisor_core::serve(config, announce));
+    // Not for ever, as dropping the runtime would: a thread may hang in a read that no one can end.
+    runtime.shutdown_timeout(LEFTOVERS);
+    Ok(served?)
+}
+
+/// The line that scripts and tests wait for.
+fn announce(address: SocketAddr) {
+    // Err: nobody reads, which is no reason not to serve.
+    let _ = writeln!(std::io::stdout(), "listening on http://{address}");
+}
+
+fn check(options: &config::Options) -> ExitCode {
+    let loaded = match config::load(options, &Surroundings::of_this_process()) {
+        Ok(loaded) => loaded,
+        Err(errors) => return refuse(&errors),
+    };
+    for warning in &loaded.warnings {
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
+    let gpus: Vec<&str> = loaded
+        .config
+        .pool
+        .gpus
+        .iter()
+        .map(|gpu| gpu.visible_device.as_str())
+        .collect();
+    let _ = writeln!(
+        std::io::stdout(),
+        "{}# ok; workers on GPU {}",
+        loaded.settings,
+        gpus.join(", ")
+    );
+    ExitCode::SUCCESS
+}
+
+fn refuse(errors: &config::ConfigErrors) -> ExitCode {
+    let _ = write!(std::io::stderr(), "{errors}");
+    ExitCode::from(USAGE)
+}

@@ -1,6 +1,25 @@
-//! The front door.
+//! The front door: WebSocket sessions, health, status, and the built-in page.
+//!
+//! `stream` carries a session over a WebSocket, `status` answers probes and operators, `page` is what a browser gets.
 
+use std::io;
 use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{FromRef, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::serve::ListenerExt;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+
+use crate::session::{Context, Registry, RelayLatency};
+
+mod page;
+mod status;
+mod stream;
 
 /// Where and how clients are let in.
 #[derive(Clone, Debug)]
@@ -13,3 +32,83 @@ pub struct Config {
     /// A peer that answers nothing for two of these is gone.
     pub ping_interval: Duration,
 }
+
+/// What all requests share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct App {
+    max_message_bytes: usize,
+    ping_interval: Duration,
+    context: Context,
+    registry: Registry,
+    relay_latency: RelayLatency,
+    /// Holds one token for each WebSocket connection.
+    pub(crate) connections: TaskTracker,
+}
+
+impl App {
+    pub fn new(config: Config, context: Context) -> Self {
+        Self {
+            max_message_bytes: config.max_message_bytes,
+            ping_interval: config.ping_interval,
+            context,
+            registry: Registry::default(),
+            relay_latency: RelayLatency::default(),
+            connections: TaskTracker::new(),
+        }
+    }
+}
+
+impl FromRef<App> for Context {
+    fn from_ref(app: &App) -> Self {
+        app.context.clone()
+    }
+}
+
+/// Answers requests until it is dropped.
+///
+/// # Errors
+/// When the listener breaks for good.
+pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
+    // Fragments are small and each is wanted at once.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "cannot disable Nagle's algorithm");
+        }
+    });
+    axum::serve(listener, router(app)).await
+}
+
+fn router(app: App) -> Router {
+    Router::new()
+        .route("/v1/stream", get(stream::upgrade))
+        .merge(status::routes())
+        .merge(page::routes())
+        .fallback(async || error(StatusCode::NOT_FOUND, "not_found", "there is nothing here; see /openapi.json"))
+        .method_not_allowed_fallback(async || {
+            error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route does not answer that method")
+        })
+        .with_state(app)
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct ErrorBody {
+    error: ErrorDetail,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct ErrorDetail {
+    /// Stable, for programs.
+    code: &'static str,
+    message: String,
+}
+
+fn error(status: StatusCode, code: &'static str, message: impl Into<String>) -> Response {
+    let message = message.into();
+    let body = ErrorBody {
+        error: ErrorDetail { code, message },
+    };
+    (status, axum::Json(body)).into_response()
+}
+
+type AppState = State<App>;

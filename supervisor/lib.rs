@@ -2,6 +2,20 @@
 //!
 //! `http` calls `session`; `session` calls `pool` and `store`; those two do not know each other.
 
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::pool::Pool;
+use crate::session::{Context, Drain};
+use crate::store::MemoryStore;
+
 pub mod http;
 pub mod pool;
 pub mod session;
@@ -14,5 +28,128 @@ pub struct Config {
     pub pool: pool::Config,
     pub session: session::Config,
     /// How long running segments may go on after the first SIGTERM.
-    pub grace: std::time::Duration,
+    pub grace: Duration,
+}
+
+/// After the grace period, how long connections may take to say good-bye.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {host}:{port}")]
+    Listen {
+        host: String,
+        port: u16,
+        source: io::Error,
+    },
+    #[error("cannot handle signals")]
+    Signals(#[source] io::Error),
+    #[error("the HTTP server stopped")]
+    Http(#[source] io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT, then drains: tells sessions, lets running segments finish within the grace period,
+/// asks workers to leave. A second signal ends everything at once. `on_listening` is called once clients can connect.
+///
+/// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
+///
+/// # Errors
+/// When the port cannot be bound or the front door breaks. No worker is left behind.
+pub async fn serve(
+    config: Config,
+    on_listening: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    let mut signals = Signals::install().map_err(ServeError::Signals)?;
+    raise_file_limit();
+    let (host, port) = (config.http.host.clone(), config.http.port);
+    let listen = |source| ServeError::Listen {
+        host: host.clone(),
+        port,
+        source,
+    };
+    let listener = TcpListener::bind((host.as_str(), port)).await.map_err(listen)?;
+    on_listening(listener.local_addr().map_err(listen)?);
+
+    let (drain, drain_seen) = watch::channel(Drain::No);
+    let pool = Pool::start(config.pool);
+    let app = http::App::new(
+        config.http,
+        Context {
+            config: Arc::new(config.session),
+            pool: pool.clone(),
+            store: MemoryStore::default(),
+            drain: drain_seen,
+        },
+    );
+    let connections = app.connections.clone();
+    let mut server = tokio::task::JoinSet::new();
+    server.spawn(http::serve(listener, app));
+
+    let broken = tokio::select! {
+        () = signals.next() => None,
+        ended = server.join_next() => Some(ended),
+    };
+    if let Some(ended) = broken {
+        pool.stop().await;
+        return match ended {
+            Some(Ok(Err(error))) => Err(ServeError::Http(error)),
+            _ => Err(ServeError::Http(io::Error::other("the server's task ended"))),
+        };
+    }
+
+    tracing::info!(grace_s = config.grace.as_secs(), "draining");
+    let deadline = Instant::now() + config.grace;
+    drain.send_replace(Drain::Until(deadline));
+    connections.close();
+    let hurried = tokio::select! {
+        _ = timeout_at(deadline + FAREWELL, connections.wait()) => false,
+        () = signals.next() => true,
+    };
+    if hurried {
+        tracing::warn!("second signal: stopping at once");
+        drain.send_replace(Drain::Until(Instant::now()));
+        pool.stop_now();
+        let _ = timeout_at(Instant::now() + Duration::from_millis(500), connections.wait()).await;
+    }
+    tokio::select! {
+        () = pool.stop() => {}
+        () = signals.next() => {
+            pool.stop_now();
+            pool.stop().await;
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Each session is a socket and each state a file descriptor; the usual soft limit of 1024 is soon reached.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "limit of open files left as it is");
+    }
 }

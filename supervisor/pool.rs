@@ -1,10 +1,37 @@
-//! Worker processes.
+//! Worker processes: one per GPU, started, watched, restarted; and which session each of them serves.
+//!
+//! `process` owns a child process, `link` speaks to it, `lifecycle` says what state it is in and when it is started
+//! again, `worker` is its life, `assign` binds sessions to workers, `job` is one piece of work between the two.
+//! Only this module creates processes. It knows nothing of clients, and states are bytes to it.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
-use fastvideo_proto::ids::GpuId;
-use fastvideo_proto::link::{EncoderSpec, EngineSpec, VideoFormat, WarmupSpec};
+use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
+use fastvideo_proto::link::{
+    EncoderSpec, EngineSpec, JobSpec, ReadyReport, VideoFormat, WarmupSpec,
+};
+use ipc_channel::ipc::IpcSharedMemory;
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+pub use assign::{Assignment, Placement};
+pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media};
+pub use lifecycle::WorkerState;
+
+use assign::Board;
+use worker::WorkerTask;
+
+mod assign;
+mod job;
+mod lifecycle;
+mod link;
+mod process;
+mod worker;
 
 /// The workers to run and how to look after them.
 #[derive(Clone, Debug)]
@@ -39,4 +66,281 @@ pub struct Gpu {
     pub id: GpuId,
     /// The worker's `CUDA_VISIBLE_DEVICES`: an ordinal, a UUID or a MIG id.
     pub visible_device: String,
+}
+
+/// The running workers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<Config>,
+    board: Arc<Mutex<Board>>,
+    seats: Vec<SeatHandle>,
+    next_job: AtomicU64,
+    stop: watch::Sender<Stop>,
+    all_lost: watch::Sender<bool>,
+    tracker: TaskTracker,
+}
+
+#[derive(Debug)]
+struct SeatHandle {
+    status: watch::Receiver<WorkerStatus>,
+    wake: Arc<Notify>,
+}
+
+/// How far the pool has been stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Run,
+    /// Workers are asked to leave.
+    Ask,
+    /// Workers are killed.
+    Now,
+}
+
+/// What is known of one worker.
+#[derive(Clone, Debug)]
+pub struct WorkerStatus {
+    pub gpu: Gpu,
+    pub state: WorkerState,
+    /// Of the latest process.
+    pub worker_id: Option<WorkerId>,
+    /// Of the running process.
+    pub pid: Option<u32>,
+    /// Exits that nobody asked for.
+    pub restarts: u32,
+    pub last_exit: Option<ExitReport>,
+    /// While loading: 0 to 1, and what is being loaded.
+    pub load_progress: Option<(f32, String)>,
+    /// A process of this GPU has become ready.
+    pub warmed_up: bool,
+    /// While the process serves.
+    pub ready: Option<ReadyReport>,
+    pub resident_bytes: Option<u64>,
+    pub jobs_finished: u64,
+}
+
+/// How a worker's last process ended.
+#[derive(Clone, Debug)]
+pub struct ExitReport {
+    pub kind: ExitKind,
+    pub reason: String,
+    pub uptime: Duration,
+    pub at: SystemTime,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitKind {
+    /// It was asked to leave.
+    Asked,
+    /// It exited by itself, or was killed by somebody else.
+    Crashed,
+    /// It made no progress and was killed.
+    Stuck,
+    /// It said that it cannot become ready, or could not be started.
+    Boot,
+    /// It sent what it must not, and was killed.
+    BadLink,
+}
+
+/// All workers, and the queue before them.
+#[derive(Clone, Debug)]
+pub struct PoolStatus {
+    pub workers: Vec<WorkerSeat>,
+    /// Sessions that wait for a worker.
+    pub queue_depth: usize,
+    pub warmup_enabled: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct WorkerSeat {
+    pub status: WorkerStatus,
+    /// Sessions bound to it.
+    pub sessions: usize,
+    /// It serves and could take another session.
+    pub available: bool,
+}
+
+impl Pool {
+    /// Starts all workers. Returns at once; [`Self::status`] tells how far they are.
+    ///
+    /// Must be called on a runtime thread that lives as long as the pool: workers die with the thread that started
+    /// them, so that none outlives the supervisor.
+    pub fn start(config: Config) -> Self {
+        let config = Arc::new(config);
+        let board = Board::new(config.gpus.len(), config.sessions_per_gpu);
+        let board = Arc::new(Mutex::new(board));
+        let (stop, stop_seen) = watch::channel(Stop::Run);
+        let (all_lost, _) = watch::channel(false);
+        let tracker = TaskTracker::new();
+        let mut seats = Vec::new();
+        for (seat, gpu) in config.gpus.iter().enumerate() {
+            let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
+            let wake = Arc::new(Notify::new());
+            let task = WorkerTask {
+                seat,
+                gpu: gpu.clone(),
+                config: config.clone(),
+                board: board.clone(),
+                all_lost: all_lost.clone(),
+                status,
+                wake: wake.clone(),
+                stop: stop_seen.clone(),
+                tracker: tracker.clone(),
+            };
+            let span = tracing::info_span!("gpu", gpu = %gpu.id);
+            tracker.spawn(task.run().instrument(span));
+            seats.push(SeatHandle {
+                status: status_seen,
+                wake,
+            });
+        }
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                board,
+                seats,
+                next_job: AtomicU64::new(1),
+                stop,
+                all_lost,
+                tracker,
+            }),
+        }
+    }
+
+    /// Takes a session in: it gets a worker or a place in the queue, until the place is dropped.
+    pub fn join(&self, session: SessionId) -> Place {
+        let placement = self.board().join(session.clone());
+        Place {
+            session,
+            placement,
+            pool: self.clone(),
+        }
+    }
+
+    pub fn status(&self) -> PoolStatus {
+        let board = self.board();
+        let workers = self.shared.seats.iter().enumerate().map(|(i, seat)| WorkerSeat {
+            status: seat.status.borrow().clone(),
+            sessions: board.sessions_on(i),
+            available: board.has_room(i),
+        });
+        PoolStatus {
+            workers: workers.collect(),
+            queue_depth: board.queue_depth(),
+            warmup_enabled: self.shared.config.warmup.is_some(),
+        }
+    }
+
+    /// Sessions that the workers can serve at once, those that still start included.
+    pub fn capacity(&self) -> usize {
+        self.board().capacity()
+    }
+
+    /// No worker serves or will without an operator's help or a pause.
+    pub fn all_lost(&self) -> bool {
+        *self.shared.all_lost.borrow()
+    }
+
+    /// Asks all workers to leave, and waits until all processes are gone.
+    pub async fn stop(&self) {
+        self.shared.stop.send_replace(Stop::Ask);
+        self.shared.tracker.close();
+        self.shared.tracker.wait().await;
+    }
+
+    /// Makes a running or future [`Self::stop`] kill the workers at once.
+    pub fn stop_now(&self) {
+        self.shared.stop.send_replace(Stop::Now);
+    }
+
+    fn board(&self) -> std::sync::MutexGuard<'_, Board> {
+        self.shared.board.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl WorkerStatus {
+    fn new(gpu: Gpu) -> Self {
+        Self {
+            gpu,
+            state: WorkerState::Spawning,
+            worker_id: None,
+            pid: None,
+            restarts: 0,
+            last_exit: None,
+            load_progress: None,
+            warmed_up: false,
+            ready: None,
+            resident_bytes: None,
+            jobs_finished: 0,
+        }
+    }
+}
+
+/// A session's place with the workers or in the queue before them. Dropping it frees the place at once.
+#[derive(Debug)]
+pub struct Place {
+    session: SessionId,
+    placement: watch::Receiver<Placement>,
+    pool: Pool,
+}
+
+/// The session is not bound to that worker any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the session has left worker {0}")]
+pub struct Moved(WorkerId);
+
+impl Place {
+    /// Where the session stands now; the next [`Self::changed`] waits for news after this.
+    pub fn look(&mut self) -> Placement {
+        self.placement.borrow_and_update().clone()
+    }
+
+    /// Waits until the session stands elsewhere than at the last [`Self::look`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn changed(&mut self) {
+        // The board holds the sender for as long as this place lives.
+        let _ = self.placement.changed().await;
+    }
+
+    /// Sends a job to the worker that the session is bound to; the job's id is chosen here. `blob` is the state's.
+    ///
+    /// # Errors
+    /// When the session was moved meanwhile: look again.
+    pub fn submit(
+        &self,
+        worker: &WorkerId,
+        mut spec: JobSpec,
+        blob: Option<IpcSharedMemory>,
+    ) -> Result<JobHandle, Moved> {
+        spec.job = self.pool.next_job_id();
+        let mut board = self.pool.board();
+        let Some(seat) = board.seat_of(worker, &self.session) else {
+            return Err(Moved(worker.clone()));
+        };
+        let wake = self.pool.shared.seats[seat].wake.clone();
+        let (handle, job) = job::pair(spec, blob, wake.clone());
+        board.submit(seat, job);
+        drop(board);
+        wake.notify_one();
+        Ok(handle)
+    }
+}
+
+impl Pool {
+    fn next_job_id(&self) -> JobId {
+        JobId(self.shared.next_job.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pool.board().leave(&self.session);
+    }
 }

@@ -1,8 +1,35 @@
-//! Client sessions.
+//! A client's session: its state machine and its segment loop.
+//!
+//! `opening` reads the first message, `run` is the loop, `segment` the one segment in hand, `script` what comes next,
+//! `request` and `init_image` check what clients send, `outbox` is what waits for the client, `registry` counts
+//! sessions, `latency` measures what the supervisor adds. Nothing here knows WebSockets.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::link::VideoFormat;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::pool::Pool;
+use crate::store::MemoryStore;
+
+pub use latency::{LatencySummary, RelayLatency};
+pub use outbox::{Outbox, Wire};
+pub use registry::{Registry, Ticket};
+pub use run::run;
+pub use state::SessionState;
+
+mod init_image;
+mod latency;
+mod opening;
+mod outbox;
+mod registry;
+mod request;
+mod run;
+mod script;
+mod segment;
+mod state;
 
 /// What a session may do and what it gets by default.
 #[derive(Clone, Debug)]
@@ -33,4 +60,71 @@ pub struct Config {
     pub slow_client_timeout: Duration,
     /// Sessions at once, waiting ones included; the number of GPUs that can serve plus 64 when absent.
     pub max_sessions: Option<usize>,
+}
+
+/// What all sessions share.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub config: Arc<Config>,
+    pub pool: Pool,
+    pub store: MemoryStore,
+    pub drain: watch::Receiver<Drain>,
+}
+
+/// Whether the server is going away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    No,
+    /// Running segments may finish until then.
+    Until(Instant),
+}
+
+/// What a session hears from its client's connection.
+#[derive(Debug)]
+pub enum Inbound {
+    Text(String),
+    Binary,
+    /// The client is gone. Nothing follows.
+    Gone,
+    /// The client broke the WebSocket protocol; the connection ends with this close code. Nothing follows.
+    Broken { code: u16, reason: &'static str },
+}
+
+/// Close codes of RFC 6455 as the protocol uses them.
+pub mod close {
+    pub const NORMAL: u16 = 1000;
+    pub const GOING_AWAY: u16 = 1001;
+    pub const PROTOCOL: u16 = 1002;
+    pub const BAD_OPENING: u16 = 1003;
+    pub const INVALID_UTF8: u16 = 1007;
+    pub const RULE_BROKEN: u16 = 1008;
+    pub const TOO_LARGE: u16 = 1009;
+    pub const INTERNAL: u16 = 1011;
+    pub const TRY_AGAIN_LATER: u16 = 1013;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn config() -> Config {
+        Config {
+            format: VideoFormat { width: 64, height: 64, num_frames: 8, fps: 24 },
+            num_inference_steps: 8,
+            max_inference_steps: 200,
+            seed: 10,
+            guidance_scale: 1.0,
+            negative_prompt: None,
+            generation_segment_cap: 6,
+            session_timeout: Duration::from_secs(300),
+            opening_timeout: Duration::from_secs(30),
+            max_waiting_requests: 8,
+            max_prompt_chars: 4000,
+            max_image_pixels: 64 << 20,
+            max_attempts: 5,
+            max_unsent_bytes: 16 << 20,
+            slow_client_timeout: Duration::from_secs(30),
+            max_sessions: None,
+        }
+    }
 }

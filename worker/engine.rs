@@ -31,9 +31,6 @@ pub trait Engine: Send {
         request: &GenerateRequest<'_>,
         sink: &mut dyn Sink,
     ) -> Result<NewState, EngineError>;
-
-    /// Drops what is kept hot for a session. Unknown sessions are ignored.
-    fn forget(&mut self, session: &SessionId);
 }
 
 /// What an engine says of itself once it is loaded.

@@ -1,5 +1,98 @@
-//! One process per GPU.
+//! The worker: one process per GPU, started by the supervisor. It loads a model, generates segments, encodes them where
+//! the frames are, and sends finished fragments up its link.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use fastvideo_proto::client::StreamMode;
+use fastvideo_proto::link::{EncoderSpec, VideoFormat};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
 mod encode;
 mod engine;
+mod faults;
+mod job;
+mod link;
+mod outbox;
+mod pipeline;
 mod state;
-fn main() {}
+
+/// Generates and encodes video segments on one GPU. Started by fastvideo-supervisor, not by hand.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves a supervisor until its link closes.
+    Run {
+        /// The name that this worker has in logs.
+        #[arg(long)]
+        worker_id: String,
+        /// The link that the supervisor has opened.
+        #[arg(long)]
+        link: String,
+    },
+    /// Measures the encoder alone and prints JSON.
+    BenchEncode {
+        #[arg(long, default_value_t = 1920)]
+        width: u32,
+        #[arg(long, default_value_t = 1088)]
+        height: u32,
+        #[arg(long, default_value_t = 121)]
+        num_frames: u32,
+        #[arg(long, default_value_t = 24)]
+        fps: u32,
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Run { worker_id, link } => {
+            log_to_supervisor();
+            job::serve(&link).with_context(|| format!("worker {worker_id} stopped"))
+        }
+        Command::BenchEncode {
+            width,
+            height,
+            num_frames,
+            fps,
+            runs,
+        } => {
+            let params = encode::EncodeParams {
+                format: VideoFormat {
+                    width,
+                    height,
+                    num_frames,
+                    fps,
+                },
+                mode: StreamMode::AvFmp4,
+                audio: Some(engine::synthetic::AUDIO),
+                spec: EncoderSpec::default(),
+            };
+            let report = encode::bench::bench(&params, runs)?;
+            let mut stdout = std::io::stdout().lock();
+            serde_json::to_writer(&mut stdout, &report)?;
+            Ok(writeln!(stdout)?)
+        }
+    }
+}
+
+/// Lines of the form `LEVEL message`, which the supervisor reads from stderr and logs as its own.
+fn log_to_supervisor() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .with_span_events(FmtSpan::NONE)
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .init();
+}

@@ -1,1 +1,443 @@
-//! x
+//! The engine that needs no model and no GPU: it draws a small moving world that follows from the prompt's words.
+//!
+//! What comes out is a function of prompt, seed, guidance, format, segment index and incoming state alone. The world
+//! moves on from segment to segment through the state and nothing else: the state's latents hold its clocks, bound by a
+//! checksum to the trailing frames, so a state that was lost, altered or mixed up shows in the picture. Faults are not
+//! injected here but by the job loop.
+//!
+//! - `words`, `scene`: from the prompt to the parameters of a picture;
+//! - `world`: what moves, and its form in the state;
+//! - `landscape` with `plan`, `layer`, `terrain`, `sky`, `water`, `weather`, `actors`: the picture;
+//! - `still`, `caption`: the initial image behind it, the text before it;
+//! - `sound`: the chord;
+//! - `draw`, `colour`, `wave`: drawing and arithmetic that is the same on every machine.
+
+mod actors;
+mod caption;
+mod colour;
+mod draw;
+mod landscape;
+mod layer;
+mod plan;
+mod scene;
+mod sky;
+mod sound;
+mod still;
+mod terrain;
+#[cfg(test)]
+mod tests;
+mod water;
+mod wave;
+mod weather;
+mod words;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use fastvideo_proto::client::Stage;
+use fastvideo_proto::link::{DeviceReport, SyntheticSpec, VideoFormat};
+use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout, blob_checksum};
+
+use self::caption::{Caption, Counter};
+use self::draw::Canvas;
+use self::landscape::Painter;
+use self::scene::Scene;
+use self::sound::Chord;
+use self::still::Still;
+use self::world::{Memory, World};
+use super::{
+    AudioFormat, Engine, EngineError, GenerateRequest, Loaded, NewState, Sink, State,
+};
+use crate::state::StateBuffer;
+
+pub(crate) const AUDIO: AudioFormat = AudioFormat {
+    sample_rate: sound::SAMPLE_RATE,
+    channels: sound::CHANNELS,
+};
+/// Channels and bins of the audio latents, as LTX-2 has them.
+const LATENT_CHANNELS: u32 = 8;
+const LATENT_BINS: u32 = 16;
+/// How often a wait looks whether it is still wanted.
+const CANCEL_CHECK: Duration = Duration::from_millis(2);
+const LOAD_TICKS: u32 = 20;
+const PRERENDER_PROMPT: &str = "golden sunrise over the mountains, birds, clouds";
+
+#[derive(Debug)]
+pub struct Synthetic {
+    spec: SyntheticSpec,
+    format: VideoFormat,
+    /// Frames of `format` made at load; empty unless the spec asks for them.
+    prerendered: Vec<Vec<u8>>,
+}
+
+impl Synthetic {
+    /// `format` is the one that frames are rendered in ahead of time, where the spec asks for that. A state always has at
+    /// least one frame and one latent, whatever the spec says.
+    pub fn new(mut spec: SyntheticSpec, format: VideoFormat) -> Self {
+        spec.conditioning_num_frames = spec.conditioning_num_frames.max(1);
+        spec.audio_latent_frames = spec.audio_latent_frames.max(1);
+        Self {
+            spec,
+            format,
+            prerendered: Vec::new(),
+        }
+    }
+
+    fn latents(&self) -> TensorLayout {
+        let shape = [1, LATENT_CHANNELS, self.spec.audio_latent_frames, LATENT_BINS];
+        TensorLayout {
+            dtype: Dtype::Bf16,
+            shape: shape.map(u64::from).to_vec(),
+        }
+    }
+
+    fn check_layout(&self, state: &State<'_>, format: VideoFormat) -> Result<(), EngineError> {
+        let wrong = |what: &str, expected: String, given: String| {
+            let message = format!("state's {what}: expected {expected}, given {given}");
+            Err(EngineError::StateIncompatible(message))
+        };
+        let header = state.header;
+        let most = self.spec.conditioning_num_frames;
+        let VideoFormat { width, height, .. } = format;
+        match header.frames {
+            Some(f) if f.width == width && f.height == height && (1..=most).contains(&f.count) => {}
+            given => {
+                let given = given.map_or("none".to_owned(), |f| {
+                    format!("{} of {}x{}", f.count, f.width, f.height)
+                });
+                return wrong("frames", format!("1 to {most} of {width}x{height}"), given);
+            }
+        }
+        let latents = self.latents();
+        if header.audio_latents.as_ref() != Some(&latents) {
+            let show = |t: &TensorLayout| format!("{:?} {:?}", t.dtype, t.shape);
+            let given = header.audio_latents.as_ref().map_or("none".to_owned(), show);
+            return wrong("audio latents", show(&latents), given);
+        }
+        if header.blob_bytes() != state.blob.len() as u64 {
+            let (expected, given) = (header.blob_bytes(), state.blob.len());
+            return wrong("size", format!("{expected} bytes"), format!("{given} bytes"));
+        }
+        Ok(())
+    }
+
+    /// Where the segment begins.
+    fn departure(&self, request: &GenerateRequest<'_>) -> Result<Departure, EngineError> {
+        let scene = Scene::new(
+            request.prompt,
+            request.negative_prompt,
+            request.guidance_scale,
+        );
+        let begin = || World::begin(request.seed, request.prompt, &scene);
+        let Some(state) = &request.state else {
+            return Ok(Departure::new(begin(), scene.clone(), scene, false));
+        };
+        self.check_layout(state, request.format)?;
+        let latents_bytes = usize::try_from(self.latents().bytes()).unwrap_or(usize::MAX);
+        let frames_end = state.blob.len().saturating_sub(latents_bytes);
+        let (frames, latents) = state.blob.split_at(frames_end);
+        Ok(match Memory::read(frames, latents) {
+            Some(memory) => Departure::new(memory.world, memory.scene, scene, false),
+            None => Departure::new(begin(), scene.clone(), scene, true),
+        })
+    }
+
+    fn denoise(&self, steps: u32, sink: &mut dyn Sink) -> Result<(), EngineError> {
+        for step in 1..=steps {
+            wait(Instant::now(), self.spec.step, sink)?;
+            sink.step(Stage::Denoise, step, steps);
+        }
+        Ok(())
+    }
+
+    /// Frames of that size made ahead.
+    fn stock(&self, format: VideoFormat) -> Option<&[Vec<u8>]> {
+        let same = (format.width, format.height) == (self.format.width, self.format.height);
+        (same && !self.prerendered.is_empty()).then_some(&self.prerendered[..])
+    }
+
+    fn prerender(&mut self, progress: &mut dyn FnMut(f32, &str)) {
+        let scene = Scene::new(PRERENDER_PROMPT, None, 1.0);
+        let world = World::begin(0, PRERENDER_PROMPT, &scene);
+        let counter = Counter {
+            segment_idx: 0,
+            num_frames: self.format.num_frames,
+            seed: 0,
+        };
+        let departure = Departure::new(world, scene.clone(), scene, false);
+        let mut film = Film::new(departure, self.format, PRERENDER_PROMPT, counter, None);
+        for n in 0..self.format.num_frames {
+            let mut frame = vec![0; self.format.frame_bytes()];
+            film.paint(n, &mut frame);
+            film.advance(n);
+            self.prerendered.push(frame);
+            let part = (n + 1) as f32 / self.format.num_frames as f32;
+            progress(part, "frames ahead of time");
+        }
+    }
+}
+
+impl Engine for Synthetic {
+    fn load(&mut self, progress: &mut dyn FnMut(f32, &str)) -> Result<Loaded, EngineError> {
+        let begun = Instant::now();
+        for tick in 1..=LOAD_TICKS {
+            wait_until(begun + self.spec.load * tick / LOAD_TICKS, || false);
+            progress(tick as f32 / LOAD_TICKS as f32, "weights");
+        }
+        if self.spec.prerender {
+            self.prerender(progress);
+        }
+        Ok(Loaded {
+            model_id: "synthetic".to_owned(),
+            device: DeviceReport {
+                name: "CPU".to_owned(),
+                memory_bytes: None,
+            },
+            audio: Some(AUDIO),
+        })
+    }
+
+    fn generate(
+        &mut self,
+        request: &GenerateRequest<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<NewState, EngineError> {
+        let format = request.format;
+        let departure = self.departure(request)?;
+        let (width, height) = (format.width as usize, format.height as usize);
+        let still = match request.initial_image.filter(|_| request.state.is_none()) {
+            Some(path) => Some(Still::open(path, width, height)?),
+            None => None,
+        };
+        self.denoise(request.num_inference_steps, sink)?;
+
+        let counter = Counter {
+            segment_idx: request.segment_idx,
+            num_frames: format.num_frames,
+            seed: request.seed,
+        };
+        let mut film = Film::new(departure, format, request.prompt, counter, still);
+        let mut state = StateWriter::new(format, self.spec.conditioning_num_frames, self.latents());
+        let stock = self.stock(format);
+        let mut sound = Vec::new();
+        for n in 0..format.num_frames {
+            let begun = Instant::now();
+            if sink.cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            let mut frame = sink.blank_frame();
+            match stock {
+                Some(stock) => frame.copy_from_slice(&stock[n as usize % stock.len()]),
+                None => film.paint(n, &mut frame),
+            }
+            sound.clear();
+            film.play(n, &mut sound);
+            film.advance(n);
+            state.take(n, &frame);
+            wait(begun, self.spec.frame, sink)?;
+            sink.frame(frame, &sound)?;
+        }
+        let previous = request.state.map(|state| state.header.segment_index);
+        Ok(state.finish(film, previous))
+    }
+}
+
+/// Waits until `duration` after `begun`, or until the sink says that nobody wants the segment any more.
+fn wait(begun: Instant, duration: Duration, sink: &dyn Sink) -> Result<(), EngineError> {
+    if wait_until(begun + duration, || sink.cancelled()) {
+        Ok(())
+    } else {
+        Err(EngineError::Cancelled)
+    }
+}
+
+/// False when it was stopped. Nothing else unparks this thread on purpose, and waking early only makes it look again.
+fn wait_until(deadline: Instant, stopped: impl Fn() -> bool) -> bool {
+    loop {
+        if stopped() {
+            return false;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        std::thread::park_timeout(left.min(CANCEL_CHECK));
+    }
+}
+
+/// The world before a segment's first frame.
+#[derive(Debug)]
+struct Departure {
+    world: World,
+    from: Scene,
+    to: Scene,
+    lost: bool,
+}
+
+impl Departure {
+    fn new(world: World, from: Scene, to: Scene, lost: bool) -> Self {
+        Self {
+            world,
+            from,
+            to,
+            lost,
+        }
+    }
+}
+
+/// A segment in the making.
+struct Film {
+    format: VideoFormat,
+    departure: Departure,
+    /// Frames over which the old scene turns into the new one.
+    fade_frames: u32,
+    old: Option<Painter>,
+    new: Painter,
+    spare: Vec<u8>,
+    still: Option<Still>,
+    caption: Caption,
+}
+
+impl Film {
+    fn new(
+        departure: Departure,
+        format: VideoFormat,
+        prompt: &str,
+        counter: Counter,
+        still: Option<Still>,
+    ) -> Self {
+        let (width, height) = (format.width as usize, format.height as usize);
+        let painter = |scene: &Scene| Painter::new(scene, departure.world.land, width, height);
+        let changed = departure.from != departure.to;
+        Self {
+            fade_frames: if changed { format.fps.min(format.num_frames) } else { 0 },
+            old: changed.then(|| painter(&departure.from)),
+            new: painter(&departure.to),
+            spare: if changed { vec![0; format.frame_bytes()] } else { Vec::new() },
+            still,
+            caption: Caption::new(prompt, counter, departure.lost, width, height),
+            format,
+            departure,
+        }
+    }
+
+    /// How much of the new scene is there once `frames` frames of the segment are over; reaches 1 within the segment, so
+    /// that a state never holds a half-faded scene.
+    fn fade(&self, frames: u32) -> f32 {
+        if frames >= self.fade_frames {
+            1.0
+        } else {
+            wave::smoothstep(frames as f32 / self.fade_frames as f32)
+        }
+    }
+
+    fn paint(&mut self, n: u32, frame: &mut [u8]) {
+        let world = &self.departure.world;
+        let fade = self.fade(n + 1);
+        self.new.paint(world, frame);
+        match &mut self.old {
+            Some(old) if fade < 1.0 => {
+                old.paint(world, &mut self.spare);
+                draw::cross_fade(frame, &self.spare, fade);
+            }
+            _ => self.old = None,
+        }
+        if let Some(still) = &self.still {
+            let progress = n as f32 / (self.format.num_frames - 1).max(1) as f32;
+            still.paint(progress, frame);
+        }
+        let mut canvas = Canvas {
+            width: self.format.width as usize,
+            height: self.format.height as usize,
+            pixels: frame,
+        };
+        self.caption.paint(n, &mut canvas);
+    }
+
+    fn play(&mut self, n: u32, sound: &mut Vec<f32>) {
+        let Departure {
+            world, from, to, ..
+        } = &self.departure;
+        let (old, new) = (Chord::of(from), Chord::of(to));
+        let [now, then] = [n, n + 1].map(|n| old.mix(new, self.fade(n)));
+        let start = AUDIO.sample_at(u64::from(n), self.format.fps);
+        let end = AUDIO.sample_at(u64::from(n) + 1, self.format.fps);
+        let samples = u32::try_from(end - start).unwrap_or(u32::MAX);
+        let mut state = world.sound.clone();
+        now.play(&then, &mut state, samples, sound);
+        self.departure.world.sound = state;
+    }
+
+    fn advance(&mut self, n: u32) {
+        let fade = self.fade(n + 1);
+        let Departure {
+            world, from, to, ..
+        } = &mut self.departure;
+        world.advance(from, to, fade, self.format.fps);
+    }
+}
+
+/// Collects the trailing frames where the state's blob will have them.
+struct StateWriter {
+    format: VideoFormat,
+    frames: FramesLayout,
+    latents: TensorLayout,
+    blob: StateBuffer,
+}
+
+impl StateWriter {
+    fn new(format: VideoFormat, most_frames: u32, latents: TensorLayout) -> Self {
+        let frames = FramesLayout {
+            count: most_frames.min(format.num_frames),
+            height: format.height,
+            width: format.width,
+        };
+        let bytes = usize::try_from(frames.bytes() + latents.bytes())
+            .expect("a state fits into memory, as its frames did");
+        Self {
+            format,
+            frames,
+            latents,
+            blob: StateBuffer::zeroed(bytes),
+        }
+    }
+
+    fn take(&mut self, n: u32, frame: &[u8]) {
+        let first = self.format.num_frames - self.frames.count;
+        if n >= first {
+            let at = (n - first) as usize * frame.len();
+            self.blob[at..at + frame.len()].copy_from_slice(frame);
+        }
+    }
+
+    /// `previous` is the index of the segment whose state was continued.
+    fn finish(mut self, film: Film, previous: Option<u32>) -> NewState {
+        let frames_end = self.format.frame_bytes() * self.frames.count as usize;
+        let (frames, latents) = self.blob.split_at_mut(frames_end);
+        let memory = Memory {
+            world: film.departure.world,
+            scene: film.departure.to,
+            frames: blob_checksum(frames),
+        };
+        memory.write(latents);
+        let new_frames = self.format.num_frames - self.frames.count;
+        let header = StateHeader {
+            segment_index: previous.map_or(0, |index| index.saturating_add(1)),
+            video_conditioning_frame_idx: 0,
+            video_conditioning_strength: 1.0,
+            audio_sample_rate: Some(AUDIO.sample_rate),
+            audio_conditioning_num_frames: u32::try_from(self.latents.shape[2])
+                .expect("made from a u32"),
+            audio_conditioning_strength: 1.0,
+            video_position_offset_sec: f64::from(new_frames) / f64::from(self.format.fps),
+            metadata: serde_json::json!({ "engine": "synthetic" }).to_string(),
+            frames: Some(self.frames),
+            audio_latents: Some(self.latents),
+            blob_crc32: 0,
+        };
+        NewState {
+            header,
+            blob: self.blob,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The command line, made from the table of configuration keys.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use crate::client;
+use crate::config::Options;
+use crate::config::keys::{KEYS, Key};
+
+/// What this process is asked to do.
+#[derive(Debug)]
+pub(crate) enum Invocation {
+    Serve(Options),
+    Check(Options),
+    Client(Box<client::Args>),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  fastvideo-supervisor --gpus 8
+      One worker on each of eight GPUs, everything else by default.
+  fastvideo-supervisor --gpus 2 --engine synthetic --port 0
+      Test pictures from two workers, on any free port; needs no GPU.
+  fastvideo-supervisor --config serve.yaml --streaming.warmup.enabled false
+      A FastVideo serve file, with one key changed.
+  fastvideo-supervisor check --config serve.yaml
+      Checks everything and prints what would hold and where it comes from.
+  fastvideo-supervisor client --url ws://127.0.0.1:8000 --prompt 'A red fox in the snow' -o fox.mp4
+      Generates a video from a running server.";
+
+const PRECEDENCE: &str = "\
+Configuration:
+  Every key can be given in the file (YAML: server.port is `port` in the section `server`), in the
+  environment (FASTVIDEO_SERVER__PORT: upper case, two underscores for a dot) and as a flag
+  (--server.port). Flags win over the environment, the environment over the file, the file over the
+  defaults. Unknown keys and values out of range are errors; nothing starts before all is checked.
+
+Exit codes:
+  0 on a clean end, 1 on a failure, 2 on a wrong command line or configuration.";
+
+/// Reads the arguments of this process.
+///
+/// # Errors
+/// Also for `--help` and `--version`: the error then is what to print, with exit code 0.
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Invocation, clap::Error> {
+    let matches = command().try_get_matches_from(arguments)?;
+    Ok(match matches.subcommand() {
+        Some(("check", matches)) => Invocation::Check(options(matches)),
+        Some(("client", matches)) => {
+            Invocation::Client(Box::new(client::Args::from_matches(matches)))
+        }
+        _ => Invocation::Serve(options(&matches)),
+    })
+}
+
+pub(crate) fn command() -> Command {
+    Command::new("fastvideo-supervisor")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Serves realtime video generation, segment by segment, from many GPUs")
+        .after_help("--help shows every configuration key, and examples.")
+        .after_long_help(format!("{EXAMPLES}\n\n{PRECEDENCE}"))
+        .args_conflicts_with_subcommands(true)
+        .args_override_self(true)
+        .args(configuration())
+        .subcommand(
+            Command::new("check")
+                .about("Checks the configuration and prints it, without starting anything")
+                .after_long_help(PRECEDENCE)
+                .args_override_self(true)
+                .args(configuration()),
+        )
+        .subcommand(client::Args::command())
+}
+
+fn configuration() -> impl Iterator<Item = Arg> {
+    let file = Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("Configuration file (FastVideo's serve.yaml)");
+    // The short ones first: clap shows headings in the order in which it meets them.
+    let (short, long): (Vec<&Key>, Vec<&Key>) = KEYS.iter().partition(|key| key.short.is_some());
+    [file]
+        .into_iter()
+        .chain(short.into_iter().chain(long).map(flag))
+}
+
+fn flag(key: &'static Key) -> Arg {
+    let default = key.default.map(|text| format!("[default: {text}]"));
+    let limits = key.kind.limits();
+    let also = key.short.map(|_| format!("[also: --{}]", key.path));
+    let details = [&default, &limits, &also].into_iter().flatten();
+    let long_help = details.fold(key.help.to_owned(), |help, detail| help + " " + detail);
+    let help = [key.help].into_iter().chain(default.as_deref());
+    // No possible values for clap: a value is checked where its key and origin can be named, for all layers alike.
+    let arg = Arg::new(key.path)
+        .long(key.flag())
+        .value_name(key.kind.placeholder())
+        .action(ArgAction::Set)
+        .allow_negative_numbers(true)
+        .help(help.collect::<Vec<_>>().join(" "))
+        .long_help(long_help);
+    match key.short {
+        Some(_) => arg.alias(key.path),
+        None => arg.hide_short_help(true).help_heading(key.section()),
+    }
+}
+
+fn options(matches: &ArgMatches) -> Options {
+    let flag = |key: &'static Key| Some((key, matches.get_one::<String>(key.path)?.clone()));
+    Options {
+        file: matches.get_one("config").cloned(),
+        flags: KEYS.iter().filter_map(flag).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &str) -> Result<Invocation, clap::Error> {
+        let all = std::iter::once("fastvideo-supervisor").chain(arguments.split_whitespace());
+        super::parse(all.map(OsString::from))
+    }
+
+    #[test]
+    fn command_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_read_by_both_names() {
+        let check = |arguments: &str, expected: &[(&str, &str)]| {
+            let (Invocation::Serve(options) | Invocation::Check(options)) =
+                parse(arguments).unwrap()
+            else {
+                panic!("{arguments}");
+            };
+            let flags: Vec<(&str, &str)> = options
+                .flags
+                .iter()
+                .map(|(key, value)| (key.path, value.as_str()))
+                .collect();
+            assert_eq!(flags, expected, "{arguments}");
+        };
+        check("", &[]);
+        check("--gpus 8", &[("streaming.pool.gpus", "8")]);
+        check("--streaming.pool.gpus 8", &[("streaming.pool.gpus", "8")]);
+        check("--gpus 8 --gpus 2", &[("streaming.pool.gpus", "2")]);
+        check("--server.port=-1", &[("server.port", "-1")]);
+        check("--server.port -1", &[("server.port", "-1")]);
+        check(
+            "check --streaming.warmup.enabled false",
+            &[("streaming.warmup.enabled", "false")],
+        );
+    }
+
+    #[test]
+    fn mistyped_flag_leads_to_the_right_one() {
+        let error = parse("--streaming.sesion_timeout_seconds 60").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(
+            error
+                .to_string()
+                .contains("--streaming.session_timeout_seconds"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn help_names_every_key() {
+        let help = parse("--help").unwrap_err().to_string();
+        for key in KEYS {
+            assert!(help.contains(&format!("--{}", key.flag())), "{}", key.path);
+        }
+    }
+}

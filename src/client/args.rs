@@ -1,0 +1,266 @@
+//! What the client is asked to do.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use fastvideo_proto::client::{ContinuationState, SegmentRequest};
+use serde_json::{Map, Value, json};
+
+/// What the server takes at most, decoded.
+const MAX_IMAGE_BYTES: usize = 32 << 20;
+const STREAM_PATH: &str = "/v1/stream";
+
+/// As it was typed.
+#[derive(Clone, Debug)]
+pub(crate) struct Args {
+    url: String,
+    prompts: Vec<String>,
+    output: Option<PathBuf>,
+    /// For all segments; the prompt is left empty.
+    request: SegmentRequest,
+    image: Option<PathBuf>,
+    state: Option<PathBuf>,
+    save_state: Option<PathBuf>,
+    timeout: Option<f64>,
+    json: bool,
+}
+
+/// Checked, with the files read.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// Of the WebSocket.
+    pub(super) url: String,
+    /// At least one.
+    pub(super) requests: Vec<SegmentRequest>,
+    pub(super) output: Option<PathBuf>,
+    pub(super) initial_image: Option<Map<String, Value>>,
+    pub(super) state: Option<ContinuationState>,
+    pub(super) save_state: Option<PathBuf>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) json: bool,
+}
+
+impl Args {
+    pub(crate) fn command() -> Command {
+        let text = |name: &'static str, placeholder: &'static str| {
+            Arg::new(name).long(name).value_name(placeholder)
+        };
+        let file = |name: &'static str| text(name, "FILE").value_parser(value_parser!(PathBuf));
+        Command::new("client")
+            .about("Generates a video from a running server")
+            .after_help(
+                "Exit codes: 0 all segments are there, 1 something failed, 2 wrong arguments.",
+            )
+            .args([
+                text("url", "URL")
+                    .default_value("ws://127.0.0.1:8000")
+                    .help("The server, as ws:// or http://"),
+                text("prompt", "TEXT")
+                    .action(ArgAction::Append)
+                    .required(true)
+                    .help("What the next segment shows; repeat it for more segments"),
+                file("output")
+                    .short('o')
+                    .help("Where the video (MP4) goes; without it the video is only counted"),
+                text("seed", "N")
+                    .value_parser(value_parser!(u64))
+                    .help("Seed of every segment [default: the server's]"),
+                text("steps", "N")
+                    .value_parser(value_parser!(u32))
+                    .help("Denoise steps of every segment [default: the server's]"),
+                text("guidance-scale", "NUMBER")
+                    .value_parser(value_parser!(f64))
+                    .help("Guidance scale of every segment [default: the server's]"),
+                text("negative-prompt", "TEXT")
+                    .help("What the video should not show [default: the server's]"),
+                file("image").help("Picture that the first segment starts from (PNG, JPEG, WebP)"),
+                file("state").help("Continuation state (JSON) that the first segment goes on from"),
+                file("save-state").help("Where the continuation state after the last segment goes"),
+                text("timeout", "SECONDS")
+                    .value_parser(value_parser!(f64))
+                    .help("Give up after this time [default: never]"),
+                text("json", "")
+                    .action(ArgAction::SetTrue)
+                    .help("Print a summary with all latencies as JSON on stdout"),
+            ])
+    }
+
+    pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
+        let text = |name: &str| matches.get_one::<String>(name).cloned();
+        let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
+        Self {
+            url: text("url").unwrap_or_default(),
+            prompts: matches
+                .get_many("prompt")
+                .unwrap_or_default()
+                .cloned()
+                .collect(),
+            output: path("output"),
+            request: SegmentRequest {
+                negative_prompt: text("negative-prompt"),
+                seed: matches.get_one("seed").copied(),
+                num_inference_steps: matches.get_one("steps").copied(),
+                guidance_scale: matches.get_one("guidance-scale").copied(),
+                ..SegmentRequest::default()
+            },
+            image: path("image"),
+            state: path("state"),
+            save_state: path("save-state"),
+            timeout: matches.get_one("timeout").copied(),
+            json: matches.get_flag("json"),
+        }
+    }
+
+    /// Reads the files and checks the rest. Limits on the request are the server's business.
+    pub(super) fn check(self) -> anyhow::Result<Order> {
+        let request = |prompt| SegmentRequest {
+            prompt,
+            ..self.request.clone()
+        };
+        Ok(Order {
+            url: stream_url(&self.url).context("--url")?,
+            requests: self.prompts.into_iter().map(request).collect(),
+            output: self.output,
+            initial_image: self
+                .image
+                .as_deref()
+                .map(read_image)
+                .transpose()
+                .context("--image")?,
+            state: self
+                .state
+                .as_deref()
+                .map(read_state)
+                .transpose()
+                .context("--state")?,
+            save_state: self.save_state,
+            timeout: self
+                .timeout
+                .map(positive)
+                .transpose()
+                .context("--timeout")?,
+            json: self.json,
+        })
+    }
+}
+
+/// The address of the stream: `http` means `ws`, and the route may be left out.
+fn stream_url(url: &str) -> anyhow::Result<String> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("ws", url));
+    match scheme {
+        "ws" | "http" => {}
+        "wss" | "https" => bail!("this client has no TLS, given `{url}`"),
+        _ => bail!("must begin with ws:// or http://, given `{url}`"),
+    }
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    ensure!(!host.is_empty(), "must name a host, given `{url}`");
+    let path = match path {
+        "" | "/" => STREAM_PATH,
+        path => path,
+    };
+    Ok(format!("ws://{host}{path}"))
+}
+
+fn read_image(path: &Path) -> anyhow::Result<Map<String, Value>> {
+    let bytes = read(path)?;
+    let mime = match bytes.as_slice() {
+        [0x89, b'P', b'N', b'G', ..] => "image/png",
+        [0xff, 0xd8, 0xff, ..] => "image/jpeg",
+        [
+            b'R',
+            b'I',
+            b'F',
+            b'F',
+            _,
+            _,
+            _,
+            _,
+            b'W',
+            b'E',
+            b'B',
+            b'P',
+            ..,
+        ] => "image/webp",
+        _ => bail!("{} is not a PNG, JPEG or WebP picture", path.display()),
+    };
+    ensure!(
+        bytes.len() <= MAX_IMAGE_BYTES,
+        "{} is {} bytes, limit is {MAX_IMAGE_BYTES}",
+        path.display(),
+        bytes.len()
+    );
+    let mut image = Map::new();
+    image.insert("mime".to_owned(), json!(mime));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    image.insert("name".to_owned(), json!(name));
+    image.insert("data".to_owned(), json!(STANDARD.encode(bytes)));
+    Ok(image)
+}
+
+fn read_state(path: &Path) -> anyhow::Result<ContinuationState> {
+    serde_json::from_slice(&read(path)?)
+        .with_context(|| format!("{} is not a continuation state", path.display()))
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn positive(seconds: f64) -> anyhow::Result<Duration> {
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => bail!("must be a number of seconds above 0, given {seconds}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_lead_to_the_stream() {
+        let check = |url: &str, expected: Option<&str>| {
+            assert_eq!(stream_url(url).ok().as_deref(), expected, "{url}");
+        };
+        check("ws://host:8000", Some("ws://host:8000/v1/stream"));
+        check("http://host:8000/", Some("ws://host:8000/v1/stream"));
+        check("ws://[::1]:80/v1/stream", Some("ws://[::1]:80/v1/stream"));
+        check(
+            "http://host/proxy/v1/stream",
+            Some("ws://host/proxy/v1/stream"),
+        );
+        check("localhost:8000", Some("ws://localhost:8000/v1/stream"));
+        check("wss://host", None);
+        check("ftp://host", None);
+        check("ws://", None);
+    }
+
+    #[test]
+    fn pictures_are_known_by_their_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |bytes: &[u8], expected: Option<&str>| {
+            let path = folder.path().join("picture.dat");
+            std::fs::write(&path, bytes).unwrap();
+            let image = read_image(&path).ok();
+            let mime = image.as_ref().and_then(|image| image["mime"].as_str());
+            assert_eq!(mime, expected);
+        };
+        check(b"\x89PNG\r\n\x1a\n", Some("image/png"));
+        check(b"\xff\xd8\xff\xe0", Some("image/jpeg"));
+        check(b"RIFF\x10\0\0\0WEBPVP8 ", Some("image/webp"));
+        check(b"GIF89a", None);
+        check(b"", None);
+    }
+
+    #[test]
+    fn timeouts_are_positive() {
+        assert!(positive(0.5).is_ok());
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(positive(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! From settings to the configuration that the supervisor takes: what single keys cannot know.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use fastvideo_proto::link::{
+    EncoderSpec, EngineSpec, FaultSpec, SyntheticSpec, VideoFormat, WarmupSpec,
+};
+use fastvideo_supervisor_core::pool::Gpu;
+use fastvideo_supervisor_core::{Config, http, pool, session};
+
+use super::gpus::GpuSpec;
+use super::settings::{Origin, Settings};
+use super::{ConfigError, Surroundings, faults};
+use crate::logging::{self, LogFormat};
+
+/// Checks what depends on several keys or on the machine, and builds the configuration.
+pub(super) fn build(
+    settings: &Settings,
+    surroundings: &Surroundings,
+) -> Result<(Config, logging::Options), Vec<ConfigError>> {
+    let mut checker = Checker {
+        settings,
+        surroundings,
+        errors: Vec::new(),
+    };
+    checker.order();
+    let logging = checker.logging();
+    let config = Config {
+        http: checker.http(),
+        pool: checker.pool(),
+        session: checker.session(),
+        grace: settings.seconds("server.grace_seconds"),
+    };
+    match checker.errors {
+        errors if errors.is_empty() => Ok((config, logging)),
+        errors => Err(errors),
+    }
+}
+
+/// Collects errors; a part that is wrong is built with a stand-in that nobody sees.
+struct Checker<'a> {
+    settings: &'a Settings,
+    surroundings: &'a Surroundings,
+    errors: Vec<ConfigError>,
+}
+
+impl Checker<'_> {
+    fn order(&mut self) {
+        let pairs = [
+            (
+                "streaming.pool.heartbeat_interval_ms",
+                "streaming.pool.heartbeat_timeout_ms",
+            ),
+            (
+                "streaming.pool.min_backoff_ms",
+                "streaming.pool.max_backoff_ms",
+            ),
+        ];
+        for (less, more) in pairs {
+            if self.settings.decimal(less) > self.settings.decimal(more) {
+                self.disordered(less, more);
+            }
+        }
+        let steps = "default_request.sampling.num_inference_steps";
+        let max_steps = "streaming.limits.max_inference_steps";
+        if self.settings.whole(steps) > self.settings.whole(max_steps) {
+            self.disordered(steps, max_steps);
+        }
+    }
+
+    fn disordered(&mut self, less: &'static str, more: &'static str) {
+        let given = |path| match self.settings.get(path) {
+            Some(setting) => format!("{} ({})", setting.value, setting.origin),
+            None => String::new(),
+        };
+        self.errors.push(ConfigError::Order {
+            less,
+            less_given: given(less),
+            more,
+            more_given: given(more),
+        });
+    }
+
+    fn logging(&mut self) -> logging::Options {
+        let level = "server.log_level";
+        let from_environment = || {
+            let variables = &self.surroundings.variables;
+            let rust_log = variables.iter().find(|(name, _)| name == "RUST_LOG");
+            rust_log.map(|(_, filter)| filter.as_str())
+        };
+        let filter = self
+            .settings
+            .text(level)
+            .or_else(from_environment)
+            .filter(|filter| !filter.is_empty())
+            .unwrap_or(logging::DEFAULT_FILTER);
+        let format = match self.settings.text("server.log_format") {
+            Some("json") => LogFormat::Json,
+            _ => LogFormat::Text,
+        };
+        logging::Options::new(format, filter).unwrap_or_else(|e| {
+            self.errors.push(ConfigError::Value {
+                key: level.to_owned(),
+                expected: "a level or a filter such as `info,fastvideo_supervisor_core=debug`"
+                    .to_owned(),
+                given: format!("{filter:?}: {e}"),
+                origin: match self.settings.get(level) {
+                    Some(setting) => setting.origin.clone(),
+                    None => Origin::Environment("RUST_LOG".to_owned()),
+                },
+            });
+            logging::Options::default()
+        })
+    }
+
+    fn http(&mut self) -> http::Config {
+        let settings = self.settings;
+        self.not_empty("server.host", "an address or a host name");
+        http::Config {
+            host: settings.text("server.host").unwrap_or_default().to_owned(),
+            port: settings.number("server.port"),
+            max_message_bytes: settings.number("streaming.limits.max_message_bytes"),
+            ping_interval: settings.seconds("streaming.limits.ping_interval_seconds"),
+        }
+    }
+
+    fn session(&self) -> session::Config {
+        let settings = self.settings;
+        session::Config {
+            format: self.format(),
+            num_inference_steps: settings.number("default_request.sampling.num_inference_steps"),
+            max_inference_steps: settings.number("streaming.limits.max_inference_steps"),
+            seed: settings.whole("default_request.sampling.seed"),
+            guidance_scale: settings.decimal("default_request.sampling.guidance_scale"),
+            negative_prompt: settings
+                .text("default_request.negative_prompt")
+                .filter(|prompt| !prompt.is_empty())
+                .map(str::to_owned),
+            generation_segment_cap: settings.number("streaming.generation_segment_cap"),
+            session_timeout: settings.seconds("streaming.session_timeout_seconds"),
+            opening_timeout: settings.seconds("streaming.limits.opening_timeout_seconds"),
+            max_waiting_requests: settings.number("streaming.limits.max_waiting_requests"),
+            max_prompt_chars: settings.number("streaming.limits.max_prompt_chars"),
+            max_image_pixels: settings.whole("streaming.limits.max_image_pixels"),
+            max_attempts: settings.number("streaming.pool.max_attempts"),
+            max_unsent_bytes: settings.whole("streaming.limits.max_unsent_bytes"),
+            slow_client_timeout: settings.seconds("streaming.limits.slow_client_timeout_seconds"),
+            max_sessions: settings
+                .get("streaming.limits.max_sessions")
+                .map(|_| settings.number("streaming.limits.max_sessions")),
+        }
+    }
+
+    fn pool(&mut self) -> pool::Config {
+        let engine = self.engine();
+        let settings = self.settings;
+        pool::Config {
+            worker_bin: self.worker_bin(),
+            gpus: self.gpus(engine),
+            engine: EngineSpec::Synthetic(self.synthetic()),
+            format: self.format(),
+            encoder: self.encoder(),
+            warmup: self.warmup(),
+            sessions_per_gpu: settings.number("streaming.pool.sessions_per_gpu"),
+            boot_timeout: settings.seconds("streaming.warmup.timeout_seconds"),
+            heartbeat_interval: settings.millis("streaming.pool.heartbeat_interval_ms"),
+            heartbeat_timeout: settings.millis("streaming.pool.heartbeat_timeout_ms"),
+            min_step_timeout: settings.millis("streaming.pool.min_step_timeout_ms"),
+            min_backoff: settings.millis("streaming.pool.min_backoff_ms"),
+            max_backoff: settings.millis("streaming.pool.max_backoff_ms"),
+            quarantine_after: settings.number("streaming.pool.quarantine_after"),
+            quarantine_lift: settings.seconds("streaming.pool.quarantine_lift_seconds"),
+        }
+    }
+
+    fn format(&self) -> VideoFormat {
+        VideoFormat {
+            width: self.settings.number("default_request.sampling.width"),
+            height: self.settings.number("default_request.sampling.height"),
+            num_frames: self.settings.number("default_request.sampling.num_frames"),
+            fps: self.settings.number("default_request.sampling.fps"),
+        }
+    }
+
+    fn engine(&mut self) -> Engine {
+        if let Some(engine) = self.settings.get("generator.engine.name") {
+            if self.settings.text("generator.engine.name") == Some("synthetic") {
+                return Engine::Synthetic;
+            }
+            self.errors.push(ConfigError::NoLtx2 {
+                origin: engine.origin.clone(),
+            });
+            return Engine::Ltx2;
+        }
+        let Some(model) = self.settings.get("generator.model_path") else {
+            return Engine::Synthetic;
+        };
+        self.errors.push(ConfigError::NoEngineForModel {
+            origin: model.origin.clone(),
+        });
+        Engine::Ltx2
+    }
+
+    fn gpus(&mut self, engine: Engine) -> Vec<Gpu> {
+        let machine = &self.surroundings.machine;
+        let (spec, origin) = match self.settings.get("streaming.pool.gpus") {
+            Some(given) => (
+                self.settings
+                    .text("streaming.pool.gpus")
+                    .unwrap_or_default()
+                    .parse(),
+                given.origin.clone(),
+            ),
+            None => self.gpu_count(),
+        };
+        let gpus = spec.and_then(|spec| match engine {
+            Engine::Synthetic => machine.places(&spec),
+            Engine::Ltx2 => machine.gpus(&spec),
+        });
+        gpus.unwrap_or_else(|source| {
+            self.errors.push(ConfigError::Gpus { source, origin });
+            Vec::new()
+        })
+    }
+
+    /// FastVideo's two names for it, the one of the streaming server first.
+    fn gpu_count(&self) -> (Result<GpuSpec, super::gpus::GpuError>, Origin) {
+        for path in ["streaming.pool.num_workers", "generator.engine.num_gpus"] {
+            if let Some(setting) = self.settings.get(path) {
+                let count = GpuSpec::Count(self.settings.number(path));
+                return (Ok(count), setting.origin.clone());
+            }
+        }
+        (Ok(GpuSpec::Count(1)), Origin::Default)
+    }
+
+    fn synthetic(&mut self) -> SyntheticSpec {
+        let settings = self.settings;
+        SyntheticSpec {
+            step: settings.millis("generator.synthetic.step_ms"),
+            frame: settings.millis("generator.synthetic.frame_ms"),
+            load: settings.millis("generator.synthetic.load_ms"),
+            conditioning_num_frames: settings.number("streaming.pool.conditioning_num_frames"),
+            audio_latent_frames: settings.number("generator.synthetic.audio_latent_frames"),
+            prerender: settings.switch("generator.synthetic.prerender"),
+            faults: self.faults(),
+        }
+    }
+
+    fn faults(&mut self) -> Vec<FaultSpec> {
+        let path = "generator.synthetic.faults";
+        let (Some(setting), Some(text)) = (self.settings.get(path), self.settings.text(path))
+        else {
+            return Vec::new();
+        };
+        faults::parse(text).unwrap_or_else(|source| {
+            self.errors.push(ConfigError::Faults {
+                source,
+                origin: setting.origin.clone(),
+            });
+            Vec::new()
+        })
+    }
+
+    fn encoder(&self) -> EncoderSpec {
+        let settings = self.settings;
+        EncoderSpec {
+            video_codec: settings
+                .text("streaming.encoder.video_codec")
+                .unwrap_or_default()
+                .to_owned(),
+            crf: settings.number("streaming.encoder.crf"),
+            fragment: settings.millis("streaming.encoder.fragment_ms"),
+            audio_bit_rate: settings.number("streaming.encoder.audio_bit_rate"),
+            jpeg_quality: settings.number("streaming.encoder.jpeg_quality"),
+        }
+    }
+
+    fn warmup(&mut self) -> Option<WarmupSpec> {
+        let settings = self.settings;
+        if !settings.switch("streaming.warmup.enabled") {
+            return None;
+        }
+        self.not_empty("streaming.warmup.prompt", "a text that is not empty");
+        Some(WarmupSpec {
+            prompt: settings
+                .text("streaming.warmup.prompt")
+                .unwrap_or_default()
+                .to_owned(),
+            format: VideoFormat {
+                width: settings.number("streaming.warmup.width"),
+                height: settings.number("streaming.warmup.height"),
+                num_frames: settings.number("streaming.warmup.num_frames"),
+                fps: settings.number("default_request.sampling.fps"),
+            },
+            num_inference_steps: settings.number("streaming.warmup.num_inference_steps"),
+        })
+    }
+
+    fn worker_bin(&mut self) -> PathBuf {
+        let path = match self.settings.text("streaming.pool.worker_bin") {
+            Some(path) => PathBuf::from(path),
+            None => self.surroundings.folder.join("fastvideo-worker"),
+        };
+        let problem = match std::fs::metadata(&path) {
+            Err(_) => Some("is not there"),
+            Ok(file) if !file.is_file() => Some("is not a file"),
+            Ok(file) if file.permissions().mode() & 0o111 == 0 => Some("is not executable"),
+            Ok(_) => None,
+        };
+        if let Some(problem) = problem {
+            self.errors.push(ConfigError::WorkerBin {
+                path: path.clone(),
+                problem,
+            });
+        }
+        path
+    }
+
+    fn not_empty(&mut self, path: &'static str, expected: &str) {
+        if let Some(setting) = self.settings.get(path)
+            && self
+                .settings
+                .text(path)
+                .is_none_or(|text| text.trim().is_empty())
+        {
+            self.errors.push(ConfigError::Value {
+                key: path.to_owned(),
+                expected: expected.to_owned(),
+                given: setting.value.to_string(),
+                origin: setting.origin.clone(),
+            });
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Engine {
+    Synthetic,
+    /// Refused, but its GPUs are checked with the rest.
+    Ltx2,
+}

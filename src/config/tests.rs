@@ -1,0 +1,371 @@
+use std::path::Path;
+use std::time::Duration;
+
+use fastvideo_proto::link::{EncoderSpec, EngineSpec, VideoFormat};
+
+use super::*;
+
+/// A machine without GPUs; this test's own program stands in for the worker.
+fn surroundings(variables: &[(&str, &str)]) -> Surroundings {
+    let variables = variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Surroundings {
+        variables: variables.collect(),
+        machine: Machine {
+            cuda_visible_devices: None,
+            root: PathBuf::from("/nonexistent"),
+        },
+        folder: PathBuf::from("/nonexistent"),
+    }
+}
+
+/// Loads a file given as text, variables and flags (`--` left out, `=` between key and value).
+fn load_layers(
+    file: &str,
+    variables: &[(&str, &str)],
+    flags: &[&str],
+) -> Result<Loaded, ConfigErrors> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("serve.yaml");
+    std::fs::write(&path, file).unwrap();
+    let worker = format!(
+        "streaming.pool.worker_bin={}",
+        std::env::current_exe().unwrap().display()
+    );
+    let flags = std::iter::once(worker.as_str())
+        .chain(flags.iter().copied())
+        .map(|flag| {
+            let (path, value) = flag.split_once('=').unwrap();
+            (keys::find(path).unwrap(), value.to_owned())
+        });
+    let options = Options {
+        file: Some(path),
+        flags: flags.collect(),
+    };
+    load(&options, &surroundings(variables))
+}
+
+fn load_file(file: &str) -> Result<Loaded, ConfigErrors> {
+    load_layers(file, &[], &[])
+}
+
+fn load_flags(flags: &[&str]) -> Result<Loaded, ConfigErrors> {
+    load_layers("", &[], flags)
+}
+
+/// The messages of all errors, with the file's folder left out.
+#[track_caller]
+fn errors(result: Result<Loaded, ConfigErrors>) -> Vec<String> {
+    let ConfigErrors(errors) = result.unwrap_err();
+    let message = |error: ConfigError| {
+        let message = error.to_string();
+        match (message.find('/'), message.find("serve.yaml")) {
+            (Some(start), Some(end)) if start < end => {
+                format!("{}{}", &message[..start], &message[end..])
+            }
+            _ => message,
+        }
+    };
+    errors.into_iter().map(message).collect()
+}
+
+#[test]
+fn defaults_are_those_of_the_design() {
+    let config = load_file("").unwrap().config;
+    assert_eq!(config.http.host, "0.0.0.0");
+    assert_eq!(config.http.port, 8000);
+    assert_eq!(config.http.max_message_bytes, 48 << 20);
+    assert_eq!(config.grace, Duration::from_secs(30));
+    assert_eq!(config.pool.encoder, EncoderSpec::default());
+    assert_eq!(config.pool.gpus.len(), 1);
+    assert_eq!(config.pool.boot_timeout, Duration::from_secs(2400));
+    assert_eq!(config.pool.min_backoff, Duration::from_millis(500));
+    assert_eq!(config.session.max_unsent_bytes, 16 << 20);
+    assert_eq!(config.session.max_sessions, None);
+    assert_eq!(config.session.negative_prompt, None);
+    let format = VideoFormat {
+        width: 768,
+        height: 512,
+        num_frames: 121,
+        fps: 24,
+    };
+    assert_eq!(config.session.format, format);
+    assert_eq!(config.pool.format, format);
+    let warmup = config.pool.warmup.unwrap();
+    assert_eq!((warmup.format.width, warmup.format.num_frames), (256, 8));
+    let EngineSpec::Synthetic(engine) = config.pool.engine;
+    assert_eq!(engine.conditioning_num_frames, 9);
+    assert_eq!(engine.audio_latent_frames, 51);
+}
+
+#[test]
+fn later_layers_win() {
+    let file = "server: {port: 1001}";
+    let variable = [("FASTVIDEO_SERVER__PORT", "1002")];
+    let empty = [("FASTVIDEO_SERVER__PORT", "")];
+    let flag = ["server.port=1003"];
+    let check = |file, variables: &[(&str, &str)], flags: &[&str], port| {
+        let loaded = load_layers(file, variables, flags).unwrap();
+        assert_eq!(loaded.config.http.port, port);
+    };
+    check("", &[], &[], 8000);
+    check(file, &[], &[], 1001);
+    check("server: {port: null}", &[], &[], 8000);
+    check(file, &variable, &[], 1002);
+    check(file, &empty, &[], 1001);
+    check(file, &variable, &flag, 1003);
+    check("", &[], &flag, 1003);
+}
+
+#[test]
+fn a_wrong_value_names_key_limit_value_and_place() {
+    let check = |result, expected: &[&str]| assert_eq!(errors(result), expected);
+    check(
+        load_flags(&["default_request.sampling.width=255"]),
+        &[
+            "`default_request.sampling.width` must be an even number from 64 to 4096 pixels, given \"255\" (--default_request.sampling.width)",
+        ],
+    );
+    check(
+        load_layers("", &[("FASTVIDEO_SERVER__PORT", "65536")], &[]),
+        &[
+            "`server.port` must be a whole number from 0 to 65535, given \"65536\" (FASTVIDEO_SERVER__PORT)",
+        ],
+    );
+    check(
+        load_file("server:\n  host: x\n  port: \"80\"\n"),
+        &["`server.port` must be a whole number from 0 to 65535, given \"80\" (serve.yaml:3)"],
+    );
+    check(
+        load_file("streaming:\n  warmup:\n    enabled: yes please\n  encoder: {crf: 52.0}\n"),
+        &[
+            "`streaming.warmup.enabled` must be true or false, given \"yes please\" (serve.yaml:3)",
+            "`streaming.encoder.crf` must be a whole number from 0 to 51, given 52 (serve.yaml:4)",
+        ],
+    );
+    check(
+        load_file("streaming: 5"),
+        &["`streaming` must be a section of keys, given 5 (serve.yaml:1)"],
+    );
+    check(
+        load_file("- server"),
+        &["serve.yaml: must hold sections of keys, given a list"],
+    );
+    check(
+        load_flags(&["server.host="]),
+        &["`server.host` must be an address or a host name, given \"\" (--host)"],
+    );
+}
+
+#[test]
+fn every_number_of_the_table_keeps_its_limits() {
+    for key in KEYS {
+        let (below, above) = match key.kind {
+            kind::Kind::Whole { min, max, .. } => (
+                min.checked_sub(1)
+                    .map_or("-1".to_owned(), |n| n.to_string()),
+                (u128::from(max) + 1).to_string(),
+            ),
+            kind::Kind::Decimal { min, max, .. } => {
+                ((min - 0.001).to_string(), (max + 1.0).to_string())
+            }
+            _ => continue,
+        };
+        for bad in [below.as_str(), above.as_str(), "NaN", "many", ""] {
+            assert!(key.kind.read_text(bad).is_none(), "{} {bad}", key.path);
+        }
+    }
+}
+
+#[test]
+fn an_unknown_key_leads_to_the_known_one() {
+    let check = |result, expected: &[&str]| assert_eq!(errors(result), expected);
+    check(
+        load_file("streaming:\n  warm_up:\n    enabled: false\n"),
+        &["unknown key `streaming.warm_up` (serve.yaml:2); did you mean `streaming.warmup`?"],
+    );
+    check(
+        load_file("\nserver:\n  prot: 80\nquux: 1\n"),
+        &[
+            "unknown key `server.prot` (serve.yaml:3); did you mean `server.port`?",
+            "unknown key `quux` (serve.yaml:4)",
+        ],
+    );
+    check(
+        load_layers(
+            "",
+            &[
+                ("FASTVIDEO_SERVER__PROT", "80"),
+                ("FASTVIDEO_ATTENTION_BACKEND", "X"),
+            ],
+            &[],
+        ),
+        &["unknown key `server.prot` (FASTVIDEO_SERVER__PROT); did you mean `server.port`?"],
+    );
+}
+
+#[test]
+fn broken_yaml_and_duplicate_keys_are_errors() {
+    for file in [
+        "server: [",
+        "server: {port: 1, port: 2}",
+        "server:\n\tport: 1",
+    ] {
+        let errors = errors(load_file(file));
+        assert_eq!(errors.len(), 1, "{file}: {errors:?}");
+        assert!(errors[0].starts_with("serve.yaml: "), "{}", errors[0]);
+    }
+}
+
+#[test]
+fn gpus_win_over_num_workers_and_num_gpus() {
+    let file = "generator: {engine: {num_gpus: 2}}\nstreaming: {pool: {num_workers: 3}}";
+    let check = |file, flags: &[&str], expected: &[&str]| {
+        let gpus = load_layers(file, &[], flags).unwrap().config.pool.gpus;
+        let devices: Vec<String> = gpus.into_iter().map(|gpu| gpu.visible_device).collect();
+        assert_eq!(devices, expected);
+    };
+    check("generator: {engine: {num_gpus: 2}}", &[], &["0", "1"]);
+    check(file, &[], &["0", "1", "2"]);
+    check(file, &["streaming.pool.gpus=1"], &["0"]);
+    check("streaming: {pool: {gpus: 2}}", &[], &["0", "1"]);
+    check("streaming: {pool: {gpus: [2]}}", &[], &["2"]);
+    check(
+        "streaming: {pool: {gpus: [0, GPU-8a]}}",
+        &[],
+        &["0", "GPU-8a"],
+    );
+}
+
+#[test]
+fn values_that_contradict_each_other_are_refused_together() {
+    let errors = errors(load_layers(
+        "streaming: {pool: {heartbeat_timeout_ms: 500, min_backoff_ms: 90000}}",
+        &[],
+        &[
+            "streaming.limits.max_inference_steps=4",
+            "streaming.pool.gpus=all",
+            "generator.synthetic.faults=exit@begin",
+            "streaming.pool.worker_bin=/nonexistent/worker",
+        ],
+    ));
+    let expected = [
+        "`streaming.pool.heartbeat_interval_ms` must not be above `streaming.pool.heartbeat_timeout_ms`, given 1000 (default) and 500",
+        "`streaming.pool.min_backoff_ms` must not be above `streaming.pool.max_backoff_ms`, given 90000",
+        "`default_request.sampling.num_inference_steps` must not be above `streaming.limits.max_inference_steps`, given 8 (default) and 4 (--streaming.limits.max_inference_steps)",
+        "the worker program /nonexistent/worker is not there",
+        "`streaming.pool.gpus` is `all`, but this machine shows no GPU",
+        "`generator.synthetic.faults`: unknown point `begin`",
+    ];
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
+    for (error, expected) in errors.iter().zip(expected) {
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_model_needs_an_engine() {
+    let check = |flags: &[&str], expected: Option<&str>| match (load_flags(flags), expected) {
+        (Ok(_), None) => {}
+        (result, Some(expected)) => {
+            let errors = errors(result);
+            assert!(errors[0].starts_with(expected), "{errors:?}");
+        }
+        (Err(errors), None) => panic!("{errors}"),
+    };
+    check(&[], None);
+    check(
+        &["generator.model_path=m"],
+        Some("a model is configured (--model), but this build has no ltx2 engine"),
+    );
+    check(
+        &["generator.engine.name=ltx2"],
+        Some("engine ltx2 is not part of this build (--engine)"),
+    );
+    check(
+        &["generator.model_path=m", "generator.engine.name=synthetic"],
+        None,
+    );
+}
+
+/// The shape of the files that people have for FastVideo: all four sections, keys that mean nothing here.
+const FASTVIDEO_FILE: &str = "
+generator:
+  model_path: some/ltx2-model
+  engine:
+    num_gpus: 1
+    offload: {dit: false, text_encoder: true}
+    compile: {enabled: true, mode: default, extras: {anything: [1]}}
+    quantization: {transformer_quant: null}
+  pipeline:
+    workload_type: t2v
+    preset_overrides: {refine: {enabled: true, guidance_scale: 1.0}}
+server: {host: 127.0.0.1, port: 8009, output_dir: out/}
+default_request:
+  sampling: {num_frames: 121, height: 1088, width: 1920, num_inference_steps: 5, fps: 24}
+streaming:
+  session_timeout_seconds: 120
+  stream_mode: av_fmp4
+  pool: {num_workers: 2, enable_audio_reencode: true, conditioning_end_offset: 0}
+  prompt: {enabled: true, provider: groq}
+  safety: {enabled: false, classifier_path: null}
+";
+
+#[test]
+fn fastvideo_file_loads_and_says_what_has_no_effect() {
+    let loaded = load_layers(FASTVIDEO_FILE, &[], &["generator.engine.name=synthetic"]).unwrap();
+    let config = loaded.config;
+    assert_eq!(config.session.format.width, 1920);
+    assert_eq!(config.session.num_inference_steps, 5);
+    assert_eq!(config.session.session_timeout, Duration::from_secs(120));
+    assert_eq!(config.pool.gpus.len(), 2);
+    assert_eq!(
+        loaded.warnings,
+        [
+            "`streaming.prompt.enabled` is true, but this build has no prompt enhancer",
+            "without effect: generator.engine.offload.dit, generator.engine.offload.text_encoder, \
+             generator.engine.compile.enabled, generator.engine.compile.mode, \
+             generator.engine.compile.extras, generator.pipeline.workload_type, \
+             generator.pipeline.preset_overrides, server.output_dir, streaming.stream_mode, \
+             streaming.pool.enable_audio_reencode, streaming.pool.conditioning_end_offset, \
+             generator.model_path",
+        ]
+    );
+}
+
+#[test]
+fn example_file_of_the_package_loads_without_a_warning() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/serve.yaml");
+    let loaded = load_file(&std::fs::read_to_string(example).unwrap()).unwrap();
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn unit_of_the_package_waits_for_the_grace_period() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/fastvideo-supervisor.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let stop = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("TimeoutStopSec="))
+        .unwrap();
+    let grace = load_file("").unwrap().config.grace;
+    assert!(Duration::from_secs(stop.parse().unwrap()) >= grace + Duration::from_secs(10));
+}
+
+#[test]
+fn printed_settings_are_a_file_that_means_the_same() {
+    let settings = load_layers(
+        "server: {port: 1001}",
+        &[],
+        &["default_request.negative_prompt=a \"blurry\" # picture"],
+    )
+    .unwrap()
+    .settings;
+    let printed = settings.to_string();
+    let again = load_file(&printed).unwrap().settings;
+    for key in KEYS {
+        let value = |settings: &Settings| settings.get(key.path).map(|s| s.value.clone());
+        assert_eq!(value(&again), value(&settings), "{}", key.path);
+    }
+}

@@ -1,0 +1,216 @@
+//! A session over a WebSocket: bytes in, bytes out, pings, close codes.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+use axum::http::StatusCode;
+use axum::response::Response;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::{interval_at, timeout, Instant};
+use tokio_tungstenite::tungstenite;
+use tracing::Instrument;
+
+use super::{App, AppState, error};
+use crate::session::{self, Drain, Inbound, Outbox, RelayLatency, Wire, close};
+use fastvideo_proto::client::{ErrorCode, ServerMessage};
+
+/// Client messages that may wait for their session; it takes them at once.
+const INBOUND_BUFFER: usize = 4;
+/// How long a client may take to read what is left after its session has ended.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How long a client may take to answer a close.
+const CLOSE_REPLY: Duration = Duration::from_secs(2);
+/// Each connection keeps a read buffer of this size for all its life.
+const READ_BUFFER_BYTES: usize = 4096;
+/// Sessions that may wait when no limit is configured.
+const DEFAULT_QUEUE: usize = 64;
+
+pub(super) async fn upgrade(
+    State(app): AppState,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(_) => {
+            let message = "this route speaks WebSocket only; see docs/protocol.md";
+            return error(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message);
+        }
+    };
+    let token = app.connections.token();
+    upgrade
+        .max_message_size(app.max_message_bytes)
+        .max_frame_size(app.max_message_bytes)
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .on_upgrade(async move |socket| {
+            connection(socket, &app).await;
+            drop(token);
+        })
+}
+
+async fn connection(socket: WebSocket, app: &App) {
+    let config = &app.context.config;
+    let limit = config.max_sessions.unwrap_or_else(|| app.context.pool.capacity() + DEFAULT_QUEUE);
+    if *app.context.drain.borrow() != Drain::No {
+        return reject(socket, "the server is going away", close::GOING_AWAY).await;
+    }
+    let ticket = match app.registry.enter(limit) {
+        Ok(ticket) => ticket,
+        Err(full) => return reject(socket, &full.to_string(), close::TRY_AGAIN_LATER).await,
+    };
+    let span = tracing::info_span!("session", session_id = %ticket.id());
+    let outbox = Outbox::new(config.max_unsent_bytes);
+    let (inbound, inbound_seen) = mpsc::channel(INBOUND_BUFFER);
+    let (sink, mut stream) = socket.split();
+    let session = session::run(ticket, inbound_seen, outbox.clone(), app.context.clone());
+    let mut session = Box::pin(session.instrument(span));
+    let mut writer = Box::pin(write(sink, &outbox, app.ping_interval, &app.relay_latency));
+
+    // Until the session is over. A client is gone when it says so, when it is silent, or when writing to it fails.
+    let gone = {
+        let mut reader = Box::pin(read(&mut stream, &inbound, app.ping_interval * 2));
+        tokio::select! {
+            () = &mut session => None,
+            last = &mut reader => Some(last),
+            () = &mut writer => Some(Inbound::Gone),
+        }
+    };
+    match gone {
+        None => {}
+        Some(last) => {
+            let is_gone = matches!(last, Inbound::Gone);
+            let (_, ()) = tokio::join!(inbound.send(last), &mut session);
+            if is_gone {
+                // Answers a close that the client has begun.
+                let _ = timeout(CLOSE_REPLY, async { while let Some(Ok(_)) = stream.next().await {} }).await;
+                return;
+            }
+        }
+    }
+    // The session has said its last word. It is read on, since a close is a handshake.
+    let listening = async { while let Some(Ok(_)) = stream.next().await {} };
+    tokio::pin!(listening);
+    let mut heard_all = false;
+    let written = async {
+        loop {
+            tokio::select! {
+                () = &mut writer => return,
+                () = &mut listening, if !heard_all => heard_all = true,
+            }
+        }
+    };
+    if timeout(LAST_WORDS, written).await.is_ok() && !heard_all {
+        let _ = timeout(CLOSE_REPLY, &mut listening).await;
+    }
+}
+
+/// Forwards messages until the client is gone or breaks the protocol, and says which.
+async fn read(
+    stream: &mut SplitStream<WebSocket>,
+    inbound: &mpsc::Sender<Inbound>,
+    silence: Duration,
+) -> Inbound {
+    loop {
+        let message = match timeout(silence, stream.next()).await {
+            Err(_) => {
+                tracing::debug!("client answers no pings");
+                return Inbound::Gone;
+            }
+            Ok(None) => return Inbound::Gone,
+            Ok(Some(Err(error))) => return broken(error),
+            Ok(Some(Ok(message))) => message,
+        };
+        let message = match message {
+            Message::Text(text) => Inbound::Text(text.as_str().to_owned()),
+            Message::Binary(_) => Inbound::Binary,
+            Message::Ping(_) | Message::Pong(_) => continue,
+            Message::Close(_) => return Inbound::Gone,
+        };
+        if inbound.send(message).await.is_err() {
+            // The session is over; whoever polls this sees that too.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn broken(error: axum::Error) -> Inbound {
+    use tungstenite::Error as E;
+    let error = error.into_inner();
+    let (code, reason) = match error.downcast_ref::<E>() {
+        Some(E::Capacity(_)) => (close::TOO_LARGE, "message too large"),
+        Some(E::Utf8(_)) => (close::INVALID_UTF8, "text is not UTF-8"),
+        Some(E::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
+            return Inbound::Gone;
+        }
+        Some(E::Protocol(_)) => (close::PROTOCOL, "WebSocket protocol violated"),
+        _ => return Inbound::Gone,
+    };
+    tracing::info!(%error, code, "client broke the WebSocket protocol");
+    Inbound::Broken { code, reason }
+}
+
+/// Sends what the session puts into the outbox, and pings between, until the close or a failure.
+async fn write(
+    mut sink: SplitSink<WebSocket, Message>,
+    outbox: &Outbox,
+    ping_interval: Duration,
+    latency: &RelayLatency,
+) {
+    let mut pings = interval_at(Instant::now() + ping_interval, ping_interval);
+    loop {
+        let (wire, receipt) = tokio::select! {
+            next = outbox.next() => next,
+            _ = pings.tick() => {
+                if sink.send(Message::Ping(Default::default())).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        let sent = match wire {
+            Wire::Text(text) => sink.send(Message::Text(text.into())).await,
+            Wire::Binary { bytes, sent_at_us } => {
+                let sent = sink.send(Message::Binary(bytes)).await;
+                latency.record(sent_at_us);
+                sent
+            }
+            Wire::Close { code, reason } => {
+                let _ = sink.send(close_message(code, reason)).await;
+                return;
+            }
+        };
+        drop(receipt);
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// Turns a client away before it has a session.
+async fn reject(mut socket: WebSocket, message: &str, code: u16) {
+    tracing::info!(message, code, "session rejected");
+    let error = ServerMessage::Error {
+        code: ErrorCode::SessionRejected,
+        message: message.to_owned(),
+        retryable: true,
+    };
+    let text = serde_json::to_string(&error).expect("a message of strings is JSON");
+    let farewell = async {
+        socket.send(Message::Text(text.into())).await?;
+        socket.send(close_message(code, "session_rejected")).await?;
+        while let Some(Ok(_)) = socket.recv().await {}
+        Ok::<_, axum::Error>(())
+    };
+    let _ = timeout(CLOSE_REPLY, farewell).await;
+}
+
+fn close_message(code: u16, reason: &'static str) -> Message {
+    Message::Close(Some(CloseFrame {
+        code,
+        reason: reason.into(),
+    }))
+}

@@ -1,0 +1,194 @@
+//! The life of a worker as a state machine, and when a dead one is started again.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// What others see of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// The process is being started.
+    Spawning,
+    /// The process runs and has not opened its link yet.
+    Connecting,
+    Loading,
+    WarmingUp,
+    /// Serves sessions; no job runs.
+    Ready,
+    /// Serves sessions; a job runs.
+    Busy,
+    /// Takes no further job and will be asked to exit.
+    Draining,
+    /// Has been asked to exit, and has.
+    Exited,
+    /// Exited unasked; will be started again.
+    BackingOff,
+    /// Exited unasked too often; waits for an operator, or for the time when no worker is left.
+    Quarantined,
+}
+
+impl WorkerState {
+    /// Takes jobs.
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Ready | Self::Busy)
+    }
+
+    /// Has a process.
+    pub fn is_alive(self) -> bool {
+        !matches!(self, Self::Exited | Self::BackingOff | Self::Quarantined)
+    }
+}
+
+/// What happens to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Spawned,
+    Connected,
+    Loaded,
+    WarmedUp,
+    JobStarted,
+    JobEnded,
+    DrainAsked,
+    /// It was asked to.
+    ExitedAsked,
+    /// It was not asked to, and will be started again.
+    ExitedToRestart,
+    /// It was not asked to, once too often.
+    ExitedToQuarantine,
+    /// The pause is over, or an operator lifted the quarantine.
+    Restarted,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a worker that is {from:?} cannot take {change:?}")]
+pub(crate) struct InvalidChange {
+    from: WorkerState,
+    change: Change,
+}
+
+impl WorkerState {
+    /// The state after a change.
+    ///
+    /// # Errors
+    /// When the change cannot happen in this state, which is a programming error.
+    pub(crate) fn transition(self, change: Change) -> Result<Self, InvalidChange> {
+        use WorkerState as S;
+        let next = match (self, change) {
+            (S::Spawning, Change::Spawned) => S::Connecting,
+            (S::Connecting, Change::Connected) => S::Loading,
+            // Without warm-up, loading ends in readiness.
+            (S::Loading, Change::Loaded) => S::WarmingUp,
+            (S::Loading | S::WarmingUp, Change::WarmedUp) => S::Ready,
+            (S::Ready, Change::JobStarted) => S::Busy,
+            (S::Busy, Change::JobEnded) => S::Ready,
+            (S::Draining, Change::JobEnded) => S::Draining,
+            (alive, Change::DrainAsked) if alive.is_alive() => S::Draining,
+            (alive, Change::ExitedAsked) if alive.is_alive() => S::Exited,
+            (S::BackingOff | S::Quarantined, Change::ExitedAsked) => S::Exited,
+            (alive, Change::ExitedToRestart) if alive.is_alive() => S::BackingOff,
+            (alive, Change::ExitedToQuarantine) if alive.is_alive() => S::Quarantined,
+            (S::BackingOff | S::Quarantined, Change::Restarted) => S::Spawning,
+            (from, change) => return Err(InvalidChange { from, change }),
+        };
+        Ok(next)
+    }
+}
+
+/// When a worker that exited unasked is started again.
+#[derive(Clone, Debug)]
+pub(crate) struct RestartPolicy {
+    pub(crate) min_backoff: Duration,
+    pub(crate) max_backoff: Duration,
+    pub(crate) quarantine_after: u32,
+    /// Exits since the last finished job.
+    exits_in_a_row: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    RestartAfter(Duration),
+    Quarantine,
+}
+
+impl RestartPolicy {
+    pub(crate) fn new(min_backoff: Duration, max_backoff: Duration, quarantine_after: u32) -> Self {
+        Self {
+            min_backoff,
+            max_backoff,
+            quarantine_after,
+            exits_in_a_row: 0,
+        }
+    }
+
+    /// Real work was done: earlier exits are forgiven.
+    pub(crate) fn job_finished(&mut self) {
+        self.exits_in_a_row = 0;
+    }
+
+    /// The quarantine was lifted: the worker has all its tries again.
+    pub(crate) fn lifted(&mut self) {
+        self.exits_in_a_row = 0;
+    }
+
+    /// `jitter` in 0..1 spreads workers that died together over half the pause.
+    pub(crate) fn exited(&mut self, jitter: f64) -> Verdict {
+        self.exits_in_a_row += 1;
+        if self.exits_in_a_row >= self.quarantine_after {
+            return Verdict::Quarantine;
+        }
+        let doublings = (self.exits_in_a_row - 1).min(16);
+        let pause = (self.min_backoff * (1 << doublings)).min(self.max_backoff);
+        Verdict::RestartAfter(pause.mul_f64(0.75 + 0.5 * jitter).min(self.max_backoff))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(from: WorkerState, changes: &[Change], to: Option<WorkerState>) {
+        let got = changes.iter().try_fold(from, |s, &c| s.transition(c)).ok();
+        assert_eq!(got, to, "{from:?} after {changes:?}");
+    }
+
+    #[test]
+    fn a_life_goes_from_spawning_to_exited() {
+        use Change::*;
+        use WorkerState as S;
+        let boot = [Spawned, Connected, Loaded, WarmedUp];
+        check(S::Spawning, &boot, Some(S::Ready));
+        check(S::Spawning, &[Spawned, Connected, WarmedUp], Some(S::Ready));
+        check(S::Ready, &[JobStarted, JobEnded, JobStarted], Some(S::Busy));
+        check(S::Busy, &[DrainAsked, JobEnded, ExitedAsked], Some(S::Exited));
+        check(S::Busy, &[ExitedToRestart, Restarted], Some(S::Spawning));
+        check(S::Loading, &[ExitedToQuarantine, Restarted], Some(S::Spawning));
+        check(S::Quarantined, &[ExitedAsked], Some(S::Exited));
+    }
+
+    #[test]
+    fn impossible_changes_are_refused() {
+        use Change::*;
+        use WorkerState as S;
+        check(S::Spawning, &[JobStarted], None);
+        check(S::Busy, &[JobStarted], None);
+        check(S::Exited, &[Restarted], None);
+        check(S::BackingOff, &[ExitedToRestart], None);
+        check(S::Draining, &[JobStarted], None);
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_ceiling_and_reset_with_real_work() {
+        let ms = Duration::from_millis;
+        let mut policy = RestartPolicy::new(ms(500), ms(3000), 5);
+        let pauses: Vec<_> = (0..4).map(|_| policy.exited(0.5)).collect();
+        assert_eq!(
+            pauses,
+            [500, 1000, 2000, 3000].map(|n| Verdict::RestartAfter(ms(n)))
+        );
+        assert_eq!(policy.exited(0.5), Verdict::Quarantine);
+        policy.job_finished();
+        assert_eq!(policy.exited(0.0), Verdict::RestartAfter(ms(375)));
+    }
+}

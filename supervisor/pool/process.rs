@@ -1,0 +1,163 @@
+//! A worker process as an owned value. Its holder kills it *and* waits for it on every path; nobody keeps a bare pid.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use fastvideo_proto::ids::WorkerId;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+/// Variables of the supervisor's environment that a worker sees too; all others are withheld.
+const INHERITED: &[&str] = &[
+    "HOME",
+    "LANG",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+    "TMPDIR",
+    "TZ",
+];
+const INHERITED_PREFIXES: &[&str] = &["CUDA_", "HF_", "LC_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_"];
+/// Longest line that is forwarded whole; a worker that prints without end must not fill the supervisor's memory.
+const MAX_LINE_BYTES: u64 = 16 * 1024;
+/// Lines kept to explain an exit.
+const LAST_LINES: usize = 8;
+
+/// A running worker. Dropping it kills the process and leaves reaping to the runtime.
+#[derive(Debug)]
+pub(crate) struct WorkerProcess {
+    child: Child,
+    pid: Pid,
+    last_lines: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl WorkerProcess {
+    /// Starts the binary with one GPU visible and an otherwise explicit environment. Lines that it prints on stderr
+    /// become log events on a task of `tracker`.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub(crate) fn spawn(
+        binary: &Path,
+        worker: &WorkerId,
+        visible_device: &str,
+        link_name: &str,
+        tracker: &TaskTracker,
+    ) -> io::Result<Self> {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that creates processes")]
+        let mut command = Command::new(binary);
+        let inherited = std::env::vars_os().filter(|(name, _)| {
+            name.to_str().is_some_and(|name| {
+                INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|p| name.starts_with(p))
+            })
+        });
+        command
+            .args(["run", "--worker-id", &worker.to_string(), "--link", link_name])
+            .env_clear()
+            .envs(inherited)
+            .env("CUDA_VISIBLE_DEVICES", visible_device)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn()?;
+        let pid = child.id().expect("a child that was not waited for has a pid");
+        let pid = Pid::from_raw(pid.cast_signed());
+        let last_lines = Arc::new(Mutex::new(VecDeque::new()));
+        if let Some(stderr) = child.stderr.take() {
+            let span = tracing::info_span!(parent: None, "worker", worker_id = %worker);
+            tracker.spawn(forward_lines(stderr, last_lines.clone()).instrument(span));
+        }
+        Ok(Self {
+            child,
+            pid,
+            last_lines,
+        })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid.as_raw().cast_unsigned()
+    }
+
+    /// Waits for the exit. Returns at once when it is over already.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Sends a signal; a process that is gone already is no error.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // `id` is `None` once the process was waited for; its number may then belong to another.
+        if self.child.id().is_some() {
+            let _ = kill(self.pid, signal);
+        }
+    }
+
+    /// SIGKILL, then wait.
+    pub(crate) async fn kill(&mut self) -> io::Result<ExitStatus> {
+        self.signal(Signal::SIGKILL);
+        self.wait().await
+    }
+
+    /// The last lines that the process printed.
+    pub(crate) fn last_lines(&self) -> Vec<String> {
+        let lines = self.last_lines.lock().expect("no holder of this lock panics");
+        lines.iter().cloned().collect()
+    }
+}
+
+/// `exit status 3` or `signal SIGKILL`.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(number)) => match Signal::try_from(number) {
+            Ok(signal) => format!("signal {signal}"),
+            Err(_) => format!("signal {number}"),
+        },
+        (None, None) => "unknown exit".to_owned(),
+    }
+}
+
+async fn forward_lines(stderr: ChildStderr, last_lines: Arc<Mutex<VecDeque<String>>>) {
+    let mut reader = BufReader::with_capacity(4096, stderr);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
+        if text.is_empty() {
+            continue;
+        }
+        {
+            let mut lines = last_lines.lock().expect("no holder of this lock panics");
+            if lines.len() == LAST_LINES {
+                lines.pop_front();
+            }
+            lines.push_back(text.to_owned());
+        }
+        // A worker begins its own lines with their level; anything else comes from a library or a panic.
+        match text.split_once(' ') {
+            Some(("ERROR", rest)) => tracing::error!("{rest}"),
+            Some(("WARN", rest)) => tracing::warn!("{rest}"),
+            Some(("INFO", rest)) => tracing::info!("{rest}"),
+            Some(("DEBUG", rest)) => tracing::debug!("{rest}"),
+            Some(("TRACE", rest)) => tracing::trace!("{rest}"),
+            _ => tracing::warn!("{text}"),
+        }
+    }
+}

@@ -1,0 +1,507 @@
+//! The picture that a client may bring along for its first segment. Nothing about it is trusted.
+
+use std::io::{self, Cursor, Write as _};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use image::{DynamicImage, ImageDecoder as _, ImageFormat, ImageReader};
+use serde_json::{Map, Value};
+use tempfile::TempPath;
+
+/// Most bytes of an image file.
+pub(super) const MAX_BYTES: usize = 32 << 20;
+
+const MAX_NAME_CHARS: usize = 100;
+/// RGBA with 16 bits each.
+const MAX_BYTES_PER_PIXEL: u64 = 8;
+/// What a decoder may take for its tables and for an ICC profile.
+const DECODER_BYTES: u64 = 16 << 20;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Of the file, decoded from base64.
+    pub(super) max_bytes: usize,
+    /// Width times height.
+    pub(super) max_pixels: u64,
+}
+
+/// A picture that has been decoded once as a check, in a file that only this user can read. The file goes when this is
+/// dropped.
+#[derive(Debug)]
+pub(super) struct InitImage {
+    path: TempPath,
+    name: String,
+}
+
+impl InitImage {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// For the log: what the client called it, reduced to a plain file name of at most 100 characters.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Why there is no init image.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InitImageError {
+    /// The client's fault; the text is safe to show to it.
+    #[error("`initial_image.{field}`: expected {expected}, got {given}")]
+    Refused {
+        field: &'static str,
+        expected: String,
+        given: String,
+    },
+    /// Ours.
+    #[error("initial image cannot be kept in a temporary file")]
+    Keep(#[source] io::Error),
+}
+
+/// Checks `{mime, name, data}` and puts the picture into a temporary file; an empty object means no image.
+///
+/// Decodes the picture once, so this belongs on a blocking thread.
+///
+/// # Errors
+/// When the object is not a whole picture of its type within the limits, or the file cannot be written.
+pub(super) fn accept(
+    object: &Map<String, Value>,
+    limits: &Limits,
+) -> Result<Option<InitImage>, InitImageError> {
+    if object.is_empty() {
+        return Ok(None);
+    }
+    let format = format(object)?;
+    let bytes = bytes(object, limits)?;
+    check_picture(&bytes, format, limits)?;
+    let suffix = format!(".{}", format.extensions_str()[0]);
+    let path = keep(&bytes, &suffix).map_err(InitImageError::Keep)?;
+    Ok(Some(InitImage {
+        path,
+        name: plain_name(object.get("name")).unwrap_or_else(|| format!("init{suffix}")),
+    }))
+}
+
+fn format(object: &Map<String, Value>) -> Result<ImageFormat, InitImageError> {
+    match object.get("mime").and_then(Value::as_str) {
+        Some("image/png") => Ok(ImageFormat::Png),
+        // FastVideo's server takes the second, too.
+        Some("image/jpeg" | "image/jpg") => Ok(ImageFormat::Jpeg),
+        Some("image/webp") => Ok(ImageFormat::WebP),
+        Some(other) => {
+            let given = other.chars().take(64).collect::<String>();
+            Err(wrong_mime(format!("{given:?}")))
+        }
+        None => Err(wrong_mime("none".to_owned())),
+    }
+}
+
+fn wrong_mime(given: String) -> InitImageError {
+    refused("mime", "image/png, image/jpeg or image/webp", given)
+}
+
+fn bytes(object: &Map<String, Value>, limits: &Limits) -> Result<Vec<u8>, InitImageError> {
+    let Some(text) = object.get("data").and_then(Value::as_str) else {
+        return Err(refused("data", "a base64 text", "none"));
+    };
+    let padding = text.bytes().rev().take(2).filter(|&b| b == b'=').count();
+    let size = (text.len() / 4 * 3).saturating_sub(padding);
+    if size > limits.max_bytes {
+        return Err(refused(
+            "data",
+            format!("at most {} bytes", limits.max_bytes),
+            format!("{size} bytes"),
+        ));
+    }
+    let bytes = BASE64
+        .decode(text)
+        .map_err(|error| refused("data", "strict base64", error.to_string()))?;
+    if bytes.is_empty() {
+        return Err(refused("data", "an image", "0 bytes"));
+    }
+    Ok(bytes)
+}
+
+/// Decodes the picture: a header alone does not tell whether the worker will be able to.
+fn check_picture(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<(), InitImageError> {
+    let mime = format.to_mime_type();
+    match image::guess_format(bytes) {
+        Ok(found) if found == format => {}
+        Ok(found) => return Err(refused("data", mime, found.to_mime_type())),
+        Err(_) => return Err(refused("data", mime, "bytes of no known image type")),
+    }
+    let undecodable = |error: image::ImageError| {
+        let given = format!("a damaged one ({error})");
+        refused("data", format!("a whole {mime}"), given)
+    };
+    let max_bytes = limits.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut decoder_limits = image::Limits::default();
+    decoder_limits.max_alloc = Some(max_bytes.saturating_add(DECODER_BYTES));
+    reader.limits(decoder_limits);
+    let decoder = reader.into_decoder().map_err(undecodable)?;
+    let (width, height) = match format {
+        ImageFormat::WebP => larger(decoder.dimensions(), largest_vp8_frame(bytes)),
+        _ => decoder.dimensions(),
+    };
+    if pixels((width, height)) > limits.max_pixels {
+        return Err(refused(
+            "data",
+            format!("at most {} pixels", limits.max_pixels),
+            format!("{width}x{height}"),
+        ));
+    }
+    if !is_whole(bytes, format) {
+        return Err(refused(
+            "data",
+            format!("a whole {mime}"),
+            "a truncated one",
+        ));
+    }
+    DynamicImage::from_decoder(decoder).map_err(undecodable)?;
+    Ok(())
+}
+
+fn pixels((width, height): (u32, u32)) -> u64 {
+    u64::from(width) * u64::from(height)
+}
+
+fn larger(one: (u32, u32), other: (u32, u32)) -> (u32, u32) {
+    if pixels(one) >= pixels(other) {
+        one
+    } else {
+        other
+    }
+}
+
+/// The size of the largest lossy frame wherever it lies in a WebP: the decoder believes it before it compares it with
+/// the size of the picture.
+fn largest_vp8_frame(bytes: &[u8]) -> (u32, u32) {
+    // Chunk type and length, frame tag, start code, two sizes of 14 bits.
+    bytes
+        .windows(18)
+        .filter(|frame| frame.starts_with(b"VP8 ") && frame[11..14] == [0x9d, 0x01, 0x2a])
+        .map(|frame| {
+            let size = |at| u32::from(u16::from_le_bytes([frame[at], frame[at + 1]]) & 0x3fff);
+            (size(14), size(16))
+        })
+        .fold((0, 0), larger)
+}
+
+/// Whether the file goes on to its end: decoders fill in what is missing.
+fn is_whole(bytes: &[u8], format: ImageFormat) -> bool {
+    let end = match format {
+        ImageFormat::Png => end_of_png(bytes),
+        ImageFormat::Jpeg => end_of_jpeg(bytes),
+        _ => end_of_riff(bytes),
+    };
+    end.is_some()
+}
+
+/// Walks the chunks up to and with `IEND`.
+fn end_of_png(bytes: &[u8]) -> Option<()> {
+    let mut rest = bytes.get(8..)?;
+    loop {
+        let (length, chunk) = rest.split_first_chunk()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        // Type, data, checksum.
+        rest = chunk.get(length.checked_add(8)?..)?;
+        if chunk.starts_with(b"IEND") {
+            return Some(());
+        }
+    }
+}
+
+/// Walks the markers up to and with `EOI`.
+fn end_of_jpeg(bytes: &[u8]) -> Option<()> {
+    const SOI: u8 = 0xd8;
+    const EOI: u8 = 0xd9;
+    let mut rest = bytes;
+    loop {
+        // Within a scan, entropy-coded data lies before the marker; it has no 0xff but with a zero or a restart number.
+        let at = rest.windows(2).position(|pair| {
+            pair[0] == 0xff && !matches!(pair[1], 0x00 | 0x01 | 0xd0..=0xd7 | 0xff)
+        })?;
+        let marker = rest[at + 1];
+        rest = &rest[at + 2..];
+        match marker {
+            EOI => return Some(()),
+            SOI => {}
+            _ => {
+                let length = u16::from_be_bytes(*rest.first_chunk()?);
+                rest = rest.get(usize::from(length)..)?;
+            }
+        }
+    }
+}
+
+fn end_of_riff(bytes: &[u8]) -> Option<()> {
+    let length = u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?);
+    let end = usize::try_from(length).ok()?.checked_add(8)?;
+    bytes.get(..end).map(drop)
+}
+
+/// Temporary files are made with mode 0600.
+fn keep(bytes: &[u8], suffix: &str) -> io::Result<TempPath> {
+    let mut file = tempfile::Builder::new()
+        .prefix("fastvideo-init-")
+        .suffix(suffix)
+        .tempfile()?;
+    file.write_all(bytes)?;
+    Ok(file.into_temp_path())
+}
+
+/// The last part of a path, with anything but letters, digits and plain punctuation replaced; `None` when nothing is
+/// left.
+fn plain_name(name: Option<&Value>) -> Option<String> {
+    let name = name?.as_str()?;
+    let (_, last) = name.rsplit_once(['/', '\\']).unwrap_or(("", name));
+    let plain: String = last
+        .trim()
+        .trim_start_matches('.')
+        .chars()
+        .take(MAX_NAME_CHARS)
+        .map(|c| match c {
+            c if c.is_alphanumeric() || " ._-()".contains(c) => c,
+            _ => '_',
+        })
+        .collect();
+    (!plain.is_empty()).then_some(plain)
+}
+
+fn refused(
+    field: &'static str,
+    expected: impl Into<String>,
+    given: impl Into<String>,
+) -> InitImageError {
+    InitImageError::Refused {
+        field,
+        expected: expected.into(),
+        given: given.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use fastvideo_proto::state::blob_checksum;
+    use image::RgbImage;
+    use serde_json::json;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        max_bytes: 64 << 10,
+        max_pixels: 10_000,
+    };
+
+    /// 16x16, lossy (the encoder in `image` writes lossless WebP only).
+    const LOSSY_WEBP: &str = "UklGRkoAAABXRUJQVlA4ID4AAACwAQCdASoQABAABABoJbACdAEOtOvAAP70nGT2QISAwudE9f3Xa7JN+qUzZBO0yxZM/bA/LjzfHo4lxAAAAA==";
+    /// 16x16, progressive.
+    const PROGRESSIVE_JPEG: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDACgcHiMeGSgjISMtKygwPGRBPDc3PHtYXUlkkYCZlo+AjIqgtObDoKrarYqMyP/L2u71////m8H////6/+b9//j/2wBDASstLTw1PHZBQXb4pYyl+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj/wgARCAAQABADASIAAhEBAxEB/8QAFgABAQEAAAAAAAAAAAAAAAAAAwIE/8QAFQEBAQAAAAAAAAAAAAAAAAAAAAL/2gAMAwEAAhADEAAAAc62kP/EABUQAQEAAAAAAAAAAAAAAAAAAAAR/9oACAEBAAEFAoiI/8QAFREBAQAAAAAAAAAAAAAAAAAAAgD/2gAIAQMBAT8BCv/EABcRAAMBAAAAAAAAAAAAAAAAAAABAhH/2gAIAQIBAT8BdYf/xAAUEAEAAAAAAAAAAAAAAAAAAAAg/9oACAEBAAY/Ah//xAAVEAEBAAAAAAAAAAAAAAAAAAAAAf/aAAgBAQABPyGMYx//2gAMAwEAAgADAAAAEKf/xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oACAEDAQE/ED//xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oACAECAQE/EA//xAAVEAEBAAAAAAAAAAAAAAAAAAAAYf/aAAgBAQABPxCSSST/2Q==";
+
+    fn picture(format: ImageFormat, width: u32, height: u32) -> Vec<u8> {
+        let picture = RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([
+                (x * 7 % 256) as u8,
+                (y * 5 % 256) as u8,
+                ((x ^ y) % 256) as u8,
+            ])
+        });
+        let mut file = Cursor::new(Vec::new());
+        picture.write_to(&mut file, format).unwrap();
+        file.into_inner()
+    }
+
+    fn every_picture() -> Vec<(&'static str, Vec<u8>)> {
+        vec![
+            ("image/png", picture(ImageFormat::Png, 16, 16)),
+            ("image/jpeg", picture(ImageFormat::Jpeg, 16, 16)),
+            ("image/jpeg", BASE64.decode(PROGRESSIVE_JPEG).unwrap()),
+            ("image/webp", picture(ImageFormat::WebP, 16, 16)),
+            ("image/webp", BASE64.decode(LOSSY_WEBP).unwrap()),
+        ]
+    }
+
+    fn accept_json(object: Value) -> Result<Option<InitImage>, InitImageError> {
+        accept(object.as_object().unwrap(), &LIMITS)
+    }
+
+    fn accept_bytes(mime: &str, bytes: &[u8]) -> Result<Option<InitImage>, InitImageError> {
+        accept_json(json!({ "mime": mime, "name": "a.b", "data": BASE64.encode(bytes) }))
+    }
+
+    #[track_caller]
+    fn check_refused(result: Result<Option<InitImage>, InitImageError>, expected: &str) {
+        assert_eq!(result.unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn empty_object_is_no_image() {
+        assert!(accept_json(json!({})).unwrap().is_none());
+    }
+
+    #[test]
+    fn picture_lies_in_a_private_file_until_it_is_dropped() {
+        for (mime, bytes) in every_picture() {
+            let image = accept_bytes(mime, &bytes).unwrap().unwrap();
+            assert_eq!(image.name(), "a.b");
+            assert_eq!(fs::read(image.path()).unwrap(), bytes);
+            let mode = fs::metadata(image.path()).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let path = image.path().to_owned();
+            drop(image);
+            assert!(!path.exists(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        for (mime, bytes) in every_picture() {
+            for n in 1..bytes.len() {
+                let cut = accept_bytes(mime, &bytes[..n]);
+                assert!(
+                    matches!(cut, Err(InitImageError::Refused { field: "data", .. })),
+                    "{n} of {} bytes of {mime}: {cut:?}",
+                    bytes.len()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn other_types_are_refused() {
+        let check = |mime: Value, given: &str| {
+            check_refused(
+                accept_json(json!({ "mime": mime, "data": "" })),
+                &format!(
+                    "`initial_image.mime`: expected image/png, image/jpeg or image/webp, got {given}"
+                ),
+            );
+        };
+        check(json!("image/gif"), r#""image/gif""#);
+        check(json!("IMAGE/PNG\n"), r#""IMAGE/PNG\n""#);
+        check(json!(7), "none");
+        check(json!(null), "none");
+
+        let png = picture(ImageFormat::Png, 4, 4);
+        check_refused(
+            accept_bytes("image/jpg", &png),
+            "`initial_image.data`: expected image/jpeg, got image/png",
+        );
+        check_refused(
+            accept_bytes("image/webp", b"GIF89a\x01\x00\x01\x00"),
+            "`initial_image.data`: expected image/webp, got image/gif",
+        );
+        check_refused(
+            accept_bytes("image/png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+            "`initial_image.data`: expected image/png, got bytes of no known image type",
+        );
+    }
+
+    #[test]
+    fn bad_data_are_refused() {
+        let check = |data: Value, expected: &str| {
+            check_refused(
+                accept_json(json!({ "mime": "image/png", "data": data })),
+                &format!("`initial_image.data`: expected {expected}"),
+            );
+        };
+        check(json!(null), "a base64 text, got none");
+        check(json!([1, 2]), "a base64 text, got none");
+        check(json!(""), "an image, got 0 bytes");
+        check(
+            json!("%%%%"),
+            "strict base64, got Invalid symbol 37, offset 0.",
+        );
+        check(
+            json!("QUJD\nQUJD"),
+            "strict base64, got Invalid symbol 10, offset 4.",
+        );
+        check(json!("QUI"), "strict base64, got Invalid padding");
+        check(
+            json!("data:image/png;base64,QUJD"),
+            "strict base64, got Invalid symbol 58, offset 4.",
+        );
+    }
+
+    #[test]
+    fn size_limit_is_exact_and_checked_before_decoding() {
+        let check = |bytes: usize, expected: &str| {
+            let data = BASE64.encode(vec![b'x'; bytes]);
+            check_refused(
+                accept_json(json!({ "mime": "image/png", "data": data })),
+                &format!("`initial_image.data`: expected {expected}"),
+            );
+        };
+        for fine in 65_533..=65_536 {
+            check(fine, "image/png, got bytes of no known image type");
+        }
+        for large in 65_537..=65_540 {
+            check(large, &format!("at most 65536 bytes, got {large} bytes"));
+        }
+    }
+
+    #[test]
+    fn picture_with_too_many_pixels_is_refused_from_its_header() {
+        let check = |mime: &str, bytes: &[u8], size: &str| {
+            check_refused(
+                accept_bytes(mime, bytes),
+                &format!("`initial_image.data`: expected at most 10000 pixels, got {size}"),
+            );
+        };
+        check("image/png", &picture(ImageFormat::Png, 101, 100), "101x100");
+
+        let mut png = picture(ImageFormat::Png, 4, 4);
+        png[16..24].copy_from_slice(&[0x00, 0x01, 0x86, 0xa0].repeat(2));
+        let crc = blob_checksum(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.to_be_bytes());
+        check("image/png", &png, "100000x100000");
+
+        let mut jpeg = picture(ImageFormat::Jpeg, 4, 4);
+        let frame = jpeg.windows(2).position(|m| m == [0xff, 0xc0]).unwrap();
+        jpeg[frame + 5..frame + 9].fill(0xff);
+        check("image/jpeg", &jpeg, "65535x65535");
+
+        let mut webp = picture(ImageFormat::WebP, 4, 4);
+        assert_eq!(&webp[12..16], b"VP8L");
+        webp[21..25].copy_from_slice(&0x0ffb_fffe_u32.to_le_bytes());
+        check("image/webp", &webp, "16383x16368");
+
+        // The size of the picture and that of its only frame disagree.
+        let lossy = BASE64.decode(LOSSY_WEBP).unwrap();
+        let mut chunks = b"WEBPVP8X\x0a\0\0\0\0\0\0\0\x0f\0\0\x0f\0\0".to_vec();
+        chunks.extend_from_slice(&lossy[12..]);
+        chunks[30 - 8 + 14..][..4].copy_from_slice(&[0xff, 0x3f, 0xff, 0x3f]);
+        let length = u32::try_from(chunks.len()).unwrap().to_le_bytes();
+        let webp = [b"RIFF".as_slice(), &length, &chunks].concat();
+        check("image/webp", &webp, "16383x16383");
+    }
+
+    #[test]
+    fn names_become_plain() {
+        let png = BASE64.encode(picture(ImageFormat::Png, 4, 4));
+        let check = |name: Value, expected: &str| {
+            let object = json!({ "mime": "image/png", "name": name, "data": png });
+            let image = accept_json(object).unwrap().unwrap();
+            assert_eq!(image.name(), expected);
+            assert_eq!(image.path().extension().unwrap(), "png");
+        };
+        check(json!("holiday (2).png"), "holiday (2).png");
+        check(json!("../../etc/passwd"), "passwd");
+        check(json!(r"C:\Users\me\cat.png"), "cat.png");
+        check(json!("C:cat.png"), "C_cat.png");
+        check(json!("a\u{0}b\r\n\u{1b}[31m\u{202e}c"), "a_b____31m_c");
+        check(json!("été.png"), "été.png");
+        check(json!(".."), "init.png");
+        check(json!("dir/"), "init.png");
+        check(json!("  "), "init.png");
+        check(json!(null), "init.png");
+        check(json!(5), "init.png");
+        check(json!("é".repeat(300)), &"é".repeat(100));
+    }
+}

@@ -1,0 +1,218 @@
+//! What waits to be sent to one client, and how much of it.
+//!
+//! The session puts in, the connection's writer takes out. Nothing here blocks the session: it looks at the cost and
+//! stops asking for more.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use bytes::Bytes;
+use fastvideo_proto::client::ServerMessage;
+use tokio::sync::Notify;
+
+use crate::pool::{Credit, Media};
+
+/// Both ends of a client's outgoing messages. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    queue: Mutex<Queue>,
+    /// Rings for the writer.
+    filled: Notify,
+    /// Rings for the session when there is room again.
+    drained: Notify,
+    limit: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<Outgoing>,
+    /// Of the messages in the queue and the one that is being sent.
+    cost: u64,
+    full_since: Option<Instant>,
+    closed: bool,
+}
+
+/// A message on its way to the client.
+#[derive(Debug)]
+pub enum Outgoing {
+    Text(String),
+    Binary(Media),
+    /// `ltx2_segment_complete`, whose latency is known only when all before it has been sent.
+    SegmentComplete {
+        segment_idx: u32,
+        generation_time_ms: f64,
+        requested: Instant,
+    },
+    /// The last.
+    Close { code: u16, reason: &'static str },
+}
+
+impl Outgoing {
+    fn cost(&self) -> u64 {
+        match self {
+            Self::Text(text) => text.len() as u64,
+            Self::Binary(media) => media.credit.cost(),
+            Self::SegmentComplete { .. } | Self::Close { .. } => 0,
+        }
+    }
+}
+
+/// A message that was handed to the socket, or will never be: dropping it makes room.
+#[derive(Debug)]
+pub struct Receipt {
+    cost: u64,
+    /// Goes back to the job whose fragment it was.
+    _credit: Option<Credit>,
+    inner: Arc<Inner>,
+}
+
+/// What the writer sends.
+#[derive(Debug)]
+pub enum Wire {
+    Text(String),
+    Binary { bytes: Bytes, sent_at_us: u64 },
+    Close { code: u16, reason: &'static str },
+}
+
+impl Outbox {
+    /// `limit` is the cost at which the session stops asking for more.
+    pub fn new(limit: u64) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                queue: Mutex::default(),
+                filled: Notify::new(),
+                drained: Notify::new(),
+                limit,
+            }),
+        }
+    }
+
+    pub(crate) fn send(&self, message: &ServerMessage) {
+        let text = serde_json::to_string(message).expect("a message of strings and numbers is JSON");
+        self.push(Outgoing::Text(text));
+    }
+
+    pub(crate) fn push(&self, message: Outgoing) {
+        let mut queue = self.queue();
+        if queue.closed {
+            return;
+        }
+        queue.cost += message.cost();
+        if queue.cost >= self.inner.limit && queue.full_since.is_none() {
+            queue.full_since = Some(Instant::now());
+        }
+        queue.messages.push_back(message);
+        drop(queue);
+        self.inner.filled.notify_one();
+    }
+
+    /// Ends the connection after all that waits has been sent.
+    pub(crate) fn close(&self, code: u16, reason: &'static str) {
+        self.push(Outgoing::Close { code, reason });
+        self.queue().closed = true;
+    }
+
+    /// Ends the connection after the message that is being sent; what waits is dropped.
+    pub(crate) fn cut(&self, code: u16, reason: &'static str) {
+        let dropped = std::mem::take(&mut self.queue().messages);
+        drop(dropped);
+        self.close(code, reason);
+    }
+
+    /// Cost of what has not been handed to the socket yet.
+    pub(crate) fn cost(&self) -> u64 {
+        self.queue().cost
+    }
+
+    /// Since when the client has left the limit or more unread.
+    pub(crate) fn full_since(&self) -> Option<Instant> {
+        self.queue().full_since
+    }
+
+    /// Waits until a message has been sent that took the cost below the limit, or to nothing.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn drained(&self) {
+        self.inner.drained.notified().await;
+    }
+
+    /// The next message to send, in order; the receipt is to be dropped once it was handed to the socket.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn next(&self) -> (Wire, Receipt) {
+        loop {
+            let message = self.queue().messages.pop_front();
+            if let Some(message) = message {
+                return self.take(message);
+            }
+            self.inner.filled.notified().await;
+        }
+    }
+
+    fn take(&self, message: Outgoing) -> (Wire, Receipt) {
+        let cost = message.cost();
+        let (wire, credit) = match message {
+            Outgoing::Text(text) => (Wire::Text(text), None),
+            Outgoing::Binary(media) => {
+                let wire = Wire::Binary {
+                    bytes: media.bytes,
+                    sent_at_us: media.sent_at_us,
+                };
+                (wire, Some(media.credit))
+            }
+            Outgoing::SegmentComplete {
+                segment_idx,
+                generation_time_ms,
+                requested,
+            } => {
+                let message = ServerMessage::SegmentComplete {
+                    segment_idx,
+                    generation_time_ms,
+                    e2e_latency_ms: requested.elapsed().as_secs_f64() * 1000.0,
+                };
+                let text = serde_json::to_string(&message).expect("three numbers are JSON");
+                (Wire::Text(text), None)
+            }
+            Outgoing::Close { code, reason } => (Wire::Close { code, reason }, None),
+        };
+        let receipt = Receipt {
+            cost,
+            _credit: credit,
+            inner: self.inner.clone(),
+        };
+        (wire, receipt)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.inner.lock()
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        let mut queue = self.inner.lock();
+        queue.cost = queue.cost.saturating_sub(self.cost);
+        let was_full = queue.full_since.is_some();
+        if queue.cost < self.inner.limit {
+            queue.full_since = None;
+        }
+        if (was_full && queue.full_since.is_none()) || queue.cost == 0 {
+            drop(queue);
+            self.inner.drained.notify_one();
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A client's request for a segment, checked.
+
+use fastvideo_proto::client::{PromptSource, SegmentRequest};
+
+use super::Config;
+
+/// A request that the server can pass to a worker: every field is set and within its limits.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ValidRequest {
+    pub(crate) prompt: String,
+    pub(crate) negative_prompt: Option<String>,
+    pub(crate) source: PromptSource,
+    pub(crate) seed: u64,
+    pub(crate) num_inference_steps: u32,
+    pub(crate) guidance_scale: f64,
+}
+
+/// Names the field, the limit and the value given; safe to show to the client.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub(crate) enum InvalidRequest {
+    #[error("`{field}` is empty")]
+    Empty { field: &'static str },
+    #[error("`{field}` has {given} characters, at most {limit} are allowed")]
+    TooLong {
+        field: &'static str,
+        limit: usize,
+        given: usize,
+    },
+    #[error("`num_inference_steps` must be from 1 to {limit}, got {given}")]
+    Steps { limit: u32, given: u32 },
+    #[error("`guidance_scale` must be a finite number, got {given}")]
+    Guidance { given: f64 },
+}
+
+impl ValidRequest {
+    pub(crate) fn check(request: SegmentRequest, config: &Config) -> Result<Self, InvalidRequest> {
+        check_prompt("prompt", &request.prompt, config)?;
+        if let Some(negative) = &request.negative_prompt {
+            check_length("negative_prompt", negative, config)?;
+        }
+        let steps = request.num_inference_steps.unwrap_or(config.num_inference_steps);
+        if !(1..=config.max_inference_steps).contains(&steps) {
+            return Err(InvalidRequest::Steps {
+                limit: config.max_inference_steps,
+                given: steps,
+            });
+        }
+        let guidance_scale = request.guidance_scale.unwrap_or(config.guidance_scale);
+        if !guidance_scale.is_finite() {
+            return Err(InvalidRequest::Guidance { given: guidance_scale });
+        }
+        Ok(Self {
+            prompt: request.prompt,
+            negative_prompt: request.negative_prompt.or_else(|| config.negative_prompt.clone()),
+            source: request.source,
+            seed: request.seed.unwrap_or(config.seed),
+            num_inference_steps: steps,
+            guidance_scale,
+        })
+    }
+
+    /// A curated prompt with the operator's defaults. The prompt was checked when the list came in.
+    pub(crate) fn curated(prompt: &str, config: &Config) -> Self {
+        Self {
+            prompt: prompt.to_owned(),
+            negative_prompt: config.negative_prompt.clone(),
+            source: PromptSource::Curated,
+            seed: config.seed,
+            num_inference_steps: config.num_inference_steps,
+            guidance_scale: config.guidance_scale,
+        }
+    }
+}
+
+/// A prompt must say something and stay within the limit.
+pub(crate) fn check_prompt(
+    field: &'static str,
+    prompt: &str,
+    config: &Config,
+) -> Result<(), InvalidRequest> {
+    if prompt.trim().is_empty() {
+        return Err(InvalidRequest::Empty { field });
+    }
+    check_length(field, prompt, config)
+}
+
+fn check_length(field: &'static str, text: &str, config: &Config) -> Result<(), InvalidRequest> {
+    let given = text.chars().count();
+    let limit = config.max_prompt_chars;
+    if given > limit {
+        return Err(InvalidRequest::TooLong { field, limit, given });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::config;
+
+    fn request(prompt: &str) -> SegmentRequest {
+        SegmentRequest {
+            prompt: prompt.to_owned(),
+            ..SegmentRequest::default()
+        }
+    }
+
+    #[track_caller]
+    fn check(request: SegmentRequest, expected: &str) {
+        let error = ValidRequest::check(request, &config()).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn nulls_take_the_operators_defaults() {
+        let valid = ValidRequest::check(request("a fox"), &config()).unwrap();
+        assert_eq!((valid.seed, valid.num_inference_steps), (10, 8));
+        assert_eq!(valid.source, PromptSource::User);
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_named_with_its_limit() {
+        check(request(" \n"), "`prompt` is empty");
+        check(request(&"x".repeat(4001)), "`prompt` has 4001 characters, at most 4000 are allowed");
+        let steps = |n| SegmentRequest { num_inference_steps: Some(n), ..request("x") };
+        check(steps(0), "`num_inference_steps` must be from 1 to 200, got 0");
+        check(steps(201), "`num_inference_steps` must be from 1 to 200, got 201");
+        let guidance = SegmentRequest { guidance_scale: Some(f64::INFINITY), ..request("x") };
+        check(guidance, "`guidance_scale` must be a finite number, got inf");
+        let negative = SegmentRequest { negative_prompt: Some("é".repeat(4001)), ..request("x") };
+        check(negative, "`negative_prompt` has 4001 characters, at most 4000 are allowed");
+    }
+}

@@ -1,0 +1,739 @@
+//! The loop of one session: it hears the client, the pool and the clock, and never waits for any of them alone.
+
+use std::future::pending;
+use std::time::Duration;
+
+use fastvideo_proto::client::{
+    ClientMessage, CompleteReason, ErrorCode, Features, PromptSource, ServerMessage, StreamMode,
+};
+use fastvideo_proto::ids::JobId;
+use fastvideo_proto::link::{JobFailure, JobSpec};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use super::init_image::InitImage;
+use super::opening::{self, MAX_CURATED_PROMPTS, NotOpened, Opening};
+use super::outbox::Outbox;
+use super::registry::Ticket;
+use super::request::{ValidRequest, check_prompt};
+use super::script::{Ask, Script};
+use super::segment::Segment;
+use super::state::SessionState;
+use super::{Context, Drain, Inbound, close};
+use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement};
+use crate::store::export::{self, ExportError};
+use crate::store::State;
+
+/// How long a client may still ask for its state when the server is going away and its last segment is done.
+const DRAIN_LINGER: Duration = Duration::from_secs(2);
+/// Pause before a curated prompt is tried again after it failed; doubles with each failure in a row.
+const MIN_LOOP_PAUSE: Duration = Duration::from_secs(1);
+const MAX_LOOP_PAUSE: Duration = Duration::from_secs(30);
+/// Snapshots that may be asked for before one is answered.
+const MAX_PENDING_SNAPSHOTS: u32 = 8;
+
+/// Serves one client from its opening message to the close of the connection, which is the outbox's last message
+/// unless the client is gone.
+pub async fn run(
+    ticket: Ticket,
+    mut inbound: mpsc::Receiver<Inbound>,
+    outbox: Outbox,
+    context: Context,
+) {
+    let opening = tokio::select! {
+        opening = opening::read(&mut inbound, &context.config) => opening,
+        () = drain_begins(context.drain.clone()) => {
+            outbox.close(close::GOING_AWAY, "draining");
+            ticket.transition(SessionState::Rejected);
+            return;
+        }
+    };
+    let opening = match opening {
+        Ok(opening) => opening,
+        Err(why) => return refuse(&ticket, &outbox, &context, why),
+    };
+    tracing::info!(client_id = opening.init.client_id, preset = opening.init.preset, stream_mode = ?opening.init.stream_mode, hydrated = opening.state.is_some(), image = opening.image.as_ref().map(|i| i.name()), "session opened");
+    let mut session = Box::new(Session::begin(ticket, outbox, context, opening));
+    let end = session.serve(&mut inbound).await;
+    session.end(end);
+}
+
+fn refuse(ticket: &Ticket, outbox: &Outbox, context: &Context, why: NotOpened) {
+    match why {
+        NotOpened::Gone => ticket.transition(SessionState::Error),
+        NotOpened::Broken { code, reason } => {
+            outbox.close(code, reason);
+            ticket.transition(SessionState::Rejected);
+        }
+        NotOpened::Timeout => {
+            outbox.send(&ServerMessage::SessionTimeout {
+                timeout_seconds: context.config.opening_timeout.as_secs(),
+            });
+            outbox.close(close::NORMAL, "session_timeout");
+            ticket.transition(SessionState::Timeout);
+        }
+        NotOpened::Refused { code, message } => {
+            tracing::info!(?code, message, "opening message refused");
+            let retryable = false;
+            outbox.send(&ServerMessage::Error { code, message, retryable });
+            outbox.close(close::BAD_OPENING, "bad opening message");
+            ticket.transition(SessionState::Rejected);
+        }
+    }
+}
+
+async fn drain_begins(mut drain: tokio::sync::watch::Receiver<Drain>) {
+    if drain.wait_for(|drain| *drain != Drain::No).await.is_err() {
+        pending().await
+    }
+}
+
+/// Why a session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Gone,
+    Broken { code: u16, reason: &'static str },
+    Left,
+    Cap,
+    Idle,
+    /// The client reads too slowly.
+    Slow,
+    SentBinary,
+    /// No worker is left and none was ever bound.
+    NoGpu,
+    Draining,
+}
+
+#[derive(Debug)]
+struct Session {
+    ticket: Ticket,
+    outbox: Outbox,
+    context: Context,
+    place: Place,
+    placement: Placement,
+    /// The worker that the client was last told of.
+    announced: Option<Assignment>,
+    preset: Option<String>,
+    mode: StreamMode,
+    image: Option<InitImage>,
+    script: Script,
+    segment: Option<Segment>,
+    state: Option<State>,
+    /// Where the next segment begins on the session's time line, in frames.
+    start_frame: u64,
+    last_activity: Instant,
+    /// A curated prompt failed: the next one waits until then.
+    rest_until: Option<Instant>,
+    /// Curated prompts that failed in a row.
+    failures: u32,
+    exporting: Option<JoinHandle<Result<fastvideo_proto::client::ContinuationState, ExportError>>>,
+    pending_snapshots: u32,
+    /// Since the client knows that the server is going away.
+    drain_deadline: Option<Instant>,
+    /// Since when nothing is left to do but to wait for a last `snapshot_state`.
+    lingering_since: Option<Instant>,
+}
+
+/// What the loop has heard.
+enum Heard {
+    Client(Option<Inbound>),
+    Place,
+    Job(Option<JobEvent>),
+    Exported(Result<Result<fastvideo_proto::client::ContinuationState, ExportError>, tokio::task::JoinError>),
+    Drained,
+    Drain(Drain),
+    Clock,
+}
+
+impl Session {
+    /// Queues the session. The state that it opened with is its first committed one.
+    fn begin(ticket: Ticket, outbox: Outbox, context: Context, opening: Opening) -> Self {
+        let Opening { init, image, state } = opening;
+        let config = &context.config;
+        let cap = match init.single_clip_mode {
+            true => 1,
+            false => config.generation_segment_cap,
+        };
+        if let Some(state) = &state {
+            context.store.store(ticket.id(), state.clone());
+        }
+        let mut place = context.pool.join(ticket.id().clone());
+        let placement = place.look();
+        Self {
+            place,
+            placement,
+            announced: None,
+            preset: init.preset,
+            mode: init.stream_mode,
+            image,
+            script: Script::new(init.curated_prompts, init.loop_generation_enabled, cap),
+            segment: None,
+            state,
+            start_frame: 0,
+            last_activity: Instant::now(),
+            rest_until: None,
+            failures: 0,
+            exporting: None,
+            pending_snapshots: 0,
+            drain_deadline: None,
+            lingering_since: None,
+            ticket,
+            outbox,
+            context,
+        }
+    }
+
+    async fn serve(&mut self, inbound: &mut mpsc::Receiver<Inbound>) -> End {
+        if let Placement::Bound(_) = &self.placement {
+            self.outbox.send(&ServerMessage::QueueStatus { position: 0, queue_depth: 0 });
+        } else {
+            self.ticket.transition(SessionState::Queued);
+        }
+        if let Some(end) = self.placed() {
+            return end;
+        }
+        loop {
+            if let Some(end) = self.advance() {
+                return end;
+            }
+            let heard = self.hear(inbound).await;
+            let end = match heard {
+                Heard::Client(message) => self.client_said(message),
+                Heard::Place => {
+                    self.placement = self.place.look();
+                    self.placed()
+                }
+                Heard::Job(Some(event)) => {
+                    self.job_said(event);
+                    None
+                }
+                Heard::Job(None) => {
+                    self.fail_segment(ErrorCode::InternalError, "the segment was lost", true);
+                    None
+                }
+                Heard::Exported(state) => {
+                    self.exported(state);
+                    None
+                }
+                Heard::Drain(drain) => self.drain(drain),
+                Heard::Drained => None,
+                Heard::Clock => self.clock_rang(),
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    async fn hear(&mut self, inbound: &mut mpsc::Receiver<Inbound>) -> Heard {
+        let alarm = self.alarm();
+        let job = self.segment.as_mut().and_then(|s| s.job.as_mut());
+        let job = async {
+            match job {
+                Some(job) => job.events.recv().await,
+                None => pending().await,
+            }
+        };
+        let exported = async {
+            match &mut self.exporting {
+                Some(exporting) => exporting.await,
+                None => pending().await,
+            }
+        };
+        let known_drain = self.drain_deadline;
+        let drain = async {
+            let news = |drain: &Drain| match drain {
+                Drain::No => false,
+                Drain::Until(deadline) => Some(*deadline) != known_drain,
+            };
+            let drain = self.context.drain.wait_for(news).await.map(|drain| *drain);
+            match drain {
+                Ok(drain) => drain,
+                Err(_) => pending().await,
+            }
+        };
+        let clock = async {
+            match alarm {
+                Some(alarm) => sleep_until(alarm).await,
+                None => pending().await,
+            }
+        };
+        // In order: what the job has produced before what the client says next, so that a message that crosses the
+        // end of a segment meets the session as it is.
+        tokio::select! {
+            biased;
+            event = job => Heard::Job(event),
+            message = inbound.recv() => Heard::Client(message),
+            () = self.place.changed() => Heard::Place,
+            state = exported => Heard::Exported(state),
+            drain = drain => Heard::Drain(drain),
+            () = self.outbox.drained() => Heard::Drained,
+            () = clock => Heard::Clock,
+        }
+    }
+
+    /// The next moment at which something ends by itself.
+    fn alarm(&self) -> Option<Instant> {
+        let config = &self.context.config;
+        let idle = self.is_idle().then_some(self.last_activity + config.session_timeout);
+        let slow = (self.outbox.full_since())
+            .map(|since| Instant::from_std(since) + config.slow_client_timeout);
+        let linger = self.lingering_since.map(|since| since + DRAIN_LINGER);
+        [idle, slow, self.rest_until, linger, self.drain_deadline].into_iter().flatten().min()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.segment.is_none() && self.ticket.state() == SessionState::Active
+    }
+
+    fn clock_rang(&mut self) -> Option<End> {
+        let config = &self.context.config;
+        let now = Instant::now();
+        let passed = |moment: Option<Instant>| moment.is_some_and(|m| m <= now);
+        if let Some(since) = self.outbox.full_since()
+            && passed(Some(Instant::from_std(since) + config.slow_client_timeout))
+        {
+            return Some(End::Slow);
+        }
+        if passed(self.drain_deadline) || passed(self.lingering_since.map(|s| s + DRAIN_LINGER)) {
+            return Some(End::Draining);
+        }
+        if self.is_idle() && passed(Some(self.last_activity + config.session_timeout)) {
+            return Some(End::Idle);
+        }
+        if passed(self.rest_until) {
+            self.rested();
+        }
+        None
+    }
+
+    /// The pool has said where the session stands.
+    fn placed(&mut self) -> Option<End> {
+        let state = self.ticket.state();
+        match self.placement.clone() {
+            Placement::Bound(assignment) => {
+                if self.announced.as_ref().is_some_and(|a| a.worker == assignment.worker) {
+                    return None;
+                }
+                if state != SessionState::GpuBinding {
+                    self.ticket.transition(SessionState::GpuBinding);
+                }
+                self.outbox.send(&ServerMessage::GpuAssigned {
+                    gpu_id: assignment.gpu.0,
+                    session_timeout: self.context.config.session_timeout.as_secs(),
+                    session_id: self.ticket.id().to_string(),
+                    resume_token: None,
+                    worker_id: assignment.worker.to_string(),
+                    model_id: assignment.model_id.clone(),
+                });
+                tracing::info!(worker_id = %assignment.worker, "session bound");
+                self.ticket.transition(SessionState::Active);
+                if self.announced.is_none() {
+                    self.stream_start(assignment.audio);
+                    self.last_activity = Instant::now();
+                }
+                self.announced = Some(assignment);
+            }
+            Placement::Waiting { position, queue_depth } => match state {
+                // A session that had a worker is next in line: to its client this is a pause.
+                SessionState::Active => self.ticket.transition(SessionState::GpuBinding),
+                SessionState::GpuBinding => {}
+                _ => self.outbox.send(&ServerMessage::QueueStatus { position, queue_depth }),
+            },
+            Placement::NoWorker if self.announced.is_none() => return Some(End::NoGpu),
+            Placement::NoWorker => {
+                if state == SessionState::Active {
+                    self.ticket.transition(SessionState::GpuBinding);
+                }
+                let message = "no GPU is left to generate the segment; try again in a minute";
+                self.fail_segment(ErrorCode::GpuUnavailable, message, true);
+            }
+        }
+        None
+    }
+
+    fn stream_start(&self, audio: bool) {
+        let config = &self.context.config;
+        self.outbox.send(&ServerMessage::StreamStart {
+            preset: self.preset.clone(),
+            width: config.format.width,
+            height: config.format.height,
+            fps: config.format.fps,
+            num_frames: config.format.num_frames,
+            generation_segment_cap: config.generation_segment_cap,
+            features: Features {
+                audio: audio && self.mode == StreamMode::AvFmp4,
+                ..Features::default()
+            },
+        });
+    }
+
+    fn client_said(&mut self, message: Option<Inbound>) -> Option<End> {
+        self.last_activity = Instant::now();
+        let text = match message {
+            None | Some(Inbound::Gone) => return Some(End::Gone),
+            Some(Inbound::Broken { code, reason }) => return Some(End::Broken { code, reason }),
+            Some(Inbound::Binary) => return Some(End::SentBinary),
+            Some(Inbound::Text(text)) => text,
+        };
+        match ClientMessage::parse(&text) {
+            Ok(message) => self.take(message),
+            Err(error) => {
+                self.invalid(error);
+                None
+            }
+        }
+    }
+
+    fn take(&mut self, message: ClientMessage) -> Option<End> {
+        match message {
+            ClientMessage::SessionInit(_) => self.invalid("the session is open already"),
+            ClientMessage::SegmentRequest(request) => {
+                match ValidRequest::check(request, &self.context.config) {
+                    Ok(request) => self.ask(request),
+                    Err(error) => self.invalid(error),
+                }
+            }
+            ClientMessage::SeedPromptsUpdated(update) => self.set_curated(update.seed_prompts),
+            // Both need an enhancer; `features` says that this server has none.
+            ClientMessage::EnhancementUpdated(_) | ClientMessage::AutoExtensionUpdated(_) => {}
+            ClientMessage::LoopGenerationUpdated(toggle) => {
+                self.script.looping = toggle.enabled;
+                self.rested();
+            }
+            ClientMessage::GenerationPausedUpdated(paused) => self.script.paused = paused.paused,
+            ClientMessage::SnapshotState => self.snapshot(),
+            ClientMessage::CancelSegment => match &mut self.segment {
+                Some(segment) => {
+                    segment.cancelling = true;
+                    match &segment.job {
+                        Some(job) => job.cancel(),
+                        None => self.cancelled(),
+                    }
+                }
+                None => self.invalid("no segment is running"),
+            },
+            ClientMessage::RewriteSeedPrompts(_) => {
+                self.error(
+                    ErrorCode::InvalidMessage,
+                    "rewriting has no effect: this server has no prompt enhancer",
+                    false,
+                );
+            }
+            ClientMessage::Leave => return Some(End::Left),
+        }
+        None
+    }
+
+    fn ask(&mut self, request: ValidRequest) {
+        if self.drain_deadline.is_some() {
+            self.error(ErrorCode::SessionRejected, "the server is going away and takes no new segments", true);
+            return;
+        }
+        let limit = self.context.config.max_waiting_requests;
+        let ask = Ask {
+            request,
+            received: std::time::Instant::now(),
+        };
+        if !self.script.add(ask, limit) {
+            self.invalid(format!("{limit} requests wait already, which is the limit"));
+        }
+    }
+
+    fn set_curated(&mut self, prompts: Vec<String>) {
+        if prompts.len() > MAX_CURATED_PROMPTS {
+            let given = prompts.len();
+            self.invalid(format!("`seed_prompts` has {given} prompts, at most {MAX_CURATED_PROMPTS} are allowed"));
+            return;
+        }
+        let config = &self.context.config;
+        match prompts.iter().try_for_each(|p| check_prompt("seed_prompts", p, config)) {
+            Ok(()) => self.script.set_curated(prompts),
+            Err(error) => self.invalid(error),
+        }
+    }
+
+    fn snapshot(&mut self) {
+        if self.pending_snapshots >= MAX_PENDING_SNAPSHOTS {
+            self.invalid(format!("{MAX_PENDING_SNAPSHOTS} snapshots are asked for and not answered yet"));
+        } else if self.outbox.full_since().is_some() {
+            self.invalid("too much is unread already; read it, then ask for the snapshot again");
+        } else if self.state.is_none() {
+            let message = "there is no continuation state yet: no segment is finished";
+            self.error(ErrorCode::InternalError, message, true);
+        } else {
+            self.pending_snapshots += 1;
+            self.export_next();
+        }
+    }
+
+    /// One export at a time: each is worth many megabytes.
+    fn export_next(&mut self) {
+        if self.pending_snapshots == 0 || self.exporting.is_some() {
+            return;
+        }
+        if let Some(state) = self.state.clone() {
+            self.exporting = Some(tokio::task::spawn_blocking(move || export::export(&state)));
+        }
+    }
+
+    fn exported(
+        &mut self,
+        state: Result<Result<fastvideo_proto::client::ContinuationState, ExportError>, tokio::task::JoinError>,
+    ) {
+        self.exporting = None;
+        self.pending_snapshots -= 1;
+        let detail = match state {
+            Ok(Ok(state)) => {
+                self.outbox.send(&ServerMessage::ContinuationStateSnapshot { state });
+                return self.export_next();
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic.to_string(),
+        };
+        tracing::error!(detail, "state could not be exported");
+        self.error(ErrorCode::InternalError, "the continuation state could not be exported", true);
+        self.export_next();
+    }
+
+    /// Starts what can be started.
+    fn advance(&mut self) -> Option<End> {
+        if self.segment.is_none() {
+            if self.script.is_complete() {
+                return Some(End::Cap);
+            }
+            if self.drain_deadline.is_some() {
+                self.lingering_since.get_or_insert_with(Instant::now);
+                if self.announced.is_none() {
+                    return Some(End::Draining);
+                }
+                return None;
+            }
+            let ready = self.ticket.state() == SessionState::Active && self.outbox.full_since().is_none();
+            if ready && let Some(ask) = self.script.next(&self.context.config) {
+                self.segment = Some(Segment::new(self.script.segment_idx(), ask));
+            }
+        }
+        self.submit();
+        None
+    }
+
+    /// Sends the segment in hand to the worker that the session is bound to, unless it runs there already.
+    fn submit(&mut self) {
+        let Placement::Bound(assignment) = &self.placement else { return };
+        let Some(segment) = &mut self.segment else { return };
+        if segment.job.is_some() || segment.lost_with.as_ref() == Some(&assignment.worker) {
+            return;
+        }
+        let unsent = self.outbox.cost();
+        let limit = self.context.config.max_unsent_bytes;
+        if unsent >= limit {
+            return;
+        }
+        let request = &segment.ask.request;
+        let spec = JobSpec {
+            // Chosen by the pool.
+            job: JobId(0),
+            session: self.ticket.id().clone(),
+            segment_idx: segment.idx,
+            attempt: segment.attempt,
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            seed: request.seed,
+            num_inference_steps: request.num_inference_steps,
+            guidance_scale: request.guidance_scale,
+            format: self.context.config.format,
+            stream_mode: self.mode,
+            start_frame: self.start_frame,
+            initial_image: match segment.idx {
+                0 => self.image.as_ref().map(|image| image.path().to_owned()),
+                _ => None,
+            },
+            state: self.state.as_ref().map(|state| state.header_bytes().to_vec()),
+            window: limit - unsent,
+        };
+        let blob = self.state.as_ref().map(|state| state.blob().clone());
+        match self.place.submit(&assignment.worker, spec, blob) {
+            Ok(job) => {
+                segment.job = Some(job);
+                segment.show_start(&self.outbox);
+            }
+            // The news of the move is on its way.
+            Err(moved) => tracing::debug!(%moved, "job not submitted"),
+        }
+    }
+
+    fn job_said(&mut self, event: JobEvent) {
+        let Some(segment) = &mut self.segment else { return };
+        match event {
+            JobEvent::Step { stage, step, total_steps } => {
+                segment.show_step(&self.outbox, stage, step, total_steps);
+            }
+            JobEvent::Media(media) => {
+                segment.show_media(&self.outbox, self.ticket.id(), self.mode, media);
+            }
+            JobEvent::Ended(JobEnd::Finished { state, generation, frames }) => {
+                match State::from_worker(state.0, state.1) {
+                    Ok(state) => self.commit(state, generation, frames),
+                    Err(error) => {
+                        tracing::error!(%error, "worker handed on a bad state");
+                        self.fail_segment(ErrorCode::WorkerFailed, "the segment could not be finished", true);
+                    }
+                }
+            }
+            JobEvent::Ended(JobEnd::Failed { failure, message }) => match failure {
+                JobFailure::Cancelled => self.cancelled(),
+                JobFailure::Refused => self.fail_segment(ErrorCode::InvalidMessage, message, false),
+                JobFailure::StateIncompatible => {
+                    self.fail_segment(ErrorCode::StateIncompatible, message, false);
+                }
+                JobFailure::Failed => {
+                    self.fail_segment(ErrorCode::WorkerFailed, "the segment could not be generated", true);
+                }
+            },
+            JobEvent::Ended(JobEnd::WorkerLost { worker, started, reason }) => {
+                tracing::warn!(worker_id = %worker, segment_idx = segment.idx, attempt = segment.attempt, started, reason, "worker lost with the session's job");
+                if segment.cancelling {
+                    return self.cancelled();
+                }
+                let had_media = segment.has_media();
+                segment.lose_attempt(worker, started);
+                let lost = segment.attempt - 1;
+                if lost >= self.context.config.max_attempts {
+                    let message = format!("the segment is given up: it was tried {lost} times and its worker died each time");
+                    self.fail_segment(ErrorCode::WorkerFailed, message, false);
+                } else if had_media {
+                    self.error(ErrorCode::WorkerFailed, "the GPU worker was lost; the segment starts again", true);
+                }
+            }
+        }
+    }
+
+    /// The segment is finished: its state becomes the session's, in one step.
+    fn commit(&mut self, state: State, generation: Duration, frames: u32) {
+        let Some(segment) = self.segment.take() else { return };
+        self.context.store.store(self.ticket.id(), state.clone());
+        self.state = Some(state);
+        let fps = self.context.config.format.fps;
+        segment.show_complete(&self.outbox, self.start_frame, frames, fps, generation);
+        self.start_frame += u64::from(frames);
+        self.script.segment_finished();
+        self.failures = 0;
+        self.last_activity = Instant::now();
+    }
+
+    fn cancelled(&mut self) {
+        if let Some(segment) = self.segment.take() {
+            self.outbox.send(&ServerMessage::SegmentCancelled { segment_idx: segment.idx });
+            self.last_activity = Instant::now();
+        }
+    }
+
+    /// The segment in hand, if any, is over without success; the session goes on.
+    fn fail_segment(&mut self, code: ErrorCode, message: impl ToString, retryable: bool) {
+        let Some(segment) = self.segment.take() else { return };
+        self.last_activity = Instant::now();
+        if segment.ask.request.source == PromptSource::Curated {
+            let pause = (MIN_LOOP_PAUSE * (1 << self.failures.min(8))).min(MAX_LOOP_PAUSE);
+            self.failures += 1;
+            self.script.resting = true;
+            self.rest_until = Some(Instant::now() + pause);
+        }
+        self.error(code, message, retryable);
+    }
+
+    fn rested(&mut self) {
+        self.script.resting = false;
+        self.rest_until = None;
+    }
+
+    fn drain(&mut self, drain: Drain) -> Option<End> {
+        let Drain::Until(deadline) = drain else { return None };
+        let first = self.drain_deadline.replace(deadline).is_none();
+        let now = Instant::now();
+        if deadline <= now {
+            return Some(End::Draining);
+        }
+        if first {
+            self.outbox.send(&ServerMessage::ServerDraining {
+                deadline_seconds: (deadline - now).as_secs_f64().ceil() as u64,
+            });
+        }
+        None
+    }
+
+    fn invalid(&self, why: impl ToString) {
+        self.error(ErrorCode::InvalidMessage, why, true);
+    }
+
+    fn error(&self, code: ErrorCode, message: impl ToString, retryable: bool) {
+        self.outbox.send(&ServerMessage::Error {
+            code,
+            message: message.to_string(),
+            retryable,
+        });
+    }
+
+    /// Says good-bye. Dropping the session cancels its job, frees its place and removes its image.
+    fn end(mut self: Box<Self>, end: End) {
+        self.segment = None;
+        self.context.store.drop(self.ticket.id());
+        let complete = |reason| ServerMessage::StreamComplete { reason };
+        let state = match end {
+            End::Gone => SessionState::Complete,
+            End::Broken { code, reason } => {
+                self.outbox.cut(code, reason);
+                SessionState::Error
+            }
+            End::Left => {
+                self.outbox.send(&complete(CompleteReason::StopRequested));
+                self.outbox.close(close::NORMAL, "left");
+                SessionState::Complete
+            }
+            End::Cap => {
+                self.outbox.send(&complete(CompleteReason::SegmentCap));
+                self.outbox.close(close::NORMAL, "segment_cap");
+                SessionState::Complete
+            }
+            End::Idle => {
+                self.outbox.send(&ServerMessage::SessionTimeout {
+                    timeout_seconds: self.context.config.session_timeout.as_secs(),
+                });
+                self.outbox.close(close::NORMAL, "session_timeout");
+                SessionState::Timeout
+            }
+            End::Slow => {
+                self.outbox.cut(close::RULE_BROKEN, "too slow");
+                SessionState::Error
+            }
+            End::SentBinary => {
+                self.error(ErrorCode::InvalidMessage, "binary messages travel only from server to client", false);
+                self.outbox.close(close::RULE_BROKEN, "binary message");
+                SessionState::Error
+            }
+            End::NoGpu => {
+                let message = "no GPU worker can serve at the moment; try again in a minute";
+                self.error(ErrorCode::GpuUnavailable, message, true);
+                self.outbox.close(close::TRY_AGAIN_LATER, "gpu_unavailable");
+                SessionState::Rejected
+            }
+            End::Draining => {
+                if self.announced.is_some() {
+                    self.outbox.send(&complete(CompleteReason::StopRequested));
+                }
+                self.outbox.close(close::GOING_AWAY, "draining");
+                SessionState::Complete
+            }
+        };
+        // Only an active session completes; whoever leaves earlier has not been served.
+        let state = match (self.ticket.state(), state) {
+            (SessionState::Active, state) => state,
+            (_, SessionState::Complete) => SessionState::Error,
+            (SessionState::GpuBinding, SessionState::Rejected) => SessionState::Error,
+            (_, state) => state,
+        };
+        self.ticket.transition(state);
+        tracing::info!(?end, segments = self.script.segment_idx(), "session ended");
+    }
+}

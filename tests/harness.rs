@@ -1,0 +1,380 @@
+//! Starts the real supervisor, speaks to it as clients and operators do, and leaves nothing behind.
+
+use std::fmt::Debug;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+/// Everything that is waited for must happen within this time, on a loaded machine too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Small and quick segments, so that tests spend their time on what they test.
+pub const SMALL: &[&str] = &[
+    "--default_request.sampling.width=128",
+    "--default_request.sampling.height=96",
+    "--default_request.sampling.num_frames=12",
+    "--default_request.sampling.num_inference_steps=4",
+    "--streaming.warmup.width=64",
+    "--streaming.warmup.height=64",
+    "--streaming.generation_segment_cap=1000",
+];
+
+/// A running supervisor. Killed with all its workers when dropped.
+pub struct Server {
+    child: Child,
+    pub address: String,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// Starts a supervisor on a free port, with small segments, and waits until it listens.
+    pub fn start(args: &[&str]) -> Self {
+        Self::start_exactly(&[SMALL, args].concat())
+    }
+
+    /// Starts a supervisor on a free port, and waits until it listens.
+    pub fn start_exactly(args: &[&str]) -> Self {
+        let mut child = command()
+            .args(["--host", "127.0.0.1", "--port", "0"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the supervisor starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let seen = log.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut seen = seen.lock().unwrap();
+                seen.push_str(&line);
+                seen.push('\n');
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("stdout can be read");
+        let Some(address) = line.trim().strip_prefix("listening on http://") else {
+            let _ = child.wait();
+            panic!("the supervisor said {line:?} and\n{}", log.lock().unwrap());
+        };
+        let address = address.to_owned();
+        thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
+        Self {
+            child,
+            address,
+            log,
+        }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the supervisor runs");
+    }
+
+    /// Waits for the supervisor's own exit.
+    pub async fn exit(&mut self) -> ExitStatus {
+        until("the supervisor exits", async || {
+            self.child.try_wait().unwrap()
+        })
+        .await
+    }
+
+    /// What the supervisor has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// GET, with the status code.
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        let url = format!("http://{}{path}", self.address);
+        tokio::task::spawn_blocking(move || {
+            let mut response = ureq::get(&url)
+                .config()
+                .http_status_as_error(false)
+                .build()
+                .call()
+                .expect("the server answers");
+            let status = response.status().as_u16();
+            let body = response.body_mut().read_to_string().unwrap();
+            (
+                status,
+                serde_json::from_str(&body).unwrap_or(Value::String(body)),
+            )
+        })
+        .await
+        .unwrap()
+    }
+
+    pub async fn status(&self) -> Value {
+        self.get("/status").await.1
+    }
+
+    /// What `/status` says of one GPU.
+    pub async fn gpu(&self, gpu: u32) -> Value {
+        self.status().await["gpu_status"][gpu.to_string()].clone()
+    }
+
+    /// Waits until a GPU's `/status` fits, and returns it.
+    pub async fn gpu_until(&self, gpu: u32, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        until(what, async || Some(self.gpu(gpu).await).filter(&fits)).await
+    }
+
+    /// Waits until so many workers serve.
+    pub async fn ready(&self, workers: u64) {
+        until("workers are ready", async || {
+            (self.get("/readyz").await.1["ready_gpu_workers"] == workers).then_some(())
+        })
+        .await;
+    }
+
+    /// The process of a GPU's worker.
+    pub async fn worker_pid(&self, gpu: u32) -> Pid {
+        let pid = self.gpu(gpu).await["pid"]
+            .as_i64()
+            .expect("the worker runs");
+        Pid::from_raw(i32::try_from(pid).unwrap())
+    }
+
+    /// Connects without opening a session.
+    pub async fn connect(&self) -> Client {
+        let url = format!("ws://{}/v1/stream", self.address);
+        let connecting = tokio_tungstenite::connect_async(url);
+        let (socket, _) = timeout(PATIENCE, connecting)
+            .await
+            .unwrap()
+            .expect("the server accepts");
+        Client { socket }
+    }
+
+    /// Connects and opens a session.
+    pub async fn open(&self, init: Value) -> Client {
+        let mut client = self.connect().await;
+        let mut message = json!({"type": "session_init_v2"});
+        merge(&mut message, init);
+        client.send(message).await;
+        client
+    }
+
+    /// Connects, opens a session and waits until it is active.
+    pub async fn active(&self, init: Value) -> Client {
+        let mut client = self.open(init).await;
+        client.until_type("ltx2_stream_start").await;
+        client
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- the supervisor's log:\n{}", self.log());
+        }
+    }
+}
+
+/// The supervisor's binary. The worker's lies beside it once the workspace is built.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests start the program under test"
+)]
+pub fn command() -> Command {
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_fastvideo-supervisor"));
+    let worker = binary.with_file_name("fastvideo-worker");
+    assert!(
+        worker.exists(),
+        "{} is missing: build the workspace first (make test does)",
+        worker.display()
+    );
+    Command::new(binary)
+}
+
+/// One connection.
+pub struct Client {
+    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+}
+
+/// What a client hears.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    Text(Value),
+    Media(Vec<u8>),
+    /// The close code; none when the connection ended without one.
+    Closed(Option<u16>),
+}
+
+/// A segment as a client got it.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// All text messages from `ltx2_segment_start` to `ltx2_segment_complete`.
+    pub texts: Vec<Value>,
+    /// The binary messages.
+    pub media: Vec<Vec<u8>>,
+}
+
+impl Segment {
+    /// The messages of one type.
+    pub fn of(&self, kind: &str) -> Vec<&Value> {
+        self.texts.iter().filter(|m| m["type"] == kind).collect()
+    }
+
+    /// The only message of one type.
+    pub fn only(&self, kind: &str) -> &Value {
+        let all = self.of(kind);
+        assert_eq!(all.len(), 1, "{kind} in {:?}", self.texts);
+        all[0]
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        self.media.concat()
+    }
+}
+
+impl Client {
+    pub async fn send(&mut self, message: Value) {
+        self.send_text(&message.to_string()).await;
+    }
+
+    pub async fn send_text(&mut self, text: &str) {
+        self.socket
+            .send(Message::text(text))
+            .await
+            .expect("the connection is open");
+    }
+
+    /// Asks for a segment.
+    pub async fn prompt(&mut self, prompt: &str) {
+        self.send(json!({"type": "segment_prompt_source", "prompt": prompt}))
+            .await;
+    }
+
+    /// The next message; pings and pongs are answered and skipped.
+    pub async fn next(&mut self) -> Heard {
+        loop {
+            let message = timeout(PATIENCE, self.socket.next())
+                .await
+                .expect("the server says something in time");
+            return match message {
+                Some(Ok(Message::Text(text))) => {
+                    Heard::Text(serde_json::from_str(&text).expect("texts are JSON"))
+                }
+                Some(Ok(Message::Binary(bytes))) => Heard::Media(bytes.to_vec()),
+                Some(Ok(Message::Close(frame))) => Heard::Closed(frame.map(|f| f.code.into())),
+                Some(Ok(_)) => continue,
+                Some(Err(_)) | None => Heard::Closed(None),
+            };
+        }
+    }
+
+    /// The next message, which must be text of this type.
+    pub async fn expect(&mut self, kind: &str) -> Value {
+        match self.next().await {
+            Heard::Text(text) if text["type"] == kind => text,
+            other => panic!("expected {kind}, got {}", short(&other)),
+        }
+    }
+
+    /// Skips messages up to a text of this type.
+    pub async fn until_type(&mut self, kind: &str) -> Value {
+        loop {
+            match self.next().await {
+                Heard::Text(text) if text["type"] == kind => return text,
+                Heard::Closed(code) => panic!("closed with {code:?} before {kind}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The next messages up to a text of this type, that one included.
+    pub async fn collect_until(&mut self, kind: &str) -> Segment {
+        let mut segment = Segment {
+            texts: Vec::new(),
+            media: Vec::new(),
+        };
+        loop {
+            match self.next().await {
+                Heard::Text(text) => {
+                    let last = text["type"] == kind;
+                    segment.texts.push(text);
+                    if last {
+                        return segment;
+                    }
+                }
+                Heard::Media(bytes) => segment.media.push(bytes),
+                Heard::Closed(code) => panic!(
+                    "closed with {code:?} before {kind}, after {:?}",
+                    segment.texts
+                ),
+            }
+        }
+    }
+
+    /// Asks for a segment and takes it whole.
+    pub async fn segment(&mut self, prompt: &str) -> Segment {
+        self.prompt(prompt).await;
+        self.collect_until("ltx2_segment_complete").await
+    }
+
+    /// The `error` that follows, skipping everything else.
+    pub async fn error(&mut self) -> Value {
+        self.until_type("error").await
+    }
+
+    /// Skips everything up to the close, and returns its code.
+    pub async fn closed(&mut self) -> Option<u16> {
+        loop {
+            if let Heard::Closed(code) = self.next().await {
+                return code;
+            }
+        }
+    }
+}
+
+/// A message for a panic's text: media are only counted.
+pub fn short(heard: &Heard) -> String {
+    match heard {
+        Heard::Media(bytes) => format!("{} bytes of media", bytes.len()),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Waits until `look` sees something. Looks again and again, since HTTP has no events.
+pub async fn until<T: Debug>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < give_up, "waited in vain until {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Adds the fields of one object to another.
+pub fn merge(into: &mut Value, from: Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        into.extend(from);
+    }
+}
+
+/// True while the process exists.
+pub fn is_alive(pid: Pid) -> bool {
+    kill(pid, None).is_ok()
+}

@@ -1,0 +1,4 @@
+//! Whole-program tests: the real binaries, real sockets, real files. A file per behaviour; `harness` starts and cleans.
+
+mod harness;
+mod smoke;

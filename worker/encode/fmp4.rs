@@ -1,0 +1,164 @@
+use fastvideo_proto::link::VideoFormat;
+
+use super::av::{Muxer, Options};
+use super::sound::Sound;
+use super::video::{Video, codec_string};
+use super::{EncodeError, EncodeParams, Media, Out};
+
+const VIDEO_TRACK: usize = 0;
+const SOUND_TRACK: usize = 1;
+
+/// Ticks per frame on the video track, so that each frame begins at a whole tick.
+const TICKS_PER_FRAME: u32 = 1000;
+
+/// One segment as fragmented MP4.
+#[derive(Debug)]
+pub(super) struct Fmp4 {
+    video: Video,
+    sound: Option<Sound>,
+    muxer: Muxer,
+    init: Option<Media>,
+    frames_per_fragment: u32,
+    /// Frames handed in.
+    frames: u32,
+    /// Frames that the next fragment ends with.
+    next_cut: u32,
+    /// Frames in the fragments cut and the one in hand.
+    written: u32,
+    num_frames: u32,
+}
+
+impl Fmp4 {
+    /// # Errors
+    /// When an encoder is missing or cannot be opened.
+    pub(super) fn open(params: &EncodeParams) -> Result<Self, EncodeError> {
+        let VideoFormat {
+            fps, num_frames, ..
+        } = params.format;
+        let video = Video::open(params)?;
+        let sound = params
+            .audio
+            .map(|format| Sound::open(params, format))
+            .transpose()?;
+        let mime = mime(&video, sound.is_some()).ok_or_else(|| EncodeError::NoParameterSet {
+            name: params.spec.video_codec.clone(),
+        })?;
+        let codecs: Vec<_> = std::iter::once(video.codec())
+            .chain(sound.as_ref().map(Sound::codec))
+            .collect();
+        let mut muxer = Muxer::open(&codecs, muxer_options(fps)?)?;
+        let bytes = muxer.take()?;
+        Ok(Self {
+            video,
+            sound,
+            muxer,
+            init: Some(Media::Init { bytes, mime }),
+            frames_per_fragment: frames_per_fragment(params),
+            frames: 0,
+            next_cut: 1,
+            written: 0,
+            num_frames,
+        })
+    }
+
+    /// # Errors
+    /// When the sound cannot be encoded.
+    pub(super) fn begin(
+        &mut self,
+        start_frame: u64,
+        sound_before: &[f32],
+        out: &mut Out<'_>,
+    ) -> Result<(), EncodeError> {
+        self.video.begin(start_frame);
+        if let Some(sound) = &mut self.sound {
+            sound.begin(start_frame, sound_before)?;
+        }
+        if let Some(init) = self.init.take() {
+            out(init);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When the encoder or the muxer fails.
+    pub(super) fn frame(
+        &mut self,
+        rgb: &[u8],
+        sound: &[f32],
+        out: &mut Out<'_>,
+    ) -> Result<(), EncodeError> {
+        let muxer = &mut self.muxer;
+        if let Some(track) = &mut self.sound {
+            track.push(sound, &mut |packet| Ok(muxer.write(SOUND_TRACK, packet)?))?;
+        }
+        let written = &mut self.written;
+        self.video.frame(rgb, &mut |packet| {
+            *written += 1;
+            Ok(muxer.write(VIDEO_TRACK, packet)?)
+        })?;
+        self.frames += 1;
+        // The last fragment waits for the end of the sound.
+        if self.written >= self.next_cut && self.written < self.num_frames {
+            self.cut(out)?;
+        }
+        Ok(())
+    }
+
+    /// Ends both tracks; `tail` is the last sound of the segment.
+    ///
+    /// # Errors
+    /// When the encoder or the muxer fails.
+    pub(super) fn end(&mut self, tail: &[f32], out: &mut Out<'_>) -> Result<(), EncodeError> {
+        let muxer = &mut self.muxer;
+        self.video
+            .end(&mut |packet| Ok(muxer.write(VIDEO_TRACK, packet)?))?;
+        if let Some(sound) = &mut self.sound {
+            sound.end(self.frames, tail, &mut |packet| {
+                Ok(muxer.write(SOUND_TRACK, packet)?)
+            })?;
+        }
+        self.cut(out)
+    }
+
+    fn cut(&mut self, out: &mut Out<'_>) -> Result<(), EncodeError> {
+        let bytes = self.muxer.cut()?;
+        self.next_cut = self.written + self.frames_per_fragment;
+        if !bytes.is_empty() {
+            out(Media::Fragment { bytes });
+        }
+        Ok(())
+    }
+}
+
+fn mime(video: &Video, sound: bool) -> Option<String> {
+    let codec = codec_string(video.codec().extradata())?;
+    let sound = if sound { ", mp4a.40.2" } else { "" };
+    Some(format!("video/mp4; codecs=\"{codec}{sound}\""))
+}
+
+fn muxer_options(fps: u32) -> Result<Options, EncodeError> {
+    let mut options = Options::new([
+        // Fragments where they are cut and nowhere else, each with its own place on the time line, and no index after
+        // the last.
+        (
+            c"movflags",
+            "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
+        ),
+        // Times are written as they are: no edit list, no shift to zero.
+        (c"use_editlist", "0"),
+        (c"avoid_negative_ts", "disabled"),
+    ])?;
+    options.extend([(c"video_track_timescale", fps * TICKS_PER_FRAME)])?;
+    Ok(options)
+}
+
+fn frames_per_fragment(params: &EncodeParams) -> u32 {
+    let frames = params.spec.fragment.as_secs_f64() * f64::from(params.format.fps);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float that does not fit becomes the nearest number that does"
+    )]
+    let frames = frames.round() as u32;
+    frames.max(1)
+}

@@ -1,0 +1,75 @@
+//! The session's initial image as a backdrop that the scene grows out of.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "offsets stay within the margin"
+)]
+
+use std::path::Path;
+
+use image::imageops::FilterType;
+use image::{ImageReader, Limits};
+
+use super::draw;
+use super::wave;
+use crate::engine::EngineError;
+
+/// Images are checked before they come here; this only bounds what a mistake could cost.
+const MAX_SIDE: u32 = 16_384;
+const MAX_BYTES: u64 = 1 << 30;
+/// How much wider than the picture the image is, so that it can pan.
+const PAN: f32 = 0.06;
+
+#[derive(Debug)]
+pub(super) struct Still {
+    /// `[height, wide, 3]`.
+    pixels: Vec<u8>,
+    wide: usize,
+    width: usize,
+}
+
+impl Still {
+    pub(super) fn open(path: &Path, width: usize, height: usize) -> Result<Self, EngineError> {
+        let refused = |e: &dyn std::fmt::Display| {
+            EngineError::Refused(format!("initial image cannot be decoded: {e}"))
+        };
+        let mut reader = ImageReader::open(path)
+            .and_then(ImageReader::with_guessed_format)
+            .map_err(|e| refused(&e))?;
+        let mut limits = Limits::default();
+        limits.max_image_width = Some(MAX_SIDE);
+        limits.max_image_height = Some(MAX_SIDE);
+        limits.max_alloc = Some(MAX_BYTES);
+        reader.limits(limits);
+        let image = reader.decode().map_err(|e| refused(&e))?;
+        let wide = width + (width as f32 * PAN) as usize + 1;
+        let scaled = image.resize_to_fill(wide as u32, height as u32, FilterType::Triangle);
+        Ok(Self {
+            pixels: scaled.into_rgb8().into_raw(),
+            wide,
+            width,
+        })
+    }
+
+    /// Lays the image over the frame; `progress` is 0 in the first and 1 in the last frame, when it is gone.
+    pub(super) fn paint(&self, progress: f32, frame: &mut [u8]) {
+        let shown = 1.0 - wave::smoothstep(progress * 1.3 - 0.3);
+        if shown <= 0.0 {
+            return;
+        }
+        let room = (self.wide - self.width - 1) as f32;
+        let offset = room * progress;
+        let first = offset as usize;
+        let mut row = vec![0; self.width * 3];
+        for (out, source) in frame
+            .chunks_exact_mut(self.width * 3)
+            .zip(self.pixels.chunks_exact(self.wide * 3))
+        {
+            row.copy_from_slice(&source[first * 3..][..out.len()]);
+            let next = &source[(first + 1) * 3..][..out.len()];
+            draw::cross_fade(&mut row, next, 1.0 - (offset - first as f32));
+            draw::cross_fade(out, &row, 1.0 - shown);
+        }
+    }
+}

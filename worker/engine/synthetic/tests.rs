@@ -1,0 +1,562 @@
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fastvideo_proto::client::Stage;
+use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::link::{SyntheticSpec, VideoFormat};
+use fastvideo_proto::state::{Dtype, StateHeader};
+
+use super::{AUDIO, Synthetic};
+use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State};
+
+const CONDITIONING_FRAMES: u32 = 4;
+
+/// Keeps all that comes out, and is cancelled once so many steps and frames have.
+#[derive(Default)]
+struct Take {
+    frame_bytes: usize,
+    frames: Vec<Vec<u8>>,
+    sound: Vec<f32>,
+    steps: Vec<(Stage, u32, u32)>,
+    cancel_after: Option<usize>,
+}
+
+impl Sink for Take {
+    fn cancelled(&self) -> bool {
+        let seen = self.steps.len() + self.frames.len();
+        self.cancel_after.is_some_and(|after| seen >= after)
+    }
+
+    fn step(&mut self, stage: Stage, step: u32, total_steps: u32) {
+        self.steps.push((stage, step, total_steps));
+    }
+
+    fn blank_frame(&mut self) -> Vec<u8> {
+        // As a recycled frame: of the right size, but not clean.
+        vec![0xa5; self.frame_bytes]
+    }
+
+    fn frame(&mut self, rgb: Vec<u8>, sound: &[f32]) -> Result<(), EngineError> {
+        assert_eq!(rgb.len(), self.frame_bytes);
+        self.frames.push(rgb);
+        self.sound.extend(sound);
+        Ok(())
+    }
+}
+
+fn spec() -> SyntheticSpec {
+    SyntheticSpec {
+        step: Duration::ZERO,
+        frame: Duration::ZERO,
+        load: Duration::ZERO,
+        conditioning_num_frames: CONDITIONING_FRAMES,
+        audio_latent_frames: 3,
+        prerender: false,
+        faults: Vec::new(),
+    }
+}
+
+fn format(width: u32, height: u32, num_frames: u32) -> VideoFormat {
+    VideoFormat {
+        width,
+        height,
+        num_frames,
+        fps: 24,
+    }
+}
+
+const SMALL: VideoFormat = VideoFormat {
+    width: 192,
+    height: 128,
+    num_frames: 8,
+    fps: 24,
+};
+
+fn request<'a>(session: &'a SessionId, prompt: &'a str) -> GenerateRequest<'a> {
+    GenerateRequest {
+        session,
+        segment_idx: 0,
+        attempt: 1,
+        prompt,
+        negative_prompt: None,
+        seed: 42,
+        num_inference_steps: 2,
+        guidance_scale: 3.0,
+        format: SMALL,
+        initial_image: None,
+        state: None,
+    }
+}
+
+fn run(request: &GenerateRequest<'_>) -> (Take, NewState) {
+    let mut take = Take {
+        frame_bytes: request.format.frame_bytes(),
+        ..Take::default()
+    };
+    let state = Synthetic::new(spec(), SMALL)
+        .generate(request, &mut take)
+        .unwrap();
+    (take, state)
+}
+
+/// A first segment of a prompt.
+fn first(prompt: &str) -> (Take, NewState) {
+    run(&request(&SessionId::random(), prompt))
+}
+
+/// The segment after one.
+fn next(prompt: &str, state: &NewState) -> (Take, NewState) {
+    let session = SessionId::random();
+    let mut request = request(&session, prompt);
+    request.segment_idx = 1;
+    request.state = Some(State {
+        header: &state.header,
+        blob: &state.blob,
+    });
+    run(&request)
+}
+
+/// Mean difference of two frames' bytes, without the lower part, where the caption counts.
+fn difference(a: &[u8], b: &[u8]) -> f64 {
+    let upper = a.len() * 2 / 3;
+    let sum: u64 = a[..upper]
+        .iter()
+        .zip(&b[..upper])
+        .map(|(a, b)| u64::from(a.abs_diff(*b)))
+        .sum();
+    sum as f64 / upper as f64
+}
+
+fn is_marked_lost(frame: &[u8]) -> bool {
+    let red = frame
+        .chunks_exact(3)
+        .filter(|p| p[0] > 220 && p[1] < 70 && p[2] < 70)
+        .count();
+    red * 100 > frame.len() / 3
+}
+
+#[test]
+fn result_follows_from_the_request_alone() {
+    let prompt = "a red fox in the snow, aurora, petals, fog, rain";
+    let (take, state) = first(prompt);
+    let session = SessionId::random();
+    let mut again = request(&session, prompt);
+    again.attempt = 4;
+    again.num_inference_steps = 7;
+    let (take_again, state_again) = run(&again);
+    assert!(take.frames == take_again.frames);
+    assert!(take.sound == take_again.sound);
+    assert!(*state.blob == *state_again.blob);
+    assert_eq!(state.header, state_again.header);
+}
+
+#[test]
+fn other_prompts_and_seeds_give_other_pictures() {
+    let prompts = [
+        "a red fox running through snow at night",
+        "golden sunrise over the ocean, drone shot",
+        "neon city in the rain",
+        "a quiet forest",
+        "the annual report",
+        "quarterly numbers",
+    ];
+    let frames: Vec<_> = prompts
+        .map(|p| first(p).0.frames.swap_remove(0))
+        .into_iter()
+        .collect();
+    for (i, a) in frames.iter().enumerate() {
+        for (j, b) in frames.iter().enumerate().skip(i + 1) {
+            let difference = difference(a, b);
+            assert!(
+                difference > 8.0,
+                "{:?} and {:?}: {difference}",
+                prompts[i],
+                prompts[j]
+            );
+        }
+    }
+    let session = SessionId::random();
+    let mut other_seed = request(&session, prompts[0]);
+    other_seed.seed = 43;
+    assert!(difference(&frames[0], &run(&other_seed).0.frames[0]) > 1.0);
+}
+
+#[test]
+fn negative_prompt_removes_things() {
+    let session = SessionId::random();
+    let mut request = request(&session, "a city in the rain");
+    let rainy = run(&request).0;
+    request.negative_prompt = Some("rain");
+    assert!(rainy.frames[0] != run(&request).0.frames[0]);
+}
+
+#[test]
+fn motion_goes_on_across_segments() {
+    let prompt = "a calm walk through hills";
+    let (one, state) = first(prompt);
+    let (two, _) = next(prompt, &state);
+    let usual = difference(&one.frames[6], &one.frames[7]);
+    let seam = difference(&one.frames[7], &two.frames[0]);
+    let anew = difference(&one.frames[7], &one.frames[0]);
+    assert!(usual > 0.0, "the picture moves");
+    assert!(seam < usual * 1.5, "seam {seam}, usual {usual}");
+    assert!(seam * 2.0 < anew, "seam {seam}, anew {anew}");
+    assert!(!is_marked_lost(&two.frames[0]));
+}
+
+#[test]
+fn a_new_prompt_fades_in_and_is_there_at_the_end() {
+    let (one, state) = first("golden sunrise over the mountains");
+    let prompt = "neon city at night";
+    let (two, state) = next(prompt, &state);
+    let (three, _) = next(prompt, &state);
+    let seam = difference(&one.frames[7], &two.frames[0]);
+    let whole = difference(&one.frames[7], &two.frames[7]);
+    assert!(seam * 4.0 < whole, "seam {seam}, whole {whole}");
+    assert!(difference(&two.frames[7], &three.frames[0]) < whole / 10.0);
+}
+
+#[test]
+fn sound_is_whole_quiet_and_does_not_click_at_the_seam() {
+    let (one, state) = first("calm sea");
+    let (two, _) = next("calm sea", &state);
+    let samples = AUDIO.sample_at(u64::from(SMALL.num_frames), SMALL.fps);
+    assert_eq!(one.sound.len() as u64, samples * 2);
+    let jump = |a: &[f32], b: &[f32]| (a[0] - b[0]).abs().max((a[1] - b[1]).abs());
+    let mut stereo = one.sound.chunks_exact(2).chain(two.sound.chunks_exact(2));
+    let mut last = stereo.next().unwrap();
+    let mut largest = 0.0_f32;
+    for sample in stereo {
+        assert!(sample.iter().all(|s| s.abs() <= 0.25));
+        largest = largest.max(jump(last, sample));
+        last = sample;
+    }
+    let seam = jump(&one.sound[one.sound.len() - 2..], &two.sound);
+    assert!(largest < 0.06, "largest {largest}");
+    assert!(seam < 0.06, "seam {seam}");
+    // Without the state the fade-in would begin again.
+    let loudness = |s: &[f32]| s.iter().map(|s| s.abs()).sum::<f32>();
+    assert!(loudness(&two.sound[..200]) > 3.0 * loudness(&one.sound[..200]));
+}
+
+#[test]
+fn every_frame_brings_its_own_samples() {
+    let session = SessionId::random();
+    let mut request = request(&session, "sea");
+    request.format.fps = 7;
+    let (take, _) = run(&request);
+    assert_eq!(take.sound.len() as u64, AUDIO.sample_at(8, 7) * 2);
+}
+
+#[test]
+fn altered_state_is_visibly_lost() {
+    let (_, good) = first("a quiet forest");
+    assert!(!is_marked_lost(&next("a quiet forest", &good).0.frames[7]));
+    let latents = good.blob.len() - 3 * 8 * 16 * 2;
+    let places = [0, latents / 2, latents, latents + 40, latents + 221, good.blob.len() - 1];
+    for place in places {
+        let (_, mut state) = first("a quiet forest");
+        state.blob[place] ^= 1;
+        let (take, _) = next("a quiet forest", &state);
+        assert!(
+            take.frames.iter().all(|f| is_marked_lost(f)),
+            "byte {place}"
+        );
+    }
+}
+
+#[test]
+fn frames_of_another_session_are_visibly_lost() {
+    let (_, mut state) = first("a quiet forest");
+    let (_, other) = first("a quiet forest in the rain");
+    let frames = usize::try_from(state.header.frames_end()).unwrap();
+    state.blob[..frames].copy_from_slice(&other.blob[..frames]);
+    let (take, after) = next("a quiet forest", &state);
+    assert!(take.frames.iter().all(|f| is_marked_lost(f)));
+    assert!(!is_marked_lost(&next("a quiet forest", &after).0.frames[0]));
+}
+
+#[test]
+fn lost_state_is_visible_in_the_smallest_picture() {
+    let session = SessionId::random();
+    let mut request = request(&session, "x");
+    request.format = format(64, 64, 2);
+    let (_, mut state) = run(&request);
+    state.blob[5] ^= 0x80;
+    request.state = Some(State {
+        header: &state.header,
+        blob: &state.blob,
+    });
+    assert!(is_marked_lost(&run(&request).0.frames[0]));
+}
+
+#[test]
+fn state_of_another_shape_is_refused() {
+    let (_, state) = first("sea");
+    let refusal = |change: fn(&mut StateHeader)| {
+        let mut header = state.header.clone();
+        change(&mut header);
+        let session = SessionId::random();
+        let mut request = request(&session, "sea");
+        request.state = Some(State {
+            header: &header,
+            blob: &state.blob,
+        });
+        let mut take = Take::default();
+        match Synthetic::new(spec(), SMALL).generate(&request, &mut take) {
+            Err(EngineError::StateIncompatible(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        refusal(|h| h.frames.as_mut().unwrap().width = 256),
+        "state's frames: expected 1 to 4 of 192x128, given 4 of 256x128"
+    );
+    assert_eq!(
+        refusal(|h| h.frames.as_mut().unwrap().count = 5),
+        "state's frames: expected 1 to 4 of 192x128, given 5 of 192x128"
+    );
+    assert_eq!(
+        refusal(|h| h.frames = None),
+        "state's frames: expected 1 to 4 of 192x128, given none"
+    );
+    assert_eq!(
+        refusal(|h| h.audio_latents.as_mut().unwrap().dtype = Dtype::F16),
+        "state's audio latents: expected Bf16 [1, 8, 3, 16], given F16 [1, 8, 3, 16]"
+    );
+    assert_eq!(
+        refusal(|h| h.audio_latents.as_mut().unwrap().shape[2] = 4),
+        "state's audio latents: expected Bf16 [1, 8, 3, 16], given Bf16 [1, 8, 4, 16]"
+    );
+    assert_eq!(
+        refusal(|h| h.audio_latents = None),
+        "state's audio latents: expected Bf16 [1, 8, 3, 16], given none"
+    );
+    assert_eq!(
+        refusal(|h| h.frames.as_mut().unwrap().count = 3),
+        "state's size: expected 221952 bytes, given 295680 bytes"
+    );
+}
+
+#[test]
+fn state_says_what_it_holds() {
+    let (take, state) = first("sea");
+    let header = &state.header;
+    assert_eq!(header.blob_bytes(), state.blob.len() as u64);
+    let trailing: Vec<u8> = take.frames[4..].concat();
+    assert!(state.blob[..trailing.len()] == trailing);
+    assert_eq!(header.segment_index, 0);
+    assert_eq!(header.metadata, r#"{"engine":"synthetic"}"#);
+    let latents = state.blob[trailing.len()..].chunks_exact(2);
+    for element in latents {
+        let bits = u32::from(u16::from_le_bytes([element[0], element[1]])) << 16;
+        assert!(f32::from_bits(bits).abs() < 4.0);
+    }
+    assert_eq!(next("sea", &state).1.header.segment_index, 1);
+}
+
+#[test]
+fn segment_shorter_than_the_conditioning_keeps_all_its_frames() {
+    let session = SessionId::random();
+    let mut request = request(&session, "sea");
+    request.format.num_frames = 3;
+    let (_, state) = run(&request);
+    assert_eq!(state.header.frames.unwrap().count, 3);
+    assert!(!is_marked_lost(&next("sea", &state).0.frames[0]));
+}
+
+#[test]
+fn cancelling_is_obeyed_at_steps_and_frames() {
+    for after in [0, 1, 2, 3, 9] {
+        let session = SessionId::random();
+        let mut take = Take {
+            frame_bytes: SMALL.frame_bytes(),
+            cancel_after: Some(after),
+            ..Take::default()
+        };
+        let result = Synthetic::new(spec(), SMALL).generate(&request(&session, "x"), &mut take);
+        assert!(matches!(result, Err(EngineError::Cancelled)), "after {after}");
+        assert_eq!(take.steps.len() + take.frames.len(), after);
+    }
+}
+
+#[test]
+fn steps_and_frames_take_their_time() {
+    let mut spec = spec();
+    spec.step = Duration::from_millis(10);
+    spec.frame = Duration::from_millis(3);
+    let session = SessionId::random();
+    let mut take = Take {
+        frame_bytes: SMALL.frame_bytes(),
+        ..Take::default()
+    };
+    let begun = Instant::now();
+    Synthetic::new(spec, SMALL)
+        .generate(&request(&session, "x"), &mut take)
+        .unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(2 * 10 + 8 * 3));
+    assert_eq!(take.steps, [(Stage::Denoise, 1, 2), (Stage::Denoise, 2, 2)]);
+}
+
+#[test]
+fn every_size_and_every_prompt_is_drawn() {
+    let long = "drifting lanterns over a frozen lake ".repeat(60);
+    let prompts = [
+        "",
+        " \n\t ",
+        "🦊🌨️ лиса \u{200d}\u{301} 狐狸がはしる",
+        &long,
+        &"x".repeat(2000),
+        "no",
+        "left left left fast fast fast drone up down storm",
+        "mountain lake whale boat balloon birds fireflies petals aurora fog",
+        "horse deer cat person car in the desert",
+    ];
+    for (width, height) in [(64, 64), (66, 130), (4096, 64), (64, 2176)] {
+        for prompt in prompts {
+            let session = SessionId::random();
+            let mut request = request(&session, prompt);
+            request.format = format(width, height, 2);
+            request.seed = u64::MAX;
+            request.segment_idx = u32::MAX;
+            request.guidance_scale = f64::NAN;
+            run(&request);
+        }
+    }
+    let session = SessionId::random();
+    let mut request = request(&session, prompts[7]);
+    request.format = format(4096, 2176, 1);
+    run(&request);
+}
+
+#[test]
+fn segment_can_be_continued_many_times() {
+    let prompts = ["fox, drone", "calm sea, boat", "neon city, left"];
+    let (_, mut state) = first(prompts[0]);
+    for i in 0..12 {
+        let (take, new) = next(prompts[i % 3], &state);
+        assert!(!is_marked_lost(&take.frames[0]), "segment {i}");
+        state = new;
+    }
+    assert_eq!(state.header.segment_index, 12);
+}
+
+#[test]
+fn initial_image_is_seen_first_and_makes_room() {
+    let file = tempfile::Builder::new().suffix(".bin").tempfile().unwrap();
+    image::RgbImage::from_pixel(50, 300, image::Rgb([250, 10, 200]))
+        .save_with_format(file.path(), image::ImageFormat::Png)
+        .unwrap();
+    let session = SessionId::random();
+    let mut request = request(&session, "forest");
+    let plain = run(&request).0;
+    request.initial_image = Some(file.path());
+    let take = run(&request).0;
+    assert_eq!(take.frames[0][..3], [250, 10, 200]);
+    assert!(take.frames[7] == plain.frames[7]);
+}
+
+#[test]
+fn initial_image_that_is_none_is_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), b"not a picture").unwrap();
+    for path in [file.path(), Path::new("/nowhere")] {
+        let session = SessionId::random();
+        let mut request = request(&session, "forest");
+        request.initial_image = Some(path);
+        let result = Synthetic::new(spec(), SMALL).generate(&request, &mut Take::default());
+        assert!(matches!(result, Err(EngineError::Refused(_))));
+    }
+}
+
+#[test]
+fn prerendered_frames_are_handed_out_and_remembered() {
+    let mut spec = spec();
+    spec.prerender = true;
+    let mut engine = Synthetic::new(spec, format(192, 128, 3));
+    let mut last = 0.0;
+    engine
+        .load(&mut |fraction, _| last = fraction)
+        .unwrap();
+    assert_eq!(last, 1.0);
+    let session = SessionId::random();
+    let mut request = request(&session, "sea");
+    let mut take = Take {
+        frame_bytes: SMALL.frame_bytes(),
+        ..Take::default()
+    };
+    let state = engine.generate(&request, &mut take).unwrap();
+    assert!(take.frames[0] == take.frames[3] && take.frames[0] != take.frames[1]);
+    request.state = Some(State {
+        header: &state.header,
+        blob: &state.blob,
+    });
+    assert!(!is_marked_lost(&run(&request).0.frames[0]));
+}
+
+/// For looking at: `LOOK=folder LOOK_PROMPT=… cargo test … -- --ignored look`.
+#[test]
+#[ignore = "writes pictures for a person to look at"]
+fn look() {
+    let folder = std::env::var("LOOK").unwrap();
+    let prompts = std::env::var("LOOK_PROMPTS").unwrap();
+    for (i, prompt) in prompts.split('|').enumerate() {
+        let session = SessionId::random();
+        let mut request = request(&session, prompt);
+        request.format = format(768, 512, 25);
+        let (take, _) = run(&request);
+        for n in [0, 24] {
+            let path = format!("{folder}/{i}-{n}.png");
+            image::save_buffer(path, &take.frames[n], 768, 512, image::ColorType::Rgb8).unwrap();
+        }
+    }
+}
+
+/// Gives every frame back as the next blank one, as the encoder does.
+#[derive(Default)]
+struct Recycle(Vec<u8>);
+
+impl Sink for Recycle {
+    fn cancelled(&self) -> bool {
+        false
+    }
+
+    fn step(&mut self, _stage: Stage, _step: u32, _total_steps: u32) {}
+
+    fn blank_frame(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.0)
+    }
+
+    fn frame(&mut self, rgb: Vec<u8>, _sound: &[f32]) -> Result<(), EngineError> {
+        self.0 = rgb;
+        Ok(())
+    }
+}
+
+/// Time of whole segments without pacing: `cargo test --release … -- --ignored --nocapture speed`.
+#[test]
+#[ignore = "a measurement, not a fact"]
+fn speed() {
+    let prompts = [
+        "a red fox running through snow at night",
+        "golden sunrise over the ocean, drone shot",
+        "neon city in the rain",
+        "a quiet forest",
+    ];
+    for (width, height, num_frames) in [(256, 256, 24), (768, 512, 24), (1920, 1088, 24)] {
+        for prompt in prompts {
+            let session = SessionId::random();
+            let mut request = request(&session, prompt);
+            request.format = format(width, height, num_frames);
+            let mut best = Duration::MAX;
+            let mut sink = Recycle(vec![0; request.format.frame_bytes()]);
+            for _ in 0..9 {
+                let begun = Instant::now();
+                let state = Synthetic::new(spec(), SMALL).generate(&request, &mut sink);
+                assert!(state.is_ok());
+                best = best.min(begun.elapsed());
+            }
+            println!("{width}x{height}x{num_frames} {prompt}: {best:?}");
+        }
+    }
+}

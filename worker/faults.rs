@@ -1,0 +1,93 @@
+//! Faults that a test asks for. Compiled in always, so that what is tested is what is shipped; armed only by
+//! `generator.synthetic.faults`.
+
+use std::convert::Infallible;
+use std::hint::spin_loop;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use fastvideo_proto::link::{FaultKind, FaultPoint, FaultSpec};
+use nix::sys::signal::{Signal, raise};
+
+use crate::engine::EngineError;
+use crate::link::Events;
+
+/// The faults of one process. Each is injected once.
+#[derive(Debug)]
+pub(crate) struct Faults {
+    armed: Vec<FaultSpec>,
+    events: Events,
+}
+
+/// The job in which a point is reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scene<'a> {
+    pub(crate) segment_idx: u32,
+    pub(crate) attempt: u32,
+    pub(crate) prompt: &'a str,
+}
+
+const SLOW: Duration = Duration::from_secs(10);
+const LEAK_BYTES: usize = 256 << 20;
+
+impl Faults {
+    /// `incarnation` counts the processes of this GPU from 1.
+    pub(crate) fn new(specs: &[FaultSpec], gpu: u32, incarnation: u32, events: Events) -> Self {
+        let here = |spec: &&FaultSpec| {
+            spec.gpu.is_none_or(|g| g == gpu) && spec.max_incarnation.is_none_or(|n| incarnation <= n)
+        };
+        Self {
+            armed: specs.iter().filter(here).cloned().collect(),
+            events,
+        }
+    }
+
+    /// Injects what is armed for this point; `scene` is the job, when there is one.
+    ///
+    /// # Errors
+    /// The fault that is an error of the engine.
+    pub(crate) fn reach(&mut self, point: FaultPoint, scene: Option<Scene<'_>>) -> Result<(), EngineError> {
+        let hit = |spec: &FaultSpec| {
+            spec.at == point
+                && spec.segment_idx.is_none_or(|n| scene.is_some_and(|s| s.segment_idx == n))
+                && spec.max_attempt.is_none_or(|n| scene.is_none_or(|s| s.attempt <= n))
+                && (spec.prompt.as_deref()).is_none_or(|p| scene.is_some_and(|s| s.prompt.contains(p)))
+        };
+        match self.armed.iter().position(hit) {
+            None => Ok(()),
+            Some(i) => {
+                let fault = self.armed.remove(i);
+                tracing::warn!(kind = ?fault.kind, at = ?fault.at, "injecting a fault");
+                self.inject(fault.kind)
+            }
+        }
+    }
+
+    fn inject(&self, kind: FaultKind) -> Result<(), EngineError> {
+        match kind {
+            #[expect(clippy::exit, reason = "a worker that exits unasked is what is tested")]
+            FaultKind::Exit => std::process::exit(3),
+            FaultKind::Abort => std::process::abort(),
+            FaultKind::Stop => raise(Signal::SIGSTOP).map_err(|e| EngineError::Failed(e.to_string())),
+            FaultKind::Spin => loop {
+                spin_loop();
+            },
+            FaultKind::Slow => {
+                let (_never, silence) = mpsc::channel::<Infallible>();
+                let _ = silence.recv_timeout(SLOW);
+                Ok(())
+            }
+            FaultKind::Leak => {
+                std::mem::forget(vec![1_u8; LEAK_BYTES]);
+                Ok(())
+            }
+            FaultKind::Garbage => {
+                self.events.send_garbage();
+                Ok(())
+            }
+            FaultKind::Error => Err(EngineError::Failed("injected error".to_owned())),
+            #[expect(clippy::panic, reason = "a worker that panics is what is tested")]
+            FaultKind::Panic => panic!("injected panic"),
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! The job loop: receive, run, reply.
+//!
+//! Three threads share a worker: this one runs the engine; the commands' thread cancels jobs, gives them credit and
+//! ends the process when the link closes; the heart tells the supervisor that the process runs. The encoder has a
+//! fourth, see `pipeline`.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use fastvideo_proto::client::{Stage, StreamMode};
+use fastvideo_proto::ids::{JobId, SessionId};
+use fastvideo_proto::link::{
+    Command, EngineSpec, Event, FaultPoint, JobFailure, JobReport, JobSpec, LINK_VERSION, LoadSpec,
+    ReadyReport, WarmupSpec,
+};
+use fastvideo_proto::state::{StateHeader, blob_checksum};
+use ipc_channel::ipc::IpcSharedMemory;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+
+use crate::encode::EncodeParams;
+use crate::engine::synthetic::Synthetic;
+use crate::engine::{AudioFormat, Engine, EngineError, GenerateRequest, NewState, Sink, State};
+use crate::faults::{Faults, Scene};
+use crate::link::{Commands, Events, LinkError, connect};
+use crate::outbox::JobOutbox;
+use crate::pipeline::{Pipeline, Target};
+
+/// Where a state's metadata keep the end of the segment's sound: base64 of f32 little endian, interleaved.
+const SOUND_TAIL_KEY: &str = "sound_tail";
+
+type Jobs = Arc<Mutex<HashMap<JobId, Arc<JobOutbox>>>>;
+type Job = (Box<JobSpec>, Option<IpcSharedMemory>);
+
+/// Serves the supervisor that opened `link`. Does not return while the link is open.
+///
+/// # Errors
+/// When the link cannot be opened, or the engine can never serve; the supervisor has been told.
+pub(crate) fn serve(link: &str) -> anyhow::Result<()> {
+    // The closed link ends this process; should it be stopped or stuck by then, this does.
+    set_pdeathsig(Signal::SIGKILL).context("cannot ask to die with the supervisor")?;
+    let (commands, events) = connect(link)?;
+    let spec = match commands.next()? {
+        (Command::Load(spec), _) if spec.version == LINK_VERSION => *spec,
+        (Command::Load(spec), _) => {
+            bail!(LinkError::Version {
+                theirs: spec.version
+            })
+        }
+        _ => bail!(LinkError::Unexpected("another command before Load")),
+    };
+    let jobs = Jobs::default();
+    let (job_tx, job_rx) = channel();
+    {
+        let (jobs, events) = (jobs.clone(), events.clone());
+        spawn("commands", move || obey(&commands, &events, &jobs, &job_tx))?;
+    }
+    {
+        let (events, interval) = (events.clone(), spec.heartbeat_interval);
+        spawn("heart", move || beat(&events, interval))?;
+    }
+    let mut worker = match Worker::load(&spec, &events) {
+        Ok(worker) => worker,
+        Err(error) => {
+            let message = format!("{error:#}");
+            events.send(Event::BootFailed { message });
+            return Err(error);
+        }
+    };
+    worker.run(&job_rx, &jobs)
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .with_context(|| format!("cannot start the thread {name}"))?;
+    Ok(())
+}
+
+/// Passes jobs on and does everything else at once. Ends the process with its link: whatever the engine is doing,
+/// nobody is left to do it for.
+fn obey(commands: &Commands, events: &Events, jobs: &Jobs, job_tx: &Sender<Job>) {
+    let outbox = |job| {
+        let jobs = jobs.lock().expect("no holder of this lock panics");
+        jobs.get(&job).cloned()
+    };
+    let why = loop {
+        match commands.next() {
+            Ok((Command::Generate(spec), blob)) => {
+                let outbox = JobOutbox::new(spec.job, spec.window, events.clone());
+                let mut jobs = jobs.lock().expect("no holder of this lock panics");
+                jobs.retain(|_, outbox| !outbox.is_over());
+                jobs.insert(spec.job, outbox);
+                drop(jobs);
+                if job_tx.send((spec, blob)).is_err() {
+                    break "the job loop has ended".to_owned();
+                }
+            }
+            Ok((Command::Cancel { job }, _)) => {
+                if let Some(outbox) = outbox(job) {
+                    outbox.cancel();
+                }
+            }
+            Ok((Command::Credit { job, cost }, _)) => {
+                if let Some(outbox) = outbox(job) {
+                    outbox.credit(cost);
+                }
+            }
+            Ok((Command::Shutdown, _)) => break "asked to leave".to_owned(),
+            Ok((Command::Load(_), _)) => break LinkError::Unexpected("a second Load").to_string(),
+            Err(error) => break error.to_string(),
+        }
+    };
+    tracing::debug!(why, "leaving");
+    leave()
+}
+
+#[expect(clippy::exit, reason = "the engine may be deep in a step, and nothing waits for it any more")]
+fn leave() -> ! {
+    std::process::exit(0)
+}
+
+fn beat(events: &Events, interval: Duration) {
+    let (_never, silence) = channel::<Infallible>();
+    loop {
+        events.send(Event::Heartbeat {
+            resident_bytes: resident_bytes().unwrap_or(0),
+        });
+        let _ = silence.recv_timeout(interval);
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * page_size.cast_unsigned())
+}
+
+/// An engine that is loaded, and what it needs to serve.
+struct Worker {
+    engine: Box<dyn Engine>,
+    audio: Option<AudioFormat>,
+    pipeline: Pipeline,
+    faults: Faults,
+    encoder: fastvideo_proto::link::EncoderSpec,
+    events: Events,
+}
+
+/// What a segment became.
+struct Made {
+    state: NewState,
+    frames: u32,
+    generation: Duration,
+}
+
+impl Worker {
+    /// Loads the engine and warms it up. The supervisor has been told when this returns.
+    fn load(spec: &LoadSpec, events: &Events) -> anyhow::Result<Self> {
+        let EngineSpec::Synthetic(synthetic) = &spec.engine;
+        let mut faults = Faults::new(&synthetic.faults, spec.gpu.0, spec.incarnation, events.clone());
+        faults.reach(FaultPoint::Boot, None)?;
+        let mut engine = Box::new(Synthetic::new(synthetic.clone(), spec.format));
+        let started = Instant::now();
+        faults.reach(FaultPoint::Load, None)?;
+        let loaded = engine.load(&mut |fraction, what| {
+            let what = what.to_owned();
+            events.send(Event::LoadProgress { fraction, what });
+        })?;
+        let load = started.elapsed();
+        let mut worker = Self {
+            engine,
+            audio: loaded.audio,
+            pipeline: Pipeline::start().context("cannot start the encoder's thread")?,
+            faults,
+            encoder: spec.encoder.clone(),
+            events: events.clone(),
+        };
+        let warmup = match &spec.warmup {
+            Some(warmup) => {
+                events.send(Event::WarmingUp);
+                worker.faults.reach(FaultPoint::Warmup, None)?;
+                worker.warm_up(warmup).context("warm-up failed")?
+            }
+            None => Vec::new(),
+        };
+        let next = worker.params(spec.format, StreamMode::AvFmp4);
+        worker.pipeline.prepare(next)?;
+        events.send(Event::Ready(Box::new(ReadyReport {
+            model_id: loaded.model_id,
+            device: loaded.device,
+            audio_sample_rate: loaded.audio.map(|a| a.sample_rate),
+            load,
+            warmup,
+        })));
+        worker.faults.reach(FaultPoint::Idle, None)?;
+        Ok(worker)
+    }
+
+    /// Two segments, the second from the first one's state, so that both branches are hot.
+    fn warm_up(&mut self, warmup: &WarmupSpec) -> anyhow::Result<Vec<Duration>> {
+        let mut state: Option<(Vec<u8>, IpcSharedMemory)> = None;
+        let mut took = Vec::new();
+        for segment_idx in 0..2 {
+            let (header, blob) = state.take().unzip();
+            let spec = JobSpec {
+                job: JobId(0),
+                session: SessionId::random(),
+                segment_idx,
+                attempt: 1,
+                prompt: warmup.prompt.clone(),
+                negative_prompt: None,
+                seed: 0,
+                num_inference_steps: warmup.num_inference_steps,
+                guidance_scale: 1.0,
+                format: warmup.format,
+                stream_mode: StreamMode::AvFmp4,
+                start_frame: u64::from(segment_idx * warmup.format.num_frames),
+                initial_image: None,
+                state: header,
+                window: 0,
+            };
+            let made = self.make(&spec, blob.as_deref(), &Target::Nowhere)?;
+            took.push(made.generation);
+            state = Some((made.state.header.encode(), made.state.blob.into_shared()));
+        }
+        Ok(took)
+    }
+
+    fn run(&mut self, jobs: &Receiver<Job>, outboxes: &Jobs) -> anyhow::Result<()> {
+        loop {
+            // Ends with the process: the commands' thread holds the other end.
+            let (spec, blob) = jobs.recv().context("the commands' thread has ended")?;
+            let outbox = {
+                let outboxes = outboxes.lock().expect("no holder of this lock panics");
+                outboxes.get(&spec.job).cloned().context("a job without an outbox")?
+            };
+            match self.make(&spec, blob.as_deref(), &Target::Job(outbox.clone())) {
+                Ok(made) => {
+                    let report = JobReport {
+                        job: spec.job,
+                        state: made.state.header.encode(),
+                        generation: made.generation,
+                        frames: made.frames,
+                    };
+                    outbox.finish(report, made.state.blob.into_shared());
+                }
+                Err(error) => {
+                    let failure = match &error {
+                        EngineError::Cancelled => JobFailure::Cancelled,
+                        EngineError::Refused(_) => JobFailure::Refused,
+                        EngineError::StateIncompatible(_) => JobFailure::StateIncompatible,
+                        EngineError::Failed(_) => JobFailure::Failed,
+                    };
+                    outbox.fail(failure, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Makes one segment; its media are on their way to the target when this returns.
+    fn make(
+        &mut self,
+        spec: &JobSpec,
+        blob: Option<&[u8]>,
+        target: &Target,
+    ) -> Result<Made, EngineError> {
+        let started = Instant::now();
+        let incompatible = |e: fastvideo_proto::state::StateError| EngineError::StateIncompatible(e.to_string());
+        let header = spec.state.as_deref().map(StateHeader::decode).transpose().map_err(incompatible)?;
+        let state = match (&header, blob) {
+            (Some(header), blob) => {
+                let blob = blob.unwrap_or_default();
+                header.check_blob(blob).map_err(incompatible)?;
+                Some(State { header, blob })
+            }
+            (None, _) => None,
+        };
+        let sound_before = header.as_ref().map(sound_tail).unwrap_or_default();
+        let params = self.params(spec.format, spec.stream_mode);
+        let (pipeline, faults) = (&self.pipeline, &mut self.faults);
+        let begun = pipeline.begin(params, spec.start_frame, sound_before, target.clone());
+        begun.map_err(|closed| EngineError::Failed(closed.to_string()))?;
+        let request = GenerateRequest {
+            session: &spec.session,
+            segment_idx: spec.segment_idx,
+            attempt: spec.attempt,
+            prompt: &spec.prompt,
+            negative_prompt: spec.negative_prompt.as_deref(),
+            seed: spec.seed,
+            num_inference_steps: spec.num_inference_steps,
+            guidance_scale: spec.guidance_scale,
+            format: spec.format,
+            initial_image: spec.initial_image.as_deref(),
+            state,
+        };
+        let mut sink = JobSink {
+            spec,
+            target,
+            pipeline,
+            faults,
+            events: &self.events,
+            frames: 0,
+            failure: None,
+        };
+        sink.reach(FaultPoint::Step(1));
+        let generated = self.engine.generate(&request, &mut sink);
+        if generated.is_ok() {
+            sink.reach(FaultPoint::End);
+        }
+        // What the sink could not say is why the engine stopped.
+        let generated = match sink.failure.take() {
+            Some(failure) => Err(failure),
+            None => generated,
+        };
+        let mut state = match generated {
+            Ok(state) => state,
+            Err(error) => {
+                pipeline.abandon();
+                return Err(error);
+            }
+        };
+        let outcome = pipeline.finish().map_err(|e| EngineError::Failed(e.to_string()))?;
+        state.header.blob_crc32 = blob_checksum(&state.blob);
+        keep_sound_tail(&mut state.header, &outcome.sound_tail);
+        Ok(Made {
+            state,
+            frames: outcome.frames,
+            generation: started.elapsed(),
+        })
+    }
+
+    fn params(&self, format: fastvideo_proto::link::VideoFormat, mode: StreamMode) -> EncodeParams {
+        EncodeParams {
+            format,
+            mode,
+            audio: self.audio,
+            spec: self.encoder.clone(),
+        }
+    }
+}
+
+/// Takes what the engine makes of one job.
+struct JobSink<'a> {
+    spec: &'a JobSpec,
+    target: &'a Target,
+    pipeline: &'a Pipeline,
+    faults: &'a mut Faults,
+    events: &'a Events,
+    frames: u32,
+    /// Stops the engine as a cancellation does, and is then what failed.
+    failure: Option<EngineError>,
+}
+
+impl JobSink<'_> {
+    fn reach(&mut self, point: FaultPoint) {
+        let scene = Scene {
+            segment_idx: self.spec.segment_idx,
+            attempt: self.spec.attempt,
+            prompt: &self.spec.prompt,
+        };
+        // A warm-up is no job: only its own fault point counts there.
+        if let Target::Job(_) = self.target
+            && let Err(error) = self.faults.reach(point, Some(scene))
+        {
+            self.failure = Some(error);
+        }
+    }
+}
+
+impl Sink for JobSink<'_> {
+    fn cancelled(&self) -> bool {
+        self.failure.is_some()
+            || match self.target {
+                Target::Job(outbox) => outbox.cancelled(),
+                Target::Nowhere => false,
+            }
+    }
+
+    fn step(&mut self, stage: Stage, step: u32, total_steps: u32) {
+        if let Target::Job(_) = self.target {
+            self.events.send(Event::Step {
+                job: self.spec.job,
+                stage,
+                step,
+                total_steps,
+            });
+        }
+        if stage == Stage::Denoise && step < total_steps {
+            self.reach(FaultPoint::Step(step + 1));
+        }
+    }
+
+    fn blank_frame(&mut self) -> Vec<u8> {
+        let mut frame = self.pipeline.empty_frame();
+        frame.resize(self.spec.format.frame_bytes(), 0);
+        frame
+    }
+
+    fn frame(&mut self, rgb: Vec<u8>, sound: &[f32]) -> Result<(), EngineError> {
+        self.reach(FaultPoint::Frame(self.frames));
+        self.frames += 1;
+        if self.cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let sent = self.pipeline.frame(rgb, sound.to_vec());
+        sent.map_err(|closed| EngineError::Failed(closed.to_string()))
+    }
+}
+
+/// The sound before a segment, as the state before it tells; none when it does not.
+fn sound_tail(header: &StateHeader) -> Vec<f32> {
+    let metadata: serde_json::Value = serde_json::from_str(&header.metadata).unwrap_or_default();
+    let text = metadata.get(SOUND_TAIL_KEY).and_then(|v| v.as_str()).unwrap_or_default();
+    let bytes = BASE64.decode(text).unwrap_or_default();
+    let (samples, _) = bytes.as_chunks::<4>();
+    let samples = samples.iter().map(|&b| f32::from_le_bytes(b));
+    samples.filter(|s| s.is_finite()).collect()
+}
+
+fn keep_sound_tail(header: &mut StateHeader, samples: &[f32]) {
+    let bytes: Vec<u8> = samples.iter().flat_map(|s| s.to_le_bytes()).collect();
+    let mut metadata: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&header.metadata).unwrap_or_default();
+    metadata.insert(SOUND_TAIL_KEY.to_owned(), BASE64.encode(bytes).into());
+    header.metadata = serde_json::Value::Object(metadata).to_string();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_sound_survives_the_state() {
+        let mut header = StateHeader {
+            segment_index: 0,
+            video_conditioning_frame_idx: 0,
+            video_conditioning_strength: 1.0,
+            audio_sample_rate: None,
+            audio_conditioning_num_frames: 0,
+            audio_conditioning_strength: 1.0,
+            video_position_offset_sec: 0.0,
+            metadata: r#"{"engine":"x"}"#.to_owned(),
+            frames: None,
+            audio_latents: None,
+            blob_crc32: 0,
+        };
+        keep_sound_tail(&mut header, &[0.25, -1.0, 1e-9]);
+        assert_eq!(sound_tail(&header), [0.25, -1.0, 1e-9]);
+        assert!(header.metadata.contains(r#""engine":"x""#));
+        header.metadata = "no object".to_owned();
+        assert_eq!(sound_tail(&header), []);
+    }
+}
