@@ -73,9 +73,9 @@ fn generate(order: &Order, progress: &Progress, report: &mut Report) -> anyhow::
         Err(error) => {
             if let Some(path) = output.keep_partial()? {
                 let segments = report.segments.len();
+                let path_shown = path.display();
                 progress.say(&format!(
-                    "{segments} finished segments are in {}",
-                    path.display()
+                    "segments finished: {segments}, kept in {path_shown}"
                 ));
                 report.output = Some(path);
             }

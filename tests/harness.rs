@@ -18,10 +18,10 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// Everything that is waited for must happen within this time, on a loaded machine too.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Small and quick segments, so that tests spend their time on what they test.
-pub const SMALL: &[&str] = &[
+pub(crate) const SMALL: &[&str] = &[
     "--default_request.sampling.width=128",
     "--default_request.sampling.height=96",
     "--default_request.sampling.num_frames=12",
@@ -32,20 +32,20 @@ pub const SMALL: &[&str] = &[
 ];
 
 /// A running supervisor. Killed with all its workers when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub address: String,
+    pub(crate) address: String,
     log: Arc<Mutex<String>>,
 }
 
 impl Server {
     /// Starts a supervisor on a free port, with small segments, and waits until it listens.
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         Self::start_exactly(&[SMALL, args].concat())
     }
 
     /// Starts a supervisor on a free port, and waits until it listens.
-    pub fn start_exactly(args: &[&str]) -> Self {
+    pub(crate) fn start_exactly(args: &[&str]) -> Self {
         let mut child = command()
             .args(["--host", "127.0.0.1", "--port", "0"])
             .args(args)
@@ -80,16 +80,16 @@ impl Server {
         }
     }
 
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("the supervisor runs");
     }
 
     /// Waits for the supervisor's own exit.
-    pub async fn exit(&mut self) -> ExitStatus {
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
         until("the supervisor exits", async || {
             self.child.try_wait().unwrap()
         })
@@ -97,12 +97,12 @@ impl Server {
     }
 
     /// What the supervisor has logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
     /// GET, with the status code.
-    pub async fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         let url = format!("http://{}{path}", self.address);
         tokio::task::spawn_blocking(move || {
             let mut response = ureq::get(&url)
@@ -122,22 +122,22 @@ impl Server {
         .unwrap()
     }
 
-    pub async fn status(&self) -> Value {
+    pub(crate) async fn status(&self) -> Value {
         self.get("/status").await.1
     }
 
     /// What `/status` says of one GPU.
-    pub async fn gpu(&self, gpu: u32) -> Value {
+    pub(crate) async fn gpu(&self, gpu: u32) -> Value {
         self.status().await["gpu_status"][gpu.to_string()].clone()
     }
 
     /// Waits until a GPU's `/status` fits, and returns it.
-    pub async fn gpu_until(&self, gpu: u32, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn gpu_until(&self, gpu: u32, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         until(what, async || Some(self.gpu(gpu).await).filter(&fits)).await
     }
 
     /// Waits until so many workers serve.
-    pub async fn ready(&self, workers: u64) {
+    pub(crate) async fn ready(&self, workers: u64) {
         until("workers are ready", async || {
             (self.get("/readyz").await.1["ready_gpu_workers"] == workers).then_some(())
         })
@@ -145,7 +145,7 @@ impl Server {
     }
 
     /// The process of a GPU's worker.
-    pub async fn worker_pid(&self, gpu: u32) -> Pid {
+    pub(crate) async fn worker_pid(&self, gpu: u32) -> Pid {
         let pid = self.gpu(gpu).await["pid"]
             .as_i64()
             .expect("the worker runs");
@@ -153,7 +153,7 @@ impl Server {
     }
 
     /// Connects without opening a session.
-    pub async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         let url = format!("ws://{}/v1/stream", self.address);
         let connecting = tokio_tungstenite::connect_async(url);
         let (socket, _) = timeout(PATIENCE, connecting)
@@ -164,7 +164,7 @@ impl Server {
     }
 
     /// Connects and opens a session.
-    pub async fn open(&self, init: Value) -> Client {
+    pub(crate) async fn open(&self, init: Value) -> Client {
         let mut client = self.connect().await;
         let mut message = json!({"type": "session_init_v2"});
         merge(&mut message, init);
@@ -173,7 +173,7 @@ impl Server {
     }
 
     /// Connects, opens a session and waits until it is active.
-    pub async fn active(&self, init: Value) -> Client {
+    pub(crate) async fn active(&self, init: Value) -> Client {
         let mut client = self.open(init).await;
         client.until_type("ltx2_stream_start").await;
         client
@@ -195,7 +195,7 @@ impl Drop for Server {
     clippy::disallowed_methods,
     reason = "tests start the program under test"
 )]
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     let binary = PathBuf::from(env!("CARGO_BIN_EXE_fastvideo-supervisor"));
     let worker = binary.with_file_name("fastvideo-worker");
     assert!(
@@ -207,13 +207,13 @@ pub fn command() -> Command {
 }
 
 /// One connection.
-pub struct Client {
-    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+pub(crate) struct Client {
+    pub(crate) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
 /// What a client hears.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Heard {
+pub(crate) enum Heard {
     Text(Value),
     Media(Vec<u8>),
     /// The close code; none when the connection ended without one.
@@ -222,37 +222,37 @@ pub enum Heard {
 
 /// A segment as a client got it.
 #[derive(Clone, Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     /// All text messages from `ltx2_segment_start` to `ltx2_segment_complete`.
-    pub texts: Vec<Value>,
+    pub(crate) texts: Vec<Value>,
     /// The binary messages.
-    pub media: Vec<Vec<u8>>,
+    pub(crate) media: Vec<Vec<u8>>,
 }
 
 impl Segment {
     /// The messages of one type.
-    pub fn of(&self, kind: &str) -> Vec<&Value> {
+    pub(crate) fn of(&self, kind: &str) -> Vec<&Value> {
         self.texts.iter().filter(|m| m["type"] == kind).collect()
     }
 
     /// The only message of one type.
-    pub fn only(&self, kind: &str) -> &Value {
+    pub(crate) fn only(&self, kind: &str) -> &Value {
         let all = self.of(kind);
         assert_eq!(all.len(), 1, "{kind} in {:?}", self.texts);
         all[0]
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.media.concat()
     }
 }
 
 impl Client {
-    pub async fn send(&mut self, message: Value) {
+    pub(crate) async fn send(&mut self, message: Value) {
         self.send_text(&message.to_string()).await;
     }
 
-    pub async fn send_text(&mut self, text: &str) {
+    pub(crate) async fn send_text(&mut self, text: &str) {
         self.socket
             .send(Message::text(text))
             .await
@@ -260,13 +260,13 @@ impl Client {
     }
 
     /// Asks for a segment.
-    pub async fn prompt(&mut self, prompt: &str) {
+    pub(crate) async fn prompt(&mut self, prompt: &str) {
         self.send(json!({"type": "segment_prompt_source", "prompt": prompt}))
             .await;
     }
 
     /// The next message; pings and pongs are answered and skipped.
-    pub async fn next(&mut self) -> Heard {
+    pub(crate) async fn next(&mut self) -> Heard {
         loop {
             let message = timeout(PATIENCE, self.socket.next())
                 .await
@@ -284,7 +284,7 @@ impl Client {
     }
 
     /// The next message, which must be text of this type.
-    pub async fn expect(&mut self, kind: &str) -> Value {
+    pub(crate) async fn expect(&mut self, kind: &str) -> Value {
         match self.next().await {
             Heard::Text(text) if text["type"] == kind => text,
             other => panic!("expected {kind}, got {}", short(&other)),
@@ -292,7 +292,7 @@ impl Client {
     }
 
     /// Skips messages up to a text of this type.
-    pub async fn until_type(&mut self, kind: &str) -> Value {
+    pub(crate) async fn until_type(&mut self, kind: &str) -> Value {
         loop {
             match self.next().await {
                 Heard::Text(text) if text["type"] == kind => return text,
@@ -303,7 +303,7 @@ impl Client {
     }
 
     /// The next messages up to a text of this type, that one included.
-    pub async fn collect_until(&mut self, kind: &str) -> Segment {
+    pub(crate) async fn collect_until(&mut self, kind: &str) -> Segment {
         let mut segment = Segment {
             texts: Vec::new(),
             media: Vec::new(),
@@ -327,18 +327,18 @@ impl Client {
     }
 
     /// Asks for a segment and takes it whole.
-    pub async fn segment(&mut self, prompt: &str) -> Segment {
+    pub(crate) async fn segment(&mut self, prompt: &str) -> Segment {
         self.prompt(prompt).await;
         self.collect_until("ltx2_segment_complete").await
     }
 
     /// The `error` that follows, skipping everything else.
-    pub async fn error(&mut self) -> Value {
+    pub(crate) async fn error(&mut self) -> Value {
         self.until_type("error").await
     }
 
     /// Skips everything up to the close, and returns its code.
-    pub async fn closed(&mut self) -> Option<u16> {
+    pub(crate) async fn closed(&mut self) -> Option<u16> {
         loop {
             if let Heard::Closed(code) = self.next().await {
                 return code;
@@ -348,7 +348,7 @@ impl Client {
 }
 
 /// A message for a panic's text: media are only counted.
-pub fn short(heard: &Heard) -> String {
+pub(crate) fn short(heard: &Heard) -> String {
     match heard {
         Heard::Media(bytes) => format!("{} bytes of media", bytes.len()),
         other => format!("{other:?}"),
@@ -356,7 +356,7 @@ pub fn short(heard: &Heard) -> String {
 }
 
 /// Waits until `look` sees something. Looks again and again, since HTTP has no events.
-pub async fn until<T: Debug>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T: Debug>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let give_up = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
@@ -368,13 +368,13 @@ pub async fn until<T: Debug>(what: &str, mut look: impl AsyncFnMut() -> Option<T
 }
 
 /// Adds the fields of one object to another.
-pub fn merge(into: &mut Value, from: Value) {
+pub(crate) fn merge(into: &mut Value, from: Value) {
     if let (Value::Object(into), Value::Object(from)) = (into, from) {
         into.extend(from);
     }
 }
 
 /// True while the process exists.
-pub fn is_alive(pid: Pid) -> bool {
+pub(crate) fn is_alive(pid: Pid) -> bool {
     kill(pid, None).is_ok()
 }

@@ -191,11 +191,17 @@ impl EncoderThread {
             Some((ready_for, encoder)) if &ready_for == params => encoder,
             _ => Encoder::open(params)?,
         };
+        // The init segment leaves with the first fragment: until then nothing has been sent that a replay would void.
+        let mut init = None;
         let mut send = |media: Media| {
-            if let Target::Job(outbox) = target {
-                match media {
-                    Media::Init { bytes, mime } => outbox.media(MediaKind::InitSegment { mime }, bytes),
-                    Media::Fragment { bytes } => outbox.media(MediaKind::Fragment, bytes),
+            let Target::Job(outbox) = target else { return };
+            match media {
+                Media::Init { bytes, mime } => init = Some((mime, bytes)),
+                Media::Fragment { bytes } => {
+                    if let Some((mime, bytes)) = init.take() {
+                        outbox.media(MediaKind::InitSegment { mime }, bytes);
+                    }
+                    outbox.media(MediaKind::Fragment, bytes);
                 }
             }
         };

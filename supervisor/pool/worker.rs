@@ -175,7 +175,12 @@ impl WorkerTask {
             Ok(to) if to == status.state => {}
             Ok(to) => {
                 let from = std::mem::replace(&mut status.state, to);
-                tracing::info!(gpu = %self.gpu.id, worker_id = status.worker_id.as_ref().map(tracing::field::display), ?from, ?to, "worker changed state");
+                let worker_id = status.worker_id.as_ref().map(tracing::field::display);
+                // Every segment goes through these two; all other changes are rare.
+                match change {
+                    Change::JobStarted | Change::JobEnded => tracing::debug!(worker_id, ?from, ?to, "worker changed state"),
+                    _ => tracing::info!(worker_id, ?from, ?to, "worker changed state"),
+                }
             }
             Err(error) => invalid = Some(error),
         });

@@ -306,11 +306,7 @@ mod tests {
 
     fn picture(format: ImageFormat, width: u32, height: u32) -> Vec<u8> {
         let picture = RgbImage::from_fn(width, height, |x, y| {
-            image::Rgb([
-                (x * 7 % 256) as u8,
-                (y * 5 % 256) as u8,
-                ((x ^ y) % 256) as u8,
-            ])
+            image::Rgb([x * 7, y * 5, x ^ y].map(|n| n.to_le_bytes()[0]))
         });
         let mut file = Cursor::new(Vec::new());
         picture.write_to(&mut file, format).unwrap();

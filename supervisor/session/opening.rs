@@ -4,7 +4,7 @@ use fastvideo_proto::client::{ClientMessage, ErrorCode, SessionInit};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::init_image::{self, InitImage};
+use super::init_image::{self, InitImage, InitImageError};
 use super::request::check_prompt;
 use super::{Config, Inbound, close};
 use crate::store::State;
@@ -83,7 +83,16 @@ fn check(text: &str, config: &Config) -> Result<Opening, NotOpened> {
         max_pixels: config.max_image_pixels,
     };
     let image = match init.initial_image.take() {
-        Some(object) => init_image::accept(&object, &limits).map_err(refused)?,
+        Some(object) => init_image::accept(&object, &limits).map_err(|error| match error {
+            InitImageError::Refused { .. } => refused(error),
+            InitImageError::Keep(error) => {
+                tracing::error!(%error, "initial image cannot be kept");
+                NotOpened::Refused {
+                    code: ErrorCode::InternalError,
+                    message: "the server cannot keep the initial image".to_owned(),
+                }
+            }
+        })?,
         None => None,
     };
     let expected = Expectation {

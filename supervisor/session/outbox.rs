@@ -40,7 +40,7 @@ struct Queue {
 
 /// A message on its way to the client.
 #[derive(Debug)]
-pub enum Outgoing {
+pub(crate) enum Outgoing {
     Text(String),
     Binary(Media),
     /// `ltx2_segment_complete`, whose latency is known only when all before it has been sent.

@@ -140,7 +140,8 @@ mod tests {
         for i in 0..2 {
             for y in 0..64 {
                 for x in 0..64 {
-                    blob.extend((0..3).map(|c| ((3 * x + 5 * y + 7 * c + 11 * i) % 256) as u8));
+                    let pixel = [0, 1, 2].map(|c| 3 * x + 5 * y + 7 * c + 11 * i);
+                    blob.extend(pixel.map(|n: u32| n.to_le_bytes()[0]));
                 }
             }
         }

@@ -101,7 +101,7 @@ impl Encoded {
     fn moov(&self) -> Moov {
         let atoms = atoms(self.init());
         match atoms.as_slice() {
-            [Any::Ftyp(_), Any::Moov(moov)] => (**moov).clone(),
+            [Any::Ftyp(_), Any::Moov(moov)] => moov.clone(),
             other => panic!("an init segment of {:?}", kinds(other)),
         }
     }

@@ -10,7 +10,7 @@
 //! - `landscape` with `plan`, `layer`, `terrain`, `sky`, `water`, `weather`, `actors`: the picture;
 //! - `still`, `caption`: the initial image behind it, the text before it;
 //! - `sound`: the chord;
-//! - `draw`, `colour`, `wave`: drawing and arithmetic that is the same on every machine.
+//! - `draw`, `shape`, `colour`, `wave`: drawing and arithmetic that is the same on every machine.
 
 mod actors;
 mod caption;
@@ -20,6 +20,7 @@ mod landscape;
 mod layer;
 mod plan;
 mod scene;
+mod shape;
 mod sky;
 mod sound;
 mod still;
@@ -45,9 +46,7 @@ use self::scene::Scene;
 use self::sound::Chord;
 use self::still::Still;
 use self::world::{Memory, World};
-use super::{
-    AudioFormat, Engine, EngineError, GenerateRequest, Loaded, NewState, Sink, State,
-};
+use super::{AudioFormat, Engine, EngineError, GenerateRequest, Loaded, NewState, Sink, State};
 use crate::state::StateBuffer;
 
 pub(crate) const AUDIO: AudioFormat = AudioFormat {
@@ -63,7 +62,7 @@ const LOAD_TICKS: u32 = 20;
 const PRERENDER_PROMPT: &str = "golden sunrise over the mountains, birds, clouds";
 
 #[derive(Debug)]
-pub struct Synthetic {
+pub(crate) struct Synthetic {
     spec: SyntheticSpec,
     format: VideoFormat,
     /// Frames of `format` made at load; empty unless the spec asks for them.
@@ -73,7 +72,7 @@ pub struct Synthetic {
 impl Synthetic {
     /// `format` is the one that frames are rendered in ahead of time, where the spec asks for that. A state always has at
     /// least one frame and one latent, whatever the spec says.
-    pub fn new(mut spec: SyntheticSpec, format: VideoFormat) -> Self {
+    pub(crate) fn new(mut spec: SyntheticSpec, format: VideoFormat) -> Self {
         spec.conditioning_num_frames = spec.conditioning_num_frames.max(1);
         spec.audio_latent_frames = spec.audio_latent_frames.max(1);
         Self {
@@ -84,7 +83,12 @@ impl Synthetic {
     }
 
     fn latents(&self) -> TensorLayout {
-        let shape = [1, LATENT_CHANNELS, self.spec.audio_latent_frames, LATENT_BINS];
+        let shape = [
+            1,
+            LATENT_CHANNELS,
+            self.spec.audio_latent_frames,
+            LATENT_BINS,
+        ];
         TensorLayout {
             dtype: Dtype::Bf16,
             shape: shape.map(u64::from).to_vec(),
@@ -111,12 +115,19 @@ impl Synthetic {
         let latents = self.latents();
         if header.audio_latents.as_ref() != Some(&latents) {
             let show = |t: &TensorLayout| format!("{:?} {:?}", t.dtype, t.shape);
-            let given = header.audio_latents.as_ref().map_or("none".to_owned(), show);
+            let given = header
+                .audio_latents
+                .as_ref()
+                .map_or("none".to_owned(), show);
             return wrong("audio latents", show(&latents), given);
         }
         if header.blob_bytes() != state.blob.len() as u64 {
             let (expected, given) = (header.blob_bytes(), state.blob.len());
-            return wrong("size", format!("{expected} bytes"), format!("{given} bytes"));
+            return wrong(
+                "size",
+                format!("{expected} bytes"),
+                format!("{given} bytes"),
+            );
         }
         Ok(())
     }
@@ -310,10 +321,18 @@ impl Film {
         let painter = |scene: &Scene| Painter::new(scene, departure.world.land, width, height);
         let changed = departure.from != departure.to;
         Self {
-            fade_frames: if changed { format.fps.min(format.num_frames) } else { 0 },
+            fade_frames: if changed {
+                format.fps.min(format.num_frames)
+            } else {
+                0
+            },
             old: changed.then(|| painter(&departure.from)),
             new: painter(&departure.to),
-            spare: if changed { vec![0; format.frame_bytes()] } else { Vec::new() },
+            spare: if changed {
+                vec![0; format.frame_bytes()]
+            } else {
+                Vec::new()
+            },
             still,
             caption: Caption::new(prompt, counter, departure.lost, width, height),
             format,

@@ -53,6 +53,8 @@ const GPU_WORDS = {
   busy: 'Generating', draining: 'Draining', exited: 'Not running', backing_off: 'Restarting soon', quarantined: 'Quarantined',
 };
 
+const EXIT_WORDS = { asked: 'stopped on request', crashed: 'crashed', stuck: 'hung', boot: 'did not start', bad_link: 'spoke nonsense' };
+
 const SOURCE_WORDS = { user: 'you', curated: 'curated', enhanced: 'enhanced', auto_extension: 'extended' };
 
 const seconds = (ms) => (ms == null ? '' : `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`);
@@ -60,8 +62,8 @@ const clock = (s) => {
   const whole = Math.floor(s + 0.05); // 3.999 is the end of four seconds
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')}`;
 };
-const span = (s) => (s < 120 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
-const gib = (bytes) => `${(bytes / 1024 ** 3).toFixed(1)} GiB`;
+const span = (s) => (s < 1 ? 'less than 1 s' : s < 120 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
+const gib = (bytes) => (bytes < 1024 ** 3 ? `${Math.round(bytes / MIB)} MiB` : `${(bytes / 1024 ** 3).toFixed(1)} GiB`);
 const plural = (n, word) => `${n} ${word}${n === 1 ? '' : 's'}`;
 const phrase = (text) => String(text).replaceAll('_', ' ');
 const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1).replace(/([^.!?])$/, '$1.') : '');
@@ -656,7 +658,7 @@ class Board {
     const gpus = Object.entries(status.gpu_status ?? {}).sort(([a], [b]) => a.localeCompare(b, undefined, { numeric: true }));
     const total = status.total_gpus ?? gpus.length;
     const waiting = status.queue_size ? `, ${plural(status.queue_size, 'session')} waiting` : ', nobody waiting';
-    this.brief(total ? `${status.available_gpus ?? 0} of ${total} free${waiting}` : 'This server has no GPU workers.', false);
+    this.brief(total ? `${status.available_gpus ?? 0} of ${total} free${waiting}${status.draining ? '. The server is shutting down' : ''}` : 'This server has no GPU workers.', false);
     say($('gpu-brief'), total ? `${status.available_gpus ?? 0} of ${total} GPUs free` : 'no GPUs');
     $('board-synthetic').hidden = !gpus.some(([, gpu]) => gpu.current_model_id === 'synthetic');
     for (const [id, card] of this.cards) {
@@ -699,25 +701,23 @@ class Board {
     const dot = $('gpu-dots').children[i] ?? $('gpu-dots').appendChild(make('i'));
     card.root.dataset.state = dot.dataset.state = state;
     say(card.word, GPU_WORDS[state] ?? phrase(state));
-    const device = gpu.device ?? {};
-    const name = gpu.device_name ?? (typeof device === 'string' ? device : device.name);
-    const memory = { ...device, ...gpu.memory };
-    const used = memory.used_bytes ?? memory.memory_used_bytes ?? gpu.memory_used_bytes;
-    const size = memory.total_bytes ?? memory.memory_total_bytes ?? gpu.memory_total_bytes;
     const model = gpu.current_model_id === 'synthetic' ? 'synthetic engine' : gpu.current_model_id;
-    say(card.model, [model, name].filter(Boolean).join(' on ') || 'no model');
+    say(card.model, [model, gpu.device?.name].filter(Boolean).join(' on ') || 'no model');
     const progress = state === 'loading' && typeof gpu.load_progress?.fraction === 'number' ? gpu.load_progress : null;
     card.meter.hidden = !progress;
     card.meter.firstChild.style.setProperty('--v', progress?.fraction ?? 0);
     if (progress) say(card.word, `${phrase(progress.what || 'loading')} ${Math.round(progress.fraction * 100)}%`);
-    const warmup = gpu.warmup_timings && Object.values(gpu.warmup_timings).filter((v) => typeof v === 'number').reduce((a, b) => a + b, 0);
+    const { load_ms: load, first_segment_ms: first, second_segment_ms: second } = gpu.warmup_timings ?? {};
     facts(card.line, [
-      ['sessions', gpu.client_count ?? 0], ['restarts', gpu.restarts], ['pid', gpu.process_alive === false ? '' : gpu.pid],
-      ['memory', size ? (used == null ? gib(size) : `${gib(used)} of ${gib(size)}`) : ''],
-      ['warm-up', warmup ? seconds(warmup < 50 ? warmup * 1000 : warmup) : ''], ['worker', gpu.worker_id],
+      ['sessions', gpu.client_count ?? 0], ['segments', gpu.segments_finished], ['restarts', gpu.restarts],
+      ['GPU memory', gpu.device?.memory_bytes ? gib(gpu.device.memory_bytes) : ''],
+      ['process', gpu.resident_bytes ? gib(gpu.resident_bytes) : ''], ['loaded in', seconds(load)],
+      ['warmed up in', first == null ? '' : seconds(first + (second ?? 0))],
+      ['pid', gpu.process_alive === false ? '' : gpu.pid], ['worker', gpu.worker_id],
     ]);
     const last = [];
-    if (gpu.warmup_error) last.push(`Warm-up failed: ${gpu.warmup_error}.`);
+    const exit = gpu.last_exit?.reason ?? gpu.last_exit?.kind;
+    if (gpu.warmup_error && gpu.warmup_error !== exit) last.push(`Warm-up failed: ${gpu.warmup_error}.`);
     if (gpu.last_exit) last.push(`Last exit: ${this.exit(gpu.last_exit)}.`);
     if (state === 'quarantined') last.push('It failed too often and is not started again until an operator lifts this.');
     say(card.last, last.join(' '));
@@ -726,11 +726,9 @@ class Board {
 
   exit(last) {
     if (typeof last !== 'object') return phrase(last);
-    const parts = [phrase(last.reason ?? last.kind ?? 'unknown reason')];
-    if (last.signal != null) parts.push(`signal ${last.signal}`);
-    if (last.code != null) parts.push(`exit status ${last.code}`);
-    if (last.detail ?? last.message) parts.push(last.detail ?? last.message);
-    return parts.join(', ');
+    const what = EXIT_WORDS[last.kind] ?? phrase(last.kind ?? '');
+    const after = last.uptime_seconds == null ? '' : `after ${span(last.uptime_seconds)}`;
+    return [[what, after].filter(Boolean).join(' '), last.reason].filter(Boolean).join(': ');
   }
 }
 

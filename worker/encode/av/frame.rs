@@ -106,11 +106,6 @@ impl SoundFrame {
         })
     }
 
-    /// Sets the place of the first sample, in samples.
-    pub(crate) fn set_time(&mut self, pts: i64) {
-        self.frame.get_mut().pts = pts;
-    }
-
     pub(super) fn as_ptr(&self) -> *const ffi::AVFrame {
         self.frame.0.as_ptr()
     }

@@ -1,16 +1,12 @@
 //! Who moves in the picture: on the ground, on the water, in the sky.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "rows are clamped by the canvas"
-)]
-
 mod beasts;
 
 use super::colour::Rgb;
-use super::draw::{Canvas, Shape};
+use super::draw::Canvas;
 use super::layer::Layer;
 use super::scene::Scene;
+use super::shape::Shape;
 use super::wave::{self, Dice};
 use super::words::Actor;
 use super::world::World;
@@ -108,7 +104,7 @@ pub(super) fn on_the_ground(
     let height = canvas.height as f32;
     for (i, (actor, colour)) in named(scene, &walkers).enumerate() {
         let sway = wave::sin(world.phase(0.07).wrapping_add(wave::turns(i as f32 * 0.3)));
-        let across = 0.4 + 0.05 * sway;
+        let across = 0.47 + 0.05 * sway;
         let x = canvas.width as f32 * across - facing(scene) * i as f32 * height * 0.36;
         let y = ground.ground_at(world, canvas, x) + height * 0.012;
         let mut pen = Pen {
@@ -129,8 +125,8 @@ pub(super) fn on_the_ground(
 fn person(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, coat: Rgb) {
     pen.scale *= 0.17;
     let gait = world.passed(facing(scene) / 0.17);
-    let trousers = coat.mix(Rgb::hex(0x1c_20_2c), 0.75);
-    let skin = lit(scene, Rgb::hex(0xe6_b8_94));
+    let trousers = coat.mix(Rgb::hex(0x1c202c), 0.75);
+    let skin = lit(scene, Rgb::hex(0xe6b894));
     let hip = [0.0, 0.46];
     for side in [0, 1 << 31] {
         let swing = wave::sin(gait.wrapping_add(side));
@@ -160,13 +156,19 @@ fn person(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, coat: Rgb) {
 fn car(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, colour: Rgb) {
     pen.scale *= 0.1;
     let spin = world.passed(facing(scene) / 0.13);
-    let dark = Rgb::hex(0x14_16_1e);
+    let dark = Rgb::hex(0x14161e);
     let beam = scene.palette.light;
     pen.polygon(&[[1.4, 0.42], [3.6, 0.75], [3.6, -0.05]]);
     pen.paint_faint(beam, 0.16);
     pen.ellipse([0.0, 0.0], [1.55, 0.07], 0.0);
     pen.paint_faint(dark, 0.5);
-    pen.polygon(&[[-1.45, 0.2], [1.45, 0.2], [1.48, 0.48], [0.85, 0.58], [-1.42, 0.62]]);
+    pen.polygon(&[
+        [-1.45, 0.2],
+        [1.45, 0.2],
+        [1.48, 0.48],
+        [0.85, 0.58],
+        [-1.42, 0.62],
+    ]);
     pen.polygon(&[[-1.15, 0.58], [0.85, 0.55], [0.4, 0.98], [-0.75, 1.0]]);
     pen.paint(colour);
     pen.polygon(&[[-0.95, 0.62], [-0.2, 0.6], [-0.2, 0.92], [-0.68, 0.92]]);
@@ -176,15 +178,15 @@ fn car(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, colour: Rgb) {
         pen.circle([x, 0.24], 0.25);
         pen.paint(dark);
         pen.circle([x, 0.24], 0.13);
-        pen.paint(Rgb::hex(0xb0_b6_c0));
+        pen.paint(Rgb::hex(0xb0b6c0));
         let spoke = reach([x, 0.24], 0.13, wave::fraction(spin));
         pen.limb([x, 0.24], spoke, [0.03, 0.03]);
         pen.paint(dark);
     }
     pen.ellipse([1.4, 0.44], [0.09, 0.07], 0.0);
-    pen.paint(Rgb::hex(0xff_f6_d2));
+    pen.paint(Rgb::hex(0xfff6d2));
     pen.ellipse([-1.4, 0.5], [0.06, 0.07], 0.0);
-    pen.paint(Rgb::hex(0xff_3a_3a));
+    pen.paint(Rgb::hex(0xff3a3a));
 }
 
 /// Between the waves; `horizon` is a row.
@@ -219,16 +221,36 @@ fn boat(pen: &mut Pen<'_, '_>, world: &World, colour: Rgb) {
     pen.scale *= 0.24;
     let roll = wave::sin(world.phase(0.17)) * 0.06;
     let tip = |x: f32, y: f32| [x + roll * y, y - roll * x];
-    let sail = Rgb::hex(0xf6_ef_e2);
-    pen.polygon(&[tip(-0.42, 0.16), tip(0.5, 0.2), tip(0.34, 0.02), tip(-0.34, 0.02)]);
+    let sail = Rgb::hex(0xf6efe2);
+    pen.polygon(&[
+        tip(-0.42, 0.16),
+        tip(0.5, 0.2),
+        tip(0.34, 0.02),
+        tip(-0.34, 0.02),
+    ]);
     pen.paint(colour);
-    pen.polygon(&[tip(-0.42, 0.17), tip(0.5, 0.21), tip(0.49, 0.17), tip(-0.41, 0.13)]);
+    pen.polygon(&[
+        tip(-0.42, 0.17),
+        tip(0.5, 0.21),
+        tip(0.49, 0.17),
+        tip(-0.41, 0.13),
+    ]);
     pen.paint(colour.scaled(0.6));
     pen.limb(tip(0.02, 0.15), tip(0.02, 1.0), [0.014, 0.01]);
-    pen.paint(Rgb::hex(0x4a_38_2c));
-    pen.polygon(&[tip(0.0, 0.26), tip(0.0, 0.97), tip(-0.2, 0.6), tip(-0.38, 0.27)]);
+    pen.paint(Rgb::hex(0x4a382c));
+    pen.polygon(&[
+        tip(0.0, 0.26),
+        tip(0.0, 0.97),
+        tip(-0.2, 0.6),
+        tip(-0.38, 0.27),
+    ]);
     pen.paint(sail);
-    pen.polygon(&[tip(0.05, 0.28), tip(0.04, 0.9), tip(0.22, 0.58), tip(0.42, 0.28)]);
+    pen.polygon(&[
+        tip(0.05, 0.28),
+        tip(0.04, 0.9),
+        tip(0.22, 0.58),
+        tip(0.42, 0.28),
+    ]);
     pen.paint(sail.mix(colour, 0.25));
 }
 
@@ -240,15 +262,24 @@ fn whale(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, colour: Rgb) {
     pen.polygon(&[[-0.3, up + 0.2], [-0.52, up + 0.42], [-0.6, up + 0.12]]);
     let fluke = up + 0.2 * wave::sin(turn.wrapping_sub(1 << 29));
     pen.limb([-0.8, up - 0.3], [-1.25, fluke], [0.22, 0.06]);
-    pen.polygon(&[[-1.2, fluke - 0.05], [-1.55, fluke + 0.32], [-1.38, fluke + 0.02], [-1.62, fluke - 0.08]]);
+    pen.polygon(&[
+        [-1.2, fluke - 0.05],
+        [-1.55, fluke + 0.32],
+        [-1.38, fluke + 0.02],
+        [-1.62, fluke - 0.08],
+    ]);
     pen.paint(colour);
     pen.circle([0.72, up - 0.12], 0.035);
-    pen.paint(Rgb::hex(0x10_14_1c));
+    pen.paint(Rgb::hex(0x10141c));
     let spout = (wave::sin(turn) - 0.5).max(0.0) * 2.0;
     for i in 0..5 {
         let part = i as f32 / 4.0;
         let spread = (part - 0.5) * 0.5 * spout;
-        pen.limb([0.45, up + 0.25], [0.45 + spread, up + 0.25 + spout * 0.6], [0.02, 0.035]);
+        pen.limb(
+            [0.45, up + 0.25],
+            [0.45 + spread, up + 0.25 + spout * 0.6],
+            [0.02, 0.035],
+        );
     }
     pen.paint_faint(scene.palette.light, 0.55 * spout);
     // The water that it lies in.
@@ -256,12 +287,7 @@ fn whale(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, colour: Rgb) {
     pen.paint_faint(scene.palette.low.mix(scene.palette.top, 0.5), 0.4);
 }
 
-pub(super) fn in_the_sky(
-    scene: &Scene,
-    world: &World,
-    canvas: &mut Canvas<'_>,
-    shape: &mut Shape,
-) {
+pub(super) fn in_the_sky(scene: &Scene, world: &World, canvas: &mut Canvas<'_>, shape: &mut Shape) {
     for (actor, colour) in named(scene, &[Actor::Birds, Actor::Balloon]) {
         match actor {
             Actor::Birds => birds(scene, world, canvas, shape, lit(scene, colour)),
@@ -312,12 +338,12 @@ fn balloons(scene: &Scene, world: &World, canvas: &mut Canvas<'_>, shape: &mut S
     let colours = [colour, colour.hue_turned(0.33), colour.hue_turned(-0.3)];
     let mut dice = Dice::new(world.land, 31);
     for (i, colour) in colours.into_iter().enumerate() {
-        let depth = 0.05 + 0.06 * (2 - i) as f32;
-        let start = wave::turns(0.5 + i as f32 * 0.29);
-        let place = start.wrapping_sub(world.passed(depth / room));
+        let depth = 0.08 - 0.02 * i as f32;
+        let start = wave::turns(0.37 * i as f32);
+        let place = start.wrapping_sub(world.passed(0.06 / room));
         let bob = wave::sin(world.phase(0.08).wrapping_add(dice.bits()));
         let x = (wave::fraction(place) * room - 0.25) * height;
-        let y = height * (0.4 + 0.07 * i as f32 + 0.015 * bob);
+        let y = height * (0.46 - 0.08 * i as f32 + 0.015 * bob);
         let mut pen = Pen {
             canvas,
             shape,
@@ -329,7 +355,7 @@ fn balloons(scene: &Scene, world: &World, canvas: &mut Canvas<'_>, shape: &mut S
             pen.limb([x * 2.2, 0.5], [x, 0.14], [0.01, 0.01]);
         }
         pen.polygon(&[[-0.13, 0.14], [0.13, 0.14], [0.1, -0.02], [-0.1, -0.02]]);
-        pen.paint(Rgb::hex(0x5a_40_2c));
+        pen.paint(Rgb::hex(0x5a402c));
         pen.circle([0.0, 0.9], 0.5);
         pen.polygon(&[[-0.46, 0.7], [0.46, 0.7], [0.14, 0.26], [-0.14, 0.26]]);
         pen.paint(colour);

@@ -28,8 +28,8 @@ pub(super) struct Counter {
 
 #[derive(Debug)]
 pub(super) struct Caption {
-    counter: Option<(Counter, CounterForm)>,
-    font: Font,
+    counter: Option<CounterMasks>,
+    line: f32,
     prompt: Vec<Mask>,
     /// Left, right, and the rows.
     panel: Option<([f32; 2], [i32; 2])>,
@@ -37,27 +37,101 @@ pub(super) struct Caption {
     lost: Option<Mask>,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum CounterForm {
-    Long,
-    NoSeed,
-    Short,
+/// The counter's text before, instead of, and after the frame's number, which is drawn anew in each frame.
+type CounterText = [String; 3];
+
+/// The longest that fits is taken.
+const FORMS: [fn(Counter) -> CounterText; 3] = [
+    |c| {
+        [
+            format!("segment {} · frame ", c.segment_idx),
+            c.blank(),
+            format!("/{} · seed {}", c.num_frames, c.seed),
+        ]
+    },
+    |c| {
+        [
+            format!("segment {} · ", c.segment_idx),
+            c.blank(),
+            format!("/{}", c.num_frames),
+        ]
+    },
+    |c| [format!("{}:", c.segment_idx), c.blank(), String::new()],
+];
+
+impl Counter {
+    /// As wide as the largest frame number.
+    fn blank(self) -> String {
+        let digits = self.num_frames.to_string().len();
+        FIGURE_SPACE.to_string().repeat(digits)
+    }
+}
+
+#[derive(Debug)]
+struct CounterMasks {
+    before: Mask,
+    digits: [Mask; 10],
+    after: Mask,
+    /// Where digits begin and end, and how far apart they are.
+    from: f32,
+    to: f32,
+    pitch: f32,
+}
+
+impl CounterMasks {
+    fn new([before, blank, after]: &CounterText, font: &Font) -> Self {
+        let from = font.width(before);
+        Self {
+            before: font.mask(before),
+            digits: std::array::from_fn(|digit| font.mask(&digit.to_string())),
+            after: font.mask(after),
+            from,
+            to: from + font.width(blank),
+            pitch: font.width("0"),
+        }
+    }
+
+    fn paint(&self, mut number: u32, [left, top]: [i32; 2], canvas: &mut Canvas<'_>) {
+        let colour = Rgb::hex(0xb8c4d6);
+        canvas.stamp([left, top], &self.before, colour);
+        canvas.stamp([left + self.to as i32, top], &self.after, colour);
+        let mut right = self.to;
+        while number > 0 && right > self.from {
+            right -= self.pitch;
+            let digit = &self.digits[(number % 10) as usize];
+            canvas.stamp([left + right as i32, top], digit, colour);
+            number /= 10;
+        }
+    }
 }
 
 impl Caption {
-    pub(super) fn new(prompt: &str, counter: Counter, lost: bool, width: usize, height: usize) -> Self {
+    pub(super) fn new(
+        prompt: &str,
+        counter: Counter,
+        lost: bool,
+        width: usize,
+        height: usize,
+    ) -> Self {
         let font = Font::new((height as f32 / 34.0).clamp(8.0, 44.0));
         let padding = (font.line() * 0.5) as i32;
         let room = width as f32 - 4.0 * padding as f32;
-        let form = [CounterForm::Long, CounterForm::NoSeed, CounterForm::Short]
-            .into_iter()
-            .find(|&form| font.width(&counter_text(counter, form, counter.num_frames)) <= room);
+        let counter = FORMS
+            .iter()
+            .map(|form| form(counter))
+            .find(|text| font.width(&text.concat()) <= room);
         let lines_that_fit = ((height as f32 * 0.42 - 2.0 * padding as f32) / font.line()) as usize;
-        let counted = usize::from(form.is_some() && lines_that_fit > 0);
-        let wrapped = wrap(prompt, &font, room, PROMPT_LINES.min(lines_that_fit - counted));
-        let mut longest = form.filter(|_| counted == 1).map_or(0.0, |form| {
-            font.width(&counter_text(counter, form, counter.num_frames))
-        });
+        let counter = counter.filter(|_| lines_that_fit > 0);
+        let counted = usize::from(counter.is_some());
+        let wrapped = wrap(
+            prompt,
+            &font,
+            room,
+            PROMPT_LINES.min(lines_that_fit - counted),
+        );
+        let mut longest = counter
+            .as_ref()
+            .map_or(0.0, |text| font.width(&text.concat()));
         for line in &wrapped {
             longest = font.width(line).max(longest);
         }
@@ -68,9 +142,9 @@ impl Caption {
             [bottom - rows - 2 * padding, bottom],
         ));
         Self {
-            counter: form.filter(|_| counted == 1).map(|form| (counter, form)),
+            counter: counter.map(|text| CounterMasks::new(&text, &font)),
             prompt: wrapped.iter().map(|line| font.mask(line)).collect(),
-            font,
+            line: font.line(),
             panel,
             padding,
             lost: lost.then(|| {
@@ -86,19 +160,17 @@ impl Caption {
             warn(lost, canvas);
         }
         let Some((x, y)) = self.panel else { return };
-        canvas.panel(x, y, self.padding as f32 * 0.9, Rgb::hex(0x0a_0d_14), 0.5);
+        canvas.panel(x, y, self.padding as f32 * 0.9, Rgb::hex(0x0a0d14), 0.5);
         let left = x[0] as i32 + self.padding;
         let mut top = y[0] + self.padding;
-        // Letters stand on the lower seventh of their cell: half of it is added above, for looks.
-        let line = self.font.line();
-        top += (line * 0.12) as i32;
+        // Letters stand high in their cells.
+        top += (self.line * 0.12) as i32;
         for mask in &self.prompt {
-            canvas.stamp([left, top], mask, Rgb::hex(0xff_ff_ff));
-            top += line as i32;
+            canvas.stamp([left, top], mask, Rgb::hex(0xffffff));
+            top += self.line as i32;
         }
-        if let Some((counter, form)) = self.counter {
-            let text = counter_text(counter, form, frame + 1);
-            canvas.stamp([left, top], &self.font.mask(&text), Rgb::hex(0xb8_c4_d6));
+        if let Some(counter) = &self.counter {
+            counter.paint(frame + 1, [left, top], canvas);
         }
     }
 }
@@ -107,24 +179,9 @@ fn warn(lost: &Mask, canvas: &mut Canvas<'_>) {
     let rows = (lost.cover.len() / lost.width.max(1)) as i32;
     let middle = canvas.height as i32 * 2 / 5;
     let band = [(middle - rows) as f32, (middle + rows) as f32];
-    canvas.rect([0.0, canvas.width as f32], band, Rgb::hex(0x18_04_08), 0.78);
+    canvas.rect([0.0, canvas.width as f32], band, Rgb::hex(0x180408), 0.78);
     let left = (canvas.width as i32 - lost.width as i32) / 2;
-    canvas.stamp([left, middle - rows / 2], lost, Rgb::hex(0xff_24_24));
-}
-
-fn counter_text(counter: Counter, form: CounterForm, frame: u32) -> String {
-    let total = counter.num_frames.to_string();
-    let mut count = frame.to_string();
-    while count.len() < total.len() {
-        count.insert(0, ' ');
-    }
-    let count = count.replace(' ', &FIGURE_SPACE.to_string());
-    let (segment, seed) = (counter.segment_idx, counter.seed);
-    match form {
-        CounterForm::Long => format!("segment {segment} · frame {count}/{total} · seed {seed}"),
-        CounterForm::NoSeed => format!("segment {segment} · {count}/{total}"),
-        CounterForm::Short => format!("{segment}:{count}"),
-    }
+    canvas.stamp([left, middle - rows / 2], lost, Rgb::hex(0xff2424));
 }
 
 /// Breaks between words where it can; what does not fit ends in dots.

@@ -1,4 +1,4 @@
-//! Drawing into RGB frames: spans, anti-aliased shapes, soft dots, and the ground below a line of heights.
+//! Drawing into RGB frames: spans, rectangles, soft dots, masks, and the ground below a line of heights.
 //!
 //! Coordinates are pixels, y down; everything is clipped to the canvas.
 
@@ -9,9 +9,8 @@
 )]
 
 use super::colour::Rgb;
-use super::wave;
 
-/// Columns that a ridge is looked at together: few enough to follow a slope, enough to skip most pixels.
+/// Columns that are filled by whole rows together, once all of them are covered.
 const BLOCK: usize = 16;
 
 #[derive(Debug)]
@@ -34,7 +33,7 @@ impl Canvas<'_> {
     }
 
     /// One pixel, `alpha` in 0..=256.
-    fn blend(&mut self, x: usize, y: usize, colour: Rgb, alpha: i32) {
+    pub(super) fn blend(&mut self, x: usize, y: usize, colour: Rgb, alpha: i32) {
         let at = (y * self.width + x) * 3;
         for (d, c) in self.pixels[at..at + 3].iter_mut().zip(colour.0) {
             *d = blended(*d, c, alpha);
@@ -53,12 +52,7 @@ impl Canvas<'_> {
             self.blend(first, y, colour, weight((x1 - x0) * alpha));
             return;
         }
-        self.blend(
-            first,
-            y,
-            colour,
-            weight((first as f32 + 1.0 - x0) * alpha),
-        );
+        self.blend(first, y, colour, weight((first as f32 + 1.0 - x0) * alpha));
         self.blend(last, y, colour, weight((x1 - last as f32) * alpha));
         let inner = &mut self.row(y)[(first + 1) * 3..last * 3];
         if alpha >= 1.0 {
@@ -90,7 +84,14 @@ impl Canvas<'_> {
     }
 
     /// A disc with a soft or a hard rim: `soft` is the part of the radius over which it fades.
-    pub(super) fn dot(&mut self, centre: [f32; 2], radius: f32, soft: f32, colour: Rgb, alpha: f32) {
+    pub(super) fn dot(
+        &mut self,
+        centre: [f32; 2],
+        radius: f32,
+        soft: f32,
+        colour: Rgb,
+        alpha: f32,
+    ) {
         let [cx, cy] = centre;
         let reach = radius + 1.0;
         let x0 = (cx - reach).floor().max(0.0) as usize;
@@ -137,63 +138,78 @@ impl Canvas<'_> {
     /// are columns. Rows from `limit` on are left alone, since something opaque will cover them.
     pub(super) fn ground(&mut self, edges: &[f32], limit: usize, colour: impl Fn(usize) -> Rgb) {
         let limit = limit.min(self.height);
-        let solid = self.ground_rim(edges, limit, &colour);
-        let blocks: Vec<(usize, usize)> = solid
-            .chunks(BLOCK)
-            .map(|b| (b.iter().copied().min().unwrap_or(0), b.iter().copied().max().unwrap_or(0)))
+        let colours: Vec<Rgb> = (0..limit).map(colour).collect();
+        let solid: Vec<usize> = edges
+            .windows(2)
+            .take(self.width)
+            .enumerate()
+            .map(|(x, pair)| self.rim(x, [pair[0], pair[1]], &colours))
             .collect();
-        let first = blocks.iter().map(|b| b.0).min().unwrap_or(0);
-        let last = blocks.iter().map(|b| b.1).max().unwrap_or(0).min(limit);
-        for y in first..last {
-            let colour = colour(y);
+        let blocks: Vec<usize> = solid
+            .chunks(BLOCK)
+            .map(|block| block.iter().copied().max().unwrap_or(0))
+            .collect();
+        for (x, &from) in solid.iter().enumerate() {
+            self.column(x, from, blocks[x / BLOCK], &colours);
+        }
+        let first = blocks.iter().copied().min().unwrap_or(0);
+        for (y, &colour) in colours.iter().enumerate().skip(first) {
             let mut start = None;
-            for (i, &(low, high)) in blocks.iter().enumerate() {
-                let from = i * BLOCK;
-                if y >= high {
-                    start.get_or_insert(from);
-                } else if y < low {
-                    if let Some(start) = start.take() {
-                        self.fill(y, start, from, colour);
-                    }
-                } else {
-                    for (x, &solid) in solid.iter().enumerate().skip(from).take(BLOCK) {
-                        if solid <= y {
-                            start.get_or_insert(x);
-                        } else if let Some(start) = start.take() {
-                            self.fill(y, start, x, colour);
-                        }
-                    }
+            for (i, &from) in blocks.iter().enumerate() {
+                if from <= y {
+                    start.get_or_insert(i * BLOCK);
+                } else if let Some(start) = start.take() {
+                    self.fill(y, start, i * BLOCK, colour);
                 }
             }
             if let Some(start) = start {
                 self.fill(y, start, self.width, colour);
             }
         }
-        for y in last.max(first)..limit {
-            self.fill(y, 0, self.width, colour(y));
+    }
+
+    /// Only what lies between a line and a lower one, which something else will be painted below of.
+    pub(super) fn band(
+        &mut self,
+        edges: &[f32],
+        lower: &[f32],
+        limit: usize,
+        colour: impl Fn(usize) -> Rgb,
+    ) {
+        let lowest = lower.iter().copied().fold(0.0, f32::max) as usize + 1;
+        let limit = limit.min(self.height).min(lowest);
+        let colours: Vec<Rgb> = (0..limit).map(colour).collect();
+        for x in 0..self.width {
+            let (upper, lower) = ([edges[x], edges[x + 1]], [lower[x], lower[x + 1]]);
+            if lower[0] - upper[0] + lower[1] - upper[1] < 0.02 {
+                continue;
+            }
+            let from = self.rim(x, upper, &colours);
+            let to = lower[0].max(lower[1]).max(0.0) as usize + 1;
+            self.column(x, from, to.min(limit), &colours);
         }
     }
 
-    /// Blends the pixels that the line crosses; returns for each column the row from which it is covered whole.
-    fn ground_rim(
-        &mut self,
-        edges: &[f32],
-        limit: usize,
-        colour: &impl Fn(usize) -> Rgb,
-    ) -> Vec<usize> {
-        let bottom = limit as f32;
-        let mut solid = Vec::with_capacity(self.width);
-        for (x, pair) in edges.windows(2).take(self.width).enumerate() {
-            let low = pair[0].min(pair[1]).clamp(0.0, bottom);
-            let high = pair[0].max(pair[1]).clamp(0.0, bottom);
-            let full = high.ceil() as usize;
-            for y in low as usize..full {
-                let part = part_below(low - y as f32, high - y as f32);
-                self.blend(x, y, colour(y), weight(part));
-            }
-            solid.push(full);
+    /// Blends the pixels of a column that a line crosses; returns the row from which it is covered whole.
+    fn rim(&mut self, x: usize, [left, right]: [f32; 2], colours: &[Rgb]) -> usize {
+        let bottom = colours.len() as f32;
+        let low = left.min(right).clamp(0.0, bottom);
+        let high = left.max(right).clamp(0.0, bottom);
+        let full = high as usize + usize::from(high.fract() > 0.0);
+        for (y, &colour) in colours.iter().enumerate().take(full).skip(low as usize) {
+            let part = part_below(low - y as f32, high - y as f32);
+            self.blend(x, y, colour, weight(part));
         }
-        solid
+        full
+    }
+
+    fn column(&mut self, x: usize, from: usize, to: usize, colours: &[Rgb]) {
+        let stride = self.width * 3;
+        let mut at = from * stride + x * 3;
+        for colour in &colours[from.min(to)..to] {
+            self.pixels[at..at + 3].copy_from_slice(&colour.0);
+            at += stride;
+        }
     }
 }
 
@@ -221,13 +237,13 @@ fn part_below(low: f32, high: f32) -> f32 {
     (integral(high) - integral(low)) / (high - low)
 }
 
-fn weight(alpha: f32) -> i32 {
+pub(super) fn weight(alpha: f32) -> i32 {
     (alpha * 256.0 + 0.5) as i32
 }
 
 fn blended(old: u8, new: u8, alpha: i32) -> u8 {
     let (old, new) = (i32::from(old), i32::from(new));
-    (old + ((new - old) * alpha + 128 >> 8)) as u8
+    (old + (((new - old) * alpha + 128) >> 8)) as u8
 }
 
 fn fill_span(span: &mut [u8], colour: Rgb) {
@@ -258,167 +274,6 @@ pub(super) fn cross_fade(out: &mut [u8], from: &[u8], amount: f32) {
     for (out, from) in out.iter_mut().zip(from) {
         let (new, old) = (i16::from(*out), i16::from(*from));
         // Halved so that the product fits 16 bits: twice as many lanes.
-        *out = (old + ((new - old) * (amount >> 1) >> 7)) as u8;
-    }
-}
-
-/// Closed outlines, filled together with exact coverage; overlaps of outlines that run the same way round count once.
-#[derive(Debug, Default)]
-pub(super) struct Shape {
-    lines: Vec<[[f32; 2]; 2]>,
-    cover: Vec<f32>,
-}
-
-impl Shape {
-    pub(super) fn polygon(&mut self, points: &[[f32; 2]]) {
-        let area: f32 = pairs(points).map(|[a, b]| a[0] * b[1] - b[0] * a[1]).sum();
-        for [a, b] in pairs(points) {
-            self.lines.push(if area >= 0.0 { [a, b] } else { [b, a] });
-        }
-    }
-
-    /// `tilt` turns it, in turns.
-    pub(super) fn ellipse(&mut self, centre: [f32; 2], radii: [f32; 2], tilt: f32) {
-        let corners = ((radii[0].max(radii[1]).max(0.0) * 1.5) as usize).clamp(12, 96);
-        let (s, c) = (wave::sin(wave::turns(tilt)), wave::cos(wave::turns(tilt)));
-        let points: Vec<_> = (0..corners)
-            .map(|i| {
-                let phase = wave::turns(i as f32 / corners as f32);
-                let (x, y) = (wave::cos(phase) * radii[0], wave::sin(phase) * radii[1]);
-                [centre[0] + x * c - y * s, centre[1] + x * s + y * c]
-            })
-            .collect();
-        self.polygon(&points);
-    }
-
-    pub(super) fn circle(&mut self, centre: [f32; 2], radius: f32) {
-        self.ellipse(centre, [radius, radius], 0.0);
-    }
-
-    /// A thick line with round ends that may differ in thickness.
-    pub(super) fn limb(&mut self, from: [f32; 2], to: [f32; 2], radii: [f32; 2]) {
-        let (dx, dy) = (to[0] - from[0], to[1] - from[1]);
-        let length = (dx * dx + dy * dy).sqrt().max(1e-3);
-        let (nx, ny) = (-dy / length, dx / length);
-        self.polygon(&[
-            [from[0] + nx * radii[0], from[1] + ny * radii[0]],
-            [to[0] + nx * radii[1], to[1] + ny * radii[1]],
-            [to[0] - nx * radii[1], to[1] - ny * radii[1]],
-            [from[0] - nx * radii[0], from[1] - ny * radii[0]],
-        ]);
-        self.circle(from, radii[0]);
-        self.circle(to, radii[1]);
-    }
-
-    /// Draws the outlines and forgets them.
-    pub(super) fn paint(&mut self, canvas: &mut Canvas<'_>, colour: Rgb, alpha: f32) {
-        let Some([x0, y0, x1, y1]) = self.bounds(canvas) else {
-            self.lines.clear();
-            return;
-        };
-        let (columns, rows) = (x1 - x0, y1 - y0);
-        // Two more columns: one for what a pixel hands to its right neighbour, one for what lies beyond.
-        let stride = columns + 2;
-        self.cover.clear();
-        self.cover.resize(stride * rows, 0.0);
-        for line in &self.lines {
-            let shifted = line.map(|[x, y]| [x - x0 as f32, y - y0 as f32]);
-            cover_line(&mut self.cover, stride, rows, shifted);
-        }
-        for (row, cover) in self.cover.chunks_exact(stride).enumerate() {
-            let mut sum = 0.0_f32;
-            for (x, part) in cover[..columns].iter().enumerate() {
-                sum += part;
-                if sum > 0.002 {
-                    canvas.blend(x0 + x, y0 + row, colour, weight(sum.min(1.0) * alpha));
-                }
-            }
-        }
-        self.lines.clear();
-    }
-
-    /// Pixels that the outlines touch, `[x0, y0, x1, y1]`, the last two exclusive.
-    fn bounds(&self, canvas: &Canvas<'_>) -> Option<[usize; 4]> {
-        let points = self.lines.iter().flatten();
-        let (mut low, mut high) = ([f32::MAX; 2], [f32::MIN; 2]);
-        for point in points {
-            for axis in 0..2 {
-                low[axis] = low[axis].min(point[axis]);
-                high[axis] = high[axis].max(point[axis]);
-            }
-        }
-        let size = [canvas.width as f32, canvas.height as f32];
-        let from = |axis: usize| low[axis].clamp(0.0, size[axis]).floor() as usize;
-        let to = |axis: usize| high[axis].clamp(0.0, size[axis]).ceil() as usize;
-        let bounds = [from(0), from(1), to(0), to(1)];
-        (bounds[0] < bounds[2] && bounds[1] < bounds[3]).then_some(bounds)
-    }
-}
-
-fn pairs(points: &[[f32; 2]]) -> impl Iterator<Item = [[f32; 2]; 2]> + '_ {
-    let next = points.iter().cycle().skip(1);
-    points.iter().zip(next).map(|(&a, &b)| [a, b])
-}
-
-/// Adds what a line changes to each pixel's running sum of coverage along its row.
-fn cover_line(cover: &mut [f32], stride: usize, rows: usize, line: [[f32; 2]; 2]) {
-    let [[xa, ya], [xb, yb]] = line;
-    if ya == yb {
-        return;
-    }
-    let (sign, [x0, y0], [x1, y1]) = if ya > yb {
-        (1.0, [xb, yb], [xa, ya])
-    } else {
-        (-1.0, [xa, ya], [xb, yb])
-    };
-    let slope = (x1 - x0) / (y1 - y0);
-    let (top, bottom) = (y0.max(0.0), y1.min(rows as f32));
-    let mut y = top;
-    while y < bottom {
-        let row = (y as usize).min(rows - 1);
-        let end = (row as f32 + 1.0).min(bottom);
-        if end <= y {
-            break;
-        }
-        let from = x0 + (y - y0) * slope;
-        let to = x0 + (end - y0) * slope;
-        let cells = &mut cover[row * stride..(row + 1) * stride];
-        cover_row(cells, from.min(to), from.max(to), (end - y) * sign);
-        y = end;
-    }
-}
-
-/// A line's part within one row: from `low` to `high` in x, of signed height `rise`.
-fn cover_row(cells: &mut [f32], low: f32, high: f32, rise: f32) {
-    let right = (cells.len() - 2) as f32;
-    if low >= right {
-        return;
-    }
-    if high <= 0.0 {
-        cells[0] += rise;
-        return;
-    }
-    let per_x = rise / (high - low).max(1e-6);
-    let mut x = low;
-    loop {
-        let column = x.max(0.0).floor();
-        let end = if x < 0.0 {
-            high.min(0.0)
-        } else {
-            high.min(column + 1.0)
-        };
-        let part = if high - low < 1e-6 {
-            rise
-        } else {
-            (end - x) * per_x
-        };
-        let middle = ((x + end) * 0.5).max(0.0) - column;
-        let cell = column as usize;
-        cells[cell] += part * (1.0 - middle);
-        cells[cell + 1] += part * middle;
-        x = end;
-        if x >= high || x >= right {
-            return;
-        }
+        *out = (old + (((new - old) * (amount >> 1)) >> 7)) as u8;
     }
 }

@@ -7,10 +7,11 @@
 )]
 
 use super::actors;
-use super::draw::{Canvas, Shape};
+use super::draw::Canvas;
 use super::layer::Layer;
 use super::plan;
 use super::scene::Scene;
+use super::shape::Shape;
 use super::sky;
 use super::water::{self, Water};
 use super::weather;
@@ -78,7 +79,6 @@ impl Painter {
         if scene.has(Weather::Clouds) {
             sky::clouds(scene, world, canvas, shape);
         }
-        actors::in_the_sky(scene, world, canvas, shape);
         for (part, edges) in self.parts.iter().zip(&mut self.edges) {
             if let Part::Layer(layer) = part {
                 layer.trace(world, canvas, edges);
@@ -91,7 +91,12 @@ impl Painter {
             pixels: frame,
         };
         let (scene, shape) = (&self.scene, &mut self.shape);
+        let mut flown = false;
         for (i, part) in self.parts.iter().enumerate() {
+            if !flown && !matches!(part, Part::Layer(_)) {
+                actors::in_the_sky(scene, world, canvas, shape);
+                flown = true;
+            }
             match part {
                 Part::Layer(layer) => layer.paint(world, canvas, &self.edges[i], limits[i]),
                 Part::Water(water) => water.paint(scene, world, canvas, limits[i], shape),

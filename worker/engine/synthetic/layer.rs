@@ -19,26 +19,28 @@ pub(super) struct Layer {
     pub(super) depth: f32,
     /// The outline's base line, in picture heights from the top, when the camera looks straight ahead.
     pub(super) base: f32,
-    /// By row, from the outline's highest place down.
-    pub(super) colours: Vec<Rgb>,
-    pub(super) cap: Option<Cap>,
+    /// Painted one over the other.
+    pub(super) coats: Vec<Coat>,
     pub(super) lamps: Vec<Lamp>,
 }
 
-/// Snow above a jagged line, or light along the crest.
-#[derive(Debug)]
-pub(super) struct Cap {
-    pub(super) reach: Reach,
-    /// As the layer's own.
+/// Paint below a line that follows the outline.
+#[derive(Clone, Debug)]
+pub(super) struct Coat {
+    pub(super) below: Below,
+    /// By row, from the outline's highest place down.
     pub(super) colours: Vec<Rgb>,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Reach {
-    /// Down to about this height above the base line.
-    Down(f32),
-    /// This far below the crest, both in picture heights.
-    Along(f32),
+/// Where a coat begins, in picture heights; the lowest of all that are given.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Below {
+    /// So far below the outline itself.
+    pub(super) crest: f32,
+    /// Below a jagged line at about this height above the base line.
+    pub(super) snow_line: Option<f32>,
+    /// Where light from the right does not reach: below the outline as it is so far to the right.
+    pub(super) lit: Option<f32>,
 }
 
 /// Something lit on a layer, in picture heights.
@@ -83,7 +85,8 @@ impl Layer {
         let height = canvas.height as f32;
         let around = [-0.06, -0.03, 0.0, 0.03, 0.06].map(|off| {
             let turns = (x / height + off) / PERIOD;
-            self.outline.at(self.left(world).wrapping_add(wave::turns(turns)))
+            self.outline
+                .at(self.left(world).wrapping_add(wave::turns(turns)))
         });
         self.base_row(world, canvas.height) - around.iter().sum::<f32>() / 5.0 * height
     }
@@ -102,13 +105,18 @@ impl Layer {
             let row = (y as i64 - top).clamp(0, colours.len() as i64 - 1);
             colours[row as usize]
         };
-        match &self.cap {
-            None => canvas.ground(edges, limit, |y| shade(&self.colours, y)),
-            Some(cap) => {
-                let lower = self.below_cap(cap.reach, world, edges, canvas.height);
-                let lowest = lower.iter().copied().fold(0.0, f32::max).max(0.0) as usize + 1;
-                canvas.ground(edges, limit.min(lowest), |y| shade(&cap.colours, y));
-                canvas.ground(&lower, limit, |y| shade(&self.colours, y));
+        let mut upper = match self.coats.first() {
+            Some(coat) => self.begin(coat.below, world, edges, canvas.height),
+            None => return,
+        };
+        for (i, coat) in self.coats.iter().enumerate() {
+            let colour = |y| shade(&coat.colours, y);
+            if let Some(next) = self.coats.get(i + 1) {
+                let lower = self.begin(next.below, world, edges, canvas.height);
+                canvas.band(&upper, &lower, limit, colour);
+                upper = lower;
+            } else {
+                canvas.ground(&upper, limit, colour);
             }
         }
         for lamp in &self.lamps {
@@ -116,28 +124,36 @@ impl Layer {
         }
     }
 
-    fn below_cap(&self, reach: Reach, world: &World, edges: &[f32], height: usize) -> Vec<f32> {
+    /// The rows at which a coat begins.
+    fn begin(&self, below: Below, world: &World, edges: &[f32], height: usize) -> Vec<f32> {
         let scale = height as f32;
-        let line = match reach {
-            Reach::Along(thickness) => {
-                return edges.iter().map(|edge| edge + thickness * scale).collect();
-            }
-            Reach::Down(line) => line,
-        };
-        let base = self.base_row(world, height);
-        let mut phase = self.left(world);
-        edges
+        let mut rows: Vec<f32> = edges
             .iter()
-            .map(|&edge| {
-                let jag = wave::sin(phase.wrapping_mul(61)) * 0.012
-                    + wave::sin(phase.wrapping_mul(149)) * 0.011
-                    + wave::sin(phase.wrapping_mul(397)) * 0.006;
-                phase = phase.wrapping_add(phase_step(height));
-                // The line follows the slope a little, so that snow reaches down in the gullies.
-                let follow = (base - edge) * 0.4;
-                edge.max(base - (line * 0.6 + jag) * scale - follow)
-            })
-            .collect()
+            .map(|edge| edge + below.crest * scale)
+            .collect();
+        let base = self.base_row(world, height);
+        let step = phase_step(height);
+        if let Some(line) = below.snow_line {
+            let mut phase = self.left(world);
+            for (row, edge) in rows.iter_mut().zip(edges) {
+                // The outline itself, read much faster, makes the line jagged.
+                let jag = self.outline.at(phase.wrapping_mul(5))
+                    + self.outline.at(phase.wrapping_mul(13)) * 0.5;
+                // It follows the slope a little, so that snow reaches down in the gullies.
+                let height_there = line * 0.6 + (base - edge) / scale * 0.5 - jag * 0.22;
+                *row = row.max(base - height_there * scale);
+                phase = phase.wrapping_add(step);
+            }
+        }
+        if let Some(shift) = below.lit {
+            let turns = wave::turns(shift / PERIOD);
+            let mut phase = self.left(world).wrapping_add(turns);
+            for row in &mut rows {
+                *row = row.max(base - self.outline.at(phase) * scale);
+                phase = phase.wrapping_add(step);
+            }
+        }
+        rows
     }
 
     fn light(&self, lamp: &Lamp, world: &World, canvas: &mut Canvas<'_>, base: f32) {

@@ -2,12 +2,15 @@
 
 use super::colour::Rgb;
 use super::landscape::Part;
-use super::layer::{Cap, Lamp, Layer, Reach};
-use super::scene::Scene;
+use super::layer::{Below, Coat, Lamp, Layer};
+use super::scene::{Light, Scene};
 use super::terrain::{Outline, PERIOD};
 use super::water::{HORIZON, Water};
 use super::wave::{self, Dice};
 use super::words::{Actor, Terrain, Weather};
+
+/// The base line of the ground that actors walk on, in picture heights from the top.
+const NEAR_BASE: f32 = 0.83;
 
 /// From far to near.
 pub(super) fn parts(scene: &Scene, land: u64, height: usize) -> Vec<Part> {
@@ -44,10 +47,10 @@ impl Plan<'_> {
         if !self.water() {
             let middle = self.level().hills(0.17, &mut self.dice);
             self.push(middle, 0.32, HORIZON + 0.1, 0.55);
-            let wooded = self
-                .level()
-                .hills(0.12, &mut self.dice)
-                .trees(0.045, false, &mut self.dice);
+            let wooded =
+                self.level()
+                    .hills(0.12, &mut self.dice)
+                    .trees(0.045, false, &mut self.dice);
             self.push(wooded, 0.5, HORIZON + 0.16, 0.72);
         }
         self.near_ground(0.1);
@@ -59,12 +62,7 @@ impl Plan<'_> {
         {
             let outline = self.level().mountains(amount, &mut self.dice);
             let mut layer = self.layer(outline, depth, base, nearness);
-            let snow = self.scene.palette.light.mix(Rgb::hex(0xff_ff_ff), 0.4);
-            let snow = snow.mix(self.scene.palette.low, 0.3).mix(layer.colours[0], 0.15);
-            layer.cap = Some(Cap {
-                reach: Reach::Down(amount * 0.42),
-                colours: vec![snow],
-            });
+            self.snow_caps(&mut layer, amount * 0.5);
             self.parts.push(Part::Layer(layer));
         }
         if !self.water() {
@@ -75,6 +73,35 @@ impl Plan<'_> {
             self.push_trees(wooded, 0.26, HORIZON + 0.09, 0.6);
         }
         self.near_ground(0.1);
+    }
+
+    /// Snow, lit and in the shade, above the rock.
+    fn snow_caps(&self, layer: &mut Layer, line: f32) {
+        let palette = &self.scene.palette;
+        let rock = layer.coats[0].colours[0];
+        let snow = palette
+            .light
+            .mix(Rgb::hex(0xffffff), 0.4)
+            .mix(palette.low, 0.25);
+        let shaded = snow.mix(palette.middle, 0.4).mix(rock, 0.3);
+        let coat = |below: Below, colour: Rgb| Coat {
+            below,
+            colours: vec![colour],
+        };
+        let shade = Below {
+            lit: Some(0.022),
+            ..Below::default()
+        };
+        layer.coats.splice(
+            0..0,
+            [
+                coat(Below::default(), snow.mix(rock, 0.12)),
+                coat(shade, shaded),
+            ],
+        );
+        for coat in &mut layer.coats[2..] {
+            coat.below.snow_line = Some(line);
+        }
     }
 
     fn forest(&mut self) {
@@ -88,10 +115,10 @@ impl Plan<'_> {
         ];
         let rows = if self.water() { &rows[..2] } else { &rows[..] };
         for &(depth, down, nearness, size) in rows {
-            let outline = self
-                .level()
-                .hills(0.06, &mut self.dice)
-                .trees(size, conifers, &mut self.dice);
+            let outline =
+                self.level()
+                    .hills(0.06, &mut self.dice)
+                    .trees(size, conifers, &mut self.dice);
             self.push_trees(outline, depth, HORIZON + down, nearness);
         }
         self.near_ground(0.07);
@@ -106,10 +133,14 @@ impl Plan<'_> {
         let rows = if self.water() { &rows[..2] } else { &rows[..] };
         for &(depth, down, nearness, size) in rows {
             let window = [0.0055 + 0.008 * depth, 0.009 + 0.012 * depth];
-            let (outline, windows) =
-                self.level().buildings(size, window, &mut self.dice);
+            let (outline, windows) = self.level().buildings(size, window, &mut self.dice);
             let mut layer = self.layer(outline, depth, HORIZON + down, nearness);
-            let strength = if self.dark() { 0.3 + 0.6 * nearness } else { 0.1 + 0.25 * nearness };
+            layer.coats[1].below.lit = Some(0.006 + 0.03 * depth);
+            let strength = if self.dark() {
+                0.3 + 0.6 * nearness
+            } else {
+                0.1 + 0.25 * nearness
+            };
             layer.lamps = windows
                 .iter()
                 .map(|w| Lamp {
@@ -129,20 +160,53 @@ impl Plan<'_> {
         if !self.water() {
             self.parts.push(Part::Walkers);
             let street = self.level();
-            let mut layer = self.layer(street, 0.75, 0.86, 0.95);
-            let rim = self.scene.palette.accent.mix(layer.colours[0], 0.6);
-            layer.cap = Some(Cap {
-                reach: Reach::Along(0.006),
-                colours: vec![rim],
-            });
+            let mut layer = self.layer(street, 0.75, NEAR_BASE - 0.01, 0.95);
+            self.kerb(&mut layer);
+            if self.dark() {
+                self.reflections(&mut layer);
+            }
             self.parts.push(Part::Layer(layer));
+        }
+    }
+
+    fn kerb(&self, layer: &mut Layer) {
+        let kerb = self.scene.palette.low.mix(layer.coats[1].colours[0], 0.65);
+        layer.coats[0].colours = vec![kerb];
+        layer.coats[1].below = Below {
+            crest: 0.007,
+            ..Below::default()
+        };
+    }
+
+    /// The city's lights on the wet street.
+    fn reflections(&mut self, layer: &mut Layer) {
+        for _ in 0..150 {
+            let down = self.dice.range(0.012, 0.15);
+            let wide = self.dice.range(0.02, 0.09) * (0.4 + down * 6.0);
+            let colour = self.sign_colour();
+            layer.lamps.push(Lamp {
+                at: self.dice.bits(),
+                height: -down,
+                size: [wide, 0.002 + down * 0.02],
+                colour,
+                alpha: self.dice.range(0.08, 0.34),
+                halo: 0.0,
+            });
+        }
+    }
+
+    fn sign_colour(&mut self) -> Rgb {
+        let accent = self.scene.palette.accent;
+        match self.dice.below(4) {
+            0 => accent,
+            1 => accent.hue_turned(0.33),
+            2 => accent.hue_turned(-0.33),
+            _ => Rgb::hex(0xff4fa8),
         }
     }
 
     /// Neon signs on the houses.
     fn signs(&mut self, layer: &mut Layer, size: f32) {
-        let accent = self.scene.palette.accent;
-        let colours = [accent, accent.hue_turned(0.33), accent.hue_turned(-0.33), Rgb::hex(0xff_4f_a8)];
         for _ in 0..26 {
             let upright = self.dice.chance(0.6);
             let long = self.dice.range(0.04, 0.1) * (0.5 + layer.depth * 2.0);
@@ -152,11 +216,12 @@ impl Plan<'_> {
             if height < size * 0.12 {
                 continue;
             }
+            let colour = self.sign_colour();
             layer.lamps.push(Lamp {
                 at,
                 height,
                 size: if upright { [thin, long] } else { [long, thin] },
-                colour: colours[self.dice.below(4) as usize],
+                colour,
                 alpha: 0.9,
                 halo: long * 1.1,
             });
@@ -164,7 +229,7 @@ impl Plan<'_> {
     }
 
     fn window_colour(&self, glow: f32) -> Rgb {
-        let warm = Rgb::hex(0xff_d9_96);
+        let warm = Rgb::hex(0xffd996);
         if glow > 0.8 {
             self.scene.palette.accent
         } else {
@@ -175,13 +240,15 @@ impl Plan<'_> {
     fn dunes(&mut self) {
         let far = self.level().mountains(0.14, &mut self.dice);
         self.push(far, 0.04, HORIZON, 0.14);
-        let rows = [(0.12, 0.03, 0.35, 0.15), (0.26, 0.1, 0.6, 0.17), (0.5, 0.2, 0.82, 0.18)];
+        let rows = [
+            (0.12, 0.06, 0.4, 0.26),
+            (0.26, 0.13, 0.66, 0.24),
+            (0.5, 0.2, 0.86, 0.2),
+        ];
         let rows = if self.water() { &rows[..1] } else { &rows[..] };
         for &(depth, down, nearness, amount) in rows {
             let outline = self.level().dunes(amount, &mut self.dice);
-            let mut layer = self.layer(outline, depth, HORIZON + down, nearness);
-            layer.cap = Some(self.lit_crest(&layer, 0.007 + 0.008 * depth));
-            self.parts.push(Part::Layer(layer));
+            self.push(outline, depth, HORIZON + down, nearness);
         }
         self.near_ground(0.06);
     }
@@ -201,18 +268,17 @@ impl Plan<'_> {
             }
         }
         self.parts.push(Part::Walkers);
-        let ground = self.level().hills(amount * 0.8, &mut self.dice);
-        let mut layer = self.layer(ground, 0.85, 0.9, 1.0);
-        layer.cap = Some(self.lit_crest(&layer, 0.008));
-        self.parts.push(Part::Layer(layer));
-    }
-
-    fn lit_crest(&self, layer: &Layer, thickness: f32) -> Cap {
-        let light = self.scene.palette.light;
-        Cap {
-            reach: Reach::Along(thickness),
-            colours: layer.colours.iter().map(|c| c.mix(light, 0.22)).collect(),
+        let mut ground = self.level().hills(amount * 0.8, &mut self.dice);
+        let bare = self.scene.has(Weather::Snow) || self.scene.terrain == Terrain::Dunes;
+        if !bare {
+            ground = ground.grass(0.013, &mut self.dice);
         }
+        let mut layer = self.layer(ground, 0.85, NEAR_BASE, 1.0);
+        layer.coats[1].below = Below {
+            crest: 0.007,
+            ..Below::default()
+        };
+        self.parts.push(Part::Layer(layer));
     }
 
     fn water(&self) -> bool {
@@ -225,7 +291,10 @@ impl Plan<'_> {
 
     fn walked_on(&self) -> bool {
         self.scene.actors.iter().flatten().any(|(actor, _)| {
-            !matches!(actor, Actor::Birds | Actor::Boat | Actor::Balloon | Actor::Whale)
+            !matches!(
+                actor,
+                Actor::Birds | Actor::Boat | Actor::Balloon | Actor::Whale
+            )
         })
     }
 
@@ -241,16 +310,17 @@ impl Plan<'_> {
     /// As `push`, but green stays below the snow.
     fn push_trees(&mut self, outline: Outline, depth: f32, base: f32, nearness: f32) {
         let mut layer = self.layer(outline, depth, base, nearness);
+        layer.coats[1].below.lit = Some(0.003 + 0.008 * depth);
         if self.scene.has(Weather::Snow) {
-            let snow = layer.colours.clone();
-            let dark = Rgb::hex(0x22_3c_44).mix(self.scene.palette.top, 0.35);
-            for colour in &mut layer.colours {
+            let snow = layer.coats[0].clone();
+            let dark = Rgb::hex(0x223c44).mix(self.scene.palette.top, 0.35);
+            for colour in layer.coats.iter_mut().flat_map(|c| &mut c.colours) {
                 *colour = colour.mix(dark, 0.25 + 0.45 * nearness);
             }
-            layer.cap = Some(Cap {
-                reach: Reach::Along(0.012 + 0.02 * depth),
-                colours: snow,
-            });
+            for coat in &mut layer.coats {
+                coat.below.crest = 0.008 + 0.016 * depth;
+            }
+            layer.coats.insert(0, snow);
         }
         self.parts.push(Part::Layer(layer));
     }
@@ -260,7 +330,12 @@ impl Plan<'_> {
     fn layer(&self, outline: Outline, depth: f32, base: f32, nearness: f32) -> Layer {
         let palette = &self.scene.palette;
         let haze = palette.low.mix(palette.middle, 0.35);
-        let near = nearness * if self.scene.has(Weather::Fog) { 0.72 } else { 1.0 };
+        let near = nearness
+            * if self.scene.has(Weather::Fog) {
+                0.72
+            } else {
+                1.0
+            };
         let body = haze.mix(palette.ground, near);
         let foot = if nearness > 0.9 {
             body.scaled(0.6)
@@ -269,15 +344,30 @@ impl Plan<'_> {
         };
         let extent = outline.highest() + if nearness > 0.9 { 0.16 } else { 0.1 };
         let rows = rows_of(extent, self.height);
-        let colours = (0..rows)
+        let colours: Vec<Rgb> = (0..rows)
             .map(|row| body.mix(foot, wave::smoothstep(row as f32 / rows as f32)))
             .collect();
+        let strength = (0.12 + 0.12 * nearness) * if self.dark() { 0.55 } else { 1.0 };
+        let light = match self.scene.light {
+            Light::None => palette.low,
+            _ => palette.light,
+        };
+        let lit = Coat {
+            below: Below::default(),
+            colours: colours.iter().map(|c| c.mix(light, strength)).collect(),
+        };
+        let shade = Coat {
+            below: Below {
+                lit: Some(0.012 + 0.03 * nearness),
+                ..Below::default()
+            },
+            colours,
+        };
         Layer {
             outline,
             depth,
             base,
-            colours,
-            cap: None,
+            coats: vec![lit, shade],
             lamps: Vec::new(),
         }
     }

@@ -199,11 +199,17 @@ impl Reading {
     }
 
     fn time(&self, dice: &mut Dice) -> Time {
-        let guess = [Time::Dawn, Time::Day, Time::Sunset, Time::Dusk, Time::Day][dice.below(5) as usize];
+        let guess =
+            [Time::Dawn, Time::Day, Time::Day, Time::Sunset, Time::Day][dice.below(5) as usize];
         let bit = |w: Weather| self.weather & w as u16 != 0;
         if let Some(time) = self.time {
             time
-        } else if self.neon || self.moon || bit(Weather::Stars) || bit(Weather::Aurora) || bit(Weather::Fireflies) {
+        } else if self.neon
+            || self.moon
+            || bit(Weather::Stars)
+            || bit(Weather::Aurora)
+            || bit(Weather::Fireflies)
+        {
             Time::Night
         } else if bit(Weather::Rain) {
             Time::Overcast
@@ -215,8 +221,13 @@ impl Reading {
     }
 
     fn terrain(&self, dice: &mut Dice) -> Terrain {
-        let guess = [Terrain::Hills, Terrain::Mountains, Terrain::Hills, Terrain::Dunes, Terrain::Forest]
-            [dice.below(5) as usize];
+        let guess = [
+            Terrain::Hills,
+            Terrain::Mountains,
+            Terrain::Hills,
+            Terrain::Dunes,
+            Terrain::Forest,
+        ][dice.below(5) as usize];
         match self.terrain {
             Some(terrain) => terrain,
             None if self.neon => Terrain::City,
@@ -229,7 +240,7 @@ impl Reading {
     fn weather(&self, time: Time, dice: &mut Dice) -> u16 {
         let mut weather = self.weather;
         match time {
-            Time::Night | Time::Dusk if weather & Weather::Rain as u16 == 0 => {
+            Time::Night if weather & Weather::Rain as u16 == 0 => {
                 weather |= Weather::Stars as u16;
             }
             Time::Day | Time::Overcast => weather |= Weather::Clouds as u16,
@@ -256,22 +267,22 @@ impl Reading {
             Time::Day => 0.1,
             Time::Overcast => 0.45,
             Time::Dawn => 0.5,
-            Time::Sunset => 0.62,
-            Time::Dusk => 0.7,
-            Time::Night => 0.74,
+            Time::Sunset => 0.55,
+            Time::Dusk => 0.6,
+            Time::Night => 0.68,
         };
         let snow = weather & Weather::Snow as u16 != 0;
         let mut ground = Rgb::hex(match terrain {
-            _ if snow && terrain != Terrain::City => 0xe6_ee_f6,
-            Terrain::Hills => 0x5d_8f_45,
-            Terrain::Mountains => 0x4d_66_70,
-            Terrain::Forest => 0x2f_5d_3c,
-            Terrain::City => 0x3a_44_58,
-            Terrain::Dunes => 0xd8_9a_56,
-            Terrain::Open => 0x3a_7a_94,
+            _ if snow && terrain != Terrain::City => 0xe6eef6,
+            Terrain::Hills => 0x5d8f45,
+            Terrain::Mountains => 0x4d6670,
+            Terrain::Forest => 0x2f5d3c,
+            Terrain::City => 0x3a4458,
+            Terrain::Dunes => 0xd89a56,
+            Terrain::Open => 0x3a7a94,
         });
-        if let Some(tint) = self.ground_tint.or(self.tint) {
-            ground = ground.mix(tint, if self.ground_tint.is_some() { 0.6 } else { 0.15 });
+        if let Some(tint) = self.tint {
+            ground = ground.mix(tint, 0.15);
         }
         let dimming = if snow { dimming * 0.8 } else { dimming };
         let turn = dice.range(-0.07, 0.07);
@@ -280,35 +291,49 @@ impl Reading {
             middle: middle.hue_turned(turn * 1.2),
             low: low.hue_turned(turn),
             light,
-            ground: ground.hue_turned(turn * 0.6).mix(shade, dimming),
-            accent: Rgb::hex(0xff_cf_7a),
+            ground: self
+                .painted(ground.hue_turned(turn * 0.6))
+                .mix(shade, dimming),
+            accent: Rgb::hex(0xffcf7a),
         };
         if self.neon {
-            palette.middle = palette.middle.mix(Rgb::hex(0x4a_1a_6a), 0.55);
-            palette.low = palette.low.mix(Rgb::hex(0xd0_36_9a), 0.5);
-            palette.accent = [0x38_e0_f0, 0xff_4f_c8, 0xff_e0_5a].map(Rgb::hex)[dice.below(3) as usize];
+            palette.middle = palette.middle.mix(Rgb::hex(0x4a1a6a), 0.55);
+            palette.low = palette.low.mix(Rgb::hex(0xd0369a), 0.5);
+            palette.accent = [0x38e0f0, 0xff4fc8, 0xffe05a].map(Rgb::hex)[dice.below(3) as usize];
         }
         if let Some(tint) = self.tint {
             palette.top = palette.top.tinted(tint, 0.35);
             palette.middle = palette.middle.tinted(tint, 0.5);
             palette.low = palette.low.tinted(tint, 0.5).mix(tint, 0.12);
-            palette.light = palette.light.mix(tint, 0.25);
+            palette.light = palette.light.mix(tint.mix(Rgb::hex(0xffffff), 0.5), 0.3);
             palette.accent = palette.accent.mix(tint, 0.4);
         }
         palette
     }
 
+    /// A colour that was named for the land shows even in the dark.
+    fn painted(&self, ground: Rgb) -> Rgb {
+        self.ground_tint
+            .map_or(ground, |tint| ground.mix(tint, 0.65))
+    }
+
     fn actors(&self) -> [Option<(Actor, Rgb)>; ACTORS] {
         let mut actors = [None; ACTORS];
         for (place, &(actor, colour)) in actors.iter_mut().zip(&self.actors) {
-            *place = Some((actor, colour.map_or(actor.colour(), |c| c.mix(actor.colour(), 0.25))));
+            *place = Some((
+                actor,
+                colour.map_or(actor.colour(), |c| c.mix(actor.colour(), 0.25)),
+            ));
         }
         actors
     }
 
     fn speed(&self) -> i16 {
         let runs = self.actors.iter().any(|(a, _)| {
-            matches!(a, Actor::Fox | Actor::Cat | Actor::Horse | Actor::Deer | Actor::Car)
+            matches!(
+                a,
+                Actor::Fox | Actor::Cat | Actor::Horse | Actor::Deer | Actor::Car
+            )
         });
         let mut speed: f32 = if runs { 0.3 } else { 0.12 };
         for motion in &self.motions {
@@ -338,12 +363,16 @@ impl Reading {
     }
 
     fn lift(&self) -> i8 {
-        let lift: i32 = self.motions.iter().map(|m| match m {
-            Motion::Drone => 44,
-            Motion::Up => 36,
-            Motion::Down => -28,
-            _ => 0,
-        }).sum();
+        let lift: i32 = self
+            .motions
+            .iter()
+            .map(|m| match m {
+                Motion::Drone => 44,
+                Motion::Up => 36,
+                Motion::Down => -28,
+                _ => 0,
+            })
+            .sum();
         lift.clamp(-40, 70) as i8
     }
 }
@@ -357,11 +386,11 @@ fn split(text: &str) -> impl Iterator<Item = String> + '_ {
 /// Top, middle, low, light, and what the ground turns into as the light goes.
 fn sky(time: Time) -> [u32; 5] {
     match time {
-        Time::Dawn => [0x42_5a_98, 0xd0_8c_98, 0xff_dc_a2, 0xff_ec_c0, 0x3d_2f_52],
-        Time::Day => [0x2f_78_c8, 0x7c_bc_ea, 0xdc_ee_f2, 0xff_fa_e0, 0x24_50_62],
-        Time::Sunset => [0x2c_2a_62, 0xbe_4c_6c, 0xff_a4_58, 0xff_d8_84, 0x2c_1a_3e],
-        Time::Dusk => [0x16_1e_48, 0x5a_44_84, 0xe0_92_94, 0xff_e2_cc, 0x18_18_38],
-        Time::Night => [0x05_08_1a, 0x0f_1c_40, 0x30_4a_78, 0xf4_f1_e2, 0x08_0e_22],
-        Time::Overcast => [0x48_54_64, 0x7c_88_94, 0xb6_c0_c6, 0xe8_ea_ec, 0x2c_36_40],
+        Time::Dawn => [0x425a98, 0xd08c98, 0xffdca2, 0xffecc0, 0x3d2f52],
+        Time::Day => [0x2f78c8, 0x7cbcea, 0xdceef2, 0xfffae0, 0x245062],
+        Time::Sunset => [0x2c2a62, 0xbe4c6c, 0xffa458, 0xffd884, 0x2c1a3e],
+        Time::Dusk => [0x161e48, 0x5a4484, 0xe09294, 0xffe2cc, 0x181838],
+        Time::Night => [0x05081a, 0x0f1c40, 0x304a78, 0xf4f1e2, 0x080e22],
+        Time::Overcast => [0x485464, 0x7c8894, 0xb6c0c6, 0xe8eaec, 0x2c3640],
     }
 }

@@ -7,8 +7,9 @@
 )]
 
 use super::colour::Rgb;
-use super::draw::{Canvas, Shape};
+use super::draw::Canvas;
 use super::scene::{Light, Scene};
+use super::shape::Shape;
 use super::wave::{self, Dice};
 use super::words::Weather;
 use super::world::World;
@@ -52,7 +53,12 @@ pub(super) fn paint(scene: &Scene, land: u64, canvas: &mut Canvas<'_>) {
     }
     if scene.light == Light::Moon {
         let shade = scene.palette.light.mix(scene.palette.middle, 0.3);
-        for (x, y, r) in [(-0.3, -0.25, 0.26), (0.28, 0.1, 0.2), (-0.12, 0.42, 0.16), (0.3, -0.48, 0.11)] {
+        for (x, y, r) in [
+            (-0.3, -0.25, 0.26),
+            (0.28, 0.1, 0.2),
+            (-0.12, 0.42, 0.16),
+            (0.3, -0.48, 0.11),
+        ] {
             shape.circle([light[0] + x * radius, light[1] + y * radius], r * radius);
         }
         shape.paint(canvas, shade, 0.55);
@@ -70,7 +76,11 @@ pub(super) fn light_place(scene: &Scene, canvas: &Canvas<'_>) -> [f32; 2] {
 }
 
 fn light_radius(scene: &Scene) -> f32 {
-    if scene.light == Light::Sun { 0.085 } else { 0.062 }
+    if scene.light == Light::Sun {
+        0.085
+    } else {
+        0.062
+    }
 }
 
 fn gradient(scene: &Scene, y: f32) -> [f32; 3] {
@@ -86,7 +96,13 @@ fn gradient(scene: &Scene, y: f32) -> [f32; 3] {
     })
 }
 
-fn stars(land: u64, canvas: &mut Canvas<'_>, count: u32, place: fn(&mut Dice) -> [f32; 2], big: f32) {
+fn stars(
+    land: u64,
+    canvas: &mut Canvas<'_>,
+    count: u32,
+    place: fn(&mut Dice) -> [f32; 2],
+    big: f32,
+) {
     let mut dice = Dice::new(land, 3);
     let (width, height) = (canvas.width as f32, canvas.height as f32);
     let count = count.min((width * height / 260.0) as u32);
@@ -95,7 +111,7 @@ fn stars(land: u64, canvas: &mut Canvas<'_>, count: u32, place: fn(&mut Dice) ->
         let bright = dice.unit();
         let radius = (height / 900.0) * (0.5 + bright * bright + big);
         let alpha = (0.25 + 0.75 * bright * bright) * (1.0 - y * 1.2).max(0.1);
-        let colour = Rgb::hex(if dice.chance(0.3) { 0xff_e9_d0 } else { 0xe4_ee_ff });
+        let colour = Rgb::hex(if dice.chance(0.3) { 0xffe9d0 } else { 0xe4eeff });
         canvas.dot([x * width, y * height], radius, 0.4, colour, alpha);
     }
 }
@@ -109,8 +125,8 @@ pub(super) fn twinkle(world: &World, canvas: &mut Canvas<'_>) {
         let rate = dice.range(0.15, 0.6);
         let bright = 0.5 + 0.5 * wave::sin(world.phase(rate).wrapping_add(dice.bits()));
         let radius = height / 420.0;
-        canvas.dot(at, radius * 2.6, 1.0, Rgb::hex(0xcf_dd_ff), bright * 0.35);
-        canvas.dot(at, radius, 0.4, Rgb::hex(0xff_ff_ff), 0.25 + bright * 0.75);
+        canvas.dot(at, radius * 2.6, 1.0, Rgb::hex(0xcfddff), bright * 0.35);
+        canvas.dot(at, radius, 0.4, Rgb::hex(0xffffff), 0.25 + bright * 0.75);
     }
 }
 
@@ -118,18 +134,29 @@ pub(super) fn clouds(scene: &Scene, world: &World, canvas: &mut Canvas<'_>, shap
     let palette = &scene.palette;
     let height = canvas.height as f32;
     let span = canvas.width as f32 + height * 1.2;
-    let wind = if scene.has(Weather::Wind) { 0.03 } else { 0.012 };
+    let wind = if scene.has(Weather::Wind) {
+        0.03
+    } else {
+        0.012
+    };
     let mut dice = Dice::new(world.land, 5);
     let heavy = scene.has(Weather::Rain);
-    let lit = if heavy { palette.middle.scaled(0.92) } else { palette.low.mix(palette.light, 0.55) };
+    let lit = if heavy {
+        palette.middle.scaled(0.92)
+    } else {
+        palette
+            .low
+            .mix(palette.light, 0.5)
+            .mix(Rgb::hex(0xffffff), 0.25)
+    };
     for _ in 0..if heavy { 8 } else { 6 } {
-        let size = dice.range(0.08, 0.17) * height;
+        let size = dice.range(0.05, 0.12) * height;
         let y = dice.range(0.08, 0.4) * height;
         let drift = world.phase(wind * dice.range(0.6, 1.3) * height / span);
         let camera = world.passed(0.03 * height / span);
         let place = wave::fraction(dice.bits().wrapping_add(drift).wrapping_sub(camera));
         let x = place * span - height * 0.6;
-        let alpha = dice.range(0.4, 0.8);
+        let alpha = dice.range(0.3, 0.65);
         let mut puff = dice.clone();
         dice.bits();
         cloud(shape, [x, y], size, &mut puff);
@@ -146,7 +173,10 @@ fn cloud(shape: &mut Shape, [x, y]: [f32; 2], size: f32, dice: &mut Dice) {
         let part = (i as f32 - 2.0) / 2.4;
         let radius = size * (0.62 - 0.3 * part * part) * dice.range(0.75, 1.1);
         let lift = (radius - base).max(0.0);
-        shape.circle([x + part * reach, y + base - radius.max(base) - lift * 0.05], radius);
+        shape.circle(
+            [x + part * reach, y + base - radius.max(base) - lift * 0.05],
+            radius,
+        );
     }
 }
 
@@ -154,8 +184,8 @@ fn cloud(shape: &mut Shape, [x, y]: [f32; 2], size: f32, dice: &mut Dice) {
 pub(super) fn aurora(world: &World, canvas: &mut Canvas<'_>) {
     let (width, height) = (canvas.width as f32, canvas.height as f32);
     let step = (height / 180.0).max(2.0);
-    let green = Rgb::hex(0x4c_f0_a8);
-    let violet = Rgb::hex(0x9a_6c_f0);
+    let green = Rgb::hex(0x4cf0a8);
+    let violet = Rgb::hex(0x9a6cf0);
     let mut x = 0.0;
     while x < width {
         let turn = wave::turns(x / height * 0.35);
@@ -171,7 +201,12 @@ pub(super) fn aurora(world: &World, canvas: &mut Canvas<'_>) {
             let part = row / rows;
             let fade = bright * (1.0 - part) * (row / 2.0).min(1.0);
             let y = foot - part * tall;
-            canvas.rect([x, x + step], [y - tall / rows, y], green.mix(violet, part), fade);
+            canvas.rect(
+                [x, x + step],
+                [y - tall / rows, y],
+                green.mix(violet, part),
+                fade,
+            );
             row += 1.0;
         }
         x += step;

@@ -2,12 +2,6 @@
 //!
 //! All that moves is a phase in [`SoundState`], so that the next segment's first sample follows this one's last.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a rate is a positive part of a turn, and the noise generator's bits are taken as a signed number"
-)]
-
 use super::scene::Scene;
 use super::wave;
 use super::words::Weather;
@@ -26,8 +20,18 @@ const FADE_IN_SAMPLES: u32 = SAMPLE_RATE / 2;
 
 /// Equal temperament within one octave.
 const SEMITONES: [f32; 12] = [
-    1.0, 1.059_463, 1.122_462, 1.189_207, 1.259_921, 1.334_84, 1.414_214, 1.498_307, 1.587_401,
-    1.681_793, 1.781_797, 1.887_749,
+    1.0,
+    1.059_463,
+    1.122_462,
+    1.189_207,
+    1.259_921,
+    1.334_84,
+    std::f32::consts::SQRT_2,
+    1.498_307,
+    1.587_401,
+    1.681_793,
+    1.781_797,
+    1.887_749,
 ];
 
 /// What a scene sounds like.
@@ -63,7 +67,13 @@ impl Chord {
     }
 
     /// Appends so many samples, left and right interleaved, while the air's strength moves to that of `next`.
-    pub(super) fn play(&self, next: &Self, state: &mut SoundState, samples: u32, out: &mut Vec<f32>) {
+    pub(super) fn play(
+        &self,
+        next: &Self,
+        state: &mut SoundState,
+        samples: u32,
+        out: &mut Vec<f32>,
+    ) {
         let begin = Gains::at(state, self.air);
         let swell = SWELL_HZ * samples as f32 / SAMPLE_RATE as f32;
         state.swell = state.swell.wrapping_add(wave::turns(swell));
@@ -80,7 +90,10 @@ impl Chord {
                 sides[0] += tone * gains.voices[voice][0];
                 sides[1] += tone * gains.voices[voice][1];
             }
-            state.noise = state.noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.noise = state
+                .noise
+                .wrapping_mul(1_664_525)
+                .wrapping_add(1_013_904_223);
             let white = state.noise as i32 as f32 / 2_147_483_648.0;
             state.air += (white - state.air) * 0.12;
             out.extend(sides.map(|side| side + state.air * gains.air));

@@ -69,13 +69,27 @@ impl Outline {
     }
 
     pub(super) fn mountains(mut self, amount: f32, dice: &mut Dice) -> Self {
-        let mut cells = 13;
-        let mut part = amount * 0.55;
+        let mut cells = 17;
+        let mut part = 1.0;
         for _ in 0..6 {
             self.add(cells, part, dice, straight);
             cells = cells * 2 + 1;
-            part *= 0.47;
+            part *= 0.45;
         }
+        let low = self.heights.iter().copied().fold(f32::MAX, f32::min);
+        let scale = 1.0 / (self.highest() - low);
+        for height in &mut self.heights {
+            let part = (*height - low) * scale;
+            // Summits stand out of their ridge.
+            *height = amount * part * (0.35 + 0.65 * part);
+        }
+        self
+    }
+
+    /// Blades of grass along the line.
+    pub(super) fn grass(mut self, amount: f32, dice: &mut Dice) -> Self {
+        self.add(523, amount, dice, straight);
+        self.add(997, amount * 0.6, dice, straight);
         self
     }
 
@@ -85,13 +99,14 @@ impl Outline {
         self
     }
 
-    /// Raises every place to a shape's height: `half_width` and the height over the distance from the middle, 0..1.
-    fn raise(&mut self, middle: f32, half_width: f32, shape: impl Fn(f32) -> f32) {
+    /// Raises every place to a shape's height above the ground in its middle: the shape gives the height over the
+    /// distance from there, 0 to 1 at `half_width`.
+    fn raise(&mut self, ground: &[f32], middle: f32, half_width: f32, shape: impl Fn(f32) -> f32) {
         let len = self.heights.len();
         let scale = len as f32 / PERIOD;
         let reach = half_width * scale;
         let centre = middle * scale;
-        let ground = self.heights[(centre as usize) % len];
+        let ground = ground[(centre as usize) % len];
         let mut x = (centre - reach).ceil();
         while x <= centre + reach {
             let index = (x as i64).rem_euclid(len as i64) as usize;
@@ -103,26 +118,35 @@ impl Outline {
 
     /// Conifers, or crowns of leaves, on the land as it is.
     pub(super) fn trees(mut self, size: f32, conifers: bool, dice: &mut Dice) -> Self {
+        let ground = self.heights.clone();
         let mut middle = 0.0;
         while middle < PERIOD {
             let height = size * dice.range(0.55, 1.0);
             if conifers {
-                let half = height * dice.range(0.17, 0.24);
-                let tiers = 4.0 + dice.below(3) as f32;
-                self.raise(middle, half, |t| conifer(t, tiers) * height);
-                middle += half * dice.range(0.7, 1.9);
+                let half = height * dice.range(0.24, 0.33);
+                let tiers = 5.0 + dice.below(3) as f32;
+                self.raise(&ground, middle, half, |t| conifer(t, tiers) * height);
+                middle += half * dice.range(0.6, 1.5);
             } else {
                 let half = height * dice.range(0.3, 0.5);
-                self.raise(middle, half, |t| crown(t) * height);
-                self.raise(middle + half * 0.5, half * 0.7, |t| crown(t) * height * 0.86);
-                middle += half * dice.range(0.8, 2.2);
+                self.raise(&ground, middle, half, |t| crown(t) * height);
+                self.raise(&ground, middle + half * 0.5, half * 0.7, |t| {
+                    crown(t) * height * 0.86
+                });
+                middle += half * dice.range(0.5, 1.3);
             }
         }
         self
     }
 
     /// Buildings in a row, and the lit windows on them.
-    pub(super) fn buildings(mut self, size: f32, window: [f32; 2], dice: &mut Dice) -> (Self, Vec<Window>) {
+    pub(super) fn buildings(
+        mut self,
+        size: f32,
+        window: [f32; 2],
+        dice: &mut Dice,
+    ) -> (Self, Vec<Window>) {
+        let ground = self.heights.clone();
         let mut windows = Vec::new();
         let mut left = 0.0;
         while left < PERIOD - 0.05 * size {
@@ -130,11 +154,13 @@ impl Outline {
             let tall = if dice.chance(0.18) { 1.0 } else { 0.7 };
             let height = size * tall * dice.range(0.35, 1.0);
             let middle = left + width * 0.5;
-            self.raise(middle, width * 0.5, |_| height);
+            self.raise(&ground, middle, width * 0.5, |_| height);
             match dice.below(5) {
-                0 => self.raise(middle, width * 0.3, |_| height * 1.1),
-                1 => self.raise(middle, width * 0.04, |_| height * 1.28),
-                2 => self.raise(middle, width * 0.5, |t| height + (1.0 - t) * width * 0.35),
+                0 => self.raise(&ground, middle, width * 0.3, |_| height * 1.1),
+                1 => self.raise(&ground, middle, width * 0.04, |_| height * 1.28),
+                2 => self.raise(&ground, middle, width * 0.5, |t| {
+                    height + (1.0 - t) * width * 0.35
+                }),
                 _ => {}
             }
             light_windows([left, width, height], window, dice, &mut windows);
@@ -174,8 +200,12 @@ fn light_windows(
 }
 
 fn conifer(distance: f32, tiers: f32) -> f32 {
-    let level = (1.0 - distance) * tiers;
-    (level.floor() + 0.5 * (level - level.floor())) / tiers
+    let cone = 1.0 - distance;
+    let level = (cone * tiers).floor();
+    let tiered = (level + 0.35 * (cone * tiers - level)) / tiers;
+    let part = cone + (tiered - cone) * (distance * 2.0).min(1.0);
+    // Slender towards the top.
+    part * (0.4 + 0.6 * part)
 }
 
 fn crown(distance: f32) -> f32 {

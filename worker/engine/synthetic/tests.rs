@@ -1,10 +1,14 @@
+//! Facts about what comes out: `state` has those about continuing, `look` measures and shows.
+
+mod look;
+mod state;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fastvideo_proto::client::Stage;
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::link::{SyntheticSpec, VideoFormat};
-use fastvideo_proto::state::{Dtype, StateHeader};
 
 use super::{AUDIO, Synthetic};
 use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State};
@@ -249,123 +253,6 @@ fn every_frame_brings_its_own_samples() {
 }
 
 #[test]
-fn altered_state_is_visibly_lost() {
-    let (_, good) = first("a quiet forest");
-    assert!(!is_marked_lost(&next("a quiet forest", &good).0.frames[7]));
-    let latents = good.blob.len() - 3 * 8 * 16 * 2;
-    let places = [0, latents / 2, latents, latents + 40, latents + 221, good.blob.len() - 1];
-    for place in places {
-        let (_, mut state) = first("a quiet forest");
-        state.blob[place] ^= 1;
-        let (take, _) = next("a quiet forest", &state);
-        assert!(
-            take.frames.iter().all(|f| is_marked_lost(f)),
-            "byte {place}"
-        );
-    }
-}
-
-#[test]
-fn frames_of_another_session_are_visibly_lost() {
-    let (_, mut state) = first("a quiet forest");
-    let (_, other) = first("a quiet forest in the rain");
-    let frames = usize::try_from(state.header.frames_end()).unwrap();
-    state.blob[..frames].copy_from_slice(&other.blob[..frames]);
-    let (take, after) = next("a quiet forest", &state);
-    assert!(take.frames.iter().all(|f| is_marked_lost(f)));
-    assert!(!is_marked_lost(&next("a quiet forest", &after).0.frames[0]));
-}
-
-#[test]
-fn lost_state_is_visible_in_the_smallest_picture() {
-    let session = SessionId::random();
-    let mut request = request(&session, "x");
-    request.format = format(64, 64, 2);
-    let (_, mut state) = run(&request);
-    state.blob[5] ^= 0x80;
-    request.state = Some(State {
-        header: &state.header,
-        blob: &state.blob,
-    });
-    assert!(is_marked_lost(&run(&request).0.frames[0]));
-}
-
-#[test]
-fn state_of_another_shape_is_refused() {
-    let (_, state) = first("sea");
-    let refusal = |change: fn(&mut StateHeader)| {
-        let mut header = state.header.clone();
-        change(&mut header);
-        let session = SessionId::random();
-        let mut request = request(&session, "sea");
-        request.state = Some(State {
-            header: &header,
-            blob: &state.blob,
-        });
-        let mut take = Take::default();
-        match Synthetic::new(spec(), SMALL).generate(&request, &mut take) {
-            Err(EngineError::StateIncompatible(message)) => message,
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!(
-        refusal(|h| h.frames.as_mut().unwrap().width = 256),
-        "state's frames: expected 1 to 4 of 192x128, given 4 of 256x128"
-    );
-    assert_eq!(
-        refusal(|h| h.frames.as_mut().unwrap().count = 5),
-        "state's frames: expected 1 to 4 of 192x128, given 5 of 192x128"
-    );
-    assert_eq!(
-        refusal(|h| h.frames = None),
-        "state's frames: expected 1 to 4 of 192x128, given none"
-    );
-    assert_eq!(
-        refusal(|h| h.audio_latents.as_mut().unwrap().dtype = Dtype::F16),
-        "state's audio latents: expected Bf16 [1, 8, 3, 16], given F16 [1, 8, 3, 16]"
-    );
-    assert_eq!(
-        refusal(|h| h.audio_latents.as_mut().unwrap().shape[2] = 4),
-        "state's audio latents: expected Bf16 [1, 8, 3, 16], given Bf16 [1, 8, 4, 16]"
-    );
-    assert_eq!(
-        refusal(|h| h.audio_latents = None),
-        "state's audio latents: expected Bf16 [1, 8, 3, 16], given none"
-    );
-    assert_eq!(
-        refusal(|h| h.frames.as_mut().unwrap().count = 3),
-        "state's size: expected 221952 bytes, given 295680 bytes"
-    );
-}
-
-#[test]
-fn state_says_what_it_holds() {
-    let (take, state) = first("sea");
-    let header = &state.header;
-    assert_eq!(header.blob_bytes(), state.blob.len() as u64);
-    let trailing: Vec<u8> = take.frames[4..].concat();
-    assert!(state.blob[..trailing.len()] == trailing);
-    assert_eq!(header.segment_index, 0);
-    assert_eq!(header.metadata, r#"{"engine":"synthetic"}"#);
-    let latents = state.blob[trailing.len()..].chunks_exact(2);
-    for element in latents {
-        let bits = u32::from(u16::from_le_bytes([element[0], element[1]])) << 16;
-        assert!(f32::from_bits(bits).abs() < 4.0);
-    }
-    assert_eq!(next("sea", &state).1.header.segment_index, 1);
-}
-
-#[test]
-fn segment_shorter_than_the_conditioning_keeps_all_its_frames() {
-    let session = SessionId::random();
-    let mut request = request(&session, "sea");
-    request.format.num_frames = 3;
-    let (_, state) = run(&request);
-    assert_eq!(state.header.frames.unwrap().count, 3);
-    assert!(!is_marked_lost(&next("sea", &state).0.frames[0]));
-}
-
-#[test]
 fn cancelling_is_obeyed_at_steps_and_frames() {
     for after in [0, 1, 2, 3, 9] {
         let session = SessionId::random();
@@ -375,7 +262,10 @@ fn cancelling_is_obeyed_at_steps_and_frames() {
             ..Take::default()
         };
         let result = Synthetic::new(spec(), SMALL).generate(&request(&session, "x"), &mut take);
-        assert!(matches!(result, Err(EngineError::Cancelled)), "after {after}");
+        assert!(
+            matches!(result, Err(EngineError::Cancelled)),
+            "after {after}"
+        );
         assert_eq!(take.steps.len() + take.frames.len(), after);
     }
 }
@@ -475,9 +365,7 @@ fn prerendered_frames_are_handed_out_and_remembered() {
     spec.prerender = true;
     let mut engine = Synthetic::new(spec, format(192, 128, 3));
     let mut last = 0.0;
-    engine
-        .load(&mut |fraction, _| last = fraction)
-        .unwrap();
+    engine.load(&mut |fraction, _| last = fraction).unwrap();
     assert_eq!(last, 1.0);
     let session = SessionId::random();
     let mut request = request(&session, "sea");
@@ -492,71 +380,4 @@ fn prerendered_frames_are_handed_out_and_remembered() {
         blob: &state.blob,
     });
     assert!(!is_marked_lost(&run(&request).0.frames[0]));
-}
-
-/// For looking at: `LOOK=folder LOOK_PROMPT=… cargo test … -- --ignored look`.
-#[test]
-#[ignore = "writes pictures for a person to look at"]
-fn look() {
-    let folder = std::env::var("LOOK").unwrap();
-    let prompts = std::env::var("LOOK_PROMPTS").unwrap();
-    for (i, prompt) in prompts.split('|').enumerate() {
-        let session = SessionId::random();
-        let mut request = request(&session, prompt);
-        request.format = format(768, 512, 25);
-        let (take, _) = run(&request);
-        for n in [0, 24] {
-            let path = format!("{folder}/{i}-{n}.png");
-            image::save_buffer(path, &take.frames[n], 768, 512, image::ColorType::Rgb8).unwrap();
-        }
-    }
-}
-
-/// Gives every frame back as the next blank one, as the encoder does.
-#[derive(Default)]
-struct Recycle(Vec<u8>);
-
-impl Sink for Recycle {
-    fn cancelled(&self) -> bool {
-        false
-    }
-
-    fn step(&mut self, _stage: Stage, _step: u32, _total_steps: u32) {}
-
-    fn blank_frame(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.0)
-    }
-
-    fn frame(&mut self, rgb: Vec<u8>, _sound: &[f32]) -> Result<(), EngineError> {
-        self.0 = rgb;
-        Ok(())
-    }
-}
-
-/// Time of whole segments without pacing: `cargo test --release … -- --ignored --nocapture speed`.
-#[test]
-#[ignore = "a measurement, not a fact"]
-fn speed() {
-    let prompts = [
-        "a red fox running through snow at night",
-        "golden sunrise over the ocean, drone shot",
-        "neon city in the rain",
-        "a quiet forest",
-    ];
-    for (width, height, num_frames) in [(256, 256, 24), (768, 512, 24), (1920, 1088, 24)] {
-        for prompt in prompts {
-            let session = SessionId::random();
-            let mut request = request(&session, prompt);
-            request.format = format(width, height, num_frames);
-            let mut best = Duration::MAX;
-            let mut sink = Recycle(vec![0; request.format.frame_bytes()]);
-            for _ in 0..9 {
-                let begun = Instant::now();
-                let state = Synthetic::new(spec(), SMALL).generate(&request, &mut sink);
-                assert!(state.is_ok());
-                best = best.min(begun.elapsed());
-            }
-            println!("{width}x{height}x{num_frames} {prompt}: {best:?}");
-        }
-    }
 }

@@ -8,8 +8,9 @@
 
 use super::actors;
 use super::colour::Rgb;
-use super::draw::{Canvas, Shape};
+use super::draw::Canvas;
 use super::scene::{Light, Scene};
+use super::shape::Shape;
 use super::sky;
 use super::wave::{self, Dice};
 use super::world::World;
@@ -29,21 +30,46 @@ pub(super) struct Water {
     crest: Rgb,
 }
 
-/// Waves that come nearer: how far below the horizon, amplitude, waves in a picture height, depth.
-const SWELLS: [[f32; 4]; 4] = [
-    [0.05, 0.003, 5.0, 0.12],
-    [0.11, 0.006, 2.7, 0.25],
-    [0.2, 0.011, 1.6, 0.5],
-    [0.31, 0.017, 1.0, 0.9],
-];
+/// One wave front after the other, each nearer than the one before.
+const SWELLS: usize = 8;
+/// How far below the horizon the nearest one is, in picture heights.
+const NEAREST: f32 = 0.36;
+
+/// One front of waves.
+#[derive(Clone, Copy, Debug)]
+struct Swell {
+    /// 0 at the horizon, 1 nearest.
+    near: f32,
+    /// Rows.
+    base: f32,
+    next_base: f32,
+    /// In pixels.
+    amount: f32,
+}
+
+impl Swell {
+    fn new(i: usize, top: f32, height: f32) -> Self {
+        let down = |i: usize| {
+            let part = (i as f32 + 0.6) / SWELLS as f32;
+            top + NEAREST * height * part * part
+        };
+        let near = (i as f32 + 0.6) / SWELLS as f32;
+        Self {
+            near,
+            base: down(i),
+            next_base: down(i + 1),
+            amount: height * 0.017 * near * near + 0.3,
+        }
+    }
+}
 
 impl Water {
     pub(super) fn new(scene: &Scene) -> Self {
         let palette = &scene.palette;
-        let own = Rgb::hex(0x1d_6a_88).mix(palette.top, 0.5);
+        let own = Rgb::hex(0x1d6a88).mix(palette.top, 0.45);
         Self {
-            far: palette.low.mix(palette.middle, 0.4).mix(own, 0.3),
-            near: own.mix(palette.top, 0.25).scaled(0.72),
+            far: palette.low.mix(palette.middle, 0.45).mix(own, 0.3),
+            near: own.mix(palette.top, 0.2).scaled(0.68),
             crest: palette.low.mix(palette.light, 0.4),
         }
     }
@@ -56,90 +82,133 @@ impl Water {
         limit: usize,
         shape: &mut Shape,
     ) {
-        let top = line(world, canvas.height).max(0.0) as usize;
-        for y in top..limit {
-            canvas.fill(y, 0, canvas.width, self.colour(canvas.height, top, y));
+        let height = canvas.height as f32;
+        let top = line(world, canvas.height).max(0.0);
+        let first = Swell::new(0, top, height);
+        for y in top as usize..limit.min((first.base + first.amount * 2.0) as usize) {
+            canvas.fill(y, 0, canvas.width, self.far);
         }
-        self.glitter(scene, world, canvas, top);
+        let mut glitter = Glitter::new(scene, world, canvas, top);
+        glitter.paint(scene, world, canvas, first.base);
         let mut edges = Vec::new();
-        for (i, swell) in SWELLS.into_iter().enumerate() {
-            if i == 2 {
-                actors::afloat(scene, world, canvas, shape, top as f32);
+        for i in 0..SWELLS {
+            let swell = Swell::new(i, top, height);
+            if i == SWELLS - 3 {
+                actors::afloat(scene, world, canvas, shape, top);
             }
-            self.swell(world, canvas, swell, [top, limit], &mut edges);
+            self.swell(world, canvas, swell, limit, &mut edges);
+            glitter.paint(scene, world, canvas, swell.next_base);
         }
-    }
-
-    fn colour(&self, height: usize, top: usize, y: usize) -> Rgb {
-        let part = (y - top.min(y)) as f32 / (height as f32 * (1.0 - HORIZON));
-        self.far.mix(self.near, (part * 1.4).min(1.0))
     }
 
     fn swell(
         &self,
         world: &World,
         canvas: &mut Canvas<'_>,
-        [down, amount, waves, depth]: [f32; 4],
-        [top, limit]: [usize; 2],
+        swell: Swell,
+        limit: usize,
         edges: &mut Vec<f32>,
     ) {
+        let Swell {
+            near,
+            base,
+            next_base,
+            amount,
+        } = swell;
         let height = canvas.height as f32;
-        let base = top as f32 + down * height;
-        let amount = amount * height;
-        let way = world.passed(depth * waves);
-        let first = way.wrapping_add(world.phase(0.11 + 0.05 * depth));
-        // Not a multiple of the first, so that the pattern does not repeat.
-        let second = world.passed(depth * waves * 2.3).wrapping_sub(world.phase(0.17));
-        let heave = wave::sin(world.phase(0.13).wrapping_add(wave::turns(down * 7.0)));
-        let step = |factor: f32| (f64::from(waves * factor) / f64::from(height) * 4_294_967_296.0) as u64 as u32;
-        let (step_a, step_b) = (step(1.0), step(2.3));
+        // Waves in a picture height, and how much of the camera's way they move.
+        let waves = 1.1 / (near + 0.12);
+        let depth = near * 0.9;
+        // The second is not a multiple of the first, so that the pattern does not repeat.
+        let factors = [1.0, 2.37];
+        let rates = [0.07 + 0.1 * near, -0.16];
+        let mut phases: [u32; 2] = std::array::from_fn(|i| {
+            world
+                .passed(depth * waves * factors[i])
+                .wrapping_add(world.phase(rates[i]))
+                .wrapping_add(wave::turns(near * 7.3))
+        });
+        let steps = factors.map(|f| (f64::from(waves * f / height) * 4_294_967_296.0) as u32);
+        let heave = wave::sin(world.phase(0.13).wrapping_add(wave::turns(near * 2.1)));
+        let mut rim = Vec::with_capacity(canvas.width + 1);
         edges.clear();
-        let (mut a, mut b) = (first, second);
         for _ in 0..=canvas.width {
-            let crest = wave::sin(a);
+            let crest = wave::sin(phases[0]);
             // Sharpened upwards, as water is.
-            let rise = crest * 0.7 + crest * crest.abs() * 0.3 + wave::sin(b) * 0.35;
-            edges.push(base - (rise + heave * 0.5) * amount);
-            (a, b) = (a.wrapping_add(step_a), b.wrapping_add(step_b));
+            let rise = crest * 0.65 + crest * crest.abs() * 0.35 + wave::sin(phases[1]) * 0.3;
+            let edge = base - (rise + heave * 0.5) * amount;
+            edges.push(edge);
+            // Light lies on the crests only.
+            rim.push(edge + (rise - 0.1).max(0.0) * amount * 0.42);
+            phases = [0, 1].map(|i: usize| phases[i].wrapping_add(steps[i]));
         }
-        let reach = (base + amount * 2.2).max(0.0) as usize;
-        let crest = |y: usize| self.colour(canvas_height(height), top, y).mix(self.crest, 0.2 + 0.1 * depth);
-        canvas.ground(edges, limit.min(reach + 2), crest);
-        for edge in edges.iter_mut() {
-            *edge += amount * 0.35 + 0.6;
+        let body = self.far.mix(self.near, (near * 1.3).min(1.0));
+        let bright = body.mix(self.crest, 0.26 - 0.12 * near);
+        canvas.band(edges, &rim, limit, |_| {
+            body.mix(self.crest, 0.5 - 0.15 * near)
+        });
+        // Bright where it rises, dark in the trough before the next front.
+        let fall = (next_base - base + amount * 2.0).max(1.0);
+        let reach = (next_base + amount * 4.0 + 2.0) as usize;
+        let reach = if near > 1.0 - 1.0 / SWELLS as f32 {
+            limit
+        } else {
+            limit.min(reach)
+        };
+        canvas.ground(&rim, reach, |y| {
+            let part = ((y as f32 - base + amount) / fall).clamp(0.0, 1.0);
+            bright.mix(body, part.sqrt())
+        });
+    }
+}
+
+/// The broken image of sun or moon, painted piece by piece between the waves.
+struct Glitter {
+    dice: Dice,
+    middle: f32,
+    top: f32,
+    down: f32,
+}
+
+impl Glitter {
+    fn new(scene: &Scene, world: &World, canvas: &Canvas<'_>, top: f32) -> Self {
+        let [middle, _] = sky::light_place(scene, canvas);
+        Self {
+            dice: Dice::new(world.land, 7),
+            middle,
+            top,
+            down: 1.0,
         }
-        let near = self.near;
-        let body = |y: usize| self.colour(canvas_height(height), top, y).mix(near, 0.25);
-        canvas.ground(edges, limit, body);
     }
 
-    /// The broken image of sun or moon.
-    fn glitter(&self, scene: &Scene, world: &World, canvas: &mut Canvas<'_>, top: usize) {
+    /// Down to a row.
+    fn paint(&mut self, scene: &Scene, world: &World, canvas: &mut Canvas<'_>, row: f32) {
         if scene.light == Light::None {
             return;
         }
         let height = canvas.height as f32;
-        let [middle, _] = sky::light_place(scene, canvas);
-        let pitch = (height / 150.0).max(1.0);
-        let mut dice = Dice::new(world.land, 7);
-        let mut down = pitch * 0.5;
-        while top as f32 + down < height {
-            let part = down / height;
-            let spread = (0.03 + part * 0.28) * height;
-            for _ in 0..3 {
+        let pitch = (height / 170.0).max(1.0);
+        while self.top + self.down < row.min(height) {
+            let part = self.down / height;
+            let spread = (0.05 + part * 0.32) * height;
+            for _ in 0..4 {
+                let dice = &mut self.dice;
                 let rate = dice.range(0.2, 0.7);
                 let shimmer = wave::sin(world.phase(rate).wrapping_add(dice.bits()));
-                let x = middle + (dice.unit() + dice.unit() - 1.0) * spread + shimmer * spread * 0.1;
-                let half = spread * dice.range(0.08, 0.32) * (0.6 + 0.4 * shimmer);
-                let alpha = (0.5 + 0.35 * shimmer) * (1.0 - part * 1.6).max(0.25);
-                let y = top as f32 + down;
-                canvas.rect([x - half, x + half], [y, y + pitch * 0.55], scene.palette.light, alpha);
+                let off = dice.unit() + dice.unit() - 1.0;
+                let x = self.middle + off * spread + shimmer * spread * 0.08;
+                let half = spread * dice.range(0.06, 0.3) * (0.6 + 0.4 * shimmer);
+                let alpha = (0.5 + 0.35 * shimmer) * (1.0 - off.abs() * 0.6);
+                let y = self.top + self.down;
+                let thick = pitch * (0.5 + part * 1.5);
+                canvas.rect(
+                    [x - half, x + half],
+                    [y, y + thick],
+                    scene.palette.light,
+                    alpha,
+                );
             }
-            down += pitch * (1.0 + part * 4.0);
+            self.down += pitch * (1.1 + part * 7.0);
         }
     }
-}
-
-fn canvas_height(height: f32) -> usize {
-    height as usize
 }

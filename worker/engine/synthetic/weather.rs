@@ -61,14 +61,22 @@ fn place(
 fn snow(scene: &Scene, world: &World, canvas: &mut Canvas<'_>) {
     let mut dice = Dice::new(world.land, 20);
     let height = canvas.height as f32;
-    let colour = Rgb::hex(0xff_ff_ff).mix(scene.palette.light, 0.15);
+    let colour = Rgb::hex(0xffffff).mix(scene.palette.light, 0.15);
     let wind = if scene.has(Weather::Wind) { 0.25 } else { 0.03 };
     for _ in 0..130 {
         let near = dice.unit();
         let near = near * near;
         let fall = 0.05 + 0.16 * near;
-        let mut at = place(world, canvas, &mut dice, 0.3 + near, [-wind * (0.5 + near), fall]);
-        let sway = world.phase(0.25 * dice.range(0.5, 1.2)).wrapping_add(dice.bits());
+        let mut at = place(
+            world,
+            canvas,
+            &mut dice,
+            0.3 + near,
+            [-wind * (0.5 + near), fall],
+        );
+        let sway = world
+            .phase(0.25 * dice.range(0.5, 1.2))
+            .wrapping_add(dice.bits());
         at[0] += wave::sin(sway) * height * 0.012;
         let radius = height * (0.0024 + 0.0085 * near);
         canvas.dot(at, radius, 0.5 + 0.4 * near, colour, 0.9 - 0.4 * near);
@@ -78,19 +86,31 @@ fn snow(scene: &Scene, world: &World, canvas: &mut Canvas<'_>) {
 fn rain(scene: &Scene, world: &World, canvas: &mut Canvas<'_>) {
     let mut dice = Dice::new(world.land, 21);
     let height = canvas.height as f32;
-    let colour = Rgb::hex(0xe8_f0_ff).mix(scene.palette.low, 0.3);
+    let colour = Rgb::hex(0xe8f0ff).mix(scene.palette.low, 0.3);
     let slant = if scene.has(Weather::Wind) { 0.34 } else { 0.12 };
     for _ in 0..150 {
         let near = dice.unit();
         let fall = 1.1 + 0.9 * near;
-        let at = place(world, canvas, &mut dice, 0.2 + 0.8 * near, [-slant * fall, fall]);
+        let at = place(
+            world,
+            canvas,
+            &mut dice,
+            0.2 + 0.8 * near,
+            [-slant * fall, fall],
+        );
         let length = height * (0.03 + 0.05 * near);
         let width = (height * (0.0012 + 0.0012 * near)).max(0.5);
         let mut row = 0.0;
         while row < length {
             let fade = row / length;
             let x = at[0] - slant * row;
-            canvas.bar((at[1] + row) as i32, x, x + width, colour, (0.12 + 0.28 * near) * fade);
+            canvas.bar(
+                (at[1] + row) as i32,
+                x,
+                x + width,
+                colour,
+                (0.12 + 0.28 * near) * fade,
+            );
             row += 1.0;
         }
     }
@@ -103,25 +123,25 @@ fn fireflies(scene: &Scene, world: &World, canvas: &mut Canvas<'_>) {
         let near = dice.unit();
         let mut at = place(world, canvas, &mut dice, 0.3 + 0.5 * near, [0.01, -0.015]);
         at[1] = height * (0.45 + 0.5 * at[1] / height);
-        let rates = [dice.range(0.1, 0.25), dice.range(0.1, 0.3), dice.range(0.2, 0.5)];
+        let rates = [
+            dice.range(0.1, 0.25),
+            dice.range(0.1, 0.3),
+            dice.range(0.2, 0.5),
+        ];
         let [x, y, blink] =
             rates.map(|rate| wave::sin(world.phase(rate).wrapping_add(dice.bits())));
         let at = [at[0] + x * height * 0.03, at[1] + y * height * 0.025];
         let bright = (0.35 + 0.65 * blink).max(0.0);
         let radius = height * (0.003 + 0.003 * near);
         canvas.dot(at, radius * 5.0, 1.0, scene.palette.accent, bright * 0.5);
-        canvas.dot(at, radius, 0.5, Rgb::hex(0xff_fb_dc), bright);
+        canvas.dot(at, radius, 0.5, Rgb::hex(0xfffbdc), bright);
     }
 }
 
 fn petals(scene: &Scene, world: &World, canvas: &mut Canvas<'_>) {
     let mut dice = Dice::new(world.land, 23);
     let height = canvas.height as f32;
-    let colours = [
-        Rgb::hex(0xf6_a8_c0),
-        Rgb::hex(0xe8_8a_4a),
-        scene.palette.accent,
-    ];
+    let colours = [Rgb::hex(0xf6a8c0), Rgb::hex(0xe88a4a), scene.palette.accent];
     for i in 0..48 {
         let near = dice.unit();
         let drift = [-0.06 - 0.08 * near, 0.05 + 0.07 * near];

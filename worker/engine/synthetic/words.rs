@@ -99,16 +99,16 @@ impl Actor {
 
     pub(super) fn colour(self) -> Rgb {
         Rgb::hex(match self {
-            Self::Fox => 0xd9_6a_2b,
-            Self::Cat => 0x3a_35_3d,
-            Self::Horse => 0x5b_3a_26,
-            Self::Deer => 0x8a_5c_36,
-            Self::Birds => 0x2b_30_3c,
-            Self::Boat => 0xc9_4f_3f,
-            Self::Balloon => 0xe0_58_4f,
-            Self::Person => 0xb8_48_54,
-            Self::Car => 0xd8_3a_4a,
-            Self::Whale => 0x35_55_74,
+            Self::Fox => 0xd96a2b,
+            Self::Cat => 0x3a353d,
+            Self::Horse => 0x5b3a26,
+            Self::Deer => 0x8a5c36,
+            Self::Birds => 0x2b303c,
+            Self::Boat => 0xc94f3f,
+            Self::Balloon => 0xe0584f,
+            Self::Person => 0xb84854,
+            Self::Car => 0xd83a4a,
+            Self::Whale => 0x355574,
         })
     }
 }
@@ -179,9 +179,7 @@ fn look_up_exact(word: &str) -> Option<Word> {
 
         "fox" | "wolf" | "dog" | "puppy" | "coyote" => Word::Actor(Actor::Fox),
         "cat" | "kitten" | "panther" | "tiger" | "lion" | "leopard" => Word::Actor(Actor::Cat),
-        "horse" | "pony" | "unicorn" | "stallion" | "cow" | "elephant" => {
-            Word::Actor(Actor::Horse)
-        }
+        "horse" | "pony" | "unicorn" | "stallion" | "cow" | "elephant" => Word::Actor(Actor::Horse),
         "deer" | "stag" | "elk" | "moose" | "reindeer" | "gazelle" => Word::Actor(Actor::Deer),
         "bird" | "eagle" | "seagull" | "gull" | "crow" | "raven" | "swan" | "owl" | "dragon"
         | "geese" | "goose" | "hawk" | "butterfly" => Word::Actor(Actor::Birds),
@@ -220,24 +218,24 @@ fn look_up_exact(word: &str) -> Option<Word> {
 
 fn colour(word: &str) -> Option<Rgb> {
     Some(Rgb::hex(match word {
-        "red" | "crimson" | "scarlet" | "ruby" => 0xd6_2f_3c,
-        "orange" | "amber" => 0xf0_82_2c,
-        "gold" | "golden" => 0xff_c2_4a,
-        "yellow" => 0xf7_dc_4e,
-        "green" | "emerald" => 0x3f_a8_5a,
-        "lime" => 0x9a_d6_3a,
-        "teal" | "turquoise" => 0x2a_b0_a8,
-        "cyan" | "aqua" => 0x38_cf_e6,
-        "blue" | "azure" | "cobalt" => 0x2f_6f_de,
-        "navy" | "indigo" => 0x32_3f_a0,
-        "purple" | "violet" | "lavender" => 0x8a_4f_d0,
-        "magenta" | "fuchsia" => 0xe0_3f_c0,
-        "pink" | "rose" => 0xf4_82_b0,
-        "brown" | "bronze" => 0x8a_5a_34,
-        "white" | "pale" | "ivory" => 0xf2_f0_ea,
-        "silver" => 0xbf_c8_d2,
-        "grey" | "gray" => 0x8c_92_99,
-        "black" => 0x1c_1d_24,
+        "red" | "crimson" | "scarlet" | "ruby" => 0xd62f3c,
+        "orange" | "amber" => 0xf0822c,
+        "gold" | "golden" => 0xffc24a,
+        "yellow" => 0xf7dc4e,
+        "green" | "emerald" => 0x3fa85a,
+        "lime" => 0x9ad63a,
+        "teal" | "turquoise" => 0x2ab0a8,
+        "cyan" | "aqua" => 0x38cfe6,
+        "blue" | "azure" | "cobalt" => 0x2f6fde,
+        "navy" | "indigo" => 0x323fa0,
+        "purple" | "violet" | "lavender" => 0x8a4fd0,
+        "magenta" | "fuchsia" => 0xe03fc0,
+        "pink" | "rose" => 0xf482b0,
+        "brown" | "bronze" => 0x8a5a34,
+        "white" | "pale" | "ivory" => 0xf2f0ea,
+        "silver" => 0xbfc8d2,
+        "grey" | "gray" => 0x8c9299,
+        "black" => 0x1c1d24,
         _ => return None,
     }))
 }

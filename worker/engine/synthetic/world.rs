@@ -148,7 +148,11 @@ impl Memory {
         for colour in [p.top, p.middle, p.low, p.light, p.ground, p.accent] {
             out.extend(colour.0);
         }
-        out.extend([scene.terrain as u8, u8::from(scene.water), scene.light as u8]);
+        out.extend([
+            scene.terrain as u8,
+            u8::from(scene.water),
+            scene.light as u8,
+        ]);
         out.extend(scene.light_at);
         out.extend(scene.weather.to_le_bytes());
         for actor in scene.actors {
@@ -157,7 +161,12 @@ impl Memory {
             out.extend(colour.0);
         }
         out.extend(scene.speed.to_le_bytes());
-        out.extend([scene.pace, scene.lift as u8, scene.key, u8::from(scene.minor)]);
+        out.extend([
+            scene.pace,
+            scene.lift as u8,
+            scene.key,
+            u8::from(scene.minor),
+        ]);
         out.extend(frames.to_le_bytes());
         out
     }

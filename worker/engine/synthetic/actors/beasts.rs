@@ -83,19 +83,36 @@ pub(super) fn draw(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, actor: A
     let pitch = 0.05 * wave::sin(gait);
     let hips = [-build.long, 0.84 + bob + pitch];
     let chest = [build.long, 0.84 + bob - pitch];
-    let dark = coat.mix(Rgb::hex(0x16_12_14), 0.6);
-    let pale = coat.mix(Rgb::hex(0xff_f4_e4), 0.8);
+    let dark = coat.mix(Rgb::hex(0x161214), 0.6);
+    let pale = coat.mix(Rgb::hex(0xfff4e4), 0.8);
 
     pen.ellipse([0.05, 0.0], [build.long * 1.7, 0.07], 0.0);
-    pen.paint_faint(Rgb::hex(0x10_14_20), 0.28);
+    pen.paint_faint(Rgb::hex(0x101420), 0.28);
     legs(pen, &build, [hips, chest], gait.wrapping_add(1 << 30));
     pen.paint(dark.scaled(0.75));
     tail(pen, actor, hips, gait, [coat, pale, dark]);
     legs(pen, &build, [hips, chest], gait);
-    pen.paint(if actor == Actor::Fox { dark } else { coat.scaled(0.82) });
+    pen.paint(if actor == Actor::Fox {
+        dark
+    } else {
+        coat.scaled(0.82)
+    });
 
     let head = [chest[0] + build.neck[0], chest[1] + build.neck[1]];
+    let [haunch, breast] = build.thick;
     pen.limb(hips, chest, build.thick);
+    pen.ellipse(
+        [hips[0] - 0.02, hips[1]],
+        [haunch * 1.3, haunch * 1.12],
+        0.05,
+    );
+    pen.ellipse(
+        [chest[0] + 0.03, chest[1] - 0.02],
+        [breast * 1.1, breast * 1.22],
+        -0.05,
+    );
+    let belly = [0.0, (hips[1] + chest[1]) * 0.5 - 0.03];
+    pen.ellipse(belly, [build.long, breast * 1.02], 0.0);
     pen.limb([chest[0] * 0.95, chest[1] + 0.02], head, build.neck_thick);
     head_of(pen, &build, head);
     pen.paint(coat);
@@ -111,17 +128,29 @@ fn legs(pen: &mut Pen<'_, '_>, build: &Build, [hips, chest]: [[f32; 2]; 2], gait
         let upper = root[1] * 0.5;
         let root = [root[0], root[1] - 0.06];
         let knee = reach(root, upper, swing + bend * 0.35);
-        let foot = reach(knee, upper * 0.92 - folded * 0.05, swing - bend * 0.5 - folded * 0.13);
+        let foot = reach(
+            knee,
+            upper * 0.92 - folded * 0.05,
+            swing - bend * 0.5 - folded * 0.13,
+        );
         pen.limb(root, knee, [build.leg * 2.6, build.leg * 1.35]);
         pen.limb(knee, foot, [build.leg * 1.35, build.leg]);
-        pen.limb(foot, [foot[0] + 0.05, foot[1]], [build.leg, build.leg * 0.8]);
+        pen.limb(
+            foot,
+            [foot[0] + 0.05, foot[1]],
+            [build.leg, build.leg * 0.8],
+        );
     }
 }
 
 fn head_of(pen: &mut Pen<'_, '_>, build: &Build, [x, y]: [f32; 2]) {
     let (r, snout, ear) = (build.head, build.snout, build.ear);
     pen.circle([x, y], r);
-    pen.limb([x + r * 0.3, y - r * 0.15], [x + r * 0.6 + snout, y - r * 0.15 - snout * 0.35], [r * 0.75, r * 0.28]);
+    pen.limb(
+        [x + r * 0.3, y - r * 0.15],
+        [x + r * 0.6 + snout, y - r * 0.15 - snout * 0.35],
+        [r * 0.78, r * 0.34],
+    );
     for back in [0.0, 0.55] {
         let foot = x - r * (0.55 - back);
         pen.polygon(&[
@@ -148,12 +177,24 @@ fn tail(
             pen.paint(coat);
         }
         Actor::Horse => {
-            pen.limb([x - 0.12, y + 0.08], [x - 0.42, y - 0.05 + wag], [0.05, 0.09]);
-            pen.limb([x - 0.42, y - 0.05 + wag], [x - 0.56, y - 0.4 + wag], [0.09, 0.03]);
+            pen.limb(
+                [x - 0.12, y + 0.08],
+                [x - 0.42, y - 0.05 + wag],
+                [0.05, 0.09],
+            );
+            pen.limb(
+                [x - 0.42, y - 0.05 + wag],
+                [x - 0.56, y - 0.4 + wag],
+                [0.09, 0.03],
+            );
             pen.paint(dark);
         }
         Actor::Deer => {
-            pen.limb([x - 0.12, y + 0.08], [x - 0.22, y + 0.12 + wag], [0.05, 0.04]);
+            pen.limb(
+                [x - 0.12, y + 0.08],
+                [x - 0.22, y + 0.12 + wag],
+                [0.05, 0.04],
+            );
             pen.paint(pale);
         }
         _ => {
@@ -162,7 +203,11 @@ fn tail(
             pen.limb([x, y], middle, [0.08, 0.17]);
             pen.limb(middle, tip, [0.17, 0.06]);
             pen.paint(coat.scaled(0.94));
-            pen.limb([tip[0] + 0.12, tip[1] - 0.03], [tip[0] - 0.1, tip[1] + 0.03], [0.105, 0.02]);
+            pen.limb(
+                [tip[0] + 0.12, tip[1] - 0.03],
+                [tip[0] - 0.1, tip[1] + 0.03],
+                [0.105, 0.02],
+            );
             pen.paint(pale);
         }
     }
@@ -178,7 +223,11 @@ fn details(
     let r = build.head;
     match actor {
         Actor::Horse => {
-            pen.limb([x - 0.05, y + 0.08], [chest[0] - 0.06, chest[1] + 0.16], [0.06, 0.05]);
+            pen.limb(
+                [x - 0.05, y + 0.08],
+                [chest[0] - 0.06, chest[1] + 0.16],
+                [0.06, 0.05],
+            );
             pen.paint(dark);
         }
         Actor::Deer => {
@@ -192,8 +241,19 @@ fn details(
             pen.paint(dark.mix(pale, 0.4));
         }
         Actor::Fox => {
-            pen.limb([chest[0] + 0.1, chest[1] - 0.02], [x - 0.02, y - r * 0.75], [0.1, 0.07]);
-            pen.limb([x + r * 0.5, y - r * 0.55], [x + r * 0.6 + build.snout * 0.85, y - r * 0.3 - build.snout * 0.36], [0.05, 0.03]);
+            pen.limb(
+                [chest[0] + 0.1, chest[1] - 0.02],
+                [x - 0.02, y - r * 0.75],
+                [0.1, 0.07],
+            );
+            pen.limb(
+                [x + r * 0.5, y - r * 0.55],
+                [
+                    x + r * 0.6 + build.snout * 0.85,
+                    y - r * 0.3 - build.snout * 0.36,
+                ],
+                [0.05, 0.03],
+            );
             pen.paint(pale);
         }
         _ => {}

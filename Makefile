@@ -1,0 +1,42 @@
+# The only entry points. Each installs the Debian packages that it needs, or names them when it may not.
+
+BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libswresample-dev libx264-dev \
+                 clang libclang-dev pkg-config
+TEST_PACKAGES = ffmpeg chromium chromium-driver
+
+# What `make demo` starts. A slow engine, so that a segment can be watched while it is generated.
+DEMO_GPUS = 2
+DEMO_ARGS = --host 127.0.0.1 --generator.synthetic.step_ms 120 --generator.synthetic.frame_ms 15 \
+            --streaming.generation_segment_cap 100
+
+.PHONY: demo build test check bench clean build-packages test-packages
+
+demo: build
+	target/release/fastvideo-supervisor --gpus $(DEMO_GPUS) $(DEMO_ARGS) $(ARGS)
+
+build: build-packages
+	cargo build --release --workspace --locked
+
+# The integration tests start the worker's binary, which `cargo test` alone would not build.
+test: build-packages test-packages
+	cargo build --workspace --locked
+	cargo test --workspace --locked
+
+check: build-packages
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; \
+	else echo "cargo-deny is not installed: licences and sources of dependencies were not checked"; fi
+
+bench: build test-packages
+	cargo bench --locked -- $(ARGS)
+
+clean:
+	cargo clean
+
+build-packages:
+	@deploy/need-packages $(BUILD_PACKAGES)
+
+test-packages:
+	@deploy/need-packages $(TEST_PACKAGES)
