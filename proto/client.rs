@@ -253,6 +253,13 @@ pub enum ServerMessage {
         /// Written for the client's user.
         message: String,
         retryable: bool,
+        /// The segment that this ends or interrupts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        segment_idx: Option<u32>,
+        /// The server itself starts the segment again: what was received of it is void, and another
+        /// `ltx2_segment_start` follows.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        restarting: bool,
     },
     SegmentCancelled {
         segment_idx: u32,
@@ -260,6 +267,19 @@ pub enum ServerMessage {
     ServerDraining {
         deadline_seconds: u64,
     },
+}
+
+impl ServerMessage {
+    /// An error that concerns no segment.
+    pub fn error(code: ErrorCode, message: impl Into<String>, retryable: bool) -> Self {
+        Self::Error {
+            code,
+            message: message.into(),
+            retryable,
+            segment_idx: None,
+            restarting: false,
+        }
+    }
 }
 
 /// What this server can do.

@@ -83,9 +83,19 @@ fn router(app: App) -> Router {
         .route("/v1/stream", get(stream::upgrade))
         .merge(status::routes())
         .merge(page::routes())
-        .fallback(async || error(StatusCode::NOT_FOUND, "not_found", "there is nothing here; see /openapi.json"))
+        .fallback(async || {
+            error(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                "there is nothing here; see /openapi.json",
+            )
+        })
         .method_not_allowed_fallback(async || {
-            error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route does not answer that method")
+            error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this route does not answer that method",
+            )
         })
         .with_state(app)
 }

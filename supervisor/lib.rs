@@ -67,7 +67,9 @@ pub async fn serve(
         port,
         source,
     };
-    let listener = TcpListener::bind((host.as_str(), port)).await.map_err(listen)?;
+    let listener = TcpListener::bind((host.as_str(), port))
+        .await
+        .map_err(listen)?;
     on_listening(listener.local_addr().map_err(listen)?);
 
     let (drain, drain_seen) = watch::channel(Drain::No);
@@ -93,7 +95,9 @@ pub async fn serve(
         pool.stop().await;
         return match ended {
             Some(Ok(Err(error))) => Err(ServeError::Http(error)),
-            _ => Err(ServeError::Http(io::Error::other("the server's task ended"))),
+            _ => Err(ServeError::Http(io::Error::other(
+                "the server's task ended",
+            ))),
         };
     }
 
@@ -109,7 +113,11 @@ pub async fn serve(
         tracing::warn!("second signal: stopping at once");
         drain.send_replace(Drain::Until(Instant::now()));
         pool.stop_now();
-        let _ = timeout_at(Instant::now() + Duration::from_millis(500), connections.wait()).await;
+        let _ = timeout_at(
+            Instant::now() + Duration::from_millis(500),
+            connections.wait(),
+        )
+        .await;
     }
     tokio::select! {
         () = pool.stop() => {}

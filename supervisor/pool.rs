@@ -224,11 +224,16 @@ impl Pool {
 
     pub fn status(&self) -> PoolStatus {
         let board = self.board();
-        let workers = self.shared.seats.iter().enumerate().map(|(i, seat)| WorkerSeat {
-            status: seat.status.borrow().clone(),
-            sessions: board.sessions_on(i),
-            available: board.has_room(i),
-        });
+        let workers = self
+            .shared
+            .seats
+            .iter()
+            .enumerate()
+            .map(|(i, seat)| WorkerSeat {
+                status: seat.status.borrow().clone(),
+                sessions: board.sessions_on(i),
+                available: board.has_room(i),
+            });
         PoolStatus {
             workers: workers.collect(),
             queue_depth: board.queue_depth(),
@@ -259,7 +264,10 @@ impl Pool {
     }
 
     fn board(&self) -> std::sync::MutexGuard<'_, Board> {
-        self.shared.board.lock().expect("no holder of this lock panics")
+        self.shared
+            .board
+            .lock()
+            .expect("no holder of this lock panics")
     }
 }
 

@@ -87,7 +87,10 @@ pub enum Inbound {
     /// The client is gone. Nothing follows.
     Gone,
     /// The client broke the WebSocket protocol; the connection ends with this close code. Nothing follows.
-    Broken { code: u16, reason: &'static str },
+    Broken {
+        code: u16,
+        reason: &'static str,
+    },
 }
 
 /// Close codes of RFC 6455 as the protocol uses them.
@@ -109,7 +112,12 @@ mod tests {
 
     pub(super) fn config() -> Config {
         Config {
-            format: VideoFormat { width: 64, height: 64, num_frames: 8, fps: 24 },
+            format: VideoFormat {
+                width: 64,
+                height: 64,
+                num_frames: 8,
+                fps: 24,
+            },
             num_inference_steps: 8,
             max_inference_steps: 200,
             seed: 10,

@@ -132,7 +132,12 @@ impl Server {
     }
 
     /// Waits until a GPU's `/status` fits, and returns it.
-    pub(crate) async fn gpu_until(&self, gpu: u32, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn gpu_until(
+        &self,
+        gpu: u32,
+        what: &str,
+        fits: impl Fn(&Value) -> bool,
+    ) -> Value {
         until(what, async || Some(self.gpu(gpu).await).filter(&fits)).await
     }
 

@@ -241,7 +241,9 @@ impl EncodeParams {
             num_frames,
             fps,
         } = self.format;
-        let even = |n: u32, range: std::ops::RangeInclusive<u32>| n.is_multiple_of(2) && range.contains(&n);
+        let even = |n: u32, range: std::ops::RangeInclusive<u32>| {
+            n.is_multiple_of(2) && range.contains(&n)
+        };
         check_that(
             even(width, 64..=4096),
             "width",

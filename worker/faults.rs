@@ -34,7 +34,8 @@ impl Faults {
     /// `incarnation` counts the processes of this GPU from 1.
     pub(crate) fn new(specs: &[FaultSpec], gpu: u32, incarnation: u32, events: Events) -> Self {
         let here = |spec: &&FaultSpec| {
-            spec.gpu.is_none_or(|g| g == gpu) && spec.max_incarnation.is_none_or(|n| incarnation <= n)
+            spec.gpu.is_none_or(|g| g == gpu)
+                && spec.max_incarnation.is_none_or(|n| incarnation <= n)
         };
         Self {
             armed: specs.iter().filter(here).cloned().collect(),
@@ -46,12 +47,21 @@ impl Faults {
     ///
     /// # Errors
     /// The fault that is an error of the engine.
-    pub(crate) fn reach(&mut self, point: FaultPoint, scene: Option<Scene<'_>>) -> Result<(), EngineError> {
+    pub(crate) fn reach(
+        &mut self,
+        point: FaultPoint,
+        scene: Option<Scene<'_>>,
+    ) -> Result<(), EngineError> {
         let hit = |spec: &FaultSpec| {
             spec.at == point
-                && spec.segment_idx.is_none_or(|n| scene.is_some_and(|s| s.segment_idx == n))
-                && spec.max_attempt.is_none_or(|n| scene.is_none_or(|s| s.attempt <= n))
-                && (spec.prompt.as_deref()).is_none_or(|p| scene.is_some_and(|s| s.prompt.contains(p)))
+                && spec
+                    .segment_idx
+                    .is_none_or(|n| scene.is_some_and(|s| s.segment_idx == n))
+                && spec
+                    .max_attempt
+                    .is_none_or(|n| scene.is_none_or(|s| s.attempt <= n))
+                && (spec.prompt.as_deref())
+                    .is_none_or(|p| scene.is_some_and(|s| s.prompt.contains(p)))
         };
         match self.armed.iter().position(hit) {
             None => Ok(()),
@@ -68,7 +78,9 @@ impl Faults {
             #[expect(clippy::exit, reason = "a worker that exits unasked is what is tested")]
             FaultKind::Exit => std::process::exit(3),
             FaultKind::Abort => std::process::abort(),
-            FaultKind::Stop => raise(Signal::SIGSTOP).map_err(|e| EngineError::Failed(e.to_string())),
+            FaultKind::Stop => {
+                raise(Signal::SIGSTOP).map_err(|e| EngineError::Failed(e.to_string()))
+            }
             FaultKind::Spin => loop {
                 spin_loop();
             },

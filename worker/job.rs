@@ -123,7 +123,10 @@ fn obey(commands: &Commands, events: &Events, jobs: &Jobs, job_tx: &Sender<Job>)
     leave()
 }
 
-#[expect(clippy::exit, reason = "the engine may be deep in a step, and nothing waits for it any more")]
+#[expect(
+    clippy::exit,
+    reason = "the engine may be deep in a step, and nothing waits for it any more"
+)]
 fn leave() -> ! {
     std::process::exit(0)
 }
@@ -166,7 +169,12 @@ impl Worker {
     /// Loads the engine and warms it up. The supervisor has been told when this returns.
     fn load(spec: &LoadSpec, events: &Events) -> anyhow::Result<Self> {
         let EngineSpec::Synthetic(synthetic) = &spec.engine;
-        let mut faults = Faults::new(&synthetic.faults, spec.gpu.0, spec.incarnation, events.clone());
+        let mut faults = Faults::new(
+            &synthetic.faults,
+            spec.gpu.0,
+            spec.incarnation,
+            events.clone(),
+        );
         faults.reach(FaultPoint::Boot, None)?;
         let mut engine = Box::new(Synthetic::new(synthetic.clone(), spec.format));
         let started = Instant::now();
@@ -241,7 +249,10 @@ impl Worker {
             let (spec, blob) = jobs.recv().context("the commands' thread has ended")?;
             let outbox = {
                 let outboxes = outboxes.lock().expect("no holder of this lock panics");
-                outboxes.get(&spec.job).cloned().context("a job without an outbox")?
+                outboxes
+                    .get(&spec.job)
+                    .cloned()
+                    .context("a job without an outbox")?
             };
             match self.make(&spec, blob.as_deref(), &Target::Job(outbox.clone())) {
                 Ok(made) => {
@@ -274,8 +285,14 @@ impl Worker {
         target: &Target,
     ) -> Result<Made, EngineError> {
         let started = Instant::now();
-        let incompatible = |e: fastvideo_proto::state::StateError| EngineError::StateIncompatible(e.to_string());
-        let header = spec.state.as_deref().map(StateHeader::decode).transpose().map_err(incompatible)?;
+        let incompatible =
+            |e: fastvideo_proto::state::StateError| EngineError::StateIncompatible(e.to_string());
+        let header = spec
+            .state
+            .as_deref()
+            .map(StateHeader::decode)
+            .transpose()
+            .map_err(incompatible)?;
         let state = match (&header, blob) {
             (Some(header), blob) => {
                 let blob = blob.unwrap_or_default();
@@ -328,7 +345,9 @@ impl Worker {
                 return Err(error);
             }
         };
-        let outcome = pipeline.finish().map_err(|e| EngineError::Failed(e.to_string()))?;
+        let outcome = pipeline
+            .finish()
+            .map_err(|e| EngineError::Failed(e.to_string()))?;
         state.header.blob_crc32 = blob_checksum(&state.blob);
         keep_sound_tail(&mut state.header, &outcome.sound_tail);
         Ok(Made {
@@ -419,7 +438,10 @@ impl Sink for JobSink<'_> {
 /// The sound before a segment, as the state before it tells; none when it does not.
 fn sound_tail(header: &StateHeader) -> Vec<f32> {
     let metadata: serde_json::Value = serde_json::from_str(&header.metadata).unwrap_or_default();
-    let text = metadata.get(SOUND_TAIL_KEY).and_then(|v| v.as_str()).unwrap_or_default();
+    let text = metadata
+        .get(SOUND_TAIL_KEY)
+        .and_then(|v| v.as_str())
+        .unwrap_or_default();
     let bytes = BASE64.decode(text).unwrap_or_default();
     let (samples, _) = bytes.as_chunks::<4>();
     let samples = samples.iter().map(|&b| f32::from_le_bytes(b));

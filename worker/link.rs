@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION, MediaKind};
-use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender, IpcReceiver, IpcSender, IpcSharedMemory};
+use ipc_channel::ipc::{
+    self, IpcBytesReceiver, IpcBytesSender, IpcReceiver, IpcSender, IpcSharedMemory,
+};
 use nix::time::{ClockId, clock_gettime};
 
 /// A command and, beside [`Command::Generate`], the state's blob.
@@ -83,7 +85,10 @@ impl Events {
 
     pub(crate) fn send_media(&self, job: JobId, kind: MediaKind, bytes: &[u8]) {
         let Ok(size) = u32::try_from(bytes.len()) else {
-            tracing::error!(bytes = bytes.len(), "media message is too large for the link");
+            tracing::error!(
+                bytes = bytes.len(),
+                "media message is too large for the link"
+            );
             return;
         };
         let event = Event::Media {

@@ -93,6 +93,8 @@ fn log_to_supervisor() {
         .without_time()
         .with_target(false)
         .with_span_events(FmtSpan::NONE)
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        )
         .init();
 }

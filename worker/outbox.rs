@@ -109,7 +109,9 @@ impl JobOutbox {
         while queue.window > 0
             && let Some((kind, bytes)) = queue.waiting.pop_front()
         {
-            queue.window = queue.window.saturating_sub_unsigned(media_cost(bytes.len()));
+            queue.window = queue
+                .window
+                .saturating_sub_unsigned(media_cost(bytes.len()));
             self.events.send_media(self.job, kind, &bytes);
         }
         if queue.waiting.is_empty() && matches!(queue.end, End::Finished(..)) {
@@ -124,7 +126,11 @@ impl JobOutbox {
         queue.waiting.clear();
         queue.end = End::Sent;
         let job = self.job;
-        self.events.send(Event::Failed { job, failure, message });
+        self.events.send(Event::Failed {
+            job,
+            failure,
+            message,
+        });
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

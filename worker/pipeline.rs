@@ -218,7 +218,9 @@ impl EncoderThread {
                     let sound_tail = encoder.finish(&mut send)?;
                     return Ok(Some(Outcome { frames, sound_tail }));
                 }
-                Ok(Order::Abandon | Order::Begin { .. } | Order::Prepare(_)) | Err(_) => return Ok(None),
+                Ok(Order::Abandon | Order::Begin { .. } | Order::Prepare(_)) | Err(_) => {
+                    return Ok(None);
+                }
             }
         }
     }

@@ -189,14 +189,15 @@ impl<'a> Conversation<'a> {
                 return Ok(Next::Done);
             }
             ServerMessage::Error {
-                code: ErrorCode::WorkerFailed,
                 message,
-                retryable: true,
+                restarting: true,
+                ..
             } => self.progress.say(&message),
             ServerMessage::Error {
                 code,
                 message,
                 retryable,
+                ..
             } => bail!("{}", refused(code, &message, retryable)),
             ServerMessage::StreamComplete { reason } => {
                 bail!("the server ended the session early ({reason:?})")

@@ -29,7 +29,10 @@ pub(super) fn routes() -> Router<App> {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "fastvideo-supervisor", description = "Realtime video generation, segment by segment. Sessions run on `WS /v1/stream`."),
+    info(
+        title = "fastvideo-supervisor",
+        description = "Realtime video generation, segment by segment. Sessions run on `WS /v1/stream`."
+    ),
     paths(health, healthz, readyz, status, openapi, stream),
     components(schemas(ErrorBody, ErrorDetail))
 )]
@@ -205,7 +208,12 @@ struct Device {
 async fn status(State(app): AppState) -> Json<Status> {
     let pool = app.context.pool.status();
     let counts = Counts::of(&pool);
-    let gpu_status = pool.workers.iter().map(|seat| (seat.status.gpu.id.0, GpuStatus::of(seat, pool.warmup_enabled)));
+    let gpu_status = pool.workers.iter().map(|seat| {
+        (
+            seat.status.gpu.id.0,
+            GpuStatus::of(seat, pool.warmup_enabled),
+        )
+    });
     Json(Status {
         total_gpus: pool.workers.len(),
         available_gpus: counts.available,
@@ -250,7 +258,10 @@ impl GpuStatus {
                 uptime_seconds: exit.uptime.as_secs_f64(),
                 ts: rfc3339(exit.at),
             }),
-            load_progress: status.load_progress.clone().map(|(fraction, what)| LoadProgress { fraction, what }),
+            load_progress: status
+                .load_progress
+                .clone()
+                .map(|(fraction, what)| LoadProgress { fraction, what }),
             visible_device: status.gpu.visible_device.clone(),
             device: ready.map(|r| Device {
                 name: r.device.name.clone(),

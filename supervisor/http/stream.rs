@@ -10,7 +10,7 @@ use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::{interval_at, timeout, Instant};
+use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
 
@@ -54,7 +54,9 @@ pub(super) async fn upgrade(
 
 async fn connection(socket: WebSocket, app: &App) {
     let config = &app.context.config;
-    let limit = config.max_sessions.unwrap_or_else(|| app.context.pool.capacity() + DEFAULT_QUEUE);
+    let limit = config
+        .max_sessions
+        .unwrap_or_else(|| app.context.pool.capacity() + DEFAULT_QUEUE);
     if *app.context.drain.borrow() != Drain::No {
         return reject(socket, "the server is going away", close::GOING_AWAY).await;
     }
@@ -86,7 +88,10 @@ async fn connection(socket: WebSocket, app: &App) {
             let (_, ()) = tokio::join!(inbound.send(last), &mut session);
             if is_gone {
                 // Answers a close that the client has begun.
-                let _ = timeout(CLOSE_REPLY, async { while let Some(Ok(_)) = stream.next().await {} }).await;
+                let _ = timeout(CLOSE_REPLY, async {
+                    while let Some(Ok(_)) = stream.next().await {}
+                })
+                .await;
                 return;
             }
         }
@@ -193,11 +198,7 @@ async fn write(
 /// Turns a client away before it has a session.
 async fn reject(mut socket: WebSocket, message: &str, code: u16) {
     tracing::info!(message, code, "session rejected");
-    let error = ServerMessage::Error {
-        code: ErrorCode::SessionRejected,
-        message: message.to_owned(),
-        retryable: true,
-    };
+    let error = ServerMessage::error(ErrorCode::SessionRejected, message, true);
     let text = serde_json::to_string(&error).expect("a message of strings is JSON");
     let farewell = async {
         socket.send(Message::Text(text.into())).await?;

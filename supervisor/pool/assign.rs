@@ -14,7 +14,10 @@ use super::job::QueuedJob;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// Waits for a worker. Position 0 is next.
-    Waiting { position: usize, queue_depth: usize },
+    Waiting {
+        position: usize,
+        queue_depth: usize,
+    },
     Bound(Assignment),
     /// Waits, and no worker is left that could ever take it before an operator or time helps.
     NoWorker,
@@ -150,7 +153,9 @@ impl Board {
     fn settle(&mut self) {
         while let Some(session) = self.queue.front() {
             let emptiest = (self.seats.iter_mut())
-                .filter(|seat| seat.serving.is_some() && seat.sessions.len() < self.sessions_per_gpu)
+                .filter(|seat| {
+                    seat.serving.is_some() && seat.sessions.len() < self.sessions_per_gpu
+                })
                 .min_by_key(|seat| seat.sessions.len());
             let Some(seat) = emptiest else { break };
             let assignment = seat.serving.clone().expect("filtered above");
@@ -183,7 +188,9 @@ impl Board {
 fn publish(place: &watch::Sender<Placement>, new: Placement) {
     place.send_if_modified(|old| {
         let moved = match (&*old, &new) {
-            (Placement::Waiting { position: a, .. }, Placement::Waiting { position: b, .. }) => a != b,
+            (Placement::Waiting { position: a, .. }, Placement::Waiting { position: b, .. }) => {
+                a != b
+            }
             (old, new) => old != new,
         };
         *old = new;
@@ -219,10 +226,13 @@ mod tests {
         assert_eq!(*places[4].borrow(), waiting(4, 5));
         board.serve(0, assignment(0, 1));
         board.serve(1, assignment(1, 1));
-        let gpus: Vec<_> = places.iter().map(|p| match &*p.borrow() {
-            Placement::Bound(a) => Some(a.gpu.0),
-            _ => None,
-        }).collect();
+        let gpus: Vec<_> = places
+            .iter()
+            .map(|p| match &*p.borrow() {
+                Placement::Bound(a) => Some(a.gpu.0),
+                _ => None,
+            })
+            .collect();
         assert_eq!(gpus, [Some(0), Some(0), Some(1), Some(1), None]);
         assert_eq!(*places[4].borrow(), waiting(0, 1));
         board.leave(&ids[2]);

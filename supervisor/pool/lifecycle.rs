@@ -161,9 +161,17 @@ mod tests {
         check(S::Spawning, &boot, Some(S::Ready));
         check(S::Spawning, &[Spawned, Connected, WarmedUp], Some(S::Ready));
         check(S::Ready, &[JobStarted, JobEnded, JobStarted], Some(S::Busy));
-        check(S::Busy, &[DrainAsked, JobEnded, ExitedAsked], Some(S::Exited));
+        check(
+            S::Busy,
+            &[DrainAsked, JobEnded, ExitedAsked],
+            Some(S::Exited),
+        );
         check(S::Busy, &[ExitedToRestart, Restarted], Some(S::Spawning));
-        check(S::Loading, &[ExitedToQuarantine, Restarted], Some(S::Spawning));
+        check(
+            S::Loading,
+            &[ExitedToQuarantine, Restarted],
+            Some(S::Spawning),
+        );
         check(S::Quarantined, &[ExitedAsked], Some(S::Exited));
     }
 

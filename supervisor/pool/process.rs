@@ -26,7 +26,9 @@ const INHERITED: &[&str] = &[
     "TMPDIR",
     "TZ",
 ];
-const INHERITED_PREFIXES: &[&str] = &["CUDA_", "HF_", "LC_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_"];
+const INHERITED_PREFIXES: &[&str] = &[
+    "CUDA_", "HF_", "LC_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_",
+];
 /// Longest line that is forwarded whole; a worker that prints without end must not fill the supervisor's memory.
 const MAX_LINE_BYTES: u64 = 16 * 1024;
 /// Lines kept to explain an exit.
@@ -53,7 +55,10 @@ impl WorkerProcess {
         link_name: &str,
         tracker: &TaskTracker,
     ) -> io::Result<Self> {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that creates processes")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one place that creates processes"
+        )]
         let mut command = Command::new(binary);
         let inherited = std::env::vars_os().filter(|(name, _)| {
             name.to_str().is_some_and(|name| {
@@ -61,7 +66,13 @@ impl WorkerProcess {
             })
         });
         command
-            .args(["run", "--worker-id", &worker.to_string(), "--link", link_name])
+            .args([
+                "run",
+                "--worker-id",
+                &worker.to_string(),
+                "--link",
+                link_name,
+            ])
             .env_clear()
             .envs(inherited)
             .env("CUDA_VISIBLE_DEVICES", visible_device)
@@ -70,7 +81,9 @@ impl WorkerProcess {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         let mut child = command.spawn()?;
-        let pid = child.id().expect("a child that was not waited for has a pid");
+        let pid = child
+            .id()
+            .expect("a child that was not waited for has a pid");
         let pid = Pid::from_raw(pid.cast_signed());
         let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(stderr) = child.stderr.take() {
@@ -112,7 +125,10 @@ impl WorkerProcess {
 
     /// The last lines that the process printed.
     pub(crate) fn last_lines(&self) -> Vec<String> {
-        let lines = self.last_lines.lock().expect("no holder of this lock panics");
+        let lines = self
+            .last_lines
+            .lock()
+            .expect("no holder of this lock panics");
         lines.iter().cloned().collect()
     }
 }
@@ -134,7 +150,11 @@ async fn forward_lines(stderr: ChildStderr, last_lines: Arc<Mutex<VecDeque<Strin
     let mut line = Vec::new();
     loop {
         line.clear();
-        match (&mut reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await {
+        match (&mut reader)
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)
+            .await
+        {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }

@@ -171,19 +171,22 @@ impl WorkerTask {
 
     fn change(&self, change: Change) {
         let mut invalid = None;
-        self.status.send_modify(|status| match status.state.transition(change) {
-            Ok(to) if to == status.state => {}
-            Ok(to) => {
-                let from = std::mem::replace(&mut status.state, to);
-                let worker_id = status.worker_id.as_ref().map(tracing::field::display);
-                // Every segment goes through these two; all other changes are rare.
-                match change {
-                    Change::JobStarted | Change::JobEnded => tracing::debug!(worker_id, ?from, ?to, "worker changed state"),
-                    _ => tracing::info!(worker_id, ?from, ?to, "worker changed state"),
+        self.status
+            .send_modify(|status| match status.state.transition(change) {
+                Ok(to) if to == status.state => {}
+                Ok(to) => {
+                    let from = std::mem::replace(&mut status.state, to);
+                    let worker_id = status.worker_id.as_ref().map(tracing::field::display);
+                    // Every segment goes through these two; all other changes are rare.
+                    match change {
+                        Change::JobStarted | Change::JobEnded => {
+                            tracing::debug!(worker_id, ?from, ?to, "worker changed state")
+                        }
+                        _ => tracing::info!(worker_id, ?from, ?to, "worker changed state"),
+                    }
                 }
-            }
-            Err(error) => invalid = Some(error),
-        });
+                Err(error) => invalid = Some(error),
+            });
         if let Some(error) = invalid {
             tracing::error!(gpu = %self.gpu.id, %error, "worker state left as it is");
         }
@@ -194,7 +197,8 @@ impl WorkerTask {
         let out = f(&mut board, self.seat);
         let lost = board.all_lost();
         drop(board);
-        self.all_lost.send_if_modified(|old| std::mem::replace(old, lost) != lost);
+        self.all_lost
+            .send_if_modified(|old| std::mem::replace(old, lost) != lost);
         out
     }
 
@@ -348,16 +352,44 @@ impl Life<'_> {
             (Event::Heartbeat { resident_bytes }, _) => {
                 (self.task.status).send_modify(|s| s.resident_bytes = Some(resident_bytes));
             }
-            (Event::Step { job, stage, step, total_steps }, _) => {
+            (
+                Event::Step {
+                    job,
+                    stage,
+                    step,
+                    total_steps,
+                },
+                _,
+            ) => {
                 if self.running.as_ref().is_some_and(|r| r.spec.job == job) {
                     self.steps.add(self.last_progress.elapsed());
                 }
-                self.tell(job, JobEvent::Step { stage, step, total_steps });
+                self.tell(
+                    job,
+                    JobEvent::Step {
+                        stage,
+                        step,
+                        total_steps,
+                    },
+                );
             }
-            (Event::Media { job, kind, bytes: _, sent_at_us }, Payload::Media(bytes)) => {
+            (
+                Event::Media {
+                    job,
+                    kind,
+                    bytes: _,
+                    sent_at_us,
+                },
+                Payload::Media(bytes),
+            ) => {
                 if let Some(held) = self.job(job) {
                     let credit = Credit::new(media_cost(bytes.len()), held.signals.clone());
-                    let media = Media { kind, bytes, sent_at_us, credit };
+                    let media = Media {
+                        kind,
+                        bytes,
+                        sent_at_us,
+                        credit,
+                    };
                     self.tell(job, JobEvent::Media(media));
                 }
             }
@@ -372,7 +404,14 @@ impl Life<'_> {
                 };
                 self.end_job(report.job, end);
             }
-            (Event::Failed { job, failure, message }, _) => {
+            (
+                Event::Failed {
+                    job,
+                    failure,
+                    message,
+                },
+                _,
+            ) => {
                 if failure == JobFailure::Failed {
                     tracing::warn!(worker_id = %self.id, job_id = %job, message, "job failed");
                 }
@@ -407,7 +446,8 @@ impl Life<'_> {
             status.warmed_up = true;
             status.ready = Some(report);
         });
-        self.task.with_board(|board, seat| board.serve(seat, assignment));
+        self.task
+            .with_board(|board, seat| board.serve(seat, assignment));
         ControlFlow::Continue(())
     }
 
@@ -498,7 +538,8 @@ impl Life<'_> {
     /// The pool stops: the worker is asked, then told, then made to leave.
     async fn leave(&mut self) -> Exit {
         self.task.change(Change::DrainAsked);
-        self.task.with_board(|board, seat| board.vacate(seat, false));
+        self.task
+            .with_board(|board, seat| board.vacate(seat, false));
         self.link.send(Command::Shutdown, None);
         let mut stop = self.task.stop.clone();
         let now = async move {
@@ -563,13 +604,23 @@ impl Life<'_> {
             }
             let reason = failure.unwrap_or_else(|| {
                 let lines = self.process.last_lines();
-                lines.last().map_or_else(|| exit.reason.clone(), |l| format!("{}: {l}", exit.reason))
+                lines
+                    .last()
+                    .map_or_else(|| exit.reason.clone(), |l| format!("{}: {l}", exit.reason))
             });
             exit.reason = reason;
         }
-        let waiting = self.task.with_board(|board, seat| board.vacate(seat, false));
-        let started = self.running.take().into_iter().chain(self.finishing.drain().map(|(_, job)| job));
-        let lost = started.map(|job| (job, true)).chain(waiting.into_iter().map(|job| (job, false)));
+        let waiting = self
+            .task
+            .with_board(|board, seat| board.vacate(seat, false));
+        let started = self
+            .running
+            .take()
+            .into_iter()
+            .chain(self.finishing.drain().map(|(_, job)| job));
+        let lost = started
+            .map(|job| (job, true))
+            .chain(waiting.into_iter().map(|job| (job, false)));
         for (job, started) in lost {
             let end = JobEnd::WorkerLost {
                 worker: self.id.clone(),

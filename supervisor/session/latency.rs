@@ -40,7 +40,11 @@ impl RelayLatency {
     }
 
     pub fn summary(&self) -> LatencySummary {
-        let counts: Vec<u64> = self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        let counts: Vec<u64> = self
+            .buckets
+            .iter()
+            .map(|b| b.load(Ordering::Relaxed))
+            .collect();
         let count = counts.iter().sum();
         LatencySummary {
             count,
@@ -58,7 +62,9 @@ fn monotonic_us() -> u64 {
 }
 
 fn bucket(us: u64) -> usize {
-    (0..BUCKETS).find(|&i| us as f64 <= upper_us(i)).unwrap_or(BUCKETS - 1)
+    (0..BUCKETS)
+        .find(|&i| us as f64 <= upper_us(i))
+        .unwrap_or(BUCKETS - 1)
 }
 
 fn upper_us(bucket: usize) -> f64 {

@@ -41,9 +41,13 @@ pub(super) async fn read(
     let text = match timeout(config.opening_timeout, inbound.recv()).await {
         Err(_) => return Err(NotOpened::Timeout),
         Ok(None | Some(Inbound::Gone)) => return Err(NotOpened::Gone),
-        Ok(Some(Inbound::Broken { code, reason })) => return Err(NotOpened::Broken { code, reason }),
+        Ok(Some(Inbound::Broken { code, reason })) => {
+            return Err(NotOpened::Broken { code, reason });
+        }
         Ok(Some(Inbound::Binary)) => {
-            return Err(refused("the first message must be a session_init_v2, got binary"));
+            return Err(refused(
+                "the first message must be a session_init_v2, got binary",
+            ));
         }
         Ok(Some(Inbound::Text(text))) => text,
     };

@@ -50,7 +50,10 @@ pub(crate) enum Outgoing {
         requested: Instant,
     },
     /// The last.
-    Close { code: u16, reason: &'static str },
+    Close {
+        code: u16,
+        reason: &'static str,
+    },
 }
 
 impl Outgoing {
@@ -94,7 +97,8 @@ impl Outbox {
     }
 
     pub(crate) fn send(&self, message: &ServerMessage) {
-        let text = serde_json::to_string(message).expect("a message of strings and numbers is JSON");
+        let text =
+            serde_json::to_string(message).expect("a message of strings and numbers is JSON");
         self.push(Outgoing::Text(text));
     }
 

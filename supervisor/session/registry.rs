@@ -67,7 +67,9 @@ impl Ticket {
     /// session stays where it is.
     pub(crate) fn transition(&self, to: SessionState) {
         let mut sessions = self.registry.lock();
-        let state = sessions.get_mut(&self.id).expect("the ticket holds the entry");
+        let state = sessions
+            .get_mut(&self.id)
+            .expect("the ticket holds the entry");
         match state.transition(to) {
             Ok(to) => {
                 let from = std::mem::replace(state, to);

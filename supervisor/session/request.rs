@@ -38,7 +38,9 @@ impl ValidRequest {
         if let Some(negative) = &request.negative_prompt {
             check_length("negative_prompt", negative, config)?;
         }
-        let steps = request.num_inference_steps.unwrap_or(config.num_inference_steps);
+        let steps = request
+            .num_inference_steps
+            .unwrap_or(config.num_inference_steps);
         if !(1..=config.max_inference_steps).contains(&steps) {
             return Err(InvalidRequest::Steps {
                 limit: config.max_inference_steps,
@@ -47,11 +49,15 @@ impl ValidRequest {
         }
         let guidance_scale = request.guidance_scale.unwrap_or(config.guidance_scale);
         if !guidance_scale.is_finite() {
-            return Err(InvalidRequest::Guidance { given: guidance_scale });
+            return Err(InvalidRequest::Guidance {
+                given: guidance_scale,
+            });
         }
         Ok(Self {
             prompt: request.prompt,
-            negative_prompt: request.negative_prompt.or_else(|| config.negative_prompt.clone()),
+            negative_prompt: request
+                .negative_prompt
+                .or_else(|| config.negative_prompt.clone()),
             source: request.source,
             seed: request.seed.unwrap_or(config.seed),
             num_inference_steps: steps,
@@ -88,7 +94,11 @@ fn check_length(field: &'static str, text: &str, config: &Config) -> Result<(), 
     let given = text.chars().count();
     let limit = config.max_prompt_chars;
     if given > limit {
-        return Err(InvalidRequest::TooLong { field, limit, given });
+        return Err(InvalidRequest::TooLong {
+            field,
+            limit,
+            given,
+        });
     }
     Ok(())
 }
@@ -121,13 +131,37 @@ mod tests {
     #[test]
     fn what_is_out_of_range_is_named_with_its_limit() {
         check(request(" \n"), "`prompt` is empty");
-        check(request(&"x".repeat(4001)), "`prompt` has 4001 characters, at most 4000 are allowed");
-        let steps = |n| SegmentRequest { num_inference_steps: Some(n), ..request("x") };
-        check(steps(0), "`num_inference_steps` must be from 1 to 200, got 0");
-        check(steps(201), "`num_inference_steps` must be from 1 to 200, got 201");
-        let guidance = SegmentRequest { guidance_scale: Some(f64::INFINITY), ..request("x") };
-        check(guidance, "`guidance_scale` must be a finite number, got inf");
-        let negative = SegmentRequest { negative_prompt: Some("é".repeat(4001)), ..request("x") };
-        check(negative, "`negative_prompt` has 4001 characters, at most 4000 are allowed");
+        check(
+            request(&"x".repeat(4001)),
+            "`prompt` has 4001 characters, at most 4000 are allowed",
+        );
+        let steps = |n| SegmentRequest {
+            num_inference_steps: Some(n),
+            ..request("x")
+        };
+        check(
+            steps(0),
+            "`num_inference_steps` must be from 1 to 200, got 0",
+        );
+        check(
+            steps(201),
+            "`num_inference_steps` must be from 1 to 200, got 201",
+        );
+        let guidance = SegmentRequest {
+            guidance_scale: Some(f64::INFINITY),
+            ..request("x")
+        };
+        check(
+            guidance,
+            "`guidance_scale` must be a finite number, got inf",
+        );
+        let negative = SegmentRequest {
+            negative_prompt: Some("é".repeat(4001)),
+            ..request("x")
+        };
+        check(
+            negative,
+            "`negative_prompt` has 4001 characters, at most 4000 are allowed",
+        );
     }
 }

@@ -22,8 +22,8 @@ use super::segment::Segment;
 use super::state::SessionState;
 use super::{Context, Drain, Inbound, close};
 use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement};
-use crate::store::export::{self, ExportError};
 use crate::store::State;
+use crate::store::export::{self, ExportError};
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
@@ -75,8 +75,7 @@ fn refuse(ticket: &Ticket, outbox: &Outbox, context: &Context, why: NotOpened) {
         }
         NotOpened::Refused { code, message } => {
             tracing::info!(?code, message, "opening message refused");
-            let retryable = false;
-            outbox.send(&ServerMessage::Error { code, message, retryable });
+            outbox.send(&ServerMessage::error(code, message, false));
             outbox.close(close::BAD_OPENING, "bad opening message");
             ticket.transition(SessionState::Rejected);
         }
@@ -93,7 +92,10 @@ async fn drain_begins(mut drain: tokio::sync::watch::Receiver<Drain>) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Gone,
-    Broken { code: u16, reason: &'static str },
+    Broken {
+        code: u16,
+        reason: &'static str,
+    },
     Left,
     Cap,
     Idle,
@@ -140,7 +142,12 @@ enum Heard {
     Client(Option<Inbound>),
     Place,
     Job(Option<JobEvent>),
-    Exported(Result<Result<fastvideo_proto::client::ContinuationState, ExportError>, tokio::task::JoinError>),
+    Exported(
+        Result<
+            Result<fastvideo_proto::client::ContinuationState, ExportError>,
+            tokio::task::JoinError,
+        >,
+    ),
     Drained,
     Drain(Drain),
     Clock,
@@ -186,7 +193,10 @@ impl Session {
 
     async fn serve(&mut self, inbound: &mut mpsc::Receiver<Inbound>) -> End {
         if let Placement::Bound(_) = &self.placement {
-            self.outbox.send(&ServerMessage::QueueStatus { position: 0, queue_depth: 0 });
+            self.outbox.send(&ServerMessage::QueueStatus {
+                position: 0,
+                queue_depth: 0,
+            });
         } else {
             self.ticket.transition(SessionState::Queued);
         }
@@ -276,11 +286,16 @@ impl Session {
     /// The next moment at which something ends by itself.
     fn alarm(&self) -> Option<Instant> {
         let config = &self.context.config;
-        let idle = self.is_idle().then_some(self.last_activity + config.session_timeout);
+        let idle = self
+            .is_idle()
+            .then_some(self.last_activity + config.session_timeout);
         let slow = (self.outbox.full_since())
             .map(|since| Instant::from_std(since) + config.slow_client_timeout);
         let linger = self.lingering_since.map(|since| since + DRAIN_LINGER);
-        [idle, slow, self.rest_until, linger, self.drain_deadline].into_iter().flatten().min()
+        [idle, slow, self.rest_until, linger, self.drain_deadline]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn is_idle(&self) -> bool {
@@ -313,7 +328,11 @@ impl Session {
         let state = self.ticket.state();
         match self.placement.clone() {
             Placement::Bound(assignment) => {
-                if self.announced.as_ref().is_some_and(|a| a.worker == assignment.worker) {
+                if self
+                    .announced
+                    .as_ref()
+                    .is_some_and(|a| a.worker == assignment.worker)
+                {
                     return None;
                 }
                 if state != SessionState::GpuBinding {
@@ -335,11 +354,17 @@ impl Session {
                 }
                 self.announced = Some(assignment);
             }
-            Placement::Waiting { position, queue_depth } => match state {
+            Placement::Waiting {
+                position,
+                queue_depth,
+            } => match state {
                 // A session that had a worker is next in line: to its client this is a pause.
                 SessionState::Active => self.ticket.transition(SessionState::GpuBinding),
                 SessionState::GpuBinding => {}
-                _ => self.outbox.send(&ServerMessage::QueueStatus { position, queue_depth }),
+                _ => self.outbox.send(&ServerMessage::QueueStatus {
+                    position,
+                    queue_depth,
+                }),
             },
             Placement::NoWorker if self.announced.is_none() => return Some(End::NoGpu),
             Placement::NoWorker => {
@@ -428,7 +453,11 @@ impl Session {
 
     fn ask(&mut self, request: ValidRequest) {
         if self.drain_deadline.is_some() {
-            self.error(ErrorCode::SessionRejected, "the server is going away and takes no new segments", true);
+            self.error(
+                ErrorCode::SessionRejected,
+                "the server is going away and takes no new segments",
+                true,
+            );
             return;
         }
         let limit = self.context.config.max_waiting_requests;
@@ -444,11 +473,16 @@ impl Session {
     fn set_curated(&mut self, prompts: Vec<String>) {
         if prompts.len() > MAX_CURATED_PROMPTS {
             let given = prompts.len();
-            self.invalid(format!("`seed_prompts` has {given} prompts, at most {MAX_CURATED_PROMPTS} are allowed"));
+            self.invalid(format!(
+                "`seed_prompts` has {given} prompts, at most {MAX_CURATED_PROMPTS} are allowed"
+            ));
             return;
         }
         let config = &self.context.config;
-        match prompts.iter().try_for_each(|p| check_prompt("seed_prompts", p, config)) {
+        match prompts
+            .iter()
+            .try_for_each(|p| check_prompt("seed_prompts", p, config))
+        {
             Ok(()) => self.script.set_curated(prompts),
             Err(error) => self.invalid(error),
         }
@@ -456,7 +490,9 @@ impl Session {
 
     fn snapshot(&mut self) {
         if self.pending_snapshots >= MAX_PENDING_SNAPSHOTS {
-            self.invalid(format!("{MAX_PENDING_SNAPSHOTS} snapshots are asked for and not answered yet"));
+            self.invalid(format!(
+                "{MAX_PENDING_SNAPSHOTS} snapshots are asked for and not answered yet"
+            ));
         } else if self.outbox.full_since().is_some() {
             self.invalid("too much is unread already; read it, then ask for the snapshot again");
         } else if self.state.is_none() {
@@ -480,20 +516,28 @@ impl Session {
 
     fn exported(
         &mut self,
-        state: Result<Result<fastvideo_proto::client::ContinuationState, ExportError>, tokio::task::JoinError>,
+        state: Result<
+            Result<fastvideo_proto::client::ContinuationState, ExportError>,
+            tokio::task::JoinError,
+        >,
     ) {
         self.exporting = None;
         self.pending_snapshots -= 1;
         let detail = match state {
             Ok(Ok(state)) => {
-                self.outbox.send(&ServerMessage::ContinuationStateSnapshot { state });
+                self.outbox
+                    .send(&ServerMessage::ContinuationStateSnapshot { state });
                 return self.export_next();
             }
             Ok(Err(error)) => error.to_string(),
             Err(panic) => panic.to_string(),
         };
         tracing::error!(detail, "state could not be exported");
-        self.error(ErrorCode::InternalError, "the continuation state could not be exported", true);
+        self.error(
+            ErrorCode::InternalError,
+            "the continuation state could not be exported",
+            true,
+        );
         self.export_next();
     }
 
@@ -510,7 +554,8 @@ impl Session {
                 }
                 return None;
             }
-            let ready = self.ticket.state() == SessionState::Active && self.outbox.full_since().is_none();
+            let ready =
+                self.ticket.state() == SessionState::Active && self.outbox.full_since().is_none();
             if ready && let Some(ask) = self.script.next(&self.context.config) {
                 self.segment = Some(Segment::new(self.script.segment_idx(), ask));
             }
@@ -521,8 +566,12 @@ impl Session {
 
     /// Sends the segment in hand to the worker that the session is bound to, unless it runs there already.
     fn submit(&mut self) {
-        let Placement::Bound(assignment) = &self.placement else { return };
-        let Some(segment) = &mut self.segment else { return };
+        let Placement::Bound(assignment) = &self.placement else {
+            return;
+        };
+        let Some(segment) = &mut self.segment else {
+            return;
+        };
         if segment.job.is_some() || segment.lost_with.as_ref() == Some(&assignment.worker) {
             return;
         }
@@ -550,7 +599,10 @@ impl Session {
                 0 => self.image.as_ref().map(|image| image.path().to_owned()),
                 _ => None,
             },
-            state: self.state.as_ref().map(|state| state.header_bytes().to_vec()),
+            state: self
+                .state
+                .as_ref()
+                .map(|state| state.header_bytes().to_vec()),
             window: limit - unsent,
         };
         let blob = self.state.as_ref().map(|state| state.blob().clone());
@@ -565,23 +617,35 @@ impl Session {
     }
 
     fn job_said(&mut self, event: JobEvent) {
-        let Some(segment) = &mut self.segment else { return };
+        let Some(segment) = &mut self.segment else {
+            return;
+        };
         match event {
-            JobEvent::Step { stage, step, total_steps } => {
+            JobEvent::Step {
+                stage,
+                step,
+                total_steps,
+            } => {
                 segment.show_step(&self.outbox, stage, step, total_steps);
             }
             JobEvent::Media(media) => {
                 segment.show_media(&self.outbox, self.ticket.id(), self.mode, media);
             }
-            JobEvent::Ended(JobEnd::Finished { state, generation, frames }) => {
-                match State::from_worker(state.0, state.1) {
-                    Ok(state) => self.commit(state, generation, frames),
-                    Err(error) => {
-                        tracing::error!(%error, "worker handed on a bad state");
-                        self.fail_segment(ErrorCode::WorkerFailed, "the segment could not be finished", true);
-                    }
+            JobEvent::Ended(JobEnd::Finished {
+                state,
+                generation,
+                frames,
+            }) => match State::from_worker(state.0, state.1) {
+                Ok(state) => self.commit(state, generation, frames),
+                Err(error) => {
+                    tracing::error!(%error, "worker handed on a bad state");
+                    self.fail_segment(
+                        ErrorCode::WorkerFailed,
+                        "the segment could not be finished",
+                        true,
+                    );
                 }
-            }
+            },
             JobEvent::Ended(JobEnd::Failed { failure, message }) => match failure {
                 JobFailure::Cancelled => self.cancelled(),
                 JobFailure::Refused => self.fail_segment(ErrorCode::InvalidMessage, message, false),
@@ -589,10 +653,18 @@ impl Session {
                     self.fail_segment(ErrorCode::StateIncompatible, message, false);
                 }
                 JobFailure::Failed => {
-                    self.fail_segment(ErrorCode::WorkerFailed, "the segment could not be generated", true);
+                    self.fail_segment(
+                        ErrorCode::WorkerFailed,
+                        "the segment could not be generated",
+                        true,
+                    );
                 }
             },
-            JobEvent::Ended(JobEnd::WorkerLost { worker, started, reason }) => {
+            JobEvent::Ended(JobEnd::WorkerLost {
+                worker,
+                started,
+                reason,
+            }) => {
                 tracing::warn!(worker_id = %worker, segment_idx = segment.idx, attempt = segment.attempt, started, reason, "worker lost with the session's job");
                 if segment.cancelling {
                     return self.cancelled();
@@ -601,10 +673,18 @@ impl Session {
                 segment.lose_attempt(worker, started);
                 let lost = segment.attempt - 1;
                 if lost >= self.context.config.max_attempts {
-                    let message = format!("the segment is given up: it was tried {lost} times and its worker died each time");
+                    let message = format!(
+                        "the segment is given up: it was tried {lost} times and its worker died each time"
+                    );
                     self.fail_segment(ErrorCode::WorkerFailed, message, false);
                 } else if had_media {
-                    self.error(ErrorCode::WorkerFailed, "the GPU worker was lost; the segment starts again", true);
+                    self.outbox.send(&ServerMessage::Error {
+                        code: ErrorCode::WorkerFailed,
+                        message: "the GPU worker was lost; the segment starts again".to_owned(),
+                        retryable: true,
+                        segment_idx: Some(segment.idx),
+                        restarting: true,
+                    });
                 }
             }
         }
@@ -612,7 +692,9 @@ impl Session {
 
     /// The segment is finished: its state becomes the session's, in one step.
     fn commit(&mut self, state: State, generation: Duration, frames: u32) {
-        let Some(segment) = self.segment.take() else { return };
+        let Some(segment) = self.segment.take() else {
+            return;
+        };
         self.context.store.store(self.ticket.id(), state.clone());
         self.state = Some(state);
         let fps = self.context.config.format.fps;
@@ -625,14 +707,18 @@ impl Session {
 
     fn cancelled(&mut self) {
         if let Some(segment) = self.segment.take() {
-            self.outbox.send(&ServerMessage::SegmentCancelled { segment_idx: segment.idx });
+            self.outbox.send(&ServerMessage::SegmentCancelled {
+                segment_idx: segment.idx,
+            });
             self.last_activity = Instant::now();
         }
     }
 
     /// The segment in hand, if any, is over without success; the session goes on.
     fn fail_segment(&mut self, code: ErrorCode, message: impl ToString, retryable: bool) {
-        let Some(segment) = self.segment.take() else { return };
+        let Some(segment) = self.segment.take() else {
+            return;
+        };
         self.last_activity = Instant::now();
         if segment.ask.request.source == PromptSource::Curated {
             let pause = (MIN_LOOP_PAUSE * (1 << self.failures.min(8))).min(MAX_LOOP_PAUSE);
@@ -640,7 +726,13 @@ impl Session {
             self.script.resting = true;
             self.rest_until = Some(Instant::now() + pause);
         }
-        self.error(code, message, retryable);
+        self.outbox.send(&ServerMessage::Error {
+            code,
+            message: message.to_string(),
+            retryable,
+            segment_idx: Some(segment.idx),
+            restarting: false,
+        });
     }
 
     fn rested(&mut self) {
@@ -649,7 +741,9 @@ impl Session {
     }
 
     fn drain(&mut self, drain: Drain) -> Option<End> {
-        let Drain::Until(deadline) = drain else { return None };
+        let Drain::Until(deadline) = drain else {
+            return None;
+        };
         let first = self.drain_deadline.replace(deadline).is_none();
         let now = Instant::now();
         if deadline <= now {
@@ -668,11 +762,8 @@ impl Session {
     }
 
     fn error(&self, code: ErrorCode, message: impl ToString, retryable: bool) {
-        self.outbox.send(&ServerMessage::Error {
-            code,
-            message: message.to_string(),
-            retryable,
-        });
+        self.outbox
+            .send(&ServerMessage::error(code, message.to_string(), retryable));
     }
 
     /// Says good-bye. Dropping the session cancels its job, frees its place and removes its image.
@@ -708,7 +799,11 @@ impl Session {
                 SessionState::Error
             }
             End::SentBinary => {
-                self.error(ErrorCode::InvalidMessage, "binary messages travel only from server to client", false);
+                self.error(
+                    ErrorCode::InvalidMessage,
+                    "binary messages travel only from server to client",
+                    false,
+                );
                 self.outbox.close(close::RULE_BROKEN, "binary message");
                 SessionState::Error
             }

@@ -33,10 +33,16 @@ impl SessionState {
     pub fn transition(self, to: Self) -> Result<Self, InvalidTransition> {
         use SessionState as S;
         let allowed = match self {
-            S::Initializing => matches!(to, S::Queued | S::GpuBinding | S::Rejected | S::Error | S::Timeout),
+            S::Initializing => matches!(
+                to,
+                S::Queued | S::GpuBinding | S::Rejected | S::Error | S::Timeout
+            ),
             S::Queued => matches!(to, S::GpuBinding | S::Error | S::Timeout | S::Rejected),
             S::GpuBinding => matches!(to, S::Active | S::Error | S::Timeout),
-            S::Active => matches!(to, S::Active | S::Complete | S::Error | S::Timeout | S::GpuBinding),
+            S::Active => matches!(
+                to,
+                S::Active | S::Complete | S::Error | S::Timeout | S::GpuBinding
+            ),
             S::Complete | S::Error | S::Timeout | S::Rejected => false,
         };
         if allowed {
@@ -48,7 +54,10 @@ impl SessionState {
 
     /// Nothing follows.
     pub fn is_sink(self) -> bool {
-        matches!(self, Self::Complete | Self::Error | Self::Timeout | Self::Rejected)
+        matches!(
+            self,
+            Self::Complete | Self::Error | Self::Timeout | Self::Rejected
+        )
     }
 }
 
@@ -57,13 +66,23 @@ mod tests {
     use super::SessionState::{self, *};
 
     const ALL: [SessionState; 8] = [
-        Initializing, Queued, GpuBinding, Active, Complete, Error, Timeout, Rejected,
+        Initializing,
+        Queued,
+        GpuBinding,
+        Active,
+        Complete,
+        Error,
+        Timeout,
+        Rejected,
     ];
 
     #[test]
     fn only_the_edges_of_the_protocol_are_allowed() {
         let edges: &[(SessionState, &[SessionState])] = &[
-            (Initializing, &[Queued, GpuBinding, Error, Timeout, Rejected]),
+            (
+                Initializing,
+                &[Queued, GpuBinding, Error, Timeout, Rejected],
+            ),
             (Queued, &[GpuBinding, Error, Timeout, Rejected]),
             (GpuBinding, &[Active, Error, Timeout]),
             (Active, &[GpuBinding, Active, Complete, Error, Timeout]),
@@ -73,7 +92,10 @@ mod tests {
             (Rejected, &[]),
         ];
         for (from, expected) in edges {
-            let reached: Vec<_> = ALL.into_iter().filter(|to| from.transition(*to).is_ok()).collect();
+            let reached: Vec<_> = ALL
+                .into_iter()
+                .filter(|to| from.transition(*to).is_ok())
+                .collect();
             assert_eq!(&reached, expected, "from {from:?}");
             assert_eq!(from.is_sink(), expected.is_empty());
         }

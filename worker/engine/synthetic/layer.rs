@@ -120,7 +120,7 @@ impl Layer {
             }
         }
         for lamp in &self.lamps {
-            self.light(lamp, world, canvas, base);
+            self.light(lamp, world, canvas, [base, limit as f32]);
         }
     }
 
@@ -156,7 +156,7 @@ impl Layer {
         rows
     }
 
-    fn light(&self, lamp: &Lamp, world: &World, canvas: &mut Canvas<'_>, base: f32) {
+    fn light(&self, lamp: &Lamp, world: &World, canvas: &mut Canvas<'_>, [base, limit]: [f32; 2]) {
         let height = canvas.height as f32;
         let period = PERIOD * height;
         let mut x = wave::fraction(lamp.at.wrapping_sub(self.left(world))) * period;
@@ -167,7 +167,7 @@ impl Layer {
         let [w, h] = lamp.size.map(|s| s * height);
         let y = base - lamp.height * height;
         let halo = lamp.halo * height;
-        if x - halo > canvas.width as f32 {
+        if x - halo > canvas.width as f32 || y - h - halo > limit {
             return;
         }
         if halo > 0.0 {

@@ -1,0 +1,285 @@
+// The two players: Media Source for fragmented MP4, and a canvas for JPEG frames. Both have the same surface.
+
+/** Plays fragmented MP4 by Media Source. Every change of the buffer is an operation in one queue. */
+export class MsePlayer {
+  constructor(video, hooks) {
+    this.video = video;
+    this.hooks = hooks;
+    this.stalls = 0;
+    video.disableRemotePlayback = true; // ManagedMediaSource opens only then
+    video.addEventListener('waiting', () => this.waiting());
+    video.addEventListener('playing', () => { this.started = this.end > 0; });
+    video.addEventListener('error', () => {
+      if (this.source) this.fail(`The browser could not play the stream: ${video.error?.message || 'decoding failed'}.`);
+    });
+    this.reset();
+  }
+
+  get time() { return this.video.currentTime; }
+  get paused() { return !this.playing; }
+  get end() { return this.video.buffered.length ? this.video.buffered.end(this.video.buffered.length - 1) : 0; }
+  get atEnd() { return this.end - this.time < 0.12; }
+  get hasPicture() { return this.video.readyState >= 2 && this.end > 0; }
+  get picture() { return this.video; }
+  ranges() {
+    const b = this.video.buffered;
+    return Array.from({ length: b.length }, (_, i) => [b.start(i), b.end(i)]);
+  }
+
+  reset() {
+    if (this.url) URL.revokeObjectURL(this.url);
+    this.source = this.buffer = this.url = null;
+    this.queue = [];
+    this.onUpdated = null;
+    this.resumeAt = null;
+    this.started = this.dead = false;
+    this.playing = true;
+    if (this.video.hasAttribute('src')) {
+      this.video.removeAttribute('src');
+      this.video.load();
+    }
+  }
+
+  /** Before the first media, so that the source is open when they come. */
+  open() {
+    if (this.source) return;
+    const Source = window.MediaSource ?? window.ManagedMediaSource;
+    if (!Source) {
+      this.fail('This browser cannot play streamed MP4. Choose JPEG frames and open a new session.');
+      return;
+    }
+    const source = new Source();
+    source.addEventListener('sourceopen', () => this.pump());
+    this.source = source;
+    this.url = URL.createObjectURL(source);
+    this.video.src = this.url;
+  }
+
+  fail(text) {
+    if (this.dead) return; // one report is enough
+    this.dead = true;
+    this.queue = [];
+    this.hooks.failed(text);
+  }
+
+  startSegment(segment, mime) {
+    this.open();
+    if (!this.source) return;
+    if (!this.source.constructor.isTypeSupported(mime)) {
+      this.fail(`This browser cannot play ${mime}. Choose JPEG frames and open a new session.`);
+      return;
+    }
+    this.add(segment, () => {
+      if (!this.buffer) {
+        const buffer = this.source.addSourceBuffer(mime);
+        buffer.addEventListener('updateend', () => { if (buffer === this.buffer) this.updated(); });
+        buffer.addEventListener('error', () => { if (buffer === this.buffer) this.fail('The browser could not read the stream.'); });
+        this.buffer = buffer;
+      } else if (mime !== this.mime) {
+        this.buffer.changeType(mime);
+      }
+      this.mime = mime;
+    });
+  }
+
+  append(segment, bytes, done) {
+    this.add(segment, () => this.buffer.appendBuffer(bytes), () => {
+      this.settle();
+      done?.();
+    });
+  }
+
+  /** Takes the segment's media away, from `from` seconds on. With `hold` the same pictures will come again. */
+  cut(segment, from, hold) {
+    this.queue = this.queue.filter((op) => op.segment !== segment);
+    this.add(null, () => {
+      if (!this.buffer) return;
+      if (this.source.readyState === 'open') this.buffer.abort(); // forget half a box
+      if (this.end > from) this.buffer.remove(from, Infinity);
+    }, () => {
+      if (this.time <= from) return;
+      // A seek to where nothing is buffered would be ignored, so that one waits for the media.
+      this.resumeAt = hold ? this.time : Math.max(0, from - 0.05);
+      this.settle();
+    });
+  }
+
+  finish() {
+    this.add(null, () => {
+      if (this.buffer && this.source.readyState === 'open') this.source.endOfStream();
+    });
+  }
+
+  add(segment, run, done) {
+    if (this.dead) return;
+    this.queue.push({ segment, run, done });
+    this.pump();
+  }
+
+  pump() {
+    while (this.queue.length && this.source && this.source.readyState !== 'closed' && !this.buffer?.updating && !this.onUpdated) {
+      const op = this.queue[0];
+      try {
+        op.run();
+      } catch (error) {
+        if (error.name === 'QuotaExceededError') this.makeRoom();
+        else this.fail(`The player stopped: ${error.message}`);
+        return;
+      }
+      this.queue.shift();
+      if (this.buffer?.updating) this.onUpdated = op.done ?? (() => {});
+      else op.done?.();
+    }
+  }
+
+  updated() {
+    const done = this.onUpdated;
+    this.onUpdated = null;
+    done?.();
+    this.pump();
+  }
+
+  /** Removing inside a segment would take its pictures up to the next key frame, which the viewer is looking at. */
+  makeRoom() {
+    const before = this.hooks.segmentStart(this.time) - 0.01;
+    const first = this.video.buffered.length ? this.video.buffered.start(0) : Infinity;
+    if (first < before) this.buffer.remove(first, before);
+    else setTimeout(() => this.pump(), 500);
+  }
+
+  settle() {
+    const ranges = this.ranges();
+    if (!ranges.length) return;
+    const inside = (t) => ranges.some(([from, to]) => t >= from - 0.001 && t < to);
+    if (!this.started && !inside(this.time)) this.video.currentTime = ranges[0][0];
+    if (this.resumeAt != null && inside(this.resumeAt)) {
+      // A seek makes the decoder start at the new key frame; without it Chromium would wait for the next segment's.
+      this.video.currentTime = this.resumeAt;
+      this.resumeAt = null;
+    }
+    if (this.playing && this.video.paused) this.play();
+  }
+
+  async play() {
+    this.playing = true;
+    try {
+      await this.video.play();
+    } catch (error) {
+      if (error.name !== 'NotAllowedError' || this.video.muted) return;
+      this.video.muted = true;
+      this.video.play().catch(() => {});
+    }
+  }
+
+  pause() {
+    this.playing = false;
+    this.video.pause();
+  }
+
+  /** `again` gives the bytes of the segment there, should they have been evicted. */
+  async seek(to, again) {
+    this.resumeAt = null;
+    const have = this.ranges().some(([from, end]) => to >= from - 0.05 && to < end);
+    if (!have && this.buffer) for (const bytes of await again()) this.append(null, bytes);
+    this.video.currentTime = to;
+    if (this.playing && this.video.paused) this.play();
+  }
+
+  waiting() {
+    const { video } = this;
+    // The event is late: by now the state may be better again, or this may still be the start.
+    if (!this.started || video.seeking || video.readyState !== 2 || this.atEnd || this.resumeAt != null) return;
+    this.stalls += 1;
+    const next = this.ranges().find(([from]) => from > video.currentTime);
+    if (next && next[0] - video.currentTime < 1) video.currentTime = next[0] + 0.001;
+  }
+
+  /**
+   * Called on a clock. After it has run dry, Chromium wants more than the rest of a segment before it goes on; a seek makes
+   * it play what there is. While media come (`more`), it is given the time to gather some.
+   */
+  nudge(more) {
+    const { video } = this;
+    const ahead = this.end - this.time;
+    const stuck = this.playing && this.started && !video.seeking && video.readyState === 2 && ahead > (more ? 1.2 : 0.12);
+    this.stuck = stuck ? (this.stuck ?? 0) + 1 : 0;
+    if (this.stuck < 4) return;
+    this.stuck = 0;
+    video.currentTime += 0.001;
+  }
+}
+
+/** `legacy_jpeg`: draws one picture per message, paced by the frame rate. Same surface as `MsePlayer`. */
+export class JpegPlayer {
+  constructor(canvas, hooks) {
+    this.canvas = canvas;
+    this.hooks = hooks;
+    this.fps = 24;
+    this.stalls = 0;
+    this.reset();
+    const tick = (now) => {
+      this.draw(now);
+      requestAnimationFrame(tick);
+    };
+    requestAnimationFrame(tick);
+  }
+
+  get time() { return this.next / this.fps; }
+  get paused() { return !this.playing; }
+  get end() { return this.frames.length / this.fps; }
+  get atEnd() { return this.next >= this.frames.length; }
+  get hasPicture() { return this.drawn; }
+  get picture() { return this.canvas; }
+  ranges() { return this.frames.length ? [[0, this.end]] : []; }
+
+  reset() {
+    this.frames = [];
+    this.next = 0;
+    this.due = 0;
+    this.playing = true;
+    this.drawn = this.decoding = false;
+  }
+
+  open() {}
+  startSegment() {}
+  finish() {}
+  append(_segment, bytes, done) {
+    this.frames.push(new Blob([bytes], { type: 'image/jpeg' }));
+    done?.();
+  }
+
+  nudge() {}
+  cut(_segment, from) {
+    this.frames.length = Math.min(this.frames.length, Math.round(from * this.fps));
+    this.next = Math.min(this.next, this.frames.length);
+  }
+
+  async draw(now) {
+    if (!this.playing || this.decoding || this.atEnd || now < this.due) return;
+    const frame = this.frames[this.next];
+    this.next += 1;
+    this.due = Math.max(this.due + 1000 / this.fps, now - 100);
+    this.decoding = true;
+    try {
+      const image = await createImageBitmap(frame);
+      if (this.canvas.width !== image.width || this.canvas.height !== image.height) {
+        this.canvas.width = image.width;
+        this.canvas.height = image.height;
+      }
+      this.canvas.getContext('2d').drawImage(image, 0, 0);
+      image.close();
+      this.drawn = true;
+    } catch {
+      this.hooks.failed('A picture could not be decoded.');
+    }
+    this.decoding = false;
+  }
+
+  play() {
+    if (this.atEnd && this.hooks.ended()) this.next = 0;
+    this.playing = true;
+  }
+
+  pause() { this.playing = false; }
+  seek(to) { this.next = Math.min(this.frames.length, Math.round(to * this.fps)); }
+}
