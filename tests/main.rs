@@ -1,4 +1,5 @@
 //! Whole-program tests: the real binaries, real sockets, real files. A file per behaviour; `harness` starts and cleans.
 
+mod docs;
 mod harness;
 mod smoke;

@@ -1,0 +1,182 @@
+//! The reference for client authors says what the types say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fastvideo_proto::client::{ClientMessage, ErrorCode, ServerMessage};
+use serde_json::{Value, json};
+
+const REFERENCE: &str = include_str!("../docs/protocol.md");
+
+/// One message of each type with every field set.
+fn client_messages() -> Vec<Value> {
+    vec![
+        json!({
+            "type": "session_init_v2", "client_id": "c", "preset": "p", "preset_label": "l", "curated_prompts": ["a"],
+            "initial_image": {"mime": "image/png"}, "enhancement_enabled": true, "auto_extension_enabled": true,
+            "loop_generation_enabled": true, "single_clip_mode": true, "stream_mode": "legacy_jpeg",
+            "continuation_state": {"kind": "k", "payload": {}},
+        }),
+        json!({
+            "type": "segment_prompt_source", "prompt": "p", "negative_prompt": "n", "source": "curated", "seed": 1,
+            "num_inference_steps": 2, "guidance_scale": 1.5,
+        }),
+        json!({"type": "seed_prompts_updated", "seed_prompts": ["a"]}),
+        json!({"type": "enhancement_updated", "enabled": true}),
+        json!({"type": "auto_extension_updated", "enabled": true}),
+        json!({"type": "loop_generation_updated", "enabled": true}),
+        json!({"type": "generation_paused_updated", "paused": true}),
+        json!({"type": "snapshot_state"}),
+        json!({"type": "cancel_segment"}),
+        json!({"type": "rewrite_seed_prompts", "seed_prompt": "p", "count": 3}),
+        json!({"type": "leave"}),
+    ]
+}
+
+fn server_messages() -> Vec<Value> {
+    vec![
+        json!({"type": "queue_status", "position": 0, "queue_depth": 1}),
+        json!({
+            "type": "gpu_assigned", "gpu_id": 0, "session_timeout": 300, "session_id": "s", "resume_token": "t",
+            "worker_id": "w", "model_id": "m",
+        }),
+        json!({
+            "type": "ltx2_stream_start", "preset": "p", "width": 64, "height": 64, "fps": 24, "num_frames": 8,
+            "generation_segment_cap": 6, "features": {
+                "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
+            },
+        }),
+        json!({
+            "type": "ltx2_segment_start", "segment_idx": 0, "prompt": "p", "total_steps": 8, "source": "user",
+            "original_prompt": "o", "attempt": 1,
+        }),
+        json!({"type": "step_complete", "segment_idx": 0, "step": 1, "total_steps": 8, "stage": "denoise"}),
+        json!({"type": "media_init", "segment_idx": 0, "mime": "video/mp4", "stream_id": "s", "mode": "av_fmp4"}),
+        json!({
+            "type": "media_segment_complete", "segment_idx": 0, "stream_id": "s", "chunks": 3, "duration_ms": 1.5,
+            "pts_base_ms": 0.5,
+        }),
+        json!({
+            "type": "ltx2_segment_complete", "segment_idx": 0, "generation_time_ms": 1.5, "e2e_latency_ms": 2.5,
+        }),
+        json!({"type": "ltx2_stream_complete", "reason": "segment_cap"}),
+        json!({"type": "session_timeout", "timeout_seconds": 300}),
+        json!({"type": "continuation_state_snapshot", "state": {"kind": "k", "payload": {}}}),
+        json!({
+            "type": "error", "code": "worker_failed", "message": "m", "retryable": true, "segment_idx": 0,
+            "restarting": true,
+        }),
+        json!({"type": "segment_cancelled", "segment_idx": 0}),
+        json!({"type": "server_draining", "deadline_seconds": 30}),
+    ]
+}
+
+/// Type to names of fields.
+type Fields = BTreeMap<String, BTreeSet<String>>;
+
+fn fields(messages: &[Value]) -> Fields {
+    let fields = |message: &Value| {
+        let object = message.as_object().unwrap();
+        let names = object.keys().filter(|k| *k != "type").cloned().collect();
+        (object["type"].as_str().unwrap().to_owned(), names)
+    };
+    messages.iter().map(fields).collect()
+}
+
+/// What a section of the reference names: types in its third-level headings, fields in the first column below.
+fn documented(section: &str) -> Fields {
+    let text = REFERENCE.split_once(&format!("\n## {section}\n")).expect("the section is there").1;
+    let text = text.split("\n## ").next().unwrap();
+    let mut found = Fields::new();
+    let mut current = None;
+    for line in text.lines() {
+        if let Some(heading) = line.strip_prefix("### `") {
+            let name = heading.trim_end_matches('`').to_owned();
+            found.insert(name.clone(), BTreeSet::new());
+            current = Some(name);
+        } else if let (Some(name), Some(row)) = (&current, line.strip_prefix("| `")) {
+            let field = row.split('`').next().unwrap().to_owned();
+            found.get_mut(name).unwrap().insert(field);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_reference_names_every_message_and_field_and_no_other() {
+    let client = client_messages();
+    for message in &client {
+        let parsed = ClientMessage::parse(&message.to_string()).unwrap();
+        assert_eq!(&serde_json::to_value(&parsed).unwrap(), message);
+    }
+    assert_eq!(documented("Client to server"), fields(&client));
+    let server = server_messages();
+    for message in &server {
+        let parsed: ServerMessage = serde_json::from_value(message.clone()).unwrap();
+        assert_eq!(&serde_json::to_value(&parsed).unwrap(), message);
+    }
+    assert_eq!(documented("Server to client"), fields(&server));
+}
+
+/// Adding a message to `proto` without adding it above does not compile.
+#[test]
+fn the_messages_above_are_all_there_are() {
+    for message in client_messages() {
+        match ClientMessage::parse(&message.to_string()).unwrap() {
+            ClientMessage::SessionInit(_)
+            | ClientMessage::SegmentRequest(_)
+            | ClientMessage::SeedPromptsUpdated(_)
+            | ClientMessage::EnhancementUpdated(_)
+            | ClientMessage::AutoExtensionUpdated(_)
+            | ClientMessage::LoopGenerationUpdated(_)
+            | ClientMessage::GenerationPausedUpdated(_)
+            | ClientMessage::SnapshotState
+            | ClientMessage::CancelSegment
+            | ClientMessage::RewriteSeedPrompts(_)
+            | ClientMessage::Leave => {}
+        }
+    }
+    for message in server_messages() {
+        match serde_json::from_value(message).unwrap() {
+            ServerMessage::QueueStatus { .. }
+            | ServerMessage::GpuAssigned { .. }
+            | ServerMessage::StreamStart { .. }
+            | ServerMessage::SegmentStart { .. }
+            | ServerMessage::StepComplete { .. }
+            | ServerMessage::MediaInit { .. }
+            | ServerMessage::MediaSegmentComplete { .. }
+            | ServerMessage::SegmentComplete { .. }
+            | ServerMessage::StreamComplete { .. }
+            | ServerMessage::SessionTimeout { .. }
+            | ServerMessage::ContinuationStateSnapshot { .. }
+            | ServerMessage::Error { .. }
+            | ServerMessage::SegmentCancelled { .. }
+            | ServerMessage::ServerDraining { .. } => {}
+        }
+    }
+}
+
+#[test]
+fn the_reference_lists_every_error_code() {
+    let text = REFERENCE.split_once("\n## Error codes\n").unwrap().1;
+    let text = text.split("\n## ").next().unwrap();
+    let listed: Vec<ErrorCode> = (text.lines())
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .map(|code| serde_json::from_value(code.into()).unwrap())
+        .collect();
+    for code in &listed {
+        match code {
+            ErrorCode::SessionRejected
+            | ErrorCode::InvalidMessage
+            | ErrorCode::PresetMismatch
+            | ErrorCode::GpuUnavailable
+            | ErrorCode::WorkerFailed
+            | ErrorCode::UpstreamTimeout
+            | ErrorCode::InternalError
+            | ErrorCode::PromptBlocked
+            | ErrorCode::Unauthorized
+            | ErrorCode::StateIncompatible
+            | ErrorCode::SegmentTimeout => {}
+        }
+    }
+    assert_eq!(listed.len(), 11);
+}
