@@ -1,7 +1,6 @@
 # The only entry points. Each installs the Debian packages that it needs, or names them when it may not.
 
-BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libswresample-dev libx264-dev \
-                 clang libclang-dev pkg-config
+BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
 TEST_PACKAGES = ffmpeg chromium chromium-driver
 
 # What `make demo` starts. A slow engine, so that a segment can be watched while it is generated.

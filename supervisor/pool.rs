@@ -253,7 +253,13 @@ impl Pool {
 
     /// Asks all workers to leave, and waits until all processes are gone.
     pub async fn stop(&self) {
-        self.shared.stop.send_replace(Stop::Ask);
+        self.shared.stop.send_if_modified(|stop| {
+            let running = *stop == Stop::Run;
+            if running {
+                *stop = Stop::Ask;
+            }
+            running
+        });
         self.shared.tracker.close();
         self.shared.tracker.wait().await;
     }

@@ -84,7 +84,10 @@ fn fields(messages: &[Value]) -> Fields {
 
 /// What a section of the reference names: types in its third-level headings, fields in the first column below.
 fn documented(section: &str) -> Fields {
-    let text = REFERENCE.split_once(&format!("\n## {section}\n")).expect("the section is there").1;
+    let text = REFERENCE
+        .split_once(&format!("\n## {section}\n"))
+        .expect("the section is there")
+        .1;
     let text = text.split("\n## ").next().unwrap();
     let mut found = Fields::new();
     let mut current = None;

@@ -2,4 +2,6 @@
 
 mod docs;
 mod harness;
+mod media;
+mod readback;
 mod smoke;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use mp4_atom::{Any, Atom, Codec, Decode, Moof, Moov, Traf};
+use mp4_atom::{Any, Codec, Decode, Moof, Moov, Traf};
 use serde_json::Value;
 
 use crate::harness::Segment;
@@ -27,7 +27,7 @@ pub(crate) struct Sample {
     pub(crate) time: u64,
     pub(crate) duration: u64,
     /// Of its presentation after `time`.
-    pub(crate) offset: i32,
+    pub(crate) offset: i64,
     pub(crate) sync: bool,
     pub(crate) data: Vec<u8>,
 }
@@ -83,7 +83,7 @@ impl Parsed {
             avcc.avc_profile_indication,
             avcc.profile_compatibility,
             avcc.avc_level_indication,
-            config.dec_specific.profile
+            config.dec_specific.as_ref().unwrap().profile
         )
     }
 }
@@ -186,7 +186,10 @@ pub(crate) fn sound(media: &[u8]) -> Vec<f32> {
 fn run(program: &str, before: &[&str], media: &[u8], after: &[&str]) -> Vec<u8> {
     let file = tempfile::Builder::new().suffix(".mp4").tempfile().unwrap();
     std::fs::write(file.path(), media).unwrap();
-    #[expect(clippy::disallowed_methods, reason = "tests read media back with other programs")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests read media back with other programs"
+    )]
     let output = Command::new(program)
         .args(["-v", "error"])
         .args(before)

@@ -4,13 +4,13 @@
 //! gets each piece of media as soon as it is complete. A segment's bytes depend on its frames, its sound and its place
 //! on the time line alone, so that a replay gives the same ones.
 //!
-//! - [`fmp4`]: one segment as fragmented MP4, H.264 and AAC.
+//! - `fmp4`: one segment as fragmented MP4, H.264 and AAC.
 //!   - `video`: which encoder, with which options, and the colours.
 //!   - `sound`: AAC on a grid that goes on across segments, so that nothing clicks at a seam.
 //!   - `extrapolate`: what the sound would be after its end.
-//! - [`jpeg`]: one segment as pictures.
+//! - `jpeg`: one segment as pictures.
 //! - `av`: libav as safe types; the only unsafe code here.
-//! - [`bench`]: what encoding costs on this machine.
+//! - `bench`: what encoding costs on this machine.
 //!
 //! It knows nothing of links or clients.
 
@@ -66,6 +66,9 @@ pub(crate) enum Media {
 /// Where media go.
 pub(crate) type Out<'a> = dyn FnMut(Media) + 'a;
 
+/// Where packets go, on their way from an encoder to the muxer.
+type Emit<'a> = dyn FnMut(&mut av::Packet) -> Result<(), EncodeError> + 'a;
+
 /// Why a segment could not be encoded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EncodeError {
@@ -90,6 +93,8 @@ pub(crate) enum EncodeError {
     TooManyFrames { num_frames: u32 },
     #[error("a frame came before the segment was begun")]
     NotBegun,
+    #[error("the segment was begun twice")]
+    BegunTwice,
     #[error("the colours of a frame cannot be converted")]
     Colours(#[from] yuv::YuvError),
     #[error("a frame cannot be compressed")]
@@ -144,13 +149,17 @@ impl Encoder {
     /// per channel, interleaved, that come directly before the segment's; fewer or none at the session's start.
     ///
     /// # Errors
-    /// When `start_frame` is absurd, `sound_before` ends within a sample, or the encoder fails.
+    /// When the segment was begun before, `start_frame` is absurd, `sound_before` ends within a sample, or the encoder
+    /// fails.
     pub(crate) fn begin(
         &mut self,
         start_frame: u64,
         sound_before: &[f32],
         out: &mut Out<'_>,
     ) -> Result<(), EncodeError> {
+        if self.frames.is_some() {
+            return Err(EncodeError::BegunTwice);
+        }
         check_that(
             start_frame <= MAX_START_FRAME,
             "start_frame",
@@ -277,9 +286,18 @@ impl EncodeParams {
             )?;
         }
         let EncoderSpec {
-            crf, jpeg_quality, ..
+            crf,
+            audio_bit_rate,
+            jpeg_quality,
+            ..
         } = self.spec;
         check_that(crf <= 51, "crf", crf, "0 to 51")?;
+        check_that(
+            (8_000..=1_000_000).contains(&audio_bit_rate),
+            "audio_bit_rate",
+            audio_bit_rate,
+            "8000 to 1000000",
+        )?;
         check_that(
             (1..=100).contains(&jpeg_quality),
             "jpeg_quality",

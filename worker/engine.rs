@@ -104,7 +104,9 @@ pub trait Sink {
     fn blank_frame(&mut self) -> Vec<u8>;
 
     /// The next frame, RGB uint8 `[height, width, 3]`, and the sound since the one before, interleaved, -1 to 1.
-    /// Frame `n` comes with the samples up to [`AudioFormat::sample_at`]`(n + 1)`, counted from the segment's start.
+    /// Frame `n` comes with the samples up to [`AudioFormat::sample_at`]`(n + 1)` at least, counted from the segment's
+    /// start. Sound may run ahead, up to the segment's end, and should by a few thousand samples: the sound's encoder
+    /// looks ahead, and players want the first fragment to have both.
     ///
     /// # Errors
     /// [`EngineError::Cancelled`] when the segment is not wanted any more, [`EngineError::Failed`] when the encoder

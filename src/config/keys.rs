@@ -54,14 +54,14 @@ pub(crate) const KEYS: &[Key] = &[
         path: "generator.synthetic.step_ms",
         short: None,
         kind: decimal(0.0, HOUR * 1e3, "ms"),
-        default: Some("40"),
+        default: Some("0"),
         help: "Time that each denoise step takes",
     },
     Key {
         path: "generator.synthetic.frame_ms",
         short: None,
         kind: decimal(0.0, HOUR * 1e3, "ms"),
-        default: Some("2"),
+        default: Some("0"),
         help: "Time that each frame takes to come out",
     },
     Key {
@@ -263,7 +263,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         path: "streaming.pool.sessions_per_gpu",
         short: Some("sessions-per-gpu"),
-        kind: whole(1, 64, "sessions"),
+        kind: whole(1, 10_000, "sessions"),
         default: Some("1"),
         help: "Sessions that share one GPU, segment by segment",
     },

@@ -127,6 +127,19 @@ impl Board {
         self.seats[seat].jobs.pop_front()
     }
 
+    /// Takes a worker's waiting jobs out that nobody wants any more.
+    pub(super) fn take_cancelled(&mut self, seat: usize) -> Vec<QueuedJob> {
+        let jobs = &mut self.seats[seat].jobs;
+        if !jobs.iter().any(|job| job.signals.cancelled()) {
+            return Vec::new();
+        }
+        let all = std::mem::take(jobs);
+        let (cancelled, wanted): (Vec<_>, VecDeque<_>) =
+            all.into_iter().partition(|job| job.signals.cancelled());
+        self.seats[seat].jobs = wanted;
+        cancelled
+    }
+
     pub(super) fn sessions_on(&self, seat: usize) -> usize {
         self.seats[seat].sessions.len()
     }

@@ -1,6 +1,7 @@
 //! The life of one worker: start, serve, back off, again. One task per GPU, which alone holds the process.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::ops::ControlFlow;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
@@ -140,19 +141,17 @@ impl WorkerTask {
         }
     }
 
-    /// Waits for the quarantine's end: when no worker has been left for a while. False when the pool stops meanwhile.
+    /// Waits for the quarantine's end: when no worker has been left for a while, all quarantines end together. False when
+    /// the pool stops meanwhile.
     async fn quarantine(&mut self) -> bool {
         tracing::error!(gpu = %self.gpu.id, "worker is quarantined: it keeps exiting before it finishes a job");
         let mut all_lost = self.all_lost.subscribe();
         let lifted = async {
-            loop {
-                // The sender lives in this task.
-                let _ = all_lost.wait_for(|lost| *lost).await;
-                tokio::select! {
-                    () = sleep(self.config.quarantine_lift) => return,
-                    _ = all_lost.wait_for(|lost| !*lost) => {}
-                }
-            }
+            // The sender lives in this task.
+            let _ = all_lost.wait_for(|lost| *lost).await;
+            // It ends early only when the quarantine of another is lifted, since nothing else brings a worker back.
+            let lifted_elsewhere = all_lost.wait_for(|lost| !*lost);
+            let _ = timeout(self.config.quarantine_lift, lifted_elsewhere).await;
         };
         tokio::select! {
             () = lifted => {
@@ -482,12 +481,21 @@ impl Life<'_> {
     fn tell(&mut self, job: JobId, event: JobEvent) {
         if let Some(held) = self.job(job) {
             notify(held, event);
+        }
+        // Media of a job that is generated already say nothing of the one that runs.
+        if self.running.as_ref().is_some_and(|r| r.spec.job == job) {
             self.last_progress = Instant::now();
         }
     }
 
-    /// Passes cancellations and credit on.
+    /// Passes cancellations and credit on, and ends cancelled jobs that had not been started.
     fn pass_signals(&mut self) {
+        for job in self
+            .task
+            .with_board(|board, seat| board.take_cancelled(seat))
+        {
+            notify_cancelled(&job);
+        }
         for held in self.running.iter().chain(self.finishing.values()) {
             let job = held.spec.job;
             let cost = held.signals.take_credit();
@@ -505,9 +513,7 @@ impl Life<'_> {
                 break;
             };
             if job.signals.cancelled() {
-                let failure = JobFailure::Cancelled;
-                let message = String::new();
-                notify(&job, JobEvent::Ended(JobEnd::Failed { failure, message }));
+                notify_cancelled(&job);
                 continue;
             }
             self.last_progress = Instant::now();
@@ -538,12 +544,22 @@ impl Life<'_> {
     /// The pool stops: the worker is asked, then told, then made to leave.
     async fn leave(&mut self) -> Exit {
         self.task.change(Change::DrainAsked);
-        self.task
+        let waiting = self
+            .task
             .with_board(|board, seat| board.vacate(seat, false));
+        for job in waiting {
+            self.notify_lost(&job, false, "the server stops");
+        }
         self.link.send(Command::Shutdown, None);
         let mut stop = self.task.stop.clone();
         let now = async move {
             let _ = stop.wait_for(|stop| *stop == Stop::Now).await;
+        };
+        // A worker that cannot send does not hear either.
+        let events = &mut self.link.events;
+        let unheard = async {
+            while events.recv().await.is_some() {}
+            pending::<()>().await;
         };
         let asked = async {
             for signal in [Some(Signal::SIGTERM), None] {
@@ -559,6 +575,7 @@ impl Life<'_> {
         let left = tokio::select! {
             left = asked => Some(left),
             () = now => None,
+            () = unheard => None,
         };
         let left = match left {
             Some(left) => left,

@@ -57,7 +57,8 @@ fn describe(status: c_int) -> String {
     let mut text: [c_char; 128] = [0; 128];
     // SAFETY: wants a buffer of as many bytes as given. `text` is one. An unknown status still leaves a text.
     unsafe { ffi::av_strerror(status, text.as_mut_ptr(), text.len()) };
-    let bytes = text.map(c_char::cast_unsigned);
+    // `c_char` has a sign on some machines only.
+    let bytes = text.map(|character| character.to_ne_bytes()[0]);
     CStr::from_bytes_until_nul(&bytes)
         .map(|text| text.to_string_lossy().into_owned())
         .unwrap_or_else(|_| format!("status {status}"))

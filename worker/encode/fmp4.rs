@@ -1,3 +1,5 @@
+//! One segment as fragmented MP4: both tracks, and where the fragments are cut.
+
 use fastvideo_proto::link::VideoFormat;
 
 use super::av::{Muxer, Options};
@@ -122,7 +124,7 @@ impl Fmp4 {
 
     fn cut(&mut self, out: &mut Out<'_>) -> Result<(), EncodeError> {
         let bytes = self.muxer.cut()?;
-        self.next_cut = self.written + self.frames_per_fragment;
+        self.next_cut = self.written.saturating_add(self.frames_per_fragment);
         if !bytes.is_empty() {
             out(Media::Fragment { bytes });
         }

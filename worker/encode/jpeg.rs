@@ -1,3 +1,5 @@
+//! One segment as JPEG pictures, for clients that cannot play a stream.
+
 use fastvideo_proto::link::VideoFormat;
 use jpeg_encoder::ColorType;
 

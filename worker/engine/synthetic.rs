@@ -53,6 +53,9 @@ pub(crate) const AUDIO: AudioFormat = AudioFormat {
     sample_rate: sound::SAMPLE_RATE,
     channels: sound::CHANNELS,
 };
+/// Samples that the sound is ahead of the picture: an encoder looks so far ahead, and a fragment without sound does not
+/// play.
+const SOUND_AHEAD: u32 = 4096;
 /// Channels and bins of the audio latents, as LTX-2 has them.
 const LATENT_CHANNELS: u32 = 8;
 const LATENT_BINS: u32 = 16;
@@ -231,6 +234,8 @@ impl Engine for Synthetic {
         let mut state = StateWriter::new(format, self.spec.conditioning_num_frames, self.latents());
         let stock = self.stock(format);
         let mut sound = Vec::new();
+        let mut played = 0;
+        let ahead = 1 + (SOUND_AHEAD * format.fps).div_ceil(AUDIO.sample_rate);
         for n in 0..format.num_frames {
             let begun = Instant::now();
             if sink.cancelled() {
@@ -242,7 +247,11 @@ impl Engine for Synthetic {
                 None => film.paint(n, &mut frame),
             }
             sound.clear();
-            film.play(n, &mut sound);
+            let heard = format.num_frames.min(n.saturating_add(ahead));
+            while played < heard {
+                film.play(played, &mut sound);
+                played += 1;
+            }
             film.advance(n);
             state.take(n, &frame);
             wait(begun, self.spec.frame, sink)?;

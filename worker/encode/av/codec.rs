@@ -1,3 +1,5 @@
+//! Encoders of libavcodec's.
+
 use std::ffi::{CString, c_int};
 use std::ptr::{self, NonNull};
 use std::slice;

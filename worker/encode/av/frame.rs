@@ -1,3 +1,5 @@
+//! Frames: what goes into an encoder.
+
 use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::slice;

@@ -1,3 +1,5 @@
+//! The MP4 muxer of libavformat's.
+
 use std::ffi::c_int;
 use std::ptr::{self, NonNull};
 use std::slice;

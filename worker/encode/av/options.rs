@@ -1,3 +1,5 @@
+//! Settings by name.
+
 use std::ffi::{CStr, CString};
 use std::ptr;
 
@@ -5,7 +7,7 @@ use ffmpeg_sys_next as ffi;
 
 use super::{AvError, check};
 
-/// Settings by name, for a codec or a muxer.
+/// Settings for a codec or a muxer, which takes out those it knows.
 #[derive(Debug)]
 pub(crate) struct Options {
     /// Null is libav's empty dictionary.

@@ -1,3 +1,5 @@
+//! Packets: what comes out of an encoder.
+
 use std::ptr::NonNull;
 
 use ffmpeg_sys_next as ffi;

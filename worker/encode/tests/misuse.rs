@@ -80,6 +80,8 @@ fn frames_before_the_beginning_and_after_the_end_are_refused() {
     let early = encoder.frame(&rgb, &[0.0; 2000], &mut no_media);
     assert!(matches!(early, Err(EncodeError::NotBegun)));
     encoder.begin(0, &[], &mut no_media).unwrap();
+    let again = encoder.begin(0, &[], &mut no_media);
+    assert!(matches!(again, Err(EncodeError::BegunTwice)));
     encoder.frame(&rgb, &[0.0; 2000], &mut no_media).unwrap();
     let late = encoder.frame(&rgb, &[0.0; 2000], &mut no_media);
     assert!(matches!(
