@@ -4,8 +4,13 @@
 //! Names on the wire are those of FastVideo's streaming server, so that its clients work unchanged. A field that is
 //! absent when null is an `Option` that is not serialised.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+#[cfg(test)]
+mod tests;
 
 /// What a client may send.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,11 +125,13 @@ fn three() -> u32 {
 /// Why a text message is not a client message. The text is safe to show to the client.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
-    #[error("message is not a JSON object with a `type`: {0}")]
+    #[error("message is not a JSON object")]
+    NoObject,
+    #[error("message is not a JSON object with a `type`: {}", shortened(.0))]
     Envelope(serde_json::Error),
     #[error("unknown message type `{0}`")]
     UnknownType(String),
-    #[error("`{kind}`: {source}")]
+    #[error("`{kind}`: {}", shortened(.source))]
     Field {
         kind: String,
         source: serde_path_to_error::Error<serde_json::Error>,
@@ -141,6 +148,10 @@ impl ClientMessage {
         struct Envelope {
             #[serde(rename = "type")]
             kind: String,
+        }
+        // The derived readers would take a list of the fields' values too.
+        if !text.trim_start().starts_with('{') {
+            return Err(ParseError::NoObject);
         }
         let Envelope { kind } = serde_json::from_str(text).map_err(ParseError::Envelope)?;
         Ok(match kind.as_str() {
@@ -164,6 +175,20 @@ impl ClientMessage {
 fn fields<'a, T: Deserialize<'a>>(text: &'a str, kind: String) -> Result<T, ParseError> {
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|source| ParseError::Field { kind, source })
+}
+
+/// serde repeats a value that does not fit, however long it is: keeps the beginning and the end.
+fn shortened(error: &impl Display) -> String {
+    const KEPT_CHARS: usize = 150;
+    let text = error.to_string();
+    let head_end = text.char_indices().nth(KEPT_CHARS);
+    let tail_start = text.char_indices().nth_back(KEPT_CHARS - 1);
+    match (head_end, tail_start) {
+        (Some((head, _)), Some((tail, _))) if head < tail => {
+            format!("{}…{}", &text[..head], &text[tail..])
+        }
+        _ => text,
+    }
 }
 
 /// What the server sends as text. Media travel as binary messages between `media_init` and `media_segment_complete`.

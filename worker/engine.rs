@@ -3,18 +3,18 @@
 //! The job loop drives it; the sink takes what comes out. An engine knows nothing of links, media or clients.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use fastvideo_proto::client::Stage;
-use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::link::{DeviceReport, VideoFormat};
 use fastvideo_proto::state::StateHeader;
 
 use crate::state::StateBuffer;
 
-pub mod synthetic;
+pub(crate) mod synthetic;
 
 /// A model that makes one segment at a time.
-pub trait Engine: Send {
+pub(crate) trait Engine: Send {
     /// Reads the weights. Called once, before anything else; may take minutes.
     ///
     /// # Errors
@@ -35,65 +35,62 @@ pub trait Engine: Send {
 
 /// What an engine says of itself once it is loaded.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
-    pub model_id: String,
-    pub device: DeviceReport,
+pub(crate) struct Loaded {
+    pub(crate) model_id: String,
+    pub(crate) device: DeviceReport,
     /// The sound that goes with the frames; none when the model makes none.
-    pub audio: Option<AudioFormat>,
+    pub(crate) audio: Option<AudioFormat>,
 }
 
 /// PCM as an engine makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AudioFormat {
+pub(crate) struct AudioFormat {
     /// Samples per second and channel.
-    pub sample_rate: u32,
+    pub(crate) sample_rate: u32,
     /// 1 or 2.
-    pub channels: u32,
+    pub(crate) channels: u32,
 }
 
 impl AudioFormat {
     /// The sample at which this frame begins on a time line that starts with frame 0, rounded down.
-    pub fn sample_at(&self, frame: u64, fps: u32) -> u64 {
+    pub(crate) fn sample_at(&self, frame: u64, fps: u32) -> u64 {
         frame * u64::from(self.sample_rate) / u64::from(fps)
     }
 }
 
 /// One segment to make.
 #[derive(Clone, Debug)]
-pub struct GenerateRequest<'a> {
-    pub session: &'a SessionId,
-    pub segment_idx: u32,
-    /// Counts from 1. Must not change what comes out; tells faults and logs apart.
-    pub attempt: u32,
-    pub prompt: &'a str,
-    pub negative_prompt: Option<&'a str>,
-    pub seed: u64,
-    pub num_inference_steps: u32,
-    pub guidance_scale: f64,
-    pub format: VideoFormat,
+pub(crate) struct GenerateRequest<'a> {
+    pub(crate) segment_idx: u32,
+    pub(crate) prompt: &'a str,
+    pub(crate) negative_prompt: Option<&'a str>,
+    pub(crate) seed: u64,
+    pub(crate) num_inference_steps: u32,
+    pub(crate) guidance_scale: f64,
+    pub(crate) format: VideoFormat,
     /// PNG, JPEG or WebP, checked by the supervisor.
-    pub initial_image: Option<&'a Path>,
+    pub(crate) initial_image: Option<&'a Path>,
     /// The state to continue from; its blob has been checked against its header.
-    pub state: Option<State<'a>>,
+    pub(crate) state: Option<State<'a>>,
 }
 
 /// A continuation state to read.
 #[derive(Clone, Copy, Debug)]
-pub struct State<'a> {
-    pub header: &'a StateHeader,
+pub(crate) struct State<'a> {
+    pub(crate) header: &'a StateHeader,
     /// Frames `[count, height, width, 3]` RGB uint8, then the audio latents, as the header lays them out.
-    pub blob: &'a [u8],
+    pub(crate) blob: &'a [u8],
 }
 
 /// A continuation state as an engine hands it on. The job loop fills in the blob's checksum.
 #[derive(Debug)]
-pub struct NewState {
-    pub header: StateHeader,
-    pub blob: StateBuffer,
+pub(crate) struct NewState {
+    pub(crate) header: StateHeader,
+    pub(crate) blob: StateBuffer,
 }
 
 /// Where a segment goes while it is made.
-pub trait Sink {
+pub(crate) trait Sink {
     /// True once nobody wants the segment any more.
     fn cancelled(&self) -> bool;
 
@@ -106,17 +103,17 @@ pub trait Sink {
     /// The next frame, RGB uint8 `[height, width, 3]`, and the sound since the one before, interleaved, -1 to 1.
     /// Frame `n` comes with the samples up to [`AudioFormat::sample_at`]`(n + 1)` at least, counted from the segment's
     /// start. Sound may run ahead, up to the segment's end, and should by a few thousand samples: the sound's encoder
-    /// looks ahead, and players want the first fragment to have both.
+    /// looks ahead, and players want the first fragment to have both. A frame that nobody else holds is drawn into again.
     ///
     /// # Errors
     /// [`EngineError::Cancelled`] when the segment is not wanted any more, [`EngineError::Failed`] when the encoder
     /// failed.
-    fn frame(&mut self, rgb: Vec<u8>, sound: &[f32]) -> Result<(), EngineError>;
+    fn frame(&mut self, rgb: Arc<Vec<u8>>, sound: &[f32]) -> Result<(), EngineError>;
 }
 
 /// Why an engine did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
-pub enum EngineError {
+pub(crate) enum EngineError {
     #[error("cancelled")]
     Cancelled,
     /// The request cannot be served by this model.

@@ -75,7 +75,6 @@ impl Faults {
 
     fn inject(&self, kind: FaultKind) -> Result<(), EngineError> {
         match kind {
-            #[expect(clippy::exit, reason = "a worker that exits unasked is what is tested")]
             FaultKind::Exit => std::process::exit(3),
             FaultKind::Abort => std::process::abort(),
             FaultKind::Stop => {
@@ -98,7 +97,6 @@ impl Faults {
                 Ok(())
             }
             FaultKind::Error => Err(EngineError::Failed("injected error".to_owned())),
-            #[expect(clippy::panic, reason = "a worker that panics is what is tested")]
             FaultKind::Panic => panic!("injected panic"),
         }
     }

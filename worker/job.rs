@@ -264,6 +264,8 @@ impl Worker {
                     };
                     outbox.finish(report, made.state.blob.into_shared());
                 }
+                // It would fail every job; another process may not.
+                Err(error) if self.pipeline.is_closed() => return Err(error.into()),
                 Err(error) => {
                     let failure = match &error {
                         EngineError::Cancelled => JobFailure::Cancelled,
@@ -307,9 +309,7 @@ impl Worker {
         let begun = pipeline.begin(params, spec.start_frame, sound_before, target.clone());
         begun.map_err(|closed| EngineError::Failed(closed.to_string()))?;
         let request = GenerateRequest {
-            session: &spec.session,
             segment_idx: spec.segment_idx,
-            attempt: spec.attempt,
             prompt: &spec.prompt,
             negative_prompt: spec.negative_prompt.as_deref(),
             seed: spec.seed,
@@ -424,7 +424,7 @@ impl Sink for JobSink<'_> {
         frame
     }
 
-    fn frame(&mut self, rgb: Vec<u8>, sound: &[f32]) -> Result<(), EngineError> {
+    fn frame(&mut self, rgb: Arc<Vec<u8>>, sound: &[f32]) -> Result<(), EngineError> {
         self.reach(FaultPoint::Frame(self.frames));
         self.frames += 1;
         if self.cancelled() {

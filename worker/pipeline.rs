@@ -2,7 +2,7 @@
 //! encoder is opened ahead.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 use fastvideo_proto::link::MediaKind;
@@ -48,7 +48,7 @@ enum Order {
         target: Target,
     },
     Frame {
-        rgb: Vec<u8>,
+        rgb: Arc<Vec<u8>>,
         sound: Vec<f32>,
     },
     Finish,
@@ -113,16 +113,13 @@ impl Pipeline {
     }
 
     /// Waits while the encoder is [`FRAMES_AHEAD`] frames behind.
-    pub(crate) fn frame(&self, rgb: Vec<u8>, sound: Vec<f32>) -> Result<(), Closed> {
+    pub(crate) fn frame(&self, rgb: Arc<Vec<u8>>, sound: Vec<f32>) -> Result<(), Closed> {
         self.order(Order::Frame { rgb, sound })
     }
 
     /// A frame to draw into, of any size and content.
     pub(crate) fn empty_frame(&self) -> Vec<u8> {
-        match self.empties.try_recv() {
-            Ok(frame) => frame,
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => Vec::new(),
-        }
+        self.empties.try_recv().unwrap_or_default()
     }
 
     /// Waits until all frames of the segment are encoded and sent.
@@ -137,6 +134,11 @@ impl Pipeline {
     /// The segment is not wanted any more.
     pub(crate) fn abandon(&self) {
         let _ = self.order(Order::Abandon);
+    }
+
+    /// The encoder's thread has panicked. Only between segments.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.order(Order::Abandon).is_err()
     }
 
     fn order(&self, order: Order) -> Result<(), Closed> {
@@ -212,7 +214,7 @@ impl EncoderThread {
                 Ok(Order::Frame { rgb, sound }) => {
                     encoder.frame(&rgb, &sound, &mut send)?;
                     frames += 1;
-                    let _ = self.empties.send(rgb);
+                    self.recycle(rgb);
                 }
                 Ok(Order::Finish) => {
                     let sound_tail = encoder.finish(&mut send)?;
@@ -230,15 +232,20 @@ impl EncoderThread {
         tracing::warn!(error = &error as &dyn std::error::Error, "encoding failed");
         while let Ok(order) = self.orders.recv() {
             match order {
-                Order::Frame { rgb, .. } => {
-                    let _ = self.empties.send(rgb);
-                }
+                Order::Frame { rgb, .. } => self.recycle(rgb),
                 Order::Finish => {
                     let _ = self.outcomes.send(Err(error));
                     return;
                 }
                 Order::Abandon | Order::Begin { .. } | Order::Prepare(_) => return,
             }
+        }
+    }
+
+    /// Gives a frame back to be drawn into, unless the engine keeps it.
+    fn recycle(&self, rgb: Arc<Vec<u8>>) {
+        if let Ok(rgb) = Arc::try_unwrap(rgb) {
+            let _ = self.empties.send(rgb);
         }
     }
 

@@ -7,15 +7,15 @@ use ipc_channel::ipc::IpcSharedMemory;
 
 /// Zeroed shared memory that nobody else has seen yet.
 #[derive(Debug)]
-pub struct StateBuffer(IpcSharedMemory);
+pub(crate) struct StateBuffer(IpcSharedMemory);
 
 impl StateBuffer {
-    pub fn zeroed(bytes: usize) -> Self {
+    pub(crate) fn zeroed(bytes: usize) -> Self {
         Self(IpcSharedMemory::from_byte(0, bytes))
     }
 
     /// Ends writing; from here on the memory may be shared.
-    pub fn into_shared(self) -> IpcSharedMemory {
+    pub(crate) fn into_shared(self) -> IpcSharedMemory {
         self.0
     }
 }

@@ -128,15 +128,11 @@ impl Board {
     }
 
     /// Takes a worker's waiting jobs out that nobody wants any more.
-    pub(super) fn take_cancelled(&mut self, seat: usize) -> Vec<QueuedJob> {
+    pub(super) fn take_cancelled(&mut self, seat: usize) -> VecDeque<QueuedJob> {
         let jobs = &mut self.seats[seat].jobs;
-        if !jobs.iter().any(|job| job.signals.cancelled()) {
-            return Vec::new();
-        }
-        let all = std::mem::take(jobs);
-        let (cancelled, wanted): (Vec<_>, VecDeque<_>) =
-            all.into_iter().partition(|job| job.signals.cancelled());
-        self.seats[seat].jobs = wanted;
+        let all = std::mem::take(jobs).into_iter();
+        let (cancelled, wanted) = all.partition(|job| job.signals.cancelled());
+        *jobs = wanted;
         cancelled
     }
 

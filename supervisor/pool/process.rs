@@ -6,12 +6,15 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use fastvideo_proto::ids::WorkerId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -33,6 +36,8 @@ const INHERITED_PREFIXES: &[&str] = &[
 const MAX_LINE_BYTES: u64 = 16 * 1024;
 /// Lines kept to explain an exit.
 const LAST_LINES: usize = 8;
+/// How long the lines of a process that has exited are read on: they are all in the pipe already.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A running worker. Dropping it kills the process and leaves reaping to the runtime.
 #[derive(Debug)]
@@ -40,6 +45,7 @@ pub(crate) struct WorkerProcess {
     child: Child,
     pid: Pid,
     last_lines: Arc<Mutex<VecDeque<String>>>,
+    forwarding: Option<JoinHandle<()>>,
 }
 
 impl WorkerProcess {
@@ -86,14 +92,15 @@ impl WorkerProcess {
             .expect("a child that was not waited for has a pid");
         let pid = Pid::from_raw(pid.cast_signed());
         let last_lines = Arc::new(Mutex::new(VecDeque::new()));
-        if let Some(stderr) = child.stderr.take() {
+        let forwarding = child.stderr.take().map(|stderr| {
             let span = tracing::info_span!(parent: None, "worker", worker_id = %worker);
-            tracker.spawn(forward_lines(stderr, last_lines.clone()).instrument(span));
-        }
+            tracker.spawn(forward_lines(stderr, last_lines.clone()).instrument(span))
+        });
         Ok(Self {
             child,
             pid,
             last_lines,
+            forwarding,
         })
     }
 
@@ -121,6 +128,16 @@ impl WorkerProcess {
     pub(crate) async fn kill(&mut self) -> io::Result<ExitStatus> {
         self.signal(Signal::SIGKILL);
         self.wait().await
+    }
+
+    /// After the exit: waits until everything is forwarded that the process had printed. What a child of it holds open
+    /// is not waited for.
+    pub(crate) async fn read_last_lines(&mut self) {
+        if let Some(mut forwarding) = self.forwarding.take()
+            && timeout(LAST_LINES_TIMEOUT, &mut forwarding).await.is_err()
+        {
+            forwarding.abort();
+        }
     }
 
     /// The last lines that the process printed.
@@ -171,7 +188,7 @@ async fn forward_lines(stderr: ChildStderr, last_lines: Arc<Mutex<VecDeque<Strin
             lines.push_back(text.to_owned());
         }
         // A worker begins its own lines with their level; anything else comes from a library or a panic.
-        match text.split_once(' ') {
+        match text.trim_start().split_once(' ') {
             Some(("ERROR", rest)) => tracing::error!("{rest}"),
             Some(("WARN", rest)) => tracing::warn!("{rest}"),
             Some(("INFO", rest)) => tracing::info!("{rest}"),

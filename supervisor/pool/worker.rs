@@ -614,6 +614,17 @@ impl Life<'_> {
             };
             let _ = timeout(LAST_EVENTS_TIMEOUT, last).await;
         }
+        // First the jobs, then the moves: a client hears what became of its segment before where it goes on.
+        for job in self.running.iter().chain(self.finishing.values()) {
+            self.notify_lost(job, true, &exit.reason);
+        }
+        let waiting = self
+            .task
+            .with_board(|board, seat| board.vacate(seat, false));
+        for job in &waiting {
+            self.notify_lost(job, false, &exit.reason);
+        }
+        self.process.read_last_lines().await;
         if self.boot_deadline.is_some() && exit.kind != ExitKind::Asked {
             let failure = self.boot_failure.take();
             if failure.is_some() {
@@ -627,27 +638,25 @@ impl Life<'_> {
             });
             exit.reason = reason;
         }
-        let waiting = self
-            .task
-            .with_board(|board, seat| board.vacate(seat, false));
-        let started = self
-            .running
-            .take()
-            .into_iter()
-            .chain(self.finishing.drain().map(|(_, job)| job));
-        let lost = started
-            .map(|job| (job, true))
-            .chain(waiting.into_iter().map(|job| (job, false)));
-        for (job, started) in lost {
-            let end = JobEnd::WorkerLost {
-                worker: self.id.clone(),
-                started,
-                reason: exit.reason.clone(),
-            };
-            notify(&job, JobEvent::Ended(end));
-        }
         exit
     }
+
+    fn notify_lost(&self, job: &QueuedJob, started: bool, reason: &str) {
+        let end = JobEnd::WorkerLost {
+            worker: self.id.clone(),
+            started,
+            reason: reason.to_owned(),
+        };
+        notify(job, JobEvent::Ended(end));
+    }
+}
+
+fn notify_cancelled(job: &QueuedJob) {
+    let end = JobEnd::Failed {
+        failure: JobFailure::Cancelled,
+        message: String::new(),
+    };
+    notify(job, JobEvent::Ended(end));
 }
 
 fn notify(job: &QueuedJob, event: JobEvent) {

@@ -33,6 +33,7 @@ mod weather;
 mod words;
 mod world;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastvideo_proto::client::Stage;
@@ -69,7 +70,7 @@ pub(crate) struct Synthetic {
     spec: SyntheticSpec,
     format: VideoFormat,
     /// Frames of `format` made at load; empty unless the spec asks for them.
-    prerendered: Vec<Vec<u8>>,
+    prerendered: Vec<Arc<Vec<u8>>>,
 }
 
 impl Synthetic {
@@ -165,7 +166,7 @@ impl Synthetic {
     }
 
     /// Frames of that size made ahead.
-    fn stock(&self, format: VideoFormat) -> Option<&[Vec<u8>]> {
+    fn stock(&self, format: VideoFormat) -> Option<&[Arc<Vec<u8>>]> {
         let same = (format.width, format.height) == (self.format.width, self.format.height);
         (same && !self.prerendered.is_empty()).then_some(&self.prerendered[..])
     }
@@ -179,12 +180,13 @@ impl Synthetic {
             seed: 0,
         };
         let departure = Departure::new(world, scene.clone(), scene, false);
-        let mut film = Film::new(departure, self.format, PRERENDER_PROMPT, counter, None);
+        let mut film = Film::new(departure, self.format);
+        let mut brush = Brush::new(&film, PRERENDER_PROMPT, counter, None);
         for n in 0..self.format.num_frames {
             let mut frame = vec![0; self.format.frame_bytes()];
-            film.paint(n, &mut frame);
+            brush.paint(&film, n, &mut frame);
             film.advance(n);
-            self.prerendered.push(frame);
+            self.prerendered.push(Arc::new(frame));
             let part = (n + 1) as f32 / self.format.num_frames as f32;
             progress(part, "frames ahead of time");
         }
@@ -223,16 +225,19 @@ impl Engine for Synthetic {
             Some(path) => Some(Still::open(path, width, height)?),
             None => None,
         };
-        self.denoise(request.num_inference_steps, sink)?;
-
         let counter = Counter {
             segment_idx: request.segment_idx,
             num_frames: format.num_frames,
             seed: request.seed,
         };
-        let mut film = Film::new(departure, format, request.prompt, counter, still);
+        let mut film = Film::new(departure, format);
+        let mut pictures = match self.stock(format) {
+            Some(stock) => Pictures::Stock(stock),
+            None => Pictures::Drawn(Box::new(Brush::new(&film, request.prompt, counter, still))),
+        };
+        self.denoise(request.num_inference_steps, sink)?;
+
         let mut state = StateWriter::new(format, self.spec.conditioning_num_frames, self.latents());
-        let stock = self.stock(format);
         let mut sound = Vec::new();
         let mut played = 0;
         let ahead = 1 + (SOUND_AHEAD * format.fps).div_ceil(AUDIO.sample_rate);
@@ -241,11 +246,14 @@ impl Engine for Synthetic {
             if sink.cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            let mut frame = sink.blank_frame();
-            match stock {
-                Some(stock) => frame.copy_from_slice(&stock[n as usize % stock.len()]),
-                None => film.paint(n, &mut frame),
-            }
+            let frame = match &mut pictures {
+                Pictures::Stock(stock) => stock[n as usize % stock.len()].clone(),
+                Pictures::Drawn(brush) => {
+                    let mut frame = sink.blank_frame();
+                    brush.paint(&film, n, &mut frame);
+                    Arc::new(frame)
+                }
+            };
             sound.clear();
             let heard = format.num_frames.min(n.saturating_add(ahead));
             while played < heard {
@@ -305,12 +313,22 @@ impl Departure {
     }
 }
 
-/// A segment in the making.
+/// A segment in the making: the world and its sound.
 struct Film {
     format: VideoFormat,
     departure: Departure,
     /// Frames over which the old scene turns into the new one.
     fade_frames: u32,
+}
+
+/// Where a segment's frames come from.
+enum Pictures<'a> {
+    Stock(&'a [Arc<Vec<u8>>]),
+    Drawn(Box<Brush>),
+}
+
+/// What a segment's frames are drawn with.
+struct Brush {
     old: Option<Painter>,
     new: Painter,
     spare: Vec<u8>,
@@ -318,23 +336,13 @@ struct Film {
     caption: Caption,
 }
 
-impl Film {
-    fn new(
-        departure: Departure,
-        format: VideoFormat,
-        prompt: &str,
-        counter: Counter,
-        still: Option<Still>,
-    ) -> Self {
+impl Brush {
+    fn new(film: &Film, prompt: &str, counter: Counter, still: Option<Still>) -> Self {
+        let (format, departure) = (film.format, &film.departure);
         let (width, height) = (format.width as usize, format.height as usize);
         let painter = |scene: &Scene| Painter::new(scene, departure.world.land, width, height);
         let changed = departure.from != departure.to;
         Self {
-            fade_frames: if changed {
-                format.fps.min(format.num_frames)
-            } else {
-                0
-            },
             old: changed.then(|| painter(&departure.from)),
             new: painter(&departure.to),
             spare: if changed {
@@ -344,8 +352,45 @@ impl Film {
             },
             still,
             caption: Caption::new(prompt, counter, departure.lost, width, height),
+        }
+    }
+
+    /// Draws frame `n` of the film over all of `frame`.
+    fn paint(&mut self, film: &Film, n: u32, frame: &mut [u8]) {
+        let world = &film.departure.world;
+        let fade = film.fade(n + 1);
+        self.new.paint(world, frame);
+        match &mut self.old {
+            Some(old) if fade < 1.0 => {
+                old.paint(world, &mut self.spare);
+                draw::cross_fade(frame, &self.spare, fade);
+            }
+            _ => self.old = None,
+        }
+        if let Some(still) = &self.still {
+            let progress = n as f32 / (film.format.num_frames - 1).max(1) as f32;
+            still.paint(progress, frame);
+        }
+        let mut canvas = Canvas {
+            width: film.format.width as usize,
+            height: film.format.height as usize,
+            pixels: frame,
+        };
+        self.caption.paint(n, &mut canvas);
+    }
+}
+
+impl Film {
+    fn new(departure: Departure, format: VideoFormat) -> Self {
+        let fade_frames = if departure.from != departure.to {
+            format.fps.min(format.num_frames)
+        } else {
+            0
+        };
+        Self {
             format,
             departure,
+            fade_frames,
         }
     }
 
@@ -357,29 +402,6 @@ impl Film {
         } else {
             wave::smoothstep(frames as f32 / self.fade_frames as f32)
         }
-    }
-
-    fn paint(&mut self, n: u32, frame: &mut [u8]) {
-        let world = &self.departure.world;
-        let fade = self.fade(n + 1);
-        self.new.paint(world, frame);
-        match &mut self.old {
-            Some(old) if fade < 1.0 => {
-                old.paint(world, &mut self.spare);
-                draw::cross_fade(frame, &self.spare, fade);
-            }
-            _ => self.old = None,
-        }
-        if let Some(still) = &self.still {
-            let progress = n as f32 / (self.format.num_frames - 1).max(1) as f32;
-            still.paint(progress, frame);
-        }
-        let mut canvas = Canvas {
-            width: self.format.width as usize,
-            height: self.format.height as usize,
-            pixels: frame,
-        };
-        self.caption.paint(n, &mut canvas);
     }
 
     fn play(&mut self, n: u32, sound: &mut Vec<f32>) {
@@ -410,7 +432,8 @@ struct StateWriter {
     format: VideoFormat,
     frames: FramesLayout,
     latents: TensorLayout,
-    blob: StateBuffer,
+    /// Made when the first trailing frame is there: until then its pages would only delay the first frame.
+    blob: Option<StateBuffer>,
 }
 
 impl StateWriter {
@@ -420,28 +443,34 @@ impl StateWriter {
             height: format.height,
             width: format.width,
         };
-        let bytes = usize::try_from(frames.bytes() + latents.bytes())
-            .expect("a state fits into memory, as its frames did");
         Self {
             format,
             frames,
             latents,
-            blob: StateBuffer::zeroed(bytes),
+            blob: None,
         }
+    }
+
+    fn blob(&mut self) -> &mut StateBuffer {
+        self.blob.get_or_insert_with(|| {
+            let bytes = usize::try_from(self.frames.bytes() + self.latents.bytes())
+                .expect("a state fits into memory, as its frames did");
+            StateBuffer::zeroed(bytes)
+        })
     }
 
     fn take(&mut self, n: u32, frame: &[u8]) {
         let first = self.format.num_frames - self.frames.count;
         if n >= first {
             let at = (n - first) as usize * frame.len();
-            self.blob[at..at + frame.len()].copy_from_slice(frame);
+            self.blob()[at..at + frame.len()].copy_from_slice(frame);
         }
     }
 
     /// `previous` is the index of the segment whose state was continued.
     fn finish(mut self, film: Film, previous: Option<u32>) -> NewState {
         let frames_end = self.format.frame_bytes() * self.frames.count as usize;
-        let (frames, latents) = self.blob.split_at_mut(frames_end);
+        let (frames, latents) = self.blob().split_at_mut(frames_end);
         let memory = Memory {
             world: film.departure.world,
             scene: film.departure.to,
@@ -463,9 +492,7 @@ impl StateWriter {
             audio_latents: Some(self.latents),
             blob_crc32: 0,
         };
-        NewState {
-            header,
-            blob: self.blob,
-        }
+        let blob = self.blob.expect("made above");
+        NewState { header, blob }
     }
 }

@@ -41,8 +41,6 @@ const ERROR_WORDS = {
   state_incompatible: 'The saved state does not fit this server.',
   segment_timeout: 'The segment took too long and was stopped.',
 };
-/** Errors after which the running segment gives nothing more, unless the server says that it is restarting it. */
-const SEGMENT_ERRORS = new Set(['worker_failed', 'upstream_timeout', 'segment_timeout', 'internal_error', 'gpu_unavailable']);
 
 const COMPLETE_WORDS = {
   segment_cap: 'Finished: the session has all its segments',
@@ -448,14 +446,14 @@ class App {
     say($('curated-note'), `${plural(alternatives.length, 'variant')} added. Apply to use them.`);
   }
 
-  on_error({ code, message, retryable, restarting: again = false }) {
+  on_error({ code, message, retryable, segment_idx, restarting: again = false }) {
     const segment = this.current;
     this.errors.push({ code, message, retryable, at: Date.now() });
-    if (segment?.running && SEGMENT_ERRORS.has(code)) {
+    if (segment?.running && segment.idx === segment_idx) {
       segment.state = again ? 'restarting' : 'failed';
       this.update(segment);
     } else if (['invalid_message', 'prompt_blocked'].includes(code) && this.phase === 'active') {
-      this.refused(message);
+      this.refused();
     }
     if (['session_rejected', 'state_incompatible', 'unauthorized'].includes(code)) this.resume = null;
     const title = again ? 'The segment is being made again.' : ERROR_WORDS[code] ?? `${phrase(code)}.`;

@@ -29,8 +29,9 @@ fn check_colours(width: u32, height: u32) {
         .zip(source.chunks_exact(3).cycle())
         .enumerate()
     {
-        let x = index as u32 % width;
-        let y = index as u32 / width % height;
+        let index = u32::try_from(index).unwrap();
+        let x = index % width;
+        let y = index / width % height;
         // Within a plain area, away from its edges.
         if (3..13).contains(&(x % 16))
             && (3..13).contains(&(y % 16))

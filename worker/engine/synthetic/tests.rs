@@ -4,10 +4,10 @@ mod look;
 mod state;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastvideo_proto::client::Stage;
-use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::link::{SyntheticSpec, VideoFormat};
 
 use super::{AUDIO, Synthetic};
@@ -40,9 +40,9 @@ impl Sink for Take {
         vec![0xa5; self.frame_bytes]
     }
 
-    fn frame(&mut self, rgb: Vec<u8>, sound: &[f32]) -> Result<(), EngineError> {
+    fn frame(&mut self, rgb: Arc<Vec<u8>>, sound: &[f32]) -> Result<(), EngineError> {
         assert_eq!(rgb.len(), self.frame_bytes);
-        self.frames.push(rgb);
+        self.frames.push(rgb.to_vec());
         self.sound.extend(sound);
         Ok(())
     }
@@ -76,11 +76,9 @@ const SMALL: VideoFormat = VideoFormat {
     fps: 24,
 };
 
-fn request<'a>(session: &'a SessionId, prompt: &'a str) -> GenerateRequest<'a> {
+fn request(prompt: &str) -> GenerateRequest<'_> {
     GenerateRequest {
-        session,
         segment_idx: 0,
-        attempt: 1,
         prompt,
         negative_prompt: None,
         seed: 42,
@@ -105,13 +103,12 @@ fn run(request: &GenerateRequest<'_>) -> (Take, NewState) {
 
 /// A first segment of a prompt.
 fn first(prompt: &str) -> (Take, NewState) {
-    run(&request(&SessionId::random(), prompt))
+    run(&request(prompt))
 }
 
 /// The segment after one.
 fn next(prompt: &str, state: &NewState) -> (Take, NewState) {
-    let session = SessionId::random();
-    let mut request = request(&session, prompt);
+    let mut request = request(prompt);
     request.segment_idx = 1;
     request.state = Some(State {
         header: &state.header,
@@ -143,9 +140,7 @@ fn is_marked_lost(frame: &[u8]) -> bool {
 fn result_follows_from_the_request_alone() {
     let prompt = "a red fox in the snow, aurora, petals, fog, rain";
     let (take, state) = first(prompt);
-    let session = SessionId::random();
-    let mut again = request(&session, prompt);
-    again.attempt = 4;
+    let mut again = request(prompt);
     again.num_inference_steps = 7;
     let (take_again, state_again) = run(&again);
     assert!(take.frames == take_again.frames);
@@ -179,16 +174,14 @@ fn other_prompts_and_seeds_give_other_pictures() {
             );
         }
     }
-    let session = SessionId::random();
-    let mut other_seed = request(&session, prompts[0]);
+    let mut other_seed = request(prompts[0]);
     other_seed.seed = 43;
     assert!(difference(&frames[0], &run(&other_seed).0.frames[0]) > 1.0);
 }
 
 #[test]
 fn negative_prompt_removes_things() {
-    let session = SessionId::random();
-    let mut request = request(&session, "a city in the rain");
+    let mut request = request("a city in the rain");
     let rainy = run(&request).0;
     request.negative_prompt = Some("rain");
     assert!(rainy.frames[0] != run(&request).0.frames[0]);
@@ -245,8 +238,7 @@ fn sound_is_whole_quiet_and_does_not_click_at_the_seam() {
 
 #[test]
 fn every_frame_brings_its_own_samples() {
-    let session = SessionId::random();
-    let mut request = request(&session, "sea");
+    let mut request = request("sea");
     request.format.fps = 7;
     let (take, _) = run(&request);
     assert_eq!(take.sound.len() as u64, AUDIO.sample_at(8, 7) * 2);
@@ -255,13 +247,12 @@ fn every_frame_brings_its_own_samples() {
 #[test]
 fn cancelling_is_obeyed_at_steps_and_frames() {
     for after in [0, 1, 2, 3, 9] {
-        let session = SessionId::random();
         let mut take = Take {
             frame_bytes: SMALL.frame_bytes(),
             cancel_after: Some(after),
             ..Take::default()
         };
-        let result = Synthetic::new(spec(), SMALL).generate(&request(&session, "x"), &mut take);
+        let result = Synthetic::new(spec(), SMALL).generate(&request("x"), &mut take);
         assert!(
             matches!(result, Err(EngineError::Cancelled)),
             "after {after}"
@@ -275,14 +266,13 @@ fn steps_and_frames_take_their_time() {
     let mut spec = spec();
     spec.step = Duration::from_millis(10);
     spec.frame = Duration::from_millis(3);
-    let session = SessionId::random();
     let mut take = Take {
         frame_bytes: SMALL.frame_bytes(),
         ..Take::default()
     };
     let begun = Instant::now();
     Synthetic::new(spec, SMALL)
-        .generate(&request(&session, "x"), &mut take)
+        .generate(&request("x"), &mut take)
         .unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(2 * 10 + 8 * 3));
     assert_eq!(take.steps, [(Stage::Denoise, 1, 2), (Stage::Denoise, 2, 2)]);
@@ -304,8 +294,7 @@ fn every_size_and_every_prompt_is_drawn() {
     ];
     for (width, height) in [(64, 64), (66, 130), (4096, 64), (64, 2176)] {
         for prompt in prompts {
-            let session = SessionId::random();
-            let mut request = request(&session, prompt);
+            let mut request = request(prompt);
             request.format = format(width, height, 2);
             request.seed = u64::MAX;
             request.segment_idx = u32::MAX;
@@ -313,8 +302,7 @@ fn every_size_and_every_prompt_is_drawn() {
             run(&request);
         }
     }
-    let session = SessionId::random();
-    let mut request = request(&session, prompts[7]);
+    let mut request = request(prompts[7]);
     request.format = format(4096, 2176, 1);
     run(&request);
 }
@@ -337,8 +325,7 @@ fn initial_image_is_seen_first_and_makes_room() {
     image::RgbImage::from_pixel(50, 300, image::Rgb([250, 10, 200]))
         .save_with_format(file.path(), image::ImageFormat::Png)
         .unwrap();
-    let session = SessionId::random();
-    let mut request = request(&session, "forest");
+    let mut request = request("forest");
     let plain = run(&request).0;
     request.initial_image = Some(file.path());
     let take = run(&request).0;
@@ -351,8 +338,7 @@ fn initial_image_that_is_none_is_refused() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), b"not a picture").unwrap();
     for path in [file.path(), Path::new("/nowhere")] {
-        let session = SessionId::random();
-        let mut request = request(&session, "forest");
+        let mut request = request("forest");
         request.initial_image = Some(path);
         let result = Synthetic::new(spec(), SMALL).generate(&request, &mut Take::default());
         assert!(matches!(result, Err(EngineError::Refused(_))));
@@ -367,8 +353,7 @@ fn prerendered_frames_are_handed_out_and_remembered() {
     let mut last = 0.0;
     engine.load(&mut |fraction, _| last = fraction).unwrap();
     assert_eq!(last, 1.0);
-    let session = SessionId::random();
-    let mut request = request(&session, "sea");
+    let mut request = request("sea");
     let mut take = Take {
         frame_bytes: SMALL.frame_bytes(),
         ..Take::default()

@@ -1,9 +1,9 @@
 //! For a person who works on the pictures: shows some and says what they cost.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastvideo_proto::client::Stage;
-use fastvideo_proto::ids::SessionId;
 
 use super::{SMALL, format, request, run, spec};
 use crate::engine::synthetic::Synthetic;
@@ -19,10 +19,9 @@ fn look() {
     let size = std::env::var("LOOK_SIZE").unwrap_or_else(|_| "768x512".to_owned());
     let (width, height) = size.split_once('x').unwrap();
     let format = format(width.parse().unwrap(), height.parse().unwrap(), 24);
-    let session = SessionId::random();
     let mut last: Option<NewState> = None;
     for (i, prompt) in prompts.split('|').enumerate() {
-        let mut request = request(&session, prompt);
+        let mut request = request(prompt);
         request.format = format;
         request.segment_idx = u32::try_from(i).unwrap();
         request.state = last.as_ref().map(|state| State {
@@ -55,8 +54,8 @@ impl Sink for Recycle {
         std::mem::take(&mut self.0)
     }
 
-    fn frame(&mut self, rgb: Vec<u8>, _sound: &[f32]) -> Result<(), EngineError> {
-        self.0 = rgb;
+    fn frame(&mut self, rgb: Arc<Vec<u8>>, _sound: &[f32]) -> Result<(), EngineError> {
+        self.0 = Arc::unwrap_or_clone(rgb);
         Ok(())
     }
 }
@@ -73,8 +72,7 @@ fn speed() {
     ];
     for (width, height, num_frames) in [(256, 256, 24), (768, 512, 24), (1920, 1088, 24)] {
         for prompt in prompts {
-            let session = SessionId::random();
-            let mut request = request(&session, prompt);
+            let mut request = request(prompt);
             request.format = format(width, height, num_frames);
             let mut best = Duration::MAX;
             let mut sink = Recycle(vec![0; request.format.frame_bytes()]);

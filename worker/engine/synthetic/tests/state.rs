@@ -1,6 +1,5 @@
 //! A state that fits is continued, another is refused or visibly lost.
 
-use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::state::{Dtype, StateHeader};
 
 use super::{SMALL, Take, first, format, is_marked_lost, next, request, run, spec};
@@ -44,8 +43,7 @@ fn frames_of_another_session_are_visibly_lost() {
 
 #[test]
 fn lost_state_is_visible_in_the_smallest_picture() {
-    let session = SessionId::random();
-    let mut request = request(&session, "x");
+    let mut request = request("x");
     request.format = format(64, 64, 2);
     let (_, mut state) = run(&request);
     state.blob[5] ^= 0x80;
@@ -62,8 +60,7 @@ fn state_of_another_shape_is_refused() {
     let refusal = |change: fn(&mut StateHeader)| {
         let mut header = state.header.clone();
         change(&mut header);
-        let session = SessionId::random();
-        let mut request = request(&session, "sea");
+        let mut request = request("sea");
         request.state = Some(State {
             header: &header,
             blob: &state.blob,
@@ -123,8 +120,7 @@ fn state_says_what_it_holds() {
 
 #[test]
 fn segment_shorter_than_the_conditioning_keeps_all_its_frames() {
-    let session = SessionId::random();
-    let mut request = request(&session, "sea");
+    let mut request = request("sea");
     request.format.num_frames = 3;
     let (_, state) = run(&request);
     assert_eq!(state.header.frames.unwrap().count, 3);
