@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -31,6 +31,16 @@ pub(crate) const SMALL: &[&str] = &[
     "--streaming.generation_segment_cap=1000",
 ];
 
+/// Workers that hang are noticed soon, and those that die come back soon, any number of times.
+pub(crate) const WATCHFUL: &[&str] = &[
+    "--streaming.pool.heartbeat_interval_ms=100",
+    "--streaming.pool.heartbeat_timeout_ms=2000",
+    "--streaming.pool.min_step_timeout_ms=2000",
+    "--streaming.pool.min_backoff_ms=20",
+    "--streaming.pool.max_backoff_ms=40",
+    "--streaming.pool.quarantine_after=1000",
+];
+
 /// A running supervisor. Killed with all its workers when dropped.
 pub(crate) struct Server {
     child: Child,
@@ -46,9 +56,18 @@ impl Server {
 
     /// Starts a supervisor on a free port, and waits until it listens.
     pub(crate) fn start_exactly(args: &[&str]) -> Self {
-        let mut child = command()
+        Self::spawn(command().args(args))
+    }
+
+    /// Starts a supervisor with small segments that keeps its temporary files in `dir`.
+    pub(crate) fn start_in(dir: &Path, args: &[&str]) -> Self {
+        Self::spawn(command().env("TMPDIR", dir).args(SMALL).args(args))
+    }
+
+    /// Runs a command that starts a supervisor, on a free port, and waits until it listens.
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .args(["--host", "127.0.0.1", "--port", "0"])
-            .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -145,6 +164,14 @@ impl Server {
     pub(crate) async fn ready(&self, workers: u64) {
         until("workers are ready", async || {
             (self.get("/readyz").await.1["ready_gpu_workers"] == workers).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until so many sessions are open.
+    pub(crate) async fn sessions(&self, open: u64) {
+        until("so many sessions are open", async || {
+            (self.get("/health").await.1["sessions"] == open).then_some(())
         })
         .await;
     }
@@ -264,6 +291,13 @@ impl Client {
             .expect("the connection is open");
     }
 
+    pub(crate) async fn send_binary(&mut self, bytes: &[u8]) {
+        self.socket
+            .send(Message::binary(bytes.to_vec()))
+            .await
+            .expect("the connection is open");
+    }
+
     /// Asks for a segment.
     pub(crate) async fn prompt(&mut self, prompt: &str) {
         self.send(json!({"type": "segment_prompt_source", "prompt": prompt}))
@@ -272,8 +306,9 @@ impl Client {
 
     /// The next message; pings and pongs are answered and skipped.
     pub(crate) async fn next(&mut self) -> Heard {
+        let give_up = Instant::now() + PATIENCE;
         loop {
-            let message = timeout(PATIENCE, self.socket.next())
+            let message = timeout_at(give_up, self.socket.next())
                 .await
                 .expect("the server says something in time");
             return match message {
@@ -342,6 +377,21 @@ impl Client {
         self.until_type("error").await
     }
 
+    /// What the server has said by the time at which it answers now.
+    pub(crate) async fn so_far(&mut self) -> Vec<Heard> {
+        self.send(json!({"type": "are-you-there"})).await;
+        let mut heard = Vec::new();
+        loop {
+            match self.next().await {
+                Heard::Text(text) if text["message"] == "unknown message type `are-you-there`" => {
+                    return heard;
+                }
+                Heard::Closed(code) => panic!("closed with {code:?} after {heard:?}"),
+                other => heard.push(other),
+            }
+        }
+    }
+
     /// Skips everything up to the close, and returns its code.
     pub(crate) async fn closed(&mut self) -> Option<u16> {
         loop {
@@ -379,7 +429,7 @@ pub(crate) fn merge(into: &mut Value, from: Value) {
     }
 }
 
-/// True while the process exists.
-pub(crate) fn is_alive(pid: Pid) -> bool {
-    kill(pid, None).is_ok()
+/// True while the process or what is left of it exists; an exited one does until its parent has waited for it.
+pub(crate) fn exists(pid: Pid) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
 }

@@ -1,7 +1,26 @@
 //! Whole-program tests: the real binaries, real sockets, real files. A file per behaviour; `harness` starts and cleans.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails; clippy allows it in test functions only, not in what they call"
+)]
+
+mod cli;
+mod continuation;
 mod docs;
+mod drain;
+mod faults;
+mod garbage;
 mod harness;
+mod http;
+mod initial_image;
+mod interleaving;
+mod lifecycle;
 mod media;
+mod page;
+mod protocol;
 mod readback;
+mod session;
+mod sharing;
+mod slow_reader;
 mod smoke;

@@ -101,3 +101,68 @@ impl Faults {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(at: FaultPoint) -> FaultSpec {
+        FaultSpec {
+            kind: FaultKind::Error,
+            at,
+            segment_idx: None,
+            prompt: None,
+            max_attempt: None,
+            gpu: None,
+            max_incarnation: None,
+        }
+    }
+
+    /// Whether a fault is injected at its point, in this job of the second process of GPU 1.
+    #[track_caller]
+    fn check(spec: FaultSpec, scene: Option<Scene<'_>>, hit: bool) {
+        let (events, _sent) = Events::to_nobody();
+        let at = spec.at;
+        let mut faults = Faults::new(&[spec], 1, 2, events);
+        assert_eq!(faults.reach(at, scene).is_err(), hit);
+        assert!(faults.reach(at, scene).is_ok(), "once is enough");
+    }
+
+    #[test]
+    fn a_fault_is_injected_where_all_its_conditions_hold() {
+        let job = Some(Scene {
+            segment_idx: 3,
+            attempt: 2,
+            prompt: "a red fox",
+        });
+        let fault = || error(FaultPoint::End);
+        let with = |change: fn(&mut FaultSpec)| {
+            let mut fault = fault();
+            change(&mut fault);
+            fault
+        };
+        check(fault(), job, true);
+        check(fault(), None, true);
+        check(with(|f| f.segment_idx = Some(3)), job, true);
+        check(with(|f| f.segment_idx = Some(2)), job, false);
+        check(with(|f| f.segment_idx = Some(3)), None, false);
+        check(with(|f| f.max_attempt = Some(2)), job, true);
+        check(with(|f| f.max_attempt = Some(1)), job, false);
+        check(with(|f| f.max_attempt = Some(1)), None, true);
+        check(with(|f| f.prompt = Some("fox".to_owned())), job, true);
+        check(with(|f| f.prompt = Some("dog".to_owned())), job, false);
+        check(with(|f| f.gpu = Some(1)), job, true);
+        check(with(|f| f.gpu = Some(0)), job, false);
+        check(with(|f| f.max_incarnation = Some(2)), job, true);
+        check(with(|f| f.max_incarnation = Some(1)), job, false);
+    }
+
+    #[test]
+    fn a_fault_waits_for_its_point() {
+        let (events, _sent) = Events::to_nobody();
+        let mut faults = Faults::new(&[error(FaultPoint::Step(2))], 0, 1, events);
+        assert!(faults.reach(FaultPoint::Step(1), None).is_ok());
+        assert!(faults.reach(FaultPoint::Frame(2), None).is_ok());
+        assert!(faults.reach(FaultPoint::Step(2), None).is_err());
+    }
+}

@@ -113,6 +113,37 @@ impl Events {
     }
 }
 
+/// What was sent, for tests.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct Sent {
+    events: IpcReceiver<Up>,
+    _bulk: IpcBytesReceiver,
+}
+
+#[cfg(test)]
+impl Sent {
+    /// The events since the last look.
+    pub(crate) fn look(&self) -> Vec<Event> {
+        let next = || self.events.try_recv().ok();
+        std::iter::from_fn(next).map(|(event, _)| event).collect()
+    }
+}
+
+#[cfg(test)]
+impl Events {
+    /// A link without a supervisor.
+    pub(crate) fn to_nobody() -> (Self, Sent) {
+        let (events, event_rx) = ipc::channel().unwrap();
+        let (bulk, bulk_rx) = ipc::bytes_channel().unwrap();
+        let sent = Sent {
+            events: event_rx,
+            _bulk: bulk_rx,
+        };
+        (Self(Arc::new(Mutex::new(Ends { events, bulk }))), sent)
+    }
+}
+
 /// CLOCK_MONOTONIC in microseconds: the same for all processes of a machine.
 fn monotonic_us() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the monotonic clock is always there");

@@ -13,6 +13,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 mod encode;
 mod engine;
 mod faults;
+mod footage;
 mod job;
 mod link;
 mod outbox;
@@ -38,7 +39,7 @@ enum Command {
         #[arg(long)]
         link: String,
     },
-    /// Measures the encoder alone and prints JSON.
+    /// Measures the encoder alone, on the frames that the synthetic engine renders ahead, and prints JSON.
     BenchEncode {
         #[arg(long, default_value_t = 1920)]
         width: u32,
@@ -77,7 +78,8 @@ fn main() -> anyhow::Result<()> {
                 audio: Some(engine::synthetic::AUDIO),
                 spec: EncoderSpec::default(),
             };
-            let report = encode::bench::bench(&params, runs)?;
+            let footage = footage::record(params.format)?;
+            let report = encode::bench::bench(&params, &footage, runs)?;
             let mut stdout = std::io::stdout().lock();
             serde_json::to_writer(&mut stdout, &report)?;
             Ok(writeln!(stdout)?)

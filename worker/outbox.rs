@@ -65,6 +65,10 @@ impl JobOutbox {
 
     pub(crate) fn media(&self, kind: MediaKind, bytes: Vec<u8>) {
         let mut queue = self.queue();
+        // The encoder may be some frames behind an engine that has given up.
+        if matches!(queue.end, End::Sent) {
+            return;
+        }
         queue.waiting.push_back((kind, bytes));
         self.flush(&mut queue);
     }
@@ -135,5 +139,151 @@ impl JobOutbox {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().expect("no holder of this lock panics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::link::Sent;
+
+    const JOB: JobId = JobId(7);
+    /// What each of the small messages here costs.
+    const ONE: u64 = 16 * 1024;
+
+    fn outbox(window: u64) -> (Arc<JobOutbox>, Sent) {
+        let (events, sent) = Events::to_nobody();
+        (JobOutbox::new(JOB, window, events), sent)
+    }
+
+    fn put(outbox: &JobOutbox, messages: u8) {
+        for n in 0..messages {
+            outbox.media(MediaKind::Fragment, vec![n; 10]);
+        }
+    }
+
+    fn finish(outbox: &JobOutbox) {
+        let report = JobReport {
+            job: JOB,
+            state: vec![1],
+            generation: Duration::from_millis(1),
+            frames: 12,
+        };
+        outbox.finish(report, IpcSharedMemory::from_bytes(&[1]));
+    }
+
+    /// The names of the events since the last look.
+    #[track_caller]
+    fn check(sent: &Sent, expected: &[&str]) {
+        let events = sent.look();
+        let names = events.iter().map(|event| match event {
+            Event::Media { job: JOB, .. } => "media",
+            Event::Generated { job: JOB } => "generated",
+            Event::Finished(report) if report.job == JOB => "finished",
+            Event::Failed {
+                job: JOB,
+                failure: JobFailure::Cancelled,
+                ..
+            } => "cancelled",
+            Event::Failed { job: JOB, .. } => "failed",
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn media_are_sent_as_far_as_the_window_goes() {
+        let (outbox, sent) = outbox(2 * ONE);
+        put(&outbox, 4);
+        check(&sent, &["media", "media"]);
+        outbox.credit(ONE);
+        check(&sent, &["media"]);
+        outbox.credit(2 * ONE);
+        check(&sent, &["media"]);
+        put(&outbox, 2);
+        check(&sent, &["media"]);
+    }
+
+    #[test]
+    fn a_large_message_overdraws_the_window_once() {
+        let (outbox, sent) = outbox(1);
+        outbox.media(MediaKind::Fragment, vec![0; 40_000]);
+        put(&outbox, 1);
+        check(&sent, &["media"]);
+        outbox.credit(39_999);
+        check(&sent, &[]);
+        outbox.credit(1);
+        check(&sent, &["media"]);
+    }
+
+    #[test]
+    fn the_end_comes_after_all_media() {
+        let (outbox, sent) = outbox(2 * ONE);
+        put(&outbox, 2);
+        finish(&outbox);
+        check(&sent, &["media", "media", "finished"]);
+        assert!(outbox.is_over());
+
+        let (outbox, sent) = self::outbox(ONE);
+        put(&outbox, 3);
+        finish(&outbox);
+        check(&sent, &["media", "generated"]);
+        outbox.credit(ONE);
+        check(&sent, &["media"]);
+        assert!(!outbox.is_over());
+        outbox.credit(ONE);
+        check(&sent, &["media", "finished"]);
+        assert!(outbox.is_over());
+        outbox.credit(ONE);
+        check(&sent, &[]);
+    }
+
+    #[test]
+    fn cancelling_drops_what_waits() {
+        let (outbox, sent) = outbox(ONE);
+        put(&outbox, 3);
+        finish(&outbox);
+        check(&sent, &["media", "generated"]);
+        outbox.cancel();
+        check(&sent, &["cancelled"]);
+        assert!(outbox.is_over());
+        outbox.cancel();
+        outbox.credit(10 * ONE);
+        check(&sent, &[]);
+    }
+
+    #[test]
+    fn cancelling_a_running_job_leaves_its_end_to_the_engine() {
+        let (outbox, sent) = outbox(ONE);
+        put(&outbox, 1);
+        outbox.cancel();
+        assert!(outbox.cancelled() && !outbox.is_over());
+        check(&sent, &["media"]);
+        outbox.fail(JobFailure::Cancelled, String::new());
+        check(&sent, &["cancelled"]);
+        put(&outbox, 1);
+        outbox.credit(ONE);
+        check(&sent, &[]);
+
+        // The engine was done before it saw the cancellation.
+        let (outbox, sent) = self::outbox(0);
+        put(&outbox, 1);
+        outbox.cancel();
+        finish(&outbox);
+        check(&sent, &["generated", "cancelled"]);
+    }
+
+    #[test]
+    fn nothing_follows_a_failure() {
+        let (outbox, sent) = outbox(ONE);
+        put(&outbox, 2);
+        outbox.fail(JobFailure::Failed, "broken".to_owned());
+        check(&sent, &["media", "failed"]);
+        put(&outbox, 2);
+        outbox.credit(10 * ONE);
+        check(&sent, &[]);
+        assert!(outbox.is_over());
     }
 }

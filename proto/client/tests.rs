@@ -78,7 +78,8 @@ fn a_bare_session_init_takes_every_default() {
     let nulls = r#"{"client_id":null,"preset":null,"preset_label":null,"initial_image":null,
         "continuation_state":null,"type":"session_init_v2"}"#;
     assert_eq!(read(nulls), defaults);
-    let unknown = r#"{"type":"session_init_v2","theme":"dark","nested":{"a":[1]},"stream_mode":"av_fmp4"}"#;
+    let unknown =
+        r#"{"type":"session_init_v2","theme":"dark","nested":{"a":[1]},"stream_mode":"av_fmp4"}"#;
     assert_eq!(read(unknown), defaults);
 }
 

@@ -20,7 +20,7 @@ use fastvideo_proto::client::{ErrorCode, ServerMessage};
 
 /// Client messages that may wait for their session; it takes them at once.
 const INBOUND_BUFFER: usize = 4;
-/// How long a client may take to read what is left after its session has ended.
+/// How long a client may read nothing of what is left after its session has ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long a client may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
@@ -100,16 +100,35 @@ async fn connection(socket: WebSocket, app: &App) {
     let listening = async { while let Some(Ok(_)) = stream.next().await {} };
     tokio::pin!(listening);
     let mut heard_all = false;
-    let written = async {
-        loop {
-            tokio::select! {
-                () = &mut writer => return,
-                () = &mut listening, if !heard_all => heard_all = true,
+    let is_written = {
+        let written = async {
+            loop {
+                tokio::select! {
+                    () = &mut writer => return,
+                    () = &mut listening, if !heard_all => heard_all = true,
+                }
             }
-        }
+        };
+        reads_to_the_end(written, &outbox).await
     };
-    if timeout(LAST_WORDS, written).await.is_ok() && !heard_all {
+    if is_written && !heard_all {
         let _ = timeout(CLOSE_REPLY, &mut listening).await;
+    }
+}
+
+/// Whether all that is left could be written: a client may take its time to read it, but not stop.
+async fn reads_to_the_end(written: impl Future<Output = ()>, outbox: &Outbox) -> bool {
+    tokio::pin!(written);
+    let mut left = outbox.cost();
+    loop {
+        if timeout(LAST_WORDS, &mut written).await.is_ok() {
+            return true;
+        }
+        let still_left = outbox.cost();
+        if still_left >= left {
+            return false;
+        }
+        left = still_left;
     }
 }
 
@@ -214,4 +233,51 @@ fn close_message(code: u16, reason: &'static str) -> Message {
         code,
         reason: reason.into(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    fn outbox_with(messages: u32) -> Outbox {
+        let outbox = Outbox::new(1 << 20);
+        for segment_idx in 0..messages {
+            outbox.send(&ServerMessage::SegmentCancelled { segment_idx });
+        }
+        outbox.close(close::NORMAL, "left");
+        outbox
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_slowly_gets_all_that_is_left() {
+        let outbox = outbox_with(10);
+        let mut read = 0;
+        let reader = async {
+            while let (Wire::Text(_), receipt) = outbox.next().await {
+                sleep(LAST_WORDS * 9 / 10).await;
+                drop(receipt);
+                read += 1;
+            }
+        };
+        assert!(reads_to_the_end(reader, &outbox).await);
+        assert_eq!(read, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stops_reading_is_left() {
+        let outbox = outbox_with(10);
+        let reader = async {
+            for _ in 0..3 {
+                drop(outbox.next().await);
+            }
+            pending().await
+        };
+        let begun = Instant::now();
+        assert!(!reads_to_the_end(reader, &outbox).await);
+        assert_eq!(begun.elapsed(), LAST_WORDS * 2);
+    }
 }

@@ -209,7 +209,14 @@ fn publish(place: &watch::Sender<Placement>, new: Placement) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use fastvideo_proto::client::StreamMode;
+    use fastvideo_proto::ids::JobId;
+    use fastvideo_proto::link::{JobSpec, VideoFormat};
+
     use super::*;
+    use crate::pool::job::pair;
 
     fn assignment(seat: u32, incarnation: u32) -> Assignment {
         Assignment {
@@ -284,5 +291,52 @@ mod tests {
         assert_eq!(*place.borrow(), Placement::NoWorker);
         board.hope(0);
         assert_eq!(*place.borrow(), waiting(0, 1));
+    }
+
+    #[test]
+    fn cancelled_jobs_do_not_wait_for_their_turn() {
+        let mut board = Board::new(1, 3);
+        board.serve(0, assignment(0, 1));
+        let handles: Vec<_> = (1..=3)
+            .map(|n| {
+                let session = SessionId::random();
+                board.join(session.clone());
+                let (handle, job) = pair(spec(n, session), None, Arc::default());
+                board.submit(0, job);
+                handle
+            })
+            .collect();
+        assert!(board.take_cancelled(0).is_empty());
+        handles[1].cancel();
+        let cancelled: Vec<_> = board.take_cancelled(0).iter().map(|j| j.spec.job).collect();
+        assert_eq!(cancelled, [JobId(2)]);
+        let rest: Vec<_> = std::iter::from_fn(|| board.next_job(0)).collect();
+        let rest: Vec<_> = rest.iter().map(|job| job.spec.job).collect();
+        assert_eq!(rest, [JobId(1), JobId(3)]);
+    }
+
+    fn spec(job: u64, session: SessionId) -> JobSpec {
+        JobSpec {
+            job: JobId(job),
+            session,
+            segment_idx: 0,
+            attempt: 1,
+            prompt: "a red fox".to_owned(),
+            negative_prompt: None,
+            seed: 0,
+            num_inference_steps: 1,
+            guidance_scale: 1.0,
+            format: VideoFormat {
+                width: 64,
+                height: 64,
+                num_frames: 1,
+                fps: 24,
+            },
+            stream_mode: StreamMode::AvFmp4,
+            start_frame: 0,
+            initial_image: None,
+            state: None,
+            window: 0,
+        }
     }
 }

@@ -693,3 +693,24 @@ impl StepTimes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_timeout_is_ten_times_the_median_of_the_latest_steps() {
+        let ms = Duration::from_millis;
+        let mut steps = StepTimes::default();
+        assert_eq!(steps.timeout(ms(50)), ms(50));
+        for time in [10, 1000, 10] {
+            steps.add(ms(time));
+        }
+        assert_eq!(steps.timeout(ms(50)), ms(100));
+        assert_eq!(steps.timeout(ms(200)), ms(200));
+        for _ in 0..STEP_SAMPLES {
+            steps.add(ms(20));
+        }
+        assert_eq!(steps.timeout(ms(50)), ms(200));
+    }
+}

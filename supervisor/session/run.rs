@@ -32,6 +32,9 @@ const MIN_LOOP_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOOP_PAUSE: Duration = Duration::from_secs(30);
 /// Snapshots that may be asked for before one is answered.
 const MAX_PENDING_SNAPSHOTS: u32 = 8;
+/// Messages that a client may send while it leaves all that it may unread. Each may have an answer, of a few hundred
+/// bytes.
+const MAX_MESSAGES_WHILE_FULL: u32 = 1000;
 
 /// Serves one client from its opening message to the close of the connection, which is the outbox's last message
 /// unless the client is gone.
@@ -102,6 +105,8 @@ enum End {
     /// The client reads too slowly.
     Slow,
     SentBinary,
+    /// The model does not take the session's state, and the session has no other.
+    BadState,
     /// No worker is left and none was ever bound.
     NoGpu,
     Draining,
@@ -109,7 +114,6 @@ enum End {
 
 #[derive(Debug)]
 struct Session {
-    ticket: Ticket,
     outbox: Outbox,
     context: Context,
     place: Place,
@@ -125,6 +129,8 @@ struct Session {
     /// Where the next segment begins on the session's time line, in frames.
     start_frame: u64,
     last_activity: Instant,
+    /// Messages since the client has left too much unread.
+    heard_while_full: u32,
     /// A curated prompt failed: the next one waits until then.
     rest_until: Option<Instant>,
     /// Curated prompts that failed in a row.
@@ -135,6 +141,8 @@ struct Session {
     drain_deadline: Option<Instant>,
     /// Since when nothing is left to do but to wait for a last `snapshot_state`.
     lingering_since: Option<Instant>,
+    /// Last field: a session counts until its place is free and its image is gone.
+    ticket: Ticket,
 }
 
 /// What the loop has heard.
@@ -179,6 +187,7 @@ impl Session {
             state,
             start_frame: 0,
             last_activity: Instant::now(),
+            heard_while_full: 0,
             rest_until: None,
             failures: 0,
             exporting: None,
@@ -214,10 +223,7 @@ impl Session {
                     self.placement = self.place.look();
                     self.placed()
                 }
-                Heard::Job(Some(event)) => {
-                    self.job_said(event);
-                    None
-                }
+                Heard::Job(Some(event)) => self.job_said(event),
                 Heard::Job(None) => {
                     self.fail_segment(ErrorCode::InternalError, "the segment was lost", true);
                     None
@@ -227,7 +233,10 @@ impl Session {
                     None
                 }
                 Heard::Drain(drain) => self.drain(drain),
-                Heard::Drained => None,
+                Heard::Drained => {
+                    self.export_next();
+                    None
+                }
                 Heard::Clock => self.clock_rang(),
             };
             if let Some(end) = end {
@@ -269,17 +278,17 @@ impl Session {
                 None => pending().await,
             }
         };
-        // In order: what the job has produced before what the client says next, so that a message that crosses the
-        // end of a segment meets the session as it is.
+        // In order. What the job has produced comes before what the client says next, so that a message that crosses
+        // the end of a segment meets the session as it is. The client comes last, since it may never stop talking.
         tokio::select! {
             biased;
             event = job => Heard::Job(event),
-            message = inbound.recv() => Heard::Client(message),
             () = self.place.changed() => Heard::Place,
             state = exported => Heard::Exported(state),
             drain = drain => Heard::Drain(drain),
             () = self.outbox.drained() => Heard::Drained,
             () = clock => Heard::Clock,
+            message = inbound.recv() => Heard::Client(message),
         }
     }
 
@@ -402,6 +411,13 @@ impl Session {
             Some(Inbound::Binary) => return Some(End::SentBinary),
             Some(Inbound::Text(text)) => text,
         };
+        self.heard_while_full = match self.outbox.full_since() {
+            Some(_) => self.heard_while_full + 1,
+            None => 0,
+        };
+        if self.heard_while_full > MAX_MESSAGES_WHILE_FULL {
+            return Some(End::Slow);
+        }
         match ClientMessage::parse(&text) {
             Ok(message) => self.take(message),
             Err(error) => {
@@ -504,9 +520,10 @@ impl Session {
         }
     }
 
-    /// One export at a time: each is worth many megabytes.
+    /// One export at a time, and none while the client has enough to read: each is worth many megabytes.
     fn export_next(&mut self) {
-        if self.pending_snapshots == 0 || self.exporting.is_some() {
+        let busy = self.exporting.is_some() || self.outbox.full_since().is_some();
+        if self.pending_snapshots == 0 || busy {
             return;
         }
         if let Some(state) = self.state.clone() {
@@ -616,10 +633,8 @@ impl Session {
         }
     }
 
-    fn job_said(&mut self, event: JobEvent) {
-        let Some(segment) = &mut self.segment else {
-            return;
-        };
+    fn job_said(&mut self, event: JobEvent) -> Option<End> {
+        let segment = self.segment.as_mut()?;
         match event {
             JobEvent::Step {
                 stage,
@@ -651,6 +666,7 @@ impl Session {
                 JobFailure::Refused => self.fail_segment(ErrorCode::InvalidMessage, message, false),
                 JobFailure::StateIncompatible => {
                     self.fail_segment(ErrorCode::StateIncompatible, message, false);
+                    return Some(End::BadState);
                 }
                 JobFailure::Failed => {
                     self.fail_segment(
@@ -667,7 +683,8 @@ impl Session {
             }) => {
                 tracing::warn!(worker_id = %worker, segment_idx = segment.idx, attempt = segment.attempt, started, reason, "worker lost with the session's job");
                 if segment.cancelling {
-                    return self.cancelled();
+                    self.cancelled();
+                    return None;
                 }
                 let had_media = segment.has_media();
                 segment.lose_attempt(worker, started);
@@ -688,6 +705,7 @@ impl Session {
                 }
             }
         }
+        None
     }
 
     /// The segment is finished: its state becomes the session's, in one step.
@@ -750,8 +768,9 @@ impl Session {
             return Some(End::Draining);
         }
         if first {
+            let left = deadline - now;
             self.outbox.send(&ServerMessage::ServerDraining {
-                deadline_seconds: (deadline - now).as_secs_f64().ceil() as u64,
+                deadline_seconds: left.as_secs() + u64::from(left.subsec_nanos() > 0),
             });
         }
         None
@@ -805,6 +824,11 @@ impl Session {
                     false,
                 );
                 self.outbox.close(close::RULE_BROKEN, "binary message");
+                SessionState::Error
+            }
+            End::BadState => {
+                self.outbox.send(&complete(CompleteReason::Error));
+                self.outbox.close(close::BAD_OPENING, "state_incompatible");
                 SessionState::Error
             }
             End::NoGpu => {

@@ -1,5 +1,6 @@
-//! What encoding costs on this machine, for a segment of moving frames and a tone.
+//! What encoding costs on this machine.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastvideo_proto::link::VideoFormat;
@@ -9,8 +10,11 @@ use serde::Serialize;
 
 use super::{EncodeError, EncodeParams, Encoder, Media};
 
-/// Frames drawn beforehand; they are shown forwards and backwards in turns.
-const DRAWN_FRAMES: u32 = 16;
+/// What there is to encode: the frames of a segment, each with the sound that was handed in beside it.
+#[derive(Debug, Default)]
+pub(crate) struct Footage {
+    pub(crate) frames: Vec<(Arc<Vec<u8>>, Vec<f32>)>,
+}
 
 /// Times are medians over all runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -37,11 +41,14 @@ pub(crate) struct BenchReport {
 ///
 /// # Errors
 /// When a segment cannot be encoded.
-pub(crate) fn bench(params: &EncodeParams, runs: u32) -> Result<BenchReport, EncodeError> {
-    let segment = Segment::draw(params);
-    let mut measured = vec![segment.encode(params)?];
+pub(crate) fn bench(
+    params: &EncodeParams,
+    footage: &Footage,
+    runs: u32,
+) -> Result<BenchReport, EncodeError> {
+    let mut measured = vec![footage.encode(params)?];
     for _ in 1..runs {
-        measured.push(segment.encode(params)?);
+        measured.push(footage.encode(params)?);
     }
     let median = |value: fn(&Run) -> f64| {
         let mut values: Vec<f64> = measured.iter().map(value).collect();
@@ -79,39 +86,7 @@ struct Run {
     fragments: u32,
 }
 
-struct Segment {
-    frames: Vec<Vec<u8>>,
-    /// The sound of each frame.
-    sound: Vec<Vec<f32>>,
-}
-
-impl Segment {
-    fn draw(params: &EncodeParams) -> Self {
-        let VideoFormat {
-            num_frames, fps, ..
-        } = params.format;
-        let frames = (0..DRAWN_FRAMES.min(num_frames))
-            .map(|index| draw(params.format, index))
-            .collect();
-        let sound = (0..num_frames)
-            .map(|index| {
-                let Some(audio) = params.audio else {
-                    return Vec::new();
-                };
-                let index = u64::from(index);
-                let samples = audio.sample_at(index, fps)..audio.sample_at(index + 1, fps);
-                samples
-                    .flat_map(|sample| {
-                        let turns = sample as f32 * 440.0 / audio.sample_rate as f32;
-                        let value = 0.3 * (turns.fract() * std::f32::consts::TAU).sin();
-                        std::iter::repeat_n(value, audio.channels as usize)
-                    })
-                    .collect()
-            })
-            .collect();
-        Self { frames, sound }
-    }
-
+impl Footage {
     fn encode(&self, params: &EncodeParams) -> Result<Run, EncodeError> {
         let cpu_before = cpu_time();
         let before = Instant::now();
@@ -130,11 +105,8 @@ impl Segment {
             bytes += size(&media);
             fragments += 1;
         };
-        let drawn = self.frames.len();
-        for (index, sound) in self.sound.iter().enumerate() {
-            let place = index % (2 * drawn);
-            let frame = place.min(2 * drawn - 1 - place);
-            encoder.frame(&self.frames[frame], sound, &mut out)?;
+        for (frame, sound) in &self.frames {
+            encoder.frame(frame, sound, &mut out)?;
         }
         encoder.finish(&mut out)?;
         Ok(Run {
@@ -146,31 +118,6 @@ impl Segment {
             fragments,
         })
     }
-}
-
-/// Soft stripes that move, with some grain: neither the easiest nor the hardest picture to encode.
-fn draw(format: VideoFormat, index: u32) -> Vec<u8> {
-    let mut rgb = Vec::with_capacity(format.frame_bytes());
-    let mut grain = index.wrapping_mul(2_654_435_761) | 1;
-    for y in 0..format.height {
-        for x in 0..format.width {
-            grain ^= grain << 13;
-            grain ^= grain >> 17;
-            grain ^= grain << 5;
-            let [noise, ..] = grain.to_le_bytes();
-            let [red, ..] = triangle(x + 4 * index).to_le_bytes();
-            let [green, ..] = triangle(y + 2 * index).to_le_bytes();
-            let [blue, ..] = triangle((x + y) / 2 + index).to_le_bytes();
-            rgb.extend([red, green, blue].map(|value| value.saturating_add(noise & 7)));
-        }
-    }
-    rgb
-}
-
-/// Up from 0 to 255 and down again, once in 512.
-fn triangle(place: u32) -> u32 {
-    let place = place % 512;
-    place.min(511 - place)
 }
 
 fn size(media: &Media) -> usize {
@@ -197,7 +144,13 @@ mod tests {
 
     #[test]
     fn report_counts_what_came_out() {
-        let report = bench(&params(64, 64, 25), 1).unwrap();
+        let params = params(64, 64, 25);
+        let frame = Arc::new(vec![90; params.format.frame_bytes()]);
+        let second_of_stereo = 2 * 24_000;
+        let footage = Footage {
+            frames: vec![(frame, vec![0.1; second_of_stereo / 24]); 25],
+        };
+        let report = bench(&params, &footage, 1).unwrap();
         assert_eq!(report.fragments, 5);
         assert!(report.bytes > 1000);
         assert!(report.total_ms >= report.first_fragment_ms);

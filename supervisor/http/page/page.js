@@ -477,7 +477,8 @@ class App {
     this.stopped();
     this.phase = ended ? 'complete' : 'closed';
     this.player.finish();
-    if (!ended && !asked) {
+    const cutOff = !ended || code === 1001; // a server that goes away completes the session first
+    if (cutOff && !asked) {
       const title = opened ? CLOSE_WORDS[code] ?? `The connection was closed (code ${code}).` : 'The server cannot be reached.';
       const next = this.resume && code !== 1003 ? 'Reconnect to go on where you were.' : '';
       this.errors.push({ code, message: reason || title, at: Date.now() });

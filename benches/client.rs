@@ -1,0 +1,102 @@
+//! A client as small as can be: it says when it heard what.
+
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+
+use crate::server::PATIENCE;
+
+/// Thousands of clients live in this process.
+const READ_BUFFER_BYTES: usize = 8192;
+
+/// One connection with an open session.
+#[derive(Debug)]
+pub(crate) struct Client {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Text(Value),
+    /// A binary message, by its size.
+    Media(usize),
+}
+
+impl Heard {
+    /// True for a text message of this type.
+    pub(crate) fn is(&self, kind: &str) -> bool {
+        matches!(self, Self::Text(text) if text["type"] == kind)
+    }
+}
+
+impl Client {
+    /// Opens a session and waits until it is active.
+    ///
+    /// # Errors
+    /// When the server does not take it.
+    pub(crate) async fn open(address: &str) -> anyhow::Result<Self> {
+        let url = format!("ws://{address}/v1/stream");
+        let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES);
+        let connecting = connect_async_with_config(url, Some(config), true);
+        let (socket, _) = timeout(PATIENCE, connecting)
+            .await
+            .context("no connection in time")??;
+        let mut client = Self { socket };
+        client.send(json!({"type": "session_init_v2"})).await?;
+        client.until("ltx2_stream_start").await?;
+        Ok(client)
+    }
+
+    pub(crate) async fn send(&mut self, message: Value) -> anyhow::Result<()> {
+        Ok(self.socket.send(Message::text(message.to_string())).await?)
+    }
+
+    /// Asks for a segment.
+    pub(crate) async fn prompt(&mut self, prompt: &str) -> anyhow::Result<()> {
+        self.send(json!({"type": "segment_prompt_source", "prompt": prompt}))
+            .await
+    }
+
+    /// Asks for a segment and waits for its end.
+    pub(crate) async fn segment(&mut self, prompt: &str) -> anyhow::Result<()> {
+        self.prompt(prompt).await?;
+        self.until("ltx2_segment_complete").await?;
+        Ok(())
+    }
+
+    /// The next message and when it came; pings are answered and skipped. Waits for ever.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<(Instant, Heard)> {
+        loop {
+            let message = self.socket.next().await.context("the connection ended")??;
+            let now = Instant::now();
+            match message {
+                Message::Text(text) => return Ok((now, Heard::Text(serde_json::from_str(&text)?))),
+                Message::Binary(bytes) => return Ok((now, Heard::Media(bytes.len()))),
+                Message::Close(close) => bail!("the server closed the connection: {close:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Skips everything up to a text message of this type, and returns it with its time.
+    pub(crate) async fn until(&mut self, kind: &str) -> anyhow::Result<(Instant, Value)> {
+        let found = async {
+            loop {
+                match self.next().await? {
+                    (at, Heard::Text(text)) if text["type"] == kind => return Ok((at, text)),
+                    (_, Heard::Text(text)) if text["type"] == "error" => bail!("{text}"),
+                    _ => {}
+                }
+            }
+        };
+        let found = timeout(PATIENCE, found).await;
+        found.with_context(|| format!("no {kind} in time"))?
+    }
+}

@@ -1,0 +1,105 @@
+//! What the supervisor must reach, measured: real processes, real sockets, over loopback.
+//!
+//! `make bench` measures everything, `make bench ARGS="segment_1080p --runs 3"` a part. Each file here measures one
+//! thing and returns rows; `report` prints them and writes `target/bench.json`. `server` starts the release binaries,
+//! `client` speaks to them, `cost` reads what they used, `figures` does the arithmetic. This process's own time and
+//! memory count nowhere, but it runs on the same cores.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+use clap::{Arg, ArgAction, Command, value_parser};
+
+mod client;
+mod cost;
+mod figures;
+mod idle;
+mod many;
+mod recovery;
+mod relay;
+mod report;
+mod segment;
+mod server;
+mod start;
+
+use report::{Machine, Report, Row};
+
+#[derive(Clone, Copy, Debug)]
+enum Scenario {
+    Start,
+    Segment1080p,
+    ManySessions,
+    IdleSessions,
+    RelayLatency,
+    Recovery,
+}
+
+/// By the names that the command line takes, in the order in which they are measured.
+const SCENARIOS: [(&str, Scenario); 6] = [
+    ("start", Scenario::Start),
+    ("segment_1080p", Scenario::Segment1080p),
+    ("many_sessions", Scenario::ManySessions),
+    ("idle_sessions", Scenario::IdleSessions),
+    ("relay_latency", Scenario::RelayLatency),
+    ("recovery", Scenario::Recovery),
+];
+
+fn arguments() -> Command {
+    Command::new("bench")
+        .about("Measures what the supervisor must reach")
+        .args([
+            Arg::new("scenario")
+                .help("What to measure; everything when none is named")
+                .num_args(0..)
+                .value_parser(SCENARIOS.map(|(name, _)| name)),
+            Arg::new("runs")
+                .long("runs")
+                .help("Times that each thing is measured, where it is measured several times")
+                .value_parser(value_parser!(u16).range(1..)),
+            // cargo adds it to every benchmark's arguments.
+            Arg::new("bench")
+                .long("bench")
+                .hide(true)
+                .action(ArgAction::SetTrue),
+        ])
+}
+
+impl Scenario {
+    async fn measure(self, runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
+        match self {
+            Self::Start => start::measure(runs.unwrap_or(7)).await,
+            Self::Segment1080p => segment::measure(runs.unwrap_or(5)).await,
+            Self::ManySessions => many::measure().await,
+            Self::IdleSessions => idle::measure().await,
+            Self::RelayLatency => relay::measure().await,
+            Self::Recovery => recovery::measure(runs.unwrap_or(24)).await,
+        }
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = arguments().get_matches();
+    let named: Vec<&String> = arguments
+        .get_many("scenario")
+        .into_iter()
+        .flatten()
+        .collect();
+    let runs = arguments.get_one::<u16>("runs").copied().map(usize::from);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut report = Report::new(Machine::look()?);
+    for (name, scenario) in SCENARIOS {
+        if !named.is_empty() && !named.iter().any(|n| *n == name) {
+            continue;
+        }
+        let load = report::load_average()?;
+        writeln!(io::stderr(), "measuring {name} (load average {load:.2})")?;
+        let rows = runtime
+            .block_on(scenario.measure(runs))
+            .with_context(|| format!("{name} was not measured; see {}", server::LOG))?;
+        report.add(load, rows);
+    }
+    report.print(&mut io::stdout())?;
+    report.write()
+}

@@ -1,0 +1,246 @@
+//! What probes, operators and browsers get over HTTP.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Server, until};
+
+/// Sends a request and returns the status code, the headers asked for, and the body.
+async fn request(
+    server: &Server,
+    method: &'static str,
+    path: &str,
+    headers: &'static [&'static str],
+) -> (u16, Vec<String>, String) {
+    let url = format!("http://{}{path}", server.address);
+    tokio::task::spawn_blocking(move || {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .allow_non_standard_methods(true)
+            .build()
+            .new_agent();
+        let request = ureq::http::Request::builder()
+            .method(method)
+            .uri(url)
+            .body(())
+            .unwrap();
+        let mut response = agent.run(request).expect("the server answers");
+        let text = |&name: &&str| match response.headers().get(name) {
+            Some(value) => value.to_str().unwrap().to_owned(),
+            None => String::new(),
+        };
+        let headers = headers.iter().map(text).collect();
+        let body = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), headers, body)
+    })
+    .await
+    .unwrap()
+}
+
+/// Takes the time out of an answer.
+fn timeless(mut body: Value) -> Value {
+    let ts = body.as_object_mut().unwrap().remove("ts").unwrap();
+    let ts = ts.as_str().unwrap();
+    assert!(ts.starts_with("20") && ts.ends_with('Z'), "{ts}");
+    body
+}
+
+#[tokio::test]
+async fn readiness_follows_the_workers() {
+    let server = Server::start(&["--gpus", "1", "--generator.synthetic.load_ms", "400"]);
+    let readyz = |status: &str, ready: u32| {
+        json!({
+            "status": status, "service": "fastvideo-streaming", "ready_gpu_workers": ready, "total_gpus": 1,
+            "available_gpus": ready, "warmup_successful_gpus": ready, "warmup_failed_gpus": 0, "queue_size": 0,
+        })
+    };
+    let (code, body) = server.get("/readyz").await;
+    assert_eq!((code, timeless(body)), (503, readyz("warming", 0)));
+    server
+        .gpu_until(0, "loading is reported", |gpu| {
+            gpu["state"] == "loading" && gpu["load_progress"]["fraction"].is_number()
+        })
+        .await;
+    server.ready(1).await;
+    let (code, body) = server.get("/readyz").await;
+    assert_eq!((code, timeless(body)), (200, readyz("ready", 1)));
+}
+
+#[tokio::test]
+async fn health_says_that_the_process_lives_and_how_many_sessions_it_has() {
+    let server = Server::start(&["--gpus", "1"]);
+    let health = |sessions: u32| {
+        let body = json!({"status": "ok", "sessions": sessions, "stream_mode": "av_fmp4"});
+        (200, body)
+    };
+    assert_eq!(server.get("/health").await, health(0));
+    let _one = server.active(json!({})).await;
+    let _waiting = server.open(json!({})).await;
+    server.sessions(2).await;
+    assert_eq!(server.get("/health").await, health(2));
+    let (code, body) = server.get("/healthz").await;
+    let expected = json!({"status": "ok", "service": "fastvideo-streaming"});
+    assert_eq!((code, timeless(body)), (200, expected));
+}
+
+#[tokio::test]
+async fn status_tells_what_each_gpu_does() {
+    let server = Server::start(&["--gpus", "2", "--generator.synthetic.step_ms", "10"]);
+    server.ready(2).await;
+    let idle = server.status().await;
+    for field in ["total_gpus", "available_gpus", "warmup_successful_gpus"] {
+        assert_eq!(idle[field], 2, "{field}");
+    }
+    for field in ["warmup_failed_gpus", "queue_size", "sessions"] {
+        assert_eq!(idle[field], 0, "{field}");
+    }
+    let gpu = &idle["gpu_status"]["0"];
+    let facts = [
+        ("ready", json!(true)),
+        ("available", json!(true)),
+        ("client_count", json!(0)),
+        ("current_model_id", json!("synthetic")),
+        ("process_alive", json!(true)),
+        ("warmup_enabled", json!(true)),
+        ("warmup_success", json!(true)),
+        ("warmup_error", json!(null)),
+        ("state", json!("ready")),
+        ("restarts", json!(0)),
+        ("last_exit", json!(null)),
+        ("segments_finished", json!(0)),
+    ];
+    for (field, fact) in facts {
+        assert_eq!(gpu[field], fact, "{field}");
+    }
+    for field in ["load_ms", "first_segment_ms", "second_segment_ms"] {
+        assert!(gpu["warmup_timings"][field].is_number(), "{field}");
+    }
+    assert_ne!(gpu["pid"], idle["gpu_status"]["1"]["pid"]);
+
+    let mut client = server.open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    let id = u32::try_from(assigned["gpu_id"].as_u64().unwrap()).unwrap();
+    client.until_type("ltx2_stream_start").await;
+    let bound = server.gpu(id).await;
+    let facts = (&bound["client_count"], &bound["available"], &bound["state"]);
+    assert_eq!(facts, (&json!(1), &json!(false), &json!("ready")));
+    assert_eq!(bound["worker_id"], assigned["worker_id"]);
+    assert_eq!(server.status().await["available_gpus"], 1);
+
+    let request =
+        json!({"type": "segment_prompt_source", "prompt": "a fox", "num_inference_steps": 200});
+    client.send(request).await;
+    client.until_type("step_complete").await;
+    assert_eq!(server.gpu(id).await["state"], "busy");
+    client.send(json!({"type": "cancel_segment"})).await;
+    client.until_type("segment_cancelled").await;
+    server
+        .gpu_until(id, "the job is over", |gpu| gpu["state"] == "ready")
+        .await;
+    assert_eq!(server.gpu(id).await["segments_finished"], 0);
+    client.segment("a hare").await;
+    assert_eq!(server.gpu(id).await["segments_finished"], 1);
+
+    drop(client);
+    server
+        .gpu_until(id, "the place is free", |gpu| {
+            gpu["client_count"] == 0 && gpu["available"] == true
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said_in_json() {
+    let server = Server::start(&["--gpus", "1"]);
+    for (method, path, status, code) in [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("POST", "/v1/nowhere", 404, "not_found"),
+        ("GET", "/../Cargo.toml", 404, "not_found"),
+        ("POST", "/status", 405, "method_not_allowed"),
+        ("DELETE", "/v1/stream", 405, "method_not_allowed"),
+        ("POST", "/", 405, "method_not_allowed"),
+        ("GET", "/v1/stream", 426, "upgrade_required"),
+    ] {
+        let (given, headers, body) = request(&server, method, path, &["content-type"]).await;
+        assert_eq!(given, status, "{method} {path}");
+        assert_eq!(headers, ["application/json"], "{method} {path}");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["error"]["code"], code, "{method} {path}");
+        assert!(body["error"]["message"].is_string(), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn the_openapi_document_describes_every_route() {
+    let server = Server::start(&["--gpus", "1"]);
+    let (code, document) = server.get("/openapi.json").await;
+    assert_eq!(code, 200);
+    assert!(document["openapi"].as_str().unwrap().starts_with("3."));
+    let paths = document["paths"].as_object().unwrap();
+    let expected = [
+        "/health",
+        "/healthz",
+        "/openapi.json",
+        "/readyz",
+        "/status",
+        "/v1/stream",
+    ];
+    let mut given: Vec<_> = paths.keys().map(String::as_str).collect();
+    given.sort_unstable();
+    assert_eq!(given, expected);
+    // Each reference leads somewhere.
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = &reference[..reference.find('"').unwrap()];
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_and_all_its_parts_come_from_this_server_alone() {
+    let server = Server::start(&["--gpus", "1"]);
+    let wanted = &[
+        "content-type",
+        "content-security-policy",
+        "x-content-type-options",
+    ];
+    let (code, headers, page) = request(&server, "GET", "/", wanted).await;
+    assert_eq!(code, 200);
+    assert!(headers[0].starts_with("text/html"), "{}", headers[0]);
+    assert!(headers[1].contains("default-src 'self'"), "{}", headers[1]);
+    assert!(!headers[1].contains("unsafe"), "{}", headers[1]);
+    assert_eq!(headers[2], "nosniff");
+    let mut parts = 0;
+    for attribute in ["src=\"", "href=\""] {
+        for part in page.split(attribute).skip(1) {
+            let path = &part[..part.find('"').unwrap()];
+            if path.starts_with('#') {
+                continue;
+            }
+            let path = format!("/{}", path.trim_start_matches('/'));
+            let (code, headers, body) = request(&server, "GET", &path, wanted).await;
+            assert_eq!((code, headers[2].as_str()), (200, "nosniff"), "{path}");
+            assert!(!body.is_empty(), "{path}");
+            parts += 1;
+        }
+    }
+    assert!(parts >= 3, "a style, a script and an icon: {parts}");
+}
+
+#[tokio::test]
+async fn a_draining_server_is_not_ready() {
+    let mut server = Server::start(&["--gpus", "1", "--generator.synthetic.step_ms", "20"]);
+    let mut client = server.active(json!({})).await;
+    let request =
+        json!({"type": "segment_prompt_source", "prompt": "a fox", "num_inference_steps": 30});
+    client.send(request).await;
+    client.until_type("step_complete").await;
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    client.until_type("server_draining").await;
+    let (code, body) = server.get("/readyz").await;
+    assert_eq!((code, &body["status"]), (503, &json!("draining")));
+    assert_eq!(server.status().await["draining"], true);
+    client.until_type("ltx2_segment_complete").await;
+    client.send(json!({"type": "leave"})).await;
+    assert_eq!(client.closed().await, Some(1000));
+    until("the server is gone", async || server.exit().await.code()).await;
+}

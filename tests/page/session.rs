@@ -1,0 +1,146 @@
+//! What a user does with a session.
+
+use super::*;
+
+/// The engine never comes to the end of its first step.
+const ENDLESS: &str = "--generator.synthetic.step_ms=3600000";
+
+#[tokio::test]
+async fn place_in_the_queue_is_shown() {
+    let server = Server::start(&["--gpus", "1"]);
+    let holder = server.active(json!({})).await;
+    let mut next = server.open(json!({})).await;
+    next.expect("queue_status").await;
+
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_says("#queue", "2nd").await;
+    page.until_says("#queue", "1 ahead of you, 2 waiting").await;
+    page.until_says("#status", "Waiting for a GPU").await;
+    page.until_says("#board-brief", "0 of 1 free, 2 sessions waiting")
+        .await;
+    page.screenshot("queue").await;
+    drop(next);
+    page.until_says("#queue", "1st").await;
+    page.until_says("#queue", "You are next, 1 waiting").await;
+    drop(holder);
+    page.until_state("segment-0", "done").await;
+    assert_eq!(
+        page.get("document.querySelector('#queue').hidden").await,
+        true
+    );
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn segment_is_cancelled_while_it_is_denoised() {
+    let server = Server::start(&[ENDLESS, "--streaming.warmup.enabled=false"]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "denoising").await;
+    page.click("#cancel").await;
+    page.until_state("segment-0", "cancelled").await;
+    page.until_says("#status", "Ready for a prompt").await;
+    assert_eq!(
+        page.get("document.querySelector('#cancel').hidden").await,
+        true
+    );
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn segment_is_cancelled_while_it_plays_and_another_takes_its_place() {
+    let server = Server::start(PACED);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until("the segment plays", "video.currentTime > 0.3")
+        .await;
+    page.click("#cancel").await;
+    page.until_state("segment-0", "cancelled").await;
+    page.prompt(LIGHTHOUSE).await;
+    page.until_state("segment-0", "done").await;
+    page.play_out().await;
+    assert_eq!(page.get("fastvideo.segments[0].prompt").await, LIGHTHOUSE);
+    let [from, to] = page.only_range().await;
+    assert!(from == 0.0 && (3.0..3.06).contains(&to), "{from} to {to}");
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn curated_prompts_run_in_a_loop_until_paused() {
+    let server = Server::start(&["--generator.synthetic.step_ms=50"]);
+    let page = Browser::open(&server).await;
+    page.keys("#curated", &format!("{FOX}\n{LIGHTHOUSE}")).await;
+    page.click("label:has(#t-loop)").await;
+    page.click("#connect").await;
+    page.until_state("segment-2", "denoising").await;
+    page.click("label:has(#t-pause)").await;
+    page.until_says("#status", "Paused").await;
+    let prompts = page
+        .get("fastvideo.segments.slice(0, 3).map((s) => [s.prompt, s.source])")
+        .await;
+    let [fox, lighthouse] = [FOX, LIGHTHOUSE].map(|prompt| [prompt, "curated"]);
+    assert_eq!(prompts, json!([fox, lighthouse, fox]));
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn session_opens_with_an_image() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    let image = page.folder().join("violet.png");
+    image::RgbImage::from_pixel(128, 96, image::Rgb([150, 40, 220]))
+        .save(&image)
+        .unwrap();
+    page.keys("#image", image.to_str().unwrap()).await;
+    page.until(
+        "the image is shown",
+        "document.querySelector('#image-preview').naturalWidth === 128",
+    )
+    .await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.click("#download").await;
+    let shown = readback::pictures(&page.downloaded("mp4").await, 128, 96);
+    let middle = &shown[0][3 * (48 * 128 + 64)..][..3];
+    let off = [150, 40, 220]
+        .iter()
+        .zip(middle)
+        .map(|(a, b)| b.abs_diff(*a));
+    assert!(off.max().unwrap() < 30, "{middle:?}");
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn saved_state_opens_another_session() {
+    let server = Server::start(&["--gpus=2"]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.click("#snapshot").await;
+    let state = page.downloaded("json").await;
+    let kept = page.folder().join("kept.json");
+    std::fs::write(&kept, &state).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    assert_eq!(state["kind"], "ltx2.v1");
+    let before = page.get("fastvideo.sessionId").await;
+    page.click("#leave").await;
+    page.until_says("#status", "Session ended").await;
+
+    page.keys("#state", kept.to_str().unwrap()).await;
+    page.until_says("#state-note", "after segment 1").await;
+    page.prompt(LIGHTHOUSE).await;
+    page.until(
+        "another session has a segment",
+        &format!("fastvideo.sessionId !== {before} && fastvideo.segments[0]?.state === 'done'"),
+    )
+    .await;
+    page.click("#download").await;
+    let shown = page.downloaded("mp4").await;
+
+    let mut message = json!({"continuation_state": state});
+    merge(&mut message, json!({"client_id": "same state"}));
+    let mut client = server.active(message).await;
+    assert!(shown == client.segment(LIGHTHOUSE).await.bytes());
+    page.has_no_complaints().await;
+}

@@ -1,0 +1,69 @@
+//! A segment of the synthetic engine's, kept as it came out: what a worker's encoder gets, for measuring the encoder
+//! without all the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastvideo_proto::client::Stage;
+use fastvideo_proto::link::{SyntheticSpec, VideoFormat};
+
+use crate::encode::bench::Footage;
+use crate::engine::synthetic::Synthetic;
+use crate::engine::{Engine, EngineError, GenerateRequest, Sink};
+
+/// Generates the segment that a worker makes of frames rendered ahead.
+///
+/// # Errors
+/// When the engine refuses.
+pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
+    let spec = SyntheticSpec {
+        step: Duration::ZERO,
+        frame: Duration::ZERO,
+        load: Duration::ZERO,
+        conditioning_num_frames: 1,
+        audio_latent_frames: 1,
+        prerender: true,
+        faults: Vec::new(),
+    };
+    let mut engine = Synthetic::new(spec, format);
+    engine.load(&mut |_, _| {})?;
+    let request = GenerateRequest {
+        segment_idx: 0,
+        prompt: "a lighthouse over a stormy sea",
+        negative_prompt: None,
+        seed: 0,
+        num_inference_steps: 1,
+        guidance_scale: 1.0,
+        format,
+        initial_image: None,
+        state: None,
+    };
+    let mut recorder = Recorder {
+        footage: Footage::default(),
+        frame_bytes: format.frame_bytes(),
+    };
+    engine.generate(&request, &mut recorder)?;
+    Ok(recorder.footage)
+}
+
+struct Recorder {
+    footage: Footage,
+    frame_bytes: usize,
+}
+
+impl Sink for Recorder {
+    fn cancelled(&self) -> bool {
+        false
+    }
+
+    fn step(&mut self, _stage: Stage, _step: u32, _total_steps: u32) {}
+
+    fn blank_frame(&mut self) -> Vec<u8> {
+        vec![0; self.frame_bytes]
+    }
+
+    fn frame(&mut self, rgb: Arc<Vec<u8>>, sound: &[f32]) -> Result<(), EngineError> {
+        self.footage.frames.push((rgb, sound.to_vec()));
+        Ok(())
+    }
+}
