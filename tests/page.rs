@@ -58,6 +58,27 @@ async fn two_prompts_play_to_their_ends_without_a_stall() {
 }
 
 #[tokio::test]
+async fn video_that_ran_dry_goes_on_with_the_next_prompt() {
+    let server = Server::start(PACED);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_says("#hint", "Send a prompt to go on from here")
+        .await;
+    page.prompt(LIGHTHOUSE).await;
+    page.until(
+        "the second segment plays while it is being made",
+        "fastvideo.segments[1]?.state === 'streaming' && video.currentTime > 3.2",
+    )
+    .await;
+    page.until_state("segment-1", "done").await;
+    page.play_out().await;
+    assert_eq!(page.get("fastvideo.stalls").await, 0);
+    let end = page.get("video.currentTime").await.as_f64().unwrap();
+    assert!((6.0..6.06).contains(&end), "{end}");
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
 async fn download_is_one_playable_file() {
     let server = Server::start(&["--gpus=2"]);
     let page = Browser::open(&server).await;
@@ -134,4 +155,32 @@ async fn jpeg_frames_are_shown() {
     let size = page.get("[jpeg.width, jpeg.height]").await;
     assert_eq!(size, json!([128, 96]));
     page.has_no_complaints().await;
+}
+
+/// Saves `target/page/readme.png`: three segments, the third of them in the making.
+#[tokio::test]
+#[ignore = "makes the picture of the README"]
+async fn picture_for_the_readme() {
+    let server = Server::start_exactly(&[
+        "--gpus=2",
+        "--generator.synthetic.step_ms=150",
+        "--generator.synthetic.frame_ms=20",
+    ]);
+    let page = Browser::open(&server).await;
+    for prompt in [
+        "A sailing boat on a calm sea at sunrise, gulls",
+        "A red fox trots through fresh snow at dawn, pine trees",
+        "Night falls, fireflies over a lake, full moon",
+    ] {
+        page.prompt(prompt).await;
+    }
+    page.until("the second segment plays", "video.currentTime > 2")
+        .await;
+    page.click("#unmute").await;
+    page.until(
+        "its middle is seen and the third one comes",
+        "video.currentTime > 8.5 && fastvideo.segments[2]?.state === 'streaming'",
+    )
+    .await;
+    page.screenshot("readme").await;
 }

@@ -176,7 +176,7 @@ async fn no_segment_is_lost_however_often_workers_are() {
         media
     };
     // Every so many messages that any client hears, one worker dies: in all phases of all segments.
-    let heard = Cell::new(0);
+    let heard = Cell::new(0_u32);
     let watch_all = (0..5).map(async |_| {
         let mut client = server.active(json!({})).await;
         for expected in &expected {
@@ -194,7 +194,7 @@ async fn no_segment_is_lost_however_often_workers_are() {
                     Heard::Closed(code) => panic!("closed with {code:?}"),
                 }
                 heard.set(heard.get() + 1);
-                if heard.get() % 17 == 0 && heard.get() < 17 * KILLS {
+                if heard.get().is_multiple_of(17) && heard.get() < 17 * KILLS {
                     let pid = server.gpu(heard.get() % 2).await["pid"].as_i64();
                     if let Some(pid) = pid {
                         let pid = Pid::from_raw(i32::try_from(pid).unwrap());

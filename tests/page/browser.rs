@@ -50,12 +50,23 @@ impl Browser {
             _stage: stage,
         };
         let address = format!("http://{}/", server.address);
+        browser.resize(1280, 800).await;
         browser.client.goto(&address).await.unwrap();
         browser
             .until("the page's script runs", "window.fastvideo")
             .await;
         browser.run(RECORD).await;
         browser
+    }
+
+    /// Makes the page's part of the window this large.
+    async fn resize(&self, width: u32, height: u32) {
+        let frame = self
+            .get("[outerWidth - innerWidth, outerHeight - innerHeight]")
+            .await;
+        let [x, y]: [u32; 2] = serde_json::from_value(frame).unwrap();
+        let resized = self.client.set_window_size(width + x, height + y);
+        resized.await.unwrap();
     }
 
     /// What a script returns.
@@ -273,7 +284,6 @@ fn capabilities(folder: &Path) -> serde_json::Map<String, Value> {
         "--autoplay-policy=no-user-gesture-required",
         // Otherwise an element still scrolls into view when it is clicked.
         "--force-prefers-reduced-motion",
-        "--window-size=1280,800",
         "--hide-scrollbars",
         &format!("--user-data-dir={}", profile.display()),
     ];

@@ -35,7 +35,7 @@ export class Board {
 
   brief(text, bad) {
     say($('board-brief'), text);
-    $('board-brief').dataset.bad = $('gpus').dataset.stale = bad;
+    $('board-brief').dataset.bad = $('gpus').dataset.stale = $('gpu-dots').dataset.stale = bad;
   }
 
   show(status) {
@@ -103,7 +103,7 @@ export class Board {
     const exit = gpu.last_exit?.reason ?? gpu.last_exit?.kind;
     if (gpu.warmup_error && gpu.warmup_error !== exit) last.push(`Warm-up failed: ${gpu.warmup_error}.`);
     if (gpu.last_exit) last.push(`Last exit: ${this.exit(gpu.last_exit)}.`);
-    if (state === 'quarantined') last.push('It failed too often and is not started again until an operator lifts this.');
+    if (state === 'quarantined') last.push('It failed too often and is left alone, unless no other is left.');
     say(card.last, last.join(' '));
     card.last.hidden = !last.length;
   }

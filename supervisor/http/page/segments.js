@@ -120,11 +120,15 @@ export class SegmentList {
     v.badge.dataset.source = segment.source;
     say(v.badge, SOURCE_WORDS[segment.source] ?? phrase(segment.source));
     if (!v.badge.isConnected || v.line.firstChild !== v.badge) v.line.prepend(v.badge);
+    if (['cancelled', 'failed'].includes(segment.state)) {
+      v.thumb.width = 0; // the index will show something else
+      v.thumbAt = null;
+    }
     v.block.style.setProperty('--grow', Math.max(1, Math.round(segment.duration || 1)));
     v.block.style.setProperty('--done', segment.steps ? segment.step / segment.steps : 0);
   }
 
-  /** Marks where the viewer is, and keeps the first picture seen of each segment as its thumbnail. */
+  /** Marks where the viewer is, and keeps a picture of each segment as its thumbnail: an early one, then one from its middle. */
   follow(segments, player) {
     const time = player.time;
     const at = segments.findLast((s) => (s.duration || s.state === 'streaming') && time >= s.start - 0.02) ?? null;
@@ -136,7 +140,9 @@ export class SegmentList {
       if (!here) continue;
       const length = segment.duration || Math.max(player.end - segment.start, 1);
       view.block.style.setProperty('--at', Math.min(1, Math.max(0, (time - segment.start) / length)).toFixed(3));
-      if (view.thumb.width === 0 && time > segment.start + 0.3) this.thumbnail(view.thumb, player.picture);
+      const seen = time - segment.start;
+      const due = view.thumbAt == null ? 0.3 : view.thumbAt < length / 2 ? length / 2 : Infinity;
+      if (seen > due && this.thumbnail(view.thumb, player.picture)) view.thumbAt = seen;
     }
     return at;
   }
@@ -144,9 +150,10 @@ export class SegmentList {
   thumbnail(canvas, picture) {
     const width = picture.videoWidth || picture.width;
     const height = picture.videoHeight || picture.height;
-    if (!width) return;
+    if (!width) return false;
     canvas.width = 240;
     canvas.height = Math.round((240 * height) / width);
     canvas.getContext('2d').drawImage(picture, 0, 0, canvas.width, canvas.height);
+    return true;
   }
 }
