@@ -4,6 +4,7 @@
 //! again, `worker` is its life, `assign` binds sessions to workers, `job` is one piece of work between the two.
 //! Only this module creates processes. It knows nothing of clients, and states are bytes to it.
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,7 @@ use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
 use fastvideo_proto::link::{
     EncoderSpec, EngineSpec, JobSpec, ReadyReport, VideoFormat, WarmupSpec,
 };
+use futures_util::FutureExt;
 use ipc_channel::ipc::IpcSharedMemory;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
@@ -181,6 +183,19 @@ impl Pool {
         for (seat, gpu) in config.gpus.iter().enumerate() {
             let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
             let wake = Arc::new(Notify::new());
+            let lost = {
+                let (board, status) = (board.clone(), status.clone());
+                move || {
+                    tracing::error!(
+                        "worker's task panicked: its GPU is lost until the supervisor is started again"
+                    );
+                    status.send_modify(WorkerStatus::lose);
+                    board
+                        .lock()
+                        .expect("no holder of this lock panics")
+                        .vacate(seat, true);
+                }
+            };
             let task = WorkerTask {
                 seat,
                 gpu: gpu.clone(),
@@ -193,7 +208,12 @@ impl Pool {
                 tracker: tracker.clone(),
             };
             let span = tracing::info_span!("gpu", gpu = %gpu.id);
-            tracker.spawn(task.run().instrument(span));
+            let watched = async move {
+                if AssertUnwindSafe(task.run()).catch_unwind().await.is_err() {
+                    lost();
+                }
+            };
+            tracker.spawn(watched.instrument(span));
             seats.push(SeatHandle {
                 status: status_seen,
                 wake,
@@ -292,6 +312,13 @@ impl WorkerStatus {
             resident_bytes: None,
             jobs_finished: 0,
         }
+    }
+
+    /// Nobody looks after the GPU any more.
+    fn lose(&mut self) {
+        self.state = WorkerState::Quarantined;
+        self.pid = None;
+        self.ready = None;
     }
 }
 

@@ -215,7 +215,7 @@ async fn quarantine_lifts_itself_when_no_worker_is_left() {
     let args = [
         "--gpus=2",
         "--streaming.pool.quarantine_after=1",
-        "--streaming.pool.quarantine_lift_seconds=1",
+        "--streaming.pool.quarantine_lift_seconds=4",
         "--generator.synthetic.faults=exit@step1,prompt=poison",
     ];
     let server = Server::start(&[WATCHFUL, &args].concat());
@@ -225,6 +225,8 @@ async fn quarantine_lifts_itself_when_no_worker_is_left() {
     let error = client.error().await;
     assert_eq!(error["code"], "gpu_unavailable");
     assert_eq!(error["retryable"], true);
+    client.prompt("nobody can take this").await;
+    assert_eq!(client.expect("error").await["code"], "gpu_unavailable");
 
     assert_eq!(server.gpu(0).await["state"], "quarantined");
     assert_eq!(server.gpu(1).await["state"], "quarantined");

@@ -476,6 +476,10 @@ impl Session {
             );
             return;
         }
+        if self.placement == Placement::NoWorker {
+            let message = "no GPU is left to generate the segment; try again in a minute";
+            return self.error(ErrorCode::GpuUnavailable, message, true);
+        }
         let limit = self.context.config.max_waiting_requests;
         let ask = Ask {
             request,
