@@ -11,6 +11,7 @@ use tokio::time::timeout_at;
 
 use crate::client::Client;
 use crate::cost::MachineTime;
+use crate::figures::Figures;
 use crate::report::{Row, Target};
 use crate::server::Server;
 
@@ -35,10 +36,11 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Row>> {
         measured: streamed.latency.p99_ms,
         figures: None,
         note: format!(
-            "by /status: p50 {:.2} ms, {} messages of {SESSIONS} sessions; cores busy for {:.0} % of the time",
+            "by /status: p50 {:.2} ms, {} messages of {SESSIONS} sessions; cores busy for {:.0} % of the time; a thread that only sleeps woke up late by {:.2} ms, p99",
             streamed.latency.p50_ms,
             streamed.latency.count,
             streamed.busy * 100.0,
+            streamed.lateness.p99,
         ),
     };
     Ok(vec![
@@ -62,6 +64,7 @@ struct Streamed {
     latency: Latency,
     /// Share of the cores' time that somebody used, this benchmark included.
     busy: f64,
+    lateness: Figures,
 }
 
 /// `relay_latency` in `/status`.
@@ -89,13 +92,16 @@ async fn stream() -> anyhow::Result<Streamed> {
     .await?;
     let clients = try_join_all((0..SESSIONS).map(|_| server.session())).await?;
     let before = MachineTime::look()?;
+    let probe = Probe::start();
     let end = Instant::now() + STREAMED;
     try_join_all(clients.into_iter().map(|client| watch(client, end))).await?;
     let busy = MachineTime::look()?.busy_since(&before);
+    let lateness = Figures::of(probe.stop())?;
     let status = server.get("/status").await?;
     Ok(Streamed {
         latency: Latency::deserialize(&status["relay_latency"])?,
         busy,
+        lateness,
     })
 }
 
@@ -107,6 +113,36 @@ async fn watch(mut client: Client, end: Instant) -> anyhow::Result<()> {
             Err(_) => return Ok(()),
             Ok(ended) => ended?,
         }
+    }
+}
+
+/// How late the machine wakes a thread that has nothing to do but to sleep: what nobody's program can be better than.
+#[derive(Debug)]
+struct Probe {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<f64>>,
+}
+
+impl Probe {
+    fn start() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = over.clone();
+        let thread = thread::spawn(move || {
+            let mut late_ms = Vec::new();
+            while !seen.load(Ordering::Relaxed) {
+                let due = Instant::now() + HALF_TURN;
+                thread::park_timeout(HALF_TURN);
+                late_ms.push(due.elapsed().as_secs_f64() * 1e3);
+            }
+            late_ms
+        });
+        Self { over, thread }
+    }
+
+    /// Milliseconds, one for each time that it woke up.
+    fn stop(self) -> Vec<f64> {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or_default()
     }
 }
 

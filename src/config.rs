@@ -1,7 +1,7 @@
 //! The configuration: from defaults, file, environment and flags to the checked form that the supervisor takes.
 //!
 //! [`keys`] is the table of all keys, [`kind`] what a key may hold, [`settings`] the values with their origins,
-//! [`file`] reads the file, [`accepted`] lists FastVideo's keys that have no effect here, [`suggest`] finds the key
+//! [`mod@file`] reads the file, [`accepted`] lists FastVideo's keys that have no effect here, [`suggest`] finds the key
 //! that was meant, [`gpus`] and [`faults`] read the two values with a syntax of their own, and [`checked`] turns all
 //! of it into [`fastvideo_supervisor_core::Config`].
 

@@ -8,6 +8,7 @@ export class MsePlayer {
     this.stalls = 0;
     video.disableRemotePlayback = true; // ManagedMediaSource opens only then
     video.addEventListener('waiting', () => this.waiting());
+    video.addEventListener('loadeddata', () => { this.shown = true; });
     video.addEventListener('playing', () => { this.started = this.end > 0; });
     video.addEventListener('error', () => {
       if (this.source) this.fail(`The browser could not play the stream: ${video.error?.message || 'decoding failed'}.`);
@@ -19,7 +20,7 @@ export class MsePlayer {
   get paused() { return !this.playing; }
   get end() { return this.video.buffered.length ? this.video.buffered.end(this.video.buffered.length - 1) : 0; }
   get atEnd() { return this.end - this.time < 0.12; }
-  get hasPicture() { return this.video.readyState >= 2 && this.end > 0; }
+  get hasPicture() { return this.shown && this.end > 0; } // also while it seeks
   get picture() { return this.video; }
   ranges() {
     const b = this.video.buffered;
@@ -32,7 +33,7 @@ export class MsePlayer {
     this.queue = [];
     this.onUpdated = null;
     this.resumeAt = null;
-    this.started = this.dead = false;
+    this.shown = this.started = this.dead = false;
     this.playing = true;
     if (this.video.hasAttribute('src')) {
       this.video.removeAttribute('src');
