@@ -16,9 +16,10 @@ demo: build
 build: build-packages
 	cargo build --release --workspace --locked
 
-# The integration tests start the worker's binary, which `cargo test` alone would not build.
+# The integration tests start the worker's binary, which `cargo test` alone would not build. Built together with the
+# tests, so that the features of shared dependencies agree and nothing is built twice.
 test: build-packages test-packages
-	cargo build --workspace --locked
+	cargo build --workspace --locked --bins --tests
 	cargo test --workspace --locked
 
 check: build-packages

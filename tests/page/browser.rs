@@ -1,7 +1,7 @@
 //! Headless Chromium, driven through chromedriver.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -159,18 +159,19 @@ impl Browser {
         fs::write(folder.join(name).with_extension("png"), picture).unwrap();
     }
 
-    /// The bytes of a file that the page saves, once it is whole. Takes it away, so that the next one is found too.
+    /// The bytes of a file that the page saves. Takes it away, so that the next one is found too.
     pub(crate) async fn downloaded(&self, extension: &str) -> Vec<u8> {
-        let file = until("the download is there", async || {
+        until("the download is there", async || {
             let files = fs::read_dir(self.folder.path().join("downloads")).ok()?;
-            files
+            let file = files
                 .map(|file| file.unwrap().path())
-                .find(|path| path.extension().is_some_and(|found| found == extension))
-        });
-        let file = file.await;
-        let bytes = fs::read(&file).unwrap();
-        fs::remove_file(&file).unwrap();
-        bytes
+                .find(|path| path.extension().is_some_and(|found| found == extension))?;
+            // Until the file is whole, an empty one keeps its name.
+            let bytes = fs::read(&file).ok().filter(|bytes| !bytes.is_empty())?;
+            fs::remove_file(&file).unwrap();
+            Some(bytes)
+        })
+        .await
     }
 
     /// A folder for files that the page is to read.
@@ -228,36 +229,43 @@ const EVERYTHING: &str = "({
 
 /// chromedriver and all that it starts.
 struct Driver {
+    /// The shell around it. Its input ends with this process, however that ends.
     child: Child,
     address: String,
 }
 
 impl Driver {
     fn start() -> Self {
+        let script = r#"{ chromedriver --port=0; echo "ended with $?"; } & read -r _; kill -9 0"#;
         #[expect(clippy::disallowed_methods, reason = "tests drive a browser")]
-        let mut child = Command::new("chromedriver")
-            .arg("--port=0")
+        let mut child = Command::new("sh")
+            .args(["-c", script])
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap_or_else(|error| panic!("chromedriver: {error} (make test installs it)"));
-        let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let mut said = String::new();
-        let port = loop {
-            let start = said.len();
-            let read = stdout.read_line(&mut said).unwrap();
-            assert!(read > 0, "chromedriver ended, it said {said}");
-            if let Some((_, port)) = said[start..].split_once("successfully on port ") {
-                break port.trim_end_matches(['.', '\n']).to_owned();
-            }
-        };
-        thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
-        Self {
+            .expect("a shell starts");
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let mut driver = Self {
             child,
-            address: format!("http://127.0.0.1:{port}"),
-        }
+            address: String::new(),
+        };
+        let mut lines = stdout.lines().map_while(Result::ok);
+        let port = lines.by_ref().find_map(|line| {
+            assert!(
+                !line.starts_with("ended"),
+                "chromedriver {line} (make test installs it)"
+            );
+            let (_, port) = line.split_once("successfully on port ")?;
+            Some(port.trim_end_matches('.').to_owned())
+        });
+        driver.address = format!(
+            "http://127.0.0.1:{}",
+            port.expect("chromedriver names its port")
+        );
+        thread::spawn(move || lines.count());
+        driver
     }
 }
 
