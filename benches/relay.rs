@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use serde::Deserialize;
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 use crate::client::Client;
 use crate::cost::MachineTime;
@@ -19,6 +19,8 @@ const SESSIONS: u64 = 4;
 const STREAMED: Duration = Duration::from_secs(30);
 /// A frame every 1/24 s, so that each session streams as fast as it is watched.
 const FRAME_MS: &str = "41.67";
+/// Viewers do not all ask in the same moment: each begins this much after the one before, out of step with the frames.
+const STAGGER: Duration = Duration::from_millis(73);
 /// A core is busy for this long, and then free for as long.
 const HALF_TURN: Duration = Duration::from_millis(5);
 
@@ -94,7 +96,14 @@ async fn stream() -> anyhow::Result<Streamed> {
     let before = MachineTime::look()?;
     let probe = Probe::start();
     let end = Instant::now() + STREAMED;
-    try_join_all(clients.into_iter().map(|client| watch(client, end))).await?;
+    let watching = clients
+        .into_iter()
+        .zip(0..)
+        .map(|(client, place)| async move {
+            sleep(STAGGER * place).await;
+            watch(client, end).await
+        });
+    try_join_all(watching).await?;
     let busy = MachineTime::look()?.busy_since(&before);
     let lateness = Figures::of(probe.stop())?;
     let status = server.get("/status").await?;

@@ -1,12 +1,12 @@
 //! What travels between the supervisor and one worker.
 //!
-//! Commands go down, events go up; the bytes announced by [`Event::Media`] follow on a channel of their own, in the
-//! order of their events. Blobs of continuation states travel beside [`Command::Generate`] and [`Event::Finished`] as
-//! one shared memory region each. The first message in each direction carries [`LINK_VERSION`].
+//! Commands go down, events go up. Blobs of continuation states travel beside [`Command::Generate`] and
+//! [`Event::Finished`] as one shared memory region each. The first message in each direction carries [`LINK_VERSION`].
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Stage, StreamMode};
@@ -14,7 +14,7 @@ use crate::ids::{GpuId, JobId, SessionId};
 
 /// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
 /// a mismatch means that an old binary lies beside a new one.
-pub const LINK_VERSION: u32 = 1;
+pub const LINK_VERSION: u32 = 2;
 
 /// The worker's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -254,11 +254,14 @@ pub enum Event {
         step: u32,
         total_steps: u32,
     },
-    /// `bytes` follow on the bulk channel: first the init segment (none for JPEG), then fragments or pictures.
+    /// First the init segment (none for JPEG), then fragments or pictures.
+    ///
+    /// The bytes are in the event and not beside it: a reader that has to wait for a second message loses its core
+    /// between the two when others want it.
     Media {
         job: JobId,
         kind: MediaKind,
-        bytes: u32,
+        bytes: Bytes,
         /// CLOCK_MONOTONIC when the bytes were handed to the link, in microseconds.
         sent_at_us: u64,
     },

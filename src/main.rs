@@ -2,10 +2,15 @@
 //!
 //! This package is the command line around the library in `supervisor/`: arguments, configuration, log, exit code.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
+
+use fastvideo_supervisor_core::schedule;
+use tokio::runtime::Runtime;
 
 mod args;
 mod client;
@@ -52,13 +57,33 @@ fn serve(options: &config::Options) -> ExitCode {
 }
 
 fn run(config: fastvideo_supervisor_core::Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime(config.pool.realtime)?;
     let served = runtime.block_on(fastvideo_supervisor_core::serve(config, announce));
     // Not for ever, as dropping the runtime would: a thread may hang in a read that no one can end.
     runtime.shutdown_timeout(LEFTOVERS);
     Ok(served?)
+}
+
+/// `promptly`: its threads ask to be run at once, but not those for blocking work.
+fn runtime(promptly: bool) -> io::Result<Runtime> {
+    let threads = thread::available_parallelism()?.get();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).enable_all();
+    if promptly {
+        match schedule::run_promptly() {
+            Ok(grant) => tracing::debug!(?grant, "threads on a fragment's way run promptly"),
+            Err(error) => tracing::warn!(%error, "fragments may be late when cores are busy"),
+        }
+        // The runtime starts its own threads first; blocking work comes later.
+        let started = AtomicUsize::new(0);
+        builder.on_thread_start(move || {
+            if started.fetch_add(1, Ordering::Relaxed) < threads {
+                // Err: said above.
+                let _ = schedule::run_promptly();
+            }
+        });
+    }
+    builder.build()
 }
 
 /// The line that scripts and tests wait for.

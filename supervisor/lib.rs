@@ -18,6 +18,7 @@ use crate::store::MemoryStore;
 
 pub mod http;
 pub mod pool;
+pub mod schedule;
 pub mod session;
 pub mod store;
 

@@ -60,6 +60,8 @@ pub struct Config {
     pub quarantine_after: u32,
     /// After this long without any worker left, quarantines lift themselves.
     pub quarantine_lift: Duration,
+    /// The threads that read the workers' events ask the kernel to run them at once; see [`crate::schedule`].
+    pub realtime: bool,
 }
 
 /// One GPU as the operator named it.

@@ -2,19 +2,18 @@
 
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION, MediaKind};
-use ipc_channel::ipc::{
-    self, IpcBytesReceiver, IpcBytesSender, IpcReceiver, IpcSender, IpcSharedMemory,
-};
+use ipc_channel::ipc::{self, IpcReceiver, IpcSender, IpcSharedMemory};
 use nix::time::{ClockId, clock_gettime};
 
 /// A command and, beside [`Command::Generate`], the state's blob.
 type Down = (Command, Option<IpcSharedMemory>);
 /// An event and, beside [`Event::Finished`], the new state's blob.
 type Up = (Event, Option<IpcSharedMemory>);
-/// This worker's first message: who it is, and the supervisor's end of the three parts of the link.
-type Opening = (Hello, IpcSender<Down>, IpcReceiver<Up>, IpcBytesReceiver);
+/// This worker's first message: who it is, and the supervisor's end of both directions.
+type Opening = (Hello, IpcSender<Down>, IpcReceiver<Up>);
 
 /// Why a link cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -43,15 +42,9 @@ impl Commands {
     }
 }
 
-/// Sends events up. Cheap to clone; a message from one thread never falls between an event and its bytes.
+/// Sends events up. Cheap to clone; events of two threads never mix, however long they are.
 #[derive(Clone, Debug)]
-pub(crate) struct Events(Arc<Mutex<Ends>>);
-
-#[derive(Debug)]
-struct Ends {
-    events: IpcSender<Up>,
-    bulk: IpcBytesSender,
-}
+pub(crate) struct Events(Arc<Mutex<IpcSender<Up>>>);
 
 /// Connects to the supervisor that opened `name`.
 ///
@@ -60,55 +53,43 @@ struct Ends {
 pub(crate) fn connect(name: &str) -> Result<(Commands, Events), LinkError> {
     let (command_tx, commands) = ipc::channel().map_err(LinkError::Open)?;
     let (events, event_rx) = ipc::channel().map_err(LinkError::Open)?;
-    let (bulk, bulk_rx) = ipc::bytes_channel().map_err(LinkError::Open)?;
     let hello = Hello {
         version: LINK_VERSION,
         pid: std::process::id(),
     };
     IpcSender::<Opening>::connect(name.to_owned())
         .map_err(LinkError::Open)?
-        .send((hello, command_tx, event_rx, bulk_rx))
+        .send((hello, command_tx, event_rx))
         .map_err(|_| LinkError::Gone)?;
-    let ends = Ends { events, bulk };
-    Ok((Commands(commands), Events(Arc::new(Mutex::new(ends)))))
+    Ok((Commands(commands), Events(Arc::new(Mutex::new(events)))))
 }
 
 impl Events {
     /// Sends an event that nothing goes with. A supervisor that is gone is noticed by whoever waits for commands.
     pub(crate) fn send(&self, event: Event) {
-        let _ = self.ends().events.send((event, None));
+        let _ = self.sender().send((event, None));
     }
 
     pub(crate) fn send_with_state(&self, event: Event, blob: IpcSharedMemory) {
-        let _ = self.ends().events.send((event, Some(blob)));
+        let _ = self.sender().send((event, Some(blob)));
     }
 
-    pub(crate) fn send_media(&self, job: JobId, kind: MediaKind, bytes: &[u8]) {
-        let Ok(size) = u32::try_from(bytes.len()) else {
-            tracing::error!(
-                bytes = bytes.len(),
-                "media message is too large for the link"
-            );
-            return;
-        };
-        let event = Event::Media {
+    pub(crate) fn send_media(&self, job: JobId, kind: MediaKind, bytes: Bytes) {
+        self.send(Event::Media {
             job,
             kind,
-            bytes: size,
+            bytes,
             sent_at_us: monotonic_us(),
-        };
-        let ends = self.ends();
-        // The event goes first: its reader then reads the bytes, however many do not fit the socket at once.
-        let _ = ends.events.send((event, None)).is_ok() && ends.bulk.send(bytes).is_ok();
+        });
     }
 
     /// Sends bytes that are no event. For fault injection.
     pub(crate) fn send_garbage(&self) {
-        let opaque = self.ends().events.clone().to_opaque();
+        let opaque = self.sender().clone().to_opaque();
         let _ = opaque.to::<Vec<u8>>().send(vec![0xff; 100]);
     }
 
-    fn ends(&self) -> std::sync::MutexGuard<'_, Ends> {
+    fn sender(&self) -> std::sync::MutexGuard<'_, IpcSender<Up>> {
         self.0.lock().expect("no holder of this lock panics")
     }
 }
@@ -116,16 +97,13 @@ impl Events {
 /// What was sent, for tests.
 #[cfg(test)]
 #[derive(Debug)]
-pub(crate) struct Sent {
-    events: IpcReceiver<Up>,
-    _bulk: IpcBytesReceiver,
-}
+pub(crate) struct Sent(IpcReceiver<Up>);
 
 #[cfg(test)]
 impl Sent {
     /// The events since the last look.
     pub(crate) fn look(&self) -> Vec<Event> {
-        let next = || self.events.try_recv().ok();
+        let next = || self.0.try_recv().ok();
         std::iter::from_fn(next).map(|(event, _)| event).collect()
     }
 }
@@ -135,12 +113,7 @@ impl Events {
     /// A link without a supervisor.
     pub(crate) fn to_nobody() -> (Self, Sent) {
         let (events, event_rx) = ipc::channel().unwrap();
-        let (bulk, bulk_rx) = ipc::bytes_channel().unwrap();
-        let sent = Sent {
-            events: event_rx,
-            _bulk: bulk_rx,
-        };
-        (Self(Arc::new(Mutex::new(Ends { events, bulk }))), sent)
+        (Self(Arc::new(Mutex::new(events))), Sent(event_rx))
     }
 }
 

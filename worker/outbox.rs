@@ -116,7 +116,7 @@ impl JobOutbox {
             queue.window = queue
                 .window
                 .saturating_sub_unsigned(media_cost(bytes.len()));
-            self.events.send_media(self.job, kind, &bytes);
+            self.events.send_media(self.job, kind, bytes.into());
         }
         if queue.waiting.is_empty() && matches!(queue.end, End::Finished(..)) {
             let end = std::mem::replace(&mut queue.end, End::Sent);

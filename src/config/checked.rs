@@ -171,6 +171,7 @@ impl Checker<'_> {
             max_backoff: settings.millis("streaming.pool.max_backoff_ms"),
             quarantine_after: settings.number("streaming.pool.quarantine_after"),
             quarantine_lift: settings.seconds("streaming.pool.quarantine_lift_seconds"),
+            realtime: settings.switch("server.realtime"),
         }
     }
 

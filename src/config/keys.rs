@@ -114,6 +114,13 @@ pub(crate) const KEYS: &[Key] = &[
         help: "Time that running segments have to finish after the first SIGTERM",
     },
     Key {
+        path: "server.realtime",
+        short: None,
+        kind: Kind::Switch,
+        default: Some("true"),
+        help: "Let the threads between workers and clients run before others, so that busy cores delay no fragment: with real-time priority where the system allows it, in short time slices elsewhere",
+    },
+    Key {
         path: "server.log_format",
         short: Some("log-format"),
         kind: Kind::Choice(&["text", "json"]),

@@ -7,20 +7,16 @@ use std::io;
 use std::sync::mpsc as std_mpsc;
 use std::thread;
 
-use bytes::Bytes;
-use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION, MediaKind};
+use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION};
 use ipc_channel::IpcError;
-use ipc_channel::ipc::{
-    IpcBytesReceiver, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory,
-};
+use ipc_channel::ipc::{IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory};
 use tokio::sync::mpsc;
 
-/// The worker's first message: who it is, and its end of the three parts of the link.
+/// The worker's first message: who it is, and its end of both directions.
 type Opening = (
     Hello,
     IpcSender<Down>,
     IpcReceiver<(Event, Option<IpcSharedMemory>)>,
-    IpcBytesReceiver,
 );
 /// A command and, beside [`Command::Generate`], the state's blob.
 pub(crate) type Down = (Command, Option<IpcSharedMemory>);
@@ -35,19 +31,10 @@ const COMMAND_BUFFER: usize = 1024;
 pub(crate) enum Up {
     /// The first: the worker has connected, with the right version.
     Connected,
-    /// An event with the bytes that belong to it.
-    Event(Event, Payload),
+    /// An event and, beside [`Event::Finished`], the new state's blob.
+    Event(Event, Option<IpcSharedMemory>),
     /// The last: nothing comes any more.
     Closed(LinkEnd),
-}
-
-#[derive(Debug)]
-pub(crate) enum Payload {
-    None,
-    /// Beside [`Event::Media`].
-    Media(Bytes),
-    /// Beside [`Event::Finished`].
-    State(IpcSharedMemory),
 }
 
 /// Why a link ended.
@@ -72,11 +59,12 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Opens the supervisor's end; the worker connects to [`Self::name`].
+    /// Opens the supervisor's end; the worker connects to [`Self::name`]. `promptly`: events are read by a thread that
+    /// the kernel runs at once, see [`crate::schedule`].
     ///
     /// # Errors
     /// When the socket or a thread cannot be made.
-    pub(crate) fn open() -> io::Result<Self> {
+    pub(crate) fn open(promptly: bool) -> io::Result<Self> {
         let (server, name) = IpcOneShotServer::<Opening>::new()?;
         let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
         let (commands, command_rx) = std_mpsc::sync_channel(COMMAND_BUFFER);
@@ -84,6 +72,10 @@ impl Link {
             .name("link-events".to_owned())
             .stack_size(256 * 1024)
             .spawn(move || {
+                if promptly {
+                    // Err: said at the start.
+                    let _ = crate::schedule::run_promptly();
+                }
                 let end = receive(server, command_rx, &event_tx);
                 let _ = event_tx.blocking_send(Up::Closed(end));
             })?;
@@ -121,7 +113,7 @@ fn receive(
     command_rx: std_mpsc::Receiver<Down>,
     events: &mpsc::Sender<Up>,
 ) -> LinkEnd {
-    let (hello, down, up, bulk) = match server.accept() {
+    let (hello, down, up) = match server.accept() {
         Ok((_, opening)) => opening,
         Err(error) => return link_end(error),
     };
@@ -152,24 +144,7 @@ fn receive(
             Ok(message) => message,
             Err(error) => return link_end(error),
         };
-        let payload = match &event {
-            Event::Media { kind, bytes, .. } => match bulk.recv() {
-                Ok(media) if media.len() == *bytes as usize => Payload::Media(Bytes::from(media)),
-                Ok(media) => {
-                    return LinkEnd::Garbage(format!(
-                        "{} of {bytes} bytes came with {} bytes",
-                        match kind {
-                            MediaKind::InitSegment { .. } => "init segment",
-                            MediaKind::Fragment => "fragment",
-                        },
-                        media.len()
-                    ));
-                }
-                Err(error) => return link_end(error),
-            },
-            _ => blob.map_or(Payload::None, Payload::State),
-        };
-        if events.blocking_send(Up::Event(event, payload)).is_err() {
+        if events.blocking_send(Up::Event(event, blob)).is_err() {
             return LinkEnd::Disconnected;
         }
     }

@@ -11,6 +11,7 @@ use fastvideo_proto::ids::{JobId, WorkerId};
 use fastvideo_proto::link::{
     Command, Event, JobFailure, LINK_VERSION, LoadSpec, ReadyReport, media_cost,
 };
+use ipc_channel::ipc::IpcSharedMemory;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, watch};
@@ -20,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::assign::{Assignment, Board};
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob};
 use super::lifecycle::{Change, RestartPolicy, Verdict, WorkerState};
-use super::link::{Link, LinkEnd, Payload, Up};
+use super::link::{Link, LinkEnd, Up};
 use super::process::{WorkerProcess, describe};
 use super::{Config, ExitKind, ExitReport, Gpu, Stop, WorkerStatus};
 
@@ -92,7 +93,7 @@ impl WorkerTask {
             kind: ExitKind::Boot,
             reason: format!("{what}: {error}"),
         };
-        let link = match Link::open() {
+        let link = match Link::open(self.config.realtime) {
             Ok(link) => link,
             Err(error) => return failed("cannot open a link", error),
         };
@@ -239,6 +240,17 @@ async fn stopped(stop: &mut watch::Receiver<Stop>) {
     let _ = stop.wait_for(|stop| *stop != Stop::Run).await;
 }
 
+/// Why a worker counts as stuck.
+#[derive(Debug, thiserror::Error)]
+enum Stuck {
+    #[error("no heartbeat for {0:?}")]
+    NoHeartbeat(Duration),
+    #[error("not ready within {0:?}")]
+    NotReady(Duration),
+    #[error("no denoise step or frame for {0:?}")]
+    NoProgress(Duration),
+}
+
 /// A process and what is known of it.
 struct Life<'a> {
     id: WorkerId,
@@ -273,7 +285,7 @@ impl Life<'_> {
                 }
                 () = self.task.wake.notified() => self.pass_signals(),
                 () = sleep_until(deadline.0) => {
-                    return Exit { kind: ExitKind::Stuck, reason: deadline.1 };
+                    return Exit { kind: ExitKind::Stuck, reason: deadline.1.to_string() };
                 }
                 () = stopped(&mut self.task.stop) => return self.leave().await,
             }
@@ -284,14 +296,14 @@ impl Life<'_> {
     }
 
     /// The first moment at which this worker counts as stuck, and why it would.
-    fn deadline(&self) -> (Instant, String) {
+    fn deadline(&self) -> (Instant, Stuck) {
         let config = &self.task.config;
         let heartbeat = (
             self.last_heard + config.heartbeat_timeout,
-            format!("no heartbeat for {:?}", config.heartbeat_timeout),
+            Stuck::NoHeartbeat(config.heartbeat_timeout),
         );
-        if let Some(boot) = self.boot_deadline {
-            let boot = (boot, format!("not ready within {:?}", config.boot_timeout));
+        if let Some(deadline) = self.boot_deadline {
+            let boot = (deadline, Stuck::NotReady(config.boot_timeout));
             // The link opens before the first heartbeat.
             if self.task.status.borrow().state == WorkerState::Connecting || boot.0 < heartbeat.0 {
                 return boot;
@@ -301,10 +313,7 @@ impl Life<'_> {
         if self.running.is_some() {
             let limit = self.steps.timeout(config.min_step_timeout);
             if self.last_progress + limit < heartbeat.0 {
-                return (
-                    self.last_progress + limit,
-                    format!("no denoise step or frame for {limit:?}"),
-                );
+                return (self.last_progress + limit, Stuck::NoProgress(limit));
             }
         }
         heartbeat
@@ -328,7 +337,7 @@ impl Life<'_> {
                 };
                 self.send(Command::Load(Box::new(load)), None)
             }
-            Up::Event(event, payload) => self.take_event(event, payload),
+            Up::Event(event, blob) => self.take_event(event, blob),
             Up::Closed(LinkEnd::Disconnected) => ControlFlow::Break(Exit {
                 kind: ExitKind::Crashed,
                 reason: LinkEnd::Disconnected.to_string(),
@@ -340,8 +349,8 @@ impl Life<'_> {
         }
     }
 
-    fn take_event(&mut self, event: Event, payload: Payload) -> ControlFlow<Exit> {
-        match (event, payload) {
+    fn take_event(&mut self, event: Event, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
+        match (event, blob) {
             (Event::LoadProgress { fraction, what }, _) => {
                 (self.task.status).send_modify(|s| s.load_progress = Some((fraction, what)));
             }
@@ -376,10 +385,10 @@ impl Life<'_> {
                 Event::Media {
                     job,
                     kind,
-                    bytes: _,
+                    bytes,
                     sent_at_us,
                 },
-                Payload::Media(bytes),
+                _,
             ) => {
                 if let Some(held) = self.job(job) {
                     let credit = Credit::new(media_cost(bytes.len()), held.signals.clone());
@@ -393,7 +402,7 @@ impl Life<'_> {
                 }
             }
             (Event::Generated { job }, _) => self.generated(job),
-            (Event::Finished(report), Payload::State(blob)) => {
+            (Event::Finished(report), Some(blob)) => {
                 self.policy.job_finished();
                 self.task.status.send_modify(|s| s.jobs_finished += 1);
                 let end = JobEnd::Finished {
@@ -416,10 +425,10 @@ impl Life<'_> {
                 }
                 self.end_job(job, JobEnd::Failed { failure, message });
             }
-            (Event::Media { .. } | Event::Finished(_), _) => {
+            (Event::Finished(_), None) => {
                 return ControlFlow::Break(Exit {
                     kind: ExitKind::BadLink,
-                    reason: "worker sent an event without the bytes that belong to it".to_owned(),
+                    reason: "worker finished a job without its state".to_owned(),
                 });
             }
         }
@@ -529,7 +538,7 @@ impl Life<'_> {
     fn send(
         &mut self,
         command: Command,
-        blob: Option<ipc_channel::ipc::IpcSharedMemory>,
+        blob: Option<IpcSharedMemory>,
     ) -> ControlFlow<Exit> {
         if self.link.send(command, blob) {
             ControlFlow::Continue(())
@@ -608,8 +617,8 @@ impl Life<'_> {
         // A dead worker may have finished a job; a stuck one, or one that talks nonsense, is not listened to.
         if exit.kind == ExitKind::Crashed {
             let last = async {
-                while let Some(Up::Event(event, payload)) = self.link.events.recv().await {
-                    let _ = self.take_event(event, payload);
+                while let Some(Up::Event(event, blob)) = self.link.events.recv().await {
+                    let _ = self.take_event(event, blob);
                 }
             };
             let _ = timeout(LAST_EVENTS_TIMEOUT, last).await;
