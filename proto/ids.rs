@@ -15,6 +15,12 @@ impl SessionId {
         Self(format!("{:032x}", rand::random::<u128>()).into())
     }
 
+    /// An id that somebody else has written; none unless it has the form of one.
+    pub fn parse(id: &str) -> Option<Self> {
+        let digits = id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        (digits && id.len() == 32).then(|| Self(id.into()))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

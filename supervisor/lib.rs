@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::pool::Pool;
 use crate::session::{Context, Drain};
-use crate::store::MemoryStore;
+use crate::store::Upkeep;
 
 pub mod http;
 pub mod pool;
@@ -73,6 +73,19 @@ pub async fn serve(
         .map_err(listen)?;
     on_listening(listener.local_addr().map_err(listen)?);
 
+    let store = store::in_memory(
+        store::sessions::Config {
+            resume_ttl: Duration::from_secs(300),
+            lease: Duration::from_secs(6),
+            timeout: Duration::from_secs(2),
+        },
+        store::records::memory::Limits {
+            max_sessions: 10_000,
+            max_bytes: 8 << 30,
+        },
+    );
+    let mut upkeep = tokio::task::JoinSet::new();
+    upkeep.spawn(Upkeep::new(store.clone()).run());
     let (drain, drain_seen) = watch::channel(Drain::No);
     let pool = Pool::start(config.pool);
     let app = http::App::new(
@@ -80,7 +93,7 @@ pub async fn serve(
         Context {
             config: Arc::new(config.session),
             pool: pool.clone(),
-            store: MemoryStore::default(),
+            store,
             drain: drain_seen,
         },
     );

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::pool::Pool;
-use crate::store::MemoryStore;
+use crate::store::SessionStore;
 
 pub use latency::{LatencySummary, RelayLatency};
 pub use outbox::{Outbox, Wire};
@@ -67,7 +67,7 @@ pub struct Config {
 pub struct Context {
     pub config: Arc<Config>,
     pub pool: Pool,
-    pub store: MemoryStore,
+    pub store: SessionStore,
     pub drain: watch::Receiver<Drain>,
 }
 

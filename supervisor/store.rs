@@ -1,17 +1,60 @@
 //! Continuation states of the sessions: what the next segment of each needs from its last one.
 //!
-//! [`MemoryStore`] keeps the last committed [`State`] of every session, `export` turns a state into the form that
-//! clients see and back. Nothing here looks into frames or latents except `export`.
+//! `sessions` is what sessions and operators use; it is built of `records` (small, one atomic step each) and `blobs`
+//! (large, by the hash of their content), for each of which there are several backends. `export` turns a state into the
+//! form that clients see and back; nothing else here looks into frames or latents.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use fastvideo_proto::ids::SessionId;
+use bytes::Bytes;
 use fastvideo_proto::state::{StateError, StateHeader};
 use ipc_channel::ipc::IpcSharedMemory;
 
+use self::blobs::BlobStore;
+use self::records::BlobId;
+use self::records::memory::{Limits, MemoryRecords};
+
+pub mod blobs;
 pub mod export;
+pub mod records;
+pub mod sessions;
+
+pub use sessions::{Lease, Progress, ResumeError, ResumeToken, SessionStore, Snapshot, Upkeep};
+
+/// Why a store did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else has written the session meanwhile: it was resumed elsewhere, or dropped.
+    #[error("session was resumed elsewhere or dropped")]
+    Stale,
+    #[error(
+        "the store is full of running sessions: it holds at most {max_sessions} sessions and {max_bytes} bytes"
+    )]
+    Full { max_sessions: usize, max_bytes: u64 },
+    /// Somebody is deleting a blob that is to be put.
+    #[error("a blob is being deleted")]
+    Condemned,
+    #[error("blob {0} is not in the store")]
+    Missing(BlobId),
+    #[error("what the store has is damaged: {0}")]
+    Corrupt(String),
+    #[error("the store does not answer: {0}")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A store that is gone with this process.
+pub fn in_memory(config: sessions::Config, limits: Limits) -> SessionStore {
+    let records = Arc::new(MemoryRecords::new(limits));
+    let blobs = BlobStore::new(Arc::new(object_store::memory::InMemory::new()), "memory");
+    SessionStore::new(config, records, blobs)
+}
+
+impl StoreError {
+    fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unavailable(error.into())
+    }
+}
 
 /// A committed continuation state. Immutable; a clone shares everything.
 ///
@@ -39,6 +82,14 @@ impl State {
         Ok(Self::new(header, header_bytes, blob))
     }
 
+    /// Takes a state out of a store: copies the blob into memory that can travel to a worker.
+    fn from_stored(header_bytes: Vec<u8>, blob: &[u8]) -> Result<Self, StateError> {
+        let header = StateHeader::decode(&header_bytes)?;
+        header.check_blob(blob)?;
+        let blob = IpcSharedMemory::from_bytes(blob);
+        Ok(Self::new(header, header_bytes, blob))
+    }
+
     fn new(header: StateHeader, header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Self {
         Self(Arc::new(Inner {
             header,
@@ -60,6 +111,17 @@ impl State {
     pub fn blob(&self) -> &IpcSharedMemory {
         &self.0.blob
     }
+
+    /// The blob as bytes that share this state's memory.
+    fn blob_bytes(&self) -> Bytes {
+        struct Shared(State);
+        impl AsRef<[u8]> for Shared {
+            fn as_ref(&self) -> &[u8] {
+                self.0.blob()
+            }
+        }
+        Bytes::from_owner(Shared(self.clone()))
+    }
 }
 
 // Not derived: shared memory prints every byte that it holds.
@@ -69,129 +131,5 @@ impl fmt::Debug for State {
             .field("header", &self.0.header)
             .field("blob_bytes", &self.0.blob.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// The last committed state of each session, in this process. Cheap to clone; clones share the states.
-///
-/// A state leaves only when it is replaced or dropped: whoever ends a session drops its state.
-#[derive(Clone, Debug, Default)]
-pub struct MemoryStore {
-    states: Arc<Mutex<HashMap<SessionId, State>>>,
-}
-
-impl MemoryStore {
-    /// Keeps `state` for the session in place of the one before.
-    pub fn store(&self, session: &SessionId, state: State) {
-        // The last holder of a state unmaps its blob, which takes a while: not under the lock.
-        let replaced = self.lock().insert(session.clone(), state);
-        drop(replaced);
-    }
-
-    /// The session's state, if it has one.
-    pub fn snapshot(&self, session: &SessionId) -> Option<State> {
-        self.lock().get(session).cloned()
-    }
-
-    /// Keeps `state` as the starting point of a new session and returns the session's id.
-    pub fn hydrate(&self, state: State) -> SessionId {
-        let session = SessionId::random();
-        self.store(&session, state);
-        session
-    }
-
-    /// Forgets the session's state, if it has one.
-    pub fn drop(&self, session: &SessionId) {
-        let dropped = self.lock().remove(session);
-        drop(dropped);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, State>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use fastvideo_proto::state::{FramesLayout, blob_checksum};
-
-    use super::*;
-
-    fn header(segment_index: u32) -> StateHeader {
-        StateHeader {
-            segment_index,
-            video_conditioning_frame_idx: 0,
-            video_conditioning_strength: 1.0,
-            audio_sample_rate: None,
-            audio_conditioning_num_frames: 0,
-            audio_conditioning_strength: 1.0,
-            video_position_offset_sec: 0.0,
-            metadata: "{}".to_owned(),
-            frames: Some(FramesLayout {
-                count: 1,
-                height: 2,
-                width: 2,
-            }),
-            audio_latents: None,
-            blob_crc32: blob_checksum(&[3; 12]),
-        }
-    }
-
-    fn state(segment_index: u32) -> State {
-        let blob = IpcSharedMemory::from_bytes(&[3; 12]);
-        State::from_worker(header(segment_index).encode(), blob).unwrap()
-    }
-
-    fn stored(store: &MemoryStore, session: &SessionId) -> Option<u32> {
-        store.snapshot(session).map(|s| s.header().segment_index)
-    }
-
-    #[test]
-    fn state_keeps_what_the_worker_sent() {
-        let state = state(7);
-        assert_eq!(state.header(), &header(7));
-        assert_eq!(state.header_bytes(), header(7).encode());
-        assert_eq!(&state.blob()[..], [3; 12]);
-        assert!(format!("{state:?}").contains("blob_bytes: 12"));
-    }
-
-    #[test]
-    fn state_of_another_size_than_its_header_says_is_refused() {
-        let blob = IpcSharedMemory::from_bytes(&[3; 11]);
-        let refused = State::from_worker(header(7).encode(), blob);
-        assert!(matches!(
-            refused,
-            Err(StateError::BlobSize {
-                expected: 12,
-                actual: 11
-            })
-        ));
-        let blob = IpcSharedMemory::from_bytes(&[3; 12]);
-        let refused = State::from_worker(b"nonsense".to_vec(), blob);
-        assert!(matches!(refused, Err(StateError::Magic)));
-    }
-
-    #[test]
-    fn store_keeps_the_last_state_of_each_session_until_it_is_dropped() {
-        let store = MemoryStore::default();
-        let (one, other) = (SessionId::random(), SessionId::random());
-        assert_eq!(stored(&store, &one), None);
-        store.store(&one, state(0));
-        store.store(&other, state(5));
-        store.clone().store(&one, state(1));
-        assert_eq!(stored(&store, &one), Some(1));
-        assert_eq!(stored(&store, &other), Some(5));
-        store.drop(&one);
-        store.drop(&one);
-        assert_eq!(stored(&store, &one), None);
-        assert_eq!(stored(&store, &other), Some(5));
-    }
-
-    #[test]
-    fn hydrated_state_is_found_under_its_new_session() {
-        let store = MemoryStore::default();
-        let session = store.hydrate(state(4));
-        assert_ne!(store.hydrate(state(6)), session);
-        assert_eq!(stored(&store, &session), Some(4));
     }
 }

@@ -170,9 +170,6 @@ impl Session {
             true => 1,
             false => config.generation_segment_cap,
         };
-        if let Some(state) = &state {
-            context.store.store(ticket.id(), state.clone());
-        }
         let mut place = context.pool.join(ticket.id().clone());
         let placement = place.look();
         Self {
@@ -717,7 +714,6 @@ impl Session {
         let Some(segment) = self.segment.take() else {
             return;
         };
-        self.context.store.store(self.ticket.id(), state.clone());
         self.state = Some(state);
         let fps = self.context.config.format.fps;
         segment.show_complete(&self.outbox, self.start_frame, frames, fps, generation);
@@ -792,7 +788,6 @@ impl Session {
     /// Says good-bye. Dropping the session cancels its job, frees its place and removes its image.
     fn end(mut self: Box<Self>, end: End) {
         self.segment = None;
-        self.context.store.drop(self.ticket.id());
         let complete = |reason| ServerMessage::StreamComplete { reason };
         let state = match end {
             End::Gone => SessionState::Complete,

@@ -1,0 +1,326 @@
+//! What a store needs besides writes: proof that this server lives, and tidying up after those that do not.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastvideo_proto::ids::SessionId;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use super::{Chore, Held, SessionStore};
+use crate::store::StoreError;
+use crate::store::records::{BlobId, Change, Record, Revision, ServerId, Survey};
+
+/// Beats within the time after which a silent server has lost its sessions.
+const BEATS_PER_LEASE: u32 = 3;
+/// Between two looks at all that a store keeps, unless what is looked for is due earlier.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Pause before a chore is tried again that the store did not answer.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// A condemned blob that nobody deletes is left alone for this long: somebody may be at it.
+const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+
+/// Looks after a store until it is dropped.
+#[derive(Debug)]
+pub struct Upkeep {
+    store: SessionStore,
+    /// Since when each server's beat has not moved.
+    beats: HashMap<ServerId, (u64, Instant)>,
+    /// Since when each session that nobody runs is as it is.
+    idle: HashMap<SessionId, (Revision, Instant)>,
+    /// Since when the store says of each session that this server runs it, which it does not.
+    strays: HashMap<SessionId, (Revision, Instant)>,
+    /// Since when each blob has been condemned.
+    condemned: HashMap<BlobId, Instant>,
+}
+
+impl Upkeep {
+    pub fn new(store: SessionStore) -> Self {
+        Self {
+            store,
+            beats: HashMap::new(),
+            idle: HashMap::new(),
+            strays: HashMap::new(),
+            condemned: HashMap::new(),
+        }
+    }
+
+    /// Beats, sweeps and does chores for ever.
+    pub async fn run(mut self) {
+        let store = self.store.clone();
+        let chores = async {
+            loop {
+                store.0.chore_added.notified().await;
+                while !store.do_chores().await {
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
+        };
+        let beat_interval = store.config().lease / BEATS_PER_LEASE;
+        let mut beats = interval(beat_interval);
+        let mut sweeps = interval(
+            SWEEP_INTERVAL
+                .min(store.config().resume_ttl)
+                .max(beat_interval),
+        );
+        for ticks in [&mut beats, &mut sweeps] {
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        let rounds = async {
+            loop {
+                let done = tokio::select! {
+                    _ = beats.tick() => self.store.beat().await,
+                    _ = sweeps.tick() => self.sweep().await,
+                };
+                if let Err(error) = done {
+                    tracing::warn!(%error, "the store is not looked after");
+                }
+            }
+        };
+        tokio::join!(chores, rounds);
+    }
+
+    /// Looks for what nobody looks after: sessions of silent servers, states that have been kept for long enough, blobs
+    /// that a crash has left.
+    async fn sweep(&mut self) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        let survey = store.within(store.0.records.survey()).await?;
+        let now = Instant::now();
+        let silent = self.silent_servers(&survey, now);
+        for server in &silent {
+            tracing::warn!(
+                server = server.as_str(),
+                "another server is silent: its sessions can be resumed"
+            );
+            let condemned = store.within(store.0.records.retire(server)).await?;
+            store.delete(condemned);
+        }
+        let ttl = store.config().resume_ttl;
+        let (mut idle, mut strays) = (HashMap::new(), HashMap::new());
+        for (session, revision, owner) in survey.sessions {
+            match owner {
+                Some(owner) if silent.contains(&owner) => {
+                    store.disown(&session, revision).await?;
+                }
+                // It was taken, but the answer was lost.
+                Some(owner) if owner == store.0.server && !store.held().contains_key(&session) => {
+                    let since = match self.strays.get(&session) {
+                        Some((seen, since)) if *seen == revision => *since,
+                        _ => now,
+                    };
+                    if now - since > store.config().lease {
+                        store.disown(&session, revision).await?;
+                    } else {
+                        strays.insert(session, (revision, since));
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    let since = match self.idle.get(&session) {
+                        Some((seen, since)) if *seen == revision => *since,
+                        _ => now,
+                    };
+                    if now - since > ttl {
+                        tracing::info!(session_id = %session, "stored state expired");
+                        store.replace(&session, revision, None).await?;
+                    } else {
+                        idle.insert(session, (revision, since));
+                    }
+                }
+            }
+        }
+        self.idle = idle;
+        self.strays = strays;
+        let known = std::mem::take(&mut self.condemned);
+        for id in survey.condemned {
+            let since = known.get(&id).copied().unwrap_or(now);
+            if now - since > LEFTOVER_AGE {
+                store.delete(vec![id]);
+            }
+            self.condemned.insert(id, since);
+        }
+        Ok(())
+    }
+
+    /// Servers whose beat has not moved for the length of a lease. One that owns sessions and has no beat has retired.
+    fn silent_servers(&mut self, survey: &Survey, now: Instant) -> HashSet<ServerId> {
+        let owners = survey
+            .sessions
+            .iter()
+            .filter_map(|(_, _, owner)| owner.as_ref());
+        let known: HashSet<&ServerId> = survey.servers.keys().chain(owners).collect();
+        self.beats.retain(|server, _| known.contains(server));
+        for server in known {
+            let beat = survey.servers.get(server).copied().unwrap_or(0);
+            let seen = self.beats.entry(server.clone()).or_insert((beat, now));
+            if seen.0 != beat {
+                *seen = (beat, now);
+            }
+        }
+        let lease = self.store.config().lease;
+        let own = &self.store.0.server;
+        let silent = self
+            .beats
+            .iter()
+            .filter(|(server, (_, since))| *server != own && now - *since > lease);
+        silent.map(|(server, _)| server.clone()).collect()
+    }
+}
+
+impl SessionStore {
+    /// Deletes the blobs that no record names. Only for a store that no other server uses, before its first use.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn mend(&self) -> Result<(), StoreError> {
+        let blobs = self.within(self.0.blobs.list()).await?;
+        let unknown = self.within(self.0.records.condemn_unknown(&blobs)).await?;
+        if !unknown.is_empty() {
+            tracing::info!(blobs = unknown.len(), "blobs deleted that nobody refers to");
+            self.delete(unknown);
+        }
+        Ok(())
+    }
+
+    /// Does what is left to do and says that this server lives no longer. Gives up after `limit`: the others find out by
+    /// its silence.
+    pub async fn close(&self, limit: Duration) {
+        let closing = async {
+            while !self.do_chores().await {
+                sleep(RETRY_PAUSE).await;
+            }
+            match self.0.records.retire(&self.0.server).await {
+                Ok(condemned) => self.delete(condemned),
+                Err(error) => {
+                    tracing::warn!(%error, "the store was not told that this server ends");
+                }
+            }
+            self.do_chores().await;
+        };
+        if timeout(limit, closing).await.is_err() {
+            tracing::warn!("the store does not answer: what was left to do is left as it is");
+        }
+    }
+
+    /// Says that this server lives, and finds out which of its sessions are not its own any more.
+    async fn beat(&self) -> Result<(), StoreError> {
+        self.within(self.0.records.beat(&self.0.server)).await?;
+        let held: Vec<Arc<Held>> = self.held().values().cloned().collect();
+        // One that is being written finds out by itself.
+        let look = |held: &Arc<Held>| {
+            let stored = held.stored.try_lock().ok()?;
+            Some((held.session.clone(), stored.revision))
+        };
+        let looked: Vec<_> = held.iter().filter_map(look).collect();
+        let stale = self.within(self.0.records.stale(&looked)).await?;
+        for held in held.iter().filter(|held| stale.contains(&held.session)) {
+            let Ok(mut stored) = held.stored.try_lock() else {
+                continue;
+            };
+            // Unless it was written meanwhile.
+            if looked.contains(&(held.session.clone(), stored.revision)) {
+                self.is_still_ours(held, &mut stored).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does all chores there are. False when the store did not answer; then what is left is kept.
+    async fn do_chores(&self) -> bool {
+        loop {
+            let chores = std::mem::take(&mut *self.chores());
+            if chores.is_empty() {
+                return true;
+            }
+            let mut left = Vec::new();
+            for chore in chores {
+                match self.do_chore(&chore).await {
+                    Ok(()) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "the store is not tidied up yet");
+                        left.push(chore);
+                    }
+                }
+            }
+            if !left.is_empty() {
+                self.chores().extend(left);
+                return false;
+            }
+        }
+    }
+
+    async fn do_chore(&self, chore: &Chore) -> Result<(), StoreError> {
+        match chore {
+            Chore::Release(held) => {
+                if held.lost.is_cancelled() {
+                    return Ok(());
+                }
+                let mut stored = held.stored.lock().await;
+                match self.write_latest(held, &mut stored, None).await {
+                    Ok(()) | Err(StoreError::Stale) => {}
+                    Err(error) => return Err(error),
+                }
+                drop(stored);
+                self.let_go(held);
+                Ok(())
+            }
+            Chore::Drop(session) => self.drop(session).await.map(drop),
+            Chore::Unreserve(blobs) => {
+                let released = self.0.records.release(&self.0.server, blobs);
+                let condemned = self.within(released).await?;
+                self.delete(condemned);
+                Ok(())
+            }
+            Chore::Delete(blobs) => {
+                for &id in blobs {
+                    self.within(self.0.blobs.drop(id)).await?;
+                }
+                self.within(self.0.records.forget(blobs)).await
+            }
+        }
+    }
+
+    /// This server does not run the session any more.
+    fn let_go(&self, held: &Arc<Held>) {
+        let mut all = self.held();
+        if (all.get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held)) {
+            all.remove(&held.session);
+        }
+    }
+
+    /// The session's owner is silent: nobody runs it.
+    async fn disown(&self, session: &SessionId, revision: Revision) -> Result<(), StoreError> {
+        let Some(written) = self.within(self.0.records.read(session)).await? else {
+            return Ok(());
+        };
+        let record = Record {
+            owner: None,
+            ..written.record
+        };
+        self.replace(session, revision, Some(&record)).await
+    }
+
+    /// Replaces or removes a record, unless somebody else was faster.
+    async fn replace(
+        &self,
+        session: &SessionId,
+        expected: Revision,
+        record: Option<&Record>,
+    ) -> Result<(), StoreError> {
+        let change = Change {
+            session,
+            expected: Some(expected),
+            record,
+            server: &self.0.server,
+            reserved: &[],
+        };
+        match self.within(self.0.records.write(change)).await {
+            Ok(outcome) => {
+                self.delete(outcome.condemned);
+                Ok(())
+            }
+            Err(StoreError::Stale) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
