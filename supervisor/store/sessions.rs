@@ -574,6 +574,14 @@ impl SessionStore {
         }
     }
 
+    /// This server does not run the session any more.
+    fn let_go(&self, held: &Arc<Held>) {
+        let mut all = self.held();
+        if (all.get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held)) {
+            all.remove(&held.session);
+        }
+    }
+
     /// An operation may not take for ever: a server that does not answer must not hold a session up.
     async fn within<T>(
         &self,

@@ -280,14 +280,6 @@ impl SessionStore {
         }
     }
 
-    /// This server does not run the session any more.
-    fn let_go(&self, held: &Arc<Held>) {
-        let mut all = self.held();
-        if (all.get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held)) {
-            all.remove(&held.session);
-        }
-    }
-
     /// The session's owner is silent: nobody runs it.
     async fn disown(&self, session: &SessionId, revision: Revision) -> Result<(), StoreError> {
         let Some(written) = self.within(self.0.records.read(session)).await? else {
