@@ -47,6 +47,15 @@ pub struct SessionInit {
     pub single_clip_mode: bool,
     pub stream_mode: StreamMode,
     pub continuation_state: Option<ContinuationState>,
+    pub resume: Option<Resume>,
+}
+
+/// Goes on with a session after its connection was lost, on this server or on another one with the same store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    pub session_id: String,
+    /// `resume_token` of the session's `gpu_assigned`.
+    pub token: String,
 }
 
 /// How media travel: one fragmented MP4 stream per segment, or one JPEG per frame.

@@ -3,6 +3,7 @@
 //! `stream` carries a session over a WebSocket, `status` answers probes and operators, `page` is what a browser gets.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -75,7 +76,8 @@ pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
             tracing::debug!(%error, "cannot disable Nagle's algorithm");
         }
     });
-    axum::serve(listener, router(app)).await
+    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).await
 }
 
 fn router(app: App) -> Router {

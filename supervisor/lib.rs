@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
 use crate::session::{Context, Drain};
@@ -86,6 +87,7 @@ pub async fn serve(
     );
     let mut upkeep = tokio::task::JoinSet::new();
     upkeep.spawn(Upkeep::new(store.clone()).run());
+    let writes = TaskTracker::new();
     let (drain, drain_seen) = watch::channel(Drain::No);
     let pool = Pool::start(config.pool);
     let app = http::App::new(
@@ -93,8 +95,9 @@ pub async fn serve(
         Context {
             config: Arc::new(config.session),
             pool: pool.clone(),
-            store,
+            store: store.clone(),
             drain: drain_seen,
+            writes: writes.clone(),
         },
     );
     let connections = app.connections.clone();
@@ -140,6 +143,12 @@ pub async fn serve(
             pool.stop().await;
         }
     }
+    writes.close();
+    if timeout(FAREWELL, writes.wait()).await.is_err() {
+        tracing::warn!("not all states could be stored");
+    }
+    upkeep.shutdown().await;
+    store.close(FAREWELL).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -149,6 +149,11 @@ impl Checker<'_> {
             max_sessions: settings
                 .get("streaming.limits.max_sessions")
                 .map(|_| settings.number("streaming.limits.max_sessions")),
+            max_sessions_per_client: settings
+                .get("streaming.limits.max_sessions_per_client")
+                .map_or(usize::MAX, |_| {
+                    settings.number("streaming.limits.max_sessions_per_client")
+                }),
         }
     }
 

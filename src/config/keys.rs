@@ -387,6 +387,13 @@ pub(crate) const KEYS: &[Key] = &[
         help: "Sessions at once, waiting ones included [default: the GPUs that can serve, plus 64]",
     },
     Key {
+        path: "streaming.limits.max_sessions_per_client",
+        short: Some("max-sessions-per-client"),
+        kind: whole(1, 1_000_000, "sessions"),
+        default: None,
+        help: "Sessions at once from one address [default: no limit, since all clients of a proxy share its address]",
+    },
+    Key {
         path: "streaming.limits.max_message_bytes",
         short: None,
         kind: whole(64 * KIB, GIB, "bytes"),

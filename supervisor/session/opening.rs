@@ -1,13 +1,14 @@
 //! The opening message: read, checked whole, with all that came in it.
 
-use fastvideo_proto::client::{ClientMessage, ErrorCode, SessionInit};
+use fastvideo_proto::client::{ClientMessage, ErrorCode, Resume, SessionInit};
+use fastvideo_proto::ids::SessionId;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::init_image::{self, InitImage, InitImageError};
 use super::request::check_prompt;
 use super::{Config, Inbound, close};
-use crate::store::State;
+use crate::store::{ResumeToken, State};
 use crate::store::export::{self, Expectation};
 
 /// Messages above this are read on a thread for blocking work.
@@ -18,10 +19,12 @@ pub(super) const MAX_CURATED_PROMPTS: usize = 256;
 /// A session that may begin.
 #[derive(Debug)]
 pub(super) struct Opening {
-    /// Without image and state, which are below.
+    /// Without image, state and resume, which are below.
     pub(super) init: SessionInit,
     pub(super) image: Option<InitImage>,
     pub(super) state: Option<State>,
+    /// The session to go on with.
+    pub(super) resume: Option<(SessionId, ResumeToken)>,
 }
 
 /// Why a session does not begin.
@@ -31,6 +34,8 @@ pub(super) enum NotOpened {
     Timeout,
     Broken { code: u16, reason: &'static str },
     Refused { code: ErrorCode, message: String },
+    /// The store does not answer or is full; the message is safe to show.
+    Unavailable(&'static str),
 }
 
 /// Waits for the opening message and checks it.
@@ -115,7 +120,28 @@ fn check(text: &str, config: &Config) -> Result<Opening, NotOpened> {
         },
         None => None,
     };
-    Ok(Opening { init, image, state })
+    let resume = match init.resume.take() {
+        Some(resume) => Some(check_resume(resume, state.is_some())?),
+        None => None,
+    };
+    Ok(Opening {
+        init,
+        image,
+        state,
+        resume,
+    })
+}
+
+fn check_resume(resume: Resume, has_state: bool) -> Result<(SessionId, ResumeToken), NotOpened> {
+    if has_state {
+        return Err(refused(
+            "`resume` and `continuation_state` exclude each other: a session that is resumed has a state",
+        ));
+    }
+    match SessionId::parse(&resume.session_id) {
+        Some(session) => Ok((session, ResumeToken::given(resume.token))),
+        None => Err(refused("`resume.session_id` is not the id of a session")),
+    }
 }
 
 fn refused(why: impl ToString) -> NotOpened {

@@ -661,7 +661,7 @@ impl Lease {
     }
 
     /// The session is over: its state goes.
-    pub fn drop_session(mut self) {
+    pub fn end_session(&mut self) {
         let chore = Chore::Drop(self.held.session.clone());
         self.end(chore);
     }
