@@ -535,11 +535,7 @@ impl Life<'_> {
         ControlFlow::Continue(())
     }
 
-    fn send(
-        &mut self,
-        command: Command,
-        blob: Option<IpcSharedMemory>,
-    ) -> ControlFlow<Exit> {
+    fn send(&mut self, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
         if self.link.send(command, blob) {
             ControlFlow::Continue(())
         } else {

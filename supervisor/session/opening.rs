@@ -8,7 +8,7 @@ use super::init_image::{self, InitImage, InitImageError};
 use super::request::check_prompt;
 use super::{Config, Inbound, close};
 use crate::store::State;
-use crate::store::export::{self, Expectation};
+use crate::store::export::{self, Blobs, Expectation};
 
 /// Messages above this are read on a thread for blocking work.
 const LARGE_MESSAGE_BYTES: usize = 64 * 1024;
@@ -104,7 +104,7 @@ fn check(text: &str, config: &Config) -> Result<Opening, NotOpened> {
         height: config.format.height,
     };
     let state = match init.continuation_state.take() {
-        Some(state) => match export::import(&state, &expected) {
+        Some(state) => match export::import(&state, &Blobs::new(), &expected) {
             Ok(state) => Some(state),
             Err(error) => {
                 return Err(NotOpened::Refused {

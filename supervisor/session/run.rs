@@ -531,7 +531,9 @@ impl Session {
             return;
         }
         if let Some(state) = self.state.clone() {
-            self.exporting = Some(tokio::task::spawn_blocking(move || export::export(&state)));
+            self.exporting = Some(tokio::task::spawn_blocking(move || {
+                export::export_inline(&state)
+            }));
         }
     }
 
