@@ -1,9 +1,10 @@
 //! The front door: WebSocket sessions, health, status, and the built-in page.
 //!
-//! `stream` carries a session over a WebSocket, `status` answers probes and operators, `page` is what a browser gets.
+//! `stream` carries a session over a WebSocket, `status` answers probes, `sessions` operators, `page` is what a browser gets.
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -14,11 +15,13 @@ use axum::routing::get;
 use axum::serve::ListenerExt;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::session::{Context, Registry, RelayLatency};
 
 mod page;
+mod sessions;
 mod status;
 mod stream;
 
@@ -44,6 +47,8 @@ pub struct App {
     relay_latency: RelayLatency,
     /// Holds one token for each WebSocket connection.
     pub(crate) connections: TaskTracker,
+    /// Rings when an operator wants the server to go away.
+    pub(crate) drain_asked: Arc<Notify>,
 }
 
 impl App {
@@ -55,6 +60,7 @@ impl App {
             registry: Registry::default(),
             relay_latency: RelayLatency::default(),
             connections: TaskTracker::new(),
+            drain_asked: Arc::default(),
         }
     }
 }
@@ -81,9 +87,11 @@ pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
 }
 
 fn router(app: App) -> Router {
+    let max_body_bytes = app.max_message_bytes;
     Router::new()
         .route("/v1/stream", get(stream::upgrade))
         .merge(status::routes())
+        .merge(sessions::routes(max_body_bytes))
         .merge(page::routes())
         .fallback(async || {
             error(

@@ -101,11 +101,13 @@ pub async fn serve(
         },
     );
     let connections = app.connections.clone();
+    let drain_asked = app.drain_asked.clone();
     let mut server = tokio::task::JoinSet::new();
     server.spawn(http::serve(listener, app));
 
     let broken = tokio::select! {
         () = signals.next() => None,
+        () = drain_asked.notified() => None,
         ended = server.join_next() => Some(ended),
     };
     if let Some(ended) = broken {

@@ -16,10 +16,12 @@ use self::records::BlobId;
 use self::records::memory::{Limits, MemoryRecords};
 
 pub mod blobs;
+mod exchange;
 pub mod export;
 pub mod records;
 pub mod sessions;
 
+pub use exchange::{ExportFailed, ImportFailed, export_by_reference, export_inline, import};
 pub use sessions::{Lease, Progress, ResumeError, ResumeToken, SessionStore, Snapshot, Upkeep};
 
 /// Why a store did not do what it was asked to.

@@ -141,6 +141,38 @@ impl Server {
         .unwrap()
     }
 
+    /// Any method, with a JSON body if there is one, and the status code.
+    pub(crate) async fn call(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
+        let url = format!("http://{}{path}", self.address);
+        tokio::task::spawn_blocking(move || {
+            let agent = ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .allow_non_standard_methods(true)
+                .build()
+                .new_agent();
+            let request = ureq::http::Request::builder()
+                .method(method)
+                .uri(url)
+                .body(body.map_or(String::new(), |body| body.to_string()))
+                .unwrap();
+            let mut response = agent.run(request).expect("the server answers");
+            let status = response.status().as_u16();
+            let body = response.body_mut().with_config().limit(1 << 30);
+            let body = body.read_to_string().unwrap();
+            (
+                status,
+                serde_json::from_str(&body).unwrap_or(Value::String(body)),
+            )
+        })
+        .await
+        .unwrap()
+    }
+
     pub(crate) async fn status(&self) -> Value {
         self.get("/status").await.1
     }

@@ -20,6 +20,7 @@ mod media;
 mod page;
 mod protocol;
 mod readback;
+mod resume;
 mod session;
 mod sharing;
 mod slow_reader;

@@ -48,6 +48,7 @@ fn session_init_has_the_names_of_the_contract() {
             "single_clip_mode": true,
             "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "ltx2.v1", "payload": {"segment_index": 3}},
+            "resume": {"session_id": "s", "token": "t"},
         }),
         ClientMessage::SessionInit(Box::new(SessionInit {
             client_id: Some("viewer".to_owned()),
@@ -65,6 +66,10 @@ fn session_init_has_the_names_of_the_contract() {
             continuation_state: Some(ContinuationState {
                 kind: "ltx2.v1".to_owned(),
                 payload: object(json!({"segment_index": 3})),
+            }),
+            resume: Some(Resume {
+                session_id: "s".to_owned(),
+                token: "t".to_owned(),
             }),
         })),
     );

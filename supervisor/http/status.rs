@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{App, AppState, ErrorBody, ErrorDetail};
+use super::{App, AppState, ErrorBody, ErrorDetail, sessions};
 use crate::pool::{ExitKind, PoolStatus, WorkerSeat};
 use crate::session::{Drain, LatencySummary};
 
@@ -33,7 +33,19 @@ pub(super) fn routes() -> Router<App> {
         title = "fastvideo-supervisor",
         description = "Realtime video generation, segment by segment. Sessions run on `WS /v1/stream`."
     ),
-    paths(health, healthz, readyz, status, openapi, stream),
+    paths(
+        health,
+        healthz,
+        readyz,
+        status,
+        openapi,
+        stream,
+        sessions::list,
+        sessions::hydrate,
+        sessions::state,
+        sessions::end,
+        sessions::drain
+    ),
     components(schemas(ErrorBody, ErrorDetail))
 )]
 struct ApiDoc;

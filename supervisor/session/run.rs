@@ -49,7 +49,7 @@ pub async fn run(
     context: Context,
 ) {
     let opening = tokio::select! {
-        opening = opening::read(&mut inbound, &context.config) => opening,
+        opening = opening::read(&mut inbound, &context.config, &context.store) => opening,
         () = drain_begins(context.drain.clone()) => {
             outbox.close(close::GOING_AWAY, "draining");
             ticket.transition(SessionState::Rejected);
@@ -431,10 +431,17 @@ impl Session {
             .map(|since| Instant::from_std(since) + config.slow_client_timeout);
         let linger = self.lingering_since.map(|since| since + DRAIN_LINGER);
         let again = self.saving.again();
-        [idle, slow, self.rest_until, linger, self.drain_deadline, again]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            idle,
+            slow,
+            self.rest_until,
+            linger,
+            self.drain_deadline,
+            again,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn is_idle(&self) -> bool {
@@ -667,7 +674,9 @@ impl Session {
             return;
         }
         if let Some(state) = self.state.clone() {
-            self.exporting = Some(tokio::task::spawn_blocking(move || export::export(&state)));
+            self.exporting = Some(tokio::task::spawn_blocking(move || {
+                export::export_inline(&state)
+            }));
         }
     }
 
@@ -701,7 +710,8 @@ impl Session {
     /// Starts what can be started.
     fn advance(&mut self) -> Option<End> {
         if self.segment.is_none() {
-            if self.saving.holds_back() && (self.script.is_complete() || self.drain_deadline.is_some())
+            if self.saving.holds_back()
+                && (self.script.is_complete() || self.drain_deadline.is_some())
             {
                 return None;
             }
@@ -1027,7 +1037,8 @@ impl Session {
                 SessionState::Rejected
             }
             End::Lost => {
-                let message = "the session goes on over another connection, or was ended by the operator";
+                let message =
+                    "the session goes on over another connection, or was ended by the operator";
                 self.error(ErrorCode::SessionRejected, message, false);
                 self.outbox.close(close::NORMAL, "session_lost");
                 SessionState::Error
