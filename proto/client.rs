@@ -228,6 +228,8 @@ pub enum ServerMessage {
         fps: u32,
         num_frames: u32,
         generation_segment_cap: u32,
+        /// The index of the session's next segment: 0 unless it was resumed.
+        next_segment_idx: u32,
         features: Features,
     },
     #[serde(rename = "ltx2_segment_start")]

@@ -41,7 +41,7 @@ fn server_messages() -> Vec<Value> {
         }),
         json!({
             "type": "ltx2_stream_start", "preset": "p", "width": 64, "height": 64, "fps": 24, "num_frames": 8,
-            "generation_segment_cap": 6, "features": {
+            "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
             },
         }),

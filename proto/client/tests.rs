@@ -304,7 +304,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
     check_server(
         json!({
             "type": "ltx2_stream_start", "width": 768, "height": 512, "fps": 24, "num_frames": 121,
-            "generation_segment_cap": 6, "features": {
+            "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
             },
         }),
@@ -315,6 +315,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             fps: 24,
             num_frames: 121,
             generation_segment_cap: 6,
+            next_segment_idx: 0,
             features: Features {
                 audio: true,
                 ..Features::default()

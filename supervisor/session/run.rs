@@ -18,7 +18,7 @@ use super::opening::{self, MAX_CURATED_PROMPTS, NotOpened, Opening};
 use super::outbox::Outbox;
 use super::registry::Ticket;
 use super::request::{ValidRequest, check_prompt};
-use super::saving::{Finished, Saving};
+use super::saving::{Gate, Saving};
 use super::script::{Ask, Script};
 use super::segment::Segment;
 use super::state::SessionState;
@@ -346,10 +346,7 @@ impl Session {
                     None
                 }
                 Heard::Saved(outcome) => match self.saving.saved(outcome) {
-                    Ok(finished) => {
-                        self.announce(finished);
-                        None
-                    }
+                    Ok(()) => None,
                     Err(_) => Some(End::Lost),
                 },
                 Heard::Lost => Some(End::Lost),
@@ -372,8 +369,6 @@ impl Session {
 
     async fn hear(&mut self, inbound: &mut mpsc::Receiver<Inbound>) -> Heard {
         let alarm = self.alarm();
-        // Until the client knows that a segment is finished, nothing may be said of what comes after it.
-        let quiet = self.saving.holds_back();
         let job = self.segment.as_mut().and_then(|s| s.job.as_mut());
         let job = async {
             match job {
@@ -411,13 +406,13 @@ impl Session {
             biased;
             () = self.lease.lost() => Heard::Lost,
             outcome = self.saving.ended() => Heard::Saved(outcome),
-            event = job, if !quiet => Heard::Job(event),
-            () = self.place.changed(), if !quiet => Heard::Place,
+            event = job => Heard::Job(event),
+            () = self.place.changed() => Heard::Place,
             state = exported => Heard::Exported(state),
             drain = drain => Heard::Drain(drain),
             () = self.outbox.drained() => Heard::Drained,
             () = clock => Heard::Clock,
-            message = inbound.recv(), if !quiet => Heard::Client(message),
+            message = inbound.recv() => Heard::Client(message),
         }
     }
 
@@ -445,8 +440,7 @@ impl Session {
     }
 
     fn is_idle(&self) -> bool {
-        let is_free = self.segment.is_none() && !self.saving.holds_back();
-        is_free && self.ticket.state() == SessionState::Active
+        self.segment.is_none() && self.ticket.state() == SessionState::Active
     }
 
     fn clock_rang(&mut self) -> Option<End> {
@@ -539,6 +533,7 @@ impl Session {
             fps: config.format.fps,
             num_frames: config.format.num_frames,
             generation_segment_cap: config.generation_segment_cap,
+            next_segment_idx: self.script.segment_idx(),
             features: Features {
                 audio: audio && self.mode == StreamMode::AvFmp4,
                 ..Features::default()
@@ -710,11 +705,6 @@ impl Session {
     /// Starts what can be started.
     fn advance(&mut self) -> Option<End> {
         if self.segment.is_none() {
-            if self.saving.holds_back()
-                && (self.script.is_complete() || self.drain_deadline.is_some())
-            {
-                return None;
-            }
             if self.script.is_complete() {
                 return Some(End::Cap);
             }
@@ -780,9 +770,7 @@ impl Session {
         match self.place.submit(&assignment.worker, spec, blob) {
             Ok(job) => {
                 segment.job = Some(job);
-                if !self.saving.holds_back() {
-                    segment.show_start(&self.outbox);
-                }
+                segment.show_start(&self.outbox);
             }
             // The news of the move is on its way.
             Err(moved) => tracing::debug!(%moved, "job not submitted"),
@@ -864,8 +852,8 @@ impl Session {
         None
     }
 
-    /// The segment is finished: its state becomes the session's, in one step. The next one may start at once; the client
-    /// hears of it when the state is stored.
+    /// The segment is finished: its state becomes the session's, in one step. The client hears of it when it has all of
+    /// the segment and the state is stored; the next segment may run by then.
     fn commit(&mut self, state: State, generation: Duration, frames: u32) {
         let Some(segment) = self.segment.take() else {
             return;
@@ -874,16 +862,17 @@ impl Session {
         let start_frame = self.start_frame;
         self.start_frame += u64::from(frames);
         self.script.segment_finished();
+        self.ticket
+            .update(|entry| entry.segments = self.script.segment_idx());
         self.failures = 0;
-        self.save(Some(Finished {
-            segment,
-            start_frame,
-            frames,
-            generation,
-        }));
+        self.last_activity = Instant::now();
+        let gate = self.outbox.gate();
+        let fps = self.context.config.format.fps;
+        segment.show_complete(&self.outbox, start_frame, frames, fps, generation);
+        self.save(Some(gate));
     }
 
-    fn save(&mut self, finished: Option<Finished>) {
+    fn save(&mut self, gate: Option<Gate>) {
         let Some(state) = self.state.clone() else {
             return;
         };
@@ -893,30 +882,7 @@ impl Session {
         };
         let writes = &self.context.writes;
         self.saving
-            .begin(&self.lease, progress, state, finished, writes);
-    }
-
-    /// Tells the client of a segment that is finished, and of the next one, which may be running already.
-    fn announce(&mut self, finished: Option<Box<Finished>>) {
-        let Some(finished) = finished else {
-            return;
-        };
-        self.last_activity = Instant::now();
-        self.ticket
-            .update(|entry| entry.segments = finished.segment.idx + 1);
-        let fps = self.context.config.format.fps;
-        finished.segment.show_complete(
-            &self.outbox,
-            finished.start_frame,
-            finished.frames,
-            fps,
-            finished.generation,
-        );
-        if let Some(next) = &mut self.segment
-            && next.job.is_some()
-        {
-            next.show_start(&self.outbox);
-        }
+            .begin(&self.lease, progress, state, gate, writes);
     }
 
     fn cancelled(&mut self) {
@@ -1037,6 +1003,7 @@ impl Session {
                 SessionState::Rejected
             }
             End::Lost => {
+                self.outbox.drop_waiting();
                 let message =
                     "the session goes on over another connection, or was ended by the operator";
                 self.error(ErrorCode::SessionRejected, message, false);

@@ -3,24 +3,23 @@
 use std::future::pending;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
-use super::segment::Segment;
 use crate::store::{Lease, Progress, State, StoreError};
 
 /// Pause before a state is stored again that could not be stored.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// A segment that is whole, of which the client hears once its state is stored: what a client has been told is finished
-/// must not be lost with this server.
+/// The session's side of a gate in its outbox: what was put in behind it is sent when this is dropped.
 #[derive(Debug)]
-pub(super) struct Finished {
-    pub(super) segment: Segment,
-    pub(super) start_frame: u64,
-    pub(super) frames: u32,
-    pub(super) generation: Duration,
+pub(super) struct Gate {
+    /// Rings when all before it was handed to the socket; ends without ringing when that will never be.
+    pub(super) reached: oneshot::Receiver<()>,
+    pub(super) opened: DropGuard,
 }
 
 /// The latest state's way to the store. A store that does not answer holds nobody up for long: the session goes on, and
@@ -28,30 +27,34 @@ pub(super) struct Finished {
 #[derive(Debug, Default)]
 pub(super) struct Saving {
     task: Option<JoinHandle<Result<(), StoreError>>>,
-    finished: Option<Box<Finished>>,
     again: Option<Instant>,
 }
 
 impl Saving {
-    /// Begins to store; `finished` is handed out by [`Self::saved`].
+    /// Begins to store. With a gate: once the segment's media were handed to the socket, and what is behind the gate is
+    /// sent when the state is stored, so that neither is ever without the other.
     pub(super) fn begin(
         &mut self,
         lease: &Lease,
         progress: Progress,
         state: State,
-        finished: Option<Finished>,
+        gate: Option<Gate>,
         writes: &TaskTracker,
     ) {
         self.again = None;
-        self.task = Some(writes.spawn(lease.store(progress, state)));
-        if let Some(finished) = finished {
-            self.finished = Some(Box::new(finished));
-        }
-    }
-
-    /// The client has not been told yet of a segment that is finished.
-    pub(super) fn holds_back(&self) -> bool {
-        self.finished.is_some()
+        let lease = lease.writer();
+        self.task = Some(writes.spawn(async move {
+            let Some(gate) = gate else {
+                return lease.store(progress, state).await;
+            };
+            if gate.reached.await.is_err() {
+                // The client is gone without the segment: the session goes on from the one before.
+                return Ok(());
+            }
+            let stored = lease.store(progress, state).await;
+            drop(gate.opened);
+            stored
+        }));
     }
 
     /// Waits for the end of what was begun.
@@ -65,26 +68,24 @@ impl Saving {
         }
     }
 
-    /// Takes note of how it ended. Returns the segment that the client may be told of now.
+    /// Takes note of how it ended.
     ///
     /// # Errors
     /// [`StoreError::Stale`] when the session must not go on here.
     pub(super) fn saved(
         &mut self,
         outcome: Result<Result<(), StoreError>, JoinError>,
-    ) -> Result<Option<Box<Finished>>, StoreError> {
+    ) -> Result<(), StoreError> {
         self.task = None;
         let failed = match outcome {
-            Ok(Ok(())) => None,
+            Ok(Ok(())) => return Ok(()),
             Ok(Err(StoreError::Stale)) => return Err(StoreError::Stale),
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(panic) => Some(panic.to_string()),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic.to_string(),
         };
-        if let Some(error) = failed {
-            tracing::warn!(error, "state not stored yet; the session goes on");
-            self.again = Some(Instant::now() + RETRY_PAUSE);
-        }
-        Ok(self.finished.take())
+        tracing::warn!(error = failed, "state not stored yet; the session goes on");
+        self.again = Some(Instant::now() + RETRY_PAUSE);
+        Ok(())
     }
 
     /// When to store again what could not be stored.

@@ -631,27 +631,38 @@ impl Held {
     }
 }
 
-impl Lease {
-    /// Stores what a session has become, in place of what was stored before. Writes of one session follow each other.
+/// Writes a session's record on behalf of its lease.
+#[derive(Debug)]
+pub struct LeaseWriter {
+    held: Arc<Held>,
+    store: SessionStore,
+}
+
+impl LeaseWriter {
+    /// Stores what the session has become, in place of what was stored before. Writes of one session follow each other.
     ///
-    /// The future must be run to its end, or a blob may stay reserved until this server ends.
+    /// Must be run to its end, or a blob may stay reserved until this server ends.
     ///
     /// # Errors
     /// [`StoreError::Stale`] when the session was resumed elsewhere or dropped; any other may pass.
-    pub fn store(
-        &self,
-        progress: Progress,
-        state: State,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
-        *(self.held.latest.lock()).expect("no holder of this lock panics") = Snapshot {
+    pub async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
+        let Self { held, store } = self;
+        *held.latest.lock().expect("no holder of this lock panics") = Snapshot {
             progress,
             state: Some(state),
         };
-        let (held, store) = (self.held.clone(), self.store.clone());
-        async move {
-            let mut stored = held.stored.lock().await;
-            let owner = Some(store.0.server.clone());
-            store.write_latest(&held, &mut stored, owner).await
+        let mut stored = held.stored.lock().await;
+        let owner = Some(store.0.server.clone());
+        store.write_latest(&held, &mut stored, owner).await
+    }
+}
+
+impl Lease {
+    /// What stores the session; it may outlive the lease for a moment.
+    pub fn writer(&self) -> LeaseWriter {
+        LeaseWriter {
+            held: self.held.clone(),
+            store: self.store.clone(),
         }
     }
 
