@@ -15,14 +15,13 @@ use fastvideo_proto::link::{
     EncoderSpec, EngineSpec, JobSpec, ReadyReport, VideoFormat, WarmupSpec,
 };
 use futures_util::FutureExt;
-use ipc_channel::ipc::IpcSharedMemory;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 pub use assign::{Assignment, Placement};
-pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media};
+pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
 
 use assign::Board;
@@ -352,7 +351,8 @@ impl Place {
         let _ = self.placement.changed().await;
     }
 
-    /// Sends a job to the worker that the session is bound to; the job's id is chosen here. `blob` is the state's.
+    /// Sends a job to the worker that the session is bound to. The job's id is chosen here, and whether the state that
+    /// it starts from is sent along or held by the worker already.
     ///
     /// # Errors
     /// When the session was moved meanwhile: look again.
@@ -360,7 +360,7 @@ impl Place {
         &self,
         worker: &WorkerId,
         mut spec: JobSpec,
-        blob: Option<IpcSharedMemory>,
+        start: Option<StartState>,
     ) -> Result<JobHandle, Moved> {
         spec.job = self.pool.next_job_id();
         let mut board = self.pool.board();
@@ -368,7 +368,7 @@ impl Place {
             return Err(Moved(worker.clone()));
         };
         let wake = self.pool.shared.seats[seat].wake.clone();
-        let (handle, job) = job::pair(spec, blob, wake.clone());
+        let (handle, job) = job::pair(spec, start, wake.clone());
         board.submit(seat, job);
         drop(board);
         wake.notify_one();

@@ -81,11 +81,22 @@ impl Drop for JobHandle {
     }
 }
 
+/// The committed state that a job continues from, as a session hands it to the pool.
+#[derive(Debug)]
+pub struct StartState {
+    /// By [`fastvideo_proto::state::StateHeader::encode`].
+    pub header: Vec<u8>,
+    pub blob: IpcSharedMemory,
+    /// The job that made it, when a worker of this pool did: that worker may still hold it.
+    pub made_by: Option<JobId>,
+}
+
 /// What a worker's task holds of a job.
 #[derive(Debug)]
 pub(super) struct QueuedJob {
+    /// Its `state` is chosen when the job is sent.
     pub(super) spec: JobSpec,
-    pub(super) blob: Option<IpcSharedMemory>,
+    pub(super) start: Option<StartState>,
     pub(super) events: mpsc::Sender<JobEvent>,
     pub(super) signals: Arc<Signals>,
 }
@@ -93,7 +104,7 @@ pub(super) struct QueuedJob {
 /// Both sides of a new job. `wake` wakes the task of the worker that will run it.
 pub(super) fn pair(
     spec: JobSpec,
-    blob: Option<IpcSharedMemory>,
+    start: Option<StartState>,
     wake: Arc<Notify>,
 ) -> (JobHandle, QueuedJob) {
     let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
@@ -109,7 +120,7 @@ pub(super) fn pair(
     };
     let job = QueuedJob {
         spec,
-        blob,
+        start,
         events: event_tx,
         signals,
     };

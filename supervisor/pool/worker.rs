@@ -7,9 +7,9 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use fastvideo_proto::ids::{JobId, WorkerId};
+use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
 use fastvideo_proto::link::{
-    Command, Event, JobFailure, LINK_VERSION, LoadSpec, ReadyReport, media_cost,
+    Command, Event, JobFailure, JobSpec, JobState, LINK_VERSION, LoadSpec, ReadyReport, media_cost,
 };
 use ipc_channel::ipc::IpcSharedMemory;
 use nix::sys::signal::Signal;
@@ -122,6 +122,7 @@ impl WorkerTask {
             policy,
             running: None,
             finishing: HashMap::new(),
+            held: HashMap::new(),
             boot_deadline: Some(now + self.config.boot_timeout),
             last_heard: now,
             last_progress: now,
@@ -261,6 +262,8 @@ struct Life<'a> {
     running: Option<QueuedJob>,
     /// Jobs whose media still wait for credit in the worker.
     finishing: HashMap<JobId, QueuedJob>,
+    /// The last state that each session got from this process, by the job that made it. The process holds it.
+    held: HashMap<SessionId, JobId>,
     /// Until the worker is ready.
     boot_deadline: Option<Instant>,
     last_heard: Instant,
@@ -403,6 +406,7 @@ impl Life<'_> {
             }
             (Event::Generated { job }, _) => self.generated(job),
             (Event::Finished(report), Some(blob)) => {
+                self.holds_state_of(report.job);
                 self.policy.job_finished();
                 self.task.status.send_modify(|s| s.jobs_finished += 1);
                 let end = JobEnd::Finished {
@@ -412,6 +416,14 @@ impl Life<'_> {
                 };
                 self.end_job(report.job, end);
             }
+            (
+                Event::Failed {
+                    job,
+                    failure: JobFailure::StateNotHeld,
+                    ..
+                },
+                _,
+            ) => return self.send_again(job),
             (
                 Event::Failed {
                     job,
@@ -459,7 +471,15 @@ impl Life<'_> {
         ControlFlow::Continue(())
     }
 
+    /// The job's state is made, which replaces the one before in the process whether it is committed or not.
+    fn holds_state_of(&mut self, job: JobId) {
+        if let Some(session) = self.job(job).map(|held| held.spec.session.clone()) {
+            self.held.insert(session, job);
+        }
+    }
+
     fn generated(&mut self, job: JobId) {
+        self.holds_state_of(job);
         if let Some(running) = self.running.take_if(|r| r.spec.job == job) {
             self.finishing.insert(job, running);
             self.task.change(Change::JobEnded);
@@ -518,28 +538,60 @@ impl Life<'_> {
 
     fn start_next_job(&mut self) -> ControlFlow<Exit> {
         while self.running.is_none() && self.task.status.borrow().state == WorkerState::Ready {
-            let Some(mut job) = self.task.with_board(|board, seat| board.next_job(seat)) else {
+            let Some(job) = self.task.with_board(|board, seat| board.next_job(seat)) else {
                 break;
             };
             if job.signals.cancelled() {
                 notify_cancelled(&job);
                 continue;
             }
-            self.last_progress = Instant::now();
-            let command = Command::Generate(Box::new(job.spec.clone()));
-            let blob = job.blob.take();
             self.task.change(Change::JobStarted);
+            let sent = self.send_job(&job);
             self.running = Some(job);
-            self.send(command, blob)?;
+            sent?;
         }
         ControlFlow::Continue(())
     }
 
-    fn send(
-        &mut self,
-        command: Command,
-        blob: Option<IpcSharedMemory>,
-    ) -> ControlFlow<Exit> {
+    /// Sends a job, with the state that it starts from unless the process holds that.
+    fn send_job(&mut self, job: &QueuedJob) -> ControlFlow<Exit> {
+        self.last_progress = Instant::now();
+        let held = self.held.get(&job.spec.session).copied();
+        let (state, blob) = match &job.start {
+            None => (None, None),
+            Some(start) => match start.made_by.filter(|&maker| held == Some(maker)) {
+                Some(maker) => (Some(JobState::Held(maker)), None),
+                None => (
+                    Some(JobState::Sent(start.header.clone())),
+                    Some(start.blob.clone()),
+                ),
+            },
+        };
+        let spec = JobSpec {
+            state,
+            ..job.spec.clone()
+        };
+        self.send(Command::Generate(Box::new(spec)), blob)
+    }
+
+    /// The process does not hold the state of the running job after all.
+    fn send_again(&mut self, job: JobId) -> ControlFlow<Exit> {
+        let Some(running) = self.running.take_if(|r| r.spec.job == job) else {
+            return ControlFlow::Continue(());
+        };
+        tracing::warn!(worker_id = %self.id, job_id = %job, session_id = %running.spec.session, "worker does not hold the session's state: it is sent along");
+        if self.held.remove(&running.spec.session).is_none() {
+            return ControlFlow::Break(Exit {
+                kind: ExitKind::BadLink,
+                reason: "worker misses a state that was sent to it".to_owned(),
+            });
+        }
+        let sent = self.send_job(&running);
+        self.running = Some(running);
+        sent
+    }
+
+    fn send(&mut self, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
         if self.link.send(command, blob) {
             ControlFlow::Continue(())
         } else {

@@ -21,7 +21,7 @@ use super::script::{Ask, Script};
 use super::segment::Segment;
 use super::state::SessionState;
 use super::{Context, Drain, Inbound, close};
-use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement};
+use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement, StartState};
 use crate::store::State;
 use crate::store::export::{self, ExportError};
 
@@ -620,14 +620,16 @@ impl Session {
                 0 => self.image.as_ref().map(|image| image.path().to_owned()),
                 _ => None,
             },
-            state: self
-                .state
-                .as_ref()
-                .map(|state| state.header_bytes().to_vec()),
+            // Chosen by the pool.
+            state: None,
             window: limit - unsent,
         };
-        let blob = self.state.as_ref().map(|state| state.blob().clone());
-        match self.place.submit(&assignment.worker, spec, blob) {
+        let start = self.state.as_ref().map(|state| StartState {
+            header: state.header_bytes().to_vec(),
+            blob: state.blob().clone(),
+            made_by: state.maker(),
+        });
+        match self.place.submit(&assignment.worker, spec, start) {
             Ok(job) => {
                 segment.job = Some(job);
                 segment.show_start(&self.outbox);
@@ -655,7 +657,13 @@ impl Session {
                 generation,
                 frames,
             }) => match State::from_worker(state.0, state.1) {
-                Ok(state) => self.commit(state, generation, frames),
+                Ok(state) => {
+                    let state = match &segment.job {
+                        Some(job) => state.made_by(job.id),
+                        None => state,
+                    };
+                    self.commit(state, generation, frames);
+                }
                 Err(error) => {
                     tracing::error!(%error, "worker handed on a bad state");
                     self.fail_segment(
@@ -672,7 +680,7 @@ impl Session {
                     self.fail_segment(ErrorCode::StateIncompatible, message, false);
                     return Some(End::BadState);
                 }
-                JobFailure::Failed => {
+                JobFailure::Failed | JobFailure::StateNotHeld => {
                     self.fail_segment(
                         ErrorCode::WorkerFailed,
                         "the segment could not be generated",
