@@ -1,7 +1,7 @@
 //! A client's session: its state machine and its segment loop.
 //!
 //! `opening` reads the first message, `run` is the loop, `segment` the one segment in hand, `script` what comes next,
-//! `request` and `init_image` check what clients send, `outbox` is what waits for the client, `registry` counts
+//! `request` and `init_image` check what clients send, `outbox` is what waits for the client, `lead` when its viewer runs out of video, `registry` counts
 //! sessions, `latency` measures what the supervisor adds. Nothing here knows WebSockets.
 
 use std::sync::Arc;
@@ -22,6 +22,7 @@ pub use state::SessionState;
 
 mod init_image;
 mod latency;
+mod lead;
 mod opening;
 mod outbox;
 mod registry;

@@ -7,12 +7,13 @@ use fastvideo_proto::client::{
     ClientMessage, CompleteReason, ErrorCode, Features, PromptSource, ServerMessage, StreamMode,
 };
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::link::{JobFailure, JobSpec};
+use fastvideo_proto::link::{JobFailure, JobSpec, frames_to_time};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::init_image::InitImage;
+use super::lead::Lead;
 use super::opening::{self, MAX_CURATED_PROMPTS, NotOpened, Opening};
 use super::outbox::Outbox;
 use super::registry::Ticket;
@@ -128,6 +129,7 @@ struct Session {
     state: Option<State>,
     /// Where the next segment begins on the session's time line, in frames.
     start_frame: u64,
+    lead: Lead,
     last_activity: Instant,
     /// Messages since the client has left too much unread.
     heard_while_full: u32,
@@ -186,6 +188,7 @@ impl Session {
             segment: None,
             state,
             start_frame: 0,
+            lead: Lead::default(),
             last_activity: Instant::now(),
             heard_while_full: 0,
             rest_until: None,
@@ -629,7 +632,8 @@ impl Session {
             blob: state.blob().clone(),
             made_by: state.maker(),
         });
-        match self.place.submit(&assignment.worker, spec, start) {
+        let due = self.lead.due(Instant::now());
+        match self.place.submit(&assignment.worker, spec, start, due) {
             Ok(job) => {
                 segment.job = Some(job);
                 segment.show_start(&self.outbox);
@@ -651,6 +655,7 @@ impl Session {
             }
             JobEvent::Media(media) => {
                 segment.show_media(&self.outbox, self.ticket.id(), self.mode, media);
+                self.lead.media_sent(Instant::now());
             }
             JobEvent::Ended(JobEnd::Finished {
                 state,
@@ -688,6 +693,18 @@ impl Session {
                     );
                 }
             },
+            JobEvent::Ended(JobEnd::TakenBack { started }) => {
+                if segment.cancelling {
+                    self.cancelled();
+                    return None;
+                }
+                let had_media = segment.has_media();
+                segment.begin_again(started);
+                if had_media {
+                    let message = "the GPU worker has to leave; the segment starts again";
+                    self.restarting(message);
+                }
+            }
             JobEvent::Ended(JobEnd::WorkerLost {
                 worker,
                 started,
@@ -700,24 +717,30 @@ impl Session {
                 }
                 let had_media = segment.has_media();
                 segment.lose_attempt(worker, started);
-                let lost = segment.attempt - 1;
+                let lost = segment.deaths;
                 if lost >= self.context.config.max_attempts {
                     let message = format!(
                         "the segment is given up: it was tried {lost} times and its worker died each time"
                     );
                     self.fail_segment(ErrorCode::WorkerFailed, message, false);
                 } else if had_media {
-                    self.outbox.send(&ServerMessage::Error {
-                        code: ErrorCode::WorkerFailed,
-                        message: "the GPU worker was lost; the segment starts again".to_owned(),
-                        retryable: true,
-                        segment_idx: Some(segment.idx),
-                        restarting: true,
-                    });
+                    self.restarting("the GPU worker was lost; the segment starts again");
                 }
             }
         }
         None
+    }
+
+    /// The media that the client has of the segment in hand are void.
+    fn restarting(&mut self, message: &str) {
+        self.lead.media_void();
+        self.outbox.send(&ServerMessage::Error {
+            code: ErrorCode::WorkerFailed,
+            message: message.to_owned(),
+            retryable: true,
+            segment_idx: self.segment.as_ref().map(|segment| segment.idx),
+            restarting: true,
+        });
     }
 
     /// The segment is finished: its state becomes the session's, in one step.
@@ -730,6 +753,7 @@ impl Session {
         let fps = self.context.config.format.fps;
         segment.show_complete(&self.outbox, self.start_frame, frames, fps, generation);
         self.start_frame += u64::from(frames);
+        self.lead.finished(frames_to_time(u64::from(frames), fps));
         self.script.segment_finished();
         self.failures = 0;
         self.last_activity = Instant::now();
