@@ -1,6 +1,7 @@
 //! The front door: WebSocket sessions, health, status, and the built-in page.
 //!
-//! `stream` carries a session over a WebSocket, `status` answers probes and operators, `page` is what a browser gets.
+//! `stream` carries a session over a WebSocket, `status` answers probes and operators, `workers` takes
+//! their orders, `page` is what a browser gets.
 
 use std::io;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::session::{Context, Registry, RelayLatency};
 mod page;
 mod status;
 mod stream;
+mod workers;
 
 /// Where and how clients are let in.
 #[derive(Clone, Debug)]
@@ -82,6 +84,7 @@ fn router(app: App) -> Router {
     Router::new()
         .route("/v1/stream", get(stream::upgrade))
         .merge(status::routes())
+        .merge(workers::routes())
         .merge(page::routes())
         .fallback(async || {
             error(

@@ -4,7 +4,7 @@ import { $, facts, gib, make, phrase, plural, say, seconds, span } from './dom.j
 
 const GPU_WORDS = {
   spawning: 'Starting', connecting: 'Connecting', loading: 'Loading the model', warming_up: 'Warming up', ready: 'Ready',
-  busy: 'Generating', draining: 'Draining', exited: 'Not running', backing_off: 'Restarting soon', quarantined: 'Quarantined',
+  busy: 'Generating', draining: 'Draining', drained: 'Drained', exited: 'Not running', backing_off: 'Restarting soon', quarantined: 'Quarantined',
 };
 
 const EXIT_WORDS = { asked: 'stopped on request', crashed: 'crashed', stuck: 'hung', boot: 'did not start', bad_link: 'spoke nonsense' };
