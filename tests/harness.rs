@@ -20,7 +20,8 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 /// Everything that is waited for must happen within this time, on a loaded machine too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Small and quick segments, so that tests spend their time on what they test.
+/// Small and quick segments, so that tests spend their time on what they test. However slow the machine, a GPU has as
+/// many sessions as a test asks for.
 pub(crate) const SMALL: &[&str] = &[
     "--default_request.sampling.width=128",
     "--default_request.sampling.height=96",
@@ -29,6 +30,7 @@ pub(crate) const SMALL: &[&str] = &[
     "--streaming.warmup.width=64",
     "--streaming.warmup.height=64",
     "--streaming.generation_segment_cap=1000",
+    "--streaming.pool.keep_up=false",
 ];
 
 /// Workers that hang are noticed soon, and those that die come back soon, any number of times.
@@ -136,6 +138,24 @@ impl Server {
                 status,
                 serde_json::from_str(&body).unwrap_or(Value::String(body)),
             )
+        })
+        .await
+        .unwrap()
+    }
+
+    /// POST without a body, with the status code.
+    pub(crate) async fn post(&self, path: &str) -> (u16, Value) {
+        let url = format!("http://{}{path}", self.address);
+        tokio::task::spawn_blocking(move || {
+            let mut response = ureq::post(&url)
+                .config()
+                .http_status_as_error(false)
+                .build()
+                .send_empty()
+                .expect("the server answers");
+            let status = response.status().as_u16();
+            let body = response.body_mut().read_to_string().unwrap();
+            (status, serde_json::from_str(&body).unwrap())
         })
         .await
         .unwrap()

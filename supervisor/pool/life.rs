@@ -471,6 +471,8 @@ impl<'a> Life<'a> {
                 ),
             },
         };
+        let state_held = matches!(state, Some(JobState::Held(_)));
+        tracing::debug!(worker_id = %self.id, job_id = %job.spec.job, session_id = %job.spec.session, state_held, "job sent");
         let spec = JobSpec {
             state,
             ..job.spec.clone()
