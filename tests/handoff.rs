@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Segment, Server, WATCHFUL, command, exists};
-use crate::lifecycle::Script;
+use crate::lifecycle::{Script, children};
 
 /// The same segments of a session that nothing happens to.
 async fn undisturbed(prompts: &[&str]) -> Vec<Segment> {
@@ -300,14 +301,43 @@ async fn worker_is_renewed_without_a_wait_when_the_next_one_is_warm() {
     check_media(&segments, &undisturbed(&prompts).await);
 }
 
+/// Starts the real worker, but something else in place of the second process of GPU 0.
+fn second_is(something_else: &str) -> Script {
+    let supervisor = std::path::PathBuf::from(command().get_program());
+    let worker = supervisor.with_file_name("fastvideo-worker");
+    Script::new(&format!(
+        "[ \"$3\" = gpu0-2 ] && {something_else}\nexec {} \"$@\"",
+        worker.display()
+    ))
+}
+
+#[tokio::test]
+async fn worker_that_was_to_follow_does_not_outlive_the_supervisor() {
+    let script = second_is("exec sleep 1000");
+    let args = [
+        "--worker-bin",
+        script.path(),
+        "--streaming.pool.recycle_after_segments=1",
+        "--streaming.pool.recycle_overlap=true",
+    ];
+    let mut server = Server::start(&args);
+    let (mut client, _) = assigned(&server).await;
+    client.segment("a red fox").await;
+    client.segment("a red fox").await;
+    let processes = children(server.pid());
+    assert_eq!(processes.len(), 2);
+    client.send(json!({"type": "leave"})).await;
+    client.closed().await;
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.exit().await.code(), Some(0));
+    for process in processes {
+        assert!(!exists(process));
+    }
+}
+
 #[tokio::test]
 async fn worker_goes_on_when_the_next_one_does_not_become_ready() {
-    let worker = std::path::PathBuf::from(command().get_program());
-    let worker = worker.with_file_name("fastvideo-worker");
-    let script = Script::new(&format!(
-        "[ \"$3\" = gpu0-2 ] && exit 7; exec {} \"$@\"",
-        worker.display()
-    ));
+    let script = second_is("exit 7");
     let args = [
         "--worker-bin",
         script.path(),

@@ -183,6 +183,8 @@ async fn the_openapi_document_describes_every_route() {
         "/readyz",
         "/status",
         "/v1/stream",
+        "/v1/workers/{gpu}/drain",
+        "/v1/workers/{gpu}/restart",
     ];
     let mut given: Vec<_> = paths.keys().map(String::as_str).collect();
     given.sort_unstable();

@@ -431,7 +431,7 @@ impl Script {
 }
 
 /// The processes that this one has started and not waited for.
-fn children(parent: Pid) -> Vec<Pid> {
+pub(crate) fn children(parent: Pid) -> Vec<Pid> {
     let stat = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let parent_of = |stat: &str| {
         stat.rsplit_once(')')?
@@ -450,7 +450,7 @@ fn children(parent: Pid) -> Vec<Pid> {
 }
 
 /// False for one that has exited and whose new parent has not waited for it yet.
-fn is_running(pid: Pid) -> bool {
+pub(crate) fn is_running(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat
         .rsplit_once(')')

@@ -538,7 +538,99 @@ fn keep_sound_tail(header: &mut StateHeader, samples: &[f32]) {
 
 #[cfg(test)]
 mod tests {
+    use fastvideo_proto::ids::GpuId;
+    use fastvideo_proto::link::{EncoderSpec, SyntheticSpec, VideoFormat};
+
     use super::*;
+
+    const FORMAT: VideoFormat = VideoFormat {
+        width: 64,
+        height: 64,
+        num_frames: 4,
+        fps: 24,
+    };
+
+    fn worker() -> Worker {
+        let engine = SyntheticSpec {
+            step: Duration::ZERO,
+            frame: Duration::ZERO,
+            load: Duration::ZERO,
+            conditioning_num_frames: 2,
+            audio_latent_frames: 3,
+            prerender: false,
+            faults: Vec::new(),
+        };
+        let spec = LoadSpec {
+            version: LINK_VERSION,
+            gpu: GpuId(0),
+            incarnation: 1,
+            engine: EngineSpec::Synthetic(engine),
+            format: FORMAT,
+            encoder: EncoderSpec::default(),
+            warmup: None,
+            heartbeat_interval: Duration::from_secs(1),
+        };
+        let (events, _sent) = Events::to_nobody();
+        Worker::load(&spec, &events).unwrap()
+    }
+
+    fn job(job: u64, session: &SessionId, state: Option<JobState>) -> JobSpec {
+        JobSpec {
+            job: JobId(job),
+            session: session.clone(),
+            segment_idx: u32::from(state.is_some()),
+            attempt: 1,
+            prompt: "a red fox".to_owned(),
+            negative_prompt: None,
+            seed: 1,
+            num_inference_steps: 1,
+            guidance_scale: 1.0,
+            format: FORMAT,
+            stream_mode: StreamMode::AvFmp4,
+            start_frame: 0,
+            initial_image: None,
+            state,
+            window: 0,
+        }
+    }
+
+    #[test]
+    fn a_held_state_is_that_of_the_job_that_made_it_and_continues_as_the_sent_one_does() {
+        let mut worker = worker();
+        let session = SessionId::random();
+        let made = worker.make(&job(1, &session, None), None, &Target::Nowhere);
+        let NewState { header, blob } = made.unwrap().state;
+        let (encoded, blob) = (header.encode(), blob.into_shared());
+        let held = HeldState {
+            made_by: JobId(1),
+            header,
+            blob: blob.clone(),
+        };
+        worker.held.insert(session.clone(), held);
+
+        let sent = job(2, &session, Some(JobState::Sent(encoded.clone())));
+        let held = |maker, session| job(3, session, Some(JobState::Held(JobId(maker))));
+        let mut next = |spec: &JobSpec, blob| {
+            let start = worker.start(spec, blob)?;
+            let made = worker.make(spec, start.as_ref(), &Target::Nowhere).unwrap();
+            Ok((made.state.header, made.state.blob.to_vec()))
+        };
+        let of_sent = next(&sent, Some(blob.clone()));
+        let of_held = next(&held(1, &session), None);
+        assert!(of_sent.is_ok_and(|sent| of_held.is_ok_and(|held| held == sent)));
+
+        let other = SessionId::random();
+        for spec in [held(2, &session), held(1, &other)] {
+            assert!(matches!(next(&spec, None), Err(NoStart::NotHeld)));
+        }
+        let mut damaged = blob.to_vec();
+        damaged[0] ^= 1;
+        let damaged = IpcSharedMemory::from_bytes(&damaged);
+        assert!(matches!(
+            next(&sent, Some(damaged)),
+            Err(NoStart::Bad(StateError::Checksum))
+        ));
+    }
 
     #[test]
     fn the_end_of_the_sound_survives_the_state() {

@@ -104,6 +104,7 @@ export class Board {
     if (gpu.warmup_error && gpu.warmup_error !== exit) last.push(`Warm-up failed: ${gpu.warmup_error}.`);
     if (gpu.last_exit) last.push(`Last exit: ${this.exit(gpu.last_exit)}.`);
     if (state === 'quarantined') last.push('It failed too often and is left alone, unless no other is left.');
+    if (state === 'drained') last.push('An operator has taken it away.');
     say(card.last, last.join(' '));
     card.last.hidden = !last.length;
   }

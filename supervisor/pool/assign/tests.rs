@@ -184,7 +184,7 @@ fn a_session_moves_at_once_when_no_job_of_it_runs() {
     assert_eq!(guest.at(), Ok(0));
     board.move_session(&guest.id, Some(GpuId(2))).unwrap();
     assert_eq!(guest.at(), Ok(2));
-    assert_eq!(board.take_left(0), [guest.id.clone()]);
+    assert_eq!(board.take_left(0), std::slice::from_ref(&guest.id));
     board.move_session(&guest.id, None).unwrap();
     assert_eq!(guest.at(), Ok(0));
     // One that waits has not been begun.
@@ -421,7 +421,7 @@ fn a_worker_is_not_told_to_forget_a_session_that_is_back() {
     board.move_session(&guest.id, None).unwrap();
     assert_eq!(guest.at(), Ok(0));
     assert_eq!(board.take_left(0), []);
-    assert_eq!(board.take_left(1), [guest.id.clone()]);
+    assert_eq!(board.take_left(1), std::slice::from_ref(&guest.id));
     board.leave(&guest.id);
     assert_eq!(board.take_left(0), [guest.id]);
 }
