@@ -1,6 +1,7 @@
 //! The front door: WebSocket sessions, health, status, and the built-in page.
 //!
-//! `stream` carries a session over a WebSocket, `status` answers probes, `sessions` operators, `page` is what a browser gets.
+//! `stream` carries a session over a WebSocket, `status` answers probes, `sessions` and `workers` take operators' orders,
+//! `page` is what a browser gets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ mod page;
 mod sessions;
 mod status;
 mod stream;
+mod workers;
 
 /// Where and how clients are let in.
 #[derive(Clone, Debug)]
@@ -92,6 +94,7 @@ fn router(app: App) -> Router {
         .route("/v1/stream", get(stream::upgrade))
         .merge(status::routes())
         .merge(sessions::routes(max_body_bytes))
+        .merge(workers::routes())
         .merge(page::routes())
         .fallback(async || {
             error(

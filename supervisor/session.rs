@@ -1,8 +1,9 @@
 //! A client's session: its state machine and its segment loop.
 //!
 //! `opening` reads the first message, `run` is the loop, `segment` the one segment in hand, `script` what comes next,
-//! `request` and `init_image` check what clients send, `saving` what is on its way to the store, `outbox` what waits for the client, `registry` counts
-//! sessions, `latency` measures what the supervisor adds. Nothing here knows WebSockets.
+//! `request` and `init_image` check what clients send, `saving` what is on its way to the store, `outbox` what waits for
+//! the client, `lead` when its viewer runs out of video, `registry` counts sessions, `latency` measures what the
+//! supervisor adds. Nothing here knows WebSockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub use state::SessionState;
 
 mod init_image;
 mod latency;
+mod lead;
 mod opening;
 mod outbox;
 mod registry;

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use fastvideo_proto::ids::JobId;
 use fastvideo_proto::state::{StateError, StateHeader};
 use ipc_channel::ipc::IpcSharedMemory;
 
@@ -62,7 +63,10 @@ impl StoreError {
 ///
 /// The blob stays in the shared memory in which it came, so that it travels on to another worker without a copy.
 #[derive(Clone)]
-pub struct State(Arc<Inner>);
+pub struct State {
+    inner: Arc<Inner>,
+    made_by: Option<JobId>,
+}
 
 struct Inner {
     header: StateHeader,
@@ -93,25 +97,41 @@ impl State {
     }
 
     fn new(header: StateHeader, header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Self {
-        Self(Arc::new(Inner {
-            header,
-            header_bytes,
-            blob,
-        }))
+        Self {
+            inner: Arc::new(Inner {
+                header,
+                header_bytes,
+                blob,
+            }),
+            made_by: None,
+        }
+    }
+
+    /// Names the job of this supervisor that made the state: the worker that ran it may still hold a copy.
+    pub fn made_by(self, job: JobId) -> Self {
+        Self {
+            made_by: Some(job),
+            ..self
+        }
+    }
+
+    /// The job of this supervisor that made the state; none when it came from elsewhere.
+    pub fn maker(&self) -> Option<JobId> {
+        self.made_by
     }
 
     pub fn header(&self) -> &StateHeader {
-        &self.0.header
+        &self.inner.header
     }
 
     /// The header as [`StateHeader::encode`] writes it, ready to be sent.
     pub fn header_bytes(&self) -> &[u8] {
-        &self.0.header_bytes
+        &self.inner.header_bytes
     }
 
     /// Frames, then audio latents; as long as the header says, its checksum unchecked.
     pub fn blob(&self) -> &IpcSharedMemory {
-        &self.0.blob
+        &self.inner.blob
     }
 
     /// The blob as bytes that share this state's memory.
@@ -130,8 +150,8 @@ impl State {
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State")
-            .field("header", &self.0.header)
-            .field("blob_bytes", &self.0.blob.len())
+            .field("header", &self.inner.header)
+            .field("blob_bytes", &self.inner.blob.len())
             .finish_non_exhaustive()
     }
 }

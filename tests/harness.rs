@@ -20,7 +20,8 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 /// Everything that is waited for must happen within this time, on a loaded machine too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Small and quick segments, so that tests spend their time on what they test.
+/// Small and quick segments, so that tests spend their time on what they test. However slow the machine, a GPU has as
+/// many sessions as a test asks for.
 pub(crate) const SMALL: &[&str] = &[
     "--default_request.sampling.width=128",
     "--default_request.sampling.height=96",
@@ -29,6 +30,7 @@ pub(crate) const SMALL: &[&str] = &[
     "--streaming.warmup.width=64",
     "--streaming.warmup.height=64",
     "--streaming.generation_segment_cap=1000",
+    "--streaming.pool.keep_up=false",
 ];
 
 /// Workers that hang are noticed soon, and those that die come back soon, any number of times.
@@ -171,6 +173,11 @@ impl Server {
         })
         .await
         .unwrap()
+    }
+
+    /// POST without a body, with the status code.
+    pub(crate) async fn post(&self, path: &str) -> (u16, Value) {
+        self.call("POST", path, None).await
     }
 
     pub(crate) async fn status(&self) -> Value {

@@ -11,6 +11,7 @@ mod docs;
 mod drain;
 mod faults;
 mod garbage;
+mod handoff;
 mod harness;
 mod http;
 mod initial_image;

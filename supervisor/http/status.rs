@@ -44,7 +44,9 @@ pub(super) fn routes() -> Router<App> {
         sessions::hydrate,
         sessions::state,
         sessions::end,
-        sessions::drain
+        sessions::drain,
+        super::workers::drain,
+        super::workers::restart
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]
@@ -168,8 +170,8 @@ struct GpuStatus {
     warmup_timings: WarmupTimings,
     worker_id: Option<String>,
     pid: Option<u32>,
-    /// `spawning`, `connecting`, `loading`, `warming_up`, `ready`, `busy`, `draining`, `exited`, `backing_off` or
-    /// `quarantined`.
+    /// `spawning`, `connecting`, `loading`, `warming_up`, `ready`, `busy`, `draining`, `drained`, `exited`,
+    /// `backing_off` or `quarantined`.
     #[schema(value_type = String)]
     state: crate::pool::WorkerState,
     /// Exits that nobody asked for.

@@ -7,13 +7,14 @@ use fastvideo_proto::client::{
     ClientMessage, CompleteReason, ErrorCode, Features, PromptSource, ServerMessage, StreamMode,
 };
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::link::{JobFailure, JobSpec};
+use fastvideo_proto::link::{JobFailure, JobSpec, frames_to_time};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Span;
 
 use super::init_image::InitImage;
+use super::lead::Lead;
 use super::opening::{self, MAX_CURATED_PROMPTS, NotOpened, Opening};
 use super::outbox::Outbox;
 use super::registry::Ticket;
@@ -23,7 +24,7 @@ use super::script::{Ask, Script};
 use super::segment::Segment;
 use super::state::SessionState;
 use super::{Context, Drain, Inbound, close};
-use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement};
+use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement, StartState};
 use crate::store::export::{self, ExportError};
 use crate::store::{Lease, Progress, ResumeError, ResumeToken, Snapshot, State, StoreError};
 
@@ -228,6 +229,7 @@ struct Session {
     state: Option<State>,
     /// Where the next segment begins on the session's time line, in frames.
     start_frame: u64,
+    lead: Lead,
     last_activity: Instant,
     /// Messages since the client has left too much unread.
     heard_while_full: u32,
@@ -301,6 +303,7 @@ impl Session {
             saving: Saving::default(),
             state,
             start_frame: progress.start_frame,
+            lead: Lead::default(),
             last_activity: Instant::now(),
             heard_while_full: 0,
             rest_until: None,
@@ -760,14 +763,17 @@ impl Session {
                 0 => self.image.as_ref().map(|image| image.path().to_owned()),
                 _ => None,
             },
-            state: self
-                .state
-                .as_ref()
-                .map(|state| state.header_bytes().to_vec()),
+            // Chosen by the pool.
+            state: None,
             window: limit - unsent,
         };
-        let blob = self.state.as_ref().map(|state| state.blob().clone());
-        match self.place.submit(&assignment.worker, spec, blob) {
+        let start = self.state.as_ref().map(|state| StartState {
+            header: state.header_bytes().to_vec(),
+            blob: state.blob().clone(),
+            made_by: state.maker(),
+        });
+        let due = self.lead.due(Instant::now());
+        match self.place.submit(&assignment.worker, spec, start, due) {
             Ok(job) => {
                 segment.job = Some(job);
                 segment.show_start(&self.outbox);
@@ -789,13 +795,20 @@ impl Session {
             }
             JobEvent::Media(media) => {
                 segment.show_media(&self.outbox, self.ticket.id(), self.mode, media);
+                self.lead.media_sent(Instant::now());
             }
             JobEvent::Ended(JobEnd::Finished {
                 state,
                 generation,
                 frames,
             }) => match State::from_worker(state.0, state.1) {
-                Ok(state) => self.commit(state, generation, frames),
+                Ok(state) => {
+                    let state = match &segment.job {
+                        Some(job) => state.made_by(job.id),
+                        None => state,
+                    };
+                    self.commit(state, generation, frames);
+                }
                 Err(error) => {
                     tracing::error!(%error, "worker handed on a bad state");
                     self.fail_segment(
@@ -812,7 +825,7 @@ impl Session {
                     self.fail_segment(ErrorCode::StateIncompatible, message, false);
                     return Some(End::BadState);
                 }
-                JobFailure::Failed => {
+                JobFailure::Failed | JobFailure::StateNotHeld => {
                     self.fail_segment(
                         ErrorCode::WorkerFailed,
                         "the segment could not be generated",
@@ -820,6 +833,18 @@ impl Session {
                     );
                 }
             },
+            JobEvent::Ended(JobEnd::TakenBack { started }) => {
+                if segment.cancelling {
+                    self.cancelled();
+                    return None;
+                }
+                let had_media = segment.has_media();
+                segment.begin_again(started);
+                if had_media {
+                    let message = "the GPU worker has to leave; the segment starts again";
+                    self.restarting(message);
+                }
+            }
             JobEvent::Ended(JobEnd::WorkerLost {
                 worker,
                 started,
@@ -832,24 +857,30 @@ impl Session {
                 }
                 let had_media = segment.has_media();
                 segment.lose_attempt(worker, started);
-                let lost = segment.attempt - 1;
+                let lost = segment.deaths;
                 if lost >= self.context.config.max_attempts {
                     let message = format!(
                         "the segment is given up: it was tried {lost} times and its worker died each time"
                     );
                     self.fail_segment(ErrorCode::WorkerFailed, message, false);
                 } else if had_media {
-                    self.outbox.send(&ServerMessage::Error {
-                        code: ErrorCode::WorkerFailed,
-                        message: "the GPU worker was lost; the segment starts again".to_owned(),
-                        retryable: true,
-                        segment_idx: Some(segment.idx),
-                        restarting: true,
-                    });
+                    self.restarting("the GPU worker was lost; the segment starts again");
                 }
             }
         }
         None
+    }
+
+    /// The media that the client has of the segment in hand are void.
+    fn restarting(&mut self, message: &str) {
+        self.lead.media_void();
+        self.outbox.send(&ServerMessage::Error {
+            code: ErrorCode::WorkerFailed,
+            message: message.to_owned(),
+            retryable: true,
+            segment_idx: self.segment.as_ref().map(|segment| segment.idx),
+            restarting: true,
+        });
     }
 
     /// The segment is finished: its state becomes the session's, in one step. The client hears of it when it has all of
@@ -868,6 +899,7 @@ impl Session {
         self.last_activity = Instant::now();
         let gate = self.outbox.gate();
         let fps = self.context.config.format.fps;
+        self.lead.finished(frames_to_time(u64::from(frames), fps));
         segment.show_complete(&self.outbox, start_frame, frames, fps, generation);
         self.save(Some(gate));
     }
