@@ -32,9 +32,9 @@ pub enum StoreError {
         "the store is full of running sessions: it holds at most {max_sessions} sessions and {max_bytes} bytes"
     )]
     Full { max_sessions: usize, max_bytes: u64 },
-    /// Somebody is deleting a blob that is to be put.
-    #[error("a blob is being deleted")]
-    Condemned,
+    /// The server was silent for so long that its reservation of a blob was taken back.
+    #[error("this server was taken for dead")]
+    Unreserved,
     #[error("blob {0} is not in the store")]
     Missing(BlobId),
     #[error("what the store has is damaged: {0}")]
