@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::pool::Pool;
 use crate::session::{Context, Drain};
-use crate::store::Upkeep;
+use crate::store::{SessionStore, Upkeep};
 
 pub mod http;
 pub mod pool;
@@ -28,6 +28,7 @@ pub struct Config {
     pub http: http::Config,
     pub pool: pool::Config,
     pub session: session::Config,
+    pub store: store::open::Config,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
 }
@@ -37,6 +38,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    #[error("cannot open the store of sessions")]
+    Store(#[from] store::open::OpenError),
     #[error("cannot listen on {host}:{port}")]
     Listen {
         host: String,
@@ -55,7 +58,7 @@ pub enum ServeError {
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
 ///
 /// # Errors
-/// When the port cannot be bound or the front door breaks. No worker is left behind.
+/// When the store cannot be opened, the port cannot be bound or the front door breaks. No worker is left behind.
 pub async fn serve(
     config: Config,
     on_listening: impl FnOnce(SocketAddr),
@@ -68,22 +71,12 @@ pub async fn serve(
         port,
         source,
     };
+    let store = SessionStore::open(config.store).await?;
     let listener = TcpListener::bind((host.as_str(), port))
         .await
         .map_err(listen)?;
     on_listening(listener.local_addr().map_err(listen)?);
 
-    let store = store::in_memory(
-        store::sessions::Config {
-            resume_ttl: Duration::from_secs(300),
-            lease: Duration::from_secs(6),
-            timeout: Duration::from_secs(2),
-        },
-        store::records::memory::Limits {
-            max_sessions: 10_000,
-            max_bytes: 8 << 30,
-        },
-    );
     let mut upkeep = tokio::task::JoinSet::new();
     upkeep.spawn(Upkeep::new(store.clone()).run());
     let (drain, drain_seen) = watch::channel(Drain::No);
@@ -93,7 +86,7 @@ pub async fn serve(
         Context {
             config: Arc::new(config.session),
             pool: pool.clone(),
-            store,
+            store: store.clone(),
             drain: drain_seen,
         },
     );
@@ -140,6 +133,8 @@ pub async fn serve(
             pool.stop().await;
         }
     }
+    upkeep.shutdown().await;
+    store.close(FAREWELL).await;
     tracing::info!("stopped");
     Ok(())
 }

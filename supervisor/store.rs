@@ -2,7 +2,7 @@
 //!
 //! `sessions` is what sessions and operators use; it is built of `records` (small, one atomic step each) and `blobs`
 //! (large, by the hash of their content), for each of which there are several backends. `export` turns a state into the
-//! form that clients see and back; nothing else here looks into frames or latents.
+//! form that clients see and back; nothing else here looks into frames or latents. `open` opens what an operator names.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +11,11 @@ use bytes::Bytes;
 use fastvideo_proto::state::{StateError, StateHeader};
 use ipc_channel::ipc::IpcSharedMemory;
 
-use self::blobs::BlobStore;
 use self::records::BlobId;
-use self::records::memory::{Limits, MemoryRecords};
 
 pub mod blobs;
 pub mod export;
+pub mod open;
 pub mod records;
 pub mod sessions;
 
@@ -39,15 +38,8 @@ pub enum StoreError {
     Missing(BlobId),
     #[error("what the store has is damaged: {0}")]
     Corrupt(String),
-    #[error("the store does not answer: {0}")]
+    #[error("the store cannot be used now: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
-/// A store that is gone with this process.
-pub fn in_memory(config: sessions::Config, limits: Limits) -> SessionStore {
-    let records = Arc::new(MemoryRecords::new(limits));
-    let blobs = BlobStore::new(Arc::new(object_store::memory::InMemory::new()), "memory");
-    SessionStore::new(config, records, blobs)
 }
 
 impl StoreError {

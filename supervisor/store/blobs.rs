@@ -2,10 +2,12 @@
 //!
 //! When a blob may be deleted is decided by `records`; here are only bytes.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use nix::fcntl::Flock;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
@@ -17,6 +19,8 @@ use super::records::{BlobId, BlobKey};
 pub struct BlobStore {
     objects: Arc<dyn ObjectStore>,
     folder: Path,
+    /// Held for as long as the blobs are used.
+    _lock: Option<Arc<Flock<File>>>,
 }
 
 impl BlobStore {
@@ -25,7 +29,32 @@ impl BlobStore {
         Self {
             objects,
             folder: Path::from(name),
+            _lock: None,
         }
+    }
+
+    /// Keeps a lock until the last clone is dropped.
+    pub(super) fn locked(self, lock: Flock<File>) -> Self {
+        Self {
+            _lock: Some(Arc::new(lock)),
+            ..self
+        }
+    }
+
+    /// Tries whether blobs can be put, listed and deleted.
+    pub(super) async fn probe(&self) -> Result<(), StoreError> {
+        let path = self
+            .folder
+            .clone()
+            .join(format!("probe-{:032x}", rand::random::<u128>()));
+        let tried = async {
+            self.objects
+                .put(&path, Bytes::from_static(b"probe").into())
+                .await?;
+            self.objects.list(Some(&self.folder)).try_next().await?;
+            self.objects.delete(&path).await
+        };
+        tried.await.map_err(StoreError::unavailable)
     }
 
     /// Keeps a blob; one that is there already is replaced by the same bytes. There is all of it or nothing.

@@ -11,6 +11,8 @@ use super::{
 };
 use crate::store::StoreError;
 
+const NAME_PREFIX: &str = "memory-";
+
 /// What fits. When it is reached, sessions that nobody runs leave, the one that has waited longest first.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -28,9 +30,16 @@ pub struct MemoryRecords {
 impl MemoryRecords {
     pub fn new(limits: Limits) -> Self {
         Self {
-            name: format!("memory-{:032x}", rand::random::<u128>()),
+            name: format!("{NAME_PREFIX}{:032x}", rand::random::<u128>()),
             ledger: Mutex::new(Ledger::limited(limits)),
         }
+    }
+
+    /// Whether a store of this kind may have had that name.
+    pub fn is_name(name: &str) -> bool {
+        name.strip_prefix(NAME_PREFIX).is_some_and(|rest| {
+            rest.len() == 32 && rest.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {
