@@ -59,8 +59,8 @@ pub struct StateHeader {
     pub frames: Option<FramesLayout>,
     /// `[B, C, T, mel]`, after the frames.
     pub audio_latents: Option<TensorLayout>,
-    /// CRC-32 of the blob.
-    pub blob_crc32: u32,
+    /// BLAKE3 hash of the blob, which is also its name in a store.
+    pub blob_hash: [u8; 32],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,8 +164,8 @@ pub enum StateError {
     BlobSize { expected: u64, actual: u64 },
     #[error("state blob would be {0} bytes, limit is {MAX_BLOB_BYTES}")]
     BlobLimit(u64),
-    #[error("state blob is damaged: its checksum does not match")]
-    Checksum,
+    #[error("state blob is damaged: its bytes are others")]
+    Hash,
 }
 
 impl StateHeader {
@@ -284,16 +284,16 @@ impl StateHeader {
         }
     }
 
-    /// Checks size and checksum of the blob that came with this header.
+    /// Checks size and hash of the blob that came with this header.
     ///
     /// # Errors
     /// When either is not what the header says.
     pub fn check_blob(&self, blob: &[u8]) -> Result<(), StateError> {
         self.check_blob_size(blob.len())?;
-        if blob_checksum(blob) == self.blob_crc32 {
+        if blob_hash(blob) == self.blob_hash {
             Ok(())
         } else {
-            Err(StateError::Checksum)
+            Err(StateError::Hash)
         }
     }
 }
@@ -353,9 +353,9 @@ pub fn json_depth(value: &serde_json::Value) -> usize {
     }
 }
 
-/// The checksum that a header carries of its blob.
-pub fn blob_checksum(blob: &[u8]) -> u32 {
-    crc32fast::hash(blob)
+/// The hash that a header carries of its blob.
+pub fn blob_hash(blob: &[u8]) -> [u8; 32] {
+    *blake3::hash(blob).as_bytes()
 }
 
 #[cfg(test)]
@@ -381,7 +381,7 @@ mod tests {
                 dtype: Dtype::Bf16,
                 shape: vec![1, 2, 3, 4],
             }),
-            blob_crc32: blob_checksum(&[7; 96]),
+            blob_hash: blob_hash(&[7; 96]),
         }
     }
 
@@ -420,7 +420,7 @@ mod tests {
         ));
         assert!(matches!(
             header().check_blob(&[8; 96]),
-            Err(StateError::Checksum)
+            Err(StateError::Hash)
         ));
         assert!(matches!(
             header().check_blob(&[7; 95]),

@@ -92,6 +92,14 @@ pub(crate) enum ConfigError {
         more: &'static str,
         more_given: String,
     },
+    #[error(
+        "`streaming.store.sessions` and `streaming.store.blobs` do not fit together, given {sessions} and {blobs}: {problem}"
+    )]
+    Store {
+        sessions: String,
+        blobs: String,
+        problem: &'static str,
+    },
     #[error("`streaming.pool.gpus` {source} ({origin})")]
     Gpus {
         source: gpus::GpuError,

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
 use crate::session::{Context, Drain};
-use crate::store::Upkeep;
+use crate::store::{SessionStore, Upkeep};
 
 pub mod http;
 pub mod pool;
@@ -29,15 +29,19 @@ pub struct Config {
     pub http: http::Config,
     pub pool: pool::Config,
     pub session: session::Config,
+    pub store: store::open::Config,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
 }
 
 /// After the grace period, how long connections may take to say good-bye.
 const FAREWELL: Duration = Duration::from_secs(5);
+const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    #[error("cannot open the store of sessions")]
+    Store(#[from] store::open::OpenError),
     #[error("cannot listen on {host}:{port}")]
     Listen {
         host: String,
@@ -56,7 +60,7 @@ pub enum ServeError {
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
 ///
 /// # Errors
-/// When the port cannot be bound or the front door breaks. No worker is left behind.
+/// When the store cannot be opened, the port cannot be bound or the front door breaks. No worker is left behind.
 pub async fn serve(
     config: Config,
     on_listening: impl FnOnce(SocketAddr),
@@ -69,22 +73,12 @@ pub async fn serve(
         port,
         source,
     };
+    let store = SessionStore::open(config.store).await?;
     let listener = TcpListener::bind((host.as_str(), port))
         .await
         .map_err(listen)?;
     on_listening(listener.local_addr().map_err(listen)?);
 
-    let store = store::in_memory(
-        store::sessions::Config {
-            resume_ttl: Duration::from_secs(300),
-            lease: Duration::from_secs(6),
-            timeout: Duration::from_secs(2),
-        },
-        store::records::memory::Limits {
-            max_sessions: 10_000,
-            max_bytes: 8 << 30,
-        },
-    );
     let mut upkeep = tokio::task::JoinSet::new();
     upkeep.spawn(Upkeep::new(store.clone()).run());
     let writes = TaskTracker::new();
@@ -132,11 +126,7 @@ pub async fn serve(
         tracing::warn!("second signal: stopping at once");
         drain.send_replace(Drain::Until(Instant::now()));
         pool.stop_now();
-        let _ = timeout_at(
-            Instant::now() + Duration::from_millis(500),
-            connections.wait(),
-        )
-        .await;
+        let _ = timeout(HURRIED_FAREWELL, connections.wait()).await;
     }
     tokio::select! {
         () = pool.stop() => {}
@@ -145,12 +135,16 @@ pub async fn serve(
             pool.stop().await;
         }
     }
+    let farewell = match hurried {
+        true => HURRIED_FAREWELL,
+        false => FAREWELL,
+    };
     writes.close();
-    if timeout(FAREWELL, writes.wait()).await.is_err() {
+    if timeout(farewell, writes.wait()).await.is_err() {
         tracing::warn!("not all states could be stored");
     }
     upkeep.shutdown().await;
-    store.close(FAREWELL).await;
+    store.close(farewell).await;
     tracing::info!("stopped");
     Ok(())
 }

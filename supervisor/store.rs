@@ -2,7 +2,7 @@
 //!
 //! `sessions` is what sessions and operators use; it is built of `records` (small, one atomic step each) and `blobs`
 //! (large, by the hash of their content), for each of which there are several backends. `export` turns a state into the
-//! form that clients see and back; nothing else here looks into frames or latents.
+//! form that clients see and back; nothing else here looks into frames or latents. `open` opens what an operator names.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,13 +12,12 @@ use fastvideo_proto::ids::JobId;
 use fastvideo_proto::state::{StateError, StateHeader};
 use ipc_channel::ipc::IpcSharedMemory;
 
-use self::blobs::BlobStore;
 use self::records::BlobId;
-use self::records::memory::{Limits, MemoryRecords};
 
 pub mod blobs;
 mod exchange;
 pub mod export;
+pub mod open;
 pub mod records;
 pub mod sessions;
 
@@ -35,22 +34,15 @@ pub enum StoreError {
         "the store is full of running sessions: it holds at most {max_sessions} sessions and {max_bytes} bytes"
     )]
     Full { max_sessions: usize, max_bytes: u64 },
-    /// Somebody is deleting a blob that is to be put.
-    #[error("a blob is being deleted")]
-    Condemned,
+    /// The server was silent for so long that its reservation of a blob was taken back.
+    #[error("this server was taken for dead")]
+    Unreserved,
     #[error("blob {0} is not in the store")]
     Missing(BlobId),
     #[error("what the store has is damaged: {0}")]
     Corrupt(String),
-    #[error("the store does not answer: {0}")]
+    #[error("the store cannot be used now: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
-/// A store that is gone with this process.
-pub fn in_memory(config: sessions::Config, limits: Limits) -> SessionStore {
-    let records = Arc::new(MemoryRecords::new(limits));
-    let blobs = BlobStore::new(Arc::new(object_store::memory::InMemory::new()), "memory");
-    SessionStore::new(config, records, blobs)
 }
 
 impl StoreError {
@@ -78,7 +70,7 @@ impl State {
     /// Takes the state that a worker has made.
     ///
     /// Of the blob only the size is checked: reading it would make tens of megabytes resident in this process, and the
-    /// next worker checks its checksum anyway.
+    /// next worker checks its hash anyway.
     ///
     /// # Errors
     /// When the header is damaged or of another version, or the blob has another size than the header says.
@@ -88,10 +80,14 @@ impl State {
         Ok(Self::new(header, header_bytes, blob))
     }
 
-    /// Takes a state out of a store: copies the blob into memory that can travel to a worker.
-    fn from_stored(header_bytes: Vec<u8>, blob: &[u8]) -> Result<Self, StateError> {
+    /// Takes a state out of a store: copies the blob, whose hash was compared with its name, into memory that can travel
+    /// to a worker.
+    fn from_stored(header_bytes: Vec<u8>, name: BlobId, blob: &[u8]) -> Result<Self, StateError> {
         let header = StateHeader::decode(&header_bytes)?;
-        header.check_blob(blob)?;
+        header.check_blob_size(blob.len())?;
+        if header.blob_hash != *name.as_bytes() {
+            return Err(StateError::Hash);
+        }
         let blob = IpcSharedMemory::from_bytes(blob);
         Ok(Self::new(header, header_bytes, blob))
     }
@@ -129,7 +125,7 @@ impl State {
         &self.inner.header_bytes
     }
 
-    /// Frames, then audio latents; as long as the header says, its checksum unchecked.
+    /// Frames, then audio latents; as long as the header says, its hash unchecked.
     pub fn blob(&self) -> &IpcSharedMemory {
         &self.inner.blob
     }

@@ -20,7 +20,7 @@ use fastvideo_proto::link::{
     Command, EngineSpec, Event, FaultPoint, JobFailure, JobReport, JobSpec, JobState, LINK_VERSION,
     LoadSpec, ReadyReport, WarmupSpec,
 };
-use fastvideo_proto::state::{StateError, StateHeader, blob_checksum};
+use fastvideo_proto::state::{StateError, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -428,7 +428,7 @@ impl Worker {
         let outcome = pipeline
             .finish()
             .map_err(|e| EngineError::Failed(e.to_string()))?;
-        state.header.blob_crc32 = blob_checksum(&state.blob);
+        state.header.blob_hash = blob_hash(&state.blob);
         keep_sound_tail(&mut state.header, &outcome.sound_tail);
         Ok(Made {
             state,
@@ -628,7 +628,7 @@ mod tests {
         let damaged = IpcSharedMemory::from_bytes(&damaged);
         assert!(matches!(
             next(&sent, Some(damaged)),
-            Err(NoStart::Bad(StateError::Checksum))
+            Err(NoStart::Bad(StateError::Hash))
         ));
     }
 
@@ -645,7 +645,7 @@ mod tests {
             metadata: r#"{"engine":"x"}"#.to_owned(),
             frames: None,
             audio_latents: None,
-            blob_crc32: 0,
+            blob_hash: [0; 32],
         };
         keep_sound_tail(&mut header, &[0.25, -1.0, 1e-9]);
         assert_eq!(sound_tail(&header), [0.25, -1.0, 1e-9]);

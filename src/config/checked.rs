@@ -7,7 +7,9 @@ use fastvideo_proto::link::{
     EncoderSpec, EngineSpec, FaultSpec, SyntheticSpec, VideoFormat, WarmupSpec,
 };
 use fastvideo_supervisor_core::pool::{Gpu, Recycle};
-use fastvideo_supervisor_core::{Config, http, pool, session};
+use fastvideo_supervisor_core::store::open::{Place, PlaceError};
+use fastvideo_supervisor_core::store::records::memory::Limits;
+use fastvideo_supervisor_core::{Config, http, pool, session, store};
 
 use super::gpus::GpuSpec;
 use super::settings::{Origin, Settings};
@@ -30,6 +32,7 @@ pub(super) fn build(
         http: checker.http(),
         pool: checker.pool(),
         session: checker.session(),
+        store: checker.store(),
         grace: settings.seconds("server.grace_seconds"),
     };
     match checker.errors {
@@ -70,15 +73,11 @@ impl Checker<'_> {
     }
 
     fn disordered(&mut self, less: &'static str, more: &'static str) {
-        let given = |path| match self.settings.get(path) {
-            Some(setting) => format!("{} ({})", setting.value, setting.origin),
-            None => String::new(),
-        };
         self.errors.push(ConfigError::Order {
             less,
-            less_given: given(less),
+            less_given: self.given(less),
             more,
-            more_given: given(more),
+            more_given: self.given(more),
         });
     }
 
@@ -154,6 +153,54 @@ impl Checker<'_> {
                 .map_or(usize::MAX, |_| {
                     settings.number("streaming.limits.max_sessions_per_client")
                 }),
+        }
+    }
+
+    fn store(&mut self) -> store::open::Config {
+        let settings = self.settings;
+        let (sessions, blobs) = ("streaming.store.sessions", "streaming.store.blobs");
+        let limits = Limits {
+            max_sessions: settings.number("streaming.store.max_sessions"),
+            max_bytes: settings.whole("streaming.store.max_mib") << 20,
+        };
+        let url = settings.text(sessions).unwrap_or_default();
+        let place = Place::parse(url, settings.text(blobs), limits).unwrap_or_else(|error| {
+            self.errors.push(match error {
+                PlaceError::Records(expected) => self.misplaced(sessions, expected),
+                PlaceError::Blobs(expected) => self.misplaced(blobs, expected),
+                PlaceError::Pair(problem) => ConfigError::Store {
+                    sessions: self.given(sessions),
+                    blobs: self.given(blobs),
+                    problem,
+                },
+            });
+            Place::memory(limits)
+        });
+        store::open::Config {
+            place,
+            sessions: store::sessions::Config {
+                resume_ttl: settings.seconds("streaming.resume_ttl_seconds"),
+                lease: settings.seconds("streaming.store.lease_seconds"),
+                timeout: settings.millis("streaming.store.timeout_ms"),
+            },
+        }
+    }
+
+    fn misplaced(&self, key: &'static str, expected: String) -> ConfigError {
+        let setting = self.settings.get(key);
+        ConfigError::Value {
+            key: key.to_owned(),
+            expected,
+            given: setting.map_or_else(String::new, |setting| setting.value.to_string()),
+            origin: setting.map_or(Origin::Default, |setting| setting.origin.clone()),
+        }
+    }
+
+    /// A value and where it comes from.
+    fn given(&self, path: &str) -> String {
+        match self.settings.get(path) {
+            Some(setting) => format!("{} ({})", setting.value, setting.origin),
+            None => "nothing".to_owned(),
         }
     }
 

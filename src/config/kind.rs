@@ -176,13 +176,25 @@ impl fmt::Display for Spaced<'_> {
 }
 
 /// As YAML, so that what `check` prints is a configuration file.
+/// A URL as it may be shown.
+fn without_password(text: &str) -> String {
+    let hidden = || {
+        let (scheme, rest) = text.split_once("://")?;
+        let end = rest.find('/').unwrap_or(rest.len());
+        let (user, host) = rest[..end].rsplit_once('@')?;
+        let (user, _) = user.split_once(':')?;
+        Some(format!("{scheme}://{user}:…@{host}{}", &rest[end..]))
+    };
+    hidden().unwrap_or_else(|| text.to_owned())
+}
+
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Switch(value) => value.fmt(f),
             Self::Whole(value) => value.fmt(f),
             Self::Decimal(value) => value.fmt(f),
-            Self::Text(value) => serde_json::Value::from(value.as_str()).fmt(f),
+            Self::Text(value) => serde_json::Value::from(without_password(value)).fmt(f),
         }
     }
 }

@@ -1,22 +1,26 @@
-//! Blobs: bytes by the hash of their content, in memory, in a folder or in a bucket.
+//! Blobs: bytes under the hash of their content, in memory, in a folder or in a bucket.
 //!
 //! When a blob may be deleted is decided by `records`; here are only bytes.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use nix::fcntl::Flock;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::StoreError;
-use super::records::BlobId;
+use super::records::{BlobId, BlobKey};
 
 /// Blobs of one store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
     objects: Arc<dyn ObjectStore>,
     folder: Path,
+    /// Held for as long as the blobs are used.
+    _lock: Option<Arc<Flock<File>>>,
 }
 
 impl BlobStore {
@@ -25,13 +29,38 @@ impl BlobStore {
         Self {
             objects,
             folder: Path::from(name),
+            _lock: None,
         }
     }
 
-    /// Keeps a blob; one that is there already is replaced by the same bytes.
-    pub async fn put(&self, id: BlobId, bytes: Bytes) -> Result<(), StoreError> {
+    /// Keeps a lock until the last clone is dropped.
+    pub(super) fn locked(self, lock: Flock<File>) -> Self {
+        Self {
+            _lock: Some(Arc::new(lock)),
+            ..self
+        }
+    }
+
+    /// Tries whether blobs can be put, listed and deleted.
+    pub(super) async fn probe(&self) -> Result<(), StoreError> {
+        let path = self
+            .folder
+            .clone()
+            .join(format!("probe-{:032x}", rand::random::<u128>()));
+        let tried = async {
+            self.objects
+                .put(&path, Bytes::from_static(b"probe").into())
+                .await?;
+            self.objects.list(Some(&self.folder)).try_next().await?;
+            self.objects.delete(&path).await
+        };
+        tried.await.map_err(StoreError::unavailable)
+    }
+
+    /// Keeps a blob; one that is there already is replaced by the same bytes. There is all of it or nothing.
+    pub async fn put(&self, key: BlobKey, bytes: Bytes) -> Result<(), StoreError> {
         self.objects
-            .put(&self.path(id), bytes.into())
+            .put(&self.path(key), bytes.into())
             .await
             .map_err(StoreError::unavailable)?;
         Ok(())
@@ -41,39 +70,39 @@ impl BlobStore {
     ///
     /// # Errors
     /// [`StoreError::Missing`] when it is not there, [`StoreError::Corrupt`] when the bytes are others.
-    pub async fn get(&self, id: BlobId) -> Result<Bytes, StoreError> {
-        let got = match self.objects.get(&self.path(id)).await {
+    pub async fn get(&self, key: BlobKey) -> Result<Bytes, StoreError> {
+        let got = match self.objects.get(&self.path(key)).await {
             Ok(got) => got,
-            Err(object_store::Error::NotFound { .. }) => return Err(StoreError::Missing(id)),
+            Err(object_store::Error::NotFound { .. }) => return Err(StoreError::Missing(key.id)),
             Err(error) => return Err(StoreError::unavailable(error)),
         };
         let bytes = got.bytes().await.map_err(StoreError::unavailable)?;
         let hashed = bytes.clone();
         let actual = tokio::task::spawn_blocking(move || BlobId::of(&hashed));
         match actual.await {
-            Ok(actual) if actual == id => Ok(bytes),
-            Ok(_) => Err(StoreError::Corrupt(format!("blob {id} has other bytes"))),
+            Ok(actual) if actual == key.id => Ok(bytes),
+            Ok(_) => Err(StoreError::Corrupt(format!("blob {key} has other bytes"))),
             Err(error) => Err(StoreError::unavailable(error)),
         }
     }
 
     /// Deletes a blob, if it is there.
-    pub async fn drop(&self, id: BlobId) -> Result<(), StoreError> {
-        match self.objects.delete(&self.path(id)).await {
+    pub async fn drop(&self, key: BlobKey) -> Result<(), StoreError> {
+        match self.objects.delete(&self.path(key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(StoreError::unavailable(error)),
         }
     }
 
-    /// The ids of all blobs.
-    pub async fn list(&self) -> Result<Vec<BlobId>, StoreError> {
+    /// All blobs.
+    pub async fn list(&self) -> Result<Vec<BlobKey>, StoreError> {
         let objects = self.objects.list(Some(&self.folder));
-        let ids = objects
-            .try_filter_map(async |object| Ok(object.location.filename().and_then(BlobId::parse)));
-        ids.try_collect().await.map_err(StoreError::unavailable)
+        let keys = objects
+            .try_filter_map(async |object| Ok(object.location.filename().and_then(BlobKey::parse)));
+        keys.try_collect().await.map_err(StoreError::unavailable)
     }
 
-    fn path(&self, id: BlobId) -> Path {
-        self.folder.clone().join(id.to_string())
+    fn path(&self, key: BlobKey) -> Path {
+        self.folder.clone().join(key.to_string())
     }
 }

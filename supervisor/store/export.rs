@@ -69,7 +69,7 @@ pub enum ExportError {
 /// Takes about as much CPU time as one PNG encoding per frame. Beside the result it holds one PNG at a time.
 ///
 /// # Errors
-/// When the blob's checksum does not match, or the header holds what the public form cannot.
+/// When the blob's hash does not match, or the header holds what the public form cannot.
 pub fn export_inline(state: &State) -> Result<ContinuationState, ExportError> {
     let source = Source::of(state)?;
     let mut payload = fields(source.header);
@@ -131,7 +131,7 @@ pub fn export_by_reference(
     Ok((envelope(payload), blobs))
 }
 
-/// A state whose header and checksum were checked, taken apart.
+/// A state whose header and hash were checked, taken apart.
 struct Source<'a> {
     header: &'a StateHeader,
     frames: Option<(FramesLayout, &'a [u8])>,
@@ -226,7 +226,7 @@ fn safetensors_file(layout: &TensorLayout, data: &[u8]) -> Result<Vec<u8>, SafeT
 
 #[cfg(test)]
 mod tests {
-    use fastvideo_proto::state::{StateHeader, blob_checksum};
+    use fastvideo_proto::state::{StateHeader, blob_hash};
     use ipc_channel::ipc::IpcSharedMemory;
 
     use super::*;
@@ -267,7 +267,7 @@ mod tests {
                 dtype: Dtype::Bf16,
                 shape: vec![1, 8, 6, 16],
             }),
-            blob_crc32: blob_checksum(&blob),
+            blob_hash: blob_hash(&blob),
         };
         (header, blob)
     }
@@ -322,13 +322,13 @@ mod tests {
         let silent = StateHeader {
             audio_latents: None,
             audio_sample_rate: None,
-            blob_crc32: blob_checksum(frames),
+            blob_hash: blob_hash(frames),
             ..header.clone()
         };
         check(&silent, frames);
         let sound_only = StateHeader {
             frames: None,
-            blob_crc32: blob_checksum(audio),
+            blob_hash: blob_hash(audio),
             ..header
         };
         check(&sound_only, audio);
@@ -339,10 +339,7 @@ mod tests {
         let (header, mut blob) = golden();
         blob[100] ^= 1;
         let refused = export_inline(&state(&header, &blob));
-        assert!(matches!(
-            refused,
-            Err(ExportError::State(StateError::Checksum))
-        ));
+        assert!(matches!(refused, Err(ExportError::State(StateError::Hash))));
     }
 
     #[test]
@@ -377,7 +374,7 @@ mod tests {
         let header = StateHeader {
             frames: Some(frames),
             audio_latents: Some(latents),
-            blob_crc32: blob_checksum(&blob),
+            blob_hash: blob_hash(&blob),
             ..golden().0
         };
         state(&header, &blob)
@@ -550,7 +547,7 @@ mod tests {
         let header = StateHeader {
             frames: Some(layout),
             audio_latents: Some(audio_latents),
-            blob_crc32: blob_checksum(&blob),
+            blob_hash: blob_hash(&blob),
             ..golden().0
         };
         let state = state(&header, &blob);

@@ -4,10 +4,13 @@
 //! mean is in `sessions`.
 //!
 //! **References.** A blob is counted once for each record that names it and once for each reservation. Whoever wants to
-//! put a blob reserves it first, then puts it, then writes the record that names it; the write turns the reservation
-//! into the record's reference. A blob whose count falls to zero is *condemned* in the same step: nobody can reserve it
-//! until the one who condemned it has deleted it and [`Records::forget`] was called. So no blob is deleted that is in
-//! use, and whatever a crash leaves (a reservation, a condemned blob) is found in [`Records::survey`].
+//! put a blob reserves it first, then puts it, then writes the record that names it; the write ends the reservation. A
+//! blob whose count falls to zero is *condemned* in the same step: it is to be deleted, then forgotten. Whatever a crash
+//! leaves (a reservation, a condemned blob) is found in [`Records::survey`].
+//!
+//! **Editions.** A blob that is reserved while nothing counts it gets a new edition, a number that is never used again,
+//! and is kept under a name of its own. So a condemned edition never comes back: deleting it is harmless, however often,
+//! however late and by whomever it is done, and nobody has to wait for it.
 //!
 //! **Time.** No backend looks at a clock. A server proves that it lives by counting up its beat; the others watch the
 //! beats with their own monotonic clocks, so a clock that jumps expires nothing.
@@ -21,7 +24,11 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 
+mod ledger;
+
+pub mod file;
 pub mod memory;
+pub mod redis;
 
 /// Where session records are kept. Every method is one atomic step.
 #[async_trait]
@@ -34,30 +41,43 @@ pub trait Records: fmt::Debug + Send + Sync {
     /// Writes, replaces or removes a record, see [`Change`].
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when the record's revision is not the expected one, [`StoreError::Condemned`] when a
+    /// [`StoreError::Stale`] when the record's revision is not the expected one, [`StoreError::Unreserved`] when the
     /// reservation is not there any more (the server was taken for dead), [`StoreError::Full`] when there is no room. Then
-    /// nothing has changed, and reservations are as they were.
+    /// nothing has changed, and the reservation is as it was.
     async fn write(&self, change: Change<'_>) -> Result<Outcome, StoreError>;
 
-    /// Counts each blob once more on behalf of the server. One that is condemned is refused with
-    /// [`StoreError::Condemned`], and none is counted: try again soon.
-    async fn reserve(&self, server: &ServerId, blobs: &[BlobId]) -> Result<(), StoreError>;
+    /// Counts each of the blobs once more on behalf of the server, under a number that it has not used before. Returns
+    /// the editions to put.
+    async fn reserve(
+        &self,
+        server: &ServerId,
+        reservation: ReservationId,
+        blobs: &[BlobId],
+    ) -> Result<Vec<BlobKey>, StoreError>;
 
-    /// Takes reservations back. Returns the blobs that are condemned by this.
-    async fn release(&self, server: &ServerId, blobs: &[BlobId])
-    -> Result<Vec<BlobId>, StoreError>;
+    /// Ends a reservation, if it is there. Returns those of its blobs, and of the blobs given, that are counted nowhere:
+    /// they are condemned, whether or not they were before.
+    async fn release(
+        &self,
+        server: &ServerId,
+        reservation: ReservationId,
+        blobs: &[BlobKey],
+    ) -> Result<Vec<BlobKey>, StoreError>;
+
+    /// The edition of a blob that is counted; none when no record and no reservation has it.
+    async fn locate(&self, blob: BlobId) -> Result<Option<BlobKey>, StoreError>;
 
     /// Condemned blobs have been deleted.
-    async fn forget(&self, blobs: &[BlobId]) -> Result<(), StoreError>;
+    async fn forget(&self, blobs: &[BlobKey]) -> Result<(), StoreError>;
 
-    /// Condemns those of the blobs that are counted nowhere, and returns them with those that are condemned already.
-    async fn condemn_unknown(&self, blobs: &[BlobId]) -> Result<Vec<BlobId>, StoreError>;
+    /// Condemns those of the blobs that are counted nowhere, and returns them.
+    async fn condemn_unknown(&self, blobs: &[BlobKey]) -> Result<Vec<BlobKey>, StoreError>;
 
     /// The server lives.
     async fn beat(&self, server: &ServerId) -> Result<(), StoreError>;
 
     /// The server lives no longer: its beat and its reservations go. Returns the blobs that are condemned by this.
-    async fn retire(&self, server: &ServerId) -> Result<Vec<BlobId>, StoreError>;
+    async fn retire(&self, server: &ServerId) -> Result<Vec<BlobKey>, StoreError>;
 
     /// Those of the sessions whose revision is not the given one any more.
     async fn stale(&self, held: &[(SessionId, Revision)]) -> Result<Vec<SessionId>, StoreError>;
@@ -90,12 +110,17 @@ impl ServerId {
 }
 
 /// The BLAKE3 hash of a blob's bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobId([u8; 32]);
 
 impl BlobId {
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// Of a state's blob, by the word of the worker that made it; whoever reads the blob finds out whether it is true.
+    pub fn of_state(state: &super::State) -> Self {
+        Self(state.header().blob_hash)
     }
 
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
@@ -126,10 +151,61 @@ impl fmt::Debug for BlobId {
     }
 }
 
+/// One edition of a blob: what is put and deleted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct BlobKey {
+    pub id: BlobId,
+    /// Another one whenever the blob comes back after nothing has counted it.
+    pub edition: u64,
+}
+
+impl BlobKey {
+    /// Reads what [`fmt::Display`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (id, edition) = text.split_once('-')?;
+        let key = Self {
+            id: BlobId::parse(id)?,
+            edition: edition.parse().ok()?,
+        };
+        (key.to_string() == text).then_some(key)
+    }
+}
+
+impl fmt::Display for BlobKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.id, self.edition)
+    }
+}
+
+impl From<BlobKey> for String {
+    fn from(key: BlobKey) -> Self {
+        key.to_string()
+    }
+}
+
+impl TryFrom<String> for BlobKey {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or_else(|| format!("{text:?} names no blob"))
+    }
+}
+
+impl fmt::Debug for BlobKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One reservation of one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReservationId(pub u64);
+
 /// A blob that a record names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobRef {
-    pub id: BlobId,
+    pub key: BlobKey,
     /// Its size.
     pub bytes: u64,
 }
@@ -160,9 +236,8 @@ pub struct Change<'a> {
     pub record: Option<&'a Record>,
     /// The one who writes.
     pub server: &'a ServerId,
-    /// Its reservations for those of the record's blobs that the record before does not name: they become the record's
-    /// references.
-    pub reserved: &'a [BlobId],
+    /// Its reservation of those of the record's blobs that the record before does not name. It ends with the write.
+    pub reservation: Option<ReservationId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,16 +245,17 @@ pub struct Outcome {
     /// Of the new record; of the removal when it was removed.
     pub revision: Revision,
     /// Blobs that nobody refers to any more: to be deleted, then forgotten.
-    pub condemned: Vec<BlobId>,
+    pub condemned: Vec<BlobKey>,
 }
 
 /// All that a store keeps, without the records' bodies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
+    /// Each with its owner.
     pub sessions: Vec<(SessionId, Revision, Option<ServerId>)>,
     /// Each server's beat, and servers that have nothing but reservations with a beat of 0.
     pub servers: HashMap<ServerId, u64>,
-    pub condemned: Vec<BlobId>,
+    pub condemned: Vec<BlobKey>,
     /// Blobs that are counted.
     pub blobs: usize,
 }

@@ -5,31 +5,33 @@
 //! [`Lease::lost`] ends. What must happen but cannot wait for the store (releasing, dropping, deleting blobs) is a chore
 //! of the upkeep, which tries again until the store answers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::stored::StoredSession;
-use tokio::sync::{Mutex as AsyncMutex, Notify};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use super::blobs::BlobStore;
-use super::records::{BlobId, BlobRef, Change, Record, Records, Revision, ServerId};
+use super::records::{
+    BlobId, BlobKey, BlobRef, Change, Record, Records, ReservationId, Revision, ServerId, Written,
+};
 use super::{State, StoreError};
 
 mod upkeep;
 
 pub use upkeep::Upkeep;
 
-/// How long a write waits for a blob to be gone that somebody is deleting and that it wants to put again.
-const CONDEMNED_TIMEOUT: Duration = Duration::from_secs(10);
-const CONDEMNED_PAUSE: Duration = Duration::from_millis(5);
-/// Blobs above this are hashed on a thread for blocking work.
-const LARGE_BLOB_BYTES: usize = 256 * 1024;
+/// How often a write is tried whose reservation was taken back.
+const MAX_RESERVATIONS: u32 = 3;
 
 /// What is configured of the store's behaviour.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +54,13 @@ struct Shared {
     blobs: BlobStore,
     server: ServerId,
     held: Mutex<HashMap<SessionId, Arc<Held>>>,
-    chores: Mutex<Vec<Chore>>,
+    reservations: AtomicU64,
+    /// Blobs on their way, which go on when nobody waits for them any more.
+    puts: TaskTracker,
+    chores: Mutex<Chores>,
     chore_added: Notify,
+    /// Locked by whoever does chores.
+    doing_chores: AsyncMutex<()>,
 }
 
 /// How far a session is.
@@ -114,16 +121,48 @@ pub enum ResumeError {
     Store(#[from] StoreError),
 }
 
-/// Something that must happen, whether or not the store answers now.
+/// What is left to do, in the order in which it came.
+#[derive(Debug, Default)]
+struct Chores {
+    next: u64,
+    waiting: BTreeMap<u64, Arc<Chore>>,
+}
+
+/// Something that must happen, whether or not the store answers now. Doing it twice does no harm.
 #[derive(Debug)]
 enum Chore {
     /// Nobody runs the session here any more; its state is kept for a while.
     Release(Arc<Held>),
     /// The session is over.
-    Drop(SessionId),
-    /// Reservations that were not used.
-    Unreserve(Vec<BlobId>),
-    Delete(Vec<BlobId>),
+    Drop(Arc<Held>),
+    /// A reservation that was not used, and what may have been put.
+    Unreserve(ReservationId, Option<BlobKey>),
+    Delete(Vec<BlobKey>),
+}
+
+/// A reservation of a blob; given back when it is dropped, unless a write has used it.
+#[derive(Debug)]
+struct Reservation {
+    store: SessionStore,
+    id: ReservationId,
+    /// Known when the store has answered.
+    blob: Option<BlobKey>,
+    used: bool,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.used {
+            self.store.chore(Chore::Unreserve(self.id, self.blob));
+        }
+    }
+}
+
+/// What is to be written as a record.
+struct Draft {
+    owner: Option<ServerId>,
+    body: Vec<u8>,
+    blob: Option<(BlobId, Bytes)>,
 }
 
 /// A session that this server runs.
@@ -162,8 +201,11 @@ impl SessionStore {
             blobs,
             server: ServerId::random(),
             held: Mutex::default(),
+            reservations: AtomicU64::new(0),
+            puts: TaskTracker::new(),
             chores: Mutex::default(),
             chore_added: Notify::new(),
+            doing_chores: AsyncMutex::default(),
         }))
     }
 
@@ -215,6 +257,23 @@ impl SessionStore {
         token: &ResumeToken,
     ) -> Result<(Lease, Snapshot), ResumeError> {
         let refused = || ResumeError::Refused(session.clone());
+        let before = self.held().get(session).cloned();
+        let before = before.filter(|held| held.accepts(token));
+        // Until this is done, whoever runs the session on this server writes nothing.
+        let mut stored = match &before {
+            Some(held) => Some((held, held.stored.lock().await)),
+            None => None,
+        };
+        if let Some((held, stored)) = &mut stored
+            && !held.lost.is_cancelled()
+        {
+            // The client may know of more than is stored yet.
+            let owner = Some(self.0.server.clone());
+            match self.write_latest(held, stored, owner).await {
+                Ok(()) | Err(StoreError::Stale) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         loop {
             let written = self.within(self.0.records.read(session)).await?;
             let written = written.ok_or_else(refused)?;
@@ -224,7 +283,9 @@ impl SessionStore {
             if !right {
                 return Err(refused());
             }
-            let state = self.load(session, &body, &written.record.blobs).await?;
+            let Some(state) = self.load(session, &body, &written).await? else {
+                continue;
+            };
             let record = Record {
                 owner: Some(self.0.server.clone()),
                 ..written.record
@@ -234,7 +295,7 @@ impl SessionStore {
                 expected: Some(written.revision),
                 record: Some(&record),
                 server: &self.0.server,
-                reserved: &[],
+                reservation: None,
             };
             let outcome = match self.within(self.0.records.write(change)).await {
                 Ok(outcome) => outcome,
@@ -242,6 +303,7 @@ impl SessionStore {
                 Err(StoreError::Stale) => continue,
                 Err(error) => return Err(error.into()),
             };
+            self.delete(outcome.condemned);
             let snapshot = Snapshot {
                 progress: progress(&body),
                 state,
@@ -266,15 +328,16 @@ impl SessionStore {
     /// # Errors
     /// When the store does not answer, or what it has is damaged.
     pub async fn snapshot(&self, session: &SessionId) -> Result<Option<Snapshot>, StoreError> {
-        let Some(written) = self.within(self.0.records.read(session)).await? else {
-            return Ok(None);
-        };
-        let body = decode(&written.record.body)?;
-        let state = self.load(session, &body, &written.record.blobs).await?;
-        Ok(Some(Snapshot {
-            progress: progress(&body),
-            state,
-        }))
+        loop {
+            let Some(written) = self.within(self.0.records.read(session)).await? else {
+                return Ok(None);
+            };
+            let body = decode(&written.record.body)?;
+            if let Some(state) = self.load(session, &body, &written).await? {
+                let progress = progress(&body);
+                return Ok(Some(Snapshot { progress, state }));
+            }
+        }
     }
 
     /// Ends a session, whoever runs it, and drops its state. False when there is none.
@@ -295,7 +358,7 @@ impl SessionStore {
                 expected: Some(written.revision),
                 record: None,
                 server: &self.0.server,
-                reserved: &[],
+                reservation: None,
             };
             match self.within(self.0.records.write(change)).await {
                 Ok(outcome) => self.delete(outcome.condemned),
@@ -311,7 +374,6 @@ impl SessionStore {
     /// # Errors
     /// As [`Self::create`].
     pub async fn lend(&self, blob: Bytes) -> Result<BlobId, StoreError> {
-        let size = blob.len() as u64;
         let hashed = blob.clone();
         let id = tokio::task::spawn_blocking(move || BlobId::of(&hashed))
             .await
@@ -322,13 +384,12 @@ impl SessionStore {
             start_frame: 0,
             state: None,
         };
-        let record = Record {
+        let draft = Draft {
             owner: None,
-            blobs: vec![BlobRef { id, bytes: size }],
             body: body.encode(),
+            blob: Some((id, blob)),
         };
-        self.write(&SessionId::random(), None, &[], record, Some(blob))
-            .await?;
+        self.write(&SessionId::random(), None, &[], &draft).await?;
         Ok(id)
     }
 
@@ -337,7 +398,10 @@ impl SessionStore {
     /// # Errors
     /// [`StoreError::Missing`] when it has not, and when it does not answer.
     pub async fn blob(&self, id: BlobId) -> Result<Bytes, StoreError> {
-        self.within(self.0.blobs.get(id)).await
+        match self.within(self.0.records.locate(id)).await? {
+            Some(key) => self.within(self.0.blobs.get(key)).await,
+            None => Err(StoreError::Missing(id)),
+        }
     }
 
     /// Writes the first record of a session.
@@ -354,52 +418,38 @@ impl SessionStore {
             start_frame: 0,
             state: state.map(|state| state.header_bytes().to_vec()),
         };
-        let blobs = match state {
-            Some(state) => vec![self.blob_ref(state).await?],
-            None => Vec::new(),
+        let blob = match state {
+            Some(state) => Some((BlobId::of_state(state), state.blob_bytes())),
+            None => None,
         };
-        let record = Record {
+        let draft = Draft {
             owner: owned.then(|| self.0.server.clone()),
-            blobs,
             body: body.encode(),
+            blob,
         };
-        let blob = state.map(State::blob_bytes);
-        let (revision, record) = self.write(session, None, &[], record, blob).await?;
+        let (revision, blobs) = self.write(session, None, &[], &draft).await?;
         Ok(Stored {
             revision,
             body,
-            blobs: record.blobs,
+            blobs,
         })
     }
 
-    /// Writes a record of a session that this server runs, or that nobody runs. `known`: the blobs of the record that it
-    /// replaces, which are in the store already.
+    /// Writes a record. `known`: the blobs of the record that it replaces, which are in the store already.
     async fn write(
         &self,
         session: &SessionId,
         expected: Option<Revision>,
         known: &[BlobRef],
-        record: Record,
-        blob: Option<Bytes>,
-    ) -> Result<(Revision, Record), StoreError> {
-        let new: Vec<BlobId> = record
-            .blobs
-            .iter()
-            .filter(|blob| !known.contains(blob))
-            .map(|blob| blob.id)
-            .collect();
-        let deadline = Instant::now() + CONDEMNED_TIMEOUT;
+        draft: &Draft,
+    ) -> Result<(Revision, Vec<BlobRef>), StoreError> {
+        let mut tries = 0;
         loop {
-            match self
-                .try_write(session, expected, &new, &record, blob.clone())
-                .await
-            {
-                // Somebody deletes the blob, or took this server for dead and its reservation back.
-                Err(StoreError::Condemned) if Instant::now() < deadline => {
-                    sleep(CONDEMNED_PAUSE).await;
-                }
-                Err(error) => return Err(error),
-                Ok(revision) => return Ok((revision, record)),
+            tries += 1;
+            match self.try_write(session, expected, known, draft).await {
+                // This server was stopped for a while.
+                Err(StoreError::Unreserved) if tries < MAX_RESERVATIONS => {}
+                done => return done,
             }
         }
     }
@@ -408,39 +458,79 @@ impl SessionStore {
         &self,
         session: &SessionId,
         expected: Option<Revision>,
-        new: &[BlobId],
-        record: &Record,
-        blob: Option<Bytes>,
-    ) -> Result<Revision, StoreError> {
-        let records = &self.0.records;
-        if !new.is_empty() {
-            self.within(records.reserve(&self.0.server, new)).await?;
-        }
-        let written = async {
-            if let (Some(id), Some(blob)) = (new.first(), blob) {
-                self.within(self.0.blobs.put(*id, blob)).await?;
-            }
-            let change = Change {
-                session,
-                expected,
-                record: Some(record),
-                server: &self.0.server,
-                reserved: new,
-            };
-            self.within(records.write(change)).await
-        };
-        match written.await {
-            Ok(outcome) => {
-                self.delete(outcome.condemned);
-                Ok(outcome.revision)
-            }
-            Err(error) => {
-                if !new.is_empty() {
-                    self.chore(Chore::Unreserve(new.to_vec()));
+        known: &[BlobRef],
+        draft: &Draft,
+    ) -> Result<(Revision, Vec<BlobRef>), StoreError> {
+        let mut reservation = None;
+        let mut blobs = Vec::new();
+        if let Some((id, bytes)) = &draft.blob {
+            let key = match known.iter().find(|blob| blob.key.id == *id) {
+                Some(blob) => blob.key,
+                None => {
+                    let (reserved, key) = self.reserve(*id).await?;
+                    reservation = Some(self.put(reserved, key, bytes.clone()).await?);
+                    key
                 }
-                Err(error)
-            }
+            };
+            let bytes = bytes.len() as u64;
+            blobs.push(BlobRef { key, bytes });
         }
+        let record = Record {
+            owner: draft.owner.clone(),
+            blobs: blobs.clone(),
+            body: draft.body.clone(),
+        };
+        let change = Change {
+            session,
+            expected,
+            record: Some(&record),
+            server: &self.0.server,
+            reservation: reservation.as_ref().map(|reservation| reservation.id),
+        };
+        let outcome = self.within(self.0.records.write(change)).await?;
+        if let Some(reservation) = &mut reservation {
+            reservation.used = true;
+        }
+        self.delete(outcome.condemned);
+        Ok((outcome.revision, blobs))
+    }
+
+    async fn reserve(&self, blob: BlobId) -> Result<(Reservation, BlobKey), StoreError> {
+        let id = ReservationId(self.0.reservations.fetch_add(1, Ordering::Relaxed));
+        let mut reservation = Reservation {
+            store: self.clone(),
+            id,
+            blob: None,
+            used: false,
+        };
+        let blobs = [blob];
+        let reserving = self.0.records.reserve(&self.0.server, id, &blobs);
+        let keys = self.within(reserving).await?;
+        let key = keys.first().copied();
+        let key = key.ok_or_else(|| StoreError::Corrupt("nothing was reserved".to_owned()))?;
+        reservation.blob = Some(key);
+        Ok((reservation, key))
+    }
+
+    /// Puts a blob that is reserved. The reservation outlives whoever waits here: what is still being put when it ends
+    /// would be deleted before it is there.
+    async fn put(
+        &self,
+        reservation: Reservation,
+        key: BlobKey,
+        bytes: Bytes,
+    ) -> Result<Reservation, StoreError> {
+        let (done, is_done) = oneshot::channel();
+        let blobs = self.0.blobs.clone();
+        let putting = async move {
+            let outcome = blobs.put(key, bytes).await;
+            // When nobody waits any more, this drops the reservation.
+            let _ = done.send((reservation, outcome));
+        };
+        self.0.puts.spawn(putting.in_current_span());
+        let waited = async { is_done.await.map_err(StoreError::unavailable) };
+        let (reservation, outcome) = self.within(waited).await?;
+        outcome.map(|()| reservation)
     }
 
     /// Writes what the session was last to be stored as, with that owner, as far as the store does not have it.
@@ -457,26 +547,29 @@ impl SessionStore {
             start_frame: progress.start_frame,
             state: state.as_ref().map(|state| state.header_bytes().to_vec()),
         };
-        let blobs = match &state {
-            _ if body == stored.body => stored.blobs.clone(),
-            Some(state) => vec![self.blob_ref(state).await?],
-            None => Vec::new(),
+        if body == stored.body && owner.is_some() {
+            return Ok(());
+        }
+        let blob = match (&state, stored.blobs.first()) {
+            (None, _) => None,
+            (Some(state), Some(blob)) if body == stored.body => {
+                Some((blob.key.id, state.blob_bytes()))
+            }
+            (Some(state), _) => Some((BlobId::of_state(state), state.blob_bytes())),
         };
-        let record = Record {
+        let draft = Draft {
             owner,
-            blobs,
             body: body.encode(),
+            blob,
         };
         loop {
             let (session, expected) = (&held.session, Some(stored.revision));
-            let blob = state.as_ref().map(State::blob_bytes);
-            let written = self.write(session, expected, &stored.blobs, record.clone(), blob);
-            match written.await {
-                Ok((revision, record)) => {
+            match self.write(session, expected, &stored.blobs, &draft).await {
+                Ok((revision, blobs)) => {
                     *stored = Stored {
                         revision,
                         body,
-                        blobs: record.blobs,
+                        blobs,
                     };
                     return Ok(());
                 }
@@ -498,8 +591,7 @@ impl SessionStore {
         stored: &mut Stored,
     ) -> Result<bool, StoreError> {
         let written = self.within(self.0.records.read(&held.session)).await?;
-        let is_current =
-            (self.held().get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held));
+        let is_current = self.holds(held);
         match written {
             Some(written)
                 if is_current && written.record.owner.as_ref() == Some(&self.0.server) =>
@@ -518,48 +610,52 @@ impl SessionStore {
         }
     }
 
-    /// The state that a record names. Of a session that runs here it is at hand.
+    /// The state that a record names, of a session that runs here the one that is at hand; none when the record is not
+    /// the session's any more: read it again.
     async fn load(
         &self,
         session: &SessionId,
         body: &StoredSession,
-        blobs: &[BlobRef],
-    ) -> Result<Option<State>, StoreError> {
+        written: &Written,
+    ) -> Result<Option<Option<State>>, StoreError> {
         let Some(header) = &body.state else {
-            return Ok(None);
+            return Ok(Some(None));
         };
         let held = self.held().get(session).cloned();
         if let Some(held) = held
             && let Some(state) = held.latest().state
             && state.header_bytes() == header
         {
-            return Ok(Some(state));
+            return Ok(Some(Some(state)));
         }
         let corrupt = |what: String| StoreError::Corrupt(format!("session {session}: {what}"));
-        let Some(blob) = blobs.first() else {
+        let Some(blob) = written.record.blobs.first() else {
             return Err(corrupt("it has a state and no blob".to_owned()));
         };
-        let bytes = self.within(self.0.blobs.get(blob.id)).await?;
+        let bytes = match self.within(self.0.blobs.get(blob.key)).await {
+            Err(StoreError::Missing(id)) => {
+                let now = self.within(self.0.records.read(session)).await?;
+                return match now {
+                    Some(now) if now.revision == written.revision => Err(StoreError::Missing(id)),
+                    _ => Ok(None),
+                };
+            }
+            got => got?,
+        };
         let header = header.clone();
-        let state = tokio::task::spawn_blocking(move || State::from_stored(header, &bytes)).await;
+        let name = blob.key.id;
+        let state =
+            tokio::task::spawn_blocking(move || State::from_stored(header, name, &bytes)).await;
         match state {
-            Ok(Ok(state)) => Ok(Some(state)),
+            Ok(Ok(state)) => Ok(Some(Some(state))),
             Ok(Err(error)) => Err(corrupt(error.to_string())),
             Err(panic) => Err(corrupt(panic.to_string())),
         }
     }
 
-    async fn blob_ref(&self, state: &State) -> Result<BlobRef, StoreError> {
-        let bytes = state.blob().len() as u64;
-        let id = if state.blob().len() < LARGE_BLOB_BYTES {
-            BlobId::of(state.blob())
-        } else {
-            let state = state.clone();
-            tokio::task::spawn_blocking(move || BlobId::of(state.blob()))
-                .await
-                .map_err(StoreError::unavailable)?
-        };
-        Ok(BlobRef { id, bytes })
+    /// Whether this server still runs the session.
+    fn holds(&self, held: &Arc<Held>) -> bool {
+        (self.held().get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held))
     }
 
     fn hold(&self, held: Arc<Held>) -> Lease {
@@ -593,18 +689,22 @@ impl SessionStore {
         }
     }
 
-    fn delete(&self, condemned: Vec<BlobId>) {
+    fn delete(&self, condemned: Vec<BlobKey>) {
         if !condemned.is_empty() {
             self.chore(Chore::Delete(condemned));
         }
     }
 
     fn chore(&self, chore: Chore) {
-        self.chores().push(chore);
+        let mut chores = self.chores();
+        let number = chores.next;
+        chores.next += 1;
+        chores.waiting.insert(number, Arc::new(chore));
+        drop(chores);
         self.0.chore_added.notify_one();
     }
 
-    fn chores(&self) -> MutexGuard<'_, Vec<Chore>> {
+    fn chores(&self) -> MutexGuard<'_, Chores> {
         self.0.chores.lock().expect("no holder of this lock panics")
     }
 
@@ -623,6 +723,10 @@ impl fmt::Debug for SessionStore {
 }
 
 impl Held {
+    fn accepts(&self, token: &ResumeToken) -> bool {
+        blake3::Hash::from_bytes(self.token_hash) == token.hash()
+    }
+
     fn latest(&self) -> Snapshot {
         self.latest
             .lock()
@@ -641,8 +745,6 @@ pub struct LeaseWriter {
 impl LeaseWriter {
     /// Stores what the session has become, in place of what was stored before. Writes of one session follow each other.
     ///
-    /// Must be run to its end, or a blob may stay reserved until this server ends.
-    ///
     /// # Errors
     /// [`StoreError::Stale`] when the session was resumed elsewhere or dropped; any other may pass.
     pub async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
@@ -652,7 +754,11 @@ impl LeaseWriter {
             state: Some(state),
         };
         let mut stored = held.stored.lock().await;
-        let owner = Some(store.0.server.clone());
+        if held.lost.is_cancelled() {
+            return Err(StoreError::Stale);
+        }
+        // The session may have ended and been released while its last state was on its way.
+        let owner = store.holds(&held).then(|| store.0.server.clone());
         store.write_latest(&held, &mut stored, owner).await
     }
 }
@@ -673,7 +779,7 @@ impl Lease {
 
     /// The session is over: its state goes.
     pub fn end_session(&mut self) {
-        let chore = Chore::Drop(self.held.session.clone());
+        let chore = Chore::Drop(self.held.clone());
         self.end(chore);
     }
 

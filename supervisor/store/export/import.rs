@@ -10,7 +10,7 @@ use fastvideo_proto::client::ContinuationState;
 use fastvideo_proto::state::{
     Dtype, FramesLayout, LTX2_V1, MAX_AUDIO_ELEMENTS, MAX_BLOB_BYTES, MAX_FRAMES, MAX_INTEGER,
     MAX_METADATA_BYTES, MAX_METADATA_DEPTH, POSITION_OFFSETS, SAMPLE_RATES, STRENGTHS, StateHeader,
-    TensorLayout, blob_checksum, json_depth,
+    TensorLayout, blob_hash, json_depth,
 };
 use ipc_channel::ipc::IpcSharedMemory;
 use safetensors::SafeTensors;
@@ -125,7 +125,7 @@ pub fn import(
         header.audio_latents = Some(layout);
         blob.extend_from_slice(data);
     }
-    header.blob_crc32 = blob_checksum(&blob);
+    header.blob_hash = blob_hash(&blob);
     let header_bytes = header.encode();
     Ok(State::new(
         header,
@@ -136,7 +136,7 @@ pub fn import(
 
 /// A state in its public form, its tensors not read yet.
 struct Envelope<'a> {
-    /// Without layouts and checksum.
+    /// Without layouts and hash.
     header: StateHeader,
     video: Option<Video<'a>>,
     audio: Option<Audio<'a>>,
@@ -189,7 +189,7 @@ impl<'a> Envelope<'a> {
             metadata: metadata(&payload)?,
             frames: None,
             audio_latents: None,
-            blob_crc32: 0,
+            blob_hash: [0; 32],
         };
         Ok(Self {
             header,
@@ -613,7 +613,7 @@ mod tests {
                 metadata: "{}".to_owned(),
                 frames: None,
                 audio_latents: None,
-                blob_crc32: 0,
+                blob_hash: [0; 32],
             };
             assert_eq!(state.header(), &defaults, "{payload}");
             assert!(state.blob().is_empty());

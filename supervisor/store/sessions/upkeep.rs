@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::ids::SessionId;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use futures_util::StreamExt;
+use futures_util::stream;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
-use super::{Chore, Held, SessionStore};
+use super::{Chore, Held, SessionStore, Stored};
 use crate::store::StoreError;
-use crate::store::records::{BlobId, Change, Record, Revision, ServerId, Survey};
+use crate::store::records::{BlobKey, Change, Record, Revision, ServerId, Survey};
 
 /// Beats within the time after which a silent server has lost its sessions.
 const BEATS_PER_LEASE: u32 = 3;
@@ -17,8 +19,10 @@ const BEATS_PER_LEASE: u32 = 3;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before a chore is tried again that the store did not answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// A condemned blob that nobody deletes is left alone for this long: somebody may be at it.
+/// A condemned blob is left for this long to the one who has condemned it.
 const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+/// Chores that are done side by side.
+const CHORES_AT_ONCE: usize = 16;
 
 /// Looks after a store until it is dropped.
 #[derive(Debug)]
@@ -31,7 +35,9 @@ pub struct Upkeep {
     /// Since when the store says of each session that this server runs it, which it does not.
     strays: HashMap<SessionId, (Revision, Instant)>,
     /// Since when each blob has been condemned.
-    condemned: HashMap<BlobId, Instant>,
+    condemned: HashMap<BlobKey, Instant>,
+    /// When the store was last seen as a whole.
+    surveyed: Option<Instant>,
 }
 
 impl Upkeep {
@@ -42,6 +48,7 @@ impl Upkeep {
             idle: HashMap::new(),
             strays: HashMap::new(),
             condemned: HashMap::new(),
+            surveyed: None,
         }
     }
 
@@ -56,28 +63,25 @@ impl Upkeep {
                 }
             }
         };
-        let beat_interval = store.config().lease / BEATS_PER_LEASE;
-        let mut beats = interval(beat_interval);
-        let mut sweeps = interval(
-            SWEEP_INTERVAL
-                .min(store.config().resume_ttl)
-                .max(beat_interval),
-        );
-        for ticks in [&mut beats, &mut sweeps] {
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        }
-        let rounds = async {
+        let beating = async {
+            let mut ticks = ticks(beat_interval(&store));
             loop {
-                let done = tokio::select! {
-                    _ = beats.tick() => self.store.beat().await,
-                    _ = sweeps.tick() => self.sweep().await,
-                };
-                if let Err(error) = done {
+                ticks.tick().await;
+                if let Err(error) = store.beat().await {
+                    tracing::warn!(%error, "the store was not told that this server lives");
+                }
+            }
+        };
+        let sweeping = async {
+            let mut ticks = ticks(sweep_interval(&store));
+            loop {
+                ticks.tick().await;
+                if let Err(error) = self.sweep().await {
                     tracing::warn!(%error, "the store is not looked after");
                 }
             }
         };
-        tokio::join!(chores, rounds);
+        tokio::join!(chores, beating, sweeping);
     }
 
     /// Looks for what nobody looks after: sessions of silent servers, states that have been kept for long enough, blobs
@@ -86,6 +90,7 @@ impl Upkeep {
         let store = self.store.clone();
         let survey = store.within(store.0.records.survey()).await?;
         let now = Instant::now();
+        self.skip_blind_time(now);
         let silent = self.silent_servers(&survey, now);
         for server in &silent {
             tracing::warn!(
@@ -142,6 +147,22 @@ impl Upkeep {
         Ok(())
     }
 
+    /// Where the store did not answer, or this server was stopped, nobody could be seen to beat or to resume anything:
+    /// that time counts for nothing.
+    fn skip_blind_time(&mut self, now: Instant) {
+        let pause = (self.surveyed.replace(now)).map_or(Duration::ZERO, |last| now - last);
+        let blind = pause.saturating_sub(2 * sweep_interval(&self.store));
+        if blind.is_zero() {
+            return;
+        }
+        for (_, since) in self.beats.values_mut() {
+            *since = now;
+        }
+        for (_, since) in self.idle.values_mut().chain(self.strays.values_mut()) {
+            *since += blind;
+        }
+    }
+
     /// Servers whose beat has not moved for the length of a lease. One that owns sessions and has no beat has retired.
     fn silent_servers(&mut self, survey: &Survey, now: Instant) -> HashSet<ServerId> {
         let owners = survey
@@ -168,13 +189,17 @@ impl Upkeep {
 }
 
 impl SessionStore {
-    /// Deletes the blobs that no record names. Only for a store that no other server uses, before its first use.
+    /// Takes back what servers have left that live no longer, and deletes the blobs that no record names. Only for a
+    /// store that no other server uses, before its first use.
     ///
     /// # Errors
     /// When the store does not answer.
     pub async fn mend(&self) -> Result<(), StoreError> {
-        let blobs = self.within(self.0.blobs.list()).await?;
-        let unknown = self.within(self.0.records.condemn_unknown(&blobs)).await?;
+        for server in self.0.records.survey().await?.servers.keys() {
+            self.delete(self.0.records.retire(server).await?);
+        }
+        let blobs = self.0.blobs.list().await?;
+        let unknown = self.0.records.condemn_unknown(&blobs).await?;
         if !unknown.is_empty() {
             tracing::info!(blobs = unknown.len(), "blobs deleted that nobody refers to");
             self.delete(unknown);
@@ -183,9 +208,11 @@ impl SessionStore {
     }
 
     /// Does what is left to do and says that this server lives no longer. Gives up after `limit`: the others find out by
-    /// its silence.
+    /// its silence. To be called when upkeep and all sessions have ended.
     pub async fn close(&self, limit: Duration) {
         let closing = async {
+            self.0.puts.close();
+            self.0.puts.wait().await;
             while !self.do_chores().await {
                 sleep(RETRY_PAUSE).await;
             }
@@ -226,24 +253,31 @@ impl SessionStore {
     }
 
     /// Does all chores there are. False when the store did not answer; then what is left is kept.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a chore is there until it is done.
     async fn do_chores(&self) -> bool {
+        let _alone = self.0.doing_chores.lock().await;
         loop {
-            let chores = std::mem::take(&mut *self.chores());
-            if chores.is_empty() {
+            let waiting = self.chores().waiting.clone();
+            if waiting.is_empty() {
                 return true;
             }
-            let mut left = Vec::new();
-            for chore in chores {
-                match self.do_chore(&chore).await {
-                    Ok(()) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "the store is not tidied up yet");
-                        left.push(chore);
-                    }
+            let doing = waiting.into_iter().map(|(number, chore)| async move {
+                let done = self.do_chore(&chore).await;
+                if done.is_ok() {
+                    self.chores().waiting.remove(&number);
                 }
+                done.err()
+            });
+            let mut doing = stream::iter(doing).buffer_unordered(CHORES_AT_ONCE);
+            let (mut left, mut last_error) = (0, None);
+            while let Some(error) = doing.next().await {
+                left += usize::from(error.is_some());
+                last_error = error.or(last_error);
             }
-            if !left.is_empty() {
-                self.chores().extend(left);
+            if let Some(error) = last_error {
+                tracing::warn!(%error, left, "the store is not tidied up yet");
                 return false;
             }
         }
@@ -252,21 +286,33 @@ impl SessionStore {
     async fn do_chore(&self, chore: &Chore) -> Result<(), StoreError> {
         match chore {
             Chore::Release(held) => {
+                let mut stored = held.stored.lock().await;
                 if held.lost.is_cancelled() {
                     return Ok(());
                 }
-                let mut stored = held.stored.lock().await;
                 match self.write_latest(held, &mut stored, None).await {
                     Ok(()) | Err(StoreError::Stale) => {}
+                    // Sessions that nobody runs are the first to go.
+                    Err(StoreError::Full { .. }) => {
+                        tracing::info!(session_id = %held.session, "stored state dropped: the store is full");
+                        self.remove(held, &mut stored).await?;
+                    }
                     Err(error) => return Err(error),
                 }
-                drop(stored);
                 self.let_go(held);
                 Ok(())
             }
-            Chore::Drop(session) => self.drop(session).await.map(drop),
-            Chore::Unreserve(blobs) => {
-                let released = self.0.records.release(&self.0.server, blobs);
+            Chore::Drop(held) => {
+                let mut stored = held.stored.lock().await;
+                if !held.lost.is_cancelled() {
+                    self.remove(held, &mut stored).await?;
+                }
+                self.let_go(held);
+                Ok(())
+            }
+            Chore::Unreserve(reservation, blob) => {
+                let blobs = blob.as_slice();
+                let released = (self.0.records).release(&self.0.server, *reservation, blobs);
                 let condemned = self.within(released).await?;
                 self.delete(condemned);
                 Ok(())
@@ -276,6 +322,31 @@ impl SessionStore {
                     self.within(self.0.blobs.drop(id)).await?;
                 }
                 self.within(self.0.records.forget(blobs)).await
+            }
+        }
+    }
+
+    /// Removes the record of a session that this server runs, unless it runs elsewhere by now.
+    async fn remove(&self, held: &Arc<Held>, stored: &mut Stored) -> Result<(), StoreError> {
+        loop {
+            let change = Change {
+                session: &held.session,
+                expected: Some(stored.revision),
+                record: None,
+                server: &self.0.server,
+                reservation: None,
+            };
+            match self.within(self.0.records.write(change)).await {
+                Ok(outcome) => {
+                    self.delete(outcome.condemned);
+                    return Ok(());
+                }
+                Err(StoreError::Stale) => {
+                    if !self.is_still_ours(held, stored).await? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -304,7 +375,7 @@ impl SessionStore {
             expected: Some(expected),
             record,
             server: &self.0.server,
-            reserved: &[],
+            reservation: None,
         };
         match self.within(self.0.records.write(change)).await {
             Ok(outcome) => {
@@ -315,4 +386,20 @@ impl SessionStore {
             Err(error) => Err(error),
         }
     }
+}
+
+fn beat_interval(store: &SessionStore) -> Duration {
+    store.config().lease / BEATS_PER_LEASE
+}
+
+fn sweep_interval(store: &SessionStore) -> Duration {
+    SWEEP_INTERVAL
+        .min(store.config().resume_ttl)
+        .max(beat_interval(store))
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
