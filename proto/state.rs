@@ -392,6 +392,14 @@ mod tests {
         header.check_blob(&[7; 96]).unwrap();
     }
 
+    /// Written by the first build that had this version: a store may hold such headers for longer than a program lives.
+    #[test]
+    fn header_of_another_build_is_read() {
+        let golden = include_bytes!("../tests/data/state_header_v1");
+        assert_eq!(StateHeader::decode(golden).unwrap(), header());
+        assert_eq!(header().encode(), golden);
+    }
+
     #[test]
     fn every_truncation_is_refused() {
         let bytes = header().encode();
