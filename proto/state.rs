@@ -448,9 +448,12 @@ mod tests {
         assert_eq!(refused.to_string(), expected);
     }
 
+    /// A field of a header.
+    type Of<T> = fn(&mut StateHeader) -> &mut T;
+
     #[test]
     fn numbers_out_of_range_are_refused_by_name() {
-        let integers: [(&str, fn(&mut StateHeader) -> &mut u32); 3] = [
+        let integers: [(&str, Of<u32>); 3] = [
             ("segment_index", |h| &mut h.segment_index),
             ("video_conditioning_frame_idx", |h| {
                 &mut h.video_conditioning_frame_idx
@@ -474,7 +477,7 @@ mod tests {
                 ),
             );
         }
-        let numbers: [(&str, u32, fn(&mut StateHeader) -> &mut f64); 3] = [
+        let numbers: [(&str, u32, Of<f64>); 3] = [
             ("video_conditioning_strength", 1, |h| {
                 &mut h.video_conditioning_strength
             }),

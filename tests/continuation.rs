@@ -319,10 +319,8 @@ fn what_python_wrote_is_read_by_python_again_after_we_had_it() {
 fn picture(index: u64, side: u32) -> String {
     let picture = image::RgbImage::from_fn(side, side, |x, y| {
         image::Rgb([0, 1, 2].map(|c| {
-            let n = u64::from(x) * 73_856_093
-                ^ u64::from(y) * 19_349_663
-                ^ c * 83_492_791
-                ^ index * 49_979_687;
+            let n = (u64::from(x) * 73_856_093) ^ (u64::from(y) * 19_349_663);
+            let n = n ^ (c * 83_492_791) ^ (index * 49_979_687);
             n.wrapping_mul(2_654_435_761).to_le_bytes()[3]
         }))
     });
