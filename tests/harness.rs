@@ -285,6 +285,21 @@ pub(crate) fn command() -> Command {
     Command::new(binary)
 }
 
+/// Python with the packages of `tests/data/requirements.txt`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests start what reads the program's output"
+)]
+pub(crate) fn python() -> Command {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
+    assert!(
+        python.exists(),
+        "{} is missing: make python puts it there (make test does)",
+        python.display()
+    );
+    Command::new(python)
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Client {
