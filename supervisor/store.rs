@@ -18,6 +18,8 @@ pub mod export;
 pub mod open;
 pub mod records;
 pub mod sessions;
+#[cfg(test)]
+mod tests;
 
 pub use sessions::{Lease, Progress, ResumeError, ResumeToken, SessionStore, Snapshot, Upkeep};
 
