@@ -25,6 +25,7 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Row>> {
         1,
         &[
             "--sessions-per-gpu=5000",
+            "--streaming.pool.keep_up=false",
             "--max-sessions=6000",
             "--streaming.session_timeout_seconds=3600",
         ],

@@ -77,6 +77,7 @@ async fn throughput(prerender: bool) -> anyhow::Result<Counted> {
         WORKERS,
         &[
             "--sessions-per-gpu=4",
+            "--streaming.pool.keep_up=false",
             "--default_request.sampling.width=256",
             "--default_request.sampling.height=256",
             "--default_request.sampling.num_frames=24",

@@ -47,6 +47,15 @@ pub struct SessionInit {
     pub single_clip_mode: bool,
     pub stream_mode: StreamMode,
     pub continuation_state: Option<ContinuationState>,
+    pub resume: Option<Resume>,
+}
+
+/// Goes on with a session after its connection was lost, on this server or on another one with the same store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    pub session_id: String,
+    /// `resume_token` of the session's `gpu_assigned`.
+    pub token: String,
 }
 
 /// How media travel: one fragmented MP4 stream per segment, or one JPEG per frame.
@@ -219,6 +228,8 @@ pub enum ServerMessage {
         fps: u32,
         num_frames: u32,
         generation_segment_cap: u32,
+        /// The index of the session's next segment: 0 unless it was resumed.
+        next_segment_idx: u32,
         features: Features,
     },
     #[serde(rename = "ltx2_segment_start")]

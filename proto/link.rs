@@ -14,7 +14,7 @@ use crate::ids::{GpuId, JobId, SessionId};
 
 /// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
 /// a mismatch means that an old binary lies beside a new one.
-pub const LINK_VERSION: u32 = 2;
+pub const LINK_VERSION: u32 = 3;
 
 /// The worker's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub enum Command {
     Cancel { job: JobId },
     /// The client has taken this much of the job's media; see [`media_cost`].
     Credit { job: JobId, cost: u64 },
+    /// The session has left this worker: the state that the worker holds of it is not needed any more.
+    Forget { session: SessionId },
     /// Finish nothing, exit with status 0.
     Shutdown,
 }
@@ -215,11 +217,19 @@ pub struct JobSpec {
     pub start_frame: u64,
     /// A private file with the session's initial image (PNG, JPEG or WebP), for the first segment only.
     pub initial_image: Option<PathBuf>,
-    /// The header of the state that the segment continues from, by [`crate::state::StateHeader::encode`]; its blob
-    /// travels beside the command.
-    pub state: Option<Vec<u8>>,
+    /// The state that the segment continues from.
+    pub state: Option<JobState>,
     /// Media that may be under way before the client has taken any; see [`media_cost`].
     pub window: u64,
+}
+
+/// Where a worker finds the state that a job continues from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobState {
+    /// Its header, by [`crate::state::StateHeader::encode`]; its blob travels beside the command.
+    Sent(Vec<u8>),
+    /// The worker holds it: this job of the same session made it there.
+    Held(JobId),
 }
 
 /// What a media message costs of a job's window: its size, but never less than 16 KiB, so that a window of 16 MiB is
@@ -325,6 +335,9 @@ pub enum JobFailure {
     Refused,
     /// The state that came with the job is damaged or does not fit.
     StateIncompatible,
+    /// The worker does not hold the state that it should; with the state sent along, the job may go well. Only the
+    /// pool sees this.
+    StateNotHeld,
     /// The engine or the encoder failed; trying again may help.
     Failed,
 }

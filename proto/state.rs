@@ -2,7 +2,9 @@
 //! one blob with the raw bytes of the trailing frames followed by those of the audio latents.
 //!
 //! The header is the only place where bincode is used. The form that clients see (`{kind, payload}` with PNG and
-//! base64) is made from this one in `supervisor/store`.
+//! base64) is made from this one in `supervisor/store`, within the same limits: what can be exported can come back.
+
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,25 @@ const VERSION: u16 = 1;
 const MAX_HEADER_BYTES: usize = 1 << 20;
 /// 64 frames of 4096x2176 and their sound.
 pub const MAX_BLOB_BYTES: u64 = 2 << 30;
+/// LTX-2 conditions on 9; nothing sensible comes near this.
+pub const MAX_FRAMES: u32 = 64;
+/// Of a frame, in pixels.
+const MAX_SIDE: u32 = 16_384;
+/// 32 MiB in bf16, where LTX-2 carries a few KiB.
+pub const MAX_AUDIO_ELEMENTS: u64 = 16 << 20;
+/// `[B, C, T, mel]`.
+pub const AUDIO_RANK: usize = 4;
+/// As JSON text: the sound's end takes 22 KiB of it.
+pub const MAX_METADATA_BYTES: usize = 256 << 10;
+/// Objects and lists within one another, the metadata object included.
+pub const MAX_METADATA_DEPTH: usize = 32;
+/// Integers of the public form are signed 32 bit numbers elsewhere.
+pub const MAX_INTEGER: u32 = i32::MAX as u32;
+/// In Hz.
+pub const SAMPLE_RATES: RangeInclusive<u32> = 8_000..=192_000;
+pub const STRENGTHS: RangeInclusive<f64> = 0.0..=1.0;
+/// In seconds. Positions are only ever shifted forward, by less than a segment.
+pub const POSITION_OFFSETS: RangeInclusive<f64> = 0.0..=86_400.0;
 
 /// All of a state but its large tensors. Field meanings follow FastVideo's `LTX2ContinuationState`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,8 +59,8 @@ pub struct StateHeader {
     pub frames: Option<FramesLayout>,
     /// `[B, C, T, mel]`, after the frames.
     pub audio_latents: Option<TensorLayout>,
-    /// CRC-32 of the blob.
-    pub blob_crc32: u32,
+    /// BLAKE3 hash of the blob, which is also its name in a store.
+    pub blob_hash: [u8; 32],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +95,33 @@ impl TensorLayout {
             .iter()
             .fold(self.dtype.bytes(), |n, &d| n.saturating_mul(d))
     }
+
+    /// Numbers in the tensor; saturates.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().fold(1, |n, &d| n.saturating_mul(d))
+    }
+
+    /// Checks that this can be the layout of audio latents.
+    ///
+    /// # Errors
+    /// When the rank is not [`AUDIO_RANK`], or there is no element or more than [`MAX_AUDIO_ELEMENTS`].
+    pub fn check_audio(&self) -> Result<(), StateError> {
+        let sizes = 1..=MAX_AUDIO_ELEMENTS;
+        // Each size too: a product that saturates times a zero would be zero, not too large.
+        let sized = self.shape.iter().all(|dim| sizes.contains(dim));
+        if self.shape.len() == AUDIO_RANK && sized && sizes.contains(&self.elements()) {
+            return Ok(());
+        }
+        let given = match self.shape.get(..2 * AUDIO_RANK) {
+            Some(_) => format!("{} dimensions", self.shape.len()),
+            None => format!("{:?}", self.shape),
+        };
+        Err(StateError::Field {
+            field: "audio_latents.shape",
+            expected: format!("[B, C, T, mel] of 1 to {MAX_AUDIO_ELEMENTS} elements"),
+            given,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,12 +154,18 @@ pub enum StateError {
     Header(#[from] bincode::error::DecodeError),
     #[error("state header has {0} bytes after its end")]
     Trailing(usize),
+    #[error("state field `{field}`: expected {expected}, got {given}")]
+    Field {
+        field: &'static str,
+        expected: String,
+        given: String,
+    },
     #[error("state blob is {actual} bytes, its header says {expected}")]
     BlobSize { expected: u64, actual: u64 },
     #[error("state blob would be {0} bytes, limit is {MAX_BLOB_BYTES}")]
     BlobLimit(u64),
-    #[error("state blob is damaged: its checksum does not match")]
-    Checksum,
+    #[error("state blob is damaged: its bytes are others")]
+    Hash,
 }
 
 impl StateHeader {
@@ -140,8 +194,8 @@ impl StateHeader {
     /// Reads what [`Self::encode`] wrote.
     ///
     /// # Errors
-    /// When the bytes are not a header of this version, or are longer or shorter than one, or describe a blob above
-    /// [`MAX_BLOB_BYTES`].
+    /// When the bytes are not a header of this version, or are longer or shorter than one, or hold a field that
+    /// [`Self::check`] refuses.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         if bytes.len() > MAX_HEADER_BYTES {
             return Err(StateError::HeaderSize(bytes.len()));
@@ -157,10 +211,64 @@ impl StateHeader {
         if read != rest.len() {
             return Err(StateError::Trailing(rest.len() - read));
         }
-        match header.blob_bytes() {
-            n if n > MAX_BLOB_BYTES => Err(StateError::BlobLimit(n)),
-            _ => Ok(header),
+        header.check()?;
+        Ok(header)
+    }
+
+    /// Checks every field against its limits, so that a model can be given them and an export can carry them.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range, or the blob's size when it would be above [`MAX_BLOB_BYTES`].
+    pub fn check(&self) -> Result<(), StateError> {
+        for (field, value) in [
+            ("segment_index", self.segment_index),
+            (
+                "video_conditioning_frame_idx",
+                self.video_conditioning_frame_idx,
+            ),
+            (
+                "audio_conditioning_num_frames",
+                self.audio_conditioning_num_frames,
+            ),
+        ] {
+            within(field, value, &(0..=MAX_INTEGER))?;
         }
+        if let Some(rate) = self.audio_sample_rate {
+            within("audio_sample_rate", rate, &SAMPLE_RATES)?;
+        }
+        // No range holds NaN.
+        for (field, value, range) in [
+            (
+                "video_conditioning_strength",
+                self.video_conditioning_strength,
+                &STRENGTHS,
+            ),
+            (
+                "audio_conditioning_strength",
+                self.audio_conditioning_strength,
+                &STRENGTHS,
+            ),
+            (
+                "video_position_offset_sec",
+                self.video_position_offset_sec,
+                &POSITION_OFFSETS,
+            ),
+        ] {
+            within(field, value, range)?;
+        }
+        if let Some(frames) = &self.frames {
+            within("frames.count", frames.count, &(1..=MAX_FRAMES))?;
+            within("frames.height", frames.height, &(1..=MAX_SIDE))?;
+            within("frames.width", frames.width, &(1..=MAX_SIDE))?;
+        }
+        if let Some(latents) = &self.audio_latents {
+            latents.check_audio()?;
+        }
+        let blob_bytes = self.blob_bytes();
+        if blob_bytes > MAX_BLOB_BYTES {
+            return Err(StateError::BlobLimit(blob_bytes));
+        }
+        check_metadata(&self.metadata)
     }
 
     /// Checks the size of the blob that came with this header, without reading it.
@@ -176,23 +284,78 @@ impl StateHeader {
         }
     }
 
-    /// Checks size and checksum of the blob that came with this header.
+    /// Checks size and hash of the blob that came with this header.
     ///
     /// # Errors
     /// When either is not what the header says.
     pub fn check_blob(&self, blob: &[u8]) -> Result<(), StateError> {
         self.check_blob_size(blob.len())?;
-        if blob_checksum(blob) == self.blob_crc32 {
+        if blob_hash(blob) == self.blob_hash {
             Ok(())
         } else {
-            Err(StateError::Checksum)
+            Err(StateError::Hash)
         }
     }
 }
 
-/// The checksum that a header carries of its blob.
-pub fn blob_checksum(blob: &[u8]) -> u32 {
-    crc32fast::hash(blob)
+fn within<T: PartialOrd + std::fmt::Display>(
+    field: &'static str,
+    value: T,
+    range: &RangeInclusive<T>,
+) -> Result<(), StateError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(StateError::Field {
+        field,
+        expected: format!("a number from {} to {}", range.start(), range.end()),
+        given: value.to_string(),
+    })
+}
+
+fn check_metadata(text: &str) -> Result<(), StateError> {
+    let wrong = |expected: String, given: String| StateError::Field {
+        field: "metadata",
+        expected,
+        given,
+    };
+    if text.len() > MAX_METADATA_BYTES {
+        return Err(wrong(
+            format!("at most {MAX_METADATA_BYTES} bytes of JSON"),
+            format!("{} bytes", text.len()),
+        ));
+    }
+    let value: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| wrong("JSON".to_owned(), error.to_string()))?;
+    if !value.is_object() {
+        return Err(wrong(
+            "an object".to_owned(),
+            format!("{} bytes of other JSON", text.len()),
+        ));
+    }
+    let depth = json_depth(&value);
+    if depth > MAX_METADATA_DEPTH {
+        return Err(wrong(
+            format!("at most {MAX_METADATA_DEPTH} levels"),
+            format!("{depth} levels"),
+        ));
+    }
+    Ok(())
+}
+
+/// How many objects and lists lie within one another. Recurses as deep; JSON that was parsed has at most 128 levels.
+pub fn json_depth(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    match value {
+        Value::Array(list) => 1 + list.iter().map(json_depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(json_depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+/// The hash that a header carries of its blob.
+pub fn blob_hash(blob: &[u8]) -> [u8; 32] {
+    *blake3::hash(blob).as_bytes()
 }
 
 #[cfg(test)]
@@ -218,7 +381,7 @@ mod tests {
                 dtype: Dtype::Bf16,
                 shape: vec![1, 2, 3, 4],
             }),
-            blob_crc32: blob_checksum(&[7; 96]),
+            blob_hash: blob_hash(&[7; 96]),
         }
     }
 
@@ -257,7 +420,7 @@ mod tests {
         ));
         assert!(matches!(
             header().check_blob(&[8; 96]),
-            Err(StateError::Checksum)
+            Err(StateError::Hash)
         ));
         assert!(matches!(
             header().check_blob(&[7; 95]),
@@ -266,15 +429,194 @@ mod tests {
                 actual: 95
             })
         ));
-        let mut huge = header();
-        huge.frames = Some(FramesLayout {
-            count: u32::MAX,
-            height: u32::MAX,
-            width: u32::MAX,
-        });
+    }
+
+    /// What is refused of a header once `change` was made to it.
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut StateHeader), expected: &str) {
+        let mut header = header();
+        change(&mut header);
+        let refused = StateHeader::decode(&header.encode()).unwrap_err();
+        assert_eq!(refused.to_string(), expected);
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused_by_name() {
+        let integers: [(&str, fn(&mut StateHeader) -> &mut u32); 3] = [
+            ("segment_index", |h| &mut h.segment_index),
+            ("video_conditioning_frame_idx", |h| {
+                &mut h.video_conditioning_frame_idx
+            }),
+            ("audio_conditioning_num_frames", |h| {
+                &mut h.audio_conditioning_num_frames
+            }),
+        ];
+        for (field, of) in integers {
+            let expected = "expected a number from 0 to 2147483647, got 2147483648";
+            check(
+                |h| *of(h) = 1 << 31,
+                &format!("state field `{field}`: {expected}"),
+            );
+        }
+        for rate in [0, 7_999, 192_001, u32::MAX] {
+            check(
+                |h| h.audio_sample_rate = Some(rate),
+                &format!(
+                    "state field `audio_sample_rate`: expected a number from 8000 to 192000, got {rate}"
+                ),
+            );
+        }
+        let numbers: [(&str, u32, fn(&mut StateHeader) -> &mut f64); 3] = [
+            ("video_conditioning_strength", 1, |h| {
+                &mut h.video_conditioning_strength
+            }),
+            ("audio_conditioning_strength", 1, |h| {
+                &mut h.audio_conditioning_strength
+            }),
+            ("video_position_offset_sec", 86_400, |h| {
+                &mut h.video_position_offset_sec
+            }),
+        ];
+        for (field, limit, of) in numbers {
+            for bad in [
+                f64::NAN,
+                f64::INFINITY,
+                f64::NEG_INFINITY,
+                -0.01,
+                f64::from(limit) + 0.01,
+            ] {
+                check(
+                    |h| *of(h) = bad,
+                    &format!(
+                        "state field `{field}`: expected a number from 0 to {limit}, got {bad}"
+                    ),
+                );
+            }
+            let mut fine = header();
+            *of(&mut fine) = f64::from(limit);
+            StateHeader::decode(&fine.encode()).unwrap();
+        }
+    }
+
+    #[test]
+    fn layouts_out_of_range_are_refused_by_name() {
+        let frames = |count, height, width| {
+            move |h: &mut StateHeader| {
+                h.frames = Some(FramesLayout {
+                    count,
+                    height,
+                    width,
+                });
+            }
+        };
+        for count in [0, 65, u32::MAX] {
+            check(
+                frames(count, 2, 2),
+                &format!("state field `frames.count`: expected a number from 1 to 64, got {count}"),
+            );
+        }
+        for side in [0, 16_385, u32::MAX] {
+            let expected = format!("expected a number from 1 to 16384, got {side}");
+            check(
+                frames(1, side, 2),
+                &format!("state field `frames.height`: {expected}"),
+            );
+            check(
+                frames(1, 2, side),
+                &format!("state field `frames.width`: {expected}"),
+            );
+        }
+        check(
+            frames(64, 16_384, 16_384),
+            "state blob would be 51539607600 bytes, limit is 2147483648",
+        );
+        let cases: [(&[u64], &str); 7] = [
+            (&[], "[]"),
+            (&[1, 2, 3], "[1, 2, 3]"),
+            (&[1, 2, 3, 4, 5], "[1, 2, 3, 4, 5]"),
+            (&[1; 9], "9 dimensions"),
+            (&[1, 8, 0, 16], "[1, 8, 0, 16]"),
+            (&[1, 8, 131_073, 16], "[1, 8, 131073, 16]"),
+            (
+                &[u64::MAX, u64::MAX, u64::MAX, 0],
+                "[18446744073709551615, 18446744073709551615, 18446744073709551615, 0]",
+            ),
+        ];
+        for (shape, given) in cases {
+            let layout = TensorLayout {
+                dtype: Dtype::F32,
+                shape: shape.to_vec(),
+            };
+            check(
+                |h| h.audio_latents = Some(layout),
+                &format!(
+                    "state field `audio_latents.shape`: expected [B, C, T, mel] of 1 to 16777216 elements, \
+                     got {given}"
+                ),
+            );
+        }
+    }
+
+    #[test]
+    fn metadata_that_is_no_small_object_is_refused() {
+        let metadata = |text: &str, expected: &str| {
+            check(
+                |h| h.metadata = text.to_owned(),
+                &format!("state field `metadata`: expected {expected}"),
+            );
+        };
+        metadata("", "JSON, got EOF while parsing a value at line 1 column 0");
+        metadata(
+            "{",
+            "JSON, got EOF while parsing an object at line 1 column 1",
+        );
+        metadata("[1]", "an object, got 3 bytes of other JSON");
+        metadata("null", "an object, got 4 bytes of other JSON");
+        metadata(
+            r#"{"x":NaN}"#,
+            "JSON, got expected value at line 1 column 6",
+        );
+        metadata(
+            r#"{"x":1e999}"#,
+            "JSON, got number out of range at line 1 column 10",
+        );
+        metadata("{} {}", "JSON, got trailing characters at line 1 column 4");
+        metadata(
+            &format!(r#"{{"x":"{}"}}"#, "y".repeat(MAX_METADATA_BYTES)),
+            "at most 262144 bytes of JSON, got 262152 bytes",
+        );
+        let nested = |levels: usize| {
+            let lists = levels - 1;
+            format!(r#"{{"x":{}{}}}"#, "[".repeat(lists), "]".repeat(lists))
+        };
+        metadata(&nested(33), "at most 32 levels, got 33 levels");
+        metadata(
+            &nested(100_000),
+            "JSON, got recursion limit exceeded at line 1 column 132",
+        );
+        let mut fine = header();
+        fine.metadata = nested(32);
+        StateHeader::decode(&fine.encode()).unwrap();
+    }
+
+    #[test]
+    fn header_of_another_kind_of_bytes_is_refused() {
+        let huge = vec![0; MAX_HEADER_BYTES + 1];
         assert!(matches!(
-            StateHeader::decode(&huge.encode()),
-            Err(StateError::BlobLimit(_))
+            StateHeader::decode(&huge),
+            Err(StateError::HeaderSize(1_048_577))
+        ));
+        assert!(matches!(
+            StateHeader::decode(b"PK\x03\x04....."),
+            Err(StateError::Magic)
+        ));
+        // A length of 2^60 for the metadata: refused before it is allocated.
+        let mut fields = header().encode();
+        let at = fields.windows(3).position(|w| w == b"\x02{}").unwrap();
+        fields.splice(at..=at, [&[253][..], &(1_u64 << 60).to_le_bytes()].concat());
+        assert!(matches!(
+            StateHeader::decode(&fields),
+            Err(StateError::Header(_))
         ));
     }
 }

@@ -1,8 +1,11 @@
 //! The front door: WebSocket sessions, health, status, and the built-in page.
 //!
-//! `stream` carries a session over a WebSocket, `status` answers probes and operators, `page` is what a browser gets.
+//! `stream` carries a session over a WebSocket, `status` answers probes, `sessions` and `workers` take operators' orders,
+//! `page` is what a browser gets.
 
 use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,13 +16,16 @@ use axum::routing::get;
 use axum::serve::ListenerExt;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::session::{Context, Registry, RelayLatency};
 
 mod page;
+mod sessions;
 mod status;
 mod stream;
+mod workers;
 
 /// Where and how clients are let in.
 #[derive(Clone, Debug)]
@@ -43,6 +49,8 @@ pub struct App {
     relay_latency: RelayLatency,
     /// Holds one token for each WebSocket connection.
     pub(crate) connections: TaskTracker,
+    /// Rings when an operator wants the server to go away.
+    pub(crate) drain_asked: Arc<Notify>,
 }
 
 impl App {
@@ -54,6 +62,7 @@ impl App {
             registry: Registry::default(),
             relay_latency: RelayLatency::default(),
             connections: TaskTracker::new(),
+            drain_asked: Arc::default(),
         }
     }
 }
@@ -75,13 +84,17 @@ pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
             tracing::debug!(%error, "cannot disable Nagle's algorithm");
         }
     });
-    axum::serve(listener, router(app)).await
+    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).await
 }
 
 fn router(app: App) -> Router {
+    let max_body_bytes = app.max_message_bytes;
     Router::new()
         .route("/v1/stream", get(stream::upgrade))
         .merge(status::routes())
+        .merge(sessions::routes(max_body_bytes))
+        .merge(workers::routes())
         .merge(page::routes())
         .fallback(async || {
             error(

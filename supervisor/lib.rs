@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
 use crate::session::{Context, Drain};
@@ -35,6 +36,7 @@ pub struct Config {
 
 /// After the grace period, how long connections may take to say good-bye.
 const FAREWELL: Duration = Duration::from_secs(5);
+const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -79,6 +81,7 @@ pub async fn serve(
 
     let mut upkeep = tokio::task::JoinSet::new();
     upkeep.spawn(Upkeep::new(store.clone()).run());
+    let writes = TaskTracker::new();
     let (drain, drain_seen) = watch::channel(Drain::No);
     let pool = Pool::start(config.pool);
     let app = http::App::new(
@@ -88,14 +91,17 @@ pub async fn serve(
             pool: pool.clone(),
             store: store.clone(),
             drain: drain_seen,
+            writes: writes.clone(),
         },
     );
     let connections = app.connections.clone();
+    let drain_asked = app.drain_asked.clone();
     let mut server = tokio::task::JoinSet::new();
     server.spawn(http::serve(listener, app));
 
     let broken = tokio::select! {
         () = signals.next() => None,
+        () = drain_asked.notified() => None,
         ended = server.join_next() => Some(ended),
     };
     if let Some(ended) = broken {
@@ -120,11 +126,7 @@ pub async fn serve(
         tracing::warn!("second signal: stopping at once");
         drain.send_replace(Drain::Until(Instant::now()));
         pool.stop_now();
-        let _ = timeout_at(
-            Instant::now() + Duration::from_millis(500),
-            connections.wait(),
-        )
-        .await;
+        let _ = timeout(HURRIED_FAREWELL, connections.wait()).await;
     }
     tokio::select! {
         () = pool.stop() => {}
@@ -133,8 +135,16 @@ pub async fn serve(
             pool.stop().await;
         }
     }
+    let farewell = match hurried {
+        true => HURRIED_FAREWELL,
+        false => FAREWELL,
+    };
+    writes.close();
+    if timeout(farewell, writes.wait()).await.is_err() {
+        tracing::warn!("not all states could be stored");
+    }
     upkeep.shutdown().await;
-    store.close(FAREWELL).await;
+    store.close(farewell).await;
     tracing::info!("stopped");
     Ok(())
 }

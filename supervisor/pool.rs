@@ -1,7 +1,8 @@
 //! Worker processes: one per GPU, started, watched, restarted; and which session each of them serves.
 //!
 //! `process` owns a child process, `link` speaks to it, `lifecycle` says what state it is in and when it is started
-//! again, `worker` is its life, `assign` binds sessions to workers, `job` is one piece of work between the two.
+//! again. `worker` looks after one GPU: `life` is a process that serves, `spare` the one that follows it. `assign` binds
+//! sessions to workers, `job` is one piece of work between the two, `latest` the median of how long such things take.
 //! Only this module creates processes. It knows nothing of clients, and states are bytes to it.
 
 use std::panic::AssertUnwindSafe;
@@ -15,24 +16,27 @@ use fastvideo_proto::link::{
     EncoderSpec, EngineSpec, JobSpec, ReadyReport, VideoFormat, WarmupSpec,
 };
 use futures_util::FutureExt;
-use ipc_channel::ipc::IpcSharedMemory;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-pub use assign::{Assignment, Placement};
-pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media};
+pub use assign::{Assignment, MoveError, Placement};
+pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
 
-use assign::Board;
+use assign::{Absence, Board, Sharing};
 use worker::WorkerTask;
 
 mod assign;
 mod job;
+mod latest;
+mod life;
 mod lifecycle;
 mod link;
 mod process;
+mod spare;
 mod worker;
 
 /// The workers to run and how to look after them.
@@ -44,8 +48,13 @@ pub struct Config {
     pub format: VideoFormat,
     pub encoder: EncoderSpec,
     pub warmup: Option<WarmupSpec>,
+    /// Warm-up makes segments like those of the default request, so that its timing says how long one takes.
+    pub warmup_is_typical: bool,
     /// Sessions that may share one worker, at least 1.
     pub sessions_per_gpu: usize,
+    /// A worker takes another session only when it makes video for all of them in time.
+    pub keep_up: bool,
+    pub recycle: Recycle,
     /// From the start of a process to its readiness.
     pub boot_timeout: Duration,
     pub heartbeat_interval: Duration,
@@ -62,6 +71,17 @@ pub struct Config {
     pub quarantine_lift: Duration,
     /// The threads that read the workers' events ask the kernel to run them at once; see [`crate::schedule`].
     pub realtime: bool,
+}
+
+/// When a worker's process is replaced though nothing is wrong with it. Always between two segments.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recycle {
+    /// Once it has finished so many, at least 1.
+    pub after_segments: Option<u32>,
+    /// Once its resident memory is larger.
+    pub above_bytes: Option<u64>,
+    /// The next process is made ready before the old one leaves; the GPU holds both for a while.
+    pub overlap: bool,
 }
 
 /// One GPU as the operator named it.
@@ -91,9 +111,25 @@ struct Shared {
 
 #[derive(Debug)]
 struct SeatHandle {
+    gpu: GpuId,
     status: watch::Receiver<WorkerStatus>,
     wake: Arc<Notify>,
+    orders: watch::Sender<Orders>,
 }
+
+/// What an operator wants of a worker: each is an order to leave, and says what comes after.
+#[derive(Clone, Copy, Debug, Default)]
+struct Orders {
+    /// It stays away; else it is started again.
+    drained: bool,
+    /// Jobs that still run then are taken back.
+    cut_at: Option<Instant>,
+}
+
+/// There is no such GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no GPU {0}")]
+pub struct UnknownGpu(pub GpuId);
 
 /// How far the pool has been stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,15 +212,25 @@ impl Pool {
     /// them, so that none outlives the supervisor.
     pub fn start(config: Config) -> Self {
         let config = Arc::new(config);
-        let board = Board::new(config.gpus.len(), config.sessions_per_gpu);
+        let wakes: Vec<_> = config
+            .gpus
+            .iter()
+            .map(|_| Arc::<Notify>::default())
+            .collect();
+        let sharing = Sharing {
+            max_sessions: config.sessions_per_gpu,
+            keep_up: config.keep_up.then(|| config.format.duration()),
+        };
+        let ids = config.gpus.iter().map(|gpu| gpu.id);
+        let board = Board::new(ids.zip(wakes.iter().cloned()), sharing);
         let board = Arc::new(Mutex::new(board));
         let (stop, stop_seen) = watch::channel(Stop::Run);
         let (all_lost, _) = watch::channel(false);
         let tracker = TaskTracker::new();
         let mut seats = Vec::new();
-        for (seat, gpu) in config.gpus.iter().enumerate() {
+        for (seat, (gpu, wake)) in config.gpus.iter().zip(wakes).enumerate() {
             let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
-            let wake = Arc::new(Notify::new());
+            let (orders, orders_seen) = watch::channel(Orders::default());
             let lost = {
                 let (board, status) = (board.clone(), status.clone());
                 move || {
@@ -195,7 +241,7 @@ impl Pool {
                     board
                         .lock()
                         .expect("no holder of this lock panics")
-                        .vacate(seat, true);
+                        .vacate(seat, Absence::Lost);
                 }
             };
             let task = WorkerTask {
@@ -206,8 +252,11 @@ impl Pool {
                 all_lost: all_lost.clone(),
                 status,
                 wake: wake.clone(),
+                orders: orders_seen,
                 stop: stop_seen.clone(),
                 tracker: tracker.clone(),
+                incarnations: 0,
+                started: Instant::now(),
             };
             let span = tracing::info_span!("gpu", gpu = %gpu.id);
             let watched = async move {
@@ -217,6 +266,8 @@ impl Pool {
             };
             tracker.spawn(watched.instrument(span));
             seats.push(SeatHandle {
+                gpu: gpu.id,
+                orders,
                 status: status_seen,
                 wake,
             });
@@ -266,6 +317,47 @@ impl Pool {
     /// Sessions that the workers can serve at once, those that still start included.
     pub fn capacity(&self) -> usize {
         self.board().capacity()
+    }
+
+    /// Moves a session at the end of its running segment, or now when none runs: to a GPU, or to any other one. The
+    /// session learns of it by its [`Placement`]. It is nothing when the session is there already.
+    ///
+    /// # Errors
+    /// When the session cannot go there; it stays where it is.
+    pub fn move_session(&self, session: &SessionId, to: Option<GpuId>) -> Result<(), MoveError> {
+        self.board().move_session(session, to)
+    }
+
+    /// Has a worker leave and stay away until it is started again. It takes no new sessions; its sessions go on
+    /// elsewhere, or wait, each at the end of its running segment. Segments that still run after `patience` are begun
+    /// again elsewhere.
+    ///
+    /// # Errors
+    /// When there is no such GPU.
+    pub fn drain_worker(&self, gpu: GpuId, patience: Option<Duration>) -> Result<(), UnknownGpu> {
+        self.order(gpu, true, patience)
+    }
+
+    /// Starts a worker: one that serves leaves first, as for [`Self::drain_worker`]; one that was drained, waits for
+    /// its next try or is quarantined starts now.
+    ///
+    /// # Errors
+    /// When there is no such GPU.
+    pub fn restart_worker(&self, gpu: GpuId, patience: Option<Duration>) -> Result<(), UnknownGpu> {
+        self.order(gpu, false, patience)
+    }
+
+    fn order(
+        &self,
+        gpu: GpuId,
+        drained: bool,
+        patience: Option<Duration>,
+    ) -> Result<(), UnknownGpu> {
+        let mut seats = self.shared.seats.iter();
+        let seat = seats.find(|seat| seat.gpu == gpu).ok_or(UnknownGpu(gpu))?;
+        let cut_at = patience.and_then(|patience| Instant::now().checked_add(patience));
+        seat.orders.send_replace(Orders { drained, cut_at });
+        Ok(())
     }
 
     /// No worker serves or will without an operator's help or a pause.
@@ -352,7 +444,9 @@ impl Place {
         let _ = self.placement.changed().await;
     }
 
-    /// Sends a job to the worker that the session is bound to; the job's id is chosen here. `blob` is the state's.
+    /// Sends a job to the worker that the session is bound to. Of several sessions the worker serves the one that is
+    /// due first, which is when its viewer runs out of video. The job's id is chosen here, and whether the state that
+    /// it starts from is sent along or held by the worker already.
     ///
     /// # Errors
     /// When the session was moved meanwhile: look again.
@@ -360,7 +454,8 @@ impl Place {
         &self,
         worker: &WorkerId,
         mut spec: JobSpec,
-        blob: Option<IpcSharedMemory>,
+        start: Option<StartState>,
+        due: Instant,
     ) -> Result<JobHandle, Moved> {
         spec.job = self.pool.next_job_id();
         let mut board = self.pool.board();
@@ -368,7 +463,7 @@ impl Place {
             return Err(Moved(worker.clone()));
         };
         let wake = self.pool.shared.seats[seat].wake.clone();
-        let (handle, job) = job::pair(spec, blob, wake.clone());
+        let (handle, job) = job::pair(spec, start, due, wake.clone());
         board.submit(seat, job);
         drop(board);
         wake.notify_one();

@@ -1,8 +1,9 @@
 //! A client's session: its state machine and its segment loop.
 //!
 //! `opening` reads the first message, `run` is the loop, `segment` the one segment in hand, `script` what comes next,
-//! `request` and `init_image` check what clients send, `outbox` is what waits for the client, `registry` counts
-//! sessions, `latency` measures what the supervisor adds. Nothing here knows WebSockets.
+//! `request` and `init_image` check what clients send, `saving` what is on its way to the store, `outbox` what waits for
+//! the client, `lead` when its viewer runs out of video, `registry` counts sessions, `latency` measures what the
+//! supervisor adds. Nothing here knows WebSockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,23 +11,26 @@ use std::time::Duration;
 use fastvideo_proto::link::VideoFormat;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
 use crate::store::SessionStore;
 
 pub use latency::{LatencySummary, RelayLatency};
 pub use outbox::{Outbox, Wire};
-pub use registry::{Registry, Ticket};
+pub use registry::{Entry, Full, Limits, Registry, Ticket};
 pub use run::run;
 pub use state::SessionState;
 
 mod init_image;
 mod latency;
+mod lead;
 mod opening;
 mod outbox;
 mod registry;
 mod request;
 mod run;
+mod saving;
 mod script;
 mod segment;
 mod state;
@@ -60,6 +64,8 @@ pub struct Config {
     pub slow_client_timeout: Duration,
     /// Sessions at once, waiting ones included; the number of GPUs that can serve plus 64 when absent.
     pub max_sessions: Option<usize>,
+    /// Sessions at once from one address.
+    pub max_sessions_per_client: usize,
 }
 
 /// What all sessions share.
@@ -69,6 +75,8 @@ pub struct Context {
     pub pool: Pool,
     pub store: SessionStore,
     pub drain: watch::Receiver<Drain>,
+    /// Writes to the store that go on when their session has ended.
+    pub writes: TaskTracker,
 }
 
 /// Whether the server is going away.
@@ -133,6 +141,7 @@ mod tests {
             max_unsent_bytes: 16 << 20,
             slow_client_timeout: Duration::from_secs(30),
             max_sessions: None,
+            max_sessions_per_client: usize::MAX,
         }
     }
 }

@@ -8,12 +8,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use fastvideo_proto::ids::JobId;
 use fastvideo_proto::state::{StateError, StateHeader};
 use ipc_channel::ipc::IpcSharedMemory;
 
 use self::records::BlobId;
 
 pub mod blobs;
+mod exchange;
 pub mod export;
 pub mod open;
 pub mod records;
@@ -21,6 +23,7 @@ pub mod sessions;
 #[cfg(test)]
 mod tests;
 
+pub use exchange::{ExportFailed, ImportFailed, export_by_reference, export_inline, import};
 pub use sessions::{Lease, Progress, ResumeError, ResumeToken, SessionStore, Snapshot, Upkeep};
 
 /// Why a store did not do what it was asked to.
@@ -54,7 +57,10 @@ impl StoreError {
 ///
 /// The blob stays in the shared memory in which it came, so that it travels on to another worker without a copy.
 #[derive(Clone)]
-pub struct State(Arc<Inner>);
+pub struct State {
+    inner: Arc<Inner>,
+    made_by: Option<JobId>,
+}
 
 struct Inner {
     header: StateHeader,
@@ -66,7 +72,7 @@ impl State {
     /// Takes the state that a worker has made.
     ///
     /// Of the blob only the size is checked: reading it would make tens of megabytes resident in this process, and the
-    /// next worker checks its checksum anyway.
+    /// next worker checks its hash anyway.
     ///
     /// # Errors
     /// When the header is damaged or of another version, or the blob has another size than the header says.
@@ -76,34 +82,54 @@ impl State {
         Ok(Self::new(header, header_bytes, blob))
     }
 
-    /// Takes a state out of a store: copies the blob into memory that can travel to a worker.
-    fn from_stored(header_bytes: Vec<u8>, blob: &[u8]) -> Result<Self, StateError> {
+    /// Takes a state out of a store: copies the blob, whose hash was compared with its name, into memory that can travel
+    /// to a worker.
+    fn from_stored(header_bytes: Vec<u8>, name: BlobId, blob: &[u8]) -> Result<Self, StateError> {
         let header = StateHeader::decode(&header_bytes)?;
-        header.check_blob(blob)?;
+        header.check_blob_size(blob.len())?;
+        if header.blob_hash != *name.as_bytes() {
+            return Err(StateError::Hash);
+        }
         let blob = IpcSharedMemory::from_bytes(blob);
         Ok(Self::new(header, header_bytes, blob))
     }
 
     fn new(header: StateHeader, header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Self {
-        Self(Arc::new(Inner {
-            header,
-            header_bytes,
-            blob,
-        }))
+        Self {
+            inner: Arc::new(Inner {
+                header,
+                header_bytes,
+                blob,
+            }),
+            made_by: None,
+        }
+    }
+
+    /// Names the job of this supervisor that made the state: the worker that ran it may still hold a copy.
+    pub fn made_by(self, job: JobId) -> Self {
+        Self {
+            made_by: Some(job),
+            ..self
+        }
+    }
+
+    /// The job of this supervisor that made the state; none when it came from elsewhere.
+    pub fn maker(&self) -> Option<JobId> {
+        self.made_by
     }
 
     pub fn header(&self) -> &StateHeader {
-        &self.0.header
+        &self.inner.header
     }
 
     /// The header as [`StateHeader::encode`] writes it, ready to be sent.
     pub fn header_bytes(&self) -> &[u8] {
-        &self.0.header_bytes
+        &self.inner.header_bytes
     }
 
-    /// Frames, then audio latents; as long as the header says, its checksum unchecked.
+    /// Frames, then audio latents; as long as the header says, its hash unchecked.
     pub fn blob(&self) -> &IpcSharedMemory {
-        &self.0.blob
+        &self.inner.blob
     }
 
     /// The blob as bytes that share this state's memory.
@@ -122,8 +148,8 @@ impl State {
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State")
-            .field("header", &self.0.header)
-            .field("blob_bytes", &self.0.blob.len())
+            .field("header", &self.inner.header)
+            .field("blob_bytes", &self.inner.blob.len())
             .finish_non_exhaustive()
     }
 }

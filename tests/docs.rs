@@ -14,7 +14,7 @@ fn client_messages() -> Vec<Value> {
             "type": "session_init_v2", "client_id": "c", "preset": "p", "preset_label": "l", "curated_prompts": ["a"],
             "initial_image": {"mime": "image/png"}, "enhancement_enabled": true, "auto_extension_enabled": true,
             "loop_generation_enabled": true, "single_clip_mode": true, "stream_mode": "legacy_jpeg",
-            "continuation_state": {"kind": "k", "payload": {}},
+            "continuation_state": {"kind": "k", "payload": {}}, "resume": {"session_id": "s", "token": "t"},
         }),
         json!({
             "type": "segment_prompt_source", "prompt": "p", "negative_prompt": "n", "source": "curated", "seed": 1,
@@ -41,7 +41,7 @@ fn server_messages() -> Vec<Value> {
         }),
         json!({
             "type": "ltx2_stream_start", "preset": "p", "width": 64, "height": 64, "fps": 24, "num_frames": 8,
-            "generation_segment_cap": 6, "features": {
+            "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
             },
         }),

@@ -20,7 +20,8 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 /// Everything that is waited for must happen within this time, on a loaded machine too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Small and quick segments, so that tests spend their time on what they test.
+/// Small and quick segments, so that tests spend their time on what they test. However slow the machine, a GPU has as
+/// many sessions as a test asks for.
 pub(crate) const SMALL: &[&str] = &[
     "--default_request.sampling.width=128",
     "--default_request.sampling.height=96",
@@ -29,6 +30,7 @@ pub(crate) const SMALL: &[&str] = &[
     "--streaming.warmup.width=64",
     "--streaming.warmup.height=64",
     "--streaming.generation_segment_cap=1000",
+    "--streaming.pool.keep_up=false",
 ];
 
 /// Workers that hang are noticed soon, and those that die come back soon, any number of times.
@@ -139,6 +141,43 @@ impl Server {
         })
         .await
         .unwrap()
+    }
+
+    /// Any method, with a JSON body if there is one, and the status code.
+    pub(crate) async fn call(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
+        let url = format!("http://{}{path}", self.address);
+        tokio::task::spawn_blocking(move || {
+            let agent = ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .allow_non_standard_methods(true)
+                .build()
+                .new_agent();
+            let request = ureq::http::Request::builder()
+                .method(method)
+                .uri(url)
+                .body(body.map_or(String::new(), |body| body.to_string()))
+                .unwrap();
+            let mut response = agent.run(request).expect("the server answers");
+            let status = response.status().as_u16();
+            let body = response.body_mut().with_config().limit(1 << 30);
+            let body = body.read_to_string().unwrap();
+            (
+                status,
+                serde_json::from_str(&body).unwrap_or(Value::String(body)),
+            )
+        })
+        .await
+        .unwrap()
+    }
+
+    /// POST without a body, with the status code.
+    pub(crate) async fn post(&self, path: &str) -> (u16, Value) {
+        self.call("POST", path, None).await
     }
 
     pub(crate) async fn status(&self) -> Value {

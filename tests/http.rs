@@ -182,7 +182,13 @@ async fn the_openapi_document_describes_every_route() {
         "/openapi.json",
         "/readyz",
         "/status",
+        "/v1/drain",
+        "/v1/sessions",
+        "/v1/sessions/{id}",
+        "/v1/sessions/{id}/state",
         "/v1/stream",
+        "/v1/workers/{gpu}/drain",
+        "/v1/workers/{gpu}/restart",
     ];
     let mut given: Vec<_> = paths.keys().map(String::as_str).collect();
     given.sort_unstable();

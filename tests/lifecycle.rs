@@ -216,11 +216,12 @@ async fn quarantine_lifts_itself_when_no_worker_is_left() {
         "--gpus=2",
         "--streaming.pool.quarantine_after=1",
         "--streaming.pool.quarantine_lift_seconds=4",
-        "--generator.synthetic.faults=exit@step1,prompt=poison",
+        "--generator.synthetic.faults=exit@step1,prompt=poison,max_attempt=1",
     ];
     let server = Server::start(&[WATCHFUL, &args].concat());
     server.ready(2).await;
     let mut client = server.active(json!({})).await;
+    client.segment("poison").await;
     client.prompt("poison").await;
     let error = client.error().await;
     assert_eq!(error["code"], "gpu_unavailable");
@@ -240,7 +241,7 @@ async fn quarantine_lifts_itself_when_no_worker_is_left() {
     server.ready(2).await;
     client.until_type("gpu_assigned").await;
     let segment = client.segment("a red fox").await;
-    assert_eq!(segment.only("ltx2_segment_start")["segment_idx"], 0);
+    assert_eq!(segment.only("ltx2_segment_start")["segment_idx"], 1);
 }
 
 #[tokio::test]
@@ -410,13 +411,13 @@ async fn workers_see_one_gpu_and_no_secrets() {
 }
 
 /// An executable shell script.
-struct Script {
+pub(crate) struct Script {
     _dir: TempDir,
     path: PathBuf,
 }
 
 impl Script {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("worker");
         fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -424,13 +425,13 @@ impl Script {
         Self { _dir: dir, path }
     }
 
-    fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.path.to_str().unwrap()
     }
 }
 
 /// The processes that this one has started and not waited for.
-fn children(parent: Pid) -> Vec<Pid> {
+pub(crate) fn children(parent: Pid) -> Vec<Pid> {
     let stat = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let parent_of = |stat: &str| {
         stat.rsplit_once(')')?
@@ -449,7 +450,7 @@ fn children(parent: Pid) -> Vec<Pid> {
 }
 
 /// False for one that has exited and whose new parent has not waited for it yet.
-fn is_running(pid: Pid) -> bool {
+pub(crate) fn is_running(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat
         .rsplit_once(')')

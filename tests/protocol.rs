@@ -25,14 +25,14 @@ async fn a_free_worker_is_bound_at_once() {
         assigned,
         json!({
             "type": "gpu_assigned", "gpu_id": 0, "session_timeout": 300, "session_id": name("session_id"),
-            "worker_id": name("worker_id"), "model_id": "synthetic",
+            "resume_token": name("resume_token"), "worker_id": name("worker_id"), "model_id": "synthetic",
         })
     );
     assert_eq!(
         client.expect("ltx2_stream_start").await,
         json!({
             "type": "ltx2_stream_start", "preset": "sunset", "width": 128, "height": 96, "fps": 24, "num_frames": 12,
-            "generation_segment_cap": 1000, "features": {
+            "generation_segment_cap": 1000, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
             },
         })

@@ -82,7 +82,7 @@ pub(crate) struct State<'a> {
     pub(crate) blob: &'a [u8],
 }
 
-/// A continuation state as an engine hands it on. The job loop fills in the blob's checksum.
+/// A continuation state as an engine hands it on. The job loop fills in the blob's hash.
 #[derive(Debug)]
 pub(crate) struct NewState {
     pub(crate) header: StateHeader,

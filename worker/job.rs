@@ -17,10 +17,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use fastvideo_proto::client::{Stage, StreamMode};
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::link::{
-    Command, EngineSpec, Event, FaultPoint, JobFailure, JobReport, JobSpec, LINK_VERSION, LoadSpec,
-    ReadyReport, WarmupSpec,
+    Command, EngineSpec, Event, FaultPoint, JobFailure, JobReport, JobSpec, JobState, LINK_VERSION,
+    LoadSpec, ReadyReport, WarmupSpec,
 };
-use fastvideo_proto::state::{StateHeader, blob_checksum};
+use fastvideo_proto::state::{StateError, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -37,7 +37,12 @@ use crate::pipeline::{Pipeline, Target};
 const SOUND_TAIL_KEY: &str = "sound_tail";
 
 type Jobs = Arc<Mutex<HashMap<JobId, Arc<JobOutbox>>>>;
-type Job = (Box<JobSpec>, Option<IpcSharedMemory>);
+
+/// What the job loop is given to do, in order.
+enum Work {
+    Job(Box<JobSpec>, Option<IpcSharedMemory>),
+    Forget(SessionId),
+}
 
 /// Serves the supervisor that opened `link`. Does not return while the link is open.
 ///
@@ -57,10 +62,12 @@ pub(crate) fn serve(link: &str) -> anyhow::Result<()> {
         _ => bail!(LinkError::Unexpected("another command before Load")),
     };
     let jobs = Jobs::default();
-    let (job_tx, job_rx) = channel();
+    let (work_tx, work) = channel();
     {
         let (jobs, events) = (jobs.clone(), events.clone());
-        spawn("commands", move || obey(&commands, &events, &jobs, &job_tx))?;
+        spawn("commands", move || {
+            obey(&commands, &events, &jobs, &work_tx)
+        })?;
     }
     {
         let (events, interval) = (events.clone(), spec.heartbeat_interval);
@@ -74,7 +81,7 @@ pub(crate) fn serve(link: &str) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    worker.run(&job_rx, &jobs)
+    worker.run(&work, &jobs)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
@@ -87,7 +94,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> 
 
 /// Passes jobs on and does everything else at once. Ends the process with its link: whatever the engine is doing,
 /// nobody is left to do it for.
-fn obey(commands: &Commands, events: &Events, jobs: &Jobs, job_tx: &Sender<Job>) {
+fn obey(commands: &Commands, events: &Events, jobs: &Jobs, work: &Sender<Work>) {
     let outbox = |job| {
         let jobs = jobs.lock().expect("no holder of this lock panics");
         jobs.get(&job).cloned()
@@ -100,7 +107,12 @@ fn obey(commands: &Commands, events: &Events, jobs: &Jobs, job_tx: &Sender<Job>)
                 jobs.retain(|_, outbox| !outbox.is_over());
                 jobs.insert(spec.job, outbox);
                 drop(jobs);
-                if job_tx.send((spec, blob)).is_err() {
+                if work.send(Work::Job(spec, blob)).is_err() {
+                    break "the job loop has ended".to_owned();
+                }
+            }
+            Ok((Command::Forget { session }, _)) => {
+                if work.send(Work::Forget(session)).is_err() {
                     break "the job loop has ended".to_owned();
                 }
             }
@@ -156,6 +168,33 @@ struct Worker {
     faults: Faults,
     encoder: fastvideo_proto::link::EncoderSpec,
     events: Events,
+    /// The last state that each session got here. Its memory is shared with the supervisor, which keeps it anyway.
+    held: HashMap<SessionId, HeldState>,
+}
+
+/// A state that this worker has made.
+struct HeldState {
+    made_by: JobId,
+    header: StateHeader,
+    blob: IpcSharedMemory,
+}
+
+/// The state that a job continues from.
+struct Start {
+    header: StateHeader,
+    blob: Option<IpcSharedMemory>,
+}
+
+/// Why a job has no state to continue from.
+enum NoStart {
+    NotHeld,
+    Bad(StateError),
+}
+
+impl Start {
+    fn blob(&self) -> &[u8] {
+        self.blob.as_deref().unwrap_or_default()
+    }
 }
 
 /// What a segment became.
@@ -191,6 +230,7 @@ impl Worker {
             faults,
             encoder: spec.encoder.clone(),
             events: events.clone(),
+            held: HashMap::new(),
         };
         let warmup = match &spec.warmup {
             Some(warmup) => {
@@ -215,10 +255,9 @@ impl Worker {
 
     /// Two segments, the second from the first one's state, so that both branches are hot.
     fn warm_up(&mut self, warmup: &WarmupSpec) -> anyhow::Result<Vec<Duration>> {
-        let mut state: Option<(Vec<u8>, IpcSharedMemory)> = None;
+        let mut start: Option<Start> = None;
         let mut took = Vec::new();
         for segment_idx in 0..2 {
-            let (header, blob) = state.take().unzip();
             let spec = JobSpec {
                 job: JobId(0),
                 session: SessionId::random(),
@@ -233,20 +272,29 @@ impl Worker {
                 stream_mode: StreamMode::AvFmp4,
                 start_frame: u64::from(segment_idx * warmup.format.num_frames),
                 initial_image: None,
-                state: header,
+                state: None,
                 window: 0,
             };
-            let made = self.make(&spec, blob.as_deref(), &Target::Nowhere)?;
+            let made = self.make(&spec, start.as_ref(), &Target::Nowhere)?;
             took.push(made.generation);
-            state = Some((made.state.header.encode(), made.state.blob.into_shared()));
+            start = Some(Start {
+                header: made.state.header,
+                blob: Some(made.state.blob.into_shared()),
+            });
         }
         Ok(took)
     }
 
-    fn run(&mut self, jobs: &Receiver<Job>, outboxes: &Jobs) -> anyhow::Result<()> {
+    fn run(&mut self, work: &Receiver<Work>, outboxes: &Jobs) -> anyhow::Result<()> {
         loop {
             // Ends with the process: the commands' thread holds the other end.
-            let (spec, blob) = jobs.recv().context("the commands' thread has ended")?;
+            let (spec, blob) = match work.recv().context("the commands' thread has ended")? {
+                Work::Job(spec, blob) => (spec, blob),
+                Work::Forget(session) => {
+                    self.held.remove(&session);
+                    continue;
+                }
+            };
             let outbox = {
                 let outboxes = outboxes.lock().expect("no holder of this lock panics");
                 outboxes
@@ -254,15 +302,34 @@ impl Worker {
                     .cloned()
                     .context("a job without an outbox")?
             };
-            match self.make(&spec, blob.as_deref(), &Target::Job(outbox.clone())) {
+            let target = Target::Job(outbox.clone());
+            let received = Instant::now();
+            let made = match self.start(&spec, blob) {
+                Ok(start) => self.make(&spec, start.as_ref(), &target),
+                Err(NoStart::NotHeld) => {
+                    outbox.fail(JobFailure::StateNotHeld, String::new());
+                    continue;
+                }
+                Err(NoStart::Bad(error)) => Err(EngineError::StateIncompatible(error.to_string())),
+            };
+            match made {
                 Ok(made) => {
+                    let generation = received.elapsed();
+                    let NewState { header, blob } = made.state;
+                    let blob = blob.into_shared();
                     let report = JobReport {
                         job: spec.job,
-                        state: made.state.header.encode(),
-                        generation: made.generation,
+                        state: header.encode(),
+                        generation,
                         frames: made.frames,
                     };
-                    outbox.finish(report, made.state.blob.into_shared());
+                    let held = HeldState {
+                        made_by: spec.job,
+                        header,
+                        blob: blob.clone(),
+                    };
+                    self.held.insert(spec.session, held);
+                    outbox.finish(report, blob);
                 }
                 // It would fail every job; another process may not.
                 Err(error) if self.pipeline.is_closed() => return Err(error.into()),
@@ -279,31 +346,44 @@ impl Worker {
         }
     }
 
+    /// The state that a job continues from, if any. One that was made here needs no check of its sum.
+    fn start(
+        &self,
+        spec: &JobSpec,
+        blob: Option<IpcSharedMemory>,
+    ) -> Result<Option<Start>, NoStart> {
+        match &spec.state {
+            None => Ok(None),
+            Some(JobState::Sent(header)) => {
+                let header = StateHeader::decode(header).map_err(NoStart::Bad)?;
+                let start = Start { header, blob };
+                let checked = start.header.check_blob(start.blob());
+                checked.map_err(NoStart::Bad)?;
+                Ok(Some(start))
+            }
+            Some(JobState::Held(job)) => match self.held.get(&spec.session) {
+                Some(held) if held.made_by == *job => Ok(Some(Start {
+                    header: held.header.clone(),
+                    blob: Some(held.blob.clone()),
+                })),
+                _ => Err(NoStart::NotHeld),
+            },
+        }
+    }
+
     /// Makes one segment; its media are on their way to the target when this returns.
     fn make(
         &mut self,
         spec: &JobSpec,
-        blob: Option<&[u8]>,
+        start: Option<&Start>,
         target: &Target,
     ) -> Result<Made, EngineError> {
         let started = Instant::now();
-        let incompatible =
-            |e: fastvideo_proto::state::StateError| EngineError::StateIncompatible(e.to_string());
-        let header = spec
-            .state
-            .as_deref()
-            .map(StateHeader::decode)
-            .transpose()
-            .map_err(incompatible)?;
-        let state = match (&header, blob) {
-            (Some(header), blob) => {
-                let blob = blob.unwrap_or_default();
-                header.check_blob(blob).map_err(incompatible)?;
-                Some(State { header, blob })
-            }
-            (None, _) => None,
-        };
-        let sound_before = header.as_ref().map(sound_tail).unwrap_or_default();
+        let state = start.map(|start| State {
+            header: &start.header,
+            blob: start.blob(),
+        });
+        let sound_before = start.map(|s| sound_tail(&s.header)).unwrap_or_default();
         let params = self.params(spec.format, spec.stream_mode);
         let (pipeline, faults) = (&self.pipeline, &mut self.faults);
         let begun = pipeline.begin(params, spec.start_frame, sound_before, target.clone());
@@ -348,7 +428,7 @@ impl Worker {
         let outcome = pipeline
             .finish()
             .map_err(|e| EngineError::Failed(e.to_string()))?;
-        state.header.blob_crc32 = blob_checksum(&state.blob);
+        state.header.blob_hash = blob_hash(&state.blob);
         keep_sound_tail(&mut state.header, &outcome.sound_tail);
         Ok(Made {
             state,
@@ -458,7 +538,99 @@ fn keep_sound_tail(header: &mut StateHeader, samples: &[f32]) {
 
 #[cfg(test)]
 mod tests {
+    use fastvideo_proto::ids::GpuId;
+    use fastvideo_proto::link::{EncoderSpec, SyntheticSpec, VideoFormat};
+
     use super::*;
+
+    const FORMAT: VideoFormat = VideoFormat {
+        width: 64,
+        height: 64,
+        num_frames: 4,
+        fps: 24,
+    };
+
+    fn worker() -> Worker {
+        let engine = SyntheticSpec {
+            step: Duration::ZERO,
+            frame: Duration::ZERO,
+            load: Duration::ZERO,
+            conditioning_num_frames: 2,
+            audio_latent_frames: 3,
+            prerender: false,
+            faults: Vec::new(),
+        };
+        let spec = LoadSpec {
+            version: LINK_VERSION,
+            gpu: GpuId(0),
+            incarnation: 1,
+            engine: EngineSpec::Synthetic(engine),
+            format: FORMAT,
+            encoder: EncoderSpec::default(),
+            warmup: None,
+            heartbeat_interval: Duration::from_secs(1),
+        };
+        let (events, _sent) = Events::to_nobody();
+        Worker::load(&spec, &events).unwrap()
+    }
+
+    fn job(job: u64, session: &SessionId, state: Option<JobState>) -> JobSpec {
+        JobSpec {
+            job: JobId(job),
+            session: session.clone(),
+            segment_idx: u32::from(state.is_some()),
+            attempt: 1,
+            prompt: "a red fox".to_owned(),
+            negative_prompt: None,
+            seed: 1,
+            num_inference_steps: 1,
+            guidance_scale: 1.0,
+            format: FORMAT,
+            stream_mode: StreamMode::AvFmp4,
+            start_frame: 0,
+            initial_image: None,
+            state,
+            window: 0,
+        }
+    }
+
+    #[test]
+    fn a_held_state_is_that_of_the_job_that_made_it_and_continues_as_the_sent_one_does() {
+        let mut worker = worker();
+        let session = SessionId::random();
+        let made = worker.make(&job(1, &session, None), None, &Target::Nowhere);
+        let NewState { header, blob } = made.unwrap().state;
+        let (encoded, blob) = (header.encode(), blob.into_shared());
+        let held = HeldState {
+            made_by: JobId(1),
+            header,
+            blob: blob.clone(),
+        };
+        worker.held.insert(session.clone(), held);
+
+        let sent = job(2, &session, Some(JobState::Sent(encoded.clone())));
+        let held = |maker, session| job(3, session, Some(JobState::Held(JobId(maker))));
+        let mut next = |spec: &JobSpec, blob| {
+            let start = worker.start(spec, blob)?;
+            let made = worker.make(spec, start.as_ref(), &Target::Nowhere).unwrap();
+            Ok((made.state.header, made.state.blob.to_vec()))
+        };
+        let of_sent = next(&sent, Some(blob.clone()));
+        let of_held = next(&held(1, &session), None);
+        assert!(of_sent.is_ok_and(|sent| of_held.is_ok_and(|held| held == sent)));
+
+        let other = SessionId::random();
+        for spec in [held(2, &session), held(1, &other)] {
+            assert!(matches!(next(&spec, None), Err(NoStart::NotHeld)));
+        }
+        let mut damaged = blob.to_vec();
+        damaged[0] ^= 1;
+        let damaged = IpcSharedMemory::from_bytes(&damaged);
+        assert!(matches!(
+            next(&sent, Some(damaged)),
+            Err(NoStart::Bad(StateError::Hash))
+        ));
+    }
 
     #[test]
     fn the_end_of_the_sound_survives_the_state() {
@@ -473,7 +645,7 @@ mod tests {
             metadata: r#"{"engine":"x"}"#.to_owned(),
             frames: None,
             audio_latents: None,
-            blob_crc32: 0,
+            blob_hash: [0; 32],
         };
         keep_sound_tail(&mut header, &[0.25, -1.0, 1e-9]);
         assert_eq!(sound_tail(&header), [0.25, -1.0, 1e-9]);

@@ -48,6 +48,7 @@ fn session_init_has_the_names_of_the_contract() {
             "single_clip_mode": true,
             "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "ltx2.v1", "payload": {"segment_index": 3}},
+            "resume": {"session_id": "s", "token": "t"},
         }),
         ClientMessage::SessionInit(Box::new(SessionInit {
             client_id: Some("viewer".to_owned()),
@@ -65,6 +66,10 @@ fn session_init_has_the_names_of_the_contract() {
             continuation_state: Some(ContinuationState {
                 kind: "ltx2.v1".to_owned(),
                 payload: object(json!({"segment_index": 3})),
+            }),
+            resume: Some(Resume {
+                session_id: "s".to_owned(),
+                token: "t".to_owned(),
             }),
         })),
     );
@@ -299,7 +304,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
     check_server(
         json!({
             "type": "ltx2_stream_start", "width": 768, "height": 512, "fps": 24, "num_frames": 121,
-            "generation_segment_cap": 6, "features": {
+            "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
             },
         }),
@@ -310,6 +315,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             fps: 24,
             num_frames: 121,
             generation_segment_cap: 6,
+            next_segment_idx: 0,
             features: Features {
                 audio: true,
                 ..Features::default()

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use fastvideo_proto::link::{
     EncoderSpec, EngineSpec, FaultSpec, SyntheticSpec, VideoFormat, WarmupSpec,
 };
-use fastvideo_supervisor_core::pool::Gpu;
+use fastvideo_supervisor_core::pool::{Gpu, Recycle};
 use fastvideo_supervisor_core::store::open::{Place, PlaceError};
 use fastvideo_supervisor_core::store::records::memory::Limits;
 use fastvideo_supervisor_core::{Config, http, pool, session, store};
@@ -148,6 +148,11 @@ impl Checker<'_> {
             max_sessions: settings
                 .get("streaming.limits.max_sessions")
                 .map(|_| settings.number("streaming.limits.max_sessions")),
+            max_sessions_per_client: settings
+                .get("streaming.limits.max_sessions_per_client")
+                .map_or(usize::MAX, |_| {
+                    settings.number("streaming.limits.max_sessions_per_client")
+                }),
         }
     }
 
@@ -209,7 +214,10 @@ impl Checker<'_> {
             format: self.format(),
             encoder: self.encoder(),
             warmup: self.warmup(),
+            warmup_is_typical: self.warmup_is_typical(),
             sessions_per_gpu: settings.number("streaming.pool.sessions_per_gpu"),
+            keep_up: settings.switch("streaming.pool.keep_up"),
+            recycle: self.recycle(),
             boot_timeout: settings.seconds("streaming.warmup.timeout_seconds"),
             heartbeat_interval: settings.millis("streaming.pool.heartbeat_interval_ms"),
             heartbeat_timeout: settings.millis("streaming.pool.heartbeat_timeout_ms"),
@@ -220,6 +228,25 @@ impl Checker<'_> {
             quarantine_lift: settings.seconds("streaming.pool.quarantine_lift_seconds"),
             realtime: settings.switch("server.realtime"),
         }
+    }
+
+    fn recycle(&self) -> Recycle {
+        let limit = |path| Some(self.settings.whole(path)).filter(|&limit| limit > 0);
+        Recycle {
+            after_segments: limit("streaming.pool.recycle_after_segments")
+                .map(|segments| u32::try_from(segments).unwrap_or(u32::MAX)),
+            above_bytes: limit("streaming.pool.recycle_above_mib").map(|mib| mib << 20),
+            overlap: self.settings.switch("streaming.pool.recycle_overlap"),
+        }
+    }
+
+    fn warmup_is_typical(&self) -> bool {
+        ["width", "height", "num_frames", "num_inference_steps"]
+            .iter()
+            .all(|name| {
+                let of = |section| self.settings.whole(&format!("{section}.{name}"));
+                of("streaming.warmup") == of("default_request.sampling")
+            })
     }
 
     fn format(&self) -> VideoFormat {

@@ -282,6 +282,34 @@ pub(crate) const KEYS: &[Key] = &[
         help: "Sessions that share one GPU, segment by segment",
     },
     Key {
+        path: "streaming.pool.keep_up",
+        short: None,
+        kind: Kind::Switch,
+        default: Some("true"),
+        help: "Let a GPU take another session only while it makes video for all of them in time; the others wait",
+    },
+    Key {
+        path: "streaming.pool.recycle_after_segments",
+        short: None,
+        kind: whole(0, 1_000_000_000, "segments"),
+        default: Some("0"),
+        help: "Segments after which a worker is replaced by a fresh one, 0 for never",
+    },
+    Key {
+        path: "streaming.pool.recycle_above_mib",
+        short: None,
+        kind: whole(0, 1 << 24, "MiB"),
+        default: Some("0"),
+        help: "Resident memory above which a worker is replaced by a fresh one, 0 for never",
+    },
+    Key {
+        path: "streaming.pool.recycle_overlap",
+        short: None,
+        kind: Kind::Switch,
+        default: Some("false"),
+        help: "Make the fresh worker ready before the old one leaves, where a GPU's memory holds two",
+    },
+    Key {
         path: "streaming.pool.max_attempts",
         short: Some("max-attempts"),
         kind: whole(1, 100, "workers"),
@@ -434,6 +462,13 @@ pub(crate) const KEYS: &[Key] = &[
         kind: whole(1, 1_000_000, "sessions"),
         default: None,
         help: "Sessions at once, waiting ones included [default: the GPUs that can serve, plus 64]",
+    },
+    Key {
+        path: "streaming.limits.max_sessions_per_client",
+        short: Some("max-sessions-per-client"),
+        kind: whole(1, 1_000_000, "sessions"),
+        default: None,
+        help: "Sessions at once from one address [default: no limit, since all clients of a proxy share its address]",
     },
     Key {
         path: "streaming.limits.max_message_bytes",

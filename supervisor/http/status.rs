@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{App, AppState, ErrorBody, ErrorDetail};
+use super::{App, AppState, ErrorBody, ErrorDetail, sessions};
 use crate::pool::{ExitKind, PoolStatus, WorkerSeat};
 use crate::session::{Drain, LatencySummary};
 
@@ -33,7 +33,21 @@ pub(super) fn routes() -> Router<App> {
         title = "fastvideo-supervisor",
         description = "Realtime video generation, segment by segment. Sessions run on `WS /v1/stream`."
     ),
-    paths(health, healthz, readyz, status, openapi, stream),
+    paths(
+        health,
+        healthz,
+        readyz,
+        status,
+        openapi,
+        stream,
+        sessions::list,
+        sessions::hydrate,
+        sessions::state,
+        sessions::end,
+        sessions::drain,
+        super::workers::drain,
+        super::workers::restart
+    ),
     components(schemas(ErrorBody, ErrorDetail))
 )]
 struct ApiDoc;
@@ -156,8 +170,8 @@ struct GpuStatus {
     warmup_timings: WarmupTimings,
     worker_id: Option<String>,
     pid: Option<u32>,
-    /// `spawning`, `connecting`, `loading`, `warming_up`, `ready`, `busy`, `draining`, `exited`, `backing_off` or
-    /// `quarantined`.
+    /// `spawning`, `connecting`, `loading`, `warming_up`, `ready`, `busy`, `draining`, `drained`, `exited`,
+    /// `backing_off` or `quarantined`.
     #[schema(value_type = String)]
     state: crate::pool::WorkerState,
     /// Exits that nobody asked for.

@@ -1,10 +1,11 @@
 //! A session over a WebSocket: bytes in, bytes out, pings, close codes.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
@@ -15,7 +16,7 @@ use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
 
 use super::{App, AppState, error};
-use crate::session::{self, Drain, Inbound, Outbox, RelayLatency, Wire, close};
+use crate::session::{self, Drain, Inbound, Limits, Outbox, RelayLatency, Wire, close};
 use fastvideo_proto::client::{ErrorCode, ServerMessage};
 
 /// Client messages that may wait for their session; it takes them at once.
@@ -31,6 +32,7 @@ const DEFAULT_QUEUE: usize = 64;
 
 pub(super) async fn upgrade(
     State(app): AppState,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     let upgrade = match upgrade {
@@ -47,24 +49,27 @@ pub(super) async fn upgrade(
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
         .on_upgrade(async move |socket| {
-            connection(socket, &app).await;
+            connection(socket, client.ip(), &app).await;
             drop(token);
         })
 }
 
-async fn connection(socket: WebSocket, app: &App) {
+async fn connection(socket: WebSocket, client: IpAddr, app: &App) {
     let config = &app.context.config;
-    let limit = config
-        .max_sessions
-        .unwrap_or_else(|| app.context.pool.capacity() + DEFAULT_QUEUE);
+    let limits = Limits {
+        sessions: config
+            .max_sessions
+            .unwrap_or_else(|| app.context.pool.capacity() + DEFAULT_QUEUE),
+        sessions_per_client: config.max_sessions_per_client,
+    };
     if *app.context.drain.borrow() != Drain::No {
         return reject(socket, "the server is going away", close::GOING_AWAY).await;
     }
-    let ticket = match app.registry.enter(limit) {
+    let ticket = match app.registry.enter(client.to_canonical(), limits) {
         Ok(ticket) => ticket,
         Err(full) => return reject(socket, &full.to_string(), close::TRY_AGAIN_LATER).await,
     };
-    let span = tracing::info_span!("session", session_id = %ticket.id());
+    let span = tracing::info_span!("session", session_id = tracing::field::Empty);
     let outbox = Outbox::new(config.max_unsent_bytes);
     let (inbound, inbound_seen) = mpsc::channel(INBOUND_BUFFER);
     let (sink, mut stream) = socket.split();

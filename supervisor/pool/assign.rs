@@ -1,14 +1,21 @@
-//! Which session belongs to which worker, and who waits.
+//! Which session belongs to which worker, who moves, and who waits.
 //!
 //! Sessions that have no worker wait in one FIFO queue. A session that lost its worker goes back to the front, so that
-//! a fault never costs it its turn. Nothing here waits or talks to a process: the pool locks it for a moment.
+//! a fault never costs it its turn. A session changes its worker only at a boundary: when no worker has a job of it in
+//! hand. Nothing here waits or talks to a process: the pool locks it for a moment.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
-use fastvideo_proto::ids::{GpuId, SessionId, WorkerId};
-use tokio::sync::watch;
+use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
+use tokio::sync::{Notify, watch};
 
-use super::job::QueuedJob;
+use super::job::{JobEnd, JobEvent, QueuedJob};
+use super::latest::LatestTimes;
+
+/// Generation times that a worker's pace is taken of.
+const PACE_SAMPLES: usize = 15;
 
 /// Where a session stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,31 +40,122 @@ pub struct Assignment {
     pub audio: bool,
 }
 
+/// Why a session cannot be moved.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MoveError {
+    #[error("no session {0} is open")]
+    UnknownSession(SessionId),
+    #[error("the session waits for a worker; it goes to the first that has room")]
+    Waiting,
+    #[error("there is no GPU {0}")]
+    UnknownGpu(GpuId),
+    #[error("the worker of GPU {0} does not serve")]
+    NotServing(GpuId),
+    #[error("the worker of GPU {0} has no room for another session")]
+    NoRoom(GpuId),
+    #[error("no other worker has room for another session")]
+    NoOtherRoom,
+}
+
+/// How many sessions may share one worker.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sharing {
+    /// At least 1.
+    pub(super) max_sessions: usize,
+    /// How long a segment plays, when a worker takes only as many sessions as it makes video for in time.
+    pub(super) keep_up: Option<Duration>,
+}
+
+/// Why a worker has no place to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absence {
+    /// It starts, or will be started.
+    Starting,
+    /// An operator wants it away.
+    Drained,
+    /// It cannot serve before an operator or time helps.
+    Lost,
+}
+
 /// All assignments.
 #[derive(Debug)]
 pub(super) struct Board {
-    sessions_per_gpu: usize,
+    sharing: Sharing,
     seats: Vec<Seat>,
     queue: VecDeque<SessionId>,
-    places: HashMap<SessionId, watch::Sender<Placement>>,
+    places: HashMap<SessionId, Entry>,
+}
+
+/// One session's side of the board.
+#[derive(Debug)]
+struct Entry {
+    placement: watch::Sender<Placement>,
+    seat: Option<usize>,
+    /// Has had a worker.
+    served: bool,
+    /// Submitted and not ended.
+    job: Option<JobId>,
+    /// The seat that it goes to at its next boundary; its place there is kept.
+    wanted: Option<usize>,
 }
 
 /// One worker's side of the board.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seat {
-    /// Set while the worker serves.
-    serving: Option<Assignment>,
-    /// Cannot serve before an operator or time helps.
-    lost: bool,
+    gpu: GpuId,
+    wake: Arc<Notify>,
+    duty: Duty,
     sessions: Vec<SessionId>,
+    /// Sessions that come at their next boundary.
+    coming: Vec<SessionId>,
     jobs: VecDeque<QueuedJob>,
+    /// Sessions that have gone elsewhere and that the worker has not been told of.
+    left: Vec<SessionId>,
+    /// Generation times, over all processes of the GPU.
+    pace: LatestTimes,
+}
+
+#[derive(Debug)]
+enum Duty {
+    Absent(Absence),
+    Serving(Assignment),
+    /// Takes no session and no job. Sessions whose job it has in hand stay until that has ended.
+    Leaving,
+}
+
+impl Seat {
+    fn serving(&self) -> Option<&Assignment> {
+        match &self.duty {
+            Duty::Serving(assignment) => Some(assignment),
+            Duty::Leaving | Duty::Absent(_) => None,
+        }
+    }
+
+    /// Sessions that it has or will have.
+    fn load(&self) -> usize {
+        self.sessions.len() + self.coming.len()
+    }
 }
 
 impl Board {
-    pub(super) fn new(workers: usize, sessions_per_gpu: usize) -> Self {
+    /// `seats`: the GPU of each, and what wakes its worker's task.
+    pub(super) fn new(
+        seats: impl IntoIterator<Item = (GpuId, Arc<Notify>)>,
+        sharing: Sharing,
+    ) -> Self {
+        let seat = |(gpu, wake)| Seat {
+            gpu,
+            wake,
+            duty: Duty::Absent(Absence::Starting),
+            sessions: Vec::new(),
+            coming: Vec::new(),
+            jobs: VecDeque::new(),
+            left: Vec::new(),
+            pace: LatestTimes::new(PACE_SAMPLES),
+        };
         Self {
-            sessions_per_gpu,
-            seats: (0..workers).map(|_| Seat::default()).collect(),
+            sharing,
+            seats: seats.into_iter().map(seat).collect(),
             queue: VecDeque::new(),
             places: HashMap::new(),
         }
@@ -66,7 +164,14 @@ impl Board {
     /// Puts a session at the end of the queue, or on a worker that has room.
     pub(super) fn join(&mut self, session: SessionId) -> watch::Receiver<Placement> {
         let (placement, seen) = watch::channel(Placement::NoWorker);
-        self.places.insert(session.clone(), placement);
+        let entry = Entry {
+            placement,
+            seat: None,
+            served: false,
+            job: None,
+            wanted: None,
+        };
+        self.places.insert(session.clone(), entry);
         self.queue.push_back(session);
         self.settle();
         seen
@@ -74,57 +179,170 @@ impl Board {
 
     /// Takes a session off the board, with the jobs that it still had waiting.
     pub(super) fn leave(&mut self, session: &SessionId) {
-        self.places.remove(session);
+        self.forget_wish(session);
+        self.stand_up(session);
         self.queue.retain(|s| s != session);
-        for seat in &mut self.seats {
-            seat.sessions.retain(|s| s != session);
-            seat.jobs.retain(|job| &job.spec.session != session);
+        self.places.remove(session);
+        self.settle();
+    }
+
+    /// Moves a session at its next boundary, which may be now: to a GPU, or to the emptiest other one.
+    ///
+    /// # Errors
+    /// When it has nowhere to go; it stays where it is.
+    pub(super) fn move_session(
+        &mut self,
+        session: &SessionId,
+        to: Option<GpuId>,
+    ) -> Result<(), MoveError> {
+        let unknown = || MoveError::UnknownSession(session.clone());
+        let entry = self.places.get(session).ok_or_else(unknown)?;
+        let (from, wanted) = (entry.seat.ok_or(MoveError::Waiting)?, entry.wanted);
+        let to = match to {
+            None if wanted.is_some() => return Ok(()),
+            None => self.emptiest(Some(from)).ok_or(MoveError::NoOtherRoom)?,
+            Some(gpu) => {
+                let to = self.seats.iter().position(|seat| seat.gpu == gpu);
+                let to = to.ok_or(MoveError::UnknownGpu(gpu))?;
+                if self.seats[to].serving().is_none() {
+                    return Err(MoveError::NotServing(gpu));
+                }
+                if to != from && wanted != Some(to) && !self.has_room(to) {
+                    return Err(MoveError::NoRoom(gpu));
+                }
+                to
+            }
+        };
+        self.forget_wish(session);
+        if to == from {
+            self.settle();
+            return Ok(());
+        }
+        self.seats[to].coming.push(session.clone());
+        self.places
+            .get_mut(session)
+            .expect("looked up above")
+            .wanted = Some(to);
+        if self.at_boundary(session) {
+            self.go(session);
         }
         self.settle();
+        Ok(())
     }
 
     /// A worker serves.
     pub(super) fn serve(&mut self, seat: usize, assignment: Assignment) {
-        self.seats[seat].serving = Some(assignment);
-        self.seats[seat].lost = false;
+        self.seats[seat].duty = Duty::Serving(assignment);
+        self.settle();
+    }
+
+    /// A worker's next process serves in place of the one before; no job is in hand. Its sessions and the jobs that
+    /// wait stay.
+    pub(super) fn renew(&mut self, seat: usize, assignment: Assignment) {
+        for session in &self.seats[seat].sessions {
+            if let Some(entry) = self.places.get(session) {
+                publish(&entry.placement, Placement::Bound(assignment.clone()));
+            }
+        }
+        self.seats[seat].left.clear();
+        self.serve(seat, assignment);
+    }
+
+    /// A worker is to leave: its sessions move or wait, each at its next boundary.
+    pub(super) fn drain(&mut self, seat: usize) {
+        if self.seats[seat].serving().is_none() {
+            return;
+        }
+        self.seats[seat].duty = Duty::Leaving;
+        self.turn_away(seat);
+        for session in self.seats[seat].sessions.clone() {
+            if self.at_boundary(&session) {
+                self.go(&session);
+            }
+        }
         self.settle();
     }
 
     /// A worker does not serve any more. Its sessions move or wait; its waiting jobs are handed back.
-    pub(super) fn vacate(&mut self, seat: usize, lost: bool) -> VecDeque<QueuedJob> {
-        let seat = &mut self.seats[seat];
-        seat.serving = None;
-        seat.lost = lost;
-        let jobs = std::mem::take(&mut seat.jobs);
-        for session in std::mem::take(&mut seat.sessions).into_iter().rev() {
-            self.queue.push_front(session);
+    pub(super) fn vacate(&mut self, seat: usize, absence: Absence) -> VecDeque<QueuedJob> {
+        self.seats[seat].duty = Duty::Absent(absence);
+        self.turn_away(seat);
+        let jobs = std::mem::take(&mut self.seats[seat].jobs);
+        for session in self.seats[seat].sessions.clone() {
+            if let Some(entry) = self.places.get_mut(&session) {
+                entry.job = None;
+            }
+            self.go(&session);
         }
+        self.seats[seat].left.clear();
         self.settle();
         jobs
     }
 
-    /// A worker that was lost may come back.
-    pub(super) fn hope(&mut self, seat: usize) {
-        self.seats[seat].lost = false;
+    /// A worker that was away comes back.
+    pub(super) fn expect(&mut self, seat: usize) {
+        self.seats[seat].duty = Duty::Absent(Absence::Starting);
         self.settle();
     }
 
     /// The seat of a worker, when the session is bound to it.
     pub(super) fn seat_of(&self, worker: &WorkerId, session: &SessionId) -> Option<usize> {
-        self.seats.iter().position(|seat| {
-            seat.serving.as_ref().is_some_and(|a| &a.worker == worker)
-                && seat.sessions.contains(session)
-        })
+        let seat = self.places.get(session)?.seat?;
+        let serving = self.seats[seat].serving()?;
+        (&serving.worker == worker).then_some(seat)
     }
 
     /// Queues a job with a worker.
     pub(super) fn submit(&mut self, seat: usize, job: QueuedJob) {
+        if let Some(entry) = self.places.get_mut(&job.spec.session) {
+            entry.job = Some(job.spec.job);
+        }
         self.seats[seat].jobs.push_back(job);
     }
 
-    /// The next job of a worker, in order of request.
+    /// The next job of a worker: the one whose viewer runs out of video first, ties in order of request.
     pub(super) fn next_job(&mut self, seat: usize) -> Option<QueuedJob> {
-        self.seats[seat].jobs.pop_front()
+        let jobs = &mut self.seats[seat].jobs;
+        let (next, _) = jobs.iter().enumerate().min_by_key(|(_, job)| job.due)?;
+        jobs.remove(next)
+    }
+
+    /// A job has ended, and its session was told. The session is at a boundary: it goes where it is wanted, away from a
+    /// worker that leaves, or from one where others wait to one that has less to do.
+    pub(super) fn job_ended(&mut self, session: &SessionId, job: JobId) {
+        let Some(entry) = self.places.get_mut(session) else {
+            return;
+        };
+        let Some(from) = entry.seat.filter(|_| entry.job == Some(job)) else {
+            return;
+        };
+        entry.job = None;
+        let wanted = entry.wanted.is_some();
+        let leaving = matches!(self.seats[from].duty, Duty::Leaving);
+        if wanted || leaving {
+            self.go(session);
+            self.settle();
+        } else if !self.seats[from].jobs.is_empty()
+            && let Some(to) = self.emptiest(Some(from))
+            && self.seats[to].load() + 2 <= self.seats[from].load()
+        {
+            tracing::debug!(session_id = %session, from = %self.seats[from].gpu, to = %self.seats[to].gpu, "session moves to a worker that has less to do");
+            self.bind(session, to);
+            self.settle();
+        }
+    }
+
+    /// How long a worker took for a segment.
+    pub(super) fn took(&mut self, seat: usize, generation: Duration) {
+        self.seats[seat].pace.add(generation);
+        self.settle();
+    }
+
+    /// How long a worker will take for a segment, before it has made one: from its warm-up.
+    pub(super) fn guess(&mut self, seat: usize, generation: Duration) {
+        if self.seats[seat].pace.median().is_none() {
+            self.took(seat, generation);
+        }
     }
 
     /// Takes a worker's waiting jobs out that nobody wants any more.
@@ -136,50 +354,163 @@ impl Board {
         cancelled
     }
 
+    /// The sessions that have left a worker since the last call.
+    pub(super) fn take_left(&mut self, seat: usize) -> Vec<SessionId> {
+        std::mem::take(&mut self.seats[seat].left)
+    }
+
     pub(super) fn sessions_on(&self, seat: usize) -> usize {
         self.seats[seat].sessions.len()
     }
 
     pub(super) fn has_room(&self, seat: usize) -> bool {
         let seat = &self.seats[seat];
-        seat.serving.is_some() && seat.sessions.len() < self.sessions_per_gpu
+        seat.serving().is_some() && seat.load() < self.limit(seat).unwrap_or(1)
     }
 
     pub(super) fn queue_depth(&self) -> usize {
         self.queue.len()
     }
 
-    /// Sessions that the workers can serve at once, those that still start included.
+    /// Sessions that the workers can serve at once, those that still start included, as far as is known.
     pub(super) fn capacity(&self) -> usize {
-        self.seats.iter().filter(|seat| !seat.lost).count() * self.sessions_per_gpu
+        let there = self.seats.iter().filter(|seat| {
+            !matches!(
+                seat.duty,
+                Duty::Absent(Absence::Drained | Absence::Lost) | Duty::Leaving
+            )
+        });
+        there
+            .map(|seat| self.limit(seat).unwrap_or(self.sharing.max_sessions))
+            .sum()
     }
 
+    /// No worker serves or will without an operator's help or a pause, and not because an operator wanted it so.
     pub(super) fn all_lost(&self) -> bool {
-        self.seats.iter().all(|seat| seat.lost)
+        let is = |seat: &Seat, absence| matches!(seat.duty, Duty::Absent(a) if a == absence);
+        self.seats.iter().any(|seat| is(seat, Absence::Lost))
+            && (self.seats.iter()).all(|seat| is(seat, Absence::Lost) || is(seat, Absence::Drained))
     }
 
-    /// Binds whom it can and tells everybody where they stand.
-    fn settle(&mut self) {
-        while let Some(session) = self.queue.front() {
-            let emptiest = (self.seats.iter_mut())
-                .filter(|seat| {
-                    seat.serving.is_some() && seat.sessions.len() < self.sessions_per_gpu
-                })
-                .min_by_key(|seat| seat.sessions.len());
-            let Some(seat) = emptiest else { break };
-            let assignment = seat.serving.clone().expect("filtered above");
-            if let Some(place) = self.places.get(session) {
-                publish(place, Placement::Bound(assignment));
-                seat.sessions.push(session.clone());
+    /// Sessions that a worker may have; none when its pace would tell and is not known.
+    fn limit(&self, seat: &Seat) -> Option<usize> {
+        let Sharing {
+            max_sessions,
+            keep_up,
+        } = self.sharing;
+        match keep_up {
+            Some(plays) if max_sessions > 1 => {
+                let took = seat.pace.median()?;
+                let viewers = plays.as_nanos() / took.as_nanos().max(1);
+                Some(usize::try_from(viewers).map_or(max_sessions, |n| n.clamp(1, max_sessions)))
             }
-            self.queue.pop_front();
+            _ => Some(max_sessions),
+        }
+    }
+
+    /// The worker with the fewest sessions of those that have room.
+    fn emptiest(&self, except: Option<usize>) -> Option<usize> {
+        (0..self.seats.len())
+            .filter(|&seat| Some(seat) != except && self.has_room(seat))
+            .min_by_key(|&seat| self.seats[seat].load())
+    }
+
+    /// No worker has a job of the session in hand.
+    fn at_boundary(&self, session: &SessionId) -> bool {
+        let Some(entry) = self.places.get(session) else {
+            return true;
+        };
+        let waits = |job, seat: usize| self.seats[seat].jobs.iter().any(|j| j.spec.job == job);
+        match (entry.job, entry.seat) {
+            (Some(job), Some(seat)) => waits(job, seat),
+            _ => true,
+        }
+    }
+
+    /// Takes a session that is at a boundary from its worker: to where it is wanted, or to the front of the queue,
+    /// behind those that lost their worker before.
+    fn go(&mut self, session: &SessionId) {
+        if let Some(to) = self.places.get(session).and_then(|entry| entry.wanted) {
+            self.forget_wish(session);
+            return self.bind(session, to);
+        }
+        self.stand_up(session);
+        let places = &self.places;
+        let served = |s: &&SessionId| places.get(*s).is_some_and(|entry| entry.served);
+        let position = self.queue.iter().take_while(served).count();
+        self.queue.insert(position, session.clone());
+    }
+
+    /// Binds a session that is at a boundary to a worker that serves.
+    fn bind(&mut self, session: &SessionId, to: usize) {
+        let Some(assignment) = self.seats[to].serving().cloned() else {
+            return;
+        };
+        self.stand_up(session);
+        let Some(entry) = self.places.get_mut(session) else {
+            return;
+        };
+        entry.seat = Some(to);
+        entry.served = true;
+        let seat = &mut self.seats[to];
+        seat.sessions.push(session.clone());
+        // It is back before the worker was told that it had gone.
+        seat.left.retain(|s| s != session);
+        publish(&entry.placement, Placement::Bound(assignment));
+    }
+
+    /// Takes a session from its seat, if it has one, and takes its waiting job back.
+    fn stand_up(&mut self, session: &SessionId) {
+        let Some(entry) = self.places.get_mut(session) else {
+            return;
+        };
+        entry.job = None;
+        let Some(from) = entry.seat.take() else {
+            return;
+        };
+        let seat = &mut self.seats[from];
+        seat.sessions.retain(|s| s != session);
+        seat.left.push(session.clone());
+        seat.wake.notify_one();
+        seat.jobs.retain(|job| {
+            let stays = &job.spec.session != session;
+            if !stays {
+                job.tell(JobEvent::Ended(JobEnd::TakenBack { started: false }));
+            }
+            stays
+        });
+    }
+
+    /// A session goes nowhere; the place that was kept for it is free.
+    fn forget_wish(&mut self, session: &SessionId) {
+        let wanted = self.places.get_mut(session).and_then(|e| e.wanted.take());
+        if let Some(wanted) = wanted {
+            self.seats[wanted].coming.retain(|s| s != session);
+        }
+    }
+
+    /// Nobody comes to this worker any more.
+    fn turn_away(&mut self, seat: usize) {
+        for session in std::mem::take(&mut self.seats[seat].coming) {
+            if let Some(entry) = self.places.get_mut(&session) {
+                entry.wanted = None;
+            }
+        }
+    }
+
+    /// Binds whom it can and tells everybody who waits where they stand.
+    fn settle(&mut self) {
+        while let Some(seat) = self.emptiest(None)
+            && let Some(session) = self.queue.pop_front()
+        {
+            self.bind(&session, seat);
         }
         let all_lost = self.all_lost();
         let queue_depth = self.queue.len();
         for (position, session) in self.queue.iter().enumerate() {
-            if let Some(place) = self.places.get(session) {
+            if let Some(entry) = self.places.get(session) {
                 publish(
-                    place,
+                    &entry.placement,
                     match all_lost {
                         true => Placement::NoWorker,
                         false => Placement::Waiting {
@@ -208,135 +539,4 @@ fn publish(place: &watch::Sender<Placement>, new: Placement) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use fastvideo_proto::client::StreamMode;
-    use fastvideo_proto::ids::JobId;
-    use fastvideo_proto::link::{JobSpec, VideoFormat};
-
-    use super::*;
-    use crate::pool::job::pair;
-
-    fn assignment(seat: u32, incarnation: u32) -> Assignment {
-        Assignment {
-            gpu: GpuId(seat),
-            worker: WorkerId::new(GpuId(seat), incarnation),
-            model_id: "m".to_owned(),
-            audio: true,
-        }
-    }
-
-    fn waiting(position: usize, queue_depth: usize) -> Placement {
-        Placement::Waiting {
-            position,
-            queue_depth,
-        }
-    }
-
-    #[test]
-    fn sessions_are_bound_in_order_of_arrival_to_the_emptiest_worker() {
-        let mut board = Board::new(2, 2);
-        let ids: Vec<_> = (0..5).map(|_| SessionId::random()).collect();
-        let places: Vec<_> = ids.iter().map(|id| board.join(id.clone())).collect();
-        assert_eq!(*places[4].borrow(), waiting(4, 5));
-        board.serve(0, assignment(0, 1));
-        board.serve(1, assignment(1, 1));
-        let gpus: Vec<_> = places
-            .iter()
-            .map(|p| match &*p.borrow() {
-                Placement::Bound(a) => Some(a.gpu.0),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(gpus, [Some(0), Some(0), Some(1), Some(1), None]);
-        assert_eq!(*places[4].borrow(), waiting(0, 1));
-        board.leave(&ids[2]);
-        assert_eq!(*places[4].borrow(), Placement::Bound(assignment(1, 1)));
-    }
-
-    #[test]
-    fn a_session_that_lost_its_worker_is_next() {
-        let mut board = Board::new(2, 1);
-        board.serve(0, assignment(0, 1));
-        let first = board.join(SessionId::random());
-        let second = board.join(SessionId::random());
-        board.vacate(0, false);
-        assert_eq!(*first.borrow(), waiting(0, 2));
-        assert_eq!(*second.borrow(), waiting(1, 2));
-        board.serve(1, assignment(1, 1));
-        assert_eq!(*first.borrow(), Placement::Bound(assignment(1, 1)));
-        assert_eq!(*second.borrow(), waiting(0, 1));
-    }
-
-    #[test]
-    fn a_changed_depth_alone_wakes_nobody() {
-        let mut board = Board::new(1, 1);
-        let mut first = board.join(SessionId::random());
-        first.borrow_and_update();
-        let second = SessionId::random();
-        board.join(second.clone());
-        board.leave(&second);
-        assert!(!first.has_changed().unwrap());
-    }
-
-    #[test]
-    fn with_every_worker_lost_those_who_wait_are_told() {
-        let mut board = Board::new(2, 1);
-        let place = board.join(SessionId::random());
-        board.vacate(0, true);
-        assert_eq!(*place.borrow(), waiting(0, 1));
-        assert_eq!(board.capacity(), 1);
-        board.vacate(1, true);
-        assert_eq!(*place.borrow(), Placement::NoWorker);
-        board.hope(0);
-        assert_eq!(*place.borrow(), waiting(0, 1));
-    }
-
-    #[test]
-    fn cancelled_jobs_do_not_wait_for_their_turn() {
-        let mut board = Board::new(1, 3);
-        board.serve(0, assignment(0, 1));
-        let handles: Vec<_> = (1..=3)
-            .map(|n| {
-                let session = SessionId::random();
-                board.join(session.clone());
-                let (handle, job) = pair(spec(n, session), None, Arc::default());
-                board.submit(0, job);
-                handle
-            })
-            .collect();
-        assert!(board.take_cancelled(0).is_empty());
-        handles[1].cancel();
-        let cancelled: Vec<_> = board.take_cancelled(0).iter().map(|j| j.spec.job).collect();
-        assert_eq!(cancelled, [JobId(2)]);
-        let rest: Vec<_> = std::iter::from_fn(|| board.next_job(0)).collect();
-        let rest: Vec<_> = rest.iter().map(|job| job.spec.job).collect();
-        assert_eq!(rest, [JobId(1), JobId(3)]);
-    }
-
-    fn spec(job: u64, session: SessionId) -> JobSpec {
-        JobSpec {
-            job: JobId(job),
-            session,
-            segment_idx: 0,
-            attempt: 1,
-            prompt: "a red fox".to_owned(),
-            negative_prompt: None,
-            seed: 0,
-            num_inference_steps: 1,
-            guidance_scale: 1.0,
-            format: VideoFormat {
-                width: 64,
-                height: 64,
-                num_frames: 1,
-                fps: 24,
-            },
-            stream_mode: StreamMode::AvFmp4,
-            start_frame: 0,
-            initial_image: None,
-            state: None,
-            window: 0,
-        }
-    }
-}
+mod tests;

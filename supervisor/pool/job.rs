@@ -9,7 +9,9 @@ use fastvideo_proto::client::Stage;
 use fastvideo_proto::ids::{JobId, WorkerId};
 use fastvideo_proto::link::{JobFailure, JobSpec, MediaKind};
 use ipc_channel::ipc::IpcSharedMemory;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 /// Events that may wait for a session: a full window of media ([`fastvideo_proto::link::media_cost`] allows 1024
 /// messages of 16 MiB) and the steps between.
@@ -51,6 +53,11 @@ pub enum JobEnd {
         failure: JobFailure,
         message: String,
     },
+    /// The session has to go elsewhere, and nothing is wrong with its job: it runs again there.
+    TakenBack {
+        /// It was running, and had used up the time that it was given to end.
+        started: bool,
+    },
     /// The worker is gone; the job may run again elsewhere.
     WorkerLost {
         worker: WorkerId,
@@ -81,19 +88,43 @@ impl Drop for JobHandle {
     }
 }
 
+/// The committed state that a job continues from, as a session hands it to the pool.
+#[derive(Debug)]
+pub struct StartState {
+    /// By [`fastvideo_proto::state::StateHeader::encode`].
+    pub header: Vec<u8>,
+    pub blob: IpcSharedMemory,
+    /// The job that made it, when a worker of this pool did: that worker may still hold it.
+    pub made_by: Option<JobId>,
+}
+
 /// What a worker's task holds of a job.
 #[derive(Debug)]
 pub(super) struct QueuedJob {
+    /// Its `state` is chosen when the job is sent.
     pub(super) spec: JobSpec,
-    pub(super) blob: Option<IpcSharedMemory>,
+    pub(super) start: Option<StartState>,
+    /// When its viewer runs out of video.
+    pub(super) due: Instant,
     pub(super) events: mpsc::Sender<JobEvent>,
     pub(super) signals: Arc<Signals>,
+}
+
+impl QueuedJob {
+    /// Tells the session. One that is gone, or that does not listen, has no use for the job.
+    pub(super) fn tell(&self, event: JobEvent) {
+        if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
+            tracing::error!(job_id = %self.spec.job, session_id = %self.spec.session, "session does not take its job's events");
+            self.signals.cancel();
+        }
+    }
 }
 
 /// Both sides of a new job. `wake` wakes the task of the worker that will run it.
 pub(super) fn pair(
     spec: JobSpec,
-    blob: Option<IpcSharedMemory>,
+    start: Option<StartState>,
+    due: Instant,
     wake: Arc<Notify>,
 ) -> (JobHandle, QueuedJob) {
     let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
@@ -109,7 +140,8 @@ pub(super) fn pair(
     };
     let job = QueuedJob {
         spec,
-        blob,
+        start,
+        due,
         events: event_tx,
         signals,
     };

@@ -20,6 +20,8 @@ pub enum WorkerState {
     Busy,
     /// Takes no further job and will be asked to exit.
     Draining,
+    /// Has left because an operator wants it away; waits to be started again.
+    Drained,
     /// Has been asked to exit, and has.
     Exited,
     /// Exited unasked; will be started again.
@@ -36,7 +38,10 @@ impl WorkerState {
 
     /// Has a process.
     pub fn is_alive(self) -> bool {
-        !matches!(self, Self::Exited | Self::BackingOff | Self::Quarantined)
+        !matches!(
+            self,
+            Self::Drained | Self::Exited | Self::BackingOff | Self::Quarantined
+        )
     }
 }
 
@@ -50,13 +55,15 @@ pub(crate) enum Change {
     JobStarted,
     JobEnded,
     DrainAsked,
-    /// It was asked to.
+    /// It was asked to, and the pool stops.
     ExitedAsked,
+    /// It was asked to, and may be started again.
+    ExitedDrained,
     /// It was not asked to, and will be started again.
     ExitedToRestart,
     /// It was not asked to, once too often.
     ExitedToQuarantine,
-    /// The pause is over, or an operator lifted the quarantine.
+    /// The pause is over, or an operator wants it started.
     Restarted,
 }
 
@@ -84,11 +91,14 @@ impl WorkerState {
             (S::Busy, Change::JobEnded) => S::Ready,
             (S::Draining, Change::JobEnded) => S::Draining,
             (alive, Change::DrainAsked) if alive.is_alive() => S::Draining,
+            // There is no process to wait for.
+            (S::Drained | S::BackingOff | S::Quarantined, Change::DrainAsked) => S::Drained,
+            (S::Draining, Change::ExitedDrained) => S::Drained,
             (alive, Change::ExitedAsked) if alive.is_alive() => S::Exited,
-            (S::BackingOff | S::Quarantined, Change::ExitedAsked) => S::Exited,
+            (S::Drained | S::BackingOff | S::Quarantined, Change::ExitedAsked) => S::Exited,
             (alive, Change::ExitedToRestart) if alive.is_alive() => S::BackingOff,
             (alive, Change::ExitedToQuarantine) if alive.is_alive() => S::Quarantined,
-            (S::BackingOff | S::Quarantined, Change::Restarted) => S::Spawning,
+            (S::Drained | S::BackingOff | S::Quarantined, Change::Restarted) => S::Spawning,
             (from, change) => return Err(InvalidChange { from, change }),
         };
         Ok(next)
@@ -137,9 +147,18 @@ impl RestartPolicy {
         if self.exits_in_a_row >= self.quarantine_after {
             return Verdict::Quarantine;
         }
-        let doublings = (self.exits_in_a_row - 1).min(16);
+        Verdict::RestartAfter(self.pause(jitter))
+    }
+
+    /// An exit that does not count: it was another's fault.
+    pub(crate) fn exited_blameless(&self, jitter: f64) -> Verdict {
+        Verdict::RestartAfter(self.pause(jitter))
+    }
+
+    fn pause(&self, jitter: f64) -> Duration {
+        let doublings = self.exits_in_a_row.saturating_sub(1).min(16);
         let pause = (self.min_backoff * (1 << doublings)).min(self.max_backoff);
-        Verdict::RestartAfter(pause.mul_f64(0.75 + 0.5 * jitter).min(self.max_backoff))
+        pause.mul_f64(0.75 + 0.5 * jitter).min(self.max_backoff)
     }
 }
 
@@ -176,6 +195,24 @@ mod tests {
     }
 
     #[test]
+    fn a_drained_worker_waits_until_it_is_started_again() {
+        use Change::*;
+        use WorkerState as S;
+        let leave = [DrainAsked, JobEnded, ExitedDrained];
+        check(S::Busy, &leave, Some(S::Drained));
+        check(S::Loading, &[DrainAsked, ExitedDrained], Some(S::Drained));
+        check(S::Quarantined, &[DrainAsked], Some(S::Drained));
+        check(S::BackingOff, &[DrainAsked], Some(S::Drained));
+        check(
+            S::Busy,
+            &[DrainAsked, ExitedToRestart, DrainAsked],
+            Some(S::Drained),
+        );
+        check(S::Drained, &[Restarted], Some(S::Spawning));
+        check(S::Drained, &[ExitedAsked], Some(S::Exited));
+    }
+
+    #[test]
     fn impossible_changes_are_refused() {
         use Change::*;
         use WorkerState as S;
@@ -184,6 +221,9 @@ mod tests {
         check(S::Exited, &[Restarted], None);
         check(S::BackingOff, &[ExitedToRestart], None);
         check(S::Draining, &[JobStarted], None);
+        check(S::Draining, &[Restarted], None);
+        check(S::Drained, &[JobStarted], None);
+        check(S::Busy, &[ExitedDrained], None);
     }
 
     #[test]
@@ -197,6 +237,10 @@ mod tests {
         );
         assert_eq!(policy.exited(0.5), Verdict::Quarantine);
         policy.job_finished();
+        for _ in 0..10 {
+            let pause = policy.exited_blameless(0.5);
+            assert_eq!(pause, Verdict::RestartAfter(ms(500)));
+        }
         assert_eq!(policy.exited(0.0), Verdict::RestartAfter(ms(375)));
     }
 }

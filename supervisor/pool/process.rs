@@ -116,6 +116,11 @@ impl WorkerProcess {
         self.child.wait().await
     }
 
+    /// How it exited, when it has. What cannot be known counts as running.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
     /// Sends a signal; a process that is gone already is no error.
     pub(crate) fn signal(&self, signal: Signal) {
         // `id` is `None` once the process was waited for; its number may then belong to another.

@@ -1,14 +1,15 @@
 //! The opening message: read, checked whole, with all that came in it.
 
-use fastvideo_proto::client::{ClientMessage, ErrorCode, SessionInit};
+use fastvideo_proto::client::{ClientMessage, ContinuationState, ErrorCode, Resume, SessionInit};
+use fastvideo_proto::ids::SessionId;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::init_image::{self, InitImage, InitImageError};
 use super::request::check_prompt;
 use super::{Config, Inbound, close};
-use crate::store::State;
-use crate::store::export::{self, Expectation};
+use crate::store::export::Expectation;
+use crate::store::{ImportFailed, ResumeToken, SessionStore, State, import};
 
 /// Messages above this are read on a thread for blocking work.
 const LARGE_MESSAGE_BYTES: usize = 64 * 1024;
@@ -18,10 +19,12 @@ pub(super) const MAX_CURATED_PROMPTS: usize = 256;
 /// A session that may begin.
 #[derive(Debug)]
 pub(super) struct Opening {
-    /// Without image and state, which are below.
+    /// Without image, state and resume, which are below.
     pub(super) init: SessionInit,
     pub(super) image: Option<InitImage>,
     pub(super) state: Option<State>,
+    /// The session to go on with.
+    pub(super) resume: Option<(SessionId, ResumeToken)>,
 }
 
 /// Why a session does not begin.
@@ -29,14 +32,23 @@ pub(super) struct Opening {
 pub(super) enum NotOpened {
     Gone,
     Timeout,
-    Broken { code: u16, reason: &'static str },
-    Refused { code: ErrorCode, message: String },
+    Broken {
+        code: u16,
+        reason: &'static str,
+    },
+    Refused {
+        code: ErrorCode,
+        message: String,
+    },
+    /// The store does not answer or is full. The text is safe to show.
+    Unavailable(&'static str),
 }
 
 /// Waits for the opening message and checks it.
 pub(super) async fn read(
     inbound: &mut mpsc::Receiver<Inbound>,
     config: &Config,
+    store: &SessionStore,
 ) -> Result<Opening, NotOpened> {
     let text = match timeout(config.opening_timeout, inbound.recv()).await {
         Err(_) => return Err(NotOpened::Timeout),
@@ -51,19 +63,54 @@ pub(super) async fn read(
         }
         Ok(Some(Inbound::Text(text))) => text,
     };
-    if text.len() < LARGE_MESSAGE_BYTES {
-        return check(&text, config);
-    }
-    let config = config.clone();
-    match tokio::task::spawn_blocking(move || check(&text, &config)).await {
-        Ok(opened) => opened,
-        Err(panic) => {
-            tracing::error!(%panic, "opening message could not be checked");
-            Err(NotOpened::Broken {
-                code: close::INTERNAL,
-                reason: "internal_error",
-            })
+    let is_small = text.len() < LARGE_MESSAGE_BYTES;
+    let mut opening = match is_small {
+        true => check(&text, config)?,
+        false => {
+            let config = config.clone();
+            match tokio::task::spawn_blocking(move || check(&text, &config)).await {
+                Ok(opened) => opened?,
+                Err(panic) => return Err(broken(&panic)),
+            }
         }
+    };
+    if let Some(state) = opening.init.continuation_state.take() {
+        opening.state = Some(hydrate(state, config, store).await?);
+    }
+    Ok(opening)
+}
+
+/// Reads the state that the session begins with, and the blobs that it refers to.
+async fn hydrate(
+    state: ContinuationState,
+    config: &Config,
+    store: &SessionStore,
+) -> Result<State, NotOpened> {
+    let expected = Expectation {
+        width: config.format.width,
+        height: config.format.height,
+    };
+    match import(state, expected, store).await {
+        Ok(state) => Ok(state),
+        Err(ImportFailed::Refused(error)) => Err(NotOpened::Refused {
+            code: ErrorCode::StateIncompatible,
+            message: error.to_string(),
+        }),
+        Err(ImportFailed::Store(error)) => {
+            tracing::error!(%error, "blobs of a continuation state not read");
+            Err(NotOpened::Unavailable(
+                "the blobs of the continuation state cannot be read at the moment; try again soon",
+            ))
+        }
+        Err(ImportFailed::Panicked(panic)) => Err(broken(&panic)),
+    }
+}
+
+fn broken(panic: &tokio::task::JoinError) -> NotOpened {
+    tracing::error!(%panic, "opening message could not be checked");
+    NotOpened::Broken {
+        code: close::INTERNAL,
+        reason: "internal_error",
     }
 }
 
@@ -99,23 +146,28 @@ fn check(text: &str, config: &Config) -> Result<Opening, NotOpened> {
         })?,
         None => None,
     };
-    let expected = Expectation {
-        width: config.format.width,
-        height: config.format.height,
-    };
-    let state = match init.continuation_state.take() {
-        Some(state) => match export::import(&state, &expected) {
-            Ok(state) => Some(state),
-            Err(error) => {
-                return Err(NotOpened::Refused {
-                    code: ErrorCode::StateIncompatible,
-                    message: error.to_string(),
-                });
-            }
-        },
+    let resume = match init.resume.take() {
+        Some(resume) => Some(check_resume(resume, init.continuation_state.is_some())?),
         None => None,
     };
-    Ok(Opening { init, image, state })
+    Ok(Opening {
+        init,
+        image,
+        state: None,
+        resume,
+    })
+}
+
+fn check_resume(resume: Resume, has_state: bool) -> Result<(SessionId, ResumeToken), NotOpened> {
+    if has_state {
+        return Err(refused(
+            "`resume` and `continuation_state` exclude each other: a session that is resumed has a state",
+        ));
+    }
+    match SessionId::parse(&resume.session_id) {
+        Some(session) => Ok((session, ResumeToken::given(resume.token))),
+        None => Err(refused("`resume.session_id` is not the id of a session")),
+    }
 }
 
 fn refused(why: impl ToString) -> NotOpened {

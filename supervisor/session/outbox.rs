@@ -9,8 +9,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use fastvideo_proto::client::ServerMessage;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
 
+use super::saving::Gate;
 use crate::pool::{Credit, Media};
 
 /// Both ends of a client's outgoing messages. Cheap to clone.
@@ -49,6 +51,12 @@ pub(crate) enum Outgoing {
         generation_time_ms: f64,
         requested: Instant,
     },
+    /// Holds up what comes after it until it is opened.
+    Gate {
+        /// Rings when all before it was handed to the socket.
+        reached: Option<oneshot::Sender<()>>,
+        open: CancellationToken,
+    },
     /// The last.
     Close {
         code: u16,
@@ -61,7 +69,7 @@ impl Outgoing {
         match self {
             Self::Text(text) => text.len() as u64,
             Self::Binary(media) => media.credit.cost(),
-            Self::SegmentComplete { .. } | Self::Close { .. } => 0,
+            Self::SegmentComplete { .. } | Self::Gate { .. } | Self::Close { .. } => 0,
         }
     }
 }
@@ -116,6 +124,21 @@ impl Outbox {
         self.inner.filled.notify_one();
     }
 
+    /// What is put in from now on is held up until the gate is opened.
+    pub(super) fn gate(&self) -> Gate {
+        let (reached, reached_seen) = oneshot::channel();
+        let open = CancellationToken::new();
+        let opened = open.clone().drop_guard();
+        self.push(Outgoing::Gate {
+            reached: Some(reached),
+            open,
+        });
+        Gate {
+            reached: reached_seen,
+            opened,
+        }
+    }
+
     /// Ends the connection after all that waits has been sent.
     pub(crate) fn close(&self, code: u16, reason: &'static str) {
         self.push(Outgoing::Close { code, reason });
@@ -124,9 +147,19 @@ impl Outbox {
 
     /// Ends the connection after the message that is being sent; what waits is dropped.
     pub(crate) fn cut(&self, code: u16, reason: &'static str) {
-        let dropped = std::mem::take(&mut self.queue().messages);
-        drop(dropped);
+        self.drop_waiting();
         self.close(code, reason);
+    }
+
+    /// Drops what waits.
+    pub(crate) fn drop_waiting(&self) {
+        let dropped = std::mem::take(&mut self.queue().messages);
+        for message in &dropped {
+            if let Outgoing::Gate { open, .. } = message {
+                // The writer may stand before it.
+                open.cancel();
+            }
+        }
     }
 
     /// Cost of what has not been handed to the socket yet.
@@ -153,11 +186,29 @@ impl Outbox {
     /// Cancel safe.
     pub async fn next(&self) -> (Wire, Receipt) {
         loop {
-            let message = self.queue().messages.pop_front();
-            if let Some(message) = message {
-                return self.take(message);
+            let closed_gate = {
+                let mut queue = self.queue();
+                match queue.messages.front_mut() {
+                    Some(Outgoing::Gate { reached, open }) if !open.is_cancelled() => {
+                        if let Some(reached) = reached.take() {
+                            // Err: nobody waits for it any more.
+                            let _ = reached.send(());
+                        }
+                        Some(open.clone())
+                    }
+                    _ => None,
+                }
+            };
+            if let Some(open) = closed_gate {
+                open.cancelled().await;
+                continue;
             }
-            self.inner.filled.notified().await;
+            let message = self.queue().messages.pop_front();
+            match message {
+                Some(Outgoing::Gate { .. }) => {}
+                Some(message) => return self.take(message),
+                None => self.inner.filled.notified().await,
+            }
         }
     }
 
@@ -186,6 +237,7 @@ impl Outbox {
                 (Wire::Text(text), None)
             }
             Outgoing::Close { code, reason } => (Wire::Close { code, reason }, None),
+            Outgoing::Gate { .. } => unreachable!("gates are not taken"),
         };
         let receipt = Receipt {
             cost,

@@ -1,56 +1,115 @@
-//! The sessions that are open, and the limit on their number.
+//! The sessions that are open, and the limits on their number.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
-use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::ids::{SessionId, WorkerId};
+use tokio::sync::Notify;
 
 use super::SessionState;
 
 /// All open sessions. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Registry {
-    sessions: Arc<Mutex<BTreeMap<SessionId, SessionState>>>,
+pub struct Registry(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    entries: Mutex<Entries>,
+    /// Rings when a session has left.
+    left: Notify,
 }
 
-/// A session's entry; it is removed when this is dropped.
+#[derive(Debug, Default)]
+struct Entries {
+    next: u64,
+    by_connection: BTreeMap<u64, Entry>,
+}
+
+/// What others can see of a session.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub id: SessionId,
+    pub state: SessionState,
+    /// Where the client connects from.
+    pub client: IpAddr,
+    pub connected: Instant,
+    /// The one that it is bound to, or was last.
+    pub worker: Option<WorkerId>,
+    /// Segments that are finished.
+    pub segments: u32,
+}
+
+/// A connection's entry; it is removed when this is dropped.
 #[derive(Debug)]
 pub struct Ticket {
+    connection: u64,
     id: SessionId,
     registry: Registry,
 }
 
-/// The server has as many sessions as it takes.
-#[derive(Debug, thiserror::Error)]
-#[error("the server is full: it has {limit} sessions, which is its limit")]
-pub struct Full {
-    limit: usize,
+/// How many sessions may be open.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub sessions: usize,
+    pub sessions_per_client: usize,
+}
+
+/// There is no room for another session.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    #[error("the server is full: it has {0} sessions, which is its limit")]
+    Server(usize),
+    #[error("your address has {0} sessions open, which is the limit for one address")]
+    Client(usize),
 }
 
 impl Registry {
     /// Enters a new session.
     ///
     /// # Errors
-    /// When `limit` sessions are open.
-    pub fn enter(&self, limit: usize) -> Result<Ticket, Full> {
-        let mut sessions = self.lock();
-        if sessions.len() >= limit {
-            return Err(Full { limit });
+    /// When as many sessions are open as may be.
+    pub fn enter(&self, client: IpAddr, limits: Limits) -> Result<Ticket, Full> {
+        let mut entries = self.lock();
+        let open = &entries.by_connection;
+        if open.len() >= limits.sessions {
+            return Err(Full::Server(limits.sessions));
         }
+        let of_client = open.values().filter(|entry| entry.client == client);
+        if of_client.count() >= limits.sessions_per_client {
+            return Err(Full::Client(limits.sessions_per_client));
+        }
+        let connection = entries.next;
+        entries.next += 1;
         let id = SessionId::random();
-        sessions.insert(id.clone(), SessionState::Initializing);
+        let entry = Entry {
+            id: id.clone(),
+            state: SessionState::Initializing,
+            client,
+            connected: Instant::now(),
+            worker: None,
+            segments: 0,
+        };
+        entries.by_connection.insert(connection, entry);
         Ok(Ticket {
+            connection,
             id,
             registry: self.clone(),
         })
     }
 
     pub fn count(&self) -> usize {
-        self.lock().len()
+        self.lock().by_connection.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SessionId, SessionState>> {
-        self.sessions.lock().expect("no holder of this lock panics")
+    /// All sessions, in the order in which they connected.
+    pub fn list(&self) -> Vec<Entry> {
+        self.lock().by_connection.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        (self.0.entries.lock()).expect("no holder of this lock panics")
     }
 }
 
@@ -60,47 +119,96 @@ impl Ticket {
     }
 
     pub fn state(&self) -> SessionState {
-        self.registry.lock()[&self.id]
+        self.update(|entry| entry.state)
+    }
+
+    /// The connection goes on with a session that has been there before. Waits until no other connection runs it.
+    pub(crate) async fn take_over(&mut self, id: SessionId) {
+        self.update(|entry| entry.id = id.clone());
+        self.id = id;
+        loop {
+            let left = self.registry.0.left.notified();
+            let runs_it = |(connection, entry): (&u64, &Entry)| {
+                *connection != self.connection && entry.id == self.id
+            };
+            if !self.registry.lock().by_connection.iter().any(runs_it) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Changes what others can see.
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut entries = self.registry.lock();
+        let entry = entries.by_connection.get_mut(&self.connection);
+        change(entry.expect("the ticket holds the entry"))
     }
 
     /// Moves the session to another state. An edge that does not exist is a programming error: it is logged, and the
     /// session stays where it is.
     pub(crate) fn transition(&self, to: SessionState) {
-        let mut sessions = self.registry.lock();
-        let state = sessions
-            .get_mut(&self.id)
-            .expect("the ticket holds the entry");
-        match state.transition(to) {
-            Ok(to) => {
-                let from = std::mem::replace(state, to);
-                drop(sessions);
-                tracing::debug!(?from, ?to, "session changed state");
-            }
-            Err(error) => {
-                drop(sessions);
-                tracing::error!(%error, "session state left as it is");
-            }
+        let (from, moved) = self.update(|entry| {
+            let moved = entry.state.transition(to);
+            let state = *moved.as_ref().unwrap_or(&entry.state);
+            (std::mem::replace(&mut entry.state, state), moved)
+        });
+        match moved {
+            Ok(to) => tracing::debug!(?from, ?to, "session changed state"),
+            Err(error) => tracing::error!(%error, "session state left as it is"),
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.registry.lock().remove(&self.id);
+        self.registry.lock().by_connection.remove(&self.connection);
+        self.registry.0.left.notify_waiters();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::FutureExt;
+
     use super::*;
+
+    fn client(n: u8) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, n).into()
+    }
+
+    const LIMITS: Limits = Limits {
+        sessions: 3,
+        sessions_per_client: 2,
+    };
 
     #[test]
     fn a_ticket_that_is_dropped_makes_room() {
         let registry = Registry::default();
-        let ticket = registry.enter(1).unwrap();
-        assert!(registry.enter(1).is_err());
-        drop(ticket);
+        let enter = |n| registry.enter(client(n), LIMITS);
+        let tickets = [enter(1).unwrap(), enter(1).unwrap()];
+        assert_eq!(enter(1).unwrap_err(), Full::Client(2));
+        let other = enter(2).unwrap();
+        assert_eq!(enter(3).unwrap_err(), Full::Server(3));
+        drop(tickets);
+        drop(other);
         assert_eq!(registry.count(), 0);
-        registry.enter(1).unwrap();
+        enter(1).unwrap();
+    }
+
+    #[test]
+    fn a_session_is_taken_over_once_its_last_connection_has_left() {
+        let registry = Registry::default();
+        let old = registry.enter(client(1), LIMITS).unwrap();
+        let mut new = registry.enter(client(2), LIMITS).unwrap();
+        let id = old.id().clone();
+        let mut taken = Box::pin(new.take_over(id.clone()));
+        assert!(taken.as_mut().now_or_never().is_none());
+        drop(old);
+        assert!(taken.as_mut().now_or_never().is_some());
+        drop(taken);
+        assert_eq!(registry.list()[0].id, id);
     }
 }

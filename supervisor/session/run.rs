@@ -7,23 +7,26 @@ use fastvideo_proto::client::{
     ClientMessage, CompleteReason, ErrorCode, Features, PromptSource, ServerMessage, StreamMode,
 };
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::link::{JobFailure, JobSpec};
+use fastvideo_proto::link::{JobFailure, JobSpec, frames_to_time};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::Span;
 
 use super::init_image::InitImage;
+use super::lead::Lead;
 use super::opening::{self, MAX_CURATED_PROMPTS, NotOpened, Opening};
 use super::outbox::Outbox;
 use super::registry::Ticket;
 use super::request::{ValidRequest, check_prompt};
+use super::saving::{Gate, Saving};
 use super::script::{Ask, Script};
 use super::segment::Segment;
 use super::state::SessionState;
 use super::{Context, Drain, Inbound, close};
-use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement};
-use crate::store::State;
+use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement, StartState};
 use crate::store::export::{self, ExportError};
+use crate::store::{Lease, Progress, ResumeError, ResumeToken, Snapshot, State, StoreError};
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
@@ -32,6 +35,8 @@ const MIN_LOOP_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOOP_PAUSE: Duration = Duration::from_secs(30);
 /// Snapshots that may be asked for before one is answered.
 const MAX_PENDING_SNAPSHOTS: u32 = 8;
+/// How long a connection may take to end whose session goes on over another one.
+const TAKE_OVER: Duration = Duration::from_secs(5);
 /// Messages that a client may send while it leaves all that it may unread. Each may have an answer, of a few hundred
 /// bytes.
 const MAX_MESSAGES_WHILE_FULL: u32 = 1000;
@@ -39,27 +44,110 @@ const MAX_MESSAGES_WHILE_FULL: u32 = 1000;
 /// Serves one client from its opening message to the close of the connection, which is the outbox's last message
 /// unless the client is gone.
 pub async fn run(
-    ticket: Ticket,
+    mut ticket: Ticket,
     mut inbound: mpsc::Receiver<Inbound>,
     outbox: Outbox,
     context: Context,
 ) {
     let opening = tokio::select! {
-        opening = opening::read(&mut inbound, &context.config) => opening,
+        opening = opening::read(&mut inbound, &context.config, &context.store) => opening,
         () = drain_begins(context.drain.clone()) => {
             outbox.close(close::GOING_AWAY, "draining");
             ticket.transition(SessionState::Rejected);
             return;
         }
     };
-    let opening = match opening {
-        Ok(opening) => opening,
+    let opened = match opening {
+        Ok(opening) => claim(&mut ticket, &context, &opening)
+            .await
+            .map(|claim| (opening, claim)),
+        Err(why) => Err(why),
+    };
+    let (opening, claim) = match opened {
+        Ok(opened) => opened,
         Err(why) => return refuse(&ticket, &outbox, &context, why),
     };
-    tracing::info!(client_id = opening.init.client_id, preset = opening.init.preset, stream_mode = ?opening.init.stream_mode, hydrated = opening.state.is_some(), image = opening.image.as_ref().map(|i| i.name()), "session opened");
-    let mut session = Box::new(Session::begin(ticket, outbox, context, opening));
+    Span::current().record("session_id", ticket.id().as_str());
+    tracing::info!(client_id = opening.init.client_id, preset = opening.init.preset, stream_mode = ?opening.init.stream_mode, hydrated = opening.state.is_some(), resumed = opening.resume.is_some(), image = opening.image.as_ref().map(|i| i.name()), "session opened");
+    let mut session = Box::new(Session::begin(ticket, outbox, context, opening, claim));
     let end = session.serve(&mut inbound).await;
     session.end(end);
+}
+
+/// A session in the store that is this connection's now.
+struct Claim {
+    lease: Lease,
+    token: ResumeToken,
+    snapshot: Snapshot,
+}
+
+/// Enters a new session in the store, or takes over the one that the client goes on with.
+async fn claim(
+    ticket: &mut Ticket,
+    context: &Context,
+    opening: &Opening,
+) -> Result<Claim, NotOpened> {
+    let Some((session, token)) = &opening.resume else {
+        let (token, state) = (ResumeToken::random(), opening.state.clone());
+        return match context
+            .store
+            .create(ticket.id(), &token, state.as_ref())
+            .await
+        {
+            Ok(lease) => Ok(Claim {
+                lease,
+                token,
+                snapshot: Snapshot {
+                    progress: Progress::default(),
+                    state,
+                },
+            }),
+            Err(error) => {
+                tracing::error!(%error, "session not opened");
+                Err(NotOpened::Unavailable(
+                    "the server cannot keep the state of a new session at the moment; try again soon",
+                ))
+            }
+        };
+    };
+    let (lease, snapshot) = match context.store.resume(session, token).await {
+        Ok(resumed) => resumed,
+        Err(ResumeError::Store(error)) => {
+            tracing::error!(%error, session_id = %session, "session not resumed");
+            return Err(NotOpened::Unavailable(
+                "the session cannot be resumed at the moment; try again soon",
+            ));
+        }
+        Err(refused) => {
+            return Err(NotOpened::Refused {
+                code: ErrorCode::SessionRejected,
+                message: refused.to_string(),
+            });
+        }
+    };
+    let format = context.config.format;
+    if let Some(frames) = snapshot.state.as_ref().and_then(|s| s.header().frames)
+        && (frames.width, frames.height) != (format.width, format.height)
+    {
+        return Err(NotOpened::Refused {
+            code: ErrorCode::StateIncompatible,
+            message: format!(
+                "the session was made with {}x{} pixels, this server makes {}x{}",
+                frames.width, frames.height, format.width, format.height
+            ),
+        });
+    }
+    let alone = ticket.take_over(session.clone());
+    if timeout(TAKE_OVER, alone).await.is_err() {
+        return Err(NotOpened::Unavailable(
+            "the session's last connection has not ended yet; try again soon",
+        ));
+    }
+    Ok(Claim {
+        lease,
+        token: token.clone(),
+        snapshot,
+    })
 }
 
 fn refuse(ticket: &Ticket, outbox: &Outbox, context: &Context, why: NotOpened) {
@@ -80,6 +168,15 @@ fn refuse(ticket: &Ticket, outbox: &Outbox, context: &Context, why: NotOpened) {
             tracing::info!(?code, message, "opening message refused");
             outbox.send(&ServerMessage::error(code, message, false));
             outbox.close(close::BAD_OPENING, "bad opening message");
+            ticket.transition(SessionState::Rejected);
+        }
+        NotOpened::Unavailable(message) => {
+            outbox.send(&ServerMessage::error(
+                ErrorCode::SessionRejected,
+                message,
+                true,
+            ));
+            outbox.close(close::TRY_AGAIN_LATER, "session_rejected");
             ticket.transition(SessionState::Rejected);
         }
     }
@@ -110,6 +207,8 @@ enum End {
     /// No worker is left and none was ever bound.
     NoGpu,
     Draining,
+    /// The session was resumed elsewhere, or an operator has ended it.
+    Lost,
 }
 
 #[derive(Debug)]
@@ -125,9 +224,12 @@ struct Session {
     image: Option<InitImage>,
     script: Script,
     segment: Option<Segment>,
+    saving: Saving,
+    /// The last committed one.
     state: Option<State>,
     /// Where the next segment begins on the session's time line, in frames.
     start_frame: u64,
+    lead: Lead,
     last_activity: Instant,
     /// Messages since the client has left too much unread.
     heard_while_full: u32,
@@ -141,6 +243,8 @@ struct Session {
     drain_deadline: Option<Instant>,
     /// Since when nothing is left to do but to wait for a last `snapshot_state`.
     lingering_since: Option<Instant>,
+    lease: Lease,
+    token: ResumeToken,
     /// Last field: a session counts until its place is free and its image is gone.
     ticket: Ticket,
 }
@@ -150,6 +254,8 @@ enum Heard {
     Client(Option<Inbound>),
     Place,
     Job(Option<JobEvent>),
+    Saved(Result<Result<(), StoreError>, JoinError>),
+    Lost,
     Exported(
         Result<
             Result<fastvideo_proto::client::ContinuationState, ExportError>,
@@ -162,9 +268,17 @@ enum Heard {
 }
 
 impl Session {
-    /// Queues the session. The state that it opened with is its first committed one.
-    fn begin(ticket: Ticket, outbox: Outbox, context: Context, opening: Opening) -> Self {
-        let Opening { init, image, state } = opening;
+    /// Queues the session. The state that it opened with, or was resumed with, is its first committed one.
+    fn begin(
+        ticket: Ticket,
+        outbox: Outbox,
+        context: Context,
+        opening: Opening,
+        claim: Claim,
+    ) -> Self {
+        let Opening { init, image, .. } = opening;
+        let Snapshot { progress, state } = claim.snapshot;
+        ticket.update(|entry| entry.segments = progress.segments);
         let config = &context.config;
         let cap = match init.single_clip_mode {
             true => 1,
@@ -179,10 +293,17 @@ impl Session {
             preset: init.preset,
             mode: init.stream_mode,
             image,
-            script: Script::new(init.curated_prompts, init.loop_generation_enabled, cap),
+            script: Script::new(
+                init.curated_prompts,
+                init.loop_generation_enabled,
+                cap,
+                progress.segments,
+            ),
             segment: None,
+            saving: Saving::default(),
             state,
-            start_frame: 0,
+            start_frame: progress.start_frame,
+            lead: Lead::default(),
             last_activity: Instant::now(),
             heard_while_full: 0,
             rest_until: None,
@@ -191,6 +312,8 @@ impl Session {
             pending_snapshots: 0,
             drain_deadline: None,
             lingering_since: None,
+            lease: claim.lease,
+            token: claim.token,
             ticket,
             outbox,
             context,
@@ -225,6 +348,11 @@ impl Session {
                     self.fail_segment(ErrorCode::InternalError, "the segment was lost", true);
                     None
                 }
+                Heard::Saved(outcome) => match self.saving.saved(outcome) {
+                    Ok(()) => None,
+                    Err(_) => Some(End::Lost),
+                },
+                Heard::Lost => Some(End::Lost),
                 Heard::Exported(state) => {
                     self.exported(state);
                     None
@@ -279,6 +407,8 @@ impl Session {
         // the end of a segment meets the session as it is. The client comes last, since it may never stop talking.
         tokio::select! {
             biased;
+            () = self.lease.lost() => Heard::Lost,
+            outcome = self.saving.ended() => Heard::Saved(outcome),
             event = job => Heard::Job(event),
             () = self.place.changed() => Heard::Place,
             state = exported => Heard::Exported(state),
@@ -298,10 +428,18 @@ impl Session {
         let slow = (self.outbox.full_since())
             .map(|since| Instant::from_std(since) + config.slow_client_timeout);
         let linger = self.lingering_since.map(|since| since + DRAIN_LINGER);
-        [idle, slow, self.rest_until, linger, self.drain_deadline]
-            .into_iter()
-            .flatten()
-            .min()
+        let again = self.saving.again();
+        [
+            idle,
+            slow,
+            self.rest_until,
+            linger,
+            self.drain_deadline,
+            again,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn is_idle(&self) -> bool {
@@ -326,6 +464,9 @@ impl Session {
         if passed(self.rest_until) {
             self.rested();
         }
+        if passed(self.saving.again()) {
+            self.save(None);
+        }
         None
     }
 
@@ -348,11 +489,13 @@ impl Session {
                     gpu_id: assignment.gpu.0,
                     session_timeout: self.context.config.session_timeout.as_secs(),
                     session_id: self.ticket.id().to_string(),
-                    resume_token: None,
+                    resume_token: Some(self.token.as_str().to_owned()),
                     worker_id: assignment.worker.to_string(),
                     model_id: assignment.model_id.clone(),
                 });
                 tracing::info!(worker_id = %assignment.worker, "session bound");
+                self.ticket
+                    .update(|entry| entry.worker = Some(assignment.worker.clone()));
                 self.ticket.transition(SessionState::Active);
                 if self.announced.is_none() {
                     self.stream_start(assignment.audio);
@@ -393,6 +536,7 @@ impl Session {
             fps: config.format.fps,
             num_frames: config.format.num_frames,
             generation_segment_cap: config.generation_segment_cap,
+            next_segment_idx: self.script.segment_idx(),
             features: Features {
                 audio: audio && self.mode == StreamMode::AvFmp4,
                 ..Features::default()
@@ -528,7 +672,9 @@ impl Session {
             return;
         }
         if let Some(state) = self.state.clone() {
-            self.exporting = Some(tokio::task::spawn_blocking(move || export::export(&state)));
+            self.exporting = Some(tokio::task::spawn_blocking(move || {
+                export::export_inline(&state)
+            }));
         }
     }
 
@@ -617,14 +763,17 @@ impl Session {
                 0 => self.image.as_ref().map(|image| image.path().to_owned()),
                 _ => None,
             },
-            state: self
-                .state
-                .as_ref()
-                .map(|state| state.header_bytes().to_vec()),
+            // Chosen by the pool.
+            state: None,
             window: limit - unsent,
         };
-        let blob = self.state.as_ref().map(|state| state.blob().clone());
-        match self.place.submit(&assignment.worker, spec, blob) {
+        let start = self.state.as_ref().map(|state| StartState {
+            header: state.header_bytes().to_vec(),
+            blob: state.blob().clone(),
+            made_by: state.maker(),
+        });
+        let due = self.lead.due(Instant::now());
+        match self.place.submit(&assignment.worker, spec, start, due) {
             Ok(job) => {
                 segment.job = Some(job);
                 segment.show_start(&self.outbox);
@@ -646,13 +795,20 @@ impl Session {
             }
             JobEvent::Media(media) => {
                 segment.show_media(&self.outbox, self.ticket.id(), self.mode, media);
+                self.lead.media_sent(Instant::now());
             }
             JobEvent::Ended(JobEnd::Finished {
                 state,
                 generation,
                 frames,
             }) => match State::from_worker(state.0, state.1) {
-                Ok(state) => self.commit(state, generation, frames),
+                Ok(state) => {
+                    let state = match &segment.job {
+                        Some(job) => state.made_by(job.id),
+                        None => state,
+                    };
+                    self.commit(state, generation, frames);
+                }
                 Err(error) => {
                     tracing::error!(%error, "worker handed on a bad state");
                     self.fail_segment(
@@ -669,7 +825,7 @@ impl Session {
                     self.fail_segment(ErrorCode::StateIncompatible, message, false);
                     return Some(End::BadState);
                 }
-                JobFailure::Failed => {
+                JobFailure::Failed | JobFailure::StateNotHeld => {
                     self.fail_segment(
                         ErrorCode::WorkerFailed,
                         "the segment could not be generated",
@@ -677,6 +833,18 @@ impl Session {
                     );
                 }
             },
+            JobEvent::Ended(JobEnd::TakenBack { started }) => {
+                if segment.cancelling {
+                    self.cancelled();
+                    return None;
+                }
+                let had_media = segment.has_media();
+                segment.begin_again(started);
+                if had_media {
+                    let message = "the GPU worker has to leave; the segment starts again";
+                    self.restarting(message);
+                }
+            }
             JobEvent::Ended(JobEnd::WorkerLost {
                 worker,
                 started,
@@ -689,38 +857,64 @@ impl Session {
                 }
                 let had_media = segment.has_media();
                 segment.lose_attempt(worker, started);
-                let lost = segment.attempt - 1;
+                let lost = segment.deaths;
                 if lost >= self.context.config.max_attempts {
                     let message = format!(
                         "the segment is given up: it was tried {lost} times and its worker died each time"
                     );
                     self.fail_segment(ErrorCode::WorkerFailed, message, false);
                 } else if had_media {
-                    self.outbox.send(&ServerMessage::Error {
-                        code: ErrorCode::WorkerFailed,
-                        message: "the GPU worker was lost; the segment starts again".to_owned(),
-                        retryable: true,
-                        segment_idx: Some(segment.idx),
-                        restarting: true,
-                    });
+                    self.restarting("the GPU worker was lost; the segment starts again");
                 }
             }
         }
         None
     }
 
-    /// The segment is finished: its state becomes the session's, in one step.
+    /// The media that the client has of the segment in hand are void.
+    fn restarting(&mut self, message: &str) {
+        self.lead.media_void();
+        self.outbox.send(&ServerMessage::Error {
+            code: ErrorCode::WorkerFailed,
+            message: message.to_owned(),
+            retryable: true,
+            segment_idx: self.segment.as_ref().map(|segment| segment.idx),
+            restarting: true,
+        });
+    }
+
+    /// The segment is finished: its state becomes the session's, in one step. The client hears of it when it has all of
+    /// the segment and the state is stored; the next segment may run by then.
     fn commit(&mut self, state: State, generation: Duration, frames: u32) {
         let Some(segment) = self.segment.take() else {
             return;
         };
         self.state = Some(state);
-        let fps = self.context.config.format.fps;
-        segment.show_complete(&self.outbox, self.start_frame, frames, fps, generation);
+        let start_frame = self.start_frame;
         self.start_frame += u64::from(frames);
         self.script.segment_finished();
+        self.ticket
+            .update(|entry| entry.segments = self.script.segment_idx());
         self.failures = 0;
         self.last_activity = Instant::now();
+        let gate = self.outbox.gate();
+        let fps = self.context.config.format.fps;
+        self.lead.finished(frames_to_time(u64::from(frames), fps));
+        segment.show_complete(&self.outbox, start_frame, frames, fps, generation);
+        self.save(Some(gate));
+    }
+
+    fn save(&mut self, gate: Option<Gate>) {
+        let Some(state) = self.state.clone() else {
+            return;
+        };
+        let progress = Progress {
+            segments: self.script.segment_idx(),
+            start_frame: self.start_frame,
+        };
+        let writes = &self.context.writes;
+        self.saving
+            .begin(&self.lease, progress, state, gate, writes);
     }
 
     fn cancelled(&mut self) {
@@ -785,9 +979,13 @@ impl Session {
             .send(&ServerMessage::error(code, message.to_string(), retryable));
     }
 
-    /// Says good-bye. Dropping the session cancels its job, frees its place and removes its image.
+    /// Says good-bye. Dropping the session cancels its job, frees its place, removes its image, and releases its state,
+    /// which is kept for a while unless the session was meant to end.
     fn end(mut self: Box<Self>, end: End) {
         self.segment = None;
+        if let End::Left | End::Cap = end {
+            self.lease.end_session();
+        }
         let complete = |reason| ServerMessage::StreamComplete { reason };
         let state = match end {
             End::Gone => SessionState::Complete,
@@ -835,6 +1033,14 @@ impl Session {
                 self.error(ErrorCode::GpuUnavailable, message, true);
                 self.outbox.close(close::TRY_AGAIN_LATER, "gpu_unavailable");
                 SessionState::Rejected
+            }
+            End::Lost => {
+                self.outbox.drop_waiting();
+                let message =
+                    "the session goes on over another connection, or was ended by the operator";
+                self.error(ErrorCode::SessionRejected, message, false);
+                self.outbox.close(close::NORMAL, "session_lost");
+                SessionState::Error
             }
             End::Draining => {
                 if self.announced.is_some() {

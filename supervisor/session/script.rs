@@ -29,7 +29,8 @@ pub(crate) struct Ask {
 }
 
 impl Script {
-    pub(crate) fn new(curated: Vec<String>, looping: bool, cap: u32) -> Self {
+    /// `produced`: segments that are finished already.
+    pub(crate) fn new(curated: Vec<String>, looping: bool, cap: u32, produced: u32) -> Self {
         Self {
             waiting: VecDeque::new(),
             curated,
@@ -38,7 +39,7 @@ impl Script {
             paused: false,
             resting: false,
             cap,
-            produced: 0,
+            produced,
         }
     }
 
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn requests_go_before_curated_prompts_which_wrap_around() {
-        let mut script = Script::new(prompts(&["a", "b"]), true, 100);
+        let mut script = Script::new(prompts(&["a", "b"]), true, 100, 0);
         assert_eq!(next(&mut script).as_deref(), Some("a"));
         assert!(script.add(ask("user 1"), 8));
         assert!(script.add(ask("user 2"), 8));
@@ -125,7 +126,7 @@ mod tests {
 
     #[test]
     fn nothing_runs_while_paused_and_requests_keep_their_order() {
-        let mut script = Script::new(vec![], false, 100);
+        let mut script = Script::new(vec![], false, 100, 0);
         script.paused = true;
         script.add(ask("1"), 8);
         script.add(ask("2"), 8);
@@ -138,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_cap_ends_it_and_the_waiting_line_is_bounded() {
-        let mut script = Script::new(prompts(&["a"]), true, 2);
+        let mut script = Script::new(prompts(&["a"]), true, 2, 0);
         assert!(script.add(ask("1"), 1));
         assert!(!script.add(ask("2"), 1));
         assert_eq!(next(&mut script).as_deref(), Some("1"));
@@ -149,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_new_list_starts_at_its_first_prompt() {
-        let mut script = Script::new(prompts(&["a", "b"]), true, 100);
+        let mut script = Script::new(prompts(&["a", "b"]), true, 100, 0);
         next(&mut script);
         script.set_curated(prompts(&["c", "d"]));
         assert_eq!(next(&mut script).as_deref(), Some("c"));

@@ -15,8 +15,10 @@ use crate::pool::{JobHandle, Media};
 pub(super) struct Segment {
     pub(super) idx: u32,
     pub(super) ask: Ask,
-    /// Counts from 1; raised when an attempt had reached a worker and ended with it.
+    /// Counts from 1; raised when an attempt had reached a worker and did not end there.
     pub(super) attempt: u32,
+    /// Workers that died with it.
+    pub(super) deaths: u32,
     /// The running attempt; none while a worker is waited for.
     pub(super) job: Option<JobHandle>,
     /// The worker that the last attempt was lost with.
@@ -41,6 +43,7 @@ impl Segment {
             idx,
             ask,
             attempt: 1,
+            deaths: 0,
             job: None,
             lost_with: None,
             cancelling: false,
@@ -55,8 +58,16 @@ impl Segment {
 
     /// The attempt is lost; what the client has seen of it is void when there were media.
     pub(super) fn lose_attempt(&mut self, worker: WorkerId, started: bool) {
-        self.job = None;
         self.lost_with = Some(worker);
+        if started {
+            self.deaths += 1;
+        }
+        self.begin_again(started);
+    }
+
+    /// The attempt, which may have been started, is void; the next one may run on any worker.
+    pub(super) fn begin_again(&mut self, started: bool) {
+        self.job = None;
         if started {
             self.attempt += 1;
         }

@@ -1,38 +1,63 @@
 //! Between the state that moves inside this system and the public envelope `ContinuationState`.
 //!
 //! The payload is that of FastVideo's `LTX2ContinuationState`, so that states move between both servers: frames as
-//! PNG, audio latents as a safetensors file with one tensor `t`, both in base64. The session calls [`export()`] for a
-//! snapshot and [`import()`] for what a client brings along; both read whole blobs and belong on a blocking thread.
+//! PNG, audio latents as a safetensors file with one tensor `t`; both either inline in base64, or as the id of a blob
+//! that lies in a store. Nothing here knows such a store: [`export_by_reference()`] returns the blobs that its payload
+//! refers to, and whoever calls [`import()`] fetches what [`references()`] names beforehand. All but the latter read
+//! whole blobs and belong on a blocking thread.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use fastvideo_proto::client::ContinuationState;
-use fastvideo_proto::state::{Dtype, FramesLayout, LTX2_V1, StateError, TensorLayout};
+use fastvideo_proto::state::{Dtype, FramesLayout, LTX2_V1, StateError, StateHeader, TensorLayout};
 use safetensors::SafeTensorError;
 use safetensors::tensor::TensorView;
-use serde_json::{Map, Number, Value, json};
+use serde_json::{Map, Value, json};
 
+use self::pack::PackedFrames;
 use super::State;
 
 mod frame;
 mod import;
+mod pack;
 
-pub use import::{Expectation, ImportError, import};
+pub use import::{Blobs, Expectation, ImportError, import, references};
 
 /// The payload's layout; the only one there is.
 const SCHEMA_VERSION: u64 = 1;
 /// The tensor's name in the safetensors file.
 const TENSOR: &str = "t";
+/// A tensor whose encoded form is larger than this leaves the payload when it may: for frames that is the sum of their
+/// PNGs, for latents the safetensors file. FastVideo's threshold.
+const MAX_INLINE_BYTES: usize = 2 << 20;
+const FRAMES_CONTENT_TYPE: &str = "application/x-fastvideo-frames+png";
+const TENSOR_CONTENT_TYPE: &str = "application/x-fastvideo-tensor+safetensors";
+
+/// A large tensor of an exported state, to be put into the blob store under its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportedBlob {
+    /// BLAKE3 hash of the bytes, in lower case hex.
+    pub id: String,
+    pub content_type: &'static str,
+    pub bytes: Bytes,
+}
+
+impl ExportedBlob {
+    fn new(content_type: &'static str, bytes: Vec<u8>) -> Self {
+        Self {
+            id: blake3::hash(&bytes).to_hex().to_string(),
+            content_type,
+            bytes: bytes.into(),
+        }
+    }
+}
 
 /// Why a state cannot be exported: it is not what its header says, which is a fault of the worker that made it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     #[error(transparent)]
     State(#[from] StateError),
-    #[error("state metadata is not a JSON object")]
-    Metadata(#[source] serde_json::Error),
-    #[error("state field `{field}` is {value}, which JSON cannot carry")]
-    NotFinite { field: &'static str, value: f64 },
     #[error("state frames cannot be written as PNG")]
     Frame(#[source] png::EncodingError),
     #[error("state audio latents cannot be written as safetensors")]
@@ -41,18 +66,105 @@ pub enum ExportError {
 
 /// Writes a state in its public form, with everything inline.
 ///
-/// Takes about as much CPU time as one PNG encoding per frame.
+/// Takes about as much CPU time as one PNG encoding per frame. Beside the result it holds one PNG at a time.
 ///
 /// # Errors
-/// When the blob's checksum does not match, or the header holds what the public form cannot.
-pub fn export(state: &State) -> Result<ContinuationState, ExportError> {
-    let header = state.header();
-    header.check_blob(state.blob())?;
-    let frames_end = usize::try_from(header.frames_end()).expect("part of a size that was checked");
-    let (frames, audio_latents) = state.blob().split_at(frames_end);
+/// When the blob's hash does not match, or the header holds what the public form cannot.
+pub fn export_inline(state: &State) -> Result<ContinuationState, ExportError> {
+    let source = Source::of(state)?;
+    let mut payload = fields(source.header);
+    if let Some((layout, raw)) = source.frames {
+        let mut png = Vec::new();
+        let mut frames_b64 = Vec::with_capacity(layout.count as usize);
+        for rgb in rgb_frames(&layout, raw) {
+            png.clear();
+            frame::encode(rgb, layout.width, layout.height, &mut png)
+                .map_err(ExportError::Frame)?;
+            frames_b64.push(Value::String(BASE64.encode(&png)));
+        }
+        payload.insert("video".to_owned(), inline_frames(frames_b64));
+    }
+    if let Some((layout, data)) = source.audio_latents {
+        let file = safetensors_file(layout, data).map_err(ExportError::AudioLatents)?;
+        payload.insert("audio".to_owned(), inline_tensor(&file));
+    }
+    Ok(envelope(payload))
+}
 
-    let metadata: Map<String, Value> =
-        serde_json::from_str(&header.metadata).map_err(ExportError::Metadata)?;
+/// Writes a state in its public form, with the ids of blobs in place of the tensors above 2 MiB.
+///
+/// Takes as long as [`export_inline()`]. The payload is of use only where all of the blobs are.
+///
+/// # Errors
+/// As [`export_inline()`].
+pub fn export_by_reference(
+    state: &State,
+) -> Result<(ContinuationState, Vec<ExportedBlob>), ExportError> {
+    let source = Source::of(state)?;
+    let mut payload = fields(source.header);
+    let mut blobs = Vec::new();
+    if let Some((layout, raw)) = source.frames {
+        let packed = PackedFrames::encode(&layout, raw).map_err(ExportError::Frame)?;
+        let video = if packed.png_bytes() > MAX_INLINE_BYTES {
+            let blob = ExportedBlob::new(FRAMES_CONTENT_TYPE, packed.into_bytes());
+            let video = json!({ "blob_id": blob.id, "frame_count": layout.count });
+            blobs.push(blob);
+            video
+        } else {
+            let encode = |png: &[u8]| Value::String(BASE64.encode(png));
+            inline_frames(packed.pngs().map(encode).collect())
+        };
+        payload.insert("video".to_owned(), video);
+    }
+    if let Some((layout, data)) = source.audio_latents {
+        let file = safetensors_file(layout, data).map_err(ExportError::AudioLatents)?;
+        let audio = if file.len() > MAX_INLINE_BYTES {
+            let blob = ExportedBlob::new(TENSOR_CONTENT_TYPE, file);
+            let audio = json!({ "blob_id": blob.id });
+            blobs.push(blob);
+            audio
+        } else {
+            inline_tensor(&file)
+        };
+        payload.insert("audio".to_owned(), audio);
+    }
+    Ok((envelope(payload), blobs))
+}
+
+/// A state whose header and hash were checked, taken apart.
+struct Source<'a> {
+    header: &'a StateHeader,
+    frames: Option<(FramesLayout, &'a [u8])>,
+    audio_latents: Option<(&'a TensorLayout, &'a [u8])>,
+}
+
+impl<'a> Source<'a> {
+    fn of(state: &'a State) -> Result<Self, StateError> {
+        let header = state.header();
+        header.check()?;
+        header.check_blob(state.blob())?;
+        let frames_end =
+            usize::try_from(header.frames_end()).expect("part of a size that was checked");
+        let (frames, audio_latents) = state.blob().split_at(frames_end);
+        Ok(Self {
+            header,
+            frames: header.frames.map(|layout| (layout, frames)),
+            audio_latents: header.audio_latents.as_ref().map(|l| (l, audio_latents)),
+        })
+    }
+}
+
+fn envelope(payload: Map<String, Value>) -> ContinuationState {
+    ContinuationState {
+        kind: LTX2_V1.to_owned(),
+        payload,
+    }
+}
+
+/// All of the payload but its tensors.
+fn fields(header: &StateHeader) -> Map<String, Value> {
+    let metadata: Value =
+        serde_json::from_str(&header.metadata).expect("a checked header's metadata is JSON");
     let mut payload = Map::new();
     let mut put = |name: &str, value: Value| payload.insert(name.to_owned(), value);
     put("schema_version", SCHEMA_VERSION.into());
@@ -62,53 +174,40 @@ pub fn export(state: &State) -> Result<ContinuationState, ExportError> {
         header.video_conditioning_frame_idx.into(),
     );
     put(
+        "video_conditioning_strength",
+        header.video_conditioning_strength.into(),
+    );
+    put(
         "audio_conditioning_num_frames",
         header.audio_conditioning_num_frames.into(),
     );
-    for (field, value) in [
-        (
-            "video_conditioning_strength",
-            header.video_conditioning_strength,
-        ),
-        (
-            "audio_conditioning_strength",
-            header.audio_conditioning_strength,
-        ),
-        (
-            "video_position_offset_sec",
-            header.video_position_offset_sec,
-        ),
-    ] {
-        let number = Number::from_f64(value).ok_or(ExportError::NotFinite { field, value })?;
-        put(field, number.into());
-    }
-    put("metadata", metadata.into());
+    put(
+        "audio_conditioning_strength",
+        header.audio_conditioning_strength.into(),
+    );
+    put(
+        "video_position_offset_sec",
+        header.video_position_offset_sec.into(),
+    );
+    put("metadata", metadata);
     if let Some(rate) = header.audio_sample_rate {
         put("audio_sample_rate", rate.into());
     }
-    if let Some(layout) = header.frames.filter(|layout| layout.count > 0) {
-        let frames = frames_b64(&layout, frames).map_err(ExportError::Frame)?;
-        put("video", json!({ "frames_b64": frames }));
-    }
-    if let Some(layout) = &header.audio_latents {
-        let file = safetensors_file(layout, audio_latents).map_err(ExportError::AudioLatents)?;
-        put("audio", json!({ "safetensors_b64": BASE64.encode(file) }));
-    }
-    Ok(ContinuationState {
-        kind: LTX2_V1.to_owned(),
-        payload,
-    })
+    payload
 }
 
-fn frames_b64(layout: &FramesLayout, frames: &[u8]) -> Result<Vec<String>, png::EncodingError> {
-    let count = layout.count as usize;
-    let frame_bytes = frames.len() / count;
-    let mut encoded = Vec::new();
-    for i in 0..count {
-        let rgb = &frames[i * frame_bytes..][..frame_bytes];
-        encoded.push(BASE64.encode(frame::encode(rgb, layout.width, layout.height)?));
-    }
-    Ok(encoded)
+// Not `json!`, which would copy what it is given.
+fn inline_frames(frames_b64: Vec<Value>) -> Value {
+    Map::from_iter([("frames_b64".to_owned(), Value::Array(frames_b64))]).into()
+}
+
+fn inline_tensor(file: &[u8]) -> Value {
+    json!({ "safetensors_b64": BASE64.encode(file) })
+}
+
+/// The frames in the raw bytes of all of them.
+fn rgb_frames<'a>(layout: &FramesLayout, raw: &'a [u8]) -> std::slice::ChunksExact<'a, u8> {
+    raw.chunks_exact(raw.len() / layout.count as usize)
 }
 
 fn safetensors_file(layout: &TensorLayout, data: &[u8]) -> Result<Vec<u8>, SafeTensorError> {
@@ -127,7 +226,7 @@ fn safetensors_file(layout: &TensorLayout, data: &[u8]) -> Result<Vec<u8>, SafeT
 
 #[cfg(test)]
 mod tests {
-    use fastvideo_proto::state::{StateHeader, blob_checksum};
+    use fastvideo_proto::state::{StateHeader, blob_hash};
     use ipc_channel::ipc::IpcSharedMemory;
 
     use super::*;
@@ -168,7 +267,7 @@ mod tests {
                 dtype: Dtype::Bf16,
                 shape: vec![1, 8, 6, 16],
             }),
-            blob_crc32: blob_checksum(&blob),
+            blob_hash: blob_hash(&blob),
         };
         (header, blob)
     }
@@ -186,7 +285,7 @@ mod tests {
     fn state_from_python_is_read() {
         let (header, blob) = golden();
         let envelope = serde_json::from_str(GOLDEN).unwrap();
-        let read = import(&envelope, &EXPECT).unwrap();
+        let read = import(&envelope, &Blobs::new(), &EXPECT).unwrap();
         assert_eq!(read.header(), &header);
         assert_eq!(read.header_bytes(), header.encode());
         assert!(read.blob()[..] == blob[..]);
@@ -195,7 +294,7 @@ mod tests {
     #[test]
     fn exported_state_differs_from_python_in_png_compression_only() {
         let (header, blob) = golden();
-        let mut ours = export(&state(&header, &blob)).unwrap();
+        let mut ours = export_inline(&state(&header, &blob)).unwrap();
         let mut theirs: ContinuationState = serde_json::from_str(GOLDEN).unwrap();
         assert!(ours.payload.remove("video").is_some());
         assert!(theirs.payload.remove("video").is_some());
@@ -206,8 +305,13 @@ mod tests {
     fn round_trip_over_json_is_exact() {
         let check = |header: &StateHeader, blob: &[u8]| {
             let sent = state(header, blob);
-            let text = serde_json::to_string(&export(&sent).unwrap()).unwrap();
-            let read = import(&serde_json::from_str(&text).unwrap(), &EXPECT).unwrap();
+            let text = serde_json::to_string(&export_inline(&sent).unwrap()).unwrap();
+            let read = import(
+                &serde_json::from_str(&text).unwrap(),
+                &Blobs::new(),
+                &EXPECT,
+            )
+            .unwrap();
             assert_eq!(read.header_bytes(), sent.header_bytes());
             assert!(read.blob()[..] == sent.blob()[..]);
         };
@@ -218,13 +322,13 @@ mod tests {
         let silent = StateHeader {
             audio_latents: None,
             audio_sample_rate: None,
-            blob_crc32: blob_checksum(frames),
+            blob_hash: blob_hash(frames),
             ..header.clone()
         };
         check(&silent, frames);
         let sound_only = StateHeader {
             frames: None,
-            blob_crc32: blob_checksum(audio),
+            blob_hash: blob_hash(audio),
             ..header
         };
         check(&sound_only, audio);
@@ -234,41 +338,242 @@ mod tests {
     fn damaged_blob_is_not_exported() {
         let (header, mut blob) = golden();
         blob[100] ^= 1;
-        let refused = export(&state(&header, &blob));
-        assert!(matches!(
-            refused,
-            Err(ExportError::State(StateError::Checksum))
-        ));
+        let refused = export_inline(&state(&header, &blob));
+        assert!(matches!(refused, Err(ExportError::State(StateError::Hash))));
     }
 
     #[test]
     fn header_that_the_public_form_cannot_carry_is_not_exported() {
         let (golden, blob) = golden();
+        let check = |header: StateHeader, field: &str| {
+            let state = State::new(header, Vec::new(), IpcSharedMemory::from_bytes(&blob));
+            let refused = export_inline(&state).unwrap_err().to_string();
+            let start = format!("state field `{field}`: ");
+            assert!(refused.starts_with(&start), "{refused}");
+        };
         let mut header = golden.clone();
         header.metadata = "[1]".to_owned();
-        let refused = export(&state(&header, &blob));
-        assert!(matches!(refused, Err(ExportError::Metadata(_))));
-
+        check(header, "metadata");
         let mut header = golden.clone();
         header.video_position_offset_sec = f64::NAN;
-        let refused = export(&state(&header, &blob));
-        assert!(matches!(
-            refused,
-            Err(ExportError::NotFinite {
-                field: "video_position_offset_sec",
-                ..
-            })
-        ));
-
+        check(header, "video_position_offset_sec");
         let mut header = golden;
-        header.audio_latents = None;
         header.frames = Some(FramesLayout {
             count: u32::MAX,
             height: 0,
             width: 64,
         });
-        header.blob_crc32 = blob_checksum(&[]);
-        let refused = export(&state(&header, &[]));
-        assert!(matches!(refused, Err(ExportError::Frame(_))));
+        check(header, "frames.count");
+    }
+
+    /// Frames that do not compress, then latents.
+    fn noisy(frames: FramesLayout, latents: TensorLayout) -> State {
+        let bytes = usize::try_from(frames.bytes() + latents.bytes()).unwrap();
+        let mut blob = vec![0; bytes];
+        blake3::Hasher::new().finalize_xof().fill(&mut blob);
+        let header = StateHeader {
+            frames: Some(frames),
+            audio_latents: Some(latents),
+            blob_hash: blob_hash(&blob),
+            ..golden().0
+        };
+        state(&header, &blob)
+    }
+
+    const fn frames(count: u32, side: u32) -> FramesLayout {
+        FramesLayout {
+            count,
+            height: side,
+            width: side,
+        }
+    }
+
+    fn latents(elements: u64) -> TensorLayout {
+        TensorLayout {
+            dtype: Dtype::Bf16,
+            shape: vec![1, 1, elements, 1],
+        }
+    }
+
+    fn by_id(blobs: Vec<ExportedBlob>) -> Blobs {
+        blobs.into_iter().map(|b| (b.id, b.bytes)).collect()
+    }
+
+    #[test]
+    fn tensors_above_the_threshold_leave_the_payload() {
+        let check = |layout: FramesLayout, elements: u64, expected: &[&str]| {
+            let state = noisy(layout, latents(elements));
+            let (exported, blobs) = export_by_reference(&state).unwrap();
+            let types: Vec<&str> = blobs.iter().map(|blob| blob.content_type).collect();
+            assert_eq!(types, expected);
+            let ids: Vec<&str> = blobs.iter().map(|blob| &blob.id[..]).collect();
+            assert_eq!(references(&exported).unwrap(), ids);
+            for blob in &blobs {
+                assert_eq!(blob.id, blake3::hash(&blob.bytes).to_hex().as_str());
+            }
+            assert!(serde_json::to_vec(&exported).unwrap().len() < 6 << 20);
+            let inline = export_inline(&state).unwrap();
+            if blobs.is_empty() {
+                assert_eq!(exported, inline);
+            }
+            let expect = Expectation {
+                width: layout.width,
+                height: layout.height,
+            };
+            let read = import(&exported, &by_id(blobs), &expect).unwrap();
+            assert_eq!(read.header_bytes(), state.header_bytes());
+            assert!(read.blob()[..] == state.blob()[..]);
+            assert!(export_inline(&read).unwrap() == inline);
+        };
+        check(frames(2, 64), 1000, &[]);
+        check(frames(9, 320), 1000, &[FRAMES_CONTENT_TYPE]);
+        check(frames(1, 64), 2 << 20, &[TENSOR_CONTENT_TYPE]);
+        check(
+            frames(9, 320),
+            2 << 20,
+            &[FRAMES_CONTENT_TYPE, TENSOR_CONTENT_TYPE],
+        );
+
+        // The file's size counts, its header included.
+        let file = safetensors_file(&latents(1 << 20), &vec![0; 2 << 20]).unwrap();
+        let fitting = (1 << 20) - (file.len() as u64 - (2 << 20)) / 2;
+        check(frames(1, 64), fitting, &[]);
+        check(frames(1, 64), fitting + 4, &[TENSOR_CONTENT_TYPE]);
+    }
+
+    #[test]
+    fn payload_says_what_its_blobs_are() {
+        let state = noisy(frames(9, 320), latents(2 << 20));
+        let (exported, blobs) = export_by_reference(&state).unwrap();
+        let [video, audio] = &blobs[..] else {
+            panic!("{} blobs", blobs.len());
+        };
+        assert_eq!(
+            exported.payload["video"],
+            json!({ "blob_id": video.id, "frame_count": 9 })
+        );
+        assert_eq!(exported.payload["audio"], json!({ "blob_id": audio.id }));
+        assert_eq!(video.bytes[..4], [0, 0, 0, 9]);
+        assert_eq!(export_by_reference(&state).unwrap(), (exported, blobs));
+    }
+
+    #[test]
+    fn damaged_or_swapped_blobs_are_refused() {
+        let layout = frames(9, 320);
+        let expect = Expectation {
+            width: 320,
+            height: 320,
+        };
+        let (exported, blobs) = export_by_reference(&noisy(layout, latents(2 << 20))).unwrap();
+        let [video, audio] = [0, 1].map(|i| (blobs[i].id.clone(), blobs[i].bytes.clone()));
+        let check = |pairs: [(&str, &Bytes); 2], expected: &str| {
+            let blobs = pairs.map(|(id, bytes)| (id.to_owned(), bytes.clone()));
+            let refused = import(&exported, &blobs.into(), &expect).unwrap_err();
+            let refused = refused.to_string();
+            assert!(refused.starts_with(expected), "{refused}");
+        };
+        check(
+            [(&video.0, &audio.1), (&audio.0, &audio.1)],
+            "`payload.video.blob_id`: expected a blob with 1 to 64 frames, got ",
+        );
+        check(
+            [(&video.0, &video.1), (&audio.0, &video.1)],
+            "`payload.audio.blob_id`: expected a safetensors header of at most 65536 bytes, got ",
+        );
+        check(
+            [("other", &video.1), (&audio.0, &audio.1)],
+            &format!(
+                "`payload.video.blob_id`: continuation state refers to blob {:?} which is not in the store",
+                video.0
+            ),
+        );
+        check(
+            [(&video.0, &video.1), ("other", &audio.1)],
+            &format!(
+                "`payload.audio.blob_id`: continuation state refers to blob {:?} which is not in the store",
+                audio.0
+            ),
+        );
+        for cut in [0, 3, 4, 8, 1000, video.1.len() - 1] {
+            check(
+                [(&video.0, &video.1.slice(..cut)), (&audio.0, &audio.1)],
+                "`payload.video.blob_id`: expected a blob with ",
+            );
+        }
+        for cut in [0, 7, 8, 20, audio.1.len() - 1] {
+            check(
+                [(&video.0, &video.1), (&audio.0, &audio.1.slice(..cut))],
+                "`payload.audio.blob_id`: expected a safetensors file, got ",
+            );
+        }
+        let mut damaged = video.1.to_vec();
+        damaged[100] ^= 1;
+        check(
+            [(&video.0, &damaged.into()), (&audio.0, &audio.1)],
+            "`payload.video.blob_id, frame 0`: expected a whole PNG, got a damaged PNG (",
+        );
+        let short = PackedFrames::encode(&frames(1, 2), &[7; 12]).unwrap();
+        check(
+            [(&video.0, &short.into_bytes().into()), (&audio.0, &audio.1)],
+            "`payload.video.frame_count`: expected the number of frames in the blob, 1, got 9",
+        );
+    }
+
+    /// `cargo test --release -p fastvideo-supervisor-core -- --ignored --nocapture takes_to_export`
+    #[test]
+    #[ignore = "a measurement"]
+    fn time_that_9_frames_of_1080p_take_to_export() {
+        // A soft picture with the noise of a camera in its lowest bits, as a decoder of latents makes it.
+        let (count, height, width) = (9, 1088, 1920);
+        let mut noise = vec![0; count as usize * height * width * 3];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let mut blob = noise;
+        for (i, byte) in blob.iter_mut().enumerate() {
+            let (c, x, y) = (i % 3, i / 3 % width, i / 3 / width);
+            let soft =
+                128.0 + 90.0 * (x as f32 / 200.0 + c as f32).sin() * (y as f32 / 150.0).cos();
+            *byte = (soft as u8).wrapping_add(*byte % 4);
+        }
+        let layout = FramesLayout {
+            count,
+            height: u32::try_from(height).unwrap(),
+            width: u32::try_from(width).unwrap(),
+        };
+        let audio_latents = TensorLayout {
+            dtype: Dtype::Bf16,
+            shape: vec![1, 8, 51, 16],
+        };
+        blob.extend(vec![0; usize::try_from(audio_latents.bytes()).unwrap()]);
+        let header = StateHeader {
+            frames: Some(layout),
+            audio_latents: Some(audio_latents),
+            blob_hash: blob_hash(&blob),
+            ..golden().0
+        };
+        let state = state(&header, &blob);
+        let expect = Expectation {
+            width: layout.width,
+            height: layout.height,
+        };
+        for _ in 0..5 {
+            let started = std::time::Instant::now();
+            let inline = export_inline(&state).unwrap();
+            let inline_ms = started.elapsed().as_millis();
+            let started = std::time::Instant::now();
+            let (exported, blobs) = export_by_reference(&state).unwrap();
+            let reference_ms = started.elapsed().as_millis();
+            let bytes: usize = blobs.iter().map(|blob| blob.bytes.len()).sum();
+            let blobs = by_id(blobs);
+            let started = std::time::Instant::now();
+            import(&exported, &blobs, &expect).unwrap();
+            let import_ms = started.elapsed().as_millis();
+            let started = std::time::Instant::now();
+            import(&inline, &Blobs::new(), &expect).unwrap();
+            println!(
+                "inline {inline_ms} ms, by reference {reference_ms} ms ({bytes} bytes), import {import_ms} ms, \
+                 import inline {} ms",
+                started.elapsed().as_millis()
+            );
+        }
     }
 }

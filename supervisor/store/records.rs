@@ -118,6 +118,11 @@ impl BlobId {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
+    /// Of a state's blob, by the word of the worker that made it; whoever reads the blob finds out whether it is true.
+    pub fn of_state(state: &super::State) -> Self {
+        Self(state.header().blob_hash)
+    }
+
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

@@ -32,8 +32,6 @@ pub use upkeep::Upkeep;
 
 /// How often a write is tried whose reservation was taken back.
 const MAX_RESERVATIONS: u32 = 3;
-/// Blobs above this are hashed on a thread for blocking work.
-const LARGE_BLOB_BYTES: usize = 256 * 1024;
 
 /// What is configured of the store's behaviour.
 #[derive(Clone, Copy, Debug)]
@@ -421,7 +419,7 @@ impl SessionStore {
             state: state.map(|state| state.header_bytes().to_vec()),
         };
         let blob = match state {
-            Some(state) => Some((blob_id(state).await?, state.blob_bytes())),
+            Some(state) => Some((BlobId::of_state(state), state.blob_bytes())),
             None => None,
         };
         let draft = Draft {
@@ -557,7 +555,7 @@ impl SessionStore {
             (Some(state), Some(blob)) if body == stored.body => {
                 Some((blob.key.id, state.blob_bytes()))
             }
-            (Some(state), _) => Some((blob_id(state).await?, state.blob_bytes())),
+            (Some(state), _) => Some((BlobId::of_state(state), state.blob_bytes())),
         };
         let draft = Draft {
             owner,
@@ -593,8 +591,7 @@ impl SessionStore {
         stored: &mut Stored,
     ) -> Result<bool, StoreError> {
         let written = self.within(self.0.records.read(&held.session)).await?;
-        let is_current =
-            (self.held().get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held));
+        let is_current = self.holds(held);
         match written {
             Some(written)
                 if is_current && written.record.owner.as_ref() == Some(&self.0.server) =>
@@ -646,12 +643,19 @@ impl SessionStore {
             got => got?,
         };
         let header = header.clone();
-        let state = tokio::task::spawn_blocking(move || State::from_stored(header, &bytes)).await;
+        let name = blob.key.id;
+        let state =
+            tokio::task::spawn_blocking(move || State::from_stored(header, name, &bytes)).await;
         match state {
             Ok(Ok(state)) => Ok(Some(Some(state))),
             Ok(Err(error)) => Err(corrupt(error.to_string())),
             Err(panic) => Err(corrupt(panic.to_string())),
         }
+    }
+
+    /// Whether this server still runs the session.
+    fn holds(&self, held: &Arc<Held>) -> bool {
+        (self.held().get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held))
     }
 
     fn hold(&self, held: Arc<Held>) -> Lease {
@@ -731,28 +735,40 @@ impl Held {
     }
 }
 
-impl Lease {
-    /// Stores what a session has become, in place of what was stored before. Writes of one session follow each other.
+/// Writes a session's record on behalf of its lease.
+#[derive(Debug)]
+pub struct LeaseWriter {
+    held: Arc<Held>,
+    store: SessionStore,
+}
+
+impl LeaseWriter {
+    /// Stores what the session has become, in place of what was stored before. Writes of one session follow each other.
     ///
     /// # Errors
     /// [`StoreError::Stale`] when the session was resumed elsewhere or dropped; any other may pass.
-    pub fn store(
-        &self,
-        progress: Progress,
-        state: State,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
-        *(self.held.latest.lock()).expect("no holder of this lock panics") = Snapshot {
+    pub async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
+        let Self { held, store } = self;
+        *held.latest.lock().expect("no holder of this lock panics") = Snapshot {
             progress,
             state: Some(state),
         };
-        let (held, store) = (self.held.clone(), self.store.clone());
-        async move {
-            let mut stored = held.stored.lock().await;
-            if held.lost.is_cancelled() {
-                return Err(StoreError::Stale);
-            }
-            let owner = Some(store.0.server.clone());
-            store.write_latest(&held, &mut stored, owner).await
+        let mut stored = held.stored.lock().await;
+        if held.lost.is_cancelled() {
+            return Err(StoreError::Stale);
+        }
+        // The session may have ended and been released while its last state was on its way.
+        let owner = store.holds(&held).then(|| store.0.server.clone());
+        store.write_latest(&held, &mut stored, owner).await
+    }
+}
+
+impl Lease {
+    /// What stores the session; it may outlive the lease for a moment.
+    pub fn writer(&self) -> LeaseWriter {
+        LeaseWriter {
+            held: self.held.clone(),
+            store: self.store.clone(),
         }
     }
 
@@ -795,14 +811,4 @@ fn progress(body: &StoredSession) -> Progress {
 
 fn decode(body: &[u8]) -> Result<StoredSession, StoreError> {
     StoredSession::decode(body).map_err(|error| StoreError::Corrupt(error.to_string()))
-}
-
-async fn blob_id(state: &State) -> Result<BlobId, StoreError> {
-    if state.blob().len() < LARGE_BLOB_BYTES {
-        return Ok(BlobId::of(state.blob()));
-    }
-    let state = state.clone();
-    tokio::task::spawn_blocking(move || BlobId::of(state.blob()))
-        .await
-        .map_err(StoreError::unavailable)
 }

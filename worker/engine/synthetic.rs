@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use fastvideo_proto::client::Stage;
 use fastvideo_proto::link::{DeviceReport, SyntheticSpec, VideoFormat};
-use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout, blob_checksum};
+use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout};
 
 use self::caption::{Caption, Counter};
 use self::draw::Canvas;
@@ -474,7 +474,7 @@ impl StateWriter {
         let memory = Memory {
             world: film.departure.world,
             scene: film.departure.to,
-            frames: blob_checksum(frames),
+            frames: crc32fast::hash(frames),
         };
         memory.write(latents);
         let new_frames = self.format.num_frames - self.frames.count;
@@ -490,7 +490,7 @@ impl StateWriter {
             metadata: serde_json::json!({ "engine": "synthetic" }).to_string(),
             frames: Some(self.frames),
             audio_latents: Some(self.latents),
-            blob_crc32: 0,
+            blob_hash: [0; 32],
         };
         let blob = self.blob.expect("made above");
         NewState { header, blob }

@@ -4,7 +4,7 @@ import { $, facts, gib, make, phrase, plural, say, seconds, span } from './dom.j
 
 const GPU_WORDS = {
   spawning: 'Starting', connecting: 'Connecting', loading: 'Loading the model', warming_up: 'Warming up', ready: 'Ready',
-  busy: 'Generating', draining: 'Draining', exited: 'Not running', backing_off: 'Restarting soon', quarantined: 'Quarantined',
+  busy: 'Generating', draining: 'Draining', drained: 'Drained', exited: 'Not running', backing_off: 'Restarting soon', quarantined: 'Quarantined',
 };
 
 const EXIT_WORDS = { asked: 'stopped on request', crashed: 'crashed', stuck: 'hung', boot: 'did not start', bad_link: 'spoke nonsense' };
@@ -104,6 +104,7 @@ export class Board {
     if (gpu.warmup_error && gpu.warmup_error !== exit) last.push(`Warm-up failed: ${gpu.warmup_error}.`);
     if (gpu.last_exit) last.push(`Last exit: ${this.exit(gpu.last_exit)}.`);
     if (state === 'quarantined') last.push('It failed too often and is left alone, unless no other is left.');
+    if (state === 'drained') last.push('An operator has taken it away.');
     say(card.last, last.join(' '));
     card.last.hidden = !last.length;
   }

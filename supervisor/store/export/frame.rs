@@ -11,22 +11,27 @@ pub(super) enum FrameError {
     Size { width: u32, height: u32 },
     #[error("a damaged PNG ({0})")]
     Damaged(#[from] png::DecodingError),
+    #[error("a PNG with {0} bytes after its end")]
+    Trailing(usize),
 }
 
-/// Writes a frame, RGB uint8 `[height, width, 3]`, as PNG.
+/// Appends a frame, RGB uint8 `[height, width, 3]`, as PNG.
 ///
 /// # Errors
 /// When the size is zero or is not that of `rgb`.
-pub(super) fn encode(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>, png::EncodingError> {
-    let mut bytes = Vec::new();
-    let mut encoder = Encoder::new(&mut bytes, width, height);
+pub(super) fn encode(
+    rgb: &[u8],
+    width: u32,
+    height: u32,
+    png: &mut Vec<u8>,
+) -> Result<(), png::EncodingError> {
+    let mut encoder = Encoder::new(png, width, height);
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     encoder.set_compression(Compression::Fast);
     let mut writer = encoder.write_header()?;
     writer.write_image_data(rgb)?;
-    writer.finish()?;
-    Ok(bytes)
+    writer.finish()
 }
 
 /// Reads a PNG of exactly this size into `rgb`, `height * width * 3` bytes.
@@ -35,7 +40,8 @@ pub(super) fn encode(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>, png
 /// Of 16 bits the upper 8 are kept, also in grey, where Pillow saturates instead.
 ///
 /// # Errors
-/// When the size is another (told from the header, before any pixel is decoded), or the PNG is damaged or truncated.
+/// When the size is another (told from the header, before any pixel is decoded), or the PNG is damaged or truncated or
+/// something follows it.
 ///
 /// # Panics
 /// When `rgb` is not as long as said.
@@ -45,7 +51,8 @@ pub(super) fn decode(
     height: u32,
     rgb: &mut [u8],
 ) -> Result<(), FrameError> {
-    let mut decoder = Decoder::new(Cursor::new(bytes));
+    let mut source = Cursor::new(bytes);
+    let mut decoder = Decoder::new(&mut source);
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
     decoder.set_transformations(Transformations::normalize_to_color8());
@@ -74,7 +81,12 @@ pub(super) fn decode(
     }
     // Up to the very end, so that nothing truncated passes.
     reader.finish()?;
-    Ok(())
+    drop(reader);
+    let read = usize::try_from(source.position()).expect("at most the bytes that there are");
+    match bytes.len() - read {
+        0 => Ok(()),
+        trailing => Err(FrameError::Trailing(trailing)),
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +106,12 @@ mod tests {
         writer.write_image_data(data).unwrap();
         writer.finish().unwrap();
         bytes
+    }
+
+    fn encoded(rgb: &[u8], width: u32, height: u32) -> Vec<u8> {
+        let mut png = Vec::new();
+        encode(rgb, width, height, &mut png).unwrap();
+        png
     }
 
     #[test]
@@ -128,7 +146,7 @@ mod tests {
     #[test]
     fn every_truncation_is_refused() {
         let rgb: Vec<u8> = (0..=255).cycle().step_by(37).take(16 * 16 * 3).collect();
-        let png = encode(&rgb, 16, 16).unwrap();
+        let png = encoded(&rgb, 16, 16);
         let mut read = vec![0; rgb.len()];
         decode(&png, 16, 16, &mut read).unwrap();
         assert_eq!(read, rgb);
@@ -140,9 +158,16 @@ mod tests {
 
     #[test]
     fn another_size_is_refused_from_the_header_alone() {
-        let png = encode(&[0; 12], 2, 2).unwrap();
+        let png = encoded(&[0; 12], 2, 2);
         let header_only = &png[..8 + 25];
         let refused = decode(header_only, 1, 2, &mut [0; 6]).unwrap_err();
         assert_eq!(refused.to_string(), "a picture of 2x2");
+    }
+
+    #[test]
+    fn what_follows_the_png_is_refused() {
+        let png = [&encoded(&[7; 12], 2, 2)[..], b"more"].concat();
+        let refused = decode(&png, 2, 2, &mut [0; 12]).unwrap_err();
+        assert_eq!(refused.to_string(), "a PNG with 4 bytes after its end");
     }
 }

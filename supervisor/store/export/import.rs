@@ -1,34 +1,40 @@
 //! Reads the public envelope. Nothing in it is trusted.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use base64::Engine as _;
+use bytes::Bytes;
 use fastvideo_proto::client::ContinuationState;
 use fastvideo_proto::state::{
-    Dtype, FramesLayout, LTX2_V1, MAX_BLOB_BYTES, StateHeader, TensorLayout, blob_checksum,
+    Dtype, FramesLayout, LTX2_V1, MAX_AUDIO_ELEMENTS, MAX_BLOB_BYTES, MAX_FRAMES, MAX_INTEGER,
+    MAX_METADATA_BYTES, MAX_METADATA_DEPTH, POSITION_OFFSETS, SAMPLE_RATES, STRENGTHS, StateHeader,
+    TensorLayout, blob_hash, json_depth,
 };
 use ipc_channel::ipc::IpcSharedMemory;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
 use super::frame::{self, FrameError};
+use super::pack;
 use super::{BASE64, SCHEMA_VERSION, TENSOR};
 use crate::store::State;
 
-/// Integers of the payload are signed 32 bit numbers elsewhere.
-const MAX_INTEGER: u32 = i32::MAX as u32;
-const SAMPLE_RATES: RangeInclusive<u32> = 8_000..=192_000;
-/// LTX-2 conditions on 9; nothing sensible comes near this.
-const MAX_FRAMES: usize = 64;
-/// 32 MiB in bf16, where LTX-2 carries a few KiB.
-const MAX_AUDIO_ELEMENTS: u64 = 16 << 20;
 /// One tensor's entry takes about 80 bytes; the rest is room for free-form metadata.
 const MAX_TENSOR_HEADER_BYTES: u64 = 64 << 10;
-/// As JSON text; well within what a state's header may hold.
-const MAX_METADATA_BYTES: usize = 256 << 10;
+/// The largest tensor that is taken, with its header.
+const MAX_TENSOR_FILE_BYTES: u64 = 8 + MAX_TENSOR_HEADER_BYTES + 4 * MAX_AUDIO_ELEMENTS;
+/// What a PNG may have beside its pixels.
+const MAX_PNG_EXTRA_BYTES: u64 = 1 << 20;
 /// Raw bytes of frames and latents: 9 frames of 4096x2176 are 229 MiB.
 const MAX_IMPORT_BYTES: u64 = 512 << 20;
-const _: () = assert!(MAX_IMPORT_BYTES <= MAX_BLOB_BYTES);
+const _: () = assert!(MAX_IMPORT_BYTES + 4 * MAX_AUDIO_ELEMENTS <= MAX_BLOB_BYTES);
+/// An id is a key in somebody's store: a hash, a UUID, a short path.
+const MAX_BLOB_ID_CHARS: usize = 128;
+
+/// Blobs by their ids, as far as the store has them.
+pub type Blobs = HashMap<String, Bytes>;
 
 /// What a state must be like for this server's model to continue from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +54,8 @@ pub enum ImportError {
         given: String,
     },
     /// The state is fine but not whole.
-    #[error(
-        "`{field}` names blob {blob_id}, that is not there: this server takes states with everything inline"
-    )]
-    BlobMissing {
-        field: String,
-        /// Quoted, and shortened when long.
-        blob_id: String,
-    },
+    #[error("`{field}`: continuation state refers to blob {blob_id:?} which is not in the store")]
+    BlobMissing { field: String, blob_id: String },
 }
 
 impl ImportError {
@@ -72,67 +72,131 @@ impl ImportError {
     }
 }
 
-/// Reads a state in its public form.
+/// The ids of the blobs that a state refers to, each once; none when everything is inline.
+///
+/// Checks all of the state but its tensors, so that nothing is fetched for one that would be refused anyway.
+///
+/// # Errors
+/// Names the first field that does not fit.
+pub fn references(state: &ContinuationState) -> Result<Vec<String>, ImportError> {
+    let envelope = Envelope::read(state)?;
+    let mut ids = Vec::new();
+    if let Some(Video::Blob { id, .. }) = envelope.video {
+        ids.push(id.to_owned());
+    }
+    if let Some(Audio::Blob { id }) = envelope.audio
+        && !ids.iter().any(|other| other == id)
+    {
+        ids.push(id.to_owned());
+    }
+    Ok(ids)
+}
+
+/// Reads a state in its public form. `blobs` holds what [`references()`] names.
 ///
 /// Fields that are absent or null take the defaults of FastVideo's Python; unknown ones are ignored. Takes about as
 /// much CPU time as one PNG decoding per frame, and twice the memory of the raw state for a moment.
 ///
 /// # Errors
-/// Names the first field that does not fit. Nothing is kept then.
+/// Names the first field that does not fit, or the blob that is not there. Nothing is kept then.
 ///
 /// # Panics
 /// When the system has no shared memory or no file descriptor left.
-pub fn import(state: &ContinuationState, expect: &Expectation) -> Result<State, ImportError> {
-    if state.kind != LTX2_V1 {
-        return Err(ImportError::field(
-            "kind",
-            quoted(LTX2_V1),
-            quoted(&state.kind),
-        ));
-    }
-    let payload = Fields::of("payload", &state.payload);
-    schema_version(&payload)?;
-    let any = 0..=MAX_INTEGER;
-    let mut header = StateHeader {
-        segment_index: payload.integer("segment_index", &any)?.unwrap_or(0),
-        video_conditioning_frame_idx: payload
-            .integer("video_conditioning_frame_idx", &any)?
-            .unwrap_or(0),
-        video_conditioning_strength: payload
-            .strength("video_conditioning_strength")?
-            .unwrap_or(1.0),
-        audio_sample_rate: payload.integer("audio_sample_rate", &SAMPLE_RATES)?,
-        audio_conditioning_num_frames: payload
-            .integer("audio_conditioning_num_frames", &any)?
-            .unwrap_or(0),
-        audio_conditioning_strength: payload
-            .strength("audio_conditioning_strength")?
-            .unwrap_or(1.0),
-        video_position_offset_sec: payload.number("video_position_offset_sec")?.unwrap_or(0.0),
-        metadata: metadata(&payload)?,
-        frames: None,
-        audio_latents: None,
-        blob_crc32: 0,
-    };
-
-    let audio_file = safetensors_file(&payload)?;
-    let audio = match &audio_file {
-        Some(bytes) => Some(audio_latents(bytes)?),
+pub fn import(
+    state: &ContinuationState,
+    blobs: &Blobs,
+    expect: &Expectation,
+) -> Result<State, ImportError> {
+    let Envelope {
+        mut header,
+        video,
+        audio,
+    } = Envelope::read(state)?;
+    let audio_file = audio.map(|audio| audio.file(blobs)).transpose()?;
+    let latents = match &audio_file {
+        Some((field, file)) => Some(audio_latents(field, file)?),
         None => None,
     };
-    let (layout, mut blob) = frames(&payload, expect)?;
-    header.frames = layout;
-    if let Some((layout, data)) = audio {
+    let mut blob = Vec::new();
+    if let Some(video) = video {
+        header.frames = Some(video.decode(blobs, expect, &mut blob)?);
+    }
+    if let Some((layout, data)) = latents {
         header.audio_latents = Some(layout);
         blob.extend_from_slice(data);
     }
-    header.blob_crc32 = blob_checksum(&blob);
+    header.blob_hash = blob_hash(&blob);
     let header_bytes = header.encode();
     Ok(State::new(
         header,
         header_bytes,
         IpcSharedMemory::from_bytes(&blob),
     ))
+}
+
+/// A state in its public form, its tensors not read yet.
+struct Envelope<'a> {
+    /// Without layouts and hash.
+    header: StateHeader,
+    video: Option<Video<'a>>,
+    audio: Option<Audio<'a>>,
+}
+
+enum Video<'a> {
+    /// At least one and at most [`MAX_FRAMES`].
+    Inline(&'a [Value]),
+    Blob {
+        id: &'a str,
+        frame_count: Option<u32>,
+    },
+}
+
+enum Audio<'a> {
+    Inline(&'a str),
+    Blob { id: &'a str },
+}
+
+impl<'a> Envelope<'a> {
+    fn read(state: &'a ContinuationState) -> Result<Self, ImportError> {
+        if state.kind != LTX2_V1 {
+            return Err(ImportError::field(
+                "kind",
+                quoted(LTX2_V1),
+                quoted(&state.kind),
+            ));
+        }
+        let payload = Fields::of("payload", &state.payload);
+        schema_version(&payload)?;
+        let any = 0..=MAX_INTEGER;
+        let header = StateHeader {
+            segment_index: payload.integer("segment_index", &any)?.unwrap_or(0),
+            video_conditioning_frame_idx: payload
+                .integer("video_conditioning_frame_idx", &any)?
+                .unwrap_or(0),
+            video_conditioning_strength: payload
+                .number("video_conditioning_strength", &STRENGTHS)?
+                .unwrap_or(1.0),
+            audio_sample_rate: payload.integer("audio_sample_rate", &SAMPLE_RATES)?,
+            audio_conditioning_num_frames: payload
+                .integer("audio_conditioning_num_frames", &any)?
+                .unwrap_or(0),
+            audio_conditioning_strength: payload
+                .number("audio_conditioning_strength", &STRENGTHS)?
+                .unwrap_or(1.0),
+            video_position_offset_sec: payload
+                .number("video_position_offset_sec", &POSITION_OFFSETS)?
+                .unwrap_or(0.0),
+            metadata: metadata(&payload)?,
+            frames: None,
+            audio_latents: None,
+            blob_hash: [0; 32],
+        };
+        Ok(Self {
+            header,
+            video: video(&payload)?,
+            audio: audio(&payload)?,
+        })
+    }
 }
 
 fn schema_version(payload: &Fields<'_>) -> Result<(), ImportError> {
@@ -147,6 +211,14 @@ fn metadata(payload: &Fields<'_>) -> Result<String, ImportError> {
     let Some(metadata) = payload.object("metadata")? else {
         return Ok("{}".to_owned());
     };
+    let depth = 1 + metadata.map.values().map(json_depth).max().unwrap_or(0);
+    if depth > MAX_METADATA_DEPTH {
+        return Err(ImportError::field(
+            metadata.path,
+            format!("at most {MAX_METADATA_DEPTH} levels"),
+            format!("{depth} levels"),
+        ));
+    }
     let text = serde_json::to_string(metadata.map).expect("what was read as JSON can be written");
     if text.len() > MAX_METADATA_BYTES {
         return Err(ImportError::field(
@@ -158,83 +230,167 @@ fn metadata(payload: &Fields<'_>) -> Result<String, ImportError> {
     Ok(text)
 }
 
-/// Decodes the frames, one after another into one buffer.
-fn frames(
-    payload: &Fields<'_>,
-    expect: &Expectation,
-) -> Result<(Option<FramesLayout>, Vec<u8>), ImportError> {
-    let none = (None, Vec::new());
+fn video<'a>(payload: &Fields<'a>) -> Result<Option<Video<'a>>, ImportError> {
     let Some(video) = payload.object("video")? else {
-        return Ok(none);
+        return Ok(None);
     };
-    video.no_blob()?;
-    let list = match video.get("frames_b64") {
-        None => return Ok(none),
-        Some(Value::Array(list)) => list,
-        Some(other) => return Err(video.wrong("frames_b64", "a list of base64 PNGs", other)),
-    };
-    let field = format!("{}.frames_b64", video.path);
-    let count = match u32::try_from(list.len()) {
-        Ok(0) => return Ok(none),
-        Ok(count) if list.len() <= MAX_FRAMES => count,
-        _ => {
-            let expected = format!("at most {MAX_FRAMES} frames");
-            return Err(ImportError::field(field, expected, list.len().to_string()));
-        }
-    };
-    let &Expectation { width, height } = expect;
-    let frames = FramesLayout {
-        count,
-        height,
-        width,
-    };
-    if frames.bytes() > MAX_IMPORT_BYTES {
-        return Err(ImportError::field(
-            field,
-            format!("at most {MAX_IMPORT_BYTES} bytes of raw frames"),
-            format!("{} bytes in {count} frames", frames.bytes()),
-        ));
+    if let Some(id) = video.blob_id("frames_b64")? {
+        let frame_count = video.integer("frame_count", &(1..=MAX_FRAMES))?;
+        return Ok(Some(Video::Blob { id, frame_count }));
     }
-    let frame_bytes = usize::try_from(frames.frame_bytes()).expect("below the limit on all frames");
-    let mut raw = vec![0; frame_bytes * list.len()];
-    for (i, (value, rgb)) in list
-        .iter()
-        .zip(raw.chunks_exact_mut(frame_bytes))
-        .enumerate()
-    {
-        let field = format!("{field}[{i}]");
-        let Value::String(text) = value else {
-            return Err(ImportError::field(field, "a base64 PNG", described(value)));
-        };
-        let png = strict_base64(&field, text)?;
-        frame::decode(&png, width, height, rgb).map_err(|error| {
-            let expected = match error {
-                FrameError::Size { .. } => format!("a picture of {width}x{height}"),
-                FrameError::Damaged(_) => "a whole PNG".to_owned(),
-            };
-            ImportError::field(field, expected, error.to_string())
-        })?;
+    match video.get("frames_b64") {
+        None => Ok(None),
+        Some(Value::Array(list)) if list.is_empty() => Ok(None),
+        Some(Value::Array(list)) if list.len() > MAX_FRAMES as usize => Err(ImportError::field(
+            format!("{}.frames_b64", video.path),
+            format!("at most {MAX_FRAMES} frames"),
+            list.len().to_string(),
+        )),
+        Some(Value::Array(list)) => Ok(Some(Video::Inline(list))),
+        Some(other) => Err(video.wrong("frames_b64", "a list of base64 PNGs", other)),
     }
-    Ok((Some(frames), raw))
 }
 
-fn safetensors_file(payload: &Fields<'_>) -> Result<Option<Vec<u8>>, ImportError> {
+fn audio<'a>(payload: &Fields<'a>) -> Result<Option<Audio<'a>>, ImportError> {
     let Some(audio) = payload.object("audio")? else {
         return Ok(None);
     };
-    audio.no_blob()?;
+    if let Some(id) = audio.blob_id("safetensors_b64")? {
+        return Ok(Some(Audio::Blob { id }));
+    }
     match audio.get("safetensors_b64") {
         None => Ok(None),
-        Some(Value::String(text)) => strict_base64("payload.audio.safetensors_b64", text).map(Some),
+        Some(Value::String(text)) => Ok(Some(Audio::Inline(text))),
         Some(other) => Err(audio.wrong("safetensors_b64", "a base64 safetensors file", other)),
     }
 }
 
+impl Video<'_> {
+    /// Decodes the frames, one after another, to the end of `raw`.
+    fn decode(
+        &self,
+        blobs: &Blobs,
+        expect: &Expectation,
+        raw: &mut Vec<u8>,
+    ) -> Result<FramesLayout, ImportError> {
+        match *self {
+            Self::Inline(list) => {
+                let field = "payload.video.frames_b64";
+                let mut frames = Frames::of(field, list.len(), expect, raw)?;
+                for (i, value) in list.iter().enumerate() {
+                    let field = format!("{field}[{i}]");
+                    let Value::String(text) = value else {
+                        return Err(ImportError::field(field, "a base64 PNG", described(value)));
+                    };
+                    let png = strict_base64(&field, text, frames.max_png_bytes())?;
+                    frames.decode(field, &png)?;
+                }
+                Ok(frames.layout)
+            }
+            Self::Blob { id, frame_count } => {
+                let field = "payload.video.blob_id";
+                let pngs = pack::unpack(blob(field, id, blobs)?).map_err(|error| {
+                    ImportError::field(
+                        field,
+                        format!("a blob with {}", error.expected),
+                        error.given,
+                    )
+                })?;
+                if let Some(count) = frame_count
+                    && count as usize != pngs.len()
+                {
+                    return Err(ImportError::field(
+                        "payload.video.frame_count",
+                        format!("the number of frames in the blob, {}", pngs.len()),
+                        count.to_string(),
+                    ));
+                }
+                let mut frames = Frames::of(field, pngs.len(), expect, raw)?;
+                for (i, png) in pngs.iter().enumerate() {
+                    frames.decode(format!("{field}, frame {i}"), png)?;
+                }
+                Ok(frames.layout)
+            }
+        }
+    }
+}
+
+/// Room for the raw frames, filled one by one.
+struct Frames<'a> {
+    layout: FramesLayout,
+    free: std::slice::ChunksExactMut<'a, u8>,
+}
+
+impl<'a> Frames<'a> {
+    fn of(
+        field: &str,
+        count: usize,
+        expect: &Expectation,
+        raw: &'a mut Vec<u8>,
+    ) -> Result<Self, ImportError> {
+        let &Expectation { width, height } = expect;
+        let layout = FramesLayout {
+            count: u32::try_from(count).expect("at most MAX_FRAMES"),
+            height,
+            width,
+        };
+        if layout.bytes() > MAX_IMPORT_BYTES {
+            return Err(ImportError::field(
+                field,
+                format!("at most {MAX_IMPORT_BYTES} bytes of raw frames"),
+                format!("{} bytes in {count} frames", layout.bytes()),
+            ));
+        }
+        let frame_bytes =
+            usize::try_from(layout.frame_bytes()).expect("below the limit on all frames");
+        let start = raw.len();
+        raw.resize(start + frame_bytes * count, 0);
+        let free = raw[start..].chunks_exact_mut(frame_bytes);
+        Ok(Self { layout, free })
+    }
+
+    /// Above the 8 bytes per pixel of the largest kind of PNG, were it not compressed at all.
+    fn max_png_bytes(&self) -> u64 {
+        self.layout.frame_bytes() * 3 + MAX_PNG_EXTRA_BYTES
+    }
+
+    fn decode(&mut self, field: String, png: &[u8]) -> Result<(), ImportError> {
+        at_most(&field, png.len(), self.max_png_bytes())?;
+        let FramesLayout { width, height, .. } = self.layout;
+        let rgb = self.free.next().expect("as many as were asked for");
+        frame::decode(png, width, height, rgb).map_err(|error| {
+            let expected = match error {
+                FrameError::Size { .. } => format!("a picture of {width}x{height}"),
+                FrameError::Damaged(_) | FrameError::Trailing(_) => "a whole PNG".to_owned(),
+            };
+            ImportError::field(field, expected, error.to_string())
+        })
+    }
+}
+
+impl<'a> Audio<'a> {
+    /// The safetensors file, and the field in which it came.
+    fn file<'b>(&self, blobs: &'b Blobs) -> Result<(&'static str, Cow<'b, [u8]>), ImportError> {
+        match *self {
+            Self::Inline(text) => {
+                let field = "payload.audio.safetensors_b64";
+                let file = strict_base64(field, text, MAX_TENSOR_FILE_BYTES)?;
+                Ok((field, Cow::Owned(file)))
+            }
+            Self::Blob { id } => {
+                let field = "payload.audio.blob_id";
+                let file = blob(field, id, blobs)?;
+                at_most(field, file.len(), MAX_TENSOR_FILE_BYTES)?;
+                Ok((field, Cow::Borrowed(file)))
+            }
+        }
+    }
+}
+
 /// The layout and the raw data of the one tensor in a safetensors file.
-fn audio_latents(file: &[u8]) -> Result<(TensorLayout, &[u8]), ImportError> {
-    let wrong = |expected: String, given: String| {
-        ImportError::field("payload.audio.safetensors_b64", expected, given)
-    };
+fn audio_latents<'a>(field: &str, file: &'a [u8]) -> Result<(TensorLayout, &'a [u8]), ImportError> {
+    let wrong =
+        |expected: String, given: String| ImportError::field(field, expected, shortened(&given));
     // Read ahead of the library, which would take a header of 100 MB.
     let header_bytes = file.first_chunk().map_or(0, |n| u64::from_le_bytes(*n));
     if header_bytes > MAX_TENSOR_HEADER_BYTES {
@@ -250,7 +406,7 @@ fn audio_latents(file: &[u8]) -> Result<(TensorLayout, &[u8]), ImportError> {
         _ => {
             return Err(wrong(
                 format!("exactly one tensor `{TENSOR}`"),
-                shortened(&format!("{:?}", tensors.names())),
+                format!("{:?}", tensors.names()),
             ));
         }
     };
@@ -266,17 +422,37 @@ fn audio_latents(file: &[u8]) -> Result<(TensorLayout, &[u8]), ImportError> {
         }
     };
     let shape: Vec<u64> = tensor.shape().iter().map(|&dim| dim as u64).collect();
-    let elements = shape.iter().fold(1, |n: u64, &dim| n.saturating_mul(dim));
-    if shape.len() != 4 || elements == 0 || elements > MAX_AUDIO_ELEMENTS {
+    let layout = TensorLayout { dtype, shape };
+    if layout.check_audio().is_err() {
         return Err(wrong(
             format!("a shape [B, C, T, mel] of 1 to {MAX_AUDIO_ELEMENTS} elements"),
-            shortened(&format!("{shape:?}")),
+            format!("{:?}", layout.shape),
         ));
     }
-    Ok((TensorLayout { dtype, shape }, tensor.data()))
+    Ok((layout, tensor.data()))
 }
 
-fn strict_base64(field: &str, text: &str) -> Result<Vec<u8>, ImportError> {
+fn blob<'a>(field: &str, id: &str, blobs: &'a Blobs) -> Result<&'a Bytes, ImportError> {
+    blobs.get(id).ok_or_else(|| ImportError::BlobMissing {
+        field: field.to_owned(),
+        blob_id: id.to_owned(),
+    })
+}
+
+fn at_most(field: &str, bytes: usize, limit: u64) -> Result<(), ImportError> {
+    if bytes as u64 <= limit {
+        return Ok(());
+    }
+    Err(ImportError::field(
+        field,
+        format!("at most {limit} bytes"),
+        format!("{bytes} bytes"),
+    ))
+}
+
+fn strict_base64(field: &str, text: &str, max_bytes: u64) -> Result<Vec<u8>, ImportError> {
+    // Before any of it is decoded. The last 2 bytes may be padding.
+    at_most(field, (text.len() / 4 * 3).saturating_sub(2), max_bytes)?;
     BASE64
         .decode(text)
         .map_err(|error| ImportError::field(field, "strict base64", error.to_string()))
@@ -320,42 +496,45 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn number(&self, name: &str) -> Result<Option<f64>, ImportError> {
+    fn number(&self, name: &str, range: &RangeInclusive<f64>) -> Result<Option<f64>, ImportError> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        match value.as_f64().filter(|n| n.is_finite()) {
-            Some(n) => Ok(Some(n)),
-            None => Err(self.wrong(name, "a finite number", value)),
+        match value.as_f64() {
+            Some(n) if range.contains(&n) => Ok(Some(n)),
+            _ => {
+                let expected = format!("a number from {} to {}", range.start(), range.end());
+                Err(self.wrong(name, expected, value))
+            }
         }
     }
 
-    fn strength(&self, name: &str) -> Result<Option<f64>, ImportError> {
-        match self.number(name)? {
-            Some(n) if !(0.0..=1.0).contains(&n) => Err(ImportError::field(
-                format!("{}.{name}", self.path),
-                "a number from 0 to 1",
-                n.to_string(),
-            )),
-            fine => Ok(fine),
+    /// The id of the blob that this object names instead of what `inline` would hold.
+    fn blob_id(&self, inline: &str) -> Result<Option<&'a str>, ImportError> {
+        let Some(value) = self.get("blob_id") else {
+            return Ok(None);
+        };
+        let Some(id) = value.as_str().filter(|id| is_blob_id(id)) else {
+            let expected = format!("1 to {MAX_BLOB_ID_CHARS} printable ASCII characters");
+            return Err(self.wrong("blob_id", expected, value));
+        };
+        if self.get(inline).is_some() {
+            return Err(ImportError::field(
+                self.path.clone(),
+                format!("either `{inline}` or `blob_id`"),
+                "both",
+            ));
         }
-    }
-
-    /// Refuses an object that names a blob elsewhere.
-    fn no_blob(&self) -> Result<(), ImportError> {
-        match self.get("blob_id") {
-            None => Ok(()),
-            Some(Value::String(blob_id)) => Err(ImportError::BlobMissing {
-                field: format!("{}.blob_id", self.path),
-                blob_id: quoted(blob_id),
-            }),
-            Some(other) => Err(self.wrong("blob_id", "a text", other)),
-        }
+        Ok(Some(id))
     }
 
     fn wrong(&self, name: &str, expected: impl Into<String>, given: &Value) -> ImportError {
         ImportError::field(format!("{}.{name}", self.path), expected, described(given))
     }
+}
+
+fn is_blob_id(id: &str) -> bool {
+    (1..=MAX_BLOB_ID_CHARS).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// A value in a few words, for an error.
@@ -398,12 +577,14 @@ mod tests {
             panic!("not an object: {payload}");
         };
         let kind = LTX2_V1.to_owned();
-        import(&ContinuationState { kind, payload }, &EXPECT)
+        import(&ContinuationState { kind, payload }, &Blobs::new(), &EXPECT)
     }
 
     fn frame_b64(width: u32, height: u32) -> String {
         let rgb = vec![77; (width * height * 3) as usize];
-        BASE64.encode(frame::encode(&rgb, width, height).unwrap())
+        let mut png = Vec::new();
+        frame::encode(&rgb, width, height, &mut png).unwrap();
+        BASE64.encode(png)
     }
 
     fn safetensors_b64(header: &str, data: &[u8]) -> String {
@@ -432,7 +613,7 @@ mod tests {
                 metadata: "{}".to_owned(),
                 frames: None,
                 audio_latents: None,
-                blob_crc32: 0,
+                blob_hash: [0; 32],
             };
             assert_eq!(state.header(), &defaults, "{payload}");
             assert!(state.blob().is_empty());
@@ -485,7 +666,9 @@ mod tests {
             payload: Map::new(),
         };
         assert_eq!(
-            import(&state, &EXPECT).unwrap_err().to_string(),
+            import(&state, &Blobs::new(), &EXPECT)
+                .unwrap_err()
+                .to_string(),
             r#"`kind`: expected "ltx2.v1", got "wan.v1""#
         );
     }
@@ -529,22 +712,27 @@ mod tests {
                 );
             }
         }
-        for field in ["video_conditioning_strength", "audio_conditioning_strength"] {
-            for bad in [-0.1, 1.001, 1e300] {
+        for (field, limit) in [
+            ("video_conditioning_strength", 1),
+            ("audio_conditioning_strength", 1),
+            ("video_position_offset_sec", 86_400),
+        ] {
+            for bad in [
+                json!(-0.1),
+                json!(86_400.001),
+                json!(1e300),
+                json!(u64::MAX),
+                json!("1.0"),
+                json!(false),
+                json!({}),
+            ] {
+                let given = described(&bad);
                 check(
                     json!({ field: bad }),
-                    &format!("`payload.{field}`: expected a number from 0 to 1, got {bad}"),
+                    &format!("`payload.{field}`: expected a number from 0 to {limit}, got {given}"),
                 );
             }
-            check(
-                json!({ field: "1.0" }),
-                &format!(r#"`payload.{field}`: expected a finite number, got "1.0""#),
-            );
         }
-        check(
-            json!({ "video_position_offset_sec": {} }),
-            "`payload.video_position_offset_sec`: expected a finite number, got an object",
-        );
         for bad in [7_999, 192_001] {
             check(
                 json!({ "audio_sample_rate": bad }),
@@ -567,19 +755,95 @@ mod tests {
             json!({ "metadata": { "a": "x".repeat(300_000) } }),
             "`payload.metadata`: expected at most 262144 bytes of JSON, got 300008 bytes",
         );
-        for field in ["video", "audio"] {
+        let nested = format!("{}{}", "[".repeat(32), "]".repeat(32));
+        let nested: Value = serde_json::from_str(&nested).unwrap();
+        import_payload(json!({ "metadata": { "a": nested[0] } })).unwrap();
+        check(
+            json!({ "metadata": { "a": nested } }),
+            "`payload.metadata`: expected at most 32 levels, got 33 levels",
+        );
+    }
+
+    #[test]
+    fn bad_references_are_refused_by_name() {
+        for (field, inline) in [("video", "frames_b64"), ("audio", "safetensors_b64")] {
             check(
                 json!({ field: { "blob_id": "5f0c", "frame_count": 9 } }),
                 &format!(
-                    "`payload.{field}.blob_id` names blob \"5f0c\", that is not there: this server takes states \
-                     with everything inline"
+                    "`payload.{field}.blob_id`: continuation state refers to blob \"5f0c\" which is not in the store"
                 ),
             );
+            for bad in [
+                json!(5),
+                json!(["5f0c"]),
+                json!(""),
+                json!("two words"),
+                json!("line\n"),
+                json!("caf\u{e9}"),
+                json!("x".repeat(129)),
+            ] {
+                let given = described(&bad);
+                check(
+                    json!({ field: { "blob_id": bad } }),
+                    &format!(
+                        "`payload.{field}.blob_id`: expected 1 to 128 printable ASCII characters, got {given}"
+                    ),
+                );
+            }
             check(
-                json!({ field: { "blob_id": 5 } }),
-                &format!("`payload.{field}.blob_id`: expected a text, got 5"),
+                json!({ field: { "blob_id": "5f0c", inline: [] } }),
+                &format!("`payload.{field}`: expected either `{inline}` or `blob_id`, got both"),
             );
         }
+        for bad in [json!(0), json!(65), json!(-1), json!("9"), json!(1.5)] {
+            let given = described(&bad);
+            check(
+                json!({ "video": { "blob_id": "5f0c", "frame_count": bad } }),
+                &format!(
+                    "`payload.video.frame_count`: expected an integer from 1 to 64, got {given}"
+                ),
+            );
+        }
+    }
+
+    #[test]
+    fn references_are_those_of_a_state_that_may_be_taken() {
+        let of = |payload: Value| {
+            references(&ContinuationState {
+                kind: LTX2_V1.to_owned(),
+                payload: payload.as_object().unwrap().clone(),
+            })
+        };
+        let check = |payload: Value, expected: &[&str]| {
+            assert_eq!(of(payload).unwrap(), expected);
+        };
+        let longest = "z".repeat(128);
+        check(json!({}), &[]);
+        check(json!({ "video": { "frames_b64": ["!"] } }), &[]);
+        check(
+            json!({ "video": { "blob_id": "a", "frame_count": null } }),
+            &["a"],
+        );
+        check(json!({ "audio": { "blob_id": longest } }), &[&longest]);
+        check(
+            json!({ "video": { "blob_id": "b", "frame_count": 9 }, "audio": { "blob_id": "a" } }),
+            &["b", "a"],
+        );
+        check(
+            json!({ "video": { "blob_id": "a" }, "audio": { "blob_id": "a" } }),
+            &["a"],
+        );
+        let refused = of(json!({ "video": { "blob_id": "a" }, "segment_index": -1 }));
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "`payload.segment_index`: expected an integer from 0 to 2147483647, got -1"
+        );
+        let other = ContinuationState {
+            kind: "wan.v1".to_owned(),
+            payload: Map::new(),
+        };
+        let refused = references(&other).unwrap_err();
+        assert!(refused.to_string().starts_with("`kind`: "));
     }
 
     #[test]
@@ -615,6 +879,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_long_is_refused_before_it_is_decoded() {
+        // 4x2 pixels: 72 bytes and what a PNG may have beside them. What is refused is not even base64.
+        check(
+            json!({ "video": { "frames_b64": ["!".repeat(1_398_204)] } }),
+            "`payload.video.frames_b64[0]`: expected at most 1048648 bytes, got 1048651 bytes",
+        );
+        check(
+            json!({ "audio": { "safetensors_b64": "!".repeat(89_565_888) } }),
+            "`payload.audio.safetensors_b64`: expected at most 67174408 bytes, got 67174414 bytes",
+        );
+    }
+
+    #[test]
     fn picture_that_would_be_huge_is_refused_before_it_is_decoded() {
         let mut bomb = Vec::new();
         let mut encoder = png::Encoder::new(&mut bomb, 60_000, 60_000);
@@ -634,7 +911,9 @@ mod tests {
             height: 2176,
         };
         assert_eq!(
-            import(&state, &expect).unwrap_err().to_string(),
+            import(&state, &Blobs::new(), &expect)
+                .unwrap_err()
+                .to_string(),
             "`payload.video.frames_b64`: expected at most 536870912 bytes of raw frames, \
              got 1711276032 bytes in 64 frames"
         );

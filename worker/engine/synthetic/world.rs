@@ -9,8 +9,6 @@
     reason = "clocks wrap, and a latent's value is cut down to bf16"
 )]
 
-use fastvideo_proto::state::blob_checksum;
-
 use super::colour::Rgb;
 use super::scene::{ACTORS, Light, Palette, Scene};
 use super::wave::{self, Dice};
@@ -98,7 +96,7 @@ impl Memory {
     /// Fills the latents: first the memory, a byte in each, then values that look like latents and follow from it.
     pub(super) fn write(&self, latents: &mut [u8]) {
         let bytes = self.to_bytes();
-        let mut dice = Dice::new(u64::from(blob_checksum(&bytes)), 2);
+        let mut dice = Dice::new(u64::from(crc32fast::hash(&bytes)), 2);
         let mut rest = bytes.iter();
         for element in latents.chunks_exact_mut(2) {
             let value = match rest.next() {
@@ -119,7 +117,7 @@ impl Memory {
         let memory = Self::from_bytes(&bytes)?;
         let mut again = vec![0; latents.len()];
         memory.write(&mut again);
-        (again == latents && memory.frames == blob_checksum(frames)).then_some(memory)
+        (again == latents && memory.frames == crc32fast::hash(frames)).then_some(memory)
     }
 
     /// Bytes of a memory; the latents must have at least as many elements.

@@ -1,0 +1,765 @@
+//! One worker process while it serves, and the change to the next one.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::process::ExitStatus;
+use std::time::{Duration, SystemTime};
+
+use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
+use fastvideo_proto::link::{
+    Command, Event, JobFailure, JobSpec, JobState, ReadyReport, media_cost,
+};
+use ipc_channel::ipc::IpcSharedMemory;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::assign::{Absence, Assignment};
+use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob};
+use super::latest::LatestTimes;
+use super::lifecycle::{Change, RestartPolicy, WorkerState};
+use super::link::{Link, LinkEnd, Up};
+use super::process::{WorkerProcess, describe};
+use super::spare::{Plan, Spare, see_off};
+use super::worker::{Exit, LEAVE_TIMEOUT, WorkerTask, next_order, stopped};
+use super::{ExitKind, ExitReport, Orders};
+
+/// How long the events of a dead worker are read on: they are all in the socket already.
+const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Step times that the median is taken of.
+const STEP_SAMPLES: usize = 63;
+
+/// Why a worker counts as stuck.
+#[derive(Debug, thiserror::Error)]
+enum Stuck {
+    #[error("no heartbeat for {0:?}")]
+    NoHeartbeat(Duration),
+    #[error("not ready within {0:?}")]
+    NotReady(Duration),
+    #[error("no denoise step or frame for {0:?}")]
+    NoProgress(Duration),
+}
+
+/// A process and what is known of it.
+pub(super) struct Life<'a> {
+    task: &'a mut WorkerTask,
+    policy: &'a mut RestartPolicy,
+    id: WorkerId,
+    link: Link,
+    process: WorkerProcess,
+    running: Option<QueuedJob>,
+    /// Jobs whose media still wait for credit in the worker.
+    finishing: HashMap<JobId, QueuedJob>,
+    /// The last state that each session got from this process, by the job that made it. The process holds it.
+    held: HashMap<SessionId, JobId>,
+    /// Jobs that this process has finished.
+    finished: u32,
+    /// What the process is told once it has connected.
+    load: Option<Command>,
+    /// Until the worker is ready.
+    boot_deadline: Option<Instant>,
+    last_heard: Instant,
+    /// Of the running job.
+    last_progress: Instant,
+    steps: LatestTimes,
+    boot_failure: Option<String>,
+    leaving: Option<Leaving>,
+    renewal: Renewal,
+    /// After the last try to renew it, which failed.
+    renewal_pause: Option<Duration>,
+    /// No other try before then.
+    renew_after: Option<Instant>,
+}
+
+/// The worker takes no more jobs and is asked to leave when the last has ended.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    /// Jobs that still run then are taken back.
+    cut_at: Option<Instant>,
+}
+
+/// The process that will follow without a gap.
+enum Renewal {
+    No,
+    Preparing {
+        next: Pin<Box<dyn Future<Output = Result<Box<Spare>, String>> + Send>>,
+        give_up: CancellationToken,
+    },
+    /// It serves from the next moment on at which no job is in hand.
+    Ready(Box<Spare>),
+}
+
+impl<'a> Life<'a> {
+    pub(super) fn new(
+        task: &'a mut WorkerTask,
+        policy: &'a mut RestartPolicy,
+        plan: &Plan,
+        link: Link,
+        process: WorkerProcess,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            id: plan.worker_id(),
+            link,
+            process,
+            policy,
+            running: None,
+            finishing: HashMap::new(),
+            held: HashMap::new(),
+            finished: 0,
+            load: Some(plan.load()),
+            boot_deadline: Some(now + task.config.boot_timeout),
+            last_heard: now,
+            last_progress: now,
+            steps: LatestTimes::new(STEP_SAMPLES),
+            boot_failure: None,
+            leaving: None,
+            renewal: Renewal::No,
+            renewal_pause: None,
+            renew_after: None,
+            task,
+        }
+    }
+
+    /// Serves until there is a reason to end, and ends. No process is left.
+    pub(super) async fn run(mut self) -> Exit {
+        let exit = self.serve().await;
+        self.end(exit).await
+    }
+
+    /// The process may still live when this returns.
+    async fn serve(&mut self) -> Exit {
+        loop {
+            if self.leaving.is_some() && self.has_no_job() {
+                return self.leave().await;
+            }
+            let deadline = self.deadline();
+            let cut_at = self.leaving.and_then(|leaving| leaving.cut_at);
+            let next = async {
+                match &mut self.renewal {
+                    Renewal::Preparing { next, .. } => next.await,
+                    Renewal::No | Renewal::Ready(_) => pending().await,
+                }
+            };
+            let flow = tokio::select! {
+                status = self.process.wait() => ControlFlow::Break(exited(status)),
+                up = self.link.events.recv() => {
+                    self.take(up.unwrap_or(Up::Closed(LinkEnd::Disconnected)))
+                }
+                () = self.task.wake.notified() => {
+                    self.pass_signals();
+                    ControlFlow::Continue(())
+                }
+                orders = next_order(&mut self.task.orders) => {
+                    self.take_orders(orders);
+                    ControlFlow::Continue(())
+                }
+                next = next => {
+                    self.take_next(next);
+                    ControlFlow::Continue(())
+                }
+                () = sleep_until(deadline.0) => {
+                    ControlFlow::Break(Exit::new(ExitKind::Stuck, deadline.1.to_string()))
+                }
+                () = alarm(cut_at) => {
+                    self.cut_jobs();
+                    ControlFlow::Continue(())
+                }
+                () = alarm(self.renew_after) => {
+                    self.renew_after = None;
+                    ControlFlow::Continue(())
+                }
+                () = stopped(&mut self.task.stop) => return self.leave().await,
+            };
+            if let ControlFlow::Break(exit) = flow {
+                return exit;
+            }
+            self.renew();
+            if let ControlFlow::Break(exit) = self.start_next_job() {
+                return exit;
+            }
+        }
+    }
+
+    fn has_no_job(&self) -> bool {
+        self.running.is_none() && self.finishing.is_empty()
+    }
+
+    /// The first moment at which this worker counts as stuck, and why it would.
+    fn deadline(&self) -> (Instant, Stuck) {
+        let config = &self.task.config;
+        let heartbeat = (
+            self.last_heard + config.heartbeat_timeout,
+            Stuck::NoHeartbeat(config.heartbeat_timeout),
+        );
+        if let Some(deadline) = self.boot_deadline {
+            let boot = (deadline, Stuck::NotReady(config.boot_timeout));
+            // The link opens before the first heartbeat.
+            if self.task.status.borrow().state == WorkerState::Connecting || boot.0 < heartbeat.0 {
+                return boot;
+            }
+            return heartbeat;
+        }
+        if self.running.is_some() {
+            let limit = step_timeout(&self.steps, config.min_step_timeout);
+            if self.last_progress + limit < heartbeat.0 {
+                return (self.last_progress + limit, Stuck::NoProgress(limit));
+            }
+        }
+        heartbeat
+    }
+
+    fn take(&mut self, up: Up) -> ControlFlow<Exit> {
+        self.last_heard = Instant::now();
+        match up {
+            Up::Connected => {
+                self.task.change(Change::Connected);
+                match self.load.take() {
+                    Some(load) => self.send(load, None),
+                    None => ControlFlow::Continue(()),
+                }
+            }
+            Up::Event(event, blob) => self.take_event(event, blob),
+            Up::Closed(LinkEnd::Disconnected) => ControlFlow::Break(Exit::new(
+                ExitKind::Crashed,
+                LinkEnd::Disconnected.to_string(),
+            )),
+            Up::Closed(end) => ControlFlow::Break(Exit::new(ExitKind::BadLink, end.to_string())),
+        }
+    }
+
+    fn take_event(&mut self, event: Event, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
+        match (event, blob) {
+            (Event::LoadProgress { fraction, what }, _) => {
+                (self.task.status).send_modify(|s| s.load_progress = Some((fraction, what)));
+            }
+            (Event::WarmingUp, _) => self.task.change(Change::Loaded),
+            (Event::Ready(report), _) => return self.ready(*report),
+            (Event::BootFailed { message }, _) => self.boot_failure = Some(message),
+            (Event::Heartbeat { resident_bytes }, _) => {
+                (self.task.status).send_modify(|s| s.resident_bytes = Some(resident_bytes));
+            }
+            (
+                Event::Step {
+                    job,
+                    stage,
+                    step,
+                    total_steps,
+                },
+                _,
+            ) => {
+                if self.running.as_ref().is_some_and(|r| r.spec.job == job) {
+                    self.steps.add(self.last_progress.elapsed());
+                }
+                self.tell(
+                    job,
+                    JobEvent::Step {
+                        stage,
+                        step,
+                        total_steps,
+                    },
+                );
+            }
+            (
+                Event::Media {
+                    job,
+                    kind,
+                    bytes,
+                    sent_at_us,
+                },
+                _,
+            ) => {
+                if let Some(held) = self.job(job) {
+                    let credit = Credit::new(media_cost(bytes.len()), held.signals.clone());
+                    let media = Media {
+                        kind,
+                        bytes,
+                        sent_at_us,
+                        credit,
+                    };
+                    self.tell(job, JobEvent::Media(media));
+                }
+            }
+            (Event::Generated { job }, _) => self.generated(job),
+            (Event::Finished(report), Some(blob)) => {
+                self.holds_state_of(report.job);
+                self.policy.job_finished();
+                self.finished += 1;
+                self.task.status.send_modify(|s| s.jobs_finished += 1);
+                let end = JobEnd::Finished {
+                    state: (report.state, blob),
+                    generation: report.generation,
+                    frames: report.frames,
+                };
+                self.end_job(report.job, end);
+                (self.task).with_board(|board, seat| board.took(seat, report.generation));
+            }
+            (
+                Event::Failed {
+                    job,
+                    failure: JobFailure::StateNotHeld,
+                    ..
+                },
+                _,
+            ) => return self.send_again(job),
+            (
+                Event::Failed {
+                    job,
+                    failure,
+                    message,
+                },
+                _,
+            ) => {
+                if failure == JobFailure::Failed {
+                    tracing::warn!(worker_id = %self.id, job_id = %job, message, "job failed");
+                }
+                self.end_job(job, JobEnd::Failed { failure, message });
+            }
+            (Event::Finished(_), None) => {
+                let reason = "worker finished a job without its state";
+                return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn ready(&mut self, report: ReadyReport) -> ControlFlow<Exit> {
+        if self.boot_deadline.take().is_none() {
+            let reason = "worker became ready twice";
+            return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
+        }
+        self.task.change(Change::WarmedUp);
+        let assignment = self.assignment(&report);
+        let guess = match self.task.config.warmup_is_typical {
+            true => report.warmup.last().copied(),
+            false => None,
+        };
+        self.task.status.send_modify(|status| {
+            status.load_progress = None;
+            status.warmed_up = true;
+            status.ready = Some(report);
+        });
+        self.task.with_board(|board, seat| {
+            if let Some(guess) = guess {
+                board.guess(seat, guess);
+            }
+            board.serve(seat, assignment);
+        });
+        ControlFlow::Continue(())
+    }
+
+    fn assignment(&self, report: &ReadyReport) -> Assignment {
+        Assignment {
+            gpu: self.task.gpu.id,
+            worker: self.id.clone(),
+            model_id: report.model_id.clone(),
+            audio: report.audio_sample_rate.is_some(),
+        }
+    }
+
+    /// The job's state is made, which replaces the one before in the process whether it is committed or not.
+    fn holds_state_of(&mut self, job: JobId) {
+        if let Some(session) = self.job(job).map(|held| held.spec.session.clone()) {
+            self.held.insert(session, job);
+        }
+    }
+
+    fn generated(&mut self, job: JobId) {
+        self.holds_state_of(job);
+        if let Some(running) = self.running.take_if(|r| r.spec.job == job) {
+            self.finishing.insert(job, running);
+            self.task.change(Change::JobEnded);
+        }
+    }
+
+    fn end_job(&mut self, job: JobId, end: JobEnd) {
+        let held = match self.running.take_if(|r| r.spec.job == job) {
+            Some(running) => {
+                self.task.change(Change::JobEnded);
+                Some(running)
+            }
+            None => self.finishing.remove(&job),
+        };
+        if let Some(held) = held {
+            self.tell_end(&held, end);
+        }
+    }
+
+    /// Both at once, so that the session hears of its job before it hears of a move, and submits the next one after.
+    fn tell_end(&self, job: &QueuedJob, end: JobEnd) {
+        self.task.with_board(|board, _| {
+            job.tell(JobEvent::Ended(end));
+            board.job_ended(&job.spec.session, job.spec.job);
+        });
+    }
+
+    fn job(&self, job: JobId) -> Option<&QueuedJob> {
+        match &self.running {
+            Some(running) if running.spec.job == job => Some(running),
+            _ => self.finishing.get(&job),
+        }
+    }
+
+    /// Tells a session of its job. Events of jobs that nobody knows any more come from just before a cancellation.
+    fn tell(&mut self, job: JobId, event: JobEvent) {
+        if let Some(held) = self.job(job) {
+            held.tell(event);
+        }
+        // Media of a job that is generated already say nothing of the one that runs.
+        if self.running.as_ref().is_some_and(|r| r.spec.job == job) {
+            self.last_progress = Instant::now();
+        }
+    }
+
+    /// Passes cancellations and credit on, ends cancelled jobs that had not been started, and lets the process forget
+    /// whom it does not serve any more.
+    fn pass_signals(&mut self) {
+        for job in self
+            .task
+            .with_board(|board, seat| board.take_cancelled(seat))
+        {
+            self.tell_end(&job, cancelled());
+        }
+        for session in self.task.with_board(|board, seat| board.take_left(seat)) {
+            self.held.remove(&session);
+            self.link.send(Command::Forget { session }, None);
+        }
+        for held in self.running.iter().chain(self.finishing.values()) {
+            let job = held.spec.job;
+            let cost = held.signals.take_credit();
+            if held.signals.cancelled() {
+                self.link.send(Command::Cancel { job }, None);
+            } else if cost > 0 {
+                self.link.send(Command::Credit { job, cost }, None);
+            }
+        }
+    }
+
+    fn start_next_job(&mut self) -> ControlFlow<Exit> {
+        while self.running.is_none()
+            && !matches!(self.renewal, Renewal::Ready(_))
+            && self.task.status.borrow().state == WorkerState::Ready
+        {
+            let Some(job) = self.task.with_board(|board, seat| board.next_job(seat)) else {
+                break;
+            };
+            if job.signals.cancelled() {
+                self.tell_end(&job, cancelled());
+                continue;
+            }
+            self.task.change(Change::JobStarted);
+            let sent = self.send_job(&job);
+            self.running = Some(job);
+            sent?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Sends a job, with the state that it starts from unless the process holds that.
+    fn send_job(&mut self, job: &QueuedJob) -> ControlFlow<Exit> {
+        self.last_progress = Instant::now();
+        let held = self.held.get(&job.spec.session).copied();
+        let (state, blob) = match &job.start {
+            None => (None, None),
+            Some(start) => match start.made_by.filter(|&maker| held == Some(maker)) {
+                Some(maker) => (Some(JobState::Held(maker)), None),
+                None => (
+                    Some(JobState::Sent(start.header.clone())),
+                    Some(start.blob.clone()),
+                ),
+            },
+        };
+        let state_held = matches!(state, Some(JobState::Held(_)));
+        tracing::debug!(worker_id = %self.id, job_id = %job.spec.job, session_id = %job.spec.session, state_held, "job sent");
+        let spec = JobSpec {
+            state,
+            ..job.spec.clone()
+        };
+        self.send(Command::Generate(Box::new(spec)), blob)
+    }
+
+    /// The process does not hold the state of the running job after all.
+    fn send_again(&mut self, job: JobId) -> ControlFlow<Exit> {
+        let Some(running) = self.running.take_if(|r| r.spec.job == job) else {
+            return ControlFlow::Continue(());
+        };
+        tracing::warn!(worker_id = %self.id, job_id = %job, session_id = %running.spec.session, "worker does not hold the session's state: it is sent along");
+        if self.held.remove(&running.spec.session).is_none() {
+            let reason = "worker misses a state that was sent to it";
+            return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
+        }
+        let sent = self.send_job(&running);
+        self.running = Some(running);
+        sent
+    }
+
+    fn send(&mut self, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
+        if self.link.send(command, blob) {
+            ControlFlow::Continue(())
+        } else {
+            let reason = "worker does not read its commands";
+            ControlFlow::Break(Exit::new(ExitKind::Stuck, reason))
+        }
+    }
+
+    /// Has the worker leave: at once, or when its last job has ended.
+    fn take_orders(&mut self, orders: Orders) {
+        let first = self.leaving.replace(Leaving {
+            cut_at: orders.cut_at,
+        });
+        if first.is_none() {
+            tracing::info!(worker_id = %self.id, drained = orders.drained, "worker is to leave");
+            self.begin_to_leave();
+        }
+    }
+
+    fn begin_to_leave(&mut self) {
+        self.task.change(Change::DrainAsked);
+        self.task.with_board(|board, seat| board.drain(seat));
+    }
+
+    /// The jobs in hand have had their time: they run again elsewhere.
+    fn cut_jobs(&mut self) {
+        let running = self.running.take();
+        let finishing = std::mem::take(&mut self.finishing);
+        for job in running.iter().chain(finishing.values()) {
+            tracing::info!(worker_id = %self.id, job_id = %job.spec.job, session_id = %job.spec.session, "job is taken back from a worker that has to leave");
+            self.tell_end(job, JobEnd::TakenBack { started: true });
+        }
+    }
+
+    /// Renews a process that has served long enough or has grown too large: it leaves first, or the next one is made
+    /// ready beside it and takes over between two jobs.
+    fn renew(&mut self) {
+        if self.leaving.is_some() {
+            return;
+        }
+        if let Renewal::Ready(_) = self.renewal {
+            if self.has_no_job() {
+                self.hand_over();
+            }
+            return;
+        }
+        let under_way = matches!(self.renewal, Renewal::Preparing { .. });
+        if under_way || self.renew_after.is_some() || !self.is_due_for_renewal() {
+            return;
+        }
+        if self.task.config.recycle.overlap {
+            let plan = self.task.plan();
+            tracing::info!(worker_id = %self.id, next_worker_id = %plan.worker_id(), "worker will be renewed: the next one is made ready");
+            let give_up = CancellationToken::new();
+            let next = Box::pin(plan.make_ready(give_up.clone()));
+            self.renewal = Renewal::Preparing { next, give_up };
+        } else {
+            tracing::info!(worker_id = %self.id, "worker is renewed: it leaves after its job");
+            self.leaving = Some(Leaving { cut_at: None });
+            self.begin_to_leave();
+        }
+    }
+
+    /// Only after real work: a limit that a fresh process exceeds must not keep it from serving.
+    fn is_due_for_renewal(&self) -> bool {
+        let recycle = &self.task.config.recycle;
+        let resident = self.task.status.borrow().resident_bytes;
+        let old = recycle.after_segments.is_some_and(|n| self.finished >= n);
+        let large = (recycle.above_bytes)
+            .zip(resident)
+            .is_some_and(|(limit, resident)| resident > limit);
+        self.boot_deadline.is_none() && self.finished > 0 && (old || large)
+    }
+
+    fn take_next(&mut self, next: Result<Box<Spare>, String>) {
+        self.renewal = match next {
+            Ok(spare) => Renewal::Ready(spare),
+            Err(reason) => {
+                let config = &self.task.config;
+                let pause = match self.renewal_pause {
+                    Some(pause) => (pause * 2).min(config.max_backoff),
+                    None => config.min_backoff,
+                };
+                tracing::warn!(worker_id = %self.id, reason, pause_ms = pause.as_millis(), "the next worker did not become ready; this one goes on");
+                self.renewal_pause = Some(pause);
+                self.renew_after = Some(Instant::now() + pause);
+                Renewal::No
+            }
+        };
+    }
+
+    /// The next process serves from here on; this one leaves.
+    fn hand_over(&mut self) {
+        let Renewal::Ready(mut spare) = std::mem::replace(&mut self.renewal, Renewal::No) else {
+            return;
+        };
+        if let Some(status) = spare.process.exited() {
+            return self.take_next(Err(describe(status)));
+        }
+        let now = Instant::now();
+        let started = std::mem::replace(&mut self.task.started, now);
+        tracing::info!(worker_id = %self.id, next_worker_id = %spare.id, "worker is renewed");
+        let Spare {
+            id,
+            link,
+            process,
+            report,
+        } = *spare;
+        self.id = id;
+        let mut link = std::mem::replace(&mut self.link, link);
+        let mut process = std::mem::replace(&mut self.process, process);
+        self.held.clear();
+        self.finished = 0;
+        self.steps = LatestTimes::new(STEP_SAMPLES);
+        self.renewal_pause = None;
+        self.last_heard = now;
+        let assignment = self.assignment(&report);
+        self.task.status.send_modify(|status| {
+            status.worker_id = Some(self.id.clone());
+            status.pid = Some(self.process.pid());
+            status.resident_bytes = None;
+            status.ready = Some(report);
+        });
+        (self.task).with_board(|board, seat| board.renew(seat, assignment));
+        let (status, stop) = (self.task.status.clone(), self.task.stop.clone());
+        let leave = async move {
+            let left = see_off(&mut link, &mut process, stop).await;
+            let exit = ExitReport {
+                kind: ExitKind::Asked,
+                reason: left.map_or_else(|error| error.to_string(), describe),
+                uptime: started.elapsed(),
+                at: SystemTime::now(),
+            };
+            status.send_modify(|status| status.last_exit = Some(exit));
+        };
+        self.task.tracker.spawn(leave.in_current_span());
+    }
+
+    /// The worker is asked, then told, then made to leave.
+    async fn leave(&mut self) -> Exit {
+        self.task.change(Change::DrainAsked);
+        let waiting = self
+            .task
+            .with_board(|board, seat| board.vacate(seat, Absence::Starting));
+        for job in waiting {
+            self.tell_lost(&job, false, "the server stops");
+        }
+        let stop = self.task.stop.clone();
+        let left = see_off(&mut self.link, &mut self.process, stop).await;
+        Exit::new(
+            ExitKind::Asked,
+            left.map_or_else(|error| error.to_string(), describe),
+        )
+    }
+
+    /// Kills and reaps the process, reads what it had still sent, and hands its sessions and jobs back.
+    async fn end(mut self, mut exit: Exit) -> Exit {
+        if exit.kind == ExitKind::Crashed
+            && let Ok(Ok(status)) = timeout(LEAVE_TIMEOUT, self.process.wait()).await
+        {
+            exit.reason = describe(status);
+        }
+        if let Err(error) = self.process.kill().await {
+            tracing::error!(worker_id = %self.id, %error, "cannot wait for a killed worker");
+        }
+        self.link.give_up();
+        // A dead worker may have finished a job; a stuck one, or one that talks nonsense, is not listened to.
+        if exit.kind == ExitKind::Crashed {
+            let last = async {
+                while let Some(Up::Event(event, blob)) = self.link.events.recv().await {
+                    let _ = self.take_event(event, blob);
+                }
+            };
+            let _ = timeout(LAST_EVENTS_TIMEOUT, last).await;
+        }
+        if let Renewal::Preparing { next, give_up } = &mut self.renewal {
+            give_up.cancel();
+            // It is killed, or has just become ready.
+            if let Ok(spare) = next.await {
+                self.renewal = Renewal::Ready(spare);
+            }
+        }
+        if let Renewal::Ready(spare) = &mut self.renewal
+            && let Err(error) = spare.process.kill().await
+        {
+            tracing::error!(worker_id = %spare.id, %error, "cannot wait for a killed worker");
+        }
+        exit.by_suspect_job = self.running.as_ref().is_some_and(|r| r.spec.attempt > 1);
+        // First the jobs, then the moves: a client hears what became of its segment before where it goes on.
+        for job in self.running.iter().chain(self.finishing.values()) {
+            self.tell_lost(job, true, &exit.reason);
+        }
+        let waiting = self
+            .task
+            .with_board(|board, seat| board.vacate(seat, Absence::Starting));
+        for job in &waiting {
+            self.tell_lost(job, false, &exit.reason);
+        }
+        self.process.read_last_lines().await;
+        if self.boot_deadline.is_some() && exit.kind != ExitKind::Asked {
+            let failure = self.boot_failure.take();
+            if failure.is_some() {
+                exit.kind = ExitKind::Boot;
+            }
+            let reason = failure.unwrap_or_else(|| {
+                let lines = self.process.last_lines();
+                lines
+                    .last()
+                    .map_or_else(|| exit.reason.clone(), |l| format!("{}: {l}", exit.reason))
+            });
+            exit.reason = reason;
+        }
+        exit
+    }
+
+    fn tell_lost(&self, job: &QueuedJob, started: bool, reason: &str) {
+        let end = JobEnd::WorkerLost {
+            worker: self.id.clone(),
+            started,
+            reason: reason.to_owned(),
+        };
+        job.tell(JobEvent::Ended(end));
+    }
+}
+
+fn exited(status: std::io::Result<ExitStatus>) -> Exit {
+    Exit::new(
+        ExitKind::Crashed,
+        status.map_or_else(|error| format!("cannot wait: {error}"), describe),
+    )
+}
+
+fn cancelled() -> JobEnd {
+    JobEnd::Failed {
+        failure: JobFailure::Cancelled,
+        message: String::new(),
+    }
+}
+
+async fn alarm(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+/// Ten times the median step, at least `min`.
+fn step_timeout(steps: &LatestTimes, min: Duration) -> Duration {
+    steps.median().map_or(min, |median| (median * 10).max(min))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_timeout_is_ten_times_the_median_of_the_latest_steps() {
+        let ms = Duration::from_millis;
+        let mut steps = LatestTimes::new(STEP_SAMPLES);
+        assert_eq!(step_timeout(&steps, ms(50)), ms(50));
+        for time in [10, 1000, 10] {
+            steps.add(ms(time));
+        }
+        assert_eq!(step_timeout(&steps, ms(50)), ms(100));
+        assert_eq!(step_timeout(&steps, ms(200)), ms(200));
+    }
+}

@@ -1,0 +1,79 @@
+//! How far a session's video is ahead of its viewer: the sessions that share a worker are served by it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The viewer of one session, as far as the server can know: it plays without a pause from the first media on, and goes
+/// on as soon as there are media again when it has run dry.
+#[derive(Debug, Default)]
+pub(super) struct Lead {
+    /// When the viewer has played all finished segments; none before the first.
+    runs_out: Option<Instant>,
+    /// When the segment in hand begins to play, once it has media.
+    begins: Option<Instant>,
+}
+
+impl Lead {
+    /// Media of the segment in hand were handed out.
+    pub(super) fn media_sent(&mut self, now: Instant) {
+        let begins = self.runs_out.map_or(now, |runs_out| runs_out.max(now));
+        self.begins.get_or_insert(begins);
+    }
+
+    /// The segment in hand begins again.
+    pub(super) fn media_void(&mut self) {
+        self.begins = None;
+    }
+
+    /// The segment in hand is finished and plays for so long.
+    pub(super) fn finished(&mut self, plays: Duration) {
+        if let Some(begins) = self.begins.take() {
+            self.runs_out = Some(begins + plays);
+        }
+    }
+
+    /// When the viewer runs out of video. One that has none is due now, so that those who wait without video are served
+    /// in order of request.
+    pub(super) fn due(&self, now: Instant) -> Instant {
+        self.runs_out.map_or(now, |runs_out| runs_out.max(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a viewer sees, each with its moment in milliseconds: media, the end of a segment of one second, or a
+    /// restart; and then when it is due, asked at `now`.
+    #[track_caller]
+    fn check(story: &[(&str, u64)], now: u64, due: u64) {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut lead = Lead::default();
+        for (what, ms) in story {
+            match *what {
+                "media" => lead.media_sent(at(*ms)),
+                "end" => lead.finished(Duration::from_secs(1)),
+                "void" => lead.media_void(),
+                other => panic!("{other}"),
+            }
+        }
+        assert_eq!(lead.due(at(now)), at(due), "{story:?}");
+    }
+
+    #[test]
+    fn a_viewer_is_due_when_it_runs_out_of_video() {
+        check(&[], 70, 70);
+        check(&[("media", 100)], 150, 150);
+        check(&[("media", 100), ("media", 180), ("end", 200)], 200, 1100);
+        let two = [("media", 100), ("end", 200), ("media", 300), ("end", 400)];
+        check(&two, 400, 2100);
+        check(&two, 5000, 5000);
+        let dry = [("media", 100), ("end", 200), ("media", 3000), ("end", 3100)];
+        check(&dry, 3100, 4000);
+        let again = [("media", 100), ("void", 200), ("media", 900), ("end", 950)];
+        check(&again, 950, 1900);
+        check(&[("end", 100)], 200, 200);
+    }
+}

@@ -1,0 +1,81 @@
+//! States in their public form, with the blobs that they refer to in the store.
+
+use fastvideo_proto::client::ContinuationState;
+use futures_util::future::try_join_all;
+use tokio::task::{JoinError, spawn_blocking};
+
+use super::export::{self, Blobs, Expectation, ExportError, ImportError};
+use super::records::BlobId;
+use super::{SessionStore, State, StoreError};
+
+/// Why a state in its public form was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportFailed {
+    /// The text is safe to show.
+    #[error(transparent)]
+    Refused(#[from] ImportError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("importing panicked")]
+    Panicked(#[from] JoinError),
+}
+
+/// Why a state was not written in its public form.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportFailed {
+    #[error(transparent)]
+    State(#[from] ExportError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("exporting panicked")]
+    Panicked(#[from] JoinError),
+}
+
+/// Reads a state, with the blobs that it refers to from the store, on threads for blocking work.
+///
+/// # Errors
+/// When the state is refused, or the store does not answer.
+pub async fn import(
+    state: ContinuationState,
+    expected: Expectation,
+    store: &SessionStore,
+) -> Result<State, ImportFailed> {
+    let mut blobs = Blobs::new();
+    for name in export::references(&state)? {
+        // A name that is no hash is none of ours; it is refused below as one that is not there.
+        let Some(id) = BlobId::parse(&name) else {
+            continue;
+        };
+        match store.blob(id).await {
+            Ok(bytes) => {
+                blobs.insert(name, bytes);
+            }
+            Err(StoreError::Missing(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let imported = spawn_blocking(move || export::import(&state, &blobs, &expected));
+    Ok(imported.await??)
+}
+
+/// Writes a state with everything in it, on a thread for blocking work.
+///
+/// # Errors
+/// When the state is damaged.
+pub async fn export_inline(state: State) -> Result<ContinuationState, ExportFailed> {
+    Ok(spawn_blocking(move || export::export_inline(&state)).await??)
+}
+
+/// Writes a state with its large tensors in the store, where they stay as long as a state that nobody runs.
+///
+/// # Errors
+/// When the state is damaged, or the store does not answer or is full.
+pub async fn export_by_reference(
+    state: State,
+    store: &SessionStore,
+) -> Result<ContinuationState, ExportFailed> {
+    let exported = spawn_blocking(move || export::export_by_reference(&state));
+    let (state, blobs) = exported.await??;
+    try_join_all(blobs.into_iter().map(|blob| store.lend(blob.bytes))).await?;
+    Ok(state)
+}
