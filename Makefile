@@ -1,7 +1,9 @@
 # The only entry points. Each installs the Debian packages that it needs, or names them when it may not.
 
 BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
-TEST_PACKAGES = ffmpeg chromium chromium-driver
+TEST_PACKAGES = ffmpeg chromium chromium-driver python3-venv redis-server
+# The S3 that the stores are tested with.
+TEST_S3 = moto[s3,server]==5.2.5
 
 # What `make demo` starts. A slow engine, so that a segment can be watched while it is generated.
 DEMO_GPUS = 2
@@ -40,3 +42,5 @@ build-packages:
 
 test-packages:
 	@deploy/need-packages $(TEST_PACKAGES)
+	@test -x target/moto/bin/python || { python3 -m venv target/moto && target/moto/bin/pip install --quiet '$(TEST_S3)'; } \
+	|| { rm -rf target/moto; echo "$(TEST_S3) cannot be installed: the stores are tested without S3"; }

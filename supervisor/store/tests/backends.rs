@@ -166,7 +166,7 @@ impl S3 {
     fn start() -> Option<Self> {
         let venv = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/moto/bin/python");
         if !venv.exists() {
-            eprintln!("skipped: no S3 to test with; `make test-packages` installs moto");
+            eprintln!("skipped: no S3 to test with; `make test` installs moto");
             return None;
         }
         let mut command = Command::new(venv);

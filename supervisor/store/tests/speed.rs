@@ -54,7 +54,7 @@ async fn large_states() {
                 start_frame: 0,
             };
             let state = large[n as usize % large.len()].clone();
-            lease.store(progress, state).await.unwrap();
+            lease.writer().store(progress, state).await.unwrap();
             storing.push(began.elapsed());
             let began = Instant::now();
             two.snapshot(&session).await.unwrap().unwrap();

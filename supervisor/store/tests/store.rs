@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fastvideo_proto::ids::SessionId;
-use fastvideo_proto::state::{FramesLayout, StateHeader, blob_checksum};
+use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
@@ -96,11 +96,16 @@ impl World {
     }
 }
 
-/// A state whose blob is of that many bytes, a multiple of three, and depends on `n`.
+/// A state whose blob is of that many bytes, a multiple of 300 or 5760, and depends on `n`.
 pub(super) fn state(n: u8, bytes: usize) -> State {
     let blob: Vec<u8> = (0..bytes)
         .map(|i| n.wrapping_add(i.to_le_bytes()[0]))
         .collect();
+    let width = if bytes.is_multiple_of(5760) {
+        1920
+    } else {
+        100
+    };
     let header = StateHeader {
         segment_index: n.into(),
         video_conditioning_frame_idx: 0,
@@ -112,11 +117,11 @@ pub(super) fn state(n: u8, bytes: usize) -> State {
         metadata: "{}".to_owned(),
         frames: Some(FramesLayout {
             count: 1,
-            height: 1,
-            width: u32::try_from(bytes / 3).unwrap(),
+            height: u32::try_from(bytes / 3).unwrap() / width,
+            width,
         }),
         audio_latents: None,
-        blob_crc32: blob_checksum(&blob),
+        blob_hash: blob_hash(&blob),
     };
     State::from_worker(header.encode(), IpcSharedMemory::from_bytes(&blob)).unwrap()
 }
@@ -160,7 +165,7 @@ async fn a_session_is_stored_left_resumed_elsewhere_and_dropped_on_every_backend
             let fresh = two.snapshot(&session).await.unwrap().unwrap();
             assert!(fresh.state.is_none());
             for n in 1..=3 {
-                lease.store(at(n.into()), small(n)).await.unwrap();
+                lease.writer().store(at(n.into()), small(n)).await.unwrap();
             }
             let seen = two.snapshot(&session).await.unwrap().unwrap();
             assert_eq!(seen.progress, at(3));
@@ -177,11 +182,11 @@ async fn a_session_is_stored_left_resumed_elsewhere_and_dropped_on_every_backend
             let (lease, snapshot) = two.resume(&session, &token).await.unwrap();
             assert_eq!(snapshot.progress, at(3));
             assert!(same(&snapshot.state, &small(3)));
-            lease.store(at(4), small(4)).await.unwrap();
+            lease.writer().store(at(4), small(4)).await.unwrap();
 
             assert!(one.drop(&session).await.unwrap());
             assert!(!one.drop(&session).await.unwrap());
-            let stale = lease.store(at(5), small(5)).await;
+            let stale = lease.writer().store(at(5), small(5)).await;
             assert!(matches!(stale, Err(StoreError::Stale)), "{stale:?}");
             lease.lost().await;
             drop(lease);
@@ -200,16 +205,16 @@ async fn who_takes_a_session_over_has_it_and_nobody_else() {
         let (one, two) = (world.server(), world.server());
         let (session, token, lease) = begin(&one).await;
         let (_, _, other) = begin(&one).await;
-        lease.store(at(1), small(1)).await.unwrap();
+        lease.writer().store(at(1), small(1)).await.unwrap();
         let (taken, _) = two.resume(&session, &token).await.unwrap();
-        let stale = lease.store(at(2), small(2)).await;
+        let stale = lease.writer().store(at(2), small(2)).await;
         assert!(matches!(stale, Err(StoreError::Stale)));
         assert!(is_lost(&lease));
         // What its old server does with it now does not reach it.
         let mut lease = lease;
         lease.end_session();
         assert!(one.do_chores().await);
-        taken.store(at(2), small(3)).await.unwrap();
+        taken.writer().store(at(2), small(3)).await.unwrap();
 
         // Who has nothing to write finds out too.
         let (back, snapshot) = one.resume(&session, &token).await.unwrap();
@@ -221,7 +226,7 @@ async fn who_takes_a_session_over_has_it_and_nobody_else() {
         assert!(two.do_chores().await);
         one.beat().await.unwrap();
         assert!(!is_lost(&back) && !is_lost(&other));
-        back.store(at(3), small(4)).await.unwrap();
+        back.writer().store(at(3), small(4)).await.unwrap();
     }
 }
 
@@ -234,7 +239,7 @@ async fn an_end_that_comes_late_does_not_end_the_session_elsewhere() {
     // It does not know yet that it is lost.
     lease.end_session();
     assert!(one.do_chores().await);
-    taken.store(at(1), small(1)).await.unwrap();
+    taken.writer().store(at(1), small(1)).await.unwrap();
     assert!(two.snapshot(&session).await.unwrap().is_some());
 }
 
@@ -246,7 +251,7 @@ async fn a_release_that_crosses_a_resume_on_the_same_server_does_no_harm() {
     let store = world.server();
     let (session, token, mut lease) = begin(&store).await;
     for n in 0..200_u8 {
-        let saving = lease.store(at(n.into()), small(n));
+        let saving = lease.writer().store(at(n.into()), small(n));
         drop(lease);
         let (_, _, resumed) =
             tokio::join!(saving, store.do_chores(), store.resume(&session, &token));
@@ -269,7 +274,7 @@ async fn a_client_that_comes_back_finds_what_could_not_be_stored_before() {
     let store = world.server();
     let (session, token, lease) = begin(&store).await;
     flaky.down(true);
-    let failed = lease.store(at(1), small(1)).await;
+    let failed = lease.writer().store(at(1), small(1)).await;
     assert!(matches!(failed, Err(StoreError::Unavailable(_))));
     drop(lease);
     assert!(!store.do_chores().await);
@@ -286,7 +291,7 @@ async fn a_session_that_nobody_resumes_expires_and_one_that_is_run_does_not() {
     upkeep.spawn(Upkeep::new(store.clone()).run());
     let (running, _, kept) = begin(&store).await;
     let (left, token, lease) = begin(&store).await;
-    lease.store(at(1), small(1)).await.unwrap();
+    lease.writer().store(at(1), small(1)).await.unwrap();
     let (hydrated, _) = store.hydrate(&small(2)).await.unwrap();
     let lent = store.lend(Bytes::from_static(b"exported")).await.unwrap();
     drop(lease);
@@ -319,7 +324,7 @@ async fn sessions_of_a_server_that_is_silent_can_be_resumed_and_what_it_left_goe
     let mut upkeep = JoinSet::new();
     upkeep.spawn(Upkeep::new(alive.clone()).run());
     let (session, token, lease) = begin(&dead).await;
-    lease.store(at(1), small(1)).await.unwrap();
+    lease.writer().store(at(1), small(1)).await.unwrap();
     let server = ServerId::from_stored("dead".to_owned());
     let blob = [BlobId::of(b"x")];
     let reserved = world.records.reserve(&server, ReservationId(0), &blob);
@@ -371,8 +376,8 @@ async fn an_outage_of_the_store_makes_nobody_silent_and_lets_nothing_expire() {
         flaky.down(false);
         sleep(2 * LEASE).await;
     }
-    one.store(at(1), small(2)).await.unwrap();
-    two.store(at(1), small(3)).await.unwrap();
+    one.writer().store(at(1), small(2)).await.unwrap();
+    two.writer().store(at(1), small(3)).await.unwrap();
     assert!(servers[1].snapshot(&left).await.unwrap().is_some());
     sleep(TTL).await;
     assert!(servers[1].snapshot(&left).await.unwrap().is_none());
@@ -389,10 +394,10 @@ async fn an_answer_that_is_lost_loses_nothing_else() {
             let world = World::with(flaky.clone());
             let (one, two) = (world.server(), world.server());
             let (session, token, lease) = begin(&one).await;
-            lease.store(at(1), small(1)).await.unwrap();
+            lease.writer().store(at(1), small(1)).await.unwrap();
             flaky.lose(lost, down);
             let mut failures = 0;
-            while lease.store(at(2), small(2)).await.is_err() {
+            while lease.writer().store(at(2), small(2)).await.is_err() {
                 failures += 1;
             }
             assert!(failures <= 1, "{lost}");
@@ -431,7 +436,7 @@ async fn a_server_that_was_taken_for_dead_while_it_put_a_blob_puts_it_again() {
     let (store, other) = (world.server(), world.server());
     let (session, _, lease) = begin(&store).await;
     *flaky.retire_before_write.lock().unwrap() = true;
-    lease.store(at(1), small(1)).await.unwrap();
+    lease.writer().store(at(1), small(1)).await.unwrap();
     assert!(store.do_chores().await);
     // Those that have condemned the first edition are late.
     world.delete_condemned().await;
@@ -447,15 +452,17 @@ async fn identical_states_share_a_blob_until_the_last_one_goes() {
         let (one, two) = (world.server(), world.server());
         let (a, _, first) = begin(&one).await;
         let (b, _, second) = begin(&two).await;
-        let (first_stored, second_stored) =
-            tokio::join!(first.store(at(1), small(1)), second.store(at(1), small(1)));
+        let (first_stored, second_stored) = tokio::join!(
+            first.writer().store(at(1), small(1)),
+            second.writer().store(at(1), small(1))
+        );
         first_stored.unwrap();
         second_stored.unwrap();
         assert_eq!(world.blobs().await, 1);
         // A blob that comes back while it goes is kept.
         one.drop(&a).await.unwrap();
-        second.store(at(2), small(2)).await.unwrap();
-        second.store(at(3), small(1)).await.unwrap();
+        second.writer().store(at(2), small(2)).await.unwrap();
+        second.writer().store(at(3), small(1)).await.unwrap();
         assert!(one.do_chores().await && two.do_chores().await);
         let read = one.snapshot(&b).await.unwrap().unwrap();
         assert!(same(&read.state, &small(1)));
@@ -475,7 +482,7 @@ async fn memory_that_is_full_refuses_new_sessions_and_drops_those_that_nobody_ru
     });
     let store = world.server();
     let (left, token, lease) = begin(&store).await;
-    lease.store(at(1), small(1)).await.unwrap();
+    lease.writer().store(at(1), small(1)).await.unwrap();
     drop(lease);
     assert!(store.do_chores().await);
     let (_, _, a) = begin(&store).await;
@@ -486,9 +493,9 @@ async fn memory_that_is_full_refuses_new_sessions_and_drops_those_that_nobody_ru
     assert_eq!(world.blobs().await, 0);
     let refused = store.create(&SessionId::random(), &token, None).await;
     assert!(matches!(refused, Err(StoreError::Full { .. })));
-    let large = a.store(at(1), state(1, 300_000)).await;
+    let large = a.writer().store(at(1), state(1, 300_000)).await;
     assert!(matches!(large, Err(StoreError::Full { .. })));
-    b.store(at(1), small(1)).await.unwrap();
+    b.writer().store(at(1), small(1)).await.unwrap();
     // It cannot be kept as it is, so it is not kept.
     drop(a);
     assert!(store.do_chores().await);
@@ -512,11 +519,14 @@ async fn a_blob_that_arrives_when_nobody_waits_any_more_goes_again() {
     let store = world.server();
     let (_, _, lease) = begin(&store).await;
     let began = Instant::now();
-    let late = lease.store(at(1), small(1)).await;
+    let late = lease.writer().store(at(1), small(1)).await;
     assert!(matches!(late, Err(StoreError::Unavailable(_))));
     assert_eq!(began.elapsed(), CONFIG.timeout);
     // Also when the one who stores is gone.
-    let given_up = timeout(Duration::from_secs(1), lease.store(at(2), small(2)));
+    let given_up = timeout(
+        Duration::from_secs(1),
+        lease.writer().store(at(2), small(2)),
+    );
     assert!(given_up.await.is_err());
     sleep(3 * CONFIG.timeout).await;
     assert_eq!(world.blobs().await, 2);
@@ -524,7 +534,7 @@ async fn a_blob_that_arrives_when_nobody_waits_any_more_goes_again() {
     assert_eq!(world.blobs().await, 0);
 
     throttled.config_mut(|config| config.wait_put_per_call = Duration::ZERO);
-    lease.store(at(3), small(3)).await.unwrap();
+    lease.writer().store(at(3), small(3)).await.unwrap();
     assert!(store.do_chores().await);
     assert_eq!(world.blobs().await, 1);
 }
@@ -536,9 +546,9 @@ async fn closing_does_what_is_left_and_says_good_bye() {
     let mut upkeep = JoinSet::new();
     upkeep.spawn(Upkeep::new(store.clone()).run());
     let (session, token, lease) = begin(&store).await;
-    lease.store(at(1), small(1)).await.unwrap();
+    lease.writer().store(at(1), small(1)).await.unwrap();
     let (_, _, mut over) = begin(&store).await;
-    over.store(at(1), small(2)).await.unwrap();
+    over.writer().store(at(1), small(2)).await.unwrap();
     drop(lease);
     over.end_session();
     upkeep.shutdown().await;
@@ -563,7 +573,7 @@ async fn a_folder_is_mended_at_the_start_and_belongs_to_one() {
     let url = format!("file://{}", folder.path().display());
     let store = SessionStore::open(config(&url, None)).await.unwrap();
     let (session, token, lease) = begin(&store).await;
-    lease.store(at(1), small(1)).await.unwrap();
+    lease.writer().store(at(1), small(1)).await.unwrap();
     let busy = SessionStore::open(config(&url, None)).await;
     assert!(matches!(busy, Err(OpenError::File(_))), "{busy:?}");
     let elsewhere = tempfile::tempdir().unwrap();
@@ -594,6 +604,31 @@ async fn a_folder_is_mended_at_the_start_and_belongs_to_one() {
 }
 
 #[tokio::test]
+async fn a_place_that_cannot_be_used_is_a_clear_error_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), b"").unwrap();
+    let folder_url = format!("file://{}", folder.path().display());
+    // It closes every connection.
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = port.local_addr().unwrap();
+    let mut closing = JoinSet::new();
+    closing.spawn(async move { while port.accept().await.is_ok() {} });
+    let in_file = format!("{folder_url}/file/x");
+    let refused = async |records: &str, blobs: Option<&str>, expected: &str| {
+        let opened = SessionStore::open(config(records, blobs)).await;
+        let error = opened.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    for scheme in ["redis", "rediss"] {
+        let url = format!("{scheme}://user:hunter2@{address}");
+        let expected = format!("Redis at {address} cannot be used: ");
+        refused(&url, Some(&folder_url), &expected).await;
+    }
+    refused(&in_file, None, "file/x cannot be used: Not a directory").await;
+    refused("memory:", Some(&in_file), "Not a directory").await;
+}
+
+#[tokio::test]
 async fn blobs_on_disk_of_sessions_in_memory_go_with_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("file://{}", folder.path().display());
@@ -601,7 +636,7 @@ async fn blobs_on_disk_of_sessions_in_memory_go_with_the_next_start() {
     let open = || SessionStore::open(config("memory:", Some(&url)));
     let store = open().await.unwrap();
     let (_, _, lease) = begin(&store).await;
-    lease.store(at(1), small(1)).await.unwrap();
+    lease.writer().store(at(1), small(1)).await.unwrap();
     assert!(matches!(open().await, Err(OpenError::InUse(_))));
     drop((lease, store));
     let files = || std::fs::read_dir(folder.path()).unwrap().count();
@@ -627,7 +662,7 @@ async fn a_damaged_blob_is_not_handed_out() {
         .unwrap();
     let (one, two) = (world.server(), world.server());
     let (session, token, lease) = begin(&one).await;
-    lease.store(at(1), small(1)).await.unwrap();
+    lease.writer().store(at(1), small(1)).await.unwrap();
     let key = world.blobs.list().await.unwrap()[0];
     world
         .blobs
@@ -640,7 +675,7 @@ async fn a_damaged_blob_is_not_handed_out() {
         Err(ResumeError::Store(StoreError::Corrupt(_)))
     ));
     // It goes on where it runs.
-    lease.store(at(2), small(2)).await.unwrap();
+    lease.writer().store(at(2), small(2)).await.unwrap();
     let read = two.snapshot(&session).await.unwrap().unwrap();
     assert!(same(&read.state, &small(2)));
 }
@@ -658,8 +693,12 @@ async fn a_full_disk_fails_a_write_and_harms_nothing() {
     };
     let (one, two) = (world.server(), world.server());
     let (session, _, lease) = begin(&one).await;
-    lease.store(at(1), state(1, 300_000)).await.unwrap();
-    let full = lease.store(at(2), state(2, 3_000_000)).await;
+    lease
+        .writer()
+        .store(at(1), state(1, 300_000))
+        .await
+        .unwrap();
+    let full = lease.writer().store(at(2), state(2, 3_000_000)).await;
     let Err(StoreError::Unavailable(error)) = full else {
         panic!("{full:?}");
     };
@@ -671,7 +710,11 @@ async fn a_full_disk_fails_a_write_and_harms_nothing() {
     let files = std::fs::read_dir(disk.0.path().join(&name)).unwrap();
     assert_eq!(files.count(), 1);
     // The session goes on with what fits.
-    lease.store(at(3), state(3, 300_000)).await.unwrap();
+    lease
+        .writer()
+        .store(at(3), state(3, 300_000))
+        .await
+        .unwrap();
     let read = two.snapshot(&session).await.unwrap().unwrap();
     assert_eq!(read.progress, at(3));
 }
