@@ -8,7 +8,7 @@ DEMO_GPUS = 2
 DEMO_ARGS = --host 127.0.0.1 --generator.synthetic.step_ms 120 --generator.synthetic.frame_ms 15 \
             --streaming.generation_segment_cap 100
 
-# Reads the states that we write, with the libraries that FastVideo uses.
+# Reads the states that we write, with the libraries that FastVideo uses, and is the S3 that the stores are tested with.
 PYTHON = target/python
 PYTHON_PACKAGES = tests/data/requirements.txt
 

@@ -20,6 +20,8 @@ pub mod export;
 pub mod open;
 pub mod records;
 pub mod sessions;
+#[cfg(test)]
+mod tests;
 
 pub use exchange::{ExportFailed, ImportFailed, export_by_reference, export_inline, import};
 pub use sessions::{Lease, Progress, ResumeError, ResumeToken, SessionStore, Snapshot, Upkeep};

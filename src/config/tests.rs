@@ -84,6 +84,10 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.session.max_unsent_bytes, 16 << 20);
     assert_eq!(config.session.max_sessions, None);
     assert_eq!(config.session.negative_prompt, None);
+    assert_eq!(config.store.place.to_string(), "memory with memory");
+    assert_eq!(config.store.sessions.resume_ttl, Duration::from_secs(300));
+    assert_eq!(config.store.sessions.lease, Duration::from_secs(6));
+    assert_eq!(config.store.sessions.timeout, Duration::from_secs(2));
     let format = VideoFormat {
         width: 768,
         height: 512,
@@ -262,6 +266,57 @@ fn values_that_contradict_each_other_are_refused_together() {
     for (error, expected) in errors.iter().zip(expected) {
         assert!(error.starts_with(expected), "{error}");
     }
+}
+
+#[test]
+fn urls_of_the_store_are_checked_together() {
+    let check = |flags: &[&str], expected: Result<&str, &str>| match (load_flags(flags), expected) {
+        (Ok(loaded), Ok(place)) => {
+            assert_eq!(loaded.config.store.place.to_string(), place);
+            assert!(!loaded.settings.to_string().contains("hunter2"));
+        }
+        (Err(error), Err(expected)) => {
+            let error = error.to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        (Ok(loaded), Err(_)) => panic!("{flags:?} is {}", loaded.config.store.place),
+        (Err(error), Ok(_)) => panic!("{error}"),
+    };
+    let sessions = |url: &str| format!("streaming.store.sessions={url}");
+    let blobs = |url: &str| format!("streaming.store.blobs={url}");
+    check(
+        &[&sessions("file:///var/lib/x")],
+        Ok("/var/lib/x with /var/lib/x/blobs"),
+    );
+    check(
+        &[&sessions("redis://u:hunter2@h:1/2"), &blobs("s3://b/p")],
+        Ok("h:1 with s3://b/p"),
+    );
+    check(
+        &[&sessions("redis://:hunter2@h:1/2"), &blobs("memory:")],
+        Err("`streaming.store.sessions` and `streaming.store.blobs` do not fit together, given"),
+    );
+    check(
+        &[&sessions("redis://:hunter2@h/x"), &blobs("file:///a")],
+        Err("`streaming.store.sessions` must be a Redis, but it is no address of a Redis"),
+    );
+    check(
+        &[&sessions("http://u:hunter2@h/")],
+        Err(
+            "`streaming.store.sessions` must be memory:, file:///folder, redis://host:port/database",
+        ),
+    );
+    check(
+        &[&blobs("s3://bucket")],
+        Err("given \"memory:\" (default) and \"s3://bucket\" (--blobs): with sessions in memory"),
+    );
+    check(
+        &[&blobs("/var/lib/x")],
+        Err(
+            "`streaming.store.blobs` must be memory:, file:///folder or s3://bucket/prefix, given \"/var/lib/x\" (--blobs)",
+        ),
+    );
 }
 
 #[test]

@@ -132,6 +132,17 @@ impl Place {
     }
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.records {
+            RecordsPlace::Memory(_) => f.write_str("memory")?,
+            RecordsPlace::Folder(path) => path.display().fmt(f)?,
+            RecordsPlace::Redis(address) => address.fmt(f)?,
+        }
+        write!(f, " with {}", self.blobs)
+    }
+}
+
 impl RecordsPlace {
     fn parse(text: &str, limits: Limits) -> Result<Self, String> {
         let form =

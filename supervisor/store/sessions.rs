@@ -418,10 +418,7 @@ impl SessionStore {
             start_frame: 0,
             state: state.map(|state| state.header_bytes().to_vec()),
         };
-        let blob = match state {
-            Some(state) => Some((BlobId::of_state(state), state.blob_bytes())),
-            None => None,
-        };
+        let blob = state.map(|state| (BlobId::of_state(state), state.blob_bytes()));
         let draft = Draft {
             owner: owned.then(|| self.0.server.clone()),
             body: body.encode(),

@@ -608,7 +608,7 @@ mod tests {
                 metadata: "{}".to_owned(),
                 frames: None,
                 audio_latents: None,
-                blob_hash: [0; 32],
+                blob_hash: blob_hash(&[]),
             };
             assert_eq!(state.header(), &defaults, "{payload}");
             assert!(state.blob().is_empty());

@@ -62,7 +62,7 @@ impl Address {
         let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
         let (prefix, rest): (Vec<_>, Vec<_>) =
             pairs.into_iter().partition(|(name, _)| name == "prefix");
-        let known = ["db", "user", "pass", "protocol"];
+        let known = ["db", "protocol"];
         if let Some((name, _)) = rest
             .iter()
             .find(|(name, _)| !known.contains(&name.as_str()))

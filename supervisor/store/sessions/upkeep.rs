@@ -20,7 +20,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before a chore is tried again that the store did not answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// A condemned blob is left for this long to the one who has condemned it.
-const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+const LEFTOVER_AGE: Duration = Duration::from_secs(20);
 /// Chores that are done side by side.
 const CHORES_AT_ONCE: usize = 16;
 
@@ -230,7 +230,7 @@ impl SessionStore {
     }
 
     /// Says that this server lives, and finds out which of its sessions are not its own any more.
-    async fn beat(&self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn beat(&self) -> Result<(), StoreError> {
         self.within(self.0.records.beat(&self.0.server)).await?;
         let held: Vec<Arc<Held>> = self.held().values().cloned().collect();
         // One that is being written finds out by itself.
@@ -256,7 +256,7 @@ impl SessionStore {
     ///
     /// # Cancel safety
     /// Cancel safe: a chore is there until it is done.
-    async fn do_chores(&self) -> bool {
+    pub(in crate::store) async fn do_chores(&self) -> bool {
         let _alone = self.0.doing_chores.lock().await;
         loop {
             let waiting = self.chores().waiting.clone();
