@@ -372,3 +372,61 @@ async fn without_its_redis_a_server_goes_on_with_the_sessions_that_it_has() {
     viewer.watch(&mut client, &expected, next + 1).await;
     assert_eq!(viewer.finished, next + 1);
 }
+
+/// Where Debian's package `faketime` keeps its library, whatever the processor.
+fn faketime() -> String {
+    let lib = std::fs::read_dir("/usr/lib").unwrap().map(Result::unwrap);
+    let found = lib
+        .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
+        .find(|path| path.exists());
+    let found = found.expect("faketime is installed (make test does)");
+    found.display().to_string()
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_expires_nothing() {
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let clock = dir.path().join("clock");
+    std::fs::write(&clock, "+0").unwrap();
+    let expected = undisturbed(4).await;
+    let blobs = folder("--blobs", dir.path());
+    let server = Server::spawn(
+        command()
+            .env("LD_PRELOAD", faketime())
+            .env("FAKETIME_TIMESTAMP_FILE", &clock)
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .args(TINY)
+            .args([&format!("--store={}", redis.url), &blobs])
+            .args(["--gpus=2", "--streaming.store.lease_seconds=1"]),
+    );
+    let mut running = Viewer::new();
+    let mut stays = running.open(&server, &expected).await.unwrap();
+    running.watch(&mut stays, &expected, 1).await;
+    let mut left = Viewer::new();
+    let mut client = left.open(&server, &expected).await.unwrap();
+    left.watch(&mut client, &expected, 1).await;
+    drop(client);
+    server.sessions(1).await;
+    for jump in ["+3650d", "-3650d"] {
+        std::fs::write(&clock, jump).unwrap();
+        let year = if jump == "+3650d" { "\"203" } else { "\"201" };
+        until("the server's clock has jumped", async || {
+            let ts = server.get("/healthz").await.1["ts"].to_string();
+            ts.starts_with(year).then_some(())
+        })
+        .await;
+        // A beat and a sweep after the jump at least: another server counts both.
+        let other = start(
+            &[format!("--store={}", redis.url), blobs.clone()],
+            &["--streaming.store.lease_seconds=1"],
+        );
+        let mut client = left.open(&other, &expected).await.unwrap();
+        let next = left.finished + 1;
+        left.watch(&mut client, &expected, next).await;
+        assert_eq!(left.finished, next);
+        running.watch(&mut stays, &expected, next).await;
+        assert_eq!(running.finished, next);
+        assert!(!other.log().contains("silent"), "{}", other.log());
+    }
+}

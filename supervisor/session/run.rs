@@ -35,6 +35,8 @@ const MIN_LOOP_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOOP_PAUSE: Duration = Duration::from_secs(30);
 /// Snapshots that may be asked for before one is answered.
 const MAX_PENDING_SNAPSHOTS: u32 = 8;
+/// Of any message but the opening one, which may bring an image along: it is read between two other things.
+const MAX_MESSAGE_BYTES: usize = 8 << 20;
 /// How long a connection may take to end whose session goes on over another one.
 const TAKE_OVER: Duration = Duration::from_secs(5);
 /// Messages that a client may send while it leaves all that it may unread. Each may have an answer, of a few hundred
@@ -558,6 +560,13 @@ impl Session {
         };
         if self.heard_while_full > MAX_MESSAGES_WHILE_FULL {
             return Some(End::Slow);
+        }
+        if text.len() > MAX_MESSAGE_BYTES {
+            self.invalid(format!(
+                "the message has {} bytes, at most {MAX_MESSAGE_BYTES} are allowed after the opening",
+                text.len()
+            ));
+            return None;
         }
         match ClientMessage::parse(&text) {
             Ok(message) => self.take(message),

@@ -44,22 +44,27 @@ type CounterText = [String; 3];
 const FORMS: [fn(Counter) -> CounterText; 3] = [
     |c| {
         [
-            format!("segment {} · frame ", c.segment_idx),
+            format!("segment {} · frame ", c.number()),
             c.blank(),
             format!("/{} · seed {}", c.num_frames, c.seed),
         ]
     },
     |c| {
         [
-            format!("segment {} · ", c.segment_idx),
+            format!("segment {} · ", c.number()),
             c.blank(),
             format!("/{}", c.num_frames),
         ]
     },
-    |c| [format!("{}:", c.segment_idx), c.blank(), String::new()],
+    |c| [format!("{}:", c.number()), c.blank(), String::new()],
 ];
 
 impl Counter {
+    /// The segment as people and the page count, from 1.
+    fn number(self) -> u64 {
+        u64::from(self.segment_idx) + 1
+    }
+
     /// As wide as the largest frame number.
     fn blank(self) -> String {
         let digits = self.num_frames.to_string().len();
