@@ -392,6 +392,14 @@ mod tests {
         header.check_blob(&[7; 96]).unwrap();
     }
 
+    /// Written by the first build that had this version: a store may hold such headers for longer than a program lives.
+    #[test]
+    fn header_of_another_build_is_read() {
+        let golden = include_bytes!("../tests/data/state_header_v1");
+        assert_eq!(StateHeader::decode(golden).unwrap(), header());
+        assert_eq!(header().encode(), golden);
+    }
+
     #[test]
     fn every_truncation_is_refused() {
         let bytes = header().encode();
@@ -440,9 +448,12 @@ mod tests {
         assert_eq!(refused.to_string(), expected);
     }
 
+    /// A field of a header.
+    type Of<T> = fn(&mut StateHeader) -> &mut T;
+
     #[test]
     fn numbers_out_of_range_are_refused_by_name() {
-        let integers: [(&str, fn(&mut StateHeader) -> &mut u32); 3] = [
+        let integers: [(&str, Of<u32>); 3] = [
             ("segment_index", |h| &mut h.segment_index),
             ("video_conditioning_frame_idx", |h| {
                 &mut h.video_conditioning_frame_idx
@@ -466,7 +477,7 @@ mod tests {
                 ),
             );
         }
-        let numbers: [(&str, u32, fn(&mut StateHeader) -> &mut f64); 3] = [
+        let numbers: [(&str, u32, Of<f64>); 3] = [
             ("video_conditioning_strength", 1, |h| {
                 &mut h.video_conditioning_strength
             }),

@@ -2,9 +2,11 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use fastvideo_proto::client::ContinuationState;
+use fastvideo_supervisor_core::store::export::{self, Blobs, Expectation};
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Heard, Segment, Server};
+use crate::harness::{Client, Heard, Segment, Server, python};
 
 const FAST: &[&str] = &[
     "--gpus",
@@ -259,4 +261,98 @@ async fn a_state_that_only_the_model_can_refuse_ends_the_session_too() {
     assert_eq!(client.next().await, Heard::Text(complete));
     assert_eq!(client.next().await, Heard::Closed(Some(1003)));
     server.sessions(0).await;
+}
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/continuation");
+
+/// What the script that wrote the golden states says to this one.
+fn read_by_python(state: &ContinuationState, blobs: &[export::ExportedBlob]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    for blob in blobs {
+        std::fs::write(dir.path().join(&blob.id), &blob.bytes).unwrap();
+    }
+    let file = dir.path().join("state.json");
+    std::fs::write(&file, serde_json::to_vec(state).unwrap()).unwrap();
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/make_continuation.py"
+    );
+    let ran = python().arg(script).arg("--check").arg(&file).output();
+    let ran = ran.unwrap();
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{errors}");
+    String::from_utf8(ran.stdout).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn what_python_wrote_is_read_by_python_again_after_we_had_it() {
+    let expect = Expectation {
+        width: 24,
+        height: 16,
+    };
+    for (name, expected) in [
+        ("bf16", "latents [1, 8, 6, 16] bfloat16"),
+        ("f16", "latents [1, 8, 6, 16] float16"),
+        ("f32", "latents [1, 8, 6, 16] float32"),
+        ("silent", "no sound"),
+        ("blobs", "latents [1, 8, 6, 16] bfloat16"),
+    ] {
+        let text = std::fs::read(format!("{GOLDEN}/{name}.json")).unwrap();
+        let envelope = serde_json::from_slice(&text).unwrap();
+        let ids = export::references(&envelope).unwrap();
+        let read = |id: String| {
+            let bytes = std::fs::read(format!("{GOLDEN}/{id}")).unwrap();
+            (id, bytes.into())
+        };
+        let blobs: Blobs = ids.into_iter().map(read).collect();
+        let state = export::import(&envelope, &blobs, &expect).unwrap();
+        let expected = format!("2 frames of 24x16, {expected}");
+        let exported = export::export_inline(&state).unwrap();
+        assert_eq!(read_by_python(&exported, &[]), expected);
+        let (exported, blobs) = export::export_by_reference(&state).unwrap();
+        assert!(blobs.is_empty());
+        assert_eq!(read_by_python(&exported, &blobs), expected);
+    }
+}
+
+/// The formula of the script that wrote the golden states.
+fn picture(index: u64, side: u32) -> String {
+    let picture = image::RgbImage::from_fn(side, side, |x, y| {
+        image::Rgb([0, 1, 2].map(|c| {
+            let n = (u64::from(x) * 73_856_093) ^ (u64::from(y) * 19_349_663);
+            let n = n ^ (c * 83_492_791) ^ (index * 49_979_687);
+            n.wrapping_mul(2_654_435_761).to_le_bytes()[3]
+        }))
+    });
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    BASE64.encode(png.into_inner())
+}
+
+#[test]
+fn python_reads_the_large_tensors_that_we_put_into_blobs() {
+    let side = 320;
+    let frames: Vec<String> = (0..9).map(|i| picture(i, side)).collect();
+    let header = r#"{"t":{"dtype":"F32","shape":[1,8,8192,16],"data_offsets":[0,4194304]}}  "#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    for i in 0..8_u32 * 8192 * 16 {
+        file.extend_from_slice(&(((i % 256) as f32 - 128.0) / 64.0).to_le_bytes());
+    }
+    let golden = std::fs::read(format!("{GOLDEN}/f32.json")).unwrap();
+    let mut envelope: ContinuationState = serde_json::from_slice(&golden).unwrap();
+    envelope.payload["video"] = json!({ "frames_b64": frames });
+    envelope.payload["audio"] = json!({ "safetensors_b64": BASE64.encode(&file) });
+    let expect = Expectation {
+        width: side,
+        height: side,
+    };
+    let state = export::import(&envelope, &Blobs::new(), &expect).unwrap();
+    let (exported, blobs) = export::export_by_reference(&state).unwrap();
+    assert_eq!(blobs.len(), 2);
+    assert!(serde_json::to_vec(&exported).unwrap().len() < 1000);
+    assert_eq!(
+        read_by_python(&exported, &blobs),
+        "9 frames of 320x320, latents [1, 8, 8192, 16] float32"
+    );
 }

@@ -9,9 +9,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
 
-use crate::harness::{Client, Heard, PATIENCE, Server, command, until};
+use crate::harness::{Client, Heard, Server, command, merge, until};
 
 /// The smallest segments, and a server that is there at once.
 const TINY: &[&str] = &[
@@ -54,7 +55,9 @@ impl Redis {
             .spawn()
             .expect("redis-server is installed (make test does)");
         until("Redis listens", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+            tokio::net::TcpStream::connect(("127.0.0.1", port))
+                .await
+                .ok()
         })
         .await;
         Self {
@@ -84,7 +87,10 @@ fn folder(flag: &str, path: &Path) -> String {
 /// A server with the smallest segments that keeps its sessions there.
 fn start(store: &[String], args: &[&str]) -> Server {
     let store = store.iter().map(String::as_str);
-    let args: Vec<_> = store.chain(TINY.iter().copied()).chain(args.iter().copied()).collect();
+    let args: Vec<_> = store
+        .chain(TINY.iter().copied())
+        .chain(args.iter().copied())
+        .collect();
     Server::spawn(command().args(args))
 }
 
@@ -106,95 +112,263 @@ async fn undisturbed(segments: usize) -> Vec<Vec<u8>> {
 
 /// A client that goes on with its session on whichever server.
 struct Viewer {
-    ticket: Value,
-    /// Segments that it was told are finished.
+    /// What it opens the session with.
+    opening: Value,
+    /// Segments that are finished.
     finished: usize,
+    /// What it has of the next one.
+    media: Vec<u8>,
 }
 
 impl Viewer {
     fn new() -> Self {
         Self {
-            ticket: json!({}),
+            opening: json!({}),
             finished: 0,
+            media: Vec::new(),
         }
     }
 
-    /// Opens the session or goes on with it. None when the connection ends meanwhile.
-    async fn open(&mut self, server: &Server) -> Option<Client> {
-        let url = format!("ws://{}/v1/stream", server.address);
-        let (socket, _) = timeout(PATIENCE, tokio_tungstenite::connect_async(url))
-            .await
-            .unwrap()
-            .ok()?;
-        let mut client = Client { socket };
-        let mut init = json!({"type": "session_init_v2"});
-        crate::harness::merge(&mut init, self.ticket.clone());
-        let text = tokio_tungstenite::tungstenite::Message::text(init.to_string());
-        futures_util::SinkExt::send(&mut client.socket, text).await.ok()?;
+    /// Opens the session or goes on with it; none when the connection ends meanwhile.
+    async fn open(&mut self, server: &Server, expected: &[Vec<u8>]) -> Option<Client> {
+        let mut client = server.try_connect().await?;
+        let mut opening = json!({"type": "session_init_v2"});
+        merge(&mut opening, self.opening.clone());
+        client.try_send(opening).await.ok()?;
         loop {
             match client.next().await {
-                Heard::Closed(_) => return None,
-                Heard::Text(text) if text["type"] == "error" => panic!("{text}"),
                 Heard::Text(text) if text["type"] == "gpu_assigned" => {
-                    self.ticket = json!({
+                    self.opening = json!({
                         "resume": {"session_id": text["session_id"], "token": text["resume_token"]},
                     });
                 }
-                Heard::Text(text) if text["type"] == "ltx2_stream_start" => return Some(client),
+                Heard::Text(text) if text["type"] == "ltx2_stream_start" => {
+                    self.go_on(&text["next_segment_idx"], expected);
+                    return Some(client);
+                }
+                Heard::Text(text) if text["type"] == "error" => panic!("{text}"),
+                Heard::Closed(_) => return None,
                 _ => {}
             }
         }
     }
 
-    /// Asks for segments until the connection ends, or `limit` are finished, and compares each with what it must be.
-    async fn watch(&mut self, client: &mut Client, expected: &[Vec<u8>], limit: usize) {
-        let mut asked = None;
-        let mut media = Vec::new();
-        while self.finished < limit {
-            if asked.is_none() {
-                let n = self.finished;
-                let text = json!({"type": "segment_prompt_source", "prompt": prompt(n)});
-                let text = tokio_tungstenite::tungstenite::Message::text(text.to_string());
-                if futures_util::SinkExt::send(&mut client.socket, text).await.is_err() {
-                    return;
-                }
-                asked = Some(n);
-                media.clear();
+    /// The server says where the session goes on.
+    fn go_on(&mut self, next: &Value, expected: &[Vec<u8>]) {
+        let next = usize::try_from(next.as_u64().unwrap()).unwrap();
+        if next == self.finished + 1 {
+            // It was finished and stored, but the viewer was not told any more. It has all of it.
+            let whole = self.media == expected[self.finished];
+            assert!(whole, "segment {} is stored and not whole", self.finished);
+        } else {
+            assert_eq!(
+                next, self.finished,
+                "segments were lost or came from nowhere"
+            );
+        }
+        self.finished = next;
+        self.media.clear();
+    }
+
+    /// Asks for segments until the connection ends, or so many are finished; each must have the bytes that it has when
+    /// nothing disturbs it.
+    async fn watch(&mut self, client: &mut Client, expected: &[Vec<u8>], until: usize) {
+        while self.finished < until {
+            let request = json!({"type": "segment_prompt_source", "prompt": prompt(self.finished)});
+            if client.try_send(request).await.is_err() {
+                return;
             }
-            match client.next().await {
-                Heard::Closed(_) => return,
-                Heard::Media(bytes) => media.extend(bytes),
-                Heard::Text(text) if text["type"] == "ltx2_segment_start" => {
-                    // One more may be finished than the client was told of before the server died.
-                    let idx = usize::try_from(text["segment_idx"].as_u64().unwrap()).unwrap();
-                    if Some(idx) != asked {
-                        assert_eq!(idx, self.finished + 1, "{text}");
-                        self.finished = idx;
-                        client.send(json!({"type": "cancel_segment"})).await;
-                        loop {
-                            match client.next().await {
-                                Heard::Text(text) if text["type"] == "segment_cancelled" => break,
-                                Heard::Text(text) if text["type"] == "ltx2_segment_complete" => {
-                                    // It was faster, with the prompt of the segment before: start again elsewhere.
-                                    panic!("a segment was finished that was cancelled at once")
-                                }
-                                Heard::Closed(_) => return,
-                                _ => {}
-                            }
-                        }
-                        asked = None;
+            self.media.clear();
+            loop {
+                match client.next().await {
+                    Heard::Closed(_) => return,
+                    Heard::Media(bytes) => self.media.extend(bytes),
+                    Heard::Text(text) if text["type"] == "ltx2_segment_complete" => {
+                        assert_eq!(text["segment_idx"], self.finished);
+                        let same = self.media == expected[self.finished];
+                        assert!(same, "segment {} has other bytes", self.finished);
+                        self.finished += 1;
+                        self.media.clear();
+                        break;
                     }
+                    Heard::Text(text) if text["type"] == "error" => panic!("{text}"),
+                    Heard::Text(_) => {}
                 }
-                Heard::Text(text) if text["type"] == "ltx2_segment_complete" => {
-                    assert_eq!(text["segment_idx"], self.finished);
-                    let same = media == expected[self.finished];
-                    assert!(same, "segment {} has other bytes", self.finished);
-                    self.finished += 1;
-                    asked = None;
-                }
-                Heard::Text(text) if text["type"] == "error" => panic!("{text}"),
-                Heard::Text(_) => {}
             }
         }
     }
+}
+
+/// Kills the server again and again, at any moment, and goes on with the session each time.
+async fn killed_again_and_again(store: &[String], kills: usize) {
+    const SEGMENTS: usize = 400;
+    let expected = undisturbed(SEGMENTS).await;
+    let mut viewer = Viewer::new();
+    for _ in 0..kills {
+        let server = start(store, &["--streaming.store.lease_seconds=1"]);
+        let (opened, is_open) = oneshot::channel();
+        let killed = async {
+            // While it starts and opens the session, or while it makes segments.
+            if rand::random() {
+                let _ = is_open.await;
+            }
+            sleep(Duration::from_micros(rand::random_range(0..60_000))).await;
+            server.signal(Signal::SIGKILL);
+        };
+        // The viewer reads on to the end of its connection.
+        let watched = async {
+            if let Some(mut client) = viewer.open(&server, &expected).await {
+                let _ = opened.send(());
+                viewer.watch(&mut client, &expected, SEGMENTS).await;
+            }
+        };
+        tokio::join!(killed, watched);
+    }
+    let mut server = start(store, &[]);
+    let mut client = viewer.open(&server, &expected).await.unwrap();
+    let next = viewer.finished + 2;
+    viewer.watch(&mut client, &expected, next).await;
+    assert_eq!(viewer.finished, next);
+    client.send(json!({"type": "leave"})).await;
+    assert_eq!(client.closed().await, Some(1000));
+    server.signal(Signal::SIGTERM);
+    server.exit().await;
+    assert!(
+        viewer.finished > kills / 5,
+        "only {} segments",
+        viewer.finished
+    );
+}
+
+#[tokio::test]
+async fn a_session_in_a_file_survives_any_number_of_kills_of_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = [folder("--store", dir.path())];
+    killed_again_and_again(&store, 200).await;
+    // It was ended in the end, and nothing is left of it.
+    assert_eq!(blobs_in(dir.path()), 0);
+}
+
+#[tokio::test]
+async fn a_session_in_redis_survives_any_number_of_kills_of_the_server() {
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+    ];
+    killed_again_and_again(&store, 200).await;
+}
+
+/// Blobs in a folder and all below it.
+fn blobs_in(path: &Path) -> usize {
+    let entries = std::fs::read_dir(path).unwrap().map(Result::unwrap);
+    let count = |entry: std::fs::DirEntry| match entry.file_type().unwrap().is_dir() {
+        true => blobs_in(&entry.path()),
+        false => usize::from(entry.file_name().len() >= 64),
+    };
+    entries.map(count).sum()
+}
+
+#[tokio::test]
+async fn two_servers_pass_sessions_back_and_forth() {
+    const SEGMENTS: usize = 12;
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+    ];
+    let servers = [start(&store, &["--gpus=2"]), start(&store, &["--gpus=2"])];
+    let expected = undisturbed(SEGMENTS).await;
+    let pass = async |offset: usize| {
+        let mut viewer = Viewer::new();
+        // The connection before stays open, and learns that its session is elsewhere.
+        let mut before: Option<Client> = None;
+        for n in 0..SEGMENTS {
+            let server = &servers[(n + offset) % 2];
+            let mut client = viewer.open(server, &expected).await.unwrap();
+            assert_eq!(viewer.finished, n);
+            viewer.watch(&mut client, &expected, n + 1).await;
+            assert_eq!(viewer.finished, n + 1);
+            if let Some(mut before) = before.replace(client) {
+                assert_eq!(before.error().await["code"], "session_rejected");
+                assert_eq!(before.closed().await, Some(1000));
+            }
+        }
+    };
+    tokio::join!(pass(0), pass(1), pass(0), pass(1));
+}
+
+#[tokio::test]
+async fn a_server_that_was_stopped_past_its_lease_writes_nothing_any_more() {
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+        "--streaming.store.lease_seconds=1".to_owned(),
+    ];
+    let expected = undisturbed(6).await;
+    let (old, new) = (start(&store, &[]), start(&store, &[]));
+    let mut viewer = Viewer::new();
+    let mut client = viewer.open(&old, &expected).await.unwrap();
+    viewer.watch(&mut client, &expected, 2).await;
+    // A segment is under way when the server is stopped.
+    client.prompt(&prompt(2)).await;
+    client.until_type("ltx2_segment_start").await;
+    old.signal(Signal::SIGSTOP);
+    until("the other server takes it for dead", async || {
+        new.log().contains("silent").then_some(())
+    })
+    .await;
+    let mut taken = viewer.open(&new, &expected).await.unwrap();
+    let next = viewer.finished + 1;
+    viewer.watch(&mut taken, &expected, next).await;
+    old.signal(Signal::SIGCONT);
+    assert_eq!(client.error().await["code"], "session_rejected");
+    assert_eq!(client.closed().await, Some(1000));
+    viewer.watch(&mut taken, &expected, next + 1).await;
+    // The old one serves others.
+    let mut other = Viewer::new();
+    let mut client = other.open(&old, &expected).await.unwrap();
+    other.watch(&mut client, &expected, 1).await;
+}
+
+#[tokio::test]
+async fn without_its_redis_a_server_goes_on_with_the_sessions_that_it_has() {
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+        "--streaming.store.timeout_ms=500".to_owned(),
+    ];
+    let expected = undisturbed(30).await;
+    let server = start(&store, &["--gpus=2"]);
+    let mut viewer = Viewer::new();
+    let mut client = viewer.open(&server, &expected).await.unwrap();
+    viewer.watch(&mut client, &expected, 2).await;
+    redis.signal(Signal::SIGSTOP);
+    let away = Instant::now();
+    let mut refused = server.open(json!({})).await;
+    let error = refused.error().await;
+    assert_eq!(error["code"], "session_rejected");
+    assert_eq!(error["retryable"], true);
+    assert_eq!(refused.closed().await, Some(1013));
+    while away.elapsed() < Duration::from_secs(10) && viewer.finished < 28 {
+        let next = viewer.finished + 1;
+        viewer.watch(&mut client, &expected, next).await;
+        assert_eq!(viewer.finished, next);
+    }
+    redis.signal(Signal::SIGCONT);
+    let next = viewer.finished + 1;
+    viewer.watch(&mut client, &expected, next).await;
+    assert_eq!(viewer.finished, next);
+    drop(client);
+    // New ones are served again, and nothing of the old one is lost.
+    let other = start(&store, &[]);
+    let mut client = until("the session can be resumed", async || {
+        viewer.open(&other, &expected).await
+    })
+    .await;
+    assert_eq!(viewer.finished, next);
+    viewer.watch(&mut client, &expected, next + 1).await;
+    assert_eq!(viewer.finished, next + 1);
 }

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// Everything that is waited for must happen within this time, on a loaded machine too.
@@ -234,6 +234,14 @@ impl Server {
         Client { socket }
     }
 
+    /// Connects to a server that may be gone any moment.
+    pub(crate) async fn try_connect(&self) -> Option<Client> {
+        let url = format!("ws://{}/v1/stream", self.address);
+        let connecting = tokio_tungstenite::connect_async(url);
+        let (socket, _) = timeout(PATIENCE, connecting).await.unwrap().ok()?;
+        Some(Client { socket })
+    }
+
     /// Connects and opens a session.
     pub(crate) async fn open(&self, init: Value) -> Client {
         let mut client = self.connect().await;
@@ -277,7 +285,23 @@ pub(crate) fn command() -> Command {
     Command::new(binary)
 }
 
+/// Python with the packages of `tests/data/requirements.txt`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests start what reads the program's output"
+)]
+pub(crate) fn python() -> Command {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
+    assert!(
+        python.exists(),
+        "{} is missing: make python puts it there (make test does)",
+        python.display()
+    );
+    Command::new(python)
+}
+
 /// One connection.
+#[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
@@ -321,6 +345,12 @@ impl Segment {
 impl Client {
     pub(crate) async fn send(&mut self, message: Value) {
         self.send_text(&message.to_string()).await;
+    }
+
+    /// Sends to a server that may be gone any moment.
+    pub(crate) async fn try_send(&mut self, message: Value) -> Result<(), WsError> {
+        let message = Message::text(message.to_string());
+        self.socket.send(message).await
     }
 
     pub(crate) async fn send_text(&mut self, text: &str) {

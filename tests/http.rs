@@ -185,6 +185,7 @@ async fn the_openapi_document_describes_every_route() {
         "/v1/drain",
         "/v1/sessions",
         "/v1/sessions/{id}",
+        "/v1/sessions/{id}/move",
         "/v1/sessions/{id}/state",
         "/v1/stream",
         "/v1/workers/{gpu}/drain",

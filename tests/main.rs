@@ -9,6 +9,7 @@ mod cli;
 mod continuation;
 mod docs;
 mod drain;
+mod durable;
 mod faults;
 mod garbage;
 mod handoff;

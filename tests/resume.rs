@@ -163,6 +163,46 @@ async fn sessions_are_listed_and_ended_by_an_operator() {
 }
 
 #[tokio::test]
+async fn a_session_is_moved_by_an_operator_and_its_bytes_stay_the_same() {
+    let server = Server::start(&["--gpus", "2", "--generator.synthetic.step_ms", "20"]);
+    server.ready(2).await;
+    let expected = undisturbed(&server).await;
+    let mut client = server.open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    let id = assigned["session_id"].as_str().unwrap();
+    let path = format!("/v1/sessions/{id}/move");
+    client.until_type("ltx2_stream_start").await;
+    let mut gpu = assigned["gpu_id"].as_u64().unwrap();
+    for (n, expected) in expected.iter().enumerate() {
+        client.prompt(PROMPTS[n]).await;
+        client.until_type("step_complete").await;
+        // Now to the other one, wherever that is; then to one that is named.
+        let body = (n > 0).then(|| json!({"gpu_id": 1 - gpu}));
+        assert_eq!(server.call("POST", &path, body).await.0, 202);
+        let segment = client.collect_until("ltx2_segment_complete").await;
+        assert_eq!(index(&segment), n);
+        assert!(segment.bytes() == *expected, "segment {n} has other bytes");
+        let assigned = client.expect("gpu_assigned").await;
+        gpu = 1 - gpu;
+        assert_eq!(assigned["gpu_id"], gpu);
+        assert_eq!(assigned["session_id"], id);
+    }
+    let mut other = server.active(json!({})).await;
+    let (code, body) = server.call("POST", &path, None).await;
+    assert_eq!((code, &body["error"]["code"]), (409, &json!("no_room")));
+    let (code, body) = server.call("POST", &path, Some(json!({"gpu_id": 7}))).await;
+    assert_eq!((code, &body["error"]["code"]), (400, &json!("no_gpu")));
+    let (code, body) = server.call("POST", &path, Some(json!({"gpu": 1}))).await;
+    assert_eq!(
+        (code, &body["error"]["code"]),
+        (400, &json!("invalid_body"))
+    );
+    let nobody = format!("/v1/sessions/{}/move", "0".repeat(32));
+    assert_eq!(server.call("POST", &nobody, None).await.0, 404);
+    other.segment(PROMPTS[0]).await;
+}
+
+#[tokio::test]
 async fn a_state_is_exported_and_brought_in_over_http() {
     let origin = Server::start(&["--gpus", "1"]);
     let expected = undisturbed(&origin).await;

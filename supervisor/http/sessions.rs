@@ -8,11 +8,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use fastvideo_proto::client::ContinuationState;
-use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::ids::{GpuId, SessionId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{App, AppState, ErrorBody, error};
+use crate::pool::MoveError;
 use crate::session::SessionState;
 use crate::store::export::Expectation;
 use crate::store::{
@@ -24,6 +25,7 @@ pub(super) fn routes(max_body_bytes: usize) -> Router<App> {
         .route("/v1/sessions", get(list).post(hydrate))
         .route("/v1/sessions/{id}", axum::routing::delete(end))
         .route("/v1/sessions/{id}/state", get(state))
+        .route("/v1/sessions/{id}/move", post(relocate))
         .route("/v1/drain", post(drain))
         .layer(DefaultBodyLimit::max(max_body_bytes))
 }
@@ -200,6 +202,65 @@ pub(super) async fn end(State(app): AppState, Path(id): Path<String>) -> Respons
         Ok(false) => no_session(),
         Err(failed) => unavailable(&failed),
     }
+}
+
+/// Where a session is to go.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Destination {
+    /// Another worker that has room when absent.
+    gpu_id: Option<u32>,
+}
+
+/// Moves a session to another worker, at the end of its running segment.
+#[utoipa::path(post, path = "/v1/sessions/{id}/move", params(("id" = String, Path)), request_body = Option<Destination>,
+    responses(
+        (status = 202, description = "it moves, or is there already"),
+        (status = 400, body = ErrorBody, description = "the body is wrong, or there is no such GPU"),
+        (status = 404, body = ErrorBody, description = "there is no such session on this server"),
+        (status = 409, body = ErrorBody, description = "there is no room for it, or it waits for a worker")
+    )
+)]
+pub(super) async fn relocate(
+    State(app): AppState,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let Some(session) = SessionId::parse(&id) else {
+        return no_session();
+    };
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => {
+            return error(rejection.status(), "invalid_body", rejection.body_text());
+        }
+    };
+    let to = match body.is_empty() {
+        true => Destination::default(),
+        false => match serde_json::from_slice(&body) {
+            Ok(to) => to,
+            Err(wrong) => {
+                let message = format!("the body is not {{gpu_id}} in JSON: {wrong}");
+                return error(StatusCode::BAD_REQUEST, "invalid_body", message);
+            }
+        },
+    };
+    let Err(refused) = app
+        .context
+        .pool
+        .move_session(&session, to.gpu_id.map(GpuId))
+    else {
+        return StatusCode::ACCEPTED.into_response();
+    };
+    let (status, code) = match refused {
+        MoveError::UnknownSession(_) => return no_session(),
+        MoveError::UnknownGpu(_) => (StatusCode::BAD_REQUEST, "no_gpu"),
+        MoveError::Waiting
+        | MoveError::NotServing(_)
+        | MoveError::NoRoom(_)
+        | MoveError::NoOtherRoom => (StatusCode::CONFLICT, "no_room"),
+    };
+    error(status, code, refused.to_string())
 }
 
 /// Begins to drain the server as SIGTERM does: sessions are told, running segments finish, then it ends.

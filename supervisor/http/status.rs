@@ -44,6 +44,7 @@ pub(super) fn routes() -> Router<App> {
         sessions::hydrate,
         sessions::state,
         sessions::end,
+        sessions::relocate,
         sessions::drain,
         super::workers::drain,
         super::workers::restart

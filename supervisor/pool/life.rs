@@ -28,6 +28,8 @@ use super::{ExitKind, ExitReport, Orders};
 
 /// How long the events of a dead worker are read on: they are all in the socket already.
 const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a worker that is to be renewed waits, without a job, for a client to take the last media of another.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(1);
 /// Step times that the median is taken of.
 const STEP_SAMPLES: usize = 63;
 
@@ -67,6 +69,8 @@ pub(super) struct Life<'a> {
     boot_failure: Option<String>,
     leaving: Option<Leaving>,
     renewal: Renewal,
+    /// While the next process is ready: until when no job is begun, so that it can take over.
+    hold_back: Option<Instant>,
     /// After the last try to renew it, which failed.
     renewal_pause: Option<Duration>,
     /// No other try before then.
@@ -117,6 +121,7 @@ impl<'a> Life<'a> {
             boot_failure: None,
             leaving: None,
             renewal: Renewal::No,
+            hold_back: None,
             renewal_pause: None,
             renew_after: None,
             task,
@@ -165,6 +170,9 @@ impl<'a> Life<'a> {
                 }
                 () = alarm(cut_at) => {
                     self.cut_jobs();
+                    ControlFlow::Continue(())
+                }
+                () = alarm(self.hold_back.filter(|&until| until > Instant::now())) => {
                     ControlFlow::Continue(())
                 }
                 () = alarm(self.renew_after) => {
@@ -439,7 +447,7 @@ impl<'a> Life<'a> {
 
     fn start_next_job(&mut self) -> ControlFlow<Exit> {
         while self.running.is_none()
-            && !matches!(self.renewal, Renewal::Ready(_))
+            && !self.holds_back()
             && self.task.status.borrow().state == WorkerState::Ready
         {
             let Some(job) = self.task.with_board(|board, seat| board.next_job(seat)) else {
@@ -449,12 +457,23 @@ impl<'a> Life<'a> {
                 self.tell_end(&job, cancelled());
                 continue;
             }
+            self.hold_back = None;
             self.task.change(Change::JobStarted);
             let sent = self.send_job(&job);
             self.running = Some(job);
             sent?;
         }
         ControlFlow::Continue(())
+    }
+
+    /// The next process is to take over as soon as the media of the last jobs are out. A client that does not read must
+    /// not keep the GPU idle: after a while the next job runs here, and the change waits for its end.
+    fn holds_back(&mut self) -> bool {
+        if !matches!(self.renewal, Renewal::Ready(_)) {
+            return false;
+        }
+        let now = Instant::now();
+        *self.hold_back.get_or_insert(now + HAND_OVER_PATIENCE) > now
     }
 
     /// Sends a job, with the state that it starts from unless the process holds that.
@@ -609,6 +628,7 @@ impl<'a> Life<'a> {
         let mut process = std::mem::replace(&mut self.process, process);
         self.held.clear();
         self.finished = 0;
+        self.hold_back = None;
         self.steps = LatestTimes::new(STEP_SAMPLES);
         self.renewal_pause = None;
         self.last_heard = now;

@@ -170,4 +170,18 @@ mod tests {
         let refused = decode(&png, 2, 2, &mut [0; 12]).unwrap_err();
         assert_eq!(refused.to_string(), "a PNG with 4 bytes after its end");
     }
+
+    #[test]
+    fn pixels_beyond_the_picture_are_not_decoded() {
+        // 48 MiB of pixels under the header of a small picture.
+        let mut png = encoded(&vec![0; 4096 * 4096 * 3], 4096, 4096);
+        for side in [16, 20] {
+            png[side..side + 4].copy_from_slice(&8_u32.to_be_bytes());
+        }
+        let checksum = crc32fast::hash(&png[12..29]);
+        png[29..33].copy_from_slice(&checksum.to_be_bytes());
+        let mut rgb = [7; 8 * 8 * 3];
+        decode(&png, 8, 8, &mut rgb).unwrap();
+        assert_eq!(rgb, [0; 8 * 8 * 3]);
+    }
 }

@@ -119,7 +119,9 @@ pub fn import(
     };
     let mut blob = Vec::new();
     if let Some(video) = video {
-        header.frames = Some(video.decode(blobs, expect, &mut blob)?);
+        let frames = video.decode(blobs, expect)?;
+        header.frames = Some(frames.layout);
+        blob = frames.raw;
     }
     if let Some((layout, data)) = latents {
         header.audio_latents = Some(layout);
@@ -266,17 +268,11 @@ fn audio<'a>(payload: &Fields<'a>) -> Result<Option<Audio<'a>>, ImportError> {
 }
 
 impl Video<'_> {
-    /// Decodes the frames, one after another, to the end of `raw`.
-    fn decode(
-        &self,
-        blobs: &Blobs,
-        expect: &Expectation,
-        raw: &mut Vec<u8>,
-    ) -> Result<FramesLayout, ImportError> {
+    fn decode(&self, blobs: &Blobs, expect: &Expectation) -> Result<Frames, ImportError> {
         match *self {
             Self::Inline(list) => {
                 let field = "payload.video.frames_b64";
-                let mut frames = Frames::of(field, list.len(), expect, raw)?;
+                let mut frames = Frames::of(field, list.len(), expect)?;
                 for (i, value) in list.iter().enumerate() {
                     let field = format!("{field}[{i}]");
                     let Value::String(text) = value else {
@@ -285,7 +281,7 @@ impl Video<'_> {
                     let png = strict_base64(&field, text, frames.max_png_bytes())?;
                     frames.decode(field, &png)?;
                 }
-                Ok(frames.layout)
+                Ok(frames)
             }
             Self::Blob { id, frame_count } => {
                 let field = "payload.video.blob_id";
@@ -305,29 +301,25 @@ impl Video<'_> {
                         count.to_string(),
                     ));
                 }
-                let mut frames = Frames::of(field, pngs.len(), expect, raw)?;
+                let mut frames = Frames::of(field, pngs.len(), expect)?;
                 for (i, png) in pngs.iter().enumerate() {
                     frames.decode(format!("{field}, frame {i}"), png)?;
                 }
-                Ok(frames.layout)
+                Ok(frames)
             }
         }
     }
 }
 
-/// Room for the raw frames, filled one by one.
-struct Frames<'a> {
+/// The raw frames, filled one by one.
+struct Frames {
     layout: FramesLayout,
-    free: std::slice::ChunksExactMut<'a, u8>,
+    raw: Vec<u8>,
+    filled: usize,
 }
 
-impl<'a> Frames<'a> {
-    fn of(
-        field: &str,
-        count: usize,
-        expect: &Expectation,
-        raw: &'a mut Vec<u8>,
-    ) -> Result<Self, ImportError> {
+impl Frames {
+    fn of(field: &str, count: usize, expect: &Expectation) -> Result<Self, ImportError> {
         let &Expectation { width, height } = expect;
         let layout = FramesLayout {
             count: u32::try_from(count).expect("at most MAX_FRAMES"),
@@ -341,12 +333,13 @@ impl<'a> Frames<'a> {
                 format!("{} bytes in {count} frames", layout.bytes()),
             ));
         }
-        let frame_bytes =
-            usize::try_from(layout.frame_bytes()).expect("below the limit on all frames");
-        let start = raw.len();
-        raw.resize(start + frame_bytes * count, 0);
-        let free = raw[start..].chunks_exact_mut(frame_bytes);
-        Ok(Self { layout, free })
+        let bytes = usize::try_from(layout.bytes()).expect("below the limit on all frames");
+        Ok(Self {
+            layout,
+            // Zeroed by the system as it is written to, so that what is refused early costs little.
+            raw: vec![0; bytes],
+            filled: 0,
+        })
     }
 
     /// Above the 8 bytes per pixel of the largest kind of PNG, were it not compressed at all.
@@ -357,7 +350,9 @@ impl<'a> Frames<'a> {
     fn decode(&mut self, field: String, png: &[u8]) -> Result<(), ImportError> {
         at_most(&field, png.len(), self.max_png_bytes())?;
         let FramesLayout { width, height, .. } = self.layout;
-        let rgb = self.free.next().expect("as many as were asked for");
+        let frame_bytes = self.raw.len() / self.layout.count as usize;
+        let rgb = &mut self.raw[self.filled..][..frame_bytes];
+        self.filled += frame_bytes;
         frame::decode(png, width, height, rgb).map_err(|error| {
             let expected = match error {
                 FrameError::Size { .. } => format!("a picture of {width}x{height}"),
@@ -613,7 +608,7 @@ mod tests {
                 metadata: "{}".to_owned(),
                 frames: None,
                 audio_latents: None,
-                blob_hash: [0; 32],
+                blob_hash: blob_hash(&[]),
             };
             assert_eq!(state.header(), &defaults, "{payload}");
             assert!(state.blob().is_empty());
