@@ -366,10 +366,20 @@ fn delete_unfinished(path: &Path, min_age: Duration) -> io::Result<()> {
     for entry in entries {
         let entry = entry?;
         // So object_store names a file that is not whole yet.
-        let unfinished = entry.file_name().to_string_lossy().contains('#');
-        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-        if unfinished && age >= min_age {
-            fs::remove_file(entry.path())?;
+        if !entry.file_name().to_string_lossy().contains('#') {
+            continue;
+        }
+        let removed = entry.metadata().and_then(|file| {
+            let age = file.modified()?.elapsed().unwrap_or_default();
+            match age >= min_age {
+                true => fs::remove_file(entry.path()),
+                false => Ok(()),
+            }
+        });
+        match removed {
+            // Another server has just finished it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed?,
         }
     }
     Ok(())

@@ -418,7 +418,7 @@ async fn steps_that_queue_up_are_committed_together_and_all_are_answered() {
 async fn a_redis_that_comes_back_is_used_again() {
     let mut redis = Redis::start();
     let address = Address::parse(&redis.url()).unwrap();
-    let timeout = std::time::Duration::from_millis(300);
+    let timeout = std::time::Duration::from_secs(1);
     let records = RedisRecords::connect(&address, timeout).await.unwrap();
     let writer = Writer::new(&records);
     let session = SessionId::random();
