@@ -40,7 +40,7 @@ check: build-packages
 	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; \
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --workspace check bans licenses sources; \
 	else echo "cargo-deny is not installed: licences and sources of dependencies were not checked"; fi
 
 bench: build test-packages
