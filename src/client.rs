@@ -19,7 +19,6 @@ mod report;
 pub(crate) use args::Args;
 
 use args::Order;
-use connection::Connection;
 use conversation::Conversation;
 use output::Output;
 use progress::Progress;
@@ -41,6 +40,11 @@ pub(crate) fn run(args: Args) -> ExitCode {
     if let Err(error) = &result {
         report.error = Some(format!("{error:#}"));
         progress.say(&format!("error: {error:#}"));
+    }
+    if let (Some(id), Some(resume)) = (&report.session_id, &report.resume) {
+        progress.say(&format!(
+            "session {id} is kept by the server for a while; go on with --resume {resume}"
+        ));
     }
     if order.json {
         // Err: nobody reads.
@@ -91,8 +95,7 @@ async fn talk(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let session = async {
-        let connection = Connection::open(&order.url).await?;
-        let mut conversation = Conversation::new(order, connection, output, progress, report);
+        let mut conversation = Conversation::new(order, output, progress, report);
         conversation.run().await
     };
     let limited = async {

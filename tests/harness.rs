@@ -66,10 +66,20 @@ impl Server {
         Self::spawn(command().env("TMPDIR", dir).args(SMALL).args(args))
     }
 
+    /// Starts a supervisor with small segments where another one was, which has ended.
+    pub(crate) fn start_at(address: &str, args: &[&str]) -> Self {
+        let (_, port) = address.rsplit_once(':').expect("an address has a port");
+        Self::spawn_on(port, command().args(SMALL).args(args))
+    }
+
     /// Runs a command that starts a supervisor, on a free port, and waits until it listens.
     pub(crate) fn spawn(command: &mut Command) -> Self {
+        Self::spawn_on("0", command)
+    }
+
+    fn spawn_on(port: &str, command: &mut Command) -> Self {
         let mut child = command
-            .args(["--host", "127.0.0.1", "--port", "0"])
+            .args(["--host", "127.0.0.1", "--port", port])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -107,6 +117,12 @@ impl Server {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("the supervisor runs");
+    }
+
+    /// Ends the supervisor without a word.
+    pub(crate) async fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.exit().await;
     }
 
     /// Waits for the supervisor's own exit.

@@ -6,6 +6,7 @@
 )]
 
 mod cli;
+mod client;
 mod continuation;
 mod docs;
 mod drain;

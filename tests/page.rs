@@ -19,6 +19,7 @@ const PACED: &[&str] = &[
 
 const FOX: &str = "a red fox in the snow";
 const LIGHTHOUSE: &str = "a lighthouse at night";
+const OWL: &str = "an owl over the sea";
 
 #[tokio::test]
 async fn two_prompts_play_to_their_ends_without_a_stall() {

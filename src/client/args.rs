@@ -7,12 +7,28 @@ use anyhow::{Context, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use fastvideo_proto::client::{ContinuationState, SegmentRequest};
+use fastvideo_proto::client::{ContinuationState, Resume, SegmentRequest};
 use serde_json::{Map, Value, json};
 
 /// What the server takes at most, decoded.
 const MAX_IMAGE_BYTES: usize = 32 << 20;
 const STREAM_PATH: &str = "/v1/stream";
+
+const TEACHING: &str = "\
+When the connection is lost, the client connects again by itself and goes on after the last finished
+segment; what the file has of the segment that was running is dropped, and it is asked for again. The
+server keeps the session for a while (streaming.resume_ttl_seconds). When the client
+gives up, it prints what --resume takes. --keep ends the client and not the session.
+
+Examples:
+  fastvideo-supervisor client --prompt 'A red fox in the snow' --prompt 'It runs away' -o fox.mp4
+      Two segments in one file.
+  fastvideo-supervisor client --prompt 'A red fox in the snow' -o one.mp4 --keep
+      One segment; prints SESSION_ID:TOKEN.
+  fastvideo-supervisor client --resume SESSION_ID:TOKEN --prompt 'It runs away' -o two.mp4
+      The next segment of that session, which begins where the first one ended.
+
+Exit codes: 0 all segments are there, 1 something failed, 2 wrong arguments.";
 
 /// As it was typed.
 #[derive(Clone, Debug)]
@@ -25,6 +41,9 @@ pub(crate) struct Args {
     image: Option<PathBuf>,
     state: Option<PathBuf>,
     save_state: Option<PathBuf>,
+    resume: Option<String>,
+    keep: bool,
+    retries: u32,
     timeout: Option<f64>,
     json: bool,
 }
@@ -40,6 +59,12 @@ pub(super) struct Order {
     pub(super) initial_image: Option<Map<String, Value>>,
     pub(super) state: Option<ContinuationState>,
     pub(super) save_state: Option<PathBuf>,
+    /// A session to go on with.
+    pub(super) resume: Option<Resume>,
+    /// The session is left without ending it.
+    pub(super) keep: bool,
+    /// Connections in a row that may fail after one was lost.
+    pub(super) retries: u32,
     pub(super) timeout: Option<Duration>,
     pub(super) json: bool,
 }
@@ -52,9 +77,7 @@ impl Args {
         let file = |name: &'static str| text(name, "FILE").value_parser(value_parser!(PathBuf));
         Command::new("client")
             .about("Generates a video from a running server")
-            .after_help(
-                "Exit codes: 0 all segments are there, 1 something failed, 2 wrong arguments.",
-            )
+            .after_help(TEACHING)
             .args([
                 text("url", "URL")
                     .default_value("ws://127.0.0.1:8000")
@@ -80,6 +103,16 @@ impl Args {
                 file("image").help("Picture that the first segment starts from (PNG, JPEG, WebP)"),
                 file("state").help("Continuation state (JSON) that the first segment goes on from"),
                 file("save-state").help("Where the continuation state after the last segment goes"),
+                text("resume", "SESSION_ID:TOKEN")
+                    .conflicts_with("state")
+                    .help("Go on with a session; the client that left it has printed this"),
+                text("keep", "")
+                    .action(ArgAction::SetTrue)
+                    .help("Leave the session without ending it, and print what --resume takes"),
+                text("retries", "N")
+                    .value_parser(value_parser!(u32))
+                    .default_value("5")
+                    .help("Tries to connect again after the connection was lost; 0 = none"),
                 text("timeout", "SECONDS")
                     .value_parser(value_parser!(f64))
                     .help("Give up after this time [default: never]"),
@@ -110,6 +143,9 @@ impl Args {
             image: path("image"),
             state: path("state"),
             save_state: path("save-state"),
+            resume: text("resume"),
+            keep: matches.get_flag("keep"),
+            retries: matches.get_one("retries").copied().unwrap_or_default(),
             timeout: matches.get_one("timeout").copied(),
             json: matches.get_flag("json"),
         }
@@ -138,6 +174,14 @@ impl Args {
                 .transpose()
                 .context("--state")?,
             save_state: self.save_state,
+            resume: self
+                .resume
+                .as_deref()
+                .map(read_resume)
+                .transpose()
+                .context("--resume")?,
+            keep: self.keep,
+            retries: self.retries,
             timeout: self
                 .timeout
                 .map(positive)
@@ -163,6 +207,17 @@ fn stream_url(url: &str) -> anyhow::Result<String> {
         path => path,
     };
     Ok(format!("ws://{host}{path}"))
+}
+
+fn read_resume(text: &str) -> anyhow::Result<Resume> {
+    // The token is a secret: what was given is not repeated.
+    match text.split_once(':') {
+        Some((session_id, token)) if !session_id.is_empty() && !token.is_empty() => Ok(Resume {
+            session_id: session_id.to_owned(),
+            token: token.to_owned(),
+        }),
+        _ => bail!("must be SESSION_ID:TOKEN as a client has printed it"),
+    }
 }
 
 fn read_image(path: &Path) -> anyhow::Result<Map<String, Value>> {
@@ -254,6 +309,15 @@ mod tests {
         check(b"RIFF\x10\0\0\0WEBPVP8 ", Some("image/webp"));
         check(b"GIF89a", None);
         check(b"", None);
+    }
+
+    #[test]
+    fn sessions_are_resumed_by_id_and_token() {
+        let resume = read_resume("id:token").unwrap();
+        assert_eq!((&*resume.session_id, &*resume.token), ("id", "token"));
+        for bad in ["", "id", "id:", ":token"] {
+            assert!(read_resume(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The WebSocket to the server: messages out, messages and media in.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,6 +16,17 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_conf
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A continuation state of large frames as PNG and base64; the library's own limits are below that.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
+
+/// The server or the way to it is gone, and the session may still be there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Lost {
+    #[error("cannot connect to {url}: {why}")]
+    Unreachable { url: String, why: String },
+    #[error("the connection broke: {0}")]
+    Broke(String),
+    #[error("{0}")]
+    Closed(String),
+}
 
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -41,17 +53,14 @@ impl Connection {
         let connecting = connect_async_with_config(url, Some(config), true);
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok((socket, _))) => Ok(Self { socket }),
-            Ok(Err(Error::Http(response))) => {
+            Ok(Err(Error::Http(response))) if !response.status().is_server_error() => {
                 bail!("{url} answered {} instead of a session", response.status())
             }
-            Ok(Err(Error::Io(error))) => {
-                Err(error).with_context(|| format!("cannot connect to {url}"))
-            }
-            Ok(Err(error)) => Err(error).with_context(|| format!("cannot connect to {url}")),
-            Err(_) => bail!(
-                "cannot connect to {url} within {} s",
-                CONNECT_TIMEOUT.as_secs()
-            ),
+            Ok(Err(error)) => bail!(unreachable(url, &error)),
+            Err(_) => bail!(unreachable(
+                url,
+                &format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())
+            )),
         }
     }
 
@@ -82,8 +91,8 @@ impl Connection {
                     return Ok(Incoming::Closed { code, reason });
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Err(error)) => return Err(error).context("the connection broke"),
-                None => bail!("the connection ended without a close"),
+                Some(Err(error)) => bail!(Lost::Broke(error.to_string())),
+                None => bail!(Lost::Broke("it ended without a close".to_owned())),
             }
         }
     }
@@ -92,6 +101,13 @@ impl Connection {
     pub(super) async fn close(&mut self) {
         // Err: closed already.
         let _ = self.socket.close(None).await;
+    }
+}
+
+fn unreachable(url: &str, why: &impl Display) -> Lost {
+    Lost::Unreachable {
+        url: url.to_owned(),
+        why: why.to_string(),
     }
 }
 

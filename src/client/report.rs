@@ -17,6 +17,11 @@ pub(super) struct Report {
     pub(super) assigned_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) session_id: Option<String>,
+    /// For `--resume`, as long as the session is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resume: Option<String>,
+    /// Connections that were lost on the way.
+    pub(super) reconnects: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -30,6 +30,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/board.js", script(include_str!("page/board.js")))
         .route("/dom.js", script(include_str!("page/dom.js")))
         .route("/field.js", script(include_str!("page/field.js")))
+        .route("/lost.js", script(include_str!("page/lost.js")))
         .route("/opening.js", script(include_str!("page/opening.js")))
         .route("/player.js", script(include_str!("page/player.js")))
         .route("/segments.js", script(include_str!("page/segments.js")))

@@ -59,8 +59,20 @@ impl Browser {
         browser
     }
 
+    /// Loads the page anew.
+    pub(crate) async fn reload(&self) {
+        self.run("window.isOld = true").await;
+        self.client.refresh().await.unwrap();
+        self.until(
+            "the page's script runs again",
+            "!window.isOld && window.fastvideo",
+        )
+        .await;
+        self.run(RECORD).await;
+    }
+
     /// Makes the page's part of the window this large.
-    async fn resize(&self, width: u32, height: u32) {
+    pub(crate) async fn resize(&self, width: u32, height: u32) {
         let frame = self
             .get("[outerWidth - innerWidth, outerHeight - innerHeight]")
             .await;

@@ -105,20 +105,169 @@ async fn lost_server_is_named() {
     let page = Browser::open(&server).await;
     page.prompt(FOX).await;
     page.until_state("segment-0", "done").await;
-    server.signal(Signal::SIGKILL);
-    server.exit().await;
-    page.until_says("#error", "The connection broke off.").await;
-    page.until_says("#status", "Disconnected").await;
+    server.kill().await;
+    page.until_says("#lost", "Connection lost; trying again")
+        .await;
+    page.until_says("#status", "Reconnecting").await;
     page.until_says("#board-brief", "The server does not answer")
         .await;
-    page.screenshot("lost").await;
     page.prompt(LIGHTHOUSE).await;
-    page.until_says("#error", "The server cannot be reached.")
-        .await;
+    page.until_says("#waiting-list", LIGHTHOUSE).await;
+    page.screenshot("lost").await;
+    page.click("#lost-end").await;
+    page.until_says("#error", "The connection is lost.").await;
+    page.until_says("#status", "Disconnected").await;
+    page.until("the video has ended", "video.ended").await;
     assert_eq!(
         page.get("document.querySelector('#prompt').value").await,
         LIGHTHOUSE
     );
+}
+
+/// Where a server's sessions outlive it.
+fn store(folder: &tempfile::TempDir) -> String {
+    format!("--store=file://{}", folder.path().display())
+}
+
+#[tokio::test]
+async fn page_goes_on_by_itself_with_a_server_that_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let args = [SLOW, &[store.as_str()]].concat();
+    let mut server = Server::start(&args);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.prompt(LIGHTHOUSE).await;
+    page.prompt(OWL).await;
+    page.until(
+        "the second segment plays",
+        "fastvideo.segments[1]?.state === 'streaming' && video.currentTime > 3.2",
+    )
+    .await;
+    server.kill().await;
+    page.until_state("segment-1", "interrupted").await;
+    page.until_says("#lost", "trying again").await;
+    page.screenshot("reconnecting").await;
+    let _server = Server::start_at(&server.address, &args);
+    page.until_state("segment-2", "done").await;
+    assert_eq!(
+        page.get("document.querySelector('#lost').hidden").await,
+        true
+    );
+    page.play_out().await;
+    assert_eq!(
+        page.states("segment-1").await,
+        [
+            "denoising",
+            "streaming",
+            "interrupted",
+            "denoising",
+            "streaming",
+            "done"
+        ]
+    );
+    let prompts = page.get("fastvideo.segments.map((s) => s.prompt)").await;
+    assert_eq!(prompts, json!([FOX, LIGHTHOUSE, OWL]));
+    assert_eq!(page.get("video.error").await, Value::Null);
+    assert_eq!(page.get("fastvideo.errors").await, json!([]));
+    let [from, to] = page.only_range().await;
+    assert!(from == 0.0 && (9.0..9.06).contains(&to), "{from} to {to}");
+}
+
+#[tokio::test]
+async fn session_that_the_server_does_not_know_is_named_and_another_one_opens() {
+    let mut server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    let before = page.get("fastvideo.sessionId").await;
+    server.kill().await;
+    page.until_says("#lost", "trying again").await;
+    let _server = Server::start_at(&server.address, &[]);
+    page.until_says("#error", "The session cannot be gone on with.")
+        .await;
+    page.until_says("#reconnect", "New session").await;
+    assert_eq!(page.get("sessionStorage.length").await, 0);
+    page.screenshot("refused").await;
+    page.resize(500, 900).await;
+    page.screenshot("refused_narrow").await;
+    page.click("#reconnect").await;
+    let other = format!("fastvideo.phase === 'active' && fastvideo.sessionId !== {before}");
+    page.until("another session is open", &other).await;
+}
+
+#[tokio::test]
+async fn session_goes_on_after_a_reload_when_the_viewer_wants() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    let before = page.get("fastvideo.sessionId").await;
+    page.reload().await;
+    page.until_says("#kept", "Go on with the session of this tab")
+        .await;
+    page.screenshot("kept").await;
+    page.click("#kept-go").await;
+    page.until_says("#status", "Ready for a prompt").await;
+    assert_eq!(page.get("fastvideo.sessionId").await, before);
+    page.prompt(LIGHTHOUSE).await;
+    page.until_state("segment-1", "done").await;
+    page.play_out().await;
+    assert_eq!(page.get("sessionStorage.length").await, 0);
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn session_that_was_taken_over_is_left_alone() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    let resume = page
+        .get("JSON.parse(sessionStorage.getItem('fastvideo.session'))")
+        .await;
+    let other = server.active(json!({"resume": resume})).await;
+    page.until_says("#error", "The session is no longer on this page.")
+        .await;
+    page.until_says("#connect", "New session").await;
+    assert_eq!(
+        page.get("document.querySelector('#lost').hidden").await,
+        true
+    );
+    assert_eq!(page.get("sessionStorage.length").await, 0);
+    drop(other);
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn operator_takes_a_gpu_away_and_brings_it_back() {
+    let server = Server::start(&["--gpus=2"]);
+    server.ready(2).await;
+    let page = Browser::open(&server).await;
+    let press = async |order: &str| {
+        page.click(&format!("[data-testid=gpu-1] [data-order={order}]"))
+            .await;
+    };
+    press("drain").await;
+    page.screenshot("confirm").await;
+    press("keep").await;
+    press("drain").await;
+    press("confirm").await;
+    page.until_state("gpu-1", "drained").await;
+    page.until_says("#board-brief", "1 drained").await;
+    page.until_says("[data-testid=gpu-1]", "An operator has taken it away.")
+        .await;
+    page.until(
+        "the order is carried out",
+        "!document.querySelector('[data-testid=gpu-1] [data-order=confirm]')",
+    )
+    .await;
+    page.screenshot("drained").await;
+    press("restart").await;
+    press("confirm").await;
+    page.until("it serves again", "states['gpu-1'].at(-1) === 'ready'")
+        .await;
+    page.has_no_complaints().await;
 }
 
 #[tokio::test]
@@ -131,7 +280,8 @@ async fn drain_is_announced_and_the_running_segment_finishes() {
     page.until_says("#drain", "The server is shutting down.")
         .await;
     page.until_state("segment-0", "done").await;
-    page.until_says("#error", "The server is going away.").await;
+    page.until_says("#lost", "trying again").await;
     assert!(server.exit().await.success());
+    page.click("#lost-end").await;
     page.until("the video has ended", "video.ended").await;
 }

@@ -1,6 +1,6 @@
 // The board of GPUs, from `GET /status`.
 
-import { $, facts, gib, make, phrase, plural, say, seconds, span } from './dom.js';
+import { $, facts, gib, make, phrase, plural, say, seconds, sentence, span } from './dom.js';
 
 const GPU_WORDS = {
   spawning: 'Starting', connecting: 'Connecting', loading: 'Loading the model', warming_up: 'Warming up', ready: 'Ready',
@@ -9,9 +9,15 @@ const GPU_WORDS = {
 
 const EXIT_WORDS = { asked: 'stopped on request', crashed: 'crashed', stuck: 'hung', boot: 'did not start', bad_link: 'spoke nonsense' };
 
+const ORDERS = {
+  drain: { name: 'Drain', question: 'Take it away? Each of its sessions moves at the end of its segment, or waits.' },
+  restart: { name: 'Restart', question: 'Start its worker afresh? Its sessions move first, or wait.' },
+};
+
 /** Polls `GET /status` while the page is seen. Every field may be missing. */
 export class Board {
-  constructor() {
+  constructor(report) {
+    this.report = report;
     this.cards = new Map();
     document.addEventListener('visibilitychange', () => { if (!document.hidden) this.poll(); });
     this.poll();
@@ -42,7 +48,9 @@ export class Board {
     const gpus = Object.entries(status.gpu_status ?? {}).sort(([a], [b]) => a.localeCompare(b, undefined, { numeric: true }));
     const total = status.total_gpus ?? gpus.length;
     const waiting = status.queue_size ? `, ${plural(status.queue_size, 'session')} waiting` : ', nobody waiting';
-    this.brief(total ? `${status.available_gpus ?? 0} of ${total} free${waiting}${status.draining ? '. The server is shutting down' : ''}` : 'This server has no GPU workers.', false);
+    const drained = gpus.filter(([, gpu]) => this.state(gpu) === 'drained').length;
+    const away = drained ? `, ${drained} drained` : '';
+    this.brief(total ? `${status.available_gpus ?? 0} of ${total} free${away}${waiting}${status.draining ? '. The server is shutting down' : ''}` : 'This server has no GPU workers.', false);
     say($('gpu-brief'), total ? `${status.available_gpus ?? 0} of ${total} GPUs free` : 'no GPUs');
     $('board-synthetic').hidden = !gpus.some(([, gpu]) => gpu.current_model_id === 'synthetic');
     for (const [id, card] of this.cards) {
@@ -72,9 +80,10 @@ export class Board {
     meter.append(make('i'));
     const line = make('div', 'facts-line');
     const last = make('p', 'last');
-    root.append(top, model, meter, line, last);
+    const orders = make('div', 'orders');
+    root.append(top, model, meter, line, last, orders);
     $('gpus').append(root);
-    const card = { root, word, model, meter, line, last };
+    const card = { root, word, model, meter, line, last, orders };
     this.cards.set(id, card);
     return card;
   }
@@ -107,6 +116,48 @@ export class Board {
     if (state === 'drained') last.push('An operator has taken it away.');
     say(card.last, last.join(' '));
     card.last.hidden = !last.length;
+    this.offer(id, card, ['draining', 'drained'].includes(state) ? ['restart'] : ['drain', 'restart']);
+  }
+
+  /** What an operator can do with a GPU. */
+  offer(id, card, names) {
+    const key = names.join();
+    if (card.offered === key || card.asking) return;
+    card.offered = key;
+    card.orders.replaceChildren(...names.map((name) => this.button(name, ORDERS[name].name, `GPU ${id}`, () => this.ask(id, card, name))));
+  }
+
+  button(name, text, of, act) {
+    const button = make('button', 'btn small quiet', text);
+    button.type = 'button';
+    button.dataset.order = name;
+    button.setAttribute('aria-label', `${text} ${of}`);
+    button.onclick = act;
+    return button;
+  }
+
+  /** Orders concern everybody's sessions, so that they are confirmed. */
+  ask(id, card, name) {
+    card.asking = true;
+    const over = () => {
+      card.asking = false;
+      card.offered = null;
+      this.poll();
+    };
+    const yes = this.button('confirm', ORDERS[name].name, `GPU ${id}`, () => this.order(id, card, name).finally(over));
+    yes.classList.remove('quiet');
+    const no = this.button('keep', 'Keep it', `GPU ${id}`, over);
+    card.orders.replaceChildren(make('p', '', ORDERS[name].question), yes, no);
+    no.focus();
+  }
+
+  async order(id, card, name) {
+    try {
+      const answer = await fetch(`/v1/workers/${id}/${name}`, { method: 'POST' });
+      if (!answer.ok) throw new Error((await answer.json()).error.message);
+    } catch (error) {
+      this.report(`GPU ${id} did not get the order.`, sentence(error.message));
+    }
   }
 
   exit(last) {

@@ -3,11 +3,13 @@
 import { Board } from './board.js';
 import { $, clock, make, ordinal, pad, phrase, plural, save, say, sentence, span } from './dom.js';
 import { LatentField } from './field.js';
+import { Retry, ticket } from './lost.js';
 import { MAX_MESSAGE, Opening } from './opening.js';
 import { JpegPlayer, MsePlayer } from './player.js';
 import { Segment, SegmentList, recording } from './segments.js';
 
 const MAX_WAITING = 8; // the server refuses more
+const CONNECT_TIMEOUT_MS = 10_000; // browsers wait for minutes
 
 const EXAMPLES = [
   'A red fox trots through fresh snow at dawn, breath steaming, handheld camera at its eye level',
@@ -46,7 +48,13 @@ const COMPLETE_WORDS = {
   segment_cap: 'Finished: the session has all its segments',
   stop_requested: 'Session ended',
   error: 'The session ended after a fault',
+  taken: 'The session is no longer here',
 };
+
+/** Close codes after which the session is still there: the server goes away, and no word at all. */
+const LOST_CODES = [1001, 1005, 1006, 1012];
+/** The same while the page tries to get it back, when the server may be full or have only begun. */
+const RETRY_CODES = [...LOST_CODES, 1011, 1013];
 
 /** One WebSocket; knows JSON and bytes, not what they mean. */
 class Connection {
@@ -65,8 +73,10 @@ class Connection {
     url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
     const socket = new WebSocket(url);
     let opened = false;
+    const limit = setTimeout(() => socket.close(), CONNECT_TIMEOUT_MS);
     socket.binaryType = 'arraybuffer';
     socket.onopen = () => {
+      clearTimeout(limit);
       opened = true;
       this.send(first);
     };
@@ -76,6 +86,7 @@ class Connection {
       else this.handlers.media(new Uint8Array(data));
     };
     socket.onclose = ({ code, reason }) => {
+      clearTimeout(limit);
       if (socket !== this.socket) return;
       this.socket = null;
       this.handlers.closed(code, reason, opened);
@@ -93,6 +104,12 @@ class Connection {
   close() {
     this.socket?.close(1000);
   }
+
+  /** Closes without a word to the handlers. */
+  drop() {
+    this.close();
+    this.socket = null;
+  }
 }
 
 /** The session as the user sees it: what the server said, what was asked for, and the words for both. */
@@ -101,7 +118,8 @@ class App {
     this.segments = [];
     this.errors = [];
     this.waiting = []; // prompts asked for that have not begun
-    this.phase = 'idle'; // idle, connecting, queued, binding, active, complete, closed
+    this.asked = null; // the request that the running segment answers
+    this.phase = 'idle'; // idle, connecting, queued, binding, active, lost, complete, closed
     const hooks = {
       failed: (text) => this.report('The video cannot be shown.', text),
       segmentStart: (time) => this.segments.findLast((s) => time >= s.start)?.start ?? 0,
@@ -113,7 +131,9 @@ class App {
     this.list = new SegmentList((idx, part) => this.seek(idx, part));
     this.field = new LatentField($('field'));
     this.opening = new Opening((title, text) => this.report(title, text));
-    this.board = new Board();
+    this.board = new Board((title, text) => this.report(title, text, true));
+    this.retry = new Retry(() => this.connect(), () => this.giveUp());
+    this.kept = ticket.load(); // of a session that this tab had before it was reloaded
     this.connection = new Connection({
       message: (message) => this.receive(message),
       media: (bytes) => this.media(bytes),
@@ -125,7 +145,12 @@ class App {
   }
 
   get current() { return this.segments.at(-1); }
-  get live() { return ['connecting', 'queued', 'binding', 'active'].includes(this.phase); }
+  get live() { return ['connecting', 'queued', 'binding', 'active', 'lost'].includes(this.phase); }
+  get resume() { return this.ticket ?? null; }
+  set resume(resume) {
+    this.ticket = resume;
+    ticket.save(resume);
+  }
 
   // --- what the user does ---
 
@@ -152,6 +177,19 @@ class App {
     $('composer').oninput = () => this.renderAdvanced();
     $('connect').onclick = () => this.connect();
     $('reconnect').onclick = () => this.connect();
+    $('fresh').onclick = () => {
+      this.resume = null;
+      this.connect();
+    };
+    $('kept-go').onclick = () => {
+      this.resume = this.kept;
+      this.connect();
+    };
+    $('kept-drop').onclick = () => {
+      this.kept = this.resume = null;
+      this.render();
+    };
+    $('move').onclick = () => this.move();
     $('leave').onclick = () => this.leave();
     $('cancel').onclick = () => this.connection.send({ type: 'cancel_segment' });
     $('snapshot').onclick = $('drain-snapshot').onclick = () => this.connection.send({ type: 'snapshot_state' });
@@ -223,28 +261,43 @@ class App {
       type: 'segment_prompt_source', prompt, source: 'user', negative_prompt: $('negative').value.trim() || null,
       seed: number('seed'), num_inference_steps: number('num-steps'), guidance_scale: number('guidance'),
     };
+    this.waiting.push({ prompt, message, at: performance.now(), sent: false });
     if (!this.live) this.connect();
-    const request = { prompt, message, at: performance.now(), sent: false };
-    this.waiting.push(request);
-    if (this.phase === 'active') request.sent = this.connection.send(message);
+    this.flush();
     this.render();
     return true;
   }
 
+  /** Sends what waits here, as far as the server has room. */
+  flush() {
+    if (this.phase !== 'active') return;
+    for (const request of this.waiting.slice(0, MAX_WAITING)) if (!request.sent) request.sent = this.connection.send(request.message);
+  }
+
   connect() {
-    if (this.live) return;
+    if (this.live && this.phase !== 'lost') return;
     const on = (id) => $(id).checked;
+    if (this.opening.state) this.resume = null;
+    const { resume } = this;
     $('error').hidden = true;
-    this.complete = this.draining = this.refusal = null;
+    this.complete = this.draining = this.refusal = this.kept = null;
     this.leaving = false;
+    this.resuming = Boolean(resume);
+    // A session that is resumed has its player, and its first image as long as nothing was made from it.
+    const same = resume && resume.session_id === this.sessionId;
+    if (!same) this.image = this.opening.image;
+    // With prompts to be sent, the loop would run one of its own before them.
+    this.holdsLoop = this.waiting.length > 0 || this.asked?.message.source === 'user';
     const first = {
-      type: 'session_init_v2', curated_prompts: this.curated(), initial_image: this.opening.image,
-      enhancement_enabled: on('t-enhancement'), auto_extension_enabled: on('t-auto'), loop_generation_enabled: on('t-loop'),
-      single_clip_mode: on('t-single'), stream_mode: on('t-jpeg') ? 'legacy_jpeg' : 'av_fmp4',
-      continuation_state: this.opening.state, resume: this.opening.state ? null : this.resume ?? null,
+      type: 'session_init_v2', curated_prompts: same ? this.rotated() : this.curated(), initial_image: this.image,
+      enhancement_enabled: on('t-enhancement'), auto_extension_enabled: on('t-auto'),
+      loop_generation_enabled: on('t-loop') && !this.holdsLoop, single_clip_mode: on('t-single'),
+      stream_mode: same ? this.streamMode : on('t-jpeg') ? 'legacy_jpeg' : 'av_fmp4',
+      continuation_state: this.opening.state, resume,
     };
     const text = JSON.stringify(first);
     if (text.length > MAX_MESSAGE) {
+      this.stopped();
       this.report('The opening message is too large.', 'Image and state together may have 48 MiB. Remove one of them.');
       return;
     }
@@ -256,10 +309,40 @@ class App {
     this.render();
   }
 
+  /** The curated prompts from where the loop was: a segment that was not finished is made again, others are not. */
+  rotated() {
+    const all = this.curated();
+    const last = this.segments.findLast((s) => s.source === 'curated');
+    const at = all.indexOf(last?.prompt) + (last?.state === 'interrupted' ? 0 : 1);
+    return [...all.slice(at), ...all.slice(0, at)];
+  }
+
   leave() {
     this.resume = null;
     this.leaving = true;
-    if (this.phase !== 'active' || !this.connection.send({ type: 'leave' })) this.connection.close();
+    if (this.retry.on) this.giveUp();
+    else if (this.phase !== 'active' || !this.connection.send({ type: 'leave' })) this.connection.close();
+  }
+
+  /** No more tries, for now or, when the user leaves, at all. */
+  giveUp() {
+    this.connection.drop();
+    this.stopped();
+    this.phase = 'closed';
+    this.player.finish();
+    if (this.resume) this.report('The connection is lost.', 'The server keeps the session for a while.', true, true);
+    this.render();
+  }
+
+  async move() {
+    $('move').disabled = true;
+    try {
+      const answer = await fetch(`/v1/sessions/${this.sessionId}/move`, { method: 'POST' });
+      if (!answer.ok) throw new Error((await answer.json()).error.message);
+    } catch (error) {
+      this.report('The session was not moved.', sentence(error.message), true);
+    }
+    $('move').disabled = false;
   }
 
   togglePlay() {
@@ -284,11 +367,13 @@ class App {
   }
 
   on_queue_status({ position, queue_depth }) {
+    this.retry.stop();
     this.phase = 'queued';
     this.queue = { position, depth: queue_depth };
   }
 
   on_gpu_assigned(message) {
+    this.retry.stop();
     if (this.phase !== 'active') { // otherwise it is a handoff to another GPU
       this.phase = 'binding';
       if (!this.sessionId || message.session_id !== this.sessionId) this.newSession();
@@ -301,6 +386,7 @@ class App {
   /** A session that was resumed keeps its video; any other begins with an empty reel. */
   newSession() {
     this.segments = [];
+    this.asked = null;
     this.list.clear();
     this.mse.reset();
     this.jpeg.reset();
@@ -316,8 +402,28 @@ class App {
     this.player.open();
     this.opening.setImage(null);
     this.opening.setState(null);
+    this.retry.reset();
+    this.resuming = false;
+    this.goOn(message.next_segment_idx ?? 0);
     if ($('t-pause').checked) this.connection.send({ type: 'generation_paused_updated', paused: true });
-    for (const request of this.waiting) if (!request.sent) request.sent = this.connection.send(request.message);
+    this.flush();
+    if (this.holdsLoop && $('t-loop').checked) this.connection.send({ type: 'loop_generation_updated', enabled: true });
+  }
+
+  /** A resumed session goes on with segment `next`: one that was under way is all here, or is asked for again. */
+  goOn(next) {
+    const segment = this.current;
+    const { asked } = this;
+    this.asked = null;
+    if (segment?.state !== 'interrupted') return;
+    if (segment.idx < next) {
+      // The server had finished it, and could not say so any more.
+      this.player.holed ||= !segment.duration;
+      segment.duration ||= this.stream.num_frames / this.stream.fps;
+      this.done(segment);
+    } else if (asked && !(asked.message.source === 'curated' && $('t-loop').checked)) {
+      this.waiting.unshift({ ...asked, sent: false });
+    }
   }
 
   on_ltx2_segment_start(message) {
@@ -327,8 +433,8 @@ class App {
     const start = before ? before.start + before.duration : segment?.start ?? 0;
     if (segment) {
       // The index runs again: after a fault, a cancel or a lost connection.
-      this.player.cut(segment, start, message.attempt > 1);
-      const again = message.attempt > 1;
+      const again = message.attempt > 1 || (segment.state === 'interrupted' && message.prompt === segment.prompt);
+      this.player.cut(segment, start, again);
       segment.restart('denoising');
       if (!again) segment.requested = performance.now();
     } else {
@@ -341,16 +447,21 @@ class App {
     segment.source = message.source ?? 'user';
     segment.attempt = message.attempt ?? 1;
     segment.steps = message.total_steps;
-    if (segment.attempt === 1 && ['user', 'enhanced'].includes(segment.source)) this.begin(segment);
+    if (segment.attempt === 1) this.begin(segment);
     this.update(segment);
   }
 
   /** Finds the request that the segment answers. Its clock runs from the request, or from when the GPU was free for it. */
   begin(segment) {
-    const text = segment.original ?? segment.prompt;
-    const at = Math.max(0, this.waiting.findIndex((request) => request.prompt === text));
-    const [request] = this.waiting.splice(at, 1);
+    const prompt = segment.original ?? segment.prompt;
+    const mine = ['user', 'enhanced'].includes(segment.source);
+    const source = mine ? 'user' : segment.source;
+    let at = this.waiting.findIndex((request) => request.prompt === prompt && request.message.source === source);
+    if (mine) at = Math.max(0, at);
+    const [request] = at < 0 ? [] : this.waiting.splice(at, 1);
     if (request) segment.requested = Math.max(request.at, this.freeSince ?? 0);
+    this.asked = request ?? { prompt, message: { type: 'segment_prompt_source', prompt, source }, at: performance.now() };
+    this.flush();
   }
 
   on_step_complete({ step, total_steps, stage }) {
@@ -396,7 +507,13 @@ class App {
   on_ltx2_segment_complete(message) {
     const segment = this.segments.find((s) => s.idx === message.segment_idx);
     if (!segment) return;
-    Object.assign(segment, { state: 'done', generation: message.generation_time_ms, latency: message.e2e_latency_ms });
+    Object.assign(segment, { generation: message.generation_time_ms, latency: message.e2e_latency_ms });
+    this.done(segment);
+  }
+
+  done(segment) {
+    segment.state = 'done';
+    this.asked = this.image = null;
     this.freeSince = performance.now();
     segment.finish();
     if (this.passing) $('error').hidden = true;
@@ -409,11 +526,14 @@ class App {
     if (!segment) return;
     this.player.cut(segment, segment.start, false);
     segment.restart('cancelled');
+    this.asked = null;
     this.freeSince = performance.now();
     this.update(segment);
   }
 
   on_ltx2_stream_complete({ reason }) {
+    // A server that goes away says so too, and closes with 1001: the session can be gone on with.
+    if (reason === 'stop_requested' && !this.leaving && this.resume) return;
     this.complete = reason;
     this.resume = null;
     this.stopped();
@@ -451,16 +571,26 @@ class App {
     this.errors.push({ code, message, retryable, at: Date.now() });
     if (segment?.running && segment.idx === segment_idx) {
       segment.state = again ? 'restarting' : 'failed';
+      if (!again) this.asked = null;
       this.update(segment);
     } else if (['invalid_message', 'prompt_blocked'].includes(code) && this.phase === 'active') {
       this.refused();
     }
-    if (['session_rejected', 'state_incompatible', 'unauthorized'].includes(code)) this.resume = null;
-    const title = again ? 'The segment is being made again.' : ERROR_WORDS[code] ?? `${phrase(code)}.`;
+    if (this.resuming && retryable) {
+      this.refusal = { title: '', text: sentence(message) }; // is tried again
+      return;
+    }
+    const taken = code === 'session_rejected' && this.phase === 'active';
+    if (taken) this.complete = 'taken';
+    const over = ['session_rejected', 'state_incompatible', 'unauthorized'].includes(code);
+    const cannot = over && this.resuming && 'The session cannot be gone on with.';
+    if (over) this.resume = null;
+    const words = taken ? 'The session is no longer on this page.' : cannot || ERROR_WORDS[code];
+    const title = again ? 'The segment is being made again.' : words ?? `${phrase(code)}.`;
     const text = sentence(message);
     this.refusal = this.phase === 'active' ? null : { title, text };
     this.passing = again; // goes away with the fault
-    this.report(title, text, retryable);
+    this.report(title, text, retryable || taken, taken);
   }
 
   /** The error does not say which request it means. It is the newest one when it comes soon after it was sent. */
@@ -472,7 +602,11 @@ class App {
   }
 
   closed(code, reason, opened) {
-    const ended = this.phase === 'complete' || this.complete === 'timeout';
+    const ended = this.phase === 'complete' || ['timeout', 'taken'].includes(this.complete);
+    if (this.resume && !ended && !this.leaving && (this.resuming ? RETRY_CODES : LOST_CODES).includes(code)) {
+      this.lost();
+      return;
+    }
     const asked = this.leaving || code === 1000 || code === 1005;
     this.stopped();
     this.phase = ended ? 'complete' : 'closed';
@@ -484,19 +618,37 @@ class App {
       this.errors.push({ code, message: reason || title, at: Date.now() });
       // What was said just before says more than the close code.
       const { refusal } = this;
-      if (refusal) this.report(refusal.title, [refusal.text, title, next].filter(Boolean).join(' '), false, true);
+      const more = this.resuming ? '' : title;
+      if (refusal) this.report(refusal.title, [refusal.text, more, next].filter(Boolean).join(' '), false, true);
       else this.report(title, [reason, next].filter(Boolean).join(' '), false, true);
     }
+    this.render();
+  }
+
+  /** The session is still there, the connection is not. What is here plays on. */
+  lost() {
+    const segment = this.current;
+    if (segment && (segment.running || segment.state === 'restarting')) {
+      segment.state = 'interrupted';
+      this.update(segment);
+    }
+    for (const request of this.waiting) request.sent = false;
+    this.phase = 'lost';
+    this.draining = null;
+    this.retry.later(this.refusal?.text);
     this.render();
   }
 
   /** Nothing more comes. Prompts that never ran go back to the box, so that they are not lost. */
   stopped() {
     const segment = this.current;
-    if (segment && (segment.running || segment.state === 'restarting')) {
+    if (segment && (segment.running || ['restarting', 'interrupted'].includes(segment.state))) {
       segment.state = this.complete === 'stop_requested' ? 'cancelled' : 'failed';
       this.update(segment);
     }
+    if (this.asked?.message.source === 'user' && this.retry.tries) this.waiting.unshift(this.asked);
+    this.asked = null;
+    this.retry.reset();
     if (this.waiting.length && !$('prompt').value) $('prompt').value = this.waiting[0].prompt;
     this.waiting = [];
   }
@@ -509,6 +661,7 @@ class App {
     say($('error-text'), text ?? '');
     $('error').dataset.tone = soft ? 'soft' : 'hard';
     $('reconnect').hidden = !reconnect;
+    $('fresh').hidden = !(reconnect && this.resume);
     $('error').hidden = false;
   }
 
@@ -521,7 +674,8 @@ class App {
     const segment = this.current;
     switch (this.phase) {
       case 'idle': return ['idle', 'Not connected'];
-      case 'connecting': return ['wait', 'Connecting'];
+      case 'lost': return ['wait', 'Reconnecting'];
+      case 'connecting': return ['wait', this.resuming ? 'Reconnecting' : 'Connecting'];
       case 'queued': return ['wait', 'Waiting for a GPU'];
       case 'binding': return ['wait', `GPU ${this.gpu?.gpu_id} assigned`];
       case 'complete': return ['idle', COMPLETE_WORDS[this.complete] ?? 'Session ended'];
@@ -547,6 +701,8 @@ class App {
     say($('reconnect'), this.resume ? 'Reconnect' : 'New session');
     $('opening').disabled = $('opening').hidden = live;
     $('snapshot').disabled = phase !== 'active';
+    $('kept').hidden = live || !this.kept;
+    $('move').hidden = phase !== 'active' || this.board.cards.size < 2;
     const jpeg = this.player === this.jpeg;
     $('download').disabled = jpeg || !this.segments.some((s) => s.state === 'done');
     $('download').title = jpeg ? 'JPEG frames are not kept as a video file' : 'All finished segments as one file';
@@ -657,11 +813,12 @@ class App {
     $('working').hidden = !working;
     if (working) say($('working'), running ? segment.words : this.status()[1]);
 
-    const starved = view === 'media' && this.phase === 'active' && player.atEnd && !player.paused;
+    const starved = view === 'media' && (this.phase === 'active' || this.retry.on) && player.atEnd && !player.paused;
     $('hint').hidden = !starved;
     const idle = $('t-pause').checked ? 'Generation is paused' : 'Send a prompt to go on from here';
     const comes = running || this.waiting.length;
-    if (starved) say($('hint'), !comes ? idle : running ? `Waiting for the next segment: ${segment.words}` : 'Waiting for the next segment');
+    if (starved && this.retry.on) say($('hint'), 'Waiting for the connection');
+    else if (starved) say($('hint'), !comes ? idle : running ? `Waiting for the next segment: ${segment.words}` : 'Waiting for the next segment');
 
     const mp4 = player === this.mse;
     const sound = mp4 && /mp4a|opus|flac/i.test(this.mime ?? '');

@@ -34,6 +34,7 @@ export class MsePlayer {
     this.onUpdated = null;
     this.resumeAt = null;
     this.shown = this.started = this.dead = false;
+    this.holed = false; // media were lost on their way, and nobody will send them again
     this.playing = true;
     if (this.video.hasAttribute('src')) {
       this.video.removeAttribute('src');
@@ -192,7 +193,7 @@ export class MsePlayer {
     if (!this.started || video.seeking || video.readyState !== 2 || this.atEnd || this.resumeAt != null) return;
     this.stalls += 1;
     const next = this.ranges().find(([from]) => from > video.currentTime);
-    if (next && next[0] - video.currentTime < 1) video.currentTime = next[0] + 0.001;
+    if (next && (this.holed || next[0] - video.currentTime < 1)) video.currentTime = next[0] + 0.001;
   }
 
   /**

@@ -131,7 +131,7 @@ export class SegmentList {
   /** Marks where the viewer is, and keeps a picture of each segment as its thumbnail: an early one, then one from its middle. */
   follow(segments, player) {
     const time = player.time;
-    const at = segments.findLast((s) => (s.duration || s.state === 'streaming') && time >= s.start - 0.02) ?? null;
+    const at = segments.findLast((s) => (s.duration || ['streaming', 'interrupted'].includes(s.state)) && time >= s.start - 0.02) ?? null;
     for (const segment of segments) {
       const view = this.views.get(segment.idx);
       if (!view) continue;
