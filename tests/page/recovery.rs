@@ -207,6 +207,8 @@ async fn session_goes_on_after_a_reload_when_the_viewer_wants() {
     page.until_says("#kept", "Go on with the session of this tab")
         .await;
     page.screenshot("kept").await;
+    // The browser has scrolled to where it was.
+    page.run("scrollTo(0, 0)").await;
     page.click("#kept-go").await;
     page.until_says("#status", "Ready for a prompt").await;
     assert_eq!(page.get("fastvideo.sessionId").await, before);

@@ -124,7 +124,7 @@ export class Board {
     const key = names.join();
     if (card.offered === key || card.asking) return;
     card.offered = key;
-    card.orders.replaceChildren(...names.map((name) => this.button(name, ORDERS[name].name, `GPU ${id}`, () => this.ask(id, card, name))));
+    card.orders.replaceChildren(...names.map((name) => this.button(name, ORDERS[name].name, `GPU ${id}`, () => this.ask(id, card, name, names))));
   }
 
   button(name, text, of, act) {
@@ -137,7 +137,7 @@ export class Board {
   }
 
   /** Orders concern everybody's sessions, so that they are confirmed. */
-  ask(id, card, name) {
+  ask(id, card, name, names) {
     card.asking = true;
     const over = () => {
       card.asking = false;
@@ -146,7 +146,10 @@ export class Board {
     };
     const yes = this.button('confirm', ORDERS[name].name, `GPU ${id}`, () => this.order(id, card, name).finally(over));
     yes.classList.remove('quiet');
-    const no = this.button('keep', 'Keep it', `GPU ${id}`, over);
+    const no = this.button('keep', 'Keep it', `GPU ${id}`, () => {
+      over();
+      this.offer(id, card, names);
+    });
     card.orders.replaceChildren(make('p', '', ORDERS[name].question), yes, no);
     no.focus();
   }
