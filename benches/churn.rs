@@ -17,6 +17,7 @@ const WORKERS: u64 = 2;
 /// At once.
 const SESSIONS: usize = 32;
 const IN_MEMORY: usize = 10_000;
+/// As many as in memory would take minutes with each of these stores.
 const IN_STORES: usize = 1_000;
 /// After which memory is looked at first: everything that grows with use has grown.
 const WARM_UP: usize = 500;

@@ -18,12 +18,12 @@ const VIEWERS: usize = 64;
 /// Those that the workers keep up with: six each, as six times [`STEPS_MS`] and what else a segment takes is just below
 /// [`PLAYS`].
 const FULL: usize = 48;
-/// 24 frames at 12 frames per second.
-const PLAYS: Duration = Duration::from_secs(2);
+/// 24 frames at 6 frames per second: so slow that two cores draw and encode for all workers beside their steps.
+const PLAYS: Duration = Duration::from_secs(4);
 /// Of all denoise steps of a segment.
-const STEPS_MS: u32 = 300;
+const STEPS_MS: u32 = 600;
 /// Until nobody is let in any more.
-const SETTLE: Duration = Duration::from_secs(8);
+const SETTLE: Duration = Duration::from_secs(12);
 const COUNTED: Duration = Duration::from_secs(60);
 
 const PACED: &[&str] = &[
@@ -32,9 +32,9 @@ const PACED: &[&str] = &[
     "--default_request.sampling.width=64",
     "--default_request.sampling.height=64",
     "--default_request.sampling.num_frames=24",
-    "--default_request.sampling.fps=12",
+    "--default_request.sampling.fps=6",
     "--default_request.sampling.num_inference_steps=6",
-    "--generator.synthetic.step_ms=50",
+    "--generator.synthetic.step_ms=100",
     "--generator.synthetic.audio_latent_frames=4",
     "--streaming.warmup.width=64",
     "--streaming.warmup.height=64",
