@@ -15,13 +15,13 @@ use crate::server::Server;
 
 const WORKERS: u64 = 8;
 const VIEWERS: usize = 64;
-/// Those that the workers keep up with: six each, as six times [`STEPS_MS`] and what else a segment takes is just below
+/// Those that the workers keep up with: six each, as six times [`STEPS_MS`] and what else a segment takes is a tenth below
 /// [`PLAYS`].
 const FULL: usize = 48;
 /// 24 frames at 6 frames per second: so slow that two cores draw and encode for all workers beside their steps.
 const PLAYS: Duration = Duration::from_secs(4);
 /// Of all denoise steps of a segment.
-const STEPS_MS: u32 = 600;
+const STEPS_MS: u32 = 582;
 /// Until nobody is let in any more.
 const SETTLE: Duration = Duration::from_secs(12);
 const COUNTED: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ const PACED: &[&str] = &[
     "--default_request.sampling.num_frames=24",
     "--default_request.sampling.fps=6",
     "--default_request.sampling.num_inference_steps=6",
-    "--generator.synthetic.step_ms=100",
+    "--generator.synthetic.step_ms=97",
     "--generator.synthetic.audio_latent_frames=4",
     "--streaming.warmup.width=64",
     "--streaming.warmup.height=64",
