@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -25,8 +26,8 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) enum Heard {
     Text(Value),
-    /// A binary message, by its size.
-    Media(usize),
+    /// A binary message.
+    Media(Bytes),
 }
 
 impl Heard {
@@ -42,6 +43,25 @@ impl Client {
     /// # Errors
     /// When the server does not take it.
     pub(crate) async fn open(address: &str) -> anyhow::Result<Self> {
+        Ok(Self::assigned(address, json!({})).await?.0)
+    }
+
+    /// Opens a session with these fields, waits until it is active, and returns its `gpu_assigned`.
+    ///
+    /// # Errors
+    /// When the server does not take it.
+    pub(crate) async fn assigned(address: &str, opening: Value) -> anyhow::Result<(Self, Value)> {
+        let mut client = Self::connect(address, opening).await?;
+        let (_, assigned) = client.until("gpu_assigned").await?;
+        client.until("ltx2_stream_start").await?;
+        Ok((client, assigned))
+    }
+
+    /// Asks for a session with these fields, and waits for no answer.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub(crate) async fn connect(address: &str, mut opening: Value) -> anyhow::Result<Self> {
         let url = format!("ws://{address}/v1/stream");
         let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES);
         let connecting = connect_async_with_config(url, Some(config), true);
@@ -49,8 +69,8 @@ impl Client {
             .await
             .context("no connection in time")??;
         let mut client = Self { socket };
-        client.send(json!({"type": "session_init_v2"})).await?;
-        client.until("ltx2_stream_start").await?;
+        opening["type"] = json!("session_init_v2");
+        client.send(opening).await?;
         Ok(client)
     }
 
@@ -78,7 +98,7 @@ impl Client {
             let now = Instant::now();
             match message {
                 Message::Text(text) => return Ok((now, Heard::Text(serde_json::from_str(&text)?))),
-                Message::Binary(bytes) => return Ok((now, Heard::Media(bytes.len()))),
+                Message::Binary(bytes) => return Ok((now, Heard::Media(bytes))),
                 Message::Close(close) => bail!("the server closed the connection: {close:?}"),
                 _ => {}
             }

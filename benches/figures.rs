@@ -1,5 +1,7 @@
 //! Quantiles of what was measured.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// Several measurements of one thing.
@@ -32,4 +34,8 @@ impl Figures {
             max,
         })
     }
+}
+
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }

@@ -10,9 +10,13 @@ use std::io::{self, Write};
 use anyhow::Context;
 use clap::{Arg, ArgAction, Command, value_parser};
 
+mod churn;
 mod client;
 mod cost;
+mod export;
+mod faults;
 mod figures;
+mod handoff;
 mod idle;
 mod many;
 mod recovery;
@@ -21,6 +25,8 @@ mod report;
 mod segment;
 mod server;
 mod start;
+mod store;
+mod viewers;
 
 use report::{Machine, Report, Row};
 
@@ -32,16 +38,26 @@ enum Scenario {
     IdleSessions,
     RelayLatency,
     Recovery,
+    Faults,
+    Handoff,
+    Export,
+    Churn,
+    Viewers,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 6] = [
+const SCENARIOS: [(&str, Scenario); 11] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
     ("idle_sessions", Scenario::IdleSessions),
     ("relay_latency", Scenario::RelayLatency),
     ("recovery", Scenario::Recovery),
+    ("faults", Scenario::Faults),
+    ("handoff", Scenario::Handoff),
+    ("export", Scenario::Export),
+    ("churn", Scenario::Churn),
+    ("viewers", Scenario::Viewers),
 ];
 
 fn arguments() -> Command {
@@ -73,6 +89,11 @@ impl Scenario {
             Self::IdleSessions => idle::measure().await,
             Self::RelayLatency => relay::measure().await,
             Self::Recovery => recovery::measure(runs.unwrap_or(24)).await,
+            Self::Faults => faults::measure().await,
+            Self::Export => export::measure(runs.unwrap_or(7)).await,
+            Self::Churn => churn::measure().await,
+            Self::Viewers => viewers::measure().await,
+            Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::client::{Client, Heard};
-use crate::figures::Figures;
+use crate::figures::{Figures, milliseconds};
 use crate::report::{Row, Target};
 use crate::server::{PATIENCE, Server};
 
@@ -109,8 +109,4 @@ async fn recover(server: &Server, client: &mut Client, phase: Phase) -> anyhow::
     };
     client.until("ltx2_segment_complete").await?;
     Ok(running - killed)
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

@@ -175,9 +175,9 @@ impl Segment {
         let mut bytes = 0;
         let completed = loop {
             match client.next().await? {
-                (at, Heard::Media(size)) => {
+                (at, Heard::Media(message)) => {
                     media.push(at);
-                    bytes += size;
+                    bytes += message.len();
                 }
                 (at, heard) if heard.is("step_complete") => denoised = Some(at),
                 (at, heard) if heard.is("ltx2_segment_complete") => break at,

@@ -1,7 +1,7 @@
 //! A supervisor in a process of its own, and the worker's binary beside it.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ pub(crate) const LOG: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench-superv
 /// Everything that is waited for must happen within this time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a server is asked for news.
-const ASK_AGAIN: Duration = Duration::from_millis(2);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 /// A running supervisor. Killed when dropped, and its workers with it.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Server {
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(File::create(LOG)?);
+            .stderr(log()?);
         let started = Instant::now();
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().context("stdout is piped")?;
@@ -111,6 +111,16 @@ impl Server {
         })
     }
 
+    /// The process of that worker; none when it has been replaced.
+    pub(crate) async fn pid_of_worker(&self, id: &str) -> anyhow::Result<Option<Pid>> {
+        let status = self.get("/status").await?;
+        let mut gpus = (status["gpu_status"].as_object())
+            .context("gpu_status is an object")?
+            .values();
+        let gpu = gpus.find(|gpu| gpu["worker_id"] == id && gpu["pid"].is_number());
+        gpu.map(pid_of).transpose()
+    }
+
     /// GET, whatever the status code.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let url = format!("http://{}{path}", self.address);
@@ -119,6 +129,16 @@ impl Server {
             request.call()?.body_mut().read_to_string()
         });
         Ok(serde_json::from_str(&answer.await??)?)
+    }
+
+    /// POST without a body; the status code.
+    pub(crate) async fn post(&self, path: &str) -> anyhow::Result<u16> {
+        let url = format!("http://{}{path}", self.address);
+        let answer = tokio::task::spawn_blocking(move || {
+            let request = ureq::post(&url).config().http_status_as_error(false);
+            request.build().send_empty()
+        });
+        Ok(answer.await??.status().as_u16())
     }
 
     /// Waits until so many workers serve.
@@ -146,6 +166,12 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Empty, and written at its end: of two supervisors that run at once, none writes over the other's lines.
+fn log() -> io::Result<File> {
+    File::create(LOG)?;
+    File::options().append(true).open(LOG)
 }
 
 /// A program of this workspace, as cargo has built it for this benchmark.
