@@ -16,8 +16,9 @@ use crate::report::{Row, Target};
 use crate::server::{PATIENCE, Server};
 
 const WORKERS: u64 = 8;
-const SESSIONS: usize = 8;
-const SEGMENTS_EACH: usize = 125;
+/// Fewer than workers: some are free to take over, as in a server that is not full.
+const SESSIONS: usize = 5;
+const SEGMENTS_EACH: usize = 200;
 /// One segment in so many has a fault.
 const FAULT_EVERY: u32 = 3;
 const STEPS: u64 = 8;

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRef, State};
-use axum::http::StatusCode;
+use axum::extract::{FromRef, Request, State};
+use axum::http::header::{HOST, ORIGIN};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt;
@@ -89,12 +91,13 @@ pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
 }
 
 fn router(app: App) -> Router {
-    let max_body_bytes = app.max_message_bytes;
+    let orders = sessions::routes(app.max_message_bytes)
+        .merge(workers::routes())
+        .layer(from_fn(from_no_other_site));
     Router::new()
         .route("/v1/stream", get(stream::upgrade))
         .merge(status::routes())
-        .merge(sessions::routes(max_body_bytes))
-        .merge(workers::routes())
+        .merge(orders)
         .merge(page::routes())
         .fallback(async || {
             error(
@@ -111,6 +114,28 @@ fn router(app: App) -> Router {
             )
         })
         .with_state(app)
+}
+
+/// Refuses orders that the page of another site gives through an operator's browser.
+async fn from_no_other_site(request: Request, next: Next) -> Response {
+    if let Some(origin) = other_site(&request) {
+        let message = format!("orders from {origin} are not taken");
+        return error(StatusCode::FORBIDDEN, "other_site", message);
+    }
+    next.run(request).await
+}
+
+/// The site whose page gives an order, when that is not this server's.
+fn other_site(request: &Request) -> Option<String> {
+    let header = |name| {
+        let value = request.headers().get(name)?;
+        value.to_str().ok()
+    };
+    let origin = header(ORIGIN)?;
+    let is_order = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let site = origin.split_once("://").map(|(_, site)| site);
+    let is_own = site.is_some() && site == header(HOST);
+    (is_order && !is_own).then(|| origin.to_owned())
 }
 
 /// The body of every answer that is not a success.

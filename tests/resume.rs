@@ -321,3 +321,23 @@ async fn the_server_drains_when_an_operator_asks_over_http() {
     assert_eq!(client.closed().await, Some(1001));
     assert_eq!(server.exit().await.code(), Some(0));
 }
+
+#[tokio::test]
+async fn pages_of_other_sites_give_no_orders() {
+    let server = Server::start(&["--gpus", "1"]);
+    let url = format!("http://{}/v1/drain", server.address);
+    let own = format!("http://{}", server.address);
+    let order = async |origin: String| {
+        let url = url.clone();
+        let ordered = move || {
+            let request = ureq::post(&url).header("origin", origin);
+            let request = request.config().http_status_as_error(false).build();
+            request.send_empty().unwrap().status().as_u16()
+        };
+        tokio::task::spawn_blocking(ordered).await.unwrap()
+    };
+    assert_eq!(order("https://elsewhere.example".to_owned()).await, 403);
+    assert_eq!(order("null".to_owned()).await, 403);
+    assert_eq!(server.status().await["draining"], false);
+    assert_eq!(order(own).await, 202);
+}

@@ -33,10 +33,11 @@ impl Lead {
         }
     }
 
-    /// When the viewer runs out of video. One that has none is due now, so that those who wait without video are served
-    /// in order of request.
-    pub(super) fn due(&self, now: Instant) -> Instant {
-        self.runs_out.map_or(now, |runs_out| runs_out.max(now))
+    /// When the viewer runs out of video. One that has seen nothing yet can wait for as long as a segment plays: were it
+    /// due at once, those who watch already would stall for it.
+    pub(super) fn due(&self, now: Instant, segment: Duration) -> Instant {
+        let first = now + segment;
+        self.runs_out.map_or(first, |runs_out| runs_out.max(now))
     }
 }
 
@@ -59,13 +60,14 @@ mod tests {
                 other => panic!("{other}"),
             }
         }
-        assert_eq!(lead.due(at(now)), at(due), "{story:?}");
+        let segment = Duration::from_secs(1);
+        assert_eq!(lead.due(at(now), segment), at(due), "{story:?}");
     }
 
     #[test]
     fn a_viewer_is_due_when_it_runs_out_of_video() {
-        check(&[], 70, 70);
-        check(&[("media", 100)], 150, 150);
+        check(&[], 70, 1070);
+        check(&[("media", 100)], 150, 1150);
         check(&[("media", 100), ("media", 180), ("end", 200)], 200, 1100);
         let two = [("media", 100), ("end", 200), ("media", 300), ("end", 400)];
         check(&two, 400, 2100);
@@ -74,6 +76,6 @@ mod tests {
         check(&dry, 3100, 4000);
         let again = [("media", 100), ("void", 200), ("media", 900), ("end", 950)];
         check(&again, 950, 1900);
-        check(&[("end", 100)], 200, 200);
+        check(&[("end", 100)], 200, 1200);
     }
 }

@@ -781,7 +781,9 @@ impl Session {
             blob: state.blob().clone(),
             made_by: state.maker(),
         });
-        let due = self.lead.due(Instant::now());
+        let due = self
+            .lead
+            .due(Instant::now(), self.context.config.format.duration());
         match self.place.submit(&assignment.worker, spec, start, due) {
             Ok(job) => {
                 segment.job = Some(job);
