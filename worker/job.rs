@@ -425,10 +425,11 @@ impl Worker {
                 return Err(error);
             }
         };
+        // While the last frames are encoded.
+        state.header.blob_hash = blob_hash(&state.blob);
         let outcome = pipeline
             .finish()
             .map_err(|e| EngineError::Failed(e.to_string()))?;
-        state.header.blob_hash = blob_hash(&state.blob);
         keep_sound_tail(&mut state.header, &outcome.sound_tail);
         Ok(Made {
             state,
