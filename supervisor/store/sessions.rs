@@ -80,6 +80,22 @@ pub struct Snapshot {
     pub state: Option<State>,
 }
 
+impl Snapshot {
+    fn body(&self, token_hash: [u8; 32]) -> StoredSession {
+        StoredSession {
+            token_hash: Some(token_hash),
+            segments: self.progress.segments,
+            start_frame: self.progress.start_frame,
+            state: (self.state.as_ref()).map(|state| state.header_bytes().to_vec()),
+        }
+    }
+
+    fn blob(&self) -> Option<(BlobId, Bytes)> {
+        let state = self.state.as_ref()?;
+        Some((BlobId::of_state(state), state.blob_bytes()))
+    }
+}
+
 /// The right to resume a session: 64 lower-case hexadecimal digits, of which the store keeps only a hash.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ResumeToken(String);
@@ -102,6 +118,11 @@ impl ResumeToken {
 
     fn hash(&self) -> blake3::Hash {
         blake3::hash(self.0.as_bytes())
+    }
+
+    /// Comparing two hashes of blake3 takes the same time wherever they differ.
+    fn has(&self, hash: [u8; 32]) -> bool {
+        blake3::Hash::from_bytes(hash) == self.hash()
     }
 }
 
@@ -223,18 +244,12 @@ impl SessionStore {
         token: &ResumeToken,
         state: Option<&State>,
     ) -> Result<Lease, StoreError> {
-        let stored = self.begin(session, token, state, true).await?;
-        let held = Arc::new(Held {
-            session: session.clone(),
-            token_hash: *token.hash().as_bytes(),
-            lost: CancellationToken::new(),
-            latest: Mutex::new(Snapshot {
-                progress: Progress::default(),
-                state: state.cloned(),
-            }),
-            stored: AsyncMutex::new(stored),
-        });
-        Ok(self.hold(held))
+        let snapshot = Snapshot {
+            progress: Progress::default(),
+            state: state.cloned(),
+        };
+        let stored = self.begin(session, token, &snapshot, true).await?;
+        Ok(self.hold(Held::new(session, token, snapshot, stored)))
     }
 
     /// Keeps a state as the starting point of a new session, which nobody runs until somebody resumes it.
@@ -243,7 +258,11 @@ impl SessionStore {
     /// As [`Self::create`].
     pub async fn hydrate(&self, state: &State) -> Result<(SessionId, ResumeToken), StoreError> {
         let (session, token) = (SessionId::random(), ResumeToken::random());
-        self.begin(&session, &token, Some(state), false).await?;
+        let snapshot = Snapshot {
+            progress: Progress::default(),
+            state: Some(state.clone()),
+        };
+        self.begin(&session, &token, &snapshot, false).await?;
         Ok((session, token))
     }
 
@@ -258,7 +277,7 @@ impl SessionStore {
     ) -> Result<(Lease, Snapshot), ResumeError> {
         let refused = || ResumeError::Refused(session.clone());
         let before = self.held().get(session).cloned();
-        let before = before.filter(|held| held.accepts(token));
+        let before = before.filter(|held| token.has(held.token_hash));
         // Until this is done, whoever runs the session on this server writes nothing.
         let mut stored = match &before {
             Some(held) => Some((held, held.stored.lock().await)),
@@ -278,9 +297,7 @@ impl SessionStore {
             let written = self.within(self.0.records.read(session)).await?;
             let written = written.ok_or_else(refused)?;
             let body = decode(&written.record.body)?;
-            // Comparing two hashes of blake3 takes the same time wherever they differ.
-            let right = body.token_hash.map(blake3::Hash::from_bytes) == Some(token.hash());
-            if !right {
+            if !body.token_hash.is_some_and(|hash| token.has(hash)) {
                 return Err(refused());
             }
             let Some(state) = self.load(session, &body, &written).await? else {
@@ -308,17 +325,12 @@ impl SessionStore {
                 progress: progress(&body),
                 state,
             };
-            let held = Arc::new(Held {
-                session: session.clone(),
-                token_hash: *token.hash().as_bytes(),
-                lost: CancellationToken::new(),
-                latest: Mutex::new(snapshot.clone()),
-                stored: AsyncMutex::new(Stored {
-                    revision: outcome.revision,
-                    body,
-                    blobs: record.blobs,
-                }),
-            });
+            let stored = Stored {
+                revision: outcome.revision,
+                body,
+                blobs: record.blobs,
+            };
+            let held = Held::new(session, token, snapshot.clone(), stored);
             return Ok((self.hold(held), snapshot));
         }
     }
@@ -409,20 +421,14 @@ impl SessionStore {
         &self,
         session: &SessionId,
         token: &ResumeToken,
-        state: Option<&State>,
+        snapshot: &Snapshot,
         owned: bool,
     ) -> Result<Stored, StoreError> {
-        let body = StoredSession {
-            token_hash: Some(*token.hash().as_bytes()),
-            segments: 0,
-            start_frame: 0,
-            state: state.map(|state| state.header_bytes().to_vec()),
-        };
-        let blob = state.map(|state| (BlobId::of_state(state), state.blob_bytes()));
+        let body = snapshot.body(*token.hash().as_bytes());
         let draft = Draft {
             owner: owned.then(|| self.0.server.clone()),
             body: body.encode(),
-            blob,
+            blob: snapshot.blob(),
         };
         let (revision, blobs) = self.write(session, None, &[], &draft).await?;
         Ok(Stored {
@@ -537,27 +543,15 @@ impl SessionStore {
         stored: &mut Stored,
         owner: Option<ServerId>,
     ) -> Result<(), StoreError> {
-        let Snapshot { progress, state } = held.latest();
-        let body = StoredSession {
-            token_hash: Some(held.token_hash),
-            segments: progress.segments,
-            start_frame: progress.start_frame,
-            state: state.as_ref().map(|state| state.header_bytes().to_vec()),
-        };
+        let latest = held.latest();
+        let body = latest.body(held.token_hash);
         if body == stored.body && owner.is_some() {
             return Ok(());
         }
-        let blob = match (&state, stored.blobs.first()) {
-            (None, _) => None,
-            (Some(state), Some(blob)) if body == stored.body => {
-                Some((blob.key.id, state.blob_bytes()))
-            }
-            (Some(state), _) => Some((BlobId::of_state(state), state.blob_bytes())),
-        };
         let draft = Draft {
             owner,
             body: body.encode(),
-            blob,
+            blob: latest.blob(),
         };
         loop {
             let (session, expected) = (&held.session, Some(stored.revision));
@@ -588,10 +582,9 @@ impl SessionStore {
         stored: &mut Stored,
     ) -> Result<bool, StoreError> {
         let written = self.within(self.0.records.read(&held.session)).await?;
-        let is_current = self.holds(held);
         match written {
             Some(written)
-                if is_current && written.record.owner.as_ref() == Some(&self.0.server) =>
+                if self.holds(held) && written.record.owner.as_ref() == Some(&self.0.server) =>
             {
                 *stored = Stored {
                     revision: written.revision,
@@ -652,7 +645,7 @@ impl SessionStore {
 
     /// Whether this server still runs the session.
     fn holds(&self, held: &Arc<Held>) -> bool {
-        (self.held().get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held))
+        is_current(&self.held(), held)
     }
 
     fn hold(&self, held: Arc<Held>) -> Lease {
@@ -670,7 +663,7 @@ impl SessionStore {
     /// This server does not run the session any more.
     fn let_go(&self, held: &Arc<Held>) {
         let mut all = self.held();
-        if (all.get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held)) {
+        if is_current(&all, held) {
             all.remove(&held.session);
         }
     }
@@ -720,8 +713,19 @@ impl fmt::Debug for SessionStore {
 }
 
 impl Held {
-    fn accepts(&self, token: &ResumeToken) -> bool {
-        blake3::Hash::from_bytes(self.token_hash) == token.hash()
+    fn new(
+        session: &SessionId,
+        token: &ResumeToken,
+        latest: Snapshot,
+        stored: Stored,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            session: session.clone(),
+            token_hash: *token.hash().as_bytes(),
+            lost: CancellationToken::new(),
+            latest: Mutex::new(latest),
+            stored: AsyncMutex::new(stored),
+        })
     }
 
     fn latest(&self) -> Snapshot {
@@ -797,6 +801,10 @@ impl Drop for Lease {
         let chore = Chore::Release(self.held.clone());
         self.end(chore);
     }
+}
+
+fn is_current(all: &HashMap<SessionId, Arc<Held>>, held: &Arc<Held>) -> bool {
+    (all.get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held))
 }
 
 fn progress(body: &StoredSession) -> Progress {
