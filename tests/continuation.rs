@@ -11,10 +11,6 @@ use crate::harness::{Client, Heard, Segment, Server, python};
 const FAST: &[&str] = &[
     "--gpus",
     "1",
-    "--generator.synthetic.step_ms",
-    "0",
-    "--generator.synthetic.frame_ms",
-    "0",
     "--default_request.sampling.width=64",
     "--default_request.sampling.height=64",
 ];

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+use ureq::http::{Request, Response};
 
 /// Everything that is waited for must happen within this time, on a loaded machine too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -138,34 +139,13 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
-    /// GET, with the status code.
-    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
-        let url = format!("http://{}{path}", self.address);
-        tokio::task::spawn_blocking(move || {
-            let mut response = ureq::get(&url)
-                .config()
-                .http_status_as_error(false)
-                .build()
-                .call()
-                .expect("the server answers");
-            let status = response.status().as_u16();
-            let body = response.body_mut().read_to_string().unwrap();
-            (
-                status,
-                serde_json::from_str(&body).unwrap_or(Value::String(body)),
-            )
-        })
-        .await
-        .unwrap()
-    }
-
-    /// Any method, with a JSON body if there is one, and the status code.
-    pub(crate) async fn call(
+    /// Any method, with a JSON body if there is one. The answer's body is text.
+    pub(crate) async fn request(
         &self,
         method: &'static str,
         path: &str,
         body: Option<Value>,
-    ) -> (u16, Value) {
+    ) -> Response<String> {
         let url = format!("http://{}{path}", self.address);
         tokio::task::spawn_blocking(move || {
             let agent = ureq::Agent::config_builder()
@@ -173,22 +153,36 @@ impl Server {
                 .allow_non_standard_methods(true)
                 .build()
                 .new_agent();
-            let request = ureq::http::Request::builder()
+            let request = Request::builder()
                 .method(method)
                 .uri(url)
                 .body(body.map_or(String::new(), |body| body.to_string()))
                 .unwrap();
-            let mut response = agent.run(request).expect("the server answers");
-            let status = response.status().as_u16();
-            let body = response.body_mut().with_config().limit(1 << 30);
-            let body = body.read_to_string().unwrap();
-            (
-                status,
-                serde_json::from_str(&body).unwrap_or(Value::String(body)),
-            )
+            let (parts, body) = agent.run(request).expect("the server answers").into_parts();
+            let mut body = body;
+            let text = body.with_config().limit(1 << 30).read_to_string().unwrap();
+            Response::from_parts(parts, text)
         })
         .await
         .unwrap()
+    }
+
+    /// The same, with the status code and the body as JSON or, where it is none, as a string.
+    pub(crate) async fn call(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
+        let response = self.request(method, path, body).await;
+        let (status, text) = (response.status().as_u16(), response.into_body());
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        (status, body)
+    }
+
+    /// GET, with the status code.
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
+        self.call("GET", path, None).await
     }
 
     /// POST without a body, with the status code.

@@ -11,29 +11,13 @@ async fn request(
     path: &str,
     headers: &'static [&'static str],
 ) -> (u16, Vec<String>, String) {
-    let url = format!("http://{}{path}", server.address);
-    tokio::task::spawn_blocking(move || {
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .allow_non_standard_methods(true)
-            .build()
-            .new_agent();
-        let request = ureq::http::Request::builder()
-            .method(method)
-            .uri(url)
-            .body(())
-            .unwrap();
-        let mut response = agent.run(request).expect("the server answers");
-        let text = |&name: &&str| match response.headers().get(name) {
-            Some(value) => value.to_str().unwrap().to_owned(),
-            None => String::new(),
-        };
-        let headers = headers.iter().map(text).collect();
-        let body = response.body_mut().read_to_string().unwrap();
-        (response.status().as_u16(), headers, body)
-    })
-    .await
-    .unwrap()
+    let response = server.request(method, path, None).await;
+    let text = |name: &&str| match response.headers().get(*name) {
+        Some(value) => value.to_str().unwrap().to_owned(),
+        None => String::new(),
+    };
+    let headers = headers.iter().map(text).collect();
+    (response.status().as_u16(), headers, response.into_body())
 }
 
 /// Takes the time out of an answer.

@@ -11,14 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Client, Heard, Server, until};
 
-const FAST: &[&str] = &[
-    "--gpus",
-    "1",
-    "--generator.synthetic.step_ms",
-    "0",
-    "--generator.synthetic.frame_ms",
-    "0",
-];
+const FAST: &[&str] = &["--gpus", "1"];
 const MAGENTA: Rgb<u8> = Rgb([230, 20, 220]);
 
 /// A picture of one colour.

@@ -5,15 +5,6 @@ use serde_json::{Value, json};
 use crate::harness::{Client, Heard, Segment, Server};
 
 const ONE_GPU: &[&str] = &["--gpus", "1"];
-/// As fast as the machine goes.
-const FAST: &[&str] = &[
-    "--gpus",
-    "1",
-    "--generator.synthetic.step_ms",
-    "0",
-    "--generator.synthetic.frame_ms",
-    "0",
-];
 /// Steps and frames that leave time to say something while they run.
 const SLOW: &[&str] = &[
     "--gpus",
@@ -84,7 +75,7 @@ async fn steps_are_told_while_they_are_made() {
 #[tokio::test]
 async fn waiting_requests_run_in_order_and_one_above_the_limit_is_refused() {
     let limit: &[&str] = &["--streaming.limits.max_waiting_requests", "3"];
-    let server = Server::start(&[FAST, limit].concat());
+    let server = Server::start(&[ONE_GPU, limit].concat());
     let mut client = server.active(json!({})).await;
     client.send(pause(true)).await;
     for prompt in ["first", "second", "third", "fourth"] {
@@ -107,7 +98,7 @@ async fn waiting_requests_run_in_order_and_one_above_the_limit_is_refused() {
 
 #[tokio::test]
 async fn eight_requests_may_wait_by_default() {
-    let server = Server::start(FAST);
+    let server = Server::start(ONE_GPU);
     let mut client = server.active(json!({})).await;
     client.send(pause(true)).await;
     for _ in 0..8 {
@@ -138,7 +129,7 @@ async fn a_pause_lets_the_running_segment_finish_and_holds_the_next() {
 #[tokio::test]
 async fn curated_prompts_run_round_and_round_up_to_the_cap() {
     let cap: &[&str] = &["--streaming.generation_segment_cap", "5"];
-    let server = Server::start(&[FAST, cap].concat());
+    let server = Server::start(&[ONE_GPU, cap].concat());
     let mut client = server
         .open(json!({"curated_prompts": ["a hill", "a lake", "a wood"], "loop_generation_enabled": true}))
         .await;
@@ -178,7 +169,7 @@ async fn a_request_goes_before_the_loop_and_new_prompts_hold_from_the_next_segme
 
 #[tokio::test]
 async fn a_bad_list_of_prompts_is_refused_and_the_old_one_stays() {
-    let server = Server::start(FAST);
+    let server = Server::start(ONE_GPU);
     let mut client = server.active(json!({"curated_prompts": ["a hill"]})).await;
     for (prompts, expected) in [
         (json!(["a", ""]), "`seed_prompts` is empty"),
@@ -199,7 +190,7 @@ async fn a_bad_list_of_prompts_is_refused_and_the_old_one_stays() {
 
 #[tokio::test]
 async fn a_single_clip_is_one_segment() {
-    let server = Server::start(FAST);
+    let server = Server::start(ONE_GPU);
     let mut client = server.active(json!({"single_clip_mode": true})).await;
     client.prompt("a fox").await;
     client.prompt("a hare").await;
@@ -312,7 +303,7 @@ async fn a_cancelled_segment_leaves_no_trace_but_its_index() {
 
 #[tokio::test]
 async fn there_is_nothing_to_cancel_without_a_segment() {
-    let server = Server::start(FAST);
+    let server = Server::start(ONE_GPU);
     let mut client = server.active(json!({})).await;
     client.send(json!({"type": "cancel_segment"})).await;
     let error = client.expect("error").await;
@@ -344,7 +335,7 @@ async fn a_client_that_leaves_ends_its_segment_and_its_session() {
 
 #[tokio::test]
 async fn a_request_says_how_its_segment_is_made() {
-    let server = Server::start(FAST);
+    let server = Server::start(ONE_GPU);
     let mut media = Vec::new();
     for fields in [
         json!({}),
@@ -380,7 +371,7 @@ async fn a_request_says_how_its_segment_is_made() {
 #[tokio::test]
 async fn what_is_out_of_range_is_named_with_its_limit_and_the_session_goes_on() {
     let limit: &[&str] = &["--streaming.limits.max_inference_steps", "50"];
-    let server = Server::start(&[FAST, limit].concat());
+    let server = Server::start(&[ONE_GPU, limit].concat());
     let mut client = server.active(json!({})).await;
     let long = "é".repeat(4001);
     for (prompt, fields, expected) in [
@@ -441,7 +432,7 @@ async fn what_is_out_of_range_is_named_with_its_limit_and_the_session_goes_on() 
 #[tokio::test]
 async fn the_same_request_gives_the_same_bytes_on_another_worker() {
     let gpus: &[&str] = &["--gpus", "2"];
-    let server = Server::start(&[FAST, gpus].concat());
+    let server = Server::start(&[ONE_GPU, gpus].concat());
     server.ready(2).await;
     let mut seen = Vec::new();
     let mut clients = Vec::new();
@@ -463,7 +454,7 @@ async fn the_same_request_gives_the_same_bytes_on_another_worker() {
 
 #[tokio::test]
 async fn legacy_jpeg_sends_one_picture_per_frame() {
-    let server = Server::start(FAST);
+    let server = Server::start(ONE_GPU);
     let mut client = server.active(json!({"stream_mode": "legacy_jpeg"})).await;
     for _ in 0..2 {
         let segment = client.segment("a fox").await;
@@ -484,7 +475,7 @@ async fn legacy_jpeg_sends_one_picture_per_frame() {
 
 #[tokio::test]
 async fn switches_without_an_enhancer_are_accepted_and_rewriting_is_refused() {
-    let server = Server::start(FAST);
+    let server = Server::start(ONE_GPU);
     let mut client = server
         .active(json!({"enhancement_enabled": true, "auto_extension_enabled": true}))
         .await;
