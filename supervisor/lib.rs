@@ -1,6 +1,6 @@
 //! The supervisor: worker processes, client sessions, their continuation states, and the front door.
 //!
-//! `http` calls `session`; `session` calls `pool` and `store`; those two do not know each other.
+//! `http` calls `session`; `session` calls `pool`, `store` and `prompt`; those three do not know each other.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ use crate::store::{SessionStore, Upkeep};
 
 pub mod http;
 pub mod pool;
+pub mod prompt;
 pub mod schedule;
 pub mod session;
 pub mod store;
