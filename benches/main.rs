@@ -22,6 +22,7 @@ mod many;
 mod recovery;
 mod relay;
 mod report;
+mod safety;
 mod segment;
 mod server;
 mod start;
@@ -43,10 +44,11 @@ enum Scenario {
     Export,
     Churn,
     Viewers,
+    Safety,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 11] = [
+const SCENARIOS: [(&str, Scenario); 12] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -58,6 +60,7 @@ const SCENARIOS: [(&str, Scenario); 11] = [
     ("export", Scenario::Export),
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
+    ("safety", Scenario::Safety),
 ];
 
 fn arguments() -> Command {
@@ -93,6 +96,7 @@ impl Scenario {
             Self::Export => export::measure(runs.unwrap_or(7)).await,
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
+            Self::Safety => safety::measure(runs.unwrap_or(5)).await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }
     }

@@ -210,12 +210,9 @@ fn warnings(ignored: &[Ignored], settings: &Settings) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut without_effect = Vec::new();
     for Ignored { key, value } in ignored {
-        let part = [
-            ("streaming.prompt.", "prompt enhancer"),
-            ("streaming.safety.", "prompt safety filter"),
-        ]
-        .into_iter()
-        .find(|(section, _)| key.starts_with(section));
+        let part = [("streaming.prompt.", "prompt enhancer")]
+            .into_iter()
+            .find(|(section, _)| key.starts_with(section));
         match part {
             None => without_effect.push(key.as_str()),
             Some((_, part)) if key.ends_with(".enabled") && *value == Node::Bool(true) => {

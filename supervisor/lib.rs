@@ -31,6 +31,7 @@ pub struct Config {
     pub pool: pool::Config,
     pub session: session::Config,
     pub store: store::open::Config,
+    pub prompt: prompt::Config,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
 }

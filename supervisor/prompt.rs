@@ -4,3 +4,10 @@
 
 pub mod fasttext;
 pub mod safety;
+
+/// What is done with prompts.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Prompts are used without being looked at when absent.
+    pub safety: Option<safety::Config>,
+}

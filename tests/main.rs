@@ -24,6 +24,7 @@ mod page;
 mod protocol;
 mod readback;
 mod resume;
+mod safety;
 mod session;
 mod sharing;
 mod slow_reader;

@@ -82,8 +82,6 @@ const ACCEPTED: &[&str] = &[
     "streaming.prompt.model",
     "streaming.prompt.timeout_ms",
     "streaming.prompt.system_prompt_dir",
-    "streaming.safety.enabled",
-    "streaming.safety.classifier_path",
 ];
 
 pub(super) fn paths() -> impl Iterator<Item = &'static str> {

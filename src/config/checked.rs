@@ -7,9 +7,10 @@ use fastvideo_proto::link::{
     EncoderSpec, EngineSpec, FaultSpec, SyntheticSpec, VideoFormat, WarmupSpec,
 };
 use fastvideo_supervisor_core::pool::{Gpu, Recycle};
+use fastvideo_supervisor_core::prompt::safety;
 use fastvideo_supervisor_core::store::open::{Place, PlaceError};
 use fastvideo_supervisor_core::store::records::memory::Limits;
-use fastvideo_supervisor_core::{Config, http, pool, session, store};
+use fastvideo_supervisor_core::{Config, http, pool, prompt, session, store};
 
 use super::gpus::GpuSpec;
 use super::settings::{Origin, Settings};
@@ -33,6 +34,9 @@ pub(super) fn build(
         pool: checker.pool(),
         session: checker.session(),
         store: checker.store(),
+        prompt: prompt::Config {
+            safety: checker.safety(),
+        },
         grace: settings.seconds("server.grace_seconds"),
     };
     match checker.errors {
@@ -186,12 +190,42 @@ impl Checker<'_> {
         }
     }
 
+    fn safety(&mut self) -> Option<safety::Config> {
+        let settings = self.settings;
+        let (path, required) = (
+            "streaming.safety.classifier_path",
+            "streaming.safety.required",
+        );
+        let is_enabled = settings.switch("streaming.safety.enabled");
+        if settings.switch(required) && !is_enabled {
+            let expected = "false where `streaming.safety.enabled` is";
+            let error = self.misplaced(required, expected.to_owned());
+            self.errors.push(error);
+        }
+        if !is_enabled {
+            return None;
+        }
+        self.not_empty(path, "the path of a file");
+        if settings.switch(required) && settings.get(path).is_none() {
+            let expected = format!("set where `{required}` is true");
+            let error = self.misplaced(path, expected);
+            self.errors.push(error);
+        }
+        Some(safety::Config {
+            classifier_path: settings.text(path).map(PathBuf::from),
+            block_threshold: settings.decimal("streaming.safety.block_threshold"),
+            required: settings.switch(required),
+            log_prompts: settings.switch("streaming.safety.log_prompts"),
+        })
+    }
+
     fn misplaced(&self, key: &'static str, expected: String) -> ConfigError {
         let setting = self.settings.get(key);
         ConfigError::Value {
             key: key.to_owned(),
             expected,
-            given: setting.map_or_else(String::new, |setting| setting.value.to_string()),
+            given: setting
+                .map_or_else(|| "nothing".to_owned(), |setting| setting.value.to_string()),
             origin: setting.map_or(Origin::Default, |setting| setting.origin.clone()),
         }
     }

@@ -88,6 +88,7 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.store.sessions.resume_ttl, Duration::from_secs(300));
     assert_eq!(config.store.sessions.lease, Duration::from_secs(6));
     assert_eq!(config.store.sessions.timeout, Duration::from_secs(2));
+    assert!(config.prompt.safety.is_none());
     let format = VideoFormat {
         width: 768,
         height: 512,
@@ -385,6 +386,39 @@ fn fastvideo_file_loads_and_says_what_has_no_effect() {
              generator.pipeline.preset_overrides, server.output_dir, streaming.stream_mode, \
              streaming.pool.enable_audio_reencode, streaming.pool.conditioning_end_offset, \
              generator.model_path",
+        ]
+    );
+}
+
+#[test]
+fn safety_filter_is_configured_as_in_fastvideos_file() {
+    let file = "streaming: {safety: {enabled: true, classifier_path: some/model.ftz, block_threshold: 0.75}}";
+    let loaded = load_file(file).unwrap();
+    let safety = loaded.config.prompt.safety.unwrap();
+    assert_eq!(
+        safety.classifier_path.as_deref(),
+        Some(Path::new("some/model.ftz"))
+    );
+    assert_eq!(safety.block_threshold.to_string(), "0.75");
+    assert!(!safety.required && !safety.log_prompts);
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn required_safety_filter_must_be_configured() {
+    let required = "streaming.safety.required=true";
+    assert_eq!(
+        errors(load_flags(&[required])),
+        [
+            "`streaming.safety.required` must be false where `streaming.safety.enabled` is, given true \
+             (--streaming.safety.required)"
+        ]
+    );
+    assert_eq!(
+        errors(load_flags(&[required, "streaming.safety.enabled=true"])),
+        [
+            "`streaming.safety.classifier_path` must be set where `streaming.safety.required` is true, given nothing \
+             (default)"
         ]
     );
 }

@@ -21,7 +21,7 @@ pub struct Config {
     /// A supervised fastText model that knows the label `__label__unsafe`.
     pub classifier_path: Option<PathBuf>,
     /// Prompts are blocked whose score is this or more; 0 to 1.
-    pub block_threshold: f32,
+    pub block_threshold: f64,
     /// The server does not start without the classifier.
     pub required: bool,
     /// Blocked prompts are shown in the log.
@@ -197,7 +197,7 @@ impl Shared {
             return Ok(());
         };
         // So that a prompt is blocked whose score is not a number, as from a model with absurd ones.
-        if score < self.config.block_threshold {
+        if f64::from(score) < self.config.block_threshold {
             return Ok(());
         }
         self.blocked.fetch_add(1, Ordering::Relaxed);

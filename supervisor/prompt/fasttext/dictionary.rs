@@ -59,7 +59,7 @@ impl Dictionary {
         }
 
         let entry_count = words as usize + label_count;
-        source.expect("the dictionary", entry_count, MIN_ENTRY_BYTES)?;
+        source.check_left("the dictionary", entry_count, MIN_ENTRY_BYTES)?;
         let mut ids = HashMap::with_capacity(entry_count);
         let mut labels = Vec::with_capacity(label_count);
         for id in 0..words {
@@ -202,7 +202,7 @@ fn read_entry(
 fn read_kept(source: &mut Source<impl BufRead>, len: i64) -> Result<HashMap<u32, u32>, ModelError> {
     let what = "the n-grams that were kept";
     let len = usize::try_from(len).map_err(|_| damaged(what, len, "fewer"))?;
-    source.expect(what, len, PRUNED_ENTRY_BYTES)?;
+    source.check_left(what, len, PRUNED_ENTRY_BYTES)?;
     let mut number = || {
         let number = source.i32(what)?;
         u32::try_from(number).map_err(|_| damaged(what, number, "0 or more"))

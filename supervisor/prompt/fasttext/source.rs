@@ -92,7 +92,7 @@ impl<R: BufRead> Source<R> {
     }
 
     /// That so many entries of so many bytes at least may follow, before there is room made for them.
-    pub(super) fn expect(
+    pub(super) fn check_left(
         &self,
         what: &'static str,
         entries: usize,

@@ -62,8 +62,8 @@ async fn a_score_at_the_threshold_blocks() {
             ..config(&model.model)
         })
     };
-    assert_eq!(with(score).screen(HARMLESS).await, Err(Blocked));
-    assert_eq!(with(score.next_up()).screen(HARMLESS).await, Ok(()));
+    assert_eq!(with(score.into()).screen(HARMLESS).await, Err(Blocked));
+    assert_eq!(with(score.next_up().into()).screen(HARMLESS).await, Ok(()));
 }
 
 #[tokio::test]
