@@ -14,11 +14,19 @@ mod churn;
 mod client;
 mod cost;
 mod export;
+mod extension;
 mod faults;
 mod figures;
 mod handoff;
 mod idle;
 mod many;
+#[path = "../tests/provider.rs"]
+#[expect(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "it belongs to the tests, which use all of it"
+)]
+mod provider;
 mod recovery;
 mod relay;
 mod report;
@@ -43,10 +51,11 @@ enum Scenario {
     Export,
     Churn,
     Viewers,
+    Extension,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 11] = [
+const SCENARIOS: [(&str, Scenario); 12] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -58,6 +67,7 @@ const SCENARIOS: [(&str, Scenario); 11] = [
     ("export", Scenario::Export),
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
+    ("extension", Scenario::Extension),
 ];
 
 fn arguments() -> Command {
@@ -93,6 +103,7 @@ impl Scenario {
             Self::Export => export::measure(runs.unwrap_or(7)).await,
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
+            Self::Extension => extension::measure(runs.unwrap_or(12)).await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }
     }

@@ -143,6 +143,25 @@ impl Reader<'_> {
     }
 }
 
+impl Node {
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::Null => serde_json::Value::Null,
+            Self::Bool(value) => (*value).into(),
+            Self::Whole(value) => match i64::try_from(*value) {
+                Ok(value) => value.into(),
+                Err(_) => value.to_string().into(),
+            },
+            Self::Decimal(value) => (*value).into(),
+            Self::Text(value) => value.as_str().into(),
+            Self::List(items) => items.iter().map(Self::to_json).collect(),
+            Self::Map(entries) => (entries.iter())
+                .map(|entry| (entry.name.clone(), entry.value.to_json()))
+                .collect(),
+        }
+    }
+}
+
 fn is_section(path: &str) -> bool {
     KEYS.iter()
         .map(|key| key.path)
