@@ -14,11 +14,19 @@ mod churn;
 mod client;
 mod cost;
 mod export;
+mod extension;
 mod faults;
 mod figures;
 mod handoff;
 mod idle;
 mod many;
+#[path = "../tests/provider.rs"]
+#[expect(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "it belongs to the tests, which use all of it"
+)]
+mod provider;
 mod recovery;
 mod relay;
 mod report;
@@ -44,11 +52,12 @@ enum Scenario {
     Export,
     Churn,
     Viewers,
+    Extension,
     Safety,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 12] = [
+const SCENARIOS: [(&str, Scenario); 13] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -60,6 +69,7 @@ const SCENARIOS: [(&str, Scenario); 12] = [
     ("export", Scenario::Export),
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
+    ("extension", Scenario::Extension),
     ("safety", Scenario::Safety),
 ];
 
@@ -96,6 +106,7 @@ impl Scenario {
             Self::Export => export::measure(runs.unwrap_or(7)).await,
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
+            Self::Extension => extension::measure(runs.unwrap_or(12)).await,
             Self::Safety => safety::measure(runs.unwrap_or(5)).await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }

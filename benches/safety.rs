@@ -53,7 +53,7 @@ pub(crate) async fn measure(runs: usize) -> anyhow::Result<Vec<Row>> {
     }
     let status = filter.status();
     ensure!(
-        status.state == SafetyState::Ready && status.screened as usize == PROMPTS * runs,
+        status.state == SafetyState::Ready && status.screened == (PROMPTS * runs) as u64,
         "the filter did not judge all prompts: {status:?}"
     );
     let rates = Figures::of(per_second)?;

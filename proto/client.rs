@@ -297,6 +297,29 @@ pub enum ServerMessage {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         restarting: bool,
     },
+    /// A model has written a prompt out; this text is used for its segment.
+    PromptEnhanced {
+        original_prompt: String,
+        prompt: String,
+        provider: String,
+        latency_ms: f64,
+        /// Another provider than the first has answered.
+        fallback_used: bool,
+    },
+    /// No provider has answered: the prompt is used as it was.
+    PromptFallback {
+        original_prompt: String,
+        /// Written for the client's user.
+        reason: String,
+    },
+    SeedPromptsRewritten {
+        seed_prompt: String,
+        alternatives: Vec<String>,
+        provider: String,
+        model: String,
+        latency_ms: f64,
+        fallback_used: bool,
+    },
     SegmentCancelled {
         segment_idx: u32,
     },

@@ -7,6 +7,7 @@ use fastvideo_proto::link::{
     EncoderSpec, EngineSpec, FaultSpec, SyntheticSpec, VideoFormat, WarmupSpec,
 };
 use fastvideo_supervisor_core::pool::{Gpu, Recycle};
+use fastvideo_supervisor_core::prompt::enhancer::{self, BreakerConfig, Style};
 use fastvideo_supervisor_core::prompt::safety;
 use fastvideo_supervisor_core::store::open::{Place, PlaceError};
 use fastvideo_supervisor_core::store::records::memory::Limits;
@@ -14,7 +15,7 @@ use fastvideo_supervisor_core::{Config, http, pool, prompt, session, store};
 
 use super::gpus::GpuSpec;
 use super::settings::{Origin, Settings};
-use super::{ConfigError, Surroundings, faults};
+use super::{ConfigError, Surroundings, faults, providers};
 use crate::logging::{self, LogFormat};
 
 /// Checks what depends on several keys or on the machine, and builds the configuration.
@@ -35,6 +36,7 @@ pub(super) fn build(
         session: checker.session(),
         store: checker.store(),
         prompt: prompt::Config {
+            enhancer: checker.enhancer(),
             safety: checker.safety(),
         },
         grace: settings.seconds("server.grace_seconds"),
@@ -188,6 +190,43 @@ impl Checker<'_> {
                 timeout: settings.millis("streaming.store.timeout_ms"),
             },
         }
+    }
+
+    fn enhancer(&mut self) -> Option<enhancer::Config> {
+        let settings = self.settings;
+        if !settings.switch("streaming.prompt.enabled") {
+            return None;
+        }
+        let variables = &self.surroundings.variables;
+        let providers = providers::build(settings, variables).unwrap_or_else(|errors| {
+            self.errors.extend(errors);
+            Vec::new()
+        });
+        let folder = "streaming.prompt.system_prompt_dir";
+        let system_prompt_dir = settings.text(folder).map(PathBuf::from);
+        if system_prompt_dir.as_ref().is_some_and(|dir| !dir.is_dir()) {
+            let error = self.misplaced(folder, "a folder that is there".to_owned());
+            self.errors.push(error);
+        }
+        let style = |operation: &str| Style {
+            temperature: settings.decimal(&format!("streaming.prompt.{operation}.temperature")),
+            max_tokens: settings.number(&format!("streaming.prompt.{operation}.max_tokens")),
+        };
+        Some(enhancer::Config {
+            providers,
+            system_prompt_dir,
+            timeout: settings.millis("streaming.prompt.operation_timeout_ms"),
+            enhance: style("enhance"),
+            auto_extend: style("auto_extend"),
+            rewrite: style("rewrite"),
+            cache_entries: settings.number("streaming.prompt.cache_entries"),
+            max_prompt_chars: settings.number("streaming.limits.max_prompt_chars"),
+            breaker: BreakerConfig {
+                failures: settings.number("streaming.prompt.breaker_failures"),
+                rest: settings.seconds("streaming.prompt.breaker_rest_seconds"),
+            },
+            max_parallel: settings.number("streaming.prompt.max_parallel"),
+        })
     }
 
     fn safety(&mut self) -> Option<safety::Config> {

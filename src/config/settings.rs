@@ -134,6 +134,13 @@ impl Settings {
         }
     }
 
+    pub(super) fn json(&self, path: &str) -> Option<&serde_json::Value> {
+        match &self.get(path)?.value {
+            Value::Json(value) => Some(value),
+            other => unreachable!("`{path}` is no list but {other}"),
+        }
+    }
+
     fn value(&self, path: &str) -> &Value {
         match self.get(path) {
             Some(setting) => &setting.value,

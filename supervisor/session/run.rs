@@ -4,7 +4,8 @@ use std::future::pending;
 use std::time::Duration;
 
 use fastvideo_proto::client::{
-    ClientMessage, CompleteReason, ErrorCode, Features, PromptSource, ServerMessage, StreamMode,
+    ClientMessage, CompleteReason, ErrorCode, Features, RewriteSeedPrompts, ServerMessage,
+    StreamMode,
 };
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::link::{JobFailure, JobSpec, frames_to_time};
@@ -20,17 +21,19 @@ use super::outbox::Outbox;
 use super::registry::Ticket;
 use super::request::{ValidRequest, check_prompt};
 use super::saving::{Gate, Saving};
-use super::script::{Ask, Script};
+use super::script::{Abilities, Script, Switches};
 use super::segment::Segment;
 use super::state::SessionState;
+use super::writing::{MAX_ALTERNATIVES, MAX_PENDING_REWRITES, Next, Writing, Written};
 use super::{Context, Drain, Inbound, close};
 use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement, StartState};
+use crate::prompt::safety::SafetyFilter;
 use crate::store::export::{self, ExportError};
 use crate::store::{Lease, Progress, ResumeError, ResumeToken, Snapshot, State, StoreError};
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
-/// Pause before a curated prompt is tried again after it failed; doubles with each failure in a row.
+/// Pause before the session goes on by itself after that failed; doubles with each failure in a row.
 const MIN_LOOP_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOOP_PAUSE: Duration = Duration::from_secs(30);
 /// Snapshots that may be asked for before one is answered.
@@ -225,6 +228,7 @@ struct Session {
     mode: StreamMode,
     image: Option<InitImage>,
     script: Script,
+    writing: Writing,
     segment: Option<Segment>,
     saving: Saving,
     /// The last committed one.
@@ -235,9 +239,9 @@ struct Session {
     last_activity: Instant,
     /// Messages since the client has left too much unread.
     heard_while_full: u32,
-    /// A curated prompt failed: the next one waits until then.
+    /// What the session does by itself failed: the next of it waits until then.
     rest_until: Option<Instant>,
-    /// Curated prompts that failed in a row.
+    /// How often that failed in a row.
     failures: u32,
     exporting: Option<JoinHandle<Result<fastvideo_proto::client::ContinuationState, ExportError>>>,
     pending_snapshots: u32,
@@ -257,6 +261,7 @@ enum Heard {
     Place,
     Job(Option<JobEvent>),
     Saved(Result<Result<(), StoreError>, JoinError>),
+    Written(Written),
     Lost,
     Exported(
         Result<
@@ -286,6 +291,15 @@ impl Session {
             true => 1,
             false => config.generation_segment_cap,
         };
+        let switches = Switches {
+            looping: init.loop_generation_enabled,
+            enhancing: init.enhancement_enabled,
+            extending: init.auto_extension_enabled,
+        };
+        let can = Abilities {
+            write: context.prompts.enhancer().is_some(),
+            screen: context.prompts.safety().is_some(),
+        };
         let mut place = context.pool.join(ticket.id().clone());
         let placement = place.look();
         Self {
@@ -295,12 +309,8 @@ impl Session {
             preset: init.preset,
             mode: init.stream_mode,
             image,
-            script: Script::new(
-                init.curated_prompts,
-                init.loop_generation_enabled,
-                cap,
-                progress.segments,
-            ),
+            script: Script::new(init.curated_prompts, switches, can, cap, progress.segments),
+            writing: Writing::new(context.prompts.clone()),
             segment: None,
             saving: Saving::default(),
             state,
@@ -354,6 +364,13 @@ impl Session {
                     Ok(()) => None,
                     Err(_) => Some(End::Lost),
                 },
+                Heard::Written(written) => {
+                    if written.deliver(&mut self.script, &self.outbox) == Next::Rest {
+                        self.rest();
+                    }
+                    self.last_activity = Instant::now();
+                    None
+                }
                 Heard::Lost => Some(End::Lost),
                 Heard::Exported(state) => {
                     self.exported(state);
@@ -414,6 +431,7 @@ impl Session {
             event = job => Heard::Job(event),
             () = self.place.changed() => Heard::Place,
             state = exported => Heard::Exported(state),
+            written = self.writing.ended() => Heard::Written(written),
             drain = drain => Heard::Drain(drain),
             () = self.outbox.drained() => Heard::Drained,
             () = clock => Heard::Clock,
@@ -445,7 +463,9 @@ impl Session {
     }
 
     fn is_idle(&self) -> bool {
-        self.segment.is_none() && self.ticket.state() == SessionState::Active
+        self.segment.is_none()
+            && self.ticket.state() == SessionState::Active
+            && !self.script.is_writing()
     }
 
     fn clock_rang(&mut self) -> Option<End> {
@@ -531,6 +551,8 @@ impl Session {
 
     fn stream_start(&self, audio: bool) {
         let config = &self.context.config;
+        let prompts = &self.context.prompts;
+        let writes = prompts.enhancer().is_some();
         self.outbox.send(&ServerMessage::StreamStart {
             preset: self.preset.clone(),
             width: config.format.width,
@@ -540,8 +562,11 @@ impl Session {
             generation_segment_cap: config.generation_segment_cap,
             next_segment_idx: self.script.segment_idx(),
             features: Features {
+                enhancement: writes,
+                auto_extension: writes,
+                rewrite: writes,
+                safety: prompts.safety().is_some_and(SafetyFilter::is_available),
                 audio: audio && self.mode == StreamMode::AvFmp4,
-                ..Features::default()
             },
         });
     }
@@ -587,8 +612,17 @@ impl Session {
                 }
             }
             ClientMessage::SeedPromptsUpdated(update) => self.set_curated(update.seed_prompts),
-            // Both need an enhancer; `features` says that this server has none.
-            ClientMessage::EnhancementUpdated(_) | ClientMessage::AutoExtensionUpdated(_) => {}
+            ClientMessage::EnhancementUpdated(toggle) => {
+                if !self.script.set_enhancing(toggle.enabled) {
+                    self.without_effect("enhancement");
+                }
+            }
+            ClientMessage::AutoExtensionUpdated(toggle) => {
+                if !self.script.set_extending(toggle.enabled) {
+                    self.without_effect("auto-extension");
+                }
+                self.rested();
+            }
             ClientMessage::LoopGenerationUpdated(toggle) => {
                 self.script.looping = toggle.enabled;
                 self.rested();
@@ -605,13 +639,7 @@ impl Session {
                 }
                 None => self.invalid("no segment is running"),
             },
-            ClientMessage::RewriteSeedPrompts(_) => {
-                self.error(
-                    ErrorCode::InvalidMessage,
-                    "rewriting has no effect: this server has no prompt enhancer",
-                    false,
-                );
-            }
+            ClientMessage::RewriteSeedPrompts(asked) => self.rewrite(asked),
             ClientMessage::Leave => return Some(End::Left),
         }
         None
@@ -631,12 +659,30 @@ impl Session {
             return self.error(ErrorCode::GpuUnavailable, message, true);
         }
         let limit = self.context.config.max_waiting_requests;
-        let ask = Ask {
-            request,
-            received: std::time::Instant::now(),
-        };
-        if !self.script.add(ask, limit) {
+        if !self.script.add(request, std::time::Instant::now(), limit) {
             self.invalid(format!("{limit} requests wait already, which is the limit"));
+        }
+    }
+
+    fn without_effect(&self, what: &str) {
+        let message = format!("{what} has no effect: this server has no prompt enhancer");
+        self.error(ErrorCode::InvalidMessage, message, false);
+    }
+
+    fn rewrite(&mut self, asked: RewriteSeedPrompts) {
+        let RewriteSeedPrompts { seed_prompt, count } = asked;
+        if self.context.prompts.enhancer().is_none() {
+            self.without_effect("rewriting");
+        } else if let Err(error) = check_prompt("seed_prompt", &seed_prompt, &self.context.config) {
+            self.invalid(error);
+        } else if !(1..=MAX_ALTERNATIVES).contains(&count) {
+            self.invalid(format!(
+                "`count` must be from 1 to {MAX_ALTERNATIVES}, got {count}"
+            ));
+        } else if !self.writing.rewrite(seed_prompt, count) {
+            self.invalid(format!(
+                "{MAX_PENDING_REWRITES} prompts are being rewritten already, which is the limit"
+            ));
         }
     }
 
@@ -734,6 +780,9 @@ impl Session {
             }
         }
         self.submit();
+        if self.drain_deadline.is_none() {
+            self.writing.follow(&mut self.script);
+        }
         None
     }
 
@@ -930,6 +979,7 @@ impl Session {
 
     fn cancelled(&mut self) {
         if let Some(segment) = self.segment.take() {
+            self.script.segment_dropped();
             self.outbox.send(&ServerMessage::SegmentCancelled {
                 segment_idx: segment.idx,
             });
@@ -943,11 +993,9 @@ impl Session {
             return;
         };
         self.last_activity = Instant::now();
-        if segment.ask.request.source == PromptSource::Curated {
-            let pause = (MIN_LOOP_PAUSE * (1 << self.failures.min(8))).min(MAX_LOOP_PAUSE);
-            self.failures += 1;
-            self.script.resting = true;
-            self.rest_until = Some(Instant::now() + pause);
+        self.script.segment_dropped();
+        if !segment.ask.by_client {
+            self.rest();
         }
         self.outbox.send(&ServerMessage::Error {
             code,
@@ -956,6 +1004,14 @@ impl Session {
             segment_idx: Some(segment.idx),
             restarting: false,
         });
+    }
+
+    /// Lets nothing run by itself for a while.
+    fn rest(&mut self) {
+        let pause = (MIN_LOOP_PAUSE * (1 << self.failures.min(8))).min(MAX_LOOP_PAUSE);
+        self.failures += 1;
+        self.script.resting = true;
+        self.rest_until = Some(Instant::now() + pause);
     }
 
     fn rested(&mut self) {

@@ -84,7 +84,7 @@ impl Segment {
                 prompt: self.ask.request.prompt.clone(),
                 total_steps: self.ask.request.num_inference_steps,
                 source: self.ask.request.source,
-                original_prompt: None,
+                original_prompt: self.ask.original_prompt.clone(),
                 attempt: self.attempt,
             });
         }
