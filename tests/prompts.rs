@@ -12,7 +12,7 @@ use crate::harness::{Client, Heard, SMALL, Server, command, merge, until};
 use crate::provider::{Provider, Reply};
 
 /// Arguments for a supervisor with one GPU and this provider.
-fn with(provider: &Provider, more: &[&str]) -> Vec<String> {
+pub(crate) fn with(provider: &Provider, more: &[&str]) -> Vec<String> {
     let base_url = format!("--streaming.prompt.base_url={}", provider.base_url);
     let fixed = [
         "--gpus=1",

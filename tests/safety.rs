@@ -8,6 +8,8 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::harness::{Client, Segment, Server, command};
+use crate::prompts;
+use crate::provider::{Provider, Reply};
 
 const HARMFUL: &str = "blood weapon explode";
 const HARMLESS: &str = "garden kitten picnic";
@@ -130,6 +132,47 @@ async fn curated_prompts_that_are_called_unsafe_are_left_out() {
     }
     assert_eq!(shown, [HARMLESS, "picnic", HARMLESS, "picnic"]);
     assert_eq!(blocked, 1);
+}
+
+/// A server whose language model always answers with the harmful prompt.
+async fn server_with_model() -> (Server, Provider) {
+    let provider = Provider::always(|| Reply::Say(HARMFUL.to_owned())).await;
+    let args = prompts::with(&provider, &[]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    (Classifier::train().server(&args), provider)
+}
+
+#[tokio::test]
+async fn what_a_model_makes_of_a_prompt_is_judged_and_it_sees_no_unsafe_one() {
+    let (server, provider) = server_with_model().await;
+    let mut client = server.active(json!({"enhancement_enabled": true})).await;
+    client.prompt(HARMFUL).await;
+    expect_blocked(&mut client).await;
+    assert_eq!(provider.asked().len(), 0);
+    client.prompt(HARMLESS).await;
+    expect_blocked(&mut client).await;
+    assert_eq!(provider.asked().len(), 1);
+    client
+        .send(json!({"type": "enhancement_updated", "enabled": false}))
+        .await;
+    let segment = client.segment(HARMLESS).await;
+    assert_eq!(prompt_of(&segment), HARMLESS);
+    assert!(!server.log().contains("weapon"), "{}", server.log());
+}
+
+#[tokio::test]
+async fn what_a_model_continues_with_is_judged() {
+    let (server, provider) = server_with_model().await;
+    let mut client = server.active(json!({"auto_extension_enabled": true})).await;
+    client.prompt(HARMLESS).await;
+    let start = client.until_type("ltx2_segment_start").await;
+    assert_eq!(start["prompt"], HARMLESS);
+    expect_blocked(&mut client).await;
+    // Not at once: the session rests before it tries again.
+    provider.asked_times(2).await;
+    client.prompt("picnic").await;
+    let start = client.until_type("ltx2_segment_start").await;
+    assert_eq!(start["prompt"], "picnic");
 }
 
 #[tokio::test]
