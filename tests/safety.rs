@@ -14,7 +14,7 @@ use crate::provider::{Provider, Reply};
 const HARMFUL: &str = "blood weapon explode";
 const HARMLESS: &str = "garden kitten picnic";
 
-/// A classifier that knows the two prompts above, and where it lies.
+/// A classifier that knows the two prompts above. The server loads it when the first prompt comes.
 struct Classifier {
     path: PathBuf,
     _folder: TempDir,
@@ -81,7 +81,8 @@ fn prompt_of(segment: &Segment) -> &str {
 
 #[tokio::test]
 async fn a_prompt_that_is_called_unsafe_makes_no_segment_and_is_not_logged() {
-    let server = Classifier::train().server(&["--log-level=debug"]);
+    let classifier = Classifier::train();
+    let server = classifier.server(&["--log-level=debug"]);
     assert_eq!(server.status().await["safety"]["state"], "not_loaded");
     let mut client = server.open(json!({})).await;
     let start = client.until_type("ltx2_stream_start").await;
@@ -107,7 +108,8 @@ async fn a_prompt_that_is_called_unsafe_makes_no_segment_and_is_not_logged() {
 
 #[tokio::test]
 async fn blocked_prompts_are_logged_when_that_is_wanted() {
-    let server = Classifier::train().server(&["--streaming.safety.log_prompts=true"]);
+    let classifier = Classifier::train();
+    let server = classifier.server(&["--streaming.safety.log_prompts=true"]);
     let mut client = server.active(json!({})).await;
     client.prompt(HARMFUL).await;
     expect_blocked(&mut client).await;
@@ -117,7 +119,8 @@ async fn blocked_prompts_are_logged_when_that_is_wanted() {
 
 #[tokio::test]
 async fn curated_prompts_that_are_called_unsafe_are_left_out() {
-    let server = Classifier::train().server(&[]);
+    let classifier = Classifier::train();
+    let server = classifier.server(&[]);
     let mut client = server
         .open(json!({"curated_prompts": [HARMLESS, HARMFUL, "picnic"], "loop_generation_enabled": true}))
         .await;
@@ -135,16 +138,17 @@ async fn curated_prompts_that_are_called_unsafe_are_left_out() {
 }
 
 /// A server whose language model always answers with the harmful prompt.
-async fn server_with_model() -> (Server, Provider) {
+async fn server_with_model(classifier: &Classifier) -> (Server, Provider) {
     let provider = Provider::always(|| Reply::Say(HARMFUL.to_owned())).await;
     let args = prompts::with(&provider, &[]);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    (Classifier::train().server(&args), provider)
+    (classifier.server(&args), provider)
 }
 
 #[tokio::test]
 async fn what_a_model_makes_of_a_prompt_is_judged_and_it_sees_no_unsafe_one() {
-    let (server, provider) = server_with_model().await;
+    let classifier = Classifier::train();
+    let (server, provider) = server_with_model(&classifier).await;
     let mut client = server.active(json!({"enhancement_enabled": true})).await;
     client.prompt(HARMFUL).await;
     expect_blocked(&mut client).await;
@@ -162,7 +166,8 @@ async fn what_a_model_makes_of_a_prompt_is_judged_and_it_sees_no_unsafe_one() {
 
 #[tokio::test]
 async fn what_a_model_continues_with_is_judged() {
-    let (server, provider) = server_with_model().await;
+    let classifier = Classifier::train();
+    let (server, provider) = server_with_model(&classifier).await;
     let mut client = server.active(json!({"auto_extension_enabled": true})).await;
     client.prompt(HARMLESS).await;
     let start = client.until_type("ltx2_segment_start").await;
@@ -177,7 +182,8 @@ async fn what_a_model_continues_with_is_judged() {
 
 #[tokio::test]
 async fn a_threshold_of_one_lets_doubtful_prompts_pass() {
-    let server = Classifier::train().server(&["--streaming.safety.block_threshold=1"]);
+    let classifier = Classifier::train();
+    let server = classifier.server(&["--streaming.safety.block_threshold=1"]);
     let mut client = server.active(json!({})).await;
     client.segment(&format!("{HARMFUL} {HARMLESS}")).await;
 }
