@@ -215,7 +215,7 @@ class App {
       const last = this.segments.at(-1);
       const seed = $('prompt').value.trim() || this.curated()[0] || (last?.original ?? last?.prompt);
       if (!seed) say($('curated-note'), 'Write a prompt first.');
-      else if ( this.connection.send({ type: 'rewrite_seed_prompts', seed_prompt: seed, count: 3 })) say($('curated-note'), 'Asking…');
+      else if (this.connection.send({ type: 'rewrite_seed_prompts', seed_prompt: seed, count: 3 })) say($('curated-note'), 'Asking…');
     };
 
     $('play').onclick = () => this.togglePlay();
