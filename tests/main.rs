@@ -23,6 +23,10 @@ mod media;
 mod page;
 mod prompts;
 mod protocol;
+#[expect(
+    dead_code,
+    reason = "the tests of the supervisor's library use the rest"
+)]
 mod provider;
 mod readback;
 mod resume;

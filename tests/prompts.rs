@@ -348,7 +348,7 @@ async fn providers_stand_in_for_each_other_and_status_shows_how_they_are() {
         .args(SMALL)
         .args([
             "--gpus=1",
-            "--log-level=trace",
+            "--log-level=info,fastvideo_supervisor_core=trace,reqwest=trace,hyper_util=trace",
             "--streaming.prompt.enabled=true",
         ])
         .args([

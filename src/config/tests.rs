@@ -519,7 +519,7 @@ fn what_is_wrong_with_a_provider_is_named_and_a_secret_is_not_shown() {
     let check = |file: &str, expected: &str| {
         let file = format!("streaming: {{prompt: {{enabled: true, {file}}}}}");
         let loaded = load_layers(&file, &[("SPACED", "sk secret")], &[]);
-        let errors = errors(loaded).join("\n");
+        let errors = loaded.unwrap_err().to_string();
         assert!(errors.contains(expected), "{errors}");
         assert!(!errors.contains("secret"), "{errors}");
     };

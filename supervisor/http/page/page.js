@@ -212,8 +212,10 @@ class App {
       this.render();
     };
     $('rewrite').onclick = () => {
-      const seed = $('prompt').value.trim() || this.curated()[0];
-      if (seed && this.connection.send({ type: 'rewrite_seed_prompts', seed_prompt: seed, count: 3 })) say($('curated-note'), 'Asking…');
+      const last = this.segments.at(-1);
+      const seed = $('prompt').value.trim() || this.curated()[0] || (last?.original ?? last?.prompt);
+      if (!seed) say($('curated-note'), 'Write a prompt first.');
+      else if (this.connection.send({ type: 'rewrite_seed_prompts', seed_prompt: seed, count: 3 })) say($('curated-note'), 'Asking…');
     };
 
     $('play').onclick = () => this.togglePlay();
