@@ -108,6 +108,18 @@ struct Operation<'a> {
     accept: &'a (dyn Fn(&str) -> Result<Vec<String>, Failure> + Sync),
 }
 
+/// How asking all providers has ended.
+enum Round {
+    Answered {
+        /// Of the provider in the order.
+        place: usize,
+        texts: Vec<String>,
+    },
+    Failed(Failure),
+    /// One has said when it has time.
+    ComeBack(Instant),
+}
+
 /// The first usable answer.
 struct Found {
     texts: Vec<String>,
@@ -244,51 +256,53 @@ impl Enhancer {
     async fn ask(&self, operation: &Operation<'_>) -> Result<Found, Failure> {
         let began = Instant::now();
         let deadline = began + self.0.config.timeout;
-        let mut last = Failure::AllRest;
         for _ in 0..MAX_ROUNDS {
-            let mut come_back: Option<Instant> = None;
-            for (place, provider) in self.0.providers.iter().enumerate() {
-                let failure = match provider.turn() {
-                    Ok(turn) => match self.ask_one(turn, provider, operation, deadline).await {
-                        Ok(texts) => {
-                            return Ok(Found {
-                                texts,
-                                provider: provider.config.name.clone(),
-                                model: (operation.model)(&provider.config.models).clone(),
-                                latency: began.elapsed(),
-                                fallback_used: place > 0,
-                            });
-                        }
-                        Err(failure) => failure,
-                    },
-                    Err(Verdict::WaitsUntil(until)) => {
-                        come_back = Some(come_back.map_or(until, |other| other.min(until)));
-                        continue;
-                    }
-                    Err(_) => continue,
-                };
-                if !failure.is_retryable() {
-                    return Err(failure);
+            match self.ask_all(operation, deadline).await {
+                Round::Answered { place, texts } => {
+                    let provider = &self.0.providers[place].config;
+                    return Ok(Found {
+                        texts,
+                        provider: provider.name.clone(),
+                        model: (operation.model)(&provider.models).clone(),
+                        latency: began.elapsed(),
+                        fallback_used: place > 0,
+                    });
                 }
-                if let Failure::Busy {
-                    retry_after: Some(wait),
-                } = failure
-                {
-                    let until = Instant::now() + wait.max(MIN_WAIT);
-                    come_back = Some(come_back.map_or(until, |other| other.min(until)));
-                }
-                last = failure;
-                if Instant::now() >= deadline {
-                    return Err(last);
-                }
-            }
-            match come_back {
-                Some(until) if until < deadline => sleep_until(until).await,
-                Some(_) => return Err(Failure::Busy { retry_after: None }),
-                None => return Err(last),
+                Round::Failed(failure) => return Err(failure),
+                Round::ComeBack(until) if until < deadline => sleep_until(until).await,
+                Round::ComeBack(_) => break,
             }
         }
-        Err(last)
+        Err(Failure::Busy { retry_after: None })
+    }
+
+    /// Asks each provider once, until one answers.
+    async fn ask_all(&self, operation: &Operation<'_>, deadline: Instant) -> Round {
+        let mut come_back: Option<Instant> = None;
+        let mut last = Failure::AllRest;
+        for (place, provider) in self.0.providers.iter().enumerate() {
+            let until = match provider.turn() {
+                Err(Verdict::WaitsUntil(until)) => Some(until),
+                Err(_) => None,
+                Ok(turn) => match self.ask_one(turn, provider, operation, deadline).await {
+                    Ok(texts) => return Round::Answered { place, texts },
+                    Err(failure) if !failure.is_retryable() => return Round::Failed(failure),
+                    Err(failure) => {
+                        let until = failure.come_back(Instant::now());
+                        last = failure;
+                        until
+                    }
+                },
+            };
+            come_back = come_back.into_iter().chain(until).min();
+            if Instant::now() >= deadline {
+                return Round::Failed(last);
+            }
+        }
+        match come_back {
+            Some(until) => Round::ComeBack(until.max(Instant::now() + MIN_WAIT)),
+            None => Round::Failed(last),
+        }
     }
 
     async fn ask_one(

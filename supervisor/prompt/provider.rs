@@ -106,6 +106,14 @@ impl Failure {
         }
     }
 
+    /// When the provider has time, as it says itself.
+    pub(super) fn come_back(&self, now: Instant) -> Option<Instant> {
+        match self {
+            Self::Busy { retry_after } => retry_after.map(|wait| now + wait),
+            _ => None,
+        }
+    }
+
     /// It says something about the provider, and not about what was asked.
     fn counts(&self) -> bool {
         !matches!(self, Self::Refused(400 | 413 | 422))

@@ -372,8 +372,8 @@ fn every_combination_of_loop_extension_pause_cancel_cap_and_request_does_what_th
             add(&mut script, "request", 8);
         }
         let written = extension(&mut script);
-        let wanted =
-            row.extending && !row.capped && !row.requested && !(row.looping && row.curated);
+        let loops = row.looping && row.curated;
+        let wanted = row.extending && !row.capped && !row.requested && !loops;
         assert_eq!(written.is_some(), wanted, "{row:?}");
         if let Some((order, story)) = written {
             assert_eq!(story, ["first"], "{row:?}");
