@@ -1,7 +1,7 @@
 # The only entry points. Each installs the Debian packages that it needs, or names them when it may not.
 
 BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
-TEST_PACKAGES = ffmpeg chromium chromium-driver faketime g++ redis-server
+TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ redis-server
 
 # What `make demo` starts. A slow engine, so that a segment can be watched while it is generated.
 DEMO_GPUS = 2

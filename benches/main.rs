@@ -14,16 +14,26 @@ mod churn;
 mod client;
 mod cost;
 mod export;
+mod extension;
 mod faults;
 mod figures;
 mod handoff;
 mod idle;
 mod many;
+#[path = "../tests/provider.rs"]
+#[expect(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "it belongs to the tests, which use all of it"
+)]
+mod provider;
 mod recovery;
 mod relay;
 mod report;
+mod safety;
 mod segment;
 mod server;
+mod session_log;
 mod start;
 mod store;
 mod viewers;
@@ -43,10 +53,13 @@ enum Scenario {
     Export,
     Churn,
     Viewers,
+    SessionLog,
+    Extension,
+    Safety,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 11] = [
+const SCENARIOS: [(&str, Scenario); 14] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -58,6 +71,9 @@ const SCENARIOS: [(&str, Scenario); 11] = [
     ("export", Scenario::Export),
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
+    ("session_log", Scenario::SessionLog),
+    ("extension", Scenario::Extension),
+    ("safety", Scenario::Safety),
 ];
 
 fn arguments() -> Command {
@@ -93,6 +109,9 @@ impl Scenario {
             Self::Export => export::measure(runs.unwrap_or(7)).await,
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
+            Self::SessionLog => session_log::measure().await,
+            Self::Extension => extension::measure(runs.unwrap_or(12)).await,
+            Self::Safety => safety::measure(runs.unwrap_or(5)).await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }
     }

@@ -148,6 +148,23 @@ pub enum ParseError {
 }
 
 impl ClientMessage {
+    /// The message's `type`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::SessionInit(_) => "session_init_v2",
+            Self::SegmentRequest(_) => "segment_prompt_source",
+            Self::SeedPromptsUpdated(_) => "seed_prompts_updated",
+            Self::EnhancementUpdated(_) => "enhancement_updated",
+            Self::AutoExtensionUpdated(_) => "auto_extension_updated",
+            Self::LoopGenerationUpdated(_) => "loop_generation_updated",
+            Self::GenerationPausedUpdated(_) => "generation_paused_updated",
+            Self::SnapshotState => "snapshot_state",
+            Self::CancelSegment => "cancel_segment",
+            Self::RewriteSeedPrompts(_) => "rewrite_seed_prompts",
+            Self::Leave => "leave",
+        }
+    }
+
     /// Reads one text message.
     ///
     /// # Errors
@@ -296,6 +313,29 @@ pub enum ServerMessage {
         /// `ltx2_segment_start` follows.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         restarting: bool,
+    },
+    /// A model has written a prompt out; this text is used for its segment.
+    PromptEnhanced {
+        original_prompt: String,
+        prompt: String,
+        provider: String,
+        latency_ms: f64,
+        /// Another provider than the first has answered.
+        fallback_used: bool,
+    },
+    /// No provider has answered: the prompt is used as it was.
+    PromptFallback {
+        original_prompt: String,
+        /// Written for the client's user.
+        reason: String,
+    },
+    SeedPromptsRewritten {
+        seed_prompt: String,
+        alternatives: Vec<String>,
+        provider: String,
+        model: String,
+        latency_ms: f64,
+        fallback_used: bool,
     },
     SegmentCancelled {
         segment_idx: u32,

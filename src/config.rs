@@ -2,7 +2,7 @@
 //!
 //! [`keys`] is the table of all keys, [`kind`] what a key may hold, [`settings`] the values with their origins,
 //! [`mod@file`] reads the file, [`accepted`] lists FastVideo's keys that have no effect here, [`suggest`] finds the key
-//! that was meant, [`gpus`] and [`faults`] read the two values with a syntax of their own, and [`checked`] turns all
+//! that was meant, [`gpus`], [`faults`] and [`providers`] read the values with a syntax of their own, and [`checked`] turns all
 //! of it into [`fastvideo_supervisor_core::Config`].
 
 mod accepted;
@@ -12,6 +12,7 @@ mod file;
 mod gpus;
 pub(crate) mod keys;
 pub(crate) mod kind;
+mod providers;
 pub(crate) mod settings;
 mod suggest;
 
@@ -19,9 +20,9 @@ use std::fmt;
 use std::path::PathBuf;
 
 use fastvideo_supervisor_core::Config;
+use fastvideo_supervisor_core::prompt::provider;
 
 use crate::logging;
-use file::{Ignored, Node};
 use gpus::Machine;
 use keys::{KEYS, Key};
 use settings::{Origin, Settings};
@@ -167,9 +168,9 @@ pub(crate) fn load(options: &Options, surroundings: &Surroundings) -> Result<Loa
     }
     let (config, logging) = checked::build(&settings, surroundings).map_err(ConfigErrors)?;
     Ok(Loaded {
+        warnings: warnings(&ignored, &settings, &config),
         config,
         logging,
-        warnings: warnings(&ignored, &settings),
         settings,
     })
 }
@@ -206,25 +207,14 @@ fn path_of_variable(name: &str) -> Option<String> {
     known.contains(&section).then_some(path)
 }
 
-fn warnings(ignored: &[Ignored], settings: &Settings) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let mut without_effect = Vec::new();
-    for Ignored { key, value } in ignored {
-        let part = [
-            ("streaming.prompt.", "prompt enhancer"),
-            ("streaming.safety.", "prompt safety filter"),
-        ]
-        .into_iter()
-        .find(|(section, _)| key.starts_with(section));
-        match part {
-            None => without_effect.push(key.as_str()),
-            Some((_, part)) if key.ends_with(".enabled") && *value == Node::Bool(true) => {
-                warnings.push(format!("`{key}` is true, but this build has no {part}"));
-            }
-            // Settings of a part that is off, or that was just reported as absent.
-            Some(_) => {}
-        }
+fn warnings(ignored: &[String], settings: &Settings, config: &Config) -> Vec<String> {
+    let mut warnings = missing_keys(config);
+    let safety = config.prompt.safety.as_ref();
+    if safety.is_some_and(|safety| safety.classifier_path.is_none()) {
+        let key = "streaming.safety.classifier_path";
+        warnings.push(format!("prompts are not screened: `{key}` is not set"));
     }
+    let mut without_effect: Vec<&str> = ignored.iter().map(String::as_str).collect();
     if settings.get("generator.model_path").is_some() {
         without_effect.push("generator.model_path");
     }
@@ -232,6 +222,19 @@ fn warnings(ignored: &[Ignored], settings: &Settings) -> Vec<String> {
         warnings.push(format!("without effect: {}", without_effect.join(", ")));
     }
     warnings
+}
+
+/// The server serves without them, and prompts are used as they are written.
+fn missing_keys(config: &Config) -> Vec<String> {
+    let providers = (config.prompt.enhancer.iter()).flat_map(|enhancer| &enhancer.providers);
+    let missing = providers.filter_map(|provider| match &provider.key {
+        provider::Key::Missing(variable) => Some(format!(
+            "prompts are not enhanced by {}: `{variable}` holds no key",
+            provider.name
+        )),
+        _ => None,
+    });
+    missing.collect()
 }
 
 impl fmt::Display for ConfigErrors {

@@ -1,7 +1,7 @@
 //! The front door: WebSocket sessions, health, status, and the built-in page.
 //!
-//! `stream` carries a session over a WebSocket, `status` answers probes, `sessions` and `workers` take operators' orders,
-//! `page` is what a browser gets.
+//! `stream` carries a session over a WebSocket, `status` answers probes, `sessions`, `workers` and `prompts` take operators'
+//! orders, `page` is what a browser gets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::session::{Context, Registry, RelayLatency};
 
 mod page;
+mod prompts;
 mod sessions;
 mod status;
 mod stream;
@@ -93,6 +94,7 @@ pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
 fn router(app: App) -> Router {
     let orders = sessions::routes(app.max_message_bytes)
         .merge(workers::routes())
+        .merge(prompts::routes())
         .layer(from_fn(from_no_other_site));
     Router::new()
         .route("/v1/stream", get(stream::upgrade))

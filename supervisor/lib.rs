@@ -1,6 +1,6 @@
 //! The supervisor: worker processes, client sessions, their continuation states, and the front door.
 //!
-//! `http` calls `session`; `session` calls `pool` and `store`; those two do not know each other.
+//! `http` calls `session`; `session` calls `pool`, `store` and `prompt`; those three do not know each other.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,13 +14,17 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
-use crate::session::{Context, Drain};
+use crate::prompt::Prompts;
+use crate::session::{Context, Drain, Logs};
 use crate::store::{SessionStore, Upkeep};
 
 pub mod http;
 pub mod pool;
+pub mod prompt;
 pub mod schedule;
 pub mod session;
+#[cfg(test)]
+mod small_disk;
 pub mod store;
 
 /// Everything that can be configured, checked.
@@ -30,6 +34,9 @@ pub struct Config {
     pub pool: pool::Config,
     pub session: session::Config,
     pub store: store::open::Config,
+    pub prompt: prompt::Config,
+    /// None: no session has a log.
+    pub session_log: Option<session::log::Config>,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
 }
@@ -42,6 +49,10 @@ const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 pub enum ServeError {
     #[error("cannot open the store of sessions")]
     Store(#[from] store::open::OpenError),
+    #[error("cannot read the system prompts")]
+    Prompts(#[from] prompt::InstructionsError),
+    #[error("`streaming.safety.required` is true, but the safety filter is unavailable")]
+    Safety(#[from] prompt::safety::Unavailable),
     #[error("cannot listen on {host}:{port}")]
     Listen {
         host: String,
@@ -54,7 +65,7 @@ pub enum ServeError {
     Http(#[source] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT, then drains: tells sessions, lets running segments finish within the grace period,
+/// SIGHUP reads the system prompts again. Serves until SIGTERM or SIGINT, then drains: tells sessions, lets running segments finish within the grace period,
 /// asks workers to leave. A second signal ends everything at once. `on_listening` is called once clients can connect.
 ///
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
@@ -66,6 +77,7 @@ pub async fn serve(
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
     let mut signals = Signals::install().map_err(ServeError::Signals)?;
+    let hangups = signal(SignalKind::hangup()).map_err(ServeError::Signals)?;
     raise_file_limit();
     let (host, port) = (config.http.host.clone(), config.http.port);
     let listen = |source| ServeError::Listen {
@@ -73,6 +85,10 @@ pub async fn serve(
         port,
         source,
     };
+    let prompts = Prompts::open(config.prompt)?;
+    if let Some(safety) = prompts.safety() {
+        safety.load_if_required().await?;
+    }
     let store = SessionStore::open(config.store).await?;
     let listener = TcpListener::bind((host.as_str(), port))
         .await
@@ -81,16 +97,20 @@ pub async fn serve(
 
     let mut upkeep = tokio::task::JoinSet::new();
     upkeep.spawn(Upkeep::new(store.clone()).run());
+    upkeep.spawn(reload_on_hangup(hangups, prompts.clone()));
     let writes = TaskTracker::new();
     let (drain, drain_seen) = watch::channel(Drain::No);
+    let logs = Logs::open(config.session_log);
     let pool = Pool::start(config.pool);
     let app = http::App::new(
         config.http,
         Context {
             config: Arc::new(config.session),
             pool: pool.clone(),
+            prompts: prompts.clone(),
             store: store.clone(),
             drain: drain_seen,
+            logs: logs.clone(),
             writes: writes.clone(),
         },
     );
@@ -106,6 +126,7 @@ pub async fn serve(
     };
     if let Some(ended) = broken {
         pool.stop().await;
+        logs.close(FAREWELL).await;
         return match ended {
             Some(Ok(Err(error))) => Err(ServeError::Http(error)),
             _ => Err(ServeError::Http(io::Error::other(
@@ -145,6 +166,7 @@ pub async fn serve(
     }
     upkeep.shutdown().await;
     store.close(farewell).await;
+    logs.close(farewell).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -167,6 +189,21 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Reads the system prompts again at every SIGHUP, of which the server takes no other notice.
+async fn reload_on_hangup(mut hangups: Signal, prompts: Prompts) {
+    while hangups.recv().await.is_some() {
+        let Some(enhancer) = prompts.enhancer().cloned() else {
+            tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload");
+            continue;
+        };
+        match tokio::task::spawn_blocking(move || enhancer.reload()).await {
+            Ok(Ok(origins)) => tracing::info!(?origins, "system prompts reloaded"),
+            Ok(Err(error)) => tracing::warn!(%error, "system prompts stay as they were"),
+            Err(panic) => tracing::error!(%panic, "system prompts not reloaded"),
         }
     }
 }

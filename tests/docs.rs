@@ -65,6 +65,15 @@ fn server_messages() -> Vec<Value> {
             "type": "error", "code": "worker_failed", "message": "m", "retryable": true, "segment_idx": 0,
             "restarting": true,
         }),
+        json!({
+            "type": "prompt_enhanced", "original_prompt": "o", "prompt": "p", "provider": "groq", "latency_ms": 1.5,
+            "fallback_used": true,
+        }),
+        json!({"type": "prompt_fallback", "original_prompt": "o", "reason": "r"}),
+        json!({
+            "type": "seed_prompts_rewritten", "seed_prompt": "o", "alternatives": ["p"], "provider": "groq",
+            "model": "m", "latency_ms": 1.5, "fallback_used": true,
+        }),
         json!({"type": "segment_cancelled", "segment_idx": 0}),
         json!({"type": "server_draining", "deadline_seconds": 30}),
     ]
@@ -152,6 +161,9 @@ fn the_messages_above_are_all_there_are() {
             | ServerMessage::SessionTimeout { .. }
             | ServerMessage::ContinuationStateSnapshot { .. }
             | ServerMessage::Error { .. }
+            | ServerMessage::PromptEnhanced { .. }
+            | ServerMessage::PromptFallback { .. }
+            | ServerMessage::SeedPromptsRewritten { .. }
             | ServerMessage::SegmentCancelled { .. }
             | ServerMessage::ServerDraining { .. } => {}
         }

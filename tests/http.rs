@@ -167,6 +167,7 @@ async fn the_openapi_document_describes_every_route() {
         "/readyz",
         "/status",
         "/v1/drain",
+        "/v1/prompts/reload",
         "/v1/sessions",
         "/v1/sessions/{id}",
         "/v1/sessions/{id}/move",

@@ -325,7 +325,10 @@ impl Conversation {
                 self.checker.errors_due += 1;
                 self.say_text(text).await;
             }
-            Act::Toggle(kind) => self.say(json!({"type": kind, "enabled": true})).await,
+            Act::Toggle(kind) => {
+                self.checker.errors_due += 1;
+                self.say(json!({"type": kind, "enabled": true})).await;
+            }
             Act::Listen(count) => {
                 for _ in 0..*count {
                     if self.checker.running.is_some() && !self.checker.complete {

@@ -21,10 +21,18 @@ mod interleaving;
 mod lifecycle;
 mod media;
 mod page;
+mod prompts;
 mod protocol;
+#[expect(
+    dead_code,
+    reason = "the tests of the supervisor's library use the rest"
+)]
+mod provider;
 mod readback;
 mod resume;
+mod safety;
 mod session;
+mod session_log;
 mod sharing;
 mod slow_reader;
 mod smoke;

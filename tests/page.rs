@@ -7,6 +7,7 @@ use crate::readback;
 use browser::Browser;
 
 mod browser;
+mod prompts;
 mod recovery;
 mod session;
 

@@ -411,6 +411,40 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
         );
     }
     check_server(
+        json!({
+            "type": "prompt_enhanced", "original_prompt": "a", "prompt": "b", "provider": "groq", "latency_ms": 2.5,
+            "fallback_used": false,
+        }),
+        ServerMessage::PromptEnhanced {
+            original_prompt: "a".to_owned(),
+            prompt: "b".to_owned(),
+            provider: "groq".to_owned(),
+            latency_ms: 2.5,
+            fallback_used: false,
+        },
+    );
+    check_server(
+        json!({"type": "prompt_fallback", "original_prompt": "a", "reason": "why"}),
+        ServerMessage::PromptFallback {
+            original_prompt: "a".to_owned(),
+            reason: "why".to_owned(),
+        },
+    );
+    check_server(
+        json!({
+            "type": "seed_prompts_rewritten", "seed_prompt": "a", "alternatives": ["b", "c"], "provider": "groq",
+            "model": "m", "latency_ms": 2.5, "fallback_used": true,
+        }),
+        ServerMessage::SeedPromptsRewritten {
+            seed_prompt: "a".to_owned(),
+            alternatives: vec!["b".to_owned(), "c".to_owned()],
+            provider: "groq".to_owned(),
+            model: "m".to_owned(),
+            latency_ms: 2.5,
+            fallback_used: true,
+        },
+    );
+    check_server(
         json!({"type": "session_timeout", "timeout_seconds": 300}),
         ServerMessage::SessionTimeout {
             timeout_seconds: 300,

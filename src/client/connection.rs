@@ -136,7 +136,7 @@ mod tests {
         };
         assert_eq!(known.unwrap(), Some(expected));
         assert_eq!(
-            read(r#"{"type": "prompt_enhanced", "prompt": "x"}"#).unwrap(),
+            read(r#"{"type": "of_a_later_version", "prompt": "x"}"#).unwrap(),
             None
         );
         assert!(read(r#"{"type": "queue_status", "position": "1"}"#).is_err());

@@ -297,6 +297,10 @@ impl<'a> Conversation<'a> {
             ServerMessage::SessionTimeout { timeout_seconds } => {
                 bail!("the server ended the session: nothing happened for {timeout_seconds} s")
             }
+            // This client enhances and rewrites nothing.
+            ServerMessage::PromptEnhanced { .. }
+            | ServerMessage::PromptFallback { .. }
+            | ServerMessage::SeedPromptsRewritten { .. } => {}
             ServerMessage::SegmentCancelled { segment_idx } => {
                 bail!("segment {segment_idx} was cancelled")
             }

@@ -77,13 +77,6 @@ const ACCEPTED: &[&str] = &[
     "streaming.stream_mode",
     "streaming.pool.enable_audio_reencode",
     "streaming.pool.conditioning_end_offset",
-    "streaming.prompt.enabled",
-    "streaming.prompt.provider",
-    "streaming.prompt.model",
-    "streaming.prompt.timeout_ms",
-    "streaming.prompt.system_prompt_dir",
-    "streaming.safety.enabled",
-    "streaming.safety.classifier_path",
 ];
 
 pub(super) fn paths() -> impl Iterator<Item = &'static str> {

@@ -7,13 +7,15 @@ use fastvideo_proto::link::{
     EncoderSpec, EngineSpec, FaultSpec, SyntheticSpec, VideoFormat, WarmupSpec,
 };
 use fastvideo_supervisor_core::pool::{Gpu, Recycle};
+use fastvideo_supervisor_core::prompt::enhancer::{self, BreakerConfig, Style};
+use fastvideo_supervisor_core::prompt::safety;
 use fastvideo_supervisor_core::store::open::{Place, PlaceError};
 use fastvideo_supervisor_core::store::records::memory::Limits;
-use fastvideo_supervisor_core::{Config, http, pool, session, store};
+use fastvideo_supervisor_core::{Config, http, pool, prompt, session, store};
 
 use super::gpus::GpuSpec;
 use super::settings::{Origin, Settings};
-use super::{ConfigError, Surroundings, faults};
+use super::{ConfigError, Surroundings, faults, providers};
 use crate::logging::{self, LogFormat};
 
 /// Checks what depends on several keys or on the machine, and builds the configuration.
@@ -33,6 +35,11 @@ pub(super) fn build(
         pool: checker.pool(),
         session: checker.session(),
         store: checker.store(),
+        prompt: prompt::Config {
+            enhancer: checker.enhancer(),
+            safety: checker.safety(),
+        },
+        session_log: checker.session_log(),
         grace: settings.seconds("server.grace_seconds"),
     };
     match checker.errors {
@@ -186,12 +193,91 @@ impl Checker<'_> {
         }
     }
 
+    fn session_log(&mut self) -> Option<session::log::Config> {
+        let settings = self.settings;
+        let dir = "streaming.session_log.dir";
+        self.not_empty(dir, "a folder");
+        Some(session::log::Config {
+            dir: PathBuf::from(settings.text(dir)?),
+            max_file_bytes: settings.whole("streaming.session_log.max_file_mib") << 20,
+            max_total_bytes: settings.whole("streaming.session_log.max_total_mib") << 20,
+            max_age: settings.days("streaming.session_log.max_age_days"),
+        })
+    }
+
+    fn enhancer(&mut self) -> Option<enhancer::Config> {
+        let settings = self.settings;
+        if !settings.switch("streaming.prompt.enabled") {
+            return None;
+        }
+        let variables = &self.surroundings.variables;
+        let providers = providers::build(settings, variables).unwrap_or_else(|errors| {
+            self.errors.extend(errors);
+            Vec::new()
+        });
+        let folder = "streaming.prompt.system_prompt_dir";
+        let system_prompt_dir = settings.text(folder).map(PathBuf::from);
+        if system_prompt_dir.as_ref().is_some_and(|dir| !dir.is_dir()) {
+            let error = self.misplaced(folder, "a folder that is there".to_owned());
+            self.errors.push(error);
+        }
+        let style = |operation: &str| Style {
+            temperature: settings.decimal(&format!("streaming.prompt.{operation}.temperature")),
+            max_tokens: settings.number(&format!("streaming.prompt.{operation}.max_tokens")),
+        };
+        Some(enhancer::Config {
+            providers,
+            system_prompt_dir,
+            timeout: settings.millis("streaming.prompt.operation_timeout_ms"),
+            enhance: style("enhance"),
+            auto_extend: style("auto_extend"),
+            rewrite: style("rewrite"),
+            cache_entries: settings.number("streaming.prompt.cache_entries"),
+            max_prompt_chars: settings.number("streaming.limits.max_prompt_chars"),
+            breaker: BreakerConfig {
+                failures: settings.number("streaming.prompt.breaker_failures"),
+                rest: settings.seconds("streaming.prompt.breaker_rest_seconds"),
+            },
+            max_parallel: settings.number("streaming.prompt.max_parallel"),
+        })
+    }
+
+    fn safety(&mut self) -> Option<safety::Config> {
+        let settings = self.settings;
+        let (path, required) = (
+            "streaming.safety.classifier_path",
+            "streaming.safety.required",
+        );
+        let is_enabled = settings.switch("streaming.safety.enabled");
+        if settings.switch(required) && !is_enabled {
+            let expected = "false where `streaming.safety.enabled` is";
+            let error = self.misplaced(required, expected.to_owned());
+            self.errors.push(error);
+        }
+        if !is_enabled {
+            return None;
+        }
+        self.not_empty(path, "the path of a file");
+        if settings.switch(required) && settings.get(path).is_none() {
+            let expected = format!("set where `{required}` is true");
+            let error = self.misplaced(path, expected);
+            self.errors.push(error);
+        }
+        Some(safety::Config {
+            classifier_path: settings.text(path).map(PathBuf::from),
+            block_threshold: settings.decimal("streaming.safety.block_threshold"),
+            required: settings.switch(required),
+            log_prompts: settings.switch("streaming.safety.log_prompts"),
+        })
+    }
+
     fn misplaced(&self, key: &'static str, expected: String) -> ConfigError {
         let setting = self.settings.get(key);
         ConfigError::Value {
             key: key.to_owned(),
             expected,
-            given: setting.map_or_else(String::new, |setting| setting.value.to_string()),
+            given: setting
+                .map_or_else(|| "nothing".to_owned(), |setting| setting.value.to_string()),
             origin: setting.map_or(Origin::Default, |setting| setting.origin.clone()),
         }
     }

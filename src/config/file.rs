@@ -35,7 +35,7 @@ pub(super) fn read(
     path: &Path,
     settings: &mut Settings,
     errors: &mut Vec<ConfigError>,
-) -> Vec<Ignored> {
+) -> Vec<String> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(source) => {
@@ -49,19 +49,12 @@ pub(super) fn read(
     read_text(&text, path, settings, errors)
 }
 
-/// A key that FastVideo knows and this program does not act on.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Ignored {
-    pub(super) key: String,
-    pub(super) value: Node,
-}
-
 pub(super) fn read_text(
     text: &str,
     path: &Path,
     settings: &mut Settings,
     errors: &mut Vec<ConfigError>,
-) -> Vec<Ignored> {
+) -> Vec<String> {
     let mut reader = Reader {
         path,
         settings,
@@ -87,7 +80,7 @@ struct Reader<'a> {
     path: &'a Path,
     settings: &'a mut Settings,
     errors: &'a mut Vec<ConfigError>,
-    ignored: Vec<Ignored>,
+    ignored: Vec<String>,
 }
 
 impl Reader<'_> {
@@ -111,10 +104,7 @@ impl Reader<'_> {
             }
         } else if accepted::covers(&path) {
             if given {
-                self.ignored.push(Ignored {
-                    key: path,
-                    value: entry.value.clone(),
-                });
+                self.ignored.push(path);
             }
         } else if is_section(&path) {
             match &entry.value {
@@ -139,6 +129,25 @@ impl Reader<'_> {
         Origin::File {
             path: self.path.to_owned(),
             line,
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::Null => serde_json::Value::Null,
+            Self::Bool(value) => (*value).into(),
+            Self::Whole(value) => match i64::try_from(*value) {
+                Ok(value) => value.into(),
+                Err(_) => value.to_string().into(),
+            },
+            Self::Decimal(value) => (*value).into(),
+            Self::Text(value) => value.as_str().into(),
+            Self::List(items) => items.iter().map(Self::to_json).collect(),
+            Self::Map(entries) => (entries.iter())
+                .map(|entry| (entry.name.clone(), entry.value.to_json()))
+                .collect(),
         }
     }
 }

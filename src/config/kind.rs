@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Text,
     /// See [`super::gpus`]; in the file also a number or a list.
     Gpus,
+    /// A list in the file or in JSON, see [`super::providers`].
+    Providers,
 }
 
 /// A value that fits its key.
@@ -33,6 +35,7 @@ pub(crate) enum Value {
     Whole(u64),
     Decimal(f64),
     Text(String),
+    Json(serde_json::Value),
 }
 
 pub(super) const fn whole(min: u64, max: u64, unit: &'static str) -> Kind {
@@ -66,6 +69,10 @@ impl Kind {
             Self::Decimal { .. } => self.in_range(Value::Decimal(text.parse().ok()?)),
             Self::Choice(names) => names.contains(&text).then(|| Value::Text(text.to_owned())),
             Self::Text | Self::Gpus => Some(Value::Text(text.to_owned())),
+            Self::Providers => match serde_json::from_str(text) {
+                Ok(list @ serde_json::Value::Array(_)) => Some(Value::Json(list)),
+                _ => None,
+            },
         }
     }
 
@@ -94,6 +101,7 @@ impl Kind {
                     .collect::<Option<_>>()
                     .map(Value::Text)
             }
+            (Self::Providers, Node::List(_)) => Some(Value::Json(node.to_json())),
             _ => None,
         }
     }
@@ -107,6 +115,7 @@ impl Kind {
             Self::Choice(_) => "NAME",
             Self::Text => "TEXT",
             Self::Gpus => "GPUS",
+            Self::Providers => "JSON",
         }
     }
 
@@ -124,7 +133,7 @@ impl Kind {
             }
             Self::Decimal { min, max, unit } => Some(format!("[{min} to {max}{}]", Spaced(unit))),
             Self::Choice(names) => Some(format!("[one of: {}]", names.join(", "))),
-            Self::Switch | Self::Text | Self::Gpus => None,
+            Self::Switch | Self::Text | Self::Gpus | Self::Providers => None,
         }
     }
 
@@ -159,6 +168,9 @@ impl fmt::Display for Kind {
             Self::Choice(names) => write!(f, "one of {}", names.join(", ")),
             Self::Text => f.write_str("text"),
             Self::Gpus => f.write_str("a count, `all`, or a list such as `0,2`"),
+            Self::Providers => {
+                f.write_str("a list such as `[{provider: cerebras}, {provider: groq}]`")
+            }
         }
     }
 }
@@ -195,6 +207,8 @@ impl fmt::Display for Value {
             Self::Whole(value) => value.fmt(f),
             Self::Decimal(value) => value.fmt(f),
             Self::Text(value) => serde_json::Value::from(without_password(value)).fmt(f),
+            // Such a list holds no secrets: a key in it is refused.
+            Self::Json(value) => value.fmt(f),
         }
     }
 }

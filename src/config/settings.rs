@@ -123,6 +123,10 @@ impl Settings {
         Duration::from_secs_f64(self.decimal(path))
     }
 
+    pub(super) fn days(&self, path: &str) -> Duration {
+        Duration::from_secs_f64(self.decimal(path) * 86_400.0)
+    }
+
     pub(super) fn millis(&self, path: &str) -> Duration {
         Duration::from_secs_f64(self.decimal(path) / 1000.0)
     }
@@ -131,6 +135,13 @@ impl Settings {
         match &self.get(path)?.value {
             Value::Text(value) => Some(value),
             other => unreachable!("`{path}` is no text but {other}"),
+        }
+    }
+
+    pub(super) fn json(&self, path: &str) -> Option<&serde_json::Value> {
+        match &self.get(path)?.value {
+            Value::Json(value) => Some(value),
+            other => unreachable!("`{path}` is no list but {other}"),
         }
     }
 

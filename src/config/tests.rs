@@ -3,6 +3,9 @@ use std::time::Duration;
 
 use fastvideo_proto::link::{EncoderSpec, EngineSpec, VideoFormat};
 
+use fastvideo_supervisor_core::prompt::enhancer;
+use fastvideo_supervisor_core::prompt::provider::Key;
+
 use super::*;
 
 /// A machine without GPUs; this test's own program stands in for the worker.
@@ -88,6 +91,7 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.store.sessions.resume_ttl, Duration::from_secs(300));
     assert_eq!(config.store.sessions.lease, Duration::from_secs(6));
     assert_eq!(config.store.sessions.timeout, Duration::from_secs(2));
+    assert!(config.prompt.safety.is_none());
     let format = VideoFormat {
         width: 768,
         height: 512,
@@ -378,13 +382,46 @@ fn fastvideo_file_loads_and_says_what_has_no_effect() {
     assert_eq!(
         loaded.warnings,
         [
-            "`streaming.prompt.enabled` is true, but this build has no prompt enhancer",
+            "prompts are not enhanced by groq: `GROQ_API_KEY` holds no key",
             "without effect: generator.engine.offload.dit, generator.engine.offload.text_encoder, \
              generator.engine.compile.enabled, generator.engine.compile.mode, \
              generator.engine.compile.extras, generator.pipeline.workload_type, \
              generator.pipeline.preset_overrides, server.output_dir, streaming.stream_mode, \
              streaming.pool.enable_audio_reencode, streaming.pool.conditioning_end_offset, \
              generator.model_path",
+        ]
+    );
+}
+
+#[test]
+fn safety_filter_is_configured_as_in_fastvideos_file() {
+    let file = "streaming: {safety: {enabled: true, classifier_path: some/model.ftz, block_threshold: 0.75}}";
+    let loaded = load_file(file).unwrap();
+    let safety = loaded.config.prompt.safety.unwrap();
+    assert_eq!(
+        safety.classifier_path.as_deref(),
+        Some(Path::new("some/model.ftz"))
+    );
+    assert_eq!(safety.block_threshold.to_string(), "0.75");
+    assert!(!safety.required && !safety.log_prompts);
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn required_safety_filter_must_be_configured() {
+    let required = "streaming.safety.required=true";
+    assert_eq!(
+        errors(load_flags(&[required])),
+        [
+            "`streaming.safety.required` must be false where `streaming.safety.enabled` is, given true \
+             (--streaming.safety.required)"
+        ]
+    );
+    assert_eq!(
+        errors(load_flags(&[required, "streaming.safety.enabled=true"])),
+        [
+            "`streaming.safety.classifier_path` must be set where `streaming.safety.required` is true, given nothing \
+             (default)"
         ]
     );
 }
@@ -408,10 +445,128 @@ fn unit_of_the_package_waits_for_the_grace_period() {
     assert!(Duration::from_secs(stop.parse().unwrap()) >= grace + Duration::from_secs(10));
 }
 
+fn enhancer(file: &str, variables: &[(&str, &str)]) -> enhancer::Config {
+    let file = format!("streaming: {{prompt: {{enabled: true, {file}}}}}");
+    let loaded = load_layers(&file, variables, &[]).unwrap();
+    loaded.config.prompt.enhancer.unwrap()
+}
+
+#[test]
+fn one_provider_comes_from_single_keys() {
+    assert!(load_file("").unwrap().config.prompt.enhancer.is_none());
+    let config = enhancer("", &[("CEREBRAS_API_KEY", "sk-1\n")]);
+    let [provider] = config.providers.as_slice() else {
+        panic!("{config:?}");
+    };
+    assert_eq!(provider.name, "cerebras");
+    assert_eq!(provider.base_url.as_str(), "https://api.cerebras.ai/v1");
+    assert_eq!(provider.key, Key::Given("sk-1".to_owned()));
+    assert_eq!(provider.models.rewrite, "gpt-oss-120b");
+    assert_eq!(provider.timeout, Duration::from_secs(20));
+    assert_eq!(config.timeout, Duration::from_secs(30));
+
+    let config = enhancer(
+        "provider: openai_compatible, base_url: \"http://localhost:11434/v1\", model: a, rewrite: {model: b, \
+         temperature: 1, max_tokens: 9}, timeout_ms: 500",
+        &[],
+    );
+    let provider = &config.providers[0];
+    assert_eq!(provider.key, Key::NotNeeded);
+    assert_eq!(
+        (
+            provider.models.enhance.as_str(),
+            provider.models.rewrite.as_str()
+        ),
+        ("a", "b")
+    );
+    assert_eq!(provider.timeout, Duration::from_millis(500));
+    assert_eq!(
+        (config.rewrite.temperature, config.rewrite.max_tokens),
+        (1.0, 9)
+    );
+}
+
+#[test]
+fn several_providers_come_in_the_order_of_their_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    std::fs::write(&file, "sk-file\n").unwrap();
+    let list = format!(
+        "timeout_ms: 7000, providers: [{{provider: groq, timeout_ms: 1500.5, models: {{rewrite: big}}}}, \
+         {{provider: openai_compatible, base_url: \"http://gpu:8000/v1\", model: m, api_key_file: {file}}}, \
+         {{provider: cerebras, api_key_env: OTHER}}]",
+        file = file.display()
+    );
+    let config = enhancer(&list, &[("GROQ_API_KEY", "gsk-1"), ("OTHER", "sk-other")]);
+    let given: Vec<_> = (config.providers.iter())
+        .map(|p| (p.name.as_str(), p.key.clone(), p.timeout.as_millis()))
+        .collect();
+    let key = |key: &str| Key::Given(key.to_owned());
+    assert_eq!(
+        given,
+        [
+            ("groq", key("gsk-1"), 1500),
+            ("openai_compatible", key("sk-file"), 7000),
+            ("cerebras", key("sk-other"), 7000),
+        ]
+    );
+    assert_eq!(config.providers[0].models.enhance, "openai/gpt-oss-120b");
+    assert_eq!(config.providers[0].models.rewrite, "big");
+}
+
+#[test]
+fn what_is_wrong_with_a_provider_is_named_and_a_secret_is_not_shown() {
+    let check = |file: &str, expected: &str| {
+        let file = format!("streaming: {{prompt: {{enabled: true, {file}}}}}");
+        let loaded = load_layers(&file, &[("SPACED", "sk secret")], &[]);
+        let errors = loaded.unwrap_err().to_string();
+        assert!(errors.contains(expected), "{errors}");
+        assert!(!errors.contains("secret"), "{errors}");
+    };
+    check(
+        "provider: openai_compatible, model: m",
+        "`streaming.prompt.base_url` must be an http:// or https:// address",
+    );
+    check(
+        "provider: openai_compatible, base_url: \"http://x\"",
+        "`streaming.prompt.model` must be the name of a model, given nothing",
+    );
+    check("base_url: \"ftp://x\"", "given \"ftp://x\"");
+    check(
+        "base_url: \"https://u:secret@x\"",
+        "`streaming.prompt.base_url`",
+    );
+    check(
+        "api_key_env: sk-secret",
+        "`streaming.prompt.api_key_env` must be the name of an environment variable",
+    );
+    check("api_key_env: SPACED", "must be a key in printable ASCII");
+    check(
+        "api_key_file: /nonexistent",
+        "`streaming.prompt.api_key_file` must be a file that can be read",
+    );
+    check("providers: []", "at least one provider");
+    check(
+        "providers: [{provider: groq}, {provider: groq, api_key: secret}]",
+        "`streaming.prompt.providers[1].api_key` must be",
+    );
+    check("providers: [{provider: gork}]", "unknown variant `gork`");
+    check("providers: [{model: m}]", "missing field `provider`");
+    check(
+        "providers: [{provider: groq, timeout_ms: 0}]",
+        "`streaming.prompt.providers[0].timeout_ms` must be a number from 1 to 3600000 ms, given 0",
+    );
+    check(
+        "provider: groq, providers: [{provider: groq}]",
+        "`streaming.prompt.provider` must be left out where `streaming.prompt.providers` is given",
+    );
+    check("system_prompt_dir: /nonexistent", "a folder that is there");
+}
+
 #[test]
 fn printed_settings_are_a_file_that_means_the_same() {
     let settings = load_layers(
-        "server: {port: 1001}",
+        "server: {port: 1001}\nstreaming: {prompt: {providers: [{provider: groq, timeout_ms: 20}]}}",
         &[],
         &["default_request.negative_prompt=a \"blurry\" # picture"],
     )

@@ -11,8 +11,10 @@ use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::{OpenApi, ToSchema};
 
+use super::prompts::PromptStatus;
 use super::{App, AppState, ErrorBody, ErrorDetail, sessions};
 use crate::pool::{ExitKind, PoolStatus, WorkerSeat};
+use crate::prompt::safety::{SafetyFilter, SafetyStatus};
 use crate::session::{Drain, LatencySummary};
 
 /// The name under which FastVideo's clients know this service.
@@ -47,7 +49,8 @@ pub(super) fn routes() -> Router<App> {
         sessions::relocate,
         sessions::drain,
         super::workers::drain,
-        super::workers::restart
+        super::workers::restart,
+        super::prompts::reload
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]
@@ -152,6 +155,18 @@ struct Status {
     version: &'static str,
     /// From a worker's link to the client's socket.
     relay_latency: LatencySummary,
+    safety: SafetyStatus,
+    /// Absent where nothing enhances prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<PromptStatus>,
+    /// Where a log of sessions is kept.
+    session_log: Option<SessionLogStatus>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct SessionLogStatus {
+    /// Events that could not be written since the server's start.
+    events_lost: u64,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -241,6 +256,10 @@ async fn status(State(app): AppState) -> Json<Status> {
         draining: *app.context.drain.borrow() != Drain::No,
         version: env!("CARGO_PKG_VERSION"),
         relay_latency: app.relay_latency.summary(),
+        safety: (app.context.prompts.safety()).map_or_else(SafetyStatus::off, SafetyFilter::status),
+        prompt: app.context.prompts.enhancer().map(PromptStatus::of),
+        session_log: (app.context.logs.events_lost())
+            .map(|events_lost| SessionLogStatus { events_lost }),
     })
 }
 
@@ -334,6 +353,6 @@ fn now() -> String {
     rfc3339(SystemTime::now())
 }
 
-fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }

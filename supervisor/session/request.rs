@@ -66,11 +66,28 @@ impl ValidRequest {
     }
 
     /// A curated prompt with the operator's defaults. The prompt was checked when the list came in.
-    pub(crate) fn curated(prompt: &str, config: &Config) -> Self {
+    pub(crate) fn curated(prompt: String, config: &Config) -> Self {
+        Self::by_itself(prompt, PromptSource::Curated, config)
+    }
+
+    /// A follow-on with the operator's defaults.
+    pub(crate) fn extension(prompt: String, config: &Config) -> Self {
+        Self::by_itself(prompt, PromptSource::AutoExtension, config)
+    }
+
+    /// The client says that a model has written the prompt.
+    pub(crate) fn is_written_by_model(&self) -> bool {
+        matches!(
+            self.source,
+            PromptSource::Enhanced | PromptSource::AutoExtension
+        )
+    }
+
+    fn by_itself(prompt: String, source: PromptSource, config: &Config) -> Self {
         Self {
-            prompt: prompt.to_owned(),
+            prompt,
             negative_prompt: config.negative_prompt.clone(),
-            source: PromptSource::Curated,
+            source,
             seed: config.seed,
             num_inference_steps: config.num_inference_steps,
             guidance_scale: config.guidance_scale,

@@ -4,7 +4,8 @@ use std::future::pending;
 use std::time::Duration;
 
 use fastvideo_proto::client::{
-    ClientMessage, CompleteReason, ErrorCode, Features, PromptSource, ServerMessage, StreamMode,
+    ClientMessage, CompleteReason, ErrorCode, Features, RewriteSeedPrompts, ServerMessage,
+    StreamMode,
 };
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::link::{JobFailure, JobSpec, frames_to_time};
@@ -15,28 +16,33 @@ use tracing::Span;
 
 use super::init_image::InitImage;
 use super::lead::Lead;
+use super::log::{Event, SessionLog};
 use super::opening::{self, MAX_CURATED_PROMPTS, NotOpened, Opening};
 use super::outbox::Outbox;
 use super::registry::Ticket;
 use super::request::{ValidRequest, check_prompt};
 use super::saving::{Gate, Saving};
-use super::script::{Ask, Script};
+use super::script::{Abilities, Script, Switches};
 use super::segment::Segment;
 use super::state::SessionState;
+use super::writing::{MAX_ALTERNATIVES, MAX_PENDING_REWRITES, Next, Writing, Written};
 use super::{Context, Drain, Inbound, close};
 use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement, StartState};
+use crate::prompt::safety::SafetyFilter;
 use crate::store::export::{self, ExportError};
 use crate::store::{Lease, Progress, ResumeError, ResumeToken, Snapshot, State, StoreError};
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
-/// Pause before a curated prompt is tried again after it failed; doubles with each failure in a row.
+/// Pause before the session goes on by itself after that failed; doubles with each failure in a row.
 const MIN_LOOP_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOOP_PAUSE: Duration = Duration::from_secs(30);
 /// Snapshots that may be asked for before one is answered.
 const MAX_PENDING_SNAPSHOTS: u32 = 8;
 /// Of any message but the opening one, which may bring an image along: it is read between two other things.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
+/// Of a name that a client gives, in the log.
+const MAX_NAME_CHARS: usize = 200;
 /// How long a connection may take to end whose session goes on over another one.
 const TAKE_OVER: Duration = Duration::from_secs(5);
 /// Messages that a client may send while it leaves all that it may unread. Each may have an answer, of a few hundred
@@ -70,10 +76,31 @@ pub async fn run(
         Err(why) => return refuse(&ticket, &outbox, &context, why),
     };
     Span::current().record("session_id", ticket.id().as_str());
+    ticket.keep_log(context.logs.session(ticket.id()));
+    ticket.log().record(|| opened_event(&opening, &claim));
     tracing::info!(client_id = opening.init.client_id, preset = opening.init.preset, stream_mode = ?opening.init.stream_mode, hydrated = opening.state.is_some(), resumed = opening.resume.is_some(), image = opening.image.as_ref().map(|i| i.name()), "session opened");
     let mut session = Box::new(Session::begin(ticket, outbox, context, opening, claim));
     let end = session.serve(&mut inbound).await;
     session.end(end);
+}
+
+fn opened_event(opening: &Opening, claim: &Claim) -> Event {
+    let init = &opening.init;
+    Event::Opened {
+        client_id: init.client_id.as_deref().map(short),
+        preset: init.preset.as_deref().map(short),
+        stream_mode: init.stream_mode,
+        resumed: opening.resume.is_some(),
+        hydrated: opening.state.is_some(),
+        image: opening.image.as_ref().map(|image| short(image.name())),
+        curated_prompts: init.curated_prompts.len(),
+        next_segment_idx: claim.snapshot.progress.segments,
+    }
+}
+
+/// What a client calls something, as far as it says anything.
+fn short(name: &str) -> String {
+    name.chars().take(MAX_NAME_CHARS).collect()
 }
 
 /// A session in the store that is this connection's now.
@@ -213,6 +240,25 @@ enum End {
     Lost,
 }
 
+impl End {
+    /// As the session's log has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Broken { .. } => "broken",
+            Self::Left => "left",
+            Self::Cap => "cap",
+            Self::Idle => "idle",
+            Self::Slow => "slow",
+            Self::SentBinary => "sent_binary",
+            Self::BadState => "bad_state",
+            Self::NoGpu => "no_gpu",
+            Self::Draining => "draining",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Session {
     outbox: Outbox,
@@ -225,6 +271,7 @@ struct Session {
     mode: StreamMode,
     image: Option<InitImage>,
     script: Script,
+    writing: Writing,
     segment: Option<Segment>,
     saving: Saving,
     /// The last committed one.
@@ -235,9 +282,9 @@ struct Session {
     last_activity: Instant,
     /// Messages since the client has left too much unread.
     heard_while_full: u32,
-    /// A curated prompt failed: the next one waits until then.
+    /// What the session does by itself failed: the next of it waits until then.
     rest_until: Option<Instant>,
-    /// Curated prompts that failed in a row.
+    /// How often that failed in a row.
     failures: u32,
     exporting: Option<JoinHandle<Result<fastvideo_proto::client::ContinuationState, ExportError>>>,
     pending_snapshots: u32,
@@ -257,6 +304,7 @@ enum Heard {
     Place,
     Job(Option<JobEvent>),
     Saved(Result<Result<(), StoreError>, JoinError>),
+    Written(Written),
     Lost,
     Exported(
         Result<
@@ -286,6 +334,15 @@ impl Session {
             true => 1,
             false => config.generation_segment_cap,
         };
+        let switches = Switches {
+            looping: init.loop_generation_enabled,
+            enhancing: init.enhancement_enabled,
+            extending: init.auto_extension_enabled,
+        };
+        let can = Abilities {
+            write: context.prompts.enhancer().is_some(),
+            screen: context.prompts.safety().is_some(),
+        };
         let mut place = context.pool.join(ticket.id().clone());
         let placement = place.look();
         Self {
@@ -295,12 +352,8 @@ impl Session {
             preset: init.preset,
             mode: init.stream_mode,
             image,
-            script: Script::new(
-                init.curated_prompts,
-                init.loop_generation_enabled,
-                cap,
-                progress.segments,
-            ),
+            script: Script::new(init.curated_prompts, switches, can, cap, progress.segments),
+            writing: Writing::new(context.prompts.clone()),
             segment: None,
             saving: Saving::default(),
             state,
@@ -354,6 +407,14 @@ impl Session {
                     Ok(()) => None,
                     Err(_) => Some(End::Lost),
                 },
+                Heard::Written(written) => {
+                    written.record(&self.script, &self.context.prompts, self.log());
+                    if written.deliver(&mut self.script, &self.outbox) == Next::Rest {
+                        self.rest();
+                    }
+                    self.last_activity = Instant::now();
+                    None
+                }
                 Heard::Lost => Some(End::Lost),
                 Heard::Exported(state) => {
                     self.exported(state);
@@ -414,6 +475,7 @@ impl Session {
             event = job => Heard::Job(event),
             () = self.place.changed() => Heard::Place,
             state = exported => Heard::Exported(state),
+            written = self.writing.ended() => Heard::Written(written),
             drain = drain => Heard::Drain(drain),
             () = self.outbox.drained() => Heard::Drained,
             () = clock => Heard::Clock,
@@ -445,7 +507,9 @@ impl Session {
     }
 
     fn is_idle(&self) -> bool {
-        self.segment.is_none() && self.ticket.state() == SessionState::Active
+        self.segment.is_none()
+            && self.ticket.state() == SessionState::Active
+            && !self.script.is_writing()
     }
 
     fn clock_rang(&mut self) -> Option<End> {
@@ -496,6 +560,7 @@ impl Session {
                     model_id: assignment.model_id.clone(),
                 });
                 tracing::info!(worker_id = %assignment.worker, "session bound");
+                self.log_assigned(&assignment);
                 self.ticket
                     .update(|entry| entry.worker = Some(assignment.worker.clone()));
                 self.ticket.transition(SessionState::Active);
@@ -512,10 +577,16 @@ impl Session {
                 // A session that had a worker is next in line: to its client this is a pause.
                 SessionState::Active => self.ticket.transition(SessionState::GpuBinding),
                 SessionState::GpuBinding => {}
-                _ => self.outbox.send(&ServerMessage::QueueStatus {
-                    position,
-                    queue_depth,
-                }),
+                _ => {
+                    self.log().record(|| Event::Queued {
+                        position,
+                        queue_depth,
+                    });
+                    self.outbox.send(&ServerMessage::QueueStatus {
+                        position,
+                        queue_depth,
+                    });
+                }
             },
             Placement::NoWorker if self.announced.is_none() => return Some(End::NoGpu),
             Placement::NoWorker => {
@@ -529,8 +600,28 @@ impl Session {
         None
     }
 
+    fn log_assigned(&self, assignment: &Assignment) {
+        if let Some(before) = &self.announced {
+            self.log().record(|| Event::Handoff {
+                from: before.worker.clone(),
+                to: assignment.worker.clone(),
+            });
+        }
+        self.log().record(|| Event::Assigned {
+            worker_id: assignment.worker.clone(),
+            gpu_id: assignment.gpu,
+            model_id: assignment.model_id.clone(),
+        });
+    }
+
+    fn log(&self) -> &SessionLog {
+        self.ticket.log()
+    }
+
     fn stream_start(&self, audio: bool) {
         let config = &self.context.config;
+        let prompts = &self.context.prompts;
+        let writes = prompts.enhancer().is_some();
         self.outbox.send(&ServerMessage::StreamStart {
             preset: self.preset.clone(),
             width: config.format.width,
@@ -540,8 +631,11 @@ impl Session {
             generation_segment_cap: config.generation_segment_cap,
             next_segment_idx: self.script.segment_idx(),
             features: Features {
+                enhancement: writes,
+                auto_extension: writes,
+                rewrite: writes,
+                safety: prompts.safety().is_some_and(SafetyFilter::is_available),
                 audio: audio && self.mode == StreamMode::AvFmp4,
-                ..Features::default()
             },
         });
     }
@@ -568,7 +662,15 @@ impl Session {
             ));
             return None;
         }
-        match ClientMessage::parse(&text) {
+        let parsed = ClientMessage::parse(&text);
+        self.log().record(|| Event::Message {
+            r#type: parsed
+                .as_ref()
+                .map_or("invalid", ClientMessage::kind)
+                .into(),
+            bytes: text.len(),
+        });
+        match parsed {
             Ok(message) => self.take(message),
             Err(error) => {
                 self.invalid(error);
@@ -587,8 +689,17 @@ impl Session {
                 }
             }
             ClientMessage::SeedPromptsUpdated(update) => self.set_curated(update.seed_prompts),
-            // Both need an enhancer; `features` says that this server has none.
-            ClientMessage::EnhancementUpdated(_) | ClientMessage::AutoExtensionUpdated(_) => {}
+            ClientMessage::EnhancementUpdated(toggle) => {
+                if !self.script.set_enhancing(toggle.enabled) {
+                    self.without_effect("enhancement");
+                }
+            }
+            ClientMessage::AutoExtensionUpdated(toggle) => {
+                if !self.script.set_extending(toggle.enabled) {
+                    self.without_effect("auto-extension");
+                }
+                self.rested();
+            }
             ClientMessage::LoopGenerationUpdated(toggle) => {
                 self.script.looping = toggle.enabled;
                 self.rested();
@@ -605,13 +716,7 @@ impl Session {
                 }
                 None => self.invalid("no segment is running"),
             },
-            ClientMessage::RewriteSeedPrompts(_) => {
-                self.error(
-                    ErrorCode::InvalidMessage,
-                    "rewriting has no effect: this server has no prompt enhancer",
-                    false,
-                );
-            }
+            ClientMessage::RewriteSeedPrompts(asked) => self.rewrite(asked),
             ClientMessage::Leave => return Some(End::Left),
         }
         None
@@ -630,13 +735,36 @@ impl Session {
             let message = "no GPU is left to generate the segment; try again in a minute";
             return self.error(ErrorCode::GpuUnavailable, message, true);
         }
+        let shown = self.context.prompts.logs_unscreened();
+        self.log().record(|| Event::PromptReceived {
+            source: request.source,
+            prompt: shown.then(|| request.prompt.clone()),
+        });
         let limit = self.context.config.max_waiting_requests;
-        let ask = Ask {
-            request,
-            received: std::time::Instant::now(),
-        };
-        if !self.script.add(ask, limit) {
+        if !self.script.add(request, std::time::Instant::now(), limit) {
             self.invalid(format!("{limit} requests wait already, which is the limit"));
+        }
+    }
+
+    fn without_effect(&self, what: &str) {
+        let message = format!("{what} has no effect: this server has no prompt enhancer");
+        self.error(ErrorCode::InvalidMessage, message, false);
+    }
+
+    fn rewrite(&mut self, asked: RewriteSeedPrompts) {
+        let RewriteSeedPrompts { seed_prompt, count } = asked;
+        if self.context.prompts.enhancer().is_none() {
+            self.without_effect("rewriting");
+        } else if let Err(error) = check_prompt("seed_prompt", &seed_prompt, &self.context.config) {
+            self.invalid(error);
+        } else if !(1..=MAX_ALTERNATIVES).contains(&count) {
+            self.invalid(format!(
+                "`count` must be from 1 to {MAX_ALTERNATIVES}, got {count}"
+            ));
+        } else if !self.writing.rewrite(seed_prompt, count) {
+            self.invalid(format!(
+                "{MAX_PENDING_REWRITES} prompts are being rewritten already, which is the limit"
+            ));
         }
     }
 
@@ -730,10 +858,14 @@ impl Session {
             let ready =
                 self.ticket.state() == SessionState::Active && self.outbox.full_since().is_none();
             if ready && let Some(ask) = self.script.next(&self.context.config) {
-                self.segment = Some(Segment::new(self.script.segment_idx(), ask));
+                let log = self.log().clone();
+                self.segment = Some(Segment::new(self.script.segment_idx(), ask, log));
             }
         }
         self.submit();
+        if self.drain_deadline.is_none() {
+            self.writing.follow(&mut self.script);
+        }
         None
     }
 
@@ -787,6 +919,7 @@ impl Session {
         match self.place.submit(&assignment.worker, spec, start, due) {
             Ok(job) => {
                 segment.job = Some(job);
+                segment.log_queued(&assignment.worker);
                 segment.show_start(&self.outbox);
             }
             // The news of the move is on its way.
@@ -797,11 +930,13 @@ impl Session {
     fn job_said(&mut self, event: JobEvent) -> Option<End> {
         let segment = self.segment.as_mut()?;
         match event {
+            JobEvent::Started => segment.log_started(),
             JobEvent::Step {
                 stage,
                 step,
                 total_steps,
             } => {
+                segment.log_step(stage, step, total_steps);
                 segment.show_step(&self.outbox, stage, step, total_steps);
             }
             JobEvent::Media(media) => {
@@ -811,9 +946,11 @@ impl Session {
             JobEvent::Ended(JobEnd::Finished {
                 state,
                 generation,
+                timing,
                 frames,
             }) => match State::from_worker(state.0, state.1) {
                 Ok(state) => {
+                    segment.log_finished(frames, generation, timing);
                     let state = match &segment.job {
                         Some(job) => state.made_by(job.id),
                         None => state,
@@ -850,6 +987,7 @@ impl Session {
                     return None;
                 }
                 let had_media = segment.has_media();
+                segment.log_taken_back(started);
                 segment.begin_again(started);
                 if had_media {
                     let message = "the GPU worker has to leave; the segment starts again";
@@ -862,6 +1000,7 @@ impl Session {
                 reason,
             }) => {
                 tracing::warn!(worker_id = %worker, segment_idx = segment.idx, attempt = segment.attempt, started, reason, "worker lost with the session's job");
+                segment.log_fault(&worker, started, &reason);
                 if segment.cancelling {
                     self.cancelled();
                     return None;
@@ -908,6 +1047,7 @@ impl Session {
             .update(|entry| entry.segments = self.script.segment_idx());
         self.failures = 0;
         self.last_activity = Instant::now();
+        segment.media_end(&self.outbox);
         let gate = self.outbox.gate();
         let fps = self.context.config.format.fps;
         self.lead.finished(frames_to_time(u64::from(frames), fps));
@@ -930,6 +1070,8 @@ impl Session {
 
     fn cancelled(&mut self) {
         if let Some(segment) = self.segment.take() {
+            segment.log_cancelled();
+            self.script.segment_dropped();
             self.outbox.send(&ServerMessage::SegmentCancelled {
                 segment_idx: segment.idx,
             });
@@ -943,19 +1085,27 @@ impl Session {
             return;
         };
         self.last_activity = Instant::now();
-        if segment.ask.request.source == PromptSource::Curated {
-            let pause = (MIN_LOOP_PAUSE * (1 << self.failures.min(8))).min(MAX_LOOP_PAUSE);
-            self.failures += 1;
-            self.script.resting = true;
-            self.rest_until = Some(Instant::now() + pause);
+        let message = message.to_string();
+        segment.log_failed(code, &message);
+        self.script.segment_dropped();
+        if !segment.ask.by_client {
+            self.rest();
         }
         self.outbox.send(&ServerMessage::Error {
             code,
-            message: message.to_string(),
+            message,
             retryable,
             segment_idx: Some(segment.idx),
             restarting: false,
         });
+    }
+
+    /// Lets nothing run by itself for a while.
+    fn rest(&mut self) {
+        let pause = (MIN_LOOP_PAUSE * (1 << self.failures.min(8))).min(MAX_LOOP_PAUSE);
+        self.failures += 1;
+        self.script.resting = true;
+        self.rest_until = Some(Instant::now() + pause);
     }
 
     fn rested(&mut self) {
@@ -974,6 +1124,9 @@ impl Session {
         }
         if first {
             let left = deadline - now;
+            self.log().record(|| Event::Draining {
+                deadline_seconds: left.as_secs_f64(),
+            });
             self.outbox.send(&ServerMessage::ServerDraining {
                 deadline_seconds: left.as_secs() + u64::from(left.subsec_nanos() > 0),
             });
@@ -986,8 +1139,14 @@ impl Session {
     }
 
     fn error(&self, code: ErrorCode, message: impl ToString, retryable: bool) {
+        let message = message.to_string();
+        self.log().record(|| Event::Error {
+            code,
+            message: message.clone(),
+            retryable,
+        });
         self.outbox
-            .send(&ServerMessage::error(code, message.to_string(), retryable));
+            .send(&ServerMessage::error(code, message, retryable));
     }
 
     /// Says good-bye. Dropping the session cancels its job, frees its place, removes its image, and releases its state,
@@ -1069,6 +1228,11 @@ impl Session {
             (_, state) => state,
         };
         self.ticket.transition(state);
+        self.log().record(|| Event::Closed {
+            cause: end.name().into(),
+            state: self.ticket.state(),
+            segments: self.script.segment_idx(),
+        });
         tracing::info!(?end, segments = self.script.segment_idx(), "session ended");
     }
 }

@@ -1,85 +1,358 @@
-//! What a session generates next. No I/O, no time: the session asks when it is free.
+//! What a session generates next, and which prompts have to be written for it. No I/O, no time: the session asks when
+//! it is free.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::Config;
+use super::draft::{Draft, Outcome, Words};
 use super::request::ValidRequest;
+
+/// Prompts that a follow-on is written from.
+const MAX_STORY: usize = 8;
 
 /// The requests that wait, the curated prompts, and the switches between them.
 #[derive(Debug)]
 pub(crate) struct Script {
-    waiting: VecDeque<Ask>,
-    curated: Vec<String>,
+    waiting: VecDeque<Waiting>,
+    curated: Vec<Draft>,
     next_curated: usize,
     pub(crate) looping: bool,
     pub(crate) paused: bool,
-    /// A curated prompt failed: none runs for a while.
+    /// What the session does by itself failed: nothing of it runs for a while.
     pub(crate) resting: bool,
+    enhancing: bool,
+    extending: bool,
+    can: Abilities,
+    /// What the finished segments show, the oldest first.
+    story: VecDeque<String>,
+    /// What the running segment shows.
+    running: Option<String>,
+    extension: Extension,
     /// Segments after which the session is complete.
     cap: u32,
     produced: u32,
+    /// Names the next order.
+    next_order: u64,
+}
+
+/// The client's switches at the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Switches {
+    pub(crate) looping: bool,
+    pub(crate) enhancing: bool,
+    pub(crate) extending: bool,
+}
+
+/// What can be done with prompts here.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Abilities {
+    /// Something enhances and extends prompts.
+    pub(crate) write: bool,
+    /// Something looks at every prompt before it is used.
+    pub(crate) screen: bool,
 }
 
 /// Somebody wants a segment.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ask {
     pub(crate) request: ValidRequest,
+    /// What the prompt was before it was enhanced.
+    pub(crate) original_prompt: Option<String>,
     pub(crate) received: Instant,
+    /// And not the session by itself.
+    pub(crate) by_client: bool,
+}
+
+/// A client's request, whose prompt may be in work.
+#[derive(Debug)]
+struct Waiting {
+    request: ValidRequest,
+    received: Instant,
+    draft: Draft,
+    /// As the switch was when it was requested.
+    enhance: bool,
+}
+
+/// The follow-on of the prompts so far.
+#[derive(Debug)]
+enum Extension {
+    None,
+    InWork(u64),
+    Ready(String),
+}
+
+/// Something that has to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Order {
+    pub(crate) id: u64,
+    pub(crate) work: Work,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Work {
+    /// Makes a prompt ready for use.
+    Prepare { prompt: String, enhance: bool },
+    /// Writes what comes after these prompts, the oldest of which is first.
+    Extend { story: Vec<String> },
 }
 
 impl Script {
     /// `produced`: segments that are finished already.
-    pub(crate) fn new(curated: Vec<String>, looping: bool, cap: u32, produced: u32) -> Self {
+    pub(crate) fn new(
+        curated: Vec<String>,
+        switches: Switches,
+        can: Abilities,
+        cap: u32,
+        produced: u32,
+    ) -> Self {
         Self {
             waiting: VecDeque::new(),
-            curated,
+            curated: curated.into_iter().map(Draft::new).collect(),
             next_curated: 0,
-            looping,
+            looping: switches.looping,
             paused: false,
             resting: false,
+            enhancing: switches.enhancing && can.write,
+            extending: switches.extending && can.write,
+            can,
+            story: VecDeque::new(),
+            running: None,
+            extension: Extension::None,
             cap,
             produced,
+            next_order: 0,
         }
     }
 
     /// Adds a request; false when `limit` wait already.
-    pub(crate) fn add(&mut self, ask: Ask, limit: usize) -> bool {
+    pub(crate) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
         let room = self.waiting.len() < limit;
         if room {
-            self.waiting.push_back(ask);
+            self.waiting.push_back(Waiting {
+                draft: Draft::new(request.prompt.clone()),
+                enhance: self.enhancing && !request.is_written_by_model(),
+                request,
+                received,
+            });
         }
         room
     }
 
     /// Replaces the curated prompts, from the first.
     pub(crate) fn set_curated(&mut self, prompts: Vec<String>) {
-        self.curated = prompts;
+        self.curated = prompts.into_iter().map(Draft::new).collect();
         self.next_curated = 0;
     }
 
-    /// Takes what comes next: a request in order of arrival, else with looping on the next curated prompt.
+    /// False when nothing here can do it.
+    pub(crate) fn set_enhancing(&mut self, enhancing: bool) -> bool {
+        self.enhancing = enhancing && self.can.write;
+        if self.enhancing {
+            self.curated.iter_mut().for_each(Draft::try_again);
+        }
+        self.enhancing == enhancing
+    }
+
+    /// False when nothing here can do it.
+    pub(crate) fn set_extending(&mut self, extending: bool) -> bool {
+        self.extending = extending && self.can.write;
+        if !self.extending {
+            self.extension = Extension::None;
+        }
+        self.extending == extending
+    }
+
+    /// Takes what comes next: a request in order of arrival, else with looping on the next curated prompt, else what a
+    /// model has written. Nothing while the prompt whose turn it is is being written.
     pub(crate) fn next(&mut self, config: &Config) -> Option<Ask> {
         if self.paused || self.is_complete() {
             return None;
         }
-        if let Some(ask) = self.waiting.pop_front() {
-            return Some(ask);
-        }
-        if !self.looping || self.resting || self.curated.is_empty() {
-            return None;
-        }
-        let prompt = &self.curated[self.next_curated % self.curated.len()];
+        let ask = match self.waiting.front() {
+            Some(_) => self.next_request(),
+            None if self.resting => None,
+            None if self.loops() => self.next_curated(config),
+            None => self.next_extension(config),
+        }?;
+        self.running = Some(ask.request.prompt.clone());
+        self.extension = Extension::None;
+        Some(ask)
+    }
+
+    fn next_request(&mut self) -> Option<Ask> {
+        let first = self.waiting.front()?;
+        let Words { prompt, original } = first.draft.words(first.enhance, self.can.screen)?;
+        let first = self.waiting.pop_front()?;
+        Some(Ask {
+            request: ValidRequest {
+                prompt,
+                ..first.request
+            },
+            original_prompt: original,
+            received: first.received,
+            by_client: true,
+        })
+    }
+
+    fn next_curated(&mut self, config: &Config) -> Option<Ask> {
+        let draft = &self.curated[self.next_curated % self.curated.len()];
+        let Words { prompt, original } = draft.words(self.enhancing, self.can.screen)?;
         self.next_curated = (self.next_curated + 1) % self.curated.len();
         Some(Ask {
             request: ValidRequest::curated(prompt, config),
+            original_prompt: original,
             received: Instant::now(),
+            by_client: false,
         })
+    }
+
+    fn next_extension(&mut self, config: &Config) -> Option<Ask> {
+        match std::mem::replace(&mut self.extension, Extension::None) {
+            Extension::Ready(prompt) if self.extending => Some(Ask {
+                request: ValidRequest::extension(prompt, config),
+                original_prompt: None,
+                received: Instant::now(),
+                by_client: false,
+            }),
+            other => {
+                self.extension = other;
+                None
+            }
+        }
+    }
+
+    /// The loop has something to run. Without it, auto-extension goes on.
+    fn loops(&self) -> bool {
+        self.looping && !self.curated.is_empty()
+    }
+
+    /// What has to be written and is not in work yet: prompts of requests, up to `room` curated prompts from the one
+    /// whose turn is next, and what follows the running segment.
+    pub(crate) fn orders(&mut self, room: usize) -> Vec<Order> {
+        let mut orders = Vec::new();
+        let can = self.can;
+        for waiting in &mut self.waiting {
+            let enhance = waiting.enhance;
+            if waiting.draft.needs_work(enhance, can.screen) {
+                orders.push(prepare(&mut self.next_order, &mut waiting.draft, enhance));
+            }
+        }
+        let busy = self.curated.iter().filter(|d| d.is_in_work()).count();
+        let enhance = self.enhancing;
+        let (passed, coming) = self.curated.split_at_mut(self.next_curated);
+        let needs = |draft: &&mut Draft| draft.needs_work(enhance, can.screen);
+        for draft in coming
+            .iter_mut()
+            .chain(passed)
+            .filter(needs)
+            .take(room.saturating_sub(busy))
+        {
+            orders.push(prepare(&mut self.next_order, draft, enhance));
+        }
+        if self.wants_extension() {
+            let id = number(&mut self.next_order);
+            self.extension = Extension::InWork(id);
+            orders.push(Order {
+                id,
+                work: Work::Extend {
+                    story: self.story.iter().chain(&self.running).cloned().collect(),
+                },
+            });
+        }
+        orders
+    }
+
+    /// Whether a follow-on has to be asked for: while the segment before it runs, so that it is there in time.
+    fn wants_extension(&self) -> bool {
+        let segments = self.produced + u32::from(self.running.is_some());
+        self.extending
+            && matches!(self.extension, Extension::None)
+            && self.waiting.is_empty()
+            && !self.loops()
+            && !self.resting
+            && segments < self.cap
+            && (self.running.is_some() || !self.paused && !self.story.is_empty())
+    }
+
+    /// Somebody still waits for this order.
+    pub(crate) fn awaits(&self, order: u64) -> bool {
+        matches!(self.extension, Extension::InWork(id) if id == order)
+            || self.waiting.iter().any(|w| w.draft.awaits(order))
+            || self.curated.iter().any(|draft| draft.awaits(order))
+    }
+
+    /// A segment waits for a prompt that is being written.
+    pub(crate) fn is_writing(&self) -> bool {
+        match self.waiting.front() {
+            Some(first) => first.draft.is_in_work(),
+            None if self.loops() => {
+                self.curated[self.next_curated % self.curated.len()].is_in_work()
+            }
+            None => matches!(self.extension, Extension::InWork(_)),
+        }
+    }
+
+    /// A prompt is ready for use.
+    pub(crate) fn prepared(&mut self, order: u64, outcome: Outcome) {
+        let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.draft);
+        let mut drafts = waiting.chain(&mut self.curated);
+        if let Some(draft) = drafts.find(|draft| draft.awaits(order)) {
+            draft.settle(outcome);
+        }
+    }
+
+    /// A prompt must not be used: it is gone. A follow-on is asked for again, unless the script rests.
+    pub(crate) fn blocked(&mut self, order: u64) {
+        self.waiting.retain(|waiting| !waiting.draft.awaits(order));
+        if let Some(at) = self.curated.iter().position(|d| d.awaits(order)) {
+            self.remove_curated(at);
+        }
+        if matches!(self.extension, Extension::InWork(id) if id == order) {
+            self.extension = Extension::None;
+        }
+    }
+
+    fn remove_curated(&mut self, at: usize) {
+        self.curated.remove(at);
+        if at < self.next_curated {
+            self.next_curated -= 1;
+        }
+        if self.next_curated >= self.curated.len() {
+            self.next_curated = 0;
+        }
+    }
+
+    /// The follow-on is written; without one the last prompt is used again.
+    pub(crate) fn extended(&mut self, order: u64, prompt: Option<String>) {
+        if !matches!(self.extension, Extension::InWork(id) if id == order) {
+            return;
+        }
+        let last = || self.running.as_ref().or(self.story.back()).cloned();
+        self.extension = match prompt.or_else(last) {
+            Some(prompt) => Extension::Ready(prompt),
+            None => Extension::None,
+        };
     }
 
     /// A segment was finished.
     pub(crate) fn segment_finished(&mut self) {
         self.produced += 1;
+        let Some(shown) = self.running.take() else {
+            return;
+        };
+        if self.story.back() != Some(&shown) {
+            self.story.push_back(shown);
+        }
+        if self.story.len() > MAX_STORY {
+            self.story.pop_front();
+        }
+    }
+
+    /// A segment was cancelled or has failed: nothing follows it.
+    pub(crate) fn segment_dropped(&mut self) {
+        self.running = None;
+        self.extension = Extension::None;
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -92,69 +365,21 @@ impl Script {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::session::tests::config;
-
-    fn ask(prompt: &str) -> Ask {
-        Ask {
-            request: ValidRequest::curated(prompt, &config()),
-            received: Instant::now(),
-        }
-    }
-
-    fn next(script: &mut Script) -> Option<String> {
-        let ask = script.next(&config())?;
-        script.segment_finished();
-        Some(ask.request.prompt)
-    }
-
-    fn prompts(list: &[&str]) -> Vec<String> {
-        list.iter().map(|&p| p.to_owned()).collect()
-    }
-
-    #[test]
-    fn requests_go_before_curated_prompts_which_wrap_around() {
-        let mut script = Script::new(prompts(&["a", "b"]), true, 100, 0);
-        assert_eq!(next(&mut script).as_deref(), Some("a"));
-        assert!(script.add(ask("user 1"), 8));
-        assert!(script.add(ask("user 2"), 8));
-        let order: Vec<_> = (0..5).map(|_| next(&mut script).unwrap()).collect();
-        assert_eq!(order, ["user 1", "user 2", "b", "a", "b"]);
-    }
-
-    #[test]
-    fn nothing_runs_while_paused_and_requests_keep_their_order() {
-        let mut script = Script::new(vec![], false, 100, 0);
-        script.paused = true;
-        script.add(ask("1"), 8);
-        script.add(ask("2"), 8);
-        assert_eq!(next(&mut script), None);
-        script.paused = false;
-        assert_eq!(next(&mut script).as_deref(), Some("1"));
-        assert_eq!(next(&mut script).as_deref(), Some("2"));
-        assert_eq!(next(&mut script), None);
-    }
-
-    #[test]
-    fn the_cap_ends_it_and_the_waiting_line_is_bounded() {
-        let mut script = Script::new(prompts(&["a"]), true, 2, 0);
-        assert!(script.add(ask("1"), 1));
-        assert!(!script.add(ask("2"), 1));
-        assert_eq!(next(&mut script).as_deref(), Some("1"));
-        assert_eq!(next(&mut script).as_deref(), Some("a"));
-        assert_eq!(next(&mut script), None);
-        assert!(script.is_complete());
-    }
-
-    #[test]
-    fn a_new_list_starts_at_its_first_prompt() {
-        let mut script = Script::new(prompts(&["a", "b"]), true, 100, 0);
-        next(&mut script);
-        script.set_curated(prompts(&["c", "d"]));
-        assert_eq!(next(&mut script).as_deref(), Some("c"));
-        script.set_curated(vec![]);
-        assert_eq!(next(&mut script), None);
+fn prepare(next_order: &mut u64, draft: &mut Draft, enhance: bool) -> Order {
+    let id = number(next_order);
+    Order {
+        id,
+        work: Work::Prepare {
+            prompt: draft.begin(id),
+            enhance,
+        },
     }
 }
+
+fn number(next_order: &mut u64) -> u64 {
+    *next_order += 1;
+    *next_order
+}
+
+#[cfg(test)]
+mod tests;

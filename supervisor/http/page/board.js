@@ -14,11 +14,14 @@ const ORDERS = {
   restart: { name: 'Restart', question: 'Start its worker afresh? Its sessions move first, or wait.' },
 };
 
+const MODEL_WORDS = { ok: 'answers', resting: 'fails and is left alone', trying: 'is tried again', waiting: 'has too much to do' };
+
 /** Polls `GET /status` while the page is seen. Every field may be missing. */
 export class Board {
   constructor(report) {
     this.report = report;
     this.cards = new Map();
+    $('models-reload').onclick = () => this.reload();
     document.addEventListener('visibilitychange', () => { if (!document.hidden) this.poll(); });
     this.poll();
   }
@@ -60,6 +63,30 @@ export class Board {
     }
     gpus.forEach(([id, gpu], i) => this.card(id, gpu, i));
     while ($('gpu-dots').children.length > gpus.length) $('gpu-dots').lastChild.remove();
+    this.models(status.prompt);
+  }
+
+  models(prompt) {
+    $('models').hidden = !prompt;
+    const words = ({ provider, model, state, last_failure: last }) => {
+      const why = state !== 'ok' && last ? ` (${last.reason})` : '';
+      return `${phrase(provider)} ${model} ${MODEL_WORDS[state] ?? phrase(state)}${why}`;
+    };
+    say($('models-text'), (prompt?.providers ?? []).map(words).join('; '));
+  }
+
+  async reload() {
+    say($('models-note'), 'Reading…');
+    try {
+      const answer = await fetch('/v1/prompts/reload', { method: 'POST' });
+      const body = await answer.json();
+      if (!answer.ok) throw new Error(body.error.message);
+      const files = Object.values(body).filter((origin) => origin === 'file').length;
+      say($('models-note'), files ? `Reloaded, ${files} of 3 from files.` : 'Reloaded, all are the built-in ones.');
+    } catch (error) {
+      say($('models-note'), '');
+      this.report('The system prompts were not reloaded.', sentence(error.message));
+    }
   }
 
   state(gpu) {

@@ -36,7 +36,7 @@ const ERROR_WORDS = {
   preset_mismatch: 'The server serves another preset.',
   gpu_unavailable: 'No GPU is available.',
   worker_failed: 'The segment failed on its GPU.',
-  upstream_timeout: 'The GPU took too long to answer.',
+  upstream_timeout: 'No language model has answered.',
   internal_error: 'The server had an internal fault.',
   prompt_blocked: 'This prompt was blocked by the safety filter.',
   unauthorized: 'You are not allowed to open a session here.',
@@ -212,8 +212,10 @@ class App {
       this.render();
     };
     $('rewrite').onclick = () => {
-      const seed = $('prompt').value.trim() || this.curated()[0];
-      if (seed && this.connection.send({ type: 'rewrite_seed_prompts', seed_prompt: seed, count: 3 })) say($('curated-note'), 'Asking…');
+      const last = this.segments.at(-1);
+      const seed = $('prompt').value.trim() || this.curated()[0] || (last?.original ?? last?.prompt);
+      if (!seed) say($('curated-note'), 'Write a prompt first.');
+      else if (this.connection.send({ type: 'rewrite_seed_prompts', seed_prompt: seed, count: 3 })) say($('curated-note'), 'Asking…');
     };
 
     $('play').onclick = () => this.togglePlay();
@@ -271,7 +273,10 @@ class App {
   /** Sends what waits here, as far as the server has room. */
   flush() {
     if (this.phase !== 'active') return;
-    for (const request of this.waiting.slice(0, MAX_WAITING)) if (!request.sent) request.sent = this.connection.send(request.message);
+    const enhance = Boolean(this.stream?.features?.enhancement) && $('t-enhancement').checked;
+    for (const request of this.waiting.slice(0, MAX_WAITING)) {
+      if (!request.sent) Object.assign(request, { enhance, written: null, sent: this.connection.send(request.message) });
+    }
   }
 
   connect() {
@@ -313,7 +318,7 @@ class App {
   rotated() {
     const all = this.curated();
     const last = this.segments.findLast((s) => s.source === 'curated');
-    const at = all.indexOf(last?.prompt) + (last?.state === 'interrupted' ? 0 : 1);
+    const at = all.indexOf(last?.original ?? last?.prompt) + (last?.state === 'interrupted' ? 0 : 1);
     return [...all.slice(at), ...all.slice(0, at)];
   }
 
@@ -557,8 +562,19 @@ class App {
     this.draining = performance.now() + deadline_seconds * 1000;
   }
 
-  on_prompt_fallback({ reason }) {
-    this.report('The prompt was used as you wrote it.', `It could not be enhanced: ${reason}`, true);
+  on_prompt_enhanced({ original_prompt, prompt }) {
+    this.written(original_prompt, prompt);
+  }
+
+  on_prompt_fallback({ original_prompt, reason }) {
+    this.written(original_prompt, original_prompt);
+    this.report('A prompt is used as it was.', sentence(reason), true);
+  }
+
+  /** What a model has made of a prompt that waits. */
+  written(original, prompt) {
+    const request = this.waiting.find((r) => r.prompt === original && !r.written);
+    if (request) request.written = prompt;
   }
 
   on_seed_prompts_rewritten({ alternatives = [] }) {
@@ -569,6 +585,7 @@ class App {
   on_error({ code, message, retryable, segment_idx, restarting: again = false }) {
     const segment = this.current;
     this.errors.push({ code, message, retryable, at: Date.now() });
+    if (code === 'upstream_timeout') say($('curated-note'), '');
     if (segment?.running && segment.idx === segment_idx) {
       segment.state = again ? 'restarting' : 'failed';
       if (!again) this.asked = null;
@@ -686,6 +703,7 @@ class App {
     if (segment?.state === 'denoising') return ['work', `Segment ${segment.idx + 1} is being generated`];
     if (segment?.state === 'restarting') return ['wait', `Segment ${segment.idx + 1} starts again`];
     if ($('t-pause').checked) return ['wait', 'Paused'];
+    if (this.waiting[0]?.enhance && !this.waiting[0].written) return ['work', 'A language model writes the prompt'];
     return this.waiting.length ? ['work', 'Asking for the next segment'] : ['ready', 'Ready for a prompt'];
   }
 
@@ -763,14 +781,14 @@ class App {
     say($('waiting-count'), `${this.waiting.length} of ${MAX_WAITING}`);
     $('send').disabled = full;
     say($('composer-note'), full ? 'Eight prompts wait. There is room when the next segment begins.' : 'Enter sends, Shift+Enter starts a new line.');
-    const key = this.waiting.map((request) => request.at).join();
+    const key = this.waiting.map((request) => `${request.at} ${request.written ?? ''}`).join();
     if ($('waiting-list').dataset.key === key) return;
     $('waiting-list').dataset.key = key;
     $('waiting-list').replaceChildren(...this.waiting.map((request, i) => {
       const item = make('li');
       item.dataset.testid = `waiting-${i}`;
       item.dataset.state = 'queued';
-      item.append(make('b', '', `+${i + 1}`), make('span', '', request.prompt));
+      item.append(make('b', '', `+${i + 1}`), make('span', '', request.written ?? request.prompt));
       return item;
     }));
   }

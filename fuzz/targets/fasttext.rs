@@ -1,0 +1,1 @@
+../../supervisor/prompt/fasttext.rs

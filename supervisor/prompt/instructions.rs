@@ -1,0 +1,102 @@
+//! The system prompts, from a folder or built in.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+/// A file above this is no system prompt.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// What a model is told for each operation.
+#[derive(Clone, Debug)]
+pub(super) struct Instructions {
+    pub(super) enhance: String,
+    pub(super) auto_extend: String,
+    pub(super) rewrite: String,
+    pub(super) origins: Origins,
+}
+
+/// Where each system prompt comes from: `default` or `file`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Origins {
+    #[schema(value_type = String)]
+    pub enhance: Origin,
+    #[schema(value_type = String)]
+    pub auto_extend: Origin,
+    #[schema(value_type = String)]
+    pub rewrite: Origin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    Default,
+    File,
+}
+
+/// Why the system prompts cannot be read. Names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum InstructionsError {
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{} has {given} bytes, at most {MAX_BYTES} are allowed", path.display())]
+    TooLarge { path: PathBuf, given: u64 },
+}
+
+impl Instructions {
+    /// Reads all three; a file that is missing or empty stands for the built-in prompt.
+    pub(super) fn read(folder: Option<&Path>) -> Result<Self, InstructionsError> {
+        if let Some(folder) = folder {
+            let readable = std::fs::read_dir(folder);
+            readable.map_err(|source| InstructionsError::Unreadable {
+                path: folder.to_owned(),
+                source,
+            })?;
+        }
+        let read = |name: &str, built_in: &str| match folder {
+            Some(folder) => Ok(match read_file(&folder.join(name))? {
+                Some(text) => (text, Origin::File),
+                None => (built_in.to_owned(), Origin::Default),
+            }),
+            None => Ok((built_in.to_owned(), Origin::Default)),
+        };
+        let enhance = read("enhance.txt", include_str!("instructions/enhance.txt"))?;
+        let auto_extend = read(
+            "auto_extend.txt",
+            include_str!("instructions/auto_extend.txt"),
+        )?;
+        let rewrite = read("rewrite.txt", include_str!("instructions/rewrite.txt"))?;
+        Ok(Self {
+            origins: Origins {
+                enhance: enhance.1,
+                auto_extend: auto_extend.1,
+                rewrite: rewrite.1,
+            },
+            enhance: enhance.0,
+            auto_extend: auto_extend.0,
+            rewrite: rewrite.0,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<Option<String>, InstructionsError> {
+    let unreadable = |source| InstructionsError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let given = match std::fs::metadata(path) {
+        Ok(file) => file.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
+    if given > MAX_BYTES {
+        return Err(InstructionsError::TooLarge {
+            path: path.to_owned(),
+            given,
+        });
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let text = text.trim();
+    Ok((!text.is_empty()).then(|| text.to_owned()))
+}

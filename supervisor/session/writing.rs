@@ -1,0 +1,353 @@
+//! The prompts that are being screened and written for a session, each by a task of its own.
+
+use std::collections::HashMap;
+use std::future::pending;
+
+use fastvideo_proto::client::{ErrorCode, ServerMessage};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tracing::Instrument;
+
+use super::draft::Outcome;
+use super::log::{Event, Llm, SessionLog};
+use super::outbox::Outbox;
+use super::script::{Order, Script, Work};
+use crate::prompt::{Answer, Blocked, Failure, NotWritten, Prepared, Prompts, Rewritten};
+
+/// Alternatives that may be asked for at once.
+pub(super) const MAX_ALTERNATIVES: u32 = 10;
+/// Rewritings that may be asked for before one is answered.
+pub(super) const MAX_PENDING_REWRITES: usize = 4;
+
+/// Ends all of it when dropped.
+#[derive(Debug)]
+pub(super) struct Writing {
+    prompts: Prompts,
+    tasks: JoinSet<Written>,
+    /// The orders of the script that are in work.
+    orders: HashMap<Id, (u64, AbortHandle)>,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub(super) enum Written {
+    Prepared {
+        order: u64,
+        prompt: String,
+        result: Result<Prepared, Blocked>,
+    },
+    Extended {
+        order: u64,
+        /// What it follows.
+        last: String,
+        result: Result<Answer, NotWritten>,
+    },
+    Rewritten {
+        seed_prompt: String,
+        result: Result<Rewritten, NotWritten>,
+    },
+    /// The task's fault.
+    Lost { order: Option<u64> },
+}
+
+/// What the session has to do now.
+#[derive(Debug, PartialEq)]
+pub(super) enum Next {
+    GoOn,
+    /// What it would do by itself has failed.
+    Rest,
+}
+
+impl Writing {
+    pub(super) fn new(prompts: Prompts) -> Self {
+        Self {
+            prompts,
+            tasks: JoinSet::new(),
+            orders: HashMap::new(),
+        }
+    }
+
+    /// Begins what the script needs, and ends what it does not need any more.
+    pub(super) fn follow(&mut self, script: &mut Script) {
+        self.orders.retain(|_, (order, task)| {
+            let wanted = script.awaits(*order);
+            if !wanted {
+                task.abort();
+            }
+            wanted
+        });
+        let room = (self.prompts.enhancer()).map_or(1, |enhancer| enhancer.max_parallel());
+        for order in script.orders(room) {
+            self.begin(order);
+        }
+    }
+
+    fn begin(&mut self, Order { id, work }: Order) {
+        let prompts = self.prompts.clone();
+        let writing = async move {
+            match work {
+                Work::Prepare { prompt, enhance } => Written::Prepared {
+                    order: id,
+                    result: prompts.prepare(&prompt, enhance).await,
+                    prompt,
+                },
+                Work::Extend { story } => Written::Extended {
+                    order: id,
+                    result: prompts.extend(&story).await,
+                    last: story.into_iter().next_back().unwrap_or_default(),
+                },
+            }
+        };
+        let task = self.tasks.spawn(writing.in_current_span());
+        self.orders.insert(task.id(), (id, task));
+    }
+
+    /// Begins to write alternatives; false when too many are being written already.
+    pub(super) fn rewrite(&mut self, seed_prompt: String, count: u32) -> bool {
+        if self.tasks.len().saturating_sub(self.orders.len()) >= MAX_PENDING_REWRITES {
+            return false;
+        }
+        let prompts = self.prompts.clone();
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let writing = async move {
+            let result = prompts.rewrite(&seed_prompt, count).await;
+            Written::Rewritten {
+                seed_prompt,
+                result,
+            }
+        };
+        self.tasks.spawn(writing.in_current_span());
+        true
+    }
+
+    /// Waits until something is written. Cancel-safe.
+    pub(super) async fn ended(&mut self) -> Written {
+        loop {
+            match self.tasks.join_next_with_id().await {
+                Some(Ok((id, written))) => {
+                    self.orders.remove(&id);
+                    return written;
+                }
+                Some(Err(error)) if error.is_cancelled() => {}
+                Some(Err(panic)) => return self.lost(&panic),
+                None => pending().await,
+            }
+        }
+    }
+
+    fn lost(&mut self, panic: &JoinError) -> Written {
+        tracing::error!(%panic, "a prompt's task is lost");
+        Written::Lost {
+            order: self.orders.remove(&panic.id()).map(|(order, _)| order),
+        }
+    }
+}
+
+impl Written {
+    /// Writes it down, unless nobody waits for it any more.
+    pub(super) fn record(&self, script: &Script, prompts: &Prompts, log: &SessionLog) {
+        let shown = prompts.logs_unscreened();
+        let block = |prompt: Option<&String>| {
+            log.record(|| Event::PromptBlocked {
+                prompt: prompt.filter(|_| shown).cloned(),
+            });
+        };
+        let fall_back = |prompt: &str, failure: &Failure| {
+            log.record(|| Event::PromptFallback {
+                original_prompt: prompt.to_owned(),
+                reason: failure.to_string(),
+            });
+        };
+        match self {
+            Self::Prepared { order, .. } | Self::Extended { order, .. }
+                if !script.awaits(*order) => {}
+            Self::Prepared {
+                prompt,
+                result: Ok(Prepared::Enhanced(answer)),
+                ..
+            } => log.record(|| Event::PromptEnhanced {
+                original_prompt: prompt.clone(),
+                prompt: answer.content.clone(),
+                by: answer.into(),
+            }),
+            Self::Prepared {
+                prompt,
+                result: Ok(Prepared::Fallback(failure)),
+                ..
+            } => fall_back(prompt, failure),
+            Self::Prepared {
+                result: Ok(Prepared::AsWritten),
+                ..
+            }
+            | Self::Lost { .. } => {}
+            Self::Prepared {
+                prompt,
+                result: Err(Blocked),
+                ..
+            } => block(Some(prompt)),
+            Self::Extended {
+                result: Ok(answer), ..
+            } => log.record(|| Event::PromptExtended {
+                prompt: answer.content.clone(),
+                by: answer.into(),
+            }),
+            Self::Extended {
+                last,
+                result: Err(NotWritten::Failed(failure)),
+                ..
+            } => fall_back(last, failure),
+            Self::Extended {
+                result: Err(NotWritten::Blocked(_)),
+                ..
+            } => block(None),
+            Self::Rewritten {
+                seed_prompt,
+                result: Ok(rewritten),
+            } => log.record(|| Event::PromptRewritten {
+                seed_prompt: seed_prompt.clone(),
+                alternatives: shown.then(|| rewritten.alternatives.clone()),
+                by: rewritten.into(),
+            }),
+            Self::Rewritten {
+                seed_prompt,
+                result: Err(NotWritten::Failed(failure)),
+            } => fall_back(seed_prompt, failure),
+            Self::Rewritten {
+                seed_prompt,
+                result: Err(NotWritten::Blocked(_)),
+            } => block(Some(seed_prompt)),
+        }
+    }
+
+    /// Tells the client and the script. What nobody waits for any more is dropped.
+    pub(super) fn deliver(self, script: &mut Script, outbox: &Outbox) -> Next {
+        match self {
+            Self::Prepared { order, .. } | Self::Extended { order, .. }
+                if !script.awaits(order) => {}
+            Self::Prepared {
+                order,
+                prompt,
+                result: Ok(prepared),
+            } => script.prepared(order, outcome(prompt, prepared, outbox)),
+            Self::Prepared {
+                order,
+                result: Err(blocked),
+                ..
+            } => {
+                script.blocked(order);
+                outbox.send(&block(blocked));
+            }
+            Self::Extended {
+                order,
+                result: Ok(answer),
+                ..
+            } => script.extended(order, Some(answer.content)),
+            Self::Extended {
+                order,
+                last,
+                result: Err(NotWritten::Failed(failure)),
+            } => {
+                script.extended(order, None);
+                outbox.send(&fallback(last, &failure));
+            }
+            Self::Extended {
+                order,
+                result: Err(NotWritten::Blocked(blocked)),
+                ..
+            } => {
+                script.blocked(order);
+                outbox.send(&block(blocked));
+                return Next::Rest;
+            }
+            Self::Rewritten {
+                seed_prompt,
+                result,
+            } => outbox.send(&rewritten(seed_prompt, result)),
+            Self::Lost { order } => {
+                if let Some(order) = order {
+                    script.blocked(order);
+                }
+                let message = "a prompt was lost in the server; ask again";
+                outbox.send(&ServerMessage::error(
+                    ErrorCode::InternalError,
+                    message,
+                    true,
+                ));
+                return Next::Rest;
+            }
+        }
+        Next::GoOn
+    }
+}
+
+fn outcome(prompt: String, prepared: Prepared, outbox: &Outbox) -> Outcome {
+    match prepared {
+        Prepared::AsWritten => Outcome::AsWritten,
+        Prepared::Enhanced(answer) => {
+            if answer.content != prompt {
+                outbox.send(&ServerMessage::PromptEnhanced {
+                    original_prompt: prompt,
+                    prompt: answer.content.clone(),
+                    provider: answer.provider,
+                    latency_ms: answer.latency.as_secs_f64() * 1000.0,
+                    fallback_used: answer.fallback_used,
+                });
+            }
+            Outcome::Enhanced(answer.content)
+        }
+        Prepared::Fallback(failure) => {
+            outbox.send(&fallback(prompt, &failure));
+            Outcome::NotEnhanced
+        }
+    }
+}
+
+fn fallback(original_prompt: String, reason: &impl ToString) -> ServerMessage {
+    ServerMessage::PromptFallback {
+        original_prompt,
+        reason: reason.to_string(),
+    }
+}
+
+fn block(blocked: Blocked) -> ServerMessage {
+    ServerMessage::error(ErrorCode::PromptBlocked, blocked.to_string(), false)
+}
+
+fn rewritten(seed_prompt: String, result: Result<Rewritten, NotWritten>) -> ServerMessage {
+    match result {
+        Ok(rewritten) => ServerMessage::SeedPromptsRewritten {
+            seed_prompt,
+            alternatives: rewritten.alternatives,
+            provider: rewritten.provider,
+            model: rewritten.model,
+            latency_ms: rewritten.latency.as_secs_f64() * 1000.0,
+            fallback_used: rewritten.fallback_used,
+        },
+        Err(NotWritten::Blocked(blocked)) => block(blocked),
+        Err(NotWritten::Failed(failure)) => {
+            let message = format!("the prompt was not rewritten: {failure}");
+            ServerMessage::error(ErrorCode::UpstreamTimeout, message, true)
+        }
+    }
+}
+
+impl From<&Answer> for Llm {
+    fn from(answer: &Answer) -> Self {
+        Self {
+            provider: answer.provider.clone(),
+            model: answer.model.clone(),
+            latency_ms: answer.latency.as_secs_f64() * 1000.0,
+            fallback_used: answer.fallback_used,
+        }
+    }
+}
+
+impl From<&Rewritten> for Llm {
+    fn from(rewritten: &Rewritten) -> Self {
+        Self {
+            provider: rewritten.provider.clone(),
+            model: rewritten.model.clone(),
+            latency_ms: rewritten.latency.as_secs_f64() * 1000.0,
+            fallback_used: rewritten.fallback_used,
+        }
+    }
+}
