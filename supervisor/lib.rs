@@ -71,7 +71,8 @@ pub enum ServeError {
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
 ///
 /// # Errors
-/// When the store cannot be opened, the port cannot be bound or the front door breaks. No worker is left behind.
+/// When the store cannot be opened, a classifier that is required cannot be loaded, the port cannot be bound or the front
+/// door breaks. No worker is left behind.
 pub async fn serve(
     config: Config,
     on_listening: impl FnOnce(SocketAddr),
