@@ -33,6 +33,7 @@ mod report;
 mod safety;
 mod segment;
 mod server;
+mod session_log;
 mod start;
 mod store;
 mod viewers;
@@ -52,12 +53,13 @@ enum Scenario {
     Export,
     Churn,
     Viewers,
+    SessionLog,
     Extension,
     Safety,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 13] = [
+const SCENARIOS: [(&str, Scenario); 14] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -69,6 +71,7 @@ const SCENARIOS: [(&str, Scenario); 13] = [
     ("export", Scenario::Export),
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
+    ("session_log", Scenario::SessionLog),
     ("extension", Scenario::Extension),
     ("safety", Scenario::Safety),
 ];
@@ -106,6 +109,7 @@ impl Scenario {
             Self::Export => export::measure(runs.unwrap_or(7)).await,
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
+            Self::SessionLog => session_log::measure().await,
             Self::Extension => extension::measure(runs.unwrap_or(12)).await,
             Self::Safety => safety::measure(runs.unwrap_or(5)).await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,

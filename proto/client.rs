@@ -148,6 +148,23 @@ pub enum ParseError {
 }
 
 impl ClientMessage {
+    /// The message's `type`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::SessionInit(_) => "session_init_v2",
+            Self::SegmentRequest(_) => "segment_prompt_source",
+            Self::SeedPromptsUpdated(_) => "seed_prompts_updated",
+            Self::EnhancementUpdated(_) => "enhancement_updated",
+            Self::AutoExtensionUpdated(_) => "auto_extension_updated",
+            Self::LoopGenerationUpdated(_) => "loop_generation_updated",
+            Self::GenerationPausedUpdated(_) => "generation_paused_updated",
+            Self::SnapshotState => "snapshot_state",
+            Self::CancelSegment => "cancel_segment",
+            Self::RewriteSeedPrompts(_) => "rewrite_seed_prompts",
+            Self::Leave => "leave",
+        }
+    }
+
     /// Reads one text message.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::ids::{GpuId, JobId, SessionId};
 
 /// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
 /// a mismatch means that an old binary lies beside a new one.
-pub const LINK_VERSION: u32 = 3;
+pub const LINK_VERSION: u32 = 4;
 
 /// The worker's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -323,8 +323,18 @@ pub struct JobReport {
     pub state: Vec<u8>,
     /// From the command to the last frame's encoding.
     pub generation: Duration,
+    pub timing: JobTiming,
     /// Frames in the segment's media, and so its length on the time line.
     pub frames: u32,
+}
+
+/// Where the end of a segment's generation went. The two overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobTiming {
+    /// From the last denoise or refine step to the last frame.
+    pub decode: Duration,
+    /// Time in which the encoder was at work.
+    pub encode: Duration,
 }
 
 /// Why a job ended without a segment.

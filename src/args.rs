@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use crate::client;
 use crate::config::Options;
 use crate::config::keys::{KEYS, Key};
+use crate::{client, sessions};
 
 /// What this process is asked to do.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ pub(crate) enum Invocation {
     Serve(Options),
     Check(Options),
     Client(Box<client::Args>),
+    Sessions(sessions::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -53,6 +54,7 @@ pub(crate) fn parse(
         Some(("client", matches)) => {
             Invocation::Client(Box::new(client::Args::from_matches(matches)))
         }
+        Some(("sessions", matches)) => Invocation::Sessions(sessions::Args::from_matches(matches)),
         _ => Invocation::Serve(options(&matches)),
     })
 }
@@ -74,6 +76,7 @@ pub(crate) fn command() -> Command {
                 .args(configuration()),
         )
         .subcommand(client::Args::command())
+        .subcommand(sessions::Args::command())
 }
 
 fn configuration() -> impl Iterator<Item = Arg> {

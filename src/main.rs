@@ -16,6 +16,7 @@ mod args;
 mod client;
 mod config;
 mod logging;
+mod sessions;
 
 use args::Invocation;
 use config::Surroundings;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Serve(options)) => serve(&options),
         Ok(Invocation::Check(options)) => check(&options),
         Ok(Invocation::Client(args)) => client::run(*args),
+        Ok(Invocation::Sessions(args)) => sessions::run(&args),
         Err(error) => {
             // Err: nobody reads.
             let _ = error.print();

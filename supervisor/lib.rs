@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
 use crate::prompt::Prompts;
-use crate::session::{Context, Drain};
+use crate::session::{Context, Drain, Logs};
 use crate::store::{SessionStore, Upkeep};
 
 pub mod http;
@@ -23,6 +23,8 @@ pub mod pool;
 pub mod prompt;
 pub mod schedule;
 pub mod session;
+#[cfg(test)]
+mod small_disk;
 pub mod store;
 
 /// Everything that can be configured, checked.
@@ -33,6 +35,8 @@ pub struct Config {
     pub session: session::Config,
     pub store: store::open::Config,
     pub prompt: prompt::Config,
+    /// None: no session has a log.
+    pub session_log: Option<session::log::Config>,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
 }
@@ -97,6 +101,7 @@ pub async fn serve(
     upkeep.spawn(reload_on_hangup(hangups, prompts.clone()));
     let writes = TaskTracker::new();
     let (drain, drain_seen) = watch::channel(Drain::No);
+    let logs = Logs::open(config.session_log);
     let pool = Pool::start(config.pool);
     let app = http::App::new(
         config.http,
@@ -106,6 +111,7 @@ pub async fn serve(
             prompts: prompts.clone(),
             store: store.clone(),
             drain: drain_seen,
+            logs: logs.clone(),
             writes: writes.clone(),
         },
     );
@@ -121,6 +127,7 @@ pub async fn serve(
     };
     if let Some(ended) = broken {
         pool.stop().await;
+        logs.close(FAREWELL).await;
         return match ended {
             Some(Ok(Err(error))) => Err(ServeError::Http(error)),
             _ => Err(ServeError::Http(io::Error::other(
@@ -160,6 +167,7 @@ pub async fn serve(
     }
     upkeep.shutdown().await;
     store.close(farewell).await;
+    logs.close(farewell).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -85,6 +85,12 @@ impl Prompts {
         self.safety.as_ref()
     }
 
+    /// Prompts of which it is not known yet whether they are blocked may be logged: none ever is, or blocked ones are
+    /// shown.
+    pub fn logs_unscreened(&self) -> bool {
+        self.safety.as_ref().is_none_or(SafetyFilter::logs_blocked)
+    }
+
     /// Every prompt passes here before it is used: what clients send before anything else is done with it, and what
     /// models write.
     async fn screen(&self, prompt: &str) -> Result<(), Blocked> {

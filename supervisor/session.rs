@@ -1,9 +1,10 @@
 //! A client's session: its state machine and its segment loop.
 //!
 //! `opening` reads the first message, `run` is the loop, `segment` the one segment in hand, `script` what comes next,
-//! `draft` a prompt on its way there, `writing` what models write for it, `request` and `init_image` check what clients send, `saving` what is on its way to the store, `outbox` what waits for
-//! the client, `lead` when its viewer runs out of video, `registry` counts sessions, `latency` measures what the
-//! supervisor adds. Nothing here knows WebSockets.
+//! `draft` a prompt on its way there, `writing` what models write for it, `request` and `init_image` check what clients
+//! send, `saving` what is on its way to the store, `outbox` what waits for the client, `lead` when its viewer runs out of
+//! video, `registry` counts sessions, `log` writes down what happens, `latency` measures what the supervisor adds.
+//! Nothing here knows WebSockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::prompt::Prompts;
 use crate::store::SessionStore;
 
 pub use latency::{LatencySummary, RelayLatency};
+pub use log::Logs;
 pub use outbox::{Outbox, Wire};
 pub use registry::{Entry, Full, Limits, Registry, Ticket};
 pub use run::run;
@@ -27,6 +29,7 @@ mod draft;
 mod init_image;
 mod latency;
 mod lead;
+pub mod log;
 mod opening;
 mod outbox;
 mod registry;
@@ -79,6 +82,7 @@ pub struct Context {
     pub prompts: Prompts,
     pub store: SessionStore,
     pub drain: watch::Receiver<Drain>,
+    pub logs: Logs,
     /// Writes to the store that go on when their session has ended.
     pub writes: TaskTracker,
 }

@@ -32,6 +32,7 @@ mod readback;
 mod resume;
 mod safety;
 mod session;
+mod session_log;
 mod sharing;
 mod slow_reader;
 mod smoke;

@@ -11,12 +11,12 @@ use crate::harness::{Client, Segment, Server, command, until};
 use crate::prompts;
 use crate::provider::{Provider, Reply};
 
-const HARMFUL: &str = "blood weapon explode";
-const HARMLESS: &str = "garden kitten picnic";
+pub(crate) const HARMFUL: &str = "blood weapon explode";
+pub(crate) const HARMLESS: &str = "garden kitten picnic";
 
 /// A classifier that knows the two prompts above. The server loads it when the first prompt comes.
-struct Classifier {
-    path: PathBuf,
+pub(crate) struct Classifier {
+    pub(crate) path: PathBuf,
     _folder: TempDir,
 }
 
@@ -25,7 +25,7 @@ impl Classifier {
         clippy::disallowed_methods,
         reason = "trains a model, which is no worker"
     )]
-    fn train() -> Self {
+    pub(crate) fn train() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (examples, model) = (
             folder.path().join("examples"),
@@ -56,7 +56,7 @@ impl Classifier {
 }
 
 /// Flags of a server with this classifier.
-fn with(classifier: &Path) -> [String; 2] {
+pub(crate) fn with(classifier: &Path) -> [String; 2] {
     [
         "--streaming.safety.enabled=true".to_owned(),
         format!(

@@ -17,8 +17,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use fastvideo_proto::client::{Stage, StreamMode};
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::link::{
-    Command, EngineSpec, Event, FaultPoint, JobFailure, JobReport, JobSpec, JobState, LINK_VERSION,
-    LoadSpec, ReadyReport, WarmupSpec,
+    Command, EngineSpec, Event, FaultPoint, JobFailure, JobReport, JobSpec, JobState, JobTiming,
+    LINK_VERSION, LoadSpec, ReadyReport, WarmupSpec,
 };
 use fastvideo_proto::state::{StateError, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
@@ -202,6 +202,7 @@ struct Made {
     state: NewState,
     frames: u32,
     generation: Duration,
+    timing: JobTiming,
 }
 
 impl Worker {
@@ -321,6 +322,7 @@ impl Worker {
                         job: spec.job,
                         state: header.encode(),
                         generation,
+                        timing: made.timing,
                         frames: made.frames,
                     };
                     let held = HeldState {
@@ -406,10 +408,12 @@ impl Worker {
             faults,
             events: &self.events,
             frames: 0,
+            last_step: started,
             failure: None,
         };
         sink.reach(FaultPoint::Step(1));
         let generated = self.engine.generate(&request, &mut sink);
+        let decode = sink.last_step.elapsed();
         if generated.is_ok() {
             sink.reach(FaultPoint::End);
         }
@@ -435,6 +439,10 @@ impl Worker {
             state,
             frames: outcome.frames,
             generation: started.elapsed(),
+            timing: JobTiming {
+                decode,
+                encode: outcome.took,
+            },
         })
     }
 
@@ -456,6 +464,8 @@ struct JobSink<'a> {
     faults: &'a mut Faults,
     events: &'a Events,
     frames: u32,
+    /// When the last denoise or refine step was done.
+    last_step: Instant,
     /// Stops the engine as a cancellation does, and is then what failed.
     failure: Option<EngineError>,
 }
@@ -486,6 +496,9 @@ impl Sink for JobSink<'_> {
     }
 
     fn step(&mut self, stage: Stage, step: u32, total_steps: u32) {
+        if stage != Stage::Decode {
+            self.last_step = Instant::now();
+        }
         if let Target::Job(_) = self.target {
             self.events.send(Event::Step {
                 job: self.spec.job,

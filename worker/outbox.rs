@@ -146,6 +146,8 @@ impl JobOutbox {
 mod tests {
     use std::time::Duration;
 
+    use fastvideo_proto::link::JobTiming;
+
     use super::*;
     use crate::link::Sent;
 
@@ -169,6 +171,7 @@ mod tests {
             job: JOB,
             state: vec![1],
             generation: Duration::from_millis(1),
+            timing: JobTiming::default(),
             frames: 12,
         };
         outbox.finish(report, IpcSharedMemory::from_bytes(&[1]));

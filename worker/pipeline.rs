@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use fastvideo_proto::link::MediaKind;
 
@@ -37,6 +38,8 @@ pub(crate) struct Outcome {
     pub(crate) frames: u32,
     /// The end of the segment's sound, with which the next segment's encoder is primed; interleaved.
     pub(crate) sound_tail: Vec<f32>,
+    /// Time in which frames were encoded, and not waited for.
+    pub(crate) took: Duration,
 }
 
 #[derive(Debug)]
@@ -207,18 +210,27 @@ impl EncoderThread {
                 }
             }
         };
+        let begun = Instant::now();
         encoder.begin(start_frame, sound_before, &mut send)?;
+        let mut took = begun.elapsed();
         let mut frames = 0;
         loop {
             match self.orders.recv() {
                 Ok(Order::Frame { rgb, sound }) => {
+                    let begun = Instant::now();
                     encoder.frame(&rgb, &sound, &mut send)?;
+                    took += begun.elapsed();
                     frames += 1;
                     self.recycle(rgb);
                 }
                 Ok(Order::Finish) => {
+                    let begun = Instant::now();
                     let sound_tail = encoder.finish(&mut send)?;
-                    return Ok(Some(Outcome { frames, sound_tail }));
+                    return Ok(Some(Outcome {
+                        frames,
+                        sound_tail,
+                        took: took + begun.elapsed(),
+                    }));
                 }
                 Ok(Order::Abandon | Order::Begin { .. } | Order::Prepare(_)) | Err(_) => {
                     return Ok(None);

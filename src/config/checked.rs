@@ -39,6 +39,7 @@ pub(super) fn build(
             enhancer: checker.enhancer(),
             safety: checker.safety(),
         },
+        session_log: checker.session_log(),
         grace: settings.seconds("server.grace_seconds"),
     };
     match checker.errors {
@@ -190,6 +191,18 @@ impl Checker<'_> {
                 timeout: settings.millis("streaming.store.timeout_ms"),
             },
         }
+    }
+
+    fn session_log(&mut self) -> Option<session::log::Config> {
+        let settings = self.settings;
+        let dir = "streaming.session_log.dir";
+        self.not_empty(dir, "a folder");
+        Some(session::log::Config {
+            dir: PathBuf::from(settings.text(dir)?),
+            max_file_bytes: settings.whole("streaming.session_log.max_file_mib") << 20,
+            max_total_bytes: settings.whole("streaming.session_log.max_total_mib") << 20,
+            max_age: settings.days("streaming.session_log.max_age_days"),
+        })
     }
 
     fn enhancer(&mut self) -> Option<enhancer::Config> {

@@ -123,6 +123,10 @@ impl Settings {
         Duration::from_secs_f64(self.decimal(path))
     }
 
+    pub(super) fn days(&self, path: &str) -> Duration {
+        Duration::from_secs_f64(self.decimal(path) * 86_400.0)
+    }
+
     pub(super) fn millis(&self, path: &str) -> Duration {
         Duration::from_secs_f64(self.decimal(path) / 1000.0)
     }

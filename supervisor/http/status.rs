@@ -159,6 +159,14 @@ struct Status {
     /// Absent where nothing enhances prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<PromptStatus>,
+    /// Where a log of sessions is kept.
+    session_log: Option<SessionLogStatus>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct SessionLogStatus {
+    /// Events that could not be written since the server's start.
+    events_lost: u64,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -250,6 +258,8 @@ async fn status(State(app): AppState) -> Json<Status> {
         relay_latency: app.relay_latency.summary(),
         safety: (app.context.prompts.safety()).map_or_else(SafetyStatus::off, SafetyFilter::status),
         prompt: app.context.prompts.enhancer().map(PromptStatus::of),
+        session_log: (app.context.logs.events_lost())
+            .map(|events_lost| SessionLogStatus { events_lost }),
     })
 }
 

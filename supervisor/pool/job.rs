@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastvideo_proto::client::Stage;
 use fastvideo_proto::ids::{JobId, WorkerId};
-use fastvideo_proto::link::{JobFailure, JobSpec, MediaKind};
+use fastvideo_proto::link::{JobFailure, JobSpec, JobTiming, MediaKind};
 use ipc_channel::ipc::IpcSharedMemory;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
@@ -20,6 +20,8 @@ const EVENT_BUFFER: usize = 2048;
 /// What a session hears of its job, in order. [`JobEvent::Ended`] is the last.
 #[derive(Debug)]
 pub enum JobEvent {
+    /// A worker was given the job.
+    Started,
     Step {
         stage: Stage,
         /// 1..=`total_steps`.
@@ -47,6 +49,7 @@ pub enum JobEnd {
         /// Encoded header of the new state and its blob, as the worker sent them.
         state: (Vec<u8>, IpcSharedMemory),
         generation: Duration,
+        timing: JobTiming,
         frames: u32,
     },
     Failed {

@@ -299,6 +299,7 @@ impl<'a> Life<'a> {
                 let end = JobEnd::Finished {
                     state: (report.state, blob),
                     generation: report.generation,
+                    timing: report.timing,
                     frames: report.frames,
                 };
                 self.end_job(report.job, end);
@@ -459,6 +460,7 @@ impl<'a> Life<'a> {
             }
             self.hold_back = None;
             self.task.change(Change::JobStarted);
+            job.tell(JobEvent::Started);
             let sent = self.send_job(&job);
             self.running = Some(job);
             sent?;

@@ -117,6 +117,11 @@ impl SafetyFilter {
         }
     }
 
+    /// Blocked prompts may be logged.
+    pub fn logs_blocked(&self) -> bool {
+        self.0.config.log_prompts
+    }
+
     /// Whether prompts are judged, as far as that is known before the first one.
     pub fn is_available(&self) -> bool {
         match self.0.judge.get() {

@@ -12,6 +12,7 @@ use fastvideo_proto::client::ServerMessage;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::log::{Event, SessionLog};
 use super::saving::Gate;
 use crate::pool::{Credit, Media};
 
@@ -57,6 +58,8 @@ pub(crate) enum Outgoing {
         reached: Option<oneshot::Sender<()>>,
         open: CancellationToken,
     },
+    /// For the session's log, once all before it was handed to the socket.
+    Note(Box<Note>),
     /// The last.
     Close {
         code: u16,
@@ -64,12 +67,54 @@ pub(crate) enum Outgoing {
     },
 }
 
+/// What the log says of media on their way.
+#[derive(Debug)]
+pub(crate) struct Note {
+    pub(crate) log: SessionLog,
+    pub(crate) segment_idx: u32,
+    pub(crate) attempt: u32,
+    /// When the segment was asked for.
+    pub(crate) requested: Instant,
+    pub(crate) sent: Sent,
+}
+
+/// What of a segment's media was handed to the socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sent {
+    First,
+    All { chunks: u32, bytes: u64 },
+}
+
+impl Note {
+    fn record(&self) {
+        let (segment_idx, attempt) = (self.segment_idx, self.attempt);
+        let ms = self.requested.elapsed().as_secs_f64() * 1000.0;
+        self.log.record(|| match self.sent {
+            Sent::First => Event::FirstByte {
+                segment_idx,
+                attempt,
+                ms,
+            },
+            Sent::All { chunks, bytes } => Event::LastByte {
+                segment_idx,
+                attempt,
+                ms,
+                chunks,
+                bytes,
+            },
+        });
+    }
+}
+
 impl Outgoing {
     fn cost(&self) -> u64 {
         match self {
             Self::Text(text) => text.len() as u64,
             Self::Binary(media) => media.credit.cost(),
-            Self::SegmentComplete { .. } | Self::Gate { .. } | Self::Close { .. } => 0,
+            Self::SegmentComplete { .. }
+            | Self::Gate { .. }
+            | Self::Note(_)
+            | Self::Close { .. } => 0,
         }
     }
 }
@@ -206,6 +251,7 @@ impl Outbox {
             let message = self.queue().messages.pop_front();
             match message {
                 Some(Outgoing::Gate { .. }) => {}
+                Some(Outgoing::Note(note)) => note.record(),
                 Some(message) => return self.take(message),
                 None => self.inner.filled.notified().await,
             }
@@ -237,7 +283,9 @@ impl Outbox {
                 (Wire::Text(text), None)
             }
             Outgoing::Close { code, reason } => (Wire::Close { code, reason }, None),
-            Outgoing::Gate { .. } => unreachable!("gates are not taken"),
+            Outgoing::Gate { .. } | Outgoing::Note(_) => {
+                unreachable!("gates and notes are not sent")
+            }
         };
         let receipt = Receipt {
             cost,

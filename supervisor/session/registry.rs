@@ -9,6 +9,7 @@ use fastvideo_proto::ids::{SessionId, WorkerId};
 use tokio::sync::Notify;
 
 use super::SessionState;
+use super::log::{Event, SessionLog};
 
 /// All open sessions. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +48,8 @@ pub struct Ticket {
     connection: u64,
     id: SessionId,
     registry: Registry,
+    /// Says nothing before the session is opened.
+    log: SessionLog,
 }
 
 /// How many sessions may be open.
@@ -96,6 +99,7 @@ impl Registry {
             connection,
             id,
             registry: self.clone(),
+            log: SessionLog::default(),
         })
     }
 
@@ -116,6 +120,14 @@ impl Registry {
 impl Ticket {
     pub fn id(&self) -> &SessionId {
         &self.id
+    }
+
+    pub(crate) fn log(&self) -> &SessionLog {
+        &self.log
+    }
+
+    pub(crate) fn keep_log(&mut self, log: SessionLog) {
+        self.log = log;
     }
 
     pub fn state(&self) -> SessionState {
@@ -154,7 +166,10 @@ impl Ticket {
             (std::mem::replace(&mut entry.state, state), moved)
         });
         match moved {
-            Ok(to) => tracing::debug!(?from, ?to, "session changed state"),
+            Ok(to) => {
+                self.log.record(|| Event::State { from, to });
+                tracing::debug!(?from, ?to, "session changed state");
+            }
             Err(error) => tracing::error!(%error, "session state left as it is"),
         }
     }

@@ -16,6 +16,7 @@ use tracing::Span;
 
 use super::init_image::InitImage;
 use super::lead::Lead;
+use super::log::{Event, SessionLog};
 use super::opening::{self, MAX_CURATED_PROMPTS, NotOpened, Opening};
 use super::outbox::Outbox;
 use super::registry::Ticket;
@@ -40,6 +41,8 @@ const MAX_LOOP_PAUSE: Duration = Duration::from_secs(30);
 const MAX_PENDING_SNAPSHOTS: u32 = 8;
 /// Of any message but the opening one, which may bring an image along: it is read between two other things.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
+/// Of a name that a client gives, in the log.
+const MAX_NAME_CHARS: usize = 200;
 /// How long a connection may take to end whose session goes on over another one.
 const TAKE_OVER: Duration = Duration::from_secs(5);
 /// Messages that a client may send while it leaves all that it may unread. Each may have an answer, of a few hundred
@@ -73,10 +76,31 @@ pub async fn run(
         Err(why) => return refuse(&ticket, &outbox, &context, why),
     };
     Span::current().record("session_id", ticket.id().as_str());
+    ticket.keep_log(context.logs.session(ticket.id()));
+    ticket.log().record(|| opened_event(&opening, &claim));
     tracing::info!(client_id = opening.init.client_id, preset = opening.init.preset, stream_mode = ?opening.init.stream_mode, hydrated = opening.state.is_some(), resumed = opening.resume.is_some(), image = opening.image.as_ref().map(|i| i.name()), "session opened");
     let mut session = Box::new(Session::begin(ticket, outbox, context, opening, claim));
     let end = session.serve(&mut inbound).await;
     session.end(end);
+}
+
+fn opened_event(opening: &Opening, claim: &Claim) -> Event {
+    let init = &opening.init;
+    Event::Opened {
+        client_id: init.client_id.as_deref().map(short),
+        preset: init.preset.as_deref().map(short),
+        stream_mode: init.stream_mode,
+        resumed: opening.resume.is_some(),
+        hydrated: opening.state.is_some(),
+        image: opening.image.as_ref().map(|image| short(image.name())),
+        curated_prompts: init.curated_prompts.len(),
+        next_segment_idx: claim.snapshot.progress.segments,
+    }
+}
+
+/// What a client calls something, as far as it says anything.
+fn short(name: &str) -> String {
+    name.chars().take(MAX_NAME_CHARS).collect()
 }
 
 /// A session in the store that is this connection's now.
@@ -214,6 +238,25 @@ enum End {
     Draining,
     /// The session was resumed elsewhere, or an operator has ended it.
     Lost,
+}
+
+impl End {
+    /// As the session's log has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Broken { .. } => "broken",
+            Self::Left => "left",
+            Self::Cap => "cap",
+            Self::Idle => "idle",
+            Self::Slow => "slow",
+            Self::SentBinary => "sent_binary",
+            Self::BadState => "bad_state",
+            Self::NoGpu => "no_gpu",
+            Self::Draining => "draining",
+            Self::Lost => "lost",
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -365,6 +408,7 @@ impl Session {
                     Err(_) => Some(End::Lost),
                 },
                 Heard::Written(written) => {
+                    written.record(&self.script, &self.context.prompts, self.log());
                     if written.deliver(&mut self.script, &self.outbox) == Next::Rest {
                         self.rest();
                     }
@@ -516,6 +560,7 @@ impl Session {
                     model_id: assignment.model_id.clone(),
                 });
                 tracing::info!(worker_id = %assignment.worker, "session bound");
+                self.log_assigned(&assignment);
                 self.ticket
                     .update(|entry| entry.worker = Some(assignment.worker.clone()));
                 self.ticket.transition(SessionState::Active);
@@ -532,10 +577,16 @@ impl Session {
                 // A session that had a worker is next in line: to its client this is a pause.
                 SessionState::Active => self.ticket.transition(SessionState::GpuBinding),
                 SessionState::GpuBinding => {}
-                _ => self.outbox.send(&ServerMessage::QueueStatus {
-                    position,
-                    queue_depth,
-                }),
+                _ => {
+                    self.log().record(|| Event::Queued {
+                        position,
+                        queue_depth,
+                    });
+                    self.outbox.send(&ServerMessage::QueueStatus {
+                        position,
+                        queue_depth,
+                    });
+                }
             },
             Placement::NoWorker if self.announced.is_none() => return Some(End::NoGpu),
             Placement::NoWorker => {
@@ -547,6 +598,24 @@ impl Session {
             }
         }
         None
+    }
+
+    fn log_assigned(&self, assignment: &Assignment) {
+        if let Some(before) = &self.announced {
+            self.log().record(|| Event::Handoff {
+                from: before.worker.clone(),
+                to: assignment.worker.clone(),
+            });
+        }
+        self.log().record(|| Event::Assigned {
+            worker_id: assignment.worker.clone(),
+            gpu_id: assignment.gpu,
+            model_id: assignment.model_id.clone(),
+        });
+    }
+
+    fn log(&self) -> &SessionLog {
+        self.ticket.log()
     }
 
     fn stream_start(&self, audio: bool) {
@@ -593,7 +662,15 @@ impl Session {
             ));
             return None;
         }
-        match ClientMessage::parse(&text) {
+        let parsed = ClientMessage::parse(&text);
+        self.log().record(|| Event::Message {
+            r#type: parsed
+                .as_ref()
+                .map_or("invalid", ClientMessage::kind)
+                .into(),
+            bytes: text.len(),
+        });
+        match parsed {
             Ok(message) => self.take(message),
             Err(error) => {
                 self.invalid(error);
@@ -658,6 +735,11 @@ impl Session {
             let message = "no GPU is left to generate the segment; try again in a minute";
             return self.error(ErrorCode::GpuUnavailable, message, true);
         }
+        let shown = self.context.prompts.logs_unscreened();
+        self.log().record(|| Event::PromptReceived {
+            source: request.source,
+            prompt: shown.then(|| request.prompt.clone()),
+        });
         let limit = self.context.config.max_waiting_requests;
         if !self.script.add(request, std::time::Instant::now(), limit) {
             self.invalid(format!("{limit} requests wait already, which is the limit"));
@@ -776,7 +858,8 @@ impl Session {
             let ready =
                 self.ticket.state() == SessionState::Active && self.outbox.full_since().is_none();
             if ready && let Some(ask) = self.script.next(&self.context.config) {
-                self.segment = Some(Segment::new(self.script.segment_idx(), ask));
+                let log = self.log().clone();
+                self.segment = Some(Segment::new(self.script.segment_idx(), ask, log));
             }
         }
         self.submit();
@@ -836,6 +919,7 @@ impl Session {
         match self.place.submit(&assignment.worker, spec, start, due) {
             Ok(job) => {
                 segment.job = Some(job);
+                segment.log_queued(&assignment.worker);
                 segment.show_start(&self.outbox);
             }
             // The news of the move is on its way.
@@ -846,11 +930,13 @@ impl Session {
     fn job_said(&mut self, event: JobEvent) -> Option<End> {
         let segment = self.segment.as_mut()?;
         match event {
+            JobEvent::Started => segment.log_started(),
             JobEvent::Step {
                 stage,
                 step,
                 total_steps,
             } => {
+                segment.log_step(stage, step, total_steps);
                 segment.show_step(&self.outbox, stage, step, total_steps);
             }
             JobEvent::Media(media) => {
@@ -860,9 +946,11 @@ impl Session {
             JobEvent::Ended(JobEnd::Finished {
                 state,
                 generation,
+                timing,
                 frames,
             }) => match State::from_worker(state.0, state.1) {
                 Ok(state) => {
+                    segment.log_finished(frames, generation, timing);
                     let state = match &segment.job {
                         Some(job) => state.made_by(job.id),
                         None => state,
@@ -899,6 +987,7 @@ impl Session {
                     return None;
                 }
                 let had_media = segment.has_media();
+                segment.log_taken_back(started);
                 segment.begin_again(started);
                 if had_media {
                     let message = "the GPU worker has to leave; the segment starts again";
@@ -911,6 +1000,7 @@ impl Session {
                 reason,
             }) => {
                 tracing::warn!(worker_id = %worker, segment_idx = segment.idx, attempt = segment.attempt, started, reason, "worker lost with the session's job");
+                segment.log_fault(&worker, started, &reason);
                 if segment.cancelling {
                     self.cancelled();
                     return None;
@@ -957,6 +1047,7 @@ impl Session {
             .update(|entry| entry.segments = self.script.segment_idx());
         self.failures = 0;
         self.last_activity = Instant::now();
+        segment.media_end(&self.outbox);
         let gate = self.outbox.gate();
         let fps = self.context.config.format.fps;
         self.lead.finished(frames_to_time(u64::from(frames), fps));
@@ -979,6 +1070,7 @@ impl Session {
 
     fn cancelled(&mut self) {
         if let Some(segment) = self.segment.take() {
+            segment.log_cancelled();
             self.script.segment_dropped();
             self.outbox.send(&ServerMessage::SegmentCancelled {
                 segment_idx: segment.idx,
@@ -993,13 +1085,15 @@ impl Session {
             return;
         };
         self.last_activity = Instant::now();
+        let message = message.to_string();
+        segment.log_failed(code, &message);
         self.script.segment_dropped();
         if !segment.ask.by_client {
             self.rest();
         }
         self.outbox.send(&ServerMessage::Error {
             code,
-            message: message.to_string(),
+            message,
             retryable,
             segment_idx: Some(segment.idx),
             restarting: false,
@@ -1030,6 +1124,9 @@ impl Session {
         }
         if first {
             let left = deadline - now;
+            self.log().record(|| Event::Draining {
+                deadline_seconds: left.as_secs_f64(),
+            });
             self.outbox.send(&ServerMessage::ServerDraining {
                 deadline_seconds: left.as_secs() + u64::from(left.subsec_nanos() > 0),
             });
@@ -1042,8 +1139,14 @@ impl Session {
     }
 
     fn error(&self, code: ErrorCode, message: impl ToString, retryable: bool) {
+        let message = message.to_string();
+        self.log().record(|| Event::Error {
+            code,
+            message: message.clone(),
+            retryable,
+        });
         self.outbox
-            .send(&ServerMessage::error(code, message.to_string(), retryable));
+            .send(&ServerMessage::error(code, message, retryable));
     }
 
     /// Says good-bye. Dropping the session cancels its job, frees its place, removes its image, and releases its state,
@@ -1125,6 +1228,11 @@ impl Session {
             (_, state) => state,
         };
         self.ticket.transition(state);
+        self.log().record(|| Event::Closed {
+            cause: end.name().into(),
+            state: self.ticket.state(),
+            segments: self.script.segment_idx(),
+        });
         tracing::info!(?end, segments = self.script.segment_idx(), "session ended");
     }
 }

@@ -1,12 +1,13 @@
 //! The one segment that a session has in hand, over all its attempts.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use fastvideo_proto::client::{ServerMessage, Stage, StreamMode};
+use fastvideo_proto::client::{ErrorCode, ServerMessage, Stage, StreamMode};
 use fastvideo_proto::ids::{SessionId, WorkerId};
-use fastvideo_proto::link::{MediaKind, frames_to_time};
+use fastvideo_proto::link::{JobTiming, MediaKind, frames_to_time};
 
-use super::outbox::{Outbox, Outgoing};
+use super::log::{Event, SessionLog};
+use super::outbox::{Note, Outbox, Outgoing, Sent};
 use super::script::Ask;
 use crate::pool::{JobHandle, Media};
 
@@ -25,6 +26,9 @@ pub(super) struct Segment {
     pub(super) lost_with: Option<WorkerId>,
     pub(super) cancelling: bool,
     shown: Shown,
+    log: SessionLog,
+    /// When the attempt came as far as it has, by the log.
+    reached: Instant,
 }
 
 /// What the client has seen of the segment.
@@ -33,12 +37,14 @@ struct Shown {
     start: bool,
     stream_id: Option<String>,
     chunks: u32,
+    /// Of all binary messages.
+    bytes: u64,
     /// The last step of each stage; a silent second attempt does not show them again.
     steps: Vec<(Stage, u32)>,
 }
 
 impl Segment {
-    pub(super) fn new(idx: u32, ask: Ask) -> Self {
+    pub(super) fn new(idx: u32, ask: Ask, log: SessionLog) -> Self {
         Self {
             idx,
             ask,
@@ -48,6 +54,8 @@ impl Segment {
             lost_with: None,
             cancelling: false,
             shown: Shown::default(),
+            log,
+            reached: Instant::now(),
         }
     }
 
@@ -128,7 +136,30 @@ impl Segment {
         if media.kind == MediaKind::Fragment {
             self.shown.chunks += 1;
         }
+        let first = self.shown.bytes == 0;
+        self.shown.bytes += media.bytes.len() as u64;
         outbox.push(Outgoing::Binary(media));
+        if first {
+            self.note(outbox, Sent::First);
+        }
+    }
+
+    /// All media are in the outbox.
+    pub(super) fn media_end(&self, outbox: &Outbox) {
+        let (chunks, bytes) = (self.shown.chunks, self.shown.bytes);
+        self.note(outbox, Sent::All { chunks, bytes });
+    }
+
+    fn note(&self, outbox: &Outbox, sent: Sent) {
+        if self.log.is_kept() {
+            outbox.push(Outgoing::Note(Box::new(Note {
+                log: self.log.clone(),
+                segment_idx: self.idx,
+                attempt: self.attempt,
+                requested: self.ask.received,
+                sent,
+            })));
+        }
     }
 
     /// Tells the client that the segment is whole. `start_frame` is its place on the time line.
@@ -154,4 +185,97 @@ impl Segment {
             requested: self.ask.received,
         });
     }
+}
+
+/// What the session's log says of it.
+impl Segment {
+    pub(super) fn log_queued(&mut self, worker: &WorkerId) {
+        self.reached = Instant::now();
+        let request = &self.ask.request;
+        self.log.record(|| Event::SegmentQueued {
+            segment_idx: self.idx,
+            attempt: self.attempt,
+            worker_id: worker.clone(),
+            source: request.source,
+            prompt: request.prompt.clone(),
+            original_prompt: self.ask.original_prompt.clone(),
+            waited_ms: ms(self.ask.received.elapsed()),
+        });
+    }
+
+    pub(super) fn log_started(&mut self) {
+        let queue = self.lap();
+        self.log.record(|| Event::SegmentStarted {
+            segment_idx: self.idx,
+            attempt: self.attempt,
+            queue_ms: ms(queue),
+        });
+    }
+
+    pub(super) fn log_step(&mut self, stage: Stage, step: u32, total_steps: u32) {
+        let took = self.lap();
+        self.log.record(|| Event::Step {
+            segment_idx: self.idx,
+            attempt: self.attempt,
+            stage,
+            step,
+            total_steps,
+            ms: ms(took),
+        });
+    }
+
+    pub(super) fn log_finished(&self, frames: u32, generation: Duration, timing: JobTiming) {
+        self.log.record(|| Event::SegmentFinished {
+            segment_idx: self.idx,
+            attempt: self.attempt,
+            frames,
+            generation_ms: ms(generation),
+            decode_ms: ms(timing.decode),
+            encode_ms: ms(timing.encode),
+        });
+    }
+
+    pub(super) fn log_cancelled(&self) {
+        self.log.record(|| Event::SegmentCancelled {
+            segment_idx: self.idx,
+            attempt: self.attempt,
+        });
+    }
+
+    pub(super) fn log_failed(&self, code: ErrorCode, message: &str) {
+        self.log.record(|| Event::SegmentFailed {
+            segment_idx: self.idx,
+            attempt: self.attempt,
+            code,
+            message: message.to_owned(),
+        });
+    }
+
+    pub(super) fn log_taken_back(&self, started: bool) {
+        self.log.record(|| Event::SegmentTakenBack {
+            segment_idx: self.idx,
+            attempt: self.attempt,
+            started,
+        });
+    }
+
+    pub(super) fn log_fault(&self, worker: &WorkerId, started: bool, reason: &str) {
+        self.log.record(|| Event::Fault {
+            segment_idx: self.idx,
+            attempt: self.attempt,
+            worker_id: worker.clone(),
+            started,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Time since the attempt last came further.
+    fn lap(&mut self) -> Duration {
+        let before = std::mem::replace(&mut self.reached, Instant::now());
+        self.reached - before
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }

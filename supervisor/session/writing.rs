@@ -8,9 +8,10 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tracing::Instrument;
 
 use super::draft::Outcome;
+use super::log::{Event, Llm, SessionLog};
 use super::outbox::Outbox;
 use super::script::{Order, Script, Work};
-use crate::prompt::{Answer, Blocked, NotWritten, Prepared, Prompts, Rewritten};
+use crate::prompt::{Answer, Blocked, Failure, NotWritten, Prepared, Prompts, Rewritten};
 
 /// Alternatives that may be asked for at once.
 pub(super) const MAX_ALTERNATIVES: u32 = 10;
@@ -142,6 +143,81 @@ impl Writing {
 }
 
 impl Written {
+    /// Writes it down, unless nobody waits for it any more.
+    pub(super) fn record(&self, script: &Script, prompts: &Prompts, log: &SessionLog) {
+        let shown = prompts.logs_unscreened();
+        let block = |prompt: Option<&String>| {
+            log.record(|| Event::PromptBlocked {
+                prompt: prompt.filter(|_| shown).cloned(),
+            });
+        };
+        let fall_back = |prompt: &str, failure: &Failure| {
+            log.record(|| Event::PromptFallback {
+                original_prompt: prompt.to_owned(),
+                reason: failure.to_string(),
+            });
+        };
+        match self {
+            Self::Prepared { order, .. } | Self::Extended { order, .. }
+                if !script.awaits(*order) => {}
+            Self::Prepared {
+                prompt,
+                result: Ok(Prepared::Enhanced(answer)),
+                ..
+            } => log.record(|| Event::PromptEnhanced {
+                original_prompt: prompt.clone(),
+                prompt: answer.content.clone(),
+                by: answer.into(),
+            }),
+            Self::Prepared {
+                prompt,
+                result: Ok(Prepared::Fallback(failure)),
+                ..
+            } => fall_back(prompt, failure),
+            Self::Prepared {
+                result: Ok(Prepared::AsWritten),
+                ..
+            }
+            | Self::Lost { .. } => {}
+            Self::Prepared {
+                prompt,
+                result: Err(Blocked),
+                ..
+            } => block(Some(prompt)),
+            Self::Extended {
+                result: Ok(answer), ..
+            } => log.record(|| Event::PromptExtended {
+                prompt: answer.content.clone(),
+                by: answer.into(),
+            }),
+            Self::Extended {
+                last,
+                result: Err(NotWritten::Failed(failure)),
+                ..
+            } => fall_back(last, failure),
+            Self::Extended {
+                result: Err(NotWritten::Blocked(_)),
+                ..
+            } => block(None),
+            Self::Rewritten {
+                seed_prompt,
+                result: Ok(rewritten),
+            } => log.record(|| Event::PromptRewritten {
+                seed_prompt: seed_prompt.clone(),
+                alternatives: shown.then(|| rewritten.alternatives.clone()),
+                by: rewritten.into(),
+            }),
+            Self::Rewritten {
+                seed_prompt,
+                result: Err(NotWritten::Failed(failure)),
+            } => fall_back(seed_prompt, failure),
+            Self::Rewritten {
+                seed_prompt,
+                result: Err(NotWritten::Blocked(_)),
+            } => block(Some(seed_prompt)),
+        }
+    }
+
     /// Tells the client and the script. What nobody waits for any more is dropped.
     pub(super) fn deliver(self, script: &mut Script, outbox: &Outbox) -> Next {
         match self {
@@ -250,6 +326,28 @@ fn rewritten(seed_prompt: String, result: Result<Rewritten, NotWritten>) -> Serv
         Err(NotWritten::Failed(failure)) => {
             let message = format!("the prompt was not rewritten: {failure}");
             ServerMessage::error(ErrorCode::UpstreamTimeout, message, true)
+        }
+    }
+}
+
+impl From<&Answer> for Llm {
+    fn from(answer: &Answer) -> Self {
+        Self {
+            provider: answer.provider.clone(),
+            model: answer.model.clone(),
+            latency_ms: answer.latency.as_secs_f64() * 1000.0,
+            fallback_used: answer.fallback_used,
+        }
+    }
+}
+
+impl From<&Rewritten> for Llm {
+    fn from(rewritten: &Rewritten) -> Self {
+        Self {
+            provider: rewritten.provider.clone(),
+            model: rewritten.model.clone(),
+            latency_ms: rewritten.latency.as_secs_f64() * 1000.0,
+            fallback_used: rewritten.fallback_used,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Sessions of several servers in one store.
 
 use std::collections::HashSet;
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::backends::{BLOBS, BlobsKind, LIMITS, RECORDS, RecordsHome, RecordsKind, blobs};
+use crate::small_disk::SmallDisk;
 use crate::store::blobs::BlobStore;
 use crate::store::open::{self, OpenError, Place, in_folder};
 use crate::store::records::memory::{Limits, MemoryRecords};
@@ -688,7 +688,7 @@ async fn a_full_disk_fails_a_write_and_harms_nothing() {
     let records = Arc::new(MemoryRecords::new(LIMITS));
     let name = records.name().await.unwrap();
     let world = World {
-        blobs: in_folder(disk.0.path(), &name, false).unwrap(),
+        blobs: in_folder(disk.path(), &name, false).unwrap(),
         ..World::with(records)
     };
     let (one, two) = (world.server(), world.server());
@@ -707,7 +707,7 @@ async fn a_full_disk_fails_a_write_and_harms_nothing() {
     assert_eq!(world.blobs().await, 1);
     let read = two.snapshot(&session).await.unwrap().unwrap();
     assert!(same(&read.state, &state(1, 300_000)));
-    let files = std::fs::read_dir(disk.0.path().join(&name)).unwrap();
+    let files = std::fs::read_dir(disk.path().join(&name)).unwrap();
     assert_eq!(files.count(), 1);
     // The session goes on with what fits.
     lease
@@ -717,32 +717,6 @@ async fn a_full_disk_fails_a_write_and_harms_nothing() {
         .unwrap();
     let read = two.snapshot(&session).await.unwrap().unwrap();
     assert_eq!(read.progress, at(3));
-}
-
-/// A file system of 2 MiB.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    /// None, with the reason on stderr, where this user may not mount anything.
-    #[expect(clippy::disallowed_methods, reason = "mount has no other way in")]
-    fn mount() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]);
-        let mounted = mount.arg(folder.path()).output();
-        if !mounted.is_ok_and(|output| output.status.success()) {
-            eprintln!("skipped: only root may mount a small disk");
-            return None;
-        }
-        Some(Self(folder))
-    }
-}
-
-impl Drop for SmallDisk {
-    #[expect(clippy::disallowed_methods, reason = "umount has no other way in")]
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
 }
 
 /// Records whose answers get lost.

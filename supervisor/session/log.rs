@@ -1,0 +1,312 @@
+//! A file for each session, in which a line says what happened when: for whoever wants to know afterwards where the
+//! time went.
+//!
+//! A session puts whole lines into a buffer of its own, in memory; one thread writes all buffers to their files, several
+//! times a second. So a disk that is slow, full or gone costs lines, which are counted, and never time. `event` is what
+//! can be said, `writer` the thread, `files` what it does with the folder.
+
+use std::fmt;
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fastvideo_proto::ids::SessionId;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use event::LineRef;
+pub use event::{Event, Line, Llm};
+pub use files::Config;
+use writer::Writer;
+
+mod event;
+mod files;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+/// What may wait to be written of one session, in bytes; more is dropped.
+const MAX_WAITING: usize = 256 << 10;
+
+/// The logs of all sessions. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Logs(Option<Arc<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    queue: Queue,
+    /// Events that were never written.
+    lost: AtomicU64,
+    /// Rings when the thread has written all that there was; ends without ringing when it panicked.
+    done: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+/// Buffers with something to write.
+#[derive(Debug, Default)]
+struct Queue {
+    queued: Mutex<Queued>,
+    filled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queued {
+    buffers: Vec<Arc<Buffer>>,
+    /// A buffer is half full.
+    hurry: bool,
+    closing: bool,
+}
+
+/// One session's lines on their way to its file.
+struct Buffer {
+    session: SessionId,
+    clock: Clock,
+    content: Mutex<Content>,
+}
+
+#[derive(Default)]
+struct Content {
+    /// Whole lines.
+    lines: Vec<u8>,
+    /// Events that found no room.
+    dropped: u64,
+    /// The buffer is in the queue.
+    is_queued: bool,
+    /// Nobody writes into it any more.
+    closed: bool,
+}
+
+/// What the writer takes out of a buffer.
+struct Taken {
+    /// The session's events, and a line at the end that tells of missing ones.
+    lines: Vec<u8>,
+    /// Bytes of the events.
+    events: usize,
+    /// Events that have found no room since the last time.
+    dropped: u64,
+    /// Events that are missing in the file so far.
+    missing: u64,
+    closed: bool,
+}
+
+/// Unix time that never goes back.
+struct Clock {
+    begun: Instant,
+    begun_unix: f64,
+}
+
+/// One session's log; says nothing where none is kept. Cheap to clone: the file is closed after the last one.
+#[derive(Clone, Debug, Default)]
+pub struct SessionLog(Option<Arc<Handle>>);
+
+#[derive(Debug)]
+struct Handle {
+    buffer: Arc<Buffer>,
+    shared: Arc<Shared>,
+}
+
+impl Logs {
+    /// Starts the writer. Without a configuration nothing is ever written. A folder that cannot be used is reported by
+    /// the writer, and ends nothing.
+    pub fn open(config: Option<Config>) -> Self {
+        let Some(config) = config else {
+            return Self(None);
+        };
+        let (done_tx, done) = oneshot::channel();
+        let shared = Arc::new(Shared {
+            queue: Queue::default(),
+            lost: AtomicU64::new(0),
+            done: Mutex::new(Some(done)),
+        });
+        let thread = std::thread::Builder::new().name("session-log".to_owned());
+        let writer = Writer::new(config, shared.clone());
+        let started = thread.spawn(move || {
+            writer.run();
+            let _ = done_tx.send(());
+        });
+        match started {
+            Ok(_) => Self(Some(shared)),
+            Err(error) => {
+                tracing::error!(%error, "no session log: its thread cannot be started");
+                Self(None)
+            }
+        }
+    }
+
+    /// The log of a session that begins, or goes on.
+    pub fn session(&self, session: &SessionId) -> SessionLog {
+        let handle = self.0.as_ref().map(|shared| {
+            Arc::new(Handle {
+                buffer: Arc::new(Buffer::new(session)),
+                shared: shared.clone(),
+            })
+        });
+        SessionLog(handle)
+    }
+
+    /// Events that were never written, since the start; none where no log is kept.
+    pub fn events_lost(&self) -> Option<u64> {
+        let shared = self.0.as_ref()?;
+        Some(shared.lost.load(Ordering::Relaxed))
+    }
+
+    /// Writes what there is, for as long as `patience` at most.
+    pub async fn close(&self, patience: Duration) {
+        let Some(shared) = &self.0 else { return };
+        shared.queue.close();
+        let done = lock(&shared.done).take();
+        if let Some(done) = done
+            && !matches!(timeout(patience, done).await, Ok(Ok(())))
+        {
+            tracing::warn!("not all of the session log could be written");
+        }
+    }
+}
+
+impl SessionLog {
+    /// A log is kept.
+    pub(super) fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Says what happened. The event is made only where a log is kept.
+    pub fn record(&self, event: impl FnOnce() -> Event) {
+        if let Some(handle) = &self.0 {
+            handle.write(&event());
+        }
+    }
+}
+
+impl Handle {
+    fn write(&self, event: &Event) {
+        let mut content = lock(&self.buffer.content);
+        if content.lines.len() >= MAX_WAITING {
+            content.dropped += 1;
+            drop(content);
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let before = content.lines.len();
+        self.buffer.line(event, &mut content.lines);
+        let hurry = before < MAX_WAITING / 2 && content.lines.len() >= MAX_WAITING / 2;
+        self.enqueue(content, hurry);
+    }
+
+    fn enqueue(&self, mut content: MutexGuard<'_, Content>, hurry: bool) {
+        let first = !mem::replace(&mut content.is_queued, true);
+        drop(content);
+        if first || hurry {
+            self.shared.queue.put(first.then_some(&self.buffer), hurry);
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut content = lock(&self.buffer.content);
+        content.closed = true;
+        self.enqueue(content, false);
+    }
+}
+
+impl Buffer {
+    fn new(session: &SessionId) -> Self {
+        Self {
+            session: session.clone(),
+            clock: Clock::now(),
+            content: Mutex::default(),
+        }
+    }
+
+    /// Adds a line. The time is read under the content's lock, so that lines are in order.
+    fn line(&self, event: &Event, lines: &mut Vec<u8>) {
+        let line = LineRef {
+            session_id: self.session.as_str(),
+            ts: self.clock.unix(),
+            event,
+        };
+        serde_json::to_writer(&mut *lines, &line).expect("strings and numbers are JSON");
+        lines.push(b'\n');
+    }
+
+    /// What there is to write. `missing`: events that could not be written before.
+    fn take(&self, missing: u64) -> Taken {
+        let mut content = lock(&self.content);
+        let closed = content.closed;
+        let Content {
+            mut lines, dropped, ..
+        } = mem::take(&mut *content);
+        let events = lines.len();
+        let missing = missing + dropped;
+        if missing > 0 {
+            self.line(&Event::Dropped { events: missing }, &mut lines);
+        }
+        content.closed = closed;
+        Taken {
+            lines,
+            events,
+            dropped,
+            missing,
+            closed,
+        }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Buffer").field(&self.session).finish()
+    }
+}
+
+impl Clock {
+    fn now() -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            begun: Instant::now(),
+            begun_unix: unix.unwrap_or_default().as_secs_f64(),
+        }
+    }
+
+    fn unix(&self) -> f64 {
+        self.begun_unix + self.begun.elapsed().as_secs_f64()
+    }
+}
+
+impl Queue {
+    fn put(&self, buffer: Option<&Arc<Buffer>>, hurry: bool) {
+        let mut queued = lock(&self.queued);
+        let wake = queued.buffers.is_empty() || hurry;
+        queued.buffers.extend(buffer.cloned());
+        queued.hurry |= hurry;
+        drop(queued);
+        if wake {
+            self.filled.notify_one();
+        }
+    }
+
+    fn close(&self) {
+        lock(&self.queued).closing = true;
+        self.filled.notify_one();
+    }
+
+    /// Waits until something was put in, and a while longer for more; the buffers, none after `patience`, and whether
+    /// these are the last.
+    fn take(&self, gather: Duration, patience: Duration) -> (Vec<Arc<Buffer>>, bool) {
+        let queued = lock(&self.queued);
+        let empty = |queued: &mut Queued| queued.buffers.is_empty() && !queued.closing;
+        let (queued, _) = (self.filled)
+            .wait_timeout_while(queued, patience, empty)
+            .expect("no holder of this lock panics");
+        let calm =
+            |queued: &mut Queued| !queued.buffers.is_empty() && !queued.hurry && !queued.closing;
+        let (mut queued, _) = (self.filled)
+            .wait_timeout_while(queued, gather, calm)
+            .expect("no holder of this lock panics");
+        queued.hurry = false;
+        (mem::take(&mut queued.buffers), queued.closing)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no holder of this lock panics")
+}

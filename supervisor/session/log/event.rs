@@ -1,0 +1,228 @@
+//! What a session's log says. The names in the file are those of the types here.
+
+use std::borrow::Cow;
+
+use fastvideo_proto::client::{ErrorCode, PromptSource, Stage, StreamMode};
+use fastvideo_proto::ids::{GpuId, WorkerId};
+use serde::{Deserialize, Serialize};
+
+use crate::session::SessionState;
+
+/// One line of the file: `{session_id, ts, event, payload}`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Line {
+    pub session_id: String,
+    /// Unix time in seconds. Never less than that of the line before, while one server has the session.
+    pub ts: f64,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// A line as it is written.
+#[derive(Serialize)]
+pub(super) struct LineRef<'a> {
+    pub(super) session_id: &'a str,
+    pub(super) ts: f64,
+    #[serde(flatten)]
+    pub(super) event: &'a Event,
+}
+
+/// Something that happened in a session. Times are milliseconds; `segment_idx` counts from 0, `attempt` from 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", content = "payload", rename_all = "snake_case")]
+pub enum Event {
+    /// The opening message was accepted. More than one in a file: the session was resumed.
+    Opened {
+        client_id: Option<String>,
+        preset: Option<String>,
+        stream_mode: StreamMode,
+        /// The session was there before.
+        resumed: bool,
+        /// It began from a state that the client brought.
+        hydrated: bool,
+        image: Option<String>,
+        curated_prompts: usize,
+        next_segment_idx: u32,
+    },
+    State {
+        from: SessionState,
+        to: SessionState,
+    },
+    /// The client said something.
+    Message {
+        /// Of `docs/protocol.md`; `invalid` for everything that it does not describe.
+        r#type: Cow<'static, str>,
+        bytes: usize,
+    },
+    /// The session waits for a worker.
+    Queued {
+        position: usize,
+        queue_depth: usize,
+    },
+    Assigned {
+        worker_id: WorkerId,
+        gpu_id: GpuId,
+        model_id: String,
+    },
+    /// The session goes on with another worker.
+    Handoff {
+        from: WorkerId,
+        to: WorkerId,
+    },
+    /// A request for a segment.
+    PromptReceived {
+        source: PromptSource,
+        /// As it came. None where it may still be blocked, and blocked ones are not to be shown.
+        prompt: Option<String>,
+    },
+    /// A model has written a better prompt.
+    PromptEnhanced {
+        original_prompt: String,
+        prompt: String,
+        #[serde(flatten)]
+        by: Llm,
+    },
+    /// A model has written what comes next.
+    PromptExtended {
+        prompt: String,
+        #[serde(flatten)]
+        by: Llm,
+    },
+    /// A model has written alternatives to a prompt.
+    PromptRewritten {
+        seed_prompt: String,
+        /// None where they may still be blocked, and blocked ones are not to be shown.
+        alternatives: Option<Vec<String>>,
+        #[serde(flatten)]
+        by: Llm,
+    },
+    /// No model has answered; the prompt is used as it was.
+    PromptFallback {
+        original_prompt: String,
+        reason: String,
+    },
+    PromptBlocked {
+        /// None where blocked prompts are not to be shown.
+        prompt: Option<String>,
+    },
+    /// A job was made of the segment and waits for its worker.
+    SegmentQueued {
+        segment_idx: u32,
+        attempt: u32,
+        worker_id: WorkerId,
+        source: PromptSource,
+        /// The text that is really used.
+        prompt: String,
+        /// What it was made of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        original_prompt: Option<String>,
+        /// Since the request.
+        waited_ms: f64,
+    },
+    /// The worker was given the job.
+    SegmentStarted {
+        segment_idx: u32,
+        attempt: u32,
+        /// Since it was queued.
+        queue_ms: f64,
+    },
+    Step {
+        segment_idx: u32,
+        attempt: u32,
+        stage: Stage,
+        /// 1..=`total_steps`.
+        step: u32,
+        total_steps: u32,
+        /// Since the one before, or since the start.
+        ms: f64,
+    },
+    /// The first media were handed to the client's socket.
+    FirstByte {
+        segment_idx: u32,
+        attempt: u32,
+        /// Since the request.
+        ms: f64,
+    },
+    /// The worker is done and the segment is the session's.
+    SegmentFinished {
+        segment_idx: u32,
+        attempt: u32,
+        frames: u32,
+        /// In the worker, from the job's arrival to the last frame's encoding.
+        generation_ms: f64,
+        /// From the last denoise or refine step to the last frame.
+        decode_ms: f64,
+        /// Time that the encoder was at work, beside the decoder.
+        encode_ms: f64,
+    },
+    /// The last media were handed to the client's socket.
+    LastByte {
+        segment_idx: u32,
+        attempt: u32,
+        /// Since the request.
+        ms: f64,
+        /// Binary messages.
+        chunks: u32,
+        bytes: u64,
+    },
+    SegmentCancelled {
+        segment_idx: u32,
+        attempt: u32,
+    },
+    SegmentFailed {
+        segment_idx: u32,
+        attempt: u32,
+        code: ErrorCode,
+        message: String,
+    },
+    /// The worker had to leave; the segment runs again elsewhere.
+    SegmentTakenBack {
+        segment_idx: u32,
+        attempt: u32,
+        /// It ran already.
+        started: bool,
+    },
+    /// The worker was lost with the segment.
+    Fault {
+        segment_idx: u32,
+        attempt: u32,
+        worker_id: WorkerId,
+        /// It ran already, so that it may be what killed the worker.
+        started: bool,
+        reason: String,
+    },
+    /// The client was told that something is wrong, with no segment in hand.
+    Error {
+        code: ErrorCode,
+        message: String,
+        retryable: bool,
+    },
+    /// The server is going away.
+    Draining {
+        deadline_seconds: f64,
+    },
+    /// The session left this connection. Nothing follows but media on their way, and what a resumed session adds.
+    Closed {
+        /// `gone`, `left`, `cap`, `idle`, `slow`, `draining`, `lost`, and others.
+        cause: Cow<'static, str>,
+        state: SessionState,
+        /// Segments that are finished.
+        segments: u32,
+    },
+    /// So many events are missing since the last such line: they came faster than they could be written, or the disk was
+    /// full.
+    Dropped {
+        events: u64,
+    },
+}
+
+/// Who has written a prompt, and how long it took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Llm {
+    pub provider: String,
+    pub model: String,
+    /// Over all providers that were asked; 0 for what was known already.
+    pub latency_ms: f64,
+    /// Another provider than the first has answered.
+    pub fallback_used: bool,
+}

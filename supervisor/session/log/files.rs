@@ -1,0 +1,207 @@
+//! The files of the session log: their names, their modes, how they grow and when they go.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Where the log is and how much of it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Made, for its owner alone, when it is not there.
+    pub dir: PathBuf,
+    /// At which a session's file is set aside and a new one begun; the one set aside before is removed. So a session
+    /// has twice as much at most.
+    pub max_file_bytes: u64,
+    /// Of all files together; the oldest go first. Files of open sessions stay.
+    pub max_total_bytes: u64,
+    /// Files that nothing was written to for so long are removed.
+    pub max_age: Duration,
+}
+
+const PREFIX: &str = "session-";
+const SUFFIX: &str = ".jsonl";
+/// Of a file that was set aside: `session-<id>.1.jsonl`. No id has a dot in a name.
+const SET_ASIDE: &str = ".1.jsonl";
+/// File systems take 255 bytes.
+const MAX_ID_CHARS: usize = 200;
+
+/// The name of a session's file, whatever its id: only letters, digits, `-` and `_` are kept.
+fn file_name(session: &str, suffix: &str) -> String {
+    let safe = |c: char| match c {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
+        _ => '_',
+    };
+    let id: String = session.chars().take(MAX_ID_CHARS).map(safe).collect();
+    format!("{PREFIX}{id}{suffix}")
+}
+
+impl Config {
+    pub(super) fn make_folder(&self) -> io::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+    }
+
+    /// The file of a session.
+    pub fn file(&self, session: &str) -> PathBuf {
+        self.dir.join(file_name(session, SUFFIX))
+    }
+}
+
+/// A session's open file. Every write is one of whole lines at the end.
+pub(super) struct LogFile {
+    session: String,
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+/// What could not be written.
+#[derive(Debug)]
+pub(super) struct Unwritten {
+    /// Bytes that were, all of them whole lines.
+    pub(super) kept: usize,
+    pub(super) error: io::Error,
+}
+
+impl Unwritten {
+    pub(super) fn nothing_kept(error: io::Error) -> Self {
+        Self { kept: 0, error }
+    }
+}
+
+impl LogFile {
+    /// Opens or makes the file.
+    pub(super) fn open(session: &str, config: &Config) -> io::Result<Self> {
+        let path = config.file(session);
+        let file = match open(&path) {
+            // Somebody has removed the folder.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                config.make_folder()?;
+                open(&path)?
+            }
+            opened => opened?,
+        };
+        let mut log = Self {
+            session: session.to_owned(),
+            path,
+            len: file.metadata()?.len(),
+            file,
+        };
+        log.cut_torn_line()?;
+        Ok(log)
+    }
+
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        self.path == path
+    }
+
+    /// This file, or a new one when so much more would make it too large.
+    pub(super) fn turned(self, more: usize, config: &Config) -> io::Result<Self> {
+        if self.len == 0 || self.len + more as u64 <= config.max_file_bytes {
+            return Ok(self);
+        }
+        let aside = config.dir.join(file_name(&self.session, SET_ASIDE));
+        fs::rename(&self.path, aside)?;
+        Self::open(&self.session, config)
+    }
+
+    /// # Errors
+    /// When not all could be written; a line of which a part was is cut off again.
+    pub(super) fn append(&mut self, lines: &[u8]) -> Result<(), Unwritten> {
+        let mut written = 0;
+        while written < lines.len() {
+            match self.file.write(&lines[written..]) {
+                Ok(0) => return Err(self.give_up(&lines[..written], io::ErrorKind::WriteZero)),
+                Ok(n) => written += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.give_up(&lines[..written], error)),
+            }
+        }
+        self.len += lines.len() as u64;
+        Ok(())
+    }
+
+    fn give_up(&mut self, written: &[u8], error: impl Into<io::Error>) -> Unwritten {
+        let kept = whole_lines(written);
+        self.len += kept as u64;
+        if kept < written.len() {
+            // Err: the next one to open the file cuts it.
+            let _ = self.file.set_len(self.len);
+        }
+        Unwritten {
+            kept,
+            error: error.into(),
+        }
+    }
+
+    /// A server that was killed, or a machine that lost its power, may have left half a line.
+    fn cut_torn_line(&mut self) -> io::Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        let mut last = [0];
+        self.file.seek(SeekFrom::End(-1))?;
+        self.file.read_exact(&mut last)?;
+        if last == *b"\n" {
+            return Ok(());
+        }
+        self.len = whole_lines(&fs::read(&self.path)?) as u64;
+        self.file.set_len(self.len)
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).read(true).mode(0o600);
+    options.open(path)
+}
+
+/// Bytes up to the end of the last line that has one.
+fn whole_lines(bytes: &[u8]) -> usize {
+    bytes
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |end| end + 1)
+}
+
+/// Removes files that are too old, then the oldest while all together are too large. What is in use stays, and so does
+/// every file that is not the log's.
+pub(super) fn tidy_up(config: &Config, in_use: impl Fn(&Path) -> bool) {
+    // Err: the folder is not there, which whoever writes into it reports.
+    let Ok(folder) = fs::read_dir(&config.dir) else {
+        return;
+    };
+    let mut files: Vec<(SystemTime, u64, PathBuf)> = folder
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name();
+            let name = name.to_str()?;
+            let ours = name.starts_with(PREFIX) && name.ends_with(SUFFIX);
+            let data = ours.then(|| entry.metadata().ok())??;
+            let modified = data.modified().ok()?;
+            data.is_file().then(|| (modified, data.len(), entry.path()))
+        })
+        .collect();
+    files.sort();
+    let mut total: u64 = files.iter().map(|(_, len, _)| len).sum();
+    let now = SystemTime::now();
+    for (modified, len, path) in files {
+        let age = now.duration_since(modified).unwrap_or_default();
+        if (age < config.max_age && total <= config.max_total_bytes) || in_use(&path) {
+            continue;
+        }
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                total -= len;
+                tracing::debug!(path = %path.display(), "old session log removed");
+            }
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "old session log not removed");
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use fastvideo_proto::client::Stage;
+use fastvideo_proto::ids::{GpuId, WorkerId};
+use tempfile::TempDir;
+
+use super::*;
+use crate::session::SessionState;
+use crate::small_disk::SmallDisk;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(dir: &Path) -> Config {
+    Config {
+        dir: dir.to_owned(),
+        max_file_bytes: 1 << 20,
+        max_total_bytes: 1 << 30,
+        max_age: Duration::from_secs(3600),
+    }
+}
+
+fn step(step: u32) -> Event {
+    Event::Step {
+        segment_idx: 0,
+        attempt: 1,
+        stage: Stage::Denoise,
+        step,
+        total_steps: 8,
+        ms: 1.5,
+    }
+}
+
+fn read(path: &Path) -> Vec<Line> {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'));
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.collect()
+}
+
+#[tokio::test]
+async fn lines_are_in_order_and_private() {
+    let folder = TempDir::new().unwrap();
+    let dir = folder.path().join("a/b");
+    let logs = Logs::open(Some(config(&dir)));
+    let (one, two) = (SessionId::random(), SessionId::random());
+    let (log_one, log_two) = (logs.session(&one), logs.session(&two));
+    for n in 1..=100 {
+        log_one.record(|| step(n));
+        log_two.record(|| step(n + 1000));
+    }
+    logs.close(PATIENCE).await;
+    for (session, first) in [(one, 1), (two, 1001)] {
+        let path = config(&dir).file(session.as_str());
+        let lines = read(&path);
+        assert!(lines.iter().all(|line| line.session_id == session.as_str()));
+        assert!(lines.is_sorted_by(|a, b| a.ts <= b.ts));
+        let events: Vec<Event> = lines.into_iter().map(|line| line.event).collect();
+        assert_eq!(events, (first..first + 100).map(step).collect::<Vec<_>>());
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    let mode = fs::metadata(&dir).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
+fn nothing_is_made_where_no_log_is_kept() {
+    let log = Logs::open(None).session(&SessionId::random());
+    log.record(|| panic!("nobody reads it"));
+}
+
+#[test]
+fn events_are_read_as_they_were_written() {
+    let events = [
+        step(3),
+        Event::Message {
+            r#type: "leave".into(),
+            bytes: 16,
+        },
+        Event::State {
+            from: SessionState::Active,
+            to: SessionState::Complete,
+        },
+        Event::PromptEnhanced {
+            original_prompt: "a fox".to_owned(),
+            prompt: "a red fox".to_owned(),
+            by: Llm {
+                provider: "groq".to_owned(),
+                model: "m".to_owned(),
+                latency_ms: 0.1 + 0.2,
+                fallback_used: true,
+            },
+        },
+        Event::Fault {
+            segment_idx: 1,
+            attempt: 2,
+            worker_id: WorkerId::new(GpuId(0), 1),
+            started: true,
+            reason: "killed by signal 9 \"x\"\n".to_owned(),
+        },
+    ];
+    let buffer = Buffer::new(&SessionId::random());
+    let mut lines = Vec::new();
+    for event in &events {
+        buffer.line(event, &mut lines);
+    }
+    let text = String::from_utf8(lines).unwrap();
+    assert_eq!(text.lines().count(), events.len());
+    for (line, event) in text.lines().zip(events) {
+        let read: Line = serde_json::from_str(line).unwrap();
+        assert_eq!(
+            (read.session_id.as_str(), read.event),
+            (buffer.session.as_str(), event)
+        );
+    }
+    let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!(first["event"], "step");
+    assert_eq!(first["payload"]["stage"], "denoise");
+}
+
+/// Logs that nobody writes.
+fn unattended() -> Arc<Shared> {
+    Arc::new(Shared {
+        queue: Queue::default(),
+        lost: AtomicU64::new(0),
+        done: Mutex::new(None),
+    })
+}
+
+/// Writes what there is.
+fn write_all(shared: &Arc<Shared>, config: Config) {
+    shared.queue.close();
+    Writer::new(config, shared.clone()).run();
+}
+
+#[test]
+fn what_finds_no_room_is_counted_and_the_file_says_so() {
+    let folder = TempDir::new().unwrap();
+    let shared = unattended();
+    let logs = Logs(Some(shared.clone()));
+    let (session, other) = (SessionId::random(), SessionId::random());
+    let (log, other_log) = (logs.session(&session), logs.session(&other));
+    for n in 0..10_000 {
+        log.record(|| step(n));
+    }
+    other_log.record(|| step(1));
+    let waiting = lock(&log.0.as_ref().unwrap().buffer.content).lines.len();
+    assert!((MAX_WAITING..MAX_WAITING + 1000).contains(&waiting));
+    write_all(&shared, config(folder.path()));
+    let lines = read(&config(folder.path()).file(session.as_str()));
+    let (last, events) = lines.split_last().unwrap();
+    assert!(
+        events
+            .iter()
+            .zip(0..)
+            .all(|(line, n)| line.event == step(n))
+    );
+    let missing = 10_000 - events.len() as u64;
+    assert_eq!(last.event, Event::Dropped { events: missing });
+    assert_eq!(logs.events_lost(), Some(missing));
+    // One session that says too much costs no other one anything.
+    assert_eq!(read(&config(folder.path()).file(other.as_str())).len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_costs_lines_and_nothing_else() {
+    let Some(disk) = SmallDisk::mount() else {
+        return;
+    };
+    let ballast = disk.path().join("ballast");
+    let fill = || {
+        let mut file = fs::File::create(&ballast).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+    };
+    let logs = Logs::open(Some(config(disk.path())));
+    let session = SessionId::random();
+    let log = logs.session(&session);
+    let path = config(disk.path()).file(session.as_str());
+    let wait_until = async |what: &dyn Fn() -> bool| {
+        let waiting = async {
+            while !what() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, waiting).await.unwrap();
+    };
+    log.record(|| step(0));
+    wait_until(&|| path.exists() && read(&path).len() == 1).await;
+    fill();
+    // More than what is left of the file's last content.
+    for n in 1..=100 {
+        log.record(|| step(n));
+    }
+    let lost = || logs.events_lost().unwrap();
+    wait_until(&|| lost() > 0 && lost() + read(&path).len() as u64 == 101).await;
+    let kept = read(&path).len();
+    fs::remove_file(&ballast).unwrap();
+    log.record(|| step(101));
+    logs.close(PATIENCE).await;
+    let lines = read(&path);
+    assert_eq!(lines[kept].event, step(101));
+    assert_eq!(lines[kept + 1].event, Event::Dropped { events: lost() });
+    assert_eq!(lines.len(), kept + 2);
+    assert_eq!(lost() + kept as u64, 101);
+}
+
+#[test]
+fn a_file_that_has_grown_is_set_aside() {
+    let folder = TempDir::new().unwrap();
+    let small = Config {
+        max_file_bytes: 2000,
+        ..config(folder.path())
+    };
+    let session = SessionId::random();
+    let mut all = Vec::new();
+    for round in 0..3 {
+        let shared = unattended();
+        let log = Logs(Some(shared.clone())).session(&session);
+        for n in 0..6 {
+            log.record(|| step(round * 6 + n));
+        }
+        write_all(&shared, small.clone());
+        all.push(read(&small.file(session.as_str())));
+    }
+    let aside = folder.path().join(format!("session-{session}.1.jsonl"));
+    let steps = |lines: &[Line]| -> Vec<Event> { lines.iter().map(|l| l.event.clone()).collect() };
+    // Each round fits a file, two do not.
+    assert_eq!(steps(&all[2]), (12..18).map(step).collect::<Vec<_>>());
+    assert_eq!(steps(&read(&aside)), (6..12).map(step).collect::<Vec<_>>());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn half_a_line_of_a_killed_server_is_cut_off() {
+    let folder = TempDir::new().unwrap();
+    let config = config(folder.path());
+    let session = SessionId::random();
+    let path = config.file(session.as_str());
+    for (left, kept) in [("", ""), ("a\n", "a\n"), ("a\nb", "a\n"), ("a", "")] {
+        fs::write(&path, left).unwrap();
+        let mut file = files::LogFile::open(session.as_str(), &config).unwrap();
+        file.append(b"next\n").unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            format!("{kept}next\n"),
+            "{left:?}"
+        );
+    }
+}
+
+#[test]
+fn files_have_harmless_names_whatever_the_session_is_called() {
+    let config = config(Path::new("/log"));
+    let long = "x".repeat(300);
+    for (id, name) in [
+        ("0123abcdef", "session-0123abcdef.jsonl"),
+        ("a-B_9", "session-a-B_9.jsonl"),
+        ("../../etc/passwd", "session-______etc_passwd.jsonl"),
+        ("a.1", "session-a_1.jsonl"),
+        ("", "session-.jsonl"),
+        ("a b\n\0c", "session-a_b__c.jsonl"),
+        ("größe", "session-gr__e.jsonl"),
+    ] {
+        assert_eq!(config.file(id), Path::new("/log").join(name), "{id:?}");
+    }
+    let path = config.file(&long);
+    assert!(path.file_name().unwrap().len() < 255);
+}
+
+#[test]
+fn old_files_go_by_age_and_by_what_all_of_them_take() {
+    let check = |max_total_bytes, max_age, stay: &[&str]| {
+        let folder = TempDir::new().unwrap();
+        let hour = Duration::from_secs(3600);
+        let now = SystemTime::now();
+        for (name, age) in [
+            ("session-a.jsonl", 5),
+            ("session-b.1.jsonl", 4),
+            ("session-c.jsonl", 3),
+            ("session-d.jsonl", 2),
+            ("other.jsonl", 9),
+            ("session-e.txt", 9),
+        ] {
+            let file = fs::File::create(folder.path().join(name)).unwrap();
+            file.set_len(1000).unwrap();
+            file.set_modified(now - hour * age).unwrap();
+        }
+        let config = Config {
+            max_total_bytes,
+            max_age,
+            ..config(folder.path())
+        };
+        let open = folder.path().join("session-a.jsonl");
+        files::tidy_up(&config, |path| path == open);
+        let left = fs::read_dir(folder.path()).unwrap();
+        let mut left: Vec<_> = left
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let others = ["other.jsonl", "session-e.txt", "session-a.jsonl"];
+        let mut expected = [&others, stay].concat();
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+    };
+    let (day, long) = (Duration::from_secs(86_400), 1 << 30);
+    check(
+        long,
+        day,
+        &["session-b.1.jsonl", "session-c.jsonl", "session-d.jsonl"],
+    );
+    check(long, day / 8, &["session-d.jsonl"]);
+    check(3000, day, &["session-c.jsonl", "session-d.jsonl"]);
+    check(0, day, &[]);
+}
