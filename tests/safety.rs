@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Client, Segment, Server, command};
+use crate::harness::{Client, Segment, Server, command, until};
 use crate::prompts;
 use crate::provider::{Provider, Reply};
 
@@ -74,6 +74,14 @@ async fn expect_blocked(client: &mut Client) {
     assert_eq!(error["message"], message);
 }
 
+/// Waits until the log has said it.
+async fn logged(server: &Server, what: &str) {
+    until("it is logged", async || {
+        server.log().contains(what).then_some(())
+    })
+    .await;
+}
+
 fn prompt_of(segment: &Segment) -> &str {
     let start = segment.only("ltx2_segment_start");
     start["prompt"].as_str().unwrap()
@@ -101,9 +109,8 @@ async fn a_prompt_that_is_called_unsafe_makes_no_segment_and_is_not_logged() {
         status,
         json!({"state": "ready", "reason": null, "screened": 3, "blocked": 2})
     );
-    let log = server.log();
-    assert!(log.contains("prompt blocked"), "{log}");
-    assert!(!log.contains("weapon"), "{log}");
+    logged(&server, "prompt blocked").await;
+    assert!(!server.log().contains("weapon"), "{}", server.log());
 }
 
 #[tokio::test]
@@ -113,8 +120,7 @@ async fn blocked_prompts_are_logged_when_that_is_wanted() {
     let mut client = server.active(json!({})).await;
     client.prompt(HARMFUL).await;
     expect_blocked(&mut client).await;
-    let log = server.log();
-    assert!(log.contains(HARMFUL), "{log}");
+    logged(&server, HARMFUL).await;
 }
 
 #[tokio::test]
@@ -161,6 +167,7 @@ async fn what_a_model_makes_of_a_prompt_is_judged_and_it_sees_no_unsafe_one() {
         .await;
     let segment = client.segment(HARMLESS).await;
     assert_eq!(prompt_of(&segment), HARMLESS);
+    logged(&server, "prompt blocked").await;
     assert!(!server.log().contains("weapon"), "{}", server.log());
 }
 
@@ -200,7 +207,10 @@ async fn every_prompt_passes_while_the_classifier_is_unavailable() {
     assert_eq!(status["state"], "unavailable");
     let reason = status["reason"].as_str().unwrap();
     assert!(reason.starts_with("the classifier /nowhere/model.ftz cannot be loaded: "));
-    assert_eq!(server.log().matches("safety filter unavailable").count(), 1);
+    let news = "safety filter unavailable";
+    logged(&server, news).await;
+    assert_eq!(server.log().matches(news).count(), 1);
+    drop(client);
     let mut client = server.open(json!({})).await;
     let start = client.until_type("ltx2_stream_start").await;
     assert_eq!(start["features"]["safety"], false);
