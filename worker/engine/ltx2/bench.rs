@@ -1,0 +1,331 @@
+//! How long each part takes and how much memory it needs, at the sizes of a request: of a checkpoint, or of the released
+//! model with random weights, for which no checkpoint is needed.
+//!
+//! Parts are loaded, measured and dropped one after the other, so that a device needs room for the largest alone.
+//!
+//! - `arithmetic`: how many operations a part is, counted from its sizes;
+//! - `parts`: what is measured of each.
+
+mod arithmetic;
+mod parts;
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::checkpoint::{Checkpoint, Component, Layout};
+use crate::config::ConfigError;
+use crate::device::{Compute, DeviceError};
+use crate::nn::Precision;
+use crate::ops::Kernels;
+use crate::video_vae::{Tiling, TilingError};
+use crate::weights::{Reading, Store, Weights, WeightsError};
+
+/// Configurations of LTX-2.0 as it was released, in the library's layout.
+const RELEASED: &str = include_str!("bench/released.json");
+
+/// What to measure.
+#[derive(Debug)]
+pub struct BenchSpec {
+    pub model: Model,
+    pub precision: Precision,
+    pub kernels: Kernels,
+    pub parts: Vec<Part>,
+    pub request: Request,
+    pub tiling: Tiling,
+    /// Runs of which the median is told, after one that is not.
+    pub repeats: usize,
+}
+
+/// Whose sizes and weights.
+#[derive(Debug)]
+pub enum Model {
+    /// Random weights in the sizes of the released model, or with so many blocks of the transformer.
+    Released {
+        blocks: Option<i64>,
+    },
+    Checkpoint(Checkpoint),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    Text,
+    Transformer,
+    VideoVae,
+    Upsampler,
+    Sound,
+}
+
+impl Part {
+    pub const ALL: [Self; 5] = [
+        Self::Text,
+        Self::Transformer,
+        Self::VideoVae,
+        Self::Upsampler,
+        Self::Sound,
+    ];
+}
+
+/// One segment that continues another.
+#[derive(Clone, Debug, Serialize)]
+pub struct Request {
+    /// Of the second stage; the first has half of it. Multiples of twice a latent cell.
+    pub height: i64,
+    pub width: i64,
+    /// 8k + 1.
+    pub num_frames: i64,
+    pub fps: f64,
+    /// Frames kept from the segment before; 0 for a first segment.
+    pub kept_frames: i64,
+    /// Frames' worth of sound kept.
+    pub kept_audio_frames: i64,
+    /// Denoise steps of both stages, for the sum.
+    pub steps: [usize; 2],
+    /// Tokens of the prompt, and of the context that it is filled up to.
+    pub prompt_tokens: i64,
+    pub text_length: i64,
+}
+
+impl Request {
+    /// Frames' worth of sound before the first frame of the picture.
+    fn extra_audio_frames(&self) -> i64 {
+        match self.kept_frames {
+            0 => 0,
+            kept => (self.kept_audio_frames - kept).max(0),
+        }
+    }
+}
+
+impl Default for Request {
+    /// As the service is run.
+    fn default() -> Self {
+        Self {
+            height: 1088,
+            width: 1920,
+            num_frames: 121,
+            fps: 24.0,
+            kept_frames: 9,
+            kept_audio_frames: 49,
+            steps: [5, 2],
+            prompt_tokens: 256,
+            text_length: 1024,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct BenchReport {
+    pub device: String,
+    pub precision: &'static str,
+    pub kernels: &'static str,
+    pub request: Request,
+    pub measured: Vec<Measured>,
+    /// Of everything that one segment needs, where all of it was measured.
+    pub segment_seconds: Option<f64>,
+}
+
+/// One thing, measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    pub name: String,
+    /// How often a segment does it; 0 for what is part of something else.
+    pub per_segment: usize,
+    /// Median.
+    pub seconds: f64,
+    pub fastest_seconds: f64,
+    /// Multiplications and additions in matrices, attention and convolutions.
+    pub tflop: Option<f64>,
+    pub tflop_per_second: Option<f64>,
+    /// In tensors at most, weights included. None on the CPU.
+    pub peak_gib: Option<f64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Tiling(#[from] TilingError),
+    #[error("the checkpoint has no {0}")]
+    NoPart(&'static str),
+    #[error("{0}")]
+    Request(String),
+}
+
+/// Measures all of `spec`; `watch` is told of each thing as it is measured.
+///
+/// # Errors
+/// When the checkpoint does not fit its configuration, the request does not fit the model, or the device fails.
+///
+/// # Panics
+/// Where libtorch does, as when a device has no memory left.
+pub fn run(
+    compute: &Compute,
+    spec: &BenchSpec,
+    watch: &mut dyn FnMut(&Measured),
+) -> Result<BenchReport, BenchError> {
+    let mut bench = Bench {
+        compute,
+        spec,
+        watch,
+        measured: Vec::new(),
+    };
+    tch::no_grad(|| {
+        for part in &spec.parts {
+            match part {
+                Part::Text => bench.text()?,
+                Part::Transformer => bench.transformer()?,
+                Part::VideoVae => bench.video_vae()?,
+                Part::Upsampler => bench.upsampler()?,
+                Part::Sound => bench.sound()?,
+            }
+            bench.empty_cache()?;
+        }
+        Ok(bench.report())
+    })
+}
+
+struct Bench<'a> {
+    compute: &'a Compute,
+    spec: &'a BenchSpec,
+    watch: &'a mut dyn FnMut(&Measured),
+    measured: Vec<Measured>,
+}
+
+impl Bench<'_> {
+    /// A component's configuration and its weights on the device, with the time to get them there.
+    fn load<C, M>(
+        &mut self,
+        component: Component,
+        library: impl FnOnce(&Value) -> Result<C, ConfigError>,
+        original: impl FnOnce(&Value, &Weights) -> Result<C, ConfigError>,
+        new: impl FnOnce(&C, &Weights) -> M,
+    ) -> Result<(C, M), BenchError> {
+        let (store, layout, json) = self.source(component)?;
+        let config = match layout {
+            Layout::Library => library(&json)?,
+            Layout::Original => original(&json, &store.root())?,
+        };
+        self.reset_peak()?;
+        let start = Instant::now();
+        let model = new(&config, &store.root());
+        store.finish()?;
+        self.compute.synchronize();
+        let times = [start.elapsed()];
+        self.note(&format!("load {}", component.name()), 0, &times, None)?;
+        Ok((config, model))
+    }
+
+    fn source(&self, component: Component) -> Result<(Rc<Store>, Layout, Value), BenchError> {
+        let (precision, device) = (self.spec.precision, self.compute.device);
+        match &self.spec.model {
+            Model::Released { .. } => {
+                let mut released: Value =
+                    serde_json::from_str(RELEASED).expect("a file of this program");
+                let store = Store::random(component.name(), precision.kind(), device);
+                Ok((store, Layout::Library, released[component.name()].take()))
+            }
+            Model::Checkpoint(checkpoint) => {
+                let part = checkpoint
+                    .part(component)
+                    .ok_or(BenchError::NoPart(component.name()))?;
+                let store = part.store(precision, device, Reading::default());
+                Ok((store, checkpoint.layout(), part.config.clone()))
+            }
+        }
+    }
+
+    /// Runs `f` once untimed, then as often as asked for. `flop` is what one run computes, where that is counted.
+    fn measure<T>(
+        &mut self,
+        name: &str,
+        per_segment: usize,
+        flop: Option<f64>,
+        mut f: impl FnMut() -> T,
+    ) -> Result<(), BenchError> {
+        self.reset_peak()?;
+        drop(f());
+        self.compute.synchronize();
+        let mut times = Vec::with_capacity(self.spec.repeats);
+        for _ in 0..self.spec.repeats.max(1) {
+            let start = Instant::now();
+            let result = f();
+            self.compute.synchronize();
+            times.push(start.elapsed());
+            drop(result);
+        }
+        self.note(name, per_segment, &times, flop)
+    }
+
+    fn note(
+        &mut self,
+        name: &str,
+        per_segment: usize,
+        times: &[Duration],
+        flop: Option<f64>,
+    ) -> Result<(), BenchError> {
+        let mut seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+        seconds.sort_by(f64::total_cmp);
+        let median = seconds[seconds.len() / 2];
+        let peak_gib = match &self.compute.gpu {
+            None => None,
+            Some(gpu) => Some(gpu.memory()?.allocated.peak as f64 / f64::from(1 << 30)),
+        };
+        let tflop = flop.map(|flop| flop / 1e12);
+        let measured = Measured {
+            name: name.to_owned(),
+            per_segment,
+            seconds: median,
+            fastest_seconds: seconds[0],
+            tflop,
+            tflop_per_second: tflop.map(|tflop| tflop / median),
+            peak_gib,
+        };
+        (self.watch)(&measured);
+        self.measured.push(measured);
+        Ok(())
+    }
+
+    fn reset_peak(&self) -> Result<(), BenchError> {
+        if let Some(gpu) = &self.compute.gpu {
+            gpu.reset_peak_memory()?;
+        }
+        Ok(())
+    }
+
+    fn empty_cache(&self) -> Result<(), BenchError> {
+        if let Some(gpu) = &self.compute.gpu {
+            gpu.empty_cache()?;
+        }
+        Ok(())
+    }
+
+    fn report(self) -> BenchReport {
+        let complete = Part::ALL.iter().all(|part| self.spec.parts.contains(part));
+        let seconds = |m: &Measured| m.seconds * m.per_segment as f64;
+        BenchReport {
+            device: match &self.compute.gpu {
+                None => "CPU".to_owned(),
+                Some(gpu) => gpu.name().to_owned(),
+            },
+            precision: match self.spec.precision {
+                Precision::Bfloat16 => "bfloat16",
+                Precision::Float32 => "float32",
+            },
+            kernels: match self.spec.kernels {
+                Kernels::Plain => "plain",
+                Kernels::Cuda(_) => "cuda",
+            },
+            request: self.spec.request.clone(),
+            segment_seconds: complete.then(|| self.measured.iter().map(seconds).sum()),
+            measured: self.measured,
+        }
+    }
+}

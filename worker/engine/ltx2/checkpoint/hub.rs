@@ -1,0 +1,297 @@
+//! From what an operator calls a model to a folder: a path, or a repository's id, which is looked up in the local Hugging
+//! Face cache and downloaded into it where the network allows.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo};
+
+use super::{Checkpoint, CheckpointError};
+
+/// Why there is no folder for a model.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    #[error("`{0}` is neither a folder nor a repository's id (`owner/name`)")]
+    Neither(String),
+    #[error(
+        "`{id}` is no folder, and of the repository of that id {} holds no complete copy ({missing}); it was not downloaded: {why}",
+        cache.display()
+    )]
+    NotDownloaded {
+        id: String,
+        cache: PathBuf,
+        /// What the cache lacks.
+        missing: String,
+        why: String,
+    },
+    #[error("cannot use the cache of repositories at {}: {source}", cache.display())]
+    Cache {
+        cache: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A file that is being downloaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Download<'a> {
+    pub file: &'a str,
+    /// Of this file, 0 to 1.
+    pub fraction: f32,
+    /// Files that are complete, of how many.
+    pub done: usize,
+    pub files: usize,
+}
+
+/// The folder of a model. Blocks while it downloads; of several processes that want the same repository, one does.
+///
+/// # Errors
+/// When `model` names nothing, or nothing that can be had.
+pub fn resolve(model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf, HubError> {
+    let path = Path::new(model);
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    if !is_id(model) {
+        return Err(HubError::Neither(model.to_owned()));
+    }
+    let cache = cache();
+    let missing = match cached(&cache, model) {
+        Ok(folder) => return Ok(folder),
+        Err(missing) => missing,
+    };
+    let not_downloaded = |why: String| HubError::NotDownloaded {
+        id: model.to_owned(),
+        cache: cache.path().clone(),
+        missing: missing.clone(),
+        why,
+    };
+    if offline() {
+        return Err(not_downloaded("HF_HUB_OFFLINE is set".to_owned()));
+    }
+    // The workers of a machine start together.
+    let lock = lock(&cache, model)?;
+    if let Ok(folder) = cached(&cache, model) {
+        return Ok(folder);
+    }
+    let downloaded = download(&cache, model, progress);
+    drop(lock);
+    downloaded.map_err(|error| not_downloaded(with_causes(&error)))?;
+    cached(&cache, model).map_err(not_downloaded)
+}
+
+/// `owner/name`, in the characters that the hub allows.
+fn is_id(model: &str) -> bool {
+    let part = |part: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
+    };
+    model
+        .split_once('/')
+        .is_some_and(|(owner, name)| part(owner) && part(name))
+}
+
+/// Where the Python library keeps its repositories, by the same variables.
+fn cache() -> Cache {
+    let folder = |name| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    match (folder("HF_HUB_CACHE"), folder("XDG_CACHE_HOME")) {
+        (Some(hub), _) => Cache::new(hub),
+        (None, Some(xdg)) if folder("HF_HOME").is_none() => Cache::new(xdg.join("huggingface/hub")),
+        _ => Cache::from_env(),
+    }
+}
+
+fn offline() -> bool {
+    let set = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
+    ["1", "ON", "YES", "TRUE"].contains(&set.to_uppercase().as_str())
+}
+
+/// The snapshot of the repository's main branch, when it is whole.
+///
+/// # Errors
+/// What the cache lacks.
+fn cached(cache: &Cache, id: &str) -> Result<PathBuf, String> {
+    let repo = Repo::model(id.to_owned());
+    let main = cache.path().join(repo.folder_name()).join("refs/main");
+    let commit = std::fs::read_to_string(main).map_err(|_| "it has never been downloaded")?;
+    let folder = cache.repo(repo).pointer_path(commit.trim());
+    match Checkpoint::open(&folder) {
+        Ok(_) => Ok(folder),
+        // A checkpoint that is there and wrong stays wrong when it is downloaded again.
+        Err(CheckpointError::OtherModel { .. }) if folder.join("model_index.json").is_file() => {
+            Ok(folder)
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn lock(cache: &Cache, id: &str) -> Result<File, HubError> {
+    let folder = cache.path().join(Repo::model(id.to_owned()).folder_name());
+    let open = || {
+        std::fs::create_dir_all(&folder)?;
+        let file = File::create(folder.join("fastvideo.lock"))?;
+        file.lock()?;
+        Ok(file)
+    };
+    open().map_err(|source| HubError::Cache {
+        cache: folder.clone(),
+        source,
+    })
+}
+
+fn download(
+    cache: &Cache,
+    id: &str,
+    progress: &mut dyn FnMut(Download<'_>),
+) -> Result<(), ApiError> {
+    let mut api = ApiBuilder::from_env()
+        .with_cache_dir(cache.path().clone())
+        .with_progress(false)
+        .with_retries(3);
+    if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()) {
+        api = api.with_token(Some(token));
+    }
+    let repo: ApiRepo = api.build()?.model(id.to_owned());
+    let files: Vec<String> = repo
+        .info()?
+        .siblings
+        .into_iter()
+        .map(|s| s.rfilename)
+        .collect();
+    let wanted: Vec<&String> = files.iter().filter(|file| is_wanted(file)).collect();
+    let cached = cache.model(id.to_owned());
+    for (done, file) in wanted.iter().enumerate() {
+        if cached.get(file).is_some() {
+            continue;
+        }
+        let meter = Meter {
+            report: &mut *progress,
+            file: file.as_str(),
+            done,
+            files: wanted.len(),
+            bytes: 0,
+            size: 1,
+        };
+        repo.download_with_progress(file, meter)?;
+    }
+    Ok(())
+}
+
+/// Of a repository only what is loaded: it may hold other forms of the same weights, each as large.
+fn is_wanted(file: &str) -> bool {
+    const FOLDERS: &[&str] = &[
+        "audio_vae",
+        "connectors",
+        "latent_upsampler",
+        "scheduler",
+        "spatial_upsampler",
+        "spatial_upscaler",
+        "text_embedding_projection",
+        "text_encoder",
+        "tokenizer",
+        "transformer",
+        "vae",
+        "vocoder",
+    ];
+    file == "model_index.json"
+        || (file.ends_with(".json") || file.ends_with(".safetensors"))
+            && file
+                .split_once('/')
+                .is_some_and(|(folder, _)| FOLDERS.contains(&folder))
+}
+
+/// A file's download, told whenever another hundredth is done.
+struct Meter<'a> {
+    report: &'a mut dyn FnMut(Download<'_>),
+    file: &'a str,
+    done: usize,
+    files: usize,
+    bytes: usize,
+    size: usize,
+}
+
+impl Meter<'_> {
+    fn tell(&mut self) {
+        (self.report)(Download {
+            file: self.file,
+            fraction: self.bytes as f32 / self.size.max(1) as f32,
+            done: self.done,
+            files: self.files,
+        });
+    }
+}
+
+impl hf_hub::api::Progress for Meter<'_> {
+    fn init(&mut self, size: usize, _file: &str) {
+        (self.size, self.bytes) = (size, 0);
+        self.tell();
+    }
+
+    fn update(&mut self, bytes: usize) {
+        let hundredths = |bytes: usize| bytes.saturating_mul(100) / self.size.max(1);
+        let before = hundredths(self.bytes);
+        let after = hundredths(self.bytes + bytes);
+        self.bytes += bytes;
+        if after > before {
+            self.tell();
+        }
+    }
+
+    fn finish(&mut self) {}
+}
+
+/// An error with those that it comes from, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ids_are_looked_up() {
+        for id in ["FastVideo/LTX2-Distilled-Diffusers", "a/b_c.d"] {
+            assert!(is_id(id), "{id}");
+        }
+        for path in [
+            "",
+            "model",
+            "/models/ltx2",
+            "./ltx2",
+            "../x/y",
+            "a/b/c",
+            "a/ b",
+        ] {
+            assert!(!is_id(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_repository_s_other_forms_of_the_weights_are_left_there() {
+        let wanted = [
+            "model_index.json",
+            "vae/config.json",
+            "text_encoder/gemma/model.safetensors",
+        ];
+        let unwanted = [
+            "ltx-2-19b-dev.safetensors",
+            "README.md",
+            "loras/x.safetensors",
+            "vae/x.bin",
+        ];
+        assert!(wanted.into_iter().all(is_wanted));
+        assert!(!unwanted.into_iter().any(is_wanted));
+    }
+}

@@ -1,0 +1,395 @@
+//! The tensors of one part: a single `*.safetensors` file or shards with an index, mapped into memory.
+//!
+//! Nothing is copied before a tensor is asked for, and then once, to the device that it is for: a model of 60 GiB has no
+//! second copy in the host's memory.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use super::names::{Name, Names};
+use super::{Component, Layout};
+
+/// Why a part's files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorFileError {
+    #[error("{}: expected one *.safetensors file or an index of shards, found {found}", folder.display())]
+    NoFile { folder: PathBuf, found: String },
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} is not an index of shards: {reason}", path.display())]
+    Index { path: PathBuf, reason: String },
+    #[error("{} is truncated or damaged: {reason}", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{}: tensors `{first}` and `{second}` are the same one, `{name}`", folder.display())]
+    Twice {
+        folder: PathBuf,
+        name: String,
+        first: String,
+        second: String,
+    },
+}
+
+/// All tensors of one part by their library names.
+#[derive(Debug)]
+pub struct Files {
+    shards: Vec<Shard>,
+    /// Those that the engine may ask for.
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+}
+
+#[derive(Debug)]
+struct Entry {
+    shard: usize,
+    /// As the file calls it, for messages.
+    stored: String,
+    dtype: Dtype,
+    shape: Vec<i64>,
+    /// In the shard's map.
+    begin: usize,
+    end: usize,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Files {
+    /// Whether there is anything in a folder that [`Self::open`] would take.
+    pub(super) fn are_in(folder: &Path) -> bool {
+        matches!(find(folder), Ok(found) if found != Found::Nothing)
+    }
+
+    /// Maps the files of a folder and reads what tensors they have.
+    ///
+    /// # Errors
+    /// When there are none or too many, one is cut short, or an index and its shards do not agree.
+    pub(super) fn open(
+        folder: &Path,
+        component: Component,
+        layout: Layout,
+    ) -> Result<Self, TensorFileError> {
+        let (paths, index) = match find(folder)? {
+            Found::Nothing => {
+                return Err(TensorFileError::NoFile {
+                    folder: folder.to_owned(),
+                    found: "none".to_owned(),
+                });
+            }
+            Found::Single(path) => (vec![path], None),
+            Found::Index(path) => {
+                let index = read_index(&path)?;
+                let mut names: Vec<&String> = index.weight_map.values().collect();
+                names.sort();
+                names.dedup();
+                let paths = names.into_iter().map(|name| folder.join(name)).collect();
+                (paths, Some((path, index)))
+            }
+        };
+        let mut shards = Vec::new();
+        let mut stored = Vec::new();
+        for path in paths {
+            let shard = Shard::open(path)?;
+            let (start, metadata) = shard.metadata()?;
+            for (name, info) in metadata.tensors() {
+                stored.push((name, Entry::new(shards.len(), start, info)));
+            }
+            shards.push(shard);
+        }
+        if let Some((path, index)) = index {
+            check_index(&path, &index, &shards, &stored)?;
+        }
+        let names = Names::new(
+            component,
+            layout,
+            stored.iter().map(|(name, _)| name.as_str()),
+        );
+        let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+        for (stored, mut entry) in stored {
+            let Name::Library(name) = names.of(&stored) else {
+                continue;
+            };
+            entry.stored = stored;
+            if let Some(first) = entries.get(&name) {
+                return Err(TensorFileError::Twice {
+                    folder: folder.to_owned(),
+                    first: first.stored.clone(),
+                    second: entry.stored,
+                    name,
+                });
+            }
+            entries.insert(name, entry);
+        }
+        Ok(Self { shards, entries })
+    }
+
+    /// Library names, each with what the file calls it.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.entries
+            .iter()
+            .map(|(name, entry)| (name.as_str(), entry.stored.as_str()))
+    }
+
+    pub(crate) fn stored_name(&self, name: &str) -> Option<&str> {
+        self.entries.get(name).map(|entry| entry.stored.as_str())
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// As stored.
+    pub fn bytes(&self) -> u64 {
+        self.entries.values().map(Entry::bytes).sum()
+    }
+
+    pub fn parameters(&self) -> u64 {
+        self.entries.values().map(Entry::elements).sum()
+    }
+
+    /// A tensor to load.
+    ///
+    /// # Errors
+    /// When it is not there, or of a type that is no float of at least 16 bits.
+    pub(crate) fn stored(&self, name: &str) -> Result<Stored<'_>, String> {
+        let entry = self.entries.get(name).ok_or("is not there")?;
+        let Some(kind) = float(entry.dtype) else {
+            let given = entry.dtype;
+            return Err(format!("expected type BF16, F16 or F32, given {given:?}"));
+        };
+        Ok(Stored {
+            bytes: &self.shards[entry.shard].map[entry.begin..entry.end],
+            shape: &entry.shape,
+            kind,
+        })
+    }
+}
+
+/// A tensor in a mapped file.
+#[derive(Debug)]
+pub(crate) struct Stored<'a> {
+    bytes: &'a [u8],
+    shape: &'a [i64],
+    kind: Kind,
+}
+
+impl Stored<'_> {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Copies it to a device once, and converts it there.
+    pub(crate) fn load(&self, kind: Kind, device: Device) -> Tensor {
+        if !self
+            .bytes
+            .as_ptr()
+            .addr()
+            .is_multiple_of(self.kind.elt_size_in_bytes())
+        {
+            // Files of old writers may begin at any address.
+            let tensor = Tensor::from_data_size(self.bytes, self.shape, self.kind);
+            return tensor.to_device(device).to_kind(kind);
+        }
+        let view = view(self.bytes, self.shape, self.kind);
+        if device == Device::Cpu && kind == self.kind {
+            return view.copy();
+        }
+        // Converted on the device: the other way round there would be a second copy here.
+        view.to_device(device).to_kind(kind)
+    }
+}
+
+impl Entry {
+    /// `data` is where the file's tensors begin.
+    fn new(shard: usize, data: usize, info: &TensorInfo) -> Self {
+        let size = |&size: &usize| i64::try_from(size).unwrap_or(i64::MAX);
+        Self {
+            shard,
+            stored: String::new(),
+            dtype: info.dtype,
+            shape: info.shape.iter().map(size).collect(),
+            begin: data + info.data_offsets.0,
+            end: data + info.data_offsets.1,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.end - self.begin) as u64
+    }
+
+    fn elements(&self) -> u64 {
+        self.shape.iter().map(|size| size.unsigned_abs()).product()
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self, TensorFileError> {
+        match File::open(&path).and_then(|file| map(&file)) {
+            Ok(map) => Ok(Self { path, map }),
+            Err(source) => Err(TensorFileError::Io { path, source }),
+        }
+    }
+
+    /// Where the tensors begin, and which there are. Their offsets have been checked against the file's size.
+    fn metadata(&self) -> Result<(usize, Metadata), TensorFileError> {
+        match SafeTensors::read_metadata(&self.map) {
+            // The header follows its length, a u64.
+            Ok((header, metadata)) => Ok((8 + header, metadata)),
+            Err(error) => Err(TensorFileError::Damaged {
+                path: self.path.clone(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+}
+
+/// What a folder holds.
+#[derive(PartialEq)]
+enum Found {
+    Nothing,
+    Single(PathBuf),
+    Index(PathBuf),
+}
+
+fn find(folder: &Path) -> Result<Found, TensorFileError> {
+    let io = |source| TensorFileError::Io {
+        path: folder.to_owned(),
+        source,
+    };
+    if !folder.is_dir() {
+        return Ok(Found::Nothing);
+    }
+    let (mut files, mut indexes) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(".safetensors.index.json") {
+            indexes.push(path);
+        } else if name.ends_with(".safetensors") {
+            files.push(path);
+        }
+    }
+    match (indexes.len(), files.len()) {
+        (1, _) => Ok(indexes.pop().map_or(Found::Nothing, Found::Index)),
+        (0, 0) => Ok(Found::Nothing),
+        (0, 1) => Ok(files.pop().map_or(Found::Nothing, Found::Single)),
+        (indexes, files) => Err(TensorFileError::NoFile {
+            folder: folder.to_owned(),
+            found: format!("{files} files and {indexes} indexes"),
+        }),
+    }
+}
+
+fn read_index(path: &Path) -> Result<Index, TensorFileError> {
+    let wrong = |reason: String| TensorFileError::Index {
+        path: path.to_owned(),
+        reason,
+    };
+    let bytes = std::fs::read(path).map_err(|source| TensorFileError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    // A file beside the index, and nothing else on this machine.
+    let outside =
+        |file: &&String| Path::new(file.as_str()).file_name() != Some(file.as_str().as_ref());
+    match index.weight_map.values().find(outside) {
+        Some(file) => Err(wrong(format!("`{file}` is no file beside it"))),
+        None if index.weight_map.is_empty() => Err(wrong("it names no tensor".to_owned())),
+        None => Ok(index),
+    }
+}
+
+/// Every tensor lies where the index says, and there is no other.
+fn check_index(
+    path: &Path,
+    index: &Index,
+    shards: &[Shard],
+    stored: &[(String, Entry)],
+) -> Result<(), TensorFileError> {
+    let wrong = |reason: String| {
+        Err(TensorFileError::Index {
+            path: path.to_owned(),
+            reason,
+        })
+    };
+    let mut found = BTreeMap::new();
+    for (name, entry) in stored {
+        let file = shards[entry.shard].path.file_name();
+        let file = file.unwrap_or_default().to_string_lossy();
+        found.insert(name, file);
+    }
+    for (name, file) in &index.weight_map {
+        match found.remove(name) {
+            Some(holder) if holder == file.as_str() => {}
+            Some(holder) => {
+                return wrong(format!(
+                    "tensor `{name}` must be in {file}, found in {holder}"
+                ));
+            }
+            None => return wrong(format!("tensor `{name}` must be in {file}, found nowhere")),
+        }
+    }
+    match found.first_key_value() {
+        Some((name, file)) => wrong(format!(
+            "{file} has tensor `{name}`, which it does not name"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The kind of a stored float; none for types that this engine does not read.
+fn float(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::BF16 => Some(Kind::BFloat16),
+        Dtype::F16 => Some(Kind::Half),
+        Dtype::F32 => Some(Kind::Float),
+        _ => None,
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "a map is the only way to read a file without a copy of it"
+)]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: requires that nobody changes or shortens the file while it is mapped. A checkpoint is written once and then
+    // only read; whoever replaces it writes new files. Should somebody cut one short all the same, reading it ends this
+    // process with SIGBUS, which costs one worker and nothing else.
+    unsafe { Mmap::map(file) }
+}
+
+/// A tensor over bytes that it does not own: neither it nor anything that shares its storage may outlive them.
+#[expect(unsafe_code, reason = "libtorch does not know lifetimes")]
+fn view(bytes: &[u8], shape: &[i64], kind: Kind) -> Tensor {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    let elements: i64 = shape.iter().product();
+    assert_eq!(
+        bytes.len(),
+        usize::try_from(elements).unwrap_or(usize::MAX) * kind.elt_size_in_bytes(),
+        "the reader has checked shapes against sizes"
+    );
+    // SAFETY: requires that `bytes` holds `shape` elements of `kind`, aligned, for as long as the tensor lives. The size was
+    // compared above, the only caller checks the alignment and drops the view, having copied from it, while it still borrows
+    // the bytes. Nothing writes through it.
+    unsafe { Tensor::from_blob(bytes.as_ptr(), shape, &strides, kind, Device::Cpu) }
+}

@@ -1,0 +1,523 @@
+//! CUDA kernels of our own, for what libtorch does in several passes over memory. [`ops`](crate::ops) chooses between them
+//! and the plain operators, which mean the same; nothing else calls them.
+//!
+//! The sources in `kernels/` are compiled at start by NVRTC for the GPU at hand. They run in libtorch's context and on its
+//! default stream, in order with its operators: memory that a tensor gives back is not reused before they are done.
+//!
+//! A kernel takes bfloat16 or float32, sixteen bytes at a time. Where types, sizes or strides do not allow that, the
+//! functions here return none and the caller uses the plain operators. Like libtorch's operators they panic when the GPU
+//! fails.
+
+#![expect(unsafe_code, reason = "launches kernels on the memory of tensors")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cudarc::driver::{
+    CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+};
+use cudarc::nvrtc::{self, CompileError, CompileOptions, Ptx};
+use tch::{Kind, Tensor};
+
+use crate::device::{self, Gpu, Refused};
+use crate::ops::{Padding, Rotation, Runs};
+
+const TRANSFORMER: &str = concat!(
+    include_str!("kernels/common.cuh"),
+    include_str!("kernels/transformer.cu")
+);
+const VIDEO_VAE: &str = concat!(
+    include_str!("kernels/common.cuh"),
+    include_str!("kernels/video_vae.cu")
+);
+
+/// Bytes that a thread loads at once.
+const VECTOR: i64 = 16;
+/// `PARTS` of `transformer.cu`, and what its rotation keeps of each half.
+const ROW_PARTS: i64 = 4;
+const HALF_PARTS: i64 = 2;
+/// Threads of a block. Rows of the full-size model keep one of this size busy.
+const THREADS: i64 = 256;
+/// Threads of a warp, which is what may sum together without a barrier.
+const WARP: i64 = 32;
+/// Runs of tokens, at most, where not each token is one.
+const RUNS: usize = 4;
+
+/// Why there are no kernels; the plain operators do everything then.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error("no NVRTC library (libnvrtc.so.13); it comes with CUDA and with PyTorch for CUDA")]
+    NoCompiler,
+    #[error("NVRTC did not compile the kernels for {arch}: {log}")]
+    Compile { arch: String, log: String },
+    #[error("compute capability {}.{}: the kernels need 8.0", .0.0, .0.1)]
+    OldGpu((i32, i32)),
+    #[error("libtorch does not compute on the default stream")]
+    Stream,
+    #[error("the driver did not load the kernels")]
+    Driver(#[from] DriverError),
+    #[error(transparent)]
+    Libtorch(#[from] Refused),
+}
+
+/// The kernels, loaded for one GPU.
+#[derive(Debug)]
+pub struct CudaKernels {
+    stream: Arc<CudaStream>,
+    bfloat16: Functions,
+    float32: Functions,
+}
+
+/// The kernels for one type.
+#[derive(Debug)]
+struct Functions {
+    rms_norm_modulate: CudaFunction,
+    add_gated: CudaFunction,
+    norm_rotate: CudaFunction,
+    /// For 1, 2, 4 and 8 parts a thread.
+    pixel_norm_silu_pad: [CudaFunction; 4],
+    pad: [CudaFunction; 4],
+    rgb8: CudaFunction,
+}
+
+/// `Runs` of `transformer.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RunsArg {
+    batch_stride: i64,
+    run_stride: i64,
+    tokens: i32,
+    starts: [i32; RUNS - 1],
+    per_token: i32,
+}
+
+// SAFETY: plain numbers, laid out as the struct of the same fields in the kernels' source.
+unsafe impl DeviceRepr for RunsArg {}
+
+/// `Padding` of `video_vae.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PaddingArg {
+    frames: i32,
+    rows: i32,
+    columns: i32,
+    before: i32,
+    after: i32,
+    border: i32,
+    reflect: i32,
+}
+
+// SAFETY: plain numbers, laid out as the struct of the same fields in the kernels' source.
+unsafe impl DeviceRepr for PaddingArg {}
+
+impl CudaKernels {
+    /// Compiles and loads all kernels, in about two seconds.
+    ///
+    /// # Errors
+    /// When this machine or GPU cannot have them.
+    pub fn load(gpu: &Gpu) -> Result<Self, KernelError> {
+        let (major, minor) = gpu.compute_capability();
+        if major < 8 {
+            return Err(KernelError::OldGpu((major, minor)));
+        }
+        if !device::libtorch::on_default_stream(gpu.index())? {
+            return Err(KernelError::Stream);
+        }
+        let arch = format!("compute_{major}{minor}");
+        let transformer = gpu.context().load_module(compile(TRANSFORMER, &arch)?)?;
+        let video_vae = gpu.context().load_module(compile(VIDEO_VAE, &arch)?)?;
+        Ok(Self {
+            stream: gpu.context().default_stream(),
+            bfloat16: Functions::load(&transformer, &video_vae, "bf16")?,
+            float32: Functions::load(&transformer, &video_vae, "float")?,
+        })
+    }
+
+    /// `rms(x) (1 + scale) + shift`: `[B, N, D]` to a new `[B, N, D]`, rows `[B or 1, runs, D]`.
+    pub fn rms_norm_modulate(
+        &self,
+        x: &Tensor,
+        eps: f64,
+        scale: &Tensor,
+        shift: &Tensor,
+        runs: &Runs,
+    ) -> Option<Tensor> {
+        let (batch, tokens, width) = x.size3().ok()?;
+        let functions = self.functions(x)?;
+        let runs = runs_arg(x, &[scale, shift], runs)?;
+        let threads = row_threads(x, width, ROW_PARTS)?;
+        let config = grid(batch * tokens, threads)?;
+        let x = x.contiguous();
+        let out = x.empty_like();
+        let [out_at, x_at, scale_at, shift_at] = [&out, &x, scale, shift].map(address);
+        let (width, eps) = (small(width)?, single(eps));
+        let mut launch = self.stream.launch_builder(&functions.rms_norm_modulate);
+        launch.arg(&out_at).arg(&x_at).arg(&scale_at).arg(&shift_at);
+        launch.arg(&runs).arg(&width).arg(&eps);
+        // SAFETY: the arguments are the kernel's. All rows are of one type, device and width, contiguous, aligned and
+        // inside of their tensors: `runs_arg` and `row_threads` have checked it.
+        launched(unsafe { launch.launch(config) });
+        Some(out)
+    }
+
+    /// `x += gate · y`, both `[B, N, D]`, rows `[B or 1, runs, D]`. None, and nothing done, where it cannot.
+    pub fn add_gated(&self, x: &mut Tensor, y: &Tensor, gate: &Tensor, runs: &Runs) -> Option<()> {
+        let (batch, tokens, width) = x.size3().ok()?;
+        let functions = self.functions(x)?;
+        let runs = runs_arg(x, &[gate], runs)?;
+        let threads = row_threads(x, width, ROW_PARTS)?;
+        let config = grid(batch * tokens, threads)?;
+        if !x.is_contiguous() || !alike(x, y) || y.size() != x.size() {
+            return None;
+        }
+        let y = y.contiguous();
+        let [x_at, y_at, gate_at] = [&*x, &y, gate].map(address);
+        let width = small(width)?;
+        let mut launch = self.stream.launch_builder(&functions.add_gated);
+        launch
+            .arg(&x_at)
+            .arg(&y_at)
+            .arg(&gate_at)
+            .arg(&runs)
+            .arg(&width);
+        // SAFETY: as in `rms_norm_modulate`; x and y are contiguous and of one size, x is borrowed mutably.
+        launched(unsafe { launch.launch(config) });
+        Some(())
+    }
+
+    /// RMS norm with gain `[D]` over the whole width, then the rotation of each head's halves: `[B, N, D]` to a new
+    /// `[B, N, D]`.
+    pub fn norm_rotate(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        eps: f64,
+        heads: i64,
+        rotation: &Rotation,
+    ) -> Option<Tensor> {
+        let (batch, tokens, width) = x.size3().ok()?;
+        let functions = self.functions(x)?;
+        let half = width / heads / 2;
+        let threads = row_threads(x, width / 2, HALF_PARTS)?;
+        let config = grid(batch * tokens, threads)?;
+        let table_batch = *rotation.cos.size().first()?;
+        let tables_fit = [&rotation.cos, &rotation.sin].into_iter().all(|table| {
+            table.size() == [table_batch, heads, tokens, half]
+                && table.kind() == Kind::Float
+                && table.device() == x.device()
+                && table.is_contiguous()
+                && aligned(table)
+        });
+        let fits = tables_fit
+            && (table_batch == batch || table_batch == 1)
+            && heads * 2 * half == width
+            && half % vector(x)? == 0
+            && gain.size() == [width]
+            && alike(x, gain)
+            && gain.is_contiguous()
+            && aligned(gain);
+        if !fits {
+            return None;
+        }
+        let x = x.contiguous();
+        let out = x.empty_like();
+        let [out_at, x_at, gain_at] = [&out, &x, gain].map(address);
+        let [cos_at, sin_at] = [&rotation.cos, &rotation.sin].map(address);
+        let [table_batch, tokens] = [small(table_batch)?, small(tokens)?];
+        let [heads, half] = [small(heads)?, small(half)?];
+        let eps = single(eps);
+        let mut launch = self.stream.launch_builder(&functions.norm_rotate);
+        launch
+            .arg(&out_at)
+            .arg(&x_at)
+            .arg(&gain_at)
+            .arg(&cos_at)
+            .arg(&sin_at);
+        launch
+            .arg(&table_batch)
+            .arg(&tokens)
+            .arg(&heads)
+            .arg(&half)
+            .arg(&eps);
+        // SAFETY: the arguments are the kernel's; types, sizes, alignment and devices were checked above.
+        launched(unsafe { launch.launch(config) });
+        Some(out)
+    }
+
+    /// `silu(x / √(mean over channels of x² + eps))`, padded: `[B, C, F, H, W]` to
+    /// `[B, C, before + F + after, H + 2 border, W + 2 border]`. The output has its channels last in memory, as convolutions
+    /// on GPUs like them, and so has theirs; another x is copied first.
+    pub fn pixel_norm_silu_pad(&self, x: &Tensor, eps: f64, padding: Padding) -> Option<Tensor> {
+        self.pad_with(&self.functions(x)?.pixel_norm_silu_pad, x, eps, padding)
+    }
+
+    /// Only padded, the same otherwise.
+    pub fn pad(&self, x: &Tensor, padding: Padding) -> Option<Tensor> {
+        self.pad_with(&self.functions(x)?.pad, x, 0.0, padding)
+    }
+
+    fn pad_with(
+        &self,
+        functions: &[CudaFunction; 4],
+        x: &Tensor,
+        eps: f64,
+        padding: Padding,
+    ) -> Option<Tensor> {
+        let (batch, channels, frames, rows, columns) = x.size5().ok()?;
+        let Padding {
+            before,
+            after,
+            border,
+            reflect,
+        } = padding;
+        let vectors = channels / vector(x)?;
+        if channels % vector(x)? != 0 || (reflect && rows.min(columns) <= border) {
+            return None;
+        }
+        let lanes = 1i64 << vectors.trailing_zeros().min(WARP.trailing_zeros());
+        let parts = u64::try_from(vectors / lanes).ok()?;
+        if !parts.is_power_of_two() {
+            return None;
+        }
+        let function = functions.get(parts.trailing_zeros() as usize)?;
+        let padded_frames = before + frames + after;
+        let padded_rows = rows + 2 * border;
+        let config = grid(batch * padded_frames * padded_rows, THREADS)?;
+        // Without a copy where the channels lie last already.
+        let x = x.permute([0, 2, 3, 4, 1]).contiguous();
+        if !aligned(&x) {
+            return None;
+        }
+        let out = Tensor::empty(
+            [
+                batch,
+                padded_frames,
+                padded_rows,
+                columns + 2 * border,
+                channels,
+            ],
+            (x.kind(), x.device()),
+        );
+        let padding = PaddingArg {
+            frames: small(frames)?,
+            rows: small(rows)?,
+            columns: small(columns)?,
+            before: small(before)?,
+            after: small(after)?,
+            border: small(border)?,
+            reflect: i32::from(reflect),
+        };
+        let [out_at, x_at] = [&out, &x].map(address);
+        let [channels, lanes] = [small(channels)?, small(lanes)?];
+        let eps = single(eps);
+        let mut launch = self.stream.launch_builder(function);
+        launch.arg(&out_at).arg(&x_at).arg(&padding);
+        launch.arg(&channels).arg(&lanes).arg(&eps);
+        // SAFETY: the arguments are the kernel's; both tensors are contiguous, the output of the padded size, and a
+        // reflected border is narrower than the picture.
+        launched(unsafe { launch.launch(config) });
+        Some(out.permute([0, 4, 1, 2, 3]))
+    }
+
+    /// Pictures in [-1, 1] as bytes: x `[1, 3, frames, rows, columns]` to `[frames, rows, columns, 3]`.
+    pub fn rgb8(&self, x: &Tensor) -> Option<Tensor> {
+        let (batch, colours, frames, rows, columns) = x.size5().ok()?;
+        let functions = self.functions(x)?;
+        let vector = vector(x)?;
+        let pixels = frames * rows * columns;
+        if (batch, colours) != (1, 3) || pixels % vector != 0 {
+            return None;
+        }
+        let config = grid((pixels / vector + THREADS - 1) / THREADS, THREADS)?;
+        let x = x.contiguous();
+        if !aligned(&x) {
+            return None;
+        }
+        let out = Tensor::empty([frames, rows, columns, 3], (Kind::Uint8, x.device()));
+        let [out_at, x_at] = [&out, &x].map(address);
+        let mut launch = self.stream.launch_builder(&functions.rgb8);
+        launch.arg(&out_at).arg(&x_at).arg(&pixels);
+        // SAFETY: the arguments are the kernel's; both tensors are contiguous and hold `pixels` times three values.
+        launched(unsafe { launch.launch(config) });
+        Some(out)
+    }
+
+    /// The kernels for a tensor's type, where there are some.
+    fn functions(&self, x: &Tensor) -> Option<&Functions> {
+        if !x.device().is_cuda() || x.numel() == 0 {
+            return None;
+        }
+        match x.kind() {
+            Kind::BFloat16 => Some(&self.bfloat16),
+            Kind::Float => Some(&self.float32),
+            _ => None,
+        }
+    }
+}
+
+impl Functions {
+    fn load(
+        transformer: &Arc<CudaModule>,
+        video_vae: &Arc<CudaModule>,
+        kind: &str,
+    ) -> Result<Self, DriverError> {
+        let by_parts = |name: &str| -> Result<[CudaFunction; 4], DriverError> {
+            let load = |parts| video_vae.load_function(&format!("{name}_{kind}_{parts}"));
+            Ok([load(1)?, load(2)?, load(4)?, load(8)?])
+        };
+        Ok(Self {
+            rms_norm_modulate: transformer.load_function(&format!("rms_norm_modulate_{kind}"))?,
+            add_gated: transformer.load_function(&format!("add_gated_{kind}"))?,
+            norm_rotate: transformer.load_function(&format!("norm_rotate_{kind}"))?,
+            pixel_norm_silu_pad: by_parts("pixel_norm_silu_pad")?,
+            pad: by_parts("pad")?,
+            rgb8: video_vae.load_function(&format!("rgb8_{kind}"))?,
+        })
+    }
+}
+
+/// Compiles one source for an architecture such as `compute_90`.
+fn compile(source: &str, arch: &str) -> Result<Ptx, KernelError> {
+    open_compiler();
+    // SAFETY: NVRTC may be opened from any thread at any time. Without it, all other calls would panic.
+    if !unsafe { nvrtc::sys::is_culib_present() } {
+        return Err(KernelError::NoCompiler);
+    }
+    let options = CompileOptions {
+        options: vec![format!("--gpu-architecture={arch}")],
+        ..CompileOptions::default()
+    };
+    nvrtc::compile_ptx_with_opts(source, options).map_err(|error| KernelError::Compile {
+        arch: arch.to_owned(),
+        log: match error {
+            CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
+            other => other.to_string(),
+        },
+    })
+}
+
+/// Opens the NVRTC that was installed with the libtorch in use, so that later it is found by name. Where there is none, the
+/// library path is left to be searched.
+fn open_compiler() {
+    let Some(libtorch) = device::libtorch_folder() else {
+        return;
+    };
+    for folder in [libtorch.join("../../nvidia/cu13/lib"), libtorch] {
+        // NVRTC looks for the second by name alone.
+        for name in ["libnvrtc.so.13", "libnvrtc-builtins.so.13.0"] {
+            let path = folder.join(name);
+            if Path::exists(&path)
+                && let Err(error) = device::open_library(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "could not be opened");
+            }
+        }
+    }
+}
+
+/// How many of a tensor's values are loaded at once.
+fn vector(x: &Tensor) -> Option<i64> {
+    let bytes = i64::try_from(x.kind().elt_size_in_bytes()).ok()?;
+    Some(VECTOR / bytes)
+}
+
+/// Threads that hold `width` values in at most `parts` vectors each; whole warps.
+fn row_threads(x: &Tensor, width: i64, parts: i64) -> Option<i64> {
+    let vector = vector(x)?;
+    let vectors = width / vector;
+    let threads = ((vectors + WARP - 1) / WARP * WARP).min(THREADS);
+    (width % vector == 0 && aligned(x) && vectors <= threads * parts).then_some(threads)
+}
+
+/// Checks rows of modulation `[B or 1, runs, D]`, which lie alike in memory, against x `[B, N, D]`.
+fn runs_arg(x: &Tensor, rows: &[&Tensor], runs: &Runs) -> Option<RunsArg> {
+    let (batch, tokens, width) = x.size3().ok()?;
+    let lengths = runs.lengths();
+    let count = i64::try_from(lengths.len()).ok()?;
+    let (rows_batch, vector) = (*rows.first()?.size().first()?, vector(x)?);
+    let strides = rows.first()?.stride();
+    let fits = runs.tokens() == tokens
+        && (rows_batch == batch || rows_batch == 1)
+        && strides[..2].iter().all(|stride| stride % vector == 0)
+        && strides[2] == 1
+        && rows.iter().all(|rows| {
+            rows.size() == [rows_batch, count, width]
+                && rows.stride() == strides
+                && alike(x, rows)
+                && aligned(rows)
+        });
+    let per_token = count == tokens;
+    if !fits || (!per_token && lengths.len() > RUNS) {
+        return None;
+    }
+    let mut starts = [small(tokens)?; RUNS - 1];
+    if !per_token {
+        for (known, start) in starts.iter_mut().zip(runs.starts()) {
+            *known = small(start)?;
+        }
+    }
+    Some(RunsArg {
+        batch_stride: if rows_batch == 1 { 0 } else { strides[0] },
+        run_stride: strides[1],
+        tokens: small(tokens)?,
+        starts,
+        per_token: i32::from(per_token),
+    })
+}
+
+fn alike(one: &Tensor, other: &Tensor) -> bool {
+    one.kind() == other.kind() && one.device() == other.device()
+}
+
+/// Whether vectors can be loaded from a tensor's first value.
+fn aligned(x: &Tensor) -> bool {
+    x.data_ptr().cast::<u128>().is_aligned()
+}
+
+/// The address of a tensor's first value on its device. The tensor must live until the kernel that gets it is launched;
+/// from then on the stream's order protects its memory.
+fn address(x: &Tensor) -> u64 {
+    x.data_ptr() as u64
+}
+
+fn small(number: i64) -> Option<i32> {
+    i32::try_from(number).ok()
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "kernels compute in float32"
+)]
+fn single(number: f64) -> f32 {
+    number as f32
+}
+
+fn grid(blocks: i64, threads: i64) -> Option<LaunchConfig> {
+    Some(LaunchConfig {
+        grid_dim: (u32::try_from(blocks).ok()?, 1, 1),
+        block_dim: (u32::try_from(threads).ok()?, 1, 1),
+        shared_mem_bytes: 0,
+    })
+}
+
+fn launched<T>(result: Result<T, DriverError>) {
+    if let Err(error) = result {
+        panic!("a CUDA kernel could not be launched: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_compile() {
+        for source in [TRANSFORMER, VIDEO_VAE] {
+            match compile(source, "compute_90") {
+                Ok(ptx) => assert!(ptx.to_src().contains(".target sm_90")),
+                Err(KernelError::NoCompiler) => eprintln!("no NVRTC here: kernels not compiled"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}

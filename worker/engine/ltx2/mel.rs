@@ -1,0 +1,176 @@
+//! The mel spectrogram of a waveform, as the audio VAE's encoder takes it: for hearing again what was played.
+//!
+//! After LTX-2's `AudioProcessor` on torchaudio 2.11: `functional.resample` with its default filter, and
+//! `transforms.MelSpectrogram` with power 1, Slaney's scale and norm.
+
+use std::f64::consts::PI;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::audio_vae;
+use crate::nn::sizes;
+
+/// Samples of a window, and of the transform.
+const WINDOW: i64 = 1024;
+/// Below it there is silence.
+const FLOOR: f64 = 1e-5;
+/// Zero crossings of the resampling filter on each side.
+const CROSSINGS: f64 = 6.0;
+/// How much of the smaller band the resampling filter lets through.
+const ROLL_OFF: f64 = 0.99;
+
+/// Makes mel spectrograms.
+#[derive(Debug)]
+pub struct MelSpectrogram {
+    sample_rate: i64,
+    hop: i64,
+    window: Tensor,
+    /// `[frequencies, mel bins]`.
+    filters: Tensor,
+}
+
+impl MelSpectrogram {
+    /// As the encoder of that configuration takes them.
+    pub fn new(config: &audio_vae::Config, device: Device) -> Self {
+        let filters = slaney_filters(config.sample_rate, config.mel_bins);
+        let bins = config.mel_bins;
+        Self {
+            sample_rate: config.sample_rate,
+            hop: config.mel_hop_length,
+            window: Tensor::hann_window(WINDOW, (Kind::Float, device)),
+            filters: Tensor::from_slice(&filters)
+                .to_kind(Kind::Float)
+                .to_device(device)
+                .view([-1, bins]),
+        }
+    }
+
+    /// Samples `[B, 2, N]` in −1…1, `sample_rate` a second, to natural logarithms `[B, 2, T, mel]`, float32, a row every
+    /// hop. Half a window of samples at least.
+    pub fn forward(&self, waveform: &Tensor, sample_rate: i64) -> Tensor {
+        let waveform = waveform
+            .to_device(self.window.device())
+            .to_kind(Kind::Float);
+        let waveform = resampled(&waveform, sample_rate, self.sample_rate);
+        let [b, ears, samples] = sizes(&waveform);
+        let waveform = waveform
+            .reshape([b * ears, samples])
+            .reflection_pad1d([WINDOW / 2, WINDOW / 2]);
+        let spectrum = waveform.stft(
+            WINDOW,
+            self.hop,
+            WINDOW,
+            Some(&self.window),
+            false,
+            true,
+            true,
+            false,
+        );
+        let mel = spectrum.abs().transpose(1, 2).matmul(&self.filters); // b·ears t mel
+        let [_, rows, bins] = sizes(&mel);
+        mel.clamp_min(FLOOR).log().view([b, ears, rows, bins])
+    }
+}
+
+/// `[B, C, N]` at `from` samples a second to `[B, C, ⌈N · to / from⌉]` at `to`, through a sinc with a Hann window.
+fn resampled(waveform: &Tensor, from: i64, to: i64) -> Tensor {
+    if from == to {
+        return waveform.shallow_clone();
+    }
+    let [b, c, samples] = sizes(waveform);
+    let divisor = greatest_common_divisor(from, to);
+    let (from, to) = (from / divisor, to / divisor);
+    let (kernels, reach) = resampling_kernels(from, to);
+    let kernels = Tensor::from_slice(&kernels)
+        .to_kind(Kind::Float)
+        .to_device(waveform.device());
+    let x = waveform
+        .reshape([b * c, 1, samples])
+        .constant_pad_nd([reach, reach + from]);
+    // Each kernel gives one of every `to` samples.
+    let x = x.conv1d(
+        &kernels.view([to, 1, -1]),
+        None::<&Tensor>,
+        [from],
+        [0],
+        [1],
+        1,
+    );
+    let length = (to * samples + from - 1) / from;
+    x.transpose(1, 2).reshape([b, c, -1]).narrow(2, 0, length)
+}
+
+/// `to` kernels, one after the other, of `from + 2 · reach` places, and the reach.
+fn resampling_kernels(from: i64, to: i64) -> (Vec<f64>, i64) {
+    let band = from.min(to) as f64 * ROLL_OFF;
+    let mut reach = 0;
+    while (reach as f64) < CROSSINGS * from as f64 / band {
+        reach += 1;
+    }
+    let mut kernels = Vec::new();
+    for phase in 0..to {
+        for place in -reach..reach + from {
+            let time = place as f64 / from as f64 - phase as f64 / to as f64;
+            let time = (time * band).clamp(-CROSSINGS, CROSSINGS);
+            let window = (time * PI / CROSSINGS / 2.0).cos().powi(2);
+            let sinc = if time == 0.0 {
+                1.0
+            } else {
+                (time * PI).sin() / (time * PI)
+            };
+            kernels.push(sinc * window * band / from as f64);
+        }
+    }
+    (kernels, reach)
+}
+
+fn greatest_common_divisor(a: i64, b: i64) -> i64 {
+    if b == 0 {
+        a
+    } else {
+        greatest_common_divisor(b, a % b)
+    }
+}
+
+/// Triangles of equal area that overlap by half, evenly spaced on Slaney's mel scale: `[frequencies, bins]`.
+fn slaney_filters(sample_rate: i64, bins: i64) -> Vec<f64> {
+    let nyquist = sample_rate as f64 / 2.0;
+    let top = hz_to_mel(nyquist);
+    let corners: Vec<f64> = (0..bins + 2)
+        .map(|i| mel_to_hz(top * i as f64 / (bins + 1) as f64))
+        .collect();
+    let frequencies = WINDOW / 2 + 1;
+    let mut filters = Vec::new();
+    for i in 0..frequencies {
+        let hz = nyquist * i as f64 / (frequencies - 1) as f64;
+        for corner in corners.windows(3) {
+            let rising = (hz - corner[0]) / (corner[1] - corner[0]);
+            let falling = (corner[2] - hz) / (corner[2] - corner[1]);
+            let height = 2.0 / (corner[2] - corner[0]);
+            filters.push(rising.min(falling).max(0.0) * height);
+        }
+    }
+    filters
+}
+
+/// Slaney's scale is linear up to here …
+const LINEAR_HZ: f64 = 1000.0;
+const HZ_PER_MEL: f64 = 200.0 / 3.0;
+/// … and logarithmic above, 27 steps for a factor of 6.4.
+const STEPS: f64 = 27.0;
+const FACTOR: f64 = 6.4;
+
+fn hz_to_mel(hz: f64) -> f64 {
+    if hz < LINEAR_HZ {
+        return hz / HZ_PER_MEL;
+    }
+    LINEAR_HZ / HZ_PER_MEL + (hz / LINEAR_HZ).ln() * STEPS / FACTOR.ln()
+}
+
+fn mel_to_hz(mel: f64) -> f64 {
+    let linear = LINEAR_HZ / HZ_PER_MEL;
+    if mel < linear {
+        return mel * HZ_PER_MEL;
+    }
+    LINEAR_HZ * ((mel - linear) * FACTOR.ln() / STEPS).exp()
+}

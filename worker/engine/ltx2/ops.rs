@@ -1,0 +1,318 @@
+//! The element-wise hot spots between the matrices, one function each, so that one kernel with one read and one write can stand
+//! in for several libtorch calls.
+//!
+//! [`Kernels`] is the choice, made once from the configuration and handed to every part. `Plain` is libtorch and the
+//! reference for the others: same inputs, same outputs but for rounding.
+
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+use crate::device::Compute;
+use crate::kernels::CudaKernels;
+use crate::nn::{rms_norm, sizes};
+use crate::pixels::to_rgb8;
+
+/// What computes the functions of this module; each part holds a clone.
+#[derive(Clone, Debug, Default)]
+pub enum Kernels {
+    /// libtorch's operators, on any device. Rounds to the working type where the reference implementation does.
+    #[default]
+    Plain,
+    /// Our own where one takes the tensors at hand, else libtorch's. Rounds once, at the end of each function.
+    Cuda(Arc<CudaKernels>),
+}
+
+/// Consecutive runs of tokens that share a row of modulation, as their lengths. Tensors of rows are `[B or 1, runs, D]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runs(Vec<i64>);
+
+/// Cosines and sines for rotating queries or keys, each `[B or 1, heads, tokens, head width / 2]`, contiguous, in float32.
+#[derive(Debug)]
+pub struct Rotation {
+    pub cos: Tensor,
+    pub sin: Tensor,
+}
+
+/// How `[B, C, F, H, W]` becomes the input of a convolution that does not pad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Padding {
+    /// Copies of the first frame in front of it.
+    pub before: i64,
+    /// Copies of the last frame behind it.
+    pub after: i64,
+    /// Rows and columns on each side.
+    pub border: i64,
+    /// Whether the border mirrors the picture, which must be wider than it; else it is zero.
+    pub reflect: bool,
+}
+
+impl Runs {
+    /// Runs of these lengths; empty ones are not runs.
+    ///
+    /// # Panics
+    /// When one is empty or negative.
+    pub fn new(lengths: Vec<i64>) -> Self {
+        assert!(
+            lengths.iter().all(|&length| length > 0),
+            "runs of tokens: expected lengths above 0, given {lengths:?}"
+        );
+        Self(lengths)
+    }
+
+    pub fn lengths(&self) -> &[i64] {
+        &self.0
+    }
+
+    pub fn tokens(&self) -> i64 {
+        self.0.iter().sum()
+    }
+
+    /// The first token of each run but the first.
+    pub fn starts(&self) -> Vec<i64> {
+        let mut starts = Vec::with_capacity(self.0.len());
+        let mut token = 0;
+        for length in &self.0[..self.0.len().saturating_sub(1)] {
+            token += length;
+            starts.push(token);
+        }
+        starts
+    }
+
+    /// Whether the rows broadcast over the tokens as they are: one run, or every token its own.
+    fn broadcast(&self) -> bool {
+        self.0.len() == 1 || self.0.iter().all(|&length| length == 1)
+    }
+
+    /// Each run's part of `[B, tokens, D]` with its part of the rows, by number in order.
+    fn slices(&self, tokens: &Tensor) -> Vec<Tensor> {
+        let sizes: &[i64] = &self.0;
+        tokens.split_with_sizes(sizes, 1)
+    }
+}
+
+impl Kernels {
+    /// Our own kernels where the device can have them; plain operators otherwise, with a warning where there is a GPU.
+    pub fn on(compute: &Compute) -> Self {
+        let Some(gpu) = &compute.gpu else {
+            return Self::Plain;
+        };
+        match CudaKernels::load(gpu) {
+            Ok(kernels) => Self::Cuda(Arc::new(kernels)),
+            Err(error) => {
+                tracing::warn!(%error, "computing with plain operators, somewhat slower");
+                Self::Plain
+            }
+        }
+    }
+
+    /// `rms(x) (1 + scale) + shift`, without gain: `[B, N, D]` to a new `[B, N, D]`.
+    pub fn rms_norm_modulate(
+        &self,
+        x: &Tensor,
+        eps: f64,
+        scale: &Tensor,
+        shift: &Tensor,
+        runs: &Runs,
+    ) -> Tensor {
+        if let Self::Cuda(kernels) = self
+            && let Some(modulated) = kernels.rms_norm_modulate(x, eps, scale, shift, runs)
+        {
+            return modulated;
+        }
+        let mut normed = rms_norm(x, eps);
+        modulate_(&mut normed, scale, shift, runs);
+        normed
+    }
+
+    /// `layer_norm(x) (1 + scale) + shift`, without gain: `[B, N, D]` to a new `[B, N, D]`.
+    pub fn layer_norm_modulate(
+        &self,
+        x: &Tensor,
+        eps: f64,
+        scale: &Tensor,
+        shift: &Tensor,
+        runs: &Runs,
+    ) -> Tensor {
+        let width = scale.size()[2];
+        let mut normed = x.layer_norm([width], None::<&Tensor>, None::<&Tensor>, eps, false);
+        modulate_(&mut normed, scale, shift, runs);
+        normed
+    }
+
+    /// RMS norm with gain over the whole width, then the rotation of each head's two halves, in float32:
+    /// `[B, N, heads · d]` to `[B, heads, N, d]`, in memory still `[B, N, heads, d]`. Uses `x` up.
+    pub fn norm_rotate(
+        &self,
+        x: Tensor,
+        gain: &Tensor,
+        eps: f64,
+        heads: i64,
+        rotation: Option<&Rotation>,
+    ) -> Tensor {
+        let (batch, tokens, width) = x.size3().expect("queries and keys have three axes");
+        let fused = match (self, rotation) {
+            (Self::Cuda(kernels), Some(rotation)) => {
+                kernels.norm_rotate(&x, gain, eps, heads, rotation)
+            }
+            _ => None,
+        };
+        let normed = match (fused, rotation) {
+            (Some(normed), _) => normed,
+            (None, None) => x.rms_norm([width], Some(gain), eps),
+            (None, Some(rotation)) => {
+                let normed = x.rms_norm([width], Some(gain), eps);
+                drop(x);
+                rotate(normed, heads, rotation)
+            }
+        };
+        normed
+            .view([batch, tokens, heads, width / heads])
+            .transpose(1, 2)
+    }
+
+    /// `x += gate · y`, both `[B, N, D]`; `y` is used up.
+    pub fn add_gated(&self, x: &mut Tensor, mut y: Tensor, gate: &Tensor, runs: &Runs) {
+        if let Self::Cuda(kernels) = self
+            && kernels.add_gated(x, &y, gate, runs).is_some()
+        {
+            return;
+        }
+        if runs.broadcast() {
+            let _ = y.g_mul_(gate);
+        } else {
+            for (mut y, gate) in runs.slices(&y).into_iter().zip(gate.split(1, 1)) {
+                let _ = y.g_mul_(&gate);
+            }
+        }
+        let _ = x.g_add_(&y);
+    }
+
+    /// `silu(x / √(mean over channels of x² + eps))`, padded: `[B, C, F, H, W]` to
+    /// `[B, C, before + F + after, H + 2 border, W + 2 border]`.
+    pub fn pixel_norm_silu_pad(&self, x: &Tensor, eps: f64, padding: Padding) -> Tensor {
+        if let Self::Cuda(kernels) = self
+            && let Some(padded) = kernels.pixel_norm_silu_pad(x, eps, padding)
+        {
+            return padded;
+        }
+        let mut rms = x.square().mean_dim([1i64].as_slice(), true, None::<Kind>);
+        let _ = rms.g_add_scalar_(eps).sqrt_();
+        let (padded, mut inner) = room(x, padding);
+        let _ = x.div_out(&inner, &rms);
+        let _ = inner.silu_();
+        fill_around(&padded, padding);
+        padded
+    }
+
+    /// Only padded.
+    pub fn pad(&self, x: &Tensor, padding: Padding) -> Tensor {
+        match self {
+            Self::Cuda(kernels) => kernels.pad(x, padding),
+            Self::Plain => None,
+        }
+        .unwrap_or_else(|| pad(x, padding))
+    }
+
+    /// Pictures in −1…1 and a little beyond as bytes: `[1, 3, F, H, W]` to `[F, H, W, 3]`.
+    pub fn rgb8(&self, sample: &Tensor) -> Tensor {
+        match self {
+            Self::Cuda(kernels) => kernels.rgb8(sample),
+            Self::Plain => None,
+        }
+        .unwrap_or_else(|| to_rgb8(sample))
+    }
+}
+
+/// Pads as described, into a new tensor.
+pub fn pad(x: &Tensor, padding: Padding) -> Tensor {
+    let (padded, mut inner) = room(x, padding);
+    inner.copy_(x);
+    fill_around(&padded, padding);
+    padded
+}
+
+/// A tensor of the size that `x` has when padded, without values, and the part of it that is for `x`: written there at once,
+/// it is in memory once.
+fn room(x: &Tensor, padding: Padding) -> (Tensor, Tensor) {
+    let Padding {
+        before,
+        after,
+        border,
+        ..
+    } = padding;
+    let [b, c, f, h, w] = sizes(x);
+    let size = [b, c, before + f + after, h + 2 * border, w + 2 * border];
+    let padded = Tensor::empty(size, (x.kind(), x.device()));
+    let inner = padded.narrow(2, before, f);
+    let inner = inner.narrow(3, border, h).narrow(4, border, w);
+    (padded, inner)
+}
+
+/// Fills what lies around the part that [`room`] gave.
+fn fill_around(padded: &Tensor, padding: Padding) {
+    let Padding {
+        before,
+        after,
+        border,
+        reflect,
+    } = padding;
+    let [_, _, frames, ..] = sizes::<5>(padded);
+    let own = padded.narrow(2, before, frames - before - after);
+    let [_, _, own_frames, rows, columns] = sizes(&own);
+    // Columns within the rows, then whole rows, with their corners.
+    let inner_rows = own.narrow(3, border, rows - 2 * border);
+    for (axis, length, own) in [(4, columns, &inner_rows), (3, rows, &own)] {
+        for i in 0..border {
+            for (to, from) in [
+                (i, 2 * border - i),
+                (length - 1 - i, length - 1 - 2 * border + i),
+            ] {
+                let mut to = own.narrow(axis, to, 1);
+                if reflect {
+                    to.copy_(&own.narrow(axis, from, 1));
+                } else {
+                    let _ = to.zero_();
+                }
+            }
+        }
+    }
+    let copy = |from: i64, at: i64, count: i64| {
+        let copies = own
+            .narrow(2, from, 1)
+            .expand([-1, -1, count, -1, -1], false);
+        padded.narrow(2, at, count).copy_(&copies);
+    };
+    copy(0, 0, before);
+    copy(own_frames - 1, frames - after, after);
+}
+
+/// `x (1 + scale) + shift` in place.
+fn modulate_(x: &mut Tensor, scale: &Tensor, shift: &Tensor, runs: &Runs) {
+    let factor = scale + 1.0;
+    if runs.broadcast() {
+        let _ = x.g_mul_(&factor).g_add_(shift);
+        return;
+    }
+    let rows = factor.split(1, 1).into_iter().zip(shift.split(1, 1));
+    for (mut x, (factor, shift)) in runs.slices(x).into_iter().zip(rows) {
+        let _ = x.g_mul_(&factor).g_add_(&shift);
+    }
+}
+
+/// Rotates the two halves a, b of each head: a cos − b sin, b cos + a sin.
+fn rotate(x: Tensor, heads: i64, rotation: &Rotation) -> Tensor {
+    let (batch, tokens, width) = x.size3().expect("queries and keys have three axes");
+    let kind = x.kind();
+    let half = width / heads / 2;
+    let halves = x.view([batch, tokens, heads, 2, half]).to_kind(Kind::Float);
+    drop(x);
+    let table = |values: &Tensor| values.transpose(1, 2).unsqueeze(3); // [1, N, heads, 1, half]
+    let (cos, sin) = (table(&rotation.cos), table(&rotation.sin));
+    let rotated = &halves * cos;
+    let (a, b) = (halves.narrow(3, 0, 1), halves.narrow(3, 1, 1));
+    let _ = rotated.narrow(3, 0, 1).addcmul_(&sin.neg(), &b);
+    let _ = rotated.narrow(3, 1, 1).addcmul_(&sin, &a);
+    drop((halves, a, b));
+    rotated.view([batch, tokens, width]).to_kind(kind)
+}

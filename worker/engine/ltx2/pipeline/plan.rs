@@ -1,0 +1,324 @@
+//! Sizes, levels, kept parts and trims of one request, or why it is refused. Nothing is computed here.
+
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use super::request::is_clip;
+use super::{Continuation, GenerateError, Parts, Request, Settings, Stage, Stages, Start};
+use crate::sampling::guidance::Guidances;
+use crate::sampling::latents::{AudioGrid, VideoGrid};
+use crate::sampling::schedule::{Scheduler, StepsError};
+
+/// Rows and columns of latents that the picture's decoder needs, as it reflects them at the edges.
+const LEAST_CELLS: i64 = 2;
+/// The second stage has twice the rows and columns.
+const SCALE: i64 = 2;
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// In order.
+    pub(super) stages: Vec<StagePlan>,
+    pub(super) audio: AudioGrid,
+    pub(super) guidance: Guidances,
+    pub(super) fps: f64,
+    /// Seconds by which the sound begins before the picture.
+    pub(super) video_offset: f64,
+    /// Audio latents that are given.
+    pub(super) kept_audio: i64,
+    /// Frames at the start that belong to the segment before.
+    pub(super) trimmed_frames: i64,
+    /// The same of the sound.
+    pub(super) trimmed_samples: i64,
+    /// As long as the frames that are handed out.
+    pub(super) samples: i64,
+    /// Frames of the clip that the next segment begins with.
+    pub(super) next_frames: Range<i64>,
+    pub(super) next_audio_num_frames: i64,
+    pub(super) next_video_offset: f64,
+}
+
+#[derive(Debug)]
+pub(super) struct StagePlan {
+    pub(super) stage: Stage,
+    pub(super) grid: VideoGrid,
+    /// In pixels.
+    pub(super) height: i64,
+    pub(super) width: i64,
+    /// The levels, down to 0.
+    pub(super) sigmas: Vec<f32>,
+}
+
+/// What is taken over from the segment before.
+struct Kept {
+    frames: i64,
+    /// In frames.
+    sound: i64,
+    audio_latents: i64,
+    /// Frames' worth of sound before the picture.
+    extra: i64,
+    video_offset: f64,
+}
+
+impl Plan {
+    pub(super) fn new(
+        request: &Request<'_>,
+        parts: &Parts,
+        settings: &Settings,
+    ) -> Result<Self, GenerateError> {
+        check_rate(request)?;
+        let stages = stages(request, parts, settings)?;
+        let guidance = guidance(request, parts)?;
+        let pace = Pace::new(request, parts);
+        let kept = kept(request, parts, &pace)?;
+        let latents = pace.audio_latents(request.num_frames + kept.extra);
+        let (audio, sampling_rate) = (
+            parts.audio_vae.config(),
+            parts.vocoder.config().output_sampling_rate,
+        );
+        let samples = |frames: i64| whole((frames * sampling_rate) as f64 / request.fps);
+        let next = settings.conditioning;
+        let last = request.num_frames - next.end_offset;
+        let next_frames = (last - next.num_frames).max(0)..last.max(0);
+        if next_frames.end - next_frames.start != next.num_frames {
+            let (expected, given) = (next.num_frames + next.end_offset, request.num_frames);
+            return Err(refused("num_frames", format!("at least {expected}"), given));
+        }
+        let next_audio_num_frames = match next.audio_num_frames <= request.num_frames {
+            true => next.audio_num_frames,
+            false => next.num_frames,
+        };
+        let next_extra = (next_audio_num_frames - next.num_frames).max(0);
+        Ok(Self {
+            stages,
+            audio: AudioGrid {
+                channels: audio.latent_channels,
+                // Something must be left to make.
+                frames: latents.max(kept.audio_latents + 1),
+                bins: audio.latent_mel_bins(),
+            },
+            guidance,
+            fps: request.fps,
+            video_offset: kept.video_offset,
+            kept_audio: kept.audio_latents,
+            trimmed_frames: kept.frames,
+            trimmed_samples: samples(kept.sound),
+            samples: samples(request.num_frames - kept.frames),
+            next_frames,
+            next_audio_num_frames,
+            next_video_offset: next_extra as f64 / request.fps,
+        })
+    }
+}
+
+/// How sound goes with frames.
+struct Pace {
+    fps: f64,
+    audio_latents_per_second: f64,
+}
+
+impl Pace {
+    fn new(request: &Request<'_>, parts: &Parts) -> Self {
+        let audio = parts.audio_vae.config();
+        let (rate, hop) = (audio.sample_rate as f64, audio.mel_hop_length as f64);
+        Self {
+            fps: request.fps,
+            audio_latents_per_second: rate / hop / audio.compression_ratio() as f64,
+        }
+    }
+
+    fn audio_latents(&self, frames: i64) -> i64 {
+        let seconds = frames as f64 / self.fps;
+        // As Python rounds.
+        whole((seconds * self.audio_latents_per_second).round_ties_even())
+    }
+}
+
+fn check_rate(request: &Request<'_>) -> Result<(), GenerateError> {
+    if request.fps.is_finite() && request.fps > 0.0 {
+        return Ok(());
+    }
+    Err(refused("fps", "more than 0".to_owned(), request.fps))
+}
+
+fn stages(
+    request: &Request<'_>,
+    parts: &Parts,
+    settings: &Settings,
+) -> Result<Vec<StagePlan>, GenerateError> {
+    let two = match settings.stages {
+        Stages::Automatic => parts.upsampler.is_some(),
+        Stages::One => false,
+        Stages::Two => true,
+    };
+    let vae = parts.video_vae.config();
+    let (cell, ratio) = (vae.spatial_ratio(), vae.temporal_ratio());
+    let multiple = if two { SCALE * cell } else { cell };
+    let least = (LEAST_CELLS * cell).max(multiple);
+    for (field, pixels) in [("height", request.height), ("width", request.width)] {
+        if pixels < least || pixels % multiple != 0 {
+            let expected = format!("a multiple of {multiple} pixels, at least {least}");
+            return Err(refused(field, expected, pixels));
+        }
+    }
+    if !is_clip(request.num_frames, ratio) {
+        let expected = format!("{ratio}k + 1 frames");
+        return Err(refused("num_frames", expected, request.num_frames));
+    }
+    let plan = |stage, scale: i64| -> Result<StagePlan, GenerateError> {
+        let (height, width) = (request.height / scale, request.width / scale);
+        let grid = VideoGrid {
+            channels: vae.latent_channels,
+            frames: (request.num_frames - 1) / ratio + 1,
+            height: height / cell,
+            width: width / cell,
+        };
+        let steps = request.num_inference_steps;
+        let sigmas = match stage {
+            Stage::Denoise => parts.scheduler.sigmas(steps, grid.tokens()),
+            Stage::Refine => Scheduler::refine(settings.refine_steps),
+        };
+        let field = match stage {
+            Stage::Denoise => "num_inference_steps",
+            Stage::Refine => "refine_steps",
+        };
+        Ok(StagePlan {
+            stage,
+            grid,
+            height,
+            width,
+            sigmas: sigmas.map_err(|error| no_schedule(field, &error))?,
+        })
+    };
+    if two {
+        return Ok(vec![plan(Stage::Denoise, SCALE)?, plan(Stage::Refine, 1)?]);
+    }
+    Ok(vec![plan(Stage::Denoise, 1)?])
+}
+
+fn no_schedule(field: &'static str, error: &StepsError) -> GenerateError {
+    refused(field, format!("1 to {}", error.most), error.steps)
+}
+
+fn guidance(request: &Request<'_>, parts: &Parts) -> Result<Guidances, GenerateError> {
+    let scale = request.guidance_scale;
+    if !scale.is_finite() || scale < 1.0 {
+        return Err(refused("guidance_scale", "1 or more".to_owned(), scale));
+    }
+    if parts.scheduler == Scheduler::Distilled && scale != 1.0 {
+        let expected = "1, as these weights are distilled".to_owned();
+        return Err(refused("guidance_scale", expected, scale));
+    }
+    Ok(Guidances::of_scale(scale))
+}
+
+fn kept(request: &Request<'_>, parts: &Parts, pace: &Pace) -> Result<Kept, GenerateError> {
+    if let Some(frames) = request.start.frames() {
+        check_frames(request, frames, parts)?;
+    }
+    let Start::Segment(before) = request.start else {
+        return Ok(Kept {
+            frames: 0,
+            sound: 0,
+            audio_latents: 0,
+            extra: 0,
+            video_offset: 0.0,
+        });
+    };
+    let frames = before.frames.as_ref().map_or(0, |frames| frames.size()[0]);
+    let extra = extra(request, before)?;
+    let audio_latents = match &before.audio_latents {
+        Some(cached) => {
+            check_audio(cached, parts)?;
+            pace.audio_latents(before.audio_num_frames)
+                .clamp(1, cached.size()[2])
+        }
+        None => 0,
+    };
+    Ok(Kept {
+        frames,
+        sound: frames + extra,
+        audio_latents,
+        extra,
+        video_offset: before.video_position_offset_sec,
+    })
+}
+
+/// Frames' worth of sound before the picture.
+fn extra(request: &Request<'_>, before: &Continuation) -> Result<i64, GenerateError> {
+    let offset = before.video_position_offset_sec;
+    let longest = request.num_frames as f64 / request.fps;
+    if !(0.0..=longest).contains(&offset) {
+        let expected = format!("0 to {longest} seconds");
+        return Err(state("video_position_offset_sec", expected, offset));
+    }
+    if !(0..=request.num_frames).contains(&before.audio_num_frames) {
+        let expected = format!("0 to {} frames", request.num_frames);
+        let given = before.audio_num_frames;
+        return Err(state("audio_conditioning_num_frames", expected, given));
+    }
+    Ok(whole((offset * request.fps).round_ties_even()))
+}
+
+fn check_frames(
+    request: &Request<'_>,
+    frames: &Tensor,
+    parts: &Parts,
+) -> Result<(), GenerateError> {
+    let wrong = match request.start {
+        Start::Segment(_) => state::<String>,
+        Start::Image(_) | Start::Noise => refused::<String>,
+    };
+    let shape = frames.size();
+    let count = match shape[..] {
+        [n, height, width, 3] if height > 0 && width > 0 && frames.kind() == Kind::Uint8 => n,
+        _ => {
+            let given = format!("{:?} {shape:?}", frames.kind());
+            let expected = "Uint8 [n, height, width, 3]".to_owned();
+            return Err(wrong("frames", expected, given));
+        }
+    };
+    let ratio = parts.video_vae.config().temporal_ratio();
+    if !is_clip(count, ratio) || count >= request.num_frames {
+        let expected = format!("{ratio}k + 1 of them, less than {}", request.num_frames);
+        return Err(wrong("frames", expected, count.to_string()));
+    }
+    Ok(())
+}
+
+fn check_audio(cached: &Tensor, parts: &Parts) -> Result<(), GenerateError> {
+    let audio = parts.audio_vae.config();
+    let (channels, bins) = (audio.latent_channels, audio.latent_mel_bins());
+    match cached.size()[..] {
+        [1, c, t, m] if c == channels && t > 0 && m == bins => Ok(()),
+        _ => Err(state(
+            "audio latents",
+            format!("[1, {channels}, T, {bins}]"),
+            format!("{:?}", cached.size()),
+        )),
+    }
+}
+
+fn refused<T: ToString>(field: &'static str, expected: String, given: T) -> GenerateError {
+    GenerateError::Refused {
+        field,
+        expected,
+        given: given.to_string(),
+    }
+}
+
+fn state<T: ToString>(field: &'static str, expected: String, given: T) -> GenerateError {
+    GenerateError::State {
+        field,
+        expected,
+        given: given.to_string(),
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "rounded down on purpose; frames and samples of a segment are far below the limits"
+)]
+fn whole(x: f64) -> i64 {
+    x as i64
+}

@@ -1,0 +1,149 @@
+//! The denoising loop of one stage.
+
+use tch::Tensor;
+
+use super::plan::{Plan, StagePlan};
+use super::{GenerateError, Latents, Output, Parts, Step, cancelled};
+use crate::sampling;
+use crate::sampling::guidance::Others;
+use crate::sampling::latents::{lay_over, noised};
+use crate::sampling::noise::Noise;
+use crate::transformer::{Geometry, Inputs, NoiseLevels, Positions, RotaryTables, TextContext};
+
+/// What a stage attends to.
+pub(super) struct Texts<'a> {
+    pub(super) positive: &'a TextContext,
+    /// Where the guidance asks for it.
+    pub(super) negative: Option<&'a TextContext>,
+}
+
+/// Tokens that are given: the first ones of each stream.
+pub(super) struct Clean {
+    /// `[1, kept, C]`.
+    pub(super) video: Option<Tensor>,
+    /// `[1, kept, D]`.
+    pub(super) audio: Option<Tensor>,
+}
+
+/// One stage of one request.
+pub(super) struct Run<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) positions: Positions,
+    pub(super) plan: &'a Plan,
+    pub(super) stage: &'a StagePlan,
+    pub(super) texts: &'a Texts<'a>,
+    pub(super) clean: &'a Clean,
+}
+
+impl Run<'_> {
+    /// From noise, over `start` where a stage has gone before, to clean latents.
+    pub(super) fn denoise(
+        &self,
+        noise: &Noise,
+        start: Option<Latents>,
+        output: &mut dyn Output,
+    ) -> Result<Latents, GenerateError> {
+        let sigmas = &self.stage.sigmas;
+        let tables = self.tables();
+        let mut x = self.first(noise, start, sigmas[0]);
+        let total_steps = sigmas.len() - 1;
+        for (i, pair) in sigmas.windows(2).enumerate() {
+            cancelled(output)?;
+            let (sigma, next) = (pair[0], pair[1]);
+            let x0 = self.given(self.predict(&x, sigma, &tables));
+            x = Latents {
+                video: sampling::euler(&x.video, &x0.video, sigma, next),
+                audio: sampling::euler(&x.audio, &x0.audio, sigma, next),
+            };
+            output.step(&Step {
+                stage: self.stage.stage,
+                step: i + 1,
+                total_steps,
+                latents: &x,
+            });
+        }
+        Ok(x)
+    }
+
+    fn tables(&self) -> RotaryTables {
+        let grid = &self.stage.grid;
+        let geometry = Geometry {
+            grid: [grid.frames, grid.height, grid.width],
+            audio_latents: self.plan.audio.frames,
+            fps: self.plan.fps,
+            video_offset: self.plan.video_offset,
+            positions: self.positions,
+        };
+        RotaryTables::new(&self.parts.transformer_config, &geometry, self.parts.device)
+    }
+
+    fn first(&self, noise: &Noise, start: Option<Latents>, sigma: f32) -> Latents {
+        let device = self.parts.device;
+        let (video, audio) = match &start {
+            Some(start) => (Some(&start.video), Some(&start.audio)),
+            None => (None, None),
+        };
+        self.given(Latents {
+            video: noised(&noise.video.to_device(device), sigma, video),
+            audio: noised(&noise.audio.to_device(device), sigma, audio),
+        })
+    }
+
+    /// With what is given in its place.
+    fn given(&self, latents: Latents) -> Latents {
+        Latents {
+            video: lay_over(latents.video, self.clean.video.as_ref()),
+            audio: lay_over(latents.audio, self.clean.audio.as_ref()),
+        }
+    }
+
+    /// The clean latents as guided.
+    fn predict(&self, x: &Latents, sigma: f32, tables: &RotaryTables) -> Latents {
+        let guidance = &self.plan.guidance;
+        let pass = |text, isolated| self.x0(x, sigma, tables, text, isolated);
+        let plain = pass(self.texts.positive, false);
+        let negative = self.texts.negative.map(|text| pass(text, false));
+        let isolated = guidance
+            .uses_isolated()
+            .then(|| pass(self.texts.positive, true));
+        let others = |of: fn(&Latents) -> &Tensor| Others {
+            negative: negative.as_ref().map(of),
+            isolated: isolated.as_ref().map(of),
+        };
+        Latents {
+            video: guidance.video.apply(&plain.video, &others(|x| &x.video)),
+            audio: guidance.audio.apply(&plain.audio, &others(|x| &x.audio)),
+        }
+    }
+
+    /// The clean latents as one pass of the transformer predicts them.
+    fn x0(
+        &self,
+        x: &Latents,
+        sigma: f32,
+        tables: &RotaryTables,
+        text: &TextContext,
+        isolate_modalities: bool,
+    ) -> Latents {
+        let sigma = f64::from(sigma);
+        let velocity = self.parts.transformer.forward(&Inputs {
+            video: &x.video,
+            audio: &x.audio,
+            video_levels: &levels(&x.video, self.clean.video.as_ref(), sigma),
+            audio_levels: &levels(&x.audio, self.clean.audio.as_ref(), sigma),
+            tables,
+            text,
+            isolate_modalities,
+        });
+        Latents {
+            video: &x.video - velocity.video * sigma,
+            audio: &x.audio - velocity.audio * sigma,
+        }
+    }
+}
+
+/// Level 0 for what is given, `sigma` for the rest.
+fn levels(x: &Tensor, clean: Option<&Tensor>, sigma: f64) -> NoiseLevels {
+    let kept = clean.map_or(0, |clean| clean.size()[1]);
+    NoiseLevels::runs(&[(kept, 0.0), (x.size()[1] - kept, sigma)])
+}

@@ -1,0 +1,145 @@
+//! What is made of several predictions of the clean latents, for base weights.
+//!
+//! Follows diffusers 0.42.1, `pipelines/ltx2/pipeline_ltx2.py`.
+
+use tch::Tensor;
+
+/// How strongly a stream is pulled away from what it should not be. 1, 1 and 0 are no guidance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guidance {
+    /// Away from the negative prompt's prediction.
+    pub text: f64,
+    /// Away from the prediction without the other stream.
+    pub modality: f64,
+    /// 0 to 1: how much of the prediction's own deviation is restored.
+    pub rescale: f64,
+}
+
+/// The guidance of both streams.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guidances {
+    pub video: Guidance,
+    pub audio: Guidance,
+}
+
+impl Guidances {
+    pub const NONE: Self = Self {
+        video: Guidance::NONE,
+        audio: Guidance::NONE,
+    };
+
+    /// From the one number that requests have: 1 is no guidance at all, 3 what the model's authors use. The sound's scale
+    /// keeps its distance to the picture's in proportion.
+    pub fn of_scale(scale: f64) -> Self {
+        if scale == 1.0 {
+            return Self::NONE;
+        }
+        let (mut video, mut audio) = (Guidance::VIDEO, Guidance::AUDIO);
+        let proportion = (audio.text - 1.0) / (video.text - 1.0);
+        video.text = scale;
+        audio.text = 1.0 + (scale - 1.0) * proportion;
+        Self { video, audio }
+    }
+
+    /// Whether the negative prompt has a say.
+    pub fn uses_negative(&self) -> bool {
+        self.video.text != 1.0 || self.audio.text != 1.0
+    }
+
+    /// Whether picture and sound are also predicted apart.
+    pub fn uses_isolated(&self) -> bool {
+        self.video.modality != 1.0 || self.audio.modality != 1.0
+    }
+}
+
+/// The other predictions of a step, where the guidance asks for them.
+#[derive(Debug)]
+pub struct Others<'a> {
+    /// With the negative prompt.
+    pub negative: Option<&'a Tensor>,
+    /// With picture and sound apart.
+    pub isolated: Option<&'a Tensor>,
+}
+
+impl Guidance {
+    pub const NONE: Self = Self {
+        text: 1.0,
+        modality: 1.0,
+        rescale: 0.0,
+    };
+    /// What the model's authors use for the picture of base weights.
+    pub const VIDEO: Self = Self {
+        text: 3.0,
+        modality: 3.0,
+        rescale: 0.7,
+    };
+    /// The same for the sound.
+    pub const AUDIO: Self = Self {
+        text: 7.0,
+        modality: 3.0,
+        rescale: 0.7,
+    };
+
+    /// The guided prediction of the clean latents, from the plain one and the others.
+    pub fn apply(&self, x0: &Tensor, others: &Others<'_>) -> Tensor {
+        // A copy: what is added is added in place.
+        let mut guided = x0.copy();
+        if let Some(negative) = others.negative {
+            guided += (x0 - negative) * (self.text - 1.0);
+        }
+        if let Some(isolated) = others.isolated {
+            guided += (x0 - isolated) * (self.modality - 1.0);
+        }
+        if self.rescale > 0.0 {
+            guided = self.rescaled(&guided, x0);
+        }
+        guided
+    }
+
+    fn rescaled(&self, guided: &Tensor, x0: &Tensor) -> Tensor {
+        let deviation = |x: &Tensor| x.std_dim([1, 2].as_slice(), true, true);
+        let restored = guided * (deviation(x0) / deviation(guided));
+        restored * self.rescale + guided * (1.0 - self.rescale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scale_of_requests_leads_from_none_to_the_authors() {
+        assert_eq!(Guidances::of_scale(1.0), Guidances::NONE);
+        assert!(!Guidances::NONE.uses_negative() && !Guidances::NONE.uses_isolated());
+        let authors = Guidances {
+            video: Guidance::VIDEO,
+            audio: Guidance::AUDIO,
+        };
+        assert_eq!(Guidances::of_scale(3.0), authors);
+    }
+
+    #[test]
+    fn predictions_are_left_as_they_were() {
+        let x0 = Tensor::from_slice(&[1.0, -2.0, 3.0]).view([1, 3, 1]);
+        let before = x0.copy();
+        let other = Tensor::from_slice(&[5.0, 5.0, 6.0]).view([1, 3, 1]);
+        let others = Others {
+            negative: Some(&other),
+            isolated: Some(&other),
+        };
+        let guided = Guidance::VIDEO.apply(&x0, &others);
+        assert!(guided != before);
+        assert_eq!(x0, before);
+    }
+
+    #[test]
+    fn no_guidance_changes_nothing() {
+        let x0 = Tensor::from_slice(&[1.0, -2.0, 3.0]).view([1, 3, 1]);
+        let other = Tensor::from_slice(&[5.0, 5.0, 6.0]).view([1, 3, 1]);
+        let others = Others {
+            negative: Some(&other),
+            isolated: Some(&other),
+        };
+        assert_eq!(Guidance::NONE.apply(&x0, &others), x0);
+    }
+}

@@ -1,0 +1,112 @@
+//! From a prompt to the contexts that the transformer attends to.
+//!
+//! - `tokens`: the prompt's token ids;
+//! - `gemma`: the language model, of which every layer's output is used;
+//! - `connectors`: from those outputs to one context for the picture and one for the sound.
+//!
+//! Only the tokens of the prompt itself are computed. The reference pads prompts on the left to the text length and masks
+//! the padding everywhere, so leaving it out changes nothing but the time that a short prompt takes.
+
+pub mod connectors;
+pub mod gemma;
+pub mod tokens;
+
+use tch::Tensor;
+
+use self::connectors::Connectors;
+use self::gemma::Gemma;
+use self::tokens::{Tokenizer, TokensError};
+use crate::recent::Recent;
+
+/// What the transformer attends to, for one prompt.
+#[derive(Debug)]
+pub struct Contexts {
+    /// `[1, text, width]`.
+    pub video: Tensor,
+    /// `[1, text, width]`.
+    pub audio: Tensor,
+}
+
+impl Contexts {
+    /// The same tensors under another owner.
+    pub fn share(&self) -> Self {
+        Self {
+            video: self.video.shallow_clone(),
+            audio: self.audio.shallow_clone(),
+        }
+    }
+}
+
+/// Tokenizer, language model and connectors, with the contexts of the latest prompts.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    gemma: Gemma,
+    connectors: Connectors,
+    recent: Recent<Contexts>,
+}
+
+impl TextEncoder {
+    /// Keeps the contexts of the latest `capacity` prompts.
+    ///
+    /// # Errors
+    /// When the tokenizer has ids that the language model does not, or the text length does not fit the connectors.
+    pub fn new(
+        tokenizer: Tokenizer,
+        gemma: Gemma,
+        connectors: Connectors,
+        capacity: usize,
+    ) -> Result<Self, TextError> {
+        let (largest, vocabulary) = (tokenizer.largest_id(), gemma.vocabulary());
+        if largest >= vocabulary {
+            return Err(TextError::Vocabulary {
+                largest,
+                vocabulary,
+            });
+        }
+        let (length, registers) = (tokenizer.length(), connectors.registers());
+        if length % registers != 0 {
+            return Err(TextError::Length { length, registers });
+        }
+        Ok(Self {
+            tokenizer,
+            gemma,
+            connectors,
+            recent: Recent::new(capacity),
+        })
+    }
+
+    /// The contexts of a prompt; what is beyond the text length is cut off.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot read the prompt.
+    pub fn encode(&mut self, prompt: &str) -> Result<Contexts, TextError> {
+        let prompt = prompt.trim();
+        if let Some(contexts) = self.recent.touch(prompt) {
+            return Ok(contexts.share());
+        }
+        let ids = self.tokenizer.encode(prompt)?;
+        let contexts = tch::no_grad(|| {
+            let length = self.tokenizer.length();
+            let states = self.gemma.forward(&ids, length);
+            self.connectors.forward(&states, length)
+        });
+        self.recent.put(prompt, contexts.share());
+        Ok(contexts)
+    }
+}
+
+/// Why a prompt has no contexts, now or ever.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    #[error(
+        "tokenizer does not fit the text encoder: its largest id is {largest}, the vocabulary ends before {vocabulary}"
+    )]
+    Vocabulary { largest: i64, vocabulary: i64 },
+    #[error(
+        "text length is {length} tokens, expected a multiple of the connectors' {registers} registers"
+    )]
+    Length { length: i64, registers: i64 },
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+}

@@ -1,0 +1,99 @@
+//! Token ids of a prompt.
+
+use std::fmt;
+use std::path::Path;
+
+use serde_json::Value;
+
+/// The most tokens that LTX-2 was trained on; its pipeline cuts longer prompts.
+pub const MAX_LENGTH: i64 = 1024;
+
+const BEGIN: &str = "<bos>";
+
+/// A `tokenizer.json` and the number of tokens that a context has.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    begin: i64,
+    length: i64,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there are no token ids.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    #[error("tokenizer {path}: {reason}")]
+    Open { path: String, reason: String },
+    #[error("tokenizer cannot read the prompt: {0}")]
+    Encode(String),
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`; prompts will have at most `length` tokens.
+    ///
+    /// # Errors
+    /// When the file is not a tokenizer, or has no token that begins a text.
+    pub fn open(path: &Path, length: i64) -> Result<Self, TokensError> {
+        let fail = |reason: String| TokensError::Open {
+            path: path.display().to_string(),
+            reason,
+        };
+        let mut inner =
+            tokenizers::Tokenizer::from_file(path).map_err(|error| fail(error.to_string()))?;
+        // What the file says of this is for other uses of the tokenizer.
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|error| fail(error.to_string()))?;
+        let begin = inner
+            .token_to_id(BEGIN)
+            .ok_or_else(|| fail(format!("no token `{BEGIN}`")))?;
+        Ok(Self {
+            inner,
+            begin: begin.into(),
+            length,
+        })
+    }
+
+    /// The ids of a prompt, with the one that begins a text in front and without padding: 1 to [`Self::length`] of them.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot read the prompt.
+    pub fn encode(&self, prompt: &str) -> Result<Vec<i64>, TokensError> {
+        let encoding = self
+            .inner
+            .encode_fast(prompt.trim(), false)
+            .map_err(|error| TokensError::Encode(error.to_string()))?;
+        let ids = encoding.get_ids().iter().map(|&id| i64::from(id));
+        let length = usize::try_from(self.length).unwrap_or(0);
+        Ok(std::iter::once(self.begin)
+            .chain(ids)
+            .take(length)
+            .collect())
+    }
+
+    /// Tokens of a context, padding included.
+    pub fn length(&self) -> i64 {
+        self.length
+    }
+
+    /// No prompt gives an id above this.
+    pub fn largest_id(&self) -> i64 {
+        let ids = self.inner.get_vocab(true);
+        ids.values().copied().max().unwrap_or(0).into()
+    }
+}
+
+/// Tokens of a context as the library has it: what `tokenizer_config.json` says, up to [`MAX_LENGTH`].
+pub fn library_length(tokenizer_config: &Value) -> i64 {
+    // Tokenizers without a limit say 1e30.
+    let length = tokenizer_config.get("model_max_length");
+    let length = length.and_then(Value::as_i64).unwrap_or(MAX_LENGTH);
+    length.clamp(1, MAX_LENGTH)
+}

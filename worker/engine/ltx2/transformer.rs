@@ -1,0 +1,200 @@
+//! The denoiser: from noised latents of both streams, their noise levels and the text to velocities.
+//!
+//! Follows `LTX2VideoTransformer3DModel` in `models/transformers/transformer_ltx2.py` of diffusers 0.42.1. The sampler calls
+//! [`Transformer::forward`] once a step; what does not change between steps comes as [`RotaryTables`] and [`TextContext`].
+//!
+//! - `config`: sizes, from either layout's file;
+//! - `rope`: positions and rotary tables;
+//! - `modulation`: noise levels and what they do to the tokens;
+//! - `attention`, `block`: the layers.
+
+pub mod attention;
+pub mod block;
+mod config;
+pub mod modulation;
+pub mod rope;
+
+use tch::{Kind, Tensor};
+
+use self::block::{Block, BlockText, Surroundings};
+use self::modulation::{Embeddings, Modulation};
+use crate::nn::Linear;
+use crate::ops::Kernels;
+use crate::weights::Weights;
+
+pub use self::config::Config;
+pub use self::modulation::NoiseLevels;
+pub use self::rope::{Geometry, Positions, RotaryTables};
+
+/// Fixed in the reference's code; the other norms take theirs from the configuration.
+const OUTPUT_EPS: f64 = 1e-6;
+
+#[derive(Debug)]
+pub struct Transformer {
+    proj_in: Linear,
+    audio_proj_in: Linear,
+    caption_projection: TextProjection,
+    audio_caption_projection: TextProjection,
+    pub(crate) video: Embeddings,
+    pub(crate) audio: Embeddings,
+    pub(crate) blocks: Vec<Block>,
+    output: Output,
+    audio_output: Output,
+    kind: Kind,
+}
+
+/// One step's tokens.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// Normalized latents `[B, N, C]`, frame-major, then by row; float32.
+    pub video: &'a Tensor,
+    /// Normalized latents `[B, L, C']`, float32.
+    pub audio: &'a Tensor,
+    pub video_levels: &'a NoiseLevels,
+    pub audio_levels: &'a NoiseLevels,
+    pub tables: &'a RotaryTables,
+    pub text: &'a TextContext,
+    /// Whether each stream goes without the other, for modality guidance.
+    pub isolate_modalities: bool,
+}
+
+/// Noise minus clean latents, in the shapes of [`Inputs`], float32.
+#[derive(Debug)]
+pub struct Velocities {
+    pub video: Tensor,
+    pub audio: Tensor,
+}
+
+/// Keys and values of a prompt in every block; they do not depend on the noise level.
+#[derive(Debug)]
+pub struct TextContext {
+    pub(crate) blocks: Vec<BlockText>,
+}
+
+impl Transformer {
+    pub fn new(config: &Config, weights: &Weights, kernels: &Kernels) -> Self {
+        let (width, audio_width) = (config.width(), config.audio_width());
+        let captions = config.caption_channels;
+        Self {
+            proj_in: Linear::new(&weights.sub("proj_in"), config.in_channels, width),
+            audio_proj_in: Linear::new(
+                &weights.sub("audio_proj_in"),
+                config.audio_in_channels,
+                audio_width,
+            ),
+            caption_projection: TextProjection::new(
+                &weights.sub("caption_projection"),
+                captions,
+                width,
+            ),
+            audio_caption_projection: TextProjection::new(
+                &weights.sub("audio_caption_projection"),
+                captions,
+                audio_width,
+            ),
+            video: Embeddings::video(config, weights),
+            audio: Embeddings::audio(config, weights),
+            blocks: (0..config.num_layers)
+                .map(|i| Block::new(config, &weights.sub("transformer_blocks").sub(i), kernels))
+                .collect(),
+            output: Output::new(weights, "", width, config.out_channels, kernels),
+            audio_output: Output::new(
+                weights,
+                "audio_",
+                audio_width,
+                config.audio_out_channels,
+                kernels,
+            ),
+            kind: weights.kind(),
+        }
+    }
+
+    /// Prepares the contexts of the connectors, `[B, S, caption channels]` each, for all steps. Padding must not be among
+    /// them: the connectors put registers in its place.
+    pub fn text(&self, video: &Tensor, audio: &Tensor) -> TextContext {
+        let video = self.caption_projection.forward(&video.to_kind(self.kind));
+        let audio = self
+            .audio_caption_projection
+            .forward(&audio.to_kind(self.kind));
+        TextContext {
+            blocks: self
+                .blocks
+                .iter()
+                .map(|block| block.text(&video, &audio))
+                .collect(),
+        }
+    }
+
+    /// # Panics
+    /// Where libtorch does: shapes that do not fit together, no memory left on the device.
+    pub fn forward(&self, inputs: &Inputs<'_>) -> Velocities {
+        let device = inputs.video.device();
+        let video = self.video.forward(inputs.video_levels, device);
+        let audio = self.audio.forward(inputs.audio_levels, device);
+        let mut x = self.proj_in.forward(&inputs.video.to_kind(self.kind));
+        let mut a = self.audio_proj_in.forward(&inputs.audio.to_kind(self.kind));
+        let around = Surroundings {
+            video: &video,
+            audio: &audio,
+            tables: inputs.tables,
+            isolate_modalities: inputs.isolate_modalities,
+        };
+        for (block, text) in self.blocks.iter().zip(&inputs.text.blocks) {
+            block.forward(&mut x, &mut a, &around, text);
+        }
+        Velocities {
+            video: self.output.forward(&x, &video),
+            audio: self.audio_output.forward(&a, &audio),
+        }
+    }
+}
+
+/// `PixArtAlphaTextProjection` in `models/embeddings.py`.
+#[derive(Debug)]
+struct TextProjection {
+    linear_1: Linear,
+    linear_2: Linear,
+}
+
+impl TextProjection {
+    fn new(weights: &Weights, in_features: i64, width: i64) -> Self {
+        Self {
+            linear_1: Linear::new(&weights.sub("linear_1"), in_features, width),
+            linear_2: Linear::new(&weights.sub("linear_2"), width, width),
+        }
+    }
+
+    fn forward(&self, captions: &Tensor) -> Tensor {
+        self.linear_2
+            .forward(&self.linear_1.forward(captions).gelu("tanh"))
+    }
+}
+
+/// From a stream's last tokens to its velocity.
+#[derive(Debug)]
+struct Output {
+    /// `[2, D]`.
+    scale_shift_table: Tensor,
+    proj_out: Linear,
+    kernels: Kernels,
+}
+
+impl Output {
+    fn new(weights: &Weights, prefix: &str, width: i64, channels: i64, kernels: &Kernels) -> Self {
+        Self {
+            scale_shift_table: weights.tensor(&format!("{prefix}scale_shift_table"), &[2, width]),
+            proj_out: Linear::new(&weights.sub(format!("{prefix}proj_out")), width, channels),
+            kernels: kernels.clone(),
+        }
+    }
+
+    /// `[B, N, D]` to `[B, N, C]`, float32.
+    fn forward(&self, x: &Tensor, modulation: &Modulation) -> Tensor {
+        let row = |i: i64| self.scale_shift_table.get(i) + &modulation.embedded; // [B, runs, D]
+        let (shift, scale) = (row(0), row(1));
+        let normed =
+            self.kernels
+                .layer_norm_modulate(x, OUTPUT_EPS, &scale, &shift, &modulation.runs);
+        self.proj_out.forward(&normed).to_kind(Kind::Float)
+    }
+}

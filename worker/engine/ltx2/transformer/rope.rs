@@ -1,0 +1,150 @@
+//! Where tokens are in time and space, as tables of rotations for queries and keys.
+//!
+//! They depend on a request's shape, frame rate and clock offset only: built once per request.
+//!
+//! Follows `LTX2AudioVideoRotaryPosEmbed` in `models/transformers/transformer_ltx2.py` of diffusers 0.42.1.
+
+use std::f64::consts::PI;
+
+use tch::{Device, Kind, Tensor};
+
+use super::Config;
+use crate::ops::Rotation;
+
+/// What a request's tokens stand for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Geometry {
+    /// Latent frames, rows and columns.
+    pub grid: [i64; 3],
+    pub audio_latents: i64,
+    /// Frames per second.
+    pub fps: f64,
+    /// Seconds by which the video's clock is ahead of the sound's.
+    pub video_offset: f64,
+    pub positions: Positions,
+}
+
+/// How exactly video positions are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Positions {
+    /// As the library does.
+    #[default]
+    Float32,
+    /// As FastVideo does: token boundaries rounded to bfloat16, a grid of 1/64 s at three seconds.
+    Bfloat16,
+}
+
+/// The four tables of one request, for any batch size.
+#[derive(Debug)]
+pub struct RotaryTables {
+    pub video: Rotation,
+    pub audio: Rotation,
+    /// Time alone, for attention between the streams.
+    pub cross_video: Rotation,
+    pub cross_audio: Rotation,
+}
+
+impl RotaryTables {
+    pub fn new(config: &Config, geometry: &Geometry, device: Device) -> Self {
+        let video = video_coords(config, geometry, device);
+        let audio = audio_coords(config, geometry.audio_latents, device);
+        let time = video.narrow(1, 0, 1);
+        let longest = config.pos_embed_max_pos.max(config.audio_pos_embed_max_pos);
+        let axes = [
+            config.pos_embed_max_pos,
+            config.base_height,
+            config.base_width,
+        ];
+        let (heads, audio_heads) = (config.num_attention_heads, config.audio_num_attention_heads);
+        let cross = config.audio_cross_attention_dim;
+        let theta = config.rope_theta;
+        Self {
+            video: rotation(&video, &axes, config.width(), heads, theta),
+            audio: rotation(
+                &audio,
+                &[config.audio_pos_embed_max_pos],
+                config.audio_width(),
+                audio_heads,
+                theta,
+            ),
+            cross_video: rotation(&time, &[longest], cross, audio_heads, theta),
+            cross_audio: rotation(&audio, &[longest], cross, audio_heads, theta),
+        }
+    }
+}
+
+/// Start and end of each video token in seconds, pixel rows and pixel columns: `[1, 3, N, 2]`.
+pub fn video_coords(config: &Config, geometry: &Geometry, device: Device) -> Tensor {
+    let axes = geometry
+        .grid
+        .map(|size| Tensor::arange(size, (Kind::Float, device)));
+    let [time, rows, columns] = config.vae_scale_factors;
+    // The first latent frame holds one picture, every other one `time` of them.
+    let pictures = |index: &Tensor| (index * time + config.causal_offset - time).clamp_min(0);
+    let seconds = |index: &Tensor| pictures(index) / geometry.fps + geometry.video_offset;
+    let bounds =
+        |index: &Tensor, scale: i64| Tensor::stack(&[index * scale, (index + 1) * scale], -1);
+    let along = [
+        Tensor::stack(&[seconds(&axes[0]), seconds(&(&axes[0] + 1))], -1),
+        bounds(&axes[1], rows),
+        bounds(&axes[2], columns),
+    ];
+    let [frames, height, width] = geometry.grid;
+    let coords: Vec<Tensor> = along
+        .iter()
+        .zip([[frames, 1, 1, 2], [1, height, 1, 2], [1, 1, width, 2]])
+        .map(|(bounds, shape)| {
+            let whole = [frames, height, width, 2];
+            bounds.view(shape).expand(whole, false).reshape([-1, 2])
+        })
+        .collect();
+    let coords = Tensor::stack(&coords, 0).unsqueeze(0);
+    match geometry.positions {
+        Positions::Float32 => coords,
+        Positions::Bfloat16 => coords.to_kind(Kind::BFloat16).to_kind(Kind::Float),
+    }
+}
+
+/// Start and end of each audio token in seconds: `[1, 1, L, 2]`.
+pub fn audio_coords(config: &Config, audio_latents: i64, device: Device) -> Tensor {
+    let index = Tensor::arange(audio_latents, (Kind::Float, device));
+    let scale = config.audio_scale_factor;
+    let seconds = |index: &Tensor| {
+        let mel_frames = (index * scale + config.causal_offset - scale).clamp_min(0);
+        mel_frames * config.audio_hop_length / config.audio_sampling_rate
+    };
+    Tensor::stack(&[seconds(&index), seconds(&(&index + 1))], -1).view([1, 1, audio_latents, 2])
+}
+
+/// The table of tokens with these bounds, `[1, axes, N, 2]`; `longest` is what each axis is measured in. Every head has
+/// frequencies of its own.
+fn rotation(coords: &Tensor, longest: &[i64], width: i64, heads: i64, theta: f64) -> Rotation {
+    let (batch, axes, tokens, _) = coords.size4().expect("coordinates have four axes");
+    let middle = coords.sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>) / 2.0; // [1, axes, N]
+    let along: Vec<Tensor> = (0..axes)
+        .zip(longest)
+        .map(|(axis, &longest)| middle.select(1, axis) / longest)
+        .collect();
+    let position = Tensor::stack(&along, -1).unsqueeze(-1); // [1, N, axes, 1]
+    let frequencies = frequencies(width / (2 * axes), theta).to_device(coords.device());
+    let angle = (position * 2 - 1) * frequencies; // [1, N, axes, frequencies]
+    let angle = angle.transpose(-1, -2).flatten(2, 3); // [1, N, frequencies · axes]
+    let shape = [batch, tokens, heads, width / 2 / heads];
+    // What is left over of the width stays unrotated, in front.
+    let still = [batch, tokens, width / 2 - angle.size()[2]];
+    let table = |values: Tensor, still: Tensor| {
+        let values = Tensor::cat(&[still, values], 2).view(shape); // [1, N, heads, width / 2 / heads]
+        values.transpose(1, 2).contiguous()
+    };
+    let options = (Kind::Float, coords.device());
+    Rotation {
+        cos: table(angle.cos(), Tensor::ones(still, options)),
+        sin: table(angle.sin(), Tensor::zeros(still, options)),
+    }
+}
+
+/// From π/2 to θ π/2 in equal ratios; double precision until the end, and on the CPU, so that every device has the same.
+fn frequencies(count: i64, theta: f64) -> Tensor {
+    let exponents = Tensor::linspace(0.0, 1.0, count, (Kind::Double, Device::Cpu));
+    (Tensor::pow_scalar(theta, &exponents) * PI / 2.0).to_kind(Kind::Float)
+}

@@ -1,0 +1,131 @@
+//! Frames from video latents, and back.
+//!
+//! After diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`.
+//!
+//! - `config`: the network's shape, from either layout;
+//! - `layers`, `flow`: what encoder and decoder share, and how a clip passes through in groups of frames;
+//! - `encoder`, `decoder`: the two halves;
+//! - `tiling`: decoding in pieces.
+
+mod config;
+mod decoder;
+mod encoder;
+mod flow;
+mod layers;
+mod tiling;
+
+use std::convert::Infallible;
+
+use tch::{Device, Kind, Tensor};
+
+pub use self::config::{Config, Padding, Side, Stage};
+use self::decoder::Decoder;
+use self::encoder::Encoder;
+pub use self::tiling::{Tile, Tiling, TilingError};
+use crate::ops::Kernels;
+use crate::weights::Weights;
+
+/// The video autoencoder. Latents are normalized and float32 at its surface, whatever it computes in.
+#[derive(Debug)]
+pub struct VideoVae {
+    config: Config,
+    encoder: Encoder,
+    decoder: Decoder,
+    latents_mean: Tensor,
+    latents_std: Tensor,
+    kind: Kind,
+    device: Device,
+    kernels: Kernels,
+}
+
+impl VideoVae {
+    pub fn new(config: &Config, weights: &Weights, kernels: &Kernels) -> Self {
+        let statistics = |name| {
+            let values = weights.tensor_as(name, &[config.latent_channels], Kind::Float);
+            // It is empty where the checkpoint lacks it; then nothing is ever computed.
+            if values.numel() == 0 {
+                values
+            } else {
+                values.view([1, -1, 1, 1, 1])
+            }
+        };
+        Self {
+            encoder: Encoder::new(config, &weights.sub("encoder"), kernels),
+            decoder: Decoder::new(config, &weights.sub("decoder"), kernels),
+            latents_mean: statistics("latents_mean"),
+            latents_std: statistics("latents_std"),
+            kind: weights.kind(),
+            device: weights.device(),
+            kernels: kernels.clone(),
+            config: config.clone(),
+        }
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Pixels `[B, 3, F, H, W]` in −1…1, F = 8k + 1, H and W multiples of a cell, to normalized latents `[B, C, f, h, w]`.
+    pub fn encode(&self, pixels: &Tensor) -> Tensor {
+        let pixels = pixels.to_device(self.device).to_kind(self.kind);
+        self.normalize(&self.encoder.forward(&pixels))
+    }
+
+    /// Latents `[B, C, f, h, w]` as the encoder gives them to those that the transformer works with, in float32.
+    pub fn normalize(&self, latents: &Tensor) -> Tensor {
+        (latents.to_kind(Kind::Float) - &self.latents_mean) / &self.latents_std
+    }
+
+    /// The way back.
+    pub fn unnormalize(&self, latents: &Tensor) -> Tensor {
+        latents.to_kind(Kind::Float) * &self.latents_std + &self.latents_mean
+    }
+
+    /// Normalized latents `[B, C, f, h, w]` to pixels `[B, 3, F, H, W]`, about −1…1.
+    ///
+    /// # Errors
+    /// When the latents cannot be cut into such tiles.
+    pub fn decode(&self, latents: &Tensor, tiling: &Tiling) -> Result<Tensor, TilingError> {
+        let plan = self.plan(latents, tiling)?;
+        let mut pieces = Vec::new();
+        let finished: Result<(), Infallible> =
+            plan.run(&self.decoder, &self.latents(latents), &mut |piece| {
+                pieces.push(piece);
+                Ok(())
+            });
+        let Ok(()) = finished;
+        Ok(match pieces.len() {
+            1 => pieces.remove(0),
+            _ => Tensor::cat(&pieces, 2),
+        })
+    }
+
+    /// The same of one clip, `[1, C, f, h, w]`, as rgb8 frames `[n, H, W, 3]` in order, on the model's device, as soon as
+    /// they are known.
+    ///
+    /// # Errors
+    /// When the latents cannot be cut into such tiles, or what `on_frames` gave; then the rest is not decoded.
+    pub fn decode_streaming<E: From<TilingError>>(
+        &self,
+        latents: &Tensor,
+        tiling: &Tiling,
+        on_frames: &mut dyn FnMut(&Tensor) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let plan = self.plan(latents, tiling)?;
+        plan.run(&self.decoder, &self.latents(latents), &mut |piece| {
+            let frames = self.kernels.rgb8(&piece);
+            drop(piece);
+            on_frames(&frames)
+        })
+    }
+
+    fn plan(&self, latents: &Tensor, tiling: &Tiling) -> Result<tiling::Plan, TilingError> {
+        tiling::Plan::new(tiling, &self.config, latents)
+    }
+
+    /// What the decoder takes.
+    fn latents(&self, normalized: &Tensor) -> Tensor {
+        self.unnormalize(&normalized.to_device(self.device))
+            .to_kind(self.kind)
+    }
+}

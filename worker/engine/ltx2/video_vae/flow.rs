@@ -1,0 +1,96 @@
+//! A clip on its way through convolutions, at once or in groups of frames.
+//!
+//! A convolution along time needs the frames around each frame. When a clip comes in groups, each layer keeps the frames
+//! that the next group's first ones will need, and puts out the frames whose neighbours it has seen; so the pieces together
+//! are exactly what the whole clip would have given, while only a group's frames are in memory.
+
+use tch::Tensor;
+
+/// What the layers of one part of the network keep between the groups of a clip.
+///
+/// The layers take their places in the order of computation, the same for each group.
+#[derive(Debug)]
+pub(super) struct Flow {
+    places: Vec<Place>,
+    next: usize,
+    last: bool,
+}
+
+/// What one layer keeps.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// Frames of the layer's input that later output needs.
+    pub(super) kept: Option<Tensor>,
+    /// Whether the layer has put out any frame.
+    pub(super) begun: bool,
+}
+
+impl Flow {
+    pub(super) fn new() -> Self {
+        Self {
+            places: Vec::new(),
+            next: 0,
+            last: false,
+        }
+    }
+
+    /// For a clip that comes as one group.
+    pub(super) fn whole() -> Self {
+        let mut flow = Self::new();
+        flow.begin(true);
+        flow
+    }
+
+    /// Begins the next group; `last`: no other will follow.
+    pub(super) fn begin(&mut self, last: bool) {
+        self.next = 0;
+        self.last = last;
+    }
+
+    /// Whether this group is the clip's last.
+    pub(super) fn is_last(&self) -> bool {
+        self.last
+    }
+
+    /// The next layer's place.
+    pub(super) fn place(&mut self) -> &mut Place {
+        if self.next == self.places.len() {
+            self.places.push(Place::default());
+        }
+        self.next += 1;
+        &mut self.places[self.next - 1]
+    }
+
+    /// Adds to `sum` the frames of `x` that it was made of, both `[…, F, H, W]`: those kept from earlier groups, then those
+    /// of this one. Keeps the others for later.
+    pub(super) fn add_delayed(&mut self, sum: &Tensor, x: &Tensor) {
+        let place = self.place();
+        let (frames, own) = (frames_of(sum), frames_of(x));
+        let kept = place.kept.take();
+        let before = kept.as_ref().map_or(0, frames_of);
+        // Of the kept frames, then of those of `x`.
+        let (old, new) = (before.min(frames), (frames - before).max(0));
+        let mut later = Vec::new();
+        if let Some(kept) = kept {
+            let _ = sum
+                .narrow(FRAMES, 0, old)
+                .g_add_(&kept.narrow(FRAMES, 0, old));
+            later.push(kept.narrow(FRAMES, old, before - old));
+        }
+        let _ = sum
+            .narrow(FRAMES, old, new)
+            .g_add_(&x.narrow(FRAMES, 0, new));
+        later.push(x.narrow(FRAMES, new, own - new));
+        if before + own > frames {
+            place.kept = Some(Tensor::cat(&later, FRAMES));
+        }
+    }
+}
+
+/// The axis of frames, from the end.
+const FRAMES: i64 = -3;
+
+fn frames_of(x: &Tensor) -> i64 {
+    let sizes = x.size();
+    sizes[sizes.len() - 3]
+}

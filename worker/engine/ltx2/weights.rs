@@ -1,0 +1,305 @@
+//! Named tensors: where they come from, and whether they are the ones that the model expects.
+//!
+//! Parts walk over a [`Weights`] once, in their `new`, and ask for each tensor by its library name and shape. Nothing fails
+//! there: what is missing or does not fit is collected, and [`Store::finish`] tells all of it at once, with what was left
+//! over. So nothing runs before every name, shape and type has been checked, and a damaged checkpoint is described whole.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display};
+use std::rc::Rc;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::tensors::Files;
+use crate::sampling::noise::generator;
+
+/// The tensors of one component, and what was found wrong with them so far.
+pub struct Store {
+    component: String,
+    source: Source,
+    kind: Kind,
+    device: Device,
+    found: RefCell<Found>,
+    reading: Reading,
+}
+
+/// How the tensors of files are read.
+#[derive(Clone, Default)]
+pub struct Reading {
+    /// Told of every tensor that was loaded.
+    pub watch: Option<Watch>,
+    /// Look for values that are no finite numbers.
+    pub check_values: bool,
+    /// Read nothing: only check names, shapes and types. Nothing built from such a store may run.
+    pub dry: bool,
+}
+
+/// Told of every tensor that was loaded: its bytes as stored.
+pub type Watch = Rc<dyn Fn(u64)>;
+
+/// Where tensors come from.
+enum Source {
+    /// By library name.
+    Tensors(BTreeMap<String, Tensor>),
+    /// Mapped files: what is taken is copied once, from there to the device.
+    Files(Rc<Files>),
+    /// Whatever is asked for exists, with small random values: for measuring without a checkpoint.
+    Random,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    taken: BTreeSet<String>,
+    problems: Vec<String>,
+}
+
+/// A checkpoint that is not what the model expects.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "part `{component}` does not fit its configuration: {}",
+    some(problems)
+)]
+pub struct WeightsError {
+    pub component: String,
+    pub problems: Vec<String>,
+}
+
+/// A damaged checkpoint may have thousands of problems, of which the first ones tell the story.
+const TOLD: usize = 8;
+
+fn some(problems: &[String]) -> String {
+    let told = problems.iter().take(TOLD).cloned().collect::<Vec<_>>();
+    match problems.len().saturating_sub(TOLD) {
+        0 => told.join("; "),
+        more => format!("{}; and {more} more", told.join("; ")),
+    }
+}
+
+impl Store {
+    /// Tensors by library name, as read from files; they are converted to `kind` and copied to `device` when taken.
+    pub fn new(
+        component: &str,
+        tensors: BTreeMap<String, Tensor>,
+        kind: Kind,
+        device: Device,
+    ) -> Rc<Self> {
+        let source = Source::Tensors(tensors);
+        Self::of(component, source, kind, device, Reading::default())
+    }
+
+    /// The tensors of a part's files.
+    pub(crate) fn files(
+        component: &str,
+        files: Rc<Files>,
+        kind: Kind,
+        device: Device,
+        reading: Reading,
+    ) -> Rc<Self> {
+        let source = Source::Files(files);
+        Self::of(component, source, kind, device, reading)
+    }
+
+    /// Random tensors of whatever shape is asked for.
+    pub fn random(component: &str, kind: Kind, device: Device) -> Rc<Self> {
+        Self::of(component, Source::Random, kind, device, Reading::default())
+    }
+
+    fn of(
+        component: &str,
+        source: Source,
+        kind: Kind,
+        device: Device,
+        reading: Reading,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            component: component.to_owned(),
+            source,
+            kind,
+            device,
+            found: RefCell::default(),
+            reading,
+        })
+    }
+
+    pub fn root(self: &Rc<Self>) -> Weights {
+        Weights {
+            store: self.clone(),
+            prefix: String::new(),
+        }
+    }
+
+    /// Tells what was missing, of another shape or left over.
+    ///
+    /// # Errors
+    /// When there was any of that; nothing built from this store may run then.
+    pub fn finish(&self) -> Result<(), WeightsError> {
+        let found = self.found.borrow();
+        let mut problems = found.problems.clone();
+        let mut leftover = |name: &str, stored: &str| {
+            if !found.taken.contains(name) {
+                problems.push(format!("unexpected tensor `{stored}`"));
+            }
+        };
+        match &self.source {
+            Source::Tensors(tensors) => tensors.keys().for_each(|name| leftover(name, name)),
+            Source::Files(files) => files
+                .names()
+                .for_each(|(name, stored)| leftover(name, stored)),
+            Source::Random => {}
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(WeightsError {
+            component: self.component.clone(),
+            problems,
+        })
+    }
+
+    fn take(&self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
+        let mut found = self.found.borrow_mut();
+        found.taken.insert(name.to_owned());
+        match self.read(name, shape, kind) {
+            Ok(tensor) => tensor,
+            Err(problem) => {
+                found.problems.push(problem);
+                self.stand_in(shape, kind)
+            }
+        }
+    }
+
+    fn read(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor, String> {
+        if let Source::Random = self.source {
+            // Keeps the variance of what passes through a matrix.
+            let fan_in: i64 = shape.iter().skip(1).product();
+            let scale = 1.0 / (fan_in.max(1) as f64).sqrt();
+            let _alone = generator();
+            return Ok(Tensor::randn(shape, (kind, self.device)) * scale);
+        }
+        match self.shape(name) {
+            Some(given) if given == shape => {}
+            Some(given) => {
+                let name = self.stored_name(name);
+                return Err(format!(
+                    "tensor `{name}`: expected shape {shape:?}, given {given:?}"
+                ));
+            }
+            None => return Err(format!("no tensor `{name}` of shape {shape:?}")),
+        }
+        match &self.source {
+            Source::Files(files) => self.read_file(files, name, shape, kind),
+            Source::Tensors(tensors) => Ok(tensors[name].to_device(self.device).to_kind(kind)),
+            Source::Random => unreachable!("answered above"),
+        }
+    }
+
+    fn read_file(
+        &self,
+        files: &Files,
+        name: &str,
+        shape: &[i64],
+        kind: Kind,
+    ) -> Result<Tensor, String> {
+        let named = |problem| format!("tensor `{}`: {problem}", self.stored_name(name));
+        let stored = files.stored(name).map_err(named)?;
+        if self.reading.dry {
+            return Ok(self.stand_in(shape, kind));
+        }
+        let tensor = stored.load(kind, self.device);
+        if let Some(watch) = &self.reading.watch {
+            watch(stored.bytes());
+        }
+        if self.reading.check_values && tensor.isfinite().all().int64_value(&[]) == 0 {
+            return Err(named("has values that are no finite numbers".to_owned()));
+        }
+        Ok(tensor)
+    }
+
+    /// Has the shape and takes no memory, so that whoever asked can go on until [`Self::finish`].
+    fn stand_in(&self, shape: &[i64], kind: Kind) -> Tensor {
+        Tensor::zeros([1], (kind, self.device)).expand(shape, false)
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        match &self.source {
+            Source::Tensors(tensors) => tensors.get(name).map(Tensor::size),
+            Source::Files(files) => files.shape(name).map(<[i64]>::to_vec),
+            Source::Random => None,
+        }
+    }
+
+    fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        match &self.source {
+            Source::Files(files) => files.stored_name(name).unwrap_or(name),
+            Source::Tensors(_) | Source::Random => name,
+        }
+    }
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading")
+            .field("check_values", &self.check_values)
+            .field("dry", &self.dry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("component", &self.component)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place among the names of a [`Store`].
+#[derive(Clone, Debug)]
+pub struct Weights {
+    store: Rc<Store>,
+    prefix: String,
+}
+
+impl Weights {
+    /// The place below this one.
+    pub fn sub(&self, name: impl Display) -> Self {
+        Self {
+            store: self.store.clone(),
+            prefix: self.name(name),
+        }
+    }
+
+    /// The tensor of that name here, in the working type. A stand-in when it is missing or of another shape: then
+    /// [`Store::finish`] fails.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Tensor {
+        self.tensor_as(name, shape, self.store.kind)
+    }
+
+    /// The same, in a type of its own.
+    pub fn tensor_as(&self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
+        self.store.take(&self.name(name), shape, kind)
+    }
+
+    /// The stored shape of a tensor, for the few sizes that no configuration tells; none where it is unknown.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.store.shape(&self.name(name))
+    }
+
+    /// The type that the model computes in.
+    pub fn kind(&self) -> Kind {
+        self.store.kind
+    }
+
+    pub fn device(&self) -> Device {
+        self.store.device
+    }
+
+    fn name(&self, name: impl Display) -> String {
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
+    }
+}
