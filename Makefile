@@ -2,11 +2,27 @@
 
 BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
 TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ redis-server
+TORCH_PACKAGES = g++
+
+# `make demo ENGINE=ltx2 MODEL=<folder>` runs a model instead of test pictures, and `make build ENGINE=ltx2` builds a worker
+# that can. Checks and tests always have the engine, so that nothing is built twice; `make test ENGINE=` leaves it out.
+ENGINE =
+MODEL = tests/reference/data/checkpoint/diffusers
+
+# libtorch is downloaded (0.5 GB) unless LIBTORCH names an installed PyTorch or libtorch: see deploy/libtorch/prepare.
+LIBTORCH_FOLDER = $(CURDIR)/target/libtorch
+FEATURES = $(if $(filter ltx2,$(ENGINE)),--features fastvideo-worker/torch)
+CARGO = $(if $(filter ltx2,$(ENGINE)),LIBTORCH=$(LIBTORCH_FOLDER)) cargo
 
 # What `make demo` starts. A slow engine, so that a segment can be watched while it is generated.
 DEMO_GPUS = 2
 DEMO_ARGS = --host 127.0.0.1 --generator.synthetic.step_ms 120 --generator.synthetic.frame_ms 15 \
             --streaming.generation_segment_cap 100
+# In sizes that small models have learned on a CPU; the reference checkpoint, which has learned nothing, has two stages, and
+# so wants multiples of 64. ARGS can say otherwise, and come last.
+DEMO_LTX2 = --model $(MODEL) --device cpu --host 127.0.0.1 --streaming.generation_segment_cap 100 \
+            --default_request.sampling.width 128 --default_request.sampling.num_frames 33 \
+            --default_request.sampling.height $(if $(wildcard $(MODEL)/latent_upsampler),128,96)
 
 # Reads the states that we write, with the libraries that FastVideo uses, and is the S3 that the stores are tested with.
 PYTHON = target/python
@@ -15,32 +31,48 @@ PYTHON_PACKAGES = tests/data/requirements.txt
 # What reads states that nobody vouches for is fuzzed for so long with every test run, in seconds per target.
 FUZZ_SECONDS = 20
 
-.PHONY: demo build test check fuzz bench clean python build-packages test-packages
+.PHONY: demo build test test-ltx2 test-ltx2-memory check fuzz bench clean python libtorch build-packages test-packages
 
 demo: build
-	target/release/fastvideo-supervisor --gpus $(DEMO_GPUS) $(DEMO_ARGS) $(ARGS)
+	target/release/fastvideo-supervisor --gpus $(DEMO_GPUS) \
+	    $(if $(filter ltx2,$(ENGINE)),$(DEMO_LTX2),$(DEMO_ARGS)) $(ARGS)
 
-build: build-packages
-	cargo build --release --workspace --locked
+build: build-packages libtorch
+	$(CARGO) build --release --workspace --locked $(FEATURES)
+
+test test-ltx2 test-ltx2-memory check: ENGINE = ltx2
+# One thread adds in one order.
+test test-ltx2 test-ltx2-memory: export OMP_NUM_THREADS = 1
 
 # The integration tests start the worker's binary, which `cargo test` alone would not build. Built together with the
 # tests, so that the features of shared dependencies agree and nothing is built twice.
-test: build-packages test-packages python
-	cargo build --workspace --locked --bins --tests
-	cargo test --workspace --locked
+test: build-packages test-packages python libtorch
+	$(CARGO) build --workspace --locked --bins --tests $(FEATURES)
+	$(CARGO) test --workspace --locked $(FEATURES)
 	fuzz/run $(FUZZ_SECONDS)
+
+# The engine alone, against the stored reference or that in LTX2_REFERENCE.
+test-ltx2: build-packages libtorch
+	$(CARGO) build --workspace --locked --bins --test reference --test integration $(FEATURES)
+	$(CARGO) test --workspace --locked --test reference $(FEATURES)
+	$(CARGO) test --workspace --locked --test integration $(FEATURES) ltx2
 
 # Goes on from where the last run ended; what it finds lies in target/fuzz/artifacts.
 fuzz: FUZZ_SECONDS = 1800
 fuzz:
 	fuzz/run $(FUZZ_SECONDS)
 
-check: build-packages
+# Takes minutes.
+test-ltx2-memory: build-packages libtorch
+	$(CARGO) build --workspace --locked --bins --test integration $(FEATURES)
+	$(CARGO) test --workspace --locked --test integration $(FEATURES) -- --ignored --nocapture memory_of_an_ltx2_worker
+
+check: build-packages libtorch
 	cargo fmt --all -- --check
 	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --workspace check bans licenses sources; \
+	$(CARGO) clippy --workspace --all-targets --locked $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(FEATURES)
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --workspace --all-features check bans licenses sources; \
 	else echo "cargo-deny is not installed: licences and sources of dependencies were not checked"; fi
 
 bench: build test-packages
@@ -57,6 +89,11 @@ $(PYTHON)/$(PYTHON_PACKAGES): $(PYTHON_PACKAGES)
 	python3 -m venv --clear $(PYTHON)
 	$(PYTHON)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	mkdir -p $(@D) && cp $< $@
+
+libtorch:
+	@$(if $(filter ltx2,$(ENGINE)),deploy/need-packages $(TORCH_PACKAGES))
+	@$(if $(filter ltx2,$(ENGINE)),python3 -c "import pip" 2>/dev/null || deploy/need-packages python3-pip)
+	@$(if $(filter ltx2,$(ENGINE)),deploy/libtorch/prepare $(LIBTORCH_FOLDER))
 
 build-packages:
 	@deploy/need-packages $(BUILD_PACKAGES)

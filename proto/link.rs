@@ -14,7 +14,7 @@ use crate::ids::{GpuId, JobId, SessionId};
 
 /// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
 /// a mismatch means that an old binary lies beside a new one.
-pub const LINK_VERSION: u32 = 4;
+pub const LINK_VERSION: u32 = 5;
 
 /// The worker's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +67,70 @@ pub struct WarmupSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum EngineSpec {
     Synthetic(SyntheticSpec),
+    Ltx2(Ltx2Spec),
+}
+
+/// The engine that runs LTX-2: see `worker/engine/ltx2.rs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ltx2Spec {
+    /// A folder, or the id of a repository.
+    pub model: String,
+    pub device: DeviceChoice,
+    /// What the model computes in; none for what suits the device.
+    pub precision: Option<Precision>,
+    pub draw_order: DrawOrder,
+    /// What positions in the picture are rounded to.
+    pub positions: Precision,
+    pub vae_tiling: VaeTiling,
+    /// One or two stages; none for as many as the checkpoint has parts for.
+    pub stages: Option<u32>,
+    /// Of the second stage, 1 to 3.
+    pub refine_steps: u32,
+    /// Use the engine's own kernels on a GPU, and not libtorch's alone.
+    pub kernels: bool,
+    /// Frames that a segment takes over from the one before, 0 or 8k + 1.
+    pub conditioning_num_frames: u32,
+    /// Frames at a segment's end, behind those that are taken over.
+    pub conditioning_end_offset: u32,
+    /// Frames' worth of sound that a segment takes over.
+    pub audio_conditioning_num_frames: u32,
+    /// Take over the sound as it was played, encoded again, and not the latents that it was made of.
+    pub audio_reencode: bool,
+    /// Look for weights that are no numbers.
+    pub check_weights: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceChoice {
+    /// The GPU that the worker sees, else the CPU.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Precision {
+    Bfloat16,
+    Float32,
+}
+
+/// How a seed's random numbers are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DrawOrder {
+    Channels,
+    Tokens,
+}
+
+/// How the picture is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VaeTiling {
+    Whole,
+    /// As the whole, a few frames at a time.
+    Grouped,
+    /// In overlapping tiles, as diffusers does.
+    Library,
+    /// In overlapping tiles, as FastVideo does.
+    Fastvideo,
 }
 
 /// The engine that needs no model: see `worker/engine/synthetic.rs`.
@@ -252,6 +316,8 @@ pub enum Event {
     /// The worker cannot become ready and says why; it exits after this.
     BootFailed {
         message: String,
+        /// Whether the next process will fail in the same way: nothing but an operator can mend it.
+        permanent: bool,
     },
     Heartbeat {
         resident_bytes: u64,

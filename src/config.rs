@@ -112,13 +112,9 @@ pub(crate) enum ConfigError {
         origin: Origin,
     },
     #[error(
-        "engine ltx2 is not part of this build ({origin}); `--engine synthetic` serves test pictures instead"
+        "engine ltx2 needs a model ({origin}): `--model` names a folder or a repository; `--engine synthetic` serves test pictures without one"
     )]
-    NoLtx2 { origin: Origin },
-    #[error(
-        "a model is configured ({origin}), but this build has no ltx2 engine to run it; `--engine synthetic` serves test pictures instead"
-    )]
-    NoEngineForModel { origin: Origin },
+    NoModel { origin: Origin },
     #[error("the worker program {} {problem}; `--worker-bin` names another", path.display())]
     WorkerBin {
         path: PathBuf,
@@ -215,7 +211,9 @@ fn warnings(ignored: &[String], settings: &Settings, config: &Config) -> Vec<Str
         warnings.push(format!("prompts are not screened: `{key}` is not set"));
     }
     let mut without_effect: Vec<&str> = ignored.iter().map(String::as_str).collect();
-    if settings.get("generator.model_path").is_some() {
+    if settings.text("generator.engine.name") == Some("synthetic")
+        && settings.get("generator.model_path").is_some()
+    {
         without_effect.push("generator.model_path");
     }
     if !without_effect.is_empty() {

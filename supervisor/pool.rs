@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
 use fastvideo_proto::link::{
-    EncoderSpec, EngineSpec, JobSpec, ReadyReport, VideoFormat, WarmupSpec,
+    EncoderSpec, EngineSpec, JobSpec, ReadyReport, VideoFormat, WarmupSpec, frames_to_time,
 };
 use futures_util::FutureExt;
 use serde::Serialize;
@@ -46,6 +46,8 @@ pub struct Config {
     pub gpus: Vec<Gpu>,
     pub engine: EngineSpec,
     pub format: VideoFormat,
+    /// Frames that a segment adds to the one before: fewer than it has where it begins with some of those.
+    pub new_frames: u32,
     pub encoder: EncoderSpec,
     pub warmup: Option<WarmupSpec>,
     /// Warm-up makes segments like those of the default request, so that its timing says how long one takes.
@@ -168,6 +170,8 @@ pub struct WorkerStatus {
 pub struct ExitReport {
     pub kind: ExitKind,
     pub reason: String,
+    /// The next process would not become ready either.
+    pub permanent: bool,
     pub uptime: Duration,
     pub at: SystemTime,
 }
@@ -219,7 +223,8 @@ impl Pool {
             .collect();
         let sharing = Sharing {
             max_sessions: config.sessions_per_gpu,
-            keep_up: config.keep_up.then(|| config.format.duration()),
+            keep_up: (config.keep_up)
+                .then(|| frames_to_time(config.new_frames.into(), config.format.fps)),
         };
         let ids = config.gpus.iter().map(|gpu| gpu.id);
         let board = Board::new(ids.zip(wakes.iter().cloned()), sharing);

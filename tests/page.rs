@@ -6,7 +6,7 @@ use crate::harness::{Server, merge};
 use crate::readback;
 use browser::Browser;
 
-mod browser;
+pub(crate) mod browser;
 mod prompts;
 mod recovery;
 mod session;

@@ -33,6 +33,8 @@ mod video;
 
 use fmp4::Fmp4;
 use jpeg::Jpeg;
+#[cfg(feature = "torch")]
+pub(crate) use sound::predict;
 
 /// Samples per channel that the end of one segment hands to the beginning of the next.
 pub(crate) const SOUND_TAIL_SAMPLES: usize = 2048;

@@ -11,15 +11,26 @@ use fastvideo_proto::state::StateHeader;
 
 use crate::state::StateBuffer;
 
+#[cfg(feature = "torch")]
+pub(crate) mod ltx2;
+#[cfg(feature = "torch")]
+mod ltx2_state;
+mod picture;
 pub(crate) mod synthetic;
 
 /// A model that makes one segment at a time.
-pub(crate) trait Engine: Send {
+pub(crate) trait Engine {
     /// Reads the weights. Called once, before anything else; may take minutes.
     ///
     /// # Errors
-    /// When this worker can never serve the model; the message is for the operator.
-    fn load(&mut self, progress: &mut dyn FnMut(f32, &str)) -> Result<Loaded, EngineError>;
+    /// When this worker cannot serve the model; the message is for the operator. [`EngineError::Unusable`] where no other
+    /// process could either.
+    fn load(&mut self, progress: LoadProgress) -> Result<Loaded, EngineError>;
+
+    /// How many frames a segment will have: fewer than the format says where it begins with some of the segment before.
+    fn frames(&self, request: &GenerateRequest<'_>) -> u32 {
+        request.format.num_frames
+    }
 
     /// Makes one segment: reports steps, hands out frames in order and the sound that goes with them, and returns the
     /// state that the next segment continues from. The result depends on the request alone.
@@ -32,6 +43,9 @@ pub(crate) trait Engine: Send {
         sink: &mut dyn Sink,
     ) -> Result<NewState, EngineError>;
 }
+
+/// Takes how far loading is, 0 to 1, and what is being loaded.
+pub(crate) type LoadProgress = Box<dyn FnMut(f32, &str)>;
 
 /// What an engine says of itself once it is loaded.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,4 +139,14 @@ pub(crate) enum EngineError {
     /// Something broke; the worker can go on.
     #[error("{0}")]
     Failed(String),
+    /// Something broke that only another process can do without.
+    #[cfg_attr(
+        not(feature = "torch"),
+        expect(dead_code, reason = "nothing else can break like that")
+    )]
+    #[error("{0}")]
+    Broken(String),
+    /// No process can serve this model on this machine, until an operator has mended what the text says.
+    #[error("{0}")]
+    Unusable(String),
 }

@@ -26,7 +26,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
         faults: Vec::new(),
     };
     let mut engine = Synthetic::new(spec, format);
-    engine.load(&mut |_, _| {})?;
+    engine.load(Box::new(|_, _| {}))?;
     let request = GenerateRequest {
         segment_idx: 0,
         prompt: "a lighthouse over a stormy sea",

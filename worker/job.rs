@@ -18,7 +18,7 @@ use fastvideo_proto::client::{Stage, StreamMode};
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::link::{
     Command, EngineSpec, Event, FaultPoint, JobFailure, JobReport, JobSpec, JobState, JobTiming,
-    LINK_VERSION, LoadSpec, ReadyReport, WarmupSpec,
+    LINK_VERSION, LoadSpec, ReadyReport, VideoFormat, WarmupSpec,
 };
 use fastvideo_proto::state::{StateError, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
@@ -76,12 +76,23 @@ pub(crate) fn serve(link: &str) -> anyhow::Result<()> {
     let mut worker = match Worker::load(&spec, &events) {
         Ok(worker) => worker,
         Err(error) => {
-            let message = format!("{error:#}");
-            events.send(Event::BootFailed { message });
+            events.send(Event::BootFailed {
+                message: format!("{error:#}"),
+                permanent: is_permanent(&error),
+            });
             return Err(error);
         }
     };
     worker.run(&work, &jobs)
+}
+
+/// Whether another process would not become ready either: the model, the machine and the configured size stay the same.
+fn is_permanent(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref();
+    matches!(
+        error,
+        Some(EngineError::Unusable(_) | EngineError::Refused(_))
+    )
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
@@ -205,24 +216,39 @@ struct Made {
     timing: JobTiming,
 }
 
+/// The engine that is asked for.
+fn engine(spec: &LoadSpec) -> Result<Box<dyn Engine>, EngineError> {
+    match &spec.engine {
+        EngineSpec::Synthetic(synthetic) => {
+            Ok(Box::new(Synthetic::new(synthetic.clone(), spec.format)))
+        }
+        #[cfg(feature = "torch")]
+        EngineSpec::Ltx2(ltx2) => Ok(Box::new(crate::engine::ltx2::Ltx2::new(ltx2.clone()))),
+        #[cfg(not(feature = "torch"))]
+        EngineSpec::Ltx2(_) => Err(EngineError::Unusable(
+            "this worker was built without the engine ltx2; `make build ENGINE=ltx2` builds one with it"
+                .to_owned(),
+        )),
+    }
+}
+
 impl Worker {
     /// Loads the engine and warms it up. The supervisor has been told when this returns.
     fn load(spec: &LoadSpec, events: &Events) -> anyhow::Result<Self> {
-        let EngineSpec::Synthetic(synthetic) = &spec.engine;
-        let mut faults = Faults::new(
-            &synthetic.faults,
-            spec.gpu.0,
-            spec.incarnation,
-            events.clone(),
-        );
+        let faults = match &spec.engine {
+            EngineSpec::Synthetic(synthetic) => &synthetic.faults[..],
+            EngineSpec::Ltx2(_) => &[],
+        };
+        let mut faults = Faults::new(faults, spec.gpu.0, spec.incarnation, events.clone());
         faults.reach(FaultPoint::Boot, None)?;
-        let mut engine = Box::new(Synthetic::new(synthetic.clone(), spec.format));
+        let mut engine = engine(spec)?;
         let started = Instant::now();
         faults.reach(FaultPoint::Load, None)?;
-        let loaded = engine.load(&mut |fraction, what| {
+        let told = events.clone();
+        let loaded = engine.load(Box::new(move |fraction, what| {
             let what = what.to_owned();
-            events.send(Event::LoadProgress { fraction, what });
-        })?;
+            told.send(Event::LoadProgress { fraction, what });
+        }))?;
         let load = started.elapsed();
         let mut worker = Self {
             engine,
@@ -334,13 +360,16 @@ impl Worker {
                     outbox.finish(report, blob);
                 }
                 // It would fail every job; another process may not.
+                Err(error @ EngineError::Broken(_)) => return Err(error.into()),
                 Err(error) if self.pipeline.is_closed() => return Err(error.into()),
                 Err(error) => {
                     let failure = match &error {
                         EngineError::Cancelled => JobFailure::Cancelled,
                         EngineError::Refused(_) => JobFailure::Refused,
                         EngineError::StateIncompatible(_) => JobFailure::StateIncompatible,
-                        EngineError::Failed(_) => JobFailure::Failed,
+                        EngineError::Failed(_)
+                        | EngineError::Broken(_)
+                        | EngineError::Unusable(_) => JobFailure::Failed,
                     };
                     outbox.fail(failure, error.to_string());
                 }
@@ -386,10 +415,6 @@ impl Worker {
             blob: start.blob(),
         });
         let sound_before = start.map(|s| sound_tail(&s.header)).unwrap_or_default();
-        let params = self.params(spec.format, spec.stream_mode);
-        let (pipeline, faults) = (&self.pipeline, &mut self.faults);
-        let begun = pipeline.begin(params, spec.start_frame, sound_before, target.clone());
-        begun.map_err(|closed| EngineError::Failed(closed.to_string()))?;
         let request = GenerateRequest {
             segment_idx: spec.segment_idx,
             prompt: &spec.prompt,
@@ -401,6 +426,14 @@ impl Worker {
             initial_image: spec.initial_image.as_deref(),
             state,
         };
+        let format = VideoFormat {
+            num_frames: self.engine.frames(&request),
+            ..spec.format
+        };
+        let params = self.params(format, spec.stream_mode);
+        let (pipeline, faults) = (&self.pipeline, &mut self.faults);
+        let begun = pipeline.begin(params, spec.start_frame, sound_before, target.clone());
+        begun.map_err(|closed| EngineError::Failed(closed.to_string()))?;
         let mut sink = JobSink {
             spec,
             target,
@@ -446,7 +479,7 @@ impl Worker {
         })
     }
 
-    fn params(&self, format: fastvideo_proto::link::VideoFormat, mode: StreamMode) -> EncodeParams {
+    fn params(&self, format: VideoFormat, mode: StreamMode) -> EncodeParams {
         EncodeParams {
             format,
             mode,
@@ -553,7 +586,7 @@ fn keep_sound_tail(header: &mut StateHeader, samples: &[f32]) {
 #[cfg(test)]
 mod tests {
     use fastvideo_proto::ids::GpuId;
-    use fastvideo_proto::link::{EncoderSpec, SyntheticSpec, VideoFormat};
+    use fastvideo_proto::link::{EncoderSpec, SyntheticSpec};
 
     use super::*;
 

@@ -19,6 +19,8 @@ mod link;
 mod outbox;
 mod pipeline;
 mod state;
+#[cfg(feature = "torch")]
+mod tools;
 
 /// Generates and encodes video segments on one GPU. Started by fastvideo-supervisor, not by hand.
 #[derive(Debug, Parser)]
@@ -39,6 +41,15 @@ enum Command {
         #[arg(long)]
         link: String,
     },
+    /// Measures the parts of a model: time, memory, operations per second. Prints JSON.
+    #[cfg(feature = "torch")]
+    Bench(Box<tools::bench::BenchArgs>),
+    /// Makes a video of one or several prompts with a model, without a supervisor.
+    #[cfg(feature = "torch")]
+    Generate(Box<tools::generate::GenerateArgs>),
+    /// Tells what a model is, what it needs and whether anything is wrong with it.
+    #[cfg(feature = "torch")]
+    Inspect(tools::inspect::InspectArgs),
     /// Measures the encoder alone, on the frames that the synthetic engine renders ahead, and prints JSON.
     BenchEncode {
         #[arg(long, default_value_t = 1920)]
@@ -57,8 +68,23 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Run { worker_id, link } => {
-            log_to_supervisor();
+            log_to_stderr();
             job::serve(&link).with_context(|| format!("worker {worker_id} stopped"))
+        }
+        #[cfg(feature = "torch")]
+        Command::Bench(args) => {
+            log_to_stderr();
+            tools::bench::run(&args)
+        }
+        #[cfg(feature = "torch")]
+        Command::Generate(args) => {
+            log_to_stderr();
+            tools::generate::run(&args)
+        }
+        #[cfg(feature = "torch")]
+        Command::Inspect(args) => {
+            log_to_stderr();
+            tools::inspect::run(&args)
         }
         Command::BenchEncode {
             width,
@@ -87,8 +113,8 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Lines of the form `LEVEL message`, which the supervisor reads from stderr and logs as its own.
-fn log_to_supervisor() {
+/// Lines of the form `LEVEL message`, which the supervisor reads and logs as its own.
+fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())

@@ -13,7 +13,11 @@ fuzz_target!(|data: &[u8]| {
     let Some(label) = model.label("__label__unsafe") else {
         return;
     };
-    for text in ["", "rain on 東京 \u{1f98a} unheard-of </s> x", "__label__a b\0c"] {
+    for text in [
+        "",
+        "rain on 東京 \u{1f98a} unheard-of </s> x",
+        "__label__a b\0c",
+    ] {
         model.score(text, label);
     }
 });

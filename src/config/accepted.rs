@@ -75,8 +75,6 @@ const ACCEPTED: &[&str] = &[
     "default_request.plan",
     "default_request.extensions",
     "streaming.stream_mode",
-    "streaming.pool.enable_audio_reencode",
-    "streaming.pool.conditioning_end_offset",
 ];
 
 pub(super) fn paths() -> impl Iterator<Item = &'static str> {

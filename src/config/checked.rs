@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use fastvideo_proto::link::{
-    EncoderSpec, EngineSpec, FaultSpec, SyntheticSpec, VideoFormat, WarmupSpec,
+    DeviceChoice, DrawOrder, EncoderSpec, EngineSpec, FaultSpec, Ltx2Spec, Precision,
+    SyntheticSpec, VaeTiling, VideoFormat, WarmupSpec,
 };
 use fastvideo_supervisor_core::pool::{Gpu, Recycle};
 use fastvideo_supervisor_core::prompt::enhancer::{self, BreakerConfig, Style};
@@ -17,6 +18,10 @@ use super::gpus::GpuSpec;
 use super::settings::{Origin, Settings};
 use super::{ConfigError, Surroundings, faults, providers};
 use crate::logging::{self, LogFormat};
+
+/// Rows and columns of pixels that a latent of LTX-2 stands for, and frames.
+const LTX2_CELL: u64 = 32;
+const LTX2_FRAMES: u64 = 8;
 
 /// Checks what depends on several keys or on the machine, and builds the configuration.
 pub(super) fn build(
@@ -295,12 +300,13 @@ impl Checker<'_> {
         let settings = self.settings;
         pool::Config {
             worker_bin: self.worker_bin(),
-            gpus: self.gpus(engine),
-            engine: EngineSpec::Synthetic(self.synthetic()),
+            gpus: self.gpus(&engine),
             format: self.format(),
+            new_frames: new_frames(self.format(), &engine),
             encoder: self.encoder(),
-            warmup: self.warmup(),
-            warmup_is_typical: self.warmup_is_typical(),
+            warmup: self.warmup(&engine),
+            warmup_is_typical: warmup_is_typical(settings, &engine),
+            engine,
             sessions_per_gpu: settings.number("streaming.pool.sessions_per_gpu"),
             keep_up: settings.switch("streaming.pool.keep_up"),
             recycle: self.recycle(),
@@ -326,15 +332,6 @@ impl Checker<'_> {
         }
     }
 
-    fn warmup_is_typical(&self) -> bool {
-        ["width", "height", "num_frames", "num_inference_steps"]
-            .iter()
-            .all(|name| {
-                let of = |section| self.settings.whole(&format!("{section}.{name}"));
-                of("streaming.warmup") == of("default_request.sampling")
-            })
-    }
-
     fn format(&self) -> VideoFormat {
         VideoFormat {
             width: self.settings.number("default_request.sampling.width"),
@@ -344,26 +341,24 @@ impl Checker<'_> {
         }
     }
 
-    fn engine(&mut self) -> Engine {
-        if let Some(engine) = self.settings.get("generator.engine.name") {
-            if self.settings.text("generator.engine.name") == Some("synthetic") {
-                return Engine::Synthetic;
+    fn engine(&mut self) -> EngineSpec {
+        let named = self.settings.get("generator.engine.name");
+        let model = self.settings.text("generator.model_path");
+        let origin = match (self.settings.text("generator.engine.name"), model) {
+            (Some("ltx2"), None) => named.map(|setting| setting.origin.clone()),
+            (Some("ltx2") | None, Some(model)) => {
+                self.not_empty("generator.model_path", "a folder or the id of a repository");
+                return EngineSpec::Ltx2(self.ltx2(model.to_owned()));
             }
-            self.errors.push(ConfigError::NoLtx2 {
-                origin: engine.origin.clone(),
-            });
-            return Engine::Ltx2;
-        }
-        let Some(model) = self.settings.get("generator.model_path") else {
-            return Engine::Synthetic;
+            _ => return EngineSpec::Synthetic(self.synthetic()),
         };
-        self.errors.push(ConfigError::NoEngineForModel {
-            origin: model.origin.clone(),
+        self.errors.push(ConfigError::NoModel {
+            origin: origin.unwrap_or(Origin::Default),
         });
-        Engine::Ltx2
+        EngineSpec::Ltx2(self.ltx2(String::new()))
     }
 
-    fn gpus(&mut self, engine: Engine) -> Vec<Gpu> {
+    fn gpus(&mut self, engine: &EngineSpec) -> Vec<Gpu> {
         let machine = &self.surroundings.machine;
         let (spec, origin) = match self.settings.get("streaming.pool.gpus") {
             Some(given) => (
@@ -376,8 +371,8 @@ impl Checker<'_> {
             None => self.gpu_count(),
         };
         let gpus = spec.and_then(|spec| match engine {
-            Engine::Synthetic => machine.places(&spec),
-            Engine::Ltx2 => machine.gpus(&spec),
+            EngineSpec::Ltx2(ltx2) if ltx2.device != DeviceChoice::Cpu => machine.gpus(&spec),
+            EngineSpec::Synthetic(_) | EngineSpec::Ltx2(_) => machine.places(&spec),
         });
         gpus.unwrap_or_else(|source| {
             self.errors.push(ConfigError::Gpus { source, origin });
@@ -394,6 +389,91 @@ impl Checker<'_> {
             }
         }
         (Ok(GpuSpec::Count(1)), Origin::Default)
+    }
+
+    fn ltx2(&mut self, model: String) -> Ltx2Spec {
+        let settings = self.settings;
+        let spec = Ltx2Spec {
+            model,
+            device: match settings.text("generator.ltx2.device") {
+                Some("cpu") => DeviceChoice::Cpu,
+                Some("cuda") => DeviceChoice::Cuda,
+                _ => DeviceChoice::Auto,
+            },
+            precision: precision(settings.text("generator.ltx2.precision")),
+            draw_order: match settings.text("generator.ltx2.draw_order") {
+                Some("tokens") => DrawOrder::Tokens,
+                _ => DrawOrder::Channels,
+            },
+            positions: precision(settings.text("generator.ltx2.positions"))
+                .unwrap_or(Precision::Float32),
+            vae_tiling: match settings.text("generator.ltx2.vae_tiling") {
+                Some("whole") => VaeTiling::Whole,
+                Some("library") => VaeTiling::Library,
+                Some("fastvideo") => VaeTiling::Fastvideo,
+                _ => VaeTiling::Grouped,
+            },
+            stages: match settings.text("generator.ltx2.stages") {
+                Some("one") => Some(1),
+                Some("two") => Some(2),
+                _ => None,
+            },
+            refine_steps: settings.number("generator.ltx2.refine_steps"),
+            kernels: settings.switch("generator.ltx2.kernels"),
+            conditioning_num_frames: settings.number("streaming.pool.conditioning_num_frames"),
+            conditioning_end_offset: settings.number("streaming.pool.conditioning_end_offset"),
+            audio_conditioning_num_frames: settings
+                .number("generator.ltx2.audio_conditioning_num_frames"),
+            audio_reencode: settings.switch("streaming.pool.enable_audio_reencode"),
+            check_weights: settings.switch("generator.ltx2.check_weights"),
+        };
+        self.ltx2_sizes(&spec);
+        spec
+    }
+
+    /// What every checkpoint of this family refuses; the rest is known once it is loaded.
+    fn ltx2_sizes(&mut self, spec: &Ltx2Spec) {
+        let cell = match spec.stages {
+            // The first stage is made at half the size.
+            Some(2) => 2 * LTX2_CELL,
+            _ => LTX2_CELL,
+        };
+        let kept = "streaming.pool.conditioning_num_frames";
+        let frames = self.settings.whole(kept);
+        if frames != 0 && frames % LTX2_FRAMES != 1 {
+            self.unfit(kept, "0 or one more than a multiple of 8 for engine ltx2");
+        }
+        let taken = u64::from(spec.conditioning_num_frames + spec.conditioning_end_offset);
+        for section in ["default_request.sampling", "streaming.warmup"] {
+            for name in ["width", "height", "num_frames"] {
+                let path = format!("{section}.{name}");
+                // Where warm-up is not configured it is the default request.
+                if section == "streaming.warmup" && !is_given(self.settings, &path) {
+                    continue;
+                }
+                let given = self.settings.whole(&path);
+                if name != "num_frames" {
+                    if !given.is_multiple_of(cell) {
+                        self.unfit(&path, &format!("a multiple of {cell} for engine ltx2"));
+                    }
+                } else if given % LTX2_FRAMES != 1 {
+                    self.unfit(&path, "one more than a multiple of 8 for engine ltx2");
+                } else if given <= taken {
+                    let expected = format!("more than the {taken} that a segment takes over");
+                    self.unfit(&path, &expected);
+                }
+            }
+        }
+    }
+
+    fn unfit(&mut self, path: &str, expected: &str) {
+        let setting = self.settings.get(path);
+        self.errors.push(ConfigError::Value {
+            key: path.to_owned(),
+            expected: expected.to_owned(),
+            given: setting.map_or_else(String::new, |setting| setting.value.to_string()),
+            origin: setting.map_or(Origin::Default, |setting| setting.origin.clone()),
+        });
     }
 
     fn synthetic(&mut self) -> SyntheticSpec {
@@ -438,7 +518,7 @@ impl Checker<'_> {
         }
     }
 
-    fn warmup(&mut self) -> Option<WarmupSpec> {
+    fn warmup(&mut self, engine: &EngineSpec) -> Option<WarmupSpec> {
         let settings = self.settings;
         if !settings.switch("streaming.warmup.enabled") {
             return None;
@@ -450,12 +530,16 @@ impl Checker<'_> {
                 .unwrap_or_default()
                 .to_owned(),
             format: VideoFormat {
-                width: settings.number("streaming.warmup.width"),
-                height: settings.number("streaming.warmup.height"),
-                num_frames: settings.number("streaming.warmup.num_frames"),
+                width: settings.number(&warmup_key(settings, engine, "width")),
+                height: settings.number(&warmup_key(settings, engine, "height")),
+                num_frames: settings.number(&warmup_key(settings, engine, "num_frames")),
                 fps: settings.number("default_request.sampling.fps"),
             },
-            num_inference_steps: settings.number("streaming.warmup.num_inference_steps"),
+            num_inference_steps: settings.number(&warmup_key(
+                settings,
+                engine,
+                "num_inference_steps",
+            )),
         })
     }
 
@@ -496,9 +580,43 @@ impl Checker<'_> {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Engine {
-    Synthetic,
-    /// Refused, but its GPUs are checked with the rest.
-    Ltx2,
+fn precision(name: Option<&str>) -> Option<Precision> {
+    match name {
+        Some("bfloat16") => Some(Precision::Bfloat16),
+        Some("float32") => Some(Precision::Float32),
+        _ => None,
+    }
+}
+
+fn new_frames(format: VideoFormat, engine: &EngineSpec) -> u32 {
+    let taken = match engine {
+        EngineSpec::Synthetic(_) => 0,
+        EngineSpec::Ltx2(ltx2) => ltx2.conditioning_num_frames,
+    };
+    format.num_frames.saturating_sub(taken).max(1)
+}
+
+fn is_given(settings: &Settings, path: &str) -> bool {
+    (settings.get(path)).is_some_and(|setting| setting.origin != Origin::Default)
+}
+
+/// Which key says it of the warm-up. A model is warmed up with what it will be asked for, unless something else is given:
+/// small segments would leave its kernels untried.
+fn warmup_key(settings: &Settings, engine: &EngineSpec, name: &str) -> String {
+    let own = format!("streaming.warmup.{name}");
+    match engine {
+        EngineSpec::Ltx2(_) if !is_given(settings, &own) => {
+            format!("default_request.sampling.{name}")
+        }
+        EngineSpec::Ltx2(_) | EngineSpec::Synthetic(_) => own,
+    }
+}
+
+fn warmup_is_typical(settings: &Settings, engine: &EngineSpec) -> bool {
+    ["width", "height", "num_frames", "num_inference_steps"]
+        .iter()
+        .all(|name| {
+            let usual = format!("default_request.sampling.{name}");
+            settings.whole(&warmup_key(settings, engine, name)) == settings.whole(&usual)
+        })
 }

@@ -102,7 +102,9 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.pool.format, format);
     let warmup = config.pool.warmup.unwrap();
     assert_eq!((warmup.format.width, warmup.format.num_frames), (256, 8));
-    let EngineSpec::Synthetic(engine) = config.pool.engine;
+    let EngineSpec::Synthetic(engine) = config.pool.engine else {
+        panic!("no model is configured");
+    };
     assert_eq!(engine.conditioning_num_frames, 9);
     assert_eq!(engine.audio_latent_frames, 51);
 }
@@ -262,9 +264,9 @@ fn values_that_contradict_each_other_are_refused_together() {
         "`streaming.pool.heartbeat_interval_ms` must not be above `streaming.pool.heartbeat_timeout_ms`, given 1000 (default) and 500",
         "`streaming.pool.min_backoff_ms` must not be above `streaming.pool.max_backoff_ms`, given 90000",
         "`default_request.sampling.num_inference_steps` must not be above `streaming.limits.max_inference_steps`, given 8 (default) and 4 (--streaming.limits.max_inference_steps)",
+        "`generator.synthetic.faults`: unknown point `begin`",
         "the worker program /nonexistent/worker is not there",
         "`streaming.pool.gpus` is `all`, but this machine shows no GPU",
-        "`generator.synthetic.faults`: unknown point `begin`",
     ];
     assert_eq!(errors.len(), expected.len(), "{errors:#?}");
     for (error, expected) in errors.iter().zip(expected) {
@@ -334,18 +336,49 @@ fn a_model_needs_an_engine() {
         (Err(errors), None) => panic!("{errors}"),
     };
     check(&[], None);
-    check(
-        &["generator.model_path=m"],
-        Some("a model is configured (--model), but this build has no ltx2 engine"),
-    );
+    check(&["generator.model_path=m"], None);
     check(
         &["generator.engine.name=ltx2"],
-        Some("engine ltx2 is not part of this build (--engine)"),
+        Some("engine ltx2 needs a model (--engine)"),
     );
     check(
         &["generator.model_path=m", "generator.engine.name=synthetic"],
         None,
     );
+}
+
+#[test]
+fn a_model_s_sizes_are_checked_and_its_warm_up_is_the_default_request() {
+    let load = |flags: &[&str]| load_flags(&[&["generator.model_path=m"], flags].concat());
+    let warmup = load(&[]).unwrap().config.pool.warmup.unwrap();
+    assert_eq!((warmup.format.width, warmup.format.num_frames), (768, 121));
+    assert!(load(&[]).unwrap().config.pool.warmup_is_typical);
+    let given = load(&["streaming.warmup.num_frames=17"]).unwrap();
+    assert_eq!(given.config.pool.warmup.unwrap().format.num_frames, 17);
+    assert!(!given.config.pool.warmup_is_typical);
+
+    let errors = errors(load(&[
+        "default_request.sampling.width=720",
+        "default_request.sampling.num_frames=120",
+        "streaming.warmup.num_frames=9",
+        "streaming.warmup.height=100",
+        "streaming.pool.conditioning_num_frames=8",
+    ]));
+    let expected = [
+        "`streaming.pool.conditioning_num_frames` must be 0 or one more than a multiple of 8",
+        "`default_request.sampling.width` must be a multiple of 32 for engine ltx2, given 720",
+        "`default_request.sampling.num_frames` must be one more than a multiple of 8",
+        "`streaming.warmup.height` must be a multiple of 32 for engine ltx2, given 100",
+    ];
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
+    for (error, expected) in errors.iter().zip(expected) {
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let two = [
+        "generator.ltx2.stages=two",
+        "default_request.sampling.width=736",
+    ];
+    assert!(load(&two).is_err());
 }
 
 /// The shape of the files that people have for FastVideo: all four sections, keys that mean nothing here.
@@ -387,7 +420,6 @@ fn fastvideo_file_loads_and_says_what_has_no_effect() {
              generator.engine.compile.enabled, generator.engine.compile.mode, \
              generator.engine.compile.extras, generator.pipeline.workload_type, \
              generator.pipeline.preset_overrides, server.output_dir, streaming.stream_mode, \
-             streaming.pool.enable_audio_reencode, streaming.pool.conditioning_end_offset, \
              generator.model_path",
         ]
     );

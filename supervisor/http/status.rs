@@ -216,6 +216,8 @@ struct LastExit {
     #[schema(value_type = String)]
     kind: ExitKind,
     reason: String,
+    /// The next process would not become ready either: an operator has to mend what the reason says.
+    permanent: bool,
     uptime_seconds: f64,
     ts: String,
 }
@@ -289,6 +291,7 @@ impl GpuStatus {
             last_exit: status.last_exit.as_ref().map(|exit| LastExit {
                 kind: exit.kind,
                 reason: exit.reason.clone(),
+                permanent: exit.permanent,
                 uptime_seconds: exit.uptime.as_secs_f64(),
                 ts: rfc3339(exit.at),
             }),

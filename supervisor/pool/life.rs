@@ -66,7 +66,7 @@ pub(super) struct Life<'a> {
     /// Of the running job.
     last_progress: Instant,
     steps: LatestTimes,
-    boot_failure: Option<String>,
+    boot_failure: Option<BootFailure>,
     leaving: Option<Leaving>,
     renewal: Renewal,
     /// While the next process is ready: until when no job is begun, so that it can take over.
@@ -75,6 +75,13 @@ pub(super) struct Life<'a> {
     renewal_pause: Option<Duration>,
     /// No other try before then.
     renew_after: Option<Instant>,
+}
+
+/// Why the process cannot become ready, as it said itself.
+#[derive(Debug)]
+struct BootFailure {
+    message: String,
+    permanent: bool,
 }
 
 /// The worker takes no more jobs and is asked to leave when the last has ended.
@@ -245,7 +252,9 @@ impl<'a> Life<'a> {
             }
             (Event::WarmingUp, _) => self.task.change(Change::Loaded),
             (Event::Ready(report), _) => return self.ready(*report),
-            (Event::BootFailed { message }, _) => self.boot_failure = Some(message),
+            (Event::BootFailed { message, permanent }, _) => {
+                self.boot_failure = Some(BootFailure { message, permanent });
+            }
             (Event::Heartbeat { resident_bytes }, _) => {
                 (self.task.status).send_modify(|s| s.resident_bytes = Some(resident_bytes));
             }
@@ -648,6 +657,7 @@ impl<'a> Life<'a> {
             let exit = ExitReport {
                 kind: ExitKind::Asked,
                 reason: left.map_or_else(|error| error.to_string(), describe),
+                permanent: false,
                 uptime: started.elapsed(),
                 at: SystemTime::now(),
             };
@@ -718,17 +728,18 @@ impl<'a> Life<'a> {
         }
         self.process.read_last_lines().await;
         if self.boot_deadline.is_some() && exit.kind != ExitKind::Asked {
-            let failure = self.boot_failure.take();
-            if failure.is_some() {
-                exit.kind = ExitKind::Boot;
+            match self.boot_failure.take() {
+                Some(failure) => {
+                    exit.kind = ExitKind::Boot;
+                    exit.reason = failure.message;
+                    exit.permanent = failure.permanent;
+                }
+                None => {
+                    if let Some(line) = self.process.last_lines().last() {
+                        exit.reason = format!("{}: {line}", exit.reason);
+                    }
+                }
             }
-            let reason = failure.unwrap_or_else(|| {
-                let lines = self.process.last_lines();
-                lines
-                    .last()
-                    .map_or_else(|| exit.reason.clone(), |l| format!("{}: {l}", exit.reason))
-            });
-            exit.reason = reason;
         }
         exit
     }

@@ -26,7 +26,7 @@ pub enum WorkerState {
     Exited,
     /// Exited unasked; will be started again.
     BackingOff,
-    /// Exited unasked too often; waits for an operator, or for the time when no worker is left.
+    /// Exited unasked too often, or cannot become ready; waits for an operator, or for the time when no worker is left.
     Quarantined,
 }
 
@@ -119,6 +119,14 @@ pub(crate) struct RestartPolicy {
 pub(crate) enum Verdict {
     RestartAfter(Duration),
     Quarantine,
+    /// Until an operator lifts it: no time will mend what is wrong.
+    QuarantineForGood,
+}
+
+impl Verdict {
+    pub(crate) fn quarantines(self) -> bool {
+        matches!(self, Self::Quarantine | Self::QuarantineForGood)
+    }
 }
 
 impl RestartPolicy {

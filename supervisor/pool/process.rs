@@ -20,14 +20,23 @@ use tracing::Instrument;
 
 /// Variables of the supervisor's environment that a worker sees too; all others are withheld.
 const INHERITED: &[&str] = &[
+    "ALL_PROXY",
     "HOME",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
     "LANG",
     "LD_LIBRARY_PATH",
+    "NO_PROXY",
     "PATH",
     "RUST_BACKTRACE",
     "RUST_LOG",
     "TMPDIR",
     "TZ",
+    "XDG_CACHE_HOME",
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
 ];
 const INHERITED_PREFIXES: &[&str] = &[
     "CUDA_", "HF_", "LC_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_",

@@ -123,7 +123,7 @@ impl Plan {
                     }
                 }
                 Some(Up::Event(Event::Ready(report), _)) => return Ok(*report),
-                Some(Up::Event(Event::BootFailed { message }, _)) => return Err(message),
+                Some(Up::Event(Event::BootFailed { message, .. }, _)) => return Err(message),
                 Some(Up::Event(..)) => {}
                 Some(Up::Closed(end)) => return Err(end.to_string()),
                 None => return Err("its link has ended".to_owned()),

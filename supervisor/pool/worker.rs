@@ -44,6 +44,8 @@ pub(super) struct Exit {
     pub(super) reason: String,
     /// It ran a job that had cost another worker before: the job is the suspect, and not the GPU.
     pub(super) by_suspect_job: bool,
+    /// The next process would not become ready either.
+    pub(super) permanent: bool,
 }
 
 impl Exit {
@@ -52,6 +54,7 @@ impl Exit {
             kind,
             reason: reason.into(),
             by_suspect_job: false,
+            permanent: false,
         }
     }
 }
@@ -68,10 +71,11 @@ impl WorkerTask {
             let exit = self.live(&mut policy).await;
             let verdict = match exit.kind {
                 ExitKind::Asked => None,
+                _ if exit.permanent => Some(Verdict::QuarantineForGood),
                 _ if exit.by_suspect_job => Some(policy.exited_blameless(rand::random())),
                 _ => Some(policy.exited(rand::random())),
             };
-            if verdict == Some(Verdict::Quarantine) {
+            if verdict.is_some_and(Verdict::quarantines) {
                 // Once it is over the worker has all its tries again.
                 policy.lifted();
             }
@@ -131,6 +135,10 @@ impl WorkerTask {
                 Some(Verdict::RestartAfter(pause)) => {
                     tracing::info!(%gpu, pause_ms = pause.as_millis(), "worker will be started again");
                     sleep(pause).await;
+                }
+                Some(Verdict::QuarantineForGood) => {
+                    tracing::error!(%gpu, "worker is quarantined: it cannot become ready until an operator has mended what it says");
+                    pending().await
                 }
                 Some(Verdict::Quarantine) => {
                     tracing::error!(%gpu, "worker is quarantined: it keeps exiting before it finishes a job");
@@ -222,6 +230,7 @@ impl WorkerTask {
             status.last_exit = Some(ExitReport {
                 kind: exit.kind,
                 reason: exit.reason,
+                permanent: exit.permanent,
                 uptime,
                 at: SystemTime::now(),
             });
@@ -230,9 +239,9 @@ impl WorkerTask {
             None if *self.stop.borrow() == Stop::Run => Change::ExitedDrained,
             None => Change::ExitedAsked,
             Some(Verdict::RestartAfter(_)) => Change::ExitedToRestart,
-            Some(Verdict::Quarantine) => Change::ExitedToQuarantine,
+            Some(Verdict::Quarantine | Verdict::QuarantineForGood) => Change::ExitedToQuarantine,
         });
-        if verdict == Some(Verdict::Quarantine) {
+        if verdict.is_some_and(Verdict::quarantines) {
             self.with_board(|board, seat| board.vacate(seat, Absence::Lost));
         }
     }

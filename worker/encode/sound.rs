@@ -161,8 +161,8 @@ impl Sound {
     }
 }
 
-/// The next `count` samples per channel, interleaved.
-fn predict(tail: &[f32], channels: usize, count: usize) -> Vec<f32> {
+/// The `count` samples per channel that would come after `tail`, interleaved.
+pub(crate) fn predict(tail: &[f32], channels: usize, count: usize) -> Vec<f32> {
     let mut predicted = vec![0.0; count * channels];
     for channel in 0..channels {
         let known: Vec<f32> = tail

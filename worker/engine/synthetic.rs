@@ -47,7 +47,9 @@ use self::scene::Scene;
 use self::sound::Chord;
 use self::still::Still;
 use self::world::{Memory, World};
-use super::{AudioFormat, Engine, EngineError, GenerateRequest, Loaded, NewState, Sink, State};
+use super::{
+    AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, NewState, Sink, State,
+};
 use crate::state::StateBuffer;
 
 pub(crate) const AUDIO: AudioFormat = AudioFormat {
@@ -194,14 +196,14 @@ impl Synthetic {
 }
 
 impl Engine for Synthetic {
-    fn load(&mut self, progress: &mut dyn FnMut(f32, &str)) -> Result<Loaded, EngineError> {
+    fn load(&mut self, mut progress: LoadProgress) -> Result<Loaded, EngineError> {
         let begun = Instant::now();
         for tick in 1..=LOAD_TICKS {
             wait_until(begun + self.spec.load * tick / LOAD_TICKS, || false);
             progress(tick as f32 / LOAD_TICKS as f32, "weights");
         }
         if self.spec.prerender {
-            self.prerender(progress);
+            self.prerender(&mut *progress);
         }
         Ok(Loaded {
             model_id: "synthetic".to_owned(),

@@ -139,7 +139,10 @@ export class Board {
     const exit = gpu.last_exit?.reason ?? gpu.last_exit?.kind;
     if (gpu.warmup_error && gpu.warmup_error !== exit) last.push(`Warm-up failed: ${gpu.warmup_error}.`);
     if (gpu.last_exit) last.push(`Last exit: ${this.exit(gpu.last_exit)}.`);
-    if (state === 'quarantined') last.push('It failed too often and is left alone, unless no other is left.');
+    if (state === 'quarantined') {
+      last.push(gpu.last_exit?.permanent ? 'It is left alone until an operator restarts it.'
+        : 'It failed too often and is left alone, unless no other is left.');
+    }
     if (state === 'drained') last.push('An operator has taken it away.');
     say(card.last, last.join(' '));
     card.last.hidden = !last.length;

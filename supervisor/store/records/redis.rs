@@ -135,6 +135,8 @@ impl RedisRecords {
     /// # Errors
     /// When there is no Redis that answers, or it refuses the user or the scripts.
     pub async fn connect(address: &Address, timeout: Duration) -> Result<Self, StoreError> {
+        // The build may have two, for other parts use another: then rustls chooses neither by itself. Err: it has one.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         // A peer that is gone without a word is noticed, and a new connection made, when it acknowledges nothing.
         let tcp = (address.connection.tcp_settings().clone()).set_user_timeout(timeout);
         let info = address.connection.clone().set_tcp_settings(tcp);

@@ -9,15 +9,11 @@
 use std::path::Path;
 
 use image::imageops::FilterType;
-use image::{ImageReader, Limits};
 
 use super::draw;
 use super::wave;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, picture};
 
-/// Images are checked before they come here; this only bounds what a mistake could cost.
-const MAX_SIDE: u32 = 16_384;
-const MAX_BYTES: u64 = 1 << 30;
 /// How much wider than the picture the image is, so that it can pan.
 const PAN: f32 = 0.06;
 
@@ -31,18 +27,7 @@ pub(super) struct Still {
 
 impl Still {
     pub(super) fn open(path: &Path, width: usize, height: usize) -> Result<Self, EngineError> {
-        let refused = |e: &dyn std::fmt::Display| {
-            EngineError::Refused(format!("initial image cannot be decoded: {e}"))
-        };
-        let mut reader = ImageReader::open(path)
-            .and_then(ImageReader::with_guessed_format)
-            .map_err(|e| refused(&e))?;
-        let mut limits = Limits::default();
-        limits.max_image_width = Some(MAX_SIDE);
-        limits.max_image_height = Some(MAX_SIDE);
-        limits.max_alloc = Some(MAX_BYTES);
-        reader.limits(limits);
-        let image = reader.decode().map_err(|e| refused(&e))?;
+        let image = picture::read(path)?;
         let wide = width + (width as f32 * PAN) as usize + 1;
         let scaled = image.resize_to_fill(wide as u32, height as u32, FilterType::Triangle);
         Ok(Self {

@@ -350,9 +350,10 @@ fn prerendered_frames_are_handed_out_and_remembered() {
     let mut spec = spec();
     spec.prerender = true;
     let mut engine = Synthetic::new(spec, format(192, 128, 3));
-    let mut last = 0.0;
-    engine.load(&mut |fraction, _| last = fraction).unwrap();
-    assert_eq!(last, 1.0);
+    let (told, last) = std::sync::mpsc::channel();
+    let progress = move |fraction, _: &str| told.send(fraction).unwrap();
+    engine.load(Box::new(progress)).unwrap();
+    assert_eq!(last.iter().last(), Some(1.0));
     let mut request = request("sea");
     let mut take = Take {
         frame_bytes: SMALL.frame_bytes(),

@@ -1,0 +1,505 @@
+//! The real model's engine in the whole program, with the tiny reference checkpoint on the CPU: what a viewer gets, what
+//! dies on the way, and checkpoints that are not what they should be. Where the worker was built without the engine, these
+//! tests say so and pass.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+use crate::harness::{Client, Segment, Server};
+use crate::page::browser::Browser;
+use crate::readback::{self, Parsed, SOUND, VIDEO};
+
+/// What the reference was made with.
+struct Reference {
+    root: PathBuf,
+    settings: Value,
+}
+
+impl Reference {
+    fn open() -> Self {
+        let stored = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/data");
+        let root = std::env::var_os("LTX2_REFERENCE").map_or_else(|| stored.into(), PathBuf::from);
+        let manifest: Value = read_json(&root.join("manifest.json"));
+        let settings = manifest["settings"].clone();
+        Self { root, settings }
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.root.join("checkpoint/diffusers")
+    }
+
+    fn number(&self, key: &str) -> u32 {
+        let number = self.settings[key].as_f64().unwrap();
+        format!("{number:.0}").parse().unwrap()
+    }
+
+    /// Of the second stage, which doubles what the settings say.
+    fn size(&self) -> (u32, u32) {
+        (2 * self.number("width"), 2 * self.number("height"))
+    }
+
+    fn prompt(&self) -> &str {
+        self.settings["prompt"].as_str().unwrap()
+    }
+
+    /// Flags of a supervisor that serves a checkpoint in the reference's sizes.
+    fn flags(&self, checkpoint: &Path) -> Vec<String> {
+        let (width, height) = self.size();
+        vec![
+            format!("--model={}", checkpoint.display()),
+            "--device=cpu".to_owned(),
+            format!("--default_request.sampling.width={width}"),
+            format!("--default_request.sampling.height={height}"),
+            format!(
+                "--default_request.sampling.num_frames={}",
+                self.number("num_frames")
+            ),
+            format!("--default_request.sampling.fps={}", self.number("fps")),
+            "--default_request.sampling.num_inference_steps=3".to_owned(),
+            "--streaming.pool.keep_up=false".to_owned(),
+            "--streaming.generation_segment_cap=1000".to_owned(),
+        ]
+    }
+
+    fn start(&self, more: &[&str]) -> Server {
+        self.start_with(&self.checkpoint(), more)
+    }
+
+    fn start_with(&self, checkpoint: &Path, more: &[&str]) -> Server {
+        let flags = self.flags(checkpoint);
+        let flags: Vec<&str> = flags
+            .iter()
+            .map(String::as_str)
+            .chain(more.iter().copied())
+            .collect();
+        Server::start_exactly(&flags)
+    }
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The worker beside the supervisor, if it has the engine.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests start the program under test"
+)]
+fn worker() -> Option<Command> {
+    let supervisor = PathBuf::from(env!("CARGO_BIN_EXE_fastvideo-supervisor"));
+    let worker = supervisor.with_file_name("fastvideo-worker");
+    let help = Command::new(&worker).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    if !help.contains("inspect") {
+        eprintln!("skipped: the worker was built without the engine ltx2");
+        return None;
+    }
+    Some(Command::new(worker))
+}
+
+async fn segments(client: &mut Client, prompts: &[&str]) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    for prompt in prompts {
+        segments.push(client.segment(prompt).await);
+    }
+    segments
+}
+
+#[tokio::test]
+async fn ltx2_serves_a_prompt_as_video_with_sound_and_continues_it() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let server = reference.start(&[]);
+    let mut client = server.active(json!({})).await;
+    let segments = segments(&mut client, &[reference.prompt(), "a quiet lake"]).await;
+    let gpu = server.gpu(0).await;
+    assert_eq!(gpu["current_model_id"], "diffusers");
+    assert_eq!(gpu["device"]["name"], "CPU");
+
+    // Two stages; the second segment begins with nine frames of the first, which are not shown again.
+    let (long, fps) = (reference.number("num_frames"), reference.number("fps"));
+    let frames = [long, long - 9];
+    let (width, height) = reference.size();
+    let mut start_frame = 0;
+    for (segment, frames) in segments.iter().zip(frames) {
+        let steps = segment.of("step_complete");
+        let stages: Vec<_> = steps
+            .iter()
+            .map(|step| step["stage"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            stages,
+            ["denoise", "denoise", "denoise", "refine", "refine"]
+        );
+        let parsed = Parsed::of(segment);
+        let video = parsed.samples(VIDEO);
+        assert_eq!(video.len(), frames as usize);
+        let start = u64::from(start_frame) * parsed.timescale(VIDEO) / u64::from(fps);
+        assert_eq!(video[0].time, start);
+        assert!(!parsed.samples(SOUND).is_empty());
+        let pictures = readback::pictures(&segment.bytes(), width as usize, height as usize);
+        assert_eq!(pictures.len(), frames as usize);
+        start_frame += frames;
+    }
+    client.send(json!({"type": "snapshot_state"})).await;
+    let state = client.expect("continuation_state_snapshot").await["state"].clone();
+    assert_eq!(state["payload"]["segment_index"], 1);
+    assert_eq!(
+        state["payload"]["video"]["frames_b64"]
+            .as_array()
+            .unwrap()
+            .len(),
+        9
+    );
+}
+
+#[tokio::test]
+async fn ltx2_plays_in_a_browser() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let server = reference.start(&[]);
+    let page = Browser::open(&server).await;
+    page.prompt(reference.prompt()).await;
+    page.until_state("segment-0", "done").await;
+    page.play_out().await;
+    let (width, height) = reference.size();
+    let size = page.get("[video.videoWidth, video.videoHeight]").await;
+    assert_eq!(size, json!([width, height]));
+    let shown = page
+        .get("video.getVideoPlaybackQuality().totalVideoFrames")
+        .await;
+    assert_eq!(shown, reference.number("num_frames"));
+    page.has_no_complaints().await;
+    drop(page);
+
+    let folder = tempfile::tempdir().unwrap();
+    let server = reference.start_with(folder.path(), &[]);
+    let page = Browser::open(&server).await;
+    page.until_says("#board", "is not an LTX-2.0 checkpoint")
+        .await;
+    page.until_says("#board", "left alone until an operator restarts it")
+        .await;
+}
+
+#[tokio::test]
+async fn ltx2_segment_continued_on_another_worker_after_a_kill_equals_an_undisturbed_one() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let server = reference.start(&["--gpus=2", "--streaming.pool.min_backoff_ms=20"]);
+    server.ready(2).await;
+    let prompts = [reference.prompt(), "a quiet lake", "a storm at sea"];
+    let mut client = server.active(json!({})).await;
+    let expected = segments(&mut client, &prompts).await;
+    drop(client);
+    server.sessions(0).await;
+
+    let mut client = server.open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    client.until_type("ltx2_stream_start").await;
+    let gpu = u32::try_from(assigned["gpu_id"].as_u64().unwrap()).unwrap();
+    let first = client.segment(prompts[0]).await;
+    let pid = server.worker_pid(gpu).await;
+    client.prompt(prompts[1]).await;
+    client.until_type("step_complete").await;
+    kill(pid, Signal::SIGKILL).unwrap();
+    let second = client.collect_until("ltx2_segment_complete").await;
+    assert_eq!(second.only("gpu_assigned")["gpu_id"], 1 - gpu);
+    let third = client.segment(prompts[2]).await;
+    for (idx, (segment, expected)) in [first, second, third].iter().zip(&expected).enumerate() {
+        assert!(segment.media == expected.media, "segment {idx}");
+    }
+}
+
+#[test]
+fn ltx2_frames_before_encoding_equal_the_reference() {
+    let Some(mut worker) = worker() else { return };
+    let reference = Reference::open();
+    let folder = tempfile::tempdir().unwrap();
+    let (video, raw) = (folder.path().join("out.mp4"), folder.path().join("out.rgb"));
+    let (width, height) = reference.size();
+    let flag = |name: &str, value: u32| format!("--{name}={value}");
+    let output = worker
+        .arg("generate")
+        .args([
+            "--device=cpu",
+            "--precision=float32",
+            "--steps=8",
+            "--refine-steps=3",
+        ])
+        .arg("--model")
+        .arg(reference.checkpoint())
+        .args(["--prompt", reference.prompt()])
+        .args([flag("width", width), flag("height", height)])
+        .args(
+            ["num_frames", "fps", "seed"]
+                .map(|key| flag(&key.replace('_', "-"), reference.number(key))),
+        )
+        .arg("--raw")
+        .arg(&raw)
+        .arg("-o")
+        .arg(&video)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let golden = fs::read(reference.root.join("golden/generate.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&golden).unwrap();
+    let expected = golden.tensor("stage2.rgb8").unwrap();
+    let frames = fs::read(&raw).unwrap();
+    assert_eq!(frames.len(), expected.data().len());
+    let differences = frames
+        .iter()
+        .zip(expected.data())
+        .map(|(a, b)| a.abs_diff(*b));
+    let (mut most, mut different) = (0, 0);
+    for difference in differences {
+        most = most.max(difference);
+        different += usize::from(difference > 0);
+    }
+    assert!(
+        most <= 1 && different * 1000 < frames.len(),
+        "{different} values differ, by {most} at most"
+    );
+    let seen = readback::pictures(&fs::read(&video).unwrap(), width as usize, height as usize);
+    assert_eq!(seen.len(), reference.number("num_frames") as usize);
+}
+
+#[tokio::test]
+async fn ltx2_checkpoints_that_are_wrong_are_told_in_status_and_not_tried_again() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let check = async |damage: fn(&Path), expected: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        copy_folder(&reference.checkpoint(), folder.path());
+        damage(folder.path());
+        let more = [
+            "--generator.ltx2.check_weights=true",
+            "--streaming.pool.min_backoff_ms=1",
+        ];
+        let server = reference.start_with(folder.path(), &more);
+        let quarantined = |gpu: &Value| gpu["state"] == "quarantined";
+        let gpu = server
+            .gpu_until(0, "the worker is quarantined", quarantined)
+            .await;
+        let told = gpu["warmup_error"].as_str().unwrap();
+        assert!(told.contains(expected), "expected `{expected}`: {told}");
+        assert_eq!(gpu["restarts"], 1);
+        assert_eq!(gpu["last_exit"]["kind"], "boot");
+        assert_eq!(gpu["last_exit"]["permanent"], true);
+        assert_eq!(server.get("/healthz").await.0, 200);
+    };
+    check(
+        |root| {
+            let shard = root.join("transformer/diffusion_pytorch_model-00002-of-00003.safetensors");
+            let file = fs::File::options().write(true).open(shard).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        },
+        "is truncated or damaged",
+    )
+    .await;
+    check(
+        |root| fs::remove_dir_all(root.join("vocoder")).unwrap(),
+        "part `vocoder` is missing",
+    )
+    .await;
+    check(
+        |root| {
+            let file = root.join("connectors/diffusion_pytorch_model.safetensors");
+            let mut bytes = fs::read(&file).unwrap();
+            let end = bytes.len();
+            bytes[end - 2..].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+            fs::write(file, bytes).unwrap();
+        },
+        "no finite numbers",
+    )
+    .await;
+    check(
+        |root| {
+            edit_json(
+                &root.join("latent_upsampler/config.json"),
+                "mid_channels",
+                json!(64),
+            )
+        },
+        "expected shape",
+    )
+    .await;
+    check(
+        |root| {
+            edit_json(
+                &root.join("transformer/config.json"),
+                "num_layers",
+                json!(2),
+            )
+        },
+        "unexpected tensor `transformer_blocks.2.",
+    )
+    .await;
+    check(
+        |root| {
+            edit_json(
+                &root.join("text_encoder/config.json"),
+                "model_type",
+                json!("t5"),
+            )
+        },
+        "must be `gemma3`",
+    )
+    .await;
+    check(
+        |root| {
+            // One token more than the language model knows.
+            let file = root.join("tokenizer/tokenizer.json");
+            let mut tokenizer = read_json(&file);
+            tokenizer["model"]["vocab"]["unheard-of"] = json!(100_000);
+            fs::write(file, tokenizer.to_string()).unwrap();
+        },
+        "tokenizer does not fit the text encoder",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn ltx2_refuses_what_the_model_cannot_do_and_serves_the_next_request() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let server = reference.start(&[]);
+    let mut client = server.active(json!({})).await;
+    let guided =
+        json!({"type": "segment_prompt_source", "prompt": "a fox", "num_inference_steps": 9});
+    client.send(guided).await;
+    let error = client.error().await;
+    assert_eq!(error["retryable"], false, "{error}");
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("num_inference_steps"),
+        "{error}"
+    );
+    client.segment(reference.prompt()).await;
+}
+
+#[tokio::test]
+async fn without_its_model_ltx2_says_so_at_once() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let server = reference.start_with(Path::new("/nowhere/ltx2"), &[]);
+    let quarantined = |gpu: &Value| gpu["state"] == "quarantined";
+    let gpu = server
+        .gpu_until(0, "the worker is quarantined", quarantined)
+        .await;
+    let told = gpu["warmup_error"].as_str().unwrap();
+    assert!(
+        told.contains("`/nowhere/ltx2` is neither a folder nor a repository's id"),
+        "{told}"
+    );
+}
+
+/// After the first segments, in which caches fill up.
+const SETTLED: usize = 40;
+const SEGMENTS: usize = 200;
+
+#[tokio::test]
+#[ignore = "takes minutes: make test-ltx2-memory runs it"]
+async fn memory_of_an_ltx2_worker_is_flat_over_200_segments() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let server = reference.start(&["--default_request.sampling.num_inference_steps=1"]);
+    let mut client = server.active(json!({})).await;
+    let mut resident = Vec::new();
+    for n in 0..SEGMENTS {
+        client
+            .segment(&format!("{} {}", reference.prompt(), n % 10))
+            .await;
+        let gpu = server.gpu(0).await;
+        resident.push(gpu["resident_bytes"].as_f64().unwrap());
+    }
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let (early, late) = (
+        mean(&resident[SETTLED..2 * SETTLED]),
+        mean(&resident[SEGMENTS - SETTLED..]),
+    );
+    eprintln!(
+        "resident: {:.1} MiB early, {:.1} MiB late",
+        early / 1048576.0,
+        late / 1048576.0
+    );
+    assert!(
+        (late / early - 1.0).abs() < 0.02,
+        "{early} then {late} bytes"
+    );
+}
+
+#[test]
+fn ltx2_repository_ids_are_looked_up_in_the_cache() {
+    if worker().is_none() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let repository = cache.path().join("models--lab--tiny");
+    fs::create_dir_all(repository.join("refs")).unwrap();
+    fs::write(repository.join("refs/main"), "0a1b").unwrap();
+    copy_folder(
+        &Reference::open().checkpoint(),
+        &repository.join("snapshots/0a1b"),
+    );
+    let inspect = |id: &str| {
+        let mut worker = worker().unwrap();
+        worker
+            .args(["inspect", id])
+            .env("HF_HUB_CACHE", cache.path())
+            .env("HF_HUB_OFFLINE", "1");
+        let output = worker.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    };
+    let (found, text) = inspect("lab/tiny");
+    assert!(found && text.contains("all tensors are there"), "{text}");
+    let (found, text) = inspect("lab/other");
+    assert!(!found && text.contains("holds no complete copy"), "{text}");
+    fs::remove_file(repository.join("snapshots/0a1b/vae/config.json")).unwrap();
+    let (found, text) = inspect("lab/tiny");
+    assert!(!found && text.contains("vae/config.json"), "{text}");
+}
+
+fn edit_json(path: &Path, key: &str, value: Value) {
+    let mut json = read_json(path);
+    json[key] = value;
+    fs::write(path, json.to_string()).unwrap();
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}

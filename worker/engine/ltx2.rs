@@ -1,0 +1,521 @@
+//! LTX-2 as a worker's engine: jobs to requests, what comes out to the sink, continuation states to tensors and back.
+//!
+//! The model itself is the package `fastvideo-ltx2`, which knows neither jobs nor states. libtorch panics where something
+//! goes wrong inside it; that is caught here, at the boundary of a job.
+//!
+//! `ltx2_state` reads and writes continuation states.
+
+use std::any::Any;
+use std::error::Error;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use fastvideo_ltx2::checkpoint::{Checkpoint, hub};
+use fastvideo_ltx2::device::{Compute, DeviceError, Download, Wanted};
+use fastvideo_ltx2::load;
+use fastvideo_ltx2::nn;
+use fastvideo_ltx2::ops::Kernels;
+use fastvideo_ltx2::pipeline::{
+    Conditioning, GenerateError, Output, OutputError, Pipeline, Request, Settings, Stage, Stages,
+    Start, Step,
+};
+use fastvideo_ltx2::sampling::noise;
+use fastvideo_ltx2::transformer::Positions;
+use fastvideo_ltx2::video_vae::{Tile, Tiling};
+use fastvideo_proto::client;
+use fastvideo_proto::link::{
+    DeviceChoice, DeviceReport, DrawOrder, Ltx2Spec, Precision, VaeTiling, VideoFormat,
+};
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, NewState, Sink,
+    ltx2_state as state, picture,
+};
+use crate::encode::{SOUND_TAIL_SAMPLES, predict};
+
+/// The engine; there is a model once it is loaded.
+#[derive(Debug)]
+pub(crate) struct Ltx2 {
+    spec: Ltx2Spec,
+    loaded: Option<Model>,
+}
+
+#[derive(Debug)]
+struct Model {
+    pipeline: Pipeline,
+    compute: Compute,
+    audio: AudioFormat,
+    /// None on the CPU.
+    download: Option<Download>,
+}
+
+impl Ltx2 {
+    pub(crate) fn new(spec: Ltx2Spec) -> Self {
+        Self { spec, loaded: None }
+    }
+}
+
+impl Engine for Ltx2 {
+    fn load(&mut self, mut progress: LoadProgress) -> Result<Loaded, EngineError> {
+        let compute = Compute::open(wanted(self.spec.device)).map_err(unusable)?;
+        // It can be tried again: the network may be back by then.
+        let folder = hub::resolve(&self.spec.model, &mut |download| {
+            let hub::Download {
+                file,
+                fraction,
+                done,
+                files,
+            } = download;
+            progress(
+                fraction,
+                &format!("downloading file {} of {files}, {file}", done + 1),
+            );
+        });
+        let folder = folder.map_err(|error| match error {
+            hub::HubError::Neither(_) => unusable(error),
+            error => EngineError::Failed(with_causes(&error)),
+        })?;
+        let checkpoint = Checkpoint::open(&folder).map_err(unusable)?;
+        let options = load::Options {
+            device: compute.device,
+            precision: precision(&self.spec, &compute),
+            kernels: kernels(&self.spec, &compute),
+            check_values: self.spec.check_weights,
+        };
+        // Before minutes go by.
+        load::check(&checkpoint).map_err(unusable)?;
+        let parts = catch(|| {
+            let mut last = None;
+            load::load(&checkpoint, &options, move |loaded| {
+                let hundredth = loaded.bytes_done.saturating_mul(100) / loaded.bytes_total.max(1);
+                if last.replace((loaded.part, hundredth)) != Some((loaded.part, hundredth)) {
+                    progress(
+                        hundredth as f32 / 100.0,
+                        &format!("loading {}", loaded.part),
+                    );
+                }
+            })
+        });
+        let parts = parts?.map_err(unusable)?;
+        let pipeline = Pipeline::new(parts, settings(&self.spec)).map_err(unusable)?;
+        let audio = AudioFormat {
+            sample_rate: whole(pipeline.sample_rate()),
+            channels: whole(pipeline.audio_channels()),
+        };
+        let device = device_report(&compute);
+        let download = compute.gpu.as_ref().map(Download::new);
+        self.loaded = Some(Model {
+            pipeline,
+            download: download.transpose().map_err(unusable)?,
+            compute,
+            audio,
+        });
+        Ok(Loaded {
+            model_id: model_id(&self.spec.model),
+            device,
+            audio: Some(audio),
+        })
+    }
+
+    fn frames(&self, request: &GenerateRequest<'_>) -> u32 {
+        let kept = request.state.and_then(|state| state.header.frames);
+        let kept = kept.map_or(0, |frames| frames.count);
+        request.format.num_frames.saturating_sub(kept).max(1)
+    }
+
+    fn generate(
+        &mut self,
+        request: &GenerateRequest<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<NewState, EngineError> {
+        let total_frames = self.frames(request);
+        let model = self
+            .loaded
+            .as_mut()
+            .expect("an engine generates once it is loaded");
+        let before = request.state.map(|state| state::read(&state)).transpose()?;
+        let image = match request.initial_image {
+            Some(path) if before.is_none() => Some(image_tensor(path)?),
+            _ => None,
+        };
+        let start = match (&before, &image) {
+            (Some(before), _) => Start::Segment(before),
+            (None, Some(image)) => Start::Image(image),
+            (None, None) => Start::Noise,
+        };
+        let VideoFormat {
+            width,
+            height,
+            num_frames,
+            fps,
+        } = request.format;
+        let request_to_model = Request {
+            prompt: request.prompt,
+            negative_prompt: request.negative_prompt,
+            seed: request.seed,
+            num_inference_steps: request.num_inference_steps as usize,
+            guidance_scale: request.guidance_scale,
+            height: height.into(),
+            width: width.into(),
+            num_frames: num_frames.into(),
+            fps: fps.into(),
+            start,
+        };
+        let mut output = Handover {
+            sink,
+            audio: model.audio,
+            fps,
+            sound: Vec::new(),
+            given: 0,
+            frames: 0,
+            total_frames,
+            frame_bytes: request.format.frame_bytes(),
+            download: model.download.as_mut(),
+            under_way: false,
+        };
+        let pipeline = &mut model.pipeline;
+        let made = catch(|| {
+            let made = pipeline.generate(&request_to_model, &mut output)?;
+            output.finish()?;
+            Ok::<_, GenerateError>(made)
+        });
+        let continuation = match made {
+            Ok(made) => made.map_err(refusal)?,
+            Err(error) => {
+                model.give_memory_back();
+                return Err(error);
+            }
+        };
+        let index = request
+            .state
+            .map_or(0, |state| state.header.segment_index.saturating_add(1));
+        Ok(state::write(&continuation, index, model.audio.sample_rate))
+    }
+}
+
+impl Model {
+    /// After a job that ran out of memory: what it left in libtorch's cache is of the wrong sizes.
+    fn give_memory_back(&self) {
+        if let Some(gpu) = &self.compute.gpu
+            && let Err(error) = gpu.empty_cache()
+        {
+            tracing::warn!(%error, "cannot give the GPU's unused memory back");
+        }
+    }
+}
+
+/// How far the sound's encoder wants to be ahead of the picture, in samples.
+const SOUND_AHEAD: u32 = 4096;
+
+/// Passes on what the model makes.
+struct Handover<'a> {
+    sink: &'a mut dyn Sink,
+    audio: AudioFormat,
+    fps: u32,
+    /// All of the segment's, interleaved.
+    sound: Vec<f32>,
+    /// Of those, how many have been passed on.
+    given: usize,
+    frames: u32,
+    /// That will come.
+    total_frames: u32,
+    frame_bytes: usize,
+    /// None on the CPU.
+    download: Option<&'a mut Download>,
+    /// Frames that have left the GPU and were not passed on.
+    under_way: bool,
+}
+
+impl Handover<'_> {
+    /// The sound that goes along with the next frame: a little more than the frame needs.
+    fn sound_of_next_frame(&mut self) -> Range<usize> {
+        let ahead = u64::from(SOUND_AHEAD);
+        let end = self.audio.sample_at(u64::from(self.frames) + 1, self.fps) + ahead;
+        let end = usize::try_from(end).unwrap_or(usize::MAX);
+        let end = end
+            .saturating_mul(self.audio.channels as usize)
+            .min(self.sound.len());
+        let next = self.given..end.max(self.given);
+        self.given = next.end;
+        next
+    }
+}
+
+impl Handover<'_> {
+    /// Passes on what is under way.
+    fn finish(&mut self) -> Result<(), OutputError> {
+        if !std::mem::replace(&mut self.under_way, false) {
+            return Ok(());
+        }
+        let Some(download) = self.download.take() else {
+            return Ok(());
+        };
+        let passed = match download.wait() {
+            Ok(bytes) => self.pass_on(bytes),
+            Err(error) => Err(failed(error)),
+        };
+        self.download = Some(download);
+        passed
+    }
+
+    fn pass_on(&mut self, frames: &[u8]) -> Result<(), OutputError> {
+        for rgb in frames.chunks_exact(self.frame_bytes) {
+            let mut frame = self.sink.blank_frame();
+            frame.clear();
+            frame.extend_from_slice(rgb);
+            let sound = self.sound_of_next_frame();
+            self.frames += 1;
+            let passed = self.sink.frame(Arc::new(frame), &self.sound[sound]);
+            passed.map_err(|error| match error {
+                EngineError::Cancelled => OutputError::Cancelled,
+                error => OutputError::Failed(error.to_string()),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn failed(error: DeviceError) -> OutputError {
+    OutputError::Failed(with_causes(&error))
+}
+
+impl Output for Handover<'_> {
+    fn cancelled(&self) -> bool {
+        self.sink.cancelled()
+    }
+
+    fn step(&mut self, step: &Step<'_>) {
+        let stage = match step.stage {
+            Stage::Denoise => client::Stage::Denoise,
+            Stage::Refine => client::Stage::Refine,
+        };
+        self.sink
+            .step(stage, count(step.step), count(step.total_steps));
+    }
+
+    /// Latents end a few hundredths of a second before the frames do. What is missing is predicted: silence would be heard at
+    /// every seam.
+    fn sound(&mut self, samples: &[f32]) -> Result<(), OutputError> {
+        let channels = self.audio.channels as usize;
+        let whole = self.audio.sample_at(self.total_frames.into(), self.fps);
+        let whole = usize::try_from(whole).unwrap_or(0);
+        let missing = whole.saturating_sub(samples.len() / channels);
+        let tail = samples.len().saturating_sub(SOUND_TAIL_SAMPLES * channels);
+        self.sound = samples.to_vec();
+        self.sound
+            .extend(predict(&samples[tail..], channels, missing));
+        Ok(())
+    }
+
+    /// Frames on a GPU are passed on when the next ones come: they travel while those are computed.
+    fn frames(&mut self, rgb8: &Tensor) -> Result<(), OutputError> {
+        self.finish()?;
+        let rgb8 = rgb8.contiguous();
+        match self.download.as_deref_mut() {
+            Some(download) => {
+                download.start(rgb8).map_err(failed)?;
+                self.under_way = true;
+                Ok(())
+            }
+            None => {
+                let length = rgb8.numel();
+                let mut bytes = vec![0; length];
+                rgb8.to_device(Device::Cpu).copy_data_u8(&mut bytes, length);
+                self.pass_on(&bytes)
+            }
+        }
+    }
+}
+
+/// Runs what libtorch may end with a panic.
+///
+/// # Errors
+/// [`EngineError::Failed`] where memory has run out or the fault is in the request, [`EngineError::Broken`] where the device
+/// has failed: then nothing will work in this process any more.
+fn catch<T>(run: impl FnOnce() -> T) -> Result<T, EngineError> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| broken(&text_of(&*panic)))
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+        .unwrap_or_else(|| "it panicked".to_owned())
+}
+
+/// What a panic means, as libtorch words it.
+fn broken(text: &str) -> EngineError {
+    const NO_MEMORY: [&str; 3] = [
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+    ];
+    const BROKEN_DEVICE: [&str; 4] = ["CUDA error", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS"];
+    let has = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
+    // Behind the first line comes libtorch's stack.
+    let told = text.lines().next().unwrap_or_default();
+    if has(&NO_MEMORY) {
+        EngineError::Failed(format!(
+            "the device ran out of memory; a smaller video may fit: {told}"
+        ))
+    } else if has(&BROKEN_DEVICE) {
+        EngineError::Broken(format!("the GPU failed, a new worker is needed: {told}"))
+    } else {
+        EngineError::Failed(format!("the model failed: {told}"))
+    }
+}
+
+fn refusal(error: GenerateError) -> EngineError {
+    match error {
+        GenerateError::Cancelled => EngineError::Cancelled,
+        GenerateError::Refused { .. } => EngineError::Refused(error.to_string()),
+        GenerateError::State { .. } => EngineError::StateIncompatible(error.to_string()),
+        error => EngineError::Failed(with_causes(&error)),
+    }
+}
+
+fn unusable(error: impl Error) -> EngineError {
+    EngineError::Unusable(with_causes(&error))
+}
+
+/// An error with those that it comes from, as far as it does not say them itself.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn image_tensor(path: &Path) -> Result<Tensor, EngineError> {
+    let image = picture::read(path)?.into_rgb8();
+    let shape = [1, image.height().into(), image.width().into(), 3];
+    Ok(Tensor::from_data_size(image.as_raw(), &shape, Kind::Uint8))
+}
+
+fn wanted(device: DeviceChoice) -> Wanted {
+    match device {
+        DeviceChoice::Auto => Wanted::Auto,
+        DeviceChoice::Cpu => Wanted::Cpu,
+        // The supervisor shows a worker only its own.
+        DeviceChoice::Cuda => Wanted::Cuda(0),
+    }
+}
+
+fn precision(spec: &Ltx2Spec, compute: &Compute) -> nn::Precision {
+    match spec.precision {
+        None => compute.default_precision(),
+        Some(Precision::Bfloat16) => nn::Precision::Bfloat16,
+        Some(Precision::Float32) => nn::Precision::Float32,
+    }
+}
+
+fn kernels(spec: &Ltx2Spec, compute: &Compute) -> Kernels {
+    match spec.kernels {
+        true => Kernels::on(compute),
+        false => Kernels::Plain,
+    }
+}
+
+fn settings(spec: &Ltx2Spec) -> Settings {
+    Settings {
+        draw_order: match spec.draw_order {
+            DrawOrder::Channels => noise::DrawOrder::Channels,
+            DrawOrder::Tokens => noise::DrawOrder::Tokens,
+        },
+        positions: match spec.positions {
+            Precision::Float32 => Positions::Float32,
+            Precision::Bfloat16 => Positions::Bfloat16,
+        },
+        tiling: tiling(spec.vae_tiling),
+        stages: match spec.stages {
+            None => Stages::Automatic,
+            Some(1) => Stages::One,
+            Some(_) => Stages::Two,
+        },
+        refine_steps: spec.refine_steps as usize,
+        conditioning: Conditioning {
+            num_frames: spec.conditioning_num_frames.into(),
+            audio_num_frames: spec.audio_conditioning_num_frames.into(),
+            end_offset: spec.conditioning_end_offset.into(),
+        },
+        audio_reencode: spec.audio_reencode,
+    }
+}
+
+/// Tiles are of the sizes that their programs use by default.
+fn tiling(tiling: VaeTiling) -> Tiling {
+    let tile = |size, overlap| Tile { size, overlap };
+    match tiling {
+        VaeTiling::Whole => Tiling::Whole,
+        VaeTiling::Grouped => Settings::default().tiling,
+        VaeTiling::Library => Tiling::Library {
+            space: Some([tile(512, 64); 2]),
+            time: Some(tile(16, 8)),
+        },
+        VaeTiling::Fastvideo => Tiling::Weighted {
+            space: Some([tile(512, 64); 2]),
+            time: Some(tile(64, 24)),
+        },
+    }
+}
+
+fn device_report(compute: &Compute) -> DeviceReport {
+    match &compute.gpu {
+        None => DeviceReport {
+            name: "CPU".to_owned(),
+            memory_bytes: None,
+        },
+        Some(gpu) => DeviceReport {
+            name: gpu.name().to_owned(),
+            memory_bytes: gpu.memory().ok().map(|memory| memory.total),
+        },
+    }
+}
+
+/// A repository's id, or a folder's name.
+fn model_id(model: &str) -> String {
+    let path = Path::new(model);
+    match path.canonicalize() {
+        Ok(path) => path.file_name().map_or_else(
+            || model.to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        ),
+        Err(_) => model.to_owned(),
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn whole(n: i64) -> u32 {
+    u32::try_from(n).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_panic_of_libtorch_means_is_told_by_its_words() {
+        let caught = |text: &'static str| catch(|| -> () { panic!("{text}") }).unwrap_err();
+        let out = "CUDA out of memory. Tried to allocate 3.75 GiB. GPU 0 has a total capacity of 79 GiB\nException raised";
+        assert!(
+            matches!(caught(out), EngineError::Failed(text) if text.contains("3.75 GiB") && !text.contains("raised"))
+        );
+        let broken = "CUDA error: an illegal memory access was encountered";
+        assert!(matches!(caught(broken), EngineError::Broken(_)));
+        assert!(matches!(
+            caught("The size of tensor a (3)"),
+            EngineError::Failed(_)
+        ));
+    }
+}

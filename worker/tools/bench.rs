@@ -1,0 +1,138 @@
+//! How long the model's parts take on this machine, and how much memory they need.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use fastvideo_ltx2::bench::{self, BenchSpec, Measured, Model, Part, Request};
+use fastvideo_ltx2::checkpoint::{Checkpoint, hub};
+use fastvideo_ltx2::device::Compute;
+use fastvideo_ltx2::nn::Precision;
+use fastvideo_ltx2::ops::Kernels;
+use fastvideo_ltx2::video_vae::Tiling;
+
+use super::{DeviceName, PrecisionName};
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// A folder, or the id of a Hugging Face repository.
+    #[arg(long, required_unless_present = "random_full_size")]
+    model: Option<String>,
+    /// Random weights in the sizes of the released model, for which no checkpoint is needed.
+    #[arg(long, conflicts_with = "model")]
+    random_full_size: bool,
+    /// With random weights, only so many blocks of the transformer.
+    #[arg(long, conflicts_with = "model")]
+    blocks: Option<i64>,
+    #[arg(long, value_enum, default_value_t = DeviceName::Auto)]
+    device: DeviceName,
+    /// What the model computes in [default: bfloat16 on a GPU, float32 on the CPU].
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionName>,
+    /// Without this program's own CUDA kernels.
+    #[arg(long)]
+    plain: bool,
+    /// What to measure [default: all].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    parts: Vec<PartName>,
+    /// Of the second stage.
+    #[arg(long, default_value_t = 1088)]
+    height: i64,
+    #[arg(long, default_value_t = 1920)]
+    width: i64,
+    #[arg(long, default_value_t = 121)]
+    num_frames: i64,
+    #[arg(long, default_value_t = 24.0)]
+    fps: f64,
+    /// Decode so many frames of each block at once, and not all.
+    #[arg(long)]
+    decode_groups: Option<i64>,
+    /// Runs of which the median is told.
+    #[arg(long, default_value_t = 3)]
+    repeats: usize,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum PartName {
+    Text,
+    Transformer,
+    VideoVae,
+    Upsampler,
+    Sound,
+}
+
+/// Tells each part on stderr as it is measured, and prints all of it as JSON.
+///
+/// # Errors
+/// When there is no such device or model, or the request does not fit it.
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let compute = Compute::open(args.device.wanted())?;
+    let spec = BenchSpec {
+        model: match &args.model {
+            Some(model) => Model::Checkpoint(Checkpoint::open(&folder(model)?)?),
+            None => Model::Released {
+                blocks: args.blocks,
+            },
+        },
+        precision: match args.precision {
+            None => compute.default_precision(),
+            Some(PrecisionName::Bfloat16) => Precision::Bfloat16,
+            Some(PrecisionName::Float32) => Precision::Float32,
+        },
+        kernels: match args.plain {
+            true => Kernels::Plain,
+            false => Kernels::on(&compute),
+        },
+        parts: parts(&args.parts),
+        request: Request {
+            height: args.height,
+            width: args.width,
+            num_frames: args.num_frames,
+            fps: args.fps,
+            ..Request::default()
+        },
+        tiling: match args.decode_groups {
+            Some(frames) => Tiling::Grouped { frames },
+            None => Tiling::Whole,
+        },
+        repeats: args.repeats,
+    };
+    let report = bench::run(&compute, &spec, &mut tell)?;
+    let mut stdout = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut stdout, &report)?;
+    Ok(writeln!(stdout)?)
+}
+
+fn folder(model: &str) -> anyhow::Result<PathBuf> {
+    Ok(hub::resolve(model, &mut |download| {
+        let percent = download.fraction * 100.0;
+        tracing::info!("downloading {}: {percent:.0} %", download.file);
+    })?)
+}
+
+fn parts(names: &[PartName]) -> Vec<Part> {
+    if names.is_empty() {
+        return Part::ALL.to_vec();
+    }
+    let part = |name: &PartName| match name {
+        PartName::Text => Part::Text,
+        PartName::Transformer => Part::Transformer,
+        PartName::VideoVae => Part::VideoVae,
+        PartName::Upsampler => Part::Upsampler,
+        PartName::Sound => Part::Sound,
+    };
+    names.iter().map(part).collect()
+}
+
+fn tell(measured: &Measured) {
+    let Measured {
+        name,
+        seconds,
+        tflop_per_second,
+        peak_gib,
+        ..
+    } = measured;
+    let rate = tflop_per_second.map_or_else(String::new, |rate| format!(", {rate:.1} TFLOP/s"));
+    let peak = peak_gib.map_or_else(String::new, |peak| format!(", peak {peak:.2} GiB"));
+    tracing::info!("{name}: {:.3} ms{rate}{peak}", 1e3 * seconds);
+}

@@ -1,0 +1,106 @@
+//! What a checkpoint is: its parts, what is wrong with it, and what it needs.
+
+use std::io::Write;
+
+use anyhow::Context;
+use clap::Args;
+use fastvideo_ltx2::checkpoint::{Checkpoint, Component, Layout, hub};
+use fastvideo_ltx2::load;
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A folder, or the id of a Hugging Face repository.
+    model: String,
+}
+
+const GIB: f64 = (1_u64 << 30) as f64;
+/// Cards that people have, with what is left of their memory for a program.
+const CARDS: [(&str, f64); 4] = [
+    ("24 GB", 23.0),
+    ("48 GB", 47.0),
+    ("80 GB", 78.0),
+    ("141 GB", 139.0),
+];
+/// Beside the weights, at 1088x1920 and 121 frames, in GiB: a pass of the second stage, with room for the decoder's groups.
+const WORKING_GIB: f64 = 8.0;
+
+/// Prints what it finds.
+///
+/// # Errors
+/// When the model is not there, or is none that this engine runs: the text says why.
+pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    let folder = hub::resolve(&args.model, &mut |download| {
+        tracing::info!(
+            "downloading {}: {:.0} %",
+            download.file,
+            download.fraction * 100.0
+        );
+    })?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let mut out = std::io::stdout().lock();
+    let layout = match checkpoint.layout() {
+        Layout::Library => "the library's layout",
+        Layout::Original => "FastVideo's layout",
+    };
+    writeln!(out, "LTX-2.0 in {layout}: {}", folder.display())?;
+    writeln!(
+        out,
+        "{:18}{:>16}{:>14}  folder",
+        "part", "parameters", "stored GiB"
+    )?;
+    for part in checkpoint.parts() {
+        let name = part.component.name();
+        let (count, bytes) = (part.parameters(), part.files.bytes() as f64 / GIB);
+        let folder = part
+            .folder
+            .strip_prefix(checkpoint.root())
+            .unwrap_or(&part.folder);
+        writeln!(
+            out,
+            "{name:18}{count:>16}{bytes:>14.3}  {}",
+            folder.display()
+        )?;
+    }
+    if checkpoint.part(Component::Upsampler).is_none() {
+        writeln!(out, "no latent upsampler: segments are made in one stage")?;
+    }
+    let stages = if checkpoint.scheduler().is_some() {
+        "as its scheduler says"
+    } else {
+        "distilled"
+    };
+    writeln!(out, "schedule: {stages}")?;
+    let parameters: u64 = checkpoint
+        .parts()
+        .iter()
+        .map(|part| part.parameters())
+        .sum();
+    let weights = parameters as f64 * 2.0 / GIB;
+    writeln!(
+        out,
+        "weights in bfloat16: {weights:.2} GiB; in float32: {:.2} GiB",
+        2.0 * weights
+    )?;
+    let needed = weights + WORKING_GIB;
+    let cards: Vec<&str> = CARDS
+        .iter()
+        .filter(|(_, room)| *room >= needed)
+        .map(|(name, _)| *name)
+        .collect();
+    match cards.is_empty() {
+        true => writeln!(
+            out,
+            "estimated {needed:.0} GiB at 1088x1920: more than any one card has"
+        )?,
+        false => writeln!(
+            out,
+            "estimated {needed:.0} GiB at 1088x1920, which cards with {} have",
+            cards.join(", ")
+        )?,
+    }
+    load::check(&checkpoint).context("it cannot be run")?;
+    Ok(writeln!(
+        out,
+        "all tensors are there, in the shapes that the configuration says"
+    )?)
+}
