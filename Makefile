@@ -12,6 +12,7 @@ MODEL = tests/reference/data/checkpoint/diffusers
 # libtorch is downloaded (0.5 GB) unless LIBTORCH names an installed PyTorch or libtorch: see deploy/libtorch/prepare.
 LIBTORCH_FOLDER = $(CURDIR)/target/libtorch
 FEATURES = $(if $(filter ltx2,$(ENGINE)),--features fastvideo-worker/torch)
+TEST_FEATURES = $(if $(filter ltx2,$(ENGINE)),--features fastvideo-ltx2/torch)
 CARGO = $(if $(filter ltx2,$(ENGINE)),LIBTORCH=$(LIBTORCH_FOLDER)) cargo
 
 # What `make demo` starts. A slow engine, so that a segment can be watched while it is generated.
@@ -31,7 +32,7 @@ PYTHON_PACKAGES = tests/data/requirements.txt
 # What reads states that nobody vouches for is fuzzed for so long with every test run, in seconds per target.
 FUZZ_SECONDS = 20
 
-.PHONY: demo build test test-ltx2 test-ltx2-memory check fuzz bench clean python libtorch build-packages test-packages
+.PHONY: demo build test test-ltx2 test-ltx2-memory worker-ltx2 check fuzz bench clean python libtorch build-packages test-packages
 
 demo: build
 	target/release/fastvideo-supervisor --gpus $(DEMO_GPUS) \
@@ -46,14 +47,21 @@ test test-ltx2 test-ltx2-memory: export OMP_NUM_THREADS = 1
 
 # The integration tests start the worker's binary, which `cargo test` alone would not build. Built together with the
 # tests, so that the features of shared dependencies agree and nothing is built twice.
-test: build-packages test-packages python libtorch
-	$(CARGO) build --workspace --locked --bins --tests $(FEATURES)
-	$(CARGO) test --workspace --locked $(FEATURES)
+test: build-packages test-packages python libtorch worker-ltx2
+	$(CARGO) test --workspace --locked $(FEATURES) --bin fastvideo-worker
+	$(CARGO) build --workspace --locked --bins --tests $(TEST_FEATURES)
+	$(CARGO) test --workspace --locked $(TEST_FEATURES)
 	fuzz/run $(FUZZ_SECONDS)
 
+# The worker with the engine, in a folder of its own: most tests start many workers, and take the one without libtorch,
+# which takes a third of a second to load. All that the engine needs is built for both.
+worker-ltx2: build-packages libtorch
+	$(CARGO) build --workspace --locked --bins --tests $(FEATURES)
+	mkdir -p target/ltx2
+	$(if $(FEATURES),cp target/debug/fastvideo-worker target/ltx2/,rm -f target/ltx2/fastvideo-worker)
+
 # The engine alone, against the stored reference or that in LTX2_REFERENCE.
-test-ltx2: build-packages libtorch
-	$(CARGO) build --workspace --locked --bins --test reference --test integration $(FEATURES)
+test-ltx2: build-packages libtorch worker-ltx2
 	$(CARGO) test --workspace --locked --test reference $(FEATURES)
 	$(CARGO) test --workspace --locked --test integration $(FEATURES) ltx2
 
@@ -63,8 +71,7 @@ fuzz:
 	fuzz/run $(FUZZ_SECONDS)
 
 # Takes minutes.
-test-ltx2-memory: build-packages libtorch
-	$(CARGO) build --workspace --locked --bins --test integration $(FEATURES)
+test-ltx2-memory: build-packages libtorch worker-ltx2
 	$(CARGO) test --workspace --locked --test integration $(FEATURES) -- --ignored --nocapture memory_of_an_ltx2_worker
 
 check: build-packages libtorch
