@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use fastvideo_proto::client::Stage;
 use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::Logs;
 use fastvideo_supervisor_core::session::log::{Config, Event, SessionLog};
 use nix::unistd::Pid;

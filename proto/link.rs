@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::client::{Stage, StreamMode};
 use crate::ids::{GpuId, JobId, SessionId};
+use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat};
 
 /// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
 /// a mismatch means that an old binary lies beside a new one.
@@ -232,36 +232,6 @@ impl Default for EncoderSpec {
     }
 }
 
-/// The shape of a segment's video.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct VideoFormat {
-    /// Even, 64 to 4096.
-    pub width: u32,
-    /// Even, 64 to 2176.
-    pub height: u32,
-    /// Frames of one segment, at least 1.
-    pub num_frames: u32,
-    /// 1 to 120.
-    pub fps: u32,
-}
-
-impl VideoFormat {
-    /// Bytes of one RGB frame, `height * width * 3`.
-    pub fn frame_bytes(&self) -> usize {
-        self.width as usize * self.height as usize * 3
-    }
-
-    pub fn duration(&self) -> Duration {
-        frames_to_time(u64::from(self.num_frames), self.fps)
-    }
-}
-
-/// The time that so many frames last.
-pub fn frames_to_time(frames: u64, fps: u32) -> Duration {
-    let fps = u64::from(fps);
-    Duration::from_secs(frames / fps) + Duration::from_nanos(frames % fps * 1_000_000_000 / fps)
-}
-
 /// One attempt at one segment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -276,7 +246,7 @@ pub struct JobSpec {
     pub num_inference_steps: u32,
     pub guidance_scale: f64,
     pub format: VideoFormat,
-    pub stream_mode: StreamMode,
+    pub media_mode: MediaMode,
     /// Where the segment starts on the session's time line, in frames.
     pub start_frame: u64,
     /// A private file with the session's initial image (PNG, JPEG or WebP), for the first segment only.
@@ -355,15 +325,6 @@ pub enum Event {
     },
 }
 
-/// What a binary message of a segment is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MediaKind {
-    /// `ftyp` + `moov`, with the MIME type that names the codecs.
-    InitSegment { mime: String },
-    /// `moof` + `mdat`, or one JPEG picture.
-    Fragment,
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReadyReport {
     pub model_id: String,
@@ -392,28 +353,4 @@ pub struct JobReport {
     pub timing: JobTiming,
     /// Frames in the segment's media, and so its length on the time line.
     pub frames: u32,
-}
-
-/// Where the end of a segment's generation went. The two overlap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobTiming {
-    /// From the last denoise or refine step to the last frame.
-    pub decode: Duration,
-    /// Time in which the encoder was at work.
-    pub encode: Duration,
-}
-
-/// Why a job ended without a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum JobFailure {
-    Cancelled,
-    /// The request or its state cannot be served by this model; trying again will not help.
-    Refused,
-    /// The state that came with the job is damaged or does not fit.
-    StateIncompatible,
-    /// The worker does not hold the state that it should; with the state sent along, the job may go well. Only the
-    /// pool sees this.
-    StateNotHeld,
-    /// The engine or the encoder failed; trying again may help.
-    Failed,
 }

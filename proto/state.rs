@@ -7,6 +7,7 @@
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// The kind of every state of this form.
 pub const LTX2_V1: &str = "ltx2.v1";
@@ -36,6 +37,13 @@ pub const SAMPLE_RATES: RangeInclusive<u32> = 8_000..=192_000;
 pub const STRENGTHS: RangeInclusive<f64> = 0.0..=1.0;
 /// In seconds. Positions are only ever shifted forward, by less than a segment.
 pub const POSITION_OFFSETS: RangeInclusive<f64> = 0.0..=86_400.0;
+
+/// The public envelope of a continuation state; `payload` is described by `kind`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContinuationState {
+    pub kind: String,
+    pub payload: Map<String, Value>,
+}
 
 /// All of a state but its large tensors. Field meanings follow FastVideo's `LTX2ContinuationState`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use fastvideo_supervisor_core::schedule;
+use fastvideo_supervisor_core::thread_priority;
 use tokio::runtime::Runtime;
 
 mod args;
@@ -72,7 +72,7 @@ fn runtime(promptly: bool) -> io::Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(threads).enable_all();
     if promptly {
-        match schedule::run_promptly() {
+        match thread_priority::run_promptly() {
             Ok(grant) => tracing::debug!(?grant, "threads on a fragment's way run promptly"),
             Err(error) => tracing::warn!(%error, "fragments may be late when cores are busy"),
         }
@@ -81,7 +81,7 @@ fn runtime(promptly: bool) -> io::Result<Runtime> {
         builder.on_thread_start(move || {
             if started.fetch_add(1, Ordering::Relaxed) < threads {
                 // Err: said above.
-                let _ = schedule::run_promptly();
+                let _ = thread_priority::run_promptly();
             }
         });
     }

@@ -21,7 +21,7 @@ use crate::store::{SessionStore, Upkeep};
 pub mod http;
 pub mod pool;
 pub mod prompt;
-pub mod schedule;
+pub mod thread_priority;
 pub mod session;
 #[cfg(test)]
 mod small_disk;

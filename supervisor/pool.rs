@@ -1,8 +1,8 @@
 //! Worker processes: one per GPU, started, watched, restarted; and which session each of them serves.
 //!
 //! `process` owns a child process, `link` speaks to it, `lifecycle` says what state it is in and when it is started
-//! again. `worker` looks after one GPU: `life` is a process that serves, `spare` the one that follows it. `assign` binds
-//! sessions to workers, `job` is one piece of work between the two, `latest` the median of how long such things take.
+//! again. `worker` looks after one GPU: `serving` is a process that serves, `standby` the one that follows it. `assignments` binds
+//! sessions to workers, `job` is one piece of work between the two, `rolling_median` the median of how long such things take.
 //! Only this module creates processes. It knows nothing of clients, and states are bytes to it.
 
 use std::panic::AssertUnwindSafe;
@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
-use fastvideo_proto::link::{
-    EncoderSpec, EngineSpec, JobSpec, ReadyReport, VideoFormat, WarmupSpec, frames_to_time,
-};
+use fastvideo_proto::job::{VideoFormat, frames_to_time};
+use fastvideo_proto::link::{EncoderSpec, EngineSpec, JobSpec, ReadyReport, WarmupSpec};
 use futures_util::FutureExt;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
@@ -22,21 +21,21 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-pub use assign::{Assignment, MoveError, Placement};
+pub use assignments::{Assignment, MoveError, Placement};
 pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
 
-use assign::{Absence, Board, Sharing};
+use assignments::{Absence, Assignments, Sharing};
 use worker::WorkerTask;
 
-mod assign;
+mod assignments;
 mod job;
-mod latest;
-mod life;
 mod lifecycle;
 mod link;
 mod process;
-mod spare;
+mod rolling_median;
+mod serving;
+mod standby;
 mod worker;
 
 /// The workers to run and how to look after them.
@@ -71,7 +70,7 @@ pub struct Config {
     pub quarantine_after: u32,
     /// After this long without any worker left, quarantines lift themselves.
     pub quarantine_lift: Duration,
-    /// The threads that read the workers' events ask the kernel to run them at once; see [`crate::schedule`].
+    /// The threads that read the workers' events ask the kernel to run them at once; see [`crate::thread_priority`].
     pub realtime: bool,
 }
 
@@ -103,8 +102,8 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     config: Arc<Config>,
-    board: Arc<Mutex<Board>>,
-    seats: Vec<SeatHandle>,
+    assignments: Arc<Mutex<Assignments>>,
+    slots: Vec<SlotHandle>,
     next_job: AtomicU64,
     stop: watch::Sender<Stop>,
     all_lost: watch::Sender<bool>,
@@ -112,7 +111,7 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct SeatHandle {
+struct SlotHandle {
     gpu: GpuId,
     status: watch::Receiver<WorkerStatus>,
     wake: Arc<Notify>,
@@ -194,14 +193,14 @@ pub enum ExitKind {
 /// All workers, and the queue before them.
 #[derive(Clone, Debug)]
 pub struct PoolStatus {
-    pub workers: Vec<WorkerSeat>,
+    pub workers: Vec<SlotStatus>,
     /// Sessions that wait for a worker.
     pub queue_depth: usize,
     pub warmup_enabled: bool,
 }
 
 #[derive(Clone, Debug)]
-pub struct WorkerSeat {
+pub struct SlotStatus {
     pub status: WorkerStatus,
     /// Sessions bound to it.
     pub sessions: usize,
@@ -227,33 +226,33 @@ impl Pool {
                 .then(|| frames_to_time(config.new_frames.into(), config.format.fps)),
         };
         let ids = config.gpus.iter().map(|gpu| gpu.id);
-        let board = Board::new(ids.zip(wakes.iter().cloned()), sharing);
-        let board = Arc::new(Mutex::new(board));
+        let assignments = Assignments::new(ids.zip(wakes.iter().cloned()), sharing);
+        let assignments = Arc::new(Mutex::new(assignments));
         let (stop, stop_seen) = watch::channel(Stop::Run);
         let (all_lost, _) = watch::channel(false);
         let tracker = TaskTracker::new();
-        let mut seats = Vec::new();
-        for (seat, (gpu, wake)) in config.gpus.iter().zip(wakes).enumerate() {
+        let mut slots = Vec::new();
+        for (slot, (gpu, wake)) in config.gpus.iter().zip(wakes).enumerate() {
             let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
             let (orders, orders_seen) = watch::channel(Orders::default());
             let lost = {
-                let (board, status) = (board.clone(), status.clone());
+                let (assignments, status) = (assignments.clone(), status.clone());
                 move || {
                     tracing::error!(
                         "worker's task panicked: its GPU is lost until the supervisor is started again"
                     );
                     status.send_modify(WorkerStatus::lose);
-                    board
+                    assignments
                         .lock()
                         .expect("no holder of this lock panics")
-                        .vacate(seat, Absence::Lost);
+                        .vacate(slot, Absence::Lost);
                 }
             };
             let task = WorkerTask {
-                seat,
+                slot,
                 gpu: gpu.clone(),
                 config: config.clone(),
-                board: board.clone(),
+                assignments: assignments.clone(),
                 all_lost: all_lost.clone(),
                 status,
                 wake: wake.clone(),
@@ -270,7 +269,7 @@ impl Pool {
                 }
             };
             tracker.spawn(watched.instrument(span));
-            seats.push(SeatHandle {
+            slots.push(SlotHandle {
                 gpu: gpu.id,
                 orders,
                 status: status_seen,
@@ -280,8 +279,8 @@ impl Pool {
         Self {
             shared: Arc::new(Shared {
                 config,
-                board,
-                seats,
+                assignments,
+                slots,
                 next_job: AtomicU64::new(1),
                 stop,
                 all_lost,
@@ -291,9 +290,9 @@ impl Pool {
     }
 
     /// Takes a session in: it gets a worker or a place in the queue, until the place is dropped.
-    pub fn join(&self, session: SessionId) -> Place {
-        let placement = self.board().join(session.clone());
-        Place {
+    pub fn join(&self, session: SessionId) -> Binding {
+        let placement = self.assignments().join(session.clone());
+        Binding {
             session,
             placement,
             pool: self.clone(),
@@ -301,27 +300,27 @@ impl Pool {
     }
 
     pub fn status(&self) -> PoolStatus {
-        let board = self.board();
+        let assignments = self.assignments();
         let workers = self
             .shared
-            .seats
+            .slots
             .iter()
             .enumerate()
-            .map(|(i, seat)| WorkerSeat {
-                status: seat.status.borrow().clone(),
-                sessions: board.sessions_on(i),
-                available: board.has_room(i),
+            .map(|(i, slot)| SlotStatus {
+                status: slot.status.borrow().clone(),
+                sessions: assignments.sessions_on(i),
+                available: assignments.has_room(i),
             });
         PoolStatus {
             workers: workers.collect(),
-            queue_depth: board.queue_depth(),
+            queue_depth: assignments.queue_depth(),
             warmup_enabled: self.shared.config.warmup.is_some(),
         }
     }
 
     /// Sessions that the workers can serve at once, those that still start included.
     pub fn capacity(&self) -> usize {
-        self.board().capacity()
+        self.assignments().capacity()
     }
 
     /// Moves a session at the end of its running segment, or now when none runs: to a GPU, or to any other one. The
@@ -330,7 +329,7 @@ impl Pool {
     /// # Errors
     /// When the session cannot go there; it stays where it is.
     pub fn move_session(&self, session: &SessionId, to: Option<GpuId>) -> Result<(), MoveError> {
-        self.board().move_session(session, to)
+        self.assignments().move_session(session, to)
     }
 
     /// Has a worker leave and stay away until it is started again. It takes no new sessions; its sessions go on
@@ -358,10 +357,10 @@ impl Pool {
         drained: bool,
         patience: Option<Duration>,
     ) -> Result<(), UnknownGpu> {
-        let mut seats = self.shared.seats.iter();
-        let seat = seats.find(|seat| seat.gpu == gpu).ok_or(UnknownGpu(gpu))?;
+        let mut slots = self.shared.slots.iter();
+        let slot = slots.find(|slot| slot.gpu == gpu).ok_or(UnknownGpu(gpu))?;
         let cut_at = patience.and_then(|patience| Instant::now().checked_add(patience));
-        seat.orders.send_replace(Orders { drained, cut_at });
+        slot.orders.send_replace(Orders { drained, cut_at });
         Ok(())
     }
 
@@ -388,9 +387,9 @@ impl Pool {
         self.shared.stop.send_replace(Stop::Now);
     }
 
-    fn board(&self) -> std::sync::MutexGuard<'_, Board> {
+    fn assignments(&self) -> std::sync::MutexGuard<'_, Assignments> {
         self.shared
-            .board
+            .assignments
             .lock()
             .expect("no holder of this lock panics")
     }
@@ -423,7 +422,7 @@ impl WorkerStatus {
 
 /// A session's place with the workers or in the queue before them. Dropping it frees the place at once.
 #[derive(Debug)]
-pub struct Place {
+pub struct Binding {
     session: SessionId,
     placement: watch::Receiver<Placement>,
     pool: Pool,
@@ -434,7 +433,7 @@ pub struct Place {
 #[error("the session has left worker {0}")]
 pub struct Moved(WorkerId);
 
-impl Place {
+impl Binding {
     /// Where the session stands now; the next [`Self::changed`] waits for news after this.
     pub fn look(&mut self) -> Placement {
         self.placement.borrow_and_update().clone()
@@ -445,7 +444,7 @@ impl Place {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn changed(&mut self) {
-        // The board holds the sender for as long as this place lives.
+        // The assignments holds the sender for as long as this place lives.
         let _ = self.placement.changed().await;
     }
 
@@ -463,14 +462,14 @@ impl Place {
         due: Instant,
     ) -> Result<JobHandle, Moved> {
         spec.job = self.pool.next_job_id();
-        let mut board = self.pool.board();
-        let Some(seat) = board.seat_of(worker, &self.session) else {
+        let mut assignments = self.pool.assignments();
+        let Some(slot) = assignments.slot_of(worker, &self.session) else {
             return Err(Moved(worker.clone()));
         };
-        let wake = self.pool.shared.seats[seat].wake.clone();
+        let wake = self.pool.shared.slots[slot].wake.clone();
         let (handle, job) = job::pair(spec, start, due, wake.clone());
-        board.submit(seat, job);
-        drop(board);
+        assignments.submit(slot, job);
+        drop(assignments);
         wake.notify_one();
         Ok(handle)
     }
@@ -482,8 +481,8 @@ impl Pool {
     }
 }
 
-impl Drop for Place {
+impl Drop for Binding {
     fn drop(&mut self) {
-        self.pool.board().leave(&self.session);
+        self.pool.assignments().leave(&self.session);
     }
 }

@@ -1,15 +1,15 @@
 //! A client's session: its state machine and its segment loop.
 //!
-//! `opening` reads the first message, `run` is the loop, `segment` the one segment in hand, `script` what comes next,
+//! `opening` reads the first message, `run` is the loop, `segment` the one segment in hand, `playlist` what comes next,
 //! `draft` a prompt on its way there, `writing` what models write for it, `request` and `init_image` check what clients
-//! send, `saving` what is on its way to the store, `outbox` what waits for the client, `lead` when its viewer runs out of
+//! send, `persistence` what is on its way to the store, `outbox` what waits for the client, `playback` when its viewer runs out of
 //! video, `registry` counts sessions, `log` writes down what happens, `latency` measures what the supervisor adds.
 //! Nothing here knows WebSockets.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_proto::link::VideoFormat;
+use fastvideo_proto::job::VideoFormat;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -25,21 +25,21 @@ pub use registry::{Entry, Full, Limits, Registry, Ticket};
 pub use run::run;
 pub use state::SessionState;
 
-mod draft;
 mod init_image;
 mod latency;
-mod lead;
 pub mod log;
 mod opening;
 mod outbox;
+mod persistence;
+mod playback;
+mod playlist;
+mod prompt_draft;
+mod prompt_tasks;
 mod registry;
 mod request;
 mod run;
-mod saving;
-mod script;
 mod segment;
 mod state;
-mod writing;
 
 /// What a session may do and what it gets by default.
 #[derive(Clone, Debug)]

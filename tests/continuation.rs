@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use fastvideo_proto::client::ContinuationState;
+use fastvideo_proto::state::ContinuationState;
 use fastvideo_supervisor_core::store::export::{self, Blobs, Expectation};
 use serde_json::{Value, json};
 

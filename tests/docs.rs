@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fastvideo_proto::client::{ClientMessage, ErrorCode, ServerMessage};
+use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::stream_v1::{ClientMessage, ServerMessage};
 use serde_json::{Value, json};
 
 const REFERENCE: &str = include_str!("../docs/protocol.md");

@@ -16,8 +16,9 @@
 
 use std::fmt;
 
-use fastvideo_proto::client::StreamMode;
-use fastvideo_proto::link::{EncoderSpec, VideoFormat};
+use fastvideo_proto::job::MediaMode;
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::EncoderSpec;
 
 use crate::engine::AudioFormat;
 
@@ -46,7 +47,7 @@ const MAX_START_FRAME: u64 = 1 << 40;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct EncodeParams {
     pub(crate) format: VideoFormat,
-    pub(crate) mode: StreamMode,
+    pub(crate) mode: MediaMode,
     /// The sound that comes with the frames; none for a silent stream. JPEG streams carry none, but its end is kept.
     pub(crate) audio: Option<AudioFormat>,
     pub(crate) spec: EncoderSpec,
@@ -133,8 +134,8 @@ impl Encoder {
     pub(crate) fn open(params: &EncodeParams) -> Result<Self, EncodeError> {
         params.check()?;
         let stream = match params.mode {
-            StreamMode::AvFmp4 => Stream::Fmp4(Box::new(Fmp4::open(params)?)),
-            StreamMode::LegacyJpeg => Stream::Jpeg(Jpeg::new(params)?),
+            MediaMode::AvFmp4 => Stream::Fmp4(Box::new(Fmp4::open(params)?)),
+            MediaMode::LegacyJpeg => Stream::Jpeg(Jpeg::new(params)?),
         };
         Ok(Self {
             format: params.format,

@@ -5,8 +5,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use fastvideo_proto::client::Stage;
-use fastvideo_proto::link::{DeviceReport, VideoFormat};
+use fastvideo_proto::job::Stage;
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::DeviceReport;
 use fastvideo_proto::state::StateHeader;
 
 use crate::state::StateBuffer;

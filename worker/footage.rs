@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_proto::client::Stage;
-use fastvideo_proto::link::{SyntheticSpec, VideoFormat};
+use fastvideo_proto::job::Stage;
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::SyntheticSpec;
 
 use crate::encode::bench::Footage;
 use crate::engine::synthetic::Synthetic;

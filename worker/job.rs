@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use fastvideo_proto::client::{Stage, StreamMode};
 use fastvideo_proto::ids::{JobId, SessionId};
+use fastvideo_proto::job::{JobFailure, JobTiming, VideoFormat};
+use fastvideo_proto::job::{MediaMode, Stage};
 use fastvideo_proto::link::{
-    Command, EngineSpec, Event, FaultPoint, JobFailure, JobReport, JobSpec, JobState, JobTiming,
-    LINK_VERSION, LoadSpec, ReadyReport, VideoFormat, WarmupSpec,
+    Command, EngineSpec, Event, FaultPoint, JobReport, JobSpec, JobState, LINK_VERSION, LoadSpec,
+    ReadyReport, WarmupSpec,
 };
 use fastvideo_proto::state::{StateError, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
@@ -267,7 +268,7 @@ impl Worker {
             }
             None => Vec::new(),
         };
-        let next = worker.params(spec.format, StreamMode::AvFmp4);
+        let next = worker.params(spec.format, MediaMode::AvFmp4);
         worker.pipeline.prepare(next)?;
         events.send(Event::Ready(Box::new(ReadyReport {
             model_id: loaded.model_id,
@@ -296,7 +297,7 @@ impl Worker {
                 num_inference_steps: warmup.num_inference_steps,
                 guidance_scale: 1.0,
                 format: warmup.format,
-                stream_mode: StreamMode::AvFmp4,
+                media_mode: MediaMode::AvFmp4,
                 start_frame: u64::from(segment_idx * warmup.format.num_frames),
                 initial_image: None,
                 state: None,
@@ -430,7 +431,7 @@ impl Worker {
             num_frames: self.engine.frames(&request),
             ..spec.format
         };
-        let params = self.params(format, spec.stream_mode);
+        let params = self.params(format, spec.media_mode);
         let (pipeline, faults) = (&self.pipeline, &mut self.faults);
         let begun = pipeline.begin(params, spec.start_frame, sound_before, target.clone());
         begun.map_err(|closed| EngineError::Failed(closed.to_string()))?;
@@ -479,7 +480,7 @@ impl Worker {
         })
     }
 
-    fn params(&self, format: VideoFormat, mode: StreamMode) -> EncodeParams {
+    fn params(&self, format: VideoFormat, mode: MediaMode) -> EncodeParams {
         EncodeParams {
             format,
             mode,
@@ -633,7 +634,7 @@ mod tests {
             num_inference_steps: 1,
             guidance_scale: 1.0,
             format: FORMAT,
-            stream_mode: StreamMode::AvFmp4,
+            media_mode: MediaMode::AvFmp4,
             start_frame: 0,
             initial_image: None,
             state,

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION, MediaKind};
+use fastvideo_proto::job::MediaKind;
+use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION};
 use ipc_channel::ipc::{self, IpcReceiver, IpcSender, IpcSharedMemory};
 use nix::time::{ClockId, clock_gettime};
 

@@ -5,8 +5,9 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use fastvideo_proto::client::StreamMode;
-use fastvideo_proto::link::{EncoderSpec, VideoFormat};
+use fastvideo_proto::job::MediaMode;
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::EncoderSpec;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -100,7 +101,7 @@ fn main() -> anyhow::Result<()> {
                     num_frames,
                     fps,
                 },
-                mode: StreamMode::AvFmp4,
+                mode: MediaMode::AvFmp4,
                 audio: Some(engine::synthetic::AUDIO),
                 spec: EncoderSpec::default(),
             };

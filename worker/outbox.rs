@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::link::{Event, JobFailure, JobReport, MediaKind, media_cost};
+use fastvideo_proto::job::{JobFailure, MediaKind};
+use fastvideo_proto::link::{Event, JobReport, media_cost};
 use ipc_channel::ipc::IpcSharedMemory;
 
 use crate::link::Events;
@@ -146,7 +147,7 @@ impl JobOutbox {
 mod tests {
     use std::time::Duration;
 
-    use fastvideo_proto::link::JobTiming;
+    use fastvideo_proto::job::JobTiming;
 
     use super::*;
     use crate::link::Sent;

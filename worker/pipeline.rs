@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::link::MediaKind;
+use fastvideo_proto::job::MediaKind;
 
 use crate::encode::{EncodeError, EncodeParams, Encoder, Media};
 use crate::outbox::JobOutbox;

@@ -5,7 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use fastvideo_proto::client::ContinuationState;
+use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
 use libfuzzer_sys::fuzz_target;

@@ -7,7 +7,8 @@ use anyhow::{Context, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use fastvideo_proto::client::{ContinuationState, Resume, SegmentRequest};
+use fastvideo_proto::state::ContinuationState;
+use fastvideo_proto::stream_v1::{Resume, SegmentRequest};
 use serde_json::{Map, Value, json};
 
 /// What the server takes at most, decoded.

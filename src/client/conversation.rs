@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use fastvideo_proto::client::{
-    ClientMessage, CompleteReason, ContinuationState, ErrorCode, Resume, ServerMessage, SessionInit,
+use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::state::ContinuationState;
+use fastvideo_proto::stream_v1::{
+    ClientMessage, CompleteReason, Resume, ServerMessage, SessionInit,
 };
 
 use super::args::Order;

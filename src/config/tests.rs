@@ -1,7 +1,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use fastvideo_proto::link::{EncoderSpec, EngineSpec, VideoFormat};
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::{EncoderSpec, EngineSpec};
 
 use fastvideo_supervisor_core::prompt::enhancer;
 use fastvideo_supervisor_core::prompt::provider::Key;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use fastvideo_proto::client::Stage;
+use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::SessionState;
 use fastvideo_supervisor_core::session::log::{Event, Line, Llm};
 use serde::Deserialize;

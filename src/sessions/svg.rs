@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use fastvideo_proto::client::Stage;
+use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::SessionState;
 use fastvideo_supervisor_core::session::log::Event;
 

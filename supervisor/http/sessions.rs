@@ -7,8 +7,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use fastvideo_proto::client::ContinuationState;
 use fastvideo_proto::ids::{GpuId, SessionId};
+use fastvideo_proto::state::ContinuationState;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

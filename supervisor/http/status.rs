@@ -13,7 +13,7 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::prompts::PromptStatus;
 use super::{App, AppState, ErrorBody, ErrorDetail, sessions};
-use crate::pool::{ExitKind, PoolStatus, WorkerSeat};
+use crate::pool::{ExitKind, PoolStatus, SlotStatus};
 use crate::prompt::safety::{SafetyFilter, SafetyStatus};
 use crate::session::{Drain, LatencySummary};
 
@@ -240,10 +240,10 @@ struct Device {
 async fn status(State(app): AppState) -> Json<Status> {
     let pool = app.context.pool.status();
     let counts = Counts::of(&pool);
-    let gpu_status = pool.workers.iter().map(|seat| {
+    let gpu_status = pool.workers.iter().map(|slot| {
         (
-            seat.status.gpu.id.0,
-            GpuStatus::of(seat, pool.warmup_enabled),
+            slot.status.gpu.id.0,
+            GpuStatus::of(slot, pool.warmup_enabled),
         )
     });
     Json(Status {
@@ -266,19 +266,19 @@ async fn status(State(app): AppState) -> Json<Status> {
 }
 
 impl GpuStatus {
-    fn of(seat: &WorkerSeat, warmup_enabled: bool) -> Self {
-        let status = &seat.status;
+    fn of(slot: &SlotStatus, warmup_enabled: bool) -> Self {
+        let status = &slot.status;
         let ready = status.ready.as_ref();
         let ms = |d: std::time::Duration| d.as_secs_f64() * 1000.0;
         Self {
             ready: status.state.serves(),
-            available: seat.available,
-            client_count: seat.sessions,
+            available: slot.available,
+            client_count: slot.sessions,
             current_model_id: ready.map(|r| r.model_id.clone()),
             process_alive: status.pid.is_some(),
             warmup_enabled,
             warmup_success: status.warmed_up,
-            warmup_error: boot_error(seat),
+            warmup_error: boot_error(slot),
             warmup_timings: WarmupTimings {
                 load_ms: ready.map(|r| ms(r.load)),
                 first_segment_ms: ready.and_then(|r| r.warmup.first()).copied().map(ms),
@@ -311,9 +311,9 @@ impl GpuStatus {
 }
 
 /// Why no process of this GPU has ever become ready, when one tried.
-fn boot_error(seat: &WorkerSeat) -> Option<String> {
-    match &seat.status.last_exit {
-        Some(exit) if !seat.status.warmed_up => Some(exit.reason.clone()),
+fn boot_error(slot: &SlotStatus) -> Option<String> {
+    match &slot.status.last_exit {
+        Some(exit) if !slot.status.warmed_up => Some(exit.reason.clone()),
         _ => None,
     }
 }
@@ -327,12 +327,12 @@ struct Counts {
 
 impl Counts {
     fn of(pool: &PoolStatus) -> Self {
-        let count = |f: fn(&WorkerSeat) -> bool| pool.workers.iter().filter(|seat| f(seat)).count();
+        let count = |f: fn(&SlotStatus) -> bool| pool.workers.iter().filter(|slot| f(slot)).count();
         Self {
-            ready: count(|seat| seat.status.state.serves()),
-            available: count(|seat| seat.available),
-            warmed_up: count(|seat| seat.status.warmed_up),
-            failed: count(|seat| boot_error(seat).is_some()),
+            ready: count(|slot| slot.status.state.serves()),
+            available: count(|slot| slot.available),
+            warmed_up: count(|slot| slot.status.warmed_up),
+            failed: count(|slot| boot_error(slot).is_some()),
         }
     }
 }

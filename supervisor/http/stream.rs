@@ -17,7 +17,8 @@ use tracing::Instrument;
 
 use super::{App, AppState, error};
 use crate::session::{self, Drain, Inbound, Limits, Outbox, RelayLatency, Wire, close};
-use fastvideo_proto::client::{ErrorCode, ServerMessage};
+use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::stream_v1::ServerMessage;
 
 /// Client messages that may wait for their session; it takes them at once.
 const INBOUND_BUFFER: usize = 4;

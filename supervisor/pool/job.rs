@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fastvideo_proto::client::Stage;
 use fastvideo_proto::ids::{JobId, WorkerId};
-use fastvideo_proto::link::{JobFailure, JobSpec, JobTiming, MediaKind};
+use fastvideo_proto::job::Stage;
+use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind};
+use fastvideo_proto::link::JobSpec;
 use ipc_channel::ipc::IpcSharedMemory;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};

@@ -60,7 +60,7 @@ pub(crate) struct Link {
 
 impl Link {
     /// Opens the supervisor's end; the worker connects to [`Self::name`]. `promptly`: events are read by a thread that
-    /// the kernel runs at once, see [`crate::schedule`].
+    /// the kernel runs at once, see [`crate::thread_priority`].
     ///
     /// # Errors
     /// When the socket or a thread cannot be made.
@@ -74,7 +74,7 @@ impl Link {
             .spawn(move || {
                 if promptly {
                     // Err: said at the start.
-                    let _ = crate::schedule::run_promptly();
+                    let _ = crate::thread_priority::run_promptly();
                 }
                 let end = receive(server, command_rx, &event_tx);
                 let _ = event_tx.blocking_send(Up::Closed(end));

@@ -8,10 +8,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::assign::{Absence, Board};
-use super::life::Life;
+use super::assignments::{Absence, Assignments};
 use super::lifecycle::{Change, RestartPolicy, Verdict, WorkerState};
-use super::spare::Plan;
+use super::serving::ServingWorker;
+use super::standby::Plan;
 use super::{Config, ExitKind, ExitReport, Gpu, Orders, Stop, WorkerStatus};
 
 /// How long a worker that was asked to leave may take before it gets SIGTERM, and then SIGKILL.
@@ -20,10 +20,10 @@ pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a worker's task needs of the pool.
 #[derive(Debug)]
 pub(super) struct WorkerTask {
-    pub(super) seat: usize,
+    pub(super) slot: usize,
     pub(super) gpu: Gpu,
     pub(super) config: Arc<Config>,
-    pub(super) board: Arc<Mutex<Board>>,
+    pub(super) assignments: Arc<Mutex<Assignments>>,
     pub(super) all_lost: watch::Sender<bool>,
     pub(super) status: watch::Sender<WorkerStatus>,
     /// Rings when a job was queued, cancelled or given credit, and when a session has left.
@@ -84,7 +84,7 @@ impl WorkerTask {
                 return;
             }
             self.change(Change::Restarted);
-            self.with_board(|board, seat| board.expect(seat));
+            self.with_assignments(|assignments, slot| assignments.mark_starting(slot));
         }
     }
 
@@ -101,7 +101,9 @@ impl WorkerTask {
         };
         self.status.send_modify(|s| s.pid = Some(process.pid()));
         self.change(Change::Spawned);
-        Life::new(self, policy, &plan, link, process).run().await
+        ServingWorker::new(self, policy, &plan, link, process)
+            .run()
+            .await
     }
 
     /// The next process of this GPU.
@@ -161,7 +163,7 @@ impl WorkerTask {
     /// Waits until an operator wants the worker back; false when the pool stops meanwhile.
     async fn stay_away(&mut self) -> bool {
         self.change(Change::DrainAsked);
-        self.with_board(|board, seat| board.vacate(seat, Absence::Drained));
+        self.with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Drained));
         let wanted = async {
             if self.orders.wait_for(|o| !o.drained).await.is_err() {
                 pending::<()>().await;
@@ -201,11 +203,14 @@ impl WorkerTask {
         }
     }
 
-    pub(super) fn with_board<T>(&self, f: impl FnOnce(&mut Board, usize) -> T) -> T {
-        let mut board = self.board.lock().expect("no holder of this lock panics");
-        let out = f(&mut board, self.seat);
-        let lost = board.all_lost();
-        drop(board);
+    pub(super) fn with_assignments<T>(&self, f: impl FnOnce(&mut Assignments, usize) -> T) -> T {
+        let mut assignments = self
+            .assignments
+            .lock()
+            .expect("no holder of this lock panics");
+        let out = f(&mut assignments, self.slot);
+        let lost = assignments.all_lost();
+        drop(assignments);
         self.all_lost
             .send_if_modified(|old| std::mem::replace(old, lost) != lost);
         out
@@ -242,7 +247,7 @@ impl WorkerTask {
             Some(Verdict::Quarantine | Verdict::QuarantineForGood) => Change::ExitedToQuarantine,
         });
         if verdict.is_some_and(Verdict::quarantines) {
-            self.with_board(|board, seat| board.vacate(seat, Absence::Lost));
+            self.with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Lost));
         }
     }
 }

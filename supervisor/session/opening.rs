@@ -1,7 +1,9 @@
 //! The opening message: read, checked whole, with all that came in it.
 
-use fastvideo_proto::client::{ClientMessage, ContinuationState, ErrorCode, Resume, SessionInit};
 use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::state::ContinuationState;
+use fastvideo_proto::stream_v1::{ClientMessage, Resume, SessionInit};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
-use fastvideo_proto::client::ServerMessage;
+use fastvideo_proto::stream_v1::ServerMessage;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::log::{Event, SessionLog};
-use super::saving::Gate;
+use super::persistence::Gate;
 use crate::pool::{Credit, Media};
 
 /// Both ends of a client's outgoing messages. Cheap to clone.

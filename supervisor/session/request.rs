@@ -1,6 +1,7 @@
 //! A client's request for a segment, checked.
 
-use fastvideo_proto::client::{PromptSource, SegmentRequest};
+use fastvideo_proto::job::PromptSource;
+use fastvideo_proto::stream_v1::SegmentRequest;
 
 use super::Config;
 

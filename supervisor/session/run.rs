@@ -3,31 +3,32 @@
 use std::future::pending;
 use std::time::Duration;
 
-use fastvideo_proto::client::{
-    ClientMessage, CompleteReason, ErrorCode, Features, RewriteSeedPrompts, ServerMessage,
-    StreamMode,
-};
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::link::{JobFailure, JobSpec, frames_to_time};
+use fastvideo_proto::job::{ErrorCode, MediaMode};
+use fastvideo_proto::job::{JobFailure, frames_to_time};
+use fastvideo_proto::link::JobSpec;
+use fastvideo_proto::stream_v1::{
+    ClientMessage, CompleteReason, Features, RewriteSeedPrompts, ServerMessage,
+};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Span;
 
 use super::init_image::InitImage;
-use super::lead::Lead;
 use super::log::{Event, SessionLog};
 use super::opening::{self, MAX_CURATED_PROMPTS, NotOpened, Opening};
 use super::outbox::Outbox;
+use super::persistence::{Gate, Persistence};
+use super::playback::Playback;
+use super::playlist::{Abilities, Playlist, Switches};
+use super::prompt_tasks::{MAX_ALTERNATIVES, MAX_PENDING_REWRITES, Next, PromptTasks, Written};
 use super::registry::Ticket;
 use super::request::{ValidRequest, check_prompt};
-use super::saving::{Gate, Saving};
-use super::script::{Abilities, Script, Switches};
 use super::segment::Segment;
 use super::state::SessionState;
-use super::writing::{MAX_ALTERNATIVES, MAX_PENDING_REWRITES, Next, Writing, Written};
 use super::{Context, Drain, Inbound, close};
-use crate::pool::{Assignment, JobEnd, JobEvent, Place, Placement, StartState};
+use crate::pool::{Assignment, Binding, JobEnd, JobEvent, Placement, StartState};
 use crate::prompt::safety::SafetyFilter;
 use crate::store::export::{self, ExportError};
 use crate::store::{Lease, Progress, ResumeError, ResumeToken, Snapshot, State, StoreError};
@@ -263,22 +264,22 @@ impl End {
 struct Session {
     outbox: Outbox,
     context: Context,
-    place: Place,
+    binding: Binding,
     placement: Placement,
     /// The worker that the client was last told of.
     announced: Option<Assignment>,
     preset: Option<String>,
-    mode: StreamMode,
+    mode: MediaMode,
     image: Option<InitImage>,
-    script: Script,
-    writing: Writing,
+    playlist: Playlist,
+    prompt_tasks: PromptTasks,
     segment: Option<Segment>,
-    saving: Saving,
+    persistence: Persistence,
     /// The last committed one.
     state: Option<State>,
     /// Where the next segment begins on the session's time line, in frames.
     start_frame: u64,
-    lead: Lead,
+    playback: Playback,
     last_activity: Instant,
     /// Messages since the client has left too much unread.
     heard_while_full: u32,
@@ -286,7 +287,7 @@ struct Session {
     rest_until: Option<Instant>,
     /// How often that failed in a row.
     failures: u32,
-    exporting: Option<JoinHandle<Result<fastvideo_proto::client::ContinuationState, ExportError>>>,
+    exporting: Option<JoinHandle<Result<fastvideo_proto::state::ContinuationState, ExportError>>>,
     pending_snapshots: u32,
     /// Since the client knows that the server is going away.
     drain_deadline: Option<Instant>,
@@ -301,14 +302,14 @@ struct Session {
 /// What the loop has heard.
 enum Heard {
     Client(Option<Inbound>),
-    Place,
+    Placement,
     Job(Option<JobEvent>),
     Saved(Result<Result<(), StoreError>, JoinError>),
     Written(Written),
     Lost,
     Exported(
         Result<
-            Result<fastvideo_proto::client::ContinuationState, ExportError>,
+            Result<fastvideo_proto::state::ContinuationState, ExportError>,
             tokio::task::JoinError,
         >,
     ),
@@ -343,22 +344,22 @@ impl Session {
             write: context.prompts.enhancer().is_some(),
             screen: context.prompts.safety().is_some(),
         };
-        let mut place = context.pool.join(ticket.id().clone());
-        let placement = place.look();
+        let mut binding = context.pool.join(ticket.id().clone());
+        let placement = binding.look();
         Self {
-            place,
+            binding,
             placement,
             announced: None,
             preset: init.preset,
             mode: init.stream_mode,
             image,
-            script: Script::new(init.curated_prompts, switches, can, cap, progress.segments),
-            writing: Writing::new(context.prompts.clone()),
+            playlist: Playlist::new(init.curated_prompts, switches, can, cap, progress.segments),
+            prompt_tasks: PromptTasks::new(context.prompts.clone()),
             segment: None,
-            saving: Saving::default(),
+            persistence: Persistence::default(),
             state,
             start_frame: progress.start_frame,
-            lead: Lead::default(),
+            playback: Playback::default(),
             last_activity: Instant::now(),
             heard_while_full: 0,
             rest_until: None,
@@ -394,8 +395,8 @@ impl Session {
             let heard = self.hear(inbound).await;
             let end = match heard {
                 Heard::Client(message) => self.client_said(message),
-                Heard::Place => {
-                    self.placement = self.place.look();
+                Heard::Placement => {
+                    self.placement = self.binding.look();
                     self.placed()
                 }
                 Heard::Job(Some(event)) => self.job_said(event),
@@ -403,13 +404,13 @@ impl Session {
                     self.fail_segment(ErrorCode::InternalError, "the segment was lost", true);
                     None
                 }
-                Heard::Saved(outcome) => match self.saving.saved(outcome) {
+                Heard::Saved(outcome) => match self.persistence.saved(outcome) {
                     Ok(()) => None,
                     Err(_) => Some(End::Lost),
                 },
                 Heard::Written(written) => {
-                    written.record(&self.script, &self.context.prompts, self.log());
-                    if written.deliver(&mut self.script, &self.outbox) == Next::Rest {
+                    written.record(&self.playlist, &self.context.prompts, self.log());
+                    if written.deliver(&mut self.playlist, &self.outbox) == Next::Rest {
                         self.rest();
                     }
                     self.last_activity = Instant::now();
@@ -471,11 +472,11 @@ impl Session {
         tokio::select! {
             biased;
             () = self.lease.lost() => Heard::Lost,
-            outcome = self.saving.ended() => Heard::Saved(outcome),
+            outcome = self.persistence.ended() => Heard::Saved(outcome),
             event = job => Heard::Job(event),
-            () = self.place.changed() => Heard::Place,
+            () = self.binding.changed() => Heard::Placement,
             state = exported => Heard::Exported(state),
-            written = self.writing.ended() => Heard::Written(written),
+            written = self.prompt_tasks.ended() => Heard::Written(written),
             drain = drain => Heard::Drain(drain),
             () = self.outbox.drained() => Heard::Drained,
             () = clock => Heard::Clock,
@@ -492,7 +493,7 @@ impl Session {
         let slow = (self.outbox.full_since())
             .map(|since| Instant::from_std(since) + config.slow_client_timeout);
         let linger = self.lingering_since.map(|since| since + DRAIN_LINGER);
-        let again = self.saving.again();
+        let again = self.persistence.again();
         [
             idle,
             slow,
@@ -509,7 +510,7 @@ impl Session {
     fn is_idle(&self) -> bool {
         self.segment.is_none()
             && self.ticket.state() == SessionState::Active
-            && !self.script.is_writing()
+            && !self.playlist.is_writing()
     }
 
     fn clock_rang(&mut self) -> Option<End> {
@@ -530,7 +531,7 @@ impl Session {
         if passed(self.rest_until) {
             self.rested();
         }
-        if passed(self.saving.again()) {
+        if passed(self.persistence.again()) {
             self.save(None);
         }
         None
@@ -629,13 +630,13 @@ impl Session {
             fps: config.format.fps,
             num_frames: config.format.num_frames,
             generation_segment_cap: config.generation_segment_cap,
-            next_segment_idx: self.script.segment_idx(),
+            next_segment_idx: self.playlist.segment_idx(),
             features: Features {
                 enhancement: writes,
                 auto_extension: writes,
                 rewrite: writes,
                 safety: prompts.safety().is_some_and(SafetyFilter::is_available),
-                audio: audio && self.mode == StreamMode::AvFmp4,
+                audio: audio && self.mode == MediaMode::AvFmp4,
             },
         });
     }
@@ -690,21 +691,21 @@ impl Session {
             }
             ClientMessage::SeedPromptsUpdated(update) => self.set_curated(update.seed_prompts),
             ClientMessage::EnhancementUpdated(toggle) => {
-                if !self.script.set_enhancing(toggle.enabled) {
+                if !self.playlist.set_enhancing(toggle.enabled) {
                     self.without_effect("enhancement");
                 }
             }
             ClientMessage::AutoExtensionUpdated(toggle) => {
-                if !self.script.set_extending(toggle.enabled) {
+                if !self.playlist.set_extending(toggle.enabled) {
                     self.without_effect("auto-extension");
                 }
                 self.rested();
             }
             ClientMessage::LoopGenerationUpdated(toggle) => {
-                self.script.looping = toggle.enabled;
+                self.playlist.looping = toggle.enabled;
                 self.rested();
             }
-            ClientMessage::GenerationPausedUpdated(paused) => self.script.paused = paused.paused,
+            ClientMessage::GenerationPausedUpdated(paused) => self.playlist.paused = paused.paused,
             ClientMessage::SnapshotState => self.snapshot(),
             ClientMessage::CancelSegment => match &mut self.segment {
                 Some(segment) => {
@@ -741,7 +742,7 @@ impl Session {
             prompt: shown.then(|| request.prompt.clone()),
         });
         let limit = self.context.config.max_waiting_requests;
-        if !self.script.add(request, std::time::Instant::now(), limit) {
+        if !self.playlist.add(request, std::time::Instant::now(), limit) {
             self.invalid(format!("{limit} requests wait already, which is the limit"));
         }
     }
@@ -761,7 +762,7 @@ impl Session {
             self.invalid(format!(
                 "`count` must be from 1 to {MAX_ALTERNATIVES}, got {count}"
             ));
-        } else if !self.writing.rewrite(seed_prompt, count) {
+        } else if !self.prompt_tasks.rewrite(seed_prompt, count) {
             self.invalid(format!(
                 "{MAX_PENDING_REWRITES} prompts are being rewritten already, which is the limit"
             ));
@@ -781,7 +782,7 @@ impl Session {
             .iter()
             .try_for_each(|p| check_prompt("seed_prompts", p, config))
         {
-            Ok(()) => self.script.set_curated(prompts),
+            Ok(()) => self.playlist.set_curated(prompts),
             Err(error) => self.invalid(error),
         }
     }
@@ -818,7 +819,7 @@ impl Session {
     fn exported(
         &mut self,
         state: Result<
-            Result<fastvideo_proto::client::ContinuationState, ExportError>,
+            Result<fastvideo_proto::state::ContinuationState, ExportError>,
             tokio::task::JoinError,
         >,
     ) {
@@ -845,7 +846,7 @@ impl Session {
     /// Starts what can be started.
     fn advance(&mut self) -> Option<End> {
         if self.segment.is_none() {
-            if self.script.is_complete() {
+            if self.playlist.is_complete() {
                 return Some(End::Cap);
             }
             if self.drain_deadline.is_some() {
@@ -857,14 +858,14 @@ impl Session {
             }
             let ready =
                 self.ticket.state() == SessionState::Active && self.outbox.full_since().is_none();
-            if ready && let Some(ask) = self.script.next(&self.context.config) {
+            if ready && let Some(ask) = self.playlist.next(&self.context.config) {
                 let log = self.log().clone();
-                self.segment = Some(Segment::new(self.script.segment_idx(), ask, log));
+                self.segment = Some(Segment::new(self.playlist.segment_idx(), ask, log));
             }
         }
         self.submit();
         if self.drain_deadline.is_none() {
-            self.writing.follow(&mut self.script);
+            self.prompt_tasks.follow(&mut self.playlist);
         }
         None
     }
@@ -898,7 +899,7 @@ impl Session {
             num_inference_steps: request.num_inference_steps,
             guidance_scale: request.guidance_scale,
             format: self.context.config.format,
-            stream_mode: self.mode,
+            media_mode: self.mode,
             start_frame: self.start_frame,
             initial_image: match segment.idx {
                 0 => self.image.as_ref().map(|image| image.path().to_owned()),
@@ -914,9 +915,9 @@ impl Session {
             made_by: state.maker(),
         });
         let due = self
-            .lead
+            .playback
             .due(Instant::now(), self.context.config.format.duration());
-        match self.place.submit(&assignment.worker, spec, start, due) {
+        match self.binding.submit(&assignment.worker, spec, start, due) {
             Ok(job) => {
                 segment.job = Some(job);
                 segment.log_queued(&assignment.worker);
@@ -941,7 +942,7 @@ impl Session {
             }
             JobEvent::Media(media) => {
                 segment.show_media(&self.outbox, self.ticket.id(), self.mode, media);
-                self.lead.media_sent(Instant::now());
+                self.playback.media_sent(Instant::now());
             }
             JobEvent::Ended(JobEnd::Finished {
                 state,
@@ -1023,7 +1024,7 @@ impl Session {
 
     /// The media that the client has of the segment in hand are void.
     fn restarting(&mut self, message: &str) {
-        self.lead.media_void();
+        self.playback.media_void();
         self.outbox.send(&ServerMessage::Error {
             code: ErrorCode::WorkerFailed,
             message: message.to_owned(),
@@ -1042,15 +1043,16 @@ impl Session {
         self.state = Some(state);
         let start_frame = self.start_frame;
         self.start_frame += u64::from(frames);
-        self.script.segment_finished();
+        self.playlist.segment_finished();
         self.ticket
-            .update(|entry| entry.segments = self.script.segment_idx());
+            .update(|entry| entry.segments = self.playlist.segment_idx());
         self.failures = 0;
         self.last_activity = Instant::now();
         segment.media_end(&self.outbox);
         let gate = self.outbox.gate();
         let fps = self.context.config.format.fps;
-        self.lead.finished(frames_to_time(u64::from(frames), fps));
+        self.playback
+            .finished(frames_to_time(u64::from(frames), fps));
         segment.show_complete(&self.outbox, start_frame, frames, fps, generation);
         self.save(Some(gate));
     }
@@ -1060,18 +1062,18 @@ impl Session {
             return;
         };
         let progress = Progress {
-            segments: self.script.segment_idx(),
+            segments: self.playlist.segment_idx(),
             start_frame: self.start_frame,
         };
         let writes = &self.context.writes;
-        self.saving
+        self.persistence
             .begin(&self.lease, progress, state, gate, writes);
     }
 
     fn cancelled(&mut self) {
         if let Some(segment) = self.segment.take() {
             segment.log_cancelled();
-            self.script.segment_dropped();
+            self.playlist.segment_dropped();
             self.outbox.send(&ServerMessage::SegmentCancelled {
                 segment_idx: segment.idx,
             });
@@ -1087,7 +1089,7 @@ impl Session {
         self.last_activity = Instant::now();
         let message = message.to_string();
         segment.log_failed(code, &message);
-        self.script.segment_dropped();
+        self.playlist.segment_dropped();
         if !segment.ask.by_client {
             self.rest();
         }
@@ -1104,12 +1106,12 @@ impl Session {
     fn rest(&mut self) {
         let pause = (MIN_LOOP_PAUSE * (1 << self.failures.min(8))).min(MAX_LOOP_PAUSE);
         self.failures += 1;
-        self.script.resting = true;
+        self.playlist.resting = true;
         self.rest_until = Some(Instant::now() + pause);
     }
 
     fn rested(&mut self) {
-        self.script.resting = false;
+        self.playlist.resting = false;
         self.rest_until = None;
     }
 
@@ -1231,8 +1233,12 @@ impl Session {
         self.log().record(|| Event::Closed {
             cause: end.name().into(),
             state: self.ticket.state(),
-            segments: self.script.segment_idx(),
+            segments: self.playlist.segment_idx(),
         });
-        tracing::info!(?end, segments = self.script.segment_idx(), "session ended");
+        tracing::info!(
+            ?end,
+            segments = self.playlist.segment_idx(),
+            "session ended"
+        );
     }
 }

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::client::{ErrorCode, ServerMessage, Stage, StreamMode};
 use fastvideo_proto::ids::{SessionId, WorkerId};
-use fastvideo_proto::link::{JobTiming, MediaKind, frames_to_time};
+use fastvideo_proto::job::{ErrorCode, MediaMode, Stage};
+use fastvideo_proto::job::{JobTiming, MediaKind, frames_to_time};
+use fastvideo_proto::stream_v1::ServerMessage;
 
 use super::log::{Event, SessionLog};
 use super::outbox::{Note, Outbox, Outgoing, Sent};
-use super::script::Ask;
+use super::playlist::Ask;
 use crate::pool::{JobHandle, Media};
 
 /// A segment from the moment that it is its turn to the one when it is finished, failed or cancelled.
@@ -116,7 +117,7 @@ impl Segment {
         &mut self,
         outbox: &Outbox,
         session: &SessionId,
-        mode: StreamMode,
+        mode: MediaMode,
         media: Media,
     ) {
         if self.shown.stream_id.is_none() {

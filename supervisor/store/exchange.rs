@@ -1,6 +1,6 @@
 //! States in their public form, with the blobs that they refer to in the store.
 
-use fastvideo_proto::client::ContinuationState;
+use fastvideo_proto::state::ContinuationState;
 use futures_util::future::try_join_all;
 use tokio::task::{JoinError, spawn_blocking};
 

@@ -9,7 +9,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use fastvideo_proto::client::ContinuationState;
+use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::state::{Dtype, FramesLayout, LTX2_V1, StateError, StateHeader, TensorLayout};
 use safetensors::SafeTensorError;
 use safetensors::tensor::TensorView;

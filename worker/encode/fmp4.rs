@@ -1,6 +1,6 @@
 //! One segment as fragmented MP4: both tracks, and where the fragments are cut.
 
-use fastvideo_proto::link::VideoFormat;
+use fastvideo_proto::job::VideoFormat;
 
 use super::av::{Muxer, Options};
 use super::sound::Sound;

@@ -1,6 +1,6 @@
 //! One segment as JPEG pictures, for clients that cannot play a stream.
 
-use fastvideo_proto::link::VideoFormat;
+use fastvideo_proto::job::VideoFormat;
 use jpeg_encoder::ColorType;
 
 use super::{EncodeError, EncodeParams, Media, Out};

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use fastvideo_proto::client::StreamMode;
-use fastvideo_proto::link::{EncoderSpec, VideoFormat};
+use fastvideo_proto::job::MediaMode;
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::EncoderSpec;
 use mp4_atom::{Any, Decode, Moof, Moov};
 
 use super::*;
@@ -25,7 +26,7 @@ pub(super) fn params(width: u32, height: u32, num_frames: u32) -> EncodeParams {
             num_frames,
             fps: 24,
         },
-        mode: StreamMode::AvFmp4,
+        mode: MediaMode::AvFmp4,
         audio: Some(AudioFormat {
             sample_rate: 24_000,
             channels: 2,

@@ -5,7 +5,7 @@
 
 use std::ffi::c_int;
 
-use fastvideo_proto::link::VideoFormat;
+use fastvideo_proto::job::VideoFormat;
 use yuv::{
     BufferStoreMut, YuvConversionMode, YuvPlanarImageMut, YuvRange, YuvStandardMatrix,
     rgb_to_yuv420,

@@ -24,9 +24,10 @@ use fastvideo_ltx2::pipeline::{
 use fastvideo_ltx2::sampling::noise;
 use fastvideo_ltx2::transformer::Positions;
 use fastvideo_ltx2::video_vae::{Tile, Tiling};
-use fastvideo_proto::client;
+use fastvideo_proto::job;
+use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::link::{
-    DeviceChoice, DeviceReport, DrawOrder, Ltx2Spec, Precision, VaeTiling, VideoFormat,
+    DeviceChoice, DeviceReport, DrawOrder, Ltx2Spec, Precision, VaeTiling,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -289,8 +290,8 @@ impl Output for Handover<'_> {
 
     fn step(&mut self, step: &Step<'_>) {
         let stage = match step.stage {
-            Stage::Denoise => client::Stage::Denoise,
-            Stage::Refine => client::Stage::Refine,
+            Stage::Denoise => job::Stage::Denoise,
+            Stage::Refine => job::Stage::Refine,
         };
         self.sink
             .step(stage, count(step.step), count(step.total_steps));

@@ -36,8 +36,9 @@ mod world;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::client::Stage;
-use fastvideo_proto::link::{DeviceReport, SyntheticSpec, VideoFormat};
+use fastvideo_proto::job::Stage;
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::{DeviceReport, SyntheticSpec};
 use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout};
 
 use self::caption::{Caption, Counter};

@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use fastvideo_proto::client::{Stage, StreamMode};
-use fastvideo_proto::link::{EncoderSpec, VideoFormat};
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::job::{MediaMode, Stage};
+use fastvideo_proto::link::EncoderSpec;
 
 use super::ModelArgs;
 use crate::encode::{EncodeParams, Encoder, Media};
@@ -133,7 +134,7 @@ fn segment(
             num_frames: frames,
             ..request.format
         },
-        mode: StreamMode::AvFmp4,
+        mode: MediaMode::AvFmp4,
         audio,
         spec: EncoderSpec::default(),
     };

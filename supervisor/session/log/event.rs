@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use fastvideo_proto::client::{ErrorCode, PromptSource, Stage, StreamMode};
 use fastvideo_proto::ids::{GpuId, WorkerId};
+use fastvideo_proto::job::{ErrorCode, MediaMode, PromptSource, Stage};
 use serde::{Deserialize, Serialize};
 
 use crate::session::SessionState;
@@ -35,7 +35,7 @@ pub enum Event {
     Opened {
         client_id: Option<String>,
         preset: Option<String>,
-        stream_mode: StreamMode,
+        stream_mode: MediaMode,
         /// The session was there before.
         resumed: bool,
         /// It began from a state that the client brought.

@@ -3,8 +3,8 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use fastvideo_proto::client::Stage;
 use fastvideo_proto::ids::{GpuId, WorkerId};
+use fastvideo_proto::job::Stage;
 use tempfile::TempDir;
 
 use super::*;

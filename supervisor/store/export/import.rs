@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use fastvideo_proto::client::ContinuationState;
+use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::state::{
     Dtype, FramesLayout, LTX2_V1, MAX_AUDIO_ELEMENTS, MAX_BLOB_BYTES, MAX_FRAMES, MAX_INTEGER,
     MAX_METADATA_BYTES, MAX_METADATA_DEPTH, POSITION_OFFSETS, SAMPLE_RATES, STRENGTHS, StateHeader,

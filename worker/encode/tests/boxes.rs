@@ -189,7 +189,7 @@ fn same_input_gives_the_same_bytes() {
 #[test]
 fn jpeg_stream_is_one_picture_per_frame() {
     let mut params = params(66, 64, 3);
-    params.mode = StreamMode::LegacyJpeg;
+    params.mode = MediaMode::LegacyJpeg;
     let mut media = Vec::new();
     let mut encoder = Encoder::open(&params).unwrap();
     let mut out = |m| media.push(m);

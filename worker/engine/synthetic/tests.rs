@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::client::Stage;
-use fastvideo_proto::link::{SyntheticSpec, VideoFormat};
+use fastvideo_proto::job::Stage;
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::SyntheticSpec;
 
 use super::{AUDIO, Synthetic};
 use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::client::Stage;
+use fastvideo_proto::job::Stage;
 
 use super::{SMALL, format, request, run, spec};
 use crate::engine::synthetic::Synthetic;

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 /// The latest times, at most so many.
 #[derive(Debug)]
-pub(super) struct LatestTimes {
+pub(super) struct RollingMedian {
     limit: usize,
     times: Vec<Duration>,
     next: usize,
 }
 
-impl LatestTimes {
+impl RollingMedian {
     /// Keeps at most `limit` times, at least 1.
     pub(super) fn new(limit: usize) -> Self {
         Self {
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn the_median_is_of_the_latest_times() {
         let ms = Duration::from_millis;
-        let mut times = LatestTimes::new(5);
+        let mut times = RollingMedian::new(5);
         assert_eq!(times.median(), None);
         for time in [10, 1000, 10] {
             times.add(ms(time));

@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
-use fastvideo_proto::client::StreamMode;
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::link::{JobSpec, VideoFormat};
+use fastvideo_proto::job::MediaMode;
+use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::JobSpec;
 
 use tokio::time::Instant;
 
@@ -10,34 +11,34 @@ use super::*;
 use crate::pool::job::{JobHandle, pair};
 
 /// So many workers that do not serve yet, with so many sessions on each at most.
-fn board(workers: u32, max_sessions: usize) -> Board {
-    let seats = (0..workers).map(|gpu| (GpuId(gpu), Arc::default()));
+fn assignments(workers: u32, max_sessions: usize) -> Assignments {
+    let slots = (0..workers).map(|gpu| (GpuId(gpu), Arc::default()));
     let sharing = Sharing {
         max_sessions,
         keep_up: None,
     };
-    Board::new(seats, sharing)
+    Assignments::new(slots, sharing)
 }
 
 /// As many workers that serve.
-fn serving(workers: u32, max_sessions: usize) -> Board {
-    let mut board = board(workers, max_sessions);
-    for seat in 0..workers {
-        board.serve(seat as usize, assignment(seat, 1));
+fn serving(workers: u32, max_sessions: usize) -> Assignments {
+    let mut assignments = assignments(workers, max_sessions);
+    for slot in 0..workers {
+        assignments.serve(slot as usize, assignment(slot, 1));
     }
-    board
+    assignments
 }
 
-/// A session with its view of the board.
+/// A session with its view of the assignments.
 struct Guest {
     id: SessionId,
     place: watch::Receiver<Placement>,
 }
 
 impl Guest {
-    fn join(board: &mut Board) -> Self {
+    fn join(assignments: &mut Assignments) -> Self {
         let id = SessionId::random();
-        let place = board.join(id.clone());
+        let place = assignments.join(id.clone());
         Self { id, place }
     }
 
@@ -51,25 +52,31 @@ impl Guest {
     }
 
     /// Submits a job to the worker that it is bound to; due so many milliseconds after `start`.
-    fn submit(&self, board: &mut Board, job: u64, start: Instant, due_ms: u64) -> JobHandle {
-        let seat = self.at().unwrap() as usize;
+    fn submit(
+        &self,
+        assignments: &mut Assignments,
+        job: u64,
+        start: Instant,
+        due_ms: u64,
+    ) -> JobHandle {
+        let slot = self.at().unwrap() as usize;
         let due = start + Duration::from_millis(due_ms);
         let (handle, job) = pair(spec(job, self.id.clone()), None, due, Arc::default());
-        board.submit(seat, job);
+        assignments.submit(slot, job);
         handle
     }
 
     /// Submits a job that its worker begins.
-    fn run(&self, board: &mut Board, job: u64) -> JobHandle {
-        let handle = self.submit(board, job, Instant::now(), 0);
-        let begun = board.next_job(self.at().unwrap() as usize).unwrap();
+    fn run(&self, assignments: &mut Assignments, job: u64) -> JobHandle {
+        let handle = self.submit(assignments, job, Instant::now(), 0);
+        let begun = assignments.next_job(self.at().unwrap() as usize).unwrap();
         assert_eq!(begun.spec.job, JobId(job));
         handle
     }
 }
 
-fn guests<const N: usize>(board: &mut Board) -> [Guest; N] {
-    std::array::from_fn(|_| Guest::join(board))
+fn guests<const N: usize>(assignments: &mut Assignments) -> [Guest; N] {
+    std::array::from_fn(|_| Guest::join(assignments))
 }
 
 /// Whether the job was given back without having run.
@@ -80,10 +87,10 @@ fn is_taken_back(job: &mut JobHandle) -> bool {
     )
 }
 
-fn assignment(seat: u32, incarnation: u32) -> Assignment {
+fn assignment(slot: u32, incarnation: u32) -> Assignment {
     Assignment {
-        gpu: GpuId(seat),
-        worker: WorkerId::new(GpuId(seat), incarnation),
+        gpu: GpuId(slot),
+        worker: WorkerId::new(GpuId(slot), incarnation),
         model_id: "m".to_owned(),
         audio: true,
     }
@@ -98,12 +105,12 @@ fn waiting(position: usize, queue_depth: usize) -> Placement {
 
 #[test]
 fn sessions_are_bound_in_order_of_arrival_to_the_emptiest_worker() {
-    let mut board = board(2, 2);
+    let mut assignments = assignments(2, 2);
     let ids: Vec<_> = (0..5).map(|_| SessionId::random()).collect();
-    let places: Vec<_> = ids.iter().map(|id| board.join(id.clone())).collect();
+    let places: Vec<_> = ids.iter().map(|id| assignments.join(id.clone())).collect();
     assert_eq!(*places[4].borrow(), waiting(4, 5));
-    board.serve(0, assignment(0, 1));
-    board.serve(1, assignment(1, 1));
+    assignments.serve(0, assignment(0, 1));
+    assignments.serve(1, assignment(1, 1));
     let gpus: Vec<_> = places
         .iter()
         .map(|p| match &*p.borrow() {
@@ -113,134 +120,141 @@ fn sessions_are_bound_in_order_of_arrival_to_the_emptiest_worker() {
         .collect();
     assert_eq!(gpus, [Some(0), Some(0), Some(1), Some(1), None]);
     assert_eq!(*places[4].borrow(), waiting(0, 1));
-    board.leave(&ids[2]);
+    assignments.leave(&ids[2]);
     assert_eq!(*places[4].borrow(), Placement::Bound(assignment(1, 1)));
 }
 
 #[test]
 fn a_session_that_lost_its_worker_is_next() {
-    let mut board = board(2, 1);
-    board.serve(0, assignment(0, 1));
-    let first = board.join(SessionId::random());
-    let second = board.join(SessionId::random());
-    board.vacate(0, Absence::Starting);
+    let mut assignments = assignments(2, 1);
+    assignments.serve(0, assignment(0, 1));
+    let first = assignments.join(SessionId::random());
+    let second = assignments.join(SessionId::random());
+    assignments.vacate(0, Absence::Starting);
     assert_eq!(*first.borrow(), waiting(0, 2));
     assert_eq!(*second.borrow(), waiting(1, 2));
-    board.serve(1, assignment(1, 1));
+    assignments.serve(1, assignment(1, 1));
     assert_eq!(*first.borrow(), Placement::Bound(assignment(1, 1)));
     assert_eq!(*second.borrow(), waiting(0, 1));
 }
 
 #[test]
 fn a_changed_depth_alone_wakes_nobody() {
-    let mut board = board(1, 1);
-    let mut first = board.join(SessionId::random());
+    let mut assignments = assignments(1, 1);
+    let mut first = assignments.join(SessionId::random());
     first.borrow_and_update();
     let second = SessionId::random();
-    board.join(second.clone());
-    board.leave(&second);
+    assignments.join(second.clone());
+    assignments.leave(&second);
     assert!(!first.has_changed().unwrap());
 }
 
 #[test]
 fn with_every_worker_lost_those_who_wait_are_told() {
-    let mut board = board(2, 1);
-    let place = board.join(SessionId::random());
-    board.vacate(0, Absence::Lost);
+    let mut assignments = assignments(2, 1);
+    let place = assignments.join(SessionId::random());
+    assignments.vacate(0, Absence::Lost);
     assert_eq!(*place.borrow(), waiting(0, 1));
-    assert_eq!(board.capacity(), 1);
-    board.vacate(1, Absence::Lost);
+    assert_eq!(assignments.capacity(), 1);
+    assignments.vacate(1, Absence::Lost);
     assert_eq!(*place.borrow(), Placement::NoWorker);
-    board.expect(0);
+    assignments.mark_starting(0);
     assert_eq!(*place.borrow(), waiting(0, 1));
 }
 
 #[test]
 fn cancelled_jobs_do_not_wait_for_their_turn() {
-    let mut board = board(1, 3);
-    board.serve(0, assignment(0, 1));
+    let mut assignments = assignments(1, 3);
+    assignments.serve(0, assignment(0, 1));
     let handles: Vec<_> = (1..=3)
         .map(|n| {
             let session = SessionId::random();
-            board.join(session.clone());
+            assignments.join(session.clone());
             let (handle, job) = pair(spec(n, session), None, Instant::now(), Arc::default());
-            board.submit(0, job);
+            assignments.submit(0, job);
             handle
         })
         .collect();
-    assert!(board.take_cancelled(0).is_empty());
+    assert!(assignments.take_cancelled(0).is_empty());
     handles[1].cancel();
-    let cancelled: Vec<_> = board.take_cancelled(0).iter().map(|j| j.spec.job).collect();
+    let cancelled: Vec<_> = assignments
+        .take_cancelled(0)
+        .iter()
+        .map(|j| j.spec.job)
+        .collect();
     assert_eq!(cancelled, [JobId(2)]);
-    let rest: Vec<_> = std::iter::from_fn(|| board.next_job(0)).collect();
+    let rest: Vec<_> = std::iter::from_fn(|| assignments.next_job(0)).collect();
     let rest: Vec<_> = rest.iter().map(|job| job.spec.job).collect();
     assert_eq!(rest, [JobId(1), JobId(3)]);
 }
 
 #[test]
 fn a_session_moves_at_once_when_no_job_of_it_runs() {
-    let mut board = serving(3, 1);
-    let [guest] = guests(&mut board);
+    let mut assignments = serving(3, 1);
+    let [guest] = guests(&mut assignments);
     assert_eq!(guest.at(), Ok(0));
-    board.move_session(&guest.id, Some(GpuId(2))).unwrap();
+    assignments.move_session(&guest.id, Some(GpuId(2))).unwrap();
     assert_eq!(guest.at(), Ok(2));
-    assert_eq!(board.take_left(0), std::slice::from_ref(&guest.id));
-    board.move_session(&guest.id, None).unwrap();
+    assert_eq!(
+        assignments.take_departed(0),
+        std::slice::from_ref(&guest.id)
+    );
+    assignments.move_session(&guest.id, None).unwrap();
     assert_eq!(guest.at(), Ok(0));
     // One that waits has not been begun.
-    let mut job = guest.submit(&mut board, 1, Instant::now(), 0);
-    board.move_session(&guest.id, Some(GpuId(1))).unwrap();
+    let mut job = guest.submit(&mut assignments, 1, Instant::now(), 0);
+    assignments.move_session(&guest.id, Some(GpuId(1))).unwrap();
     assert_eq!(guest.at(), Ok(1));
     assert!(is_taken_back(&mut job));
-    assert!(board.next_job(0).is_none() && board.next_job(1).is_none());
+    assert!(assignments.next_job(0).is_none() && assignments.next_job(1).is_none());
 }
 
 #[test]
 fn a_session_whose_job_runs_moves_when_that_has_ended_and_has_its_place() {
-    let mut board = serving(2, 1);
-    let [guest] = guests(&mut board);
-    let _job = guest.run(&mut board, 1);
-    board.move_session(&guest.id, Some(GpuId(1))).unwrap();
-    let [late] = guests(&mut board);
+    let mut assignments = serving(2, 1);
+    let [guest] = guests(&mut assignments);
+    let _job = guest.run(&mut assignments, 1);
+    assignments.move_session(&guest.id, Some(GpuId(1))).unwrap();
+    let [late] = guests(&mut assignments);
     assert_eq!((guest.at(), late.at()), (Ok(0), Err(0)));
-    board.job_ended(&guest.id, JobId(99));
+    assignments.job_ended(&guest.id, JobId(99));
     assert_eq!(guest.at(), Ok(0));
-    board.job_ended(&guest.id, JobId(1));
+    assignments.job_ended(&guest.id, JobId(1));
     assert_eq!((guest.at(), late.at()), (Ok(1), Ok(0)));
 }
 
 #[test]
 fn a_move_is_given_up_when_its_place_is_gone_or_it_is_not_wanted_any_more() {
-    let mut board = serving(3, 1);
-    let [guest] = guests(&mut board);
-    let _job = guest.run(&mut board, 1);
-    board.move_session(&guest.id, Some(GpuId(1))).unwrap();
-    board.drain(1);
-    board.job_ended(&guest.id, JobId(1));
+    let mut assignments = serving(3, 1);
+    let [guest] = guests(&mut assignments);
+    let _job = guest.run(&mut assignments, 1);
+    assignments.move_session(&guest.id, Some(GpuId(1))).unwrap();
+    assignments.drain(1);
+    assignments.job_ended(&guest.id, JobId(1));
     assert_eq!(guest.at(), Ok(0));
 
-    let _job = guest.run(&mut board, 2);
-    board.move_session(&guest.id, Some(GpuId(2))).unwrap();
-    assert!(!board.has_room(2));
-    board.move_session(&guest.id, Some(GpuId(0))).unwrap();
-    assert!(board.has_room(2));
-    board.job_ended(&guest.id, JobId(2));
+    let _job = guest.run(&mut assignments, 2);
+    assignments.move_session(&guest.id, Some(GpuId(2))).unwrap();
+    assert!(!assignments.has_room(2));
+    assignments.move_session(&guest.id, Some(GpuId(0))).unwrap();
+    assert!(assignments.has_room(2));
+    assignments.job_ended(&guest.id, JobId(2));
     assert_eq!(guest.at(), Ok(0));
 
-    let _job = guest.run(&mut board, 3);
-    board.move_session(&guest.id, Some(GpuId(2))).unwrap();
-    board.leave(&guest.id);
-    assert!(board.has_room(2));
+    let _job = guest.run(&mut assignments, 3);
+    assignments.move_session(&guest.id, Some(GpuId(2))).unwrap();
+    assignments.leave(&guest.id);
+    assert!(assignments.has_room(2));
 }
 
 #[test]
 fn a_move_that_leads_nowhere_is_refused() {
-    let mut board = board(3, 1);
-    board.serve(0, assignment(0, 1));
-    board.serve(1, assignment(1, 1));
-    let [one, _two, waits] = guests(&mut board);
+    let mut assignments = assignments(3, 1);
+    assignments.serve(0, assignment(0, 1));
+    assignments.serve(1, assignment(1, 1));
+    let [one, _two, waits] = guests(&mut assignments);
     let mut check = |session: &SessionId, to: Option<u32>, expected: Result<(), MoveError>| {
-        assert_eq!(board.move_session(session, to.map(GpuId)), expected);
+        assert_eq!(assignments.move_session(session, to.map(GpuId)), expected);
     };
     let nobody = SessionId::random();
     check(&one.id, Some(0), Ok(()));
@@ -259,72 +273,72 @@ fn a_move_that_leads_nowhere_is_refused() {
 
 #[test]
 fn sessions_of_a_worker_that_is_drained_move_or_wait_in_front_each_at_its_boundary() {
-    let mut board = serving(2, 2);
-    let [a, b, c, d] = guests(&mut board);
+    let mut assignments = serving(2, 2);
+    let [a, b, c, d] = guests(&mut assignments);
     let on_first = [&a, &c];
     assert_eq!(
         [a.at(), b.at(), c.at(), d.at()],
         [Ok(0), Ok(1), Ok(0), Ok(1)]
     );
-    let [waits] = guests(&mut board);
-    let _running = on_first[0].run(&mut board, 1);
-    let mut queued = on_first[1].submit(&mut board, 2, Instant::now(), 0);
-    board.leave(&d.id);
+    let [waits] = guests(&mut assignments);
+    let _running = on_first[0].run(&mut assignments, 1);
+    let mut queued = on_first[1].submit(&mut assignments, 2, Instant::now(), 0);
+    assignments.leave(&d.id);
     assert_eq!(waits.at(), Ok(1));
-    board.drain(0);
+    assignments.drain(0);
     assert!(is_taken_back(&mut queued));
-    let [late] = guests(&mut board);
+    let [late] = guests(&mut assignments);
     assert_eq!([a.at(), c.at(), late.at()], [Ok(0), Err(0), Err(1)]);
-    assert_eq!(board.capacity(), 2);
+    assert_eq!(assignments.capacity(), 2);
     // Behind the one that lost its worker before, and before those that never had one.
-    board.job_ended(&a.id, JobId(1));
+    assignments.job_ended(&a.id, JobId(1));
     assert_eq!([c.at(), a.at(), late.at()], [Err(0), Err(1), Err(2)]);
-    board.leave(&b.id);
+    assignments.leave(&b.id);
     assert_eq!([c.at(), a.at(), late.at()], [Ok(1), Err(0), Err(1)]);
-    assert!(board.vacate(0, Absence::Drained).is_empty());
-    assert!(!board.all_lost());
-    board.expect(0);
-    board.serve(0, assignment(0, 2));
+    assert!(assignments.vacate(0, Absence::Drained).is_empty());
+    assert!(!assignments.all_lost());
+    assignments.mark_starting(0);
+    assignments.serve(0, assignment(0, 2));
     assert_eq!([a.at(), late.at()], [Ok(0), Ok(0)]);
 }
 
 #[test]
 fn drained_workers_leave_hope_only_when_no_other_is_lost() {
-    let mut board = serving(2, 1);
-    board.vacate(0, Absence::Drained);
-    board.vacate(1, Absence::Drained);
-    let [guest] = guests(&mut board);
+    let mut assignments = serving(2, 1);
+    assignments.vacate(0, Absence::Drained);
+    assignments.vacate(1, Absence::Drained);
+    let [guest] = guests(&mut assignments);
     assert_eq!(guest.at(), Err(0));
-    board.vacate(1, Absence::Lost);
-    assert!(board.all_lost());
+    assignments.vacate(1, Absence::Lost);
+    assert!(assignments.all_lost());
     assert_eq!(guest.at(), Err(usize::MAX));
-    board.expect(0);
+    assignments.mark_starting(0);
     assert_eq!(guest.at(), Err(0));
 }
 
 #[test]
 fn a_renewed_worker_keeps_its_sessions_and_their_jobs() {
-    let mut board = serving(1, 2);
-    let [one, two] = guests(&mut board);
-    let mut job = one.submit(&mut board, 1, Instant::now(), 0);
-    board.renew(0, assignment(0, 2));
+    let mut assignments = serving(1, 2);
+    let [one, two] = guests(&mut assignments);
+    let mut job = one.submit(&mut assignments, 1, Instant::now(), 0);
+    assignments.renew(0, assignment(0, 2));
     for guest in [&one, &two] {
         assert_eq!(*guest.place.borrow(), Placement::Bound(assignment(0, 2)));
     }
     assert!(!is_taken_back(&mut job));
-    assert_eq!(board.next_job(0).unwrap().spec.job, JobId(1));
+    assert_eq!(assignments.next_job(0).unwrap().spec.job, JobId(1));
 }
 
 #[test]
 fn the_job_whose_viewer_runs_out_first_is_next_and_ties_go_by_arrival() {
-    let mut board = serving(1, 5);
-    let all: [Guest; 5] = guests(&mut board);
+    let mut assignments = serving(1, 5);
+    let all: [Guest; 5] = guests(&mut assignments);
     let start = Instant::now();
     let due = [300, 100, 200, 100, 0];
     let _jobs: Vec<_> = (all.iter().zip(due).zip(1..))
-        .map(|((guest, due), job)| guest.submit(&mut board, job, start, due))
+        .map(|((guest, due), job)| guest.submit(&mut assignments, job, start, due))
         .collect();
-    let order: Vec<_> = std::iter::from_fn(|| board.next_job(0)).collect();
+    let order: Vec<_> = std::iter::from_fn(|| assignments.next_job(0)).collect();
     let order: Vec<_> = order.iter().map(|job| job.spec.job.0).collect();
     assert_eq!(order, [5, 2, 4, 3, 1]);
 }
@@ -334,20 +348,20 @@ fn a_session_leaves_a_worker_where_others_wait_for_one_that_has_less_to_do() {
     /// Sessions on the first of two workers and on the second; one of the first ends a job, and another waits or not.
     #[track_caller]
     fn check(on_first: usize, on_second: usize, another_waits: bool, moves: bool) {
-        // Only one worker serves at first: the board itself would spread the sessions.
-        let mut board = board(2, 4);
-        board.serve(0, assignment(0, 1));
+        // Only one worker serves at first: the assignments itself would spread the sessions.
+        let mut assignments = assignments(2, 4);
+        assignments.serve(0, assignment(0, 1));
         let first: Vec<_> = (0..on_first + on_second)
-            .map(|_| Guest::join(&mut board))
+            .map(|_| Guest::join(&mut assignments))
             .collect();
-        board.serve(1, assignment(1, 1));
+        assignments.serve(1, assignment(1, 1));
         for guest in first.iter().take(on_second) {
-            board.move_session(&guest.id, Some(GpuId(1))).unwrap();
+            assignments.move_session(&guest.id, Some(GpuId(1))).unwrap();
         }
         let rest = &first[on_second..];
-        let _job = rest[0].run(&mut board, 1);
-        let waits = another_waits.then(|| rest[1].submit(&mut board, 2, Instant::now(), 0));
-        board.job_ended(&rest[0].id, JobId(1));
+        let _job = rest[0].run(&mut assignments, 1);
+        let waits = another_waits.then(|| rest[1].submit(&mut assignments, 2, Instant::now(), 0));
+        assignments.job_ended(&rest[0].id, JobId(1));
         assert_eq!(rest[0].at(), Ok(u32::from(moves)));
         drop(waits);
     }
@@ -363,23 +377,23 @@ fn a_worker_takes_as_many_sessions_as_it_makes_video_for_in_time() {
     /// Sessions of one worker, at most 4, whose segments of a second took so many milliseconds each.
     #[track_caller]
     fn check(took: &[u64], sessions: usize) {
-        let seats = [(GpuId(0), Arc::default())];
+        let slots = [(GpuId(0), Arc::default())];
         let sharing = Sharing {
             max_sessions: 4,
             keep_up: Some(Duration::from_secs(1)),
         };
-        let mut board = Board::new(seats, sharing);
-        assert_eq!(board.capacity(), 4);
-        board.serve(0, assignment(0, 1));
-        let places: [Guest; 6] = guests(&mut board);
-        assert_eq!(board.sessions_on(0), 1);
+        let mut assignments = Assignments::new(slots, sharing);
+        assert_eq!(assignments.capacity(), 4);
+        assignments.serve(0, assignment(0, 1));
+        let places: [Guest; 6] = guests(&mut assignments);
+        assert_eq!(assignments.sessions_on(0), 1);
         for &ms in took {
-            board.took(0, Duration::from_millis(ms));
+            assignments.record_generation_time(0, Duration::from_millis(ms));
         }
-        assert_eq!(board.sessions_on(0), sessions, "{took:?}");
+        assert_eq!(assignments.sessions_on(0), sessions, "{took:?}");
         assert_eq!(places[sessions].at(), Err(0));
         if !took.is_empty() {
-            assert_eq!(board.capacity(), sessions);
+            assert_eq!(assignments.capacity(), sessions);
         }
     }
     check(&[], 1);
@@ -399,31 +413,34 @@ fn a_worker_that_slows_down_keeps_the_sessions_that_it_has() {
         max_sessions: 2,
         keep_up: Some(Duration::from_secs(1)),
     };
-    let mut board = Board::new([(GpuId(0), Arc::default())], sharing);
-    board.guess(0, Duration::from_millis(100));
-    board.guess(0, Duration::from_secs(100));
-    board.serve(0, assignment(0, 1));
-    let [one, two] = guests(&mut board);
+    let mut assignments = Assignments::new([(GpuId(0), Arc::default())], sharing);
+    assignments.estimate_generation_time(0, Duration::from_millis(100));
+    assignments.estimate_generation_time(0, Duration::from_secs(100));
+    assignments.serve(0, assignment(0, 1));
+    let [one, two] = guests(&mut assignments);
     for _ in 0..5 {
-        board.took(0, Duration::from_secs(2));
+        assignments.record_generation_time(0, Duration::from_secs(2));
     }
     assert_eq!([one.at(), two.at()], [Ok(0), Ok(0)]);
-    board.leave(&two.id);
-    let [three] = guests(&mut board);
+    assignments.leave(&two.id);
+    let [three] = guests(&mut assignments);
     assert_eq!(three.at(), Err(0));
 }
 
 #[test]
 fn a_worker_is_not_told_to_forget_a_session_that_is_back() {
-    let mut board = serving(2, 1);
-    let [guest] = guests(&mut board);
-    board.move_session(&guest.id, None).unwrap();
-    board.move_session(&guest.id, None).unwrap();
+    let mut assignments = serving(2, 1);
+    let [guest] = guests(&mut assignments);
+    assignments.move_session(&guest.id, None).unwrap();
+    assignments.move_session(&guest.id, None).unwrap();
     assert_eq!(guest.at(), Ok(0));
-    assert_eq!(board.take_left(0), []);
-    assert_eq!(board.take_left(1), std::slice::from_ref(&guest.id));
-    board.leave(&guest.id);
-    assert_eq!(board.take_left(0), [guest.id]);
+    assert_eq!(assignments.take_departed(0), []);
+    assert_eq!(
+        assignments.take_departed(1),
+        std::slice::from_ref(&guest.id)
+    );
+    assignments.leave(&guest.id);
+    assert_eq!(assignments.take_departed(0), [guest.id]);
 }
 
 fn spec(job: u64, session: SessionId) -> JobSpec {
@@ -443,7 +460,7 @@ fn spec(job: u64, session: SessionId) -> JobSpec {
             num_frames: 1,
             fps: 24,
         },
-        stream_mode: StreamMode::AvFmp4,
+        media_mode: MediaMode::AvFmp4,
         start_frame: 0,
         initial_image: None,
         state: None,

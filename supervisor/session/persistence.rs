@@ -25,12 +25,12 @@ pub(super) struct Gate {
 /// The latest state's way to the store. A store that does not answer holds nobody up for long: the session goes on, and
 /// the state is stored as soon as the store answers again.
 #[derive(Debug, Default)]
-pub(super) struct Saving {
+pub(super) struct Persistence {
     task: Option<JoinHandle<Result<(), StoreError>>>,
     again: Option<Instant>,
 }
 
-impl Saving {
+impl Persistence {
     /// Begins to store. With a gate: once the segment's media were handed to the socket, and what is behind the gate is
     /// sent when the state is stored, so that neither is ever without the other.
     pub(super) fn begin(

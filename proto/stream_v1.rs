@@ -9,6 +9,9 @@ use std::fmt::Display;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::job::{ErrorCode, MediaMode, PromptSource, Stage};
+use crate::state::ContinuationState;
+
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +48,7 @@ pub struct SessionInit {
     pub auto_extension_enabled: bool,
     pub loop_generation_enabled: bool,
     pub single_clip_mode: bool,
-    pub stream_mode: StreamMode,
+    pub stream_mode: MediaMode,
     pub continuation_state: Option<ContinuationState>,
     pub resume: Option<Resume>,
 }
@@ -56,22 +59,6 @@ pub struct Resume {
     pub session_id: String,
     /// `resume_token` of the session's `gpu_assigned`.
     pub token: String,
-}
-
-/// How media travel: one fragmented MP4 stream per segment, or one JPEG per frame.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StreamMode {
-    #[default]
-    AvFmp4,
-    LegacyJpeg,
-}
-
-/// The public envelope of a continuation state; `payload` is described by `kind`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ContinuationState {
-    pub kind: String,
-    pub payload: Map<String, Value>,
 }
 
 /// Asks for the next segment. A null takes the operator's default.
@@ -88,17 +75,6 @@ pub struct SegmentRequest {
     pub num_inference_steps: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance_scale: Option<f64>,
-}
-
-/// Where a prompt came from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PromptSource {
-    #[default]
-    User,
-    Curated,
-    Enhanced,
-    AutoExtension,
 }
 
 /// Replaces the curated prompts from the next segment on.
@@ -272,7 +248,7 @@ pub enum ServerMessage {
         segment_idx: u32,
         mime: String,
         stream_id: String,
-        mode: StreamMode,
+        mode: MediaMode,
     },
     MediaSegmentComplete {
         segment_idx: u32,
@@ -368,35 +344,10 @@ pub struct Features {
     pub audio: bool,
 }
 
-/// The part of a segment's generation that a step belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    Denoise,
-    Refine,
-    Decode,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CompleteReason {
     SegmentCap,
     StopRequested,
     Error,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorCode {
-    SessionRejected,
-    InvalidMessage,
-    PresetMismatch,
-    GpuUnavailable,
-    WorkerFailed,
-    UpstreamTimeout,
-    InternalError,
-    PromptBlocked,
-    Unauthorized,
-    StateIncompatible,
-    SegmentTimeout,
 }

@@ -8,21 +8,20 @@ use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
-use fastvideo_proto::link::{
-    Command, Event, JobFailure, JobSpec, JobState, ReadyReport, media_cost,
-};
+use fastvideo_proto::job::JobFailure;
+use fastvideo_proto::link::{Command, Event, JobSpec, JobState, ReadyReport, media_cost};
 use ipc_channel::ipc::IpcSharedMemory;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::assign::{Absence, Assignment};
+use super::assignments::{Absence, Assignment};
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob};
-use super::latest::LatestTimes;
 use super::lifecycle::{Change, RestartPolicy, WorkerState};
 use super::link::{Link, LinkEnd, Up};
 use super::process::{WorkerProcess, describe};
-use super::spare::{Plan, Spare, see_off};
+use super::rolling_median::RollingMedian;
+use super::standby::{Plan, Standby, shut_down};
 use super::worker::{Exit, LEAVE_TIMEOUT, WorkerTask, next_order, stopped};
 use super::{ExitKind, ExitReport, Orders};
 
@@ -45,7 +44,7 @@ enum Stuck {
 }
 
 /// A process and what is known of it.
-pub(super) struct Life<'a> {
+pub(super) struct ServingWorker<'a> {
     task: &'a mut WorkerTask,
     policy: &'a mut RestartPolicy,
     id: WorkerId,
@@ -65,7 +64,7 @@ pub(super) struct Life<'a> {
     last_heard: Instant,
     /// Of the running job.
     last_progress: Instant,
-    steps: LatestTimes,
+    steps: RollingMedian,
     boot_failure: Option<BootFailure>,
     leaving: Option<Leaving>,
     renewal: Renewal,
@@ -95,14 +94,14 @@ struct Leaving {
 enum Renewal {
     No,
     Preparing {
-        next: Pin<Box<dyn Future<Output = Result<Box<Spare>, String>> + Send>>,
+        next: Pin<Box<dyn Future<Output = Result<Box<Standby>, String>> + Send>>,
         give_up: CancellationToken,
     },
     /// It serves from the next moment on at which no job is in hand.
-    Ready(Box<Spare>),
+    Ready(Box<Standby>),
 }
 
-impl<'a> Life<'a> {
+impl<'a> ServingWorker<'a> {
     pub(super) fn new(
         task: &'a mut WorkerTask,
         policy: &'a mut RestartPolicy,
@@ -124,7 +123,7 @@ impl<'a> Life<'a> {
             boot_deadline: Some(now + task.config.boot_timeout),
             last_heard: now,
             last_progress: now,
-            steps: LatestTimes::new(STEP_SAMPLES),
+            steps: RollingMedian::new(STEP_SAMPLES),
             boot_failure: None,
             leaving: None,
             renewal: Renewal::No,
@@ -312,7 +311,9 @@ impl<'a> Life<'a> {
                     frames: report.frames,
                 };
                 self.end_job(report.job, end);
-                (self.task).with_board(|board, seat| board.took(seat, report.generation));
+                (self.task).with_assignments(|assignments, slot| {
+                    assignments.record_generation_time(slot, report.generation)
+                });
             }
             (
                 Event::Failed {
@@ -359,11 +360,11 @@ impl<'a> Life<'a> {
             status.warmed_up = true;
             status.ready = Some(report);
         });
-        self.task.with_board(|board, seat| {
+        self.task.with_assignments(|assignments, slot| {
             if let Some(guess) = guess {
-                board.guess(seat, guess);
+                assignments.estimate_generation_time(slot, guess);
             }
-            board.serve(seat, assignment);
+            assignments.serve(slot, assignment);
         });
         ControlFlow::Continue(())
     }
@@ -407,9 +408,9 @@ impl<'a> Life<'a> {
 
     /// Both at once, so that the session hears of its job before it hears of a move, and submits the next one after.
     fn tell_end(&self, job: &QueuedJob, end: JobEnd) {
-        self.task.with_board(|board, _| {
+        self.task.with_assignments(|assignments, _| {
             job.tell(JobEvent::Ended(end));
-            board.job_ended(&job.spec.session, job.spec.job);
+            assignments.job_ended(&job.spec.session, job.spec.job);
         });
     }
 
@@ -436,11 +437,14 @@ impl<'a> Life<'a> {
     fn pass_signals(&mut self) {
         for job in self
             .task
-            .with_board(|board, seat| board.take_cancelled(seat))
+            .with_assignments(|assignments, slot| assignments.take_cancelled(slot))
         {
             self.tell_end(&job, cancelled());
         }
-        for session in self.task.with_board(|board, seat| board.take_left(seat)) {
+        for session in self
+            .task
+            .with_assignments(|assignments, slot| assignments.take_departed(slot))
+        {
             self.held.remove(&session);
             self.link.send(Command::Forget { session }, None);
         }
@@ -460,7 +464,10 @@ impl<'a> Life<'a> {
             && !self.holds_back()
             && self.task.status.borrow().state == WorkerState::Ready
         {
-            let Some(job) = self.task.with_board(|board, seat| board.next_job(seat)) else {
+            let Some(job) = self
+                .task
+                .with_assignments(|assignments, slot| assignments.next_job(slot))
+            else {
                 break;
             };
             if job.signals.cancelled() {
@@ -547,7 +554,8 @@ impl<'a> Life<'a> {
 
     fn begin_to_leave(&mut self) {
         self.task.change(Change::DrainAsked);
-        self.task.with_board(|board, seat| board.drain(seat));
+        self.task
+            .with_assignments(|assignments, slot| assignments.drain(slot));
     }
 
     /// The jobs in hand have had their time: they run again elsewhere.
@@ -600,9 +608,9 @@ impl<'a> Life<'a> {
         self.boot_deadline.is_none() && self.finished > 0 && (old || large)
     }
 
-    fn take_next(&mut self, next: Result<Box<Spare>, String>) {
+    fn take_next(&mut self, next: Result<Box<Standby>, String>) {
         self.renewal = match next {
-            Ok(spare) => Renewal::Ready(spare),
+            Ok(standby) => Renewal::Ready(standby),
             Err(reason) => {
                 let config = &self.task.config;
                 let pause = match self.renewal_pause {
@@ -619,28 +627,28 @@ impl<'a> Life<'a> {
 
     /// The next process serves from here on; this one leaves.
     fn hand_over(&mut self) {
-        let Renewal::Ready(mut spare) = std::mem::replace(&mut self.renewal, Renewal::No) else {
+        let Renewal::Ready(mut standby) = std::mem::replace(&mut self.renewal, Renewal::No) else {
             return;
         };
-        if let Some(status) = spare.process.exited() {
+        if let Some(status) = standby.process.exited() {
             return self.take_next(Err(describe(status)));
         }
         let now = Instant::now();
         let started = std::mem::replace(&mut self.task.started, now);
-        tracing::info!(worker_id = %self.id, next_worker_id = %spare.id, "worker is renewed");
-        let Spare {
+        tracing::info!(worker_id = %self.id, next_worker_id = %standby.id, "worker is renewed");
+        let Standby {
             id,
             link,
             process,
             report,
-        } = *spare;
+        } = *standby;
         self.id = id;
         let mut link = std::mem::replace(&mut self.link, link);
         let mut process = std::mem::replace(&mut self.process, process);
         self.held.clear();
         self.finished = 0;
         self.hold_back = None;
-        self.steps = LatestTimes::new(STEP_SAMPLES);
+        self.steps = RollingMedian::new(STEP_SAMPLES);
         self.renewal_pause = None;
         self.last_heard = now;
         let assignment = self.assignment(&report);
@@ -650,10 +658,10 @@ impl<'a> Life<'a> {
             status.resident_bytes = None;
             status.ready = Some(report);
         });
-        (self.task).with_board(|board, seat| board.renew(seat, assignment));
+        (self.task).with_assignments(|assignments, slot| assignments.renew(slot, assignment));
         let (status, stop) = (self.task.status.clone(), self.task.stop.clone());
         let leave = async move {
-            let left = see_off(&mut link, &mut process, stop).await;
+            let left = shut_down(&mut link, &mut process, stop).await;
             let exit = ExitReport {
                 kind: ExitKind::Asked,
                 reason: left.map_or_else(|error| error.to_string(), describe),
@@ -671,12 +679,12 @@ impl<'a> Life<'a> {
         self.task.change(Change::DrainAsked);
         let waiting = self
             .task
-            .with_board(|board, seat| board.vacate(seat, Absence::Starting));
+            .with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Starting));
         for job in waiting {
             self.tell_lost(&job, false, "the server stops");
         }
         let stop = self.task.stop.clone();
-        let left = see_off(&mut self.link, &mut self.process, stop).await;
+        let left = shut_down(&mut self.link, &mut self.process, stop).await;
         Exit::new(
             ExitKind::Asked,
             left.map_or_else(|error| error.to_string(), describe),
@@ -706,14 +714,14 @@ impl<'a> Life<'a> {
         if let Renewal::Preparing { next, give_up } = &mut self.renewal {
             give_up.cancel();
             // It is killed, or has just become ready.
-            if let Ok(spare) = next.await {
-                self.renewal = Renewal::Ready(spare);
+            if let Ok(standby) = next.await {
+                self.renewal = Renewal::Ready(standby);
             }
         }
-        if let Renewal::Ready(spare) = &mut self.renewal
-            && let Err(error) = spare.process.kill().await
+        if let Renewal::Ready(standby) = &mut self.renewal
+            && let Err(error) = standby.process.kill().await
         {
-            tracing::error!(worker_id = %spare.id, %error, "cannot wait for a killed worker");
+            tracing::error!(worker_id = %standby.id, %error, "cannot wait for a killed worker");
         }
         exit.by_suspect_job = self.running.as_ref().is_some_and(|r| r.spec.attempt > 1);
         // First the jobs, then the moves: a client hears what became of its segment before where it goes on.
@@ -722,7 +730,7 @@ impl<'a> Life<'a> {
         }
         let waiting = self
             .task
-            .with_board(|board, seat| board.vacate(seat, Absence::Starting));
+            .with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Starting));
         for job in &waiting {
             self.tell_lost(job, false, &exit.reason);
         }
@@ -776,7 +784,7 @@ async fn alarm(at: Option<Instant>) {
 }
 
 /// Ten times the median step, at least `min`.
-fn step_timeout(steps: &LatestTimes, min: Duration) -> Duration {
+fn step_timeout(steps: &RollingMedian, min: Duration) -> Duration {
     steps.median().map_or(min, |median| (median * 10).max(min))
 }
 
@@ -787,7 +795,7 @@ mod tests {
     #[test]
     fn step_timeout_is_ten_times_the_median_of_the_latest_steps() {
         let ms = Duration::from_millis;
-        let mut steps = LatestTimes::new(STEP_SAMPLES);
+        let mut steps = RollingMedian::new(STEP_SAMPLES);
         assert_eq!(step_timeout(&steps, ms(50)), ms(50));
         for time in [10, 1000, 10] {
             steps.add(ms(time));

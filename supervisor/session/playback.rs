@@ -7,14 +7,14 @@ use tokio::time::Instant;
 /// The viewer of one session, as far as the server can know: it plays without a pause from the first media on, and goes
 /// on as soon as there are media again when it has run dry.
 #[derive(Debug, Default)]
-pub(super) struct Lead {
+pub(super) struct Playback {
     /// When the viewer has played all finished segments; none before the first.
     runs_out: Option<Instant>,
     /// When the segment in hand begins to play, once it has media.
     begins: Option<Instant>,
 }
 
-impl Lead {
+impl Playback {
     /// Media of the segment in hand were handed out.
     pub(super) fn media_sent(&mut self, now: Instant) {
         let begins = self.runs_out.map_or(now, |runs_out| runs_out.max(now));
@@ -51,17 +51,17 @@ mod tests {
     fn check(story: &[(&str, u64)], now: u64, due: u64) {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut lead = Lead::default();
+        let mut playback = Playback::default();
         for (what, ms) in story {
             match *what {
-                "media" => lead.media_sent(at(*ms)),
-                "end" => lead.finished(Duration::from_secs(1)),
-                "void" => lead.media_void(),
+                "media" => playback.media_sent(at(*ms)),
+                "end" => playback.finished(Duration::from_secs(1)),
+                "void" => playback.media_void(),
                 other => panic!("{other}"),
             }
         }
         let segment = Duration::from_secs(1);
-        assert_eq!(lead.due(at(now), segment), at(due), "{story:?}");
+        assert_eq!(playback.due(at(now), segment), at(due), "{story:?}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{Config, Gpu, Stop};
 
 /// A process that is ready and serves nobody yet.
 #[derive(Debug)]
-pub(super) struct Spare {
+pub(super) struct Standby {
     pub(super) id: WorkerId,
     pub(super) link: Link,
     pub(super) process: WorkerProcess,
@@ -78,14 +78,17 @@ impl Plan {
     ///
     /// # Errors
     /// The reason why it is not ready.
-    pub(super) async fn make_ready(self, give_up: CancellationToken) -> Result<Box<Spare>, String> {
+    pub(super) async fn make_ready(
+        self,
+        give_up: CancellationToken,
+    ) -> Result<Box<Standby>, String> {
         let (mut link, mut process) = self.start()?;
         let ready = tokio::select! {
             ready = self.watch(&mut link, &mut process) => ready,
             () = give_up.cancelled() => Err("it is not needed any more".to_owned()),
         };
         match ready {
-            Ok(report) => Ok(Box::new(Spare {
+            Ok(report) => Ok(Box::new(Standby {
                 id: self.worker_id(),
                 link,
                 process,
@@ -136,7 +139,7 @@ impl Plan {
 ///
 /// # Errors
 /// When it cannot be waited for.
-pub(super) async fn see_off(
+pub(super) async fn shut_down(
     link: &mut Link,
     process: &mut WorkerProcess,
     mut stop: watch::Receiver<Stop>,

@@ -62,7 +62,7 @@ fn session_init_has_the_names_of_the_contract() {
             auto_extension_enabled: true,
             loop_generation_enabled: true,
             single_clip_mode: true,
-            stream_mode: StreamMode::LegacyJpeg,
+            stream_mode: MediaMode::LegacyJpeg,
             continuation_state: Some(ContinuationState {
                 kind: "ltx2.v1".to_owned(),
                 payload: object(json!({"segment_index": 3})),
@@ -356,8 +356,8 @@ fn a_segment_has_the_names_of_the_contract() {
         );
     }
     for (name, mode) in [
-        ("av_fmp4", StreamMode::AvFmp4),
-        ("legacy_jpeg", StreamMode::LegacyJpeg),
+        ("av_fmp4", MediaMode::AvFmp4),
+        ("legacy_jpeg", MediaMode::LegacyJpeg),
     ] {
         check_server(
             json!({"type": "media_init", "segment_idx": 2, "mime": "video/mp4", "stream_id": "s", "mode": name}),

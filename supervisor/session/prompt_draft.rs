@@ -2,7 +2,7 @@
 
 /// A client's prompt, and what was made of it.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(super) struct PromptDraft {
     prompt: String,
     stage: Stage,
 }
@@ -36,7 +36,7 @@ pub(crate) enum Outcome {
     NotEnhanced,
 }
 
-impl Draft {
+impl PromptDraft {
     pub(super) fn new(prompt: String) -> Self {
         Self {
             prompt,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::Config;
-use super::draft::{Draft, Outcome, Words};
+use super::prompt_draft::{Outcome, PromptDraft, Words};
 use super::request::ValidRequest;
 
 /// Prompts that a follow-on is written from.
@@ -13,9 +13,9 @@ const MAX_STORY: usize = 8;
 
 /// The requests that wait, the curated prompts, and the switches between them.
 #[derive(Debug)]
-pub(crate) struct Script {
+pub(crate) struct Playlist {
     waiting: VecDeque<Waiting>,
-    curated: Vec<Draft>,
+    curated: Vec<PromptDraft>,
     next_curated: usize,
     pub(crate) looping: bool,
     pub(crate) paused: bool,
@@ -69,7 +69,7 @@ pub(crate) struct Ask {
 struct Waiting {
     request: ValidRequest,
     received: Instant,
-    draft: Draft,
+    draft: PromptDraft,
     /// As the switch was when it was requested.
     enhance: bool,
 }
@@ -97,7 +97,7 @@ pub(crate) enum Work {
     Extend { story: Vec<String> },
 }
 
-impl Script {
+impl Playlist {
     /// `produced`: segments that are finished already.
     pub(crate) fn new(
         curated: Vec<String>,
@@ -108,7 +108,7 @@ impl Script {
     ) -> Self {
         Self {
             waiting: VecDeque::new(),
-            curated: curated.into_iter().map(Draft::new).collect(),
+            curated: curated.into_iter().map(PromptDraft::new).collect(),
             next_curated: 0,
             looping: switches.looping,
             paused: false,
@@ -130,7 +130,7 @@ impl Script {
         let room = self.waiting.len() < limit;
         if room {
             self.waiting.push_back(Waiting {
-                draft: Draft::new(request.prompt.clone()),
+                draft: PromptDraft::new(request.prompt.clone()),
                 enhance: self.enhancing && !request.is_written_by_model(),
                 request,
                 received,
@@ -141,7 +141,7 @@ impl Script {
 
     /// Replaces the curated prompts, from the first.
     pub(crate) fn set_curated(&mut self, prompts: Vec<String>) {
-        self.curated = prompts.into_iter().map(Draft::new).collect();
+        self.curated = prompts.into_iter().map(PromptDraft::new).collect();
         self.next_curated = 0;
     }
 
@@ -149,7 +149,7 @@ impl Script {
     pub(crate) fn set_enhancing(&mut self, enhancing: bool) -> bool {
         self.enhancing = enhancing && self.can.write;
         if self.enhancing {
-            self.curated.iter_mut().for_each(Draft::try_again);
+            self.curated.iter_mut().for_each(PromptDraft::try_again);
         }
         self.enhancing == enhancing
     }
@@ -241,7 +241,7 @@ impl Script {
         let busy = self.curated.iter().filter(|d| d.is_in_work()).count();
         let enhance = self.enhancing;
         let (passed, coming) = self.curated.split_at_mut(self.next_curated);
-        let needs = |draft: &&mut Draft| draft.needs_work(enhance, can.screen);
+        let needs = |draft: &&mut PromptDraft| draft.needs_work(enhance, can.screen);
         for draft in coming
             .iter_mut()
             .chain(passed)
@@ -302,7 +302,7 @@ impl Script {
         }
     }
 
-    /// A prompt must not be used: it is gone. A follow-on is asked for again, unless the script rests.
+    /// A prompt must not be used: it is gone. A follow-on is asked for again, unless the playlist rests.
     pub(crate) fn blocked(&mut self, order: u64) {
         self.waiting.retain(|waiting| !waiting.draft.awaits(order));
         if let Some(at) = self.curated.iter().position(|d| d.awaits(order)) {
@@ -365,7 +365,7 @@ impl Script {
     }
 }
 
-fn prepare(next_order: &mut u64, draft: &mut Draft, enhance: bool) -> Order {
+fn prepare(next_order: &mut u64, draft: &mut PromptDraft, enhance: bool) -> Order {
     let id = number(next_order);
     Order {
         id,

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::future::pending;
 
-use fastvideo_proto::client::{ErrorCode, ServerMessage};
+use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::stream_v1::ServerMessage;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tracing::Instrument;
 
-use super::draft::Outcome;
 use super::log::{Event, Llm, SessionLog};
 use super::outbox::Outbox;
-use super::script::{Order, Script, Work};
+use super::playlist::{Order, Playlist, Work};
+use super::prompt_draft::Outcome;
 use crate::prompt::{Answer, Blocked, Failure, NotWritten, Prepared, Prompts, Rewritten};
 
 /// Alternatives that may be asked for at once.
@@ -20,10 +21,10 @@ pub(super) const MAX_PENDING_REWRITES: usize = 4;
 
 /// Ends all of it when dropped.
 #[derive(Debug)]
-pub(super) struct Writing {
+pub(super) struct PromptTasks {
     prompts: Prompts,
     tasks: JoinSet<Written>,
-    /// The orders of the script that are in work.
+    /// The orders of the playlist that are in work.
     orders: HashMap<Id, (u64, AbortHandle)>,
 }
 
@@ -57,7 +58,7 @@ pub(super) enum Next {
     Rest,
 }
 
-impl Writing {
+impl PromptTasks {
     pub(super) fn new(prompts: Prompts) -> Self {
         Self {
             prompts,
@@ -66,17 +67,17 @@ impl Writing {
         }
     }
 
-    /// Begins what the script needs, and ends what it does not need any more.
-    pub(super) fn follow(&mut self, script: &mut Script) {
+    /// Begins what the playlist needs, and ends what it does not need any more.
+    pub(super) fn follow(&mut self, playlist: &mut Playlist) {
         self.orders.retain(|_, (order, task)| {
-            let wanted = script.awaits(*order);
+            let wanted = playlist.awaits(*order);
             if !wanted {
                 task.abort();
             }
             wanted
         });
         let room = (self.prompts.enhancer()).map_or(1, |enhancer| enhancer.max_parallel());
-        for order in script.orders(room) {
+        for order in playlist.orders(room) {
             self.begin(order);
         }
     }
@@ -144,7 +145,7 @@ impl Writing {
 
 impl Written {
     /// Writes it down, unless nobody waits for it any more.
-    pub(super) fn record(&self, script: &Script, prompts: &Prompts, log: &SessionLog) {
+    pub(super) fn record(&self, playlist: &Playlist, prompts: &Prompts, log: &SessionLog) {
         let shown = prompts.logs_unscreened();
         let block = |prompt: Option<&String>| {
             log.record(|| Event::PromptBlocked {
@@ -159,7 +160,7 @@ impl Written {
         };
         match self {
             Self::Prepared { order, .. } | Self::Extended { order, .. }
-                if !script.awaits(*order) => {}
+                if !playlist.awaits(*order) => {}
             Self::Prepared {
                 prompt,
                 result: Ok(Prepared::Enhanced(answer)),
@@ -218,35 +219,35 @@ impl Written {
         }
     }
 
-    /// Tells the client and the script. What nobody waits for any more is dropped.
-    pub(super) fn deliver(self, script: &mut Script, outbox: &Outbox) -> Next {
+    /// Tells the client and the playlist. What nobody waits for any more is dropped.
+    pub(super) fn deliver(self, playlist: &mut Playlist, outbox: &Outbox) -> Next {
         match self {
             Self::Prepared { order, .. } | Self::Extended { order, .. }
-                if !script.awaits(order) => {}
+                if !playlist.awaits(order) => {}
             Self::Prepared {
                 order,
                 prompt,
                 result: Ok(prepared),
-            } => script.prepared(order, outcome(prompt, prepared, outbox)),
+            } => playlist.prepared(order, outcome(prompt, prepared, outbox)),
             Self::Prepared {
                 order,
                 result: Err(blocked),
                 ..
             } => {
-                script.blocked(order);
+                playlist.blocked(order);
                 outbox.send(&block(blocked));
             }
             Self::Extended {
                 order,
                 result: Ok(answer),
                 ..
-            } => script.extended(order, Some(answer.content)),
+            } => playlist.extended(order, Some(answer.content)),
             Self::Extended {
                 order,
                 last,
                 result: Err(NotWritten::Failed(failure)),
             } => {
-                script.extended(order, None);
+                playlist.extended(order, None);
                 outbox.send(&fallback(last, &failure));
             }
             Self::Extended {
@@ -254,7 +255,7 @@ impl Written {
                 result: Err(NotWritten::Blocked(blocked)),
                 ..
             } => {
-                script.blocked(order);
+                playlist.blocked(order);
                 outbox.send(&block(blocked));
                 return Next::Rest;
             }
@@ -264,7 +265,7 @@ impl Written {
             } => outbox.send(&rewritten(seed_prompt, result)),
             Self::Lost { order } => {
                 if let Some(order) = order {
-                    script.blocked(order);
+                    playlist.blocked(order);
                 }
                 let message = "a prompt was lost in the server; ask again";
                 outbox.send(&ServerMessage::error(

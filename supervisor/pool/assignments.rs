@@ -12,7 +12,7 @@ use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
 use tokio::sync::{Notify, watch};
 
 use super::job::{JobEnd, JobEvent, QueuedJob};
-use super::latest::LatestTimes;
+use super::rolling_median::RollingMedian;
 
 /// Generation times that a worker's pace is taken of.
 const PACE_SAMPLES: usize = 15;
@@ -79,114 +79,114 @@ pub(super) enum Absence {
 
 /// All assignments.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct Assignments {
     sharing: Sharing,
-    seats: Vec<Seat>,
+    slots: Vec<WorkerSlot>,
     queue: VecDeque<SessionId>,
-    places: HashMap<SessionId, Entry>,
+    sessions: HashMap<SessionId, PoolSession>,
 }
 
-/// One session's side of the board.
+/// One session's side of the assignments.
 #[derive(Debug)]
-struct Entry {
+struct PoolSession {
     placement: watch::Sender<Placement>,
-    seat: Option<usize>,
+    slot: Option<usize>,
     /// Has had a worker.
     served: bool,
     /// Submitted and not ended.
     job: Option<JobId>,
-    /// The seat that it goes to at its next boundary; its place there is kept.
-    wanted: Option<usize>,
+    /// The slot that it goes to at its next boundary; its place there is kept.
+    pending_move: Option<usize>,
 }
 
-/// One worker's side of the board.
+/// One worker's side of the assignments.
 #[derive(Debug)]
-struct Seat {
+struct WorkerSlot {
     gpu: GpuId,
     wake: Arc<Notify>,
-    duty: Duty,
+    availability: Availability,
     sessions: Vec<SessionId>,
     /// Sessions that come at their next boundary.
-    coming: Vec<SessionId>,
+    reserved: Vec<SessionId>,
     jobs: VecDeque<QueuedJob>,
     /// Sessions that have gone elsewhere and that the worker has not been told of.
-    left: Vec<SessionId>,
+    departed: Vec<SessionId>,
     /// Generation times, over all processes of the GPU.
-    pace: LatestTimes,
+    pace: RollingMedian,
 }
 
 #[derive(Debug)]
-enum Duty {
+enum Availability {
     Absent(Absence),
     Serving(Assignment),
     /// Takes no session and no job. Sessions whose job it has in hand stay until that has ended.
     Leaving,
 }
 
-impl Seat {
+impl WorkerSlot {
     fn serving(&self) -> Option<&Assignment> {
-        match &self.duty {
-            Duty::Serving(assignment) => Some(assignment),
-            Duty::Leaving | Duty::Absent(_) => None,
+        match &self.availability {
+            Availability::Serving(assignment) => Some(assignment),
+            Availability::Leaving | Availability::Absent(_) => None,
         }
     }
 
     /// Sessions that it has or will have.
     fn load(&self) -> usize {
-        self.sessions.len() + self.coming.len()
+        self.sessions.len() + self.reserved.len()
     }
 }
 
-impl Board {
-    /// `seats`: the GPU of each, and what wakes its worker's task.
+impl Assignments {
+    /// `slots`: the GPU of each, and what wakes its worker's task.
     pub(super) fn new(
-        seats: impl IntoIterator<Item = (GpuId, Arc<Notify>)>,
+        slots: impl IntoIterator<Item = (GpuId, Arc<Notify>)>,
         sharing: Sharing,
     ) -> Self {
-        let seat = |(gpu, wake)| Seat {
+        let slot = |(gpu, wake)| WorkerSlot {
             gpu,
             wake,
-            duty: Duty::Absent(Absence::Starting),
+            availability: Availability::Absent(Absence::Starting),
             sessions: Vec::new(),
-            coming: Vec::new(),
+            reserved: Vec::new(),
             jobs: VecDeque::new(),
-            left: Vec::new(),
-            pace: LatestTimes::new(PACE_SAMPLES),
+            departed: Vec::new(),
+            pace: RollingMedian::new(PACE_SAMPLES),
         };
         Self {
             sharing,
-            seats: seats.into_iter().map(seat).collect(),
+            slots: slots.into_iter().map(slot).collect(),
             queue: VecDeque::new(),
-            places: HashMap::new(),
+            sessions: HashMap::new(),
         }
     }
 
     /// Puts a session at the end of the queue, or on a worker that has room.
     pub(super) fn join(&mut self, session: SessionId) -> watch::Receiver<Placement> {
         let (placement, seen) = watch::channel(Placement::NoWorker);
-        let entry = Entry {
+        let entry = PoolSession {
             placement,
-            seat: None,
+            slot: None,
             served: false,
             job: None,
-            wanted: None,
+            pending_move: None,
         };
-        self.places.insert(session.clone(), entry);
+        self.sessions.insert(session.clone(), entry);
         self.queue.push_back(session);
-        self.settle();
+        self.assign_waiting();
         seen
     }
 
-    /// Takes a session off the board, with the jobs that it still had waiting.
+    /// Takes a session off the assignments, with the jobs that it still had waiting.
     pub(super) fn leave(&mut self, session: &SessionId) {
-        self.forget_wish(session);
-        self.stand_up(session);
+        self.clear_pending_move(session);
+        self.unbind(session);
         self.queue.retain(|s| s != session);
-        self.places.remove(session);
-        self.settle();
+        self.sessions.remove(session);
+        self.assign_waiting();
     }
 
-    /// Moves a session at its next boundary, which may be now: to a GPU, or to the emptiest other one.
+    /// Moves a session at its next boundary, which may be now: to a GPU, or to the least_loaded other one.
     ///
     /// # Errors
     /// When it has nowhere to go; it stays where it is.
@@ -196,15 +196,17 @@ impl Board {
         to: Option<GpuId>,
     ) -> Result<(), MoveError> {
         let unknown = || MoveError::UnknownSession(session.clone());
-        let entry = self.places.get(session).ok_or_else(unknown)?;
-        let (from, wanted) = (entry.seat.ok_or(MoveError::Waiting)?, entry.wanted);
+        let entry = self.sessions.get(session).ok_or_else(unknown)?;
+        let (from, wanted) = (entry.slot.ok_or(MoveError::Waiting)?, entry.pending_move);
         let to = match to {
             None if wanted.is_some() => return Ok(()),
-            None => self.emptiest(Some(from)).ok_or(MoveError::NoOtherRoom)?,
+            None => self
+                .least_loaded(Some(from))
+                .ok_or(MoveError::NoOtherRoom)?,
             Some(gpu) => {
-                let to = self.seats.iter().position(|seat| seat.gpu == gpu);
+                let to = self.slots.iter().position(|slot| slot.gpu == gpu);
                 let to = to.ok_or(MoveError::UnknownGpu(gpu))?;
-                if self.seats[to].serving().is_none() {
+                if self.slots[to].serving().is_none() {
                     return Err(MoveError::NotServing(gpu));
                 }
                 if to != from && wanted != Some(to) && !self.has_room(to) {
@@ -213,96 +215,96 @@ impl Board {
                 to
             }
         };
-        self.forget_wish(session);
+        self.clear_pending_move(session);
         if to == from {
-            self.settle();
+            self.assign_waiting();
             return Ok(());
         }
-        self.seats[to].coming.push(session.clone());
-        self.places
+        self.slots[to].reserved.push(session.clone());
+        self.sessions
             .get_mut(session)
             .expect("looked up above")
-            .wanted = Some(to);
+            .pending_move = Some(to);
         if self.at_boundary(session) {
-            self.go(session);
+            self.rebind_or_requeue(session);
         }
-        self.settle();
+        self.assign_waiting();
         Ok(())
     }
 
     /// A worker serves.
-    pub(super) fn serve(&mut self, seat: usize, assignment: Assignment) {
-        self.seats[seat].duty = Duty::Serving(assignment);
-        self.settle();
+    pub(super) fn serve(&mut self, slot: usize, assignment: Assignment) {
+        self.slots[slot].availability = Availability::Serving(assignment);
+        self.assign_waiting();
     }
 
     /// A worker's next process serves in place of the one before; no job is in hand. Its sessions and the jobs that
     /// wait stay.
-    pub(super) fn renew(&mut self, seat: usize, assignment: Assignment) {
-        for session in &self.seats[seat].sessions {
-            if let Some(entry) = self.places.get(session) {
+    pub(super) fn renew(&mut self, slot: usize, assignment: Assignment) {
+        for session in &self.slots[slot].sessions {
+            if let Some(entry) = self.sessions.get(session) {
                 publish(&entry.placement, Placement::Bound(assignment.clone()));
             }
         }
-        self.seats[seat].left.clear();
-        self.serve(seat, assignment);
+        self.slots[slot].departed.clear();
+        self.serve(slot, assignment);
     }
 
     /// A worker is to leave: its sessions move or wait, each at its next boundary.
-    pub(super) fn drain(&mut self, seat: usize) {
-        if self.seats[seat].serving().is_none() {
+    pub(super) fn drain(&mut self, slot: usize) {
+        if self.slots[slot].serving().is_none() {
             return;
         }
-        self.seats[seat].duty = Duty::Leaving;
-        self.turn_away(seat);
-        for session in self.seats[seat].sessions.clone() {
+        self.slots[slot].availability = Availability::Leaving;
+        self.cancel_reservations(slot);
+        for session in self.slots[slot].sessions.clone() {
             if self.at_boundary(&session) {
-                self.go(&session);
+                self.rebind_or_requeue(&session);
             }
         }
-        self.settle();
+        self.assign_waiting();
     }
 
     /// A worker does not serve any more. Its sessions move or wait; its waiting jobs are handed back.
-    pub(super) fn vacate(&mut self, seat: usize, absence: Absence) -> VecDeque<QueuedJob> {
-        self.seats[seat].duty = Duty::Absent(absence);
-        self.turn_away(seat);
-        let jobs = std::mem::take(&mut self.seats[seat].jobs);
-        for session in self.seats[seat].sessions.clone() {
-            if let Some(entry) = self.places.get_mut(&session) {
+    pub(super) fn vacate(&mut self, slot: usize, absence: Absence) -> VecDeque<QueuedJob> {
+        self.slots[slot].availability = Availability::Absent(absence);
+        self.cancel_reservations(slot);
+        let jobs = std::mem::take(&mut self.slots[slot].jobs);
+        for session in self.slots[slot].sessions.clone() {
+            if let Some(entry) = self.sessions.get_mut(&session) {
                 entry.job = None;
             }
-            self.go(&session);
+            self.rebind_or_requeue(&session);
         }
-        self.seats[seat].left.clear();
-        self.settle();
+        self.slots[slot].departed.clear();
+        self.assign_waiting();
         jobs
     }
 
     /// A worker that was away comes back.
-    pub(super) fn expect(&mut self, seat: usize) {
-        self.seats[seat].duty = Duty::Absent(Absence::Starting);
-        self.settle();
+    pub(super) fn mark_starting(&mut self, slot: usize) {
+        self.slots[slot].availability = Availability::Absent(Absence::Starting);
+        self.assign_waiting();
     }
 
-    /// The seat of a worker, when the session is bound to it.
-    pub(super) fn seat_of(&self, worker: &WorkerId, session: &SessionId) -> Option<usize> {
-        let seat = self.places.get(session)?.seat?;
-        let serving = self.seats[seat].serving()?;
-        (&serving.worker == worker).then_some(seat)
+    /// The slot of a worker, when the session is bound to it.
+    pub(super) fn slot_of(&self, worker: &WorkerId, session: &SessionId) -> Option<usize> {
+        let slot = self.sessions.get(session)?.slot?;
+        let serving = self.slots[slot].serving()?;
+        (&serving.worker == worker).then_some(slot)
     }
 
     /// Queues a job with a worker.
-    pub(super) fn submit(&mut self, seat: usize, job: QueuedJob) {
-        if let Some(entry) = self.places.get_mut(&job.spec.session) {
+    pub(super) fn submit(&mut self, slot: usize, job: QueuedJob) {
+        if let Some(entry) = self.sessions.get_mut(&job.spec.session) {
             entry.job = Some(job.spec.job);
         }
-        self.seats[seat].jobs.push_back(job);
+        self.slots[slot].jobs.push_back(job);
     }
 
     /// The next job of a worker: the one whose viewer runs out of video first, ties in order of request.
-    pub(super) fn next_job(&mut self, seat: usize) -> Option<QueuedJob> {
-        let jobs = &mut self.seats[seat].jobs;
+    pub(super) fn next_job(&mut self, slot: usize) -> Option<QueuedJob> {
+        let jobs = &mut self.slots[slot].jobs;
         let (next, _) = jobs.iter().enumerate().min_by_key(|(_, job)| job.due)?;
         jobs.remove(next)
     }
@@ -310,44 +312,44 @@ impl Board {
     /// A job has ended, and its session was told. The session is at a boundary: it goes where it is wanted, away from a
     /// worker that leaves, or from one where others wait to one that has less to do.
     pub(super) fn job_ended(&mut self, session: &SessionId, job: JobId) {
-        let Some(entry) = self.places.get_mut(session) else {
+        let Some(entry) = self.sessions.get_mut(session) else {
             return;
         };
-        let Some(from) = entry.seat.filter(|_| entry.job == Some(job)) else {
+        let Some(from) = entry.slot.filter(|_| entry.job == Some(job)) else {
             return;
         };
         entry.job = None;
-        let wanted = entry.wanted.is_some();
-        let leaving = matches!(self.seats[from].duty, Duty::Leaving);
+        let wanted = entry.pending_move.is_some();
+        let leaving = matches!(self.slots[from].availability, Availability::Leaving);
         if wanted || leaving {
-            self.go(session);
-            self.settle();
-        } else if !self.seats[from].jobs.is_empty()
-            && let Some(to) = self.emptiest(Some(from))
-            && self.seats[to].load() + 2 <= self.seats[from].load()
+            self.rebind_or_requeue(session);
+            self.assign_waiting();
+        } else if !self.slots[from].jobs.is_empty()
+            && let Some(to) = self.least_loaded(Some(from))
+            && self.slots[to].load() + 2 <= self.slots[from].load()
         {
-            tracing::debug!(session_id = %session, from = %self.seats[from].gpu, to = %self.seats[to].gpu, "session moves to a worker that has less to do");
+            tracing::debug!(session_id = %session, from = %self.slots[from].gpu, to = %self.slots[to].gpu, "session moves to a worker that has less to do");
             self.bind(session, to);
-            self.settle();
+            self.assign_waiting();
         }
     }
 
     /// How long a worker took for a segment.
-    pub(super) fn took(&mut self, seat: usize, generation: Duration) {
-        self.seats[seat].pace.add(generation);
-        self.settle();
+    pub(super) fn record_generation_time(&mut self, slot: usize, generation: Duration) {
+        self.slots[slot].pace.add(generation);
+        self.assign_waiting();
     }
 
     /// How long a worker will take for a segment, before it has made one: from its warm-up.
-    pub(super) fn guess(&mut self, seat: usize, generation: Duration) {
-        if self.seats[seat].pace.median().is_none() {
-            self.took(seat, generation);
+    pub(super) fn estimate_generation_time(&mut self, slot: usize, generation: Duration) {
+        if self.slots[slot].pace.median().is_none() {
+            self.record_generation_time(slot, generation);
         }
     }
 
     /// Takes a worker's waiting jobs out that nobody wants any more.
-    pub(super) fn take_cancelled(&mut self, seat: usize) -> VecDeque<QueuedJob> {
-        let jobs = &mut self.seats[seat].jobs;
+    pub(super) fn take_cancelled(&mut self, slot: usize) -> VecDeque<QueuedJob> {
+        let jobs = &mut self.slots[slot].jobs;
         let all = std::mem::take(jobs).into_iter();
         let (cancelled, wanted) = all.partition(|job| job.signals.cancelled());
         *jobs = wanted;
@@ -355,17 +357,17 @@ impl Board {
     }
 
     /// The sessions that have left a worker since the last call.
-    pub(super) fn take_left(&mut self, seat: usize) -> Vec<SessionId> {
-        std::mem::take(&mut self.seats[seat].left)
+    pub(super) fn take_departed(&mut self, slot: usize) -> Vec<SessionId> {
+        std::mem::take(&mut self.slots[slot].departed)
     }
 
-    pub(super) fn sessions_on(&self, seat: usize) -> usize {
-        self.seats[seat].sessions.len()
+    pub(super) fn sessions_on(&self, slot: usize) -> usize {
+        self.slots[slot].sessions.len()
     }
 
-    pub(super) fn has_room(&self, seat: usize) -> bool {
-        let seat = &self.seats[seat];
-        seat.serving().is_some() && seat.load() < self.limit(seat).unwrap_or(1)
+    pub(super) fn has_room(&self, slot: usize) -> bool {
+        let slot = &self.slots[slot];
+        slot.serving().is_some() && slot.load() < self.limit(slot).unwrap_or(1)
     }
 
     pub(super) fn queue_depth(&self) -> usize {
@@ -374,33 +376,33 @@ impl Board {
 
     /// Sessions that the workers can serve at once, those that still start included, as far as is known.
     pub(super) fn capacity(&self) -> usize {
-        let there = self.seats.iter().filter(|seat| {
+        let there = self.slots.iter().filter(|slot| {
             !matches!(
-                seat.duty,
-                Duty::Absent(Absence::Drained | Absence::Lost) | Duty::Leaving
+                slot.availability,
+                Availability::Absent(Absence::Drained | Absence::Lost) | Availability::Leaving
             )
         });
         there
-            .map(|seat| self.limit(seat).unwrap_or(self.sharing.max_sessions))
+            .map(|slot| self.limit(slot).unwrap_or(self.sharing.max_sessions))
             .sum()
     }
 
     /// No worker serves or will without an operator's help or a pause, and not because an operator wanted it so.
     pub(super) fn all_lost(&self) -> bool {
-        let is = |seat: &Seat, absence| matches!(seat.duty, Duty::Absent(a) if a == absence);
-        self.seats.iter().any(|seat| is(seat, Absence::Lost))
-            && (self.seats.iter()).all(|seat| is(seat, Absence::Lost) || is(seat, Absence::Drained))
+        let is = |slot: &WorkerSlot, absence| matches!(slot.availability, Availability::Absent(a) if a == absence);
+        self.slots.iter().any(|slot| is(slot, Absence::Lost))
+            && (self.slots.iter()).all(|slot| is(slot, Absence::Lost) || is(slot, Absence::Drained))
     }
 
     /// Sessions that a worker may have; none when its pace would tell and is not known.
-    fn limit(&self, seat: &Seat) -> Option<usize> {
+    fn limit(&self, slot: &WorkerSlot) -> Option<usize> {
         let Sharing {
             max_sessions,
             keep_up,
         } = self.sharing;
         match keep_up {
             Some(plays) if max_sessions > 1 => {
-                let took = seat.pace.median()?;
+                let took = slot.pace.median()?;
                 let viewers = plays.as_nanos() / took.as_nanos().max(1);
                 Some(usize::try_from(viewers).map_or(max_sessions, |n| n.clamp(1, max_sessions)))
             }
@@ -409,70 +411,74 @@ impl Board {
     }
 
     /// The worker with the fewest sessions of those that have room.
-    fn emptiest(&self, except: Option<usize>) -> Option<usize> {
-        (0..self.seats.len())
-            .filter(|&seat| Some(seat) != except && self.has_room(seat))
-            .min_by_key(|&seat| self.seats[seat].load())
+    fn least_loaded(&self, except: Option<usize>) -> Option<usize> {
+        (0..self.slots.len())
+            .filter(|&slot| Some(slot) != except && self.has_room(slot))
+            .min_by_key(|&slot| self.slots[slot].load())
     }
 
     /// No worker has a job of the session in hand.
     fn at_boundary(&self, session: &SessionId) -> bool {
-        let Some(entry) = self.places.get(session) else {
+        let Some(entry) = self.sessions.get(session) else {
             return true;
         };
-        let waits = |job, seat: usize| self.seats[seat].jobs.iter().any(|j| j.spec.job == job);
-        match (entry.job, entry.seat) {
-            (Some(job), Some(seat)) => waits(job, seat),
+        let waits = |job, slot: usize| self.slots[slot].jobs.iter().any(|j| j.spec.job == job);
+        match (entry.job, entry.slot) {
+            (Some(job), Some(slot)) => waits(job, slot),
             _ => true,
         }
     }
 
     /// Takes a session that is at a boundary from its worker: to where it is wanted, or to the front of the queue,
     /// behind those that lost their worker before.
-    fn go(&mut self, session: &SessionId) {
-        if let Some(to) = self.places.get(session).and_then(|entry| entry.wanted) {
-            self.forget_wish(session);
+    fn rebind_or_requeue(&mut self, session: &SessionId) {
+        if let Some(to) = self
+            .sessions
+            .get(session)
+            .and_then(|entry| entry.pending_move)
+        {
+            self.clear_pending_move(session);
             return self.bind(session, to);
         }
-        self.stand_up(session);
-        let places = &self.places;
-        let served = |s: &&SessionId| places.get(*s).is_some_and(|entry| entry.served);
+        self.unbind(session);
+        let sessions = &self.sessions;
+        let served = |s: &&SessionId| sessions.get(*s).is_some_and(|entry| entry.served);
         let position = self.queue.iter().take_while(served).count();
         self.queue.insert(position, session.clone());
     }
 
     /// Binds a session that is at a boundary to a worker that serves.
     fn bind(&mut self, session: &SessionId, to: usize) {
-        let Some(assignment) = self.seats[to].serving().cloned() else {
+        let Some(assignment) = self.slots[to].serving().cloned() else {
             return;
         };
-        self.stand_up(session);
-        let Some(entry) = self.places.get_mut(session) else {
+        self.unbind(session);
+        let Some(entry) = self.sessions.get_mut(session) else {
             return;
         };
-        entry.seat = Some(to);
+        entry.slot = Some(to);
         entry.served = true;
-        let seat = &mut self.seats[to];
-        seat.sessions.push(session.clone());
+        let slot = &mut self.slots[to];
+        slot.sessions.push(session.clone());
         // It is back before the worker was told that it had gone.
-        seat.left.retain(|s| s != session);
+        slot.departed.retain(|s| s != session);
         publish(&entry.placement, Placement::Bound(assignment));
     }
 
-    /// Takes a session from its seat, if it has one, and takes its waiting job back.
-    fn stand_up(&mut self, session: &SessionId) {
-        let Some(entry) = self.places.get_mut(session) else {
+    /// Takes a session from its slot, if it has one, and takes its waiting job back.
+    fn unbind(&mut self, session: &SessionId) {
+        let Some(entry) = self.sessions.get_mut(session) else {
             return;
         };
         entry.job = None;
-        let Some(from) = entry.seat.take() else {
+        let Some(from) = entry.slot.take() else {
             return;
         };
-        let seat = &mut self.seats[from];
-        seat.sessions.retain(|s| s != session);
-        seat.left.push(session.clone());
-        seat.wake.notify_one();
-        seat.jobs.retain(|job| {
+        let slot = &mut self.slots[from];
+        slot.sessions.retain(|s| s != session);
+        slot.departed.push(session.clone());
+        slot.wake.notify_one();
+        slot.jobs.retain(|job| {
             let stays = &job.spec.session != session;
             if !stays {
                 job.tell(JobEvent::Ended(JobEnd::TakenBack { started: false }));
@@ -482,33 +488,36 @@ impl Board {
     }
 
     /// A session goes nowhere; the place that was kept for it is free.
-    fn forget_wish(&mut self, session: &SessionId) {
-        let wanted = self.places.get_mut(session).and_then(|e| e.wanted.take());
+    fn clear_pending_move(&mut self, session: &SessionId) {
+        let wanted = self
+            .sessions
+            .get_mut(session)
+            .and_then(|e| e.pending_move.take());
         if let Some(wanted) = wanted {
-            self.seats[wanted].coming.retain(|s| s != session);
+            self.slots[wanted].reserved.retain(|s| s != session);
         }
     }
 
     /// Nobody comes to this worker any more.
-    fn turn_away(&mut self, seat: usize) {
-        for session in std::mem::take(&mut self.seats[seat].coming) {
-            if let Some(entry) = self.places.get_mut(&session) {
-                entry.wanted = None;
+    fn cancel_reservations(&mut self, slot: usize) {
+        for session in std::mem::take(&mut self.slots[slot].reserved) {
+            if let Some(entry) = self.sessions.get_mut(&session) {
+                entry.pending_move = None;
             }
         }
     }
 
     /// Binds whom it can and tells everybody who waits where they stand.
-    fn settle(&mut self) {
-        while let Some(seat) = self.emptiest(None)
+    fn assign_waiting(&mut self) {
+        while let Some(slot) = self.least_loaded(None)
             && let Some(session) = self.queue.pop_front()
         {
-            self.bind(&session, seat);
+            self.bind(&session, slot);
         }
         let all_lost = self.all_lost();
         let queue_depth = self.queue.len();
         for (position, session) in self.queue.iter().enumerate() {
-            if let Some(entry) = self.places.get(session) {
+            if let Some(entry) = self.sessions.get(session) {
                 publish(
                     &entry.placement,
                     match all_lost {
