@@ -36,6 +36,8 @@ pub struct Config {
     pub host: String,
     /// 0 = any free one.
     pub port: u16,
+    /// The `service` that the health probes name.
+    pub service_name: String,
     /// Largest WebSocket message that is accepted.
     pub max_message_bytes: usize,
     /// A peer that answers nothing for two of these is gone.
@@ -45,6 +47,7 @@ pub struct Config {
 /// What all requests share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct App {
+    service_name: Arc<str>,
     max_message_bytes: usize,
     ping_interval: Duration,
     context: Context,
@@ -59,6 +62,7 @@ pub struct App {
 impl App {
     pub fn new(config: Config, context: Context) -> Self {
         Self {
+            service_name: config.service_name.into(),
             max_message_bytes: config.max_message_bytes,
             ping_interval: config.ping_interval,
             context,

@@ -33,7 +33,7 @@ async fn readiness_follows_the_workers() {
     let server = Server::start(&["--gpus", "1", "--generator.synthetic.load_ms", "400"]);
     let readyz = |status: &str, ready: u32| {
         json!({
-            "status": status, "service": "fastvideo-streaming", "ready_gpu_workers": ready, "total_gpus": 1,
+            "status": status, "service": "ltx2-streaming-backend", "ready_gpu_workers": ready, "total_gpus": 1,
             "available_gpus": ready, "warmup_successful_gpus": ready, "warmup_failed_gpus": 0, "queue_size": 0,
         })
     };
@@ -62,8 +62,16 @@ async fn health_says_that_the_process_lives_and_how_many_sessions_it_has() {
     server.sessions(2).await;
     assert_eq!(server.get("/health").await, health(2));
     let (code, body) = server.get("/healthz").await;
-    let expected = json!({"status": "ok", "service": "fastvideo-streaming"});
+    let expected = json!({"status": "ok", "service": "ltx2-streaming-backend"});
     assert_eq!((code, timeless(body)), (200, expected));
+}
+
+#[tokio::test]
+async fn the_health_probes_name_the_service_as_the_operator_does() {
+    let server = Server::start(&["--gpus", "1", "--server.service_name", "my-video"]);
+    for probe in ["/healthz", "/readyz"] {
+        assert_eq!(server.get(probe).await.1["service"], "my-video");
+    }
 }
 
 #[tokio::test]

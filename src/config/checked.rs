@@ -3,9 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::link::{
     DeviceChoice, DrawOrder, EncoderSpec, EngineSpec, FaultSpec, Ltx2Spec, Precision,
-    SyntheticSpec, VaeTiling, VideoFormat, WarmupSpec,
+    SyntheticSpec, VaeTiling, WarmupSpec,
 };
 use fastvideo_supervisor_core::pool::{Gpu, Recycle};
 use fastvideo_supervisor_core::prompt::enhancer::{self, BreakerConfig, Style};
@@ -128,9 +129,13 @@ impl Checker<'_> {
     fn http(&mut self) -> http::Config {
         let settings = self.settings;
         self.not_empty("server.host", "an address or a host name");
+        self.not_empty("server.service_name", "a name");
         http::Config {
             host: settings.text("server.host").unwrap_or_default().to_owned(),
             port: settings.number("server.port"),
+            service_name: (settings.text("server.service_name"))
+                .unwrap_or_default()
+                .to_owned(),
             max_message_bytes: settings.number("streaming.limits.max_message_bytes"),
             ping_interval: settings.seconds("streaming.limits.ping_interval_seconds"),
         }

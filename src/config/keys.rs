@@ -177,6 +177,13 @@ pub(crate) const KEYS: &[Key] = &[
         help: "Port to listen on, 0 for any free one",
     },
     Key {
+        path: "server.service_name",
+        short: None,
+        kind: Kind::Text,
+        default: Some("ltx2-streaming-backend"),
+        help: "The `service` that /healthz and /readyz name; the default is what FastVideo's server answers",
+    },
+    Key {
         path: "server.grace_seconds",
         short: Some("grace-seconds"),
         kind: decimal(0.0, HOUR, "seconds"),

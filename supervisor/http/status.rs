@@ -1,6 +1,7 @@
 //! Probes, the state of the workers, and the description of all routes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::extract::State;
@@ -16,9 +17,6 @@ use super::{App, AppState, ErrorBody, ErrorDetail, sessions};
 use crate::pool::{ExitKind, PoolStatus, SlotStatus};
 use crate::prompt::safety::{SafetyFilter, SafetyStatus};
 use crate::session::{Drain, LatencySummary};
-
-/// The name under which FastVideo's clients know this service.
-const SERVICE: &str = "fastvideo-streaming";
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
@@ -78,17 +76,18 @@ async fn health(State(app): AppState) -> Json<Health> {
 #[derive(Serialize, ToSchema)]
 struct Healthz {
     status: &'static str,
-    service: &'static str,
+    #[schema(value_type = String)]
+    service: Arc<str>,
     /// Now, RFC 3339.
     ts: String,
 }
 
 /// Liveness: the process answers.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, body = Healthz)))]
-async fn healthz() -> Json<Healthz> {
+async fn healthz(State(app): AppState) -> Json<Healthz> {
     Json(Healthz {
         status: "ok",
-        service: SERVICE,
+        service: app.service_name.clone(),
         ts: now(),
     })
 }
@@ -97,7 +96,8 @@ async fn healthz() -> Json<Healthz> {
 struct Readyz {
     /// `ready`, `warming` or `draining`.
     status: &'static str,
-    service: &'static str,
+    #[schema(value_type = String)]
+    service: Arc<str>,
     /// Workers that serve.
     ready_gpu_workers: usize,
     total_gpus: usize,
@@ -127,7 +127,7 @@ async fn readyz(State(app): AppState) -> Response {
     };
     let body = Readyz {
         status,
-        service: SERVICE,
+        service: app.service_name.clone(),
         ready_gpu_workers: counts.ready,
         total_gpus: pool.workers.len(),
         available_gpus: counts.available,
