@@ -18,14 +18,17 @@ use crate::prompt::Prompts;
 use crate::session::{Context, Drain, Logs};
 use crate::store::{SessionStore, Upkeep};
 
+pub mod backoff;
+mod causes;
 pub mod http;
 pub mod pool;
 pub mod prompt;
-pub mod thread_priority;
+
 pub mod session;
 #[cfg(test)]
 mod small_disk;
 pub mod store;
+pub mod thread_priority;
 
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug)]

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
 use super::fasttext::{Classifier, Label, ModelError};
+use crate::causes::with_causes;
 
 /// What a classifier calls a prompt that must not be used.
 const UNSAFE: &str = "__label__unsafe";
@@ -152,7 +153,7 @@ impl SafetyFilter {
         let (state, reason) = match self.0.judge.get() {
             None => (SafetyState::NotLoaded, None),
             Some(Ok(_)) => (SafetyState::Ready, None),
-            Some(Err(unavailable)) => (SafetyState::Unavailable, Some(in_full(unavailable))),
+            Some(Err(unavailable)) => (SafetyState::Unavailable, Some(with_causes(unavailable))),
         };
         SafetyStatus {
             state,
@@ -185,7 +186,7 @@ impl Shared {
                 // The server says so itself, as it ends.
                 Err(_) if self.config.required => {}
                 Err(unavailable) => {
-                    let reason = in_full(unavailable);
+                    let reason = with_causes(unavailable);
                     tracing::warn!(reason, "safety filter unavailable: every prompt passes");
                 }
             }
@@ -244,17 +245,6 @@ fn one_line(prompt: &str) -> String {
         .filter(|word| !word.is_empty() && *word != "</s>")
         .collect();
     words.join(" ")
-}
-
-/// An error with its causes.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
