@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::status::rfc3339;
 use super::{App, AppState, ErrorBody, error};
-use crate::prompt::enhancer::{ProviderStatus, Standing, Status};
+use crate::prompt::enhancer::{CircuitState, ProviderStatus, Status};
 use crate::prompt::{Enhancer, Origins};
 
 pub(super) fn routes() -> Router<App> {
@@ -98,11 +98,11 @@ impl ProviderEntry {
         Self {
             provider: status.name,
             model: status.model,
-            state: match status.standing {
-                Standing::Ok => "ok",
-                Standing::Resting => "resting",
-                Standing::Trying => "trying",
-                Standing::Waiting => "waiting",
+            state: match status.circuit {
+                CircuitState::Closed => "ok",
+                CircuitState::Open => "resting",
+                CircuitState::HalfOpen => "trying",
+                CircuitState::RateLimited => "waiting",
             },
             failures_in_a_row: status.failures,
             calls: status.calls,

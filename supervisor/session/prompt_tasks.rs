@@ -12,7 +12,10 @@ use super::log::{Event, Llm, SessionLog};
 use super::outbox::Outbox;
 use super::playlist::{Order, Playlist, Work};
 use super::prompt_draft::Outcome;
-use crate::prompt::{Answer, Blocked, Failure, NotWritten, Prepared, Prompts, Rewritten};
+use crate::prompt::{
+    Blocked, GenerateError as NotWritten, GeneratedPrompt as Answer, LlmError as Failure,
+    PreparedPrompt as Prepared, PromptAlternatives as Rewritten, Prompts,
+};
 
 /// Alternatives that may be asked for at once.
 pub(super) const MAX_ALTERNATIVES: u32 = 10;
