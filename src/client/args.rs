@@ -1,4 +1,4 @@
-//! What the client is asked to do.
+//! The arguments of the `client` subcommand, as typed and as checked.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stream_v1::{Resume, SegmentRequest};
 use serde_json::{Map, Value, json};
 
-/// What the server takes at most, decoded.
+/// The largest image file that the server accepts.
 const MAX_IMAGE_BYTES: usize = 32 << 20;
 const STREAM_PATH: &str = "/v1/stream";
 
 const TEACHING: &str = "\
-When the connection is lost, the client connects again by itself and goes on after the last finished
-segment; what the file has of the segment that was running is dropped, and it is asked for again. The
-server keeps the session for a while (streaming.resume_ttl_seconds). When the client
-gives up, it prints what --resume takes. --keep ends the client and not the session.
+When the connection is lost, the client reconnects and continues after the last finished segment. It
+drops the unfinished segment from the file and requests it again. The server keeps the session for a
+while (streaming.resume_ttl_seconds). When the client gives up, it prints the argument for --resume.
+--keep ends the client but not the session.
 
 Examples:
   fastvideo-supervisor client --prompt 'A red fox in the snow' --prompt 'It runs away' -o fox.mp4
@@ -31,13 +31,13 @@ Examples:
 
 Exit codes: 0 all segments are there, 1 something failed, 2 wrong arguments.";
 
-/// As it was typed.
+/// The arguments as they were typed.
 #[derive(Clone, Debug)]
 pub(crate) struct Args {
     url: String,
     prompts: Vec<String>,
     output: Option<PathBuf>,
-    /// For all segments; the prompt is left empty.
+    /// The request for each segment, with an empty prompt.
     request: SegmentRequest,
     image: Option<PathBuf>,
     state: Option<PathBuf>,
@@ -49,22 +49,22 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Checked, with the files read.
+/// The checked arguments, with the contents of the files.
 #[derive(Debug)]
-pub(super) struct Order {
-    /// Of the WebSocket.
+pub(super) struct ValidArgs {
+    /// The WebSocket's address.
     pub(super) url: String,
-    /// At least one.
+    /// The requests for segments, at least one.
     pub(super) requests: Vec<SegmentRequest>,
     pub(super) output: Option<PathBuf>,
     pub(super) initial_image: Option<Map<String, Value>>,
     pub(super) state: Option<ContinuationState>,
     pub(super) save_state: Option<PathBuf>,
-    /// A session to go on with.
+    /// The session to resume.
     pub(super) resume: Option<Resume>,
-    /// The session is left without ending it.
+    /// Whether the client leaves the session without ending it.
     pub(super) keep: bool,
-    /// Connections in a row that may fail after one was lost.
+    /// How many attempts in a row to reconnect may fail.
     pub(super) retries: u32,
     pub(super) timeout: Option<Duration>,
     pub(super) json: bool,
@@ -152,13 +152,16 @@ impl Args {
         }
     }
 
-    /// Reads the files and checks the rest. Limits on the request are the server's business.
-    pub(super) fn check(self) -> anyhow::Result<Order> {
+    /// Checks the arguments and reads the files. The server checks the limits of a request.
+    ///
+    /// # Errors
+    /// Returns an error that names the argument when a value is not valid or a file cannot be used.
+    pub(super) fn check(self) -> anyhow::Result<ValidArgs> {
         let request = |prompt| SegmentRequest {
             prompt,
             ..self.request.clone()
         };
-        Ok(Order {
+        Ok(ValidArgs {
             url: stream_url(&self.url).context("--url")?,
             requests: self.prompts.into_iter().map(request).collect(),
             output: self.output,
@@ -193,7 +196,7 @@ impl Args {
     }
 }
 
-/// The address of the stream: `http` means `ws`, and the route may be left out.
+/// Completes the address of the stream: `http` means `ws`, and the path may be left out.
 fn stream_url(url: &str) -> anyhow::Result<String> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("ws", url));
     match scheme {
@@ -211,7 +214,7 @@ fn stream_url(url: &str) -> anyhow::Result<String> {
 }
 
 fn read_resume(text: &str) -> anyhow::Result<Resume> {
-    // The token is a secret: what was given is not repeated.
+    // The token is a secret, so the message does not repeat the argument.
     match text.split_once(':') {
         Some((session_id, token)) if !session_id.is_empty() && !token.is_empty() => Ok(Resume {
             session_id: session_id.to_owned(),

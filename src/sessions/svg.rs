@@ -6,7 +6,7 @@ use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::SessionState;
 use fastvideo_supervisor_core::session::log::Event;
 
-use super::history::{Attempt, History, Outcome};
+use super::history::{SegmentAttempt, History, AttemptOutcome};
 use super::text::{COLUMNS, begun, cells, ms, remark, shortened, wire_name};
 
 /// Pixels on the left of the lanes, for their names.
@@ -111,7 +111,7 @@ impl<'a> Plot<'a> {
         let mut lengths: Vec<f64> = history
             .attempts
             .iter()
-            .map(|attempt| attempt.end() - attempt.asked)
+            .map(|attempt| attempt.end() - attempt.requested)
             .collect();
         lengths.sort_by(f64::total_cmp);
         let usual = lengths.get(lengths.len() / 2).copied().unwrap_or_default();
@@ -163,7 +163,7 @@ impl<'a> Plot<'a> {
         let finished = history
             .attempts
             .iter()
-            .filter(|attempt| matches!(attempt.outcome, Outcome::Finished { .. }))
+            .filter(|attempt| matches!(attempt.outcome, AttemptOutcome::Finished { .. }))
             .count();
         let mut facts = vec![
             begun(history),
@@ -261,7 +261,7 @@ impl<'a> Plot<'a> {
 
     /// What models wrote, what they did not write, and what was blocked.
     fn prompts(&self, out: &mut String) -> fmt::Result {
-        for (from, to, by, prompt) in self.history.written() {
+        for (from, to, by, prompt) in self.history.generated_prompts() {
             let name = format!("{} {}: {prompt}", ms(by.latency_ms), by.model);
             self.bar(out, Lane::Llm, "llm", (from, to), &name, "in")?;
         }
@@ -277,7 +277,7 @@ impl<'a> Plot<'a> {
         Ok(())
     }
 
-    fn attempt(&self, out: &mut String, n: usize, attempt: &Attempt) -> fmt::Result {
+    fn attempt(&self, out: &mut String, n: usize, attempt: &SegmentAttempt) -> fmt::Result {
         let lane = match n % 2 {
             0 => Lane::Prompt,
             _ => Lane::OtherPrompt,
@@ -290,7 +290,7 @@ impl<'a> Plot<'a> {
             Some(remark) => format!("{number} [{remark}] {}", attempt.prompt),
             None => format!("{number} {}", attempt.prompt),
         };
-        let whole = (attempt.asked, attempt.end());
+        let whole = (attempt.requested, attempt.end());
         self.bar(out, lane, "prompt", whole, &name, "promptname")?;
         if let Some(started) = attempt.started {
             let waited = format!("queue {}", ms(attempt.queue_ms().unwrap_or_default()));
@@ -320,7 +320,7 @@ impl<'a> Plot<'a> {
         if let Some(first) = attempt.first_byte {
             let last = attempt.last_byte.unwrap_or_else(|| attempt.end());
             let class = match attempt.outcome {
-                Outcome::Lost | Outcome::TakenBack => "lost",
+                AttemptOutcome::WorkerLost | AttemptOutcome::TakenBack => "lost",
                 _ => "sent",
             };
             let sent = match attempt.bytes {
@@ -334,10 +334,10 @@ impl<'a> Plot<'a> {
     }
 
     /// The encoder works a little after each frame: its bar says how much that is together.
-    fn decoding(&self, out: &mut String, attempt: &Attempt) -> fmt::Result {
+    fn decoding(&self, out: &mut String, attempt: &SegmentAttempt) -> fmt::Result {
         let (
             Some(ended),
-            Outcome::Finished {
+            AttemptOutcome::Finished {
                 decode_ms,
                 encode_ms,
             },

@@ -1,7 +1,7 @@
 use quick_xml::Reader;
 use quick_xml::events::Event as Xml;
 
-use super::history::{History, Outcome};
+use super::history::{History, AttemptOutcome};
 use super::{svg, text};
 
 const EXAMPLE: &str = include_str!("../../tests/data/session_log/session.jsonl");
@@ -46,7 +46,7 @@ fn segments_are_put_together_from_their_events() {
     let history = example();
     for attempt in &history.attempts {
         let started = attempt.started.unwrap();
-        assert!(attempt.asked <= started);
+        assert!(attempt.requested <= started);
         assert!(
             attempt
                 .steps
@@ -54,7 +54,7 @@ fn segments_are_put_together_from_their_events() {
                 .all(|s| s.from >= started - 1e-3 && s.to > s.from)
         );
         assert!(attempt.steps.is_sorted_by(|a, b| a.to <= b.from + 1e-3));
-        if let Outcome::Finished { .. } = attempt.outcome {
+        if let AttemptOutcome::Finished { .. } = attempt.outcome {
             assert!(attempt.first_byte < attempt.last_byte);
             assert!(attempt.bytes > 0);
         }
@@ -62,7 +62,7 @@ fn segments_are_put_together_from_their_events() {
     let lost = history
         .attempts
         .iter()
-        .filter(|a| a.outcome == Outcome::Lost);
+        .filter(|a| a.outcome == AttemptOutcome::WorkerLost);
     assert_eq!(lost.count(), 1);
 }
 
