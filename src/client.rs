@@ -1,6 +1,7 @@
 //! The `client` subcommand: opens a session on a running server, requests segments and saves their video.
 //!
-//! [`args`] checks the arguments, [`connection`] is the WebSocket, [`conversation`] the session, [`output`] writes the video, [`progress`] informs people and [`report`] programs.
+//! [`args`] checks the arguments, [`connection`] is the WebSocket, [`tls`] its encryption, [`conversation`] the session,
+//! [`output`] writes the video, [`progress`] informs people and [`report`] programs.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,6 +15,7 @@ mod conversation;
 mod output;
 mod progress;
 mod report;
+mod tls;
 
 pub(crate) use args::Args;
 

@@ -1,15 +1,21 @@
 //! The WebSocket connection to the server: it sends messages, and receives messages and media.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use fastvideo_proto::stream_v1::{ClientMessage, ServerMessage};
 use futures_util::{SinkExt, StreamExt};
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{
+    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
+};
+
+use super::tls;
 
 /// The time limit for connecting, which is longer than any network that can carry video takes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,21 +52,29 @@ pub(super) enum Incoming {
 }
 
 impl Connection {
-    /// Connects to the server.
+    /// Connects to the server, over TLS if there is a configuration for it.
     ///
     /// # Errors
     /// Returns [`ConnectionLost`] when the server cannot be reached, and another error when a retry would not help.
-    pub(super) async fn open(url: &str) -> anyhow::Result<Self> {
+    pub(super) async fn open(url: &str, tls: Option<Arc<ClientConfig>>) -> anyhow::Result<Self> {
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
-        let connecting = connect_async_with_config(url, Some(config), true);
+        let connector = tls.map_or(Connector::Plain, Connector::Rustls);
+        let connecting = connect_async_tls_with_config(url, Some(config), true, Some(connector));
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok((socket, _))) => Ok(Self { socket }),
             Ok(Err(Error::Http(response))) if !response.status().is_server_error() => {
                 bail!("{url} answered {} instead of a session", response.status())
             }
-            Ok(Err(error)) => bail!(unreachable(url, error.to_string())),
+            Ok(Err(error)) => {
+                if let Error::Io(error) = &error
+                    && let Some(reason) = tls::handshake_failure(error)
+                {
+                    bail!("cannot connect to {url}: {reason}");
+                }
+                bail!(unreachable(url, error.to_string()))
+            }
             Err(_) => {
                 let reason = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
                 bail!(unreachable(url, reason))

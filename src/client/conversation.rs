@@ -122,7 +122,7 @@ impl<'a> Conversation<'a> {
     /// Runs the session over one connection, until the last segment is there.
     async fn run_connection(&mut self) -> anyhow::Result<()> {
         self.connection = None;
-        self.connection = Some(Connection::open(&self.args.url).await?);
+        self.connection = Some(Connection::open(&self.args.url, self.args.tls.clone()).await?);
         let is_unused = self.finished == 0;
         let init = SessionInit {
             initial_image: self.args.initial_image.clone().filter(|_| is_unused),
