@@ -91,6 +91,14 @@ pub(super) enum AttemptOutcome {
 }
 
 impl SegmentAttempt {
+    /// The segment's number, and that of the attempt if it is not the first one.
+    pub(super) fn name(&self) -> String {
+        match self.attempt {
+            1 => format!("#{}", self.segment_idx),
+            again => format!("#{} again ({again})", self.segment_idx),
+        }
+    }
+
     /// The time from the ready prompt to the start, in milliseconds.
     pub(super) fn queue_ms(&self) -> Option<f64> {
         Some((self.started? - self.ready) * 1e3)
@@ -105,6 +113,17 @@ impl SegmentAttempt {
     /// The time from the request to `at`, in milliseconds.
     pub(super) fn since_request_ms(&self, at: Option<f64>) -> Option<f64> {
         Some((at? - self.requested) * 1e3)
+    }
+
+    /// The time from the last step to the last decoded frame, as a start and an end; `None` unless the attempt finished.
+    pub(super) fn decoding(&self) -> Option<(f64, f64)> {
+        let ended = self.ended?;
+        let AttemptOutcome::Finished { decode_ms, .. } = self.outcome else {
+            return None;
+        };
+        let last_step = self.steps.last().map(|step| step.to);
+        let from = last_step.unwrap_or(ended - decode_ms / 1e3);
+        Some((from, (from + decode_ms / 1e3).min(ended)))
     }
 
     /// The time of the last known event of the attempt.

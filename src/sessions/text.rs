@@ -257,7 +257,7 @@ pub(super) fn ms(ms: f64) -> String {
 }
 
 /// The columns of the table; times are in milliseconds.
-pub(super) const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 9] = [
     "segment",
     "LLM",
     "queue",
@@ -270,7 +270,7 @@ pub(super) const COLUMNS: [&str; 9] = [
 ];
 
 /// The row of an attempt.
-pub(super) fn cells(attempt: &SegmentAttempt) -> [String; 9] {
+fn cells(attempt: &SegmentAttempt) -> [String; 9] {
     let time = |ms: Option<f64>| ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.1}"));
     let (decode, encode) = match attempt.outcome {
         AttemptOutcome::Finished {
