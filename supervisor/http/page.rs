@@ -27,13 +27,22 @@ pub(super) fn routes() -> Router<App> {
             file("image/svg+xml", include_str!("page/favicon.svg")),
         )
         .route("/page.js", script(include_str!("page/page.js")))
-        .route("/board.js", script(include_str!("page/board.js")))
+        .route(
+            "/attachments.js",
+            script(include_str!("page/attachments.js")),
+        )
         .route("/dom.js", script(include_str!("page/dom.js")))
-        .route("/field.js", script(include_str!("page/field.js")))
+        .route("/gpus.js", script(include_str!("page/gpus.js")))
+        .route(
+            "/latent_field.js",
+            script(include_str!("page/latent_field.js")),
+        )
         .route("/lost.js", script(include_str!("page/lost.js")))
-        .route("/opening.js", script(include_str!("page/opening.js")))
         .route("/player.js", script(include_str!("page/player.js")))
-        .route("/segments.js", script(include_str!("page/segments.js")))
+        .route(
+            "/segment_list.js",
+            script(include_str!("page/segment_list.js")),
+        )
 }
 
 fn file(mime: &'static str, text: &'static str) -> axum::routing::MethodRouter<App> {

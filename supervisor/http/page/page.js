@@ -1,12 +1,12 @@
 // The built-in page: one session of `WS /v1/stream` with its player, and the board of GPUs from `GET /status`.
 
-import { Board } from './board.js';
+import { Attachments, MAX_MESSAGE } from './attachments.js';
 import { $, clock, make, ordinal, pad, phrase, plural, save, say, sentence, span } from './dom.js';
-import { LatentField } from './field.js';
+import { Gpus } from './gpus.js';
+import { LatentField } from './latent_field.js';
 import { Retry, ticket } from './lost.js';
-import { MAX_MESSAGE, Opening } from './opening.js';
 import { JpegPlayer, MsePlayer } from './player.js';
-import { Segment, SegmentList, recording } from './segments.js';
+import { Segment, SegmentList, recording } from './segment_list.js';
 
 const MAX_WAITING = 8; // the server refuses more
 const CONNECT_TIMEOUT_MS = 10_000; // browsers wait for minutes
@@ -130,8 +130,8 @@ class App {
     this.player = this.mse;
     this.list = new SegmentList((idx, part) => this.seek(idx, part));
     this.field = new LatentField($('field'));
-    this.opening = new Opening((title, text) => this.report(title, text));
-    this.board = new Board((title, text) => this.report(title, text, true));
+    this.attachments = new Attachments((title, text) => this.report(title, text));
+    this.gpus = new Gpus((title, text) => this.report(title, text, true));
     this.retry = new Retry(() => this.connect(), () => this.giveUp());
     this.kept = ticket.load(); // of a session that this tab had before it was reloaded
     this.connection = new Connection({
@@ -282,7 +282,7 @@ class App {
   connect() {
     if (this.live && this.phase !== 'lost') return;
     const on = (id) => $(id).checked;
-    if (this.opening.state) this.resume = null;
+    if (this.attachments.state) this.resume = null;
     const { resume } = this;
     $('error').hidden = true;
     this.complete = this.draining = this.refusal = this.kept = null;
@@ -290,7 +290,7 @@ class App {
     this.resuming = Boolean(resume);
     // A session that is resumed has its player, and its first image as long as nothing was made from it.
     const same = resume && resume.session_id === this.sessionId;
-    if (!same) this.image = this.opening.image;
+    if (!same) this.image = this.attachments.image;
     // With prompts to be sent, the loop would run one of its own before them.
     this.holdsLoop = this.waiting.length > 0 || this.asked?.message.source === 'user';
     const first = {
@@ -298,7 +298,7 @@ class App {
       enhancement_enabled: on('t-enhancement'), auto_extension_enabled: on('t-auto'),
       loop_generation_enabled: on('t-loop') && !this.holdsLoop, single_clip_mode: on('t-single'),
       stream_mode: same ? this.streamMode : on('t-jpeg') ? 'legacy_jpeg' : 'av_fmp4',
-      continuation_state: this.opening.state, resume,
+      continuation_state: this.attachments.state, resume,
     };
     const text = JSON.stringify(first);
     if (text.length > MAX_MESSAGE) {
@@ -405,8 +405,8 @@ class App {
     this.stream = message;
     this.jpeg.fps = message.fps || 24;
     this.player.open();
-    this.opening.setImage(null);
-    this.opening.setState(null);
+    this.attachments.setImage(null);
+    this.attachments.setState(null);
     this.retry.reset();
     this.resuming = false;
     this.goOn(message.next_segment_idx ?? 0);
@@ -720,7 +720,7 @@ class App {
     $('opening').disabled = $('opening').hidden = live;
     $('snapshot').disabled = phase !== 'active';
     $('kept').hidden = live || !this.kept;
-    $('move').hidden = phase !== 'active' || this.board.cards.size < 2;
+    $('move').hidden = phase !== 'active' || this.gpus.cards.size < 2;
     const jpeg = this.player === this.jpeg;
     $('download').disabled = jpeg || !this.segments.some((s) => s.state === 'done');
     $('download').title = jpeg ? 'JPEG frames are not kept as a video file' : 'All finished segments as one file';

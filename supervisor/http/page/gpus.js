@@ -17,7 +17,7 @@ const ORDERS = {
 const MODEL_WORDS = { ok: 'answers', resting: 'fails and is left alone', trying: 'is tried again', waiting: 'has too much to do' };
 
 /** Polls `GET /status` while the page is seen. Every field may be missing. */
-export class Board {
+export class Gpus {
   constructor(report) {
     this.report = report;
     this.cards = new Map();

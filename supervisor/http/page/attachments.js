@@ -6,7 +6,7 @@ export const MAX_IMAGE = 32 * MIB;
 export const MAX_MESSAGE = 48 * MIB;
 
 /** What only the opening message carries: a first image, a saved state, and how the session runs. */
-export class Opening {
+export class Attachments {
   constructor(report) {
     this.report = report;
     this.image = this.state = null;
