@@ -11,9 +11,40 @@ use super::App;
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; \
      connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
+/// Pairs each script's path on the server with its text.
+macro_rules! scripts {
+    ($($path:literal,)*) => {
+        &[$(($path, include_str!(concat!("page", $path))),)*]
+    };
+}
+
+const SCRIPTS: &[(&str, &str)] = scripts![
+    "/api.js",
+    "/attachments.js",
+    "/connection.js",
+    "/dom.js",
+    "/format.js",
+    "/gpus.js",
+    "/latent_field.js",
+    "/page.js",
+    "/player.js",
+    "/protocol.js",
+    "/recording.js",
+    "/segment_list.js",
+    "/session.js",
+    "/session/lifecycle.js",
+    "/session/prompts.js",
+    "/session/segments.js",
+    "/session/transition.js",
+    "/stage.js",
+    "/state.js",
+    "/store.js",
+    "/view.js",
+    "/words.js",
+];
+
 pub(super) fn routes() -> Router<App> {
-    let script = |text| file("text/javascript; charset=utf-8", text);
-    Router::new()
+    let pages = Router::new()
         .route(
             "/",
             file("text/html; charset=utf-8", include_str!("page/index.html")),
@@ -25,24 +56,10 @@ pub(super) fn routes() -> Router<App> {
         .route(
             "/favicon.svg",
             file("image/svg+xml", include_str!("page/favicon.svg")),
-        )
-        .route("/page.js", script(include_str!("page/page.js")))
-        .route(
-            "/attachments.js",
-            script(include_str!("page/attachments.js")),
-        )
-        .route("/dom.js", script(include_str!("page/dom.js")))
-        .route("/gpus.js", script(include_str!("page/gpus.js")))
-        .route(
-            "/latent_field.js",
-            script(include_str!("page/latent_field.js")),
-        )
-        .route("/lost.js", script(include_str!("page/lost.js")))
-        .route("/player.js", script(include_str!("page/player.js")))
-        .route(
-            "/segment_list.js",
-            script(include_str!("page/segment_list.js")),
-        )
+        );
+    SCRIPTS.iter().fold(pages, |routes, (path, text)| {
+        routes.route(path, file("text/javascript; charset=utf-8", text))
+    })
 }
 
 fn file(mime: &'static str, text: &'static str) -> axum::routing::MethodRouter<App> {
@@ -55,4 +72,30 @@ fn file(mime: &'static str, text: &'static str) -> axum::routing::MethodRouter<A
         ];
         (headers, text).into_response()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_script_of_the_page_is_served() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("http/page");
+        let scripts = |folder: &str| -> Vec<String> {
+            let files = fs::read_dir(page.join(folder)).unwrap();
+            files
+                .map(|file| file.unwrap().file_name().into_string().unwrap())
+                .filter(|name| name.ends_with(".js"))
+                .map(|name| format!("/{folder}{name}"))
+                .collect()
+        };
+        let mut present = [scripts(""), scripts("session/")].concat();
+        present.sort();
+        let mut served: Vec<&str> = SCRIPTS.iter().map(|(path, _)| *path).collect();
+        served.sort_unstable();
+        assert_eq!(served, present);
+    }
 }

@@ -1,79 +1,109 @@
-// What only the opening message carries.
+// The files that only the opening message carries: an initial image, and a saved continuation state.
 
-import { $, MIB, say } from './dom.js';
+import { $, say, set } from './dom.js';
+import { mib } from './format.js';
+import { MAX_IMAGE, MAX_MESSAGE } from './protocol.js';
 
-export const MAX_IMAGE = 32 * MIB;
-export const MAX_MESSAGE = 48 * MIB;
+const IMAGE_TYPES = ['image/png', 'image/jpeg', 'image/webp'];
 
-/** What only the opening message carries: a first image, a saved state, and how the session runs. */
+/** Throws an error with the reason if a file cannot be the initial image. */
+export function checkImage({ type, size }) {
+  if (!IMAGE_TYPES.includes(type)) throw new Error('A first image is a PNG, JPEG or WebP file.');
+  if (size > MAX_IMAGE) throw new Error(`The image has ${mib(size)} MiB, at most 32 are allowed.`);
+}
+
+/** Parses a saved continuation state. Throws an error with the reason if the text is none. */
+export function readState(text) {
+  const state = JSON.parse(text);
+  const isState = typeof state?.kind === 'string' && typeof state.payload === 'object';
+  if (!isState) throw new Error('A saved state has a kind and a payload.');
+  return state;
+}
+
+/** The file fields, and the drop target for both kinds of file. */
 export class Attachments {
-  constructor(report) {
+  /**
+   * @param {(files: {image: ?object, state: ?object}) => void} changed
+   * @param {(title: string, text: string) => void} report
+   */
+  constructor(changed, report) {
+    this.changed = changed;
     this.report = report;
-    this.image = this.state = null;
+    this.image = this.state = this.preview = null;
     $('image').onchange = ({ target }) => this.take(target.files[0], target);
     $('state').onchange = ({ target }) => this.take(target.files[0], target);
-    $('image-remove').onclick = () => this.setImage(null);
-    $('state-remove').onclick = () => this.setState(null);
-    const holdsFile = (event) => event.dataTransfer?.types.includes('Files') && !$('opening').disabled;
+    $('image-remove').onclick = () => this.choose({ image: null });
+    $('state-remove').onclick = () => this.choose({ state: null });
+    const carriesFile = (event) => event.dataTransfer?.types.includes('Files') && !$('opening').disabled;
     document.addEventListener('dragover', (event) => {
-      if (!holdsFile(event)) return;
+      if (!carriesFile(event)) return;
       event.preventDefault();
       document.body.dataset.drop = true;
     });
     document.addEventListener('dragleave', (event) => { if (!event.relatedTarget) delete document.body.dataset.drop; });
     document.addEventListener('drop', (event) => {
       delete document.body.dataset.drop;
-      if (!holdsFile(event)) return;
+      if (!carriesFile(event)) return;
       event.preventDefault();
       this.take(event.dataTransfer.files[0]);
     });
   }
 
   async take(file, input) {
-    if (input) input.value = ''; // so that the same file can be chosen again
+    if (input) input.value = ''; // so that choosing the same file again is a change
     if (!file) return;
     try {
-      if (file.name.endsWith('.json') || file.type === 'application/json') await this.readState(file);
-      else await this.readImage(file);
+      const holdsState = file.name.endsWith('.json') || file.type === 'application/json';
+      this.choose(holdsState ? await this.stateIn(file) : await this.imageIn(file), file);
     } catch (error) {
       this.report('This file cannot be used.', error.message);
     }
   }
 
-  async readImage(file) {
-    if (!['image/png', 'image/jpeg', 'image/webp'].includes(file.type)) throw new Error('A first image is a PNG, JPEG or WebP file.');
-    if (file.size > MAX_IMAGE) throw new Error(`The image has ${(file.size / MIB).toFixed(1)} MiB, at most 32 are allowed.`);
+  async imageIn(file) {
+    checkImage(file);
     const url = await new Promise((resolve, reject) => {
       const reader = new FileReader();
       reader.onload = () => resolve(reader.result);
       reader.onerror = () => reject(new Error('The file could not be read.'));
       reader.readAsDataURL(file);
     });
-    this.setImage({ mime: file.type, name: file.name, data: url.slice(url.indexOf(',') + 1) }, file);
+    return { image: { mime: file.type, name: file.name, data: url.slice(url.indexOf(',') + 1) } };
   }
 
-  async readState(file) {
-    const state = JSON.parse(await file.text().catch(() => ''));
-    if (typeof state?.kind !== 'string' || typeof state.payload !== 'object') throw new Error('A saved state has a kind and a payload.');
+  async stateIn(file) {
     if (file.size > MAX_MESSAGE) throw new Error('The state is larger than the server accepts in one message.');
-    this.setState(state, file.name);
+    return { state: readState(await file.text().catch(() => '')) };
   }
 
-  setImage(image, file) {
+  /** Replaces or removes one of the two files, and reports the change. */
+  choose(chosen, file = null) {
+    if ('image' in chosen) this.showImage(chosen.image, file);
+    else this.showState(chosen.state, file);
+    this.changed({ image: this.image, state: this.state });
+  }
+
+  /** Removes both files, because a session was opened with them. */
+  clear() {
+    this.showImage(null);
+    this.showState(null);
+  }
+
+  showImage(image, file = null) {
     this.image = image;
     if (this.preview) URL.revokeObjectURL(this.preview);
     this.preview = file ? URL.createObjectURL(file) : null;
-    $('image-preview').hidden = $('image-remove').hidden = !file;
+    for (const id of ['image-preview', 'image-remove']) set($(id), { hidden: !file });
     if (file) $('image-preview').src = this.preview;
     else $('image-preview').removeAttribute('src');
     say($('image-note'), file ? `${file.name}, ${(file.size / 1024).toFixed(0)} KiB` : 'or drop it here. PNG, JPEG or WebP, up to 32 MiB.');
   }
 
-  setState(state, name) {
+  showState(state, file = null) {
     this.state = state;
-    $('state-remove').hidden = !state;
+    set($('state-remove'), { hidden: !state });
     const index = state?.payload.segment_index;
     const after = index == null ? '' : `, after segment ${index + 1}`;
-    say($('state-note'), state ? `${name}: ${state.kind}${after}` : 'to go on from an earlier session.');
+    say($('state-note'), state ? `${file.name}: ${state.kind}${after}` : 'to go on from an earlier session.');
   }
 }

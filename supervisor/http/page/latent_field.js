@@ -1,17 +1,16 @@
-// What moves behind an empty stage.
+// The animation behind an empty stage: a field of noise that settles with the denoise steps.
 
-import { $, still } from './dom.js';
+import { $, prefersStill } from './dom.js';
 
-/** The field of cells behind an empty stage: noise that settles as the denoise steps go by. */
 export class LatentField {
   constructor(canvas) {
     this.canvas = canvas;
     this.context = canvas.getContext('2d');
     this.image = this.context.createImageData(canvas.width, canvas.height);
-    this.target = this.noise = 0.2;
+    this.target = this.noise = 0.2; // 1 is all noise, 0 is none
     this.draw(0);
     setInterval(() => {
-      if (!document.hidden && !still.matches && $('stage').dataset.view !== 'media') this.draw(performance.now() / 1000);
+      if (!document.hidden && !prefersStill() && $('stage').dataset.view !== 'media') this.draw(performance.now() / 1000);
     }, 80);
   }
 

@@ -1,77 +1,39 @@
-// Segments: what is known of each, their rows and thumbnails, and the file that they make together.
+// The list of segments, and the time line (the reel) with a block for each of them.
 
-import { $, facts, make, pad, phrase, say, seconds, still } from './dom.js';
+import { $, facts, make, mark, prefersStill, say, set } from './dom.js';
+import { pad, seconds } from './format.js';
+import { segmentWords, sourceWords } from './words.js';
 
-const SOURCE_WORDS = { user: 'you', curated: 'curated', enhanced: 'enhanced', auto_extension: 'extended' };
-
-/** One generated stretch of video, as far as this page knows it. */
-export class Segment {
-  constructor(idx, start) {
-    Object.assign(this, { idx, start, source: 'user', prompt: '', original: null, attempt: 1, requested: performance.now() });
-    this.restart('denoising');
-  }
-
-  restart(state) {
-    Object.assign(this, { state, step: 0, steps: 0, stage: 'denoise', parts: [], blob: null, initSize: 0, duration: 0 });
-    Object.assign(this, { firstPicture: null, generation: null, latency: null });
-  }
-
-  get running() { return this.state === 'denoising' || this.state === 'streaming'; }
-  get words() {
-    const stage = { denoise: 'denoising', refine: 'refining', decode: 'decoding' }[this.stage] ?? phrase(this.stage);
-    const steps = this.steps ? ` ${this.step} of ${this.steps}` : '';
-    const state = { denoising: `${stage}${steps}`, restarting: 'starting again' }[this.state] ?? this.state;
-    return this.attempt > 1 ? `${state}, attempt ${this.attempt}` : state;
-  }
-
-  /** Past segments are kept as a Blob, which the browser may move out of memory. */
-  finish() {
-    this.initSize = this.parts[0]?.byteLength ?? 0;
-    this.blob = new Blob(this.parts);
-    this.parts = [];
-  }
-
-  async bytes() {
-    if (!this.blob) return this.parts;
-    const all = new Uint8Array(await this.blob.arrayBuffer());
-    return all.length ? [all.subarray(0, this.initSize), all.subarray(this.initSize)] : [];
-  }
-}
-
-/** All finished segments as one file: the first init segment, then fragments, whose times are continuous. */
-export async function recording(segments) {
-  const parts = [];
-  let init = null;
-  for (const segment of segments.filter((s) => s.state === 'done' && s.blob?.size)) {
-    const own = new Uint8Array(await segment.blob.slice(0, segment.initSize).arrayBuffer());
-    const same = init?.length === own.length && init.every((byte, i) => byte === own[i]);
-    if (!same) parts.push(own);
-    init = own;
-    parts.push(segment.blob.slice(segment.initSize));
-  }
-  return new Blob(parts, { type: 'video/mp4' });
-}
-
-/** The rows below the player and the reel above them. */
 export class SegmentList {
+  /** @param {(idx: number, part: number) => void} seek  seeks to a position within a segment, from 0 to 1 */
   constructor(seek) {
     this.seek = seek;
     this.views = new Map();
+    this.playing = null;
   }
 
-  clear() {
-    this.views.clear();
-    $('takes').replaceChildren();
-    $('reel').replaceChildren();
+  /** Shows these segments. Only those that have changed are updated. */
+  render(segments) {
+    const known = new Set(segments.map((segment) => segment.idx));
+    for (const [idx, view] of this.views) {
+      if (known.has(idx)) continue;
+      view.row.remove();
+      view.block.remove();
+      this.views.delete(idx);
+    }
+    for (const segment of segments) {
+      const view = this.views.get(segment.idx) ?? this.add(segment.idx);
+      if (view.segment !== segment) this.update(view, segment);
+      view.segment = segment;
+    }
   }
 
-  view(segment) {
-    const known = this.views.get(segment.idx);
-    if (known) return known;
+  add(idx) {
     const row = make('li');
-    row.dataset.testid = `segment-${segment.idx}`;
-    const num = make('button', 'num', pad(segment.idx));
+    row.dataset.testid = `segment-${idx}`;
+    const num = make('button', 'num', pad(idx));
     num.type = 'button';
+    num.setAttribute('aria-label', `Play segment ${idx + 1}`);
     const text = make('div', 'text');
     const state = make('div', 'state');
     const line = make('div', 'facts-line');
@@ -83,67 +45,65 @@ export class SegmentList {
     button.type = 'button';
     const thumb = make('canvas');
     thumb.width = thumb.height = 0;
-    button.append(thumb, make('span', 'fill'), make('b', '', pad(segment.idx)));
+    button.append(thumb, make('span', 'fill'), make('b', '', pad(idx)));
     block.append(make('span', 'head'), button);
     $('reel').append(block);
 
-    num.onclick = () => this.seek(segment.idx, 0);
+    num.onclick = () => this.seek(idx, 0);
     button.onclick = (event) => {
       const box = button.getBoundingClientRect();
-      this.seek(segment.idx, event.detail ? (event.clientX - box.left) / box.width : 0); // detail is 0 for the keyboard
+      this.seek(idx, event.detail ? (event.clientX - box.left) / box.width : 0); // detail is 0 when the keyboard was used
     };
-    const view = { row, num, text, state, line, block, button, thumb };
-    this.views.set(segment.idx, view);
-    block.scrollIntoView({ block: 'nearest', inline: 'end', behavior: still.matches ? 'auto' : 'smooth' });
+    const view = { row, num, text, state, line, block, button, thumb, thumbAt: null, badge: make('span', 'badge'), segment: null };
+    this.views.set(idx, view);
+    block.scrollIntoView({ block: 'nearest', inline: 'end', behavior: prefersStill() ? 'auto' : 'smooth' });
     return view;
   }
 
-  update(segment) {
-    const v = this.view(segment);
-    v.row.dataset.state = v.block.dataset.state = segment.state;
+  update(v, segment) {
+    const words = segmentWords(segment);
+    for (const node of [v.row, v.block]) mark(node, { state: segment.state });
     const playable = segment.duration > 0 || segment.state === 'streaming';
-    v.num.disabled = v.button.disabled = !playable;
-    v.num.setAttribute('aria-label', `Play segment ${segment.idx + 1}`);
-    v.button.setAttribute('aria-label', `Segment ${segment.idx + 1}, ${segment.words}`);
-    const textKey = `${segment.prompt}\n${segment.original ?? ''}`;
-    if (v.text.dataset.key !== textKey) {
-      v.text.dataset.key = textKey;
+    for (const node of [v.num, v.button]) set(node, { disabled: !playable });
+    v.button.setAttribute('aria-label', `Segment ${segment.idx + 1}, ${words}`);
+    if (v.segment?.prompt !== segment.prompt || v.segment?.original !== segment.original) {
       v.text.textContent = segment.prompt;
       if (segment.original && segment.original !== segment.prompt) v.text.append(make('span', 'was', `from: ${segment.original}`));
     }
-    say(v.state, segment.words);
+    say(v.state, words);
     facts(v.line, [
-      ['first picture', seconds(segment.firstPicture)], ['generated in', seconds(segment.generation)],
-      ['end to end', seconds(segment.latency)], ['length', segment.duration ? seconds(segment.duration * 1000) : ''],
+      ['first picture', seconds(segment.firstPictureMs)], ['generated in', seconds(segment.generationMs)],
+      ['end to end', seconds(segment.latencyMs)], ['length', segment.duration ? seconds(segment.duration * 1000) : ''],
     ]);
-    if (!v.badge) v.badge = make('span', 'badge');
-    v.badge.dataset.source = segment.source;
-    say(v.badge, SOURCE_WORDS[segment.source] ?? phrase(segment.source));
-    if (!v.badge.isConnected || v.line.firstChild !== v.badge) v.line.prepend(v.badge);
+    mark(v.badge, { source: segment.source });
+    say(v.badge, sourceWords(segment.source));
+    if (v.line.firstChild !== v.badge) v.line.prepend(v.badge);
     if (['cancelled', 'failed'].includes(segment.state)) {
-      v.thumb.width = 0; // the index will show something else
+      v.thumb.width = 0; // the next segment with this index has other pictures
       v.thumbAt = null;
     }
     v.block.style.setProperty('--grow', Math.max(1, Math.round(segment.duration || 1)));
     v.block.style.setProperty('--done', segment.steps ? segment.step / segment.steps : 0);
   }
 
-  /** Marks where the viewer is, and keeps a picture of each segment as its thumbnail: an early one, then one from its middle. */
+  /**
+   * Marks the segment at the player's position and returns it. Takes its thumbnail: an early picture first, then one from its
+   * middle.
+   */
   follow(segments, player) {
     const time = player.time;
     const at = segments.findLast((s) => (s.duration || ['streaming', 'interrupted'].includes(s.state)) && time >= s.start - 0.02) ?? null;
-    for (const segment of segments) {
-      const view = this.views.get(segment.idx);
-      if (!view) continue;
-      const here = segment === at && player.hasPicture;
-      view.row.dataset.playing = view.block.dataset.playing = here;
-      if (!here) continue;
-      const length = segment.duration || Math.max(player.end - segment.start, 1);
-      view.block.style.setProperty('--at', Math.min(1, Math.max(0, (time - segment.start) / length)).toFixed(3));
-      const seen = time - segment.start;
-      const due = view.thumbAt == null ? 0.3 : view.thumbAt < length / 2 ? length / 2 : Infinity;
-      if (seen > due && this.thumbnail(view.thumb, player.picture)) view.thumbAt = seen;
+    const view = (player.hasPicture && at && this.views.get(at.idx)) || null;
+    if (view !== this.playing) {
+      for (const [v, playing] of [[this.playing, false], [view, true]]) if (v) for (const node of [v.row, v.block]) mark(node, { playing });
+      this.playing = view;
     }
+    if (!view) return at;
+    const length = at.duration || Math.max(player.end - at.start, 1);
+    const seen = time - at.start;
+    view.block.style.setProperty('--at', Math.min(1, Math.max(0, seen / length)).toFixed(3));
+    const due = view.thumbAt == null ? 0.3 : view.thumbAt < length / 2 ? length / 2 : Infinity;
+    if (seen > due && this.thumbnail(view.thumb, player.picture)) view.thumbAt = seen;
     return at;
   }
 
