@@ -15,7 +15,7 @@ export function checkImage({ type, size }) {
 /** Parses a saved continuation state. Throws an error with the reason if the text is none. */
 export function readState(text) {
   const state = JSON.parse(text);
-  const isState = typeof state?.kind === 'string' && typeof state.payload === 'object';
+  const isState = typeof state?.kind === 'string' && typeof state.payload === 'object' && state.payload !== null;
   if (!isState) throw new Error('A saved state has a kind and a payload.');
   return state;
 }

@@ -42,6 +42,7 @@ export function connect(next) {
   const first = JSON.stringify(init);
   if (first.length > MAX_MESSAGE) {
     stop(next);
+    if (state.phase === 'lost') state.phase = 'closed';
     next.notice('The opening message is too large.', 'Image and state together may have 48 MiB. Remove one of them.');
     return;
   }
@@ -87,7 +88,7 @@ function newSession(next) {
 /** @param {Transition} next @param {import('../protocol.js').StreamStart} message */
 export function streamStart(next, message) {
   const { state } = next;
-  Object.assign(state, { phase: 'active', stream: message, reconnect: null });
+  Object.assign(state, { phase: 'active', stream: message, reconnect: null, activeAt: next.now });
   next.run({ type: 'open_player', fps: message.fps || 24 });
   Object.assign(state, { chosenImage: null, chosenState: null });
   next.run({ type: 'clear_attachments' });

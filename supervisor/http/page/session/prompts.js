@@ -71,6 +71,7 @@ export function rotatedPrompts({ settings, segments }) {
   const all = curatedPrompts(settings);
   const last = segments.findLast((s) => s.source === 'curated');
   const found = last ? all.indexOf(last.original ?? last.prompt) : -1;
+  if (found < 0) return all;
   const at = last?.state === 'interrupted' ? found : found + 1;
   return [...all.slice(at), ...all.slice(0, at)];
 }

@@ -1,6 +1,9 @@
 // @ts-check
 // The types that the parts of the reducer share: events, effects, and the transition that they build up.
 
+/** The number of errors that are kept for the console. */
+const MAX_ERRORS = 100;
+
 /**
  * @typedef {import('../state.js').SessionState} SessionState
  * @typedef {import('../state.js').Settings} Settings
@@ -98,6 +101,6 @@ export class Transition {
 
   /** @param {{code: string | number, message: string, retryable?: boolean}} error */
   recordError(error) {
-    this.state.errors = [...this.state.errors, { ...error, at: this.now }];
+    this.state.errors = [...this.state.errors, { ...error, at: this.now }].slice(-MAX_ERRORS);
   }
 }

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { checkImage } from '../attachments.js';
+import { checkImage, readState } from '../attachments.js';
 import { clock, gib, ordinal, plural, seconds, sentence, span } from '../format.js';
 import { exitWords, gpuState } from '../gpus.js';
 import { Recording } from '../recording.js';
@@ -116,6 +116,14 @@ describe('recording', () => {
 });
 
 describe('files', () => {
+  test('a saved state has a kind and a payload', () => {
+    assert.deepEqual(readState('{"kind": "ltx2.v1", "payload": {"a": 1}}'), { kind: 'ltx2.v1', payload: { a: 1 } });
+    for (const text of ['null', '{}', '{"kind": "x"}', '{"kind": "x", "payload": null}', '{"kind": 1, "payload": {}}', '[]']) {
+      assert.throws(() => readState(text), /A saved state has a kind and a payload/, text);
+    }
+    assert.throws(() => readState('no json'), SyntaxError);
+  });
+
   test('an initial image has a type that the server reads, and at most 32 MiB', () => {
     checkImage({ type: 'image/png', size: 32 * 1024 * 1024 });
     assert.throws(() => checkImage({ type: 'image/svg+xml', size: 1 }), /PNG, JPEG or WebP/);

@@ -65,6 +65,12 @@ describe('a lost connection', () => {
     assert.deepEqual(page.sent.map((m) => m.type), ['segment_prompt_source', 'segment_prompt_source', 'loop_generation_updated']);
   });
 
+  test('begins the loop anew when its prompt is no longer in the list', () => {
+    const page = lost({ settings: { loop: true, curated: 'fox\nowl' }, more: { source: 'curated' } });
+    page.event('settings_changed', { settings: { ...page.state.settings, curated: 'one\ntwo' } }).event('reconnect_due');
+    assert.deepEqual(page.opening.curated_prompts, ['one', 'two']);
+  });
+
   test('waits for a server that is full, and says why', () => {
     const page = lost().event('reconnect_due');
     page.says('error', { code: 'session_rejected', message: 'the server is full', retryable: true }).closes('busy', 1013);
@@ -110,6 +116,14 @@ describe('a lost connection', () => {
     assert.deepEqual([page.state.notice.title, page.state.notice.reconnect, page.state.notice.fresh],
       ['The session cannot be gone on with.', true, false]);
     assert.equal(page.state.notice.text, 'No such session.');
+  });
+
+  test('does not stay lost when the next opening message is too large', () => {
+    const page = lost();
+    page.event('settings_changed', { settings: { ...page.state.settings, curated: 'a'.repeat(48 * 1024 * 1024) } });
+    page.event('reconnect_due');
+    assert.equal(page.state.phase, 'closed');
+    assert.equal(page.state.reconnect, null);
   });
 });
 

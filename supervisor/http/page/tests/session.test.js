@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { queueWords, segmentWords, starvedWords, statusWords } from '../words.js';
+import { idleWords, queueWords, segmentWords, starvedWords, statusWords } from '../words.js';
 import { reduce } from '../session.js';
 import { initialState } from '../state.js';
 import { PageModel, TOKEN } from './page_model.js';
@@ -115,6 +115,17 @@ describe('queue and GPU', () => {
     page.event('moved', { error: 'no other GPU is free' });
     assert.equal(page.state.moving, false);
     assert.equal(page.state.notice.text, 'No other GPU is free.');
+  });
+
+  test('the idle limit counts from when the session became active, however long it waited for a GPU', () => {
+    const page = new PageModel().event('connect').wait(3_600_000).opens();
+    assert.equal(idleWords(page.state, page.now), '60 s');
+    page.wait(20_000);
+    assert.equal(idleWords(page.state, page.now), 'ends in 0:40');
+    page.event('snapshot').wait(10_000);
+    assert.equal(idleWords(page.state, page.now), 'ends in 0:50');
+    page.starts(0, 'a').wait(30_000);
+    assert.equal(idleWords(page.state, page.now), '60 s');
   });
 });
 
@@ -355,6 +366,14 @@ describe('messages that should not come', () => {
     page.says('error', { code: 'constructor', message: '', retryable: false });
     assert.equal(page.state.notice.title, 'constructor.');
   });
+
+  test('only the latest hundred errors are kept', () => {
+    const page = PageModel.active();
+    for (let i = 0; i < 150; i += 1) page.says('error', { code: 'internal_error', message: `${i}`, retryable: true });
+    assert.equal(page.state.errors.length, 100);
+    assert.equal(page.state.errors.at(-1).message, '149');
+  });
+
 });
 
 test('a viewer who has seen everything is told what comes', () => {
