@@ -114,13 +114,13 @@ struct Shared {
 struct SlotHandle {
     gpu: GpuId,
     status: watch::Receiver<WorkerStatus>,
-    wake: Arc<Notify>,
-    orders: watch::Sender<Orders>,
+    notify: Arc<Notify>,
+    directive: watch::Sender<Directive>,
 }
 
 /// What an operator wants of a worker: each is an order to leave, and says what comes after.
 #[derive(Clone, Copy, Debug, Default)]
-struct Orders {
+struct Directive {
     /// It stays away; else it is started again.
     drained: bool,
     /// Jobs that still run then are taken back.
@@ -215,7 +215,7 @@ impl Pool {
     /// them, so that none outlives the supervisor.
     pub fn start(config: Config) -> Self {
         let config = Arc::new(config);
-        let wakes: Vec<_> = config
+        let notifiers: Vec<_> = config
             .gpus
             .iter()
             .map(|_| Arc::<Notify>::default())
@@ -226,15 +226,15 @@ impl Pool {
                 .then(|| frames_to_time(config.new_frames.into(), config.format.fps)),
         };
         let ids = config.gpus.iter().map(|gpu| gpu.id);
-        let assignments = Assignments::new(ids.zip(wakes.iter().cloned()), sharing);
+        let assignments = Assignments::new(ids.zip(notifiers.iter().cloned()), sharing);
         let assignments = Arc::new(Mutex::new(assignments));
         let (stop, stop_seen) = watch::channel(Stop::Run);
         let (all_lost, _) = watch::channel(false);
         let tracker = TaskTracker::new();
         let mut slots = Vec::new();
-        for (slot, (gpu, wake)) in config.gpus.iter().zip(wakes).enumerate() {
+        for (slot, (gpu, notify)) in config.gpus.iter().zip(notifiers).enumerate() {
             let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
-            let (orders, orders_seen) = watch::channel(Orders::default());
+            let (directive, directive_seen) = watch::channel(Directive::default());
             let lost = {
                 let (assignments, status) = (assignments.clone(), status.clone());
                 move || {
@@ -255,8 +255,8 @@ impl Pool {
                 assignments: assignments.clone(),
                 all_lost: all_lost.clone(),
                 status,
-                wake: wake.clone(),
-                orders: orders_seen,
+                notify: notify.clone(),
+                directive: directive_seen,
                 stop: stop_seen.clone(),
                 tracker: tracker.clone(),
                 incarnations: 0,
@@ -271,9 +271,9 @@ impl Pool {
             tracker.spawn(watched.instrument(span));
             slots.push(SlotHandle {
                 gpu: gpu.id,
-                orders,
+                directive,
                 status: status_seen,
-                wake,
+                notify,
             });
         }
         Self {
@@ -360,7 +360,7 @@ impl Pool {
         let mut slots = self.shared.slots.iter();
         let slot = slots.find(|slot| slot.gpu == gpu).ok_or(UnknownGpu(gpu))?;
         let cut_at = patience.and_then(|patience| Instant::now().checked_add(patience));
-        slot.orders.send_replace(Orders { drained, cut_at });
+        slot.directive.send_replace(Directive { drained, cut_at });
         Ok(())
     }
 
@@ -466,11 +466,11 @@ impl Binding {
         let Some(slot) = assignments.slot_of(worker, &self.session) else {
             return Err(Moved(worker.clone()));
         };
-        let wake = self.pool.shared.slots[slot].wake.clone();
-        let (handle, job) = job::pair(spec, start, due, wake.clone());
+        let notify = self.pool.shared.slots[slot].notify.clone();
+        let (handle, job) = job::pair(spec, start, due, notify.clone());
         assignments.submit(slot, job);
         drop(assignments);
-        wake.notify_one();
+        notify.notify_one();
         Ok(handle)
     }
 }

@@ -103,14 +103,14 @@ struct PoolSession {
 #[derive(Debug)]
 struct WorkerSlot {
     gpu: GpuId,
-    wake: Arc<Notify>,
+    notify: Arc<Notify>,
     availability: Availability,
     sessions: Vec<SessionId>,
     /// Sessions that come at their next boundary.
     reserved: Vec<SessionId>,
     jobs: VecDeque<QueuedJob>,
     /// Sessions that have gone elsewhere and that the worker has not been told of.
-    departed: Vec<SessionId>,
+    to_forget: Vec<SessionId>,
     /// Generation times, over all processes of the GPU.
     pace: RollingMedian,
 }
@@ -143,14 +143,14 @@ impl Assignments {
         slots: impl IntoIterator<Item = (GpuId, Arc<Notify>)>,
         sharing: Sharing,
     ) -> Self {
-        let slot = |(gpu, wake)| WorkerSlot {
+        let slot = |(gpu, notify)| WorkerSlot {
             gpu,
-            wake,
+            notify,
             availability: Availability::Absent(Absence::Starting),
             sessions: Vec::new(),
             reserved: Vec::new(),
             jobs: VecDeque::new(),
-            departed: Vec::new(),
+            to_forget: Vec::new(),
             pace: RollingMedian::new(PACE_SAMPLES),
         };
         Self {
@@ -246,7 +246,7 @@ impl Assignments {
                 publish(&entry.placement, Placement::Bound(assignment.clone()));
             }
         }
-        self.slots[slot].departed.clear();
+        self.slots[slot].to_forget.clear();
         self.serve(slot, assignment);
     }
 
@@ -276,7 +276,7 @@ impl Assignments {
             }
             self.rebind_or_requeue(&session);
         }
-        self.slots[slot].departed.clear();
+        self.slots[slot].to_forget.clear();
         self.assign_waiting();
         jobs
     }
@@ -357,8 +357,8 @@ impl Assignments {
     }
 
     /// The sessions that have left a worker since the last call.
-    pub(super) fn take_departed(&mut self, slot: usize) -> Vec<SessionId> {
-        std::mem::take(&mut self.slots[slot].departed)
+    pub(super) fn take_sessions_to_forget(&mut self, slot: usize) -> Vec<SessionId> {
+        std::mem::take(&mut self.slots[slot].to_forget)
     }
 
     pub(super) fn sessions_on(&self, slot: usize) -> usize {
@@ -461,7 +461,7 @@ impl Assignments {
         let slot = &mut self.slots[to];
         slot.sessions.push(session.clone());
         // It is back before the worker was told that it had gone.
-        slot.departed.retain(|s| s != session);
+        slot.to_forget.retain(|s| s != session);
         publish(&entry.placement, Placement::Bound(assignment));
     }
 
@@ -476,8 +476,8 @@ impl Assignments {
         };
         let slot = &mut self.slots[from];
         slot.sessions.retain(|s| s != session);
-        slot.departed.push(session.clone());
-        slot.wake.notify_one();
+        slot.to_forget.push(session.clone());
+        slot.notify.notify_one();
         slot.jobs.retain(|job| {
             let stays = &job.spec.session != session;
             if !stays {

@@ -124,18 +124,18 @@ impl QueuedJob {
     }
 }
 
-/// Both sides of a new job. `wake` wakes the task of the worker that will run it.
+/// Both sides of a new job. `notify` wakes the task of the worker that will run it.
 pub(super) fn pair(
     spec: JobSpec,
     start: Option<StartState>,
     due: Instant,
-    wake: Arc<Notify>,
+    notify: Arc<Notify>,
 ) -> (JobHandle, QueuedJob) {
     let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
     let signals = Arc::new(Signals {
         cancelled: AtomicBool::new(false),
         earned: AtomicU64::new(0),
-        wake,
+        notify,
     });
     let handle = JobHandle {
         id: spec.job,
@@ -159,13 +159,13 @@ pub(super) struct Signals {
     cancelled: AtomicBool,
     /// Credit that the worker has not been told of yet.
     earned: AtomicU64,
-    wake: Arc<Notify>,
+    notify: Arc<Notify>,
 }
 
 impl Signals {
     pub(super) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        self.wake.notify_one();
+        self.notify.notify_one();
     }
 
     pub(super) fn cancelled(&self) -> bool {
@@ -198,6 +198,6 @@ impl Credit {
 impl Drop for Credit {
     fn drop(&mut self) {
         self.to.earned.fetch_add(self.cost, Ordering::Relaxed);
-        self.to.wake.notify_one();
+        self.to.notify.notify_one();
     }
 }

@@ -47,7 +47,7 @@ impl WorkerState {
 
 /// What happens to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum Transition {
     Spawned,
     Connected,
     Loaded,
@@ -68,10 +68,10 @@ pub(crate) enum Change {
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a worker that is {from:?} cannot take {change:?}")]
-pub(crate) struct InvalidChange {
+#[error("a worker that is {from:?} cannot take {transition:?}")]
+pub(crate) struct InvalidTransition {
     from: WorkerState,
-    change: Change,
+    transition: Transition,
 }
 
 impl WorkerState {
@@ -79,27 +79,27 @@ impl WorkerState {
     ///
     /// # Errors
     /// When the change cannot happen in this state, which is a programming error.
-    pub(crate) fn transition(self, change: Change) -> Result<Self, InvalidChange> {
+    pub(crate) fn transition(self, transition: Transition) -> Result<Self, InvalidTransition> {
         use WorkerState as S;
-        let next = match (self, change) {
-            (S::Spawning, Change::Spawned) => S::Connecting,
-            (S::Connecting, Change::Connected) => S::Loading,
+        let next = match (self, transition) {
+            (S::Spawning, Transition::Spawned) => S::Connecting,
+            (S::Connecting, Transition::Connected) => S::Loading,
             // Without warm-up, loading ends in readiness.
-            (S::Loading, Change::Loaded) => S::WarmingUp,
-            (S::Loading | S::WarmingUp, Change::WarmedUp) => S::Ready,
-            (S::Ready, Change::JobStarted) => S::Busy,
-            (S::Busy, Change::JobEnded) => S::Ready,
-            (S::Draining, Change::JobEnded) => S::Draining,
-            (alive, Change::DrainAsked) if alive.is_alive() => S::Draining,
+            (S::Loading, Transition::Loaded) => S::WarmingUp,
+            (S::Loading | S::WarmingUp, Transition::WarmedUp) => S::Ready,
+            (S::Ready, Transition::JobStarted) => S::Busy,
+            (S::Busy, Transition::JobEnded) => S::Ready,
+            (S::Draining, Transition::JobEnded) => S::Draining,
+            (alive, Transition::DrainAsked) if alive.is_alive() => S::Draining,
             // There is no process to wait for.
-            (S::Drained | S::BackingOff | S::Quarantined, Change::DrainAsked) => S::Drained,
-            (S::Draining, Change::ExitedDrained) => S::Drained,
-            (alive, Change::ExitedAsked) if alive.is_alive() => S::Exited,
-            (S::Drained | S::BackingOff | S::Quarantined, Change::ExitedAsked) => S::Exited,
-            (alive, Change::ExitedToRestart) if alive.is_alive() => S::BackingOff,
-            (alive, Change::ExitedToQuarantine) if alive.is_alive() => S::Quarantined,
-            (S::Drained | S::BackingOff | S::Quarantined, Change::Restarted) => S::Spawning,
-            (from, change) => return Err(InvalidChange { from, change }),
+            (S::Drained | S::BackingOff | S::Quarantined, Transition::DrainAsked) => S::Drained,
+            (S::Draining, Transition::ExitedDrained) => S::Drained,
+            (alive, Transition::ExitedAsked) if alive.is_alive() => S::Exited,
+            (S::Drained | S::BackingOff | S::Quarantined, Transition::ExitedAsked) => S::Exited,
+            (alive, Transition::ExitedToRestart) if alive.is_alive() => S::BackingOff,
+            (alive, Transition::ExitedToQuarantine) if alive.is_alive() => S::Quarantined,
+            (S::Drained | S::BackingOff | S::Quarantined, Transition::Restarted) => S::Spawning,
+            (from, transition) => return Err(InvalidTransition { from, transition }),
         };
         Ok(next)
     }
@@ -116,14 +116,14 @@ pub(crate) struct RestartPolicy {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum RestartDecision {
     RestartAfter(Duration),
     Quarantine,
     /// Until an operator lifts it: no time will mend what is wrong.
     QuarantineForGood,
 }
 
-impl Verdict {
+impl RestartDecision {
     pub(crate) fn quarantines(self) -> bool {
         matches!(self, Self::Quarantine | Self::QuarantineForGood)
     }
@@ -150,17 +150,17 @@ impl RestartPolicy {
     }
 
     /// `jitter` in 0..1 spreads workers that died together over half the pause.
-    pub(crate) fn exited(&mut self, jitter: f64) -> Verdict {
+    pub(crate) fn exited(&mut self, jitter: f64) -> RestartDecision {
         self.exits_in_a_row += 1;
         if self.exits_in_a_row >= self.quarantine_after {
-            return Verdict::Quarantine;
+            return RestartDecision::Quarantine;
         }
-        Verdict::RestartAfter(self.pause(jitter))
+        RestartDecision::RestartAfter(self.pause(jitter))
     }
 
     /// An exit that does not count: it was another's fault.
-    pub(crate) fn exited_blameless(&self, jitter: f64) -> Verdict {
-        Verdict::RestartAfter(self.pause(jitter))
+    pub(crate) fn exited_blameless(&self, jitter: f64) -> RestartDecision {
+        RestartDecision::RestartAfter(self.pause(jitter))
     }
 
     fn pause(&self, jitter: f64) -> Duration {
@@ -175,14 +175,14 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(from: WorkerState, changes: &[Change], to: Option<WorkerState>) {
+    fn check(from: WorkerState, changes: &[Transition], to: Option<WorkerState>) {
         let got = changes.iter().try_fold(from, |s, &c| s.transition(c)).ok();
         assert_eq!(got, to, "{from:?} after {changes:?}");
     }
 
     #[test]
     fn a_life_goes_from_spawning_to_exited() {
-        use Change::*;
+        use Transition::*;
         use WorkerState as S;
         let boot = [Spawned, Connected, Loaded, WarmedUp];
         check(S::Spawning, &boot, Some(S::Ready));
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_drained_worker_waits_until_it_is_started_again() {
-        use Change::*;
+        use Transition::*;
         use WorkerState as S;
         let leave = [DrainAsked, JobEnded, ExitedDrained];
         check(S::Busy, &leave, Some(S::Drained));
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn impossible_changes_are_refused() {
-        use Change::*;
+        use Transition::*;
         use WorkerState as S;
         check(S::Spawning, &[JobStarted], None);
         check(S::Busy, &[JobStarted], None);
@@ -241,14 +241,14 @@ mod tests {
         let pauses: Vec<_> = (0..4).map(|_| policy.exited(0.5)).collect();
         assert_eq!(
             pauses,
-            [500, 1000, 2000, 3000].map(|n| Verdict::RestartAfter(ms(n)))
+            [500, 1000, 2000, 3000].map(|n| RestartDecision::RestartAfter(ms(n)))
         );
-        assert_eq!(policy.exited(0.5), Verdict::Quarantine);
+        assert_eq!(policy.exited(0.5), RestartDecision::Quarantine);
         policy.job_finished();
         for _ in 0..10 {
             let pause = policy.exited_blameless(0.5);
-            assert_eq!(pause, Verdict::RestartAfter(ms(500)));
+            assert_eq!(pause, RestartDecision::RestartAfter(ms(500)));
         }
-        assert_eq!(policy.exited(0.0), Verdict::RestartAfter(ms(375)));
+        assert_eq!(policy.exited(0.0), RestartDecision::RestartAfter(ms(375)));
     }
 }

@@ -13,13 +13,13 @@ use ipc_channel::ipc::{IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory
 use tokio::sync::mpsc;
 
 /// The worker's first message: who it is, and its end of both directions.
-type Opening = (
+type Handshake = (
     Hello,
-    IpcSender<Down>,
+    IpcSender<LinkCommand>,
     IpcReceiver<(Event, Option<IpcSharedMemory>)>,
 );
 /// A command and, beside [`Command::Generate`], the state's blob.
-pub(crate) type Down = (Command, Option<IpcSharedMemory>);
+pub(crate) type LinkCommand = (Command, Option<IpcSharedMemory>);
 
 /// Events that may wait for the worker's task. It never blocks on anything but this channel, so few ever do.
 const EVENT_BUFFER: usize = 256;
@@ -28,7 +28,7 @@ const COMMAND_BUFFER: usize = 1024;
 
 /// What comes up the link.
 #[derive(Debug)]
-pub(crate) enum Up {
+pub(crate) enum LinkInput {
     /// The first: the worker has connected, with the right version.
     Connected,
     /// An event and, beside [`Event::Finished`], the new state's blob.
@@ -54,8 +54,8 @@ pub(crate) enum LinkEnd {
 #[derive(Debug)]
 pub(crate) struct Link {
     name: String,
-    pub(crate) events: mpsc::Receiver<Up>,
-    commands: std_mpsc::SyncSender<Down>,
+    pub(crate) events: mpsc::Receiver<LinkInput>,
+    commands: std_mpsc::SyncSender<LinkCommand>,
 }
 
 impl Link {
@@ -65,7 +65,7 @@ impl Link {
     /// # Errors
     /// When the socket or a thread cannot be made.
     pub(crate) fn open(promptly: bool) -> io::Result<Self> {
-        let (server, name) = IpcOneShotServer::<Opening>::new()?;
+        let (server, name) = IpcOneShotServer::<Handshake>::new()?;
         let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
         let (commands, command_rx) = std_mpsc::sync_channel(COMMAND_BUFFER);
         thread::Builder::new()
@@ -77,7 +77,7 @@ impl Link {
                     let _ = crate::thread_priority::run_promptly();
                 }
                 let end = receive(server, command_rx, &event_tx);
-                let _ = event_tx.blocking_send(Up::Closed(end));
+                let _ = event_tx.blocking_send(LinkInput::Closed(end));
             })?;
         Ok(Self {
             name,
@@ -109,12 +109,12 @@ impl Drop for Link {
 }
 
 fn receive(
-    server: IpcOneShotServer<Opening>,
-    command_rx: std_mpsc::Receiver<Down>,
-    events: &mpsc::Sender<Up>,
+    server: IpcOneShotServer<Handshake>,
+    command_rx: std_mpsc::Receiver<LinkCommand>,
+    events: &mpsc::Sender<LinkInput>,
 ) -> LinkEnd {
     let (hello, down, up) = match server.accept() {
-        Ok((_, opening)) => opening,
+        Ok((_, handshake)) => handshake,
         Err(error) => return link_end(error),
     };
     if hello.version != LINK_VERSION {
@@ -136,7 +136,7 @@ fn receive(
     if let Err(error) = sender {
         return LinkEnd::Io(error.to_string());
     }
-    if events.blocking_send(Up::Connected).is_err() {
+    if events.blocking_send(LinkInput::Connected).is_err() {
         return LinkEnd::Disconnected;
     }
     loop {
@@ -144,7 +144,7 @@ fn receive(
             Ok(message) => message,
             Err(error) => return link_end(error),
         };
-        if events.blocking_send(Up::Event(event, blob)).is_err() {
+        if events.blocking_send(LinkInput::Event(event, blob)).is_err() {
             return LinkEnd::Disconnected;
         }
     }

@@ -17,13 +17,13 @@ use tracing::Instrument;
 
 use super::assignments::{Absence, Assignment};
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob};
-use super::lifecycle::{Change, RestartPolicy, WorkerState};
-use super::link::{Link, LinkEnd, Up};
+use super::lifecycle::{RestartPolicy, Transition, WorkerState};
+use super::link::{Link, LinkEnd, LinkInput};
 use super::process::{WorkerProcess, describe};
 use super::rolling_median::RollingMedian;
-use super::standby::{Plan, Standby, shut_down};
-use super::worker::{Exit, LEAVE_TIMEOUT, WorkerTask, next_order, stopped};
-use super::{ExitKind, ExitReport, Orders};
+use super::standby::{BootPlan, Standby, shut_down};
+use super::worker::{LEAVE_TIMEOUT, WorkerExit, WorkerTask, next_directive, stopped};
+use super::{Directive, ExitKind, ExitReport};
 
 /// How long the events of a dead worker are read on: they are all in the socket already.
 const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ const STEP_SAMPLES: usize = 63;
 
 /// Why a worker counts as stuck.
 #[derive(Debug, thiserror::Error)]
-enum Stuck {
+enum Stall {
     #[error("no heartbeat for {0:?}")]
     NoHeartbeat(Duration),
     #[error("not ready within {0:?}")]
@@ -105,7 +105,7 @@ impl<'a> ServingWorker<'a> {
     pub(super) fn new(
         task: &'a mut WorkerTask,
         policy: &'a mut RestartPolicy,
-        plan: &Plan,
+        plan: &BootPlan,
         link: Link,
         process: WorkerProcess,
     ) -> Self {
@@ -135,13 +135,13 @@ impl<'a> ServingWorker<'a> {
     }
 
     /// Serves until there is a reason to end, and ends. No process is left.
-    pub(super) async fn run(mut self) -> Exit {
+    pub(super) async fn run(mut self) -> WorkerExit {
         let exit = self.serve().await;
         self.end(exit).await
     }
 
     /// The process may still live when this returns.
-    async fn serve(&mut self) -> Exit {
+    async fn serve(&mut self) -> WorkerExit {
         loop {
             if self.leaving.is_some() && self.has_no_job() {
                 return self.leave().await;
@@ -157,14 +157,14 @@ impl<'a> ServingWorker<'a> {
             let flow = tokio::select! {
                 status = self.process.wait() => ControlFlow::Break(exited(status)),
                 up = self.link.events.recv() => {
-                    self.take(up.unwrap_or(Up::Closed(LinkEnd::Disconnected)))
+                    self.take(up.unwrap_or(LinkInput::Closed(LinkEnd::Disconnected)))
                 }
-                () = self.task.wake.notified() => {
+                () = self.task.notify.notified() => {
                     self.pass_signals();
                     ControlFlow::Continue(())
                 }
-                orders = next_order(&mut self.task.orders) => {
-                    self.take_orders(orders);
+                directive = next_directive(&mut self.task.directive) => {
+                    self.take_directive(directive);
                     ControlFlow::Continue(())
                 }
                 next = next => {
@@ -172,7 +172,7 @@ impl<'a> ServingWorker<'a> {
                     ControlFlow::Continue(())
                 }
                 () = sleep_until(deadline.0) => {
-                    ControlFlow::Break(Exit::new(ExitKind::Stuck, deadline.1.to_string()))
+                    ControlFlow::Break(WorkerExit::new(ExitKind::Stuck, deadline.1.to_string()))
                 }
                 () = alarm(cut_at) => {
                     self.cut_jobs();
@@ -202,14 +202,14 @@ impl<'a> ServingWorker<'a> {
     }
 
     /// The first moment at which this worker counts as stuck, and why it would.
-    fn deadline(&self) -> (Instant, Stuck) {
+    fn deadline(&self) -> (Instant, Stall) {
         let config = &self.task.config;
         let heartbeat = (
             self.last_heard + config.heartbeat_timeout,
-            Stuck::NoHeartbeat(config.heartbeat_timeout),
+            Stall::NoHeartbeat(config.heartbeat_timeout),
         );
         if let Some(deadline) = self.boot_deadline {
-            let boot = (deadline, Stuck::NotReady(config.boot_timeout));
+            let boot = (deadline, Stall::NotReady(config.boot_timeout));
             // The link opens before the first heartbeat.
             if self.task.status.borrow().state == WorkerState::Connecting || boot.0 < heartbeat.0 {
                 return boot;
@@ -219,37 +219,43 @@ impl<'a> ServingWorker<'a> {
         if self.running.is_some() {
             let limit = step_timeout(&self.steps, config.min_step_timeout);
             if self.last_progress + limit < heartbeat.0 {
-                return (self.last_progress + limit, Stuck::NoProgress(limit));
+                return (self.last_progress + limit, Stall::NoProgress(limit));
             }
         }
         heartbeat
     }
 
-    fn take(&mut self, up: Up) -> ControlFlow<Exit> {
+    fn take(&mut self, up: LinkInput) -> ControlFlow<WorkerExit> {
         self.last_heard = Instant::now();
         match up {
-            Up::Connected => {
-                self.task.change(Change::Connected);
+            LinkInput::Connected => {
+                self.task.apply(Transition::Connected);
                 match self.load.take() {
                     Some(load) => self.send(load, None),
                     None => ControlFlow::Continue(()),
                 }
             }
-            Up::Event(event, blob) => self.take_event(event, blob),
-            Up::Closed(LinkEnd::Disconnected) => ControlFlow::Break(Exit::new(
+            LinkInput::Event(event, blob) => self.take_event(event, blob),
+            LinkInput::Closed(LinkEnd::Disconnected) => ControlFlow::Break(WorkerExit::new(
                 ExitKind::Crashed,
                 LinkEnd::Disconnected.to_string(),
             )),
-            Up::Closed(end) => ControlFlow::Break(Exit::new(ExitKind::BadLink, end.to_string())),
+            LinkInput::Closed(end) => {
+                ControlFlow::Break(WorkerExit::new(ExitKind::BadLink, end.to_string()))
+            }
         }
     }
 
-    fn take_event(&mut self, event: Event, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
+    fn take_event(
+        &mut self,
+        event: Event,
+        blob: Option<IpcSharedMemory>,
+    ) -> ControlFlow<WorkerExit> {
         match (event, blob) {
             (Event::LoadProgress { fraction, what }, _) => {
                 (self.task.status).send_modify(|s| s.load_progress = Some((fraction, what)));
             }
-            (Event::WarmingUp, _) => self.task.change(Change::Loaded),
+            (Event::WarmingUp, _) => self.task.apply(Transition::Loaded),
             (Event::Ready(report), _) => return self.ready(*report),
             (Event::BootFailed { message, permanent }, _) => {
                 self.boot_failure = Some(BootFailure { message, permanent });
@@ -338,18 +344,18 @@ impl<'a> ServingWorker<'a> {
             }
             (Event::Finished(_), None) => {
                 let reason = "worker finished a job without its state";
-                return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
+                return ControlFlow::Break(WorkerExit::new(ExitKind::BadLink, reason));
             }
         }
         ControlFlow::Continue(())
     }
 
-    fn ready(&mut self, report: ReadyReport) -> ControlFlow<Exit> {
+    fn ready(&mut self, report: ReadyReport) -> ControlFlow<WorkerExit> {
         if self.boot_deadline.take().is_none() {
             let reason = "worker became ready twice";
-            return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
+            return ControlFlow::Break(WorkerExit::new(ExitKind::BadLink, reason));
         }
-        self.task.change(Change::WarmedUp);
+        self.task.apply(Transition::WarmedUp);
         let assignment = self.assignment(&report);
         let guess = match self.task.config.warmup_is_typical {
             true => report.warmup.last().copied(),
@@ -389,14 +395,14 @@ impl<'a> ServingWorker<'a> {
         self.holds_state_of(job);
         if let Some(running) = self.running.take_if(|r| r.spec.job == job) {
             self.finishing.insert(job, running);
-            self.task.change(Change::JobEnded);
+            self.task.apply(Transition::JobEnded);
         }
     }
 
     fn end_job(&mut self, job: JobId, end: JobEnd) {
         let held = match self.running.take_if(|r| r.spec.job == job) {
             Some(running) => {
-                self.task.change(Change::JobEnded);
+                self.task.apply(Transition::JobEnded);
                 Some(running)
             }
             None => self.finishing.remove(&job),
@@ -443,7 +449,7 @@ impl<'a> ServingWorker<'a> {
         }
         for session in self
             .task
-            .with_assignments(|assignments, slot| assignments.take_departed(slot))
+            .with_assignments(|assignments, slot| assignments.take_sessions_to_forget(slot))
         {
             self.held.remove(&session);
             self.link.send(Command::Forget { session }, None);
@@ -459,7 +465,7 @@ impl<'a> ServingWorker<'a> {
         }
     }
 
-    fn start_next_job(&mut self) -> ControlFlow<Exit> {
+    fn start_next_job(&mut self) -> ControlFlow<WorkerExit> {
         while self.running.is_none()
             && !self.holds_back()
             && self.task.status.borrow().state == WorkerState::Ready
@@ -475,7 +481,7 @@ impl<'a> ServingWorker<'a> {
                 continue;
             }
             self.hold_back = None;
-            self.task.change(Change::JobStarted);
+            self.task.apply(Transition::JobStarted);
             job.tell(JobEvent::Started);
             let sent = self.send_job(&job);
             self.running = Some(job);
@@ -495,7 +501,7 @@ impl<'a> ServingWorker<'a> {
     }
 
     /// Sends a job, with the state that it starts from unless the process holds that.
-    fn send_job(&mut self, job: &QueuedJob) -> ControlFlow<Exit> {
+    fn send_job(&mut self, job: &QueuedJob) -> ControlFlow<WorkerExit> {
         self.last_progress = Instant::now();
         let held = self.held.get(&job.spec.session).copied();
         let (state, blob) = match &job.start {
@@ -518,42 +524,42 @@ impl<'a> ServingWorker<'a> {
     }
 
     /// The process does not hold the state of the running job after all.
-    fn send_again(&mut self, job: JobId) -> ControlFlow<Exit> {
+    fn send_again(&mut self, job: JobId) -> ControlFlow<WorkerExit> {
         let Some(running) = self.running.take_if(|r| r.spec.job == job) else {
             return ControlFlow::Continue(());
         };
         tracing::warn!(worker_id = %self.id, job_id = %job, session_id = %running.spec.session, "worker does not hold the session's state: it is sent along");
         if self.held.remove(&running.spec.session).is_none() {
             let reason = "worker misses a state that was sent to it";
-            return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
+            return ControlFlow::Break(WorkerExit::new(ExitKind::BadLink, reason));
         }
         let sent = self.send_job(&running);
         self.running = Some(running);
         sent
     }
 
-    fn send(&mut self, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
+    fn send(&mut self, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<WorkerExit> {
         if self.link.send(command, blob) {
             ControlFlow::Continue(())
         } else {
             let reason = "worker does not read its commands";
-            ControlFlow::Break(Exit::new(ExitKind::Stuck, reason))
+            ControlFlow::Break(WorkerExit::new(ExitKind::Stuck, reason))
         }
     }
 
     /// Has the worker leave: at once, or when its last job has ended.
-    fn take_orders(&mut self, orders: Orders) {
+    fn take_directive(&mut self, directive: Directive) {
         let first = self.leaving.replace(Leaving {
-            cut_at: orders.cut_at,
+            cut_at: directive.cut_at,
         });
         if first.is_none() {
-            tracing::info!(worker_id = %self.id, drained = orders.drained, "worker is to leave");
+            tracing::info!(worker_id = %self.id, drained = directive.drained, "worker is to leave");
             self.begin_to_leave();
         }
     }
 
     fn begin_to_leave(&mut self) {
-        self.task.change(Change::DrainAsked);
+        self.task.apply(Transition::DrainAsked);
         self.task
             .with_assignments(|assignments, slot| assignments.drain(slot));
     }
@@ -675,8 +681,8 @@ impl<'a> ServingWorker<'a> {
     }
 
     /// The worker is asked, then told, then made to leave.
-    async fn leave(&mut self) -> Exit {
-        self.task.change(Change::DrainAsked);
+    async fn leave(&mut self) -> WorkerExit {
+        self.task.apply(Transition::DrainAsked);
         let waiting = self
             .task
             .with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Starting));
@@ -685,14 +691,14 @@ impl<'a> ServingWorker<'a> {
         }
         let stop = self.task.stop.clone();
         let left = shut_down(&mut self.link, &mut self.process, stop).await;
-        Exit::new(
+        WorkerExit::new(
             ExitKind::Asked,
             left.map_or_else(|error| error.to_string(), describe),
         )
     }
 
     /// Kills and reaps the process, reads what it had still sent, and hands its sessions and jobs back.
-    async fn end(mut self, mut exit: Exit) -> Exit {
+    async fn end(mut self, mut exit: WorkerExit) -> WorkerExit {
         if exit.kind == ExitKind::Crashed
             && let Ok(Ok(status)) = timeout(LEAVE_TIMEOUT, self.process.wait()).await
         {
@@ -705,7 +711,7 @@ impl<'a> ServingWorker<'a> {
         // A dead worker may have finished a job; a stuck one, or one that talks nonsense, is not listened to.
         if exit.kind == ExitKind::Crashed {
             let last = async {
-                while let Some(Up::Event(event, blob)) = self.link.events.recv().await {
+                while let Some(LinkInput::Event(event, blob)) = self.link.events.recv().await {
                     let _ = self.take_event(event, blob);
                 }
             };
@@ -762,8 +768,8 @@ impl<'a> ServingWorker<'a> {
     }
 }
 
-fn exited(status: std::io::Result<ExitStatus>) -> Exit {
-    Exit::new(
+fn exited(status: std::io::Result<ExitStatus>) -> WorkerExit {
+    WorkerExit::new(
         ExitKind::Crashed,
         status.map_or_else(|error| format!("cannot wait: {error}"), describe),
     )

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::link::{Link, Up};
+use super::link::{Link, LinkInput};
 use super::process::{WorkerProcess, describe};
 use super::worker::LEAVE_TIMEOUT;
 use super::{Config, Gpu, Stop};
@@ -27,7 +27,7 @@ pub(super) struct Standby {
 
 /// What to start.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct BootPlan {
     pub(super) config: Arc<Config>,
     pub(super) gpu: Gpu,
     /// Counts the processes of the GPU from 1.
@@ -35,7 +35,7 @@ pub(super) struct Plan {
     pub(super) tracker: TaskTracker,
 }
 
-impl Plan {
+impl BootPlan {
     pub(super) fn worker_id(&self) -> WorkerId {
         WorkerId::new(self.gpu.id, self.incarnation)
     }
@@ -120,15 +120,17 @@ impl Plan {
             };
             silence = Instant::now() + self.config.heartbeat_timeout;
             match up {
-                Some(Up::Connected) => {
+                Some(LinkInput::Connected) => {
                     if !link.send(self.load(), None) {
                         return Err("it does not read its commands".to_owned());
                     }
                 }
-                Some(Up::Event(Event::Ready(report), _)) => return Ok(*report),
-                Some(Up::Event(Event::BootFailed { message, .. }, _)) => return Err(message),
-                Some(Up::Event(..)) => {}
-                Some(Up::Closed(end)) => return Err(end.to_string()),
+                Some(LinkInput::Event(Event::Ready(report), _)) => return Ok(*report),
+                Some(LinkInput::Event(Event::BootFailed { message, .. }, _)) => {
+                    return Err(message);
+                }
+                Some(LinkInput::Event(..)) => {}
+                Some(LinkInput::Closed(end)) => return Err(end.to_string()),
                 None => return Err("its link has ended".to_owned()),
             }
         }

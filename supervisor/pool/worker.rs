@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::assignments::{Absence, Assignments};
-use super::lifecycle::{Change, RestartPolicy, Verdict, WorkerState};
+use super::lifecycle::{RestartDecision, RestartPolicy, Transition, WorkerState};
 use super::serving::ServingWorker;
-use super::standby::Plan;
-use super::{Config, ExitKind, ExitReport, Gpu, Orders, Stop, WorkerStatus};
+use super::standby::BootPlan;
+use super::{Config, Directive, ExitKind, ExitReport, Gpu, Stop, WorkerStatus};
 
 /// How long a worker that was asked to leave may take before it gets SIGTERM, and then SIGKILL.
 pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,8 +27,8 @@ pub(super) struct WorkerTask {
     pub(super) all_lost: watch::Sender<bool>,
     pub(super) status: watch::Sender<WorkerStatus>,
     /// Rings when a job was queued, cancelled or given credit, and when a session has left.
-    pub(super) wake: Arc<Notify>,
-    pub(super) orders: watch::Receiver<Orders>,
+    pub(super) notify: Arc<Notify>,
+    pub(super) directive: watch::Receiver<Directive>,
     pub(super) stop: watch::Receiver<Stop>,
     pub(super) tracker: TaskTracker,
     /// Processes of this GPU that were started so far.
@@ -39,7 +39,7 @@ pub(super) struct WorkerTask {
 
 /// How a life ended.
 #[derive(Debug)]
-pub(super) struct Exit {
+pub(super) struct WorkerExit {
     pub(super) kind: ExitKind,
     pub(super) reason: String,
     /// It ran a job that had cost another worker before: the job is the suspect, and not the GPU.
@@ -48,7 +48,7 @@ pub(super) struct Exit {
     pub(super) permanent: bool,
 }
 
-impl Exit {
+impl WorkerExit {
     pub(super) fn new(kind: ExitKind, reason: impl Into<String>) -> Self {
         Self {
             kind,
@@ -68,48 +68,48 @@ impl WorkerTask {
             self.config.quarantine_after,
         );
         loop {
-            let exit = self.live(&mut policy).await;
-            let verdict = match exit.kind {
+            let exit = self.run_process(&mut policy).await;
+            let decision = match exit.kind {
                 ExitKind::Asked => None,
-                _ if exit.permanent => Some(Verdict::QuarantineForGood),
+                _ if exit.permanent => Some(RestartDecision::QuarantineForGood),
                 _ if exit.by_suspect_job => Some(policy.exited_blameless(rand::random())),
                 _ => Some(policy.exited(rand::random())),
             };
-            if verdict.is_some_and(Verdict::quarantines) {
+            if decision.is_some_and(RestartDecision::quarantines) {
                 // Once it is over the worker has all its tries again.
                 policy.lifted();
             }
-            self.note_exit(exit, verdict);
-            if !self.rest(verdict).await {
+            self.record_exit(exit, decision);
+            if !self.wait_to_restart(decision).await {
                 return;
             }
-            self.change(Change::Restarted);
+            self.apply(Transition::Restarted);
             self.with_assignments(|assignments, slot| assignments.mark_starting(slot));
         }
     }
 
     /// A process that serves, and those that follow it without a gap, from the start of the first to the reaping of the
     /// last.
-    async fn live(&mut self, policy: &mut RestartPolicy) -> Exit {
+    async fn run_process(&mut self, policy: &mut RestartPolicy) -> WorkerExit {
         let plan = self.plan();
         self.started = Instant::now();
         self.status
             .send_modify(|s| s.worker_id = Some(plan.worker_id()));
         let (link, process) = match plan.start() {
             Ok(started) => started,
-            Err(reason) => return Exit::new(ExitKind::Boot, reason),
+            Err(reason) => return WorkerExit::new(ExitKind::Boot, reason),
         };
         self.status.send_modify(|s| s.pid = Some(process.pid()));
-        self.change(Change::Spawned);
+        self.apply(Transition::Spawned);
         ServingWorker::new(self, policy, &plan, link, process)
             .run()
             .await
     }
 
     /// The next process of this GPU.
-    pub(super) fn plan(&mut self) -> Plan {
+    pub(super) fn plan(&mut self) -> BootPlan {
         self.incarnations += 1;
-        Plan {
+        BootPlan {
             config: self.config.clone(),
             gpu: self.gpu.clone(),
             incarnation: self.incarnations,
@@ -119,30 +119,30 @@ impl WorkerTask {
 
     /// Waits until the next process may be started: as long as the restart policy says, or until an operator wants it,
     /// one way or the other. False when the pool stops meanwhile.
-    async fn rest(&mut self, verdict: Option<Verdict>) -> bool {
+    async fn wait_to_restart(&mut self, decision: Option<RestartDecision>) -> bool {
         if self.status.borrow().state == WorkerState::Exited {
             return false;
         }
-        let ordered = self.orders.has_changed().unwrap_or(false);
-        if self.orders.borrow_and_update().drained {
-            return self.stay_away().await;
+        let ordered = self.directive.has_changed().unwrap_or(false);
+        if self.directive.borrow_and_update().drained {
+            return self.stay_drained().await;
         }
         let gpu = self.gpu.id;
         let all_lost = self.all_lost.subscribe();
         let lift = self.config.quarantine_lift;
         let pause = async move {
-            match verdict {
+            match decision {
                 _ if ordered => {}
                 None => {}
-                Some(Verdict::RestartAfter(pause)) => {
+                Some(RestartDecision::RestartAfter(pause)) => {
                     tracing::info!(%gpu, pause_ms = pause.as_millis(), "worker will be started again");
                     sleep(pause).await;
                 }
-                Some(Verdict::QuarantineForGood) => {
+                Some(RestartDecision::QuarantineForGood) => {
                     tracing::error!(%gpu, "worker is quarantined: it cannot become ready until an operator has mended what it says");
                     pending().await
                 }
-                Some(Verdict::Quarantine) => {
+                Some(RestartDecision::Quarantine) => {
                     tracing::error!(%gpu, "worker is quarantined: it keeps exiting before it finishes a job");
                     quarantine_over(all_lost, lift).await;
                     tracing::info!(%gpu, "quarantine lifted: no worker was left");
@@ -151,21 +151,21 @@ impl WorkerTask {
         };
         let ordered = tokio::select! {
             () = pause => return true,
-            orders = next_order(&mut self.orders) => orders,
+            directive = next_directive(&mut self.directive) => directive,
             () = stopped(&mut self.stop) => return self.leave_for_good(),
         };
         match ordered.drained {
-            true => self.stay_away().await,
+            true => self.stay_drained().await,
             false => true,
         }
     }
 
     /// Waits until an operator wants the worker back; false when the pool stops meanwhile.
-    async fn stay_away(&mut self) -> bool {
-        self.change(Change::DrainAsked);
+    async fn stay_drained(&mut self) -> bool {
+        self.apply(Transition::DrainAsked);
         self.with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Drained));
         let wanted = async {
-            if self.orders.wait_for(|o| !o.drained).await.is_err() {
+            if self.directive.wait_for(|o| !o.drained).await.is_err() {
                 pending::<()>().await;
             }
         };
@@ -176,21 +176,21 @@ impl WorkerTask {
     }
 
     fn leave_for_good(&self) -> bool {
-        self.change(Change::ExitedAsked);
+        self.apply(Transition::ExitedAsked);
         false
     }
 
-    pub(super) fn change(&self, change: Change) {
+    pub(super) fn apply(&self, transition: Transition) {
         let mut invalid = None;
         self.status
-            .send_modify(|status| match status.state.transition(change) {
+            .send_modify(|status| match status.state.transition(transition) {
                 Ok(to) if to == status.state => {}
                 Ok(to) => {
                     let from = std::mem::replace(&mut status.state, to);
                     let worker_id = status.worker_id.as_ref().map(tracing::field::display);
                     // Every segment goes through these two; all other changes are rare.
-                    match change {
-                        Change::JobStarted | Change::JobEnded => {
+                    match transition {
+                        Transition::JobStarted | Transition::JobEnded => {
                             tracing::debug!(worker_id, ?from, ?to, "worker changed state")
                         }
                         _ => tracing::info!(worker_id, ?from, ?to, "worker changed state"),
@@ -216,7 +216,7 @@ impl WorkerTask {
         out
     }
 
-    fn note_exit(&self, exit: Exit, verdict: Option<Verdict>) {
+    fn record_exit(&self, exit: WorkerExit, decision: Option<RestartDecision>) {
         let uptime = self.started.elapsed();
         match exit.kind {
             ExitKind::Asked => {}
@@ -240,13 +240,15 @@ impl WorkerTask {
                 at: SystemTime::now(),
             });
         });
-        self.change(match verdict {
-            None if *self.stop.borrow() == Stop::Run => Change::ExitedDrained,
-            None => Change::ExitedAsked,
-            Some(Verdict::RestartAfter(_)) => Change::ExitedToRestart,
-            Some(Verdict::Quarantine | Verdict::QuarantineForGood) => Change::ExitedToQuarantine,
+        self.apply(match decision {
+            None if *self.stop.borrow() == Stop::Run => Transition::ExitedDrained,
+            None => Transition::ExitedAsked,
+            Some(RestartDecision::RestartAfter(_)) => Transition::ExitedToRestart,
+            Some(RestartDecision::Quarantine | RestartDecision::QuarantineForGood) => {
+                Transition::ExitedToQuarantine
+            }
         });
-        if verdict.is_some_and(Verdict::quarantines) {
+        if decision.is_some_and(RestartDecision::quarantines) {
             self.with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Lost));
         }
     }
@@ -265,9 +267,9 @@ async fn quarantine_over(mut all_lost: watch::Receiver<bool>, lift: Duration) {
 ///
 /// # Cancel safety
 /// Cancel safe.
-pub(super) async fn next_order(orders: &mut watch::Receiver<Orders>) -> Orders {
-    match orders.changed().await {
-        Ok(()) => *orders.borrow_and_update(),
+pub(super) async fn next_directive(directive: &mut watch::Receiver<Directive>) -> Directive {
+    match directive.changed().await {
+        Ok(()) => *directive.borrow_and_update(),
         // The pool is gone.
         Err(_) => pending().await,
     }
