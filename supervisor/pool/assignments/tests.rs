@@ -1,13 +1,10 @@
 use std::sync::Arc;
 
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::job::MediaMode;
-use fastvideo_proto::job::VideoFormat;
-use fastvideo_proto::link::JobSpec;
-
 use tokio::time::Instant;
 
 use super::*;
+use crate::pool::fixtures::{assignment, job_spec};
 use crate::pool::job::{JobHandle, pair};
 
 /// So many workers that do not serve yet, with so many sessions on each at most.
@@ -61,7 +58,7 @@ impl TestSession {
     ) -> JobHandle {
         let slot = self.at().unwrap() as usize;
         let due = start + Duration::from_millis(due_ms);
-        let (handle, job) = pair(spec(job, self.id.clone()), None, due, Arc::default());
+        let (handle, job) = pair(job_spec(job, self.id.clone()), None, due, Arc::default());
         assignments.submit(slot, job);
         handle
     }
@@ -85,15 +82,6 @@ fn is_taken_back(job: &mut JobHandle) -> bool {
         job.events.try_recv(),
         Ok(JobEvent::Ended(JobEnd::TakenBack { started: false }))
     )
-}
-
-fn assignment(slot: u32, incarnation: u32) -> Assignment {
-    Assignment {
-        gpu: GpuId(slot),
-        worker: WorkerId::new(GpuId(slot), incarnation),
-        model_id: "m".to_owned(),
-        audio: true,
-    }
 }
 
 fn waiting(position: usize, queue_depth: usize) -> Placement {
@@ -170,7 +158,7 @@ fn cancelled_jobs_do_not_wait_for_their_turn() {
         .map(|n| {
             let session = SessionId::random();
             assignments.join(session.clone());
-            let (handle, job) = pair(spec(n, session), None, Instant::now(), Arc::default());
+            let (handle, job) = pair(job_spec(n, session), None, Instant::now(), Arc::default());
             assignments.submit(0, job);
             handle
         })
@@ -460,29 +448,4 @@ fn a_worker_is_not_told_to_forget_a_session_that_is_back() {
     );
     assignments.leave(&session.id);
     assert_eq!(assignments.take_sessions_to_forget(0), [session.id]);
-}
-
-fn spec(job: u64, session: SessionId) -> JobSpec {
-    JobSpec {
-        job: JobId(job),
-        session,
-        segment_idx: 0,
-        attempt: 1,
-        prompt: "a red fox".to_owned(),
-        negative_prompt: None,
-        seed: 0,
-        num_inference_steps: 1,
-        guidance_scale: 1.0,
-        format: VideoFormat {
-            width: 64,
-            height: 64,
-            num_frames: 1,
-            fps: 24,
-        },
-        media_mode: MediaMode::AvFmp4,
-        start_frame: 0,
-        initial_image: None,
-        state: None,
-        window: 0,
-    }
 }
