@@ -83,6 +83,8 @@ enum BootErrorCause {
     Wait(io::Error),
     #[error(transparent)]
     BadLink(LinkEnd),
+    #[error("process {theirs} has connected in place of the worker {ours}")]
+    ForeignProcess { ours: u32, theirs: u32 },
     #[error(transparent)]
     Stalled(#[from] Stall),
     /// The process said so itself.
@@ -159,7 +161,7 @@ impl BootError {
             BootErrorCause::Exited(_)
             | BootErrorCause::Wait(_)
             | BootErrorCause::BadLink(LinkEnd::Disconnected) => ExitKind::Crashed,
-            BootErrorCause::BadLink(_) => ExitKind::BadLink,
+            BootErrorCause::BadLink(_) | BootErrorCause::ForeignProcess { .. } => ExitKind::BadLink,
             BootErrorCause::Stalled(_) => ExitKind::Stuck,
         }
     }
@@ -204,7 +206,7 @@ pub(super) async fn boot<T>(
     let pid = process.pid();
     observe(WorkerEvent::Spawned { pid });
     let ready = tokio::select! {
-        ready = wait_until_ready(link, process.wait(), plan.load_spec(), &plan.config, observe) => ready,
+        ready = wait_until_ready(link, pid, process.wait(), plan.load_spec(), &plan.config, observe) => ready,
         interrupted = interrupt => return BootOutcome::Interrupted(interrupted, Box::new(booting)),
     };
     let mut cause = match ready {
@@ -233,9 +235,10 @@ pub(super) async fn boot<T>(
     BootOutcome::Failed(BootError { cause, last_line })
 }
 
-/// Waits until the process at the other end of the link is ready. `exited` is its end.
+/// Waits until the process `pid` at the other end of the link is ready. `exited` is its end.
 async fn wait_until_ready(
     link: &mut Link,
+    pid: u32,
     exited: impl Future<Output = io::Result<ExitStatus>>,
     load: LoadSpec,
     config: &Config,
@@ -261,7 +264,10 @@ async fn wait_until_ready(
             deadline = (boot_deadline, Stall::NotReady(config.boot_timeout));
         }
         match input.unwrap_or(LinkInput::Closed(LinkEnd::Disconnected)) {
-            LinkInput::Connected => {
+            LinkInput::Connected { pid: theirs } if theirs != pid => {
+                return Err(BootErrorCause::ForeignProcess { ours: pid, theirs });
+            }
+            LinkInput::Connected { .. } => {
                 observe(WorkerEvent::Connected);
                 if let Some(load) = load.take()
                     && !link.send(Command::Load(Box::new(load)), None)
@@ -309,5 +315,113 @@ async fn last_words(link: &mut Link, status: io::Result<ExitStatus>) -> BootErro
     match timeout(LAST_EVENTS_TIMEOUT, refused).await {
         Ok(Some(refused)) => refused,
         Ok(None) | Err(_) => status.map_or_else(BootErrorCause::Wait, BootErrorCause::Exited),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::pool::fixtures;
+    use crate::pool::link::TestWorker;
+
+    const PID: u32 = 7;
+
+    /// How the boot of a process ends that sends these inputs, one each second, and then exits, if it does.
+    async fn boot_of(
+        inputs: impl IntoIterator<Item = LinkInput>,
+        exit: Option<ExitStatus>,
+    ) -> Result<ReadyReport, (ExitKind, String)> {
+        let mut config = fixtures::config();
+        config.heartbeat_timeout = Duration::from_secs(50);
+        let (mut link, TestWorker { events, commands }) = Link::to_test_worker();
+        let plan = BootPlan {
+            config: Arc::new(config.clone()),
+            gpu: config.gpus[0].clone(),
+            incarnation: 1,
+            tracker: TaskTracker::new(),
+        };
+        let exited = async {
+            for input in inputs {
+                events.send(input).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            match exit {
+                Some(status) => Ok(status),
+                None => pending().await,
+            }
+        };
+        let ready =
+            wait_until_ready(&mut link, PID, exited, plan.load_spec(), &config, |_| ()).await;
+        drop(commands);
+        ready.map_err(|cause| {
+            let error = BootError::new(cause);
+            (error.kind(), error.to_string())
+        })
+    }
+
+    fn said(event: Event) -> LinkInput {
+        LinkInput::Event(event, None)
+    }
+
+    fn heartbeat() -> LinkInput {
+        said(Event::Heartbeat { resident_bytes: 1 })
+    }
+
+    #[track_caller]
+    fn check(
+        ended: Result<ReadyReport, (ExitKind, String)>,
+        expected: Result<(), (ExitKind, &str)>,
+    ) {
+        let expected = expected.map_err(|(kind, reason)| (kind, reason.to_owned()));
+        assert_eq!(ended.map(|_| ()), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_connects_and_loads_is_ready() {
+        let ready = Box::new(fixtures::ready_report(&[]));
+        let inputs = [
+            LinkInput::Connected { pid: PID },
+            said(Event::WarmingUp),
+            said(Event::Ready(ready)),
+        ];
+        check(boot_of(inputs, None).await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_takes_too_long_or_is_silent_is_stuck() {
+        let late = (ExitKind::Stuck, "not ready within 60s");
+        check(boot_of([], None).await, Err(late));
+        let connected = LinkInput::Connected { pid: PID };
+        let beats = std::iter::once(connected).chain((0..100).map(|_| heartbeat()));
+        check(boot_of(beats, None).await, Err(late));
+        let silent = (ExitKind::Stuck, "no heartbeat for 50s");
+        let connected = LinkInput::Connected { pid: PID };
+        check(boot_of([connected], None).await, Err(silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_process_on_the_link_is_a_bad_link() {
+        let inputs = [LinkInput::Connected { pid: 8 }];
+        let foreign = "process 8 has connected in place of the worker 7";
+        check(
+            boot_of(inputs, None).await,
+            Err((ExitKind::BadLink, foreign)),
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_process_says_of_its_failure_goes_before_its_exit_status() {
+        let killed = Some(ExitStatus::from_raw(9));
+        let crashed = (ExitKind::Crashed, "signal SIGKILL");
+        check(boot_of([heartbeat()], killed).await, Err(crashed));
+        let failed = said(Event::BootFailed {
+            message: "no such model".to_owned(),
+            permanent: true,
+        });
+        let refused = (ExitKind::Boot, "no such model");
+        check(boot_of([failed], killed).await, Err(refused));
     }
 }

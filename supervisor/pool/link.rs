@@ -29,8 +29,8 @@ const COMMAND_BUFFER: usize = 1024;
 /// What comes up the link.
 #[derive(Debug)]
 pub(super) enum LinkInput {
-    /// The first input: the worker has connected, with the right version.
-    Connected,
+    /// The first input: a worker has connected, with the right version. It says that it is the process `pid`.
+    Connected { pid: u32 },
     /// An event and, beside [`Event::Finished`], the new state's blob.
     Event(Event, Option<IpcSharedMemory>),
     /// The last input: nothing comes after it.
@@ -162,7 +162,8 @@ fn receive(
     if let Err(error) = sender {
         return LinkEnd::Io(error.to_string());
     }
-    if events.blocking_send(LinkInput::Connected).is_err() {
+    let connected = LinkInput::Connected { pid: hello.pid };
+    if events.blocking_send(connected).is_err() {
         return LinkEnd::Disconnected;
     }
     loop {

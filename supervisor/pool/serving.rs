@@ -10,6 +10,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
@@ -71,6 +72,12 @@ struct JobInHand {
     job: QueuedJob,
     /// The process was told that the job is cancelled.
     cancel_sent: bool,
+    /// The session was unbound from the worker, which does not keep the session's state any more.
+    unbound: bool,
+    /// The cost of the media that the client has not taken yet, or that the process was not given credit for.
+    unacknowledged: u64,
+    /// When the process last reported something of the job, or was told something about it.
+    last_activity: Instant,
 }
 
 /// The worker takes no more jobs, and is asked to exit when it has none in hand.
@@ -81,12 +88,14 @@ struct Leaving {
 }
 
 impl<'a, S: Standby> ServingWorker<'a, S> {
-    /// The state of a process that has just become ready, at the other end of `link`.
+    /// The state of a process that has just become ready, at the other end of `link`. `warmup` is what its warm-up
+    /// segments took.
     pub(super) fn new(
         context: &'a WorkerContext,
         policy: &'a mut RestartPolicy,
         worker: WorkerId,
         link: Link,
+        warmup: &[Duration],
     ) -> Self {
         let now = Instant::now();
         let config = &context.config;
@@ -101,7 +110,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             jobs_finished: 0,
             last_heard: now,
             last_progress: now,
-            progress_limit: ProgressLimit::new(config),
+            progress_limit: ProgressLimit::new(config, warmup),
             leaving: None,
             renewal: Renewal::new(config.min_backoff, config.max_backoff),
         }
@@ -179,13 +188,20 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 first = (deadline, Stall::NoProgress(limit));
             }
         }
+        let limit = self.context.config.min_step_timeout;
+        for in_hand in self.finishing.values() {
+            let deadline = in_hand.last_activity + limit;
+            if in_hand.waits_for_process() && deadline < first.0 {
+                first = (deadline, Stall::NoEnd(limit));
+            }
+        }
         first
     }
 
     fn on_input(&mut self, input: LinkInput) -> ControlFlow<WorkerExit> {
         self.last_heard = Instant::now();
         match input {
-            LinkInput::Connected => bad_link("worker connected twice"),
+            LinkInput::Connected { .. } => bad_link("worker connected twice"),
             LinkInput::Event(event, blob) => self.on_event(event, blob),
             LinkInput::Closed(end) => {
                 let kind = match end {
@@ -258,6 +274,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
     fn on_media(&mut self, job: JobId, kind: MediaKind, bytes: Bytes, sent_at_us: u64) {
         if let Some(in_hand) = self.in_hand(job) {
             let cost = media_cost(bytes.len());
+            in_hand.unacknowledged += cost;
             let credit = Credit::new(cost, in_hand.job.signals.clone());
             in_hand.job.tell(JobEvent::Media(Media {
                 kind,
@@ -274,28 +291,40 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
 
     /// The job of which the process has just reported something. The report is progress of the running job.
     fn in_hand(&mut self, job: JobId) -> Option<&mut JobInHand> {
-        match &mut self.running {
+        let in_hand = match &mut self.running {
             Some(running) if running.id() == job => {
                 self.last_progress = self.last_heard;
-                Some(running)
+                running
             }
-            _ => self.finishing.get_mut(&job),
-        }
+            _ => self.finishing.get_mut(&job)?,
+        };
+        in_hand.last_activity = self.last_heard;
+        Some(in_hand)
     }
 
     /// The engine is done with a job, and the job's media wait.
     fn on_generated(&mut self, job: JobId) {
-        if let Some(running) = self.take_running(job) {
+        if let Some(mut running) = self.take_running(job) {
             self.hold_state(&running);
+            running.last_activity = self.last_heard;
             self.finishing.insert(job, running);
         }
     }
 
     fn on_finished(&mut self, report: JobReport, blob: IpcSharedMemory) -> ControlFlow<WorkerExit> {
         let job = report.job;
-        self.policy.job_finished();
-        self.jobs_finished += 1;
         let generation = report.generation;
+        let running = (self.running.as_ref()).filter(|running| running.id() == job);
+        let Some(in_hand) = running.or_else(|| self.finishing.get(&job)) else {
+            self.context.emit(WorkerEvent::StrayJobEnd { job });
+            return ControlFlow::Continue(());
+        };
+        // A segment may leave out frames that it takes over from the one before.
+        if !(1..=in_hand.job.spec.format.num_frames).contains(&report.frames) {
+            return bad_link(
+                "worker reports a number of frames that does not fit the job's format",
+            );
+        }
         let in_hand = match self.take_running(job) {
             Some(running) => {
                 self.hold_state(&running);
@@ -303,16 +332,18 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             }
             None => self.finishing.remove(&job),
         };
-        self.context
-            .emit(WorkerEvent::JobFinished { job, generation });
+        self.policy.job_finished();
+        self.jobs_finished += 1;
         if let Some(in_hand) = in_hand {
+            let finished = WorkerEvent::JobFinished { job, generation };
+            self.emit_for(&in_hand.job, finished);
             let end = JobEnd::Finished {
                 state: (report.state, blob),
                 generation,
                 timing: report.timing,
                 frames: report.frames,
             };
-            self.end_job(in_hand, end);
+            self.end_job(&in_hand.job, end);
         }
         self.context.with_assignments(|assignments, slot| {
             assignments.record_generation_time(slot, generation);
@@ -335,7 +366,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 message: message.clone(),
             },
         );
-        self.end_job(in_hand, JobEnd::Failed { failure, message });
+        self.end_job(&in_hand.job, JobEnd::Failed { failure, message });
     }
 
     /// Takes the running job, which the engine is done with.
@@ -346,18 +377,16 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
     }
 
     /// The process has generated the job's state and holds it in place of the session's state before, whether or not
-    /// the session commits it.
+    /// the session commits it. It forgets the state at once when the session was unbound meanwhile.
     fn hold_state(&mut self, in_hand: &JobInHand) {
-        let spec = &in_hand.job.spec;
-        self.held_states.insert(spec.session.clone(), spec.job);
+        if !in_hand.unbound {
+            let spec = &in_hand.job.spec;
+            self.held_states.insert(spec.session.clone(), spec.job);
+        }
     }
 
     /// Tells the session how its job ended, and then the assignments, which may move the session.
-    fn end_job(&self, in_hand: JobInHand, end: JobEnd) {
-        self.end_queued_job(&in_hand.job, end);
-    }
-
-    fn end_queued_job(&self, job: &QueuedJob, end: JobEnd) {
+    fn end_job(&self, job: &QueuedJob, end: JobEnd) {
         job.tell(JobEvent::Ended(end));
         self.context.with_assignments(|assignments, _| {
             assignments.job_ended(&job.spec.session, job.spec.job);
@@ -374,23 +403,34 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             )
         });
         for job in cancelled {
-            self.end_queued_job(&job, cancelled_end());
+            self.end_job(&job, cancelled_end());
         }
         for session in to_forget {
             self.held_states.remove(&session);
-            self.link.send(Command::Forget { session }, None);
+            if let Some(running) = &mut self.running
+                && running.job.spec.session == session
+            {
+                running.unbound = true;
+            }
+            send(&self.link, Command::Forget { session }, None)?;
         }
+        let now = Instant::now();
         for in_hand in self.running.iter_mut().chain(self.finishing.values_mut()) {
             let job = in_hand.id();
             let cost = in_hand.job.signals.take_credit();
-            if in_hand.job.signals.cancelled() {
-                if !in_hand.cancel_sent {
-                    in_hand.cancel_sent = true;
-                    self.link.send(Command::Cancel { job }, None);
+            in_hand.unacknowledged = in_hand.unacknowledged.saturating_sub(cost);
+            let command = if in_hand.job.signals.cancelled() {
+                if std::mem::replace(&mut in_hand.cancel_sent, true) {
+                    continue;
                 }
+                Command::Cancel { job }
             } else if cost > 0 {
-                self.link.send(Command::Credit { job, cost }, None);
-            }
+                Command::Credit { job, cost }
+            } else {
+                continue;
+            };
+            in_hand.last_activity = now;
+            send(&self.link, command, None)?;
         }
         ControlFlow::Continue(())
     }
@@ -404,7 +444,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 break;
             };
             if job.signals.cancelled() {
-                self.end_queued_job(&job, cancelled_end());
+                self.end_job(&job, cancelled_end());
                 continue;
             }
             self.renewal.job_begun();
@@ -442,8 +482,11 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.running = Some(JobInHand {
             job,
             cancel_sent: false,
+            unbound: false,
+            unacknowledged: 0,
+            last_activity: self.last_progress,
         });
-        self.send(Command::Generate(Box::new(spec)), blob)
+        send(&self.link, Command::Generate(Box::new(spec)), blob)
     }
 
     /// The process does not hold the state that the running job starts from: the job is sent again, with the state.
@@ -461,13 +504,6 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.send_job(running.job, true)?;
         // A cancellation that was passed on before has ended nothing but the first attempt to send it.
         self.pass_signals()
-    }
-
-    fn send(&self, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<WorkerExit> {
-        match self.link.send(command, blob) {
-            true => ControlFlow::Continue(()),
-            false => stuck(Stall::UnreadCommands),
-        }
     }
 
     /// The worker takes no more jobs. It leaves at once, or when its last job has ended.
@@ -490,7 +526,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 session: job.spec.session.clone(),
             };
             self.emit_for(job, taken);
-            self.end_queued_job(job, JobEnd::TakenBack { started: true });
+            self.end_job(job, JobEnd::TakenBack { started: true });
         }
     }
 
@@ -602,6 +638,19 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
 impl JobInHand {
     fn id(&self) -> JobId {
         self.job.spec.job
+    }
+
+    /// Whether the process has no reason to wait: the client has taken all media so far, or the job is cancelled.
+    fn waits_for_process(&self) -> bool {
+        self.cancel_sent || self.unacknowledged == 0
+    }
+}
+
+/// Sends a command; a process that does not read its commands is stuck.
+fn send(link: &Link, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<WorkerExit> {
+    match link.send(command, blob) {
+        true => ControlFlow::Continue(()),
+        false => stuck(Stall::UnreadCommands),
     }
 }
 

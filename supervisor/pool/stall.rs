@@ -11,6 +11,8 @@ pub(super) enum Stall {
     NotReady(Duration),
     #[error("no denoise step or frame for {0:?}")]
     NoProgress(Duration),
+    #[error("worker has not ended a job for {0:?} whose media the client has taken")]
+    NoEnd(Duration),
     #[error("worker does not read its commands")]
     UnreadCommands,
 }

@@ -75,10 +75,11 @@ impl WorkerTask {
             mut worker,
             mut link,
             mut process,
-            ..
+            mut report,
         } = *ready;
         loop {
-            let mut serving = ServingWorker::new(&self.context, policy, worker, link);
+            let mut serving =
+                ServingWorker::new(&self.context, policy, worker, link, &report.warmup);
             let end = serving.serve(process.wait(), &mut self.controls).await;
             let next: Box<ReadyProcess> = match end {
                 ServeEnd::Failed(exit) => return end_failed(serving, process, exit).await,
@@ -91,7 +92,7 @@ impl WorkerTask {
                 worker,
                 link,
                 process,
-                ..
+                report,
             } = *next;
         }
     }
@@ -155,6 +156,7 @@ impl WorkerTask {
         let stop = self.controls.stop_signal();
         let leave = async move {
             let left = shut_down(&mut link, &mut process, stop).await;
+            process.read_last_lines().await;
             let exit = asked(left).report(started.elapsed());
             events.emit(WorkerEvent::Retired { exit });
         };

@@ -20,7 +20,7 @@ use crate::pool::config::Config;
 use crate::pool::control::{Directive, StopSignal};
 use crate::pool::fixtures::{self, assignment};
 use crate::pool::job::{JobHandle, StartState, pair};
-use crate::pool::lifecycle::WorkerState;
+use crate::pool::lifecycle::{RestartDecision, WorkerState};
 use crate::pool::link::TestWorker;
 use crate::pool::renewal::StandbyBoot;
 use crate::pool::status::WorkerStatus;
@@ -130,7 +130,7 @@ async fn serve(
         outside,
     };
     let worker = WorkerId::new(scene.context.gpu.id, 1);
-    let mut serving = ServingWorker::new(&scene.context, &mut scene.policy, worker, link);
+    let mut serving = ServingWorker::new(&scene.context, &mut scene.policy, worker, link, &[]);
     let end = tokio::select! {
         end = serving.serve(pending(), &mut scene.controls) => Some(end),
         () = script(&mut scene.outside) => None,
@@ -623,4 +623,117 @@ async fn a_worker_whose_standby_fails_goes_on_and_tries_again_later() {
     assert!(end.is_none());
     // The first process, five standbys that failed, and one that boots.
     assert_eq!(scene.context.incarnations.load(Ordering::Relaxed), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_job_that_nobody_holds_counts_for_nothing() {
+    let (end, mut scene) = serve(recycling(false), async |outside| {
+        outside
+            .send(Event::Finished(Box::new(report(JobId(99)))))
+            .await;
+        outside.heartbeat().await;
+        outside.no_command().await;
+    })
+    .await;
+    // Neither is the worker renewed, nor are earlier exits forgiven, nor does anybody see a finished segment.
+    assert!(end.is_none());
+    assert_eq!(scene.outside.status.borrow().jobs_finished, 0);
+    let crash = WorkerExit::new(ExitKind::Crashed, "for a reason");
+    let decisions: Vec<_> = (0..3).map(|_| scene.policy.decide(&crash)).collect();
+    assert_eq!(decisions[2], Some(RestartDecision::Quarantine));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_of_frames_that_does_not_fit_the_format_is_a_bad_link() {
+    for frames in [0, fixtures::FORMAT.num_frames + 1, u32::MAX] {
+        let (end, _) = serve(fixtures::config(), async |outside| {
+            let session = outside.join();
+            let job = outside.submit(&session);
+            outside.generate(&job).await;
+            let report = JobReport {
+                frames,
+                ..report(job.id)
+            };
+            outside.send(Event::Finished(Box::new(report))).await;
+            pending().await
+        })
+        .await;
+        let reason = "worker reports a number of frames that does not fit the job's format";
+        check_failed(end, ExitKind::BadLink, reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_is_generated_after_its_session_left_is_not_held() {
+    let (context, _) = fixtures::context(fixtures::config());
+    let config = &context.config;
+    let mut policy = RestartPolicy::new(config.min_backoff, config.max_backoff, 3);
+    let (link, _worker) = Link::to_test_worker();
+    let id = WorkerId::new(context.gpu.id, 1);
+    context.with_assignments(|assignments, slot| assignments.serve(slot, assignment(0, 1)));
+    let session = SessionId::random();
+    let _placement = context.assignments.lock().join(session.clone());
+    let spec = fixtures::job_spec(1, session.clone());
+    let (_job, queued) = pair(spec, None, Instant::now(), context.notify.clone());
+    context.assignments.lock().submit(0, queued);
+    let mut serving = ServingWorker::<TestStandby>::new(&context, &mut policy, id, link, &[]);
+    assert!(serving.start_next_job().is_continue());
+    context.assignments.lock().leave(&session);
+    assert!(serving.pass_signals().is_continue());
+    let blob = IpcSharedMemory::from_bytes(&[1]);
+    assert!(serving.on_finished(report(JobId(1)), blob).is_continue());
+    assert!(serving.has_no_job() && serving.held_states.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_leaves_its_signals_unread_is_stuck() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let mut job = outside.submit(&session);
+        job.events.recv().await;
+        // Nobody reads the commands.
+        loop {
+            let media = Event::Media {
+                job: job.id,
+                kind: MediaKind::Fragment,
+                bytes: Bytes::from_static(&[0; 10]),
+                sent_at_us: 0,
+            };
+            outside.send(media).await;
+            drop(job.events.recv().await);
+            yield_now().await;
+        }
+    })
+    .await;
+    check_failed(end, ExitKind::Stuck, "worker does not read its commands");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finishing_job_whose_media_are_taken_has_a_deadline() {
+    let mut config = fixtures::config();
+    config.heartbeat_timeout = seconds(1000);
+    let begun = Instant::now();
+    let (end, _) = serve(config, async |outside| {
+        let session = outside.join();
+        let mut job = outside.submit(&session);
+        outside.generate(&job).await;
+        let media = Event::Media {
+            job: job.id,
+            kind: MediaKind::Fragment,
+            bytes: Bytes::from_static(&[0; 10]),
+            sent_at_us: 0,
+        };
+        outside.send(media).await;
+        outside.send(Event::Generated { job: job.id }).await;
+        job.events.recv().await;
+        let media = job.events.recv().await;
+        // As long as the client takes nothing, the process has to wait.
+        sleep(seconds(100)).await;
+        drop(media);
+        pending().await
+    })
+    .await;
+    let reason = "worker has not ended a job for 30s whose media the client has taken";
+    check_failed(end, ExitKind::Stuck, reason);
+    assert_eq!(begun.elapsed(), seconds(130));
 }
