@@ -6,7 +6,7 @@
 //! prompts from being used that a classifier calls unsafe, `fasttext` is the classifier.
 
 pub use enhancer::{Answer, Enhancer, Rewritten};
-pub use instructions::{InstructionsError, Origins};
+pub use instructions::{InstructionsError, Origin, Origins};
 pub use provider::Failure;
 pub use safety::{Blocked, SafetyFilter};
 

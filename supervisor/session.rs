@@ -18,7 +18,7 @@ use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::store::SessionStore;
 
-pub use latency::{LatencySummary, RelayLatency};
+pub use latency::{LatencyQuantiles, RelayLatency};
 pub use log::Logs;
 pub use outbox::{Outbox, Wire};
 pub use registry::{Entry, Full, Limits, Registry, Ticket};

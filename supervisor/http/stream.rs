@@ -7,7 +7,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
@@ -15,7 +15,8 @@ use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
 
-use super::{App, AppState, error};
+use super::app::{App, AppState};
+use super::error::ApiError;
 use crate::session::{self, Drain, Inbound, Limits, Outbox, RelayLatency, Wire, close};
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::ServerMessage;
@@ -40,7 +41,8 @@ pub(super) async fn upgrade(
         Ok(upgrade) => upgrade,
         Err(_) => {
             let message = "this route speaks WebSocket only; see docs/protocol.md";
-            return error(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message);
+            return ApiError::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+                .into_response();
         }
     };
     let token = app.connections.token();

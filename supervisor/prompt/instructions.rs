@@ -3,8 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 /// A file above this is no system prompt.
 const MAX_BYTES: u64 = 64 << 10;
 
@@ -18,18 +16,14 @@ pub(super) struct Instructions {
 }
 
 /// Where each system prompt comes from: `default` or `file`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origins {
-    #[schema(value_type = String)]
     pub enhance: Origin,
-    #[schema(value_type = String)]
     pub auto_extend: Origin,
-    #[schema(value_type = String)]
     pub rewrite: Origin,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Default,
     File,

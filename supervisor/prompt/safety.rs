@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use serde::Serialize;
 use tokio::task::spawn_blocking;
-use utoipa::ToSchema;
 
 use super::fasttext::{Classifier, Label, ModelError};
 use crate::causes::with_causes;
@@ -51,7 +49,7 @@ pub enum Unavailable {
 }
 
 /// What operators see of the filter.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug)]
 pub struct SafetyStatus {
     pub state: SafetyState,
     /// Why it is unavailable.
@@ -61,8 +59,7 @@ pub struct SafetyStatus {
     pub blocked: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SafetyState {
     /// Not enabled.
     Off,

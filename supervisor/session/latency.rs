@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use nix::time::{ClockId, clock_gettime};
-use serde::Serialize;
 use tokio::time::Instant;
 
 /// The quantiles cover the running interval and the one before it, so the last one to two of these.
@@ -19,13 +18,13 @@ const SIGNIFICANT_DIGITS: u8 = 2;
 #[derive(Clone, Debug)]
 pub struct RelayLatency(Arc<Mutex<Window>>);
 
-/// Quantiles of what was recorded in the last one to two minutes, in milliseconds, each the upper bound of its bucket. All
-/// are zero when nothing was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, utoipa::ToSchema)]
-pub struct LatencySummary {
+/// Quantiles of what was recorded in the last one to two minutes, each the upper bound of its bucket. All are zero when
+/// nothing was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LatencyQuantiles {
     pub count: u64,
-    pub p50_ms: f64,
-    pub p99_ms: f64,
+    pub p50: Duration,
+    pub p99: Duration,
 }
 
 /// Two histograms in turn: one is recorded into, the other holds the interval before.
@@ -52,8 +51,8 @@ impl RelayLatency {
     }
 
     /// The quantiles of the last one to two minutes.
-    pub fn summary(&self) -> LatencySummary {
-        self.lock().summary(Instant::now())
+    pub fn quantiles(&self) -> LatencyQuantiles {
+        self.lock().quantiles(Instant::now())
     }
 
     fn lock(&self) -> MutexGuard<'_, Window> {
@@ -78,16 +77,16 @@ impl Window {
         self.current.saturating_record(took_us);
     }
 
-    fn summary(&mut self, now: Instant) -> LatencySummary {
+    fn quantiles(&mut self, now: Instant) -> LatencyQuantiles {
         self.rotate(now);
         let mut both = self.previous.clone();
         both.add(&self.current)
             .expect("both histograms have the same bounds");
-        let quantile = |q| Duration::from_micros(both.value_at_quantile(q)).as_secs_f64() * 1000.0;
-        LatencySummary {
+        let quantile = |q| Duration::from_micros(both.value_at_quantile(q));
+        LatencyQuantiles {
             count: both.len(),
-            p50_ms: quantile(0.50),
-            p99_ms: quantile(0.99),
+            p50: quantile(0.50),
+            p99: quantile(0.99),
         }
     }
 
@@ -118,26 +117,30 @@ fn monotonic_us() -> u64 {
 mod tests {
     use super::*;
 
+    fn ms(duration: Duration) -> f64 {
+        duration.as_secs_f64() * 1000.0
+    }
+
     /// Within the width of a bucket above.
-    fn assert_close(given_ms: f64, expected_ms: f64) {
+    fn assert_close(given: Duration, expected_ms: f64) {
         let range = expected_ms..expected_ms * 1.01;
-        assert!(range.contains(&given_ms), "{given_ms} ms, {expected_ms} ms");
+        assert!(range.contains(&ms(given)), "{given:?}, {expected_ms} ms");
     }
 
     #[test]
     fn quantiles_are_the_upper_bounds_of_their_buckets() {
         let now = Instant::now();
         let mut window = Window::new(now);
-        assert_eq!(window.summary(now), LatencySummary::default());
+        assert_eq!(window.quantiles(now), LatencyQuantiles::default());
         for _ in 0..98 {
             window.record(100, now);
         }
         window.record(50_000, now);
         window.record(50_000, now);
-        let quantiles = window.summary(now);
+        let quantiles = window.quantiles(now);
         assert_eq!(quantiles.count, 100);
-        assert_close(quantiles.p50_ms, 0.1);
-        assert_close(quantiles.p99_ms, 50.0);
+        assert_close(quantiles.p50, 0.1);
+        assert_close(quantiles.p99, 50.0);
     }
 
     #[test]
@@ -146,10 +149,10 @@ mod tests {
         let mut window = Window::new(now);
         window.record(0, now);
         window.record(u64::MAX, now);
-        let quantiles = window.summary(now);
+        let quantiles = window.quantiles(now);
         assert_eq!(quantiles.count, 2);
-        assert!(quantiles.p50_ms <= 0.001, "{quantiles:?}");
-        assert_close(quantiles.p99_ms, 60_000.0);
+        assert!(ms(quantiles.p50) <= 0.001, "{quantiles:?}");
+        assert_close(quantiles.p99, 60_000.0);
     }
 
     #[test]
@@ -159,11 +162,11 @@ mod tests {
         window.record(50_000, start);
         let next = start + INTERVAL;
         window.record(100, next);
-        assert_eq!(window.summary(next).count, 2);
-        assert_close(window.summary(next).p99_ms, 50.0);
+        assert_eq!(window.quantiles(next).count, 2);
+        assert_close(window.quantiles(next).p99, 50.0);
         let after = start + 2 * INTERVAL;
-        assert_eq!(window.summary(after).count, 1);
-        assert_close(window.summary(after).p99_ms, 0.1);
+        assert_eq!(window.quantiles(after).count, 1);
+        assert_close(window.quantiles(after).p99, 0.1);
     }
 
     #[test]
@@ -172,17 +175,17 @@ mod tests {
         let mut window = Window::new(start);
         window.record(100, start);
         let later = start + 10 * INTERVAL;
-        assert_eq!(window.summary(later), LatencySummary::default());
+        assert_eq!(window.quantiles(later), LatencyQuantiles::default());
         window.record(200, later);
-        assert_eq!(window.summary(later + INTERVAL).count, 1);
+        assert_eq!(window.quantiles(later + INTERVAL).count, 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_window_moves_with_time() {
         let latency = RelayLatency::default();
         latency.record(monotonic_us());
-        assert_eq!(latency.summary().count, 1);
+        assert_eq!(latency.quantiles().count, 1);
         tokio::time::advance(2 * INTERVAL).await;
-        assert_eq!(latency.summary().count, 0);
+        assert_eq!(latency.quantiles().count, 0);
     }
 }
