@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::Config;
-use super::prompt_draft::{Outcome, PromptDraft, Words};
+use super::prompt_draft::{PreparedPrompt, PromptDraft, PromptText};
 use super::request::ValidRequest;
 
 /// Prompts that a follow-on is written from.
@@ -14,13 +14,13 @@ const MAX_STORY: usize = 8;
 /// The requests that wait, the curated prompts, and the switches between them.
 #[derive(Debug)]
 pub(crate) struct Playlist {
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingRequest>,
     curated: Vec<PromptDraft>,
     next_curated: usize,
     pub(crate) looping: bool,
     pub(crate) paused: bool,
     /// What the session does by itself failed: nothing of it runs for a while.
-    pub(crate) resting: bool,
+    pub(crate) auto_paused: bool,
     enhancing: bool,
     extending: bool,
     can: Abilities,
@@ -33,7 +33,7 @@ pub(crate) struct Playlist {
     cap: u32,
     produced: u32,
     /// Names the next order.
-    next_order: u64,
+    next_task: u64,
 }
 
 /// The client's switches at the start.
@@ -55,7 +55,7 @@ pub(crate) struct Abilities {
 
 /// Somebody wants a segment.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Ask {
+pub(crate) struct PlannedSegment {
     pub(crate) request: ValidRequest,
     /// What the prompt was before it was enhanced.
     pub(crate) original_prompt: Option<String>,
@@ -66,7 +66,7 @@ pub(crate) struct Ask {
 
 /// A client's request, whose prompt may be in work.
 #[derive(Debug)]
-struct Waiting {
+struct WaitingRequest {
     request: ValidRequest,
     received: Instant,
     draft: PromptDraft,
@@ -78,19 +78,19 @@ struct Waiting {
 #[derive(Debug)]
 enum Extension {
     None,
-    InWork(u64),
+    Pending(u64),
     Ready(String),
 }
 
 /// Something that has to be written.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Order {
+pub(crate) struct PromptTask {
     pub(crate) id: u64,
-    pub(crate) work: Work,
+    pub(crate) work: PromptWork,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Work {
+pub(crate) enum PromptWork {
     /// Makes a prompt ready for use.
     Prepare { prompt: String, enhance: bool },
     /// Writes what comes after these prompts, the oldest of which is first.
@@ -112,7 +112,7 @@ impl Playlist {
             next_curated: 0,
             looping: switches.looping,
             paused: false,
-            resting: false,
+            auto_paused: false,
             enhancing: switches.enhancing && can.write,
             extending: switches.extending && can.write,
             can,
@@ -121,7 +121,7 @@ impl Playlist {
             extension: Extension::None,
             cap,
             produced,
-            next_order: 0,
+            next_task: 0,
         }
     }
 
@@ -129,7 +129,7 @@ impl Playlist {
     pub(crate) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
         let room = self.waiting.len() < limit;
         if room {
-            self.waiting.push_back(Waiting {
+            self.waiting.push_back(WaitingRequest {
                 draft: PromptDraft::new(request.prompt.clone()),
                 enhance: self.enhancing && !request.is_written_by_model(),
                 request,
@@ -165,26 +165,26 @@ impl Playlist {
 
     /// Takes what comes next: a request in order of arrival, else with looping on the next curated prompt, else what a
     /// model has written. Nothing while the prompt whose turn it is is being written.
-    pub(crate) fn next(&mut self, config: &Config) -> Option<Ask> {
+    pub(crate) fn next(&mut self, config: &Config) -> Option<PlannedSegment> {
         if self.paused || self.is_complete() {
             return None;
         }
-        let ask = match self.waiting.front() {
+        let planned = match self.waiting.front() {
             Some(_) => self.next_request(),
-            None if self.resting => None,
+            None if self.auto_paused => None,
             None if self.loops() => self.next_curated(config),
             None => self.next_extension(config),
         }?;
-        self.running = Some(ask.request.prompt.clone());
+        self.running = Some(planned.request.prompt.clone());
         self.extension = Extension::None;
-        Some(ask)
+        Some(planned)
     }
 
-    fn next_request(&mut self) -> Option<Ask> {
+    fn next_request(&mut self) -> Option<PlannedSegment> {
         let first = self.waiting.front()?;
-        let Words { prompt, original } = first.draft.words(first.enhance, self.can.screen)?;
+        let PromptText { prompt, original } = first.draft.text(first.enhance, self.can.screen)?;
         let first = self.waiting.pop_front()?;
-        Some(Ask {
+        Some(PlannedSegment {
             request: ValidRequest {
                 prompt,
                 ..first.request
@@ -195,11 +195,11 @@ impl Playlist {
         })
     }
 
-    fn next_curated(&mut self, config: &Config) -> Option<Ask> {
+    fn next_curated(&mut self, config: &Config) -> Option<PlannedSegment> {
         let draft = &self.curated[self.next_curated % self.curated.len()];
-        let Words { prompt, original } = draft.words(self.enhancing, self.can.screen)?;
+        let PromptText { prompt, original } = draft.text(self.enhancing, self.can.screen)?;
         self.next_curated = (self.next_curated + 1) % self.curated.len();
-        Some(Ask {
+        Some(PlannedSegment {
             request: ValidRequest::curated(prompt, config),
             original_prompt: original,
             received: Instant::now(),
@@ -207,9 +207,9 @@ impl Playlist {
         })
     }
 
-    fn next_extension(&mut self, config: &Config) -> Option<Ask> {
+    fn next_extension(&mut self, config: &Config) -> Option<PlannedSegment> {
         match std::mem::replace(&mut self.extension, Extension::None) {
-            Extension::Ready(prompt) if self.extending => Some(Ask {
+            Extension::Ready(prompt) if self.extending => Some(PlannedSegment {
                 request: ValidRequest::extension(prompt, config),
                 original_prompt: None,
                 received: Instant::now(),
@@ -229,16 +229,16 @@ impl Playlist {
 
     /// What has to be written and is not in work yet: prompts of requests, up to `room` curated prompts from the one
     /// whose turn is next, and what follows the running segment.
-    pub(crate) fn orders(&mut self, room: usize) -> Vec<Order> {
-        let mut orders = Vec::new();
+    pub(crate) fn take_prompt_tasks(&mut self, room: usize) -> Vec<PromptTask> {
+        let mut tasks = Vec::new();
         let can = self.can;
         for waiting in &mut self.waiting {
             let enhance = waiting.enhance;
             if waiting.draft.needs_work(enhance, can.screen) {
-                orders.push(prepare(&mut self.next_order, &mut waiting.draft, enhance));
+                tasks.push(prepare(&mut self.next_task, &mut waiting.draft, enhance));
             }
         }
-        let busy = self.curated.iter().filter(|d| d.is_in_work()).count();
+        let busy = self.curated.iter().filter(|d| d.is_pending()).count();
         let enhance = self.enhancing;
         let (passed, coming) = self.curated.split_at_mut(self.next_curated);
         let needs = |draft: &&mut PromptDraft| draft.needs_work(enhance, can.screen);
@@ -248,19 +248,19 @@ impl Playlist {
             .filter(needs)
             .take(room.saturating_sub(busy))
         {
-            orders.push(prepare(&mut self.next_order, draft, enhance));
+            tasks.push(prepare(&mut self.next_task, draft, enhance));
         }
         if self.wants_extension() {
-            let id = number(&mut self.next_order);
-            self.extension = Extension::InWork(id);
-            orders.push(Order {
+            let id = number(&mut self.next_task);
+            self.extension = Extension::Pending(id);
+            tasks.push(PromptTask {
                 id,
-                work: Work::Extend {
+                work: PromptWork::Extend {
                     story: self.story.iter().chain(&self.running).cloned().collect(),
                 },
             });
         }
-        orders
+        tasks
     }
 
     /// Whether a follow-on has to be asked for: while the segment before it runs, so that it is there in time.
@@ -270,45 +270,45 @@ impl Playlist {
             && matches!(self.extension, Extension::None)
             && self.waiting.is_empty()
             && !self.loops()
-            && !self.resting
+            && !self.auto_paused
             && segments < self.cap
             && (self.running.is_some() || !self.paused && !self.story.is_empty())
     }
 
     /// Somebody still waits for this order.
-    pub(crate) fn awaits(&self, order: u64) -> bool {
-        matches!(self.extension, Extension::InWork(id) if id == order)
-            || self.waiting.iter().any(|w| w.draft.awaits(order))
-            || self.curated.iter().any(|draft| draft.awaits(order))
+    pub(crate) fn awaits(&self, task: u64) -> bool {
+        matches!(self.extension, Extension::Pending(id) if id == task)
+            || self.waiting.iter().any(|w| w.draft.awaits(task))
+            || self.curated.iter().any(|draft| draft.awaits(task))
     }
 
     /// A segment waits for a prompt that is being written.
     pub(crate) fn is_writing(&self) -> bool {
         match self.waiting.front() {
-            Some(first) => first.draft.is_in_work(),
+            Some(first) => first.draft.is_pending(),
             None if self.loops() => {
-                self.curated[self.next_curated % self.curated.len()].is_in_work()
+                self.curated[self.next_curated % self.curated.len()].is_pending()
             }
-            None => matches!(self.extension, Extension::InWork(_)),
+            None => matches!(self.extension, Extension::Pending(_)),
         }
     }
 
     /// A prompt is ready for use.
-    pub(crate) fn prepared(&mut self, order: u64, outcome: Outcome) {
+    pub(crate) fn prepared(&mut self, task: u64, outcome: PreparedPrompt) {
         let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.draft);
         let mut drafts = waiting.chain(&mut self.curated);
-        if let Some(draft) = drafts.find(|draft| draft.awaits(order)) {
+        if let Some(draft) = drafts.find(|draft| draft.awaits(task)) {
             draft.settle(outcome);
         }
     }
 
     /// A prompt must not be used: it is gone. A follow-on is asked for again, unless the playlist rests.
-    pub(crate) fn blocked(&mut self, order: u64) {
-        self.waiting.retain(|waiting| !waiting.draft.awaits(order));
-        if let Some(at) = self.curated.iter().position(|d| d.awaits(order)) {
+    pub(crate) fn blocked(&mut self, task: u64) {
+        self.waiting.retain(|waiting| !waiting.draft.awaits(task));
+        if let Some(at) = self.curated.iter().position(|d| d.awaits(task)) {
             self.remove_curated(at);
         }
-        if matches!(self.extension, Extension::InWork(id) if id == order) {
+        if matches!(self.extension, Extension::Pending(id) if id == task) {
             self.extension = Extension::None;
         }
     }
@@ -324,8 +324,8 @@ impl Playlist {
     }
 
     /// The follow-on is written; without one the last prompt is used again.
-    pub(crate) fn extended(&mut self, order: u64, prompt: Option<String>) {
-        if !matches!(self.extension, Extension::InWork(id) if id == order) {
+    pub(crate) fn extended(&mut self, task: u64, prompt: Option<String>) {
+        if !matches!(self.extension, Extension::Pending(id) if id == task) {
             return;
         }
         let last = || self.running.as_ref().or(self.story.back()).cloned();
@@ -365,20 +365,20 @@ impl Playlist {
     }
 }
 
-fn prepare(next_order: &mut u64, draft: &mut PromptDraft, enhance: bool) -> Order {
-    let id = number(next_order);
-    Order {
+fn prepare(next_task: &mut u64, draft: &mut PromptDraft, enhance: bool) -> PromptTask {
+    let id = number(next_task);
+    PromptTask {
         id,
-        work: Work::Prepare {
+        work: PromptWork::Prepare {
             prompt: draft.begin(id),
             enhance,
         },
     }
 }
 
-fn number(next_order: &mut u64) -> u64 {
-    *next_order += 1;
-    *next_order
+fn number(next_task: &mut u64) -> u64 {
+    *next_task += 1;
+    *next_task
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@
 #[derive(Debug)]
 pub(super) struct PromptDraft {
     prompt: String,
-    stage: Stage,
+    state: DraftState,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum DraftState {
     /// Nobody has looked at it.
     Written,
-    InWork(u64),
+    Pending(u64),
     /// It may be used as it is written.
     Admitted,
     Enhanced(String),
@@ -21,7 +21,7 @@ enum Stage {
 
 /// The text to use.
 #[derive(Debug, PartialEq)]
-pub(super) struct Words {
+pub(super) struct PromptText {
     pub(super) prompt: String,
     /// As the client has written it, when that is something else.
     pub(super) original: Option<String>,
@@ -29,7 +29,7 @@ pub(super) struct Words {
 
 /// How work on a prompt that may be used has ended.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Outcome {
+pub(crate) enum PreparedPrompt {
     AsWritten,
     Enhanced(String),
     /// Enhancing failed.
@@ -40,58 +40,60 @@ impl PromptDraft {
     pub(super) fn new(prompt: String) -> Self {
         Self {
             prompt,
-            stage: Stage::Written,
+            state: DraftState::Written,
         }
     }
 
     /// What to use; nothing until the work on it is done. `screened`: no prompt is used that nobody has looked at.
-    pub(super) fn words(&self, enhance: bool, screened: bool) -> Option<Words> {
-        let original = |original| Words {
+    pub(super) fn text(&self, enhance: bool, screened: bool) -> Option<PromptText> {
+        let original = |original| PromptText {
             prompt: self.prompt.clone(),
             original,
         };
-        match &self.stage {
-            Stage::Enhanced(text) if enhance && *text != self.prompt => Some(Words {
+        match &self.state {
+            DraftState::Enhanced(text) if enhance && *text != self.prompt => Some(PromptText {
                 prompt: text.clone(),
                 original: Some(self.prompt.clone()),
             }),
-            Stage::Enhanced(_) | Stage::NotEnhanced => Some(original(None)),
-            Stage::Admitted if !enhance => Some(original(None)),
-            Stage::Written | Stage::InWork(_) if !enhance && !screened => Some(original(None)),
-            Stage::Admitted | Stage::Written | Stage::InWork(_) => None,
+            DraftState::Enhanced(_) | DraftState::NotEnhanced => Some(original(None)),
+            DraftState::Admitted if !enhance => Some(original(None)),
+            DraftState::Written | DraftState::Pending(_) if !enhance && !screened => {
+                Some(original(None))
+            }
+            DraftState::Admitted | DraftState::Written | DraftState::Pending(_) => None,
         }
     }
 
     pub(super) fn needs_work(&self, enhance: bool, screened: bool) -> bool {
-        !self.is_in_work() && self.words(enhance, screened).is_none()
+        !self.is_pending() && self.text(enhance, screened).is_none()
     }
 
-    pub(super) fn is_in_work(&self) -> bool {
-        matches!(self.stage, Stage::InWork(_))
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.state, DraftState::Pending(_))
     }
 
     pub(super) fn awaits(&self, id: u64) -> bool {
-        matches!(self.stage, Stage::InWork(order) if order == id)
+        matches!(self.state, DraftState::Pending(task) if task == id)
     }
 
-    /// Work begins; returns what to work on.
-    pub(super) fn begin(&mut self, order: u64) -> String {
-        self.stage = Stage::InWork(order);
+    /// Marks the prompt as pending and returns what to work on.
+    pub(super) fn begin(&mut self, task: u64) -> String {
+        self.state = DraftState::Pending(task);
         self.prompt.clone()
     }
 
-    pub(super) fn settle(&mut self, outcome: Outcome) {
-        self.stage = match outcome {
-            Outcome::AsWritten => Stage::Admitted,
-            Outcome::Enhanced(text) => Stage::Enhanced(text),
-            Outcome::NotEnhanced => Stage::NotEnhanced,
+    pub(super) fn settle(&mut self, outcome: PreparedPrompt) {
+        self.state = match outcome {
+            PreparedPrompt::AsWritten => DraftState::Admitted,
+            PreparedPrompt::Enhanced(text) => DraftState::Enhanced(text),
+            PreparedPrompt::NotEnhanced => DraftState::NotEnhanced,
         };
     }
 
     /// What could not be enhanced may be tried once more.
     pub(super) fn try_again(&mut self) {
-        if let Stage::NotEnhanced = self.stage {
-            self.stage = Stage::Admitted;
+        if let DraftState::NotEnhanced = self.state {
+            self.state = DraftState::Admitted;
         }
     }
 }

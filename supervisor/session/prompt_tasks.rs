@@ -10,8 +10,8 @@ use tracing::Instrument;
 
 use super::log::{Event, Llm, SessionLog};
 use super::outbox::Outbox;
-use super::playlist::{Order, Playlist, Work};
-use super::prompt_draft::Outcome;
+use super::playlist::{Playlist, PromptTask, PromptWork};
+use super::prompt_draft::PreparedPrompt;
 use crate::prompt::{Answer, Blocked, Failure, NotWritten, Prepared, Prompts, Rewritten};
 
 /// Alternatives that may be asked for at once.
@@ -23,21 +23,21 @@ pub(super) const MAX_PENDING_REWRITES: usize = 4;
 #[derive(Debug)]
 pub(super) struct PromptTasks {
     prompts: Prompts,
-    tasks: JoinSet<Written>,
-    /// The orders of the playlist that are in work.
-    orders: HashMap<Id, (u64, AbortHandle)>,
+    tasks: JoinSet<PromptTaskResult>,
+    /// The playlist's tasks that are running.
+    tasks_by_id: HashMap<Id, (u64, AbortHandle)>,
 }
 
 /// What was written.
 #[derive(Debug)]
-pub(super) enum Written {
+pub(super) enum PromptTaskResult {
     Prepared {
-        order: u64,
+        task: u64,
         prompt: String,
         result: Result<Prepared, Blocked>,
     },
     Extended {
-        order: u64,
+        task: u64,
         /// What it follows.
         last: String,
         result: Result<Answer, NotWritten>,
@@ -47,15 +47,15 @@ pub(super) enum Written {
         result: Result<Rewritten, NotWritten>,
     },
     /// The task's fault.
-    Lost { order: Option<u64> },
+    Lost { task: Option<u64> },
 }
 
 /// What the session has to do now.
 #[derive(Debug, PartialEq)]
-pub(super) enum Next {
+pub(super) enum AfterPrompt {
     GoOn,
     /// What it would do by itself has failed.
-    Rest,
+    PauseAuto,
 }
 
 impl PromptTasks {
@@ -63,55 +63,55 @@ impl PromptTasks {
         Self {
             prompts,
             tasks: JoinSet::new(),
-            orders: HashMap::new(),
+            tasks_by_id: HashMap::new(),
         }
     }
 
     /// Begins what the playlist needs, and ends what it does not need any more.
     pub(super) fn follow(&mut self, playlist: &mut Playlist) {
-        self.orders.retain(|_, (order, task)| {
-            let wanted = playlist.awaits(*order);
+        self.tasks_by_id.retain(|_, (id, task)| {
+            let wanted = playlist.awaits(*id);
             if !wanted {
                 task.abort();
             }
             wanted
         });
         let room = (self.prompts.enhancer()).map_or(1, |enhancer| enhancer.max_parallel());
-        for order in playlist.orders(room) {
-            self.begin(order);
+        for task in playlist.take_prompt_tasks(room) {
+            self.begin(task);
         }
     }
 
-    fn begin(&mut self, Order { id, work }: Order) {
+    fn begin(&mut self, PromptTask { id, work }: PromptTask) {
         let prompts = self.prompts.clone();
         let writing = async move {
             match work {
-                Work::Prepare { prompt, enhance } => Written::Prepared {
-                    order: id,
+                PromptWork::Prepare { prompt, enhance } => PromptTaskResult::Prepared {
+                    task: id,
                     result: prompts.prepare(&prompt, enhance).await,
                     prompt,
                 },
-                Work::Extend { story } => Written::Extended {
-                    order: id,
+                PromptWork::Extend { story } => PromptTaskResult::Extended {
+                    task: id,
                     result: prompts.extend(&story).await,
                     last: story.into_iter().next_back().unwrap_or_default(),
                 },
             }
         };
         let task = self.tasks.spawn(writing.in_current_span());
-        self.orders.insert(task.id(), (id, task));
+        self.tasks_by_id.insert(task.id(), (id, task));
     }
 
     /// Begins to write alternatives; false when too many are being written already.
     pub(super) fn rewrite(&mut self, seed_prompt: String, count: u32) -> bool {
-        if self.tasks.len().saturating_sub(self.orders.len()) >= MAX_PENDING_REWRITES {
+        if self.tasks.len().saturating_sub(self.tasks_by_id.len()) >= MAX_PENDING_REWRITES {
             return false;
         }
         let prompts = self.prompts.clone();
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let writing = async move {
             let result = prompts.rewrite(&seed_prompt, count).await;
-            Written::Rewritten {
+            PromptTaskResult::Rewritten {
                 seed_prompt,
                 result,
             }
@@ -121,11 +121,11 @@ impl PromptTasks {
     }
 
     /// Waits until something is written. Cancel-safe.
-    pub(super) async fn ended(&mut self) -> Written {
+    pub(super) async fn ended(&mut self) -> PromptTaskResult {
         loop {
             match self.tasks.join_next_with_id().await {
                 Some(Ok((id, written))) => {
-                    self.orders.remove(&id);
+                    self.tasks_by_id.remove(&id);
                     return written;
                 }
                 Some(Err(error)) if error.is_cancelled() => {}
@@ -135,15 +135,15 @@ impl PromptTasks {
         }
     }
 
-    fn lost(&mut self, panic: &JoinError) -> Written {
+    fn lost(&mut self, panic: &JoinError) -> PromptTaskResult {
         tracing::error!(%panic, "a prompt's task is lost");
-        Written::Lost {
-            order: self.orders.remove(&panic.id()).map(|(order, _)| order),
+        PromptTaskResult::Lost {
+            task: self.tasks_by_id.remove(&panic.id()).map(|(task, _)| task),
         }
     }
 }
 
-impl Written {
+impl PromptTaskResult {
     /// Writes it down, unless nobody waits for it any more.
     pub(super) fn record(&self, playlist: &Playlist, prompts: &Prompts, log: &SessionLog) {
         let shown = prompts.logs_unscreened();
@@ -159,8 +159,8 @@ impl Written {
             });
         };
         match self {
-            Self::Prepared { order, .. } | Self::Extended { order, .. }
-                if !playlist.awaits(*order) => {}
+            Self::Prepared { task, .. } | Self::Extended { task, .. }
+                if !playlist.awaits(*task) => {}
             Self::Prepared {
                 prompt,
                 result: Ok(Prepared::Enhanced(answer)),
@@ -220,52 +220,52 @@ impl Written {
     }
 
     /// Tells the client and the playlist. What nobody waits for any more is dropped.
-    pub(super) fn deliver(self, playlist: &mut Playlist, outbox: &Outbox) -> Next {
+    pub(super) fn deliver(self, playlist: &mut Playlist, outbox: &Outbox) -> AfterPrompt {
         match self {
-            Self::Prepared { order, .. } | Self::Extended { order, .. }
-                if !playlist.awaits(order) => {}
+            Self::Prepared { task, .. } | Self::Extended { task, .. } if !playlist.awaits(task) => {
+            }
             Self::Prepared {
-                order,
+                task,
                 prompt,
                 result: Ok(prepared),
-            } => playlist.prepared(order, outcome(prompt, prepared, outbox)),
+            } => playlist.prepared(task, outcome(prompt, prepared, outbox)),
             Self::Prepared {
-                order,
+                task,
                 result: Err(blocked),
                 ..
             } => {
-                playlist.blocked(order);
+                playlist.blocked(task);
                 outbox.send(&block(blocked));
             }
             Self::Extended {
-                order,
+                task,
                 result: Ok(answer),
                 ..
-            } => playlist.extended(order, Some(answer.content)),
+            } => playlist.extended(task, Some(answer.content)),
             Self::Extended {
-                order,
+                task,
                 last,
                 result: Err(NotWritten::Failed(failure)),
             } => {
-                playlist.extended(order, None);
+                playlist.extended(task, None);
                 outbox.send(&fallback(last, &failure));
             }
             Self::Extended {
-                order,
+                task,
                 result: Err(NotWritten::Blocked(blocked)),
                 ..
             } => {
-                playlist.blocked(order);
+                playlist.blocked(task);
                 outbox.send(&block(blocked));
-                return Next::Rest;
+                return AfterPrompt::PauseAuto;
             }
             Self::Rewritten {
                 seed_prompt,
                 result,
             } => outbox.send(&rewritten(seed_prompt, result)),
-            Self::Lost { order } => {
-                if let Some(order) = order {
-                    playlist.blocked(order);
+            Self::Lost { task } => {
+                if let Some(task) = task {
+                    playlist.blocked(task);
                 }
                 let message = "a prompt was lost in the server; ask again";
                 outbox.send(&ServerMessage::error(
@@ -273,16 +273,16 @@ impl Written {
                     message,
                     true,
                 ));
-                return Next::Rest;
+                return AfterPrompt::PauseAuto;
             }
         }
-        Next::GoOn
+        AfterPrompt::GoOn
     }
 }
 
-fn outcome(prompt: String, prepared: Prepared, outbox: &Outbox) -> Outcome {
+fn outcome(prompt: String, prepared: Prepared, outbox: &Outbox) -> PreparedPrompt {
     match prepared {
-        Prepared::AsWritten => Outcome::AsWritten,
+        Prepared::AsWritten => PreparedPrompt::AsWritten,
         Prepared::Enhanced(answer) => {
             if answer.content != prompt {
                 outbox.send(&ServerMessage::PromptEnhanced {
@@ -293,11 +293,11 @@ fn outcome(prompt: String, prepared: Prepared, outbox: &Outbox) -> Outcome {
                     fallback_used: answer.fallback_used,
                 });
             }
-            Outcome::Enhanced(answer.content)
+            PreparedPrompt::Enhanced(answer.content)
         }
         Prepared::Fallback(failure) => {
             outbox.send(&fallback(prompt, &failure));
-            Outcome::NotEnhanced
+            PreparedPrompt::NotEnhanced
         }
     }
 }

@@ -22,7 +22,9 @@ use super::outbox::Outbox;
 use super::persistence::{Gate, Persistence};
 use super::playback::Playback;
 use super::playlist::{Abilities, Playlist, Switches};
-use super::prompt_tasks::{MAX_ALTERNATIVES, MAX_PENDING_REWRITES, Next, PromptTasks, Written};
+use super::prompt_tasks::{
+    AfterPrompt, MAX_ALTERNATIVES, MAX_PENDING_REWRITES, PromptTaskResult, PromptTasks,
+};
 use super::registry::Ticket;
 use super::request::{ValidRequest, check_prompt};
 use super::segment::Segment;
@@ -305,7 +307,7 @@ enum Heard {
     Placement,
     Job(Option<JobEvent>),
     Saved(Result<Result<(), StoreError>, JoinError>),
-    Written(Written),
+    PromptReady(PromptTaskResult),
     Lost,
     Exported(
         Result<
@@ -408,9 +410,9 @@ impl Session {
                     Ok(()) => None,
                     Err(_) => Some(End::Lost),
                 },
-                Heard::Written(written) => {
+                Heard::PromptReady(written) => {
                     written.record(&self.playlist, &self.context.prompts, self.log());
-                    if written.deliver(&mut self.playlist, &self.outbox) == Next::Rest {
+                    if written.deliver(&mut self.playlist, &self.outbox) == AfterPrompt::PauseAuto {
                         self.rest();
                     }
                     self.last_activity = Instant::now();
@@ -476,7 +478,7 @@ impl Session {
             event = job => Heard::Job(event),
             () = self.binding.changed() => Heard::Placement,
             state = exported => Heard::Exported(state),
-            written = self.prompt_tasks.ended() => Heard::Written(written),
+            written = self.prompt_tasks.ended() => Heard::PromptReady(written),
             drain = drain => Heard::Drain(drain),
             () = self.outbox.drained() => Heard::Drained,
             () = clock => Heard::Clock,
@@ -858,9 +860,9 @@ impl Session {
             }
             let ready =
                 self.ticket.state() == SessionState::Active && self.outbox.full_since().is_none();
-            if ready && let Some(ask) = self.playlist.next(&self.context.config) {
+            if ready && let Some(planned) = self.playlist.next(&self.context.config) {
                 let log = self.log().clone();
-                self.segment = Some(Segment::new(self.playlist.segment_idx(), ask, log));
+                self.segment = Some(Segment::new(self.playlist.segment_idx(), planned, log));
             }
         }
         self.submit();
@@ -886,7 +888,7 @@ impl Session {
         if unsent >= limit {
             return;
         }
-        let request = &segment.ask.request;
+        let request = &segment.planned.request;
         let spec = JobSpec {
             // Chosen by the pool.
             job: JobId(0),
@@ -1090,7 +1092,7 @@ impl Session {
         let message = message.to_string();
         segment.log_failed(code, &message);
         self.playlist.segment_dropped();
-        if !segment.ask.by_client {
+        if !segment.planned.by_client {
             self.rest();
         }
         self.outbox.send(&ServerMessage::Error {
@@ -1106,12 +1108,12 @@ impl Session {
     fn rest(&mut self) {
         let pause = (MIN_LOOP_PAUSE * (1 << self.failures.min(8))).min(MAX_LOOP_PAUSE);
         self.failures += 1;
-        self.playlist.resting = true;
+        self.playlist.auto_paused = true;
         self.rest_until = Some(Instant::now() + pause);
     }
 
     fn rested(&mut self) {
-        self.playlist.resting = false;
+        self.playlist.auto_paused = false;
         self.rest_until = None;
     }
 

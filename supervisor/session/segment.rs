@@ -9,14 +9,14 @@ use fastvideo_proto::stream_v1::ServerMessage;
 
 use super::log::{Event, SessionLog};
 use super::outbox::{Note, Outbox, Outgoing, Sent};
-use super::playlist::Ask;
+use super::playlist::PlannedSegment;
 use crate::pool::{JobHandle, Media};
 
 /// A segment from the moment that it is its turn to the one when it is finished, failed or cancelled.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) idx: u32,
-    pub(super) ask: Ask,
+    pub(super) planned: PlannedSegment,
     /// Counts from 1; raised when an attempt had reached a worker and did not end there.
     pub(super) attempt: u32,
     /// Workers that died with it.
@@ -45,10 +45,10 @@ struct Shown {
 }
 
 impl Segment {
-    pub(super) fn new(idx: u32, ask: Ask, log: SessionLog) -> Self {
+    pub(super) fn new(idx: u32, planned: PlannedSegment, log: SessionLog) -> Self {
         Self {
             idx,
-            ask,
+            planned,
             attempt: 1,
             deaths: 0,
             job: None,
@@ -90,10 +90,10 @@ impl Segment {
         if !std::mem::replace(&mut self.shown.start, true) {
             outbox.send(&ServerMessage::SegmentStart {
                 segment_idx: self.idx,
-                prompt: self.ask.request.prompt.clone(),
-                total_steps: self.ask.request.num_inference_steps,
-                source: self.ask.request.source,
-                original_prompt: self.ask.original_prompt.clone(),
+                prompt: self.planned.request.prompt.clone(),
+                total_steps: self.planned.request.num_inference_steps,
+                source: self.planned.request.source,
+                original_prompt: self.planned.original_prompt.clone(),
                 attempt: self.attempt,
             });
         }
@@ -157,7 +157,7 @@ impl Segment {
                 log: self.log.clone(),
                 segment_idx: self.idx,
                 attempt: self.attempt,
-                requested: self.ask.received,
+                requested: self.planned.received,
                 sent,
             })));
         }
@@ -183,7 +183,7 @@ impl Segment {
         outbox.push(Outgoing::SegmentComplete {
             segment_idx: self.idx,
             generation_time_ms: generation.as_secs_f64() * 1000.0,
-            requested: self.ask.received,
+            requested: self.planned.received,
         });
     }
 }
@@ -192,15 +192,15 @@ impl Segment {
 impl Segment {
     pub(super) fn log_queued(&mut self, worker: &WorkerId) {
         self.reached = Instant::now();
-        let request = &self.ask.request;
+        let request = &self.planned.request;
         self.log.record(|| Event::SegmentQueued {
             segment_idx: self.idx,
             attempt: self.attempt,
             worker_id: worker.clone(),
             source: request.source,
             prompt: request.prompt.clone(),
-            original_prompt: self.ask.original_prompt.clone(),
-            waited_ms: ms(self.ask.received.elapsed()),
+            original_prompt: self.planned.original_prompt.clone(),
+            waited_ms: ms(self.planned.received.elapsed()),
         });
     }
 
