@@ -20,10 +20,11 @@ use crate::store::{SessionStore, Upkeep};
 
 pub mod backoff;
 mod causes;
+mod dialect;
 pub mod http;
 pub mod pool;
 pub mod prompt;
-
+mod segment_run;
 pub mod session;
 #[cfg(test)]
 mod small_disk;

@@ -36,6 +36,8 @@ mod process;
 mod rolling_median;
 mod serving;
 mod standby;
+#[cfg(test)]
+pub(crate) mod testing;
 mod worker;
 
 /// The workers to run and how to look after them.

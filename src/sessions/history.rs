@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::SessionState;
-use fastvideo_supervisor_core::session::log::{Event, Line, Llm};
+use fastvideo_supervisor_core::session::log::{Line, Llm, LogEvent as Event};
 use serde::Deserialize;
 use serde_json::Value;
 

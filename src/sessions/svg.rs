@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::SessionState;
-use fastvideo_supervisor_core::session::log::Event;
+use fastvideo_supervisor_core::session::log::LogEvent as Event;
 
 use super::history::{Attempt, History, Outcome};
 use super::text::{COLUMNS, begun, cells, ms, remark, shortened, wire_name};

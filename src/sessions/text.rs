@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
-use fastvideo_supervisor_core::session::log::{Event, Llm};
+use fastvideo_supervisor_core::session::log::{Llm, LogEvent as Event};
 use serde_json::Value;
 
 use super::history::{Attempt, Entry, History, Outcome, What, attempt_of};

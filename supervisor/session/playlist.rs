@@ -1,14 +1,15 @@
-//! What a session generates next, and which prompts have to be written for it. No I/O, no time: the session asks when
-//! it is free.
+//! The requests and prompts that a session generates segments from, and which of them have to be prepared first. It does
+//! no I/O and looks at no clock: [`super::director`] asks it when the session is free.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::Config;
 use super::prompt_draft::{PreparedPrompt, PromptDraft, PromptText};
 use super::request::ValidRequest;
 
-/// Prompts that a follow-on is written from.
+/// Prompts that an extension is written from.
 const MAX_STORY: usize = 8;
 
 /// The requests that wait, the curated prompts, and the switches between them.
@@ -19,20 +20,20 @@ pub(crate) struct Playlist {
     next_curated: usize,
     pub(crate) looping: bool,
     pub(crate) paused: bool,
-    /// What the session does by itself failed: nothing of it runs for a while.
+    /// An auto-generated segment failed: none is auto-generated until this is reset.
     pub(crate) auto_paused: bool,
     enhancing: bool,
     extending: bool,
-    can: Abilities,
-    /// What the finished segments show, the oldest first.
+    can: PromptAbilities,
+    /// The prompts of the last finished segments, the oldest first.
     story: VecDeque<String>,
-    /// What the running segment shows.
+    /// The prompt of the running segment.
     running: Option<String>,
     extension: Extension,
     /// Segments after which the session is complete.
     cap: u32,
     produced: u32,
-    /// Names the next order.
+    /// The id of the next prompt task.
     next_task: u64,
 }
 
@@ -44,37 +45,37 @@ pub(crate) struct Switches {
     pub(crate) extending: bool,
 }
 
-/// What can be done with prompts here.
+/// What the server can do with prompts.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Abilities {
-    /// Something enhances and extends prompts.
+pub(crate) struct PromptAbilities {
+    /// An enhancer enhances and extends prompts.
     pub(crate) write: bool,
-    /// Something looks at every prompt before it is used.
+    /// A safety filter screens every prompt before it is used.
     pub(crate) screen: bool,
 }
 
-/// Somebody wants a segment.
+/// The next segment of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PlannedSegment {
     pub(crate) request: ValidRequest,
-    /// What the prompt was before it was enhanced.
+    /// The prompt before it was enhanced; absent when the text is the same.
     pub(crate) original_prompt: Option<String>,
     pub(crate) received: Instant,
-    /// And not the session by itself.
+    /// The client has requested it; else the session has generated it by itself.
     pub(crate) by_client: bool,
 }
 
-/// A client's request, whose prompt may be in work.
+/// A client's request that waits in line. Its prompt may be pending.
 #[derive(Debug)]
 struct WaitingRequest {
     request: ValidRequest,
     received: Instant,
     draft: PromptDraft,
-    /// As the switch was when it was requested.
+    /// The enhancement switch at the time of the request.
     enhance: bool,
 }
 
-/// The follow-on of the prompts so far.
+/// The extension: the prompt that a language model writes to follow the prompts so far.
 #[derive(Debug)]
 enum Extension {
     None,
@@ -82,7 +83,7 @@ enum Extension {
     Ready(String),
 }
 
-/// Something that has to be written.
+/// A task that prepares or writes a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PromptTask {
     pub(crate) id: u64,
@@ -91,18 +92,18 @@ pub(crate) struct PromptTask {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum PromptWork {
-    /// Makes a prompt ready for use.
+    /// Screens a prompt, and enhances it when `enhance` is set.
     Prepare { prompt: String, enhance: bool },
-    /// Writes what comes after these prompts, the oldest of which is first.
+    /// Writes the prompt that follows these, the oldest of which is first.
     Extend { story: Vec<String> },
 }
 
 impl Playlist {
-    /// `produced`: segments that are finished already.
+    /// A playlist whose session has finished `produced` segments already and is complete after `cap`.
     pub(crate) fn new(
         curated: Vec<String>,
         switches: Switches,
-        can: Abilities,
+        can: PromptAbilities,
         cap: u32,
         produced: u32,
     ) -> Self {
@@ -125,7 +126,7 @@ impl Playlist {
         }
     }
 
-    /// Adds a request; false when `limit` wait already.
+    /// Adds a request to the line; false when `limit` requests wait already.
     pub(crate) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
         let room = self.waiting.len() < limit;
         if room {
@@ -139,32 +140,30 @@ impl Playlist {
         room
     }
 
-    /// Replaces the curated prompts, from the first.
+    /// Replaces the curated prompts; the next one is the first of them.
     pub(crate) fn set_curated(&mut self, prompts: Vec<String>) {
         self.curated = prompts.into_iter().map(PromptDraft::new).collect();
         self.next_curated = 0;
     }
 
-    /// False when nothing here can do it.
-    pub(crate) fn set_enhancing(&mut self, enhancing: bool) -> bool {
+    /// Switches enhancement on or off, from the next prompt on. It stays off where nothing enhances prompts.
+    pub(crate) fn set_enhancing(&mut self, enhancing: bool) {
         self.enhancing = enhancing && self.can.write;
         if self.enhancing {
             self.curated.iter_mut().for_each(PromptDraft::try_again);
         }
-        self.enhancing == enhancing
     }
 
-    /// False when nothing here can do it.
-    pub(crate) fn set_extending(&mut self, extending: bool) -> bool {
+    /// Switches auto-extension on or off. It stays off where nothing writes prompts.
+    pub(crate) fn set_extending(&mut self, extending: bool) {
         self.extending = extending && self.can.write;
         if !self.extending {
             self.extension = Extension::None;
         }
-        self.extending == extending
     }
 
-    /// Takes what comes next: a request in order of arrival, else with looping on the next curated prompt, else what a
-    /// model has written. Nothing while the prompt whose turn it is is being written.
+    /// Takes what comes next: a request in order of arrival, else with looping on the next curated prompt, else the
+    /// extension. None while the prompt whose turn it is is pending.
     pub(crate) fn next(&mut self, config: &Config) -> Option<PlannedSegment> {
         if self.paused || self.is_complete() {
             return None;
@@ -222,13 +221,13 @@ impl Playlist {
         }
     }
 
-    /// The loop has something to run. Without it, auto-extension goes on.
+    /// Looping is on and there are curated prompts. Otherwise auto-extension goes on.
     fn loops(&self) -> bool {
         self.looping && !self.curated.is_empty()
     }
 
-    /// What has to be written and is not in work yet: prompts of requests, up to `room` curated prompts from the one
-    /// whose turn is next, and what follows the running segment.
+    /// Takes the tasks that are needed and not started yet: for prompts of requests, for up to `room` curated prompts at
+    /// a time from the one whose turn is next, and for the extension of the running segment.
     pub(crate) fn take_prompt_tasks(&mut self, room: usize) -> Vec<PromptTask> {
         let mut tasks = Vec::new();
         let can = self.can;
@@ -263,7 +262,7 @@ impl Playlist {
         tasks
     }
 
-    /// Whether a follow-on has to be asked for: while the segment before it runs, so that it is there in time.
+    /// Whether an extension has to be asked for: while the segment before it runs, so that it is there in time.
     fn wants_extension(&self) -> bool {
         let segments = self.produced + u32::from(self.running.is_some());
         self.extending
@@ -275,15 +274,15 @@ impl Playlist {
             && (self.running.is_some() || !self.paused && !self.story.is_empty())
     }
 
-    /// Somebody still waits for this order.
+    /// The result of this task is still needed.
     pub(crate) fn awaits(&self, task: u64) -> bool {
         matches!(self.extension, Extension::Pending(id) if id == task)
             || self.waiting.iter().any(|w| w.draft.awaits(task))
             || self.curated.iter().any(|draft| draft.awaits(task))
     }
 
-    /// A segment waits for a prompt that is being written.
-    pub(crate) fn is_writing(&self) -> bool {
+    /// The prompt of the next segment is pending.
+    pub(crate) fn is_preparing(&self) -> bool {
         match self.waiting.front() {
             Some(first) => first.draft.is_pending(),
             None if self.loops() => {
@@ -293,7 +292,7 @@ impl Playlist {
         }
     }
 
-    /// A prompt is ready for use.
+    /// Takes the result of a task whose prompt may be used.
     pub(crate) fn prepared(&mut self, task: u64, outcome: PreparedPrompt) {
         let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.draft);
         let mut drafts = waiting.chain(&mut self.curated);
@@ -302,7 +301,7 @@ impl Playlist {
         }
     }
 
-    /// A prompt must not be used: it is gone. A follow-on is asked for again, unless the playlist rests.
+    /// Removes a prompt that must not be used. An extension is asked for again, unless auto-generation is paused.
     pub(crate) fn blocked(&mut self, task: u64) {
         self.waiting.retain(|waiting| !waiting.draft.awaits(task));
         if let Some(at) = self.curated.iter().position(|d| d.awaits(task)) {
@@ -323,7 +322,7 @@ impl Playlist {
         }
     }
 
-    /// The follow-on is written; without one the last prompt is used again.
+    /// Takes the extension; without one the last prompt is used again.
     pub(crate) fn extended(&mut self, task: u64, prompt: Option<String>) {
         if !matches!(self.extension, Extension::Pending(id) if id == task) {
             return;
@@ -335,7 +334,7 @@ impl Playlist {
         };
     }
 
-    /// A segment was finished.
+    /// Takes note that the running segment is finished.
     pub(crate) fn segment_finished(&mut self) {
         self.produced += 1;
         let Some(shown) = self.running.take() else {
@@ -349,7 +348,7 @@ impl Playlist {
         }
     }
 
-    /// A segment was cancelled or has failed: nothing follows it.
+    /// Takes note that the running segment was cancelled or has failed: no extension follows it.
     pub(crate) fn segment_dropped(&mut self) {
         self.running = None;
         self.extension = Extension::None;
@@ -359,7 +358,7 @@ impl Playlist {
         self.produced >= self.cap
     }
 
-    /// The index of the next segment.
+    /// The index of the next segment, which is how many are finished.
     pub(crate) fn segment_idx(&self) -> u32 {
         self.produced
     }

@@ -1,6 +1,6 @@
-//! One prompt on its way to a segment. Pure.
+//! One prompt from the client's text to the text that is used. Pure.
 
-/// A client's prompt, and what was made of it.
+/// A client's prompt, and how far it is prepared.
 #[derive(Debug)]
 pub(super) struct PromptDraft {
     prompt: String,
@@ -9,25 +9,26 @@ pub(super) struct PromptDraft {
 
 #[derive(Debug)]
 enum DraftState {
-    /// Nobody has looked at it.
+    /// It is neither screened nor enhanced.
     Written,
+    /// This task screens or enhances it.
     Pending(u64),
-    /// It may be used as it is written.
+    /// It was screened and may be used as it is written.
     Admitted,
     Enhanced(String),
     /// It could not be enhanced and may be used as it is written.
     NotEnhanced,
 }
 
-/// The text to use.
+/// The text that a segment uses.
 #[derive(Debug, PartialEq)]
 pub(super) struct PromptText {
     pub(super) prompt: String,
-    /// As the client has written it, when that is something else.
+    /// The client's text, when that is another one.
     pub(super) original: Option<String>,
 }
 
-/// How work on a prompt that may be used has ended.
+/// How the preparation of a prompt that may be used has ended.
 #[derive(Debug, PartialEq)]
 pub(crate) enum PreparedPrompt {
     AsWritten,
@@ -44,7 +45,7 @@ impl PromptDraft {
         }
     }
 
-    /// What to use; nothing until the work on it is done. `screened`: no prompt is used that nobody has looked at.
+    /// The text to use; none while it is not prepared. With `screened`, no prompt is used that was not screened.
     pub(super) fn text(&self, enhance: bool, screened: bool) -> Option<PromptText> {
         let original = |original| PromptText {
             prompt: self.prompt.clone(),
@@ -90,7 +91,7 @@ impl PromptDraft {
         };
     }
 
-    /// What could not be enhanced may be tried once more.
+    /// Allows another try at a prompt that could not be enhanced.
     pub(super) fn try_again(&mut self) {
         if let DraftState::NotEnhanced = self.state {
             self.state = DraftState::Admitted;

@@ -1,15 +1,15 @@
 use super::*;
 use crate::session::tests::config;
 
-const PLAIN: Abilities = Abilities {
+const PLAIN: PromptAbilities = PromptAbilities {
     write: false,
     screen: false,
 };
-const WRITES: Abilities = Abilities {
+const WRITES: PromptAbilities = PromptAbilities {
     write: true,
     screen: false,
 };
-const SCREENS: Abilities = Abilities {
+const SCREENS: PromptAbilities = PromptAbilities {
     write: false,
     screen: true,
 };
@@ -33,7 +33,7 @@ fn looping(prompts: &[&str], cap: u32) -> Playlist {
     playlist(prompts, LOOPING, PLAIN, cap)
 }
 
-fn playlist(curated: &[&str], switches: Switches, can: Abilities, cap: u32) -> Playlist {
+fn playlist(curated: &[&str], switches: Switches, can: PromptAbilities, cap: u32) -> Playlist {
     Playlist::new(prompts(curated), switches, can, cap, 0)
 }
 
@@ -146,7 +146,7 @@ fn curated_prompts_are_enhanced_a_few_at_a_time_and_each_segment_waits_for_its_o
     assert_eq!(named(&tasks), ["a", "b"]);
     assert_eq!(prepared(&mut playlist, 2), []);
     assert_eq!(start(&mut playlist), None);
-    assert!(playlist.is_writing());
+    assert!(playlist.is_preparing());
     playlist.prepared(tasks[0].0, PreparedPrompt::Enhanced("A".to_owned()));
     let planned = playlist.next(&config()).unwrap();
     assert_eq!(planned.request.prompt, "A");
