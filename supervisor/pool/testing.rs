@@ -194,7 +194,7 @@ impl TestJob {
         let format = self.job.spec.format;
         let blob = vec![0; format.frame_bytes()];
         let header = StateHeader {
-            segment_index: self.job.spec.segment_idx.into(),
+            segment_index: self.job.spec.segment_idx,
             video_conditioning_frame_idx: 0,
             video_conditioning_strength: 1.0,
             audio_sample_rate: None,
