@@ -11,8 +11,8 @@ use fastvideo_proto::link::{
 use fastvideo_supervisor_core::pool::{Gpu, Recycle};
 use fastvideo_supervisor_core::prompt::enhancer::{self, BreakerConfig, Style};
 use fastvideo_supervisor_core::prompt::safety;
-use fastvideo_supervisor_core::store::open::{Place, PlaceError};
-use fastvideo_supervisor_core::store::records::memory::Limits;
+use fastvideo_supervisor_core::store::open::{LocationError, StoreLocation};
+use fastvideo_supervisor_core::store::records::ledger::Limits;
 use fastvideo_supervisor_core::{Config, http, pool, prompt, session, store};
 
 use super::gpus::GpuSpec;
@@ -181,21 +181,22 @@ impl Checker<'_> {
             max_bytes: settings.whole("streaming.store.max_mib") << 20,
         };
         let url = settings.text(sessions).unwrap_or_default();
-        let place = Place::parse(url, settings.text(blobs), limits).unwrap_or_else(|error| {
+        let location = StoreLocation::parse(url, settings.text(blobs), limits);
+        let location = location.unwrap_or_else(|error| {
             self.errors.push(match error {
-                PlaceError::Records(expected) => self.misplaced(sessions, expected),
-                PlaceError::Blobs(expected) => self.misplaced(blobs, expected),
-                PlaceError::Pair(problem) => ConfigError::Store {
+                LocationError::Records(expected) => self.misplaced(sessions, expected.to_string()),
+                LocationError::Blobs(expected) => self.misplaced(blobs, expected.to_string()),
+                LocationError::Pair(problem) => ConfigError::Store {
                     sessions: self.given(sessions),
                     blobs: self.given(blobs),
                     problem,
                 },
             });
-            Place::memory(limits)
+            StoreLocation::memory(limits)
         });
         store::open::Config {
-            place,
-            sessions: store::sessions::Config {
+            location,
+            sessions: store::handle::Config {
                 resume_ttl: settings.seconds("streaming.resume_ttl_seconds"),
                 lease: settings.seconds("streaming.store.lease_seconds"),
                 timeout: settings.millis("streaming.store.timeout_ms"),

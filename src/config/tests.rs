@@ -88,7 +88,7 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.session.max_unsent_bytes, 16 << 20);
     assert_eq!(config.session.max_sessions, None);
     assert_eq!(config.session.negative_prompt, None);
-    assert_eq!(config.store.place.to_string(), "memory with memory");
+    assert_eq!(config.store.location.to_string(), "memory with memory");
     assert_eq!(config.store.sessions.resume_ttl, Duration::from_secs(300));
     assert_eq!(config.store.sessions.lease, Duration::from_secs(6));
     assert_eq!(config.store.sessions.timeout, Duration::from_secs(2));
@@ -279,7 +279,7 @@ fn values_that_contradict_each_other_are_refused_together() {
 fn urls_of_the_store_are_checked_together() {
     let check = |flags: &[&str], expected: Result<&str, &str>| match (load_flags(flags), expected) {
         (Ok(loaded), Ok(place)) => {
-            assert_eq!(loaded.config.store.place.to_string(), place);
+            assert_eq!(loaded.config.store.location.to_string(), place);
             assert!(!loaded.settings.to_string().contains("hunter2"));
         }
         (Err(error), Err(expected)) => {
@@ -287,7 +287,7 @@ fn urls_of_the_store_are_checked_together() {
             assert!(error.contains(expected), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
-        (Ok(loaded), Err(_)) => panic!("{flags:?} is {}", loaded.config.store.place),
+        (Ok(loaded), Err(_)) => panic!("{flags:?} is {}", loaded.config.store.location),
         (Err(error), Ok(_)) => panic!("{error}"),
     };
     let sessions = |url: &str| format!("streaming.store.sessions={url}");

@@ -28,10 +28,11 @@ use super::request::{ValidRequest, check_prompt};
 use super::segment::Segment;
 use super::state::SessionState;
 use super::{Context, Drain, Inbound, close};
+use crate::causes::with_causes;
 use crate::pool::{Assignment, Binding, JobEnd, JobEvent, Placement, StartState};
 use crate::prompt::safety::SafetyFilter;
 use crate::store::export::{self, ExportError};
-use crate::store::{Lease, Progress, ResumeError, ResumeToken, Snapshot, State, StoreError};
+use crate::store::{Lease, Progress, ResumeError, ResumeToken, SavedSession, State, StoreError};
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
@@ -108,7 +109,7 @@ fn short(name: &str) -> String {
 struct Claim {
     lease: Lease,
     token: ResumeToken,
-    snapshot: Snapshot,
+    snapshot: SavedSession,
 }
 
 /// Enters a new session in the store, or takes over the one that the client goes on with.
@@ -127,7 +128,7 @@ async fn claim(
             Ok(lease) => Ok(Claim {
                 lease,
                 token,
-                snapshot: Snapshot {
+                snapshot: SavedSession {
                     progress: Progress::default(),
                     state,
                 },
@@ -140,33 +141,46 @@ async fn claim(
             }
         };
     };
-    let (lease, snapshot) = match context.store.resume(session, token).await {
+    let format = context.config.format;
+    let fits = |saved: &SavedSession| match saved.state.as_ref().and_then(|s| s.header().frames) {
+        Some(frames) if (frames.width, frames.height) != (format.width, format.height) => {
+            Err(format!(
+                "the session was made with {}x{} pixels, this server makes {}x{}",
+                frames.width, frames.height, format.width, format.height
+            ))
+        }
+        _ => Ok(()),
+    };
+    let (lease, snapshot) = match context.store.resume(session, token, fits).await {
         Ok(resumed) => resumed,
         Err(ResumeError::Store(error)) => {
-            tracing::error!(%error, session_id = %session, "session not resumed");
+            let error = with_causes(&error);
+            tracing::error!(error, session_id = %session, "session not resumed");
             return Err(NotOpened::Unavailable(
                 "the session cannot be resumed at the moment; try again soon",
             ));
         }
-        Err(refused) => {
+        Err(ResumeError::Lost(loss)) => {
+            let error = with_causes(&loss);
+            tracing::error!(error, session_id = %session, "session not resumed");
+            return Err(NotOpened::Refused {
+                code: ErrorCode::SessionRejected,
+                message: "what the server has stored of the session is lost or damaged".to_owned(),
+            });
+        }
+        Err(ResumeError::Unfit(message)) => {
+            return Err(NotOpened::Refused {
+                code: ErrorCode::StateIncompatible,
+                message,
+            });
+        }
+        Err(refused @ ResumeError::NotFound(_)) => {
             return Err(NotOpened::Refused {
                 code: ErrorCode::SessionRejected,
                 message: refused.to_string(),
             });
         }
     };
-    let format = context.config.format;
-    if let Some(frames) = snapshot.state.as_ref().and_then(|s| s.header().frames)
-        && (frames.width, frames.height) != (format.width, format.height)
-    {
-        return Err(NotOpened::Refused {
-            code: ErrorCode::StateIncompatible,
-            message: format!(
-                "the session was made with {}x{} pixels, this server makes {}x{}",
-                frames.width, frames.height, format.width, format.height
-            ),
-        });
-    }
     let alone = ticket.take_over(session.clone());
     if timeout(TAKE_OVER, alone).await.is_err() {
         return Err(NotOpened::Unavailable(
@@ -328,7 +342,7 @@ impl Session {
         claim: Claim,
     ) -> Self {
         let Opening { init, image, .. } = opening;
-        let Snapshot { progress, state } = claim.snapshot;
+        let SavedSession { progress, state } = claim.snapshot;
         ticket.update(|entry| entry.segments = progress.segments);
         let config = &context.config;
         let cap = match init.single_clip_mode {

@@ -1,46 +1,47 @@
-//! What a store needs besides writes: proof that this server lives, and tidying up after those that do not.
+//! The upkeep of a store: this server's heartbeat, and garbage collection of what nobody looks after.
+//!
+//! `cleanup` executes the pending cleanup of this server.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_proto::ids::SessionId;
-use futures_util::StreamExt;
-use futures_util::stream;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
-use super::{Chore, Held, SessionStore, Stored};
-use crate::store::StoreError;
-use crate::store::records::{BlobKey, Change, Record, Revision, ServerId, Survey};
+use super::error::StoreError;
+use super::handle::SessionStore;
+use super::ids::{BlobKey, RecordKey, Revision, ServerId};
+use super::records::{Record, Survey};
+use crate::causes::with_causes;
 
-/// Beats within the time after which a silent server has lost its sessions.
+mod cleanup;
+
+/// Number of beats within the length of a lease.
 const BEATS_PER_LEASE: u32 = 3;
-/// Between two looks at all that a store keeps, unless what is looked for is due earlier.
+/// Longest pause between two sweeps.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// Pause before a chore is tried again that the store did not answer.
+/// Pause before the cleanup is tried again that the store did not answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// A condemned blob is left for this long to the one who has condemned it.
+/// How long a condemned blob is left to the server that has condemned it, before any other one deletes it.
 const LEFTOVER_AGE: Duration = Duration::from_secs(20);
-/// Chores that are done side by side.
-const CHORES_AT_ONCE: usize = 16;
 
-/// Looks after a store until it is dropped.
+/// Looks after a store.
 #[derive(Debug)]
 pub struct Upkeep {
     store: SessionStore,
-    /// Since when each server's beat has not moved.
+    /// Each server's beat, and since when it has not moved.
     beats: HashMap<ServerId, (u64, Instant)>,
-    /// Since when each session that nobody runs is as it is.
-    idle: HashMap<SessionId, (Revision, Instant)>,
-    /// Since when the store says of each session that this server runs it, which it does not.
-    strays: HashMap<SessionId, (Revision, Instant)>,
-    /// Since when each blob has been condemned.
+    /// For each record that nobody runs: since when it has this revision.
+    idle: HashMap<RecordKey, (Revision, Instant)>,
+    /// For each session that the store assigns to this server although it does not run it: since when.
+    strays: HashMap<RecordKey, (Revision, Instant)>,
+    /// For each condemned blob: when it was first seen.
     condemned: HashMap<BlobKey, Instant>,
     /// When the store was last seen as a whole.
     surveyed: Option<Instant>,
 }
 
 impl Upkeep {
+    /// The upkeep of a store, which has not begun.
     pub fn new(store: SessionStore) -> Self {
         Self {
             store,
@@ -52,15 +53,13 @@ impl Upkeep {
         }
     }
 
-    /// Beats, sweeps and does chores for ever.
+    /// Beats, sweeps and cleans up. Never returns.
     pub async fn run(mut self) {
         let store = self.store.clone();
-        let chores = async {
+        let cleaning = async {
             loop {
-                store.0.chore_added.notified().await;
-                while !store.do_chores().await {
-                    sleep(RETRY_PAUSE).await;
-                }
+                store.0.cleanup.added().await;
+                store.clean_up_all().await;
             }
         };
         let beating = async {
@@ -68,7 +67,8 @@ impl Upkeep {
             loop {
                 ticks.tick().await;
                 if let Err(error) = store.beat().await {
-                    tracing::warn!(%error, "the store was not told that this server lives");
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "the store was not told that this server lives");
                 }
             }
         };
@@ -77,15 +77,15 @@ impl Upkeep {
             loop {
                 ticks.tick().await;
                 if let Err(error) = self.sweep().await {
-                    tracing::warn!(%error, "the store is not looked after");
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "the store is not swept");
                 }
             }
         };
-        tokio::join!(chores, beating, sweeping);
+        tokio::join!(cleaning, beating, sweeping);
     }
 
-    /// Looks for what nobody looks after: sessions of silent servers, states that have been kept for long enough, blobs
-    /// that a crash has left.
+    /// Collects garbage: leases of silent servers, states that were kept for long enough, blobs that a crash has left.
     async fn sweep(&mut self) -> Result<(), StoreError> {
         let store = self.store.clone();
         let survey = store.within(store.0.records.survey()).await?;
@@ -98,38 +98,32 @@ impl Upkeep {
                 "another server is silent: its sessions can be resumed"
             );
             let condemned = store.within(store.0.records.retire(server)).await?;
-            store.delete(condemned);
+            store.0.cleanup.delete(condemned);
         }
         let ttl = store.config().resume_ttl;
         let (mut idle, mut strays) = (HashMap::new(), HashMap::new());
-        for (session, revision, owner) in survey.sessions {
+        for (key, revision, owner) in survey.records {
             match owner {
                 Some(owner) if silent.contains(&owner) => {
-                    store.disown(&session, revision).await?;
+                    store.disown(&key, revision).await?;
                 }
-                // It was taken, but the answer was lost.
-                Some(owner) if owner == store.0.server && !store.held().contains_key(&session) => {
-                    let since = match self.strays.get(&session) {
-                        Some((seen, since)) if *seen == revision => *since,
-                        _ => now,
-                    };
+                // The answer to the write that took the lease was lost.
+                Some(owner) if owner == store.0.server && !store.runs(&key) => {
+                    let since = since(&self.strays, &key, revision, now);
                     if now - since > store.config().lease {
-                        store.disown(&session, revision).await?;
+                        store.disown(&key, revision).await?;
                     } else {
-                        strays.insert(session, (revision, since));
+                        strays.insert(key, (revision, since));
                     }
                 }
                 Some(_) => {}
                 None => {
-                    let since = match self.idle.get(&session) {
-                        Some((seen, since)) if *seen == revision => *since,
-                        _ => now,
-                    };
+                    let since = since(&self.idle, &key, revision, now);
                     if now - since > ttl {
-                        tracing::info!(session_id = %session, "stored state expired");
-                        store.replace(&session, revision, None).await?;
+                        tracing::info!(record = %key, "stored record expired");
+                        store.replace(&key, revision, None).await?;
                     } else {
-                        idle.insert(session, (revision, since));
+                        idle.insert(key, (revision, since));
                     }
                 }
             }
@@ -137,18 +131,18 @@ impl Upkeep {
         self.idle = idle;
         self.strays = strays;
         let known = std::mem::take(&mut self.condemned);
-        for id in survey.condemned {
-            let since = known.get(&id).copied().unwrap_or(now);
+        for blob in survey.condemned {
+            let since = known.get(&blob).copied().unwrap_or(now);
             if now - since > LEFTOVER_AGE {
-                store.delete(vec![id]);
+                store.0.cleanup.delete([blob]);
             }
-            self.condemned.insert(id, since);
+            self.condemned.insert(blob, since);
         }
         Ok(())
     }
 
-    /// Where the store did not answer, or this server was stopped, nobody could be seen to beat or to resume anything:
-    /// that time counts for nothing.
+    /// Leaves time out of account in which the store did not answer or this server was stopped: nobody could be seen to
+    /// beat or to resume anything.
     fn skip_blind_time(&mut self, now: Instant) {
         let pause = (self.surveyed.replace(now)).map_or(Duration::ZERO, |last| now - last);
         let blind = pause.saturating_sub(2 * sweep_interval(&self.store));
@@ -163,10 +157,10 @@ impl Upkeep {
         }
     }
 
-    /// Servers whose beat has not moved for the length of a lease. One that owns sessions and has no beat has retired.
+    /// Servers whose beat has not moved for the length of a lease. A server that owns sessions and has no beat has retired.
     fn silent_servers(&mut self, survey: &Survey, now: Instant) -> HashSet<ServerId> {
         let owners = survey
-            .sessions
+            .records
             .iter()
             .filter_map(|(_, _, owner)| owner.as_ref());
         let known: HashSet<&ServerId> = survey.servers.keys().chain(owners).collect();
@@ -189,202 +183,114 @@ impl Upkeep {
 }
 
 impl SessionStore {
-    /// Takes back what servers have left that live no longer, and deletes the blobs that no record names. Only for a
-    /// store that no other server uses, before its first use.
+    /// Retires the servers that used the store before, and deletes the blobs that no record names. Only for a store that no
+    /// other server uses, before its first use.
     ///
     /// # Errors
     /// When the store does not answer.
     pub async fn mend(&self) -> Result<(), StoreError> {
         for server in self.0.records.survey().await?.servers.keys() {
-            self.delete(self.0.records.retire(server).await?);
+            self.0.cleanup.delete(self.0.records.retire(server).await?);
         }
         let blobs = self.0.blobs.list().await?;
         let unknown = self.0.records.condemn_unknown(&blobs).await?;
         if !unknown.is_empty() {
             tracing::info!(blobs = unknown.len(), "blobs deleted that nobody refers to");
-            self.delete(unknown);
+            self.0.cleanup.delete(unknown);
         }
         Ok(())
     }
 
-    /// Does what is left to do and says that this server lives no longer. Gives up after `limit`: the others find out by
-    /// its silence. To be called when upkeep and all sessions have ended.
+    /// Does the pending cleanup and retires this server. Gives up after `limit`: then the other servers find out by its
+    /// silence. To be called when upkeep and all sessions have ended.
     pub async fn close(&self, limit: Duration) {
         let closing = async {
             self.0.puts.close();
             self.0.puts.wait().await;
-            while !self.do_chores().await {
-                sleep(RETRY_PAUSE).await;
-            }
+            self.clean_up_all().await;
             match self.0.records.retire(&self.0.server).await {
-                Ok(condemned) => self.delete(condemned),
+                Ok(condemned) => self.0.cleanup.delete(condemned),
                 Err(error) => {
-                    tracing::warn!(%error, "the store was not told that this server ends");
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "the store was not told that this server ends");
                 }
             }
-            self.do_chores().await;
+            self.clean_up().await;
         };
         if timeout(limit, closing).await.is_err() {
-            tracing::warn!("the store does not answer: what was left to do is left as it is");
+            tracing::warn!("the store does not answer: the cleanup is left to other servers");
         }
     }
 
-    /// Says that this server lives, and finds out which of its sessions are not its own any more.
+    /// Counts up this server's beat, and finds out which of its leases are lost.
     pub(in crate::store) async fn beat(&self) -> Result<(), StoreError> {
         self.within(self.0.records.beat(&self.0.server)).await?;
-        let held: Vec<Arc<Held>> = self.held().values().cloned().collect();
-        // One that is being written finds out by itself.
-        let look = |held: &Arc<Held>| {
-            let stored = held.stored.try_lock().ok()?;
-            Some((held.session.clone(), stored.revision))
-        };
-        let looked: Vec<_> = held.iter().filter_map(look).collect();
-        let stale = self.within(self.0.records.stale(&looked)).await?;
-        for held in held.iter().filter(|held| stale.contains(&held.session)) {
-            let Ok(mut stored) = held.stored.try_lock() else {
+        let leased = self.0.leased.all();
+        // A session that is being written finds out by its write.
+        let revisions = leased.iter().filter_map(|leased| {
+            let record = leased.record.try_lock().ok()?;
+            Some((leased.key.clone(), record.revision))
+        });
+        let known: Vec<(RecordKey, Revision)> = revisions.collect();
+        let stale = self.within(self.0.records.stale(&known)).await?;
+        for leased in leased.iter().filter(|leased| stale.contains(&leased.key)) {
+            let Ok(mut record) = leased.record.try_lock() else {
                 continue;
             };
             // Unless it was written meanwhile.
-            if looked.contains(&(held.session.clone(), stored.revision)) {
-                self.is_still_ours(held, &mut stored).await?;
+            if known.contains(&(leased.key.clone(), record.revision)) {
+                self.is_still_ours(leased, &mut record, self.deadline())
+                    .await?;
             }
         }
         Ok(())
     }
 
-    /// Does all chores there are. False when the store did not answer; then what is left is kept.
-    ///
-    /// # Cancel safety
-    /// Cancel safe: a chore is there until it is done.
-    pub(in crate::store) async fn do_chores(&self) -> bool {
-        let _alone = self.0.doing_chores.lock().await;
-        loop {
-            let waiting = self.chores().waiting.clone();
-            if waiting.is_empty() {
-                return true;
-            }
-            let doing = waiting.into_iter().map(|(number, chore)| async move {
-                let done = self.do_chore(&chore).await;
-                if done.is_ok() {
-                    self.chores().waiting.remove(&number);
-                }
-                done.err()
-            });
-            let mut doing = stream::iter(doing).buffer_unordered(CHORES_AT_ONCE);
-            let (mut left, mut last_error) = (0, None);
-            while let Some(error) = doing.next().await {
-                left += usize::from(error.is_some());
-                last_error = error.or(last_error);
-            }
-            if let Some(error) = last_error {
-                tracing::warn!(%error, left, "the store is not tidied up yet");
-                return false;
-            }
+    /// Whether this server runs the session of that record.
+    fn runs(&self, key: &RecordKey) -> bool {
+        match key {
+            RecordKey::Session(session) => self.0.leased.get(session).is_some(),
+            RecordKey::Loan(_) => false,
         }
     }
 
-    async fn do_chore(&self, chore: &Chore) -> Result<(), StoreError> {
-        match chore {
-            Chore::Release(held) => {
-                let mut stored = held.stored.lock().await;
-                if held.lost.is_cancelled() {
-                    return Ok(());
-                }
-                match self.write_latest(held, &mut stored, None).await {
-                    Ok(()) | Err(StoreError::Stale) => {}
-                    // Sessions that nobody runs are the first to go.
-                    Err(StoreError::Full { .. }) => {
-                        tracing::info!(session_id = %held.session, "stored state dropped: the store is full");
-                        self.remove(held, &mut stored).await?;
-                    }
-                    Err(error) => return Err(error),
-                }
-                self.let_go(held);
-                Ok(())
-            }
-            Chore::Drop(held) => {
-                let mut stored = held.stored.lock().await;
-                if !held.lost.is_cancelled() {
-                    self.remove(held, &mut stored).await?;
-                }
-                self.let_go(held);
-                Ok(())
-            }
-            Chore::Unreserve(reservation, blob) => {
-                let blobs = blob.as_slice();
-                let released = (self.0.records).release(&self.0.server, *reservation, blobs);
-                let condemned = self.within(released).await?;
-                self.delete(condemned);
-                Ok(())
-            }
-            Chore::Delete(blobs) => {
-                for &id in blobs {
-                    self.within(self.0.blobs.drop(id)).await?;
-                }
-                self.within(self.0.records.forget(blobs)).await
-            }
-        }
-    }
-
-    /// Removes the record of a session that this server runs, unless it runs elsewhere by now.
-    async fn remove(&self, held: &Arc<Held>, stored: &mut Stored) -> Result<(), StoreError> {
-        loop {
-            let change = Change {
-                session: &held.session,
-                expected: Some(stored.revision),
-                record: None,
-                server: &self.0.server,
-                reservation: None,
-            };
-            match self.within(self.0.records.write(change)).await {
-                Ok(outcome) => {
-                    self.delete(outcome.condemned);
-                    return Ok(());
-                }
-                Err(StoreError::Stale) => {
-                    if !self.is_still_ours(held, stored).await? {
-                        return Ok(());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// The session's owner is silent: nobody runs it.
-    async fn disown(&self, session: &SessionId, revision: Revision) -> Result<(), StoreError> {
-        let Some(written) = self.within(self.0.records.read(session)).await? else {
+    /// Takes the lease from a server that is silent: nobody runs the session any more.
+    async fn disown(&self, key: &RecordKey, revision: Revision) -> Result<(), StoreError> {
+        let Some(stored) = self.within(self.0.records.read(key)).await? else {
             return Ok(());
         };
         let record = Record {
             owner: None,
-            ..written.record
+            ..stored.record
         };
-        self.replace(session, revision, Some(&record)).await
+        self.replace(key, revision, Some(&record)).await
     }
 
     /// Replaces or removes a record, unless somebody else was faster.
     async fn replace(
         &self,
-        session: &SessionId,
+        key: &RecordKey,
         expected: Revision,
         record: Option<&Record>,
     ) -> Result<(), StoreError> {
-        let change = Change {
-            session,
-            expected: Some(expected),
-            record,
-            server: &self.0.server,
-            reservation: None,
-        };
-        match self.within(self.0.records.write(change)).await {
-            Ok(outcome) => {
-                self.delete(outcome.condemned);
-                Ok(())
-            }
-            Err(StoreError::Stale) => Ok(()),
+        let swapped = self.swap_record(key, expected, record, self.deadline());
+        match swapped.await {
+            Ok(_) | Err(StoreError::Stale) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Since when a record has been seen with this revision.
+fn since(
+    seen: &HashMap<RecordKey, (Revision, Instant)>,
+    key: &RecordKey,
+    revision: Revision,
+    now: Instant,
+) -> Instant {
+    match seen.get(key) {
+        Some((known, since)) if *known == revision => *since,
+        _ => now,
     }
 }
 
