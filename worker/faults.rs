@@ -1,5 +1,5 @@
-//! Faults that a test asks for. Compiled in always, so that what is tested is what is shipped; armed only by
-//! `generator.synthetic.faults`.
+//! Fault injection for tests. It is always compiled in, so that what is tested is what is shipped, and armed by
+//! `generator.synthetic.faults` only.
 
 use std::convert::Infallible;
 use std::hint::spin_loop;
@@ -10,29 +10,36 @@ use fastvideo_proto::link::{FaultKind, FaultPoint, FaultSpec};
 use nix::sys::signal::{Signal, raise};
 
 use crate::engine::EngineError;
-use crate::link::Events;
+use crate::link::EventSender;
 
-/// The faults of one process. Each is injected once.
+/// The faults of one process. Each of them is injected once.
 #[derive(Debug)]
 pub(crate) struct Faults {
     armed: Vec<FaultSpec>,
-    events: Events,
+    events: EventSender,
 }
 
-/// The job in which a point is reached.
+/// The job in which a fault point is reached.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Scene<'a> {
+pub(crate) struct JobContext<'a> {
     pub(crate) segment_idx: u32,
     pub(crate) attempt: u32,
     pub(crate) prompt: &'a str,
 }
 
+/// How long [`FaultKind::Slow`] takes.
 const SLOW: Duration = Duration::from_secs(10);
+/// The size of what [`FaultKind::Leak`] leaks.
 const LEAK_BYTES: usize = 256 << 20;
 
 impl Faults {
-    /// `incarnation` counts the processes of this GPU from 1.
-    pub(crate) fn new(specs: &[FaultSpec], gpu: u32, incarnation: u32, events: Events) -> Self {
+    /// Arms the faults that are meant for this process. `incarnation` counts the processes of this GPU from 1.
+    pub(crate) fn new(
+        specs: &[FaultSpec],
+        gpu: u32,
+        incarnation: u32,
+        events: EventSender,
+    ) -> Self {
         let here = |spec: &&FaultSpec| {
             spec.gpu.is_none_or(|g| g == gpu)
                 && spec.max_incarnation.is_none_or(|n| incarnation <= n)
@@ -43,25 +50,25 @@ impl Faults {
         }
     }
 
-    /// Injects what is armed for this point; `scene` is the job, when there is one.
+    /// Injects the fault that is armed for this point, if there is one. `job` is the running job.
     ///
     /// # Errors
-    /// The fault that is an error of the engine.
+    /// When the fault is [`FaultKind::Error`]: the error is the engine's.
     pub(crate) fn reach(
         &mut self,
         point: FaultPoint,
-        scene: Option<Scene<'_>>,
+        job: Option<JobContext<'_>>,
     ) -> Result<(), EngineError> {
         let hit = |spec: &FaultSpec| {
             spec.at == point
                 && spec
                     .segment_idx
-                    .is_none_or(|n| scene.is_some_and(|s| s.segment_idx == n))
+                    .is_none_or(|n| job.is_some_and(|job| job.segment_idx == n))
                 && spec
                     .max_attempt
-                    .is_none_or(|n| scene.is_none_or(|s| s.attempt <= n))
+                    .is_none_or(|n| job.is_none_or(|job| job.attempt <= n))
                 && (spec.prompt.as_deref())
-                    .is_none_or(|p| scene.is_some_and(|s| s.prompt.contains(p)))
+                    .is_none_or(|p| job.is_some_and(|job| job.prompt.contains(p)))
         };
         match self.armed.iter().position(hit) {
             None => Ok(()),
@@ -118,19 +125,19 @@ mod tests {
         }
     }
 
-    /// Whether a fault is injected at its point, in this job of the second process of GPU 1.
+    /// Checks whether a fault is injected at its point, in this job of the second process of GPU 1.
     #[track_caller]
-    fn check(spec: FaultSpec, scene: Option<Scene<'_>>, hit: bool) {
-        let (events, _sent) = Events::to_nobody();
+    fn check(spec: FaultSpec, job: Option<JobContext<'_>>, hit: bool) {
+        let (events, _sent) = EventSender::to_nobody();
         let at = spec.at;
         let mut faults = Faults::new(&[spec], 1, 2, events);
-        assert_eq!(faults.reach(at, scene).is_err(), hit);
-        assert!(faults.reach(at, scene).is_ok(), "once is enough");
+        assert_eq!(faults.reach(at, job).is_err(), hit);
+        assert!(faults.reach(at, job).is_ok(), "once is enough");
     }
 
     #[test]
     fn a_fault_is_injected_where_all_its_conditions_hold() {
-        let job = Some(Scene {
+        let job = Some(JobContext {
             segment_idx: 3,
             attempt: 2,
             prompt: "a red fox",
@@ -159,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_fault_waits_for_its_point() {
-        let (events, _sent) = Events::to_nobody();
+        let (events, _sent) = EventSender::to_nobody();
         let mut faults = Faults::new(&[error(FaultPoint::Step(2))], 0, 1, events);
         assert!(faults.reach(FaultPoint::Step(1), None).is_ok());
         assert!(faults.reach(FaultPoint::Frame(2), None).is_ok());

@@ -1,21 +1,20 @@
-//! A segment of the synthetic engine's, kept as it came out: what a worker's encoder gets, for measuring the encoder
-//! without all the rest.
+//! Records a segment of the synthetic engine, so that the encoder can be measured alone with the input that it has in a
+//! worker.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_proto::job::Stage;
-use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::job::{Stage, VideoFormat};
 use fastvideo_proto::link::SyntheticSpec;
 
 use crate::encode::bench::Footage;
 use crate::engine::synthetic::Synthetic;
 use crate::engine::{Engine, EngineError, GenerateRequest, Sink};
 
-/// Generates the segment that a worker makes of frames rendered ahead.
+/// Records the segment that a worker makes when its frames are rendered ahead.
 ///
 /// # Errors
-/// When the engine refuses.
+/// When the engine refuses the format.
 pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
     let spec = SyntheticSpec {
         step: Duration::ZERO,
@@ -47,6 +46,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
     Ok(recorder.footage)
 }
 
+/// Keeps all frames and their sound.
 struct Recorder {
     footage: Footage,
     frame_bytes: usize,

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use fastvideo_proto::job::MediaMode;
-use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::job::{MediaMode, VideoFormat};
 use fastvideo_proto::link::EncoderSpec;
 use mp4_atom::{Any, Decode, Moof, Moov};
 
 use super::*;
+use crate::sound::{AudioFormat, SOUND_TAIL_SAMPLES};
 
 mod boxes;
 mod misuse;

@@ -33,9 +33,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, NewState, Sink,
-    ltx2_state as state, picture,
+    initial_image, ltx2_state as state,
 };
-use crate::encode::{SOUND_TAIL_SAMPLES, predict};
+use crate::sound::{SOUND_TAIL_SAMPLES, predict};
 
 /// The engine; there is a model once it is loaded.
 #[derive(Debug)]
@@ -396,7 +396,7 @@ fn with_causes(error: &dyn Error) -> String {
 }
 
 fn image_tensor(path: &Path) -> Result<Tensor, EngineError> {
-    let image = picture::read(path)?.into_rgb8();
+    let image = initial_image::read(path)?.into_rgb8();
     let shape = [1, image.height().into(), image.width().into(), 3];
     Ok(Tensor::from_data_size(image.as_raw(), &shape, Kind::Uint8))
 }

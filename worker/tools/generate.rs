@@ -15,7 +15,8 @@ use fastvideo_proto::link::EncoderSpec;
 use super::ModelArgs;
 use crate::encode::{EncodeParams, Encoder, Media};
 use crate::engine::ltx2::Ltx2;
-use crate::engine::{AudioFormat, Engine, EngineError, GenerateRequest, NewState, Sink, State};
+use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State};
+use crate::sound::AudioFormat;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateArgs {

@@ -1,7 +1,7 @@
-//! A job's way up the link: its media as far as the client's window allows, then its end.
+//! A job's outbox: it sends the job's media up the link as far as the client's window allows, then the job's end.
 //!
-//! A client that does not read stops only its own job's media; the engine goes on with the next job while they wait
-//! here, encoded.
+//! This is credit-based flow control. A client that does not read stops only its own job's media: they wait here, encoded,
+//! while the engine goes on with the next job.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,124 +12,134 @@ use fastvideo_proto::job::{JobFailure, MediaKind};
 use fastvideo_proto::link::{Event, JobReport, media_cost};
 use ipc_channel::ipc::IpcSharedMemory;
 
-use crate::link::Events;
+use crate::link::EventSender;
 
-/// One job as the link sees it. The job loop fills it; the commands' thread cancels it and gives it credit.
+/// The outbox of one job. The encoder's thread and the job loop fill it; the commands' thread cancels the job and gives it
+/// credit.
 #[derive(Debug)]
 pub(crate) struct JobOutbox {
     job: JobId,
-    events: Events,
+    events: EventSender,
     cancelled: AtomicBool,
-    queue: Mutex<Queue>,
+    queue: Mutex<SendQueue>,
 }
 
 #[derive(Debug)]
-struct Queue {
+struct SendQueue {
     waiting: VecDeque<(MediaKind, Vec<u8>)>,
-    /// Cost that may still be sent; below zero when the last message was larger than what was left.
-    window: i64,
-    end: End,
+    /// The cost of media that may still be sent, see [`media_cost`]. It is below zero when the last message was larger than
+    /// the credit that was left.
+    credit: i64,
+    end: JobEnd,
 }
 
 #[derive(Debug)]
-enum End {
+enum JobEnd {
     /// The engine is at work.
-    Open,
-    /// All media are in the queue; this follows them.
+    Pending,
+    /// All media are in the queue, and this report follows them.
     Finished(Box<JobReport>, IpcSharedMemory),
-    /// The last event was sent.
+    /// The job's last event was sent.
     Sent,
 }
 
 impl JobOutbox {
-    pub(crate) fn new(job: JobId, window: u64, events: Events) -> Arc<Self> {
+    /// An outbox that may send media of this cost before the client has taken any, see [`media_cost`].
+    pub(crate) fn new(job: JobId, window: u64, events: EventSender) -> Arc<Self> {
         Arc::new(Self {
             job,
             events,
             cancelled: AtomicBool::new(false),
-            queue: Mutex::new(Queue {
+            queue: Mutex::new(SendQueue {
                 waiting: VecDeque::new(),
-                window: i64::try_from(window).unwrap_or(i64::MAX),
-                end: End::Open,
+                credit: i64::try_from(window).unwrap_or(i64::MAX),
+                end: JobEnd::Pending,
             }),
         })
     }
 
-    pub(crate) fn cancelled(&self) -> bool {
+    /// Whether nobody wants the segment any more.
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// The last event was sent: nothing is left to do for this job.
+    /// Whether the job's last event was sent, so that nothing is left to do for it.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.queue().end, End::Sent)
+        matches!(self.queue().end, JobEnd::Sent)
     }
 
+    /// Sends a piece of media, or keeps it until there is credit.
     pub(crate) fn media(&self, kind: MediaKind, bytes: Vec<u8>) {
         let mut queue = self.queue();
         // The encoder may be some frames behind an engine that has given up.
-        if matches!(queue.end, End::Sent) {
+        if matches!(queue.end, JobEnd::Sent) {
             return;
         }
         queue.waiting.push_back((kind, bytes));
         self.flush(&mut queue);
     }
 
-    /// All media are in. Sends the end after them.
+    /// Sends the report after all media, which have been put in. Media that still wait are announced by
+    /// [`Event::Generated`], so that the supervisor can send the next job.
     pub(crate) fn finish(&self, report: JobReport, blob: IpcSharedMemory) {
         let mut queue = self.queue();
-        queue.end = End::Finished(Box::new(report), blob);
+        queue.end = JobEnd::Finished(Box::new(report), blob);
         if !queue.waiting.is_empty() {
             self.events.send(Event::Generated { job: self.job });
         }
         self.flush(&mut queue);
-        if self.cancelled() {
+        if self.is_cancelled() {
             self.drop_rest(&mut queue);
         }
     }
 
-    /// The engine has given up.
+    /// Sends that the job failed, and drops media that wait.
     pub(crate) fn fail(&self, failure: JobFailure, message: String) {
         self.end(&mut self.queue(), failure, message);
     }
 
+    /// Adds credit: the client has taken media of this cost.
     pub(crate) fn credit(&self, cost: u64) {
         let mut queue = self.queue();
-        queue.window = queue.window.saturating_add_unsigned(cost);
+        queue.credit = queue.credit.saturating_add_unsigned(cost);
         self.flush(&mut queue);
     }
 
-    /// Nobody wants the segment any more. The engine sees it at its next step or frame; what waits here is dropped.
+    /// Cancels the job. The engine notices at its next step or frame; media of a segment that is generated are dropped.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
         self.drop_rest(&mut self.queue());
     }
 
-    fn drop_rest(&self, queue: &mut Queue) {
-        if let End::Finished(..) = queue.end {
+    /// Ends a job that is generated without sending the media that wait.
+    fn drop_rest(&self, queue: &mut SendQueue) {
+        if let JobEnd::Finished(..) = queue.end {
             self.end(queue, JobFailure::Cancelled, String::new());
         }
     }
 
-    fn flush(&self, queue: &mut Queue) {
-        while queue.window > 0
+    /// Sends what the credit allows, and the end when nothing waits any more.
+    fn flush(&self, queue: &mut SendQueue) {
+        while queue.credit > 0
             && let Some((kind, bytes)) = queue.waiting.pop_front()
         {
-            queue.window = queue
-                .window
+            queue.credit = queue
+                .credit
                 .saturating_sub_unsigned(media_cost(bytes.len()));
             self.events.send_media(self.job, kind, bytes.into());
         }
-        if queue.waiting.is_empty() && matches!(queue.end, End::Finished(..)) {
-            let end = std::mem::replace(&mut queue.end, End::Sent);
-            if let End::Finished(report, blob) = end {
+        if queue.waiting.is_empty() && matches!(queue.end, JobEnd::Finished(..)) {
+            let end = std::mem::replace(&mut queue.end, JobEnd::Sent);
+            if let JobEnd::Finished(report, blob) = end {
                 self.events.send_with_state(Event::Finished(report), blob);
             }
         }
     }
 
-    fn end(&self, queue: &mut Queue, failure: JobFailure, message: String) {
+    /// Sends a failure as the job's last event.
+    fn end(&self, queue: &mut SendQueue, failure: JobFailure, message: String) {
         queue.waiting.clear();
-        queue.end = End::Sent;
+        queue.end = JobEnd::Sent;
         let job = self.job;
         self.events.send(Event::Failed {
             job,
@@ -138,7 +148,7 @@ impl JobOutbox {
         });
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, SendQueue> {
         self.queue.lock().expect("no holder of this lock panics")
     }
 }
@@ -150,14 +160,14 @@ mod tests {
     use fastvideo_proto::job::JobTiming;
 
     use super::*;
-    use crate::link::Sent;
+    use crate::link::SentEvents;
 
     const JOB: JobId = JobId(7);
-    /// What each of the small messages here costs.
+    /// The cost of each small message here.
     const ONE: u64 = 16 * 1024;
 
-    fn outbox(window: u64) -> (Arc<JobOutbox>, Sent) {
-        let (events, sent) = Events::to_nobody();
+    fn outbox(window: u64) -> (Arc<JobOutbox>, SentEvents) {
+        let (events, sent) = EventSender::to_nobody();
         (JobOutbox::new(JOB, window, events), sent)
     }
 
@@ -178,10 +188,10 @@ mod tests {
         outbox.finish(report, IpcSharedMemory::from_bytes(&[1]));
     }
 
-    /// The names of the events since the last look.
+    /// Checks the names of the events since the last call.
     #[track_caller]
-    fn check(sent: &Sent, expected: &[&str]) {
-        let events = sent.look();
+    fn check(sent: &SentEvents, expected: &[&str]) {
+        let events = sent.take();
         let names = events.iter().map(|event| match event {
             Event::Media { job: JOB, .. } => "media",
             Event::Generated { job: JOB } => "generated",
@@ -263,7 +273,7 @@ mod tests {
         let (outbox, sent) = outbox(ONE);
         put(&outbox, 1);
         outbox.cancel();
-        assert!(outbox.cancelled() && !outbox.is_over());
+        assert!(outbox.is_cancelled() && !outbox.is_over());
         check(&sent, &["media"]);
         outbox.fail(JobFailure::Cancelled, String::new());
         check(&sent, &["cancelled"]);

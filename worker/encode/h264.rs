@@ -1,7 +1,7 @@
-//! Pictures to H.264: which encoder with which options, and the colours.
+//! The H.264 track: which encoder with which options, and the conversion of colours.
 //!
-//! The colours are BT.709 in video range, and the stream says so: players take an untagged stream for BT.601 or BT.709
-//! by its size, and guess wrong.
+//! The colours are BT.709 in video range, and the stream is tagged so: a player takes an untagged stream for BT.601 or
+//! BT.709 by its size, which would be a guess.
 
 use std::ffi::c_int;
 
@@ -11,22 +11,25 @@ use yuv::{
     rgb_to_yuv420,
 };
 
-use super::av::{Codec, Options, PictureFrame, Plane, VideoSettings};
-use super::{Emit, EncodeError, EncodeParams};
+use super::av::{Codec, Options, PacketSink, PictureFrame, Plane, VideoSettings};
+use super::error::EncodeError;
+use super::params::EncodeParams;
 
-/// RGB frames to H.264: an IDR picture and then only pictures that refer back, each out as soon as it is in.
+/// Encodes RGB frames as H.264: an IDR picture, then only P pictures, without reordering or lookahead.
 #[derive(Debug)]
-pub(super) struct Video {
+pub(super) struct H264Track {
     codec: Codec,
     frame: PictureFrame,
     format: VideoFormat,
-    /// Place of the next packet, in frames.
+    /// The place of the next packet on the time line, in frames.
     next_out: i64,
-    /// Frames handed in.
+    /// The number of frames handed in.
     sent: i64,
 }
 
-impl Video {
+impl H264Track {
+    /// Opens the encoder that the parameters name.
+    ///
     /// # Errors
     /// When libavcodec lacks the encoder or cannot open it.
     pub(super) fn open(params: &EncodeParams) -> Result<Self, EncodeError> {
@@ -56,7 +59,11 @@ impl Video {
     ///
     /// # Errors
     /// When the encoder or `emit` fails.
-    pub(super) fn frame(&mut self, rgb: &[u8], emit: &mut Emit<'_>) -> Result<(), EncodeError> {
+    pub(super) fn frame(
+        &mut self,
+        rgb: &[u8],
+        emit: &mut PacketSink<'_, EncodeError>,
+    ) -> Result<(), EncodeError> {
         self.convert(rgb)?;
         self.frame.set_time(self.sent);
         self.sent += 1;
@@ -68,7 +75,10 @@ impl Video {
     ///
     /// # Errors
     /// When the encoder or `emit` fails.
-    pub(super) fn end(&mut self, emit: &mut Emit<'_>) -> Result<(), EncodeError> {
+    pub(super) fn end(
+        &mut self,
+        emit: &mut PacketSink<'_, EncodeError>,
+    ) -> Result<(), EncodeError> {
         self.codec.send_end()?;
         self.drain(emit)
     }
@@ -77,7 +87,8 @@ impl Video {
         &self.codec
     }
 
-    fn drain(&mut self, emit: &mut Emit<'_>) -> Result<(), EncodeError> {
+    /// Hands on the packets that are ready.
+    fn drain(&mut self, emit: &mut PacketSink<'_, EncodeError>) -> Result<(), EncodeError> {
         while let Some(packet) = self.codec.receive()? {
             packet.set_time(self.next_out, 1);
             self.next_out += 1;
@@ -86,6 +97,7 @@ impl Video {
         Ok(())
     }
 
+    /// Converts a frame to I420 in BT.709 video range, in the encoder's own buffer.
     fn convert(&mut self, rgb: &[u8]) -> Result<(), EncodeError> {
         let VideoFormat { width, height, .. } = self.format;
         let [y, u, v] = self.frame.planes()?;
@@ -114,10 +126,10 @@ impl Video {
     }
 }
 
-/// `avc1.PPCCLL`, from the sequence parameter set that the encoder wrote; none when it wrote none.
+/// Returns `avc1.PPCCLL` from the sequence parameter set that the encoder wrote, or `None` when it wrote none.
 pub(super) fn codec_string(extradata: &[u8]) -> Option<String> {
     const SEQUENCE_PARAMETER_SET: u8 = 7;
-    // avcC begins with its version, 1, and repeats the three bytes; otherwise there are NAL units with start codes.
+    // An avcC record begins with its version, 1, and the three bytes; otherwise there are NAL units with start codes.
     let profile = match extradata {
         [1, profile, compatibility, level, ..] => [*profile, *compatibility, *level],
         _ => extradata.windows(7).find_map(|bytes| match bytes {
@@ -133,6 +145,7 @@ pub(super) fn codec_string(extradata: &[u8]) -> Option<String> {
     Some(format!("avc1.{profile:02x}{compatibility:02x}{level:02x}"))
 }
 
+/// The options of the encoder that the parameters name.
 fn options(params: &EncodeParams) -> Result<Options, EncodeError> {
     let crf = params.spec.crf;
     let mut options = Options::new([
@@ -169,15 +182,17 @@ fn options(params: &EncodeParams) -> Result<Options, EncodeError> {
             ])?;
             options.extend([(c"g", c_int::MAX), (c"cq", number(crf))])?;
         }
-        // Whatever else makes H.264: a long GOP, and its own idea of quality.
+        // Any other H.264 encoder gets a long GOP and keeps its own default quality.
         _ => options.extend([(c"g", c_int::MAX)])?,
     }
     Ok(options)
 }
 
-/// Slices of a picture, each with a thread of its own. They are part of the bytes, so their number must not depend on
-/// the machine. One costs least. Two cost 4 % more processor time and 3 % more bytes at 1920x1088, and took 10 % less
-/// time on two cores that others used too; below that size they gain nothing.
+/// Returns the number of slices of a picture. Each slice is encoded by a thread of its own.
+///
+/// Slices change the bytes, so their number must not depend on the machine. One slice costs least. At 1920x1088 two slices
+/// cost 4 % more processor time and 3 % more bytes, and took 10 % less time on two busy cores; below that size they gain
+/// nothing.
 fn slices(format: VideoFormat) -> c_int {
     const PIXELS_PER_SLICE: u32 = 1_000_000;
     number((format.width * format.height / PIXELS_PER_SLICE).clamp(1, 4))

@@ -1,14 +1,15 @@
-//! What a sound would be after its end, by linear prediction.
+//! Continues a sound after its end by linear prediction.
 //!
 //! The tail of a segment has to be encoded before the sound of the next segment is known. Silence there, or a mirror
 //! image, is heard at the seam; a prediction keeps tones and their phase.
 
-/// Reflection coefficients: enough for a chord with its overtones, or for speech at 24 kHz.
+/// The number of reflection coefficients: enough for a chord with its overtones, or for speech at 24 kHz.
 const ORDER: usize = 48;
 
-/// Continues `known` by `count` samples within -1 to 1. Tones go on, noise dies away. The same input gives the same
-/// bits on every machine: the arithmetic is plain `f64`, without
-/// functions that the C library picks by processor.
+/// Continues `known` by `count` samples within -1 to 1. Tones go on, noise dies away.
+///
+/// The same input gives the same bits on every machine: the arithmetic is plain `f64`, without functions that the C library
+/// picks by processor.
 pub(super) fn extrapolate(known: &[f32], count: usize) -> Vec<f32> {
     let mut signal: Vec<f64> = known.iter().copied().map(f64::from).collect();
     let coefficients = predictor(&signal);
@@ -32,10 +33,11 @@ pub(super) fn extrapolate(known: &[f32], count: usize) -> Vec<f32> {
     continuation
 }
 
-/// The weights of the last samples, latest first, that best predict the next one, by Burg's method (J. P. Burg,
-/// "Maximum entropy spectral analysis", 1975), which never yields a filter that grows. Errors count less
-/// towards both ends (M. Kaveh and G. A. Lippert, "An optimum tapered Burg algorithm", 1983): otherwise the pitch of low
-/// tones is off and their phase drifts.
+/// Returns the weights of the last samples, latest first, that best predict the next one.
+///
+/// This is Burg's method (J. P. Burg, "Maximum entropy spectral analysis", 1975), which always yields a stable filter.
+/// Errors count less towards both ends (M. Kaveh and G. A. Lippert, "An optimum tapered Burg algorithm", 1983): otherwise
+/// the pitch of low tones is off and their phase drifts.
 fn predictor(signal: &[f64]) -> Vec<f64> {
     let mut forward = signal.to_vec();
     let mut backward = signal.to_vec();
@@ -49,7 +51,7 @@ fn predictor(signal: &[f64]) -> Vec<f64> {
             cross += weight * forward[n] * backward[n - 1];
             power += weight * (forward[n] * forward[n] + backward[n - 1] * backward[n - 1]);
         }
-        // All is predicted, or there was silence.
+        // Everything is predicted, or the signal is silent.
         if power < 1e-12 {
             break;
         }
@@ -68,7 +70,7 @@ fn predictor(signal: &[f64]) -> Vec<f64> {
     weights
 }
 
-/// Welch's window: 0 at both ends, 1 in the middle.
+/// Welch's window function: 0 at both ends, 1 in the middle.
 fn parabola(len: usize) -> Vec<f64> {
     (0..len)
         .map(|n| (n as f64 + 0.5) / len as f64)

@@ -1,42 +1,45 @@
-//! Sound to AAC, so that the segments of a session join without a click.
+//! The AAC track, made so that the segments of a session join without a click.
 //!
-//! AAC comes in blocks of 1024 samples, and a decoder adds the halves of neighbouring blocks: a block is only heard
-//! right after the one that came before it in the same row. So the blocks of all segments form one row, which starts
-//! with the session: block `k` is the sound from sample `1024 k` on, whichever segment it is in. A segment has the
-//! blocks that begin between its start and its end. The last one reaches over the end, and its decoding needs a block
-//! more; the sound there is predicted, as the next segment does not exist yet. The next segment's first block fades
-//! from the prediction to the real sound, as overlapping halves do. Players see a stream without gaps or overlaps.
+//! AAC codes blocks of 1024 samples, and a decoder overlaps and adds the halves of neighbouring blocks. A block is therefore
+//! decoded correctly only after the block that preceded it in the same stream. So the blocks of all segments form one grid,
+//! which starts with the session: block `k` holds the sound from sample `1024 k` on, whichever segment that is in. A segment
+//! carries the blocks that begin between its start and its end. Its last block reaches over its end, and its decoding needs
+//! one more block. The sound there is predicted, since the next segment does not exist yet. The next segment's first block
+//! cross-fades from the prediction to the real sound, as overlapping halves do. Players see a stream without gaps or
+//! overlaps.
 //!
-//! The encoder is fresh for each segment. It is primed with the 2048 samples before the first block, and the packets
-//! for those are dropped.
+//! The encoder is fresh for each segment. It is primed with the 2048 samples before the first block, and the packets for
+//! those samples are dropped.
 
 use std::ffi::c_int;
 
-use super::av::{Codec, Options, SoundFrame, SoundSettings};
-use super::extrapolate::extrapolate;
-use super::{Emit, EncodeError, EncodeParams, SOUND_TAIL_SAMPLES};
-use crate::engine::AudioFormat;
+use super::av::{Codec, Options, PacketSink, SoundFrame, SoundSettings};
+use super::error::EncodeError;
+use super::params::EncodeParams;
+use crate::sound::{AudioFormat, SOUND_TAIL_SAMPLES, predict};
 
 /// Samples per channel of an AAC packet.
 const BLOCK: usize = 1024;
 
-/// The sound of one segment.
+/// Encodes the sound of one segment as AAC.
 #[derive(Debug)]
-pub(super) struct Sound {
+pub(super) struct AacTrack {
     codec: Codec,
     frame: SoundFrame,
     format: AudioFormat,
     fps: u32,
-    /// Interleaved samples that do not fill a block yet.
+    /// Samples that do not fill a block yet, interleaved.
     pending: Vec<f32>,
     start_frame: u64,
-    /// Place of the first block to keep, in samples.
+    /// The place of the first block to keep on the time line, in samples.
     first: i64,
-    /// Place of the block that comes out of the encoder next, in samples.
+    /// The place of the block that comes out of the encoder next, in samples.
     next_out: i64,
 }
 
-impl Sound {
+impl AacTrack {
+    /// Opens libavcodec's AAC encoder.
+    ///
     /// # Errors
     /// When the AAC encoder does not take the sample rate.
     pub(super) fn open(params: &EncodeParams, format: AudioFormat) -> Result<Self, EncodeError> {
@@ -70,8 +73,8 @@ impl Sound {
         &self.codec
     }
 
-    /// Places the segment and primes the encoder; `before` is the sound that came directly before the segment, at most
-    /// [`SOUND_TAIL_SAMPLES`].
+    /// Places the segment and primes the encoder. `before` is the sound that came directly before the segment, at most
+    /// [`SOUND_TAIL_SAMPLES`] samples per channel.
     ///
     /// # Errors
     /// When the encoder fails.
@@ -80,7 +83,7 @@ impl Sound {
         let first = start.next_multiple_of(BLOCK as u64);
         self.start_frame = start_frame;
         self.first = place(first);
-        // Priming is two blocks, and the encoder's first packet is for the block before all that it was given.
+        // Two blocks prime the encoder, and its first packet is for the block before all that it was given.
         self.next_out = self.first - place((SOUND_TAIL_SAMPLES + BLOCK) as u64);
         let missing_start = usize::try_from(first - start).expect("less than a block");
         let priming = (SOUND_TAIL_SAMPLES - missing_start) * self.format.channels as usize;
@@ -93,13 +96,17 @@ impl Sound {
     ///
     /// # Errors
     /// When the encoder or `emit` fails.
-    pub(super) fn push(&mut self, sound: &[f32], emit: &mut Emit<'_>) -> Result<(), EncodeError> {
+    pub(super) fn push(
+        &mut self,
+        sound: &[f32],
+        emit: &mut PacketSink<'_, EncodeError>,
+    ) -> Result<(), EncodeError> {
         self.push_pending(sound);
         self.encode(i64::MAX, emit)
     }
 
-    /// Encodes what is predicted after `tail`, the last sound of the segment, until its blocks reach over the end of
-    /// its `frames`.
+    /// Encodes the sound that is predicted after `tail`, the last sound of the segment, until the blocks reach over the
+    /// end of its `frames`.
     ///
     /// # Errors
     /// When the encoder or `emit` fails.
@@ -107,11 +114,11 @@ impl Sound {
         &mut self,
         frames: u32,
         tail: &[f32],
-        emit: &mut Emit<'_>,
+        emit: &mut PacketSink<'_, EncodeError>,
     ) -> Result<(), EncodeError> {
         let end_frame = self.start_frame + u64::from(frames);
         let end = place(self.format.sample_at(end_frame, self.fps));
-        // A block comes out when the two after it are in, and the last one begins before the end.
+        // A block comes out when the two after it are in, and the last block begins before the end.
         let channels = self.format.channels as usize;
         let predicted = predict(tail, channels, 3 * BLOCK);
         self.push_pending(&predicted);
@@ -120,6 +127,7 @@ impl Sound {
         Ok(())
     }
 
+    /// Appends sound to encode: within -1 to 1, and silence where a sample is not finite.
     fn push_pending(&mut self, sound: &[f32]) {
         let clean = |&sample: &f32| {
             if sample.is_finite() {
@@ -132,7 +140,11 @@ impl Sound {
     }
 
     /// Encodes whole blocks, and hands on the packets for blocks of this segment that begin before `end`.
-    fn encode(&mut self, end: i64, emit: &mut Emit<'_>) -> Result<(), EncodeError> {
+    fn encode(
+        &mut self,
+        end: i64,
+        emit: &mut PacketSink<'_, EncodeError>,
+    ) -> Result<(), EncodeError> {
         let channels = self.format.channels as usize;
         let mut used = 0;
         while let Some(block) = self.pending.get(used..used + BLOCK * channels) {
@@ -161,29 +173,7 @@ impl Sound {
     }
 }
 
-/// The `count` samples per channel that would come after `tail`, interleaved.
-pub(crate) fn predict(tail: &[f32], channels: usize, count: usize) -> Vec<f32> {
-    let mut predicted = vec![0.0; count * channels];
-    for channel in 0..channels {
-        let known: Vec<f32> = tail
-            .iter()
-            .skip(channel)
-            .step_by(channels)
-            .copied()
-            .collect();
-        let after = extrapolate(&known, count);
-        for (sample, from) in predicted
-            .iter_mut()
-            .skip(channel)
-            .step_by(channels)
-            .zip(after)
-        {
-            *sample = from;
-        }
-    }
-    predicted
-}
-
+/// A place on the time line as libav counts it.
 fn place(samples: u64) -> i64 {
     i64::try_from(samples).expect("no session lasts millions of years")
 }
