@@ -8,24 +8,14 @@
 
 use super::actors;
 use super::draw::Canvas;
-use super::layer::Layer;
-use super::plan;
+use super::plan::{self, Part};
 use super::scene::Scene;
 use super::shape::Shape;
 use super::sky;
-use super::water::{self, Water};
+use super::water;
 use super::weather;
 use super::words::Weather;
 use super::world::World;
-
-/// What lies behind one another, from far to near.
-#[derive(Debug)]
-pub(super) enum Part {
-    Layer(Layer),
-    Water(Water),
-    /// Whoever walks or drives here, on the layer that comes next.
-    Walkers,
-}
 
 #[derive(Debug)]
 pub(super) struct Painter {

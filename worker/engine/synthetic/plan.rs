@@ -1,7 +1,6 @@
 //! Which layers make a scene's land.
 
 use super::colour::Rgb;
-use super::landscape::Part;
 use super::layer::{Below, Coat, Lamp, Layer};
 use super::scene::{Light, Scene};
 use super::terrain::{Outline, PERIOD};
@@ -11,6 +10,15 @@ use super::words::{Actor, Terrain, Weather};
 
 /// The base line of the ground that actors walk on, in picture heights from the top.
 const NEAR_BASE: f32 = 0.83;
+
+/// What lies behind one another, from far to near.
+#[derive(Debug)]
+pub(super) enum Part {
+    Layer(Layer),
+    Water(Water),
+    /// Whoever walks or drives here, on the layer that comes next.
+    Walkers,
+}
 
 /// From far to near.
 pub(super) fn parts(scene: &Scene, land: u64, height: usize) -> Vec<Part> {

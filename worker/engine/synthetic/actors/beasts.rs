@@ -5,7 +5,7 @@ use super::super::scene::Scene;
 use super::super::wave;
 use super::super::words::Actor;
 use super::super::world::World;
-use super::{Pen, facing, reach};
+use super::pen::{Pen, facing, reach};
 
 /// Measures in units of the height of the back.
 struct Build {
