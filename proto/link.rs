@@ -249,7 +249,7 @@ pub struct JobSpec {
     pub media_mode: MediaMode,
     /// Where the segment starts on the session's time line, in frames.
     pub start_frame: u64,
-    /// A private file with the session's initial image (PNG, JPEG or WebP), for the first segment only.
+    /// A private PNG file with the pixels of the session's initial image, for the first segment only.
     pub initial_image: Option<PathBuf>,
     /// The state that the segment continues from.
     pub state: Option<JobState>,
