@@ -37,6 +37,7 @@ mod rolling_median;
 mod serving;
 mod standby;
 mod worker;
+mod worker_log;
 
 /// The workers to run and how to look after them.
 #[derive(Clone, Debug)]

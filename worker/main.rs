@@ -4,7 +4,8 @@
 //! - `run`: the process and its threads; `link`: its end of the link to the supervisor.
 //! - `load`: becomes ready; `job`: the job loop; `held_states`: the states that it holds for sessions.
 //! - `engine`: the models; `sink`: where the frames of a job go.
-//! - `encode`: frames and sound to fragmented MP4; `media`: the encoder's thread, and a job's media on their way to the link.
+//! - `encode`: frames and sound to fragmented MP4; `media`: the encoder's thread, and a job's media on their way to the
+//!   link.
 //! - `sound`, `sound_tail`, `state`: what engines, encoder and states share.
 //! - `faults`: fault injection; `footage`, `tools`: for people who measure or try a model.
 
@@ -79,7 +80,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Run { worker_id, link } => {
-            logging::text_to_stderr();
+            logging::json_to_stderr();
             run::run(&link).with_context(|| format!("worker {worker_id} stopped"))
         }
         #[cfg(feature = "torch")]

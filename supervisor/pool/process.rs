@@ -18,6 +18,8 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use super::worker_log::WorkerLine;
+
 /// Variables of the supervisor's environment that a worker sees too; all others are withheld.
 const INHERITED: &[&str] = &[
     "ALL_PROXY",
@@ -194,21 +196,14 @@ async fn forward_lines(stderr: ChildStderr, last_lines: Arc<Mutex<VecDeque<Strin
         if text.is_empty() {
             continue;
         }
+        let line = WorkerLine::parse(text);
         {
             let mut lines = last_lines.lock().expect("no holder of this lock panics");
             if lines.len() == LAST_LINES {
                 lines.pop_front();
             }
-            lines.push_back(text.to_owned());
+            lines.push_back(line.text().to_owned());
         }
-        // A worker begins its own lines with their level; anything else comes from a library or a panic.
-        match text.trim_start().split_once(' ') {
-            Some(("ERROR", rest)) => tracing::error!("{rest}"),
-            Some(("WARN", rest)) => tracing::warn!("{rest}"),
-            Some(("INFO", rest)) => tracing::info!("{rest}"),
-            Some(("DEBUG", rest)) => tracing::debug!("{rest}"),
-            Some(("TRACE", rest)) => tracing::trace!("{rest}"),
-            _ => tracing::warn!("{text}"),
-        }
+        line.log();
     }
 }
