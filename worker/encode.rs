@@ -1,8 +1,8 @@
 //! The encoder: it turns a segment's frames and sound into an init segment and fragments, or into one JPEG per frame.
 //!
-//! The encoder's thread opens an [`Encoder`] ahead of time, begins a segment with it and hands in frames with their sound.
-//! It gets each piece of media as soon as that is complete. A segment's bytes depend on its frames, its sound and its place
-//! on the time line alone, so that a replay gives the same bytes.
+//! The encoder's thread opens an [`Encoder`] ahead of time, begins a segment with it and hands in frames with their
+//! sound. It gets each piece of media as soon as that is complete. A segment's bytes depend on its frames, its sound
+//! and its place on the time line alone, so that a replay gives the same bytes.
 //!
 //! - `encoder`: the [`Encoder`] itself, over both containers.
 //! - `params`, `media`, `error`: what goes in, what comes out, what can fail.

@@ -1,7 +1,7 @@
 //! The model that a worker runs, behind the trait [`Engine`].
 //!
-//! The job loop drives the engine, and a [`Sink`] takes its frames and sound. An engine knows nothing of links, media or
-//! clients.
+//! The job loop drives the engine, and a [`Sink`] takes its frames and sound. An engine knows nothing of links, media
+//! or clients.
 //!
 //! - `synthetic`: needs no model and no GPU.
 //! - `ltx2`, `ltx2_state`: LTX-2.0 on libtorch.
@@ -29,22 +29,22 @@ pub(crate) trait Engine {
     /// Reads the weights. It is called once, before anything else, and may take minutes.
     ///
     /// # Errors
-    /// When this worker cannot serve the model; the message is for the operator. The error is [`EngineError::Unusable`] when
-    /// no other process could serve it either.
+    /// When this worker cannot serve the model; the message is for the operator. The error is [`EngineError::Unusable`]
+    /// when no other process could serve it either.
     fn load(&mut self, progress: LoadProgress) -> Result<Loaded, EngineError>;
 
-    /// Returns the number of frames that the segment will have. It is smaller than the format's when the segment begins with
-    /// frames of the one before.
+    /// Returns the number of frames that the segment will have. It is smaller than the format's when the segment begins
+    /// with frames of the one before.
     fn frames(&self, request: &GenerateRequest<'_>) -> u32 {
         request.format.num_frames
     }
 
-    /// Makes one segment: reports steps, hands out frames in order with their sound, and returns the state that the next
-    /// segment continues from. The result depends on the request alone.
+    /// Makes one segment: reports steps, hands out frames in order with their sound, and returns the state that the
+    /// next segment continues from. The result depends on the request alone.
     ///
     /// # Errors
-    /// [`EngineError::Cancelled`] as soon as the sink is cancelled; any other error is a failure of this segment only, but
-    /// for [`EngineError::Broken`].
+    /// [`EngineError::Cancelled`] as soon as the sink is cancelled; any other error is a failure of this segment only,
+    /// but for [`EngineError::Broken`].
     fn generate(
         &mut self,
         request: &GenerateRequest<'_>,
@@ -114,8 +114,8 @@ pub(crate) trait Sink {
     /// drawn into again.
     ///
     /// # Errors
-    /// [`EngineError::Cancelled`] when nobody wants the segment any more, [`EngineError::Failed`] when the encoder's thread
-    /// has ended.
+    /// [`EngineError::Cancelled`] when nobody wants the segment any more, [`EngineError::Failed`] when the encoder's
+    /// thread has ended.
     fn frame(&mut self, rgb: Arc<Vec<u8>>, sound: &[f32]) -> Result<(), EngineError>;
 }
 

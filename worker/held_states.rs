@@ -1,7 +1,7 @@
 //! The continuation states that this worker holds for its sessions.
 //!
-//! A state stays in the worker that made it, so that the next job of the session need not carry it. Its memory is shared
-//! with the supervisor, which keeps it anyway.
+//! A state stays in the worker that made it, so that the next job of the session need not carry it. Its memory is
+//! shared with the supervisor, which keeps it anyway.
 
 use std::collections::HashMap;
 

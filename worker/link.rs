@@ -1,4 +1,5 @@
-//! The worker's end of its link. Apart from the shared memory of states, this is the only file here that knows ipc-channel.
+//! The worker's end of its link. Apart from the shared memory of states, this is the only file here that knows
+//! ipc-channel.
 
 use std::sync::{Arc, Mutex};
 
@@ -69,8 +70,8 @@ pub(crate) fn connect(name: &str) -> Result<(CommandReceiver, EventSender), Link
 }
 
 impl EventSender {
-    /// Sends an event without a blob. An error is ignored: the thread that waits for commands notices that the supervisor is
-    /// gone, and ends the process.
+    /// Sends an event without a blob. An error is ignored: the thread that waits for commands notices that the
+    /// supervisor is gone, and ends the process.
     pub(crate) fn send(&self, event: Event) {
         let _ = self.sender().send((event, None));
     }

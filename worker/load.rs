@@ -112,8 +112,8 @@ fn engine(spec: &LoadSpec) -> Result<Box<dyn Engine>, EngineError> {
     }
 }
 
-/// Makes two segments, the second from the first one's state, so that both paths of the engine are hot. Returns how long
-/// each of them took.
+/// Makes two segments, the second from the first one's state, so that both paths of the engine are hot. Returns how
+/// long each of them took.
 fn warm_up(jobs: &mut JobLoop, warmup: &WarmupSpec) -> Result<Vec<Duration>, EngineError> {
     let mut start: Option<SharedState> = None;
     let mut durations = Vec::new();

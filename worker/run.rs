@@ -1,8 +1,8 @@
 //! The process: it connects to the supervisor, starts the threads, and runs until its link closes.
 //!
-//! Four threads share a worker. The main thread loads the engine and runs the job loop. The commands' thread cancels jobs,
-//! gives them credit, and ends the process when the link closes. The heartbeat's thread tells the supervisor that the process
-//! is alive. The encoder has a thread of its own, see `media/encoder_thread.rs`.
+//! Four threads share a worker. The main thread loads the engine and runs the job loop. The commands' thread cancels
+//! jobs, gives them credit, and ends the process when the link closes. The heartbeat's thread tells the supervisor that
+//! the process is alive. The encoder has a thread of its own, see `media/encoder_thread.rs`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ pub(crate) fn run(link: &str) -> anyhow::Result<()> {
     let (commands, events) = connect(link)?;
     let spec = receive_load(&commands)?;
     let outboxes = JobOutboxes::default();
-    // Unbounded, since the commands' thread must never wait. The supervisor keeps it short: it sends the next job when the
-    // one before is generated.
+    // Unbounded, since the commands' thread must never wait. The supervisor keeps it short: it sends the next job when
+    // the one before is generated.
     let (work_sender, work) = channel();
     let handler = CommandHandler {
         events: events.clone(),
@@ -86,7 +86,8 @@ struct CommandHandler {
 }
 
 impl CommandHandler {
-    /// Handles commands until the link closes, then ends the process: whatever the engine is doing, nobody waits for it.
+    /// Handles commands until the link closes, then ends the process: whatever the engine is doing, nobody waits for
+    /// it.
     fn run(self, commands: &CommandReceiver) {
         let reason = loop {
             if let Err(reason) = self.handle_next(commands) {

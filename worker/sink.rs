@@ -49,8 +49,8 @@ impl<'a> JobSink<'a> {
         sink
     }
 
-    /// Ends the segment when the engine has handed in all of it. Returns the time since the last denoise or refine step,
-    /// which the decoder took.
+    /// Ends the segment when the engine has handed in all of it. Returns the time since the last denoise or refine
+    /// step, which the decoder took.
     ///
     /// # Errors
     /// The engine's own error, or the injected failure that made the engine stop.

@@ -6,8 +6,8 @@ mod extrapolate;
 
 use extrapolate::extrapolate;
 
-/// Samples per channel that the end of one segment hands to the beginning of the next. Two AAC blocks: the next segment's
-/// encoder is primed with them.
+/// Samples per channel that the end of one segment hands to the beginning of the next. Two AAC blocks: the next
+/// segment's encoder is primed with them.
 pub(crate) const SOUND_TAIL_SAMPLES: usize = 2048;
 
 /// The format of the PCM samples that an engine makes.

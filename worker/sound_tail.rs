@@ -1,7 +1,8 @@
 //! The end of a segment's sound, which the next segment's encoder is primed with.
 //!
-//! It travels in the continuation state's header, as one key of its metadata: the metadata of a state are part of the form
-//! that clients see, and of the states that are stored. This file is the only one that knows the key and its encoding.
+//! It travels in the continuation state's header, as one key of its metadata: the metadata of a state are part of the
+//! form that clients see, and of the states that are stored. This file is the only one that knows the key and its
+//! encoding.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

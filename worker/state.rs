@@ -1,4 +1,5 @@
-//! Shared memory for the blob of a new continuation state. The engine writes it once; from then on only the handle travels.
+//! Shared memory for the blob of a new continuation state. The engine writes it once; from then on only the handle
+//! travels.
 
 use std::ops::{Deref, DerefMut};
 

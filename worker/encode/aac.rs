@@ -1,15 +1,15 @@
 //! The AAC track, made so that the segments of a session join without a click.
 //!
-//! AAC codes blocks of 1024 samples, and a decoder overlaps and adds the halves of neighbouring blocks. A block is therefore
-//! decoded correctly only after the block that preceded it in the same stream. So the blocks of all segments form one grid,
-//! which starts with the session: block `k` holds the sound from sample `1024 k` on, whichever segment that is in. A segment
-//! carries the blocks that begin between its start and its end. Its last block reaches over its end, and its decoding needs
-//! one more block. The sound there is predicted, since the next segment does not exist yet. The next segment's first block
-//! cross-fades from the prediction to the real sound, as overlapping halves do. Players see a stream without gaps or
-//! overlaps.
+//! AAC codes blocks of 1024 samples, and a decoder overlaps and adds the halves of neighbouring blocks. A block is
+//! therefore decoded correctly only after the block that preceded it in the same stream. So the blocks of all segments
+//! form one grid, which starts with the session: block `k` holds the sound from sample `1024 k` on, whichever segment
+//! that is in. A segment carries the blocks that begin between its start and its end. Its last block reaches over its
+//! end, and its decoding needs one more block. The sound there is predicted, since the next segment does not exist yet.
+//! The next segment's first block cross-fades from the prediction to the real sound, as overlapping halves do. Players
+//! see a stream without gaps or overlaps.
 //!
-//! The encoder is fresh for each segment. It is primed with the 2048 samples before the first block, and the packets for
-//! those samples are dropped.
+//! The encoder is fresh for each segment. It is primed with the 2048 samples before the first block, and the packets
+//! for those samples are dropped.
 
 use std::ffi::c_int;
 

@@ -13,8 +13,8 @@ use super::sound_meter::SoundMeter;
 #[cfg(doc)]
 use crate::sound::SOUND_TAIL_SAMPLES;
 
-/// The last allowed start of a segment, in frames: 290 years into a session at 120 frames per second, so that no unit of
-/// time overflows.
+/// The last allowed start of a segment, in frames: 290 years into a session at 120 frames per second, so that no unit
+/// of time overflows.
 const MAX_START_FRAME: u64 = 1 << 40;
 
 /// Encodes one segment. Dropping it at any point frees all that it holds and ends its threads.
@@ -35,8 +35,8 @@ enum Container {
 }
 
 impl Encoder {
-    /// Opens the codecs and the muxer. This takes some milliseconds, and nothing in it depends on the segment, so that an
-    /// encoder can be opened before its segment is known.
+    /// Opens the codecs and the muxer. This takes some milliseconds, and nothing in it depends on the segment, so that
+    /// an encoder can be opened before its segment is known.
     ///
     /// # Errors
     /// When a parameter is out of its range, or libavcodec lacks the encoder or cannot open it on this machine; the
@@ -90,9 +90,9 @@ impl Encoder {
 
     /// Encodes the next frame, RGB uint8 `[height, width, 3]`, with its sound, interleaved.
     ///
-    /// Sound may run ahead of the frames, up to the segment's end, but must not lag: frame `n` comes with the samples up
-    /// to [`AudioFormat::sample_at`](crate::sound::AudioFormat::sample_at)`(n + 1)` at least, counted from the segment's
-    /// start.
+    /// Sound may run ahead of the frames, up to the segment's end, but must not lag: frame `n` comes with the samples
+    /// up to [`AudioFormat::sample_at`](crate::sound::AudioFormat::sample_at)`(n + 1)` at least, counted from the
+    /// segment's start.
     ///
     /// # Errors
     /// When the frame has another size, sound lags or ends within a sample, the segment already has all its frames, or

@@ -1,4 +1,5 @@
-//! The container `av_fmp4`: one segment as fragmented MP4. This file joins both tracks and decides where fragments are cut.
+//! The container `av_fmp4`: one segment as fragmented MP4. This file joins both tracks and decides where fragments are
+//! cut.
 
 use fastvideo_proto::job::VideoFormat;
 
@@ -88,8 +89,8 @@ impl Fmp4 {
         Ok(())
     }
 
-    /// Encodes a frame with its sound. Cuts a fragment when it is long enough; the first one has a single frame, so that
-    /// it is out early.
+    /// Encodes a frame with its sound. Cuts a fragment when it is long enough; the first one has a single frame, so
+    /// that it is out early.
     ///
     /// # Errors
     /// When the encoder or the muxer fails.

@@ -190,9 +190,9 @@ fn options(params: &EncodeParams) -> Result<Options, EncodeError> {
 
 /// Returns the number of slices of a picture. Each slice is encoded by a thread of its own.
 ///
-/// Slices change the bytes, so their number must not depend on the machine. One slice costs least. At 1920x1088 two slices
-/// cost 4 % more processor time and 3 % more bytes, and took 10 % less time on two busy cores; below that size they gain
-/// nothing.
+/// Slices change the bytes, so their number must not depend on the machine. One slice costs least. At 1920x1088 two
+/// slices cost 4 % more processor time and 3 % more bytes, and took 10 % less time on two busy cores; below that size
+/// they gain nothing.
 fn slices(format: VideoFormat) -> c_int {
     const PIXELS_PER_SLICE: u32 = 1_000_000;
     number((format.width * format.height / PIXELS_PER_SLICE).clamp(1, 4))

@@ -11,8 +11,8 @@ use crate::sound::AudioFormat;
 pub(crate) struct EncodeParams {
     pub(crate) format: VideoFormat,
     pub(crate) mode: MediaMode,
-    /// The format of the sound that comes with the frames, or `None` for a silent stream. A JPEG stream carries no sound;
-    /// its end is kept all the same, for the next segment.
+    /// The format of the sound that comes with the frames, or `None` for a silent stream. A JPEG stream carries no
+    /// sound; its end is kept all the same, for the next segment.
     pub(crate) audio: Option<AudioFormat>,
     pub(crate) spec: EncoderSpec,
 }

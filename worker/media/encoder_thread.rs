@@ -1,5 +1,5 @@
-//! The encoder's thread: it encodes frames while the engine makes the next ones, and opens the next segment's encoder between
-//! segments.
+//! The encoder's thread: it encodes frames while the engine makes the next ones, and opens the next segment's encoder
+//! between segments.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -12,8 +12,8 @@ use super::outbox::JobOutbox;
 use crate::encode::{EncodeError, EncodeParams, Encoder, Media};
 use crate::sound_tail::SoundTail;
 
-/// The number of frames that may wait for the encoder. More would only hold memory: the engine is then the faster one, and
-/// backpressure makes it wait.
+/// The number of frames that may wait for the encoder. More would only hold memory: the engine is then the faster one,
+/// and backpressure makes it wait.
 const MAX_WAITING_FRAMES: usize = 4;
 
 /// The encoder's thread as its owner sees it. Dropping it ends the thread and waits for it.
@@ -229,7 +229,8 @@ impl EncoderLoop {
             Some((opened_for, encoder)) if &opened_for == params => encoder,
             _ => Encoder::open(params)?,
         };
-        // The init segment leaves with the first fragment. Until then nothing has been sent that a replay would make void.
+        // The init segment leaves with the first fragment. Until then nothing has been sent that a replay would make
+        // void.
         let mut init = None;
         let mut send = |media: Media| {
             let MediaTarget::Job(outbox) = target else {

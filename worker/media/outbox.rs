@@ -1,7 +1,7 @@
 //! A job's outbox: it sends the job's media up the link as far as the client's window allows, then the job's end.
 //!
-//! This is credit-based flow control. A client that does not read stops only its own job's media: they wait here, encoded,
-//! while the engine goes on with the next job.
+//! This is credit-based flow control. A client that does not read stops only its own job's media: they wait here,
+//! encoded, while the engine goes on with the next job.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +14,8 @@ use ipc_channel::ipc::IpcSharedMemory;
 
 use crate::link::EventSender;
 
-/// The outbox of one job. The encoder's thread and the job loop fill it; the commands' thread cancels the job and gives it
-/// credit.
+/// The outbox of one job. The encoder's thread and the job loop fill it; the commands' thread cancels the job and gives
+/// it credit.
 #[derive(Debug)]
 pub(crate) struct JobOutbox {
     job: JobId,
@@ -27,8 +27,8 @@ pub(crate) struct JobOutbox {
 #[derive(Debug)]
 struct SendQueue {
     waiting: VecDeque<(MediaKind, Vec<u8>)>,
-    /// The cost of media that may still be sent, see [`media_cost`]. It is below zero when the last message was larger than
-    /// the credit that was left.
+    /// The cost of media that may still be sent, see [`media_cost`]. It is below zero when the last message was larger
+    /// than the credit that was left.
     credit: i64,
     end: JobEnd,
 }

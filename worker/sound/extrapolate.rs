@@ -8,8 +8,8 @@ const ORDER: usize = 48;
 
 /// Continues `known` by `count` samples within -1 to 1. Tones go on, noise dies away.
 ///
-/// The same input gives the same bits on every machine: the arithmetic is plain `f64`, without functions that the C library
-/// picks by processor.
+/// The same input gives the same bits on every machine: the arithmetic is plain `f64`, without functions that the C
+/// library picks by processor.
 pub(super) fn extrapolate(known: &[f32], count: usize) -> Vec<f32> {
     let mut signal: Vec<f64> = known.iter().copied().map(f64::from).collect();
     let coefficients = predictor(&signal);
@@ -36,8 +36,8 @@ pub(super) fn extrapolate(known: &[f32], count: usize) -> Vec<f32> {
 /// Returns the weights of the last samples, latest first, that best predict the next one.
 ///
 /// This is Burg's method (J. P. Burg, "Maximum entropy spectral analysis", 1975), which always yields a stable filter.
-/// Errors count less towards both ends (M. Kaveh and G. A. Lippert, "An optimum tapered Burg algorithm", 1983): otherwise
-/// the pitch of low tones is off and their phase drifts.
+/// Errors count less towards both ends (M. Kaveh and G. A. Lippert, "An optimum tapered Burg algorithm", 1983):
+/// otherwise the pitch of low tones is off and their phase drifts.
 fn predictor(signal: &[f64]) -> Vec<f64> {
     let mut forward = signal.to_vec();
     let mut backward = signal.to_vec();

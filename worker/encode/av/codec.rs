@@ -96,8 +96,8 @@ impl Codec {
         mut options: Options,
     ) -> Result<Self, AvError> {
         let packet = Packet::new()?;
-        // SAFETY: requires a context made for this codec and not opened yet, and a dictionary, of which it takes out the
-        // entries that it knows.
+        // SAFETY: requires a context made for this codec and not opened yet, and a dictionary, of which it takes out
+        // the entries that it knows.
         let status = unsafe { ffi::avcodec_open2(context.0.as_ptr(), codec, options.as_mut_ptr()) };
         if status < 0 {
             return Err(AvError::OpenCodec {
@@ -203,8 +203,8 @@ impl Context {
     }
 
     fn get(&self) -> &ffi::AVCodecContext {
-        // SAFETY: requires a valid context that nobody writes. It is allocated by `new`, freed by `drop`, written only by
-        // calls that borrow `self` mutably, and its fields that encoder threads write are not among the public ones.
+        // SAFETY: requires a valid context that nobody writes. It is allocated by `new`, freed by `drop`, written only
+        // by calls that borrow `self` mutably, and its fields that encoder threads write are not among the public ones.
         unsafe { self.0.as_ref() }
     }
 

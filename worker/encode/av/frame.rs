@@ -48,9 +48,9 @@ impl PictureFrame {
         Ok(
             [(0, height), (1, height / 2), (2, height / 2)].map(|(index, rows)| {
                 let stride = positive(frame.linesize[index]);
-                // SAFETY: requires memory of this length that nobody else uses while the slice lives. The frame was made
-                // writable, so it alone owns its planes; they do not overlap, have `rows` rows of `stride` bytes each (the
-                // height is even), and the frame is borrowed for as long as the slices live.
+                // SAFETY: requires memory of this length that nobody else uses while the slice lives. The frame was
+                // made writable, so it alone owns its planes; they do not overlap, have `rows` rows of `stride` bytes
+                // each (the height is even), and the frame is borrowed for as long as the slices live.
                 let bytes = unsafe { slice::from_raw_parts_mut(frame.data[index], rows * stride) };
                 Plane { bytes, stride }
             }),
@@ -104,9 +104,9 @@ impl SoundFrame {
     pub(crate) fn channel(&mut self, channel: usize) -> Result<&mut [f32], AvError> {
         let frame = self.frame.writable()?;
         assert!(channel < positive(frame.ch_layout.nb_channels).min(frame.data.len()));
-        // SAFETY: requires memory of this length that nobody else uses while the slice lives. The frame was made writable,
-        // so it alone owns its planes; a plane of planar float has `nb_samples` floats, aligned for vector code, which
-        // were zeroed or written before; and the frame is borrowed for as long as the slice lives.
+        // SAFETY: requires memory of this length that nobody else uses while the slice lives. The frame was made
+        // writable, so it alone owns its planes; a plane of planar float has `nb_samples` floats, aligned for vector
+        // code, which were zeroed or written before; and the frame is borrowed for as long as the slice lives.
         Ok(unsafe {
             slice::from_raw_parts_mut(frame.data[channel].cast(), positive(frame.nb_samples))
         })
@@ -149,8 +149,8 @@ impl Frame {
     }
 
     fn get_mut(&mut self) -> &mut ffi::AVFrame {
-        // SAFETY: requires a valid frame that nobody else reads or writes. It is allocated by `new`, freed by `drop`, and
-        // `self` is borrowed for as long as the reference lives.
+        // SAFETY: requires a valid frame that nobody else reads or writes. It is allocated by `new`, freed by `drop`,
+        // and `self` is borrowed for as long as the reference lives.
         unsafe { self.0.as_mut() }
     }
 

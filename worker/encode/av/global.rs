@@ -34,8 +34,8 @@ pub(super) fn set_up() {
         {
             // SAFETY: has no preconditions.
             let found = unsafe { ffi::av_get_cpu_flags() };
-            // SAFETY: requires flags of instruction sets that the processor has, before a codec looks at them. These are
-            // some of those found, and no codec has been opened yet.
+            // SAFETY: requires flags of instruction sets that the processor has, before a codec looks at them. These
+            // are some of those found, and no codec has been opened yet.
             unsafe { ffi::av_force_cpu_flags(found & CPU_FLAGS) };
         }
     });

@@ -13,7 +13,8 @@ use super::packet::Packet;
 
 /// Packs packets into fragmented MP4, in memory.
 ///
-/// libav writes into a growing buffer of its own, which is taken away whole at each cut: no C code calls back into Rust.
+/// libav writes into a growing buffer of its own, which is taken away whole at each cut: no C code calls back into
+/// Rust.
 #[derive(Debug)]
 pub(crate) struct Muxer {
     context: Context,
@@ -62,8 +63,8 @@ impl Muxer {
         Ok(Self { context, tracks })
     }
 
-    /// Adds a packet to the current fragment, at the time set on it. `track` is the place of the packet's codec in the list
-    /// given to [`Self::open`]. Times within a track must rise.
+    /// Adds a packet to the current fragment, at the time set on it. `track` is the place of the packet's codec in the
+    /// list given to [`Self::open`]. Times within a track must rise.
     ///
     /// # Errors
     /// When the muxer refuses the packet or there is no memory.
@@ -109,8 +110,8 @@ struct Context {
     format: NonNull<ffi::AVFormatContext>,
 }
 
-// SAFETY: a muxer may be used from any thread, by one at a time. `self` is its only owner, its output is memory, and all
-// use goes through it.
+// SAFETY: a muxer may be used from any thread, by one at a time. `self` is its only owner, its output is memory, and
+// all use goes through it.
 unsafe impl Send for Context {}
 
 impl Context {
@@ -149,7 +150,8 @@ impl Context {
 
     fn streams(&self) -> Vec<NonNull<ffi::AVStream>> {
         let context = self.get();
-        // SAFETY: requires as many readable pointers as said; a context has `nb_streams` of them, and more than none here.
+        // SAFETY: requires as many readable pointers as said; a context has `nb_streams` of them, and more than none
+        // here.
         let streams =
             unsafe { slice::from_raw_parts(context.streams, context.nb_streams as usize) };
         streams.iter().copied().filter_map(NonNull::new).collect()
@@ -172,8 +174,8 @@ impl Context {
             return Vec::new();
         }
         let mut data = ptr::null_mut();
-        // SAFETY: requires a buffer made by avio_open_dyn_buf, frees it, and hands over the memory with its content. Only
-        // `open_buffer` sets `pb`, which was cleared above.
+        // SAFETY: requires a buffer made by avio_open_dyn_buf, frees it, and hands over the memory with its content.
+        // Only `open_buffer` sets `pb`, which was cleared above.
         let len = unsafe { ffi::avio_close_dyn_buf(io, &raw mut data) };
         let bytes = match usize::try_from(len) {
             Ok(len) if !data.is_null() => {
@@ -188,8 +190,8 @@ impl Context {
     }
 
     fn get(&self) -> &ffi::AVFormatContext {
-        // SAFETY: requires a valid context that nobody writes. It is allocated by `new`, freed by `drop`, and written only
-        // by calls that borrow `self` mutably.
+        // SAFETY: requires a valid context that nobody writes. It is allocated by `new`, freed by `drop`, and written
+        // only by calls that borrow `self` mutably.
         unsafe { self.format.as_ref() }
     }
 

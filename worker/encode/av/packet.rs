@@ -38,8 +38,8 @@ impl Packet {
     }
 
     pub(super) fn get_mut(&mut self) -> &mut ffi::AVPacket {
-        // SAFETY: requires a valid packet that nobody else reads or writes. It is allocated by `new`, freed by `drop`, and
-        // `self` is borrowed for as long as the reference lives.
+        // SAFETY: requires a valid packet that nobody else reads or writes. It is allocated by `new`, freed by `drop`,
+        // and `self` is borrowed for as long as the reference lives.
         unsafe { self.0.as_mut() }
     }
 
