@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::session::{Context, Registry, RelayLatency};
 
+pub mod config;
 mod page;
 mod prompts;
 mod sessions;

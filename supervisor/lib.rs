@@ -20,11 +20,14 @@ use crate::store::{SessionStore, Upkeep};
 
 pub mod backoff;
 mod causes;
+pub mod config;
+pub mod engines;
 pub mod http;
 pub mod pool;
 pub mod prompt;
 
 pub mod session;
+pub mod settings;
 #[cfg(test)]
 mod small_disk;
 pub mod store;

@@ -29,6 +29,7 @@ use assignments::{Absence, Assignments, Sharing};
 use worker::WorkerTask;
 
 mod assignments;
+pub mod config;
 mod job;
 mod lifecycle;
 mod link;

@@ -13,6 +13,7 @@ pub use safety::{Blocked, SafetyFilter};
 mod answer;
 mod breaker;
 mod cache;
+pub mod config;
 pub mod enhancer;
 pub mod fasttext;
 mod instructions;

@@ -25,6 +25,7 @@ pub use registry::{Entry, Full, Limits, Registry, Ticket};
 pub use run::run;
 pub use state::SessionState;
 
+pub mod config;
 mod init_image;
 mod latency;
 pub mod log;

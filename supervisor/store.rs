@@ -15,6 +15,7 @@ use ipc_channel::ipc::IpcSharedMemory;
 use self::records::BlobId;
 
 pub mod blobs;
+pub mod config;
 mod exchange;
 pub mod export;
 pub mod open;

@@ -15,6 +15,8 @@ use crate::state::StateBuffer;
 #[cfg(feature = "torch")]
 pub(crate) mod ltx2;
 #[cfg(feature = "torch")]
+pub(crate) mod ltx2_options;
+#[cfg(feature = "torch")]
 mod ltx2_state;
 mod picture;
 pub(crate) mod synthetic;

@@ -6,11 +6,70 @@ use std::hint::spin_loop;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use fastvideo_proto::link::{FaultKind, FaultPoint, FaultSpec};
 use nix::sys::signal::{Signal, raise};
+use serde::Deserialize;
 
 use crate::engine::EngineError;
 use crate::link::Events;
+
+/// One fault, injected once per worker process where all of its conditions hold. The supervisor makes it of the text of
+/// `generator.synthetic.faults`; see `supervisor/engines/synthetic/faults.rs`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FaultSpec {
+    kind: FaultKind,
+    at: FaultPoint,
+    /// Only in the segment with this index; any when absent.
+    #[serde(rename = "segment")]
+    segment_idx: Option<u32>,
+    /// Only when the prompt contains this text; any when absent.
+    prompt: Option<String>,
+    /// Only in jobs with an attempt up to this number, so that the replay succeeds; every attempt when absent.
+    max_attempt: Option<u32>,
+    /// Only in the worker of this GPU; any when absent.
+    gpu: Option<u32>,
+    /// Only in the first so many processes of a GPU; every one when absent.
+    max_incarnation: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FaultKind {
+    /// Exit with status 3.
+    Exit,
+    Abort,
+    /// SIGSTOP to itself.
+    Stop,
+    /// Compute for ever without progress, heartbeats going on.
+    Spin,
+    /// Take ten seconds for the step.
+    Slow,
+    /// Allocate 256 MiB and keep it.
+    Leak,
+    /// Send bytes on the link that are no event.
+    Garbage,
+    /// Let the engine report an error.
+    Error,
+    Panic,
+}
+
+/// Where a fault is injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FaultPoint {
+    /// Once the link is open, before anything is loaded.
+    Boot,
+    Load,
+    Warmup,
+    /// Once ready, without a job.
+    Idle,
+    /// Before this denoise step, counted from 1.
+    Step(u32),
+    /// Before this frame, counted from 0.
+    Frame(u32),
+    /// When all frames are out, before the segment is finished.
+    End,
+}
 
 /// The faults of one process. Each is injected once.
 #[derive(Debug)]

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use fastvideo_proto::job::Stage;
 use fastvideo_proto::job::VideoFormat;
-use fastvideo_proto::link::SyntheticSpec;
 
 use crate::encode::bench::Footage;
-use crate::engine::synthetic::Synthetic;
+use crate::engine::synthetic::{Options, Synthetic};
 use crate::engine::{Engine, EngineError, GenerateRequest, Sink};
 
 /// Generates the segment that a worker makes of frames rendered ahead.
@@ -17,7 +16,7 @@ use crate::engine::{Engine, EngineError, GenerateRequest, Sink};
 /// # Errors
 /// When the engine refuses.
 pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
-    let spec = SyntheticSpec {
+    let options = Options {
         step: Duration::ZERO,
         frame: Duration::ZERO,
         load: Duration::ZERO,
@@ -26,7 +25,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
         prerender: true,
         faults: Vec::new(),
     };
-    let mut engine = Synthetic::new(spec, format);
+    let mut engine = Synthetic::new(options, format);
     engine.load(Box::new(|_, _| {}))?;
     let request = GenerateRequest {
         segment_idx: 0,

@@ -18,18 +18,21 @@ use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::job::{JobFailure, JobTiming, VideoFormat};
 use fastvideo_proto::job::{MediaMode, Stage};
 use fastvideo_proto::link::{
-    Command, EngineSpec, Event, FaultPoint, JobReport, JobSpec, JobState, LINK_VERSION, LoadSpec,
-    ReadyReport, WarmupSpec,
+    Command, EngineSpec, Event, JobReport, JobSpec, JobState, LINK_VERSION, LoadSpec, ReadyReport,
+    WarmupSpec,
 };
 use fastvideo_proto::state::{StateError, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
 
 use crate::encode::EncodeParams;
-use crate::engine::synthetic::Synthetic;
+#[cfg(feature = "torch")]
+use crate::engine::ltx2;
+use crate::engine::synthetic::{self, Synthetic};
 use crate::engine::{AudioFormat, Engine, EngineError, GenerateRequest, NewState, Sink, State};
-use crate::faults::{Faults, Scene};
+use crate::faults::{FaultPoint, FaultSpec, Faults, Scene};
 use crate::link::{Commands, Events, LinkError, connect};
 use crate::outbox::JobOutbox;
 use crate::pipeline::{Pipeline, Target};
@@ -217,32 +220,43 @@ struct Made {
     timing: JobTiming,
 }
 
-/// The engine that is asked for.
-fn engine(spec: &LoadSpec) -> Result<Box<dyn Engine>, EngineError> {
-    match &spec.engine {
-        EngineSpec::Synthetic(synthetic) => {
-            Ok(Box::new(Synthetic::new(synthetic.clone(), spec.format)))
+/// The engine that is asked for, and the faults to inject while it runs.
+fn engine(spec: &LoadSpec) -> Result<(Box<dyn Engine>, Vec<FaultSpec>), EngineError> {
+    match spec.engine.name.as_str() {
+        synthetic::NAME => {
+            let options: synthetic::Options = engine_options(&spec.engine)?;
+            let faults = options.faults.clone();
+            Ok((Box::new(Synthetic::new(options, spec.format)), faults))
         }
         #[cfg(feature = "torch")]
-        EngineSpec::Ltx2(ltx2) => Ok(Box::new(crate::engine::ltx2::Ltx2::new(ltx2.clone()))),
+        ltx2::NAME => {
+            let engine = ltx2::Ltx2::new(engine_options(&spec.engine)?);
+            Ok((Box::new(engine), Vec::new()))
+        }
         #[cfg(not(feature = "torch"))]
-        EngineSpec::Ltx2(_) => Err(EngineError::Unusable(
+        "ltx2" => Err(EngineError::Unusable(
             "this worker was built without the engine ltx2; `make build ENGINE=ltx2` builds one with it"
                 .to_owned(),
         )),
+        name => Err(EngineError::Unusable(format!("there is no engine {name}"))),
     }
+}
+
+fn engine_options<T: DeserializeOwned>(spec: &EngineSpec) -> Result<T, EngineError> {
+    serde_json::from_str(&spec.options).map_err(|error| {
+        EngineError::Unusable(format!(
+            "the options of engine {} are wrong: {error}",
+            spec.name
+        ))
+    })
 }
 
 impl Worker {
     /// Loads the engine and warms it up. The supervisor has been told when this returns.
     fn load(spec: &LoadSpec, events: &Events) -> anyhow::Result<Self> {
-        let faults = match &spec.engine {
-            EngineSpec::Synthetic(synthetic) => &synthetic.faults[..],
-            EngineSpec::Ltx2(_) => &[],
-        };
-        let mut faults = Faults::new(faults, spec.gpu.0, spec.incarnation, events.clone());
+        let (mut engine, faults) = engine(spec)?;
+        let mut faults = Faults::new(&faults, spec.gpu.0, spec.incarnation, events.clone());
         faults.reach(FaultPoint::Boot, None)?;
-        let mut engine = engine(spec)?;
         let started = Instant::now();
         faults.reach(FaultPoint::Load, None)?;
         let told = events.clone();
@@ -587,7 +601,7 @@ fn keep_sound_tail(header: &mut StateHeader, samples: &[f32]) {
 #[cfg(test)]
 mod tests {
     use fastvideo_proto::ids::GpuId;
-    use fastvideo_proto::link::{EncoderSpec, SyntheticSpec};
+    use fastvideo_proto::link::EncoderSpec;
 
     use super::*;
 
@@ -599,20 +613,18 @@ mod tests {
     };
 
     fn worker() -> Worker {
-        let engine = SyntheticSpec {
-            step: Duration::ZERO,
-            frame: Duration::ZERO,
-            load: Duration::ZERO,
-            conditioning_num_frames: 2,
-            audio_latent_frames: 3,
-            prerender: false,
-            faults: Vec::new(),
-        };
+        let options = r#"{
+            "step_ms": 0, "frame_ms": 0, "load_ms": 0, "conditioning_num_frames": 2, "audio_latent_frames": 3,
+            "prerender": false, "faults": []
+        }"#;
         let spec = LoadSpec {
             version: LINK_VERSION,
             gpu: GpuId(0),
             incarnation: 1,
-            engine: EngineSpec::Synthetic(engine),
+            engine: EngineSpec {
+                name: synthetic::NAME.to_owned(),
+                options: options.to_owned(),
+            },
             format: FORMAT,
             encoder: EncoderSpec::default(),
             warmup: None,

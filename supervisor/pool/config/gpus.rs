@@ -1,15 +1,16 @@
-//! Which GPUs to use: what the operator wrote, and what that means on this machine.
+//! The GPUs to use: what the operator wrote, and what that means on this machine.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use fastvideo_proto::ids::GpuId;
-use fastvideo_supervisor_core::pool::Gpu;
 
-use super::keys::MAX_GPUS;
+use super::super::Gpu;
+use crate::engines::config::MAX_GPUS;
+use crate::settings::Surroundings;
 
-/// As the operator wrote it.
+/// A specification of GPUs, as the operator wrote it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum GpuSpec {
     Count(u32),
@@ -26,8 +27,9 @@ pub(super) enum Device {
     Id(String),
 }
 
+/// Why a specification names no GPUs. The sentences go on after the key's name.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub(crate) enum GpuError {
+pub(super) enum GpuError {
     #[error("must be a count, `all`, or a list such as `0,2`, given nothing")]
     Empty,
     #[error("must be a count from 1 to {MAX_GPUS}, given {0}")]
@@ -62,14 +64,14 @@ impl FromStr for GpuSpec {
         }
         if let Ok(count) = text.parse::<u64>() {
             return match u32::try_from(count) {
-                Ok(count @ 1..) if u64::from(count) <= MAX_GPUS => Ok(Self::Count(count)),
+                Ok(count @ 1..=MAX_GPUS) => Ok(Self::Count(count)),
                 _ => Err(GpuError::Count(count)),
             };
         }
         let devices = devices(text)?;
         match devices.len() {
             0 => Err(GpuError::Empty),
-            n if n as u64 > MAX_GPUS => Err(GpuError::TooMany(n)),
+            n if n > MAX_GPUS as usize => Err(GpuError::TooMany(n)),
             _ => Ok(Self::List(devices)),
         }
     }
@@ -111,12 +113,22 @@ fn devices(text: &str) -> Result<Vec<Device>, GpuError> {
 /// What this machine tells about its GPUs.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
+    /// The value of `CUDA_VISIBLE_DEVICES`, which bounds counts and `all`.
     pub(super) cuda_visible_devices: Option<String>,
-    /// `/`, but for tests.
+    /// The root of the file system, `/` except in tests.
     pub(super) root: PathBuf,
 }
 
 impl Machine {
+    pub(super) fn around(surroundings: &Surroundings) -> Self {
+        Self {
+            cuda_visible_devices: surroundings
+                .variable("CUDA_VISIBLE_DEVICES")
+                .map(str::to_owned),
+            root: surroundings.root.clone(),
+        }
+    }
+
     /// The GPUs of a specification, for an engine that needs them.
     pub(super) fn gpus(&self, spec: &GpuSpec) -> Result<Vec<Gpu>, GpuError> {
         let (GpuSpec::Count(wanted), Some(visible)) = (spec, &self.cuda_visible_devices) else {
