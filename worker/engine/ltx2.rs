@@ -24,6 +24,7 @@ use fastvideo_ltx2::pipeline::{
 use fastvideo_ltx2::sampling::noise;
 use fastvideo_ltx2::transformer::Positions;
 use fastvideo_ltx2::video_vae::{Tile, Tiling};
+use fastvideo_ltx2::with_causes;
 use fastvideo_proto::job;
 use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::link::{
@@ -379,20 +380,6 @@ fn refusal(error: GenerateError) -> EngineError {
 
 fn unusable(error: impl Error) -> EngineError {
     EngineError::Unusable(with_causes(&error))
-}
-
-/// An error with those that it comes from, as far as it does not say them itself.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn image_tensor(path: &Path) -> Result<Tensor, EngineError> {

@@ -139,7 +139,7 @@ impl Synthetic {
         Ok(())
     }
 
-    /// Where the segment begins.
+    /// The state from which the segment departs.
     fn departure(&self, request: &GenerateRequest<'_>) -> Result<Departure, EngineError> {
         let scene = Scene::new(
             request.prompt,
@@ -324,13 +324,13 @@ struct Film {
     fade_frames: u32,
 }
 
-/// Where a segment's frames come from.
+/// The source of a segment's frames.
 enum Pictures<'a> {
     Stock(&'a [Arc<Vec<u8>>]),
     Drawn(Box<Brush>),
 }
 
-/// What a segment's frames are drawn with.
+/// The tools that a segment's frames are drawn with.
 struct Brush {
     old: Option<Painter>,
     new: Painter,

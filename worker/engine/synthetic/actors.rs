@@ -15,7 +15,7 @@ use super::world::World;
 struct Pen<'a, 'c> {
     canvas: &'a mut Canvas<'c>,
     shape: &'a mut Shape,
-    /// Where the actor's feet are, in pixels.
+    /// The position of the actor's feet in pixels.
     origin: [f32; 2],
     /// Pixels of one unit.
     scale: f32,

@@ -12,7 +12,7 @@ use super::words::{Actor, Terrain, Weather};
 /// The base line of the ground that actors walk on, in picture heights from the top.
 const NEAR_BASE: f32 = 0.83;
 
-/// From far to near.
+/// The layers from far to near.
 pub(super) fn parts(scene: &Scene, land: u64, height: usize) -> Vec<Part> {
     let mut plan = Plan {
         scene,
@@ -307,7 +307,7 @@ impl Plan<'_> {
         self.parts.push(Part::Layer(layer));
     }
 
-    /// As `push`, but green stays below the snow.
+    /// Like `push`, but green stays below the snow.
     fn push_trees(&mut self, outline: Outline, depth: f32, base: f32, nearness: f32) {
         let mut layer = self.layer(outline, depth, base, nearness);
         layer.coats[1].below.lit = Some(0.003 + 0.008 * depth);
