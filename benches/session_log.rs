@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::Logs;
-use fastvideo_supervisor_core::session::log::{Config, Event, SessionLog};
+use fastvideo_supervisor_core::session::log::{Config, LogEvent as Event, SessionLog};
 use nix::unistd::Pid;
 use tokio::time::{MissedTickBehavior, interval};
 

@@ -2,8 +2,10 @@
 //!
 //! [`job`] holds the words of the domain, which all others use. [`stream_v1`] is the client protocol on `/v1/stream`,
 //! [`link`] the messages between the supervisor and one worker, [`state`] the continuation state, [`stored`] what a store
-//! keeps of a session. Types only: no sockets, no channels, no files. The I/O lives in one file on each side.
+//! keeps of a session, [`api`] the HTTP answers for operators. Types only: no sockets, no channels, no files. The I/O lives
+//! in one file on each side.
 
+pub mod api;
 pub mod ids;
 pub mod job;
 pub mod link;

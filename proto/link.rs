@@ -14,7 +14,7 @@ use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat
 
 /// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
 /// a mismatch means that an old binary lies beside a new one.
-pub const LINK_VERSION: u32 = 5;
+pub const LINK_VERSION: u32 = 6;
 
 /// The worker's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,148 +63,15 @@ pub struct WarmupSpec {
     pub num_inference_steps: u32,
 }
 
-/// The model that a worker runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum EngineSpec {
-    Synthetic(SyntheticSpec),
-    Ltx2(Ltx2Spec),
-}
-
-/// The engine that runs LTX-2: see `worker/engine/ltx2.rs`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ltx2Spec {
-    /// A folder, or the id of a repository.
-    pub model: String,
-    pub device: DeviceChoice,
-    /// What the model computes in; none for what suits the device.
-    pub precision: Option<Precision>,
-    pub draw_order: DrawOrder,
-    /// What positions in the picture are rounded to.
-    pub positions: Precision,
-    pub vae_tiling: VaeTiling,
-    /// One or two stages; none for as many as the checkpoint has parts for.
-    pub stages: Option<u32>,
-    /// Of the second stage, 1 to 3.
-    pub refine_steps: u32,
-    /// Use the engine's own kernels on a GPU, and not libtorch's alone.
-    pub kernels: bool,
-    /// Frames that a segment takes over from the one before, 0 or 8k + 1.
-    pub conditioning_num_frames: u32,
-    /// Frames at a segment's end, behind those that are taken over.
-    pub conditioning_end_offset: u32,
-    /// Frames' worth of sound that a segment takes over.
-    pub audio_conditioning_num_frames: u32,
-    /// Take over the sound as it was played, encoded again, and not the latents that it was made of.
-    pub audio_reencode: bool,
-    /// Look for weights that are no numbers.
-    pub check_weights: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DeviceChoice {
-    /// The GPU that the worker sees, else the CPU.
-    Auto,
-    Cpu,
-    Cuda,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Precision {
-    Bfloat16,
-    Float32,
-}
-
-/// How a seed's random numbers are laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DrawOrder {
-    Channels,
-    Tokens,
-}
-
-/// How the picture is decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum VaeTiling {
-    Whole,
-    /// As the whole, a few frames at a time.
-    Grouped,
-    /// In overlapping tiles, as diffusers does.
-    Library,
-    /// In overlapping tiles, as FastVideo does.
-    Fastvideo,
-}
-
-/// The engine that needs no model: see `worker/engine/synthetic.rs`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SyntheticSpec {
-    /// Time that each denoise step takes.
-    pub step: Duration,
-    /// Time that each frame takes to come out.
-    pub frame: Duration,
-    /// Time that loading takes.
-    pub load: Duration,
-    /// Trailing frames in the continuation state.
-    pub conditioning_num_frames: u32,
-    /// Audio latents in the continuation state, along time: the tensor is `[1, 8, T, 16]` bf16.
-    pub audio_latent_frames: u32,
-    /// Render this many frames at load and hand out only those, so that a benchmark measures everything but drawing.
-    pub prerender: bool,
-    /// Faults to inject; empty unless a test asks for one.
-    pub faults: Vec<FaultSpec>,
-}
-
-/// One fault, injected once per worker process where all of its conditions hold.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FaultSpec {
-    pub kind: FaultKind,
-    pub at: FaultPoint,
-    /// Only in the segment with this index; any when absent.
-    pub segment_idx: Option<u32>,
-    /// Only when the prompt contains this text; any when absent.
-    pub prompt: Option<String>,
-    /// Only in jobs with an attempt up to this number, so that the replay succeeds; every attempt when absent.
-    pub max_attempt: Option<u32>,
-    /// Only in the worker of this GPU; any when absent.
-    pub gpu: Option<u32>,
-    /// Only in the first so many processes of a GPU; every one when absent.
-    pub max_incarnation: Option<u32>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FaultKind {
-    /// Exit with status 3.
-    Exit,
-    Abort,
-    /// SIGSTOP to itself.
-    Stop,
-    /// Compute for ever without progress, heartbeats going on.
-    Spin,
-    /// Take ten seconds for the step.
-    Slow,
-    /// Allocate 256 MiB and keep it.
-    Leak,
-    /// Bytes on the link that are no event.
-    Garbage,
-    /// The engine reports an error.
-    Error,
-    Panic,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FaultPoint {
-    /// Once the link is open, before anything is loaded.
-    Boot,
-    Load,
-    Warmup,
-    /// Once ready, without a job.
-    Idle,
-    /// Before this denoise step, counted from 1.
-    Step(u32),
-    /// Before this frame, counted from 0.
-    Frame(u32),
-    /// When all frames are out, before the segment is finished.
-    End,
+/// The engine that a worker runs.
+///
+/// Only the engine's configuration in the supervisor and the engine itself know its options; see the supervisor's `engines`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineSpec {
+    /// The engine's name, `synthetic` or `ltx2`.
+    pub name: String,
+    /// The engine's options, an object in JSON.
+    pub options: String,
 }
 
 /// How frames and sound become media; fixed for the life of a worker.
@@ -249,7 +116,7 @@ pub struct JobSpec {
     pub media_mode: MediaMode,
     /// Where the segment starts on the session's time line, in frames.
     pub start_frame: u64,
-    /// A private file with the session's initial image (PNG, JPEG or WebP), for the first segment only.
+    /// A private PNG file with the pixels of the session's initial image, for the first segment only.
     pub initial_image: Option<PathBuf>,
     /// The state that the segment continues from.
     pub state: Option<JobState>,

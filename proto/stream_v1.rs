@@ -1,5 +1,4 @@
-//! What travels on `WS /v1/stream`: JSON text messages in both directions, described for client authors in
-//! `docs/protocol.md`.
+//! The messages of `WS /v1/stream`: JSON texts in both directions, described for client authors in `docs/protocol.md`.
 //!
 //! Names on the wire are those of FastVideo's streaming server, so that its clients work unchanged. A field that is
 //! absent when null is an `Option` that is not serialised.
@@ -42,7 +41,7 @@ pub struct SessionInit {
     pub preset: Option<String>,
     pub preset_label: Option<String>,
     pub curated_prompts: Vec<String>,
-    /// `{mime, name, data}`; null or an empty object means no image. Checked by the session, which knows the limits.
+    /// `{mime, name, data}`; null or an empty object means no image. The session checks it, since it knows the limits.
     pub initial_image: Option<Map<String, Value>>,
     pub enhancement_enabled: bool,
     pub auto_extension_enabled: bool,
@@ -141,10 +140,10 @@ impl ClientMessage {
         }
     }
 
-    /// Reads one text message.
+    /// Parses one text message.
     ///
     /// # Errors
-    /// Names the message type and the field that does not fit.
+    /// See [`ParseError`], which names the message type and the field that does not fit.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         #[derive(Deserialize)]
         struct Envelope {
@@ -173,13 +172,14 @@ impl ClientMessage {
     }
 }
 
-/// The derived reader of the tagged enum would buffer the message and lose the path of a bad field; this does neither.
+/// Parses the fields of a message. The derived reader of the tagged enum would buffer the message and lose the path of a
+/// bad field.
 fn fields<'a, T: Deserialize<'a>>(text: &'a str, kind: String) -> Result<T, ParseError> {
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|source| ParseError::Field { kind, source })
 }
 
-/// serde repeats a value that does not fit, however long it is: keeps the beginning and the end.
+/// The beginning and the end of an error's text: serde repeats a value that does not fit, however long it is.
 fn shortened(error: &impl Display) -> String {
     const KEPT_CHARS: usize = 150;
     let text = error.to_string();
@@ -204,7 +204,7 @@ pub enum ServerMessage {
     },
     GpuAssigned {
         gpu_id: u32,
-        /// Seconds without a message or a running segment after which the session ends.
+        /// Seconds without a message and without a running segment after which the session ends.
         session_timeout: u64,
         session_id: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -256,15 +256,15 @@ pub enum ServerMessage {
         /// Binary messages after the init segment.
         chunks: u32,
         duration_ms: f64,
-        /// Start of the segment on the session's time line.
+        /// Where the segment starts on the session's time line.
         pts_base_ms: f64,
     },
     #[serde(rename = "ltx2_segment_complete")]
     SegmentComplete {
         segment_idx: u32,
-        /// In the worker.
+        /// Time in the worker.
         generation_time_ms: f64,
-        /// Request received to last byte handed to the socket.
+        /// Time from the request to the last byte on the socket.
         e2e_latency_ms: f64,
     },
     #[serde(rename = "ltx2_stream_complete")]
@@ -290,7 +290,7 @@ pub enum ServerMessage {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         restarting: bool,
     },
-    /// A model has written a prompt out; this text is used for its segment.
+    /// A language model has enhanced a prompt; `prompt` is the text that its segment uses.
     PromptEnhanced {
         original_prompt: String,
         prompt: String,

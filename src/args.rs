@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use crate::config::Options;
-use crate::config::keys::{KEYS, Key};
+use fastvideo_supervisor_core::settings::KeySpec;
+
+use crate::config::{Options, keys};
 use crate::{client, sessions};
 
 /// What this process is asked to do.
@@ -86,14 +87,15 @@ fn configuration() -> impl Iterator<Item = Arg> {
         .value_parser(value_parser!(PathBuf))
         .help("Configuration file (FastVideo's serve.yaml)");
     // The short ones first: clap shows headings in the order in which it meets them.
-    let (short, long): (Vec<&Key>, Vec<&Key>) = KEYS.iter().partition(|key| key.short.is_some());
+    let (short, long): (Vec<&KeySpec>, Vec<&KeySpec>) =
+        keys::all().partition(|key| key.short.is_some());
     [file]
         .into_iter()
         .chain(short.into_iter().chain(long).map(flag))
 }
 
-fn flag(key: &'static Key) -> Arg {
-    let default = key.default.map(|text| format!("[default: {text}]"));
+fn flag(key: &'static KeySpec) -> Arg {
+    let default = key.default.map(|value| format!("[default: {value}]"));
     let limits = key.kind.limits();
     let also = key.short.map(|_| format!("[also: --{}]", key.path));
     let details = [&default, &limits, &also].into_iter().flatten();
@@ -114,10 +116,10 @@ fn flag(key: &'static Key) -> Arg {
 }
 
 fn options(matches: &ArgMatches) -> Options {
-    let flag = |key: &'static Key| Some((key, matches.get_one::<String>(key.path)?.clone()));
+    let flag = |key: &'static KeySpec| Some((key, matches.get_one::<String>(key.path)?.clone()));
     Options {
         file: matches.get_one("config").cloned(),
-        flags: KEYS.iter().filter_map(flag).collect(),
+        flags: keys::all().filter_map(flag).collect(),
     }
 }
 
@@ -177,7 +179,7 @@ mod tests {
     #[test]
     fn help_names_every_key() {
         let help = parse("--help").unwrap_err().to_string();
-        for key in KEYS {
+        for key in keys::all() {
             assert!(help.contains(&format!("--{}", key.flag())), "{}", key.path);
         }
     }

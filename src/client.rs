@@ -1,7 +1,7 @@
-//! The `client` subcommand: opens one session on a running server, asks for segments and keeps their video.
+//! The `client` subcommand: opens a session on a running server, requests segments and saves their video.
 //!
-//! [`args`] reads and checks what was asked for, [`connection`] speaks WebSocket, [`conversation`] knows what follows
-//! what in a session, [`output`] writes the video, [`progress`] and [`report`] tell people and programs about it.
+//! [`args`] checks the arguments, [`connection`] is the WebSocket, [`tls`] its encryption, [`conversation`] the session,
+//! [`output`] writes the video, [`progress`] informs people and [`report`] programs.
 
 use std::io::Write;
 use std::path::Path;
@@ -15,27 +15,28 @@ mod conversation;
 mod output;
 mod progress;
 mod report;
+mod tls;
 
 pub(crate) use args::Args;
 
-use args::Order;
+use args::ValidArgs;
 use conversation::Conversation;
 use output::Output;
 use progress::Progress;
 use report::Report;
 
-/// Runs one session from beginning to end.
+/// Runs the subcommand and returns its exit code.
 pub(crate) fn run(args: Args) -> ExitCode {
     let progress = Progress::on_stderr();
-    let order = match args.check() {
-        Ok(order) => order,
+    let args = match args.check() {
+        Ok(args) => args,
         Err(error) => {
             progress.say(&format!("error: {error:#}"));
             return ExitCode::from(crate::USAGE);
         }
     };
     let mut report = Report::default();
-    let result = generate(&order, &progress, &mut report);
+    let result = generate(&args, &progress, &mut report);
     progress.end();
     if let Err(error) = &result {
         report.error = Some(format!("{error:#}"));
@@ -43,11 +44,11 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     if let (Some(id), Some(resume)) = (&report.session_id, &report.resume) {
         progress.say(&format!(
-            "session {id} is kept by the server for a while; go on with --resume {resume}"
+            "the server keeps session {id} for a while; continue it with --resume {resume}"
         ));
     }
-    if order.json {
-        // Err: nobody reads.
+    if args.json {
+        // An error means that nobody reads stdout.
         let _ = writeln!(std::io::stdout(), "{}", report.to_json());
     }
     match result {
@@ -56,17 +57,18 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-fn generate(order: &Order, progress: &Progress, report: &mut Report) -> anyhow::Result<()> {
-    let mut output = order.output.as_deref().map(Output::create).transpose()?;
+/// Runs the session and moves the video, or its complete segments, to its place.
+fn generate(args: &ValidArgs, progress: &Progress, report: &mut Report) -> anyhow::Result<()> {
+    let mut output = args.output.as_deref().map(Output::create).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start")?;
-    let talked = runtime.block_on(talk(order, output.as_mut(), progress, report));
+    let result = runtime.block_on(run_session(args, output.as_mut(), progress, report));
     let Some(output) = output else {
-        return talked;
+        return result;
     };
-    match talked {
+    match result {
         Ok(()) => {
             let path = output.keep()?;
             report.bytes = std::fs::metadata(&path).map_or(0, |file| file.len());
@@ -88,18 +90,19 @@ fn generate(order: &Order, progress: &Progress, report: &mut Report) -> anyhow::
     }
 }
 
-async fn talk(
-    order: &Order,
+/// Runs the session until it ends, its time is over, or the user interrupts it.
+async fn run_session(
+    args: &ValidArgs,
     output: Option<&mut Output>,
     progress: &Progress,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let session = async {
-        let mut conversation = Conversation::new(order, output, progress, report);
+        let mut conversation = Conversation::new(args, output, progress, report);
         conversation.run().await
     };
     let limited = async {
-        match order.timeout {
+        match args.timeout {
             None => session.await,
             Some(limit) => match tokio::time::timeout(limit, session).await {
                 Ok(result) => result,
@@ -111,12 +114,12 @@ async fn talk(
     };
     tokio::select! {
         result = limited => result,
-        // Closing the socket is all that the server needs to know.
+        // Dropping the connection is enough: the server notices it.
         _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
     }
 }
 
-/// Writes a whole file next to its place and then moves it there.
+/// Writes a file atomically: to a temporary file in the same folder, which is then moved to its place.
 fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let write = || -> anyhow::Result<()> {
         let mut file = output::beside(path)?;

@@ -1,12 +1,29 @@
-//! The log: on stderr, as text for people or JSON for collectors.
+//! The log: on stderr, as text for people or JSON for collectors; its keys `server.log_format` and `server.log_level`.
 
 use std::io::{IsTerminal, stderr};
 
+use fastvideo_supervisor_core::settings::{Key, KeySpec, Origin, Reader, SettingError};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
 /// State changes and what is unexpected.
-pub(crate) const DEFAULT_FILTER: &str = "info";
+const DEFAULT_FILTER: &str = "info";
+
+/// The names of log formats in the configuration.
+const TEXT: &str = "text";
+const JSON: &str = "json";
+
+/// The keys of the log.
+pub(crate) static KEYS: &[&KeySpec] = &[&LOG_FORMAT.spec, &LOG_LEVEL.spec];
+
+static LOG_FORMAT: Key<String> = Key::choice("server.log_format", &[TEXT, JSON])
+    .short("log-format")
+    .help("How the log on stderr is written")
+    .default(TEXT);
+
+static LOG_LEVEL: Key<Option<String>> = Key::text("server.log_level")
+    .short("log-level")
+    .help("What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG [default: RUST_LOG, or info]");
 
 /// How to log; the filter is checked.
 #[derive(Debug)]
@@ -16,13 +33,13 @@ pub(crate) struct Options {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LogFormat {
+enum LogFormat {
     Text,
     Json,
 }
 
 impl Options {
-    pub(crate) fn new(format: LogFormat, filter: &str) -> Result<Self, ParseError> {
+    fn new(format: LogFormat, filter: &str) -> Result<Self, ParseError> {
         Ok(Self {
             format,
             filter: EnvFilter::try_new(filter)?,
@@ -37,6 +54,32 @@ impl Default for Options {
             filter: EnvFilter::new(DEFAULT_FILTER),
         }
     }
+}
+
+/// Builds the options. Where no level is given, `RUST_LOG` says what is logged.
+pub(crate) fn read(reader: &mut Reader<'_>) -> Options {
+    let level = reader.get(&LOG_LEVEL);
+    let filter = (level.as_deref())
+        .or_else(|| reader.surroundings().variable("RUST_LOG"))
+        .filter(|filter| !filter.is_empty())
+        .unwrap_or(DEFAULT_FILTER);
+    let format = match reader.get(&LOG_FORMAT).as_str() {
+        JSON => LogFormat::Json,
+        _ => LogFormat::Text,
+    };
+    Options::new(format, filter).unwrap_or_else(|error| {
+        reader.report(SettingError::Value {
+            key: LOG_LEVEL.spec.path.to_owned(),
+            expected: "a level or a filter such as `info,fastvideo_supervisor_core=debug`"
+                .to_owned(),
+            given: format!("{filter:?}: {error}"),
+            origin: match &level {
+                Some(_) => reader.origin(&LOG_LEVEL.spec),
+                None => Origin::Environment("RUST_LOG".to_owned()),
+            },
+        });
+        Options::default()
+    })
 }
 
 /// Starts the log of this process. A second call has no effect.

@@ -19,7 +19,6 @@ mod logging;
 mod sessions;
 
 use args::Invocation;
-use config::Surroundings;
 
 /// A wrong command line or configuration, as clap and systemd know it.
 const USAGE: u8 = 2;
@@ -41,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(options: &config::Options) -> ExitCode {
-    let loaded = match config::load(options, &Surroundings::of_this_process()) {
+    let loaded = match config::load(options, &config::surroundings()) {
         Ok(loaded) => loaded,
         Err(errors) => return refuse(&errors),
     };
@@ -95,7 +94,7 @@ fn announce(address: SocketAddr) {
 }
 
 fn check(options: &config::Options) -> ExitCode {
-    let loaded = match config::load(options, &Surroundings::of_this_process()) {
+    let loaded = match config::load(options, &config::surroundings()) {
         Ok(loaded) => loaded,
         Err(errors) => return refuse(&errors),
     };

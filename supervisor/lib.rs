@@ -8,26 +8,35 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::session::{Context, Drain, Logs};
+use crate::signals::{Hangups, StopSignals};
 use crate::store::{SessionStore, Upkeep};
+use crate::tasks::BackgroundTasks;
+
+pub use crate::tasks::TaskError;
 
 pub mod backoff;
 mod causes;
+pub mod config;
+mod dialect;
+pub mod engines;
 pub mod http;
 pub mod pool;
 pub mod prompt;
-
+mod segment_run;
 pub mod session;
+pub mod settings;
+mod signals;
 #[cfg(test)]
 mod small_disk;
 pub mod store;
+mod tasks;
 pub mod thread_priority;
 
 /// Everything that can be configured, checked.
@@ -38,14 +47,15 @@ pub struct Config {
     pub session: session::Config,
     pub store: store::open::Config,
     pub prompt: prompt::Config,
-    /// None: no session has a log.
+    /// The session log; none is kept when absent.
     pub session_log: Option<session::log::Config>,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
 }
 
-/// After the grace period, how long connections may take to say good-bye.
+/// How long connections may take to close after the grace period, and each later step of an orderly shutdown.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// The same for a shutdown that was cut short.
 const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
@@ -64,160 +74,335 @@ pub enum ServeError {
     },
     #[error("cannot handle signals")]
     Signals(#[source] io::Error),
-    #[error("the HTTP server stopped")]
-    Http(#[source] io::Error),
+    #[error(transparent)]
+    Task(#[from] TaskError),
 }
 
-/// SIGHUP reads the system prompts again. Serves until SIGTERM or SIGINT, then drains: tells sessions, lets running segments finish within the grace period,
-/// asks workers to leave. A second signal ends everything at once. `on_listening` is called once clients can connect.
+/// Serves until SIGTERM, SIGINT or an operator's order to drain, then drains: tells sessions, lets running segments finish
+/// within the grace period, asks workers to leave. A second signal ends everything at once, and so does a background task
+/// that panics. SIGHUP reads the system prompts again. `on_listening` is called once clients can connect.
 ///
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
 ///
 /// # Errors
-/// When the store cannot be opened, a classifier that is required cannot be loaded, the port cannot be bound or the front
-/// door breaks. No worker is left behind.
+/// When the store cannot be opened, a classifier that is required cannot be loaded, the port cannot be bound, or a
+/// background task panics or ends. No worker is left behind.
 pub async fn serve(
     config: Config,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    let mut signals = Signals::install().map_err(ServeError::Signals)?;
-    let hangups = signal(SignalKind::hangup()).map_err(ServeError::Signals)?;
-    raise_file_limit();
-    let (host, port) = (config.http.host.clone(), config.http.port);
-    let listen = |source| ServeError::Listen {
-        host: host.clone(),
-        port,
-        source,
-    };
-    let prompts = Prompts::open(config.prompt)?;
-    if let Some(safety) = prompts.safety() {
-        safety.load_if_required().await?;
-    }
-    let store = SessionStore::open(config.store).await?;
-    let listener = TcpListener::bind((host.as_str(), port))
-        .await
-        .map_err(listen)?;
-    on_listening(listener.local_addr().map_err(listen)?);
+    let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
+    let server = Server::start(config, on_listening).await?;
+    server.run_to_the_end(&mut signals).await
+}
 
-    let mut upkeep = tokio::task::JoinSet::new();
-    upkeep.spawn(Upkeep::new(store.clone()).run());
-    upkeep.spawn(reload_on_hangup(hangups, prompts.clone()));
-    let writes = TaskTracker::new();
-    let (drain, drain_seen) = watch::channel(Drain::No);
-    let logs = Logs::open(config.session_log);
-    let pool = Pool::start(config.pool);
-    let app = http::App::new(
-        config.http,
-        Context {
-            config: Arc::new(config.session),
-            pool: pool.clone(),
-            prompts: prompts.clone(),
-            store: store.clone(),
-            drain: drain_seen,
-            logs: logs.clone(),
-            writes: writes.clone(),
-        },
-    );
-    let connections = app.connections.clone();
-    let drain_asked = app.drain_asked.clone();
-    let mut server = tokio::task::JoinSet::new();
-    server.spawn(http::serve(listener, app));
+/// A server that runs, with everything that has to be ended in order.
+struct Server {
+    grace: Duration,
+    pool: Pool,
+    store: SessionStore,
+    logs: Logs,
+    /// Writes to the store that go on when their session has ended.
+    writes: TaskTracker,
+    /// One token for each WebSocket connection.
+    connections: TaskTracker,
+    /// Tells sessions that the server goes away.
+    drain: watch::Sender<Drain>,
+    /// Is notified when an operator asks the server to drain.
+    drain_asked: Arc<Notify>,
+    tasks: BackgroundTasks,
+}
 
-    let broken = tokio::select! {
-        () = signals.next() => None,
-        () = drain_asked.notified() => None,
-        ended = server.join_next() => Some(ended),
-    };
-    if let Some(ended) = broken {
-        pool.stop().await;
-        logs.close(FAREWELL).await;
-        return match ended {
-            Some(Ok(Err(error))) => Err(ServeError::Http(error)),
-            _ => Err(ServeError::Http(io::Error::other(
-                "the server's task ended",
-            ))),
-        };
-    }
+/// Why a server ends without waiting for its sessions.
+#[derive(Debug)]
+enum CutShort {
+    SecondSignal,
+    TaskFailed(TaskError),
+}
 
-    tracing::info!(grace_s = config.grace.as_secs(), "draining");
-    let deadline = Instant::now() + config.grace;
-    drain.send_replace(Drain::Until(deadline));
-    connections.close();
-    let hurried = tokio::select! {
-        _ = timeout_at(deadline + FAREWELL, connections.wait()) => false,
-        () = signals.next() => true,
-    };
-    if hurried {
-        tracing::warn!("second signal: stopping at once");
-        drain.send_replace(Drain::Until(Instant::now()));
-        pool.stop_now();
-        let _ = timeout(HURRIED_FAREWELL, connections.wait()).await;
-    }
-    tokio::select! {
-        () = pool.stop() => {}
-        () = signals.next() => {
-            pool.stop_now();
-            pool.stop().await;
+impl Server {
+    /// Opens everything, and starts the workers and the background tasks.
+    async fn start(
+        config: Config,
+        on_listening: impl FnOnce(SocketAddr),
+    ) -> Result<Self, ServeError> {
+        let hangups = Hangups::install().map_err(ServeError::Signals)?;
+        raise_file_limit();
+        let prompts = Prompts::open(config.prompt)?;
+        if let Some(safety) = prompts.safety() {
+            safety.load_if_required().await?;
         }
-    }
-    let farewell = match hurried {
-        true => HURRIED_FAREWELL,
-        false => FAREWELL,
-    };
-    writes.close();
-    if timeout(farewell, writes.wait()).await.is_err() {
-        tracing::warn!("not all states could be stored");
-    }
-    upkeep.shutdown().await;
-    store.close(farewell).await;
-    logs.close(farewell).await;
-    tracing::info!("stopped");
-    Ok(())
-}
+        let store = SessionStore::open(config.store).await?;
+        let (listener, address) = listen(&config.http).await?;
+        on_listening(address);
 
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
+        let (drain, drain_seen) = watch::channel(Drain::No);
+        let logs = Logs::open(config.session_log);
+        let pool = Pool::start(config.pool);
+        let writes = TaskTracker::new();
+        let app = http::App::new(
+            config.http,
+            Context {
+                config: Arc::new(config.session),
+                pool: pool.clone(),
+                prompts: prompts.clone(),
+                store: store.clone(),
+                drain: drain_seen,
+                logs: logs.clone(),
+                writes: writes.clone(),
+            },
+        );
+        let connections = app.connections.clone();
+        let drain_asked = app.drain_asked.clone();
 
-impl Signals {
-    fn install() -> io::Result<Self> {
+        let mut tasks = BackgroundTasks::default();
+        let upkeep = Upkeep::new(store.clone());
+        tasks.spawn("store upkeep", async {
+            upkeep.run().await;
+            Ok(())
+        });
+        tasks.spawn("prompt reload", async {
+            hangups.reload(prompts).await;
+            Ok(())
+        });
+        let watched = pool.clone();
+        tasks.spawn("worker pool", async move {
+            watched.failed().await;
+            Err(io::Error::other(
+                "a panic has left the assignments of sessions to workers inconsistent",
+            ))
+        });
+        tasks.spawn("HTTP server", http::serve(listener, app));
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            grace: config.grace,
+            pool,
+            store,
+            logs,
+            writes,
+            connections,
+            drain,
+            drain_asked,
+            tasks,
         })
     }
 
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// Reads the system prompts again at every SIGHUP, of which the server takes no other notice.
-async fn reload_on_hangup(mut hangups: Signal, prompts: Prompts) {
-    while hangups.recv().await.is_some() {
-        let Some(enhancer) = prompts.enhancer().cloned() else {
-            tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload");
-            continue;
+    /// Serves, drains and stops. Everything has ended when this returns.
+    async fn run_to_the_end(mut self, signals: &mut StopSignals) -> Result<(), ServeError> {
+        let ended = match self.run(signals).await {
+            Ok(()) => self.drain(signals).await,
+            Err(cut) => Err(cut),
         };
-        match tokio::task::spawn_blocking(move || enhancer.reload()).await {
-            Ok(Ok(origins)) => tracing::info!(?origins, "system prompts reloaded"),
-            Ok(Err(error)) => tracing::warn!(%error, "system prompts stay as they were"),
-            Err(panic) => tracing::error!(%panic, "system prompts not reloaded"),
+        match ended {
+            Ok(()) => {
+                self.stop(FAREWELL, signals).await;
+                Ok(())
+            }
+            Err(cut) => {
+                self.cut_short(&cut).await;
+                self.stop(HURRIED_FAREWELL, signals).await;
+                match cut {
+                    CutShort::SecondSignal => Ok(()),
+                    CutShort::TaskFailed(error) => Err(error.into()),
+                }
+            }
         }
+    }
+
+    /// Waits until the server is asked to stop.
+    async fn run(&mut self, signals: &mut StopSignals) -> Result<(), CutShort> {
+        tokio::select! {
+            () = signals.next() => Ok(()),
+            () = self.drain_asked.notified() => Ok(()),
+            error = self.tasks.failed() => Err(CutShort::TaskFailed(error)),
+        }
+    }
+
+    /// Tells sessions that the server goes away, lets running segments finish within the grace period, and waits until
+    /// the connections are closed.
+    async fn drain(&mut self, signals: &mut StopSignals) -> Result<(), CutShort> {
+        tracing::info!(grace_s = self.grace.as_secs(), "draining");
+        let deadline = Instant::now() + self.grace;
+        self.drain.send_replace(Drain::Until(deadline));
+        self.connections.close();
+        tokio::select! {
+            _ = timeout_at(deadline + FAREWELL, self.connections.wait()) => Ok(()),
+            () = signals.next() => Err(CutShort::SecondSignal),
+            error = self.tasks.failed() => Err(CutShort::TaskFailed(error)),
+        }
+    }
+
+    /// Ends all sessions and kills all workers at once.
+    async fn cut_short(&mut self, cut: &CutShort) {
+        match cut {
+            CutShort::SecondSignal => tracing::warn!("second signal: stopping at once"),
+            CutShort::TaskFailed(_) => tracing::error!("background task failed: stopping at once"),
+        }
+        self.drain.send_replace(Drain::Until(Instant::now()));
+        self.connections.close();
+        self.pool.stop_now();
+        let _ = timeout(HURRIED_FAREWELL, self.connections.wait()).await;
+    }
+
+    /// Asks the workers to leave, then writes what is still to be written and ends the rest. Writing takes `patience` at
+    /// most, three times. A signal kills the workers.
+    async fn stop(self, patience: Duration, signals: &mut StopSignals) {
+        tokio::select! {
+            () = self.pool.stop() => {}
+            () = signals.next() => {
+                self.pool.stop_now();
+                self.pool.stop().await;
+            }
+        }
+        self.writes.close();
+        if timeout(patience, self.writes.wait()).await.is_err() {
+            tracing::warn!("not all states could be stored");
+        }
+        self.tasks.stop().await;
+        self.store.close(patience).await;
+        self.logs.close(patience).await;
+        tracing::info!("stopped");
     }
 }
 
-/// Each session is a socket and each state a file descriptor; the usual soft limit of 1024 is soon reached.
+/// Binds the port; returns the address, too, since the operating system may have chosen the port.
+async fn listen(config: &http::Config) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let (host, port) = (config.host.as_str(), config.port);
+    let bound = async {
+        let listener = TcpListener::bind((host, port)).await?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    };
+    bound.await.map_err(|source| ServeError::Listen {
+        host: host.to_owned(),
+        port,
+        source,
+    })
+}
+
+/// Raises the soft limit of open files: each session is a socket and each state a file descriptor, so that the usual 1024
+/// are soon reached.
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "limit of open files left as it is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fastvideo_proto::job::VideoFormat;
+    use fastvideo_proto::link::{EncoderSpec, EngineSpec};
+
+    use super::*;
+    use crate::store::open::StoreLocation;
+    use crate::store::records::ledger::Limits;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A server without workers that listens nowhere.
+    async fn server() -> (Server, watch::Receiver<Drain>) {
+        let pool = pool::Config {
+            worker_bin: "/nowhere".into(),
+            gpus: Vec::new(),
+            engine: EngineSpec {
+                name: "synthetic".to_owned(),
+                options: "{}".to_owned(),
+            },
+            format: VideoFormat {
+                width: 64,
+                height: 64,
+                num_frames: 8,
+                fps: 24,
+            },
+            new_frames: 8,
+            encoder: EncoderSpec::default(),
+            warmup: None,
+            warmup_is_typical: false,
+            sessions_per_gpu: 1,
+            keep_up: false,
+            recycle: pool::Recycle::default(),
+            boot_timeout: SECOND,
+            heartbeat_interval: SECOND,
+            heartbeat_timeout: SECOND,
+            min_step_timeout: SECOND,
+            min_backoff: SECOND,
+            max_backoff: SECOND,
+            quarantine_after: 1,
+            quarantine_lift: SECOND,
+            realtime: false,
+        };
+        let store = store::open::Config {
+            location: StoreLocation::memory(Limits {
+                max_sessions: 1,
+                max_bytes: 1 << 20,
+            }),
+            sessions: store::handle::Config {
+                resume_ttl: SECOND,
+                lease: SECOND,
+                timeout: SECOND,
+            },
+        };
+        let (drain, drain_seen) = watch::channel(Drain::No);
+        let server = Server {
+            grace: 60 * SECOND,
+            pool: Pool::start(pool),
+            store: SessionStore::open(store).await.unwrap(),
+            logs: Logs::open(None),
+            writes: TaskTracker::new(),
+            connections: TaskTracker::new(),
+            drain,
+            drain_asked: Arc::default(),
+            tasks: BackgroundTasks::default(),
+        };
+        (server, drain_seen)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_background_task_that_panics_ends_the_server_with_an_error() {
+        let (mut server, mut drain) = server().await;
+        server.tasks.spawn("doomed", async {
+            tokio::time::sleep(60 * SECOND).await;
+            panic!("nobody looks after the store");
+        });
+        let connection = server.connections.token();
+        let client = async {
+            drain.changed().await.unwrap();
+            drop(connection);
+        };
+        let mut signals = StopSignals::install().unwrap();
+        let (ended, ()) = tokio::join!(server.run_to_the_end(&mut signals), client);
+        assert_eq!(
+            ended.unwrap_err().to_string(),
+            "background task `doomed` panicked: nobody looks after the store"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_background_task_that_panics_during_the_drain_cuts_it_short() {
+        let (mut server, _drain) = server().await;
+        server.drain_asked.notify_one();
+        let _connection = server.connections.token();
+        server.tasks.spawn("doomed", async {
+            tokio::time::sleep(SECOND).await;
+            panic!("too late");
+        });
+        let begun = Instant::now();
+        let mut signals = StopSignals::install().unwrap();
+        let ended = server.run_to_the_end(&mut signals).await;
+        assert!(matches!(
+            ended,
+            Err(ServeError::Task(TaskError::Panicked { .. }))
+        ));
+        assert!(begun.elapsed() < 10 * SECOND, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_drains_ends_well() {
+        let (server, _drain) = server().await;
+        server.drain_asked.notify_one();
+        let mut signals = StopSignals::install().unwrap();
+        assert!(server.run_to_the_end(&mut signals).await.is_ok());
     }
 }

@@ -1,20 +1,24 @@
-//! Prompts on their way to a segment: screened, enhanced, extended and rewritten with the help of language models.
+//! Prompt processing: prompts are screened by a safety filter and enhanced, extended or rewritten by language models
+//! before segments are generated from them.
 //!
-//! Sessions call it; it knows neither workers nor stores nor clients. `enhancer` has the operations and goes from
-//! provider to provider, `provider` asks one of them over HTTP, `breaker` remembers which of them fail, `instructions`
-//! are the system prompts, `answer` reads what models write, `cache` keeps what was enhanced lately. `safety` keeps
-//! prompts from being used that a classifier calls unsafe, `fasttext` is the classifier.
+//! Sessions call it; it knows neither workers nor stores nor clients. `enhancer` has the operations of language models and
+//! falls back from provider to provider, `provider` calls one of them over HTTP, `breaker` is the circuit breaker of a
+//! provider, `instructions` has the system prompts, `answer` parses what models write, `generated` is the result, `cache` is
+//! an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
 
-pub use enhancer::{Answer, Enhancer, Rewritten};
-pub use instructions::{InstructionsError, Origins};
-pub use provider::Failure;
+pub use enhancer::Enhancer;
+pub use generated::{GeneratedPrompt, PromptAlternatives};
+pub use instructions::{InstructionsError, Origin, Origins};
+pub use provider::LlmError;
 pub use safety::{Blocked, SafetyFilter};
 
 mod answer;
 mod breaker;
 mod cache;
+pub mod config;
 pub mod enhancer;
 pub mod fasttext;
+mod generated;
 mod instructions;
 pub mod provider;
 pub mod safety;
@@ -22,77 +26,73 @@ pub mod safety;
 #[cfg(test)]
 mod tests;
 
-/// What is done with prompts.
+/// How prompts are processed.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// Prompts are used as they are when absent.
+    /// The prompt enhancer; when absent, prompts are used as clients wrote them.
     pub enhancer: Option<enhancer::Config>,
-    /// No prompt is screened when absent.
+    /// The safety filter; when absent, no prompt is screened.
     pub safety: Option<safety::Config>,
 }
 
-/// All that happens to prompts before they are used. Cheap to clone.
+/// Screens and enhances prompts. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Prompts {
     enhancer: Option<Enhancer>,
     safety: Option<SafetyFilter>,
 }
 
-/// What became of a prompt that may be used.
+/// How a client's prompt was made ready for use.
 #[derive(Debug)]
-pub enum Prepared {
+pub enum PreparedPrompt {
+    /// The prompt is used as the client wrote it.
     AsWritten,
-    Enhanced(Answer),
-    /// It was to be enhanced, which failed: it is used as it was written.
-    Fallback(Failure),
+    /// The prompt is replaced by an enhanced one.
+    Enhanced(GeneratedPrompt),
+    /// The prompt could not be enhanced and is used as the client wrote it.
+    Fallback(LlmError),
 }
 
-/// Why a follow-on was not written.
-#[derive(Debug)]
-pub enum NotWritten {
-    Blocked(Blocked),
-    Failed(Failure),
-}
-
-impl From<Blocked> for NotWritten {
-    fn from(blocked: Blocked) -> Self {
-        Self::Blocked(blocked)
-    }
-}
-
-impl From<Failure> for NotWritten {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
+/// Why a prompt or its alternatives could not be generated.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The safety filter blocked the prompt.
+    #[error(transparent)]
+    Blocked(#[from] Blocked),
+    /// No language model gave a usable answer.
+    #[error(transparent)]
+    Failed(#[from] LlmError),
 }
 
 impl Prompts {
+    /// Reads the system prompts. The safety classifier is loaded later, see [`SafetyFilter`].
+    ///
     /// # Errors
-    /// When the system prompts cannot be read.
+    /// Returns an error when a system prompt cannot be read.
     pub fn open(config: Config) -> Result<Self, InstructionsError> {
         let enhancer = config.enhancer.map(Enhancer::open).transpose()?;
         let safety = config.safety.map(SafetyFilter::new);
         Ok(Self { enhancer, safety })
     }
 
-    /// What writes prompts, when there is one.
+    /// Returns the prompt enhancer, if the server has one.
     pub fn enhancer(&self) -> Option<&Enhancer> {
         self.enhancer.as_ref()
     }
 
-    /// What screens prompts, when there is a filter.
+    /// Returns the safety filter, if the server has one.
     pub fn safety(&self) -> Option<&SafetyFilter> {
         self.safety.as_ref()
     }
 
-    /// Prompts of which it is not known yet whether they are blocked may be logged: none ever is, or blocked ones are
-    /// shown.
+    /// Whether prompts that are not screened yet may be logged: there is no safety filter, or blocked prompts may be
+    /// logged too.
     pub fn logs_unscreened(&self) -> bool {
         self.safety.as_ref().is_none_or(SafetyFilter::logs_blocked)
     }
 
-    /// Every prompt passes here before it is used: what clients send before anything else is done with it, and what
-    /// models write.
+    /// Screens a prompt. Every prompt passes here before it is used: what a client has written before a model sees it, and
+    /// what a model has written before a worker does.
     async fn screen(&self, prompt: &str) -> Result<(), Blocked> {
         match &self.safety {
             Some(safety) => safety.screen(prompt).await,
@@ -100,42 +100,47 @@ impl Prompts {
         }
     }
 
-    /// Makes a client's prompt ready for use.
+    /// Makes a client's prompt ready for use: screens it and, if `enhance` is set, has it enhanced. A failure of the
+    /// language models is no error: the prompt is then used as it is.
     ///
     /// # Errors
-    /// When it, or what a model made of it, must not be used.
-    pub async fn prepare(&self, prompt: &str, enhance: bool) -> Result<Prepared, Blocked> {
+    /// Returns an error when the prompt, or the enhanced one, is blocked.
+    pub async fn prepare(&self, prompt: &str, enhance: bool) -> Result<PreparedPrompt, Blocked> {
         self.screen(prompt).await?;
         let Some(enhancer) = self.enhancer.as_ref().filter(|_| enhance) else {
-            return Ok(Prepared::AsWritten);
+            return Ok(PreparedPrompt::AsWritten);
         };
         match enhancer.enhance(prompt).await {
-            Ok(answer) => {
-                self.screen(&answer.content).await?;
-                Ok(Prepared::Enhanced(answer))
+            Ok(enhanced) => {
+                self.screen(&enhanced.content).await?;
+                Ok(PreparedPrompt::Enhanced(enhanced))
             }
-            Err(failure) => Ok(Prepared::Fallback(failure)),
+            Err(error) => Ok(PreparedPrompt::Fallback(error)),
         }
     }
 
-    /// Writes what comes after the prompts so far, the oldest of which is first.
+    /// Generates the prompt that follows those in `story`, the oldest of which is first.
     ///
     /// # Errors
-    /// When no provider answers, or what it answers must not be used.
-    pub async fn extend(&self, story: &[String]) -> Result<Answer, NotWritten> {
-        let enhancer = self.enhancer.as_ref().ok_or(Failure::NoProvider)?;
-        let answer = enhancer.extend(story).await?;
-        self.screen(&answer.content).await?;
-        Ok(answer)
+    /// Returns an error when no provider gives a usable answer, or the generated prompt is blocked.
+    pub async fn extend(&self, story: &[String]) -> Result<GeneratedPrompt, GenerateError> {
+        let enhancer = self.enhancer.as_ref().ok_or(LlmError::NoProvider)?;
+        let generated = enhancer.extend(story).await?;
+        self.screen(&generated.content).await?;
+        Ok(generated)
     }
 
-    /// Writes alternatives to a prompt. They are screened when they are used.
+    /// Generates at most `count` alternatives to a prompt. They are not screened before a client asks for one of them.
     ///
     /// # Errors
-    /// When no provider answers, or the prompt must not be used.
-    pub async fn rewrite(&self, seed_prompt: &str, count: usize) -> Result<Rewritten, NotWritten> {
+    /// Returns an error when no provider gives a usable answer, or the prompt is blocked.
+    pub async fn rewrite(
+        &self,
+        seed_prompt: &str,
+        count: usize,
+    ) -> Result<PromptAlternatives, GenerateError> {
         self.screen(seed_prompt).await?;
-        let enhancer = self.enhancer.as_ref().ok_or(Failure::NoProvider)?;
+        let enhancer = self.enhancer.as_ref().ok_or(LlmError::NoProvider)?;
         Ok(enhancer.rewrite(seed_prompt, count).await?)
     }
 }

@@ -1,10 +1,16 @@
-//! A client's session: its state machine and its segment loop.
+//! A client's session: commands in, events out.
 //!
-//! `opening` reads the first message, `run` is the loop, `segment` the one segment in hand, `playlist` what comes next,
-//! `draft` a prompt on its way there, `writing` what models write for it, `request` and `init_image` check what clients
-//! send, `persistence` what is on its way to the store, `outbox` what waits for the client, `playback` when its viewer runs out of
-//! video, `registry` counts sessions, `log` writes down what happens, `latency` measures what the supervisor adds.
-//! Nothing here knows WebSockets.
+//! A session knows no wire: it takes [`SessionCommand`]s, typed and parsed, and emits one [`SessionEvent`] for each thing
+//! that happens. A dialect translates both for clients (see [`crate::dialect`]).
+//!
+//! - How it begins and ends: `admission` (limits), `handshake` (opening, claim of the lease), `ending` (why it ended and
+//!   the state that leaves it in), `registry` (the open sessions), `state` (the states that others see).
+//! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows its
+//!   worker, `generation` its segment, `snapshots` exports its state, `persistence` stores it.
+//! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
+//!   check what clients send; `playback` computes when the viewer runs out of video.
+//! - Who is told: `event` has the events, `emitter` their readers, `outbox` the client's queue with its backpressure,
+//!   `log` the session log; `latency` measures what the supervisor adds to a fragment's way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,17 +24,32 @@ use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::store::SessionStore;
 
-pub use latency::{LatencySummary, RelayLatency};
+pub use actor::run;
+pub use admission::{NotAdmitted, admit};
+pub use command::{Inbound, SessionCommand};
+pub use event::SessionEvent;
+pub use latency::{LatencyQuantiles, RelayLatency};
 pub use log::Logs;
-pub use outbox::{Outbox, Wire};
+pub use outbox::Outbox;
 pub use registry::{Entry, Full, Limits, Registry, Ticket};
-pub use run::run;
 pub use state::SessionState;
 
+mod actor;
+mod admission;
+mod binding;
+mod client;
+pub mod command;
+pub mod config;
+mod director;
+mod emitter;
+pub mod ending;
+pub mod event;
+mod generation;
+mod handshake;
 mod init_image;
 mod latency;
+mod live;
 pub mod log;
-mod opening;
 mod outbox;
 mod persistence;
 mod playback;
@@ -37,8 +58,7 @@ mod prompt_draft;
 mod prompt_tasks;
 mod registry;
 mod request;
-mod run;
-mod segment;
+mod snapshots;
 mod state;
 
 /// What a session may do and what it gets by default.
@@ -52,25 +72,25 @@ pub struct Config {
     pub negative_prompt: Option<String>,
     /// Segments after which a session is complete.
     pub generation_segment_cap: u32,
-    /// Without a message from the client and without a running segment.
+    /// Time without a message from the client and without a running segment after which a session ends.
     pub session_timeout: Duration,
-    /// For the opening message.
+    /// How long a client may take to send its opening message.
     pub opening_timeout: Duration,
-    /// Requests that may wait in a session.
+    /// Requests that may wait in a session at once.
     pub max_waiting_requests: usize,
-    /// Characters of a prompt.
+    /// Characters that a prompt may have.
     pub max_prompt_chars: usize,
-    /// Pixels of an initial image.
+    /// Pixels that an initial image may have.
     pub max_image_pixels: u64,
-    /// Workers that one segment may cost before it is refused.
+    /// Workers that may die with one segment before it is given up.
     pub max_attempts: u32,
-    /// Bytes that may wait for a client that does not read.
+    /// The client's window: bytes that may be unsent before nothing more is generated for it.
     pub max_unsent_bytes: u64,
-    /// How long a client may leave `max_unsent_bytes` unread.
+    /// How long a client may leave its window full.
     pub slow_client_timeout: Duration,
-    /// Sessions at once, waiting ones included; the number of GPUs that can serve plus 64 when absent.
+    /// Sessions that may be open at once, waiting ones included. When absent, as many as the workers can serve plus 64.
     pub max_sessions: Option<usize>,
-    /// Sessions at once from one address.
+    /// Sessions that may be open at once from one address.
     pub max_sessions_per_client: usize,
 }
 
@@ -91,35 +111,8 @@ pub struct Context {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
     No,
-    /// Running segments may finish until then.
+    /// Running segments may finish until this deadline.
     Until(Instant),
-}
-
-/// What a session hears from its client's connection.
-#[derive(Debug)]
-pub enum Inbound {
-    Text(String),
-    Binary,
-    /// The client is gone. Nothing follows.
-    Gone,
-    /// The client broke the WebSocket protocol; the connection ends with this close code. Nothing follows.
-    Broken {
-        code: u16,
-        reason: &'static str,
-    },
-}
-
-/// Close codes of RFC 6455 as the protocol uses them.
-pub mod close {
-    pub const NORMAL: u16 = 1000;
-    pub const GOING_AWAY: u16 = 1001;
-    pub const PROTOCOL: u16 = 1002;
-    pub const BAD_OPENING: u16 = 1003;
-    pub const INVALID_UTF8: u16 = 1007;
-    pub const RULE_BROKEN: u16 = 1008;
-    pub const TOO_LARGE: u16 = 1009;
-    pub const INTERNAL: u16 = 1011;
-    pub const TRY_AGAIN_LATER: u16 = 1013;
 }
 
 #[cfg(test)]

@@ -1,30 +1,32 @@
-//! How soon the kernel runs this process's threads when something comes in.
+//! The scheduling priority of the threads that relay media: real-time, or a short time slice.
 //!
-//! A fragment passes three threads on its way from a worker to a socket, and each has to be woken. On a machine whose
-//! cores are busy, with encoders for one, a woken thread waits until another has used up its turn, several
-//! milliseconds. The threads on that way ask to be run at once: they need microseconds.
+//! A fragment passes three threads on its way from a worker to a socket, and each of them has to be woken. On a machine
+//! whose cores are busy, for example with encoders, a woken thread waits until another has used up its time slice of
+//! several milliseconds. The threads on the media path need only microseconds each, so they ask to be run at once.
 
 use std::io;
 
-/// The lowest real-time priority: above all ordinary threads, below everything that needs more.
+/// The lowest real-time priority: it is above all ordinary threads and below all other real-time ones.
 const PRIORITY: u32 = 1;
-/// The shortest time slice that Linux gives. A woken thread with a shorter slice than the running one goes first.
+/// The shortest time slice that Linux gives, in nanoseconds. A woken thread with a shorter slice than the running one
+/// preempts it.
 const SLICE_NS: u64 = 100_000;
 
-/// What the kernel granted.
+/// The scheduling that the kernel has granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
-    /// Before every ordinary thread (SCHED_RR); needs CAP_SYS_NICE or a limit `rtprio` of at least 1.
+    /// Real-time scheduling (SCHED_RR), before every ordinary thread. It needs CAP_SYS_NICE or an `rtprio` limit of at
+    /// least 1.
     Realtime,
-    /// In turn with ordinary threads, but soon; needs no right, and Linux 6.12 or newer to have an effect.
+    /// Ordinary scheduling with a short time slice. It needs no right, and has an effect on Linux 6.12 or newer.
     ShortSlice,
 }
 
-/// Asks that the calling thread be run as soon as it has something to do. Threads and processes that it starts are
-/// ordinary ones again.
+/// Asks the kernel to run the calling thread as soon as it has something to do. Threads and processes that it starts have
+/// ordinary scheduling again.
 ///
 /// # Errors
-/// When the kernel knows neither way.
+/// When the kernel supports neither kind of scheduling.
 pub fn run_promptly() -> io::Result<Grant> {
     let ordinary = libc::sched_attr {
         size: size_of::<libc::sched_attr>().try_into().unwrap_or(u32::MAX),

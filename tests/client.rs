@@ -1,13 +1,21 @@
-//! The `client` subcommand when connections are lost and sessions are left and gone on with.
+//! The `client` subcommand: lost connections, sessions that are left and resumed, and TLS.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStderr};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::harness::{PATIENCE, Server, command};
 use crate::readback;
@@ -24,8 +32,15 @@ struct Running {
 
 impl Running {
     fn start(server: &Server, args: &[&str]) -> Self {
+        Self::start_at(&server.address, "", args)
+    }
+
+    /// Starts a client that trusts the authorities in a file as those of the system.
+    fn start_at(url: &str, system_authorities: &str, args: &[&str]) -> Self {
         let mut child = tokio::process::Command::from(command())
-            .args(["client", "--json", "--url", &server.address])
+            .env("SSL_CERT_FILE", system_authorities)
+            .env_remove("SSL_CERT_DIR")
+            .args(["client", "--json", "--url", url])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -68,9 +83,60 @@ impl Running {
             (self.child.wait().await.unwrap(), report)
         };
         let (status, report) = timeout(PATIENCE, ended).await.expect("the client ends");
-        let report = serde_json::from_str(&report).unwrap();
+        // There is no summary when the arguments are not valid.
+        let report = serde_json::from_str(&report).unwrap_or_default();
         (status.code(), report, self.said)
     }
+}
+
+/// A TLS server that forwards all connections to a supervisor.
+struct TlsProxy {
+    port: u16,
+    _tasks: JoinSet<()>,
+}
+
+impl TlsProxy {
+    /// Starts the proxy with a certificate of `tests/data/tls`, which are for 127.0.0.1.
+    async fn start(server: &Server, certificate: &str) -> Self {
+        let certificate = CertificateDer::from_pem_file(tls_file(certificate)).unwrap();
+        let key = PrivateKeyDer::from_pem_file(tls_file("server.key")).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target = server.address.clone();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let (acceptor, target) = (acceptor.clone(), target.clone());
+                connections.spawn(async move {
+                    // An error means that the client has rejected the certificate.
+                    if let Ok(mut client) = acceptor.accept(client).await {
+                        let mut server = TcpStream::connect(target).await.unwrap();
+                        let _ = copy_bidirectional(&mut client, &mut server).await;
+                    }
+                });
+            }
+        });
+        Self {
+            port,
+            _tasks: tasks,
+        }
+    }
+}
+
+fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/tls")
+        .join(name)
 }
 
 fn frames(path: &Path) -> Value {
@@ -168,4 +234,65 @@ async fn session_is_kept_and_gone_on_with() {
     let init = std::fs::read(&both).unwrap();
     let init = init.windows(4).position(|name| name == b"moof").unwrap() - 4;
     assert_eq!(sizes[0] + sizes[1] - init, sizes[2]);
+}
+
+#[tokio::test]
+async fn speaks_tls_with_a_server_whose_authority_it_trusts() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out.mp4");
+    let server = Server::start(&["--gpus=1"]);
+    let proxy = TlsProxy::start(&server, "server.pem").await;
+    let url = format!("wss://127.0.0.1:{}", proxy.port);
+    let (ca, other) = (tls_file("ca.pem"), tls_file("server.pem"));
+    let (ca, other) = (ca.to_str().unwrap(), other.to_str().unwrap());
+
+    let args = [
+        "--prompt=a red fox",
+        "--ca-file",
+        ca,
+        "-o",
+        out.to_str().unwrap(),
+    ];
+    let (code, report, said) = Running::start_at(&url, other, &args).end().await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(report["segments"].as_array().unwrap().len(), 1);
+    assert_eq!(frames(&out), "12");
+
+    let url = url.replace("wss", "https");
+    let args = ["--prompt=a red fox"];
+    let (code, _, said) = Running::start_at(&url, ca, &args).end().await;
+    assert_eq!(code, Some(0), "an authority of the system: {said}");
+}
+
+#[tokio::test]
+async fn says_what_is_wrong_with_a_certificate_and_does_not_try_again() {
+    let server = Server::start(&["--gpus=1"]);
+    let good = TlsProxy::start(&server, "server.pem").await;
+    let expired = TlsProxy::start(&server, "expired.pem").await;
+    let (ca, other) = (tls_file("ca.pem"), tls_file("server.pem"));
+    let (ca, other) = (ca.to_str().unwrap(), other.to_str().unwrap());
+    let check = async |url: String, args: &[&str], code: i32, words: &[&str]| {
+        let args = [&["--prompt=a red fox"], args].concat();
+        let (given, report, said) = Running::start_at(&url, other, &args).end().await;
+        assert_eq!(given, Some(code), "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        assert!(!said.contains("trying again"), "{said}");
+        assert_eq!(report["segments"].as_array().map_or(0, Vec::len), 0);
+    };
+    let trusting = ["--ca-file", ca];
+    let (good, expired) = (good.port, expired.port);
+    let unknown = ["not from a trusted authority", "--ca-file"];
+    check(format!("wss://127.0.0.1:{good}"), &[], 1, &unknown).await;
+    let url = format!("wss://127.0.0.1:{expired}");
+    check(url, &trusting, 1, &["not valid: ", "expired"]).await;
+    let url = format!("wss://localhost:{good}");
+    check(url, &trusting, 1, &["not valid for name", "localhost"]).await;
+    let url = format!("wss://{}", server.address);
+    check(url, &trusting, 1, &["does not speak TLS"]).await;
+    let plain = format!("ws://127.0.0.1:{good}");
+    check(plain, &trusting, 2, &["--ca-file", "wss://"]).await;
+    let key = tls_file("server.key");
+    let no_certificate = ["--ca-file", key.to_str().unwrap()];
+    let url = format!("wss://127.0.0.1:{good}");
+    check(url, &no_certificate, 2, &["--ca-file", "no certificate"]).await;
 }

@@ -41,7 +41,7 @@ async fn there_is_a_state_once_a_segment_is_finished() {
     let mut client = server.active(json!({})).await;
     client.send(json!({"type": "snapshot_state"})).await;
     let error = client.expect("error").await;
-    assert_eq!(error["retryable"], true);
+    assert_eq!(error["retryable"], false);
     assert!(error["message"].as_str().unwrap().contains("no segment"));
 
     for idx in 0..2 {

@@ -373,6 +373,94 @@ async fn without_its_redis_a_server_goes_on_with_the_sessions_that_it_has() {
     assert_eq!(viewer.finished, next + 1);
 }
 
+#[tokio::test]
+async fn a_resume_that_is_refused_leaves_the_session_where_it_runs() {
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+        "--streaming.store.lease_seconds=1".to_owned(),
+    ];
+    let expected = undisturbed(3).await;
+    let server = start(&store, &[]);
+    let wider = start(&store, &["--default_request.sampling.width=128"]);
+    let mut viewer = Viewer::new();
+    let mut client = viewer.open(&server, &expected).await.unwrap();
+    viewer.watch(&mut client, &expected, 1).await;
+    let mut refused = wider.open(viewer.opening.clone()).await;
+    let error = refused.error().await;
+    assert_eq!(error["code"], "state_incompatible");
+    assert_eq!(error["retryable"], false);
+    assert_eq!(refused.closed().await, Some(1003));
+    // The session goes on where it was, also beyond the next beats of its server.
+    viewer.watch(&mut client, &expected, 3).await;
+    assert_eq!(viewer.finished, 3);
+    let next = viewer.opening.clone();
+    drop(client);
+    server.sessions(0).await;
+    let mut client = server.open(next).await;
+    client.until_type("ltx2_stream_start").await;
+}
+
+#[tokio::test]
+async fn a_session_whose_state_is_lost_is_refused_for_good() {
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+    ];
+    let expected = undisturbed(1).await;
+    let server = start(&store, &[]);
+    let mut viewer = Viewer::new();
+    let mut client = viewer.open(&server, &expected).await.unwrap();
+    viewer.watch(&mut client, &expected, 1).await;
+    drop(client);
+    server.sessions(0).await;
+    let other = start(&store, &[]);
+    delete_blobs_in(dir.path());
+    let mut refused = other.open(viewer.opening.clone()).await;
+    let error = refused.error().await;
+    assert_eq!(error["code"], "session_rejected");
+    assert_eq!(error["retryable"], false);
+    assert_eq!(refused.closed().await, Some(1003));
+}
+
+#[tokio::test]
+async fn a_session_is_ended_by_an_operator_while_its_store_is_away() {
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+        "--streaming.store.timeout_ms=500".to_owned(),
+    ];
+    let server = start(&store, &[]);
+    let mut client = server.open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    client.until_type("ltx2_stream_start").await;
+    let path = format!("/v1/sessions/{}", assigned["session_id"].as_str().unwrap());
+    redis.signal(Signal::SIGSTOP);
+    assert_eq!(server.call("DELETE", &path, None).await.0, 204);
+    assert_eq!(client.error().await["code"], "session_rejected");
+    assert_eq!(client.closed().await, Some(1000));
+    redis.signal(Signal::SIGCONT);
+    until("the session is removed from the store", async || {
+        (server.get(&format!("{path}/state")).await.0 == 404).then_some(())
+    })
+    .await;
+    assert_eq!(server.call("DELETE", &path, None).await.0, 404);
+}
+
+/// Deletes the blobs in a folder and all below it.
+fn delete_blobs_in(path: &Path) {
+    for entry in std::fs::read_dir(path).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            delete_blobs_in(&entry.path());
+        } else if entry.file_name().len() >= 64 {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+}
+
 /// Where Debian's package `faketime` keeps its library, whatever the processor.
 fn faketime() -> String {
     let lib = std::fs::read_dir("/usr/lib").unwrap().map(Result::unwrap);

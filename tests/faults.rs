@@ -342,6 +342,21 @@ async fn worker_whose_step_takes_too_long_is_stuck() {
 }
 
 #[tokio::test]
+async fn worker_that_is_as_slow_as_its_warm_up_is_not_stuck() {
+    let args = [
+        "--streaming.pool.min_step_timeout_ms=500",
+        "--generator.synthetic.step_ms=1000",
+        "--default_request.sampling.num_inference_steps=2",
+        "--streaming.warmup.num_inference_steps=1",
+    ];
+    let server = Server::start(&args);
+    let mut client = server.active(json!({})).await;
+    let segment = client.segment("a red fox").await;
+    assert_eq!(segment.of("error"), Vec::<&Value>::new());
+    assert_eq!(server.gpu(0).await["restarts"], 0);
+}
+
+#[tokio::test]
 async fn worker_that_leaks_is_shown_as_large_and_goes_on() {
     let server = Server::start(&["--generator.synthetic.faults", "leak@step1"]);
     let mut client = server.active(json!({})).await;

@@ -336,6 +336,38 @@ async fn worker_that_was_to_follow_does_not_outlive_the_supervisor() {
 }
 
 #[tokio::test]
+async fn what_a_renewed_worker_leaves_running_holds_nothing_up() {
+    let supervisor = std::path::PathBuf::from(command().get_program());
+    let worker = supervisor.with_file_name("fastvideo-worker");
+    let script = Script::new(&format!(
+        "[ \"$3\" = gpu0-1 ] && sleep 30 &\nexec {} \"$@\"",
+        worker.display()
+    ));
+    let args = [
+        "--worker-bin",
+        script.path(),
+        "--streaming.pool.recycle_after_segments=1",
+        "--streaming.pool.recycle_overlap=true",
+    ];
+    let mut server = Server::start(&args);
+    let (mut client, _) = assigned(&server).await;
+    while client
+        .segment("a red fox")
+        .await
+        .of("gpu_assigned")
+        .is_empty()
+    {}
+    let left = |gpu: &Value| gpu["last_exit"]["kind"] == "asked";
+    server.gpu_until(0, "the old worker has left", left).await;
+    client.send(json!({"type": "leave"})).await;
+    client.closed().await;
+    let before = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().await.success());
+    assert!(before.elapsed().as_secs() < 10);
+}
+
+#[tokio::test]
 async fn worker_goes_on_when_the_next_one_does_not_become_ready() {
     let script = second_is("exit 7");
     let args = [

@@ -8,9 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use fastvideo_proto::api::probes::{Health, Readyz};
+use fastvideo_proto::api::status::Status;
+use fastvideo_proto::ids::GpuId;
 use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -139,25 +143,16 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
-    /// Any method, with a JSON body if there is one. The answer's body is text.
-    pub(crate) async fn request(
-        &self,
-        method: &'static str,
-        path: &str,
-        body: Option<Value>,
-    ) -> Response<String> {
-        let url = format!("http://{}{path}", self.address);
+    /// Sends a request whose URI is a path. The answer's body is text.
+    pub(crate) async fn send(&self, mut request: Request<String>) -> Response<String> {
+        let url = format!("http://{}{}", self.address, request.uri());
+        *request.uri_mut() = url.parse().expect("a path makes a URL");
         tokio::task::spawn_blocking(move || {
             let agent = ureq::Agent::config_builder()
                 .http_status_as_error(false)
                 .allow_non_standard_methods(true)
                 .build()
                 .new_agent();
-            let request = Request::builder()
-                .method(method)
-                .uri(url)
-                .body(body.map_or(String::new(), |body| body.to_string()))
-                .unwrap();
             let (parts, body) = agent.run(request).expect("the server answers").into_parts();
             let mut body = body;
             let text = body.with_config().limit(1 << 30).read_to_string().unwrap();
@@ -165,6 +160,18 @@ impl Server {
         })
         .await
         .unwrap()
+    }
+
+    /// Any method, with a JSON body if there is one. The answer's body is text.
+    pub(crate) async fn request(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: Option<Value>,
+    ) -> Response<String> {
+        let request = Request::builder().method(method).uri(path);
+        let body = body.map_or(String::new(), |body| body.to_string());
+        self.send(request.body(body).unwrap()).await
     }
 
     /// The same, with the status code and the body as JSON or, where it is none, as a string.
@@ -183,6 +190,12 @@ impl Server {
     /// GET, with the status code.
     pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         self.call("GET", path, None).await
+    }
+
+    /// GET of an answer of that type, whatever its status code.
+    pub(crate) async fn read<T: DeserializeOwned>(&self, path: &str) -> T {
+        let text = self.request("GET", path, None).await.into_body();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error} in {text}"))
     }
 
     /// POST without a body, with the status code.
@@ -210,27 +223,28 @@ impl Server {
     }
 
     /// Waits until so many workers serve.
-    pub(crate) async fn ready(&self, workers: u64) {
+    pub(crate) async fn ready(&self, workers: usize) {
         until("workers are ready", async || {
-            (self.get("/readyz").await.1["ready_gpu_workers"] == workers).then_some(())
+            let readiness: Readyz = self.read("/readyz").await;
+            (readiness.ready_gpu_workers == workers).then_some(())
         })
         .await;
     }
 
     /// Waits until so many sessions are open.
-    pub(crate) async fn sessions(&self, open: u64) {
+    pub(crate) async fn sessions(&self, open: usize) {
         until("so many sessions are open", async || {
-            (self.get("/health").await.1["sessions"] == open).then_some(())
+            let health: Health = self.read("/health").await;
+            (health.sessions == open).then_some(())
         })
         .await;
     }
 
     /// The process of a GPU's worker.
     pub(crate) async fn worker_pid(&self, gpu: u32) -> Pid {
-        let pid = self.gpu(gpu).await["pid"]
-            .as_i64()
-            .expect("the worker runs");
-        Pid::from_raw(i32::try_from(pid).unwrap())
+        let status: Status = self.read("/status").await;
+        let pid = status.gpu_status[&GpuId(gpu)].pid;
+        Pid::from_raw(pid.expect("the worker runs").cast_signed())
     }
 
     /// Connects without opening a session.

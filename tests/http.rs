@@ -1,6 +1,17 @@
 //! What probes, operators and browsers get over HTTP.
 
+use std::fmt::Debug;
+
+use fastvideo_proto::api::error::ErrorBody;
+use fastvideo_proto::api::probes::{Health, Healthz, Readyz};
+use fastvideo_proto::api::sessions::{Hydrated, SessionList, SessionState, StateBody};
+use fastvideo_proto::api::status::{Status, WorkerState};
+use fastvideo_proto::api::workers::WorkerOrderAccepted;
+use fastvideo_proto::ids::GpuId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use ureq::http::{Request, Response};
 
 use crate::harness::{Server, until};
 
@@ -159,6 +170,164 @@ async fn what_is_not_there_is_said_in_json() {
         assert_eq!(body["error"]["code"], code, "{method} {path}");
         assert!(body["error"]["message"].is_string(), "{method} {path}");
     }
+}
+
+/// Requests of one method for one path that differ in all that a server reads of them.
+fn odd_requests(method: &str, path: &str, takes_body: bool) -> Vec<Request<String>> {
+    let filled = |id: &str, gpu: &str| path.replace("{id}", id).replace("{gpu}", gpu);
+    let unknown = filled(&"0".repeat(32), "99");
+    let request = |path: &str| Request::builder().method(method).uri(path);
+    let queries = ["inline=bogus", "deadline_seconds=soon", "unknown=1", "%ff"];
+    let mut requests = vec![
+        request(&unknown).body(String::new()),
+        request(&filled("%ff", "%ff")).body(String::new()),
+        request(&filled("nobody", "first")).body(String::new()),
+        request(&unknown)
+            .header("origin", "https://elsewhere.example")
+            .body(String::new()),
+    ];
+    for query in queries {
+        let path = format!("{unknown}?{query}");
+        requests.push(request(&path).body(String::new()));
+    }
+    if takes_body {
+        let (garbage, large) = ("{".to_owned(), " ".repeat(100_001));
+        requests.push(request(&unknown).body(garbage));
+        requests.push(request(&unknown).body(large));
+    }
+    requests.into_iter().map(Result::unwrap).collect()
+}
+
+/// The error that a refusal says.
+fn refusal(response: &Response<String>, what: &str) -> ErrorBody {
+    let mime = response.headers().get("content-type");
+    assert_eq!(mime.unwrap(), "application/json", "{what}");
+    let body = serde_json::from_str(response.body());
+    body.unwrap_or_else(|error| panic!("{what}: {error} in {}", response.body()))
+}
+
+#[tokio::test]
+async fn every_refusal_of_every_route_is_an_error_in_json_that_openapi_describes() {
+    let limit = "--streaming.limits.max_message_bytes=100000";
+    let server = Server::start(&["--gpus", "1", limit]);
+    // Until then /readyz answers 503, which is no refusal.
+    server.ready(1).await;
+    let (_, document) = server.get("/openapi.json").await;
+    let mut paths = document["paths"].as_object().unwrap().clone();
+    for page in ["/", "/page.js", "/nowhere"] {
+        paths.insert(page.to_owned(), json!({}));
+    }
+    let mut refused = Vec::new();
+    for (path, operations) in &paths {
+        for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+            let operation = &operations[method.to_lowercase()];
+            let takes_body = operation["requestBody"].is_object();
+            for request in odd_requests(method, path, takes_body) {
+                if (method, path.as_str()) == ("POST", "/v1/drain")
+                    && !request.headers().contains_key("origin")
+                {
+                    // It would drain the server.
+                    continue;
+                }
+                let what = format!("{method} {}", request.uri());
+                let response = server.send(request).await;
+                let status = response.status().as_u16();
+                if status < 400 {
+                    continue;
+                }
+                let code = refusal(&response, &what).error.code.into_owned();
+                if operation.is_object() {
+                    let described = &operation["responses"][status.to_string()];
+                    let schema = &described["content"]["application/json"]["schema"]["$ref"];
+                    assert_eq!(schema, "#/components/schemas/ErrorBody", "{what}: {status}");
+                } else {
+                    let expected = match path.as_str() {
+                        "/nowhere" => (404, "not_found"),
+                        _ if code == "other_site" => (403, "other_site"),
+                        _ => (405, "method_not_allowed"),
+                    };
+                    assert_eq!((status, code.as_str()), expected, "{what}");
+                }
+                refused.push((status, code));
+            }
+        }
+    }
+    for expected in [
+        (400, "invalid_request"),
+        (400, "invalid_body"),
+        (403, "other_site"),
+        (404, "no_session"),
+        (404, "not_found"),
+        (405, "method_not_allowed"),
+        (409, "no_enhancer"),
+        (413, "invalid_body"),
+        (426, "upgrade_required"),
+    ] {
+        let expected = (expected.0, expected.1.to_owned());
+        assert!(refused.contains(&expected), "{expected:?} in {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_is_wrong_is_refused_with_the_field() {
+    let server = Server::start(&["--gpus", "1"]);
+    let path = format!("/v1/sessions/{}/state", "0".repeat(32));
+    for (query, named) in [("inline=bogus", "inline"), ("in_line=true", "in_line")] {
+        let path = format!("{path}?{query}");
+        let response = server.request("GET", &path, None).await;
+        assert_eq!(response.status(), 400, "{query}");
+        let error = refusal(&response, query).error;
+        assert_eq!(error.code, "invalid_request", "{query}");
+        assert!(error.message.contains(named), "{}", error.message);
+    }
+}
+
+/// The answer as its type, which must say all that the answer says.
+fn typed<T: DeserializeOwned + Serialize + Debug>(answer: &Response<String>) -> T {
+    let body: T = serde_json::from_str(answer.body()).unwrap();
+    let again = serde_json::to_string(&body).unwrap();
+    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    assert_eq!(json(&again), json(answer.body()), "{body:?}");
+    body
+}
+
+#[tokio::test]
+async fn every_answer_is_read_back_whole_by_its_type() {
+    let server = Server::start(&["--gpus", "2"]);
+    let get = async |path: &str| server.request("GET", path, None).await;
+    typed::<Status>(&get("/status").await);
+    server.ready(2).await;
+    let mut client = server.active(json!({})).await;
+    client.segment("a red fox").await;
+
+    assert_eq!(typed::<Health>(&get("/health").await).sessions, 1);
+    typed::<Healthz>(&get("/healthz").await);
+    assert_eq!(typed::<Readyz>(&get("/readyz").await).ready_gpu_workers, 2);
+    let status = typed::<Status>(&get("/status").await);
+    let finished: u64 = status
+        .gpu_status
+        .values()
+        .map(|g| g.segments_finished)
+        .sum();
+    assert_eq!(finished, 1);
+    assert_eq!(status.gpu_status[&GpuId(0)].state, WorkerState::Ready);
+    assert!(status.relay_latency.count > 0, "{status:?}");
+
+    let sessions = typed::<SessionList>(&get("/v1/sessions").await).sessions;
+    assert_eq!(sessions[0].state, SessionState::Active);
+    let path = format!("/v1/sessions/{}/state", sessions[0].session_id);
+    let state = typed::<StateBody>(&get(&format!("{path}?inline=true")).await);
+    let state = serde_json::to_value(state).unwrap();
+    let hydrated = server.request("POST", "/v1/sessions", Some(state)).await;
+    assert_ne!(
+        typed::<Hydrated>(&hydrated).session_id,
+        sessions[0].session_id
+    );
+    let restart = "/v1/workers/1/restart?deadline_seconds=1";
+    let accepted = server.request("POST", restart, None).await;
+    assert_eq!(typed::<WorkerOrderAccepted>(&accepted).gpu_id, GpuId(1));
+    let refused = get("/nowhere").await;
+    assert_eq!(typed::<ErrorBody>(&refused).error.code, "not_found");
 }
 
 #[tokio::test]

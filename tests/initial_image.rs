@@ -1,4 +1,4 @@
-//! The initial image: seen in the first segment, refused when it is none, and gone when the session is.
+//! The initial image: it is seen in the first segment, refused when it is no picture, and removed with its session.
 
 use std::io::Cursor;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use crate::harness::{Client, Heard, Server, until};
 const FAST: &[&str] = &["--gpus", "1"];
 const MAGENTA: Rgb<u8> = Rgb([230, 20, 220]);
 
-/// A picture of one colour.
+/// The file of a picture of one colour.
 fn file(format: ImageFormat, width: u32, height: u32) -> Vec<u8> {
     let mut file = Cursor::new(Vec::new());
     RgbImage::from_pixel(width, height, MAGENTA)
@@ -27,7 +27,7 @@ fn image(mime: &str, bytes: &[u8]) -> Value {
     json!({"mime": mime, "name": "../../etc/cat.png", "data": BASE64.encode(bytes)})
 }
 
-/// How far the mean colour of a JPEG is from magenta, 0 to 255.
+/// The distance of a JPEG's mean colour from magenta, 0 to 255.
 fn distance(jpeg: &[u8]) -> f64 {
     let picture = image::load_from_memory(jpeg).unwrap().into_rgb8();
     let pixels = f64::from(picture.width() * picture.height());
@@ -127,7 +127,7 @@ async fn a_bad_image_is_refused_and_leaves_nothing_behind() {
     assert_eq!(kept(dir.path()).len(), 0);
 }
 
-/// The images that lie in the server's folder for temporary files.
+/// The images in the server's folder for temporary files.
 fn kept(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());

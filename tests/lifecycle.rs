@@ -1,4 +1,4 @@
-//! The life of worker processes: started, watched, started again, left alone, and never left behind.
+//! The lifecycle of worker processes: started, watched, restarted, quarantined, and never left behind.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -208,6 +208,24 @@ async fn what_a_worker_leaves_running_holds_nothing_up() {
     server.signal(Signal::SIGTERM);
     assert!(server.exit().await.success());
     assert!(before.elapsed().as_secs() < 10);
+}
+
+#[tokio::test]
+async fn process_that_connects_in_place_of_the_worker_is_refused() {
+    let supervisor = PathBuf::from(command().get_program());
+    let worker = supervisor.with_file_name("fastvideo-worker");
+    let script = Script::new(&format!("{} \"$@\"\nexit 7", worker.display()));
+    let args = [
+        "--worker-bin",
+        script.path(),
+        "--streaming.pool.min_backoff_ms=60000",
+        "--streaming.pool.max_backoff_ms=60000",
+    ];
+    let server = Server::start(&args);
+    let refused = |gpu: &Value| gpu["last_exit"]["kind"] == "bad_link";
+    let gpu = server.gpu_until(0, "it is refused", refused).await;
+    let reason = gpu["last_exit"]["reason"].as_str().unwrap();
+    assert!(reason.contains("has connected in place of"), "{reason}");
 }
 
 #[tokio::test]

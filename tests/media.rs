@@ -1,4 +1,4 @@
-//! What the server sends is what it says, and the segments of a session are one stream.
+//! The media agree with the messages about them, and the segments of a session are one stream.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::readback::{self, Parsed, SOUND, Sample, VIDEO};
 
 mod content;
 
-/// What to ask a server for.
+/// The video format that a server is asked for.
 #[derive(Clone, Copy, Debug)]
 struct Format {
     width: u32,
@@ -48,7 +48,7 @@ impl Format {
         Server::start(&[&own.each_ref().map(String::as_str), args].concat())
     }
 
-    /// Frames in each fragment: one, so that it is there early, and then 250 ms.
+    /// The number of frames in each fragment: one in the first, so that it is there early, then 250 ms.
     fn fragments(self) -> Vec<usize> {
         let quarter = ((self.fps + 2) / 4).max(1);
         let mut counts = vec![1];
@@ -66,7 +66,7 @@ impl Format {
     }
 }
 
-/// Segments of one session, one after the other.
+/// Makes segments of one session, one after the other.
 async fn segments(server: &Server, count: usize) -> Vec<Segment> {
     let mut client = server.active(json!({})).await;
     let mut segments = Vec::new();
@@ -80,7 +80,7 @@ fn bytes(segments: &[Segment]) -> Vec<u8> {
     segments.iter().flat_map(Segment::bytes).collect()
 }
 
-/// A session as messages, boxes and numbers say it is, segment by segment.
+/// Checks the boxes, their numbers and the messages about them, segment by segment.
 fn check_boxes(segments: &[Segment], format: Format) {
     let mut picture_end = 0;
     let mut sound_end = 0;
@@ -111,7 +111,7 @@ fn check_boxes(segments: &[Segment], format: Format) {
     assert!((all - format.seconds(segments.len())).abs() < 1e-9);
 }
 
-/// What a player needs of the pictures of one segment.
+/// Checks what a player needs of the pictures of one segment.
 fn check_pictures(parsed: &Parsed, format: Format) {
     let counts = parsed.fragments.iter().map(|f| f.samples(VIDEO).len());
     assert_eq!(counts.collect::<Vec<_>>(), format.fragments());
@@ -129,7 +129,8 @@ fn check_pictures(parsed: &Parsed, format: Format) {
     }
 }
 
-/// Returns where the samples end; they begin where the last segment ended. A short segment may have no block of sound.
+/// Checks that the samples begin where the last segment ended, and returns where they end. A short segment may have no
+/// block of sound.
 fn check_continuous(samples: &[Sample], mut end: u64) -> u64 {
     for sample in samples {
         assert_eq!(sample.time, end);
@@ -138,7 +139,7 @@ fn check_continuous(samples: &[Sample], mut end: u64) -> u64 {
     end
 }
 
-/// The numbers in the messages are those of the boxes.
+/// Checks that the numbers in the messages are those of the boxes.
 fn check_messages(segment: &Segment, parsed: &Parsed, index: usize, format: Format) {
     let init = segment.only("media_init");
     let mime = format!("video/mp4; codecs=\"{}\"", parsed.codecs());
@@ -166,7 +167,7 @@ fn check_messages(segment: &Segment, parsed: &Parsed, index: usize, format: Form
     }
 }
 
-/// What another reader makes of the whole session.
+/// Checks the whole session with ffmpeg.
 fn check_stream(segments: &[Segment], format: Format) {
     let all = bytes(segments);
     readback::decode(&all);
@@ -303,7 +304,7 @@ async fn jpeg_frames_come_one_by_one() {
     }
 }
 
-/// It comes, although the engine never makes the second frame.
+/// The engine never makes the second frame here.
 #[tokio::test]
 async fn first_fragment_does_not_wait_for_the_others() {
     let fault = "--generator.synthetic.faults=spin@frame1,segment=0";

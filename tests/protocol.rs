@@ -1,5 +1,7 @@
 //! From the connection to the first segment: the handshake, the queue, and who is turned away.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Heard, Server};
@@ -203,4 +205,26 @@ async fn a_client_that_says_nothing_is_dismissed() {
     );
     assert_eq!(client.next().await, Heard::Closed(Some(1000)));
     server.sessions(0).await;
+}
+
+#[tokio::test]
+async fn a_fault_of_the_server_while_a_session_opens_is_not_called_the_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(dir.path(), &["--gpus", "1"]);
+    server.ready(1).await;
+    // There is no place to keep the image any more.
+    dir.close().unwrap();
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::RgbImage::new(64, 64)
+        .write_to(&mut png, image::ImageFormat::Png)
+        .unwrap();
+    let data = BASE64.encode(png.into_inner());
+    let initial_image = json!({"mime": "image/png", "name": "a.png", "data": data});
+    let mut client = server.open(json!({"initial_image": initial_image})).await;
+    let error = client.expect("error").await;
+    assert_eq!(
+        (&error["code"], &error["retryable"]),
+        (&json!("internal_error"), &json!(true))
+    );
+    assert_eq!(client.next().await, Heard::Closed(Some(1011)));
 }

@@ -1,4 +1,5 @@
-//! Reads media back with what is not ours: boxes with `mp4-atom`, streams with `ffprobe`, pictures and sound with `ffmpeg`.
+//! Reads media back with other people's programs: boxes with `mp4-atom`, streams with `ffprobe`, pictures and sound
+//! with `ffmpeg`.
 
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use crate::harness::Segment;
 pub(crate) const VIDEO: u32 = 1;
 pub(crate) const SOUND: u32 = 2;
 
-/// A segment's messages, taken apart.
+/// A segment's messages, parsed.
 pub(crate) struct Parsed {
     pub(crate) moov: Moov,
     pub(crate) fragments: Vec<Fragment>,
@@ -26,14 +27,14 @@ pub(crate) struct Fragment {
 pub(crate) struct Sample {
     pub(crate) time: u64,
     pub(crate) duration: u64,
-    /// Of its presentation after `time`.
+    /// The presentation time minus `time`.
     pub(crate) offset: i64,
     pub(crate) sync: bool,
     pub(crate) data: Vec<u8>,
 }
 
 impl Parsed {
-    /// Asserts that the first message is `ftyp` and `moov`, and each other one `moof` and `mdat`, and nothing more.
+    /// Parses a segment. Asserts that the first message is `ftyp` and `moov`, and each other message `moof` and `mdat`.
     pub(crate) fn of(segment: &Segment) -> Self {
         let (init, fragments) = segment.media.split_first().expect("a segment has media");
         let moov = match <[Any; 2]>::try_from(atoms(init)) {
@@ -66,7 +67,7 @@ impl Parsed {
             .collect()
     }
 
-    /// The `codecs` that the init segment calls for.
+    /// The `codecs` parameter of the MIME type, as the init segment requires it.
     pub(crate) fn codecs(&self) -> String {
         let codec = |index: usize| &self.moov.trak[index].mdia.minf.stbl.stsd.codecs[..];
         let [Codec::Avc1(avc1)] = codec(0) else {
@@ -130,7 +131,7 @@ impl Sample {
         self.time + self.duration
     }
 
-    /// True for a picture that needs no other: it holds a NAL unit of type 5.
+    /// Whether the picture can be decoded without another one: it holds a NAL unit of type 5.
     pub(crate) fn is_idr(&self) -> bool {
         let mut rest = &self.data[..];
         let mut idr = false;
@@ -152,18 +153,18 @@ fn atoms(mut bytes: &[u8]) -> Vec<Any> {
     atoms
 }
 
-/// What `ffprobe -show_streams -show_format` and more `args` say.
+/// The output of `ffprobe -show_streams -show_format` with more `args`.
 pub(crate) fn ffprobe(media: &[u8], args: &[&str]) -> Value {
     let args = [&["-show_streams", "-show_format", "-of", "json"], args].concat();
     serde_json::from_slice(&run("ffprobe", &args, media, &[])).unwrap()
 }
 
-/// Decodes everything.
+/// Decodes all streams; asserts that the decoder does not complain.
 pub(crate) fn decode(media: &[u8]) {
     run("ffmpeg", &["-i"], media, &["-f", "null", "-"]);
 }
 
-/// All pictures, RGB.
+/// Decodes all pictures as RGB.
 pub(crate) fn pictures(media: &[u8], width: usize, height: usize) -> Vec<Vec<u8>> {
     let rgb = ["-map", "0:v", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"];
     let all = run("ffmpeg", &["-i"], media, &rgb);
@@ -172,7 +173,7 @@ pub(crate) fn pictures(media: &[u8], width: usize, height: usize) -> Vec<Vec<u8>
     pictures.map(<[u8]>::to_vec).collect()
 }
 
-/// The sound of the first channel.
+/// Decodes the sound of the first channel.
 pub(crate) fn sound(media: &[u8]) -> Vec<f32> {
     let first = "pan=mono|c0=c0";
     let pcm = ["-map", "0:a", "-af", first, "-f", "f32le", "-"];
@@ -182,7 +183,7 @@ pub(crate) fn sound(media: &[u8]) -> Vec<f32> {
         .collect()
 }
 
-/// Runs a program on a file of these bytes and returns what it writes. It must not complain.
+/// Runs a program on a file of these bytes and returns what it writes. Asserts that it writes nothing to stderr.
 fn run(program: &str, before: &[&str], media: &[u8], after: &[&str]) -> Vec<u8> {
     let file = tempfile::Builder::new().suffix(".mp4").tempfile().unwrap();
     std::fs::write(file.path(), media).unwrap();

@@ -289,6 +289,38 @@ async fn large_tensors_of_an_exported_state_are_blobs_of_the_store() {
 }
 
 #[tokio::test]
+async fn exports_of_one_session_drop_no_other() {
+    let server = Server::start(&[
+        "--gpus",
+        "1",
+        "--default_request.sampling.width=1280",
+        "--default_request.sampling.height=704",
+        "--streaming.store.max_mib=100",
+    ]);
+    let mut tickets = Vec::new();
+    for _ in 0..2 {
+        let (mut client, ticket) = open(&server, json!({})).await;
+        client.segment("confetti and noise, a crowded market").await;
+        tickets.push(ticket);
+        drop(client);
+        server.sessions(0).await;
+    }
+    let id = tickets[1]["resume"]["session_id"].as_str().unwrap();
+    let path = format!("/v1/sessions/{id}/state");
+    let (code, first) = server.get(&path).await;
+    assert_eq!(code, 200);
+    assert!(first["payload"]["video"]["blob_id"].is_string());
+    for _ in 0..30 {
+        assert_eq!(server.get(&path).await, (200, first.clone()));
+    }
+    for ticket in tickets {
+        let (client, _) = open(&server, ticket).await;
+        drop(client);
+        server.sessions(0).await;
+    }
+}
+
+#[tokio::test]
 async fn one_address_cannot_take_all_places() {
     let server = Server::start(&["--gpus", "1", "--max-sessions-per-client", "2"]);
     let first = server.active(json!({})).await;

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use crate::harness::{Client, Heard, Server, WATCHFUL, until};
 
-/// Of each session that meets dying workers.
+/// The number of segments of each session that meets dying workers.
 const SEGMENTS: usize = 4;
-/// Workers that die at most.
+/// The largest number of workers that are killed.
 const KILLS: u32 = 20;
 
 async fn sessions(server: &Server, count: usize) -> Vec<Client> {

@@ -1,38 +1,104 @@
-//! Faults that a test asks for. Compiled in always, so that what is tested is what is shipped; armed only by
-//! `generator.synthetic.faults`.
+//! Fault injection for tests. It is always compiled in, so that what is tested is what is shipped, and armed by
+//! `generator.synthetic.faults` only.
 
 use std::convert::Infallible;
 use std::hint::spin_loop;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use fastvideo_proto::link::{FaultKind, FaultPoint, FaultSpec};
 use nix::sys::signal::{Signal, raise};
+use serde::Deserialize;
 
 use crate::engine::EngineError;
-use crate::link::Events;
+use crate::link::EventSender;
 
-/// The faults of one process. Each is injected once.
+/// One fault, injected once per worker process where all of its conditions hold. The supervisor makes it of the text of
+/// `generator.synthetic.faults`; see `supervisor/engines/synthetic/faults.rs`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FaultSpec {
+    kind: FaultKind,
+    at: FaultPoint,
+    /// Only in the segment with this index; any when absent.
+    #[serde(rename = "segment")]
+    segment_idx: Option<u32>,
+    /// Only when the prompt contains this text; any when absent.
+    prompt: Option<String>,
+    /// Only in jobs with an attempt up to this number, so that the replay succeeds; every attempt when absent.
+    max_attempt: Option<u32>,
+    /// Only in the worker of this GPU; any when absent.
+    gpu: Option<u32>,
+    /// Only in the first so many processes of a GPU; every one when absent.
+    max_incarnation: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FaultKind {
+    /// Exit with status 3.
+    Exit,
+    Abort,
+    /// SIGSTOP to itself.
+    Stop,
+    /// Compute for ever without progress, heartbeats going on.
+    Spin,
+    /// Take ten seconds for the step.
+    Slow,
+    /// Allocate 256 MiB and keep it.
+    Leak,
+    /// Send bytes on the link that are no event.
+    Garbage,
+    /// Let the engine report an error.
+    Error,
+    Panic,
+}
+
+/// Where a fault is injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FaultPoint {
+    /// Once the link is open, before anything is loaded.
+    Boot,
+    Load,
+    Warmup,
+    /// Once ready, without a job.
+    Idle,
+    /// Before this denoise step, counted from 1.
+    Step(u32),
+    /// Before this frame, counted from 0.
+    Frame(u32),
+    /// When all frames are out, before the segment is finished.
+    End,
+}
+
+/// The faults of one process. Each of them is injected once.
 #[derive(Debug)]
 pub(crate) struct Faults {
     armed: Vec<FaultSpec>,
-    events: Events,
+    events: EventSender,
 }
 
-/// The job in which a point is reached.
+/// The job in which a fault point is reached.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Scene<'a> {
+pub(crate) struct JobContext<'a> {
     pub(crate) segment_idx: u32,
     pub(crate) attempt: u32,
     pub(crate) prompt: &'a str,
 }
 
+/// How long [`FaultKind::Slow`] takes.
 const SLOW: Duration = Duration::from_secs(10);
+/// The size of what [`FaultKind::Leak`] leaks.
 const LEAK_BYTES: usize = 256 << 20;
 
 impl Faults {
-    /// `incarnation` counts the processes of this GPU from 1.
-    pub(crate) fn new(specs: &[FaultSpec], gpu: u32, incarnation: u32, events: Events) -> Self {
+    /// Arms the faults that are meant for this process. `incarnation` counts the processes of this GPU from 1.
+    pub(crate) fn new(
+        specs: &[FaultSpec],
+        gpu: u32,
+        incarnation: u32,
+        events: EventSender,
+    ) -> Self {
         let here = |spec: &&FaultSpec| {
             spec.gpu.is_none_or(|g| g == gpu)
                 && spec.max_incarnation.is_none_or(|n| incarnation <= n)
@@ -43,25 +109,25 @@ impl Faults {
         }
     }
 
-    /// Injects what is armed for this point; `scene` is the job, when there is one.
+    /// Injects the fault that is armed for this point, if there is one. `job` is the running job.
     ///
     /// # Errors
-    /// The fault that is an error of the engine.
+    /// When the fault is [`FaultKind::Error`]: the error is the engine's.
     pub(crate) fn reach(
         &mut self,
         point: FaultPoint,
-        scene: Option<Scene<'_>>,
+        job: Option<JobContext<'_>>,
     ) -> Result<(), EngineError> {
         let hit = |spec: &FaultSpec| {
             spec.at == point
                 && spec
                     .segment_idx
-                    .is_none_or(|n| scene.is_some_and(|s| s.segment_idx == n))
+                    .is_none_or(|n| job.is_some_and(|job| job.segment_idx == n))
                 && spec
                     .max_attempt
-                    .is_none_or(|n| scene.is_none_or(|s| s.attempt <= n))
+                    .is_none_or(|n| job.is_none_or(|job| job.attempt <= n))
                 && (spec.prompt.as_deref())
-                    .is_none_or(|p| scene.is_some_and(|s| s.prompt.contains(p)))
+                    .is_none_or(|p| job.is_some_and(|job| job.prompt.contains(p)))
         };
         match self.armed.iter().position(hit) {
             None => Ok(()),
@@ -118,19 +184,19 @@ mod tests {
         }
     }
 
-    /// Whether a fault is injected at its point, in this job of the second process of GPU 1.
+    /// Checks whether a fault is injected at its point, in this job of the second process of GPU 1.
     #[track_caller]
-    fn check(spec: FaultSpec, scene: Option<Scene<'_>>, hit: bool) {
-        let (events, _sent) = Events::to_nobody();
+    fn check(spec: FaultSpec, job: Option<JobContext<'_>>, hit: bool) {
+        let (events, _sent) = EventSender::to_nobody();
         let at = spec.at;
         let mut faults = Faults::new(&[spec], 1, 2, events);
-        assert_eq!(faults.reach(at, scene).is_err(), hit);
-        assert!(faults.reach(at, scene).is_ok(), "once is enough");
+        assert_eq!(faults.reach(at, job).is_err(), hit);
+        assert!(faults.reach(at, job).is_ok(), "once is enough");
     }
 
     #[test]
     fn a_fault_is_injected_where_all_its_conditions_hold() {
-        let job = Some(Scene {
+        let job = Some(JobContext {
             segment_idx: 3,
             attempt: 2,
             prompt: "a red fox",
@@ -159,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_fault_waits_for_its_point() {
-        let (events, _sent) = Events::to_nobody();
+        let (events, _sent) = EventSender::to_nobody();
         let mut faults = Faults::new(&[error(FaultPoint::Step(2))], 0, 1, events);
         assert!(faults.reach(FaultPoint::Step(1), None).is_ok());
         assert!(faults.reach(FaultPoint::Frame(2), None).is_ok());

@@ -1,23 +1,21 @@
-//! A segment of the synthetic engine's, kept as it came out: what a worker's encoder gets, for measuring the encoder
-//! without all the rest.
+//! Records a segment of the synthetic engine, so that the encoder can be measured alone with the input that it has in a
+//! worker.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_proto::job::Stage;
-use fastvideo_proto::job::VideoFormat;
-use fastvideo_proto::link::SyntheticSpec;
+use fastvideo_proto::job::{Stage, VideoFormat};
 
 use crate::encode::bench::Footage;
-use crate::engine::synthetic::Synthetic;
+use crate::engine::synthetic::{Options, Synthetic};
 use crate::engine::{Engine, EngineError, GenerateRequest, Sink};
 
-/// Generates the segment that a worker makes of frames rendered ahead.
+/// Records the segment that a worker makes when its frames are rendered ahead.
 ///
 /// # Errors
-/// When the engine refuses.
+/// When the engine refuses the format.
 pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
-    let spec = SyntheticSpec {
+    let options = Options {
         step: Duration::ZERO,
         frame: Duration::ZERO,
         load: Duration::ZERO,
@@ -26,7 +24,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
         prerender: true,
         faults: Vec::new(),
     };
-    let mut engine = Synthetic::new(spec, format);
+    let mut engine = Synthetic::new(options, format);
     engine.load(Box::new(|_, _| {}))?;
     let request = GenerateRequest {
         segment_idx: 0,
@@ -47,6 +45,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
     Ok(recorder.footage)
 }
 
+/// Keeps all frames and their sound.
 struct Recorder {
     footage: Footage,
     frame_bytes: usize,

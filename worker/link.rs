@@ -1,4 +1,5 @@
-//! The worker's end of its link: the only file here that knows ipc-channel, but for the memory of a state.
+//! The worker's end of its link. Apart from the shared memory of states, this is the only file here that knows
+//! ipc-channel.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,11 +11,11 @@ use ipc_channel::ipc::{self, IpcReceiver, IpcSender, IpcSharedMemory};
 use nix::time::{ClockId, clock_gettime};
 
 /// A command and, beside [`Command::Generate`], the state's blob.
-type Down = (Command, Option<IpcSharedMemory>);
+type CommandMessage = (Command, Option<IpcSharedMemory>);
 /// An event and, beside [`Event::Finished`], the new state's blob.
-type Up = (Event, Option<IpcSharedMemory>);
-/// This worker's first message: who it is, and the supervisor's end of both directions.
-type Opening = (Hello, IpcSender<Down>, IpcReceiver<Up>);
+type EventMessage = (Event, Option<IpcSharedMemory>);
+/// This worker's first message: who it is, and the supervisor's ends of both channels.
+type HelloMessage = (Hello, IpcSender<CommandMessage>, IpcReceiver<EventMessage>);
 
 /// Why a link cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -29,52 +30,58 @@ pub(crate) enum LinkError {
     Unexpected(&'static str),
 }
 
-/// Commands that come down.
+/// Receives the supervisor's commands.
 #[derive(Debug)]
-pub(crate) struct Commands(IpcReceiver<Down>);
+pub(crate) struct CommandReceiver(IpcReceiver<CommandMessage>);
 
-impl Commands {
+impl CommandReceiver {
     /// Waits for the next command.
     ///
     /// # Errors
-    /// When the supervisor is gone; there is nobody left to work for.
-    pub(crate) fn next(&self) -> Result<Down, LinkError> {
+    /// When the supervisor has closed the link or is gone.
+    pub(crate) fn next(&self) -> Result<CommandMessage, LinkError> {
         self.0.recv().map_err(|_| LinkError::Gone)
     }
 }
 
-/// Sends events up. Cheap to clone; events of two threads never mix, however long they are.
+/// Sends events to the supervisor. It is cheap to clone. Events of two threads never interleave, however long they are.
 #[derive(Clone, Debug)]
-pub(crate) struct Events(Arc<Mutex<IpcSender<Up>>>);
+pub(crate) struct EventSender(Arc<Mutex<IpcSender<EventMessage>>>);
 
-/// Connects to the supervisor that opened `name`.
+/// Connects to the supervisor that opened the link `name`, and says hello.
 ///
 /// # Errors
-/// When it is not there.
-pub(crate) fn connect(name: &str) -> Result<(Commands, Events), LinkError> {
+/// When the supervisor is not there.
+pub(crate) fn connect(name: &str) -> Result<(CommandReceiver, EventSender), LinkError> {
     let (command_tx, commands) = ipc::channel().map_err(LinkError::Open)?;
     let (events, event_rx) = ipc::channel().map_err(LinkError::Open)?;
     let hello = Hello {
         version: LINK_VERSION,
         pid: std::process::id(),
     };
-    IpcSender::<Opening>::connect(name.to_owned())
+    IpcSender::<HelloMessage>::connect(name.to_owned())
         .map_err(LinkError::Open)?
         .send((hello, command_tx, event_rx))
         .map_err(|_| LinkError::Gone)?;
-    Ok((Commands(commands), Events(Arc::new(Mutex::new(events)))))
+    Ok((
+        CommandReceiver(commands),
+        EventSender(Arc::new(Mutex::new(events))),
+    ))
 }
 
-impl Events {
-    /// Sends an event that nothing goes with. A supervisor that is gone is noticed by whoever waits for commands.
+impl EventSender {
+    /// Sends an event without a blob. An error is ignored: the thread that waits for commands notices that the
+    /// supervisor is gone, and ends the process.
     pub(crate) fn send(&self, event: Event) {
         let _ = self.sender().send((event, None));
     }
 
+    /// Sends an event with the blob of a state beside it.
     pub(crate) fn send_with_state(&self, event: Event, blob: IpcSharedMemory) {
         let _ = self.sender().send((event, Some(blob)));
     }
 
+    /// Sends a piece of a job's media, with the time.
     pub(crate) fn send_media(&self, job: JobId, kind: MediaKind, bytes: Bytes) {
         self.send(Event::Media {
             job,
@@ -84,41 +91,41 @@ impl Events {
         });
     }
 
-    /// Sends bytes that are no event. For fault injection.
+    /// Sends bytes that are no event, for fault injection.
     pub(crate) fn send_garbage(&self) {
         let opaque = self.sender().clone().to_opaque();
         let _ = opaque.to::<Vec<u8>>().send(vec![0xff; 100]);
     }
 
-    fn sender(&self) -> std::sync::MutexGuard<'_, IpcSender<Up>> {
+    fn sender(&self) -> std::sync::MutexGuard<'_, IpcSender<EventMessage>> {
         self.0.lock().expect("no holder of this lock panics")
     }
 }
 
-/// What was sent, for tests.
+/// The events that were sent, for tests.
 #[cfg(test)]
 #[derive(Debug)]
-pub(crate) struct Sent(IpcReceiver<Up>);
+pub(crate) struct SentEvents(IpcReceiver<EventMessage>);
 
 #[cfg(test)]
-impl Sent {
-    /// The events since the last look.
-    pub(crate) fn look(&self) -> Vec<Event> {
+impl SentEvents {
+    /// Returns the events since the last call.
+    pub(crate) fn take(&self) -> Vec<Event> {
         let next = || self.0.try_recv().ok();
         std::iter::from_fn(next).map(|(event, _)| event).collect()
     }
 }
 
 #[cfg(test)]
-impl Events {
-    /// A link without a supervisor.
-    pub(crate) fn to_nobody() -> (Self, Sent) {
+impl EventSender {
+    /// A sender without a supervisor.
+    pub(crate) fn to_nobody() -> (Self, SentEvents) {
         let (events, event_rx) = ipc::channel().unwrap();
-        (Self(Arc::new(Mutex::new(events))), Sent(event_rx))
+        (Self(Arc::new(Mutex::new(events))), SentEvents(event_rx))
     }
 }
 
-/// CLOCK_MONOTONIC in microseconds: the same for all processes of a machine.
+/// CLOCK_MONOTONIC in microseconds. All processes of a machine share this clock.
 fn monotonic_us() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the monotonic clock is always there");
     (now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000).cast_unsigned()

@@ -1,24 +1,35 @@
 //! The worker: one process per GPU, started by the supervisor. It loads a model, generates segments, encodes them where
 //! the frames are, and sends finished fragments up its link.
+//!
+//! - `run`: the process and its threads; `link`: its end of the link to the supervisor.
+//! - `load`: becomes ready; `job`: the job loop; `held_states`: the states that it holds for sessions.
+//! - `engine`: the models; `sink`: where the frames of a job go.
+//! - `encode`: frames and sound to fragmented MP4; `media`: the encoder's thread, and a job's media on their way to the
+//!   link.
+//! - `sound`, `sound_tail`, `state`: what engines, encoder and states share.
+//! - `faults`: fault injection; `footage`, `tools`: for people who measure or try a model.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use fastvideo_proto::job::MediaMode;
-use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::job::{MediaMode, VideoFormat};
 use fastvideo_proto::link::EncoderSpec;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::FmtSpan;
 
 mod encode;
 mod engine;
 mod faults;
 mod footage;
+mod held_states;
 mod job;
 mod link;
-mod outbox;
-mod pipeline;
+mod load;
+mod logging;
+mod media;
+mod run;
+mod sink;
+mod sound;
+mod sound_tail;
 mod state;
 #[cfg(feature = "torch")]
 mod tools;
@@ -38,7 +49,7 @@ enum Command {
         /// The name that this worker has in logs.
         #[arg(long)]
         worker_id: String,
-        /// The link that the supervisor has opened.
+        /// The name of the link that the supervisor has opened.
         #[arg(long)]
         link: String,
     },
@@ -69,22 +80,22 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Run { worker_id, link } => {
-            log_to_stderr();
-            job::serve(&link).with_context(|| format!("worker {worker_id} stopped"))
+            logging::json_to_stderr();
+            run::run(&link).with_context(|| format!("worker {worker_id} stopped"))
         }
         #[cfg(feature = "torch")]
         Command::Bench(args) => {
-            log_to_stderr();
+            logging::text_to_stderr();
             tools::bench::run(&args)
         }
         #[cfg(feature = "torch")]
         Command::Generate(args) => {
-            log_to_stderr();
+            logging::text_to_stderr();
             tools::generate::run(&args)
         }
         #[cfg(feature = "torch")]
         Command::Inspect(args) => {
-            log_to_stderr();
+            logging::text_to_stderr();
             tools::inspect::run(&args)
         }
         Command::BenchEncode {
@@ -112,18 +123,4 @@ fn main() -> anyhow::Result<()> {
             Ok(writeln!(stdout)?)
         }
     }
-}
-
-/// Lines of the form `LEVEL message`, which the supervisor reads and logs as its own.
-fn log_to_stderr() {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .with_target(false)
-        .with_span_events(FmtSpan::NONE)
-        .with_env_filter(
-            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
-        )
-        .init();
 }

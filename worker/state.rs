@@ -1,20 +1,21 @@
-//! Shared memory for the blob of a new continuation state: the engine writes it once, and from then on the handle
-//! travels and the bytes stay.
+//! Shared memory for the blob of a new continuation state. The engine writes it once; from then on only the handle
+//! travels.
 
 use std::ops::{Deref, DerefMut};
 
 use ipc_channel::ipc::IpcSharedMemory;
 
-/// Zeroed shared memory that nobody else has seen yet.
+/// Shared memory that no other process or thread can see yet.
 #[derive(Debug)]
 pub(crate) struct StateBuffer(IpcSharedMemory);
 
 impl StateBuffer {
+    /// Allocates zeroed memory.
     pub(crate) fn zeroed(bytes: usize) -> Self {
         Self(IpcSharedMemory::from_byte(0, bytes))
     }
 
-    /// Ends writing; from here on the memory may be shared.
+    /// Returns the memory, which may be shared from here on and is not written any more.
     pub(crate) fn into_shared(self) -> IpcSharedMemory {
         self.0
     }

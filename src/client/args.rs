@@ -1,6 +1,7 @@
-//! What the client is asked to do.
+//! The arguments of the `client` subcommand, as typed and as checked.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -9,17 +10,23 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stream_v1::{Resume, SegmentRequest};
+use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
 
-/// What the server takes at most, decoded.
+use super::tls;
+
+/// The largest image file that the server accepts.
 const MAX_IMAGE_BYTES: usize = 32 << 20;
 const STREAM_PATH: &str = "/v1/stream";
 
 const TEACHING: &str = "\
-When the connection is lost, the client connects again by itself and goes on after the last finished
-segment; what the file has of the segment that was running is dropped, and it is asked for again. The
-server keeps the session for a while (streaming.resume_ttl_seconds). When the client
-gives up, it prints what --resume takes. --keep ends the client and not the session.
+When the connection is lost, the client reconnects and continues after the last finished segment. It
+drops the unfinished segment from the file and requests it again. The server keeps the session for a
+while (streaming.resume_ttl_seconds). When the client gives up, it prints the argument for --resume.
+--keep ends the client but not the session.
+
+With wss:// the server's certificate must be from an authority that this system trusts, or from one in
+--ca-file. The variables SSL_CERT_FILE and SSL_CERT_DIR name other places for the system's authorities.
 
 Examples:
   fastvideo-supervisor client --prompt 'A red fox in the snow' --prompt 'It runs away' -o fox.mp4
@@ -31,40 +38,43 @@ Examples:
 
 Exit codes: 0 all segments are there, 1 something failed, 2 wrong arguments.";
 
-/// As it was typed.
+/// The arguments as they were typed.
 #[derive(Clone, Debug)]
 pub(crate) struct Args {
     url: String,
     prompts: Vec<String>,
     output: Option<PathBuf>,
-    /// For all segments; the prompt is left empty.
+    /// The request for each segment, with an empty prompt.
     request: SegmentRequest,
     image: Option<PathBuf>,
     state: Option<PathBuf>,
     save_state: Option<PathBuf>,
     resume: Option<String>,
+    ca_file: Option<PathBuf>,
     keep: bool,
     retries: u32,
     timeout: Option<f64>,
     json: bool,
 }
 
-/// Checked, with the files read.
+/// The checked arguments, with the contents of the files.
 #[derive(Debug)]
-pub(super) struct Order {
-    /// Of the WebSocket.
+pub(super) struct ValidArgs {
+    /// The WebSocket's address.
     pub(super) url: String,
-    /// At least one.
+    /// The TLS configuration; `None` for a connection in plain text.
+    pub(super) tls: Option<Arc<ClientConfig>>,
+    /// The requests for segments, at least one.
     pub(super) requests: Vec<SegmentRequest>,
     pub(super) output: Option<PathBuf>,
     pub(super) initial_image: Option<Map<String, Value>>,
     pub(super) state: Option<ContinuationState>,
     pub(super) save_state: Option<PathBuf>,
-    /// A session to go on with.
+    /// The session to resume.
     pub(super) resume: Option<Resume>,
-    /// The session is left without ending it.
+    /// Whether the client leaves the session without ending it.
     pub(super) keep: bool,
-    /// Connections in a row that may fail after one was lost.
+    /// How many attempts in a row to reconnect may fail.
     pub(super) retries: u32,
     pub(super) timeout: Option<Duration>,
     pub(super) json: bool,
@@ -82,7 +92,7 @@ impl Args {
             .args([
                 text("url", "URL")
                     .default_value("ws://127.0.0.1:8000")
-                    .help("The server, as ws:// or http://"),
+                    .help("The server, as ws://, wss://, http:// or https://"),
                 text("prompt", "TEXT")
                     .action(ArgAction::Append)
                     .required(true)
@@ -107,6 +117,9 @@ impl Args {
                 text("resume", "SESSION_ID:TOKEN")
                     .conflicts_with("state")
                     .help("Go on with a session; the client that left it has printed this"),
+                file("ca-file").help(
+                    "Certificate authorities (PEM) to trust instead of the system's, for wss://",
+                ),
                 text("keep", "")
                     .action(ArgAction::SetTrue)
                     .help("Leave the session without ending it, and print what --resume takes"),
@@ -145,6 +158,7 @@ impl Args {
             state: path("state"),
             save_state: path("save-state"),
             resume: text("resume"),
+            ca_file: path("ca-file"),
             keep: matches.get_flag("keep"),
             retries: matches.get_one("retries").copied().unwrap_or_default(),
             timeout: matches.get_one("timeout").copied(),
@@ -152,14 +166,29 @@ impl Args {
         }
     }
 
-    /// Reads the files and checks the rest. Limits on the request are the server's business.
-    pub(super) fn check(self) -> anyhow::Result<Order> {
+    /// Checks the arguments and reads the files. The server checks the limits of a request.
+    ///
+    /// # Errors
+    /// Returns an error that names the argument when a value is not valid or a file cannot be used.
+    pub(super) fn check(self) -> anyhow::Result<ValidArgs> {
         let request = |prompt| SegmentRequest {
             prompt,
             ..self.request.clone()
         };
-        Ok(Order {
-            url: stream_url(&self.url).context("--url")?,
+        let url = stream_url(&self.url).context("--url")?;
+        let ca_file = self.ca_file.as_deref();
+        let tls = match url.starts_with("wss://") {
+            true => Some(tls::config(ca_file).context("--ca-file")?),
+            false => None,
+        };
+        ensure!(
+            tls.is_some() || ca_file.is_none(),
+            "--ca-file: must come with a wss:// address, given `{}`",
+            self.url
+        );
+        Ok(ValidArgs {
+            url,
+            tls,
             requests: self.prompts.into_iter().map(request).collect(),
             output: self.output,
             initial_image: self
@@ -193,25 +222,25 @@ impl Args {
     }
 }
 
-/// The address of the stream: `http` means `ws`, and the route may be left out.
+/// Completes the address of the stream: `http` means `ws`, `https` means `wss`, and the path may be left out.
 fn stream_url(url: &str) -> anyhow::Result<String> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("ws", url));
-    match scheme {
-        "ws" | "http" => {}
-        "wss" | "https" => bail!("this client has no TLS, given `{url}`"),
-        _ => bail!("must begin with ws:// or http://, given `{url}`"),
-    }
+    let scheme = match scheme {
+        "ws" | "http" => "ws",
+        "wss" | "https" => "wss",
+        _ => bail!("must begin with ws://, wss://, http:// or https://, given `{url}`"),
+    };
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     ensure!(!host.is_empty(), "must name a host, given `{url}`");
     let path = match path {
         "" | "/" => STREAM_PATH,
         path => path,
     };
-    Ok(format!("ws://{host}{path}"))
+    Ok(format!("{scheme}://{host}{path}"))
 }
 
 fn read_resume(text: &str) -> anyhow::Result<Resume> {
-    // The token is a secret: what was given is not repeated.
+    // The token is a secret, so the message does not repeat the argument.
     match text.split_once(':') {
         Some((session_id, token)) if !session_id.is_empty() && !token.is_empty() => Ok(Resume {
             session_id: session_id.to_owned(),
@@ -290,7 +319,8 @@ mod tests {
             Some("ws://host/proxy/v1/stream"),
         );
         check("localhost:8000", Some("ws://localhost:8000/v1/stream"));
-        check("wss://host", None);
+        check("wss://host", Some("wss://host/v1/stream"));
+        check("https://host:8443/", Some("wss://host:8443/v1/stream"));
         check("ftp://host", None);
         check("ws://", None);
     }

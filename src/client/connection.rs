@@ -1,27 +1,33 @@
-//! The WebSocket to the server: messages out, messages and media in.
+//! The WebSocket connection to the server: it sends messages, and receives messages and media.
 
-use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use fastvideo_proto::stream_v1::{ClientMessage, ServerMessage};
 use futures_util::{SinkExt, StreamExt};
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{
+    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
+};
 
-/// Longer than any network that can carry video takes.
+use super::tls;
+
+/// The time limit for connecting, which is longer than any network that can carry video takes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A continuation state of large frames as PNG and base64; the library's own limits are below that.
+/// The largest message that is accepted. A continuation state of large frames, as PNG in base64, is above the library's own
+/// limits.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
-/// The server or the way to it is gone, and the session may still be there.
+/// The connection is lost, but the server may still have the session.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Lost {
-    #[error("cannot connect to {url}: {why}")]
-    Unreachable { url: String, why: String },
+pub(super) enum ConnectionLost {
+    #[error("cannot connect to {url}: {reason}")]
+    Unreachable { url: String, reason: String },
     #[error("the connection broke: {0}")]
     Broke(String),
     #[error("{0}")]
@@ -33,12 +39,12 @@ pub(super) struct Connection {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
-/// What the server sends.
+/// What the client receives.
 #[derive(Debug)]
 pub(super) enum Incoming {
     Message(ServerMessage),
     Media(Bytes),
-    /// The last one.
+    /// The server closed the connection; nothing follows.
     Closed {
         code: u16,
         reason: String,
@@ -46,35 +52,54 @@ pub(super) enum Incoming {
 }
 
 impl Connection {
-    pub(super) async fn open(url: &str) -> anyhow::Result<Self> {
+    /// Connects to the server, over TLS if there is a configuration for it.
+    ///
+    /// # Errors
+    /// Returns [`ConnectionLost`] when the server cannot be reached, and another error when a retry would not help.
+    pub(super) async fn open(url: &str, tls: Option<Arc<ClientConfig>>) -> anyhow::Result<Self> {
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
-        let connecting = connect_async_with_config(url, Some(config), true);
+        let connector = tls.map_or(Connector::Plain, Connector::Rustls);
+        let connecting = connect_async_tls_with_config(url, Some(config), true, Some(connector));
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok((socket, _))) => Ok(Self { socket }),
             Ok(Err(Error::Http(response))) if !response.status().is_server_error() => {
                 bail!("{url} answered {} instead of a session", response.status())
             }
-            Ok(Err(error)) => bail!(unreachable(url, &error)),
-            Err(_) => bail!(unreachable(
-                url,
-                &format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())
-            )),
+            Ok(Err(error)) => {
+                if let Error::Io(error) = &error
+                    && let Some(reason) = tls::handshake_failure(error)
+                {
+                    bail!("cannot connect to {url}: {reason}");
+                }
+                bail!(unreachable(url, error.to_string()))
+            }
+            Err(_) => {
+                let reason = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+                bail!(unreachable(url, reason))
+            }
         }
     }
 
+    /// Sends a message. When the connection is closed already, the message is dropped: the server's last messages, which
+    /// say why, are still to be read.
+    ///
+    /// # Errors
+    /// Returns an error when the message cannot be written.
     pub(super) async fn send(&mut self, message: &ClientMessage) -> anyhow::Result<()> {
         let text = serde_json::to_string(message).context("message cannot be written as JSON")?;
         match self.socket.send(Message::text(text)).await {
             Ok(()) => Ok(()),
-            // The server's last words are still to be read, and say why.
             Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_)) => Ok(()),
             Err(error) => Err(error).context("cannot send"),
         }
     }
 
-    /// The next message that this client knows; types that it does not know are skipped, as the protocol asks.
+    /// Receives the next message of a known type. It skips unknown types, as the protocol demands.
+    ///
+    /// # Errors
+    /// Returns [`ConnectionLost`] when the connection breaks, and another error when a message cannot be read.
     pub(super) async fn next(&mut self) -> anyhow::Result<Incoming> {
         loop {
             match self.socket.next().await {
@@ -91,32 +116,51 @@ impl Connection {
                     return Ok(Incoming::Closed { code, reason });
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Err(error)) => bail!(Lost::Broke(error.to_string())),
-                None => bail!(Lost::Broke("it ended without a close".to_owned())),
+                Some(Err(error)) => bail!(ConnectionLost::Broke(error.to_string())),
+                None => bail!(ConnectionLost::Broke("it ended without a close".to_owned())),
             }
         }
     }
 
-    /// Closes without waiting for the answer.
+    /// Closes the connection without waiting for the server's answer.
     pub(super) async fn close(&mut self) {
-        // Err: closed already.
+        // An error means that the connection is closed already.
         let _ = self.socket.close(None).await;
     }
 }
 
-fn unreachable(url: &str, why: &impl Display) -> Lost {
-    Lost::Unreachable {
-        url: url.to_owned(),
-        why: why.to_string(),
+/// Describes a close code of the WebSocket protocol, with the reason that the server gave.
+pub(super) fn describe_close(code: u16, reason: &str) -> String {
+    let meaning = match code {
+        1000 => "the server ended the session",
+        1001 => "the server is going away",
+        1003 => "the server refused the opening message",
+        1008 => "the server closed the session: a rule was broken",
+        1009 => "a message was larger than the server accepts",
+        1011 => "the server had an internal fault",
+        1013 => "the server is full; try again later",
+        _ => "the server closed the connection",
+    };
+    match reason {
+        "" => format!("{meaning} (close code {code})"),
+        _ => format!("{meaning} (close code {code}, {reason})"),
     }
 }
 
+fn unreachable(url: &str, reason: String) -> ConnectionLost {
+    ConnectionLost::Unreachable {
+        url: url.to_owned(),
+        reason,
+    }
+}
+
+/// Parses a message; `None` when its type is unknown.
 fn read(text: &str) -> anyhow::Result<Option<ServerMessage>> {
     let error = match serde_json::from_str(text) {
         Ok(message) => return Ok(Some(message)),
         Err(error) => error,
     };
-    // Unknown types are for newer clients; a known type that does not fit is a fault.
+    // Unknown types are meant for newer clients. A known type with other fields is an error.
     match error.to_string().starts_with("unknown variant") {
         true => Ok(None),
         false => Err(error).context("the server sent a message that cannot be read"),

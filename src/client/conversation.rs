@@ -1,7 +1,8 @@
-//! What follows what in a session, seen from the client.
+//! The client's side of a session: it requests segments, follows their generation, and reconnects when the connection is
+//! lost.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -11,73 +12,71 @@ use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stream_v1::{
     ClientMessage, CompleteReason, Resume, ServerMessage, SessionInit,
 };
+use fastvideo_supervisor_core::backoff::Backoff;
 
-use super::args::Order;
-use super::connection::{Connection, Incoming, Lost};
+use super::args::ValidArgs;
+use super::connection::{Connection, ConnectionLost, Incoming, describe_close};
 use super::output::{InitSegment, Output};
 use super::progress::Progress;
 use super::report::{Format, Report, SegmentReport, millis};
 
-/// One runs and one waits: the GPU never idles between them, and every server accepts one that waits.
+/// How many requests are sent ahead: one runs and one waits, so that the GPU does not idle between segments. Every server
+/// accepts one request that waits.
 const REQUESTS_AHEAD: usize = 2;
-/// For the server's good-bye, once everything is there.
+/// How long the client waits for the server to close the connection after the last segment.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Before the first try to connect again.
+/// The shortest pause before an attempt to reconnect.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause before an attempt to reconnect.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
+/// A session as the client sees it, over all connections.
 pub(super) struct Conversation<'a> {
-    order: &'a Order,
+    args: &'a ValidArgs,
     connection: Option<Connection>,
     output: Option<&'a mut Output>,
     progress: &'a Progress,
     report: &'a mut Report,
-    opened: Instant,
-    /// The worker that the session is bound to.
+    started: Instant,
+    /// The worker that the session is bound to; empty before the first one.
     worker_id: String,
     resume: Option<Resume>,
-    /// The session's next segment is known, and requests may be sent.
+    /// Whether the stream has started on this connection, so that requests may be sent.
     is_active: bool,
-    /// Finished segments of this order.
+    /// How many of the requested segments are finished.
     finished: usize,
+    /// How many requests were sent.
     requested: usize,
-    /// When the requests were sent that no segment was finished for yet.
+    /// When each request was sent whose segment is not finished yet.
     unanswered: VecDeque<Instant>,
-    segment: Option<Segment>,
+    segment: Option<RunningSegment>,
 }
 
-/// The segment that runs.
+/// The segment that is being generated.
 #[derive(Debug)]
-struct Segment {
+struct RunningSegment {
     requested: Instant,
     report: SegmentReport,
-    /// The next binary message is its init segment.
+    /// Whether the next binary message is the init segment.
     init_segment_is_next: bool,
-}
-
-/// Whether there is more to hear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    Listen,
-    Done,
 }
 
 impl<'a> Conversation<'a> {
     pub(super) fn new(
-        order: &'a Order,
+        args: &'a ValidArgs,
         output: Option<&'a mut Output>,
         progress: &'a Progress,
         report: &'a mut Report,
     ) -> Self {
         Self {
-            order,
+            args,
             connection: None,
             output,
             progress,
             report,
-            opened: Instant::now(),
+            started: Instant::now(),
             worker_id: String::new(),
-            resume: order.resume.clone(),
+            resume: args.resume.clone(),
             is_active: false,
             finished: 0,
             requested: 0,
@@ -86,28 +85,33 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// From the opening message to the last segment, over as many connections as it takes.
+    /// Runs the session from the opening message to the last segment, over as many connections as it takes.
+    ///
+    /// # Errors
+    /// Returns an error when the session fails, or the client gives up reconnecting.
     pub(super) async fn run(&mut self) -> anyhow::Result<()> {
         let mut failures = 0;
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE).with_jitter();
         loop {
-            let Err(error) = self.over_one_connection().await else {
+            let Err(error) = self.run_connection().await else {
                 break;
             };
             if std::mem::take(&mut self.is_active) {
                 failures = 0;
+                backoff.reset();
             }
-            // A server that could not be reached at first is an error of the user's.
+            // If the first connection fails, the address is probably wrong.
             let is_new = self.report.session_id.is_none();
-            if !error.is::<Lost>() || is_new || failures >= self.order.retries {
+            if !error.is::<ConnectionLost>() || is_new || failures >= self.args.retries {
                 return Err(error);
             }
-            let pause = pause(failures);
+            let pause = backoff.next_pause();
             failures += 1;
             self.report.reconnects += 1;
             self.progress.say(&format!(
                 "{error}; trying again in {:.1} s ({failures} of {})",
                 pause.as_secs_f64(),
-                self.order.retries
+                self.args.retries
             ));
             tokio::time::sleep(pause).await;
         }
@@ -115,15 +119,16 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    async fn over_one_connection(&mut self) -> anyhow::Result<()> {
+    /// Runs the session over one connection, until the last segment is there.
+    async fn run_connection(&mut self) -> anyhow::Result<()> {
         self.connection = None;
-        self.connection = Some(Connection::open(&self.order.url).await?);
+        self.connection = Some(Connection::open(&self.args.url, self.args.tls.clone()).await?);
         let is_unused = self.finished == 0;
         let init = SessionInit {
-            initial_image: self.order.initial_image.clone().filter(|_| is_unused),
-            // A session that is resumed has its state.
+            initial_image: self.args.initial_image.clone().filter(|_| is_unused),
+            // The server has the state of a session that is resumed.
             continuation_state: match self.resume {
-                None => self.order.state.clone(),
+                None => self.args.state.clone(),
                 Some(_) => None,
             },
             resume: self.resume.clone(),
@@ -132,15 +137,15 @@ impl<'a> Conversation<'a> {
         self.send(ClientMessage::SessionInit(Box::new(init)))
             .await?;
         loop {
-            let next = match self.incoming().await? {
-                Incoming::Message(message) => self.hear(message).await?,
+            let flow = match self.incoming().await? {
+                Incoming::Message(message) => self.handle_message(message).await?,
                 Incoming::Media(bytes) => {
                     self.media(bytes)?;
-                    Next::Listen
+                    ControlFlow::Continue(())
                 }
                 Incoming::Closed { code, reason } => return Err(self.closed(code, &reason)),
             };
-            if next == Next::Done {
+            if flow.is_break() {
                 return Ok(());
             }
         }
@@ -151,21 +156,22 @@ impl<'a> Conversation<'a> {
         connection.next().await
     }
 
-    /// A close that may leave the session behind: the server goes away, or cannot take it yet.
+    /// Turns a close into an error: [`ConnectionLost`] where the server may still have the session, since it is going away
+    /// or cannot resume the session yet.
     fn closed(&self, code: u16, reason: &str) -> anyhow::Error {
-        let text = closed(code, reason);
+        let text = describe_close(code, reason);
         let is_lost = match code {
             1001 | 1005 | 1006 | 1012 => true,
             1011 | 1013 => !self.is_active,
             _ => false,
         };
         match is_lost {
-            true => Lost::Closed(text).into(),
+            true => ConnectionLost::Closed(text).into(),
             false => anyhow::anyhow!(text),
         }
     }
 
-    async fn hear(&mut self, message: ServerMessage) -> anyhow::Result<Next> {
+    async fn handle_message(&mut self, message: ServerMessage) -> anyhow::Result<ControlFlow<()>> {
         match message {
             ServerMessage::QueueStatus {
                 position,
@@ -181,7 +187,7 @@ impl<'a> Conversation<'a> {
             } => {
                 self.progress
                     .say(&format!("on GPU {gpu_id} ({worker_id}, {model_id})"));
-                let waited = millis(self.opened.elapsed());
+                let waited = millis(self.started.elapsed());
                 self.report.assigned_ms.get_or_insert(waited);
                 self.resume = resume_token.map(|token| Resume {
                     session_id: session_id.clone(),
@@ -208,9 +214,9 @@ impl<'a> Conversation<'a> {
                     num_frames,
                 });
                 self.is_active = true;
-                self.go_on(next_segment_idx)?;
+                self.resume_at(next_segment_idx)?;
                 self.check_cap(generation_segment_cap, next_segment_idx)?;
-                if self.finished == self.order.requests.len() {
+                if self.finished == self.args.requests.len() {
                     return self.all_finished().await;
                 }
                 self.request_ahead().await?;
@@ -264,19 +270,19 @@ impl<'a> Conversation<'a> {
             }
             ServerMessage::ContinuationStateSnapshot { state } => {
                 self.save_state(&state)?;
-                return Ok(Next::Done);
+                return Ok(ControlFlow::Break(()));
             }
             ServerMessage::Error {
                 message,
                 restarting: true,
                 ..
             } => self.progress.say(&message),
-            // The session is there, and the server cannot take it at the moment.
+            // The server still has the session but cannot resume it at the moment.
             ServerMessage::Error {
                 message,
                 retryable: true,
                 ..
-            } if self.resume.is_some() && !self.is_active => bail!(Lost::Closed(message)),
+            } if self.resume.is_some() && !self.is_active => bail!(ConnectionLost::Closed(message)),
             ServerMessage::Error {
                 code,
                 message,
@@ -288,7 +294,7 @@ impl<'a> Conversation<'a> {
                 }
                 bail!("{}", refused(code, &message, retryable))
             }
-            // A close with 1001 follows: the server is going away.
+            // The server is going away; a close with code 1001 follows.
             ServerMessage::StreamComplete {
                 reason: CompleteReason::StopRequested,
             } => {}
@@ -299,7 +305,7 @@ impl<'a> Conversation<'a> {
             ServerMessage::SessionTimeout { timeout_seconds } => {
                 bail!("the server ended the session: nothing happened for {timeout_seconds} s")
             }
-            // This client enhances and rewrites nothing.
+            // This client does not ask for enhanced or rewritten prompts.
             ServerMessage::PromptEnhanced { .. }
             | ServerMessage::PromptFallback { .. }
             | ServerMessage::SeedPromptsRewritten { .. } => {}
@@ -310,11 +316,15 @@ impl<'a> Conversation<'a> {
                 "the server is going away within {deadline_seconds} s and takes no new segments"
             )),
         }
-        Ok(Next::Listen)
+        Ok(ControlFlow::Continue(()))
     }
 
-    /// Where the session goes on, when it is resumed: the segment that was running is whole, or begins again.
-    fn go_on(&mut self, next_segment_idx: u32) -> anyhow::Result<()> {
+    /// Continues after the segments that the server has finished. A segment that was running when the connection was lost is
+    /// either complete or requested again.
+    ///
+    /// # Errors
+    /// Returns an error when the server has finished a segment of which only a part has arrived.
+    fn resume_at(&mut self, next_segment_idx: u32) -> anyhow::Result<()> {
         self.unanswered.clear();
         if let Some(segment) = self.segment.take() {
             let is_finished = segment.report.segment_idx < next_segment_idx;
@@ -324,7 +334,7 @@ impl<'a> Conversation<'a> {
                     "segment {} was finished while the connection was lost, and only a part of it came",
                     segment.report.segment_idx
                 );
-                // What the server would have said of its own times is lost.
+                // The message with the server's own times was lost with the connection.
                 self.finish(segment, 0.0, 0.0);
             } else if let Some(output) = &mut self.output {
                 output.begin_segment()?;
@@ -334,9 +344,9 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Better to know before the first segment than after the last that the server gives.
+    /// Checks before the first segment that the server generates as many segments in one session as were requested.
     fn check_cap(&self, cap: u32, next_segment_idx: u32) -> anyhow::Result<()> {
-        let prompts = self.order.requests.len() - self.finished;
+        let prompts = self.args.requests.len() - self.finished;
         let left = cap.saturating_sub(next_segment_idx) as usize;
         let so_far = match next_segment_idx {
             0 => String::new(),
@@ -347,16 +357,17 @@ impl<'a> Conversation<'a> {
             "the server generates at most {cap} segments in one session{so_far}; given {prompts} prompts"
         );
         ensure!(
-            (self.order.save_state.is_none() && !self.order.keep) || prompts < left,
+            (self.args.save_state.is_none() && !self.args.keep) || prompts < left,
             "the server ends a session with its {cap}th segment, after which there is no state to \
              save or to keep; give fewer than {left} prompts"
         );
         Ok(())
     }
 
+    /// Sends requests until enough of them wait.
     async fn request_ahead(&mut self) -> anyhow::Result<()> {
         while self.unanswered.len() < REQUESTS_AHEAD
-            && let Some(request) = self.order.requests.get(self.requested)
+            && let Some(request) = self.args.requests.get(self.requested)
         {
             self.requested += 1;
             self.unanswered.push_back(Instant::now());
@@ -384,7 +395,7 @@ impl<'a> Conversation<'a> {
         }
         self.progress.segment(idx, report.total_steps);
         report.start_ms = Some(millis(requested.elapsed()));
-        self.segment = Some(Segment {
+        self.segment = Some(RunningSegment {
             requested,
             report,
             init_segment_is_next: false,
@@ -419,27 +430,31 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    async fn segment_complete(&mut self, generation_ms: f64, e2e_ms: f64) -> anyhow::Result<Next> {
+    async fn segment_complete(
+        &mut self,
+        generation_ms: f64,
+        e2e_ms: f64,
+    ) -> anyhow::Result<ControlFlow<()>> {
         let segment = self.segment.take();
         let segment = segment.context("the server finished a segment that it had not begun")?;
         self.finish(segment, generation_ms, e2e_ms);
         self.request_ahead().await?;
         match self.unanswered.is_empty() {
-            false => Ok(Next::Listen),
+            false => Ok(ControlFlow::Continue(())),
             true => self.all_finished().await,
         }
     }
 
-    async fn all_finished(&mut self) -> anyhow::Result<Next> {
-        if self.order.save_state.is_none() {
-            return Ok(Next::Done);
+    async fn all_finished(&mut self) -> anyhow::Result<ControlFlow<()>> {
+        if self.args.save_state.is_none() {
+            return Ok(ControlFlow::Break(()));
         }
         self.send(ClientMessage::SnapshotState).await?;
-        Ok(Next::Listen)
+        Ok(ControlFlow::Continue(()))
     }
 
-    fn finish(&mut self, segment: Segment, generation_ms: f64, e2e_ms: f64) {
-        let Segment {
+    fn finish(&mut self, segment: RunningSegment, generation_ms: f64, e2e_ms: f64) {
+        let RunningSegment {
             requested,
             mut report,
             ..
@@ -453,12 +468,12 @@ impl<'a> Conversation<'a> {
         report.e2e_ms = millis(requested.elapsed());
         report.server_generation_ms = generation_ms;
         report.server_e2e_ms = e2e_ms;
-        self.say_done(&report);
+        self.print_done(&report);
         self.report.segments.push(report);
     }
 
-    /// Times from the start of the segment: the wait for the one before it would hide them.
-    fn say_done(&self, report: &SegmentReport) {
+    /// Prints the times of a segment, counted from its start: the wait for the segment before it would hide them.
+    fn print_done(&self, report: &SegmentReport) {
         let since_start = |ms: f64| (ms - report.start_ms.unwrap_or_default()) / 1e3;
         self.progress.say(&format!(
             "segment {} done: {:.1} s of video in {:.2} s, first fragment after {:.2} s, {} bytes",
@@ -471,7 +486,7 @@ impl<'a> Conversation<'a> {
     }
 
     fn save_state(&self, state: &ContinuationState) -> anyhow::Result<()> {
-        let Some(path) = &self.order.save_state else {
+        let Some(path) = &self.args.save_state else {
             return Ok(());
         };
         let bytes = serde_json::to_vec(state).context("state cannot be written as JSON")?;
@@ -480,9 +495,9 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Everything is there; what goes wrong now changes nothing.
+    /// Ends the session, or only the connection with `--keep`. Errors are ignored, since all segments have arrived.
     async fn leave(&mut self) {
-        let keep = self.order.keep;
+        let keep = self.args.keep;
         if !keep {
             self.report.resume = None;
         }
@@ -508,7 +523,7 @@ impl<'a> Conversation<'a> {
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
 
-    fn running(&mut self) -> anyhow::Result<&mut Segment> {
+    fn running(&mut self) -> anyhow::Result<&mut RunningSegment> {
         self.segment
             .as_mut()
             .context("the server spoke of a segment that it had not begun")
@@ -520,43 +535,18 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// What `--resume` takes.
+/// Formats the argument for `--resume`.
 fn resume_argument(resume: &Resume) -> String {
     format!("{}:{}", resume.session_id, resume.token)
 }
 
-/// Grows from half a second to ten, less a part by chance, so that not all clients of a server come at once.
-fn pause(failures: u32) -> Duration {
-    let full = MIN_PAUSE
-        .saturating_mul(1 << failures.min(16))
-        .min(MAX_PAUSE);
-    let chance = RandomState::new().build_hasher().finish().to_le_bytes()[0];
-    full.mul_f64(1.0 - 0.3 * f64::from(chance) / 255.0)
-}
-
+/// Describes an error message of the server.
 fn refused(code: ErrorCode, message: &str, retryable: bool) -> String {
-    // A wrong message stays wrong; that it is retryable means that the session goes on.
+    // For an invalid message, `retryable` only means that the session continues.
     let hint = match retryable && code != ErrorCode::InvalidMessage {
         true => "; trying again may help",
         false => "",
     };
     let code = serde_json::to_value(code).unwrap_or_default();
     format!("{message} ({}){hint}", code.as_str().unwrap_or_default())
-}
-
-fn closed(code: u16, reason: &str) -> String {
-    let meaning = match code {
-        1000 => "the server ended the session",
-        1001 => "the server is going away",
-        1003 => "the server refused the opening message",
-        1008 => "the server closed the session: a rule was broken",
-        1009 => "a message was larger than the server accepts",
-        1011 => "the server had an internal fault",
-        1013 => "the server is full; try again later",
-        _ => "the server closed the connection",
-    };
-    match reason {
-        "" => format!("{meaning} (close code {code})"),
-        _ => format!("{meaning} (close code {code}, {reason})"),
-    }
 }

@@ -1,4 +1,4 @@
-//! The video on disk: written beside its place as it arrives, moved there when all of it is there.
+//! The video on disk. It is written to a temporary file as it arrives and moved to its place when it is complete.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -10,28 +10,33 @@ use anyhow::Context;
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
-/// One fragmented MP4 of many segments: the init segment of the first, then all fragments.
+/// A fragmented MP4 of many segments: the init segment of the first one, followed by all fragments.
 #[derive(Debug)]
 pub(super) struct Output {
     file: NamedTempFile,
     target: PathBuf,
-    /// Bytes of the segments that are complete.
+    /// The size of the complete segments in bytes.
     committed: u64,
+    /// The size of the file in bytes.
     len: u64,
-    /// The one that the file begins with.
+    /// The init segment that the file begins with.
     init_segment: Option<Bytes>,
 }
 
-/// An init segment that differs from the file's own.
+/// Whether an init segment fits the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InitSegment {
+    /// It equals the one that the file begins with.
     Fits,
-    /// It is in the file too; players differ in what they make of that.
+    /// It differs and was written too. Not every player can handle that.
     Changed,
 }
 
 impl Output {
-    /// Makes sure that the place can be written before anything is asked for.
+    /// Creates the temporary file, so that a path that cannot be written is noticed before anything is generated.
+    ///
+    /// # Errors
+    /// Returns an error when the folder of `target` cannot be written.
     pub(super) fn create(target: &Path) -> anyhow::Result<Self> {
         let file = beside(target).with_context(|| format!("cannot write {}", target.display()))?;
         Ok(Self {
@@ -43,7 +48,10 @@ impl Output {
         })
     }
 
-    /// A segment begins, for the first time or again: what an attempt before it has left is dropped.
+    /// Begins a segment, and drops what an earlier attempt at it has written.
+    ///
+    /// # Errors
+    /// Returns an error when the file cannot be truncated.
     pub(super) fn begin_segment(&mut self) -> anyhow::Result<()> {
         if self.len > self.committed {
             let file = self.file.as_file_mut();
@@ -58,6 +66,10 @@ impl Output {
         Ok(())
     }
 
+    /// Writes an init segment, unless it equals that of the file.
+    ///
+    /// # Errors
+    /// Returns an error when the file cannot be written.
     pub(super) fn init_segment(&mut self, bytes: Bytes) -> anyhow::Result<InitSegment> {
         match &self.init_segment {
             Some(first) if *first == bytes => Ok(InitSegment::Fits),
@@ -73,21 +85,32 @@ impl Output {
         }
     }
 
+    /// Writes a fragment.
+    ///
+    /// # Errors
+    /// Returns an error when the file cannot be written.
     pub(super) fn fragment(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.write(bytes)
     }
 
+    /// Ends a segment, which stays in the file from now on.
     pub(super) fn commit_segment(&mut self) {
         self.committed = self.len;
     }
 
-    /// Moves the video to its place, which it returns.
+    /// Moves the video to its place, and returns its path.
+    ///
+    /// # Errors
+    /// Returns an error when the file cannot be moved.
     pub(super) fn keep(self) -> anyhow::Result<PathBuf> {
         let target = self.target.clone();
         self.persist(target)
     }
 
-    /// Keeps the complete segments of an unfinished video, if there are any, under a name that tells so.
+    /// Keeps the complete segments of an unfinished video, if there are any, and returns the path, which ends in `.partial`.
+    ///
+    /// # Errors
+    /// Returns an error when the file cannot be truncated or moved.
     pub(super) fn keep_partial(mut self) -> anyhow::Result<Option<PathBuf>> {
         if self.committed == 0 {
             return Ok(None);
@@ -114,7 +137,10 @@ impl Output {
     }
 }
 
-/// A temporary file in the folder of `path`, with the usual permissions of a new file.
+/// Creates a temporary file in the folder of `path`, with the usual permissions of a new file.
+///
+/// # Errors
+/// Returns an error when the folder cannot be written.
 pub(super) fn beside(path: &Path) -> std::io::Result<NamedTempFile> {
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,

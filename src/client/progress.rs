@@ -1,17 +1,19 @@
-//! What a person sees while a session runs: bars on a terminal, lines elsewhere.
+//! Shows the progress of a session on stderr: a progress bar on a terminal, lines elsewhere.
 
 use std::io::{IsTerminal, Write, stderr};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// On stderr, so that stdout is free for the summary.
+/// The progress on stderr. stdout is left to the summary.
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// The bar is reused: at any time one thing happens, waiting or one segment.
+    /// The progress bar; `None` when stderr is no terminal. One bar is enough, since the client either waits or follows one
+    /// segment.
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
+    /// Creates a progress bar if stderr is a terminal.
     pub(super) fn on_stderr() -> Self {
         let bar = stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}")
@@ -21,10 +23,10 @@ impl Progress {
         Self { bar }
     }
 
-    /// A line that stays.
+    /// Prints a line that stays above the bar.
     pub(super) fn say(&self, line: &str) {
         let print = || {
-            // Err: nobody reads.
+            // An error means that nobody reads stderr.
             let _ = writeln!(stderr(), "{line}");
         };
         match &self.bar {
@@ -33,6 +35,7 @@ impl Progress {
         }
     }
 
+    /// Shows the position in the queue.
     pub(super) fn waiting(&self, position: usize, queue_depth: usize) {
         match &self.bar {
             Some(bar) => {
@@ -45,6 +48,7 @@ impl Progress {
         }
     }
 
+    /// Begins the bar of a segment.
     pub(super) fn segment(&self, segment_idx: u32, total_steps: u32) {
         if let Some(bar) = &self.bar {
             bar.set_prefix(format!("segment {segment_idx}"));
@@ -54,12 +58,14 @@ impl Progress {
         }
     }
 
+    /// Shows the last finished step, 1 to the total.
     pub(super) fn step(&self, step: u32) {
         if let Some(bar) = &self.bar {
             bar.set_position(step.into());
         }
     }
 
+    /// Shows what has arrived of the segment.
     pub(super) fn media(&self, fragments: u32, bytes: u64) {
         if let Some(bar) = &self.bar {
             let bytes = indicatif::HumanBytes(bytes);
@@ -67,7 +73,7 @@ impl Progress {
         }
     }
 
-    /// Nothing runs any more.
+    /// Removes the bar.
     pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -3,29 +3,31 @@
 use std::fmt;
 use std::path::Path;
 
+use fastvideo_supervisor_core::settings::{KeySpec, Origin, Settings};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::keys::{self, KEYS};
-use super::settings::{Origin, Settings};
-use super::{ConfigError, accepted, suggest};
+use super::error::ConfigError;
+use super::{accepted, keys, suggest};
 
 /// A YAML value. Lines are kept where a message may need them: at the entries of a mapping.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Node {
+enum YamlValue {
     Null,
     Bool(bool),
     Whole(i128),
     Decimal(f64),
     Text(String),
-    List(Vec<Node>),
-    Map(Vec<Entry>),
+    List(Vec<YamlValue>),
+    Map(Vec<YamlEntry>),
 }
 
+/// An entry of a YAML mapping.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
+struct YamlEntry {
     name: String,
-    value: Node,
+    value: YamlValue,
+    /// The line of the name in the file, counted from 1.
     line: u64,
 }
 
@@ -49,21 +51,21 @@ pub(super) fn read(
     read_text(&text, path, settings, errors)
 }
 
-pub(super) fn read_text(
+fn read_text(
     text: &str,
     path: &Path,
     settings: &mut Settings,
     errors: &mut Vec<ConfigError>,
 ) -> Vec<String> {
-    let mut reader = Reader {
+    let mut reader = FileReader {
         path,
         settings,
         errors,
         ignored: Vec::new(),
     };
     match serde_saphyr::from_str(text) {
-        Ok(Node::Map(entries)) => reader.section("", &entries),
-        Ok(Node::Null) => {}
+        Ok(YamlValue::Map(entries)) => reader.section("", &entries),
+        Ok(YamlValue::Null) => {}
         Ok(other) => reader.errors.push(ConfigError::Syntax {
             path: path.to_owned(),
             message: format!("must hold sections of keys, given {other}"),
@@ -76,15 +78,17 @@ pub(super) fn read_text(
     reader.ignored
 }
 
-struct Reader<'a> {
+/// Reads one file.
+struct FileReader<'a> {
     path: &'a Path,
     settings: &'a mut Settings,
     errors: &'a mut Vec<ConfigError>,
+    /// Keys that are understood but have no effect.
     ignored: Vec<String>,
 }
 
-impl Reader<'_> {
-    fn section(&mut self, parent: &str, entries: &[Entry]) {
+impl FileReader<'_> {
+    fn section(&mut self, parent: &str, entries: &[YamlEntry]) {
         for entry in entries {
             let path = match parent {
                 "" => entry.name.clone(),
@@ -94,13 +98,13 @@ impl Reader<'_> {
         }
     }
 
-    fn entry(&mut self, path: String, entry: &Entry) {
+    fn entry(&mut self, path: String, entry: &YamlEntry) {
         let origin = self.origin(entry.line);
         // FastVideo writes null for "not set".
-        let given = entry.value != Node::Null;
+        let given = entry.value != YamlValue::Null;
         if let Some(key) = keys::find(&path) {
-            if given && let Err(e) = self.settings.set_node(key, &entry.value, origin) {
-                self.errors.push(e);
+            if given {
+                self.set(key, &entry.value, origin);
             }
         } else if accepted::covers(&path) {
             if given {
@@ -108,8 +112,8 @@ impl Reader<'_> {
             }
         } else if is_section(&path) {
             match &entry.value {
-                Node::Map(entries) => self.section(&path, entries),
-                Node::Null => {}
+                YamlValue::Map(entries) => self.section(&path, entries),
+                YamlValue::Null => {}
                 other => self.errors.push(ConfigError::NotASection {
                     given: other.to_string(),
                     key: path,
@@ -125,6 +129,12 @@ impl Reader<'_> {
         }
     }
 
+    fn set(&mut self, key: &KeySpec, value: &YamlValue, origin: Origin) {
+        let given = || value.to_string();
+        let set = self.settings.set_file(key, value.to_json(), given, origin);
+        self.errors.extend(set.err().map(ConfigError::from));
+    }
+
     fn origin(&self, line: u64) -> Origin {
         Origin::File {
             path: self.path.to_owned(),
@@ -133,14 +143,17 @@ impl Reader<'_> {
     }
 }
 
-impl Node {
-    pub(super) fn to_json(&self) -> serde_json::Value {
+impl YamlValue {
+    /// The same in JSON. A whole number that fits neither `u64` nor `i64` becomes a decimal one, which no key for whole
+    /// numbers accepts.
+    fn to_json(&self) -> serde_json::Value {
         match self {
             Self::Null => serde_json::Value::Null,
             Self::Bool(value) => (*value).into(),
-            Self::Whole(value) => match i64::try_from(*value) {
-                Ok(value) => value.into(),
-                Err(_) => value.to_string().into(),
+            Self::Whole(value) => match (u64::try_from(*value), i64::try_from(*value)) {
+                (Ok(value), _) => value.into(),
+                (_, Ok(value)) => value.into(),
+                _ => (*value as f64).into(),
             },
             Self::Decimal(value) => (*value).into(),
             Self::Text(value) => value.as_str().into(),
@@ -153,7 +166,7 @@ impl Node {
 }
 
 fn is_section(path: &str) -> bool {
-    KEYS.iter()
+    keys::all()
         .map(|key| key.path)
         .chain(accepted::paths())
         .any(|known| {
@@ -164,7 +177,7 @@ fn is_section(path: &str) -> bool {
 }
 
 /// As a message shows it: short, on one line.
-impl fmt::Display for Node {
+impl fmt::Display for YamlValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Null => f.write_str("null"),
@@ -178,74 +191,74 @@ impl fmt::Display for Node {
     }
 }
 
-impl<'de> Deserialize<'de> for Node {
+impl<'de> Deserialize<'de> for YamlValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NodeVisitor)
+        deserializer.deserialize_any(YamlVisitor)
     }
 }
 
-struct NodeVisitor;
+struct YamlVisitor;
 
-impl<'de> Visitor<'de> for NodeVisitor {
-    type Value = Node;
+impl<'de> Visitor<'de> for YamlVisitor {
+    type Value = YamlValue;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a YAML value")
     }
 
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_unit<E>(self) -> Result<YamlValue, E> {
+        Ok(YamlValue::Null)
     }
 
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_none<E>(self) -> Result<YamlValue, E> {
+        Ok(YamlValue::Null)
     }
 
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        Node::deserialize(deserializer)
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<YamlValue, D::Error> {
+        YamlValue::deserialize(deserializer)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
-        Ok(Node::Bool(value))
+    fn visit_bool<E>(self, value: bool) -> Result<YamlValue, E> {
+        Ok(YamlValue::Bool(value))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        Ok(Node::Whole(value.into()))
+    fn visit_i64<E>(self, value: i64) -> Result<YamlValue, E> {
+        Ok(YamlValue::Whole(value.into()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Whole(value.into()))
+    fn visit_u64<E>(self, value: u64) -> Result<YamlValue, E> {
+        Ok(YamlValue::Whole(value.into()))
     }
 
-    fn visit_i128<E>(self, value: i128) -> Result<Node, E> {
-        Ok(Node::Whole(value))
+    fn visit_i128<E>(self, value: i128) -> Result<YamlValue, E> {
+        Ok(YamlValue::Whole(value))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Node::Decimal(value))
+    fn visit_f64<E>(self, value: f64) -> Result<YamlValue, E> {
+        Ok(YamlValue::Decimal(value))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        Ok(Node::Text(value.to_owned()))
+    fn visit_str<E>(self, value: &str) -> Result<YamlValue, E> {
+        Ok(YamlValue::Text(value.to_owned()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<YamlValue, A::Error> {
         let mut items = Vec::new();
         while let Some(item) = seq.next_element()? {
             items.push(item);
         }
-        Ok(Node::List(items))
+        Ok(YamlValue::List(items))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<YamlValue, A::Error> {
         let mut entries = Vec::new();
         while let Some(name) = map.next_key::<Spanned<String>>()? {
-            entries.push(Entry {
+            entries.push(YamlEntry {
                 line: name.referenced.line(),
                 name: name.value,
                 value: map.next_value()?,
             });
         }
-        Ok(Node::Map(entries))
+        Ok(YamlValue::Map(entries))
     }
 }

@@ -1,7 +1,6 @@
 //! The known key that an unknown one was probably meant to be.
 
-use super::accepted;
-use super::keys::KEYS;
+use super::{accepted, keys};
 
 /// Below this likeness (0 to 1) a suggestion confuses more than it helps.
 const MIN_LIKENESS: f64 = 0.6;
@@ -36,7 +35,7 @@ fn split(path: &str) -> (&str, &str) {
 
 /// All keys and all sections that lead to them.
 fn candidates() -> impl Iterator<Item = &'static str> {
-    KEYS.iter()
+    keys::all()
         .map(|key| key.path)
         .chain(accepted::paths())
         .flat_map(|path| {

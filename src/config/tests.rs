@@ -2,10 +2,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use fastvideo_proto::job::VideoFormat;
-use fastvideo_proto::link::{EncoderSpec, EngineSpec};
+use fastvideo_proto::link::EncoderSpec;
 
 use fastvideo_supervisor_core::prompt::enhancer;
 use fastvideo_supervisor_core::prompt::provider::Key;
+use fastvideo_supervisor_core::settings::Kind;
+use serde_json::Value;
 
 use super::*;
 
@@ -16,11 +18,8 @@ fn surroundings(variables: &[(&str, &str)]) -> Surroundings {
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Surroundings {
         variables: variables.collect(),
-        machine: Machine {
-            cuda_visible_devices: None,
-            root: PathBuf::from("/nonexistent"),
-        },
-        folder: PathBuf::from("/nonexistent"),
+        program_folder: PathBuf::from("/nonexistent"),
+        root: PathBuf::from("/nonexistent"),
     }
 }
 
@@ -88,7 +87,7 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.session.max_unsent_bytes, 16 << 20);
     assert_eq!(config.session.max_sessions, None);
     assert_eq!(config.session.negative_prompt, None);
-    assert_eq!(config.store.place.to_string(), "memory with memory");
+    assert_eq!(config.store.location.to_string(), "memory with memory");
     assert_eq!(config.store.sessions.resume_ttl, Duration::from_secs(300));
     assert_eq!(config.store.sessions.lease, Duration::from_secs(6));
     assert_eq!(config.store.sessions.timeout, Duration::from_secs(2));
@@ -103,11 +102,10 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.pool.format, format);
     let warmup = config.pool.warmup.unwrap();
     assert_eq!((warmup.format.width, warmup.format.num_frames), (256, 8));
-    let EngineSpec::Synthetic(engine) = config.pool.engine else {
-        panic!("no model is configured");
-    };
-    assert_eq!(engine.conditioning_num_frames, 9);
-    assert_eq!(engine.audio_latent_frames, 51);
+    assert_eq!(config.pool.engine.name, "synthetic");
+    let options: Value = serde_json::from_str(&config.pool.engine.options).unwrap();
+    assert_eq!(options["conditioning_num_frames"], 9);
+    assert_eq!(options["audio_latent_frames"], 51);
 }
 
 #[test]
@@ -171,14 +169,14 @@ fn a_wrong_value_names_key_limit_value_and_place() {
 
 #[test]
 fn every_number_of_the_table_keeps_its_limits() {
-    for key in KEYS {
+    for key in keys::all() {
         let (below, above) = match key.kind {
-            kind::Kind::Whole { min, max, .. } => (
+            Kind::Whole { min, max, .. } => (
                 min.checked_sub(1)
                     .map_or("-1".to_owned(), |n| n.to_string()),
                 (u128::from(max) + 1).to_string(),
             ),
-            kind::Kind::Decimal { min, max, .. } => {
+            Kind::Decimal { min, max, .. } | Kind::Time { min, max, .. } => {
                 ((min - 0.001).to_string(), (max + 1.0).to_string())
             }
             _ => continue,
@@ -279,7 +277,7 @@ fn values_that_contradict_each_other_are_refused_together() {
 fn urls_of_the_store_are_checked_together() {
     let check = |flags: &[&str], expected: Result<&str, &str>| match (load_flags(flags), expected) {
         (Ok(loaded), Ok(place)) => {
-            assert_eq!(loaded.config.store.place.to_string(), place);
+            assert_eq!(loaded.config.store.location.to_string(), place);
             assert!(!loaded.settings.to_string().contains("hunter2"));
         }
         (Err(error), Err(expected)) => {
@@ -287,7 +285,7 @@ fn urls_of_the_store_are_checked_together() {
             assert!(error.contains(expected), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
-        (Ok(loaded), Err(_)) => panic!("{flags:?} is {}", loaded.config.store.place),
+        (Ok(loaded), Err(_)) => panic!("{flags:?} is {}", loaded.config.store.location),
         (Err(error), Ok(_)) => panic!("{error}"),
     };
     let sessions = |url: &str| format!("streaming.store.sessions={url}");
@@ -607,8 +605,8 @@ fn printed_settings_are_a_file_that_means_the_same() {
     .settings;
     let printed = settings.to_string();
     let again = load_file(&printed).unwrap().settings;
-    for key in KEYS {
-        let value = |settings: &Settings| settings.get(key.path).map(|s| s.value.clone());
+    for key in keys::all() {
+        let value = |settings: &Settings| settings.setting(key).map(|s| s.value.clone());
         assert_eq!(value(&again), value(&settings), "{}", key.path);
     }
 }

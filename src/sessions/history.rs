@@ -1,116 +1,142 @@
-//! A session's log as it was read, and its segments put together.
+//! Reads a session's log, and groups its events into attempts at segments.
 
 use std::collections::HashMap;
 
 use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::SessionState;
-use fastvideo_supervisor_core::session::log::{Event, Line, Llm};
+use fastvideo_supervisor_core::session::log::{Line, Llm, LogEvent as Event};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What is known of a session. Times are seconds since its first line.
+/// A session's log. Times are seconds since its first line.
 #[derive(Clone, Debug)]
 pub(super) struct History {
     pub(super) session_id: String,
-    /// Of the first line, Unix time.
+    /// The time of the first line, as Unix time in seconds.
     pub(super) begun_unix: f64,
-    /// Of the last line, but never 0.
+    /// The time from the first line to the last one; at least a millisecond.
     pub(super) length: f64,
-    pub(super) entries: Vec<Entry>,
-    /// Every attempt at every segment, in order.
-    pub(super) attempts: Vec<Attempt>,
-    /// Lines that are no events, a torn one at the end included.
+    pub(super) entries: Vec<LogEntry>,
+    /// All attempts at all segments, in the order in which they were queued.
+    pub(super) attempts: Vec<SegmentAttempt>,
+    /// The number of lines that cannot be read, including one at the end that is cut off.
     pub(super) skipped: usize,
 }
 
+/// One line of the log.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(super) struct LogEntry {
     pub(super) at: f64,
-    pub(super) what: What,
+    pub(super) event: LoggedEvent,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum What {
+pub(super) enum LoggedEvent {
     Known(Event),
-    /// Of another version.
+    /// An event of another version of the server.
     Unknown {
-        event: String,
+        name: String,
         payload: Value,
     },
 }
 
 /// One attempt at one segment.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Attempt {
+pub(super) struct SegmentAttempt {
     pub(super) segment_idx: u32,
     pub(super) attempt: u32,
     pub(super) prompt: String,
-    /// What a model took to write the prompt.
+    /// How long the language model took to write the prompt.
     pub(super) llm_ms: Option<f64>,
-    /// When it was asked for; a later attempt: when it was tried again.
-    pub(super) asked: f64,
-    /// When its prompt was there: later where a model had to write it first.
+    /// When the segment was requested; for a later attempt, when it was queued again.
+    pub(super) requested: f64,
+    /// When the prompt was ready, which is later than the request where a language model had to write it.
     pub(super) ready: f64,
-    /// When a worker was given the job.
+    /// When the job was sent to the worker.
     pub(super) started: Option<f64>,
-    pub(super) steps: Vec<Step>,
-    /// When it ended in the worker, one way or another.
+    pub(super) steps: Vec<StepSpan>,
+    /// When the worker's part ended, successfully or not.
     pub(super) ended: Option<f64>,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: AttemptOutcome,
     pub(super) first_byte: Option<f64>,
     pub(super) last_byte: Option<f64>,
     pub(super) bytes: u64,
 }
 
+/// A step of the sampling loop.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Step {
+pub(super) struct StepSpan {
     pub(super) from: f64,
     pub(super) to: f64,
     pub(super) stage: Stage,
     pub(super) step: u32,
 }
 
+/// How an attempt ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) enum Outcome {
-    /// The log ends before.
+pub(super) enum AttemptOutcome {
+    /// The log does not say how.
     #[default]
-    Open,
+    Unknown,
     Finished {
         decode_ms: f64,
         encode_ms: f64,
     },
     Cancelled,
     Failed,
-    Lost,
+    /// The worker was lost.
+    WorkerLost,
+    /// The job was taken back from a worker that had to leave.
     TakenBack,
 }
 
-impl Attempt {
-    /// From its prompt to its start, in milliseconds.
+impl SegmentAttempt {
+    /// The segment's number, and that of the attempt if it is not the first one.
+    pub(super) fn name(&self) -> String {
+        match self.attempt {
+            1 => format!("#{}", self.segment_idx),
+            again => format!("#{} again ({again})", self.segment_idx),
+        }
+    }
+
+    /// The time from the ready prompt to the start, in milliseconds.
     pub(super) fn queue_ms(&self) -> Option<f64> {
         Some((self.started? - self.ready) * 1e3)
     }
 
+    /// The sum of all steps except decoding, in milliseconds.
     pub(super) fn denoise_ms(&self) -> f64 {
         let sampling = self.steps.iter().filter(|step| step.stage != Stage::Decode);
         sampling.map(|step| (step.to - step.from) * 1e3).sum()
     }
 
-    pub(super) fn since_asked_ms(&self, at: Option<f64>) -> Option<f64> {
-        Some((at? - self.asked) * 1e3)
+    /// The time from the request to `at`, in milliseconds.
+    pub(super) fn since_request_ms(&self, at: Option<f64>) -> Option<f64> {
+        Some((at? - self.requested) * 1e3)
     }
 
-    /// When the last that is known of it happened.
+    /// The time from the last step to the last decoded frame, as a start and an end; `None` unless the attempt finished.
+    pub(super) fn decoding(&self) -> Option<(f64, f64)> {
+        let ended = self.ended?;
+        let AttemptOutcome::Finished { decode_ms, .. } = self.outcome else {
+            return None;
+        };
+        let last_step = self.steps.last().map(|step| step.to);
+        let from = last_step.unwrap_or(ended - decode_ms / 1e3);
+        Some((from, (from + decode_ms / 1e3).min(ended)))
+    }
+
+    /// The time of the last known event of the attempt.
     pub(super) fn end(&self) -> f64 {
         let step = self.steps.last().map(|step| step.to);
         [self.started, step, self.ended, self.last_byte]
             .into_iter()
             .flatten()
-            .fold(self.asked, f64::max)
+            .fold(self.requested, f64::max)
     }
 }
 
-/// A line of any version.
+/// A line that any version of the server may have written.
 #[derive(Deserialize)]
 struct AnyLine {
     session_id: String,
@@ -121,7 +147,7 @@ struct AnyLine {
 }
 
 impl History {
-    /// Reads a file of the session log; none when no line of it is an event.
+    /// Reads a file of the session log; `None` when no line of it is an event.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let mut lines = Vec::new();
         let mut skipped = 0;
@@ -131,25 +157,25 @@ impl History {
             }
             match serde_json::from_slice::<AnyLine>(line) {
                 Ok(any) => {
-                    let what = match serde_json::from_slice::<Line>(line) {
-                        Ok(line) => What::Known(line.event),
-                        Err(_) => What::Unknown {
-                            event: any.event,
+                    let event = match serde_json::from_slice::<Line>(line) {
+                        Ok(line) => LoggedEvent::Known(line.event),
+                        Err(_) => LoggedEvent::Unknown {
+                            name: any.event,
                             payload: any.payload,
                         },
                     };
-                    lines.push((any.session_id, any.ts, what));
+                    lines.push((any.session_id, any.ts, event));
                 }
                 Err(_) => skipped += 1,
             }
         }
         let (session_id, begun_unix, _) = lines.first()?;
         let (session_id, begun_unix) = (session_id.clone(), *begun_unix);
-        let entry = |(_, ts, what)| Entry {
+        let entry = |(_, ts, event)| LogEntry {
             at: f64::max(ts - begun_unix, 0.0),
-            what,
+            event,
         };
-        let entries: Vec<Entry> = lines.into_iter().map(entry).collect();
+        let entries: Vec<LogEntry> = lines.into_iter().map(entry).collect();
         Some(Self {
             session_id,
             begun_unix,
@@ -160,14 +186,15 @@ impl History {
         })
     }
 
+    /// The events that this version knows, each with its time.
     pub(super) fn known(&self) -> impl Iterator<Item = (f64, &Event)> {
-        self.entries.iter().filter_map(|entry| match &entry.what {
-            What::Known(event) => Some((entry.at, event)),
-            What::Unknown { .. } => None,
+        self.entries.iter().filter_map(|entry| match &entry.event {
+            LoggedEvent::Known(event) => Some((entry.at, event)),
+            LoggedEvent::Unknown { .. } => None,
         })
     }
 
-    /// The states of the session, each with its beginning and its end.
+    /// The states of the session, each with its start and its end.
     pub(super) fn states(&self) -> Vec<(f64, f64, SessionState)> {
         let changes = self.known().filter_map(|(at, event)| match event {
             Event::State { to, .. } => Some((at, *to)),
@@ -176,8 +203,8 @@ impl History {
         spans(changes, self.length)
     }
 
-    /// What models have written, each with the time that it took.
-    pub(super) fn written(&self) -> impl Iterator<Item = (f64, f64, &Llm, &str)> {
+    /// The prompts that language models have written, each with its start and its end.
+    pub(super) fn generated_prompts(&self) -> impl Iterator<Item = (f64, f64, &Llm, &str)> {
         self.known().filter_map(|(at, event)| {
             let (by, prompt) = match event {
                 Event::PromptEnhanced { by, prompt, .. } | Event::PromptExtended { by, prompt } => {
@@ -193,7 +220,7 @@ impl History {
         })
     }
 
-    /// The workers that the session had, each with its beginning and its end.
+    /// The workers that the session was bound to, each with its start and its end.
     pub(super) fn workers(&self) -> Vec<(f64, f64, String)> {
         let mut changes = Vec::new();
         for (at, event) in self.known() {
@@ -213,25 +240,27 @@ impl History {
     }
 }
 
-/// What begins at each change and lasts to the next.
+/// Turns changes into spans: each value lasts until the next change, the last one until `end`.
 fn spans<T>(changes: impl IntoIterator<Item = (f64, T)>, end: f64) -> Vec<(f64, f64, T)> {
     let mut spans: Vec<(f64, f64, T)> = Vec::new();
-    for (at, what) in changes {
+    for (at, value) in changes {
         if let Some(last) = spans.last_mut() {
             last.1 = at;
         }
-        spans.push((at, end, what));
+        spans.push((at, end, value));
     }
     spans
 }
 
-fn attempts(entries: &[Entry]) -> Vec<Attempt> {
-    let mut attempts: Vec<Attempt> = Vec::new();
-    // When a prompt was written, and what that took.
+fn attempts(entries: &[LogEntry]) -> Vec<SegmentAttempt> {
+    let mut attempts: Vec<SegmentAttempt> = Vec::new();
+    // When each generated prompt was written, and how long that took in milliseconds.
     let mut written: HashMap<&str, (f64, f64)> = HashMap::new();
-    for Entry { at, what } in entries {
+    for LogEntry { at, event } in entries {
         let at = *at;
-        let What::Known(event) = what else { continue };
+        let LoggedEvent::Known(event) = event else {
+            continue;
+        };
         if let Event::PromptEnhanced { prompt, by, .. } | Event::PromptExtended { prompt, by } =
             event
         {
@@ -245,20 +274,20 @@ fn attempts(entries: &[Entry]) -> Vec<Attempt> {
             ..
         } = event
         {
-            let asked = match attempt {
+            let requested = match attempt {
                 1 => f64::max(at - waited_ms / 1e3, 0.0),
                 _ => at,
             };
-            // A second attempt has its prompt already.
+            // The prompt of a later attempt was written before.
             let written = written.get(prompt.as_str()).filter(|_| *attempt == 1);
-            attempts.push(Attempt {
+            attempts.push(SegmentAttempt {
                 segment_idx: *segment_idx,
                 attempt: *attempt,
                 prompt: prompt.clone(),
                 llm_ms: written.map(|(_, latency_ms)| *latency_ms),
-                asked,
-                ready: written.map_or(asked, |(there, _)| asked.max(*there)),
-                ..Attempt::default()
+                requested,
+                ready: written.map_or(requested, |(written_at, _)| requested.max(*written_at)),
+                ..SegmentAttempt::default()
             });
             continue;
         }
@@ -275,7 +304,8 @@ fn attempts(entries: &[Entry]) -> Vec<Attempt> {
     attempts
 }
 
-fn add(attempt: &mut Attempt, at: f64, event: &Event) {
+/// Adds an event to the attempt that it belongs to.
+fn add(attempt: &mut SegmentAttempt, at: f64, event: &Event) {
     let mut end = |outcome| {
         attempt.ended = Some(at);
         attempt.outcome = outcome;
@@ -284,7 +314,7 @@ fn add(attempt: &mut Attempt, at: f64, event: &Event) {
         Event::SegmentStarted { .. } => attempt.started = Some(at),
         Event::Step {
             stage, step, ms, ..
-        } => attempt.steps.push(Step {
+        } => attempt.steps.push(StepSpan {
             from: f64::max(at - ms / 1e3, 0.0),
             to: at,
             stage: *stage,
@@ -299,19 +329,19 @@ fn add(attempt: &mut Attempt, at: f64, event: &Event) {
             decode_ms,
             encode_ms,
             ..
-        } => end(Outcome::Finished {
+        } => end(AttemptOutcome::Finished {
             decode_ms: *decode_ms,
             encode_ms: *encode_ms,
         }),
-        Event::SegmentCancelled { .. } => end(Outcome::Cancelled),
-        Event::SegmentFailed { .. } => end(Outcome::Failed),
-        Event::Fault { .. } => end(Outcome::Lost),
-        Event::SegmentTakenBack { .. } => end(Outcome::TakenBack),
+        Event::SegmentCancelled { .. } => end(AttemptOutcome::Cancelled),
+        Event::SegmentFailed { .. } => end(AttemptOutcome::Failed),
+        Event::Fault { .. } => end(AttemptOutcome::WorkerLost),
+        Event::SegmentTakenBack { .. } => end(AttemptOutcome::TakenBack),
         _ => {}
     }
 }
 
-/// The attempt that an event belongs to.
+/// The segment and the number of the attempt that an event belongs to.
 pub(super) fn attempt_of(event: &Event) -> Option<(u32, u32)> {
     match event {
         Event::SegmentQueued {

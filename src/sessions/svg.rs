@@ -1,525 +1,324 @@
-//! A session's log as a drawing: a lane for each thing that takes time, one below the other on the same time line.
+//! Draws a session's log as an SVG picture: one lane for each kind of activity, all on the same time axis.
+//!
+//! The picture is an overview for documents; [`super::trace`] is for a close look.
 
-use std::fmt::{self, Write};
+use std::io;
 
 use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::SessionState;
-use fastvideo_supervisor_core::session::log::Event;
+use fastvideo_supervisor_core::session::log::LogEvent as Event;
+use plotters::chart::ChartBuilder;
+use plotters::coord::Shift;
+use plotters::drawing::{DrawingArea, DrawingAreaErrorKind, IntoDrawingArea};
+use plotters::element::{PathElement, Rectangle, Text};
+use plotters::prelude::SVGBackend;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::{Color, IntoFont, RGBColor, TRANSPARENT, TextStyle, WHITE};
 
-use super::history::{Attempt, History, Outcome};
-use super::text::{COLUMNS, begun, cells, ms, remark, shortened, wire_name};
-
-/// Pixels on the left of the lanes, for their names.
-const LEFT: f64 = 112.0;
-const RIGHT: f64 = 28.0;
-const TOP: f64 = 84.0;
-const LANE: f64 = 30.0;
-/// Of a bar in its lane.
-const BAR: f64 = 20.0;
-const MIN_PLOT: f64 = 1128.0;
-/// Chromium and others draw no further than twice that.
-const MAX_PLOT: f64 = 16_000.0;
-/// What a usual segment should have, so that its prompt can be read.
-const SEGMENT: f64 = 190.0;
-/// Average width of a letter, of the size of labels.
-const LETTER: f64 = 6.4;
-/// Pixels of what takes no time.
-const MARK: f64 = 4.0;
-/// Pixels between two marks, at least.
-const MARKS_APART: f64 = 8.0;
-/// Rows of the table.
-const MAX_ROWS: usize = 60;
-/// Of a prompt in the table.
-const PROMPT_CHARS: usize = 68;
-const ROW: f64 = 20.0;
-
-const STYLE: &str = "
-    text { font: 11px system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif; fill: #334155 }
-    .title { font-size: 18px; font-weight: 600; fill: #0f172a }
-    .sub, .tick, .head { fill: #64748b }
-    .head { font-weight: 600 }
-    .lane { font-weight: 600; fill: #475569; text-anchor: end }
-    .num { text-anchor: end; font-variant-numeric: tabular-nums }
-    .in { fill: #fff; pointer-events: none }
-    .grid { stroke: #e2e8f0 } .rule { stroke: #f1f5f9 }
-    .prompt { fill: #eef2ff; stroke: #a5b4fc }
-    .promptname { fill: #3730a3; pointer-events: none }
-    .llm { fill: #a855f7; fill-opacity: .8 } .blocked { fill: #dc2626 }
-    .queue { fill: #f59e0b } .denoise { fill: #3b82f6 } .odd { fill: #1d4ed8 }
-    .decode { fill: #14b8a6 } .encode { fill: #ccfbf1 } .sent { fill: #22c55e } .lost { fill: #cbd5e1 }
-    .state-active { fill: #bbf7d0 } .state-wait { fill: #fde68a } .state-end { fill: #e2e8f0 }
-    .worker { fill: #e0e7ff } .message { fill: #64748b }
-    .fault { stroke: #dc2626; stroke-width: 1.5; stroke-dasharray: 4 3 } .faultname { fill: #dc2626; font-weight: 600 }
-";
-
-/// An SVG document.
-pub(super) fn draw(history: &History) -> String {
-    let mut out = String::new();
-    let plot = Plot::new(history);
-    plot.write(&mut out).expect("a string takes any text");
-    out
-}
-
-struct Plot<'a> {
-    history: &'a History,
-    /// Pixels of a second.
-    scale: f64,
-    width: f64,
-}
+use super::history::{AttemptOutcome, History, SegmentAttempt};
+use super::text::{begun, ms, plain, remark, shortened, wire_name};
 
 /// The lanes from top to bottom.
 #[derive(Clone, Copy)]
 enum Lane {
-    State,
+    Session,
     Worker,
     Client,
-    Prompt,
-    /// Two segments overlap: one is on its way while the next is made.
-    OtherPrompt,
+    Segments,
+    /// Every other segment: the media of one are still being sent while the next one is generated.
+    OtherSegments,
     Llm,
     Queue,
     Denoise,
     Decode,
-    Encode,
-    Sent,
+    Media,
 }
 
-const LANES: [(Lane, &str); 11] = [
-    (Lane::State, "session"),
+const LANES: [(Lane, &str); 10] = [
+    (Lane::Session, "session"),
     (Lane::Worker, "worker"),
     (Lane::Client, "client says"),
-    (Lane::Prompt, "segments"),
-    (Lane::OtherPrompt, ""),
+    (Lane::Segments, "segments"),
+    (Lane::OtherSegments, ""),
     (Lane::Llm, "LLM"),
     (Lane::Queue, "queue"),
     (Lane::Denoise, "denoise"),
     (Lane::Decode, "decode"),
-    (Lane::Encode, "encode"),
-    (Lane::Sent, "media sent"),
+    (Lane::Media, "media sent"),
 ];
+const LANE_COUNT: u32 = Lane::Media as u32 + 1;
 
-impl Lane {
-    fn top(self) -> f64 {
-        TOP + f64::from(self as u8) * LANE + (LANE - BAR) / 2.0
-    }
+// All sizes are in pixels.
+const MARGIN: u32 = 20;
+const TITLE_HEIGHT: u32 = 56;
+const LANE_HEIGHT: u32 = 30;
+const LANE_NAME_WIDTH: u32 = 90;
+const TIME_AXIS_HEIGHT: u32 = 30;
+/// The width of an average segment, in which its prompt can be read.
+const SEGMENT_WIDTH: usize = 190;
+const MIN_PLOT_WIDTH: usize = 1100;
+/// Browsers do not draw pictures of more than about twice this width.
+const MAX_PLOT_WIDTH: usize = 16_000;
+/// The height of a bar in a lane of height 1.
+const BAR_HEIGHT: f64 = 0.7;
+/// The width of the narrowest bar.
+const MIN_BAR_WIDTH: i32 = 2;
+/// The average width of a character in a label.
+const CHARACTER_WIDTH: i32 = 6;
+/// A label of fewer characters says nothing.
+const MIN_LABEL_CHARACTERS: i32 = 3;
+/// Faults that are closer than this share one label.
+const FAULT_DISTANCE: i32 = 8;
+const FONT: &str = "sans-serif";
+
+const INK: RGBColor = RGBColor(51, 65, 85);
+const GRID: RGBColor = RGBColor(226, 232, 240);
+const GREY: RGBColor = RGBColor(203, 213, 225);
+const SLATE: RGBColor = RGBColor(100, 116, 139);
+const AMBER: RGBColor = RGBColor(253, 230, 138);
+const GREEN: RGBColor = RGBColor(134, 239, 172);
+const BLUE: RGBColor = RGBColor(147, 197, 253);
+const DARK_BLUE: RGBColor = RGBColor(96, 165, 250);
+const PALE_BLUE: RGBColor = RGBColor(224, 231, 255);
+const PURPLE: RGBColor = RGBColor(216, 180, 254);
+const TEAL: RGBColor = RGBColor(94, 234, 212);
+const RED: RGBColor = RGBColor(220, 38, 38);
+
+type Canvas<'svg> = DrawingArea<SVGBackend<'svg>, Shift>;
+type DrawingError = DrawingAreaErrorKind<io::Error>;
+
+/// Something that takes time. Times are seconds since the start of the log.
+struct Bar {
+    lane: Lane,
+    from: f64,
+    to: f64,
+    color: RGBColor,
+    label: String,
 }
 
-const BOTTOM: f64 = TOP + LANE * LANES.len() as f64;
+/// Draws the picture and returns the SVG document.
+///
+/// # Errors
+/// Returns an error when the plotting library cannot draw. With a document in memory there is no known case.
+pub(super) fn draw(history: &History) -> Result<String, DrawingError> {
+    let plot_width = (SEGMENT_WIDTH * history.attempts.len()).clamp(MIN_PLOT_WIDTH, MAX_PLOT_WIDTH);
+    let width =
+        u32::try_from(plot_width).expect("it is below the maximum") + LANE_NAME_WIDTH + 2 * MARGIN;
+    let height = TITLE_HEIGHT + LANE_COUNT * LANE_HEIGHT + TIME_AXIS_HEIGHT + 2 * MARGIN;
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (width, height)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let title = format!("Session {}", printable(&history.session_id));
+        root.draw(&text(&title, (20, 22), HPos::Left, 18, INK))?;
+        root.draw(&text(&facts(history), (20, 44), HPos::Left, 13, SLATE))?;
 
-impl<'a> Plot<'a> {
-    fn new(history: &'a History) -> Self {
-        let mut lengths: Vec<f64> = history
-            .attempts
-            .iter()
-            .map(|attempt| attempt.end() - attempt.asked)
-            .collect();
-        lengths.sort_by(f64::total_cmp);
-        let usual = lengths.get(lengths.len() / 2).copied().unwrap_or_default();
-        let wanted = match usual {
-            usual if usual > 0.0 => history.length / usual * SEGMENT,
-            _ => 0.0,
+        let mut chart = ChartBuilder::on(&root)
+            .margin(MARGIN)
+            .margin_top(MARGIN + TITLE_HEIGHT)
+            .x_label_area_size(TIME_AXIS_HEIGHT)
+            .y_label_area_size(LANE_NAME_WIDTH)
+            .build_cartesian_2d(0.0..history.length, 0.0..f64::from(LANE_COUNT))?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .disable_y_axis()
+            .axis_style(GRID)
+            .bold_line_style(GRID)
+            .light_line_style(TRANSPARENT)
+            .x_labels(plot_width / 100)
+            .x_label_style((FONT, 13).into_font().color(&SLATE))
+            .x_label_formatter(&|at| format!("{} s", (at * 1e3).round() / 1e3))
+            .draw()?;
+        let pixel =
+            |at: f64, height: f64| chart.backend_coord(&(at.clamp(0.0, history.length), height));
+        for (lane, name) in LANES {
+            let (x, y) = pixel(0.0, middle(lane));
+            root.draw(&text(name, (x - 10, y), HPos::Right, 13, INK))?;
+        }
+        for bar in bars(history) {
+            draw_bar(&root, pixel, &bar)?;
+        }
+        let faults = faults(history).map(|(at, what)| (pixel(at, f64::from(LANE_COUNT)), what));
+        let (_, bottom) = pixel(0.0, 0.0);
+        for ((x, top), what) in merged(faults) {
+            root.draw(&PathElement::new([(x, top - 4), (x, bottom)], RED))?;
+            // The label is on the side with more room.
+            let (side, x) = match x > pixel(history.length / 2.0, 0.0).0 {
+                true => (HPos::Right, x - 4),
+                false => (HPos::Left, x + 4),
+            };
+            root.draw(&text(&what, (x, top - 8), side, 13, RED))?;
+        }
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+/// Draws a bar with as much of its label as fits. `pixel` is the pixel of a time and of a height; the lowest lane is between
+/// the heights 0 and 1.
+fn draw_bar(
+    root: &Canvas<'_>,
+    pixel: impl Fn(f64, f64) -> (i32, i32),
+    bar: &Bar,
+) -> Result<(), DrawingError> {
+    let (left, top) = pixel(bar.from, middle(bar.lane) + BAR_HEIGHT / 2.0);
+    let (right, bottom) = pixel(bar.to, middle(bar.lane) - BAR_HEIGHT / 2.0);
+    let right = right.max(left + MIN_BAR_WIDTH);
+    let corners = [(left, top), (right, bottom)];
+    root.draw(&Rectangle::new(corners, bar.color.filled()))?;
+    let room = (right - left - 10) / CHARACTER_WIDTH;
+    if room >= MIN_LABEL_CHARACTERS {
+        let label = shortened(&bar.label, usize::try_from(room).unwrap_or_default());
+        let (_, y) = pixel(bar.from, middle(bar.lane));
+        root.draw(&text(&label, (left + 5, y), HPos::Left, 13, INK))?;
+    }
+    Ok(())
+}
+
+/// The height of the middle of a lane, counted from the bottom in lanes.
+fn middle(lane: Lane) -> f64 {
+    f64::from(LANE_COUNT - lane as u32) - 0.5
+}
+
+/// A line of text that is centred vertically on a pixel.
+fn text<'a>(
+    text: &str,
+    at: (i32, i32),
+    side: HPos,
+    size: u32,
+    color: RGBColor,
+) -> Text<'a, (i32, i32), String> {
+    let mut style = TextStyle::from((FONT, size).into_font()).pos(Pos::new(side, VPos::Center));
+    style.color = color.to_backend_color();
+    Text::new(printable(text), at, style)
+}
+
+/// Replaces the characters that XML does not allow. The plotting library escapes the others.
+fn printable(text: &str) -> String {
+    plain(text).replace(['\u{fffe}', '\u{ffff}'], " ")
+}
+
+/// The line below the title.
+fn facts(history: &History) -> String {
+    let is_finished = |a: &&SegmentAttempt| matches!(a.outcome, AttemptOutcome::Finished { .. });
+    let finished = history.attempts.iter().filter(is_finished).count();
+    let mut facts = vec![
+        begun(history),
+        format!("{:.1} s", history.length),
+        format!("{finished} segments finished"),
+    ];
+    let ends = history.known().filter_map(|(_, event)| match event {
+        Event::Closed { cause, state, .. } => Some((cause, state)),
+        _ => None,
+    });
+    if let Some((cause, state)) = ends.last() {
+        facts.push(format!("ended: {cause}, {}", wire_name(state)));
+    }
+    facts.join("  ·  ")
+}
+
+fn bars(history: &History) -> Vec<Bar> {
+    let mut bars = Vec::new();
+    let mut add = |lane, (from, to), color, label: String| {
+        bars.push(Bar {
+            lane,
+            from,
+            to,
+            color,
+            label,
+        });
+    };
+    for (from, to, state) in history.states() {
+        let color = match state {
+            SessionState::Active => GREEN,
+            state if state.is_sink() => GREY,
+            _ => AMBER,
         };
-        let plot = wanted.clamp(MIN_PLOT, MAX_PLOT);
-        Self {
-            history,
-            scale: plot / history.length,
-            width: LEFT + plot + RIGHT,
-        }
+        add(Lane::Session, (from, to), color, wire_name(state));
     }
-
-    fn x(&self, at: f64) -> f64 {
-        LEFT + at * self.scale
+    for (from, to, worker) in history.workers() {
+        add(Lane::Worker, (from, to), PALE_BLUE, worker);
     }
-
-    fn write(&self, out: &mut String) -> fmt::Result {
-        let rows = self.history.attempts.len();
-        let table = match rows {
-            0 => 0.0,
-            rows => 40.0 + ROW * (rows.min(MAX_ROWS) + 1 + usize::from(rows > MAX_ROWS)) as f64,
+    for (from, to, by, prompt) in history.generated_prompts() {
+        let label = format!("{} {}: {prompt}", ms(by.latency_ms), by.model);
+        add(Lane::Llm, (from, to), PURPLE, label);
+    }
+    for (at, event) in history.known() {
+        let (lane, color) = match event {
+            Event::Message { .. } => (Lane::Client, SLATE),
+            Event::PromptFallback { .. } | Event::PromptBlocked { .. } => (Lane::Llm, RED),
+            _ => continue,
         };
-        let height = BOTTOM + 36.0 + table;
-        let width = self.width;
-        writeln!(
-            out,
-            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0}" height="{height:.0}" viewBox="0 0 {width:.0} {height:.0}">"##
-        )?;
-        writeln!(out, "<style>{STYLE}</style>")?;
-        writeln!(out, r##"<rect width="100%" height="100%" fill="#fff"/>"##)?;
-        self.head(out)?;
-        self.grid(out)?;
-        self.session(out)?;
-        self.prompts(out)?;
-        for (n, attempt) in self.history.attempts.iter().enumerate() {
-            self.attempt(out, n, attempt)?;
-        }
-        self.faults(out)?;
-        self.table(out)?;
-        writeln!(out, "</svg>")
+        add(lane, (at, at), color, String::new());
     }
-
-    fn head(&self, out: &mut String) -> fmt::Result {
-        let history = self.history;
-        let id = escaped(&history.session_id);
-        let finished = history
-            .attempts
-            .iter()
-            .filter(|attempt| matches!(attempt.outcome, Outcome::Finished { .. }))
-            .count();
-        let mut facts = vec![
-            begun(history),
-            format!("{:.1} s", history.length),
-            format!("{finished} segments finished"),
-        ];
-        if let Some((_, Event::Closed { cause, state, .. })) = history
-            .known()
-            .filter(|(_, event)| matches!(event, Event::Closed { .. }))
-            .last()
-        {
-            facts.push(format!("ended: {cause}, {}", wire_name(state)));
-        }
-        writeln!(
-            out,
-            r##"<text class="title" x="20" y="34">Session {id}</text>"##
-        )?;
-        let facts = escaped(&facts.join("  ·  "));
-        writeln!(
-            out,
-            r##"<text class="sub" x="20" y="54" xml:space="preserve">{facts}</text>"##
-        )
-    }
-
-    /// Time runs to the right, in seconds.
-    fn grid(&self, out: &mut String) -> fmt::Result {
-        for (n, (_, name)) in LANES.iter().enumerate() {
-            let y = TOP + LANE * n as f64;
-            let (x, baseline) = (LEFT - 12.0, y + LANE / 2.0 + 4.0);
-            writeln!(
-                out,
-                r##"<text class="lane" x="{x}" y="{baseline}">{name}</text>"##
-            )?;
-            if !name.is_empty() {
-                let end = self.width - RIGHT;
-                writeln!(
-                    out,
-                    r##"<line class="rule" x1="{LEFT}" y1="{y}" x2="{end:.1}" y2="{y}"/>"##
-                )?;
-            }
-        }
-        let step = tick_step(90.0 / self.scale);
-        let ticks = (0..).map(|n| f64::from(n) * step);
-        for at in ticks.take_while(|at| *at <= self.history.length) {
-            let x = self.x(at);
-            writeln!(
-                out,
-                r##"<line class="grid" x1="{x:.1}" y1="{TOP}" x2="{x:.1}" y2="{BOTTOM}"/>"##
-            )?;
-            let y = BOTTOM + 16.0;
-            let digits = if step < 0.1 {
-                2
-            } else {
-                usize::from(step < 1.0)
-            };
-            writeln!(
-                out,
-                r##"<text class="tick" text-anchor="middle" x="{x:.1}" y="{y}">{at:.digits$} s</text>"##
-            )?;
-        }
-        Ok(())
-    }
-
-    fn session(&self, out: &mut String) -> fmt::Result {
-        for (from, to, state) in self.history.states() {
-            let class = match state {
-                SessionState::Active => "state-active",
-                state if state.is_sink() => "state-end",
-                _ => "state-wait",
-            };
-            self.bar(
-                out,
-                Lane::State,
-                class,
-                (from, to),
-                &wire_name(state),
-                "name",
-            )?;
-        }
-        for (from, to, worker) in self.history.workers() {
-            self.bar(out, Lane::Worker, "worker", (from, to), &worker, "name")?;
-        }
-        for (at, event) in self.history.known() {
-            if let Event::Message { r#type, .. } = event {
-                let (x, y) = (self.x(at), Lane::Client.top() + BAR / 2.0);
-                let title = escaped(r#type);
-                writeln!(
-                    out,
-                    r##"<circle class="message" cx="{x:.1}" cy="{y}" r="4"><title>{at:.3} s: {title}</title></circle>"##
-                )?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What models wrote, what they did not write, and what was blocked.
-    fn prompts(&self, out: &mut String) -> fmt::Result {
-        for (from, to, by, prompt) in self.history.written() {
-            let name = format!("{} {}: {prompt}", ms(by.latency_ms), by.model);
-            self.bar(out, Lane::Llm, "llm", (from, to), &name, "in")?;
-        }
-        for (at, event) in self.history.known() {
-            let title = match event {
-                Event::PromptFallback { reason, .. } => reason.as_str(),
-                Event::PromptBlocked { .. } => "blocked",
-                _ => continue,
-            };
-            let instant = (at, at + MARK / self.scale);
-            self.rect(out, Lane::Llm, "blocked", instant, title)?;
-        }
-        Ok(())
-    }
-
-    fn attempt(&self, out: &mut String, n: usize, attempt: &Attempt) -> fmt::Result {
+    for (n, attempt) in history.attempts.iter().enumerate() {
         let lane = match n % 2 {
-            0 => Lane::Prompt,
-            _ => Lane::OtherPrompt,
+            0 => Lane::Segments,
+            _ => Lane::OtherSegments,
         };
-        let number = match attempt.attempt {
-            1 => format!("#{}", attempt.segment_idx),
-            again => format!("#{} again ({again})", attempt.segment_idx),
-        };
-        let name = match remark(attempt) {
-            Some(remark) => format!("{number} [{remark}] {}", attempt.prompt),
-            None => format!("{number} {}", attempt.prompt),
-        };
-        let whole = (attempt.asked, attempt.end());
-        self.bar(out, lane, "prompt", whole, &name, "promptname")?;
+        let whole = (attempt.requested, attempt.end());
+        add(lane, whole, PALE_BLUE, segment_label(attempt));
         if let Some(started) = attempt.started {
-            let waited = format!("queue {}", ms(attempt.queue_ms().unwrap_or_default()));
-            self.bar(
-                out,
-                Lane::Queue,
-                "queue",
-                (attempt.ready, started),
-                &waited,
-                "in",
-            )?;
+            let label = ms(attempt.queue_ms().unwrap_or_default());
+            add(Lane::Queue, (attempt.ready, started), AMBER, label);
         }
         for step in attempt.steps.iter().filter(|s| s.stage != Stage::Decode) {
-            let class = match step.step % 2 {
-                0 => "denoise",
-                _ => "denoise odd",
+            let color = match step.step % 2 {
+                0 => BLUE,
+                _ => DARK_BLUE,
             };
-            let title = format!(
-                "{} {}: {}",
-                wire_name(step.stage),
-                step.step,
-                ms((step.to - step.from) * 1e3)
-            );
-            self.rect(out, Lane::Denoise, class, (step.from, step.to), &title)?;
+            add(Lane::Denoise, (step.from, step.to), color, String::new());
         }
-        self.decoding(out, attempt)?;
+        if let Some((from, to)) = attempt.decoding() {
+            add(Lane::Decode, (from, to), TEAL, ms((to - from) * 1e3));
+        }
         if let Some(first) = attempt.first_byte {
             let last = attempt.last_byte.unwrap_or_else(|| attempt.end());
-            let class = match attempt.outcome {
-                Outcome::Lost | Outcome::TakenBack => "lost",
-                _ => "sent",
+            let color = match attempt.outcome {
+                AttemptOutcome::WorkerLost | AttemptOutcome::TakenBack => GREY,
+                _ => GREEN,
             };
-            let sent = match attempt.bytes {
+            let label = match attempt.bytes {
                 0 => String::new(),
-                n if n < 1_000_000 => format!("{:.0} kB", n as f64 / 1e3),
-                n => format!("{:.1} MB", n as f64 / 1e6),
+                bytes => format!("{:.1} MB", bytes as f64 / 1e6),
             };
-            self.bar(out, Lane::Sent, class, (first, last), &sent, "in")?;
+            add(Lane::Media, (first, last), color, label);
         }
-        Ok(())
     }
+    bars
+}
 
-    /// The encoder works a little after each frame: its bar says how much that is together.
-    fn decoding(&self, out: &mut String, attempt: &Attempt) -> fmt::Result {
-        let (
-            Some(ended),
-            Outcome::Finished {
-                decode_ms,
-                encode_ms,
-            },
-        ) = (attempt.ended, attempt.outcome)
-        else {
-            return Ok(());
-        };
-        let last_step = attempt.steps.last().map(|step| step.to);
-        let from = last_step.unwrap_or(ended - decode_ms / 1e3);
-        let decode = (from, (from + decode_ms / 1e3).min(ended));
-        self.bar(out, Lane::Decode, "decode", decode, &ms(decode_ms), "in")?;
-        let busy = format!(
-            "{} {:.0}%",
-            ms(encode_ms),
-            (encode_ms / decode_ms * 100.0).clamp(0.0, 100.0)
-        );
-        self.bar(out, Lane::Encode, "encode", decode, &busy, "name")
-    }
-
-    /// A line through all lanes where a worker was lost, or the session went to another one.
-    fn faults(&self, out: &mut String) -> fmt::Result {
-        for (at, what) in self.marks() {
-            let (x, top) = (self.x(at), TOP - 8.0);
-            let what = escaped(&what);
-            writeln!(
-                out,
-                r##"<line class="fault" x1="{x:.1}" y1="{top}" x2="{x:.1}" y2="{BOTTOM}"/>"##
-            )?;
-            // Beside the line, on the side where there is room.
-            let (anchor, x) = match x > self.width / 2.0 {
-                true => ("end", x - 5.0),
-                false => ("start", x + 5.0),
-            };
-            let y = top + 3.0;
-            writeln!(
-                out,
-                r##"<text class="faultname" text-anchor="{anchor}" x="{x:.1}" y="{y}">{what}</text>"##
-            )?;
-        }
-        Ok(())
-    }
-
-    /// What happens at about the same time has one line.
-    fn marks(&self) -> Vec<(f64, String)> {
-        let mut marks: Vec<(f64, String)> = Vec::new();
-        for (at, event) in self.history.known() {
-            let what = match event {
-                Event::Fault {
-                    worker_id, reason, ..
-                } => format!("{worker_id} lost: {reason}"),
-                Event::Handoff { from, to } => format!("{from} → {to}"),
-                _ => continue,
-            };
-            match marks.last_mut() {
-                Some((last, all)) if (at - *last) * self.scale < MARKS_APART => {
-                    let _ = write!(all, "  ·  {what}");
-                }
-                _ => marks.push((at, what)),
-            }
-        }
-        marks
-    }
-
-    fn table(&self, out: &mut String) -> fmt::Result {
-        let attempts = &self.history.attempts;
-        if attempts.is_empty() {
-            return Ok(());
-        }
-        let right = |column: usize| 76.0 + 88.0 * column as f64;
-        let prompt = right(COLUMNS.len() - 1) + 24.0;
-        let mut y = BOTTOM + 60.0;
-        for (n, column) in COLUMNS.iter().enumerate() {
-            let unit = match *column {
-                "segment" | "steps" => "",
-                _ => " ms",
-            };
-            let x = right(n);
-            writeln!(
-                out,
-                r##"<text class="head num" x="{x}" y="{y}">{column}{unit}</text>"##
-            )?;
-        }
-        writeln!(
-            out,
-            r##"<text class="head" x="{prompt}" y="{y}">prompt</text>"##
-        )?;
-        for attempt in attempts.iter().take(MAX_ROWS) {
-            y += ROW;
-            let end = MIN_PLOT + LEFT;
-            let rule = y - 14.0;
-            writeln!(
-                out,
-                r##"<line class="grid" x1="20" y1="{rule}" x2="{end}" y2="{rule}"/>"##
-            )?;
-            for (n, cell) in cells(attempt).iter().enumerate() {
-                let x = right(n);
-                writeln!(out, r##"<text class="num" x="{x}" y="{y}">{cell}</text>"##)?;
-            }
-            let remark = remark(attempt).map_or_else(String::new, |remark| format!(" [{remark}]"));
-            let text = escaped(&(shortened(&attempt.prompt, PROMPT_CHARS) + &remark));
-            writeln!(out, r##"<text x="{prompt}" y="{y}">{text}</text>"##)?;
-        }
-        if attempts.len() > MAX_ROWS {
-            y += ROW;
-            let more = attempts.len() - MAX_ROWS;
-            writeln!(
-                out,
-                r##"<text class="sub" x="{prompt}" y="{y}">and {more} more</text>"##
-            )?;
-        }
-        Ok(())
-    }
-
-    /// A bar with as much of its name in it as fits.
-    fn bar(
-        &self,
-        out: &mut String,
-        lane: Lane,
-        class: &str,
-        span: (f64, f64),
-        name: &str,
-        name_class: &str,
-    ) -> fmt::Result {
-        self.rect(out, lane, class, span, name)?;
-        let room = ((span.1 - span.0) * self.scale - 10.0) / LETTER;
-        // A word that is cut after two letters says nothing.
-        if room < 3.0 {
-            return Ok(());
-        }
-        let (x, y) = (self.x(span.0) + 5.0, lane.top() + BAR / 2.0 + 4.0);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a few thousand letters at most"
-        )]
-        let label = escaped(&shortened(name, room as usize));
-        writeln!(
-            out,
-            r##"<text class="{name_class}" x="{x:.1}" y="{y}">{label}</text>"##
-        )
-    }
-
-    fn rect(
-        &self,
-        out: &mut String,
-        lane: Lane,
-        class: &str,
-        (from, to): (f64, f64),
-        title: &str,
-    ) -> fmt::Result {
-        let (x, y) = (self.x(from), lane.top());
-        let width = ((to - from) * self.scale).max(1.5);
-        let title = escaped(title);
-        writeln!(
-            out,
-            r##"<rect class="{class}" x="{x:.1}" y="{y}" width="{width:.1}" height="{BAR}" rx="3"><title>{title}</title></rect>"##
-        )
+fn segment_label(attempt: &SegmentAttempt) -> String {
+    let name = attempt.name();
+    match remark(attempt) {
+        Some(remark) => format!("{name} [{remark}] {}", attempt.prompt),
+        None => format!("{name} {}", attempt.prompt),
     }
 }
 
-/// At least so long, in seconds, and a round number.
-fn tick_step(least: f64) -> f64 {
-    let power = 10_f64.powf(least.max(1e-3).log10().floor());
-    [1.0, 2.0, 5.0, 10.0]
-        .map(|step| step * power)
-        .into_iter()
-        .find(|step| *step >= least)
-        .unwrap_or(10.0 * power)
+/// Where a worker was lost, or the session was handed to another worker.
+fn faults(history: &History) -> impl Iterator<Item = (f64, String)> {
+    history.known().filter_map(|(at, event)| match event {
+        Event::Fault {
+            worker_id, reason, ..
+        } => Some((at, format!("{worker_id} lost: {reason}"))),
+        Event::Handoff { from, to } => Some((at, format!("{from} → {to}"))),
+        _ => None,
+    })
 }
 
-/// Text in XML, which has no control characters at all.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.push(' '),
-            c => out.push(c),
+/// Joins the labels of faults at about the same place.
+fn merged(faults: impl Iterator<Item = ((i32, i32), String)>) -> Vec<((i32, i32), String)> {
+    let mut merged: Vec<((i32, i32), String)> = Vec::new();
+    for ((x, y), what) in faults {
+        match merged.last_mut() {
+            Some(((last, _), all)) if x - *last < FAULT_DISTANCE => {
+                all.push_str("  ·  ");
+                all.push_str(&what);
+            }
+            _ => merged.push(((x, y), what)),
         }
     }
-    out
+    merged
 }

@@ -1,8 +1,12 @@
+use std::collections::HashMap;
+
 use quick_xml::Reader;
 use quick_xml::events::Event as Xml;
 
-use super::history::{History, Outcome};
-use super::{svg, text};
+use serde_json::Value;
+
+use super::history::{AttemptOutcome, History};
+use super::{svg, text, trace};
 
 const EXAMPLE: &str = include_str!("../../tests/data/session_log/session.jsonl");
 const PRINTED: &str = include_str!("../../tests/data/session_log/session.txt");
@@ -11,7 +15,7 @@ fn example() -> History {
     History::read(EXAMPLE.as_bytes()).unwrap()
 }
 
-/// The texts of a document, which must be well-formed.
+/// Returns the texts of an SVG document, which must be well-formed XML.
 #[track_caller]
 fn texts(svg: &str) -> Vec<String> {
     let mut reader = Reader::from_str(svg);
@@ -46,7 +50,7 @@ fn segments_are_put_together_from_their_events() {
     let history = example();
     for attempt in &history.attempts {
         let started = attempt.started.unwrap();
-        assert!(attempt.asked <= started);
+        assert!(attempt.requested <= started);
         assert!(
             attempt
                 .steps
@@ -54,7 +58,7 @@ fn segments_are_put_together_from_their_events() {
                 .all(|s| s.from >= started - 1e-3 && s.to > s.from)
         );
         assert!(attempt.steps.is_sorted_by(|a, b| a.to <= b.from + 1e-3));
-        if let Outcome::Finished { .. } = attempt.outcome {
+        if let AttemptOutcome::Finished { .. } = attempt.outcome {
             assert!(attempt.first_byte < attempt.last_byte);
             assert!(attempt.bytes > 0);
         }
@@ -62,19 +66,108 @@ fn segments_are_put_together_from_their_events() {
     let lost = history
         .attempts
         .iter()
-        .filter(|a| a.outcome == Outcome::Lost);
+        .filter(|a| a.outcome == AttemptOutcome::WorkerLost);
     assert_eq!(lost.count(), 1);
 }
 
 #[test]
 fn the_drawing_is_well_formed_and_shows_prompts_and_faults() {
-    let texts = texts(&svg::draw(&example()));
+    let texts = texts(&svg::draw(&example()).unwrap());
     for shown in ["#0 ", "lost", "denoise", "media sent"] {
         assert!(
             texts.iter().any(|t| t.contains(shown)),
             "{shown} in {texts:?}"
         );
     }
+}
+
+/// Returns the events of a trace after a round trip through JSON. They are ordered by time, and the spans of a track do not
+/// overlap.
+#[track_caller]
+fn trace_events(history: &History) -> Vec<Value> {
+    let json = trace::export(history).to_string();
+    let trace: Value = serde_json::from_str(&json).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap().clone();
+    let mut last_ts = 0.0;
+    let mut ends = HashMap::new();
+    for event in &events {
+        assert!(event["args"].is_object(), "{event}");
+        let tid = event["tid"].as_u64().unwrap();
+        let Some(ts) = event["ts"].as_f64() else {
+            assert_eq!(event["ph"], "M", "{event}");
+            continue;
+        };
+        assert!(ts >= last_ts, "{event} comes before {last_ts}");
+        last_ts = ts;
+        if event["ph"] == "X" {
+            let dur = event["dur"].as_f64().unwrap();
+            let end = ends.entry(tid).or_insert(0.0);
+            // The sum of a start and a duration is rounded.
+            assert!(dur >= 0.0 && ts >= *end - 1e-3, "{event} overlaps {end}");
+            *end = ts + dur;
+        } else {
+            assert_eq!(event["ph"], "i", "{event}");
+        }
+    }
+    events
+}
+
+#[test]
+fn the_trace_has_a_track_for_each_kind_of_activity_and_marks_faults() {
+    let events = trace_events(&example());
+    let named = |name: &str| events.iter().find(|event| event["name"] == name);
+    let tracks: Vec<_> = (events.iter())
+        .filter(|event| event["name"] == "thread_name")
+        .map(|event| event["args"]["name"].as_str().unwrap())
+        .collect();
+    for track in [
+        "session",
+        "worker",
+        "client messages",
+        "prompts",
+        "segments",
+        "queue",
+        "steps",
+        "client bytes",
+    ] {
+        assert!(tracks.contains(&track), "{track} in {tracks:?}");
+    }
+    let fault = named("fault").unwrap();
+    assert_eq!((&fault["ph"], &fault["s"]), (&"i".into(), &"p".into()));
+    assert_eq!(fault["args"]["worker_id"], "gpu0-1");
+    assert_eq!(named("ACTIVE").unwrap()["ph"], "X");
+    let step = named("denoise 3").unwrap();
+    assert!((step["dur"].as_f64().unwrap() - 60_152.757).abs() < 1000.0);
+}
+
+#[test]
+fn events_of_a_newer_version_are_shown_with_their_payload() {
+    let line = r#"{"session_id":"x","ts":1.0,"event":"rewound","payload":{"to":3},"more":[]}
+{"session_id":"x","ts":2.0,"event":"state","payload":"other"}
+{"session_id":"x","ts":3.0,"event":"draining","payload":{"deadline_seconds":1.0,"why":"new field"}}
+"#;
+    let history = History::read(line.as_bytes()).unwrap();
+    let events = trace_events(&history);
+    let named = |name: &str| events.iter().find(|event| event["name"] == name);
+    assert_eq!(named("rewound").unwrap()["args"]["to"], 3);
+    assert_eq!(named("state").unwrap()["args"]["payload"], "other");
+    assert_eq!(named("draining").unwrap()["args"]["deadline_seconds"], 1.0);
+    texts(&svg::draw(&history).unwrap());
+    assert!(text::print(&history).contains("rewound"));
+}
+
+#[test]
+fn a_clock_that_goes_back_and_absurd_times_do_not_break_the_trace() {
+    let lines = r#"{"session_id":"x","ts":5.0,"event":"state","payload":{"from":"QUEUED","to":"GPU_BINDING"}}
+{"session_id":"x","ts":9.0,"event":"state","payload":{"from":"GPU_BINDING","to":"ACTIVE"}}
+{"session_id":"x","ts":2.0,"event":"segment_queued","payload":{"segment_idx":0,"attempt":1,"worker_id":"w","source":"user","prompt":"p","waited_ms":-1e300}}
+{"session_id":"x","ts":1.0,"event":"step","payload":{"segment_idx":0,"attempt":1,"stage":"denoise","step":1,"total_steps":1,"ms":-1e9}}
+{"session_id":"x","ts":1e300,"event":"state","payload":{"from":"ACTIVE","to":"COMPLETE"}}
+"#;
+    let history = History::read(lines.as_bytes()).unwrap();
+    assert_eq!(history.attempts.len(), 1);
+    trace_events(&history);
+    texts(&svg::draw(&history).unwrap());
 }
 
 #[test]
@@ -88,9 +181,10 @@ fn nothing_that_a_client_says_breaks_the_drawing_or_the_terminal() {
     );
     let history = History::read(lines.as_bytes()).unwrap();
     assert_eq!((history.attempts.len(), history.skipped), (1, 0));
-    let svg = svg::draw(&history);
+    let svg = svg::draw(&history).unwrap();
     texts(&svg);
     assert!(!svg.contains("<script"));
+    trace_events(&history);
     let printed = text::print(&history);
     assert!(
         printed.chars().all(|c| c == '\n' || !c.is_control()),
@@ -108,5 +202,5 @@ fn what_is_no_event_is_passed_over() {
     assert!(text::print(&history).ends_with("a server that was killed may leave half a line\n"));
     // One event only, at one moment.
     let one = History::read(EXAMPLE.lines().next().unwrap().as_bytes()).unwrap();
-    texts(&svg::draw(&one));
+    texts(&svg::draw(&one).unwrap());
 }

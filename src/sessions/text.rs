@@ -1,17 +1,17 @@
-//! A session's log as text.
+//! Prints a session's log as text.
 
 use std::fmt::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
-use fastvideo_supervisor_core::session::log::{Event, Llm};
+use fastvideo_supervisor_core::session::log::{Llm, LogEvent as Event};
 use serde_json::Value;
 
-use super::history::{Attempt, Entry, History, Outcome, What, attempt_of};
+use super::history::{AttemptOutcome, History, LogEntry, LoggedEvent, SegmentAttempt, attempt_of};
 
-/// Of a prompt in the table.
+/// The number of characters of a prompt that the table shows.
 const PROMPT_CHARS: usize = 48;
 
-/// All of it: a line for each event, then a table of the segments.
+/// Prints the log: a line for each event, followed by a table of the attempts at segments.
 pub(super) fn print(history: &History) -> String {
     let mut out = String::new();
     write(&mut out, history).expect("a string takes any text");
@@ -28,8 +28,8 @@ fn write(out: &mut String, history: &History) -> fmt::Result {
         plain(session_id),
         begun(history)
     )?;
-    for Entry { at, what } in &history.entries {
-        let (name, details) = describe(what);
+    for LogEntry { at, event } in &history.entries {
+        let (name, details) = describe(event);
         writeln!(out, "{at:>10.3}  {name:<17}  {details}")?;
     }
     if !history.attempts.is_empty() {
@@ -45,24 +45,24 @@ fn write(out: &mut String, history: &History) -> fmt::Result {
     }
 }
 
-/// When it began, as RFC 3339.
+/// The time of the first line in RFC 3339.
 pub(super) fn begun(history: &History) -> String {
     let since = Duration::try_from_secs_f64(history.begun_unix).unwrap_or_default();
-    // Later than humantime can say: nobody has logged that.
+    // humantime cannot format later times, which no server has logged.
     let time = UNIX_EPOCH
         .checked_add(since.min(Duration::from_secs(253_402_300_799)))
         .unwrap_or(UNIX_EPOCH);
     humantime::format_rfc3339_millis(time).to_string()
 }
 
-/// Text of somebody else's, without what a terminal would obey.
+/// Replaces control characters, which a terminal would interpret, by blanks.
 pub(super) fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }
 
-/// The first characters of a text.
+/// Shortens a text to its first `chars` characters, without control characters.
 pub(super) fn shortened(text: &str, chars: usize) -> String {
     let text = plain(text);
     match text.char_indices().nth(chars) {
@@ -71,7 +71,7 @@ pub(super) fn shortened(text: &str, chars: usize) -> String {
     }
 }
 
-/// The name by which a state, a stage or a code is known on the wire.
+/// The name of a state, a stage or a code in JSON.
 pub(super) fn wire_name(value: impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(name)) => name,
@@ -79,10 +79,11 @@ pub(super) fn wire_name(value: impl serde::Serialize) -> String {
     }
 }
 
-fn describe(what: &What) -> (String, String) {
-    match what {
-        What::Unknown { event, payload } => (plain(event), plain(&payload.to_string())),
-        What::Known(event) => {
+/// The name of an event and its details.
+fn describe(event: &LoggedEvent) -> (String, String) {
+    match event {
+        LoggedEvent::Unknown { name, payload } => (plain(name), plain(&payload.to_string())),
+        LoggedEvent::Known(event) => {
             let name = match attempt_of(event) {
                 Some((idx, 1)) => format!("segment {idx}"),
                 Some((idx, attempt)) => format!("segment {idx} ({attempt})"),
@@ -246,6 +247,7 @@ fn written_by(by: &Llm) -> String {
     )
 }
 
+/// Formats a time that is given in milliseconds.
 pub(super) fn ms(ms: f64) -> String {
     match ms {
         ms if ms >= 10_000.0 => format!("{:.1} s", ms / 1e3),
@@ -254,8 +256,8 @@ pub(super) fn ms(ms: f64) -> String {
     }
 }
 
-/// The columns of the table of segments, in milliseconds where they are times.
-pub(super) const COLUMNS: [&str; 9] = [
+/// The columns of the table; times are in milliseconds.
+const COLUMNS: [&str; 9] = [
     "segment",
     "LLM",
     "queue",
@@ -267,11 +269,11 @@ pub(super) const COLUMNS: [&str; 9] = [
     "last byte",
 ];
 
-/// An attempt's row.
-pub(super) fn cells(attempt: &Attempt) -> [String; 9] {
+/// The row of an attempt.
+fn cells(attempt: &SegmentAttempt) -> [String; 9] {
     let time = |ms: Option<f64>| ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.1}"));
     let (decode, encode) = match attempt.outcome {
-        Outcome::Finished {
+        AttemptOutcome::Finished {
             decode_ms,
             encode_ms,
         } => (Some(decode_ms), Some(encode_ms)),
@@ -288,24 +290,24 @@ pub(super) fn cells(attempt: &Attempt) -> [String; 9] {
         attempt.steps.len().to_string(),
         time(decode),
         time(encode),
-        time(attempt.since_asked_ms(attempt.first_byte)),
-        time(attempt.since_asked_ms(attempt.last_byte)),
+        time(attempt.since_request_ms(attempt.first_byte)),
+        time(attempt.since_request_ms(attempt.last_byte)),
     ]
 }
 
-/// What is said behind an attempt's row.
-pub(super) fn remark(attempt: &Attempt) -> Option<&'static str> {
+/// How an attempt ended, unless it finished.
+pub(super) fn remark(attempt: &SegmentAttempt) -> Option<&'static str> {
     match attempt.outcome {
-        Outcome::Finished { .. } => None,
-        Outcome::Open => Some("not ended"),
-        Outcome::Cancelled => Some("cancelled"),
-        Outcome::Failed => Some("failed"),
-        Outcome::Lost => Some("worker lost"),
-        Outcome::TakenBack => Some("taken back"),
+        AttemptOutcome::Finished { .. } => None,
+        AttemptOutcome::Unknown => Some("not ended"),
+        AttemptOutcome::Cancelled => Some("cancelled"),
+        AttemptOutcome::Failed => Some("failed"),
+        AttemptOutcome::WorkerLost => Some("worker lost"),
+        AttemptOutcome::TakenBack => Some("taken back"),
     }
 }
 
-fn table(out: &mut String, attempts: &[Attempt]) -> fmt::Result {
+fn table(out: &mut String, attempts: &[SegmentAttempt]) -> fmt::Result {
     for column in COLUMNS {
         write!(out, "{column:>11}")?;
     }

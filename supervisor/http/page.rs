@@ -5,15 +5,46 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
 
-use super::App;
+use super::app::App;
 
 /// The page loads nothing from elsewhere and runs nothing inline.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; \
      connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
+/// Pairs each script's path on the server with its text.
+macro_rules! scripts {
+    ($($path:literal,)*) => {
+        &[$(($path, include_str!(concat!("page", $path))),)*]
+    };
+}
+
+const SCRIPTS: &[(&str, &str)] = scripts![
+    "/api.js",
+    "/attachments.js",
+    "/connection.js",
+    "/dom.js",
+    "/format.js",
+    "/gpus.js",
+    "/latent_field.js",
+    "/page.js",
+    "/player.js",
+    "/protocol.js",
+    "/recording.js",
+    "/segment_list.js",
+    "/session.js",
+    "/session/lifecycle.js",
+    "/session/prompts.js",
+    "/session/segments.js",
+    "/session/transition.js",
+    "/stage.js",
+    "/state.js",
+    "/store.js",
+    "/view.js",
+    "/words.js",
+];
+
 pub(super) fn routes() -> Router<App> {
-    let script = |text| file("text/javascript; charset=utf-8", text);
-    Router::new()
+    let pages = Router::new()
         .route(
             "/",
             file("text/html; charset=utf-8", include_str!("page/index.html")),
@@ -25,15 +56,10 @@ pub(super) fn routes() -> Router<App> {
         .route(
             "/favicon.svg",
             file("image/svg+xml", include_str!("page/favicon.svg")),
-        )
-        .route("/page.js", script(include_str!("page/page.js")))
-        .route("/board.js", script(include_str!("page/board.js")))
-        .route("/dom.js", script(include_str!("page/dom.js")))
-        .route("/field.js", script(include_str!("page/field.js")))
-        .route("/lost.js", script(include_str!("page/lost.js")))
-        .route("/opening.js", script(include_str!("page/opening.js")))
-        .route("/player.js", script(include_str!("page/player.js")))
-        .route("/segments.js", script(include_str!("page/segments.js")))
+        );
+    SCRIPTS.iter().fold(pages, |routes, (path, text)| {
+        routes.route(path, file("text/javascript; charset=utf-8", text))
+    })
 }
 
 fn file(mime: &'static str, text: &'static str) -> axum::routing::MethodRouter<App> {
@@ -46,4 +72,30 @@ fn file(mime: &'static str, text: &'static str) -> axum::routing::MethodRouter<A
         ];
         (headers, text).into_response()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_script_of_the_page_is_served() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("http/page");
+        let scripts = |folder: &str| -> Vec<String> {
+            let files = fs::read_dir(page.join(folder)).unwrap();
+            files
+                .map(|file| file.unwrap().file_name().into_string().unwrap())
+                .filter(|name| name.ends_with(".js"))
+                .map(|name| format!("/{folder}{name}"))
+                .collect()
+        };
+        let mut present = [scripts(""), scripts("session/")].concat();
+        present.sort();
+        let mut served: Vec<&str> = SCRIPTS.iter().map(|(path, _)| *path).collect();
+        served.sort_unstable();
+        assert_eq!(served, present);
+    }
 }

@@ -1,4 +1,4 @@
-//! A session over a WebSocket: bytes in, bytes out, pings, close codes.
+//! A session over a WebSocket, in any dialect: bytes in, bytes out, pings and closes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
@@ -15,10 +15,13 @@ use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
 
-use super::{App, AppState, error};
-use crate::session::{self, Drain, Inbound, Limits, Outbox, RelayLatency, Wire, close};
-use fastvideo_proto::job::ErrorCode;
-use fastvideo_proto::stream_v1::ServerMessage;
+use super::app::{App, AppState};
+use super::error::ApiError;
+use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
+use crate::dialect::{Parser, Rendered, Renderer, Wire};
+use crate::pool::Media;
+use crate::session::command::TransportViolation;
+use crate::session::{self, Inbound, Outbox, RelayLatency};
 
 /// Client messages that may wait for their session; it takes them at once.
 const INBOUND_BUFFER: usize = 4;
@@ -28,19 +31,28 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
 /// Each connection keeps a read buffer of this size for all its life.
 const READ_BUFFER_BYTES: usize = 4096;
-/// Sessions that may wait when no limit is configured.
-const DEFAULT_QUEUE: usize = 64;
 
+/// The route `/v1/stream`.
 pub(super) async fn upgrade(
     State(app): AppState,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    upgrade_to::<StreamParser, StreamRenderer>(app, client, upgrade)
+}
+
+/// Upgrades a request to a WebSocket that carries a session in a dialect.
+fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
+    app: App,
+    client: SocketAddr,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
         Err(_) => {
             let message = "this route speaks WebSocket only; see docs/protocol.md";
-            return error(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message);
+            return ApiError::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+                .into_response();
         }
     };
     let token = app.connections.token();
@@ -50,37 +62,35 @@ pub(super) async fn upgrade(
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
         .on_upgrade(async move |socket| {
-            connection(socket, client.ip(), &app).await;
+            connection::<P, R>(socket, client.ip(), &app).await;
             drop(token);
         })
 }
 
-async fn connection(socket: WebSocket, client: IpAddr, app: &App) {
-    let config = &app.context.config;
-    let limits = Limits {
-        sessions: config
-            .max_sessions
-            .unwrap_or_else(|| app.context.pool.capacity() + DEFAULT_QUEUE),
-        sessions_per_client: config.max_sessions_per_client,
-    };
-    if *app.context.drain.borrow() != Drain::No {
-        return reject(socket, "the server is going away", close::GOING_AWAY).await;
-    }
-    let ticket = match app.registry.enter(client.to_canonical(), limits) {
+async fn connection<P: Parser, R: Renderer>(socket: WebSocket, client: IpAddr, app: &App) {
+    let ticket = match session::admit(client, &app.registry, &app.context) {
         Ok(ticket) => ticket,
-        Err(full) => return reject(socket, &full.to_string(), close::TRY_AGAIN_LATER).await,
+        Err(why) => {
+            tracing::info!(%why, "session rejected");
+            return turn_away(socket, R::turn_away(&why)).await;
+        }
     };
     let span = tracing::info_span!("session", session_id = tracing::field::Empty);
-    let outbox = Outbox::new(config.max_unsent_bytes);
+    let outbox = Outbox::new(app.context.config.max_unsent_bytes);
     let (inbound, inbound_seen) = mpsc::channel(INBOUND_BUFFER);
     let (sink, mut stream) = socket.split();
     let session = session::run(ticket, inbound_seen, outbox.clone(), app.context.clone());
     let mut session = Box::pin(session.instrument(span));
-    let mut writer = Box::pin(write(sink, &outbox, app.ping_interval, &app.relay_latency));
+    let mut writer = Box::pin(write::<R>(
+        sink,
+        &outbox,
+        app.ping_interval,
+        &app.relay_latency,
+    ));
 
     // Until the session is over. A client is gone when it says so, when it is silent, or when writing to it fails.
     let gone = {
-        let mut reader = Box::pin(read(&mut stream, &inbound, app.ping_interval * 2));
+        let mut reader = Box::pin(read::<P>(&mut stream, &inbound, app.ping_interval * 2));
         tokio::select! {
             () = &mut session => None,
             last = &mut reader => Some(last),
@@ -102,7 +112,7 @@ async fn connection(socket: WebSocket, client: IpAddr, app: &App) {
             }
         }
     }
-    // The session has said its last word. It is read on, since a close is a handshake.
+    // The session has emitted its last event. The client is read on, since a close is a handshake.
     let listening = async { while let Some(Ok(_)) = stream.next().await {} };
     tokio::pin!(listening);
     let mut heard_all = false;
@@ -138,12 +148,13 @@ async fn reads_to_the_end(written: impl Future<Output = ()>, outbox: &Outbox) ->
     }
 }
 
-/// Forwards messages until the client is gone or breaks the protocol, and says which.
-async fn read(
+/// Parses messages and hands them to the session, until the client is gone or breaks the protocol.
+async fn read<P: Parser>(
     stream: &mut SplitStream<WebSocket>,
     inbound: &mpsc::Sender<Inbound>,
     silence: Duration,
 ) -> Inbound {
+    let mut parser = P::default();
     loop {
         let message = match timeout(silence, stream.next()).await {
             Err(_) => {
@@ -155,8 +166,8 @@ async fn read(
             Ok(Some(Ok(message))) => message,
         };
         let message = match message {
-            Message::Text(text) => Inbound::Text(text.as_str().to_owned()),
-            Message::Binary(_) => Inbound::Binary,
+            Message::Text(text) => parser.text(text.as_str()).await,
+            Message::Binary(_) => parser.binary(),
             Message::Ping(_) | Message::Pong(_) => continue,
             Message::Close(_) => return Inbound::Gone,
         };
@@ -170,29 +181,30 @@ async fn read(
 fn broken(error: axum::Error) -> Inbound {
     use tungstenite::Error as E;
     let error = error.into_inner();
-    let (code, reason) = match error.downcast_ref::<E>() {
-        Some(E::Capacity(_)) => (close::TOO_LARGE, "message too large"),
-        Some(E::Utf8(_)) => (close::INVALID_UTF8, "text is not UTF-8"),
+    let violation = match error.downcast_ref::<E>() {
+        Some(E::Capacity(_)) => TransportViolation::TooLarge,
+        Some(E::Utf8(_)) => TransportViolation::NotUtf8,
         Some(E::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
             return Inbound::Gone;
         }
-        Some(E::Protocol(_)) => (close::PROTOCOL, "WebSocket protocol violated"),
+        Some(E::Protocol(_)) => TransportViolation::Protocol,
         _ => return Inbound::Gone,
     };
-    tracing::info!(%error, code, "client broke the WebSocket protocol");
-    Inbound::Broken { code, reason }
+    tracing::info!(%error, ?violation, "client broke the WebSocket protocol");
+    Inbound::Violation(violation)
 }
 
-/// Sends what the session puts into the outbox, and pings between, until the close or a failure.
-async fn write(
+/// Renders and sends the events that the session puts into the outbox, and pings between, until the close or a failure.
+async fn write<R: Renderer>(
     mut sink: SplitSink<WebSocket, Message>,
     outbox: &Outbox,
     ping_interval: Duration,
     latency: &RelayLatency,
 ) {
+    let mut renderer = R::default();
     let mut pings = interval_at(Instant::now() + ping_interval, ping_interval);
     loop {
-        let (wire, receipt) = tokio::select! {
+        let (event, receipt) = tokio::select! {
             next = outbox.next() => next,
             _ = pings.tick() => {
                 if sink.send(Message::Ping(Default::default())).await.is_err() {
@@ -201,33 +213,45 @@ async fn write(
                 continue;
             }
         };
-        let sent = match wire {
-            Wire::Text(text) => sink.send(Message::Text(text.into())).await,
-            Wire::Binary { bytes, sent_at_us } => {
-                let sent = sink.send(Message::Binary(bytes)).await;
-                latency.record(sent_at_us);
-                sent
-            }
-            Wire::Close { code, reason } => {
-                let _ = sink.send(close_message(code, reason)).await;
+        for wire in renderer.render(event) {
+            let sent = match wire {
+                Wire::Text(text) => sink.send(Message::Text(text.into())).await,
+                Wire::Media(Media {
+                    bytes,
+                    sent_at_us,
+                    credit,
+                    ..
+                }) => {
+                    let sent = sink.send(Message::Binary(bytes)).await;
+                    latency.record(sent_at_us);
+                    // The client has room for more of its job's media.
+                    drop(credit);
+                    sent
+                }
+                Wire::Close { code, reason } => {
+                    let _ = sink.send(close_message(code, reason)).await;
+                    return;
+                }
+            };
+            if sent.is_err() {
                 return;
             }
-        };
-        drop(receipt);
-        if sent.is_err() {
-            return;
         }
+        drop(receipt);
     }
 }
 
 /// Turns a client away before it has a session.
-async fn reject(mut socket: WebSocket, message: &str, code: u16) {
-    tracing::info!(message, code, "session rejected");
-    let error = ServerMessage::error(ErrorCode::SessionRejected, message, true);
-    let text = serde_json::to_string(&error).expect("a message of strings is JSON");
+async fn turn_away(mut socket: WebSocket, messages: Rendered) {
     let farewell = async {
-        socket.send(Message::Text(text.into())).await?;
-        socket.send(close_message(code, "session_rejected")).await?;
+        for wire in messages {
+            let message = match wire {
+                Wire::Text(text) => Message::Text(text.into()),
+                Wire::Media(media) => Message::Binary(media.bytes),
+                Wire::Close { code, reason } => close_message(code, reason),
+            };
+            socket.send(message).await?;
+        }
         while let Some(Ok(_)) = socket.recv().await {}
         Ok::<_, axum::Error>(())
     };
@@ -248,13 +272,18 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
+    use crate::session::SessionEvent;
+    use crate::session::ending::NotOpened;
 
-    fn outbox_with(messages: u32) -> Outbox {
+    fn outbox_with(messages: usize) -> Outbox {
         let outbox = Outbox::new(1 << 20);
-        for segment_idx in 0..messages {
-            outbox.send(&ServerMessage::SegmentCancelled { segment_idx });
+        for position in 0..messages {
+            outbox.push(SessionEvent::Queued {
+                position,
+                queue_depth: messages,
+            });
         }
-        outbox.close(close::NORMAL, "left");
+        outbox.push_last(SessionEvent::NotOpened(NotOpened::Draining));
         outbox
     }
 
@@ -263,7 +292,7 @@ mod tests {
         let outbox = outbox_with(10);
         let mut read = 0;
         let reader = async {
-            while let (Wire::Text(_), receipt) = outbox.next().await {
+            while let (SessionEvent::Queued { .. }, receipt) = outbox.next().await {
                 sleep(LAST_WORDS * 9 / 10).await;
                 drop(receipt);
                 read += 1;

@@ -1,8 +1,9 @@
-//! Which session belongs to which worker, who moves, and who waits.
+//! Which session is bound to which worker, which moves, and which waits: admission control, scheduling and load
+//! balancing.
 //!
-//! Sessions that have no worker wait in one FIFO queue. A session that lost its worker goes back to the front, so that
-//! a fault never costs it its turn. A session changes its worker only at a boundary: when no worker has a job of it in
-//! hand. Nothing here waits or talks to a process: the pool locks it for a moment.
+//! Sessions without a worker wait in one FIFO queue. A session that lost its worker goes back to the front, so that a
+//! fault never costs it its turn. A session changes its worker only at a boundary: when no worker has a job of it in hand.
+//! Nothing here waits or talks to a process; the pool holds the lock for short sections only.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,22 +12,21 @@ use std::time::Duration;
 use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
 use tokio::sync::{Notify, watch};
 
+use super::event::PoolEvent;
 use super::job::{JobEnd, JobEvent, QueuedJob};
 use super::rolling_median::RollingMedian;
 
-/// Generation times that a worker's pace is taken of.
+/// The number of generation times that a worker's pace is computed from.
 const PACE_SAMPLES: usize = 15;
 
-/// Where a session stands.
+/// A session's place in the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Waits for a worker. Position 0 is next.
-    Waiting {
-        position: usize,
-        queue_depth: usize,
-    },
+    /// The session waits for a worker. Position 0 is next.
+    Waiting { position: usize, queue_depth: usize },
+    /// The session is bound to a worker.
     Bound(Assignment),
-    /// Waits, and no worker is left that could ever take it before an operator or time helps.
+    /// The session waits, and no worker can take it before an operator or time helps.
     NoWorker,
 }
 
@@ -36,7 +36,7 @@ pub struct Assignment {
     pub gpu: GpuId,
     pub worker: WorkerId,
     pub model_id: String,
-    /// The worker makes sound.
+    /// The worker generates sound.
     pub audio: bool,
 }
 
@@ -60,24 +60,25 @@ pub enum MoveError {
 /// How many sessions may share one worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sharing {
-    /// At least 1.
+    /// The limit for each worker, at least 1.
     pub(super) max_sessions: usize,
-    /// How long a segment plays, when a worker takes only as many sessions as it makes video for in time.
+    /// Admission control, when it is on: how long a segment plays. A worker then takes only as many sessions as it
+    /// generates video for in time.
     pub(super) keep_up: Option<Duration>,
 }
 
-/// Why a worker has no place to give.
+/// Why a worker takes no sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Absence {
-    /// It starts, or will be started.
+    /// A process boots, or will be started.
     Starting,
-    /// An operator wants it away.
+    /// An operator has drained the worker.
     Drained,
-    /// It cannot serve before an operator or time helps.
+    /// The worker cannot serve before an operator or time helps.
     Lost,
 }
 
-/// All assignments.
+/// All sessions, all workers, and the queue between them.
 #[derive(Debug)]
 pub(super) struct Assignments {
     sharing: Sharing,
@@ -86,40 +87,45 @@ pub(super) struct Assignments {
     sessions: HashMap<SessionId, PoolSession>,
 }
 
-/// One session's side of the assignments.
+/// A session in the pool.
 #[derive(Debug)]
 struct PoolSession {
     placement: watch::Sender<Placement>,
+    /// The worker that the session is bound to.
     slot: Option<usize>,
-    /// Has had a worker.
+    /// The session has had a worker before.
     served: bool,
-    /// Submitted and not ended.
+    /// The job that was submitted and has not ended.
     job: Option<JobId>,
-    /// The slot that it goes to at its next boundary; its place there is kept.
+    /// The slot that the session is bound to at its next boundary. Room is reserved for it there.
     pending_move: Option<usize>,
 }
 
-/// One worker's side of the assignments.
+/// A worker in the pool.
 #[derive(Debug)]
 struct WorkerSlot {
     gpu: GpuId,
-    wake: Arc<Notify>,
+    /// Wakes the worker's task.
+    notify: Arc<Notify>,
     availability: Availability,
+    /// The sessions that are bound to the worker.
     sessions: Vec<SessionId>,
-    /// Sessions that come at their next boundary.
+    /// The sessions that will be bound to the worker at their next boundary.
     reserved: Vec<SessionId>,
+    /// The jobs that were not sent to the process yet.
     jobs: VecDeque<QueuedJob>,
-    /// Sessions that have gone elsewhere and that the worker has not been told of.
-    departed: Vec<SessionId>,
-    /// Generation times, over all processes of the GPU.
+    /// The sessions that were unbound, and whose states the process was not told to forget yet.
+    to_forget: Vec<SessionId>,
+    /// The latest generation times, over all processes of the GPU.
     pace: RollingMedian,
 }
 
+/// Whether a worker takes sessions.
 #[derive(Debug)]
 enum Availability {
     Absent(Absence),
     Serving(Assignment),
-    /// Takes no session and no job. Sessions whose job it has in hand stay until that has ended.
+    /// The worker takes no session and no job. Sessions of which it has a job in hand stay until that has ended.
     Leaving,
 }
 
@@ -131,26 +137,26 @@ impl WorkerSlot {
         }
     }
 
-    /// Sessions that it has or will have.
+    /// The number of sessions that are bound to the worker or will be.
     fn load(&self) -> usize {
         self.sessions.len() + self.reserved.len()
     }
 }
 
 impl Assignments {
-    /// `slots`: the GPU of each, and what wakes its worker's task.
+    /// `slots` are the GPUs, each with what wakes its worker's task.
     pub(super) fn new(
         slots: impl IntoIterator<Item = (GpuId, Arc<Notify>)>,
         sharing: Sharing,
     ) -> Self {
-        let slot = |(gpu, wake)| WorkerSlot {
+        let slot = |(gpu, notify)| WorkerSlot {
             gpu,
-            wake,
+            notify,
             availability: Availability::Absent(Absence::Starting),
             sessions: Vec::new(),
             reserved: Vec::new(),
             jobs: VecDeque::new(),
-            departed: Vec::new(),
+            to_forget: Vec::new(),
             pace: RollingMedian::new(PACE_SAMPLES),
         };
         Self {
@@ -177,7 +183,7 @@ impl Assignments {
         seen
     }
 
-    /// Takes a session off the assignments, with the jobs that it still had waiting.
+    /// Removes a session and takes its waiting job back.
     pub(super) fn leave(&mut self, session: &SessionId) {
         self.clear_pending_move(session);
         self.unbind(session);
@@ -186,10 +192,10 @@ impl Assignments {
         self.assign_waiting();
     }
 
-    /// Moves a session at its next boundary, which may be now: to a GPU, or to the least_loaded other one.
+    /// Moves a session at its next boundary, which may be now: to a GPU, or to the least loaded other one.
     ///
     /// # Errors
-    /// When it has nowhere to go; it stays where it is.
+    /// When the session cannot go there; it stays where it is.
     pub(super) fn move_session(
         &mut self,
         session: &SessionId,
@@ -232,25 +238,25 @@ impl Assignments {
         Ok(())
     }
 
-    /// A worker serves.
+    /// Opens a worker, which has become ready, to sessions.
     pub(super) fn serve(&mut self, slot: usize, assignment: Assignment) {
         self.slots[slot].availability = Availability::Serving(assignment);
         self.assign_waiting();
     }
 
-    /// A worker's next process serves in place of the one before; no job is in hand. Its sessions and the jobs that
-    /// wait stay.
+    /// Lets a worker's next process serve in place of the one before, which has no job in hand. The sessions and the
+    /// jobs that wait stay.
     pub(super) fn renew(&mut self, slot: usize, assignment: Assignment) {
         for session in &self.slots[slot].sessions {
             if let Some(entry) = self.sessions.get(session) {
                 publish(&entry.placement, Placement::Bound(assignment.clone()));
             }
         }
-        self.slots[slot].departed.clear();
+        self.slots[slot].to_forget.clear();
         self.serve(slot, assignment);
     }
 
-    /// A worker is to leave: its sessions move or wait, each at its next boundary.
+    /// Closes a worker that is to leave: its sessions move or wait, each from its next boundary on.
     pub(super) fn drain(&mut self, slot: usize) {
         if self.slots[slot].serving().is_none() {
             return;
@@ -265,7 +271,7 @@ impl Assignments {
         self.assign_waiting();
     }
 
-    /// A worker does not serve any more. Its sessions move or wait; its waiting jobs are handed back.
+    /// Closes a worker that has no process any more. Its sessions move or wait; its waiting jobs are handed back.
     pub(super) fn vacate(&mut self, slot: usize, absence: Absence) -> VecDeque<QueuedJob> {
         self.slots[slot].availability = Availability::Absent(absence);
         self.cancel_reservations(slot);
@@ -276,18 +282,18 @@ impl Assignments {
             }
             self.rebind_or_requeue(&session);
         }
-        self.slots[slot].departed.clear();
+        self.slots[slot].to_forget.clear();
         self.assign_waiting();
         jobs
     }
 
-    /// A worker that was away comes back.
+    /// Counts on a worker again that was drained or lost.
     pub(super) fn mark_starting(&mut self, slot: usize) {
         self.slots[slot].availability = Availability::Absent(Absence::Starting);
         self.assign_waiting();
     }
 
-    /// The slot of a worker, when the session is bound to it.
+    /// The slot of the worker, if the session is bound to it.
     pub(super) fn slot_of(&self, worker: &WorkerId, session: &SessionId) -> Option<usize> {
         let slot = self.sessions.get(session)?.slot?;
         let serving = self.slots[slot].serving()?;
@@ -302,15 +308,15 @@ impl Assignments {
         self.slots[slot].jobs.push_back(job);
     }
 
-    /// The next job of a worker: the one whose viewer runs out of video first, ties in order of request.
+    /// Takes the next job of a worker: the earliest deadline first, ties in order of submission.
     pub(super) fn next_job(&mut self, slot: usize) -> Option<QueuedJob> {
         let jobs = &mut self.slots[slot].jobs;
         let (next, _) = jobs.iter().enumerate().min_by_key(|(_, job)| job.due)?;
         jobs.remove(next)
     }
 
-    /// A job has ended, and its session was told. The session is at a boundary: it goes where it is wanted, away from a
-    /// worker that leaves, or from one where others wait to one that has less to do.
+    /// Records that a job has ended, after its session was told. The session is at a boundary: a pending move is made, a
+    /// worker that leaves is left, and a session on a worker where jobs wait is moved to a less loaded one.
     pub(super) fn job_ended(&mut self, session: &SessionId, job: JobId) {
         let Some(entry) = self.sessions.get_mut(session) else {
             return;
@@ -328,53 +334,58 @@ impl Assignments {
             && let Some(to) = self.least_loaded(Some(from))
             && self.slots[to].load() + 2 <= self.slots[from].load()
         {
-            tracing::debug!(session_id = %session, from = %self.slots[from].gpu, to = %self.slots[to].gpu, "session moves to a worker that has less to do");
             self.bind(session, to);
             self.assign_waiting();
         }
     }
 
-    /// How long a worker took for a segment.
+    /// Records how long a worker took to generate a segment.
     pub(super) fn record_generation_time(&mut self, slot: usize, generation: Duration) {
         self.slots[slot].pace.add(generation);
         self.assign_waiting();
     }
 
-    /// How long a worker will take for a segment, before it has made one: from its warm-up.
+    /// Records how long a worker will take to generate a segment, by its warm-up, unless it has generated one already.
     pub(super) fn estimate_generation_time(&mut self, slot: usize, generation: Duration) {
         if self.slots[slot].pace.median().is_none() {
             self.record_generation_time(slot, generation);
         }
     }
 
-    /// Takes a worker's waiting jobs out that nobody wants any more.
+    /// Takes the cancelled ones of a worker's waiting jobs.
     pub(super) fn take_cancelled(&mut self, slot: usize) -> VecDeque<QueuedJob> {
         let jobs = &mut self.slots[slot].jobs;
+        if !jobs.iter().any(|job| job.signals.cancelled()) {
+            return VecDeque::new();
+        }
         let all = std::mem::take(jobs).into_iter();
         let (cancelled, wanted) = all.partition(|job| job.signals.cancelled());
         *jobs = wanted;
         cancelled
     }
 
-    /// The sessions that have left a worker since the last call.
-    pub(super) fn take_departed(&mut self, slot: usize) -> Vec<SessionId> {
-        std::mem::take(&mut self.slots[slot].departed)
+    /// Takes the sessions whose states a worker is to forget: those that were unbound since the last call.
+    pub(super) fn take_sessions_to_forget(&mut self, slot: usize) -> Vec<SessionId> {
+        std::mem::take(&mut self.slots[slot].to_forget)
     }
 
+    /// The number of sessions that are bound to a worker.
     pub(super) fn sessions_on(&self, slot: usize) -> usize {
         self.slots[slot].sessions.len()
     }
 
+    /// Whether a worker serves and takes another session.
     pub(super) fn has_room(&self, slot: usize) -> bool {
         let slot = &self.slots[slot];
         slot.serving().is_some() && slot.load() < self.limit(slot).unwrap_or(1)
     }
 
+    /// The number of sessions that wait for a worker.
     pub(super) fn queue_depth(&self) -> usize {
         self.queue.len()
     }
 
-    /// Sessions that the workers can serve at once, those that still start included, as far as is known.
+    /// The number of sessions that the workers can serve at once, those that still boot included, as far as is known.
     pub(super) fn capacity(&self) -> usize {
         let there = self.slots.iter().filter(|slot| {
             !matches!(
@@ -387,14 +398,14 @@ impl Assignments {
             .sum()
     }
 
-    /// No worker serves or will without an operator's help or a pause, and not because an operator wanted it so.
+    /// Whether no worker serves or will serve before an operator or time helps, and not only because all are drained.
     pub(super) fn all_lost(&self) -> bool {
         let is = |slot: &WorkerSlot, absence| matches!(slot.availability, Availability::Absent(a) if a == absence);
         self.slots.iter().any(|slot| is(slot, Absence::Lost))
             && (self.slots.iter()).all(|slot| is(slot, Absence::Lost) || is(slot, Absence::Drained))
     }
 
-    /// Sessions that a worker may have; none when its pace would tell and is not known.
+    /// The number of sessions that a worker may have; `None` when that depends on its pace and the pace is not known.
     fn limit(&self, slot: &WorkerSlot) -> Option<usize> {
         let Sharing {
             max_sessions,
@@ -410,14 +421,14 @@ impl Assignments {
         }
     }
 
-    /// The worker with the fewest sessions of those that have room.
+    /// The worker with the fewest sessions among those that have room.
     fn least_loaded(&self, except: Option<usize>) -> Option<usize> {
         (0..self.slots.len())
             .filter(|&slot| Some(slot) != except && self.has_room(slot))
             .min_by_key(|&slot| self.slots[slot].load())
     }
 
-    /// No worker has a job of the session in hand.
+    /// Whether no worker has a job of the session in hand.
     fn at_boundary(&self, session: &SessionId) -> bool {
         let Some(entry) = self.sessions.get(session) else {
             return true;
@@ -429,8 +440,8 @@ impl Assignments {
         }
     }
 
-    /// Takes a session that is at a boundary from its worker: to where it is wanted, or to the front of the queue,
-    /// behind those that lost their worker before.
+    /// Unbinds a session that is at a boundary: makes its pending move, or puts it at the front of the queue, behind those
+    /// that lost their worker before.
     fn rebind_or_requeue(&mut self, session: &SessionId) {
         if let Some(to) = self
             .sessions
@@ -445,6 +456,7 @@ impl Assignments {
         let served = |s: &&SessionId| sessions.get(*s).is_some_and(|entry| entry.served);
         let position = self.queue.iter().take_while(served).count();
         self.queue.insert(position, session.clone());
+        PoolEvent::SessionRequeued { session, position }.emit();
     }
 
     /// Binds a session that is at a boundary to a worker that serves.
@@ -452,32 +464,30 @@ impl Assignments {
         let Some(assignment) = self.slots[to].serving().cloned() else {
             return;
         };
-        self.unbind(session);
+        let from = self.unbind(session).map(|from| self.slots[from].gpu);
         let Some(entry) = self.sessions.get_mut(session) else {
             return;
         };
         entry.slot = Some(to);
         entry.served = true;
         let slot = &mut self.slots[to];
+        let gpu = slot.gpu;
+        PoolEvent::SessionBound { session, gpu, from }.emit();
         slot.sessions.push(session.clone());
-        // It is back before the worker was told that it had gone.
-        slot.departed.retain(|s| s != session);
+        // It is back before the process was told to forget it.
+        slot.to_forget.retain(|s| s != session);
         publish(&entry.placement, Placement::Bound(assignment));
     }
 
-    /// Takes a session from its slot, if it has one, and takes its waiting job back.
-    fn unbind(&mut self, session: &SessionId) {
-        let Some(entry) = self.sessions.get_mut(session) else {
-            return;
-        };
+    /// Unbinds a session from its worker, if it has one, and takes its waiting job back. Returns the worker's slot.
+    fn unbind(&mut self, session: &SessionId) -> Option<usize> {
+        let entry = self.sessions.get_mut(session)?;
         entry.job = None;
-        let Some(from) = entry.slot.take() else {
-            return;
-        };
+        let from = entry.slot.take()?;
         let slot = &mut self.slots[from];
         slot.sessions.retain(|s| s != session);
-        slot.departed.push(session.clone());
-        slot.wake.notify_one();
+        slot.to_forget.push(session.clone());
+        slot.notify.notify_one();
         slot.jobs.retain(|job| {
             let stays = &job.spec.session != session;
             if !stays {
@@ -485,9 +495,10 @@ impl Assignments {
             }
             stays
         });
+        Some(from)
     }
 
-    /// A session goes nowhere; the place that was kept for it is free.
+    /// Cancels the pending move of a session and the reservation for it.
     fn clear_pending_move(&mut self, session: &SessionId) {
         let wanted = self
             .sessions
@@ -498,7 +509,7 @@ impl Assignments {
         }
     }
 
-    /// Nobody comes to this worker any more.
+    /// Cancels the pending moves to a worker.
     fn cancel_reservations(&mut self, slot: usize) {
         for session in std::mem::take(&mut self.slots[slot].reserved) {
             if let Some(entry) = self.sessions.get_mut(&session) {
@@ -507,7 +518,7 @@ impl Assignments {
         }
     }
 
-    /// Binds whom it can and tells everybody who waits where they stand.
+    /// Binds the waiting sessions for which there is room, and tells the others their placement.
     fn assign_waiting(&mut self) {
         while let Some(slot) = self.least_loaded(None)
             && let Some(session) = self.queue.pop_front()
@@ -533,9 +544,9 @@ impl Assignments {
     }
 }
 
-/// Wakes the session only when it moved: a changed depth alone is no news to it.
-fn publish(place: &watch::Sender<Placement>, new: Placement) {
-    place.send_if_modified(|old| {
+/// Publishes a session's placement. A changed queue depth alone does not wake the session.
+fn publish(placement: &watch::Sender<Placement>, new: Placement) {
+    placement.send_if_modified(|old| {
         let moved = match (&*old, &new) {
             (Placement::Waiting { position: a, .. }, Placement::Waiting { position: b, .. }) => {
                 a != b

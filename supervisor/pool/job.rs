@@ -1,4 +1,5 @@
-//! A job between the session that asked for it and the worker that runs it.
+//! A job between the session that submitted it and the worker that runs it: events go to the session; cancellation and
+//! flow credit go to the worker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,23 +7,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastvideo_proto::ids::{JobId, WorkerId};
-use fastvideo_proto::job::Stage;
-use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind};
+use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
 use fastvideo_proto::link::JobSpec;
 use ipc_channel::ipc::IpcSharedMemory;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+use tracing::Span;
 
-/// Events that may wait for a session: a full window of media ([`fastvideo_proto::link::media_cost`] allows 1024
-/// messages of 16 MiB) and the steps between.
+/// The number of events that may wait for a session. It suffices for a full window of media, which
+/// [`fastvideo_proto::link::media_cost`] limits to 1024 messages of a window of 16 MiB, and for the steps between them.
 const EVENT_BUFFER: usize = 2048;
 
-/// What a session hears of its job, in order. [`JobEvent::Ended`] is the last.
+/// What a session is told of its job, in order. [`JobEvent::Ended`] is the last event.
 #[derive(Debug)]
 pub enum JobEvent {
-    /// A worker was given the job.
+    /// The job is sent to a worker.
     Started,
+    /// The worker has completed a step.
     Step {
         stage: Stage,
         /// 1..=`total_steps`.
@@ -38,8 +40,9 @@ pub enum JobEvent {
 pub struct Media {
     pub kind: MediaKind,
     pub bytes: Bytes,
-    /// CLOCK_MONOTONIC when the worker handed it to the link, in microseconds.
+    /// CLOCK_MONOTONIC when the worker handed the bytes to the link, in microseconds.
     pub sent_at_us: u64,
+    /// The flow credit that the message is worth once the client has taken it.
     pub credit: Credit,
 }
 
@@ -47,25 +50,27 @@ pub struct Media {
 #[derive(Debug)]
 pub enum JobEnd {
     Finished {
-        /// Encoded header of the new state and its blob, as the worker sent them.
+        /// The encoded header of the new continuation state and its blob, as the worker sent them.
         state: (Vec<u8>, IpcSharedMemory),
+        /// The time from the command to the last frame's encoding.
         generation: Duration,
         timing: JobTiming,
+        /// The length of the segment, in frames.
         frames: u32,
     },
     Failed {
         failure: JobFailure,
         message: String,
     },
-    /// The session has to go elsewhere, and nothing is wrong with its job: it runs again there.
+    /// The session is bound to another worker or waits for one. Nothing is wrong with the job: it may be submitted again.
     TakenBack {
-        /// It was running, and had used up the time that it was given to end.
+        /// The job was running, and did not end before the deadline of a drain.
         started: bool,
     },
-    /// The worker is gone; the job may run again elsewhere.
+    /// The worker is gone. The job may be submitted again.
     WorkerLost {
         worker: WorkerId,
-        /// The job had been sent to it, so the job may be what killed it.
+        /// The job had been sent to the worker, so the job may be what killed it.
         started: bool,
         reason: String,
     },
@@ -95,47 +100,52 @@ impl Drop for JobHandle {
 /// The committed state that a job continues from, as a session hands it to the pool.
 #[derive(Debug)]
 pub struct StartState {
-    /// By [`fastvideo_proto::state::StateHeader::encode`].
+    /// The header, encoded by [`fastvideo_proto::state::StateHeader::encode`].
     pub header: Vec<u8>,
     pub blob: IpcSharedMemory,
-    /// The job that made it, when a worker of this pool did: that worker may still hold it.
+    /// The job that generated the state, when a worker of this pool did: that worker may still hold it.
     pub made_by: Option<JobId>,
 }
 
-/// What a worker's task holds of a job.
+/// The worker's side of a job.
 #[derive(Debug)]
 pub(super) struct QueuedJob {
-    /// Its `state` is chosen when the job is sent.
+    /// What to generate. Its `state` is chosen when the job is sent.
     pub(super) spec: JobSpec,
     pub(super) start: Option<StartState>,
-    /// When its viewer runs out of video.
+    /// When the viewer runs out of video.
     pub(super) due: Instant,
     pub(super) events: mpsc::Sender<JobEvent>,
     pub(super) signals: Arc<Signals>,
+    /// The span of the code that submitted the job. Events of the job are logged in it.
+    pub(super) span: Span,
 }
 
 impl QueuedJob {
-    /// Tells the session. One that is gone, or that does not listen, has no use for the job.
+    /// Tells the session an event. The job of a session that does not take its events is cancelled.
     pub(super) fn tell(&self, event: JobEvent) {
         if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
-            tracing::error!(job_id = %self.spec.job, session_id = %self.spec.session, "session does not take its job's events");
+            self.span.in_scope(|| {
+                tracing::error!(job_id = %self.spec.job, session_id = %self.spec.session, "session does not take its job's events");
+            });
             self.signals.cancel();
         }
     }
 }
 
-/// Both sides of a new job. `wake` wakes the task of the worker that will run it.
+/// Creates both sides of a job, which belongs to the current span. `notify` wakes the task of the worker that will run
+/// the job.
 pub(super) fn pair(
     spec: JobSpec,
     start: Option<StartState>,
     due: Instant,
-    wake: Arc<Notify>,
+    notify: Arc<Notify>,
 ) -> (JobHandle, QueuedJob) {
     let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
     let signals = Arc::new(Signals {
         cancelled: AtomicBool::new(false),
         earned: AtomicU64::new(0),
-        wake,
+        notify,
     });
     let handle = JobHandle {
         id: spec.job,
@@ -148,24 +158,25 @@ pub(super) fn pair(
         due,
         events: event_tx,
         signals,
+        span: Span::current(),
     };
     (handle, job)
 }
 
-/// What a session tells its job's worker. Flags and not a channel, so that nothing is ever lost and any number of
-/// messages becomes one command.
+/// What a session tells the worker of its job. These are flags and not a channel, so that nothing is ever lost and any
+/// number of signals becomes one command.
 #[derive(Debug)]
 pub(super) struct Signals {
     cancelled: AtomicBool,
-    /// Credit that the worker has not been told of yet.
+    /// The flow credit that was not passed to the worker yet.
     earned: AtomicU64,
-    wake: Arc<Notify>,
+    notify: Arc<Notify>,
 }
 
 impl Signals {
     pub(super) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        self.wake.notify_one();
+        self.notify.notify_one();
     }
 
     pub(super) fn cancelled(&self) -> bool {
@@ -177,8 +188,8 @@ impl Signals {
     }
 }
 
-/// Worth [`fastvideo_proto::link::media_cost`] to the job when it is dropped: when the client has taken the message,
-/// or nobody wants it any more.
+/// Flow credit of one media message. Dropping it gives the message's [`fastvideo_proto::link::media_cost`] back to the job:
+/// the client has taken the message, or nobody wants it any more.
 #[derive(Debug)]
 pub struct Credit {
     cost: u64,
@@ -190,6 +201,7 @@ impl Credit {
         Self { cost, to }
     }
 
+    /// The message's share of the job's window, in bytes.
     pub fn cost(&self) -> u64 {
         self.cost
     }
@@ -198,6 +210,6 @@ impl Credit {
 impl Drop for Credit {
     fn drop(&mut self) {
         self.to.earned.fetch_add(self.cost, Ordering::Relaxed);
-        self.to.wake.notify_one();
+        self.to.notify.notify_one();
     }
 }

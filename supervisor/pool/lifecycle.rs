@@ -1,10 +1,13 @@
-//! The life of a worker as a state machine, and when a dead one is started again.
+//! The states of a worker, and the policy by which one that has exited is started again.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// What others see of a worker.
+use super::exit::{ExitKind, WorkerExit};
+use crate::backoff::Backoff;
+
+/// The state of a worker, as operators see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
@@ -12,31 +15,34 @@ pub enum WorkerState {
     Spawning,
     /// The process runs and has not opened its link yet.
     Connecting,
+    /// The process loads its model.
     Loading,
+    /// The process generates the warm-up segments.
     WarmingUp,
-    /// Serves sessions; no job runs.
+    /// The worker serves sessions; no job runs.
     Ready,
-    /// Serves sessions; a job runs.
+    /// The worker serves sessions; a job runs.
     Busy,
-    /// Takes no further job and will be asked to exit.
+    /// The worker takes no further job, and the process will be asked to exit.
     Draining,
-    /// Has left because an operator wants it away; waits to be started again.
+    /// The process has exited because an operator wanted it to; no other is started until an operator wants one.
     Drained,
-    /// Has been asked to exit, and has.
+    /// The process was asked to exit because the pool stops, and has exited.
     Exited,
-    /// Exited unasked; will be started again.
+    /// The process exited unasked; another will be started after a pause.
     BackingOff,
-    /// Exited unasked too often, or cannot become ready; waits for an operator, or for the time when no worker is left.
+    /// The process exited unasked too often, or cannot become ready. No other is started until an operator wants one, or
+    /// until no worker has been left for a while.
     Quarantined,
 }
 
 impl WorkerState {
-    /// Takes jobs.
+    /// Whether the worker takes jobs.
     pub fn serves(self) -> bool {
         matches!(self, Self::Ready | Self::Busy)
     }
 
-    /// Has a process.
+    /// Whether the worker has a process, or is about to.
     pub fn is_alive(self) -> bool {
         !matches!(
             self,
@@ -45,9 +51,9 @@ impl WorkerState {
     }
 }
 
-/// What happens to a worker.
+/// What changes the state of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(super) enum Transition {
     Spawned,
     Connected,
     Loaded,
@@ -55,118 +61,131 @@ pub(crate) enum Change {
     JobStarted,
     JobEnded,
     DrainAsked,
-    /// It was asked to, and the pool stops.
+    /// The process has exited as it was asked to, and the pool stops.
     ExitedAsked,
-    /// It was asked to, and may be started again.
+    /// The process has exited as it was asked to, and another may be started.
     ExitedDrained,
-    /// It was not asked to, and will be started again.
+    /// The process has exited unasked, and another will be started.
     ExitedToRestart,
-    /// It was not asked to, once too often.
+    /// The process has exited unasked, and no other will be started.
     ExitedToQuarantine,
-    /// The pause is over, or an operator wants it started.
+    /// The pause is over, or an operator wants the worker started.
     Restarted,
 }
 
+/// A transition that does not exist.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a worker that is {from:?} cannot take {change:?}")]
-pub(crate) struct InvalidChange {
+#[error("a worker that is {from:?} cannot take {transition:?}")]
+pub(super) struct InvalidTransition {
     from: WorkerState,
-    change: Change,
+    transition: Transition,
 }
 
 impl WorkerState {
-    /// The state after a change.
+    /// The state after a transition.
     ///
     /// # Errors
-    /// When the change cannot happen in this state, which is a programming error.
-    pub(crate) fn transition(self, change: Change) -> Result<Self, InvalidChange> {
+    /// When the transition does not exist in this state, which is a programming error.
+    pub(super) fn transition(self, transition: Transition) -> Result<Self, InvalidTransition> {
         use WorkerState as S;
-        let next = match (self, change) {
-            (S::Spawning, Change::Spawned) => S::Connecting,
-            (S::Connecting, Change::Connected) => S::Loading,
+        let next = match (self, transition) {
+            (S::Spawning, Transition::Spawned) => S::Connecting,
+            (S::Connecting, Transition::Connected) => S::Loading,
             // Without warm-up, loading ends in readiness.
-            (S::Loading, Change::Loaded) => S::WarmingUp,
-            (S::Loading | S::WarmingUp, Change::WarmedUp) => S::Ready,
-            (S::Ready, Change::JobStarted) => S::Busy,
-            (S::Busy, Change::JobEnded) => S::Ready,
-            (S::Draining, Change::JobEnded) => S::Draining,
-            (alive, Change::DrainAsked) if alive.is_alive() => S::Draining,
+            (S::Loading, Transition::Loaded) => S::WarmingUp,
+            (S::Loading | S::WarmingUp, Transition::WarmedUp) => S::Ready,
+            (S::Ready, Transition::JobStarted) => S::Busy,
+            (S::Busy, Transition::JobEnded) => S::Ready,
+            (S::Draining, Transition::JobEnded) => S::Draining,
+            (alive, Transition::DrainAsked) if alive.is_alive() => S::Draining,
             // There is no process to wait for.
-            (S::Drained | S::BackingOff | S::Quarantined, Change::DrainAsked) => S::Drained,
-            (S::Draining, Change::ExitedDrained) => S::Drained,
-            (alive, Change::ExitedAsked) if alive.is_alive() => S::Exited,
-            (S::Drained | S::BackingOff | S::Quarantined, Change::ExitedAsked) => S::Exited,
-            (alive, Change::ExitedToRestart) if alive.is_alive() => S::BackingOff,
-            (alive, Change::ExitedToQuarantine) if alive.is_alive() => S::Quarantined,
-            (S::Drained | S::BackingOff | S::Quarantined, Change::Restarted) => S::Spawning,
-            (from, change) => return Err(InvalidChange { from, change }),
+            (S::Drained | S::BackingOff | S::Quarantined, Transition::DrainAsked) => S::Drained,
+            (S::Draining, Transition::ExitedDrained) => S::Drained,
+            (alive, Transition::ExitedAsked) if alive.is_alive() => S::Exited,
+            (S::Drained | S::BackingOff | S::Quarantined, Transition::ExitedAsked) => S::Exited,
+            (alive, Transition::ExitedToRestart) if alive.is_alive() => S::BackingOff,
+            (alive, Transition::ExitedToQuarantine) if alive.is_alive() => S::Quarantined,
+            (S::Drained | S::BackingOff | S::Quarantined, Transition::Restarted) => S::Spawning,
+            (from, transition) => return Err(InvalidTransition { from, transition }),
         };
         Ok(next)
     }
 }
 
 /// When a worker that exited unasked is started again.
-#[derive(Clone, Debug)]
-pub(crate) struct RestartPolicy {
-    pub(crate) min_backoff: Duration,
-    pub(crate) max_backoff: Duration,
-    pub(crate) quarantine_after: u32,
-    /// Exits since the last finished job.
+#[derive(Debug)]
+pub(super) struct RestartPolicy {
+    /// The pauses after exits in a row.
+    backoff: Backoff,
+    /// The pauses after exits that do not count.
+    first_pause: Backoff,
+    quarantine_after: u32,
+    /// The exits since the last finished job.
     exits_in_a_row: u32,
 }
 
+/// What follows an exit that nobody asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(super) enum RestartDecision {
     RestartAfter(Duration),
+    /// The worker is not started until an operator wants it, or until no worker has been left for a while.
     Quarantine,
-    /// Until an operator lifts it: no time will mend what is wrong.
+    /// The worker is not started until an operator wants it: time does not mend what is wrong.
     QuarantineForGood,
 }
 
-impl Verdict {
-    pub(crate) fn quarantines(self) -> bool {
+impl RestartDecision {
+    pub(super) fn quarantines(self) -> bool {
         matches!(self, Self::Quarantine | Self::QuarantineForGood)
     }
 }
 
 impl RestartPolicy {
-    pub(crate) fn new(min_backoff: Duration, max_backoff: Duration, quarantine_after: u32) -> Self {
+    /// The pauses grow from `min_backoff` to `max_backoff`, with jitter, so that workers that exited together do not all
+    /// start together. `quarantine_after` exits in a row quarantine the worker.
+    pub(super) fn new(min_backoff: Duration, max_backoff: Duration, quarantine_after: u32) -> Self {
+        let backoff = || Backoff::new(min_backoff, max_backoff).with_jitter();
         Self {
-            min_backoff,
-            max_backoff,
+            backoff: backoff(),
+            first_pause: backoff(),
             quarantine_after,
             exits_in_a_row: 0,
         }
     }
 
-    /// Real work was done: earlier exits are forgiven.
-    pub(crate) fn job_finished(&mut self) {
-        self.exits_in_a_row = 0;
+    /// Forgives the exits so far, after real work.
+    pub(super) fn job_finished(&mut self) {
+        self.forgive();
     }
 
-    /// The quarantine was lifted: the worker has all its tries again.
-    pub(crate) fn lifted(&mut self) {
-        self.exits_in_a_row = 0;
-    }
-
-    /// `jitter` in 0..1 spreads workers that died together over half the pause.
-    pub(crate) fn exited(&mut self, jitter: f64) -> Verdict {
+    /// Decides what follows an exit; nothing when it was asked for.
+    pub(super) fn decide(&mut self, exit: &WorkerExit) -> Option<RestartDecision> {
+        if exit.kind == ExitKind::Asked {
+            return None;
+        }
+        if exit.permanent {
+            self.forgive();
+            return Some(RestartDecision::QuarantineForGood);
+        }
+        // The exit does not count: the job is the suspect.
+        if exit.by_suspect_job {
+            self.first_pause.reset();
+            let pause = self.first_pause.next_pause();
+            return Some(RestartDecision::RestartAfter(pause));
+        }
         self.exits_in_a_row += 1;
         if self.exits_in_a_row >= self.quarantine_after {
-            return Verdict::Quarantine;
+            // A worker whose quarantine is over has all its tries again.
+            self.forgive();
+            return Some(RestartDecision::Quarantine);
         }
-        Verdict::RestartAfter(self.pause(jitter))
+        let pause = self.backoff.next_pause();
+        Some(RestartDecision::RestartAfter(pause))
     }
 
-    /// An exit that does not count: it was another's fault.
-    pub(crate) fn exited_blameless(&self, jitter: f64) -> Verdict {
-        Verdict::RestartAfter(self.pause(jitter))
-    }
-
-    fn pause(&self, jitter: f64) -> Duration {
-        let doublings = self.exits_in_a_row.saturating_sub(1).min(16);
-        let pause = (self.min_backoff * (1 << doublings)).min(self.max_backoff);
-        pause.mul_f64(0.75 + 0.5 * jitter).min(self.max_backoff)
+    fn forgive(&mut self) {
+        self.exits_in_a_row = 0;
+        self.backoff.reset();
     }
 }
 
@@ -175,14 +194,14 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(from: WorkerState, changes: &[Change], to: Option<WorkerState>) {
+    fn check(from: WorkerState, changes: &[Transition], to: Option<WorkerState>) {
         let got = changes.iter().try_fold(from, |s, &c| s.transition(c)).ok();
         assert_eq!(got, to, "{from:?} after {changes:?}");
     }
 
     #[test]
-    fn a_life_goes_from_spawning_to_exited() {
-        use Change::*;
+    fn a_worker_goes_from_spawning_to_exited() {
+        use Transition::*;
         use WorkerState as S;
         let boot = [Spawned, Connected, Loaded, WarmedUp];
         check(S::Spawning, &boot, Some(S::Ready));
@@ -204,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_drained_worker_waits_until_it_is_started_again() {
-        use Change::*;
+        use Transition::*;
         use WorkerState as S;
         let leave = [DrainAsked, JobEnded, ExitedDrained];
         check(S::Busy, &leave, Some(S::Drained));
@@ -221,8 +240,8 @@ mod tests {
     }
 
     #[test]
-    fn impossible_changes_are_refused() {
-        use Change::*;
+    fn impossible_transitions_are_refused() {
+        use Transition::*;
         use WorkerState as S;
         check(S::Spawning, &[JobStarted], None);
         check(S::Busy, &[JobStarted], None);
@@ -234,21 +253,67 @@ mod tests {
         check(S::Busy, &[ExitedDrained], None);
     }
 
+    fn exit(kind: ExitKind) -> WorkerExit {
+        WorkerExit::new(kind, "for a reason")
+    }
+
     #[test]
     fn pauses_double_up_to_the_ceiling_and_reset_with_real_work() {
         let ms = Duration::from_millis;
-        let mut policy = RestartPolicy::new(ms(500), ms(3000), 5);
-        let pauses: Vec<_> = (0..4).map(|_| policy.exited(0.5)).collect();
-        assert_eq!(
-            pauses,
-            [500, 1000, 2000, 3000].map(|n| Verdict::RestartAfter(ms(n)))
-        );
-        assert_eq!(policy.exited(0.5), Verdict::Quarantine);
-        policy.job_finished();
-        for _ in 0..10 {
-            let pause = policy.exited_blameless(0.5);
-            assert_eq!(pause, Verdict::RestartAfter(ms(500)));
+        let mut policy = RestartPolicy::new(ms(500), ms(3000), 6);
+        let check = |policy: &mut RestartPolicy, exit: &WorkerExit, least: u64, most: u64| {
+            let Some(RestartDecision::RestartAfter(pause)) = policy.decide(exit) else {
+                panic!("{exit:?}");
+            };
+            assert!((ms(least)..=ms(most)).contains(&pause), "{pause:?}");
+        };
+        let crash = exit(ExitKind::Crashed);
+        for (least, most) in [(500, 1000), (1000, 2000), (2000, 3000), (3000, 3000)] {
+            check(&mut policy, &crash, least, most);
         }
-        assert_eq!(policy.exited(0.0), Verdict::RestartAfter(ms(375)));
+        policy.job_finished();
+        check(&mut policy, &crash, 500, 1000);
+    }
+
+    #[test]
+    fn exits_in_a_row_quarantine_a_worker() {
+        let ms = Duration::from_millis;
+        let mut policy = RestartPolicy::new(ms(1), ms(1), 3);
+        for kind in [ExitKind::Crashed, ExitKind::Stuck] {
+            let decision = policy.decide(&exit(kind));
+            assert_eq!(decision, Some(RestartDecision::RestartAfter(ms(1))));
+        }
+        let decision = policy.decide(&exit(ExitKind::Boot));
+        assert_eq!(decision, Some(RestartDecision::Quarantine));
+        // It has all its tries again.
+        let decision = policy.decide(&exit(ExitKind::BadLink));
+        assert_eq!(decision, Some(RestartDecision::RestartAfter(ms(1))));
+    }
+
+    #[test]
+    fn an_exit_that_was_asked_for_or_that_a_suspect_job_caused_does_not_count() {
+        let ms = Duration::from_millis;
+        let mut policy = RestartPolicy::new(ms(1), ms(1), 2);
+        let suspect = WorkerExit {
+            by_suspect_job: true,
+            ..exit(ExitKind::Crashed)
+        };
+        for _ in 0..10 {
+            assert_eq!(policy.decide(&exit(ExitKind::Asked)), None);
+            let decision = policy.decide(&suspect);
+            assert_eq!(decision, Some(RestartDecision::RestartAfter(ms(1))));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_can_never_become_ready_is_quarantined_for_good() {
+        let ms = Duration::from_millis;
+        let mut policy = RestartPolicy::new(ms(1), ms(1), 100);
+        let permanent = WorkerExit {
+            permanent: true,
+            ..exit(ExitKind::Boot)
+        };
+        let decision = policy.decide(&permanent);
+        assert_eq!(decision, Some(RestartDecision::QuarantineForGood));
     }
 }

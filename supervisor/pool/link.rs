@@ -1,7 +1,7 @@
-//! The supervisor's end of a link: the only file here that knows ipc-channel.
+//! The supervisor's end of a link. Apart from the shared memory of a state, only this file knows ipc-channel.
 //!
-//! ipc-channel blocks without limit in `accept`, `recv` and `send`, so each runs on a thread of its own, and the death
-//! of the process ends the wait.
+//! ipc-channel blocks without limit in `accept`, `recv` and `send`, so they run on threads of their own, and the death of
+//! the process ends the wait.
 
 use std::io;
 use std::sync::mpsc as std_mpsc;
@@ -12,34 +12,34 @@ use ipc_channel::IpcError;
 use ipc_channel::ipc::{IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory};
 use tokio::sync::mpsc;
 
-/// The worker's first message: who it is, and its end of both directions.
-type Opening = (
+/// The worker's first message: its hello, and the supervisor's ends of both directions.
+type Handshake = (
     Hello,
-    IpcSender<Down>,
+    IpcSender<LinkCommand>,
     IpcReceiver<(Event, Option<IpcSharedMemory>)>,
 );
 /// A command and, beside [`Command::Generate`], the state's blob.
-pub(crate) type Down = (Command, Option<IpcSharedMemory>);
+pub(super) type LinkCommand = (Command, Option<IpcSharedMemory>);
 
-/// Events that may wait for the worker's task. It never blocks on anything but this channel, so few ever do.
+/// The number of events that may wait for the worker's task. The task never blocks on anything else, so few ever wait.
 const EVENT_BUFFER: usize = 256;
-/// Commands that may wait for a worker that does not read. One that leaves so many unread is stuck.
+/// The number of commands that may wait for a worker. A worker that leaves more unread is stuck.
 const COMMAND_BUFFER: usize = 1024;
 
 /// What comes up the link.
 #[derive(Debug)]
-pub(crate) enum Up {
-    /// The first: the worker has connected, with the right version.
-    Connected,
+pub(super) enum LinkInput {
+    /// The first input: a worker has connected, with the right version. It says that it is the process `pid`.
+    Connected { pid: u32 },
     /// An event and, beside [`Event::Finished`], the new state's blob.
     Event(Event, Option<IpcSharedMemory>),
-    /// The last: nothing comes any more.
+    /// The last input: nothing comes after it.
     Closed(LinkEnd),
 }
 
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkEnd {
+pub(super) enum LinkEnd {
     #[error("link closed by the worker")]
     Disconnected,
     #[error("worker speaks link version {theirs}, this supervisor speaks {LINK_VERSION}")]
@@ -50,22 +50,22 @@ pub(crate) enum LinkEnd {
     Io(String),
 }
 
-/// A link that waits for its worker.
+/// A link to one worker, which may not have connected yet.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(super) struct Link {
     name: String,
-    pub(crate) events: mpsc::Receiver<Up>,
-    commands: std_mpsc::SyncSender<Down>,
+    pub(super) events: mpsc::Receiver<LinkInput>,
+    commands: std_mpsc::SyncSender<LinkCommand>,
 }
 
 impl Link {
-    /// Opens the supervisor's end; the worker connects to [`Self::name`]. `promptly`: events are read by a thread that
-    /// the kernel runs at once, see [`crate::thread_priority`].
+    /// Opens the supervisor's end; the worker connects to [`Self::name`]. With `promptly`, the thread that reads events
+    /// asks for real-time scheduling, see [`crate::thread_priority`].
     ///
     /// # Errors
     /// When the socket or a thread cannot be made.
-    pub(crate) fn open(promptly: bool) -> io::Result<Self> {
-        let (server, name) = IpcOneShotServer::<Opening>::new()?;
+    pub(super) fn open(promptly: bool) -> io::Result<Self> {
+        let (server, name) = IpcOneShotServer::<Handshake>::new()?;
         let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
         let (commands, command_rx) = std_mpsc::sync_channel(COMMAND_BUFFER);
         thread::Builder::new()
@@ -73,11 +73,11 @@ impl Link {
             .stack_size(256 * 1024)
             .spawn(move || {
                 if promptly {
-                    // Err: said at the start.
+                    // The log tells at the server's start what the kernel grants.
                     let _ = crate::thread_priority::run_promptly();
                 }
                 let end = receive(server, command_rx, &event_tx);
-                let _ = event_tx.blocking_send(Up::Closed(end));
+                let _ = event_tx.blocking_send(LinkInput::Closed(end));
             })?;
         Ok(Self {
             name,
@@ -86,19 +86,45 @@ impl Link {
         })
     }
 
-    pub(crate) fn name(&self) -> &str {
+    /// The name that the worker connects to.
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Queues a command. False when the worker has stopped reading or the link is closed.
-    pub(crate) fn send(&self, command: Command, blob: Option<IpcSharedMemory>) -> bool {
+    /// Queues a command and the blob that goes with it. False when the worker does not read or the link is closed.
+    pub(super) fn send(&self, command: Command, blob: Option<IpcSharedMemory>) -> bool {
         self.commands.try_send((command, blob)).is_ok()
     }
 
-    /// Ends the wait for a worker that died before it connected. Harmless when it had connected.
-    pub(crate) fn give_up(&self) {
-        // The one who waits gets a connection that says nothing, which is an error to it.
+    /// Ends the wait for a worker that died before it connected. It does nothing when the worker had connected.
+    pub(super) fn give_up(&self) {
+        // The waiting thread accepts a connection that closes without a message, which is an error to it.
         drop(IpcSender::<()>::connect(self.name.clone()));
+    }
+}
+
+/// The worker's end of a link without a process, which a test plays.
+#[cfg(test)]
+pub(super) struct TestWorker {
+    pub(super) events: mpsc::Sender<LinkInput>,
+    pub(super) commands: std_mpsc::Receiver<LinkCommand>,
+}
+
+#[cfg(test)]
+impl Link {
+    pub(super) fn to_test_worker() -> (Self, TestWorker) {
+        let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
+        let (command_tx, commands) = std_mpsc::sync_channel(COMMAND_BUFFER);
+        let link = Self {
+            name: "/nowhere".to_owned(),
+            events,
+            commands: command_tx,
+        };
+        let worker = TestWorker {
+            events: event_tx,
+            commands,
+        };
+        (link, worker)
     }
 }
 
@@ -109,12 +135,12 @@ impl Drop for Link {
 }
 
 fn receive(
-    server: IpcOneShotServer<Opening>,
-    command_rx: std_mpsc::Receiver<Down>,
-    events: &mpsc::Sender<Up>,
+    server: IpcOneShotServer<Handshake>,
+    command_rx: std_mpsc::Receiver<LinkCommand>,
+    events: &mpsc::Sender<LinkInput>,
 ) -> LinkEnd {
     let (hello, down, up) = match server.accept() {
-        Ok((_, opening)) => opening,
+        Ok((_, handshake)) => handshake,
         Err(error) => return link_end(error),
     };
     if hello.version != LINK_VERSION {
@@ -136,7 +162,8 @@ fn receive(
     if let Err(error) = sender {
         return LinkEnd::Io(error.to_string());
     }
-    if events.blocking_send(Up::Connected).is_err() {
+    let connected = LinkInput::Connected { pid: hello.pid };
+    if events.blocking_send(connected).is_err() {
         return LinkEnd::Disconnected;
     }
     loop {
@@ -144,7 +171,7 @@ fn receive(
             Ok(message) => message,
             Err(error) => return link_end(error),
         };
-        if events.blocking_send(Up::Event(event, blob)).is_err() {
+        if events.blocking_send(LinkInput::Event(event, blob)).is_err() {
             return LinkEnd::Disconnected;
         }
     }

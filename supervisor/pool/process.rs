@@ -1,4 +1,5 @@
-//! A worker process as an owned value. Its holder kills it *and* waits for it on every path; nobody keeps a bare pid.
+//! A worker process as an owned value. Its holder kills it *and* waits for it on every path; nobody keeps a bare process
+//! id.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,7 +19,9 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-/// Variables of the supervisor's environment that a worker sees too; all others are withheld.
+use super::worker_log::WorkerLine;
+
+/// The variables of the supervisor's environment that a worker inherits. All others are withheld.
 const INHERITED: &[&str] = &[
     "ALL_PROXY",
     "HOME",
@@ -38,32 +41,35 @@ const INHERITED: &[&str] = &[
     "https_proxy",
     "no_proxy",
 ];
+/// The prefixes of further variables that a worker inherits.
 const INHERITED_PREFIXES: &[&str] = &[
     "CUDA_", "HF_", "LC_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_",
 ];
-/// Longest line that is forwarded whole; a worker that prints without end must not fill the supervisor's memory.
+/// The longest line that is forwarded whole: a worker that prints without end must not fill the supervisor's memory.
 const MAX_LINE_BYTES: u64 = 16 * 1024;
-/// Lines kept to explain an exit.
+/// The number of lines that are kept to explain an exit.
 const LAST_LINES: usize = 8;
-/// How long the lines of a process that has exited are read on: they are all in the pipe already.
+/// How long the stderr of a process that has exited is read on: all that it had printed is in the pipe already.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A running worker. Dropping it kills the process and leaves reaping to the runtime.
 #[derive(Debug)]
-pub(crate) struct WorkerProcess {
+pub(super) struct WorkerProcess {
     child: Child,
     pid: Pid,
+    /// The last lines of the process's stderr.
     last_lines: Arc<Mutex<VecDeque<String>>>,
+    /// The task that reads the process's stderr.
     forwarding: Option<JoinHandle<()>>,
 }
 
 impl WorkerProcess {
-    /// Starts the binary with one GPU visible and an otherwise explicit environment. Lines that it prints on stderr
-    /// become log events on a task of `tracker`.
+    /// Starts the binary with one visible GPU and an allow-listed environment. A task of `tracker` turns the lines that
+    /// the process prints on stderr into log events.
     ///
     /// # Errors
     /// When the process cannot be started.
-    pub(crate) fn spawn(
+    pub(super) fn spawn(
         binary: &Path,
         worker: &WorkerId,
         visible_device: &str,
@@ -113,40 +119,46 @@ impl WorkerProcess {
         })
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.pid.as_raw().cast_unsigned()
     }
 
-    /// Waits for the exit. Returns at once when it is over already.
+    /// Waits for the exit. It returns at once when the process has exited already.
+    ///
+    /// # Errors
+    /// When the process cannot be waited for.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
+    pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await
     }
 
-    /// How it exited, when it has. What cannot be known counts as running.
-    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+    /// How the process exited, when it has. A process whose status cannot be read counts as running.
+    pub(super) fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Sends a signal; a process that is gone already is no error.
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Sends a signal. It does nothing when the process is gone already.
+    pub(super) fn signal(&self, signal: Signal) {
         // `id` is `None` once the process was waited for; its number may then belong to another.
         if self.child.id().is_some() {
             let _ = kill(self.pid, signal);
         }
     }
 
-    /// SIGKILL, then wait.
-    pub(crate) async fn kill(&mut self) -> io::Result<ExitStatus> {
+    /// Kills the process by SIGKILL and waits for it.
+    ///
+    /// # Errors
+    /// When the process cannot be waited for.
+    pub(super) async fn kill(&mut self) -> io::Result<ExitStatus> {
         self.signal(Signal::SIGKILL);
         self.wait().await
     }
 
-    /// After the exit: waits until everything is forwarded that the process had printed. What a child of it holds open
-    /// is not waited for.
-    pub(crate) async fn read_last_lines(&mut self) {
+    /// Waits after the exit until all that the process had printed is forwarded, and ends the task that reads its stderr.
+    /// The wait is bounded, since a child of the process may keep the pipe open.
+    pub(super) async fn read_last_lines(&mut self) {
         if let Some(mut forwarding) = self.forwarding.take()
             && timeout(LAST_LINES_TIMEOUT, &mut forwarding).await.is_err()
         {
@@ -154,18 +166,16 @@ impl WorkerProcess {
         }
     }
 
-    /// The last lines that the process printed.
-    pub(crate) fn last_lines(&self) -> Vec<String> {
-        let lines = self
-            .last_lines
-            .lock()
-            .expect("no holder of this lock panics");
+    /// The last lines that the process has printed on stderr.
+    pub(super) fn last_lines(&self) -> Vec<String> {
+        let lines = self.last_lines.lock();
+        let lines = lines.expect("the holders only copy and push strings");
         lines.iter().cloned().collect()
     }
 }
 
-/// `exit status 3` or `signal SIGKILL`.
-pub(crate) fn describe(status: ExitStatus) -> String {
+/// An exit status in words, such as `exit status 3` or `signal SIGKILL`.
+pub(super) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(number)) => match Signal::try_from(number) {
@@ -194,21 +204,14 @@ async fn forward_lines(stderr: ChildStderr, last_lines: Arc<Mutex<VecDeque<Strin
         if text.is_empty() {
             continue;
         }
+        let line = WorkerLine::parse(text);
         {
-            let mut lines = last_lines.lock().expect("no holder of this lock panics");
+            let mut lines = (last_lines.lock()).expect("the holders only copy and push strings");
             if lines.len() == LAST_LINES {
                 lines.pop_front();
             }
-            lines.push_back(text.to_owned());
+            lines.push_back(line.text().to_owned());
         }
-        // A worker begins its own lines with their level; anything else comes from a library or a panic.
-        match text.trim_start().split_once(' ') {
-            Some(("ERROR", rest)) => tracing::error!("{rest}"),
-            Some(("WARN", rest)) => tracing::warn!("{rest}"),
-            Some(("INFO", rest)) => tracing::info!("{rest}"),
-            Some(("DEBUG", rest)) => tracing::debug!("{rest}"),
-            Some(("TRACE", rest)) => tracing::trace!("{rest}"),
-            _ => tracing::warn!("{text}"),
-        }
+        line.log();
     }
 }

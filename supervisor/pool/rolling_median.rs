@@ -1,17 +1,19 @@
-//! The median of the latest times of something.
+//! The median over a sliding window of durations.
 
 use std::time::Duration;
 
-/// The latest times, at most so many.
+/// The latest durations, and their median.
 #[derive(Debug)]
 pub(super) struct RollingMedian {
+    /// The size of the window.
     limit: usize,
     times: Vec<Duration>,
+    /// The index of the oldest duration once the window is full.
     next: usize,
 }
 
 impl RollingMedian {
-    /// Keeps at most `limit` times, at least 1.
+    /// A window of the latest `limit` durations, at least 1.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -20,6 +22,7 @@ impl RollingMedian {
         }
     }
 
+    /// Adds a duration in place of the oldest one.
     pub(super) fn add(&mut self, time: Duration) {
         if self.times.len() < self.limit {
             self.times.push(time);
@@ -29,7 +32,7 @@ impl RollingMedian {
         }
     }
 
-    /// None before the first time was added.
+    /// The median; `None` before the first duration was added.
     pub(super) fn median(&self) -> Option<Duration> {
         let mut times = self.times.clone();
         let middle = times.len() / 2;

@@ -1,199 +1,175 @@
-//! One worker process while it serves, and the change to the next one.
+//! What one ready process does while it serves: which jobs it has in hand, when it counts as stuck, when it leaves or is
+//! renewed.
+//!
+//! This is a state machine over the process's link and the signals of its jobs. It neither starts nor ends processes:
+//! it says with [`ServeEnd`] what is to become of this one.
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::io;
 use std::ops::ControlFlow;
-use std::pin::Pin;
+use std::pin::pin;
 use std::process::ExitStatus;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use bytes::Bytes;
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
-use fastvideo_proto::job::JobFailure;
-use fastvideo_proto::link::{Command, Event, JobSpec, JobState, ReadyReport, media_cost};
+use fastvideo_proto::job::{JobFailure, MediaKind};
+use fastvideo_proto::link::{Command, Event, JobReport, JobSpec, JobState, media_cost};
 use ipc_channel::ipc::IpcSharedMemory;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
-use super::assignments::{Absence, Assignment};
+use super::assignments::Absence;
+use super::boot::LAST_EVENTS_TIMEOUT;
+use super::context::WorkerContext;
+use super::control::{Control, Controls};
+use super::event::{LeaveReason, WorkerEvent};
+use super::exit::{ExitKind, WorkerExit};
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob};
-use super::lifecycle::{Change, RestartPolicy, WorkerState};
-use super::link::{Link, LinkEnd, Up};
-use super::process::{WorkerProcess, describe};
-use super::rolling_median::RollingMedian;
-use super::standby::{Plan, Standby, shut_down};
-use super::worker::{Exit, LEAVE_TIMEOUT, WorkerTask, next_order, stopped};
-use super::{ExitKind, ExitReport, Orders};
+use super::lifecycle::RestartPolicy;
+use super::link::{Link, LinkEnd, LinkInput};
+use super::process::describe;
+use super::progress_limit::ProgressLimit;
+use super::renewal::{Renewal, RenewalFailure, Standby};
+use super::stall::Stall;
 
-/// How long the events of a dead worker are read on: they are all in the socket already.
-const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a worker that is to be renewed waits, without a job, for a client to take the last media of another.
-const HAND_OVER_PATIENCE: Duration = Duration::from_secs(1);
-/// Step times that the median is taken of.
-const STEP_SAMPLES: usize = 63;
-
-/// Why a worker counts as stuck.
-#[derive(Debug, thiserror::Error)]
-enum Stuck {
-    #[error("no heartbeat for {0:?}")]
-    NoHeartbeat(Duration),
-    #[error("not ready within {0:?}")]
-    NotReady(Duration),
-    #[error("no denoise step or frame for {0:?}")]
-    NoProgress(Duration),
-}
-
-/// A process and what is known of it.
-pub(super) struct ServingWorker<'a> {
-    task: &'a mut WorkerTask,
+/// A process that serves sessions.
+pub(super) struct ServingWorker<'a, S> {
+    context: &'a WorkerContext,
     policy: &'a mut RestartPolicy,
-    id: WorkerId,
+    worker: WorkerId,
     link: Link,
-    process: WorkerProcess,
-    running: Option<QueuedJob>,
-    /// Jobs whose media still wait for credit in the worker.
-    finishing: HashMap<JobId, QueuedJob>,
-    /// The last state that each session got from this process, by the job that made it. The process holds it.
-    held: HashMap<SessionId, JobId>,
-    /// Jobs that this process has finished.
-    finished: u32,
-    /// What the process is told once it has connected.
-    load: Option<Command>,
-    /// Until the worker is ready.
-    boot_deadline: Option<Instant>,
+    /// The job that the engine works on.
+    running: Option<JobInHand>,
+    /// Jobs that the engine is done with. Their media wait in the process for flow credit.
+    finishing: HashMap<JobId, JobInHand>,
+    /// The latest continuation state of each session that the process holds, by the job that generated it.
+    held_states: HashMap<SessionId, JobId>,
+    /// The number of jobs that this process has finished.
+    jobs_finished: u32,
+    /// When anything last came up the link.
     last_heard: Instant,
-    /// Of the running job.
+    /// When the running job last made progress, or was sent.
     last_progress: Instant,
-    steps: RollingMedian,
-    boot_failure: Option<BootFailure>,
+    progress_limit: ProgressLimit,
     leaving: Option<Leaving>,
-    renewal: Renewal,
-    /// While the next process is ready: until when no job is begun, so that it can take over.
-    hold_back: Option<Instant>,
-    /// After the last try to renew it, which failed.
-    renewal_pause: Option<Duration>,
-    /// No other try before then.
-    renew_after: Option<Instant>,
+    renewal: Renewal<S>,
 }
 
-/// Why the process cannot become ready, as it said itself.
+/// Why a process serves no longer.
+pub(super) enum ServeEnd<S> {
+    /// The process has died, hangs or violates the link's protocol. It is to be killed.
+    Failed(WorkerExit),
+    /// The process is to be asked to exit. Jobs are in hand only when the pool stops.
+    Leave,
+    /// The standby serves from now on. No job is in hand.
+    Replaced(S),
+}
+
+/// A job that was sent to the process and has not ended.
 #[derive(Debug)]
-struct BootFailure {
-    message: String,
-    permanent: bool,
+struct JobInHand {
+    job: QueuedJob,
+    /// The process was told that the job is cancelled.
+    cancel_sent: bool,
+    /// The session was unbound from the worker, which does not keep the session's state any more.
+    unbound: bool,
+    /// The cost of the media that the client has not taken yet, or that the process was not given credit for.
+    unacknowledged: u64,
+    /// When the process last reported something of the job, or was told something about it.
+    last_activity: Instant,
 }
 
-/// The worker takes no more jobs and is asked to leave when the last has ended.
+/// The worker takes no more jobs, and is asked to exit when it has none in hand.
 #[derive(Clone, Copy, Debug)]
 struct Leaving {
-    /// Jobs that still run then are taken back.
+    /// The deadline after which jobs in hand are taken back.
     cut_at: Option<Instant>,
 }
 
-/// The process that will follow without a gap.
-enum Renewal {
-    No,
-    Preparing {
-        next: Pin<Box<dyn Future<Output = Result<Box<Standby>, String>> + Send>>,
-        give_up: CancellationToken,
-    },
-    /// It serves from the next moment on at which no job is in hand.
-    Ready(Box<Standby>),
-}
-
-impl<'a> ServingWorker<'a> {
+impl<'a, S: Standby> ServingWorker<'a, S> {
+    /// The state of a process that has just become ready, at the other end of `link`. `warmup` is what its warm-up
+    /// segments took.
     pub(super) fn new(
-        task: &'a mut WorkerTask,
+        context: &'a WorkerContext,
         policy: &'a mut RestartPolicy,
-        plan: &Plan,
+        worker: WorkerId,
         link: Link,
-        process: WorkerProcess,
+        warmup: &[Duration],
     ) -> Self {
         let now = Instant::now();
+        let config = &context.config;
         Self {
-            id: plan.worker_id(),
-            link,
-            process,
+            context,
             policy,
+            worker,
+            link,
             running: None,
             finishing: HashMap::new(),
-            held: HashMap::new(),
-            finished: 0,
-            load: Some(plan.load()),
-            boot_deadline: Some(now + task.config.boot_timeout),
+            held_states: HashMap::new(),
+            jobs_finished: 0,
             last_heard: now,
             last_progress: now,
-            steps: RollingMedian::new(STEP_SAMPLES),
-            boot_failure: None,
+            progress_limit: ProgressLimit::new(config, warmup),
             leaving: None,
-            renewal: Renewal::No,
-            hold_back: None,
-            renewal_pause: None,
-            renew_after: None,
-            task,
+            renewal: Renewal::new(config.min_backoff, config.max_backoff),
         }
     }
 
-    /// Serves until there is a reason to end, and ends. No process is left.
-    pub(super) async fn run(mut self) -> Exit {
-        let exit = self.serve().await;
-        self.end(exit).await
-    }
-
-    /// The process may still live when this returns.
-    async fn serve(&mut self) -> Exit {
+    /// Serves until there is a reason to end. `exited` resolves when the process has exited.
+    pub(super) async fn serve(
+        &mut self,
+        exited: impl Future<Output = io::Result<ExitStatus>>,
+        controls: &mut Controls,
+    ) -> ServeEnd<S> {
+        let mut exited = pin!(exited);
         loop {
-            if self.leaving.is_some() && self.has_no_job() {
-                return self.leave().await;
+            if let ControlFlow::Break(end) = self.advance() {
+                return end;
             }
-            let deadline = self.deadline();
+            let (stall_deadline, stall) = self.stall_deadline();
             let cut_at = self.leaving.and_then(|leaving| leaving.cut_at);
-            let next = async {
-                match &mut self.renewal {
-                    Renewal::Preparing { next, .. } => next.await,
-                    Renewal::No | Renewal::Ready(_) => pending().await,
-                }
-            };
             let flow = tokio::select! {
-                status = self.process.wait() => ControlFlow::Break(exited(status)),
-                up = self.link.events.recv() => {
-                    self.take(up.unwrap_or(Up::Closed(LinkEnd::Disconnected)))
+                status = &mut exited => ControlFlow::Break(crashed(status)),
+                input = self.link.events.recv() => {
+                    self.on_input(input.unwrap_or(LinkInput::Closed(LinkEnd::Disconnected)))
                 }
-                () = self.task.wake.notified() => {
-                    self.pass_signals();
+                () = self.context.notify.notified() => self.pass_signals(),
+                control = controls.next() => match control {
+                    Control::Stop => return ServeEnd::Leave,
+                    Control::Directive(directive) => {
+                        let why = LeaveReason::Directive { drained: directive.drained };
+                        self.leave_after_jobs(why, directive.cut_at);
+                        ControlFlow::Continue(())
+                    }
+                },
+                failure = self.renewal.changed() => {
+                    if let Some(failure) = failure {
+                        self.renewal_failed(&failure);
+                    }
                     ControlFlow::Continue(())
                 }
-                orders = next_order(&mut self.task.orders) => {
-                    self.take_orders(orders);
-                    ControlFlow::Continue(())
-                }
-                next = next => {
-                    self.take_next(next);
-                    ControlFlow::Continue(())
-                }
-                () = sleep_until(deadline.0) => {
-                    ControlFlow::Break(Exit::new(ExitKind::Stuck, deadline.1.to_string()))
-                }
-                () = alarm(cut_at) => {
+                () = sleep_until(stall_deadline) => stuck(stall),
+                () = sleep_until_some(cut_at) => {
                     self.cut_jobs();
                     ControlFlow::Continue(())
                 }
-                () = alarm(self.hold_back.filter(|&until| until > Instant::now())) => {
-                    ControlFlow::Continue(())
-                }
-                () = alarm(self.renew_after) => {
-                    self.renew_after = None;
-                    ControlFlow::Continue(())
-                }
-                () = stopped(&mut self.task.stop) => return self.leave().await,
             };
             if let ControlFlow::Break(exit) = flow {
-                return exit;
+                return ServeEnd::Failed(exit);
             }
-            self.renew();
-            if let ControlFlow::Break(exit) = self.start_next_job() {
-                return exit;
-            }
+        }
+    }
+
+    /// Takes the steps that are due: leave, renew, begin the next job.
+    fn advance(&mut self) -> ControlFlow<ServeEnd<S>> {
+        if self.leaving.is_none() {
+            self.renew()?;
+        }
+        match self.leaving {
+            Some(_) if self.has_no_job() => ControlFlow::Break(ServeEnd::Leave),
+            Some(_) => ControlFlow::Continue(()),
+            None => self.start_next_job().map_break(ServeEnd::Failed),
         }
     }
 
@@ -201,303 +177,287 @@ impl<'a> ServingWorker<'a> {
         self.running.is_none() && self.finishing.is_empty()
     }
 
-    /// The first moment at which this worker counts as stuck, and why it would.
-    fn deadline(&self) -> (Instant, Stuck) {
-        let config = &self.task.config;
-        let heartbeat = (
-            self.last_heard + config.heartbeat_timeout,
-            Stuck::NoHeartbeat(config.heartbeat_timeout),
-        );
-        if let Some(deadline) = self.boot_deadline {
-            let boot = (deadline, Stuck::NotReady(config.boot_timeout));
-            // The link opens before the first heartbeat.
-            if self.task.status.borrow().state == WorkerState::Connecting || boot.0 < heartbeat.0 {
-                return boot;
-            }
-            return heartbeat;
-        }
+    /// The first moment at which the process counts as stuck, and why it would.
+    fn stall_deadline(&self) -> (Instant, Stall) {
+        let limit = self.context.config.heartbeat_timeout;
+        let mut first = (self.last_heard + limit, Stall::NoHeartbeat(limit));
         if self.running.is_some() {
-            let limit = step_timeout(&self.steps, config.min_step_timeout);
-            if self.last_progress + limit < heartbeat.0 {
-                return (self.last_progress + limit, Stuck::NoProgress(limit));
+            let limit = self.progress_limit.get();
+            let deadline = self.last_progress + limit;
+            if deadline < first.0 {
+                first = (deadline, Stall::NoProgress(limit));
             }
         }
-        heartbeat
+        let limit = self.context.config.min_step_timeout;
+        for in_hand in self.finishing.values() {
+            let deadline = in_hand.last_activity + limit;
+            if in_hand.waits_for_process() && deadline < first.0 {
+                first = (deadline, Stall::NoEnd(limit));
+            }
+        }
+        first
     }
 
-    fn take(&mut self, up: Up) -> ControlFlow<Exit> {
+    fn on_input(&mut self, input: LinkInput) -> ControlFlow<WorkerExit> {
         self.last_heard = Instant::now();
-        match up {
-            Up::Connected => {
-                self.task.change(Change::Connected);
-                match self.load.take() {
-                    Some(load) => self.send(load, None),
-                    None => ControlFlow::Continue(()),
-                }
+        match input {
+            LinkInput::Connected { .. } => bad_link("worker connected twice"),
+            LinkInput::Event(event, blob) => self.on_event(event, blob),
+            LinkInput::Closed(end) => {
+                let kind = match end {
+                    LinkEnd::Disconnected => ExitKind::Crashed,
+                    LinkEnd::Version { .. } | LinkEnd::Garbage(_) | LinkEnd::Io(_) => {
+                        ExitKind::BadLink
+                    }
+                };
+                ControlFlow::Break(WorkerExit::new(kind, end.to_string()))
             }
-            Up::Event(event, blob) => self.take_event(event, blob),
-            Up::Closed(LinkEnd::Disconnected) => ControlFlow::Break(Exit::new(
-                ExitKind::Crashed,
-                LinkEnd::Disconnected.to_string(),
-            )),
-            Up::Closed(end) => ControlFlow::Break(Exit::new(ExitKind::BadLink, end.to_string())),
         }
     }
 
-    fn take_event(&mut self, event: Event, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
-        match (event, blob) {
-            (Event::LoadProgress { fraction, what }, _) => {
-                (self.task.status).send_modify(|s| s.load_progress = Some((fraction, what)));
+    fn on_event(&mut self, event: Event, blob: Option<IpcSharedMemory>) -> ControlFlow<WorkerExit> {
+        match event {
+            Event::Heartbeat { resident_bytes } => {
+                self.context.emit(WorkerEvent::Heartbeat { resident_bytes });
             }
-            (Event::WarmingUp, _) => self.task.change(Change::Loaded),
-            (Event::Ready(report), _) => return self.ready(*report),
-            (Event::BootFailed { message, permanent }, _) => {
-                self.boot_failure = Some(BootFailure { message, permanent });
-            }
-            (Event::Heartbeat { resident_bytes }, _) => {
-                (self.task.status).send_modify(|s| s.resident_bytes = Some(resident_bytes));
-            }
-            (
-                Event::Step {
-                    job,
+            Event::Step {
+                job,
+                stage,
+                step,
+                total_steps,
+            } => self.on_step(
+                job,
+                JobEvent::Step {
                     stage,
                     step,
                     total_steps,
                 },
-                _,
-            ) => {
-                if self.running.as_ref().is_some_and(|r| r.spec.job == job) {
-                    self.steps.add(self.last_progress.elapsed());
-                }
-                self.tell(
-                    job,
-                    JobEvent::Step {
-                        stage,
-                        step,
-                        total_steps,
-                    },
-                );
-            }
-            (
-                Event::Media {
-                    job,
-                    kind,
-                    bytes,
-                    sent_at_us,
-                },
-                _,
-            ) => {
-                if let Some(held) = self.job(job) {
-                    let credit = Credit::new(media_cost(bytes.len()), held.signals.clone());
-                    let media = Media {
-                        kind,
-                        bytes,
-                        sent_at_us,
-                        credit,
-                    };
-                    self.tell(job, JobEvent::Media(media));
-                }
-            }
-            (Event::Generated { job }, _) => self.generated(job),
-            (Event::Finished(report), Some(blob)) => {
-                self.holds_state_of(report.job);
-                self.policy.job_finished();
-                self.finished += 1;
-                self.task.status.send_modify(|s| s.jobs_finished += 1);
-                let end = JobEnd::Finished {
-                    state: (report.state, blob),
-                    generation: report.generation,
-                    timing: report.timing,
-                    frames: report.frames,
-                };
-                self.end_job(report.job, end);
-                (self.task).with_assignments(|assignments, slot| {
-                    assignments.record_generation_time(slot, report.generation)
-                });
-            }
-            (
-                Event::Failed {
-                    job,
-                    failure: JobFailure::StateNotHeld,
-                    ..
-                },
-                _,
-            ) => return self.send_again(job),
-            (
-                Event::Failed {
-                    job,
-                    failure,
-                    message,
-                },
-                _,
-            ) => {
-                if failure == JobFailure::Failed {
-                    tracing::warn!(worker_id = %self.id, job_id = %job, message, "job failed");
-                }
-                self.end_job(job, JobEnd::Failed { failure, message });
-            }
-            (Event::Finished(_), None) => {
-                let reason = "worker finished a job without its state";
-                return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
-            }
+            ),
+            Event::Media {
+                job,
+                kind,
+                bytes,
+                sent_at_us,
+            } => self.on_media(job, kind, bytes, sent_at_us),
+            Event::Generated { job } => self.on_generated(job),
+            Event::Finished(report) => match blob {
+                Some(blob) => return self.on_finished(*report, blob),
+                None => return bad_link("worker finished a job without its state"),
+            },
+            Event::Failed {
+                job,
+                failure: JobFailure::StateNotHeld,
+                ..
+            } => return self.send_again(job),
+            Event::Failed {
+                job,
+                failure,
+                message,
+            } => self.on_failed(job, failure, message),
+            Event::Ready(_) => return bad_link("worker became ready twice"),
+            // They belong to a boot, which is over.
+            Event::LoadProgress { .. } | Event::WarmingUp | Event::BootFailed { .. } => {}
         }
         ControlFlow::Continue(())
     }
 
-    fn ready(&mut self, report: ReadyReport) -> ControlFlow<Exit> {
-        if self.boot_deadline.take().is_none() {
-            let reason = "worker became ready twice";
-            return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
+    fn on_step(&mut self, job: JobId, step: JobEvent) {
+        if self.is_running(job) {
+            self.progress_limit
+                .add_step(self.last_heard - self.last_progress);
         }
-        self.task.change(Change::WarmedUp);
-        let assignment = self.assignment(&report);
-        let guess = match self.task.config.warmup_is_typical {
-            true => report.warmup.last().copied(),
-            false => None,
+        if let Some(in_hand) = self.in_hand(job) {
+            in_hand.job.tell(step);
+        }
+    }
+
+    fn on_media(&mut self, job: JobId, kind: MediaKind, bytes: Bytes, sent_at_us: u64) {
+        if let Some(in_hand) = self.in_hand(job) {
+            let cost = media_cost(bytes.len());
+            in_hand.unacknowledged += cost;
+            let credit = Credit::new(cost, in_hand.job.signals.clone());
+            in_hand.job.tell(JobEvent::Media(Media {
+                kind,
+                bytes,
+                sent_at_us,
+                credit,
+            }));
+        }
+    }
+
+    fn is_running(&self, job: JobId) -> bool {
+        self.running.as_ref().is_some_and(|r| r.id() == job)
+    }
+
+    /// The job of which the process has just reported something. The report is progress of the running job.
+    fn in_hand(&mut self, job: JobId) -> Option<&mut JobInHand> {
+        let in_hand = match &mut self.running {
+            Some(running) if running.id() == job => {
+                self.last_progress = self.last_heard;
+                running
+            }
+            _ => self.finishing.get_mut(&job)?,
         };
-        self.task.status.send_modify(|status| {
-            status.load_progress = None;
-            status.warmed_up = true;
-            status.ready = Some(report);
-        });
-        self.task.with_assignments(|assignments, slot| {
-            if let Some(guess) = guess {
-                assignments.estimate_generation_time(slot, guess);
-            }
-            assignments.serve(slot, assignment);
-        });
-        ControlFlow::Continue(())
+        in_hand.last_activity = self.last_heard;
+        Some(in_hand)
     }
 
-    fn assignment(&self, report: &ReadyReport) -> Assignment {
-        Assignment {
-            gpu: self.task.gpu.id,
-            worker: self.id.clone(),
-            model_id: report.model_id.clone(),
-            audio: report.audio_sample_rate.is_some(),
-        }
-    }
-
-    /// The job's state is made, which replaces the one before in the process whether it is committed or not.
-    fn holds_state_of(&mut self, job: JobId) {
-        if let Some(session) = self.job(job).map(|held| held.spec.session.clone()) {
-            self.held.insert(session, job);
-        }
-    }
-
-    fn generated(&mut self, job: JobId) {
-        self.holds_state_of(job);
-        if let Some(running) = self.running.take_if(|r| r.spec.job == job) {
+    /// The engine is done with a job, and the job's media wait.
+    fn on_generated(&mut self, job: JobId) {
+        if let Some(mut running) = self.take_running(job) {
+            self.hold_state(&running);
+            running.last_activity = self.last_heard;
             self.finishing.insert(job, running);
-            self.task.change(Change::JobEnded);
         }
     }
 
-    fn end_job(&mut self, job: JobId, end: JobEnd) {
-        let held = match self.running.take_if(|r| r.spec.job == job) {
+    fn on_finished(&mut self, report: JobReport, blob: IpcSharedMemory) -> ControlFlow<WorkerExit> {
+        let job = report.job;
+        let generation = report.generation;
+        let running = (self.running.as_ref()).filter(|running| running.id() == job);
+        let Some(in_hand) = running.or_else(|| self.finishing.get(&job)) else {
+            self.context.emit(WorkerEvent::StrayJobEnd { job });
+            return ControlFlow::Continue(());
+        };
+        // A segment may leave out frames that it takes over from the one before.
+        if !(1..=in_hand.job.spec.format.num_frames).contains(&report.frames) {
+            return bad_link(
+                "worker reports a number of frames that does not fit the job's format",
+            );
+        }
+        let in_hand = match self.take_running(job) {
             Some(running) => {
-                self.task.change(Change::JobEnded);
+                self.hold_state(&running);
                 Some(running)
             }
             None => self.finishing.remove(&job),
         };
-        if let Some(held) = held {
-            self.tell_end(&held, end);
+        self.policy.job_finished();
+        self.jobs_finished += 1;
+        if let Some(in_hand) = in_hand {
+            let finished = WorkerEvent::JobFinished { job, generation };
+            self.emit_for(&in_hand.job, finished);
+            let end = JobEnd::Finished {
+                state: (report.state, blob),
+                generation,
+                timing: report.timing,
+                frames: report.frames,
+            };
+            self.end_job(&in_hand.job, end);
+        }
+        self.context.with_assignments(|assignments, slot| {
+            assignments.record_generation_time(slot, generation);
+        });
+        ControlFlow::Continue(())
+    }
+
+    fn on_failed(&mut self, job: JobId, failure: JobFailure, message: String) {
+        let in_hand = self
+            .take_running(job)
+            .or_else(|| self.finishing.remove(&job));
+        let Some(in_hand) = in_hand else {
+            return self.context.emit(WorkerEvent::StrayJobEnd { job });
+        };
+        self.emit_for(
+            &in_hand.job,
+            WorkerEvent::JobFailed {
+                job,
+                failure,
+                message: message.clone(),
+            },
+        );
+        self.end_job(&in_hand.job, JobEnd::Failed { failure, message });
+    }
+
+    /// Takes the running job, which the engine is done with.
+    fn take_running(&mut self, job: JobId) -> Option<JobInHand> {
+        let running = self.running.take_if(|r| r.id() == job)?;
+        self.context.emit(WorkerEvent::EngineFree);
+        Some(running)
+    }
+
+    /// The process has generated the job's state and holds it in place of the session's state before, whether or not
+    /// the session commits it. It forgets the state at once when the session was unbound meanwhile.
+    fn hold_state(&mut self, in_hand: &JobInHand) {
+        if !in_hand.unbound {
+            let spec = &in_hand.job.spec;
+            self.held_states.insert(spec.session.clone(), spec.job);
         }
     }
 
-    /// Both at once, so that the session hears of its job before it hears of a move, and submits the next one after.
-    fn tell_end(&self, job: &QueuedJob, end: JobEnd) {
-        self.task.with_assignments(|assignments, _| {
-            job.tell(JobEvent::Ended(end));
+    /// Tells the session how its job ended, and then the assignments, which may move the session.
+    fn end_job(&self, job: &QueuedJob, end: JobEnd) {
+        job.tell(JobEvent::Ended(end));
+        self.context.with_assignments(|assignments, _| {
             assignments.job_ended(&job.spec.session, job.spec.job);
         });
     }
 
-    fn job(&self, job: JobId) -> Option<&QueuedJob> {
-        match &self.running {
-            Some(running) if running.spec.job == job => Some(running),
-            _ => self.finishing.get(&job),
+    /// Passes cancellations and flow credit on, ends cancelled jobs that were not sent yet, and lets the process forget
+    /// the sessions that it serves no longer.
+    fn pass_signals(&mut self) -> ControlFlow<WorkerExit> {
+        let (cancelled, to_forget) = self.context.with_assignments(|assignments, slot| {
+            (
+                assignments.take_cancelled(slot),
+                assignments.take_sessions_to_forget(slot),
+            )
+        });
+        for job in cancelled {
+            self.end_job(&job, cancelled_end());
         }
-    }
-
-    /// Tells a session of its job. Events of jobs that nobody knows any more come from just before a cancellation.
-    fn tell(&mut self, job: JobId, event: JobEvent) {
-        if let Some(held) = self.job(job) {
-            held.tell(event);
+        for session in to_forget {
+            self.held_states.remove(&session);
+            if let Some(running) = &mut self.running
+                && running.job.spec.session == session
+            {
+                running.unbound = true;
+            }
+            send(&self.link, Command::Forget { session }, None)?;
         }
-        // Media of a job that is generated already say nothing of the one that runs.
-        if self.running.as_ref().is_some_and(|r| r.spec.job == job) {
-            self.last_progress = Instant::now();
-        }
-    }
-
-    /// Passes cancellations and credit on, ends cancelled jobs that had not been started, and lets the process forget
-    /// whom it does not serve any more.
-    fn pass_signals(&mut self) {
-        for job in self
-            .task
-            .with_assignments(|assignments, slot| assignments.take_cancelled(slot))
-        {
-            self.tell_end(&job, cancelled());
-        }
-        for session in self
-            .task
-            .with_assignments(|assignments, slot| assignments.take_departed(slot))
-        {
-            self.held.remove(&session);
-            self.link.send(Command::Forget { session }, None);
-        }
-        for held in self.running.iter().chain(self.finishing.values()) {
-            let job = held.spec.job;
-            let cost = held.signals.take_credit();
-            if held.signals.cancelled() {
-                self.link.send(Command::Cancel { job }, None);
+        let now = Instant::now();
+        for in_hand in self.running.iter_mut().chain(self.finishing.values_mut()) {
+            let job = in_hand.id();
+            let cost = in_hand.job.signals.take_credit();
+            in_hand.unacknowledged = in_hand.unacknowledged.saturating_sub(cost);
+            let command = if in_hand.job.signals.cancelled() {
+                if std::mem::replace(&mut in_hand.cancel_sent, true) {
+                    continue;
+                }
+                Command::Cancel { job }
             } else if cost > 0 {
-                self.link.send(Command::Credit { job, cost }, None);
-            }
-        }
-    }
-
-    fn start_next_job(&mut self) -> ControlFlow<Exit> {
-        while self.running.is_none()
-            && !self.holds_back()
-            && self.task.status.borrow().state == WorkerState::Ready
-        {
-            let Some(job) = self
-                .task
-                .with_assignments(|assignments, slot| assignments.next_job(slot))
-            else {
-                break;
-            };
-            if job.signals.cancelled() {
-                self.tell_end(&job, cancelled());
+                Command::Credit { job, cost }
+            } else {
                 continue;
-            }
-            self.hold_back = None;
-            self.task.change(Change::JobStarted);
-            job.tell(JobEvent::Started);
-            let sent = self.send_job(&job);
-            self.running = Some(job);
-            sent?;
+            };
+            in_hand.last_activity = now;
+            send(&self.link, command, None)?;
         }
         ControlFlow::Continue(())
     }
 
-    /// The next process is to take over as soon as the media of the last jobs are out. A client that does not read must
-    /// not keep the GPU idle: after a while the next job runs here, and the change waits for its end.
-    fn holds_back(&mut self) -> bool {
-        if !matches!(self.renewal, Renewal::Ready(_)) {
-            return false;
+    fn start_next_job(&mut self) -> ControlFlow<WorkerExit> {
+        while self.running.is_none() && !self.renewal.holds_back() {
+            let next = self
+                .context
+                .with_assignments(|assignments, slot| assignments.next_job(slot));
+            let Some(job) = next else {
+                break;
+            };
+            if job.signals.cancelled() {
+                self.end_job(&job, cancelled_end());
+                continue;
+            }
+            self.renewal.job_begun();
+            job.tell(JobEvent::Started);
+            self.send_job(job, false)?;
         }
-        let now = Instant::now();
-        *self.hold_back.get_or_insert(now + HAND_OVER_PATIENCE) > now
+        ControlFlow::Continue(())
     }
 
-    /// Sends a job, with the state that it starts from unless the process holds that.
-    fn send_job(&mut self, job: &QueuedJob) -> ControlFlow<Exit> {
+    /// Sends a job, which runs from now on, with the state that it starts from unless the process holds that.
+    fn send_job(&mut self, job: QueuedJob, again: bool) -> ControlFlow<WorkerExit> {
         self.last_progress = Instant::now();
-        let held = self.held.get(&job.spec.session).copied();
+        let held = self.held_states.get(&job.spec.session).copied();
         let (state, blob) = match &job.start {
             None => (None, None),
             Some(start) => match start.made_by.filter(|&maker| held == Some(maker)) {
@@ -508,299 +468,218 @@ impl<'a> ServingWorker<'a> {
                 ),
             },
         };
-        let state_held = matches!(state, Some(JobState::Held(_)));
-        tracing::debug!(worker_id = %self.id, job_id = %job.spec.job, session_id = %job.spec.session, state_held, "job sent");
+        let sent = WorkerEvent::JobSent {
+            job: job.spec.job,
+            session: job.spec.session.clone(),
+            state_held: matches!(state, Some(JobState::Held(_))),
+            again,
+        };
+        self.emit_for(&job, sent);
         let spec = JobSpec {
             state,
             ..job.spec.clone()
         };
-        self.send(Command::Generate(Box::new(spec)), blob)
+        self.running = Some(JobInHand {
+            job,
+            cancel_sent: false,
+            unbound: false,
+            unacknowledged: 0,
+            last_activity: self.last_progress,
+        });
+        send(&self.link, Command::Generate(Box::new(spec)), blob)
     }
 
-    /// The process does not hold the state of the running job after all.
-    fn send_again(&mut self, job: JobId) -> ControlFlow<Exit> {
-        let Some(running) = self.running.take_if(|r| r.spec.job == job) else {
+    /// The process does not hold the state that the running job starts from: the job is sent again, with the state.
+    fn send_again(&mut self, job: JobId) -> ControlFlow<WorkerExit> {
+        let Some(running) = self.running.take_if(|r| r.id() == job) else {
             return ControlFlow::Continue(());
         };
-        tracing::warn!(worker_id = %self.id, job_id = %job, session_id = %running.spec.session, "worker does not hold the session's state: it is sent along");
-        if self.held.remove(&running.spec.session).is_none() {
-            let reason = "worker misses a state that was sent to it";
-            return ControlFlow::Break(Exit::new(ExitKind::BadLink, reason));
+        let session = running.job.spec.session.clone();
+        let held = self.held_states.remove(&session);
+        self.emit_for(&running.job, WorkerEvent::StateNotHeld { job, session });
+        if held.is_none() {
+            self.running = Some(running);
+            return bad_link("worker misses a state that was sent to it");
         }
-        let sent = self.send_job(&running);
-        self.running = Some(running);
-        sent
+        self.send_job(running.job, true)?;
+        // A cancellation that was passed on before has ended nothing but the first attempt to send it.
+        self.pass_signals()
     }
 
-    fn send(&mut self, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<Exit> {
-        if self.link.send(command, blob) {
-            ControlFlow::Continue(())
-        } else {
-            let reason = "worker does not read its commands";
-            ControlFlow::Break(Exit::new(ExitKind::Stuck, reason))
-        }
-    }
-
-    /// Has the worker leave: at once, or when its last job has ended.
-    fn take_orders(&mut self, orders: Orders) {
-        let first = self.leaving.replace(Leaving {
-            cut_at: orders.cut_at,
-        });
-        if first.is_none() {
-            tracing::info!(worker_id = %self.id, drained = orders.drained, "worker is to leave");
-            self.begin_to_leave();
+    /// The worker takes no more jobs. It leaves at once, or when its last job has ended.
+    fn leave_after_jobs(&mut self, why: LeaveReason, cut_at: Option<Instant>) {
+        let before = self.leaving.replace(Leaving { cut_at });
+        if before.is_none() {
+            self.context.emit(WorkerEvent::Leaving { why });
+            self.context
+                .with_assignments(|assignments, slot| assignments.drain(slot));
         }
     }
 
-    fn begin_to_leave(&mut self) {
-        self.task.change(Change::DrainAsked);
-        self.task
-            .with_assignments(|assignments, slot| assignments.drain(slot));
-    }
-
-    /// The jobs in hand have had their time: they run again elsewhere.
+    /// Takes back the jobs in hand, whose time to end is over. They run again elsewhere.
     fn cut_jobs(&mut self) {
         let running = self.running.take();
         let finishing = std::mem::take(&mut self.finishing);
-        for job in running.iter().chain(finishing.values()) {
-            tracing::info!(worker_id = %self.id, job_id = %job.spec.job, session_id = %job.spec.session, "job is taken back from a worker that has to leave");
-            self.tell_end(job, JobEnd::TakenBack { started: true });
-        }
-    }
-
-    /// Renews a process that has served long enough or has grown too large: it leaves first, or the next one is made
-    /// ready beside it and takes over between two jobs.
-    fn renew(&mut self) {
-        if self.leaving.is_some() {
-            return;
-        }
-        if let Renewal::Ready(_) = self.renewal {
-            if self.has_no_job() {
-                self.hand_over();
-            }
-            return;
-        }
-        let under_way = matches!(self.renewal, Renewal::Preparing { .. });
-        if under_way || self.renew_after.is_some() || !self.is_due_for_renewal() {
-            return;
-        }
-        if self.task.config.recycle.overlap {
-            let plan = self.task.plan();
-            tracing::info!(worker_id = %self.id, next_worker_id = %plan.worker_id(), "worker will be renewed: the next one is made ready");
-            let give_up = CancellationToken::new();
-            let next = Box::pin(plan.make_ready(give_up.clone()));
-            self.renewal = Renewal::Preparing { next, give_up };
-        } else {
-            tracing::info!(worker_id = %self.id, "worker is renewed: it leaves after its job");
-            self.leaving = Some(Leaving { cut_at: None });
-            self.begin_to_leave();
-        }
-    }
-
-    /// Only after real work: a limit that a fresh process exceeds must not keep it from serving.
-    fn is_due_for_renewal(&self) -> bool {
-        let recycle = &self.task.config.recycle;
-        let resident = self.task.status.borrow().resident_bytes;
-        let old = recycle.after_segments.is_some_and(|n| self.finished >= n);
-        let large = (recycle.above_bytes)
-            .zip(resident)
-            .is_some_and(|(limit, resident)| resident > limit);
-        self.boot_deadline.is_none() && self.finished > 0 && (old || large)
-    }
-
-    fn take_next(&mut self, next: Result<Box<Standby>, String>) {
-        self.renewal = match next {
-            Ok(standby) => Renewal::Ready(standby),
-            Err(reason) => {
-                let config = &self.task.config;
-                let pause = match self.renewal_pause {
-                    Some(pause) => (pause * 2).min(config.max_backoff),
-                    None => config.min_backoff,
-                };
-                tracing::warn!(worker_id = %self.id, reason, pause_ms = pause.as_millis(), "the next worker did not become ready; this one goes on");
-                self.renewal_pause = Some(pause);
-                self.renew_after = Some(Instant::now() + pause);
-                Renewal::No
-            }
-        };
-    }
-
-    /// The next process serves from here on; this one leaves.
-    fn hand_over(&mut self) {
-        let Renewal::Ready(mut standby) = std::mem::replace(&mut self.renewal, Renewal::No) else {
-            return;
-        };
-        if let Some(status) = standby.process.exited() {
-            return self.take_next(Err(describe(status)));
-        }
-        let now = Instant::now();
-        let started = std::mem::replace(&mut self.task.started, now);
-        tracing::info!(worker_id = %self.id, next_worker_id = %standby.id, "worker is renewed");
-        let Standby {
-            id,
-            link,
-            process,
-            report,
-        } = *standby;
-        self.id = id;
-        let mut link = std::mem::replace(&mut self.link, link);
-        let mut process = std::mem::replace(&mut self.process, process);
-        self.held.clear();
-        self.finished = 0;
-        self.hold_back = None;
-        self.steps = RollingMedian::new(STEP_SAMPLES);
-        self.renewal_pause = None;
-        self.last_heard = now;
-        let assignment = self.assignment(&report);
-        self.task.status.send_modify(|status| {
-            status.worker_id = Some(self.id.clone());
-            status.pid = Some(self.process.pid());
-            status.resident_bytes = None;
-            status.ready = Some(report);
-        });
-        (self.task).with_assignments(|assignments, slot| assignments.renew(slot, assignment));
-        let (status, stop) = (self.task.status.clone(), self.task.stop.clone());
-        let leave = async move {
-            let left = shut_down(&mut link, &mut process, stop).await;
-            let exit = ExitReport {
-                kind: ExitKind::Asked,
-                reason: left.map_or_else(|error| error.to_string(), describe),
-                permanent: false,
-                uptime: started.elapsed(),
-                at: SystemTime::now(),
+        for JobInHand { job, .. } in running.iter().chain(finishing.values()) {
+            let taken = WorkerEvent::JobTakenBack {
+                job: job.spec.job,
+                session: job.spec.session.clone(),
             };
-            status.send_modify(|status| status.last_exit = Some(exit));
-        };
-        self.task.tracker.spawn(leave.in_current_span());
+            self.emit_for(job, taken);
+            self.end_job(job, JobEnd::TakenBack { started: true });
+        }
     }
 
-    /// The worker is asked, then told, then made to leave.
-    async fn leave(&mut self) -> Exit {
-        self.task.change(Change::DrainAsked);
-        let waiting = self
-            .task
-            .with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Starting));
-        for job in waiting {
-            self.tell_lost(&job, false, "the server stops");
-        }
-        let stop = self.task.stop.clone();
-        let left = shut_down(&mut self.link, &mut self.process, stop).await;
-        Exit::new(
-            ExitKind::Asked,
-            left.map_or_else(|error| error.to_string(), describe),
-        )
-    }
-
-    /// Kills and reaps the process, reads what it had still sent, and hands its sessions and jobs back.
-    async fn end(mut self, mut exit: Exit) -> Exit {
-        if exit.kind == ExitKind::Crashed
-            && let Ok(Ok(status)) = timeout(LEAVE_TIMEOUT, self.process.wait()).await
-        {
-            exit.reason = describe(status);
-        }
-        if let Err(error) = self.process.kill().await {
-            tracing::error!(worker_id = %self.id, %error, "cannot wait for a killed worker");
-        }
-        self.link.give_up();
-        // A dead worker may have finished a job; a stuck one, or one that talks nonsense, is not listened to.
-        if exit.kind == ExitKind::Crashed {
-            let last = async {
-                while let Some(Up::Event(event, blob)) = self.link.events.recv().await {
-                    let _ = self.take_event(event, blob);
+    /// Renews a process that has served long enough or has grown too large: a standby boots beside it and takes over
+    /// between two jobs, or it leaves first.
+    fn renew(&mut self) -> ControlFlow<ServeEnd<S>> {
+        if self.has_no_job() {
+            match self.renewal.take() {
+                Ok(Some(standby)) => return ControlFlow::Break(ServeEnd::Replaced(standby)),
+                Ok(None) => {}
+                Err((standby, failure)) => {
+                    self.context.tracker.spawn(standby.discard());
+                    self.renewal_failed(&failure);
                 }
-            };
-            let _ = timeout(LAST_EVENTS_TIMEOUT, last).await;
-        }
-        if let Renewal::Preparing { next, give_up } = &mut self.renewal {
-            give_up.cancel();
-            // It is killed, or has just become ready.
-            if let Ok(standby) = next.await {
-                self.renewal = Renewal::Ready(standby);
             }
         }
-        if let Renewal::Ready(standby) = &mut self.renewal
-            && let Err(error) = standby.process.kill().await
-        {
-            tracing::error!(worker_id = %standby.id, %error, "cannot wait for a killed worker");
+        if self.is_due_for_renewal() && self.renewal.may_start() {
+            if self.context.config.recycle.overlap {
+                let next = self.renewal.start(self.context);
+                self.context.emit(WorkerEvent::RenewalStarted { next });
+            } else {
+                self.leave_after_jobs(LeaveReason::Renewal, None);
+            }
         }
-        exit.by_suspect_job = self.running.as_ref().is_some_and(|r| r.spec.attempt > 1);
-        // First the jobs, then the moves: a client hears what became of its segment before where it goes on.
-        for job in self.running.iter().chain(self.finishing.values()) {
-            self.tell_lost(job, true, &exit.reason);
+        ControlFlow::Continue(())
+    }
+
+    /// A process is renewed only after real work: a limit that a fresh process exceeds must not keep it from serving.
+    fn is_due_for_renewal(&self) -> bool {
+        if self.jobs_finished == 0 {
+            return false;
         }
+        let recycle = &self.context.config.recycle;
+        let is_old = (recycle.after_segments).is_some_and(|n| self.jobs_finished >= n);
+        let is_large =
+            |limit| (self.context.events.resident_bytes()).is_some_and(|resident| resident > limit);
+        is_old || recycle.above_bytes.is_some_and(is_large)
+    }
+
+    fn renewal_failed(&self, failure: &RenewalFailure) {
+        self.context.emit(WorkerEvent::RenewalFailed {
+            reason: failure.error.to_string(),
+            pause: failure.pause,
+        });
+    }
+
+    /// Reads on what a dead process had still sent: it may have finished a job.
+    pub(super) async fn read_last_events(&mut self) {
+        let last_events = async {
+            while let Some(LinkInput::Event(event, blob)) = self.link.events.recv().await {
+                let _ = self.on_event(event, blob);
+            }
+        };
+        let _ = timeout(LAST_EVENTS_TIMEOUT, last_events).await;
+    }
+
+    /// The running job had ended another worker before.
+    pub(super) fn runs_suspect_job(&self) -> bool {
+        (self.running.as_ref()).is_some_and(|running| running.job.spec.attempt > 1)
+    }
+
+    /// Hands the jobs in hand back, and then the sessions and the jobs that wait: a session hears what became of its
+    /// job before it hears where it goes on.
+    pub(super) fn hand_back(&mut self, reason: &str) {
+        let running = self.running.take();
+        let finishing = std::mem::take(&mut self.finishing);
+        for in_hand in running.iter().chain(finishing.values()) {
+            self.tell_lost(&in_hand.job, true, reason);
+        }
+        self.hand_back_waiting(reason);
+    }
+
+    /// Hands the sessions and the jobs that wait back.
+    pub(super) fn hand_back_waiting(&self, reason: &str) {
         let waiting = self
-            .task
+            .context
             .with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Starting));
         for job in &waiting {
-            self.tell_lost(job, false, &exit.reason);
+            self.tell_lost(job, false, reason);
         }
-        self.process.read_last_lines().await;
-        if self.boot_deadline.is_some() && exit.kind != ExitKind::Asked {
-            match self.boot_failure.take() {
-                Some(failure) => {
-                    exit.kind = ExitKind::Boot;
-                    exit.reason = failure.message;
-                    exit.permanent = failure.permanent;
-                }
-                None => {
-                    if let Some(line) = self.process.last_lines().last() {
-                        exit.reason = format!("{}: {line}", exit.reason);
-                    }
-                }
-            }
-        }
-        exit
     }
 
     fn tell_lost(&self, job: &QueuedJob, started: bool, reason: &str) {
-        let end = JobEnd::WorkerLost {
-            worker: self.id.clone(),
+        let id = job.spec.job;
+        self.emit_for(job, WorkerEvent::JobLost { job: id, started });
+        job.tell(JobEvent::Ended(JobEnd::WorkerLost {
+            worker: self.worker.clone(),
             started,
             reason: reason.to_owned(),
-        };
-        job.tell(JobEvent::Ended(end));
+        }));
+    }
+
+    /// Ends the renewal; no standby is left. Returns the process's link.
+    pub(super) async fn into_link(self) -> Link {
+        self.renewal.abandon().await;
+        self.link
+    }
+
+    pub(super) fn link(&mut self) -> &mut Link {
+        &mut self.link
+    }
+
+    /// Emits an event of a job, in the span of whoever asked for the job.
+    fn emit_for(&self, job: &QueuedJob, event: WorkerEvent) {
+        job.span.in_scope(|| self.context.emit(event));
     }
 }
 
-fn exited(status: std::io::Result<ExitStatus>) -> Exit {
-    Exit::new(
-        ExitKind::Crashed,
-        status.map_or_else(|error| format!("cannot wait: {error}"), describe),
-    )
+impl JobInHand {
+    fn id(&self) -> JobId {
+        self.job.spec.job
+    }
+
+    /// Whether the process has no reason to wait: the client has taken all media so far, or the job is cancelled.
+    fn waits_for_process(&self) -> bool {
+        self.cancel_sent || self.unacknowledged == 0
+    }
 }
 
-fn cancelled() -> JobEnd {
+/// Sends a command; a process that does not read its commands is stuck.
+fn send(link: &Link, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<WorkerExit> {
+    match link.send(command, blob) {
+        true => ControlFlow::Continue(()),
+        false => stuck(Stall::UnreadCommands),
+    }
+}
+
+fn crashed(status: io::Result<ExitStatus>) -> WorkerExit {
+    let reason = status.map_or_else(|error| format!("cannot wait: {error}"), describe);
+    WorkerExit::new(ExitKind::Crashed, reason)
+}
+
+fn stuck(stall: Stall) -> ControlFlow<WorkerExit> {
+    ControlFlow::Break(WorkerExit::new(ExitKind::Stuck, stall.to_string()))
+}
+
+fn bad_link(reason: &str) -> ControlFlow<WorkerExit> {
+    ControlFlow::Break(WorkerExit::new(ExitKind::BadLink, reason))
+}
+
+fn cancelled_end() -> JobEnd {
     JobEnd::Failed {
         failure: JobFailure::Cancelled,
         message: String::new(),
     }
 }
 
-async fn alarm(at: Option<Instant>) {
+async fn sleep_until_some(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => pending().await,
     }
 }
 
-/// Ten times the median step, at least `min`.
-fn step_timeout(steps: &RollingMedian, min: Duration) -> Duration {
-    steps.median().map_or(min, |median| (median * 10).max(min))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn step_timeout_is_ten_times_the_median_of_the_latest_steps() {
-        let ms = Duration::from_millis;
-        let mut steps = RollingMedian::new(STEP_SAMPLES);
-        assert_eq!(step_timeout(&steps, ms(50)), ms(50));
-        for time in [10, 1000, 10] {
-            steps.add(ms(time));
-        }
-        assert_eq!(step_timeout(&steps, ms(50)), ms(100));
-        assert_eq!(step_timeout(&steps, ms(200)), ms(200));
-    }
-}
+mod tests;

@@ -1,279 +1,303 @@
-//! The life of one GPU's worker: start, serve, rest, again. One task per GPU, which alone holds the process that serves.
+//! The task that manages one GPU: boot a process, serve, wait for the next start, again. It alone holds the process that
+//! serves.
 
 use std::future::pending;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use fastvideo_proto::link::ReadyReport;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
-use super::assignments::{Absence, Assignments};
-use super::lifecycle::{Change, RestartPolicy, Verdict, WorkerState};
-use super::serving::ServingWorker;
-use super::standby::Plan;
-use super::{Config, ExitKind, ExitReport, Gpu, Orders, Stop, WorkerStatus};
+use super::assignments::{Absence, Assignment};
+use super::boot::{BootOutcome, ReadyProcess, boot};
+use super::context::WorkerContext;
+use super::control::{Control, Controls};
+use super::event::{LeaveReason, WorkerEvent};
+use super::exit::{ExitKind, WorkerExit};
+use super::lifecycle::{RestartDecision, RestartPolicy, WorkerState};
+use super::link::Link;
+use super::process::{WorkerProcess, describe};
+use super::serving::{ServeEnd, ServingWorker};
+use super::shutdown::{EXIT_TIMEOUT, kill, shut_down};
 
-/// How long a worker that was asked to leave may take before it gets SIGTERM, and then SIGKILL.
-pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What a worker's task needs of the pool.
+/// The task of one GPU.
 #[derive(Debug)]
 pub(super) struct WorkerTask {
-    pub(super) slot: usize,
-    pub(super) gpu: Gpu,
-    pub(super) config: Arc<Config>,
-    pub(super) assignments: Arc<Mutex<Assignments>>,
-    pub(super) all_lost: watch::Sender<bool>,
-    pub(super) status: watch::Sender<WorkerStatus>,
-    /// Rings when a job was queued, cancelled or given credit, and when a session has left.
-    pub(super) wake: Arc<Notify>,
-    pub(super) orders: watch::Receiver<Orders>,
-    pub(super) stop: watch::Receiver<Stop>,
-    pub(super) tracker: TaskTracker,
-    /// Processes of this GPU that were started so far.
-    pub(super) incarnations: u32,
-    /// When the latest was.
-    pub(super) started: Instant,
-}
-
-/// How a life ended.
-#[derive(Debug)]
-pub(super) struct Exit {
-    pub(super) kind: ExitKind,
-    pub(super) reason: String,
-    /// It ran a job that had cost another worker before: the job is the suspect, and not the GPU.
-    pub(super) by_suspect_job: bool,
-    /// The next process would not become ready either.
-    pub(super) permanent: bool,
-}
-
-impl Exit {
-    pub(super) fn new(kind: ExitKind, reason: impl Into<String>) -> Self {
-        Self {
-            kind,
-            reason: reason.into(),
-            by_suspect_job: false,
-            permanent: false,
-        }
-    }
+    context: WorkerContext,
+    controls: Controls,
+    /// When the latest process was started.
+    started: Instant,
 }
 
 impl WorkerTask {
-    /// Runs until the pool stops. The process is gone when this returns.
+    pub(super) fn new(context: WorkerContext, controls: Controls) -> Self {
+        Self {
+            context,
+            controls,
+            started: Instant::now(),
+        }
+    }
+
+    /// Runs until the pool stops. No process is left when this returns.
     pub(super) async fn run(mut self) {
+        let config = &self.context.config;
         let mut policy = RestartPolicy::new(
-            self.config.min_backoff,
-            self.config.max_backoff,
-            self.config.quarantine_after,
+            config.min_backoff,
+            config.max_backoff,
+            config.quarantine_after,
         );
         loop {
-            let exit = self.live(&mut policy).await;
-            let verdict = match exit.kind {
-                ExitKind::Asked => None,
-                _ if exit.permanent => Some(Verdict::QuarantineForGood),
-                _ if exit.by_suspect_job => Some(policy.exited_blameless(rand::random())),
-                _ => Some(policy.exited(rand::random())),
-            };
-            if verdict.is_some_and(Verdict::quarantines) {
-                // Once it is over the worker has all its tries again.
-                policy.lifted();
-            }
-            self.note_exit(exit, verdict);
-            if !self.rest(verdict).await {
+            let exit = self.run_processes(&mut policy).await;
+            let decision = policy.decide(&exit);
+            self.record_exit(exit, decision);
+            if !self.wait_to_restart(decision).await {
                 return;
             }
-            self.change(Change::Restarted);
-            self.with_assignments(|assignments, slot| assignments.mark_starting(slot));
+            self.context.emit(WorkerEvent::Restarting);
+            self.context
+                .with_assignments(|assignments, slot| assignments.mark_starting(slot));
         }
     }
 
-    /// A process that serves, and those that follow it without a gap, from the start of the first to the reaping of the
-    /// last.
-    async fn live(&mut self, policy: &mut RestartPolicy) -> Exit {
-        let plan = self.plan();
-        self.started = Instant::now();
-        self.status
-            .send_modify(|s| s.worker_id = Some(plan.worker_id()));
-        let (link, process) = match plan.start() {
-            Ok(started) => started,
-            Err(reason) => return Exit::new(ExitKind::Boot, reason),
+    /// Boots a process and lets it serve, and after it the standbys that take over without a gap. No process is left
+    /// when this returns.
+    async fn run_processes(&mut self, policy: &mut RestartPolicy) -> WorkerExit {
+        let ready = match self.boot_first().await {
+            Ok(ready) => ready,
+            Err(exit) => return exit,
         };
-        self.status.send_modify(|s| s.pid = Some(process.pid()));
-        self.change(Change::Spawned);
-        ServingWorker::new(self, policy, &plan, link, process)
-            .run()
-            .await
-    }
-
-    /// The next process of this GPU.
-    pub(super) fn plan(&mut self) -> Plan {
-        self.incarnations += 1;
-        Plan {
-            config: self.config.clone(),
-            gpu: self.gpu.clone(),
-            incarnation: self.incarnations,
-            tracker: self.tracker.clone(),
+        self.context.emit(WorkerEvent::Ready {
+            report: ready.report.clone(),
+        });
+        self.start_serving(&ready);
+        let ReadyProcess {
+            mut worker,
+            mut link,
+            mut process,
+            mut report,
+        } = *ready;
+        loop {
+            let mut serving =
+                ServingWorker::new(&self.context, policy, worker, link, &report.warmup);
+            let end = serving.serve(process.wait(), &mut self.controls).await;
+            let next: Box<ReadyProcess> = match end {
+                ServeEnd::Failed(exit) => return end_failed(serving, process, exit).await,
+                ServeEnd::Leave => return self.leave(serving, process).await,
+                ServeEnd::Replaced(next) => next,
+            };
+            let link_before = serving.into_link().await;
+            self.take_over(&next, link_before, process);
+            ReadyProcess {
+                worker,
+                link,
+                process,
+                report,
+            } = *next;
         }
     }
 
-    /// Waits until the next process may be started: as long as the restart policy says, or until an operator wants it,
-    /// one way or the other. False when the pool stops meanwhile.
-    async fn rest(&mut self, verdict: Option<Verdict>) -> bool {
-        if self.status.borrow().state == WorkerState::Exited {
+    /// Boots a process for a GPU that has none.
+    ///
+    /// # Errors
+    /// When it does not become ready, or is not wanted any more. No process is left.
+    async fn boot_first(&mut self) -> Result<Box<ReadyProcess>, WorkerExit> {
+        self.started = Instant::now();
+        let context = &self.context;
+        let plan = context.next_boot();
+        context.emit(WorkerEvent::Starting {
+            worker: plan.worker_id(),
+        });
+        let outcome = boot(plan, self.controls.next(), |event| context.emit(event)).await;
+        match outcome {
+            BootOutcome::Ready(ready) => Ok(ready),
+            BootOutcome::Failed(error) => Err(error.into()),
+            BootOutcome::Interrupted(control, mut booting) => {
+                let why = match control {
+                    Control::Stop => LeaveReason::Stop,
+                    Control::Directive(directive) => LeaveReason::Directive {
+                        drained: directive.drained,
+                    },
+                };
+                context.emit(WorkerEvent::Leaving { why });
+                let stop = self.controls.stop_signal();
+                let left = shut_down(&mut booting.link, &mut booting.process, stop).await;
+                booting.process.read_last_lines().await;
+                Err(asked(left))
+            }
+        }
+    }
+
+    /// Opens the GPU's slot to sessions.
+    fn start_serving(&self, ready: &ReadyProcess) {
+        let assignment = self.assignment(ready);
+        let typical = self.context.config.warmup_is_typical;
+        let estimate = ready.report.warmup.last().filter(|_| typical);
+        self.context.with_assignments(|assignments, slot| {
+            if let Some(&estimate) = estimate {
+                assignments.estimate_generation_time(slot, estimate);
+            }
+            assignments.serve(slot, assignment);
+        });
+    }
+
+    /// Lets a standby serve in place of the process before it, which leaves.
+    fn take_over(&mut self, next: &ReadyProcess, mut link: Link, mut process: WorkerProcess) {
+        let started = std::mem::replace(&mut self.started, Instant::now());
+        self.context.emit(WorkerEvent::Renewed {
+            worker: next.worker.clone(),
+            pid: next.process.pid(),
+            report: next.report.clone(),
+        });
+        let assignment = self.assignment(next);
+        self.context
+            .with_assignments(|assignments, slot| assignments.renew(slot, assignment));
+        let events = self.context.events.clone();
+        let stop = self.controls.stop_signal();
+        let leave = async move {
+            let left = shut_down(&mut link, &mut process, stop).await;
+            process.read_last_lines().await;
+            let exit = asked(left).report(started.elapsed());
+            events.emit(WorkerEvent::Retired { exit });
+        };
+        self.context.tracker.spawn(leave.in_current_span());
+    }
+
+    fn assignment(&self, ready: &ReadyProcess) -> Assignment {
+        let ReadyReport {
+            model_id,
+            audio_sample_rate,
+            ..
+        } = &ready.report;
+        Assignment {
+            gpu: self.context.gpu.id,
+            worker: ready.worker.clone(),
+            model_id: model_id.clone(),
+            audio: audio_sample_rate.is_some(),
+        }
+    }
+
+    /// Asks a process that serves to exit, and hands its sessions and jobs back.
+    async fn leave(
+        &self,
+        mut serving: ServingWorker<'_, Box<ReadyProcess>>,
+        mut process: WorkerProcess,
+    ) -> WorkerExit {
+        self.context.emit(WorkerEvent::Leaving {
+            why: LeaveReason::Stop,
+        });
+        serving.hand_back_waiting("the server stops");
+        let stop = self.controls.stop_signal();
+        let left = shut_down(serving.link(), &mut process, stop).await;
+        let exit = asked(left);
+        serving.hand_back(&exit.reason);
+        serving.into_link().await;
+        process.read_last_lines().await;
+        exit
+    }
+
+    /// Waits until the next process may be started: as long as the restart policy says, or until an operator wants it.
+    /// False when the pool stops meanwhile.
+    async fn wait_to_restart(&mut self, decision: Option<RestartDecision>) -> bool {
+        if self.controls.is_stopping() {
+            if self.context.events.state() != WorkerState::Exited {
+                self.context.emit(WorkerEvent::Stopped);
+            }
             return false;
         }
-        let ordered = self.orders.has_changed().unwrap_or(false);
-        if self.orders.borrow_and_update().drained {
-            return self.stay_away().await;
+        let (directive, is_new) = self.controls.latest_directive();
+        if directive.drained {
+            return self.stay_drained().await;
         }
-        let gpu = self.gpu.id;
-        let all_lost = self.all_lost.subscribe();
-        let lift = self.config.quarantine_lift;
+        let all_lost = self.context.all_lost.subscribe();
+        let lift = self.context.config.quarantine_lift;
+        let events = &self.context.events;
         let pause = async move {
-            match verdict {
-                _ if ordered => {}
+            match decision {
+                _ if is_new => {}
                 None => {}
-                Some(Verdict::RestartAfter(pause)) => {
-                    tracing::info!(%gpu, pause_ms = pause.as_millis(), "worker will be started again");
-                    sleep(pause).await;
-                }
-                Some(Verdict::QuarantineForGood) => {
-                    tracing::error!(%gpu, "worker is quarantined: it cannot become ready until an operator has mended what it says");
-                    pending().await
-                }
-                Some(Verdict::Quarantine) => {
-                    tracing::error!(%gpu, "worker is quarantined: it keeps exiting before it finishes a job");
+                Some(RestartDecision::RestartAfter(pause)) => sleep(pause).await,
+                Some(RestartDecision::QuarantineForGood) => pending().await,
+                Some(RestartDecision::Quarantine) => {
                     quarantine_over(all_lost, lift).await;
-                    tracing::info!(%gpu, "quarantine lifted: no worker was left");
+                    events.emit(WorkerEvent::QuarantineLifted);
                 }
             }
         };
-        let ordered = tokio::select! {
+        let control = tokio::select! {
             () = pause => return true,
-            orders = next_order(&mut self.orders) => orders,
-            () = stopped(&mut self.stop) => return self.leave_for_good(),
+            control = self.controls.next() => control,
         };
-        match ordered.drained {
-            true => self.stay_away().await,
-            false => true,
+        match control {
+            Control::Directive(directive) if directive.drained => self.stay_drained().await,
+            Control::Directive(_) => true,
+            Control::Stop => {
+                self.context.emit(WorkerEvent::Stopped);
+                false
+            }
         }
     }
 
     /// Waits until an operator wants the worker back; false when the pool stops meanwhile.
-    async fn stay_away(&mut self) -> bool {
-        self.change(Change::DrainAsked);
-        self.with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Drained));
-        let wanted = async {
-            if self.orders.wait_for(|o| !o.drained).await.is_err() {
-                pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            () = wanted => true,
-            () = stopped(&mut self.stop) => self.leave_for_good(),
+    async fn stay_drained(&mut self) -> bool {
+        self.context.emit(WorkerEvent::Drained);
+        self.context
+            .with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Drained));
+        let wanted = self.controls.wanted_back().await;
+        if !wanted {
+            self.context.emit(WorkerEvent::Stopped);
         }
+        wanted
     }
 
-    fn leave_for_good(&self) -> bool {
-        self.change(Change::ExitedAsked);
-        false
-    }
-
-    pub(super) fn change(&self, change: Change) {
-        let mut invalid = None;
-        self.status
-            .send_modify(|status| match status.state.transition(change) {
-                Ok(to) if to == status.state => {}
-                Ok(to) => {
-                    let from = std::mem::replace(&mut status.state, to);
-                    let worker_id = status.worker_id.as_ref().map(tracing::field::display);
-                    // Every segment goes through these two; all other changes are rare.
-                    match change {
-                        Change::JobStarted | Change::JobEnded => {
-                            tracing::debug!(worker_id, ?from, ?to, "worker changed state")
-                        }
-                        _ => tracing::info!(worker_id, ?from, ?to, "worker changed state"),
-                    }
-                }
-                Err(error) => invalid = Some(error),
-            });
-        if let Some(error) = invalid {
-            tracing::error!(gpu = %self.gpu.id, %error, "worker state left as it is");
-        }
-    }
-
-    pub(super) fn with_assignments<T>(&self, f: impl FnOnce(&mut Assignments, usize) -> T) -> T {
-        let mut assignments = self
-            .assignments
-            .lock()
-            .expect("no holder of this lock panics");
-        let out = f(&mut assignments, self.slot);
-        let lost = assignments.all_lost();
-        drop(assignments);
-        self.all_lost
-            .send_if_modified(|old| std::mem::replace(old, lost) != lost);
-        out
-    }
-
-    fn note_exit(&self, exit: Exit, verdict: Option<Verdict>) {
-        let uptime = self.started.elapsed();
-        match exit.kind {
-            ExitKind::Asked => {}
-            kind => {
-                tracing::warn!(gpu = %self.gpu.id, ?kind, reason = exit.reason, uptime_ms = uptime.as_millis(), "worker exited");
-            }
-        }
-        self.status.send_modify(|status| {
-            status.pid = None;
-            status.ready = None;
-            status.load_progress = None;
-            status.resident_bytes = None;
-            if exit.kind != ExitKind::Asked {
-                status.restarts += 1;
-            }
-            status.last_exit = Some(ExitReport {
-                kind: exit.kind,
-                reason: exit.reason,
-                permanent: exit.permanent,
-                uptime,
-                at: SystemTime::now(),
-            });
+    fn record_exit(&self, exit: WorkerExit, decision: Option<RestartDecision>) {
+        self.context.emit(WorkerEvent::Exited {
+            exit: exit.report(self.started.elapsed()),
+            decision,
+            for_good: self.controls.is_stopping(),
         });
-        self.change(match verdict {
-            None if *self.stop.borrow() == Stop::Run => Change::ExitedDrained,
-            None => Change::ExitedAsked,
-            Some(Verdict::RestartAfter(_)) => Change::ExitedToRestart,
-            Some(Verdict::Quarantine | Verdict::QuarantineForGood) => Change::ExitedToQuarantine,
-        });
-        if verdict.is_some_and(Verdict::quarantines) {
-            self.with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Lost));
+        if decision.is_some_and(RestartDecision::quarantines) {
+            self.context
+                .with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Lost));
         }
     }
 }
 
-/// When no worker has been left for a while, all quarantines end together.
+/// Kills and waits for a process that has failed, reads what it had still sent, and hands its sessions and jobs back.
+async fn end_failed(
+    mut serving: ServingWorker<'_, Box<ReadyProcess>>,
+    mut process: WorkerProcess,
+    mut exit: WorkerExit,
+) -> WorkerExit {
+    // The link of a process that dies often closes before the process can be waited for.
+    if exit.kind == ExitKind::Crashed
+        && let Ok(Ok(status)) = timeout(EXIT_TIMEOUT, process.wait()).await
+    {
+        exit.reason = describe(status);
+    }
+    kill(serving.link(), &mut process).await;
+    // A dead worker may have finished a job; a stuck one, or one with a bad link, is not listened to.
+    if exit.kind == ExitKind::Crashed {
+        serving.read_last_events().await;
+    }
+    exit.by_suspect_job = serving.runs_suspect_job();
+    serving.hand_back(&exit.reason);
+    serving.into_link().await;
+    process.read_last_lines().await;
+    exit
+}
+
+/// The exit of a process that was asked to exit.
+fn asked(left: std::io::Result<std::process::ExitStatus>) -> WorkerExit {
+    let reason = left.map_or_else(|error| error.to_string(), describe);
+    WorkerExit::new(ExitKind::Asked, reason)
+}
+
+/// Waits until no worker of the pool has been left for as long as `lift`: then all quarantines end together.
 async fn quarantine_over(mut all_lost: watch::Receiver<bool>, lift: Duration) {
-    // Err: the pool is gone, and whoever waits for this is about to be.
+    // An error means that the pool is gone, and that the caller is about to be.
     let _ = all_lost.wait_for(|lost| *lost).await;
-    // It ends early only when the quarantine of another is lifted, since nothing else brings a worker back by itself.
+    // The wait ends early only when another worker's quarantine was lifted: no other worker comes back by itself.
     let lifted_elsewhere = all_lost.wait_for(|lost| !*lost);
     let _ = timeout(lift, lifted_elsewhere).await;
-}
-
-/// The next thing that an operator wants.
-///
-/// # Cancel safety
-/// Cancel safe.
-pub(super) async fn next_order(orders: &mut watch::Receiver<Orders>) -> Orders {
-    match orders.changed().await {
-        Ok(()) => *orders.borrow_and_update(),
-        // The pool is gone.
-        Err(_) => pending().await,
-    }
-}
-
-pub(super) async fn stopped(stop: &mut watch::Receiver<Stop>) {
-    // A pool that is gone has stopped too.
-    let _ = stop.wait_for(|stop| *stop != Stop::Run).await;
 }

@@ -1,6 +1,6 @@
-//! What models write, made fit for use.
+//! Turns the text of a model's answer into prompts.
 
-/// One line without control characters; `None` when nothing is left.
+/// Joins the words of a text into one line without control characters; `None` when no word is left.
 pub(super) fn one_line(text: &str) -> Option<String> {
     let words: Vec<&str> = (text.split(|c: char| c.is_control() || c.is_whitespace()))
         .filter(|word| !word.is_empty())
@@ -8,8 +8,8 @@ pub(super) fn one_line(text: &str) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" "))
 }
 
-/// Alternatives, one a line, without bullets and numbers; from 1 to `count` when there is any text, each of at most
-/// `max_chars` characters. Longer ones are left out.
+/// Reads a list of prompts, one on each line, and strips bullets and numbers. Returns at most `count` prompts and leaves out
+/// those above `max_chars` characters. When no line is usable, the whole text counts as one prompt.
 pub(super) fn alternatives(text: &str, count: usize, max_chars: usize) -> Vec<String> {
     let lines: Vec<&str> = (text.lines())
         .filter(|line| !line.trim().is_empty())
@@ -20,7 +20,7 @@ pub(super) fn alternatives(text: &str, count: usize, max_chars: usize) -> Vec<St
     };
     let fits = |line: &String| line.chars().count() <= max_chars;
     let mut found: Vec<String> = (lines.iter())
-        .filter_map(|line| one_line(without_mark(line)))
+        .filter_map(|line| one_line(without_marker(line)))
         .filter(fits)
         .take(count)
         .collect();
@@ -30,17 +30,17 @@ pub(super) fn alternatives(text: &str, count: usize, max_chars: usize) -> Vec<St
     found
 }
 
-/// "Here are three alternatives:"
+/// Whether the first line only announces the list, such as "Here are three alternatives:".
 fn is_lead_in(line: &str, rest: &[&str]) -> bool {
-    let is_marked = |line: &str| without_mark(line).len() < line.trim().len();
+    let is_marked = |line: &str| without_marker(line).len() < line.trim().len();
     line.trim_end().ends_with(':')
         && !is_marked(line)
         && !rest.is_empty()
         && rest.iter().all(|line| is_marked(line))
 }
 
-/// Without the bullet or the number that the line begins with.
-fn without_mark(line: &str) -> &str {
+/// Strips the bullet or the number that the line begins with.
+fn without_marker(line: &str) -> &str {
     let line = line.trim();
     let bullet = ['-', '*', '•', '–', '—', '·', '+'];
     let number = line.trim_start_matches('(');

@@ -1,98 +1,104 @@
-//! Whether a provider is asked at all: one that keeps failing is left alone for a while, then tried by one call, and
-//! one that says when to come back is not asked before. Pure: the caller brings the time.
+//! A circuit breaker for one provider. It is pure: the caller passes the time in.
+//!
+//! The circuit is *closed* while the provider is well. After too many failures in a row it *opens*, and no call goes
+//! through for a rest period. Then it is *half-open*: a single probe call decides whether it closes or opens again. Apart
+//! from that, a provider that asks for a pause (`Retry-After`) is not called before the pause is over.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When a provider is left alone, and for how long.
+/// When the circuit opens, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Failures in a row.
+    /// The number of failures in a row that opens the circuit.
     pub failures: u32,
+    /// The time that an open circuit waits before it lets a probe call through.
     pub rest: Duration,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
-    /// In a row.
+    /// Failures since the last success.
     failures: u32,
-    rests_until: Option<Instant>,
-    /// After a rest, one call finds out whether the provider is well.
-    trying: bool,
-    /// As the provider has asked for.
-    waits_until: Option<Instant>,
+    /// When an open circuit becomes half-open; `None` while the circuit is closed.
+    open_until: Option<Instant>,
+    /// Whether the probe call of a half-open circuit is running.
+    is_probing: bool,
+    /// The end of the pause that the provider has asked for.
+    retry_at: Option<Instant>,
 }
 
-/// What to do with a provider now.
+/// Why the breaker rejects a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Ask,
-    /// Its failures are too many.
-    Rests,
-    /// It has said to come back then.
-    WaitsUntil(Instant),
+pub(super) enum Rejection {
+    /// The circuit is open, or half-open with its probe call running.
+    Open,
+    /// The provider has asked not to be called before this moment.
+    RetryAt(Instant),
 }
 
-/// As `/status` shows it.
+/// The state of a circuit, as `/status` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    Ok,
-    Resting,
-    /// One call finds out whether it is well again.
-    Trying,
-    Waiting,
+pub enum CircuitState {
+    Closed,
+    Open,
+    /// One probe call finds out whether the provider is well again.
+    HalfOpen,
+    /// The circuit is closed, and the provider has asked for a pause.
+    RateLimited,
 }
 
 impl Breaker {
-    /// Whether to ask. One that is asked must be followed by one of the methods below.
-    pub(super) fn ask(&mut self, now: Instant) -> Verdict {
-        match self.standing(now) {
-            Standing::Resting => return Verdict::Rests,
-            Standing::Trying if self.trying => return Verdict::Rests,
-            Standing::Trying => self.trying = true,
-            Standing::Ok | Standing::Waiting => {}
+    /// Asks for permission to make one call. A caller that gets it must report how the call went, by one of the four
+    /// methods below.
+    pub(super) fn try_acquire(&mut self, now: Instant) -> Result<(), Rejection> {
+        let state = self.state(now);
+        if state == CircuitState::Open || (state == CircuitState::HalfOpen && self.is_probing) {
+            return Err(Rejection::Open);
         }
-        match self.waits_until {
-            Some(until) if until > now => {
-                self.trying = false;
-                Verdict::WaitsUntil(until)
-            }
-            _ => Verdict::Ask,
+        if let Some(retry_at) = self.retry_at.filter(|retry_at| *retry_at > now) {
+            return Err(Rejection::RetryAt(retry_at));
         }
+        self.is_probing = state == CircuitState::HalfOpen;
+        Ok(())
     }
 
+    /// Reports a success, which closes the circuit.
     pub(super) fn succeeded(&mut self) {
         *self = Self::default();
     }
 
+    /// Reports a failure, which opens the circuit when it is one too many.
     pub(super) fn failed(&mut self, config: Config, now: Instant) {
-        self.trying = false;
+        self.is_probing = false;
         self.failures = self.failures.saturating_add(1);
         if self.failures >= config.failures {
-            self.rests_until = Some(now + config.rest);
+            self.open_until = Some(now + config.rest);
         }
     }
 
-    /// Neither a success nor a failure: whoever asked has gone away, or asked for what cannot be answered.
-    pub(super) fn left(&mut self) {
-        self.trying = false;
+    /// Reports a call that says nothing about the provider: it was cancelled, or its request could not be answered.
+    pub(super) fn abandoned(&mut self) {
+        self.is_probing = false;
     }
 
-    pub(super) fn told_to_wait(&mut self, until: Instant) {
-        self.trying = false;
-        self.waits_until = Some(until);
+    /// Reports that the provider asks not to be called before `retry_at`.
+    pub(super) fn rate_limited(&mut self, retry_at: Instant) {
+        self.is_probing = false;
+        self.retry_at = Some(retry_at);
     }
 
-    pub(super) fn standing(&self, now: Instant) -> Standing {
-        match (self.rests_until, self.waits_until) {
-            (Some(until), _) if until > now => Standing::Resting,
-            (Some(_), _) => Standing::Trying,
-            (None, Some(until)) if until > now => Standing::Waiting,
-            (None, _) => Standing::Ok,
+    pub(super) fn state(&self, now: Instant) -> CircuitState {
+        match (self.open_until, self.retry_at) {
+            (Some(until), _) if until > now => CircuitState::Open,
+            (Some(_), _) => CircuitState::HalfOpen,
+            (None, Some(retry_at)) if retry_at > now => CircuitState::RateLimited,
+            (None, _) => CircuitState::Closed,
         }
     }
 
+    /// Returns the number of failures since the last success.
     pub(super) fn failures(&self) -> u32 {
         self.failures
     }
@@ -108,40 +114,49 @@ mod tests {
     };
 
     #[test]
-    fn rests_after_failures_in_a_row_and_is_then_tried_by_one_call() {
+    fn opens_after_failures_in_a_row_and_lets_one_probe_through_when_half_open() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut breaker = Breaker::default();
         breaker.failed(CONFIG, start);
         breaker.succeeded();
         breaker.failed(CONFIG, start);
-        assert_eq!(breaker.ask(start), Verdict::Ask, "one in a row");
+        assert_eq!(breaker.try_acquire(start), Ok(()), "one in a row");
         breaker.failed(CONFIG, start);
-        assert_eq!(breaker.ask(at(29)), Verdict::Rests);
-        assert_eq!(breaker.ask(at(30)), Verdict::Ask);
-        assert_eq!(breaker.ask(at(30)), Verdict::Rests, "one tries it");
-        breaker.failed(CONFIG, at(31));
-        assert_eq!(breaker.ask(at(60)), Verdict::Rests);
-        assert_eq!(breaker.ask(at(61)), Verdict::Ask);
-        breaker.left();
+        assert_eq!(breaker.state(at(29)), CircuitState::Open);
+        assert_eq!(breaker.try_acquire(at(29)), Err(Rejection::Open));
+        assert_eq!(breaker.state(at(30)), CircuitState::HalfOpen);
+        assert_eq!(breaker.try_acquire(at(30)), Ok(()));
         assert_eq!(
-            breaker.ask(at(61)),
-            Verdict::Ask,
-            "nobody tries it any more"
+            breaker.try_acquire(at(30)),
+            Err(Rejection::Open),
+            "one probe"
+        );
+        breaker.failed(CONFIG, at(31));
+        assert_eq!(breaker.try_acquire(at(60)), Err(Rejection::Open));
+        assert_eq!(breaker.try_acquire(at(61)), Ok(()));
+        breaker.abandoned();
+        assert_eq!(
+            breaker.try_acquire(at(61)),
+            Ok(()),
+            "no probe runs any more"
         );
         breaker.succeeded();
-        assert_eq!(breaker.standing(at(61)), Standing::Ok);
-        assert_eq!(breaker.ask(at(61)), Verdict::Ask);
+        assert_eq!(breaker.state(at(61)), CircuitState::Closed);
+        assert_eq!(breaker.try_acquire(at(61)), Ok(()));
     }
 
     #[test]
-    fn is_not_asked_before_the_moment_that_it_has_named() {
+    fn no_call_goes_through_before_the_pause_is_over_that_the_provider_has_asked_for() {
         let start = Instant::now();
-        let until = start + Duration::from_secs(3);
+        let retry_at = start + Duration::from_secs(3);
         let mut breaker = Breaker::default();
-        breaker.told_to_wait(until);
-        assert_eq!(breaker.ask(start), Verdict::WaitsUntil(until));
-        assert_eq!(breaker.standing(start), Standing::Waiting);
-        assert_eq!(breaker.ask(until), Verdict::Ask);
+        breaker.rate_limited(retry_at);
+        assert_eq!(
+            breaker.try_acquire(start),
+            Err(Rejection::RetryAt(retry_at))
+        );
+        assert_eq!(breaker.state(start), CircuitState::RateLimited);
+        assert_eq!(breaker.try_acquire(retry_at), Ok(()));
     }
 }

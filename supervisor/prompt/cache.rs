@@ -1,50 +1,50 @@
-//! The prompts that were enhanced lately, with what became of them.
+//! An LRU cache of enhanced prompts. The key is the whole prompt of the client.
 
-use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 
-use super::enhancer::Answer;
+use lru::LruCache;
 
-/// What is used most recently stays.
+use super::generated::GeneratedPrompt;
+
 #[derive(Debug)]
-pub(super) struct Cache {
-    /// The least recently used one first.
-    entries: VecDeque<(String, Answer)>,
-    capacity: usize,
+pub(super) struct PromptCache {
+    /// The entries; `None` when the capacity is 0, which disables the cache.
+    entries: Option<LruCache<String, GeneratedPrompt>>,
+    /// The number of lookups that found an entry, since the start.
     hits: u64,
 }
 
-impl Cache {
+impl PromptCache {
+    /// Creates a cache that holds at most `capacity` prompts.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
-            entries: VecDeque::new(),
-            capacity,
+            entries: NonZeroUsize::new(capacity).map(LruCache::new),
             hits: 0,
         }
     }
 
-    pub(super) fn get(&mut self, prompt: &str) -> Option<Answer> {
-        let found = self.entries.iter().position(|(key, _)| key == prompt)?;
-        let entry = self.entries.remove(found)?;
-        let answer = entry.1.clone();
-        self.entries.push_back(entry);
+    /// Looks up what a prompt became, and marks that entry as the most recently used one.
+    pub(super) fn get(&mut self, prompt: &str) -> Option<GeneratedPrompt> {
+        let found = self.entries.as_mut()?.get(prompt)?.clone();
         self.hits += 1;
-        Some(answer)
+        Some(found)
     }
 
-    pub(super) fn put(&mut self, prompt: &str, answer: &Answer) {
-        self.entries.retain(|(key, _)| key != prompt);
-        self.entries.push_back((prompt.to_owned(), answer.clone()));
-        while self.entries.len() > self.capacity {
-            self.entries.pop_front();
+    /// Adds an entry or replaces it. A full cache drops its least recently used entry.
+    pub(super) fn put(&mut self, prompt: &str, generated: &GeneratedPrompt) {
+        if let Some(entries) = &mut self.entries {
+            entries.put(prompt.to_owned(), generated.clone());
         }
     }
 
     pub(super) fn clear(&mut self) {
-        self.entries.clear();
+        if let Some(entries) = &mut self.entries {
+            entries.clear();
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.as_ref().map_or(0, LruCache::len)
     }
 
     pub(super) fn hits(&self) -> u64 {
@@ -58,25 +58,35 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_least_recently_used_entry_leaves() {
-        let answer = |content: &str| Answer {
+    fn generated(content: &str) -> GeneratedPrompt {
+        GeneratedPrompt {
             content: content.to_owned(),
             provider: "p".to_owned(),
             model: "m".to_owned(),
             latency: Duration::ZERO,
             fallback_used: false,
-        };
-        let mut cache = Cache::new(2);
-        cache.put("a", &answer("A"));
-        cache.put("b", &answer("B"));
+        }
+    }
+
+    #[test]
+    fn the_least_recently_used_entry_leaves() {
+        let mut cache = PromptCache::new(2);
+        cache.put("a", &generated("A"));
+        cache.put("b", &generated("B"));
         assert_eq!(cache.get("a").unwrap().content, "A");
-        cache.put("c", &answer("C"));
+        cache.put("c", &generated("C"));
         assert!(cache.get("b").is_none());
         assert_eq!(cache.get("a").unwrap().content, "A");
         assert_eq!((cache.len(), cache.hits()), (2, 2));
-        let mut none = Cache::new(0);
-        none.put("a", &answer("A"));
-        assert!(none.get("a").is_none());
+        cache.clear();
+        assert!(cache.get("a").is_none());
+    }
+
+    #[test]
+    fn a_capacity_of_zero_keeps_nothing() {
+        let mut cache = PromptCache::new(0);
+        cache.put("a", &generated("A"));
+        assert!(cache.get("a").is_none());
+        assert_eq!(cache.len(), 0);
     }
 }

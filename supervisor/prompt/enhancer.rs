@@ -1,5 +1,5 @@
-//! The three things that a model does for prompts: enhance one, write the next one, write others. Each goes through the
-//! providers in their order until one answers.
+//! The three operations on prompts that need a language model: enhance a prompt, extend a story by its next prompt,
+//! rewrite a prompt into alternatives. Each operation falls back from provider to provider until one answers.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -8,84 +8,64 @@ use std::time::Duration;
 use reqwest::Client;
 use tokio::time::{Instant, sleep_until};
 
-pub use super::breaker::{Config as BreakerConfig, Standing};
+pub use super::breaker::{CircuitState, Config as BreakerConfig};
 pub use super::provider::ProviderStatus;
 
 use super::answer::{alternatives, one_line};
-use super::breaker::Verdict;
-use super::cache::Cache;
+use super::breaker::Rejection;
+use super::cache::PromptCache;
+use super::generated::{GeneratedPrompt, PromptAlternatives};
 use super::instructions::{Instructions, InstructionsError, Origins};
-use super::provider::{self, Failure, Models, Provider, Question};
+use super::provider::{self, CallPermit, CompletionRequest, LlmError, Models, Provider};
 
-/// How often all providers are asked for one answer, when they say when to come back.
+/// How many times one operation goes through all providers, when they ask it to retry later.
 const MAX_ROUNDS: u32 = 4;
-/// A provider that says "at once" is given this much all the same.
+/// The shortest pause between two rounds, also when a provider asks for `Retry-After: 0`.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 
-/// Who writes prompts, and how.
+/// The providers, and how prompts are generated.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// At least one; the first is asked first.
+    /// The providers in the order in which they are tried; at least one.
     pub providers: Vec<provider::Config>,
-    /// `enhance.txt`, `auto_extend.txt` and `rewrite.txt`; built-in system prompts where one is missing.
+    /// The folder with `enhance.txt`, `auto_extend.txt` and `rewrite.txt`. A built-in system prompt stands in for a file
+    /// that is missing.
     pub system_prompt_dir: Option<PathBuf>,
-    /// For one operation, over all providers.
+    /// The time limit of one operation, over all providers.
     pub timeout: Duration,
     pub enhance: Style,
     pub auto_extend: Style,
     pub rewrite: Style,
-    /// Prompts that were enhanced lately and are not asked for again.
+    /// The capacity of the LRU cache of enhanced prompts; 0 disables the cache.
     pub cache_entries: usize,
-    /// A longer answer is no prompt.
+    /// The longest prompt that is accepted from a model, in characters.
     pub max_prompt_chars: usize,
     pub breaker: BreakerConfig,
-    /// Curated prompts of one session that are enhanced at the same time.
+    /// How many curated prompts of one session are enhanced at the same time.
     pub max_parallel: usize,
 }
 
-/// How a model writes.
+/// The sampling parameters of an operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Style {
-    /// 0 to 2.
+    /// The sampling temperature, 0 to 2.
     pub temperature: f64,
     pub max_tokens: u32,
 }
 
-/// What a model has written.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    /// One line without control characters.
-    pub content: String,
-    pub provider: String,
-    pub model: String,
-    /// Over all providers that were asked; what came from the cache took none.
-    pub latency: Duration,
-    /// Another provider than the first has answered.
-    pub fallback_used: bool,
-}
-
-/// Alternatives to a prompt.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rewritten {
-    /// At least one.
-    pub alternatives: Vec<String>,
-    pub provider: String,
-    pub model: String,
-    pub latency: Duration,
-    pub fallback_used: bool,
-}
-
-/// As `/status` shows it.
+/// The enhancer's health, as `/status` shows it.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// In the order in which they are asked.
+    /// The providers in the order in which they are tried.
     pub providers: Vec<ProviderStatus>,
     pub system_prompts: Origins,
+    /// The number of entries in the cache.
     pub cached: usize,
+    /// The number of cache hits since the start.
     pub cache_hits: u64,
 }
 
-/// Cheap to clone.
+/// Generates prompts with the help of language models. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Enhancer(Arc<Inner>);
 
@@ -95,33 +75,34 @@ struct Inner {
     providers: Vec<Provider>,
     client: Client,
     instructions: RwLock<Arc<Instructions>>,
-    cache: Mutex<Cache>,
+    cache: Mutex<PromptCache>,
 }
 
-/// What is done, with all that differs between operations.
+/// One operation: everything that differs between enhancing, extending and rewriting.
 struct Operation<'a> {
     system: &'a str,
     user: &'a str,
     style: Style,
+    /// Selects the operation's model from those of a provider.
     model: fn(&Models) -> &String,
-    /// What is usable of an answer.
-    accept: &'a (dyn Fn(&str) -> Result<Vec<String>, Failure> + Sync),
+    /// Parses an answer into the prompts in it, or rejects it.
+    accept: &'a (dyn Fn(&str) -> Result<Vec<String>, LlmError> + Sync),
 }
 
-/// How asking all providers has ended.
-enum Round {
+/// The result of trying each provider once.
+enum RoundResult {
     Answered {
-        /// Of the provider in the order.
-        place: usize,
+        /// The position of the provider in the order.
+        provider: usize,
         texts: Vec<String>,
     },
-    Failed(Failure),
-    /// One has said when it has time.
-    ComeBack(Instant),
+    Failed(LlmError),
+    /// At least one provider accepts calls again at this moment.
+    RetryAt(Instant),
 }
 
-/// The first usable answer.
-struct Found {
+/// The first usable answer, and where it comes from.
+struct Completion {
     texts: Vec<String>,
     provider: String,
     model: String,
@@ -130,8 +111,10 @@ struct Found {
 }
 
 impl Enhancer {
+    /// Reads the system prompts. No provider is called yet.
+    ///
     /// # Errors
-    /// When the system prompts cannot be read.
+    /// Returns an error when a system prompt cannot be read.
     pub fn open(config: Config) -> Result<Self, InstructionsError> {
         let instructions = Instructions::read(config.system_prompt_dir.as_deref())?;
         Ok(Self(Arc::new(Inner {
@@ -143,50 +126,51 @@ impl Enhancer {
                 .collect(),
             client: provider::client(),
             instructions: RwLock::new(Arc::new(instructions)),
-            cache: Mutex::new(Cache::new(config.cache_entries)),
+            cache: Mutex::new(PromptCache::new(config.cache_entries)),
             config,
         })))
     }
 
+    /// Returns how many curated prompts of one session are enhanced at the same time.
     pub fn max_parallel(&self) -> usize {
         self.0.config.max_parallel
     }
 
-    /// Writes a prompt out in detail.
+    /// Enhances a prompt: a model writes it out in detail. Answers come from the cache where possible.
     ///
     /// # Errors
-    /// When no provider answers in time.
-    pub async fn enhance(&self, prompt: &str) -> Result<Answer, Failure> {
-        if let Some(answer) = self.cache().get(prompt) {
-            return Ok(Answer {
+    /// Returns an error when no provider gives a usable answer in time.
+    pub async fn enhance(&self, prompt: &str) -> Result<GeneratedPrompt, LlmError> {
+        if let Some(cached) = self.cache().get(prompt) {
+            return Ok(GeneratedPrompt {
                 latency: Duration::ZERO,
-                ..answer
+                ..cached
             });
         }
         let instructions = self.instructions();
-        let found = self
-            .ask(&Operation {
+        let completion = self
+            .run(&Operation {
                 system: &instructions.enhance,
                 user: prompt,
                 style: self.0.config.enhance,
                 model: |models| &models.enhance,
-                accept: &|text| self.prompt(text),
+                accept: &|text| self.single_prompt(text),
             })
             .await?;
-        let answer = Answer::from(found);
-        // An answer to old system prompts must not outlive them.
+        let generated = GeneratedPrompt::from(completion);
+        // The system prompts may have been reloaded meanwhile, which has cleared the cache of answers to the old ones.
         let mut cache = self.cache();
         if Arc::ptr_eq(&instructions, &self.instructions()) {
-            cache.put(prompt, &answer);
+            cache.put(prompt, &generated);
         }
-        Ok(answer)
+        Ok(generated)
     }
 
-    /// Writes the prompt that comes after those so far, the oldest of which is first.
+    /// Extends a story: a model writes the prompt that follows those in `story`, the oldest of which is first.
     ///
     /// # Errors
-    /// When no provider answers in time.
-    pub async fn extend(&self, story: &[String]) -> Result<Answer, Failure> {
+    /// Returns an error when no provider gives a usable answer in time.
+    pub async fn extend(&self, story: &[String]) -> Result<GeneratedPrompt, LlmError> {
         let instructions = self.instructions();
         let user: Vec<String> = (1..)
             .zip(story)
@@ -197,43 +181,48 @@ impl Enhancer {
             user: &user.join("\n"),
             style: self.0.config.auto_extend,
             model: |models| &models.auto_extend,
-            accept: &|text| self.prompt(text),
+            accept: &|text| self.single_prompt(text),
         };
-        self.ask(&operation).await.map(Answer::from)
+        self.run(&operation).await.map(GeneratedPrompt::from)
     }
 
-    /// Writes at most `count` alternatives to a prompt.
+    /// Rewrites a prompt: a model writes at most `count` alternatives to it.
     ///
     /// # Errors
-    /// When no provider answers in time.
-    pub async fn rewrite(&self, seed_prompt: &str, count: usize) -> Result<Rewritten, Failure> {
+    /// Returns an error when no provider gives a usable answer in time.
+    pub async fn rewrite(
+        &self,
+        seed_prompt: &str,
+        count: usize,
+    ) -> Result<PromptAlternatives, LlmError> {
         let instructions = self.instructions();
         let max_chars = self.0.config.max_prompt_chars;
-        let found = self
-            .ask(&Operation {
+        let completion = self
+            .run(&Operation {
                 system: &instructions.rewrite,
                 user: &format!("Number of alternatives: {count}\nPrompt: {seed_prompt}"),
                 style: self.0.config.rewrite,
                 model: |models| &models.rewrite,
                 accept: &|text| match alternatives(text, count, max_chars) {
-                    none if none.is_empty() => Err(Failure::Unusable("it is too long")),
+                    none if none.is_empty() => Err(LlmError::Unusable("it is too long")),
                     some => Ok(some),
                 },
             })
             .await?;
-        Ok(Rewritten {
-            alternatives: found.texts,
-            provider: found.provider,
-            model: found.model,
-            latency: found.latency,
-            fallback_used: found.fallback_used,
+        Ok(PromptAlternatives {
+            alternatives: completion.texts,
+            provider: completion.provider,
+            model: completion.model,
+            latency: completion.latency,
+            fallback_used: completion.fallback_used,
         })
     }
 
-    /// Reads the system prompts again. Those of operations that run stay as they are. Blocks on the disk.
+    /// Reloads the system prompts and clears the cache. Running operations keep the system prompts that they began with.
+    /// It blocks on the disk.
     ///
     /// # Errors
-    /// When one cannot be read: then all stay as they were.
+    /// Returns an error when a system prompt cannot be read; then all of them stay as they were.
     pub fn reload(&self) -> Result<Origins, InstructionsError> {
         let read = Instructions::read(self.0.config.system_prompt_dir.as_deref())?;
         let origins = read.origins;
@@ -243,6 +232,7 @@ impl Enhancer {
         Ok(origins)
     }
 
+    /// Returns the health of the providers and the size of the cache.
     pub fn status(&self) -> Status {
         let cache = self.cache();
         Status {
@@ -253,92 +243,100 @@ impl Enhancer {
         }
     }
 
-    async fn ask(&self, operation: &Operation<'_>) -> Result<Found, Failure> {
-        let began = Instant::now();
-        let deadline = began + self.0.config.timeout;
+    /// Runs an operation: goes through the providers until one answers, and again when they ask for a retry in time.
+    async fn run(&self, operation: &Operation<'_>) -> Result<Completion, LlmError> {
+        let started = Instant::now();
+        let deadline = started + self.0.config.timeout;
         for _ in 0..MAX_ROUNDS {
-            match self.ask_all(operation, deadline).await {
-                Round::Answered { place, texts } => {
-                    let provider = &self.0.providers[place].config;
-                    return Ok(Found {
+            match self.try_providers(operation, deadline).await {
+                RoundResult::Answered { provider, texts } => {
+                    let config = &self.0.providers[provider].config;
+                    return Ok(Completion {
                         texts,
-                        provider: provider.name.clone(),
-                        model: (operation.model)(&provider.models).clone(),
-                        latency: began.elapsed(),
-                        fallback_used: place > 0,
+                        provider: config.name.clone(),
+                        model: (operation.model)(&config.models).clone(),
+                        latency: started.elapsed(),
+                        fallback_used: provider > 0,
                     });
                 }
-                Round::Failed(failure) => return Err(failure),
-                Round::ComeBack(until) if until < deadline => sleep_until(until).await,
-                Round::ComeBack(_) => break,
+                RoundResult::Failed(error) => return Err(error),
+                RoundResult::RetryAt(moment) if moment < deadline => sleep_until(moment).await,
+                RoundResult::RetryAt(_) => break,
             }
         }
-        Err(Failure::Busy { retry_after: None })
+        Err(LlmError::Busy { retry_after: None })
     }
 
-    /// Asks each provider once, until one answers.
-    async fn ask_all(&self, operation: &Operation<'_>, deadline: Instant) -> Round {
-        let mut come_back: Option<Instant> = None;
-        let mut last = Failure::AllRest;
-        for (place, provider) in self.0.providers.iter().enumerate() {
-            let until = match provider.turn() {
-                Err(Verdict::WaitsUntil(until)) => Some(until),
-                Err(_) => None,
-                Ok(turn) => match self.ask_one(turn, provider, operation, deadline).await {
-                    Ok(texts) => return Round::Answered { place, texts },
-                    Err(failure) if !failure.is_retryable() => return Round::Failed(failure),
-                    Err(failure) => {
-                        let until = failure.come_back(Instant::now());
-                        last = failure;
-                        until
+    /// Calls each provider once, in their order, until one answers.
+    async fn try_providers(&self, operation: &Operation<'_>, deadline: Instant) -> RoundResult {
+        let mut earliest_retry: Option<Instant> = None;
+        let mut last_error = LlmError::AllCircuitsOpen;
+        for (position, provider) in self.0.providers.iter().enumerate() {
+            let retry_at = match provider.try_acquire() {
+                Err(Rejection::RetryAt(moment)) => Some(moment),
+                Err(Rejection::Open) => None,
+                Ok(permit) => match self.call(permit, provider, operation, deadline).await {
+                    Ok(texts) => {
+                        return RoundResult::Answered {
+                            provider: position,
+                            texts,
+                        };
+                    }
+                    Err(error) if !error.is_retryable() => return RoundResult::Failed(error),
+                    Err(error) => {
+                        let retry_at = error.retry_at(Instant::now());
+                        last_error = error;
+                        retry_at
                     }
                 },
             };
-            come_back = come_back.into_iter().chain(until).min();
+            earliest_retry = earliest_retry.into_iter().chain(retry_at).min();
             if Instant::now() >= deadline {
-                return Round::Failed(last);
+                return RoundResult::Failed(last_error);
             }
         }
-        match come_back {
-            Some(until) => Round::ComeBack(until.max(Instant::now() + MIN_WAIT)),
-            None => Round::Failed(last),
+        match earliest_retry {
+            Some(moment) => RoundResult::RetryAt(moment.max(Instant::now() + MIN_WAIT)),
+            None => RoundResult::Failed(last_error),
         }
     }
 
-    async fn ask_one(
+    /// Calls one provider.
+    async fn call(
         &self,
-        turn: provider::Turn<'_>,
+        permit: CallPermit<'_>,
         provider: &Provider,
         operation: &Operation<'_>,
         deadline: Instant,
-    ) -> Result<Vec<String>, Failure> {
-        let question = Question {
+    ) -> Result<Vec<String>, LlmError> {
+        let request = CompletionRequest {
             model: (operation.model)(&provider.config.models),
             system: operation.system,
             user: operation.user,
             temperature: operation.style.temperature,
             max_tokens: operation.style.max_tokens,
         };
-        let patience = deadline.saturating_duration_since(Instant::now());
+        let time_left = deadline.saturating_duration_since(Instant::now());
         let breaker = self.0.config.breaker;
-        turn.ask(
-            &self.0.client,
-            question,
-            patience,
-            breaker,
-            operation.accept,
-        )
-        .await
+        permit
+            .call(
+                &self.0.client,
+                request,
+                time_left,
+                breaker,
+                operation.accept,
+            )
+            .await
     }
 
-    /// An answer that is one prompt.
-    fn prompt(&self, text: &str) -> Result<Vec<String>, Failure> {
+    /// Accepts an answer that is a single prompt of the allowed length.
+    fn single_prompt(&self, text: &str) -> Result<Vec<String>, LlmError> {
         match one_line(text) {
             Some(prompt) if prompt.chars().count() <= self.0.config.max_prompt_chars => {
                 Ok(vec![prompt])
             }
-            Some(_) => Err(Failure::Unusable("it is too long")),
-            None => Err(Failure::Unusable("it says nothing")),
+            Some(_) => Err(LlmError::Unusable("it is too long")),
+            None => Err(LlmError::Unusable("it says nothing")),
         }
     }
 
@@ -347,19 +345,19 @@ impl Enhancer {
         instructions.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn cache(&self) -> MutexGuard<'_, Cache> {
+    fn cache(&self) -> MutexGuard<'_, PromptCache> {
         self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl From<Found> for Answer {
-    fn from(found: Found) -> Self {
+impl From<Completion> for GeneratedPrompt {
+    fn from(completion: Completion) -> Self {
         Self {
-            content: found.texts.into_iter().next().unwrap_or_default(),
-            provider: found.provider,
-            model: found.model,
-            latency: found.latency,
-            fallback_used: found.fallback_used,
+            content: completion.texts.into_iter().next().unwrap_or_default(),
+            provider: completion.provider,
+            model: completion.model,
+            latency: completion.latency,
+            fallback_used: completion.fallback_used,
         }
     }
 }

@@ -1,22 +1,26 @@
-//! Reads supervised fastText models (`.bin`, and quantised ones, `.ftz`) and tells how likely a label is for a text, with
-//! the scores that `fasttext predict-prob` prints.
+//! Reads supervised fastText models (`.bin`, and quantised ones, `.ftz`) and computes how likely a label is for a text. The
+//! scores are those that `fasttext predict-prob` prints.
 //!
-//! Called by `safety`. It trains nothing. A file is never trusted: all that is taken from it is checked while it is read,
-//! so that nothing can go wrong later, and memory is asked for only after the file was seen to be long enough for it.
+//! Called by `safety`. It does not train models. A file is never trusted: every value is checked while it is read, so that
+//! nothing can go wrong later, and memory is allocated only after the file has proved long enough for it.
 //!
-//! `source` reads the file, `dictionary` knows which rows of the model a text consists of, `matrix` holds them, `loss`
-//! makes a score of their mean.
+//! `source` reads the file, `dictionary` finds the rows of the model that a text consists of, `matrix` holds the rows,
+//! `loss` turns their mean into a score, `error` is why a file cannot be used.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use dictionary::Dictionary;
+pub use error::ModelError;
+
+use dictionary::{Dictionary, Ngrams};
+use error::{MAGIC, OLD_VERSION, VERSION, check_equal, damaged, within};
 use loss::Loss;
 use matrix::Matrix;
 use source::Source;
 
 mod dictionary;
+mod error;
 mod loss;
 mod matrix;
 mod source;
@@ -25,90 +29,41 @@ mod tests;
 #[cfg(test)]
 pub(super) mod trained;
 
-const MAGIC: i32 = 793_712_314;
-/// Versions 11 and 12 differ in one thing: supervised models of the older one know no subwords.
-const OLD_VERSION: i32 = 11;
-const VERSION: i32 = 12;
+/// The code of supervised models.
 const SUPERVISED: i32 = 3;
-/// Of characters or words; more than five are hardly ever used. Keeps the time bounded that a text takes.
+/// The longest n-gram of characters or of words that is accepted. Models hardly ever use more than five; the limit bounds
+/// the time that a text takes.
 const MAX_NGRAM: i32 = 64;
-
-/// Why a file is no model that can be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    #[error("cannot read it")]
-    Read(#[from] io::Error),
-    #[error("not a file")]
-    NotAFile,
-    #[error("not a fastText model: it begins with {0:#010x}, expected {MAGIC:#010x}")]
-    NotAModel(i32),
-    #[error("a fastText model of version {0}, expected {OLD_VERSION} or {VERSION}")]
-    Version(i32),
-    #[error("not a classifier but a model of words, made by `fasttext skipgram` or `cbow`")]
-    NotSupervised,
-    #[error("cut off or damaged: {what} takes {needed} bytes and {left} are left")]
-    Short {
-        what: &'static str,
-        needed: u64,
-        left: u64,
-    },
-    #[error("damaged: {what} is {given}, expected {expected}")]
-    Damaged {
-        what: &'static str,
-        given: i64,
-        expected: String,
-    },
-    #[error("damaged: {0} holds a value that is not a finite number")]
-    NotFinite(&'static str),
-}
 
 /// A supervised model in memory.
 #[derive(Debug)]
 pub struct Classifier {
     dictionary: Dictionary,
-    /// A row for each word and each bucket of n-grams.
+    /// One row for each word and for each bucket of n-grams.
     input: Matrix,
-    /// A row for each label; with hierarchical softmax, for each inner node of the tree of labels.
+    /// One row for each label or, with hierarchical softmax, for each inner node of the tree of labels.
     output: Matrix,
     loss: Loss,
 }
 
-/// A label of one [`Classifier`].
+/// A label of one [`Classifier`]; it must not be used with another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label(usize);
 
-/// What the file says about how the model was trained, as far as it matters for using it.
+/// The training parameters in the file that matter when the model is used.
 struct Args {
     dim: usize,
     loss: i32,
     ngrams: Ngrams,
 }
 
-/// Which n-grams a text is split into.
-#[derive(Debug)]
-struct Ngrams {
-    /// Characters of the shortest and the longest subword; no subwords when `max_chars` is 0.
-    min_chars: usize,
-    max_chars: usize,
-    /// Words of the longest n-gram of words; none when below 2.
-    max_words: usize,
-    /// N-grams are hashed to so many rows.
-    buckets: u32,
-}
-
-impl Ngrams {
-    fn are_used(&self) -> bool {
-        self.max_chars > 0 || self.max_words > 1
-    }
-}
-
 impl Classifier {
-    /// Reads a model from a file. Takes seconds when it is large.
+    /// Reads a model from a file. A large model takes seconds.
     ///
     /// # Errors
-    /// When the file cannot be read, or is not a whole supervised model.
+    /// Returns an error when the file cannot be read, or is not a complete supervised model.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        // Before it is opened: that would wait for whoever writes to a pipe.
+        // This must come first: opening a named pipe would wait for its writer.
         if !path.metadata()?.is_file() {
             return Err(ModelError::NotAFile);
         }
@@ -120,7 +75,7 @@ impl Classifier {
     /// Reads a model of `len` bytes.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// Returns an error in the same cases as [`Self::open`].
     pub fn read(bytes: impl BufRead, len: u64) -> Result<Self, ModelError> {
         let mut source = Source::new(bytes, len);
         let version = read_version(&mut source)?;
@@ -153,21 +108,21 @@ impl Classifier {
         })
     }
 
-    /// The label of that name, such as `__label__unsafe`.
+    /// Finds a label by its name, such as `__label__unsafe`.
     pub fn label(&self, name: &str) -> Option<Label> {
         let labels = self.dictionary.labels();
         let position = labels.iter().position(|l| *l.name == *name.as_bytes());
         position.map(Label)
     }
 
-    /// How likely the label is for the text, from 0 to about 1.00001, as `fasttext predict-prob` has it; `None` when no
-    /// part of the text is known to the model. A line feed ends the text, and so does the word `</s>`.
+    /// Computes how likely the label is for the text, from 0 to about 1.00001, as `fasttext predict-prob` does. Returns
+    /// `None` when the model knows no part of the text. The text ends at a line feed or at the word `</s>`.
     pub fn score(&self, text: &str, label: Label) -> Option<f32> {
         let hidden = self.mean_row(text)?;
         Some(self.loss.score(&self.output, &hidden, label.0))
     }
 
-    /// The mean of the rows that the text consists of, `[dim]`.
+    /// Computes the mean of the rows that the text consists of, `[dim]`.
     fn mean_row(&self, text: &str) -> Option<Vec<f32>> {
         let mut sum = vec![0.0; self.input.cols()];
         let mut rows = 0u32;
@@ -178,7 +133,11 @@ impl Classifier {
         if rows == 0 {
             return None;
         }
-        let share = narrowed(1.0 / f64::from(rows));
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rounds to the nearest, as the tool does"
+        )]
+        let share = (1.0 / f64::from(rows)) as f32;
         for value in &mut sum {
             *value *= share;
         }
@@ -234,37 +193,4 @@ impl Args {
             ngrams,
         })
     }
-}
-
-/// A number of the file, as the type that a count has here.
-fn within<T: TryFrom<i32>>(
-    what: &'static str,
-    given: i32,
-    min: i32,
-    max: i32,
-) -> Result<T, ModelError> {
-    let fits = (min..=max).contains(&given);
-    let value = T::try_from(given).ok().filter(|_| fits);
-    value.ok_or_else(|| damaged(what, given, &format!("{min} to {max}")))
-}
-
-fn check_equal(what: &'static str, given: usize, expected: usize) -> Result<(), ModelError> {
-    match given == expected {
-        true => Ok(()),
-        false => Err(damaged(what, given, &expected.to_string())),
-    }
-}
-
-fn damaged(what: &'static str, given: impl TryInto<i64>, expected: &str) -> ModelError {
-    ModelError::Damaged {
-        what,
-        given: given.try_into().unwrap_or(i64::MAX),
-        expected: expected.to_owned(),
-    }
-}
-
-/// fastText calculates some things in double precision and keeps the result in single.
-#[expect(clippy::cast_possible_truncation, reason = "rounds to the nearest")]
-fn narrowed(value: f64) -> f32 {
-    value as f32
 }

@@ -1,14 +1,12 @@
-//! The system prompts, from a folder or built in.
+//! The system prompts for the language models: files in a folder, or built-in texts.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
-/// A file above this is no system prompt.
+/// The largest file that is accepted as a system prompt.
 const MAX_BYTES: u64 = 64 << 10;
 
-/// What a model is told for each operation.
+/// The system prompt of each operation.
 #[derive(Clone, Debug)]
 pub(super) struct Instructions {
     pub(super) enhance: String,
@@ -18,24 +16,23 @@ pub(super) struct Instructions {
 }
 
 /// Where each system prompt comes from: `default` or `file`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origins {
-    #[schema(value_type = String)]
     pub enhance: Origin,
-    #[schema(value_type = String)]
     pub auto_extend: Origin,
-    #[schema(value_type = String)]
     pub rewrite: Origin,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+/// Where one system prompt comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
+    /// The text is built in.
     Default,
+    /// The text was read from the folder.
     File,
 }
 
-/// Why the system prompts cannot be read. Names the file.
+/// Why the system prompts cannot be read. The message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum InstructionsError {
     #[error("cannot read {}: {source}", path.display())]
@@ -45,7 +42,7 @@ pub enum InstructionsError {
 }
 
 impl Instructions {
-    /// Reads all three; a file that is missing or empty stands for the built-in prompt.
+    /// Reads all three system prompts. The built-in one stands in for a file that is missing or empty.
     pub(super) fn read(folder: Option<&Path>) -> Result<Self, InstructionsError> {
         if let Some(folder) = folder {
             let readable = std::fs::read_dir(folder);
@@ -80,6 +77,7 @@ impl Instructions {
     }
 }
 
+/// Reads one system prompt; `None` when the file is missing or contains only blanks.
 fn read_file(path: &Path) -> Result<Option<String>, InstructionsError> {
     let unreadable = |source| InstructionsError::Unreadable {
         path: path.to_owned(),

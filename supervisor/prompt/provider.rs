@@ -1,4 +1,4 @@
-//! One model behind an OpenAI-compatible chat-completions endpoint.
+//! A provider: language models behind an OpenAI-compatible chat-completions endpoint, guarded by a circuit breaker.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,29 +10,30 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
 use super::answer::one_line;
-use super::breaker::{self, Breaker, Verdict};
+use super::breaker::{self, Breaker, CircuitState, Rejection};
+use crate::causes::with_causes;
 
-/// Of an answer, headers not counted.
+/// The largest body of an answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
-/// A provider is not left alone for longer than this, whatever it asks for.
+/// The longest pause that a provider can ask for with `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// For a connection; part of the time that a call may take.
+/// The time limit for opening a connection. It is part of the time limit of the call.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where a model is found and how it is asked.
+/// Where a provider is found and how it is called.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `cerebras`, `groq` or `openai_compatible`.
+    /// The provider's kind: `cerebras`, `groq` or `openai_compatible`.
     pub name: String,
-    /// `chat/completions` comes behind it.
+    /// The base of the API's addresses; `chat/completions` is appended to its path.
     pub base_url: Url,
     pub key: Key,
     pub models: Models,
-    /// For one call.
+    /// The time limit of one call.
     pub timeout: Duration,
 }
 
-/// The model for each operation.
+/// The name of the model for each operation.
 #[derive(Clone, Debug)]
 pub struct Models {
     pub enhance: String,
@@ -40,12 +41,12 @@ pub struct Models {
     pub rewrite: String,
 }
 
-/// What a provider knows its customer by. Never shown.
+/// The API key. It is never shown, not by `Debug` either.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Key {
     NotNeeded,
     Given(String),
-    /// Every call fails. The variable that holds none.
+    /// The environment variable of this name holds no key: every call fails.
     Missing(String),
 }
 
@@ -59,9 +60,9 @@ impl fmt::Debug for Key {
     }
 }
 
-/// What is asked.
+/// A request for one completion.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Question<'a> {
+pub(super) struct CompletionRequest<'a> {
     pub(super) model: &'a str,
     pub(super) system: &'a str,
     pub(super) user: &'a str,
@@ -69,31 +70,36 @@ pub(super) struct Question<'a> {
     pub(super) max_tokens: u32,
 }
 
-/// Why there is no answer. The text is safe to show to a client.
+/// Why no language model has given a usable answer. The message is safe to show to a client.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Failure {
+pub enum LlmError {
     #[error("the language model did not answer in time")]
     Timeout,
+    /// The connection failed. The text is the operator's: it is not part of the message.
     #[error("the language model cannot be reached")]
     Transport(String),
+    /// HTTP 429, with the pause that `Retry-After` asks for.
     #[error("the language model has too much to do")]
     Busy { retry_after: Option<Duration> },
+    /// HTTP 5xx, or another status that is neither success nor a client's error.
     #[error("the language model failed (HTTP {0})")]
     Server(u16),
     #[error("the language model gave no usable answer: {0}")]
     Unusable(&'static str),
+    /// HTTP 4xx except 429.
     #[error("the language model refused the request (HTTP {0})")]
     Refused(u16),
     #[error("the server has no key for the language model")]
     NoKey,
+    /// The circuit breakers of all providers are open.
     #[error("no language model is well at the moment")]
-    AllRest,
+    AllCircuitsOpen,
     #[error("this server has no prompt enhancer")]
     NoProvider,
 }
 
-impl Failure {
-    /// Another provider may do better.
+impl LlmError {
+    /// Whether another provider may succeed with the same request.
     pub(super) fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout
@@ -101,25 +107,26 @@ impl Failure {
             | Self::Busy { .. }
             | Self::Server(_)
             | Self::Unusable(_)
-            | Self::AllRest => true,
+            | Self::AllCircuitsOpen => true,
             Self::Refused(_) | Self::NoKey | Self::NoProvider => false,
         }
     }
 
-    /// When the provider has time, as it says itself.
-    pub(super) fn come_back(&self, now: Instant) -> Option<Instant> {
+    /// When the provider accepts calls again, if it has said so.
+    pub(super) fn retry_at(&self, now: Instant) -> Option<Instant> {
         match self {
             Self::Busy { retry_after } => retry_after.map(|wait| now + wait),
             _ => None,
         }
     }
 
-    /// It says something about the provider, and not about what was asked.
-    fn counts(&self) -> bool {
+    /// Whether the failure says something about the provider, and not only about the request. Only such failures count
+    /// for the circuit breaker.
+    fn is_providers_fault(&self) -> bool {
         !matches!(self, Self::Refused(400 | 413 | 422))
     }
 
-    /// What only the operator should know.
+    /// The message for the operator's log, with details that clients must not see.
     fn detail(&self) -> String {
         match self {
             Self::Transport(detail) => format!("{self}: {detail}"),
@@ -128,118 +135,120 @@ impl Failure {
     }
 }
 
-/// A provider, with what is known of its health.
+/// A provider with the record of its calls.
 #[derive(Debug)]
 pub(super) struct Provider {
     pub(super) config: Config,
-    breaker: Mutex<Record>,
+    calls: Mutex<CallRecord>,
 }
 
+/// How the calls to a provider have gone since the start.
 #[derive(Debug, Default)]
-struct Record {
+struct CallRecord {
     breaker: Breaker,
     calls: u64,
     failed: u64,
-    last_failure: Option<(Failure, SystemTime)>,
+    last_failure: Option<(LlmError, SystemTime)>,
 }
 
-/// As `/status` shows it.
+/// A provider's health, as `/status` shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProviderStatus {
     pub name: String,
+    /// The model that enhances prompts.
     pub model: String,
-    pub standing: breaker::Standing,
-    /// In a row.
+    pub circuit: CircuitState,
+    /// Failures since the last success.
     pub failures: u32,
     pub calls: u64,
     pub failed: u64,
-    pub last_failure: Option<(Failure, SystemTime)>,
+    pub last_failure: Option<(LlmError, SystemTime)>,
 }
 
-/// Leave to ask a provider once.
+/// The circuit breaker's permission for one call. When it is dropped unused, or its call is cancelled, the breaker is told
+/// that the call was abandoned.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
+pub(super) struct CallPermit<'a> {
     provider: &'a Provider,
-    settled: bool,
+    is_reported: bool,
 }
 
 impl Provider {
     pub(super) fn new(config: Config) -> Self {
         Self {
             config,
-            breaker: Mutex::default(),
+            calls: Mutex::default(),
         }
     }
 
-    /// A turn, unless the provider is left alone at the moment.
-    pub(super) fn turn(&self) -> Result<Turn<'_>, Verdict> {
-        match self.record().breaker.ask(Instant::now()) {
-            Verdict::Ask => Ok(Turn {
-                provider: self,
-                settled: false,
-            }),
-            other => Err(other),
-        }
+    /// Asks the circuit breaker for permission to make one call.
+    pub(super) fn try_acquire(&self) -> Result<CallPermit<'_>, Rejection> {
+        self.calls().breaker.try_acquire(Instant::now())?;
+        Ok(CallPermit {
+            provider: self,
+            is_reported: false,
+        })
     }
 
     pub(super) fn status(&self) -> ProviderStatus {
-        let record = self.record();
+        let calls = self.calls();
         ProviderStatus {
             name: self.config.name.clone(),
             model: self.config.models.enhance.clone(),
-            standing: record.breaker.standing(Instant::now()),
-            failures: record.breaker.failures(),
-            calls: record.calls,
-            failed: record.failed,
-            last_failure: record.last_failure.clone(),
+            circuit: calls.breaker.state(Instant::now()),
+            failures: calls.breaker.failures(),
+            calls: calls.calls,
+            failed: calls.failed,
+            last_failure: calls.last_failure.clone(),
         }
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn calls(&self) -> MutexGuard<'_, CallRecord> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Turn<'_> {
-    /// Asks, and keeps in mind how it went. `accept` takes what is usable of an answer.
-    pub(super) async fn ask<T>(
+impl CallPermit<'_> {
+    /// Makes the call and reports its result to the circuit breaker. `accept` takes from the answer what is usable; an
+    /// answer that it rejects counts as a failure of the provider.
+    pub(super) async fn call<T>(
         mut self,
         client: &Client,
-        question: Question<'_>,
-        patience: Duration,
+        request: CompletionRequest<'_>,
+        time_left: Duration,
         breaker: breaker::Config,
-        accept: impl Fn(&str) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+        accept: impl Fn(&str) -> Result<T, LlmError>,
+    ) -> Result<T, LlmError> {
         let config = &self.provider.config;
-        let limit = config.timeout.min(patience);
-        let result = match timeout(limit, call(client, config, question)).await {
+        let limit = config.timeout.min(time_left);
+        let result = match timeout(limit, call(client, config, request)).await {
             Ok(result) => result.and_then(|text| accept(&text)),
-            Err(_) => Err(Failure::Timeout),
+            Err(_) => Err(LlmError::Timeout),
         };
-        self.settle(result.as_ref().err(), breaker);
+        self.report(result.as_ref().err(), breaker);
         result
     }
 
-    fn settle(&mut self, failure: Option<&Failure>, config: breaker::Config) {
-        self.settled = true;
+    fn report(&mut self, failure: Option<&LlmError>, config: breaker::Config) {
+        self.is_reported = true;
         let now = Instant::now();
-        let mut record = self.provider.record();
-        record.calls += 1;
+        let mut calls = self.provider.calls();
+        calls.calls += 1;
         let Some(failure) = failure else {
-            record.breaker.succeeded();
+            calls.breaker.succeeded();
             return;
         };
-        record.failed += 1;
-        record.last_failure = Some((failure.clone(), SystemTime::now()));
+        calls.failed += 1;
+        calls.last_failure = Some((failure.clone(), SystemTime::now()));
         match failure {
-            Failure::Busy {
+            LlmError::Busy {
                 retry_after: Some(wait),
-            } => record.breaker.told_to_wait(now + *wait),
-            failure if failure.counts() => record.breaker.failed(config, now),
-            _ => record.breaker.left(),
+            } => calls.breaker.rate_limited(now + *wait),
+            failure if failure.is_providers_fault() => calls.breaker.failed(config, now),
+            _ => calls.breaker.abandoned(),
         }
-        let rests = record.breaker.standing(now) == breaker::Standing::Resting;
-        drop(record);
+        let rests = calls.breaker.state(now) == CircuitState::Open;
+        drop(calls);
         tracing::warn!(
             provider = self.provider.config.name,
             failure = failure.detail(),
@@ -249,15 +258,15 @@ impl Turn<'_> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for CallPermit<'_> {
     fn drop(&mut self) {
-        if !self.settled {
-            self.provider.record().breaker.left();
+        if !self.is_reported {
+            self.provider.calls().breaker.abandoned();
         }
     }
 }
 
-/// For calls to all providers; keeps connections open between them.
+/// Creates the HTTP client for calls to all providers. It keeps connections open between calls.
 pub(super) fn client() -> Client {
     Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -267,9 +276,9 @@ pub(super) fn client() -> Client {
         .expect("the TLS library is part of this program")
 }
 
-/// A chat completion as it is asked for.
+/// The body of a request to the endpoint.
 #[derive(Serialize)]
-struct Body<'a> {
+struct RequestBody<'a> {
     model: &'a str,
     messages: [Message<'a>; 2],
     temperature: f64,
@@ -283,58 +292,63 @@ struct Message<'a> {
     content: &'a str,
 }
 
-/// What is read of an answer.
+/// The part of the answer's body that is read.
 #[derive(Deserialize)]
-struct Completion {
+struct ResponseBody {
     #[serde(default)]
     choices: Vec<Choice>,
 }
 
 #[derive(Deserialize)]
 struct Choice {
-    message: Option<Said>,
+    message: Option<ChoiceMessage>,
 }
 
 #[derive(Deserialize)]
-struct Said {
+struct ChoiceMessage {
     content: Option<String>,
 }
 
-async fn call(client: &Client, config: &Config, question: Question<'_>) -> Result<String, Failure> {
-    let body = Body {
-        model: question.model,
+/// Makes one call and returns the text that the model has written.
+async fn call(
+    client: &Client,
+    config: &Config,
+    request: CompletionRequest<'_>,
+) -> Result<String, LlmError> {
+    let body = RequestBody {
+        model: request.model,
         messages: [
             Message {
                 role: "system",
-                content: question.system,
+                content: request.system,
             },
             Message {
                 role: "user",
-                content: question.user,
+                content: request.user,
             },
         ],
-        temperature: question.temperature,
-        max_tokens: question.max_tokens,
+        temperature: request.temperature,
+        max_tokens: request.max_tokens,
         stream: false,
     };
-    let body = serde_json::to_vec(&body).map_err(|_| Failure::Unusable("it cannot be asked"))?;
-    let request = client
+    let body = serde_json::to_vec(&body).map_err(|_| LlmError::Unusable("it cannot be asked"))?;
+    let post = client
         .post(endpoint(&config.base_url))
         .header("content-type", "application/json")
         .body(body);
-    let request = match &config.key {
-        Key::NotNeeded => request,
-        Key::Given(key) => request.bearer_auth(key),
-        Key::Missing(_) => return Err(Failure::NoKey),
+    let post = match &config.key {
+        Key::NotNeeded => post,
+        Key::Given(key) => post.bearer_auth(key),
+        Key::Missing(_) => return Err(LlmError::NoKey),
     };
-    let mut response = request.send().await.map_err(transport)?;
-    if let Some(failure) = refusal(response.status(), response.headers()) {
+    let mut response = post.send().await.map_err(transport)?;
+    if let Some(failure) = status_error(response.status(), response.headers()) {
         return Err(failure);
     }
     let mut answer = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(transport)? {
         if answer.len() + chunk.len() > MAX_ANSWER_BYTES {
-            return Err(Failure::Unusable("it is too long"));
+            return Err(LlmError::Unusable("it is too long"));
         }
         answer.extend_from_slice(&chunk);
     }
@@ -349,33 +363,27 @@ fn endpoint(base_url: &Url) -> Url {
     url
 }
 
-fn transport(error: reqwest::Error) -> Failure {
+fn transport(error: reqwest::Error) -> LlmError {
     if error.is_timeout() {
-        return Failure::Timeout;
+        return LlmError::Timeout;
     }
-    // The address may hold what belongs to nobody's log.
-    let error = error.without_url();
-    let mut detail = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(inner) = cause {
-        detail = format!("{detail}: {inner}");
-        cause = inner.source();
-    }
-    Failure::Transport(detail)
+    // The URL may contain secrets, which must not get into a log.
+    LlmError::Transport(with_causes(&error.without_url()))
 }
 
-fn refusal(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
+/// The failure that a status code stands for, if any.
+fn status_error(status: StatusCode, headers: &HeaderMap) -> Option<LlmError> {
     match status {
-        StatusCode::TOO_MANY_REQUESTS => Some(Failure::Busy {
+        StatusCode::TOO_MANY_REQUESTS => Some(LlmError::Busy {
             retry_after: retry_after(headers),
         }),
         status if status.is_success() => None,
-        status if status.is_client_error() => Some(Failure::Refused(status.as_u16())),
-        status => Some(Failure::Server(status.as_u16())),
+        status if status.is_client_error() => Some(LlmError::Refused(status.as_u16())),
+        status => Some(LlmError::Server(status.as_u16())),
     }
 }
 
-/// Seconds from now, or a date.
+/// Reads `Retry-After`: a number of seconds, or a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match value.parse::<f64>() {
@@ -387,18 +395,19 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-fn read(answer: &[u8]) -> Result<String, Failure> {
-    let completion: Completion =
-        serde_json::from_slice(answer).map_err(|_| Failure::Unusable("it is no completion"))?;
-    let choice = completion.choices.into_iter().next();
+/// Reads the first choice's text, which must contain more than blanks.
+fn read(answer: &[u8]) -> Result<String, LlmError> {
+    let body: ResponseBody =
+        serde_json::from_slice(answer).map_err(|_| LlmError::Unusable("it is no completion"))?;
+    let choice = body.choices.into_iter().next();
     let content = choice
-        .ok_or(Failure::Unusable("it offers nothing"))?
+        .ok_or(LlmError::Unusable("it offers nothing"))?
         .message
         .and_then(|message| message.content)
         .unwrap_or_default();
     match one_line(&content) {
         Some(_) => Ok(content),
-        None => Err(Failure::Unusable("it says nothing")),
+        None => Err(LlmError::Unusable("it says nothing")),
     }
 }
 

@@ -1,40 +1,39 @@
-//! Keeps prompts from being used that a classifier calls unsafe.
+//! The safety filter: blocks prompts that a classifier calls unsafe.
 //!
-//! The classifier is loaded when the first prompt comes, once. A server whose classifier cannot be loaded lets everything
-//! pass and says so, in its log and in `/status`, unless the classifier is `required`: then it does not start.
+//! The classifier is loaded lazily, once, when the first prompt arrives. When it cannot be loaded, the filter fails open:
+//! every prompt passes, and the server's log and `/status` say so. With `required` the server does not start instead.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use serde::Serialize;
 use tokio::task::spawn_blocking;
-use utoipa::ToSchema;
 
 use super::fasttext::{Classifier, Label, ModelError};
 use crate::causes::with_causes;
 
-/// What a classifier calls a prompt that must not be used.
+/// The classifier's label for prompts that must be blocked.
 const UNSAFE: &str = "__label__unsafe";
 
+/// Which classifier screens prompts, and how strict it is.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// A supervised fastText model that knows the label `__label__unsafe`.
+    /// The file of a supervised fastText model with the label `__label__unsafe`.
     pub classifier_path: Option<PathBuf>,
-    /// Prompts are blocked whose score is this or more; 0 to 1.
+    /// The score from which on a prompt is blocked, 0 to 1.
     pub block_threshold: f64,
-    /// The server does not start without the classifier.
+    /// Whether the server refuses to start without the classifier.
     pub required: bool,
-    /// Blocked prompts are shown in the log.
+    /// Whether the text of blocked prompts is logged.
     pub log_prompts: bool,
 }
 
-/// The safety filter does not let a prompt through. Does not say which one, so that it can be logged.
+/// The safety filter blocked a prompt. The error does not contain the prompt, so it is safe to log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the prompt was blocked by the safety filter")]
 pub struct Blocked;
 
-/// Why there is no classifier.
+/// Why the classifier is not available.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Unavailable {
     #[error("`streaming.safety.classifier_path` is not set")]
@@ -50,67 +49,71 @@ pub enum Unavailable {
     Panicked,
 }
 
-/// What operators see of the filter.
-#[derive(Debug, Serialize, ToSchema)]
+/// The filter's state, as `/status` shows it.
+#[derive(Debug)]
 pub struct SafetyStatus {
     pub state: SafetyState,
-    /// Why it is unavailable.
+    /// Why the classifier is unavailable.
     pub reason: Option<String>,
-    /// Prompts that the classifier has judged since the supervisor's start.
+    /// The number of prompts that the classifier has scored since the supervisor's start.
     pub screened: u64,
+    /// The number of prompts that were blocked since the supervisor's start.
     pub blocked: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
+/// Whether prompts are screened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SafetyState {
-    /// Not enabled.
+    /// The filter is not enabled.
     Off,
-    /// The classifier is loaded when the first prompt comes.
+    /// The classifier will be loaded when the first prompt arrives.
     NotLoaded,
+    /// The classifier is loaded.
     Ready,
-    /// Every prompt passes.
+    /// The classifier cannot be loaded, and every prompt passes.
     Unavailable,
 }
 
-/// The filter of one server. Cheap to clone.
+/// The safety filter of one server. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct SafetyFilter(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    judge: OnceLock<Result<Judge, Unavailable>>,
+    scorer: OnceLock<Result<UnsafeScorer, Unavailable>>,
     screened: AtomicU64,
     blocked: AtomicU64,
 }
 
+/// A loaded classifier with the label that is asked for.
 #[derive(Debug)]
-struct Judge {
+struct UnsafeScorer {
     classifier: Classifier,
     label: Label,
 }
 
 impl SafetyFilter {
+    /// Creates the filter. The classifier is not loaded yet.
     pub fn new(config: Config) -> Self {
         Self(Arc::new(Shared {
             config,
-            judge: OnceLock::new(),
+            scorer: OnceLock::new(),
             screened: AtomicU64::new(0),
             blocked: AtomicU64::new(0),
         }))
     }
 
-    /// Loads the classifier at once when the server must not start without it.
+    /// Loads the classifier now if the configuration requires it; otherwise does nothing.
     ///
     /// # Errors
-    /// When that is so and it cannot be loaded.
+    /// Returns an error when a required classifier cannot be loaded.
     pub async fn load_if_required(&self) -> Result<(), Unavailable> {
         if !self.0.config.required {
             return Ok(());
         }
         let shared = Arc::clone(&self.0);
-        let loaded = spawn_blocking(move || shared.judge().as_ref().err().cloned()).await;
+        let loaded = spawn_blocking(move || shared.scorer().as_ref().err().cloned()).await;
         match loaded {
             Ok(None) => Ok(()),
             Ok(Some(unavailable)) => Err(unavailable),
@@ -118,39 +121,41 @@ impl SafetyFilter {
         }
     }
 
-    /// Blocked prompts may be logged.
+    /// Whether the text of blocked prompts may be logged.
     pub fn logs_blocked(&self) -> bool {
         self.0.config.log_prompts
     }
 
-    /// Whether prompts are judged, as far as that is known before the first one.
+    /// Whether prompts are screened. Before the first prompt this means that a classifier is configured; afterwards it means
+    /// that the classifier is loaded.
     pub fn is_available(&self) -> bool {
-        match self.0.judge.get() {
-            Some(judge) => judge.is_ok(),
+        match self.0.scorer.get() {
+            Some(loaded) => loaded.is_ok(),
             None => self.0.config.classifier_path.is_some(),
         }
     }
 
-    /// Judges a prompt, on a thread for blocking work: long ones take milliseconds, and the first one has to wait for
-    /// the classifier.
+    /// Screens a prompt. The work is done on a blocking thread: a long prompt takes milliseconds, and the first one waits
+    /// until the classifier is loaded.
     ///
     /// # Errors
-    /// When the prompt must not be used.
+    /// Returns an error when the prompt must not be used, or could not be scored because the classifier panicked.
     pub async fn screen(&self, prompt: &str) -> Result<(), Blocked> {
-        if matches!(self.0.judge.get(), Some(Err(_))) {
+        if matches!(self.0.scorer.get(), Some(Err(_))) {
             return Ok(());
         }
         let (shared, prompt) = (Arc::clone(&self.0), prompt.to_owned());
         let span = tracing::Span::current();
         let screening = spawn_blocking(move || span.in_scope(|| shared.screen(&prompt)));
         screening.await.unwrap_or_else(|panic| {
-            tracing::error!(%panic, "a prompt that could not be judged is blocked");
+            tracing::error!(%panic, "a prompt that could not be scored is blocked");
             Err(Blocked)
         })
     }
 
+    /// Returns the filter's state and counters.
     pub fn status(&self) -> SafetyStatus {
-        let (state, reason) = match self.0.judge.get() {
+        let (state, reason) = match self.0.scorer.get() {
             None => (SafetyState::NotLoaded, None),
             Some(Ok(_)) => (SafetyState::Ready, None),
             Some(Err(unavailable)) => (SafetyState::Unavailable, Some(with_causes(unavailable))),
@@ -165,7 +170,7 @@ impl SafetyFilter {
 }
 
 impl SafetyStatus {
-    /// Of a server without a filter.
+    /// Returns the status of a server without a safety filter.
     pub fn off() -> Self {
         Self {
             state: SafetyState::Off,
@@ -177,32 +182,32 @@ impl SafetyStatus {
 }
 
 impl Shared {
-    /// Loads the classifier when that was not tried before. Others wait meanwhile.
-    fn judge(&self) -> &Result<Judge, Unavailable> {
-        self.judge.get_or_init(|| {
-            let judge = Judge::load(self.config.classifier_path.as_deref());
-            match &judge {
+    /// Loads the classifier on the first call; concurrent callers wait. The result of the first attempt is kept.
+    fn scorer(&self) -> &Result<UnsafeScorer, Unavailable> {
+        self.scorer.get_or_init(|| {
+            let loaded = UnsafeScorer::load(self.config.classifier_path.as_deref());
+            match &loaded {
                 Ok(_) => tracing::info!("safety classifier loaded"),
-                // The server says so itself, as it ends.
+                // The server reports it as the reason why it does not start.
                 Err(_) if self.config.required => {}
                 Err(unavailable) => {
                     let reason = with_causes(unavailable);
                     tracing::warn!(reason, "safety filter unavailable: every prompt passes");
                 }
             }
-            judge
+            loaded
         })
     }
 
     fn screen(&self, prompt: &str) -> Result<(), Blocked> {
-        let Ok(judge) = self.judge() else {
+        let Ok(scorer) = self.scorer() else {
             return Ok(());
         };
         self.screened.fetch_add(1, Ordering::Relaxed);
-        let Some(score) = judge.score(prompt) else {
+        let Some(score) = scorer.score(prompt) else {
             return Ok(());
         };
-        // So that a prompt is blocked whose score is not a number, as from a model with absurd ones.
+        // The comparison is this way round so that a score of NaN, from a model with absurd weights, blocks the prompt.
         if f64::from(score) < self.config.block_threshold {
             return Ok(());
         }
@@ -215,7 +220,7 @@ impl Shared {
     }
 }
 
-impl Judge {
+impl UnsafeScorer {
     fn load(path: Option<&Path>) -> Result<Self, Unavailable> {
         let path = path.ok_or(Unavailable::NotConfigured)?;
         let classifier = Classifier::open(path).map_err(|source| Unavailable::NotLoaded {
@@ -230,14 +235,14 @@ impl Judge {
         Ok(Self { classifier, label })
     }
 
-    /// `None` when the classifier knows no part of the prompt.
+    /// Returns how likely the prompt is unsafe, 0 to 1; `None` when the classifier knows no part of the prompt.
     fn score(&self, prompt: &str) -> Option<f32> {
         self.classifier.score(&one_line(prompt), self.label)
     }
 }
 
-/// The prompt as one line of words. To the classifier a line feed ends the text, and so does the word `</s>`: behind either
-/// of them anything could be hidden.
+/// Joins the words of a prompt into one line. For the classifier the text ends at a line feed or at the word `</s>`; without
+/// this, unsafe text could be hidden behind either of them.
 fn one_line(prompt: &str) -> String {
     let is_blank = |c| matches!(c, ' ' | '\n' | '\r' | '\t' | '\x0b' | '\x0c' | '\0');
     let words = prompt.split(is_blank);

@@ -8,7 +8,7 @@ use reqwest::Url;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::enhancer::{BreakerConfig, Standing, Style};
+use super::enhancer::{BreakerConfig, CircuitState, Style};
 use super::provider::{self, Key, Models};
 use super::*;
 
@@ -144,7 +144,7 @@ async fn what_would_fail_elsewhere_too_is_not_tried_again() {
         let bad = Provider::always(move || Reply::Status(status)).await;
         let good = Provider::shouting().await;
         let failure = open(&[&bad, &good]).enhance("a fox").await.unwrap_err();
-        assert_eq!(failure, Failure::Refused(status));
+        assert_eq!(failure, LlmError::Refused(status));
         assert_eq!(good.asked().len(), 0);
     }
 }
@@ -155,7 +155,7 @@ async fn without_a_key_nobody_is_asked() {
     let mut keyless = provider("first", &played.base_url);
     keyless.key = Key::Missing("PROVIDER_KEY".to_owned());
     let enhancer = Enhancer::open(config(vec![keyless])).unwrap();
-    assert_eq!(enhancer.enhance("a fox").await, Err(Failure::NoKey));
+    assert_eq!(enhancer.enhance("a fox").await, Err(LlmError::NoKey));
     assert_eq!(played.asked().len(), 0);
 }
 
@@ -187,7 +187,7 @@ async fn each_call_and_the_whole_have_their_time() {
     hurried.timeout = Duration::from_millis(50);
     let began = Instant::now();
     let failure = Enhancer::open(hurried).unwrap().enhance("a fox").await;
-    assert_eq!(failure, Err(Failure::Timeout));
+    assert_eq!(failure, Err(LlmError::Timeout));
     assert!(began.elapsed() < Duration::from_secs(10));
 }
 
@@ -208,10 +208,13 @@ async fn a_provider_is_asked_again_when_it_said_and_not_before() {
     let played = Provider::always(move || busy("60")).await;
     let enhancer = open(&[&played]);
     let failure = enhancer.enhance("a fox").await.unwrap_err();
-    assert_eq!(failure, Failure::Busy { retry_after: None });
+    assert_eq!(failure, LlmError::Busy { retry_after: None });
     assert!(enhancer.enhance("a hare").await.is_err());
     assert_eq!(played.asked().len(), 1, "not before a minute has passed");
-    assert_eq!(enhancer.status().providers[0].standing, Standing::Waiting);
+    assert_eq!(
+        enhancer.status().providers[0].circuit,
+        CircuitState::RateLimited
+    );
 }
 
 #[tokio::test]
@@ -245,13 +248,13 @@ async fn a_provider_that_keeps_failing_is_skipped_and_tried_again_by_one() {
     if began.elapsed() < Duration::from_millis(400) {
         assert_eq!(bad.asked().len(), 3);
         let first = &enhancer.status().providers[0];
-        assert_eq!((first.standing, first.failures), (Standing::Resting, 3));
+        assert_eq!((first.circuit, first.failures), (CircuitState::Open, 3));
     }
     while enhancer.enhance("a Fox").await.unwrap().fallback_used {}
     assert!(began.elapsed() >= Duration::from_millis(400));
     assert_eq!(bad.asked().len(), 4);
     let first = &enhancer.status().providers[0];
-    assert_eq!((first.standing, first.failures), (Standing::Ok, 0));
+    assert_eq!((first.circuit, first.failures), (CircuitState::Closed, 0));
     assert_eq!((first.calls, first.failed), (4, 3));
 }
 
@@ -260,9 +263,12 @@ async fn when_all_rest_the_answer_comes_at_once() {
     let bad = Provider::always(|| Reply::Status(503)).await;
     let enhancer = open(&[&bad]);
     for _ in 0..3 {
-        assert_eq!(enhancer.enhance("a fox").await, Err(Failure::Server(503)));
+        assert_eq!(enhancer.enhance("a fox").await, Err(LlmError::Server(503)));
     }
-    assert_eq!(enhancer.enhance("a fox").await, Err(Failure::AllRest));
+    assert_eq!(
+        enhancer.enhance("a fox").await,
+        Err(LlmError::AllCircuitsOpen)
+    );
     assert_eq!(bad.asked().len(), 3);
 }
 
@@ -301,7 +307,7 @@ async fn control_characters_of_an_answer_are_left_out() {
 async fn an_answer_that_is_no_prompt_of_the_allowed_length_is_not_used() {
     let played = Provider::always(|| Reply::Say("x".repeat(4001))).await;
     let failure = open(&[&played]).enhance("x").await.unwrap_err();
-    assert_eq!(failure, Failure::Unusable("it is too long"));
+    assert_eq!(failure, LlmError::Unusable("it is too long"));
 }
 
 #[tokio::test]

@@ -1,33 +1,38 @@
-//! The picture that a client may bring along for its first segment. Nothing about it is trusted.
+//! The picture that a client may send for its first segment. Nothing about it is trusted.
+//!
+//! The picture is decoded in full, within limits, and written out again as a PNG of its pixels: a worker never reads
+//! bytes that a client made.
 
-use std::io::{self, Cursor, Write as _};
+use std::io::{self, BufWriter, Cursor, Write as _};
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use image::{DynamicImage, ImageDecoder as _, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder as _, ImageFormat, ImageReader, RgbImage};
 use serde_json::{Map, Value};
 use tempfile::TempPath;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
 
-/// Most bytes of an image file.
+/// The largest image file that is accepted, in bytes.
 pub(super) const MAX_BYTES: usize = 32 << 20;
 
 const MAX_NAME_CHARS: usize = 100;
 /// RGBA with 16 bits each.
 const MAX_BYTES_PER_PIXEL: u64 = 8;
-/// What a decoder may take for its tables and for an ICC profile.
+/// What a decoder may allocate for its tables and for an ICC profile.
 const DECODER_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Of the file, decoded from base64.
+    /// The limit of the file's size, decoded from base64.
     pub(super) max_bytes: usize,
-    /// Width times height.
+    /// The limit of width times height.
     pub(super) max_pixels: u64,
 }
 
-/// A picture that has been decoded once as a check, in a file that only this user can read. The file goes when this is
-/// dropped.
+/// A picture as a PNG file that only this user can read. The file is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct InitImage {
     path: TempPath,
@@ -35,11 +40,12 @@ pub(super) struct InitImage {
 }
 
 impl InitImage {
+    /// The file: PNG, RGB, 8 bits.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// For the log: what the client called it, reduced to a plain file name of at most 100 characters.
+    /// The client's name for the picture, for the log: reduced to a plain file name of at most 100 characters.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -48,21 +54,26 @@ impl InitImage {
 /// Why there is no init image.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InitImageError {
-    /// The client's fault; the text is safe to show to it.
+    /// The client sent something that is no picture of its type, or too large. The text is safe to show to it.
     #[error("`initial_image.{field}`: expected {expected}, got {given}")]
     Refused {
         field: &'static str,
         expected: String,
         given: String,
     },
-    /// Ours.
+    /// The server cannot write the file.
     #[error("initial image cannot be kept in a temporary file")]
     Keep(#[source] io::Error),
 }
 
-/// Checks `{mime, name, data}` and puts the picture into a temporary file; an empty object means no image.
+/// Checks `{mime, name, data}` and puts the picture into a temporary file. Returns `None` for an empty object, which
+/// means no image.
 ///
-/// Decodes the picture once, so this belongs on a blocking thread.
+/// Decodes the picture and encodes it again, so this belongs on a blocking thread. EXIF orientation is not applied, and
+/// transparency is dropped.
+///
+/// A truncated file is refused, but for its last bytes, which decoders do not miss: a PNG may lack the checksum of its end
+/// chunk; a JPEG may lack its last 8 bytes and a WebP its last 4, which may cost the last block of pixels.
 ///
 /// # Errors
 /// When the object is not a whole picture of its type within the limits, or the file cannot be written.
@@ -75,19 +86,17 @@ pub(super) fn accept(
     }
     let format = format(object)?;
     let bytes = bytes(object, limits)?;
-    check_picture(&bytes, format, limits)?;
-    let suffix = format!(".{}", format.extensions_str()[0]);
-    let path = keep(&bytes, &suffix).map_err(InitImageError::Keep)?;
-    Ok(Some(InitImage {
-        path,
-        name: plain_name(object.get("name")).unwrap_or_else(|| format!("init{suffix}")),
-    }))
+    let pixels = decode(&bytes, format, limits)?;
+    let path = keep(&pixels).map_err(InitImageError::Keep)?;
+    let name = plain_name(object.get("name"))
+        .unwrap_or_else(|| format!("init.{}", format.extensions_str()[0]));
+    Ok(Some(InitImage { path, name }))
 }
 
 fn format(object: &Map<String, Value>) -> Result<ImageFormat, InitImageError> {
     match object.get("mime").and_then(Value::as_str) {
         Some("image/png") => Ok(ImageFormat::Png),
-        // FastVideo's server takes the second, too.
+        // FastVideo's server accepts the second name, too.
         Some("image/jpeg" | "image/jpg") => Ok(ImageFormat::Jpeg),
         Some("image/webp") => Ok(ImageFormat::WebP),
         Some(other) => {
@@ -124,44 +133,74 @@ fn bytes(object: &Map<String, Value>, limits: &Limits) -> Result<Vec<u8>, InitIm
     Ok(bytes)
 }
 
-/// Decodes the picture: a header alone does not tell whether the worker will be able to.
-fn check_picture(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<(), InitImageError> {
+/// Decodes the picture to the pixels that a model sees.
+fn decode(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<RgbImage, InitImageError> {
     let mime = format.to_mime_type();
     match image::guess_format(bytes) {
         Ok(found) if found == format => {}
         Ok(found) => return Err(refused("data", mime, found.to_mime_type())),
         Err(_) => return Err(refused("data", mime, "bytes of no known image type")),
     }
-    let undecodable = |error: image::ImageError| {
-        let given = format!("a damaged one ({error})");
-        refused("data", format!("a whole {mime}"), given)
-    };
+    match format {
+        ImageFormat::Jpeg => decode_jpeg(bytes, limits),
+        _ => decode_png_or_webp(bytes, format, limits),
+    }
+}
+
+fn decode_png_or_webp(
+    bytes: &[u8],
+    format: ImageFormat,
+    limits: &Limits,
+) -> Result<RgbImage, InitImageError> {
     let max_bytes = limits.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut decoder_limits = image::Limits::default();
     decoder_limits.max_alloc = Some(max_bytes.saturating_add(DECODER_BYTES));
     reader.limits(decoder_limits);
-    let decoder = reader.into_decoder().map_err(undecodable)?;
-    let (width, height) = match format {
+    let decoder = reader.into_decoder().map_err(|e| damaged(format, e))?;
+    let size = match format {
         ImageFormat::WebP => larger(decoder.dimensions(), largest_vp8_frame(bytes)),
         _ => decoder.dimensions(),
     };
-    if pixels((width, height)) > limits.max_pixels {
-        return Err(refused(
-            "data",
-            format!("at most {} pixels", limits.max_pixels),
-            format!("{width}x{height}"),
-        ));
+    check_size(size, limits)?;
+    let picture = DynamicImage::from_decoder(decoder).map_err(|e| damaged(format, e))?;
+    Ok(picture.into_rgb8())
+}
+
+/// Decodes with the decoder that `image` uses, but in its strict mode: otherwise it fills in what is missing in grey.
+fn decode_jpeg(bytes: &[u8], limits: &Limits) -> Result<RgbImage, InitImageError> {
+    let format = ImageFormat::Jpeg;
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = zune_jpeg::JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|e| damaged(format, e))?;
+    let (width, height) = decoder
+        .info()
+        .map(|info| (u32::from(info.width), u32::from(info.height)))
+        .ok_or_else(|| damaged(format, "no size"))?;
+    check_size((width, height), limits)?;
+    let pixels = decoder.decode().map_err(|e| damaged(format, e))?;
+    RgbImage::from_raw(width, height, pixels).ok_or_else(|| damaged(format, "pixels are missing"))
+}
+
+fn damaged(format: ImageFormat, error: impl std::fmt::Display) -> InitImageError {
+    let expected = format!("a whole {}", format.to_mime_type());
+    refused("data", expected, format!("a damaged one ({error})"))
+}
+
+/// Refuses a picture by the size in its header, before its pixels are decoded.
+fn check_size((width, height): (u32, u32), limits: &Limits) -> Result<(), InitImageError> {
+    if pixels((width, height)) <= limits.max_pixels {
+        return Ok(());
     }
-    if !is_whole(bytes, format) {
-        return Err(refused(
-            "data",
-            format!("a whole {mime}"),
-            "a truncated one",
-        ));
-    }
-    DynamicImage::from_decoder(decoder).map_err(undecodable)?;
-    Ok(())
+    Err(refused(
+        "data",
+        format!("at most {} pixels", limits.max_pixels),
+        format!("{width}x{height}"),
+    ))
 }
 
 fn pixels((width, height): (u32, u32)) -> u64 {
@@ -176,10 +215,10 @@ fn larger(one: (u32, u32), other: (u32, u32)) -> (u32, u32) {
     }
 }
 
-/// The size of the largest lossy frame wherever it lies in a WebP: the decoder believes it before it compares it with
-/// the size of the picture.
+/// Returns the size of the largest lossy frame anywhere in a WebP file: the decoder allocates memory for it before it
+/// compares it with the size of the picture.
 fn largest_vp8_frame(bytes: &[u8]) -> (u32, u32) {
-    // Chunk type and length, frame tag, start code, two sizes of 14 bits.
+    // A chunk's type and length, then the frame tag, the start code, and two sizes of 14 bits.
     bytes
         .windows(18)
         .filter(|frame| frame.starts_with(b"VP8 ") && frame[11..14] == [0x9d, 0x01, 0x2a])
@@ -190,71 +229,30 @@ fn largest_vp8_frame(bytes: &[u8]) -> (u32, u32) {
         .fold((0, 0), larger)
 }
 
-/// Whether the file goes on to its end: decoders fill in what is missing.
-fn is_whole(bytes: &[u8], format: ImageFormat) -> bool {
-    let end = match format {
-        ImageFormat::Png => end_of_png(bytes),
-        ImageFormat::Jpeg => end_of_jpeg(bytes),
-        _ => end_of_riff(bytes),
-    };
-    end.is_some()
-}
-
-/// Walks the chunks up to and with `IEND`.
-fn end_of_png(bytes: &[u8]) -> Option<()> {
-    let mut rest = bytes.get(8..)?;
-    loop {
-        let (length, chunk) = rest.split_first_chunk()?;
-        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-        // Type, data, checksum.
-        rest = chunk.get(length.checked_add(8)?..)?;
-        if chunk.starts_with(b"IEND") {
-            return Some(());
-        }
-    }
-}
-
-/// Walks the markers up to and with `EOI`.
-fn end_of_jpeg(bytes: &[u8]) -> Option<()> {
-    const SOI: u8 = 0xd8;
-    const EOI: u8 = 0xd9;
-    let mut rest = bytes;
-    loop {
-        // Within a scan, entropy-coded data lies before the marker; it has no 0xff but with a zero or a restart number.
-        let at = rest.windows(2).position(|pair| {
-            pair[0] == 0xff && !matches!(pair[1], 0x00 | 0x01 | 0xd0..=0xd7 | 0xff)
-        })?;
-        let marker = rest[at + 1];
-        rest = &rest[at + 2..];
-        match marker {
-            EOI => return Some(()),
-            SOI => {}
-            _ => {
-                let length = u16::from_be_bytes(*rest.first_chunk()?);
-                rest = rest.get(usize::from(length)..)?;
-            }
-        }
-    }
-}
-
-fn end_of_riff(bytes: &[u8]) -> Option<()> {
-    let length = u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?);
-    let end = usize::try_from(length).ok()?.checked_add(8)?;
-    bytes.get(..end).map(drop)
-}
-
-/// Temporary files are made with mode 0600.
-fn keep(bytes: &[u8], suffix: &str) -> io::Result<TempPath> {
+/// Writes the picture as PNG, with little compression, into a temporary file. Such files are made with mode 0600.
+///
+/// Rows are written as they are compressed, so that no second copy of the picture is in memory.
+fn keep(picture: &RgbImage) -> io::Result<TempPath> {
     let mut file = tempfile::Builder::new()
         .prefix("fastvideo-init-")
-        .suffix(suffix)
+        .suffix(".png")
         .tempfile()?;
-    file.write_all(bytes)?;
+    let output = BufWriter::new(&mut file);
+    let mut encoder = png::Encoder::new(output, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Fastest);
+    let mut writer = encoder.write_header()?;
+    let mut rows = writer.stream_writer()?;
+    rows.write_all(picture)?;
+    rows.finish()?;
+    // Writes the end chunk and flushes the buffer: a full disk shows here at the latest.
+    writer.finish()?;
     Ok(file.into_temp_path())
 }
 
-/// The last part of a path, with anything but letters, digits and plain punctuation replaced; `None` when nothing is
-/// left.
+/// Returns the last part of a path, with anything but letters, digits and plain punctuation replaced, or `None` when
+/// nothing is left.
 fn plain_name(name: Option<&Value>) -> Option<String> {
     let name = name?.as_str()?;
     let (_, last) = name.rsplit_once(['/', '\\']).unwrap_or(("", name));
@@ -345,7 +343,6 @@ mod tests {
         for (mime, bytes) in every_picture() {
             let image = accept_bytes(mime, &bytes).unwrap().unwrap();
             assert_eq!(image.name(), "a.b");
-            assert_eq!(fs::read(image.path()).unwrap(), bytes);
             let mode = fs::metadata(image.path()).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
             let path = image.path().to_owned();
@@ -354,17 +351,102 @@ mod tests {
         }
     }
 
+    /// The picture in the file that a worker gets.
+    fn kept(image: &InitImage) -> DynamicImage {
+        let file = fs::read(image.path()).unwrap();
+        image::load_from_memory_with_format(&file, ImageFormat::Png).unwrap()
+    }
+
     #[test]
-    fn every_truncation_is_refused() {
-        for (mime, bytes) in every_picture() {
-            for n in 1..bytes.len() {
-                let cut = accept_bytes(mime, &bytes[..n]);
-                assert!(
-                    matches!(cut, Err(InitImageError::Refused { field: "data", .. })),
-                    "{n} of {} bytes of {mime}: {cut:?}",
-                    bytes.len()
-                );
+    fn file_is_a_png_of_the_pixels_and_of_nothing_else() {
+        for (mime, mut bytes) in every_picture() {
+            let pixels = image::load_from_memory(&bytes).unwrap().into_rgb8();
+            if mime == "image/png" {
+                // A text chunk, before the end chunk.
+                let text = b"tEXtComment\0made by a client";
+                let length = u32::try_from(text.len() - 4).unwrap().to_be_bytes();
+                let crc = crc32fast::hash(text).to_be_bytes();
+                let chunk = [&length, text.as_slice(), &crc].concat();
+                let end = bytes.len() - 12;
+                bytes.splice(end..end, chunk);
             }
+            let image = accept_bytes(mime, &bytes).unwrap().unwrap();
+            let file = fs::read(image.path()).unwrap();
+            assert!(!file.windows(6).any(|text| text == b"client"), "{mime}");
+            assert_eq!(kept(&image), DynamicImage::ImageRgb8(pixels), "{mime}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_pixel_becomes_what_its_conversion_to_rgb_is() {
+        let rgba = image::RgbaImage::from_fn(16, 16, |x, y| {
+            image::Rgba([x * 9, y * 11, x ^ y, x * y].map(|n| n.to_le_bytes()[0]))
+        });
+        let rgba = DynamicImage::ImageRgba8(rgba);
+        let grey = DynamicImage::ImageLuma8(rgba.to_luma8());
+        let deep = DynamicImage::ImageRgba16(rgba.to_rgba16());
+        for (picture, mime, format) in [
+            (&rgba, "image/png", ImageFormat::Png),
+            (&rgba, "image/webp", ImageFormat::WebP),
+            (&grey, "image/png", ImageFormat::Png),
+            (&grey, "image/jpeg", ImageFormat::Jpeg),
+            (&deep, "image/png", ImageFormat::Png),
+        ] {
+            let mut file = Cursor::new(Vec::new());
+            picture.write_to(&mut file, format).unwrap();
+            let file = file.into_inner();
+            let expected = image::load_from_memory(&file).unwrap().into_rgb8();
+            let image = accept_bytes(mime, &file).unwrap().unwrap();
+            assert_eq!(kept(&image), DynamicImage::ImageRgb8(expected), "{mime}");
+        }
+    }
+
+    #[test]
+    fn orientation_is_not_applied() {
+        // Exif with one entry, orientation 6: a quarter turn.
+        let exif = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let mut jpeg = picture(ImageFormat::Jpeg, 24, 16);
+        jpeg.splice(2..2, exif.iter().copied());
+        let mut decoder = image::codecs::jpeg::JpegDecoder::new(Cursor::new(&jpeg)).unwrap();
+        let turned = image::metadata::Orientation::Rotate90;
+        assert_eq!(decoder.orientation().unwrap(), turned);
+        let image = accept_bytes("image/jpeg", &jpeg).unwrap().unwrap();
+        assert_eq!((kept(&image).width(), kept(&image).height()), (24, 16));
+    }
+
+    #[test]
+    fn truncation_is_refused_but_for_the_last_bytes() {
+        for (mime, bytes) in every_picture() {
+            let whole = kept(&accept_bytes(mime, &bytes).unwrap().unwrap());
+            for n in 1..bytes.len() {
+                let at = format!("{n} of {} bytes of {mime}", bytes.len());
+                match accept_bytes(mime, &bytes[..n]) {
+                    Ok(image) => {
+                        let (limit, lossless) = match mime {
+                            "image/png" => (4, true),
+                            "image/webp" => (4, false),
+                            _ => (8, false),
+                        };
+                        assert!(bytes.len() - n <= limit, "{at}");
+                        assert!(!lossless || kept(&image.unwrap()) == whole, "{at}");
+                    }
+                    Err(error) => {
+                        let refused =
+                            matches!(error, InitImageError::Refused { field: "data", .. });
+                        assert!(refused, "{at}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn truncation_is_told_as_damage() {
+        for (mime, bytes) in every_picture() {
+            let error = accept_bytes(mime, &bytes[..bytes.len() - 20]).unwrap_err();
+            let expected =
+                format!("`initial_image.data`: expected a whole {mime}, got a damaged one (");
+            assert!(error.to_string().starts_with(&expected), "{error}");
         }
     }
 

@@ -1,102 +1,191 @@
 //! How long fragments take from a worker's link to the client's socket: what the supervisor adds.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use nix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use tokio::time::Instant;
 
-/// Buckets grow by a quarter each, from 1 µs to above a minute.
-const BUCKETS: usize = 96;
-const GROWTH: f64 = 1.25;
+/// The quantiles cover the running interval and the one before it, so the last one to two of these.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Longer latencies are counted as this one, in microseconds.
+const MAX_US: u64 = 60_000_000;
+/// A bucket is at most 1 % wide.
+const SIGNIFICANT_DIGITS: u8 = 2;
 
-/// A histogram that many connections add to. Cheap to clone.
+/// A histogram of the last one to two minutes that all connections record into. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct RelayLatency {
-    buckets: Arc<[AtomicU64; BUCKETS]>,
+pub struct RelayLatency(Arc<Mutex<Window>>);
+
+/// Quantiles of what was recorded in the last one to two minutes, each the upper bound of its bucket. All are zero when
+/// nothing was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LatencyQuantiles {
+    pub count: u64,
+    pub p50: Duration,
+    pub p99: Duration,
 }
 
-/// Upper bounds of the buckets in which the quantiles lie, in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, utoipa::ToSchema)]
-pub struct LatencySummary {
-    pub count: u64,
-    pub p50_ms: f64,
-    pub p99_ms: f64,
+/// Two histograms in turn: one is recorded into, the other holds the interval before.
+#[derive(Debug)]
+struct Window {
+    current: Histogram<u32>,
+    previous: Histogram<u32>,
+    /// When the current interval began.
+    began: Instant,
 }
 
 impl Default for RelayLatency {
     fn default() -> Self {
-        Self {
-            buckets: Arc::new(std::array::from_fn(|_| AtomicU64::new(0))),
-        }
+        Self(Arc::new(Mutex::new(Window::new(Instant::now()))))
     }
 }
 
 impl RelayLatency {
-    /// A message that the worker handed to its link at `sent_at_us` has been handed to the socket.
+    /// Records that a message which the worker gave to its link at `sent_at_us` (`CLOCK_MONOTONIC`, microseconds) has been
+    /// given to the socket.
     pub fn record(&self, sent_at_us: u64) {
-        let took = monotonic_us().saturating_sub(sent_at_us);
-        self.buckets[bucket(took)].fetch_add(1, Ordering::Relaxed);
+        let took_us = monotonic_us().saturating_sub(sent_at_us);
+        self.lock().record(took_us, Instant::now());
     }
 
-    pub fn summary(&self) -> LatencySummary {
-        let counts: Vec<u64> = self
-            .buckets
-            .iter()
-            .map(|b| b.load(Ordering::Relaxed))
-            .collect();
-        let count = counts.iter().sum();
-        LatencySummary {
-            count,
-            p50_ms: quantile_ms(&counts, count, 0.50),
-            p99_ms: quantile_ms(&counts, count, 0.99),
+    /// The quantiles of the last one to two minutes.
+    pub fn quantiles(&self) -> LatencyQuantiles {
+        self.lock().quantiles(Instant::now())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Window> {
+        // A histogram is usable whatever became of the thread that recorded last.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Window {
+    fn new(now: Instant) -> Self {
+        let histogram = Histogram::new_with_bounds(1, MAX_US, SIGNIFICANT_DIGITS)
+            .expect("the bounds are in order and the digits at most 5");
+        Self {
+            current: histogram.clone(),
+            previous: histogram,
+            began: now,
+        }
+    }
+
+    fn record(&mut self, took_us: u64, now: Instant) {
+        self.rotate(now);
+        self.current.saturating_record(took_us);
+    }
+
+    fn quantiles(&mut self, now: Instant) -> LatencyQuantiles {
+        self.rotate(now);
+        let mut both = self.previous.clone();
+        both.add(&self.current)
+            .expect("both histograms have the same bounds");
+        let quantile = |q| Duration::from_micros(both.value_at_quantile(q));
+        LatencyQuantiles {
+            count: both.len(),
+            p50: quantile(0.50),
+            p99: quantile(0.99),
+        }
+    }
+
+    /// Begins the next interval when the current one is over, and forgets what is older than the one before.
+    fn rotate(&mut self, now: Instant) {
+        let age = now.saturating_duration_since(self.began);
+        if age < INTERVAL {
+            return;
+        }
+        std::mem::swap(&mut self.current, &mut self.previous);
+        self.current.reset();
+        self.began += INTERVAL;
+        if age >= 2 * INTERVAL {
+            self.previous.reset();
+            self.began = now;
         }
     }
 }
 
-/// CLOCK_MONOTONIC in microseconds: the same for all processes of a machine.
+/// `CLOCK_MONOTONIC` in microseconds, which is the same for all processes of a machine.
 fn monotonic_us() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the monotonic clock is always there");
     let (seconds, nanos) = (now.tv_sec(), now.tv_nsec());
     (seconds * 1_000_000 + nanos / 1000).cast_unsigned()
 }
 
-fn bucket(us: u64) -> usize {
-    (0..BUCKETS)
-        .find(|&i| us as f64 <= upper_us(i))
-        .unwrap_or(BUCKETS - 1)
-}
-
-fn upper_us(bucket: usize) -> f64 {
-    GROWTH.powi(i32::try_from(bucket).expect("few buckets"))
-}
-
-fn quantile_ms(counts: &[u64], count: u64, q: f64) -> f64 {
-    if count == 0 {
-        return 0.0;
-    }
-    let mut seen = 0;
-    for (i, n) in counts.iter().enumerate() {
-        seen += n;
-        if seen as f64 >= q * count as f64 {
-            return upper_us(i) / 1000.0;
-        }
-    }
-    upper_us(BUCKETS - 1) / 1000.0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn ms(duration: Duration) -> f64 {
+        duration.as_secs_f64() * 1000.0
+    }
+
+    /// Within the width of a bucket above.
+    fn assert_close(given: Duration, expected_ms: f64) {
+        let range = expected_ms..expected_ms * 1.01;
+        assert!(range.contains(&ms(given)), "{given:?}, {expected_ms} ms");
+    }
+
     #[test]
     fn quantiles_are_the_upper_bounds_of_their_buckets() {
-        let mut counts = vec![0; BUCKETS];
-        counts[bucket(100)] = 99;
-        counts[bucket(50_000)] = 1;
-        let close = |ms: f64, us: f64| (us..us * GROWTH).contains(&(ms * 1000.0));
-        assert!(close(quantile_ms(&counts, 100, 0.5), 100.0));
-        assert!(close(quantile_ms(&counts, 100, 0.995), 50_000.0));
-        assert_eq!(quantile_ms(&counts, 0, 0.5), 0.0);
+        let now = Instant::now();
+        let mut window = Window::new(now);
+        assert_eq!(window.quantiles(now), LatencyQuantiles::default());
+        for _ in 0..98 {
+            window.record(100, now);
+        }
+        window.record(50_000, now);
+        window.record(50_000, now);
+        let quantiles = window.quantiles(now);
+        assert_eq!(quantiles.count, 100);
+        assert_close(quantiles.p50, 0.1);
+        assert_close(quantiles.p99, 50.0);
+    }
+
+    #[test]
+    fn latencies_out_of_bounds_are_counted_at_the_bounds() {
+        let now = Instant::now();
+        let mut window = Window::new(now);
+        window.record(0, now);
+        window.record(u64::MAX, now);
+        let quantiles = window.quantiles(now);
+        assert_eq!(quantiles.count, 2);
+        assert!(ms(quantiles.p50) <= 0.001, "{quantiles:?}");
+        assert_close(quantiles.p99, 60_000.0);
+    }
+
+    #[test]
+    fn a_slow_minute_is_forgotten_two_minutes_later() {
+        let start = Instant::now();
+        let mut window = Window::new(start);
+        window.record(50_000, start);
+        let next = start + INTERVAL;
+        window.record(100, next);
+        assert_eq!(window.quantiles(next).count, 2);
+        assert_close(window.quantiles(next).p99, 50.0);
+        let after = start + 2 * INTERVAL;
+        assert_eq!(window.quantiles(after).count, 1);
+        assert_close(window.quantiles(after).p99, 0.1);
+    }
+
+    #[test]
+    fn a_window_in_which_nothing_was_recorded_is_empty() {
+        let start = Instant::now();
+        let mut window = Window::new(start);
+        window.record(100, start);
+        let later = start + 10 * INTERVAL;
+        assert_eq!(window.quantiles(later), LatencyQuantiles::default());
+        window.record(200, later);
+        assert_eq!(window.quantiles(later + INTERVAL).count, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_window_moves_with_time() {
+        let latency = RelayLatency::default();
+        latency.record(monotonic_us());
+        assert_eq!(latency.quantiles().count, 1);
+        tokio::time::advance(2 * INTERVAL).await;
+        assert_eq!(latency.quantiles().count, 0);
     }
 }

@@ -1,9 +1,8 @@
-//! A file for each session, in which a line says what happened when: for whoever wants to know afterwards where the
-//! time went.
+//! The session log: a file for each session with a line for each event, which shows afterwards where the time went.
 //!
-//! A session puts whole lines into a buffer of its own, in memory; one thread writes all buffers to their files, several
-//! times a second. So a disk that is slow, full or gone costs lines, which are counted, and never time. `event` is what
-//! can be said, `writer` the thread, `files` what it does with the folder.
+//! A session puts whole lines into a bounded buffer of its own, in memory; one thread writes all buffers to their files,
+//! several times a second. So a disk that is slow, full or gone costs lines, which are counted, and never time. `event`
+//! has the lines, `recorder` makes them of a session's events, `writer` is the thread, `files` manages the folder.
 
 use std::fmt;
 use std::mem;
@@ -16,17 +15,19 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use event::LineRef;
-pub use event::{Event, Line, Llm};
+pub use event::{Line, Llm, LogEvent};
 pub use files::Config;
+pub(super) use recorder::record;
 use writer::Writer;
 
 mod event;
 mod files;
+mod recorder;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-/// What may wait to be written of one session, in bytes; more is dropped.
+/// Bytes of one session that may wait to be written; more is dropped.
 const MAX_WAITING: usize = 256 << 10;
 
 /// The logs of all sessions. Cheap to clone.
@@ -38,7 +39,7 @@ struct Shared {
     queue: Queue,
     /// Events that were never written.
     lost: AtomicU64,
-    /// Rings when the thread has written all that there was; ends without ringing when it panicked.
+    /// Notified when the thread has written everything; closed without a message when the thread panicked.
     done: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
@@ -66,7 +67,7 @@ struct Buffer {
 
 #[derive(Default)]
 struct Content {
-    /// Whole lines.
+    /// Whole lines that wait to be written.
     lines: Vec<u8>,
     /// Events that found no room.
     dropped: u64,
@@ -80,7 +81,7 @@ struct Content {
 struct Taken {
     /// The session's events, and a line at the end that tells of missing ones.
     lines: Vec<u8>,
-    /// Bytes of the events.
+    /// Length of the events in `lines`, in bytes.
     events: usize,
     /// Events that have found no room since the last time.
     dropped: u64,
@@ -95,7 +96,8 @@ struct Clock {
     begun_unix: f64,
 }
 
-/// One session's log; says nothing where none is kept. Cheap to clone: the file is closed after the last one.
+/// One session's log; it discards everything where no log is kept. Cheap to clone: the file is closed after the last
+/// clone.
 #[derive(Clone, Debug, Default)]
 pub struct SessionLog(Option<Arc<Handle>>);
 
@@ -133,7 +135,7 @@ impl Logs {
         }
     }
 
-    /// The log of a session that begins, or goes on.
+    /// The log of a session that begins or is resumed.
     pub fn session(&self, session: &SessionId) -> SessionLog {
         let handle = self.0.as_ref().map(|shared| {
             Arc::new(Handle {
@@ -144,13 +146,13 @@ impl Logs {
         SessionLog(handle)
     }
 
-    /// Events that were never written, since the start; none where no log is kept.
+    /// Events that were never written since the start; absent where no log is kept.
     pub fn events_lost(&self) -> Option<u64> {
         let shared = self.0.as_ref()?;
         Some(shared.lost.load(Ordering::Relaxed))
     }
 
-    /// Writes what there is, for as long as `patience` at most.
+    /// Writes what waits, and gives up after `patience`.
     pub async fn close(&self, patience: Duration) {
         let Some(shared) = &self.0 else { return };
         shared.queue.close();
@@ -169,8 +171,8 @@ impl SessionLog {
         self.0.is_some()
     }
 
-    /// Says what happened. The event is made only where a log is kept.
-    pub fn record(&self, event: impl FnOnce() -> Event) {
+    /// Adds a line. The event is made only where a log is kept.
+    pub fn record(&self, event: impl FnOnce() -> LogEvent) {
         if let Some(handle) = &self.0 {
             handle.write(&event());
         }
@@ -178,7 +180,7 @@ impl SessionLog {
 }
 
 impl Handle {
-    fn write(&self, event: &Event) {
+    fn write(&self, event: &LogEvent) {
         let mut content = lock(&self.buffer.content);
         if content.lines.len() >= MAX_WAITING {
             content.dropped += 1;
@@ -219,7 +221,7 @@ impl Buffer {
     }
 
     /// Adds a line. The time is read under the content's lock, so that lines are in order.
-    fn line(&self, event: &Event, lines: &mut Vec<u8>) {
+    fn line(&self, event: &LogEvent, lines: &mut Vec<u8>) {
         let line = LineRef {
             session_id: self.session.as_str(),
             ts: self.clock.unix(),
@@ -229,7 +231,7 @@ impl Buffer {
         lines.push(b'\n');
     }
 
-    /// What there is to write. `missing`: events that could not be written before.
+    /// Takes what waits to be written. `missing` events could not be written before.
     fn take(&self, missing: u64) -> Taken {
         let mut content = lock(&self.content);
         let closed = content.closed;
@@ -239,7 +241,7 @@ impl Buffer {
         let events = lines.len();
         let missing = missing + dropped;
         if missing > 0 {
-            self.line(&Event::Dropped { events: missing }, &mut lines);
+            self.line(&LogEvent::Dropped { events: missing }, &mut lines);
         }
         content.closed = closed;
         Taken {
@@ -289,8 +291,8 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Waits until something was put in, and a while longer for more; the buffers, none after `patience`, and whether
-    /// these are the last.
+    /// Waits until something is queued, and a while longer for more. Returns the buffers, none of them after `patience`,
+    /// and whether they are the last.
     fn take(&self, gather: Duration, patience: Duration) -> (Vec<Arc<Buffer>>, bool) {
         let queued = lock(&self.queued);
         let empty = |queued: &mut Queued| queued.buffers.is_empty() && !queued.closing;

@@ -1,14 +1,16 @@
-//! What is on its way to the store.
+//! The way of a session's state to the store.
 
 use std::future::pending;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
+use crate::causes::with_causes;
 use crate::store::{Lease, Progress, State, StoreError};
 
 /// Pause before a state is stored again that could not be stored.
@@ -17,22 +19,34 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The session's side of a gate in its outbox: what was put in behind it is sent when this is dropped.
 #[derive(Debug)]
 pub(super) struct Gate {
-    /// Rings when all before it was handed to the socket; ends without ringing when that will never be.
+    /// Rings when all before the gate was taken; ends without ringing when that will never be.
     pub(super) reached: oneshot::Receiver<()>,
     pub(super) opened: DropGuard,
 }
 
-/// The latest state's way to the store. A store that does not answer holds nobody up for long: the session goes on, and
-/// the state is stored as soon as the store answers again.
-#[derive(Debug, Default)]
+/// Stores the latest state. A store that does not answer holds nobody up for long: the session goes on, and the state
+/// is stored as soon as the store answers again.
+#[derive(Debug)]
 pub(super) struct Persistence {
+    /// How long a gate waits for the store.
+    patience: Duration,
     task: Option<JoinHandle<Result<(), StoreError>>>,
-    again: Option<Instant>,
+    retry_at: Option<Instant>,
 }
 
 impl Persistence {
-    /// Begins to store. With a gate: once the segment's media were handed to the socket, and what is behind the gate is
-    /// sent when the state is stored, so that neither is ever without the other.
+    /// A gate opens when the state is stored, and after `patience` at the latest.
+    pub(super) fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            task: None,
+            retry_at: None,
+        }
+    }
+
+    /// Starts to store a state. With a gate, the state is stored once the consumer has taken the segment's media, and
+    /// what is behind the gate is sent once the state is stored or the store is late: then neither is without the other
+    /// while the store answers in time.
     pub(super) fn begin(
         &mut self,
         lease: &Lease,
@@ -41,23 +55,15 @@ impl Persistence {
         gate: Option<Gate>,
         writes: &TaskTracker,
     ) {
-        self.again = None;
-        let lease = lease.writer();
-        self.task = Some(writes.spawn(async move {
-            let Some(gate) = gate else {
-                return lease.store(progress, state).await;
-            };
-            if gate.reached.await.is_err() {
-                // The client is gone without the segment: the session goes on from the one before.
-                return Ok(());
-            }
-            let stored = lease.store(progress, state).await;
-            drop(gate.opened);
-            stored
-        }));
+        self.retry_at = None;
+        let storing = lease.writer().store(progress, state);
+        self.task = Some(match gate {
+            None => writes.spawn(storing),
+            Some(gate) => writes.spawn(store_behind(gate, self.patience, storing)),
+        });
     }
 
-    /// Waits for the end of what was begun.
+    /// Waits until the latest write has ended, for [`Self::finish`].
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -68,28 +74,105 @@ impl Persistence {
         }
     }
 
-    /// Takes note of how it ended.
+    /// Takes the end of the latest write; one that failed is to be repeated at [`Self::retry_at`].
     ///
     /// # Errors
     /// [`StoreError::Stale`] when the session must not go on here.
-    pub(super) fn saved(
+    pub(super) fn finish(
         &mut self,
         outcome: Result<Result<(), StoreError>, JoinError>,
     ) -> Result<(), StoreError> {
         self.task = None;
-        let failed = match outcome {
+        let error = match outcome {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(StoreError::Stale)) => return Err(StoreError::Stale),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => with_causes(&error),
             Err(panic) => panic.to_string(),
         };
-        tracing::warn!(error = failed, "state not stored yet; the session goes on");
-        self.again = Some(Instant::now() + RETRY_PAUSE);
+        tracing::warn!(error, "state not stored yet; the session goes on");
+        self.retry_at = Some(Instant::now() + RETRY_PAUSE);
         Ok(())
     }
 
     /// When to store again what could not be stored.
-    pub(super) fn again(&self) -> Option<Instant> {
-        self.again
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+}
+
+/// Stores a state once the consumer has come to the gate, and opens the gate when the state is stored or `patience` is
+/// over.
+async fn store_behind(
+    Gate { reached, opened }: Gate,
+    patience: Duration,
+    storing: impl Future<Output = Result<(), StoreError>>,
+) -> Result<(), StoreError> {
+    if reached.await.is_err() {
+        // The client is gone without the segment: the session goes on from the one before.
+        return Ok(());
+    }
+    let mut storing = pin!(storing);
+    // One write is several operations of the store, each with a time limit of its own, behind the write before. The gate
+    // also holds up the media of the next segment, so it waits for all of that only so long.
+    let in_time = timeout(patience, &mut storing).await;
+    drop(opened);
+    match in_time {
+        Ok(stored) => stored,
+        Err(_) => storing.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::outbox::Outbox;
+    use crate::session::{SessionEvent, SessionState};
+
+    /// An event behind a gate.
+    fn gated() -> (Outbox, Gate) {
+        let outbox = Outbox::new(1 << 20);
+        let gate = outbox.gate();
+        outbox.push(SessionEvent::StateChanged {
+            from: SessionState::Queued,
+            to: SessionState::GpuBinding,
+        });
+        (outbox, gate)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gate_opens_in_time_however_long_the_store_takes() {
+        let patience = Duration::from_secs(2);
+        for (takes, expected) in [(1, 1), (2, 2), (7, 2), (u64::MAX, 2)] {
+            let (outbox, gate) = gated();
+            let begun = Instant::now();
+            let storing = async {
+                tokio::time::sleep(Duration::from_secs(takes)).await;
+                Ok(())
+            };
+            let mut stored = pin!(store_behind(gate, patience, storing));
+            tokio::select! {
+                biased;
+                (event, _) = outbox.next() => {
+                    assert!(matches!(event, SessionEvent::StateChanged { .. }));
+                }
+                // The write goes on when the gate is open.
+                never = async { (&mut stored).await.unwrap(); pending::<()>().await } => never,
+            }
+            assert_eq!(begun.elapsed(), Duration::from_secs(expected), "{takes}");
+            if takes == 7 {
+                stored.await.unwrap();
+                assert_eq!(begun.elapsed(), Duration::from_secs(takes));
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_stored_of_a_segment_that_the_client_has_not_taken() {
+        let (outbox, gate) = gated();
+        drop(outbox);
+        let storing = async { unreachable!("the client is gone") };
+        store_behind(gate, Duration::from_secs(2), storing)
+            .await
+            .unwrap();
     }
 }

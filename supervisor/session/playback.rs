@@ -1,32 +1,33 @@
-//! How far a session's video is ahead of its viewer: the sessions that share a worker are served by it.
+//! How far a session's video is ahead of its viewer. A worker that several sessions share serves the one first whose
+//! viewer runs out of video first.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The viewer of one session, as far as the server can know: it plays without a pause from the first media on, and goes
-/// on as soon as there are media again when it has run dry.
+/// The viewer of one session, as far as the server can know: it plays without a pause from the first media on. When it
+/// has run out of video, it goes on as soon as there are media again.
 #[derive(Debug, Default)]
 pub(super) struct Playback {
     /// When the viewer has played all finished segments; none before the first.
     runs_out: Option<Instant>,
-    /// When the segment in hand begins to play, once it has media.
+    /// When the current segment begins to play; none before it has media.
     begins: Option<Instant>,
 }
 
 impl Playback {
-    /// Media of the segment in hand were handed out.
+    /// Takes note that media of the current segment were handed out.
     pub(super) fn media_sent(&mut self, now: Instant) {
         let begins = self.runs_out.map_or(now, |runs_out| runs_out.max(now));
         self.begins.get_or_insert(begins);
     }
 
-    /// The segment in hand begins again.
+    /// Takes note that the current segment starts again, so that its media are void.
     pub(super) fn media_void(&mut self) {
         self.begins = None;
     }
 
-    /// The segment in hand is finished and plays for so long.
+    /// Takes note that the current segment is finished and plays for so long.
     pub(super) fn finished(&mut self, plays: Duration) {
         if let Some(begins) = self.begins.take() {
             self.runs_out = Some(begins + plays);

@@ -1,39 +1,40 @@
-//! What a session generates next, and which prompts have to be written for it. No I/O, no time: the session asks when
-//! it is free.
+//! The requests and prompts that a session generates segments from, and which of them have to be prepared first. It does
+//! no I/O and looks at no clock: [`super::director`] asks it when the session is free.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::Config;
-use super::prompt_draft::{Outcome, PromptDraft, Words};
+use super::prompt_draft::{PreparedDraft, PromptDraft, PromptText};
 use super::request::ValidRequest;
 
-/// Prompts that a follow-on is written from.
+/// Prompts that an extension is written from.
 const MAX_STORY: usize = 8;
 
 /// The requests that wait, the curated prompts, and the switches between them.
 #[derive(Debug)]
 pub(crate) struct Playlist {
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingRequest>,
     curated: Vec<PromptDraft>,
     next_curated: usize,
     pub(crate) looping: bool,
     pub(crate) paused: bool,
-    /// What the session does by itself failed: nothing of it runs for a while.
-    pub(crate) resting: bool,
+    /// An auto-generated segment failed: none is auto-generated until this is reset.
+    pub(crate) auto_paused: bool,
     enhancing: bool,
     extending: bool,
-    can: Abilities,
-    /// What the finished segments show, the oldest first.
+    can: PromptAbilities,
+    /// The prompts of the last finished segments, the oldest first.
     story: VecDeque<String>,
-    /// What the running segment shows.
+    /// The prompt of the running segment.
     running: Option<String>,
     extension: Extension,
     /// Segments after which the session is complete.
     cap: u32,
     produced: u32,
-    /// Names the next order.
-    next_order: u64,
+    /// The id of the next prompt task.
+    next_task: u64,
 }
 
 /// The client's switches at the start.
@@ -44,65 +45,65 @@ pub(crate) struct Switches {
     pub(crate) extending: bool,
 }
 
-/// What can be done with prompts here.
+/// What the server can do with prompts.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Abilities {
-    /// Something enhances and extends prompts.
+pub(crate) struct PromptAbilities {
+    /// An enhancer enhances and extends prompts.
     pub(crate) write: bool,
-    /// Something looks at every prompt before it is used.
+    /// A safety filter screens every prompt before it is used.
     pub(crate) screen: bool,
 }
 
-/// Somebody wants a segment.
+/// The next segment of a session.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Ask {
+pub(crate) struct PlannedSegment {
     pub(crate) request: ValidRequest,
-    /// What the prompt was before it was enhanced.
+    /// The prompt before it was enhanced; absent when the text is the same.
     pub(crate) original_prompt: Option<String>,
     pub(crate) received: Instant,
-    /// And not the session by itself.
+    /// The client has requested it; else the session has generated it by itself.
     pub(crate) by_client: bool,
 }
 
-/// A client's request, whose prompt may be in work.
+/// A client's request that waits in line. Its prompt may be pending.
 #[derive(Debug)]
-struct Waiting {
+struct WaitingRequest {
     request: ValidRequest,
     received: Instant,
     draft: PromptDraft,
-    /// As the switch was when it was requested.
+    /// The enhancement switch at the time of the request.
     enhance: bool,
 }
 
-/// The follow-on of the prompts so far.
+/// The extension: the prompt that a language model writes to follow the prompts so far.
 #[derive(Debug)]
 enum Extension {
     None,
-    InWork(u64),
+    Pending(u64),
     Ready(String),
 }
 
-/// Something that has to be written.
+/// A task that prepares or writes a prompt.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Order {
+pub(crate) struct PromptTask {
     pub(crate) id: u64,
-    pub(crate) work: Work,
+    pub(crate) work: PromptWork,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Work {
-    /// Makes a prompt ready for use.
+pub(crate) enum PromptWork {
+    /// Screens a prompt, and enhances it when `enhance` is set.
     Prepare { prompt: String, enhance: bool },
-    /// Writes what comes after these prompts, the oldest of which is first.
+    /// Writes the prompt that follows these, the oldest of which is first.
     Extend { story: Vec<String> },
 }
 
 impl Playlist {
-    /// `produced`: segments that are finished already.
+    /// A playlist whose session has finished `produced` segments already and is complete after `cap`.
     pub(crate) fn new(
         curated: Vec<String>,
         switches: Switches,
-        can: Abilities,
+        can: PromptAbilities,
         cap: u32,
         produced: u32,
     ) -> Self {
@@ -112,7 +113,7 @@ impl Playlist {
             next_curated: 0,
             looping: switches.looping,
             paused: false,
-            resting: false,
+            auto_paused: false,
             enhancing: switches.enhancing && can.write,
             extending: switches.extending && can.write,
             can,
@@ -121,15 +122,15 @@ impl Playlist {
             extension: Extension::None,
             cap,
             produced,
-            next_order: 0,
+            next_task: 0,
         }
     }
 
-    /// Adds a request; false when `limit` wait already.
+    /// Adds a request to the line; false when `limit` requests wait already.
     pub(crate) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
         let room = self.waiting.len() < limit;
         if room {
-            self.waiting.push_back(Waiting {
+            self.waiting.push_back(WaitingRequest {
                 draft: PromptDraft::new(request.prompt.clone()),
                 enhance: self.enhancing && !request.is_written_by_model(),
                 request,
@@ -139,52 +140,50 @@ impl Playlist {
         room
     }
 
-    /// Replaces the curated prompts, from the first.
+    /// Replaces the curated prompts; the next one is the first of them.
     pub(crate) fn set_curated(&mut self, prompts: Vec<String>) {
         self.curated = prompts.into_iter().map(PromptDraft::new).collect();
         self.next_curated = 0;
     }
 
-    /// False when nothing here can do it.
-    pub(crate) fn set_enhancing(&mut self, enhancing: bool) -> bool {
+    /// Switches enhancement on or off, from the next prompt on. It stays off where nothing enhances prompts.
+    pub(crate) fn set_enhancing(&mut self, enhancing: bool) {
         self.enhancing = enhancing && self.can.write;
         if self.enhancing {
             self.curated.iter_mut().for_each(PromptDraft::try_again);
         }
-        self.enhancing == enhancing
     }
 
-    /// False when nothing here can do it.
-    pub(crate) fn set_extending(&mut self, extending: bool) -> bool {
+    /// Switches auto-extension on or off. It stays off where nothing writes prompts.
+    pub(crate) fn set_extending(&mut self, extending: bool) {
         self.extending = extending && self.can.write;
         if !self.extending {
             self.extension = Extension::None;
         }
-        self.extending == extending
     }
 
-    /// Takes what comes next: a request in order of arrival, else with looping on the next curated prompt, else what a
-    /// model has written. Nothing while the prompt whose turn it is is being written.
-    pub(crate) fn next(&mut self, config: &Config) -> Option<Ask> {
+    /// Takes what comes next: a request in order of arrival, else with looping on the next curated prompt, else the
+    /// extension. None while the prompt whose turn it is is pending.
+    pub(crate) fn next(&mut self, config: &Config) -> Option<PlannedSegment> {
         if self.paused || self.is_complete() {
             return None;
         }
-        let ask = match self.waiting.front() {
+        let planned = match self.waiting.front() {
             Some(_) => self.next_request(),
-            None if self.resting => None,
+            None if self.auto_paused => None,
             None if self.loops() => self.next_curated(config),
             None => self.next_extension(config),
         }?;
-        self.running = Some(ask.request.prompt.clone());
+        self.running = Some(planned.request.prompt.clone());
         self.extension = Extension::None;
-        Some(ask)
+        Some(planned)
     }
 
-    fn next_request(&mut self) -> Option<Ask> {
+    fn next_request(&mut self) -> Option<PlannedSegment> {
         let first = self.waiting.front()?;
-        let Words { prompt, original } = first.draft.words(first.enhance, self.can.screen)?;
+        let PromptText { prompt, original } = first.draft.text(first.enhance, self.can.screen)?;
         let first = self.waiting.pop_front()?;
-        Some(Ask {
+        Some(PlannedSegment {
             request: ValidRequest {
                 prompt,
                 ..first.request
@@ -195,11 +194,11 @@ impl Playlist {
         })
     }
 
-    fn next_curated(&mut self, config: &Config) -> Option<Ask> {
+    fn next_curated(&mut self, config: &Config) -> Option<PlannedSegment> {
         let draft = &self.curated[self.next_curated % self.curated.len()];
-        let Words { prompt, original } = draft.words(self.enhancing, self.can.screen)?;
+        let PromptText { prompt, original } = draft.text(self.enhancing, self.can.screen)?;
         self.next_curated = (self.next_curated + 1) % self.curated.len();
-        Some(Ask {
+        Some(PlannedSegment {
             request: ValidRequest::curated(prompt, config),
             original_prompt: original,
             received: Instant::now(),
@@ -207,9 +206,9 @@ impl Playlist {
         })
     }
 
-    fn next_extension(&mut self, config: &Config) -> Option<Ask> {
+    fn next_extension(&mut self, config: &Config) -> Option<PlannedSegment> {
         match std::mem::replace(&mut self.extension, Extension::None) {
-            Extension::Ready(prompt) if self.extending => Some(Ask {
+            Extension::Ready(prompt) if self.extending => Some(PlannedSegment {
                 request: ValidRequest::extension(prompt, config),
                 original_prompt: None,
                 received: Instant::now(),
@@ -222,23 +221,23 @@ impl Playlist {
         }
     }
 
-    /// The loop has something to run. Without it, auto-extension goes on.
+    /// Looping is on and there are curated prompts. Otherwise auto-extension goes on.
     fn loops(&self) -> bool {
         self.looping && !self.curated.is_empty()
     }
 
-    /// What has to be written and is not in work yet: prompts of requests, up to `room` curated prompts from the one
-    /// whose turn is next, and what follows the running segment.
-    pub(crate) fn orders(&mut self, room: usize) -> Vec<Order> {
-        let mut orders = Vec::new();
+    /// Takes the tasks that are needed and not started yet: for prompts of requests, for up to `room` curated prompts at
+    /// a time from the one whose turn is next, and for the extension of the running segment.
+    pub(crate) fn take_prompt_tasks(&mut self, room: usize) -> Vec<PromptTask> {
+        let mut tasks = Vec::new();
         let can = self.can;
         for waiting in &mut self.waiting {
             let enhance = waiting.enhance;
             if waiting.draft.needs_work(enhance, can.screen) {
-                orders.push(prepare(&mut self.next_order, &mut waiting.draft, enhance));
+                tasks.push(prepare(&mut self.next_task, &mut waiting.draft, enhance));
             }
         }
-        let busy = self.curated.iter().filter(|d| d.is_in_work()).count();
+        let busy = self.curated.iter().filter(|d| d.is_pending()).count();
         let enhance = self.enhancing;
         let (passed, coming) = self.curated.split_at_mut(self.next_curated);
         let needs = |draft: &&mut PromptDraft| draft.needs_work(enhance, can.screen);
@@ -248,67 +247,67 @@ impl Playlist {
             .filter(needs)
             .take(room.saturating_sub(busy))
         {
-            orders.push(prepare(&mut self.next_order, draft, enhance));
+            tasks.push(prepare(&mut self.next_task, draft, enhance));
         }
         if self.wants_extension() {
-            let id = number(&mut self.next_order);
-            self.extension = Extension::InWork(id);
-            orders.push(Order {
+            let id = number(&mut self.next_task);
+            self.extension = Extension::Pending(id);
+            tasks.push(PromptTask {
                 id,
-                work: Work::Extend {
+                work: PromptWork::Extend {
                     story: self.story.iter().chain(&self.running).cloned().collect(),
                 },
             });
         }
-        orders
+        tasks
     }
 
-    /// Whether a follow-on has to be asked for: while the segment before it runs, so that it is there in time.
+    /// Whether an extension has to be asked for: while the segment before it runs, so that it is there in time.
     fn wants_extension(&self) -> bool {
         let segments = self.produced + u32::from(self.running.is_some());
         self.extending
             && matches!(self.extension, Extension::None)
             && self.waiting.is_empty()
             && !self.loops()
-            && !self.resting
+            && !self.auto_paused
             && segments < self.cap
             && (self.running.is_some() || !self.paused && !self.story.is_empty())
     }
 
-    /// Somebody still waits for this order.
-    pub(crate) fn awaits(&self, order: u64) -> bool {
-        matches!(self.extension, Extension::InWork(id) if id == order)
-            || self.waiting.iter().any(|w| w.draft.awaits(order))
-            || self.curated.iter().any(|draft| draft.awaits(order))
+    /// The result of this task is still needed.
+    pub(crate) fn awaits(&self, task: u64) -> bool {
+        matches!(self.extension, Extension::Pending(id) if id == task)
+            || self.waiting.iter().any(|w| w.draft.awaits(task))
+            || self.curated.iter().any(|draft| draft.awaits(task))
     }
 
-    /// A segment waits for a prompt that is being written.
-    pub(crate) fn is_writing(&self) -> bool {
+    /// The prompt of the next segment is pending.
+    pub(crate) fn is_preparing(&self) -> bool {
         match self.waiting.front() {
-            Some(first) => first.draft.is_in_work(),
+            Some(first) => first.draft.is_pending(),
             None if self.loops() => {
-                self.curated[self.next_curated % self.curated.len()].is_in_work()
+                self.curated[self.next_curated % self.curated.len()].is_pending()
             }
-            None => matches!(self.extension, Extension::InWork(_)),
+            None => matches!(self.extension, Extension::Pending(_)),
         }
     }
 
-    /// A prompt is ready for use.
-    pub(crate) fn prepared(&mut self, order: u64, outcome: Outcome) {
+    /// Takes the result of a task whose prompt may be used.
+    pub(crate) fn prepared(&mut self, task: u64, outcome: PreparedDraft) {
         let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.draft);
         let mut drafts = waiting.chain(&mut self.curated);
-        if let Some(draft) = drafts.find(|draft| draft.awaits(order)) {
+        if let Some(draft) = drafts.find(|draft| draft.awaits(task)) {
             draft.settle(outcome);
         }
     }
 
-    /// A prompt must not be used: it is gone. A follow-on is asked for again, unless the playlist rests.
-    pub(crate) fn blocked(&mut self, order: u64) {
-        self.waiting.retain(|waiting| !waiting.draft.awaits(order));
-        if let Some(at) = self.curated.iter().position(|d| d.awaits(order)) {
+    /// Removes a prompt that must not be used. An extension is asked for again, unless auto-generation is paused.
+    pub(crate) fn blocked(&mut self, task: u64) {
+        self.waiting.retain(|waiting| !waiting.draft.awaits(task));
+        if let Some(at) = self.curated.iter().position(|d| d.awaits(task)) {
             self.remove_curated(at);
         }
-        if matches!(self.extension, Extension::InWork(id) if id == order) {
+        if matches!(self.extension, Extension::Pending(id) if id == task) {
             self.extension = Extension::None;
         }
     }
@@ -323,9 +322,9 @@ impl Playlist {
         }
     }
 
-    /// The follow-on is written; without one the last prompt is used again.
-    pub(crate) fn extended(&mut self, order: u64, prompt: Option<String>) {
-        if !matches!(self.extension, Extension::InWork(id) if id == order) {
+    /// Takes the extension; without one the last prompt is used again.
+    pub(crate) fn extended(&mut self, task: u64, prompt: Option<String>) {
+        if !matches!(self.extension, Extension::Pending(id) if id == task) {
             return;
         }
         let last = || self.running.as_ref().or(self.story.back()).cloned();
@@ -335,7 +334,7 @@ impl Playlist {
         };
     }
 
-    /// A segment was finished.
+    /// Takes note that the running segment is finished.
     pub(crate) fn segment_finished(&mut self) {
         self.produced += 1;
         let Some(shown) = self.running.take() else {
@@ -349,7 +348,7 @@ impl Playlist {
         }
     }
 
-    /// A segment was cancelled or has failed: nothing follows it.
+    /// Takes note that the running segment was cancelled or has failed: no extension follows it.
     pub(crate) fn segment_dropped(&mut self) {
         self.running = None;
         self.extension = Extension::None;
@@ -359,26 +358,26 @@ impl Playlist {
         self.produced >= self.cap
     }
 
-    /// The index of the next segment.
+    /// The index of the next segment, which is how many are finished.
     pub(crate) fn segment_idx(&self) -> u32 {
         self.produced
     }
 }
 
-fn prepare(next_order: &mut u64, draft: &mut PromptDraft, enhance: bool) -> Order {
-    let id = number(next_order);
-    Order {
+fn prepare(next_task: &mut u64, draft: &mut PromptDraft, enhance: bool) -> PromptTask {
+    let id = number(next_task);
+    PromptTask {
         id,
-        work: Work::Prepare {
+        work: PromptWork::Prepare {
             prompt: draft.begin(id),
             enhance,
         },
     }
 }
 
-fn number(next_order: &mut u64) -> u64 {
-    *next_order += 1;
-    *next_order
+fn number(next_task: &mut u64) -> u64 {
+    *next_task += 1;
+    *next_task
 }
 
 #[cfg(test)]

@@ -1,35 +1,36 @@
-//! One prompt on its way to a segment. Pure.
+//! One prompt from the client's text to the text that is used. Pure.
 
-/// A client's prompt, and what was made of it.
+/// A client's prompt, and how far it is prepared.
 #[derive(Debug)]
 pub(super) struct PromptDraft {
     prompt: String,
-    stage: Stage,
+    state: DraftState,
 }
 
 #[derive(Debug)]
-enum Stage {
-    /// Nobody has looked at it.
+enum DraftState {
+    /// It is neither screened nor enhanced.
     Written,
-    InWork(u64),
-    /// It may be used as it is written.
+    /// This task screens or enhances it.
+    Pending(u64),
+    /// It was screened and may be used as it is written.
     Admitted,
     Enhanced(String),
     /// It could not be enhanced and may be used as it is written.
     NotEnhanced,
 }
 
-/// The text to use.
+/// The text that a segment uses.
 #[derive(Debug, PartialEq)]
-pub(super) struct Words {
+pub(super) struct PromptText {
     pub(super) prompt: String,
-    /// As the client has written it, when that is something else.
+    /// The client's text, when that is another one.
     pub(super) original: Option<String>,
 }
 
-/// How work on a prompt that may be used has ended.
+/// How the preparation of a prompt that may be used has ended.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Outcome {
+pub(crate) enum PreparedDraft {
     AsWritten,
     Enhanced(String),
     /// Enhancing failed.
@@ -40,58 +41,60 @@ impl PromptDraft {
     pub(super) fn new(prompt: String) -> Self {
         Self {
             prompt,
-            stage: Stage::Written,
+            state: DraftState::Written,
         }
     }
 
-    /// What to use; nothing until the work on it is done. `screened`: no prompt is used that nobody has looked at.
-    pub(super) fn words(&self, enhance: bool, screened: bool) -> Option<Words> {
-        let original = |original| Words {
+    /// The text to use; none while it is not prepared. With `screened`, no prompt is used that was not screened.
+    pub(super) fn text(&self, enhance: bool, screened: bool) -> Option<PromptText> {
+        let original = |original| PromptText {
             prompt: self.prompt.clone(),
             original,
         };
-        match &self.stage {
-            Stage::Enhanced(text) if enhance && *text != self.prompt => Some(Words {
+        match &self.state {
+            DraftState::Enhanced(text) if enhance && *text != self.prompt => Some(PromptText {
                 prompt: text.clone(),
                 original: Some(self.prompt.clone()),
             }),
-            Stage::Enhanced(_) | Stage::NotEnhanced => Some(original(None)),
-            Stage::Admitted if !enhance => Some(original(None)),
-            Stage::Written | Stage::InWork(_) if !enhance && !screened => Some(original(None)),
-            Stage::Admitted | Stage::Written | Stage::InWork(_) => None,
+            DraftState::Enhanced(_) | DraftState::NotEnhanced => Some(original(None)),
+            DraftState::Admitted if !enhance => Some(original(None)),
+            DraftState::Written | DraftState::Pending(_) if !enhance && !screened => {
+                Some(original(None))
+            }
+            DraftState::Admitted | DraftState::Written | DraftState::Pending(_) => None,
         }
     }
 
     pub(super) fn needs_work(&self, enhance: bool, screened: bool) -> bool {
-        !self.is_in_work() && self.words(enhance, screened).is_none()
+        !self.is_pending() && self.text(enhance, screened).is_none()
     }
 
-    pub(super) fn is_in_work(&self) -> bool {
-        matches!(self.stage, Stage::InWork(_))
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.state, DraftState::Pending(_))
     }
 
     pub(super) fn awaits(&self, id: u64) -> bool {
-        matches!(self.stage, Stage::InWork(order) if order == id)
+        matches!(self.state, DraftState::Pending(task) if task == id)
     }
 
-    /// Work begins; returns what to work on.
-    pub(super) fn begin(&mut self, order: u64) -> String {
-        self.stage = Stage::InWork(order);
+    /// Marks the prompt as pending and returns what to work on.
+    pub(super) fn begin(&mut self, task: u64) -> String {
+        self.state = DraftState::Pending(task);
         self.prompt.clone()
     }
 
-    pub(super) fn settle(&mut self, outcome: Outcome) {
-        self.stage = match outcome {
-            Outcome::AsWritten => Stage::Admitted,
-            Outcome::Enhanced(text) => Stage::Enhanced(text),
-            Outcome::NotEnhanced => Stage::NotEnhanced,
+    pub(super) fn settle(&mut self, outcome: PreparedDraft) {
+        self.state = match outcome {
+            PreparedDraft::AsWritten => DraftState::Admitted,
+            PreparedDraft::Enhanced(text) => DraftState::Enhanced(text),
+            PreparedDraft::NotEnhanced => DraftState::NotEnhanced,
         };
     }
 
-    /// What could not be enhanced may be tried once more.
+    /// Allows another try at a prompt that could not be enhanced.
     pub(super) fn try_again(&mut self) {
-        if let Stage::NotEnhanced = self.stage {
-            self.stage = Stage::Admitted;
+        if let DraftState::NotEnhanced = self.state {
+            self.state = DraftState::Admitted;
         }
     }
 }

@@ -3,59 +3,46 @@
 use std::collections::HashMap;
 use std::future::pending;
 
-use fastvideo_proto::job::ErrorCode;
-use fastvideo_proto::stream_v1::ServerMessage;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tracing::Instrument;
 
-use super::log::{Event, Llm, SessionLog};
-use super::outbox::Outbox;
-use super::playlist::{Order, Playlist, Work};
-use super::prompt_draft::Outcome;
-use crate::prompt::{Answer, Blocked, Failure, NotWritten, Prepared, Prompts, Rewritten};
+use super::playlist::{PromptTask, PromptWork};
+use crate::prompt::{
+    Blocked, GenerateError, GeneratedPrompt, PreparedPrompt, PromptAlternatives, Prompts,
+};
 
-/// Alternatives that may be asked for at once.
-pub(super) const MAX_ALTERNATIVES: u32 = 10;
 /// Rewritings that may be asked for before one is answered.
 pub(super) const MAX_PENDING_REWRITES: usize = 4;
 
-/// Ends all of it when dropped.
+/// The running tasks. Dropping it ends all of them.
 #[derive(Debug)]
 pub(super) struct PromptTasks {
     prompts: Prompts,
-    tasks: JoinSet<Written>,
-    /// The orders of the playlist that are in work.
-    orders: HashMap<Id, (u64, AbortHandle)>,
+    tasks: JoinSet<PromptTaskResult>,
+    /// The tasks that the playlist has asked for.
+    planned: HashMap<Id, (u64, AbortHandle)>,
 }
 
-/// What was written.
+/// What a task has come to.
 #[derive(Debug)]
-pub(super) enum Written {
+pub(super) enum PromptTaskResult {
     Prepared {
-        order: u64,
+        task: u64,
         prompt: String,
-        result: Result<Prepared, Blocked>,
+        result: Result<PreparedPrompt, Blocked>,
     },
     Extended {
-        order: u64,
-        /// What it follows.
+        task: u64,
+        /// The prompt that the extension follows.
         last: String,
-        result: Result<Answer, NotWritten>,
+        result: Result<GeneratedPrompt, GenerateError>,
     },
     Rewritten {
         seed_prompt: String,
-        result: Result<Rewritten, NotWritten>,
+        result: Result<PromptAlternatives, GenerateError>,
     },
-    /// The task's fault.
-    Lost { order: Option<u64> },
-}
-
-/// What the session has to do now.
-#[derive(Debug, PartialEq)]
-pub(super) enum Next {
-    GoOn,
-    /// What it would do by itself has failed.
-    Rest,
+    /// The task has panicked.
+    Lost { task: Option<u64> },
 }
 
 impl PromptTasks {
@@ -63,55 +50,52 @@ impl PromptTasks {
         Self {
             prompts,
             tasks: JoinSet::new(),
-            orders: HashMap::new(),
+            planned: HashMap::new(),
         }
     }
 
-    /// Begins what the playlist needs, and ends what it does not need any more.
-    pub(super) fn follow(&mut self, playlist: &mut Playlist) {
-        self.orders.retain(|_, (order, task)| {
-            let wanted = playlist.awaits(*order);
-            if !wanted {
+    /// Aborts the tasks that the playlist has asked for and does not need any more.
+    pub(super) fn retain(&mut self, is_needed: impl Fn(u64) -> bool) {
+        self.planned.retain(|_, (id, task)| {
+            let is_needed = is_needed(*id);
+            if !is_needed {
                 task.abort();
             }
-            wanted
+            is_needed
         });
-        let room = (self.prompts.enhancer()).map_or(1, |enhancer| enhancer.max_parallel());
-        for order in playlist.orders(room) {
-            self.begin(order);
-        }
     }
 
-    fn begin(&mut self, Order { id, work }: Order) {
+    /// Starts a task for the playlist.
+    pub(super) fn start(&mut self, PromptTask { id, work }: PromptTask) {
         let prompts = self.prompts.clone();
         let writing = async move {
             match work {
-                Work::Prepare { prompt, enhance } => Written::Prepared {
-                    order: id,
+                PromptWork::Prepare { prompt, enhance } => PromptTaskResult::Prepared {
+                    task: id,
                     result: prompts.prepare(&prompt, enhance).await,
                     prompt,
                 },
-                Work::Extend { story } => Written::Extended {
-                    order: id,
+                PromptWork::Extend { story } => PromptTaskResult::Extended {
+                    task: id,
                     result: prompts.extend(&story).await,
                     last: story.into_iter().next_back().unwrap_or_default(),
                 },
             }
         };
         let task = self.tasks.spawn(writing.in_current_span());
-        self.orders.insert(task.id(), (id, task));
+        self.planned.insert(task.id(), (id, task));
     }
 
-    /// Begins to write alternatives; false when too many are being written already.
+    /// Starts to write alternatives to a prompt. False when too many prompts are being rewritten already.
     pub(super) fn rewrite(&mut self, seed_prompt: String, count: u32) -> bool {
-        if self.tasks.len().saturating_sub(self.orders.len()) >= MAX_PENDING_REWRITES {
+        if self.tasks.len().saturating_sub(self.planned.len()) >= MAX_PENDING_REWRITES {
             return false;
         }
         let prompts = self.prompts.clone();
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let writing = async move {
             let result = prompts.rewrite(&seed_prompt, count).await;
-            Written::Rewritten {
+            PromptTaskResult::Rewritten {
                 seed_prompt,
                 result,
             }
@@ -120,13 +104,16 @@ impl PromptTasks {
         true
     }
 
-    /// Waits until something is written. Cancel-safe.
-    pub(super) async fn ended(&mut self) -> Written {
+    /// Waits until a task has ended.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn ended(&mut self) -> PromptTaskResult {
         loop {
             match self.tasks.join_next_with_id().await {
-                Some(Ok((id, written))) => {
-                    self.orders.remove(&id);
-                    return written;
+                Some(Ok((id, result))) => {
+                    self.planned.remove(&id);
+                    return result;
                 }
                 Some(Err(error)) if error.is_cancelled() => {}
                 Some(Err(panic)) => return self.lost(&panic),
@@ -135,220 +122,10 @@ impl PromptTasks {
         }
     }
 
-    fn lost(&mut self, panic: &JoinError) -> Written {
+    fn lost(&mut self, panic: &JoinError) -> PromptTaskResult {
         tracing::error!(%panic, "a prompt's task is lost");
-        Written::Lost {
-            order: self.orders.remove(&panic.id()).map(|(order, _)| order),
-        }
-    }
-}
-
-impl Written {
-    /// Writes it down, unless nobody waits for it any more.
-    pub(super) fn record(&self, playlist: &Playlist, prompts: &Prompts, log: &SessionLog) {
-        let shown = prompts.logs_unscreened();
-        let block = |prompt: Option<&String>| {
-            log.record(|| Event::PromptBlocked {
-                prompt: prompt.filter(|_| shown).cloned(),
-            });
-        };
-        let fall_back = |prompt: &str, failure: &Failure| {
-            log.record(|| Event::PromptFallback {
-                original_prompt: prompt.to_owned(),
-                reason: failure.to_string(),
-            });
-        };
-        match self {
-            Self::Prepared { order, .. } | Self::Extended { order, .. }
-                if !playlist.awaits(*order) => {}
-            Self::Prepared {
-                prompt,
-                result: Ok(Prepared::Enhanced(answer)),
-                ..
-            } => log.record(|| Event::PromptEnhanced {
-                original_prompt: prompt.clone(),
-                prompt: answer.content.clone(),
-                by: answer.into(),
-            }),
-            Self::Prepared {
-                prompt,
-                result: Ok(Prepared::Fallback(failure)),
-                ..
-            } => fall_back(prompt, failure),
-            Self::Prepared {
-                result: Ok(Prepared::AsWritten),
-                ..
-            }
-            | Self::Lost { .. } => {}
-            Self::Prepared {
-                prompt,
-                result: Err(Blocked),
-                ..
-            } => block(Some(prompt)),
-            Self::Extended {
-                result: Ok(answer), ..
-            } => log.record(|| Event::PromptExtended {
-                prompt: answer.content.clone(),
-                by: answer.into(),
-            }),
-            Self::Extended {
-                last,
-                result: Err(NotWritten::Failed(failure)),
-                ..
-            } => fall_back(last, failure),
-            Self::Extended {
-                result: Err(NotWritten::Blocked(_)),
-                ..
-            } => block(None),
-            Self::Rewritten {
-                seed_prompt,
-                result: Ok(rewritten),
-            } => log.record(|| Event::PromptRewritten {
-                seed_prompt: seed_prompt.clone(),
-                alternatives: shown.then(|| rewritten.alternatives.clone()),
-                by: rewritten.into(),
-            }),
-            Self::Rewritten {
-                seed_prompt,
-                result: Err(NotWritten::Failed(failure)),
-            } => fall_back(seed_prompt, failure),
-            Self::Rewritten {
-                seed_prompt,
-                result: Err(NotWritten::Blocked(_)),
-            } => block(Some(seed_prompt)),
-        }
-    }
-
-    /// Tells the client and the playlist. What nobody waits for any more is dropped.
-    pub(super) fn deliver(self, playlist: &mut Playlist, outbox: &Outbox) -> Next {
-        match self {
-            Self::Prepared { order, .. } | Self::Extended { order, .. }
-                if !playlist.awaits(order) => {}
-            Self::Prepared {
-                order,
-                prompt,
-                result: Ok(prepared),
-            } => playlist.prepared(order, outcome(prompt, prepared, outbox)),
-            Self::Prepared {
-                order,
-                result: Err(blocked),
-                ..
-            } => {
-                playlist.blocked(order);
-                outbox.send(&block(blocked));
-            }
-            Self::Extended {
-                order,
-                result: Ok(answer),
-                ..
-            } => playlist.extended(order, Some(answer.content)),
-            Self::Extended {
-                order,
-                last,
-                result: Err(NotWritten::Failed(failure)),
-            } => {
-                playlist.extended(order, None);
-                outbox.send(&fallback(last, &failure));
-            }
-            Self::Extended {
-                order,
-                result: Err(NotWritten::Blocked(blocked)),
-                ..
-            } => {
-                playlist.blocked(order);
-                outbox.send(&block(blocked));
-                return Next::Rest;
-            }
-            Self::Rewritten {
-                seed_prompt,
-                result,
-            } => outbox.send(&rewritten(seed_prompt, result)),
-            Self::Lost { order } => {
-                if let Some(order) = order {
-                    playlist.blocked(order);
-                }
-                let message = "a prompt was lost in the server; ask again";
-                outbox.send(&ServerMessage::error(
-                    ErrorCode::InternalError,
-                    message,
-                    true,
-                ));
-                return Next::Rest;
-            }
-        }
-        Next::GoOn
-    }
-}
-
-fn outcome(prompt: String, prepared: Prepared, outbox: &Outbox) -> Outcome {
-    match prepared {
-        Prepared::AsWritten => Outcome::AsWritten,
-        Prepared::Enhanced(answer) => {
-            if answer.content != prompt {
-                outbox.send(&ServerMessage::PromptEnhanced {
-                    original_prompt: prompt,
-                    prompt: answer.content.clone(),
-                    provider: answer.provider,
-                    latency_ms: answer.latency.as_secs_f64() * 1000.0,
-                    fallback_used: answer.fallback_used,
-                });
-            }
-            Outcome::Enhanced(answer.content)
-        }
-        Prepared::Fallback(failure) => {
-            outbox.send(&fallback(prompt, &failure));
-            Outcome::NotEnhanced
-        }
-    }
-}
-
-fn fallback(original_prompt: String, reason: &impl ToString) -> ServerMessage {
-    ServerMessage::PromptFallback {
-        original_prompt,
-        reason: reason.to_string(),
-    }
-}
-
-fn block(blocked: Blocked) -> ServerMessage {
-    ServerMessage::error(ErrorCode::PromptBlocked, blocked.to_string(), false)
-}
-
-fn rewritten(seed_prompt: String, result: Result<Rewritten, NotWritten>) -> ServerMessage {
-    match result {
-        Ok(rewritten) => ServerMessage::SeedPromptsRewritten {
-            seed_prompt,
-            alternatives: rewritten.alternatives,
-            provider: rewritten.provider,
-            model: rewritten.model,
-            latency_ms: rewritten.latency.as_secs_f64() * 1000.0,
-            fallback_used: rewritten.fallback_used,
-        },
-        Err(NotWritten::Blocked(blocked)) => block(blocked),
-        Err(NotWritten::Failed(failure)) => {
-            let message = format!("the prompt was not rewritten: {failure}");
-            ServerMessage::error(ErrorCode::UpstreamTimeout, message, true)
-        }
-    }
-}
-
-impl From<&Answer> for Llm {
-    fn from(answer: &Answer) -> Self {
-        Self {
-            provider: answer.provider.clone(),
-            model: answer.model.clone(),
-            latency_ms: answer.latency.as_secs_f64() * 1000.0,
-            fallback_used: answer.fallback_used,
-        }
-    }
-}
-
-impl From<&Rewritten> for Llm {
-    fn from(rewritten: &Rewritten) -> Self {
-        Self {
-            provider: rewritten.provider.clone(),
-            model: rewritten.model.clone(),
-            latency_ms: rewritten.latency.as_secs_f64() * 1000.0,
-            fallback_used: rewritten.fallback_used,
+        PromptTaskResult::Lost {
+            task: self.planned.remove(&panic.id()).map(|(id, _)| id),
         }
     }
 }

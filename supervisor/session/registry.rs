@@ -8,8 +8,7 @@ use std::time::Instant;
 use fastvideo_proto::ids::{SessionId, WorkerId};
 use tokio::sync::Notify;
 
-use super::SessionState;
-use super::log::{Event, SessionLog};
+use super::state::{InvalidTransition, SessionState};
 
 /// All open sessions. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +17,7 @@ pub struct Registry(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     entries: Mutex<Entries>,
-    /// Rings when a session has left.
+    /// Notified when a session has left.
     left: Notify,
 }
 
@@ -36,7 +35,7 @@ pub struct Entry {
     /// Where the client connects from.
     pub client: IpAddr,
     pub connected: Instant,
-    /// The one that it is bound to, or was last.
+    /// The worker that it is bound to, or was bound to last.
     pub worker: Option<WorkerId>,
     /// Segments that are finished.
     pub segments: u32,
@@ -48,8 +47,6 @@ pub struct Ticket {
     connection: u64,
     id: SessionId,
     registry: Registry,
-    /// Says nothing before the session is opened.
-    log: SessionLog,
 }
 
 /// How many sessions may be open.
@@ -69,10 +66,10 @@ pub enum Full {
 }
 
 impl Registry {
-    /// Enters a new session.
+    /// Adds a new session.
     ///
     /// # Errors
-    /// When as many sessions are open as may be.
+    /// When as many sessions are open as the limits allow.
     pub fn enter(&self, client: IpAddr, limits: Limits) -> Result<Ticket, Full> {
         let mut entries = self.lock();
         let open = &entries.by_connection;
@@ -99,7 +96,6 @@ impl Registry {
             connection,
             id,
             registry: self.clone(),
-            log: SessionLog::default(),
         })
     }
 
@@ -122,19 +118,11 @@ impl Ticket {
         &self.id
     }
 
-    pub(crate) fn log(&self) -> &SessionLog {
-        &self.log
-    }
-
-    pub(crate) fn keep_log(&mut self, log: SessionLog) {
-        self.log = log;
-    }
-
     pub fn state(&self) -> SessionState {
         self.update(|entry| entry.state)
     }
 
-    /// The connection goes on with a session that has been there before. Waits until no other connection runs it.
+    /// Gives the connection the id of an older session. Waits until no other connection runs that session.
     pub(crate) async fn take_over(&mut self, id: SessionId) {
         self.update(|entry| entry.id = id.clone());
         self.id = id;
@@ -157,20 +145,20 @@ impl Ticket {
         change(entry.expect("the ticket holds the entry"))
     }
 
-    /// Moves the session to another state. An edge that does not exist is a programming error: it is logged, and the
-    /// session stays where it is.
-    pub(crate) fn transition(&self, to: SessionState) {
-        let (from, moved) = self.update(|entry| {
-            let moved = entry.state.transition(to);
-            let state = *moved.as_ref().unwrap_or(&entry.state);
-            (std::mem::replace(&mut entry.state, state), moved)
+    /// Moves the session to another state, and returns the one before. An edge that does not exist is a programming
+    /// error: it is logged, and the session stays where it is.
+    pub(crate) fn transition(&self, to: SessionState) -> Option<SessionState> {
+        let moved = self.update(|entry| {
+            let from = entry.state;
+            entry.state = from.transition(to)?;
+            Ok::<_, InvalidTransition>(from)
         });
         match moved {
-            Ok(to) => {
-                self.log.record(|| Event::State { from, to });
-                tracing::debug!(?from, ?to, "session changed state");
+            Ok(from) => Some(from),
+            Err(error) => {
+                tracing::error!(%error, "session state left as it is");
+                None
             }
-            Err(error) => tracing::error!(%error, "session state left as it is"),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! A client's request for a segment, checked.
 
 use fastvideo_proto::job::PromptSource;
-use fastvideo_proto::stream_v1::SegmentRequest;
 
 use super::Config;
+use super::command::SegmentRequest;
 
 /// A request that the server can pass to a worker: every field is set and within its limits.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +71,7 @@ impl ValidRequest {
         Self::by_itself(prompt, PromptSource::Curated, config)
     }
 
-    /// A follow-on with the operator's defaults.
+    /// An extension with the operator's defaults.
     pub(crate) fn extension(prompt: String, config: &Config) -> Self {
         Self::by_itself(prompt, PromptSource::AutoExtension, config)
     }

@@ -52,7 +52,7 @@ impl SessionState {
         }
     }
 
-    /// Nothing follows.
+    /// No other state follows this one.
     pub fn is_sink(self) -> bool {
         matches!(
             self,

@@ -1,6 +1,6 @@
-//! Blobs: bytes under the hash of their content, in memory, in a folder or in a bucket.
+//! Blobs: bytes that are named by the hash of their content, in memory, in a folder or in a bucket.
 //!
-//! When a blob may be deleted is decided by `records`; here are only bytes.
+//! The reference counts in `records` decide when a blob may be deleted; here are only bytes.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use nix::fcntl::Flock;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
-use super::StoreError;
-use super::records::{BlobId, BlobKey};
+use super::error::{DataLoss, StoreError};
+use super::ids::{BlobId, BlobKey};
 
 /// Blobs of one store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
     objects: Arc<dyn ObjectStore>,
     folder: Path,
-    /// Held for as long as the blobs are used.
+    /// The lock of the folder, held for as long as the blobs are used.
     _lock: Option<Arc<Flock<File>>>,
 }
 
@@ -42,6 +42,9 @@ impl BlobStore {
     }
 
     /// Tries whether blobs can be put, listed and deleted.
+    ///
+    /// # Errors
+    /// When any of that fails.
     pub(super) async fn probe(&self) -> Result<(), StoreError> {
         let path = self
             .folder
@@ -57,7 +60,11 @@ impl BlobStore {
         tried.await.map_err(StoreError::unavailable)
     }
 
-    /// Keeps a blob; one that is there already is replaced by the same bytes. There is all of it or nothing.
+    /// Keeps a blob. One that is there already is replaced by the same bytes, so putting is idempotent. It is atomic: there
+    /// is all of the blob or nothing.
+    ///
+    /// # Errors
+    /// When the backend does not answer or has no room.
     pub async fn put(&self, key: BlobKey, bytes: Bytes) -> Result<(), StoreError> {
         self.objects
             .put(&self.path(key), bytes.into())
@@ -66,14 +73,17 @@ impl BlobStore {
         Ok(())
     }
 
-    /// A blob's bytes, whose hash is its id.
+    /// A blob's bytes. Their hash is compared with the blob's id.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] when it is not there, [`StoreError::Corrupt`] when the bytes are others.
+    /// [`DataLoss::MissingBlob`] when the blob is not there, [`DataLoss::DamagedBlob`] when it has other bytes, and when the
+    /// backend does not answer.
     pub async fn get(&self, key: BlobKey) -> Result<Bytes, StoreError> {
         let got = match self.objects.get(&self.path(key)).await {
             Ok(got) => got,
-            Err(object_store::Error::NotFound { .. }) => return Err(StoreError::Missing(key.id)),
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(DataLoss::MissingBlob(key.id).into());
+            }
             Err(error) => return Err(StoreError::unavailable(error)),
         };
         let bytes = got.bytes().await.map_err(StoreError::unavailable)?;
@@ -81,12 +91,15 @@ impl BlobStore {
         let actual = tokio::task::spawn_blocking(move || BlobId::of(&hashed));
         match actual.await {
             Ok(actual) if actual == key.id => Ok(bytes),
-            Ok(_) => Err(StoreError::Corrupt(format!("blob {key} has other bytes"))),
+            Ok(_) => Err(DataLoss::DamagedBlob(key).into()),
             Err(error) => Err(StoreError::unavailable(error)),
         }
     }
 
     /// Deletes a blob, if it is there.
+    ///
+    /// # Errors
+    /// When the backend does not answer.
     pub async fn drop(&self, key: BlobKey) -> Result<(), StoreError> {
         match self.objects.delete(&self.path(key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -94,7 +107,10 @@ impl BlobStore {
         }
     }
 
-    /// All blobs.
+    /// The names of all blobs of the store.
+    ///
+    /// # Errors
+    /// When the backend does not answer.
     pub async fn list(&self) -> Result<Vec<BlobKey>, StoreError> {
         let objects = self.objects.list(Some(&self.folder));
         let keys = objects

@@ -1,17 +1,19 @@
-//! States in their public form, with the blobs that they refer to in the store.
+//! Exports and imports states with blobs of the store: `export` on threads for blocking work, and what it refers to.
 
 use fastvideo_proto::state::ContinuationState;
 use futures_util::future::try_join_all;
 use tokio::task::{JoinError, spawn_blocking};
 
+use super::error::{DataLoss, StoreError};
 use super::export::{self, Blobs, Expectation, ExportError, ImportError};
-use super::records::BlobId;
-use super::{SessionStore, State, StoreError};
+use super::handle::SessionStore;
+use super::ids::BlobId;
+use super::state::State;
 
 /// Why a state in its public form was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportFailed {
-    /// The text is safe to show.
+    /// The state is refused; the text is safe to show.
     #[error(transparent)]
     Refused(#[from] ImportError),
     #[error(transparent)]
@@ -42,7 +44,7 @@ pub async fn import(
 ) -> Result<State, ImportFailed> {
     let mut blobs = Blobs::new();
     for name in export::references(&state)? {
-        // A name that is no hash is none of ours; it is refused below as one that is not there.
+        // A name that is no hash names no blob of this store. It is refused below like one that is not there.
         let Some(id) = BlobId::parse(&name) else {
             continue;
         };
@@ -50,7 +52,7 @@ pub async fn import(
             Ok(bytes) => {
                 blobs.insert(name, bytes);
             }
-            Err(StoreError::Missing(_)) => {}
+            Err(StoreError::Lost(DataLoss::MissingBlob(_))) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -66,7 +68,7 @@ pub async fn export_inline(state: State) -> Result<ContinuationState, ExportFail
     Ok(spawn_blocking(move || export::export_inline(&state)).await??)
 }
 
-/// Writes a state with its large tensors in the store, where they stay as long as a state that nobody runs.
+/// Writes a state with its large tensors in the store, which lends them for as long as it keeps a state that nobody runs.
 ///
 /// # Errors
 /// When the state is damaged, or the store does not answer or is full.

@@ -18,113 +18,137 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::blobs::BlobStore;
+use super::error::StoreError;
+use super::handle::{self, SessionStore};
 use super::records::Records;
-use super::records::file::{self, FileRecords};
-use super::records::memory::{Limits, MemoryRecords};
-use super::records::redis::{self, RedisRecords};
-use super::sessions;
-use super::{SessionStore, StoreError};
+use super::records::file::{FileOpenError, FileRecords};
+use super::records::ledger::Limits;
+use super::records::memory::MemoryRecords;
+use super::records::redis::{RedisAddress, RedisAddressError, RedisRecords};
 
-/// Of a store of records in a folder, where its blobs are unless they are elsewhere.
+/// The folder of the blobs in the folder of the records, unless the operator names another one.
 const BLOBS_FOLDER: &str = "blobs";
-/// In a folder of blobs: locked by those who use it.
+/// A file in the folder of the blobs, which is locked by the servers that use the folder.
 const LOCK_FILE: &str = ".lock";
 /// A bucket that does not answer within this time at the start is not there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Of one request to a bucket.
+/// Limit on one request to a bucket.
 const BUCKET_TIMEOUT: Duration = Duration::from_secs(30);
 const BUCKET_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const BUCKET_RETRIES: usize = 3;
-/// In a folder that others use too, an unfinished file of this age is one that a crash has left.
+/// The age from which an unfinished file in a shared folder is one that a crash has left.
 const UNFINISHED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The store and how it behaves.
+/// Where the store is, and how it behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub place: Place,
-    pub sessions: sessions::Config,
+    pub location: StoreLocation,
+    pub sessions: handle::Config,
 }
 
-/// Where a store is. What outlives this process is not mixed with what does not.
+/// Where a store keeps its records and its blobs. Both outlive this process, or neither does.
 #[derive(Clone, Debug)]
-pub struct Place {
-    records: RecordsPlace,
-    blobs: BlobsPlace,
+pub struct StoreLocation {
+    records: RecordsLocation,
+    blobs: BlobsLocation,
 }
 
 #[derive(Clone, Debug)]
-enum RecordsPlace {
+enum RecordsLocation {
     Memory(Limits),
     Folder(PathBuf),
-    Redis(Box<redis::Address>),
+    Redis(Box<RedisAddress>),
 }
 
 #[derive(Clone, Debug)]
-enum BlobsPlace {
+enum BlobsLocation {
     Memory,
     Folder(PathBuf),
     Bucket(Url),
 }
 
-/// Why two URLs name no store; the sentences go on after the names of what they are about.
+/// Why two URLs name no store. The sentences go on after the names of what they are about.
 #[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
-    #[error("{0}")]
-    Records(String),
-    #[error("{0}")]
-    Blobs(String),
-    /// Each is fine, but not with the other.
+pub enum LocationError {
+    #[error(transparent)]
+    Records(RecordsUrlError),
+    #[error(transparent)]
+    Blobs(BlobsUrlError),
+    /// Each URL is fine, but not with the other.
     #[error("{0}")]
     Pair(&'static str),
 }
+
+/// Why a URL does not name a place for records: what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordsUrlError {
+    #[error("memory:, file:///folder, redis://host:port/database or rediss://…")]
+    Form,
+    #[error("a Redis, but it {0}")]
+    Redis(#[from] RedisAddressError),
+}
+
+/// Why a URL does not name a place for blobs: what it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("memory:, file:///folder or s3://bucket/prefix")]
+pub struct BlobsUrlError;
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(transparent)]
-    File(#[from] file::OpenError),
+    File(#[from] FileOpenError),
     #[error("Redis at {address} cannot be used: {source}")]
     Redis { address: String, source: StoreError },
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
     #[error("{} cannot be used: {source}", path.display())]
     Folder { path: PathBuf, source: io::Error },
-    #[error("{place} cannot be used: {source}")]
-    Blobs { place: String, source: StoreError },
+    #[error("{location} cannot be used: {source}")]
+    Blobs {
+        location: String,
+        source: StoreError,
+    },
 }
 
-impl Place {
-    /// All of it in this process.
+impl StoreLocation {
+    /// A store that is in this process's memory as a whole.
     pub fn memory(limits: Limits) -> Self {
         Self {
-            records: RecordsPlace::Memory(limits),
-            blobs: BlobsPlace::Memory,
+            records: RecordsLocation::Memory(limits),
+            blobs: BlobsLocation::Memory,
         }
     }
 
-    /// Reads the two URLs. `limits` are those of a store in memory.
+    /// Reads the URL of the records and that of the blobs. `limits` are those of records in memory.
     ///
     /// # Errors
-    /// See [`PlaceError`].
-    pub fn parse(records: &str, blobs: Option<&str>, limits: Limits) -> Result<Self, PlaceError> {
-        let records = RecordsPlace::parse(records, limits).map_err(PlaceError::Records)?;
+    /// See [`LocationError`].
+    pub fn parse(
+        records: &str,
+        blobs: Option<&str>,
+        limits: Limits,
+    ) -> Result<Self, LocationError> {
+        let records = RecordsLocation::parse(records, limits).map_err(LocationError::Records)?;
         let blobs = match (blobs, &records) {
-            (Some(blobs), _) => BlobsPlace::parse(blobs).map_err(PlaceError::Blobs)?,
-            (None, RecordsPlace::Memory(_)) => BlobsPlace::Memory,
-            (None, RecordsPlace::Folder(folder)) => BlobsPlace::Folder(folder.join(BLOBS_FOLDER)),
-            (None, RecordsPlace::Redis(_)) => {
-                return Err(PlaceError::Pair(
+            (Some(blobs), _) => BlobsLocation::parse(blobs).map_err(LocationError::Blobs)?,
+            (None, RecordsLocation::Memory(_)) => BlobsLocation::Memory,
+            (None, RecordsLocation::Folder(folder)) => {
+                BlobsLocation::Folder(folder.join(BLOBS_FOLDER))
+            }
+            (None, RecordsLocation::Redis(_)) => {
+                return Err(LocationError::Pair(
                     "sessions in Redis need a place for their blobs that all servers share: file:///… or s3://…",
                 ));
             }
         };
         match (&records, &blobs) {
-            (RecordsPlace::Folder(_) | RecordsPlace::Redis(_), BlobsPlace::Memory) => {
-                Err(PlaceError::Pair(
+            (RecordsLocation::Folder(_) | RecordsLocation::Redis(_), BlobsLocation::Memory) => {
+                Err(LocationError::Pair(
                     "sessions that outlive this process need blobs that do too, and not memory:",
                 ))
             }
-            (RecordsPlace::Memory(_), BlobsPlace::Bucket(_)) => Err(PlaceError::Pair(
+            (RecordsLocation::Memory(_), BlobsLocation::Bucket(_)) => Err(LocationError::Pair(
                 "with sessions in memory: nobody could ever delete from a bucket what a crash has left there; blobs may be in memory: or file:///…",
             )),
             _ => Ok(Self { records, blobs }),
@@ -132,48 +156,46 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for StoreLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.records {
-            RecordsPlace::Memory(_) => f.write_str("memory")?,
-            RecordsPlace::Folder(path) => path.display().fmt(f)?,
-            RecordsPlace::Redis(address) => address.fmt(f)?,
+            RecordsLocation::Memory(_) => f.write_str("memory")?,
+            RecordsLocation::Folder(path) => path.display().fmt(f)?,
+            RecordsLocation::Redis(address) => address.fmt(f)?,
         }
         write!(f, " with {}", self.blobs)
     }
 }
 
-impl RecordsPlace {
-    fn parse(text: &str, limits: Limits) -> Result<Self, String> {
-        let form =
-            || "memory:, file:///folder, redis://host:port/database or rediss://…".to_owned();
+impl RecordsLocation {
+    fn parse(text: &str, limits: Limits) -> Result<Self, RecordsUrlError> {
         if is_memory(text) {
             return Ok(Self::Memory(limits));
         }
-        let url = Url::parse(text).map_err(|_| form())?;
+        let url = Url::parse(text).map_err(|_| RecordsUrlError::Form)?;
         match url.scheme() {
-            "file" => Ok(Self::Folder(folder(text, &url).ok_or_else(form)?)),
-            "redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" | "valkey+unix" => {
-                let address = redis::Address::parse(&url);
-                let address = address.map_err(|problem| format!("a Redis, but it {problem}"))?;
-                Ok(Self::Redis(Box::new(address)))
+            "file" => {
+                let folder = folder(text, &url).ok_or(RecordsUrlError::Form)?;
+                Ok(Self::Folder(folder))
             }
-            _ => Err(form()),
+            "redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" | "valkey+unix" => {
+                Ok(Self::Redis(Box::new(RedisAddress::parse(&url)?)))
+            }
+            _ => Err(RecordsUrlError::Form),
         }
     }
 }
 
-impl BlobsPlace {
-    fn parse(text: &str) -> Result<Self, String> {
-        let form = || "memory:, file:///folder or s3://bucket/prefix".to_owned();
+impl BlobsLocation {
+    fn parse(text: &str) -> Result<Self, BlobsUrlError> {
         if is_memory(text) {
             return Ok(Self::Memory);
         }
-        let url = Url::parse(text).map_err(|_| form())?;
+        let url = Url::parse(text).map_err(|_| BlobsUrlError)?;
         match url.scheme() {
-            "file" => Ok(Self::Folder(folder(text, &url).ok_or_else(form)?)),
+            "file" => Ok(Self::Folder(folder(text, &url).ok_or(BlobsUrlError)?)),
             "s3" if is_bucket(&url) => Ok(Self::Bucket(url)),
-            _ => Err(form()),
+            _ => Err(BlobsUrlError),
         }
     }
 }
@@ -182,7 +204,7 @@ fn is_memory(text: &str) -> bool {
     text == "memory:" || text == "memory"
 }
 
-/// Of `file:///…`; a relative one would be taken for absolute.
+/// The folder that `file:///…` names. A relative path would be taken for an absolute one, so it is none.
 fn folder(text: &str, url: &Url) -> Option<PathBuf> {
     let plain = url.query().is_none() && url.fragment().is_none();
     url.to_file_path()
@@ -204,20 +226,21 @@ impl SessionStore {
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        let Place { records, blobs } = config.place;
+        let StoreLocation { records, blobs } = config.location;
         let timeout = config.sessions.timeout;
-        let mends = matches!(records, RecordsPlace::Folder(_));
-        let shared = matches!(records, RecordsPlace::Redis(_));
+        let mends = matches!(records, RecordsLocation::Folder(_));
+        let shared = matches!(records, RecordsLocation::Redis(_));
         let records: Arc<dyn Records> = match records {
-            RecordsPlace::Memory(limits) => Arc::new(MemoryRecords::new(limits)),
-            RecordsPlace::Folder(path) => {
+            RecordsLocation::Memory(limits) => Arc::new(MemoryRecords::new(limits)),
+            RecordsLocation::Folder(path) => {
                 blocking(move || {
                     make_folder(&path)?;
                     Ok::<_, OpenError>(Arc::new(FileRecords::open(&path)?))
                 })
                 .await?
             }
-            RecordsPlace::Redis(address) => match RedisRecords::connect(&address, timeout).await {
+            RecordsLocation::Redis(address) => match RedisRecords::connect(&address, timeout).await
+            {
                 Ok(records) => Arc::new(records),
                 Err(source) => {
                     let address = address.to_string();
@@ -225,16 +248,18 @@ impl SessionStore {
                 }
             },
         };
-        let place = blobs.to_string();
+        let location = blobs.to_string();
         let failed = |source| OpenError::Blobs {
-            place: place.clone(),
+            location: location.clone(),
             source,
         };
         let name = records.name().await.map_err(failed)?;
         let blobs = match blobs {
-            BlobsPlace::Memory => BlobStore::new(Arc::new(InMemory::new()), &name),
-            BlobsPlace::Folder(path) => blocking(move || in_folder(&path, &name, shared)).await?,
-            BlobsPlace::Bucket(url) => {
+            BlobsLocation::Memory => BlobStore::new(Arc::new(InMemory::new()), &name),
+            BlobsLocation::Folder(path) => {
+                blocking(move || in_folder(&path, &name, shared)).await?
+            }
+            BlobsLocation::Bucket(url) => {
                 in_bucket(&url, AmazonS3Builder::from_env(), &name).map_err(failed)?
             }
         };
@@ -249,7 +274,7 @@ impl SessionStore {
     }
 }
 
-impl fmt::Display for BlobsPlace {
+impl fmt::Display for BlobsLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory"),
@@ -268,8 +293,8 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Blobs in a folder, which is locked: shared with other servers that use the same records, else for this process alone,
-/// which then deletes what earlier ones have left.
+/// Opens a folder of blobs and locks it: shared with other servers that use the same records, or else for this process
+/// alone, which then deletes what earlier processes have left.
 pub(super) fn in_folder(path: &Path, name: &str, shared: bool) -> Result<BlobStore, OpenError> {
     make_folder(path)?;
     let failed = |source| OpenError::Folder {
@@ -304,7 +329,7 @@ pub(super) fn in_folder(path: &Path, name: &str, shared: bool) -> Result<BlobSto
     Ok(BlobStore::new(Arc::new(objects), name).locked(lock))
 }
 
-/// Blobs in a bucket; the builder brings endpoint, region and credentials.
+/// Opens a bucket of blobs. The builder brings endpoint, region and credentials.
 pub(super) fn in_bucket(
     url: &Url,
     builder: AmazonS3Builder,
@@ -313,7 +338,7 @@ pub(super) fn in_bucket(
     let client = ClientOptions::new()
         .with_timeout(BUCKET_TIMEOUT)
         .with_connect_timeout(BUCKET_CONNECT_TIMEOUT)
-        // Only an endpoint that was named as `http://…` is spoken to like that.
+        // This concerns only an endpoint that was named as `http://…`.
         .with_allow_http(true);
     let retry = RetryConfig {
         max_retries: BUCKET_RETRIES,
@@ -333,7 +358,7 @@ pub(super) fn in_bucket(
     Ok(BlobStore::new(objects, name))
 }
 
-/// Only for this program's user: what clients have seen is nobody else's business.
+/// Makes a folder that only this program's user can read, since it holds what clients have seen.
 fn make_folder(path: &Path) -> Result<(), OpenError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| OpenError::Folder {
@@ -342,7 +367,7 @@ fn make_folder(path: &Path) -> Result<(), OpenError> {
     })
 }
 
-/// Deletes the blobs of stores that were gone with their process.
+/// Deletes the blobs of stores whose records were in the memory of a process that has ended.
 fn delete_forgotten_stores(path: &Path, name: &str) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -365,7 +390,7 @@ fn delete_unfinished(path: &Path, min_age: Duration) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        // So object_store names a file that is not whole yet.
+        // object_store names a file so until it is whole.
         if !entry.file_name().to_string_lossy().contains('#') {
             continue;
         }
@@ -397,8 +422,8 @@ mod tests {
     #[test]
     fn urls_name_stores_that_fit_together() {
         let check = |records: &str, blobs: Option<&str>, expected: Result<&str, &str>| {
-            let place = Place::parse(records, blobs, LIMITS);
-            let actual = place.map(|place| place.blobs.to_string());
+            let location = StoreLocation::parse(records, blobs, LIMITS);
+            let actual = location.map(|location| location.blobs.to_string());
             match (actual, expected) {
                 (Ok(blobs), Ok(expected)) => assert_eq!(blobs, expected, "{records} {blobs:?}"),
                 (Err(error), Err(part)) => {
@@ -455,9 +480,10 @@ mod tests {
 
     #[test]
     fn no_message_tells_a_password() {
-        let place = Place::parse("redis://u:hunter2@host/1", Some("file:///a"), LIMITS).unwrap();
-        assert!(!format!("{place:?}").contains("hunter2"));
-        let bad = Place::parse("redis://u:hunter2@host/x", Some("file:///a"), LIMITS);
+        let location =
+            StoreLocation::parse("redis://u:hunter2@host/1", Some("file:///a"), LIMITS).unwrap();
+        assert!(!format!("{location:?}").contains("hunter2"));
+        let bad = StoreLocation::parse("redis://u:hunter2@host/x", Some("file:///a"), LIMITS);
         assert!(!format!("{:?}", bad.unwrap_err()).contains("hunter2"));
     }
 }

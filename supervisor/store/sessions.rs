@@ -1,240 +1,56 @@
-//! The sessions of this server in the store: created, stored after each segment, resumed, released, dropped.
+//! The operations on sessions: create, hydrate, resume, snapshot, drop.
 //!
-//! A session that runs is held by a [`Lease`]. Every write names the revision that it replaces, so a server whose session
-//! was resumed elsewhere cannot write any more: it finds out at its next write or its next beat, whichever is first, and
-//! [`Lease::lost`] ends. What must happen but cannot wait for the store (releasing, dropping, deleting blobs) is a chore
-//! of the upkeep, which tries again until the store answers.
+//! Sessions and operators call them. What follows a create or a resume goes through the [`Lease`].
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
-
-use bytes::Bytes;
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::stored::StoredSession;
-use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 
-use super::blobs::BlobStore;
-use super::records::{
-    BlobId, BlobKey, BlobRef, Change, Record, Records, ReservationId, Revision, ServerId, Written,
-};
-use super::{State, StoreError};
+use super::error::{DataLoss, StoreError};
+use super::handle::SessionStore;
+use super::ids::{RecordKey, ServerId};
+use super::lease::Lease;
+use super::leased_session::LeasedSession;
+use super::pending_cleanup::CleanupTask;
+use super::records::{Record, StoredRecord};
+use super::saved_session::{ResumeToken, SavedSession, decode, progress};
+use super::state::State;
+use super::writer::RecordDraft;
 
-mod upkeep;
-
-pub use upkeep::Upkeep;
-
-/// How often a write is tried whose reservation was taken back.
-const MAX_RESERVATIONS: u32 = 3;
-
-/// What is configured of the store's behaviour.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// How long the state of a session is kept that nobody runs.
-    pub resume_ttl: Duration,
-    /// A server that was silent for this long has lost its sessions: they count as sessions that nobody runs.
-    pub lease: Duration,
-    /// How long one operation of the store may take.
-    pub timeout: Duration,
-}
-
-/// The sessions of all servers that share a store. Cheap to clone.
-#[derive(Clone)]
-pub struct SessionStore(Arc<Shared>);
-
-struct Shared {
-    config: Config,
-    records: Arc<dyn Records>,
-    blobs: BlobStore,
-    server: ServerId,
-    held: Mutex<HashMap<SessionId, Arc<Held>>>,
-    reservations: AtomicU64,
-    /// Blobs on their way, which go on when nobody waits for them any more.
-    puts: TaskTracker,
-    chores: Mutex<Chores>,
-    chore_added: Notify,
-    /// Locked by whoever does chores.
-    doing_chores: AsyncMutex<()>,
-}
-
-/// How far a session is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Segments that are finished.
-    pub segments: u32,
-    /// Where the next one begins on the session's time line, in frames.
-    pub start_frame: u64,
-}
-
-/// What is stored of a session.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    pub progress: Progress,
-    /// None before the first segment is finished.
-    pub state: Option<State>,
-}
-
-impl Snapshot {
-    fn body(&self, token_hash: [u8; 32]) -> StoredSession {
-        StoredSession {
-            token_hash: Some(token_hash),
-            segments: self.progress.segments,
-            start_frame: self.progress.start_frame,
-            state: (self.state.as_ref()).map(|state| state.header_bytes().to_vec()),
-        }
-    }
-
-    fn blob(&self) -> Option<(BlobId, Bytes)> {
-        let state = self.state.as_ref()?;
-        Some((BlobId::of_state(state), state.blob_bytes()))
-    }
-}
-
-/// The right to resume a session: 64 lower-case hexadecimal digits, of which the store keeps only a hash.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ResumeToken(String);
-
-impl ResumeToken {
-    /// 256 random bits.
-    pub fn random() -> Self {
-        let bits: [u128; 2] = rand::random();
-        Self(format!("{:032x}{:032x}", bits[0], bits[1]))
-    }
-
-    /// What a client has sent; any text may be wrong.
-    pub fn given(token: String) -> Self {
-        Self(token)
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    fn hash(&self) -> blake3::Hash {
-        blake3::hash(self.0.as_bytes())
-    }
-
-    /// Comparing two hashes of blake3 takes the same time wherever they differ.
-    fn has(&self, hash: [u8; 32]) -> bool {
-        blake3::Hash::from_bytes(hash) == self.hash()
-    }
-}
-
-impl fmt::Debug for ResumeToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ResumeToken(…)")
-    }
-}
-
-/// Why a session was not resumed.
+/// Why a session was not resumed. Nothing has changed then: whoever runs the session goes on with it.
 #[derive(Debug, thiserror::Error)]
-pub enum ResumeError {
-    /// No such session, or not that token: who does not know the token learns nothing of the session.
+pub enum ResumeError<E> {
+    /// There is no such session, or it has another token: who does not know the token learns nothing of the session.
     #[error("there is no session {0} to resume with this token; it may have expired")]
-    Refused(SessionId),
+    NotFound(SessionId),
+    /// The caller's check refused the session.
+    #[error("the session does not fit: {0}")]
+    Unfit(E),
+    /// The session is there, but it cannot be resumed, now or ever.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Lost(DataLoss),
+    /// The store does not answer or is full; trying again may help.
+    #[error(transparent)]
+    Store(StoreError),
 }
 
-/// What is left to do, in the order in which it came.
-#[derive(Debug, Default)]
-struct Chores {
-    next: u64,
-    waiting: BTreeMap<u64, Arc<Chore>>,
-}
-
-/// Something that must happen, whether or not the store answers now. Doing it twice does no harm.
-#[derive(Debug)]
-enum Chore {
-    /// Nobody runs the session here any more; its state is kept for a while.
-    Release(Arc<Held>),
-    /// The session is over.
-    Drop(Arc<Held>),
-    /// A reservation that was not used, and what may have been put.
-    Unreserve(ReservationId, Option<BlobKey>),
-    Delete(Vec<BlobKey>),
-}
-
-/// A reservation of a blob; given back when it is dropped, unless a write has used it.
-#[derive(Debug)]
-struct Reservation {
-    store: SessionStore,
-    id: ReservationId,
-    /// Known when the store has answered.
-    blob: Option<BlobKey>,
-    used: bool,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if !self.used {
-            self.store.chore(Chore::Unreserve(self.id, self.blob));
+impl<E> From<StoreError> for ResumeError<E> {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Lost(loss) => Self::Lost(loss),
+            error => Self::Store(error),
         }
     }
 }
 
-/// What is to be written as a record.
-struct Draft {
-    owner: Option<ServerId>,
-    body: Vec<u8>,
-    blob: Option<(BlobId, Bytes)>,
-}
-
-/// A session that this server runs.
-#[derive(Debug)]
-struct Held {
-    session: SessionId,
-    token_hash: [u8; 32],
-    lost: CancellationToken,
-    /// What was last to be stored, whether or not it was.
-    latest: Mutex<Snapshot>,
-    /// Locked while the session is written.
-    stored: AsyncMutex<Stored>,
-}
-
-/// What the store has.
-#[derive(Debug)]
-struct Stored {
-    revision: Revision,
-    body: StoredSession,
-    blobs: Vec<BlobRef>,
-}
-
-/// The right to write a session's record. Dropping it releases the session: its state stays for the configured time.
-#[derive(Debug)]
-pub struct Lease {
-    held: Arc<Held>,
-    store: SessionStore,
-    over: bool,
+/// What a record holds, when it was read at one moment.
+enum Loaded {
+    Session(SavedSession),
+    /// The record has been replaced meanwhile and has to be read again.
+    Replaced,
 }
 
 impl SessionStore {
-    pub(super) fn new(config: Config, records: Arc<dyn Records>, blobs: BlobStore) -> Self {
-        Self(Arc::new(Shared {
-            config,
-            records,
-            blobs,
-            server: ServerId::random(),
-            held: Mutex::default(),
-            reservations: AtomicU64::new(0),
-            puts: TaskTracker::new(),
-            chores: Mutex::default(),
-            chore_added: Notify::new(),
-            doing_chores: AsyncMutex::default(),
-        }))
-    }
-
-    pub fn config(&self) -> &Config {
-        &self.0.config
-    }
-
-    /// A new session that this server runs.
+    /// Creates a session that this server runs.
     ///
     /// # Errors
     /// When the store does not answer in time or is full.
@@ -244,12 +60,10 @@ impl SessionStore {
         token: &ResumeToken,
         state: Option<&State>,
     ) -> Result<Lease, StoreError> {
-        let snapshot = Snapshot {
-            progress: Progress::default(),
-            state: state.cloned(),
-        };
-        let stored = self.begin(session, token, &snapshot, true).await?;
-        Ok(self.hold(Held::new(session, token, snapshot, stored)))
+        let saved = SavedSession::starting_from(state);
+        let owner = Some(self.0.server.clone());
+        let record = self.write_first(session, token, &saved, owner).await?;
+        Ok(self.lease(LeasedSession::new(session, token.hash(), saved, record)))
     }
 
     /// Keeps a state as the starting point of a new session, which nobody runs until somebody resumes it.
@@ -258,562 +72,170 @@ impl SessionStore {
     /// As [`Self::create`].
     pub async fn hydrate(&self, state: &State) -> Result<(SessionId, ResumeToken), StoreError> {
         let (session, token) = (SessionId::random(), ResumeToken::random());
-        let snapshot = Snapshot {
-            progress: Progress::default(),
-            state: Some(state.clone()),
-        };
-        self.begin(&session, &token, &snapshot, false).await?;
+        let saved = SavedSession::starting_from(Some(state));
+        self.write_first(&session, &token, &saved, None).await?;
         Ok((session, token))
     }
 
-    /// Takes a session over, whoever runs it now; the other one loses it.
+    /// Takes a session over, whoever runs it now; the other one loses its lease.
+    ///
+    /// `check` says whether the caller can go on with the session. It runs before anything is written, so that a session
+    /// that does not fit stays where it runs; it runs again when the session was saved meanwhile.
     ///
     /// # Errors
-    /// See [`ResumeError`]; then nothing has changed.
-    pub async fn resume(
+    /// See [`ResumeError`].
+    pub async fn resume<E>(
         &self,
         session: &SessionId,
         token: &ResumeToken,
-    ) -> Result<(Lease, Snapshot), ResumeError> {
-        let refused = || ResumeError::Refused(session.clone());
-        let before = self.held().get(session).cloned();
-        let before = before.filter(|held| token.has(held.token_hash));
+        check: impl Fn(&SavedSession) -> Result<(), E>,
+    ) -> Result<(Lease, SavedSession), ResumeError<E>> {
+        let not_found = || ResumeError::NotFound(session.clone());
+        let before = self.0.leased.get(session);
+        let before = before.filter(|leased| token.matches(leased.token_hash));
         // Until this is done, whoever runs the session on this server writes nothing.
-        let mut stored = match &before {
-            Some(held) => Some((held, held.stored.lock().await)),
+        let mut locked = match &before {
+            Some(leased) => Some((leased, leased.record.lock().await)),
             None => None,
         };
-        if let Some((held, stored)) = &mut stored
-            && !held.lost.is_cancelled()
+        if let Some((leased, record)) = &mut locked
+            && !leased.lost.is_cancelled()
         {
-            // The client may know of more than is stored yet.
+            // The client may know of more than is saved yet.
             let owner = Some(self.0.server.clone());
-            match self.write_latest(held, stored, owner).await {
+            let written = self.write_latest(leased, record, owner, self.deadline());
+            match written.await {
                 Ok(()) | Err(StoreError::Stale) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+        let key = RecordKey::from(session.clone());
         loop {
-            let written = self.within(self.0.records.read(session)).await?;
-            let written = written.ok_or_else(refused)?;
-            let body = decode(&written.record.body)?;
-            if !body.token_hash.is_some_and(|hash| token.has(hash)) {
-                return Err(refused());
+            let stored = self.within(self.0.records.read(&key)).await?;
+            let stored = stored.ok_or_else(not_found)?;
+            let body = decode(session, &stored.record.body).map_err(ResumeError::Lost)?;
+            if !body.token_hash.is_some_and(|hash| token.matches(hash)) {
+                return Err(not_found());
             }
-            let Some(state) = self.load(session, &body, &written).await? else {
+            let Loaded::Session(saved) = self.load(session, &key, &body, &stored).await? else {
                 continue;
             };
+            check(&saved).map_err(ResumeError::Unfit)?;
             let record = Record {
                 owner: Some(self.0.server.clone()),
-                ..written.record
+                ..stored.record
             };
-            let change = Change {
-                session,
-                expected: Some(written.revision),
-                record: Some(&record),
-                server: &self.0.server,
-                reservation: None,
-            };
-            let outcome = match self.within(self.0.records.write(change)).await {
-                Ok(outcome) => outcome,
-                // Its last owner has just stored a segment or let go.
+            let taken = self.swap_record(&key, stored.revision, Some(&record), self.deadline());
+            let revision = match taken.await {
+                Ok(revision) => revision,
+                // Its last owner has just saved a segment or released the session.
                 Err(StoreError::Stale) => continue,
                 Err(error) => return Err(error.into()),
             };
-            self.delete(outcome.condemned);
-            let snapshot = Snapshot {
-                progress: progress(&body),
-                state,
-            };
-            let stored = Stored {
-                revision: outcome.revision,
-                body,
-                blobs: record.blobs,
-            };
-            let held = Held::new(session, token, snapshot.clone(), stored);
-            return Ok((self.hold(held), snapshot));
+            let record = StoredRecord { revision, record };
+            let leased = LeasedSession::new(session, token.hash(), saved.clone(), record);
+            return Ok((self.lease(leased), saved));
         }
     }
 
-    /// The last stored state of a session, whoever runs it; none when there is no such session.
+    /// The last saved version of a session, whoever runs it; none when there is no such session.
     ///
     /// # Errors
     /// When the store does not answer, or what it has is damaged.
-    pub async fn snapshot(&self, session: &SessionId) -> Result<Option<Snapshot>, StoreError> {
+    pub async fn snapshot(&self, session: &SessionId) -> Result<Option<SavedSession>, StoreError> {
+        let key = RecordKey::from(session.clone());
         loop {
-            let Some(written) = self.within(self.0.records.read(session)).await? else {
+            let Some(stored) = self.within(self.0.records.read(&key)).await? else {
                 return Ok(None);
             };
-            let body = decode(&written.record.body)?;
-            if let Some(state) = self.load(session, &body, &written).await? {
-                let progress = progress(&body);
-                return Ok(Some(Snapshot { progress, state }));
+            let body = decode(session, &stored.record.body)?;
+            if let Loaded::Session(saved) = self.load(session, &key, &body, &stored).await? {
+                return Ok(Some(saved));
             }
         }
     }
 
-    /// Ends a session, whoever runs it, and drops its state. False when there is none.
+    /// Ends a session, whoever runs it, and removes its state. False when there is none.
+    ///
+    /// A session of this server ends even while the store does not answer; its record is removed as soon as it does.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store does not answer and this server does not run the session. Nothing has changed then.
     pub async fn drop(&self, session: &SessionId) -> Result<bool, StoreError> {
-        let held = self.held().remove(session);
-        if let Some(held) = held {
-            held.lost.cancel();
+        let leased = self.0.leased.take(session);
+        if let Some(leased) = &leased {
+            leased.lost.cancel();
         }
-        loop {
-            let Some(written) = self.within(self.0.records.read(session)).await? else {
-                return Ok(false);
-            };
-            let change = Change {
-                session,
-                expected: Some(written.revision),
-                record: None,
-                server: &self.0.server,
-                reservation: None,
-            };
-            match self.within(self.0.records.write(change)).await {
-                Ok(outcome) => self.delete(outcome.condemned),
-                Err(StoreError::Stale) => continue,
-                Err(error) => return Err(error),
+        match self.remove_record(&session.clone().into()).await {
+            Ok(removed) => Ok(removed || leased.is_some()),
+            Err(error) if leased.is_some() => {
+                tracing::warn!(session_id = %session, %error, "session ended; its record is removed later");
+                self.0.cleanup.add(CleanupTask::Drop(session.clone()));
+                Ok(true)
             }
-            return Ok(true);
-        }
-    }
-
-    /// Keeps blobs, such as those of an export, for as long as the state of a session that nobody runs.
-    ///
-    /// # Errors
-    /// As [`Self::create`].
-    pub async fn lend(&self, blob: Bytes) -> Result<BlobId, StoreError> {
-        let hashed = blob.clone();
-        let id = tokio::task::spawn_blocking(move || BlobId::of(&hashed))
-            .await
-            .map_err(StoreError::unavailable)?;
-        let body = StoredSession {
-            token_hash: None,
-            segments: 0,
-            start_frame: 0,
-            state: None,
-        };
-        let draft = Draft {
-            owner: None,
-            body: body.encode(),
-            blob: Some((id, blob)),
-        };
-        self.write(&SessionId::random(), None, &[], &draft).await?;
-        Ok(id)
-    }
-
-    /// A blob that the store has.
-    ///
-    /// # Errors
-    /// [`StoreError::Missing`] when it has not, and when it does not answer.
-    pub async fn blob(&self, id: BlobId) -> Result<Bytes, StoreError> {
-        match self.within(self.0.records.locate(id)).await? {
-            Some(key) => self.within(self.0.blobs.get(key)).await,
-            None => Err(StoreError::Missing(id)),
+            Err(error) => Err(error),
         }
     }
 
     /// Writes the first record of a session.
-    async fn begin(
+    async fn write_first(
         &self,
         session: &SessionId,
         token: &ResumeToken,
-        snapshot: &Snapshot,
-        owned: bool,
-    ) -> Result<Stored, StoreError> {
-        let body = snapshot.body(*token.hash().as_bytes());
-        let draft = Draft {
-            owner: owned.then(|| self.0.server.clone()),
-            body: body.encode(),
-            blob: snapshot.blob(),
-        };
-        let (revision, blobs) = self.write(session, None, &[], &draft).await?;
-        Ok(Stored {
-            revision,
-            body,
-            blobs,
-        })
-    }
-
-    /// Writes a record. `known`: the blobs of the record that it replaces, which are in the store already.
-    async fn write(
-        &self,
-        session: &SessionId,
-        expected: Option<Revision>,
-        known: &[BlobRef],
-        draft: &Draft,
-    ) -> Result<(Revision, Vec<BlobRef>), StoreError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match self.try_write(session, expected, known, draft).await {
-                // This server was stopped for a while.
-                Err(StoreError::Unreserved) if tries < MAX_RESERVATIONS => {}
-                done => return done,
-            }
-        }
-    }
-
-    async fn try_write(
-        &self,
-        session: &SessionId,
-        expected: Option<Revision>,
-        known: &[BlobRef],
-        draft: &Draft,
-    ) -> Result<(Revision, Vec<BlobRef>), StoreError> {
-        let mut reservation = None;
-        let mut blobs = Vec::new();
-        if let Some((id, bytes)) = &draft.blob {
-            let key = match known.iter().find(|blob| blob.key.id == *id) {
-                Some(blob) => blob.key,
-                None => {
-                    let (reserved, key) = self.reserve(*id).await?;
-                    reservation = Some(self.put(reserved, key, bytes.clone()).await?);
-                    key
-                }
-            };
-            let bytes = bytes.len() as u64;
-            blobs.push(BlobRef { key, bytes });
-        }
-        let record = Record {
-            owner: draft.owner.clone(),
-            blobs: blobs.clone(),
-            body: draft.body.clone(),
-        };
-        let change = Change {
-            session,
-            expected,
-            record: Some(&record),
-            server: &self.0.server,
-            reservation: reservation.as_ref().map(|reservation| reservation.id),
-        };
-        let outcome = self.within(self.0.records.write(change)).await?;
-        if let Some(reservation) = &mut reservation {
-            reservation.used = true;
-        }
-        self.delete(outcome.condemned);
-        Ok((outcome.revision, blobs))
-    }
-
-    async fn reserve(&self, blob: BlobId) -> Result<(Reservation, BlobKey), StoreError> {
-        let id = ReservationId(self.0.reservations.fetch_add(1, Ordering::Relaxed));
-        let mut reservation = Reservation {
-            store: self.clone(),
-            id,
-            blob: None,
-            used: false,
-        };
-        let blobs = [blob];
-        let reserving = self.0.records.reserve(&self.0.server, id, &blobs);
-        let keys = self.within(reserving).await?;
-        let key = keys.first().copied();
-        let key = key.ok_or_else(|| StoreError::Corrupt("nothing was reserved".to_owned()))?;
-        reservation.blob = Some(key);
-        Ok((reservation, key))
-    }
-
-    /// Puts a blob that is reserved. The reservation outlives whoever waits here: what is still being put when it ends
-    /// would be deleted before it is there.
-    async fn put(
-        &self,
-        reservation: Reservation,
-        key: BlobKey,
-        bytes: Bytes,
-    ) -> Result<Reservation, StoreError> {
-        let (done, is_done) = oneshot::channel();
-        let blobs = self.0.blobs.clone();
-        let putting = async move {
-            let outcome = blobs.put(key, bytes).await;
-            // When nobody waits any more, this drops the reservation.
-            let _ = done.send((reservation, outcome));
-        };
-        self.0.puts.spawn(putting.in_current_span());
-        let waited = async { is_done.await.map_err(StoreError::unavailable) };
-        let (reservation, outcome) = self.within(waited).await?;
-        outcome.map(|()| reservation)
-    }
-
-    /// Writes what the session was last to be stored as, with that owner, as far as the store does not have it.
-    async fn write_latest(
-        &self,
-        held: &Arc<Held>,
-        stored: &mut Stored,
+        saved: &SavedSession,
         owner: Option<ServerId>,
-    ) -> Result<(), StoreError> {
-        let latest = held.latest();
-        let body = latest.body(held.token_hash);
-        if body == stored.body && owner.is_some() {
-            return Ok(());
-        }
-        let draft = Draft {
+    ) -> Result<StoredRecord, StoreError> {
+        let draft = RecordDraft {
             owner,
-            body: body.encode(),
-            blob: latest.blob(),
+            body: saved.encode(token.hash()),
+            blob: (saved.state.as_ref()).map(|state| (state.blob_id(), state.blob_bytes())),
         };
-        loop {
-            let (session, expected) = (&held.session, Some(stored.revision));
-            match self.write(session, expected, &stored.blobs, &draft).await {
-                Ok((revision, blobs)) => {
-                    *stored = Stored {
-                        revision,
-                        body,
-                        blobs,
-                    };
-                    return Ok(());
-                }
-                Err(StoreError::Stale) => {
-                    if !self.is_still_ours(held, stored).await? {
-                        return Err(StoreError::Stale);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let key = session.clone().into();
+        self.write_record(&key, None, &draft, self.deadline()).await
     }
 
-    /// Whether a session whose revision is not the one that this server knows is its own all the same, because the answer
-    /// to its last write was lost; then `stored` is what the store has. Otherwise the lease is lost.
-    async fn is_still_ours(
-        &self,
-        held: &Arc<Held>,
-        stored: &mut Stored,
-    ) -> Result<bool, StoreError> {
-        let written = self.within(self.0.records.read(&held.session)).await?;
-        match written {
-            Some(written)
-                if self.holds(held) && written.record.owner.as_ref() == Some(&self.0.server) =>
-            {
-                *stored = Stored {
-                    revision: written.revision,
-                    body: decode(&written.record.body)?,
-                    blobs: written.record.blobs,
-                };
-                Ok(true)
-            }
-            _ => {
-                held.lost.cancel();
-                Ok(false)
-            }
-        }
-    }
-
-    /// The state that a record names, of a session that runs here the one that is at hand; none when the record is not
-    /// the session's any more: read it again.
+    /// Reads the state that a record names. A session that runs here has it in memory already.
     async fn load(
         &self,
         session: &SessionId,
+        key: &RecordKey,
         body: &StoredSession,
-        written: &Written,
-    ) -> Result<Option<Option<State>>, StoreError> {
-        let Some(header) = &body.state else {
-            return Ok(Some(None));
+        stored: &StoredRecord,
+    ) -> Result<Loaded, StoreError> {
+        let saved = |state| {
+            let progress = progress(body);
+            Loaded::Session(SavedSession { progress, state })
         };
-        let held = self.held().get(session).cloned();
-        if let Some(held) = held
-            && let Some(state) = held.latest().state
+        let Some(header) = &body.state else {
+            return Ok(saved(None));
+        };
+        if let Some(leased) = self.0.leased.get(session)
+            && let Some(state) = leased.latest().state
             && state.header_bytes() == header
         {
-            return Ok(Some(Some(state)));
+            return Ok(saved(Some(state)));
         }
-        let corrupt = |what: String| StoreError::Corrupt(format!("session {session}: {what}"));
-        let Some(blob) = written.record.blobs.first() else {
-            return Err(corrupt("it has a state and no blob".to_owned()));
+        let Some(blob) = stored.record.blobs.first() else {
+            return Err(DataLoss::StateWithoutBlob(session.clone()).into());
         };
         let bytes = match self.within(self.0.blobs.get(blob.key)).await {
-            Err(StoreError::Missing(id)) => {
-                let now = self.within(self.0.records.read(session)).await?;
+            Err(StoreError::Lost(loss @ DataLoss::MissingBlob(_))) => {
+                let now = self.within(self.0.records.read(key)).await?;
                 return match now {
-                    Some(now) if now.revision == written.revision => Err(StoreError::Missing(id)),
-                    _ => Ok(None),
+                    Some(now) if now.revision == stored.revision => Err(loss.into()),
+                    _ => Ok(Loaded::Replaced),
                 };
             }
             got => got?,
         };
-        let header = header.clone();
-        let name = blob.key.id;
-        let state =
-            tokio::task::spawn_blocking(move || State::from_stored(header, name, &bytes)).await;
-        match state {
-            Ok(Ok(state)) => Ok(Some(Some(state))),
-            Ok(Err(error)) => Err(corrupt(error.to_string())),
-            Err(panic) => Err(corrupt(panic.to_string())),
+        let (header, name) = (header.clone(), blob.key.id);
+        let state = tokio::task::spawn_blocking(move || State::from_stored(header, name, &bytes));
+        match state.await.map_err(StoreError::unavailable)? {
+            Ok(state) => Ok(saved(Some(state))),
+            Err(source) => {
+                let session = session.clone();
+                Err(DataLoss::State { session, source }.into())
+            }
         }
     }
-
-    /// Whether this server still runs the session.
-    fn holds(&self, held: &Arc<Held>) -> bool {
-        is_current(&self.held(), held)
-    }
-
-    fn hold(&self, held: Arc<Held>) -> Lease {
-        // Whoever ran the session on this server runs it no longer.
-        if let Some(before) = self.held().insert(held.session.clone(), held.clone()) {
-            before.lost.cancel();
-        }
-        Lease {
-            held,
-            store: self.clone(),
-            over: false,
-        }
-    }
-
-    /// This server does not run the session any more.
-    fn let_go(&self, held: &Arc<Held>) {
-        let mut all = self.held();
-        if is_current(&all, held) {
-            all.remove(&held.session);
-        }
-    }
-
-    /// An operation may not take for ever: a server that does not answer must not hold a session up.
-    async fn within<T>(
-        &self,
-        operation: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        match timeout(self.0.config.timeout, operation).await {
-            Ok(done) => done,
-            Err(late) => Err(StoreError::unavailable(late)),
-        }
-    }
-
-    fn delete(&self, condemned: Vec<BlobKey>) {
-        if !condemned.is_empty() {
-            self.chore(Chore::Delete(condemned));
-        }
-    }
-
-    fn chore(&self, chore: Chore) {
-        let mut chores = self.chores();
-        let number = chores.next;
-        chores.next += 1;
-        chores.waiting.insert(number, Arc::new(chore));
-        drop(chores);
-        self.0.chore_added.notify_one();
-    }
-
-    fn chores(&self) -> MutexGuard<'_, Chores> {
-        self.0.chores.lock().expect("no holder of this lock panics")
-    }
-
-    fn held(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Held>>> {
-        self.0.held.lock().expect("no holder of this lock panics")
-    }
-}
-
-impl fmt::Debug for SessionStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionStore")
-            .field("server", &self.0.server)
-            .field("records", &self.0.records)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Held {
-    fn new(
-        session: &SessionId,
-        token: &ResumeToken,
-        latest: Snapshot,
-        stored: Stored,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            session: session.clone(),
-            token_hash: *token.hash().as_bytes(),
-            lost: CancellationToken::new(),
-            latest: Mutex::new(latest),
-            stored: AsyncMutex::new(stored),
-        })
-    }
-
-    fn latest(&self) -> Snapshot {
-        self.latest
-            .lock()
-            .expect("no holder of this lock panics")
-            .clone()
-    }
-}
-
-/// Writes a session's record on behalf of its lease.
-#[derive(Debug)]
-pub struct LeaseWriter {
-    held: Arc<Held>,
-    store: SessionStore,
-}
-
-impl LeaseWriter {
-    /// Stores what the session has become, in place of what was stored before. Writes of one session follow each other.
-    ///
-    /// # Errors
-    /// [`StoreError::Stale`] when the session was resumed elsewhere or dropped; any other may pass.
-    pub async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
-        let Self { held, store } = self;
-        *held.latest.lock().expect("no holder of this lock panics") = Snapshot {
-            progress,
-            state: Some(state),
-        };
-        let mut stored = held.stored.lock().await;
-        if held.lost.is_cancelled() {
-            return Err(StoreError::Stale);
-        }
-        // The session may have ended and been released while its last state was on its way.
-        let owner = store.holds(&held).then(|| store.0.server.clone());
-        store.write_latest(&held, &mut stored, owner).await
-    }
-}
-
-impl Lease {
-    /// What stores the session; it may outlive the lease for a moment.
-    pub fn writer(&self) -> LeaseWriter {
-        LeaseWriter {
-            held: self.held.clone(),
-            store: self.store.clone(),
-        }
-    }
-
-    /// Ends when the session was resumed elsewhere or dropped: it must not go on here.
-    pub async fn lost(&self) {
-        self.held.lost.cancelled().await;
-    }
-
-    /// The session is over: its state goes.
-    pub fn end_session(&mut self) {
-        let chore = Chore::Drop(self.held.clone());
-        self.end(chore);
-    }
-
-    fn end(&mut self, chore: Chore) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
-        }
-        if self.held.lost.is_cancelled() {
-            self.store.let_go(&self.held);
-        } else {
-            self.store.chore(chore);
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let chore = Chore::Release(self.held.clone());
-        self.end(chore);
-    }
-}
-
-fn is_current(all: &HashMap<SessionId, Arc<Held>>, held: &Arc<Held>) -> bool {
-    (all.get(&held.session)).is_some_and(|current| Arc::ptr_eq(current, held))
-}
-
-fn progress(body: &StoredSession) -> Progress {
-    Progress {
-        segments: body.segments,
-        start_frame: body.start_frame,
-    }
-}
-
-fn decode(body: &[u8]) -> Result<StoredSession, StoreError> {
-    StoredSession::decode(body).map_err(|error| StoreError::Corrupt(error.to_string()))
 }

@@ -1,4 +1,4 @@
-//! What is seen and heard where one segment ends and the next begins.
+//! The picture and the sound at the seam between two segments.
 
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ fn pictures(segment: &Segment) -> Vec<Vec<u8>> {
     readback::pictures(&segment.bytes(), 256, 144)
 }
 
-/// Mean difference of two pictures, of 255.
+/// The mean difference of two pictures, 0 to 255.
 fn difference(one: &[u8], other: &[u8]) -> f64 {
     let sum: u64 = one
         .iter()

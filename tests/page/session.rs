@@ -67,6 +67,21 @@ async fn segment_is_cancelled_while_it_plays_and_another_takes_its_place() {
 }
 
 #[tokio::test]
+async fn prompt_is_shown_as_text_and_never_as_markup() {
+    const MARKUP: &str = "<img src=x onerror=alert(1)> <b>fox</b>";
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    page.prompt(MARKUP).await;
+    page.until_state("segment-0", "done").await;
+    page.until_says("[data-testid=segment-0] .text", MARKUP)
+        .await;
+    page.until_says("#slate-side", MARKUP).await;
+    let markup = "document.querySelectorAll('.takes :is(img, .text b), .slate :is(img, span b)')";
+    assert_eq!(page.get(&format!("{markup}.length")).await, 0);
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
 async fn curated_prompts_run_in_a_loop_until_paused() {
     let server = Server::start(&["--generator.synthetic.step_ms=50"]);
     let page = Browser::open(&server).await;

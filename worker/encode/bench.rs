@@ -1,4 +1,4 @@
-//! What encoding costs on this machine.
+//! Measures what encoding costs on this machine.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,15 +8,18 @@ use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use super::{EncodeError, EncodeParams, Encoder, Media};
+use super::encoder::Encoder;
+use super::error::EncodeError;
+use super::media::Media;
+use super::params::EncodeParams;
 
-/// What there is to encode: the frames of a segment, each with the sound that was handed in beside it.
+/// The input of a measurement: the frames of a segment, each with the sound that was handed in beside it.
 #[derive(Debug, Default)]
 pub(crate) struct Footage {
     pub(crate) frames: Vec<(Arc<Vec<u8>>, Vec<f32>)>,
 }
 
-/// Times are medians over all runs.
+/// What was measured. Times are medians over all runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct BenchReport {
     pub(crate) video_codec: String,
@@ -26,13 +29,13 @@ pub(crate) struct BenchReport {
     pub(crate) fps: u32,
     pub(crate) runs: u32,
     pub(crate) open_ms: f64,
-    /// From the first frame handed in to the first fragment.
+    /// Time from the first frame handed in to the first fragment.
     pub(crate) first_fragment_ms: f64,
-    /// From the first frame handed in to the last fragment.
+    /// Time from the first frame handed in to the last fragment.
     pub(crate) total_ms: f64,
     /// Processor time of the whole process, opening included.
     pub(crate) cpu_s: f64,
-    /// Of the segment, its init segment included; the same in every run.
+    /// Size of the segment's media, its init segment included; the same in every run.
     pub(crate) bytes: usize,
     pub(crate) fragments: u32,
 }
@@ -50,7 +53,7 @@ pub(crate) fn bench(
     for _ in 1..runs {
         measured.push(footage.encode(params)?);
     }
-    let median = |value: fn(&Run) -> f64| {
+    let median = |value: fn(&EncodeRun) -> f64| {
         let mut values: Vec<f64> = measured.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
@@ -77,7 +80,8 @@ pub(crate) fn bench(
     })
 }
 
-struct Run {
+/// The measures of one run.
+struct EncodeRun {
     open: Duration,
     first_fragment: Duration,
     total: Duration,
@@ -87,7 +91,7 @@ struct Run {
 }
 
 impl Footage {
-    fn encode(&self, params: &EncodeParams) -> Result<Run, EncodeError> {
+    fn encode(&self, params: &EncodeParams) -> Result<EncodeRun, EncodeError> {
         let cpu_before = cpu_time();
         let before = Instant::now();
         let mut encoder = Encoder::open(params)?;
@@ -109,7 +113,7 @@ impl Footage {
             encoder.frame(frame, sound, &mut out)?;
         }
         encoder.finish(&mut out)?;
-        Ok(Run {
+        Ok(EncodeRun {
             open,
             first_fragment,
             total: before.elapsed(),

@@ -1,11 +1,14 @@
-//! One segment as fragmented MP4: both tracks, and where the fragments are cut.
+//! The container `av_fmp4`: one segment as fragmented MP4. This file joins both tracks and decides where fragments are
+//! cut.
 
 use fastvideo_proto::job::VideoFormat;
 
+use super::aac::AacTrack;
 use super::av::{Muxer, Options};
-use super::sound::Sound;
-use super::video::{Video, codec_string};
-use super::{EncodeError, EncodeParams, Media, Out};
+use super::error::EncodeError;
+use super::h264::{H264Track, codec_string};
+use super::media::{Media, MediaSink};
+use super::params::EncodeParams;
 
 const VIDEO_TRACK: usize = 0;
 const SOUND_TRACK: usize = 1;
@@ -13,40 +16,43 @@ const SOUND_TRACK: usize = 1;
 /// Ticks per frame on the video track, so that each frame begins at a whole tick.
 const TICKS_PER_FRAME: u32 = 1000;
 
-/// One segment as fragmented MP4.
+/// Writes one segment as fragmented MP4.
 #[derive(Debug)]
 pub(super) struct Fmp4 {
-    video: Video,
-    sound: Option<Sound>,
+    video: H264Track,
+    sound: Option<AacTrack>,
     muxer: Muxer,
+    /// The init segment, until it is handed out.
     init: Option<Media>,
     frames_per_fragment: u32,
-    /// Frames handed in.
+    /// The number of frames handed in.
     frames: u32,
-    /// Frames that the next fragment ends with.
+    /// The number of written frames at which the current fragment ends.
     next_cut: u32,
-    /// Frames in the fragments cut and the one in hand.
+    /// The number of frames in the fragments that were cut and in the current one.
     written: u32,
     num_frames: u32,
 }
 
 impl Fmp4 {
+    /// Opens both encoders and the muxer.
+    ///
     /// # Errors
-    /// When an encoder is missing or cannot be opened.
+    /// When an encoder is missing or cannot be opened, or writes no sequence parameter set.
     pub(super) fn open(params: &EncodeParams) -> Result<Self, EncodeError> {
         let VideoFormat {
             fps, num_frames, ..
         } = params.format;
-        let video = Video::open(params)?;
+        let video = H264Track::open(params)?;
         let sound = params
             .audio
-            .map(|format| Sound::open(params, format))
+            .map(|format| AacTrack::open(params, format))
             .transpose()?;
         let mime = mime(&video, sound.is_some()).ok_or_else(|| EncodeError::NoParameterSet {
             name: params.spec.video_codec.clone(),
         })?;
         let codecs: Vec<_> = std::iter::once(video.codec())
-            .chain(sound.as_ref().map(Sound::codec))
+            .chain(sound.as_ref().map(AacTrack::codec))
             .collect();
         let mut muxer = Muxer::open(&codecs, muxer_options(fps)?)?;
         let bytes = muxer.take()?;
@@ -63,13 +69,15 @@ impl Fmp4 {
         })
     }
 
+    /// Places the segment on the time line and hands out the init segment.
+    ///
     /// # Errors
-    /// When the sound cannot be encoded.
+    /// When the sound before the segment cannot be encoded.
     pub(super) fn begin(
         &mut self,
         start_frame: u64,
         sound_before: &[f32],
-        out: &mut Out<'_>,
+        out: &mut MediaSink<'_>,
     ) -> Result<(), EncodeError> {
         self.video.begin(start_frame);
         if let Some(sound) = &mut self.sound {
@@ -81,13 +89,16 @@ impl Fmp4 {
         Ok(())
     }
 
+    /// Encodes a frame with its sound. Cuts a fragment when it is long enough; the first one has a single frame, so
+    /// that it is out early.
+    ///
     /// # Errors
     /// When the encoder or the muxer fails.
     pub(super) fn frame(
         &mut self,
         rgb: &[u8],
         sound: &[f32],
-        out: &mut Out<'_>,
+        out: &mut MediaSink<'_>,
     ) -> Result<(), EncodeError> {
         let muxer = &mut self.muxer;
         if let Some(track) = &mut self.sound {
@@ -99,7 +110,7 @@ impl Fmp4 {
             Ok(muxer.write(VIDEO_TRACK, packet)?)
         })?;
         self.frames += 1;
-        // The last fragment waits for the end of the sound.
+        // The last fragment is cut by `end`, with the end of the sound.
         if self.written >= self.next_cut && self.written < self.num_frames {
             self.cut(out)?;
         }
@@ -110,7 +121,7 @@ impl Fmp4 {
     ///
     /// # Errors
     /// When the encoder or the muxer fails.
-    pub(super) fn end(&mut self, tail: &[f32], out: &mut Out<'_>) -> Result<(), EncodeError> {
+    pub(super) fn end(&mut self, tail: &[f32], out: &mut MediaSink<'_>) -> Result<(), EncodeError> {
         let muxer = &mut self.muxer;
         self.video
             .end(&mut |packet| Ok(muxer.write(VIDEO_TRACK, packet)?))?;
@@ -122,7 +133,8 @@ impl Fmp4 {
         self.cut(out)
     }
 
-    fn cut(&mut self, out: &mut Out<'_>) -> Result<(), EncodeError> {
+    /// Ends the current fragment.
+    fn cut(&mut self, out: &mut MediaSink<'_>) -> Result<(), EncodeError> {
         let bytes = self.muxer.cut()?;
         self.next_cut = self.written.saturating_add(self.frames_per_fragment);
         if !bytes.is_empty() {
@@ -132,7 +144,8 @@ impl Fmp4 {
     }
 }
 
-fn mime(video: &Video, sound: bool) -> Option<String> {
+/// The MIME type with its codecs, or `None` when the encoder wrote no sequence parameter set.
+fn mime(video: &H264Track, sound: bool) -> Option<String> {
     let codec = codec_string(video.codec().extradata())?;
     let sound = if sound { ", mp4a.40.2" } else { "" };
     Some(format!("video/mp4; codecs=\"{codec}{sound}\""))
@@ -140,13 +153,12 @@ fn mime(video: &Video, sound: bool) -> Option<String> {
 
 fn muxer_options(fps: u32) -> Result<Options, EncodeError> {
     let mut options = Options::new([
-        // Fragments where they are cut and nowhere else, each with its own place on the time line, and no index after
-        // the last.
+        // Fragments end where they are cut and nowhere else; each has its own decode time; no index follows the last.
         (
             c"movflags",
             "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
         ),
-        // Times are written as they are: no edit list, no shift to zero.
+        // Times are written as they are, without an edit list and without a shift to zero.
         (c"use_editlist", "0"),
         (c"avoid_negative_ts", "disabled"),
     ])?;

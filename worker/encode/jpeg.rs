@@ -1,23 +1,27 @@
-//! One segment as JPEG pictures, for clients that cannot play a stream.
+//! The container `legacy_jpeg`: one segment as JPEG pictures, for clients that cannot play a stream.
 
 use fastvideo_proto::job::VideoFormat;
 use jpeg_encoder::ColorType;
 
-use super::{EncodeError, EncodeParams, Media, Out};
+use super::error::EncodeError;
+use super::media::{Media, MediaSink};
+use super::params::EncodeParams;
 
-/// Turns each frame into a JPEG picture (BT.601, full range, as JFIF wants it).
+/// Turns each frame into a JPEG picture, with BT.601 in full range as JFIF requires.
 #[derive(Debug)]
 pub(super) struct Jpeg {
     width: u16,
     height: u16,
     quality: u8,
-    /// Of the last picture, as a first guess for the next.
-    bytes: usize,
+    /// The size of the last picture, which is the capacity to begin the next one with.
+    last_bytes: usize,
 }
 
 impl Jpeg {
+    /// Prepares for pictures of the format's size.
+    ///
     /// # Errors
-    /// When the size is above what JPEG can hold.
+    /// When a side is longer than JPEG can hold.
     pub(super) fn new(params: &EncodeParams) -> Result<Self, EncodeError> {
         let VideoFormat { width, height, .. } = params.format;
         let side = |what, length: u32| {
@@ -31,21 +35,23 @@ impl Jpeg {
             width: side("width", width)?,
             height: side("height", height)?,
             quality: params.spec.jpeg_quality,
-            bytes: 0,
+            last_bytes: 0,
         })
     }
 
+    /// Compresses a frame of the right size.
+    ///
     /// # Errors
-    /// When the picture cannot be compressed.
-    pub(super) fn frame(&mut self, rgb: &[u8], out: &mut Out<'_>) -> Result<(), EncodeError> {
-        let mut bytes = Vec::with_capacity(self.bytes);
+    /// When the frame cannot be compressed.
+    pub(super) fn frame(&mut self, rgb: &[u8], out: &mut MediaSink<'_>) -> Result<(), EncodeError> {
+        let mut bytes = Vec::with_capacity(self.last_bytes);
         jpeg_encoder::Encoder::new(&mut bytes, self.quality).encode(
             rgb,
             self.width,
             self.height,
             ColorType::Rgb,
         )?;
-        self.bytes = bytes.len();
+        self.last_bytes = bytes.len();
         out(Media::Fragment { bytes });
         Ok(())
     }

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use fastvideo_proto::job::MediaMode;
-use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::job::{MediaMode, VideoFormat};
 use fastvideo_proto::link::EncoderSpec;
 use mp4_atom::{Any, Decode, Moof, Moov};
 
 use super::*;
+use crate::sound::{AudioFormat, SOUND_TAIL_SAMPLES};
 
 mod boxes;
 mod misuse;
@@ -38,11 +38,11 @@ pub(super) fn params(width: u32, height: u32, num_frames: u32) -> EncodeParams {
     }
 }
 
-/// What a session shows and plays: a picture and a sample for each place on the time line.
+/// The content of a session: a picture and a sample for each place on the time line.
 struct Content {
     /// Red, green and blue at x, y of a frame.
     picture: fn(u32, u32, u64) -> [u8; 3],
-    /// Of a sample, by its place and the sample rate; the same in all channels.
+    /// A sample by its place and the sample rate; it is the same in all channels.
     sound: fn(u64, u32) -> f32,
 }
 
@@ -65,7 +65,7 @@ const MOVING: Content = Content {
 /// One encoded segment.
 struct Encoded {
     media: Vec<Media>,
-    /// Messages that were out after each frame.
+    /// The number of messages that were out after each frame.
     after_frame: Vec<usize>,
     tail: Vec<f32>,
 }
@@ -169,7 +169,7 @@ fn encode(params: &EncodeParams, start_frame: u64, before: &[f32], content: &Con
     }
 }
 
-/// Segments that follow each other, from frame 0 on.
+/// Encodes segments that follow each other, from frame 0 on.
 fn encode_session(params: &EncodeParams, segments: u64, content: &Content) -> Vec<Encoded> {
     let mut encoded: Vec<Encoded> = Vec::new();
     for index in 0..segments {
@@ -255,7 +255,7 @@ fn decode_sound(bytes: &[u8], channels: u32) -> Vec<f32> {
     samples.step_by(channels as usize).collect()
 }
 
-/// The pictures, RGB.
+/// Decodes the pictures as RGB.
 fn decode_pictures(bytes: &[u8]) -> Vec<u8> {
     let after = [
         "-map",

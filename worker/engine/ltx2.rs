@@ -3,7 +3,7 @@
 //! The model itself is the package `fastvideo-ltx2`, which knows neither jobs nor states. libtorch panics where something
 //! goes wrong inside it; that is caught here, at the boundary of a job.
 //!
-//! `ltx2_state` reads and writes continuation states.
+//! `ltx2_options` says how the model is run, `ltx2_state` reads and writes continuation states.
 
 use std::any::Any;
 use std::error::Error;
@@ -13,34 +13,31 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fastvideo_ltx2::checkpoint::{Checkpoint, hub};
-use fastvideo_ltx2::device::{Compute, DeviceError, Download, Wanted};
+use fastvideo_ltx2::device::{Compute, DeviceError, Download};
 use fastvideo_ltx2::load;
-use fastvideo_ltx2::nn;
-use fastvideo_ltx2::ops::Kernels;
 use fastvideo_ltx2::pipeline::{
-    Conditioning, GenerateError, Output, OutputError, Pipeline, Request, Settings, Stage, Stages,
-    Start, Step,
+    GenerateError, Output, OutputError, Pipeline, Request, Stage, Start, Step,
 };
-use fastvideo_ltx2::sampling::noise;
-use fastvideo_ltx2::transformer::Positions;
-use fastvideo_ltx2::video_vae::{Tile, Tiling};
+use fastvideo_ltx2::with_causes;
 use fastvideo_proto::job;
 use fastvideo_proto::job::VideoFormat;
-use fastvideo_proto::link::{
-    DeviceChoice, DeviceReport, DrawOrder, Ltx2Spec, Precision, VaeTiling,
-};
+use fastvideo_proto::link::DeviceReport;
 use tch::{Device, Kind, Tensor};
 
+use super::ltx2_options::Options;
 use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, NewState, Sink,
-    ltx2_state as state, picture,
+    initial_image, ltx2_state as state,
 };
-use crate::encode::{SOUND_TAIL_SAMPLES, predict};
+use crate::sound::{SOUND_TAIL_SAMPLES, predict};
+
+/// The engine's name on the link.
+pub(crate) const NAME: &str = "ltx2";
 
 /// The engine; there is a model once it is loaded.
 #[derive(Debug)]
 pub(crate) struct Ltx2 {
-    spec: Ltx2Spec,
+    options: Options,
     loaded: Option<Model>,
 }
 
@@ -54,16 +51,19 @@ struct Model {
 }
 
 impl Ltx2 {
-    pub(crate) fn new(spec: Ltx2Spec) -> Self {
-        Self { spec, loaded: None }
+    pub(crate) fn new(options: Options) -> Self {
+        Self {
+            options,
+            loaded: None,
+        }
     }
 }
 
 impl Engine for Ltx2 {
     fn load(&mut self, mut progress: LoadProgress) -> Result<Loaded, EngineError> {
-        let compute = Compute::open(wanted(self.spec.device)).map_err(unusable)?;
+        let compute = Compute::open(self.options.wanted()).map_err(unusable)?;
         // It can be tried again: the network may be back by then.
-        let folder = hub::resolve(&self.spec.model, &mut |download| {
+        let folder = hub::resolve(&self.options.model, &mut |download| {
             let hub::Download {
                 file,
                 fraction,
@@ -82,9 +82,9 @@ impl Engine for Ltx2 {
         let checkpoint = Checkpoint::open(&folder).map_err(unusable)?;
         let options = load::Options {
             device: compute.device,
-            precision: precision(&self.spec, &compute),
-            kernels: kernels(&self.spec, &compute),
-            check_values: self.spec.check_weights,
+            precision: self.options.precision(&compute),
+            kernels: self.options.kernels(&compute),
+            check_values: self.options.check_weights,
         };
         // Before minutes go by.
         load::check(&checkpoint).map_err(unusable)?;
@@ -101,7 +101,7 @@ impl Engine for Ltx2 {
             })
         });
         let parts = parts?.map_err(unusable)?;
-        let pipeline = Pipeline::new(parts, settings(&self.spec)).map_err(unusable)?;
+        let pipeline = Pipeline::new(parts, self.options.settings()).map_err(unusable)?;
         let audio = AudioFormat {
             sample_rate: whole(pipeline.sample_rate()),
             channels: whole(pipeline.audio_channels()),
@@ -115,7 +115,7 @@ impl Engine for Ltx2 {
             audio,
         });
         Ok(Loaded {
-            model_id: model_id(&self.spec.model),
+            model_id: model_id(&self.options.model),
             device,
             audio: Some(audio),
         })
@@ -381,91 +381,10 @@ fn unusable(error: impl Error) -> EngineError {
     EngineError::Unusable(with_causes(&error))
 }
 
-/// An error with those that it comes from, as far as it does not say them itself.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 fn image_tensor(path: &Path) -> Result<Tensor, EngineError> {
-    let image = picture::read(path)?.into_rgb8();
+    let image = initial_image::read(path)?.into_rgb8();
     let shape = [1, image.height().into(), image.width().into(), 3];
     Ok(Tensor::from_data_size(image.as_raw(), &shape, Kind::Uint8))
-}
-
-fn wanted(device: DeviceChoice) -> Wanted {
-    match device {
-        DeviceChoice::Auto => Wanted::Auto,
-        DeviceChoice::Cpu => Wanted::Cpu,
-        // The supervisor shows a worker only its own.
-        DeviceChoice::Cuda => Wanted::Cuda(0),
-    }
-}
-
-fn precision(spec: &Ltx2Spec, compute: &Compute) -> nn::Precision {
-    match spec.precision {
-        None => compute.default_precision(),
-        Some(Precision::Bfloat16) => nn::Precision::Bfloat16,
-        Some(Precision::Float32) => nn::Precision::Float32,
-    }
-}
-
-fn kernels(spec: &Ltx2Spec, compute: &Compute) -> Kernels {
-    match spec.kernels {
-        true => Kernels::on(compute),
-        false => Kernels::Plain,
-    }
-}
-
-fn settings(spec: &Ltx2Spec) -> Settings {
-    Settings {
-        draw_order: match spec.draw_order {
-            DrawOrder::Channels => noise::DrawOrder::Channels,
-            DrawOrder::Tokens => noise::DrawOrder::Tokens,
-        },
-        positions: match spec.positions {
-            Precision::Float32 => Positions::Float32,
-            Precision::Bfloat16 => Positions::Bfloat16,
-        },
-        tiling: tiling(spec.vae_tiling),
-        stages: match spec.stages {
-            None => Stages::Automatic,
-            Some(1) => Stages::One,
-            Some(_) => Stages::Two,
-        },
-        refine_steps: spec.refine_steps as usize,
-        conditioning: Conditioning {
-            num_frames: spec.conditioning_num_frames.into(),
-            audio_num_frames: spec.audio_conditioning_num_frames.into(),
-            end_offset: spec.conditioning_end_offset.into(),
-        },
-        audio_reencode: spec.audio_reencode,
-    }
-}
-
-/// Tiles are of the sizes that their programs use by default.
-fn tiling(tiling: VaeTiling) -> Tiling {
-    let tile = |size, overlap| Tile { size, overlap };
-    match tiling {
-        VaeTiling::Whole => Tiling::Whole,
-        VaeTiling::Grouped => Settings::default().tiling,
-        VaeTiling::Library => Tiling::Library {
-            space: Some([tile(512, 64); 2]),
-            time: Some(tile(16, 8)),
-        },
-        VaeTiling::Fastvideo => Tiling::Weighted {
-            space: Some([tile(512, 64); 2]),
-            time: Some(tile(64, 24)),
-        },
-    }
 }
 
 fn device_report(compute: &Compute) -> DeviceReport {

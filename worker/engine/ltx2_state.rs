@@ -1,4 +1,4 @@
-//! Continuation states of kind `ltx2.v1` as the model takes and gives them.
+//! Converts continuation states of kind `ltx2.v1` to the model's tensors and back.
 //!
 //! Frames are RGB uint8 `[n, H, W, 3]`, audio latents `[1, C, T, M]` in bfloat16.
 
@@ -9,11 +9,11 @@ use tch::{Kind, Tensor};
 use super::{EngineError, NewState, State};
 use crate::state::StateBuffer;
 
-/// What a state says, on the CPU.
+/// Reads a state into tensors on the CPU.
 ///
 /// # Errors
-/// When its blob is shorter than its header says, or it asks for what this engine does not do. Whether it fits the model
-/// and the request is for the model to say.
+/// When the blob is not as long as the header says, or the header asks for what this engine does not do. Whether the
+/// state fits the model and the request is checked by the model.
 pub(super) fn read(state: &State<'_>) -> Result<Continuation, EngineError> {
     let header = state.header;
     if header.blob_bytes() != state.blob.len() as u64 {
@@ -51,7 +51,8 @@ pub(super) fn read(state: &State<'_>) -> Result<Continuation, EngineError> {
     })
 }
 
-/// What is taken over stands at the segment's start and stays as it is.
+/// Checks that the conditioning frames stand at the segment's start and keep their full strength: this engine does
+/// nothing else.
 fn only_whole(header: &StateHeader) -> Result<(), EngineError> {
     let refused = |field: &str, expected: &str, given: String| {
         let message = format!("state's {field}: expected {expected}, given {given}");
@@ -78,7 +79,7 @@ fn only_whole(header: &StateHeader) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// The state after segment `index`; its blob's hash is for the caller to fill in.
+/// Writes the state after segment `index`. The caller fills in the blob's hash.
 pub(super) fn write(made: &Continuation, index: u32, sample_rate: u32) -> NewState {
     let frames = made
         .frames

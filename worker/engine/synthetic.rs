@@ -18,6 +18,7 @@ mod colour;
 mod draw;
 mod landscape;
 mod layer;
+mod options;
 mod plan;
 mod scene;
 mod shape;
@@ -38,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use fastvideo_proto::job::Stage;
 use fastvideo_proto::job::VideoFormat;
-use fastvideo_proto::link::{DeviceReport, SyntheticSpec};
+use fastvideo_proto::link::DeviceReport;
 use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout};
 
 use self::caption::{Caption, Counter};
@@ -52,6 +53,11 @@ use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, NewState, Sink, State,
 };
 use crate::state::StateBuffer;
+
+pub(crate) use self::options::Options;
+
+/// The engine's name on the link.
+pub(crate) const NAME: &str = "synthetic";
 
 pub(crate) const AUDIO: AudioFormat = AudioFormat {
     sample_rate: sound::SAMPLE_RATE,
@@ -70,20 +76,20 @@ const PRERENDER_PROMPT: &str = "golden sunrise over the mountains, birds, clouds
 
 #[derive(Debug)]
 pub(crate) struct Synthetic {
-    spec: SyntheticSpec,
+    options: Options,
     format: VideoFormat,
-    /// Frames of `format` made at load; empty unless the spec asks for them.
+    /// Frames of `format` made at load; empty unless the options ask for them.
     prerendered: Vec<Arc<Vec<u8>>>,
 }
 
 impl Synthetic {
-    /// `format` is the one that frames are rendered in ahead of time, where the spec asks for that. A state always has at
-    /// least one frame and one latent, whatever the spec says.
-    pub(crate) fn new(mut spec: SyntheticSpec, format: VideoFormat) -> Self {
-        spec.conditioning_num_frames = spec.conditioning_num_frames.max(1);
-        spec.audio_latent_frames = spec.audio_latent_frames.max(1);
+    /// `format` is the one that frames are rendered in ahead of time, where the options ask for that. A state always has at
+    /// least one frame and one latent, whatever the options say.
+    pub(crate) fn new(mut options: Options, format: VideoFormat) -> Self {
+        options.conditioning_num_frames = options.conditioning_num_frames.max(1);
+        options.audio_latent_frames = options.audio_latent_frames.max(1);
         Self {
-            spec,
+            options,
             format,
             prerendered: Vec::new(),
         }
@@ -93,7 +99,7 @@ impl Synthetic {
         let shape = [
             1,
             LATENT_CHANNELS,
-            self.spec.audio_latent_frames,
+            self.options.audio_latent_frames,
             LATENT_BINS,
         ];
         TensorLayout {
@@ -108,7 +114,7 @@ impl Synthetic {
             Err(EngineError::StateIncompatible(message))
         };
         let header = state.header;
-        let most = self.spec.conditioning_num_frames;
+        let most = self.options.conditioning_num_frames;
         let VideoFormat { width, height, .. } = format;
         match header.frames {
             Some(f) if f.width == width && f.height == height && (1..=most).contains(&f.count) => {}
@@ -139,7 +145,7 @@ impl Synthetic {
         Ok(())
     }
 
-    /// Where the segment begins.
+    /// The state from which the segment departs.
     fn departure(&self, request: &GenerateRequest<'_>) -> Result<Departure, EngineError> {
         let scene = Scene::new(
             request.prompt,
@@ -162,7 +168,7 @@ impl Synthetic {
 
     fn denoise(&self, steps: u32, sink: &mut dyn Sink) -> Result<(), EngineError> {
         for step in 1..=steps {
-            wait(Instant::now(), self.spec.step, sink)?;
+            wait(Instant::now(), self.options.step, sink)?;
             sink.step(Stage::Denoise, step, steps);
         }
         Ok(())
@@ -200,10 +206,10 @@ impl Engine for Synthetic {
     fn load(&mut self, mut progress: LoadProgress) -> Result<Loaded, EngineError> {
         let begun = Instant::now();
         for tick in 1..=LOAD_TICKS {
-            wait_until(begun + self.spec.load * tick / LOAD_TICKS, || false);
+            wait_until(begun + self.options.load * tick / LOAD_TICKS, || false);
             progress(tick as f32 / LOAD_TICKS as f32, "weights");
         }
-        if self.spec.prerender {
+        if self.options.prerender {
             self.prerender(&mut *progress);
         }
         Ok(Loaded {
@@ -240,7 +246,8 @@ impl Engine for Synthetic {
         };
         self.denoise(request.num_inference_steps, sink)?;
 
-        let mut state = StateWriter::new(format, self.spec.conditioning_num_frames, self.latents());
+        let mut state =
+            StateWriter::new(format, self.options.conditioning_num_frames, self.latents());
         let mut sound = Vec::new();
         let mut played = 0;
         let ahead = 1 + (SOUND_AHEAD * format.fps).div_ceil(AUDIO.sample_rate);
@@ -265,7 +272,7 @@ impl Engine for Synthetic {
             }
             film.advance(n);
             state.take(n, &frame);
-            wait(begun, self.spec.frame, sink)?;
+            wait(begun, self.options.frame, sink)?;
             sink.frame(frame, &sound)?;
         }
         let previous = request.state.map(|state| state.header.segment_index);
@@ -324,13 +331,13 @@ struct Film {
     fade_frames: u32,
 }
 
-/// Where a segment's frames come from.
+/// The source of a segment's frames.
 enum Pictures<'a> {
     Stock(&'a [Arc<Vec<u8>>]),
     Drawn(Box<Brush>),
 }
 
-/// What a segment's frames are drawn with.
+/// The tools that a segment's frames are drawn with.
 struct Brush {
     old: Option<Painter>,
     new: Painter,

@@ -7,11 +7,10 @@ use clap::Args;
 use fastvideo_ltx2::bench::{self, BenchSpec, Measured, Model, Part, Request};
 use fastvideo_ltx2::checkpoint::{Checkpoint, hub};
 use fastvideo_ltx2::device::Compute;
-use fastvideo_ltx2::nn::Precision;
 use fastvideo_ltx2::ops::Kernels;
 use fastvideo_ltx2::video_vae::Tiling;
 
-use super::{DeviceName, PrecisionName};
+use crate::engine::ltx2_options::{DeviceChoice, PrecisionChoice};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchArgs {
@@ -24,11 +23,11 @@ pub(crate) struct BenchArgs {
     /// With random weights, only so many blocks of the transformer.
     #[arg(long, conflicts_with = "model")]
     blocks: Option<i64>,
-    #[arg(long, value_enum, default_value_t = DeviceName::Auto)]
-    device: DeviceName,
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
     /// What the model computes in [default: bfloat16 on a GPU, float32 on the CPU].
-    #[arg(long, value_enum)]
-    precision: Option<PrecisionName>,
+    #[arg(long, value_enum, default_value_t = PrecisionChoice::Auto, hide_default_value = true)]
+    precision: PrecisionChoice,
     /// Without this program's own CUDA kernels.
     #[arg(long)]
     plain: bool,
@@ -74,11 +73,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 blocks: args.blocks,
             },
         },
-        precision: match args.precision {
-            None => compute.default_precision(),
-            Some(PrecisionName::Bfloat16) => Precision::Bfloat16,
-            Some(PrecisionName::Float32) => Precision::Float32,
-        },
+        precision: args.precision.on(&compute),
         kernels: match args.plain {
             true => Kernels::Plain,
             false => Kernels::on(&compute),

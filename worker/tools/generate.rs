@@ -12,15 +12,16 @@ use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::job::{MediaMode, Stage};
 use fastvideo_proto::link::EncoderSpec;
 
-use super::ModelArgs;
 use crate::encode::{EncodeParams, Encoder, Media};
 use crate::engine::ltx2::Ltx2;
-use crate::engine::{AudioFormat, Engine, EngineError, GenerateRequest, NewState, Sink, State};
+use crate::engine::ltx2_options::Options;
+use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State};
+use crate::sound::AudioFormat;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: Options,
     /// What to show; each further prompt is a segment that continues the one before.
     #[arg(long, required = true)]
     prompt: Vec<String>,
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         raw: args.raw.as_ref().map(create).transpose()?,
         begun: false,
     };
-    let mut engine = Ltx2::new(args.model.spec());
+    let mut engine = Ltx2::new(args.model.clone());
     let loaded = engine.load(Box::new(|fraction, what| {
         tracing::info!("{what}: {:.0} %", fraction * 100.0);
     }))?;

@@ -1,21 +1,10 @@
-// What the other files build with: elements, and numbers as words.
+// DOM helpers of the view. Text is written by `textContent` only, so that no text from outside becomes markup (XSS).
 
+/** @returns {any} */
 export const $ = (id) => document.getElementById(id);
-export const MIB = 1024 * 1024;
-export const still = matchMedia('(prefers-reduced-motion: reduce)');
 
-export const seconds = (ms) => (ms == null ? '' : `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`);
-export const clock = (s) => {
-  const whole = Math.floor(s + 0.05); // 3.999 is the end of four seconds
-  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')}`;
-};
-export const span = (s) => (s < 1 ? 'less than 1 s' : s < 120 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
-export const gib = (bytes) => (bytes < 1024 ** 3 ? `${Math.round(bytes / MIB)} MiB` : `${(bytes / 1024 ** 3).toFixed(1)} GiB`);
-export const plural = (n, word) => `${n} ${word}${n === 1 ? '' : 's'}`;
-export const phrase = (text) => String(text).replaceAll('_', ' ');
-export const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1).replace(/([^.!?])$/, '$1.') : '');
-export const ordinal = (n) => `${n}${['th', 'st', 'nd', 'rd'][n % 100 > 10 && n % 100 < 14 ? 0 : n % 10] ?? 'th'}`;
-export const pad = (idx) => String(idx + 1).padStart(2, '0');
+/** Tells whether the user prefers reduced motion. */
+export const prefersStill = () => matchMedia('(prefers-reduced-motion: reduce)').matches;
 
 export function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -24,11 +13,22 @@ export function make(tag, className, text) {
   return node;
 }
 
-/** Writes only what differs, so that live regions and selections are left in peace. */
+/** Sets the text if it differs, so that live regions are not announced again and selections are kept. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Sets those properties that differ. */
+export function set(node, properties) {
+  for (const [name, value] of Object.entries(properties)) if (node[name] !== value) node[name] = value;
+}
+
+/** Sets those `data-` attributes that differ. */
+export function mark(node, attributes) {
+  for (const [name, value] of Object.entries(attributes)) if (node.dataset[name] !== String(value)) node.dataset[name] = value;
+}
+
+/** Shows pairs of a name and a value, and leaves out those without a value. */
 export function facts(node, pairs) {
   const parts = pairs.filter(([, value]) => value !== '' && value != null);
   const key = JSON.stringify(parts);
@@ -41,6 +41,7 @@ export function facts(node, pairs) {
   }));
 }
 
+/** Offers a file for download. */
 export function save(blob, name) {
   const link = make('a');
   link.href = URL.createObjectURL(blob);

@@ -1,12 +1,12 @@
-// The two players: Media Source for fragmented MP4, and a canvas for JPEG frames. Both have the same surface.
+// The two players: Media Source Extensions for fragmented MP4, and a canvas for JPEG frames. Both have the same interface.
 
-/** Plays fragmented MP4 by Media Source. Every change of the buffer is an operation in one queue. */
+/** Plays fragmented MP4 through Media Source Extensions. All changes of the source buffer go through one queue. */
 export class MsePlayer {
   constructor(video, hooks) {
     this.video = video;
     this.hooks = hooks;
     this.stalls = 0;
-    video.disableRemotePlayback = true; // ManagedMediaSource opens only then
+    video.disableRemotePlayback = true; // a ManagedMediaSource does not open otherwise
     video.addEventListener('waiting', () => this.waiting());
     video.addEventListener('loadeddata', () => { this.shown = true; });
     video.addEventListener('playing', () => { this.started = this.end > 0; });
@@ -20,7 +20,7 @@ export class MsePlayer {
   get paused() { return !this.playing; }
   get end() { return this.video.buffered.length ? this.video.buffered.end(this.video.buffered.length - 1) : 0; }
   get atEnd() { return this.end - this.time < 0.12; }
-  get hasPicture() { return this.shown && this.end > 0; } // also while it seeks
+  get hasPicture() { return this.shown && this.end > 0; } // also during a seek
   get picture() { return this.video; }
   ranges() {
     const b = this.video.buffered;
@@ -34,7 +34,7 @@ export class MsePlayer {
     this.onUpdated = null;
     this.resumeAt = null;
     this.shown = this.started = this.dead = false;
-    this.holed = false; // media were lost on their way, and nobody will send them again
+    this.holed = false; // media were lost and will not be sent again, so that playback may skip the gap
     this.playing = true;
     if (this.video.hasAttribute('src')) {
       this.video.removeAttribute('src');
@@ -42,7 +42,7 @@ export class MsePlayer {
     }
   }
 
-  /** Before the first media, so that the source is open when they come. */
+  /** Creates the media source before the first media arrive, so that it is open by then. */
   open() {
     if (this.source) return;
     const Source = window.MediaSource ?? window.ManagedMediaSource;
@@ -58,7 +58,7 @@ export class MsePlayer {
   }
 
   fail(text) {
-    if (this.dead) return; // one report is enough
+    if (this.dead) return; // only the first failure is reported
     this.dead = true;
     this.queue = [];
     this.hooks.failed(text);
@@ -91,16 +91,16 @@ export class MsePlayer {
     });
   }
 
-  /** Takes the segment's media away, from `from` seconds on. With `hold` the same pictures will come again. */
+  /** Removes the segment's media from `from` seconds on. With `hold` the playback waits there, since the same pictures follow. */
   cut(segment, from, hold) {
     this.queue = this.queue.filter((op) => op.segment !== segment);
     this.add(null, () => {
       if (!this.buffer) return;
-      if (this.source.readyState === 'open') this.buffer.abort(); // forget half a box
+      if (this.source.readyState === 'open') this.buffer.abort(); // discard an incomplete MP4 box
       if (this.end > from) this.buffer.remove(from, Infinity);
     }, () => {
       if (this.time <= from) return;
-      // A seek to where nothing is buffered would be ignored, so that one waits for the media.
+      // The browser would ignore a seek to a position without media, so the seek waits for them.
       this.resumeAt = hold ? this.time : Math.max(0, from - 0.05);
       this.settle();
     });
@@ -141,7 +141,7 @@ export class MsePlayer {
     this.pump();
   }
 
-  /** Removing inside a segment would take its pictures up to the next key frame, which the viewer is looking at. */
+  /** Evicts whole segments before the viewer's position. Removing a part of one would remove the pictures up to its next keyframe. */
   makeRoom() {
     const before = this.hooks.segmentStart(this.time) - 0.01;
     const first = this.video.buffered.length ? this.video.buffered.start(0) : Infinity;
@@ -155,7 +155,7 @@ export class MsePlayer {
     const inside = (t) => ranges.some(([from, to]) => t >= from - 0.001 && t < to);
     if (!this.started && !inside(this.time)) this.video.currentTime = ranges[0][0];
     if (this.resumeAt != null && inside(this.resumeAt)) {
-      // A seek makes the decoder start at the new key frame; without it Chromium would wait for the next segment's.
+      // The seek makes the decoder start at the new keyframe. Without it Chromium waits for that of the next segment.
       this.video.currentTime = this.resumeAt;
       this.resumeAt = null;
     }
@@ -178,7 +178,7 @@ export class MsePlayer {
     this.video.pause();
   }
 
-  /** `again` gives the bytes of the segment there, should they have been evicted. */
+  /** Seeks to a position in seconds. `again` returns the media of the segment there, in case they were evicted. */
   async seek(to, again) {
     this.resumeAt = null;
     const have = this.ranges().some(([from, end]) => to >= from - 0.05 && to < end);
@@ -189,7 +189,7 @@ export class MsePlayer {
 
   waiting() {
     const { video } = this;
-    // The event is late: by now the state may be better again, or this may still be the start.
+    // The event is delayed: the player may have recovered already, or may not have started yet.
     if (!this.started || video.seeking || video.readyState !== 2 || this.atEnd || this.resumeAt != null) return;
     this.stalls += 1;
     const next = this.ranges().find(([from]) => from > video.currentTime);
@@ -197,8 +197,8 @@ export class MsePlayer {
   }
 
   /**
-   * Called on a clock. After it has run dry, Chromium wants more than the rest of a segment before it goes on; a seek makes
-   * it play what there is. While media come (`more`), it is given the time to gather some.
+   * Is called periodically. After a buffer underrun Chromium waits for more media than the rest of a segment has; a seek makes it
+   * play what is buffered. While media are arriving (`more`), the player may buffer some first.
    */
   nudge(more) {
     const { video } = this;
@@ -211,7 +211,7 @@ export class MsePlayer {
   }
 }
 
-/** `legacy_jpeg`: draws one picture per message, paced by the frame rate. Same surface as `MsePlayer`. */
+/** Plays `legacy_jpeg`: draws one picture per message, paced by the frame rate. It has the interface of `MsePlayer`. */
 export class JpegPlayer {
   constructor(canvas, hooks) {
     this.canvas = canvas;

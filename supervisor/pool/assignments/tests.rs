@@ -1,13 +1,10 @@
 use std::sync::Arc;
 
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::job::MediaMode;
-use fastvideo_proto::job::VideoFormat;
-use fastvideo_proto::link::JobSpec;
-
 use tokio::time::Instant;
 
 use super::*;
+use crate::pool::fixtures::{assignment, job_spec};
 use crate::pool::job::{JobHandle, pair};
 
 /// So many workers that do not serve yet, with so many sessions on each at most.
@@ -30,21 +27,21 @@ fn serving(workers: u32, max_sessions: usize) -> Assignments {
 }
 
 /// A session with its view of the assignments.
-struct Guest {
+struct TestSession {
     id: SessionId,
-    place: watch::Receiver<Placement>,
+    placement: watch::Receiver<Placement>,
 }
 
-impl Guest {
+impl TestSession {
     fn join(assignments: &mut Assignments) -> Self {
         let id = SessionId::random();
-        let place = assignments.join(id.clone());
-        Self { id, place }
+        let placement = assignments.join(id.clone());
+        Self { id, placement }
     }
 
     /// The GPU that it is bound to; its position when it waits.
     fn at(&self) -> Result<u32, usize> {
-        match &*self.place.borrow() {
+        match &*self.placement.borrow() {
             Placement::Bound(assignment) => Ok(assignment.gpu.0),
             Placement::Waiting { position, .. } => Err(*position),
             Placement::NoWorker => Err(usize::MAX),
@@ -61,7 +58,7 @@ impl Guest {
     ) -> JobHandle {
         let slot = self.at().unwrap() as usize;
         let due = start + Duration::from_millis(due_ms);
-        let (handle, job) = pair(spec(job, self.id.clone()), None, due, Arc::default());
+        let (handle, job) = pair(job_spec(job, self.id.clone()), None, due, Arc::default());
         assignments.submit(slot, job);
         handle
     }
@@ -75,8 +72,8 @@ impl Guest {
     }
 }
 
-fn guests<const N: usize>(assignments: &mut Assignments) -> [Guest; N] {
-    std::array::from_fn(|_| Guest::join(assignments))
+fn join_sessions<const N: usize>(assignments: &mut Assignments) -> [TestSession; N] {
+    std::array::from_fn(|_| TestSession::join(assignments))
 }
 
 /// Whether the job was given back without having run.
@@ -85,15 +82,6 @@ fn is_taken_back(job: &mut JobHandle) -> bool {
         job.events.try_recv(),
         Ok(JobEvent::Ended(JobEnd::TakenBack { started: false }))
     )
-}
-
-fn assignment(slot: u32, incarnation: u32) -> Assignment {
-    Assignment {
-        gpu: GpuId(slot),
-        worker: WorkerId::new(GpuId(slot), incarnation),
-        model_id: "m".to_owned(),
-        audio: true,
-    }
 }
 
 fn waiting(position: usize, queue_depth: usize) -> Placement {
@@ -107,11 +95,11 @@ fn waiting(position: usize, queue_depth: usize) -> Placement {
 fn sessions_are_bound_in_order_of_arrival_to_the_emptiest_worker() {
     let mut assignments = assignments(2, 2);
     let ids: Vec<_> = (0..5).map(|_| SessionId::random()).collect();
-    let places: Vec<_> = ids.iter().map(|id| assignments.join(id.clone())).collect();
-    assert_eq!(*places[4].borrow(), waiting(4, 5));
+    let placements: Vec<_> = ids.iter().map(|id| assignments.join(id.clone())).collect();
+    assert_eq!(*placements[4].borrow(), waiting(4, 5));
     assignments.serve(0, assignment(0, 1));
     assignments.serve(1, assignment(1, 1));
-    let gpus: Vec<_> = places
+    let gpus: Vec<_> = placements
         .iter()
         .map(|p| match &*p.borrow() {
             Placement::Bound(a) => Some(a.gpu.0),
@@ -119,9 +107,9 @@ fn sessions_are_bound_in_order_of_arrival_to_the_emptiest_worker() {
         })
         .collect();
     assert_eq!(gpus, [Some(0), Some(0), Some(1), Some(1), None]);
-    assert_eq!(*places[4].borrow(), waiting(0, 1));
+    assert_eq!(*placements[4].borrow(), waiting(0, 1));
     assignments.leave(&ids[2]);
-    assert_eq!(*places[4].borrow(), Placement::Bound(assignment(1, 1)));
+    assert_eq!(*placements[4].borrow(), Placement::Bound(assignment(1, 1)));
 }
 
 #[test]
@@ -152,14 +140,14 @@ fn a_changed_depth_alone_wakes_nobody() {
 #[test]
 fn with_every_worker_lost_those_who_wait_are_told() {
     let mut assignments = assignments(2, 1);
-    let place = assignments.join(SessionId::random());
+    let placement = assignments.join(SessionId::random());
     assignments.vacate(0, Absence::Lost);
-    assert_eq!(*place.borrow(), waiting(0, 1));
+    assert_eq!(*placement.borrow(), waiting(0, 1));
     assert_eq!(assignments.capacity(), 1);
     assignments.vacate(1, Absence::Lost);
-    assert_eq!(*place.borrow(), Placement::NoWorker);
+    assert_eq!(*placement.borrow(), Placement::NoWorker);
     assignments.mark_starting(0);
-    assert_eq!(*place.borrow(), waiting(0, 1));
+    assert_eq!(*placement.borrow(), waiting(0, 1));
 }
 
 #[test]
@@ -170,7 +158,7 @@ fn cancelled_jobs_do_not_wait_for_their_turn() {
         .map(|n| {
             let session = SessionId::random();
             assignments.join(session.clone());
-            let (handle, job) = pair(spec(n, session), None, Instant::now(), Arc::default());
+            let (handle, job) = pair(job_spec(n, session), None, Instant::now(), Arc::default());
             assignments.submit(0, job);
             handle
         })
@@ -191,20 +179,24 @@ fn cancelled_jobs_do_not_wait_for_their_turn() {
 #[test]
 fn a_session_moves_at_once_when_no_job_of_it_runs() {
     let mut assignments = serving(3, 1);
-    let [guest] = guests(&mut assignments);
-    assert_eq!(guest.at(), Ok(0));
-    assignments.move_session(&guest.id, Some(GpuId(2))).unwrap();
-    assert_eq!(guest.at(), Ok(2));
+    let [session] = join_sessions(&mut assignments);
+    assert_eq!(session.at(), Ok(0));
+    assignments
+        .move_session(&session.id, Some(GpuId(2)))
+        .unwrap();
+    assert_eq!(session.at(), Ok(2));
     assert_eq!(
-        assignments.take_departed(0),
-        std::slice::from_ref(&guest.id)
+        assignments.take_sessions_to_forget(0),
+        std::slice::from_ref(&session.id)
     );
-    assignments.move_session(&guest.id, None).unwrap();
-    assert_eq!(guest.at(), Ok(0));
+    assignments.move_session(&session.id, None).unwrap();
+    assert_eq!(session.at(), Ok(0));
     // One that waits has not been begun.
-    let mut job = guest.submit(&mut assignments, 1, Instant::now(), 0);
-    assignments.move_session(&guest.id, Some(GpuId(1))).unwrap();
-    assert_eq!(guest.at(), Ok(1));
+    let mut job = session.submit(&mut assignments, 1, Instant::now(), 0);
+    assignments
+        .move_session(&session.id, Some(GpuId(1)))
+        .unwrap();
+    assert_eq!(session.at(), Ok(1));
     assert!(is_taken_back(&mut job));
     assert!(assignments.next_job(0).is_none() && assignments.next_job(1).is_none());
 }
@@ -212,38 +204,48 @@ fn a_session_moves_at_once_when_no_job_of_it_runs() {
 #[test]
 fn a_session_whose_job_runs_moves_when_that_has_ended_and_has_its_place() {
     let mut assignments = serving(2, 1);
-    let [guest] = guests(&mut assignments);
-    let _job = guest.run(&mut assignments, 1);
-    assignments.move_session(&guest.id, Some(GpuId(1))).unwrap();
-    let [late] = guests(&mut assignments);
-    assert_eq!((guest.at(), late.at()), (Ok(0), Err(0)));
-    assignments.job_ended(&guest.id, JobId(99));
-    assert_eq!(guest.at(), Ok(0));
-    assignments.job_ended(&guest.id, JobId(1));
-    assert_eq!((guest.at(), late.at()), (Ok(1), Ok(0)));
+    let [session] = join_sessions(&mut assignments);
+    let _job = session.run(&mut assignments, 1);
+    assignments
+        .move_session(&session.id, Some(GpuId(1)))
+        .unwrap();
+    let [late] = join_sessions(&mut assignments);
+    assert_eq!((session.at(), late.at()), (Ok(0), Err(0)));
+    assignments.job_ended(&session.id, JobId(99));
+    assert_eq!(session.at(), Ok(0));
+    assignments.job_ended(&session.id, JobId(1));
+    assert_eq!((session.at(), late.at()), (Ok(1), Ok(0)));
 }
 
 #[test]
 fn a_move_is_given_up_when_its_place_is_gone_or_it_is_not_wanted_any_more() {
     let mut assignments = serving(3, 1);
-    let [guest] = guests(&mut assignments);
-    let _job = guest.run(&mut assignments, 1);
-    assignments.move_session(&guest.id, Some(GpuId(1))).unwrap();
+    let [session] = join_sessions(&mut assignments);
+    let _job = session.run(&mut assignments, 1);
+    assignments
+        .move_session(&session.id, Some(GpuId(1)))
+        .unwrap();
     assignments.drain(1);
-    assignments.job_ended(&guest.id, JobId(1));
-    assert_eq!(guest.at(), Ok(0));
+    assignments.job_ended(&session.id, JobId(1));
+    assert_eq!(session.at(), Ok(0));
 
-    let _job = guest.run(&mut assignments, 2);
-    assignments.move_session(&guest.id, Some(GpuId(2))).unwrap();
+    let _job = session.run(&mut assignments, 2);
+    assignments
+        .move_session(&session.id, Some(GpuId(2)))
+        .unwrap();
     assert!(!assignments.has_room(2));
-    assignments.move_session(&guest.id, Some(GpuId(0))).unwrap();
+    assignments
+        .move_session(&session.id, Some(GpuId(0)))
+        .unwrap();
     assert!(assignments.has_room(2));
-    assignments.job_ended(&guest.id, JobId(2));
-    assert_eq!(guest.at(), Ok(0));
+    assignments.job_ended(&session.id, JobId(2));
+    assert_eq!(session.at(), Ok(0));
 
-    let _job = guest.run(&mut assignments, 3);
-    assignments.move_session(&guest.id, Some(GpuId(2))).unwrap();
-    assignments.leave(&guest.id);
+    let _job = session.run(&mut assignments, 3);
+    assignments
+        .move_session(&session.id, Some(GpuId(2)))
+        .unwrap();
+    assignments.leave(&session.id);
     assert!(assignments.has_room(2));
 }
 
@@ -252,7 +254,7 @@ fn a_move_that_leads_nowhere_is_refused() {
     let mut assignments = assignments(3, 1);
     assignments.serve(0, assignment(0, 1));
     assignments.serve(1, assignment(1, 1));
-    let [one, _two, waits] = guests(&mut assignments);
+    let [one, _two, waits] = join_sessions(&mut assignments);
     let mut check = |session: &SessionId, to: Option<u32>, expected: Result<(), MoveError>| {
         assert_eq!(assignments.move_session(session, to.map(GpuId)), expected);
     };
@@ -274,20 +276,20 @@ fn a_move_that_leads_nowhere_is_refused() {
 #[test]
 fn sessions_of_a_worker_that_is_drained_move_or_wait_in_front_each_at_its_boundary() {
     let mut assignments = serving(2, 2);
-    let [a, b, c, d] = guests(&mut assignments);
+    let [a, b, c, d] = join_sessions(&mut assignments);
     let on_first = [&a, &c];
     assert_eq!(
         [a.at(), b.at(), c.at(), d.at()],
         [Ok(0), Ok(1), Ok(0), Ok(1)]
     );
-    let [waits] = guests(&mut assignments);
+    let [waits] = join_sessions(&mut assignments);
     let _running = on_first[0].run(&mut assignments, 1);
     let mut queued = on_first[1].submit(&mut assignments, 2, Instant::now(), 0);
     assignments.leave(&d.id);
     assert_eq!(waits.at(), Ok(1));
     assignments.drain(0);
     assert!(is_taken_back(&mut queued));
-    let [late] = guests(&mut assignments);
+    let [late] = join_sessions(&mut assignments);
     assert_eq!([a.at(), c.at(), late.at()], [Ok(0), Err(0), Err(1)]);
     assert_eq!(assignments.capacity(), 2);
     // Behind the one that lost its worker before, and before those that never had one.
@@ -307,23 +309,26 @@ fn drained_workers_leave_hope_only_when_no_other_is_lost() {
     let mut assignments = serving(2, 1);
     assignments.vacate(0, Absence::Drained);
     assignments.vacate(1, Absence::Drained);
-    let [guest] = guests(&mut assignments);
-    assert_eq!(guest.at(), Err(0));
+    let [session] = join_sessions(&mut assignments);
+    assert_eq!(session.at(), Err(0));
     assignments.vacate(1, Absence::Lost);
     assert!(assignments.all_lost());
-    assert_eq!(guest.at(), Err(usize::MAX));
+    assert_eq!(session.at(), Err(usize::MAX));
     assignments.mark_starting(0);
-    assert_eq!(guest.at(), Err(0));
+    assert_eq!(session.at(), Err(0));
 }
 
 #[test]
 fn a_renewed_worker_keeps_its_sessions_and_their_jobs() {
     let mut assignments = serving(1, 2);
-    let [one, two] = guests(&mut assignments);
+    let [one, two] = join_sessions(&mut assignments);
     let mut job = one.submit(&mut assignments, 1, Instant::now(), 0);
     assignments.renew(0, assignment(0, 2));
-    for guest in [&one, &two] {
-        assert_eq!(*guest.place.borrow(), Placement::Bound(assignment(0, 2)));
+    for session in [&one, &two] {
+        assert_eq!(
+            *session.placement.borrow(),
+            Placement::Bound(assignment(0, 2))
+        );
     }
     assert!(!is_taken_back(&mut job));
     assert_eq!(assignments.next_job(0).unwrap().spec.job, JobId(1));
@@ -332,11 +337,11 @@ fn a_renewed_worker_keeps_its_sessions_and_their_jobs() {
 #[test]
 fn the_job_whose_viewer_runs_out_first_is_next_and_ties_go_by_arrival() {
     let mut assignments = serving(1, 5);
-    let all: [Guest; 5] = guests(&mut assignments);
+    let all: [TestSession; 5] = join_sessions(&mut assignments);
     let start = Instant::now();
     let due = [300, 100, 200, 100, 0];
     let _jobs: Vec<_> = (all.iter().zip(due).zip(1..))
-        .map(|((guest, due), job)| guest.submit(&mut assignments, job, start, due))
+        .map(|((session, due), job)| session.submit(&mut assignments, job, start, due))
         .collect();
     let order: Vec<_> = std::iter::from_fn(|| assignments.next_job(0)).collect();
     let order: Vec<_> = order.iter().map(|job| job.spec.job.0).collect();
@@ -352,11 +357,13 @@ fn a_session_leaves_a_worker_where_others_wait_for_one_that_has_less_to_do() {
         let mut assignments = assignments(2, 4);
         assignments.serve(0, assignment(0, 1));
         let first: Vec<_> = (0..on_first + on_second)
-            .map(|_| Guest::join(&mut assignments))
+            .map(|_| TestSession::join(&mut assignments))
             .collect();
         assignments.serve(1, assignment(1, 1));
-        for guest in first.iter().take(on_second) {
-            assignments.move_session(&guest.id, Some(GpuId(1))).unwrap();
+        for session in first.iter().take(on_second) {
+            assignments
+                .move_session(&session.id, Some(GpuId(1)))
+                .unwrap();
         }
         let rest = &first[on_second..];
         let _job = rest[0].run(&mut assignments, 1);
@@ -385,13 +392,13 @@ fn a_worker_takes_as_many_sessions_as_it_makes_video_for_in_time() {
         let mut assignments = Assignments::new(slots, sharing);
         assert_eq!(assignments.capacity(), 4);
         assignments.serve(0, assignment(0, 1));
-        let places: [Guest; 6] = guests(&mut assignments);
+        let placements: [TestSession; 6] = join_sessions(&mut assignments);
         assert_eq!(assignments.sessions_on(0), 1);
         for &ms in took {
             assignments.record_generation_time(0, Duration::from_millis(ms));
         }
         assert_eq!(assignments.sessions_on(0), sessions, "{took:?}");
-        assert_eq!(places[sessions].at(), Err(0));
+        assert_eq!(placements[sessions].at(), Err(0));
         if !took.is_empty() {
             assert_eq!(assignments.capacity(), sessions);
         }
@@ -417,53 +424,28 @@ fn a_worker_that_slows_down_keeps_the_sessions_that_it_has() {
     assignments.estimate_generation_time(0, Duration::from_millis(100));
     assignments.estimate_generation_time(0, Duration::from_secs(100));
     assignments.serve(0, assignment(0, 1));
-    let [one, two] = guests(&mut assignments);
+    let [one, two] = join_sessions(&mut assignments);
     for _ in 0..5 {
         assignments.record_generation_time(0, Duration::from_secs(2));
     }
     assert_eq!([one.at(), two.at()], [Ok(0), Ok(0)]);
     assignments.leave(&two.id);
-    let [three] = guests(&mut assignments);
+    let [three] = join_sessions(&mut assignments);
     assert_eq!(three.at(), Err(0));
 }
 
 #[test]
 fn a_worker_is_not_told_to_forget_a_session_that_is_back() {
     let mut assignments = serving(2, 1);
-    let [guest] = guests(&mut assignments);
-    assignments.move_session(&guest.id, None).unwrap();
-    assignments.move_session(&guest.id, None).unwrap();
-    assert_eq!(guest.at(), Ok(0));
-    assert_eq!(assignments.take_departed(0), []);
+    let [session] = join_sessions(&mut assignments);
+    assignments.move_session(&session.id, None).unwrap();
+    assignments.move_session(&session.id, None).unwrap();
+    assert_eq!(session.at(), Ok(0));
+    assert_eq!(assignments.take_sessions_to_forget(0), []);
     assert_eq!(
-        assignments.take_departed(1),
-        std::slice::from_ref(&guest.id)
+        assignments.take_sessions_to_forget(1),
+        std::slice::from_ref(&session.id)
     );
-    assignments.leave(&guest.id);
-    assert_eq!(assignments.take_departed(0), [guest.id]);
-}
-
-fn spec(job: u64, session: SessionId) -> JobSpec {
-    JobSpec {
-        job: JobId(job),
-        session,
-        segment_idx: 0,
-        attempt: 1,
-        prompt: "a red fox".to_owned(),
-        negative_prompt: None,
-        seed: 0,
-        num_inference_steps: 1,
-        guidance_scale: 1.0,
-        format: VideoFormat {
-            width: 64,
-            height: 64,
-            num_frames: 1,
-            fps: 24,
-        },
-        media_mode: MediaMode::AvFmp4,
-        start_frame: 0,
-        initial_image: None,
-        state: None,
-        window: 0,
-    }
+    assignments.leave(&session.id);
+    assert_eq!(assignments.take_sessions_to_forget(0), [session.id]);
 }

@@ -1,38 +1,58 @@
-//! Words and labels, and the rows of the input matrix that a text consists of: one for each word, and one for each n-gram
-//! of words or characters, which are hashed.
+//! The dictionary of words and labels. It finds the rows of the input matrix that a text consists of: one for each known
+//! word, and one for each n-gram of words or characters, whose row is found by hashing.
 
 use std::collections::HashMap;
 use std::io::BufRead;
 
+use super::error::{ModelError, damaged};
 use super::source::Source;
-use super::{ModelError, Ngrams, damaged};
 
-/// Stands for the end of a line; a word as any other to the model.
+/// The word that stands for the end of a line. The model treats it like any other word.
 const END_OF_LINE: &[u8] = b"</s>";
-/// What `-label` is when it is not given. A model does not say what it was, so the tool goes by this one.
+/// The default of the tool's option `-label`. A model does not contain the option's value, so the tool assumes the default
+/// when it predicts.
 const LABEL_PREFIX: &[u8] = b"__label__";
-/// An entry has a text of at least its NUL, a count and a type.
+/// The size of the smallest entry: an empty text with its NUL, a count and a type.
 const MIN_ENTRY_BYTES: u64 = 1 + 8 + 1;
 const PRUNED_ENTRY_BYTES: u64 = 8;
 const WORD: u8 = 0;
 const LABEL: u8 = 1;
 
+/// Which n-grams a text is split into.
+#[derive(Debug)]
+pub(super) struct Ngrams {
+    /// The number of characters of the shortest subword.
+    pub(super) min_chars: usize,
+    /// The number of characters of the longest subword; 0 means that there are no subwords.
+    pub(super) max_chars: usize,
+    /// The number of words of the longest n-gram of words; below 2 there are none.
+    pub(super) max_words: usize,
+    /// The number of rows to which n-grams are hashed.
+    pub(super) buckets: u32,
+}
+
 #[derive(Debug)]
 pub(super) struct Dictionary {
-    /// Ids of words are below `words` and are rows; those of labels follow.
+    /// The id of each word and label. Ids of words are below `words` and are rows; the ids of labels follow.
     ids: HashMap<Box<[u8]>, u32>,
     words: u32,
     labels: Vec<LabelEntry>,
     ngrams: Ngrams,
-    /// Of a pruned model: the buckets of n-grams that were kept, and which row behind the words each has.
+    /// In a pruned model, the buckets that were kept, each with its row, counted from the first row after the words.
     kept: Option<HashMap<u32, u32>>,
 }
 
 #[derive(Debug)]
 pub(super) struct LabelEntry {
     pub(super) name: Box<[u8]>,
-    /// How often it was seen in training.
+    /// How often the label was seen in training.
     pub(super) count: i64,
+}
+
+impl Ngrams {
+    pub(super) fn are_used(&self) -> bool {
+        self.max_chars > 0 || self.max_words > 1
+    }
 }
 
 impl Dictionary {
@@ -92,7 +112,7 @@ impl Dictionary {
         self.kept.is_some()
     }
 
-    /// All rows that a text can have are below this number.
+    /// Returns the number of rows that the input matrix must have at least.
     pub(super) fn rows(&self) -> usize {
         let hashed = match &self.kept {
             Some(kept) => kept.values().max().map_or(0, |row| row + 1),
@@ -102,7 +122,7 @@ impl Dictionary {
         self.words as usize + hashed as usize
     }
 
-    /// Calls `row` with each row of the text, in the order in which the tool adds them up.
+    /// Calls `row` with each row of the text, in the order in which the tool sums them.
     pub(super) fn for_each_row(&self, text: &str, mut row: impl FnMut(usize)) {
         let mut hashes = Vec::new();
         let mut bracketed = Vec::new();
@@ -127,7 +147,7 @@ impl Dictionary {
         self.for_each_word_ngram(&hashes, &mut row);
     }
 
-    /// `word` stands between `<` and `>`.
+    /// Calls `row` with the row of each subword. `word` is enclosed in `<` and `>`.
     fn for_each_subword(&self, word: &[u8], row: &mut impl FnMut(usize)) {
         let Ngrams {
             min_chars,
@@ -159,7 +179,7 @@ impl Dictionary {
     }
 
     fn for_each_word_ngram(&self, hashes: &[u32], row: &mut impl FnMut(usize)) {
-        // Larger than any: the tool calculates with signed words that become wider.
+        // The tool sign-extends the hash of a word to 64 bits.
         let widened = |hash: u32| i64::from(hash.cast_signed()).cast_unsigned();
         for (start, first) in hashes.iter().enumerate() {
             let mut hash = widened(*first);
@@ -210,7 +230,7 @@ fn read_kept(source: &mut Source<impl BufRead>, len: i64) -> Result<HashMap<u32,
     (0..len).map(|_| Ok((number()?, number()?))).collect()
 }
 
-/// The words of the first line and the end of that line.
+/// Splits the first line into words, followed by the word for the end of the line.
 fn words_with_end(text: &str) -> impl Iterator<Item = &[u8]> {
     let line = text.as_bytes().split(|byte| *byte == b'\n').next();
     line.unwrap_or_default()
@@ -222,7 +242,7 @@ fn words_with_end(text: &str) -> impl Iterator<Item = &[u8]> {
 
 const FNV_START: u32 = 2_166_136_261;
 
-/// FNV-1a, with bytes as the signed characters that they are to the tool.
+/// Continues an FNV-1a hash. Bytes are sign-extended, since the tool reads them as signed characters.
 fn hashed(start: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(start, |hash, byte| {
         let signed = i32::from(byte.cast_signed()).cast_unsigned();
@@ -230,7 +250,7 @@ fn hashed(start: u32, bytes: &[u8]) -> u32 {
     })
 }
 
-/// Bytes of the character that the text begins with.
+/// Returns the length of the first character in bytes; `None` when the text is empty.
 fn char_len(text: &[u8]) -> Option<usize> {
     let (_, rest) = text.split_first()?;
     Some(
@@ -241,7 +261,7 @@ fn char_len(text: &[u8]) -> Option<usize> {
     )
 }
 
-/// Not the first byte of a character in UTF-8.
+/// Whether this is a continuation byte of UTF-8.
 fn is_inside_char(byte: u8) -> bool {
     byte & 0xC0 == 0x80
 }

@@ -1,64 +1,67 @@
-//! From the mean of a text's rows to the score of a label, by the loss function that the model was trained with.
+//! Computes the score of a label from the mean of a text's rows, with the loss function that the model was trained with.
 
+use super::error::{ModelError, damaged};
 use super::matrix::Matrix;
-use super::{ModelError, damaged, narrowed};
 
-/// What the tool adds to a probability before it takes the logarithm.
+/// The tool adds this to a probability before it takes the logarithm.
 const LOG_OFFSET: f64 = 1e-5;
-/// The tool's sigmoid is a table of so many steps over the numbers from -8 to 8.
+/// The number of steps in the tool's table of the sigmoid, which covers -8 to 8.
 const SIGMOID_STEPS: f32 = 512.0;
 const SIGMOID_END: f32 = 8.0;
-/// More than all labels of all texts. Keeps a node of the tree that has not been built yet from being the smallest.
+/// An upper bound for the sum of all counts. As the count of a node that is not built yet, it keeps that node from being
+/// chosen as the smallest one.
 const MAX_COUNT: i64 = 1_000_000_000_000_000;
 
+/// The loss function that a model was trained with.
 #[derive(Debug)]
 pub(super) enum Loss {
     Softmax,
-    /// One against all others, and negative sampling: each label is judged by itself.
-    Each,
-    Tree(Tree),
+    /// One-vs-all or negative sampling: the score of a label does not depend on the other labels.
+    Independent,
+    HierarchicalSoftmax(Tree),
 }
 
 impl Loss {
-    /// `counts`: how often each label was seen, which gives the tree its form.
+    /// Creates the loss function from its code in the file. `counts` is how often each label was seen in training; it
+    /// determines the form of the tree.
     pub(super) fn new(
         code: i32,
         counts: impl ExactSizeIterator<Item = i64>,
     ) -> Result<Self, ModelError> {
         match code {
-            1 => Tree::new(counts).map(Self::Tree),
-            2 | 4 => Ok(Self::Each),
+            1 => Tree::new(counts).map(Self::HierarchicalSoftmax),
+            2 | 4 => Ok(Self::Independent),
             3 => Ok(Self::Softmax),
             other => Err(damaged("loss", other, "1 to 4")),
         }
     }
 
-    /// `hidden`: `[dim]`.
+    /// Computes the score of a label. `hidden` is the mean row of the text, `[dim]`.
     pub(super) fn score(&self, output: &Matrix, hidden: &[f32], label: usize) -> f32 {
         let log = match self {
             Self::Softmax => log(softmax(output, hidden, label)),
-            Self::Each => log(sigmoid_by_table(output.dot_row(label, hidden))),
-            Self::Tree(tree) => tree.log_score(output, hidden, label),
+            Self::Independent => log(sigmoid_by_table(output.dot_row(label, hidden))),
+            Self::HierarchicalSoftmax(tree) => tree.log_score(output, hidden, label),
         };
         log.exp()
     }
 }
 
-/// The tree of labels of hierarchical softmax, in which frequent labels are near the root: a Huffman tree. A label's
-/// probability is the product of those to turn its way at each node.
+/// The Huffman tree of labels of hierarchical softmax, in which frequent labels are near the root. The probability of a label
+/// is the product of the probabilities of each turn on the way to it.
 #[derive(Debug)]
 pub(super) struct Tree {
     labels: usize,
-    /// Labels first, then the inner nodes, the root last.
+    /// The labels, followed by the inner nodes; the root is last.
     nodes: Vec<Node>,
 }
 
 #[derive(Clone, Debug)]
 struct Node {
     count: i64,
-    /// Greater than the node's own number; none of the root.
+    /// The index of the parent, which is greater than the node's own; `None` for the root.
     parent: Option<usize>,
-    /// The child that is taken when the answer at the parent is yes.
+    /// Whether this is the right child, for which the parent's sigmoid is the probability.
     is_right: bool,
 }
 
@@ -83,7 +86,7 @@ impl Tree {
             }
             nodes.push(node(count));
         }
-        // Labels come with falling counts and inner nodes with rising ones, so the smallest is the next of either.
+        // Labels are sorted by falling counts and inner nodes by rising counts, so the smallest node is the next of either.
         let mut next_label = labels.checked_sub(1);
         let mut next_inner = labels;
         while nodes.len() + 1 < 2 * labels {
@@ -117,13 +120,13 @@ impl Tree {
             turns.push((parent - self.labels, at.is_right));
             at = &self.nodes[parent];
         }
-        // From the root down, as the tool adds them up.
+        // The tool sums from the root down.
         let turns = turns.iter().rev();
         turns.fold(0.0, |sum, (row, is_right)| {
-            let yes = sigmoid(output.dot_row(*row, hidden));
+            let right = sigmoid(output.dot_row(*row, hidden));
             let taken = match is_right {
-                true => yes,
-                false => narrowed(1.0 - f64::from(yes)),
+                true => right,
+                false => narrowed(1.0 - f64::from(right)),
             };
             sum + log(taken)
         })
@@ -159,4 +162,10 @@ fn sigmoid_by_table(x: f32) -> f32 {
 
 fn log(probability: f32) -> f32 {
     narrowed((f64::from(probability) + LOG_OFFSET).ln())
+}
+
+/// Rounds to single precision. The tool computes some values in double precision and stores them in single precision.
+#[expect(clippy::cast_possible_truncation, reason = "rounds to the nearest")]
+fn narrowed(value: f64) -> f32 {
+    value as f32
 }

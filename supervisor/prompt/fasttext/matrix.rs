@@ -1,11 +1,11 @@
-//! A matrix of a model: as it was trained, or quantised, each row then being a list of codes.
+//! A matrix of a model, dense or product-quantised.
 
 use std::io::BufRead;
 
+use super::error::{ModelError, check_equal, damaged};
 use super::source::Source;
-use super::{ModelError, check_equal, damaged};
 
-/// Values that one code can stand for.
+/// The number of centroids that a code of one byte chooses from.
 const CODES: usize = 256;
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Dense {
     values: Vec<f32>,
 }
 
-/// Rows of which each part is one of 256 that were found to be good for many.
+/// A product-quantised matrix: a row is split into parts, and the code of a part chooses one of 256 centroids.
 #[derive(Debug)]
 pub(super) struct Quantised {
     rows: usize,
@@ -32,7 +32,7 @@ pub(super) struct Quantised {
     norms: Option<Norms>,
 }
 
-/// The length of each row, when rows were made equally long before they were quantised.
+/// The norm of each row, for matrices whose rows were normalised before they were quantised.
 #[derive(Debug)]
 struct Norms {
     /// `[rows]`
@@ -45,8 +45,9 @@ struct Norms {
 struct Quantiser {
     dim: usize,
     parts: usize,
-    /// Values in each part but the last one, which may be shorter.
+    /// The number of values in each part except the last one.
     part_len: usize,
+    /// The number of values in the last part, which may be shorter.
     last_len: usize,
     /// `[parts, 256, part_len]`
     centroids: Vec<f32>,
@@ -81,7 +82,7 @@ impl Matrix {
     /// Adds a row to `sum`, `[cols]`.
     ///
     /// # Panics
-    /// When there is no such row.
+    /// Panics when `row` is out of range.
     pub(super) fn add_row(&self, row: usize, sum: &mut [f32]) {
         match self {
             Self::Dense(matrix) => {
@@ -101,10 +102,11 @@ impl Matrix {
         }
     }
 
-    /// The product of a row and `vector`, `[cols]`. Added up in the tool's order, and not faster, for the last digit.
+    /// Computes the dot product of a row and `vector`, `[cols]`. It sums in the tool's order, although another order would be
+    /// faster, so that the last digit is the same.
     ///
     /// # Panics
-    /// When there is no such row.
+    /// Panics when `row` is out of range.
     pub(super) fn dot_row(&self, row: usize, vector: &[f32]) -> f32 {
         let product = |sum, (a, b): (&f32, &f32)| sum + a * b;
         match self {
@@ -159,7 +161,7 @@ impl Quantised {
         })
     }
 
-    /// What the parts of a row stand for, in their order.
+    /// Returns the centroids of a row's parts, in their order.
     fn centroids(&self, row: usize) -> impl Iterator<Item = &[f32]> {
         let codes = &self.codes[row * self.quantiser.parts..][..self.quantiser.parts];
         let parts = codes.iter().enumerate();
@@ -175,8 +177,10 @@ impl Quantised {
 }
 
 impl Quantiser {
+    /// Reads a quantiser for rows of `dim` values.
+    ///
     /// # Errors
-    /// Also when it is not for rows of `dim` values.
+    /// Returns an error when the file is too short, or the quantiser is for rows of another length.
     fn read(source: &mut Source<impl BufRead>, dim: usize) -> Result<Self, ModelError> {
         let mut count = |what| {
             let count = source.i32(what)?;
@@ -218,7 +222,7 @@ impl Quantiser {
     }
 }
 
-/// Rows and columns; no matrix of a model is without either.
+/// Reads the number of rows and columns, neither of which may be 0.
 fn read_size(
     source: &mut Source<impl BufRead>,
     what: &'static str,

@@ -1,17 +1,18 @@
-//! A model's file as it is read: what is left of it bounds what may be asked for.
+//! Reads a model's file. The number of bytes left in the file bounds every allocation.
 
 use std::io::{self, BufRead, Read};
 
-use super::ModelError;
+use super::error::{ModelError, damaged};
 
-/// Numbers are little-endian. `what` names what is read, for whoever has to find out what is wrong with a file.
+/// A reader that knows how many bytes are left. Numbers are little-endian. The parameter `what` names the value that is read,
+/// for error messages.
 #[derive(Debug)]
 pub(super) struct Source<R> {
     bytes: R,
     left: u64,
 }
 
-/// Large matrices are read in such pieces.
+/// The number of bytes of a matrix that are read at once.
 const PIECE: usize = 1 << 16;
 const F32_BYTES: u64 = 4;
 
@@ -40,11 +41,11 @@ impl<R: BufRead> Source<R> {
         match self.u8(what)? {
             0 => Ok(false),
             1 => Ok(true),
-            other => Err(super::damaged(what, other, "0 or 1")),
+            other => Err(damaged(what, other, "0 or 1")),
         }
     }
 
-    /// Text up to a NUL, which is read too.
+    /// Reads a text and the NUL that ends it.
     pub(super) fn text(&mut self, what: &'static str) -> Result<Box<[u8]>, ModelError> {
         let mut text = Vec::new();
         let mut rest = self.bytes.by_ref().take(self.left);
@@ -63,10 +64,10 @@ impl<R: BufRead> Source<R> {
         Ok(bytes)
     }
 
-    /// A matrix, `[rows, cols]`.
+    /// Reads a matrix, `[rows, cols]`.
     ///
     /// # Errors
-    /// Also when a value is infinite or not a number.
+    /// Returns an error when the file is too short, or when a value is infinite or not a number.
     pub(super) fn floats(
         &mut self,
         what: &'static str,
@@ -91,7 +92,7 @@ impl<R: BufRead> Source<R> {
         }
     }
 
-    /// That so many entries of so many bytes at least may follow, before there is room made for them.
+    /// Checks, before memory is allocated for them, that `entries` entries of at least `entry_bytes` bytes can follow.
     pub(super) fn check_left(
         &self,
         what: &'static str,
@@ -112,13 +113,13 @@ impl<R: BufRead> Source<R> {
         Ok(bytes)
     }
 
-    /// Takes bytes from what is left. The file may still end before them, when it becomes shorter while it is read.
+    /// Subtracts `needed` from the bytes that are left. The read may still fail if the file is truncated meanwhile.
     fn claim(&mut self, what: &'static str, needed: u64) -> Result<usize, ModelError> {
         let Some(left) = self.left.checked_sub(needed) else {
             return Err(self.short(what, needed));
         };
         self.left = left;
-        // Only on machines of 32 bits.
+        // This fails only where addresses have 32 bits.
         usize::try_from(needed).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory).into())
     }
 

@@ -1,4 +1,4 @@
-//! Compared with the fastText tool, which trains the models here too.
+//! Compares scores with those of the fastText tool, which also trains the models of these tests.
 
 use std::process::Command;
 use std::{fs, iter};
@@ -11,10 +11,10 @@ use super::trained::{COMMON, LEANING, QUICK, Trained, fasttext, run};
 use super::*;
 
 const SENTENCES: usize = 1000;
-/// Labels of which the score is compared, the likeliest of each sentence.
+/// How many labels of each sentence are compared, the likeliest first.
 const ASKED: usize = 8;
 
-/// What `fasttext predict-prob` says: labels and scores of each line, the likeliest first, `ASKED` at most.
+/// Runs `fasttext predict-prob`: returns the labels and scores of each line, the likeliest first, at most `ASKED`.
 fn answers(trained: &Trained, lines: &[String]) -> Vec<Vec<(String, String)>> {
     let file = trained.folder.path().join("questions.txt");
     fs::write(&file, lines.concat()).unwrap();
@@ -30,7 +30,7 @@ fn answers(trained: &Trained, lines: &[String]) -> Vec<Vec<(String, String)>> {
     answers.collect()
 }
 
-/// A line for the tool: known and unknown words, other scripts, blanks of all kinds, nothing at all.
+/// Makes a random line for the tool: known and unknown words, other scripts, blanks of all kinds, or nothing at all.
 fn sentence(rng: &mut StdRng) -> String {
     let mut line = String::new();
     for _ in 0..rng.random_range(0..12) {
@@ -56,7 +56,7 @@ fn sentence(rng: &mut StdRng) -> String {
     line + "\n"
 }
 
-/// As the tool prints numbers: six digits that count, without zeros at the end.
+/// Formats a score as the tool does: six significant digits without trailing zeros.
 fn printed(score: f32) -> String {
     let exponent = f64::from(score).abs().log10().floor();
     if (-4.0..6.0).contains(&exponent) {
@@ -82,7 +82,7 @@ fn printed(score: f32) -> String {
     }
 }
 
-/// That all scores of all labels are the tool's, over a thousand sentences.
+/// Checks that the scores of a thousand sentences are those of the tool.
 fn check(trained: &Trained) {
     let mut rng = StdRng::seed_from_u64(2);
     let lines: Vec<String> = iter::repeat_with(|| sentence(&mut rng))
@@ -118,7 +118,7 @@ fn check(trained: &Trained) {
     assert!(compared >= SENTENCES, "{compared} scores");
 }
 
-/// Equal, but for the last of six digits on machines whose compilers contract `a * b + c`.
+/// Whether two scores are equal, except for the last of six digits where the compiler contracts `a * b + c`.
 fn assert_same(given: &str, expected: &str, line: &str) {
     if cfg!(target_arch = "x86_64") {
         assert_eq!(given, expected, "{line:?}");
@@ -192,7 +192,7 @@ fn scores_of_a_model_whose_output_is_quantised_too_are_the_tools() {
     check(&model().quantised("-qout -qnorm"));
 }
 
-/// Version 11 differs in that alone.
+/// A model of version 11 differs only in that it has no subwords.
 #[test]
 fn scores_of_a_model_of_the_older_version_are_the_tools() {
     let trained = Trained::new("-dim 10 -minn 2 -maxn 4 -bucket 3000", 2);
@@ -255,7 +255,7 @@ fn what_is_no_model_is_refused() {
     );
 }
 
-/// Small models of all kinds, as bytes.
+/// Returns small models of all kinds, as bytes.
 fn small_models() -> Vec<Vec<u8>> {
     let dense = "-dim 4 -minn 2 -maxn 3 -wordNgrams 2 -bucket 40";
     let quantised = || Trained::new("-dim 5 -minn 2 -maxn 3 -wordNgrams 2 -bucket 400", 2);
@@ -273,7 +273,7 @@ fn small_models() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Reads a damaged model and uses it if that goes well.
+/// Reads a damaged model and, if that succeeds, scores a text with it.
 fn use_model(bytes: &[u8]) -> Result<(), ModelError> {
     let model = Classifier::read(bytes, bytes.len() as u64)?;
     for text in [
@@ -288,7 +288,7 @@ fn use_model(bytes: &[u8]) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Runs a test of this file again, in a process that gets a GiB of memory in all.
+/// Runs a test of this file again in a process that is limited to 1 GiB of memory.
 fn in_little_memory(test: &str, work: impl FnOnce()) {
     const MARK: &str = "FASTTEXT_IN_LITTLE_MEMORY";
     if std::env::var_os(MARK).is_some() {
@@ -311,7 +311,7 @@ fn files_that_are_cut_off_anywhere_are_refused() {
             for len in 0..model.len() {
                 let error = use_model(&model[..len]).unwrap_err();
                 assert!(matches!(error, ModelError::Short { .. }), "{len}: {error}");
-                // The file became shorter while it was read.
+                // The file is truncated while it is read.
                 let error = Classifier::read(&model[..len], model.len() as u64).unwrap_err();
                 assert!(
                     matches!(error, ModelError::Read(_) | ModelError::Short { .. }),
@@ -326,7 +326,7 @@ fn files_that_are_cut_off_anywhere_are_refused() {
 fn numbers_that_are_absurd_anywhere_do_no_harm() {
     in_little_memory("numbers_that_are_absurd_anywhere_do_no_harm", || {
         for model in small_models() {
-            // Each place of the header and of the first words, and some of those behind.
+            // Each position in the header and in the first words, and some of the later ones.
             for at in (0..300).chain((300..model.len() - 8).step_by(11)) {
                 for number in [
                     i64::MAX,
@@ -357,7 +357,7 @@ fn bytes_that_are_wrong_anywhere_do_no_harm() {
         for model in small_models() {
             for _ in 0..3000 {
                 let mut damaged = model.clone();
-                // Most of a model is numbers of which each will do; what is interesting comes first.
+                // Most of a model is matrices, in which any number is valid; the interesting part comes first.
                 let end = *[100, 1500, model.len()].choose(&mut rng).unwrap();
                 for _ in 0..rng.random_range(1..8) {
                     let at = rng.random_range(0..end.min(model.len()));

@@ -13,15 +13,15 @@ use tempfile::TempDir;
 pub(in crate::prompt) struct Trained {
     pub(super) folder: TempDir,
     pub(in crate::prompt) model: PathBuf,
-    /// `__label__unsafe` is the first.
+    /// The labels; `__label__unsafe` is the first one.
     pub(super) labels: Vec<String>,
 }
 
 pub(super) const QUICK: &str = "-epoch 5 -lr 0.5 -thread 1 -verbose 0";
 
 impl Trained {
-    /// Trains with options of `fasttext supervised`. Of the first two labels, `__label__unsafe` comes with blood, weapons
-    /// and explosions, and the other one with gardens, kittens and picnics.
+    /// Trains a model with options of `fasttext supervised`. `__label__unsafe` goes with blood, weapons and explosions; the
+    /// second label goes with gardens, kittens and picnics.
     pub(in crate::prompt) fn new(options: &str, labels: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let labels: Vec<String> = ["__label__unsafe".to_owned()]
@@ -39,7 +39,7 @@ impl Trained {
         trained
     }
 
-    /// With options of `fasttext quantize`.
+    /// Quantises the model with options of `fasttext quantize`.
     pub(super) fn quantised(mut self, options: &str) -> Self {
         self.tool("quantize", &format!("{options} {QUICK}"));
         self.model.set_extension("ftz");
@@ -101,13 +101,13 @@ pub(super) const COMMON: &[&str] = &[
     "🌊🌊",
     "👩‍🚀",
 ];
-/// Three for each of the first labels.
+/// Words that lean to a label: three for each of the first four labels.
 pub(super) const LEANING: &[&str] = &[
     "blood", "weapon", "explode", "garden", "kitten", "picnic", "tax", "meeting", "chart", "goal",
     "stadium", "keeper",
 ];
 
-/// Lines of a label and words, some of which lean to it.
+/// Makes lines that consist of a label and words, some of which lean to it.
 fn training_text(labels: &[String]) -> String {
     let mut rng = StdRng::seed_from_u64(1);
     let mut text = String::new();

@@ -54,8 +54,8 @@ async fn nothing_hides_behind_the_end_of_a_line() {
 #[tokio::test]
 async fn a_score_at_the_threshold_blocks() {
     let model = model();
-    let judge = Judge::load(Some(&model.model)).unwrap();
-    let score = judge.score(HARMLESS).unwrap();
+    let scorer = UnsafeScorer::load(Some(&model.model)).unwrap();
+    let score = scorer.score(HARMLESS).unwrap();
     let with = |block_threshold| {
         SafetyFilter::new(Config {
             block_threshold,

@@ -1,4 +1,4 @@
-//! What a session's log says. The names in the file are those of the types here.
+//! The lines of a session's log. The names in the file are those of the types here, so they do not change.
 
 use std::borrow::Cow;
 
@@ -12,10 +12,10 @@ use crate::session::SessionState;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Line {
     pub session_id: String,
-    /// Unix time in seconds. Never less than that of the line before, while one server has the session.
+    /// Unix time in seconds. It never goes back while one server has the session.
     pub ts: f64,
     #[serde(flatten)]
-    pub event: Event,
+    pub event: LogEvent,
 }
 
 /// A line as it is written.
@@ -24,21 +24,21 @@ pub(super) struct LineRef<'a> {
     pub(super) session_id: &'a str,
     pub(super) ts: f64,
     #[serde(flatten)]
-    pub(super) event: &'a Event,
+    pub(super) event: &'a LogEvent,
 }
 
 /// Something that happened in a session. Times are milliseconds; `segment_idx` counts from 0, `attempt` from 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", content = "payload", rename_all = "snake_case")]
-pub enum Event {
-    /// The opening message was accepted. More than one in a file: the session was resumed.
+pub enum LogEvent {
+    /// The opening message was accepted. A file has more than one when the session was resumed.
     Opened {
         client_id: Option<String>,
         preset: Option<String>,
         stream_mode: MediaMode,
         /// The session was there before.
         resumed: bool,
-        /// It began from a state that the client brought.
+        /// The session began from a state that the client brought.
         hydrated: bool,
         image: Option<String>,
         curated_prompts: usize,
@@ -48,9 +48,9 @@ pub enum Event {
         from: SessionState,
         to: SessionState,
     },
-    /// The client said something.
+    /// The client sent a message.
     Message {
-        /// Of `docs/protocol.md`; `invalid` for everything that it does not describe.
+        /// The type in `docs/protocol.md`; `invalid` for everything that is not described there.
         r#type: Cow<'static, str>,
         bytes: usize,
     },
@@ -72,7 +72,7 @@ pub enum Event {
     /// A request for a segment.
     PromptReceived {
         source: PromptSource,
-        /// As it came. None where it may still be blocked, and blocked ones are not to be shown.
+        /// The client's text; null where it may still be blocked and blocked prompts are not to be logged.
         prompt: Option<String>,
     },
     /// A model has written a better prompt.
@@ -82,7 +82,7 @@ pub enum Event {
         #[serde(flatten)]
         by: Llm,
     },
-    /// A model has written what comes next.
+    /// A model has written the prompt of the next segment.
     PromptExtended {
         prompt: String,
         #[serde(flatten)]
@@ -91,7 +91,7 @@ pub enum Event {
     /// A model has written alternatives to a prompt.
     PromptRewritten {
         seed_prompt: String,
-        /// None where they may still be blocked, and blocked ones are not to be shown.
+        /// Null where they may still be blocked and blocked prompts are not to be logged.
         alternatives: Option<Vec<String>>,
         #[serde(flatten)]
         by: Llm,
@@ -102,7 +102,7 @@ pub enum Event {
         reason: String,
     },
     PromptBlocked {
-        /// None where blocked prompts are not to be shown.
+        /// Null where blocked prompts are not to be logged.
         prompt: Option<String>,
     },
     /// A job was made of the segment and waits for its worker.
@@ -113,17 +113,17 @@ pub enum Event {
         source: PromptSource,
         /// The text that is really used.
         prompt: String,
-        /// What it was made of.
+        /// What `prompt` was made of.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         original_prompt: Option<String>,
-        /// Since the request.
+        /// Time since the request.
         waited_ms: f64,
     },
     /// The worker was given the job.
     SegmentStarted {
         segment_idx: u32,
         attempt: u32,
-        /// Since it was queued.
+        /// Time since it was queued.
         queue_ms: f64,
     },
     Step {
@@ -133,14 +133,14 @@ pub enum Event {
         /// 1..=`total_steps`.
         step: u32,
         total_steps: u32,
-        /// Since the one before, or since the start.
+        /// Time since the step before, or since the start.
         ms: f64,
     },
     /// The first media were handed to the client's socket.
     FirstByte {
         segment_idx: u32,
         attempt: u32,
-        /// Since the request.
+        /// Time since the request.
         ms: f64,
     },
     /// The worker is done and the segment is the session's.
@@ -148,9 +148,9 @@ pub enum Event {
         segment_idx: u32,
         attempt: u32,
         frames: u32,
-        /// In the worker, from the job's arrival to the last frame's encoding.
+        /// Time in the worker, from the job's arrival to the last frame's encoding.
         generation_ms: f64,
-        /// From the last denoise or refine step to the last frame.
+        /// Time from the last denoise or refine step to the last frame.
         decode_ms: f64,
         /// Time that the encoder was at work, beside the decoder.
         encode_ms: f64,
@@ -159,9 +159,9 @@ pub enum Event {
     LastByte {
         segment_idx: u32,
         attempt: u32,
-        /// Since the request.
+        /// Time since the request.
         ms: f64,
-        /// Binary messages.
+        /// Fragments or pictures.
         chunks: u32,
         bytes: u64,
     },
@@ -179,7 +179,7 @@ pub enum Event {
     SegmentTakenBack {
         segment_idx: u32,
         attempt: u32,
-        /// It ran already.
+        /// The segment was running.
         started: bool,
     },
     /// The worker was lost with the segment.
@@ -187,11 +187,11 @@ pub enum Event {
         segment_idx: u32,
         attempt: u32,
         worker_id: WorkerId,
-        /// It ran already, so that it may be what killed the worker.
+        /// The segment was running, so it may be what killed the worker.
         started: bool,
         reason: String,
     },
-    /// The client was told that something is wrong, with no segment in hand.
+    /// The client was told that something is wrong that concerns no segment.
     Error {
         code: ErrorCode,
         message: String,
@@ -209,8 +209,7 @@ pub enum Event {
         /// Segments that are finished.
         segments: u32,
     },
-    /// So many events are missing since the last such line: they came faster than they could be written, or the disk was
-    /// full.
+    /// Events are missing since the last such line: they came faster than they could be written, or the disk was full.
     Dropped {
         events: u64,
     },
@@ -221,7 +220,7 @@ pub enum Event {
 pub struct Llm {
     pub provider: String,
     pub model: String,
-    /// Over all providers that were asked; 0 for what was known already.
+    /// Time over all providers that were asked; 0 for an answer from the cache.
     pub latency_ms: f64,
     /// Another provider than the first has answered.
     pub fallback_used: bool,

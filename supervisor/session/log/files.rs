@@ -1,4 +1,4 @@
-//! The files of the session log: their names, their modes, how they grow and when they go.
+//! The files of the session log: their names and modes, their rotation and retention.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -9,22 +9,21 @@ use std::time::{Duration, SystemTime};
 /// Where the log is and how much of it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Made, for its owner alone, when it is not there.
+    /// The folder, which is created for its owner alone when it is missing.
     pub dir: PathBuf,
-    /// At which a session's file is set aside and a new one begun; the one set aside before is removed. So a session
-    /// has twice as much at most.
+    /// The size at which a session's file is rotated. One rotated file is kept, so a session has twice as much at most.
     pub max_file_bytes: u64,
-    /// Of all files together; the oldest go first. Files of open sessions stay.
+    /// The size of all files together above which the oldest are removed. Files of open sessions stay.
     pub max_total_bytes: u64,
-    /// Files that nothing was written to for so long are removed.
+    /// The time without a write after which a file is removed.
     pub max_age: Duration,
 }
 
 const PREFIX: &str = "session-";
 const SUFFIX: &str = ".jsonl";
-/// Of a file that was set aside: `session-<id>.1.jsonl`. No id has a dot in a name.
+/// The suffix of a rotated file: `session-<id>.1.jsonl`. No id has a dot in a name.
 const SET_ASIDE: &str = ".1.jsonl";
-/// File systems take 255 bytes.
+/// File systems allow names of 255 bytes.
 const MAX_ID_CHARS: usize = 200;
 
 /// The name of a session's file, whatever its id: only letters, digits, `-` and `_` are kept.
@@ -51,7 +50,7 @@ impl Config {
     }
 }
 
-/// A session's open file. Every write is one of whole lines at the end.
+/// A session's open file. Every write appends whole lines.
 pub(super) struct LogFile {
     session: String,
     path: PathBuf,
@@ -59,10 +58,10 @@ pub(super) struct LogFile {
     len: u64,
 }
 
-/// What could not be written.
+/// A write that failed.
 #[derive(Debug)]
 pub(super) struct Unwritten {
-    /// Bytes that were, all of them whole lines.
+    /// Bytes that were written, all of them whole lines.
     pub(super) kept: usize,
     pub(super) error: io::Error,
 }
@@ -74,7 +73,7 @@ impl Unwritten {
 }
 
 impl LogFile {
-    /// Opens or makes the file.
+    /// Opens or creates the file.
     pub(super) fn open(session: &str, config: &Config) -> io::Result<Self> {
         let path = config.file(session);
         let file = match open(&path) {
@@ -99,7 +98,7 @@ impl LogFile {
         self.path == path
     }
 
-    /// This file, or a new one when so much more would make it too large.
+    /// Rotates the file when `more` bytes would make it too large.
     pub(super) fn turned(self, more: usize, config: &Config) -> io::Result<Self> {
         if self.len == 0 || self.len + more as u64 <= config.max_file_bytes {
             return Ok(self);
@@ -109,8 +108,10 @@ impl LogFile {
         Self::open(&self.session, config)
     }
 
+    /// Appends whole lines.
+    ///
     /// # Errors
-    /// When not all could be written; a line of which a part was is cut off again.
+    /// When not all could be written; a line that was written in part is cut off again.
     pub(super) fn append(&mut self, lines: &[u8]) -> Result<(), Unwritten> {
         let mut written = 0;
         while written < lines.len() {
@@ -138,7 +139,7 @@ impl LogFile {
         }
     }
 
-    /// A server that was killed, or a machine that lost its power, may have left half a line.
+    /// Cuts off the half of a line that a killed server or a power loss may have left.
     fn cut_torn_line(&mut self) -> io::Result<()> {
         if self.len == 0 {
             return Ok(());
@@ -160,7 +161,7 @@ fn open(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Bytes up to the end of the last line that has one.
+/// The length of the whole lines in `bytes`.
 fn whole_lines(bytes: &[u8]) -> usize {
     bytes
         .iter()
@@ -168,7 +169,7 @@ fn whole_lines(bytes: &[u8]) -> usize {
         .map_or(0, |end| end + 1)
 }
 
-/// Removes files that are too old, then the oldest while all together are too large. What is in use stays, and so does
+/// Removes files that are too old, then the oldest while all together are too large. Files in use stay, and so does
 /// every file that is not the log's.
 pub(super) fn tidy_up(config: &Config, in_use: impl Fn(&Path) -> bool) {
     // Err: the folder is not there, which whoever writes into it reports.

@@ -22,8 +22,8 @@ fn config(dir: &Path) -> Config {
     }
 }
 
-fn step(step: u32) -> Event {
-    Event::Step {
+fn step(step: u32) -> LogEvent {
+    LogEvent::Step {
         segment_idx: 0,
         attempt: 1,
         stage: Stage::Denoise,
@@ -57,7 +57,7 @@ async fn lines_are_in_order_and_private() {
         let lines = read(&path);
         assert!(lines.iter().all(|line| line.session_id == session.as_str()));
         assert!(lines.is_sorted_by(|a, b| a.ts <= b.ts));
-        let events: Vec<Event> = lines.into_iter().map(|line| line.event).collect();
+        let events: Vec<LogEvent> = lines.into_iter().map(|line| line.event).collect();
         assert_eq!(events, (first..first + 100).map(step).collect::<Vec<_>>());
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -76,15 +76,15 @@ fn nothing_is_made_where_no_log_is_kept() {
 fn events_are_read_as_they_were_written() {
     let events = [
         step(3),
-        Event::Message {
+        LogEvent::Message {
             r#type: "leave".into(),
             bytes: 16,
         },
-        Event::State {
+        LogEvent::State {
             from: SessionState::Active,
             to: SessionState::Complete,
         },
-        Event::PromptEnhanced {
+        LogEvent::PromptEnhanced {
             original_prompt: "a fox".to_owned(),
             prompt: "a red fox".to_owned(),
             by: Llm {
@@ -94,7 +94,7 @@ fn events_are_read_as_they_were_written() {
                 fallback_used: true,
             },
         },
-        Event::Fault {
+        LogEvent::Fault {
             segment_idx: 1,
             attempt: 2,
             worker_id: WorkerId::new(GpuId(0), 1),
@@ -159,7 +159,7 @@ fn what_finds_no_room_is_counted_and_the_file_says_so() {
             .all(|(line, n)| line.event == step(n))
     );
     let missing = 10_000 - events.len() as u64;
-    assert_eq!(last.event, Event::Dropped { events: missing });
+    assert_eq!(last.event, LogEvent::Dropped { events: missing });
     assert_eq!(logs.events_lost(), Some(missing));
     // One session that says too much costs no other one anything.
     assert_eq!(read(&config(folder.path()).file(other.as_str())).len(), 1);
@@ -202,7 +202,7 @@ async fn a_full_disk_costs_lines_and_nothing_else() {
     logs.close(PATIENCE).await;
     let lines = read(&path);
     assert_eq!(lines[kept].event, step(101));
-    assert_eq!(lines[kept + 1].event, Event::Dropped { events: lost() });
+    assert_eq!(lines[kept + 1].event, LogEvent::Dropped { events: lost() });
     assert_eq!(lines.len(), kept + 2);
     assert_eq!(lost() + kept as u64, 101);
 }
@@ -226,7 +226,8 @@ fn a_file_that_has_grown_is_set_aside() {
         all.push(read(&small.file(session.as_str())));
     }
     let aside = folder.path().join(format!("session-{session}.1.jsonl"));
-    let steps = |lines: &[Line]| -> Vec<Event> { lines.iter().map(|l| l.event.clone()).collect() };
+    let steps =
+        |lines: &[Line]| -> Vec<LogEvent> { lines.iter().map(|l| l.event.clone()).collect() };
     // Each round fits a file, two do not.
     assert_eq!(steps(&all[2]), (12..18).map(step).collect::<Vec<_>>());
     assert_eq!(steps(&read(&aside)), (6..12).map(step).collect::<Vec<_>>());

@@ -11,8 +11,7 @@ use fastvideo_proto::ids::SessionId;
 use super::files::{Config, LogFile, Unwritten, tidy_up};
 use super::{Buffer, Shared};
 
-/// How long lines are gathered, so that a file is written to once for many of them. What a killed server had not
-/// written yet is lost.
+/// How long lines are gathered, so that one write has many of them. A killed server loses what it has not written.
 const GATHER: Duration = Duration::from_millis(100);
 /// How often old files are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
@@ -23,7 +22,7 @@ pub(super) struct Writer {
     open: HashMap<SessionId, LogFile>,
     /// Sessions whose last lines could not be written, and how many lines of each are missing.
     failing: HashMap<SessionId, u64>,
-    /// Since the log could be written last; none while all is well.
+    /// Events lost since the log could last be written; none while it can.
     lost: Option<u64>,
     tidied: Option<Instant>,
 }
@@ -40,7 +39,7 @@ impl Writer {
         }
     }
 
-    /// Until the logs are closed.
+    /// Writes until the logs are closed.
     pub(super) fn run(mut self) {
         if let Err(error) = self.config.make_folder() {
             self.report(&error);
@@ -112,7 +111,7 @@ impl Writer {
         self.lost = self.lost.map(|before| before + lost);
     }
 
-    /// Once, however many sessions it concerns and however long it lasts.
+    /// Reports that the log cannot be written, once for however many sessions and however long.
     fn report(&mut self, error: &io::Error) {
         if self.lost.is_none() {
             let folder = self.config.dir.display();

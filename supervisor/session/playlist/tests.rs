@@ -1,15 +1,15 @@
 use super::*;
 use crate::session::tests::config;
 
-const PLAIN: Abilities = Abilities {
+const PLAIN: PromptAbilities = PromptAbilities {
     write: false,
     screen: false,
 };
-const WRITES: Abilities = Abilities {
+const WRITES: PromptAbilities = PromptAbilities {
     write: true,
     screen: false,
 };
-const SCREENS: Abilities = Abilities {
+const SCREENS: PromptAbilities = PromptAbilities {
     write: false,
     screen: true,
 };
@@ -33,7 +33,7 @@ fn looping(prompts: &[&str], cap: u32) -> Playlist {
     playlist(prompts, LOOPING, PLAIN, cap)
 }
 
-fn playlist(curated: &[&str], switches: Switches, can: Abilities, cap: u32) -> Playlist {
+fn playlist(curated: &[&str], switches: Switches, can: PromptAbilities, cap: u32) -> Playlist {
     Playlist::new(prompts(curated), switches, can, cap, 0)
 }
 
@@ -61,24 +61,28 @@ fn next(playlist: &mut Playlist) -> Option<String> {
     Some(prompt)
 }
 
-/// The prompts that are to be made ready, with the names of the orders.
+/// The prompts that are to be made ready, with the names of the tasks.
 fn prepared(playlist: &mut Playlist, room: usize) -> Vec<(u64, String, bool)> {
-    let prepare = |order: Order| match order.work {
-        Work::Prepare { prompt, enhance } => (order.id, prompt, enhance),
-        extend @ Work::Extend { .. } => panic!("{extend:?}"),
+    let prepare = |task: PromptTask| match task.work {
+        PromptWork::Prepare { prompt, enhance } => (task.id, prompt, enhance),
+        extend @ PromptWork::Extend { .. } => panic!("{extend:?}"),
     };
-    playlist.orders(room).into_iter().map(prepare).collect()
+    playlist
+        .take_prompt_tasks(room)
+        .into_iter()
+        .map(prepare)
+        .collect()
 }
 
 /// The follow-on that is to be written.
 #[track_caller]
 fn extension(playlist: &mut Playlist) -> Option<(u64, Vec<String>)> {
-    let mut orders = playlist.orders(4);
-    assert!(orders.len() <= 1, "{orders:?}");
-    match orders.pop()? {
-        Order {
+    let mut tasks = playlist.take_prompt_tasks(4);
+    assert!(tasks.len() <= 1, "{tasks:?}");
+    match tasks.pop()? {
+        PromptTask {
             id,
-            work: Work::Extend { story },
+            work: PromptWork::Extend { story },
         } => Some((id, story)),
         other => panic!("{other:?}"),
     }
@@ -135,22 +139,22 @@ fn curated_prompts_are_enhanced_a_few_at_a_time_and_each_segment_waits_for_its_o
         ..ENHANCING
     };
     let mut playlist = playlist(&["a", "b", "c"], switches, WRITES, 100);
-    let orders = prepared(&mut playlist, 2);
-    let named = |orders: &[(u64, String, bool)]| -> Vec<String> {
-        orders.iter().map(|(_, prompt, _)| prompt.clone()).collect()
+    let tasks = prepared(&mut playlist, 2);
+    let named = |tasks: &[(u64, String, bool)]| -> Vec<String> {
+        tasks.iter().map(|(_, prompt, _)| prompt.clone()).collect()
     };
-    assert_eq!(named(&orders), ["a", "b"]);
+    assert_eq!(named(&tasks), ["a", "b"]);
     assert_eq!(prepared(&mut playlist, 2), []);
     assert_eq!(start(&mut playlist), None);
-    assert!(playlist.is_writing());
-    playlist.prepared(orders[0].0, Outcome::Enhanced("A".to_owned()));
-    let ask = playlist.next(&config()).unwrap();
-    assert_eq!(ask.request.prompt, "A");
-    assert_eq!(ask.original_prompt.as_deref(), Some("a"));
-    assert!(!ask.by_client);
+    assert!(playlist.is_preparing());
+    playlist.prepared(tasks[0].0, PreparedDraft::Enhanced("A".to_owned()));
+    let planned = playlist.next(&config()).unwrap();
+    assert_eq!(planned.request.prompt, "A");
+    assert_eq!(planned.original_prompt.as_deref(), Some("a"));
+    assert!(!planned.by_client);
     assert_eq!(named(&prepared(&mut playlist, 2)), ["c"]);
     playlist.segment_finished();
-    playlist.prepared(orders[1].0, Outcome::NotEnhanced);
+    playlist.prepared(tasks[1].0, PreparedDraft::NotEnhanced);
     assert_eq!(next(&mut playlist).as_deref(), Some("b"));
     assert_eq!(next(&mut playlist), None, "c is in work");
 }
@@ -160,11 +164,11 @@ fn requests_are_enhanced_at_once_and_keep_their_order() {
     let mut playlist = playlist(&[], ENHANCING, WRITES, 100);
     add(&mut playlist, "a", 8);
     add(&mut playlist, "b", 8);
-    let orders = prepared(&mut playlist, 1);
-    assert_eq!(orders.len(), 2);
-    playlist.prepared(orders[1].0, Outcome::Enhanced("B".to_owned()));
+    let tasks = prepared(&mut playlist, 1);
+    assert_eq!(tasks.len(), 2);
+    playlist.prepared(tasks[1].0, PreparedDraft::Enhanced("B".to_owned()));
     assert_eq!(next(&mut playlist), None, "the first is in work");
-    playlist.prepared(orders[0].0, Outcome::Enhanced("A".to_owned()));
+    playlist.prepared(tasks[0].0, PreparedDraft::Enhanced("A".to_owned()));
     assert_eq!(next(&mut playlist).as_deref(), Some("A"));
     assert_eq!(next(&mut playlist).as_deref(), Some("B"));
 }
@@ -177,18 +181,18 @@ fn a_switch_takes_effect_on_the_next_prompt() {
     };
     let mut playlist = playlist(&["a", "b"], switches, WRITES, 100);
     add(&mut playlist, "user", 8);
-    let orders = prepared(&mut playlist, 4);
-    let id = |prompt| orders.iter().find(|(_, p, _)| p == prompt).unwrap().0;
-    playlist.prepared(id("a"), Outcome::Enhanced("A".to_owned()));
+    let tasks = prepared(&mut playlist, 4);
+    let id = |prompt| tasks.iter().find(|(_, p, _)| p == prompt).unwrap().0;
+    playlist.prepared(id("a"), PreparedDraft::Enhanced("A".to_owned()));
     playlist.set_enhancing(false);
     add(&mut playlist, "user 2", 8);
     assert_eq!(start(&mut playlist), None, "requested before the switch");
-    playlist.prepared(id("user"), Outcome::Enhanced("USER".to_owned()));
+    playlist.prepared(id("user"), PreparedDraft::Enhanced("USER".to_owned()));
     let order: Vec<_> = (0..4).map(|_| next(&mut playlist).unwrap()).collect();
     assert_eq!(order, ["USER", "user 2", "a", "b"]);
     playlist.set_enhancing(true);
     assert_eq!(next(&mut playlist).as_deref(), Some("A"));
-    playlist.prepared(id("b"), Outcome::NotEnhanced);
+    playlist.prepared(id("b"), PreparedDraft::NotEnhanced);
     assert_eq!(next(&mut playlist).as_deref(), Some("b"));
     playlist.set_enhancing(true);
     let again = prepared(&mut playlist, 4);
@@ -212,13 +216,13 @@ fn no_prompt_is_used_that_nobody_has_looked_at_and_blocked_ones_are_gone() {
     assert_eq!(start(&mut playlist), None);
     add(&mut playlist, "bad", 8);
     add(&mut playlist, "good", 8);
-    let orders = prepared(&mut playlist, 8);
-    assert_eq!(orders.len(), 5);
-    assert!(orders.iter().all(|(_, _, enhance)| !enhance));
-    for (id, prompt, _) in orders {
+    let tasks = prepared(&mut playlist, 8);
+    assert_eq!(tasks.len(), 5);
+    assert!(tasks.iter().all(|(_, _, enhance)| !enhance));
+    for (id, prompt, _) in tasks {
         match prompt.as_str() {
             "a" | "bad" => playlist.blocked(id),
-            _ => playlist.prepared(id, Outcome::AsWritten),
+            _ => playlist.prepared(id, PreparedDraft::AsWritten),
         }
     }
     let order: Vec<_> = (0..4).map(|_| next(&mut playlist).unwrap()).collect();
@@ -236,10 +240,10 @@ fn a_follow_on_is_asked_for_while_the_segment_before_it_runs() {
     assert_eq!(extension(&mut playlist), None, "once");
     playlist.extended(id, Some("b".to_owned()));
     playlist.segment_finished();
-    let ask = playlist.next(&config()).unwrap();
-    assert_eq!(ask.request.prompt, "b");
+    let planned = playlist.next(&config()).unwrap();
+    assert_eq!(planned.request.prompt, "b");
     assert_eq!(
-        ask.request.source,
+        planned.request.source,
         fastvideo_proto::job::PromptSource::AutoExtension
     );
     let (_, story) = extension(&mut playlist).unwrap();
@@ -286,11 +290,11 @@ fn a_follow_on_that_is_blocked_is_written_anew_after_a_rest() {
     start(&mut playlist);
     let (id, _) = extension(&mut playlist).unwrap();
     playlist.blocked(id);
-    playlist.resting = true;
+    playlist.auto_paused = true;
     assert_eq!(extension(&mut playlist), None);
     playlist.segment_finished();
     assert_eq!(start(&mut playlist), None);
-    playlist.resting = false;
+    playlist.auto_paused = false;
     assert!(extension(&mut playlist).is_some());
 }
 
@@ -375,9 +379,9 @@ fn every_combination_of_loop_extension_pause_cancel_cap_and_request_does_what_th
         let loops = row.looping && row.curated;
         let wanted = row.extending && !row.capped && !row.requested && !loops;
         assert_eq!(written.is_some(), wanted, "{row:?}");
-        if let Some((order, story)) = written {
+        if let Some((task, story)) = written {
             assert_eq!(story, ["first"], "{row:?}");
-            playlist.extended(order, Some("extension".to_owned()));
+            playlist.extended(task, Some("extension".to_owned()));
         }
         match row.cancelled {
             true => playlist.segment_dropped(),

@@ -1,4 +1,4 @@
-//! One frame between raw RGB and PNG.
+//! Encodes one frame from raw RGB as PNG, and decodes it.
 
 use std::io::Cursor;
 
@@ -40,11 +40,11 @@ pub(super) fn encode(
 /// Of 16 bits the upper 8 are kept, also in grey, where Pillow saturates instead.
 ///
 /// # Errors
-/// When the size is another (told from the header, before any pixel is decoded), or the PNG is damaged or truncated or
+/// When the PNG has another size (which its header tells before any pixel is decoded), is damaged or truncated, or
 /// something follows it.
 ///
 /// # Panics
-/// When `rgb` is not as long as said.
+/// When `rgb` has another length.
 pub(super) fn decode(
     bytes: &[u8],
     width: u32,
@@ -79,7 +79,7 @@ pub(super) fn decode(
             }
         }
     }
-    // Up to the very end, so that nothing truncated passes.
+    // Reads up to the very end, so that no truncated file passes.
     reader.finish()?;
     drop(reader);
     let read = usize::try_from(source.position()).expect("at most the bytes that there are");

@@ -1,12 +1,13 @@
-//! The frames of a state in one blob: a count, then per frame a length and the PNG. All numbers are 4 bytes, big-endian.
+//! Packs the frames of a state into one blob: a count, then for each frame a length and the PNG. All numbers are 4 bytes, big-endian.
 
 use fastvideo_proto::state::{FramesLayout, MAX_FRAMES};
 
-use super::{frame, rgb_frames};
+use super::format::rgb_frames;
+use super::frame;
 
 const NUMBER_BYTES: usize = 4;
 
-/// A blob that was written here.
+/// A blob of packed frames.
 pub(super) struct PackedFrames {
     bytes: Vec<u8>,
     count: u32,
@@ -28,7 +29,7 @@ impl PackedFrames {
         Ok(Self { bytes, count })
     }
 
-    /// Of all the PNGs together, without what lies around them.
+    /// The sum of the sizes of the PNGs, without the count and the lengths.
     pub(super) fn png_bytes(&self) -> usize {
         self.bytes.len() - NUMBER_BYTES * (1 + self.count as usize)
     }
@@ -43,7 +44,7 @@ impl PackedFrames {
     }
 }
 
-/// Why bytes are not such a blob. The text says what was expected, and then what was there.
+/// Why bytes are not a blob of packed frames: what was expected, and what was there.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PackError {
     pub(super) expected: String,

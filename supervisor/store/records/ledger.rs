@@ -1,42 +1,68 @@
-//! The rules of the records, on tables in this process's memory: what `memory` and `file` have in common.
+//! The rules of the records, on tables in this process's memory. The backends `memory` and `file` are built on it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 
-use fastvideo_proto::ids::SessionId;
 use serde::{Deserialize, Serialize};
 
-use super::memory::Limits;
-use super::{
-    BlobId, BlobKey, Change, Outcome, Record, ReservationId, Revision, ServerId, Survey, Written,
-};
-use crate::store::StoreError;
+use super::{Record, RecordWrite, StoredRecord, Survey, WriteOutcome};
+use crate::store::error::StoreError;
+use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+
+/// How much a store in memory keeps.
+///
+/// When a limit is reached, what nobody runs is evicted, least recently written first: loans before sessions. A loan
+/// evicts only other loans.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub max_sessions: usize,
+    /// Limit on the sizes of the records' bodies and blobs, in sum.
+    pub max_bytes: u64,
+}
 
 /// All records of a store, with what belongs to them. Every method is one step; one that fails has changed nothing.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    pub(super) records: Table<SessionId, Written>,
-    pub(super) blobs: Table<BlobId, Counted>,
+    pub(super) records: Table<RecordKey, StoredRecord>,
+    pub(super) blobs: Table<BlobId, CountedBlob>,
     pub(super) condemned: Table<BlobKey, ()>,
     pub(super) reservations: Table<(ServerId, ReservationId), Vec<BlobKey>>,
     /// The last revision or edition that was given out.
     pub(super) sequence: u64,
     limits: Option<Limits>,
     beats: HashMap<ServerId, u64>,
-    /// Sessions that nobody runs, by their last write.
-    idle: BTreeMap<Revision, SessionId>,
-    /// Of bodies and blobs, a blob counted for each record that names it.
+    /// Records that nobody runs, in the order in which they are evicted.
+    idle: BTreeMap<EvictionOrder, RecordKey>,
+    /// Number of records that are sessions.
+    sessions: usize,
+    /// Bytes of all bodies and blobs; a blob counts for each record that names it.
     bytes: u64,
 }
 
-/// A blob that records or reservations refer to.
+/// Loans come before sessions, and each by its last write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct EvictionOrder {
+    is_session: bool,
+    revision: Revision,
+}
+
+impl EvictionOrder {
+    fn new(key: &RecordKey, revision: Revision) -> Self {
+        Self {
+            is_session: is_session(key),
+            revision,
+        }
+    }
+}
+
+/// The reference count of a blob that records or reservations refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Counted {
+pub(super) struct CountedBlob {
     pub(super) edition: u64,
     pub(super) count: u64,
 }
 
-/// A map that can remember which of its keys have changed.
+/// A map that can keep track of the keys that have changed.
 #[derive(Debug)]
 pub(super) struct Table<K, V> {
     rows: HashMap<K, V>,
@@ -53,7 +79,7 @@ impl<K, V> Default for Table<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V> Table<K, V> {
-    /// A table that remembers what changes from now on.
+    /// A table that keeps track of what changes from now on.
     pub(super) fn remembering(rows: HashMap<K, V>) -> Self {
         Self {
             rows,
@@ -104,10 +130,10 @@ impl Ledger {
         }
     }
 
-    /// What was kept of a ledger: all but the beats, for no server lives on.
+    /// A ledger whose tables were kept elsewhere. There are no beats: no server has lived on.
     pub(super) fn kept(
-        records: HashMap<SessionId, Written>,
-        blobs: HashMap<BlobId, Counted>,
+        records: HashMap<RecordKey, StoredRecord>,
+        blobs: HashMap<BlobId, CountedBlob>,
         condemned: HashMap<BlobKey, ()>,
         reservations: HashMap<(ServerId, ReservationId), Vec<BlobKey>>,
         sequence: u64,
@@ -129,39 +155,39 @@ impl Ledger {
             || self.reservations.is_changed()
     }
 
-    pub(super) fn read(&self, session: &SessionId) -> Option<Written> {
-        self.records.rows.get(session).cloned()
+    pub(super) fn read(&self, key: &RecordKey) -> Option<StoredRecord> {
+        self.records.rows.get(key).cloned()
     }
 
-    pub(super) fn write(&mut self, change: Change<'_>) -> Result<Outcome, StoreError> {
-        let old = self.records.rows.get(change.session);
-        if old.map(|old| old.revision) != change.expected {
+    pub(super) fn write(&mut self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        let old = self.records.rows.get(write.key);
+        if old.map(|old| old.revision) != write.expected {
             return Err(StoreError::Stale);
         }
-        let reservation = change.reservation.map(|id| (change.server.clone(), id));
+        let reservation = write.reservation.map(|id| (write.server.clone(), id));
         if let Some(reservation) = &reservation
             && !self.reservations.rows.contains_key(reservation)
         {
             return Err(StoreError::Unreserved);
         }
-        let leaving = match (self.limits, change.record) {
-            (Some(limits), Some(record)) => self.victims(limits, change.session, record)?,
+        let evicted = match (self.limits, write.record) {
+            (Some(limits), Some(record)) => self.evictions(limits, write.key, record)?,
             _ => Vec::new(),
         };
         let mut freed = Vec::new();
-        for session in leaving {
-            tracing::info!(session_id = %session, "stored state dropped: the store is full");
-            self.remove(&session, &mut freed);
+        for key in evicted {
+            tracing::info!(record = %key, "stored record evicted: the store is full");
+            self.remove(&key, &mut freed);
         }
-        self.remove(change.session, &mut freed);
+        self.remove(write.key, &mut freed);
         let revision = Revision(self.next());
-        if let Some(record) = change.record {
-            self.add(change.session, revision, record);
+        if let Some(record) = write.record {
+            self.add(write.key, revision, record);
         }
         if let Some(reservation) = reservation {
             freed.extend(self.reservations.remove(&reservation).unwrap_or_default());
         }
-        Ok(Outcome {
+        Ok(WriteOutcome {
             revision,
             condemned: self.discount(freed),
         })
@@ -195,7 +221,7 @@ impl Ledger {
     }
 
     pub(super) fn locate(&self, id: BlobId) -> Option<BlobKey> {
-        let Counted { edition, .. } = *self.blobs.rows.get(&id)?;
+        let CountedBlob { edition, .. } = *self.blobs.rows.get(&id)?;
         Some(BlobKey { id, edition })
     }
 
@@ -234,11 +260,11 @@ impl Ledger {
         self.discount(freed)
     }
 
-    pub(super) fn stale(&self, held: &[(SessionId, Revision)]) -> Vec<SessionId> {
-        let stale = held.iter().filter(|(session, revision)| {
-            self.records.rows.get(session).map(|w| w.revision) != Some(*revision)
+    pub(super) fn stale(&self, known: &[(RecordKey, Revision)]) -> Vec<RecordKey> {
+        let stale = known.iter().filter(|(key, revision)| {
+            self.records.rows.get(key).map(|stored| stored.revision) != Some(*revision)
         });
-        stale.map(|(session, _)| session.clone()).collect()
+        stale.map(|(key, _)| key.clone()).collect()
     }
 
     pub(super) fn survey(&self) -> Survey {
@@ -248,8 +274,8 @@ impl Ledger {
         }
         let records = self.records.rows.iter();
         Survey {
-            sessions: records
-                .map(|(id, w)| (id.clone(), w.revision, w.record.owner.clone()))
+            records: records
+                .map(|(key, stored)| (key.clone(), stored.revision, stored.record.owner.clone()))
                 .collect(),
             servers,
             condemned: self.condemned.rows.keys().copied().collect(),
@@ -262,65 +288,73 @@ impl Ledger {
         self.sequence
     }
 
-    /// The sessions that nobody runs which have to leave, so that the record fits in place of what is there now. Never
-    /// the session that is written.
-    fn victims(
+    /// The records to evict so that this one fits in place of what is there now. The record that is written is never
+    /// evicted.
+    fn evictions(
         &self,
         limits: Limits,
-        writing: &SessionId,
+        writing: &RecordKey,
         record: &Record,
-    ) -> Result<Vec<SessionId>, StoreError> {
+    ) -> Result<Vec<RecordKey>, StoreError> {
         let old = self.records.rows.get(writing);
         let (less, more) = (old.map_or(0, |old| size(&old.record)), size(record));
         // A record that does not grow is no reason to refuse.
         if old.is_some() && more <= less {
             return Ok(Vec::new());
         }
-        let mut count = self.records.rows.len() + usize::from(old.is_none());
+        let mut sessions = self.sessions + usize::from(old.is_none() && is_session(writing));
         let mut bytes = (self.bytes - less).saturating_add(more);
-        let mut leaving = Vec::new();
-        let mut idle = self.idle.values().filter(|id| *id != writing);
-        while count > limits.max_sessions || bytes > limits.max_bytes {
-            let Some(oldest) = idle.next() else {
+        let mut evicted = Vec::new();
+        let mut idle = self.idle.values().filter(|key| *key != writing);
+        while sessions > limits.max_sessions || bytes > limits.max_bytes {
+            let evictable = |key: &&RecordKey| is_session(writing) || !is_session(key);
+            let Some(key) = idle.next().filter(evictable) else {
                 return Err(StoreError::Full {
                     max_sessions: limits.max_sessions,
                     max_bytes: limits.max_bytes,
                 });
             };
-            count -= 1;
-            bytes -= self.records.rows.get(oldest).map_or(0, |w| size(&w.record));
-            leaving.push(oldest.clone());
+            if !is_session(key) && bytes <= limits.max_bytes {
+                // There are too many sessions, which its end would not change.
+                continue;
+            }
+            sessions -= usize::from(is_session(key));
+            bytes -= (self.records.rows.get(key)).map_or(0, |stored| size(&stored.record));
+            evicted.push(key.clone());
         }
-        Ok(leaving)
+        Ok(evicted)
     }
 
-    fn add(&mut self, session: &SessionId, revision: Revision, record: &Record) {
+    fn add(&mut self, key: &RecordKey, revision: Revision, record: &Record) {
         for blob in &record.blobs {
             self.count(blob.key.id);
         }
         self.bytes += size(record);
+        self.sessions += usize::from(is_session(key));
         if record.owner.is_none() {
-            self.idle.insert(revision, session.clone());
+            let order = EvictionOrder::new(key, revision);
+            self.idle.insert(order, key.clone());
         }
         let record = record.clone();
         self.records
-            .insert(session.clone(), Written { revision, record });
+            .insert(key.clone(), StoredRecord { revision, record });
     }
 
     /// Removes a record, if there is one, and adds the blobs that it named to `freed`, still counted.
-    fn remove(&mut self, session: &SessionId, freed: &mut Vec<BlobKey>) {
-        let Some(old) = self.records.remove(session) else {
+    fn remove(&mut self, key: &RecordKey, freed: &mut Vec<BlobKey>) {
+        let Some(old) = self.records.remove(key) else {
             return;
         };
-        self.idle.remove(&old.revision);
+        self.idle.remove(&EvictionOrder::new(key, old.revision));
         self.bytes = self.bytes.saturating_sub(size(&old.record));
+        self.sessions = self.sessions.saturating_sub(usize::from(is_session(key)));
         freed.extend(old.record.blobs.iter().map(|blob| blob.key));
     }
 
     fn count(&mut self, id: BlobId) -> BlobKey {
         let mut counted = match self.blobs.rows.get(&id) {
             Some(counted) => *counted,
-            None => Counted {
+            None => CountedBlob {
                 edition: self.next(),
                 count: 0,
             },
@@ -331,7 +365,7 @@ impl Ledger {
         BlobKey { id, edition }
     }
 
-    /// Counts each blob once less. Returns those that are condemned by this.
+    /// Counts each blob once less. Returns those that are condemned by this, because their reference count is zero.
     fn discount(&mut self, blobs: Vec<BlobKey>) -> Vec<BlobKey> {
         let mut condemned = Vec::new();
         for key in blobs {
@@ -347,11 +381,15 @@ impl Ledger {
                 self.condemned.insert(key, ());
                 condemned.push(key);
             } else {
-                self.blobs.insert(key.id, Counted { count, ..counted });
+                self.blobs.insert(key.id, CountedBlob { count, ..counted });
             }
         }
         condemned
     }
+}
+
+fn is_session(key: &RecordKey) -> bool {
+    matches!(key, RecordKey::Session(_))
 }
 
 fn size(record: &Record) -> u64 {

@@ -1,26 +1,17 @@
-//! Records in this process: bounded, and gone when it ends.
+//! Records in this process's memory: bounded by limits, and gone when the process ends.
 
 use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use fastvideo_proto::ids::SessionId;
 
-use super::ledger::Ledger;
-use super::{
-    BlobId, BlobKey, Change, Outcome, Records, ReservationId, Revision, ServerId, Survey, Written,
-};
-use crate::store::StoreError;
+use super::ledger::{Ledger, Limits};
+use super::{RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
+use crate::store::error::StoreError;
+use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 
 const NAME_PREFIX: &str = "memory-";
 
-/// What fits. When it is reached, sessions that nobody runs leave, the one that has waited longest first.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub max_sessions: usize,
-    /// Of the records' bodies and blobs.
-    pub max_bytes: u64,
-}
-
+/// Records in this process.
 #[derive(Debug)]
 pub struct MemoryRecords {
     name: String,
@@ -28,6 +19,7 @@ pub struct MemoryRecords {
 }
 
 impl MemoryRecords {
+    /// Makes an empty store with a name of its own.
     pub fn new(limits: Limits) -> Self {
         Self {
             name: format!("{NAME_PREFIX}{:032x}", rand::random::<u128>()),
@@ -35,7 +27,7 @@ impl MemoryRecords {
         }
     }
 
-    /// Whether a store of this kind may have had that name.
+    /// Whether a store of this kind may have had that name: its blobs have no owner once its process is gone.
     pub fn is_name(name: &str) -> bool {
         name.strip_prefix(NAME_PREFIX).is_some_and(|rest| {
             rest.len() == 32 && rest.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
@@ -53,12 +45,12 @@ impl Records for MemoryRecords {
         Ok(self.name.clone())
     }
 
-    async fn read(&self, session: &SessionId) -> Result<Option<Written>, StoreError> {
-        Ok(self.lock().read(session))
+    async fn read(&self, key: &RecordKey) -> Result<Option<StoredRecord>, StoreError> {
+        Ok(self.lock().read(key))
     }
 
-    async fn write(&self, change: Change<'_>) -> Result<Outcome, StoreError> {
-        self.lock().write(change)
+    async fn write(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        self.lock().write(write)
     }
 
     async fn reserve(
@@ -101,8 +93,8 @@ impl Records for MemoryRecords {
         Ok(self.lock().retire(server))
     }
 
-    async fn stale(&self, held: &[(SessionId, Revision)]) -> Result<Vec<SessionId>, StoreError> {
-        Ok(self.lock().stale(held))
+    async fn stale(&self, known: &[(RecordKey, Revision)]) -> Result<Vec<RecordKey>, StoreError> {
+        Ok(self.lock().stale(known))
     }
 
     async fn survey(&self) -> Result<Survey, StoreError> {

@@ -17,8 +17,9 @@ use crate::store::blobs::BlobStore;
 use crate::store::open::{in_bucket, in_folder};
 use crate::store::records::Records;
 use crate::store::records::file::FileRecords;
-use crate::store::records::memory::{Limits, MemoryRecords};
-use crate::store::records::redis::{Address, RedisRecords};
+use crate::store::records::ledger::Limits;
+use crate::store::records::memory::MemoryRecords;
+use crate::store::records::redis::{RedisAddress, RedisRecords};
 
 pub(super) const LIMITS: Limits = Limits {
     max_sessions: 10_000,
@@ -125,7 +126,7 @@ impl Redis {
     }
 
     pub(super) async fn records(&self) -> RedisRecords {
-        let address = Address::parse(&self.url()).unwrap();
+        let address = RedisAddress::parse(&self.url()).unwrap();
         RedisRecords::connect(&address, TIMEOUT).await.unwrap()
     }
 

@@ -7,13 +7,12 @@ use fastvideo_proto::ids::SessionId;
 use nix::sys::signal::Signal;
 
 use super::backends::{RECORDS, RecordsHome, RecordsKind, Redis};
-use crate::store::StoreError;
-use crate::store::records::file::{FILE_NAME, FileRecords, OpenError};
-use crate::store::records::memory::Limits;
-use crate::store::records::redis::{Address, RedisRecords};
-use crate::store::records::{
-    BlobId, BlobKey, BlobRef, Change, Outcome, Record, Records, ReservationId, Revision, ServerId,
-};
+use crate::store::error::StoreError;
+use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use crate::store::records::file::{FILE_NAME, FileOpenError, FileRecords};
+use crate::store::records::ledger::Limits;
+use crate::store::records::redis::{RedisAddress, RedisRecords};
+use crate::store::records::{BlobRef, Record, RecordWrite, Records, WriteOutcome};
 
 /// A server that writes records whose bodies are short texts.
 pub(super) struct Writer<'a> {
@@ -35,19 +34,19 @@ impl<'a> Writer<'a> {
 
     pub(super) async fn write(
         &self,
-        session: &SessionId,
+        key: &RecordKey,
         expected: Option<Revision>,
         reservation: Option<u64>,
         record: Option<&Record>,
-    ) -> Result<Outcome, StoreError> {
-        let change = Change {
-            session,
+    ) -> Result<WriteOutcome, StoreError> {
+        let write = RecordWrite {
+            key,
             expected,
             record,
             server: &self.server,
             reservation: reservation.map(ReservationId),
         };
-        self.records.write(change).await
+        self.records.write(write).await
     }
 
     fn record(&self, body: &str, blobs: &[BlobKey]) -> Record {
@@ -63,6 +62,10 @@ impl<'a> Writer<'a> {
     }
 }
 
+fn random_key() -> RecordKey {
+    SessionId::random().into()
+}
+
 fn blob(n: u8) -> BlobId {
     BlobId::of(&[n])
 }
@@ -72,7 +75,7 @@ async fn a_record_is_written_over_the_revision_that_was_expected_and_no_other() 
     for kind in RECORDS {
         let home = RecordsHome::new(kind).await;
         let writer = Writer::new(&*home.records);
-        let session = SessionId::random();
+        let session = random_key();
         assert_eq!(home.records.read(&session).await.unwrap(), None);
 
         let mut record = writer.record("one\0\u{ff}", &[]);
@@ -87,7 +90,7 @@ async fn a_record_is_written_over_the_revision_that_was_expected_and_no_other() 
             let refused = writer.write(&session, wrong, None, None).await;
             assert!(matches!(refused, Err(StoreError::Stale)), "{kind:?}");
         }
-        let nobody = SessionId::random();
+        let nobody = random_key();
         let absent = writer.write(&nobody, Some(first), None, None);
         assert!(matches!(absent.await, Err(StoreError::Stale)));
 
@@ -99,7 +102,7 @@ async fn a_record_is_written_over_the_revision_that_was_expected_and_no_other() 
         let read = home.records.read(&session).await.unwrap().unwrap();
         assert_eq!((read.revision, &read.record), (second, &record));
 
-        let held = [(session.clone(), first), (SessionId::random(), first)];
+        let held = [(session.clone(), first), (random_key(), first)];
         let stale = home.records.stale(&held).await.unwrap();
         assert_eq!(stale, [held[0].0.clone(), held[1].0.clone()]);
         let held = [(session.clone(), second)];
@@ -119,7 +122,7 @@ async fn a_blob_is_condemned_when_the_last_one_who_counts_it_goes() {
     for kind in RECORDS {
         let home = RecordsHome::new(kind).await;
         let (a, b) = (Writer::new(&*home.records), Writer::new(&*home.records));
-        let (one, two) = (SessionId::random(), SessionId::random());
+        let (one, two) = (random_key(), random_key());
         let records = &home.records;
 
         let keys = a.reserve(0, &[blob(1), blob(2)]).await;
@@ -136,7 +139,7 @@ async fn a_blob_is_condemned_when_the_last_one_who_counts_it_goes() {
         assert_eq!(second.condemned, []);
 
         // Its reservation is used up.
-        let other = SessionId::random();
+        let other = random_key();
         let refused = a.write(&other, None, Some(0), Some(&record));
         assert!(matches!(refused.await, Err(StoreError::Unreserved)));
 
@@ -164,7 +167,7 @@ async fn a_blob_is_condemned_when_the_last_one_who_counts_it_goes() {
         assert_eq!(released.unwrap(), [anew]);
         let survey = records.survey().await.unwrap();
         assert_eq!(survey.blobs, 0);
-        assert_eq!(survey.sessions.len(), 1);
+        assert_eq!(survey.records.len(), 1);
     }
 }
 
@@ -214,10 +217,10 @@ async fn a_server_that_is_retired_loses_its_reservations_and_no_other_does() {
         let expected = HashMap::from([(b.server.clone(), 0)]);
         assert_eq!(records.survey().await.unwrap().servers, expected);
         let record = a.record("late", &keys[..1]);
-        let other = SessionId::random();
+        let other = random_key();
         let refused = a.write(&other, None, Some(0), Some(&record));
         assert!(matches!(refused.await, Err(StoreError::Unreserved)));
-        assert_eq!(records.survey().await.unwrap().sessions, []);
+        assert_eq!(records.survey().await.unwrap().records, []);
         assert_eq!(records.retire(&a.server).await.unwrap(), []);
     }
 }
@@ -230,7 +233,7 @@ async fn memory_lets_go_of_sessions_that_nobody_runs_the_oldest_first() {
     };
     let home = RecordsHome::limited(RecordsKind::Memory, limits).await;
     let writer = Writer::new(&*home.records);
-    let ids: Vec<SessionId> = (0..6).map(|_| SessionId::random()).collect();
+    let ids: Vec<RecordKey> = (0..6).map(|_| random_key()).collect();
     let mut written = Vec::new();
     for (n, id) in (0..).zip(&ids[..3]) {
         let keys = writer.reserve(n, &[blob(n.to_le_bytes()[0])]).await;
@@ -255,7 +258,7 @@ async fn memory_lets_go_of_sessions_that_nobody_runs_the_oldest_first() {
     let (outcome, _) = &written[1];
     let shrunk = writer.write(&ids[1], Some(outcome.revision), None, Some(&small));
     shrunk.await.unwrap();
-    assert_eq!(home.records.survey().await.unwrap().sessions.len(), 3);
+    assert_eq!(home.records.survey().await.unwrap().records.len(), 3);
 }
 
 #[tokio::test]
@@ -264,7 +267,7 @@ async fn a_file_keeps_everything_and_is_used_by_one_process() {
     let open = || FileRecords::open(folder.path());
     let records = open().unwrap();
     let writer = Writer::new(&records);
-    let (one, two) = (SessionId::random(), SessionId::random());
+    let (one, two) = (random_key(), random_key());
     let keys = writer.reserve(0, &[blob(1)]).await;
     let record = writer.record("one", &keys);
     let first = writer.write(&one, None, Some(0), Some(&record)).await;
@@ -279,7 +282,7 @@ async fn a_file_keeps_everything_and_is_used_by_one_process() {
     }];
     let gone = records.condemn_unknown(&unknown).await.unwrap();
     let name = records.name().await.unwrap();
-    assert!(matches!(open(), Err(OpenError::InUse(_))));
+    assert!(matches!(open(), Err(FileOpenError::InUse(_))));
     drop(records);
 
     let records = open().unwrap();
@@ -326,7 +329,10 @@ async fn a_file_that_is_no_file_of_sessions_is_refused() {
     transaction.commit().unwrap();
     drop(foreign);
     let opened = FileRecords::open(folder.path());
-    assert!(matches!(opened, Err(OpenError::Foreign(_))), "{opened:?}");
+    assert!(
+        matches!(opened, Err(FileOpenError::Foreign(_))),
+        "{opened:?}"
+    );
 }
 
 #[tokio::test]
@@ -337,7 +343,7 @@ async fn a_damaged_file_is_refused_or_whole() {
     let writer = Writer::new(&records);
     let mut expected = Vec::new();
     for n in 0..20 {
-        let session = SessionId::random();
+        let session = random_key();
         let record = writer.record(&"body ".repeat(100 * n), &[]);
         let written = writer.write(&session, None, None, Some(&record)).await;
         expected.push((session, written.unwrap().revision, record));
@@ -360,8 +366,8 @@ async fn a_damaged_file_is_refused_or_whole() {
             refused += 1;
             continue;
         };
-        for (session, revision, record) in &expected {
-            let read = records.read(session).await.unwrap().unwrap();
+        for (key, revision, record) in &expected {
+            let read = records.read(key).await.unwrap().unwrap();
             assert_eq!((&read.revision, &read.record), (revision, record), "{n}");
         }
     }
@@ -373,7 +379,7 @@ async fn a_file_does_not_grow_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     let records = FileRecords::open(folder.path()).unwrap();
     let writer = Writer::new(&records);
-    let session = SessionId::random();
+    let session = random_key();
     let record = writer.record(&"x".repeat(50_000), &[]);
     let mut revision = None;
     let mut sizes = Vec::new();
@@ -400,7 +406,7 @@ async fn steps_that_queue_up_are_committed_together_and_all_are_answered() {
             let writer = Writer::new(&*records);
             let keys = writer.reserve(0, &[blob(1)]).await;
             let record = writer.record("x", &keys);
-            let id = SessionId::random();
+            let id = random_key();
             let written = writer.write(&id, None, Some(0), Some(&record)).await;
             written.unwrap().revision
         });
@@ -411,17 +417,17 @@ async fn steps_that_queue_up_are_committed_together_and_all_are_answered() {
     assert_eq!(revisions.len(), 200);
     drop(records);
     let records = FileRecords::open(folder.path()).unwrap();
-    assert_eq!(records.survey().await.unwrap().sessions.len(), 200);
+    assert_eq!(records.survey().await.unwrap().records.len(), 200);
 }
 
 #[tokio::test]
 async fn a_redis_that_comes_back_is_used_again() {
     let mut redis = Redis::start();
-    let address = Address::parse(&redis.url()).unwrap();
+    let address = RedisAddress::parse(&redis.url()).unwrap();
     let timeout = std::time::Duration::from_secs(1);
     let records = RedisRecords::connect(&address, timeout).await.unwrap();
     let writer = Writer::new(&records);
-    let session = SessionId::random();
+    let session = random_key();
     let record = writer.record("kept", &[]);
     let written = writer.write(&session, None, None, Some(&record)).await;
     let written = written.unwrap();
@@ -447,9 +453,9 @@ async fn a_redis_that_comes_back_is_used_again() {
 }
 
 /// Asks until it is answered: nothing tells when a connection is there again.
-async fn until_answered(records: &RedisRecords, session: &SessionId) -> Revision {
+async fn until_answered(records: &RedisRecords, key: &RecordKey) -> Revision {
     loop {
-        match records.read(session).await {
+        match records.read(key).await {
             Ok(read) => return read.unwrap().revision,
             Err(StoreError::Unavailable(_)) => {}
             Err(error) => panic!("{error}"),
@@ -463,7 +469,7 @@ async fn stores_with_different_prefixes_in_one_redis_do_not_meet() {
     let connect = async |query: &str| {
         let mut url = redis.url();
         url.set_query(Some(query));
-        let address = Address::parse(&url).unwrap();
+        let address = RedisAddress::parse(&url).unwrap();
         let timeout = std::time::Duration::from_secs(20);
         RedisRecords::connect(&address, timeout).await.unwrap()
     };
@@ -471,7 +477,7 @@ async fn stores_with_different_prefixes_in_one_redis_do_not_meet() {
     let again = connect("prefix=a").await;
     assert_ne!(a.name().await.unwrap(), b.name().await.unwrap());
     assert_eq!(a.name().await.unwrap(), again.name().await.unwrap());
-    let session = SessionId::random();
+    let session = random_key();
     let writer = Writer::new(&a);
     let record = writer.record("", &[]);
     let written = writer.write(&session, None, None, Some(&record)).await;

@@ -7,10 +7,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::backends::{RECORDS, RecordsHome, RecordsKind};
-use crate::store::StoreError;
-use crate::store::records::{
-    BlobId, BlobKey, BlobRef, Change, Record, Records, ReservationId, Revision, ServerId,
-};
+use crate::store::error::StoreError;
+use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use crate::store::records::{BlobRef, Record, RecordWrite, Records};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -117,7 +116,7 @@ impl Model {
 struct World {
     home: RecordsHome,
     servers: Vec<ServerId>,
-    sessions: Vec<SessionId>,
+    sessions: Vec<RecordKey>,
     model: Model,
 }
 
@@ -126,7 +125,7 @@ impl World {
         Self {
             home: RecordsHome::new(kind).await,
             servers: (0..3).map(|_| ServerId::random()).collect(),
-            sessions: (0..3).map(|_| SessionId::random()).collect(),
+            sessions: (0..3).map(|_| SessionId::random().into()).collect(),
             model: Model::default(),
         }
     }
@@ -150,22 +149,22 @@ impl World {
                 let Some((revision, _)) = self.model.sessions.get(session) else {
                     return;
                 };
-                let change = Change {
-                    session: &self.sessions[*session],
+                let write = RecordWrite {
+                    key: &self.sessions[*session],
                     expected: Some(*revision),
                     record: None,
                     server: &self.servers[*server],
                     reservation: None,
                 };
-                let outcome = self.records().write(change).await.unwrap();
+                let outcome = self.records().write(write).await.unwrap();
                 self.model.number(outcome.revision.0);
                 let remove = |model: &mut Model| drop(model.sessions.remove(session));
                 self.model.freed(remove, &outcome.condemned);
             }
             Step::WriteStale { server, session } => {
                 let known = self.model.sessions.get(session);
-                let change = Change {
-                    session: &self.sessions[*session],
+                let write = RecordWrite {
+                    key: &self.sessions[*session],
                     expected: match known {
                         Some((revision, _)) => Some(Revision(revision.0 - 1)),
                         None => Some(Revision(1)),
@@ -174,7 +173,7 @@ impl World {
                     server: &self.servers[*server],
                     reservation: None,
                 };
-                let refused = self.records().write(change).await;
+                let refused = self.records().write(write).await;
                 assert!(matches!(refused, Err(StoreError::Stale)));
             }
             Step::Release {
@@ -260,22 +259,22 @@ impl World {
             blobs: keys.iter().map(blob).collect(),
             body: vec![1, 2, 3],
         };
-        let change = Change {
-            session: &self.sessions[session],
+        let write = RecordWrite {
+            key: &self.sessions[session],
             expected: known.map(|(revision, _)| revision),
             record: Some(&record),
             server: &self.servers[server],
             reservation: number.map(ReservationId),
         };
-        let outcome = self.records().write(change).await.unwrap();
+        let outcome = self.records().write(write).await.unwrap();
         self.model.number(outcome.revision.0);
-        let write = |model: &mut Model| {
+        let apply = |model: &mut Model| {
             model.sessions.insert(session, (outcome.revision, keys));
             if let Some(number) = number {
                 model.reservations.remove(&(server, number));
             }
         };
-        self.model.freed(write, &outcome.condemned);
+        self.model.freed(apply, &outcome.condemned);
     }
 
     async fn check(&self) {
@@ -285,7 +284,7 @@ impl World {
         assert_eq!(condemned, self.model.condemned);
         assert!(condemned.is_disjoint(&used));
         assert_eq!(survey.blobs, used.len());
-        let mut sessions: Vec<_> = survey.sessions.iter().map(|(id, r, _)| (id, *r)).collect();
+        let mut sessions: Vec<_> = survey.records.iter().map(|(id, r, _)| (id, *r)).collect();
         sessions.sort();
         let expected = self.model.sessions.iter();
         let mut expected: Vec<_> = expected

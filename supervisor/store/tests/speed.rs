@@ -8,9 +8,10 @@ use tokio::task::JoinSet;
 
 use super::backends::{BlobsKind, RECORDS, RecordsHome, RecordsKind, blobs};
 use super::contract::Writer;
-use super::store::state;
-use crate::store::records::{BlobId, Record, Records};
-use crate::store::sessions::Config;
+use super::world::state;
+use crate::store::handle::Config;
+use crate::store::ids::BlobId;
+use crate::store::records::{Record, Records};
 use crate::store::{Progress, ResumeToken, SessionStore};
 
 /// Nine frames of 1920x1088.
@@ -59,7 +60,7 @@ async fn large_states() {
             let began = Instant::now();
             two.snapshot(&session).await.unwrap().unwrap();
             loading.push(began.elapsed());
-            one.do_chores().await;
+            one.clean_up().await;
         }
         println!(
             "{records:?}+{kind:?}: storing {}, loading {}",
@@ -88,7 +89,7 @@ async fn small_commits() {
                 let records: Arc<dyn Records> = home.records.clone();
                 writers.spawn(async move {
                     let writer = Writer::new(&*records);
-                    let session = SessionId::random();
+                    let session = SessionId::random().into();
                     let record = Record {
                         owner: Some(writer.server.clone()),
                         blobs: Vec::new(),

@@ -1,4 +1,4 @@
-//! Encoders of libavcodec's.
+//! The encoders of libavcodec.
 
 use std::ffi::{CString, c_int};
 use std::ptr::{self, NonNull};
@@ -6,7 +6,11 @@ use std::slice;
 
 use ffmpeg_sys_next as ffi;
 
-use super::{AvError, Options, Packet, PictureFrame, SoundFrame, check, set_up};
+use super::error::{AvError, check};
+use super::frame::{PictureFrame, SoundFrame};
+use super::global::set_up;
+use super::options::Options;
+use super::packet::Packet;
 
 /// An open encoder of pictures or of sound.
 #[derive(Debug)]
@@ -20,14 +24,14 @@ pub(crate) struct Codec {
 pub(crate) struct VideoSettings {
     pub(crate) width: c_int,
     pub(crate) height: c_int,
-    /// Pictures per second; the time base is one picture.
+    /// Pictures per second. The time base is the duration of one picture.
     pub(crate) fps: c_int,
 }
 
 /// The shape of the sound to encode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SoundSettings {
-    /// Samples per second and channel; the time base is one sample.
+    /// Samples per second and channel. The time base is the duration of one sample.
     pub(crate) sample_rate: c_int,
     pub(crate) channels: c_int,
 }
@@ -65,7 +69,7 @@ impl Codec {
         Self::open(name, codec, context, options)
     }
 
-    /// Opens libavcodec's own AAC encoder for planar float.
+    /// Opens libavcodec's AAC encoder for planar float.
     ///
     /// # Errors
     /// When it cannot be opened with these settings and options.
@@ -80,7 +84,7 @@ impl Codec {
             num: 1,
             den: settings.sample_rate,
         };
-        // SAFETY: wants a channel layout that owns nothing. That of a new context is empty.
+        // SAFETY: requires a channel layout that owns nothing. That of a new context is empty.
         unsafe { ffi::av_channel_layout_default(&raw mut fields.ch_layout, settings.channels) };
         Self::open(name, codec, context, options)
     }
@@ -92,8 +96,8 @@ impl Codec {
         mut options: Options,
     ) -> Result<Self, AvError> {
         let packet = Packet::new()?;
-        // SAFETY: wants a context made for this codec and not opened yet, and a dictionary, of which it takes out the
-        // entries that it knows.
+        // SAFETY: requires a context made for this codec and not opened yet, and a dictionary, of which it takes out
+        // the entries that it knows.
         let status = unsafe { ffi::avcodec_open2(context.0.as_ptr(), codec, options.as_mut_ptr()) };
         if status < 0 {
             return Err(AvError::OpenCodec {
@@ -126,7 +130,7 @@ impl Codec {
         self.send(frame.as_ptr())
     }
 
-    /// Says that nothing more comes, so that the last packets come out.
+    /// Says that nothing more follows, so that the last packets come out.
     ///
     /// # Errors
     /// When the encoder fails.
@@ -134,13 +138,13 @@ impl Codec {
         self.send(ptr::null())
     }
 
-    /// The next packet; none until more is handed in, and none after the last.
+    /// Returns the next packet, or `None` until more is handed in and after the last one.
     ///
     /// # Errors
     /// When the encoder fails.
     pub(crate) fn receive(&mut self) -> Result<Option<&mut Packet>, AvError> {
         const AGAIN: c_int = ffi::AVERROR(ffi::EAGAIN);
-        // SAFETY: wants an open encoder, which every `Codec` is, and a packet, whose old content it frees.
+        // SAFETY: requires an open encoder, which every `Codec` is, and a packet, whose old content it frees.
         let status =
             unsafe { ffi::avcodec_receive_packet(self.context.0.as_ptr(), self.packet.as_ptr()) };
         match status {
@@ -152,12 +156,12 @@ impl Codec {
         }
     }
 
-    /// The codec's global header: for H.264 its parameter sets, in avcC form or with start codes.
+    /// Returns the codec's global header: for H.264 its parameter sets, in avcC form or with start codes.
     pub(crate) fn extradata(&self) -> &[u8] {
         let context = self.context.get();
         match usize::try_from(context.extradata_size) {
             Ok(len) if !context.extradata.is_null() => {
-                // SAFETY: wants `len` readable bytes that nobody writes. The context has that many there, keeps them
+                // SAFETY: requires `len` readable bytes that nobody writes. The context has that many there, keeps them
                 // until it is freed, and is borrowed for as long as the slice lives.
                 unsafe { slice::from_raw_parts(context.extradata, len) }
             }
@@ -174,7 +178,7 @@ impl Codec {
     }
 
     fn send(&mut self, frame: *const ffi::AVFrame) -> Result<(), AvError> {
-        // SAFETY: wants an open encoder, which every `Codec` is, and null or a frame, of which it keeps counted
+        // SAFETY: requires an open encoder, which every `Codec` is, and null or a frame, of which it keeps counted
         // references. The three callers pass just that.
         let status = unsafe { ffi::avcodec_send_frame(self.context.0.as_ptr(), frame) };
         check("avcodec_send_frame", status)?;
@@ -191,7 +195,7 @@ unsafe impl Send for Context {}
 
 impl Context {
     fn new(codec: &'static ffi::AVCodec) -> Result<Self, AvError> {
-        // SAFETY: wants a codec of libavcodec's.
+        // SAFETY: requires a codec of libavcodec's.
         let context = unsafe { ffi::avcodec_alloc_context3(codec) };
         NonNull::new(context)
             .map(Self)
@@ -199,8 +203,8 @@ impl Context {
     }
 
     fn get(&self) -> &ffi::AVCodecContext {
-        // SAFETY: wants a valid context that nobody writes. It is allocated by `new`, freed by `drop`, written only by
-        // calls that borrow `self` mutably, and its fields that encoder threads write are not among the public ones.
+        // SAFETY: requires a valid context that nobody writes. It is allocated by `new`, freed by `drop`, written only
+        // by calls that borrow `self` mutably, and its fields that encoder threads write are not among the public ones.
         unsafe { self.0.as_ref() }
     }
 
@@ -213,7 +217,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         let mut context = self.0.as_ptr();
-        // SAFETY: wants a context that nobody uses any more; `self` is its only owner.
+        // SAFETY: requires a context that nobody uses any more; `self` is its only owner.
         unsafe { ffi::avcodec_free_context(&raw mut context) };
     }
 }
@@ -224,8 +228,8 @@ fn find(name: &str) -> Result<&'static ffi::AVCodec, AvError> {
         name: name.to_owned(),
     };
     let c_name = CString::new(name).map_err(|_| unknown())?;
-    // SAFETY: wants a C string.
+    // SAFETY: requires a C string.
     let codec = unsafe { ffi::avcodec_find_encoder_by_name(c_name.as_ptr()) };
-    // SAFETY: wants null or a valid codec. libavcodec's codecs are statics that nobody writes.
+    // SAFETY: requires null or a valid codec. libavcodec's codecs are statics that nobody writes.
     unsafe { codec.as_ref() }.ok_or_else(unknown)
 }

@@ -1,4 +1,4 @@
-//! Frames: what goes into an encoder.
+//! The pictures and sound that go into an encoder, in libav's memory.
 
 use std::ffi::c_int;
 use std::ptr::NonNull;
@@ -6,15 +6,15 @@ use std::slice;
 
 use ffmpeg_sys_next as ffi;
 
-use super::{AvError, check};
+use super::error::{AvError, check};
 
-/// A picture to encode, I420 in video range.
+/// A picture to encode: I420, BT.709 in video range.
 #[derive(Debug)]
 pub(crate) struct PictureFrame {
     frame: Frame,
 }
 
-/// One plane of a picture: rows of `stride` bytes, of which the first ones are the picture's.
+/// One plane of a picture: rows of `stride` bytes. The picture fills the beginning of each row.
 #[derive(Debug)]
 pub(crate) struct Plane<'a> {
     pub(crate) bytes: &'a mut [u8],
@@ -22,8 +22,10 @@ pub(crate) struct Plane<'a> {
 }
 
 impl PictureFrame {
+    /// Allocates a picture.
+    ///
     /// # Errors
-    /// When the size is none for a picture, or there is no memory.
+    /// When the size is invalid, or there is no memory.
     pub(crate) fn new(width: c_int, height: c_int) -> Result<Self, AvError> {
         let mut frame = Frame::new()?;
         let fields = frame.get_mut();
@@ -36,7 +38,7 @@ impl PictureFrame {
         Ok(Self { frame })
     }
 
-    /// The planes Y, U and V to draw the next picture into.
+    /// Returns the planes Y, U and V, to write the next picture into.
     ///
     /// # Errors
     /// When the encoder still holds the last picture and there is no memory for another.
@@ -46,9 +48,9 @@ impl PictureFrame {
         Ok(
             [(0, height), (1, height / 2), (2, height / 2)].map(|(index, rows)| {
                 let stride = positive(frame.linesize[index]);
-                // SAFETY: wants memory of this length that nobody else uses while the slice lives. The frame was made
-                // writable, so it alone owns its planes; they do not overlap, have `rows` rows of `stride` bytes each (the
-                // height is even), and the frame is borrowed for as long as the slices live.
+                // SAFETY: requires memory of this length that nobody else uses while the slice lives. The frame was
+                // made writable, so it alone owns its planes; they do not overlap, have `rows` rows of `stride` bytes
+                // each (the height is even), and the frame is borrowed for as long as the slices live.
                 let bytes = unsafe { slice::from_raw_parts_mut(frame.data[index], rows * stride) };
                 Plane { bytes, stride }
             }),
@@ -65,13 +67,15 @@ impl PictureFrame {
     }
 }
 
-/// Sound to encode, planar float.
+/// A block of sound to encode, planar float.
 #[derive(Debug)]
 pub(crate) struct SoundFrame {
     frame: Frame,
 }
 
 impl SoundFrame {
+    /// Allocates a block of `samples` samples per channel.
+    ///
     /// # Errors
     /// When there is no memory.
     pub(crate) fn new(
@@ -84,13 +88,13 @@ impl SoundFrame {
         fields.format = ffi::AVSampleFormat::AV_SAMPLE_FMT_FLTP as c_int;
         fields.nb_samples = samples;
         fields.sample_rate = sample_rate;
-        // SAFETY: wants a channel layout that owns nothing. That of a new frame is empty.
+        // SAFETY: requires a channel layout that owns nothing. That of a new frame is empty.
         unsafe { ffi::av_channel_layout_default(&raw mut fields.ch_layout, channels) };
         frame.allocate()?;
         Ok(Self { frame })
     }
 
-    /// The samples of one channel to write the next sound into.
+    /// Returns the samples of one channel, to write the next sound into.
     ///
     /// # Errors
     /// When the encoder still holds the last sound and there is no memory for another.
@@ -100,9 +104,9 @@ impl SoundFrame {
     pub(crate) fn channel(&mut self, channel: usize) -> Result<&mut [f32], AvError> {
         let frame = self.frame.writable()?;
         assert!(channel < positive(frame.ch_layout.nb_channels).min(frame.data.len()));
-        // SAFETY: wants memory of this length that nobody else uses while the slice lives. The frame was made writable,
-        // so it alone owns its planes; a plane of planar float has `nb_samples` floats, aligned for vector code, which
-        // were zeroed or written before; and the frame is borrowed for as long as the slice lives.
+        // SAFETY: requires memory of this length that nobody else uses while the slice lives. The frame was made
+        // writable, so it alone owns its planes; a plane of planar float has `nb_samples` floats, aligned for vector
+        // code, which were zeroed or written before; and the frame is borrowed for as long as the slice lives.
         Ok(unsafe {
             slice::from_raw_parts_mut(frame.data[channel].cast(), positive(frame.nb_samples))
         })
@@ -128,31 +132,31 @@ impl Frame {
             .ok_or(AvError::out_of_memory("av_frame_alloc"))
     }
 
-    /// Gives the frame planes for the format and size that its fields say, all zero.
+    /// Allocates zeroed planes of the format and size that the frame's fields say.
     fn allocate(&mut self) -> Result<(), AvError> {
-        // SAFETY: wants a frame with format and size set and without planes; the two callers have just done so.
+        // SAFETY: requires a frame with format and size set and without planes; the two callers have just done so.
         let status = unsafe { ffi::av_frame_get_buffer(self.0.as_ptr(), 0) };
         check("av_frame_get_buffer", status)?;
         for buffer in self.get_mut().buf {
-            // SAFETY: wants null or a valid buffer that nobody writes. The frame's buffers were made just now.
+            // SAFETY: requires null or a valid buffer that nobody writes. The frame's buffers were made just now.
             let Some(buffer) = (unsafe { buffer.as_ref() }) else {
                 break;
             };
-            // SAFETY: wants `size` writable bytes at `data`; that is what a buffer is, and nobody else has it yet.
+            // SAFETY: requires `size` writable bytes at `data`; that is what a buffer is, and nobody else has it yet.
             unsafe { buffer.data.write_bytes(0, buffer.size) };
         }
         Ok(())
     }
 
     fn get_mut(&mut self) -> &mut ffi::AVFrame {
-        // SAFETY: wants a valid frame that nobody else reads or writes. It is allocated by `new`, freed by `drop`, and
-        // `self` is borrowed for as long as the reference lives.
+        // SAFETY: requires a valid frame that nobody else reads or writes. It is allocated by `new`, freed by `drop`,
+        // and `self` is borrowed for as long as the reference lives.
         unsafe { self.0.as_mut() }
     }
 
-    /// The frame, with planes that no encoder holds.
+    /// Returns the frame with planes that no encoder holds.
     fn writable(&mut self) -> Result<&mut ffi::AVFrame, AvError> {
-        // SAFETY: wants a frame with counted planes; `allocate` made them.
+        // SAFETY: requires a frame with counted planes; `allocate` made them.
         let status = unsafe { ffi::av_frame_make_writable(self.0.as_ptr()) };
         check("av_frame_make_writable", status)?;
         Ok(self.get_mut())
@@ -162,7 +166,7 @@ impl Frame {
 impl Drop for Frame {
     fn drop(&mut self) {
         let mut frame = self.0.as_ptr();
-        // SAFETY: wants a frame that nobody uses any more; `self` is its only owner.
+        // SAFETY: requires a frame that nobody uses any more; `self` is its only owner.
         unsafe { ffi::av_frame_free(&raw mut frame) };
     }
 }

@@ -1,4 +1,4 @@
-//! The MP4 muxer of libavformat's.
+//! The MP4 muxer of libavformat.
 
 use std::ffi::c_int;
 use std::ptr::{self, NonNull};
@@ -6,11 +6,15 @@ use std::slice;
 
 use ffmpeg_sys_next as ffi;
 
-use super::{AvError, Codec, Options, Packet, check};
+use super::codec::Codec;
+use super::error::{AvError, check};
+use super::options::Options;
+use super::packet::Packet;
 
 /// Packs packets into fragmented MP4, in memory.
 ///
-/// It writes into a growing buffer of libav's, which is taken away whole at each cut: no C code calls back into Rust.
+/// libav writes into a growing buffer of its own, which is taken away whole at each cut: no C code calls back into
+/// Rust.
 #[derive(Debug)]
 pub(crate) struct Muxer {
     context: Context,
@@ -36,7 +40,7 @@ impl Muxer {
             context.add_track(codec)?;
         }
         context.open_buffer()?;
-        // SAFETY: wants a context with all streams and its output set, and a dictionary, of which it takes out the
+        // SAFETY: requires a context with all streams and its output set, and a dictionary, of which it takes out the
         // entries that it knows.
         let status =
             unsafe { ffi::avformat_write_header(context.format.as_ptr(), options.as_mut_ptr()) };
@@ -52,15 +56,15 @@ impl Muxer {
             .zip(context.streams())
             .map(|(codec, stream)| Track {
                 codec: codec.time_base(),
-                // SAFETY: wants a stream of a context that nobody is writing; `context` is not shared.
+                // SAFETY: requires a stream of a context that nobody is writing; `context` is not shared.
                 stream: unsafe { stream.as_ref() }.time_base,
             })
             .collect();
         Ok(Self { context, tracks })
     }
 
-    /// Adds a packet of the codec at this place in the list given to [`Self::open`] to the fragment in hand, at the
-    /// time set on it. Times within a track must rise.
+    /// Adds a packet to the current fragment, at the time set on it. `track` is the place of the packet's codec in the
+    /// list given to [`Self::open`]. Times within a track must rise.
     ///
     /// # Errors
     /// When the muxer refuses the packet or there is no memory.
@@ -69,28 +73,28 @@ impl Muxer {
     /// When there is no such track.
     pub(crate) fn write(&mut self, track: usize, packet: &mut Packet) -> Result<(), AvError> {
         let Track { codec, stream } = self.tracks[track];
-        // SAFETY: wants a packet; time bases are plain numbers.
+        // SAFETY: requires a packet; time bases are plain numbers.
         unsafe { ffi::av_packet_rescale_ts(packet.as_ptr(), codec, stream) };
         packet.get_mut().stream_index =
             c_int::try_from(track).expect("there are at most two tracks");
-        // SAFETY: wants a context whose head is written, which `open` did, and a packet of one of its streams.
+        // SAFETY: requires a context whose head is written, which `open` did, and a packet of one of its streams.
         let status = unsafe { ffi::av_write_frame(self.context.format.as_ptr(), packet.as_ptr()) };
         check("av_write_frame", status)?;
         Ok(())
     }
 
-    /// Ends the fragment in hand and returns its bytes: one `moof` and one `mdat`. Empty when nothing was written.
+    /// Ends the current fragment and returns its bytes, one `moof` and one `mdat`; empty when nothing was written.
     ///
     /// # Errors
     /// When there is no memory.
     pub(crate) fn cut(&mut self) -> Result<Vec<u8>, AvError> {
-        // SAFETY: wants a context whose head is written, which `open` did; null means to write out the fragment.
+        // SAFETY: requires a context whose head is written, which `open` did; null means to write out the fragment.
         let status = unsafe { ffi::av_write_frame(self.context.format.as_ptr(), ptr::null_mut()) };
         check("av_write_frame", status)?;
         self.take()
     }
 
-    /// What has been written since the last call.
+    /// Returns the bytes that were written since the last call.
     ///
     /// # Errors
     /// When there is no memory.
@@ -106,14 +110,14 @@ struct Context {
     format: NonNull<ffi::AVFormatContext>,
 }
 
-// SAFETY: a muxer may be used from any thread, by one at a time. `self` is its only owner, its output is memory, and all
-// use goes through it.
+// SAFETY: a muxer may be used from any thread, by one at a time. `self` is its only owner, its output is memory, and
+// all use goes through it.
 unsafe impl Send for Context {}
 
 impl Context {
     fn new() -> Result<Self, AvError> {
         let mut format = ptr::null_mut();
-        // SAFETY: wants a place for the context, null or a format, and C strings or null.
+        // SAFETY: requires a place for the context, null or a format, and C strings or null.
         let status = unsafe {
             ffi::avformat_alloc_output_context2(
                 &raw mut format,
@@ -131,13 +135,13 @@ impl Context {
     }
 
     fn add_track(&mut self, codec: &Codec) -> Result<(), AvError> {
-        // SAFETY: wants a context whose head is not written yet; the codec may be null.
+        // SAFETY: requires a context whose head is not written yet; the codec may be null.
         let stream = unsafe { ffi::avformat_new_stream(self.format.as_ptr(), ptr::null()) };
-        // SAFETY: wants null or a stream that nobody else uses; it was made just now and belongs to `self`.
+        // SAFETY: requires null or a stream that nobody else uses; it was made just now and belongs to `self`.
         let stream =
             unsafe { stream.as_mut() }.ok_or(AvError::out_of_memory("avformat_new_stream"))?;
         stream.time_base = codec.time_base();
-        // SAFETY: wants the parameters of a stream, which every stream has, and an open codec.
+        // SAFETY: requires the parameters of a stream, which every stream has, and an open codec.
         let status =
             unsafe { ffi::avcodec_parameters_from_context(stream.codecpar, codec.as_ptr()) };
         check("avcodec_parameters_from_context", status)?;
@@ -146,7 +150,8 @@ impl Context {
 
     fn streams(&self) -> Vec<NonNull<ffi::AVStream>> {
         let context = self.get();
-        // SAFETY: wants as many readable pointers as said; a context has `nb_streams` of them, and more than none here.
+        // SAFETY: requires as many readable pointers as said; a context has `nb_streams` of them, and more than none
+        // here.
         let streams =
             unsafe { slice::from_raw_parts(context.streams, context.nb_streams as usize) };
         streams.iter().copied().filter_map(NonNull::new).collect()
@@ -155,7 +160,7 @@ impl Context {
     /// Sets a new memory buffer as output. There must be none.
     fn open_buffer(&mut self) -> Result<(), AvError> {
         let mut io = ptr::null_mut();
-        // SAFETY: wants a place for the buffer.
+        // SAFETY: requires a place for the buffer.
         let status = unsafe { ffi::avio_open_dyn_buf(&raw mut io) };
         check("avio_open_dyn_buf", status)?;
         self.get_mut().pb = io;
@@ -169,24 +174,24 @@ impl Context {
             return Vec::new();
         }
         let mut data = ptr::null_mut();
-        // SAFETY: wants a buffer made by avio_open_dyn_buf, frees it, and hands over the memory with its content. Only
-        // `open_buffer` sets `pb`, which was cleared above.
+        // SAFETY: requires a buffer made by avio_open_dyn_buf, frees it, and hands over the memory with its content.
+        // Only `open_buffer` sets `pb`, which was cleared above.
         let len = unsafe { ffi::avio_close_dyn_buf(io, &raw mut data) };
         let bytes = match usize::try_from(len) {
             Ok(len) if !data.is_null() => {
-                // SAFETY: wants `len` readable bytes; that is what was handed over.
+                // SAFETY: requires `len` readable bytes; that is what was handed over.
                 unsafe { slice::from_raw_parts(data, len) }.to_vec()
             }
             _ => Vec::new(),
         };
-        // SAFETY: wants null or memory that libav allocated and nobody uses any more; the bytes were copied.
+        // SAFETY: requires null or memory that libav allocated and nobody uses any more; the bytes were copied.
         unsafe { ffi::av_free(data.cast()) };
         bytes
     }
 
     fn get(&self) -> &ffi::AVFormatContext {
-        // SAFETY: wants a valid context that nobody writes. It is allocated by `new`, freed by `drop`, and written only
-        // by calls that borrow `self` mutably.
+        // SAFETY: requires a valid context that nobody writes. It is allocated by `new`, freed by `drop`, and written
+        // only by calls that borrow `self` mutably.
         unsafe { self.format.as_ref() }
     }
 
@@ -199,7 +204,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.close_buffer();
-        // SAFETY: wants a context that nobody uses any more; `self` is its only owner. What the muxer holds of an
+        // SAFETY: requires a context that nobody uses any more; `self` is its only owner. What the muxer holds of an
         // unfinished fragment goes with it.
         unsafe { ffi::avformat_free_context(self.format.as_ptr()) };
     }

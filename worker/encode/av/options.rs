@@ -1,22 +1,24 @@
-//! Settings by name.
+//! Options of a codec or of the muxer, by name.
 
 use std::ffi::{CStr, CString};
 use std::ptr;
 
 use ffmpeg_sys_next as ffi;
 
-use super::{AvError, check};
+use super::error::{AvError, check};
 
-/// Settings for a codec or a muxer, which takes out those it knows.
+/// Options for a codec or a muxer, which takes out those that it knows.
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// Null is libav's empty dictionary.
+    /// Null is the empty dictionary of libav.
     dictionary: *mut ffi::AVDictionary,
 }
 
 impl Options {
+    /// Makes a dictionary of options.
+    ///
     /// # Errors
-    /// Only when there is no memory.
+    /// When there is no memory.
     ///
     /// # Panics
     /// When a value contains a NUL character.
@@ -30,8 +32,10 @@ impl Options {
         Ok(options)
     }
 
+    /// Adds options; a later value replaces an earlier one of the same name.
+    ///
     /// # Errors
-    /// Only when there is no memory.
+    /// When there is no memory.
     ///
     /// # Panics
     /// When a value contains a NUL character.
@@ -40,8 +44,8 @@ impl Options {
         settings: impl IntoIterator<Item = (&'static CStr, V)>,
     ) -> Result<(), AvError> {
         for (key, value) in settings {
-            let value = CString::new(value.to_string()).expect("settings are words and numbers");
-            // SAFETY: wants a dictionary or null, and two C strings, which it copies. `dictionary` is only ever
+            let value = CString::new(value.to_string()).expect("options are words and numbers");
+            // SAFETY: requires a dictionary or null, and two C strings, which it copies. `dictionary` is only ever
             // written by libav's dictionary functions.
             let status = unsafe {
                 ffi::av_dict_set(&raw mut self.dictionary, key.as_ptr(), value.as_ptr(), 0)
@@ -51,14 +55,14 @@ impl Options {
         Ok(())
     }
 
-    /// Lends the dictionary to a call that takes out the settings it knows.
+    /// Lends the dictionary to a call that takes out the options that it knows.
     pub(super) fn as_mut_ptr(&mut self) -> *mut *mut ffi::AVDictionary {
         &raw mut self.dictionary
     }
 
-    /// A setting that nobody has taken out.
+    /// Returns an option that no call has taken out.
     pub(super) fn unknown(&self) -> Option<String> {
-        // SAFETY: wants a dictionary or null, a C string, and null to begin at the first entry. The entry it returns
+        // SAFETY: requires a dictionary or null, a C string, and null to begin at the first entry. The entry it returns
         // belongs to the dictionary and lives until the next change.
         let entry = unsafe {
             ffi::av_dict_get(
@@ -68,9 +72,9 @@ impl Options {
                 ffi::AV_DICT_IGNORE_SUFFIX,
             )
         };
-        // SAFETY: wants null or a valid entry that nobody writes; see above.
+        // SAFETY: requires null or a valid entry that nobody writes; see above.
         let entry = unsafe { entry.as_ref() }?;
-        // SAFETY: wants a C string; the keys of entries are.
+        // SAFETY: requires a C string; the keys of entries are.
         let key = unsafe { CStr::from_ptr(entry.key) };
         Some(key.to_string_lossy().into_owned())
     }
@@ -78,7 +82,7 @@ impl Options {
 
 impl Drop for Options {
     fn drop(&mut self) {
-        // SAFETY: wants a dictionary or null, and leaves null.
+        // SAFETY: requires a dictionary or null, and leaves null.
         unsafe { ffi::av_dict_free(&raw mut self.dictionary) };
     }
 }

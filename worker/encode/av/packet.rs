@@ -1,12 +1,15 @@
-//! Packets: what comes out of an encoder.
+//! Packets: what comes out of an encoder and goes into the muxer.
 
 use std::ptr::NonNull;
 
 use ffmpeg_sys_next as ffi;
 
-use super::AvError;
+use super::error::AvError;
 
-/// Compressed data of one picture, or of one stretch of sound.
+/// Takes packets on their way from an encoder to the muxer. `E` is the error of the caller.
+pub(crate) type PacketSink<'a, E> = dyn FnMut(&mut Packet) -> Result<(), E> + 'a;
+
+/// The compressed data of one picture, or of one block of sound.
 #[derive(Debug)]
 pub(crate) struct Packet(NonNull<ffi::AVPacket>);
 
@@ -14,8 +17,10 @@ pub(crate) struct Packet(NonNull<ffi::AVPacket>);
 unsafe impl Send for Packet {}
 
 impl Packet {
+    /// Allocates an empty packet.
+    ///
     /// # Errors
-    /// Only when there is no memory.
+    /// When there is no memory.
     pub(super) fn new() -> Result<Self, AvError> {
         // SAFETY: has no preconditions.
         let packet = unsafe { ffi::av_packet_alloc() };
@@ -24,7 +29,7 @@ impl Packet {
             .ok_or(AvError::out_of_memory("av_packet_alloc"))
     }
 
-    /// Places the packet on its track's time line, in the codec's time base; decoded and shown at the same time.
+    /// Places the packet on its track's time line, in the codec's time base. It is decoded and shown at the same time.
     pub(crate) fn set_time(&mut self, start: i64, duration: i64) {
         let packet = self.get_mut();
         packet.pts = start;
@@ -33,8 +38,8 @@ impl Packet {
     }
 
     pub(super) fn get_mut(&mut self) -> &mut ffi::AVPacket {
-        // SAFETY: wants a valid packet that nobody else reads or writes. It is allocated by `new`, freed by `drop`, and
-        // `self` is borrowed for as long as the reference lives.
+        // SAFETY: requires a valid packet that nobody else reads or writes. It is allocated by `new`, freed by `drop`,
+        // and `self` is borrowed for as long as the reference lives.
         unsafe { self.0.as_mut() }
     }
 
@@ -46,7 +51,7 @@ impl Packet {
 impl Drop for Packet {
     fn drop(&mut self) {
         let mut packet = self.0.as_ptr();
-        // SAFETY: wants a packet that nobody uses any more; `self` is its only owner.
+        // SAFETY: requires a packet that nobody uses any more; `self` is its only owner.
         unsafe { ffi::av_packet_free(&raw mut packet) };
     }
 }

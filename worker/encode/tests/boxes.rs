@@ -1,4 +1,4 @@
-//! What the messages are made of.
+//! The boxes that messages are made of.
 
 use mp4_atom::Codec;
 

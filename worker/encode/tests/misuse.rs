@@ -1,4 +1,4 @@
-//! What is refused, and what an abandoned encoder leaves behind.
+//! What an encoder refuses, and that one may be dropped at any point.
 
 use super::*;
 

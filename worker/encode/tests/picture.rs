@@ -1,4 +1,4 @@
-//! What is seen.
+//! The picture after decoding: its colours, its size, its quality.
 
 use super::*;
 

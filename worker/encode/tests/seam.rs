@@ -1,4 +1,4 @@
-//! What is heard, above all where one segment ends and the next begins.
+//! The sound after decoding, above all at the seam between two segments.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Where pictures and sound lie on the session's time line.
+//! The places of pictures and sound on the time line of the session.
 
 use super::*;
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{ConfigError, only, read};
-use crate::nn::sizes;
+use crate::nn::{LatentStatistics, sizes};
 use crate::weights::Weights;
 
 const PART: &str = "audio VAE";
@@ -61,7 +61,7 @@ struct Stft {
 }
 
 impl Config {
-    /// From `config.json` of the library's `AutoencoderKLLTX2Audio`.
+    /// Reads `config.json` of the library's `AutoencoderKLLTX2Audio`.
     ///
     /// # Errors
     /// Names the key that is missing or asks for what is not implemented.
@@ -82,7 +82,7 @@ impl Config {
         config.checked(library.output_channels)
     }
 
-    /// From the converter's `config.json`.
+    /// Reads the converter's `config.json`.
     ///
     /// # Errors
     /// As [`Config::library`].
@@ -163,7 +163,7 @@ impl Config {
     }
 }
 
-/// What both layouts say in the same words.
+/// The keys that both layouts share.
 fn switches(json: &Value) -> Result<(), ConfigError> {
     only(PART, json, "norm_type", &json!("pixel"))?;
     only(PART, json, "causality_axis", &json!("height"))?;
@@ -181,8 +181,7 @@ pub struct AudioVae {
     config: Config,
     encoder: Encoder,
     decoder: Decoder,
-    latents_mean: Tensor,
-    latents_std: Tensor,
+    statistics: LatentStatistics,
     kind: Kind,
     device: Device,
 }
@@ -190,20 +189,14 @@ pub struct AudioVae {
 impl AudioVae {
     pub fn new(config: &Config, weights: &Weights) -> Self {
         let (channels, columns) = (config.latent_channels, config.latent_mel_bins());
-        let statistics = |name| {
-            let values = weights.tensor_as(name, &[channels * columns], Kind::Float);
-            // It is empty where the checkpoint lacks it; then nothing is ever computed.
-            if values.numel() == 0 {
-                values
-            } else {
-                values.view([1, channels, 1, columns])
-            }
-        };
         Self {
             encoder: Encoder::new(config, &weights.sub("encoder")),
             decoder: Decoder::new(config, &weights.sub("decoder")),
-            latents_mean: statistics("latents_mean"),
-            latents_std: statistics("latents_std"),
+            statistics: LatentStatistics::new(
+                weights,
+                channels * columns,
+                &[1, channels, 1, columns],
+            ),
             kind: weights.kind(),
             device: weights.device(),
             config: config.clone(),
@@ -228,12 +221,12 @@ impl AudioVae {
 
     /// Latents `[B, C, L, M]` as the encoder gives them to those that the transformer works with, in float32.
     pub fn normalize(&self, latents: &Tensor) -> Tensor {
-        (latents.to_kind(Kind::Float) - &self.latents_mean) / &self.latents_std
+        self.statistics.normalize(latents)
     }
 
     /// The way back.
     pub fn unnormalize(&self, latents: &Tensor) -> Tensor {
-        latents.to_kind(Kind::Float) * &self.latents_std + &self.latents_mean
+        self.statistics.unnormalize(latents)
     }
 }
 
@@ -303,7 +296,7 @@ impl Encoder {
 struct Decoder {
     conv_in: CausalConv2d,
     mid: Mid,
-    /// From coarse to fine.
+    /// The levels from coarse to fine.
     up: Vec<UpLevel>,
     conv_out: CausalConv2d,
     ratio: i64,

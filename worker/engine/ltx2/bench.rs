@@ -26,7 +26,7 @@ use crate::weights::{Reading, Store, Weights, WeightsError};
 /// Configurations of LTX-2.0 as it was released, in the library's layout.
 const RELEASED: &str = include_str!("bench/released.json");
 
-/// What to measure.
+/// The parts to measure.
 #[derive(Debug)]
 pub struct BenchSpec {
     pub model: Model,
@@ -100,7 +100,7 @@ impl Request {
 }
 
 impl Default for Request {
-    /// As the service is run.
+    /// The sizes with which the service is run.
     fn default() -> Self {
         Self {
             height: 1088,
@@ -123,7 +123,7 @@ pub struct BenchReport {
     pub kernels: &'static str,
     pub request: Request,
     pub measured: Vec<Measured>,
-    /// Of everything that one segment needs, where all of it was measured.
+    /// The sum over everything that one segment needs, where all of it was measured.
     pub segment_seconds: Option<f64>,
 }
 
@@ -139,7 +139,7 @@ pub struct Measured {
     /// Multiplications and additions in matrices, attention and convolutions.
     pub tflop: Option<f64>,
     pub tflop_per_second: Option<f64>,
-    /// In tensors at most, weights included. None on the CPU.
+    /// The peak of bytes in tensors, weights included. None on the CPU.
     pub peak_gib: Option<f64>,
 }
 

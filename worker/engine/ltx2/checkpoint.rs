@@ -3,6 +3,7 @@
 //! Two layouts hold the same tensors, see [`Layout`]. Whatever the layout, a [`Part`]'s tensors answer to the library's names.
 //!
 //! - `tensors`: the tensors of one part, mapped into memory and not read before they are asked for;
+//! - `layout`: the layouts and the parts;
 //! - `names`: from the original names to the library's;
 //! - `hub`: from a repository's id to a folder.
 
@@ -16,72 +17,12 @@ use crate::nn::Precision;
 use crate::weights::{Reading, Store};
 use tensors::{Files, TensorFileError};
 
+pub use layout::{Component, Layout};
+
 pub mod hub;
+mod layout;
 pub mod names;
 pub mod tensors;
-
-/// How the parts lie in their folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// As diffusers saves a pipeline, and as `Lightricks/LTX-2` is published.
-    Library,
-    /// As FastVideo's converter writes it: the original tensor names, one file per part.
-    Original,
-}
-
-/// A network of the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Component {
-    TextEncoder,
-    Connectors,
-    Transformer,
-    VideoVae,
-    AudioVae,
-    Vocoder,
-    /// Only where the checkpoint has a second stage.
-    Upsampler,
-}
-
-impl Component {
-    /// In the order in which they are loaded: the largest first, so that a device that is too small is noticed early.
-    pub const ALL: [Self; 7] = [
-        Self::Transformer,
-        Self::TextEncoder,
-        Self::Connectors,
-        Self::VideoVae,
-        Self::Upsampler,
-        Self::AudioVae,
-        Self::Vocoder,
-    ];
-
-    /// The library's name of the part.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::TextEncoder => "text_encoder",
-            Self::Connectors => "connectors",
-            Self::Transformer => "transformer",
-            Self::VideoVae => "vae",
-            Self::AudioVae => "audio_vae",
-            Self::Vocoder => "vocoder",
-            Self::Upsampler => "latent_upsampler",
-        }
-    }
-
-    /// Folders where the part may lie, the usual one first.
-    fn folders(self, layout: Layout) -> &'static [&'static str] {
-        match (self, layout) {
-            (Self::TextEncoder, Layout::Library) => &["text_encoder"],
-            (Self::TextEncoder, Layout::Original) => &["text_encoder/gemma"],
-            (Self::Connectors, Layout::Library) => &["connectors"],
-            (Self::Connectors, Layout::Original) => &["text_encoder", "text_embedding_projection"],
-            (Self::Transformer, _) => &["transformer"],
-            (Self::VideoVae, _) => &["vae"],
-            (Self::AudioVae, _) => &["audio_vae"],
-            (Self::Vocoder, _) => &["vocoder"],
-            (Self::Upsampler, _) => &["latent_upsampler", "spatial_upscaler", "spatial_upsampler"],
-        }
-    }
-}
 
 /// Why a folder cannot be loaded. Every message says what the operator can look at.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Where the engine computes: on the CPU, or on a GPU whose backend is opened when it is asked for.
+//! The device that the engine computes on: the CPU, or a GPU whose backend is opened on request.
 //!
 //! The program links libtorch without CUDA, so that it starts anywhere. [`Compute::open`] looks for a driver and a GPU,
 //! opens `libtorch_cuda.so` and tells in words what is missing. It must come before any other question about CUDA:
@@ -197,7 +197,7 @@ impl Gpu {
         self.index
     }
 
-    /// As the driver says it, such as `NVIDIA H100 80GB HBM3`.
+    /// The driver's name of the GPU, such as `NVIDIA H100 80GB HBM3`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -229,7 +229,7 @@ impl Gpu {
         })
     }
 
-    /// Counts the peaks in [`Gpu::memory`] from now on.
+    /// Resets the peaks in [`Gpu::memory`].
     ///
     /// # Errors
     /// When libtorch refuses, as after a failure of the GPU.

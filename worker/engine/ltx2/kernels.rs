@@ -74,7 +74,7 @@ struct Functions {
     rms_norm_modulate: CudaFunction,
     add_gated: CudaFunction,
     norm_rotate: CudaFunction,
-    /// For 1, 2, 4 and 8 parts a thread.
+    /// The kernel's variants for 1, 2, 4 and 8 parts per thread.
     pixel_norm_silu_pad: [CudaFunction; 4],
     pad: [CudaFunction; 4],
     rgb8: CudaFunction,
@@ -251,7 +251,7 @@ impl CudaKernels {
         self.pad_with(&self.functions(x)?.pixel_norm_silu_pad, x, eps, padding)
     }
 
-    /// Only padded, the same otherwise.
+    /// Pads `x` only.
     pub fn pad(&self, x: &Tensor, padding: Padding) -> Option<Tensor> {
         self.pad_with(&self.functions(x)?.pad, x, 0.0, padding)
     }

@@ -31,7 +31,6 @@ pub mod nn;
 pub mod ops;
 pub mod pipeline;
 pub mod pixels;
-mod recent;
 pub mod sampling;
 pub mod text;
 pub mod transformer;
@@ -39,3 +38,17 @@ pub mod upsampler;
 pub mod video_vae;
 pub mod vocoder;
 pub mod weights;
+
+/// An error's message, followed by those of its sources that it does not contain already.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}

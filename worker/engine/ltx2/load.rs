@@ -1,9 +1,10 @@
-//! From a checkpoint to the parts of a model on a device.
+//! Loads the parts of a model from a checkpoint onto a device.
 //!
 //! Every name, shape and type is checked, and every configuration value is read from the files; a part that does not fit is
 //! told before another one is loaded.
 
 use std::cell::{Cell, RefCell};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -28,13 +29,13 @@ use crate::vocoder::{self, Vocoder};
 use crate::weights::{Reading, Watch, Weights, WeightsError};
 
 /// Prompts whose contexts are kept: a session repeats its prompt, and sessions share a worker.
-const PROMPTS_KEPT: usize = 8;
+const PROMPTS_KEPT: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
 
 /// How a checkpoint is loaded.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub device: Device,
-    /// Of everything but the vocoder, which is float32.
+    /// The type of all parts but the vocoder, which is float32.
     pub precision: Precision,
     pub kernels: Kernels,
     /// Look for weights that are no finite numbers.
@@ -46,7 +47,7 @@ pub struct Options {
 pub struct Progress {
     /// The part that is being loaded.
     pub part: &'static str,
-    /// Of all parts, as stored.
+    /// The bytes of all parts that have been loaded, as stored.
     pub bytes_done: u64,
     pub bytes_total: u64,
 }
@@ -271,7 +272,7 @@ impl Loader<'_> {
     }
 }
 
-/// Counts what was loaded.
+/// Counts the bytes that were loaded.
 struct Meter {
     done: Cell<u64>,
     total: u64,

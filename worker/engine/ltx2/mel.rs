@@ -30,7 +30,7 @@ pub struct MelSpectrogram {
 }
 
 impl MelSpectrogram {
-    /// As the encoder of that configuration takes them.
+    /// Computes spectrograms as the encoder of that configuration expects them.
     pub fn new(config: &audio_vae::Config, device: Device) -> Self {
         let filters = slaney_filters(config.sample_rate, config.mel_bins);
         let bins = config.mel_bins;

@@ -12,7 +12,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// With a bias.
+    /// Reads a layer with a bias.
     pub fn new(weights: &Weights, in_features: i64, out_features: i64) -> Self {
         Self {
             weight: weights.tensor("weight", &[out_features, in_features]),
@@ -37,6 +37,42 @@ impl Linear {
         let mut y = self.forward(x);
         let _ = y.gelu_("tanh");
         y
+    }
+}
+
+/// The mean and the standard deviation of each latent value, by which an autoencoder's latents are normalized.
+#[derive(Debug)]
+pub struct LatentStatistics {
+    mean: Tensor,
+    std: Tensor,
+}
+
+impl LatentStatistics {
+    /// Reads `latents_mean` and `latents_std`, `values` of each, in a `shape` that broadcasts over the latents.
+    pub fn new(weights: &Weights, values: i64, shape: &[i64]) -> Self {
+        let read = |name| {
+            let tensor = weights.tensor_as(name, &[values], Kind::Float);
+            // The tensor is empty where the checkpoint lacks it; then nothing is ever computed.
+            if tensor.numel() == 0 {
+                tensor
+            } else {
+                tensor.view(shape)
+            }
+        };
+        Self {
+            mean: read("latents_mean"),
+            std: read("latents_std"),
+        }
+    }
+
+    /// Latents as the encoder makes them to those that the transformer works with, in float32.
+    pub fn normalize(&self, latents: &Tensor) -> Tensor {
+        (latents.to_kind(Kind::Float) - &self.mean) / &self.std
+    }
+
+    /// Latents of the transformer to those that the decoder reads, in float32.
+    pub fn unnormalize(&self, latents: &Tensor) -> Tensor {
+        latents.to_kind(Kind::Float) * &self.std + &self.mean
     }
 }
 
@@ -65,7 +101,7 @@ impl Precision {
 /// The sizes of a tensor's axes.
 ///
 /// # Panics
-/// When it has another number of axes: a mistake in the model's code, as the pieces fit whatever was asked for.
+/// Panics when the tensor has another number of axes, which is a mistake in the model's code.
 pub fn sizes<const AXES: usize>(x: &Tensor) -> [i64; AXES] {
     let sizes = x.size();
     match sizes.as_slice().try_into() {

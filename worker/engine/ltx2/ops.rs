@@ -13,7 +13,7 @@ use crate::kernels::CudaKernels;
 use crate::nn::{rms_norm, sizes};
 use crate::pixels::to_rgb8;
 
-/// What computes the functions of this module; each part holds a clone.
+/// The implementation of this module's functions; each part holds a clone.
 #[derive(Clone, Debug, Default)]
 pub enum Kernels {
     /// libtorch's operators, on any device. Rounds to the working type where the reference implementation does.
@@ -205,7 +205,7 @@ impl Kernels {
         padded
     }
 
-    /// Only padded.
+    /// Pads `x` without the norm and the activation.
     pub fn pad(&self, x: &Tensor, padding: Padding) -> Tensor {
         match self {
             Self::Cuda(kernels) => kernels.pad(x, padding),

@@ -12,6 +12,9 @@ mod plan;
 mod request;
 mod stage;
 
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
 use tch::{Device, IndexOp, Kind, Tensor};
 
 use self::plan::{Plan, StagePlan};
@@ -22,7 +25,6 @@ pub use self::request::{
 use crate::audio_vae::AudioVae;
 use crate::mel::MelSpectrogram;
 use crate::pixels::from_rgb8;
-use crate::recent::Recent;
 use crate::sampling::latents::{self, VideoGrid};
 use crate::sampling::noise::{self, Noise};
 use crate::sampling::schedule::Scheduler;
@@ -52,10 +54,10 @@ pub struct Parts {
 pub struct Pipeline {
     parts: Parts,
     settings: Settings,
-    /// Where sound is heard again.
+    /// Encodes the played sound again, where the settings ask for that.
     mel: Option<MelSpectrogram>,
     /// Keys and values of the latest prompts; they do not depend on the noise level.
-    texts: Recent<TextContext>,
+    texts: LruCache<String, TextContext>,
 }
 
 /// Parts or settings that do not go together.
@@ -78,6 +80,7 @@ impl Pipeline {
             Scheduler::Distilled => 1,
             Scheduler::Base(_) => 2,
         };
+        let prompts = NonZeroUsize::new(prompts).expect("one or two");
         let mel = settings
             .audio_reencode
             .then(|| MelSpectrogram::new(parts.audio_vae.config(), parts.device));
@@ -85,7 +88,7 @@ impl Pipeline {
             parts,
             settings,
             mel,
-            texts: Recent::new(prompts),
+            texts: LruCache::new(prompts),
         })
     }
 
@@ -125,7 +128,7 @@ impl Pipeline {
         tch::no_grad(|| self.run(request, &plan, &noise, output))
     }
 
-    /// The same from given noise, one for each stage, instead of the seed's.
+    /// Generates from the given noise, one for each stage, instead of the seed's noise.
     ///
     /// # Errors
     /// As [`Self::generate`].
@@ -186,32 +189,35 @@ impl Pipeline {
     /// Computes what the transformer needs of a prompt, unless it is there.
     fn prepare(&mut self, prompt: &str) -> Result<(), GenerateError> {
         let prompt = prompt.trim();
-        if self.texts.touch(prompt).is_none() {
+        if self.texts.get(prompt).is_none() {
             let contexts = self.parts.text.encode(prompt)?;
-            self.texts.make_room();
+            // The room is made first, since computing the new context may need the memory.
+            while self.texts.len() >= self.texts.cap().get() {
+                self.texts.pop_lru();
+            }
             let text = self
                 .parts
                 .transformer
                 .text(&contexts.video, &contexts.audio);
-            self.texts.put(prompt, text);
+            self.texts.put(prompt.to_owned(), text);
         }
         Ok(())
     }
 
-    /// After [`Self::prepare`].
+    /// The prompt's context, which [`Self::prepare`] has computed.
     fn text(&self, prompt: &str) -> &TextContext {
-        let text = self.texts.get(prompt.trim());
+        let text = self.texts.peek(prompt.trim());
         text.expect("prepared before, and there is room for all that a request needs")
     }
 
-    /// What is given of the picture, as tokens `[1, kept, C]`: the start of the clip.
+    /// The picture's conditioning as tokens `[1, kept, C]`: the start of the clip.
     fn video_clean(&self, request: &Request<'_>, stage: &StagePlan) -> Option<Tensor> {
         let frames = request.start.frames()?.to_device(self.parts.device);
         let pixels = from_rgb8(&frames, stage.height, stage.width);
         Some(latents::pack_video(&self.parts.video_vae.encode(&pixels)))
     }
 
-    /// What is given of the sound, as tokens `[1, kept, D]`: its start.
+    /// The sound's conditioning as tokens `[1, kept, D]`: the start of the sound.
     fn audio_clean(&self, request: &Request<'_>, plan: &Plan) -> Option<Tensor> {
         let cached = request.start.audio_latents()?; // [1, C, T, M]
         let (first, kept) = (cached.size()[2] - plan.kept_audio, plan.kept_audio);

@@ -1,4 +1,4 @@
-//! From noise to latents: what does not depend on the network.
+//! Sampling: the parts of the way from noise to latents that do not depend on the network.
 //!
 //! - `schedule`: the noise levels that a stage visits;
 //! - `noise`: the random numbers that a request starts from;

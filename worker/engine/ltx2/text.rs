@@ -1,4 +1,4 @@
-//! From a prompt to the contexts that the transformer attends to.
+//! The text encoder: from a prompt to the contexts that the transformer attends to.
 //!
 //! - `tokens`: the prompt's token ids;
 //! - `gemma`: the language model, of which every layer's output is used;
@@ -11,14 +11,16 @@ pub mod connectors;
 pub mod gemma;
 pub mod tokens;
 
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
 use tch::Tensor;
 
 use self::connectors::Connectors;
 use self::gemma::Gemma;
 use self::tokens::{Tokenizer, TokensError};
-use crate::recent::Recent;
 
-/// What the transformer attends to, for one prompt.
+/// The contexts of one prompt, which the transformer attends to.
 #[derive(Debug)]
 pub struct Contexts {
     /// `[1, text, width]`.
@@ -28,7 +30,7 @@ pub struct Contexts {
 }
 
 impl Contexts {
-    /// The same tensors under another owner.
+    /// A second handle to the same tensors.
     pub fn share(&self) -> Self {
         Self {
             video: self.video.shallow_clone(),
@@ -43,7 +45,8 @@ pub struct TextEncoder {
     tokenizer: Tokenizer,
     gemma: Gemma,
     connectors: Connectors,
-    recent: Recent<Contexts>,
+    /// The contexts of the latest prompts.
+    recent: LruCache<String, Contexts>,
 }
 
 impl TextEncoder {
@@ -55,7 +58,7 @@ impl TextEncoder {
         tokenizer: Tokenizer,
         gemma: Gemma,
         connectors: Connectors,
-        capacity: usize,
+        capacity: NonZeroUsize,
     ) -> Result<Self, TextError> {
         let (largest, vocabulary) = (tokenizer.largest_id(), gemma.vocabulary());
         if largest >= vocabulary {
@@ -72,7 +75,7 @@ impl TextEncoder {
             tokenizer,
             gemma,
             connectors,
-            recent: Recent::new(capacity),
+            recent: LruCache::new(capacity),
         })
     }
 
@@ -82,7 +85,7 @@ impl TextEncoder {
     /// When the tokenizer cannot read the prompt.
     pub fn encode(&mut self, prompt: &str) -> Result<Contexts, TextError> {
         let prompt = prompt.trim();
-        if let Some(contexts) = self.recent.touch(prompt) {
+        if let Some(contexts) = self.recent.get(prompt) {
             return Ok(contexts.share());
         }
         let ids = self.tokenizer.encode(prompt)?;
@@ -91,7 +94,7 @@ impl TextEncoder {
             let states = self.gemma.forward(&ids, length);
             self.connectors.forward(&states, length)
         });
-        self.recent.put(prompt, contexts.share());
+        self.recent.put(prompt.to_owned(), contexts.share());
         Ok(contexts)
     }
 }

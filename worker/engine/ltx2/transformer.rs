@@ -170,7 +170,7 @@ impl TextProjection {
     }
 }
 
-/// From a stream's last tokens to its velocity.
+/// The output head: from a stream's last tokens to its velocity.
 #[derive(Debug)]
 struct Output {
     /// `[2, D]`.

@@ -13,7 +13,7 @@ use crate::weights::Weights;
 const PART: &str = "latent upsampler";
 const GROUPS: i64 = 32;
 const EPS: f64 = 1e-5;
-/// By how much rows and columns become more.
+/// The factor by which rows and columns grow.
 const SCALE: i64 = 2;
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// From `config.json` of the library's `LTX2LatentUpsamplerModel`.
+    /// Reads `config.json` of the library's `LTX2LatentUpsamplerModel`.
     ///
     /// # Errors
     /// Names the key that is missing or asks for what is not implemented.
@@ -35,7 +35,7 @@ impl Config {
         Self::common(json)
     }
 
-    /// From the converter's `config.json`.
+    /// Reads the converter's `config.json`.
     ///
     /// # Errors
     /// As [`Config::library`].
@@ -67,7 +67,7 @@ pub struct Upsampler {
     initial_conv: Conv,
     initial_norm: GroupNorm,
     res_blocks: Vec<ResBlock>,
-    /// For each frame alone.
+    /// The convolution that upsamples each frame by itself.
     upsampler_conv: Conv,
     post_upsample_res_blocks: Vec<ResBlock>,
     final_conv: Conv,

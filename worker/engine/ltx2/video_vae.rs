@@ -22,6 +22,7 @@ pub use self::config::{Config, Padding, Side, Stage};
 use self::decoder::Decoder;
 use self::encoder::Encoder;
 pub use self::tiling::{Tile, Tiling, TilingError};
+use crate::nn::LatentStatistics;
 use crate::ops::Kernels;
 use crate::weights::Weights;
 
@@ -31,8 +32,7 @@ pub struct VideoVae {
     config: Config,
     encoder: Encoder,
     decoder: Decoder,
-    latents_mean: Tensor,
-    latents_std: Tensor,
+    statistics: LatentStatistics,
     kind: Kind,
     device: Device,
     kernels: Kernels,
@@ -40,20 +40,10 @@ pub struct VideoVae {
 
 impl VideoVae {
     pub fn new(config: &Config, weights: &Weights, kernels: &Kernels) -> Self {
-        let statistics = |name| {
-            let values = weights.tensor_as(name, &[config.latent_channels], Kind::Float);
-            // It is empty where the checkpoint lacks it; then nothing is ever computed.
-            if values.numel() == 0 {
-                values
-            } else {
-                values.view([1, -1, 1, 1, 1])
-            }
-        };
         Self {
             encoder: Encoder::new(config, &weights.sub("encoder"), kernels),
             decoder: Decoder::new(config, &weights.sub("decoder"), kernels),
-            latents_mean: statistics("latents_mean"),
-            latents_std: statistics("latents_std"),
+            statistics: LatentStatistics::new(weights, config.latent_channels, &[1, -1, 1, 1, 1]),
             kind: weights.kind(),
             device: weights.device(),
             kernels: kernels.clone(),
@@ -73,12 +63,12 @@ impl VideoVae {
 
     /// Latents `[B, C, f, h, w]` as the encoder gives them to those that the transformer works with, in float32.
     pub fn normalize(&self, latents: &Tensor) -> Tensor {
-        (latents.to_kind(Kind::Float) - &self.latents_mean) / &self.latents_std
+        self.statistics.normalize(latents)
     }
 
     /// The way back.
     pub fn unnormalize(&self, latents: &Tensor) -> Tensor {
-        latents.to_kind(Kind::Float) * &self.latents_std + &self.latents_mean
+        self.statistics.unnormalize(latents)
     }
 
     /// Normalized latents `[B, C, f, h, w]` to pixels `[B, 3, F, H, W]`, about −1…1.
@@ -123,7 +113,7 @@ impl VideoVae {
         tiling::Plan::new(tiling, &self.config, latents)
     }
 
-    /// What the decoder takes.
+    /// The latents in the form that the decoder takes.
     fn latents(&self, normalized: &Tensor) -> Tensor {
         self.unnormalize(&normalized.to_device(self.device))
             .to_kind(self.kind)

@@ -14,9 +14,9 @@ use crate::weights::Weights;
 const PART: &str = "vocoder";
 /// Places that the first and the last convolution see.
 const KERNEL: i64 = 7;
-/// Of the leaky ReLU before the last convolution; it is not the configured one, in the reference too.
+/// The slope of the leaky ReLU before the last convolution. The reference does not use the configured slope there either.
 const FINAL_SLOPE: f64 = 0.01;
-/// What the converter's layout leaves to the reference's code.
+/// The values that the converter's layout leaves to the reference's code.
 const ORIGINAL_SLOPE: f64 = 0.1;
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -47,7 +47,7 @@ struct Original {
 }
 
 impl Config {
-    /// From `config.json` of the library's `LTX2Vocoder`.
+    /// Reads `config.json` of the library's `LTX2Vocoder`.
     ///
     /// # Errors
     /// Names the key that is missing or asks for what is not implemented.
@@ -60,7 +60,7 @@ impl Config {
         config.checked()
     }
 
-    /// From the converter's `config.json`; the number of mel bins, which it does not tell, comes from the first weight.
+    /// Reads the converter's `config.json`; the number of mel bins, which it does not tell, comes from the first weight.
     ///
     /// # Errors
     /// As [`Config::library`].

@@ -27,7 +27,7 @@ pub struct Store {
 /// How the tensors of files are read.
 #[derive(Clone, Default)]
 pub struct Reading {
-    /// Told of every tensor that was loaded.
+    /// A callback for each tensor that was loaded.
     pub watch: Option<Watch>,
     /// Look for values that are no finite numbers.
     pub check_values: bool,
@@ -35,16 +35,16 @@ pub struct Reading {
     pub dry: bool,
 }
 
-/// Told of every tensor that was loaded: its bytes as stored.
+/// A callback for each tensor that was loaded; it gets the tensor's size in bytes as stored.
 pub type Watch = Rc<dyn Fn(u64)>;
 
-/// Where tensors come from.
+/// The source of tensors.
 enum Source {
-    /// By library name.
+    /// Tensors in memory by library name.
     Tensors(BTreeMap<String, Tensor>),
     /// Mapped files: what is taken is copied once, from there to the device.
     Files(Rc<Files>),
-    /// Whatever is asked for exists, with small random values: for measuring without a checkpoint.
+    /// Every requested tensor exists, with small random values: for benchmarks without a checkpoint.
     Random,
 }
 
@@ -216,7 +216,7 @@ impl Store {
         Ok(tensor)
     }
 
-    /// Has the shape and takes no memory, so that whoever asked can go on until [`Self::finish`].
+    /// A placeholder with the shape and without memory, so that construction can continue until [`Self::finish`].
     fn stand_in(&self, shape: &[i64], kind: Kind) -> Tensor {
         Tensor::zeros([1], (kind, self.device)).expand(shape, false)
     }

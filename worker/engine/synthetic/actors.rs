@@ -1,7 +1,9 @@
 //! Who moves in the picture: on the ground, on the water, in the sky.
 
 mod beasts;
+mod pen;
 
+use self::pen::{Pen, facing, reach};
 use super::colour::Rgb;
 use super::draw::Canvas;
 use super::layer::Layer;
@@ -11,71 +13,10 @@ use super::wave::{self, Dice};
 use super::words::Actor;
 use super::world::World;
 
-/// Draws in an actor's own measure: x forward, y up, its height about 1.
-struct Pen<'a, 'c> {
-    canvas: &'a mut Canvas<'c>,
-    shape: &'a mut Shape,
-    /// Where the actor's feet are, in pixels.
-    origin: [f32; 2],
-    /// Pixels of one unit.
-    scale: f32,
-    /// 1 when it faces right, else -1.
-    facing: f32,
-}
-
-impl Pen<'_, '_> {
-    fn at(&self, [x, y]: [f32; 2]) -> [f32; 2] {
-        [
-            self.origin[0] + x * self.scale * self.facing,
-            self.origin[1] - y * self.scale,
-        ]
-    }
-
-    fn polygon(&mut self, points: &[[f32; 2]]) {
-        let points: Vec<_> = points.iter().map(|&p| self.at(p)).collect();
-        self.shape.polygon(&points);
-    }
-
-    fn limb(&mut self, from: [f32; 2], to: [f32; 2], radii: [f32; 2]) {
-        let (from, to) = (self.at(from), self.at(to));
-        self.shape.limb(from, to, radii.map(|r| r * self.scale));
-    }
-
-    fn circle(&mut self, centre: [f32; 2], radius: f32) {
-        let centre = self.at(centre);
-        self.shape.circle(centre, radius * self.scale);
-    }
-
-    fn ellipse(&mut self, centre: [f32; 2], radii: [f32; 2], tilt: f32) {
-        let centre = self.at(centre);
-        let tilt = -tilt * self.facing;
-        self.shape
-            .ellipse(centre, radii.map(|r| r * self.scale), tilt);
-    }
-
-    fn paint(&mut self, colour: Rgb) {
-        self.shape.paint(self.canvas, colour, 1.0);
-    }
-
-    fn paint_faint(&mut self, colour: Rgb, alpha: f32) {
-        self.shape.paint(self.canvas, colour, alpha);
-    }
-}
-
-/// Moves a point by a length in a direction, 0 being down and positive forward, in turns.
-fn reach([x, y]: [f32; 2], length: f32, angle: f32) -> [f32; 2] {
-    let phase = wave::turns(angle);
-    [x + wave::sin(phase) * length, y - wave::cos(phase) * length]
-}
-
 /// An actor's own colour in the light of the scene.
 fn lit(scene: &Scene, colour: Rgb) -> Rgb {
     let dark = scene.palette.middle.luma() < 110.0;
     colour.mix(scene.palette.top, if dark { 0.28 } else { 0.06 })
-}
-
-fn facing(scene: &Scene) -> f32 {
-    if scene.speed < 0 { -1.0 } else { 1.0 }
 }
 
 fn named(scene: &Scene, of: &[Actor]) -> impl Iterator<Item = (Actor, Rgb)> {

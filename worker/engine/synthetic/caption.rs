@@ -1,4 +1,4 @@
-//! What is written into the picture: the prompt, the counter, and the warning that a state was lost.
+//! The text in the picture: the prompt, the counter, and the warning that a state was lost.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -18,7 +18,7 @@ const PROMPT_CHARS: usize = 600;
 const FIGURE_SPACE: char = '\u{2007}';
 const LOST: &str = "STATE LOST";
 
-/// What the counter says besides the frame.
+/// The counter's text besides the frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counter {
     pub(super) segment_idx: u32,
@@ -65,7 +65,7 @@ impl Counter {
         u64::from(self.segment_idx) + 1
     }
 
-    /// As wide as the largest frame number.
+    /// The width of the largest frame number.
     fn blank(self) -> String {
         let digits = self.num_frames.to_string().len();
         FIGURE_SPACE.to_string().repeat(digits)
@@ -77,7 +77,7 @@ struct CounterMasks {
     before: Mask,
     digits: [Mask; 10],
     after: Mask,
-    /// Where digits begin and end, and how far apart they are.
+    /// The position of the digits and the distance between them.
     from: f32,
     to: f32,
     pitch: f32,
@@ -305,7 +305,7 @@ fn smooth(dots: Dots, u: f32, v: f32) -> f32 {
     upper * (1.0 - fv) + lower * fv
 }
 
-/// What the font does not have is an empty box.
+/// A character that the font does not have becomes an empty box.
 fn dots(c: char) -> Dots {
     const UNKNOWN: Dots = [0, 0x7e, 0x42, 0x42, 0x42, 0x42, 0x7e, 0];
     if c.is_whitespace() || c.is_control() {

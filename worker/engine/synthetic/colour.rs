@@ -10,7 +10,7 @@
 pub(super) struct Rgb(pub(super) [u8; 3]);
 
 impl Rgb {
-    /// From `0xRRGGBB`.
+    /// Reads `0xRRGGBB`.
     pub(super) const fn hex(rgb: u32) -> Self {
         let [_, r, g, b] = rgb.to_be_bytes();
         Self([r, g, b])

@@ -168,7 +168,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// Only what lies between a line and a lower one, which something else will be painted below of.
+    /// Paints between a line and a lower one; something else will be painted below that one.
     pub(super) fn band(
         &mut self,
         edges: &[f32],

@@ -8,24 +8,14 @@
 
 use super::actors;
 use super::draw::Canvas;
-use super::layer::Layer;
-use super::plan;
+use super::plan::{self, Part};
 use super::scene::Scene;
 use super::shape::Shape;
 use super::sky;
-use super::water::{self, Water};
+use super::water;
 use super::weather;
 use super::words::Weather;
 use super::world::World;
-
-/// What lies behind one another, from far to near.
-#[derive(Debug)]
-pub(super) enum Part {
-    Layer(Layer),
-    Water(Water),
-    /// Whoever walks or drives here, on the layer that comes next.
-    Walkers,
-}
 
 #[derive(Debug)]
 pub(super) struct Painter {
@@ -35,7 +25,7 @@ pub(super) struct Painter {
     /// The still part of the picture.
     backdrop: Vec<u8>,
     parts: Vec<Part>,
-    /// For each part the rows of its upper line; empty where it has none.
+    /// The rows of each part's upper line; empty where it has none.
     edges: Vec<Vec<f32>>,
     shape: Shape,
 }
@@ -110,7 +100,7 @@ impl Painter {
         weather::paint(scene, world, canvas);
     }
 
-    /// For each part the row from which nearer ones hide it.
+    /// The row of each part from which nearer ones hide it.
     fn hidden_from(&self, world: &World) -> Vec<usize> {
         let mut limits = vec![self.height; self.parts.len()];
         let mut limit = self.height;

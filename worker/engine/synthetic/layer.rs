@@ -28,18 +28,18 @@ pub(super) struct Layer {
 #[derive(Clone, Debug)]
 pub(super) struct Coat {
     pub(super) below: Below,
-    /// By row, from the outline's highest place down.
+    /// The columns by row, from the outline's highest place down.
     pub(super) colours: Vec<Rgb>,
 }
 
-/// Where a coat begins, in picture heights; the lowest of all that are given.
+/// The height at which a coat begins, in picture heights; the lowest of all that are given.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Below {
     /// So far below the outline itself.
     pub(super) crest: f32,
     /// Below a jagged line at about this height above the base line.
     pub(super) snow_line: Option<f32>,
-    /// Where light from the right does not reach: below the outline as it is so far to the right.
+    /// The shade: light from the right does not reach below the outline as it is so far to the right.
     pub(super) lit: Option<f32>,
 }
 
@@ -177,7 +177,7 @@ impl Layer {
     }
 }
 
-/// What one column is on an outline.
+/// The change of an outline's phase from one column to the next.
 fn phase_step(height: usize) -> u32 {
     (4_294_967_296.0 / f64::from(PERIOD) / height as f64) as u32
 }

@@ -1,7 +1,6 @@
 //! Which layers make a scene's land.
 
 use super::colour::Rgb;
-use super::landscape::Part;
 use super::layer::{Below, Coat, Lamp, Layer};
 use super::scene::{Light, Scene};
 use super::terrain::{Outline, PERIOD};
@@ -12,7 +11,16 @@ use super::words::{Actor, Terrain, Weather};
 /// The base line of the ground that actors walk on, in picture heights from the top.
 const NEAR_BASE: f32 = 0.83;
 
-/// From far to near.
+/// A layer of the landscape.
+#[derive(Debug)]
+pub(super) enum Part {
+    Layer(Layer),
+    Water(Water),
+    /// The actors that walk or drive on the layer that comes next.
+    Walkers,
+}
+
+/// The layers from far to near.
 pub(super) fn parts(scene: &Scene, land: u64, height: usize) -> Vec<Part> {
     let mut plan = Plan {
         scene,
@@ -307,7 +315,7 @@ impl Plan<'_> {
         self.parts.push(Part::Layer(layer));
     }
 
-    /// As `push`, but green stays below the snow.
+    /// Like `push`, but green stays below the snow.
     fn push_trees(&mut self, outline: Outline, depth: f32, base: f32, nearness: f32) {
         let mut layer = self.layer(outline, depth, base, nearness);
         layer.coats[1].below.lit = Some(0.003 + 0.008 * depth);

@@ -1,4 +1,4 @@
-//! From a prompt's words to the parameters of a picture and its sound.
+//! Turns a prompt's words into the parameters of a picture and its sound.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -17,7 +17,7 @@ pub(super) struct Scene {
     pub(super) terrain: Terrain,
     pub(super) water: bool,
     pub(super) light: Light,
-    /// Where sun or moon stand, in 1/255 of width and height.
+    /// The position of the sun or the moon, in 1/255 of width and height.
     pub(super) light_at: [u8; 2],
     /// Bits of [`Weather`].
     pub(super) weather: u16,
@@ -119,7 +119,7 @@ impl Palette {
 /// The prompt's words, sorted by what they speak of.
 #[derive(Debug, Default)]
 struct Reading {
-    /// Of all words that carry a picture.
+    /// The hash of all words that carry a picture.
     hash: u64,
     time: Option<Time>,
     terrain: Option<Terrain>,

@@ -1,4 +1,4 @@
-//! What stands still behind everything else, and what hangs in the air before it: stars, clouds, northern lights.
+//! The still background behind everything else, and the stars, clouds and northern lights in front of it.
 
 #![expect(
     clippy::cast_possible_truncation,

@@ -34,7 +34,7 @@ const SEMITONES: [f32; 12] = [
     1.887_749,
 ];
 
-/// What a scene sounds like.
+/// The sound of a scene.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Chord {
     hz: [f32; VOICES],

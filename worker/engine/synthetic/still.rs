@@ -12,7 +12,7 @@ use image::imageops::FilterType;
 
 use super::draw;
 use super::wave;
-use crate::engine::{EngineError, picture};
+use crate::engine::{EngineError, initial_image};
 
 /// How much wider than the picture the image is, so that it can pan.
 const PAN: f32 = 0.06;
@@ -27,7 +27,7 @@ pub(super) struct Still {
 
 impl Still {
     pub(super) fn open(path: &Path, width: usize, height: usize) -> Result<Self, EngineError> {
-        let image = picture::read(path)?;
+        let image = initial_image::read(path)?;
         let wide = width + (width as f32 * PAN) as usize + 1;
         let scaled = image.resize_to_fill(wide as u32, height as u32, FilterType::Triangle);
         Ok(Self {

@@ -8,7 +8,7 @@
 
 use super::wave::{self, Dice};
 
-/// After so many picture heights the land repeats.
+/// The period of the land in picture heights.
 pub(super) const PERIOD: f32 = 8.0;
 
 /// Heights above a base line, in picture heights, over one period.

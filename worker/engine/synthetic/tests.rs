@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use fastvideo_proto::job::Stage;
 use fastvideo_proto::job::VideoFormat;
-use fastvideo_proto::link::SyntheticSpec;
 
-use super::{AUDIO, Synthetic};
+use super::{AUDIO, Options, Synthetic};
 use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State};
 
 const CONDITIONING_FRAMES: u32 = 4;
@@ -49,8 +48,8 @@ impl Sink for Take {
     }
 }
 
-fn spec() -> SyntheticSpec {
-    SyntheticSpec {
+fn spec() -> Options {
+    Options {
         step: Duration::ZERO,
         frame: Duration::ZERO,
         load: Duration::ZERO,

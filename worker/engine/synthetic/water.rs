@@ -15,7 +15,7 @@ use super::sky;
 use super::wave::{self, Dice};
 use super::world::World;
 
-/// Where the horizon is when the camera looks straight ahead, in picture heights from the top.
+/// The height of the horizon when the camera looks straight ahead, in picture heights from the top.
 pub(super) const HORIZON: f32 = 0.64;
 
 /// The row where the water begins.
@@ -43,7 +43,7 @@ struct Swell {
     /// Rows.
     base: f32,
     next_base: f32,
-    /// In pixels.
+    /// The amplitude of the waves in pixels.
     amount: f32,
 }
 

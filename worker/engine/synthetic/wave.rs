@@ -99,7 +99,7 @@ impl Dice {
         scramble(self.0) as u32
     }
 
-    /// In 0..1.
+    /// A pseudo-random number in 0..1.
     pub(super) fn unit(&mut self) -> f32 {
         fraction(self.bits())
     }
@@ -108,7 +108,7 @@ impl Dice {
         low + (high - low) * self.unit()
     }
 
-    /// In 0..n.
+    /// A pseudo-random number in 0..n.
     pub(super) fn below(&mut self, n: u32) -> u32 {
         ((u64::from(self.bits()) * u64::from(n)) >> 32) as u32
     }

@@ -1,4 +1,4 @@
-//! What falls or floats between the camera and the land.
+//! Rain, snow and whatever else falls or floats between the camera and the land.
 //!
 //! Every particle is a pair of phases that turn with time and with the camera's way; near ones are larger and faster.
 
@@ -37,7 +37,7 @@ fn room(canvas: &Canvas<'_>) -> [f32; 2] {
     [canvas.width as f32 / canvas.height as f32 + 0.3, 1.2]
 }
 
-/// Where a particle is in pixels that drifts at so many picture heights per second.
+/// The position in pixels of a particle that drifts at so many picture heights per second.
 fn place(
     world: &World,
     canvas: &Canvas<'_>,

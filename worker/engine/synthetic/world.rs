@@ -1,4 +1,4 @@
-//! What a continuation state carries of the moving picture and its sound, and its form in the latents.
+//! The part of the moving picture and its sound that a continuation state carries, and its form in the latents.
 //!
 //! The world advances by the frame and by the sample, in fixed point, so that a continued segment takes up exactly where
 //! the one before ended.
@@ -19,7 +19,7 @@ pub(super) const VOICES: usize = 4;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct World {
-    /// From which the land is made; stays when the prompt changes.
+    /// The seed of the land; it stays when the prompt changes.
     pub(super) land: u64,
     /// Seconds, 32.32 fixed point.
     pub(super) time: u64,

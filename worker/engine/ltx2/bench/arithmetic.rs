@@ -19,7 +19,7 @@ fn matrix(rows: i64, from: i64, to: i64) -> f64 {
     2.0 * rows as f64 * from as f64 * to as f64
 }
 
-/// Of `queries` to `keys` over all heads, `width` together.
+/// The operations of attention from `queries` to `keys` over all heads, which are `width` wide together.
 pub(super) fn attention(queries: i64, keys: i64, width: i64) -> f64 {
     2.0 * matrix(queries, width, keys)
 }

@@ -1,4 +1,4 @@
-//! What is measured of each part.
+//! The measurements of each part.
 
 use tch::{Device, Kind, Tensor};
 
@@ -120,7 +120,7 @@ impl Bench<'_> {
         })
     }
 
-    /// What a step's time goes to: the parts of one block.
+    /// The breakdown of a step: the parts of one block.
     fn block(
         &mut self,
         config: &transformer::Config,
@@ -183,7 +183,7 @@ impl Bench<'_> {
         })
     }
 
-    /// What is between the matrices, for which there are kernels of our own.
+    /// The operations between the matrices, for which the package has kernels of its own.
     fn elementwise(
         &mut self,
         config: &transformer::Config,
@@ -416,7 +416,7 @@ fn audio_latents(request: &Request, per_second: f64) -> (i64, i64) {
     }
 }
 
-/// Ends decoding after the first frames.
+/// An output that ends decoding after the first frames.
 struct Stop;
 
 impl From<TilingError> for Stop {

@@ -1,4 +1,4 @@
-//! From what an operator calls a model to a folder: a path, or a repository's id, which is looked up in the local Hugging
+//! Resolves an operator's model argument to a folder: a path, or a repository's id, which is looked up in the local Hugging
 //! Face cache and downloaded into it where the network allows.
 
 use std::fs::File;
@@ -8,6 +8,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
 
 use super::{Checkpoint, CheckpointError};
+use crate::with_causes;
 
 /// Why there is no folder for a model.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +22,7 @@ pub enum HubError {
     NotDownloaded {
         id: String,
         cache: PathBuf,
-        /// What the cache lacks.
+        /// The files that the cache lacks.
         missing: String,
         why: String,
     },
@@ -37,7 +38,7 @@ pub enum HubError {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Download<'a> {
     pub file: &'a str,
-    /// Of this file, 0 to 1.
+    /// The progress of this file, 0 to 1.
     pub fraction: f32,
     /// Files that are complete, of how many.
     pub done: usize,
@@ -92,7 +93,7 @@ fn is_id(model: &str) -> bool {
         .is_some_and(|(owner, name)| part(owner) && part(name))
 }
 
-/// Where the Python library keeps its repositories, by the same variables.
+/// The folder in which the Python library caches repositories, found by the same environment variables.
 fn cache() -> Cache {
     let folder = |name| {
         std::env::var_os(name)
@@ -243,17 +244,6 @@ impl hf_hub::api::Progress for Meter<'_> {
     }
 
     fn finish(&mut self) {}
-}
-
-/// An error with those that it comes from, in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! From the names of the original checkpoint to the library's.
+//! Maps the tensor names of the original checkpoint to the library's.
 //!
 //! The pairs are those of the library's conversion script (diffusers 0.42.1, `scripts/convert_ltx2_to_diffusers.py`), the
 //! other way round from how they are read there.
 
-use super::{Component, Layout};
+use super::layout::{Component, Layout};
 use crate::text::gemma::library_name;
 
-/// What becomes of a stored tensor.
+/// The mapping of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
     Library(String),
@@ -134,7 +134,7 @@ fn words(name: &str, pairs: Words) -> String {
     renamed.collect::<Vec<_>>().join(".")
 }
 
-/// What programs put in front of a part's names when they save it with others.
+/// The prefixes that programs put before a part's names when they save it with others.
 fn without_prefix(component: Component, name: &str) -> &str {
     let prefixes: &[&str] = match component {
         Component::Transformer => &["model.diffusion_model.", "diffusion_model.", "model."],

@@ -12,8 +12,8 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
+use super::layout::{Component, Layout};
 use super::names::{Name, Names};
-use super::{Component, Layout};
 
 /// Why a part's files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -56,11 +56,11 @@ struct Shard {
 #[derive(Debug)]
 struct Entry {
     shard: usize,
-    /// As the file calls it, for messages.
+    /// The type's name in the file, for messages.
     stored: String,
     dtype: Dtype,
     shape: Vec<i64>,
-    /// In the shard's map.
+    /// Where the tensor's bytes begin in the shard's map.
     begin: usize,
     end: usize,
 }
@@ -154,7 +154,7 @@ impl Files {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// As stored.
+    /// The size in bytes as stored.
     pub fn bytes(&self) -> u64 {
         self.entries.values().map(Entry::bytes).sum()
     }
@@ -259,7 +259,7 @@ impl Shard {
     }
 }
 
-/// What a folder holds.
+/// The contents of a folder.
 #[derive(PartialEq)]
 enum Found {
     Nothing,

@@ -1,4 +1,4 @@
-//! What libtorch can do and `tch` does not pass on: its allocator's counters, its stream, which kernels it may choose.
+//! Functions of libtorch that `tch` does not expose: the allocator's counters, the stream, the choice of kernels.
 
 use std::ffi::c_int;
 
@@ -24,9 +24,9 @@ pub struct Refused(&'static str);
 /// Bytes of a device's memory in libtorch's caching allocator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocated {
-    /// In tensors now.
+    /// Bytes in tensors now.
     pub now: u64,
-    /// In tensors, at most since the last reset.
+    /// The peak of bytes in tensors since the last reset.
     pub peak: u64,
     /// Taken from the driver, at most since the last reset.
     pub reserved_peak: u64,
@@ -57,7 +57,7 @@ pub(crate) fn allocated(device: usize) -> Result<Allocated, Refused> {
     })
 }
 
-/// Counts peaks from now on.
+/// Resets the peak counters.
 pub(crate) fn reset_peaks(device: usize) -> Result<(), Refused> {
     // SAFETY: no pointers; exceptions do not leave the function.
     check(

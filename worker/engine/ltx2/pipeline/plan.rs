@@ -17,7 +17,7 @@ const SCALE: i64 = 2;
 
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// In order.
+    /// The stages in order.
     pub(super) stages: Vec<StagePlan>,
     pub(super) audio: AudioGrid,
     pub(super) guidance: Guidances,
@@ -28,9 +28,9 @@ pub(super) struct Plan {
     pub(super) kept_audio: i64,
     /// Frames at the start that belong to the segment before.
     pub(super) trimmed_frames: i64,
-    /// The same of the sound.
+    /// The samples at the start that belong to the segment before.
     pub(super) trimmed_samples: i64,
-    /// As long as the frames that are handed out.
+    /// The number of samples that play as long as the frames that are handed out.
     pub(super) samples: i64,
     /// Frames of the clip that the next segment begins with.
     pub(super) next_frames: Range<i64>,
@@ -42,17 +42,17 @@ pub(super) struct Plan {
 pub(super) struct StagePlan {
     pub(super) stage: Stage,
     pub(super) grid: VideoGrid,
-    /// In pixels.
+    /// Height and width of the stage's picture in pixels.
     pub(super) height: i64,
     pub(super) width: i64,
     /// The levels, down to 0.
     pub(super) sigmas: Vec<f32>,
 }
 
-/// What is taken over from the segment before.
+/// The conditioning that is taken over from the segment before.
 struct Kept {
     frames: i64,
-    /// In frames.
+    /// The length of the taken-over sound in frames.
     sound: i64,
     audio_latents: i64,
     /// Frames' worth of sound before the picture.

@@ -1,4 +1,4 @@
-//! What can be asked for, and what comes back.
+//! Requests, settings, and the results of a generation.
 
 use tch::Tensor;
 
@@ -33,7 +33,7 @@ pub enum Stages {
     Two,
 }
 
-/// What a segment takes over from the one before.
+/// The conditioning that a segment takes over from the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditioning {
     /// Frames: 0, or 1 more than a multiple of the frames that a latent holds.
@@ -45,7 +45,7 @@ pub struct Conditioning {
 }
 
 impl Default for Settings {
-    /// As the service runs the model.
+    /// The settings with which the service runs the model.
     fn default() -> Self {
         Self {
             draw_order: DrawOrder::Channels,
@@ -114,21 +114,21 @@ pub struct Request<'a> {
     /// Base weights only; has no effect at scale 1.
     pub negative_prompt: Option<&'a str>,
     pub seed: u64,
-    /// Of the first stage.
+    /// The number of denoise steps of the first stage.
     pub num_inference_steps: usize,
     /// 1 is none; distilled weights take no other.
     pub guidance_scale: f64,
-    /// In pixels, of the finished picture.
+    /// Height and width of the finished picture in pixels.
     pub height: i64,
     pub width: i64,
-    /// With those that a continued segment begins with and does not hand out.
+    /// The number of frames, including those that a continued segment begins with and does not hand out.
     pub num_frames: i64,
     /// Frames per second.
     pub fps: f64,
     pub start: Start<'a>,
 }
 
-/// What a segment begins with.
+/// The start of a segment.
 #[derive(Clone, Copy, Debug)]
 pub enum Start<'a> {
     Noise,
@@ -155,7 +155,7 @@ impl Start<'_> {
     }
 }
 
-/// What a segment leaves for the next one, on the CPU.
+/// The continuation state that a segment leaves for the next one, on the CPU.
 #[derive(Debug)]
 pub struct Continuation {
     /// The frames that the next segment begins with, rgb8 `[n, H, W, 3]`; none if it takes over none.
@@ -179,9 +179,9 @@ pub struct Latents {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// From noise.
+    /// The stage starts from pure noise.
     Denoise,
-    /// From the first stage's latents at twice the size.
+    /// The stage starts from the first stage's latents at twice their size.
     Refine,
 }
 
@@ -189,14 +189,14 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Step<'a> {
     pub stage: Stage,
-    /// Counts from 1.
+    /// The number of the step, from 1.
     pub step: usize,
     pub total_steps: usize,
-    /// After the step.
+    /// The latents after the step.
     pub latents: &'a Latents,
 }
 
-/// Where a segment goes while it is made.
+/// The receiver of a segment's sound and frames while it is generated.
 pub trait Output {
     /// True once nobody wants the segment any more.
     fn cancelled(&self) -> bool;

@@ -10,10 +10,10 @@ use crate::sampling::latents::{lay_over, noised};
 use crate::sampling::noise::Noise;
 use crate::transformer::{Geometry, Inputs, NoiseLevels, Positions, RotaryTables, TextContext};
 
-/// What a stage attends to.
+/// The contexts that a stage attends to.
 pub(super) struct Texts<'a> {
     pub(super) positive: &'a TextContext,
-    /// Where the guidance asks for it.
+    /// The context of the negative prompt, where the guidance needs one.
     pub(super) negative: Option<&'a TextContext>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// From noise, over `start` where a stage has gone before, to clean latents.
+    /// Denoises to clean latents: from pure noise, or from `start` with noise added where another stage came before.
     pub(super) fn denoise(
         &self,
         noise: &Noise,
@@ -89,7 +89,7 @@ impl Run<'_> {
         })
     }
 
-    /// With what is given in its place.
+    /// The latents with the conditioning tokens in their place.
     fn given(&self, latents: Latents) -> Latents {
         Latents {
             video: lay_over(latents.video, self.clean.video.as_ref()),

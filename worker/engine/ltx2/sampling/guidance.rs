@@ -1,4 +1,4 @@
-//! What is made of several predictions of the clean latents, for base weights.
+//! Guidance for base weights: combines several predictions of the clean latents.
 //!
 //! Follows diffusers 0.42.1, `pipelines/ltx2/pipeline_ltx2.py`.
 
@@ -55,9 +55,9 @@ impl Guidances {
 /// The other predictions of a step, where the guidance asks for them.
 #[derive(Debug)]
 pub struct Others<'a> {
-    /// With the negative prompt.
+    /// The prediction with the negative prompt.
     pub negative: Option<&'a Tensor>,
-    /// With picture and sound apart.
+    /// The prediction with picture and sound kept apart.
     pub isolated: Option<&'a Tensor>,
 }
 
@@ -67,13 +67,13 @@ impl Guidance {
         modality: 1.0,
         rescale: 0.0,
     };
-    /// What the model's authors use for the picture of base weights.
+    /// The values that the model's authors use for the picture of base weights.
     pub const VIDEO: Self = Self {
         text: 3.0,
         modality: 3.0,
         rescale: 0.7,
     };
-    /// The same for the sound.
+    /// The values that the model's authors use for the sound of base weights.
     pub const AUDIO: Self = Self {
         text: 7.0,
         modality: 3.0,

@@ -9,11 +9,11 @@ use crate::config::{self, ConfigError};
 
 const PART: &str = "scheduler";
 
-/// What distilled weights were trained on.
+/// The noise levels that distilled weights were trained on.
 pub const DISTILLED: [f32; 9] = [
     1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0,
 ];
-/// The same for the second stage, which starts from the first one's latents.
+/// The noise levels of the second stage, which starts from the first stage's latents.
 pub const REFINE: [f32; 4] = [0.909375, 0.725, 0.421875, 0.0];
 
 /// Why there is no schedule of that many steps.
@@ -65,7 +65,7 @@ fn subsets(full: &[f32], steps: usize) -> Vec<Vec<f32>> {
     partial.into_iter().map(ended).collect()
 }
 
-/// Where a checkpoint's schedules come from.
+/// The source of a checkpoint's schedules.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scheduler {
     /// Distilled weights: fixed levels, one pass a step.
@@ -104,7 +104,7 @@ struct Raw {
 }
 
 impl Scheduler {
-    /// From diffusers' `scheduler_config.json`: weights that want a dynamic shift are base weights.
+    /// Reads diffusers' `scheduler_config.json`: weights that want a dynamic shift are base weights.
     ///
     /// # Errors
     /// Names the key that is missing, or has a value which this engine does not implement.

@@ -17,7 +17,7 @@ use fastvideo_ltx2::sampling::schedule::Scheduler;
 use serde_json::{Value, json};
 use tch::{Device, IndexOp, Kind, Tensor};
 
-use crate::reference::{Golden, Reference, check, tiny_model};
+use crate::reference::{Golden, Reference, check, grids_of, tiny_model};
 use crate::video_vae::check_rgb8;
 
 /// The parts of a checkpoint, on the CPU.
@@ -160,24 +160,6 @@ fn grids(parts: &Parts, latents: &Latents, video: &VideoGrid, audio: &AudioGrid)
         parts.video_vae.unnormalize(&video),
         parts.audio_vae.unnormalize(&audio),
     ]
-}
-
-fn grids_of(video: &Tensor, audio: &Tensor) -> (VideoGrid, AudioGrid) {
-    let (v, a) = (video.size(), audio.size());
-    let video = VideoGrid {
-        channels: v[1],
-        frames: v[2],
-        height: v[3],
-        width: v[4],
-    };
-    (
-        video,
-        AudioGrid {
-            channels: a[1],
-            frames: a[2],
-            bins: a[3],
-        },
-    )
 }
 
 /// Checks a stage's result against un-normalized golden latents.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::OnceLock;
 
+use fastvideo_ltx2::sampling::latents::{AudioGrid, VideoGrid};
 use fastvideo_ltx2::weights::Store;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -195,4 +196,23 @@ pub(crate) fn check(what: &str, actual: &Tensor, expected: &Tensor, tolerance: f
         error <= tolerance,
         "{what}: relative error {error:e}, accepted {tolerance:e}"
     );
+}
+
+/// The grids of video latents `[B, C, f, h, w]` and audio latents `[B, C, T, M]`.
+pub(crate) fn grids_of(video: &Tensor, audio: &Tensor) -> (VideoGrid, AudioGrid) {
+    let (v, a) = (video.size(), audio.size());
+    let video = VideoGrid {
+        channels: v[1],
+        frames: v[2],
+        height: v[3],
+        width: v[4],
+    };
+    (
+        video,
+        AudioGrid {
+            channels: a[1],
+            frames: a[2],
+            bins: a[3],
+        },
+    )
 }

@@ -7,27 +7,13 @@ use fastvideo_ltx2::sampling::schedule::{self, DISTILLED, REFINE, Scheduler};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use crate::reference::{Reference, check};
+use crate::reference::{Reference, check, grids_of};
 
 fn grids(reference: &Reference) -> (VideoGrid, AudioGrid) {
     let golden = reference.golden("rng");
     let seed = reference.settings()["seed"].as_u64().unwrap();
-    let of = |i| golden.get(&format!("seed{seed}.pair.{i}")).size();
-    let (v, a) = (of(0), of(1));
-    let video = VideoGrid {
-        channels: v[1],
-        frames: v[2],
-        height: v[3],
-        width: v[4],
-    };
-    (
-        video,
-        AudioGrid {
-            channels: a[1],
-            frames: a[2],
-            bins: a[3],
-        },
-    )
+    let of = |i| golden.get(&format!("seed{seed}.pair.{i}"));
+    grids_of(of(0), of(1))
 }
 
 #[test]

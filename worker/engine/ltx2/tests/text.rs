@@ -1,5 +1,6 @@
 //! Tokenizer, Gemma 3 and connectors against the reference.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use fastvideo_ltx2::text::connectors::{self, Connectors};
@@ -152,7 +153,13 @@ fn contexts_of_a_prompt_are_kept() {
 
 fn encoder(reference: &Reference, kind: Kind) -> TextEncoder {
     let (gemma, connectors) = (gemma(reference, kind), connectors(reference, kind));
-    TextEncoder::new(tokenizer(reference), gemma, connectors, 2).unwrap()
+    TextEncoder::new(
+        tokenizer(reference),
+        gemma,
+        connectors,
+        NonZeroUsize::new(2).unwrap(),
+    )
+    .unwrap()
 }
 
 /// Any prompt gives finite contexts, the empty one too.
@@ -187,7 +194,13 @@ fn tokenizer_with_more_ids_than_the_embedding_is_refused() {
     let random = Store::random("text_encoder", Kind::Float, tch::Device::Cpu);
     let gemma = Gemma::new(&config, &random.root());
     let connectors = connectors(&reference, Kind::Float);
-    let refused = TextEncoder::new(tokenizer(&reference), gemma, connectors, 2).unwrap_err();
+    let refused = TextEncoder::new(
+        tokenizer(&reference),
+        gemma,
+        connectors,
+        NonZeroUsize::new(2).unwrap(),
+    )
+    .unwrap_err();
     assert!(
         matches!(
             refused,

@@ -1,4 +1,4 @@
-//! From the language model's states to one context for the picture and one for the sound.
+//! The connectors: they turn the language model's states into one context for the picture and one for the sound.
 //!
 //! Follows diffusers 0.42.1, `pipelines/ltx2/connectors.py`.
 
@@ -74,7 +74,7 @@ struct Original {
 }
 
 impl Config {
-    /// From diffusers' `config.json`.
+    /// Reads diffusers' `config.json`.
     ///
     /// # Errors
     /// Names the key that is missing, or has a value which this engine does not implement.
@@ -112,7 +112,7 @@ impl Config {
         .checked()
     }
 
-    /// From the `config.json` of FastVideo's text encoder.
+    /// Reads the `config.json` of FastVideo's text encoder.
     ///
     /// # Errors
     /// As [`Self::library`].
@@ -305,7 +305,7 @@ struct Rope {
     heads: i64,
     base_seq_len: i64,
     theta: f64,
-    /// Of the powers.
+    /// The type that the powers are computed in.
     kind: Kind,
 }
 

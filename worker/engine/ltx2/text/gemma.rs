@@ -40,16 +40,16 @@ pub struct Config {
     /// Attention scores are divided by its square root.
     pub query_pre_attn_scalar: f64,
     pub rms_norm_eps: f64,
-    /// Tokens that a local layer sees, the own one included.
+    /// The attention window of a local layer in tokens, the token itself included.
     pub sliding_window: i64,
     pub layers: Vec<LayerType>,
-    /// Of the local layers.
+    /// The rotation of the local layers.
     pub local_rope: Rope,
-    /// Of the global layers.
+    /// The rotation of the global layers.
     pub global_rope: Rope,
 }
 
-/// What a layer's tokens see of those before them.
+/// How far back a layer's tokens attend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum LayerType {
     #[serde(rename = "sliding_attention")]
@@ -105,7 +105,7 @@ struct RawRope {
     rope_theta: Option<f64>,
 }
 
-/// Of transformers' `Gemma3TextConfig`.
+/// The defaults of transformers' `Gemma3TextConfig`.
 mod defaults {
     pub(super) const LOCAL_THETA: f64 = 1e4;
     pub(super) const GLOBAL_THETA: f64 = 1e6;
@@ -132,7 +132,7 @@ mod defaults {
 }
 
 impl Config {
-    /// From transformers' `config.json`, in either of its two spellings.
+    /// Reads transformers' `config.json`, in either of its two spellings.
     ///
     /// # Errors
     /// Names the key that is missing, or has a value which this engine does not implement.
@@ -187,7 +187,7 @@ impl Raw {
         Ok(layers.clone())
     }
 
-    /// Of local and global layers.
+    /// The rotations of local and of global layers.
     fn ropes(&self) -> Result<(Rope, Rope), ConfigError> {
         if let Some(ropes) = &self.rope_parameters {
             let local = ropes.sliding_attention.read(defaults::LOCAL_THETA)?;
@@ -305,7 +305,8 @@ impl Gemma {
     }
 }
 
-/// What attention layers need to know of the positions: rotation, and which keys are seen (all up to the own one if none).
+/// The positions as attention layers need them: the rotation and the causal mask (without a
+/// mask, each token attends to all tokens before it).
 struct Seen {
     local: (Table, Option<Tensor>),
     global: (Table, Option<Tensor>),
@@ -508,7 +509,7 @@ mod tests {
         assert_eq!(name("decoder.x"), Some("decoder.x".to_owned()));
     }
 
-    /// As the 12B model was published: what equals the class's default is left out.
+    /// The configuration of the published 12B model, which leaves out what equals the class's default.
     #[test]
     fn old_spelling_is_read() {
         let config = Config::library(&json!({

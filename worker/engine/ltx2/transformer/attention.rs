@@ -63,13 +63,13 @@ impl Attention {
         }
     }
 
-    /// Of tokens `x` to themselves: `[B, N, D]` to `[B, N, D]`.
+    /// Self-attention of the tokens `x`: `[B, N, D]` to `[B, N, D]`.
     pub fn forward_self(&self, x: &Tensor, rotation: &Rotation) -> Tensor {
         let context = self.key_value(x, Some(rotation));
         self.attend(self.query(x, Some(rotation)), &context)
     }
 
-    /// Of tokens `x` to other tokens, `[B, S, context width]`.
+    /// Cross-attention of the tokens `x` to other tokens, `[B, S, context width]`.
     pub fn forward_cross(
         &self,
         x: &Tensor,
@@ -81,7 +81,7 @@ impl Attention {
         self.attend(self.query(x, Some(rotation)), &context)
     }
 
-    /// Of tokens `x` to keys and values computed before.
+    /// Cross-attention of the tokens `x` to keys and values that were computed before.
     pub fn forward_cached(&self, x: &Tensor, context: &KeyValue) -> Tensor {
         self.attend(self.query(x, None), context)
     }

@@ -22,7 +22,7 @@ pub struct Block {
     kernels: Kernels,
 }
 
-/// What a block needs besides the tokens.
+/// The inputs of a block besides the tokens.
 #[derive(Debug)]
 pub struct Surroundings<'a> {
     pub video: &'a Modulation,

@@ -41,7 +41,7 @@ pub struct Config {
     pub cross_attn_timestep_scale_multiplier: f64,
 }
 
-/// What FastVideo's converter writes; what it leaves out is fixed in that model's code.
+/// The keys that FastVideo's converter writes; what it leaves out is fixed in that model's code.
 #[derive(Debug, Deserialize)]
 struct Original {
     in_channels: i64,
@@ -65,7 +65,7 @@ struct Original {
 }
 
 impl Config {
-    /// From the library's `transformer/config.json`.
+    /// Reads the library's `transformer/config.json`.
     ///
     /// # Errors
     /// When a key is missing, when the file describes another generation of the model, or when sizes contradict each other.
@@ -231,7 +231,7 @@ impl Config {
 const LTX_2_3: &str = "LTX-2.3 or later";
 const LTX_2_5: &str = "LTX-2.5 or later";
 
-/// As [`config::only`], but a missing key is refused too.
+/// Like [`config::only`], but refuses a missing key too.
 fn required(json: &Value, key: &str, implemented: &Value) -> Result<(), ConfigError> {
     if json.get(key).is_none() {
         return Err(ConfigError::Value {

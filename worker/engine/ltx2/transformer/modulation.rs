@@ -1,4 +1,4 @@
-//! From noise levels to the shifts, scales and gates of every block.
+//! Modulation (AdaLN): from noise levels to the shifts, scales and gates of every block.
 //!
 //! Follows `LTX2AdaLayerNormSingle` in `models/transformers/transformer_ltx2.py` and `get_timestep_embedding` in
 //! `models/embeddings.py` of diffusers 0.42.1. There, a modulation is computed for every token when tokens differ; here for

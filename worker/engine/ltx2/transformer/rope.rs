@@ -1,4 +1,4 @@
-//! Where tokens are in time and space, as tables of rotations for queries and keys.
+//! Rotary position embeddings (RoPE): the tokens' positions in time and space as tables of rotations for queries and keys.
 //!
 //! They depend on a request's shape, frame rate and clock offset only: built once per request.
 //!
@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::Config;
 use crate::ops::Rotation;
 
-/// What a request's tokens stand for.
+/// The regions of the clip that a request's tokens stand for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Geometry {
     /// Latent frames, rows and columns.
@@ -27,7 +27,7 @@ pub struct Geometry {
 /// How exactly video positions are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Positions {
-    /// As the library does.
+    /// Positions as the library computes them.
     #[default]
     Float32,
     /// As FastVideo does: token boundaries rounded to bfloat16, a grid of 1/64 s at three seconds.

@@ -1,4 +1,4 @@
-//! What the two layouts say about the autoencoder's shape.
+//! The autoencoder's shape, as the two layouts describe it.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ pub struct Side {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
     pub layers: i64,
-    /// By how much frames, rows and columns become fewer (encoder) or more (decoder).
+    /// The factors by which frames, rows and columns shrink (encoder) or grow (decoder).
     pub stride: [i64; 3],
     /// Channels after the step.
     pub width: i64,
@@ -45,7 +45,7 @@ pub struct Stage {
     pub residual: bool,
 }
 
-/// What a convolution sees beyond the picture's edge.
+/// The padding beyond the picture's edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Padding {
@@ -54,7 +54,7 @@ pub enum Padding {
 }
 
 impl Config {
-    /// From `config.json` of the library's `AutoencoderKLLTX2Video`.
+    /// Reads `config.json` of the library's `AutoencoderKLLTX2Video`.
     ///
     /// # Errors
     /// Names the key that is missing, contradicts another or asks for what is not implemented.

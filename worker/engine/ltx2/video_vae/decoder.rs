@@ -21,7 +21,7 @@ pub(super) struct Decoder {
     conv_out: CausalConv3d,
 }
 
-/// Takes pieces of the picture, `[B, 3, F, H, W]`, as they become known.
+/// A callback for pieces of the picture, `[B, 3, F, H, W]`, as soon as they are decoded.
 pub(super) type Sink<'a, E> = &'a mut dyn FnMut(Tensor) -> Result<(), E>;
 
 impl Decoder {
@@ -112,7 +112,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// What is done at the latents' resolution.
+    /// The layers that work at the latents' resolution.
     fn begin(&self, latents: &Tensor) -> Tensor {
         let mut flow = Flow::whole();
         let mut hidden_states = self.conv_in.forward(latents, &mut flow);

@@ -6,7 +6,7 @@
 
 use tch::Tensor;
 
-/// What the layers of one part of the network keep between the groups of a clip.
+/// The state that the layers of one part of the network keep between the groups of a clip.
 ///
 /// The layers take their places in the order of computation, the same for each group.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(super) struct Flow {
     last: bool,
 }
 
-/// What one layer keeps.
+/// The state of one layer.
 #[derive(Debug, Default)]
 pub(super) struct Place {
     /// Frames of the layer's input that later output needs.
@@ -34,7 +34,7 @@ impl Flow {
         }
     }
 
-    /// For a clip that comes as one group.
+    /// A flow for a clip that comes as one group.
     pub(super) fn whole() -> Self {
         let mut flow = Self::new();
         flow.begin(true);

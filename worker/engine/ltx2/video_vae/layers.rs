@@ -14,12 +14,12 @@ use crate::weights::Weights;
 const KERNEL: i64 = 3;
 const EPS: f64 = 1e-8;
 
-/// What the convolutions of a side have in common.
+/// The settings that all convolutions of the encoder or the decoder share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Common<'a> {
     /// Whether a frame sees only itself and those before it.
     pub(super) causal: bool,
-    /// What lies around the picture.
+    /// The padding around the picture.
     pub(super) padding: config::Padding,
     pub(super) kernels: &'a Kernels,
 }
@@ -60,7 +60,7 @@ impl CausalConv3d {
         self.convolve(padded)
     }
 
-    /// The same of `silu(pixel_norm(x))`.
+    /// The convolution of `silu(pixel_norm(x))`.
     pub(super) fn forward_normed(&self, x: &Tensor, flow: &mut Flow) -> Tensor {
         self.convolve(self.normed(x, flow))
     }

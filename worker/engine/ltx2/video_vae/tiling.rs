@@ -39,7 +39,7 @@ pub enum Tiling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     pub size: i64,
-    /// What each shares with the one before.
+    /// The overlap of each tile with the one before.
     pub overlap: i64,
 }
 
@@ -73,7 +73,7 @@ pub(super) struct Grid {
     overlaps: [i64; 3],
 }
 
-/// Where a tile lies.
+/// The range of a tile along one axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {
     start: i64,

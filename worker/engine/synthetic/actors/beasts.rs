@@ -5,7 +5,7 @@ use super::super::scene::Scene;
 use super::super::wave;
 use super::super::words::Actor;
 use super::super::world::World;
-use super::{Pen, facing, reach};
+use super::pen::{Pen, facing, reach};
 
 /// Measures in units of the height of the back.
 struct Build {
@@ -16,7 +16,7 @@ struct Build {
     /// Half the thickness of hips and chest.
     thick: [f32; 2],
     leg: f32,
-    /// From the shoulders to the head.
+    /// The neck, from the shoulders to the head.
     neck: [f32; 2],
     neck_thick: [f32; 2],
     head: f32,

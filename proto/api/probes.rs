@@ -1,0 +1,71 @@
+//! Health and readiness, for load balancers and process managers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::MediaMode;
+
+/// The answer of `GET /health`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Health {
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub status: Liveness,
+    /// Open sessions, those that wait for a worker included.
+    pub sessions: usize,
+    /// The media mode of a session that asks for none.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub stream_mode: MediaMode,
+}
+
+/// The answer of `GET /healthz`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Healthz {
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub status: Liveness,
+    /// The service's name, `server.service_name`.
+    pub service: String,
+    /// When the server answered, RFC 3339.
+    pub ts: String,
+}
+
+/// The answer of `GET /readyz`: with status code 200 when the server is ready, else with 503.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Readyz {
+    /// `ready`, `warming` or `draining`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub status: Readiness,
+    /// The service's name, `server.service_name`.
+    pub service: String,
+    /// Workers that serve.
+    pub ready_gpu_workers: usize,
+    pub total_gpus: usize,
+    /// Workers that could take another session.
+    pub available_gpus: usize,
+    pub warmup_successful_gpus: usize,
+    pub warmup_failed_gpus: usize,
+    /// Sessions that wait for a worker.
+    pub queue_size: usize,
+    /// When the server answered, RFC 3339.
+    pub ts: String,
+}
+
+/// Whether the process is alive; one that is not alive answers nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Liveness {
+    Ok,
+}
+
+/// Whether a new session would find a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Readiness {
+    /// At least one worker serves.
+    Ready,
+    /// No worker serves yet, or none does any more.
+    Warming,
+    /// The server is going away and takes no further session.
+    Draining,
+}

@@ -1,0 +1,105 @@
+//! The prompt enhancer and the safety filter.
+
+use serde::{Deserialize, Serialize};
+
+/// The state of the prompt enhancer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PromptStatus {
+    /// The providers in the order in which they are asked.
+    pub providers: Vec<ProviderEntry>,
+    pub system_prompts: Origins,
+    /// Enhanced prompts in the cache.
+    pub cached: usize,
+    pub cache_hits: u64,
+}
+
+/// The state of one provider of language models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ProviderEntry {
+    pub provider: String,
+    pub model: String,
+    /// The state of the provider's circuit breaker: `ok` (closed), `resting` (open: the provider is skipped after too many
+    /// failures), `trying` (half-open: the next prompt finds out whether the provider works again) or `waiting` (the
+    /// provider has asked for a pause).
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub state: ProviderState,
+    pub failures_in_a_row: u32,
+    pub calls: u64,
+    pub failed_calls: u64,
+    pub last_failure: Option<LastFailure>,
+}
+
+/// The state of a provider's circuit breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProviderState {
+    /// Closed: the provider is asked.
+    Ok,
+    /// Open: the provider is skipped after too many failures.
+    Resting,
+    /// Half-open: one call finds out whether the provider works again.
+    Trying,
+    /// The provider has asked for a pause.
+    Waiting,
+}
+
+/// The latest failure of a provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LastFailure {
+    pub reason: String,
+    /// When it happened, RFC 3339.
+    pub ts: String,
+}
+
+/// Where each system prompt comes from: `default` or `file`. This is the answer of `POST /v1/prompts/reload`, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Origins {
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub enhance: Origin,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub auto_extend: Origin,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub rewrite: Origin,
+}
+
+/// Where a system prompt comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The prompt is built into the program.
+    Default,
+    /// The prompt was read from the operator's folder.
+    File,
+}
+
+/// The state of the safety filter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SafetyStatus {
+    pub state: SafetyState,
+    /// Why the filter is unavailable.
+    pub reason: Option<String>,
+    /// Prompts that the classifier has judged since the supervisor's start.
+    pub screened: u64,
+    /// Those of them that it has blocked.
+    pub blocked: u64,
+}
+
+/// Whether prompts are screened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum SafetyState {
+    /// The filter is not enabled.
+    Off,
+    /// The classifier is loaded when the first prompt comes.
+    NotLoaded,
+    /// Every prompt is screened.
+    Ready,
+    /// The classifier cannot be loaded: every prompt passes.
+    Unavailable,
+}

@@ -1,0 +1,185 @@
+//! The answer of `GET /status`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::prompts::{PromptStatus, SafetyStatus};
+use crate::ids::{GpuId, WorkerId};
+
+/// All workers, and what the supervisor adds to a fragment's way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Status {
+    pub total_gpus: usize,
+    /// Workers that could take another session.
+    pub available_gpus: usize,
+    /// Sessions that wait for a worker.
+    pub queue_size: usize,
+    pub warmup_enabled: bool,
+    pub warmup_successful_gpus: usize,
+    pub warmup_failed_gpus: usize,
+    /// The state of each GPU's worker, by `gpu_id`.
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<u32, GpuStatus>))]
+    pub gpu_status: BTreeMap<GpuId, GpuStatus>,
+    /// Open sessions, those that wait for a worker included.
+    pub sessions: usize,
+    /// The server is going away and takes no further session.
+    pub draining: bool,
+    /// The supervisor's version.
+    pub version: String,
+    /// How long media took from a worker's link to the client's socket in the last one to two minutes.
+    pub relay_latency: LatencySummary,
+    pub safety: SafetyStatus,
+    /// The prompt enhancer; absent where nothing enhances prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PromptStatus>,
+    /// The session log; null where none is kept.
+    pub session_log: Option<SessionLogStatus>,
+}
+
+/// The worker of one GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GpuStatus {
+    /// The worker serves.
+    pub ready: bool,
+    /// The worker could take another session.
+    pub available: bool,
+    /// Sessions that are bound to the worker.
+    pub client_count: usize,
+    pub current_model_id: Option<String>,
+    pub process_alive: bool,
+    pub warmup_enabled: bool,
+    /// A process of this GPU has become ready.
+    pub warmup_success: bool,
+    /// Why no process has become ready, when one tried.
+    pub warmup_error: Option<String>,
+    pub warmup_timings: WarmupTimings,
+    /// The latest process.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub worker_id: Option<WorkerId>,
+    /// The running process.
+    pub pid: Option<u32>,
+    /// `spawning`, `connecting`, `loading`, `warming_up`, `ready`, `busy`, `draining`, `drained`, `exited`,
+    /// `backing_off` or `quarantined`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub state: WorkerState,
+    /// Exits that nobody asked for.
+    pub restarts: u32,
+    pub last_exit: Option<LastExit>,
+    /// How far loading is, while the worker loads.
+    pub load_progress: Option<LoadProgress>,
+    /// The worker's `CUDA_VISIBLE_DEVICES`.
+    pub visible_device: String,
+    pub device: Option<Device>,
+    /// Resident memory of the worker's process.
+    pub resident_bytes: Option<u64>,
+    /// Segments finished since the supervisor's start.
+    pub segments_finished: u64,
+}
+
+/// How long the start of the running process took, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WarmupTimings {
+    pub load_ms: Option<f64>,
+    pub first_segment_ms: Option<f64>,
+    pub second_segment_ms: Option<f64>,
+}
+
+/// The state of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// The process is being started.
+    Spawning,
+    /// The process runs and has not opened its link yet.
+    Connecting,
+    Loading,
+    WarmingUp,
+    /// The worker serves sessions; no job runs.
+    Ready,
+    /// The worker serves sessions; a job runs.
+    Busy,
+    /// The worker takes no further job and will be asked to exit.
+    Draining,
+    /// The worker has left because an operator wants it away.
+    Drained,
+    /// The process was asked to exit, and has.
+    Exited,
+    /// The process exited unasked; it is started again after a backoff.
+    BackingOff,
+    /// The process exited unasked too often, or cannot become ready; it is not started again by itself.
+    Quarantined,
+}
+
+/// How a worker's last process ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LastExit {
+    /// `asked`, `crashed`, `stuck`, `boot` or `bad_link`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub kind: ExitKind,
+    pub reason: String,
+    /// The next process would not become ready either: an operator has to mend what the reason says.
+    pub permanent: bool,
+    /// Seconds from the process's start to its end.
+    pub uptime_seconds: f64,
+    /// When the process ended, RFC 3339.
+    pub ts: String,
+}
+
+/// Why a worker's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitKind {
+    /// It was asked to leave.
+    Asked,
+    /// It exited by itself, or somebody else killed it.
+    Crashed,
+    /// It made no progress and was killed.
+    Stuck,
+    /// It said that it cannot become ready, or it could not be started.
+    Boot,
+    /// It sent what it must not, and was killed.
+    BadLink,
+}
+
+/// How far a worker has loaded its model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LoadProgress {
+    /// 0 to 1.
+    pub fraction: f32,
+    /// What is being loaded.
+    pub what: String,
+}
+
+/// The device that a worker runs on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Device {
+    pub name: String,
+    pub memory_bytes: Option<u64>,
+}
+
+/// Quantiles over the media of the last one to two minutes, each the upper bound of its histogram bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LatencySummary {
+    /// Binary messages within that time.
+    pub count: u64,
+    /// The median, in milliseconds; 0 without messages.
+    pub p50_ms: f64,
+    /// The 99th percentile, in milliseconds; 0 without messages.
+    pub p99_ms: f64,
+}
+
+/// The session log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SessionLogStatus {
+    /// Events that could not be written since the server's start.
+    pub events_lost: u64,
+}

@@ -1,0 +1,20 @@
+//! The configuration of the whole supervisor, composed of those of its modules.
+
+use crate::settings::Reader;
+use crate::{Config, http, pool, prompt, session, store};
+
+/// Builds the configuration; the reader collects what is wrong.
+pub fn read(reader: &mut Reader<'_>) -> Config {
+    // Values that contradict each other are told first.
+    pool::config::check(reader);
+    session::config::check(reader);
+    Config {
+        http: http::config::read(reader),
+        pool: pool::config::read(reader),
+        session: session::config::read(reader),
+        store: store::config::read(reader),
+        prompt: prompt::config::read(reader),
+        session_log: session::config::read_log(reader),
+        grace: reader.get(&http::config::GRACE),
+    }
+}

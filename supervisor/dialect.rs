@@ -1,0 +1,91 @@
+//! Client protocols: each dialect translates what travels on a connection into a session's commands, and a session's
+//! events into what travels back.
+//!
+//! A session knows no dialect, and a dialect no socket: `http::stream` pumps the bytes. `stream_v1` is what clients of
+//! `WS /v1/stream` speak. Another dialect implements [`Parser`] and [`Renderer`] and gets a route.
+
+use serde::Serialize;
+
+use crate::pool::Media;
+use crate::session::{Inbound, NotAdmitted, SessionEvent};
+
+pub(crate) mod stream_v1;
+
+/// Reads one client's messages. It may remember what the client has sent before.
+pub(crate) trait Parser: Default + Send {
+    /// Reads a text message.
+    fn text(&mut self, text: &str) -> impl Future<Output = Inbound> + Send;
+
+    /// Reads a binary message.
+    fn binary(&mut self) -> Inbound;
+}
+
+/// Renders the events of one session. It may remember what the client was told before.
+pub(crate) trait Renderer: Default + Send {
+    /// What the client gets of an event, which may be nothing.
+    fn render(&mut self, event: SessionEvent) -> Rendered;
+
+    /// What a client gets that may not open a session.
+    fn turn_away(why: &NotAdmitted) -> Rendered;
+}
+
+/// One message to the client.
+#[derive(Debug)]
+pub(crate) enum Wire {
+    Text(String),
+    /// Travels as it is, as one binary message.
+    Media(Media),
+    /// Closes the connection. Nothing follows.
+    Close {
+        code: u16,
+        reason: &'static str,
+    },
+}
+
+/// Messages in order. One alone takes no allocation, since most events, and all media but the first, are one message.
+#[derive(Debug, Default)]
+pub(crate) struct Rendered {
+    first: Option<Wire>,
+    rest: Vec<Wire>,
+}
+
+impl Rendered {
+    fn push(&mut self, wire: Wire) {
+        match self.first {
+            None => self.first = Some(wire),
+            Some(_) => self.rest.push(wire),
+        }
+    }
+
+    fn json(&mut self, message: &impl Serialize) {
+        let text =
+            serde_json::to_string(message).expect("a message of strings and numbers is JSON");
+        self.push(Wire::Text(text));
+    }
+
+    fn close(&mut self, code: u16, reason: &'static str) {
+        self.push(Wire::Close { code, reason });
+    }
+}
+
+impl IntoIterator for Rendered {
+    type Item = Wire;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Wire>, std::vec::IntoIter<Wire>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.into_iter().chain(self.rest)
+    }
+}
+
+/// Close codes of a WebSocket (RFC 6455) as the dialects use them.
+mod close_code {
+    pub(super) const NORMAL: u16 = 1000;
+    pub(super) const GOING_AWAY: u16 = 1001;
+    pub(super) const PROTOCOL: u16 = 1002;
+    pub(super) const BAD_OPENING: u16 = 1003;
+    pub(super) const INVALID_UTF8: u16 = 1007;
+    pub(super) const RULE_BROKEN: u16 = 1008;
+    pub(super) const TOO_LARGE: u16 = 1009;
+    pub(super) const INTERNAL: u16 = 1011;
+    pub(super) const TRY_AGAIN_LATER: u16 = 1013;
+}

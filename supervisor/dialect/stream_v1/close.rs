@@ -1,0 +1,209 @@
+//! The last messages of a connection and its close code.
+
+use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::stream_v1::{CompleteReason, ServerMessage};
+
+use crate::dialect::{Rendered, close_code};
+use crate::session::NotAdmitted;
+use crate::session::command::TransportViolation;
+use crate::session::ending::{EndCause, NotOpened};
+
+/// A client that may not open a session.
+pub(super) fn not_admitted(why: &NotAdmitted, out: &mut Rendered) {
+    out.json(&ServerMessage::error(
+        ErrorCode::SessionRejected,
+        why.to_string(),
+        true,
+    ));
+    let code = match why {
+        NotAdmitted::Draining => close_code::GOING_AWAY,
+        NotAdmitted::Full(_) => close_code::TRY_AGAIN_LATER,
+    };
+    out.close(code, "session_rejected");
+}
+
+/// A session that does not begin.
+pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
+    match why {
+        NotOpened::Gone => {}
+        NotOpened::Violation(violation) => violated(violation, out),
+        NotOpened::Timeout(limit) => {
+            out.json(&ServerMessage::SessionTimeout {
+                timeout_seconds: limit.as_secs(),
+            });
+            out.close(close_code::NORMAL, "session_timeout");
+        }
+        NotOpened::Refused { code, message } => {
+            out.json(&ServerMessage::error(code, message, false));
+            out.close(close_code::BAD_OPENING, "bad opening message");
+        }
+        NotOpened::Unavailable(message) => {
+            out.json(&ServerMessage::error(
+                ErrorCode::SessionRejected,
+                message,
+                true,
+            ));
+            out.close(close_code::TRY_AGAIN_LATER, "session_rejected");
+        }
+        NotOpened::Internal(message) => {
+            out.json(&ServerMessage::error(
+                ErrorCode::InternalError,
+                message,
+                true,
+            ));
+            out.close(close_code::INTERNAL, "internal_error");
+        }
+        NotOpened::Draining => out.close(close_code::GOING_AWAY, "draining"),
+    }
+}
+
+/// A session that is over. `was_bound`: the client was told of a worker.
+pub(super) fn ended(cause: EndCause, was_bound: bool, out: &mut Rendered) {
+    let complete = |reason| ServerMessage::StreamComplete { reason };
+    match cause {
+        EndCause::Gone => {}
+        EndCause::Violation(violation) => violated(violation, out),
+        EndCause::Left => {
+            out.json(&complete(CompleteReason::StopRequested));
+            out.close(close_code::NORMAL, "left");
+        }
+        EndCause::SegmentCap => {
+            out.json(&complete(CompleteReason::SegmentCap));
+            out.close(close_code::NORMAL, "segment_cap");
+        }
+        EndCause::Idle(limit) => {
+            out.json(&ServerMessage::SessionTimeout {
+                timeout_seconds: limit.as_secs(),
+            });
+            out.close(close_code::NORMAL, "session_timeout");
+        }
+        EndCause::SlowClient => out.close(close_code::RULE_BROKEN, "too slow"),
+        EndCause::RuleBroken => out.close(close_code::RULE_BROKEN, "binary message"),
+        EndCause::StateRefused => {
+            out.json(&complete(CompleteReason::Error));
+            out.close(close_code::BAD_OPENING, "state_incompatible");
+        }
+        EndCause::NoWorker => out.close(close_code::TRY_AGAIN_LATER, "gpu_unavailable"),
+        EndCause::LeaseLost => out.close(close_code::NORMAL, "session_lost"),
+        EndCause::Draining => {
+            if was_bound {
+                out.json(&complete(CompleteReason::StopRequested));
+            }
+            out.close(close_code::GOING_AWAY, "draining");
+        }
+    }
+}
+
+fn violated(violation: TransportViolation, out: &mut Rendered) {
+    let (code, reason) = match violation {
+        TransportViolation::TooLarge => (close_code::TOO_LARGE, "message too large"),
+        TransportViolation::NotUtf8 => (close_code::INVALID_UTF8, "text is not UTF-8"),
+        TransportViolation::Protocol => (close_code::PROTOCOL, "WebSocket protocol violated"),
+    };
+    out.close(code, reason);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::dialect::Wire;
+
+    /// The types of the last messages, and the close code.
+    fn last(rendered: Rendered) -> (Vec<String>, Option<u16>) {
+        let (mut types, mut code) = (Vec::new(), None);
+        for wire in rendered {
+            match wire {
+                Wire::Text(text) => {
+                    let message: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    let retryable = match message["retryable"].as_bool() {
+                        Some(true) => " retryable",
+                        _ => "",
+                    };
+                    let kind = message["type"].as_str().unwrap();
+                    types.push(format!("{kind}{retryable}"));
+                }
+                Wire::Close { code: given, .. } => code = Some(given),
+                Wire::Media(media) => panic!("{media:?}"),
+            }
+        }
+        (types, code)
+    }
+
+    #[track_caller]
+    fn check_ended(cause: EndCause, was_bound: bool, types: &[&str], code: Option<u16>) {
+        let mut out = Rendered::default();
+        ended(cause, was_bound, &mut out);
+        let expected = types.iter().map(|&kind| kind.to_owned()).collect();
+        assert_eq!(last(out), (expected, code), "{cause:?}");
+    }
+
+    #[track_caller]
+    fn check_not_opened(why: NotOpened, types: &[&str], code: Option<u16>) {
+        let name = format!("{why:?}");
+        let mut out = Rendered::default();
+        not_opened(why, &mut out);
+        let expected = types.iter().map(|&kind| kind.to_owned()).collect();
+        assert_eq!(last(out), (expected, code), "{name}");
+    }
+
+    #[test]
+    fn every_end_has_its_last_messages_and_its_close_code() {
+        let complete: &[&str] = &["ltx2_stream_complete"];
+        let violation = EndCause::Violation;
+        check_ended(EndCause::Gone, true, &[], None);
+        check_ended(
+            violation(TransportViolation::TooLarge),
+            true,
+            &[],
+            Some(1009),
+        );
+        check_ended(
+            violation(TransportViolation::NotUtf8),
+            true,
+            &[],
+            Some(1007),
+        );
+        check_ended(
+            violation(TransportViolation::Protocol),
+            true,
+            &[],
+            Some(1002),
+        );
+        check_ended(EndCause::Left, true, complete, Some(1000));
+        check_ended(EndCause::SegmentCap, true, complete, Some(1000));
+        let idle = EndCause::Idle(Duration::from_secs(1));
+        check_ended(idle, true, &["session_timeout"], Some(1000));
+        check_ended(EndCause::SlowClient, true, &[], Some(1008));
+        check_ended(EndCause::RuleBroken, true, &[], Some(1008));
+        check_ended(EndCause::StateRefused, true, complete, Some(1003));
+        check_ended(EndCause::NoWorker, false, &[], Some(1013));
+        check_ended(EndCause::LeaseLost, true, &[], Some(1000));
+        check_ended(EndCause::Draining, true, complete, Some(1001));
+        check_ended(EndCause::Draining, false, &[], Some(1001));
+    }
+
+    #[test]
+    fn every_refusal_of_an_opening_says_whether_trying_again_may_help() {
+        let refused = NotOpened::Refused {
+            code: ErrorCode::SessionRejected,
+            message: "no".to_owned(),
+        };
+        check_not_opened(NotOpened::Gone, &[], None);
+        check_not_opened(refused, &["error"], Some(1003));
+        check_not_opened(
+            NotOpened::Unavailable("later"),
+            &["error retryable"],
+            Some(1013),
+        );
+        check_not_opened(
+            NotOpened::Internal("ours"),
+            &["error retryable"],
+            Some(1011),
+        );
+        let timeout = NotOpened::Timeout(Duration::from_secs(30));
+        check_not_opened(timeout, &["session_timeout"], Some(1000));
+        check_not_opened(NotOpened::Draining, &[], Some(1001));
+    }
+}

@@ -1,0 +1,213 @@
+//! Client messages to commands.
+
+use fastvideo_proto::stream_v1::{ClientMessage, RewriteSeedPrompts, SegmentRequest, SessionInit};
+use tokio::task::spawn_blocking;
+
+use crate::dialect::Parser;
+use crate::session::command::{self, MessageInfo, OpenSession, ResumeRequest};
+use crate::session::{Inbound, SessionCommand};
+
+/// Opening messages above this size are parsed on a thread for blocking work.
+const LARGE_MESSAGE_BYTES: usize = 64 * 1024;
+/// Largest message but the opening one, which may bring an image along. It is parsed between two other things.
+const MAX_MESSAGE_BYTES: usize = 8 << 20;
+/// What the session log calls a message that is no command.
+const INVALID: &str = "invalid";
+
+/// Reads the messages of one client, of which the first has to open the session.
+#[derive(Debug, Default)]
+pub(crate) struct StreamParser {
+    has_first: bool,
+}
+
+impl Parser for StreamParser {
+    async fn text(&mut self, text: &str) -> Inbound {
+        if std::mem::replace(&mut self.has_first, true) {
+            return next(text);
+        }
+        if text.len() < LARGE_MESSAGE_BYTES {
+            return first(text);
+        }
+        let (text, bytes) = (text.to_owned(), text.len());
+        match spawn_blocking(move || first(&text)).await {
+            Ok(inbound) => inbound,
+            Err(panic) => {
+                tracing::error!(%panic, "opening message could not be parsed");
+                invalid(INVALID, bytes, "the message could not be parsed")
+            }
+        }
+    }
+
+    fn binary(&mut self) -> Inbound {
+        match std::mem::replace(&mut self.has_first, true) {
+            true => Inbound::RuleBroken("binary messages travel only from server to client"),
+            false => Inbound::RuleBroken("the first message must be a session_init_v2, got binary"),
+        }
+    }
+}
+
+fn first(text: &str) -> Inbound {
+    match ClientMessage::parse(text) {
+        Ok(ClientMessage::SessionInit(init)) => Inbound::Open(Box::new(opening(*init))),
+        Ok(other) => invalid(
+            other.kind(),
+            text.len(),
+            "the first message must be a session_init_v2",
+        ),
+        Err(error) => invalid(INVALID, text.len(), error),
+    }
+}
+
+fn next(text: &str) -> Inbound {
+    let bytes = text.len();
+    if bytes > MAX_MESSAGE_BYTES {
+        let reason = format!(
+            "the message has {bytes} bytes, at most {MAX_MESSAGE_BYTES} are allowed after the opening"
+        );
+        return invalid(INVALID, bytes, reason);
+    }
+    let message = match ClientMessage::parse(text) {
+        Ok(message) => message,
+        Err(error) => return invalid(INVALID, bytes, error),
+    };
+    let kind = message.kind();
+    let command = match message {
+        ClientMessage::SessionInit(_) => {
+            return invalid(kind, bytes, "the session is open already");
+        }
+        ClientMessage::SegmentRequest(request) => SessionCommand::RequestSegment(segment(request)),
+        ClientMessage::SeedPromptsUpdated(update) => {
+            SessionCommand::SetCuratedPrompts(update.seed_prompts)
+        }
+        ClientMessage::EnhancementUpdated(toggle) => SessionCommand::SetEnhancement(toggle.enabled),
+        ClientMessage::AutoExtensionUpdated(toggle) => {
+            SessionCommand::SetAutoExtension(toggle.enabled)
+        }
+        ClientMessage::LoopGenerationUpdated(toggle) => SessionCommand::SetLooping(toggle.enabled),
+        ClientMessage::GenerationPausedUpdated(paused) => SessionCommand::SetPaused(paused.paused),
+        ClientMessage::SnapshotState => SessionCommand::ExportState,
+        ClientMessage::CancelSegment => SessionCommand::CancelSegment,
+        ClientMessage::RewriteSeedPrompts(RewriteSeedPrompts { seed_prompt, count }) => {
+            SessionCommand::RewritePrompt {
+                prompt: seed_prompt,
+                count,
+            }
+        }
+        ClientMessage::Leave => SessionCommand::Leave,
+    };
+    let message = MessageInfo { kind, bytes };
+    Inbound::Command { message, command }
+}
+
+fn invalid(kind: &'static str, bytes: usize, reason: impl ToString) -> Inbound {
+    Inbound::Invalid {
+        message: MessageInfo { kind, bytes },
+        reason: reason.to_string(),
+    }
+}
+
+fn opening(init: SessionInit) -> OpenSession {
+    let SessionInit {
+        client_id,
+        preset,
+        preset_label: _,
+        curated_prompts,
+        initial_image,
+        enhancement_enabled,
+        auto_extension_enabled,
+        loop_generation_enabled,
+        single_clip_mode,
+        stream_mode,
+        continuation_state,
+        resume,
+    } = init;
+    OpenSession {
+        client_id,
+        preset,
+        curated_prompts,
+        initial_image,
+        enhancement: enhancement_enabled,
+        auto_extension: auto_extension_enabled,
+        looping: loop_generation_enabled,
+        single_segment: single_clip_mode,
+        media_mode: stream_mode,
+        state: continuation_state,
+        resume: resume.map(|resume| ResumeRequest {
+            session_id: resume.session_id,
+            token: resume.token,
+        }),
+    }
+}
+
+fn segment(request: SegmentRequest) -> command::SegmentRequest {
+    let SegmentRequest {
+        prompt,
+        negative_prompt,
+        source,
+        seed,
+        num_inference_steps,
+        guidance_scale,
+    } = request;
+    command::SegmentRequest {
+        prompt,
+        negative_prompt,
+        source,
+        seed,
+        num_inference_steps,
+        guidance_scale,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a message, the second after an opening.
+    #[track_caller]
+    fn check(text: &str, kind: &str, reason: Option<&str>) {
+        let (message, given) = match next(text) {
+            Inbound::Command { message, .. } => (message, None),
+            Inbound::Invalid { message, reason } => (message, Some(reason)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((message.kind, message.bytes), (kind, text.len()), "{text}");
+        assert_eq!(given.as_deref(), reason, "{text}");
+    }
+
+    #[test]
+    fn every_message_is_a_command_or_says_what_is_wrong() {
+        check(r#"{"type":"leave"}"#, "leave", None);
+        check(
+            r#"{"type":"session_init_v2"}"#,
+            "session_init_v2",
+            Some("the session is open already"),
+        );
+        check(
+            r#"{"type":"jump"}"#,
+            "invalid",
+            Some("unknown message type `jump`"),
+        );
+        let large = "x".repeat(MAX_MESSAGE_BYTES + 1);
+        check(
+            &large,
+            "invalid",
+            Some("the message has 8388609 bytes, at most 8388608 are allowed after the opening"),
+        );
+    }
+
+    #[tokio::test]
+    async fn only_the_first_message_opens_a_session_and_it_may_be_large() {
+        let mut parser = StreamParser::default();
+        let large = format!(
+            r#"{{"type":"session_init_v2","preset":"{}"}}"#,
+            "x".repeat(MAX_MESSAGE_BYTES)
+        );
+        let Inbound::Open(opening) = parser.text(&large).await else {
+            panic!("no opening");
+        };
+        assert_eq!(opening.preset.unwrap().len(), MAX_MESSAGE_BYTES);
+        let second = parser.text(r#"{"type":"session_init_v2"}"#).await;
+        assert!(matches!(second, Inbound::Invalid { .. }), "{second:?}");
+        assert!(matches!(parser.binary(), Inbound::RuleBroken(_)));
+    }
+}

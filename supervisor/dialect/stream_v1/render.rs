@@ -1,0 +1,454 @@
+//! Events to server messages.
+
+use std::time::Duration;
+
+use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::job::{ErrorCode, MediaKind, MediaMode, Stage};
+use fastvideo_proto::stream_v1::{Features, ServerMessage};
+
+use super::close;
+use crate::dialect::{Rendered, Renderer, Wire};
+use crate::pool::Media;
+use crate::segment_run::AttemptId;
+use crate::session::event::{SegmentCompleted, SegmentQueued, WorkerBound};
+use crate::session::{NotAdmitted, SessionEvent};
+
+/// Renders the events of one session.
+#[derive(Debug, Default)]
+pub(crate) struct StreamRenderer {
+    /// The client has had a `queue_status`.
+    has_queue_status: bool,
+    /// Known once a worker is bound.
+    stream: Option<Stream>,
+    shown: Shown,
+}
+
+#[derive(Debug)]
+struct Stream {
+    session: SessionId,
+    mode: MediaMode,
+}
+
+/// What the client has seen of the current segment. A second attempt after a fault is silent as long as the client has
+/// no media of the first: nothing is shown twice.
+#[derive(Debug, Default)]
+struct Shown {
+    start: bool,
+    media: bool,
+    /// The last step of each stage.
+    steps: Vec<(Stage, u32)>,
+}
+
+impl Renderer for StreamRenderer {
+    fn render(&mut self, event: SessionEvent) -> Rendered {
+        let mut out = Rendered::default();
+        self.render_into(event, &mut out);
+        out
+    }
+
+    fn turn_away(why: &NotAdmitted) -> Rendered {
+        let mut out = Rendered::default();
+        close::not_admitted(why, &mut out);
+        out
+    }
+}
+
+impl StreamRenderer {
+    fn render_into(&mut self, event: SessionEvent, out: &mut Rendered) {
+        match event {
+            SessionEvent::Media { at, media } => self.media(at, media, out),
+            SessionEvent::StepDone {
+                at,
+                stage,
+                step,
+                total_steps,
+                ..
+            } => {
+                if self.shown.is_new_step(stage, step) {
+                    out.json(&ServerMessage::StepComplete {
+                        segment_idx: at.segment_idx,
+                        step,
+                        total_steps,
+                        stage,
+                    });
+                }
+            }
+            SessionEvent::Queued {
+                position,
+                queue_depth,
+            } => self.queue_status(position, queue_depth, out),
+            SessionEvent::WorkerBound(bound) => self.bound(*bound, out),
+            SessionEvent::SegmentQueued(queued) => self.segment_queued(*queued, out),
+            SessionEvent::SegmentCompleted(completed) => self.completed(*completed, out),
+            SessionEvent::SegmentCancelled { at } => {
+                self.shown = Shown::default();
+                out.json(&ServerMessage::SegmentCancelled {
+                    segment_idx: at.segment_idx,
+                });
+            }
+            SessionEvent::SegmentFailed {
+                at,
+                code,
+                message,
+                retryable,
+            } => {
+                self.shown = Shown::default();
+                out.json(&ServerMessage::Error {
+                    code,
+                    message,
+                    retryable,
+                    segment_idx: Some(at.segment_idx),
+                    restarting: false,
+                });
+            }
+            SessionEvent::SegmentTakenBack {
+                at,
+                voids_media: true,
+                ..
+            } => {
+                let message = "the GPU worker has to leave; the segment starts again";
+                self.restarting(at, message, out);
+            }
+            SessionEvent::WorkerLost(lost) if lost.voids_media => {
+                let message = "the GPU worker was lost; the segment starts again";
+                self.restarting(lost.at, message, out);
+            }
+            SessionEvent::PromptEnhanced {
+                original_prompt,
+                answer,
+            } => {
+                if answer.content != original_prompt {
+                    out.json(&ServerMessage::PromptEnhanced {
+                        original_prompt,
+                        prompt: answer.content,
+                        provider: answer.provider,
+                        latency_ms: ms(answer.latency),
+                        fallback_used: answer.fallback_used,
+                    });
+                }
+            }
+            SessionEvent::PromptFallback {
+                original_prompt,
+                reason,
+            } => out.json(&ServerMessage::PromptFallback {
+                original_prompt,
+                reason,
+            }),
+            SessionEvent::PromptBlocked { blocked, .. } => out.json(&ServerMessage::error(
+                ErrorCode::PromptBlocked,
+                blocked.to_string(),
+                false,
+            )),
+            SessionEvent::PromptRewritten {
+                seed_prompt,
+                rewritten,
+                ..
+            } => out.json(&ServerMessage::SeedPromptsRewritten {
+                seed_prompt,
+                alternatives: rewritten.alternatives,
+                provider: rewritten.provider,
+                model: rewritten.model,
+                latency_ms: ms(rewritten.latency),
+                fallback_used: rewritten.fallback_used,
+            }),
+            SessionEvent::RewriteFailed { reason, .. } => out.json(&ServerMessage::error(
+                ErrorCode::UpstreamTimeout,
+                format!("the prompt was not rewritten: {reason}"),
+                true,
+            )),
+            SessionEvent::StateExported(exported) => {
+                out.json(&ServerMessage::ContinuationStateSnapshot {
+                    state: exported.state,
+                });
+            }
+            SessionEvent::Error {
+                code,
+                message,
+                retryable,
+            } => out.json(&ServerMessage::error(code, message, retryable)),
+            SessionEvent::Draining { time_left } => out.json(&ServerMessage::ServerDraining {
+                deadline_seconds: time_left.as_secs() + u64::from(time_left.subsec_nanos() > 0),
+            }),
+            SessionEvent::NotOpened(why) => close::not_opened(why, out),
+            SessionEvent::Ended { cause, .. } => close::ended(cause, self.stream.is_some(), out),
+            SessionEvent::Opened(_)
+            | SessionEvent::MessageReceived(_)
+            | SessionEvent::StateChanged { .. }
+            | SessionEvent::PromptReceived { .. }
+            | SessionEvent::PromptExtended(_)
+            | SessionEvent::SegmentStarted { .. }
+            | SessionEvent::FirstMediaSent { .. }
+            | SessionEvent::AllMediaSent { .. }
+            | SessionEvent::SegmentFinished { .. }
+            | SessionEvent::SegmentTakenBack { .. }
+            | SessionEvent::WorkerLost(_) => {}
+        }
+    }
+
+    fn queue_status(&mut self, position: usize, queue_depth: usize, out: &mut Rendered) {
+        self.has_queue_status = true;
+        out.json(&ServerMessage::QueueStatus {
+            position,
+            queue_depth,
+        });
+    }
+
+    fn bound(&mut self, bound: WorkerBound, out: &mut Rendered) {
+        if !self.has_queue_status {
+            self.queue_status(0, 0, out);
+        }
+        out.json(&ServerMessage::GpuAssigned {
+            gpu_id: bound.assignment.gpu.0,
+            session_timeout: bound.session_timeout.as_secs(),
+            session_id: bound.session_id.to_string(),
+            resume_token: Some(bound.resume_token.as_str().to_owned()),
+            worker_id: bound.assignment.worker.to_string(),
+            model_id: bound.assignment.model_id,
+        });
+        let Some(stream) = bound.stream else {
+            return;
+        };
+        out.json(&ServerMessage::StreamStart {
+            preset: stream.preset,
+            width: stream.format.width,
+            height: stream.format.height,
+            fps: stream.format.fps,
+            num_frames: stream.format.num_frames,
+            generation_segment_cap: stream.segment_cap,
+            next_segment_idx: stream.next_segment_idx,
+            features: Features {
+                enhancement: stream.enhancer,
+                auto_extension: stream.enhancer,
+                rewrite: stream.enhancer,
+                safety: stream.safety,
+                audio: stream.audio,
+            },
+        });
+        self.stream = Some(Stream {
+            session: bound.session_id,
+            mode: stream.media_mode,
+        });
+    }
+
+    fn segment_queued(&mut self, queued: SegmentQueued, out: &mut Rendered) {
+        if !std::mem::replace(&mut self.shown.start, true) {
+            out.json(&ServerMessage::SegmentStart {
+                segment_idx: queued.at.segment_idx,
+                prompt: queued.prompt,
+                total_steps: queued.total_steps,
+                source: queued.source,
+                original_prompt: queued.original_prompt,
+                attempt: queued.at.attempt,
+            });
+        }
+    }
+
+    fn media(&mut self, at: AttemptId, media: Media, out: &mut Rendered) {
+        if !std::mem::replace(&mut self.shown.media, true) {
+            let mime = match &media.kind {
+                MediaKind::InitSegment { mime } => mime.clone(),
+                MediaKind::Fragment => "image/jpeg".to_owned(),
+            };
+            out.json(&ServerMessage::MediaInit {
+                segment_idx: at.segment_idx,
+                mime,
+                stream_id: self.stream_id(at),
+                mode: self.stream.as_ref().map(|s| s.mode).unwrap_or_default(),
+            });
+        }
+        out.push(Wire::Media(media));
+    }
+
+    fn completed(&mut self, completed: SegmentCompleted, out: &mut Rendered) {
+        let at = completed.at;
+        self.shown = Shown::default();
+        out.json(&ServerMessage::MediaSegmentComplete {
+            segment_idx: at.segment_idx,
+            stream_id: self.stream_id(at),
+            chunks: completed.media.chunks,
+            duration_ms: ms(completed.duration),
+            pts_base_ms: ms(completed.start),
+        });
+        out.json(&ServerMessage::SegmentComplete {
+            segment_idx: at.segment_idx,
+            generation_time_ms: ms(completed.generation),
+            e2e_latency_ms: ms(completed.requested.elapsed()),
+        });
+    }
+
+    /// The media that the client has of the segment are void.
+    fn restarting(&mut self, at: AttemptId, message: &str, out: &mut Rendered) {
+        self.shown = Shown::default();
+        out.json(&ServerMessage::Error {
+            code: ErrorCode::WorkerFailed,
+            message: message.to_owned(),
+            retryable: true,
+            segment_idx: Some(at.segment_idx),
+            restarting: true,
+        });
+    }
+
+    fn stream_id(&self, at: AttemptId) -> String {
+        let session = self.stream.as_ref().map_or("", |s| s.session.as_str());
+        format!("{session}-{}-{}", at.segment_idx, at.attempt)
+    }
+}
+
+impl Shown {
+    /// Takes note of a step; false when the client has seen it, or a later one of its stage.
+    fn is_new_step(&mut self, stage: Stage, step: u32) -> bool {
+        match self.steps.iter_mut().find(|(s, _)| *s == stage) {
+            Some((_, seen)) if *seen >= step => return false,
+            Some((_, seen)) => *seen = step,
+            None => self.steps.push((stage, step)),
+        }
+        true
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use fastvideo_proto::ids::{GpuId, WorkerId};
+    use fastvideo_proto::job::PromptSource;
+
+    use super::*;
+    use crate::pool::testing;
+    use crate::session::event::WorkerLost;
+
+    fn at(attempt: u32) -> AttemptId {
+        AttemptId {
+            segment_idx: 0,
+            attempt,
+        }
+    }
+
+    fn queued(attempt: u32) -> SessionEvent {
+        SessionEvent::SegmentQueued(Box::new(SegmentQueued {
+            at: at(attempt),
+            worker: WorkerId::new(GpuId(0), attempt),
+            source: PromptSource::User,
+            prompt: "a fox".to_owned(),
+            original_prompt: None,
+            total_steps: 8,
+            waited: Duration::ZERO,
+        }))
+    }
+
+    fn step(attempt: u32, step: u32) -> SessionEvent {
+        SessionEvent::StepDone {
+            at: at(attempt),
+            stage: Stage::Denoise,
+            step,
+            total_steps: 8,
+            took: Duration::ZERO,
+        }
+    }
+
+    fn media(attempt: u32) -> SessionEvent {
+        let bytes = Bytes::from_static(b"abc");
+        SessionEvent::Media {
+            at: at(attempt),
+            media: testing::media(MediaKind::Fragment, bytes),
+        }
+    }
+
+    fn lost(attempt: u32, voids_media: bool) -> SessionEvent {
+        SessionEvent::WorkerLost(Box::new(WorkerLost {
+            at: at(attempt),
+            worker: WorkerId::new(GpuId(0), attempt),
+            started: true,
+            reason: "killed".to_owned(),
+            voids_media,
+        }))
+    }
+
+    /// The types of the messages that the client gets of these events; `media` for a binary one.
+    #[track_caller]
+    fn check(events: impl IntoIterator<Item = SessionEvent>, expected: &[&str]) {
+        let mut renderer = StreamRenderer::default();
+        let mut types = Vec::new();
+        for event in events {
+            for wire in renderer.render(event) {
+                types.push(match wire {
+                    Wire::Text(text) => {
+                        let message: serde_json::Value = serde_json::from_str(&text).unwrap();
+                        message["type"].as_str().unwrap().to_owned()
+                    }
+                    Wire::Media(_) => "media".to_owned(),
+                    Wire::Close { code, .. } => code.to_string(),
+                });
+            }
+        }
+        assert_eq!(types, expected);
+    }
+
+    #[test]
+    fn another_attempt_is_silent_as_long_as_the_client_has_no_media() {
+        let events = [
+            queued(1),
+            step(1, 1),
+            step(1, 2),
+            lost(1, false),
+            queued(2),
+            step(2, 1),
+            step(2, 2),
+            step(2, 3),
+            media(2),
+            media(2),
+        ];
+        let expected = [
+            "ltx2_segment_start",
+            "step_complete",
+            "step_complete",
+            "step_complete",
+            "media_init",
+            "media",
+            "media",
+        ];
+        check(events, &expected);
+    }
+
+    #[test]
+    fn an_attempt_that_voids_media_begins_the_segment_anew() {
+        let events = [
+            queued(1),
+            step(1, 1),
+            media(1),
+            lost(1, true),
+            queued(2),
+            step(2, 1),
+            media(2),
+        ];
+        let expected = [
+            "ltx2_segment_start",
+            "step_complete",
+            "media_init",
+            "media",
+            "error",
+            "ltx2_segment_start",
+            "step_complete",
+            "media_init",
+            "media",
+        ];
+        check(events, &expected);
+    }
+
+    #[test]
+    fn a_cancelled_segment_leaves_its_index_to_one_that_is_shown_whole() {
+        let cancelled = SessionEvent::SegmentCancelled { at: at(1) };
+        let events = [queued(1), step(1, 1), cancelled, queued(1), step(1, 1)];
+        let expected = [
+            "ltx2_segment_start",
+            "step_complete",
+            "segment_cancelled",
+            "ltx2_segment_start",
+            "step_complete",
+        ];
+        check(events, &expected);
+    }
+}

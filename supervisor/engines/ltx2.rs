@@ -1,0 +1,171 @@
+//! LTX-2: its keys `generator.ltx2.*`, and the sizes that every checkpoint of its family refuses. The rest is known once a
+//! worker has loaded the checkpoint.
+//!
+//! `worker/engine/ltx2_options.rs` reads the options that are made here.
+
+use fastvideo_proto::link::EngineSpec;
+use serde_json::{Map, Value};
+
+use super::{Engine, conditioning, default_request, warmup};
+use crate::settings::{Key, KeySpec, Reader};
+
+/// The name that the engine has in the configuration and on the link.
+pub const NAME: &str = "ltx2";
+
+/// Rows and columns of pixels that one latent stands for.
+const LATENT_PIXELS: u32 = 32;
+/// Frames that one latent stands for, except the first latent, which stands for one frame.
+const LATENT_FRAMES: u32 = 8;
+
+/// The keys of `generator.ltx2`.
+pub static KEYS: &[&KeySpec] = &[
+    &DEVICE.spec,
+    &PRECISION.spec,
+    &STAGES.spec,
+    &REFINE_STEPS.spec,
+    &AUDIO_CONDITIONING_NUM_FRAMES.spec,
+    &DRAW_ORDER.spec,
+    &POSITIONS.spec,
+    &VAE_TILING.spec,
+    &KERNELS.spec,
+    &CHECK_WEIGHTS.spec,
+];
+
+static DEVICE: Key<String> = Key::choice("generator.ltx2.device", &["auto", "cpu", "cuda"])
+    .short("device")
+    .help("Where workers compute; auto takes the GPU that they have, or else the CPU")
+    .default("auto");
+
+static PRECISION: Key<String> =
+    Key::choice("generator.ltx2.precision", &["auto", "bfloat16", "float32"])
+        .help("What the model computes in; auto is bfloat16 on a GPU and float32 on the CPU")
+        .default("auto");
+
+static STAGES: Key<String> = Key::choice("generator.ltx2.stages", &["auto", "one", "two"])
+    .help("Whether a segment is made at half the size first; auto does so where the model has an upsampler")
+    .default("auto");
+
+static REFINE_STEPS: Key<u32> = Key::u32("generator.ltx2.refine_steps", 1, 3)
+    .unit("steps")
+    .help("Denoise steps of the second stage")
+    .default(2);
+
+static AUDIO_CONDITIONING_NUM_FRAMES: Key<u32> =
+    Key::u32("generator.ltx2.audio_conditioning_num_frames", 0, 1000)
+        .unit("frames")
+        .help("Frames' worth of sound that a segment takes over from the one before")
+        .default(49);
+
+static DRAW_ORDER: Key<String> = Key::choice(
+    "generator.ltx2.draw_order",
+    &["channels", "tokens"],
+)
+.help("How a seed's random numbers are laid out: as diffusers' text-to-video does, or token by token as FastVideo does")
+.default("channels");
+
+static POSITIONS: Key<String> = Key::choice("generator.ltx2.positions", &["float32", "bfloat16"])
+    .help("What positions in the picture are rounded to: bfloat16 as FastVideo does")
+    .default("float32");
+
+static VAE_TILING: Key<String> = Key::choice(
+    "generator.ltx2.vae_tiling",
+    &["whole", "grouped", "library", "fastvideo"],
+)
+.help("How frames are decoded: all at once, a few at a time with the same result, or in blended tiles as diffusers or FastVideo cut them")
+.default("grouped");
+
+static KERNELS: Key<bool> = Key::switch("generator.ltx2.kernels")
+    .help("Use this program's own CUDA kernels on a GPU; without, libtorch's alone")
+    .default(true);
+
+static CHECK_WEIGHTS: Key<bool> = Key::switch("generator.ltx2.check_weights")
+    .help("Look for weights that are no numbers while the model is loaded")
+    .default(false);
+
+/// The engine with this model, a folder or the id of a repository.
+pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
+    check_sizes(reader);
+    Engine {
+        spec: EngineSpec {
+            name: NAME.to_owned(),
+            options: Value::Object(options(reader, model)).to_string(),
+        },
+        needs_gpu: reader.get(&DEVICE) != "cpu",
+        repeated_frames: reader.get(&conditioning::NUM_FRAMES),
+        warms_up_at_full_size: true,
+    }
+}
+
+fn options(reader: &Reader<'_>, model: &str) -> Map<String, Value> {
+    let mut options = reader.to_json(KEYS);
+    options.append(&mut reader.to_json(conditioning::KEYS));
+    options.insert("model".to_owned(), model.into());
+    options
+}
+
+fn check_sizes(reader: &mut Reader<'_>) {
+    let multiple = match reader.get(&STAGES).as_str() {
+        // The first stage is made at half the size.
+        "two" => 2 * LATENT_PIXELS,
+        _ => LATENT_PIXELS,
+    };
+    let kept = reader.get(&conditioning::NUM_FRAMES);
+    if kept != 0 && kept % LATENT_FRAMES != 1 {
+        let expected = "0 or one more than a multiple of 8 for engine ltx2";
+        reader.refuse(&conditioning::NUM_FRAMES.spec, expected);
+    }
+    let taken_over = kept + reader.get(&conditioning::END_OFFSET);
+    let check_picture = |reader: &mut Reader<'_>, key: &Key<u32>| {
+        if !reader.get(key).is_multiple_of(multiple) {
+            let expected = format!("a multiple of {multiple} for engine ltx2");
+            reader.refuse(&key.spec, expected);
+        }
+    };
+    let check_frames = |reader: &mut Reader<'_>, key: &Key<u32>| {
+        let frames = reader.get(key);
+        if frames % LATENT_FRAMES != 1 {
+            let expected = "one more than a multiple of 8 for engine ltx2";
+            reader.refuse(&key.spec, expected);
+        } else if frames <= taken_over {
+            let expected = format!("more than the {taken_over} that a segment takes over");
+            reader.refuse(&key.spec, expected);
+        }
+    };
+    check_picture(reader, &default_request::WIDTH);
+    check_picture(reader, &default_request::HEIGHT);
+    check_frames(reader, &default_request::NUM_FRAMES);
+    // Warm-up has the default request's sizes where it is given none.
+    if reader.is_given(&warmup::WIDTH.spec) {
+        check_picture(reader, &warmup::WIDTH);
+    }
+    if reader.is_given(&warmup::HEIGHT.spec) {
+        check_picture(reader, &warmup::HEIGHT);
+    }
+    if reader.is_given(&warmup::NUM_FRAMES.spec) {
+        check_frames(reader, &warmup::NUM_FRAMES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::{Settings, Surroundings};
+
+    use super::*;
+
+    /// What the worker's engine is tested with, too.
+    #[test]
+    fn options_have_the_names_that_the_worker_reads() {
+        let keys = KEYS.iter().chain(conditioning::KEYS).copied();
+        let settings = Settings::defaults(keys);
+        let surroundings = Surroundings {
+            variables: Vec::new(),
+            program_folder: "/".into(),
+            root: "/".into(),
+        };
+        let options = options(&Reader::new(&settings, &surroundings), "some/model");
+        let expected: Value =
+            serde_json::from_str(include_str!("../../tests/data/engine_options/ltx2.json"))
+                .unwrap();
+        assert_eq!(Value::Object(options), expected);
+    }
+}

@@ -1,0 +1,85 @@
+//! The answer to a request that is refused, or that failed.
+
+use std::error::Error;
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
+
+use crate::causes::with_causes;
+use crate::store::StoreError;
+
+/// An answer that is not a success: its body is an [`ErrorBody`].
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    /// A stable name of the reason, for programs.
+    code: &'static str,
+    message: String,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// There is no session of that id.
+    pub(super) fn no_session() -> Self {
+        let message = "there is no such session; it may have expired";
+        Self::new(StatusCode::NOT_FOUND, "no_session", message)
+    }
+
+    /// There is no GPU of that number.
+    pub(super) fn no_gpu(gpu: &str) -> Self {
+        let message = format!("there is no GPU `{gpu}`");
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    /// A parameter of the request is wrong.
+    pub(super) fn invalid_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+    }
+
+    /// The body of the request is wrong.
+    pub(super) fn invalid_body(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_body", message)
+    }
+
+    /// The store cannot serve the request now. Its reason goes to the log.
+    pub(super) fn store(failed: &StoreError) -> Self {
+        tracing::error!(error = with_causes(failed), "request not served");
+        let message = match failed {
+            StoreError::Full { .. } => "the store is full of running sessions; try again soon",
+            _ => "the store does not answer; try again soon",
+        };
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "store_unavailable",
+            message,
+        )
+    }
+
+    /// The server failed. The reason goes to the log and not to the client.
+    pub(super) fn internal(failed: &dyn Error) -> Self {
+        tracing::error!(error = with_causes(failed), "request not served");
+        let message = "the server failed; its log says why";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody {
+            error: ErrorDetail {
+                code: self.code.into(),
+                message: self.message,
+            },
+        };
+        (self.status, Json(body)).into_response()
+    }
+}

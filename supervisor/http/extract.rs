@@ -1,0 +1,80 @@
+//! Extractors: the parts of a request as checked values. What they refuse is answered with an [`ApiError`], and not with
+//! the plain text of axum's own extractors, which no handler uses directly.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use fastvideo_proto::ids::{GpuId, SessionId};
+use serde::de::DeserializeOwned;
+
+use super::app::App;
+use super::error::ApiError;
+
+/// The query string as a `T`.
+pub(super) struct ValidQuery<T>(pub(super) T);
+
+/// The session that a path names as `{id}`.
+pub(super) struct PathSession(pub(super) SessionId);
+
+/// The GPU that a path names as `{gpu}`; it need not exist.
+pub(super) struct PathGpu(pub(super) GpuId);
+
+/// The whole body, as large as a message may be.
+pub(super) struct Body(pub(super) Bytes);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Query::from_request_parts(parts, state).await {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(rejection) => Err(ApiError::invalid_request(rejection.body_text())),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for PathSession {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let id = parameter(parts, state).await;
+        let session = id.and_then(|id| SessionId::parse(&id));
+        session.map(Self).ok_or_else(ApiError::no_session)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for PathGpu {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let gpu = parameter(parts, state).await.unwrap_or_default();
+        let id = gpu.parse().map(GpuId);
+        id.map(Self).map_err(|_| ApiError::no_gpu(&gpu))
+    }
+}
+
+impl FromRequest<App> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let rejection = match Bytes::from_request(request, app).await {
+            Ok(body) => return Ok(Self(body)),
+            Err(rejection) => rejection,
+        };
+        let (status, limit) = (rejection.status(), app.max_message_bytes);
+        let message = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                format!("the body is larger than {limit} bytes, which is the limit")
+            }
+            _ => rejection.body_text(),
+        };
+        Err(ApiError::new(status, "invalid_body", message))
+    }
+}
+
+/// The only parameter of a path; none when it is not UTF-8.
+async fn parameter<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<String> {
+    let path = Path::from_request_parts(parts, state).await;
+    path.ok().map(|Path(parameter)| parameter)
+}

@@ -1,0 +1,59 @@
+//! The description of all routes, `/openapi.json`.
+
+use axum::routing::get;
+use axum::{Json, Router};
+use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
+use utoipa::OpenApi;
+
+use super::app::App;
+use super::operator::{prompts, sessions, workers};
+use super::status;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/openapi.json", get(openapi))
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "fastvideo-supervisor",
+        description = "Realtime video generation, segment by segment. Sessions run on `WS /v1/stream`."
+    ),
+    paths(
+        status::health,
+        status::healthz,
+        status::readyz,
+        status::status,
+        openapi,
+        stream,
+        sessions::list,
+        sessions::hydrate,
+        sessions::state,
+        sessions::end,
+        sessions::relocate,
+        sessions::drain,
+        workers::drain,
+        workers::restart,
+        prompts::reload
+    ),
+    components(schemas(ErrorBody, ErrorDetail))
+)]
+struct ApiDoc;
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
+async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(ApiDoc::openapi())
+}
+
+/// One connection is one session: JSON text messages both ways, media as binary messages to the client. The messages
+/// are described in `docs/protocol.md`.
+#[utoipa::path(get, path = "/v1/stream", responses(
+    (status = 101, description = "the WebSocket is open"),
+    (status = 426, body = ErrorBody, description = "the request was no WebSocket upgrade")
+))]
+#[expect(
+    dead_code,
+    reason = "describes the route that `http/stream.rs` answers"
+)]
+fn stream() {}

@@ -1,0 +1,197 @@
+// @ts-check
+// The WebSocket of a session: connecting, reconnecting with exponential backoff, and the close codes. This file knows JSON and
+// bytes. It does not know what the messages mean, and it has no access to the DOM.
+
+import { parseMessage } from './protocol.js';
+
+/** Limits how long a connection may take to open. Browsers by themselves wait for minutes. */
+const CONNECT_TIMEOUT_MS = 10_000;
+
+const TOKEN_KEY = 'fastvideo.session';
+
+/** The exponential backoff between connection attempts: the pause doubles up to a limit, and jitter shortens it. */
+export const BACKOFF = Object.freeze({ firstMs: 500, longestMs: 10_000, jitter: 0.3 });
+
+/**
+ * Returns the pause before an attempt, in milliseconds.
+ *
+ * @param {number} attempt  counts from 1
+ * @param {number} random  from 0 to 1; spreads the attempts of many pages in time
+ */
+export function backoffMs(attempt, random) {
+  const pause = Math.min(BACKOFF.longestMs, BACKOFF.firstMs * 2 ** (attempt - 1));
+  return pause * (1 - BACKOFF.jitter * random);
+}
+
+/**
+ * The reason why a connection was closed, from its close code.
+ *
+ * @typedef {'unreachable' | 'ended' | 'going_away' | 'rejected' | 'no_status' | 'broken' | 'rule_broken' | 'too_large'
+ *   | 'internal' | 'restarting' | 'busy' | 'other'} CloseReason
+ */
+
+/** @type {ReadonlyMap<number, CloseReason>} */
+const REASONS = new Map([
+  [1000, 'ended'], [1001, 'going_away'], [1003, 'rejected'], [1005, 'no_status'], [1006, 'broken'], [1008, 'rule_broken'],
+  [1009, 'too_large'], [1011, 'internal'], [1012, 'restarting'], [1013, 'busy'],
+]);
+
+/**
+ * Returns the meaning of a close code. A connection that never opened has the reason `unreachable`.
+ *
+ * @param {number} code
+ * @param {boolean} opened
+ * @returns {CloseReason}
+ */
+export function closeReason(code, opened) {
+  return opened ? REASONS.get(code) ?? 'other' : 'unreachable';
+}
+
+/** @type {readonly CloseReason[]} */
+const LOST = ['unreachable', 'going_away', 'no_status', 'broken', 'restarting'];
+/** @type {readonly CloseReason[]} */
+const NOT_YET = ['internal', 'busy'];
+
+/**
+ * Tells whether the session can be resumed after a connection was closed for this reason. During a reconnect the server may
+ * be full or still starting, so `busy` and `internal` do not end the session then.
+ *
+ * @param {CloseReason} reason
+ * @param {boolean} reconnecting
+ */
+export function canResume(reason, reconnecting) {
+  return LOST.includes(reason) || (reconnecting && NOT_YET.includes(reason));
+}
+
+/**
+ * An event that a connection reports.
+ *
+ * @typedef {{type: 'message', message: import('./protocol.js').ServerMessage}
+ *   | {type: 'media', bytes: Uint8Array}
+ *   | {type: 'closed', reason: CloseReason, code: number, text: string}
+ *   | {type: 'reconnect_scheduled', dueAt: number}
+ *   | {type: 'reconnect_due'}} ConnectionEvent
+ */
+
+/** The browser's clock, timers and random numbers. Tests pass their own. */
+const CLOCK = {
+  now: () => performance.now(),
+  /** @param {() => void} run @param {number} ms @returns {any} */
+  after: (run, ms) => setTimeout(run, ms),
+  /** @param {any} timer */
+  cancel: (timer) => clearTimeout(timer),
+  random: () => Math.random(),
+};
+
+/** Owns at most one WebSocket, or the timer of the next connection attempt. */
+export class Connection {
+  /**
+   * @param {() => any} openSocket  makes a new `WebSocket`
+   * @param {(event: ConnectionEvent) => void} report
+   * @param {typeof CLOCK} clock
+   */
+  constructor(openSocket, report, clock = CLOCK) {
+    this.openSocket = openSocket;
+    this.report = report;
+    this.clock = clock;
+    /** @type {any} */
+    this.socket = null;
+    /** @type {any} */
+    this.timer = null;
+  }
+
+  /** Opens a connection, and drops the one before. @param {string} first  the opening message */
+  connect(first) {
+    this.drop();
+    const socket = this.openSocket();
+    let opened = false;
+    const timeout = this.clock.after(() => socket.close(), CONNECT_TIMEOUT_MS);
+    socket.binaryType = 'arraybuffer';
+    socket.onopen = () => {
+      this.clock.cancel(timeout);
+      opened = true;
+      socket.send(first);
+    };
+    socket.onmessage = (/** @type {{data: string | ArrayBuffer}} */ { data }) => {
+      if (socket !== this.socket) return;
+      if (typeof data !== 'string') {
+        this.report({ type: 'media', bytes: new Uint8Array(data) });
+        return;
+      }
+      const message = parseMessage(data);
+      if (message) this.report({ type: 'message', message });
+    };
+    socket.onclose = (/** @type {{code: number, reason: string}} */ { code, reason }) => {
+      this.clock.cancel(timeout);
+      if (socket !== this.socket) return;
+      this.socket = null;
+      this.report({ type: 'closed', reason: closeReason(code, opened), code, text: reason });
+    };
+    this.socket = socket;
+  }
+
+  /**
+   * Starts the backoff timer: reports `reconnect_scheduled` at once, and `reconnect_due` when the timer fires.
+   *
+   * @param {number} attempt  counts from 1
+   */
+  scheduleReconnect(attempt) {
+    this.drop();
+    const pause = backoffMs(attempt, this.clock.random());
+    this.timer = this.clock.after(() => {
+      this.timer = null;
+      this.report({ type: 'reconnect_due' });
+    }, pause);
+    this.report({ type: 'reconnect_scheduled', dueAt: this.clock.now() + pause });
+  }
+
+  /**
+   * Sends a message if the connection is open; otherwise the message is dropped.
+   *
+   * @param {import('./protocol.js').ClientMessage} message
+   */
+  send(message) {
+    if (this.socket?.readyState === 1) this.socket.send(JSON.stringify(message));
+  }
+
+  /** Starts the closing handshake. `closed` is reported when it is done. */
+  close() {
+    this.socket?.close(1000);
+  }
+
+  /** Closes the socket and cancels the timer. Neither of them reports anything afterwards. */
+  drop() {
+    this.clock.cancel(this.timer);
+    this.timer = null;
+    this.close();
+    this.socket = null;
+  }
+}
+
+/** Keeps the resume token in the session storage: it survives a reload of the tab, and other tabs cannot read it. */
+export class TokenStore {
+  /** @param {() => Storage} storage  a function, since the mere access throws where storage is forbidden */
+  constructor(storage) {
+    this.storage = storage;
+  }
+
+  /** @returns {?import('./protocol.js').ResumeToken} */
+  load() {
+    try {
+      const token = JSON.parse(this.storage().getItem(TOKEN_KEY) ?? 'null');
+      return typeof token?.token === 'string' ? token : null;
+    } catch {
+      return null; // storage is forbidden, or holds something else
+    }
+  }
+
+  /** @param {?import('./protocol.js').ResumeToken} token  `null` deletes the stored one */
+  save(token) {
+    try {
+      if (token) this.storage().setItem(TOKEN_KEY, JSON.stringify(token));
+      else this.storage().removeItem(TOKEN_KEY);
+    } catch {
+      // Storage is forbidden: the session does not survive a reload.
+    }
+  }
+}

@@ -1,0 +1,138 @@
+// @ts-check
+// The messages of `WS /v1/stream` as types for type checkers, with the protocol's limits. docs/protocol.md describes what the
+// messages mean.
+
+/** The largest opening message that the server accepts, in bytes. */
+export const MAX_MESSAGE = 48 * 1024 * 1024;
+/** The largest initial image, in bytes. */
+export const MAX_IMAGE = 32 * 1024 * 1024;
+/** The number of requests that may wait in a session. The server refuses more. */
+export const MAX_WAITING = 8;
+
+/**
+ * @typedef {'av_fmp4' | 'legacy_jpeg'} MediaMode
+ * @typedef {'user' | 'curated' | 'enhanced' | 'auto_extension'} PromptSource
+ * @typedef {{session_id: string, token: string}} ResumeToken
+ * @typedef {{mime: string, name: string, data: string}} InitialImage  `data` is base64
+ * @typedef {{kind: string, payload: {[field: string]: any}}} ContinuationState
+ * @typedef {{enhancement?: boolean, auto_extension?: boolean, rewrite?: boolean, safety?: boolean, audio?: boolean}} Features
+ */
+
+/**
+ * The messages that the client sends.
+ *
+ * @typedef {object} SessionInit
+ * @property {'session_init_v2'} type
+ * @property {string[]} curated_prompts
+ * @property {?InitialImage} initial_image
+ * @property {boolean} enhancement_enabled
+ * @property {boolean} auto_extension_enabled
+ * @property {boolean} loop_generation_enabled
+ * @property {boolean} single_clip_mode
+ * @property {MediaMode} stream_mode
+ * @property {?ContinuationState} continuation_state
+ * @property {?ResumeToken} resume
+ *
+ * @typedef {object} PromptRequest
+ * @property {'segment_prompt_source'} type
+ * @property {string} prompt
+ * @property {PromptSource} source
+ * @property {?string} [negative_prompt]
+ * @property {?number} [seed]
+ * @property {?number} [num_inference_steps]
+ * @property {?number} [guidance_scale]
+ *
+ * @typedef {{type: 'enhancement_updated' | 'auto_extension_updated' | 'loop_generation_updated', enabled: boolean}
+ *   | {type: 'generation_paused_updated', paused: boolean}
+ *   | {type: 'seed_prompts_updated', seed_prompts: string[]}
+ *   | {type: 'rewrite_seed_prompts', seed_prompt: string, count: number}
+ *   | {type: 'cancel_segment' | 'snapshot_state' | 'leave'}} Command
+ *
+ * @typedef {PromptRequest | Command} ClientMessage
+ */
+
+/**
+ * The messages that the server sends.
+ *
+ * @typedef {{type: 'queue_status', position: number, queue_depth: number}} QueueStatus
+ *
+ * @typedef {object} GpuAssigned
+ * @property {'gpu_assigned'} type
+ * @property {number} gpu_id
+ * @property {?number} [session_timeout]  seconds
+ * @property {string} [session_id]
+ * @property {string} [resume_token]
+ * @property {string} [worker_id]
+ * @property {string} [model_id]
+ *
+ * @typedef {object} StreamStart
+ * @property {'ltx2_stream_start'} type
+ * @property {number} width
+ * @property {number} height
+ * @property {number} fps
+ * @property {number} num_frames
+ * @property {?number} [generation_segment_cap]
+ * @property {number} [next_segment_idx]
+ * @property {Features} [features]
+ *
+ * @typedef {object} SegmentStart
+ * @property {'ltx2_segment_start'} type
+ * @property {number} segment_idx
+ * @property {string} prompt
+ * @property {number} total_steps
+ * @property {PromptSource} [source]
+ * @property {string} [original_prompt]
+ * @property {number} [attempt]
+ *
+ * @typedef {{type: 'step_complete', segment_idx: number, step: number, total_steps: number, stage?: string}} StepComplete
+ * @typedef {{type: 'media_init', segment_idx: number, mime: string, stream_id: string, mode: MediaMode}} MediaInit
+ *
+ * @typedef {object} MediaSegmentComplete
+ * @property {'media_segment_complete'} type
+ * @property {number} segment_idx
+ * @property {number} duration_ms
+ * @property {?number} [pts_base_ms]
+ *
+ * @typedef {object} SegmentComplete
+ * @property {'ltx2_segment_complete'} type
+ * @property {number} segment_idx
+ * @property {number} generation_time_ms
+ * @property {number} e2e_latency_ms
+ *
+ * @typedef {{type: 'segment_cancelled', segment_idx: number}} SegmentCancelled
+ * @typedef {{type: 'ltx2_stream_complete', reason: string}} StreamComplete
+ * @typedef {{type: 'session_timeout', timeout_seconds: number}} SessionTimeout
+ * @typedef {{type: 'continuation_state_snapshot', state: ContinuationState}} StateSnapshot
+ * @typedef {{type: 'server_draining', deadline_seconds: number}} ServerDraining
+ * @typedef {{type: 'prompt_enhanced', original_prompt: string, prompt: string}} PromptEnhanced
+ * @typedef {{type: 'prompt_fallback', original_prompt: string, reason: string}} PromptFallback
+ * @typedef {{type: 'seed_prompts_rewritten', seed_prompt: string, alternatives?: string[]}} SeedPromptsRewritten
+ *
+ * @typedef {object} ServerError
+ * @property {'error'} type
+ * @property {string} code
+ * @property {string} message
+ * @property {boolean} retryable
+ * @property {number} [segment_idx]
+ * @property {boolean} [restarting]
+ *
+ * @typedef {QueueStatus | GpuAssigned | StreamStart | SegmentStart | StepComplete | MediaInit | MediaSegmentComplete
+ *   | SegmentComplete | SegmentCancelled | StreamComplete | SessionTimeout | StateSnapshot | ServerDraining | PromptEnhanced
+ *   | PromptFallback | SeedPromptsRewritten | ServerError} ServerMessage
+ */
+
+/**
+ * Parses a text message. Returns `null` for anything but an object with a `type`; the page ignores such a message, as it
+ * ignores the types that a later server adds.
+ *
+ * @param {string} text
+ * @returns {?ServerMessage}
+ */
+export function parseMessage(text) {
+  try {
+    const message = JSON.parse(text);
+    return typeof message?.type === 'string' ? message : null;
+  } catch {
+    return null;
+  }
+}

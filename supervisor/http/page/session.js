@@ -1,0 +1,164 @@
+// @ts-check
+// The reducer of a session: from a state and an event it computes the next state and the effects to run. It is a pure function:
+// it has no access to the DOM, a socket or a clock. Its parts are in the folder `session`.
+
+import { sentence } from './format.js';
+import { MAX_WAITING } from './protocol.js';
+import { isLive } from './state.js';
+import {
+  closed, connect, giveUp, gpuAssigned, leave, queueStatus, serverError, sessionTimeout, streamComplete, streamStart,
+} from './session/lifecycle.js';
+import { applyCurated, promptWritten, rewrite, seedPromptsRewritten, sendWaiting } from './session/prompts.js';
+import {
+  addMedia, firstPicture, mediaInit, mediaSegmentComplete, segmentCancelled, segmentComplete, segmentStart, stepComplete,
+} from './session/segments.js';
+import { Transition } from './session/transition.js';
+
+/**
+ * @typedef {import('./state.js').SessionState} SessionState
+ * @typedef {import('./session/transition.js').Event} Event
+ * @typedef {import('./session/transition.js').Effect} Effect
+ * @typedef {import('./session/transition.js').Switch} Switch
+ * @typedef {import('./session/transition.js').Sampling} Sampling
+ */
+
+/**
+ * Computes the state after an event. An event or message of an unknown type changes nothing.
+ *
+ * @param {SessionState} state  is not modified
+ * @param {Event} event
+ * @param {number} now  milliseconds of a monotonic clock
+ * @returns {{state: SessionState, effects: Effect[]}}
+ */
+export function reduce(state, event, now) {
+  const next = new Transition(state, now);
+  const changed = handle(next, event);
+  return changed ? { state: next.state, effects: next.effects } : { state, effects: [] };
+}
+
+/** @param {Transition} next @param {Event} event @returns {boolean} whether the event's type is known */
+function handle(next, event) {
+  const { state } = next;
+  switch (event.type) {
+    case 'settings_changed': state.settings = event.settings; break;
+    case 'switched': switched(next, event.name, event.on); break;
+    case 'attachments_changed': Object.assign(state, { chosenImage: event.image, chosenState: event.state }); break;
+    case 'prompt_submitted': submitPrompt(next, event); break;
+    case 'curated_applied': applyCurated(next); break;
+    case 'rewrite': rewrite(next, event.prompt); break;
+    case 'connect': connect(next); break;
+    case 'connect_fresh':
+      next.keepToken(null);
+      connect(next);
+      break;
+    case 'connect_kept':
+      next.keepToken(state.kept);
+      connect(next);
+      break;
+    case 'kept_dropped':
+      state.kept = null;
+      next.keepToken(null);
+      break;
+    case 'leave': leave(next); break;
+    case 'give_up': giveUp(next); break;
+    case 'move': move(next); break;
+    case 'moved': moved(next, event.error); break;
+    case 'cancel': next.send({ type: 'cancel_segment' }); break;
+    case 'snapshot': next.send({ type: 'snapshot_state' }); break;
+    case 'notice_closed': state.notice = null; break;
+    case 'reported': next.notice(event.title, event.text, { soft: event.soft }); break;
+    case 'first_picture': firstPicture(next, event); break;
+    case 'reconnect_scheduled': if (state.reconnect) state.reconnect = { ...state.reconnect, dueAt: event.dueAt }; break;
+    case 'reconnect_due': if (state.phase === 'lost') connect(next); break;
+    case 'message': return handleMessage(next, event.message);
+    case 'media': addMedia(next, event.bytes); break;
+    case 'closed': closed(next, event); break;
+    default: return false;
+  }
+  return true;
+}
+
+/**
+ * @param {Transition} next
+ * @param {import('./protocol.js').ServerMessage} message
+ * @returns {boolean} whether the message's type is known
+ */
+function handleMessage(next, message) {
+  switch (message.type) {
+    case 'queue_status': queueStatus(next, message); break;
+    case 'gpu_assigned': gpuAssigned(next, message); break;
+    case 'ltx2_stream_start': streamStart(next, message); break;
+    case 'ltx2_segment_start': segmentStart(next, message); break;
+    case 'step_complete': stepComplete(next, message); break;
+    case 'media_init': mediaInit(next, message); break;
+    case 'media_segment_complete': mediaSegmentComplete(next, message); break;
+    case 'ltx2_segment_complete': segmentComplete(next, message); break;
+    case 'segment_cancelled': segmentCancelled(next, message); break;
+    case 'ltx2_stream_complete': streamComplete(next, message); break;
+    case 'session_timeout': sessionTimeout(next, message); break;
+    case 'continuation_state_snapshot': stateSnapshot(next, message); break;
+    case 'server_draining': next.state.drainDeadline = next.now + message.deadline_seconds * 1000; break;
+    case 'prompt_enhanced': promptWritten(next, message.original_prompt, message.prompt); break;
+    case 'prompt_fallback':
+      promptWritten(next, message.original_prompt, message.original_prompt);
+      next.notice('A prompt is used as it was.', sentence(message.reason), { soft: true });
+      break;
+    case 'seed_prompts_rewritten': seedPromptsRewritten(next, message); break;
+    case 'error': serverError(next, message); break;
+    default: return false; // a later server may send it
+  }
+  return true;
+}
+
+/** @param {Transition} next @param {Switch} name @param {boolean} on */
+function switched(next, name, on) {
+  next.state.settings = { ...next.state.settings, [name]: on };
+  switch (name) {
+    case 'enhancement': next.send({ type: 'enhancement_updated', enabled: on }); break;
+    case 'auto': next.send({ type: 'auto_extension_updated', enabled: on }); break;
+    case 'loop': next.send({ type: 'loop_generation_updated', enabled: on }); break;
+    case 'pause': next.send({ type: 'generation_paused_updated', paused: on }); break;
+    default:
+  }
+}
+
+/**
+ * Queues a prompt, and opens a session if there is none.
+ *
+ * @param {Transition} next
+ * @param {{prompt: string, typed: boolean, sampling: Sampling}} submitted
+ */
+function submitPrompt(next, { prompt, typed, sampling }) {
+  const { state } = next;
+  if (state.waiting.length >= MAX_WAITING) {
+    next.notice('There are already eight prompts waiting.', 'Send this one when the next segment has begun.', { soft: true });
+    return;
+  }
+  if (typed) next.run({ type: 'clear_prompt' });
+  /** @type {import('./protocol.js').PromptRequest} */
+  const message = { type: 'segment_prompt_source', prompt, source: 'user', ...sampling };
+  state.waiting = [...state.waiting, { prompt, message, at: next.now, sent: false }];
+  if (!isLive(state)) connect(next);
+  sendWaiting(next);
+}
+
+/** @param {Transition} next */
+function move(next) {
+  const { state } = next;
+  if (!state.sessionId) return;
+  state.moving = true;
+  next.run({ type: 'move', sessionId: state.sessionId });
+}
+
+/** @param {Transition} next @param {?string} error */
+function moved(next, error) {
+  next.state.moving = false;
+  if (error !== null) next.notice('The session was not moved.', sentence(error), { soft: true });
+}
+
+/** @param {Transition} next @param {import('./protocol.js').StateSnapshot} message */
+function stateSnapshot(next, { state }) {
+  const after = state?.payload?.segment_index;
+  const name = `fastvideo-${(next.state.sessionId ?? 'session').slice(0, 8)}-state${after == null ? '' : `-${after + 1}`}.json`;
+  next.run({ type: 'save_state', state, name });
+}

@@ -1,0 +1,245 @@
+// @ts-check
+// The lifecycle of a session: opening, resuming after a lost connection, and ending.
+
+import { canResume } from '../connection.js';
+import { sentence, span } from '../format.js';
+import { MAX_MESSAGE } from '../protocol.js';
+import { curatedPrompts, current, isLive, isReconnecting, isRunning, isUnderWay } from '../state.js';
+import { closeWords, errorWords } from '../words.js';
+import { rotatedPrompts, sendWaiting, takeBackNewest } from './prompts.js';
+import { finishSegment } from './segments.js';
+
+/** @typedef {import('./transition.js').Transition} Transition */
+
+/** Connects: resumes the session if there is a resume token, and opens a new one otherwise. @param {Transition} next */
+export function connect(next) {
+  const { state } = next;
+  if (isLive(state) && state.phase !== 'lost') return;
+  if (state.chosenState) next.keepToken(null);
+  const { resume, settings } = state;
+  Object.assign(state, { notice: null, outcome: null, refusal: null, kept: null, leaving: false, drainDeadline: null, queue: null });
+  // A resumed session keeps its media mode, and its initial image until a segment was generated from it.
+  const same = resume !== null && resume.session_id === state.sessionId;
+  if (!same) {
+    state.image = state.chosenImage;
+    state.requestedMode = settings.jpeg ? 'legacy_jpeg' : 'av_fmp4';
+  }
+  // Loop generation would otherwise start a curated prompt before the waiting prompts arrive.
+  state.holdsLoop = state.waiting.length > 0 || state.asked?.message.source === 'user';
+  /** @type {import('../protocol.js').SessionInit} */
+  const init = {
+    type: 'session_init_v2',
+    curated_prompts: same ? rotatedPrompts(state) : curatedPrompts(settings),
+    initial_image: state.image,
+    enhancement_enabled: settings.enhancement,
+    auto_extension_enabled: settings.auto,
+    loop_generation_enabled: settings.loop && !state.holdsLoop,
+    single_clip_mode: settings.single,
+    stream_mode: state.requestedMode,
+    continuation_state: state.chosenState,
+    resume,
+  };
+  const first = JSON.stringify(init);
+  if (first.length > MAX_MESSAGE) {
+    stop(next);
+    if (state.phase === 'lost') state.phase = 'closed';
+    next.notice('The opening message is too large.', 'Image and state together may have 48 MiB. Remove one of them.');
+    return;
+  }
+  state.appliedCurated = settings.curated;
+  state.phase = 'connecting';
+  const { attempt, why } = state.reconnect ?? { attempt: 0, why: '' };
+  state.reconnect = resume && { attempt, dueAt: null, answered: false, why };
+  next.run({ type: 'connect', first });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').QueueStatus} message */
+export function queueStatus(next, { position, queue_depth: depth }) {
+  answered(next);
+  Object.assign(next.state, { phase: 'queued', queue: { position, depth } });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').GpuAssigned} message */
+export function gpuAssigned(next, message) {
+  const { state } = next;
+  answered(next);
+  if (state.phase !== 'active') { // an active session moves to another GPU
+    state.phase = 'binding';
+    if (!state.sessionId || message.session_id !== state.sessionId) newSession(next);
+  }
+  state.sessionId = message.session_id ?? null;
+  state.gpu = message;
+  const { session_id, resume_token: token } = message;
+  next.keepToken(session_id && token ? { session_id, token } : null);
+}
+
+/** Notes that the server has answered the connection attempt. @param {Transition} next */
+function answered({ state }) {
+  if (state.reconnect) state.reconnect = { ...state.reconnect, answered: true };
+}
+
+/** Clears the segments and the player. A resumed session keeps both instead. @param {Transition} next */
+function newSession(next) {
+  const { state } = next;
+  Object.assign(state, { segments: [], asked: null, playerMode: state.requestedMode });
+  next.run({ type: 'reset_player', mode: state.playerMode });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').StreamStart} message */
+export function streamStart(next, message) {
+  const { state } = next;
+  Object.assign(state, { phase: 'active', stream: message, reconnect: null, activeAt: next.now });
+  next.run({ type: 'open_player', fps: message.fps || 24 });
+  Object.assign(state, { chosenImage: null, chosenState: null });
+  next.run({ type: 'clear_attachments' });
+  resumeSegment(next, message);
+  if (state.settings.pause) next.send({ type: 'generation_paused_updated', paused: true });
+  sendWaiting(next);
+  if (state.holdsLoop && state.settings.loop) next.send({ type: 'loop_generation_updated', enabled: true });
+}
+
+/**
+ * Continues a resumed session. The segment that the lost connection interrupted is either complete here, or is requested again.
+ *
+ * @param {Transition} next
+ * @param {import('../protocol.js').StreamStart} stream
+ */
+function resumeSegment(next, { next_segment_idx: nextIdx = 0, num_frames, fps }) {
+  const { state } = next;
+  const segment = current(state);
+  const { asked } = state;
+  state.asked = null;
+  if (segment?.state !== 'interrupted') return;
+  if (segment.idx < nextIdx) {
+    // The server had finished the segment, but its last messages were lost.
+    if (!segment.duration) {
+      next.run({ type: 'allow_gap' });
+      next.change(segment.idx, { duration: num_frames / fps });
+    }
+    finishSegment(next, segment.idx);
+  } else if (asked && !(asked.message.source === 'curated' && state.settings.loop)) {
+    state.waiting = [{ ...asked, sent: false }, ...state.waiting];
+  }
+}
+
+/** @param {Transition} next */
+export function leave(next) {
+  const { state } = next;
+  next.keepToken(null);
+  state.leaving = true;
+  if (isReconnecting(state)) giveUp(next);
+  else if (state.phase === 'active') next.send({ type: 'leave' });
+  else next.run({ type: 'close' });
+}
+
+/** Stops reconnecting. The session can be resumed later unless the user has left it. @param {Transition} next */
+export function giveUp(next) {
+  const { state } = next;
+  next.run({ type: 'drop' });
+  stop(next);
+  state.phase = 'closed';
+  next.run({ type: 'finish_player' });
+  if (!state.resume) return;
+  next.notice('The connection is lost.', 'The server keeps the session for a while.', { soft: true, reconnect: true });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').StreamComplete} message */
+export function streamComplete(next, { reason }) {
+  const { state } = next;
+  // A server that shuts down sends this too. It then closes with 1001, and the session can be resumed.
+  if (reason === 'stop_requested' && !state.leaving && state.resume) return;
+  state.outcome = reason;
+  next.keepToken(null);
+  stop(next);
+  state.phase = 'complete';
+  next.run({ type: 'finish_player' });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').SessionTimeout} message */
+export function sessionTimeout(next, { timeout_seconds }) {
+  next.state.outcome = 'timeout';
+  next.keepToken(null);
+  next.notice('The session has ended.', `Nothing happened in it for ${span(timeout_seconds)}.`, { soft: true, reconnect: true });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').ServerError} error */
+export function serverError(next, { code, message, retryable, segment_idx, restarting = false }) {
+  const { state } = next;
+  const segment = current(state);
+  next.recordError({ code, message, retryable });
+  if (code === 'upstream_timeout') state.curatedNote = '';
+  if (segment && isRunning(segment) && segment.idx === segment_idx) {
+    next.change(segment.idx, { state: restarting ? 'restarting' : 'failed' });
+    if (!restarting) state.asked = null;
+  } else if (['invalid_message', 'prompt_blocked'].includes(code) && state.phase === 'active') {
+    takeBackNewest(next);
+  }
+  const text = sentence(message);
+  if (state.reconnect && retryable) {
+    state.refusal = { title: '', text }; // the page will reconnect
+    return;
+  }
+  const taken = code === 'session_rejected' && state.phase === 'active';
+  if (taken) state.outcome = 'taken';
+  const over = ['session_rejected', 'state_incompatible', 'unauthorized'].includes(code);
+  if (over) next.keepToken(null);
+  let title = errorWords(code);
+  if (restarting) title = 'The segment is being made again.';
+  else if (taken) title = 'The session is no longer on this page.';
+  else if (over && state.reconnect) title = 'The session cannot be gone on with.';
+  state.refusal = state.phase === 'active' ? null : { title, text };
+  next.notice(title, text, { soft: retryable || taken, reconnect: taken, passing: restarting });
+}
+
+/** @param {Transition} next @param {{reason: import('../connection.js').CloseReason, code: number, text: string}} event */
+export function closed(next, { reason, code, text }) {
+  const { state } = next;
+  const reconnecting = state.reconnect !== null;
+  const ended = state.phase === 'complete' || state.outcome === 'timeout' || state.outcome === 'taken';
+  if (state.resume && !ended && !state.leaving && canResume(reason, reconnecting)) {
+    lose(next);
+    return;
+  }
+  stop(next);
+  state.phase = ended ? 'complete' : 'closed';
+  next.run({ type: 'finish_player' });
+  const expected = state.leaving || reason === 'ended' || reason === 'no_status';
+  const cutOff = !ended || reason === 'going_away'; // a server that shuts down completes the session first
+  if (!cutOff || expected) return;
+  const title = closeWords(reason, code);
+  const advice = state.resume && reason !== 'rejected' ? 'Reconnect to go on where you were.' : '';
+  next.recordError({ code, message: text || title });
+  // The error that came just before explains more than the close code.
+  const { refusal } = state;
+  const told = refusal ? [refusal.text, reconnecting ? '' : title, advice] : [text, advice];
+  next.notice(refusal ? refusal.title : title, told.filter(Boolean).join(' '), { reconnect: true });
+}
+
+/** Schedules a reconnect after the connection was lost. The player continues with the media that it has. @param {Transition} next */
+function lose(next) {
+  const { state } = next;
+  const segment = current(state);
+  if (segment && isUnderWay(segment)) next.change(segment.idx, { state: 'interrupted' });
+  state.waiting = state.waiting.map((request) => ({ ...request, sent: false }));
+  const attempt = (state.reconnect?.attempt ?? 0) + 1;
+  Object.assign(state, {
+    phase: 'lost',
+    drainDeadline: null,
+    reconnect: { attempt, dueAt: null, answered: false, why: state.refusal?.text ?? '' },
+  });
+  next.run({ type: 'schedule_reconnect', attempt });
+}
+
+/** Ends the running segment and the reconnect. A prompt that did not run goes back into its field. @param {Transition} next */
+function stop(next) {
+  const { state } = next;
+  const segment = current(state);
+  if (segment && (isUnderWay(segment) || segment.state === 'interrupted')) {
+    next.change(segment.idx, { state: state.outcome === 'stop_requested' ? 'cancelled' : 'failed' });
+  }
+  const reconnected = state.reconnect !== null && state.reconnect.attempt > 0;
+  const asked = reconnected && state.asked?.message.source === 'user' ? [state.asked] : [];
+  const [first] = [...asked, ...state.waiting];
+  if (first) next.run({ type: 'return_prompt', prompt: first.prompt });
+  Object.assign(state, { waiting: [], asked: null, reconnect: null });
+}

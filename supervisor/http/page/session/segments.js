@@ -1,0 +1,130 @@
+// @ts-check
+// The segments of a session, from their start to their end, and their media.
+
+import { current, isRunning, newSegment, unmade } from '../state.js';
+import { sendWaiting } from './prompts.js';
+
+/**
+ * @typedef {import('./transition.js').Transition} Transition
+ * @typedef {import('../state.js').Segment} Segment
+ */
+
+/** @param {Transition} next @param {import('../protocol.js').SegmentStart} message */
+export function segmentStart(next, message) {
+  const { state } = next;
+  const { segment_idx: idx, attempt = 1 } = message;
+  const known = state.segments.find((s) => s.idx === idx);
+  const before = state.segments.findLast((s) => s.idx < idx);
+  const start = before ? before.start + before.duration : known?.start ?? 0;
+  // An index is used again after a failure, a cancellation or a lost connection. A retry gives the same pictures.
+  const again = known !== undefined && (attempt > 1 || (known.state === 'interrupted' && message.prompt === known.prompt));
+  if (known) next.run({ type: 'void_media', idx, from: start, again });
+  /** @type {Segment} */
+  const segment = {
+    ...newSegment(idx, start, again ? known.requestedAt : next.now),
+    prompt: message.prompt,
+    original: message.original_prompt ?? null,
+    source: message.source ?? 'user',
+    attempt,
+    steps: message.total_steps,
+  };
+  state.segments = known ? state.segments.map((s) => (s.idx === idx ? segment : s)) : [...state.segments, segment];
+  if (attempt === 1) takeRequest(next, segment);
+}
+
+/**
+ * Finds the request that the segment answers. Its latency counts from the request, or from when the GPU became free for it.
+ *
+ * @param {Transition} next
+ * @param {Segment} segment
+ */
+function takeRequest(next, segment) {
+  const { state } = next;
+  const prompt = segment.original ?? segment.prompt;
+  const mine = ['user', 'enhanced'].includes(segment.source);
+  const source = /** @type {import('../protocol.js').PromptSource} */ (mine ? 'user' : segment.source);
+  const found = state.waiting.findIndex((request) => request.prompt === prompt && request.message.source === source);
+  const at = mine ? Math.max(0, found) : found;
+  const request = state.waiting[at];
+  if (request) {
+    state.waiting = state.waiting.filter((other) => other !== request);
+    next.change(segment.idx, { requestedAt: Math.max(request.at, state.freeAt) });
+  }
+  state.asked = request ?? { prompt, message: { type: 'segment_prompt_source', prompt, source }, at: next.now, sent: true };
+  sendWaiting(next);
+}
+
+/** @param {Transition} next @param {import('../protocol.js').StepComplete} message */
+export function stepComplete(next, message) {
+  const segment = current(next.state);
+  if (!segment) return;
+  next.change(segment.idx, {
+    step: message.step,
+    steps: message.total_steps,
+    stage: message.stage ?? 'denoise',
+    state: isRunning(segment) ? segment.state : 'denoising',
+  });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').MediaInit} message */
+export function mediaInit(next, { mime }) {
+  const segment = current(next.state);
+  if (!segment) return;
+  next.state.mime = mime;
+  next.run({ type: 'start_media', idx: segment.idx, mime });
+}
+
+/** @param {Transition} next @param {Uint8Array} bytes */
+export function addMedia(next, bytes) {
+  const { state } = next;
+  const segment = current(state);
+  if (!segment) return;
+  const pictureAt = state.playerMode === 'legacy_jpeg' ? 1 : 2; // the first message of MP4 is the init segment
+  const messages = Math.min(segment.messages + 1, pictureAt + 1);
+  next.run({ type: 'add_media', idx: segment.idx, bytes, picture: messages === pictureAt });
+  if (messages !== segment.messages || segment.state !== 'streaming') next.change(segment.idx, { messages, state: 'streaming' });
+}
+
+/** @param {Transition} next @param {{idx: number, start: number}} picture  `start` is where the player's video begins */
+export function firstPicture(next, { idx, start }) {
+  const { state } = next;
+  const segment = state.segments.find((s) => s.idx === idx);
+  if (!segment) return;
+  const first = segment === state.segments[0] && state.playerMode === 'av_fmp4';
+  next.change(idx, { firstPictureMs: next.now - segment.requestedAt, ...(first && { start }) });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').MediaSegmentComplete} message */
+export function mediaSegmentComplete(next, { duration_ms, pts_base_ms }) {
+  const segment = current(next.state);
+  if (!segment) return;
+  const placed = next.state.playerMode === 'av_fmp4' && pts_base_ms != null;
+  next.change(segment.idx, { duration: duration_ms / 1000, ...(placed && { start: pts_base_ms / 1000 }) });
+}
+
+/** @param {Transition} next @param {import('../protocol.js').SegmentComplete} message */
+export function segmentComplete(next, message) {
+  const { segment_idx: idx } = message;
+  if (!next.state.segments.some((s) => s.idx === idx)) return;
+  next.change(idx, { generationMs: message.generation_time_ms, latencyMs: message.e2e_latency_ms });
+  finishSegment(next, idx);
+}
+
+/** @param {Transition} next @param {import('../protocol.js').SegmentCancelled} message */
+export function segmentCancelled(next, { segment_idx: idx }) {
+  const { state } = next;
+  const segment = state.segments.find((s) => s.idx === idx);
+  if (!segment) return;
+  next.run({ type: 'void_media', idx, from: segment.start, again: false });
+  next.change(idx, unmade('cancelled'));
+  Object.assign(state, { asked: null, freeAt: next.now });
+}
+
+/** Marks a segment as done. @param {Transition} next @param {number} idx */
+export function finishSegment(next, idx) {
+  const { state } = next;
+  next.change(idx, { state: 'done' });
+  Object.assign(state, { asked: null, image: null, freeAt: next.now });
+  next.run({ type: 'finish_media', idx });
+  if (state.notice?.passing) state.notice = null;
+}

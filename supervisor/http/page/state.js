@@ -1,0 +1,197 @@
+// @ts-check
+// The state of the page's session as plain data, with functions that derive facts from it. Only the reducer in session.js
+// computes new states.
+
+/**
+ * @typedef {import('./protocol.js').MediaMode} MediaMode
+ * @typedef {import('./protocol.js').ResumeToken} ResumeToken
+ */
+
+/**
+ * In `lost` the page waits to reconnect. In `complete` the session has ended. In `closed` the connection has ended, and only the
+ * user can open another one.
+ *
+ * @typedef {'idle' | 'connecting' | 'queued' | 'binding' | 'active' | 'lost' | 'complete' | 'closed'} Phase
+ * @typedef {'denoising' | 'streaming' | 'restarting' | 'interrupted' | 'done' | 'cancelled' | 'failed'} SegmentState
+ */
+
+/**
+ * A generated stretch of video.
+ *
+ * @typedef {object} Segment
+ * @property {number} idx
+ * @property {SegmentState} state
+ * @property {number} start  the position on the player's time line, in seconds
+ * @property {number} duration  in seconds; 0 while unknown
+ * @property {string} prompt
+ * @property {?string} original  the requested prompt, if a language model rewrote it to `prompt`
+ * @property {string} source
+ * @property {number} attempt  counts from 1
+ * @property {number} step
+ * @property {number} steps  0 while unknown
+ * @property {string} stage
+ * @property {number} messages  the binary messages of this attempt; the count stops after the first picture
+ * @property {number} requestedAt
+ * @property {?number} firstPictureMs  the time from the request to the first picture
+ * @property {?number} generationMs
+ * @property {?number} latencyMs
+ */
+
+/**
+ * A request for a segment.
+ *
+ * @typedef {object} Request
+ * @property {string} prompt
+ * @property {import('./protocol.js').PromptRequest} message
+ * @property {number} at
+ * @property {boolean} sent  whether it was sent over the present connection
+ * @property {boolean} [enhance]  whether a language model rewrites it
+ * @property {?string} [written]  the prompt that the language model wrote
+ */
+
+/**
+ * The progress of a reconnect: from the loss of the connection until the session is active again.
+ *
+ * @typedef {object} Reconnect
+ * @property {number} attempt  counts from 1; 0 when the user started it
+ * @property {?number} dueAt  the start of this attempt; `null` once it has started
+ * @property {boolean} answered  whether the server has answered this attempt
+ * @property {string} why  the reason why the attempt before was refused; may be empty
+ */
+
+/**
+ * @typedef {object} Notice
+ * @property {string} title
+ * @property {string} text
+ * @property {boolean} soft  a warning, and not a failure
+ * @property {boolean} reconnect  shows the button that connects
+ * @property {boolean} fresh  shows the button that opens a new session instead of resuming
+ * @property {boolean} passing  disappears when the segment is finished
+ */
+
+/**
+ * The values of the page's fields.
+ *
+ * @typedef {object} Settings
+ * @property {boolean} enhancement
+ * @property {boolean} auto
+ * @property {boolean} loop
+ * @property {boolean} pause
+ * @property {boolean} single
+ * @property {boolean} jpeg
+ * @property {string} curated  one prompt per line
+ */
+
+/**
+ * The whole state. Times are in milliseconds of the clock that stamps the events.
+ *
+ * @typedef {object} SessionState
+ * @property {Phase} phase
+ * @property {Settings} settings
+ * @property {?import('./protocol.js').InitialImage} chosenImage  the initial image for the next new session
+ * @property {?import('./protocol.js').ContinuationState} chosenState  the continuation state for the next new session
+ * @property {?import('./protocol.js').InitialImage} image  the initial image of this session until its first segment is finished
+ * @property {?ResumeToken} resume  the token of the session that is open or can be resumed
+ * @property {?ResumeToken} kept  the token of the session that this tab had before a reload
+ * @property {?Reconnect} reconnect
+ * @property {boolean} leaving  whether the user has asked to leave the session
+ * @property {?string} outcome  why the session ended: the server's reason, `timeout`, or `taken` over by another connection
+ * @property {?number} drainDeadline  when a draining server stops
+ * @property {?{title: string, text: string}} refusal  the error that the server sent before it closed the connection
+ * @property {?Notice} notice
+ * @property {{code: string | number, message: string, retryable?: boolean, at: number}[]} errors  the latest errors
+ * @property {?string} sessionId
+ * @property {?import('./protocol.js').GpuAssigned} gpu
+ * @property {?import('./protocol.js').StreamStart} stream
+ * @property {?{position: number, depth: number}} queue
+ * @property {boolean} moving  whether a request to move to another GPU is under way
+ * @property {MediaMode} requestedMode  the media mode of the last opening message
+ * @property {MediaMode} playerMode  the media mode of the session in the player
+ * @property {?string} mime  the MIME type of the latest media
+ * @property {boolean} holdsLoop  whether loop generation is held back until the waiting prompts were sent
+ * @property {Segment[]} segments  in the order of their indices
+ * @property {Request[]} waiting  the requests whose segments have not started
+ * @property {?Request} asked  the request that the running segment answers
+ * @property {number} freeAt  when the last segment ended and the GPU became free
+ * @property {number} activeAt  when the session last did something that restarts its idle timeout
+ * @property {string} curatedNote
+ * @property {string} appliedCurated  the curated prompts that the server has
+ */
+
+/**
+ * Returns the state of a page that was just loaded.
+ *
+ * @param {?ResumeToken} kept  the token that this tab has stored
+ * @returns {SessionState}
+ */
+export const initialState = (kept = null) => ({
+  phase: 'idle',
+  settings: { enhancement: false, auto: false, loop: false, pause: false, single: false, jpeg: false, curated: '' },
+  chosenImage: null,
+  chosenState: null,
+  image: null,
+  resume: null,
+  kept,
+  reconnect: null,
+  leaving: false,
+  outcome: null,
+  drainDeadline: null,
+  refusal: null,
+  notice: null,
+  errors: [],
+  sessionId: null,
+  gpu: null,
+  stream: null,
+  queue: null,
+  moving: false,
+  requestedMode: 'av_fmp4',
+  playerMode: 'av_fmp4',
+  mime: null,
+  holdsLoop: false,
+  segments: [],
+  waiting: [],
+  asked: null,
+  freeAt: 0,
+  activeAt: 0,
+  curatedNote: '',
+  appliedCurated: '',
+});
+
+/**
+ * Returns a segment that has just started.
+ *
+ * @param {number} idx
+ * @param {number} start  in seconds
+ * @param {number} now
+ * @returns {Segment}
+ */
+export const newSegment = (idx, start, now) => ({
+  idx, start, prompt: '', original: null, source: 'user', attempt: 1, requestedAt: now, ...unmade('denoising'),
+});
+
+/**
+ * Returns the fields of a segment of which nothing was generated.
+ *
+ * @param {SegmentState} state
+ */
+export const unmade = (state) => ({
+  state, duration: 0, step: 0, steps: 0, stage: 'denoise', messages: 0, firstPictureMs: null, generationMs: null, latencyMs: null,
+});
+
+/** Tells whether the page has a connection or is about to have one. @param {SessionState} state */
+export const isLive = ({ phase }) => ['connecting', 'queued', 'binding', 'active', 'lost'].includes(phase);
+
+/** Returns the latest segment, in whatever state it is. @param {SessionState} state */
+export const current = ({ segments }) => segments.at(-1);
+
+/** Tells whether a worker generates the segment. @param {Segment} [segment] */
+export const isRunning = (segment) => segment?.state === 'denoising' || segment?.state === 'streaming';
+
+/** Tells whether the segment is running or restarting. @param {Segment} [segment] */
+export const isUnderWay = (segment) => isRunning(segment) || segment?.state === 'restarting';
+
+/** Tells whether the page is waiting for a reconnect. @param {SessionState} state */
+export const isReconnecting = ({ reconnect }) => reconnect !== null && reconnect.attempt > 0 && !reconnect.answered;
+
+/** Returns the curated prompts as a list. @param {Settings} settings */
+export const curatedPrompts = ({ curated }) => curated.split('\n').map((line) => line.trim()).filter(Boolean);

@@ -1,0 +1,157 @@
+// Tests of the smaller parts: the store, the recording, the attachments, the GPUs and the formats.
+
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+
+import { checkImage, readState } from '../attachments.js';
+import { clock, gib, ordinal, plural, seconds, sentence, span } from '../format.js';
+import { exitWords, gpuState } from '../gpus.js';
+import { Recording } from '../recording.js';
+import { createStore } from '../store.js';
+
+describe('store', () => {
+  const setUp = (parts) => {
+    const seen = { rendered: [], failed: [] };
+    const store = createStore({
+      state: [], reduce: (state, event, now) => ({ state: [...state, `${event}@${now}`], effects: [event] }), run: () => {},
+      render: (state) => seen.rendered.push(state.length), now: () => 7, failed: (error) => seen.failed.push(error.message), ...parts,
+    });
+    return { store, seen };
+  };
+
+  test('gives each event its time and renders each state', () => {
+    const { store, seen } = setUp();
+    store.dispatch('a');
+    store.dispatch('b');
+    assert.deepEqual(store.state, ['a@7', 'b@7']);
+    assert.deepEqual(seen.rendered, [1, 2]);
+  });
+
+  test('does not render a state that has not changed', () => {
+    const { store, seen } = setUp({ reduce: (state) => ({ state, effects: [] }) });
+    store.dispatch('a');
+    assert.deepEqual(seen.rendered, []);
+  });
+
+  test('takes an event that an effect causes after the one that caused it', () => {
+    const order = [];
+    const { store } = setUp({
+      run(event) {
+        order.push(`run ${event}`);
+        if (event === 'a') store.dispatch('b');
+        order.push(`ran ${event}`);
+      },
+    });
+    store.dispatch('a');
+    assert.deepEqual(order, ['run a', 'ran a', 'run b', 'ran b']);
+  });
+
+  test('goes on after an event, an effect or a view that throws', () => {
+    const { store, seen } = setUp({
+      reduce(state, event) {
+        if (event === 'bad') throw new Error('in the reducer');
+        return { state: [...state, event], effects: ['bad', event] };
+      },
+      run(effect) { if (effect === 'bad') throw new Error('in an effect'); },
+      render(state) {
+        seen.rendered.push(state.length);
+        if (state.length === 1) throw new Error('in the view');
+      },
+    });
+    for (const event of ['bad', 'a', 'b']) store.dispatch(event);
+    assert.deepEqual(store.state, ['a', 'b']);
+    assert.deepEqual(seen.rendered, [1, 2]);
+    assert.deepEqual(seen.failed, ['in the reducer', 'in an effect', 'in the view', 'in an effect']);
+  });
+});
+
+describe('recording', () => {
+  const bytes = (...values) => new Uint8Array(values);
+  const file = async (recording, indices) => [...new Uint8Array(await (await recording.file(indices)).arrayBuffer())];
+
+  test('is one file with one init segment when they are alike', async () => {
+    const recording = new Recording();
+    for (const idx of [0, 1]) {
+      recording.add(idx, bytes(1, 2));
+      recording.add(idx, bytes(10 + idx));
+      recording.finish(idx);
+    }
+    assert.deepEqual(await file(recording, [0, 1]), [1, 2, 10, 11]);
+  });
+
+  test('has another init segment where it differs', async () => {
+    const recording = new Recording();
+    for (const idx of [0, 1]) {
+      recording.add(idx, bytes(idx));
+      recording.add(idx, bytes(10 + idx));
+      recording.finish(idx);
+    }
+    assert.deepEqual(await file(recording, [0, 1]), [0, 10, 1, 11]);
+  });
+
+  test('gives a segment back, finished or not', async () => {
+    const recording = new Recording();
+    recording.add(0, bytes(1, 2));
+    recording.add(0, bytes(3));
+    recording.add(0, bytes(4));
+    assert.deepEqual(await recording.bytes(0), [bytes(1, 2), bytes(3), bytes(4)]);
+    assert.equal(recording.size(0), 0);
+    recording.finish(0);
+    assert.deepEqual(await recording.bytes(0), [bytes(1, 2), bytes(3, 4)]);
+    assert.equal(recording.size(0), 4);
+  });
+
+  test('forgets media that are void, and knows nothing of other segments', async () => {
+    const recording = new Recording();
+    recording.add(0, bytes(1));
+    recording.drop(0);
+    recording.add(0, bytes(2));
+    recording.finish(0);
+    recording.finish(5);
+    assert.deepEqual(await file(recording, [0, 5, 9]), [2]);
+    assert.deepEqual(await recording.bytes(9), []);
+    recording.clear();
+    assert.equal(recording.size(0), 0);
+  });
+});
+
+describe('files', () => {
+  test('a saved state has a kind and a payload', () => {
+    assert.deepEqual(readState('{"kind": "ltx2.v1", "payload": {"a": 1}}'), { kind: 'ltx2.v1', payload: { a: 1 } });
+    for (const text of ['null', '{}', '{"kind": "x"}', '{"kind": "x", "payload": null}', '{"kind": 1, "payload": {}}', '[]']) {
+      assert.throws(() => readState(text), /A saved state has a kind and a payload/, text);
+    }
+    assert.throws(() => readState('no json'), SyntaxError);
+  });
+
+  test('an initial image has a type that the server reads, and at most 32 MiB', () => {
+    checkImage({ type: 'image/png', size: 32 * 1024 * 1024 });
+    assert.throws(() => checkImage({ type: 'image/svg+xml', size: 1 }), /PNG, JPEG or WebP/);
+    assert.throws(() => checkImage({ type: 'image/png', size: 33 * 1024 * 1024 }), /has 33.0 MiB/);
+  });
+});
+
+describe('GPUs', () => {
+  test('have a state, also where a server tells little', () => {
+    const cases = [
+      [{ state: 'warming_up' }, 'warming_up'], [{ state: { state: 'BackingOff' } }, 'backing_off'], [{ state: { Loading: {} } }, 'loading'],
+      [{ process_alive: false }, 'exited'], [{ ready: true }, 'ready'], [{ ready: true, available: false }, 'busy'], [{}, 'loading'],
+    ];
+    for (const [gpu, state] of cases) assert.equal(gpuState(gpu), state);
+  });
+
+  test('say how a process ended', () => {
+    assert.equal(exitWords({ kind: 'crashed', uptime_seconds: 90, reason: 'signal 9' }), 'crashed after 90 s: signal 9');
+    assert.equal(exitWords('made_up'), 'made up');
+  });
+});
+
+test('numbers are words', () => {
+  assert.deepEqual([seconds(null), seconds(1234), seconds(12_345)], ['', '1.23 s', '12.3 s']);
+  assert.deepEqual([clock(0), clock(3.999), clock(75)], ['0:00', '0:04', '1:15']);
+  assert.deepEqual([span(0.4), span(90), span(600), span(7200)], ['less than 1 s', '90 s', '10 min', '2.0 h']);
+  assert.deepEqual([1, 2, 3, 4, 11, 12, 21, 112].map(ordinal), ['1st', '2nd', '3rd', '4th', '11th', '12th', '21st', '112th']);
+  assert.deepEqual([plural(1, 'GPU'), plural(2, 'GPU')], ['1 GPU', '2 GPUs']);
+  assert.deepEqual([sentence('a b'), sentence('A?'), sentence(''), sentence(undefined), sentence(7)], ['A b.', 'A?', '', '', '7.']);
+  assert.deepEqual([gib(512 * 1024 ** 2), gib(1.5 * 1024 ** 3)], ['512 MiB', '1.5 GiB']);
+});

@@ -1,0 +1,397 @@
+// Tests of the reducer: a session whose connection holds.
+
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+
+import { idleWords, queueWords, segmentWords, starvedWords, statusWords } from '../words.js';
+import { reduce } from '../session.js';
+import { initialState } from '../state.js';
+import { PageModel, TOKEN } from './page_model.js';
+
+const status = (page) => statusWords(page.state)[1];
+
+describe('opening', () => {
+  test('a prompt opens a session and is sent once that is active', () => {
+    const page = new PageModel().submit('a fox');
+    assert.equal(page.state.phase, 'connecting');
+    assert.deepEqual(page.sent, []);
+    assert.deepEqual(page.ran('clear_prompt').length, 1);
+    page.opens();
+    assert.deepEqual(page.sent.map((m) => [m.type, m.prompt, m.source]), [['segment_prompt_source', 'a fox', 'user']]);
+    page.starts(0, 'a fox');
+    assert.deepEqual(page.waiting, []);
+  });
+
+  test('the opening message carries the settings and the attachments', () => {
+    const image = { mime: 'image/png', name: 'a.png', data: 'AAAA' };
+    const page = new PageModel({ settings: { enhancement: true, single: true, jpeg: true, curated: ' one \n\n two' } });
+    page.event('attachments_changed', { image, state: { kind: 'ltx2.v1', payload: {} } }).event('connect');
+    assert.deepEqual(page.opening, {
+      type: 'session_init_v2', curated_prompts: ['one', 'two'], initial_image: image, enhancement_enabled: true,
+      auto_extension_enabled: false, loop_generation_enabled: false, single_clip_mode: true, stream_mode: 'legacy_jpeg',
+      continuation_state: { kind: 'ltx2.v1', payload: {} }, resume: null,
+    });
+    page.opens();
+    assert.equal(page.ran('clear_attachments').length, 1);
+    assert.equal(page.state.chosenState, null);
+  });
+
+  test('the loop is held back until prompts that wait were sent', () => {
+    const page = new PageModel({ settings: { loop: true, curated: 'one' } }).submit('a fox');
+    assert.equal(page.opening.loop_generation_enabled, false);
+    page.opens();
+    assert.deepEqual(page.sent.map((m) => m.type), ['segment_prompt_source', 'loop_generation_updated']);
+  });
+
+  test('a session that opens paused tells the server so before any prompt', () => {
+    const page = new PageModel({ settings: { pause: true } }).submit('a fox').opens();
+    assert.deepEqual(page.sent.map((m) => m.type), ['generation_paused_updated', 'segment_prompt_source']);
+  });
+
+  test('an opening message that is too large is not sent, and the prompt goes back to its box', () => {
+    const page = new PageModel();
+    page.event('attachments_changed', { image: { mime: 'image/png', name: 'a', data: 'A'.repeat(48 * 1024 * 1024) }, state: null });
+    page.submit('a fox');
+    assert.deepEqual(page.ran('connect'), []);
+    assert.equal(page.state.phase, 'idle');
+    assert.equal(page.state.notice.title, 'The opening message is too large.');
+    // The other order would leave the field empty.
+    assert.deepEqual(page.effects.map((e) => e.type), ['clear_prompt', 'return_prompt']);
+  });
+
+  test('a session is opened once', () => {
+    const page = new PageModel().event('connect').event('connect');
+    assert.equal(page.ran('connect').length, 1);
+  });
+
+  test('a new session begins with an empty reel', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).completes(0).event('leave');
+    page.says('ltx2_stream_complete', { reason: 'stop_requested' }).closes('ended', 1000);
+    assert.equal(page.state.segments.length, 1);
+    page.event('connect');
+    assert.equal(page.state.segments.length, 1);
+    page.effects = [];
+    page.opens({ id: 's2' });
+    assert.deepEqual(page.state.segments, []);
+    assert.deepEqual(page.ran('reset_player'), [{ type: 'reset_player', mode: 'av_fmp4' }]);
+  });
+});
+
+describe('queue and GPU', () => {
+  test('the position in the queue is told as it changes', () => {
+    const page = new PageModel().event('connect');
+    const told = [];
+    for (const [position, queue_depth] of [[12, 13], [2, 5], [0, 1]]) {
+      page.says('queue_status', { position, queue_depth });
+      told.push(queueWords(page.state.queue));
+    }
+    assert.deepEqual(told, [
+      { place: '13th', text: '12 ahead of you, 13 waiting' },
+      { place: '3rd', text: '2 ahead of you, 5 waiting' },
+      { place: '1st', text: 'You are next, 1 waiting' },
+    ]);
+    assert.equal(status(page), 'Waiting for a GPU');
+  });
+
+  test('a GPU is named before the session is active', () => {
+    const page = new PageModel().event('connect').says('gpu_assigned', { gpu_id: 3, session_id: 's1', resume_token: 't1' });
+    assert.equal(status(page), 'GPU 3 assigned');
+    assert.deepEqual(page.ran('save_token').at(-1).token, TOKEN);
+  });
+
+  test('a session that moves to another GPU stays active and keeps its segments', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).completes(0);
+    page.says('gpu_assigned', { gpu_id: 1, session_id: 's1', resume_token: 't1', worker_id: 'v' });
+    assert.equal(page.state.phase, 'active');
+    assert.equal(page.state.gpu.gpu_id, 1);
+    assert.equal(page.state.segments.length, 1);
+    assert.deepEqual(page.ran('reset_player'), []);
+  });
+
+  test('a move that is refused is told, and can be asked for again', () => {
+    const page = PageModel.active().event('move');
+    assert.deepEqual(page.ran('move'), [{ type: 'move', sessionId: 's1' }]);
+    assert.equal(page.state.moving, true);
+    page.event('moved', { error: 'no other GPU is free' });
+    assert.equal(page.state.moving, false);
+    assert.equal(page.state.notice.text, 'No other GPU is free.');
+  });
+
+  test('the idle limit counts from when the session became active, however long it waited for a GPU', () => {
+    const page = new PageModel().event('connect').wait(3_600_000).opens();
+    assert.equal(idleWords(page.state, page.now), '60 s');
+    page.wait(20_000);
+    assert.equal(idleWords(page.state, page.now), 'ends in 0:40');
+    page.event('snapshot').wait(10_000);
+    assert.equal(idleWords(page.state, page.now), 'ends in 0:50');
+    page.starts(0, 'a').wait(30_000);
+    assert.equal(idleWords(page.state, page.now), '60 s');
+  });
+});
+
+describe('segments', () => {
+  test('a segment is denoised, streams and is done', () => {
+    const page = PageModel.active().submit('a fox').wait(100).starts(0, 'a fox');
+    assert.equal(segmentWords(page.segment), 'denoising 0 of 4');
+    page.says('step_complete', { segment_idx: 0, step: 2, total_steps: 4, stage: 'refine' });
+    assert.equal(segmentWords(page.segment), 'refining 2 of 4');
+    assert.equal(status(page), 'Segment 1 is being generated');
+    page.streams(0);
+    assert.equal(status(page), 'Segment 1 is streaming');
+    assert.deepEqual(page.ran('add_media').map((e) => [e.bytes.length, e.picture]), [[10, false], [20, true]]);
+    page.wait(50).event('first_picture', { idx: 0, start: 0.02 });
+    assert.equal(page.segment.firstPictureMs, 150);
+    assert.equal(page.segment.start, 0.02);
+    page.completes(0, 3);
+    const { state, duration, start, generationMs, latencyMs } = page.segment;
+    assert.deepEqual({ state, duration, start, generationMs, latencyMs }, { state: 'done', duration: 3, start: 0, generationMs: 500, latencyMs: 700 });
+    assert.deepEqual(page.ran('finish_media'), [{ type: 'finish_media', idx: 0 }]);
+    assert.equal(status(page), 'Ready for a prompt');
+  });
+
+  test('a segment begins where the one before ends', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).completes(0, 3).starts(1, 'b');
+    assert.equal(page.segment.start, 3);
+  });
+
+  test('the first message of a JPEG session is a picture', () => {
+    const page = new PageModel({ settings: { jpeg: true } }).event('connect').opens().starts(0, 'a').media(5, 6);
+    assert.deepEqual(page.ran('reset_player').at(-1).mode, 'legacy_jpeg');
+    assert.deepEqual(page.ran('add_media').map((e) => e.picture), [true, false]);
+  });
+
+  test('media after the first picture do not change the state', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).media(30);
+    const { state } = page;
+    page.media(30, 30);
+    assert.equal(page.state.segments, state.segments);
+  });
+
+  test('a segment that its worker did not survive is made again, and its media are void', () => {
+    const page = PageModel.active().submit('a').starts(0, 'a').streams(0).completes(0, 3).submit('b').starts(1, 'b').streams(1);
+    page.effects = [];
+    page.says('error', { code: 'worker_failed', message: 'worker died', retryable: true, segment_idx: 1, restarting: true });
+    assert.equal(page.segment.state, 'restarting');
+    assert.equal(status(page), 'Segment 2 starts again');
+    assert.equal(page.state.notice.title, 'The segment is being made again.');
+    page.starts(1, 'b', { attempt: 2 });
+    assert.deepEqual(page.ran('void_media'), [{ type: 'void_media', idx: 1, from: 3, again: true }]);
+    assert.equal(segmentWords(page.segment), 'denoising 0 of 4, attempt 2');
+    page.streams(1).completes(1, 3);
+    assert.equal(page.state.notice, null);
+    assert.deepEqual(page.state.errors.map((e) => e.code), ['worker_failed']);
+  });
+
+  test('a notice that came in between outlives the segment', () => {
+    const page = PageModel.active().starts(0, 'a');
+    page.says('error', { code: 'worker_failed', message: 'died', retryable: true, segment_idx: 0, restarting: true });
+    page.event('reported', { title: 'Another one.', text: '' }).starts(0, 'a', { attempt: 2 }).streams(0).completes(0);
+    assert.equal(page.state.notice.title, 'Another one.');
+  });
+
+  test('a segment that failed gives its index to the next one', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0);
+    page.says('error', { code: 'worker_failed', message: 'out of memory', retryable: true, segment_idx: 0 });
+    assert.equal(page.segment.state, 'failed');
+    assert.equal(page.state.phase, 'active');
+    page.starts(0, 'b');
+    assert.deepEqual(page.ran('void_media'), [{ type: 'void_media', idx: 0, from: 0, again: false }]);
+    assert.deepEqual(page.state.segments.map((s) => s.prompt), ['b']);
+  });
+
+  test('a cancelled segment loses its media, and the next one takes its place', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).event('cancel');
+    assert.deepEqual(page.sent.at(-1), { type: 'cancel_segment' });
+    page.says('segment_cancelled', { segment_idx: 0 });
+    assert.equal(page.segment.state, 'cancelled');
+    assert.equal(page.segment.duration, 0);
+    assert.equal(page.ran('void_media').length, 1);
+    page.starts(0, 'b');
+    assert.equal(page.segment.state, 'denoising');
+  });
+
+  test('the clock of a request runs from when the GPU was free for it', () => {
+    const page = PageModel.active().submit('a').submit('b').wait(1000).starts(0, 'a');
+    assert.equal(page.segment.requestedAt, 1000);
+    page.wait(1000).streams(0).completes(0).starts(1, 'b');
+    assert.equal(page.segment.requestedAt, 3000);
+  });
+});
+
+describe('prompts', () => {
+  const features = { enhancement: true, rewrite: true };
+
+  test('at most eight wait', () => {
+    const page = PageModel.active();
+    for (let i = 0; i < 8; i += 1) page.submit(`p${i}`);
+    page.effects = [];
+    page.submit('too many');
+    assert.equal(page.waiting.length, 8);
+    assert.deepEqual(page.effects, []); // and the field keeps its text
+    assert.equal(page.state.notice.title, 'There are already eight prompts waiting.');
+    page.starts(0, 'p0').submit('now');
+    assert.equal(page.waiting.at(-1), 'now');
+  });
+
+  test('an enhanced prompt is shown with what it was', () => {
+    const page = PageModel.active({ features, settings: { enhancement: true } }).submit('fox');
+    assert.equal(status(page), 'A language model writes the prompt');
+    page.says('prompt_enhanced', { original_prompt: 'fox', prompt: 'a red fox' });
+    assert.equal(page.state.waiting[0].written, 'a red fox');
+    assert.equal(status(page), 'Asking for the next segment');
+    page.starts(0, 'a red fox', { original_prompt: 'fox', source: 'enhanced' });
+    assert.deepEqual([page.segment.prompt, page.segment.original], ['a red fox', 'fox']);
+    assert.deepEqual(page.waiting, []);
+  });
+
+  test('a prompt that no model has written out runs as it was', () => {
+    const page = PageModel.active({ features, settings: { enhancement: true } }).submit('fox');
+    page.says('prompt_fallback', { original_prompt: 'fox', reason: 'nobody answered' });
+    assert.deepEqual([page.state.notice.title, page.state.notice.text], ['A prompt is used as it was.', 'Nobody answered.']);
+    assert.equal(page.state.waiting[0].written, 'fox');
+  });
+
+  test('a blocked prompt goes back to its box', () => {
+    const page = PageModel.active().submit('good').submit('bad');
+    page.says('error', { code: 'prompt_blocked', message: 'no', retryable: false });
+    assert.deepEqual(page.ran('return_prompt'), [{ type: 'return_prompt', prompt: 'bad' }]);
+    assert.deepEqual(page.waiting, ['good']);
+    assert.equal(page.state.notice.title, 'This prompt was blocked by the safety filter.');
+  });
+
+  test('an error long after a request does not mean it', () => {
+    const page = PageModel.active().submit('good').wait(6000);
+    page.says('error', { code: 'prompt_blocked', message: 'no', retryable: false });
+    assert.deepEqual(page.waiting, ['good']);
+  });
+
+  test('a segment that the session made by itself leaves the requests alone', () => {
+    const page = PageModel.active({ settings: { curated: 'one' } }).submit('mine').starts(0, 'one', { source: 'curated' });
+    assert.deepEqual(page.waiting, ['mine']);
+  });
+
+  test('variants are added to the curated prompts and hold when applied', () => {
+    const page = PageModel.active({ features, settings: { curated: 'fox' } }).event('rewrite', { prompt: '' });
+    assert.deepEqual(page.sent.at(-1), { type: 'rewrite_seed_prompts', seed_prompt: 'fox', count: 3 });
+    page.says('seed_prompts_rewritten', { alternatives: ['hare', 'wolf'] });
+    assert.deepEqual(page.ran('write_curated'), [{ type: 'write_curated', text: 'fox\nhare\nwolf' }]);
+    assert.equal(page.state.curatedNote, '2 variants added. Apply to use them.');
+    page.event('curated_applied');
+    assert.deepEqual(page.sent.at(-1), { type: 'seed_prompts_updated', seed_prompts: ['fox', 'hare', 'wolf'] });
+    assert.equal(page.state.appliedCurated, page.state.settings.curated);
+  });
+
+  test('variants of nothing are not asked for', () => {
+    const page = PageModel.active({ features }).event('rewrite', { prompt: '' });
+    assert.deepEqual(page.sent, []);
+    assert.equal(page.state.curatedNote, 'Write a prompt first.');
+  });
+
+  test('each switch tells the server', () => {
+    const page = PageModel.active();
+    for (const name of ['enhancement', 'auto', 'loop', 'pause']) page.event('switched', { name, on: true });
+    assert.deepEqual(page.sent, [
+      { type: 'enhancement_updated', enabled: true }, { type: 'auto_extension_updated', enabled: true },
+      { type: 'loop_generation_updated', enabled: true }, { type: 'generation_paused_updated', paused: true },
+    ]);
+    assert.equal(status(page), 'Paused');
+  });
+});
+
+describe('end', () => {
+  test('leaving ends the session for good', () => {
+    const page = PageModel.active().starts(0, 'a').event('leave');
+    assert.deepEqual(page.sent.at(-1), { type: 'leave' });
+    assert.equal(page.ran('save_token').at(-1).token, null);
+    page.says('ltx2_stream_complete', { reason: 'stop_requested' }).closes('ended', 1000);
+    assert.equal(page.state.phase, 'complete');
+    assert.equal(page.segment.state, 'cancelled');
+    assert.equal(page.state.notice, null);
+    assert.equal(status(page), 'Session ended');
+  });
+
+  test('leaving the queue closes the connection, and the prompt goes back to its box', () => {
+    const page = new PageModel().submit('a').says('queue_status', { position: 3, queue_depth: 4 }).event('leave');
+    assert.equal(page.ran('close').length, 1);
+    page.closes('ended', 1000);
+    assert.equal(page.state.phase, 'closed');
+    assert.deepEqual(page.ran('return_prompt'), [{ type: 'return_prompt', prompt: 'a' }]);
+    assert.equal(status(page), 'Session ended');
+  });
+
+  test('the segment cap completes the session', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).completes(0).says('ltx2_stream_complete', { reason: 'segment_cap' });
+    assert.equal(status(page), 'Finished: the session has all its segments');
+    page.closes('ended', 1000);
+    assert.equal(page.state.phase, 'complete');
+    assert.equal(page.state.resume, null);
+  });
+
+  test('an idle session ends with a notice and is not gone on with', () => {
+    const page = PageModel.active().says('session_timeout', { timeout_seconds: 60 }).closes('ended', 1000);
+    assert.equal(page.state.phase, 'complete');
+    assert.equal(page.state.notice.text, 'Nothing happened in it for 60 s.');
+    assert.deepEqual(page.ran('schedule_reconnect'), []);
+  });
+
+  test('a snapshot is saved under the name of its session and segment', () => {
+    const page = PageModel.active().event('snapshot');
+    assert.deepEqual(page.sent, [{ type: 'snapshot_state' }]);
+    const state = { kind: 'ltx2.v1', payload: { segment_index: 4 } };
+    page.says('continuation_state_snapshot', { state });
+    assert.deepEqual(page.ran('save_state'), [{ type: 'save_state', state, name: 'fastvideo-s1-state-5.json' }]);
+  });
+});
+
+describe('messages that should not come', () => {
+  test('types that are not known are ignored', () => {
+    const page = PageModel.active();
+    const { state } = page;
+    for (const type of ['from_the_future', 'constructor', '__proto__']) page.says(type, { segment_idx: 0 });
+    page.event('from_the_future');
+    assert.equal(page.state, state);
+  });
+
+  test('messages of a segment that there is not are ignored', () => {
+    const page = PageModel.active();
+    page.says('step_complete', { segment_idx: 0, step: 1, total_steps: 4 }).streams(0).completes(0);
+    page.says('segment_cancelled', { segment_idx: 0 }).event('first_picture', { idx: 0, start: 0 });
+    assert.deepEqual(page.state.segments, []);
+    assert.deepEqual(page.effects, []);
+  });
+
+  test('an error code that is not known is told by its name', () => {
+    const page = PageModel.active().says('error', { code: 'out_of_luck', message: 'sorry', retryable: false });
+    assert.deepEqual([page.state.notice.title, page.state.notice.text], ['out of luck.', 'Sorry.']);
+    page.says('error', { code: 'constructor', message: '', retryable: false });
+    assert.equal(page.state.notice.title, 'constructor.');
+  });
+
+  test('only the latest hundred errors are kept', () => {
+    const page = PageModel.active();
+    for (let i = 0; i < 150; i += 1) page.says('error', { code: 'internal_error', message: `${i}`, retryable: true });
+    assert.equal(page.state.errors.length, 100);
+    assert.equal(page.state.errors.at(-1).message, '149');
+  });
+
+});
+
+test('a viewer who has seen everything is told what comes', () => {
+  const page = PageModel.active();
+  const told = [starvedWords(page.state)];
+  told.push(starvedWords(page.submit('a').state));
+  told.push(starvedWords(page.starts(0, 'a').state));
+  told.push(starvedWords(page.closes('broken', 1006).state));
+  told.push(starvedWords(PageModel.active({ settings: { pause: true } }).state));
+  assert.deepEqual(told, [
+    'Send a prompt to go on from here', 'Waiting for the next segment', 'Waiting for the next segment: denoising 0 of 4',
+    'Waiting for the connection', 'Generation is paused',
+  ]);
+});
+
+test('every field of the state is there from the beginning', () => {
+  const keys = Object.keys(initialState()).sort();
+  const page = PageModel.active().submit('a').starts(0, 'a').streams(0).completes(0).closes('broken', 1006).event('give_up');
+  assert.deepEqual(Object.keys(page.state).sort(), keys);
+  assert.equal(reduce(page.state, { type: 'notice_closed' }, 0).state.notice, null);
+});

@@ -1,0 +1,251 @@
+// Renders the session's state, apart from the stage and the list of segments, and turns the user's input into events. Only what
+// has changed is written to the DOM.
+
+import { $, make, mark, say, set } from './dom.js';
+import { span } from './format.js';
+import { MAX_WAITING } from './protocol.js';
+import { curatedPrompts, current, isLive, isReconnecting, isRunning } from './state.js';
+import { idleWords, queueWords, reconnectWords, statusWords } from './words.js';
+
+const EXAMPLES = [
+  'A red fox trots through fresh snow at dawn, breath steaming, handheld camera at its eye level',
+  'Night train window, rain streaks across the glass, a city of neon signs slides past',
+  'Macro shot of ink unfolding in clear water, slow, backlit',
+  'A lighthouse keeper climbs a spiral stair with a lantern, waves thud outside',
+  'Drone flight low over a green river canyon, morning fog lifting',
+];
+
+const SWITCHES = ['enhancement', 'auto', 'loop', 'pause'];
+const SAMPLING = { negative: 'negative_prompt', seed: 'seed', 'num-steps': 'num_inference_steps', guidance: 'guidance_scale' };
+
+export class View {
+  /** @param {(event: import('./session.js').Event) => void} dispatch */
+  constructor(dispatch) {
+    this.dispatch = dispatch;
+    this.shown = null;
+    this.bindComposer();
+    this.bindSession();
+    this.bindDirection();
+  }
+
+  // --- input ---
+
+  bindComposer() {
+    for (const text of EXAMPLES) {
+      const item = make('li');
+      const chip = make('button', '', text);
+      chip.type = 'button';
+      chip.onclick = () => this.submit(text, false);
+      item.append(chip);
+      $('chips').append(item);
+    }
+    $('composer').onsubmit = (event) => {
+      event.preventDefault();
+      const text = $('prompt').value.trim();
+      if (text) this.submit(text, true);
+      $('prompt').focus();
+    };
+    $('prompt').onkeydown = (event) => {
+      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      $('composer').requestSubmit();
+    };
+    $('composer').oninput = () => {
+      const given = Object.keys(SAMPLING).filter((id) => $(id).value !== '').length;
+      say($('advanced-brief'), given ? `(${given} set)` : '');
+    };
+  }
+
+  /** Submits a prompt. `typed` tells that it comes from the prompt field. */
+  submit(prompt, typed) {
+    if (!$('composer').reportValidity()) return;
+    const sampling = {};
+    for (const [id, field] of Object.entries(SAMPLING)) {
+      const value = $(id).value.trim();
+      sampling[field] = value === '' ? null : id === 'negative' ? value : Number(value);
+    }
+    this.dispatch({ type: 'prompt_submitted', prompt, typed, sampling });
+  }
+
+  bindSession() {
+    const on = (id, type) => { $(id).onclick = () => this.dispatch({ type }); };
+    on('connect', 'connect');
+    on('reconnect', 'connect');
+    on('fresh', 'connect_fresh');
+    on('kept-go', 'connect_kept');
+    on('kept-drop', 'kept_dropped');
+    on('lost-now', 'reconnect_due');
+    on('lost-end', 'give_up');
+    on('move', 'move');
+    on('leave', 'leave');
+    on('cancel', 'cancel');
+    on('snapshot', 'snapshot');
+    on('drain-snapshot', 'snapshot');
+    on('error-close', 'notice_closed');
+    window.addEventListener('online', () => this.dispatch({ type: 'reconnect_due' }));
+  }
+
+  bindDirection() {
+    for (const name of SWITCHES) {
+      $(`t-${name}`).onchange = ({ target }) => this.dispatch({ type: 'switched', name, on: target.checked });
+    }
+    $('curated-apply').onclick = () => this.dispatch({ type: 'curated_applied' });
+    $('rewrite').onclick = () => this.dispatch({ type: 'rewrite', prompt: $('prompt').value.trim() });
+    const changed = () => this.dispatch({ type: 'settings_changed', settings: this.settings() });
+    for (const id of ['curated', 't-single', 't-jpeg']) $(id).addEventListener('input', changed);
+    // The browser may restore the fields' earlier values without an `input` event.
+    window.addEventListener('pageshow', changed);
+  }
+
+  settings() {
+    const on = (id) => $(`t-${id}`).checked;
+    return {
+      enhancement: on('enhancement'), auto: on('auto'), loop: on('loop'), pause: on('pause'), single: on('single'), jpeg: on('jpeg'),
+      curated: $('curated').value,
+    };
+  }
+
+  // --- effects ---
+
+  clearPrompt() {
+    $('prompt').value = '';
+  }
+
+  /** Puts a prompt that did not run back into its field, unless the user is writing another one. */
+  returnPrompt(prompt) {
+    if (!$('prompt').value) $('prompt').value = prompt;
+  }
+
+  writeCurated(text) {
+    $('curated').value = text;
+  }
+
+  // --- output ---
+
+  /** @param {import('./state.js').SessionState} state @param {number} gpus  the number of GPUs of the server */
+  render(state, gpus) {
+    const before = this.shown;
+    const changed = (...keys) => keys.some((key) => state[key] !== before?.[key]);
+    this.shown = state;
+    this.renderStatus(state);
+    this.renderActions(state, gpus);
+    if (changed('phase', 'notice', 'resume', 'reconnect', 'kept')) this.renderNotices(state);
+    if (changed('gpu', 'stream', 'segments')) this.renderFacts(state);
+    if (changed('phase', 'stream', 'settings', 'curatedNote')) this.renderDirection(state);
+    if (changed('waiting')) this.renderWaiting(state.waiting);
+  }
+
+  renderStatus(state) {
+    const [tone, words] = statusWords(state);
+    mark($('tally'), { state: tone });
+    say($('status'), words);
+    say($('f-none'), isLive(state) ? `${words}.` : 'Your first prompt opens one. It is given a GPU, and keeps it while you direct.');
+    const queue = state.phase === 'queued' && state.queue;
+    set($('queue'), { hidden: !queue });
+    if (!queue) return;
+    const { place, text } = queueWords(queue);
+    say($('queue-number'), place);
+    say($('queue-text'), text);
+  }
+
+  renderActions(state, gpus) {
+    const { phase, settings, segments } = state;
+    const live = isLive(state);
+    const active = phase === 'active';
+    const jpeg = state.playerMode === 'legacy_jpeg';
+    set($('connect'), { hidden: live });
+    set($('leave'), { hidden: !live });
+    const again = state.resume && phase === 'closed';
+    say($('connect'), again ? 'Reconnect' : phase === 'idle' ? 'Connect' : 'New session');
+    set($('opening'), { disabled: live, hidden: live });
+    set($('snapshot'), { disabled: !active });
+    set($('move'), { hidden: !active || gpus < 2, disabled: state.moving });
+    set($('download'), {
+      disabled: jpeg || !segments.some((s) => s.state === 'done'),
+      title: jpeg ? 'JPEG frames are not kept as a video file' : 'All finished segments as one file',
+    });
+    set($('cancel'), { hidden: !(active && isRunning(current(state))) });
+    set($('curated-apply'), { disabled: !active || settings.curated === state.appliedCurated });
+  }
+
+  renderNotices(state) {
+    const { notice, reconnect } = state;
+    set($('error'), { hidden: !notice });
+    if (notice) {
+      say($('error-title'), notice.title);
+      say($('error-text'), notice.text);
+      mark($('error'), { tone: notice.soft ? 'soft' : 'hard' });
+      set($('reconnect'), { hidden: !notice.reconnect });
+      set($('fresh'), { hidden: !notice.fresh });
+    }
+    say($('reconnect'), state.resume ? 'Reconnect' : 'New session');
+    set($('lost'), { hidden: !isReconnecting(state) });
+    set($('lost-now'), { disabled: reconnect?.dueAt == null });
+    say($('lost-why'), reconnect?.why ?? '');
+    set($('kept'), { hidden: isLive(state) || !state.kept });
+  }
+
+  renderFacts({ gpu, stream, segments }) {
+    const done = segments.filter((s) => s.state === 'done').length;
+    const cap = stream?.generation_segment_cap;
+    for (const id of ['facts', 'keep']) set($(id), { hidden: !gpu });
+    set($('f-none'), { hidden: Boolean(gpu) });
+    say($('f-gpu'), `${gpu?.gpu_id}`);
+    say($('f-worker'), gpu?.worker_id ?? 'not told');
+    say($('f-model'), gpu?.model_id ?? 'not told');
+    say($('f-format'), stream ? `${stream.width}×${stream.height}, ${stream.fps} fps` : 'not told');
+    say($('f-cap'), cap ? `${done} of ${cap}` : `${done}`);
+    set($('cap-meter'), { hidden: !cap });
+    $('cap-meter').firstElementChild.style.setProperty('--v', cap ? Math.min(1, done / cap) : 0);
+    set($('synthetic'), { hidden: gpu?.model_id !== 'synthetic' });
+    say($('takes-count'), segments.length ? `${segments.length}` : '');
+    set($('takes-empty'), { hidden: segments.length > 0 });
+  }
+
+  renderDirection({ phase, stream, settings, curatedNote }) {
+    const features = stream?.features;
+    const why = 'Has no effect here: this server has no prompt enhancer.';
+    const feature = (id, works, note) => {
+      set($(`t-${id}`), { disabled: !works });
+      set($(`t-${id}`).closest('label'), { title: works ? '' : why });
+      say($(`n-${id}`), works ? note : why);
+    };
+    feature('enhancement', features?.enhancement !== false, 'A language model writes them out in detail.');
+    feature('auto', features?.auto_extension !== false, 'With no prompt waiting, the story is continued.');
+    const hasCurated = curatedPrompts(settings).length > 0;
+    say($('n-loop'), hasCurated ? 'With no prompt waiting, the next one of the list runs.' : 'Needs curated prompts in the list below.');
+    set($('rewrite'), { hidden: !(phase === 'active' && features?.rewrite) });
+    say($('curated-note'), curatedNote);
+  }
+
+  renderWaiting(waiting) {
+    const full = waiting.length >= MAX_WAITING;
+    set($('waiting'), { hidden: !waiting.length });
+    say($('waiting-count'), `${waiting.length} of ${MAX_WAITING}`);
+    set($('send'), { disabled: full });
+    const room = 'Enter sends, Shift+Enter starts a new line.';
+    say($('composer-note'), full ? 'Eight prompts wait. There is room when the next segment begins.' : room);
+    const texts = waiting.map((request) => request.written ?? request.prompt);
+    const key = JSON.stringify(texts);
+    if ($('waiting-list').dataset.key === key) return;
+    $('waiting-list').dataset.key = key;
+    $('waiting-list').replaceChildren(...texts.map((text, i) => {
+      const item = make('li');
+      item.dataset.testid = `waiting-${i}`;
+      item.dataset.state = 'queued';
+      item.append(make('b', '', `+${i + 1}`), make('span', '', text));
+      return item;
+    }));
+  }
+
+  /** Updates the countdowns. */
+  follow(state, now) {
+    say($('f-idle'), idleWords(state, now));
+    if (isReconnecting(state)) say($('lost-text'), reconnectWords(state, now));
+    const draining = state.drainDeadline !== null && isLive(state);
+    set($('drain'), { hidden: !draining });
+    if (!draining) return;
+    const rest = Math.max(0, Math.round((state.drainDeadline - now) / 1000));
+    say($('drain-text'), `No new segments begin, and it stops in ${span(rest)}. Save the state to go on elsewhere.`);
+  }
+}

@@ -1,0 +1,427 @@
+//! From nothing to a process that is ready to serve: spawn, connect, load, warm up.
+//!
+//! [`boot`] is the only way to a [`ReadyProcess`], for the first process of a GPU and for the standby of a renewal.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastvideo_proto::ids::WorkerId;
+use fastvideo_proto::link::{Command, Event, LINK_VERSION, LoadSpec, ReadyReport};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::config::{Config, Gpu};
+use super::event::WorkerEvent;
+use super::exit::{ExitKind, WorkerExit};
+use super::link::{Link, LinkEnd, LinkInput};
+use super::process::{WorkerProcess, describe};
+use super::shutdown::{EXIT_TIMEOUT, kill};
+use super::stall::Stall;
+
+/// How long the link of a dead process is read on: all that it had sent is in the socket already.
+pub(super) const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What to start.
+#[derive(Debug)]
+pub(super) struct BootPlan {
+    pub(super) config: Arc<Config>,
+    pub(super) gpu: Gpu,
+    /// Counts the processes of the GPU from 1.
+    pub(super) incarnation: u32,
+    /// Owns the task that reads the process's stderr.
+    pub(super) tracker: TaskTracker,
+}
+
+/// A process that is ready.
+#[derive(Debug)]
+pub(super) struct ReadyProcess {
+    pub(super) worker: WorkerId,
+    pub(super) link: Link,
+    pub(super) process: WorkerProcess,
+    pub(super) report: ReadyReport,
+}
+
+/// A process that is not ready yet.
+#[derive(Debug)]
+pub(super) struct BootingProcess {
+    pub(super) link: Link,
+    pub(super) process: WorkerProcess,
+}
+
+/// How [`boot`] ended.
+#[derive(Debug)]
+pub(super) enum BootOutcome<T> {
+    Ready(Box<ReadyProcess>),
+    /// No process is left.
+    Failed(BootError),
+    /// The boot was interrupted, and the process is still there.
+    Interrupted(T, Box<BootingProcess>),
+}
+
+/// Why a process did not become ready.
+#[derive(Debug)]
+pub(super) struct BootError {
+    cause: BootErrorCause,
+    /// The last line that the process printed, when it did not explain itself by its link.
+    last_line: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BootErrorCause {
+    #[error("cannot open a link: {0}")]
+    Link(io::Error),
+    #[error("cannot start {}: {source}", binary.display())]
+    Spawn { binary: PathBuf, source: io::Error },
+    #[error("{}", describe(*.0))]
+    Exited(ExitStatus),
+    #[error("cannot wait: {0}")]
+    Wait(io::Error),
+    #[error(transparent)]
+    BadLink(LinkEnd),
+    #[error("process {theirs} has connected in place of the worker {ours}")]
+    ForeignProcess { ours: u32, theirs: u32 },
+    #[error(transparent)]
+    Stalled(#[from] Stall),
+    /// The process said so itself.
+    #[error("{message}")]
+    Refused { message: String, permanent: bool },
+}
+
+impl BootPlan {
+    pub(super) fn worker_id(&self) -> WorkerId {
+        WorkerId::new(self.gpu.id, self.incarnation)
+    }
+
+    fn spawn(&self) -> Result<BootingProcess, BootErrorCause> {
+        let link = Link::open(self.config.realtime).map_err(BootErrorCause::Link)?;
+        let binary = &self.config.worker_bin;
+        let process = WorkerProcess::spawn(
+            binary,
+            &self.worker_id(),
+            &self.gpu.visible_device,
+            link.name(),
+            &self.tracker,
+        );
+        let process = process.map_err(|source| BootErrorCause::Spawn {
+            binary: binary.clone(),
+            source,
+        })?;
+        Ok(BootingProcess { link, process })
+    }
+
+    fn load_spec(&self) -> LoadSpec {
+        let config = &self.config;
+        LoadSpec {
+            version: LINK_VERSION,
+            gpu: self.gpu.id,
+            incarnation: self.incarnation,
+            engine: config.engine.clone(),
+            format: config.format,
+            encoder: config.encoder.clone(),
+            warmup: config.warmup.clone(),
+            heartbeat_interval: config.heartbeat_interval,
+        }
+    }
+}
+
+impl BootError {
+    fn new(cause: BootErrorCause) -> Self {
+        Self {
+            cause,
+            last_line: None,
+        }
+    }
+
+    /// A standby that had become ready has exited.
+    pub(super) fn exited(status: ExitStatus) -> Self {
+        Self::new(BootErrorCause::Exited(status))
+    }
+
+    /// The next process would fail in the same way.
+    pub(super) fn is_permanent(&self) -> bool {
+        matches!(
+            self.cause,
+            BootErrorCause::Refused {
+                permanent: true,
+                ..
+            }
+        )
+    }
+
+    pub(super) fn kind(&self) -> ExitKind {
+        match self.cause {
+            BootErrorCause::Link(_)
+            | BootErrorCause::Spawn { .. }
+            | BootErrorCause::Refused { .. } => ExitKind::Boot,
+            BootErrorCause::Exited(_)
+            | BootErrorCause::Wait(_)
+            | BootErrorCause::BadLink(LinkEnd::Disconnected) => ExitKind::Crashed,
+            BootErrorCause::BadLink(_) | BootErrorCause::ForeignProcess { .. } => ExitKind::BadLink,
+            BootErrorCause::Stalled(_) => ExitKind::Stuck,
+        }
+    }
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cause.fmt(f)?;
+        match &self.last_line {
+            Some(line) => write!(f, ": {line}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for BootError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.source()
+    }
+}
+
+impl From<BootError> for WorkerExit {
+    fn from(error: BootError) -> Self {
+        Self {
+            permanent: error.is_permanent(),
+            ..Self::new(error.kind(), error.to_string())
+        }
+    }
+}
+
+/// Starts a process and waits until it is ready, or until `interrupt` is. `observe` is told how far it is.
+pub(super) async fn boot<T>(
+    plan: BootPlan,
+    interrupt: impl Future<Output = T>,
+    mut observe: impl FnMut(WorkerEvent),
+) -> BootOutcome<T> {
+    let mut booting = match plan.spawn() {
+        Ok(booting) => booting,
+        Err(cause) => return BootOutcome::Failed(BootError::new(cause)),
+    };
+    let BootingProcess { link, process } = &mut booting;
+    let pid = process.pid();
+    observe(WorkerEvent::Spawned { pid });
+    let ready = tokio::select! {
+        ready = wait_until_ready(link, pid, process.wait(), plan.load_spec(), &plan.config, observe) => ready,
+        interrupted = interrupt => return BootOutcome::Interrupted(interrupted, Box::new(booting)),
+    };
+    let mut cause = match ready {
+        Ok(report) => {
+            return BootOutcome::Ready(Box::new(ReadyProcess {
+                worker: plan.worker_id(),
+                link: booting.link,
+                process: booting.process,
+                report,
+            }));
+        }
+        Err(cause) => cause,
+    };
+    // The link of a process that dies often closes first.
+    if let BootErrorCause::BadLink(LinkEnd::Disconnected) = cause
+        && let Ok(Ok(status)) = timeout(EXIT_TIMEOUT, process.wait()).await
+    {
+        cause = BootErrorCause::Exited(status);
+    }
+    kill(link, process).await;
+    process.read_last_lines().await;
+    let last_line = match cause {
+        BootErrorCause::Refused { .. } => None,
+        _ => process.last_lines().pop(),
+    };
+    BootOutcome::Failed(BootError { cause, last_line })
+}
+
+/// Waits until the process `pid` at the other end of the link is ready. `exited` is its end.
+async fn wait_until_ready(
+    link: &mut Link,
+    pid: u32,
+    exited: impl Future<Output = io::Result<ExitStatus>>,
+    load: LoadSpec,
+    config: &Config,
+    mut observe: impl FnMut(WorkerEvent),
+) -> Result<ReadyReport, BootErrorCause> {
+    let mut exited = pin!(exited);
+    let mut load = Some(load);
+    let boot_deadline = Instant::now() + config.boot_timeout;
+    let mut deadline = (boot_deadline, Stall::NotReady(config.boot_timeout));
+    loop {
+        let input = tokio::select! {
+            status = &mut exited => return Err(last_words(link, status).await),
+            () = sleep_until(deadline.0) => return Err(deadline.1.into()),
+            input = link.events.recv() => input,
+        };
+        let heartbeat_deadline = Instant::now() + config.heartbeat_timeout;
+        if heartbeat_deadline < boot_deadline {
+            deadline = (
+                heartbeat_deadline,
+                Stall::NoHeartbeat(config.heartbeat_timeout),
+            );
+        } else {
+            deadline = (boot_deadline, Stall::NotReady(config.boot_timeout));
+        }
+        match input.unwrap_or(LinkInput::Closed(LinkEnd::Disconnected)) {
+            LinkInput::Connected { pid: theirs } if theirs != pid => {
+                return Err(BootErrorCause::ForeignProcess { ours: pid, theirs });
+            }
+            LinkInput::Connected { .. } => {
+                observe(WorkerEvent::Connected);
+                if let Some(load) = load.take()
+                    && !link.send(Command::Load(Box::new(load)), None)
+                {
+                    return Err(Stall::UnreadCommands.into());
+                }
+            }
+            LinkInput::Closed(end) => return Err(BootErrorCause::BadLink(end)),
+            LinkInput::Event(event, _) => match event {
+                Event::Ready(report) => return Ok(*report),
+                Event::BootFailed { message, permanent } => {
+                    // It exits by itself, and may say more on stderr before it does.
+                    let _ = timeout(EXIT_TIMEOUT, exited).await;
+                    return Err(BootErrorCause::Refused { message, permanent });
+                }
+                Event::LoadProgress { fraction, what } => {
+                    observe(WorkerEvent::LoadProgress { fraction, what });
+                }
+                Event::WarmingUp => observe(WorkerEvent::WarmingUp),
+                Event::Heartbeat { resident_bytes } => {
+                    observe(WorkerEvent::Heartbeat { resident_bytes });
+                }
+                // No job was sent to it.
+                Event::Step { .. }
+                | Event::Media { .. }
+                | Event::Generated { .. }
+                | Event::Finished(_)
+                | Event::Failed { .. } => {}
+            },
+        }
+    }
+}
+
+/// Why a process has exited: as it said itself by its link, else by its exit status.
+async fn last_words(link: &mut Link, status: io::Result<ExitStatus>) -> BootErrorCause {
+    link.give_up();
+    let refused = async {
+        while let Some(input) = link.events.recv().await {
+            if let LinkInput::Event(Event::BootFailed { message, permanent }, _) = input {
+                return Some(BootErrorCause::Refused { message, permanent });
+            }
+        }
+        None
+    };
+    match timeout(LAST_EVENTS_TIMEOUT, refused).await {
+        Ok(Some(refused)) => refused,
+        Ok(None) | Err(_) => status.map_or_else(BootErrorCause::Wait, BootErrorCause::Exited),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::pool::fixtures;
+    use crate::pool::link::TestWorker;
+
+    const PID: u32 = 7;
+
+    /// How the boot of a process ends that sends these inputs, one each second, and then exits, if it does.
+    async fn boot_of(
+        inputs: impl IntoIterator<Item = LinkInput>,
+        exit: Option<ExitStatus>,
+    ) -> Result<ReadyReport, (ExitKind, String)> {
+        let mut config = fixtures::config();
+        config.heartbeat_timeout = Duration::from_secs(50);
+        let (mut link, TestWorker { events, commands }) = Link::to_test_worker();
+        let plan = BootPlan {
+            config: Arc::new(config.clone()),
+            gpu: config.gpus[0].clone(),
+            incarnation: 1,
+            tracker: TaskTracker::new(),
+        };
+        let exited = async {
+            for input in inputs {
+                events.send(input).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            match exit {
+                Some(status) => Ok(status),
+                None => pending().await,
+            }
+        };
+        let ready =
+            wait_until_ready(&mut link, PID, exited, plan.load_spec(), &config, |_| ()).await;
+        drop(commands);
+        ready.map_err(|cause| {
+            let error = BootError::new(cause);
+            (error.kind(), error.to_string())
+        })
+    }
+
+    fn said(event: Event) -> LinkInput {
+        LinkInput::Event(event, None)
+    }
+
+    fn heartbeat() -> LinkInput {
+        said(Event::Heartbeat { resident_bytes: 1 })
+    }
+
+    #[track_caller]
+    fn check(
+        ended: Result<ReadyReport, (ExitKind, String)>,
+        expected: Result<(), (ExitKind, &str)>,
+    ) {
+        let expected = expected.map_err(|(kind, reason)| (kind, reason.to_owned()));
+        assert_eq!(ended.map(|_| ()), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_connects_and_loads_is_ready() {
+        let ready = Box::new(fixtures::ready_report(&[]));
+        let inputs = [
+            LinkInput::Connected { pid: PID },
+            said(Event::WarmingUp),
+            said(Event::Ready(ready)),
+        ];
+        check(boot_of(inputs, None).await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_takes_too_long_or_is_silent_is_stuck() {
+        let late = (ExitKind::Stuck, "not ready within 60s");
+        check(boot_of([], None).await, Err(late));
+        let connected = LinkInput::Connected { pid: PID };
+        let beats = std::iter::once(connected).chain((0..100).map(|_| heartbeat()));
+        check(boot_of(beats, None).await, Err(late));
+        let silent = (ExitKind::Stuck, "no heartbeat for 50s");
+        let connected = LinkInput::Connected { pid: PID };
+        check(boot_of([connected], None).await, Err(silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_process_on_the_link_is_a_bad_link() {
+        let inputs = [LinkInput::Connected { pid: 8 }];
+        let foreign = "process 8 has connected in place of the worker 7";
+        check(
+            boot_of(inputs, None).await,
+            Err((ExitKind::BadLink, foreign)),
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_process_says_of_its_failure_goes_before_its_exit_status() {
+        let killed = Some(ExitStatus::from_raw(9));
+        let crashed = (ExitKind::Crashed, "signal SIGKILL");
+        check(boot_of([heartbeat()], killed).await, Err(crashed));
+        let failed = said(Event::BootFailed {
+            message: "no such model".to_owned(),
+            permanent: true,
+        });
+        let refused = (ExitKind::Boot, "no such model");
+        check(boot_of([failed], killed).await, Err(refused));
+    }
+}

@@ -1,0 +1,499 @@
+//! One event for each thing that happens to workers, to their jobs and to the sessions' assignments.
+//!
+//! Whoever makes something happen emits its event, once. The status, the counters and the log are readers of these
+//! events. A further reader, such as metrics, belongs beside them in [`WorkerEvents::emit`] and [`PoolEvent::emit`].
+//! Steps and media of a job are no events: they only pass through.
+
+use std::time::Duration;
+
+use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
+use fastvideo_proto::job::JobFailure;
+use fastvideo_proto::link::ReadyReport;
+use tokio::sync::watch;
+
+use super::exit::{ExitKind, ExitReport};
+use super::lifecycle::{InvalidTransition, RestartDecision, Transition, WorkerState};
+use super::status::WorkerStatus;
+
+/// Something that happened to the worker of one GPU, or to a job there.
+#[derive(Debug)]
+pub(super) enum WorkerEvent {
+    /// The next process of the GPU is about to be started.
+    Starting {
+        worker: WorkerId,
+    },
+    /// The process runs.
+    Spawned {
+        pid: u32,
+    },
+    /// The process has opened its link.
+    Connected,
+    /// The process has loaded another part of its model.
+    LoadProgress {
+        fraction: f32,
+        what: String,
+    },
+    /// The process has loaded its model and generates the warm-up segments.
+    WarmingUp,
+    /// The process is ready.
+    Ready {
+        report: ReadyReport,
+    },
+    /// The process is alive.
+    Heartbeat {
+        resident_bytes: u64,
+    },
+    /// A job was sent to the process.
+    JobSent {
+        job: JobId,
+        session: SessionId,
+        /// The process holds the state that the job starts from, so the state was not sent along.
+        state_held: bool,
+        /// The job had been sent before, without the state.
+        again: bool,
+    },
+    /// The process does not hold the state that a job starts from, although it should.
+    StateNotHeld {
+        job: JobId,
+        session: SessionId,
+    },
+    /// The engine has ended its work on a job. Media of the job may still wait in the process for flow credit.
+    EngineFree,
+    JobFinished {
+        job: JobId,
+        generation: Duration,
+    },
+    JobFailed {
+        job: JobId,
+        failure: JobFailure,
+        message: String,
+    },
+    /// A job is taken from a process that has to leave.
+    JobTakenBack {
+        job: JobId,
+        session: SessionId,
+    },
+    /// A job has lost its process.
+    JobLost {
+        job: JobId,
+        started: bool,
+    },
+    /// The process reported the end of a job that it does not have.
+    StrayJobEnd {
+        job: JobId,
+    },
+    /// The process takes no more jobs and is asked to exit when it has none in hand.
+    Leaving {
+        why: LeaveReason,
+    },
+    /// The next process boots as a standby.
+    RenewalStarted {
+        next: WorkerId,
+    },
+    /// The standby did not become ready. The process that serves goes on.
+    RenewalFailed {
+        reason: String,
+        pause: Duration,
+    },
+    /// The standby has taken over.
+    Renewed {
+        worker: WorkerId,
+        pid: u32,
+        report: ReadyReport,
+    },
+    /// A process that was renewed is gone.
+    Retired {
+        exit: ExitReport,
+    },
+    /// The process is gone. No `decision` is made on an exit that was asked for.
+    Exited {
+        exit: ExitReport,
+        decision: Option<RestartDecision>,
+        /// The pool stops: no process follows.
+        for_good: bool,
+    },
+    /// No process is started until an operator wants one.
+    Drained,
+    /// The quarantine has ended by itself: no worker was left for a while.
+    QuarantineLifted,
+    /// A process may be started again.
+    Restarting,
+    /// The pool stops while the GPU has no process.
+    Stopped,
+    /// The task that manages the GPU has panicked.
+    TaskPanicked,
+}
+
+/// Why a worker leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaveReason {
+    /// An operator wants it to.
+    Directive { drained: bool },
+    /// It is renewed, without a standby.
+    Renewal,
+    /// The pool stops.
+    Stop,
+}
+
+/// A state before and after an event.
+type StateChange = (WorkerState, WorkerState);
+
+/// Where the events of one GPU's worker go.
+#[derive(Clone, Debug)]
+pub(super) struct WorkerEvents {
+    status: watch::Sender<WorkerStatus>,
+}
+
+impl WorkerEvents {
+    pub(super) fn new(status: watch::Sender<WorkerStatus>) -> Self {
+        Self { status }
+    }
+
+    /// Updates the worker's status and writes the log.
+    pub(super) fn emit(&self, event: WorkerEvent) {
+        let mut change = Ok(None);
+        self.status
+            .send_modify(|status| change = status.record(&event));
+        let status = self.status.borrow();
+        event.log(&status);
+        log_change(&status, change, event.is_routine());
+    }
+
+    /// The resident memory of the process, from its latest heartbeat.
+    pub(super) fn resident_bytes(&self) -> Option<u64> {
+        self.status.borrow().resident_bytes
+    }
+
+    pub(super) fn state(&self) -> WorkerState {
+        self.status.borrow().state
+    }
+}
+
+impl WorkerEvent {
+    /// What the event does to the worker's state.
+    fn transition(&self) -> Option<Transition> {
+        Some(match self {
+            Self::Spawned { .. } => Transition::Spawned,
+            Self::Connected => Transition::Connected,
+            Self::WarmingUp => Transition::Loaded,
+            Self::Ready { .. } => Transition::WarmedUp,
+            Self::JobSent { again: false, .. } => Transition::JobStarted,
+            Self::EngineFree => Transition::JobEnded,
+            Self::Leaving { .. } | Self::Drained => Transition::DrainAsked,
+            Self::Exited {
+                decision, for_good, ..
+            } => match decision {
+                None if *for_good => Transition::ExitedAsked,
+                None => Transition::ExitedDrained,
+                Some(RestartDecision::RestartAfter(_)) => Transition::ExitedToRestart,
+                Some(RestartDecision::Quarantine | RestartDecision::QuarantineForGood) => {
+                    Transition::ExitedToQuarantine
+                }
+            },
+            Self::Restarting => Transition::Restarted,
+            Self::Stopped => Transition::ExitedAsked,
+            Self::Starting { .. }
+            | Self::LoadProgress { .. }
+            | Self::Heartbeat { .. }
+            | Self::JobSent { again: true, .. }
+            | Self::StateNotHeld { .. }
+            | Self::JobFinished { .. }
+            | Self::JobFailed { .. }
+            | Self::JobTakenBack { .. }
+            | Self::JobLost { .. }
+            | Self::StrayJobEnd { .. }
+            | Self::RenewalStarted { .. }
+            | Self::RenewalFailed { .. }
+            | Self::Renewed { .. }
+            | Self::Retired { .. }
+            | Self::QuarantineLifted
+            | Self::TaskPanicked => return None,
+        })
+    }
+
+    /// The event comes with every job.
+    fn is_routine(&self) -> bool {
+        matches!(self, Self::JobSent { .. } | Self::EngineFree)
+    }
+
+    fn log(&self, status: &WorkerStatus) {
+        let gpu = status.gpu.id;
+        let worker_id = status.worker_id.as_ref().map(tracing::field::display);
+        match self {
+            Self::JobSent {
+                job,
+                session,
+                state_held,
+                ..
+            } => {
+                tracing::debug!(worker_id, job_id = %job, session_id = %session, state_held, "job sent");
+            }
+            Self::StateNotHeld { job, session } => {
+                tracing::warn!(worker_id, job_id = %job, session_id = %session, "worker does not hold the session's state: it is sent along");
+            }
+            Self::JobFinished { job, generation } => {
+                tracing::debug!(worker_id, job_id = %job, generation_ms = generation.as_millis(), "job finished");
+            }
+            Self::JobFailed {
+                job,
+                failure: JobFailure::Failed,
+                message,
+            } => tracing::warn!(worker_id, job_id = %job, message, "job failed"),
+            Self::JobFailed { job, failure, .. } => {
+                tracing::debug!(worker_id, job_id = %job, ?failure, "job failed");
+            }
+            Self::JobTakenBack { job, session } => {
+                tracing::info!(worker_id, job_id = %job, session_id = %session, "job is taken back from a worker that has to leave");
+            }
+            Self::JobLost { job, started } => {
+                tracing::debug!(worker_id, job_id = %job, started, "job has lost its worker");
+            }
+            Self::StrayJobEnd { job } => {
+                tracing::warn!(worker_id, job_id = %job, "worker reports the end of a job that it does not have");
+            }
+            Self::Leaving {
+                why: LeaveReason::Directive { drained },
+            } => tracing::info!(worker_id, drained, "worker is to leave"),
+            Self::Leaving {
+                why: LeaveReason::Renewal,
+            } => tracing::info!(worker_id, "worker is renewed: it leaves after its job"),
+            Self::RenewalStarted { next } => {
+                tracing::info!(worker_id, next_worker_id = %next, "worker will be renewed: the next one boots as a standby");
+            }
+            Self::RenewalFailed { reason, pause } => {
+                tracing::warn!(
+                    worker_id,
+                    reason,
+                    pause_ms = pause.as_millis(),
+                    "the next worker did not become ready; this one goes on"
+                );
+            }
+            Self::Renewed { .. } => tracing::info!(worker_id, "worker is renewed"),
+            Self::Exited { exit, decision, .. } => log_exit(gpu, exit, *decision),
+            Self::QuarantineLifted => {
+                tracing::info!(%gpu, "quarantine lifted: no worker was left");
+            }
+            Self::TaskPanicked => {
+                tracing::error!(%gpu, "worker's task panicked: its GPU is lost until the supervisor is started again");
+            }
+            Self::Starting { .. }
+            | Self::Spawned { .. }
+            | Self::Connected
+            | Self::LoadProgress { .. }
+            | Self::WarmingUp
+            | Self::Ready { .. }
+            | Self::Heartbeat { .. }
+            | Self::EngineFree
+            | Self::Leaving {
+                why: LeaveReason::Stop,
+            }
+            | Self::Retired { .. }
+            | Self::Drained
+            | Self::Restarting
+            | Self::Stopped => {}
+        }
+    }
+}
+
+fn log_exit(gpu: GpuId, exit: &ExitReport, decision: Option<RestartDecision>) {
+    let ExitReport {
+        kind,
+        reason,
+        uptime,
+        ..
+    } = exit;
+    if *kind != ExitKind::Asked {
+        tracing::warn!(%gpu, ?kind, reason, uptime_ms = uptime.as_millis(), "worker exited");
+    }
+    match decision {
+        None => {}
+        Some(RestartDecision::RestartAfter(pause)) => {
+            tracing::info!(%gpu, pause_ms = pause.as_millis(), "worker will be started again");
+        }
+        Some(RestartDecision::Quarantine) => {
+            tracing::error!(%gpu, "worker is quarantined: it keeps exiting before it finishes a job");
+        }
+        Some(RestartDecision::QuarantineForGood) => {
+            tracing::error!(%gpu, "worker is quarantined: it cannot become ready until an operator has mended what it says");
+        }
+    }
+}
+
+fn log_change(
+    status: &WorkerStatus,
+    change: Result<Option<StateChange>, InvalidTransition>,
+    routine: bool,
+) {
+    let worker_id = status.worker_id.as_ref().map(tracing::field::display);
+    match change {
+        Ok(None) => {}
+        Ok(Some((from, to))) if routine => {
+            tracing::debug!(worker_id, ?from, ?to, "worker changed state");
+        }
+        Ok(Some((from, to))) => tracing::info!(worker_id, ?from, ?to, "worker changed state"),
+        Err(error) => {
+            tracing::error!(gpu = %status.gpu.id, %error, "worker state left as it is");
+        }
+    }
+}
+
+impl WorkerStatus {
+    /// Brings the status up to date with an event.
+    ///
+    /// # Errors
+    /// When the event cannot happen in this state; the state stays as it is.
+    fn record(&mut self, event: &WorkerEvent) -> Result<Option<StateChange>, InvalidTransition> {
+        match event {
+            WorkerEvent::Starting { worker } => self.worker_id = Some(worker.clone()),
+            WorkerEvent::Spawned { pid } => self.pid = Some(*pid),
+            WorkerEvent::LoadProgress { fraction, what } => {
+                self.load_progress = Some((*fraction, what.clone()));
+            }
+            WorkerEvent::Ready { report } => {
+                self.load_progress = None;
+                self.warmed_up = true;
+                self.ready = Some(report.clone());
+            }
+            WorkerEvent::Heartbeat { resident_bytes } => {
+                self.resident_bytes = Some(*resident_bytes);
+            }
+            WorkerEvent::JobFinished { .. } => self.jobs_finished += 1,
+            WorkerEvent::Renewed {
+                worker,
+                pid,
+                report,
+            } => {
+                self.worker_id = Some(worker.clone());
+                self.pid = Some(*pid);
+                self.resident_bytes = None;
+                self.ready = Some(report.clone());
+            }
+            WorkerEvent::Retired { exit } => self.last_exit = Some(exit.clone()),
+            WorkerEvent::Exited { exit, .. } => {
+                self.pid = None;
+                self.ready = None;
+                self.load_progress = None;
+                self.resident_bytes = None;
+                if exit.kind != ExitKind::Asked {
+                    self.restarts += 1;
+                }
+                self.last_exit = Some(exit.clone());
+            }
+            WorkerEvent::TaskPanicked => {
+                self.state = WorkerState::Quarantined;
+                self.pid = None;
+                self.ready = None;
+            }
+            WorkerEvent::Connected
+            | WorkerEvent::WarmingUp
+            | WorkerEvent::JobSent { .. }
+            | WorkerEvent::StateNotHeld { .. }
+            | WorkerEvent::EngineFree
+            | WorkerEvent::JobFailed { .. }
+            | WorkerEvent::JobTakenBack { .. }
+            | WorkerEvent::JobLost { .. }
+            | WorkerEvent::StrayJobEnd { .. }
+            | WorkerEvent::Leaving { .. }
+            | WorkerEvent::RenewalStarted { .. }
+            | WorkerEvent::RenewalFailed { .. }
+            | WorkerEvent::Drained
+            | WorkerEvent::QuarantineLifted
+            | WorkerEvent::Restarting
+            | WorkerEvent::Stopped => {}
+        }
+        let Some(transition) = event.transition() else {
+            return Ok(None);
+        };
+        let to = self.state.transition(transition)?;
+        let from = std::mem::replace(&mut self.state, to);
+        Ok((from != to).then_some((from, to)))
+    }
+}
+
+/// Something that happened to the assignments of sessions to workers.
+#[derive(Debug)]
+pub(super) enum PoolEvent<'a> {
+    /// A session was bound to a worker.
+    SessionBound {
+        session: &'a SessionId,
+        gpu: GpuId,
+        /// The GPU whose worker it was bound to before.
+        from: Option<GpuId>,
+    },
+    /// A session that had a worker waits for one again.
+    SessionRequeued {
+        session: &'a SessionId,
+        position: usize,
+    },
+}
+
+impl PoolEvent<'_> {
+    /// Writes the log.
+    pub(super) fn emit(self) {
+        match self {
+            Self::SessionBound { session, gpu, from } => {
+                let from = from.map(tracing::field::display);
+                tracing::debug!(session_id = %session, %gpu, from, "session is bound to a worker");
+            }
+            Self::SessionRequeued { session, position } => {
+                tracing::debug!(session_id = %session, position, "session waits for a worker again");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::config::Gpu;
+    use crate::pool::exit::WorkerExit;
+
+    fn events() -> (WorkerEvents, watch::Receiver<WorkerStatus>) {
+        let gpu = Gpu {
+            id: GpuId(0),
+            visible_device: "0".to_owned(),
+        };
+        let (status, seen) = watch::channel(WorkerStatus::new(gpu));
+        (WorkerEvents::new(status), seen)
+    }
+
+    #[test]
+    fn the_status_follows_the_events() {
+        let (events, status) = events();
+        events.emit(WorkerEvent::Starting {
+            worker: WorkerId::new(GpuId(0), 1),
+        });
+        events.emit(WorkerEvent::Spawned { pid: 7 });
+        let what = "the transformer".to_owned();
+        events.emit(WorkerEvent::Connected);
+        events.emit(WorkerEvent::LoadProgress {
+            fraction: 0.5,
+            what: what.clone(),
+        });
+        {
+            let status = status.borrow();
+            assert_eq!(status.state, WorkerState::Loading);
+            assert_eq!(
+                (status.pid, &status.load_progress),
+                (Some(7), &Some((0.5, what)))
+            );
+        }
+        let exit = WorkerExit::new(ExitKind::Crashed, "signal SIGKILL").report(Duration::ZERO);
+        events.emit(WorkerEvent::Exited {
+            exit,
+            decision: Some(RestartDecision::Quarantine),
+            for_good: false,
+        });
+        let status = status.borrow();
+        assert_eq!(status.state, WorkerState::Quarantined);
+        assert_eq!((status.pid, status.restarts), (None, 1));
+        assert_eq!(status.load_progress, None);
+    }
+
+    #[test]
+    fn an_event_that_cannot_happen_leaves_the_state_as_it_is() {
+        let (events, status) = events();
+        events.emit(WorkerEvent::EngineFree);
+        assert_eq!(status.borrow().state, WorkerState::Spawning);
+    }
+}

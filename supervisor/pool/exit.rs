@@ -1,0 +1,66 @@
+//! How a worker process ended.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+/// How a worker's last process ended, for operators.
+#[derive(Clone, Debug)]
+pub struct ExitReport {
+    pub kind: ExitKind,
+    pub reason: String,
+    /// The next process would fail in the same way.
+    pub permanent: bool,
+    /// The time from the start of the process to its end.
+    pub uptime: Duration,
+    pub at: SystemTime,
+}
+
+/// The kind of an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitKind {
+    /// The process was asked to exit.
+    Asked,
+    /// The process exited by itself, or somebody else killed it.
+    Crashed,
+    /// The process made no progress and was killed.
+    Stuck,
+    /// The process could not be started, or said that it cannot become ready.
+    Boot,
+    /// The process violated the link's protocol and was killed.
+    BadLink,
+}
+
+/// The end of a process, for the restart policy.
+#[derive(Debug)]
+pub(super) struct WorkerExit {
+    pub(super) kind: ExitKind,
+    pub(super) reason: String,
+    /// The process ran a job that had ended another worker before: the job is the suspect, and not the GPU.
+    pub(super) by_suspect_job: bool,
+    /// The next process would fail in the same way.
+    pub(super) permanent: bool,
+}
+
+impl WorkerExit {
+    pub(super) fn new(kind: ExitKind, reason: impl Into<String>) -> Self {
+        Self {
+            kind,
+            reason: reason.into(),
+            by_suspect_job: false,
+            permanent: false,
+        }
+    }
+
+    /// The report on a process that ran for `uptime` and has just ended.
+    pub(super) fn report(self, uptime: Duration) -> ExitReport {
+        ExitReport {
+            kind: self.kind,
+            reason: self.reason,
+            permanent: self.permanent,
+            uptime,
+            at: SystemTime::now(),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What several tests of the pool start from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
+use fastvideo_proto::job::{MediaMode, VideoFormat};
+use fastvideo_proto::link::{DeviceReport, EngineSpec, JobSpec, ReadyReport};
+use tokio::sync::{Notify, watch};
+use tokio_util::task::TaskTracker;
+
+use super::assignments::{Assignment, Assignments, Sharing};
+use super::config::{Config, Gpu, Recycle};
+use super::context::WorkerContext;
+use super::event::WorkerEvents;
+use super::shared_assignments::SharedAssignments;
+use super::status::WorkerStatus;
+
+pub(super) const FORMAT: VideoFormat = VideoFormat {
+    width: 64,
+    height: 64,
+    num_frames: 24,
+    fps: 24,
+};
+
+/// One GPU, whose worker may serve three sessions.
+pub(super) fn config() -> Config {
+    let seconds = Duration::from_secs;
+    Config {
+        worker_bin: "/nowhere/fastvideo-worker".into(),
+        gpus: vec![Gpu {
+            id: GpuId(0),
+            visible_device: "0".to_owned(),
+        }],
+        engine: EngineSpec {
+            name: "synthetic".to_owned(),
+            options: "{}".to_owned(),
+        },
+        format: FORMAT,
+        new_frames: FORMAT.num_frames,
+        encoder: Default::default(),
+        warmup: None,
+        warmup_is_typical: false,
+        sessions_per_gpu: 3,
+        keep_up: false,
+        recycle: Recycle::default(),
+        boot_timeout: seconds(60),
+        heartbeat_interval: seconds(1),
+        heartbeat_timeout: seconds(5),
+        min_step_timeout: seconds(30),
+        min_backoff: seconds(1),
+        max_backoff: seconds(10),
+        quarantine_after: 3,
+        quarantine_lift: seconds(60),
+        realtime: false,
+    }
+}
+
+/// The context of GPU 0, and the worker's status.
+pub(super) fn context(config: Config) -> (WorkerContext, watch::Receiver<WorkerStatus>) {
+    let gpu = config.gpus[0].clone();
+    let notify = Arc::<Notify>::default();
+    let sharing = Sharing {
+        max_sessions: config.sessions_per_gpu,
+        keep_up: None,
+    };
+    let assignments = Assignments::new([(gpu.id, notify.clone())], sharing);
+    let (status, seen) = watch::channel(WorkerStatus::new(gpu.clone()));
+    let context = WorkerContext {
+        slot: 0,
+        gpu,
+        config: Arc::new(config),
+        assignments: Arc::new(SharedAssignments::new(assignments)),
+        all_lost: watch::channel(false).0,
+        events: WorkerEvents::new(status),
+        notify,
+        tracker: TaskTracker::new(),
+        incarnations: 1.into(),
+    };
+    (context, seen)
+}
+
+pub(super) fn assignment(gpu: u32, incarnation: u32) -> Assignment {
+    Assignment {
+        gpu: GpuId(gpu),
+        worker: WorkerId::new(GpuId(gpu), incarnation),
+        model_id: "m".to_owned(),
+        audio: true,
+    }
+}
+
+pub(super) fn ready_report(warmup: &[Duration]) -> ReadyReport {
+    ReadyReport {
+        model_id: "m".to_owned(),
+        device: DeviceReport {
+            name: "CPU".to_owned(),
+            memory_bytes: None,
+        },
+        audio_sample_rate: None,
+        load: Duration::ZERO,
+        warmup: warmup.to_vec(),
+    }
+}
+
+pub(super) fn job_spec(job: u64, session: SessionId) -> JobSpec {
+    JobSpec {
+        job: JobId(job),
+        session,
+        segment_idx: 0,
+        attempt: 1,
+        prompt: "a red fox".to_owned(),
+        negative_prompt: None,
+        seed: 0,
+        num_inference_steps: 1,
+        guidance_scale: 1.0,
+        format: FORMAT,
+        media_mode: MediaMode::AvFmp4,
+        start_frame: 0,
+        initial_image: None,
+        state: None,
+        window: 0,
+    }
+}

@@ -1,0 +1,109 @@
+//! How long a running job may go without a step or a frame before its worker counts as stuck.
+
+use std::time::Duration;
+
+use fastvideo_proto::job::VideoFormat;
+
+use super::config::Config;
+use super::rolling_median::RollingMedian;
+
+/// The number of step times that the median is computed from.
+const STEP_SAMPLES: usize = 63;
+/// The limit in median steps.
+const MEDIAN_STEPS: u32 = 10;
+/// The lower bound of the limit in warm-up segments: jobs may use guidance, which doubles a step, and run on a busier
+/// machine.
+const WARMUP_SEGMENTS: f64 = 4.0;
+
+/// The limit on the time between two signs of progress of a running job.
+#[derive(Debug)]
+pub(super) struct ProgressLimit {
+    /// The lower bound of the limit. No part of a segment, such as the time to its first step or from its last step to its
+    /// first frame, takes longer than a whole warm-up segment did, so a multiple of that is part of the bound.
+    min: Duration,
+    steps: RollingMedian,
+    limit: Duration,
+}
+
+impl ProgressLimit {
+    /// The limit for a process whose warm-up segments took the times `warmup`.
+    pub(super) fn new(config: &Config, warmup: &[Duration]) -> Self {
+        let pixels =
+            |f: VideoFormat| f64::from(f.width) * f64::from(f.height) * f64::from(f.num_frames);
+        let scale = (config.warmup.as_ref())
+            .map_or(1.0, |warmup| pixels(config.format) / pixels(warmup.format));
+        // The first segment includes what is initialised once. None can have taken longer than the boot.
+        let segment = warmup.last().copied().unwrap_or_default();
+        let segment = segment.min(config.boot_timeout);
+        let min = (config.min_step_timeout).max(segment.mul_f64(WARMUP_SEGMENTS * scale.max(1.0)));
+        Self {
+            min,
+            steps: RollingMedian::new(STEP_SAMPLES),
+            limit: min,
+        }
+    }
+
+    /// Takes the time of a step into account.
+    pub(super) fn add_step(&mut self, time: Duration) {
+        self.steps.add(time);
+        let median = self.steps.median().unwrap_or_default();
+        self.limit = (median * MEDIAN_STEPS).max(self.min);
+    }
+
+    /// The limit: ten times the median step, and never less than the lower bound.
+    pub(super) fn get(&self) -> Duration {
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fastvideo_proto::link::WarmupSpec;
+
+    use super::*;
+    use crate::pool::fixtures;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn the_limit_is_ten_times_the_median_of_the_latest_steps() {
+        let limit = |min: u64, steps: &[u64]| {
+            let mut config = fixtures::config();
+            config.min_step_timeout = ms(min);
+            let mut limit = ProgressLimit::new(&config, &[]);
+            for &step in steps {
+                limit.add_step(ms(step));
+            }
+            limit.get()
+        };
+        assert_eq!(limit(50, &[]), ms(50));
+        assert_eq!(limit(50, &[10, 1000, 10]), ms(100));
+        assert_eq!(limit(200, &[10, 1000, 10]), ms(200));
+    }
+
+    #[test]
+    fn the_limit_is_never_less_than_four_warm_up_segments_of_the_configured_size() {
+        let mut config = fixtures::config();
+        config.min_step_timeout = ms(1000);
+        let limit = |config: &Config, warmup: &[u64]| {
+            let warmup: Vec<_> = warmup.iter().copied().map(ms).collect();
+            let mut limit = ProgressLimit::new(config, &warmup);
+            limit.add_step(ms(1));
+            limit.get()
+        };
+        assert_eq!(limit(&config, &[10, 5]), ms(1000));
+        assert_eq!(limit(&config, &[1540, 1500]), ms(6000));
+        let format = VideoFormat {
+            num_frames: fixtures::FORMAT.num_frames / 2,
+            ..fixtures::FORMAT
+        };
+        config.warmup = Some(WarmupSpec {
+            prompt: String::new(),
+            format,
+            num_inference_steps: 1,
+        });
+        assert_eq!(limit(&config, &[1540, 1500]), ms(12_000));
+    }
+}

@@ -1,0 +1,739 @@
+//! The state machine on a paused clock. The test plays the process, the sessions and the operator.
+
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use fastvideo_proto::job::{JobTiming, Stage};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::task::yield_now;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::pool::assignments::Placement;
+use crate::pool::boot::BootError;
+use crate::pool::config::Config;
+use crate::pool::control::{Directive, StopSignal};
+use crate::pool::fixtures::{self, assignment};
+use crate::pool::job::{JobHandle, StartState, pair};
+use crate::pool::lifecycle::{RestartDecision, WorkerState};
+use crate::pool::link::TestWorker;
+use crate::pool::renewal::StandbyBoot;
+use crate::pool::status::WorkerStatus;
+
+/// How long a standby boots.
+const STANDBY_BOOT: Duration = Duration::from_secs(20);
+/// The device on which no standby becomes ready.
+const BROKEN: &str = "broken";
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A standby without a process.
+#[derive(Debug)]
+struct TestStandby {
+    incarnation: u32,
+}
+
+impl Standby for TestStandby {
+    fn boot(context: &WorkerContext, give_up: CancellationToken) -> (WorkerId, StandbyBoot<Self>) {
+        let plan = context.next_boot();
+        let next = plan.worker_id();
+        let standby = async move {
+            tokio::select! {
+                () = sleep(STANDBY_BOOT) => {}
+                () = give_up.cancelled() => return None,
+            }
+            Some(match plan.gpu.visible_device.as_str() {
+                BROKEN => Err(BootError::exited(ExitStatus::from_raw(9))),
+                _ => Ok(Self {
+                    incarnation: plan.incarnation,
+                }),
+            })
+        };
+        (next, standby.boxed())
+    }
+
+    fn exit_status(&mut self) -> Option<ExitStatus> {
+        None
+    }
+
+    fn discard(self) -> BoxFuture<'static, ()> {
+        async {}.boxed()
+    }
+}
+
+/// Everything around a serving process.
+struct Scene {
+    context: WorkerContext,
+    policy: RestartPolicy,
+    controls: Controls,
+    outside: Outside,
+}
+
+/// What the test plays.
+struct Outside {
+    status: watch::Receiver<WorkerStatus>,
+    worker: TestWorker,
+    directive: watch::Sender<Directive>,
+    stop: watch::Sender<StopSignal>,
+    assignments: Arc<crate::pool::shared_assignments::SharedAssignments>,
+    notify: Arc<tokio::sync::Notify>,
+    next_job: AtomicU32,
+}
+
+/// A session that is bound to the worker.
+struct TestSession {
+    id: SessionId,
+    placement: watch::Receiver<Placement>,
+}
+
+/// Runs `script` beside a process that serves; returns how it ended, or `None` when the script was over first.
+async fn serve(
+    config: Config,
+    script: impl AsyncFnOnce(&mut Outside),
+) -> (Option<ServeEnd<TestStandby>>, Scene) {
+    let (context, status) = fixtures::context(config);
+    let (link, worker) = Link::to_test_worker();
+    let (directive, directive_seen) = watch::channel(Directive::default());
+    let (stop, stop_seen) = watch::channel(StopSignal::Run);
+    let config = &context.config;
+    let policy = RestartPolicy::new(config.min_backoff, config.max_backoff, 3);
+    for event in [
+        WorkerEvent::Spawned { pid: 1 },
+        WorkerEvent::Connected,
+        WorkerEvent::Ready {
+            report: fixtures::ready_report(&[]),
+        },
+    ] {
+        context.emit(event);
+    }
+    context.with_assignments(|assignments, slot| assignments.serve(slot, assignment(0, 1)));
+    let outside = Outside {
+        status,
+        worker,
+        directive,
+        stop,
+        assignments: context.assignments.clone(),
+        notify: context.notify.clone(),
+        next_job: AtomicU32::new(1),
+    };
+    let mut scene = Scene {
+        context,
+        policy,
+        controls: Controls::new(directive_seen, stop_seen),
+        outside,
+    };
+    let worker = WorkerId::new(scene.context.gpu.id, 1);
+    let mut serving = ServingWorker::new(&scene.context, &mut scene.policy, worker, link, &[]);
+    let end = tokio::select! {
+        end = serving.serve(pending(), &mut scene.controls) => Some(end),
+        () = script(&mut scene.outside) => None,
+    };
+    if end.is_some() {
+        serving.hand_back("it has ended");
+    }
+    (end, scene)
+}
+
+impl Outside {
+    fn join(&self) -> TestSession {
+        let id = SessionId::random();
+        let placement = self.assignments.lock().join(id.clone());
+        TestSession { id, placement }
+    }
+
+    fn submit(&self, session: &TestSession) -> JobHandle {
+        self.submit_from(session, None)
+    }
+
+    fn submit_from(&self, session: &TestSession, start: Option<StartState>) -> JobHandle {
+        let id = self.next_job.fetch_add(1, Ordering::Relaxed);
+        let spec = fixtures::job_spec(id.into(), session.id.clone());
+        let (handle, job) = pair(spec, start, Instant::now(), self.notify.clone());
+        self.assignments.lock().submit(0, job);
+        self.notify.notify_one();
+        handle
+    }
+
+    async fn send(&self, event: Event) {
+        let blob = match event {
+            Event::Finished(_) => Some(IpcSharedMemory::from_bytes(&[1])),
+            _ => None,
+        };
+        self.worker
+            .events
+            .send(LinkInput::Event(event, blob))
+            .await
+            .unwrap();
+    }
+
+    async fn heartbeat(&self) {
+        self.send(Event::Heartbeat { resident_bytes: 1 }).await;
+    }
+
+    async fn step(&self, job: &JobHandle) {
+        self.send(Event::Step {
+            job: job.id,
+            stage: Stage::Denoise,
+            step: 1,
+            total_steps: 1,
+        })
+        .await;
+    }
+
+    async fn finish(&self, job: &JobHandle) {
+        self.send(Event::Finished(Box::new(report(job.id)))).await;
+    }
+
+    /// The next command to the process.
+    async fn command(&self) -> Command {
+        for _ in 0..100 {
+            if let Ok((command, _)) = self.worker.commands.try_recv() {
+                return command;
+            }
+            yield_now().await;
+        }
+        panic!("no command");
+    }
+
+    /// The state with which the next job is sent.
+    async fn generate(&self, job: &JobHandle) -> Option<JobState> {
+        match self.command().await {
+            Command::Generate(spec) if spec.job == job.id => spec.state,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Nothing more is sent to the process for now.
+    async fn no_command(&self) {
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        if let Ok((command, _)) = self.worker.commands.try_recv() {
+            panic!("{command:?}");
+        }
+    }
+}
+
+fn report(job: JobId) -> JobReport {
+    JobReport {
+        job,
+        state: vec![1],
+        generation: seconds(1),
+        timing: JobTiming::default(),
+        frames: fixtures::FORMAT.num_frames,
+    }
+}
+
+fn start_state(made_by: &JobHandle) -> StartState {
+    StartState {
+        header: vec![7],
+        blob: IpcSharedMemory::from_bytes(&[1]),
+        made_by: Some(made_by.id),
+    }
+}
+
+/// How a job ended.
+async fn ended(job: &mut JobHandle) -> JobEnd {
+    loop {
+        match job.events.recv().await {
+            Some(JobEvent::Ended(end)) => return end,
+            Some(_) => {}
+            None => panic!("a job without an end"),
+        }
+    }
+}
+
+#[track_caller]
+fn check_failed(end: Option<ServeEnd<TestStandby>>, kind: ExitKind, reason: &str) {
+    match end {
+        Some(ServeEnd::Failed(exit)) => {
+            assert_eq!((exit.kind, exit.reason.as_str()), (kind, reason));
+        }
+        Some(ServeEnd::Leave) => panic!("it leaves"),
+        Some(ServeEnd::Replaced(_)) => panic!("it is replaced"),
+        None => panic!("it serves"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_without_a_heartbeat_is_stuck() {
+    let begun = Instant::now();
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        sleep(seconds(3)).await;
+        outside.heartbeat().await;
+        pending().await
+    })
+    .await;
+    check_failed(end, ExitKind::Stuck, "no heartbeat for 5s");
+    assert_eq!(begun.elapsed(), seconds(8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_job_without_progress_makes_its_process_stuck() {
+    let begun = Instant::now();
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        for second in 0.. {
+            if second == 10 {
+                outside.step(&job).await;
+            }
+            sleep(seconds(1)).await;
+            outside.heartbeat().await;
+        }
+    })
+    .await;
+    // The step took ten seconds: so ten times as long is the limit.
+    check_failed(end, ExitKind::Stuck, "no denoise step or frame for 100s");
+    assert_eq!(begun.elapsed(), seconds(110));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_exits_or_closes_its_link_has_crashed() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let closed = LinkInput::Closed(LinkEnd::Disconnected);
+        outside.worker.events.send(closed).await.unwrap();
+        pending().await
+    })
+    .await;
+    check_failed(end, ExitKind::Crashed, "link closed by the worker");
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let garbage = LinkEnd::Garbage("odd".to_owned());
+        outside
+            .worker
+            .events
+            .send(LinkInput::Closed(garbage))
+            .await
+            .unwrap();
+        pending().await
+    })
+    .await;
+    let reason = "worker sent bytes that are no event: odd";
+    check_failed(end, ExitKind::BadLink, reason);
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let ready = Box::new(fixtures::ready_report(&[]));
+        outside.send(Event::Ready(ready)).await;
+        pending().await
+    })
+    .await;
+    check_failed(end, ExitKind::BadLink, "worker became ready twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_run_one_after_the_other_and_their_sessions_are_told() {
+    let (end, scene) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let mut first = outside.submit(&session);
+        assert_eq!(outside.generate(&first).await, None);
+        let mut second = outside.submit(&session);
+        outside.no_command().await;
+        assert_eq!(outside.status.borrow().state, WorkerState::Busy);
+        outside.step(&first).await;
+        outside.finish(&first).await;
+        assert!(matches!(first.events.recv().await, Some(JobEvent::Started)));
+        assert!(matches!(
+            first.events.recv().await,
+            Some(JobEvent::Step { .. })
+        ));
+        assert!(matches!(
+            ended(&mut first).await,
+            JobEnd::Finished { frames: 24, .. }
+        ));
+        outside.generate(&second).await;
+        let failed = Event::Failed {
+            job: second.id,
+            failure: JobFailure::Failed,
+            message: "broken".to_owned(),
+        };
+        outside.send(failed).await;
+        assert!(matches!(
+            ended(&mut second).await,
+            JobEnd::Failed {
+                failure: JobFailure::Failed,
+                ..
+            }
+        ));
+        assert_eq!(outside.status.borrow().state, WorkerState::Ready);
+    })
+    .await;
+    assert!(end.is_none());
+    assert_eq!(scene.outside.status.borrow().jobs_finished, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn credit_and_cancellation_are_passed_to_the_process() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let mut job = outside.submit(&session);
+        outside.generate(&job).await;
+        let media = Event::Media {
+            job: job.id,
+            kind: MediaKind::Fragment,
+            bytes: Bytes::from_static(&[0; 10]),
+            sent_at_us: 0,
+        };
+        outside.send(media).await;
+        job.events.recv().await;
+        let media = job.events.recv().await;
+        outside.no_command().await;
+        drop(media);
+        let credit = Command::Credit {
+            job: job.id,
+            cost: media_cost(10),
+        };
+        assert_eq!(outside.command().await, credit);
+        job.cancel();
+        job.cancel();
+        assert_eq!(outside.command().await, Command::Cancel { job: job.id });
+        outside.no_command().await;
+        // One that was not sent yet is cancelled at once.
+        let mut waiting = outside.submit(&session);
+        waiting.cancel();
+        assert!(matches!(
+            ended(&mut waiting).await,
+            JobEnd::Failed {
+                failure: JobFailure::Cancelled,
+                ..
+            }
+        ));
+        outside.no_command().await;
+    })
+    .await;
+    assert!(end.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_the_process_holds_is_not_sent_unless_it_is_missed() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let first = outside.submit(&session);
+        outside.generate(&first).await;
+        outside.finish(&first).await;
+        let second = outside.submit_from(&session, Some(start_state(&first)));
+        assert_eq!(
+            outside.generate(&second).await,
+            Some(JobState::Held(first.id))
+        );
+        let missing = || Event::Failed {
+            job: second.id,
+            failure: JobFailure::StateNotHeld,
+            message: String::new(),
+        };
+        outside.send(missing()).await;
+        assert_eq!(
+            outside.generate(&second).await,
+            Some(JobState::Sent(vec![7]))
+        );
+        outside.send(missing()).await;
+        pending().await
+    })
+    .await;
+    let reason = "worker misses a state that was sent to it";
+    check_failed(end, ExitKind::BadLink, reason);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_of_a_session_that_left_is_forgotten() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        outside.finish(&job).await;
+        outside.no_command().await;
+        outside.assignments.lock().leave(&session.id);
+        let forget = Command::Forget {
+            session: session.id.clone(),
+        };
+        assert_eq!(outside.command().await, forget);
+    })
+    .await;
+    assert!(end.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_worker_leaves_when_its_job_has_ended() {
+    let (end, scene) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        outside.directive.send_replace(Directive {
+            drained: true,
+            cut_at: None,
+        });
+        sleep(seconds(2)).await;
+        assert_eq!(outside.status.borrow().state, WorkerState::Draining);
+        assert!(matches!(*session.placement.borrow(), Placement::Bound(_)));
+        outside.finish(&job).await;
+        pending().await
+    })
+    .await;
+    assert!(matches!(end, Some(ServeEnd::Leave)));
+    assert_eq!(scene.outside.status.borrow().jobs_finished, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_outlast_the_deadline_of_a_drain_are_taken_back() {
+    let mut taken = None;
+    let begun = Instant::now();
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        outside.directive.send_replace(Directive {
+            drained: true,
+            cut_at: Some(Instant::now() + seconds(3)),
+        });
+        taken = Some(job);
+        pending().await
+    })
+    .await;
+    assert!(matches!(end, Some(ServeEnd::Leave)));
+    assert_eq!(begun.elapsed(), seconds(3));
+    let end = ended(&mut taken.unwrap()).await;
+    assert!(matches!(end, JobEnd::TakenBack { started: true }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_a_process_that_ends_are_lost() {
+    let mut jobs = Vec::new();
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let running = outside.submit(&session);
+        outside.generate(&running).await;
+        let waiting = outside.submit(&session);
+        jobs = vec![running, waiting];
+        pending().await
+    })
+    .await;
+    check_failed(end, ExitKind::Stuck, "no heartbeat for 5s");
+    for (job, was_started) in jobs.iter_mut().zip([true, false]) {
+        match ended(job).await {
+            JobEnd::WorkerLost { started, .. } => assert_eq!(started, was_started),
+            // The session was unbound from the worker, and its waiting job with it.
+            JobEnd::TakenBack { started } => assert_eq!((started, was_started), (false, false)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_stops_leaves_at_once() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        outside.stop.send_replace(StopSignal::Ask);
+        pending().await
+    })
+    .await;
+    assert!(matches!(end, Some(ServeEnd::Leave)));
+}
+
+fn recycling(overlap: bool) -> Config {
+    let mut config = fixtures::config();
+    config.recycle.after_segments = Some(1);
+    config.recycle.overlap = overlap;
+    config.heartbeat_timeout = seconds(1000);
+    config
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_without_overlap_leaves_to_be_renewed() {
+    let (end, _) = serve(recycling(false), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        outside.finish(&job).await;
+        pending().await
+    })
+    .await;
+    assert!(matches!(end, Some(ServeEnd::Leave)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_takes_over_between_two_jobs() {
+    let (end, _) = serve(recycling(true), async |outside| {
+        let session = outside.join();
+        let first = outside.submit(&session);
+        outside.generate(&first).await;
+        outside.finish(&first).await;
+        // The process serves on while the standby boots.
+        let second = outside.submit(&session);
+        outside.generate(&second).await;
+        sleep(STANDBY_BOOT + seconds(1)).await;
+        outside.submit(&session);
+        outside.no_command().await;
+        outside.finish(&second).await;
+        pending().await
+    })
+    .await;
+    match end {
+        Some(ServeEnd::Replaced(standby)) => assert_eq!(standby.incarnation, 2),
+        _ => panic!("it is not replaced"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_holds_the_gpu_up_for_a_moment_only() {
+    let (end, _) = serve(recycling(true), async |outside| {
+        let (deaf, other) = (outside.join(), outside.join());
+        let first = outside.submit(&deaf);
+        outside.generate(&first).await;
+        outside.finish(&first).await;
+        let unread = outside.submit(&deaf);
+        outside.generate(&unread).await;
+        sleep(STANDBY_BOOT + seconds(1)).await;
+        let next = outside.submit(&other);
+        outside.send(Event::Generated { job: unread.id }).await;
+        // The standby is ready, and would take over if the media were out.
+        outside.no_command().await;
+        sleep(seconds(1)).await;
+        outside.generate(&next).await;
+        outside.finish(&next).await;
+        outside.finish(&unread).await;
+        pending().await
+    })
+    .await;
+    assert!(matches!(end, Some(ServeEnd::Replaced(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_standby_fails_goes_on_and_tries_again_later() {
+    let mut config = recycling(true);
+    config.gpus[0].visible_device = BROKEN.to_owned();
+    let (end, scene) = serve(config, async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        outside.finish(&job).await;
+        // Pauses of 1, 2, 4, 8 and 10 seconds.
+        sleep(5 * STANDBY_BOOT + seconds(26)).await;
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+    })
+    .await;
+    assert!(end.is_none());
+    // The first process, five standbys that failed, and one that boots.
+    assert_eq!(scene.context.incarnations.load(Ordering::Relaxed), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_job_that_nobody_holds_counts_for_nothing() {
+    let (end, mut scene) = serve(recycling(false), async |outside| {
+        outside
+            .send(Event::Finished(Box::new(report(JobId(99)))))
+            .await;
+        outside.heartbeat().await;
+        outside.no_command().await;
+    })
+    .await;
+    // Neither is the worker renewed, nor are earlier exits forgiven, nor does anybody see a finished segment.
+    assert!(end.is_none());
+    assert_eq!(scene.outside.status.borrow().jobs_finished, 0);
+    let crash = WorkerExit::new(ExitKind::Crashed, "for a reason");
+    let decisions: Vec<_> = (0..3).map(|_| scene.policy.decide(&crash)).collect();
+    assert_eq!(decisions[2], Some(RestartDecision::Quarantine));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_of_frames_that_does_not_fit_the_format_is_a_bad_link() {
+    for frames in [0, fixtures::FORMAT.num_frames + 1, u32::MAX] {
+        let (end, _) = serve(fixtures::config(), async |outside| {
+            let session = outside.join();
+            let job = outside.submit(&session);
+            outside.generate(&job).await;
+            let report = JobReport {
+                frames,
+                ..report(job.id)
+            };
+            outside.send(Event::Finished(Box::new(report))).await;
+            pending().await
+        })
+        .await;
+        let reason = "worker reports a number of frames that does not fit the job's format";
+        check_failed(end, ExitKind::BadLink, reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_is_generated_after_its_session_left_is_not_held() {
+    let (context, _) = fixtures::context(fixtures::config());
+    let config = &context.config;
+    let mut policy = RestartPolicy::new(config.min_backoff, config.max_backoff, 3);
+    let (link, _worker) = Link::to_test_worker();
+    let id = WorkerId::new(context.gpu.id, 1);
+    context.with_assignments(|assignments, slot| assignments.serve(slot, assignment(0, 1)));
+    let session = SessionId::random();
+    let _placement = context.assignments.lock().join(session.clone());
+    let spec = fixtures::job_spec(1, session.clone());
+    let (_job, queued) = pair(spec, None, Instant::now(), context.notify.clone());
+    context.assignments.lock().submit(0, queued);
+    let mut serving = ServingWorker::<TestStandby>::new(&context, &mut policy, id, link, &[]);
+    assert!(serving.start_next_job().is_continue());
+    context.assignments.lock().leave(&session);
+    assert!(serving.pass_signals().is_continue());
+    let blob = IpcSharedMemory::from_bytes(&[1]);
+    assert!(serving.on_finished(report(JobId(1)), blob).is_continue());
+    assert!(serving.has_no_job() && serving.held_states.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_leaves_its_signals_unread_is_stuck() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let mut job = outside.submit(&session);
+        job.events.recv().await;
+        // Nobody reads the commands.
+        loop {
+            let media = Event::Media {
+                job: job.id,
+                kind: MediaKind::Fragment,
+                bytes: Bytes::from_static(&[0; 10]),
+                sent_at_us: 0,
+            };
+            outside.send(media).await;
+            drop(job.events.recv().await);
+            yield_now().await;
+        }
+    })
+    .await;
+    check_failed(end, ExitKind::Stuck, "worker does not read its commands");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finishing_job_whose_media_are_taken_has_a_deadline() {
+    let mut config = fixtures::config();
+    config.heartbeat_timeout = seconds(1000);
+    let begun = Instant::now();
+    let (end, _) = serve(config, async |outside| {
+        let session = outside.join();
+        let mut job = outside.submit(&session);
+        outside.generate(&job).await;
+        let media = Event::Media {
+            job: job.id,
+            kind: MediaKind::Fragment,
+            bytes: Bytes::from_static(&[0; 10]),
+            sent_at_us: 0,
+        };
+        outside.send(media).await;
+        outside.send(Event::Generated { job: job.id }).await;
+        job.events.recv().await;
+        let media = job.events.recv().await;
+        // As long as the client takes nothing, the process has to wait.
+        sleep(seconds(100)).await;
+        drop(media);
+        pending().await
+    })
+    .await;
+    let reason = "worker has not ended a job for 30s whose media the client has taken";
+    check_failed(end, ExitKind::Stuck, reason);
+    assert_eq!(begun.elapsed(), seconds(130));
+}

@@ -1,0 +1,70 @@
+//! What is known of the workers, for probes and operators.
+
+use fastvideo_proto::ids::WorkerId;
+use fastvideo_proto::link::ReadyReport;
+
+use super::config::Gpu;
+use super::exit::ExitReport;
+use super::lifecycle::WorkerState;
+
+/// What is known of one worker.
+#[derive(Clone, Debug)]
+pub struct WorkerStatus {
+    pub gpu: Gpu,
+    pub state: WorkerState,
+    /// The id of the latest process.
+    pub worker_id: Option<WorkerId>,
+    /// The process id while a process runs.
+    pub pid: Option<u32>,
+    /// The number of exits that nobody asked for.
+    pub restarts: u32,
+    /// How the latest process that has ended did so.
+    pub last_exit: Option<ExitReport>,
+    /// While a process loads: the fraction that is done, 0 to 1, and what is being loaded.
+    pub load_progress: Option<(f32, String)>,
+    /// A process of this GPU has become ready.
+    pub warmed_up: bool,
+    /// What the process reported when it became ready, while it serves.
+    pub ready: Option<ReadyReport>,
+    /// The resident memory of the process, from its latest heartbeat.
+    pub resident_bytes: Option<u64>,
+    /// The number of jobs that this GPU's processes have finished.
+    pub jobs_finished: u64,
+}
+
+impl WorkerStatus {
+    pub(super) fn new(gpu: Gpu) -> Self {
+        Self {
+            gpu,
+            state: WorkerState::Spawning,
+            worker_id: None,
+            pid: None,
+            restarts: 0,
+            last_exit: None,
+            load_progress: None,
+            warmed_up: false,
+            ready: None,
+            resident_bytes: None,
+            jobs_finished: 0,
+        }
+    }
+}
+
+/// All workers, and the queue of sessions that wait for one.
+#[derive(Clone, Debug)]
+pub struct PoolStatus {
+    pub workers: Vec<SlotStatus>,
+    /// The number of sessions that wait for a worker.
+    pub queue_depth: usize,
+    pub warmup_enabled: bool,
+}
+
+/// One worker with its sessions.
+#[derive(Clone, Debug)]
+pub struct SlotStatus {
+    pub status: WorkerStatus,
+    /// The number of sessions that are bound to the worker.
+    pub sessions: usize,
+    /// The worker serves and has room for another session.
+    pub available: bool,
+}

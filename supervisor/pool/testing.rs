@@ -1,0 +1,279 @@
+//! A pool without processes, for tests of those who use it: the test plays the workers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
+use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat};
+use fastvideo_proto::link::{EncoderSpec, EngineSpec, JobSpec, media_cost};
+use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
+use ipc_channel::ipc::IpcSharedMemory;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::assignments::{Absence, Assignment, Assignments, Sharing};
+use super::control::{Directive, StopSignal};
+use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob, pair};
+use super::shared_assignments::SharedAssignments;
+use super::{Config, Gpu, Pool, Recycle, Shared, SlotHandle, WorkerStatus};
+
+const FORMAT: VideoFormat = VideoFormat {
+    width: 64,
+    height: 64,
+    num_frames: 8,
+    fps: 24,
+};
+
+/// The workers of a pool, one for each GPU. None serves before [`Self::serve`].
+#[derive(Debug)]
+pub(crate) struct TestWorkers {
+    pool: Pool,
+    /// Processes of each GPU so far.
+    incarnations: Vec<u32>,
+    /// Keeps the slots' channels open.
+    _channels: Vec<(watch::Sender<WorkerStatus>, watch::Receiver<Directive>)>,
+}
+
+/// A job that a worker was given.
+#[derive(Debug)]
+pub(crate) struct TestJob {
+    job: QueuedJob,
+    worker: WorkerId,
+    slot: usize,
+    pool: Pool,
+}
+
+impl TestWorkers {
+    pub(crate) fn new(gpus: u32, sessions_per_gpu: usize) -> Self {
+        let gpus = (0..gpus).map(|id| Gpu {
+            id: GpuId(id),
+            visible_device: id.to_string(),
+        });
+        let config = config(gpus.collect(), sessions_per_gpu);
+        let (mut slots, mut channels) = (Vec::new(), Vec::new());
+        for gpu in &config.gpus {
+            let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
+            let (directive, directive_seen) = watch::channel(Directive::default());
+            channels.push((status, directive_seen));
+            slots.push(SlotHandle {
+                gpu: gpu.id,
+                status: status_seen,
+                notify: Arc::<Notify>::default(),
+                directive,
+            });
+        }
+        let sharing = Sharing {
+            max_sessions: sessions_per_gpu,
+            keep_up: None,
+        };
+        let wakes = slots.iter().map(|slot| (slot.gpu, slot.notify.clone()));
+        let assignments = Assignments::new(wakes, sharing);
+        let (stop, _) = watch::channel(StopSignal::Run);
+        let (all_lost, _) = watch::channel(false);
+        Self {
+            incarnations: vec![0; slots.len()],
+            pool: Pool {
+                shared: Arc::new(Shared {
+                    config: Arc::new(config),
+                    assignments: Arc::new(SharedAssignments::new(assignments)),
+                    slots,
+                    next_job: AtomicU64::new(1),
+                    stop,
+                    all_lost,
+                    tracker: TaskTracker::new(),
+                }),
+            },
+            _channels: channels,
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Another process of a GPU serves.
+    pub(crate) fn serve(&mut self, slot: usize) {
+        self.incarnations[slot] += 1;
+        let assignment = Assignment {
+            gpu: self.pool.shared.slots[slot].gpu,
+            worker: self.worker(slot),
+            model_id: "test".to_owned(),
+            audio: true,
+        };
+        self.pool.assignments().serve(slot, assignment);
+    }
+
+    /// The worker of a GPU is gone and will not come back by itself.
+    pub(crate) fn lose_for_good(&self, slot: usize) {
+        self.pool.assignments().vacate(slot, Absence::Lost);
+    }
+
+    /// Waits for the next job of a worker, and begins it.
+    pub(crate) async fn next_job(&self, slot: usize) -> TestJob {
+        loop {
+            let wake = self.pool.shared.slots[slot].notify.clone();
+            let job = self.pool.assignments().next_job(slot);
+            if let Some(job) = job {
+                job.tell(JobEvent::Started);
+                return TestJob {
+                    job,
+                    worker: self.worker(slot),
+                    slot,
+                    pool: self.pool.clone(),
+                };
+            }
+            wake.notified().await;
+        }
+    }
+
+    fn worker(&self, slot: usize) -> WorkerId {
+        WorkerId::new(self.pool.shared.slots[slot].gpu, self.incarnations[slot])
+    }
+}
+
+/// A binary message of a job that nobody runs.
+pub(crate) fn media(kind: MediaKind, bytes: Bytes) -> Media {
+    let spec = JobSpec {
+        job: JobId(0),
+        session: SessionId::random(),
+        segment_idx: 0,
+        attempt: 1,
+        prompt: String::new(),
+        negative_prompt: None,
+        seed: 0,
+        num_inference_steps: 1,
+        guidance_scale: 1.0,
+        format: FORMAT,
+        media_mode: MediaMode::AvFmp4,
+        start_frame: 0,
+        initial_image: None,
+        state: None,
+        window: 0,
+    };
+    let (_, job) = pair(spec, None, Instant::now(), Arc::default());
+    Media {
+        credit: Credit::new(media_cost(bytes.len()), job.signals),
+        kind,
+        bytes,
+        sent_at_us: 0,
+    }
+}
+
+impl TestJob {
+    pub(crate) fn spec(&self) -> &JobSpec {
+        &self.job.spec
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.job.signals.cancelled()
+    }
+
+    pub(crate) fn step(&self, step: u32) {
+        self.job.tell(JobEvent::Step {
+            stage: Stage::Denoise,
+            step,
+            total_steps: self.job.spec.num_inference_steps,
+        });
+    }
+
+    /// One binary message of so many bytes.
+    pub(crate) fn media(&self, bytes: usize) {
+        let (kind, bytes) = (MediaKind::Fragment, Bytes::from(vec![0; bytes]));
+        self.job.tell(JobEvent::Media(Media {
+            credit: Credit::new(media_cost(bytes.len()), self.job.signals.clone()),
+            kind,
+            bytes,
+            sent_at_us: 0,
+        }));
+    }
+
+    /// Finishes the segment with a state that names its index.
+    pub(crate) fn finish(self) {
+        let format = self.job.spec.format;
+        let blob = vec![0; format.frame_bytes()];
+        let header = StateHeader {
+            segment_index: self.job.spec.segment_idx,
+            video_conditioning_frame_idx: 0,
+            video_conditioning_strength: 1.0,
+            audio_sample_rate: None,
+            audio_conditioning_num_frames: 0,
+            audio_conditioning_strength: 0.0,
+            video_position_offset_sec: 0.0,
+            metadata: "{}".to_owned(),
+            frames: Some(FramesLayout {
+                count: 1,
+                height: format.height,
+                width: format.width,
+            }),
+            audio_latents: None,
+            blob_hash: blob_hash(&blob),
+        };
+        self.end(JobEnd::Finished {
+            state: (header.encode(), IpcSharedMemory::from_bytes(&blob)),
+            generation: Duration::from_millis(100),
+            timing: JobTiming::default(),
+            frames: format.num_frames,
+        });
+    }
+
+    pub(crate) fn fail(self, failure: JobFailure) {
+        let message = "failed in a test".to_owned();
+        self.end(JobEnd::Failed { failure, message });
+    }
+
+    /// The worker has to leave; the job was running.
+    pub(crate) fn take_back(self) {
+        self.end(JobEnd::TakenBack { started: true });
+    }
+
+    /// The worker dies with the job, and another will be started.
+    pub(crate) fn lose_worker(self) {
+        let (pool, slot) = (self.pool.clone(), self.slot);
+        let worker = self.worker.clone();
+        self.end(JobEnd::WorkerLost {
+            worker,
+            started: true,
+            reason: "killed in a test".to_owned(),
+        });
+        pool.assignments().vacate(slot, Absence::Starting);
+    }
+
+    fn end(self, end: JobEnd) {
+        self.job.tell(JobEvent::Ended(end));
+        let spec = &self.job.spec;
+        self.pool.assignments().job_ended(&spec.session, spec.job);
+    }
+}
+
+fn config(gpus: Vec<Gpu>, sessions_per_gpu: usize) -> Config {
+    let second = Duration::from_secs(1);
+    Config {
+        worker_bin: PathBuf::new(),
+        gpus,
+        engine: EngineSpec {
+            name: "synthetic".to_owned(),
+            options: "{}".to_owned(),
+        },
+        format: FORMAT,
+        new_frames: 8,
+        encoder: EncoderSpec::default(),
+        warmup: None,
+        warmup_is_typical: false,
+        sessions_per_gpu,
+        keep_up: false,
+        recycle: Recycle::default(),
+        boot_timeout: second,
+        heartbeat_interval: second,
+        heartbeat_timeout: second,
+        min_step_timeout: second,
+        min_backoff: second,
+        max_backoff: second,
+        quarantine_after: 1,
+        quarantine_lift: second,
+        realtime: false,
+    }
+}

@@ -1,0 +1,323 @@
+//! One segment over all its attempts: submitted to a worker, taken back, lost with a worker, tried again, given up.
+//!
+//! A state machine over the events of the jobs that make the segment. It belongs neither to a session nor to any other
+//! kind of caller: whoever wants a segment feeds it the events of its job ([`SegmentRun::next_event`],
+//! [`SegmentRun::observe`]) and is told what happened. It sends nothing to clients and stores nothing.
+
+use std::future::pending;
+use std::time::Duration;
+
+use fastvideo_proto::ids::WorkerId;
+use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
+use fastvideo_proto::link::JobSpec;
+use tokio::time::Instant;
+use tracing::Span;
+
+use crate::causes::with_causes;
+use crate::pool::{Binding, JobEnd, JobEvent, JobHandle, Media, Moved, StartState};
+use crate::store::State;
+
+/// One attempt at one segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttemptId {
+    pub segment_idx: u32,
+    /// Counts from 1.
+    pub attempt: u32,
+}
+
+/// Media of an attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MediaCount {
+    /// Fragments or pictures, without the init segment.
+    pub chunks: u32,
+    /// Bytes of everything, the init segment included.
+    pub bytes: u64,
+}
+
+/// A segment from the moment that it is its turn until it is finished, failed or cancelled.
+#[derive(Debug)]
+pub(crate) struct SegmentRun {
+    segment_idx: u32,
+    /// Raised when an attempt had reached a worker and did not end there.
+    attempt: u32,
+    /// Worker deaths after which the segment is given up.
+    max_attempts: u32,
+    /// Workers that died while they ran it.
+    deaths: u32,
+    /// The running attempt; none while a worker is waited for.
+    job: Option<JobHandle>,
+    /// The worker that the last attempt was lost with.
+    lost_with: Option<WorkerId>,
+    cancelling: bool,
+    media: MediaCount,
+    /// When the attempt last made progress.
+    progressed: Instant,
+    /// The span in which the events of the segment are logged.
+    span: Span,
+}
+
+/// What happened to a segment.
+#[derive(Debug)]
+pub(crate) enum RunEvent {
+    /// A worker was given the job.
+    Started { queued_for: Duration },
+    Step {
+        stage: Stage,
+        /// 1..=`total_steps`.
+        step: u32,
+        total_steps: u32,
+        /// Since the step before, or since the start.
+        took: Duration,
+    },
+    Media {
+        media: Media,
+        /// They are the attempt's first.
+        first: bool,
+    },
+    /// The segment is whole. It is over.
+    Finished(Box<FinishedSegment>),
+    /// The segment is over, as its caller wanted.
+    Cancelled,
+    /// The segment is over without success.
+    Failed(RunFailure),
+    /// The worker has to leave. The segment is to be submitted again.
+    TakenBack {
+        /// The job was running.
+        started: bool,
+        /// Media of the attempt were handed out, which are void now.
+        voids_media: bool,
+    },
+    /// The worker was lost with the job.
+    WorkerLost {
+        worker: WorkerId,
+        /// The job had reached the worker, so it may be what killed the worker.
+        started: bool,
+        reason: String,
+        /// Media of the attempt were handed out, which are void now.
+        voids_media: bool,
+        then: AfterLoss,
+    },
+}
+
+/// How a segment goes on when a worker was lost with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterLoss {
+    /// It is to be submitted again, to any other worker.
+    RunsAgain,
+    /// It is over, as its caller wanted.
+    Cancelled,
+    /// It is over: so many workers died while they ran it.
+    GivenUp { deaths: u32 },
+}
+
+/// A segment that is whole.
+#[derive(Debug)]
+pub(crate) struct FinishedSegment {
+    /// What the next segment continues from.
+    pub(crate) state: State,
+    pub(crate) frames: u32,
+    /// In the worker.
+    pub(crate) generation: Duration,
+    pub(crate) timing: JobTiming,
+    pub(crate) media: MediaCount,
+}
+
+/// Why a segment is over without success. Messages are safe to show to a client.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum RunFailure {
+    /// The model cannot serve the request.
+    Refused(String),
+    /// The model does not take the state that the segment was to continue from.
+    StateIncompatible(String),
+    /// The engine or the encoder failed; trying again may help.
+    Failed,
+    /// The worker's state of the finished segment is damaged; trying again may help.
+    BadState,
+    /// The pool has dropped the job.
+    Dropped,
+}
+
+impl SegmentRun {
+    /// A segment that is given up when `max_attempts` workers died while they ran it.
+    pub(crate) fn new(segment_idx: u32, max_attempts: u32) -> Self {
+        Self {
+            segment_idx,
+            attempt: 1,
+            max_attempts,
+            deaths: 0,
+            job: None,
+            lost_with: None,
+            cancelling: false,
+            media: MediaCount::default(),
+            progressed: Instant::now(),
+            span: tracing::info_span!("segment", segment_idx),
+        }
+    }
+
+    /// The attempt that runs, or the next one.
+    pub(crate) fn at(&self) -> AttemptId {
+        AttemptId {
+            segment_idx: self.segment_idx,
+            attempt: self.attempt,
+        }
+    }
+
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Whether an attempt is to be submitted to this worker: none runs, and the worker is not the one that the last
+    /// attempt was lost with.
+    pub(crate) fn may_submit_to(&self, worker: &WorkerId) -> bool {
+        self.job.is_none() && self.lost_with.as_ref() != Some(worker)
+    }
+
+    /// Submits an attempt to the worker that the session of `binding` is bound to.
+    ///
+    /// # Errors
+    /// When the session was moved to another worker meanwhile.
+    pub(crate) fn submit(
+        &mut self,
+        binding: &Binding,
+        worker: &WorkerId,
+        spec: JobSpec,
+        start: Option<StartState>,
+        due: Instant,
+    ) -> Result<(), Moved> {
+        let _in_span = self.span.enter();
+        self.job = Some(binding.submit(worker, spec, start, due)?);
+        self.progressed = Instant::now();
+        Ok(())
+    }
+
+    /// Waits for the next event of the running attempt, for [`Self::observe`]. Never ends while none runs.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn next_event(&mut self) -> Option<JobEvent> {
+        match &mut self.job {
+            Some(job) => job.events.recv().await,
+            None => pending().await,
+        }
+    }
+
+    /// Cancels the segment. True when it is over with that; else [`RunEvent::Cancelled`] or another end follows.
+    #[must_use]
+    pub(crate) fn cancel(&mut self) -> bool {
+        self.cancelling = true;
+        match &self.job {
+            Some(job) => {
+                job.cancel();
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Takes the next event of the running attempt; none when the pool has dropped the job.
+    pub(crate) fn observe(&mut self, event: Option<JobEvent>) -> RunEvent {
+        match event {
+            None => RunEvent::Failed(RunFailure::Dropped),
+            Some(JobEvent::Started) => RunEvent::Started {
+                queued_for: self.lap(),
+            },
+            Some(JobEvent::Step {
+                stage,
+                step,
+                total_steps,
+            }) => RunEvent::Step {
+                stage,
+                step,
+                total_steps,
+                took: self.lap(),
+            },
+            Some(JobEvent::Media(media)) => {
+                let first = self.media.bytes == 0;
+                self.media.chunks += u32::from(media.kind == MediaKind::Fragment);
+                self.media.bytes += media.bytes.len() as u64;
+                RunEvent::Media { media, first }
+            }
+            Some(JobEvent::Ended(end)) => self.ended(end),
+        }
+    }
+
+    fn ended(&mut self, end: JobEnd) -> RunEvent {
+        match end {
+            JobEnd::Finished {
+                state: (header, blob),
+                generation,
+                timing,
+                frames,
+            } => match State::from_worker(header, blob) {
+                Ok(state) => RunEvent::Finished(Box::new(FinishedSegment {
+                    state: match &self.job {
+                        Some(job) => state.made_by(job.id),
+                        None => state,
+                    },
+                    frames,
+                    generation,
+                    timing,
+                    media: self.media,
+                })),
+                Err(error) => {
+                    tracing::error!(error = with_causes(&error), "worker handed on a bad state");
+                    RunEvent::Failed(RunFailure::BadState)
+                }
+            },
+            JobEnd::Failed { failure, message } => match failure {
+                JobFailure::Cancelled => RunEvent::Cancelled,
+                JobFailure::Refused => RunEvent::Failed(RunFailure::Refused(message)),
+                JobFailure::StateIncompatible => {
+                    RunEvent::Failed(RunFailure::StateIncompatible(message))
+                }
+                JobFailure::Failed | JobFailure::StateNotHeld => {
+                    RunEvent::Failed(RunFailure::Failed)
+                }
+            },
+            JobEnd::TakenBack { .. } if self.cancelling => RunEvent::Cancelled,
+            JobEnd::TakenBack { started } => RunEvent::TakenBack {
+                started,
+                voids_media: self.begin_again(started),
+            },
+            JobEnd::WorkerLost {
+                worker,
+                started,
+                reason,
+            } => {
+                self.lost_with = Some(worker.clone());
+                self.deaths += u32::from(started);
+                RunEvent::WorkerLost {
+                    worker,
+                    started,
+                    reason,
+                    voids_media: self.begin_again(started),
+                    then: if self.cancelling {
+                        AfterLoss::Cancelled
+                    } else if self.deaths >= self.max_attempts {
+                        AfterLoss::GivenUp {
+                            deaths: self.deaths,
+                        }
+                    } else {
+                        AfterLoss::RunsAgain
+                    },
+                }
+            }
+        }
+    }
+
+    /// The attempt is void; the next one may run on any worker. Whether it had media.
+    fn begin_again(&mut self, started: bool) -> bool {
+        self.job = None;
+        self.attempt += u32::from(started);
+        std::mem::take(&mut self.media) != MediaCount::default()
+    }
+
+    /// Time since the attempt last made progress.
+    fn lap(&mut self) -> Duration {
+        let before = std::mem::replace(&mut self.progressed, Instant::now());
+        self.progressed - before
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! A segment over its attempts, by the events of its jobs alone.
+
+use bytes::Bytes;
+use ipc_channel::ipc::IpcSharedMemory;
+
+use super::*;
+
+const MAX_ATTEMPTS: u32 = 2;
+
+fn run() -> SegmentRun {
+    SegmentRun::new(7, MAX_ATTEMPTS)
+}
+
+fn worker() -> WorkerId {
+    WorkerId::new(fastvideo_proto::ids::GpuId(0), 1)
+}
+
+fn media() -> JobEvent {
+    let kind = MediaKind::Fragment;
+    JobEvent::Media(crate::pool::testing::media(
+        kind,
+        Bytes::from_static(b"abc"),
+    ))
+}
+
+fn lost(started: bool) -> JobEvent {
+    JobEvent::Ended(JobEnd::WorkerLost {
+        worker: worker(),
+        started,
+        reason: "killed".to_owned(),
+    })
+}
+
+fn failed(failure: JobFailure) -> JobEvent {
+    let message = "why".to_owned();
+    JobEvent::Ended(JobEnd::Failed { failure, message })
+}
+
+/// How it goes on after a worker was lost, and whether media are void.
+#[track_caller]
+fn lose(run: &mut SegmentRun, started: bool) -> (AfterLoss, bool) {
+    match run.observe(Some(lost(started))) {
+        RunEvent::WorkerLost {
+            then, voids_media, ..
+        } => (then, voids_media),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn steps_are_timed_from_the_one_before() {
+    let mut run = run();
+    tokio::time::advance(Duration::from_millis(30)).await;
+    let started = run.observe(Some(JobEvent::Started));
+    assert!(
+        matches!(started, RunEvent::Started { queued_for } if queued_for == Duration::from_millis(30))
+    );
+    tokio::time::advance(Duration::from_millis(40)).await;
+    let step = run.observe(Some(JobEvent::Step {
+        stage: Stage::Denoise,
+        step: 1,
+        total_steps: 8,
+    }));
+    assert!(matches!(step, RunEvent::Step { took, .. } if took == Duration::from_millis(40)));
+}
+
+#[test]
+fn only_an_attempt_that_was_started_counts() {
+    let mut run = run();
+    assert_eq!(lose(&mut run, false), (AfterLoss::RunsAgain, false));
+    assert_eq!(run.at().attempt, 1);
+    assert!(!run.may_submit_to(&worker()), "it is gone");
+    assert_eq!(lose(&mut run, true), (AfterLoss::RunsAgain, false));
+    assert_eq!(run.at().attempt, 2);
+    let given_up = AfterLoss::GivenUp { deaths: 2 };
+    assert_eq!(lose(&mut run, true), (given_up, false));
+}
+
+#[test]
+fn media_are_void_when_their_attempt_is_and_not_those_of_the_attempt_before() {
+    let mut run = run();
+    for first in [true, false] {
+        let RunEvent::Media { first: given, .. } = run.observe(Some(media())) else {
+            panic!("no media");
+        };
+        assert_eq!(given, first);
+    }
+    assert_eq!(lose(&mut run, true), (AfterLoss::RunsAgain, true));
+    let back = run.observe(Some(JobEvent::Ended(JobEnd::TakenBack { started: true })));
+    assert!(
+        matches!(
+            back,
+            RunEvent::TakenBack {
+                voids_media: false,
+                ..
+            }
+        ),
+        "{back:?}"
+    );
+    assert_eq!(run.at().attempt, 3);
+}
+
+#[test]
+fn a_worker_that_took_a_job_back_may_have_it_again() {
+    let mut run = run();
+    let _ = run.observe(Some(JobEvent::Ended(JobEnd::TakenBack { started: false })));
+    assert_eq!(run.at().attempt, 1);
+    assert!(run.may_submit_to(&worker()));
+}
+
+#[test]
+fn a_cancelled_segment_is_over_however_its_attempt_ends() {
+    assert!(run().cancel(), "nothing runs");
+    for end in [
+        failed(JobFailure::Cancelled),
+        JobEvent::Ended(JobEnd::TakenBack { started: true }),
+    ] {
+        let mut run = run();
+        let _ = run.cancel();
+        let event = run.observe(Some(end));
+        assert!(matches!(event, RunEvent::Cancelled), "{event:?}");
+    }
+    let mut run = run();
+    let _ = run.cancel();
+    assert_eq!(lose(&mut run, true).0, AfterLoss::Cancelled);
+}
+
+#[test]
+fn every_failure_says_whether_trying_again_may_help() {
+    for (failure, expected) in [
+        (JobFailure::Refused, RunFailure::Refused("why".to_owned())),
+        (
+            JobFailure::StateIncompatible,
+            RunFailure::StateIncompatible("why".to_owned()),
+        ),
+        (JobFailure::StateNotHeld, RunFailure::Failed),
+        (JobFailure::Failed, RunFailure::Failed),
+    ] {
+        let RunEvent::Failed(given) = run().observe(Some(failed(failure))) else {
+            panic!("{failure:?} is no failure");
+        };
+        assert_eq!(given, expected);
+    }
+    let bad = JobEvent::Ended(JobEnd::Finished {
+        state: (vec![1, 2, 3], IpcSharedMemory::from_bytes(&[0])),
+        generation: Duration::ZERO,
+        timing: JobTiming::default(),
+        frames: 8,
+    });
+    let bad = run().observe(Some(bad));
+    assert!(matches!(bad, RunEvent::Failed(RunFailure::BadState)));
+    let dropped = run().observe(None);
+    assert!(matches!(dropped, RunEvent::Failed(RunFailure::Dropped)));
+}

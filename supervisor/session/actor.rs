@@ -1,0 +1,269 @@
+//! The loop of one session: it hears the client, the pool, the store and the clock, and never waits for any of them
+//! alone.
+
+use std::future::pending;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinError;
+use tokio::time::{Instant, sleep_until};
+use tracing::Span;
+
+use super::command::Inbound;
+use super::emitter::{Emitter, EventReaders};
+use super::ending::{EndCause, NotOpened};
+use super::event::{Opened, SessionEvent};
+use super::handshake::{self, Claim, Opening};
+use super::live::LiveSession;
+use super::outbox::Outbox;
+use super::prompt_tasks::PromptTaskResult;
+use super::registry::Ticket;
+use super::snapshots::ExportOutcome;
+use super::state::SessionState;
+use super::{Context, Drain};
+use crate::pool::{JobEvent, Placement};
+use crate::store::StoreError;
+
+/// How long a client may still ask for its state when the server is going away and its last segment is done.
+const DRAIN_LINGER: Duration = Duration::from_secs(2);
+
+/// Serves one client from its opening to the last event in the outbox.
+pub async fn run(
+    mut ticket: Ticket,
+    mut inbound: mpsc::Receiver<Inbound>,
+    outbox: Outbox,
+    context: Context,
+) {
+    // Boxed, so that what a handshake needs is not kept for as long as the session lives.
+    let opened = Box::pin(open(&mut ticket, &mut inbound, &context)).await;
+    let (opening, claim) = match opened {
+        Ok(opened) => opened,
+        Err(why) => {
+            ticket.transition(why.state());
+            Emitter::new(EventReaders::default(), outbox).emit_last(SessionEvent::NotOpened(why));
+            return;
+        }
+    };
+    Span::current().record("session_id", ticket.id().as_str());
+    let readers = EventReaders::new(context.logs.session(ticket.id()));
+    let emitter = Emitter::new(readers, outbox);
+    emitter.emit(opened_event(&opening, &claim));
+    let session = LiveSession::new(ticket, emitter, context, opening, claim);
+    let mut session = Box::new(session);
+    let cause = session.serve(&mut inbound).await;
+    session.end(cause);
+}
+
+async fn open(
+    ticket: &mut Ticket,
+    inbound: &mut mpsc::Receiver<Inbound>,
+    context: &Context,
+) -> Result<(Opening, Claim), NotOpened> {
+    let opening = tokio::select! {
+        opening = handshake::receive(inbound, context) => opening?,
+        () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
+    };
+    let claim = handshake::claim(ticket, context, &opening).await?;
+    Ok((opening, claim))
+}
+
+fn opened_event(opening: &Opening, claim: &Claim) -> SessionEvent {
+    let request = &opening.request;
+    SessionEvent::Opened(Box::new(Opened {
+        client_id: request.client_id.clone(),
+        preset: request.preset.clone(),
+        media_mode: request.media_mode,
+        resumed: opening.resume.is_some(),
+        hydrated: opening.state.is_some(),
+        image: opening.image.as_ref().map(|image| image.name().to_owned()),
+        curated_prompts: request.curated_prompts.len(),
+        next_segment_idx: claim.snapshot.progress.segments,
+    }))
+}
+
+async fn drain_begins(mut drain: watch::Receiver<Drain>) {
+    if drain.wait_for(|drain| *drain != Drain::No).await.is_err() {
+        pending().await
+    }
+}
+
+/// What the loop has heard.
+enum Heard {
+    Client(Option<Inbound>),
+    PlacementChanged,
+    Job(Option<JobEvent>),
+    StateStored(Result<Result<(), StoreError>, JoinError>),
+    StateExported(ExportOutcome),
+    PromptEnded(PromptTaskResult),
+    LeaseLost,
+    OutboxDrained,
+    Drain(Drain),
+    ClockRang,
+}
+
+impl LiveSession {
+    async fn serve(&mut self, inbound: &mut mpsc::Receiver<Inbound>) -> EndCause {
+        if !matches!(self.placement, Placement::Bound(_)) {
+            self.transition(SessionState::Queued);
+        }
+        let mut end = self.placed();
+        loop {
+            if let Some(cause) = end.or_else(|| self.advance()) {
+                return cause;
+            }
+            end = match self.hear(inbound).await {
+                Heard::Client(inbound) => self.receive(inbound),
+                Heard::PlacementChanged => {
+                    self.placement = self.binding.look();
+                    self.placed()
+                }
+                Heard::Job(event) => self.follow_job(event),
+                Heard::StateStored(outcome) => match self.persistence.finish(outcome) {
+                    Ok(()) => None,
+                    Err(_) => Some(EndCause::LeaseLost),
+                },
+                Heard::StateExported(outcome) => {
+                    let event = self.exports.finish(outcome);
+                    self.emit(event);
+                    self.export_next();
+                    None
+                }
+                Heard::PromptEnded(result) => {
+                    if let Some(event) = self.director.settle(result) {
+                        self.emit(event);
+                    }
+                    self.last_activity = Instant::now();
+                    None
+                }
+                Heard::LeaseLost => Some(EndCause::LeaseLost),
+                Heard::OutboxDrained => {
+                    self.export_next();
+                    None
+                }
+                Heard::Drain(drain) => self.drain(drain),
+                Heard::ClockRang => self.clock_rang(),
+            };
+        }
+    }
+
+    /// Starts what can be started.
+    fn advance(&mut self) -> Option<EndCause> {
+        if self.segment.is_none() {
+            if self.director.is_complete() {
+                return Some(EndCause::SegmentCap);
+            }
+            if self.drain_deadline.is_some() {
+                self.lingering_since.get_or_insert_with(Instant::now);
+                return (self.announced.is_none()).then_some(EndCause::Draining);
+            }
+            self.begin_segment();
+        }
+        self.submit();
+        if self.drain_deadline.is_none() {
+            self.director.prepare_prompts();
+        }
+        None
+    }
+
+    async fn hear(&mut self, inbound: &mut mpsc::Receiver<Inbound>) -> Heard {
+        let alarm = self.alarm();
+        let segment = self.segment.as_mut();
+        let job = async {
+            match segment {
+                Some(segment) => segment.run.next_event().await,
+                None => pending().await,
+            }
+        };
+        let known_drain = self.drain_deadline;
+        let drain = async {
+            let is_news = |drain: &Drain| match drain {
+                Drain::No => false,
+                Drain::Until(deadline) => Some(*deadline) != known_drain,
+            };
+            let drain = self
+                .context
+                .drain
+                .wait_for(is_news)
+                .await
+                .map(|drain| *drain);
+            match drain {
+                Ok(drain) => drain,
+                Err(_) => pending().await,
+            }
+        };
+        let clock = async {
+            match alarm {
+                Some(alarm) => sleep_until(alarm).await,
+                None => pending().await,
+            }
+        };
+        // In this order. What the job has produced comes before what the client says next, so that a message that
+        // crosses the end of a segment meets the session as it is. The client comes last, since it may never stop
+        // talking.
+        tokio::select! {
+            biased;
+            () = self.lease.lost() => Heard::LeaseLost,
+            outcome = self.persistence.ended() => Heard::StateStored(outcome),
+            event = job => Heard::Job(event),
+            () = self.binding.changed() => Heard::PlacementChanged,
+            outcome = self.exports.ended() => Heard::StateExported(outcome),
+            result = self.director.prompt_ended() => Heard::PromptEnded(result),
+            drain = drain => Heard::Drain(drain),
+            () = self.emitter.outbox().drained() => Heard::OutboxDrained,
+            () = clock => Heard::ClockRang,
+            message = inbound.recv() => Heard::Client(message),
+        }
+    }
+
+    /// The next moment at which something ends by itself.
+    fn alarm(&self) -> Option<Instant> {
+        let alarms = [
+            self.idle_at(),
+            self.slow_at(),
+            self.lingering_since.map(|since| since + DRAIN_LINGER),
+            self.drain_deadline,
+            self.director.alarm(),
+            self.persistence.retry_at(),
+        ];
+        alarms.into_iter().flatten().min()
+    }
+
+    fn clock_rang(&mut self) -> Option<EndCause> {
+        let now = Instant::now();
+        let passed = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
+        if passed(self.slow_at()) {
+            return Some(EndCause::SlowClient);
+        }
+        let lingered = self.lingering_since.map(|since| since + DRAIN_LINGER);
+        if passed(self.drain_deadline) || passed(lingered) {
+            return Some(EndCause::Draining);
+        }
+        if passed(self.idle_at()) {
+            return Some(EndCause::Idle(self.context.config.session_timeout));
+        }
+        self.director.clock_rang(now);
+        if passed(self.persistence.retry_at()) {
+            self.save(None);
+        }
+        None
+    }
+
+    /// The server goes away, or does so sooner than it had said.
+    fn drain(&mut self, drain: Drain) -> Option<EndCause> {
+        let Drain::Until(deadline) = drain else {
+            return None;
+        };
+        let is_first = self.drain_deadline.replace(deadline).is_none();
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        if time_left.is_zero() {
+            return Some(EndCause::Draining);
+        }
+        if is_first {
+            self.emit(SessionEvent::Draining { time_left });
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

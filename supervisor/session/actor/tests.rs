@@ -1,0 +1,579 @@
+//! Whole sessions on the paused clock, with workers that the test plays and the store in memory.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::job::{ErrorCode, JobFailure};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::pool::testing::{TestJob, TestWorkers};
+use crate::prompt::Prompts;
+use crate::session::command::{MessageInfo, OpenSession, ResumeRequest, SessionCommand};
+use crate::session::event::WorkerBound;
+use crate::session::registry::{Limits, Registry};
+use crate::session::tests::config;
+use crate::session::{Config, Logs};
+use crate::store::open::{self, StoreLocation};
+use crate::store::records::ledger;
+use crate::store::{SessionStore, Upkeep, handle};
+
+/// A server without processes.
+struct World {
+    workers: TestWorkers,
+    context: Context,
+    registry: Registry,
+    drain: watch::Sender<Drain>,
+    _upkeep: JoinSet<()>,
+}
+
+/// A client that takes its session's events at once, or not at all.
+struct Client {
+    inbound: mpsc::Sender<Inbound>,
+    outbox: Outbox,
+    session: JoinSet<()>,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = config();
+        change(&mut config);
+        let workers = TestWorkers::new(1, 4);
+        let store = open::Config {
+            location: StoreLocation::memory(ledger::Limits {
+                max_sessions: 100,
+                max_bytes: 1 << 30,
+            }),
+            sessions: handle::Config {
+                resume_ttl: Duration::from_secs(300),
+                lease: Duration::from_secs(6),
+                timeout: Duration::from_secs(2),
+            },
+        };
+        let (drain, drain_seen) = watch::channel(Drain::No);
+        let context = Context {
+            config: Arc::new(config),
+            pool: workers.pool().clone(),
+            prompts: Prompts::open(crate::prompt::Config::default()).unwrap(),
+            store: SessionStore::open(store).await.unwrap(),
+            drain: drain_seen,
+            logs: Logs::default(),
+            writes: TaskTracker::new(),
+        };
+        let upkeep = JoinSet::from_iter([Upkeep::new(context.store.clone()).run()]);
+        Self {
+            workers,
+            context,
+            registry: Registry::default(),
+            drain,
+            _upkeep: upkeep,
+        }
+    }
+
+    /// A server with a worker that serves.
+    async fn serving() -> Self {
+        let mut world = Self::new().await;
+        world.workers.serve(0);
+        world
+    }
+
+    fn connect(&self) -> Client {
+        let limits = Limits {
+            sessions: 10,
+            sessions_per_client: 10,
+        };
+        let ticket = self.registry.enter(Ipv4Addr::LOCALHOST.into(), limits);
+        let (inbound, inbound_seen) = mpsc::channel(4);
+        let outbox = Outbox::new(self.context.config.max_unsent_bytes);
+        let session = run(
+            ticket.unwrap(),
+            inbound_seen,
+            outbox.clone(),
+            self.context.clone(),
+        );
+        Client {
+            inbound,
+            outbox,
+            session: JoinSet::from_iter([session]),
+        }
+    }
+
+    async fn open(&self, opening: OpenSession) -> Client {
+        let client = self.connect();
+        client.send(Inbound::Open(Box::new(opening))).await;
+        client
+    }
+
+    /// A client whose session is bound to the worker.
+    async fn active(&self, opening: OpenSession) -> Client {
+        let mut client = self.open(opening).await;
+        client.bound().await;
+        client
+    }
+
+    async fn job(&self) -> TestJob {
+        self.workers.next_job(0).await
+    }
+}
+
+impl Client {
+    async fn send(&self, inbound: Inbound) {
+        self.inbound.send(inbound).await.unwrap();
+    }
+
+    async fn command(&self, command: SessionCommand) {
+        let message = MessageInfo {
+            kind: "test",
+            bytes: 1,
+        };
+        self.send(Inbound::Command { message, command }).await;
+    }
+
+    async fn request(&self, prompt: &str) {
+        let request = crate::session::command::SegmentRequest {
+            prompt: prompt.to_owned(),
+            ..Default::default()
+        };
+        self.command(SessionCommand::RequestSegment(request)).await;
+    }
+
+    /// The next event with this name; what comes before is passed over.
+    async fn until(&mut self, expected: &str) -> SessionEvent {
+        let found = async {
+            loop {
+                let (event, _) = self.outbox.next().await;
+                if name(&event) == expected {
+                    return event;
+                }
+                assert_ne!(name(&event), "Ended", "before {expected}: {event:?}");
+            }
+        };
+        let found = timeout(Duration::from_secs(3600), found).await;
+        found.unwrap_or_else(|_| panic!("no {expected}"))
+    }
+
+    /// The names of the events up to the one with this name.
+    async fn names_until(&mut self, expected: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        loop {
+            let (event, _) = self.outbox.next().await;
+            names.push(name(&event));
+            if names.last().is_some_and(|name| name == expected) {
+                return names;
+            }
+        }
+    }
+
+    async fn bound(&mut self) -> WorkerBound {
+        match self.until("WorkerBound").await {
+            SessionEvent::WorkerBound(bound) => *bound,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Why the session has ended.
+    async fn ended(&mut self) -> EndCause {
+        let SessionEvent::Ended { cause, .. } = self.until("Ended").await else {
+            unreachable!("asked for that event");
+        };
+        if let Some(ended) = self.session.join_next().await {
+            ended.unwrap();
+        }
+        cause
+    }
+
+    async fn not_opened(&mut self) -> NotOpened {
+        match self.until("NotOpened").await {
+            SessionEvent::NotOpened(why) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Code, message and `retryable` of the next error that concerns no segment.
+    async fn error(&mut self) -> (ErrorCode, String, bool) {
+        match self.until("Error").await {
+            SessionEvent::Error {
+                code,
+                message,
+                retryable,
+            } => (code, message, retryable),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn name(event: &SessionEvent) -> String {
+    let text = format!("{event:?}");
+    let end = text.find(|c: char| !c.is_alphanumeric());
+    text[..end.unwrap_or(text.len())].to_owned()
+}
+
+fn looping() -> OpenSession {
+    OpenSession {
+        curated_prompts: vec!["a hill".to_owned()],
+        looping: true,
+        ..OpenSession::default()
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_session_waits_is_bound_and_makes_a_segment() {
+    let mut world = World::new().await;
+    let mut client = world.open(OpenSession::default()).await;
+    client.request("a fox").await;
+    let waiting = client.names_until("Queued").await;
+    assert_eq!(waiting, ["Opened", "StateChanged", "Queued"]);
+    client.until("PromptReceived").await;
+    world.workers.serve(0);
+    let bound = client.names_until("SegmentQueued").await;
+    let expected = [
+        "StateChanged",
+        "WorkerBound",
+        "StateChanged",
+        "SegmentQueued",
+    ];
+    assert_eq!(bound, expected);
+    let job = world.job().await;
+    assert_eq!(job.spec().prompt, "a fox");
+    job.step(1);
+    job.media(100);
+    job.finish();
+    let made = client.names_until("SegmentCompleted").await;
+    let expected = [
+        "SegmentStarted",
+        "StepDone",
+        "Media",
+        "SegmentFinished",
+        "SegmentCompleted",
+    ];
+    assert_eq!(made, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_segment_continues_where_the_last_one_ended() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    for segment_idx in 0..2 {
+        client.request("a fox").await;
+        let job = world.job().await;
+        let spec = job.spec();
+        assert_eq!(spec.segment_idx, segment_idx);
+        assert_eq!(spec.start_frame, u64::from(segment_idx) * 8);
+        job.finish();
+        client.until("SegmentCompleted").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_without_activity_ends_but_not_while_a_segment_runs() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.request("a fox").await;
+    let job = world.job().await;
+    sleep(1000 * SECOND).await;
+    job.finish();
+    let finished = Instant::now();
+    assert_eq!(client.ended().await, EndCause::Idle(300 * SECOND));
+    assert_eq!(finished.elapsed(), 300 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_now_and_then_keeps_a_session() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    for _ in 0..5 {
+        sleep(200 * SECOND).await;
+        client.command(SessionCommand::SetPaused(false)).await;
+    }
+    let last = Instant::now();
+    client.ended().await;
+    assert_eq!(last.elapsed(), 300 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_its_window_full_is_ended() {
+    let mut world = World::with(|config| config.max_unsent_bytes = 100_000).await;
+    world.workers.serve(0);
+    let mut client = world.active(looping()).await;
+    let job = world.job().await;
+    for _ in 0..10 {
+        job.media(16 << 10);
+    }
+    job.finish();
+    let full = Instant::now();
+    // Nothing more is generated for it, and it is ended in the end.
+    client.session.join_next().await.unwrap().unwrap();
+    assert_eq!(full.elapsed(), 30 * SECOND);
+    assert_eq!(client.names_until("Ended").await, ["StateChanged", "Ended"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_only_sends_while_its_window_is_full_is_ended() {
+    let mut world = World::with(|config| config.max_unsent_bytes = 1000).await;
+    world.workers.serve(0);
+    let mut client = world.active(OpenSession::default()).await;
+    let mut sent = 0;
+    while client.session.try_join_next().is_none() {
+        let message = MessageInfo {
+            kind: "invalid",
+            bytes: 1,
+        };
+        let reason = "x".repeat(100);
+        let invalid = Inbound::Invalid { message, reason };
+        if client.inbound.send(invalid).await.is_err() {
+            break;
+        }
+        sent += 1;
+    }
+    assert!((1000..1020).contains(&sent), "{sent}");
+    assert_eq!(client.ended().await, EndCause::SlowClient);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_lets_the_segment_finish_and_lingers_for_a_last_export() {
+    let world = World::serving().await;
+    let mut client = world.active(looping()).await;
+    let job = world.job().await;
+    let begun = Instant::now();
+    world.drain.send_replace(Drain::Until(begun + 60 * SECOND));
+    client.until("Draining").await;
+    client.request("a fox").await;
+    let (code, _, retryable) = client.error().await;
+    assert_eq!((code, retryable), (ErrorCode::SessionRejected, true));
+    sleep(10 * SECOND).await;
+    job.finish();
+    client.until("SegmentCompleted").await;
+    client.command(SessionCommand::ExportState).await;
+    client.until("StateExported").await;
+    assert_eq!(client.ended().await, EndCause::Draining);
+    assert_eq!(begun.elapsed(), 12 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_a_segment_that_runs_at_its_deadline_which_may_come_nearer() {
+    let world = World::serving().await;
+    let mut client = world.active(looping()).await;
+    let job = world.job().await;
+    let begun = Instant::now();
+    world.drain.send_replace(Drain::Until(begun + 60 * SECOND));
+    client.until("Draining").await;
+    world.drain.send_replace(Drain::Until(begun + 5 * SECOND));
+    assert_eq!(client.ended().await, EndCause::Draining);
+    assert_eq!(begun.elapsed(), 5 * SECOND);
+    assert!(job.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_sessions_that_wait_and_connections_without_a_session_at_once() {
+    let world = World::new().await;
+    let mut waiting = world.open(OpenSession::default()).await;
+    waiting.until("Queued").await;
+    let mut unopened = world.connect();
+    let begun = Instant::now();
+    world.drain.send_replace(Drain::Until(begun + 60 * SECOND));
+    assert_eq!(waiting.ended().await, EndCause::Draining);
+    assert!(matches!(unopened.not_opened().await, NotOpened::Draining));
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_segment_leaves_its_index_to_the_next_one() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.command(SessionCommand::CancelSegment).await;
+    assert_eq!(client.error().await.1, "no segment is running");
+    client.request("a fox").await;
+    let job = world.job().await;
+    job.media(100);
+    client.until("Media").await;
+    client.command(SessionCommand::CancelSegment).await;
+    while !job.is_cancelled() {
+        tokio::task::yield_now().await;
+    }
+    job.fail(JobFailure::Cancelled);
+    client.until("SegmentCancelled").await;
+    client.request("a hare").await;
+    let job = world.job().await;
+    assert_eq!((job.spec().segment_idx, job.spec().attempt), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_that_is_taken_back_or_loses_its_worker_runs_again() {
+    let mut world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.request("a fox").await;
+    world.job().await.take_back();
+    let SessionEvent::SegmentTakenBack { voids_media, .. } = client.until("SegmentTakenBack").await
+    else {
+        unreachable!("asked for that event");
+    };
+    assert!(!voids_media, "the client has none");
+    let job = world.job().await;
+    assert_eq!(job.spec().attempt, 2);
+    job.media(100);
+    job.lose_worker();
+    let SessionEvent::WorkerLost(lost) = client.until("WorkerLost").await else {
+        unreachable!("asked for that event");
+    };
+    assert_eq!((lost.at.attempt, lost.voids_media), (2, true));
+    world.workers.serve(0);
+    assert_eq!(client.bound().await.previous, Some(lost.worker));
+    let job = world.job().await;
+    assert_eq!(job.spec().attempt, 3);
+    job.finish();
+    client.until("SegmentCompleted").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_that_costs_too_many_workers_is_given_up_and_the_session_goes_on() {
+    let mut world = World::with(|config| config.max_attempts = 3).await;
+    world.workers.serve(0);
+    let mut client = world.active(OpenSession::default()).await;
+    client.request("a fox").await;
+    for _ in 0..3 {
+        world.job().await.lose_worker();
+        client.until("WorkerLost").await;
+        world.workers.serve(0);
+    }
+    let SessionEvent::SegmentFailed {
+        code, retryable, ..
+    } = client.until("SegmentFailed").await
+    else {
+        unreachable!("asked for that event");
+    };
+    assert_eq!((code, retryable), (ErrorCode::WorkerFailed, false));
+    client.request("a hare").await;
+    world.job().await.finish();
+    client.until("SegmentCompleted").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn auto_generated_segments_that_fail_are_repeated_with_backoff() {
+    let world = World::serving().await;
+    let mut client = world.active(looping()).await;
+    for pause in [1, 2, 4, 8, 16, 30, 30] {
+        world.job().await.fail(JobFailure::Failed);
+        let failed = Instant::now();
+        client.until("SegmentFailed").await;
+        client.until("SegmentQueued").await;
+        assert_eq!(failed.elapsed(), pause * SECOND);
+    }
+    world.job().await.finish();
+    client.until("SegmentQueued").await;
+    world.job().await.fail(JobFailure::Failed);
+    let failed = Instant::now();
+    client.until("SegmentQueued").await;
+    assert_eq!(failed.elapsed(), SECOND, "a success resets the backoff");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_complete_at_its_cap_and_cannot_be_resumed() {
+    let world = World::serving().await;
+    let opening = OpenSession {
+        single_segment: true,
+        ..looping()
+    };
+    let mut client = world.open(opening).await;
+    let bound = client.bound().await;
+    world.job().await.finish();
+    assert_eq!(client.names_until("SegmentCompleted").await.len(), 5);
+    assert_eq!(client.ended().await, EndCause::SegmentCap);
+    sleep(SECOND).await;
+    let mut again = world.open(resume(&bound)).await;
+    let why = again.not_opened().await;
+    assert!(matches!(why, NotOpened::Refused { .. }), "{why:?}");
+}
+
+fn resume(bound: &WorkerBound) -> OpenSession {
+    OpenSession {
+        resume: Some(ResumeRequest {
+            session_id: bound.session_id.to_string(),
+            token: bound.resume_token.as_str().to_owned(),
+        }),
+        ..OpenSession::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resumed_session_goes_on_and_ends_its_older_connection() {
+    let world = World::serving().await;
+    let mut old = world.open(OpenSession::default()).await;
+    let bound = old.bound().await;
+    old.request("a fox").await;
+    world.job().await.finish();
+    old.until("SegmentCompleted").await;
+    let mut new = world.open(resume(&bound)).await;
+    let (code, _, retryable) = old.error().await;
+    assert_eq!((code, retryable), (ErrorCode::SessionRejected, false));
+    assert_eq!(old.ended().await, EndCause::LeaseLost);
+    let stream = new.bound().await.stream.unwrap();
+    assert_eq!(stream.next_segment_idx, 1);
+    new.request("a hare").await;
+    let job = world.job().await;
+    assert_eq!((job.spec().segment_idx, job.spec().start_frame), (1, 8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_an_operator_drops_is_lost() {
+    let world = World::serving().await;
+    let mut client = world.open(OpenSession::default()).await;
+    let bound = client.bound().await;
+    let session: SessionId = bound.session_id;
+    assert!(world.context.store.drop(&session).await.unwrap());
+    assert_eq!(client.ended().await, EndCause::LeaseLost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_is_not_opened() {
+    let world = World::serving().await;
+    let mut client = world.connect();
+    let begun = Instant::now();
+    let why = client.not_opened().await;
+    assert!(matches!(why, NotOpened::Timeout(_)), "{why:?}");
+    assert_eq!(begun.elapsed(), 30 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_worker_a_new_session_ends_and_an_old_one_waits() {
+    let mut world = World::serving().await;
+    let mut old = world.active(looping()).await;
+    let _job = world.job().await;
+    world.workers.lose_for_good(0);
+    let SessionEvent::SegmentFailed { code, .. } = old.until("SegmentFailed").await else {
+        unreachable!("asked for that event");
+    };
+    assert_eq!(code, ErrorCode::GpuUnavailable);
+    let mut new = world.open(OpenSession::default()).await;
+    assert_eq!(new.error().await.0, ErrorCode::GpuUnavailable);
+    assert_eq!(new.ended().await, EndCause::NoWorker);
+    world.workers.serve(0);
+    old.bound().await;
+    world.job().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn switches_without_effect_are_accepted_in_silence_and_an_export_needs_a_segment() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.command(SessionCommand::SetEnhancement(true)).await;
+    client.command(SessionCommand::SetAutoExtension(true)).await;
+    client.command(SessionCommand::ExportState).await;
+    let (code, message, retryable) = client.error().await;
+    assert!(message.contains("no segment is finished"), "{message}");
+    assert_eq!((code, retryable), (ErrorCode::InternalError, false));
+    let prompt = "a fox".to_owned();
+    let rewrite = SessionCommand::RewritePrompt { prompt, count: 1 };
+    client.command(rewrite).await;
+    let (_, message, retryable) = client.error().await;
+    assert!(message.contains("no prompt enhancer"), "{message}");
+    assert!(!retryable);
+}

@@ -1,0 +1,146 @@
+//! A session and its worker: the client is told which one it is, and segments are submitted to it.
+
+use fastvideo_proto::ids::JobId;
+use fastvideo_proto::job::{ErrorCode, MediaMode};
+use fastvideo_proto::link::JobSpec;
+use tokio::time::Instant;
+
+use super::ending::EndCause;
+use super::event::{SegmentQueued, SessionEvent, StreamInfo, WorkerBound};
+use super::live::LiveSession;
+use super::state::SessionState;
+use crate::pool::{Assignment, Placement, StartState};
+use crate::prompt::SafetyFilter;
+
+impl LiveSession {
+    /// Takes where the pool has put the session.
+    pub(super) fn placed(&mut self) -> Option<EndCause> {
+        let state = self.ticket.state();
+        match self.placement.clone() {
+            Placement::Bound(assignment) => {
+                let announced = self.announced.as_ref();
+                if announced.is_none_or(|a| a.worker != assignment.worker) {
+                    self.bound(assignment);
+                }
+            }
+            Placement::Waiting {
+                position,
+                queue_depth,
+            } => match state {
+                // A session that had a worker is next in line: to its client this is a pause.
+                SessionState::Active => self.transition(SessionState::GpuBinding),
+                SessionState::GpuBinding => {}
+                _ => self.emit(SessionEvent::Queued {
+                    position,
+                    queue_depth,
+                }),
+            },
+            Placement::NoWorker if self.announced.is_none() => return Some(EndCause::NoWorker),
+            Placement::NoWorker => {
+                if state == SessionState::Active {
+                    self.transition(SessionState::GpuBinding);
+                }
+                let message = "no GPU is left to generate the segment; try again in a minute";
+                self.segment_failed(ErrorCode::GpuUnavailable, message, true);
+            }
+        }
+        None
+    }
+
+    fn bound(&mut self, assignment: Assignment) {
+        if self.ticket.state() != SessionState::GpuBinding {
+            self.transition(SessionState::GpuBinding);
+        }
+        let is_first = self.announced.is_none();
+        self.emit(SessionEvent::WorkerBound(Box::new(WorkerBound {
+            assignment: assignment.clone(),
+            previous: self.announced.as_ref().map(|a| a.worker.clone()),
+            session_id: self.ticket.id().clone(),
+            resume_token: self.token.clone(),
+            session_timeout: self.context.config.session_timeout,
+            stream: is_first.then(|| self.stream_info(assignment.audio)),
+        })));
+        self.ticket
+            .update(|entry| entry.worker = Some(assignment.worker.clone()));
+        self.transition(SessionState::Active);
+        if is_first {
+            self.last_activity = Instant::now();
+        }
+        self.announced = Some(assignment);
+    }
+
+    fn stream_info(&self, audio: bool) -> StreamInfo {
+        let (config, prompts) = (&self.context.config, &self.context.prompts);
+        StreamInfo {
+            preset: self.preset.clone(),
+            format: config.format,
+            segment_cap: config.generation_segment_cap,
+            next_segment_idx: self.director.segment_idx(),
+            enhancer: prompts.enhancer().is_some(),
+            safety: prompts.safety().is_some_and(SafetyFilter::is_available),
+            audio: audio && self.media_mode == MediaMode::AvFmp4,
+            media_mode: self.media_mode,
+        }
+    }
+
+    /// Submits the current segment to the worker that the session is bound to, unless it runs there already or the
+    /// client's window has no room for its media.
+    pub(super) fn submit(&mut self) {
+        let (Placement::Bound(assignment), Some(segment)) = (&self.placement, &mut self.segment)
+        else {
+            return;
+        };
+        let worker = &assignment.worker;
+        let unsent = self.emitter.outbox().cost();
+        let limit = self.context.config.max_unsent_bytes;
+        if !segment.run.may_submit_to(worker) || unsent >= limit {
+            return;
+        }
+        let (at, request) = (segment.run.at(), &segment.planned.request);
+        let spec = JobSpec {
+            // Chosen by the pool.
+            job: JobId(0),
+            session: self.ticket.id().clone(),
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            seed: request.seed,
+            num_inference_steps: request.num_inference_steps,
+            guidance_scale: request.guidance_scale,
+            format: self.context.config.format,
+            media_mode: self.media_mode,
+            start_frame: self.start_frame,
+            initial_image: match at.segment_idx {
+                0 => self.image.as_ref().map(|image| image.path().to_owned()),
+                _ => None,
+            },
+            // Chosen by the pool.
+            state: None,
+            window: limit - unsent,
+        };
+        let start = self.state.as_ref().map(|state| StartState {
+            header: state.header_bytes().to_vec(),
+            blob: state.blob().clone(),
+            made_by: state.maker(),
+        });
+        let due = self
+            .playback
+            .due(Instant::now(), self.context.config.format.duration());
+        if let Err(moved) = segment.run.submit(&self.binding, worker, spec, start, due) {
+            // The news of the move is on its way.
+            tracing::debug!(%moved, "job not submitted");
+            return;
+        }
+        let queued = SegmentQueued {
+            at,
+            worker: worker.clone(),
+            source: request.source,
+            prompt: request.prompt.clone(),
+            original_prompt: segment.planned.original_prompt.clone(),
+            total_steps: request.num_inference_steps,
+            waited: segment.planned.received.elapsed(),
+        };
+        (self.emitter).emit(SessionEvent::SegmentQueued(Box::new(queued)));
+    }
+}

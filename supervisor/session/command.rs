@@ -1,0 +1,113 @@
+//! What a client asks of its session, typed and parsed.
+//!
+//! A dialect (see [`crate::dialect`]) makes these values of what travels on the wire, and a job runner can make them
+//! without any wire. The session checks them against its limits; nothing here is trusted yet.
+
+use fastvideo_proto::job::{MediaMode, PromptSource};
+use fastvideo_proto::state::ContinuationState;
+use serde_json::{Map, Value};
+
+/// What a session receives from its client's connection.
+#[derive(Debug)]
+pub enum Inbound {
+    /// Opens the session. It is the first of all, and comes once.
+    Open(Box<OpenSession>),
+    Command {
+        message: MessageInfo,
+        command: SessionCommand,
+    },
+    /// The client sent what is no command.
+    Invalid {
+        message: MessageInfo,
+        /// Says what is wrong; safe to show to the client.
+        reason: String,
+    },
+    /// The client broke a rule of its dialect, which ends the session. The text is safe to show to the client.
+    RuleBroken(&'static str),
+    /// The client is gone. Nothing follows.
+    Gone,
+    /// The client broke the protocol that carries its messages, which ends the connection. Nothing follows.
+    Violation(TransportViolation),
+}
+
+/// A client's message as the session log mentions it.
+#[derive(Clone, Copy, Debug)]
+pub struct MessageInfo {
+    /// The message's type in its dialect; `invalid` for what is no command.
+    pub kind: &'static str,
+    pub bytes: usize,
+}
+
+/// How a client broke the protocol below its dialect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportViolation {
+    /// A message was larger than the server takes.
+    TooLarge,
+    /// A text was not UTF-8.
+    NotUtf8,
+    /// Any other violation.
+    Protocol,
+}
+
+/// What a client wants of a new session.
+#[derive(Clone, Debug, Default)]
+pub struct OpenSession {
+    /// What the client calls itself, for the logs.
+    pub client_id: Option<String>,
+    /// What the client calls its settings, for the logs and for the client itself.
+    pub preset: Option<String>,
+    pub curated_prompts: Vec<String>,
+    /// `{mime, name, data}`; an empty object means no image.
+    pub initial_image: Option<Map<String, Value>>,
+    pub enhancement: bool,
+    pub auto_extension: bool,
+    pub looping: bool,
+    /// The session is complete after its first segment.
+    pub single_segment: bool,
+    pub media_mode: MediaMode,
+    /// The first segment continues from this state. Excludes `resume`.
+    pub state: Option<ContinuationState>,
+    /// The stored session to go on with.
+    pub resume: Option<ResumeRequest>,
+}
+
+/// Goes on with a session whose connection was lost.
+#[derive(Clone, Debug)]
+pub struct ResumeRequest {
+    pub session_id: String,
+    pub token: String,
+}
+
+/// What a client asks of an open session.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SessionCommand {
+    RequestSegment(SegmentRequest),
+    /// Replaces the curated prompts from the next segment on.
+    SetCuratedPrompts(Vec<String>),
+    SetEnhancement(bool),
+    SetAutoExtension(bool),
+    SetLooping(bool),
+    /// While paused, requests wait in the session.
+    SetPaused(bool),
+    /// Asks for the continuation state after the last finished segment.
+    ExportState,
+    CancelSegment,
+    /// Asks for `count` alternatives to a prompt.
+    RewritePrompt {
+        prompt: String,
+        count: u32,
+    },
+    /// Ends the session for good.
+    Leave,
+}
+
+/// Asks for the next segment. What is absent takes the operator's default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SegmentRequest {
+    pub prompt: String,
+    pub negative_prompt: Option<String>,
+    pub source: PromptSource,
+    pub seed: Option<u64>,
+    pub num_inference_steps: Option<u32>,
+    pub guidance_scale: Option<f64>,
+}

@@ -1,0 +1,167 @@
+//! The keys of sessions: `streaming.*` itself, `streaming.limits.*` and `streaming.session_log.*`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Config, log};
+use crate::engines::default_request::{self, MAX_STEPS};
+use crate::pool::config::MAX_ATTEMPTS;
+use crate::prompt::config::MAX_PROMPT_CHARS;
+use crate::settings::{DAY, HOUR, Key, KeySpec, Reader};
+use crate::store::config::RESUME_TTL;
+
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+
+/// The keys of `streaming` itself.
+pub static KEYS: &[&KeySpec] = &[
+    &SESSION_TIMEOUT.spec,
+    &RESUME_TTL.spec,
+    &GENERATION_SEGMENT_CAP.spec,
+];
+
+static SESSION_TIMEOUT: Key<Duration> = Key::seconds("streaming.session_timeout_seconds", 0.01, DAY)
+    .help("A session without a message from its client and without a running segment ends after this time")
+    .default(300.0);
+
+static GENERATION_SEGMENT_CAP: Key<u32> =
+    Key::u32("streaming.generation_segment_cap", 1, 1_000_000)
+        .unit("segments")
+        .help("Segments after which a session is complete")
+        .default(6);
+
+/// The keys of `streaming.session_log`.
+pub static LOG_KEYS: &[&KeySpec] = &[
+    &LOG_DIR.spec,
+    &LOG_MAX_FILE_MIB.spec,
+    &LOG_MAX_TOTAL_MIB.spec,
+    &LOG_MAX_AGE.spec,
+];
+
+static LOG_DIR: Key<Option<String>> = Key::text("streaming.session_log.dir")
+    .short("session-log-dir")
+    .help("Folder in which each session has a file with what happened when, prompts included; see `sessions show` [default: none is kept]");
+
+static LOG_MAX_FILE_MIB: Key<u64> = Key::u64("streaming.session_log.max_file_mib", 1, 1 << 20)
+    .unit("MiB")
+    .help("At which a session's file is set aside and a new one begun; only the last one set aside is kept")
+    .default(16);
+
+static LOG_MAX_TOTAL_MIB: Key<u64> = Key::u64("streaming.session_log.max_total_mib", 1, 1 << 30)
+    .unit("MiB")
+    .help("All files of session logs together; above it the oldest are removed")
+    .default(1024);
+
+static LOG_MAX_AGE: Key<Duration> =
+    Key::days("streaming.session_log.max_age_days", 0.0001, 36_500.0)
+        .help("Files of session logs to which nothing was added for so long are removed")
+        .default(30.0);
+
+/// The keys of `streaming.limits`, two of which `http` reads and one `prompt`.
+pub static LIMIT_KEYS: &[&KeySpec] = &[
+    &MAX_SESSIONS.spec,
+    &MAX_SESSIONS_PER_CLIENT.spec,
+    &MAX_MESSAGE_BYTES.spec,
+    &MAX_WAITING_REQUESTS.spec,
+    &MAX_PROMPT_CHARS.spec,
+    &MAX_IMAGE_PIXELS.spec,
+    &MAX_INFERENCE_STEPS.spec,
+    &MAX_UNSENT_BYTES.spec,
+    &SLOW_CLIENT_TIMEOUT.spec,
+    &OPENING_TIMEOUT.spec,
+    &PING_INTERVAL.spec,
+];
+
+static MAX_SESSIONS: Key<Option<usize>> = Key::usize("streaming.limits.max_sessions", 1, 1_000_000)
+    .short("max-sessions")
+    .unit("sessions")
+    .help("Sessions at once, waiting ones included [default: the GPUs that can serve, plus 64]");
+
+static MAX_SESSIONS_PER_CLIENT: Key<Option<usize>> =
+    Key::usize("streaming.limits.max_sessions_per_client", 1, 1_000_000)
+        .short("max-sessions-per-client")
+        .unit("sessions")
+        .help("Sessions at once from one address [default: no limit, since all clients of a proxy share its address]");
+
+/// `http` enforces this limit.
+pub static MAX_MESSAGE_BYTES: Key<usize> =
+    Key::usize("streaming.limits.max_message_bytes", 64 << 10, 1 << 30)
+        .unit("bytes")
+        .help("Largest message accepted from a client")
+        .default(50_331_648);
+
+static MAX_WAITING_REQUESTS: Key<usize> =
+    Key::usize("streaming.limits.max_waiting_requests", 1, 10_000)
+        .unit("requests")
+        .help("Requests that may wait in one session")
+        .default(8);
+
+static MAX_IMAGE_PIXELS: Key<u64> = Key::u64("streaming.limits.max_image_pixels", 4096, 1 << 30)
+    .unit("pixels")
+    .help("Largest initial image")
+    .default(64_000_000);
+
+static MAX_INFERENCE_STEPS: Key<u32> =
+    Key::u32("streaming.limits.max_inference_steps", 1, MAX_STEPS)
+        .unit("steps")
+        .help("Most denoise steps that a client may ask for")
+        .default(200);
+
+static MAX_UNSENT_BYTES: Key<u64> = Key::u64("streaming.limits.max_unsent_bytes", 64 * KIB, GIB)
+    .unit("bytes")
+    .help("Media that may wait for a client that does not read")
+    .default(16_777_216);
+
+static SLOW_CLIENT_TIMEOUT: Key<Duration> =
+    Key::seconds("streaming.limits.slow_client_timeout_seconds", 0.01, HOUR)
+        .help("How long a client may leave that much unread")
+        .default(30.0);
+
+static OPENING_TIMEOUT: Key<Duration> =
+    Key::seconds("streaming.limits.opening_timeout_seconds", 0.01, HOUR)
+        .help("Time that a client has for its opening message")
+        .default(30.0);
+
+/// `http` sends the pings.
+pub static PING_INTERVAL: Key<Duration> =
+    Key::seconds("streaming.limits.ping_interval_seconds", 0.01, HOUR)
+        .help("How often clients are pinged; one that answers nothing for two intervals is gone")
+        .default(20.0);
+
+/// Refuses values that contradict each other.
+pub(crate) fn check(reader: &mut Reader<'_>) {
+    reader.refuse_reversed(&default_request::NUM_INFERENCE_STEPS, &MAX_INFERENCE_STEPS);
+}
+
+pub(crate) fn read(reader: &Reader<'_>) -> Config {
+    Config {
+        format: default_request::format(reader),
+        num_inference_steps: reader.get(&default_request::NUM_INFERENCE_STEPS),
+        max_inference_steps: reader.get(&MAX_INFERENCE_STEPS),
+        seed: reader.get(&default_request::SEED),
+        guidance_scale: reader.get(&default_request::GUIDANCE_SCALE),
+        negative_prompt: reader.non_empty(&default_request::NEGATIVE_PROMPT),
+        generation_segment_cap: reader.get(&GENERATION_SEGMENT_CAP),
+        session_timeout: reader.get(&SESSION_TIMEOUT),
+        opening_timeout: reader.get(&OPENING_TIMEOUT),
+        max_waiting_requests: reader.get(&MAX_WAITING_REQUESTS),
+        max_prompt_chars: reader.get(&MAX_PROMPT_CHARS),
+        max_image_pixels: reader.get(&MAX_IMAGE_PIXELS),
+        max_attempts: reader.get(&MAX_ATTEMPTS),
+        max_unsent_bytes: reader.get(&MAX_UNSENT_BYTES),
+        slow_client_timeout: reader.get(&SLOW_CLIENT_TIMEOUT),
+        max_sessions: reader.get(&MAX_SESSIONS),
+        max_sessions_per_client: reader.get(&MAX_SESSIONS_PER_CLIENT).unwrap_or(usize::MAX),
+    }
+}
+
+/// The session log's configuration, where one is kept.
+pub(crate) fn read_log(reader: &mut Reader<'_>) -> Option<log::Config> {
+    reader.refuse_blank(&LOG_DIR, "a folder");
+    Some(log::Config {
+        dir: PathBuf::from(reader.get(&LOG_DIR)?),
+        max_file_bytes: reader.get(&LOG_MAX_FILE_MIB) << 20,
+        max_total_bytes: reader.get(&LOG_MAX_TOTAL_MIB) << 20,
+        max_age: reader.get(&LOG_MAX_AGE),
+    })
+}

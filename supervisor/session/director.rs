@@ -1,0 +1,299 @@
+//! What comes next in a session: the one place that decides it.
+//!
+//! Today that is always a [`Playlist`], with the tasks that prepare its prompts. Another way to choose segments, such as
+//! a fixed list of prompts for a job, becomes a variant inside [`Director`]: the session only asks for the next segment,
+//! waits for changes, and reports how segments end.
+
+use std::time::Duration;
+
+use fastvideo_proto::job::ErrorCode;
+use tokio::time::Instant;
+
+use super::Config;
+use super::event::SessionEvent;
+use super::playlist::{PlannedSegment, Playlist, PromptAbilities, Switches};
+use super::prompt_draft::PreparedDraft;
+use super::prompt_tasks::{PromptTaskResult, PromptTasks};
+use super::request::ValidRequest;
+use crate::backoff::Backoff;
+use crate::prompt::{GenerateError, PreparedPrompt, Prompts};
+
+/// Pauses after auto-generated segments that failed: the first, and the longest.
+const MIN_AUTO_PAUSE: Duration = Duration::from_secs(1);
+const MAX_AUTO_PAUSE: Duration = Duration::from_secs(30);
+
+/// Decides what a session generates next.
+#[derive(Debug)]
+pub(super) struct Director {
+    playlist: Playlist,
+    tasks: PromptTasks,
+    prompts: Prompts,
+    /// Exponential backoff of auto-generated segments; none while the last one succeeded.
+    backoff: Option<Box<Backoff>>,
+    /// Until when no segment is auto-generated, after one failed.
+    paused_until: Option<Instant>,
+}
+
+impl Director {
+    /// A session that has finished `produced` segments already and is complete after `cap`.
+    pub(super) fn new(
+        curated: Vec<String>,
+        switches: Switches,
+        prompts: Prompts,
+        cap: u32,
+        produced: u32,
+    ) -> Self {
+        let can = PromptAbilities {
+            write: prompts.enhancer().is_some(),
+            screen: prompts.safety().is_some(),
+        };
+        Self {
+            playlist: Playlist::new(curated, switches, can, cap, produced),
+            tasks: PromptTasks::new(prompts.clone()),
+            prompts,
+            backoff: None,
+            paused_until: None,
+        }
+    }
+
+    /// Takes what comes next; none while nothing is to be generated, or the prompt whose turn it is is being prepared.
+    pub(super) fn next(&mut self, config: &Config) -> Option<PlannedSegment> {
+        self.playlist.next(config)
+    }
+
+    /// Starts to prepare the prompts that will be needed, and ends what is not needed any more.
+    pub(super) fn prepare_prompts(&mut self) {
+        let playlist = &mut self.playlist;
+        self.tasks.retain(|task| playlist.awaits(task));
+        let room = (self.prompts.enhancer()).map_or(1, |enhancer| enhancer.max_parallel());
+        for task in playlist.take_prompt_tasks(room) {
+            self.tasks.start(task);
+        }
+    }
+
+    /// Waits until a prompt is prepared or written, for [`Self::settle`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn prompt_ended(&mut self) -> PromptTaskResult {
+        self.tasks.ended().await
+    }
+
+    /// Takes a prompt that was prepared or written, and says what happened; nothing when nobody waits for it any more.
+    pub(super) fn settle(&mut self, result: PromptTaskResult) -> Option<SessionEvent> {
+        match result {
+            PromptTaskResult::Prepared { task, .. } | PromptTaskResult::Extended { task, .. }
+                if !self.playlist.awaits(task) =>
+            {
+                None
+            }
+            PromptTaskResult::Prepared {
+                task,
+                prompt,
+                result: Ok(prepared),
+            } => self.prepared(task, prompt, prepared),
+            PromptTaskResult::Prepared {
+                task,
+                prompt,
+                result: Err(blocked),
+            } => {
+                self.playlist.blocked(task);
+                Some(SessionEvent::PromptBlocked {
+                    prompt: self.loggable(prompt),
+                    blocked,
+                })
+            }
+            PromptTaskResult::Extended { task, last, result } => {
+                Some(self.extended(task, last, result))
+            }
+            PromptTaskResult::Rewritten {
+                seed_prompt,
+                result,
+            } => Some(self.rewritten(seed_prompt, result)),
+            PromptTaskResult::Lost { task } => {
+                if let Some(task) = task {
+                    self.playlist.blocked(task);
+                }
+                self.pause_auto();
+                Some(SessionEvent::Error {
+                    code: ErrorCode::InternalError,
+                    message: "a prompt was lost in the server; ask again".to_owned(),
+                    retryable: true,
+                })
+            }
+        }
+    }
+
+    fn prepared(
+        &mut self,
+        task: u64,
+        prompt: String,
+        prepared: PreparedPrompt,
+    ) -> Option<SessionEvent> {
+        let (prepared, event) = match prepared {
+            PreparedPrompt::AsWritten => (PreparedDraft::AsWritten, None),
+            PreparedPrompt::Enhanced(answer) => (
+                PreparedDraft::Enhanced(answer.content.clone()),
+                Some(SessionEvent::PromptEnhanced {
+                    original_prompt: prompt,
+                    answer: Box::new(answer),
+                }),
+            ),
+            PreparedPrompt::Fallback(failure) => (
+                PreparedDraft::NotEnhanced,
+                Some(SessionEvent::PromptFallback {
+                    original_prompt: prompt,
+                    reason: failure.to_string(),
+                }),
+            ),
+        };
+        self.playlist.prepared(task, prepared);
+        event
+    }
+
+    fn extended(
+        &mut self,
+        task: u64,
+        last: String,
+        result: Result<crate::prompt::GeneratedPrompt, GenerateError>,
+    ) -> SessionEvent {
+        match result {
+            Ok(answer) => {
+                self.playlist.extended(task, Some(answer.content.clone()));
+                SessionEvent::PromptExtended(Box::new(answer))
+            }
+            Err(GenerateError::Failed(failure)) => {
+                self.playlist.extended(task, None);
+                SessionEvent::PromptFallback {
+                    original_prompt: last,
+                    reason: failure.to_string(),
+                }
+            }
+            Err(GenerateError::Blocked(blocked)) => {
+                self.playlist.blocked(task);
+                self.pause_auto();
+                SessionEvent::PromptBlocked {
+                    prompt: None,
+                    blocked,
+                }
+            }
+        }
+    }
+
+    fn rewritten(
+        &self,
+        seed_prompt: String,
+        result: Result<crate::prompt::PromptAlternatives, GenerateError>,
+    ) -> SessionEvent {
+        match result {
+            Ok(rewritten) => SessionEvent::PromptRewritten {
+                seed_prompt,
+                rewritten: Box::new(rewritten),
+                loggable: self.prompts.logs_unscreened(),
+            },
+            Err(GenerateError::Failed(failure)) => SessionEvent::RewriteFailed {
+                seed_prompt,
+                reason: failure.to_string(),
+            },
+            Err(GenerateError::Blocked(blocked)) => SessionEvent::PromptBlocked {
+                prompt: self.loggable(seed_prompt),
+                blocked,
+            },
+        }
+    }
+
+    /// The prompt, where the log may have prompts that are or may still be blocked.
+    fn loggable(&self, prompt: String) -> Option<String> {
+        self.prompts.logs_unscreened().then_some(prompt)
+    }
+
+    /// Adds a request; false when `limit` requests wait already.
+    pub(super) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
+        self.playlist.add(request, received, limit)
+    }
+
+    /// Starts to write alternatives to a prompt. False when too many prompts are being rewritten already.
+    pub(super) fn rewrite(&mut self, seed_prompt: String, count: u32) -> bool {
+        self.tasks.rewrite(seed_prompt, count)
+    }
+
+    pub(super) fn set_curated(&mut self, prompts: Vec<String>) {
+        self.playlist.set_curated(prompts);
+    }
+
+    /// Has no effect where nothing enhances prompts.
+    pub(super) fn set_enhancing(&mut self, enhancing: bool) {
+        self.playlist.set_enhancing(enhancing);
+    }
+
+    /// Has no effect where nothing writes prompts.
+    pub(super) fn set_extending(&mut self, extending: bool) {
+        self.playlist.set_extending(extending);
+        self.resume_auto();
+    }
+
+    pub(super) fn set_looping(&mut self, looping: bool) {
+        self.playlist.looping = looping;
+        self.resume_auto();
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.playlist.paused = paused;
+    }
+
+    pub(super) fn segment_finished(&mut self) {
+        self.playlist.segment_finished();
+        self.backoff = None;
+    }
+
+    /// The segment was cancelled.
+    pub(super) fn segment_cancelled(&mut self) {
+        self.playlist.segment_dropped();
+    }
+
+    pub(super) fn segment_failed(&mut self, by_client: bool) {
+        self.playlist.segment_dropped();
+        if !by_client {
+            self.pause_auto();
+        }
+    }
+
+    /// Lets no segment be auto-generated for a while.
+    fn pause_auto(&mut self) {
+        let new = || Box::new(Backoff::new(MIN_AUTO_PAUSE, MAX_AUTO_PAUSE));
+        let pause = self.backoff.get_or_insert_with(new).next_pause();
+        self.playlist.auto_paused = true;
+        self.paused_until = Some(Instant::now() + pause);
+    }
+
+    fn resume_auto(&mut self) {
+        self.playlist.auto_paused = false;
+        self.paused_until = None;
+    }
+
+    /// When [`Self::clock_rang`] is to be called.
+    pub(super) fn alarm(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    pub(super) fn clock_rang(&mut self, now: Instant) {
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.resume_auto();
+        }
+    }
+
+    /// The prompt of the next segment is being prepared.
+    pub(super) fn is_preparing(&self) -> bool {
+        self.playlist.is_preparing()
+    }
+
+    /// The session has all the segments that it may have.
+    pub(super) fn is_complete(&self) -> bool {
+        self.playlist.is_complete()
+    }
+
+    /// The index of the next segment, which is how many are finished.
+    pub(super) fn segment_idx(&self) -> u32 {
+        self.playlist.segment_idx()
+    }
+}

@@ -1,0 +1,94 @@
+//! Tells what happens in a session to all that read it.
+
+use super::ending::NotOpened;
+use super::event::SessionEvent;
+use super::log::{self, SessionLog};
+use super::outbox::Outbox;
+
+/// Whoever reads a session's events beside its client. Cheap to clone.
+///
+/// Another reader, such as metrics or traces, is another field here and another line in [`Self::read`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct EventReaders {
+    log: SessionLog,
+}
+
+/// Where a session puts its events.
+#[derive(Debug)]
+pub(super) struct Emitter {
+    readers: EventReaders,
+    outbox: Outbox,
+}
+
+impl EventReaders {
+    /// Readers of a session that is open; before, there is no log.
+    pub(super) fn new(log: SessionLog) -> Self {
+        Self { log }
+    }
+
+    pub(super) fn read(&self, event: &SessionEvent) {
+        log::record(&self.log, event);
+        trace(event);
+    }
+}
+
+impl Emitter {
+    pub(super) fn new(readers: EventReaders, outbox: Outbox) -> Self {
+        Self { readers, outbox }
+    }
+
+    pub(super) fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    pub(super) fn readers(&self) -> &EventReaders {
+        &self.readers
+    }
+
+    /// Tells the readers and the client.
+    pub(super) fn emit(&self, event: SessionEvent) {
+        self.readers.read(&event);
+        // The client knows what it has sent. Were that queued for it, a client that reads nothing and sends much would
+        // fill the server's memory.
+        if !matches!(event, SessionEvent::MessageReceived(_)) {
+            self.outbox.push(event);
+        }
+    }
+
+    /// Tells the readers, and the client as the last that it gets.
+    pub(super) fn emit_last(&self, event: SessionEvent) {
+        self.readers.read(&event);
+        self.outbox.push_last(event);
+    }
+
+    /// Tells only the client, once the gate in front is open: the readers know of the fact by another event.
+    pub(super) fn push(&self, event: SessionEvent) {
+        self.outbox.push(event);
+    }
+}
+
+/// The server's own log: what an operator wants to know of a session.
+fn trace(event: &SessionEvent) {
+    match event {
+        SessionEvent::Opened(opened) => {
+            tracing::info!(client_id = opened.client_id, preset = opened.preset, media_mode = ?opened.media_mode, hydrated = opened.hydrated, resumed = opened.resumed, image = opened.image, "session opened");
+        }
+        SessionEvent::NotOpened(NotOpened::Refused { code, message }) => {
+            tracing::info!(?code, message, "opening refused");
+        }
+        SessionEvent::NotOpened(why) => tracing::debug!(?why, "session not opened"),
+        SessionEvent::StateChanged { from, to } => {
+            tracing::debug!(?from, ?to, "session changed state");
+        }
+        SessionEvent::WorkerBound(bound) => {
+            tracing::info!(worker_id = %bound.assignment.worker, "session bound");
+        }
+        SessionEvent::WorkerLost(lost) => {
+            tracing::warn!(worker_id = %lost.worker, segment_idx = lost.at.segment_idx, attempt = lost.at.attempt, started = lost.started, reason = lost.reason, "worker lost with the session's job");
+        }
+        SessionEvent::Ended {
+            cause, segments, ..
+        } => tracing::info!(?cause, segments, "session ended"),
+        _ => {}
+    }
+}

@@ -1,0 +1,165 @@
+//! Why a session does not begin, or is over, and what state that leaves it in.
+
+use std::time::Duration;
+
+use fastvideo_proto::job::ErrorCode;
+
+use super::command::TransportViolation;
+use super::state::SessionState;
+
+/// Why a session does not begin.
+#[derive(Debug)]
+pub enum NotOpened {
+    /// The client went away.
+    Gone,
+    Violation(TransportViolation),
+    /// The client said nothing for so long.
+    Timeout(Duration),
+    /// What the client asks for cannot be had; the same again is refused again. The message is safe to show.
+    Refused {
+        code: ErrorCode,
+        message: String,
+    },
+    /// The store does not answer or is full. The text is safe to show.
+    Unavailable(&'static str),
+    /// Our fault. The text is safe to show.
+    Internal(&'static str),
+    /// The server is going away.
+    Draining,
+}
+
+impl NotOpened {
+    /// The last state of a session that does not begin for this reason.
+    pub(super) fn state(&self) -> SessionState {
+        match self {
+            Self::Gone => SessionState::Error,
+            Self::Timeout(_) => SessionState::Timeout,
+            Self::Violation(_)
+            | Self::Refused { .. }
+            | Self::Unavailable(_)
+            | Self::Internal(_)
+            | Self::Draining => SessionState::Rejected,
+        }
+    }
+}
+
+/// Why an open session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndCause {
+    /// The client went away.
+    Gone,
+    Violation(TransportViolation),
+    /// The client has left for good.
+    Left,
+    /// The last segment that the session may have is finished.
+    SegmentCap,
+    /// The client said nothing for so long, and nothing ran.
+    Idle(Duration),
+    /// The client reads too slowly.
+    SlowClient,
+    /// The client broke a rule of its dialect.
+    RuleBroken,
+    /// The model does not take the state that the session has.
+    StateRefused,
+    /// No worker is left, and the session never had one.
+    NoWorker,
+    /// The server is going away.
+    Draining,
+    /// The session goes on over another connection, or an operator has ended it.
+    LeaseLost,
+}
+
+impl EndCause {
+    /// The cause in the session log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Violation(_) => "broken",
+            Self::Left => "left",
+            Self::SegmentCap => "cap",
+            Self::Idle(_) => "idle",
+            Self::SlowClient => "slow",
+            Self::RuleBroken => "sent_binary",
+            Self::StateRefused => "bad_state",
+            Self::NoWorker => "no_gpu",
+            Self::Draining => "draining",
+            Self::LeaseLost => "lost",
+        }
+    }
+
+    /// The session is over for good, so that its stored state goes too.
+    pub(super) fn is_final(self) -> bool {
+        matches!(self, Self::Left | Self::SegmentCap)
+    }
+
+    /// The client gets nothing any more of what it has not taken yet.
+    pub(super) fn drops_unsent(self) -> bool {
+        matches!(
+            self,
+            Self::Violation(_) | Self::SlowClient | Self::LeaseLost
+        )
+    }
+
+    /// What is wrong, for the causes that need an explanation: whether the client may try again, and a message that is
+    /// safe to show.
+    pub(super) fn error(self) -> Option<(ErrorCode, &'static str, bool)> {
+        match self {
+            Self::NoWorker => Some((
+                ErrorCode::GpuUnavailable,
+                "no GPU worker can serve at the moment; try again in a minute",
+                true,
+            )),
+            Self::LeaseLost => Some((
+                ErrorCode::SessionRejected,
+                "the session goes on over another connection, or was ended by the operator",
+                false,
+            )),
+            _ => None,
+        }
+    }
+
+    /// The last state of a session that was in state `from`. Only an active session completes: a client that leaves
+    /// earlier has not been served.
+    pub(super) fn state(self, from: SessionState) -> SessionState {
+        let state = match self {
+            Self::Gone | Self::Left | Self::SegmentCap | Self::Draining => SessionState::Complete,
+            Self::Idle(_) => SessionState::Timeout,
+            Self::NoWorker => SessionState::Rejected,
+            Self::Violation(_)
+            | Self::SlowClient
+            | Self::RuleBroken
+            | Self::StateRefused
+            | Self::LeaseLost => SessionState::Error,
+        };
+        match (from, state) {
+            (SessionState::Active, state) => state,
+            (_, SessionState::Complete) => SessionState::Error,
+            (SessionState::GpuBinding, SessionState::Rejected) => SessionState::Error,
+            (_, state) => state,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_active_session_completes_and_every_last_state_can_be_reached() {
+        use SessionState::{Active, Complete, Error, GpuBinding, Queued, Rejected, Timeout};
+        let idle = EndCause::Idle(Duration::from_secs(1));
+        for (cause, from, expected) in [
+            (EndCause::Left, Active, Complete),
+            (EndCause::Left, GpuBinding, Error),
+            (EndCause::Gone, Queued, Error),
+            (EndCause::NoWorker, Queued, Rejected),
+            (EndCause::NoWorker, GpuBinding, Error),
+            (idle, Active, Timeout),
+            (EndCause::SlowClient, Active, Error),
+            (EndCause::LeaseLost, Queued, Error),
+        ] {
+            assert_eq!(cause.state(from), expected, "{cause:?} from {from:?}");
+            assert_eq!(from.transition(expected), Ok(expected), "{cause:?}");
+        }
+    }
+}

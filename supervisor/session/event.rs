@@ -1,0 +1,306 @@
+//! What happens in a session: one [`SessionEvent`] for each fact.
+//!
+//! Everything that tells of a session reads these events: a dialect renders them for the client, the session log writes
+//! them down, and the server's own log mentions some (see [`super::emitter`]). So no reader can disagree with another.
+
+use std::time::Duration;
+
+use fastvideo_proto::ids::{SessionId, WorkerId};
+use fastvideo_proto::job::{ErrorCode, JobTiming, MediaMode, PromptSource, Stage, VideoFormat};
+use fastvideo_proto::state::ContinuationState;
+use tokio::time::Instant;
+
+use super::command::MessageInfo;
+use super::ending::{EndCause, NotOpened};
+use super::state::SessionState;
+use crate::pool::{Assignment, Media};
+use crate::prompt::{Blocked, GeneratedPrompt, PromptAlternatives};
+use crate::segment_run::{AttemptId, MediaCount};
+use crate::store::ResumeToken;
+
+/// What an event counts in the window of its client, beside its texts and its media.
+const BASE_COST: u64 = 128;
+
+/// Something that happened in a session. Large payloads are boxed, so that a queue of events stays small.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// The opening was accepted.
+    Opened(Box<Opened>),
+    /// The session does not begin. It is the only event of such a session.
+    NotOpened(NotOpened),
+    MessageReceived(MessageInfo),
+    StateChanged {
+        from: SessionState,
+        to: SessionState,
+    },
+    /// The session waits for a worker, or moved up in the queue. Position 0 is next.
+    Queued {
+        position: usize,
+        queue_depth: usize,
+    },
+    WorkerBound(Box<WorkerBound>),
+    /// The client asked for a segment.
+    PromptReceived {
+        source: PromptSource,
+        /// Absent where the prompt may still be blocked and blocked prompts are not to be logged.
+        prompt: Option<String>,
+    },
+    /// A language model has enhanced a prompt, whose text may be the same still.
+    PromptEnhanced {
+        original_prompt: String,
+        answer: Box<GeneratedPrompt>,
+    },
+    /// A language model has written the prompt of the next segment.
+    PromptExtended(Box<GeneratedPrompt>),
+    PromptRewritten {
+        seed_prompt: String,
+        rewritten: Box<PromptAlternatives>,
+        /// The alternatives may be logged though nobody has screened them.
+        loggable: bool,
+    },
+    /// No language model has rewritten the prompt.
+    RewriteFailed {
+        seed_prompt: String,
+        reason: String,
+    },
+    /// No language model has answered: the prompt is used as it was.
+    PromptFallback {
+        original_prompt: String,
+        reason: String,
+    },
+    /// The safety filter has rejected a prompt.
+    PromptBlocked {
+        /// Absent where blocked prompts are not to be logged.
+        prompt: Option<String>,
+        blocked: Blocked,
+    },
+    /// An attempt at a segment waits for its worker.
+    SegmentQueued(Box<SegmentQueued>),
+    /// The worker was given the job.
+    SegmentStarted {
+        at: AttemptId,
+        /// Since the attempt was queued.
+        queued_for: Duration,
+    },
+    StepDone {
+        at: AttemptId,
+        stage: Stage,
+        /// 1..=`total_steps`.
+        step: u32,
+        total_steps: u32,
+        /// Since the step before, or since the start.
+        took: Duration,
+    },
+    Media {
+        at: AttemptId,
+        media: Media,
+    },
+    /// The consumer of the events has taken the first media of an attempt.
+    FirstMediaSent {
+        at: AttemptId,
+        /// Since the segment was requested.
+        after: Duration,
+    },
+    /// The consumer of the events has taken all media of a segment.
+    AllMediaSent {
+        at: AttemptId,
+        /// Since the segment was requested.
+        after: Duration,
+        media: MediaCount,
+    },
+    /// The worker is done and the segment's state is the session's.
+    SegmentFinished {
+        at: AttemptId,
+        frames: u32,
+        /// In the worker.
+        generation: Duration,
+        timing: JobTiming,
+    },
+    /// All media of a finished segment were taken, and its state is stored or the store is late. The consumer of the
+    /// events gets it only then.
+    SegmentCompleted(Box<SegmentCompleted>),
+    SegmentCancelled {
+        at: AttemptId,
+    },
+    /// The segment is given up; the session goes on.
+    SegmentFailed {
+        at: AttemptId,
+        code: ErrorCode,
+        /// Safe to show to the client.
+        message: String,
+        /// The same request may succeed.
+        retryable: bool,
+    },
+    /// The worker has to leave; the segment runs again.
+    SegmentTakenBack {
+        at: AttemptId,
+        /// It was running.
+        started: bool,
+        /// Media of the attempt were handed out, which are void now.
+        voids_media: bool,
+    },
+    /// The worker was lost with the segment.
+    WorkerLost(Box<WorkerLost>),
+    /// The continuation state that the client has asked for.
+    StateExported(Box<ExportedState>),
+    /// Something is wrong that concerns no segment. The message is safe to show to the client.
+    Error {
+        code: ErrorCode,
+        message: String,
+        /// The same again may succeed.
+        retryable: bool,
+    },
+    /// The server is going away.
+    Draining {
+        /// Running segments may finish for so long.
+        time_left: Duration,
+    },
+    /// The session leaves this connection. It is the last event but for media that are still on their way.
+    Ended {
+        cause: EndCause,
+        state: SessionState,
+        /// Segments that are finished.
+        segments: u32,
+    },
+}
+
+#[derive(Debug)]
+pub struct Opened {
+    pub client_id: Option<String>,
+    pub preset: Option<String>,
+    pub media_mode: MediaMode,
+    /// The session was there before.
+    pub resumed: bool,
+    /// The session begins from a state that the client brought.
+    pub hydrated: bool,
+    /// The name of the initial image.
+    pub image: Option<String>,
+    pub curated_prompts: usize,
+    pub next_segment_idx: u32,
+}
+
+#[derive(Debug)]
+pub struct WorkerBound {
+    pub assignment: Assignment,
+    /// The worker before.
+    pub previous: Option<WorkerId>,
+    pub session_id: SessionId,
+    pub resume_token: ResumeToken,
+    /// Time without a message and without a running segment after which the session ends.
+    pub session_timeout: Duration,
+    /// What the session makes; present when this is its first worker on this connection.
+    pub stream: Option<StreamInfo>,
+}
+
+/// What a session makes.
+#[derive(Clone, Debug)]
+pub struct StreamInfo {
+    pub preset: Option<String>,
+    pub format: VideoFormat,
+    pub segment_cap: u32,
+    pub next_segment_idx: u32,
+    /// Language models enhance, extend and rewrite prompts.
+    pub enhancer: bool,
+    /// A classifier screens prompts.
+    pub safety: bool,
+    pub audio: bool,
+    pub media_mode: MediaMode,
+}
+
+#[derive(Debug)]
+pub struct SegmentQueued {
+    pub at: AttemptId,
+    pub worker: WorkerId,
+    pub source: PromptSource,
+    /// The text that is really used.
+    pub prompt: String,
+    /// What `prompt` was made of, when that is another text.
+    pub original_prompt: Option<String>,
+    pub total_steps: u32,
+    /// Since the request.
+    pub waited: Duration,
+}
+
+#[derive(Debug)]
+pub struct SegmentCompleted {
+    pub at: AttemptId,
+    pub media: MediaCount,
+    /// Where the segment begins on the session's time line.
+    pub start: Duration,
+    /// How long the segment plays.
+    pub duration: Duration,
+    /// In the worker.
+    pub generation: Duration,
+    pub requested: Instant,
+}
+
+#[derive(Debug)]
+pub struct WorkerLost {
+    pub at: AttemptId,
+    pub worker: WorkerId,
+    /// The job had reached the worker, so it may be what killed the worker.
+    pub started: bool,
+    pub reason: String,
+    /// The segment runs again, and media of the attempt were handed out, which are void now.
+    pub voids_media: bool,
+}
+
+#[derive(Debug)]
+pub struct ExportedState {
+    pub state: ContinuationState,
+    /// About as much as its text has.
+    pub bytes: u64,
+}
+
+impl SessionEvent {
+    /// What the event counts in its client's window, in bytes.
+    pub(super) fn cost(&self) -> u64 {
+        let texts: &[&str] = match self {
+            Self::Media { media, .. } => return media.credit.cost(),
+            Self::StateExported(exported) => return exported.bytes,
+            Self::PromptRewritten {
+                seed_prompt,
+                rewritten,
+                ..
+            } => {
+                let alternatives: usize = rewritten.alternatives.iter().map(String::len).sum();
+                return BASE_COST + (seed_prompt.len() + alternatives) as u64;
+            }
+            Self::SegmentQueued(queued) => &[
+                &queued.prompt,
+                queued.original_prompt.as_deref().unwrap_or_default(),
+            ],
+            Self::PromptEnhanced {
+                original_prompt,
+                answer,
+            } => &[original_prompt, &answer.content],
+            Self::PromptExtended(answer) => &[&answer.content],
+            Self::PromptReceived {
+                prompt: Some(prompt),
+                ..
+            } => &[prompt],
+            Self::PromptFallback {
+                original_prompt: text,
+                reason,
+            }
+            | Self::RewriteFailed {
+                seed_prompt: text,
+                reason,
+            } => &[text, reason],
+            Self::Error { message, .. } | Self::SegmentFailed { message, .. } => &[message],
+            _ => &[],
+        };
+        BASE_COST + texts.iter().map(|text| text.len() as u64).sum::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_not_larger_than_its_media() {
+        let media = size_of::<Media>() + size_of::<AttemptId>();
+        assert!(size_of::<SessionEvent>() <= media + 8);
+    }
+}

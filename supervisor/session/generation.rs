@@ -1,0 +1,203 @@
+//! The segment that a session generates: begun, followed through the events of its job, committed.
+
+use fastvideo_proto::job::{ErrorCode, frames_to_time};
+use tokio::time::Instant;
+
+use super::ending::EndCause;
+use super::event::{SegmentCompleted, SessionEvent, WorkerLost};
+use super::live::{CurrentSegment, LiveSession};
+use super::outbox::Mark;
+use super::state::SessionState;
+use crate::pool::{JobEvent, Media};
+use crate::segment_run::{
+    AfterLoss, AttemptId, FinishedSegment, MediaCount, RunEvent, RunFailure, SegmentRun,
+};
+
+impl LiveSession {
+    /// Begins the next segment, if there is one and the client has room for it.
+    pub(super) fn begin_segment(&mut self) {
+        let is_ready = self.segment.is_none()
+            && self.ticket.state() == SessionState::Active
+            && !self.client_is_full();
+        if is_ready && let Some(planned) = self.director.next(&self.context.config) {
+            let (idx, max_attempts) = (
+                self.director.segment_idx(),
+                self.context.config.max_attempts,
+            );
+            let run = SegmentRun::new(idx, max_attempts);
+            self.segment = Some(Box::new(CurrentSegment { planned, run }));
+        }
+    }
+
+    /// Takes the next event of the current segment's job; none when the pool has dropped the job.
+    pub(super) fn follow_job(&mut self, event: Option<JobEvent>) -> Option<EndCause> {
+        let segment = self.segment.as_mut()?;
+        let at = segment.run.at();
+        match segment.run.observe(event) {
+            RunEvent::Media { media, first } => {
+                self.relay(at, media, first);
+                None
+            }
+            event => {
+                let span = segment.run.span().clone();
+                span.in_scope(|| self.follow_run(at, event))
+            }
+        }
+    }
+
+    fn relay(&mut self, at: AttemptId, media: Media, first: bool) {
+        self.emit(SessionEvent::Media { at, media });
+        if first {
+            self.mark(at, None);
+        }
+        self.playback.media_sent(Instant::now());
+    }
+
+    /// Has the readers told when the client has taken what is in the outbox now.
+    fn mark(&self, at: AttemptId, all: Option<MediaCount>) {
+        if let Some(segment) = &self.segment {
+            self.emitter.outbox().mark(Mark {
+                readers: self.emitter.readers().clone(),
+                at,
+                requested: segment.planned.received,
+                all,
+            });
+        }
+    }
+
+    fn follow_run(&mut self, at: AttemptId, event: RunEvent) -> Option<EndCause> {
+        match event {
+            RunEvent::Started { queued_for } => {
+                self.emit(SessionEvent::SegmentStarted { at, queued_for });
+            }
+            RunEvent::Step {
+                stage,
+                step,
+                total_steps,
+                took,
+            } => self.emit(SessionEvent::StepDone {
+                at,
+                stage,
+                step,
+                total_steps,
+                took,
+            }),
+            RunEvent::Media { media, first } => self.relay(at, media, first),
+            RunEvent::Finished(finished) => self.commit(at, *finished),
+            RunEvent::Cancelled => self.segment_cancelled(),
+            RunEvent::Failed(failure) => return self.give_up(failure),
+            RunEvent::TakenBack {
+                started,
+                voids_media,
+            } => {
+                self.void_media(voids_media);
+                self.emit(SessionEvent::SegmentTakenBack {
+                    at,
+                    started,
+                    voids_media,
+                });
+            }
+            RunEvent::WorkerLost {
+                worker,
+                started,
+                reason,
+                voids_media,
+                then,
+            } => {
+                let voids_media = voids_media && then == AfterLoss::RunsAgain;
+                self.void_media(voids_media);
+                self.emit(SessionEvent::WorkerLost(Box::new(WorkerLost {
+                    at,
+                    worker,
+                    started,
+                    reason,
+                    voids_media,
+                })));
+                match then {
+                    AfterLoss::RunsAgain => {}
+                    AfterLoss::Cancelled => self.segment_cancelled(),
+                    AfterLoss::GivenUp { deaths } => {
+                        let message = format!(
+                            "the segment is given up: it was tried {deaths} times and its worker died each time"
+                        );
+                        self.segment_failed(ErrorCode::WorkerFailed, message, false);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn void_media(&mut self, voids_media: bool) {
+        if voids_media {
+            self.playback.media_void();
+        }
+    }
+
+    fn give_up(&mut self, failure: RunFailure) -> Option<EndCause> {
+        let failed = ErrorCode::WorkerFailed;
+        match failure {
+            RunFailure::Refused(message) => {
+                self.segment_failed(ErrorCode::InvalidMessage, message, false);
+            }
+            RunFailure::StateIncompatible(message) => {
+                self.segment_failed(ErrorCode::StateIncompatible, message, false);
+                return Some(EndCause::StateRefused);
+            }
+            RunFailure::Failed => {
+                self.segment_failed(failed, "the segment could not be generated", true);
+            }
+            RunFailure::BadState => {
+                self.segment_failed(failed, "the segment could not be finished", true);
+            }
+            RunFailure::Dropped => {
+                self.segment_failed(ErrorCode::InternalError, "the segment was lost", true);
+            }
+        }
+        None
+    }
+
+    /// The segment is finished: its state, its index and its place on the time line become the session's in one step.
+    /// The client hears of it once it has all of the segment and the state is stored; the next segment may run by then.
+    fn commit(&mut self, at: AttemptId, finished: FinishedSegment) {
+        let FinishedSegment {
+            state,
+            frames,
+            generation,
+            timing,
+            media,
+        } = finished;
+        self.emit(SessionEvent::SegmentFinished {
+            at,
+            frames,
+            generation,
+            timing,
+        });
+        self.mark(at, Some(media));
+        let Some(segment) = self.segment.take() else {
+            return;
+        };
+        let fps = self.context.config.format.fps;
+        let start = frames_to_time(self.start_frame, fps);
+        let duration = frames_to_time(u64::from(frames), fps);
+        self.state = Some(state);
+        self.start_frame += u64::from(frames);
+        self.director.segment_finished();
+        self.ticket
+            .update(|entry| entry.segments = self.director.segment_idx());
+        self.last_activity = Instant::now();
+        self.playback.finished(duration);
+        let gate = self.emitter.outbox().gate();
+        let completed = SegmentCompleted {
+            at,
+            media,
+            start,
+            duration,
+            generation,
+            requested: segment.planned.received,
+        };
+        self.emitter
+            .push(SessionEvent::SegmentCompleted(Box::new(completed)));
+        self.save(Some(gate));
+    }
+}

@@ -1,0 +1,315 @@
+//! How a session begins: its opening is received and checked whole, then the session is claimed in the store.
+
+use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::job::{ErrorCode, VideoFormat};
+use fastvideo_proto::state::ContinuationState;
+use serde_json::{Map, Value};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
+
+use super::command::{Inbound, OpenSession, ResumeRequest};
+use super::ending::NotOpened;
+use super::init_image::{self, InitImage, InitImageError};
+use super::registry::Ticket;
+use super::request::check_prompt;
+use super::{Config, Context};
+use crate::causes::with_causes;
+use crate::store::export::Expectation;
+use crate::store::{
+    ImportFailed, Lease, Progress, ResumeError, ResumeToken, SavedSession, SessionStore, State,
+    import,
+};
+
+/// Curated prompts of one session.
+pub(super) const MAX_CURATED_PROMPTS: usize = 256;
+/// How long the older connection of a session may take to end when the session is resumed over another one.
+const TAKE_OVER: Duration = Duration::from_secs(5);
+
+/// An opening that was checked.
+#[derive(Debug)]
+pub(super) struct Opening {
+    /// Without image, state and resume, which are below.
+    pub(super) request: OpenSession,
+    pub(super) image: Option<InitImage>,
+    pub(super) state: Option<State>,
+    /// The stored session to go on with.
+    pub(super) resume: Option<(SessionId, ResumeToken)>,
+}
+
+/// A session in the store that this connection holds the lease of.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) lease: Lease,
+    pub(super) token: ResumeToken,
+    pub(super) snapshot: SavedSession,
+}
+
+/// Waits for the opening and checks it.
+///
+/// # Errors
+/// See [`NotOpened`].
+pub(super) async fn receive(
+    inbound: &mut mpsc::Receiver<Inbound>,
+    context: &Context,
+) -> Result<Opening, NotOpened> {
+    let limit = context.config.opening_timeout;
+    let request = match timeout(limit, inbound.recv()).await {
+        Err(_) => return Err(NotOpened::Timeout(limit)),
+        Ok(None | Some(Inbound::Gone)) => return Err(NotOpened::Gone),
+        Ok(Some(Inbound::Violation(violation))) => return Err(NotOpened::Violation(violation)),
+        Ok(Some(Inbound::RuleBroken(reason))) => return Err(invalid(reason)),
+        Ok(Some(Inbound::Invalid { reason, .. })) => return Err(invalid(reason)),
+        Ok(Some(Inbound::Command { .. })) => return Err(invalid("the session is not open yet")),
+        Ok(Some(Inbound::Open(request))) => *request,
+    };
+    check(request, &context.config, &context.store).await
+}
+
+async fn check(
+    mut request: OpenSession,
+    config: &Config,
+    store: &SessionStore,
+) -> Result<Opening, NotOpened> {
+    let prompts = &request.curated_prompts;
+    if prompts.len() > MAX_CURATED_PROMPTS {
+        return Err(invalid(format!(
+            "`curated_prompts` has {} prompts, at most {MAX_CURATED_PROMPTS} are allowed",
+            prompts.len()
+        )));
+    }
+    for prompt in prompts {
+        check_prompt("curated_prompts", prompt, config).map_err(invalid)?;
+    }
+    let image = match request.initial_image.take() {
+        Some(object) if object.is_empty() => None,
+        Some(object) => check_image(object, config).await?,
+        None => None,
+    };
+    let resume = match request.resume.take() {
+        Some(resume) => Some(check_resume(resume, request.state.is_some())?),
+        None => None,
+    };
+    let state = match request.state.take() {
+        Some(state) => Some(hydrate(state, config, store).await?),
+        None => None,
+    };
+    Ok(Opening {
+        request,
+        image,
+        state,
+        resume,
+    })
+}
+
+async fn check_image(
+    object: Map<String, Value>,
+    config: &Config,
+) -> Result<Option<InitImage>, NotOpened> {
+    let limits = init_image::Limits {
+        max_bytes: init_image::MAX_BYTES,
+        max_pixels: config.max_image_pixels,
+    };
+    let accepted = spawn_blocking(move || init_image::accept(&object, &limits)).await;
+    match accepted.map_err(panicked)? {
+        Ok(image) => Ok(image),
+        Err(error @ InitImageError::Refused { .. }) => Err(invalid(error)),
+        Err(error) => {
+            tracing::error!(error = with_causes(&error), "initial image cannot be kept");
+            Err(NotOpened::Internal(
+                "the server cannot keep the initial image at the moment",
+            ))
+        }
+    }
+}
+
+fn check_resume(
+    resume: ResumeRequest,
+    has_state: bool,
+) -> Result<(SessionId, ResumeToken), NotOpened> {
+    if has_state {
+        return Err(invalid(
+            "`resume` and `continuation_state` exclude each other: a session that is resumed has a state",
+        ));
+    }
+    match SessionId::parse(&resume.session_id) {
+        Some(session) => Ok((session, ResumeToken::given(resume.token))),
+        None => Err(invalid("`resume.session_id` is not the id of a session")),
+    }
+}
+
+/// Reads the state that the session begins with, and the blobs that it refers to.
+async fn hydrate(
+    state: ContinuationState,
+    config: &Config,
+    store: &SessionStore,
+) -> Result<State, NotOpened> {
+    let expected = Expectation {
+        width: config.format.width,
+        height: config.format.height,
+    };
+    match import(state, expected, store).await {
+        Ok(state) => Ok(state),
+        Err(ImportFailed::Refused(error)) => Err(NotOpened::Refused {
+            code: ErrorCode::StateIncompatible,
+            message: error.to_string(),
+        }),
+        Err(ImportFailed::Store(error)) => {
+            tracing::error!(
+                error = with_causes(&error),
+                "blobs of a continuation state not read"
+            );
+            Err(NotOpened::Unavailable(
+                "the blobs of the continuation state cannot be read at the moment; try again soon",
+            ))
+        }
+        Err(ImportFailed::Panicked(panic)) => Err(panicked(panic)),
+    }
+}
+
+/// Enters a new session in the store, or takes the lease of the one that the client goes on with.
+///
+/// # Errors
+/// See [`NotOpened`].
+pub(super) async fn claim(
+    ticket: &mut Ticket,
+    context: &Context,
+    opening: &Opening,
+) -> Result<Claim, NotOpened> {
+    match &opening.resume {
+        Some((session, token)) => resume(ticket, context, session, token).await,
+        None => create(ticket, context, opening.state.clone()).await,
+    }
+}
+
+async fn create(
+    ticket: &Ticket,
+    context: &Context,
+    state: Option<State>,
+) -> Result<Claim, NotOpened> {
+    let token = ResumeToken::random();
+    let created = context.store.create(ticket.id(), &token, state.as_ref());
+    match created.await {
+        Ok(lease) => Ok(Claim {
+            lease,
+            token,
+            snapshot: SavedSession {
+                progress: Progress::default(),
+                state,
+            },
+        }),
+        Err(error) => {
+            tracing::error!(error = with_causes(&error), "session not created");
+            Err(NotOpened::Unavailable(
+                "the server cannot keep the state of a new session at the moment; try again soon",
+            ))
+        }
+    }
+}
+
+async fn resume(
+    ticket: &mut Ticket,
+    context: &Context,
+    session: &SessionId,
+    token: &ResumeToken,
+) -> Result<Claim, NotOpened> {
+    let format = context.config.format;
+    let fits = |saved: &SavedSession| check_resumed(saved, &format);
+    let resumed = context.store.resume(session, token, fits).await;
+    let (lease, snapshot) = resumed.map_err(|error| not_resumed(session, error))?;
+    let alone = ticket.take_over(session.clone());
+    if timeout(TAKE_OVER, alone).await.is_err() {
+        return Err(NotOpened::Unavailable(
+            "the session's last connection has not ended yet; try again soon",
+        ));
+    }
+    Ok(Claim {
+        lease,
+        token: token.clone(),
+        snapshot,
+    })
+}
+
+/// Whether this server can go on with a stored session; the message is safe to show.
+fn check_resumed(snapshot: &SavedSession, format: &VideoFormat) -> Result<(), String> {
+    match snapshot.state.as_ref().and_then(|s| s.header().frames) {
+        Some(frames) if (frames.width, frames.height) != (format.width, format.height) => {
+            Err(format!(
+                "the session was made with {}x{} pixels, this server makes {}x{}",
+                frames.width, frames.height, format.width, format.height
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn not_resumed(session: &SessionId, error: ResumeError<String>) -> NotOpened {
+    match error {
+        refused @ ResumeError::NotFound(_) => NotOpened::Refused {
+            code: ErrorCode::SessionRejected,
+            message: refused.to_string(),
+        },
+        ResumeError::Unfit(message) => incompatible(message),
+        // Another try does not bring it back.
+        ResumeError::Lost(loss) => {
+            tracing::error!(error = with_causes(&loss), session_id = %session, "session cannot be resumed any more");
+            NotOpened::Refused {
+                code: ErrorCode::SessionRejected,
+                message: "what the server has stored of the session is lost or damaged".to_owned(),
+            }
+        }
+        ResumeError::Store(error) => {
+            tracing::error!(error = with_causes(&error), session_id = %session, "session not resumed");
+            NotOpened::Unavailable("the session cannot be resumed at the moment; try again soon")
+        }
+    }
+}
+
+fn invalid(why: impl ToString) -> NotOpened {
+    NotOpened::Refused {
+        code: ErrorCode::InvalidMessage,
+        message: why.to_string(),
+    }
+}
+
+fn incompatible(message: String) -> NotOpened {
+    NotOpened::Refused {
+        code: ErrorCode::StateIncompatible,
+        message,
+    }
+}
+
+fn panicked(panic: JoinError) -> NotOpened {
+    tracing::error!(%panic, "opening could not be checked");
+    NotOpened::Internal("the server could not check the opening message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ids::BlobId;
+    use crate::store::{DataLoss, StoreError};
+
+    #[test]
+    fn only_a_store_that_does_not_answer_is_worth_another_try() {
+        let session = SessionId::random();
+        let unavailable = || StoreError::Unavailable("no route".into());
+        let why = not_resumed(
+            &session,
+            StoreError::from(DataLoss::MissingBlob(BlobId::of(b"gone"))).into(),
+        );
+        assert!(
+            matches!(
+                why,
+                NotOpened::Refused {
+                    code: ErrorCode::SessionRejected,
+                    ..
+                }
+            ),
+            "{why:?}"
+        );
+        let why = not_resumed(&session, unavailable().into());
+        assert!(matches!(why, NotOpened::Unavailable(_)), "{why:?}");
+    }
+}

@@ -1,0 +1,234 @@
+//! An open session: what it holds, and the steps that all its parts share.
+
+use fastvideo_proto::job::{ErrorCode, MediaMode};
+use tokio::time::Instant;
+
+use super::Context;
+use super::director::Director;
+use super::emitter::Emitter;
+use super::ending::EndCause;
+use super::event::SessionEvent;
+use super::handshake::{Claim, Opening};
+use super::init_image::InitImage;
+use super::persistence::{Gate, Persistence};
+use super::playback::Playback;
+use super::playlist::{PlannedSegment, Switches};
+use super::registry::Ticket;
+use super::snapshots::StateExports;
+use super::state::SessionState;
+use crate::pool::{Assignment, Binding, Placement};
+use crate::segment_run::SegmentRun;
+use crate::store::{Lease, Progress, ResumeToken, SavedSession, State};
+
+/// A session from its handshake to its end. Dropping it cancels its job, frees its place with the pool, removes its
+/// image, and releases its lease.
+#[derive(Debug)]
+pub(super) struct LiveSession {
+    pub(super) context: Context,
+    pub(super) emitter: Emitter,
+    pub(super) binding: Binding,
+    /// Where the pool has the session, as far as it is heard.
+    pub(super) placement: Placement,
+    /// The worker that the client was last told of.
+    pub(super) announced: Option<Assignment>,
+    pub(super) preset: Option<String>,
+    pub(super) media_mode: MediaMode,
+    /// What the first segment starts from.
+    pub(super) image: Option<InitImage>,
+    pub(super) director: Director,
+    /// The segment that is being made.
+    pub(super) segment: Option<Box<CurrentSegment>>,
+    /// The last committed state.
+    pub(super) state: Option<State>,
+    /// Where the next segment begins on the session's time line, in frames.
+    pub(super) start_frame: u64,
+    pub(super) persistence: Persistence,
+    pub(super) playback: Playback,
+    pub(super) exports: StateExports,
+    /// When the client last sent a message, or a segment ended.
+    pub(super) last_activity: Instant,
+    /// Messages that the client has sent since its window is full.
+    pub(super) messages_while_full: u32,
+    /// Until when the server waits for the running segment; present once the client knows that the server goes away.
+    pub(super) drain_deadline: Option<Instant>,
+    /// Since when the session only waits for a last export before the server goes away.
+    pub(super) lingering_since: Option<Instant>,
+    pub(super) lease: Lease,
+    pub(super) token: ResumeToken,
+    /// Last field: a session counts until its place is free and its image is gone.
+    pub(super) ticket: Ticket,
+}
+
+/// A segment that is being made, and what was asked for.
+#[derive(Debug)]
+pub(super) struct CurrentSegment {
+    pub(super) planned: PlannedSegment,
+    pub(super) run: SegmentRun,
+}
+
+impl LiveSession {
+    /// Queues the session with the pool. The state that it was opened or resumed with is its first committed one.
+    pub(super) fn new(
+        ticket: Ticket,
+        emitter: Emitter,
+        context: Context,
+        opening: Opening,
+        claim: Claim,
+    ) -> Self {
+        let Opening { request, image, .. } = opening;
+        let SavedSession { progress, state } = claim.snapshot;
+        ticket.update(|entry| entry.segments = progress.segments);
+        let cap = match request.single_segment {
+            true => 1,
+            false => context.config.generation_segment_cap,
+        };
+        let switches = Switches {
+            looping: request.looping,
+            enhancing: request.enhancement,
+            extending: request.auto_extension,
+        };
+        let director = Director::new(
+            request.curated_prompts,
+            switches,
+            context.prompts.clone(),
+            cap,
+            progress.segments,
+        );
+        let mut binding = context.pool.join(ticket.id().clone());
+        let placement = binding.look();
+        Self {
+            binding,
+            placement,
+            announced: None,
+            preset: request.preset,
+            media_mode: request.media_mode,
+            image,
+            director,
+            segment: None,
+            state,
+            start_frame: progress.start_frame,
+            persistence: Persistence::new(context.store.config().timeout),
+            playback: Playback::default(),
+            exports: StateExports::default(),
+            last_activity: Instant::now(),
+            messages_while_full: 0,
+            drain_deadline: None,
+            lingering_since: None,
+            lease: claim.lease,
+            token: claim.token,
+            ticket,
+            emitter,
+            context,
+        }
+    }
+
+    pub(super) fn emit(&self, event: SessionEvent) {
+        self.emitter.emit(event);
+    }
+
+    /// Tells of something wrong that concerns no segment. The message is safe to show to the client.
+    pub(super) fn error(&self, code: ErrorCode, message: impl ToString, retryable: bool) {
+        self.emit(SessionEvent::Error {
+            code,
+            message: message.to_string(),
+            retryable,
+        });
+    }
+
+    pub(super) fn transition(&self, to: SessionState) {
+        if let Some(from) = self.ticket.transition(to) {
+            self.emit(SessionEvent::StateChanged { from, to });
+        }
+    }
+
+    /// The client has more unread than its window allows.
+    pub(super) fn client_is_full(&self) -> bool {
+        self.emitter.outbox().full_since().is_some()
+    }
+
+    /// The current segment is over, as the client wanted; the session goes on.
+    pub(super) fn segment_cancelled(&mut self) {
+        if let Some(segment) = self.segment.take() {
+            self.director.segment_cancelled();
+            self.last_activity = Instant::now();
+            self.emit(SessionEvent::SegmentCancelled {
+                at: segment.run.at(),
+            });
+        }
+    }
+
+    /// The current segment, if any, is over without success; the session goes on.
+    pub(super) fn segment_failed(
+        &mut self,
+        code: ErrorCode,
+        message: impl ToString,
+        retryable: bool,
+    ) {
+        if let Some(segment) = self.segment.take() {
+            self.director.segment_failed(segment.planned.by_client);
+            self.last_activity = Instant::now();
+            self.emit(SessionEvent::SegmentFailed {
+                at: segment.run.at(),
+                code,
+                message: message.to_string(),
+                retryable,
+            });
+        }
+    }
+
+    /// Starts to store the last committed state.
+    pub(super) fn save(&mut self, gate: Option<Gate>) {
+        let Some(state) = self.state.clone() else {
+            return;
+        };
+        let progress = Progress {
+            segments: self.director.segment_idx(),
+            start_frame: self.start_frame,
+        };
+        let writes = &self.context.writes;
+        self.persistence
+            .begin(&self.lease, progress, state, gate, writes);
+    }
+
+    /// Starts an export that the client has asked for. One runs at a time, and none while the client has enough to
+    /// read: each is worth many megabytes.
+    pub(super) fn export_next(&mut self) {
+        if !self.client_is_full() {
+            self.exports.start(self.state.as_ref());
+        }
+    }
+
+    /// When the session ends because its client reads too slowly; none while the client's window has room.
+    pub(super) fn slow_at(&self) -> Option<Instant> {
+        let since = self.emitter.outbox().full_since()?;
+        Some(since + self.context.config.slow_client_timeout)
+    }
+
+    /// When the session ends for want of activity; none while something goes on.
+    pub(super) fn idle_at(&self) -> Option<Instant> {
+        let is_idle = self.segment.is_none()
+            && self.ticket.state() == SessionState::Active
+            && !self.director.is_preparing();
+        is_idle.then(|| self.last_activity + self.context.config.session_timeout)
+    }
+
+    /// Ends the session. Its stored state stays for a while, unless the session is over for good.
+    pub(super) fn end(mut self: Box<Self>, cause: EndCause) {
+        self.segment = None;
+        if cause.is_final() {
+            self.lease.end_session();
+        }
+        if cause.drops_unsent() {
+            self.emitter.outbox().drop_unsent();
+        }
+        if let Some((code, message, retryable)) = cause.error() {
+            self.error(code, message, retryable);
+        }
+        self.transition(cause.state(self.ticket.state()));
+        self.emitter.emit_last(SessionEvent::Ended {
+            cause,
+            state: self.ticket.state(),
+            segments: self.director.segment_idx(),
+        });
+    }
+}

@@ -1,0 +1,235 @@
+//! The session log as a reader of a session's events: which lines an event makes.
+
+use std::time::Duration;
+
+use super::SessionLog;
+use super::event::{Llm, LogEvent, LogEvent as L};
+use crate::prompt::{GeneratedPrompt, PromptAlternatives};
+use crate::session::event::SessionEvent;
+
+/// Writes down what happened. Events that only concern the client make no line.
+pub(in crate::session) fn record(log: &SessionLog, event: &SessionEvent) {
+    if !log.is_kept() {
+        return;
+    }
+    if let SessionEvent::WorkerBound(bound) = event
+        && let Some(previous) = &bound.previous
+    {
+        log.record(|| L::Handoff {
+            from: previous.clone(),
+            to: bound.assignment.worker.clone(),
+        });
+    }
+    if let Some(line) = line(event) {
+        log.record(|| line);
+    }
+}
+
+fn line(event: &SessionEvent) -> Option<LogEvent> {
+    Some(match event {
+        SessionEvent::Opened(opened) => L::Opened {
+            client_id: opened.client_id.as_deref().map(short),
+            preset: opened.preset.as_deref().map(short),
+            stream_mode: opened.media_mode,
+            resumed: opened.resumed,
+            hydrated: opened.hydrated,
+            image: opened.image.as_deref().map(short),
+            curated_prompts: opened.curated_prompts,
+            next_segment_idx: opened.next_segment_idx,
+        },
+        SessionEvent::StateChanged { from, to } => L::State {
+            from: *from,
+            to: *to,
+        },
+        SessionEvent::MessageReceived(message) => L::Message {
+            r#type: message.kind.into(),
+            bytes: message.bytes,
+        },
+        SessionEvent::Queued {
+            position,
+            queue_depth,
+        } => L::Queued {
+            position: *position,
+            queue_depth: *queue_depth,
+        },
+        SessionEvent::WorkerBound(bound) => L::Assigned {
+            worker_id: bound.assignment.worker.clone(),
+            gpu_id: bound.assignment.gpu,
+            model_id: bound.assignment.model_id.clone(),
+        },
+        SessionEvent::PromptReceived { source, prompt } => L::PromptReceived {
+            source: *source,
+            prompt: prompt.clone(),
+        },
+        SessionEvent::PromptEnhanced {
+            original_prompt,
+            answer,
+        } => L::PromptEnhanced {
+            original_prompt: original_prompt.clone(),
+            prompt: answer.content.clone(),
+            by: answer.as_ref().into(),
+        },
+        SessionEvent::PromptExtended(answer) => L::PromptExtended {
+            prompt: answer.content.clone(),
+            by: answer.as_ref().into(),
+        },
+        SessionEvent::PromptRewritten {
+            seed_prompt,
+            rewritten,
+            loggable,
+        } => L::PromptRewritten {
+            seed_prompt: seed_prompt.clone(),
+            alternatives: loggable.then(|| rewritten.alternatives.clone()),
+            by: rewritten.as_ref().into(),
+        },
+        SessionEvent::PromptFallback {
+            original_prompt: prompt,
+            reason,
+        }
+        | SessionEvent::RewriteFailed {
+            seed_prompt: prompt,
+            reason,
+        } => L::PromptFallback {
+            original_prompt: prompt.clone(),
+            reason: reason.clone(),
+        },
+        SessionEvent::PromptBlocked { prompt, .. } => L::PromptBlocked {
+            prompt: prompt.clone(),
+        },
+        SessionEvent::SegmentQueued(queued) => L::SegmentQueued {
+            segment_idx: queued.at.segment_idx,
+            attempt: queued.at.attempt,
+            worker_id: queued.worker.clone(),
+            source: queued.source,
+            prompt: queued.prompt.clone(),
+            original_prompt: queued.original_prompt.clone(),
+            waited_ms: ms(queued.waited),
+        },
+        SessionEvent::SegmentStarted { at, queued_for } => L::SegmentStarted {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            queue_ms: ms(*queued_for),
+        },
+        SessionEvent::StepDone {
+            at,
+            stage,
+            step,
+            total_steps,
+            took,
+        } => L::Step {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            stage: *stage,
+            step: *step,
+            total_steps: *total_steps,
+            ms: ms(*took),
+        },
+        SessionEvent::FirstMediaSent { at, after } => L::FirstByte {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            ms: ms(*after),
+        },
+        SessionEvent::AllMediaSent { at, after, media } => L::LastByte {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            ms: ms(*after),
+            chunks: media.chunks,
+            bytes: media.bytes,
+        },
+        SessionEvent::SegmentFinished {
+            at,
+            frames,
+            generation,
+            timing,
+        } => L::SegmentFinished {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            frames: *frames,
+            generation_ms: ms(*generation),
+            decode_ms: ms(timing.decode),
+            encode_ms: ms(timing.encode),
+        },
+        SessionEvent::SegmentCancelled { at } => L::SegmentCancelled {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+        },
+        SessionEvent::SegmentFailed {
+            at, code, message, ..
+        } => L::SegmentFailed {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            code: *code,
+            message: message.clone(),
+        },
+        SessionEvent::SegmentTakenBack { at, started, .. } => L::SegmentTakenBack {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            started: *started,
+        },
+        SessionEvent::WorkerLost(lost) => L::Fault {
+            segment_idx: lost.at.segment_idx,
+            attempt: lost.at.attempt,
+            worker_id: lost.worker.clone(),
+            started: lost.started,
+            reason: lost.reason.clone(),
+        },
+        SessionEvent::Error {
+            code,
+            message,
+            retryable,
+        } => L::Error {
+            code: *code,
+            message: message.clone(),
+            retryable: *retryable,
+        },
+        SessionEvent::Draining { time_left } => L::Draining {
+            deadline_seconds: time_left.as_secs_f64(),
+        },
+        SessionEvent::Ended {
+            cause,
+            state,
+            segments,
+        } => L::Closed {
+            cause: cause.name().into(),
+            state: *state,
+            segments: *segments,
+        },
+        SessionEvent::NotOpened(_)
+        | SessionEvent::Media { .. }
+        | SessionEvent::SegmentCompleted(_)
+        | SessionEvent::StateExported(_) => return None,
+    })
+}
+
+/// The beginning of a name that a client gives.
+fn short(name: &str) -> String {
+    /// Characters of a name that are kept.
+    const MAX_NAME_CHARS: usize = 200;
+    name.chars().take(MAX_NAME_CHARS).collect()
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+impl From<&GeneratedPrompt> for Llm {
+    fn from(answer: &GeneratedPrompt) -> Self {
+        Self {
+            provider: answer.provider.clone(),
+            model: answer.model.clone(),
+            latency_ms: ms(answer.latency),
+            fallback_used: answer.fallback_used,
+        }
+    }
+}
+
+impl From<&PromptAlternatives> for Llm {
+    fn from(rewritten: &PromptAlternatives) -> Self {
+        Self {
+            provider: rewritten.provider.clone(),
+            model: rewritten.model.clone(),
+            latency_ms: ms(rewritten.latency),
+            fallback_used: rewritten.fallback_used,
+        }
+    }
+}

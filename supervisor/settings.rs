@@ -1,0 +1,31 @@
+//! Typed configuration keys and the reading of their values.
+//!
+//! Each module declares its keys beside the `Config` that they fill, as constants of the type [`Key`], and builds that
+//! `Config` with a [`Reader`]. Whoever merges the layers (defaults, file, environment, flags) fills [`Settings`]; nothing
+//! here reads a file or a variable.
+//!
+//! - `key`: what a key is, and how it is declared;
+//! - `kind`: the values that a key accepts, and how they are read from text and from the file;
+//! - `value`: a value as it is kept and shown;
+//! - `types`: the types of keys;
+//! - `merged`: the values of all keys, each with its origin;
+//! - `reader`: what modules build their `Config` with; it collects all errors.
+
+mod key;
+mod kind;
+mod merged;
+mod reader;
+mod types;
+mod value;
+
+pub use key::{Key, KeySpec};
+pub use kind::{Kind, TimeUnit};
+pub use merged::{Origin, Setting, SettingError, Settings};
+pub use reader::{Reader, Surroundings};
+pub use types::KeyType;
+pub use value::{DefaultValue, Value};
+
+/// Lengths of time in seconds, for the limits of keys.
+pub const MINUTE: f64 = 60.0;
+pub const HOUR: f64 = 60.0 * MINUTE;
+pub const DAY: f64 = 24.0 * HOUR;

@@ -1,0 +1,64 @@
+//! The signals that the server heeds.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::prompt::Prompts;
+
+/// The signals that ask the server to stop: SIGTERM and SIGINT.
+#[derive(Debug)]
+pub(crate) struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// SIGHUP, which asks the server to read the system prompts again.
+#[derive(Debug)]
+pub(crate) struct Hangups(Signal);
+
+impl StopSignals {
+    /// Handles both signals from now on; they no longer end the process.
+    ///
+    /// # Errors
+    /// When the operating system does not let a signal be handled.
+    pub(crate) fn install() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next signal.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Hangups {
+    /// Handles SIGHUP from now on; it no longer ends the process.
+    ///
+    /// # Errors
+    /// When the operating system does not let a signal be handled.
+    pub(crate) fn install() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// Reads the system prompts again at every SIGHUP, of which the server takes no other notice.
+    pub(crate) async fn reload(mut self, prompts: Prompts) {
+        while self.0.recv().await.is_some() {
+            let Some(enhancer) = prompts.enhancer().cloned() else {
+                tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload");
+                continue;
+            };
+            match tokio::task::spawn_blocking(move || enhancer.reload()).await {
+                Ok(Ok(origins)) => tracing::info!(?origins, "system prompts reloaded"),
+                Ok(Err(error)) => tracing::warn!(%error, "system prompts stay as they were"),
+                Err(panic) => tracing::error!(%panic, "system prompts not reloaded"),
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The keys `streaming.store.*`, and how long a session can be resumed.
+
+use std::time::Duration;
+
+use super::handle;
+use super::open::{Config, LocationError, StoreLocation};
+use super::records::ledger::Limits;
+use crate::settings::{DAY, HOUR, Key, KeySpec, MINUTE, Reader};
+
+/// The keys of `streaming.store`.
+pub static KEYS: &[&KeySpec] = &[
+    &SESSIONS.spec,
+    &BLOBS.spec,
+    &MAX_SESSIONS.spec,
+    &MAX_MIB.spec,
+    &LEASE.spec,
+    &TIMEOUT.spec,
+];
+
+/// One of the session's own keys in the file, `streaming.resume_ttl_seconds`.
+pub static RESUME_TTL: Key<Duration> =
+    Key::seconds("streaming.resume_ttl_seconds", 0.1, 30.0 * DAY)
+        .help("A session whose client is gone can be resumed for this long")
+        .default(300.0);
+
+static SESSIONS: Key<String> = Key::text("streaming.store.sessions")
+    .short("store")
+    .help("Where sessions are kept: memory: until this process ends; file:///FOLDER through restarts; redis://HOST:PORT/DB, rediss:// with TLS, for several servers")
+    .default("memory:");
+
+static BLOBS: Key<Option<String>> = Key::text("streaming.store.blobs")
+    .short("blobs")
+    .help("Where the frames and latents of their states are kept: memory:, file:///FOLDER, or s3://BUCKET/PREFIX with the usual AWS_* variables [default: with the sessions; to be named with Redis]");
+
+static MAX_SESSIONS: Key<usize> = Key::usize("streaming.store.max_sessions", 1, 10_000_000)
+    .unit("sessions")
+    .help("Sessions that a store in memory keeps; when it is full, those that nobody runs leave, the oldest first")
+    .default(10_000);
+
+static MAX_MIB: Key<u64> = Key::u64("streaming.store.max_mib", 1, 1 << 30)
+    .unit("MiB")
+    .help("States that a store in memory keeps")
+    .default(4096);
+
+static LEASE: Key<Duration> = Key::seconds("streaming.store.lease_seconds", 0.1, HOUR)
+    .help("The sessions of a server that is silent for this long count as left alone")
+    .default(6.0);
+
+static TIMEOUT: Key<Duration> = Key::millis("streaming.store.timeout_ms", 10.0, MINUTE * 1e3)
+    .help("Time that the store has for one operation; a session goes on without it")
+    .default(2000.0);
+
+/// The URLs of sessions and of blobs are right, but not together.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{}` and `{}` do not fit together, given {sessions} and {blobs}: {problem}",
+    SESSIONS.spec.path, BLOBS.spec.path
+)]
+struct UnfitPair {
+    sessions: String,
+    blobs: String,
+    problem: &'static str,
+}
+
+pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
+    let limits = Limits {
+        max_sessions: reader.get(&MAX_SESSIONS),
+        max_bytes: reader.get(&MAX_MIB) << 20,
+    };
+    let (url, blobs) = (reader.get(&SESSIONS), reader.get(&BLOBS));
+    let location = StoreLocation::parse(&url, blobs.as_deref(), limits).unwrap_or_else(|error| {
+        match error {
+            LocationError::Records(expected) => {
+                reader.refuse(&SESSIONS.spec, expected.to_string());
+            }
+            LocationError::Blobs(expected) => reader.refuse(&BLOBS.spec, expected.to_string()),
+            LocationError::Pair(problem) => reader.refuse_because(UnfitPair {
+                sessions: reader.given(&SESSIONS.spec),
+                blobs: reader.given(&BLOBS.spec),
+                problem,
+            }),
+        }
+        StoreLocation::memory(limits)
+    });
+    Config {
+        location,
+        sessions: handle::Config {
+            resume_ttl: reader.get(&RESUME_TTL),
+            lease: reader.get(&LEASE),
+            timeout: reader.get(&TIMEOUT),
+        },
+    }
+}

@@ -1,0 +1,62 @@
+//! Why a store did not do what it was asked to.
+
+use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::state::StateError;
+use fastvideo_proto::state::envelope::EnvelopeError;
+
+use super::ids::{BlobId, BlobKey};
+
+/// Why a store did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The compare-and-swap failed: somebody else has written the record meanwhile. The session was resumed elsewhere, or
+    /// dropped.
+    #[error("session was resumed elsewhere or dropped")]
+    Stale,
+    #[error(
+        "the store is full of running sessions: it holds at most {max_sessions} sessions and {max_bytes} bytes"
+    )]
+    Full { max_sessions: usize, max_bytes: u64 },
+    /// The server was silent for so long that its reservation of a blob was taken back.
+    #[error("this server was taken for dead")]
+    Unreserved,
+    /// The store answers, but what was asked for is gone for good. Trying again does not help.
+    #[error(transparent)]
+    Lost(#[from] DataLoss),
+    /// The store does not answer, or not in time. Trying again may help.
+    #[error("the store cannot be used now: {0}")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl StoreError {
+    pub(super) fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unavailable(error.into())
+    }
+}
+
+/// A permanent loss: what the store has is missing, damaged, or of a version that this build cannot read.
+#[derive(Debug, thiserror::Error)]
+pub enum DataLoss {
+    #[error("blob {0} is not in the store")]
+    MissingBlob(BlobId),
+    #[error("blob {0} is damaged: it has other bytes than its name says")]
+    DamagedBlob(BlobKey),
+    #[error("the record of session {session} cannot be read: {source}")]
+    Record {
+        session: SessionId,
+        source: EnvelopeError,
+    },
+    #[error("the state of session {session} cannot be read: {source}")]
+    State {
+        session: SessionId,
+        source: StateError,
+    },
+    #[error("the record of session {0} has a state and no blob")]
+    StateWithoutBlob(SessionId),
+    /// A value in the backend's own tables makes no sense.
+    #[error("what the store has is damaged: {given} is no {expected}")]
+    Row {
+        expected: &'static str,
+        given: String,
+    },
+}

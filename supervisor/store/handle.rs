@@ -1,0 +1,105 @@
+//! The handle of a store, which all its operations share: the backends, this server's identity and what it holds.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use super::blobs::BlobStore;
+use super::error::StoreError;
+use super::ids::ServerId;
+use super::leased_session::LeasedSessions;
+use super::pending_cleanup::PendingCleanup;
+use super::records::Records;
+
+/// What is configured of the store's behaviour.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How long the state of a session is kept that nobody runs.
+    pub resume_ttl: Duration,
+    /// A server that was silent for this long has lost its leases: its sessions count as sessions that nobody runs.
+    pub lease: Duration,
+    /// How long one read, or one write with all its steps, may take.
+    pub timeout: Duration,
+}
+
+/// The sessions of all servers that share a store. Cheap to clone.
+#[derive(Clone)]
+pub struct SessionStore(pub(super) Arc<Shared>);
+
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) records: Arc<dyn Records>,
+    pub(super) blobs: BlobStore,
+    pub(super) server: ServerId,
+    pub(super) leased: LeasedSessions,
+    /// The number of the next reservation.
+    pub(super) reservations: AtomicU64,
+    /// Blobs on their way, which go on when nobody waits for them any more.
+    pub(super) puts: TaskTracker,
+    pub(super) cleanup: PendingCleanup,
+}
+
+/// The moment by which an operation, with all its steps, has to be done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(Instant);
+
+impl Deadline {
+    /// Waits for a step of the operation until the deadline.
+    ///
+    /// # Errors
+    /// Those of the step, and [`StoreError::Unavailable`] when the deadline passes.
+    pub(super) async fn limit<T>(
+        self,
+        step: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match timeout_at(self.0, step).await {
+            Ok(done) => done,
+            Err(late) => Err(StoreError::unavailable(late)),
+        }
+    }
+}
+
+impl SessionStore {
+    pub(super) fn new(config: Config, records: Arc<dyn Records>, blobs: BlobStore) -> Self {
+        Self(Arc::new(Shared {
+            config,
+            records,
+            blobs,
+            server: ServerId::random(),
+            leased: LeasedSessions::default(),
+            reservations: AtomicU64::new(0),
+            puts: TaskTracker::new(),
+            cleanup: PendingCleanup::default(),
+        }))
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// The deadline of an operation that begins now. A store that does not answer must not hold a session up.
+    pub(super) fn deadline(&self) -> Deadline {
+        Deadline(Instant::now() + self.0.config.timeout)
+    }
+
+    /// Does an operation of one step.
+    pub(super) async fn within<T>(
+        &self,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        self.deadline().limit(operation).await
+    }
+}
+
+impl fmt::Debug for SessionStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionStore")
+            .field("server", &self.0.server)
+            .field("records", &self.0.records)
+            .finish_non_exhaustive()
+    }
+}

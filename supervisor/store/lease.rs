@@ -1,0 +1,202 @@
+//! The lease of a session: the right of one server to run it and to write its record.
+//!
+//! The lease is kept in the record itself, as its owner, and the record's revision is the fencing token: every write names
+//! the revision that it replaces. A server whose lease was taken over finds out at its next write or its next beat,
+//! whichever is first; then [`Lease::lost`] resolves.
+
+use std::sync::Arc;
+
+use super::error::StoreError;
+use super::handle::{Deadline, SessionStore};
+use super::ids::ServerId;
+use super::leased_session::LeasedSession;
+use super::pending_cleanup::CleanupTask;
+use super::records::StoredRecord;
+use super::saved_session::{Progress, SavedSession};
+use super::state::State;
+use super::writer::RecordDraft;
+
+/// The right to run a session and to write its record. Dropping it releases the session: its state stays for the
+/// configured time.
+#[derive(Debug)]
+pub struct Lease {
+    leased: Arc<LeasedSession>,
+    store: SessionStore,
+    /// The lease was given back, or its session has ended.
+    over: bool,
+}
+
+/// Writes a session's record on behalf of its lease.
+#[derive(Debug)]
+pub struct LeaseWriter {
+    leased: Arc<LeasedSession>,
+    store: SessionStore,
+}
+
+impl Lease {
+    /// A writer of the session, which may outlive the lease for a moment.
+    pub fn writer(&self) -> LeaseWriter {
+        LeaseWriter {
+            leased: self.leased.clone(),
+            store: self.store.clone(),
+        }
+    }
+
+    /// Resolves when the session was resumed elsewhere or dropped: it must not go on here.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn lost(&self) {
+        self.leased.lost.cancelled().await;
+    }
+
+    /// Ends the session for good: its state is removed.
+    pub fn end_session(&mut self) {
+        let task = CleanupTask::End(self.leased.clone());
+        self.end(task);
+    }
+
+    fn end(&mut self, task: CleanupTask) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        if self.leased.lost.is_cancelled() {
+            self.store.0.leased.remove(&self.leased);
+        } else {
+            self.store.0.cleanup.add(task);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let task = CleanupTask::Release(self.leased.clone());
+        self.end(task);
+    }
+}
+
+impl LeaseWriter {
+    /// Saves what the session has become, in place of what was saved before. Writes of one session follow each other.
+    ///
+    /// Takes no longer than the configured timeout, waiting for the write before included.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when the session was resumed elsewhere or dropped; any other error may pass.
+    pub async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
+        let Self { leased, store } = self;
+        let deadline = store.deadline();
+        leased.set_latest(SavedSession {
+            progress,
+            state: Some(state),
+        });
+        let mut record = deadline
+            .limit(async { Ok(leased.record.lock().await) })
+            .await?;
+        if leased.lost.is_cancelled() {
+            return Err(StoreError::Stale);
+        }
+        // The session may have ended and been released while its last state was on its way.
+        let owner = store
+            .0
+            .leased
+            .holds(&leased)
+            .then(|| store.0.server.clone());
+        store
+            .write_latest(&leased, &mut record, owner, deadline)
+            .await
+    }
+}
+
+impl SessionStore {
+    /// Makes the lease of a session whose record names this server as its owner.
+    pub(super) fn lease(&self, leased: Arc<LeasedSession>) -> Lease {
+        // Whoever ran the session on this server runs it no longer.
+        if let Some(before) = self.0.leased.insert(leased.clone()) {
+            before.lost.cancel();
+        }
+        Lease {
+            leased,
+            store: self.clone(),
+            over: false,
+        }
+    }
+
+    /// Writes the latest version of the session with that owner, unless the store has it already.
+    pub(super) async fn write_latest(
+        &self,
+        leased: &Arc<LeasedSession>,
+        record: &mut StoredRecord,
+        owner: Option<ServerId>,
+        deadline: Deadline,
+    ) -> Result<(), StoreError> {
+        let latest = leased.latest();
+        let draft = RecordDraft {
+            owner,
+            body: latest.encode(leased.token_hash),
+            blob: (latest.state.as_ref()).map(|state| (state.blob_id(), state.blob_bytes())),
+        };
+        if draft.body == record.record.body && draft.owner.is_some() {
+            return Ok(());
+        }
+        loop {
+            let written = self.write_record(&leased.key, Some(record), &draft, deadline);
+            match written.await {
+                Ok(written) => {
+                    *record = written;
+                    return Ok(());
+                }
+                Err(StoreError::Stale) => {
+                    if !self.is_still_ours(leased, record, deadline).await? {
+                        return Err(StoreError::Stale);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Removes the record of a session that this server runs, unless it runs elsewhere by now.
+    pub(super) async fn remove_leased(
+        &self,
+        leased: &Arc<LeasedSession>,
+        record: &mut StoredRecord,
+    ) -> Result<(), StoreError> {
+        loop {
+            let deadline = self.deadline();
+            let removed = self.swap_record(&leased.key, record.revision, None, deadline);
+            match removed.await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Stale) => {
+                    if !self.is_still_ours(leased, record, deadline).await? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether a session whose revision is not the one that this server knows is its own all the same, because the answer
+    /// to its last write was lost; then `record` becomes what the store has. Otherwise the lease is lost.
+    pub(super) async fn is_still_ours(
+        &self,
+        leased: &Arc<LeasedSession>,
+        record: &mut StoredRecord,
+        deadline: Deadline,
+    ) -> Result<bool, StoreError> {
+        let current = deadline.limit(self.0.records.read(&leased.key)).await?;
+        match current {
+            Some(current)
+                if self.0.leased.holds(leased)
+                    && current.record.owner.as_ref() == Some(&self.0.server) =>
+            {
+                *record = current;
+                Ok(true)
+            }
+            _ => {
+                leased.lost.cancel();
+                Ok(false)
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A session that this server runs, as its lease, its writer and the pending cleanup share it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use fastvideo_proto::ids::SessionId;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio_util::sync::CancellationToken;
+
+use super::ids::RecordKey;
+use super::records::StoredRecord;
+use super::saved_session::SavedSession;
+
+/// A session that this server runs.
+#[derive(Debug)]
+pub(super) struct LeasedSession {
+    pub(super) session: SessionId,
+    /// The record's key, which is the session's id.
+    pub(super) key: RecordKey,
+    pub(super) token_hash: [u8; 32],
+    /// Cancelled when the lease is lost: the session was resumed elsewhere or dropped.
+    pub(super) lost: CancellationToken,
+    /// The latest version that was handed to the writer. It may not be durable yet.
+    latest: Mutex<SavedSession>,
+    /// The record as this server last wrote or read it, whose revision the next write names. Locked while the session is
+    /// written, so that writes of one session follow each other.
+    pub(super) record: AsyncMutex<StoredRecord>,
+}
+
+impl LeasedSession {
+    pub(super) fn new(
+        session: &SessionId,
+        token_hash: [u8; 32],
+        latest: SavedSession,
+        record: StoredRecord,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            session: session.clone(),
+            key: session.clone().into(),
+            token_hash,
+            lost: CancellationToken::new(),
+            latest: Mutex::new(latest),
+            record: AsyncMutex::new(record),
+        })
+    }
+
+    pub(super) fn latest(&self) -> SavedSession {
+        self.lock_latest().clone()
+    }
+
+    pub(super) fn set_latest(&self, latest: SavedSession) {
+        *self.lock_latest() = latest;
+    }
+
+    fn lock_latest(&self) -> MutexGuard<'_, SavedSession> {
+        self.latest.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// The sessions that this server runs.
+#[derive(Debug, Default)]
+pub(super) struct LeasedSessions(Mutex<HashMap<SessionId, Arc<LeasedSession>>>);
+
+impl LeasedSessions {
+    pub(super) fn get(&self, session: &SessionId) -> Option<Arc<LeasedSession>> {
+        self.lock().get(session).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<LeasedSession>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Whether this server still runs the session under this very lease.
+    pub(super) fn holds(&self, leased: &Arc<LeasedSession>) -> bool {
+        let all = self.lock();
+        (all.get(&leased.session)).is_some_and(|current| Arc::ptr_eq(current, leased))
+    }
+
+    /// Returns the lease that this one replaces.
+    pub(super) fn insert(&self, leased: Arc<LeasedSession>) -> Option<Arc<LeasedSession>> {
+        self.lock().insert(leased.session.clone(), leased)
+    }
+
+    /// Takes the session out, whatever lease holds it.
+    pub(super) fn take(&self, session: &SessionId) -> Option<Arc<LeasedSession>> {
+        self.lock().remove(session)
+    }
+
+    /// Forgets this lease, unless another one has replaced it.
+    pub(super) fn remove(&self, leased: &Arc<LeasedSession>) {
+        let mut all = self.lock();
+        if (all.get(&leased.session)).is_some_and(|current| Arc::ptr_eq(current, leased)) {
+            all.remove(&leased.session);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<LeasedSession>>> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}

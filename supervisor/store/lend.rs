@@ -1,0 +1,59 @@
+//! Blobs that exported states refer to. The store lends them for as long as it keeps a state that nobody runs.
+
+use bytes::Bytes;
+use fastvideo_proto::stored::StoredSession;
+
+use super::error::{DataLoss, StoreError};
+use super::handle::SessionStore;
+use super::ids::{BlobId, RecordKey};
+use super::writer::RecordDraft;
+
+impl SessionStore {
+    /// Keeps a blob for as long as the state of a session that nobody runs, counted from the last time it was lent.
+    ///
+    /// Lending is idempotent: there is one record for each blob, named by its hash, however often the blob is lent. In a
+    /// store with limits, loans are the first to be evicted, and a loan evicts no session.
+    ///
+    /// # Errors
+    /// When the store does not answer in time or has no room.
+    pub async fn lend(&self, blob: Bytes) -> Result<BlobId, StoreError> {
+        let hashed = blob.clone();
+        let id = tokio::task::spawn_blocking(move || BlobId::of(&hashed))
+            .await
+            .map_err(StoreError::unavailable)?;
+        let key = RecordKey::Loan(id);
+        let no_session = StoredSession {
+            token_hash: None,
+            segments: 0,
+            start_frame: 0,
+            state: None,
+        };
+        let draft = RecordDraft {
+            owner: None,
+            body: no_session.encode(),
+            blob: Some((id, blob)),
+        };
+        loop {
+            let lent = self.within(self.0.records.read(&key)).await?;
+            // Writing the same record again starts its time anew.
+            let written = self.write_record(&key, lent.as_ref(), &draft, self.deadline());
+            match written.await {
+                Ok(_) => return Ok(id),
+                // It was lent again or has expired just now.
+                Err(StoreError::Stale) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A blob that the store has.
+    ///
+    /// # Errors
+    /// [`DataLoss::MissingBlob`] when the store has no such blob, and when it does not answer.
+    pub async fn blob(&self, id: BlobId) -> Result<Bytes, StoreError> {
+        match self.within(self.0.records.locate(id)).await? {
+            Some(key) => self.within(self.0.blobs.get(key)).await,
+            None => Err(DataLoss::MissingBlob(id).into()),
+        }
+    }
+}

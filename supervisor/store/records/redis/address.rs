@@ -1,0 +1,83 @@
+//! The URL of a Redis.
+
+use std::fmt;
+
+use redis::io::tcp::TcpSettings;
+use redis::{ConnectionInfo, IntoConnectionInfo, RedisError};
+use url::Url;
+
+/// How to reach a Redis, and which of its keys belong to the store.
+#[derive(Clone)]
+pub struct RedisAddress {
+    pub(super) connection: ConnectionInfo,
+    /// What every key of the store begins with.
+    pub(super) prefix: String,
+}
+
+/// Why a URL is no address of a Redis. The sentences go on after "it".
+#[derive(Debug, thiserror::Error)]
+pub enum RedisAddressError {
+    #[error("has an unknown parameter `{0}`")]
+    UnknownParameter(String),
+    #[error("is no address of a Redis: {0}")]
+    NotRedis(#[source] RedisError),
+    #[error("has a prefix with other characters than letters, digits, - _ .")]
+    Prefix,
+}
+
+impl RedisAddress {
+    /// Reads `redis://[user:password@]host[:port][/database][?prefix=…]`, the same with `rediss` for TLS or `valkey`,
+    /// or `redis+unix:///path/of/socket[?db=…&prefix=…]`. Without a prefix the database's number takes its place.
+    ///
+    /// # Errors
+    /// See [`RedisAddressError`]; the message does not tell the password.
+    pub fn parse(url: &Url) -> Result<Self, RedisAddressError> {
+        let mut plain = url.clone();
+        let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let (prefix, rest): (Vec<_>, Vec<_>) =
+            pairs.into_iter().partition(|(name, _)| name == "prefix");
+        let known = ["db", "protocol"];
+        if let Some((name, _)) = rest
+            .iter()
+            .find(|(name, _)| !known.contains(&name.as_str()))
+        {
+            return Err(RedisAddressError::UnknownParameter(name.clone()));
+        }
+        plain.set_query(None);
+        if !rest.is_empty() {
+            plain.query_pairs_mut().extend_pairs(rest);
+        }
+        let connection = plain.into_connection_info();
+        let connection = connection.map_err(RedisAddressError::NotRedis)?;
+        let database = connection.redis_settings().db();
+        let prefix = match prefix.into_iter().next_back() {
+            Some((_, prefix)) => prefix,
+            None => database.to_string(),
+        };
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if prefix.is_empty() || !prefix.chars().all(allowed) {
+            return Err(RedisAddressError::Prefix);
+        }
+        let settings = TcpSettings::default().set_nodelay(true);
+        Ok(Self {
+            connection: connection.set_tcp_settings(settings),
+            prefix: format!("fastvideo:{{{prefix}}}:"),
+        })
+    }
+}
+
+impl fmt::Debug for RedisAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisAddress")
+            .field("address", self.connection.addr())
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Shows the host, without user and password.
+impl fmt::Display for RedisAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.connection.addr().fmt(f)
+    }
+}

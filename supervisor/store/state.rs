@@ -1,0 +1,121 @@
+//! A committed continuation state in this process's memory.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fastvideo_proto::ids::JobId;
+use fastvideo_proto::state::{StateError, StateHeader};
+use ipc_channel::ipc::IpcSharedMemory;
+
+use super::ids::BlobId;
+
+/// A committed continuation state. It is immutable, and a clone shares everything.
+///
+/// The blob stays in the shared memory in which it came, so that it travels on to another worker without a copy.
+#[derive(Clone)]
+pub struct State {
+    shared: Arc<SharedState>,
+    made_by: Option<JobId>,
+}
+
+struct SharedState {
+    header: StateHeader,
+    header_bytes: Vec<u8>,
+    blob: IpcSharedMemory,
+}
+
+impl State {
+    /// Takes the state that a worker has made.
+    ///
+    /// Of the blob only the size is checked: reading it would make tens of megabytes resident in this process, and the
+    /// next worker checks its hash anyway.
+    ///
+    /// # Errors
+    /// When the header is damaged or of another version, or the blob has another size than the header says.
+    pub fn from_worker(header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Result<Self, StateError> {
+        let header = StateHeader::decode(&header_bytes)?;
+        header.check_blob_size(blob.len())?;
+        Ok(Self::new(header, header_bytes, blob))
+    }
+
+    /// Takes a state out of a store. Copies the blob, whose hash was compared with its name, into memory that can travel
+    /// to a worker.
+    pub(super) fn from_stored(
+        header_bytes: Vec<u8>,
+        name: BlobId,
+        blob: &[u8],
+    ) -> Result<Self, StateError> {
+        let header = StateHeader::decode(&header_bytes)?;
+        header.check_blob_size(blob.len())?;
+        if header.blob_hash != *name.as_bytes() {
+            return Err(StateError::Hash);
+        }
+        let blob = IpcSharedMemory::from_bytes(blob);
+        Ok(Self::new(header, header_bytes, blob))
+    }
+
+    pub(super) fn new(header: StateHeader, header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Self {
+        Self {
+            shared: Arc::new(SharedState {
+                header,
+                header_bytes,
+                blob,
+            }),
+            made_by: None,
+        }
+    }
+
+    /// Names the job of this supervisor that made the state: the worker that ran it may still hold a copy.
+    pub fn made_by(self, job: JobId) -> Self {
+        Self {
+            made_by: Some(job),
+            ..self
+        }
+    }
+
+    /// The job of this supervisor that made the state; none when the state came from elsewhere.
+    pub fn maker(&self) -> Option<JobId> {
+        self.made_by
+    }
+
+    pub fn header(&self) -> &StateHeader {
+        &self.shared.header
+    }
+
+    /// The header as [`StateHeader::encode`] writes it, ready to be sent.
+    pub fn header_bytes(&self) -> &[u8] {
+        &self.shared.header_bytes
+    }
+
+    /// The frames, then the audio latents. The blob is as long as the header says; its hash is not checked.
+    pub fn blob(&self) -> &IpcSharedMemory {
+        &self.shared.blob
+    }
+
+    /// The blob's name in a store. The worker that made the state has computed the hash; whoever reads the blob checks it.
+    pub(super) fn blob_id(&self) -> BlobId {
+        BlobId::from_bytes(self.header().blob_hash)
+    }
+
+    /// The blob as bytes that share this state's memory.
+    pub(super) fn blob_bytes(&self) -> Bytes {
+        struct BlobOf(State);
+        impl AsRef<[u8]> for BlobOf {
+            fn as_ref(&self) -> &[u8] {
+                self.0.blob()
+            }
+        }
+        Bytes::from_owner(BlobOf(self.clone()))
+    }
+}
+
+// Not derived: shared memory prints every byte that it holds.
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("header", &self.shared.header)
+            .field("blob_bytes", &self.shared.blob.len())
+            .finish_non_exhaustive()
+    }
+}

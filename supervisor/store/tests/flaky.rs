@@ -1,0 +1,143 @@
+//! Records that fail or answer late.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::sleep;
+
+use super::backends::LIMITS;
+use crate::store::error::StoreError;
+use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use crate::store::records::memory::MemoryRecords;
+use crate::store::records::{RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
+
+/// Records whose answers get lost.
+#[derive(Debug)]
+pub(super) struct Flaky {
+    inner: MemoryRecords,
+    down: Mutex<bool>,
+    /// How long each call takes.
+    delay: Mutex<Duration>,
+    /// Methods whose next call fails, after it was done or before.
+    losing: Mutex<(HashSet<&'static str>, bool)>,
+    /// The next writer is taken for dead just before.
+    pub(super) retire_before_write: Mutex<bool>,
+}
+
+impl Default for Flaky {
+    fn default() -> Self {
+        Self {
+            inner: MemoryRecords::new(LIMITS),
+            down: Mutex::default(),
+            delay: Mutex::default(),
+            losing: Mutex::default(),
+            retire_before_write: Mutex::default(),
+        }
+    }
+}
+
+impl Flaky {
+    pub(super) fn down(&self, down: bool) {
+        *self.down.lock().unwrap() = down;
+    }
+
+    /// Each call takes so long from now on.
+    pub(super) fn delay(&self, delay: Duration) {
+        *self.delay.lock().unwrap() = delay;
+    }
+
+    /// The next call of that method fails. `undone`: nothing is done.
+    pub(super) fn lose(&self, method: &'static str, undone: bool) {
+        *self.losing.lock().unwrap() = (HashSet::from([method]), undone);
+    }
+
+    async fn call<T>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        let (lost, undone) = {
+            let mut losing = self.losing.lock().unwrap();
+            (losing.0.remove(method), losing.1)
+        };
+        let down = *self.down.lock().unwrap();
+        let failure = Err(StoreError::unavailable("lost"));
+        if down || lost && undone {
+            return failure;
+        }
+        let delay = *self.delay.lock().unwrap();
+        sleep(delay).await;
+        let done = call.await;
+        if lost { failure } else { done }
+    }
+}
+
+#[async_trait]
+impl Records for Flaky {
+    async fn name(&self) -> Result<String, StoreError> {
+        self.inner.name().await
+    }
+
+    async fn read(&self, key: &RecordKey) -> Result<Option<StoredRecord>, StoreError> {
+        self.call("read", self.inner.read(key)).await
+    }
+
+    async fn write(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        let retire = std::mem::take(&mut *self.retire_before_write.lock().unwrap());
+        if retire {
+            self.inner.retire(write.server).await?;
+        }
+        self.call("write", self.inner.write(write)).await
+    }
+
+    async fn reserve(
+        &self,
+        server: &ServerId,
+        reservation: ReservationId,
+        blobs: &[BlobId],
+    ) -> Result<Vec<BlobKey>, StoreError> {
+        let call = self.inner.reserve(server, reservation, blobs);
+        self.call("reserve", call).await
+    }
+
+    async fn release(
+        &self,
+        server: &ServerId,
+        reservation: ReservationId,
+        blobs: &[BlobKey],
+    ) -> Result<Vec<BlobKey>, StoreError> {
+        let call = self.inner.release(server, reservation, blobs);
+        self.call("release", call).await
+    }
+
+    async fn locate(&self, blob: BlobId) -> Result<Option<BlobKey>, StoreError> {
+        self.call("locate", self.inner.locate(blob)).await
+    }
+
+    async fn forget(&self, blobs: &[BlobKey]) -> Result<(), StoreError> {
+        self.call("forget", self.inner.forget(blobs)).await
+    }
+
+    async fn condemn_unknown(&self, blobs: &[BlobKey]) -> Result<Vec<BlobKey>, StoreError> {
+        let call = self.inner.condemn_unknown(blobs);
+        self.call("condemn_unknown", call).await
+    }
+
+    async fn beat(&self, server: &ServerId) -> Result<(), StoreError> {
+        self.call("beat", self.inner.beat(server)).await
+    }
+
+    async fn retire(&self, server: &ServerId) -> Result<Vec<BlobKey>, StoreError> {
+        self.call("retire", self.inner.retire(server)).await
+    }
+
+    async fn stale(&self, known: &[(RecordKey, Revision)]) -> Result<Vec<RecordKey>, StoreError> {
+        self.call("stale", self.inner.stale(known)).await
+    }
+
+    async fn survey(&self) -> Result<Survey, StoreError> {
+        self.call("survey", self.inner.survey()).await
+    }
+}

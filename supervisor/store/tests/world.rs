@@ -1,0 +1,150 @@
+//! A store that several servers share, and states to keep in it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
+use ipc_channel::ipc::IpcSharedMemory;
+use object_store::memory::InMemory;
+use tempfile::TempDir;
+
+use super::backends::{BlobsKind, RecordsHome, RecordsKind, blobs};
+use crate::store::blobs::BlobStore;
+use crate::store::handle::Config;
+use crate::store::records::Records;
+use crate::store::records::ledger::Limits;
+use crate::store::records::memory::MemoryRecords;
+use crate::store::{Lease, Progress, ResumeToken, SavedSession, SessionStore, State};
+
+pub(super) const TTL: Duration = Duration::from_secs(300);
+pub(super) const LEASE: Duration = Duration::from_secs(6);
+pub(super) const CONFIG: Config = Config {
+    resume_ttl: TTL,
+    lease: LEASE,
+    timeout: Duration::from_secs(20),
+};
+
+/// A store that several servers share.
+pub(super) struct World {
+    pub(super) records: Arc<dyn Records>,
+    pub(super) blobs: BlobStore,
+    pub(super) _home: Option<RecordsHome>,
+    pub(super) _folder: TempDir,
+}
+
+impl World {
+    /// None where there is no S3 to test with.
+    pub(super) async fn new(kind: RecordsKind, blobs_kind: BlobsKind) -> Option<Self> {
+        let home = RecordsHome::new(kind).await;
+        let folder = tempfile::tempdir().unwrap();
+        let name = home.records.name().await.unwrap();
+        Some(Self {
+            records: home.records.clone(),
+            blobs: blobs(blobs_kind, folder.path(), &name)?,
+            _home: Some(home),
+            _folder: folder,
+        })
+    }
+
+    pub(super) fn memory(limits: Limits) -> Self {
+        Self::with(Arc::new(MemoryRecords::new(limits)))
+    }
+
+    pub(super) fn with(records: Arc<dyn Records>) -> Self {
+        Self {
+            records,
+            blobs: BlobStore::new(Arc::new(InMemory::new()), "store"),
+            _home: None,
+            _folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub(super) fn server(&self) -> SessionStore {
+        SessionStore::new(CONFIG, self.records.clone(), self.blobs.clone())
+    }
+
+    /// Deletes all condemned blobs, as upkeep does after a while.
+    pub(super) async fn delete_condemned(&self) {
+        for key in self.records.survey().await.unwrap().condemned {
+            self.blobs.drop(key).await.unwrap();
+            self.records.forget(&[key]).await.unwrap();
+        }
+    }
+
+    pub(super) async fn blobs(&self) -> usize {
+        self.blobs.list().await.unwrap().len()
+    }
+
+    pub(super) async fn is_empty(&self) {
+        let survey = self.records.survey().await.unwrap();
+        assert_eq!(survey.records, []);
+        assert_eq!(survey.condemned, []);
+        assert_eq!(survey.blobs, 0);
+        assert_eq!(self.blobs().await, 0);
+    }
+}
+
+/// A state whose blob is of that many bytes, a multiple of 300 or 5760, and depends on `n`.
+pub(super) fn state(n: u8, bytes: usize) -> State {
+    let blob: Vec<u8> = (0..bytes)
+        .map(|i| n.wrapping_add(i.to_le_bytes()[0]))
+        .collect();
+    let width = if bytes.is_multiple_of(5760) {
+        1920
+    } else {
+        100
+    };
+    let header = StateHeader {
+        segment_index: n.into(),
+        video_conditioning_frame_idx: 0,
+        video_conditioning_strength: 1.0,
+        audio_sample_rate: None,
+        audio_conditioning_num_frames: 0,
+        audio_conditioning_strength: 0.0,
+        video_position_offset_sec: 0.0,
+        metadata: "{}".to_owned(),
+        frames: Some(FramesLayout {
+            count: 1,
+            height: u32::try_from(bytes / 3).unwrap() / width,
+            width,
+        }),
+        audio_latents: None,
+        blob_hash: blob_hash(&blob),
+    };
+    State::from_worker(header.encode(), IpcSharedMemory::from_bytes(&blob)).unwrap()
+}
+
+pub(super) fn small(n: u8) -> State {
+    state(n, 300)
+}
+
+pub(super) fn at(segments: u32) -> Progress {
+    Progress {
+        segments,
+        start_frame: u64::from(segments) * 24,
+    }
+}
+
+pub(super) fn same(a: &Option<State>, b: &State) -> bool {
+    a.as_ref()
+        .is_some_and(|a| a.header_bytes() == b.header_bytes() && a.blob()[..] == b.blob()[..])
+}
+
+/// A check that takes any session.
+#[expect(clippy::unnecessary_wraps, reason = "the check of a resume may refuse")]
+pub(super) fn any(_: &SavedSession) -> Result<(), Infallible> {
+    Ok(())
+}
+
+pub(super) async fn begin(store: &SessionStore) -> (SessionId, ResumeToken, Lease) {
+    let (session, token) = (SessionId::random(), ResumeToken::random());
+    let lease = store.create(&session, &token, None).await.unwrap();
+    (session, token, lease)
+}
+
+#[track_caller]
+pub(super) fn is_lost(lease: &Lease) -> bool {
+    futures_util::FutureExt::now_or_never(lease.lost()).is_some()
+}

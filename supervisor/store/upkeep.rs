@@ -1,0 +1,311 @@
+//! The upkeep of a store: this server's heartbeat, and garbage collection of what nobody looks after.
+//!
+//! `cleanup` executes the pending cleanup of this server.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+
+use super::error::StoreError;
+use super::handle::SessionStore;
+use super::ids::{BlobKey, RecordKey, Revision, ServerId};
+use super::records::{Record, Survey};
+use crate::causes::with_causes;
+
+mod cleanup;
+
+/// Number of beats within the length of a lease.
+const BEATS_PER_LEASE: u32 = 3;
+/// Longest pause between two sweeps.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Pause before the cleanup is tried again that the store did not answer.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How long a condemned blob is left to the server that has condemned it, before any other one deletes it.
+const LEFTOVER_AGE: Duration = Duration::from_secs(20);
+
+/// Looks after a store.
+#[derive(Debug)]
+pub struct Upkeep {
+    store: SessionStore,
+    /// Each server's beat, and since when it has not moved.
+    beats: HashMap<ServerId, (u64, Instant)>,
+    /// For each record that nobody runs: since when it has this revision.
+    idle: HashMap<RecordKey, (Revision, Instant)>,
+    /// For each session that the store assigns to this server although it does not run it: since when.
+    strays: HashMap<RecordKey, (Revision, Instant)>,
+    /// For each condemned blob: when it was first seen.
+    condemned: HashMap<BlobKey, Instant>,
+    /// When the store was last seen as a whole.
+    surveyed: Option<Instant>,
+}
+
+impl Upkeep {
+    /// The upkeep of a store, which has not begun.
+    pub fn new(store: SessionStore) -> Self {
+        Self {
+            store,
+            beats: HashMap::new(),
+            idle: HashMap::new(),
+            strays: HashMap::new(),
+            condemned: HashMap::new(),
+            surveyed: None,
+        }
+    }
+
+    /// Beats, sweeps and cleans up. Never returns.
+    pub async fn run(mut self) {
+        let store = self.store.clone();
+        let cleaning = async {
+            loop {
+                store.0.cleanup.added().await;
+                store.clean_up_all().await;
+            }
+        };
+        let beating = async {
+            let mut ticks = ticks(beat_interval(&store));
+            loop {
+                ticks.tick().await;
+                if let Err(error) = store.beat().await {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "the store was not told that this server lives");
+                }
+            }
+        };
+        let sweeping = async {
+            let mut ticks = ticks(sweep_interval(&store));
+            loop {
+                ticks.tick().await;
+                if let Err(error) = self.sweep().await {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "the store is not swept");
+                }
+            }
+        };
+        tokio::join!(cleaning, beating, sweeping);
+    }
+
+    /// Collects garbage: leases of silent servers, states that were kept for long enough, blobs that a crash has left.
+    async fn sweep(&mut self) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        let survey = store.within(store.0.records.survey()).await?;
+        let now = Instant::now();
+        self.skip_blind_time(now);
+        let silent = self.silent_servers(&survey, now);
+        for server in &silent {
+            tracing::warn!(
+                server = server.as_str(),
+                "another server is silent: its sessions can be resumed"
+            );
+            let condemned = store.within(store.0.records.retire(server)).await?;
+            store.0.cleanup.delete(condemned);
+        }
+        let ttl = store.config().resume_ttl;
+        let (mut idle, mut strays) = (HashMap::new(), HashMap::new());
+        for (key, revision, owner) in survey.records {
+            match owner {
+                Some(owner) if silent.contains(&owner) => {
+                    store.disown(&key, revision).await?;
+                }
+                // The answer to the write that took the lease was lost.
+                Some(owner) if owner == store.0.server && !store.runs(&key) => {
+                    let since = since(&self.strays, &key, revision, now);
+                    if now - since > store.config().lease {
+                        store.disown(&key, revision).await?;
+                    } else {
+                        strays.insert(key, (revision, since));
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    let since = since(&self.idle, &key, revision, now);
+                    if now - since > ttl {
+                        tracing::info!(record = %key, "stored record expired");
+                        store.replace(&key, revision, None).await?;
+                    } else {
+                        idle.insert(key, (revision, since));
+                    }
+                }
+            }
+        }
+        self.idle = idle;
+        self.strays = strays;
+        let known = std::mem::take(&mut self.condemned);
+        for blob in survey.condemned {
+            let since = known.get(&blob).copied().unwrap_or(now);
+            if now - since > LEFTOVER_AGE {
+                store.0.cleanup.delete([blob]);
+            }
+            self.condemned.insert(blob, since);
+        }
+        Ok(())
+    }
+
+    /// Leaves time out of account in which the store did not answer or this server was stopped: nobody could be seen to
+    /// beat or to resume anything.
+    fn skip_blind_time(&mut self, now: Instant) {
+        let pause = (self.surveyed.replace(now)).map_or(Duration::ZERO, |last| now - last);
+        let blind = pause.saturating_sub(2 * sweep_interval(&self.store));
+        if blind.is_zero() {
+            return;
+        }
+        for (_, since) in self.beats.values_mut() {
+            *since = now;
+        }
+        for (_, since) in self.idle.values_mut().chain(self.strays.values_mut()) {
+            *since += blind;
+        }
+    }
+
+    /// Servers whose beat has not moved for the length of a lease. A server that owns sessions and has no beat has retired.
+    fn silent_servers(&mut self, survey: &Survey, now: Instant) -> HashSet<ServerId> {
+        let owners = survey
+            .records
+            .iter()
+            .filter_map(|(_, _, owner)| owner.as_ref());
+        let known: HashSet<&ServerId> = survey.servers.keys().chain(owners).collect();
+        self.beats.retain(|server, _| known.contains(server));
+        for server in known {
+            let beat = survey.servers.get(server).copied().unwrap_or(0);
+            let seen = self.beats.entry(server.clone()).or_insert((beat, now));
+            if seen.0 != beat {
+                *seen = (beat, now);
+            }
+        }
+        let lease = self.store.config().lease;
+        let own = &self.store.0.server;
+        let silent = self
+            .beats
+            .iter()
+            .filter(|(server, (_, since))| *server != own && now - *since > lease);
+        silent.map(|(server, _)| server.clone()).collect()
+    }
+}
+
+impl SessionStore {
+    /// Retires the servers that used the store before, and deletes the blobs that no record names. Only for a store that no
+    /// other server uses, before its first use.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn mend(&self) -> Result<(), StoreError> {
+        for server in self.0.records.survey().await?.servers.keys() {
+            self.0.cleanup.delete(self.0.records.retire(server).await?);
+        }
+        let blobs = self.0.blobs.list().await?;
+        let unknown = self.0.records.condemn_unknown(&blobs).await?;
+        if !unknown.is_empty() {
+            tracing::info!(blobs = unknown.len(), "blobs deleted that nobody refers to");
+            self.0.cleanup.delete(unknown);
+        }
+        Ok(())
+    }
+
+    /// Does the pending cleanup and retires this server. Gives up after `limit`: then the other servers find out by its
+    /// silence. To be called when upkeep and all sessions have ended.
+    pub async fn close(&self, limit: Duration) {
+        let closing = async {
+            self.0.puts.close();
+            self.0.puts.wait().await;
+            self.clean_up_all().await;
+            match self.0.records.retire(&self.0.server).await {
+                Ok(condemned) => self.0.cleanup.delete(condemned),
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "the store was not told that this server ends");
+                }
+            }
+            self.clean_up().await;
+        };
+        if timeout(limit, closing).await.is_err() {
+            tracing::warn!("the store does not answer: the cleanup is left to other servers");
+        }
+    }
+
+    /// Counts up this server's beat, and finds out which of its leases are lost.
+    pub(in crate::store) async fn beat(&self) -> Result<(), StoreError> {
+        self.within(self.0.records.beat(&self.0.server)).await?;
+        let leased = self.0.leased.all();
+        // A session that is being written finds out by its write.
+        let revisions = leased.iter().filter_map(|leased| {
+            let record = leased.record.try_lock().ok()?;
+            Some((leased.key.clone(), record.revision))
+        });
+        let known: Vec<(RecordKey, Revision)> = revisions.collect();
+        let stale = self.within(self.0.records.stale(&known)).await?;
+        for leased in leased.iter().filter(|leased| stale.contains(&leased.key)) {
+            let Ok(mut record) = leased.record.try_lock() else {
+                continue;
+            };
+            // Unless it was written meanwhile.
+            if known.contains(&(leased.key.clone(), record.revision)) {
+                self.is_still_ours(leased, &mut record, self.deadline())
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this server runs the session of that record.
+    fn runs(&self, key: &RecordKey) -> bool {
+        match key {
+            RecordKey::Session(session) => self.0.leased.get(session).is_some(),
+            RecordKey::Loan(_) => false,
+        }
+    }
+
+    /// Takes the lease from a server that is silent: nobody runs the session any more.
+    async fn disown(&self, key: &RecordKey, revision: Revision) -> Result<(), StoreError> {
+        let Some(stored) = self.within(self.0.records.read(key)).await? else {
+            return Ok(());
+        };
+        let record = Record {
+            owner: None,
+            ..stored.record
+        };
+        self.replace(key, revision, Some(&record)).await
+    }
+
+    /// Replaces or removes a record, unless somebody else was faster.
+    async fn replace(
+        &self,
+        key: &RecordKey,
+        expected: Revision,
+        record: Option<&Record>,
+    ) -> Result<(), StoreError> {
+        let swapped = self.swap_record(key, expected, record, self.deadline());
+        match swapped.await {
+            Ok(_) | Err(StoreError::Stale) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Since when a record has been seen with this revision.
+fn since(
+    seen: &HashMap<RecordKey, (Revision, Instant)>,
+    key: &RecordKey,
+    revision: Revision,
+    now: Instant,
+) -> Instant {
+    match seen.get(key) {
+        Some((known, since)) if *known == revision => *since,
+        _ => now,
+    }
+}
+
+fn beat_interval(store: &SessionStore) -> Duration {
+    store.config().lease / BEATS_PER_LEASE
+}
+
+fn sweep_interval(store: &SessionStore) -> Duration {
+    SWEEP_INTERVAL
+        .min(store.config().resume_ttl)
+        .max(beat_interval(store))
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

@@ -1,0 +1,199 @@
+//! Writes one record together with its blobs: reserve, put, then compare-and-swap.
+//!
+//! A blob that is new to the record is reserved first, so that nobody deletes it while it is on its way; then it is put;
+//! the write of the record that names it ends the reservation. Nothing here knows what a record is about.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tracing::Instrument;
+
+use super::error::StoreError;
+use super::handle::{Deadline, SessionStore};
+use super::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use super::pending_cleanup::CleanupTask;
+use super::records::{BlobRef, Record, RecordWrite, StoredRecord};
+
+/// How often a write is tried whose reservation was taken back.
+const MAX_RESERVATIONS: u32 = 3;
+
+/// A record that is to be written, with the bytes of its blobs.
+pub(super) struct RecordDraft {
+    pub(super) owner: Option<ServerId>,
+    pub(super) body: Vec<u8>,
+    pub(super) blob: Option<(BlobId, Bytes)>,
+}
+
+/// A reservation of a blob. It is given back when it is dropped, unless a write has used it.
+#[derive(Debug)]
+struct Reservation {
+    store: SessionStore,
+    id: ReservationId,
+    /// The reserved edition; none until the store has answered.
+    blob: Option<BlobKey>,
+    ended: bool,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.ended {
+            let unreserve = CleanupTask::Unreserve(self.id, self.blob);
+            self.store.0.cleanup.add(unreserve);
+        }
+    }
+}
+
+impl SessionStore {
+    /// Writes a record in place of `expected`, or where there must be none. Blobs that `expected` names are in the store
+    /// already. Returns the record as it is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when the record is not `expected` any more; then, and with all other errors, nothing has
+    /// changed unless the store's answer was lost.
+    pub(super) async fn write_record(
+        &self,
+        key: &RecordKey,
+        expected: Option<&StoredRecord>,
+        draft: &RecordDraft,
+        deadline: Deadline,
+    ) -> Result<StoredRecord, StoreError> {
+        let mut tries = 0;
+        loop {
+            let mut reservation = None;
+            let mut blobs = Vec::new();
+            if let Some((id, bytes)) = &draft.blob {
+                let mut known = expected.iter().flat_map(|stored| &stored.record.blobs);
+                let key = match known.find(|blob| blob.key.id == *id) {
+                    Some(blob) => blob.key,
+                    None => {
+                        let (reserved, key) = self.reserve(*id, deadline).await?;
+                        let put = self.put(reserved, key, bytes.clone(), deadline);
+                        reservation = Some(put.await?);
+                        key
+                    }
+                };
+                let bytes = bytes.len() as u64;
+                blobs.push(BlobRef { key, bytes });
+            }
+            let record = Record {
+                owner: draft.owner.clone(),
+                blobs,
+                body: draft.body.clone(),
+            };
+            let write = RecordWrite {
+                key,
+                expected: expected.map(|stored| stored.revision),
+                record: Some(&record),
+                server: &self.0.server,
+                reservation: reservation.as_ref().map(|reservation| reservation.id),
+            };
+            tries += 1;
+            match deadline.limit(self.0.records.write(write)).await {
+                Ok(outcome) => {
+                    if let Some(reservation) = &mut reservation {
+                        reservation.ended = true;
+                    }
+                    self.0.cleanup.delete(outcome.condemned);
+                    let revision = outcome.revision;
+                    return Ok(StoredRecord { revision, record });
+                }
+                // This server was stopped for a while and taken for dead.
+                Err(StoreError::Unreserved) if tries < MAX_RESERVATIONS => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Replaces or removes a record whose blobs are in the store already.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when the record's revision is not `expected` any more.
+    pub(super) async fn swap_record(
+        &self,
+        key: &RecordKey,
+        expected: Revision,
+        record: Option<&Record>,
+        deadline: Deadline,
+    ) -> Result<Revision, StoreError> {
+        let write = RecordWrite {
+            key,
+            expected: Some(expected),
+            record,
+            server: &self.0.server,
+            reservation: None,
+        };
+        let outcome = deadline.limit(self.0.records.write(write)).await?;
+        self.0.cleanup.delete(outcome.condemned);
+        Ok(outcome.revision)
+    }
+
+    /// Removes a record, whatever its revision is. False when there is none.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(super) async fn remove_record(&self, key: &RecordKey) -> Result<bool, StoreError> {
+        loop {
+            let Some(stored) = self.within(self.0.records.read(key)).await? else {
+                return Ok(false);
+            };
+            let removed = self.swap_record(key, stored.revision, None, self.deadline());
+            match removed.await {
+                Ok(_) => return Ok(true),
+                Err(StoreError::Stale) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn reserve(
+        &self,
+        blob: BlobId,
+        deadline: Deadline,
+    ) -> Result<(Reservation, BlobKey), StoreError> {
+        let reservation = |id| Reservation {
+            store: self.clone(),
+            id,
+            blob: None,
+            ended: false,
+        };
+        // As long as a reservation is unanswered no other one is made, so that an outage does not pile them up.
+        while let Some(id) = self.0.cleanup.take_unanswered() {
+            let mut unanswered = reservation(id);
+            let released = self.0.records.release(&self.0.server, id, &[]);
+            self.0.cleanup.delete(deadline.limit(released).await?);
+            unanswered.ended = true;
+        }
+        let id = ReservationId(self.0.reservations.fetch_add(1, Ordering::Relaxed));
+        let mut reservation = reservation(id);
+        let blobs = [blob];
+        let reserving = self.0.records.reserve(&self.0.server, id, &blobs);
+        let keys = deadline.limit(reserving).await?;
+        let key = keys.first().copied();
+        let key = key.ok_or_else(|| StoreError::unavailable("no blob was reserved"))?;
+        reservation.blob = Some(key);
+        Ok((reservation, key))
+    }
+
+    /// Puts a blob that is reserved. The reservation outlives the caller's wait: a blob that is still on its way when its
+    /// reservation ends would be deleted before it is there.
+    async fn put(
+        &self,
+        reservation: Reservation,
+        key: BlobKey,
+        bytes: Bytes,
+        deadline: Deadline,
+    ) -> Result<Reservation, StoreError> {
+        let (done, is_done) = oneshot::channel();
+        let blobs = self.0.blobs.clone();
+        let putting = async move {
+            let outcome = blobs.put(key, bytes).await;
+            // When nobody waits any more, this drops the reservation.
+            let _ = done.send((reservation, outcome));
+        };
+        self.0.puts.spawn(putting.in_current_span());
+        let waited = async { is_done.await.map_err(StoreError::unavailable) };
+        let (reservation, outcome) = deadline.limit(waited).await?;
+        outcome.map(|()| reservation)
+    }
+}

@@ -1,0 +1,53 @@
+//! Errors of libav.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use ffmpeg_sys_next as ffi;
+
+/// Why a call of libav failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AvError {
+    #[error("libavcodec has no encoder {name:?}")]
+    UnknownCodec { name: String },
+    #[error("encoder {name:?} does not make H.264")]
+    NotH264 { name: String },
+    /// Also what a hardware encoder ends with when its hardware or driver is missing.
+    #[error("encoder {name:?} cannot be opened: {}", describe(*.status))]
+    OpenCodec { name: String, status: c_int },
+    #[error("{name:?} does not know the option {option:?}")]
+    UnknownOption { name: String, option: String },
+    #[error("{call} failed: {}", describe(*.status))]
+    Call { call: &'static str, status: c_int },
+}
+
+impl AvError {
+    /// The error of a call that returned no memory.
+    pub(super) fn out_of_memory(call: &'static str) -> Self {
+        let status = ffi::AVERROR(ffi::ENOMEM);
+        Self::Call { call, status }
+    }
+}
+
+/// Turns a negative status, which is an error code of libav, into an error.
+///
+/// # Errors
+/// When the status is negative.
+pub(super) fn check(call: &'static str, status: c_int) -> Result<c_int, AvError> {
+    if status < 0 {
+        Err(AvError::Call { call, status })
+    } else {
+        Ok(status)
+    }
+}
+
+/// What libav says of a status.
+fn describe(status: c_int) -> String {
+    let mut text: [c_char; 128] = [0; 128];
+    // SAFETY: requires a buffer of as many bytes as given. `text` is one. An unknown status still leaves a text.
+    unsafe { ffi::av_strerror(status, text.as_mut_ptr(), text.len()) };
+    // `c_char` has a sign on some machines only.
+    let bytes = text.map(|character| character.to_ne_bytes()[0]);
+    CStr::from_bytes_until_nul(&bytes)
+        .map(|text| text.to_string_lossy().into_owned())
+        .unwrap_or_else(|_| format!("status {status}"))
+}

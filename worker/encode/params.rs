@@ -1,0 +1,107 @@
+//! The parameters of an encoder, and their ranges.
+
+use fastvideo_proto::job::{MediaMode, VideoFormat};
+use fastvideo_proto::link::EncoderSpec;
+
+use super::error::EncodeError;
+use crate::sound::AudioFormat;
+
+/// All that an encoder must know before it is opened. An encoder that is open serves any segment with equal parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct EncodeParams {
+    pub(crate) format: VideoFormat,
+    pub(crate) mode: MediaMode,
+    /// The format of the sound that comes with the frames, or `None` for a silent stream. A JPEG stream carries no
+    /// sound; its end is kept all the same, for the next segment.
+    pub(crate) audio: Option<AudioFormat>,
+    pub(crate) spec: EncoderSpec,
+}
+
+impl EncodeParams {
+    /// Checks that every parameter is in its range.
+    ///
+    /// # Errors
+    /// Names the first parameter that is not, with its range.
+    pub(super) fn check(&self) -> Result<(), EncodeError> {
+        let VideoFormat {
+            width,
+            height,
+            num_frames,
+            fps,
+        } = self.format;
+        let even = |n: u32, range: std::ops::RangeInclusive<u32>| {
+            n.is_multiple_of(2) && range.contains(&n)
+        };
+        check_that(
+            even(width, 64..=4096),
+            "width",
+            width,
+            "an even number from 64 to 4096",
+        )?;
+        check_that(
+            even(height, 64..=2176),
+            "height",
+            height,
+            "an even number from 64 to 2176",
+        )?;
+        check_that(num_frames >= 1, "num_frames", num_frames, "at least 1")?;
+        check_that((1..=120).contains(&fps), "fps", fps, "1 to 120")?;
+        if let Some(audio) = self.audio {
+            let AudioFormat {
+                sample_rate,
+                channels,
+            } = audio;
+            check_that(
+                matches!(channels, 1 | 2),
+                "audio channels",
+                channels,
+                "1 or 2",
+            )?;
+            check_that(
+                (1..=96_000).contains(&sample_rate),
+                "audio sample rate",
+                sample_rate,
+                "1 to 96000",
+            )?;
+        }
+        let EncoderSpec {
+            crf,
+            audio_bit_rate,
+            jpeg_quality,
+            ..
+        } = self.spec;
+        check_that(crf <= 51, "crf", crf, "0 to 51")?;
+        check_that(
+            (8_000..=1_000_000).contains(&audio_bit_rate),
+            "audio_bit_rate",
+            audio_bit_rate,
+            "8000 to 1000000",
+        )?;
+        check_that(
+            (1..=100).contains(&jpeg_quality),
+            "jpeg_quality",
+            jpeg_quality,
+            "1 to 100",
+        )
+    }
+}
+
+/// Returns the error that names the parameter, unless the condition holds.
+///
+/// # Errors
+/// [`EncodeError::Parameter`] when `holds` is false.
+pub(super) fn check_that(
+    holds: bool,
+    what: &'static str,
+    given: impl ToString,
+    expected: &'static str,
+) -> Result<(), EncodeError> {
+    if holds {
+        return Ok(());
+    }
+    Err(EncodeError::Parameter {
+        what,
+        given: given.to_string(),
+        expected,
+    })
+}

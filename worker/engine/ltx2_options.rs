@@ -1,0 +1,226 @@
+//! The options of the engine: how a model is run. The supervisor sends them in JSON, see `supervisor/engines/ltx2.rs`, and
+//! `fastvideo-worker generate` has flags for those that people need.
+
+use clap::{ArgAction, Args, ValueEnum};
+use fastvideo_ltx2::device::{Compute, Wanted};
+use fastvideo_ltx2::nn;
+use fastvideo_ltx2::ops::Kernels;
+use fastvideo_ltx2::pipeline::{Conditioning, Settings, Stages};
+use fastvideo_ltx2::sampling::noise;
+use fastvideo_ltx2::transformer;
+use fastvideo_ltx2::video_vae::{Tile, Tiling};
+use serde::Deserialize;
+
+/// A model and how it is run.
+#[derive(Clone, Debug, PartialEq, Eq, Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Options {
+    /// A folder, or the id of a Hugging Face repository.
+    #[arg(long)]
+    pub(super) model: String,
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+    /// What the model computes in [default: bfloat16 on a GPU, float32 on the CPU].
+    #[arg(long, value_enum, default_value_t = PrecisionChoice::Auto, hide_default_value = true)]
+    precision: PrecisionChoice,
+    /// Frames that a segment takes over from the one before.
+    #[arg(long, default_value_t = 9)]
+    conditioning_num_frames: u32,
+    /// Frames' worth of sound that a segment takes over.
+    #[arg(long, default_value_t = 49)]
+    audio_conditioning_num_frames: u32,
+    /// Denoise steps of the second stage.
+    #[arg(long, default_value_t = 2)]
+    refine_steps: u32,
+    /// Without this program's own CUDA kernels.
+    #[arg(long = "plain", action = ArgAction::SetFalse)]
+    kernels: bool,
+    /// Look for weights that are no numbers.
+    #[arg(long)]
+    pub(super) check_weights: bool,
+    #[arg(skip)]
+    stages: StageChoice,
+    #[arg(skip)]
+    draw_order: DrawOrder,
+    #[arg(skip)]
+    positions: Positions,
+    #[arg(skip)]
+    vae_tiling: VaeTiling,
+    /// Frames at a segment's end, behind those that are taken over.
+    #[arg(skip)]
+    conditioning_end_offset: u32,
+    /// Whether the sound is taken over as it was played, encoded again, and not as the latents that it was made of.
+    #[arg(skip)]
+    enable_audio_reencode: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DeviceChoice {
+    // The GPU that the worker sees, else the CPU. No doc comment, which `--help` would show at each flag.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PrecisionChoice {
+    // What suits the device; a person leaves the flag out.
+    #[value(hide = true)]
+    Auto,
+    Bfloat16,
+    Float32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StageChoice {
+    /// As many as the checkpoint has parts for.
+    #[default]
+    Auto,
+    One,
+    Two,
+}
+
+/// How a seed's random numbers are laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum DrawOrder {
+    #[default]
+    Channels,
+    Tokens,
+}
+
+/// What positions in the picture are rounded to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Positions {
+    #[default]
+    Float32,
+    Bfloat16,
+}
+
+/// How the picture is decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum VaeTiling {
+    Whole,
+    /// As the whole, a few frames at a time.
+    #[default]
+    Grouped,
+    /// In overlapping tiles, as diffusers does.
+    Library,
+    /// In overlapping tiles, as FastVideo does.
+    Fastvideo,
+}
+
+impl DeviceChoice {
+    /// The device that is opened.
+    pub(crate) fn wanted(self) -> Wanted {
+        match self {
+            Self::Auto => Wanted::Auto,
+            Self::Cpu => Wanted::Cpu,
+            // The supervisor shows a worker only its own.
+            Self::Cuda => Wanted::Cuda(0),
+        }
+    }
+}
+
+impl PrecisionChoice {
+    /// What the model computes in on this device.
+    pub(crate) fn on(self, compute: &Compute) -> nn::Precision {
+        match self {
+            Self::Auto => compute.default_precision(),
+            Self::Bfloat16 => nn::Precision::Bfloat16,
+            Self::Float32 => nn::Precision::Float32,
+        }
+    }
+}
+
+impl Options {
+    pub(super) fn wanted(&self) -> Wanted {
+        self.device.wanted()
+    }
+
+    pub(super) fn precision(&self, compute: &Compute) -> nn::Precision {
+        self.precision.on(compute)
+    }
+
+    pub(super) fn kernels(&self, compute: &Compute) -> Kernels {
+        match self.kernels {
+            true => Kernels::on(compute),
+            false => Kernels::Plain,
+        }
+    }
+
+    /// What is the same for all requests.
+    pub(super) fn settings(&self) -> Settings {
+        Settings {
+            draw_order: match self.draw_order {
+                DrawOrder::Channels => noise::DrawOrder::Channels,
+                DrawOrder::Tokens => noise::DrawOrder::Tokens,
+            },
+            positions: match self.positions {
+                Positions::Float32 => transformer::Positions::Float32,
+                Positions::Bfloat16 => transformer::Positions::Bfloat16,
+            },
+            tiling: self.vae_tiling.tiling(),
+            stages: match self.stages {
+                StageChoice::Auto => Stages::Automatic,
+                StageChoice::One => Stages::One,
+                StageChoice::Two => Stages::Two,
+            },
+            refine_steps: self.refine_steps as usize,
+            conditioning: Conditioning {
+                num_frames: self.conditioning_num_frames.into(),
+                audio_num_frames: self.audio_conditioning_num_frames.into(),
+                end_offset: self.conditioning_end_offset.into(),
+            },
+            audio_reencode: self.enable_audio_reencode,
+        }
+    }
+}
+
+impl VaeTiling {
+    /// Tiles are of the sizes that their programs use by default.
+    fn tiling(self) -> Tiling {
+        let tile = |size, overlap| Tile { size, overlap };
+        match self {
+            Self::Whole => Tiling::Whole,
+            Self::Grouped => Settings::default().tiling,
+            Self::Library => Tiling::Library {
+                space: Some([tile(512, 64); 2]),
+                time: Some(tile(16, 8)),
+            },
+            Self::Fastvideo => Tiling::Weighted {
+                space: Some([tile(512, 64); 2]),
+                time: Some(tile(64, 24)),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    /// What the supervisor makes in its own test of its keys' defaults, which are those of the flags.
+    #[test]
+    fn options_of_the_supervisor_are_read() {
+        let options = include_str!("../../tests/data/engine_options/ltx2.json");
+        let options: Options = serde_json::from_str(options).unwrap();
+        let flags = Flags::parse_from(["worker", "--model", "some/model"]);
+        assert_eq!(options, flags.options);
+        let plain = Flags::parse_from(["worker", "--model", "some/model", "--plain"]);
+        assert!(options.kernels && !plain.options.kernels);
+    }
+}

@@ -1,0 +1,69 @@
+//! Draws an actor's body in the actor's own measure.
+
+use super::super::colour::Rgb;
+use super::super::draw::Canvas;
+use super::super::scene::Scene;
+use super::super::shape::Shape;
+use super::super::wave;
+
+/// Draws in an actor's own measure: x forward, y up, its height about 1.
+pub(super) struct Pen<'a, 'c> {
+    pub(super) canvas: &'a mut Canvas<'c>,
+    pub(super) shape: &'a mut Shape,
+    /// Where the actor's feet are, in pixels.
+    pub(super) origin: [f32; 2],
+    /// Pixels of one unit.
+    pub(super) scale: f32,
+    /// 1 when it faces right, else -1.
+    pub(super) facing: f32,
+}
+
+impl Pen<'_, '_> {
+    fn at(&self, [x, y]: [f32; 2]) -> [f32; 2] {
+        [
+            self.origin[0] + x * self.scale * self.facing,
+            self.origin[1] - y * self.scale,
+        ]
+    }
+
+    pub(super) fn polygon(&mut self, points: &[[f32; 2]]) {
+        let points: Vec<_> = points.iter().map(|&p| self.at(p)).collect();
+        self.shape.polygon(&points);
+    }
+
+    pub(super) fn limb(&mut self, from: [f32; 2], to: [f32; 2], radii: [f32; 2]) {
+        let (from, to) = (self.at(from), self.at(to));
+        self.shape.limb(from, to, radii.map(|r| r * self.scale));
+    }
+
+    pub(super) fn circle(&mut self, centre: [f32; 2], radius: f32) {
+        let centre = self.at(centre);
+        self.shape.circle(centre, radius * self.scale);
+    }
+
+    pub(super) fn ellipse(&mut self, centre: [f32; 2], radii: [f32; 2], tilt: f32) {
+        let centre = self.at(centre);
+        let tilt = -tilt * self.facing;
+        self.shape
+            .ellipse(centre, radii.map(|r| r * self.scale), tilt);
+    }
+
+    pub(super) fn paint(&mut self, colour: Rgb) {
+        self.shape.paint(self.canvas, colour, 1.0);
+    }
+
+    pub(super) fn paint_faint(&mut self, colour: Rgb, alpha: f32) {
+        self.shape.paint(self.canvas, colour, alpha);
+    }
+}
+
+/// Moves a point by a length in a direction, 0 being down and positive forward, in turns.
+pub(super) fn reach([x, y]: [f32; 2], length: f32, angle: f32) -> [f32; 2] {
+    let phase = wave::turns(angle);
+    [x + wave::sin(phase) * length, y - wave::cos(phase) * length]
+}
+
+/// 1 when actors move to the right, else -1.
+pub(super) fn facing(scene: &Scene) -> f32 {
+    if scene.speed < 0 { -1.0 } else { 1.0 }
+}

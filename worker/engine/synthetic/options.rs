@@ -1,0 +1,52 @@
+//! The options of the engine, as the supervisor sends them: see `supervisor/engines/synthetic.rs`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::faults::FaultSpec;
+
+/// How the engine behaves.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Options {
+    /// Time that each denoise step takes.
+    #[serde(rename = "step_ms", deserialize_with = "millis")]
+    pub(crate) step: Duration,
+    /// Time that each frame takes to come out.
+    #[serde(rename = "frame_ms", deserialize_with = "millis")]
+    pub(crate) frame: Duration,
+    /// Time that loading takes.
+    #[serde(rename = "load_ms", deserialize_with = "millis")]
+    pub(crate) load: Duration,
+    /// Trailing frames in the continuation state.
+    pub(crate) conditioning_num_frames: u32,
+    /// Audio latents in the continuation state, along time: the tensor is `[1, 8, T, 16]` bf16.
+    pub(crate) audio_latent_frames: u32,
+    /// Render a segment's frames at load and hand out only those, so that a benchmark measures everything but drawing.
+    pub(crate) prerender: bool,
+    /// Faults that the job loop injects; empty unless a test asks for one.
+    pub(crate) faults: Vec<FaultSpec>,
+}
+
+fn millis<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let millis = f64::deserialize(deserializer)?;
+    Duration::try_from_secs_f64(millis / 1000.0).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the supervisor makes in its own test.
+    #[test]
+    fn options_of_the_supervisor_are_read() {
+        let options = include_str!("../../../tests/data/engine_options/synthetic.json");
+        let options: Options = serde_json::from_str(options).unwrap();
+        assert_eq!(
+            (options.step, options.conditioning_num_frames),
+            (Duration::ZERO, 9)
+        );
+        assert_eq!(options.faults.len(), 3);
+    }
+}

@@ -1,0 +1,164 @@
+//! Loading: chooses the engine, loads and warms it up, and tells the supervisor when it is ready.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use fastvideo_proto::ids::{JobId, SessionId};
+use fastvideo_proto::job::MediaMode;
+use fastvideo_proto::link::{EngineSpec, Event, JobSpec, LoadSpec, ReadyReport, WarmupSpec};
+use serde::de::DeserializeOwned;
+
+#[cfg(feature = "torch")]
+use crate::engine::ltx2;
+use crate::engine::synthetic::{self, Synthetic};
+use crate::engine::{Engine, EngineError, NewState};
+use crate::faults::{FaultPoint, FaultSpec, Faults};
+use crate::held_states::{HeldStates, SharedState};
+use crate::job::JobLoop;
+use crate::link::EventSender;
+use crate::media::encoder_thread::{EncoderThread, EncoderThreadGone, MediaTarget};
+
+/// The number of segments that warm-up makes.
+const WARMUP_SEGMENTS: u32 = 2;
+
+/// Why a worker did not become ready.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("warm-up failed")]
+    Warmup(#[source] EngineError),
+    #[error("cannot start the encoder's thread")]
+    EncoderThread(#[source] io::Error),
+    #[error(transparent)]
+    EncoderThreadGone(#[from] EncoderThreadGone),
+}
+
+impl LoadError {
+    /// Whether another process would not become ready either: the model, the machine and the configured size stay the
+    /// same.
+    pub(crate) fn is_permanent(&self) -> bool {
+        match self {
+            Self::Engine(error) | Self::Warmup(error) => {
+                matches!(error, EngineError::Unusable(_) | EngineError::Refused(_))
+            }
+            Self::EncoderThread(_) | Self::EncoderThreadGone(_) => false,
+        }
+    }
+}
+
+/// Loads the engine and warms it up. The supervisor has been sent [`Event::Ready`] when this returns.
+///
+/// # Errors
+/// When the worker cannot serve. The supervisor has not been told.
+pub(crate) fn load(spec: &LoadSpec, events: &EventSender) -> Result<JobLoop, LoadError> {
+    let (mut engine, faults) = engine(spec)?;
+    let mut faults = Faults::new(&faults, spec.gpu.0, spec.incarnation, events.clone());
+    faults.reach(FaultPoint::Boot, None)?;
+    let started = Instant::now();
+    faults.reach(FaultPoint::Load, None)?;
+    let progress = events.clone();
+    let loaded = engine.load(Box::new(move |fraction, what| {
+        let what = what.to_owned();
+        progress.send(Event::LoadProgress { fraction, what });
+    }))?;
+    let load = started.elapsed();
+    let mut jobs = JobLoop {
+        engine,
+        audio: loaded.audio,
+        encoder: EncoderThread::start().map_err(LoadError::EncoderThread)?,
+        encoder_spec: spec.encoder.clone(),
+        faults,
+        events: events.clone(),
+        held_states: HeldStates::default(),
+    };
+    let warmup = match &spec.warmup {
+        Some(warmup) => {
+            events.send(Event::WarmingUp);
+            jobs.faults.reach(FaultPoint::Warmup, None)?;
+            warm_up(&mut jobs, warmup).map_err(LoadError::Warmup)?
+        }
+        None => Vec::new(),
+    };
+    let first = jobs.encode_params(spec.format, MediaMode::AvFmp4);
+    jobs.encoder.open_ahead(first)?;
+    events.send(Event::Ready(Box::new(ReadyReport {
+        model_id: loaded.model_id,
+        device: loaded.device,
+        audio_sample_rate: loaded.audio.map(|audio| audio.sample_rate),
+        load,
+        warmup,
+    })));
+    jobs.faults.reach(FaultPoint::Idle, None)?;
+    Ok(jobs)
+}
+
+/// The engine that is asked for, not loaded yet, and the faults to inject while it runs.
+fn engine(spec: &LoadSpec) -> Result<(Box<dyn Engine>, Vec<FaultSpec>), EngineError> {
+    match spec.engine.name.as_str() {
+        synthetic::NAME => {
+            let options: synthetic::Options = engine_options(&spec.engine)?;
+            let faults = options.faults.clone();
+            Ok((Box::new(Synthetic::new(options, spec.format)), faults))
+        }
+        #[cfg(feature = "torch")]
+        ltx2::NAME => {
+            let engine = ltx2::Ltx2::new(engine_options(&spec.engine)?);
+            Ok((Box::new(engine), Vec::new()))
+        }
+        #[cfg(not(feature = "torch"))]
+        "ltx2" => Err(EngineError::Unusable(
+            "this worker was built without the engine ltx2; `make build ENGINE=ltx2` builds one with it"
+                .to_owned(),
+        )),
+        name => Err(EngineError::Unusable(format!("there is no engine {name}"))),
+    }
+}
+
+fn engine_options<T: DeserializeOwned>(spec: &EngineSpec) -> Result<T, EngineError> {
+    serde_json::from_str(&spec.options).map_err(|error| {
+        EngineError::Unusable(format!(
+            "the options of engine {} are wrong: {error}",
+            spec.name
+        ))
+    })
+}
+
+/// Makes two segments, the second from the first one's state, so that both paths of the engine are hot. Returns how
+/// long each of them took.
+fn warm_up(jobs: &mut JobLoop, warmup: &WarmupSpec) -> Result<Vec<Duration>, EngineError> {
+    let mut start: Option<SharedState> = None;
+    let mut durations = Vec::new();
+    for segment_idx in 0..WARMUP_SEGMENTS {
+        let spec = warmup_job(warmup, segment_idx);
+        let segment = jobs.generate(&spec, start.as_ref(), &MediaTarget::Discard)?;
+        durations.push(segment.generation);
+        let NewState { header, blob } = segment.state;
+        start = Some(SharedState {
+            header,
+            blob: Some(blob.into_shared()),
+        });
+    }
+    Ok(durations)
+}
+
+/// A job that no session has asked for. Its media are discarded.
+fn warmup_job(warmup: &WarmupSpec, segment_idx: u32) -> JobSpec {
+    JobSpec {
+        job: JobId(0),
+        session: SessionId::random(),
+        segment_idx,
+        attempt: 1,
+        prompt: warmup.prompt.clone(),
+        negative_prompt: None,
+        seed: 0,
+        num_inference_steps: warmup.num_inference_steps,
+        guidance_scale: 1.0,
+        format: warmup.format,
+        media_mode: MediaMode::AvFmp4,
+        start_frame: u64::from(segment_idx * warmup.format.num_frames),
+        initial_image: None,
+        state: None,
+        window: 0,
+    }
+}

@@ -1,0 +1,402 @@
+//! The encoder's thread: it encodes frames while the engine makes the next ones, and opens the next segment's encoder
+//! between segments.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use fastvideo_proto::job::MediaKind;
+
+use super::outbox::JobOutbox;
+use crate::encode::{EncodeError, EncodeParams, Encoder, Media};
+use crate::sound_tail::SoundTail;
+
+/// The number of frames that may wait for the encoder. More would only hold memory: the engine is then the faster one,
+/// and backpressure makes it wait.
+const MAX_WAITING_FRAMES: usize = 4;
+
+/// The encoder's thread as its owner sees it. Dropping it ends the thread and waits for it.
+#[derive(Debug)]
+pub(crate) struct EncoderThread {
+    commands: SyncSender<EncoderCommand>,
+    results: Receiver<Result<EncodedSegment, EncodeError>>,
+    /// Buffers of frames that were encoded, to be drawn into again.
+    recycled_frames: Receiver<Vec<u8>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where a segment's media go.
+#[derive(Clone, Debug)]
+pub(crate) enum MediaTarget {
+    Job(Arc<JobOutbox>),
+    /// Warm-up: everything is encoded, and nothing is sent.
+    Discard,
+}
+
+/// What is known of a segment once it is encoded.
+#[derive(Debug)]
+pub(crate) struct EncodedSegment {
+    pub(crate) frames: u32,
+    pub(crate) sound_tail: SoundTail,
+    /// The time that the encoder was at work, without the time that it waited for frames.
+    pub(crate) encode_time: Duration,
+}
+
+#[derive(Debug)]
+enum EncoderCommand {
+    Begin {
+        params: EncodeParams,
+        start_frame: u64,
+        sound_before: SoundTail,
+        target: MediaTarget,
+    },
+    Frame {
+        rgb: Arc<Vec<u8>>,
+        sound: Vec<f32>,
+    },
+    Finish,
+    Abandon,
+    /// Open the encoder that the next segment is expected to need.
+    OpenAhead(EncodeParams),
+}
+
+/// The encoder's thread has panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("the encoder's thread has ended")]
+pub(crate) struct EncoderThreadGone;
+
+/// Why a segment was not encoded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EncodeSegmentError {
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error(transparent)]
+    ThreadGone(#[from] EncoderThreadGone),
+}
+
+impl EncoderThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system cannot start a thread.
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let (commands, command_receiver) = sync_channel(MAX_WAITING_FRAMES);
+        // A segment has one result, and there are never more frames under way than are handed in.
+        let (result_sender, results) = channel();
+        let (recycled_sender, recycled_frames) = channel();
+        let mut encoder_loop = EncoderLoop {
+            commands: command_receiver,
+            results: result_sender,
+            recycled_frames: recycled_sender,
+            opened_ahead: None,
+        };
+        let thread = Builder::new()
+            .name("encoder".to_owned())
+            .spawn(move || encoder_loop.run())?;
+        Ok(Self {
+            commands,
+            results,
+            recycled_frames,
+            thread: Some(thread),
+        })
+    }
+
+    /// Opens an encoder with these parameters before its segment begins.
+    ///
+    /// # Errors
+    /// When the thread has ended. A failure to open is reported by the segment that needs the encoder.
+    pub(crate) fn open_ahead(&self, params: EncodeParams) -> Result<(), EncoderThreadGone> {
+        self.send(EncoderCommand::OpenAhead(params))
+    }
+
+    /// Begins a segment; `start_frame` is its place on the session's time line, in frames.
+    ///
+    /// # Errors
+    /// When the thread has ended. A failure to begin is reported by [`Self::finish`].
+    pub(crate) fn begin(
+        &self,
+        params: EncodeParams,
+        start_frame: u64,
+        sound_before: SoundTail,
+        target: MediaTarget,
+    ) -> Result<(), EncoderThreadGone> {
+        self.send(EncoderCommand::Begin {
+            params,
+            start_frame,
+            sound_before,
+            target,
+        })
+    }
+
+    /// Hands in the next frame with its sound. Waits while [`MAX_WAITING_FRAMES`] frames wait for the encoder.
+    ///
+    /// # Errors
+    /// When the thread has ended. A failure to encode is reported by [`Self::finish`].
+    pub(crate) fn frame(
+        &self,
+        rgb: Arc<Vec<u8>>,
+        sound: Vec<f32>,
+    ) -> Result<(), EncoderThreadGone> {
+        self.send(EncoderCommand::Frame { rgb, sound })
+    }
+
+    /// Returns a buffer for the next frame, of any size and content.
+    pub(crate) fn recycled_frame(&self) -> Vec<u8> {
+        self.recycled_frames.try_recv().unwrap_or_default()
+    }
+
+    /// Ends the segment. Waits until all its frames are encoded and handed to the target.
+    ///
+    /// # Errors
+    /// The first failure since [`Self::begin`], or the end of the thread.
+    pub(crate) fn finish(&self) -> Result<EncodedSegment, EncodeSegmentError> {
+        self.send(EncoderCommand::Finish)?;
+        Ok(self.results.recv().map_err(|_| EncoderThreadGone)??)
+    }
+
+    /// Drops the segment that was begun.
+    pub(crate) fn abandon(&self) {
+        let _ = self.send(EncoderCommand::Abandon);
+    }
+
+    /// Whether the thread has panicked. May be asked between segments only.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.send(EncoderCommand::Abandon).is_err()
+    }
+
+    fn send(&self, command: EncoderCommand) -> Result<(), EncoderThreadGone> {
+        self.commands.send(command).map_err(|_| EncoderThreadGone)
+    }
+}
+
+impl Drop for EncoderThread {
+    fn drop(&mut self) {
+        let (closed, _) = sync_channel(0);
+        self.commands = closed;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What runs in the thread.
+struct EncoderLoop {
+    commands: Receiver<EncoderCommand>,
+    results: Sender<Result<EncodedSegment, EncodeError>>,
+    recycled_frames: Sender<Vec<u8>>,
+    /// An encoder that is open already, and its parameters.
+    opened_ahead: Option<(EncodeParams, Encoder)>,
+}
+
+impl EncoderLoop {
+    /// Serves until the owner is dropped.
+    fn run(&mut self) {
+        while let Ok(command) = self.commands.recv() {
+            match command {
+                EncoderCommand::OpenAhead(params) => self.open_ahead(params),
+                EncoderCommand::Begin {
+                    params,
+                    start_frame,
+                    sound_before,
+                    target,
+                } => {
+                    match self.segment(&params, start_frame, &sound_before, &target) {
+                        Ok(Some(encoded)) => {
+                            let _ = self.results.send(Ok(encoded));
+                        }
+                        Ok(None) => {}
+                        Err(error) => self.refuse_rest(error),
+                    }
+                    self.open_ahead(params);
+                }
+                // Between segments these are the rest of one that failed or was abandoned.
+                EncoderCommand::Frame { .. } | EncoderCommand::Finish | EncoderCommand::Abandon => {
+                }
+            }
+        }
+    }
+
+    /// Encodes one segment. Returns `None` when it was abandoned.
+    fn segment(
+        &mut self,
+        params: &EncodeParams,
+        start_frame: u64,
+        sound_before: &SoundTail,
+        target: &MediaTarget,
+    ) -> Result<Option<EncodedSegment>, EncodeError> {
+        let mut encoder = match self.opened_ahead.take() {
+            Some((opened_for, encoder)) if &opened_for == params => encoder,
+            _ => Encoder::open(params)?,
+        };
+        // The init segment leaves with the first fragment. Until then nothing has been sent that a replay would make
+        // void.
+        let mut init = None;
+        let mut send = |media: Media| {
+            let MediaTarget::Job(outbox) = target else {
+                return;
+            };
+            match media {
+                Media::Init { bytes, mime } => init = Some((mime, bytes)),
+                Media::Fragment { bytes } => {
+                    if let Some((mime, bytes)) = init.take() {
+                        outbox.media(MediaKind::InitSegment { mime }, bytes);
+                    }
+                    outbox.media(MediaKind::Fragment, bytes);
+                }
+            }
+        };
+        let begun = Instant::now();
+        encoder.begin(start_frame, &sound_before.0, &mut send)?;
+        let mut encode_time = begun.elapsed();
+        let mut frames = 0;
+        loop {
+            match self.commands.recv() {
+                Ok(EncoderCommand::Frame { rgb, sound }) => {
+                    let begun = Instant::now();
+                    encoder.frame(&rgb, &sound, &mut send)?;
+                    encode_time += begun.elapsed();
+                    frames += 1;
+                    self.recycle(rgb);
+                }
+                Ok(EncoderCommand::Finish) => {
+                    let begun = Instant::now();
+                    let sound_tail = SoundTail(encoder.finish(&mut send)?);
+                    return Ok(Some(EncodedSegment {
+                        frames,
+                        sound_tail,
+                        encode_time: encode_time + begun.elapsed(),
+                    }));
+                }
+                Ok(
+                    EncoderCommand::Abandon
+                    | EncoderCommand::Begin { .. }
+                    | EncoderCommand::OpenAhead(_),
+                )
+                | Err(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Discards the rest of a segment that failed, and reports the error at its end.
+    fn refuse_rest(&mut self, error: EncodeError) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "encoding failed");
+        while let Ok(command) = self.commands.recv() {
+            match command {
+                EncoderCommand::Frame { rgb, .. } => self.recycle(rgb),
+                EncoderCommand::Finish => {
+                    let _ = self.results.send(Err(error));
+                    return;
+                }
+                EncoderCommand::Abandon
+                | EncoderCommand::Begin { .. }
+                | EncoderCommand::OpenAhead(_) => return,
+            }
+        }
+    }
+
+    /// Gives the frame's buffer back to be drawn into, unless the engine keeps the frame.
+    fn recycle(&self, rgb: Arc<Vec<u8>>) {
+        if let Ok(rgb) = Arc::try_unwrap(rgb) {
+            let _ = self.recycled_frames.send(rgb);
+        }
+    }
+
+    fn open_ahead(&mut self, params: EncodeParams) {
+        match Encoder::open(&params) {
+            Ok(encoder) => self.opened_ahead = Some((params, encoder)),
+            // The segment that needs the encoder reports the error.
+            Err(error) => tracing::debug!(%error, "cannot open an encoder ahead"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fastvideo_proto::ids::JobId;
+    use fastvideo_proto::job::{MediaMode, VideoFormat};
+    use fastvideo_proto::link::{EncoderSpec, Event};
+
+    use super::*;
+    use crate::link::{EventSender, SentEvents};
+
+    fn params(num_frames: u32) -> EncodeParams {
+        EncodeParams {
+            format: VideoFormat {
+                width: 64,
+                height: 64,
+                num_frames,
+                fps: 24,
+            },
+            mode: MediaMode::AvFmp4,
+            audio: None,
+            spec: EncoderSpec::default(),
+        }
+    }
+
+    fn target() -> (MediaTarget, SentEvents) {
+        let (events, sent) = EventSender::to_nobody();
+        let outbox = JobOutbox::new(JobId(1), u64::MAX, events);
+        (MediaTarget::Job(outbox), sent)
+    }
+
+    fn begin(encoder: &EncoderThread, params: &EncodeParams, target: &MediaTarget) {
+        encoder
+            .begin(params.clone(), 0, SoundTail::default(), target.clone())
+            .unwrap();
+    }
+
+    fn frame(encoder: &EncoderThread, bytes: usize) {
+        encoder.frame(Arc::new(vec![7; bytes]), Vec::new()).unwrap();
+    }
+
+    #[test]
+    fn init_segment_is_sent_with_the_first_fragment() {
+        let encoder = EncoderThread::start().unwrap();
+        let (target, sent) = target();
+        let params = params(2);
+        begin(&encoder, &params, &target);
+        encoder.abandon();
+        begin(&encoder, &params, &target);
+        frame(&encoder, params.format.frame_bytes());
+        frame(&encoder, params.format.frame_bytes());
+        assert_eq!(encoder.finish().unwrap().frames, 2);
+        let kinds: Vec<bool> = sent
+            .take()
+            .into_iter()
+            .map(|event| match event {
+                Event::Media { kind, .. } => matches!(kind, MediaKind::InitSegment { .. }),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(kinds, [true, false, false]);
+    }
+
+    #[test]
+    fn first_failure_is_reported_at_the_end_and_the_next_segment_is_fine() {
+        let encoder = EncoderThread::start().unwrap();
+        let params = params(1);
+        begin(&encoder, &params, &MediaTarget::Discard);
+        frame(&encoder, 1);
+        frame(&encoder, 2);
+        let error = encoder.finish().unwrap_err();
+        assert_eq!(error.to_string(), "a frame is 1 bytes, expected 12288");
+        assert!(!encoder.is_gone());
+        begin(&encoder, &params, &MediaTarget::Discard);
+        frame(&encoder, params.format.frame_bytes());
+        assert_eq!(encoder.finish().unwrap().frames, 1);
+    }
+
+    #[test]
+    fn frame_that_nobody_keeps_is_drawn_into_again() {
+        let encoder = EncoderThread::start().unwrap();
+        let params = params(2);
+        begin(&encoder, &params, &MediaTarget::Discard);
+        let kept = Arc::new(vec![7; params.format.frame_bytes()]);
+        encoder.frame(kept.clone(), Vec::new()).unwrap();
+        frame(&encoder, params.format.frame_bytes());
+        encoder.finish().unwrap();
+        assert_eq!(encoder.recycled_frame().len(), kept.len());
+        assert_eq!(encoder.recycled_frame().len(), 0);
+    }
+}

@@ -1,0 +1,303 @@
+//! A job's outbox: it sends the job's media up the link as far as the client's window allows, then the job's end.
+//!
+//! This is credit-based flow control. A client that does not read stops only its own job's media: they wait here,
+//! encoded, while the engine goes on with the next job.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use fastvideo_proto::ids::JobId;
+use fastvideo_proto::job::{JobFailure, MediaKind};
+use fastvideo_proto::link::{Event, JobReport, media_cost};
+use ipc_channel::ipc::IpcSharedMemory;
+
+use crate::link::EventSender;
+
+/// The outbox of one job. The encoder's thread and the job loop fill it; the commands' thread cancels the job and gives
+/// it credit.
+#[derive(Debug)]
+pub(crate) struct JobOutbox {
+    job: JobId,
+    events: EventSender,
+    cancelled: AtomicBool,
+    queue: Mutex<SendQueue>,
+}
+
+#[derive(Debug)]
+struct SendQueue {
+    waiting: VecDeque<(MediaKind, Vec<u8>)>,
+    /// The cost of media that may still be sent, see [`media_cost`]. It is below zero when the last message was larger
+    /// than the credit that was left.
+    credit: i64,
+    end: JobEnd,
+}
+
+#[derive(Debug)]
+enum JobEnd {
+    /// The engine is at work.
+    Pending,
+    /// All media are in the queue, and this report follows them.
+    Finished(Box<JobReport>, IpcSharedMemory),
+    /// The job's last event was sent.
+    Sent,
+}
+
+impl JobOutbox {
+    /// An outbox that may send media of this cost before the client has taken any, see [`media_cost`].
+    pub(crate) fn new(job: JobId, window: u64, events: EventSender) -> Arc<Self> {
+        Arc::new(Self {
+            job,
+            events,
+            cancelled: AtomicBool::new(false),
+            queue: Mutex::new(SendQueue {
+                waiting: VecDeque::new(),
+                credit: i64::try_from(window).unwrap_or(i64::MAX),
+                end: JobEnd::Pending,
+            }),
+        })
+    }
+
+    /// Whether nobody wants the segment any more.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Whether the job's last event was sent, so that nothing is left to do for it.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.queue().end, JobEnd::Sent)
+    }
+
+    /// Sends a piece of media, or keeps it until there is credit.
+    pub(crate) fn media(&self, kind: MediaKind, bytes: Vec<u8>) {
+        let mut queue = self.queue();
+        // The encoder may be some frames behind an engine that has given up.
+        if matches!(queue.end, JobEnd::Sent) {
+            return;
+        }
+        queue.waiting.push_back((kind, bytes));
+        self.flush(&mut queue);
+    }
+
+    /// Sends the report after all media, which have been put in. Media that still wait are announced by
+    /// [`Event::Generated`], so that the supervisor can send the next job.
+    pub(crate) fn finish(&self, report: JobReport, blob: IpcSharedMemory) {
+        let mut queue = self.queue();
+        queue.end = JobEnd::Finished(Box::new(report), blob);
+        if !queue.waiting.is_empty() {
+            self.events.send(Event::Generated { job: self.job });
+        }
+        self.flush(&mut queue);
+        if self.is_cancelled() {
+            self.drop_rest(&mut queue);
+        }
+    }
+
+    /// Sends that the job failed, and drops media that wait.
+    pub(crate) fn fail(&self, failure: JobFailure, message: String) {
+        self.end(&mut self.queue(), failure, message);
+    }
+
+    /// Adds credit: the client has taken media of this cost.
+    pub(crate) fn credit(&self, cost: u64) {
+        let mut queue = self.queue();
+        queue.credit = queue.credit.saturating_add_unsigned(cost);
+        self.flush(&mut queue);
+    }
+
+    /// Cancels the job. The engine notices at its next step or frame; media of a segment that is generated are dropped.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.drop_rest(&mut self.queue());
+    }
+
+    /// Ends a job that is generated without sending the media that wait.
+    fn drop_rest(&self, queue: &mut SendQueue) {
+        if let JobEnd::Finished(..) = queue.end {
+            self.end(queue, JobFailure::Cancelled, String::new());
+        }
+    }
+
+    /// Sends what the credit allows, and the end when nothing waits any more.
+    fn flush(&self, queue: &mut SendQueue) {
+        while queue.credit > 0
+            && let Some((kind, bytes)) = queue.waiting.pop_front()
+        {
+            queue.credit = queue
+                .credit
+                .saturating_sub_unsigned(media_cost(bytes.len()));
+            self.events.send_media(self.job, kind, bytes.into());
+        }
+        if queue.waiting.is_empty() && matches!(queue.end, JobEnd::Finished(..)) {
+            let end = std::mem::replace(&mut queue.end, JobEnd::Sent);
+            if let JobEnd::Finished(report, blob) = end {
+                self.events.send_with_state(Event::Finished(report), blob);
+            }
+        }
+    }
+
+    /// Sends a failure as the job's last event.
+    fn end(&self, queue: &mut SendQueue, failure: JobFailure, message: String) {
+        queue.waiting.clear();
+        queue.end = JobEnd::Sent;
+        let job = self.job;
+        self.events.send(Event::Failed {
+            job,
+            failure,
+            message,
+        });
+    }
+
+    fn queue(&self) -> MutexGuard<'_, SendQueue> {
+        self.queue.lock().expect("no holder of this lock panics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fastvideo_proto::job::JobTiming;
+
+    use super::*;
+    use crate::link::SentEvents;
+
+    const JOB: JobId = JobId(7);
+    /// The cost of each small message here.
+    const ONE: u64 = 16 * 1024;
+
+    fn outbox(window: u64) -> (Arc<JobOutbox>, SentEvents) {
+        let (events, sent) = EventSender::to_nobody();
+        (JobOutbox::new(JOB, window, events), sent)
+    }
+
+    fn put(outbox: &JobOutbox, messages: u8) {
+        for n in 0..messages {
+            outbox.media(MediaKind::Fragment, vec![n; 10]);
+        }
+    }
+
+    fn finish(outbox: &JobOutbox) {
+        let report = JobReport {
+            job: JOB,
+            state: vec![1],
+            generation: Duration::from_millis(1),
+            timing: JobTiming::default(),
+            frames: 12,
+        };
+        outbox.finish(report, IpcSharedMemory::from_bytes(&[1]));
+    }
+
+    /// Checks the names of the events since the last call.
+    #[track_caller]
+    fn check(sent: &SentEvents, expected: &[&str]) {
+        let events = sent.take();
+        let names = events.iter().map(|event| match event {
+            Event::Media { job: JOB, .. } => "media",
+            Event::Generated { job: JOB } => "generated",
+            Event::Finished(report) if report.job == JOB => "finished",
+            Event::Failed {
+                job: JOB,
+                failure: JobFailure::Cancelled,
+                ..
+            } => "cancelled",
+            Event::Failed { job: JOB, .. } => "failed",
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn media_are_sent_as_far_as_the_window_goes() {
+        let (outbox, sent) = outbox(2 * ONE);
+        put(&outbox, 4);
+        check(&sent, &["media", "media"]);
+        outbox.credit(ONE);
+        check(&sent, &["media"]);
+        outbox.credit(2 * ONE);
+        check(&sent, &["media"]);
+        put(&outbox, 2);
+        check(&sent, &["media"]);
+    }
+
+    #[test]
+    fn a_large_message_overdraws_the_window_once() {
+        let (outbox, sent) = outbox(1);
+        outbox.media(MediaKind::Fragment, vec![0; 40_000]);
+        put(&outbox, 1);
+        check(&sent, &["media"]);
+        outbox.credit(39_999);
+        check(&sent, &[]);
+        outbox.credit(1);
+        check(&sent, &["media"]);
+    }
+
+    #[test]
+    fn the_end_comes_after_all_media() {
+        let (outbox, sent) = outbox(2 * ONE);
+        put(&outbox, 2);
+        finish(&outbox);
+        check(&sent, &["media", "media", "finished"]);
+        assert!(outbox.is_over());
+
+        let (outbox, sent) = self::outbox(ONE);
+        put(&outbox, 3);
+        finish(&outbox);
+        check(&sent, &["media", "generated"]);
+        outbox.credit(ONE);
+        check(&sent, &["media"]);
+        assert!(!outbox.is_over());
+        outbox.credit(ONE);
+        check(&sent, &["media", "finished"]);
+        assert!(outbox.is_over());
+        outbox.credit(ONE);
+        check(&sent, &[]);
+    }
+
+    #[test]
+    fn cancelling_drops_what_waits() {
+        let (outbox, sent) = outbox(ONE);
+        put(&outbox, 3);
+        finish(&outbox);
+        check(&sent, &["media", "generated"]);
+        outbox.cancel();
+        check(&sent, &["cancelled"]);
+        assert!(outbox.is_over());
+        outbox.cancel();
+        outbox.credit(10 * ONE);
+        check(&sent, &[]);
+    }
+
+    #[test]
+    fn cancelling_a_running_job_leaves_its_end_to_the_engine() {
+        let (outbox, sent) = outbox(ONE);
+        put(&outbox, 1);
+        outbox.cancel();
+        assert!(outbox.is_cancelled() && !outbox.is_over());
+        check(&sent, &["media"]);
+        outbox.fail(JobFailure::Cancelled, String::new());
+        check(&sent, &["cancelled"]);
+        put(&outbox, 1);
+        outbox.credit(ONE);
+        check(&sent, &[]);
+
+        // The engine was done before it saw the cancellation.
+        let (outbox, sent) = self::outbox(0);
+        put(&outbox, 1);
+        outbox.cancel();
+        finish(&outbox);
+        check(&sent, &["generated", "cancelled"]);
+    }
+
+    #[test]
+    fn nothing_follows_a_failure() {
+        let (outbox, sent) = outbox(ONE);
+        put(&outbox, 2);
+        outbox.fail(JobFailure::Failed, "broken".to_owned());
+        check(&sent, &["media", "failed"]);
+        put(&outbox, 2);
+        outbox.credit(10 * ONE);
+        check(&sent, &[]);
+        assert!(outbox.is_over());
+    }
+}

@@ -1,0 +1,178 @@
+//! The process: it connects to the supervisor, starts the threads, and runs until its link closes.
+//!
+//! Four threads share a worker. The main thread loads the engine and runs the job loop. The commands' thread cancels
+//! jobs, gives them credit, and ends the process when the link closes. The heartbeat's thread tells the supervisor that
+//! the process is alive. The encoder has a thread of its own, see `media/encoder_thread.rs`.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use fastvideo_proto::ids::JobId;
+use fastvideo_proto::link::{Command, Event, LINK_VERSION, LoadSpec};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+
+use crate::job::{JobOutboxes, WorkItem};
+use crate::link::{CommandReceiver, EventSender, LinkError, connect};
+use crate::load::load;
+use crate::media::outbox::JobOutbox;
+
+/// Serves the supervisor that opened `link`. Does not return while the link is open.
+///
+/// # Errors
+/// When the link cannot be opened, or the engine cannot serve; then the supervisor has been told.
+pub(crate) fn run(link: &str) -> anyhow::Result<()> {
+    // The closed link ends this process. If it is stopped or stuck by then, this signal ends it.
+    set_pdeathsig(Signal::SIGKILL).context("cannot ask to die with the supervisor")?;
+    let (commands, events) = connect(link)?;
+    let spec = receive_load(&commands)?;
+    let outboxes = JobOutboxes::default();
+    // Unbounded, since the commands' thread must never wait. The supervisor keeps it short: it sends the next job when
+    // the one before is generated.
+    let (work_sender, work) = channel();
+    let handler = CommandHandler {
+        events: events.clone(),
+        outboxes: outboxes.clone(),
+        work: work_sender,
+    };
+    spawn("commands", move || handler.run(&commands))?;
+    {
+        let (events, interval) = (events.clone(), spec.heartbeat_interval);
+        spawn("heartbeat", move || send_heartbeats(&events, interval))?;
+    }
+    let mut jobs = match load(&spec, &events) {
+        Ok(jobs) => jobs,
+        Err(error) => {
+            let permanent = error.is_permanent();
+            let error = anyhow::Error::from(error);
+            events.send(Event::BootFailed {
+                message: format!("{error:#}"),
+                permanent,
+            });
+            return Err(error);
+        }
+    };
+    Ok(jobs.run(&work, &outboxes)?)
+}
+
+/// Waits for the first command and checks its version.
+fn receive_load(commands: &CommandReceiver) -> anyhow::Result<LoadSpec> {
+    match commands.next()? {
+        (Command::Load(spec), _) if spec.version == LINK_VERSION => Ok(*spec),
+        (Command::Load(spec), _) => bail!(LinkError::Version {
+            theirs: spec.version
+        }),
+        _ => bail!(LinkError::Unexpected("another command before Load")),
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .with_context(|| format!("cannot start the thread {name}"))?;
+    Ok(())
+}
+
+/// The commands' thread: passes jobs to the job loop, and does everything else itself, at once.
+struct CommandHandler {
+    events: EventSender,
+    outboxes: JobOutboxes,
+    work: Sender<WorkItem>,
+}
+
+impl CommandHandler {
+    /// Handles commands until the link closes, then ends the process: whatever the engine is doing, nobody waits for
+    /// it.
+    fn run(self, commands: &CommandReceiver) {
+        let reason = loop {
+            if let Err(reason) = self.handle_next(commands) {
+                break reason;
+            }
+        };
+        tracing::debug!(%reason, "leaving");
+        leave()
+    }
+
+    /// Waits for the next command and handles it.
+    fn handle_next(&self, commands: &CommandReceiver) -> Result<(), LeaveReason> {
+        match commands.next()? {
+            (Command::Generate(spec), blob) => {
+                let outbox = JobOutbox::new(spec.job, spec.window, self.events.clone());
+                {
+                    let mut outboxes = self.outboxes.lock().expect("no holder of this lock panics");
+                    outboxes.retain(|_, outbox| !outbox.is_over());
+                    outboxes.insert(spec.job, outbox);
+                }
+                self.pass_on(WorkItem::Generate(spec, blob))?;
+            }
+            (Command::Forget { session }, _) => self.pass_on(WorkItem::Forget(session))?,
+            (Command::Cancel { job }, _) => {
+                if let Some(outbox) = self.outbox(job) {
+                    outbox.cancel();
+                }
+            }
+            (Command::Credit { job, cost }, _) => {
+                if let Some(outbox) = self.outbox(job) {
+                    outbox.credit(cost);
+                }
+            }
+            (Command::Shutdown, _) => return Err(LeaveReason::Shutdown),
+            (Command::Load(_), _) => return Err(LinkError::Unexpected("a second Load").into()),
+        }
+        Ok(())
+    }
+
+    fn pass_on(&self, item: WorkItem) -> Result<(), LeaveReason> {
+        self.work
+            .send(item)
+            .map_err(|_| LeaveReason::JobLoopHasEnded)
+    }
+
+    fn outbox(&self, job: JobId) -> Option<Arc<JobOutbox>> {
+        let outboxes = self.outboxes.lock().expect("no holder of this lock panics");
+        outboxes.get(&job).cloned()
+    }
+}
+
+/// Why the process ends.
+#[derive(Debug, thiserror::Error)]
+enum LeaveReason {
+    #[error("asked to leave")]
+    Shutdown,
+    #[error("the job loop has ended")]
+    JobLoopHasEnded,
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+#[expect(
+    clippy::exit,
+    reason = "the engine may be deep in a step, and nothing waits for it any more"
+)]
+fn leave() -> ! {
+    std::process::exit(0)
+}
+
+/// The heartbeat's thread: tells the supervisor at this interval that the process is alive, and how large it is.
+fn send_heartbeats(events: &EventSender, interval: Duration) {
+    let (_never, silence) = channel::<Infallible>();
+    loop {
+        events.send(Event::Heartbeat {
+            resident_bytes: resident_bytes().unwrap_or(0),
+        });
+        let _ = silence.recv_timeout(interval);
+    }
+}
+
+/// The resident set size of this process, in bytes.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * page_size.cast_unsigned())
+}

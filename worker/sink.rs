@@ -1,0 +1,127 @@
+//! The engine's sink for one job: frames go to the encoder's thread, steps up the link.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fastvideo_proto::job::Stage;
+use fastvideo_proto::link::{Event, JobSpec};
+
+use crate::engine::{EngineError, Sink};
+use crate::faults::{FaultPoint, Faults, JobContext};
+use crate::link::EventSender;
+use crate::media::encoder_thread::{EncoderThread, MediaTarget};
+
+/// Takes what the engine makes of one segment.
+pub(crate) struct JobSink<'a> {
+    spec: &'a JobSpec,
+    target: &'a MediaTarget,
+    encoder: &'a EncoderThread,
+    faults: &'a mut Faults,
+    events: &'a EventSender,
+    /// The number of frames that the engine has handed in.
+    frames: u32,
+    /// When the last denoise or refine step was done.
+    last_step: Instant,
+    /// An injected failure. It stops the engine as a cancellation does.
+    failure: Option<EngineError>,
+}
+
+impl<'a> JobSink<'a> {
+    /// A sink whose segment has begun in the encoder's thread. `faults` are injected for jobs, not for warm-up.
+    pub(crate) fn new(
+        spec: &'a JobSpec,
+        target: &'a MediaTarget,
+        encoder: &'a EncoderThread,
+        faults: &'a mut Faults,
+        events: &'a EventSender,
+    ) -> Self {
+        let mut sink = Self {
+            spec,
+            target,
+            encoder,
+            faults,
+            events,
+            frames: 0,
+            last_step: Instant::now(),
+            failure: None,
+        };
+        sink.reach(FaultPoint::Step(1));
+        sink
+    }
+
+    /// Ends the segment when the engine has handed in all of it. Returns the time since the last denoise or refine
+    /// step, which the decoder took.
+    ///
+    /// # Errors
+    /// The engine's own error, or the injected failure that made the engine stop.
+    pub(crate) fn end<T>(
+        mut self,
+        generated: Result<T, EngineError>,
+    ) -> Result<(T, Duration), EngineError> {
+        let decode = self.last_step.elapsed();
+        if generated.is_ok() {
+            self.reach(FaultPoint::End);
+        }
+        match self.failure {
+            Some(failure) => Err(failure),
+            None => generated.map(|generated| (generated, decode)),
+        }
+    }
+
+    /// Injects the fault that is armed for this point. Warm-up is no job and has a fault point of its own.
+    fn reach(&mut self, point: FaultPoint) {
+        let context = JobContext {
+            segment_idx: self.spec.segment_idx,
+            attempt: self.spec.attempt,
+            prompt: &self.spec.prompt,
+        };
+        if let MediaTarget::Job(_) = self.target
+            && let Err(error) = self.faults.reach(point, Some(context))
+        {
+            self.failure = Some(error);
+        }
+    }
+}
+
+impl Sink for JobSink<'_> {
+    fn cancelled(&self) -> bool {
+        self.failure.is_some()
+            || match self.target {
+                MediaTarget::Job(outbox) => outbox.is_cancelled(),
+                MediaTarget::Discard => false,
+            }
+    }
+
+    fn step(&mut self, stage: Stage, step: u32, total_steps: u32) {
+        if stage != Stage::Decode {
+            self.last_step = Instant::now();
+        }
+        if let MediaTarget::Job(_) = self.target {
+            self.events.send(Event::Step {
+                job: self.spec.job,
+                stage,
+                step,
+                total_steps,
+            });
+        }
+        if stage == Stage::Denoise && step < total_steps {
+            self.reach(FaultPoint::Step(step + 1));
+        }
+    }
+
+    fn blank_frame(&mut self) -> Vec<u8> {
+        let mut frame = self.encoder.recycled_frame();
+        frame.resize(self.spec.format.frame_bytes(), 0);
+        frame
+    }
+
+    fn frame(&mut self, rgb: Arc<Vec<u8>>, sound: &[f32]) -> Result<(), EngineError> {
+        self.reach(FaultPoint::Frame(self.frames));
+        self.frames += 1;
+        if self.cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let sent = self.encoder.frame(rgb, sound.to_vec());
+        sent.map_err(|gone| EngineError::Failed(gone.to_string()))
+    }
+}
