@@ -325,8 +325,8 @@ impl Conversation {
                 self.checker.errors_due += 1;
                 self.say_text(text).await;
             }
+            // Without a prompt enhancer it has no effect, and no answer.
             Act::Toggle(kind) => {
-                self.checker.errors_due += 1;
                 self.say(json!({"type": kind, "enabled": true})).await;
             }
             Act::Listen(count) => {
