@@ -7,10 +7,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use crate::client::Client;
+use crate::client::{Client, PATIENCE};
 use crate::cost::memory;
 use crate::report::{Row, Target};
-use crate::server::{PATIENCE, Server};
+use crate::server::Server;
 use crate::store::Store;
 
 const WORKERS: u64 = 2;

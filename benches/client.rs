@@ -1,6 +1,6 @@
 //! A client as small as can be: it says when it heard what.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -12,10 +12,11 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
-use crate::server::PATIENCE;
-
 /// Thousands of clients live in this process.
 const READ_BUFFER_BYTES: usize = 8192;
+
+/// Everything that is waited for must happen within this time.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One connection with an open session.
 #[derive(Debug)]

@@ -6,11 +6,11 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::client::{Client, Heard};
+use crate::client::{Client, Heard, PATIENCE};
 use crate::figures::{Figures, milliseconds};
 use crate::provider::{Provider, Reply};
 use crate::report::{Row, Target};
-use crate::server::{PATIENCE, Server};
+use crate::server::Server;
 
 /// Of each answer.
 const LATENCY: Duration = Duration::from_secs(1);

@@ -10,10 +10,10 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::client::{Client, Heard};
+use crate::client::{Client, Heard, PATIENCE};
 use crate::figures::{Figures, milliseconds};
 use crate::report::{Row, Target};
-use crate::server::{PATIENCE, Server};
+use crate::server::Server;
 
 const WORKERS: u64 = 8;
 /// Fewer than workers: some are free to take over, as in a server that is not full.

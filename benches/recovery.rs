@@ -7,10 +7,10 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::client::{Client, Heard};
+use crate::client::{Client, Heard, PATIENCE};
 use crate::figures::{Figures, milliseconds};
 use crate::report::{Row, Target};
-use crate::server::{PATIENCE, Server};
+use crate::server::Server;
 
 const WORKERS: u64 = 2;
 const STEP_MS: &str = "20";

@@ -11,12 +11,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use crate::client::Client;
+use crate::client::{Client, PATIENCE};
 
 /// What the last supervisor said on stderr.
 pub(crate) const LOG: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench-supervisor.log");
-/// Everything that is waited for must happen within this time.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a server is asked for news.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(2);
 

@@ -11,7 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::server::{ASK_AGAIN, PATIENCE};
+use crate::client::PATIENCE;
+use crate::server::ASK_AGAIN;
 
 /// What the server calls its hash of blobs when the address names neither database nor prefix.
 const BLOB_COUNTS: &str = "fastvideo:{0}:counts";

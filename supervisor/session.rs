@@ -44,6 +44,7 @@ mod director;
 mod emitter;
 pub mod ending;
 pub mod event;
+mod event_readers;
 mod generation;
 mod handshake;
 mod init_image;

@@ -10,9 +10,10 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Span;
 
 use super::command::Inbound;
-use super::emitter::{Emitter, EventReaders};
+use super::emitter::Emitter;
 use super::ending::{EndCause, NotOpened};
 use super::event::{Opened, SessionEvent};
+use super::event_readers::EventReaders;
 use super::handshake::{self, Claim, Opening};
 use super::live::LiveSession;
 use super::outbox::Outbox;

@@ -11,8 +11,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::emitter::EventReaders;
 use super::event::SessionEvent;
+use super::event_readers::EventReaders;
 use super::persistence::Gate;
 use crate::segment_run::{AttemptId, MediaCount};
 

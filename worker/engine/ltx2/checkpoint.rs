@@ -4,6 +4,7 @@
 //!
 //! - `tensors`: the tensors of one part, mapped into memory and not read before they are asked for;
 //! - `layout`: the layouts and the parts;
+//! - `gemma_names`: the names of the text encoder in published files;
 //! - `names`: from the original names to the library's;
 //! - `hub`: from a repository's id to a folder.
 
@@ -19,6 +20,7 @@ use tensors::{Files, TensorFileError};
 
 pub use layout::{Component, Layout};
 
+pub mod gemma_names;
 pub mod hub;
 mod layout;
 pub mod names;

@@ -20,7 +20,7 @@ use cudarc::nvrtc::{self, CompileError, CompileOptions, Ptx};
 use tch::{Kind, Tensor};
 
 use crate::device::{self, Gpu, Refused};
-use crate::ops::{Padding, Rotation, Runs};
+use crate::ops::arguments::{Padding, Rotation, Runs};
 
 const TRANSFORMER: &str = concat!(
     include_str!("kernels/common.cuh"),

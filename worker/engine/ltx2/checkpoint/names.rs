@@ -3,8 +3,8 @@
 //! The pairs are those of the library's conversion script (diffusers 0.42.1, `scripts/convert_ltx2_to_diffusers.py`), the
 //! other way round from how they are read there.
 
+use super::gemma_names::library_name;
 use super::layout::{Component, Layout};
-use crate::text::gemma::library_name;
 
 /// The mapping of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]

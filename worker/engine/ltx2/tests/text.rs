@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use fastvideo_ltx2::checkpoint::gemma_names;
 use fastvideo_ltx2::text::connectors::{self, Connectors};
 use fastvideo_ltx2::text::gemma::{self, Gemma};
 use fastvideo_ltx2::text::tokens::{self, Tokenizer};
@@ -28,7 +29,7 @@ fn tokenizer(reference: &Reference) -> Tokenizer {
 
 pub(crate) fn gemma(reference: &Reference, kind: Kind) -> Gemma {
     let config = gemma::Config::library(&reference.config("text_encoder")).unwrap();
-    let store = reference.renamed("text_encoder", kind, gemma::library_name);
+    let store = reference.renamed("text_encoder", kind, gemma_names::library_name);
     let gemma = Gemma::new(&config, &store.root());
     store.finish().unwrap();
     gemma
