@@ -1,7 +1,7 @@
 //! A client's session: commands in, events out.
 //!
 //! A session knows no wire: it takes [`SessionCommand`]s, typed and parsed, and emits one [`SessionEvent`] for each thing
-//! that happens. A dialect translates both for clients (see [`crate::dialect`]).
+//! that happens. A dialect translates both for clients (see `supervisor/dialect.rs`).
 //!
 //! - How it begins and ends: `admission` (limits), `handshake` (opening, claim of the lease), `ending` (why it ended and
 //!   the state that leaves it in), `registry` (the open sessions), `state` (the states that others see).

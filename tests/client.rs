@@ -1,8 +1,8 @@
 //! The `client` subcommand: lost connections, sessions that are left and resumed, and TLS.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::Arc;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, LazyLock};
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
@@ -96,7 +96,7 @@ struct TlsProxy {
 }
 
 impl TlsProxy {
-    /// Starts the proxy with a certificate of `tests/data/tls`, which are for 127.0.0.1.
+    /// Starts the proxy with a certificate of `tests/data/make-certificates`, which are for 127.0.0.1.
     async fn start(server: &Server, certificate: &str) -> Self {
         let certificate = CertificateDer::from_pem_file(tls_file(certificate)).unwrap();
         let key = PrivateKeyDer::from_pem_file(tls_file("server.key")).unwrap();
@@ -134,9 +134,15 @@ impl TlsProxy {
 }
 
 fn tls_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/tls")
-        .join(name)
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("certificates");
+        std::fs::create_dir_all(&folder).unwrap();
+        let make = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/make-certificates");
+        let made = Command::new(make).arg(&folder).status().unwrap();
+        assert!(made.success(), "openssl makes certificates");
+        folder
+    });
+    FOLDER.join(name)
 }
 
 fn frames(path: &Path) -> Value {

@@ -50,9 +50,13 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_body", message)
     }
 
-    /// The store cannot serve the request now. Its reason goes to the log.
+    /// The store cannot serve the request: not now, or never when what it has is lost. The reason goes to the log.
     pub(super) fn store(failed: &StoreError) -> Self {
         tracing::error!(error = with_causes(failed), "request not served");
+        if let StoreError::Lost(_) = failed {
+            let message = "what the server has stored of the session is lost or damaged";
+            return Self::new(StatusCode::INTERNAL_SERVER_ERROR, "state_lost", message);
+        }
         let message = match failed {
             StoreError::Full { .. } => "the store is full of running sessions; try again soon",
             _ => "the store does not answer; try again soon",

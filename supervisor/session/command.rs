@@ -1,6 +1,6 @@
 //! What a client asks of its session, typed and parsed.
 //!
-//! A dialect (see [`crate::dialect`]) makes these values of what travels on the wire, and a job runner can make them
+//! A dialect (see `supervisor/dialect.rs`) makes these values of what travels on the wire, and a job runner can make them
 //! without any wire. The session checks them against its limits; nothing here is trusted yet.
 
 use fastvideo_proto::job::{MediaMode, PromptSource};

@@ -1,7 +1,7 @@
 //! What happens in a session: one [`SessionEvent`] for each fact.
 //!
 //! Everything that tells of a session reads these events: a dialect renders them for the client, the session log writes
-//! them down, and the server's own log mentions some (see [`super::emitter`]). So no reader can disagree with another.
+//! them down, and the server's own log mentions some (see `event_readers.rs`). So no reader can disagree with another.
 
 use std::time::Duration;
 

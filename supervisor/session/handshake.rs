@@ -155,6 +155,16 @@ async fn hydrate(
             code: ErrorCode::StateIncompatible,
             message: error.to_string(),
         }),
+        // Another try does not bring the blobs back.
+        Err(ImportFailed::Store(StoreError::Lost(loss))) => {
+            tracing::error!(
+                error = with_causes(&loss),
+                "blobs of a continuation state are lost"
+            );
+            Err(incompatible(
+                "a blob of the continuation state is lost or damaged".to_owned(),
+            ))
+        }
         Err(ImportFailed::Store(error)) => {
             tracing::error!(
                 error = with_causes(&error),
@@ -288,8 +298,8 @@ fn panicked(panic: JoinError) -> NotOpened {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::DataLoss;
     use crate::store::ids::BlobId;
-    use crate::store::{DataLoss, StoreError};
 
     #[test]
     fn only_a_store_that_does_not_answer_is_worth_another_try() {

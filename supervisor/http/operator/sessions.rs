@@ -44,6 +44,7 @@ pub(in crate::http) async fn list(State(app): AppState) -> Json<SessionList> {
     (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request"),
     (status = 413, body = ErrorBody, description = "the body is larger than a message may be"),
     (status = 422, body = ErrorBody, description = "the model does not take this state"),
+    (status = 500, body = ErrorBody, description = "what the store has is lost or damaged, or the server failed"),
     (status = 503, body = ErrorBody, description = "the store does not answer or is full")
 ))]
 pub(in crate::http) async fn hydrate(
@@ -90,6 +91,7 @@ pub(in crate::http) async fn hydrate(
     (status = 200, body = StateBody),
     (status = 400, body = ErrorBody, description = "a parameter is wrong"),
     (status = 404, body = ErrorBody, description = "there is no such session, or it has no state yet"),
+    (status = 500, body = ErrorBody, description = "what the store has is lost or damaged, or the server failed"),
     (status = 503, body = ErrorBody, description = "the store does not answer or is full")
 ))]
 pub(in crate::http) async fn state(
@@ -120,6 +122,7 @@ pub(in crate::http) async fn state(
     (status = 204, description = "the session has ended"),
     (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request"),
     (status = 404, body = ErrorBody, description = "there is no such session"),
+    (status = 500, body = ErrorBody, description = "what the store has is lost or damaged, or the server failed"),
     (status = 503, body = ErrorBody, description = "the store does not answer")
 ))]
 pub(in crate::http) async fn end(
