@@ -133,6 +133,10 @@ impl TlsProxy {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the script that makes the certificates is no worker"
+)]
 fn tls_file(name: &str) -> PathBuf {
     static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("certificates");

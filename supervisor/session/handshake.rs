@@ -19,7 +19,7 @@ use crate::causes::with_causes;
 use crate::store::export::Expectation;
 use crate::store::{
     ImportFailed, Lease, Progress, ResumeError, ResumeToken, SavedSession, SessionStore, State,
-    import,
+    StoreError, import,
 };
 
 /// Curated prompts of one session.
