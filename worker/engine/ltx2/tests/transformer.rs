@@ -250,10 +250,12 @@ fn positions_can_be_rounded_as_fastvideo_does() {
 fn noise_level_embeddings_equal_the_reference() {
     let case = Case::open(Kind::Float);
     let timestep = case.input("timestep");
-    assert_same(
+    // The last bit of an exponential depends on the processor, and timesteps of up to 1000 multiply it.
+    check(
         "sinusoid",
         &sinusoid(&timestep),
         case.golden.get("time_embed.sinusoid"),
+        1e-5,
     );
     let store = Reference::open().store("transformer", Kind::Float);
     let levels = NoiseLevels::of_samples(1, &case.sigmas());
@@ -276,7 +278,7 @@ fn noise_level_embeddings_equal_the_reference() {
         // [rows, B, 1, D] to [B, rows · D].
         let flat = |rows: &Tensor| rows.squeeze_dim(2).transpose(0, 1).flatten(1, 2);
         let same =
-            |name: String, actual: Tensor| check(&name, &actual, case.golden.get(&name), 1e-6);
+            |name: String, actual: Tensor| check(&name, &actual, case.golden.get(&name), 1e-5);
         same(format!("{time_embed}.0"), flat(&modulation.temb));
         same(
             format!("{time_embed}.1"),
