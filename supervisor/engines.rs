@@ -20,7 +20,7 @@ pub mod warmup;
 /// The engine that the operator has chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Engine {
-    /// What a worker is told.
+    /// The specification that is sent to each worker.
     pub spec: EngineSpec,
     /// Whether each worker must have a GPU. Otherwise GPUs only number the workers.
     pub needs_gpu: bool,
@@ -32,7 +32,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// The frames that a segment of `num_frames` frames adds to the one before, at least 1.
+    /// Returns the number of frames that a segment of `num_frames` frames adds to the one before, at least 1.
     pub fn new_frames(&self, num_frames: u32) -> u32 {
         num_frames.saturating_sub(self.repeated_frames).max(1)
     }
