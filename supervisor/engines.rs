@@ -1,8 +1,8 @@
-//! The engines that workers run, as far as the supervisor has to know them: their configuration keys and what follows from
-//! these.
+//! The engines that workers run, as far as the supervisor has to know them: their configuration keys and what follows
+//! from these.
 //!
-//! An engine's options travel to its workers as one JSON value, which nothing in between reads. So an option of an engine
-//! is a key in that engine's file here and a field of the options that its engine in the worker reads.
+//! An engine's options travel to its workers as one JSON value, which nothing in between reads. So an option of an
+//! engine is a key in that engine's file here and a field of the options that its engine in the worker reads.
 //!
 //! - `config`: the choice of an engine;
 //! - `ltx2`, `synthetic`: one engine each, its keys and its rules;
@@ -26,8 +26,8 @@ pub struct Engine {
     pub needs_gpu: bool,
     /// Frames at the start of a segment that repeat the end of the segment before. They are not encoded again.
     pub repeated_frames: u32,
-    /// Whether warm-up generates segments of the default request's size unless the operator says otherwise. A model needs
-    /// that: small segments would leave its kernels untried.
+    /// Whether warm-up generates segments of the default request's size unless the operator says otherwise. A model
+    /// needs that: small segments would leave its kernels untried.
     pub warms_up_at_full_size: bool,
 }
 

@@ -34,7 +34,7 @@ mod timestamp;
 /// Serves requests until the returned future is dropped.
 ///
 /// # Errors
-/// When the listener breaks for good.
+/// Returns an error when the listener breaks for good.
 pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
     // Fragments are small, and each should be sent at once.
     let listener = listener.tap_io(|connection| {

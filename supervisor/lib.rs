@@ -78,15 +78,16 @@ pub enum ServeError {
     Task(#[from] TaskError),
 }
 
-/// Serves until SIGTERM, SIGINT or an operator's order to drain, then drains: tells sessions, lets running segments finish
-/// within the grace period, asks workers to leave. A second signal ends everything at once, and so does a background task
-/// that panics. SIGHUP reads the system prompts again. `on_listening` is called once clients can connect.
+/// Serves until SIGTERM, SIGINT or an operator's order to drain, then drains: tells sessions, lets running segments
+/// finish within the grace period, asks workers to leave. A second signal ends everything at once, and so does a
+/// background task that panics. SIGHUP reads the system prompts again. `on_listening` is called once clients can
+/// connect.
 ///
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
 ///
 /// # Errors
-/// When the store cannot be opened, a classifier that is required cannot be loaded, the port cannot be bound, or a
-/// background task panics or ends. No worker is left behind.
+/// Returns an error when the store cannot be opened, a classifier that is required cannot be loaded, the port cannot be
+/// bound, or a background task panics or ends. No worker is left behind.
 pub async fn serve(
     config: Config,
     on_listening: impl FnOnce(SocketAddr),

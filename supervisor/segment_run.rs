@@ -113,7 +113,7 @@ pub(crate) enum AfterLoss {
 /// A finished segment.
 #[derive(Debug)]
 pub(crate) struct FinishedSegment {
-    /// What the next segment continues from.
+    /// The state that the next segment continues from.
     pub(crate) state: State,
     pub(crate) frames: u32,
     /// Time that the generation took in the worker.
@@ -175,7 +175,7 @@ impl SegmentRun {
     /// Submits an attempt to the worker that the session of `binding` is bound to.
     ///
     /// # Errors
-    /// When the session was moved to another worker meanwhile.
+    /// Returns an error when the session was moved to another worker meanwhile.
     pub(crate) fn submit(
         &mut self,
         binding: &Binding,
@@ -194,7 +194,7 @@ impl SegmentRun {
     /// runs.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(crate) async fn next_event(&mut self) -> Option<JobEvent> {
         match &mut self.job {
             Some(job) => job.events.recv().await,

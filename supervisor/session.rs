@@ -1,12 +1,12 @@
 //! A client's session: commands in, events out.
 //!
-//! A session knows no wire: it takes [`SessionCommand`]s, typed and parsed, and emits one [`SessionEvent`] for each thing
-//! that happens. A dialect translates both for clients (see `supervisor/dialect.rs`).
+//! A session does not know the wire protocol: it takes [`SessionCommand`]s, typed and parsed, and emits one
+//! [`SessionEvent`] for each thing that happens. A dialect translates both for clients (see `supervisor/dialect.rs`).
 //!
 //! - How it begins and ends: `admission` (limits), `handshake` (opening, claim of the lease), `ending` (causes and
 //!   final states), `registry` (the open sessions), `state` (the states that others see).
-//! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows its
-//!   worker, `generation` its segment, `snapshots` exports its state, `persistence` stores it.
+//! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows
+//!   its worker, `generation` its segment, `snapshots` exports its state, `persistence` stores it.
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
 //!   check what clients send; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its

@@ -1,5 +1,5 @@
-//! LTX-2: its keys `generator.ltx2.*`, and the sizes that every checkpoint of its family refuses. The rest is known once a
-//! worker has loaded the checkpoint.
+//! LTX-2: its keys `generator.ltx2.*`, and the sizes that every checkpoint of its family refuses. The rest is known
+//! once a worker has loaded the checkpoint.
 //!
 //! `worker/engine/ltx2_options.rs` reads the options that are made here.
 

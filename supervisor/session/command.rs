@@ -1,7 +1,7 @@
 //! Commands of a client to its session, typed and parsed.
 //!
-//! A dialect (see `supervisor/dialect.rs`) makes these values of what travels on the wire, and a job runner can make them
-//! without any wire. The session checks them against its limits; nothing here is trusted yet.
+//! A dialect (see `supervisor/dialect.rs`) builds these values from wire messages; a job runner can build them
+//! directly. The session checks them against its limits; until then they are untrusted input.
 
 use fastvideo_proto::job::{MediaMode, PromptSource};
 use fastvideo_proto::state::ContinuationState;
@@ -52,9 +52,9 @@ pub enum TransportViolation {
 /// A request for a new session.
 #[derive(Clone, Debug, Default)]
 pub struct OpenSession {
-    /// What the client calls itself, for the logs.
+    /// The name that the client gives itself, for the logs.
     pub client_id: Option<String>,
-    /// What the client calls its settings, for the logs and for the client itself.
+    /// The client's name for its settings, for the logs and for the client itself.
     pub preset: Option<String>,
     pub curated_prompts: Vec<String>,
     /// `{mime, name, data}`; an empty object means no image.

@@ -1,8 +1,8 @@
 //! Decides what comes next in a session. No other module does.
 //!
-//! Today that is always a [`Playlist`], with the tasks that prepare its prompts. Another way to choose segments, such as
-//! a fixed list of prompts for a job, becomes a variant inside [`Director`]: the session only asks for the next segment,
-//! waits for changes, and reports how segments end.
+//! Today that is always a [`Playlist`], with the tasks that prepare its prompts. Another way to choose segments, such
+//! as a fixed list of prompts for a job, becomes a variant inside [`Director`]: the session only asks for the next
+//! segment, waits for changes, and reports how segments end.
 
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ impl Director {
     /// Waits until a prompt is prepared or written. The result has to be passed to [`Self::settle`].
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(super) async fn prompt_ended(&mut self) -> PromptTaskResult {
         self.tasks.ended().await
     }

@@ -78,7 +78,8 @@ pub(super) enum InitImageError {
 /// of pixels.
 ///
 /// # Errors
-/// When the object is not a whole picture of its type within the limits, or the file cannot be written.
+/// Returns an error when the object is not a whole picture of its type within the limits, or the file cannot be
+/// written.
 pub(super) fn accept(
     object: &Map<String, Value>,
     limits: &Limits,
