@@ -248,7 +248,7 @@ impl LiveSession {
         None
     }
 
-    /// Takes note that the server is going away, or that it does so sooner than it had announced.
+    /// Records that the server is going away, or that it does so sooner than it had announced.
     fn drain(&mut self, drain: Drain) -> Option<EndCause> {
         let Drain::Until(deadline) = drain else {
             return None;

@@ -13,7 +13,7 @@ use crate::pool::{Assignment, Placement, StartState};
 use crate::prompt::SafetyFilter;
 
 impl LiveSession {
-    /// Takes note of where the pool has put the session.
+    /// Reacts to where the pool has put the session: changes its state and tells the client.
     pub(super) fn placed(&mut self) -> Option<EndCause> {
         let state = self.ticket.state();
         match self.placement.clone() {

@@ -248,7 +248,7 @@ impl Director {
         self.backoff = None;
     }
 
-    /// Takes note that the segment was cancelled.
+    /// Records that the segment was cancelled.
     pub(super) fn segment_cancelled(&mut self) {
         self.playlist.segment_dropped();
     }

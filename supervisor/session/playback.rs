@@ -16,18 +16,18 @@ pub(super) struct Playback {
 }
 
 impl Playback {
-    /// Takes note that media of the current segment were handed out.
+    /// Records that media of the current segment were handed out.
     pub(super) fn media_sent(&mut self, now: Instant) {
         let begins = self.runs_out.map_or(now, |runs_out| runs_out.max(now));
         self.begins.get_or_insert(begins);
     }
 
-    /// Takes note that the current segment starts again, so that its media are void.
+    /// Records that the current segment starts again, so that its media are void.
     pub(super) fn media_void(&mut self) {
         self.begins = None;
     }
 
-    /// Takes note that the current segment is finished and plays for this long.
+    /// Records that the current segment is finished and plays for this long.
     pub(super) fn finished(&mut self, plays: Duration) {
         if let Some(begins) = self.begins.take() {
             self.runs_out = Some(begins + plays);

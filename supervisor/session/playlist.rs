@@ -335,7 +335,7 @@ impl Playlist {
         };
     }
 
-    /// Takes note that the running segment is finished.
+    /// Records that the running segment is finished.
     pub(crate) fn segment_finished(&mut self) {
         self.produced += 1;
         let Some(shown) = self.running.take() else {
@@ -349,7 +349,7 @@ impl Playlist {
         }
     }
 
-    /// Takes note that the running segment was cancelled or has failed: no extension follows it.
+    /// Records that the running segment was cancelled or has failed: no extension follows it.
     pub(crate) fn segment_dropped(&mut self) {
         self.running = None;
         self.extension = Extension::None;

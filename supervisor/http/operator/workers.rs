@@ -24,8 +24,8 @@ pub(super) fn routes() -> Router<App> {
         .route("/v1/workers/{gpu}/restart", post(restart))
 }
 
-/// Drains a worker: it ends and is not started again. Each of its sessions goes on elsewhere, or waits, at the end of
-/// its running segment.
+/// Drains a worker: it ends and stays down until it is restarted. Each of its sessions goes on elsewhere, or waits, at
+/// the end of its running segment.
 #[utoipa::path(post, path = "/v1/workers/{gpu}/drain", params(("gpu" = u32, Path), WorkerQuery), responses(
     (status = 202, body = WorkerOrderAccepted),
     (status = 400, body = ErrorBody, description = "a parameter is wrong"),
