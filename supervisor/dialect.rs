@@ -1,8 +1,8 @@
 //! Client protocols: each dialect translates what travels on a connection into a session's commands, and a session's
 //! events into what travels back.
 //!
-//! A session knows no dialect, and a dialect no socket: `http::stream` pumps the bytes. `stream_v1` is what clients of
-//! `WS /v1/stream` speak. Another dialect implements [`Parser`] and [`Renderer`] and gets a route.
+//! Sessions know no dialect, and dialects know no socket: `http::stream` pumps the bytes. `stream_v1` is the dialect of
+//! clients of `WS /v1/stream`. To add a dialect, implement [`Parser`] and [`Renderer`] and give it a route.
 
 use serde::Serialize;
 
@@ -22,10 +22,10 @@ pub(crate) trait Parser: Default + Send {
 
 /// Renders the events of one session. It may remember what the client was told before.
 pub(crate) trait Renderer: Default + Send {
-    /// What the client gets of an event, which may be nothing.
+    /// Renders an event. An event that the client is not told of renders to no message.
     fn render(&mut self, event: SessionEvent) -> Rendered;
 
-    /// What a client gets that may not open a session.
+    /// Renders the refusal of a client that may not open a session.
     fn turn_away(why: &NotAdmitted) -> Rendered;
 }
 
@@ -33,16 +33,17 @@ pub(crate) trait Renderer: Default + Send {
 #[derive(Debug)]
 pub(crate) enum Wire {
     Text(String),
-    /// Travels as it is, as one binary message.
+    /// One binary message, sent unchanged.
     Media(Media),
-    /// Closes the connection. Nothing follows.
+    /// Closes the connection. It is the last message.
     Close {
         code: u16,
         reason: &'static str,
     },
 }
 
-/// Messages in order. One alone takes no allocation, since most events, and all media but the first, are one message.
+/// Messages in order. A single message takes no allocation, since most events, and all media but the first, render to
+/// one message.
 #[derive(Debug, Default)]
 pub(crate) struct Rendered {
     first: Option<Wire>,
@@ -77,7 +78,7 @@ impl IntoIterator for Rendered {
     }
 }
 
-/// Close codes of a WebSocket (RFC 6455) as the dialects use them.
+/// WebSocket close codes (RFC 6455) as the dialects use them.
 mod close_code {
     pub(super) const NORMAL: u16 = 1000;
     pub(super) const GOING_AWAY: u16 = 1001;

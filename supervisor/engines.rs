@@ -1,8 +1,8 @@
-//! The engines that workers run, as far as the supervisor has to know them: their configuration keys and what follows from
-//! these.
+//! The engines that workers run, as far as the supervisor has to know them: their configuration keys and what follows
+//! from these.
 //!
-//! An engine's options travel to its workers as one JSON value, which nothing in between reads. So an option of an engine
-//! is a key in that engine's file here and a field of the options that its engine in the worker reads.
+//! An engine's options travel to its workers as one JSON value, which nothing in between reads. So an option of an
+//! engine is a key in that engine's file here and a field of the options that its engine in the worker reads.
 //!
 //! - `config`: the choice of an engine;
 //! - `ltx2`, `synthetic`: one engine each, its keys and its rules;
@@ -20,19 +20,19 @@ pub mod warmup;
 /// The engine that the operator has chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Engine {
-    /// What a worker is told.
+    /// The specification that is sent to each worker.
     pub spec: EngineSpec,
     /// Whether each worker must have a GPU. Otherwise GPUs only number the workers.
     pub needs_gpu: bool,
     /// Frames at the start of a segment that repeat the end of the segment before. They are not encoded again.
     pub repeated_frames: u32,
-    /// Whether warm-up generates segments of the default request's size unless the operator says otherwise. A model needs
-    /// that: small segments would leave its kernels untried.
+    /// Whether warm-up generates segments of the default request's size unless the operator says otherwise. A model
+    /// needs that: small segments would leave its kernels untried.
     pub warms_up_at_full_size: bool,
 }
 
 impl Engine {
-    /// The frames that a segment of `num_frames` frames adds to the one before, at least 1.
+    /// Returns the number of frames that a segment of `num_frames` frames adds to the one before, at least 1.
     pub fn new_frames(&self, num_frames: u32) -> u32 {
         num_frames.saturating_sub(self.repeated_frames).max(1)
     }

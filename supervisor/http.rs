@@ -1,11 +1,11 @@
-//! The front door: WebSocket sessions, health, status, operators' requests, and the built-in page.
+//! The HTTP server: WebSocket sessions, health, status, operators' requests, and the built-in page.
 //!
-//! `app` is what all requests share. `stream` carries a session over a WebSocket, `status` answers probes, `operator` takes
-//! what operators ask, `page` is what a browser gets, `openapi` describes all routes. `extract` reads requests and `error`
-//! is the answer to those that are refused: every refusal has the same JSON body.
+//! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `status` answers probes,
+//! `operator` serves operators' requests, `page` serves the built-in page, and `openapi` describes all routes.
+//! `extract` reads requests, and `error` answers those that are refused: every refusal has the same JSON body.
 //!
-//! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here make them from what the
-//! pool, the store and the prompts say.
+//! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
+//! state of the pool, the store and the prompts.
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,12 +31,12 @@ mod status;
 mod stream;
 mod timestamp;
 
-/// Answers requests until it is dropped.
+/// Serves requests until the returned future is dropped.
 ///
 /// # Errors
-/// When the listener breaks for good.
+/// Returns an error when the listener breaks for good.
 pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
-    // Fragments are small and each is wanted at once.
+    // Fragments are small, and each should be sent at once.
     let listener = listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!(%error, "cannot disable Nagle's algorithm");

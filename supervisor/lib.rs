@@ -1,6 +1,6 @@
-//! The supervisor: worker processes, client sessions, their continuation states, and the front door.
+//! The supervisor: worker processes, client sessions, their continuation states, and the HTTP server.
 //!
-//! `http` calls `session`; `session` calls `pool`, `store` and `prompt`; those three do not know each other.
+//! `http` calls `session`; `session` calls `pool`, `store` and `prompt`; those three do not depend on each other.
 
 use std::io;
 use std::net::SocketAddr;
@@ -39,7 +39,7 @@ pub mod store;
 mod tasks;
 pub mod thread_priority;
 
-/// Everything that can be configured, checked.
+/// The whole configuration, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub http: http::Config,
@@ -47,15 +47,15 @@ pub struct Config {
     pub session: session::Config,
     pub store: store::open::Config,
     pub prompt: prompt::Config,
-    /// The session log; none is kept when absent.
+    /// The configuration of the session log; without it no log is kept.
     pub session_log: Option<session::log::Config>,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
 }
 
-/// How long connections may take to close after the grace period, and each later step of an orderly shutdown.
+/// Time limit on closing the connections after the grace period, and on each later step of an orderly shutdown.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// The same for a shutdown that was cut short.
+/// The same limit for a shutdown that was cut short.
 const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
@@ -78,15 +78,16 @@ pub enum ServeError {
     Task(#[from] TaskError),
 }
 
-/// Serves until SIGTERM, SIGINT or an operator's order to drain, then drains: tells sessions, lets running segments finish
-/// within the grace period, asks workers to leave. A second signal ends everything at once, and so does a background task
-/// that panics. SIGHUP reads the system prompts again. `on_listening` is called once clients can connect.
+/// Serves until SIGTERM, SIGINT or an operator's order to drain, then drains: tells sessions, lets running segments
+/// finish within the grace period, asks workers to leave. A second signal ends everything at once, and so does a
+/// background task that panics. SIGHUP reads the system prompts again. `on_listening` is called once clients can
+/// connect.
 ///
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
 ///
 /// # Errors
-/// When the store cannot be opened, a classifier that is required cannot be loaded, the port cannot be bound, or a
-/// background task panics or ends. No worker is left behind.
+/// Returns an error when the store cannot be opened, a classifier that is required cannot be loaded, the port cannot be
+/// bound, or a background task panics or ends. No worker is left behind.
 pub async fn serve(
     config: Config,
     on_listening: impl FnOnce(SocketAddr),
@@ -96,19 +97,19 @@ pub async fn serve(
     server.run_to_the_end(&mut signals).await
 }
 
-/// A server that runs, with everything that has to be ended in order.
+/// A running server, with everything that has to be ended in order.
 struct Server {
     grace: Duration,
     pool: Pool,
     store: SessionStore,
     logs: Logs,
-    /// Writes to the store that go on when their session has ended.
+    /// Tracks writes to the store, which may outlive their session.
     writes: TaskTracker,
-    /// One token for each WebSocket connection.
+    /// Tracks the WebSocket connections, each of which holds one token.
     connections: TaskTracker,
-    /// Tells sessions that the server goes away.
+    /// Tells sessions that the server is going away.
     drain: watch::Sender<Drain>,
-    /// Is notified when an operator asks the server to drain.
+    /// Notified when an operator asks the server to drain.
     drain_asked: Arc<Notify>,
     tasks: BackgroundTasks,
 }
@@ -243,8 +244,8 @@ impl Server {
         let _ = timeout(HURRIED_FAREWELL, self.connections.wait()).await;
     }
 
-    /// Asks the workers to leave, then writes what is still to be written and ends the rest. Writing takes `patience` at
-    /// most, three times. A signal kills the workers.
+    /// Asks the workers to leave, then finishes all pending writes and ends the rest. Session states, the store's
+    /// cleanup and the session logs each have `patience` to be written. A signal kills the workers.
     async fn stop(self, patience: Duration, signals: &mut StopSignals) {
         tokio::select! {
             () = self.pool.stop() => {}
@@ -279,8 +280,8 @@ async fn listen(config: &http::Config) -> Result<(TcpListener, SocketAddr), Serv
     })
 }
 
-/// Raises the soft limit of open files: each session is a socket and each state a file descriptor, so that the usual 1024
-/// are soon reached.
+/// Raises the soft limit on open files: each session needs a socket and each state a file descriptor, so the usual
+/// limit of 1024 is soon reached.
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)

@@ -1,7 +1,7 @@
-//! One segment over all its attempts: submitted to a worker, taken back, lost with a worker, tried again, given up.
+//! Runs one segment over all its attempts: submitted to a worker, taken back, lost with a worker, retried, given up.
 //!
-//! A state machine over the events of the jobs that make the segment. It belongs neither to a session nor to any other
-//! kind of caller: whoever wants a segment feeds it the events of its job ([`SegmentRun::next_event`],
+//! [`SegmentRun`] is a state machine over the events of the jobs that make the segment. It does not depend on sessions
+//! or any other kind of caller: the caller feeds it the events of its job ([`SegmentRun::next_event`],
 //! [`SegmentRun::observe`]) and is told what happened. It sends nothing to clients and stores nothing.
 
 use std::future::pending;
@@ -25,28 +25,28 @@ pub struct AttemptId {
     pub attempt: u32,
 }
 
-/// Media of an attempt.
+/// The amount of media of an attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MediaCount {
-    /// Fragments or pictures, without the init segment.
+    /// Number of fragments or pictures, without the init segment.
     pub chunks: u32,
-    /// Bytes of everything, the init segment included.
+    /// Number of bytes, the init segment included.
     pub bytes: u64,
 }
 
-/// A segment from the moment that it is its turn until it is finished, failed or cancelled.
+/// A segment from its turn until it is finished, failed or cancelled.
 #[derive(Debug)]
 pub(crate) struct SegmentRun {
     segment_idx: u32,
-    /// Raised when an attempt had reached a worker and did not end there.
+    /// The number of the current attempt. It grows when an attempt has reached a worker and did not end there.
     attempt: u32,
-    /// Worker deaths after which the segment is given up.
+    /// Number of worker deaths after which the segment is given up.
     max_attempts: u32,
-    /// Workers that died while they ran it.
+    /// Number of workers that died while they ran the segment.
     deaths: u32,
-    /// The running attempt; none while a worker is waited for.
+    /// The running attempt; `None` while the segment waits for a worker.
     job: Option<JobHandle>,
-    /// The worker that the last attempt was lost with.
+    /// The worker that was lost with the last attempt.
     lost_with: Option<WorkerId>,
     cancelling: bool,
     media: MediaCount,
@@ -59,64 +59,64 @@ pub(crate) struct SegmentRun {
 /// What happened to a segment.
 #[derive(Debug)]
 pub(crate) enum RunEvent {
-    /// A worker was given the job.
+    /// The job was given to a worker.
     Started { queued_for: Duration },
     Step {
         stage: Stage,
         /// 1..=`total_steps`.
         step: u32,
         total_steps: u32,
-        /// Since the step before, or since the start.
+        /// Time since the step before, or since the start.
         took: Duration,
     },
     Media {
         media: Media,
-        /// They are the attempt's first.
+        /// Whether these are the attempt's first media.
         first: bool,
     },
-    /// The segment is whole. It is over.
+    /// The segment is finished.
     Finished(Box<FinishedSegment>),
-    /// The segment is over, as its caller wanted.
+    /// The segment is over, cancelled by its caller.
     Cancelled,
     /// The segment is over without success.
     Failed(RunFailure),
-    /// The worker has to leave. The segment is to be submitted again.
+    /// The worker has to leave, so the caller has to submit the segment again.
     TakenBack {
-        /// The job was running.
+        /// Whether the job was running.
         started: bool,
-        /// Media of the attempt were handed out, which are void now.
+        /// Whether media of the attempt were handed out, which are void now.
         voids_media: bool,
     },
     /// The worker was lost with the job.
     WorkerLost {
         worker: WorkerId,
-        /// The job had reached the worker, so it may be what killed the worker.
+        /// Whether the job had reached the worker, so that it may have killed the worker.
         started: bool,
         reason: String,
-        /// Media of the attempt were handed out, which are void now.
+        /// Whether media of the attempt were handed out, which are void now.
         voids_media: bool,
         then: AfterLoss,
     },
 }
 
-/// How a segment goes on when a worker was lost with it.
+/// What becomes of a segment that was lost with its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterLoss {
-    /// It is to be submitted again, to any other worker.
+    /// The segment has to be submitted again, to any other worker.
     RunsAgain,
-    /// It is over, as its caller wanted.
+    /// The segment is over, cancelled by its caller.
     Cancelled,
-    /// It is over: so many workers died while they ran it.
+    /// The segment is over, because too many workers died while they ran it.
     GivenUp { deaths: u32 },
 }
 
-/// A segment that is whole.
+/// A finished segment.
 #[derive(Debug)]
 pub(crate) struct FinishedSegment {
-    /// What the next segment continues from.
+    /// The state that the next segment continues from.
     pub(crate) state: State,
     pub(crate) frames: u32,
-    /// In the worker.
+    /// Time that the generation took in the worker.
     pub(crate) generation: Duration,
     pub(crate) timing: JobTiming,
     pub(crate) media: MediaCount,
@@ -138,7 +138,7 @@ pub(crate) enum RunFailure {
 }
 
 impl SegmentRun {
-    /// A segment that is given up when `max_attempts` workers died while they ran it.
+    /// Creates the run of a segment, which is given up when `max_attempts` workers died while they ran it.
     pub(crate) fn new(segment_idx: u32, max_attempts: u32) -> Self {
         Self {
             segment_idx,
@@ -154,7 +154,7 @@ impl SegmentRun {
         }
     }
 
-    /// The attempt that runs, or the next one.
+    /// Returns the running attempt, or the next one.
     pub(crate) fn at(&self) -> AttemptId {
         AttemptId {
             segment_idx: self.segment_idx,
@@ -166,8 +166,8 @@ impl SegmentRun {
         &self.span
     }
 
-    /// Whether an attempt is to be submitted to this worker: none runs, and the worker is not the one that the last
-    /// attempt was lost with.
+    /// Returns whether an attempt may be submitted to this worker: none is running, and the last attempt was not lost
+    /// with this worker.
     pub(crate) fn may_submit_to(&self, worker: &WorkerId) -> bool {
         self.job.is_none() && self.lost_with.as_ref() != Some(worker)
     }
@@ -175,7 +175,7 @@ impl SegmentRun {
     /// Submits an attempt to the worker that the session of `binding` is bound to.
     ///
     /// # Errors
-    /// When the session was moved to another worker meanwhile.
+    /// Returns an error when the session was moved to another worker meanwhile.
     pub(crate) fn submit(
         &mut self,
         binding: &Binding,
@@ -190,10 +190,11 @@ impl SegmentRun {
         Ok(())
     }
 
-    /// Waits for the next event of the running attempt, for [`Self::observe`]. Never ends while none runs.
+    /// Waits for the next event of the running attempt, to be passed to [`Self::observe`]. Never completes while none
+    /// runs.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(crate) async fn next_event(&mut self) -> Option<JobEvent> {
         match &mut self.job {
             Some(job) => job.events.recv().await,
@@ -201,7 +202,8 @@ impl SegmentRun {
         }
     }
 
-    /// Cancels the segment. True when it is over with that; else [`RunEvent::Cancelled`] or another end follows.
+    /// Cancels the segment. Returns true when this ends it at once; otherwise [`RunEvent::Cancelled`] or another end
+    /// follows.
     #[must_use]
     pub(crate) fn cancel(&mut self) -> bool {
         self.cancelling = true;
@@ -214,7 +216,7 @@ impl SegmentRun {
         }
     }
 
-    /// Takes the next event of the running attempt; none when the pool has dropped the job.
+    /// Processes the next event of the running attempt; `None` means that the pool has dropped the job.
     pub(crate) fn observe(&mut self, event: Option<JobEvent>) -> RunEvent {
         match event {
             None => RunEvent::Failed(RunFailure::Dropped),
@@ -305,14 +307,14 @@ impl SegmentRun {
         }
     }
 
-    /// The attempt is void; the next one may run on any worker. Whether it had media.
+    /// Ends the attempt; the next one may run on any worker. Returns whether the attempt had media, which are void now.
     fn begin_again(&mut self, started: bool) -> bool {
         self.job = None;
         self.attempt += u32::from(started);
         std::mem::take(&mut self.media) != MediaCount::default()
     }
 
-    /// Time since the attempt last made progress.
+    /// Returns the time since the attempt last made progress, and records that it makes progress now.
     fn lap(&mut self) -> Duration {
         let before = std::mem::replace(&mut self.progressed, Instant::now());
         self.progressed - before

@@ -1,16 +1,16 @@
 //! A client's session: commands in, events out.
 //!
-//! A session knows no wire: it takes [`SessionCommand`]s, typed and parsed, and emits one [`SessionEvent`] for each thing
-//! that happens. A dialect translates both for clients (see `supervisor/dialect.rs`).
+//! A session does not know the wire protocol: it takes [`SessionCommand`]s, typed and parsed, and emits one
+//! [`SessionEvent`] for each thing that happens. A dialect translates both for clients (see `supervisor/dialect.rs`).
 //!
-//! - How it begins and ends: `admission` (limits), `handshake` (opening, claim of the lease), `ending` (why it ended and
-//!   the state that leaves it in), `registry` (the open sessions), `state` (the states that others see).
-//! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows its
-//!   worker, `generation` its segment, `snapshots` exports its state, `persistence` stores it.
+//! - How it begins and ends: `admission` (limits), `handshake` (opening, claim of the lease), `ending` (causes and
+//!   final states), `registry` (the open sessions), `state` (the states that others see).
+//! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows
+//!   its worker, `generation` its segment, `snapshots` exports its state, `persistence` stores it.
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
-//!   check what clients send; `playback` computes when the viewer runs out of video.
-//! - Who is told: `event` has the events, `emitter` their readers, `outbox` the client's queue with its backpressure,
-//!   `log` the session log; `latency` measures what the supervisor adds to a fragment's way.
+//!   check what clients send; `playback` estimates when the viewer runs out of video.
+//! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
+//!   backpressure, `log` the session log; `latency` measures the latency that the supervisor adds to fragments.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ mod request;
 mod snapshots;
 mod state;
 
-/// What a session may do and what it gets by default.
+/// Limits and defaults of sessions.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub format: VideoFormat,
@@ -71,31 +71,32 @@ pub struct Config {
     pub seed: u64,
     pub guidance_scale: f64,
     pub negative_prompt: Option<String>,
-    /// Segments after which a session is complete.
+    /// Number of segments after which a session is complete.
     pub generation_segment_cap: u32,
     /// Time without a message from the client and without a running segment after which a session ends.
     pub session_timeout: Duration,
     /// How long a client may take to send its opening message.
     pub opening_timeout: Duration,
-    /// Requests that may wait in a session at once.
+    /// Number of requests that may wait in a session at once.
     pub max_waiting_requests: usize,
-    /// Characters that a prompt may have.
+    /// Number of characters that a prompt may have.
     pub max_prompt_chars: usize,
-    /// Pixels that an initial image may have.
+    /// Number of pixels that an initial image may have.
     pub max_image_pixels: u64,
-    /// Workers that may die with one segment before it is given up.
+    /// Number of workers that may die with one segment before it is given up.
     pub max_attempts: u32,
-    /// The client's window: bytes that may be unsent before nothing more is generated for it.
+    /// The client's window (flow control): when this many bytes are unsent, nothing more is generated for the client.
     pub max_unsent_bytes: u64,
     /// How long a client may leave its window full.
     pub slow_client_timeout: Duration,
-    /// Sessions that may be open at once, waiting ones included. When absent, as many as the workers can serve plus 64.
+    /// Number of sessions that may be open at once, waiting ones included. When absent, as many as the workers can
+    /// serve plus 64.
     pub max_sessions: Option<usize>,
-    /// Sessions that may be open at once from one address.
+    /// Number of sessions that may be open at once from one address.
     pub max_sessions_per_client: usize,
 }
 
-/// What all sessions share.
+/// The configuration and the handles that all sessions share.
 #[derive(Clone, Debug)]
 pub struct Context {
     pub config: Arc<Config>,
@@ -104,7 +105,7 @@ pub struct Context {
     pub store: SessionStore,
     pub drain: watch::Receiver<Drain>,
     pub logs: Logs,
-    /// Writes to the store that go on when their session has ended.
+    /// Tracks writes to the store, which may outlive their session.
     pub writes: TaskTracker,
 }
 

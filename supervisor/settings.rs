@@ -1,15 +1,15 @@
 //! Typed configuration keys and the reading of their values.
 //!
 //! Each module declares its keys beside the `Config` that they fill, as constants of the type [`Key`], and builds that
-//! `Config` with a [`Reader`]. Whoever merges the layers (defaults, file, environment, flags) fills [`Settings`]; nothing
-//! here reads a file or a variable.
+//! `Config` with a [`Reader`]. The program merges the layers (defaults, file, environment, flags) into [`Settings`];
+//! nothing here reads a file or an environment variable.
 //!
 //! - `key`: what a key is, and how it is declared;
 //! - `kind`: the values that a key accepts, and how they are read from text and from the file;
 //! - `value`: a value as it is kept and shown;
 //! - `types`: the types of keys;
 //! - `merged`: the values of all keys, each with its origin;
-//! - `reader`: what modules build their `Config` with; it collects all errors.
+//! - `reader`: the reader that modules build their `Config` with; it collects all errors.
 
 mod key;
 mod kind;

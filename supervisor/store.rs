@@ -1,16 +1,16 @@
 //! The store: records of sessions, and the continuation states from which their next segments start.
 //!
-//! A store has two parts: `records` are small and change in one atomic step each, `blobs` are large and named by the hash
-//! of their content. There are several backends for each; `open` chooses them by the operator's URLs.
+//! A store has two parts: `records` are small and change in one atomic step each, `blobs` are large and named by the
+//! hash of their content. There are several backends for each; `open` chooses them by the operator's URLs.
 //!
-//! A session that runs is held by a *lease* (`lease`). Every write is a compare-and-swap on the record's revision, and the
-//! revision is the fencing token: a server whose session was resumed elsewhere cannot write it any more. `writer` writes
-//! one record with its blobs; `sessions` has the operations on sessions (create, hydrate, resume, snapshot, drop), `lend`
-//! keeps blobs that exports refer to. Blobs are reference counted, and `upkeep` collects the garbage that crashes leave.
-//! What must happen but cannot wait for the store is `pending_cleanup`.
+//! A session that runs is held by a *lease* (`lease`). Every write is a compare-and-swap on the record's revision, and
+//! the revision is the fencing token: a server whose session was resumed elsewhere can no longer write it. `writer`
+//! writes one record with its blobs; `sessions` has the operations on sessions (create, hydrate, resume, snapshot,
+//! drop), `lend` keeps blobs that exports refer to. Blobs are reference counted, and `upkeep` collects the garbage that
+//! crashes leave. `pending_cleanup` keeps the tasks that must be done but cannot wait for the store.
 //!
-//! `export` turns a state into its public form and back; nothing else here looks into frames or latents. `exchange` does
-//! so with the store's blobs.
+//! `export` turns a state into its public form and back; nothing else here looks into frames or latents. `exchange`
+//! does so with the store's blobs.
 
 pub mod blobs;
 pub mod config;

@@ -1,7 +1,7 @@
-//! The owner of the server's background tasks, which run as long as the server does.
+//! Owns the server's background tasks, which run as long as the server does.
 //!
-//! Nobody waits for what such a task makes, so nobody else would notice its end: a server whose upkeep has panicked looks
-//! healthy until other servers take its sessions. Here the end of any task is an error that ends the server.
+//! No caller waits for the result of such a task, so its end would go unnoticed: a server whose upkeep has panicked
+//! looks healthy until other servers take its sessions. Here the end of any task is an error that ends the server.
 
 use std::any::Any;
 use std::future::pending;
@@ -48,10 +48,10 @@ impl BackgroundTasks {
         });
     }
 
-    /// Waits until a task no longer runs, and says why.
+    /// Waits until a task no longer runs, and returns why.
     ///
     /// # Cancel safety
-    /// When this is cancelled, the next call tells what this one would have told.
+    /// This method is cancel safe: after a cancelled call, the next call returns what that one would have returned.
     pub(crate) async fn failed(&mut self) -> TaskError {
         match self.0.join_next().await {
             Some(ended) => {
@@ -61,7 +61,7 @@ impl BackgroundTasks {
         }
     }
 
-    /// Aborts all tasks and waits until they are gone. A failure that nobody has waited for is logged.
+    /// Aborts all tasks and waits until they are gone. A failure that was not waited for is logged.
     pub(crate) async fn stop(mut self) {
         self.0.abort_all();
         while let Some(ended) = self.0.join_next().await {
@@ -72,7 +72,7 @@ impl BackgroundTasks {
     }
 }
 
-/// What `panic!` was given, where that is text.
+/// Returns the text that `panic!` was given, or a substitute when it was given no text.
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = match panic.downcast_ref::<String>() {
         Some(text) => Some(text.as_str()),

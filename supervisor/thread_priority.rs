@@ -22,11 +22,11 @@ pub enum Grant {
     ShortSlice,
 }
 
-/// Asks the kernel to run the calling thread as soon as it has something to do. Threads and processes that it starts have
-/// ordinary scheduling again.
+/// Asks the kernel to run the calling thread as soon as it has something to do. Threads and processes that it starts
+/// have ordinary scheduling again.
 ///
 /// # Errors
-/// When the kernel supports neither kind of scheduling.
+/// Returns an error when the kernel supports neither kind of scheduling.
 pub fn run_promptly() -> io::Result<Grant> {
     let ordinary = libc::sched_attr {
         size: size_of::<libc::sched_attr>().try_into().unwrap_or(u32::MAX),

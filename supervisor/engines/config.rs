@@ -3,7 +3,7 @@
 use super::{Engine, ltx2, synthetic};
 use crate::settings::{Key, KeySpec, Origin, Reader};
 
-/// Sixteen GPUs split into seven MIG instances each, with room to spare.
+/// The most GPUs that can be configured: sixteen GPUs split into seven MIG instances each, with room to spare.
 pub const MAX_GPUS: u32 = 128;
 
 /// The engine, how many GPUs it gets, and its model.
@@ -35,7 +35,7 @@ struct NoModel {
     origin: Origin,
 }
 
-/// The engine that is named, or else the one that can run the model.
+/// Returns the engine that is named, or else the one that can run the model.
 pub fn read(reader: &mut Reader<'_>) -> Engine {
     let model = reader.get(&MODEL_PATH);
     match reader.get(&NAME).as_deref() {
@@ -53,7 +53,7 @@ pub fn read(reader: &mut Reader<'_>) -> Engine {
     ltx2::read(reader, &model.unwrap_or_default())
 }
 
-/// The path of the model's key, where a model is named but the chosen engine runs none.
+/// Returns the path of the model's key when a model is named but the chosen engine runs none.
 pub fn unused_model(reader: &Reader<'_>) -> Option<&'static str> {
     let is_unused = reader.get(&NAME).as_deref() == Some(synthetic::NAME);
     (is_unused && reader.get(&MODEL_PATH).is_some()).then_some(MODEL_PATH.spec.path)

@@ -1,4 +1,4 @@
-//! What a request asks for where it says nothing: the keys `default_request.*`.
+//! The keys `default_request.*`: the values for the fields that a request leaves out.
 
 use fastvideo_proto::job::VideoFormat;
 
@@ -59,7 +59,7 @@ pub static GUIDANCE_SCALE: Key<f64> =
         .help("Guidance scale; 1 is without guidance")
         .default(1.0);
 
-/// The shape of the video that a request gets.
+/// Returns the shape of the video that a request gets.
 pub fn format(reader: &Reader<'_>) -> VideoFormat {
     VideoFormat {
         width: reader.get(&WIDTH),

@@ -1,5 +1,5 @@
-//! LTX-2: its keys `generator.ltx2.*`, and the sizes that every checkpoint of its family refuses. The rest is known once a
-//! worker has loaded the checkpoint.
+//! LTX-2: its keys `generator.ltx2.*`, and the sizes that every checkpoint of its family refuses. The rest is known
+//! once a worker has loaded the checkpoint.
 //!
 //! `worker/engine/ltx2_options.rs` reads the options that are made here.
 
@@ -82,7 +82,7 @@ static CHECK_WEIGHTS: Key<bool> = Key::switch("generator.ltx2.check_weights")
     .help("Look for weights that are no numbers while the model is loaded")
     .default(false);
 
-/// The engine with this model, a folder or the id of a repository.
+/// Returns the engine with this model, which is a folder or the id of a repository.
 pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
     check_sizes(reader);
     Engine {
@@ -105,7 +105,7 @@ fn options(reader: &Reader<'_>, model: &str) -> Map<String, Value> {
 
 fn check_sizes(reader: &mut Reader<'_>) {
     let multiple = match reader.get(&STAGES).as_str() {
-        // The first stage is made at half the size.
+        // The first stage generates at half the size.
         "two" => 2 * LATENT_PIXELS,
         _ => LATENT_PIXELS,
     };
@@ -134,7 +134,7 @@ fn check_sizes(reader: &mut Reader<'_>) {
     check_picture(reader, &default_request::WIDTH);
     check_picture(reader, &default_request::HEIGHT);
     check_frames(reader, &default_request::NUM_FRAMES);
-    // Warm-up has the default request's sizes where it is given none.
+    // Warm-up has the default request's sizes where it has none of its own.
     if reader.is_given(&warmup::WIDTH.spec) {
         check_picture(reader, &warmup::WIDTH);
     }

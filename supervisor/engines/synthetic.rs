@@ -1,7 +1,7 @@
 //! The engine that needs no model: its keys `generator.synthetic.*`.
 //!
-//! `worker/engine/synthetic/options.rs` reads the options that are made here, `faults` takes the faults apart that tests
-//! ask for.
+//! `worker/engine/synthetic/options.rs` reads the options that are made here; `faults` parses the faults that tests ask
+//! for.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ struct BadFaults {
     origin: Origin,
 }
 
-/// The engine.
+/// Returns the engine.
 pub(super) fn read(reader: &mut Reader<'_>) -> Engine {
     let faults = faults::parse(&reader.get(&FAULTS).unwrap_or_default());
     let faults = faults.unwrap_or_else(|source| {

@@ -27,7 +27,7 @@ static PROMPT: Key<String> = Key::text("streaming.warmup.prompt")
     .help("Prompt of the warm-up segments")
     .default("A paper lantern drifts over a quiet lake at dusk, slow camera, soft light");
 
-/// The pool ends a worker that is not ready after this time.
+/// The time limit on a worker's start: the pool ends a worker that is not ready by then.
 pub static TIMEOUT: Key<Duration> = Key::seconds("streaming.warmup.timeout_seconds", 0.1, DAY)
     .help("Time that a worker has from its start to its readiness, loading and warm-up together")
     .default(2400.0);
@@ -55,7 +55,8 @@ pub static NUM_INFERENCE_STEPS: Key<u32> =
         .help("Denoise steps of each warm-up segment")
         .default(1);
 
-/// What warm-up generates where it is enabled, for an engine that needs warm-up at full size or not.
+/// Returns what warm-up generates, or `None` when it is disabled. `at_full_size` says whether the engine needs warm-up
+/// at full size.
 pub fn read(reader: &mut Reader<'_>, at_full_size: bool) -> Option<WarmupSpec> {
     if !reader.get(&ENABLED) {
         return None;
@@ -84,7 +85,8 @@ pub fn read(reader: &mut Reader<'_>, at_full_size: bool) -> Option<WarmupSpec> {
     })
 }
 
-/// Whether warm-up generates segments like those of the default request, so that its timing says how long one takes.
+/// Returns whether warm-up generates segments like those of the default request, so that its timing says how long one
+/// takes.
 pub fn is_typical(reader: &Reader<'_>, at_full_size: bool) -> bool {
     let pairs = [
         (&WIDTH, &default_request::WIDTH),
@@ -97,8 +99,8 @@ pub fn is_typical(reader: &Reader<'_>, at_full_size: bool) -> bool {
         .all(|(own, usual)| size(reader, at_full_size, own, usual) == reader.get(usual))
 }
 
-/// The value of warm-up's own key, or of the default request's where an engine warms up at full size and nothing else is
-/// given.
+/// Returns the value of warm-up's own key, or that of the default request when the engine warms up at full size and
+/// warm-up's own key is not given.
 fn size(reader: &Reader<'_>, at_full_size: bool, own: &Key<u32>, usual: &Key<u32>) -> u32 {
     match at_full_size && !reader.is_given(&own.spec) {
         true => reader.get(usual),

@@ -1,4 +1,4 @@
-//! What all requests share.
+//! The state that all requests share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +9,21 @@ use tokio_util::task::TaskTracker;
 
 use crate::session::{Context, Registry, RelayLatency};
 
-/// Where and how clients are let in.
+/// Where the server listens, and its limits on connections.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub host: String,
     /// The TCP port; 0 takes any free one.
     pub port: u16,
-    /// The `service` that the health probes name.
+    /// The name of the service in the answers of the health probes.
     pub service_name: String,
-    /// The size of the largest WebSocket message and of the largest request body that are accepted.
+    /// The largest WebSocket message and the largest request body that are accepted, in bytes.
     pub max_message_bytes: usize,
-    /// A peer that answers nothing for two of these is gone.
+    /// The interval between pings. A peer that answers nothing for two intervals is considered gone.
     pub ping_interval: Duration,
 }
 
-/// What all requests share. Cheap to clone.
+/// The state that all requests share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct App {
     pub(super) service_name: Arc<str>,
@@ -32,13 +32,13 @@ pub struct App {
     pub(super) context: Context,
     pub(super) registry: Registry,
     pub(super) relay_latency: RelayLatency,
-    /// Holds one token for each WebSocket connection.
+    /// Tracks the WebSocket connections, each of which holds one token.
     pub(crate) connections: TaskTracker,
-    /// Is notified when an operator asks the server to drain.
+    /// Notified when an operator asks the server to drain.
     pub(crate) drain_asked: Arc<Notify>,
 }
 
-/// The extractor of what all requests share.
+/// The extractor of the state that all requests share.
 pub(super) type AppState = State<App>;
 
 impl App {

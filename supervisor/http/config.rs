@@ -1,4 +1,4 @@
-//! The keys `server.*`, except those of the log, and the `Config` of the front door.
+//! The keys `server.*`, except those of the log, and the `Config` of the HTTP server.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ static SERVICE_NAME: Key<String> = Key::text("server.service_name")
     .help("The `service` that /healthz and /readyz name; the default is what FastVideo's server answers")
     .default("ltx2-streaming-backend");
 
-/// The grace period of the whole server's shutdown.
+/// The grace period of the server's shutdown.
 pub static GRACE: Key<Duration> = Key::seconds("server.grace_seconds", 0.0, HOUR)
     .short("grace-seconds")
     .help("Time that running segments have to finish after the first SIGTERM")

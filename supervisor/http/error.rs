@@ -1,4 +1,4 @@
-//! The answer to a request that is refused, or that failed.
+//! The answer to a request that was refused or that failed.
 
 use std::error::Error;
 
@@ -28,29 +28,30 @@ impl ApiError {
         }
     }
 
-    /// There is no session of that id.
+    /// Answers that there is no session with that id.
     pub(super) fn no_session() -> Self {
         let message = "there is no such session; it may have expired";
         Self::new(StatusCode::NOT_FOUND, "no_session", message)
     }
 
-    /// There is no GPU of that number.
+    /// Answers that there is no GPU with that number.
     pub(super) fn no_gpu(gpu: &str) -> Self {
         let message = format!("there is no GPU `{gpu}`");
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    /// A parameter of the request is wrong.
+    /// Answers that a parameter of the request is wrong.
     pub(super) fn invalid_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
     }
 
-    /// The body of the request is wrong.
+    /// Answers that the body of the request is wrong.
     pub(super) fn invalid_body(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_body", message)
     }
 
-    /// The store cannot serve the request: not now, or never when what it has is lost. The reason goes to the log.
+    /// Answers that the store cannot serve the request: not now, or never when its data are lost. The reason goes to
+    /// the log.
     pub(super) fn store(failed: &StoreError) -> Self {
         tracing::error!(error = with_causes(failed), "request not served");
         if let StoreError::Lost(_) = failed {
@@ -68,7 +69,7 @@ impl ApiError {
         )
     }
 
-    /// The server failed. The reason goes to the log and not to the client.
+    /// Answers that the server failed. The reason goes to the log and not to the client.
     pub(super) fn internal(failed: &dyn Error) -> Self {
         tracing::error!(error = with_causes(failed), "request not served");
         let message = "the server failed; its log says why";

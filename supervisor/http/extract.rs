@@ -1,5 +1,5 @@
-//! Extractors: the parts of a request as checked values. What they refuse is answered with an [`ApiError`], and not with
-//! the plain text of axum's own extractors, which no handler uses directly.
+//! Extractors: the parts of a request as checked values. They answer a refusal with an [`ApiError`]. axum's own
+//! extractors would answer with plain text, so no handler uses those directly.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::app::App;
 use super::error::ApiError;
 
-/// The query string as a `T`.
+/// The query string, parsed as a `T`.
 pub(super) struct ValidQuery<T>(pub(super) T);
 
 /// The session that a path names as `{id}`.
@@ -20,7 +20,7 @@ pub(super) struct PathSession(pub(super) SessionId);
 /// The GPU that a path names as `{gpu}`; it need not exist.
 pub(super) struct PathGpu(pub(super) GpuId);
 
-/// The whole body, as large as a message may be.
+/// The whole body. It may be as large as a message.
 pub(super) struct Body(pub(super) Bytes);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> {
@@ -73,7 +73,7 @@ impl FromRequest<App> for Body {
     }
 }
 
-/// The only parameter of a path; none when it is not UTF-8.
+/// Returns the only parameter of a path, or `None` when it is not UTF-8.
 async fn parameter<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<String> {
     let path = Path::from_request_parts(parts, state).await;
     path.ok().map(|Path(parameter)| parameter)

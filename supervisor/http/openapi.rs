@@ -1,4 +1,4 @@
-//! The description of all routes, `/openapi.json`.
+//! The OpenAPI description of all routes, served at `/openapi.json`.
 
 use axum::routing::get;
 use axum::{Json, Router};
@@ -40,14 +40,14 @@ pub(super) fn routes() -> Router<App> {
 )]
 struct ApiDoc;
 
-/// This document.
+/// Returns this document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
 async fn openapi() -> Json<utoipa::openapi::OpenApi> {
     Json(ApiDoc::openapi())
 }
 
-/// One connection is one session: JSON text messages both ways, media as binary messages to the client. The messages
-/// are described in `docs/protocol.md`.
+/// Opens a session, one per connection: JSON text messages travel both ways, media as binary messages to the client.
+/// The messages are described in `docs/protocol.md`.
 #[utoipa::path(get, path = "/v1/stream", responses(
     (status = 101, description = "the WebSocket is open"),
     (status = 426, body = ErrorBody, description = "the request was no WebSocket upgrade")

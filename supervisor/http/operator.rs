@@ -1,6 +1,6 @@
-//! What operators ask for: sessions to be listed, moved and ended, workers to be drained, prompts to be read again.
+//! The routes for operators: they list, move and end sessions, drain workers, and reload prompts.
 //!
-//! All these routes are one router under one guard; an authentication layer for operators goes here, too.
+//! All these routes are one router behind the CSRF guard; an authentication layer for operators goes here, too.
 
 use axum::Router;
 use axum::middleware::from_fn;
@@ -13,7 +13,7 @@ pub(super) mod workers;
 
 mod csrf;
 
-/// `max_body_bytes` limits the body of a request.
+/// Returns the routes. `max_body_bytes` limits the body of a request.
 pub(super) fn routes(max_body_bytes: usize) -> Router<App> {
     sessions::routes(max_body_bytes)
         .merge(workers::routes())

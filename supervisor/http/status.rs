@@ -1,6 +1,6 @@
 //! Probes, and the state of the workers, the prompts and the log.
 //!
-//! `gpu` and `prompt` make the parts of `/status` from what the pool and the prompts say.
+//! `gpu` and `prompt` build their parts of `/status` from the status of the pool and of the prompts.
 
 use std::time::SystemTime;
 
@@ -28,7 +28,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/status", get(status))
 }
 
-/// The process answers, and how many sessions it has.
+/// Says that the process answers, and how many sessions it has.
 #[utoipa::path(get, path = "/health", responses((status = 200, body = Health)))]
 pub(super) async fn health(State(app): AppState) -> Json<Health> {
     Json(Health {
@@ -38,7 +38,7 @@ pub(super) async fn health(State(app): AppState) -> Json<Health> {
     })
 }
 
-/// Liveness: the process answers.
+/// Liveness probe: the process answers.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, body = Healthz)))]
 pub(super) async fn healthz(State(app): AppState) -> Json<Healthz> {
     Json(Healthz {
@@ -48,7 +48,7 @@ pub(super) async fn healthz(State(app): AppState) -> Json<Healthz> {
     })
 }
 
-/// Readiness: a new session would find a worker that serves.
+/// Readiness probe: a new session would find a worker that serves.
 #[utoipa::path(get, path = "/readyz", responses(
     (status = 200, body = Readyz, description = "at least one worker serves"),
     (status = 503, body = Readyz, description = "warming or draining")
@@ -79,7 +79,7 @@ pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
     (code, Json(body))
 }
 
-/// Every worker, and what the supervisor adds to a fragment's way.
+/// Returns the state of every worker, and the latency that the supervisor adds to fragments.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = Status)))]
 pub(super) async fn status(State(app): AppState) -> Json<Status> {
     let pool = app.context.pool.status();

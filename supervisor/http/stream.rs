@@ -1,4 +1,4 @@
-//! A session over a WebSocket, in any dialect: bytes in, bytes out, pings and closes.
+//! Carries a session over a WebSocket, in any dialect: bytes in, bytes out, pings and closes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -23,16 +23,16 @@ use crate::pool::Media;
 use crate::session::command::TransportViolation;
 use crate::session::{self, Inbound, Outbox, RelayLatency};
 
-/// Client messages that may wait for their session; it takes them at once.
+/// Capacity of the queue of client messages to their session, which takes them at once.
 const INBOUND_BUFFER: usize = 4;
-/// How long a client may read nothing of what is left after its session has ended.
+/// Time limit on a client that reads nothing of what is left after its session has ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long a client may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
-/// Each connection keeps a read buffer of this size for all its life.
+/// The size of the read buffer that each connection keeps for all its life.
 const READ_BUFFER_BYTES: usize = 4096;
 
-/// The route `/v1/stream`.
+/// Serves the route `/v1/stream`.
 pub(super) async fn upgrade(
     State(app): AppState,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
@@ -88,7 +88,7 @@ async fn connection<P: Parser, R: Renderer>(socket: WebSocket, client: IpAddr, a
         &app.relay_latency,
     ));
 
-    // Until the session is over. A client is gone when it says so, when it is silent, or when writing to it fails.
+    // Runs until the session is over. A client is gone when it says so, when it is silent, or when writing to it fails.
     let gone = {
         let mut reader = Box::pin(read::<P>(&mut stream, &inbound, app.ping_interval * 2));
         tokio::select! {
@@ -103,7 +103,7 @@ async fn connection<P: Parser, R: Renderer>(socket: WebSocket, client: IpAddr, a
             let is_gone = matches!(last, Inbound::Gone);
             let (_, ()) = tokio::join!(inbound.send(last), &mut session);
             if is_gone {
-                // Answers a close that the client has begun.
+                // Completes the close handshake that the client has begun.
                 let _ = timeout(CLOSE_REPLY, async {
                     while let Some(Ok(_)) = stream.next().await {}
                 })
@@ -112,7 +112,7 @@ async fn connection<P: Parser, R: Renderer>(socket: WebSocket, client: IpAddr, a
             }
         }
     }
-    // The session has emitted its last event. The client is read on, since a close is a handshake.
+    // The session has emitted its last event. Reading goes on, since a close is a handshake.
     let listening = async { while let Some(Ok(_)) = stream.next().await {} };
     tokio::pin!(listening);
     let mut heard_all = false;
@@ -132,7 +132,8 @@ async fn connection<P: Parser, R: Renderer>(socket: WebSocket, client: IpAddr, a
     }
 }
 
-/// Whether all that is left could be written: a client may take its time to read it, but not stop.
+/// Waits until everything that is left is written, and returns whether it was. A client may read slowly, but must not
+/// stop.
 async fn reads_to_the_end(written: impl Future<Output = ()>, outbox: &Outbox) -> bool {
     tokio::pin!(written);
     let mut left = outbox.cost();
@@ -172,7 +173,7 @@ async fn read<P: Parser>(
             Message::Close(_) => return Inbound::Gone,
         };
         if inbound.send(message).await.is_err() {
-            // The session is over; whoever polls this sees that too.
+            // The session is over, which the caller sees as well.
             std::future::pending::<()>().await;
         }
     }
@@ -224,7 +225,7 @@ async fn write<R: Renderer>(
                 }) => {
                     let sent = sink.send(Message::Binary(bytes)).await;
                     latency.record(sent_at_us);
-                    // The client has room for more of its job's media.
+                    // Returns the credit to the job: the client has room for more of its media.
                     drop(credit);
                     sent
                 }
@@ -241,7 +242,7 @@ async fn write<R: Renderer>(
     }
 }
 
-/// Turns a client away before it has a session.
+/// Tells a client that it may not open a session, and closes the connection.
 async fn turn_away(mut socket: WebSocket, messages: Rendered) {
     let farewell = async {
         for wire in messages {

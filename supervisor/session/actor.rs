@@ -1,5 +1,4 @@
-//! The loop of one session: it hears the client, the pool, the store and the clock, and never waits for any of them
-//! alone.
+//! The event loop of one session. It waits for the client, the pool, the store and the clock at the same time.
 
 use std::future::pending;
 use std::time::Duration;
@@ -35,7 +34,7 @@ pub async fn run(
     outbox: Outbox,
     context: Context,
 ) {
-    // Boxed, so that what a handshake needs is not kept for as long as the session lives.
+    // Boxed, so that the memory of the handshake is not kept for as long as the session lives.
     let opened = Box::pin(open(&mut ticket, &mut inbound, &context)).await;
     let (opening, claim) = match opened {
         Ok(opened) => opened,
@@ -88,7 +87,7 @@ async fn drain_begins(mut drain: watch::Receiver<Drain>) {
     }
 }
 
-/// What the loop has heard.
+/// An event that the loop has received.
 enum Heard {
     Client(Option<Inbound>),
     PlacementChanged,
@@ -147,7 +146,7 @@ impl LiveSession {
         }
     }
 
-    /// Starts what can be started.
+    /// Starts what can be started now. Returns a cause when the session is over.
     fn advance(&mut self) -> Option<EndCause> {
         if self.segment.is_none() {
             if self.director.is_complete() {
@@ -198,8 +197,8 @@ impl LiveSession {
                 None => pending().await,
             }
         };
-        // In this order. What the job has produced comes before what the client says next, so that a message that
-        // crosses the end of a segment meets the session as it is. The client comes last, since it may never stop
+        // The order matters. What the job has produced comes before what the client says next, so a message that
+        // crosses the end of a segment is handled after that end. The client comes last, since it may never stop
         // talking.
         tokio::select! {
             biased;
@@ -216,7 +215,7 @@ impl LiveSession {
         }
     }
 
-    /// The next moment at which something ends by itself.
+    /// Returns the session's next deadline.
     fn alarm(&self) -> Option<Instant> {
         let alarms = [
             self.idle_at(),
@@ -249,7 +248,7 @@ impl LiveSession {
         None
     }
 
-    /// The server goes away, or does so sooner than it had said.
+    /// Records that the server is going away, or that it does so sooner than it had announced.
     fn drain(&mut self, drain: Drain) -> Option<EndCause> {
         let Drain::Until(deadline) = drain else {
             return None;

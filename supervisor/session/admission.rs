@@ -1,11 +1,12 @@
-//! Who may open a session: limits on their number, and none while the server is going away.
+//! Admission control: decides whether a client may open a session, by the number of open ones and whether the server is
+//! going away.
 
 use std::net::IpAddr;
 
 use super::registry::{Full, Limits, Registry, Ticket};
 use super::{Context, Drain};
 
-/// Sessions that may wait for a worker when no limit is configured.
+/// The number of sessions that may wait for a worker when no limit is configured.
 const DEFAULT_QUEUE: usize = 64;
 
 /// Why a client may not open a session. The text is safe to show.
@@ -20,7 +21,7 @@ pub enum NotAdmitted {
 /// Admits a client that connects from an address.
 ///
 /// # Errors
-/// When the server is going away, or as many sessions are open as may be.
+/// Returns an error when the server is going away, or a limit on the number of open sessions is reached.
 pub fn admit(
     client: IpAddr,
     registry: &Registry,

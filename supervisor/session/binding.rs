@@ -1,4 +1,4 @@
-//! A session and its worker: the client is told which one it is, and segments are submitted to it.
+//! Binds a session to its worker: tells the client which worker it is, and submits segments to it.
 
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::job::{ErrorCode, MediaMode};
@@ -13,7 +13,7 @@ use crate::pool::{Assignment, Placement, StartState};
 use crate::prompt::SafetyFilter;
 
 impl LiveSession {
-    /// Takes where the pool has put the session.
+    /// Reacts to where the pool has put the session: changes its state and tells the client.
     pub(super) fn placed(&mut self) -> Option<EndCause> {
         let state = self.ticket.state();
         match self.placement.clone() {
@@ -98,7 +98,7 @@ impl LiveSession {
         }
         let (at, request) = (segment.run.at(), &segment.planned.request);
         let spec = JobSpec {
-            // Chosen by the pool.
+            // The pool sets it.
             job: JobId(0),
             session: self.ticket.id().clone(),
             segment_idx: at.segment_idx,
@@ -115,7 +115,7 @@ impl LiveSession {
                 0 => self.image.as_ref().map(|image| image.path().to_owned()),
                 _ => None,
             },
-            // Chosen by the pool.
+            // The pool sets it.
             state: None,
             window: limit - unsent,
         };
@@ -128,7 +128,7 @@ impl LiveSession {
             .playback
             .due(Instant::now(), self.context.config.format.duration());
         if let Err(moved) = segment.run.submit(&self.binding, worker, spec, start, due) {
-            // The news of the move is on its way.
+            // The notification of the move is on its way.
             tracing::debug!(%moved, "job not submitted");
             return;
         }

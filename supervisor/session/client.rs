@@ -1,4 +1,4 @@
-//! What a client asks of its open session.
+//! Handles what a client asks of its open session.
 
 use fastvideo_proto::job::ErrorCode;
 use tokio::time::Instant;
@@ -13,13 +13,13 @@ use super::request::{ValidRequest, check_prompt};
 use super::snapshots::MAX_PENDING_EXPORTS;
 use crate::pool::Placement;
 
-/// Alternatives to a prompt that may be asked for at once.
+/// Number of alternatives to a prompt that may be asked for at once.
 const MAX_ALTERNATIVES: u32 = 10;
-/// Messages that a client may send while its window is full. Each may have an answer, of a few hundred bytes.
+/// Number of messages accepted from a client whose window is full. Each may have an answer of a few hundred bytes.
 const MAX_MESSAGES_WHILE_FULL: u32 = 1000;
 
 impl LiveSession {
-    /// Takes what the client's connection has received; none when the connection is gone.
+    /// Handles what the client's connection has received; `None` means that the connection is gone.
     pub(super) fn receive(&mut self, inbound: Option<Inbound>) -> Option<EndCause> {
         self.last_activity = Instant::now();
         match inbound {
@@ -51,7 +51,7 @@ impl LiveSession {
         }
     }
 
-    /// Counts a message. A client that leaves its window full may not go on and on.
+    /// Counts a message. Ends the session of a client that leaves its window full and keeps sending.
     fn note_message(&mut self, message: MessageInfo) -> Option<EndCause> {
         self.messages_while_full = match self.client_is_full() {
             true => self.messages_while_full + 1,

@@ -1,7 +1,7 @@
-//! What a client asks of its session, typed and parsed.
+//! Commands of a client to its session, typed and parsed.
 //!
-//! A dialect (see `supervisor/dialect.rs`) makes these values of what travels on the wire, and a job runner can make them
-//! without any wire. The session checks them against its limits; nothing here is trusted yet.
+//! A dialect (see `supervisor/dialect.rs`) builds these values from wire messages; a job runner can build them
+//! directly. The session checks them against its limits; until then they are untrusted input.
 
 use fastvideo_proto::job::{MediaMode, PromptSource};
 use fastvideo_proto::state::ContinuationState;
@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 /// What a session receives from its client's connection.
 #[derive(Debug)]
 pub enum Inbound {
-    /// Opens the session. It is the first of all, and comes once.
+    /// Opens the session. It comes first, and only once.
     Open(Box<OpenSession>),
     Command {
         message: MessageInfo,
         command: SessionCommand,
     },
-    /// The client sent what is no command.
+    /// The client sent something that is not a command.
     Invalid {
         message: MessageInfo,
         /// Says what is wrong; safe to show to the client.
@@ -30,10 +30,10 @@ pub enum Inbound {
     Violation(TransportViolation),
 }
 
-/// A client's message as the session log mentions it.
+/// The description of a client's message for the session log.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageInfo {
-    /// The message's type in its dialect; `invalid` for what is no command.
+    /// The message's type in its dialect, or `invalid` when it is not a command.
     pub kind: &'static str,
     pub bytes: usize,
 }
@@ -49,12 +49,12 @@ pub enum TransportViolation {
     Protocol,
 }
 
-/// What a client wants of a new session.
+/// A request for a new session.
 #[derive(Clone, Debug, Default)]
 pub struct OpenSession {
-    /// What the client calls itself, for the logs.
+    /// The name that the client gives itself, for the logs.
     pub client_id: Option<String>,
-    /// What the client calls its settings, for the logs and for the client itself.
+    /// The client's name for its settings, for the logs and for the client itself.
     pub preset: Option<String>,
     pub curated_prompts: Vec<String>,
     /// `{mime, name, data}`; an empty object means no image.
@@ -62,23 +62,23 @@ pub struct OpenSession {
     pub enhancement: bool,
     pub auto_extension: bool,
     pub looping: bool,
-    /// The session is complete after its first segment.
+    /// Whether the session is complete after its first segment.
     pub single_segment: bool,
     pub media_mode: MediaMode,
     /// The first segment continues from this state. Excludes `resume`.
     pub state: Option<ContinuationState>,
-    /// The stored session to go on with.
+    /// The stored session to resume.
     pub resume: Option<ResumeRequest>,
 }
 
-/// Goes on with a session whose connection was lost.
+/// A request to resume a session whose connection was lost.
 #[derive(Clone, Debug)]
 pub struct ResumeRequest {
     pub session_id: String,
     pub token: String,
 }
 
-/// What a client asks of an open session.
+/// A command to an open session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SessionCommand {
     RequestSegment(SegmentRequest),
@@ -101,7 +101,7 @@ pub enum SessionCommand {
     Leave,
 }
 
-/// Asks for the next segment. What is absent takes the operator's default.
+/// A request for the next segment. Absent fields take the operator's defaults.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SegmentRequest {
     pub prompt: String,

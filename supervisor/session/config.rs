@@ -83,7 +83,7 @@ static MAX_SESSIONS_PER_CLIENT: Key<Option<usize>> =
         .unit("sessions")
         .help("Sessions at once from one address [default: no limit, since all clients of a proxy share its address]");
 
-/// `http` enforces this limit.
+/// The limit on the size of messages, which `http` enforces.
 pub static MAX_MESSAGE_BYTES: Key<usize> =
     Key::usize("streaming.limits.max_message_bytes", 64 << 10, 1 << 30)
         .unit("bytes")
@@ -122,7 +122,7 @@ static OPENING_TIMEOUT: Key<Duration> =
         .help("Time that a client has for its opening message")
         .default(30.0);
 
-/// `http` sends the pings.
+/// The interval between pings, which `http` sends.
 pub static PING_INTERVAL: Key<Duration> =
     Key::seconds("streaming.limits.ping_interval_seconds", 0.01, HOUR)
         .help("How often clients are pinged; one that answers nothing for two intervals is gone")
@@ -155,7 +155,7 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
     }
 }
 
-/// The session log's configuration, where one is kept.
+/// Reads the session log's configuration; `None` means that no log is kept.
 pub(crate) fn read_log(reader: &mut Reader<'_>) -> Option<log::Config> {
     reader.refuse_blank(&LOG_DIR, "a folder");
     Some(log::Config {

@@ -1,8 +1,8 @@
-//! What comes next in a session: the one place that decides it.
+//! Decides what comes next in a session. No other module does.
 //!
-//! Today that is always a [`Playlist`], with the tasks that prepare its prompts. Another way to choose segments, such as
-//! a fixed list of prompts for a job, becomes a variant inside [`Director`]: the session only asks for the next segment,
-//! waits for changes, and reports how segments end.
+//! Today that is always a [`Playlist`], with the tasks that prepare its prompts. Another way to choose segments, such
+//! as a fixed list of prompts for a job, becomes a variant inside [`Director`]: the session only asks for the next
+//! segment, waits for changes, and reports how segments end.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::request::ValidRequest;
 use crate::backoff::Backoff;
 use crate::prompt::{GenerateError, PreparedPrompt, Prompts};
 
-/// Pauses after auto-generated segments that failed: the first, and the longest.
+/// The first and the longest pause of the exponential backoff after auto-generated segments that failed.
 const MIN_AUTO_PAUSE: Duration = Duration::from_secs(1);
 const MAX_AUTO_PAUSE: Duration = Duration::from_secs(30);
 
@@ -28,14 +28,14 @@ pub(super) struct Director {
     playlist: Playlist,
     tasks: PromptTasks,
     prompts: Prompts,
-    /// Exponential backoff of auto-generated segments; none while the last one succeeded.
+    /// The exponential backoff of auto-generated segments; `None` while the last one succeeded.
     backoff: Option<Box<Backoff>>,
-    /// Until when no segment is auto-generated, after one failed.
+    /// The time before which no segment is auto-generated, after one failed.
     paused_until: Option<Instant>,
 }
 
 impl Director {
-    /// A session that has finished `produced` segments already and is complete after `cap`.
+    /// Creates the director of a session that has finished `produced` segments already and is complete after `cap`.
     pub(super) fn new(
         curated: Vec<String>,
         switches: Switches,
@@ -56,12 +56,13 @@ impl Director {
         }
     }
 
-    /// Takes what comes next; none while nothing is to be generated, or the prompt whose turn it is is being prepared.
+    /// Takes the next segment. Returns `None` while nothing is to be generated, or while the prompt whose turn it is is
+    /// being prepared.
     pub(super) fn next(&mut self, config: &Config) -> Option<PlannedSegment> {
         self.playlist.next(config)
     }
 
-    /// Starts to prepare the prompts that will be needed, and ends what is not needed any more.
+    /// Starts to prepare the prompts that will be needed, and aborts the tasks that are no longer needed.
     pub(super) fn prepare_prompts(&mut self) {
         let playlist = &mut self.playlist;
         self.tasks.retain(|task| playlist.awaits(task));
@@ -71,15 +72,16 @@ impl Director {
         }
     }
 
-    /// Waits until a prompt is prepared or written, for [`Self::settle`].
+    /// Waits until a prompt is prepared or written. The result has to be passed to [`Self::settle`].
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(super) async fn prompt_ended(&mut self) -> PromptTaskResult {
         self.tasks.ended().await
     }
 
-    /// Takes a prompt that was prepared or written, and says what happened; nothing when nobody waits for it any more.
+    /// Takes a prompt that was prepared or written. Returns the event to emit, or `None` when the prompt is no longer
+    /// needed.
     pub(super) fn settle(&mut self, result: PromptTaskResult) -> Option<SessionEvent> {
         match result {
             PromptTaskResult::Prepared { task, .. } | PromptTaskResult::Extended { task, .. }
@@ -202,17 +204,17 @@ impl Director {
         }
     }
 
-    /// The prompt, where the log may have prompts that are or may still be blocked.
+    /// Returns the prompt if it may be logged: some logs must not contain prompts that are, or may still be, blocked.
     fn loggable(&self, prompt: String) -> Option<String> {
         self.prompts.logs_unscreened().then_some(prompt)
     }
 
-    /// Adds a request; false when `limit` requests wait already.
+    /// Adds a request. Returns false when `limit` requests wait already.
     pub(super) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
         self.playlist.add(request, received, limit)
     }
 
-    /// Starts to write alternatives to a prompt. False when too many prompts are being rewritten already.
+    /// Starts to write alternatives to a prompt. Returns false when too many prompts are being rewritten already.
     pub(super) fn rewrite(&mut self, seed_prompt: String, count: u32) -> bool {
         self.tasks.rewrite(seed_prompt, count)
     }
@@ -221,12 +223,12 @@ impl Director {
         self.playlist.set_curated(prompts);
     }
 
-    /// Has no effect where nothing enhances prompts.
+    /// Switches enhancement on or off. This has no effect without a prompt enhancer.
     pub(super) fn set_enhancing(&mut self, enhancing: bool) {
         self.playlist.set_enhancing(enhancing);
     }
 
-    /// Has no effect where nothing writes prompts.
+    /// Switches auto-extension on or off. This has no effect without a prompt enhancer.
     pub(super) fn set_extending(&mut self, extending: bool) {
         self.playlist.set_extending(extending);
         self.resume_auto();
@@ -246,7 +248,7 @@ impl Director {
         self.backoff = None;
     }
 
-    /// The segment was cancelled.
+    /// Records that the segment was cancelled.
     pub(super) fn segment_cancelled(&mut self) {
         self.playlist.segment_dropped();
     }
@@ -258,7 +260,7 @@ impl Director {
         }
     }
 
-    /// Lets no segment be auto-generated for a while.
+    /// Pauses auto-generation, for longer after each failure.
     fn pause_auto(&mut self) {
         let new = || Box::new(Backoff::new(MIN_AUTO_PAUSE, MAX_AUTO_PAUSE));
         let pause = self.backoff.get_or_insert_with(new).next_pause();
@@ -271,7 +273,7 @@ impl Director {
         self.paused_until = None;
     }
 
-    /// When [`Self::clock_rang`] is to be called.
+    /// Returns the time at which [`Self::clock_rang`] has to be called.
     pub(super) fn alarm(&self) -> Option<Instant> {
         self.paused_until
     }
@@ -282,17 +284,17 @@ impl Director {
         }
     }
 
-    /// The prompt of the next segment is being prepared.
+    /// Returns whether the prompt of the next segment is being prepared.
     pub(super) fn is_preparing(&self) -> bool {
         self.playlist.is_preparing()
     }
 
-    /// The session has all the segments that it may have.
+    /// Returns whether the session has all the segments that it may have.
     pub(super) fn is_complete(&self) -> bool {
         self.playlist.is_complete()
     }
 
-    /// The index of the next segment, which is how many are finished.
+    /// Returns the index of the next segment, which is the number of finished ones.
     pub(super) fn segment_idx(&self) -> u32 {
         self.playlist.segment_idx()
     }

@@ -1,10 +1,10 @@
-//! Tells what happens in a session to all that read it.
+//! Delivers what happens in a session to everything that reads its events.
 
 use super::event::SessionEvent;
 use super::event_readers::EventReaders;
 use super::outbox::Outbox;
 
-/// Where a session puts its events.
+/// Delivers a session's events to their readers and to the client.
 #[derive(Debug)]
 pub(super) struct Emitter {
     readers: EventReaders,
@@ -24,23 +24,24 @@ impl Emitter {
         &self.readers
     }
 
-    /// Tells the readers and the client.
+    /// Delivers an event to the readers and the client.
     pub(super) fn emit(&self, event: SessionEvent) {
         self.readers.read(&event);
-        // The client knows what it has sent. Were that queued for it, a client that reads nothing and sends much would
-        // fill the server's memory.
+        // The client knows what it has sent. If these events were queued for it, a client that reads nothing and sends
+        // much would fill the server's memory.
         if !matches!(event, SessionEvent::MessageReceived(_)) {
             self.outbox.push(event);
         }
     }
 
-    /// Tells the readers, and the client as the last that it gets.
+    /// Delivers an event to the readers, and to the client as its last one.
     pub(super) fn emit_last(&self, event: SessionEvent) {
         self.readers.read(&event);
         self.outbox.push_last(event);
     }
 
-    /// Tells only the client, once the gate in front is open: the readers know of the fact by another event.
+    /// Delivers an event to the client alone, once the gate before it is open. The readers learn the fact from another
+    /// event.
     pub(super) fn push(&self, event: SessionEvent) {
         self.outbox.push(event);
     }

@@ -1,4 +1,4 @@
-//! Why a session does not begin, or is over, and what state that leaves it in.
+//! Why a session does not begin, or is over, and the state that it ends in.
 
 use std::time::Duration;
 
@@ -13,23 +13,23 @@ pub enum NotOpened {
     /// The client went away.
     Gone,
     Violation(TransportViolation),
-    /// The client said nothing for so long.
+    /// The client sent nothing for this long.
     Timeout(Duration),
-    /// What the client asks for cannot be had; the same again is refused again. The message is safe to show.
+    /// The client asked for something that is not possible and will be refused again. The message is safe to show.
     Refused {
         code: ErrorCode,
         message: String,
     },
     /// The store does not answer or is full. The text is safe to show.
     Unavailable(&'static str),
-    /// Our fault. The text is safe to show.
+    /// The server failed. The text is safe to show.
     Internal(&'static str),
     /// The server is going away.
     Draining,
 }
 
 impl NotOpened {
-    /// The last state of a session that does not begin for this reason.
+    /// Returns the last state of a session that does not begin for this reason.
     pub(super) fn state(&self) -> SessionState {
         match self {
             Self::Gone => SessionState::Error,
@@ -49,17 +49,17 @@ pub enum EndCause {
     /// The client went away.
     Gone,
     Violation(TransportViolation),
-    /// The client has left for good.
+    /// The client has ended the session for good.
     Left,
     /// The last segment that the session may have is finished.
     SegmentCap,
-    /// The client said nothing for so long, and nothing ran.
+    /// The client sent nothing for this long, and nothing ran.
     Idle(Duration),
     /// The client reads too slowly.
     SlowClient,
     /// The client broke a rule of its dialect.
     RuleBroken,
-    /// The model does not take the state that the session has.
+    /// The model does not accept the session's state.
     StateRefused,
     /// No worker is left, and the session never had one.
     NoWorker,
@@ -70,7 +70,7 @@ pub enum EndCause {
 }
 
 impl EndCause {
-    /// The cause in the session log.
+    /// Returns the cause's name in the session log.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gone => "gone",
@@ -87,12 +87,12 @@ impl EndCause {
         }
     }
 
-    /// The session is over for good, so that its stored state goes too.
+    /// Returns whether the session is over for good, so that its stored state is removed, too.
     pub(super) fn is_final(self) -> bool {
         matches!(self, Self::Left | Self::SegmentCap)
     }
 
-    /// The client gets nothing any more of what it has not taken yet.
+    /// Returns whether the events that the client has not taken yet are dropped.
     pub(super) fn drops_unsent(self) -> bool {
         matches!(
             self,
@@ -100,8 +100,8 @@ impl EndCause {
         )
     }
 
-    /// What is wrong, for the causes that need an explanation: whether the client may try again, and a message that is
-    /// safe to show.
+    /// Returns the error that the client is told, for the causes that need an explanation: its code, a message that is
+    /// safe to show, and whether the client may try again.
     pub(super) fn error(self) -> Option<(ErrorCode, &'static str, bool)> {
         match self {
             Self::NoWorker => Some((
@@ -118,8 +118,8 @@ impl EndCause {
         }
     }
 
-    /// The last state of a session that was in state `from`. Only an active session completes: a client that leaves
-    /// earlier has not been served.
+    /// Returns the last state of a session that was in state `from`. Only an active session completes: a client that
+    /// leaves earlier has not been served.
     pub(super) fn state(self, from: SessionState) -> SessionState {
         let state = match self {
             Self::Gone | Self::Left | Self::SegmentCap | Self::Draining => SessionState::Complete,

@@ -1,7 +1,7 @@
 //! What happens in a session: one [`SessionEvent`] for each fact.
 //!
-//! Everything that tells of a session reads these events: a dialect renders them for the client, the session log writes
-//! them down, and the server's own log mentions some (see `event_readers.rs`). So no reader can disagree with another.
+//! All reports on a session come from these events: a dialect renders them for the client, the session log writes them
+//! down, and the server's own log mentions some (see `event_readers.rs`). So no reader can disagree with another.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::prompt::{Blocked, GeneratedPrompt, PromptAlternatives};
 use crate::segment_run::{AttemptId, MediaCount};
 use crate::store::ResumeToken;
 
-/// What an event counts in the window of its client, beside its texts and its media.
+/// The cost of an event in the window of its client, in addition to its texts and its media.
 const BASE_COST: u64 = 128;
 
 /// Something that happened in a session. Large payloads are boxed, so that a queue of events stays small.
@@ -45,7 +45,7 @@ pub enum SessionEvent {
         /// Absent where the prompt may still be blocked and blocked prompts are not to be logged.
         prompt: Option<String>,
     },
-    /// A language model has enhanced a prompt, whose text may be the same still.
+    /// A language model has enhanced a prompt. The text may be unchanged.
     PromptEnhanced {
         original_prompt: String,
         answer: Box<GeneratedPrompt>,
@@ -55,7 +55,7 @@ pub enum SessionEvent {
     PromptRewritten {
         seed_prompt: String,
         rewritten: Box<PromptAlternatives>,
-        /// The alternatives may be logged though nobody has screened them.
+        /// Whether the alternatives may be logged although they were not screened.
         loggable: bool,
     },
     /// No language model has rewritten the prompt.
@@ -76,10 +76,10 @@ pub enum SessionEvent {
     },
     /// An attempt at a segment waits for its worker.
     SegmentQueued(Box<SegmentQueued>),
-    /// The worker was given the job.
+    /// The job was given to the worker.
     SegmentStarted {
         at: AttemptId,
-        /// Since the attempt was queued.
+        /// Time since the attempt was queued.
         queued_for: Duration,
     },
     StepDone {
@@ -88,7 +88,7 @@ pub enum SessionEvent {
         /// 1..=`total_steps`.
         step: u32,
         total_steps: u32,
-        /// Since the step before, or since the start.
+        /// Time since the step before, or since the start.
         took: Duration,
     },
     Media {
@@ -98,26 +98,26 @@ pub enum SessionEvent {
     /// The consumer of the events has taken the first media of an attempt.
     FirstMediaSent {
         at: AttemptId,
-        /// Since the segment was requested.
+        /// Time since the segment was requested.
         after: Duration,
     },
     /// The consumer of the events has taken all media of a segment.
     AllMediaSent {
         at: AttemptId,
-        /// Since the segment was requested.
+        /// Time since the segment was requested.
         after: Duration,
         media: MediaCount,
     },
-    /// The worker is done and the segment's state is the session's.
+    /// The worker is done, and the segment's state has become the session's.
     SegmentFinished {
         at: AttemptId,
         frames: u32,
-        /// In the worker.
+        /// Time that the generation took in the worker.
         generation: Duration,
         timing: JobTiming,
     },
     /// All media of a finished segment were taken, and its state is stored or the store is late. The consumer of the
-    /// events gets it only then.
+    /// events gets this event only then.
     SegmentCompleted(Box<SegmentCompleted>),
     SegmentCancelled {
         at: AttemptId,
@@ -126,17 +126,17 @@ pub enum SessionEvent {
     SegmentFailed {
         at: AttemptId,
         code: ErrorCode,
-        /// Safe to show to the client.
+        /// The message is safe to show to the client.
         message: String,
-        /// The same request may succeed.
+        /// Whether the same request may succeed later.
         retryable: bool,
     },
     /// The worker has to leave; the segment runs again.
     SegmentTakenBack {
         at: AttemptId,
-        /// It was running.
+        /// Whether the segment was running.
         started: bool,
-        /// Media of the attempt were handed out, which are void now.
+        /// Whether media of the attempt were handed out, which are void now.
         voids_media: bool,
     },
     /// The worker was lost with the segment.
@@ -147,19 +147,19 @@ pub enum SessionEvent {
     Error {
         code: ErrorCode,
         message: String,
-        /// The same again may succeed.
+        /// Whether the same request may succeed later.
         retryable: bool,
     },
     /// The server is going away.
     Draining {
-        /// Running segments may finish for so long.
+        /// How long running segments may go on.
         time_left: Duration,
     },
-    /// The session leaves this connection. It is the last event but for media that are still on their way.
+    /// The session leaves this connection. Only media that are still on their way follow.
     Ended {
         cause: EndCause,
         state: SessionState,
-        /// Segments that are finished.
+        /// Number of finished segments.
         segments: u32,
     },
 }
@@ -169,9 +169,9 @@ pub struct Opened {
     pub client_id: Option<String>,
     pub preset: Option<String>,
     pub media_mode: MediaMode,
-    /// The session was there before.
+    /// Whether the session was resumed.
     pub resumed: bool,
-    /// The session begins from a state that the client brought.
+    /// Whether the session begins from a state that the client brought.
     pub hydrated: bool,
     /// The name of the initial image.
     pub image: Option<String>,
@@ -182,26 +182,26 @@ pub struct Opened {
 #[derive(Debug)]
 pub struct WorkerBound {
     pub assignment: Assignment,
-    /// The worker before.
+    /// The worker that the session had before.
     pub previous: Option<WorkerId>,
     pub session_id: SessionId,
     pub resume_token: ResumeToken,
     /// Time without a message and without a running segment after which the session ends.
     pub session_timeout: Duration,
-    /// What the session makes; present when this is its first worker on this connection.
+    /// The properties of the stream; present when this is the session's first worker on this connection.
     pub stream: Option<StreamInfo>,
 }
 
-/// What a session makes.
+/// The properties of a session's stream.
 #[derive(Clone, Debug)]
 pub struct StreamInfo {
     pub preset: Option<String>,
     pub format: VideoFormat,
     pub segment_cap: u32,
     pub next_segment_idx: u32,
-    /// Language models enhance, extend and rewrite prompts.
+    /// Whether language models enhance, extend and rewrite prompts.
     pub enhancer: bool,
-    /// A classifier screens prompts.
+    /// Whether a classifier screens prompts.
     pub safety: bool,
     pub audio: bool,
     pub media_mode: MediaMode,
@@ -212,12 +212,12 @@ pub struct SegmentQueued {
     pub at: AttemptId,
     pub worker: WorkerId,
     pub source: PromptSource,
-    /// The text that is really used.
+    /// The text that is used.
     pub prompt: String,
-    /// What `prompt` was made of, when that is another text.
+    /// The text that `prompt` was made from, when that is another one.
     pub original_prompt: Option<String>,
     pub total_steps: u32,
-    /// Since the request.
+    /// Time since the request.
     pub waited: Duration,
 }
 
@@ -229,7 +229,7 @@ pub struct SegmentCompleted {
     pub start: Duration,
     /// How long the segment plays.
     pub duration: Duration,
-    /// In the worker.
+    /// Time that the generation took in the worker.
     pub generation: Duration,
     pub requested: Instant,
 }
@@ -238,22 +238,22 @@ pub struct SegmentCompleted {
 pub struct WorkerLost {
     pub at: AttemptId,
     pub worker: WorkerId,
-    /// The job had reached the worker, so it may be what killed the worker.
+    /// Whether the job had reached the worker, so that it may have killed the worker.
     pub started: bool,
     pub reason: String,
-    /// The segment runs again, and media of the attempt were handed out, which are void now.
+    /// Whether the segment runs again and media of the attempt were handed out, which are void now.
     pub voids_media: bool,
 }
 
 #[derive(Debug)]
 pub struct ExportedState {
     pub state: ContinuationState,
-    /// About as much as its text has.
+    /// The approximate size of the state's text.
     pub bytes: u64,
 }
 
 impl SessionEvent {
-    /// What the event counts in its client's window, in bytes.
+    /// Returns the event's cost in its client's window, in bytes.
     pub(super) fn cost(&self) -> u64 {
         let texts: &[&str] = match self {
             Self::Media { media, .. } => return media.credit.cost(),

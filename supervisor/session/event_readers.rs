@@ -1,19 +1,19 @@
-//! The readers of a session's events beside its client: the session log and the server's own log.
+//! The readers of a session's events other than its client: the session log and the server's own log.
 
 use super::ending::NotOpened;
 use super::event::SessionEvent;
 use super::log::{self, SessionLog};
 
-/// Whoever reads a session's events beside its client. Cheap to clone.
+/// The readers of a session's events other than its client. Cheap to clone.
 ///
-/// Another reader, such as metrics or traces, is another field here and another line in [`Self::read`].
+/// To add a reader, such as metrics or traces, add a field here and a line in [`Self::read`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct EventReaders {
     log: SessionLog,
 }
 
 impl EventReaders {
-    /// Readers of a session that is open; before, there is no log.
+    /// Creates the readers of an open session; before it is open, there is no log.
     pub(super) fn new(log: SessionLog) -> Self {
         Self { log }
     }
@@ -24,7 +24,7 @@ impl EventReaders {
     }
 }
 
-/// The server's own log: what an operator wants to know of a session.
+/// Writes what an operator wants to know about a session to the server's own log.
 fn trace(event: &SessionEvent) {
     match event {
         SessionEvent::Opened(opened) => {

@@ -1,4 +1,4 @@
-//! The segment that a session generates: begun, followed through the events of its job, committed.
+//! Generates a session's segment: begins it, follows the events of its job, and commits it.
 
 use fastvideo_proto::job::{ErrorCode, frames_to_time};
 use tokio::time::Instant;
@@ -29,7 +29,7 @@ impl LiveSession {
         }
     }
 
-    /// Takes the next event of the current segment's job; none when the pool has dropped the job.
+    /// Handles the next event of the current segment's job; `None` means that the pool has dropped the job.
     pub(super) fn follow_job(&mut self, event: Option<JobEvent>) -> Option<EndCause> {
         let segment = self.segment.as_mut()?;
         let at = segment.run.at();
@@ -53,7 +53,8 @@ impl LiveSession {
         self.playback.media_sent(Instant::now());
     }
 
-    /// Has the readers told when the client has taken what is in the outbox now.
+    /// Marks the end of what is in the outbox now: the readers are told when the client has taken everything up to
+    /// there.
     fn mark(&self, at: AttemptId, all: Option<MediaCount>) {
         if let Some(segment) = &self.segment {
             self.emitter.outbox().mark(Mark {
@@ -157,8 +158,9 @@ impl LiveSession {
         None
     }
 
-    /// The segment is finished: its state, its index and its place on the time line become the session's in one step.
-    /// The client hears of it once it has all of the segment and the state is stored; the next segment may run by then.
+    /// Commits the finished segment: its state, its index and its place on the time line become the session's in one
+    /// step. The client is told once it has all of the segment and the state is stored; the next segment may run by
+    /// then.
     fn commit(&mut self, at: AttemptId, finished: FinishedSegment) {
         let FinishedSegment {
             state,

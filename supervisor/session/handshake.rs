@@ -1,4 +1,4 @@
-//! How a session begins: its opening is received and checked whole, then the session is claimed in the store.
+//! Begins a session: receives and checks its opening, then claims the session in the store.
 
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::{ErrorCode, VideoFormat};
@@ -22,7 +22,7 @@ use crate::store::{
     StoreError, import,
 };
 
-/// Curated prompts of one session.
+/// Number of curated prompts that one session may have.
 pub(super) const MAX_CURATED_PROMPTS: usize = 256;
 /// How long the older connection of a session may take to end when the session is resumed over another one.
 const TAKE_OVER: Duration = Duration::from_secs(5);
@@ -30,15 +30,15 @@ const TAKE_OVER: Duration = Duration::from_secs(5);
 /// An opening that was checked.
 #[derive(Debug)]
 pub(super) struct Opening {
-    /// Without image, state and resume, which are below.
+    /// The request without image, state and resume, which are the fields below.
     pub(super) request: OpenSession,
     pub(super) image: Option<InitImage>,
     pub(super) state: Option<State>,
-    /// The stored session to go on with.
+    /// The stored session to resume.
     pub(super) resume: Option<(SessionId, ResumeToken)>,
 }
 
-/// A session in the store that this connection holds the lease of.
+/// A session in the store whose lease this connection holds.
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) lease: Lease,
@@ -155,7 +155,7 @@ async fn hydrate(
             code: ErrorCode::StateIncompatible,
             message: error.to_string(),
         }),
-        // Another try does not bring the blobs back.
+        // Another try would not bring the blobs back.
         Err(ImportFailed::Store(StoreError::Lost(loss))) => {
             tracing::error!(
                 error = with_causes(&loss),
@@ -178,7 +178,7 @@ async fn hydrate(
     }
 }
 
-/// Enters a new session in the store, or takes the lease of the one that the client goes on with.
+/// Creates a new session in the store, or takes the lease of the one that the client resumes.
 ///
 /// # Errors
 /// See [`NotOpened`].
@@ -241,7 +241,7 @@ async fn resume(
     })
 }
 
-/// Whether this server can go on with a stored session; the message is safe to show.
+/// Checks whether this server can go on with a stored session. The error message is safe to show.
 fn check_resumed(snapshot: &SavedSession, format: &VideoFormat) -> Result<(), String> {
     match snapshot.state.as_ref().and_then(|s| s.header().frames) {
         Some(frames) if (frames.width, frames.height) != (format.width, format.height) => {
@@ -261,7 +261,7 @@ fn not_resumed(session: &SessionId, error: ResumeError<String>) -> NotOpened {
             message: refused.to_string(),
         },
         ResumeError::Unfit(message) => incompatible(message),
-        // Another try does not bring it back.
+        // Another try would not bring it back.
         ResumeError::Lost(loss) => {
             tracing::error!(error = with_causes(&loss), session_id = %session, "session cannot be resumed any more");
             NotOpened::Refused {

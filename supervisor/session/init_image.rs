@@ -1,4 +1,4 @@
-//! The picture that a client may send for its first segment. Nothing about it is trusted.
+//! The initial image that a client may send for its first segment. It is untrusted input.
 //!
 //! The picture is decoded in full, within limits, and written out again as a PNG of its pixels: a worker never reads
 //! bytes that a client made.
@@ -19,16 +19,16 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 pub(super) const MAX_BYTES: usize = 32 << 20;
 
 const MAX_NAME_CHARS: usize = 100;
-/// RGBA with 16 bits each.
+/// The largest kind of pixel is RGBA with 16 bits each.
 const MAX_BYTES_PER_PIXEL: u64 = 8;
-/// What a decoder may allocate for its tables and for an ICC profile.
+/// Number of bytes that a decoder may allocate for its tables and for an ICC profile.
 const DECODER_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// The limit of the file's size, decoded from base64.
+    /// The limit on the file's size, decoded from base64.
     pub(super) max_bytes: usize,
-    /// The limit of width times height.
+    /// The limit on width times height.
     pub(super) max_pixels: u64,
 }
 
@@ -40,21 +40,22 @@ pub(super) struct InitImage {
 }
 
 impl InitImage {
-    /// The file: PNG, RGB, 8 bits.
+    /// Returns the path of the file, which is an RGB PNG with 8 bits per channel.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The client's name for the picture, for the log: reduced to a plain file name of at most 100 characters.
+    /// Returns the client's name for the picture, for the log: reduced to a plain file name of at most 100 characters.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 }
 
-/// Why there is no init image.
+/// Why there is no initial image.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InitImageError {
-    /// The client sent something that is no picture of its type, or too large. The text is safe to show to it.
+    /// The client sent something that is not a picture of its type, or that is too large. The text is safe to show to
+    /// it.
     #[error("`initial_image.{field}`: expected {expected}, got {given}")]
     Refused {
         field: &'static str,
@@ -72,11 +73,13 @@ pub(super) enum InitImageError {
 /// Decodes the picture and encodes it again, so this belongs on a blocking thread. EXIF orientation is not applied, and
 /// transparency is dropped.
 ///
-/// A truncated file is refused, but for its last bytes, which decoders do not miss: a PNG may lack the checksum of its end
-/// chunk; a JPEG may lack its last 8 bytes and a WebP its last 4, which may cost the last block of pixels.
+/// A truncated file is refused, except that a few last bytes may be missing, which decoders do not need: a PNG may lack
+/// the checksum of its end chunk; a JPEG may lack its last 8 bytes and a WebP its last 4, which may cost the last block
+/// of pixels.
 ///
 /// # Errors
-/// When the object is not a whole picture of its type within the limits, or the file cannot be written.
+/// Returns an error when the object is not a whole picture of its type within the limits, or the file cannot be
+/// written.
 pub(super) fn accept(
     object: &Map<String, Value>,
     limits: &Limits,
@@ -167,7 +170,7 @@ fn decode_png_or_webp(
     Ok(picture.into_rgb8())
 }
 
-/// Decodes with the decoder that `image` uses, but in its strict mode: otherwise it fills in what is missing in grey.
+/// Decodes with the decoder that `image` uses, but in its strict mode: otherwise it fills missing parts with grey.
 fn decode_jpeg(bytes: &[u8], limits: &Limits) -> Result<RgbImage, InitImageError> {
     let format = ImageFormat::Jpeg;
     let options = DecoderOptions::default()

@@ -1,4 +1,4 @@
-//! How long fragments take from a worker's link to the client's socket: what the supervisor adds.
+//! Measures the latency that the supervisor adds: how long fragments take from a worker's link to the client's socket.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,19 +7,19 @@ use hdrhistogram::Histogram;
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-/// The quantiles cover the running interval and the one before it, so the last one to two of these.
+/// The length of an interval. The quantiles cover the running interval and the one before it.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Longer latencies are counted as this one, in microseconds.
 const MAX_US: u64 = 60_000_000;
-/// A bucket is at most 1 % wide.
+/// The precision of the buckets: each is at most 1 % wide.
 const SIGNIFICANT_DIGITS: u8 = 2;
 
 /// A histogram of the last one to two minutes that all connections record into. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RelayLatency(Arc<Mutex<Window>>);
 
-/// Quantiles of what was recorded in the last one to two minutes, each the upper bound of its bucket. All are zero when
-/// nothing was.
+/// Quantiles of the latencies recorded in the last one to two minutes, each the upper bound of its bucket. All are zero
+/// when none was recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LatencyQuantiles {
     pub count: u64,
@@ -43,20 +43,20 @@ impl Default for RelayLatency {
 }
 
 impl RelayLatency {
-    /// Records that a message which the worker gave to its link at `sent_at_us` (`CLOCK_MONOTONIC`, microseconds) has been
+    /// Records that a message which the worker gave to its link at `sent_at_us` (`CLOCK_MONOTONIC`, microseconds) was
     /// given to the socket.
     pub fn record(&self, sent_at_us: u64) {
         let took_us = monotonic_us().saturating_sub(sent_at_us);
         self.lock().record(took_us, Instant::now());
     }
 
-    /// The quantiles of the last one to two minutes.
+    /// Returns the quantiles of the last one to two minutes.
     pub fn quantiles(&self) -> LatencyQuantiles {
         self.lock().quantiles(Instant::now())
     }
 
     fn lock(&self) -> MutexGuard<'_, Window> {
-        // A histogram is usable whatever became of the thread that recorded last.
+        // A histogram stays usable when a thread panics while it records.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -90,7 +90,7 @@ impl Window {
         }
     }
 
-    /// Begins the next interval when the current one is over, and forgets what is older than the one before.
+    /// Begins the next interval when the current one is over, and drops everything older than the one before.
     fn rotate(&mut self, now: Instant) {
         let age = now.saturating_duration_since(self.began);
         if age < INTERVAL {
@@ -106,7 +106,7 @@ impl Window {
     }
 }
 
-/// `CLOCK_MONOTONIC` in microseconds, which is the same for all processes of a machine.
+/// Returns `CLOCK_MONOTONIC` in microseconds, which is the same for all processes of a machine.
 fn monotonic_us() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the monotonic clock is always there");
     let (seconds, nanos) = (now.tv_sec(), now.tv_nsec());

@@ -1,4 +1,4 @@
-//! An open session: what it holds, and the steps that all its parts share.
+//! An open session: its fields, and the steps that all its parts share.
 
 use fastvideo_proto::job::{ErrorCode, MediaMode};
 use tokio::time::Instant;
@@ -27,16 +27,16 @@ pub(super) struct LiveSession {
     pub(super) context: Context,
     pub(super) emitter: Emitter,
     pub(super) binding: Binding,
-    /// Where the pool has the session, as far as it is heard.
+    /// The last placement by the pool that the session has seen.
     pub(super) placement: Placement,
-    /// The worker that the client was last told of.
+    /// The worker that the client was last told about.
     pub(super) announced: Option<Assignment>,
     pub(super) preset: Option<String>,
     pub(super) media_mode: MediaMode,
-    /// What the first segment starts from.
+    /// The image that the first segment starts from.
     pub(super) image: Option<InitImage>,
     pub(super) director: Director,
-    /// The segment that is being made.
+    /// The segment that is being generated.
     pub(super) segment: Option<Box<CurrentSegment>>,
     /// The last committed state.
     pub(super) state: Option<State>,
@@ -47,19 +47,20 @@ pub(super) struct LiveSession {
     pub(super) exports: StateExports,
     /// When the client last sent a message, or a segment ended.
     pub(super) last_activity: Instant,
-    /// Messages that the client has sent since its window is full.
+    /// Number of messages that the client has sent since its window became full.
     pub(super) messages_while_full: u32,
-    /// Until when the server waits for the running segment; present once the client knows that the server goes away.
+    /// The time until which the server waits for the running segment; present once the client knows that the server
+    /// goes away.
     pub(super) drain_deadline: Option<Instant>,
-    /// Since when the session only waits for a last export before the server goes away.
+    /// When the session began to wait only for a last export before the server goes away.
     pub(super) lingering_since: Option<Instant>,
     pub(super) lease: Lease,
     pub(super) token: ResumeToken,
-    /// Last field: a session counts until its place is free and its image is gone.
+    /// The last field, so that it is dropped last: a session counts until its place is free and its image is gone.
     pub(super) ticket: Ticket,
 }
 
-/// A segment that is being made, and what was asked for.
+/// A segment that is being generated, and what was asked for.
 #[derive(Debug)]
 pub(super) struct CurrentSegment {
     pub(super) planned: PlannedSegment,
@@ -67,7 +68,8 @@ pub(super) struct CurrentSegment {
 }
 
 impl LiveSession {
-    /// Queues the session with the pool. The state that it was opened or resumed with is its first committed one.
+    /// Creates the session and queues it with the pool. The state that it was opened or resumed with is its first
+    /// committed one.
     pub(super) fn new(
         ticket: Ticket,
         emitter: Emitter,
@@ -126,7 +128,7 @@ impl LiveSession {
         self.emitter.emit(event);
     }
 
-    /// Tells of something wrong that concerns no segment. The message is safe to show to the client.
+    /// Reports an error that concerns no segment. The message is safe to show to the client.
     pub(super) fn error(&self, code: ErrorCode, message: impl ToString, retryable: bool) {
         self.emit(SessionEvent::Error {
             code,
@@ -141,12 +143,12 @@ impl LiveSession {
         }
     }
 
-    /// The client has more unread than its window allows.
+    /// Returns whether the client has more unread than its window allows.
     pub(super) fn client_is_full(&self) -> bool {
         self.emitter.outbox().full_since().is_some()
     }
 
-    /// The current segment is over, as the client wanted; the session goes on.
+    /// Ends the current segment, which the client has cancelled; the session goes on.
     pub(super) fn segment_cancelled(&mut self) {
         if let Some(segment) = self.segment.take() {
             self.director.segment_cancelled();
@@ -157,7 +159,7 @@ impl LiveSession {
         }
     }
 
-    /// The current segment, if any, is over without success; the session goes on.
+    /// Ends the current segment, if any, as failed; the session goes on.
     pub(super) fn segment_failed(
         &mut self,
         code: ErrorCode,
@@ -190,21 +192,21 @@ impl LiveSession {
             .begin(&self.lease, progress, state, gate, writes);
     }
 
-    /// Starts an export that the client has asked for. One runs at a time, and none while the client has enough to
-    /// read: each is worth many megabytes.
+    /// Starts an export that the client has asked for. Only one runs at a time, and none while the client's window is
+    /// full, since each has many megabytes.
     pub(super) fn export_next(&mut self) {
         if !self.client_is_full() {
             self.exports.start(self.state.as_ref());
         }
     }
 
-    /// When the session ends because its client reads too slowly; none while the client's window has room.
+    /// Returns when the session ends because its client reads too slowly; `None` while the client's window has room.
     pub(super) fn slow_at(&self) -> Option<Instant> {
         let since = self.emitter.outbox().full_since()?;
         Some(since + self.context.config.slow_client_timeout)
     }
 
-    /// When the session ends for want of activity; none while something goes on.
+    /// Returns when the session ends for lack of activity; `None` while it is active.
     pub(super) fn idle_at(&self) -> Option<Instant> {
         let is_idle = self.segment.is_none()
             && self.ticket.state() == SessionState::Active

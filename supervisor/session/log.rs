@@ -1,8 +1,9 @@
 //! The session log: a file for each session with a line for each event, which shows afterwards where the time went.
 //!
-//! A session puts whole lines into a bounded buffer of its own, in memory; one thread writes all buffers to their files,
-//! several times a second. So a disk that is slow, full or gone costs lines, which are counted, and never time. `event`
-//! has the lines, `recorder` makes them of a session's events, `writer` is the thread, `files` manages the folder.
+//! A session puts whole lines into a bounded buffer of its own, in memory; one thread writes all buffers to their
+//! files, several times a second. A disk that is slow, full or gone therefore costs lines, which are counted, and never
+//! delays a session. `event` has the lines, `recorder` makes them from a session's events, `writer` is the thread,
+//! `files` manages the folder.
 
 use std::fmt;
 use std::mem;
@@ -27,7 +28,7 @@ mod recorder;
 mod tests;
 mod writer;
 
-/// Bytes of one session that may wait to be written; more is dropped.
+/// Limit on the bytes of one session that wait to be written; more is dropped.
 const MAX_WAITING: usize = 256 << 10;
 
 /// The logs of all sessions. Cheap to clone.
@@ -37,13 +38,13 @@ pub struct Logs(Option<Arc<Shared>>);
 #[derive(Debug)]
 struct Shared {
     queue: Queue,
-    /// Events that were never written.
+    /// Number of events that were never written.
     lost: AtomicU64,
     /// Notified when the thread has written everything; closed without a message when the thread panicked.
     done: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
-/// Buffers with something to write.
+/// The queue of buffers with something to write.
 #[derive(Debug, Default)]
 struct Queue {
     queued: Mutex<Queued>,
@@ -53,7 +54,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Queued {
     buffers: Vec<Arc<Buffer>>,
-    /// A buffer is half full.
+    /// Whether a buffer is half full, so that the writer should not wait for more.
     hurry: bool,
     closing: bool,
 }
@@ -69,28 +70,28 @@ struct Buffer {
 struct Content {
     /// Whole lines that wait to be written.
     lines: Vec<u8>,
-    /// Events that found no room.
+    /// Number of events that were dropped because the buffer was full.
     dropped: u64,
-    /// The buffer is in the queue.
+    /// Whether the buffer is in the queue.
     is_queued: bool,
-    /// Nobody writes into it any more.
+    /// Whether no more lines will be added.
     closed: bool,
 }
 
-/// What the writer takes out of a buffer.
+/// The content that the writer takes out of a buffer.
 struct Taken {
-    /// The session's events, and a line at the end that tells of missing ones.
+    /// The session's events, then a line that reports missing ones, if any.
     lines: Vec<u8>,
     /// Length of the events in `lines`, in bytes.
     events: usize,
-    /// Events that have found no room since the last time.
+    /// Number of events that were dropped since the buffer was last taken.
     dropped: u64,
-    /// Events that are missing in the file so far.
+    /// Number of events that are missing in the file so far.
     missing: u64,
     closed: bool,
 }
 
-/// Unix time that never goes back.
+/// A clock of Unix time that never goes back.
 struct Clock {
     begun: Instant,
     begun_unix: f64,
@@ -108,8 +109,8 @@ struct Handle {
 }
 
 impl Logs {
-    /// Starts the writer. Without a configuration nothing is ever written. A folder that cannot be used is reported by
-    /// the writer, and ends nothing.
+    /// Starts the writer. Without a configuration nothing is ever written. The writer reports a folder that cannot be
+    /// used; the server goes on.
     pub fn open(config: Option<Config>) -> Self {
         let Some(config) = config else {
             return Self(None);
@@ -135,7 +136,7 @@ impl Logs {
         }
     }
 
-    /// The log of a session that begins or is resumed.
+    /// Returns the log of a session that begins or is resumed.
     pub fn session(&self, session: &SessionId) -> SessionLog {
         let handle = self.0.as_ref().map(|shared| {
             Arc::new(Handle {
@@ -146,13 +147,13 @@ impl Logs {
         SessionLog(handle)
     }
 
-    /// Events that were never written since the start; absent where no log is kept.
+    /// Returns the number of events that were never written since the start; `None` where no log is kept.
     pub fn events_lost(&self) -> Option<u64> {
         let shared = self.0.as_ref()?;
         Some(shared.lost.load(Ordering::Relaxed))
     }
 
-    /// Writes what waits, and gives up after `patience`.
+    /// Writes everything that waits to be written, and gives up after `patience`.
     pub async fn close(&self, patience: Duration) {
         let Some(shared) = &self.0 else { return };
         shared.queue.close();
@@ -166,12 +167,12 @@ impl Logs {
 }
 
 impl SessionLog {
-    /// A log is kept.
+    /// Returns whether a log is kept.
     pub(super) fn is_kept(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Adds a line. The event is made only where a log is kept.
+    /// Adds a line. The event is built only where a log is kept.
     pub fn record(&self, event: impl FnOnce() -> LogEvent) {
         if let Some(handle) = &self.0 {
             handle.write(&event());
@@ -231,7 +232,7 @@ impl Buffer {
         lines.push(b'\n');
     }
 
-    /// Takes what waits to be written. `missing` events could not be written before.
+    /// Takes what waits to be written. `missing` is the number of events that could not be written before.
     fn take(&self, missing: u64) -> Taken {
         let mut content = lock(&self.content);
         let closed = content.closed;
@@ -291,8 +292,8 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Waits until something is queued, and a while longer for more. Returns the buffers, none of them after `patience`,
-    /// and whether they are the last.
+    /// Waits until something is queued, and a while longer for more. Returns the buffers and whether they are the last;
+    /// there are no buffers when nothing was queued within `patience`.
     fn take(&self, gather: Duration, patience: Duration) -> (Vec<Arc<Buffer>>, bool) {
         let queued = lock(&self.queued);
         let empty = |queued: &mut Queued| queued.buffers.is_empty() && !queued.closing;

@@ -45,24 +45,24 @@ struct Queue {
 #[derive(Debug)]
 enum Entry {
     Event(SessionEvent),
-    /// Holds up what comes after it until it is opened.
+    /// Holds back what comes after it until it is opened.
     Gate {
-        /// Rings when all before it was taken.
+        /// Notified when everything before the gate was taken.
         reached: Option<oneshot::Sender<()>>,
         open: CancellationToken,
     },
-    /// Tells the readers that all before it was taken.
+    /// Tells the readers that everything before it was taken.
     Mark(Mark),
 }
 
-/// A place in a segment's media, and whom to tell when the consumer comes past it.
+/// A position in a segment's media, and the readers to tell when the consumer passes it.
 #[derive(Debug)]
 pub(super) struct Mark {
     pub(super) readers: EventReaders,
     pub(super) at: AttemptId,
     /// When the segment was requested.
     pub(super) requested: Instant,
-    /// The media of the whole segment; absent behind its first media.
+    /// The media of the whole segment; `None` for the mark behind its first media.
     pub(super) all: Option<MediaCount>,
 }
 
@@ -84,7 +84,7 @@ pub struct Receipt {
 }
 
 impl Outbox {
-    /// `limit` is the cost at which the session stops asking for more.
+    /// Creates an outbox. `limit` is the client's window: the cost at which the session stops asking for more media.
     pub fn new(limit: u64) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -100,7 +100,7 @@ impl Outbox {
         self.put(Entry::Event(event), false);
     }
 
-    /// Adds the last event; whatever is pushed after it is dropped.
+    /// Adds the last event; everything that is pushed after it is dropped.
     pub(crate) fn push_last(&self, event: SessionEvent) {
         self.put(Entry::Event(event), true);
     }
@@ -109,7 +109,7 @@ impl Outbox {
         self.put(Entry::Mark(mark), false);
     }
 
-    /// Holds up what is put in from now on until the gate is opened.
+    /// Holds back what is put in from now on until the gate is opened.
     pub(super) fn gate(&self) -> Gate {
         let (reached, reached_seen) = oneshot::channel();
         let open = CancellationToken::new();
@@ -147,34 +147,35 @@ impl Outbox {
         let dropped = std::mem::take(&mut self.inner.lock().entries);
         for entry in &dropped {
             if let Entry::Gate { open, .. } = entry {
-                // The consumer may wait for it.
+                // The consumer may be waiting for it.
                 open.cancel();
             }
         }
     }
 
-    /// Cost of what the consumer has not taken or holds receipts of.
+    /// Returns the cost of the events that the consumer has not taken, or holds receipts of.
     pub(crate) fn cost(&self) -> u64 {
         self.inner.lock().cost
     }
 
-    /// When the cost of what is unsent reached the limit, while it does.
+    /// Returns when the cost of the unsent events reached the limit; `None` while it is below the limit.
     pub(crate) fn full_since(&self) -> Option<Instant> {
         self.inner.lock().full_since
     }
 
-    /// Waits until a receipt was dropped that took the cost below the limit, or to nothing.
+    /// Waits until the drop of a receipt takes the cost below the limit, or to zero.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(crate) async fn drained(&self) {
         self.inner.drained.notified().await;
     }
 
-    /// Waits for the next event, in order. The receipt is to be dropped once the event was handed to the client.
+    /// Waits for the next event, in order. The consumer has to drop the receipt once it has handed the event to the
+    /// client.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub async fn next(&self) -> (SessionEvent, Receipt) {
         loop {
             match self.take() {
@@ -193,7 +194,7 @@ impl Outbox {
                 && !open.is_cancelled()
             {
                 if let Some(reached) = reached.take() {
-                    // Err: nobody waits for it any more.
+                    // Err: the session no longer waits for the gate.
                     let _ = reached.send(());
                 }
                 return Taken::ClosedGate(open.clone());

@@ -1,4 +1,4 @@
-//! The way of a session's state to the store.
+//! Stores a session's state in the background.
 
 use std::future::pending;
 use std::pin::pin;
@@ -13,19 +13,19 @@ use tokio_util::task::TaskTracker;
 use crate::causes::with_causes;
 use crate::store::{Lease, Progress, State, StoreError};
 
-/// Pause before a state is stored again that could not be stored.
+/// Pause before a failed write of a state is repeated.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// The session's side of a gate in its outbox: what was put in behind it is sent when this is dropped.
+/// The session's side of a gate in its outbox. Dropping it opens the gate: what was put in behind it is sent.
 #[derive(Debug)]
 pub(super) struct Gate {
-    /// Rings when all before the gate was taken; ends without ringing when that will never be.
+    /// Notified when everything before the gate was taken; closed without a message when that will never happen.
     pub(super) reached: oneshot::Receiver<()>,
     pub(super) opened: DropGuard,
 }
 
-/// Stores the latest state. A store that does not answer holds nobody up for long: the session goes on, and the state
-/// is stored as soon as the store answers again.
+/// Stores the latest state. A store that does not answer delays the session only for a short time: the session goes on,
+/// and the state is stored as soon as the store answers again.
 #[derive(Debug)]
 pub(super) struct Persistence {
     /// How long a gate waits for the store.
@@ -35,7 +35,7 @@ pub(super) struct Persistence {
 }
 
 impl Persistence {
-    /// A gate opens when the state is stored, and after `patience` at the latest.
+    /// Creates the persistence of a session. A gate opens when the state is stored, and after `patience` at the latest.
     pub(super) fn new(patience: Duration) -> Self {
         Self {
             patience,
@@ -45,8 +45,8 @@ impl Persistence {
     }
 
     /// Starts to store a state. With a gate, the state is stored once the consumer has taken the segment's media, and
-    /// what is behind the gate is sent once the state is stored or the store is late: then neither is without the other
-    /// while the store answers in time.
+    /// what is behind the gate is sent once the state is stored or the store is late. So as long as the store answers
+    /// in time, the client and the store agree on which segments are finished.
     pub(super) fn begin(
         &mut self,
         lease: &Lease,
@@ -63,10 +63,10 @@ impl Persistence {
         });
     }
 
-    /// Waits until the latest write has ended, for [`Self::finish`].
+    /// Waits until the latest write has ended. The outcome has to be passed to [`Self::finish`].
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(super) async fn ended(&mut self) -> Result<Result<(), StoreError>, JoinError> {
         match &mut self.task {
             Some(task) => task.await,
@@ -74,10 +74,10 @@ impl Persistence {
         }
     }
 
-    /// Takes the end of the latest write; one that failed is to be repeated at [`Self::retry_at`].
+    /// Handles the outcome of the latest write. A failed write has to be repeated at [`Self::retry_at`].
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when the session must not go on here.
+    /// Returns [`StoreError::Stale`] when the session must not go on here.
     pub(super) fn finish(
         &mut self,
         outcome: Result<Result<(), StoreError>, JoinError>,
@@ -94,14 +94,14 @@ impl Persistence {
         Ok(())
     }
 
-    /// When to store again what could not be stored.
+    /// Returns when a failed write has to be repeated.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 }
 
-/// Stores a state once the consumer has come to the gate, and opens the gate when the state is stored or `patience` is
-/// over.
+/// Stores a state once the consumer has reached the gate, and opens the gate when the state is stored or `patience` has
+/// passed.
 async fn store_behind(
     Gate { reached, opened }: Gate,
     patience: Duration,
@@ -112,8 +112,8 @@ async fn store_behind(
         return Ok(());
     }
     let mut storing = pin!(storing);
-    // One write is several operations of the store, each with a time limit of its own, behind the write before. The gate
-    // also holds up the media of the next segment, so it waits for all of that only so long.
+    // One write is several operations of the store, each with its own time limit, behind the previous write. The gate
+    // also holds back the media of the next segment, so it waits no longer than `patience`.
     let in_time = timeout(patience, &mut storing).await;
     drop(opened);
     match in_time {

@@ -1,5 +1,5 @@
-//! How far a session's video is ahead of its viewer. A worker that several sessions share serves the one first whose
-//! viewer runs out of video first.
+//! Estimates how far a session's video is ahead of its viewer. A worker that several sessions share first serves the
+//! one whose viewer runs out of video first.
 
 use std::time::Duration;
 
@@ -9,33 +9,33 @@ use tokio::time::Instant;
 /// has run out of video, it goes on as soon as there are media again.
 #[derive(Debug, Default)]
 pub(super) struct Playback {
-    /// When the viewer has played all finished segments; none before the first.
+    /// When the viewer has played all finished segments; `None` before the first.
     runs_out: Option<Instant>,
-    /// When the current segment begins to play; none before it has media.
+    /// When the current segment begins to play; `None` before it has media.
     begins: Option<Instant>,
 }
 
 impl Playback {
-    /// Takes note that media of the current segment were handed out.
+    /// Records that media of the current segment were handed out.
     pub(super) fn media_sent(&mut self, now: Instant) {
         let begins = self.runs_out.map_or(now, |runs_out| runs_out.max(now));
         self.begins.get_or_insert(begins);
     }
 
-    /// Takes note that the current segment starts again, so that its media are void.
+    /// Records that the current segment starts again, so that its media are void.
     pub(super) fn media_void(&mut self) {
         self.begins = None;
     }
 
-    /// Takes note that the current segment is finished and plays for so long.
+    /// Records that the current segment is finished and plays for this long.
     pub(super) fn finished(&mut self, plays: Duration) {
         if let Some(begins) = self.begins.take() {
             self.runs_out = Some(begins + plays);
         }
     }
 
-    /// When the viewer runs out of video. One that has seen nothing yet can wait for as long as a segment plays: were it
-    /// due at once, those who watch already would stall for it.
+    /// Returns when the viewer runs out of video. A viewer that has seen nothing yet can wait for as long as a segment
+    /// plays: if it were due at once, the current viewers would stall for it.
     pub(super) fn due(&self, now: Instant, segment: Duration) -> Instant {
         let first = now + segment;
         self.runs_out.map_or(first, |runs_out| runs_out.max(now))

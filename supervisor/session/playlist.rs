@@ -1,5 +1,5 @@
-//! The requests and prompts that a session generates segments from, and which of them have to be prepared first. It does
-//! no I/O and looks at no clock: [`super::director`] asks it when the session is free.
+//! The requests and prompts that a session generates segments from, and which of them have to be prepared first. It
+//! does no I/O and looks at no clock: [`super::director`] asks it when the session is free.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use super::Config;
 use super::prompt_draft::{PreparedDraft, PromptDraft, PromptText};
 use super::request::ValidRequest;
 
-/// Prompts that an extension is written from.
+/// The largest number of prompts that an extension is written from.
 const MAX_STORY: usize = 8;
 
 /// The requests that wait, the curated prompts, and the switches between them.
@@ -20,17 +20,17 @@ pub(crate) struct Playlist {
     next_curated: usize,
     pub(crate) looping: bool,
     pub(crate) paused: bool,
-    /// An auto-generated segment failed: none is auto-generated until this is reset.
+    /// Whether auto-generation is paused because an auto-generated segment failed.
     pub(crate) auto_paused: bool,
     enhancing: bool,
     extending: bool,
     can: PromptAbilities,
-    /// The prompts of the last finished segments, the oldest first.
+    /// The prompts of the last finished segments, oldest first.
     story: VecDeque<String>,
     /// The prompt of the running segment.
     running: Option<String>,
     extension: Extension,
-    /// Segments after which the session is complete.
+    /// Number of segments after which the session is complete.
     cap: u32,
     produced: u32,
     /// The id of the next prompt task.
@@ -48,9 +48,9 @@ pub(crate) struct Switches {
 /// What the server can do with prompts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PromptAbilities {
-    /// An enhancer enhances and extends prompts.
+    /// Whether an enhancer enhances and extends prompts.
     pub(crate) write: bool,
-    /// A safety filter screens every prompt before it is used.
+    /// Whether a safety filter screens every prompt before it is used.
     pub(crate) screen: bool,
 }
 
@@ -61,11 +61,11 @@ pub(crate) struct PlannedSegment {
     /// The prompt before it was enhanced; absent when the text is the same.
     pub(crate) original_prompt: Option<String>,
     pub(crate) received: Instant,
-    /// The client has requested it; else the session has generated it by itself.
+    /// Whether the client has requested the segment; otherwise it was auto-generated.
     pub(crate) by_client: bool,
 }
 
-/// A client's request that waits in line. Its prompt may be pending.
+/// A client's request in the queue. Its prompt may be pending.
 #[derive(Debug)]
 struct WaitingRequest {
     request: ValidRequest,
@@ -94,12 +94,12 @@ pub(crate) struct PromptTask {
 pub(crate) enum PromptWork {
     /// Screens a prompt, and enhances it when `enhance` is set.
     Prepare { prompt: String, enhance: bool },
-    /// Writes the prompt that follows these, the oldest of which is first.
+    /// Writes the prompt that follows these, which are in order, oldest first.
     Extend { story: Vec<String> },
 }
 
 impl Playlist {
-    /// A playlist whose session has finished `produced` segments already and is complete after `cap`.
+    /// Creates the playlist of a session that has finished `produced` segments already and is complete after `cap`.
     pub(crate) fn new(
         curated: Vec<String>,
         switches: Switches,
@@ -126,7 +126,7 @@ impl Playlist {
         }
     }
 
-    /// Adds a request to the line; false when `limit` requests wait already.
+    /// Adds a request to the queue. Returns false when `limit` requests wait already.
     pub(crate) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
         let room = self.waiting.len() < limit;
         if room {
@@ -146,7 +146,7 @@ impl Playlist {
         self.next_curated = 0;
     }
 
-    /// Switches enhancement on or off, from the next prompt on. It stays off where nothing enhances prompts.
+    /// Switches enhancement on or off, from the next prompt on. It stays off without an enhancer.
     pub(crate) fn set_enhancing(&mut self, enhancing: bool) {
         self.enhancing = enhancing && self.can.write;
         if self.enhancing {
@@ -154,7 +154,7 @@ impl Playlist {
         }
     }
 
-    /// Switches auto-extension on or off. It stays off where nothing writes prompts.
+    /// Switches auto-extension on or off. It stays off without an enhancer.
     pub(crate) fn set_extending(&mut self, extending: bool) {
         self.extending = extending && self.can.write;
         if !self.extending {
@@ -162,8 +162,8 @@ impl Playlist {
         }
     }
 
-    /// Takes what comes next: a request in order of arrival, else with looping on the next curated prompt, else the
-    /// extension. None while the prompt whose turn it is is pending.
+    /// Takes the next segment: a request in order of arrival, else the next curated prompt if looping is on, else the
+    /// extension. Returns `None` while the prompt whose turn it is is pending.
     pub(crate) fn next(&mut self, config: &Config) -> Option<PlannedSegment> {
         if self.paused || self.is_complete() {
             return None;
@@ -221,13 +221,13 @@ impl Playlist {
         }
     }
 
-    /// Looping is on and there are curated prompts. Otherwise auto-extension goes on.
+    /// Returns whether looping is on and there are curated prompts. Otherwise auto-extension goes on.
     fn loops(&self) -> bool {
         self.looping && !self.curated.is_empty()
     }
 
-    /// Takes the tasks that are needed and not started yet: for prompts of requests, for up to `room` curated prompts at
-    /// a time from the one whose turn is next, and for the extension of the running segment.
+    /// Takes the tasks that are needed and not started yet: for prompts of requests, for up to `room` curated prompts
+    /// at a time from the one whose turn is next, and for the extension of the running segment.
     pub(crate) fn take_prompt_tasks(&mut self, room: usize) -> Vec<PromptTask> {
         let mut tasks = Vec::new();
         let can = self.can;
@@ -262,7 +262,8 @@ impl Playlist {
         tasks
     }
 
-    /// Whether an extension has to be asked for: while the segment before it runs, so that it is there in time.
+    /// Returns whether an extension has to be asked for. This is done while the segment before it runs, so that the
+    /// extension is there in time.
     fn wants_extension(&self) -> bool {
         let segments = self.produced + u32::from(self.running.is_some());
         self.extending
@@ -274,14 +275,14 @@ impl Playlist {
             && (self.running.is_some() || !self.paused && !self.story.is_empty())
     }
 
-    /// The result of this task is still needed.
+    /// Returns whether the result of this task is still needed.
     pub(crate) fn awaits(&self, task: u64) -> bool {
         matches!(self.extension, Extension::Pending(id) if id == task)
             || self.waiting.iter().any(|w| w.draft.awaits(task))
             || self.curated.iter().any(|draft| draft.awaits(task))
     }
 
-    /// The prompt of the next segment is pending.
+    /// Returns whether the prompt of the next segment is pending.
     pub(crate) fn is_preparing(&self) -> bool {
         match self.waiting.front() {
             Some(first) => first.draft.is_pending(),
@@ -301,7 +302,7 @@ impl Playlist {
         }
     }
 
-    /// Removes a prompt that must not be used. An extension is asked for again, unless auto-generation is paused.
+    /// Removes a prompt that must not be used. Another extension is asked for, unless auto-generation is paused.
     pub(crate) fn blocked(&mut self, task: u64) {
         self.waiting.retain(|waiting| !waiting.draft.awaits(task));
         if let Some(at) = self.curated.iter().position(|d| d.awaits(task)) {
@@ -322,7 +323,7 @@ impl Playlist {
         }
     }
 
-    /// Takes the extension; without one the last prompt is used again.
+    /// Takes the extension. Without one, the last prompt is used again.
     pub(crate) fn extended(&mut self, task: u64, prompt: Option<String>) {
         if !matches!(self.extension, Extension::Pending(id) if id == task) {
             return;
@@ -334,7 +335,7 @@ impl Playlist {
         };
     }
 
-    /// Takes note that the running segment is finished.
+    /// Records that the running segment is finished.
     pub(crate) fn segment_finished(&mut self) {
         self.produced += 1;
         let Some(shown) = self.running.take() else {
@@ -348,7 +349,7 @@ impl Playlist {
         }
     }
 
-    /// Takes note that the running segment was cancelled or has failed: no extension follows it.
+    /// Records that the running segment was cancelled or has failed: no extension follows it.
     pub(crate) fn segment_dropped(&mut self) {
         self.running = None;
         self.extension = Extension::None;
@@ -358,7 +359,7 @@ impl Playlist {
         self.produced >= self.cap
     }
 
-    /// The index of the next segment, which is how many are finished.
+    /// Returns the index of the next segment, which is the number of finished ones.
     pub(crate) fn segment_idx(&self) -> u32 {
         self.produced
     }

@@ -1,6 +1,6 @@
-//! One prompt from the client's text to the text that is used. Pure.
+//! The preparation of one prompt, from the client's text to the text that is used. It does no I/O.
 
-/// A client's prompt, and how far it is prepared.
+/// A client's prompt and the state of its preparation.
 #[derive(Debug)]
 pub(super) struct PromptDraft {
     prompt: String,
@@ -9,14 +9,14 @@ pub(super) struct PromptDraft {
 
 #[derive(Debug)]
 enum DraftState {
-    /// It is neither screened nor enhanced.
+    /// The prompt is neither screened nor enhanced.
     Written,
-    /// This task screens or enhances it.
+    /// The task with this id screens or enhances the prompt.
     Pending(u64),
-    /// It was screened and may be used as it is written.
+    /// The prompt was screened and may be used as it is written.
     Admitted,
     Enhanced(String),
-    /// It could not be enhanced and may be used as it is written.
+    /// The prompt could not be enhanced and may be used as it is written.
     NotEnhanced,
 }
 
@@ -45,7 +45,8 @@ impl PromptDraft {
         }
     }
 
-    /// The text to use; none while it is not prepared. With `screened`, no prompt is used that was not screened.
+    /// Returns the text to use, or `None` while it is not prepared. With `screened`, only a screened prompt is
+    /// returned.
     pub(super) fn text(&self, enhance: bool, screened: bool) -> Option<PromptText> {
         let original = |original| PromptText {
             prompt: self.prompt.clone(),

@@ -1,4 +1,4 @@
-//! The prompts that are being screened and written for a session, each by a task of its own.
+//! The tasks that screen and write prompts for a session, one for each prompt.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -11,7 +11,7 @@ use crate::prompt::{
     Blocked, GenerateError, GeneratedPrompt, PreparedPrompt, PromptAlternatives, Prompts,
 };
 
-/// Rewritings that may be asked for before one is answered.
+/// Number of rewritings that may be asked for before one is answered.
 pub(super) const MAX_PENDING_REWRITES: usize = 4;
 
 /// The running tasks. Dropping it ends all of them.
@@ -23,7 +23,7 @@ pub(super) struct PromptTasks {
     planned: HashMap<Id, (u64, AbortHandle)>,
 }
 
-/// What a task has come to.
+/// The result of a task.
 #[derive(Debug)]
 pub(super) enum PromptTaskResult {
     Prepared {
@@ -54,7 +54,7 @@ impl PromptTasks {
         }
     }
 
-    /// Aborts the tasks that the playlist has asked for and does not need any more.
+    /// Aborts the tasks of the playlist whose results it no longer needs.
     pub(super) fn retain(&mut self, is_needed: impl Fn(u64) -> bool) {
         self.planned.retain(|_, (id, task)| {
             let is_needed = is_needed(*id);
@@ -86,7 +86,7 @@ impl PromptTasks {
         self.planned.insert(task.id(), (id, task));
     }
 
-    /// Starts to write alternatives to a prompt. False when too many prompts are being rewritten already.
+    /// Starts to write alternatives to a prompt. Returns false when too many prompts are being rewritten already.
     pub(super) fn rewrite(&mut self, seed_prompt: String, count: u32) -> bool {
         if self.tasks.len().saturating_sub(self.planned.len()) >= MAX_PENDING_REWRITES {
             return false;
@@ -107,7 +107,7 @@ impl PromptTasks {
     /// Waits until a task has ended.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(super) async fn ended(&mut self) -> PromptTaskResult {
         loop {
             match self.tasks.join_next_with_id().await {

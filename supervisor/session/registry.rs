@@ -27,7 +27,7 @@ struct Entries {
     by_connection: BTreeMap<u64, Entry>,
 }
 
-/// What others can see of a session.
+/// The description of a session that others can see.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: SessionId,
@@ -35,13 +35,13 @@ pub struct Entry {
     /// Where the client connects from.
     pub client: IpAddr,
     pub connected: Instant,
-    /// The worker that it is bound to, or was bound to last.
+    /// The worker that the session is bound to, or was bound to last.
     pub worker: Option<WorkerId>,
-    /// Segments that are finished.
+    /// Number of finished segments.
     pub segments: u32,
 }
 
-/// A connection's entry; it is removed when this is dropped.
+/// A connection's entry in the registry. Dropping the ticket removes the entry.
 #[derive(Debug)]
 pub struct Ticket {
     connection: u64,
@@ -49,7 +49,7 @@ pub struct Ticket {
     registry: Registry,
 }
 
-/// How many sessions may be open.
+/// The limits on the number of open sessions.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub sessions: usize,
@@ -69,7 +69,7 @@ impl Registry {
     /// Adds a new session.
     ///
     /// # Errors
-    /// When as many sessions are open as the limits allow.
+    /// Returns an error when as many sessions are open as the limits allow.
     pub fn enter(&self, client: IpAddr, limits: Limits) -> Result<Ticket, Full> {
         let mut entries = self.lock();
         let open = &entries.by_connection;
@@ -103,7 +103,7 @@ impl Registry {
         self.lock().by_connection.len()
     }
 
-    /// All sessions, in the order in which they connected.
+    /// Returns all sessions, in the order in which they connected.
     pub fn list(&self) -> Vec<Entry> {
         self.lock().by_connection.values().cloned().collect()
     }
@@ -145,8 +145,8 @@ impl Ticket {
         change(entry.expect("the ticket holds the entry"))
     }
 
-    /// Moves the session to another state, and returns the one before. An edge that does not exist is a programming
-    /// error: it is logged, and the session stays where it is.
+    /// Moves the session to another state, and returns the one before. A transition that does not exist is a
+    /// programming error: it is logged, and the session stays in its state.
     pub(crate) fn transition(&self, to: SessionState) -> Option<SessionState> {
         let moved = self.update(|entry| {
             let from = entry.state;

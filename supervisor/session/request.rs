@@ -16,7 +16,7 @@ pub(crate) struct ValidRequest {
     pub(crate) guidance_scale: f64,
 }
 
-/// Names the field, the limit and the value given; safe to show to the client.
+/// Why a request is invalid. The text names the field, the limit and the value given; it is safe to show to the client.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum InvalidRequest {
     #[error("`{field}` is empty")]
@@ -66,17 +66,18 @@ impl ValidRequest {
         })
     }
 
-    /// A curated prompt with the operator's defaults. The prompt was checked when the list came in.
+    /// Creates a request for a curated prompt, with the operator's defaults. The prompt was checked when the list came
+    /// in.
     pub(crate) fn curated(prompt: String, config: &Config) -> Self {
         Self::by_itself(prompt, PromptSource::Curated, config)
     }
 
-    /// An extension with the operator's defaults.
+    /// Creates a request for an extension, with the operator's defaults.
     pub(crate) fn extension(prompt: String, config: &Config) -> Self {
         Self::by_itself(prompt, PromptSource::AutoExtension, config)
     }
 
-    /// The client says that a model has written the prompt.
+    /// Returns whether the client says that a model has written the prompt.
     pub(crate) fn is_written_by_model(&self) -> bool {
         matches!(
             self.source,
@@ -96,7 +97,7 @@ impl ValidRequest {
     }
 }
 
-/// A prompt must say something and stay within the limit.
+/// Checks that a prompt is not blank and stays within the limit.
 pub(crate) fn check_prompt(
     field: &'static str,
     prompt: &str,

@@ -11,13 +11,13 @@ use crate::causes::with_causes;
 use crate::store::State;
 use crate::store::export::{self, ExportError};
 
-/// Exports that may be asked for before one is answered.
+/// Number of exports that may be asked for before one is answered.
 pub(super) const MAX_PENDING_EXPORTS: u32 = 8;
 
-/// How the task of an export has ended.
+/// The outcome of the task of an export.
 pub(super) type ExportOutcome = Result<Result<ExportedState, ExportError>, JoinError>;
 
-/// The exports of a session that are asked for and not answered yet.
+/// The exports of a session that were asked for and are not answered yet.
 #[derive(Debug, Default)]
 pub(super) struct StateExports {
     pending: u32,
@@ -25,7 +25,7 @@ pub(super) struct StateExports {
 }
 
 impl StateExports {
-    /// Another export may be asked for.
+    /// Returns whether another export may be asked for.
     pub(super) fn has_room(&self) -> bool {
         self.pending < MAX_PENDING_EXPORTS
     }
@@ -35,7 +35,7 @@ impl StateExports {
         self.pending += 1;
     }
 
-    /// Starts the next export that is asked for, unless one runs.
+    /// Starts the next pending export, unless one is running.
     pub(super) fn start(&mut self, state: Option<&State>) {
         if self.pending == 0 || self.running.is_some() {
             return;
@@ -49,10 +49,10 @@ impl StateExports {
         }
     }
 
-    /// Waits until the running export has ended, for [`Self::finish`].
+    /// Waits until the running export has ended. The outcome has to be passed to [`Self::finish`].
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(super) async fn ended(&mut self) -> ExportOutcome {
         match &mut self.running {
             Some(running) => running.await,
@@ -60,7 +60,7 @@ impl StateExports {
         }
     }
 
-    /// Takes the end of the running export, and says what happened.
+    /// Handles the outcome of the running export, and returns the event to emit.
     pub(super) fn finish(&mut self, outcome: ExportOutcome) -> SessionEvent {
         self.running = None;
         self.pending -= 1;
@@ -78,7 +78,7 @@ impl StateExports {
     }
 }
 
-/// About the length of a value's text, which is in its long strings.
+/// Estimates the length of a value's text, almost all of which is in its long strings.
 fn text_bytes(value: &Value) -> u64 {
     match value {
         Value::String(text) => text.len() as u64 + 2,

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SessionState {
-    /// Connected; the opening message has not been accepted yet.
+    /// The client is connected; its opening message has not been accepted yet.
     Initializing,
-    /// Waits for a worker.
+    /// The session waits for a worker.
     Queued,
     /// A worker is being bound, for the first time or after a fault.
     GpuBinding,
@@ -29,7 +29,7 @@ impl SessionState {
     /// Moves along an allowed edge.
     ///
     /// # Errors
-    /// Any other edge is a programming error.
+    /// Returns an error for any other edge, which is a programming error.
     pub fn transition(self, to: Self) -> Result<Self, InvalidTransition> {
         use SessionState as S;
         let allowed = match self {
@@ -52,7 +52,7 @@ impl SessionState {
         }
     }
 
-    /// No other state follows this one.
+    /// Returns whether no other state follows this one.
     pub fn is_sink(self) -> bool {
         matches!(
             self,

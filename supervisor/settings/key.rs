@@ -7,8 +7,8 @@
 //!     .default(8000);
 //! ```
 //!
-//! A key without a default has an optional type, such as `Key<Option<u16>>`. A default outside the key's limits does not
-//! compile.
+//! A key without a default has an optional type, such as `Key<Option<u16>>`. A default outside the key's limits does
+//! not compile.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -25,7 +25,8 @@ pub struct Key<T> {
     value: PhantomData<fn() -> T>,
 }
 
-/// A configuration key, whatever the type of its values is: what help, flags, the environment and the file need.
+/// The part of a configuration key that is independent of the type of its values: what help, flags, the environment and
+/// the file need.
 #[derive(Clone, Copy, Debug)]
 pub struct KeySpec {
     /// The key's place in the file and, behind `--`, its flag.
@@ -39,24 +40,24 @@ pub struct KeySpec {
 }
 
 impl KeySpec {
-    /// The flag by which messages and `--help` name this key.
+    /// Returns the flag by which messages and `--help` name this key.
     pub fn flag(&self) -> &'static str {
         self.short.unwrap_or(self.path)
     }
 
-    /// The environment variable: `server.port` is `FASTVIDEO_SERVER__PORT`.
+    /// Returns the name of the environment variable: that of `server.port` is `FASTVIDEO_SERVER__PORT`.
     pub fn variable(&self) -> String {
         format!("FASTVIDEO_{}", self.path.replace('.', "__").to_uppercase())
     }
 
-    /// The path without its last part.
+    /// Returns the path without its last part.
     pub fn section(&self) -> &'static str {
         self.path
             .rsplit_once('.')
             .map_or("", |(section, _)| section)
     }
 
-    /// The last part of the path.
+    /// Returns the last part of the path.
     pub fn name(&self) -> &'static str {
         self.path
             .rsplit_once('.')
@@ -128,7 +129,7 @@ impl<T> Key<Option<T>> {
 macro_rules! whole_numbers {
     ($($whole:ident)*) => {$(
         impl Key<Option<$whole>> {
-            /// A whole number from `min` to `max`.
+            /// Creates a key whose value is a whole number from `min` to `max`.
             pub const fn $whole(path: &'static str, min: $whole, max: $whole) -> Self {
                 Self::of(path, Kind::Whole { min: min as u64, max: max as u64, even: false, unit: "" })
             }
@@ -144,7 +145,7 @@ macro_rules! whole_numbers {
 whole_numbers!(u8 u16 u32 u64 usize);
 
 impl Key<Option<bool>> {
-    /// True or false.
+    /// Creates a key whose value is true or false.
     pub const fn switch(path: &'static str) -> Self {
         Self::of(path, Kind::Switch)
     }
@@ -156,7 +157,7 @@ impl Key<Option<bool>> {
 }
 
 impl Key<Option<f64>> {
-    /// A number from `min` to `max`.
+    /// Creates a key whose value is a number from `min` to `max`.
     pub const fn f64(path: &'static str, min: f64, max: f64) -> Self {
         let unit = "";
         Self::of(path, Kind::Decimal { min, max, unit })
@@ -169,17 +170,17 @@ impl Key<Option<f64>> {
 }
 
 impl Key<Option<Duration>> {
-    /// A time in milliseconds.
+    /// Creates a key whose value is a time in milliseconds.
     pub const fn millis(path: &'static str, min: f64, max: f64) -> Self {
         Self::time(path, min, max, TimeUnit::Millis)
     }
 
-    /// A time in seconds.
+    /// Creates a key whose value is a time in seconds.
     pub const fn seconds(path: &'static str, min: f64, max: f64) -> Self {
         Self::time(path, min, max, TimeUnit::Seconds)
     }
 
-    /// A time in days.
+    /// Creates a key whose value is a time in days.
     pub const fn days(path: &'static str, min: f64, max: f64) -> Self {
         Self::time(path, min, max, TimeUnit::Days)
     }
@@ -195,17 +196,18 @@ impl Key<Option<Duration>> {
 }
 
 impl Key<Option<String>> {
-    /// Any text.
+    /// Creates a key whose value is any text.
     pub const fn text(path: &'static str) -> Self {
         Self::of(path, Kind::Text)
     }
 
-    /// One of these names.
+    /// Creates a key whose value is one of these names.
     pub const fn choice(path: &'static str, names: &'static [&'static str]) -> Self {
         Self::of(path, Kind::Choice(names))
     }
 
-    /// Items separated by commas, which the module that owns the key takes apart; in the file also a number or a list.
+    /// Creates a key whose value is a list of items separated by commas, which the module that owns the key parses; in
+    /// the file, a number or a list is accepted, too.
     pub const fn items(
         path: &'static str,
         placeholder: &'static str,
@@ -225,7 +227,7 @@ impl Key<Option<String>> {
 }
 
 impl Key<Option<Vec<serde_json::Value>>> {
-    /// A list of anything in the file, or the same in JSON.
+    /// Creates a key whose value is a list of anything: a list in the file, or the same in JSON.
     pub const fn json_list(path: &'static str, expected: &'static str) -> Self {
         Self::of(path, Kind::JsonList { expected })
     }

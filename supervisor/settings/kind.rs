@@ -13,7 +13,7 @@ pub enum Kind {
     Whole {
         min: u64,
         max: u64,
-        /// 4:2:0 video has no odd sizes.
+        /// Whether only even numbers are accepted: 4:2:0 video has no odd sizes.
         even: bool,
         unit: &'static str,
     },
@@ -29,12 +29,12 @@ pub enum Kind {
     },
     Choice(&'static [&'static str]),
     Text,
-    /// A text with commas; in the file also a number or a list of numbers and texts.
+    /// A text with commas; in the file, a number or a list of numbers and texts is accepted, too.
     Items {
         placeholder: &'static str,
         expected: &'static str,
     },
-    /// A list in the file, or in JSON.
+    /// A list in the file, or the same in JSON.
     JsonList {
         expected: &'static str,
     },
@@ -49,7 +49,7 @@ pub enum TimeUnit {
 }
 
 impl TimeUnit {
-    /// The unit's name in messages.
+    /// Returns the unit's name in messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Millis => "ms",
@@ -60,7 +60,7 @@ impl TimeUnit {
 }
 
 impl Kind {
-    /// Reads a flag or a variable; `None` when it does not fit.
+    /// Parses the text of a flag or a variable. Returns `None` when it does not fit.
     pub fn read_text(&self, text: &str) -> Option<Value> {
         match self {
             Self::Switch => text.parse().ok().map(Value::Switch),
@@ -77,7 +77,8 @@ impl Kind {
         }
     }
 
-    /// Reads a value of the file; `None` when it does not fit. Quoted numbers are texts and do not fit a number.
+    /// Reads a value of the file. Returns `None` when it does not fit. Quoted numbers are texts and do not fit a
+    /// number.
     pub fn read_file(&self, value: Json) -> Option<Value> {
         match (self, value) {
             (Self::Switch, Json::Bool(value)) => Some(Value::Switch(value)),
@@ -94,7 +95,7 @@ impl Kind {
                 Some(Value::Text(count.to_string()))
             }
             (Self::Items { .. }, Json::Array(items)) => {
-                // The comma at the end keeps a list of one from being read as a count.
+                // A trailing comma keeps a list of one item from being read as a count.
                 let item = |item: &Json| match item {
                     Json::Number(number) if !number.is_f64() => Some(format!("{number},")),
                     Json::String(text) => Some(format!("{text},")),
@@ -111,7 +112,7 @@ impl Kind {
         }
     }
 
-    /// How `--help` names a value of this kind.
+    /// Returns the name for values of this kind in `--help`.
     pub fn placeholder(&self) -> &'static str {
         match self {
             Self::Switch => "BOOL",
@@ -124,7 +125,7 @@ impl Kind {
         }
     }
 
-    /// What `--help` says beside the placeholder; nothing where that says it all.
+    /// Returns what `--help` says beside the placeholder; `None` when the placeholder says it all.
     pub fn limits(&self) -> Option<String> {
         match self {
             Self::Whole { even, .. } => {
@@ -137,7 +138,7 @@ impl Kind {
         }
     }
 
-    /// Whether a default fits.
+    /// Returns whether a default fits.
     pub(super) const fn accepts(&self, default: DefaultValue) -> bool {
         match (self, default) {
             (Self::Switch, DefaultValue::Switch(_)) | (Self::Text, DefaultValue::Text(_)) => true,
@@ -165,7 +166,7 @@ impl Kind {
         fits.then_some(value)
     }
 
-    /// The smallest and the largest number with their unit.
+    /// Returns the smallest and the largest number with their unit.
     fn range(&self) -> Option<String> {
         let (range, unit) = match self {
             Self::Whole { min, max, unit, .. } => (format!("{min} to {max}"), *unit),
@@ -178,7 +179,7 @@ impl Kind {
     }
 }
 
-/// What the key must be, for messages.
+/// Formats what the value of the key must be, for messages.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let range = self.range().unwrap_or_default();

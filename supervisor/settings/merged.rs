@@ -19,7 +19,7 @@ pub enum Origin {
 /// The values of all keys.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// In the order in which they are shown. A key without a setting has neither a default nor was it given.
+    /// The entries in the order in which they are shown. A key without a setting has no default and was not given.
     entries: Vec<(&'static KeySpec, Option<Setting>)>,
 }
 
@@ -30,7 +30,7 @@ pub struct Setting {
     pub origin: Origin,
 }
 
-/// What is wrong with the values of keys. The text names the keys, what is expected, what is given and where.
+/// Why the values of keys are wrong. The text names the keys, what is expected, what is given and where.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingError {
     #[error("`{key}` must be {expected}, given {given} ({origin})")]
@@ -47,13 +47,13 @@ pub enum SettingError {
         more: &'static str,
         more_given: String,
     },
-    /// What only the module that owns the keys can say.
+    /// An error that only the module that owns the keys can describe.
     #[error(transparent)]
     Module(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Settings {
-    /// The defaults of these keys.
+    /// Returns the defaults of these keys.
     pub fn defaults(keys: impl IntoIterator<Item = &'static KeySpec>) -> Self {
         let with_default = |key: &'static KeySpec| {
             let setting = key.default.map(|default| Setting {
@@ -70,7 +70,7 @@ impl Settings {
     /// Sets a key from a flag or a variable.
     ///
     /// # Errors
-    /// [`SettingError::Value`] where the text does not fit the key, whose value stays.
+    /// Returns [`SettingError::Value`] when the text does not fit the key, which keeps its value.
     pub fn set_text(
         &mut self,
         key: &KeySpec,
@@ -84,7 +84,7 @@ impl Settings {
     /// Sets a key from the file; `given` is the value as a message shows it.
     ///
     /// # Errors
-    /// [`SettingError::Value`] where the value does not fit the key, whose value stays.
+    /// Returns [`SettingError::Value`] when the value does not fit the key, which keeps its value.
     pub fn set_file(
         &mut self,
         key: &KeySpec,
@@ -115,13 +115,13 @@ impl Settings {
         Ok(())
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub fn get<T: KeyType>(&self, key: &Key<T>) -> T {
         let setting = self.setting(&key.spec);
         T::of(&key.spec.kind, setting.map(|setting| &setting.value))
     }
 
-    /// The value of a key with its origin; none where the key has no value.
+    /// Returns the value of a key with its origin; `None` where the key has no value.
     pub fn setting(&self, key: &KeySpec) -> Option<&Setting> {
         self.entries[self.place(key)].1.as_ref()
     }
@@ -133,7 +133,7 @@ impl Settings {
     }
 }
 
-/// As a configuration file with the origin of each value behind it.
+/// Formats the settings as a configuration file, with the origin of each value behind it.
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut open: Vec<&str> = Vec::new();

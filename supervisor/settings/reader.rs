@@ -1,4 +1,4 @@
-//! What modules build their `Config` with: typed values, the process's surroundings, and a place for errors.
+//! The reader that modules build their `Config` with: typed values, the process's surroundings, and a place for errors.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use super::key::{Key, KeySpec};
 use super::merged::{Origin, Setting, SettingError, Settings};
 use super::types::KeyType;
 
-/// What the process finds around itself.
+/// What the process finds around itself: its environment variables, its folder and the file system.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
     /// The environment variables.
@@ -18,16 +18,16 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// The value of an environment variable.
+    /// Returns the value of an environment variable.
     pub fn variable(&self, name: &str) -> Option<&str> {
         let found = self.variables.iter().find(|(variable, _)| variable == name);
         found.map(|(_, value)| value.as_str())
     }
 }
 
-/// Reads values and collects all errors, so that an operator can mend them in one go.
+/// Reads values and collects all errors, so that an operator can fix all of them at once.
 ///
-/// Where something is wrong, a module reports it and builds its `Config` with a stand-in that nobody sees.
+/// When a value is wrong, a module reports it and builds its `Config` with a placeholder, which is never used.
 #[derive(Debug)]
 pub struct Reader<'a> {
     settings: &'a Settings,
@@ -36,7 +36,7 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader without errors.
+    /// Creates a reader without errors.
     pub fn new(settings: &'a Settings, surroundings: &'a Surroundings) -> Self {
         Self {
             settings,
@@ -45,38 +45,38 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What the process finds around itself.
+    /// Returns the process's surroundings.
     pub fn surroundings(&self) -> &'a Surroundings {
         self.surroundings
     }
 
-    /// The errors that were reported, in order.
+    /// Returns the errors that were reported, in order.
     pub fn into_errors(self) -> Vec<SettingError> {
         self.errors
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub fn get<T: KeyType>(&self, key: &Key<T>) -> T {
         self.settings.get(key)
     }
 
-    /// The value of a text without a default; an empty one counts as none.
+    /// Returns the value of a text key without a default; an empty text counts as none.
     pub fn non_empty(&self, key: &Key<Option<String>>) -> Option<String> {
         self.get(key).filter(|text| !text.is_empty())
     }
 
-    /// Whether the file, the environment or a flag gives the key.
+    /// Returns whether the file, the environment or a flag gives the key.
     pub fn is_given(&self, key: &KeySpec) -> bool {
         (self.setting(key)).is_some_and(|setting| setting.origin != Origin::Default)
     }
 
-    /// Where the value of a key comes from.
+    /// Returns where the value of a key comes from.
     pub fn origin(&self, key: &KeySpec) -> Origin {
         self.setting(key)
             .map_or(Origin::Default, |setting| setting.origin.clone())
     }
 
-    /// The value of a key as a message shows it, with its origin.
+    /// Returns the value of a key as a message shows it, with its origin.
     pub fn given(&self, key: &KeySpec) -> String {
         match self.setting(key) {
             Some(setting) => format!("{} ({})", setting.value, setting.origin),
@@ -84,7 +84,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// These keys' values in JSON, each under the last part of its path; null where a key has no value.
+    /// Returns these keys' values in JSON, each under the last part of its path; null where a key has no value.
     pub fn to_json(&self, keys: &[&'static KeySpec]) -> serde_json::Map<String, serde_json::Value> {
         let value = |key: &&'static KeySpec| {
             let setting = self.setting(key);
@@ -109,7 +109,7 @@ impl<'a> Reader<'a> {
         });
     }
 
-    /// Refuses a text of nothing but blanks.
+    /// Refuses a text that consists of nothing but blanks.
     pub fn refuse_blank<T>(&mut self, key: &Key<T>, expected: &str)
     where
         T: KeyType + Into<Option<String>>,
@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Refuses two values of which the first is larger.
+    /// Refuses two values when the first is larger than the second.
     pub fn refuse_reversed<T: KeyType + PartialOrd>(&mut self, less: &Key<T>, more: &Key<T>) {
         if self.get(less) > self.get(more) {
             let error = SettingError::Reversed {
@@ -133,7 +133,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reports what only the module that owns the keys can say.
+    /// Reports an error that only the module that owns the keys can describe.
     pub fn refuse_because(&mut self, error: impl std::error::Error + Send + Sync + 'static) {
         self.report(SettingError::Module(Box::new(error)));
     }

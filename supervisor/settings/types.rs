@@ -7,11 +7,11 @@ use super::value::Value;
 
 /// A type that the values of a key can have.
 pub trait KeyType: Sized {
-    /// Makes it of a value that fits the kind of a key of this type; none where the key has no value.
+    /// Converts a value that fits the kind of a key of this type. The value is `None` where the key has none.
     fn of(kind: &Kind, value: Option<&Value>) -> Self;
 }
 
-/// A key without a default.
+/// The type of a key without a default.
 impl<T: KeyType> KeyType for Option<T> {
     fn of(kind: &Kind, value: Option<&Value>) -> Self {
         value.map(|value| T::of(kind, Some(value)))
@@ -87,7 +87,8 @@ macro_rules! whole_numbers {
 
 whole_numbers!(u8 u16 u32 u64 usize);
 
-/// The constructors of [`super::Key`] give each type its kind, and those without a default an optional type.
+/// Panics, because the value has another type than its key. This cannot happen: the constructors of [`super::Key`] give
+/// each type its kind, and those without a default an optional type.
 fn mismatch(value: Option<&Value>) -> ! {
     unreachable!("{value:?} is of another type than its key")
 }

@@ -12,7 +12,7 @@ pub enum Value {
     List(Vec<serde_json::Value>),
 }
 
-/// A value that a key has by default. Its text is what a flag would say.
+/// The default value of a key. Its text is what a flag would say.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum DefaultValue {
     Switch(bool),
@@ -33,7 +33,7 @@ impl From<DefaultValue> for Value {
 }
 
 impl Value {
-    /// The value in JSON, with passwords.
+    /// Returns the value in JSON, passwords included.
     pub fn to_json(&self) -> serde_json::Value {
         match self {
             Self::Switch(value) => (*value).into(),
@@ -56,7 +56,7 @@ impl fmt::Display for DefaultValue {
     }
 }
 
-/// As YAML, so that what `check` prints is a configuration file. The password of a URL is left out.
+/// Formats the value as YAML, so that what `check` prints is a configuration file. The password of a URL is left out.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -64,13 +64,13 @@ impl fmt::Display for Value {
             Self::Whole(value) => value.fmt(f),
             Self::Decimal(value) => value.fmt(f),
             Self::Text(text) => serde_json::Value::from(without_password(text)).fmt(f),
-            // The keys of providers are not in their list: a provider with a field for one is refused.
+            // A list of providers holds no API keys: a provider with a field for one is refused.
             Self::List(_) => self.to_json().fmt(f),
         }
     }
 }
 
-/// A URL as it may be shown.
+/// Returns a URL with its password hidden, so that it may be shown.
 fn without_password(text: &str) -> String {
     let hidden = || {
         let (scheme, rest) = text.split_once("://")?;

@@ -1,6 +1,6 @@
 //! Blobs: bytes that are named by the hash of their content, in memory, in a folder or in a bucket.
 //!
-//! The reference counts in `records` decide when a blob may be deleted; here are only bytes.
+//! The reference counts in `records` decide when a blob may be deleted; this module only handles bytes.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct BlobStore {
 }
 
 impl BlobStore {
-    /// Keeps the blobs of the store `name` in a folder of that name.
+    /// Creates a store of blobs that keeps the blobs of the store `name` in a folder of that name.
     pub fn new(objects: Arc<dyn ObjectStore>, name: &str) -> Self {
         Self {
             objects,
@@ -33,7 +33,7 @@ impl BlobStore {
         }
     }
 
-    /// Keeps a lock until the last clone is dropped.
+    /// Holds a lock until the last clone is dropped.
     pub(super) fn locked(self, lock: Flock<File>) -> Self {
         Self {
             _lock: Some(Arc::new(lock)),
@@ -41,10 +41,10 @@ impl BlobStore {
         }
     }
 
-    /// Tries whether blobs can be put, listed and deleted.
+    /// Checks that blobs can be put, listed and deleted.
     ///
     /// # Errors
-    /// When any of that fails.
+    /// Returns an error when any of that fails.
     pub(super) async fn probe(&self) -> Result<(), StoreError> {
         let path = self
             .folder
@@ -60,11 +60,11 @@ impl BlobStore {
         tried.await.map_err(StoreError::unavailable)
     }
 
-    /// Keeps a blob. One that is there already is replaced by the same bytes, so putting is idempotent. It is atomic: there
-    /// is all of the blob or nothing.
+    /// Stores a blob. A blob that is there already is replaced by the same bytes, so putting is idempotent. It is
+    /// atomic: either the whole blob is there or nothing.
     ///
     /// # Errors
-    /// When the backend does not answer or has no room.
+    /// Returns an error when the backend does not answer or has no room.
     pub async fn put(&self, key: BlobKey, bytes: Bytes) -> Result<(), StoreError> {
         self.objects
             .put(&self.path(key), bytes.into())
@@ -73,11 +73,11 @@ impl BlobStore {
         Ok(())
     }
 
-    /// A blob's bytes. Their hash is compared with the blob's id.
+    /// Returns a blob's bytes, after comparing their hash with the blob's id.
     ///
     /// # Errors
-    /// [`DataLoss::MissingBlob`] when the blob is not there, [`DataLoss::DamagedBlob`] when it has other bytes, and when the
-    /// backend does not answer.
+    /// Returns [`DataLoss::MissingBlob`] when the blob is not there, [`DataLoss::DamagedBlob`] when it has other bytes,
+    /// and another error when the backend does not answer.
     pub async fn get(&self, key: BlobKey) -> Result<Bytes, StoreError> {
         let got = match self.objects.get(&self.path(key)).await {
             Ok(got) => got,
@@ -99,7 +99,7 @@ impl BlobStore {
     /// Deletes a blob, if it is there.
     ///
     /// # Errors
-    /// When the backend does not answer.
+    /// Returns an error when the backend does not answer.
     pub async fn drop(&self, key: BlobKey) -> Result<(), StoreError> {
         match self.objects.delete(&self.path(key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -107,10 +107,10 @@ impl BlobStore {
         }
     }
 
-    /// The names of all blobs of the store.
+    /// Lists the names of all blobs of the store.
     ///
     /// # Errors
-    /// When the backend does not answer.
+    /// Returns an error when the backend does not answer.
     pub async fn list(&self) -> Result<Vec<BlobKey>, StoreError> {
         let objects = self.objects.list(Some(&self.folder));
         let keys = objects

@@ -17,7 +17,7 @@ pub static KEYS: &[&KeySpec] = &[
     &TIMEOUT.spec,
 ];
 
-/// One of the session's own keys in the file, `streaming.resume_ttl_seconds`.
+/// How long a session can be resumed. It is one of the session's own keys in the file, `streaming.resume_ttl_seconds`.
 pub static RESUME_TTL: Key<Duration> =
     Key::seconds("streaming.resume_ttl_seconds", 0.1, 30.0 * DAY)
         .help("A session whose client is gone can be resumed for this long")
@@ -50,7 +50,7 @@ static TIMEOUT: Key<Duration> = Key::millis("streaming.store.timeout_ms", 10.0, 
     .help("Time that the store has for one operation; a session goes on without it")
     .default(2000.0);
 
-/// The URLs of sessions and of blobs are right, but not together.
+/// The URLs of sessions and of blobs are valid, but not in this combination.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "`{}` and `{}` do not fit together, given {sessions} and {blobs}: {problem}",

@@ -9,15 +9,15 @@ use super::ids::{BlobId, BlobKey};
 /// Why a store did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The compare-and-swap failed: somebody else has written the record meanwhile. The session was resumed elsewhere, or
-    /// dropped.
+    /// The compare-and-swap failed, because another writer has changed the record. The session was resumed elsewhere,
+    /// or dropped.
     #[error("session was resumed elsewhere or dropped")]
     Stale,
     #[error(
         "the store is full of running sessions: it holds at most {max_sessions} sessions and {max_bytes} bytes"
     )]
     Full { max_sessions: usize, max_bytes: u64 },
-    /// The server was silent for so long that its reservation of a blob was taken back.
+    /// This server was silent for so long that its reservation of a blob was taken back.
     #[error("this server was taken for dead")]
     Unreserved,
     /// The store answers, but what was asked for is gone for good. Trying again does not help.
@@ -53,7 +53,7 @@ pub enum DataLoss {
     },
     #[error("the record of session {0} has a state and no blob")]
     StateWithoutBlob(SessionId),
-    /// A value in the backend's own tables makes no sense.
+    /// A value in the backend's own tables is invalid.
     #[error("what the store has is damaged: {given} is no {expected}")]
     Row {
         expected: &'static str,

@@ -1,4 +1,5 @@
-//! Exports and imports states with blobs of the store: `export` on threads for blocking work, and what it refers to.
+//! Exports and imports states with blobs of the store: runs `export` on threads for blocking work, and transfers the
+//! blobs that it refers to.
 
 use fastvideo_proto::state::ContinuationState;
 use futures_util::future::try_join_all;
@@ -10,7 +11,7 @@ use super::handle::SessionStore;
 use super::ids::BlobId;
 use super::state::State;
 
-/// Why a state in its public form was not taken.
+/// Why a state in its public form was not imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportFailed {
     /// The state is refused; the text is safe to show.
@@ -22,7 +23,7 @@ pub enum ImportFailed {
     Panicked(#[from] JoinError),
 }
 
-/// Why a state was not written in its public form.
+/// Why a state was not exported to its public form.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportFailed {
     #[error(transparent)]
@@ -33,10 +34,10 @@ pub enum ExportFailed {
     Panicked(#[from] JoinError),
 }
 
-/// Reads a state, with the blobs that it refers to from the store, on threads for blocking work.
+/// Imports a state, with the blobs that it refers to from the store, on threads for blocking work.
 ///
 /// # Errors
-/// When the state is refused, or the store does not answer.
+/// Returns an error when the state is refused, or the store does not answer.
 pub async fn import(
     state: ContinuationState,
     expected: Expectation,
@@ -44,7 +45,7 @@ pub async fn import(
 ) -> Result<State, ImportFailed> {
     let mut blobs = Blobs::new();
     for name in export::references(&state)? {
-        // A name that is no hash names no blob of this store. It is refused below like one that is not there.
+        // A name that is not a hash names no blob of this store. It is refused below, like the name of a missing blob.
         let Some(id) = BlobId::parse(&name) else {
             continue;
         };
@@ -60,18 +61,19 @@ pub async fn import(
     Ok(imported.await??)
 }
 
-/// Writes a state with everything in it, on a thread for blocking work.
+/// Exports a state with everything inline, on a thread for blocking work.
 ///
 /// # Errors
-/// When the state is damaged.
+/// Returns an error when the state is damaged.
 pub async fn export_inline(state: State) -> Result<ContinuationState, ExportFailed> {
     Ok(spawn_blocking(move || export::export_inline(&state)).await??)
 }
 
-/// Writes a state with its large tensors in the store, which lends them for as long as it keeps a state that nobody runs.
+/// Exports a state with its large tensors in the store, which lends them for as long as it keeps a state that no server
+/// runs.
 ///
 /// # Errors
-/// When the state is damaged, or the store does not answer or is full.
+/// Returns an error when the state is damaged, or the store does not answer or is full.
 pub async fn export_by_reference(
     state: State,
     store: &SessionStore,

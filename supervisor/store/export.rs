@@ -1,10 +1,10 @@
 //! Turns a state into its public form, `ContinuationState`, and back.
 //!
-//! The payload is that of FastVideo's `LTX2ContinuationState`, so that states move between both servers: frames as
-//! PNG, audio latents as a safetensors file with one tensor `t`; both are either inline in base64, or named by the id of a
-//! blob in a store. Nothing here knows such a store: [`export_by_reference()`] returns the blobs that its payload refers
-//! to, and whoever calls [`import()`] fetches beforehand what [`references()`] names. All functions except the last one
-//! read whole blobs and belong on a blocking thread.
+//! The payload is that of FastVideo's `LTX2ContinuationState`, so that states move between both servers: frames as PNG,
+//! audio latents as a safetensors file with one tensor `t`; both are either inline in base64, or named by the id of a
+//! blob in a store. This module does not access such a store: [`export_by_reference()`] returns the blobs that its
+//! payload refers to, and the caller of [`import()`] first fetches what [`references()`] names. All functions except
+//! the last one read whole blobs and belong on a blocking thread.
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -27,8 +27,8 @@ mod tests;
 
 pub use import::{Blobs, Expectation, ImportError, import, references};
 
-/// The largest encoded form of a tensor that stays in the payload of an export by reference: for frames the sum of their
-/// PNGs, for latents the safetensors file. This is FastVideo's threshold.
+/// The largest encoded form of a tensor that stays in the payload of an export by reference: for frames the sum of
+/// their PNGs, for latents the safetensors file. This is FastVideo's threshold.
 const MAX_INLINE_BYTES: usize = 2 << 20;
 const FRAMES_CONTENT_TYPE: &str = "application/x-fastvideo-frames+png";
 const TENSOR_CONTENT_TYPE: &str = "application/x-fastvideo-tensor+safetensors";
@@ -68,7 +68,7 @@ pub enum ExportError {
 /// Takes about as much CPU time as one PNG encoding per frame. Beside the result it holds one PNG at a time.
 ///
 /// # Errors
-/// When the blob's hash does not match, or the header holds what the public form cannot.
+/// Returns an error when the blob's hash does not match, or the header holds what the public form cannot.
 pub fn export_inline(state: &State) -> Result<ContinuationState, ExportError> {
     let source = Source::of(state)?;
     let mut payload = fields(source.header);
@@ -92,10 +92,10 @@ pub fn export_inline(state: &State) -> Result<ContinuationState, ExportError> {
 
 /// Writes a state in its public form, with the ids of blobs in place of the tensors above 2 MiB.
 ///
-/// Takes as long as [`export_inline()`]. The payload is of use only where all of the blobs are.
+/// Takes as long as [`export_inline()`]. The payload can only be used together with all of the blobs.
 ///
 /// # Errors
-/// As [`export_inline()`].
+/// Returns the errors of [`export_inline()`].
 pub fn export_by_reference(
     state: &State,
 ) -> Result<(ContinuationState, Vec<ExportedBlob>), ExportError> {
@@ -160,7 +160,7 @@ fn envelope(payload: Map<String, Value>) -> ContinuationState {
     }
 }
 
-/// Everything in the payload except its tensors.
+/// Returns all fields of the payload except its tensors.
 fn fields(header: &StateHeader) -> Map<String, Value> {
     let metadata: Value =
         serde_json::from_str(&header.metadata).expect("a checked header's metadata is JSON");

@@ -15,12 +15,12 @@ use super::leased_session::LeasedSessions;
 use super::pending_cleanup::PendingCleanup;
 use super::records::Records;
 
-/// What is configured of the store's behaviour.
+/// The configurable behaviour of the store.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// How long the state of a session is kept that nobody runs.
+    /// How long the state of a session that no server runs is kept.
     pub resume_ttl: Duration,
-    /// A server that was silent for this long has lost its leases: its sessions count as sessions that nobody runs.
+    /// A server that is silent for this long loses its leases: its sessions count as sessions that no server runs.
     pub lease: Duration,
     /// How long one read, or one write with all its steps, may take.
     pub timeout: Duration,
@@ -38,7 +38,7 @@ pub(super) struct Shared {
     pub(super) leased: LeasedSessions,
     /// The number of the next reservation.
     pub(super) reservations: AtomicU64,
-    /// Blobs on their way, which go on when nobody waits for them any more.
+    /// Tracks the puts of blobs, which go on when their callers no longer wait.
     pub(super) puts: TaskTracker,
     pub(super) cleanup: PendingCleanup,
 }
@@ -51,7 +51,7 @@ impl Deadline {
     /// Waits for a step of the operation until the deadline.
     ///
     /// # Errors
-    /// Those of the step, and [`StoreError::Unavailable`] when the deadline passes.
+    /// Returns the errors of the step, and [`StoreError::Unavailable`] when the deadline passes.
     pub(super) async fn limit<T>(
         self,
         step: impl Future<Output = Result<T, StoreError>>,
@@ -81,12 +81,12 @@ impl SessionStore {
         &self.0.config
     }
 
-    /// The deadline of an operation that begins now. A store that does not answer must not hold a session up.
+    /// Returns the deadline of an operation that begins now. A store that does not answer must not hold a session up.
     pub(super) fn deadline(&self) -> Deadline {
         Deadline(Instant::now() + self.0.config.timeout)
     }
 
-    /// Does an operation of one step.
+    /// Runs an operation of one step within its deadline.
     pub(super) async fn within<T>(
         &self,
         operation: impl Future<Output = Result<T, StoreError>>,

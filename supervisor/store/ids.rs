@@ -5,21 +5,21 @@ use std::fmt;
 use fastvideo_proto::ids::SessionId;
 use serde::{Deserialize, Serialize};
 
-/// The beginning of the text form of [`RecordKey::Loan`]. No session id has it.
+/// The prefix of the text form of [`RecordKey::Loan`]. No session id begins with it.
 const LOAN_PREFIX: &str = "loan-";
 
-/// What a record is about, which is also its key in every backend.
+/// The subject of a record, which is also its key in every backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKey {
     /// A session and its continuation state.
     Session(SessionId),
-    /// A blob that is kept for a while because an export refers to it. There is one record for each such blob, so lending
-    /// is idempotent.
+    /// A blob that is kept for a while because an export refers to it. There is one record for each such blob, so
+    /// lending is idempotent.
     Loan(BlobId),
 }
 
 impl RecordKey {
-    /// Reads what [`fmt::Display`] wrote.
+    /// Parses what [`fmt::Display`] wrote.
     pub fn parse(text: &str) -> Option<Self> {
         match text.strip_prefix(LOAN_PREFIX) {
             Some(hash) => BlobId::parse(hash).map(Self::Loan),
@@ -48,17 +48,17 @@ impl From<SessionId> for RecordKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Revision(pub u64);
 
-/// One run of one server.
+/// The id of one run of one server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServerId(String);
 
 impl ServerId {
-    /// A new id with 128 random bits.
+    /// Generates an id with 128 random bits.
     pub fn random() -> Self {
         Self(format!("{:032x}", rand::random::<u128>()))
     }
 
-    /// An id that was written by [`Self::as_str`].
+    /// Takes an id that was written by [`Self::as_str`].
     pub fn from_stored(id: String) -> Self {
         Self(id)
     }
@@ -82,7 +82,7 @@ impl BlobId {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
-    /// Takes a hash that somebody else has computed. It is compared with the bytes when the blob is read.
+    /// Takes a hash that was computed elsewhere. It is compared with the bytes when the blob is read.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -91,7 +91,7 @@ impl BlobId {
         &self.0
     }
 
-    /// Reads what [`fmt::Display`] wrote: 64 lower-case hexadecimal digits.
+    /// Parses what [`fmt::Display`] wrote: 64 lower-case hexadecimal digits.
     pub fn parse(hex: &str) -> Option<Self> {
         let lower = hex.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
         let hash = blake3::Hash::from_hex(hex).ok().filter(|_| lower)?;
@@ -116,12 +116,12 @@ impl fmt::Debug for BlobId {
 #[serde(into = "String", try_from = "String")]
 pub struct BlobKey {
     pub id: BlobId,
-    /// A blob that comes back after its reference count was zero gets another edition.
+    /// The number of the edition. A blob that comes back after its reference count was zero gets another one.
     pub edition: u64,
 }
 
 impl BlobKey {
-    /// Reads what [`fmt::Display`] wrote.
+    /// Parses what [`fmt::Display`] wrote.
     pub fn parse(text: &str) -> Option<Self> {
         let (id, edition) = text.split_once('-')?;
         let key = Self {

@@ -1,8 +1,8 @@
 //! The lease of a session: the right of one server to run it and to write its record.
 //!
-//! The lease is kept in the record itself, as its owner, and the record's revision is the fencing token: every write names
-//! the revision that it replaces. A server whose lease was taken over finds out at its next write or its next beat,
-//! whichever is first; then [`Lease::lost`] resolves.
+//! The lease is kept in the record itself, as its owner, and the record's revision is the fencing token: every write
+//! names the revision that it replaces. A server whose lease was taken over finds out at its next write or its next
+//! beat, whichever is first; then [`Lease::lost`] resolves.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use super::writer::RecordDraft;
 pub struct Lease {
     leased: Arc<LeasedSession>,
     store: SessionStore,
-    /// The lease was given back, or its session has ended.
+    /// Whether the lease was given back or its session has ended.
     over: bool,
 }
 
@@ -34,7 +34,7 @@ pub struct LeaseWriter {
 }
 
 impl Lease {
-    /// A writer of the session, which may outlive the lease for a moment.
+    /// Returns a writer of the session, which may outlive the lease for a moment.
     pub fn writer(&self) -> LeaseWriter {
         LeaseWriter {
             leased: self.leased.clone(),
@@ -45,7 +45,7 @@ impl Lease {
     /// Resolves when the session was resumed elsewhere or dropped: it must not go on here.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub async fn lost(&self) {
         self.leased.lost.cancelled().await;
     }
@@ -76,12 +76,13 @@ impl Drop for Lease {
 }
 
 impl LeaseWriter {
-    /// Saves what the session has become, in place of what was saved before. Writes of one session follow each other.
+    /// Saves the latest version of the session in place of the one before. Writes of one session follow each other.
     ///
     /// Takes no longer than the configured timeout, waiting for the write before included.
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when the session was resumed elsewhere or dropped; any other error may pass.
+    /// Returns [`StoreError::Stale`] when the session was resumed elsewhere or dropped; any other error may be
+    /// temporary.
     pub async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
         let Self { leased, store } = self;
         let deadline = store.deadline();
@@ -110,7 +111,7 @@ impl LeaseWriter {
 impl SessionStore {
     /// Makes the lease of a session whose record names this server as its owner.
     pub(super) fn lease(&self, leased: Arc<LeasedSession>) -> Lease {
-        // Whoever ran the session on this server runs it no longer.
+        // An older lease of the session on this server is lost.
         if let Some(before) = self.0.leased.insert(leased.clone()) {
             before.lost.cancel();
         }
@@ -176,7 +177,7 @@ impl SessionStore {
         }
     }
 
-    /// Whether a session whose revision is not the one that this server knows is its own all the same, because the answer
+    /// Returns whether this server still owns a session whose revision is not the one that it knows, because the answer
     /// to its last write was lost; then `record` becomes what the store has. Otherwise the lease is lost.
     pub(super) async fn is_still_ours(
         &self,

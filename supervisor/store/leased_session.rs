@@ -1,4 +1,4 @@
-//! A session that this server runs, as its lease, its writer and the pending cleanup share it.
+//! A session that this server runs. Its lease, its writer and the pending cleanup share it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,8 +22,8 @@ pub(super) struct LeasedSession {
     pub(super) lost: CancellationToken,
     /// The latest version that was handed to the writer. It may not be durable yet.
     latest: Mutex<SavedSession>,
-    /// The record as this server last wrote or read it, whose revision the next write names. Locked while the session is
-    /// written, so that writes of one session follow each other.
+    /// The record as this server last wrote or read it, whose revision the next write names. Locked while the session
+    /// is written, so that writes of one session follow each other.
     pub(super) record: AsyncMutex<StoredRecord>,
 }
 
@@ -70,23 +70,23 @@ impl LeasedSessions {
         self.lock().values().cloned().collect()
     }
 
-    /// Whether this server still runs the session under this very lease.
+    /// Returns whether this server still runs the session under this very lease.
     pub(super) fn holds(&self, leased: &Arc<LeasedSession>) -> bool {
         let all = self.lock();
         (all.get(&leased.session)).is_some_and(|current| Arc::ptr_eq(current, leased))
     }
 
-    /// Returns the lease that this one replaces.
+    /// Inserts a lease, and returns the one that it replaces.
     pub(super) fn insert(&self, leased: Arc<LeasedSession>) -> Option<Arc<LeasedSession>> {
         self.lock().insert(leased.session.clone(), leased)
     }
 
-    /// Takes the session out, whatever lease holds it.
+    /// Removes the session, whichever lease holds it, and returns it.
     pub(super) fn take(&self, session: &SessionId) -> Option<Arc<LeasedSession>> {
         self.lock().remove(session)
     }
 
-    /// Forgets this lease, unless another one has replaced it.
+    /// Removes this lease, unless another one has replaced it.
     pub(super) fn remove(&self, leased: &Arc<LeasedSession>) {
         let mut all = self.lock();
         if (all.get(&leased.session)).is_some_and(|current| Arc::ptr_eq(current, leased)) {

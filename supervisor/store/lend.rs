@@ -1,4 +1,4 @@
-//! Blobs that exported states refer to. The store lends them for as long as it keeps a state that nobody runs.
+//! Lends the blobs that exported states refer to. The store keeps them for as long as a state that no server runs.
 
 use bytes::Bytes;
 use fastvideo_proto::stored::StoredSession;
@@ -9,13 +9,13 @@ use super::ids::{BlobId, RecordKey};
 use super::writer::RecordDraft;
 
 impl SessionStore {
-    /// Keeps a blob for as long as the state of a session that nobody runs, counted from the last time it was lent.
+    /// Keeps a blob for as long as the state of a session that no server runs, counted from the last time it was lent.
     ///
-    /// Lending is idempotent: there is one record for each blob, named by its hash, however often the blob is lent. In a
-    /// store with limits, loans are the first to be evicted, and a loan evicts no session.
+    /// Lending is idempotent: there is one record for each blob, named by its hash, however often the blob is lent. In
+    /// a store with limits, loans are the first to be evicted, and a loan evicts no session.
     ///
     /// # Errors
-    /// When the store does not answer in time or has no room.
+    /// Returns an error when the store does not answer in time or has no room.
     pub async fn lend(&self, blob: Bytes) -> Result<BlobId, StoreError> {
         let hashed = blob.clone();
         let id = tokio::task::spawn_blocking(move || BlobId::of(&hashed))
@@ -35,7 +35,7 @@ impl SessionStore {
         };
         loop {
             let lent = self.within(self.0.records.read(&key)).await?;
-            // Writing the same record again starts its time anew.
+            // Writing the same record again restarts its time.
             let written = self.write_record(&key, lent.as_ref(), &draft, self.deadline());
             match written.await {
                 Ok(_) => return Ok(id),
@@ -46,10 +46,10 @@ impl SessionStore {
         }
     }
 
-    /// A blob that the store has.
+    /// Returns the bytes of a blob that the store has.
     ///
     /// # Errors
-    /// [`DataLoss::MissingBlob`] when the store has no such blob, and when it does not answer.
+    /// Returns [`DataLoss::MissingBlob`] when the store has no such blob, and another error when it does not answer.
     pub async fn blob(&self, id: BlobId) -> Result<Bytes, StoreError> {
         match self.within(self.0.records.locate(id)).await? {
             Some(key) => self.within(self.0.blobs.get(key)).await,

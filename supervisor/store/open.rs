@@ -30,13 +30,13 @@ use super::records::redis::{RedisAddress, RedisAddressError, RedisRecords};
 const BLOBS_FOLDER: &str = "blobs";
 /// A file in the folder of the blobs, which is locked by the servers that use the folder.
 const LOCK_FILE: &str = ".lock";
-/// A bucket that does not answer within this time at the start is not there.
+/// Time limit on a bucket's answer at the start; without an answer the bucket counts as missing.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Limit on one request to a bucket.
 const BUCKET_TIMEOUT: Duration = Duration::from_secs(30);
 const BUCKET_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const BUCKET_RETRIES: usize = 3;
-/// The age from which an unfinished file in a shared folder is one that a crash has left.
+/// The age from which an unfinished file in a shared folder counts as left by a crash.
 const UNFINISHED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Where the store is, and how it behaves.
@@ -67,14 +67,14 @@ enum BlobsLocation {
     Bucket(Url),
 }
 
-/// Why two URLs name no store. The sentences go on after the names of what they are about.
+/// Why two URLs name no store. Each text continues a sentence that begins with what it is about.
 #[derive(Debug, thiserror::Error)]
 pub enum LocationError {
     #[error(transparent)]
     Records(RecordsUrlError),
     #[error(transparent)]
     Blobs(BlobsUrlError),
-    /// Each URL is fine, but not with the other.
+    /// Each URL is valid, but not in combination with the other.
     #[error("{0}")]
     Pair(&'static str),
 }
@@ -112,7 +112,7 @@ pub enum OpenError {
 }
 
 impl StoreLocation {
-    /// A store that is in this process's memory as a whole.
+    /// Returns the location of a store that is in this process's memory as a whole.
     pub fn memory(limits: Limits) -> Self {
         Self {
             records: RecordsLocation::Memory(limits),
@@ -120,7 +120,7 @@ impl StoreLocation {
         }
     }
 
-    /// Reads the URL of the records and that of the blobs. `limits` are those of records in memory.
+    /// Parses the URL of the records and that of the blobs. `limits` are those of records in memory.
     ///
     /// # Errors
     /// See [`LocationError`].
@@ -204,7 +204,7 @@ fn is_memory(text: &str) -> bool {
     text == "memory:" || text == "memory"
 }
 
-/// The folder that `file:///…` names. A relative path would be taken for an absolute one, so it is none.
+/// Returns the folder that `file:///…` names. A relative path would be taken for an absolute one, so it is refused.
 fn folder(text: &str, url: &Url) -> Option<PathBuf> {
     let plain = url.query().is_none() && url.fragment().is_none();
     url.to_file_path()
@@ -221,7 +221,7 @@ fn is_bucket(url: &Url) -> bool {
 }
 
 impl SessionStore {
-    /// Opens a store and tries whether it can be used.
+    /// Opens a store and checks that it can be used.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -329,7 +329,7 @@ pub(super) fn in_folder(path: &Path, name: &str, shared: bool) -> Result<BlobSto
     Ok(BlobStore::new(Arc::new(objects), name).locked(lock))
 }
 
-/// Opens a bucket of blobs. The builder brings endpoint, region and credentials.
+/// Opens a bucket of blobs. The builder provides endpoint, region and credentials.
 pub(super) fn in_bucket(
     url: &Url,
     builder: AmazonS3Builder,
@@ -358,7 +358,7 @@ pub(super) fn in_bucket(
     Ok(BlobStore::new(objects, name))
 }
 
-/// Makes a folder that only this program's user can read, since it holds what clients have seen.
+/// Creates a folder that only this program's user can read, since it holds clients' content.
 fn make_folder(path: &Path) -> Result<(), OpenError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| OpenError::Folder {
@@ -381,7 +381,7 @@ fn delete_forgotten_stores(path: &Path, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Deletes files that were being written when their writer ended.
+/// Deletes files of at least `min_age` that were being written when their writer ended.
 fn delete_unfinished(path: &Path, min_age: Duration) -> io::Result<()> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
@@ -390,7 +390,7 @@ fn delete_unfinished(path: &Path, min_age: Duration) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        // object_store names a file so until it is whole.
+        // object_store gives a file such a name until it is complete.
         if !entry.file_name().to_string_lossy().contains('#') {
             continue;
         }

@@ -1,9 +1,10 @@
-//! What must happen but cannot wait for the store: releasing and ending leases, dropping sessions, deleting blobs.
+//! Cleanup that must happen but cannot wait for the store: releasing and ending leases, dropping sessions, deleting
+//! blobs.
 //!
-//! A cleanup task is idempotent: doing it twice does no harm. `upkeep` executes the tasks, and tries those again that the
-//! store did not answer. How many there are is bounded by the numbers of sessions, blobs and concurrent writes, however
-//! long the store is away: a blob is deleted by one task, and a reservation that the store did not answer is given back
-//! by the next writer before it makes another one, see [`PendingCleanup::take_unanswered`].
+//! A cleanup task is idempotent: doing it twice does no harm. `upkeep` executes the tasks, and retries those that the
+//! store did not answer. Their number is bounded by the numbers of sessions, blobs and concurrent writes, however long
+//! the store is unavailable: a blob is deleted by one task, and a reservation that the store did not answer is given
+//! back by the next writer before it makes another one, see [`PendingCleanup::take_unanswered`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,17 +15,17 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use super::ids::{BlobKey, ReservationId};
 use super::leased_session::LeasedSession;
 
-/// Something that must happen, whether or not the store answers now.
+/// A task that must be done, whether or not the store answers now.
 #[derive(Clone, Debug)]
 pub(super) enum CleanupTask {
-    /// Gives a lease back: nobody runs the session here any more, and its state is kept for a while.
+    /// Gives a lease back: this server no longer runs the session, and its state is kept for a while.
     Release(Arc<LeasedSession>),
     /// Removes the record of a session that its lease has ended.
     End(Arc<LeasedSession>),
-    /// Removes the record of a session that an operator has ended, whoever runs it by now.
+    /// Removes the record of a session that an operator has ended, whichever server runs it by now.
     Drop(SessionId),
-    /// Gives back a reservation that no write has used, and the blob that may have been put under it. There is no blob when
-    /// the store did not answer: then nothing was put.
+    /// Gives back a reservation that no write has used, and the blob that may have been put under it. There is no blob
+    /// when the store did not answer: then nothing was put.
     Unreserve(ReservationId, Option<BlobKey>),
     /// Deletes a condemned blob, then forgets it.
     Delete(BlobKey),
@@ -35,13 +36,13 @@ pub(super) enum CleanupTask {
 pub(super) struct PendingCleanup {
     tasks: Mutex<Tasks>,
     added: Notify,
-    /// Locked by the one who executes tasks.
+    /// Locked while tasks are executed, so that only one caller executes them.
     pub(super) executing: AsyncMutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Tasks {
-    /// How many were ever added.
+    /// Number of tasks that were ever added.
     added: u64,
     pending: BTreeMap<TaskKey, PendingTask>,
 }
@@ -54,7 +55,8 @@ enum TaskKey {
     Blob(BlobKey),
 }
 
-/// A task, and how many tasks were added up to it: one that is added again while it is executed stays pending.
+/// A task, and the number of tasks that were added up to it: one that is added again while it is executed stays
+/// pending.
 #[derive(Clone, Debug)]
 pub(super) struct PendingTask {
     key: TaskKey,
@@ -86,12 +88,12 @@ impl PendingCleanup {
     /// Waits until a task was added since this last returned.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(super) async fn added(&self) {
         self.added.notified().await;
     }
 
-    /// A copy of the tasks, each of which stays pending until it is [`Self::done`].
+    /// Returns a copy of the tasks, each of which stays pending until it is [`Self::done`].
     pub(super) fn pending(&self) -> Vec<PendingTask> {
         self.lock().pending.values().cloned().collect()
     }

@@ -1,4 +1,4 @@
-//! What a store keeps of a session, and the token with which a client resumes it.
+//! A session as a store keeps it, and the token with which a client resumes it.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use fastvideo_proto::stored::StoredSession;
 use super::error::DataLoss;
 use super::state::State;
 
-/// How far a session is.
+/// How far a session has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Number of segments that are finished.
@@ -21,12 +21,12 @@ pub struct Progress {
 #[derive(Clone, Debug, Default)]
 pub struct SavedSession {
     pub progress: Progress,
-    /// None before the first segment is finished.
+    /// `None` before the first segment is finished.
     pub state: Option<State>,
 }
 
 impl SavedSession {
-    /// A session that has not made a segment yet, with the state from which it starts.
+    /// Creates a session that has not made a segment yet, with the state from which it starts.
     pub(super) fn starting_from(state: Option<&State>) -> Self {
         Self {
             progress: Progress::default(),
@@ -34,7 +34,7 @@ impl SavedSession {
         }
     }
 
-    /// The bytes of its record's body.
+    /// Encodes the session as the body of its record.
     pub(super) fn encode(&self, token_hash: [u8; 32]) -> Vec<u8> {
         let stored = StoredSession {
             token_hash: Some(token_hash),
@@ -46,10 +46,10 @@ impl SavedSession {
     }
 }
 
-/// Reads a record's body.
+/// Decodes a record's body.
 ///
 /// # Errors
-/// When it is damaged or of a version that this build cannot read.
+/// Returns an error when it is damaged or of a version that this build cannot read.
 pub(super) fn decode(session: &SessionId, body: &[u8]) -> Result<StoredSession, DataLoss> {
     StoredSession::decode(body).map_err(|source| DataLoss::Record {
         session: session.clone(),
@@ -57,7 +57,7 @@ pub(super) fn decode(session: &SessionId, body: &[u8]) -> Result<StoredSession, 
     })
 }
 
-/// The progress in a record's body.
+/// Returns the progress in a record's body.
 pub(super) fn progress(stored: &StoredSession) -> Progress {
     Progress {
         segments: stored.segments,
@@ -70,13 +70,13 @@ pub(super) fn progress(stored: &StoredSession) -> Progress {
 pub struct ResumeToken(String);
 
 impl ResumeToken {
-    /// A new token with 256 random bits.
+    /// Generates a token with 256 random bits.
     pub fn random() -> Self {
         let bits: [u128; 2] = rand::random();
         Self(format!("{:032x}{:032x}", bits[0], bits[1]))
     }
 
-    /// Takes the text that a client has sent, which may be no token at all.
+    /// Takes the text that a client has sent, which may not be a valid token.
     pub fn given(token: String) -> Self {
         Self(token)
     }
@@ -89,7 +89,7 @@ impl ResumeToken {
         *blake3::hash(self.0.as_bytes()).as_bytes()
     }
 
-    /// Whether this is the token with that hash. The comparison takes constant time.
+    /// Returns whether this is the token with that hash. The comparison takes constant time.
     pub(super) fn matches(&self, hash: [u8; 32]) -> bool {
         blake3::Hash::from_bytes(hash) == blake3::hash(self.0.as_bytes())
     }

@@ -1,6 +1,6 @@
 //! The operations on sessions: create, hydrate, resume, snapshot, drop.
 //!
-//! Sessions and operators call them. What follows a create or a resume goes through the [`Lease`].
+//! Sessions and operators' requests call them. After a create or a resume, a session is written through its [`Lease`].
 
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::stored::StoredSession;
@@ -16,16 +16,16 @@ use super::saved_session::{ResumeToken, SavedSession, decode, progress};
 use super::state::State;
 use super::writer::RecordDraft;
 
-/// Why a session was not resumed. Nothing has changed then: whoever runs the session goes on with it.
+/// Why a session was not resumed. Nothing has changed then: the server that runs the session goes on with it.
 #[derive(Debug, thiserror::Error)]
 pub enum ResumeError<E> {
-    /// There is no such session, or it has another token: who does not know the token learns nothing of the session.
+    /// There is no such session, or it has another token: a caller without the token learns nothing about the session.
     #[error("there is no session {0} to resume with this token; it may have expired")]
     NotFound(SessionId),
     /// The caller's check refused the session.
     #[error("the session does not fit: {0}")]
     Unfit(E),
-    /// The session is there, but it cannot be resumed, now or ever.
+    /// The session is there, but it can never be resumed.
     #[error(transparent)]
     Lost(DataLoss),
     /// The store does not answer or is full; trying again may help.
@@ -42,10 +42,10 @@ impl<E> From<StoreError> for ResumeError<E> {
     }
 }
 
-/// What a record holds, when it was read at one moment.
+/// The content of a record, read at one moment.
 enum Loaded {
     Session(SavedSession),
-    /// The record has been replaced meanwhile and has to be read again.
+    /// The record was replaced in the meantime and has to be read again.
     Replaced,
 }
 
@@ -53,7 +53,7 @@ impl SessionStore {
     /// Creates a session that this server runs.
     ///
     /// # Errors
-    /// When the store does not answer in time or is full.
+    /// Returns an error when the store does not answer in time or is full.
     pub async fn create(
         &self,
         session: &SessionId,
@@ -66,10 +66,10 @@ impl SessionStore {
         Ok(self.lease(LeasedSession::new(session, token.hash(), saved, record)))
     }
 
-    /// Keeps a state as the starting point of a new session, which nobody runs until somebody resumes it.
+    /// Keeps a state as the starting point of a new session, which no server runs until a client resumes it.
     ///
     /// # Errors
-    /// As [`Self::create`].
+    /// Returns the errors of [`Self::create`].
     pub async fn hydrate(&self, state: &State) -> Result<(SessionId, ResumeToken), StoreError> {
         let (session, token) = (SessionId::random(), ResumeToken::random());
         let saved = SavedSession::starting_from(Some(state));
@@ -77,10 +77,10 @@ impl SessionStore {
         Ok((session, token))
     }
 
-    /// Takes a session over, whoever runs it now; the other one loses its lease.
+    /// Takes a session over, whichever server runs it now; the previous lease is lost.
     ///
-    /// `check` says whether the caller can go on with the session. It runs before anything is written, so that a session
-    /// that does not fit stays where it runs; it runs again when the session was saved meanwhile.
+    /// `check` says whether the caller can go on with the session. It runs before anything is written, so that a
+    /// session that does not fit stays where it runs; it runs again when the session was saved meanwhile.
     ///
     /// # Errors
     /// See [`ResumeError`].
@@ -93,7 +93,7 @@ impl SessionStore {
         let not_found = || ResumeError::NotFound(session.clone());
         let before = self.0.leased.get(session);
         let before = before.filter(|leased| token.matches(leased.token_hash));
-        // Until this is done, whoever runs the session on this server writes nothing.
+        // Until this is done, an older lease of the session on this server writes nothing.
         let mut locked = match &before {
             Some(leased) => Some((leased, leased.record.lock().await)),
             None => None,
@@ -101,7 +101,7 @@ impl SessionStore {
         if let Some((leased, record)) = &mut locked
             && !leased.lost.is_cancelled()
         {
-            // The client may know of more than is saved yet.
+            // The client may know of a newer version than the saved one.
             let owner = Some(self.0.server.clone());
             let written = self.write_latest(leased, record, owner, self.deadline());
             match written.await {
@@ -138,10 +138,10 @@ impl SessionStore {
         }
     }
 
-    /// The last saved version of a session, whoever runs it; none when there is no such session.
+    /// Returns the last saved version of a session, whichever server runs it; `None` when there is no such session.
     ///
     /// # Errors
-    /// When the store does not answer, or what it has is damaged.
+    /// Returns an error when the store does not answer, or what it has is damaged.
     pub async fn snapshot(&self, session: &SessionId) -> Result<Option<SavedSession>, StoreError> {
         let key = RecordKey::from(session.clone());
         loop {
@@ -155,12 +155,13 @@ impl SessionStore {
         }
     }
 
-    /// Ends a session, whoever runs it, and removes its state. False when there is none.
+    /// Ends a session, whichever server runs it, and removes its state. Returns false when there is none.
     ///
     /// A session of this server ends even while the store does not answer; its record is removed as soon as it does.
     ///
     /// # Errors
-    /// When the store does not answer and this server does not run the session. Nothing has changed then.
+    /// Returns an error when the store does not answer and this server does not run the session. Nothing has changed
+    /// then.
     pub async fn drop(&self, session: &SessionId) -> Result<bool, StoreError> {
         let leased = self.0.leased.take(session);
         if let Some(leased) = &leased {

@@ -28,19 +28,20 @@ struct SharedState {
 impl State {
     /// Takes the state that a worker has made.
     ///
-    /// Of the blob only the size is checked: reading it would make tens of megabytes resident in this process, and the
+    /// Only the size of the blob is checked: reading it would make tens of megabytes resident in this process, and the
     /// next worker checks its hash anyway.
     ///
     /// # Errors
-    /// When the header is damaged or of another version, or the blob has another size than the header says.
+    /// Returns an error when the header is damaged or of another version, or the blob has another size than the header
+    /// says.
     pub fn from_worker(header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Result<Self, StateError> {
         let header = StateHeader::decode(&header_bytes)?;
         header.check_blob_size(blob.len())?;
         Ok(Self::new(header, header_bytes, blob))
     }
 
-    /// Takes a state out of a store. Copies the blob, whose hash was compared with its name, into memory that can travel
-    /// to a worker.
+    /// Takes a state out of a store. Copies the blob, whose hash was compared with its name, into memory that can
+    /// travel to a worker.
     pub(super) fn from_stored(
         header_bytes: Vec<u8>,
         name: BlobId,
@@ -66,7 +67,7 @@ impl State {
         }
     }
 
-    /// Names the job of this supervisor that made the state: the worker that ran it may still hold a copy.
+    /// Records which job of this supervisor made the state: the worker that ran it may still hold a copy.
     pub fn made_by(self, job: JobId) -> Self {
         Self {
             made_by: Some(job),
@@ -74,7 +75,7 @@ impl State {
         }
     }
 
-    /// The job of this supervisor that made the state; none when the state came from elsewhere.
+    /// Returns the job of this supervisor that made the state; `None` when the state came from elsewhere.
     pub fn maker(&self) -> Option<JobId> {
         self.made_by
     }
@@ -83,22 +84,23 @@ impl State {
         &self.shared.header
     }
 
-    /// The header as [`StateHeader::encode`] writes it, ready to be sent.
+    /// Returns the header as [`StateHeader::encode`] writes it, ready to be sent.
     pub fn header_bytes(&self) -> &[u8] {
         &self.shared.header_bytes
     }
 
-    /// The frames, then the audio latents. The blob is as long as the header says; its hash is not checked.
+    /// Returns the blob: the frames, then the audio latents. It is as long as the header says; its hash is not checked.
     pub fn blob(&self) -> &IpcSharedMemory {
         &self.shared.blob
     }
 
-    /// The blob's name in a store. The worker that made the state has computed the hash; whoever reads the blob checks it.
+    /// Returns the blob's name in a store. The worker that made the state has computed the hash; readers of the blob
+    /// check it.
     pub(super) fn blob_id(&self) -> BlobId {
         BlobId::from_bytes(self.header().blob_hash)
     }
 
-    /// The blob as bytes that share this state's memory.
+    /// Returns the blob as bytes that share this state's memory.
     pub(super) fn blob_bytes(&self) -> Bytes {
         struct BlobOf(State);
         impl AsRef<[u8]> for BlobOf {
@@ -110,7 +112,7 @@ impl State {
     }
 }
 
-// Not derived: shared memory prints every byte that it holds.
+// Not derived: the `Debug` of shared memory prints every byte that it holds.
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State")

@@ -1,4 +1,4 @@
-//! The upkeep of a store: this server's heartbeat, and garbage collection of what nobody looks after.
+//! The upkeep of a store: this server's heartbeat, and garbage collection.
 //!
 //! `cleanup` executes the pending cleanup of this server.
 
@@ -19,29 +19,29 @@ mod cleanup;
 const BEATS_PER_LEASE: u32 = 3;
 /// Longest pause between two sweeps.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// Pause before the cleanup is tried again that the store did not answer.
+/// Pause before cleanup that the store did not answer is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// How long a condemned blob is left to the server that has condemned it, before any other one deletes it.
+/// How long a condemned blob is left to the server that has condemned it, before another server deletes it.
 const LEFTOVER_AGE: Duration = Duration::from_secs(20);
 
-/// Looks after a store.
+/// Sends this server's heartbeat, collects garbage, and executes the pending cleanup.
 #[derive(Debug)]
 pub struct Upkeep {
     store: SessionStore,
-    /// Each server's beat, and since when it has not moved.
+    /// Each server's beat, and when it last changed.
     beats: HashMap<ServerId, (u64, Instant)>,
-    /// For each record that nobody runs: since when it has this revision.
+    /// Each record that no server runs: its revision, and when that was first seen.
     idle: HashMap<RecordKey, (Revision, Instant)>,
-    /// For each session that the store assigns to this server although it does not run it: since when.
+    /// Each session that the store assigns to this server although it does not run it, and when that was first seen.
     strays: HashMap<RecordKey, (Revision, Instant)>,
-    /// For each condemned blob: when it was first seen.
+    /// Each condemned blob, and when it was first seen.
     condemned: HashMap<BlobKey, Instant>,
-    /// When the store was last seen as a whole.
+    /// When the store was last surveyed.
     surveyed: Option<Instant>,
 }
 
 impl Upkeep {
-    /// The upkeep of a store, which has not begun.
+    /// Creates the upkeep of a store, which does nothing until [`Self::run`].
     pub fn new(store: SessionStore) -> Self {
         Self {
             store,
@@ -53,7 +53,7 @@ impl Upkeep {
         }
     }
 
-    /// Beats, sweeps and cleans up. Never returns.
+    /// Sends heartbeats, collects garbage and cleans up. Never returns.
     pub async fn run(mut self) {
         let store = self.store.clone();
         let cleaning = async {
@@ -141,8 +141,8 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Leaves time out of account in which the store did not answer or this server was stopped: nobody could be seen to
-    /// beat or to resume anything.
+    /// Excludes time in which the store did not answer or this server was stopped: no beat and no resume could be seen
+    /// during that time.
     fn skip_blind_time(&mut self, now: Instant) {
         let pause = (self.surveyed.replace(now)).map_or(Duration::ZERO, |last| now - last);
         let blind = pause.saturating_sub(2 * sweep_interval(&self.store));
@@ -157,7 +157,8 @@ impl Upkeep {
         }
     }
 
-    /// Servers whose beat has not moved for the length of a lease. A server that owns sessions and has no beat has retired.
+    /// Returns the servers whose beat has not changed for the length of a lease. A server that owns sessions and has no
+    /// beat has retired.
     fn silent_servers(&mut self, survey: &Survey, now: Instant) -> HashSet<ServerId> {
         let owners = survey
             .records
@@ -183,11 +184,11 @@ impl Upkeep {
 }
 
 impl SessionStore {
-    /// Retires the servers that used the store before, and deletes the blobs that no record names. Only for a store that no
-    /// other server uses, before its first use.
+    /// Retires the servers that used the store before, and deletes the blobs that no record names. This must only be
+    /// called for a store that no other server uses, before its first use.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// Returns an error when the store does not answer.
     pub async fn mend(&self) -> Result<(), StoreError> {
         for server in self.0.records.survey().await?.servers.keys() {
             self.0.cleanup.delete(self.0.records.retire(server).await?);
@@ -201,8 +202,8 @@ impl SessionStore {
         Ok(())
     }
 
-    /// Does the pending cleanup and retires this server. Gives up after `limit`: then the other servers find out by its
-    /// silence. To be called when upkeep and all sessions have ended.
+    /// Executes the pending cleanup and retires this server. After `limit` it gives up: the other servers then detect
+    /// the silence of this one. It is to be called when upkeep and all sessions have ended.
     pub async fn close(&self, limit: Duration) {
         let closing = async {
             self.0.puts.close();
@@ -222,11 +223,11 @@ impl SessionStore {
         }
     }
 
-    /// Counts up this server's beat, and finds out which of its leases are lost.
+    /// Increments this server's beat, and finds out which of its leases are lost.
     pub(in crate::store) async fn beat(&self) -> Result<(), StoreError> {
         self.within(self.0.records.beat(&self.0.server)).await?;
         let leased = self.0.leased.all();
-        // A session that is being written finds out by its write.
+        // A session that is being written detects a lost lease by its write.
         let revisions = leased.iter().filter_map(|leased| {
             let record = leased.record.try_lock().ok()?;
             Some((leased.key.clone(), record.revision))
@@ -237,7 +238,7 @@ impl SessionStore {
             let Ok(mut record) = leased.record.try_lock() else {
                 continue;
             };
-            // Unless it was written meanwhile.
+            // Skips a record that was written in the meantime.
             if known.contains(&(leased.key.clone(), record.revision)) {
                 self.is_still_ours(leased, &mut record, self.deadline())
                     .await?;
@@ -246,7 +247,7 @@ impl SessionStore {
         Ok(())
     }
 
-    /// Whether this server runs the session of that record.
+    /// Returns whether this server runs the session of that record.
     fn runs(&self, key: &RecordKey) -> bool {
         match key {
             RecordKey::Session(session) => self.0.leased.get(session).is_some(),
@@ -254,7 +255,7 @@ impl SessionStore {
         }
     }
 
-    /// Takes the lease from a server that is silent: nobody runs the session any more.
+    /// Takes the lease from a server that is silent: no server runs the session then.
     async fn disown(&self, key: &RecordKey, revision: Revision) -> Result<(), StoreError> {
         let Some(stored) = self.within(self.0.records.read(key)).await? else {
             return Ok(());
@@ -266,7 +267,7 @@ impl SessionStore {
         self.replace(key, revision, Some(&record)).await
     }
 
-    /// Replaces or removes a record, unless somebody else was faster.
+    /// Replaces or removes a record, unless another writer was faster.
     async fn replace(
         &self,
         key: &RecordKey,
@@ -281,7 +282,7 @@ impl SessionStore {
     }
 }
 
-/// Since when a record has been seen with this revision.
+/// Returns when a record was first seen with this revision.
 fn since(
     seen: &HashMap<RecordKey, (Revision, Instant)>,
     key: &RecordKey,

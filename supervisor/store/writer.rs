@@ -1,7 +1,8 @@
 //! Writes one record together with its blobs: reserve, put, then compare-and-swap.
 //!
-//! A blob that is new to the record is reserved first, so that nobody deletes it while it is on its way; then it is put;
-//! the write of the record that names it ends the reservation. Nothing here knows what a record is about.
+//! A blob that is new to the record is reserved first, so that garbage collection does not delete it while it is on its
+//! way; then it is put; the write of the record that names it ends the reservation. This module does not know what a
+//! record is about.
 
 use std::sync::atomic::Ordering;
 
@@ -15,22 +16,22 @@ use super::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 use super::pending_cleanup::CleanupTask;
 use super::records::{BlobRef, Record, RecordWrite, StoredRecord};
 
-/// How often a write is tried whose reservation was taken back.
+/// Number of attempts at a write whose reservation is taken back each time.
 const MAX_RESERVATIONS: u32 = 3;
 
-/// A record that is to be written, with the bytes of its blobs.
+/// A record to be written, with the bytes of its blobs.
 pub(super) struct RecordDraft {
     pub(super) owner: Option<ServerId>,
     pub(super) body: Vec<u8>,
     pub(super) blob: Option<(BlobId, Bytes)>,
 }
 
-/// A reservation of a blob. It is given back when it is dropped, unless a write has used it.
+/// A reservation of a blob. Dropping it gives it back, unless a write has used it.
 #[derive(Debug)]
 struct Reservation {
     store: SessionStore,
     id: ReservationId,
-    /// The reserved edition; none until the store has answered.
+    /// The reserved edition; `None` until the store has answered.
     blob: Option<BlobKey>,
     ended: bool,
 }
@@ -45,12 +46,12 @@ impl Drop for Reservation {
 }
 
 impl SessionStore {
-    /// Writes a record in place of `expected`, or where there must be none. Blobs that `expected` names are in the store
-    /// already. Returns the record as it is kept.
+    /// Writes a record in place of `expected`; `None` means that there must be no record. Blobs that `expected` names
+    /// are in the store already. Returns the record as it is kept.
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when the record is not `expected` any more; then, and with all other errors, nothing has
-    /// changed unless the store's answer was lost.
+    /// Returns [`StoreError::Stale`] when the record is no longer `expected`. After any error nothing has changed,
+    /// unless the store's answer was lost.
     pub(super) async fn write_record(
         &self,
         key: &RecordKey,
@@ -108,7 +109,7 @@ impl SessionStore {
     /// Replaces or removes a record whose blobs are in the store already.
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when the record's revision is not `expected` any more.
+    /// Returns [`StoreError::Stale`] when the record's revision is no longer `expected`.
     pub(super) async fn swap_record(
         &self,
         key: &RecordKey,
@@ -128,10 +129,10 @@ impl SessionStore {
         Ok(outcome.revision)
     }
 
-    /// Removes a record, whatever its revision is. False when there is none.
+    /// Removes a record, regardless of its revision. Returns false when there is none.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// Returns an error when the store does not answer.
     pub(super) async fn remove_record(&self, key: &RecordKey) -> Result<bool, StoreError> {
         loop {
             let Some(stored) = self.within(self.0.records.read(key)).await? else {
@@ -157,7 +158,7 @@ impl SessionStore {
             blob: None,
             ended: false,
         };
-        // As long as a reservation is unanswered no other one is made, so that an outage does not pile them up.
+        // While a reservation is unanswered, no other one is made, so that an outage does not pile them up.
         while let Some(id) = self.0.cleanup.take_unanswered() {
             let mut unanswered = reservation(id);
             let released = self.0.records.release(&self.0.server, id, &[]);
@@ -175,7 +176,7 @@ impl SessionStore {
         Ok((reservation, key))
     }
 
-    /// Puts a blob that is reserved. The reservation outlives the caller's wait: a blob that is still on its way when its
+    /// Puts a reserved blob. The reservation outlives the caller's wait: a blob that is still on its way when its
     /// reservation ends would be deleted before it is there.
     async fn put(
         &self,
@@ -188,7 +189,7 @@ impl SessionStore {
         let blobs = self.0.blobs.clone();
         let putting = async move {
             let outcome = blobs.put(key, bytes).await;
-            // When nobody waits any more, this drops the reservation.
+            // When the caller no longer waits, this drops the reservation.
             let _ = done.send((reservation, outcome));
         };
         self.0.puts.spawn(putting.in_current_span());

@@ -1,4 +1,4 @@
-//! The last messages of a connection and its close code.
+//! Renders the last messages of a connection and its close code.
 
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::{CompleteReason, ServerMessage};
@@ -8,7 +8,7 @@ use crate::session::NotAdmitted;
 use crate::session::command::TransportViolation;
 use crate::session::ending::{EndCause, NotOpened};
 
-/// A client that may not open a session.
+/// Renders the refusal of a client that may not open a session.
 pub(super) fn not_admitted(why: &NotAdmitted, out: &mut Rendered) {
     out.json(&ServerMessage::error(
         ErrorCode::SessionRejected,
@@ -22,7 +22,7 @@ pub(super) fn not_admitted(why: &NotAdmitted, out: &mut Rendered) {
     out.close(code, "session_rejected");
 }
 
-/// A session that does not begin.
+/// Renders why a session does not begin.
 pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
     match why {
         NotOpened::Gone => {}
@@ -57,7 +57,7 @@ pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
     }
 }
 
-/// A session that is over. `was_bound`: the client was told of a worker.
+/// Renders the end of a session. `was_bound` says whether the client was told of a worker.
 pub(super) fn ended(cause: EndCause, was_bound: bool, out: &mut Rendered) {
     let complete = |reason| ServerMessage::StreamComplete { reason };
     match cause {

@@ -1,4 +1,4 @@
-//! Client messages to commands.
+//! Parses client messages into commands.
 
 use fastvideo_proto::stream_v1::{ClientMessage, RewriteSeedPrompts, SegmentRequest, SessionInit};
 use tokio::task::spawn_blocking;
@@ -9,12 +9,13 @@ use crate::session::{Inbound, SessionCommand};
 
 /// Opening messages above this size are parsed on a thread for blocking work.
 const LARGE_MESSAGE_BYTES: usize = 64 * 1024;
-/// Largest message but the opening one, which may bring an image along. It is parsed between two other things.
+/// The largest message after the opening one, which may carry an image. It is parsed inline, on a thread of the async
+/// runtime.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
-/// What the session log calls a message that is no command.
+/// The session log's name for a message that is not a command.
 const INVALID: &str = "invalid";
 
-/// Reads the messages of one client, of which the first has to open the session.
+/// Reads the messages of one client. The first one has to open the session.
 #[derive(Debug, Default)]
 pub(crate) struct StreamParser {
     has_first: bool,

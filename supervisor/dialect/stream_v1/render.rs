@@ -1,4 +1,4 @@
-//! Events to server messages.
+//! Renders events as server messages.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::session::{NotAdmitted, SessionEvent};
 /// Renders the events of one session.
 #[derive(Debug, Default)]
 pub(crate) struct StreamRenderer {
-    /// The client has had a `queue_status`.
+    /// Whether the client has received a `queue_status`.
     has_queue_status: bool,
-    /// Known once a worker is bound.
+    /// The session's id and media mode; known once a worker is bound.
     stream: Option<Stream>,
     shown: Shown,
 }
@@ -35,7 +35,7 @@ struct Stream {
 struct Shown {
     start: bool,
     media: bool,
-    /// The last step of each stage.
+    /// The last step of each stage that the client has seen.
     steps: Vec<(Stage, u32)>,
 }
 
@@ -276,7 +276,7 @@ impl StreamRenderer {
         });
     }
 
-    /// The media that the client has of the segment are void.
+    /// Tells the client that the media it has of the segment are void.
     fn restarting(&mut self, at: AttemptId, message: &str, out: &mut Rendered) {
         self.shown = Shown::default();
         out.json(&ServerMessage::Error {
@@ -295,7 +295,7 @@ impl StreamRenderer {
 }
 
 impl Shown {
-    /// Takes note of a step; false when the client has seen it, or a later one of its stage.
+    /// Records a step. Returns false when the client has seen it, or a later one of its stage.
     fn is_new_step(&mut self, stage: Stage, step: u32) -> bool {
         match self.steps.iter_mut().find(|(s, _)| *s == stage) {
             Some((_, seen)) if *seen >= step => return false,

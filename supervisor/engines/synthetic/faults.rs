@@ -1,6 +1,6 @@
-//! Faults for tests, as one line of text: `exit@step2,segment=1,max_attempt=1;garbage@boot,gpu=0`.
+//! Faults for tests, written as one line of text: `exit@step2,segment=1,max_attempt=1;garbage@boot,gpu=0`.
 //!
-//! Here the text is checked and becomes JSON, which `worker/faults.rs` reads.
+//! The text is checked here and becomes JSON, which `worker/faults.rs` reads.
 
 use serde_json::{Map, Value, json};
 
@@ -29,7 +29,7 @@ pub(super) enum FaultError {
     Number { name: String, given: String },
 }
 
-/// Faults are separated by `;`, their conditions by `,`; a prompt can therefore hold neither.
+/// Parses the text. Faults are separated by `;`, their conditions by `,`; a prompt can therefore hold neither.
 pub(super) fn parse(text: &str) -> Result<Vec<Value>, FaultError> {
     text.split(';')
         .map(str::trim)

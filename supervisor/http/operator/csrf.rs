@@ -17,7 +17,7 @@ pub(super) async fn guard(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// The `Origin` of a state-changing request, when it is not this server's.
+/// Returns the `Origin` of a state-changing request when it is not this server's.
 fn foreign_origin(request: &Request) -> Option<String> {
     let header = |name| {
         let value = request.headers().get(name)?;

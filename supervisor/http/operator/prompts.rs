@@ -1,4 +1,4 @@
-//! The prompt enhancer for operators: its system prompts are read again.
+//! The operators' route for the prompt enhancer, which reloads its system prompts.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -15,7 +15,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/v1/prompts/reload", post(reload))
 }
 
-/// Reads the system prompts again. Prompts that are being written are finished with the old ones.
+/// Reloads the system prompts. Prompts that are being written are finished with the old ones.
 #[utoipa::path(post, path = "/v1/prompts/reload", responses(
     (status = 200, body = Origins, description = "where each system prompt comes from now: `file` or `default`"),
     (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request"),

@@ -1,4 +1,4 @@
-//! Sessions for operators: listed, exported, brought in, moved, ended; and the drain of the whole server.
+//! The operators' routes for sessions: list, export, hydrate, move and end them, and drain the whole server.
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -19,7 +19,7 @@ use crate::session::{Entry, SessionState};
 use crate::store::export::Expectation;
 use crate::store::{ExportFailed, ImportFailed, export_by_reference, export_inline, import};
 
-/// `max_body_bytes` limits the body of a request.
+/// Returns the routes. `max_body_bytes` limits the body of a request.
 pub(super) fn routes(max_body_bytes: usize) -> Router<App> {
     Router::new()
         .route("/v1/sessions", get(list).post(hydrate))
@@ -30,14 +30,14 @@ pub(super) fn routes(max_body_bytes: usize) -> Router<App> {
         .layer(DefaultBodyLimit::max(max_body_bytes))
 }
 
-/// The sessions that are connected to this server.
+/// Lists the sessions that are connected to this server.
 #[utoipa::path(get, path = "/v1/sessions", responses((status = 200, body = SessionList)))]
 pub(in crate::http) async fn list(State(app): AppState) -> Json<SessionList> {
     let sessions = app.registry.list().into_iter().map(entry).collect();
     Json(SessionList { sessions })
 }
 
-/// Brings a continuation state in as a session that a client can resume.
+/// Stores a continuation state as a session that a client can resume.
 #[utoipa::path(post, path = "/v1/sessions", request_body = StateBody, responses(
     (status = 201, body = Hydrated),
     (status = 400, body = ErrorBody, description = "the body is no continuation state"),
@@ -51,7 +51,7 @@ pub(in crate::http) async fn hydrate(
     State(app): AppState,
     Body(body): Body,
 ) -> Result<(StatusCode, Json<Hydrated>), ApiError> {
-    // States are large.
+    // States are large, so they are parsed on a thread for blocking work.
     let parsed = tokio::task::spawn_blocking(move || serde_json::from_slice::<StateBody>(&body));
     let StateBody { kind, payload } = match parsed.await {
         Ok(Ok(state)) => state,
@@ -85,8 +85,8 @@ pub(in crate::http) async fn hydrate(
     Ok((StatusCode::CREATED, Json(hydrated)))
 }
 
-/// A session's last finished state. Tensors above 2 MiB are references to blobs, which the store keeps as long as the
-/// state of a session that nobody runs.
+/// Returns a session's last finished state. Tensors above 2 MiB are references to blobs, which the store keeps for as
+/// long as the state of a session that no server runs.
 #[utoipa::path(get, path = "/v1/sessions/{id}/state", params(("id" = String, Path), StateQuery), responses(
     (status = 200, body = StateBody),
     (status = 400, body = ErrorBody, description = "a parameter is wrong"),
@@ -136,7 +136,7 @@ pub(in crate::http) async fn end(
     }
 }
 
-/// Moves a session to another worker, at the end of its running segment.
+/// Moves a session to another worker at the end of its running segment.
 #[utoipa::path(post, path = "/v1/sessions/{id}/move", params(("id" = String, Path)), request_body = Option<Destination>,
     responses(
         (status = 202, description = "the session moves, or is there already"),
@@ -172,7 +172,7 @@ pub(in crate::http) async fn relocate(
     Err(ApiError::new(status, code, refused.to_string()))
 }
 
-/// Begins to drain the server as SIGTERM does: sessions are told, running segments finish, then the server ends.
+/// Starts to drain the server, as SIGTERM does: sessions are told, running segments finish, then the server ends.
 #[utoipa::path(post, path = "/v1/drain", responses(
     (status = 202, description = "the server drains"),
     (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request")

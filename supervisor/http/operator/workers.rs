@@ -1,4 +1,4 @@
-//! Single workers for operators: they are drained or started again.
+//! The operators' routes for single workers: drain and restart.
 
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ pub(super) fn routes() -> Router<App> {
         .route("/v1/workers/{gpu}/restart", post(restart))
 }
 
-/// Drains a worker: it leaves and stays away. Its sessions go on elsewhere or wait, each at the end of its running segment.
+/// Drains a worker: it ends and stays down until it is restarted. Each of its sessions goes on elsewhere, or waits, at
+/// the end of its running segment.
 #[utoipa::path(post, path = "/v1/workers/{gpu}/drain", params(("gpu" = u32, Path), WorkerQuery), responses(
     (status = 202, body = WorkerOrderAccepted),
     (status = 400, body = ErrorBody, description = "a parameter is wrong"),
@@ -39,8 +40,8 @@ pub(in crate::http) async fn drain(
     order(&app.context.pool, gpu, query, WorkerOrder::Drain)
 }
 
-/// Starts a worker afresh. One that serves leaves first, as for a drain; one that was drained, waits for its next try or
-/// is quarantined starts now.
+/// Restarts a worker. A worker that serves is drained first; one that was drained, waits for its next try or is
+/// quarantined starts at once.
 #[utoipa::path(post, path = "/v1/workers/{gpu}/restart", params(("gpu" = u32, Path), WorkerQuery), responses(
     (status = 202, body = WorkerOrderAccepted),
     (status = 400, body = ErrorBody, description = "a parameter is wrong"),

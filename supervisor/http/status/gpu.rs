@@ -1,4 +1,4 @@
-//! One worker in `/status`, from what the pool knows of it.
+//! The entry of one worker in `/status`, built from the pool's status of it.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub(super) fn status(slot: &SlotStatus, warmup_enabled: bool) -> GpuStatus {
     }
 }
 
-/// Why no process of this GPU has ever become ready, when one tried.
+/// Returns the reason of the last exit when no process of this GPU has ever become ready.
 pub(super) fn boot_error(slot: &SlotStatus) -> Option<String> {
     match &slot.status.last_exit {
         Some(exit) if !slot.status.warmed_up => Some(exit.reason.clone()),

@@ -24,7 +24,7 @@ pub(super) fn enhancer_status(enhancer: &Enhancer) -> PromptStatus {
     }
 }
 
-/// `filter` is none where prompts are not screened.
+/// Returns the entry of the safety filter. `filter` is `None` when prompts are not screened.
 pub(super) fn safety_status(filter: Option<&SafetyFilter>) -> SafetyStatus {
     let safety::SafetyStatus {
         state,

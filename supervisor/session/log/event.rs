@@ -1,4 +1,4 @@
-//! The lines of a session's log. The names in the file are those of the types here, so they do not change.
+//! The lines of a session's log. The names in the file are those of the types here, so they must not change.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ pub struct Line {
     pub event: LogEvent,
 }
 
-/// A line as it is written.
+/// A line as it is written; it borrows what [`Line`] owns.
 #[derive(Serialize)]
 pub(super) struct LineRef<'a> {
     pub(super) session_id: &'a str,
@@ -36,9 +36,9 @@ pub enum LogEvent {
         client_id: Option<String>,
         preset: Option<String>,
         stream_mode: MediaMode,
-        /// The session was there before.
+        /// Whether the session was resumed.
         resumed: bool,
-        /// The session began from a state that the client brought.
+        /// Whether the session began from a state that the client brought.
         hydrated: bool,
         image: Option<String>,
         curated_prompts: usize,
@@ -111,9 +111,9 @@ pub enum LogEvent {
         attempt: u32,
         worker_id: WorkerId,
         source: PromptSource,
-        /// The text that is really used.
+        /// The text that is used.
         prompt: String,
-        /// What `prompt` was made of.
+        /// The text that `prompt` was made from.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         original_prompt: Option<String>,
         /// Time since the request.
@@ -143,7 +143,7 @@ pub enum LogEvent {
         /// Time since the request.
         ms: f64,
     },
-    /// The worker is done and the segment is the session's.
+    /// The worker is done, and the segment has become part of the session.
     SegmentFinished {
         segment_idx: u32,
         attempt: u32,
@@ -152,7 +152,7 @@ pub enum LogEvent {
         generation_ms: f64,
         /// Time from the last denoise or refine step to the last frame.
         decode_ms: f64,
-        /// Time that the encoder was at work, beside the decoder.
+        /// Time that the encoder worked, in parallel with the decoder.
         encode_ms: f64,
     },
     /// The last media were handed to the client's socket.
@@ -161,7 +161,7 @@ pub enum LogEvent {
         attempt: u32,
         /// Time since the request.
         ms: f64,
-        /// Fragments or pictures.
+        /// Number of fragments or pictures.
         chunks: u32,
         bytes: u64,
     },
@@ -179,7 +179,7 @@ pub enum LogEvent {
     SegmentTakenBack {
         segment_idx: u32,
         attempt: u32,
-        /// The segment was running.
+        /// Whether the segment was running.
         started: bool,
     },
     /// The worker was lost with the segment.
@@ -187,11 +187,11 @@ pub enum LogEvent {
         segment_idx: u32,
         attempt: u32,
         worker_id: WorkerId,
-        /// The segment was running, so it may be what killed the worker.
+        /// Whether the segment was running, so that it may have killed the worker.
         started: bool,
         reason: String,
     },
-    /// The client was told that something is wrong that concerns no segment.
+    /// The client was told of an error that concerns no segment.
     Error {
         code: ErrorCode,
         message: String,
@@ -201,12 +201,13 @@ pub enum LogEvent {
     Draining {
         deadline_seconds: f64,
     },
-    /// The session left this connection. Nothing follows but media on their way, and what a resumed session adds.
+    /// The session left this connection. Only media on their way follow, and the lines of the session when it is
+    /// resumed.
     Closed {
         /// `gone`, `left`, `cap`, `idle`, `slow`, `draining`, `lost`, and others.
         cause: Cow<'static, str>,
         state: SessionState,
-        /// Segments that are finished.
+        /// Number of finished segments.
         segments: u32,
     },
     /// Events are missing since the last such line: they came faster than they could be written, or the disk was full.
@@ -222,6 +223,6 @@ pub struct Llm {
     pub model: String,
     /// Time over all providers that were asked; 0 for an answer from the cache.
     pub latency_ms: f64,
-    /// Another provider than the first has answered.
+    /// Whether another provider than the first has answered.
     pub fallback_used: bool,
 }

@@ -6,14 +6,15 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Where the log is and how much of it is kept.
+/// Where the log is, and how much of it is kept (rotation and retention).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The folder, which is created for its owner alone when it is missing.
+    /// The folder. When it is missing, it is created with access for its owner only.
     pub dir: PathBuf,
-    /// The size at which a session's file is rotated. One rotated file is kept, so a session has twice as much at most.
+    /// The size at which a session's file is rotated. One rotated file is kept, so a session takes at most twice as
+    /// much.
     pub max_file_bytes: u64,
-    /// The size of all files together above which the oldest are removed. Files of open sessions stay.
+    /// The total size of all files above which the oldest are removed. Files of open sessions stay.
     pub max_total_bytes: u64,
     /// The time without a write after which a file is removed.
     pub max_age: Duration,
@@ -21,12 +22,13 @@ pub struct Config {
 
 const PREFIX: &str = "session-";
 const SUFFIX: &str = ".jsonl";
-/// The suffix of a rotated file: `session-<id>.1.jsonl`. No id has a dot in a name.
+/// The suffix of a rotated file: `session-<id>.1.jsonl`. Names contain ids without dots, so no other file ends like
+/// this.
 const SET_ASIDE: &str = ".1.jsonl";
-/// File systems allow names of 255 bytes.
+/// The most characters of an id in a file's name: file systems allow names of 255 bytes.
 const MAX_ID_CHARS: usize = 200;
 
-/// The name of a session's file, whatever its id: only letters, digits, `-` and `_` are kept.
+/// Returns the name of a session's file. Every character of the id but letters, digits, `-` and `_` is replaced.
 fn file_name(session: &str, suffix: &str) -> String {
     let safe = |c: char| match c {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
@@ -44,7 +46,7 @@ impl Config {
             .create(&self.dir)
     }
 
-    /// The file of a session.
+    /// Returns the path of a session's file.
     pub fn file(&self, session: &str) -> PathBuf {
         self.dir.join(file_name(session, SUFFIX))
     }
@@ -61,7 +63,7 @@ pub(super) struct LogFile {
 /// A write that failed.
 #[derive(Debug)]
 pub(super) struct Unwritten {
-    /// Bytes that were written, all of them whole lines.
+    /// Number of bytes that were written, all of them whole lines.
     pub(super) kept: usize,
     pub(super) error: io::Error,
 }
@@ -77,7 +79,7 @@ impl LogFile {
     pub(super) fn open(session: &str, config: &Config) -> io::Result<Self> {
         let path = config.file(session);
         let file = match open(&path) {
-            // Somebody has removed the folder.
+            // The folder was removed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 config.make_folder()?;
                 open(&path)?
@@ -111,7 +113,7 @@ impl LogFile {
     /// Appends whole lines.
     ///
     /// # Errors
-    /// When not all could be written; a line that was written in part is cut off again.
+    /// Returns an error when not all lines could be written; a line that was written in part is cut off again.
     pub(super) fn append(&mut self, lines: &[u8]) -> Result<(), Unwritten> {
         let mut written = 0;
         while written < lines.len() {
@@ -130,7 +132,7 @@ impl LogFile {
         let kept = whole_lines(written);
         self.len += kept as u64;
         if kept < written.len() {
-            // Err: the next one to open the file cuts it.
+            // Err: the line is cut off when the file is opened again.
             let _ = self.file.set_len(self.len);
         }
         Unwritten {
@@ -139,7 +141,7 @@ impl LogFile {
         }
     }
 
-    /// Cuts off the half of a line that a killed server or a power loss may have left.
+    /// Cuts off the partial last line that a killed server or a power loss may have left.
     fn cut_torn_line(&mut self) -> io::Result<()> {
         if self.len == 0 {
             return Ok(());
@@ -161,7 +163,7 @@ fn open(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// The length of the whole lines in `bytes`.
+/// Returns the length of the whole lines in `bytes`.
 fn whole_lines(bytes: &[u8]) -> usize {
     bytes
         .iter()
@@ -172,7 +174,7 @@ fn whole_lines(bytes: &[u8]) -> usize {
 /// Removes files that are too old, then the oldest while all together are too large. Files in use stay, and so does
 /// every file that is not the log's.
 pub(super) fn tidy_up(config: &Config, in_use: impl Fn(&Path) -> bool) {
-    // Err: the folder is not there, which whoever writes into it reports.
+    // Err: the folder is missing, which the writer reports.
     let Ok(folder) = fs::read_dir(&config.dir) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! The session log as a reader of a session's events: which lines an event makes.
+//! Reads a session's events for the session log: turns each event into lines.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::event::{Llm, LogEvent, LogEvent as L};
 use crate::prompt::{GeneratedPrompt, PromptAlternatives};
 use crate::session::event::SessionEvent;
 
-/// Writes down what happened. Events that only concern the client make no line.
+/// Writes an event to the log. Events that concern only the client make no line.
 pub(in crate::session) fn record(log: &SessionLog, event: &SessionEvent) {
     if !log.is_kept() {
         return;
@@ -201,9 +201,9 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
     })
 }
 
-/// The beginning of a name that a client gives.
+/// Shortens a name that a client gives.
 fn short(name: &str) -> String {
-    /// Characters of a name that are kept.
+    /// The number of characters of a name that are kept.
     const MAX_NAME_CHARS: usize = 200;
     name.chars().take(MAX_NAME_CHARS).collect()
 }

@@ -11,9 +11,9 @@ use fastvideo_proto::ids::SessionId;
 use super::files::{Config, LogFile, Unwritten, tidy_up};
 use super::{Buffer, Shared};
 
-/// How long lines are gathered, so that one write has many of them. A killed server loses what it has not written.
+/// How long lines are gathered, so that one write holds many of them. A killed server loses what it has not written.
 const GATHER: Duration = Duration::from_millis(100);
-/// How often old files are looked for.
+/// The interval at which old files are removed.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 pub(super) struct Writer {
@@ -22,7 +22,7 @@ pub(super) struct Writer {
     open: HashMap<SessionId, LogFile>,
     /// Sessions whose last lines could not be written, and how many lines of each are missing.
     failing: HashMap<SessionId, u64>,
-    /// Events lost since the log could last be written; none while it can.
+    /// Number of events lost since the log could no longer be written; `None` while it can be written.
     lost: Option<u64>,
     tidied: Option<Instant>,
 }
@@ -111,7 +111,7 @@ impl Writer {
         self.lost = self.lost.map(|before| before + lost);
     }
 
-    /// Reports that the log cannot be written, once for however many sessions and however long.
+    /// Reports that the log cannot be written: once, however many sessions are affected and however long it lasts.
     fn report(&mut self, error: &io::Error) {
         if self.lost.is_none() {
             let folder = self.config.dir.display();

@@ -1,4 +1,4 @@
-//! What both directions have in common: names and versions of the public form.
+//! Names, versions and helpers of the public form that export and import share.
 
 pub(super) use base64::engine::general_purpose::STANDARD as BASE64;
 use fastvideo_proto::state::FramesLayout;

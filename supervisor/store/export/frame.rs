@@ -18,7 +18,7 @@ pub(super) enum FrameError {
 /// Appends a frame, RGB uint8 `[height, width, 3]`, as PNG.
 ///
 /// # Errors
-/// When the size is zero or is not that of `rgb`.
+/// Returns an error when the size is zero or is not that of `rgb`.
 pub(super) fn encode(
     rgb: &[u8],
     width: u32,
@@ -40,11 +40,11 @@ pub(super) fn encode(
 /// Of 16 bits the upper 8 are kept, also in grey, where Pillow saturates instead.
 ///
 /// # Errors
-/// When the PNG has another size (which its header tells before any pixel is decoded), is damaged or truncated, or
-/// something follows it.
+/// Returns an error when the PNG has another size (which its header tells before any pixel is decoded), is damaged or
+/// truncated, or something follows it.
 ///
 /// # Panics
-/// When `rgb` has another length.
+/// Panics when `rgb` has another length.
 pub(super) fn decode(
     bytes: &[u8],
     width: u32,

@@ -1,4 +1,4 @@
-//! Reads the public form of a state. Nothing in it is trusted.
+//! Reads the public form of a state, which is untrusted input.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -24,23 +24,23 @@ use crate::store::State;
 #[cfg(test)]
 mod tests;
 
-/// The longest safetensors header that is taken. One tensor's entry takes about 80 bytes; the rest is room for free-form
-/// metadata.
+/// The longest safetensors header that is accepted. One tensor's entry takes about 80 bytes; the rest is room for
+/// free-form metadata.
 const MAX_TENSOR_HEADER_BYTES: u64 = 64 << 10;
-/// The largest safetensors file that is taken.
+/// The largest safetensors file that is accepted.
 const MAX_TENSOR_FILE_BYTES: u64 = 8 + MAX_TENSOR_HEADER_BYTES + 4 * MAX_AUDIO_ELEMENTS;
 /// How many bytes a PNG may have besides its pixels.
 const MAX_PNG_EXTRA_BYTES: u64 = 1 << 20;
 /// Limit on the raw bytes of frames and latents: 9 frames of 4096x2176 are 229 MiB.
 const MAX_IMPORT_BYTES: u64 = 512 << 20;
 const _: () = assert!(MAX_IMPORT_BYTES + 4 * MAX_AUDIO_ELEMENTS <= MAX_BLOB_BYTES);
-/// The longest id of a blob that is taken. An id is a key in a store: a hash, a UUID, a short path.
+/// The longest id of a blob that is accepted. An id is a key in a store: a hash, a UUID, a short path.
 const MAX_BLOB_ID_CHARS: usize = 128;
 
-/// Blobs by their ids, as far as the store has them.
+/// Those of the referenced blobs that the store has, by their ids.
 pub type Blobs = HashMap<String, Bytes>;
 
-/// What a state must be like for this server's model to continue from it.
+/// The properties that a state must have for this server's model to continue from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectation {
     /// The width of each frame, in pixels; at least 1.
@@ -58,7 +58,7 @@ pub enum ImportError {
         expected: String,
         given: String,
     },
-    /// The state is fine, but one of its blobs is not there.
+    /// The state is valid, but one of its blobs is missing.
     #[error("`{field}`: continuation state refers to blob {blob_id:?} which is not in the store")]
     BlobMissing { field: String, blob_id: String },
 }
@@ -77,12 +77,12 @@ impl ImportError {
     }
 }
 
-/// The ids of the blobs that a state refers to, each once; none when everything is inline.
+/// Returns the ids of the blobs that a state refers to, each once; none when everything is inline.
 ///
 /// Checks everything in the state except its tensors, so that nothing is fetched for one that would be refused anyway.
 ///
 /// # Errors
-/// Names the first field that does not fit.
+/// Returns an error that names the first field that does not fit.
 pub fn references(state: &ContinuationState) -> Result<Vec<String>, ImportError> {
     let envelope = ParsedState::read(state)?;
     let mut ids = Vec::new();
@@ -103,10 +103,10 @@ pub fn references(state: &ContinuationState) -> Result<Vec<String>, ImportError>
 /// much CPU time as one PNG decoding per frame, and twice the memory of the raw state for a moment.
 ///
 /// # Errors
-/// Names the first field that does not fit, or the blob that is not there. Nothing is kept then.
+/// Returns an error that names the first field that does not fit, or the blob that is missing. Nothing is kept then.
 ///
 /// # Panics
-/// When the system has no shared memory or no file descriptor left.
+/// Panics when the system has no shared memory or no file descriptor left.
 pub fn import(
     state: &ContinuationState,
     blobs: &Blobs,
@@ -347,7 +347,7 @@ impl Frames {
         })
     }
 
-    /// A limit above the 8 bytes per pixel of the largest kind of PNG without any compression.
+    /// Returns a limit above the 8 bytes per pixel of the largest kind of PNG without any compression.
     fn max_png_bytes(&self) -> u64 {
         self.layout.frame_bytes() * 3 + MAX_PNG_EXTRA_BYTES
     }
@@ -369,7 +369,7 @@ impl Frames {
 }
 
 impl<'a> Audio<'a> {
-    /// The safetensors file, and the field in which it came.
+    /// Returns the safetensors file, and the field in which it came.
     fn file<'b>(&self, blobs: &'b Blobs) -> Result<(&'static str, Cow<'b, [u8]>), ImportError> {
         match *self {
             Self::Inline(text) => {
@@ -387,7 +387,7 @@ impl<'a> Audio<'a> {
     }
 }
 
-/// The layout and the raw data of the one tensor in a safetensors file.
+/// Returns the layout and the raw data of the one tensor in a safetensors file.
 fn audio_latents<'a>(field: &str, file: &'a [u8]) -> Result<(TensorLayout, &'a [u8]), ImportError> {
     let wrong =
         |expected: String, given: String| ImportError::field(field, expected, shortened(&given));
@@ -470,7 +470,7 @@ impl<'a> Fields<'a> {
         Self { path, map }
     }
 
-    /// The field's value unless it is absent or null.
+    /// Returns the field's value unless it is absent or null.
     fn get(&self, name: &str) -> Option<&'a Value> {
         self.map.get(name).filter(|value| !value.is_null())
     }
@@ -509,7 +509,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The id of the blob that this object names instead of what `inline` would hold.
+    /// Returns the id of the blob that this object names in place of the field `inline`.
     fn blob_id(&self, inline: &str) -> Result<Option<&'a str>, ImportError> {
         let Some(value) = self.get("blob_id") else {
             return Ok(None);

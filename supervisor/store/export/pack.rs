@@ -1,4 +1,5 @@
-//! Packs the frames of a state into one blob: a count, then for each frame a length and the PNG. All numbers are 4 bytes, big-endian.
+//! Packs the frames of a state into one blob: a count, then for each frame a length and the PNG. All numbers are 4
+//! bytes, big-endian.
 
 use fastvideo_proto::state::{FramesLayout, MAX_FRAMES};
 
@@ -14,7 +15,7 @@ pub(super) struct PackedFrames {
 }
 
 impl PackedFrames {
-    /// Writes frames that lie one after another in `raw`.
+    /// Packs frames that lie one after another in `raw`.
     pub(super) fn encode(layout: &FramesLayout, raw: &[u8]) -> Result<Self, png::EncodingError> {
         let mut bytes = layout.count.to_be_bytes().to_vec();
         for rgb in rgb_frames(layout, raw) {
@@ -29,7 +30,7 @@ impl PackedFrames {
         Ok(Self { bytes, count })
     }
 
-    /// The sum of the sizes of the PNGs, without the count and the lengths.
+    /// Returns the sum of the sizes of the PNGs, without the count and the lengths.
     pub(super) fn png_bytes(&self) -> usize {
         self.bytes.len() - NUMBER_BYTES * (1 + self.count as usize)
     }
@@ -44,7 +45,7 @@ impl PackedFrames {
     }
 }
 
-/// Why bytes are not a blob of packed frames: what was expected, and what was there.
+/// Why bytes are not a blob of packed frames: what was expected, and what was found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PackError {
     pub(super) expected: String,
@@ -54,7 +55,7 @@ pub(super) struct PackError {
 /// Finds the PNGs in a blob, without looking into them.
 ///
 /// # Errors
-/// When there are no frames or more than [`MAX_FRAMES`], or the blob ends early or late.
+/// Returns an error when there are no frames or more than [`MAX_FRAMES`], or the blob ends early or late.
 pub(super) fn unpack(blob: &[u8]) -> Result<Vec<&[u8]>, PackError> {
     let wrong = |expected: String, given: String| PackError { expected, given };
     let ends = |what: String, needed: usize, left: usize| {

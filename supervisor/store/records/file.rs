@@ -1,9 +1,9 @@
-//! Records in a file: they outlive this process, and no other process uses them meanwhile.
+//! Records in a file: they outlive this process, and no other process uses them at the same time.
 //!
 //! The records are in memory too, and the rules are those of `ledger`; the file, a redb database, only keeps what has
-//! changed. One thread owns both. It executes whatever has queued up as one transaction, so that many sessions share one
+//! changed. One thread owns both. It executes all queued operations as one transaction, so that many sessions share one
 //! `fsync`, and answers after the commit: what was answered survives the end of the process at any instant. Beats are
-//! not kept, for of the servers that wrote to the file none lives but this one.
+//! not kept, since of the servers that wrote to the file only this one lives.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
@@ -36,7 +36,7 @@ const BATCH: usize = 512;
 #[derive(Debug)]
 pub struct FileRecords {
     name: String,
-    /// None once the file is being closed.
+    /// `None` once the file is being closed.
     operations: Option<SyncSender<Operation>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -46,7 +46,7 @@ type Operation = Box<dyn FnOnce(&mut Ledger) -> Reply + Send>;
 type Reply = Box<dyn FnOnce(Result<(), &redb::Error>) + Send>;
 
 impl FileRecords {
-    /// Opens the file in that folder, or makes a new one. Takes a while when the file is large: it is checked.
+    /// Opens the file in that folder, or creates one. Takes a while when the file is large, since it is checked.
     ///
     /// # Errors
     /// See [`FileOpenError`].
@@ -70,7 +70,7 @@ impl FileRecords {
             path: path.clone(),
             source,
         })?;
-        // The database panics at some kinds of damage.
+        // The database panics on some kinds of damage.
         let panicked = |_| FileOpenError::Damaged {
             path,
             problem: "its contents make no sense".to_owned(),
@@ -110,7 +110,7 @@ impl FileRecords {
     }
 }
 
-/// Waits until the file is closed, so that the next one who opens it does not find it in use.
+/// Waits until the file is closed, so that it is not found in use when it is opened again.
 impl Drop for FileRecords {
     fn drop(&mut self) {
         self.operations = None;
@@ -221,12 +221,12 @@ impl Records for FileRecords {
 /// The file and its ledger, which the thread owns.
 struct FileOwner {
     path: PathBuf,
-    /// None after a failure, when the ledger is ahead of the file.
+    /// `None` after a failure, when the ledger is ahead of the file.
     open: Option<(Database, Ledger)>,
 }
 
 impl FileOwner {
-    /// Opens the file or makes a new one. Returns the store's name, too.
+    /// Opens the file or creates one. Also returns the store's name.
     fn open(path: PathBuf) -> Result<(Self, String), FileOpenError> {
         let mut database = open_database(&path)?;
         compact(&mut database, &path);
@@ -237,7 +237,7 @@ impl FileOwner {
         Ok((Self { path, open }, name))
     }
 
-    /// Executes operations until nobody can send any more.
+    /// Executes operations until all senders are gone.
     fn run(mut self, queue: &Receiver<Operation>) {
         while let Ok(first) = queue.recv() {
             let mut batch = vec![first];

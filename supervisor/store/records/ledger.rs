@@ -9,10 +9,10 @@ use super::{Record, RecordWrite, StoredRecord, Survey, WriteOutcome};
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 
-/// How much a store in memory keeps.
+/// The limits of a store in memory.
 ///
-/// When a limit is reached, what nobody runs is evicted, least recently written first: loans before sessions. A loan
-/// evicts only other loans.
+/// When a limit is reached, records that no server runs are evicted, least recently written first: loans before
+/// sessions. A loan evicts only other loans.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub max_sessions: usize,
@@ -20,7 +20,8 @@ pub struct Limits {
     pub max_bytes: u64,
 }
 
-/// All records of a store, with what belongs to them. Every method is one step; one that fails has changed nothing.
+/// All records of a store, with their blobs and reservations. Every method is one step; one that fails has changed
+/// nothing.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) records: Table<RecordKey, StoredRecord>,
@@ -31,7 +32,7 @@ pub(super) struct Ledger {
     pub(super) sequence: u64,
     limits: Option<Limits>,
     beats: HashMap<ServerId, u64>,
-    /// Records that nobody runs, in the order in which they are evicted.
+    /// Records that no server runs, in the order in which they are evicted.
     idle: BTreeMap<EvictionOrder, RecordKey>,
     /// Number of records that are sessions.
     sessions: usize,
@@ -39,7 +40,7 @@ pub(super) struct Ledger {
     bytes: u64,
 }
 
-/// Loans come before sessions, and each by its last write.
+/// The order of eviction: loans before sessions, each ordered by the last write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct EvictionOrder {
     is_session: bool,
@@ -62,7 +63,7 @@ pub(super) struct CountedBlob {
     pub(super) count: u64,
 }
 
-/// A map that can keep track of the keys that have changed.
+/// A map that can track which keys have changed.
 #[derive(Debug)]
 pub(super) struct Table<K, V> {
     rows: HashMap<K, V>,
@@ -79,7 +80,7 @@ impl<K, V> Default for Table<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V> Table<K, V> {
-    /// A table that keeps track of what changes from now on.
+    /// Creates a table that tracks changes from now on.
     pub(super) fn remembering(rows: HashMap<K, V>) -> Self {
         Self {
             rows,
@@ -87,7 +88,7 @@ impl<K: Clone + Eq + Hash, V> Table<K, V> {
         }
     }
 
-    /// The keys that have changed since this was last asked, each with its value now.
+    /// Returns the keys that have changed since the last call, each with its value now.
     pub(super) fn take_changes(&mut self) -> impl Iterator<Item = (K, Option<&V>)> {
         let changed = self.changed.as_mut().map(std::mem::take);
         let rows = &self.rows;
@@ -130,7 +131,7 @@ impl Ledger {
         }
     }
 
-    /// A ledger whose tables were kept elsewhere. There are no beats: no server has lived on.
+    /// Creates a ledger from tables that were kept elsewhere. It has no beats, since no other server has lived on.
     pub(super) fn kept(
         records: HashMap<RecordKey, StoredRecord>,
         blobs: HashMap<BlobId, CountedBlob>,
@@ -288,8 +289,8 @@ impl Ledger {
         self.sequence
     }
 
-    /// The records to evict so that this one fits in place of what is there now. The record that is written is never
-    /// evicted.
+    /// Returns the records to evict so that this one fits in place of what is there now. The record that is written is
+    /// never evicted.
     fn evictions(
         &self,
         limits: Limits,
@@ -298,7 +299,7 @@ impl Ledger {
     ) -> Result<Vec<RecordKey>, StoreError> {
         let old = self.records.rows.get(writing);
         let (less, more) = (old.map_or(0, |old| size(&old.record)), size(record));
-        // A record that does not grow is no reason to refuse.
+        // A record that does not grow is never refused.
         if old.is_some() && more <= less {
             return Ok(Vec::new());
         }
@@ -315,7 +316,7 @@ impl Ledger {
                 });
             };
             if !is_session(key) && bytes <= limits.max_bytes {
-                // There are too many sessions, which its end would not change.
+                // The limit on sessions is exceeded, and evicting a loan would not change that.
                 continue;
             }
             sessions -= usize::from(is_session(key));
@@ -365,7 +366,8 @@ impl Ledger {
         BlobKey { id, edition }
     }
 
-    /// Counts each blob once less. Returns those that are condemned by this, because their reference count is zero.
+    /// Decrements the reference count of each blob. Returns those that are condemned by this, because their count is
+    /// zero.
     fn discount(&mut self, blobs: Vec<BlobKey>) -> Vec<BlobKey> {
         let mut condemned = Vec::new();
         for key in blobs {

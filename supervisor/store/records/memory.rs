@@ -19,7 +19,7 @@ pub struct MemoryRecords {
 }
 
 impl MemoryRecords {
-    /// Makes an empty store with a name of its own.
+    /// Creates an empty store with a name of its own.
     pub fn new(limits: Limits) -> Self {
         Self {
             name: format!("{NAME_PREFIX}{:032x}", rand::random::<u128>()),
@@ -27,7 +27,7 @@ impl MemoryRecords {
         }
     }
 
-    /// Whether a store of this kind may have had that name: its blobs have no owner once its process is gone.
+    /// Returns whether a store of this kind may have had that name: its blobs are garbage once its process is gone.
     pub fn is_name(name: &str) -> bool {
         name.strip_prefix(NAME_PREFIX).is_some_and(|rest| {
             rest.len() == 32 && rest.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))

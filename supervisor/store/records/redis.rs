@@ -1,10 +1,10 @@
 //! Records in Redis or Valkey, shared by several servers.
 //!
-//! Every operation is one script, so it is atomic and takes one round trip. All keys of a store begin with the same hash
-//! tag, so that a cluster keeps them on one node. Redis's own expiry is not used: its clock may jump, and the reference
-//! counts of blobs must change when a record expires; `Upkeep` finds what has expired. Redis must not evict keys either
-//! (`maxmemory-policy noeviction`), and it should keep them on disk (`appendonly yes`): blobs whose records Redis has lost
-//! belong to nobody.
+//! Every operation is one script, so it is atomic and takes one round trip. All keys of a store begin with the same
+//! hash tag, so that a cluster keeps them on one node. Redis's own expiry is not used: its clock may jump, and the
+//! reference counts of blobs must change when a record expires; `Upkeep` finds what has expired. Redis must not evict
+//! keys either (`maxmemory-policy noeviction`), and it should keep them on disk (`appendonly yes`): blobs whose records
+//! Redis has lost are orphaned.
 //!
 //! | Key | Holds |
 //! | --- | --- |
@@ -42,7 +42,7 @@ pub use address::{RedisAddress, RedisAddressError};
 
 /// The longest pause between two attempts to connect again.
 const MAX_RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// How often connecting is tried before waiting callers hear of it; the next caller begins anew.
+/// How often connecting is tried before the waiting callers get an error; the next caller begins anew.
 const RETRIES: usize = 3;
 
 /// Records in a Redis, which several servers may use.
@@ -65,15 +65,15 @@ impl fmt::Debug for Connection {
 }
 
 impl RedisRecords {
-    /// Connects. `timeout` limits connecting and each answer.
+    /// Connects to the server. `timeout` limits connecting and each answer.
     ///
     /// # Errors
-    /// When there is no Redis that answers, or it refuses the user or the scripts.
+    /// Returns an error when there is no Redis that answers, or it refuses the user or the scripts.
     pub async fn connect(address: &RedisAddress, timeout: Duration) -> Result<Self, StoreError> {
-        // The build may link two providers of cryptography, and then rustls chooses neither by itself. An error says that one
-        // is chosen already.
+        // The build may link two providers of cryptography, and then rustls chooses neither by itself. An error means
+        // that one is chosen already.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        // A peer that vanished is noticed, and a new connection made, when it acknowledges nothing.
+        // A peer that has vanished acknowledges nothing within the timeout; then a new connection is made.
         let tcp = (address.connection.tcp_settings().clone()).set_user_timeout(timeout);
         let info = address.connection.clone().set_tcp_settings(tcp);
         let client = Client::open(info).map_err(unavailable)?;
@@ -104,7 +104,7 @@ impl RedisRecords {
         self.key(&format!("reserved:{}", server.as_str()))
     }
 
-    /// A call of a script that counts references to blobs, with the keys that all of these scripts take first.
+    /// Begins a call of a script that counts references to blobs, with the keys that all of these scripts take first.
     fn counting<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
         let mut call = script.prepare_invoke();
         for name in ["sequence", "editions", "counts", "condemned"] {
@@ -295,7 +295,7 @@ struct RecordHead {
 }
 
 impl RecordHead {
-    /// Reads what the script `WRITE` has written.
+    /// Parses what the script `WRITE` has written.
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let revision = Revision(words.next()?.parse().ok()?);

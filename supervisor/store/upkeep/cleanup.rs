@@ -1,4 +1,4 @@
-//! Executes the pending cleanup, again and again until the store answers.
+//! Executes the pending cleanup, and retries it until the store answers.
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -10,14 +10,15 @@ use crate::store::error::StoreError;
 use crate::store::handle::SessionStore;
 use crate::store::pending_cleanup::CleanupTask;
 
-/// Cleanup tasks that are executed side by side.
+/// Number of cleanup tasks that are executed concurrently.
 const TASKS_AT_ONCE: usize = 16;
 
 impl SessionStore {
-    /// Executes all cleanup tasks. False when the store did not answer; then the tasks that are left stay pending.
+    /// Executes all cleanup tasks. Returns false when the store did not answer; then the tasks that are left stay
+    /// pending.
     ///
     /// # Cancel safety
-    /// Cancel safe: a task is pending until it is done.
+    /// This method is cancel safe: a task is pending until it is done.
     pub(in crate::store) async fn clean_up(&self) -> bool {
         let _alone = self.0.cleanup.executing.lock().await;
         loop {
@@ -49,7 +50,7 @@ impl SessionStore {
     /// Executes cleanup tasks until none is left.
     ///
     /// # Cancel safety
-    /// As [`Self::clean_up`].
+    /// This method is cancel safe, like [`Self::clean_up`].
     pub(super) async fn clean_up_all(&self) {
         while !self.clean_up().await {
             sleep(RETRY_PAUSE).await;
@@ -68,7 +69,7 @@ impl SessionStore {
                     .await
                 {
                     Ok(()) | Err(StoreError::Stale) => {}
-                    // Sessions that nobody runs are evicted first.
+                    // Sessions that no server runs are evicted first.
                     Err(StoreError::Full { .. }) => {
                         tracing::info!(session_id = %leased.session, "stored state dropped: the store is full");
                         self.remove_leased(leased, &mut record).await?;

@@ -1,4 +1,4 @@
-//! The tables of the file, and how a ledger is read from them and kept in them.
+//! The tables of the file: reads a ledger from them, and writes its changes to them.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -18,7 +18,7 @@ use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, Ser
 
 /// Size of the database's cache. It is small, since the records are in memory anyway.
 const CACHE_BYTES: usize = 16 << 20;
-/// A file that is smaller is not worth compacting.
+/// Only a file that is larger than this is compacted.
 const COMPACT_BYTES: u64 = 4 << 20;
 const FORMAT: &[u8] = b"fastvideo-supervisor sessions 1";
 
@@ -58,14 +58,14 @@ pub(super) fn open_database(path: &Path) -> Result<Database, FileOpenError> {
     Ok(database)
 }
 
-/// Tells in the error which file it is about.
+/// Adds the file's path to an error.
 pub(super) fn wrong(path: &Path, error: DatabaseError) -> FileOpenError {
     let path = path.to_path_buf();
     match error {
         DatabaseError::DatabaseAlreadyOpen => FileOpenError::InUse(path),
         DatabaseError::UpgradeRequired(_) => FileOpenError::Foreign(path),
         DatabaseError::Storage(redb::StorageError::Io(source)) => match source.kind() {
-            // The database says so of a file that does not begin like one.
+            // The database reports this for a file that does not begin like a database.
             io::ErrorKind::InvalidData => FileOpenError::Foreign(path),
             _ => FileOpenError::Io { path, source },
         },
@@ -76,7 +76,7 @@ pub(super) fn wrong(path: &Path, error: DatabaseError) -> FileOpenError {
     }
 }
 
-/// Compacts a long file. That it fails does no harm; damage is found by those who read the file.
+/// Compacts a long file. A failure does no harm; damage is found when the file is read.
 pub(super) fn compact(database: &mut Database, path: &Path) {
     let is_long = std::fs::metadata(path).is_ok_and(|file| file.len() > COMPACT_BYTES);
     if is_long && let Err(error) = database.compact() {
@@ -85,7 +85,7 @@ pub(super) fn compact(database: &mut Database, path: &Path) {
     }
 }
 
-/// Makes the tables of a new file. Returns the store's name, none when the file is somebody else's.
+/// Creates the tables of a new file. Returns the store's name, or `None` when the file belongs to another program.
 pub(super) fn begin(database: &Database) -> Result<Option<String>, redb::StorageError> {
     let run = || -> Result<Option<String>, redb::Error> {
         let transaction = database.begin_write()?;
@@ -238,7 +238,7 @@ fn parse_reservation(key: &str) -> Option<(ServerId, ReservationId)> {
     ))
 }
 
-/// Writes what has changed, as one transaction.
+/// Writes the changes of the ledger as one transaction.
 pub(super) fn keep(database: &Database, ledger: &mut Ledger) -> Result<(), redb::Error> {
     if !ledger.is_changed() {
         return Ok(());

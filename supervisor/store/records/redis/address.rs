@@ -1,4 +1,4 @@
-//! The URL of a Redis.
+//! Parses the URL of a Redis.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use url::Url;
 #[derive(Clone)]
 pub struct RedisAddress {
     pub(super) connection: ConnectionInfo,
-    /// What every key of the store begins with.
+    /// The prefix of every key of the store.
     pub(super) prefix: String,
 }
 
-/// Why a URL is no address of a Redis. The sentences go on after "it".
+/// Why a URL is not the address of a Redis. Each text continues a sentence after the word "it".
 #[derive(Debug, thiserror::Error)]
 pub enum RedisAddressError {
     #[error("has an unknown parameter `{0}`")]
@@ -26,11 +26,11 @@ pub enum RedisAddressError {
 }
 
 impl RedisAddress {
-    /// Reads `redis://[user:password@]host[:port][/database][?prefix=…]`, the same with `rediss` for TLS or `valkey`,
+    /// Parses `redis://[user:password@]host[:port][/database][?prefix=…]`, the same with `rediss` for TLS or `valkey`,
     /// or `redis+unix:///path/of/socket[?db=…&prefix=…]`. Without a prefix the database's number takes its place.
     ///
     /// # Errors
-    /// See [`RedisAddressError`]; the message does not tell the password.
+    /// See [`RedisAddressError`]; the message does not contain the password.
     pub fn parse(url: &Url) -> Result<Self, RedisAddressError> {
         let mut plain = url.clone();
         let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
@@ -75,7 +75,7 @@ impl fmt::Debug for RedisAddress {
     }
 }
 
-/// Shows the host, without user and password.
+/// Formats the host, without user and password.
 impl fmt::Display for RedisAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.connection.addr().fmt(f)

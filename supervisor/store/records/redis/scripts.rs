@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
-/// The beginning of all scripts that count references to blobs. A blob is named by its key, `<hash>-<edition>`.
+/// The common beginning of all scripts that count references to blobs. A blob is named by its key, `<hash>-<edition>`.
 const COUNTING: &str = r"
 local SEQUENCE, EDITIONS, COUNTS, CONDEMNED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
@@ -65,7 +65,8 @@ return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('HGET', KEYS[2], ARGV[1
     )
 });
 
-/// The compare-and-swap of a record. Arguments: record, expected revision, reservation, then `remove`, or `put`, body, owner, blobs with their sizes.
+/// The compare-and-swap of a record. Arguments: record, expected revision, reservation, then `remove`, or `put`, body,
+/// owner, blobs with their sizes.
 pub(super) static WRITE: LazyLock<Script> = LazyLock::new(|| {
     counting(
         r"
@@ -110,7 +111,7 @@ return reply
     )
 });
 
-/// Arguments: server, reservation, blobs.
+/// Reserves blobs. Arguments: server, reservation, blobs.
 pub(super) static RESERVE: LazyLock<Script> = LazyLock::new(|| {
     counting(
         r"
@@ -126,7 +127,7 @@ return keys
     )
 });
 
-/// Arguments: reservation, blobs.
+/// Releases a reservation. Arguments: reservation, blobs.
 pub(super) static RELEASE: LazyLock<Script> = LazyLock::new(|| {
     counting(
         r"
@@ -184,7 +185,7 @@ return condemned
     )
 });
 
-/// Arguments: records, each followed by the revision that it should have.
+/// Finds records whose revision has changed. Arguments: records, each followed by the revision that it should have.
 pub(super) static STALE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
