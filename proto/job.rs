@@ -47,7 +47,7 @@ pub enum MediaMode {
     LegacyJpeg,
 }
 
-/// What a binary message of a segment is.
+/// The kind of a binary message of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MediaKind {
     /// The boxes `ftyp` and `moov`, with the MIME type that names the codecs.

@@ -42,7 +42,7 @@ pub enum Command {
     Shutdown,
 }
 
-/// What a worker needs to become ready.
+/// The parameters with which a worker becomes ready.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
     pub version: u32,

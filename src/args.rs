@@ -87,7 +87,7 @@ fn configuration() -> impl Iterator<Item = Arg> {
         .value_name("FILE")
         .value_parser(value_parser!(PathBuf))
         .help("Configuration file (FastVideo's serve.yaml)");
-    // Keys with short help come first, because clap shows headings in the order in which it meets them.
+    // Keys with a short flag come first, because clap shows headings in the order in which it meets them.
     let (short, long): (Vec<&KeySpec>, Vec<&KeySpec>) =
         keys::all().partition(|key| key.short.is_some());
     [file]

@@ -4,8 +4,8 @@
 //!   that serves, `renewal` replaces it by a standby, `shutdown` is the way out.
 //! - `process` owns a child process, `link` speaks to it; `stall`, `exit` and `progress_limit` say when and why it ends.
 //! - `lifecycle` has the states of a worker and the restart policy, `event` has an event for each change, `status` the
-//! state that operators see, `control` the requests of operators and of the shutdown, `context` what the tasks of one
-//! GPU share.
+//!   state that operators see, `control` the requests of operators and of the shutdown, `context` what the tasks of one
+//!   GPU share.
 //! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`. `job` is one job between a session
 //!   and a worker. `rolling_median` estimates how long steps and segments take.
 //!

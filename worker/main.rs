@@ -1,5 +1,5 @@
-//! The worker: one process per GPU, started by the supervisor. It loads a model, generates segments, encodes them on
-//! the same machine, and sends finished fragments over its link.
+//! The worker: one process per GPU, started by the supervisor. It loads a model, generates segments, encodes them in
+//! the same process, and sends finished fragments over its link.
 //!
 //! - `run`: the process and its threads; `link`: its end of the link to the supervisor.
 //! - `load`: loads the engine; `job`: the job loop; `held_states`: the states that the worker holds for sessions.

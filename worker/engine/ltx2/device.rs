@@ -237,7 +237,7 @@ impl Gpu {
         Ok(libtorch::reset_peaks(self.index)?)
     }
 
-    /// Returns memory that no tensor uses to the driver, for example after a job that ran out of memory.
+    /// Releases memory that no tensor uses to the driver, for example after a job that ran out of memory.
     ///
     /// # Errors
     /// Returns an error when the driver fails.

@@ -162,7 +162,7 @@ impl CudaKernels {
     }
 
     /// Computes `x += gate · y`, both `[B, N, D]`, rows `[B or 1, runs, D]`. Returns `None`, with nothing done, where
-    /// it cannot.
+    /// the kernel does not apply.
     pub fn add_gated(&self, x: &mut Tensor, y: &Tensor, gate: &Tensor, runs: &Runs) -> Option<()> {
         let (batch, tokens, width) = x.size3().ok()?;
         let functions = self.functions(x)?;
@@ -246,9 +246,9 @@ impl CudaKernels {
         Some(out)
     }
 
-    /// Computes `silu(x / √(mean over channels of x² + eps))` with padding: `[B, C, F, H, W]` to `[B, C, before + F +
-    /// after, H + 2 border, W + 2 border]`. The output is in channels-last memory format, which convolutions on GPUs
-    /// prefer and also produce; an `x` in another format is copied first.
+    /// Computes `silu(x / √(mean over channels of x² + eps))` with padding: `[B, C, F, H, W]` to
+    /// `[B, C, before + F + after, H + 2 border, W + 2 border]`. The output is in channels-last memory format, which
+    /// convolutions on GPUs prefer and also produce; an `x` in another format is copied first.
     pub fn pixel_norm_silu_pad(&self, x: &Tensor, eps: f64, padding: Padding) -> Option<Tensor> {
         self.pad_with(&self.functions(x)?.pixel_norm_silu_pad, x, eps, padding)
     }

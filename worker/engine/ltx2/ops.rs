@@ -126,8 +126,8 @@ impl Kernels {
         let _ = x.g_add_(&y);
     }
 
-    /// Computes `silu(x / √(mean over channels of x² + eps))` with padding: `[B, C, F, H, W]` to `[B, C, before + F +
-    /// after, H + 2 border, W + 2 border]`.
+    /// Computes `silu(x / √(mean over channels of x² + eps))` with padding: `[B, C, F, H, W]` to
+    /// `[B, C, before + F + after, H + 2 border, W + 2 border]`.
     pub fn pixel_norm_silu_pad(&self, x: &Tensor, eps: f64, padding: Padding) -> Tensor {
         if let Self::Cuda(kernels) = self
             && let Some(padded) = kernels.pixel_norm_silu_pad(x, eps, padding)

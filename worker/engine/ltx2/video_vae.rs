@@ -4,7 +4,7 @@
 //!
 //! - `config`: the network's shape, from either layout;
 //! - `layers`, `flow`: the layers that encoder and decoder share, and the state for processing a clip in groups of
-//! frames;
+//!   frames;
 //! - `encoder`, `decoder`: the two halves;
 //! - `tiling`: decoding in pieces.
 
@@ -56,8 +56,8 @@ impl VideoVae {
         &self.config
     }
 
-    /// Encodes pixels `[B, 3, F, H, W]` in −1…1, F = 8k + 1, H and W multiples of a cell, as normalized latents `[B, C,
-    /// f, h, w]`.
+    /// Encodes pixels `[B, 3, F, H, W]` in −1…1, F = 8k + 1, H and W multiples of a cell, as normalized latents
+    /// `[B, C, f, h, w]`.
     pub fn encode(&self, pixels: &Tensor) -> Tensor {
         let pixels = pixels.to_device(self.device).to_kind(self.kind);
         self.normalize(&self.encoder.forward(&pixels))

@@ -267,7 +267,7 @@ impl Plan<'_> {
         self.near_ground(0.05);
     }
 
-    /// Adds water if the prompt mentions it, else the ground that actors walk on; both if both are mentioned.
+    /// Adds water if the scene has it, else the ground that actors walk on; both if actors walk beside the water.
     fn near_ground(&mut self, amount: f32) {
         if self.water() {
             self.parts.push(Part::Water(Water::new(self.scene)));

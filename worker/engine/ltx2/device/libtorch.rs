@@ -66,7 +66,7 @@ pub(crate) fn reset_peaks(device: usize) -> Result<(), Refused> {
     )
 }
 
-/// Returns memory that no tensor uses to the driver.
+/// Releases memory that no tensor uses to the driver.
 pub(crate) fn empty_cache() -> Result<(), Refused> {
     // SAFETY: no pointers; exceptions do not leave the function.
     check(unsafe { ltx2_empty_cache() }, "empty its cache")

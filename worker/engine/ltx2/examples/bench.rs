@@ -1,5 +1,5 @@
-//! Measures the engine alone. Prints measurements while it runs, and a JSON report at the end: `cargo run --release -p
-//! fastvideo-ltx2 --features torch --example bench -- --help`.
+//! Measures the engine alone. Prints measurements while it runs, and a JSON report at the end:
+//! `cargo run --release -p fastvideo-ltx2 --features torch --example bench -- --help`.
 
 #![expect(
     clippy::print_stdout,

@@ -195,8 +195,8 @@ impl StreamBlock {
         std::array::from_fn(|i| rows.get(index(i)))
     }
 
-    /// Returns scale and shift of audio-to-video attention, then of video-to-audio attention, and the gate, each `[B,
-    /// runs, D]`.
+    /// Returns scale and shift of audio-to-video attention, then of video-to-audio attention, and the gate, each
+    /// `[B, runs, D]`.
     fn cross_rows(&self, modulation: &Modulation) -> [Tensor; 5] {
         let scale_shift = rows(
             &self.cross_table.narrow(0, 0, 4),

@@ -263,7 +263,7 @@ impl Library {
         })
     }
 
-    /// All lists except the kinds of steps are written from the picture inwards.
+    /// Describes the decoder. All lists except the kinds of steps are written from the picture inwards.
     fn decoder(&self) -> Result<Side, ConfigError> {
         let widths: Vec<i64> = self
             .decoder_block_out_channels
