@@ -1,4 +1,4 @@
-//! Identities, each a type of its own so that a mixed-up argument does not compile.
+//! Identifiers, each a type of its own so that a mixed-up argument does not compile.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 pub struct SessionId(Arc<str>);
 
 impl SessionId {
-    /// A new id with 128 random bits.
+    /// Returns a new id with 128 random bits.
     pub fn random() -> Self {
         Self(format!("{:032x}", rand::random::<u128>()).into())
     }
 
-    /// An id that somebody else has written; none unless it has the form of one.
+    /// Parses an id from an external source; returns `None` unless it has the form of a session id.
     pub fn parse(id: &str) -> Option<Self> {
         let digits = id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
         (digits && id.len() == 32).then(|| Self(id.into()))
@@ -32,12 +32,12 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// One life of one worker process: the GPU and how many processes it has had, `gpu0-1`.
+/// One process of a worker: the GPU, and the number of processes started on it so far, as in `gpu0-1`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerId(Arc<str>);
 
 impl WorkerId {
-    /// `incarnation` counts from 1.
+    /// Creates the id of a GPU's process number `incarnation`, counted from 1.
     pub fn new(gpu: GpuId, incarnation: u32) -> Self {
         Self(format!("gpu{gpu}-{incarnation}").into())
     }
@@ -49,8 +49,8 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// The number by which clients and operators know a GPU: its CUDA ordinal where the operator gave ordinals, else its
-/// place in the list.
+/// The number by which clients and operators refer to a GPU: its CUDA ordinal if the operator listed ordinals, else its
+/// index in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GpuId(pub u32);
 
@@ -60,7 +60,7 @@ impl fmt::Display for GpuId {
     }
 }
 
-/// One attempt at one segment; never used twice in the life of a supervisor.
+/// One attempt at one segment. Ids are never reused during the life of a supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct JobId(pub u64);
 

@@ -1,5 +1,5 @@
-//! The words of the domain that more than one message uses: the shape of a video, the stages of a generation, where a
-//! prompt came from, why a job failed.
+//! Domain types that several kinds of messages use: the format of a video, the stages of a generation, the source of a
+//! prompt, the reason why a job failed.
 //!
 //! The link between supervisor and worker, the client protocols and the session log all use these types, so that none of
 //! them depends on another. The serialised names are those of the wire and of the session log.
@@ -8,21 +8,21 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The shape of a segment's video.
+/// The format of a segment's video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VideoFormat {
-    /// Even, 64 to 4096.
+    /// The width in pixels; an even number from 64 to 4096.
     pub width: u32,
-    /// Even, 64 to 2176.
+    /// The height in pixels; an even number from 64 to 2176.
     pub height: u32,
-    /// Frames of one segment, at least 1.
+    /// The number of frames of one segment, at least 1.
     pub num_frames: u32,
-    /// 1 to 120.
+    /// Frames per second, 1 to 120.
     pub fps: u32,
 }
 
 impl VideoFormat {
-    /// Bytes of one RGB frame, `height * width * 3`.
+    /// Returns the size of one RGB frame in bytes, `height * width * 3`.
     pub fn frame_bytes(&self) -> usize {
         self.width as usize * self.height as usize * 3
     }
@@ -32,7 +32,7 @@ impl VideoFormat {
     }
 }
 
-/// The time that so many frames last.
+/// Returns the playing time of `frames` frames.
 pub fn frames_to_time(frames: u64, fps: u32) -> Duration {
     let fps = u64::from(fps);
     Duration::from_secs(frames / fps) + Duration::from_nanos(frames % fps * 1_000_000_000 / fps)
@@ -47,16 +47,16 @@ pub enum MediaMode {
     LegacyJpeg,
 }
 
-/// What a binary message of a segment is.
+/// The kind of a binary message of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MediaKind {
-    /// `ftyp` + `moov`, with the MIME type that names the codecs.
+    /// The boxes `ftyp` and `moov`, with the MIME type that names the codecs.
     InitSegment { mime: String },
-    /// `moof` + `mdat`, or one JPEG picture.
+    /// The boxes `moof` and `mdat`, or one JPEG picture.
     Fragment,
 }
 
-/// Where a prompt came from.
+/// The source of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptSource {
@@ -76,27 +76,27 @@ pub enum Stage {
     Decode,
 }
 
-/// Where the end of a segment's generation went. The two overlap.
+/// The durations of the last parts of a segment's generation, which overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobTiming {
-    /// From the last denoise or refine step to the last frame.
+    /// The time from the last denoise or refine step to the last frame.
     pub decode: Duration,
-    /// Time in which the encoder was at work.
+    /// The time that the encoder spent encoding.
     pub encode: Duration,
 }
 
-/// Why a job ended without a segment.
+/// The reason why a job ended without a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobFailure {
     Cancelled,
-    /// The request or its state cannot be served by this model; trying again will not help.
+    /// The request or its state cannot be served by this model; a retry will not help.
     Refused,
-    /// The state that came with the job is damaged or does not fit.
+    /// The state that came with the job is damaged or does not fit the model.
     StateIncompatible,
-    /// The worker does not hold the state that it should; with the state sent along, the job may go well. Only the
-    /// pool sees this.
+    /// The worker does not hold the state that the pool expected it to hold. A retry with the state sent along may
+    /// succeed. Only the pool sees this failure.
     StateNotHeld,
-    /// The engine or the encoder failed; trying again may help.
+    /// The engine or the encoder failed; a retry may help.
     Failed,
 }
 

@@ -1,7 +1,8 @@
-//! What travels between the supervisor and one worker.
+//! The protocol between the supervisor and one worker: its messages and their version.
 //!
-//! Commands go down, events go up. Blobs of continuation states travel beside [`Command::Generate`] and
-//! [`Event::Finished`] as one shared memory region each. The first message in each direction carries [`LINK_VERSION`].
+//! Commands travel from the supervisor to the worker, events the other way. Blobs of continuation states travel beside
+//! [`Command::Generate`] and [`Event::Finished`] as one shared memory region each. The first message in each direction
+//! carries [`LINK_VERSION`].
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{GpuId, JobId, SessionId};
 use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat};
 
-/// Raised with every change to a type of this module or to [`crate::state`]. Supervisor and worker are built together;
-/// a mismatch means that an old binary lies beside a new one.
+/// The protocol version. It is raised with every change to a type of this module or of [`crate::state`]. Supervisor and
+/// worker are built together, so a mismatch means that one of the binaries is from an older build.
 pub const LINK_VERSION: u32 = 6;
 
 /// The worker's first message.
@@ -23,29 +24,30 @@ pub struct Hello {
     pub pid: u32,
 }
 
-/// Supervisor to worker.
+/// A message from the supervisor to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// The first command: become ready to generate.
+    /// The first command: load the model and become ready to generate.
     Load(Box<LoadSpec>),
-    /// Accepted only between [`Event::Ready`] and the next, or after [`Event::Generated`] of the one before.
+    /// Generate a segment. The worker accepts this only after [`Event::Ready`], and then only once [`Event::Generated`]
+    /// was sent for the job before.
     Generate(Box<JobSpec>),
     /// Stop the job at its next denoise step or frame. Unknown jobs are ignored: the job may just have ended.
     Cancel { job: JobId },
-    /// The client has taken this much of the job's media; see [`media_cost`].
+    /// Flow control: the client has taken media of the job with this cost; see [`media_cost`].
     Credit { job: JobId, cost: u64 },
-    /// The session has left this worker: the state that the worker holds of it is not needed any more.
+    /// The session has left this worker, so the state that the worker holds for it is no longer needed.
     Forget { session: SessionId },
-    /// Finish nothing, exit with status 0.
+    /// Exit with status 0, without finishing the running job.
     Shutdown,
 }
 
-/// What a worker needs to become ready.
+/// The parameters with which a worker becomes ready.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
     pub version: u32,
     pub gpu: GpuId,
-    /// Which process of this GPU it is, counted from 1.
+    /// The number of this process among the processes of the GPU, counted from 1.
     pub incarnation: u32,
     pub engine: EngineSpec,
     /// The format of the operator's default request; warm-up uses it when no smaller one is asked for.
@@ -55,7 +57,7 @@ pub struct LoadSpec {
     pub heartbeat_interval: Duration,
 }
 
-/// Two segments that are generated before a worker is ready, the second from the first one's state.
+/// Two segments that a worker generates before it is ready, the second one from the state of the first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WarmupSpec {
     pub prompt: String,
@@ -70,20 +72,20 @@ pub struct WarmupSpec {
 pub struct EngineSpec {
     /// The engine's name, `synthetic` or `ltx2`.
     pub name: String,
-    /// The engine's options, an object in JSON.
+    /// The engine's options as a JSON object.
     pub options: String,
 }
 
-/// How frames and sound become media; fixed for the life of a worker.
+/// How frames and sound are encoded; fixed for the lifetime of a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EncoderSpec {
-    /// libavcodec's name of the video encoder, `libx264` or `h264_nvenc`.
+    /// The name of the video encoder in libavcodec, `libx264` or `h264_nvenc`.
     pub video_codec: String,
     /// Constant rate factor, 0 (lossless) to 51.
     pub crf: u32,
     pub fragment: Duration,
     pub audio_bit_rate: u32,
-    /// Quality of `legacy_jpeg` frames, 1 to 100.
+    /// The quality of `legacy_jpeg` frames, 1 to 100.
     pub jpeg_quality: u8,
 }
 
@@ -105,7 +107,7 @@ pub struct JobSpec {
     pub job: JobId,
     pub session: SessionId,
     pub segment_idx: u32,
-    /// Counts from 1.
+    /// The number of the attempt, counted from 1.
     pub attempt: u32,
     pub prompt: String,
     pub negative_prompt: Option<String>,
@@ -120,71 +122,72 @@ pub struct JobSpec {
     pub initial_image: Option<PathBuf>,
     /// The state that the segment continues from.
     pub state: Option<JobState>,
-    /// Media that may be under way before the client has taken any; see [`media_cost`].
+    /// The send window: the cost of media that may be in flight before the client has taken any; see [`media_cost`].
     pub window: u64,
 }
 
 /// Where a worker finds the state that a job continues from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobState {
-    /// Its header, by [`crate::state::StateHeader::encode`]; its blob travels beside the command.
+    /// The state is sent: its header, encoded by [`crate::state::StateHeader::encode`], is here, and its blob travels
+    /// beside the command.
     Sent(Vec<u8>),
-    /// The worker holds it: this job of the same session made it there.
+    /// The worker holds the state: it comes from this job of the same session.
     Held(JobId),
 }
 
-/// What a media message costs of a job's window: its size, but never less than 16 KiB, so that a window of 16 MiB is
-/// also at most 1024 messages.
+/// Returns how much of a job's window a media message uses: its size, but at least 16 KiB, so that a window of 16 MiB
+/// is also at most 1024 messages.
 pub fn media_cost(bytes: usize) -> u64 {
     (bytes as u64).max(16 * 1024)
 }
 
-/// Worker to supervisor.
+/// A message from a worker to the supervisor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     LoadProgress {
-        /// 0 to 1.
+        /// The fraction that is loaded, from 0 to 1.
         fraction: f32,
         what: String,
     },
-    /// Loading is over; the first of two warm-up segments begins.
+    /// Loading has finished; the first of two warm-up segments begins.
     WarmingUp,
     Ready(Box<ReadyReport>),
-    /// The worker cannot become ready and says why; it exits after this.
+    /// The worker cannot become ready, for the reason given; it exits after this event.
     BootFailed {
         message: String,
-        /// Whether the next process will fail in the same way: nothing but an operator can mend it.
+        /// Whether the next process will fail in the same way until an operator fixes the cause.
         permanent: bool,
     },
     Heartbeat {
         resident_bytes: u64,
     },
-    /// A step of the job is done.
+    /// A step of the job is complete.
     Step {
         job: JobId,
         stage: Stage,
-        /// 1..=`total_steps`.
+        /// The number of the step, 1..=`total_steps`.
         step: u32,
         total_steps: u32,
     },
-    /// First the init segment (none for JPEG), then fragments or pictures.
+    /// One binary message for the client: first the init segment (none for JPEG), then fragments or pictures.
     ///
-    /// The bytes are in the event and not beside it: a reader that has to wait for a second message loses its core
-    /// between the two when others want it.
+    /// The bytes are part of the event rather than a second message, because a reader that waits for a second message
+    /// may lose its CPU core in between on a busy machine.
     Media {
         job: JobId,
         kind: MediaKind,
         bytes: Bytes,
-        /// CLOCK_MONOTONIC when the bytes were handed to the link, in microseconds.
+        /// The CLOCK_MONOTONIC time in microseconds at which the bytes were handed to the link.
         sent_at_us: u64,
     },
-    /// The engine is done with the job and may take the next; media may still wait for credit.
+    /// The engine has finished the job and may take the next one; media may still wait for flow credit.
     Generated {
         job: JobId,
     },
-    /// The last event of a job that went well; all media were sent before it. The state's blob travels beside it.
+    /// The last event of a successful job, after all of its media. The state's blob travels beside it.
     Finished(Box<JobReport>),
-    /// The last event of a job that did not.
+    /// The last event of a failed job.
     Failed {
         job: JobId,
         failure: JobFailure,
@@ -196,16 +199,16 @@ pub enum Event {
 pub struct ReadyReport {
     pub model_id: String,
     pub device: DeviceReport,
-    /// Samples per second, when the engine makes sound.
+    /// The sample rate in Hz; `None` when the engine makes no sound.
     pub audio_sample_rate: Option<u32>,
     pub load: Duration,
-    /// The two warm-up segments; empty without warm-up.
+    /// The generation times of the two warm-up segments; empty without warm-up.
     pub warmup: Vec<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceReport {
-    /// `CPU` or the GPU's name.
+    /// The name of the GPU, or `CPU`.
     pub name: String,
     pub memory_bytes: Option<u64>,
 }
@@ -213,11 +216,11 @@ pub struct DeviceReport {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobReport {
     pub job: JobId,
-    /// Header of the new state, by [`crate::state::StateHeader::encode`].
+    /// The header of the new state, encoded by [`crate::state::StateHeader::encode`].
     pub state: Vec<u8>,
-    /// From the command to the last frame's encoding.
+    /// The time from the command until the last frame was encoded.
     pub generation: Duration,
     pub timing: JobTiming,
-    /// Frames in the segment's media, and so its length on the time line.
+    /// The number of frames in the segment's media, which is its length on the time line.
     pub frames: u32,
 }

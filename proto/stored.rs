@@ -1,10 +1,10 @@
-//! What a store keeps of a session, as bytes in an [`envelope`](crate::state::envelope).
+//! The record that a store keeps of a session, as bytes in an [`envelope`](crate::state::envelope).
 
 use serde::{Deserialize, Serialize};
 
 use crate::state::envelope::{Envelope, EnvelopeError};
 
-/// The longest record that is read. It holds a state's header and a few numbers.
+/// The longest record that is accepted. A record holds a state's header and a few numbers.
 const MAX_BYTES: usize = 2 << 20;
 const ENVELOPE: Envelope<MAX_BYTES> = Envelope {
     magic: *b"FVSS",
@@ -15,26 +15,27 @@ const ENVELOPE: Envelope<MAX_BYTES> = Envelope {
 /// A session between two segments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredSession {
-    /// BLAKE3 hash of the resume token; none for a record that no client can resume.
+    /// The BLAKE3 hash of the resume token; `None` for a record that no client can resume.
     pub token_hash: Option<[u8; 32]>,
-    /// Number of segments that are finished.
+    /// The number of finished segments.
     pub segments: u32,
-    /// Where the next segment begins on the session's time line, in frames.
+    /// The frame of the session's time line at which the next segment begins.
     pub start_frame: u64,
-    /// Header of the state, by [`crate::state::StateHeader::encode`]; its blob is the record's first.
+    /// The header of the state, encoded by [`crate::state::StateHeader::encode`]; the record's first blob is that of
+    /// the state.
     pub state: Option<Vec<u8>>,
 }
 
 impl StoredSession {
-    /// Writes the session in its envelope.
+    /// Encodes the session in its envelope.
     pub fn encode(&self) -> Vec<u8> {
         ENVELOPE.encode(self)
     }
 
-    /// Reads what [`Self::encode`] wrote.
+    /// Decodes a session that [`Self::encode`] wrote.
     ///
     /// # Errors
-    /// When the bytes are not a stored session of this version, or are longer or shorter than one.
+    /// Returns an error when the bytes are not a stored session of this version, or are longer or shorter than one.
     pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
         ENVELOPE.decode(bytes)
     }

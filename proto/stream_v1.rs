@@ -1,4 +1,5 @@
-//! The messages of `WS /v1/stream`: JSON texts in both directions, described for client authors in `docs/protocol.md`.
+//! The client protocol of `WS /v1/stream`: JSON text messages in both directions. `docs/protocol.md` describes it for
+//! authors of clients.
 //!
 //! Names on the wire are those of FastVideo's streaming server, so that its clients work unchanged. A field that is
 //! absent when null is an `Option` that is not serialised.
@@ -14,7 +15,7 @@ use crate::state::ContinuationState;
 #[cfg(test)]
 mod tests;
 
-/// What a client may send.
+/// A message from a client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ClientMessage {
@@ -33,7 +34,7 @@ pub enum ClientMessage {
     Leave,
 }
 
-/// Opens the session; must be the first message. Fields that it does not know are ignored.
+/// Opens the session; must be the first message. Unknown fields are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SessionInit {
@@ -52,11 +53,11 @@ pub struct SessionInit {
     pub resume: Option<Resume>,
 }
 
-/// Goes on with a session after its connection was lost, on this server or on another one with the same store.
+/// Resumes a session whose connection was lost, on this server or on another one with the same store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resume {
     pub session_id: String,
-    /// `resume_token` of the session's `gpu_assigned`.
+    /// The `resume_token` from the session's `gpu_assigned` message.
     pub token: String,
 }
 
@@ -88,7 +89,7 @@ pub struct Toggle {
     pub enabled: bool,
 }
 
-/// While paused, requests wait in the session.
+/// Pauses the session or continues it. While it is paused, requests wait in the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paused {
     pub paused: bool,
@@ -106,7 +107,7 @@ fn three() -> u32 {
     3
 }
 
-/// Why a text message is not a client message. The text is safe to show to the client.
+/// The reason why a text message is not a client message. Its text is safe to show to the client.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
     #[error("message is not a JSON object")]
@@ -123,7 +124,7 @@ pub enum ParseError {
 }
 
 impl ClientMessage {
-    /// The message's `type`.
+    /// Returns the message's `type`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::SessionInit(_) => "session_init_v2",
@@ -143,14 +144,14 @@ impl ClientMessage {
     /// Parses one text message.
     ///
     /// # Errors
-    /// See [`ParseError`], which names the message type and the field that does not fit.
+    /// Returns [`ParseError`], which names the message type and the field that does not fit.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         #[derive(Deserialize)]
         struct Envelope {
             #[serde(rename = "type")]
             kind: String,
         }
-        // The derived readers would take a list of the fields' values too.
+        // Only objects are accepted, because the derived deserialisers would take an array of the fields' values too.
         if !text.trim_start().starts_with('{') {
             return Err(ParseError::NoObject);
         }
@@ -172,14 +173,14 @@ impl ClientMessage {
     }
 }
 
-/// Parses the fields of a message. The derived reader of the tagged enum would buffer the message and lose the path of a
-/// bad field.
+/// Parses the fields of a message. The derived deserialiser of the tagged enum would buffer the message and lose the
+/// path of a bad field.
 fn fields<'a, T: Deserialize<'a>>(text: &'a str, kind: String) -> Result<T, ParseError> {
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|source| ParseError::Field { kind, source })
 }
 
-/// The beginning and the end of an error's text: serde repeats a value that does not fit, however long it is.
+/// Returns the beginning and the end of an error's text, because serde repeats an invalid value whatever its length.
 fn shortened(error: &impl Display) -> String {
     const KEPT_CHARS: usize = 150;
     let text = error.to_string();
@@ -193,18 +194,19 @@ fn shortened(error: &impl Display) -> String {
     }
 }
 
-/// What the server sends as text. Media travel as binary messages between `media_init` and `media_segment_complete`.
+/// A text message from the server. Media travel as binary messages between `media_init` and `media_segment_complete`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerMessage {
     QueueStatus {
-        /// 0 = next to be bound.
+        /// The position in the queue; 0 is the next session to be bound.
         position: usize,
         queue_depth: usize,
     },
     GpuAssigned {
         gpu_id: u32,
-        /// Seconds without a message and without a running segment after which the session ends.
+        /// The idle timeout in seconds: the session ends after this time without a message and without a running
+        /// segment.
         session_timeout: u64,
         session_id: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -221,25 +223,25 @@ pub enum ServerMessage {
         fps: u32,
         num_frames: u32,
         generation_segment_cap: u32,
-        /// The index of the session's next segment: 0 unless it was resumed.
+        /// The index of the session's next segment; 0 unless the session was resumed.
         next_segment_idx: u32,
         features: Features,
     },
     #[serde(rename = "ltx2_segment_start")]
     SegmentStart {
         segment_idx: u32,
-        /// The text that is really used.
+        /// The prompt that is used for the segment.
         prompt: String,
         total_steps: u32,
         source: PromptSource,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         original_prompt: Option<String>,
-        /// Counts from 1; above 1 the segment begins again after a fault.
+        /// The number of the attempt, counted from 1; above 1 when the segment was started again after a fault.
         attempt: u32,
     },
     StepComplete {
         segment_idx: u32,
-        /// 1..=`total_steps`.
+        /// The number of the step, 1..=`total_steps`.
         step: u32,
         total_steps: u32,
         stage: Stage,
@@ -253,18 +255,18 @@ pub enum ServerMessage {
     MediaSegmentComplete {
         segment_idx: u32,
         stream_id: String,
-        /// Binary messages after the init segment.
+        /// The number of binary messages after the init segment.
         chunks: u32,
         duration_ms: f64,
-        /// Where the segment starts on the session's time line.
+        /// The start of the segment on the session's time line.
         pts_base_ms: f64,
     },
     #[serde(rename = "ltx2_segment_complete")]
     SegmentComplete {
         segment_idx: u32,
-        /// Time in the worker.
+        /// The generation time in the worker.
         generation_time_ms: f64,
-        /// Time from the request to the last byte on the socket.
+        /// The time from the request until the last byte was written to the socket.
         e2e_latency_ms: f64,
     },
     #[serde(rename = "ltx2_stream_complete")]
@@ -279,14 +281,14 @@ pub enum ServerMessage {
     },
     Error {
         code: ErrorCode,
-        /// Written for the client's user.
+        /// The message, worded for the client's user.
         message: String,
         retryable: bool,
-        /// The segment that this ends or interrupts.
+        /// The segment that the error ends or interrupts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         segment_idx: Option<u32>,
-        /// The server itself starts the segment again: what was received of it is void, and another
-        /// `ltx2_segment_start` follows.
+        /// Whether the server starts the segment again by itself: the client discards what it has received of the
+        /// segment, and another `ltx2_segment_start` follows.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         restarting: bool,
     },
@@ -296,13 +298,13 @@ pub enum ServerMessage {
         prompt: String,
         provider: String,
         latency_ms: f64,
-        /// Another provider than the first has answered.
+        /// Whether a provider other than the first one has answered.
         fallback_used: bool,
     },
-    /// No provider has answered: the prompt is used as it was.
+    /// No provider has answered, so the prompt is used unchanged.
     PromptFallback {
         original_prompt: String,
-        /// Written for the client's user.
+        /// The reason, worded for the client's user.
         reason: String,
     },
     SeedPromptsRewritten {
@@ -322,7 +324,7 @@ pub enum ServerMessage {
 }
 
 impl ServerMessage {
-    /// An error that concerns no segment.
+    /// Creates an error that concerns no segment.
     pub fn error(code: ErrorCode, message: impl Into<String>, retryable: bool) -> Self {
         Self::Error {
             code,
@@ -334,7 +336,7 @@ impl ServerMessage {
     }
 }
 
-/// What this server can do.
+/// The features that this server supports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     pub enhancement: bool,

@@ -1,4 +1,4 @@
-//! The command line, made from the table of configuration keys.
+//! The command line, generated from the table of configuration keys.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use fastvideo_supervisor_core::settings::KeySpec;
 use crate::config::{Options, keys};
 use crate::{client, sessions};
 
-/// What this process is asked to do.
+/// The task of this process, according to its command line.
 #[derive(Debug)]
 pub(crate) enum Invocation {
     Serve(Options),
@@ -45,7 +45,8 @@ Exit codes:
 /// Reads the arguments of this process.
 ///
 /// # Errors
-/// Also for `--help` and `--version`: the error then is what to print, with exit code 0.
+/// Returns an error for an invalid command line, and also for `--help` and `--version`: the error is then the text to
+/// print, with exit code 0.
 pub(crate) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Invocation, clap::Error> {
@@ -86,7 +87,7 @@ fn configuration() -> impl Iterator<Item = Arg> {
         .value_name("FILE")
         .value_parser(value_parser!(PathBuf))
         .help("Configuration file (FastVideo's serve.yaml)");
-    // The short ones first: clap shows headings in the order in which it meets them.
+    // Keys with a short flag come first, because clap shows headings in the order in which it meets them.
     let (short, long): (Vec<&KeySpec>, Vec<&KeySpec>) =
         keys::all().partition(|key| key.short.is_some());
     [file]
@@ -101,7 +102,8 @@ fn flag(key: &'static KeySpec) -> Arg {
     let details = [&default, &limits, &also].into_iter().flatten();
     let long_help = details.fold(key.help.to_owned(), |help, detail| help + " " + detail);
     let help = [key.help].into_iter().chain(default.as_deref());
-    // No possible values for clap: a value is checked where its key and origin can be named, for all layers alike.
+    // clap gets no list of possible values: a value is checked where its key and origin can be named, for all layers
+    // alike.
     let arg = Arg::new(key.path)
         .long(key.flag())
         .value_name(key.kind.placeholder())

@@ -5,7 +5,7 @@
 //! - [`mod@file`] and `environment` are layers;
 //! - `accepted` lists FastVideo's keys that have no effect here;
 //! - `suggest` finds the key that was meant;
-//! - `error` is what can be wrong.
+//! - `error` has the errors that a configuration can have.
 
 mod accepted;
 mod environment;
@@ -25,7 +25,7 @@ use error::ConfigError;
 
 pub(crate) use error::ConfigErrors;
 
-/// What the command line says about the configuration.
+/// The command line's part of the configuration.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     pub(crate) file: Option<PathBuf>,
@@ -33,20 +33,20 @@ pub(crate) struct Options {
     pub(crate) flags: Vec<(&'static KeySpec, String)>,
 }
 
-/// A configuration that can be run.
+/// A checked configuration.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) logging: logging::Options,
     pub(crate) settings: Settings,
-    /// What the operator should know, once there is a log.
+    /// Warnings for the operator, to be logged once the log has started.
     pub(crate) warnings: Vec<String>,
 }
 
-/// Reads and checks everything; starts nothing.
+/// Reads and checks the whole configuration; starts nothing.
 ///
 /// # Errors
-/// Everything that is wrong in the layers, or else everything that is wrong with the merged values.
+/// Returns all errors of the layers or, if there are none, all errors of the merged values.
 pub(crate) fn load(options: &Options, surroundings: &Surroundings) -> Result<Loaded, ConfigErrors> {
     let mut errors = Vec::new();
     let mut settings = Settings::defaults(keys::all());
@@ -78,7 +78,7 @@ pub(crate) fn load(options: &Options, surroundings: &Surroundings) -> Result<Loa
     })
 }
 
-/// What this process finds around itself.
+/// Describes the environment of this process.
 pub(crate) fn surroundings() -> Surroundings {
     let program = std::env::current_exe().unwrap_or_default();
     Surroundings {
@@ -105,7 +105,7 @@ fn warnings(ignored: &[String], reader: &Reader<'_>, config: &Config) -> Vec<Str
     warnings
 }
 
-/// Providers without a key. The server serves without them, and prompts are used as they are written.
+/// Names the providers that have no API key. The server runs without them, and prompts are used unchanged.
 fn missing_keys(config: &Config) -> Vec<String> {
     let providers = (config.prompt.enhancer.iter()).flat_map(|enhancer| &enhancer.providers);
     let missing = providers.filter_map(|provider| match &provider.key {

@@ -1,4 +1,5 @@
-//! The log: on stderr, as text for people or JSON for collectors; its keys `server.log_format` and `server.log_level`.
+//! The log on stderr, as text for people or as JSON for log collectors, and its keys `server.log_format` and
+//! `server.log_level`.
 
 use std::io::{IsTerminal, stderr};
 
@@ -6,7 +7,7 @@ use fastvideo_supervisor_core::settings::{Key, KeySpec, Origin, Reader, SettingE
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// State changes and what is unexpected.
+/// The filter without configuration: state changes, warnings and errors.
 const DEFAULT_FILTER: &str = "info";
 
 /// The names of log formats in the configuration.
@@ -25,7 +26,7 @@ static LOG_LEVEL: Key<Option<String>> = Key::text("server.log_level")
     .short("log-level")
     .help("What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG [default: RUST_LOG, or info]");
 
-/// How to log; the filter is checked.
+/// The options of the log; the filter has been checked.
 #[derive(Debug)]
 pub(crate) struct Options {
     format: LogFormat,
@@ -56,7 +57,7 @@ impl Default for Options {
     }
 }
 
-/// Builds the options. Where no level is given, `RUST_LOG` says what is logged.
+/// Builds the options. `RUST_LOG` sets the filter where no level is configured.
 pub(crate) fn read(reader: &mut Reader<'_>) -> Options {
     let level = reader.get(&LOG_LEVEL);
     let filter = (level.as_deref())
@@ -88,7 +89,7 @@ pub(crate) fn start(options: Options) {
         .with_env_filter(options.filter)
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal());
-    // Err: there is a log already.
+    // `try_init` fails only when a log has been started already.
     let _ = match options.format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),

@@ -20,9 +20,9 @@ mod sessions;
 
 use args::Invocation;
 
-/// A wrong command line or configuration, as clap and systemd know it.
+/// The exit code for a wrong command line or configuration, as clap and systemd use it.
 const USAGE: u8 = 2;
-/// How long blocking work may go on after the end.
+/// How long blocking work may continue after the server has ended.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Client(args)) => client::run(*args),
         Ok(Invocation::Sessions(args)) => sessions::run(&args),
         Err(error) => {
-            // Err: nobody reads.
+            // An error means that nobody reads the output.
             let _ = error.print();
             u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
         }
@@ -60,12 +60,13 @@ fn serve(options: &config::Options) -> ExitCode {
 fn run(config: fastvideo_supervisor_core::Config) -> anyhow::Result<()> {
     let runtime = runtime(config.pool.realtime)?;
     let served = runtime.block_on(fastvideo_supervisor_core::serve(config, announce));
-    // Not for ever, as dropping the runtime would: a thread may hang in a read that no one can end.
+    // The wait is bounded, unlike that of dropping the runtime: a thread may hang in a read that cannot be interrupted.
     runtime.shutdown_timeout(LEFTOVERS);
     Ok(served?)
 }
 
-/// `promptly`: its threads ask to be run at once, but not those for blocking work.
+/// Builds the runtime. With `promptly`, its worker threads ask for real-time scheduling, but those for blocking work do
+/// not.
 fn runtime(promptly: bool) -> io::Result<Runtime> {
     let threads = thread::available_parallelism()?.get();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -75,11 +76,11 @@ fn runtime(promptly: bool) -> io::Result<Runtime> {
             Ok(grant) => tracing::debug!(?grant, "threads on a fragment's way run promptly"),
             Err(error) => tracing::warn!(%error, "fragments may be late when cores are busy"),
         }
-        // The runtime starts its own threads first; blocking work comes later.
+        // The runtime starts its worker threads first, and threads for blocking work later.
         let started = AtomicUsize::new(0);
         builder.on_thread_start(move || {
             if started.fetch_add(1, Ordering::Relaxed) < threads {
-                // Err: said above.
+                // The error was reported above.
                 let _ = thread_priority::run_promptly();
             }
         });
@@ -87,9 +88,9 @@ fn runtime(promptly: bool) -> io::Result<Runtime> {
     builder.build()
 }
 
-/// The line that scripts and tests wait for.
+/// Prints the line that scripts and tests wait for.
 fn announce(address: SocketAddr) {
-    // Err: nobody reads, which is no reason not to serve.
+    // An error means that nobody reads stdout, which is no reason to stop serving.
     let _ = writeln!(std::io::stdout(), "listening on http://{address}");
 }
 

@@ -70,7 +70,7 @@ impl Args {
             .subcommand(show)
     }
 
-    /// Takes the arguments out of the matches of [`Self::command`].
+    /// Takes the arguments from the matches of [`Self::command`].
     ///
     /// # Panics
     /// Panics when the matches are those of another command.

@@ -1,14 +1,15 @@
-//! Worker processes: one per GPU, started, watched, restarted; and which session each of them serves.
+//! Worker processes, one per GPU: the pool starts, watches and restarts them, and binds sessions to them.
 //!
 //! - `worker` is the task that manages one GPU. `boot` makes a process ready, `serving` is the state machine of a process
 //!   that serves, `renewal` replaces it by a standby, `shutdown` is the way out.
 //! - `process` owns a child process, `link` speaks to it; `stall`, `exit` and `progress_limit` say when and why it ends.
-//! - `lifecycle` has the states of a worker and the restart policy, `event` everything that happens, `status` what is
-//!   known, `control` what operators and the shutdown ask, `context` what the parts of one GPU share.
+//! - `lifecycle` has the states of a worker and the restart policy, `event` has an event for each change, `status` the
+//!   state that operators see, `control` the requests of operators and of the shutdown, `context` what the tasks of one
+//!   GPU share.
 //! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`. `job` is one job between a session
 //!   and a worker. `rolling_median` estimates how long steps and segments take.
 //!
-//! Only this module creates processes. It knows nothing of clients, and a continuation state is bytes to it.
+//! Only this module creates processes. It does not know about clients, and treats a continuation state as opaque bytes.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -90,7 +91,8 @@ struct SlotHandle {
     directive: watch::Sender<Directive>,
 }
 
-/// A session's membership in the pool: it is bound to a worker, or waits for one. Dropping it ends both at once.
+/// A session's membership in the pool: the session is bound to a worker or waits for one. Dropping the binding ends
+/// both at once.
 #[derive(Debug)]
 pub struct Binding {
     session: SessionId,
@@ -167,7 +169,7 @@ impl Pool {
         }
     }
 
-    /// Takes a session in: it is bound to a worker or queued until the binding is dropped.
+    /// Adds a session to the pool: it is bound to a worker or queued until the binding is dropped.
     pub fn join(&self, session: SessionId) -> Binding {
         let placement = self.assignments().join(session.clone());
         Binding {
@@ -177,7 +179,7 @@ impl Pool {
         }
     }
 
-    /// What is known of all workers now.
+    /// Returns the current status of all workers.
     pub fn status(&self) -> PoolStatus {
         let assignments = self.assignments();
         let slots = self.shared.slots.iter().enumerate();
@@ -193,7 +195,7 @@ impl Pool {
         }
     }
 
-    /// The number of sessions that the workers can serve at once, those that still boot included.
+    /// Returns the number of sessions that the workers can serve at once, including workers that still boot.
     pub fn capacity(&self) -> usize {
         self.assignments().capacity()
     }
@@ -202,26 +204,26 @@ impl Pool {
     /// session learns of it by its [`Placement`]. The call does nothing when the session is there already.
     ///
     /// # Errors
-    /// When the session cannot go there; it stays where it is.
+    /// Returns an error when the session cannot go there; it then stays where it is.
     pub fn move_session(&self, session: &SessionId, to: Option<GpuId>) -> Result<(), MoveError> {
         self.assignments().move_session(session, to)
     }
 
-    /// Drains a worker: it takes no new sessions, leaves, and is not started again until [`Self::restart_worker`]. Each of
-    /// its sessions goes on elsewhere, or waits, from the end of its running segment on. Segments that still run after
-    /// `patience` are begun again elsewhere.
+    /// Drains a worker: it takes no new sessions, exits, and is not started again until [`Self::restart_worker`]. At
+    /// the end of its running segment, each of its sessions moves to another worker or waits for one. Segments that
+    /// still run after `patience` are started again on another worker.
     ///
     /// # Errors
-    /// When there is no such GPU.
+    /// Returns an error when there is no such GPU.
     pub fn drain_worker(&self, gpu: GpuId, patience: Option<Duration>) -> Result<(), UnknownGpu> {
         self.direct(gpu, true, patience)
     }
 
-    /// Starts a worker. One that serves leaves first, as in [`Self::drain_worker`]; one that is drained, backs off or is
-    /// quarantined starts now.
+    /// Starts a worker. A worker that serves exits first, as in [`Self::drain_worker`]; one that is drained, backs off
+    /// or is quarantined starts now.
     ///
     /// # Errors
-    /// When there is no such GPU.
+    /// Returns an error when there is no such GPU.
     pub fn restart_worker(&self, gpu: GpuId, patience: Option<Duration>) -> Result<(), UnknownGpu> {
         self.direct(gpu, false, patience)
     }
@@ -239,7 +241,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Whether no worker serves or will serve before an operator or time helps.
+    /// Returns whether no worker serves, and none will until an operator intervenes or a quarantine ends.
     pub fn all_lost(&self) -> bool {
         *self.shared.all_lost.borrow()
     }
@@ -281,27 +283,27 @@ impl Pool {
 }
 
 impl Binding {
-    /// The session's placement. The next [`Self::changed`] waits for a later one.
+    /// Returns the session's placement, and marks it as seen for [`Self::changed`].
     pub fn look(&mut self) -> Placement {
         self.placement.borrow_and_update().clone()
     }
 
-    /// Waits until the placement is another than at the last [`Self::look`].
+    /// Waits until the placement differs from that of the last [`Self::look`].
     ///
     /// # Cancel safety
     /// Cancel safe.
     pub async fn changed(&mut self) {
-        // The assignments hold the sender for as long as this binding lives.
+        // This cannot fail, because the assignments hold the sender for as long as this binding lives.
         let _ = self.placement.changed().await;
     }
 
-    /// Submits a job to the worker that the session is bound to. Among several sessions, the worker serves the one with
-    /// the earliest `due` first, which is when its viewer runs out of video. The pool chooses the job's id, and whether the
-    /// state that the job starts from is sent along or held by the worker already. Events of the job are logged in the
-    /// caller's span.
+    /// Submits a job to the worker that the session is bound to. The worker serves its sessions by earliest deadline
+    /// first: `due` is the time when the session's viewer runs out of video. The pool chooses the job's id, and whether
+    /// the state that the job starts from is sent along or already held by the worker. Events of the job are logged in
+    /// the caller's span.
     ///
     /// # Errors
-    /// When the session was moved meanwhile: look again.
+    /// Returns an error when the session was moved in the meantime; the caller looks at the placement again.
     pub fn submit(
         &self,
         worker: &WorkerId,
@@ -329,7 +331,7 @@ impl Drop for Binding {
     }
 }
 
-/// Runs the task of one GPU. A panic in it costs the GPU, and not the server.
+/// Runs the task of one GPU. A panic in it loses the GPU but not the server.
 async fn manage(context: WorkerContext, controls: Controls) {
     let (slot, events, assignments) = (
         context.slot,

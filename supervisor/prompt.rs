@@ -26,7 +26,7 @@ pub mod safety;
 #[cfg(test)]
 mod tests;
 
-/// How prompts are processed.
+/// The configuration of prompt processing.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// The prompt enhancer; when absent, prompts are used as clients wrote them.
@@ -85,8 +85,8 @@ impl Prompts {
         self.safety.as_ref()
     }
 
-    /// Whether prompts that are not screened yet may be logged: there is no safety filter, or blocked prompts may be
-    /// logged too.
+    /// Returns whether prompts that are not screened yet may be logged: there is no safety filter, or blocked prompts
+    /// may be logged too.
     pub fn logs_unscreened(&self) -> bool {
         self.safety.as_ref().is_none_or(SafetyFilter::logs_blocked)
     }

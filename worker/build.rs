@@ -1,4 +1,4 @@
-//! Tells the program where libtorch lies, when it has the engine that needs it.
+//! Sets the library search path of the program for libtorch, when it is built with the engine that needs it.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -6,7 +6,7 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_TORCH").is_none() {
         return;
     }
-    // The supervisor starts workers with an environment of its own making, which has no say in where libraries lie.
+    // The search path is needed, because the supervisor's environment for workers has no variables for library paths.
     let mut folders = vec!["$ORIGIN/../libtorch/lib".to_owned()];
     if let Ok(libtorch) = std::env::var("LIBTORCH") {
         folders.push(format!("{libtorch}/lib"));

@@ -1,18 +1,18 @@
 //! The encoder: it turns a segment's frames and sound into an init segment and fragments, or into one JPEG per frame.
 //!
-//! The encoder's thread opens an [`Encoder`] ahead of time, begins a segment with it and hands in frames with their
-//! sound. It gets each piece of media as soon as that is complete. A segment's bytes depend on its frames, its sound
-//! and its place on the time line alone, so that a replay gives the same bytes.
+//! The encoder's thread opens an [`Encoder`] ahead of time, begins a segment with it and passes in frames with their
+//! sound. It gets each piece of media as soon as that is complete. A segment's bytes depend only on its frames, its
+//! sound and its place on the time line, so that a replay gives the same bytes.
 //!
 //! - `encoder`: the [`Encoder`] itself, over both containers.
-//! - `params`, `media`, `error`: what goes in, what comes out, what can fail.
+//! - `params`, `media`, `error`: the input, the output, the errors.
 //! - `sound_meter`: checks that the sound keeps pace with the frames.
 //! - `fmp4`: one segment as fragmented MP4, with `h264` for the frames and `aac` for the sound.
 //! - `jpeg`: one segment as JPEG pictures.
 //! - `av`: libav as safe types; the only unsafe code here.
-//! - `bench`: what encoding costs on this machine.
+//! - `bench`: measures the cost of encoding on this machine.
 //!
-//! This module knows nothing of links, jobs, engines or clients.
+//! This module does not know about links, jobs, engines or clients.
 
 mod aac;
 mod av;

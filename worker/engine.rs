@@ -1,7 +1,7 @@
 //! The model that a worker runs, behind the trait [`Engine`].
 //!
-//! The job loop drives the engine, and a [`Sink`] takes its frames and sound. An engine knows nothing of links, media
-//! or clients.
+//! The job loop drives the engine, and a [`Sink`] takes its frames and sound. An engine does not know about links,
+//! media or clients.
 //!
 //! - `synthetic`: needs no model and no GPU.
 //! - `ltx2`, `ltx2_state`: LTX-2.0 on libtorch.
@@ -26,13 +26,13 @@ pub(crate) mod ltx2_options;
 mod ltx2_state;
 pub(crate) mod synthetic;
 
-/// A model that makes one segment at a time.
+/// A model that generates one segment at a time.
 pub(crate) trait Engine {
     /// Reads the weights. It is called once, before anything else, and may take minutes.
     ///
     /// # Errors
-    /// When this worker cannot serve the model; the message is for the operator. The error is [`EngineError::Unusable`]
-    /// when no other process could serve it either.
+    /// Returns an error when this worker cannot serve the model; the message is for the operator. The error is
+    /// [`EngineError::Unusable`] when no other process could serve it either.
     fn load(&mut self, progress: LoadProgress) -> Result<Loaded, EngineError>;
 
     /// Returns the number of frames that the segment will have. It is smaller than the format's when the segment begins
@@ -41,12 +41,12 @@ pub(crate) trait Engine {
         request.format.num_frames
     }
 
-    /// Makes one segment: reports steps, hands out frames in order with their sound, and returns the state that the
-    /// next segment continues from. The result depends on the request alone.
+    /// Generates one segment: reports steps, passes out frames in order with their sound, and returns the state that
+    /// the next segment continues from. The result depends on the request alone.
     ///
     /// # Errors
-    /// [`EngineError::Cancelled`] as soon as the sink is cancelled; any other error is a failure of this segment only,
-    /// but for [`EngineError::Broken`].
+    /// Returns [`EngineError::Cancelled`] as soon as the sink is cancelled. Any other error is a failure of this
+    /// segment only, except for [`EngineError::Broken`].
     fn generate(
         &mut self,
         request: &GenerateRequest<'_>,
@@ -57,12 +57,12 @@ pub(crate) trait Engine {
 /// Takes the progress of loading: a fraction from 0 to 1, and what is being loaded.
 pub(crate) type LoadProgress = Box<dyn FnMut(f32, &str)>;
 
-/// What an engine reports of itself once it is loaded.
+/// An engine's report once it is loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Loaded {
     pub(crate) model_id: String,
     pub(crate) device: DeviceReport,
-    /// The format of the sound; `None` when the model makes none.
+    /// The format of the sound; `None` when the model generates none.
     pub(crate) audio: Option<AudioFormat>,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct GenerateRequest<'a> {
     pub(crate) num_inference_steps: u32,
     pub(crate) guidance_scale: f64,
     pub(crate) format: VideoFormat,
-    /// The picture that the first segment starts from: a PNG file that the supervisor wrote from decoded pixels.
+    /// The image that the first segment starts from: a PNG file that the supervisor wrote from decoded pixels.
     pub(crate) initial_image: Option<&'a Path>,
     /// The state to continue from; its blob has been checked against its header.
     pub(crate) state: Option<State<'a>>,
@@ -86,20 +86,21 @@ pub(crate) struct GenerateRequest<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct State<'a> {
     pub(crate) header: &'a StateHeader,
-    /// The frames, RGB uint8 `[count, height, width, 3]`, then the audio latents, as the header lays them out.
+    /// The bytes of the frames, RGB uint8 `[count, height, width, 3]`, followed by those of the audio latents, as the
+    /// header describes.
     pub(crate) blob: &'a [u8],
 }
 
-/// A continuation state that an engine has made. The job loop fills in the blob's hash.
+/// A continuation state that an engine has generated. The job loop fills in the blob's hash.
 #[derive(Debug)]
 pub(crate) struct NewState {
     pub(crate) header: StateHeader,
     pub(crate) blob: StateBuffer,
 }
 
-/// Takes a segment while it is made.
+/// Receives a segment while it is generated.
 pub(crate) trait Sink {
-    /// Whether nobody wants the segment any more.
+    /// Returns whether the segment is cancelled.
     fn cancelled(&self) -> bool;
 
     /// Reports that a step is done; `step` counts from 1.
@@ -112,27 +113,27 @@ pub(crate) trait Sink {
     ///
     /// Frame `n` comes with the samples up to [`AudioFormat::sample_at`]`(n + 1)` at least, counted from the segment's
     /// start. Sound may run ahead, up to the segment's end, and should by a few thousand samples: the AAC encoder looks
-    /// ahead, and players want the first fragment to have both tracks. The buffer of a frame that nobody else holds is
-    /// drawn into again.
+    /// ahead, and players want the first fragment to have both tracks. The buffer of a frame is reused once its last
+    /// reference is dropped.
     ///
     /// # Errors
-    /// [`EngineError::Cancelled`] when nobody wants the segment any more, [`EngineError::Failed`] when the encoder's
+    /// Returns [`EngineError::Cancelled`] when the segment is cancelled, and [`EngineError::Failed`] when the encoder's
     /// thread has ended.
     fn frame(&mut self, rgb: Arc<Vec<u8>>, sound: &[f32]) -> Result<(), EngineError>;
 }
 
-/// Why an engine did not load or did not make a segment.
+/// The reason why an engine did not load or did not generate a segment.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
     #[error("cancelled")]
     Cancelled,
-    /// This model cannot serve the request.
+    /// The model cannot serve the request.
     #[error("{0}")]
     Refused(String),
-    /// The state does not fit this model or this request.
+    /// The state does not fit the model or the request.
     #[error("{0}")]
     StateIncompatible(String),
-    /// The segment failed; the worker can go on.
+    /// The segment failed; the worker can continue.
     #[error("{0}")]
     Failed(String),
     /// The device failed in a way that only another process can recover from.
@@ -142,7 +143,7 @@ pub(crate) enum EngineError {
     )]
     #[error("{0}")]
     Broken(String),
-    /// No process can serve this model on this machine until an operator has repaired what the text says.
+    /// No process can serve this model on this machine until an operator has fixed the cause that the text describes.
     #[error("{0}")]
     Unusable(String),
 }

@@ -1,5 +1,5 @@
-//! Fault injection for tests. It is always compiled in, so that what is tested is what is shipped, and armed by
-//! `generator.synthetic.faults` only.
+//! Fault injection for tests. It is always compiled in, so that tests run the shipped code, and only
+//! `generator.synthetic.faults` arms it.
 
 use std::convert::Infallible;
 use std::hint::spin_loop;
@@ -12,23 +12,24 @@ use serde::Deserialize;
 use crate::engine::EngineError;
 use crate::link::EventSender;
 
-/// One fault, injected once per worker process where all of its conditions hold. The supervisor makes it of the text of
+/// One fault, injected once per worker process where all of its conditions hold. The supervisor parses it from
 /// `generator.synthetic.faults`; see `supervisor/engines/synthetic/faults.rs`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FaultSpec {
     kind: FaultKind,
     at: FaultPoint,
-    /// Only in the segment with this index; any when absent.
+    /// Inject it only in the segment with this index; in any segment when absent.
     #[serde(rename = "segment")]
     segment_idx: Option<u32>,
-    /// Only when the prompt contains this text; any when absent.
+    /// Inject it only when the prompt contains this text; for any prompt when absent.
     prompt: Option<String>,
-    /// Only in jobs with an attempt up to this number, so that the replay succeeds; every attempt when absent.
+    /// Inject it only in jobs with an attempt up to this number, so that a retry succeeds; in every attempt when
+    /// absent.
     max_attempt: Option<u32>,
-    /// Only in the worker of this GPU; any when absent.
+    /// Inject it only in the worker of this GPU; in any worker when absent.
     gpu: Option<u32>,
-    /// Only in the first so many processes of a GPU; every one when absent.
+    /// Inject it only in the first processes of a GPU, up to this number; in every process when absent.
     max_incarnation: Option<u32>,
 }
 
@@ -38,36 +39,36 @@ enum FaultKind {
     /// Exit with status 3.
     Exit,
     Abort,
-    /// SIGSTOP to itself.
+    /// Send SIGSTOP to the process itself.
     Stop,
-    /// Compute for ever without progress, heartbeats going on.
+    /// Compute forever without progress, while heartbeats continue.
     Spin,
     /// Take ten seconds for the step.
     Slow,
     /// Allocate 256 MiB and keep it.
     Leak,
-    /// Send bytes on the link that are no event.
+    /// Send bytes on the link that are not an event.
     Garbage,
-    /// Let the engine report an error.
+    /// Make the engine report an error.
     Error,
     Panic,
 }
 
-/// Where a fault is injected.
+/// The point at which a fault is injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FaultPoint {
-    /// Once the link is open, before anything is loaded.
+    /// After the link is open, before anything is loaded.
     Boot,
     Load,
     Warmup,
-    /// Once ready, without a job.
+    /// While the worker is ready and has no job.
     Idle,
     /// Before this denoise step, counted from 1.
     Step(u32),
     /// Before this frame, counted from 0.
     Frame(u32),
-    /// When all frames are out, before the segment is finished.
+    /// After all frames, before the segment is finished.
     End,
 }
 
@@ -88,7 +89,7 @@ pub(crate) struct JobContext<'a> {
 
 /// How long [`FaultKind::Slow`] takes.
 const SLOW: Duration = Duration::from_secs(10);
-/// The size of what [`FaultKind::Leak`] leaks.
+/// The number of bytes that [`FaultKind::Leak`] leaks.
 const LEAK_BYTES: usize = 256 << 20;
 
 impl Faults {
@@ -112,7 +113,7 @@ impl Faults {
     /// Injects the fault that is armed for this point, if there is one. `job` is the running job.
     ///
     /// # Errors
-    /// When the fault is [`FaultKind::Error`]: the error is the engine's.
+    /// Returns the engine's error when the fault is [`FaultKind::Error`].
     pub(crate) fn reach(
         &mut self,
         point: FaultPoint,

@@ -1,4 +1,4 @@
-//! Records a segment of the synthetic engine, so that the encoder can be measured alone with the input that it has in a
+//! Records a segment of the synthetic engine, so that the encoder can be measured alone with the same input as in a
 //! worker.
 
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::encode::bench::Footage;
 use crate::engine::synthetic::{Options, Synthetic};
 use crate::engine::{Engine, EngineError, GenerateRequest, Sink};
 
-/// Records the segment that a worker makes when its frames are rendered ahead.
+/// Records the segment that a worker generates when its frames are rendered ahead of time.
 ///
 /// # Errors
-/// When the engine refuses the format.
+/// Returns an error when the engine refuses the format.
 pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
     let options = Options {
         step: Duration::ZERO,

@@ -1,6 +1,6 @@
 //! The continuation states that this worker holds for its sessions.
 //!
-//! A state stays in the worker that made it, so that the next job of the session need not carry it. Its memory is
+//! A state stays in the worker that generated it, so that the next job of the session need not carry it. Its memory is
 //! shared with the supervisor, which keeps it anyway.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ pub(crate) struct SharedState {
 }
 
 impl SharedState {
-    /// The state as an engine reads it.
+    /// Returns the state as an engine reads it.
     pub(crate) fn as_engine_state(&self) -> State<'_> {
         State {
             header: &self.header,
@@ -30,7 +30,7 @@ impl SharedState {
     }
 }
 
-/// Why a job has no state to continue from.
+/// The reason why a job has no state to continue from.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartStateError {
     /// The supervisor has to send the state along.
@@ -40,7 +40,7 @@ pub(crate) enum StartStateError {
     Invalid(#[from] StateError),
 }
 
-/// The last state that this worker made for each session.
+/// The last state that this worker generated for each session.
 #[derive(Debug, Default)]
 pub(crate) struct HeldStates(HashMap<SessionId, HeldState>);
 
@@ -51,7 +51,7 @@ struct HeldState {
 }
 
 impl HeldStates {
-    /// Holds the state that a job has made, instead of the session's last one.
+    /// Holds the state that a job has generated, in place of the session's last one.
     pub(crate) fn hold(&mut self, session: SessionId, made_by: JobId, state: SharedState) {
         self.0.insert(session, HeldState { made_by, state });
     }
@@ -63,11 +63,11 @@ impl HeldStates {
 
     /// Returns the state that a job continues from, or `None` when it starts from nothing. `blob` came with the job.
     ///
-    /// A state that was sent along is checked against its hash; one that is held here was not out of this process's
-    /// hands.
+    /// A state that was sent along is checked against its hash. A state that is held here is not, because it never left
+    /// this process.
     ///
     /// # Errors
-    /// When the job names a state that is not held, or the state that came with it is damaged.
+    /// Returns an error when the job names a state that is not held, or the state that came with it is damaged.
     pub(crate) fn start_state(
         &self,
         spec: &JobSpec,

@@ -1,6 +1,6 @@
-//! The job loop: it takes one job after the other, runs the engine, and reports what became of the job.
+//! The job loop: it takes one job after the other, runs the engine, and reports the results.
 //!
-//! `load` makes it, `run` drives it on the main thread. It does not know how commands arrive.
+//! `load` creates it, `run` drives it on the main thread. It does not know how commands arrive.
 
 use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
@@ -24,19 +24,19 @@ use crate::sink::JobSink;
 use crate::sound::AudioFormat;
 use crate::sound_tail::SoundTail;
 
-/// The outboxes of the jobs that are not over, for the threads that cancel jobs and give them credit.
+/// The outboxes of all unfinished jobs, for the thread that cancels jobs and gives them flow credit.
 pub(crate) type JobOutboxes = Arc<Mutex<HashMap<JobId, Arc<JobOutbox>>>>;
 
-/// What the job loop is given to do, in order.
+/// An item of work for the job loop, which processes the items in order.
 #[derive(Debug)]
 pub(crate) enum WorkItem {
-    /// Make a segment. The blob is that of the state that was sent along. The job's outbox is there already.
+    /// Generate a segment. The blob is that of the state that was sent along. The job's outbox exists already.
     Generate(Box<JobSpec>, Option<IpcSharedMemory>),
     /// Drop the state that is held for the session.
     Forget(SessionId),
 }
 
-/// Why the job loop ended: the process cannot serve any more.
+/// The reason why the job loop ended: the process cannot serve any more.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JobLoopError {
     #[error("the commands' thread has ended")]
@@ -48,10 +48,10 @@ pub(crate) enum JobLoopError {
     Engine(EngineError),
 }
 
-/// An engine that is loaded, and what it needs to serve.
+/// A loaded engine with everything that it needs to serve.
 pub(crate) struct JobLoop {
     pub(crate) engine: Box<dyn Engine>,
-    /// The format of the engine's sound; `None` when it makes none.
+    /// The format of the engine's sound; `None` when it generates none.
     pub(crate) audio: Option<AudioFormat>,
     pub(crate) encoder: EncoderThread,
     pub(crate) encoder_spec: EncoderSpec,
@@ -65,16 +65,16 @@ pub(crate) struct JobLoop {
 pub(crate) struct GeneratedSegment {
     pub(crate) state: NewState,
     pub(crate) frames: u32,
-    /// Time from the call to the last frame's encoding.
+    /// The time from the call until the last frame was encoded.
     pub(crate) generation: Duration,
     timing: JobTiming,
 }
 
 impl JobLoop {
-    /// Serves jobs until the process cannot go on.
+    /// Serves jobs until the process cannot continue.
     ///
     /// # Errors
-    /// Always, with the reason why it ended. A job that fails is reported, and the loop goes on.
+    /// Always returns the reason why the loop ended. A job that fails is reported, and does not end the loop.
     pub(crate) fn run(
         &mut self,
         work: &Receiver<WorkItem>,
@@ -95,7 +95,7 @@ impl JobLoop {
         }
     }
 
-    /// Makes the segment of one job and reports its end to the outbox.
+    /// Generates the segment of one job and reports its end to the outbox.
     fn serve(
         &mut self,
         spec: &JobSpec,
@@ -145,10 +145,10 @@ impl JobLoop {
         }
     }
 
-    /// Makes one segment. Its media are on their way to the target when this returns.
+    /// Generates one segment. Its media have been passed to the target when this returns.
     ///
     /// # Errors
-    /// The engine's error, or [`EngineError::Failed`] when the segment could not be encoded.
+    /// Returns the engine's error, or [`EngineError::Failed`] when the segment could not be encoded.
     pub(crate) fn generate(
         &mut self,
         spec: &JobSpec,
@@ -204,7 +204,7 @@ impl JobLoop {
         })
     }
 
-    /// The parameters of the encoder for a segment of this format.
+    /// Returns the encoder's parameters for a segment of this format.
     pub(crate) fn encode_params(&self, format: VideoFormat, mode: MediaMode) -> EncodeParams {
         EncodeParams {
             format,
@@ -215,7 +215,7 @@ impl JobLoop {
     }
 }
 
-/// What the supervisor is told of an engine's error.
+/// Converts an engine's error to the failure that the supervisor is told.
 fn failure(error: &EngineError) -> JobFailure {
     match error {
         EngineError::Cancelled => JobFailure::Cancelled,

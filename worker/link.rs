@@ -14,10 +14,10 @@ use nix::time::{ClockId, clock_gettime};
 type CommandMessage = (Command, Option<IpcSharedMemory>);
 /// An event and, beside [`Event::Finished`], the new state's blob.
 type EventMessage = (Event, Option<IpcSharedMemory>);
-/// This worker's first message: who it is, and the supervisor's ends of both channels.
+/// This worker's first message: its identity, and the supervisor's ends of both channels.
 type HelloMessage = (Hello, IpcSender<CommandMessage>, IpcReceiver<EventMessage>);
 
-/// Why a link cannot be opened or used.
+/// The reason why a link cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
     #[error("cannot open the link")]
@@ -38,20 +38,21 @@ impl CommandReceiver {
     /// Waits for the next command.
     ///
     /// # Errors
-    /// When the supervisor has closed the link or is gone.
+    /// Returns an error when the supervisor has closed the link or is gone.
     pub(crate) fn next(&self) -> Result<CommandMessage, LinkError> {
         self.0.recv().map_err(|_| LinkError::Gone)
     }
 }
 
-/// Sends events to the supervisor. It is cheap to clone. Events of two threads never interleave, however long they are.
+/// Sends events to the supervisor. It is cheap to clone. Events of two threads are never interleaved, whatever their
+/// size.
 #[derive(Clone, Debug)]
 pub(crate) struct EventSender(Arc<Mutex<IpcSender<EventMessage>>>);
 
-/// Connects to the supervisor that opened the link `name`, and says hello.
+/// Connects to the supervisor that opened the link `name`, and sends the hello.
 ///
 /// # Errors
-/// When the supervisor is not there.
+/// Returns an error when the supervisor is not there.
 pub(crate) fn connect(name: &str) -> Result<(CommandReceiver, EventSender), LinkError> {
     let (command_tx, commands) = ipc::channel().map_err(LinkError::Open)?;
     let (events, event_rx) = ipc::channel().map_err(LinkError::Open)?;
@@ -81,7 +82,7 @@ impl EventSender {
         let _ = self.sender().send((event, Some(blob)));
     }
 
-    /// Sends a piece of a job's media, with the time.
+    /// Sends one message of a job's media, with the current time.
     pub(crate) fn send_media(&self, job: JobId, kind: MediaKind, bytes: Bytes) {
         self.send(Event::Media {
             job,
@@ -91,7 +92,7 @@ impl EventSender {
         });
     }
 
-    /// Sends bytes that are no event, for fault injection.
+    /// Sends bytes that are not an event, for fault injection.
     pub(crate) fn send_garbage(&self) {
         let opaque = self.sender().clone().to_opaque();
         let _ = opaque.to::<Vec<u8>>().send(vec![0xff; 100]);
@@ -125,7 +126,7 @@ impl EventSender {
     }
 }
 
-/// CLOCK_MONOTONIC in microseconds. All processes of a machine share this clock.
+/// Returns CLOCK_MONOTONIC in microseconds. All processes of a machine share this clock.
 fn monotonic_us() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the monotonic clock is always there");
     (now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000).cast_unsigned()

@@ -1,4 +1,4 @@
-//! Loading: chooses the engine, loads and warms it up, and tells the supervisor when it is ready.
+//! Loading: creates the engine, loads it and warms it up, and tells the supervisor when it is ready.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ use crate::job::JobLoop;
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, EncoderThreadGone, MediaTarget};
 
-/// The number of segments that warm-up makes.
+/// The number of segments that warm-up generates.
 const WARMUP_SEGMENTS: u32 = 2;
 
-/// Why a worker did not become ready.
+/// The reason why a worker did not become ready.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
     #[error(transparent)]
@@ -35,8 +35,8 @@ pub(crate) enum LoadError {
 }
 
 impl LoadError {
-    /// Whether another process would not become ready either: the model, the machine and the configured size stay the
-    /// same.
+    /// Returns whether another process would fail in the same way, because the model, the machine and the configured
+    /// size stay the same.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::Engine(error) | Self::Warmup(error) => {
@@ -50,7 +50,7 @@ impl LoadError {
 /// Loads the engine and warms it up. The supervisor has been sent [`Event::Ready`] when this returns.
 ///
 /// # Errors
-/// When the worker cannot serve. The supervisor has not been told.
+/// Returns an error when the worker cannot serve. The supervisor has not been told then.
 pub(crate) fn load(spec: &LoadSpec, events: &EventSender) -> Result<JobLoop, LoadError> {
     let (mut engine, faults) = engine(spec)?;
     let mut faults = Faults::new(&faults, spec.gpu.0, spec.incarnation, events.clone());
@@ -93,7 +93,7 @@ pub(crate) fn load(spec: &LoadSpec, events: &EventSender) -> Result<JobLoop, Loa
     Ok(jobs)
 }
 
-/// The engine that is asked for, not loaded yet, and the faults to inject while it runs.
+/// Creates the requested engine, which is not loaded yet, and returns it with the faults to inject while it runs.
 fn engine(spec: &LoadSpec) -> Result<(Box<dyn Engine>, Vec<FaultSpec>), EngineError> {
     match spec.engine.name.as_str() {
         synthetic::NAME => {
@@ -124,8 +124,8 @@ fn engine_options<T: DeserializeOwned>(spec: &EngineSpec) -> Result<T, EngineErr
     })
 }
 
-/// Makes two segments, the second from the first one's state, so that both paths of the engine are hot. Returns how
-/// long each of them took.
+/// Generates two segments, the second from the first one's state, so that both paths of the engine are warm. Returns
+/// the time that each of them took.
 fn warm_up(jobs: &mut JobLoop, warmup: &WarmupSpec) -> Result<Vec<Duration>, EngineError> {
     let mut start: Option<SharedState> = None;
     let mut durations = Vec::new();
@@ -142,7 +142,7 @@ fn warm_up(jobs: &mut JobLoop, warmup: &WarmupSpec) -> Result<Vec<Duration>, Eng
     Ok(durations)
 }
 
-/// A job that no session has asked for. Its media are discarded.
+/// Creates a job that belongs to no session. Its media are discarded.
 fn warmup_job(warmup: &WarmupSpec, segment_idx: u32) -> JobSpec {
     JobSpec {
         job: JobId(0),

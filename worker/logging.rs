@@ -6,7 +6,7 @@ use std::io::stderr;
 
 use tracing_subscriber::EnvFilter;
 
-/// Logs lines of JSON, which the supervisor logs again as its own, with their level and fields.
+/// Logs JSON lines, which the supervisor logs again as its own, with their level and fields.
 pub(crate) fn json_to_stderr() {
     tracing_subscriber::fmt()
         .json()
@@ -32,7 +32,7 @@ pub(crate) fn text_to_stderr() {
         .init();
 }
 
-/// The filter of `RUST_LOG`, or the level INFO.
+/// Returns the filter in `RUST_LOG`, or the level INFO.
 fn filter() -> EnvFilter {
     EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"))
 }

@@ -1,13 +1,13 @@
-//! The worker: one process per GPU, started by the supervisor. It loads a model, generates segments, encodes them where
-//! the frames are, and sends finished fragments up its link.
+//! The worker: one process per GPU, started by the supervisor. It loads a model, generates segments, encodes them in
+//! the same process, and sends finished fragments over its link.
 //!
 //! - `run`: the process and its threads; `link`: its end of the link to the supervisor.
-//! - `load`: becomes ready; `job`: the job loop; `held_states`: the states that it holds for sessions.
-//! - `engine`: the models; `sink`: where the frames of a job go.
+//! - `load`: loads the engine; `job`: the job loop; `held_states`: the states that the worker holds for sessions.
+//! - `engine`: the models; `sink`: receives the frames of a job.
 //! - `encode`: frames and sound to fragmented MP4; `media`: the encoder's thread, and a job's media on their way to the
 //!   link.
-//! - `sound`, `sound_tail`, `state`: what engines, encoder and states share.
-//! - `faults`: fault injection; `footage`, `tools`: for people who measure or try a model.
+//! - `sound`, `sound_tail`, `state`: types that engines, encoder and states share.
+//! - `faults`: fault injection; `footage`, `tools`: for measuring and trying a model without a supervisor.
 
 use std::io::Write;
 

@@ -1,8 +1,8 @@
 //! The process: it connects to the supervisor, starts the threads, and runs until its link closes.
 //!
-//! Four threads share a worker. The main thread loads the engine and runs the job loop. The commands' thread cancels
-//! jobs, gives them credit, and ends the process when the link closes. The heartbeat's thread tells the supervisor that
-//! the process is alive. The encoder has a thread of its own, see `media/encoder_thread.rs`.
+//! A worker has four threads. The main thread loads the engine and runs the job loop. The commands' thread cancels
+//! jobs, gives them flow credit, and ends the process when the link closes. The heartbeat's thread tells the supervisor
+//! that the process is alive. The encoder's thread is described in `media/encoder_thread.rs`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,18 +21,18 @@ use crate::link::{CommandReceiver, EventSender, LinkError, connect};
 use crate::load::load;
 use crate::media::outbox::JobOutbox;
 
-/// Serves the supervisor that opened `link`. Does not return while the link is open.
+/// Serves the supervisor that opened `link`. It does not return while the link is open.
 ///
 /// # Errors
-/// When the link cannot be opened, or the engine cannot serve; then the supervisor has been told.
+/// Returns an error when the link cannot be opened, or when the engine cannot serve; the supervisor has been told then.
 pub(crate) fn run(link: &str) -> anyhow::Result<()> {
-    // The closed link ends this process. If it is stopped or stuck by then, this signal ends it.
+    // A closed link normally ends this process. The signal ends it even if it is stopped or stuck at that moment.
     set_pdeathsig(Signal::SIGKILL).context("cannot ask to die with the supervisor")?;
     let (commands, events) = connect(link)?;
     let spec = receive_load(&commands)?;
     let outboxes = JobOutboxes::default();
-    // Unbounded, since the commands' thread must never wait. The supervisor keeps it short: it sends the next job when
-    // the one before is generated.
+    // The channel is unbounded, since the commands' thread must never wait. The supervisor keeps it short: it sends the
+    // next job only when the one before is generated.
     let (work_sender, work) = channel();
     let handler = CommandHandler {
         events: events.clone(),
@@ -78,7 +78,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The commands' thread: passes jobs to the job loop, and does everything else itself, at once.
+/// The handler of the commands' thread: passes jobs to the job loop, and does everything else itself, immediately.
 struct CommandHandler {
     events: EventSender,
     outboxes: JobOutboxes,
@@ -86,8 +86,8 @@ struct CommandHandler {
 }
 
 impl CommandHandler {
-    /// Handles commands until the link closes, then ends the process: whatever the engine is doing, nobody waits for
-    /// it.
+    /// Handles commands until the link closes, then ends the process, whatever the engine is doing, because its results
+    /// are no longer needed.
     fn run(self, commands: &CommandReceiver) {
         let reason = loop {
             if let Err(reason) = self.handle_next(commands) {
@@ -139,7 +139,7 @@ impl CommandHandler {
     }
 }
 
-/// Why the process ends.
+/// The reason why the process ends.
 #[derive(Debug, thiserror::Error)]
 enum LeaveReason {
     #[error("asked to leave")]
@@ -158,7 +158,7 @@ fn leave() -> ! {
     std::process::exit(0)
 }
 
-/// The heartbeat's thread: tells the supervisor at this interval that the process is alive, and how large it is.
+/// The heartbeat's thread: tells the supervisor at this interval that the process is alive, and its memory size.
 fn send_heartbeats(events: &EventSender, interval: Duration) {
     let (_never, silence) = channel::<Infallible>();
     loop {
@@ -169,7 +169,7 @@ fn send_heartbeats(events: &EventSender, interval: Duration) {
     }
 }
 
-/// The resident set size of this process, in bytes.
+/// Returns the resident set size of this process, in bytes.
 fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;

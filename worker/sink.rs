@@ -1,4 +1,4 @@
-//! The engine's sink for one job: frames go to the encoder's thread, steps up the link.
+//! The engine's sink for one job: passes frames to the encoder's thread, and steps to the link.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use crate::faults::{FaultPoint, Faults, JobContext};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, MediaTarget};
 
-/// Takes what the engine makes of one segment.
+/// Receives a segment from the engine.
 pub(crate) struct JobSink<'a> {
     spec: &'a JobSpec,
     target: &'a MediaTarget,
     encoder: &'a EncoderThread,
     faults: &'a mut Faults,
     events: &'a EventSender,
-    /// The number of frames that the engine has handed in.
+    /// The number of frames received from the engine.
     frames: u32,
     /// When the last denoise or refine step was done.
     last_step: Instant,
@@ -27,7 +27,7 @@ pub(crate) struct JobSink<'a> {
 }
 
 impl<'a> JobSink<'a> {
-    /// A sink whose segment has begun in the encoder's thread. `faults` are injected for jobs, not for warm-up.
+    /// Creates a sink whose segment has begun in the encoder's thread. `faults` are injected for jobs, not for warm-up.
     pub(crate) fn new(
         spec: &'a JobSpec,
         target: &'a MediaTarget,
@@ -49,11 +49,11 @@ impl<'a> JobSink<'a> {
         sink
     }
 
-    /// Ends the segment when the engine has handed in all of it. Returns the time since the last denoise or refine
+    /// Ends the segment after the engine has passed in all of it. Returns the time since the last denoise or refine
     /// step, which the decoder took.
     ///
     /// # Errors
-    /// The engine's own error, or the injected failure that made the engine stop.
+    /// Returns the engine's own error, or the injected failure that made the engine stop.
     pub(crate) fn end<T>(
         mut self,
         generated: Result<T, EngineError>,
@@ -68,7 +68,7 @@ impl<'a> JobSink<'a> {
         }
     }
 
-    /// Injects the fault that is armed for this point. Warm-up is no job and has a fault point of its own.
+    /// Injects the fault that is armed for this point. Warm-up is not a job, and has a fault point of its own.
     fn reach(&mut self, point: FaultPoint) {
         let context = JobContext {
             segment_idx: self.spec.segment_idx,

@@ -1,8 +1,7 @@
-//! The end of a segment's sound, which the next segment's encoder is primed with.
+//! The end of a segment's sound, with which the next segment's encoder is primed.
 //!
-//! It travels in the continuation state's header, as one key of its metadata: the metadata of a state are part of the
-//! form that clients see, and of the states that are stored. This file is the only one that knows the key and its
-//! encoding.
+//! It travels in the continuation state's header, as one key of its metadata, because a state's metadata are part of
+//! the form that clients see and of stored states. Only this file knows the key and its encoding.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -17,8 +16,8 @@ const METADATA_KEY: &str = "sound_tail";
 pub(crate) struct SoundTail(pub(crate) Vec<f32>);
 
 impl SoundTail {
-    /// Reads the tail from a state. A state without a valid tail has an empty one: the segment then begins with silence
-    /// before it, and the state is as good as any other.
+    /// Reads the tail from a state. A state without a valid tail has an empty one: the sound before the segment is then
+    /// silence, and the state is otherwise used normally.
     pub(crate) fn read(header: &StateHeader) -> Self {
         let metadata: Value = serde_json::from_str(&header.metadata).unwrap_or_default();
         let text = metadata.get(METADATA_KEY).and_then(Value::as_str);

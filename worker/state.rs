@@ -15,7 +15,7 @@ impl StateBuffer {
         Self(IpcSharedMemory::from_byte(0, bytes))
     }
 
-    /// Returns the memory, which may be shared from here on and is not written any more.
+    /// Returns the memory, which may be shared from here on and is no longer written.
     pub(crate) fn into_shared(self) -> IpcSharedMemory {
         self.0
     }
@@ -35,8 +35,8 @@ impl DerefMut for StateBuffer {
         reason = "ipc-channel offers no safe way to fill shared memory in place"
     )]
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: requires that nobody else reads or writes the memory. `self` is the only handle: it is created here,
-        // is not `Clone`, and gives its memory away only by `into_shared`, which consumes it.
+        // SAFETY: requires that no other code reads or writes the memory. `self` is the only handle: it is created
+        // here, is not `Clone`, and gives its memory away only by `into_shared`, which consumes it.
         unsafe { self.0.deref_mut() }
     }
 }

@@ -1,4 +1,4 @@
-//! What the worker does when a person starts it: look at a model, or make a video, without a supervisor.
+//! The tools that a person runs without a supervisor: inspect or measure a model, or generate a video.
 
 pub(crate) mod bench;
 pub(crate) mod generate;

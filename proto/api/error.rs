@@ -15,7 +15,7 @@ pub struct ErrorBody {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorDetail {
-    /// A stable name of the reason, for programs: `not_found`, `invalid_request`, `no_session`, …
+    /// A stable identifier of the reason, for programs: `not_found`, `invalid_request`, `no_session`, …
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub code: Cow<'static, str>,
     /// The reason in words, for people.

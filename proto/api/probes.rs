@@ -10,7 +10,7 @@ use crate::job::MediaMode;
 pub struct Health {
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub status: Liveness,
-    /// Open sessions, those that wait for a worker included.
+    /// Open sessions, including those that wait for a worker.
     pub sessions: usize,
     /// The media mode of a session that asks for none.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]

@@ -1,4 +1,4 @@
-//! The prompt enhancer and the safety filter.
+//! The status of the prompt enhancer and of the safety filter.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +9,12 @@ pub struct PromptStatus {
     /// The providers in the order in which they are asked.
     pub providers: Vec<ProviderEntry>,
     pub system_prompts: Origins,
-    /// Enhanced prompts in the cache.
+    /// The number of enhanced prompts in the cache.
     pub cached: usize,
     pub cache_hits: u64,
 }
 
-/// The state of one provider of language models.
+/// The state of one language model provider.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProviderEntry {
@@ -83,9 +83,9 @@ pub struct SafetyStatus {
     pub state: SafetyState,
     /// Why the filter is unavailable.
     pub reason: Option<String>,
-    /// Prompts that the classifier has judged since the supervisor's start.
+    /// The number of prompts that the classifier has judged since the supervisor started.
     pub screened: u64,
-    /// Those of them that it has blocked.
+    /// The number of judged prompts that the classifier has blocked.
     pub blocked: u64,
 }
 

@@ -21,10 +21,10 @@ pub struct SessionEntry {
     /// `INITIALIZING`, `QUEUED`, `GPU_BINDING`, `ACTIVE`, `COMPLETE`, `ERROR`, `TIMEOUT` or `REJECTED`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub state: SessionState,
-    /// The worker that the session is bound to, or was last.
+    /// The worker that the session is bound to, or was bound to last.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub worker_id: Option<WorkerId>,
-    /// The segment that runs, or comes next.
+    /// The index of the running segment, or of the next one when none runs.
     pub segment_idx: u32,
     /// Seconds since the client connected.
     pub age_seconds: f64,
@@ -53,7 +53,7 @@ pub enum SessionState {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StateBody {
-    /// `ltx2.v1`.
+    /// The kind of the state: `ltx2.v1`.
     pub kind: String,
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub payload: serde_json::Map<String, serde_json::Value>,
@@ -65,7 +65,7 @@ pub struct StateBody {
 #[cfg_attr(feature = "openapi", into_params(parameter_in = Query))]
 #[serde(deny_unknown_fields)]
 pub struct StateQuery {
-    /// The answer holds all tensors, and no references to blobs of this server's store.
+    /// Whether the answer holds all tensors instead of references to blobs of this server's store.
     #[serde(default)]
     pub inline: bool,
 }
@@ -85,7 +85,7 @@ pub struct Hydrated {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Destination {
-    /// The GPU whose worker gets the session; any other worker that has room when absent.
+    /// The GPU whose worker gets the session. When absent, any other worker that has room may get it.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>))]
     pub gpu_id: Option<GpuId>,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::prompts::{PromptStatus, SafetyStatus};
 use crate::ids::{GpuId, WorkerId};
 
-/// All workers, and what the supervisor adds to a fragment's way.
+/// The state of all workers, and the latency that the supervisor adds to media.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Status {
@@ -22,9 +22,9 @@ pub struct Status {
     /// The state of each GPU's worker, by `gpu_id`.
     #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<u32, GpuStatus>))]
     pub gpu_status: BTreeMap<GpuId, GpuStatus>,
-    /// Open sessions, those that wait for a worker included.
+    /// Open sessions, including those that wait for a worker.
     pub sessions: usize,
-    /// The server is going away and takes no further session.
+    /// Whether the server is shutting down and takes no further session.
     pub draining: bool,
     /// The supervisor's version.
     pub version: String,
@@ -42,30 +42,30 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GpuStatus {
-    /// The worker serves.
+    /// Whether the worker serves.
     pub ready: bool,
-    /// The worker could take another session.
+    /// Whether the worker could take another session.
     pub available: bool,
     /// Sessions that are bound to the worker.
     pub client_count: usize,
     pub current_model_id: Option<String>,
     pub process_alive: bool,
     pub warmup_enabled: bool,
-    /// A process of this GPU has become ready.
+    /// Whether any process of this GPU has become ready.
     pub warmup_success: bool,
-    /// Why no process has become ready, when one tried.
+    /// The reason why the latest attempt to become ready failed; absent once a process has become ready.
     pub warmup_error: Option<String>,
     pub warmup_timings: WarmupTimings,
-    /// The latest process.
+    /// The id of the latest process.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub worker_id: Option<WorkerId>,
-    /// The running process.
+    /// The process id of the running process.
     pub pid: Option<u32>,
     /// `spawning`, `connecting`, `loading`, `warming_up`, `ready`, `busy`, `draining`, `drained`, `exited`,
     /// `backing_off` or `quarantined`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub state: WorkerState,
-    /// Exits that nobody asked for.
+    /// The number of unrequested exits.
     pub restarts: u32,
     pub last_exit: Option<LastExit>,
     /// How far loading is, while the worker loads.
@@ -118,11 +118,11 @@ pub enum WorkerState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LastExit {
-    /// `asked`, `crashed`, `stuck`, `boot` or `bad_link`.
+    /// The kind of the exit: `asked`, `crashed`, `stuck`, `boot` or `bad_link`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub kind: ExitKind,
     pub reason: String,
-    /// The next process would not become ready either: an operator has to mend what the reason says.
+    /// Whether the next process would fail in the same way, so that an operator has to fix what the reason says.
     pub permanent: bool,
     /// Seconds from the process's start to its end.
     pub uptime_seconds: f64,
@@ -130,19 +130,19 @@ pub struct LastExit {
     pub ts: String,
 }
 
-/// Why a worker's process ended.
+/// The kind of a worker process's exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitKind {
-    /// It was asked to leave.
+    /// The process was asked to exit.
     Asked,
-    /// It exited by itself, or somebody else killed it.
+    /// The process exited by itself, or something other than the supervisor killed it.
     Crashed,
-    /// It made no progress and was killed.
+    /// The process made no progress and was killed.
     Stuck,
-    /// It said that it cannot become ready, or it could not be started.
+    /// The process reported that it cannot become ready, or it could not be started.
     Boot,
-    /// It sent what it must not, and was killed.
+    /// The process violated the link's protocol and was killed.
     BadLink,
 }
 
@@ -150,7 +150,7 @@ pub enum ExitKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LoadProgress {
-    /// 0 to 1.
+    /// The fraction that is loaded, from 0 to 1.
     pub fraction: f32,
     /// What is being loaded.
     pub what: String,
@@ -168,7 +168,7 @@ pub struct Device {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LatencySummary {
-    /// Binary messages within that time.
+    /// The number of binary messages within that time.
     pub count: u64,
     /// The median, in milliseconds; 0 without messages.
     pub p50_ms: f64,
@@ -180,6 +180,6 @@ pub struct LatencySummary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionLogStatus {
-    /// Events that could not be written since the server's start.
+    /// The number of events that could not be written since the server started.
     pub events_lost: u64,
 }

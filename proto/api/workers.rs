@@ -1,4 +1,4 @@
-//! Orders of an operator to single workers.
+//! Orders of an operator to individual workers.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +10,8 @@ use crate::ids::GpuId;
 #[cfg_attr(feature = "openapi", into_params(parameter_in = Query))]
 #[serde(deny_unknown_fields)]
 pub struct WorkerQuery {
-    /// Segments that still run after this many seconds are begun again on another worker; without a deadline they may
-    /// finish.
+    /// The deadline in seconds: segments that still run after it are started again on another worker. Without a
+    /// deadline, they may finish.
     pub deadline_seconds: Option<f64>,
 }
 
@@ -22,12 +22,12 @@ pub struct WorkerQuery {
 pub struct WorkerOrderAccepted {
     #[cfg_attr(feature = "openapi", schema(value_type = u32))]
     pub gpu_id: GpuId,
-    /// `drain` or `restart`.
+    /// The accepted order, `drain` or `restart`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub order: WorkerOrder,
 }
 
-/// What an operator wants of a worker.
+/// An operator's order to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerOrder {

@@ -1,12 +1,13 @@
-//! The public form of a continuation state, as clients and operators see it.
+//! The public form of a continuation state, which clients and operators use.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// A continuation state that clients can keep and bring back: a kind, and a payload in JSON whose form the kind tells.
+/// A continuation state that clients can keep and send back: a kind, and a JSON payload whose schema depends on the
+/// kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContinuationState {
-    /// Such as [`LTX2_V1`](super::LTX2_V1).
+    /// The kind, such as [`LTX2_V1`](super::LTX2_V1).
     pub kind: String,
     pub payload: Map<String, Value>,
 }

@@ -1,4 +1,4 @@
-//! The envelope of everything that is stored or sent as bytes: magic, version, kind, then the fields in bincode.
+//! The envelope of all encoded values that are stored or sent: magic, version, kind, then the fields in bincode.
 //!
 //! The version and the kind take a byte each. The first builds wrote the version as two bytes, little-endian, so their
 //! bytes are those of version 1 and kind 0 and stay readable. A new kind takes the next number; a new layout of a kind
@@ -8,18 +8,18 @@ use bincode::error::DecodeError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// What encoded values of one kind begin with. `MAX_BYTES` limits the whole encoding; longer input is refused before
-/// anything is allocated, and so is a length inside the fields that goes beyond the limit.
+/// The prefix of all encoded values of one kind. `MAX_BYTES` limits the whole encoding: longer input is refused before
+/// anything is allocated, and so is a length inside the fields that exceeds the limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Envelope<const MAX_BYTES: usize> {
     pub(crate) magic: [u8; 4],
-    /// What the fields describe; told apart from other kinds with the same magic.
+    /// The kind of the fields; it distinguishes kinds with the same magic.
     pub(crate) kind: u8,
-    /// The layout of the fields.
+    /// The version of the fields' layout.
     pub(crate) version: u8,
 }
 
-/// Why bytes are not an encoded value of the expected kind.
+/// The reason why bytes are not an encoded value of the expected kind.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
     #[error("it is {actual} bytes, the limit is {limit}")]
@@ -37,7 +37,7 @@ pub enum EnvelopeError {
 }
 
 impl<const MAX_BYTES: usize> Envelope<MAX_BYTES> {
-    /// Writes the envelope and the fields.
+    /// Encodes the fields with the envelope in front.
     pub(crate) fn encode(&self, fields: &impl Serialize) -> Vec<u8> {
         let mut bytes = self.magic.to_vec();
         bytes.extend_from_slice(&[self.version, self.kind]);
@@ -47,10 +47,10 @@ impl<const MAX_BYTES: usize> Envelope<MAX_BYTES> {
         bytes
     }
 
-    /// Reads the fields that [`Self::encode`] wrote.
+    /// Decodes the fields that [`Self::encode`] wrote.
     ///
     /// # Errors
-    /// When the bytes are of another kind or version, or are longer or shorter than one encoded value.
+    /// Returns an error when the bytes are of another kind or version, or are longer or shorter than one encoded value.
     pub(crate) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, EnvelopeError> {
         if bytes.len() > MAX_BYTES {
             return Err(EnvelopeError::Size {

@@ -43,27 +43,28 @@ pub const STRENGTHS: RangeInclusive<f64> = 0.0..=1.0;
 /// Valid position offsets, in seconds. Positions are only ever shifted forward, by less than a segment.
 pub const POSITION_OFFSETS: RangeInclusive<f64> = 0.0..=86_400.0;
 
-/// Everything in a state except its large tensors. Field meanings follow FastVideo's `LTX2ContinuationState`.
+/// Everything in a state except its large tensors. The fields have the meaning they have in FastVideo's
+/// `LTX2ContinuationState`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StateHeader {
-    /// The segment just finished.
+    /// The index of the segment that the state comes from.
     pub segment_index: u32,
-    /// Frame of the next segment with which the trailing frames align.
+    /// The frame of the next segment that the trailing frames are aligned with.
     pub video_conditioning_frame_idx: u32,
-    /// How strongly the next segment follows the trailing frames, from 0 to 1.
+    /// The strength with which the next segment follows the trailing frames, from 0 to 1.
     pub video_conditioning_strength: f64,
     pub audio_sample_rate: Option<u32>,
-    /// Trailing audio frames that carry over as clean context.
+    /// The number of trailing audio frames that carry over as clean context.
     pub audio_conditioning_num_frames: u32,
-    /// 0 keeps the cached audio, 1 renoises it.
+    /// The degree to which the cached audio is renoised: 0 keeps it, 1 renoises it.
     pub audio_conditioning_strength: f64,
     /// Seconds by which video positions are shifted forward.
     pub video_position_offset_sec: f64,
-    /// A JSON object, as text: bincode cannot carry free-form values.
+    /// A JSON object as text, because bincode cannot carry free-form values.
     pub metadata: String,
-    /// RGB uint8, `[count, height, width, 3]`, at the start of the blob.
+    /// The layout of the trailing frames at the start of the blob: RGB uint8, `[count, height, width, 3]`.
     pub frames: Option<FramesLayout>,
-    /// `[B, C, T, mel]`, after the frames.
+    /// The layout of the audio latents after the frames: `[B, C, T, mel]`.
     pub audio_latents: Option<TensorLayout>,
     /// BLAKE3 hash of the blob, which is also its name in a store.
     pub blob_hash: [u8; 32],
@@ -78,12 +79,12 @@ pub struct FramesLayout {
 }
 
 impl FramesLayout {
-    /// Bytes of one frame; saturates.
+    /// Returns the size of one frame in bytes; saturates.
     pub fn frame_bytes(&self) -> u64 {
         (u64::from(self.height) * u64::from(self.width)).saturating_mul(3)
     }
 
-    /// Bytes of all frames; saturates.
+    /// Returns the size of all frames in bytes; saturates.
     pub fn bytes(&self) -> u64 {
         self.frame_bytes().saturating_mul(u64::from(self.count))
     }
@@ -97,14 +98,14 @@ pub struct TensorLayout {
 }
 
 impl TensorLayout {
-    /// Bytes of the tensor; saturates.
+    /// Returns the size of the tensor in bytes; saturates.
     pub fn bytes(&self) -> u64 {
         self.shape
             .iter()
             .fold(self.dtype.bytes(), |n, &d| n.saturating_mul(d))
     }
 
-    /// Numbers in the tensor; saturates.
+    /// Returns the number of elements in the tensor; saturates.
     pub fn elements(&self) -> u64 {
         self.shape.iter().fold(1, |n, &d| n.saturating_mul(d))
     }
@@ -112,10 +113,11 @@ impl TensorLayout {
     /// Checks that this can be the layout of audio latents.
     ///
     /// # Errors
-    /// When the rank is not [`AUDIO_RANK`], or there is no element or more than [`MAX_AUDIO_ELEMENTS`].
+    /// Returns an error when the rank is not [`AUDIO_RANK`], or when there is no element or more than
+    /// [`MAX_AUDIO_ELEMENTS`].
     pub fn check_audio(&self) -> Result<(), StateError> {
         let sizes = 1..=MAX_AUDIO_ELEMENTS;
-        // Each size too: a product that saturates times a zero would be zero, not too large.
+        // Each size is checked too, because a saturated product times zero would be zero and pass as small.
         let sized = self.shape.iter().all(|dim| sizes.contains(dim));
         if self.shape.len() == AUDIO_RANK && sized && sizes.contains(&self.elements()) {
             return Ok(());
@@ -141,7 +143,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Bytes of one element.
+    /// Returns the size of one element in bytes.
     pub fn bytes(self) -> u64 {
         match self {
             Self::Bf16 | Self::F16 => 2,
@@ -150,7 +152,7 @@ impl Dtype {
     }
 }
 
-/// Why bytes are not a state of this kind.
+/// The reason why bytes are not a state of this kind.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("state header cannot be read: {0}")]
@@ -170,28 +172,28 @@ pub enum StateError {
 }
 
 impl StateHeader {
-    /// Bytes that the blob must have; saturates.
+    /// Returns the size that the blob must have in bytes; saturates.
     pub fn blob_bytes(&self) -> u64 {
         let frames = self.frames.map_or(0, |f| f.bytes());
         let audio = self.audio_latents.as_ref().map_or(0, TensorLayout::bytes);
         frames.saturating_add(audio)
     }
 
-    /// Where the frames end and the audio latents begin in the blob.
+    /// Returns the offset in the blob at which the frames end and the audio latents begin.
     pub fn frames_end(&self) -> u64 {
         self.frames.map_or(0, |f| f.bytes())
     }
 
-    /// Writes the header in its envelope.
+    /// Encodes the header in its envelope.
     pub fn encode(&self) -> Vec<u8> {
         ENVELOPE.encode(self)
     }
 
-    /// Reads what [`Self::encode`] wrote.
+    /// Decodes a header that [`Self::encode`] wrote.
     ///
     /// # Errors
-    /// When the bytes are not a header of this kind and version, or are longer or shorter than one, or hold a field that
-    /// [`Self::check`] refuses.
+    /// Returns an error when the bytes are not a header of this kind and version, when they are longer or shorter than
+    /// one, or when [`Self::check`] refuses a field.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let header: Self = ENVELOPE.decode(bytes)?;
         header.check()?;
@@ -201,7 +203,8 @@ impl StateHeader {
     /// Checks every field against its limits, so that a model can be given them and an export can carry them.
     ///
     /// # Errors
-    /// Names the first field that is out of range, or the blob's size when it would be above [`MAX_BLOB_BYTES`].
+    /// Returns an error that names the first field that is out of range, or the blob's size if it exceeds
+    /// [`MAX_BLOB_BYTES`].
     pub fn check(&self) -> Result<(), StateError> {
         for (field, value) in [
             ("segment_index", self.segment_index),
@@ -219,7 +222,7 @@ impl StateHeader {
         if let Some(rate) = self.audio_sample_rate {
             within("audio_sample_rate", rate, &SAMPLE_RATES)?;
         }
-        // No range holds NaN.
+        // Ranges do not contain NaN, so this refuses it too.
         for (field, value, range) in [
             (
                 "video_conditioning_strength",
@@ -257,7 +260,7 @@ impl StateHeader {
     /// Checks the size of the blob that came with this header, without reading it.
     ///
     /// # Errors
-    /// When it is not what the header says.
+    /// Returns an error when the size differs from the one in the header.
     pub fn check_blob_size(&self, actual: usize) -> Result<(), StateError> {
         let (expected, actual) = (self.blob_bytes(), actual as u64);
         if expected == actual {
@@ -270,7 +273,7 @@ impl StateHeader {
     /// Checks size and hash of the blob that came with this header.
     ///
     /// # Errors
-    /// When either is not what the header says.
+    /// Returns an error when the size or the hash differs from the one in the header.
     pub fn check_blob(&self, blob: &[u8]) -> Result<(), StateError> {
         self.check_blob_size(blob.len())?;
         if blob_hash(blob) == self.blob_hash {
@@ -326,7 +329,7 @@ fn check_metadata(text: &str) -> Result<(), StateError> {
     Ok(())
 }
 
-/// How many objects and lists lie within one another. Recurses as deep; JSON that was parsed has at most 128 levels.
+/// Returns how deeply objects and lists are nested. The recursion is as deep; parsed JSON has at most 128 levels.
 pub fn json_depth(value: &serde_json::Value) -> usize {
     use serde_json::Value;
 
@@ -337,7 +340,7 @@ pub fn json_depth(value: &serde_json::Value) -> usize {
     }
 }
 
-/// The hash that a header carries of its blob.
+/// Returns the hash of a blob, as its header carries it.
 pub fn blob_hash(blob: &[u8]) -> [u8; 32] {
     *blake3::hash(blob).as_bytes()
 }

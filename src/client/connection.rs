@@ -39,7 +39,7 @@ pub(super) struct Connection {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
-/// What the client receives.
+/// A message, media or the close that the client receives.
 #[derive(Debug)]
 pub(super) enum Incoming {
     Message(ServerMessage),

@@ -1,7 +1,7 @@
 //! Keys of FastVideo's serve file that are understood but have no effect here, so that its files load unchanged and a
 //! mistyped one is still noticed.
 
-/// A section that is free-form in FastVideo stands for everything below it.
+/// The accepted paths. A section that is free-form in FastVideo stands for everything below it.
 const ACCEPTED: &[&str] = &[
     "generator.revision",
     "generator.trust_remote_code",
@@ -81,7 +81,7 @@ pub(super) fn paths() -> impl Iterator<Item = &'static str> {
     ACCEPTED.iter().copied()
 }
 
-/// Nothing below an accepted path is asked for: its value is taken whole.
+/// Returns whether a path is accepted. Nothing below an accepted path is looked up, since its value is taken whole.
 pub(super) fn covers(path: &str) -> bool {
     ACCEPTED.contains(&path)
 }

@@ -1,12 +1,12 @@
-//! The layer of the environment variables.
+//! The layer of the configuration that comes from environment variables.
 
 use fastvideo_supervisor_core::settings::{Origin, Settings};
 
 use super::error::ConfigError;
 use super::{keys, suggest};
 
-/// Reads the variables into `settings`. Every one that is unknown or does not fit becomes one of `errors`. Empty variables
-/// count as absent, as unit files and compose files write them.
+/// Reads the variables into `settings`. Each one that is unknown or has an invalid value adds one of `errors`. Empty
+/// variables count as absent, because unit files and compose files write unset variables that way.
 pub(super) fn read(
     variables: &[(String, String)],
     settings: &mut Settings,
@@ -27,8 +27,8 @@ pub(super) fn read(
     }
 }
 
-/// The key that a variable names, known or not. FastVideo has variables of its own that begin with `FASTVIDEO_`; none
-/// of them begins with a section and two underscores.
+/// Returns the key that a variable names, whether or not that key exists. FastVideo has variables of its own that begin
+/// with `FASTVIDEO_`; none of them begins with a section and two underscores.
 fn path_of_variable(name: &str) -> Option<String> {
     let path = name
         .strip_prefix("FASTVIDEO_")?

@@ -1,11 +1,11 @@
-//! What can be wrong with a configuration.
+//! The errors of a configuration.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use fastvideo_supervisor_core::settings::{Origin, SettingError};
 
-/// Everything that is wrong, so that it can be mended in one go.
+/// All errors of a configuration, so that an operator can fix them in one go.
 #[derive(Debug)]
 pub(crate) struct ConfigErrors(pub(super) Vec<ConfigError>);
 

@@ -1,4 +1,4 @@
-//! The configuration file: YAML with the sections of FastVideo's serve file, read into values that know their line.
+//! The configuration file: YAML with the sections of FastVideo's serve file, read into values that remember their line.
 
 use std::fmt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_saphyr::Spanned;
 use super::error::ConfigError;
 use super::{accepted, keys, suggest};
 
-/// A YAML value. Lines are kept where a message may need them: at the entries of a mapping.
+/// A YAML value. Entries of a mapping keep their line, because error messages may need it.
 #[derive(Clone, Debug, PartialEq)]
 enum YamlValue {
     Null,
@@ -31,8 +31,8 @@ struct YamlEntry {
     line: u64,
 }
 
-/// Reads the file into `settings`. Every key that is unknown or does not fit becomes one of `errors`; returns the keys
-/// that are understood but have no effect, in the order of the file.
+/// Reads the file into `settings`. Each key that is unknown or has an invalid value adds one of `errors`. Returns the
+/// keys that are understood but have no effect, in the order of the file.
 pub(super) fn read(
     path: &Path,
     settings: &mut Settings,
@@ -78,7 +78,7 @@ fn read_text(
     reader.ignored
 }
 
-/// Reads one file.
+/// The reader of one file.
 struct FileReader<'a> {
     path: &'a Path,
     settings: &'a mut Settings,
@@ -144,8 +144,8 @@ impl FileReader<'_> {
 }
 
 impl YamlValue {
-    /// The same in JSON. A whole number that fits neither `u64` nor `i64` becomes a decimal one, which no key for whole
-    /// numbers accepts.
+    /// Converts the value to JSON. A whole number that fits neither `u64` nor `i64` becomes a floating-point number,
+    /// which no key for whole numbers accepts.
     fn to_json(&self) -> serde_json::Value {
         match self {
             Self::Null => serde_json::Value::Null,
@@ -176,7 +176,7 @@ fn is_section(path: &str) -> bool {
         })
 }
 
-/// As a message shows it: short, on one line.
+/// Formats the value for an error message: short, on one line.
 impl fmt::Display for YamlValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,5 @@
-//! All configuration keys, from which come the flags, the environment variables, the checks of the file and `--help`.
+//! All configuration keys. The flags, the environment variables, the checks of the file and `--help` are generated from
+//! them.
 //!
 //! Each key is declared in the module that it configures.
 
@@ -8,7 +9,7 @@ use fastvideo_supervisor_core::{http, pool, prompt, session, store};
 
 use crate::logging;
 
-/// In the order in which `--help` and `check` show them: the keys of a section stay together.
+/// The keys in the order in which `--help` and `check` show them; the keys of a section stay together.
 static LISTS: [&[&KeySpec]; 15] = [
     engines::config::KEYS,
     ltx2::KEYS,
@@ -27,12 +28,12 @@ static LISTS: [&[&KeySpec]; 15] = [
     session::config::LIMIT_KEYS,
 ];
 
-/// All keys in order.
+/// Returns all keys in order.
 pub(crate) fn all() -> impl Iterator<Item = &'static KeySpec> {
     LISTS.into_iter().flatten().copied()
 }
 
-/// The key of this path.
+/// Returns the key with this path.
 pub(crate) fn find(path: &str) -> Option<&'static KeySpec> {
     all().find(|key| key.path == path)
 }

@@ -1,13 +1,13 @@
-//! The known key that an unknown one was probably meant to be.
+//! Suggests the known key that an unknown one was probably meant to be.
 
 use super::{accepted, keys};
 
-/// Below this likeness (0 to 1) a suggestion confuses more than it helps.
+/// The lowest similarity (0 to 1) of a suggestion; one below it would confuse more than help.
 const MIN_LIKENESS: f64 = 0.6;
-/// A key of the right name in another section is a likely slip, but less likely than a typing error in this section.
+/// The factor on the similarity of a key of another section: such a slip is less likely than a typing error.
 const ELSEWHERE: f64 = 0.9;
 
-/// The known key or section that is most like `unknown`.
+/// Returns the known key or section that is most similar to `unknown`.
 pub(super) fn nearest(unknown: &str) -> Option<String> {
     let (section, name) = split(unknown);
     let mut best: Option<(f64, &str)> = None;
@@ -33,7 +33,7 @@ fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('.').unwrap_or(("", path))
 }
 
-/// All keys and all sections that lead to them.
+/// Returns all keys and all sections that lead to them.
 fn candidates() -> impl Iterator<Item = &'static str> {
     keys::all()
         .map(|key| key.path)

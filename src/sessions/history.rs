@@ -75,7 +75,7 @@ pub(super) struct StepSpan {
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum AttemptOutcome {
-    /// The log does not say how.
+    /// The log does not tell how the attempt ended.
     #[default]
     Unknown,
     Finished {
@@ -91,7 +91,7 @@ pub(super) enum AttemptOutcome {
 }
 
 impl SegmentAttempt {
-    /// The segment's number, and that of the attempt if it is not the first one.
+    /// Returns the number of the segment, followed by that of the attempt if it is not the first one.
     pub(super) fn name(&self) -> String {
         match self.attempt {
             1 => format!("#{}", self.segment_idx),
@@ -99,23 +99,24 @@ impl SegmentAttempt {
         }
     }
 
-    /// The time from the ready prompt to the start, in milliseconds.
+    /// Returns the time from the ready prompt to the start, in milliseconds.
     pub(super) fn queue_ms(&self) -> Option<f64> {
         Some((self.started? - self.ready) * 1e3)
     }
 
-    /// The sum of all steps except decoding, in milliseconds.
+    /// Returns the sum of all steps except decoding, in milliseconds.
     pub(super) fn denoise_ms(&self) -> f64 {
         let sampling = self.steps.iter().filter(|step| step.stage != Stage::Decode);
         sampling.map(|step| (step.to - step.from) * 1e3).sum()
     }
 
-    /// The time from the request to `at`, in milliseconds.
+    /// Returns the time from the request to `at`, in milliseconds.
     pub(super) fn since_request_ms(&self, at: Option<f64>) -> Option<f64> {
         Some((at? - self.requested) * 1e3)
     }
 
-    /// The time from the last step to the last decoded frame, as a start and an end; `None` unless the attempt finished.
+    /// Returns the start and the end of the time from the last step to the last decoded frame; `None` unless the
+    /// attempt finished.
     pub(super) fn decoding(&self) -> Option<(f64, f64)> {
         let ended = self.ended?;
         let AttemptOutcome::Finished { decode_ms, .. } = self.outcome else {
@@ -126,7 +127,7 @@ impl SegmentAttempt {
         Some((from, (from + decode_ms / 1e3).min(ended)))
     }
 
-    /// The time of the last known event of the attempt.
+    /// Returns the time of the last known event of the attempt.
     pub(super) fn end(&self) -> f64 {
         let step = self.steps.last().map(|step| step.to);
         [self.started, step, self.ended, self.last_byte]
@@ -186,7 +187,7 @@ impl History {
         })
     }
 
-    /// The events that this version knows, each with its time.
+    /// Returns the events that this version knows, each with its time.
     pub(super) fn known(&self) -> impl Iterator<Item = (f64, &Event)> {
         self.entries.iter().filter_map(|entry| match &entry.event {
             LoggedEvent::Known(event) => Some((entry.at, event)),
@@ -194,7 +195,7 @@ impl History {
         })
     }
 
-    /// The states of the session, each with its start and its end.
+    /// Returns the states of the session, each with its start and its end.
     pub(super) fn states(&self) -> Vec<(f64, f64, SessionState)> {
         let changes = self.known().filter_map(|(at, event)| match event {
             Event::State { to, .. } => Some((at, *to)),
@@ -203,7 +204,7 @@ impl History {
         spans(changes, self.length)
     }
 
-    /// The prompts that language models have written, each with its start and its end.
+    /// Returns the prompts that language models have written, each with its start and its end.
     pub(super) fn generated_prompts(&self) -> impl Iterator<Item = (f64, f64, &Llm, &str)> {
         self.known().filter_map(|(at, event)| {
             let (by, prompt) = match event {
@@ -220,7 +221,7 @@ impl History {
         })
     }
 
-    /// The workers that the session was bound to, each with its start and its end.
+    /// Returns the workers that the session was bound to, each with its start and its end.
     pub(super) fn workers(&self) -> Vec<(f64, f64, String)> {
         let mut changes = Vec::new();
         for (at, event) in self.known() {
@@ -278,7 +279,7 @@ fn attempts(entries: &[LogEntry]) -> Vec<SegmentAttempt> {
                 1 => f64::max(at - waited_ms / 1e3, 0.0),
                 _ => at,
             };
-            // The prompt of a later attempt was written before.
+            // The prompt of a later attempt was written for the first one.
             let written = written.get(prompt.as_str()).filter(|_| *attempt == 1);
             attempts.push(SegmentAttempt {
                 segment_idx: *segment_idx,
@@ -341,7 +342,7 @@ fn add(attempt: &mut SegmentAttempt, at: f64, event: &Event) {
     }
 }
 
-/// The segment and the number of the attempt that an event belongs to.
+/// Returns the segment and the attempt that an event belongs to.
 pub(super) fn attempt_of(event: &Event) -> Option<(u32, u32)> {
     match event {
         Event::SegmentQueued {

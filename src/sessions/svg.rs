@@ -63,9 +63,9 @@ const MAX_PLOT_WIDTH: usize = 16_000;
 const BAR_HEIGHT: f64 = 0.7;
 /// The width of the narrowest bar.
 const MIN_BAR_WIDTH: i32 = 2;
-/// The average width of a character in a label.
+/// The assumed average width of a character in a label.
 const CHARACTER_WIDTH: i32 = 6;
-/// A label of fewer characters says nothing.
+/// Shorter labels are left out, because they would not be readable.
 const MIN_LABEL_CHARACTERS: i32 = 3;
 /// Faults that are closer than this share one label.
 const FAULT_DISTANCE: i32 = 8;
@@ -176,12 +176,12 @@ fn draw_bar(
     Ok(())
 }
 
-/// The height of the middle of a lane, counted from the bottom in lanes.
+/// Returns the height of the middle of a lane, counted from the bottom in lanes.
 fn middle(lane: Lane) -> f64 {
     f64::from(LANE_COUNT - lane as u32) - 0.5
 }
 
-/// A line of text that is centred vertically on a pixel.
+/// Returns a line of text that is vertically centred on a pixel.
 fn text<'a>(
     text: &str,
     at: (i32, i32),
@@ -199,7 +199,7 @@ fn printable(text: &str) -> String {
     plain(text).replace(['\u{fffe}', '\u{ffff}'], " ")
 }
 
-/// The line below the title.
+/// Returns the line below the title.
 fn facts(history: &History) -> String {
     let is_finished = |a: &&SegmentAttempt| matches!(a.outcome, AttemptOutcome::Finished { .. });
     let finished = history.attempts.iter().filter(is_finished).count();
@@ -297,7 +297,7 @@ fn segment_label(attempt: &SegmentAttempt) -> String {
     }
 }
 
-/// Where a worker was lost, or the session was handed to another worker.
+/// Returns the times and labels of worker losses, and of handovers to another worker.
 fn faults(history: &History) -> impl Iterator<Item = (f64, String)> {
     history.known().filter_map(|(at, event)| match event {
         Event::Fault {

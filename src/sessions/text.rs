@@ -45,7 +45,7 @@ fn write(out: &mut String, history: &History) -> fmt::Result {
     }
 }
 
-/// The time of the first line in RFC 3339.
+/// Formats the time of the first line in RFC 3339.
 pub(super) fn begun(history: &History) -> String {
     let since = Duration::try_from_secs_f64(history.begun_unix).unwrap_or_default();
     // humantime cannot format later times, which no server has logged.
@@ -71,7 +71,7 @@ pub(super) fn shortened(text: &str, chars: usize) -> String {
     }
 }
 
-/// The name of a state, a stage or a code in JSON.
+/// Returns the serialised name of a state, a stage or a code.
 pub(super) fn wire_name(value: impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(name)) => name,
@@ -79,7 +79,7 @@ pub(super) fn wire_name(value: impl serde::Serialize) -> String {
     }
 }
 
-/// The name of an event and its details.
+/// Returns the name of an event and its details.
 fn describe(event: &LoggedEvent) -> (String, String) {
     match event {
         LoggedEvent::Unknown { name, payload } => (plain(name), plain(&payload.to_string())),
@@ -269,7 +269,7 @@ const COLUMNS: [&str; 9] = [
     "last byte",
 ];
 
-/// The row of an attempt.
+/// Returns the table row of an attempt.
 fn cells(attempt: &SegmentAttempt) -> [String; 9] {
     let time = |ms: Option<f64>| ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.1}"));
     let (decode, encode) = match attempt.outcome {
@@ -295,7 +295,7 @@ fn cells(attempt: &SegmentAttempt) -> [String; 9] {
     ]
 }
 
-/// How an attempt ended, unless it finished.
+/// Describes how an attempt ended, unless it finished.
 pub(super) fn remark(attempt: &SegmentAttempt) -> Option<&'static str> {
     match attempt.outcome {
         AttemptOutcome::Finished { .. } => None,

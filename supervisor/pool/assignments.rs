@@ -22,11 +22,11 @@ const PACE_SAMPLES: usize = 15;
 /// A session's place in the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// The session waits for a worker. Position 0 is next.
+    /// The session waits for a worker. Position 0 is served next.
     Waiting { position: usize, queue_depth: usize },
     /// The session is bound to a worker.
     Bound(Assignment),
-    /// The session waits, and no worker can take it before an operator or time helps.
+    /// The session waits, and no worker can take it until an operator intervenes or a quarantine ends.
     NoWorker,
 }
 
@@ -36,7 +36,7 @@ pub struct Assignment {
     pub gpu: GpuId,
     pub worker: WorkerId,
     pub model_id: String,
-    /// The worker generates sound.
+    /// Whether the worker generates sound.
     pub audio: bool,
 }
 
@@ -62,19 +62,19 @@ pub enum MoveError {
 pub(super) struct Sharing {
     /// The limit for each worker, at least 1.
     pub(super) max_sessions: usize,
-    /// Admission control, when it is on: how long a segment plays. A worker then takes only as many sessions as it
-    /// generates video for in time.
+    /// The playing time of a segment when admission control is on: a worker then takes only as many sessions as it can
+    /// generate video for in real time.
     pub(super) keep_up: Option<Duration>,
 }
 
-/// Why a worker takes no sessions.
+/// The reason why a worker takes no sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Absence {
     /// A process boots, or will be started.
     Starting,
     /// An operator has drained the worker.
     Drained,
-    /// The worker cannot serve before an operator or time helps.
+    /// The worker cannot serve until an operator intervenes or a quarantine ends.
     Lost,
 }
 
@@ -93,7 +93,7 @@ struct PoolSession {
     placement: watch::Sender<Placement>,
     /// The worker that the session is bound to.
     slot: Option<usize>,
-    /// The session has had a worker before.
+    /// Whether the session was bound to a worker before.
     served: bool,
     /// The job that was submitted and has not ended.
     job: Option<JobId>,
@@ -125,7 +125,7 @@ struct WorkerSlot {
 enum Availability {
     Absent(Absence),
     Serving(Assignment),
-    /// The worker takes no session and no job. Sessions of which it has a job in hand stay until that has ended.
+    /// The worker takes no session and no job. Sessions that have a job on the process stay until that job has ended.
     Leaving,
 }
 
@@ -137,14 +137,14 @@ impl WorkerSlot {
         }
     }
 
-    /// The number of sessions that are bound to the worker or will be.
+    /// Returns the number of sessions that are bound to the worker or will be.
     fn load(&self) -> usize {
         self.sessions.len() + self.reserved.len()
     }
 }
 
 impl Assignments {
-    /// `slots` are the GPUs, each with what wakes its worker's task.
+    /// Creates the assignments for the GPUs in `slots`, each with the [`Notify`] that wakes its worker's task.
     pub(super) fn new(
         slots: impl IntoIterator<Item = (GpuId, Arc<Notify>)>,
         sharing: Sharing,
@@ -195,7 +195,7 @@ impl Assignments {
     /// Moves a session at its next boundary, which may be now: to a GPU, or to the least loaded other one.
     ///
     /// # Errors
-    /// When the session cannot go there; it stays where it is.
+    /// Returns an error when the session cannot go there; it then stays where it is.
     pub(super) fn move_session(
         &mut self,
         session: &SessionId,
@@ -244,8 +244,8 @@ impl Assignments {
         self.assign_waiting();
     }
 
-    /// Lets a worker's next process serve in place of the one before, which has no job in hand. The sessions and the
-    /// jobs that wait stay.
+    /// Lets a worker's next process take over from the previous one, which runs no job. The worker keeps its sessions
+    /// and its waiting jobs.
     pub(super) fn renew(&mut self, slot: usize, assignment: Assignment) {
         for session in &self.slots[slot].sessions {
             if let Some(entry) = self.sessions.get(session) {
@@ -256,7 +256,7 @@ impl Assignments {
         self.serve(slot, assignment);
     }
 
-    /// Closes a worker that is to leave: its sessions move or wait, each from its next boundary on.
+    /// Closes a worker that is to exit: its sessions move or wait, each from its next boundary on.
     pub(super) fn drain(&mut self, slot: usize) {
         if self.slots[slot].serving().is_none() {
             return;
@@ -287,13 +287,13 @@ impl Assignments {
         jobs
     }
 
-    /// Counts on a worker again that was drained or lost.
+    /// Marks a worker that was drained or lost as starting again.
     pub(super) fn mark_starting(&mut self, slot: usize) {
         self.slots[slot].availability = Availability::Absent(Absence::Starting);
         self.assign_waiting();
     }
 
-    /// The slot of the worker, if the session is bound to it.
+    /// Returns the slot of the worker if the session is bound to it.
     pub(super) fn slot_of(&self, worker: &WorkerId, session: &SessionId) -> Option<usize> {
         let slot = self.sessions.get(session)?.slot?;
         let serving = self.slots[slot].serving()?;
@@ -315,8 +315,9 @@ impl Assignments {
         jobs.remove(next)
     }
 
-    /// Records that a job has ended, after its session was told. The session is at a boundary: a pending move is made, a
-    /// worker that leaves is left, and a session on a worker where jobs wait is moved to a less loaded one.
+    /// Records that a job has ended, after its session was told. The session is then at a boundary: a pending move is
+    /// made, a worker that is leaving is left, and a session on a worker with waiting jobs is moved to a less loaded
+    /// one.
     pub(super) fn job_ended(&mut self, session: &SessionId, job: JobId) {
         let Some(entry) = self.sessions.get_mut(session) else {
             return;
@@ -345,14 +346,15 @@ impl Assignments {
         self.assign_waiting();
     }
 
-    /// Records how long a worker will take to generate a segment, by its warm-up, unless it has generated one already.
+    /// Records the generation time that warm-up predicts for a worker, unless the worker has generated a segment
+    /// already.
     pub(super) fn estimate_generation_time(&mut self, slot: usize, generation: Duration) {
         if self.slots[slot].pace.median().is_none() {
             self.record_generation_time(slot, generation);
         }
     }
 
-    /// Takes the cancelled ones of a worker's waiting jobs.
+    /// Removes and returns the cancelled jobs among a worker's waiting ones.
     pub(super) fn take_cancelled(&mut self, slot: usize) -> VecDeque<QueuedJob> {
         let jobs = &mut self.slots[slot].jobs;
         if !jobs.iter().any(|job| job.signals.cancelled()) {
@@ -364,28 +366,30 @@ impl Assignments {
         cancelled
     }
 
-    /// Takes the sessions whose states a worker is to forget: those that were unbound since the last call.
+    /// Removes and returns the sessions whose states a worker is to forget: those that were unbound since the last
+    /// call.
     pub(super) fn take_sessions_to_forget(&mut self, slot: usize) -> Vec<SessionId> {
         std::mem::take(&mut self.slots[slot].to_forget)
     }
 
-    /// The number of sessions that are bound to a worker.
+    /// Returns the number of sessions that are bound to a worker.
     pub(super) fn sessions_on(&self, slot: usize) -> usize {
         self.slots[slot].sessions.len()
     }
 
-    /// Whether a worker serves and takes another session.
+    /// Returns whether a worker serves and takes another session.
     pub(super) fn has_room(&self, slot: usize) -> bool {
         let slot = &self.slots[slot];
         slot.serving().is_some() && slot.load() < self.limit(slot).unwrap_or(1)
     }
 
-    /// The number of sessions that wait for a worker.
+    /// Returns the number of sessions that wait for a worker.
     pub(super) fn queue_depth(&self) -> usize {
         self.queue.len()
     }
 
-    /// The number of sessions that the workers can serve at once, those that still boot included, as far as is known.
+    /// Returns the number of sessions that the workers can serve at once, as far as it is known, including workers that
+    /// still boot.
     pub(super) fn capacity(&self) -> usize {
         let there = self.slots.iter().filter(|slot| {
             !matches!(
@@ -398,14 +402,16 @@ impl Assignments {
             .sum()
     }
 
-    /// Whether no worker serves or will serve before an operator or time helps, and not only because all are drained.
+    /// Returns whether no worker serves, and none will until an operator intervenes or a quarantine ends. False when
+    /// all of them are drained.
     pub(super) fn all_lost(&self) -> bool {
         let is = |slot: &WorkerSlot, absence| matches!(slot.availability, Availability::Absent(a) if a == absence);
         self.slots.iter().any(|slot| is(slot, Absence::Lost))
             && (self.slots.iter()).all(|slot| is(slot, Absence::Lost) || is(slot, Absence::Drained))
     }
 
-    /// The number of sessions that a worker may have; `None` when that depends on its pace and the pace is not known.
+    /// Returns the number of sessions that a worker may have; `None` when that depends on its pace and the pace is not
+    /// known.
     fn limit(&self, slot: &WorkerSlot) -> Option<usize> {
         let Sharing {
             max_sessions,
@@ -421,14 +427,14 @@ impl Assignments {
         }
     }
 
-    /// The worker with the fewest sessions among those that have room.
+    /// Returns the worker with the fewest sessions among those that have room.
     fn least_loaded(&self, except: Option<usize>) -> Option<usize> {
         (0..self.slots.len())
             .filter(|&slot| Some(slot) != except && self.has_room(slot))
             .min_by_key(|&slot| self.slots[slot].load())
     }
 
-    /// Whether no worker has a job of the session in hand.
+    /// Returns whether no worker has a job of the session in hand.
     fn at_boundary(&self, session: &SessionId) -> bool {
         let Some(entry) = self.sessions.get(session) else {
             return true;
@@ -474,7 +480,7 @@ impl Assignments {
         let gpu = slot.gpu;
         PoolEvent::SessionBound { session, gpu, from }.emit();
         slot.sessions.push(session.clone());
-        // It is back before the process was told to forget it.
+        // The session is back before the process was told to forget it.
         slot.to_forget.retain(|s| s != session);
         publish(&entry.placement, Placement::Bound(assignment));
     }

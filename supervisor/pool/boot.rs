@@ -1,4 +1,4 @@
-//! From nothing to a process that is ready to serve: spawn, connect, load, warm up.
+//! Boots a worker process: spawn, connect, load, warm up.
 //!
 //! [`boot`] is the only way to a [`ReadyProcess`], for the first process of a GPU and for the standby of a renewal.
 
@@ -23,21 +23,21 @@ use super::process::{WorkerProcess, describe};
 use super::shutdown::{EXIT_TIMEOUT, kill};
 use super::stall::Stall;
 
-/// How long the link of a dead process is read on: all that it had sent is in the socket already.
+/// How long the link of a dead process is still read. All that the process had sent is in the socket already.
 pub(super) const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What to start.
+/// The parameters of a process to start.
 #[derive(Debug)]
 pub(super) struct BootPlan {
     pub(super) config: Arc<Config>,
     pub(super) gpu: Gpu,
-    /// Counts the processes of the GPU from 1.
+    /// The number of the process among those of the GPU, counted from 1.
     pub(super) incarnation: u32,
-    /// Owns the task that reads the process's stderr.
+    /// Tracks the task that reads the process's stderr.
     pub(super) tracker: TaskTracker,
 }
 
-/// A process that is ready.
+/// A process that is ready to serve.
 #[derive(Debug)]
 pub(super) struct ReadyProcess {
     pub(super) worker: WorkerId,
@@ -57,17 +57,17 @@ pub(super) struct BootingProcess {
 #[derive(Debug)]
 pub(super) enum BootOutcome<T> {
     Ready(Box<ReadyProcess>),
-    /// No process is left.
+    /// The boot failed, and no process is left.
     Failed(BootError),
     /// The boot was interrupted, and the process is still there.
     Interrupted(T, Box<BootingProcess>),
 }
 
-/// Why a process did not become ready.
+/// The reason why a process did not become ready.
 #[derive(Debug)]
 pub(super) struct BootError {
     cause: BootErrorCause,
-    /// The last line that the process printed, when it did not explain itself by its link.
+    /// The last line that the process printed, unless the process reported a reason over its link.
     last_line: Option<String>,
 }
 
@@ -87,7 +87,7 @@ enum BootErrorCause {
     ForeignProcess { ours: u32, theirs: u32 },
     #[error(transparent)]
     Stalled(#[from] Stall),
-    /// The process said so itself.
+    /// The process reported the reason itself.
     #[error("{message}")]
     Refused { message: String, permanent: bool },
 }
@@ -137,12 +137,12 @@ impl BootError {
         }
     }
 
-    /// A standby that had become ready has exited.
+    /// Describes the exit of a standby that had become ready.
     pub(super) fn exited(status: ExitStatus) -> Self {
         Self::new(BootErrorCause::Exited(status))
     }
 
-    /// The next process would fail in the same way.
+    /// Returns whether the next process would fail in the same way.
     pub(super) fn is_permanent(&self) -> bool {
         matches!(
             self.cause,
@@ -192,7 +192,7 @@ impl From<BootError> for WorkerExit {
     }
 }
 
-/// Starts a process and waits until it is ready, or until `interrupt` is. `observe` is told how far it is.
+/// Starts a process and waits until it is ready or `interrupt` completes. `observe` is told of its progress.
 pub(super) async fn boot<T>(
     plan: BootPlan,
     interrupt: impl Future<Output = T>,
@@ -220,7 +220,7 @@ pub(super) async fn boot<T>(
         }
         Err(cause) => cause,
     };
-    // The link of a process that dies often closes first.
+    // When a process dies, its link often closes before its exit is noticed.
     if let BootErrorCause::BadLink(LinkEnd::Disconnected) = cause
         && let Ok(Ok(status)) = timeout(EXIT_TIMEOUT, process.wait()).await
     {
@@ -235,7 +235,7 @@ pub(super) async fn boot<T>(
     BootOutcome::Failed(BootError { cause, last_line })
 }
 
-/// Waits until the process `pid` at the other end of the link is ready. `exited` is its end.
+/// Waits until the process `pid` at the other end of the link is ready. `exited` completes when the process ends.
 async fn wait_until_ready(
     link: &mut Link,
     pid: u32,
@@ -279,7 +279,7 @@ async fn wait_until_ready(
             LinkInput::Event(event, _) => match event {
                 Event::Ready(report) => return Ok(*report),
                 Event::BootFailed { message, permanent } => {
-                    // It exits by itself, and may say more on stderr before it does.
+                    // The process exits by itself, and may print more on stderr before that.
                     let _ = timeout(EXIT_TIMEOUT, exited).await;
                     return Err(BootErrorCause::Refused { message, permanent });
                 }
@@ -290,7 +290,7 @@ async fn wait_until_ready(
                 Event::Heartbeat { resident_bytes } => {
                     observe(WorkerEvent::Heartbeat { resident_bytes });
                 }
-                // No job was sent to it.
+                // These events belong to a job, and no job was sent.
                 Event::Step { .. }
                 | Event::Media { .. }
                 | Event::Generated { .. }
@@ -301,7 +301,7 @@ async fn wait_until_ready(
     }
 }
 
-/// Why a process has exited: as it said itself by its link, else by its exit status.
+/// Returns why a process has exited: the reason that it reported over its link, else its exit status.
 async fn last_words(link: &mut Link, status: io::Result<ExitStatus>) -> BootErrorCause {
     link.give_up();
     let refused = async {

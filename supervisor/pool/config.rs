@@ -1,6 +1,7 @@
-//! The configuration of the pool: what it needs to know, and the keys `streaming.pool.*` and `streaming.encoder.*`, and those of an engine's workers.
+//! The configuration of the pool: the keys `streaming.pool.*` and `streaming.encoder.*`, and those of an engine's
+//! workers.
 //!
-//! `gpus` turns what an operator calls GPUs into what workers see.
+//! `gpus` resolves the operator's specification of GPUs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -17,33 +18,36 @@ use crate::settings::{DAY, HOUR, Key, KeySpec, MINUTE, Origin, Reader};
 
 mod gpus;
 
-/// The workers to run and how to look after them.
+/// The workers to run, and how to supervise them.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The worker's executable.
     pub worker_bin: PathBuf,
-    /// One worker is run for each.
+    /// The GPUs; one worker is run for each.
     pub gpus: Vec<Gpu>,
     pub engine: EngineSpec,
     /// The format of every segment.
     pub format: VideoFormat,
-    /// The frames that a segment adds to the one before: fewer than it has where it begins with some of those.
+    /// The number of frames that a segment adds to the one before. It is less than the segment's length when the
+    /// segment begins with frames of the one before.
     pub new_frames: u32,
     pub encoder: EncoderSpec,
     /// The segments that a worker generates before it is ready; `None` for no warm-up.
     pub warmup: Option<WarmupSpec>,
-    /// Warm-up generates segments like those of the default request, so its timing predicts the generation time.
+    /// Whether warm-up generates segments like those of the default request, so that its timing predicts the generation
+    /// time.
     pub warmup_is_typical: bool,
     /// The number of sessions that may share one worker, at least 1.
     pub sessions_per_gpu: usize,
-    /// Admission control: a worker takes another session only while it generates faster than all its sessions play.
+    /// Admission control: whether a worker takes another session only while it generates faster than all its sessions
+    /// play.
     pub keep_up: bool,
     pub recycle: Recycle,
     /// The longest time from the start of a process to its readiness.
     pub boot_timeout: Duration,
     /// The interval at which a worker sends heartbeats.
     pub heartbeat_interval: Duration,
-    /// A worker without a heartbeat for this long is stuck.
+    /// The heartbeat timeout: a worker that has sent no heartbeat for this long is stuck.
     pub heartbeat_timeout: Duration,
     /// The lower bound of the progress timeout. The timeout grows with the median step time and with what warm-up took.
     pub min_step_timeout: Duration,
@@ -53,20 +57,20 @@ pub struct Config {
     pub max_backoff: Duration,
     /// The number of exits in a row, without a finished job between them, that quarantines a worker.
     pub quarantine_after: u32,
-    /// All quarantines are lifted when no worker has served for this long.
+    /// The time without a serving worker after which all quarantines are lifted.
     pub quarantine_lift: Duration,
-    /// The threads that read the workers' events ask for real-time scheduling; see [`crate::thread_priority`].
+    /// Whether the threads that read the workers' events ask for real-time scheduling; see [`crate::thread_priority`].
     pub realtime: bool,
 }
 
-/// When a worker's process is replaced by a fresh one although it works. A process is replaced only between two jobs.
+/// When the process of a working worker is replaced by a fresh one. A process is replaced only between two jobs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recycle {
-    /// The process has finished this many jobs, at least 1.
+    /// The process is replaced after this many jobs, at least 1.
     pub after_segments: Option<u32>,
-    /// The resident memory of the process exceeds this many bytes.
+    /// The process is replaced when its resident memory exceeds this many bytes.
     pub above_bytes: Option<u64>,
-    /// The next process boots as a standby while the old one still serves. The GPU holds both for a while.
+    /// Whether the next process boots as a standby while the old one still serves. The GPU then holds both for a while.
     pub overlap: bool,
 }
 
@@ -78,7 +82,7 @@ pub struct Gpu {
     pub visible_device: String,
 }
 
-/// The keys of `streaming.pool`, some of which others read.
+/// The keys of `streaming.pool`, some of which other modules read.
 pub static KEYS: &[&KeySpec] = &[
     &GPUS.spec,
     &NUM_WORKERS.spec,
@@ -110,7 +114,7 @@ pub static ENCODER_KEYS: &[&KeySpec] = &[
     &JPEG_QUALITY.spec,
 ];
 
-/// One of the server's keys in the file, since it concerns threads of the whole process.
+/// This key belongs to the section `server`, since it concerns threads of the whole process.
 pub static REALTIME: Key<bool> = Key::switch("server.realtime")
     .help("Let the threads between workers and clients run before others, so that busy cores delay no fragment: with real-time priority where the system allows it, in short time slices elsewhere")
     .default(true);
@@ -152,7 +156,7 @@ static RECYCLE_OVERLAP: Key<bool> = Key::switch("streaming.pool.recycle_overlap"
     .help("Make the fresh worker ready before the old one leaves, where a GPU's memory holds two")
     .default(false);
 
-/// Sessions count the attempts.
+/// This key is read by the sessions, which count the attempts.
 pub static MAX_ATTEMPTS: Key<u32> = Key::u32("streaming.pool.max_attempts", 1, 100)
     .short("max-attempts")
     .unit("workers")
@@ -305,7 +309,7 @@ fn read_gpus(reader: &mut Reader<'_>, engine: &Engine) -> Vec<Gpu> {
     })
 }
 
-/// The count by FastVideo's two names for it, the one of the streaming server first.
+/// Returns the count by either of FastVideo's two names for it; the one of the streaming server takes precedence.
 fn gpu_count(reader: &Reader<'_>) -> (u32, Origin) {
     for key in [&NUM_WORKERS, &NUM_GPUS] {
         if let Some(count) = reader.get(key) {

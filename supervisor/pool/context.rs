@@ -1,4 +1,4 @@
-//! What everything that looks after one GPU shares.
+//! The context that all tasks of one GPU share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,7 +12,7 @@ use super::config::{Config, Gpu};
 use super::event::{WorkerEvent, WorkerEvents};
 use super::shared_assignments::SharedAssignments;
 
-/// One GPU with what its task shares with the rest of the pool.
+/// One GPU, with the state that its task shares with the rest of the pool.
 #[derive(Debug)]
 pub(super) struct WorkerContext {
     /// The GPU's index in the assignments.
@@ -25,7 +25,7 @@ pub(super) struct WorkerContext {
     pub(super) events: WorkerEvents,
     /// Notified when a job was queued, cancelled or given flow credit, and when a session was unbound.
     pub(super) notify: Arc<Notify>,
-    /// Owns the tasks that outlive a process.
+    /// Tracks the tasks that outlive a process.
     pub(super) tracker: TaskTracker,
     /// The number of processes that were started so far.
     pub(super) incarnations: AtomicU32,
@@ -47,7 +47,7 @@ impl WorkerContext {
         out
     }
 
-    /// The plan for the GPU's next process.
+    /// Creates the plan for the GPU's next process.
     pub(super) fn next_boot(&self) -> BootPlan {
         BootPlan {
             config: self.config.clone(),

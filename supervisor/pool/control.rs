@@ -1,20 +1,20 @@
-//! What operators and the server's shutdown ask of a worker's task.
+//! Requests of operators and of the server's shutdown to a worker's task.
 
 use std::future::pending;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// What an operator asks of a worker. Every directive makes the running process leave, and says what follows.
+/// An operator's request to a worker. Every directive makes the running process exit, and says what follows.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Directive {
-    /// No process is started until another directive; otherwise the next one is started at once.
+    /// Whether no process is started until another directive. Otherwise the next process is started at once.
     pub(super) drained: bool,
     /// The deadline after which jobs that still run are taken back.
     pub(super) cut_at: Option<Instant>,
 }
 
-/// How far the pool's shutdown has got.
+/// The phase of the pool's shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StopSignal {
     Run,
@@ -24,14 +24,14 @@ pub(super) enum StopSignal {
     Kill,
 }
 
-/// One thing that is asked of a worker's task.
+/// One request to a worker's task.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Control {
     Stop,
     Directive(Directive),
 }
 
-/// The receiving ends of what is asked of one worker's task.
+/// The receiving ends of all requests to one worker's task.
 #[derive(Debug)]
 pub(super) struct Controls {
     directive: watch::Receiver<Directive>,
@@ -51,7 +51,7 @@ impl Controls {
     /// # Cancel safety
     /// Cancel safe.
     pub(super) async fn next(&mut self) -> Control {
-        // A pool that is gone has stopped too.
+        // A pool that has been dropped counts as stopped.
         let stopped = self.stop.wait_for(|stop| *stop != StopSignal::Run);
         tokio::select! {
             _ = stopped => Control::Stop,
@@ -62,13 +62,14 @@ impl Controls {
         }
     }
 
-    /// The latest directive, and whether [`Self::next`] has not returned it yet. It counts as returned from now on.
+    /// Returns the latest directive, and whether [`Self::next`] has not returned it yet. It counts as returned from now
+    /// on.
     pub(super) fn latest_directive(&mut self) -> (Directive, bool) {
         let is_new = self.directive.has_changed().unwrap_or(false);
         (*self.directive.borrow_and_update(), is_new)
     }
 
-    /// Waits for a directive that wants the worker back; false when the pool stops instead.
+    /// Waits for a directive that wants the worker started again; returns false when the pool stops instead.
     pub(super) async fn wanted_back(&mut self) -> bool {
         let stopped = self.stop.wait_for(|stop| *stop != StopSignal::Run);
         let wanted = async {

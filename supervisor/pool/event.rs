@@ -1,8 +1,8 @@
-//! One event for each thing that happens to workers, to their jobs and to the sessions' assignments.
+//! The events of workers, their jobs and the sessions' assignments.
 //!
-//! Whoever makes something happen emits its event, once. The status, the counters and the log are readers of these
+//! The code that makes a change emits its event, once. The status, the counters and the log are readers of these
 //! events. A further reader, such as metrics, belongs beside them in [`WorkerEvents::emit`] and [`PoolEvent::emit`].
-//! Steps and media of a job are no events: they only pass through.
+//! Steps and media of a job are not events: they only pass through.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(super) enum WorkerEvent {
     Starting {
         worker: WorkerId,
     },
-    /// The process runs.
+    /// The process was spawned.
     Spawned {
         pid: u32,
     },
@@ -47,9 +47,9 @@ pub(super) enum WorkerEvent {
     JobSent {
         job: JobId,
         session: SessionId,
-        /// The process holds the state that the job starts from, so the state was not sent along.
+        /// Whether the process holds the state that the job starts from, so that the state was not sent along.
         state_held: bool,
-        /// The job had been sent before, without the state.
+        /// Whether the job had been sent before, without the state.
         again: bool,
     },
     /// The process does not hold the state that a job starts from, although it should.
@@ -57,7 +57,7 @@ pub(super) enum WorkerEvent {
         job: JobId,
         session: SessionId,
     },
-    /// The engine has ended its work on a job. Media of the job may still wait in the process for flow credit.
+    /// The engine has finished a job. Media of the job may still wait in the process for flow credit.
     EngineFree,
     JobFinished {
         job: JobId,
@@ -68,21 +68,21 @@ pub(super) enum WorkerEvent {
         failure: JobFailure,
         message: String,
     },
-    /// A job is taken from a process that has to leave.
+    /// A job is taken back from a process that has to exit.
     JobTakenBack {
         job: JobId,
         session: SessionId,
     },
-    /// A job has lost its process.
+    /// A job was lost with its process.
     JobLost {
         job: JobId,
         started: bool,
     },
-    /// The process reported the end of a job that it does not have.
+    /// The process reported the end of a job that it was not given.
     StrayJobEnd {
         job: JobId,
     },
-    /// The process takes no more jobs and is asked to exit when it has none in hand.
+    /// The process takes no more jobs, and is asked to exit when it runs none.
     Leaving {
         why: LeaveReason,
     },
@@ -90,7 +90,7 @@ pub(super) enum WorkerEvent {
     RenewalStarted {
         next: WorkerId,
     },
-    /// The standby did not become ready. The process that serves goes on.
+    /// The standby did not become ready. The serving process continues.
     RenewalFailed {
         reason: String,
         pause: Duration,
@@ -101,20 +101,20 @@ pub(super) enum WorkerEvent {
         pid: u32,
         report: ReadyReport,
     },
-    /// A process that was renewed is gone.
+    /// A replaced process has exited.
     Retired {
         exit: ExitReport,
     },
-    /// The process is gone. No `decision` is made on an exit that was asked for.
+    /// The process has exited. `decision` is `None` for an exit that was requested.
     Exited {
         exit: ExitReport,
         decision: Option<RestartDecision>,
-        /// The pool stops: no process follows.
+        /// Whether the pool stops, so that no process follows.
         for_good: bool,
     },
     /// No process is started until an operator wants one.
     Drained,
-    /// The quarantine has ended by itself: no worker was left for a while.
+    /// The quarantine has ended by itself, because no worker had served for a while.
     QuarantineLifted,
     /// A process may be started again.
     Restarting,
@@ -124,12 +124,12 @@ pub(super) enum WorkerEvent {
     TaskPanicked,
 }
 
-/// Why a worker leaves.
+/// The reason why a worker leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaveReason {
-    /// An operator wants it to.
+    /// An operator asked for it.
     Directive { drained: bool },
-    /// It is renewed, without a standby.
+    /// The worker is renewed without a standby.
     Renewal,
     /// The pool stops.
     Stop,
@@ -138,7 +138,7 @@ pub(super) enum LeaveReason {
 /// A state before and after an event.
 type StateChange = (WorkerState, WorkerState);
 
-/// Where the events of one GPU's worker go.
+/// The readers of one GPU's worker events.
 #[derive(Clone, Debug)]
 pub(super) struct WorkerEvents {
     status: watch::Sender<WorkerStatus>,
@@ -159,7 +159,7 @@ impl WorkerEvents {
         log_change(&status, change, event.is_routine());
     }
 
-    /// The resident memory of the process, from its latest heartbeat.
+    /// Returns the resident memory of the process, from its latest heartbeat.
     pub(super) fn resident_bytes(&self) -> Option<u64> {
         self.status.borrow().resident_bytes
     }
@@ -170,7 +170,7 @@ impl WorkerEvents {
 }
 
 impl WorkerEvent {
-    /// What the event does to the worker's state.
+    /// Returns the transition of the worker's state that the event causes.
     fn transition(&self) -> Option<Transition> {
         Some(match self {
             Self::Spawned { .. } => Transition::Spawned,
@@ -211,7 +211,7 @@ impl WorkerEvent {
         })
     }
 
-    /// The event comes with every job.
+    /// Returns whether the event occurs with every job.
     fn is_routine(&self) -> bool {
         matches!(self, Self::JobSent { .. } | Self::EngineFree)
     }
@@ -338,10 +338,10 @@ fn log_change(
 }
 
 impl WorkerStatus {
-    /// Brings the status up to date with an event.
+    /// Updates the status with an event.
     ///
     /// # Errors
-    /// When the event cannot happen in this state; the state stays as it is.
+    /// Returns an error when the event cannot occur in this state; the state is then unchanged.
     fn record(&mut self, event: &WorkerEvent) -> Result<Option<StateChange>, InvalidTransition> {
         match event {
             WorkerEvent::Starting { worker } => self.worker_id = Some(worker.clone()),
@@ -417,7 +417,7 @@ pub(super) enum PoolEvent<'a> {
     SessionBound {
         session: &'a SessionId,
         gpu: GpuId,
-        /// The GPU whose worker it was bound to before.
+        /// The GPU whose worker the session was bound to before.
         from: Option<GpuId>,
     },
     /// A session that had a worker waits for one again.

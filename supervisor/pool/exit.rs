@@ -1,4 +1,4 @@
-//! How a worker process ended.
+//! How worker processes end: the report for operators and the facts for the restart policy.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 pub struct ExitReport {
     pub kind: ExitKind,
     pub reason: String,
-    /// The next process would fail in the same way.
+    /// Whether the next process would fail in the same way.
     pub permanent: bool,
     /// The time from the start of the process to its end.
     pub uptime: Duration,
@@ -22,7 +22,7 @@ pub struct ExitReport {
 pub enum ExitKind {
     /// The process was asked to exit.
     Asked,
-    /// The process exited by itself, or somebody else killed it.
+    /// The process exited by itself, or something other than the supervisor killed it.
     Crashed,
     /// The process made no progress and was killed.
     Stuck,
@@ -37,9 +37,10 @@ pub enum ExitKind {
 pub(super) struct WorkerExit {
     pub(super) kind: ExitKind,
     pub(super) reason: String,
-    /// The process ran a job that had ended another worker before: the job is the suspect, and not the GPU.
+    /// Whether the process ran a job that had already ended another worker: the suspect is then the job and not the
+    /// GPU.
     pub(super) by_suspect_job: bool,
-    /// The next process would fail in the same way.
+    /// Whether the next process would fail in the same way.
     pub(super) permanent: bool,
 }
 
@@ -53,7 +54,7 @@ impl WorkerExit {
         }
     }
 
-    /// The report on a process that ran for `uptime` and has just ended.
+    /// Creates the report on a process that ran for `uptime` and has just ended.
     pub(super) fn report(self, uptime: Duration) -> ExitReport {
         ExitReport {
             kind: self.kind,

@@ -19,15 +19,15 @@ use tracing::Span;
 /// [`fastvideo_proto::link::media_cost`] limits to 1024 messages of a window of 16 MiB, and for the steps between them.
 const EVENT_BUFFER: usize = 2048;
 
-/// What a session is told of its job, in order. [`JobEvent::Ended`] is the last event.
+/// A job's events for its session, in order. [`JobEvent::Ended`] is the last event.
 #[derive(Debug)]
 pub enum JobEvent {
     /// The job is sent to a worker.
     Started,
-    /// The worker has completed a step.
+    /// The worker has completed a step of the job.
     Step {
         stage: Stage,
-        /// 1..=`total_steps`.
+        /// The number of the step, 1..=`total_steps`.
         step: u32,
         total_steps: u32,
     },
@@ -40,7 +40,7 @@ pub enum JobEvent {
 pub struct Media {
     pub kind: MediaKind,
     pub bytes: Bytes,
-    /// CLOCK_MONOTONIC when the worker handed the bytes to the link, in microseconds.
+    /// The CLOCK_MONOTONIC time in microseconds at which the worker handed the bytes to the link.
     pub sent_at_us: u64,
     /// The flow credit that the message is worth once the client has taken it.
     pub credit: Credit,
@@ -52,7 +52,7 @@ pub enum JobEnd {
     Finished {
         /// The encoded header of the new continuation state and its blob, as the worker sent them.
         state: (Vec<u8>, IpcSharedMemory),
-        /// The time from the command to the last frame's encoding.
+        /// The time from the command until the last frame was encoded.
         generation: Duration,
         timing: JobTiming,
         /// The length of the segment, in frames.
@@ -62,15 +62,15 @@ pub enum JobEnd {
         failure: JobFailure,
         message: String,
     },
-    /// The session is bound to another worker or waits for one. Nothing is wrong with the job: it may be submitted again.
+    /// The session is bound to another worker or waits for one. The job is not at fault and may be submitted again.
     TakenBack {
-        /// The job was running, and did not end before the deadline of a drain.
+        /// Whether the job was running and did not end before the deadline of a drain.
         started: bool,
     },
     /// The worker is gone. The job may be submitted again.
     WorkerLost {
         worker: WorkerId,
-        /// The job had been sent to the worker, so the job may be what killed it.
+        /// Whether the job had been sent to the worker, so that it may be the cause of the loss.
         started: bool,
         reason: String,
     },
@@ -103,17 +103,17 @@ pub struct StartState {
     /// The header, encoded by [`fastvideo_proto::state::StateHeader::encode`].
     pub header: Vec<u8>,
     pub blob: IpcSharedMemory,
-    /// The job that generated the state, when a worker of this pool did: that worker may still hold it.
+    /// The job that generated the state, if a worker of this pool ran it: that worker may still hold the state.
     pub made_by: Option<JobId>,
 }
 
 /// The worker's side of a job.
 #[derive(Debug)]
 pub(super) struct QueuedJob {
-    /// What to generate. Its `state` is chosen when the job is sent.
+    /// The segment to generate. Its `state` is chosen when the job is sent.
     pub(super) spec: JobSpec,
     pub(super) start: Option<StartState>,
-    /// When the viewer runs out of video.
+    /// The deadline: the time when the viewer runs out of video.
     pub(super) due: Instant,
     pub(super) events: mpsc::Sender<JobEvent>,
     pub(super) signals: Arc<Signals>,
@@ -122,7 +122,7 @@ pub(super) struct QueuedJob {
 }
 
 impl QueuedJob {
-    /// Tells the session an event. The job of a session that does not take its events is cancelled.
+    /// Sends the session an event. The job is cancelled if its session does not take its events.
     pub(super) fn tell(&self, event: JobEvent) {
         if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
             self.span.in_scope(|| {
@@ -163,12 +163,12 @@ pub(super) fn pair(
     (handle, job)
 }
 
-/// What a session tells the worker of its job. These are flags and not a channel, so that nothing is ever lost and any
+/// Signals of a session to the worker of its job. They are flags and not a channel, so that no signal is lost and any
 /// number of signals becomes one command.
 #[derive(Debug)]
 pub(super) struct Signals {
     cancelled: AtomicBool,
-    /// The flow credit that was not passed to the worker yet.
+    /// The flow credit that has not been passed to the worker yet.
     earned: AtomicU64,
     notify: Arc<Notify>,
 }
@@ -188,8 +188,8 @@ impl Signals {
     }
 }
 
-/// Flow credit of one media message. Dropping it gives the message's [`fastvideo_proto::link::media_cost`] back to the job:
-/// the client has taken the message, or nobody wants it any more.
+/// The flow credit of one media message. Dropping it returns the message's [`fastvideo_proto::link::media_cost`] to the
+/// job: either the client has taken the message, or it is no longer needed.
 #[derive(Debug)]
 pub struct Credit {
     cost: u64,
@@ -201,7 +201,7 @@ impl Credit {
         Self { cost, to }
     }
 
-    /// The message's share of the job's window, in bytes.
+    /// Returns the message's share of the job's window, in bytes.
     pub fn cost(&self) -> u64 {
         self.cost
     }

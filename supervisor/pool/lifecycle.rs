@@ -1,4 +1,4 @@
-//! The states of a worker, and the policy by which one that has exited is started again.
+//! The states of a worker, and the restart policy: exponential backoff and quarantine.
 
 use std::time::Duration;
 
@@ -31,18 +31,18 @@ pub enum WorkerState {
     Exited,
     /// The process exited unasked; another will be started after a pause.
     BackingOff,
-    /// The process exited unasked too often, or cannot become ready. No other is started until an operator wants one, or
-    /// until no worker has been left for a while.
+    /// The process exited unasked too often, or cannot become ready. No other is started until an operator asks for it,
+    /// or until no worker has served for a while.
     Quarantined,
 }
 
 impl WorkerState {
-    /// Whether the worker takes jobs.
+    /// Returns whether the worker takes jobs.
     pub fn serves(self) -> bool {
         matches!(self, Self::Ready | Self::Busy)
     }
 
-    /// Whether the worker has a process, or is about to.
+    /// Returns whether the worker has a process or is about to have one.
     pub fn is_alive(self) -> bool {
         !matches!(
             self,
@@ -51,7 +51,7 @@ impl WorkerState {
     }
 }
 
-/// What changes the state of a worker.
+/// An event that changes the state of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transition {
     Spawned,
@@ -69,11 +69,11 @@ pub(super) enum Transition {
     ExitedToRestart,
     /// The process has exited unasked, and no other will be started.
     ExitedToQuarantine,
-    /// The pause is over, or an operator wants the worker started.
+    /// The pause is over, or an operator asked for the worker to be started.
     Restarted,
 }
 
-/// A transition that does not exist.
+/// A transition that does not exist in the current state.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a worker that is {from:?} cannot take {transition:?}")]
 pub(super) struct InvalidTransition {
@@ -82,23 +82,23 @@ pub(super) struct InvalidTransition {
 }
 
 impl WorkerState {
-    /// The state after a transition.
+    /// Returns the state after a transition.
     ///
     /// # Errors
-    /// When the transition does not exist in this state, which is a programming error.
+    /// Returns an error when the transition does not exist in this state, which is a programming error.
     pub(super) fn transition(self, transition: Transition) -> Result<Self, InvalidTransition> {
         use WorkerState as S;
         let next = match (self, transition) {
             (S::Spawning, Transition::Spawned) => S::Connecting,
             (S::Connecting, Transition::Connected) => S::Loading,
-            // Without warm-up, loading ends in readiness.
+            // Without warm-up, a process is ready as soon as it has loaded.
             (S::Loading, Transition::Loaded) => S::WarmingUp,
             (S::Loading | S::WarmingUp, Transition::WarmedUp) => S::Ready,
             (S::Ready, Transition::JobStarted) => S::Busy,
             (S::Busy, Transition::JobEnded) => S::Ready,
             (S::Draining, Transition::JobEnded) => S::Draining,
             (alive, Transition::DrainAsked) if alive.is_alive() => S::Draining,
-            // There is no process to wait for.
+            // There is no process whose exit has to be awaited.
             (S::Drained | S::BackingOff | S::Quarantined, Transition::DrainAsked) => S::Drained,
             (S::Draining, Transition::ExitedDrained) => S::Drained,
             (alive, Transition::ExitedAsked) if alive.is_alive() => S::Exited,
@@ -112,25 +112,25 @@ impl WorkerState {
     }
 }
 
-/// When a worker that exited unasked is started again.
+/// The policy that decides when a worker that exited unasked is started again.
 #[derive(Debug)]
 pub(super) struct RestartPolicy {
-    /// The pauses after exits in a row.
+    /// The pauses after consecutive exits.
     backoff: Backoff,
-    /// The pauses after exits that do not count.
+    /// The pauses after exits that do not count, because the job is the suspect.
     first_pause: Backoff,
     quarantine_after: u32,
     /// The exits since the last finished job.
     exits_in_a_row: u32,
 }
 
-/// What follows an exit that nobody asked for.
+/// The decision about a worker that exited unasked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RestartDecision {
     RestartAfter(Duration),
-    /// The worker is not started until an operator wants it, or until no worker has been left for a while.
+    /// The worker is not started until an operator asks for it, or until no worker has served for a while.
     Quarantine,
-    /// The worker is not started until an operator wants it: time does not mend what is wrong.
+    /// The worker is not started until an operator asks for it, since waiting does not fix the cause.
     QuarantineForGood,
 }
 
@@ -141,8 +141,8 @@ impl RestartDecision {
 }
 
 impl RestartPolicy {
-    /// The pauses grow from `min_backoff` to `max_backoff`, with jitter, so that workers that exited together do not all
-    /// start together. `quarantine_after` exits in a row quarantine the worker.
+    /// Creates the policy. The pauses grow from `min_backoff` to `max_backoff` with jitter, so that workers that exited
+    /// together do not all restart together. `quarantine_after` consecutive exits quarantine the worker.
     pub(super) fn new(min_backoff: Duration, max_backoff: Duration, quarantine_after: u32) -> Self {
         let backoff = || Backoff::new(min_backoff, max_backoff).with_jitter();
         Self {

@@ -26,10 +26,11 @@ const EVENT_BUFFER: usize = 256;
 /// The number of commands that may wait for a worker. A worker that leaves more unread is stuck.
 const COMMAND_BUFFER: usize = 1024;
 
-/// What comes up the link.
+/// An input from the link.
 #[derive(Debug)]
 pub(super) enum LinkInput {
-    /// The first input: a worker has connected, with the right version. It says that it is the process `pid`.
+    /// The first input: a worker has connected with the right protocol version. It reports that it is the process
+    /// `pid`.
     Connected { pid: u32 },
     /// An event and, beside [`Event::Finished`], the new state's blob.
     Event(Event, Option<IpcSharedMemory>),
@@ -37,7 +38,7 @@ pub(super) enum LinkInput {
     Closed(LinkEnd),
 }
 
-/// Why a link ended.
+/// The reason why a link ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkEnd {
     #[error("link closed by the worker")]
@@ -63,7 +64,7 @@ impl Link {
     /// asks for real-time scheduling, see [`crate::thread_priority`].
     ///
     /// # Errors
-    /// When the socket or a thread cannot be made.
+    /// Returns an error when the socket or a thread cannot be made.
     pub(super) fn open(promptly: bool) -> io::Result<Self> {
         let (server, name) = IpcOneShotServer::<Handshake>::new()?;
         let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
@@ -73,7 +74,7 @@ impl Link {
             .stack_size(256 * 1024)
             .spawn(move || {
                 if promptly {
-                    // The log tells at the server's start what the kernel grants.
+                    // The server logs at its start what the kernel grants.
                     let _ = crate::thread_priority::run_promptly();
                 }
                 let end = receive(server, command_rx, &event_tx);
@@ -86,19 +87,20 @@ impl Link {
         })
     }
 
-    /// The name that the worker connects to.
+    /// Returns the name that the worker connects to.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Queues a command and the blob that goes with it. False when the worker does not read or the link is closed.
+    /// Queues a command and the blob that goes with it. Returns false when the worker does not read or the link is
+    /// closed.
     pub(super) fn send(&self, command: Command, blob: Option<IpcSharedMemory>) -> bool {
         self.commands.try_send((command, blob)).is_ok()
     }
 
     /// Ends the wait for a worker that died before it connected. It does nothing when the worker had connected.
     pub(super) fn give_up(&self) {
-        // The waiting thread accepts a connection that closes without a message, which is an error to it.
+        // The waiting thread accepts a connection that closes without a message, and reports it as an error.
         drop(IpcSender::<()>::connect(self.name.clone()));
     }
 }
@@ -152,7 +154,7 @@ fn receive(
         .name("link-commands".to_owned())
         .stack_size(256 * 1024)
         .spawn(move || {
-            // Ends when the worker is gone, or when `Link` is dropped.
+            // The loop ends when the worker is gone or when `Link` is dropped.
             while let Ok(message) = command_rx.recv() {
                 if down.send(message).is_err() {
                     return;

@@ -1,5 +1,5 @@
-//! A worker process as an owned value. Its holder kills it *and* waits for it on every path; nobody keeps a bare process
-//! id.
+//! A worker process as an owned value. Its owner kills it *and* waits for it on every path, and no code keeps a bare
+//! process id.
 
 use std::collections::VecDeque;
 use std::io;
@@ -45,11 +45,12 @@ const INHERITED: &[&str] = &[
 const INHERITED_PREFIXES: &[&str] = &[
     "CUDA_", "HF_", "LC_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_",
 ];
-/// The longest line that is forwarded whole: a worker that prints without end must not fill the supervisor's memory.
+/// The longest line that is forwarded whole. The limit bounds the supervisor's memory when a worker prints without line
+/// breaks.
 const MAX_LINE_BYTES: u64 = 16 * 1024;
 /// The number of lines that are kept to explain an exit.
 const LAST_LINES: usize = 8;
-/// How long the stderr of a process that has exited is read on: all that it had printed is in the pipe already.
+/// How long the stderr of an exited process is still read. All that the process had printed is in the pipe already.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A running worker. Dropping it kills the process and leaves reaping to the runtime.
@@ -68,7 +69,7 @@ impl WorkerProcess {
     /// the process prints on stderr into log events.
     ///
     /// # Errors
-    /// When the process cannot be started.
+    /// Returns an error when the process cannot be started.
     pub(super) fn spawn(
         binary: &Path,
         worker: &WorkerId,
@@ -126,7 +127,7 @@ impl WorkerProcess {
     /// Waits for the exit. It returns at once when the process has exited already.
     ///
     /// # Errors
-    /// When the process cannot be waited for.
+    /// Returns an error when the process cannot be waited for.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -134,14 +135,14 @@ impl WorkerProcess {
         self.child.wait().await
     }
 
-    /// How the process exited, when it has. A process whose status cannot be read counts as running.
+    /// Returns the exit status if the process has exited. A process whose status cannot be read counts as running.
     pub(super) fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
     /// Sends a signal. It does nothing when the process is gone already.
     pub(super) fn signal(&self, signal: Signal) {
-        // `id` is `None` once the process was waited for; its number may then belong to another.
+        // `id` is `None` once the process was waited for; its number may then belong to another process.
         if self.child.id().is_some() {
             let _ = kill(self.pid, signal);
         }
@@ -150,14 +151,14 @@ impl WorkerProcess {
     /// Kills the process by SIGKILL and waits for it.
     ///
     /// # Errors
-    /// When the process cannot be waited for.
+    /// Returns an error when the process cannot be waited for.
     pub(super) async fn kill(&mut self) -> io::Result<ExitStatus> {
         self.signal(Signal::SIGKILL);
         self.wait().await
     }
 
-    /// Waits after the exit until all that the process had printed is forwarded, and ends the task that reads its stderr.
-    /// The wait is bounded, since a child of the process may keep the pipe open.
+    /// Waits after the exit until all that the process had printed is forwarded, and ends the task that reads its
+    /// stderr. The wait is bounded, since a child of the process may keep the pipe open.
     pub(super) async fn read_last_lines(&mut self) {
         if let Some(mut forwarding) = self.forwarding.take()
             && timeout(LAST_LINES_TIMEOUT, &mut forwarding).await.is_err()
@@ -166,7 +167,7 @@ impl WorkerProcess {
         }
     }
 
-    /// The last lines that the process has printed on stderr.
+    /// Returns the last lines that the process has printed on stderr.
     pub(super) fn last_lines(&self) -> Vec<String> {
         let lines = self.last_lines.lock();
         let lines = lines.expect("the holders only copy and push strings");
@@ -174,7 +175,7 @@ impl WorkerProcess {
     }
 }
 
-/// An exit status in words, such as `exit status 3` or `signal SIGKILL`.
+/// Describes an exit status, such as `exit status 3` or `signal SIGKILL`.
 pub(super) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),

@@ -1,4 +1,4 @@
-//! How long a running job may go without a step or a frame before its worker counts as stuck.
+//! The progress timeout: how long a running job may go without a step or a frame before its worker counts as stuck.
 
 use std::time::Duration;
 
@@ -26,13 +26,14 @@ pub(super) struct ProgressLimit {
 }
 
 impl ProgressLimit {
-    /// The limit for a process whose warm-up segments took the times `warmup`.
+    /// Creates the limit for a process whose warm-up segments took the times `warmup`.
     pub(super) fn new(config: &Config, warmup: &[Duration]) -> Self {
         let pixels =
             |f: VideoFormat| f64::from(f.width) * f64::from(f.height) * f64::from(f.num_frames);
         let scale = (config.warmup.as_ref())
             .map_or(1.0, |warmup| pixels(config.format) / pixels(warmup.format));
-        // The first segment includes what is initialised once. None can have taken longer than the boot.
+        // The second segment counts, because the first one includes one-time initialisation. The boot timeout bounds
+        // it.
         let segment = warmup.last().copied().unwrap_or_default();
         let segment = segment.min(config.boot_timeout);
         let min = (config.min_step_timeout).max(segment.mul_f64(WARMUP_SEGMENTS * scale.max(1.0)));
@@ -43,14 +44,14 @@ impl ProgressLimit {
         }
     }
 
-    /// Takes the time of a step into account.
+    /// Adds the time of a step to the median.
     pub(super) fn add_step(&mut self, time: Duration) {
         self.steps.add(time);
         let median = self.steps.median().unwrap_or_default();
         self.limit = (median * MEDIAN_STEPS).max(self.min);
     }
 
-    /// The limit: ten times the median step, and never less than the lower bound.
+    /// Returns the limit: ten times the median step, but at least the lower bound.
     pub(super) fn get(&self) -> Duration {
         self.limit
     }

@@ -1,5 +1,5 @@
-//! The renewal of a process with overlap: a standby boots while the process still serves, and takes over between two
-//! jobs.
+//! The renewal of a process with overlap: a standby boots while the old process still serves, and takes over between
+//! two jobs.
 
 use std::future::pending;
 use std::process::ExitStatus;
@@ -18,36 +18,37 @@ use super::shutdown::kill;
 use crate::backoff::Backoff;
 
 /// How long a worker with a ready standby begins no job, so that the media of its last jobs can leave. After that, the
-/// next job runs here and the standby takes over at its end: a client that does not read must not keep the GPU idle.
+/// worker runs the next job, and the standby takes over at the end of it: a client that does not read must not keep the
+/// GPU idle.
 const HOLD_BACK: Duration = Duration::from_secs(1);
 
 /// The process that takes over.
 pub(super) trait Standby: Send + Sized + 'static {
-    /// Starts to boot the next standby: its id, and what resolves when it is ready. Nothing is left of it when it fails
-    /// or when `give_up` is cancelled.
+    /// Starts to boot the next standby. Returns its id, and a future that resolves when it is ready. No process is left
+    /// when the boot fails or `give_up` is cancelled.
     fn boot(context: &WorkerContext, give_up: CancellationToken) -> (WorkerId, StandbyBoot<Self>);
 
-    /// How the standby exited, when it has.
+    /// Returns the exit status if the standby has exited.
     fn exit_status(&mut self) -> Option<ExitStatus>;
 
     /// Kills the standby and waits for it.
     fn discard(self) -> BoxFuture<'static, ()>;
 }
 
-/// Resolves when a standby is ready, or has failed; `None` when it was given up.
+/// The boot of a standby: resolves when the standby is ready or has failed, to `None` when it was given up.
 pub(super) type StandbyBoot<S> = BoxFuture<'static, Option<Result<S, BootError>>>;
 
-/// How far the renewal of one serving process is.
+/// The progress of the renewal of one serving process.
 pub(super) struct Renewal<S> {
     phase: Phase<S>,
-    /// The pauses between boots that fail.
+    /// The pauses between failed boots.
     backoff: Backoff,
 }
 
 enum Phase<S> {
-    /// No standby is there.
+    /// There is no standby.
     Idle {
-        /// The backoff deadline after a standby that failed.
+        /// The backoff deadline after a failed standby.
         not_before: Option<Instant>,
     },
     Booting {
@@ -77,7 +78,7 @@ impl<S: Standby> Renewal<S> {
         }
     }
 
-    /// Whether a standby may boot now: there is none, and no backoff deadline is pending.
+    /// Returns whether a standby may boot now: there is none, and no backoff deadline is pending.
     pub(super) fn may_start(&self) -> bool {
         match self.phase {
             Phase::Idle { not_before } => not_before.is_none_or(|at| at <= Instant::now()),
@@ -142,7 +143,7 @@ impl<S: Standby> Renewal<S> {
         RenewalFailure { error, pause }
     }
 
-    /// Whether the worker begins no job for now, so that the standby can take over.
+    /// Returns whether the worker begins no job for now, so that the standby can take over.
     pub(super) fn holds_back(&mut self) -> bool {
         match &mut self.phase {
             Phase::Ready {
@@ -155,7 +156,7 @@ impl<S: Standby> Renewal<S> {
         }
     }
 
-    /// A job has begun: the worker holds back again after it.
+    /// Records that a job has begun, so that the worker holds back again after it.
     pub(super) fn job_begun(&mut self) {
         if let Phase::Ready {
             hold_back_until, ..
@@ -165,10 +166,11 @@ impl<S: Standby> Renewal<S> {
         }
     }
 
-    /// Takes the standby, if one is ready, so that it takes over.
+    /// Takes the standby if one is ready, so that it can take over.
     ///
     /// # Errors
-    /// When it has exited meanwhile. It comes along, to be discarded.
+    /// Returns an error when the standby has exited in the meantime. The error includes the standby, which must be
+    /// discarded.
     pub(super) fn take(&mut self) -> Result<Option<S>, (S, RenewalFailure)> {
         let phase = std::mem::replace(&mut self.phase, Phase::Idle { not_before: None });
         match phase {
@@ -189,7 +191,7 @@ impl<S: Standby> Renewal<S> {
             Phase::Idle { .. } => None,
             Phase::Booting { standby, give_up } => {
                 give_up.cancel();
-                // It may have become ready just now.
+                // The standby may have become ready just now.
                 standby.await.and_then(Result::ok)
             }
             Phase::Ready { standby, .. } => Some(standby),

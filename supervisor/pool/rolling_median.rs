@@ -13,7 +13,7 @@ pub(super) struct RollingMedian {
 }
 
 impl RollingMedian {
-    /// A window of the latest `limit` durations, at least 1.
+    /// Creates a window of the latest `limit` durations, at least 1.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -32,7 +32,7 @@ impl RollingMedian {
         }
     }
 
-    /// The median; `None` before the first duration was added.
+    /// Returns the median; `None` before the first duration was added.
     pub(super) fn median(&self) -> Option<Duration> {
         let mut times = self.times.clone();
         let middle = times.len() / 2;

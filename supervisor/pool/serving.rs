@@ -1,8 +1,8 @@
-//! What one ready process does while it serves: which jobs it has in hand, when it counts as stuck, when it leaves or is
-//! renewed.
+//! The state machine of one ready process while it serves: the jobs that it has in hand, when it counts as stuck, when
+//! it leaves or is renewed.
 //!
-//! This is a state machine over the process's link and the signals of its jobs. It neither starts nor ends processes:
-//! it says with [`ServeEnd`] what is to become of this one.
+//! Its inputs are the process's link and the signals of its jobs. It neither starts nor ends processes: it returns a
+//! [`ServeEnd`] that tells the caller what to do with this one.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -41,13 +41,13 @@ pub(super) struct ServingWorker<'a, S> {
     link: Link,
     /// The job that the engine works on.
     running: Option<JobInHand>,
-    /// Jobs that the engine is done with. Their media wait in the process for flow credit.
+    /// Jobs that the engine has finished. Their media wait in the process for flow credit.
     finishing: HashMap<JobId, JobInHand>,
     /// The latest continuation state of each session that the process holds, by the job that generated it.
     held_states: HashMap<SessionId, JobId>,
     /// The number of jobs that this process has finished.
     jobs_finished: u32,
-    /// When anything last came up the link.
+    /// When the last event arrived over the link.
     last_heard: Instant,
     /// When the running job last made progress, or was sent.
     last_progress: Instant,
@@ -56,11 +56,11 @@ pub(super) struct ServingWorker<'a, S> {
     renewal: Renewal<S>,
 }
 
-/// Why a process serves no longer.
+/// The reason why a process no longer serves.
 pub(super) enum ServeEnd<S> {
-    /// The process has died, hangs or violates the link's protocol. It is to be killed.
+    /// The process has died, hangs or has violated the link's protocol. The caller kills it.
     Failed(WorkerExit),
-    /// The process is to be asked to exit. Jobs are in hand only when the pool stops.
+    /// The caller asks the process to exit. Jobs are in hand only when the pool stops.
     Leave,
     /// The standby serves from now on. No job is in hand.
     Replaced(S),
@@ -70,17 +70,18 @@ pub(super) enum ServeEnd<S> {
 #[derive(Debug)]
 struct JobInHand {
     job: QueuedJob,
-    /// The process was told that the job is cancelled.
+    /// Whether the process was told that the job is cancelled.
     cancel_sent: bool,
-    /// The session was unbound from the worker, which does not keep the session's state any more.
+    /// Whether the session was unbound from the worker, which then no longer keeps the session's state.
     unbound: bool,
-    /// The cost of the media that the client has not taken yet, or that the process was not given credit for.
+    /// The cost of media for which the process has not been given flow credit, including those that the client has not
+    /// taken yet.
     unacknowledged: u64,
-    /// When the process last reported something of the job, or was told something about it.
+    /// When the process last reported something about the job, or was told something about it.
     last_activity: Instant,
 }
 
-/// The worker takes no more jobs, and is asked to exit when it has none in hand.
+/// The shutdown of a worker that takes no more jobs and is asked to exit when it has none in hand.
 #[derive(Clone, Copy, Debug)]
 struct Leaving {
     /// The deadline after which jobs in hand are taken back.
@@ -88,8 +89,8 @@ struct Leaving {
 }
 
 impl<'a, S: Standby> ServingWorker<'a, S> {
-    /// The state of a process that has just become ready, at the other end of `link`. `warmup` is what its warm-up
-    /// segments took.
+    /// Creates the state of a process that has just become ready, at the other end of `link`. `warmup` has the
+    /// generation times of its warm-up segments.
     pub(super) fn new(
         context: &'a WorkerContext,
         policy: &'a mut RestartPolicy,
@@ -177,7 +178,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.running.is_none() && self.finishing.is_empty()
     }
 
-    /// The first moment at which the process counts as stuck, and why it would.
+    /// Returns the earliest moment at which the process counts as stuck, and the reason.
     fn stall_deadline(&self) -> (Instant, Stall) {
         let limit = self.context.config.heartbeat_timeout;
         let mut first = (self.last_heard + limit, Stall::NoHeartbeat(limit));
@@ -255,7 +256,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 message,
             } => self.on_failed(job, failure, message),
             Event::Ready(_) => return bad_link("worker became ready twice"),
-            // They belong to a boot, which is over.
+            // These events belong to the boot, which is over.
             Event::LoadProgress { .. } | Event::WarmingUp | Event::BootFailed { .. } => {}
         }
         ControlFlow::Continue(())
@@ -289,7 +290,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.running.as_ref().is_some_and(|r| r.id() == job)
     }
 
-    /// The job of which the process has just reported something. The report is progress of the running job.
+    /// Returns the job about which the process has just reported something. The report counts as progress of the
+    /// running job.
     fn in_hand(&mut self, job: JobId) -> Option<&mut JobInHand> {
         let in_hand = match &mut self.running {
             Some(running) if running.id() == job => {
@@ -302,7 +304,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         Some(in_hand)
     }
 
-    /// The engine is done with a job, and the job's media wait.
+    /// Handles [`Event::Generated`]: the engine has finished a job, and the job's media wait for flow credit.
     fn on_generated(&mut self, job: JobId) {
         if let Some(mut running) = self.take_running(job) {
             self.hold_state(&running);
@@ -369,15 +371,16 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.end_job(&in_hand.job, JobEnd::Failed { failure, message });
     }
 
-    /// Takes the running job, which the engine is done with.
+    /// Takes the running job, which the engine has finished.
     fn take_running(&mut self, job: JobId) -> Option<JobInHand> {
         let running = self.running.take_if(|r| r.id() == job)?;
         self.context.emit(WorkerEvent::EngineFree);
         Some(running)
     }
 
-    /// The process has generated the job's state and holds it in place of the session's state before, whether or not
-    /// the session commits it. It forgets the state at once when the session was unbound meanwhile.
+    /// Records that the process holds the state that the job generated, in place of the session's previous state,
+    /// whether or not the session commits it. The process forgets the state at once if the session was unbound in the
+    /// meantime.
     fn hold_state(&mut self, in_hand: &JobInHand) {
         if !in_hand.unbound {
             let spec = &in_hand.job.spec;
@@ -393,8 +396,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         });
     }
 
-    /// Passes cancellations and flow credit on, ends cancelled jobs that were not sent yet, and lets the process forget
-    /// the sessions that it serves no longer.
+    /// Passes cancellations and flow credit on, ends cancelled jobs that were not sent yet, and tells the process to
+    /// forget the sessions that it no longer serves.
     fn pass_signals(&mut self) -> ControlFlow<WorkerExit> {
         let (cancelled, to_forget) = self.context.with_assignments(|assignments, slot| {
             (
@@ -454,7 +457,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         ControlFlow::Continue(())
     }
 
-    /// Sends a job, which runs from now on, with the state that it starts from unless the process holds that.
+    /// Sends a job, which runs from now on. The state that it starts from is sent along unless the process holds it.
     fn send_job(&mut self, job: QueuedJob, again: bool) -> ControlFlow<WorkerExit> {
         self.last_progress = Instant::now();
         let held = self.held_states.get(&job.spec.session).copied();
@@ -489,7 +492,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         send(&self.link, Command::Generate(Box::new(spec)), blob)
     }
 
-    /// The process does not hold the state that the running job starts from: the job is sent again, with the state.
+    /// Sends the running job again, with its state, because the process does not hold the state that the job starts
+    /// from.
     fn send_again(&mut self, job: JobId) -> ControlFlow<WorkerExit> {
         let Some(running) = self.running.take_if(|r| r.id() == job) else {
             return ControlFlow::Continue(());
@@ -502,11 +506,11 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             return bad_link("worker misses a state that was sent to it");
         }
         self.send_job(running.job, true)?;
-        // A cancellation that was passed on before has ended nothing but the first attempt to send it.
+        // An earlier cancellation has only ended the first attempt to send the job.
         self.pass_signals()
     }
 
-    /// The worker takes no more jobs. It leaves at once, or when its last job has ended.
+    /// Makes the worker take no more jobs. It leaves at once, or when its last job has ended.
     fn leave_after_jobs(&mut self, why: LeaveReason, cut_at: Option<Instant>) {
         let before = self.leaving.replace(Leaving { cut_at });
         if before.is_none() {
@@ -516,7 +520,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         }
     }
 
-    /// Takes back the jobs in hand, whose time to end is over. They run again elsewhere.
+    /// Takes back the jobs in hand after the deadline of a drain. They run again on another worker.
     fn cut_jobs(&mut self) {
         let running = self.running.take();
         let finishing = std::mem::take(&mut self.finishing);
@@ -531,7 +535,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
     }
 
     /// Renews a process that has served long enough or has grown too large: a standby boots beside it and takes over
-    /// between two jobs, or it leaves first.
+    /// between two jobs or, without overlap, the process leaves first.
     fn renew(&mut self) -> ControlFlow<ServeEnd<S>> {
         if self.has_no_job() {
             match self.renewal.take() {
@@ -554,7 +558,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         ControlFlow::Continue(())
     }
 
-    /// A process is renewed only after real work: a limit that a fresh process exceeds must not keep it from serving.
+    /// A process is renewed only after real work, because a limit that a fresh process exceeds must not keep it from
+    /// serving.
     fn is_due_for_renewal(&self) -> bool {
         if self.jobs_finished == 0 {
             return false;
@@ -573,7 +578,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         });
     }
 
-    /// Reads on what a dead process had still sent: it may have finished a job.
+    /// Reads the events that a dead process had still sent: it may have finished a job.
     pub(super) async fn read_last_events(&mut self) {
         let last_events = async {
             while let Some(LinkInput::Event(event, blob)) = self.link.events.recv().await {
@@ -583,13 +588,13 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         let _ = timeout(LAST_EVENTS_TIMEOUT, last_events).await;
     }
 
-    /// The running job had ended another worker before.
+    /// Returns whether the running job had already ended another worker.
     pub(super) fn runs_suspect_job(&self) -> bool {
         (self.running.as_ref()).is_some_and(|running| running.job.spec.attempt > 1)
     }
 
-    /// Hands the jobs in hand back, and then the sessions and the jobs that wait: a session hears what became of its
-    /// job before it hears where it goes on.
+    /// Hands back the jobs in hand, and then the sessions and the jobs that wait, so that a session learns how its job
+    /// ended before it learns where it continues.
     pub(super) fn hand_back(&mut self, reason: &str) {
         let running = self.running.take();
         let finishing = std::mem::take(&mut self.finishing);
@@ -599,7 +604,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.hand_back_waiting(reason);
     }
 
-    /// Hands the sessions and the jobs that wait back.
+    /// Hands back the sessions and the jobs that wait.
     pub(super) fn hand_back_waiting(&self, reason: &str) {
         let waiting = self
             .context
@@ -619,7 +624,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         }));
     }
 
-    /// Ends the renewal; no standby is left. Returns the process's link.
+    /// Ends the renewal, so that no standby is left, and returns the process's link.
     pub(super) async fn into_link(self) -> Link {
         self.renewal.abandon().await;
         self.link
@@ -629,7 +634,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         &mut self.link
     }
 
-    /// Emits an event of a job, in the span of whoever asked for the job.
+    /// Emits an event of a job, in the span of the code that submitted the job.
     fn emit_for(&self, job: &QueuedJob, event: WorkerEvent) {
         job.span.in_scope(|| self.context.emit(event));
     }
@@ -640,13 +645,14 @@ impl JobInHand {
         self.job.spec.job
     }
 
-    /// Whether the process has no reason to wait: the client has taken all media so far, or the job is cancelled.
+    /// Returns whether the process has no reason to wait: the client has taken all media so far, or the job is
+    /// cancelled.
     fn waits_for_process(&self) -> bool {
         self.cancel_sent || self.unacknowledged == 0
     }
 }
 
-/// Sends a command; a process that does not read its commands is stuck.
+/// Sends a command. A process that does not read its commands is stuck.
 fn send(link: &Link, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<WorkerExit> {
     match link.send(command, blob) {
         true => ControlFlow::Continue(()),

@@ -1,4 +1,4 @@
-//! The assignments behind their lock.
+//! The assignments of sessions to workers, behind a lock.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ pub(super) struct SharedAssignments {
 pub(super) struct AssignmentsGuard<'a> {
     assignments: MutexGuard<'a, Assignments>,
     failed: &'a CancellationToken,
-    /// The thread was unwinding from another panic already when it took the lock.
+    /// Whether the thread was already unwinding from another panic when it took the lock.
     was_panicking: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The way out of a process: it is asked, then signalled, then killed, and always waited for.
+//! Ends a process: it is asked to exit, then signalled, then killed, and always waited for.
 
 use std::future::pending;
 use std::io;
@@ -14,13 +14,13 @@ use super::control::StopSignal;
 use super::link::Link;
 use super::process::WorkerProcess;
 
-/// How long a process may take to exit after each of the steps: the command, SIGTERM.
+/// How long a process may take to exit after the command, and again after SIGTERM.
 pub(super) const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Asks a process to exit by a command, then by SIGTERM, then kills it. It is gone when this returns.
+/// Asks a process to exit by a command, then by SIGTERM, and then kills it. The process is gone when this returns.
 ///
 /// # Errors
-/// When it cannot be waited for.
+/// Returns an error when the process cannot be waited for.
 pub(super) async fn shut_down(
     link: &mut Link,
     process: &mut WorkerProcess,
@@ -36,7 +36,8 @@ pub(super) async fn shut_down(
             pending::<()>().await;
         }
     };
-    // A worker whose events nobody reads blocks on them, and then does not read the command either.
+    // The events are read and dropped: a worker whose events are not read blocks on them, and then does not read the
+    // command.
     let events = &mut link.events;
     let read_events = async {
         while events.recv().await.is_some() {}
@@ -60,7 +61,7 @@ pub(super) async fn shut_down(
     }
 }
 
-/// Kills a process and waits for it. Nothing comes up its link any more but what was sent before.
+/// Kills a process and waits for it. After that, its link yields only events that were sent before.
 pub(super) async fn kill(link: &Link, process: &mut WorkerProcess) {
     if let Err(error) = process.kill().await {
         tracing::error!(%error, "cannot wait for a killed worker");

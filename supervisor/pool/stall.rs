@@ -1,8 +1,8 @@
-//! Why a process counts as stuck.
+//! The reasons why a process counts as stuck.
 
 use std::time::Duration;
 
-/// A sign of life that is missing.
+/// A missing sign of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Stall {
     #[error("no heartbeat for {0:?}")]

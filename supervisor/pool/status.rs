@@ -1,4 +1,4 @@
-//! What is known of the workers, for probes and operators.
+//! The status of the workers, for probes and operators.
 
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::link::ReadyReport;
@@ -7,7 +7,7 @@ use super::config::Gpu;
 use super::exit::ExitReport;
 use super::lifecycle::WorkerState;
 
-/// What is known of one worker.
+/// The status of one worker.
 #[derive(Clone, Debug)]
 pub struct WorkerStatus {
     pub gpu: Gpu,
@@ -16,15 +16,16 @@ pub struct WorkerStatus {
     pub worker_id: Option<WorkerId>,
     /// The process id while a process runs.
     pub pid: Option<u32>,
-    /// The number of exits that nobody asked for.
+    /// The number of unrequested exits.
     pub restarts: u32,
-    /// How the latest process that has ended did so.
+    /// The exit of the latest process that has ended.
     pub last_exit: Option<ExitReport>,
-    /// While a process loads: the fraction that is done, 0 to 1, and what is being loaded.
+    /// The progress of loading: the fraction that is loaded, 0 to 1, and what is being loaded. `None` unless a process
+    /// loads.
     pub load_progress: Option<(f32, String)>,
-    /// A process of this GPU has become ready.
+    /// Whether any process of this GPU has become ready.
     pub warmed_up: bool,
-    /// What the process reported when it became ready, while it serves.
+    /// The report of the process when it became ready; `None` when no process serves.
     pub ready: Option<ReadyReport>,
     /// The resident memory of the process, from its latest heartbeat.
     pub resident_bytes: Option<u64>,
@@ -50,7 +51,7 @@ impl WorkerStatus {
     }
 }
 
-/// All workers, and the queue of sessions that wait for one.
+/// The status of all workers, and of the queue of sessions that wait for one.
 #[derive(Clone, Debug)]
 pub struct PoolStatus {
     pub workers: Vec<SlotStatus>,
@@ -65,6 +66,6 @@ pub struct SlotStatus {
     pub status: WorkerStatus,
     /// The number of sessions that are bound to the worker.
     pub sessions: usize,
-    /// The worker serves and has room for another session.
+    /// Whether the worker serves and has room for another session.
     pub available: bool,
 }

@@ -1,5 +1,5 @@
-//! The task that manages one GPU: boot a process, serve, wait for the next start, again. It alone holds the process that
-//! serves.
+//! The task that manages one GPU in a loop: boot a process, let it serve, wait for the next start. It alone owns the
+//! serving process.
 
 use std::future::pending;
 use std::time::Duration;
@@ -60,7 +60,7 @@ impl WorkerTask {
         }
     }
 
-    /// Boots a process and lets it serve, and after it the standbys that take over without a gap. No process is left
+    /// Boots a process and lets it serve, followed by the standbys that replace it without a gap. No process is left
     /// when this returns.
     async fn run_processes(&mut self, policy: &mut RestartPolicy) -> WorkerExit {
         let ready = match self.boot_first().await {
@@ -100,7 +100,7 @@ impl WorkerTask {
     /// Boots a process for a GPU that has none.
     ///
     /// # Errors
-    /// When it does not become ready, or is not wanted any more. No process is left.
+    /// Returns an error when the process does not become ready or is not wanted any more. No process is left then.
     async fn boot_first(&mut self) -> Result<Box<ReadyProcess>, WorkerExit> {
         self.started = Instant::now();
         let context = &self.context;
@@ -141,7 +141,7 @@ impl WorkerTask {
         });
     }
 
-    /// Lets a standby serve in place of the process before it, which leaves.
+    /// Lets a standby serve in place of the previous process, which is shut down.
     fn take_over(&mut self, next: &ReadyProcess, mut link: Link, mut process: WorkerProcess) {
         let started = std::mem::replace(&mut self.started, Instant::now());
         self.context.emit(WorkerEvent::Renewed {
@@ -196,8 +196,8 @@ impl WorkerTask {
         exit
     }
 
-    /// Waits until the next process may be started: as long as the restart policy says, or until an operator wants it.
-    /// False when the pool stops meanwhile.
+    /// Waits until the next process may be started, as the restart policy decides or an operator asks for it. Returns
+    /// false when the pool stops in the meantime.
     async fn wait_to_restart(&mut self, decision: Option<RestartDecision>) -> bool {
         if self.controls.is_stopping() {
             if self.context.events.state() != WorkerState::Exited {
@@ -238,7 +238,7 @@ impl WorkerTask {
         }
     }
 
-    /// Waits until an operator wants the worker back; false when the pool stops meanwhile.
+    /// Waits until an operator asks for the worker; returns false when the pool stops in the meantime.
     async fn stay_drained(&mut self) -> bool {
         self.context.emit(WorkerEvent::Drained);
         self.context
@@ -263,20 +263,21 @@ impl WorkerTask {
     }
 }
 
-/// Kills and waits for a process that has failed, reads what it had still sent, and hands its sessions and jobs back.
+/// Kills a failed process and waits for it, reads the events that it had still sent, and hands back its sessions and
+/// jobs.
 async fn end_failed(
     mut serving: ServingWorker<'_, Box<ReadyProcess>>,
     mut process: WorkerProcess,
     mut exit: WorkerExit,
 ) -> WorkerExit {
-    // The link of a process that dies often closes before the process can be waited for.
+    // When a process dies, its link often closes before the process can be waited for.
     if exit.kind == ExitKind::Crashed
         && let Ok(Ok(status)) = timeout(EXIT_TIMEOUT, process.wait()).await
     {
         exit.reason = describe(status);
     }
     kill(serving.link(), &mut process).await;
-    // A dead worker may have finished a job; a stuck one, or one with a bad link, is not listened to.
+    // A dead worker may have finished a job. A stuck worker, or one with a bad link, is not trusted to have done so.
     if exit.kind == ExitKind::Crashed {
         serving.read_last_events().await;
     }
@@ -287,15 +288,15 @@ async fn end_failed(
     exit
 }
 
-/// The exit of a process that was asked to exit.
+/// Describes the exit of a process that was asked to exit.
 fn asked(left: std::io::Result<std::process::ExitStatus>) -> WorkerExit {
     let reason = left.map_or_else(|error| error.to_string(), describe);
     WorkerExit::new(ExitKind::Asked, reason)
 }
 
-/// Waits until no worker of the pool has been left for as long as `lift`: then all quarantines end together.
+/// Waits until no worker of the pool has served for as long as `lift`; then all quarantines end together.
 async fn quarantine_over(mut all_lost: watch::Receiver<bool>, lift: Duration) {
-    // An error means that the pool is gone, and that the caller is about to be.
+    // An error means that the pool is gone, and this task will soon end too.
     let _ = all_lost.wait_for(|lost| *lost).await;
     // The wait ends early only when another worker's quarantine was lifted: no other worker comes back by itself.
     let lifted_elsewhere = all_lost.wait_for(|lost| !*lost);

@@ -1,4 +1,4 @@
-//! The lines that a worker prints on stderr, as events of the supervisor's own log.
+//! Turns the lines that a worker prints on stderr into events of the supervisor's own log.
 //!
 //! A worker logs JSON objects with a level, a message and fields. Anything else that it prints comes from a library or a
 //! panic.
@@ -12,12 +12,12 @@ use tracing::Level;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct WorkerLine {
     level: Level,
-    /// The message, with its fields as `name=value` behind it.
+    /// The message, followed by its fields as `name=value`.
     text: String,
 }
 
 impl WorkerLine {
-    /// Reads a line. What is not of the worker's own log becomes a warning with the line as its text.
+    /// Parses a line. A line that is not in the worker's log format becomes a warning with the line as its text.
     pub(super) fn parse(line: &str) -> Self {
         Self::of_json(line).unwrap_or_else(|| Self {
             level: Level::WARN,
@@ -38,7 +38,7 @@ impl WorkerLine {
         Some(Self { level, text })
     }
 
-    /// The line for people.
+    /// Returns the line as text for people.
     pub(super) fn text(&self) -> &str {
         &self.text
     }

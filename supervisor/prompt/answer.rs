@@ -30,7 +30,7 @@ pub(super) fn alternatives(text: &str, count: usize, max_chars: usize) -> Vec<St
     found
 }
 
-/// Whether the first line only announces the list, such as "Here are three alternatives:".
+/// Returns whether the first line only announces the list, such as "Here are three alternatives:".
 fn is_lead_in(line: &str, rest: &[&str]) -> bool {
     let is_marked = |line: &str| without_marker(line).len() < line.trim().len();
     line.trim_end().ends_with(':')

@@ -1,8 +1,8 @@
 //! Reads supervised fastText models (`.bin`, and quantised ones, `.ftz`) and computes how likely a label is for a text. The
 //! scores are those that `fasttext predict-prob` prints.
 //!
-//! Called by `safety`. It does not train models. A file is never trusted: every value is checked while it is read, so that
-//! nothing can go wrong later, and memory is allocated only after the file has proved long enough for it.
+//! `safety` calls it. It does not train models. A file is never trusted: every value is checked while it is read, so
+//! that using the model cannot fail later, and memory is allocated only after the file has proved long enough for it.
 //!
 //! `source` reads the file, `dictionary` finds the rows of the model that a text consists of, `matrix` holds the rows,
 //! `loss` turns their mean into a score, `error` is why a file cannot be used.

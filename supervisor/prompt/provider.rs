@@ -99,7 +99,7 @@ pub enum LlmError {
 }
 
 impl LlmError {
-    /// Whether another provider may succeed with the same request.
+    /// Returns whether another provider may succeed with the same request.
     pub(super) fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout
@@ -112,7 +112,7 @@ impl LlmError {
         }
     }
 
-    /// When the provider accepts calls again, if it has said so.
+    /// Returns the time at which the provider accepts calls again, if it has said so.
     pub(super) fn retry_at(&self, now: Instant) -> Option<Instant> {
         match self {
             Self::Busy { retry_after } => retry_after.map(|wait| now + wait),
@@ -120,13 +120,13 @@ impl LlmError {
         }
     }
 
-    /// Whether the failure says something about the provider, and not only about the request. Only such failures count
-    /// for the circuit breaker.
+    /// Returns whether the failure says something about the provider, and not only about the request. Only such
+    /// failures count for the circuit breaker.
     fn is_providers_fault(&self) -> bool {
         !matches!(self, Self::Refused(400 | 413 | 422))
     }
 
-    /// The message for the operator's log, with details that clients must not see.
+    /// Returns the message for the operator's log, with details that clients must not see.
     fn detail(&self) -> String {
         match self {
             Self::Transport(detail) => format!("{self}: {detail}"),
@@ -371,7 +371,7 @@ fn transport(error: reqwest::Error) -> LlmError {
     LlmError::Transport(with_causes(&error.without_url()))
 }
 
-/// The failure that a status code stands for, if any.
+/// Returns the failure that a status code stands for, if any.
 fn status_error(status: StatusCode, headers: &HeaderMap) -> Option<LlmError> {
     match status {
         StatusCode::TOO_MANY_REQUESTS => Some(LlmError::Busy {

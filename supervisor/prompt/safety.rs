@@ -121,13 +121,13 @@ impl SafetyFilter {
         }
     }
 
-    /// Whether the text of blocked prompts may be logged.
+    /// Returns whether the text of blocked prompts may be logged.
     pub fn logs_blocked(&self) -> bool {
         self.0.config.log_prompts
     }
 
-    /// Whether prompts are screened. Before the first prompt this means that a classifier is configured; afterwards it means
-    /// that the classifier is loaded.
+    /// Returns whether prompts are screened. Before the first prompt this means that a classifier is configured;
+    /// afterwards it means that the classifier is loaded.
     pub fn is_available(&self) -> bool {
         match self.0.scorer.get() {
             Some(loaded) => loaded.is_ok(),

@@ -1,4 +1,4 @@
-//! The AAC track, made so that the segments of a session join without a click.
+//! The AAC track, encoded so that the segments of a session join without a click.
 //!
 //! AAC codes blocks of 1024 samples, and a decoder overlaps and adds the halves of neighbouring blocks. A block is
 //! therefore decoded correctly only after the block that preceded it in the same stream. So the blocks of all segments
@@ -18,7 +18,7 @@ use super::error::EncodeError;
 use super::params::EncodeParams;
 use crate::sound::{AudioFormat, SOUND_TAIL_SAMPLES, predict};
 
-/// Samples per channel of an AAC packet.
+/// The number of samples per channel of an AAC packet.
 const BLOCK: usize = 1024;
 
 /// Encodes the sound of one segment as AAC.
@@ -28,7 +28,7 @@ pub(super) struct AacTrack {
     frame: SoundFrame,
     format: AudioFormat,
     fps: u32,
-    /// Samples that do not fill a block yet, interleaved.
+    /// Interleaved samples that do not fill a block yet.
     pending: Vec<f32>,
     start_frame: u64,
     /// The place of the first block to keep on the time line, in samples.
@@ -41,7 +41,7 @@ impl AacTrack {
     /// Opens libavcodec's AAC encoder.
     ///
     /// # Errors
-    /// When the AAC encoder does not take the sample rate.
+    /// Returns an error when the AAC encoder does not take the sample rate.
     pub(super) fn open(params: &EncodeParams, format: AudioFormat) -> Result<Self, EncodeError> {
         let number = |value| c_int::try_from(value).expect("parameters are checked and small");
         let settings = SoundSettings {
@@ -50,7 +50,7 @@ impl AacTrack {
         };
         let mut options = Options::new([
             (c"flags", "+global_header+bitexact"),
-            // A third less processor time than the default search.
+            // This coder needs a third less processor time than the default search.
             (c"aac_coder", "fast"),
         ])?;
         options.extend([(c"b", params.spec.audio_bit_rate)])?;
@@ -77,13 +77,13 @@ impl AacTrack {
     /// [`SOUND_TAIL_SAMPLES`] samples per channel.
     ///
     /// # Errors
-    /// When the encoder fails.
+    /// Returns an error when the encoder fails.
     pub(super) fn begin(&mut self, start_frame: u64, before: &[f32]) -> Result<(), EncodeError> {
         let start = self.format.sample_at(start_frame, self.fps);
         let first = start.next_multiple_of(BLOCK as u64);
         self.start_frame = start_frame;
         self.first = place(first);
-        // Two blocks prime the encoder, and its first packet is for the block before all that it was given.
+        // Two blocks prime the encoder, and its first packet is for the block before all of its input.
         self.next_out = self.first - place((SOUND_TAIL_SAMPLES + BLOCK) as u64);
         let missing_start = usize::try_from(first - start).expect("less than a block");
         let priming = (SOUND_TAIL_SAMPLES - missing_start) * self.format.channels as usize;
@@ -92,10 +92,10 @@ impl AacTrack {
         self.push(kept, &mut |_| Ok(()))
     }
 
-    /// Encodes interleaved sound and hands on the packets that are ready.
+    /// Encodes interleaved sound and passes on the packets that are ready.
     ///
     /// # Errors
-    /// When the encoder or `emit` fails.
+    /// Returns an error when the encoder or `emit` fails.
     pub(super) fn push(
         &mut self,
         sound: &[f32],
@@ -109,7 +109,7 @@ impl AacTrack {
     /// end of its `frames`.
     ///
     /// # Errors
-    /// When the encoder or `emit` fails.
+    /// Returns an error when the encoder or `emit` fails.
     pub(super) fn end(
         &mut self,
         frames: u32,
@@ -127,7 +127,7 @@ impl AacTrack {
         Ok(())
     }
 
-    /// Appends sound to encode: within -1 to 1, and silence where a sample is not finite.
+    /// Appends sound to encode, clamped to -1 to 1, with silence in place of samples that are not finite.
     fn push_pending(&mut self, sound: &[f32]) {
         let clean = |&sample: &f32| {
             if sample.is_finite() {
@@ -139,7 +139,7 @@ impl AacTrack {
         self.pending.extend(sound.iter().map(clean));
     }
 
-    /// Encodes whole blocks, and hands on the packets for blocks of this segment that begin before `end`.
+    /// Encodes whole blocks, and passes on the packets for blocks of this segment that begin before `end`.
     fn encode(
         &mut self,
         end: i64,
@@ -173,7 +173,7 @@ impl AacTrack {
     }
 }
 
-/// A place on the time line as libav counts it.
+/// Converts a place on the time line to libav's type.
 fn place(samples: u64) -> i64 {
     i64::try_from(samples).expect("no session lasts millions of years")
 }

@@ -1,8 +1,8 @@
 //! The part of libav that encoding needs, as owned types: codecs, frames, packets and the MP4 muxer.
 //!
-//! Nothing outside this module sees a pointer. The raw declarations come from `ffmpeg-sys-next`; `error` turns a status
-//! into a `Result`; each type frees what it owns when it is dropped, also half-way through a segment. `global` holds
-//! the settings that libav keeps once per process.
+//! Pointers do not leave this module. The raw declarations come from `ffmpeg-sys-next`; `error` turns a status into a
+//! `Result`; each type frees what it owns when it is dropped, even in the middle of a segment. `global` holds the
+//! settings that libav keeps once per process.
 #![expect(unsafe_code, reason = "libav is a C library")]
 
 mod codec;

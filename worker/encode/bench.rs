@@ -1,4 +1,4 @@
-//! Measures what encoding costs on this machine.
+//! Measures the cost of encoding on this machine.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use super::error::EncodeError;
 use super::media::Media;
 use super::params::EncodeParams;
 
-/// The input of a measurement: the frames of a segment, each with the sound that was handed in beside it.
+/// The input of a measurement: the frames of a segment, each with its sound.
 #[derive(Debug, Default)]
 pub(crate) struct Footage {
     pub(crate) frames: Vec<(Arc<Vec<u8>>, Vec<f32>)>,
 }
 
-/// What was measured. Times are medians over all runs.
+/// The results of a measurement. Times are medians over all runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct BenchReport {
     pub(crate) video_codec: String,
@@ -33,9 +33,9 @@ pub(crate) struct BenchReport {
     pub(crate) first_fragment_ms: f64,
     /// Time from the first frame handed in to the last fragment.
     pub(crate) total_ms: f64,
-    /// Processor time of the whole process, opening included.
+    /// Processor time of the whole process, including the time to open the encoder.
     pub(crate) cpu_s: f64,
-    /// Size of the segment's media, its init segment included; the same in every run.
+    /// Size of the segment's media, including its init segment; the same in every run.
     pub(crate) bytes: usize,
     pub(crate) fragments: u32,
 }
@@ -43,7 +43,7 @@ pub(crate) struct BenchReport {
 /// Encodes the same segment `runs` times, at least once, each time with a new encoder.
 ///
 /// # Errors
-/// When a segment cannot be encoded.
+/// Returns an error when a segment cannot be encoded.
 pub(crate) fn bench(
     params: &EncodeParams,
     footage: &Footage,
@@ -80,7 +80,7 @@ pub(crate) fn bench(
     })
 }
 
-/// The measures of one run.
+/// The measurements of one run.
 struct EncodeRun {
     open: Duration,
     first_fragment: Duration,

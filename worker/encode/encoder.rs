@@ -1,4 +1,4 @@
-//! The encoder of one segment: it checks what is handed in, and passes it to the container.
+//! The encoder of one segment: it checks its input and passes it to the container.
 
 use std::fmt;
 
@@ -22,13 +22,13 @@ pub(crate) struct Encoder {
     format: VideoFormat,
     container: Container,
     sound: SoundMeter,
-    /// The number of frames handed in; `None` before the segment is begun.
+    /// The number of frames so far; `None` before the segment is begun.
     frames: Option<u32>,
-    /// Whether all media of the segment are out.
+    /// Whether all media of the segment have been emitted.
     complete: bool,
 }
 
-/// What the frames and their sound become.
+/// The container that the frames and their sound are written to.
 enum Container {
     Fmp4(Box<Fmp4>),
     Jpeg(Jpeg),
@@ -39,8 +39,8 @@ impl Encoder {
     /// an encoder can be opened before its segment is known.
     ///
     /// # Errors
-    /// When a parameter is out of its range, or libavcodec lacks the encoder or cannot open it on this machine; the
-    /// message names the encoder.
+    /// Returns an error when a parameter is out of its range, or when libavcodec lacks the encoder or cannot open it on
+    /// this machine; the message names the encoder.
     pub(crate) fn open(params: &EncodeParams) -> Result<Self, EncodeError> {
         params.check()?;
         let container = match params.mode {
@@ -63,8 +63,8 @@ impl Encoder {
     /// session's start there are fewer or none.
     ///
     /// # Errors
-    /// When the segment was begun before, `start_frame` is above 2^40, `sound_before` ends within a sample, or the
-    /// encoder fails.
+    /// Returns an error when the segment was begun before, when `start_frame` is above 2^40, when `sound_before` ends
+    /// within a sample, or when the encoder fails.
     pub(crate) fn begin(
         &mut self,
         start_frame: u64,
@@ -95,8 +95,8 @@ impl Encoder {
     /// segment's start.
     ///
     /// # Errors
-    /// When the frame has another size, sound lags or ends within a sample, the segment already has all its frames, or
-    /// the encoder fails.
+    /// Returns an error when the frame has another size, when sound lags or ends within a sample, when the segment
+    /// already has all its frames, or when the encoder fails.
     pub(crate) fn frame(
         &mut self,
         rgb: &[u8],
@@ -128,16 +128,17 @@ impl Encoder {
     /// Ends the segment and returns the `sound_before` of the next one: the last [`SOUND_TAIL_SAMPLES`] samples per
     /// channel, interleaved. They reach back before this segment where it is shorter than that.
     ///
-    /// When the segment has all its frames, all its media are out before this call; a shorter segment is ended here.
+    /// When the segment has all its frames, all its media were emitted before this call; a shorter segment is ended
+    /// here.
     ///
     /// # Errors
-    /// When there is more sound than the frames last, or the encoder fails.
+    /// Returns an error when there is more sound than the frames last, or when the encoder fails.
     pub(crate) fn finish(mut self, out: &mut MediaSink<'_>) -> Result<Vec<f32>, EncodeError> {
         self.complete(out)?;
         Ok(self.sound.tail().to_vec())
     }
 
-    /// Ends both tracks, unless that was done.
+    /// Ends both tracks, unless they have ended already.
     fn complete(&mut self, out: &mut MediaSink<'_>) -> Result<(), EncodeError> {
         if std::mem::replace(&mut self.complete, true) {
             return Ok(());

@@ -1,8 +1,8 @@
-//! Why a segment could not be encoded.
+//! The error of encoding a segment.
 
 use super::av;
 
-/// Why a segment could not be encoded.
+/// The reason why a segment could not be encoded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EncodeError {
     /// A parameter is out of its range.
@@ -14,7 +14,7 @@ pub(crate) enum EncodeError {
     },
     #[error("a frame is {actual} bytes, expected {expected}")]
     FrameSize { expected: usize, actual: usize },
-    /// Samples are counted per channel, from the segment's start.
+    /// The sound does not match the frames. Samples are counted per channel, from the segment's start.
     #[error("{given} samples of sound came with {frames} frames, expected {expected}")]
     SoundSize {
         frames: u32,

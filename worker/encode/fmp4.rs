@@ -22,10 +22,10 @@ pub(super) struct Fmp4 {
     video: H264Track,
     sound: Option<AacTrack>,
     muxer: Muxer,
-    /// The init segment, until it is handed out.
+    /// The init segment; `None` after it was emitted.
     init: Option<Media>,
     frames_per_fragment: u32,
-    /// The number of frames handed in.
+    /// The number of frames so far.
     frames: u32,
     /// The number of written frames at which the current fragment ends.
     next_cut: u32,
@@ -38,7 +38,7 @@ impl Fmp4 {
     /// Opens both encoders and the muxer.
     ///
     /// # Errors
-    /// When an encoder is missing or cannot be opened, or writes no sequence parameter set.
+    /// Returns an error when an encoder is missing or cannot be opened, or writes no sequence parameter set.
     pub(super) fn open(params: &EncodeParams) -> Result<Self, EncodeError> {
         let VideoFormat {
             fps, num_frames, ..
@@ -69,10 +69,10 @@ impl Fmp4 {
         })
     }
 
-    /// Places the segment on the time line and hands out the init segment.
+    /// Places the segment on the time line and emits the init segment.
     ///
     /// # Errors
-    /// When the sound before the segment cannot be encoded.
+    /// Returns an error when the sound before the segment cannot be encoded.
     pub(super) fn begin(
         &mut self,
         start_frame: u64,
@@ -90,10 +90,10 @@ impl Fmp4 {
     }
 
     /// Encodes a frame with its sound. Cuts a fragment when it is long enough; the first one has a single frame, so
-    /// that it is out early.
+    /// that it is emitted early.
     ///
     /// # Errors
-    /// When the encoder or the muxer fails.
+    /// Returns an error when the encoder or the muxer fails.
     pub(super) fn frame(
         &mut self,
         rgb: &[u8],
@@ -120,7 +120,7 @@ impl Fmp4 {
     /// Ends both tracks; `tail` is the last sound of the segment.
     ///
     /// # Errors
-    /// When the encoder or the muxer fails.
+    /// Returns an error when the encoder or the muxer fails.
     pub(super) fn end(&mut self, tail: &[f32], out: &mut MediaSink<'_>) -> Result<(), EncodeError> {
         let muxer = &mut self.muxer;
         self.video
@@ -144,7 +144,7 @@ impl Fmp4 {
     }
 }
 
-/// The MIME type with its codecs, or `None` when the encoder wrote no sequence parameter set.
+/// Returns the MIME type with its codecs, or `None` when the encoder wrote no sequence parameter set.
 fn mime(video: &H264Track, sound: bool) -> Option<String> {
     let codec = codec_string(video.codec().extradata())?;
     let sound = if sound { ", mp4a.40.2" } else { "" };

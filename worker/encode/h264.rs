@@ -1,7 +1,7 @@
-//! The H.264 track: which encoder with which options, and the conversion of colours.
+//! The H.264 track: the choice of the encoder and its options, and the colour conversion.
 //!
-//! The colours are BT.709 in video range, and the stream is tagged so: a player takes an untagged stream for BT.601 or
-//! BT.709 by its size, which would be a guess.
+//! The colours are BT.709 in video range, and the stream is tagged accordingly: for an untagged stream, a player
+//! guesses BT.601 or BT.709 from the picture size.
 
 use std::ffi::c_int;
 
@@ -23,7 +23,7 @@ pub(super) struct H264Track {
     format: VideoFormat,
     /// The place of the next packet on the time line, in frames.
     next_out: i64,
-    /// The number of frames handed in.
+    /// The number of frames so far.
     sent: i64,
 }
 
@@ -31,7 +31,7 @@ impl H264Track {
     /// Opens the encoder that the parameters name.
     ///
     /// # Errors
-    /// When libavcodec lacks the encoder or cannot open it.
+    /// Returns an error when libavcodec lacks the encoder or cannot open it.
     pub(super) fn open(params: &EncodeParams) -> Result<Self, EncodeError> {
         let format = params.format;
         let settings = VideoSettings {
@@ -55,10 +55,10 @@ impl H264Track {
         self.next_out = i64::try_from(start_frame).expect("places are checked and small");
     }
 
-    /// Encodes a frame of the right size and hands on the packets that are ready.
+    /// Encodes a frame of the right size and passes on the packets that are ready.
     ///
     /// # Errors
-    /// When the encoder or `emit` fails.
+    /// Returns an error when the encoder or `emit` fails.
     pub(super) fn frame(
         &mut self,
         rgb: &[u8],
@@ -71,10 +71,10 @@ impl H264Track {
         self.drain(emit)
     }
 
-    /// Hands on the packets that the encoder still has.
+    /// Passes on the packets that the encoder still has.
     ///
     /// # Errors
-    /// When the encoder or `emit` fails.
+    /// Returns an error when the encoder or `emit` fails.
     pub(super) fn end(
         &mut self,
         emit: &mut PacketSink<'_, EncodeError>,
@@ -87,7 +87,7 @@ impl H264Track {
         &self.codec
     }
 
-    /// Hands on the packets that are ready.
+    /// Passes on the packets that are ready.
     fn drain(&mut self, emit: &mut PacketSink<'_, EncodeError>) -> Result<(), EncodeError> {
         while let Some(packet) = self.codec.receive()? {
             packet.set_time(self.next_out, 1);
@@ -145,7 +145,7 @@ pub(super) fn codec_string(extradata: &[u8]) -> Option<String> {
     Some(format!("avc1.{profile:02x}{compatibility:02x}{level:02x}"))
 }
 
-/// The options of the encoder that the parameters name.
+/// Returns the options of the encoder that the parameters name.
 fn options(params: &EncodeParams) -> Result<Options, EncodeError> {
     let crf = params.spec.crf;
     let mut options = Options::new([

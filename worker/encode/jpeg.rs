@@ -13,7 +13,7 @@ pub(super) struct Jpeg {
     width: u16,
     height: u16,
     quality: u8,
-    /// The size of the last picture, which is the capacity to begin the next one with.
+    /// The size of the last picture, used as the initial capacity for the next one.
     last_bytes: usize,
 }
 
@@ -21,7 +21,7 @@ impl Jpeg {
     /// Prepares for pictures of the format's size.
     ///
     /// # Errors
-    /// When a side is longer than JPEG can hold.
+    /// Returns an error when a side is longer than JPEG can hold.
     pub(super) fn new(params: &EncodeParams) -> Result<Self, EncodeError> {
         let VideoFormat { width, height, .. } = params.format;
         let side = |what, length: u32| {
@@ -42,7 +42,7 @@ impl Jpeg {
     /// Compresses a frame of the right size.
     ///
     /// # Errors
-    /// When the frame cannot be compressed.
+    /// Returns an error when the frame cannot be compressed.
     pub(super) fn frame(&mut self, rgb: &[u8], out: &mut MediaSink<'_>) -> Result<(), EncodeError> {
         let mut bytes = Vec::with_capacity(self.last_bytes);
         jpeg_encoder::Encoder::new(&mut bytes, self.quality).encode(

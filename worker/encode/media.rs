@@ -1,4 +1,4 @@
-//! What comes out of an encoder.
+//! The output of an encoder.
 
 /// A piece of a segment's media, as it is sent to the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -6,7 +6,7 @@ pub(crate) enum Media {
     /// The init segment, `ftyp` + `moov`: the first piece of a segment. JPEG has none.
     Init {
         bytes: Vec<u8>,
-        /// The MIME type with the codecs that are really in the stream.
+        /// The MIME type with the codecs that the stream actually contains.
         mime: String,
     },
     /// A fragment, `moof` + `mdat`, or one JPEG picture.

@@ -6,13 +6,13 @@ use fastvideo_proto::link::EncoderSpec;
 use super::error::EncodeError;
 use crate::sound::AudioFormat;
 
-/// All that an encoder must know before it is opened. An encoder that is open serves any segment with equal parameters.
+/// The parameters that an encoder is opened with. An open encoder serves any segment with equal parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct EncodeParams {
     pub(crate) format: VideoFormat,
     pub(crate) mode: MediaMode,
     /// The format of the sound that comes with the frames, or `None` for a silent stream. A JPEG stream carries no
-    /// sound; its end is kept all the same, for the next segment.
+    /// sound, but the end of the sound is still kept for the next segment.
     pub(crate) audio: Option<AudioFormat>,
     pub(crate) spec: EncoderSpec,
 }
@@ -21,7 +21,7 @@ impl EncodeParams {
     /// Checks that every parameter is in its range.
     ///
     /// # Errors
-    /// Names the first parameter that is not, with its range.
+    /// Returns an error that names the first parameter that is out of its range, with that range.
     pub(super) fn check(&self) -> Result<(), EncodeError> {
         let VideoFormat {
             width,
@@ -89,7 +89,7 @@ impl EncodeParams {
 /// Returns the error that names the parameter, unless the condition holds.
 ///
 /// # Errors
-/// [`EncodeError::Parameter`] when `holds` is false.
+/// Returns [`EncodeError::Parameter`] when `holds` is false.
 pub(super) fn check_that(
     holds: bool,
     what: &'static str,

@@ -1,4 +1,4 @@
-//! Checks that a segment's sound keeps pace with its frames, and keeps the end of it for the next segment.
+//! Checks that a segment's sound keeps pace with its frames, and keeps the end of the sound for the next segment.
 
 use super::error::EncodeError;
 use crate::sound::{AudioFormat, SOUND_TAIL_SAMPLES};
@@ -8,7 +8,7 @@ use crate::sound::{AudioFormat, SOUND_TAIL_SAMPLES};
 pub(super) struct SoundMeter {
     format: Option<AudioFormat>,
     fps: u32,
-    /// Samples per channel since the segment's start.
+    /// The number of samples per channel since the segment's start.
     samples: u64,
     /// The last [`SOUND_TAIL_SAMPLES`] samples per channel, interleaved.
     tail: Vec<f32>,
@@ -24,7 +24,7 @@ impl SoundMeter {
         }
     }
 
-    /// The last [`SOUND_TAIL_SAMPLES`] samples per channel, interleaved; fewer when there were fewer.
+    /// Returns the last [`SOUND_TAIL_SAMPLES`] samples per channel, interleaved; fewer when there were fewer.
     pub(super) fn tail(&self) -> &[f32] {
         &self.tail
     }
@@ -32,7 +32,7 @@ impl SoundMeter {
     /// Takes the sound that comes before the segment. It counts towards the tail only.
     ///
     /// # Errors
-    /// When it ends within a sample.
+    /// Returns an error when the sound ends within a sample.
     pub(super) fn prime(&mut self, sound: &[f32]) -> Result<(), EncodeError> {
         self.keep(sound).map(drop)
     }
@@ -40,7 +40,7 @@ impl SoundMeter {
     /// Counts the sound that came with a frame, the last of `frames`.
     ///
     /// # Errors
-    /// When it ends within a sample, or when all the sound so far is shorter than the frames.
+    /// Returns an error when the sound ends within a sample, or when all the sound so far is shorter than the frames.
     pub(super) fn push(&mut self, sound: &[f32], frames: u32) -> Result<(), EncodeError> {
         self.samples += self.keep(sound)?;
         let expected = self.expected(frames);
@@ -53,7 +53,7 @@ impl SoundMeter {
     /// Checks the sound of the whole segment.
     ///
     /// # Errors
-    /// When there is more or less of it than `frames` frames last.
+    /// Returns an error when the sound is longer or shorter than `frames` frames.
     pub(super) fn end(&self, frames: u32) -> Result<(), EncodeError> {
         let expected = self.expected(frames);
         if self.samples != expected {
@@ -78,7 +78,7 @@ impl SoundMeter {
         Ok(sound.len().checked_div(channels).unwrap_or(0) as u64)
     }
 
-    /// Returns the samples per channel that this many frames last.
+    /// Returns the number of samples per channel that `frames` frames last.
     fn expected(&self, frames: u32) -> u64 {
         self.format
             .map_or(0, |format| format.sample_at(u64::from(frames), self.fps))

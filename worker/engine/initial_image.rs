@@ -6,14 +6,15 @@ use image::{DynamicImage, ImageReader, Limits};
 
 use super::EngineError;
 
-/// The supervisor has decoded the picture and written the file, so these only bound what a mistake there could cost.
+/// The largest accepted side in pixels. The supervisor has decoded the picture and written the file, so the limits only
+/// bound the cost of a mistake there.
 const MAX_SIDE: u32 = 16_384;
 const MAX_ALLOCATION_BYTES: u64 = 1 << 30;
 
-/// Reads a picture. The supervisor's files are PNG; only `fastvideo-worker generate` reads what a person gives it.
+/// Reads a picture. The supervisor's files are PNG; only `fastvideo-worker generate` reads files that a user provides.
 ///
 /// # Errors
-/// [`EngineError::Refused`] when the file is no picture, or too large.
+/// Returns [`EngineError::Refused`] when the file is not an image or is too large.
 pub(super) fn read(path: &Path) -> Result<DynamicImage, EngineError> {
     let refused = |error: &dyn std::fmt::Display| {
         EngineError::Refused(format!("initial image cannot be decoded: {error}"))

@@ -1,9 +1,10 @@
-//! LTX-2 as a worker's engine: jobs to requests, what comes out to the sink, continuation states to tensors and back.
+//! The engine for LTX-2: converts jobs to requests, passes the model's output to the sink, and converts continuation
+//! states to tensors and back.
 //!
-//! The model itself is the package `fastvideo-ltx2`, which knows neither jobs nor states. libtorch panics where something
-//! goes wrong inside it; that is caught here, at the boundary of a job.
+//! The model itself is the package `fastvideo-ltx2`, which does not know about jobs or states. libtorch panics when an
+//! operation fails; that is caught here, at the boundary of a job.
 //!
-//! `ltx2_options` says how the model is run, `ltx2_state` reads and writes continuation states.
+//! `ltx2_options` has the options of the model, `ltx2_state` reads and writes continuation states.
 
 use std::any::Any;
 use std::error::Error;
@@ -34,7 +35,7 @@ use crate::sound::{SOUND_TAIL_SAMPLES, predict};
 /// The engine's name on the link.
 pub(crate) const NAME: &str = "ltx2";
 
-/// The engine; there is a model once it is loaded.
+/// The engine; it has a model once it is loaded.
 #[derive(Debug)]
 pub(crate) struct Ltx2 {
     options: Options,
@@ -46,7 +47,7 @@ struct Model {
     pipeline: Pipeline,
     compute: Compute,
     audio: AudioFormat,
-    /// None on the CPU.
+    /// The download buffer for frames; `None` on the CPU.
     download: Option<Download>,
 }
 
@@ -62,7 +63,7 @@ impl Ltx2 {
 impl Engine for Ltx2 {
     fn load(&mut self, mut progress: LoadProgress) -> Result<Loaded, EngineError> {
         let compute = Compute::open(self.options.wanted()).map_err(unusable)?;
-        // It can be tried again: the network may be back by then.
+        // This error is not permanent: the network may be back at the next attempt.
         let folder = hub::resolve(&self.options.model, &mut |download| {
             let hub::Download {
                 file,
@@ -86,7 +87,7 @@ impl Engine for Ltx2 {
             kernels: self.options.kernels(&compute),
             check_values: self.options.check_weights,
         };
-        // Before minutes go by.
+        // The checkpoint is checked first, because loading takes minutes.
         load::check(&checkpoint).map_err(unusable)?;
         let parts = catch(|| {
             let mut last = None;
@@ -198,7 +199,8 @@ impl Engine for Ltx2 {
 }
 
 impl Model {
-    /// After a job that ran out of memory: what it left in libtorch's cache is of the wrong sizes.
+    /// Gives libtorch's cached memory back after a job that ran out of memory: the cached blocks are of the wrong
+    /// sizes.
     fn give_memory_back(&self) {
         if let Some(gpu) = &self.compute.gpu
             && let Err(error) = gpu.empty_cache()
@@ -208,30 +210,30 @@ impl Model {
     }
 }
 
-/// How far the sound's encoder wants to be ahead of the picture, in samples.
+/// The number of samples by which the AAC encoder wants the sound to be ahead of the picture.
 const SOUND_AHEAD: u32 = 4096;
 
-/// Passes on what the model makes.
+/// Passes the model's output to the sink.
 struct Handover<'a> {
     sink: &'a mut dyn Sink,
     audio: AudioFormat,
     fps: u32,
-    /// All of the segment's, interleaved.
+    /// All samples of the segment, interleaved.
     sound: Vec<f32>,
-    /// Of those, how many have been passed on.
+    /// The number of samples that have been passed on.
     given: usize,
     frames: u32,
-    /// That will come.
+    /// The number of frames that the segment will have.
     total_frames: u32,
     frame_bytes: usize,
-    /// None on the CPU.
+    /// The download buffer for frames; `None` on the CPU.
     download: Option<&'a mut Download>,
-    /// Frames that have left the GPU and were not passed on.
+    /// Whether frames have left the GPU that were not passed on yet.
     under_way: bool,
 }
 
 impl Handover<'_> {
-    /// The sound that goes along with the next frame: a little more than the frame needs.
+    /// Returns the range of the sound that goes along with the next frame: a little more than the frame needs.
     fn sound_of_next_frame(&mut self) -> Range<usize> {
         let ahead = u64::from(SOUND_AHEAD);
         let end = self.audio.sample_at(u64::from(self.frames) + 1, self.fps) + ahead;
@@ -246,7 +248,7 @@ impl Handover<'_> {
 }
 
 impl Handover<'_> {
-    /// Passes on what is under way.
+    /// Passes on the frames of the download in progress.
     fn finish(&mut self) -> Result<(), OutputError> {
         if !std::mem::replace(&mut self.under_way, false) {
             return Ok(());
@@ -297,8 +299,8 @@ impl Output for Handover<'_> {
             .step(stage, count(step.step), count(step.total_steps));
     }
 
-    /// Latents end a few hundredths of a second before the frames do. What is missing is predicted: silence would be heard at
-    /// every seam.
+    /// Takes the segment's sound. Latents end a few hundredths of a second before the frames do, so the missing end is
+    /// predicted: silence would be heard at every seam.
     fn sound(&mut self, samples: &[f32]) -> Result<(), OutputError> {
         let channels = self.audio.channels as usize;
         let whole = self.audio.sample_at(self.total_frames.into(), self.fps);
@@ -311,7 +313,8 @@ impl Output for Handover<'_> {
         Ok(())
     }
 
-    /// Frames on a GPU are passed on when the next ones come: they travel while those are computed.
+    /// Takes frames. Those on a GPU are passed on when the next ones arrive, so that they are copied while the next
+    /// ones are computed.
     fn frames(&mut self, rgb8: &Tensor) -> Result<(), OutputError> {
         self.finish()?;
         let rgb8 = rgb8.contiguous();
@@ -331,11 +334,11 @@ impl Output for Handover<'_> {
     }
 }
 
-/// Runs what libtorch may end with a panic.
+/// Runs code in which libtorch may panic.
 ///
 /// # Errors
-/// [`EngineError::Failed`] where memory has run out or the fault is in the request, [`EngineError::Broken`] where the device
-/// has failed: then nothing will work in this process any more.
+/// Returns [`EngineError::Failed`] when memory has run out or the request is at fault, and [`EngineError::Broken`] when
+/// the device has failed: nothing works in this process any more then.
 fn catch<T>(run: impl FnOnce() -> T) -> Result<T, EngineError> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| broken(&text_of(&*panic)))
 }
@@ -346,7 +349,7 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "it panicked".to_owned())
 }
 
-/// What a panic means, as libtorch words it.
+/// Classifies a panic by the text of libtorch's message.
 fn broken(text: &str) -> EngineError {
     const NO_MEMORY: [&str; 3] = [
         "out of memory",
@@ -355,7 +358,7 @@ fn broken(text: &str) -> EngineError {
     ];
     const BROKEN_DEVICE: [&str; 4] = ["CUDA error", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS"];
     let has = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
-    // Behind the first line comes libtorch's stack.
+    // libtorch's stack trace follows the first line.
     let told = text.lines().next().unwrap_or_default();
     if has(&NO_MEMORY) {
         EngineError::Failed(format!(
@@ -400,7 +403,7 @@ fn device_report(compute: &Compute) -> DeviceReport {
     }
 }
 
-/// A repository's id, or a folder's name.
+/// Returns a repository's id, or a folder's name.
 fn model_id(model: &str) -> String {
     let path = Path::new(model);
     match path.canonicalize() {

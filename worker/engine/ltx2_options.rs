@@ -1,5 +1,5 @@
-//! The options of the engine: how a model is run. The supervisor sends them in JSON, see `supervisor/engines/ltx2.rs`, and
-//! `fastvideo-worker generate` has flags for those that people need.
+//! The options of the engine: the model and its settings. The supervisor sends them in JSON, see
+//! `supervisor/engines/ltx2.rs`, and `fastvideo-worker generate` has flags for the ones that users need.
 
 use clap::{ArgAction, Args, ValueEnum};
 use fastvideo_ltx2::device::{Compute, Wanted};
@@ -116,19 +116,19 @@ enum VaeTiling {
 }
 
 impl DeviceChoice {
-    /// The device that is opened.
+    /// Returns the device to open.
     pub(crate) fn wanted(self) -> Wanted {
         match self {
             Self::Auto => Wanted::Auto,
             Self::Cpu => Wanted::Cpu,
-            // The supervisor shows a worker only its own.
+            // The supervisor shows each worker only its own GPU.
             Self::Cuda => Wanted::Cuda(0),
         }
     }
 }
 
 impl PrecisionChoice {
-    /// What the model computes in on this device.
+    /// Returns the precision on this device.
     pub(crate) fn on(self, compute: &Compute) -> nn::Precision {
         match self {
             Self::Auto => compute.default_precision(),
@@ -154,7 +154,7 @@ impl Options {
         }
     }
 
-    /// What is the same for all requests.
+    /// Returns the settings that are the same for all requests.
     pub(super) fn settings(&self) -> Settings {
         Settings {
             draw_order: match self.draw_order {
@@ -183,7 +183,7 @@ impl Options {
 }
 
 impl VaeTiling {
-    /// Tiles are of the sizes that their programs use by default.
+    /// Returns the tiling, with the default tile sizes of the program that it comes from.
     fn tiling(self) -> Tiling {
         let tile = |size, overlap| Tile { size, overlap };
         match self {

@@ -12,8 +12,8 @@ use crate::state::StateBuffer;
 /// Reads a state into tensors on the CPU.
 ///
 /// # Errors
-/// When the blob is not as long as the header says, or the header asks for what this engine does not do. Whether the
-/// state fits the model and the request is checked by the model.
+/// Returns an error when the blob is not as long as the header says, or when the header asks for something that this
+/// engine does not support. The model checks whether the state fits it and the request.
 pub(super) fn read(state: &State<'_>) -> Result<Continuation, EngineError> {
     let header = state.header;
     if header.blob_bytes() != state.blob.len() as u64 {
@@ -51,8 +51,8 @@ pub(super) fn read(state: &State<'_>) -> Result<Continuation, EngineError> {
     })
 }
 
-/// Checks that the conditioning frames stand at the segment's start and keep their full strength: this engine does
-/// nothing else.
+/// Checks that the conditioning frames stand at the segment's start and keep their full strength, since this engine
+/// supports nothing else.
 fn only_whole(header: &StateHeader) -> Result<(), EngineError> {
     let refused = |field: &str, expected: &str, given: String| {
         let message = format!("state's {field}: expected {expected}, given {given}");

@@ -1,14 +1,14 @@
 //! The engine that needs no model and no GPU: it draws a small moving world that follows from the prompt's words.
 //!
-//! What comes out is a function of prompt, seed, guidance, format, segment index and incoming state alone. The world
-//! moves on from segment to segment through the state and nothing else: the state's latents hold its clocks, bound by a
-//! checksum to the trailing frames, so a state that was lost, altered or mixed up shows in the picture. Faults are not
-//! injected here but by the job loop.
+//! The output is a function of prompt, seed, guidance, format, segment index and incoming state alone. The world is
+//! carried from segment to segment only by the state: the state's latents hold its clocks, bound by a checksum to the
+//! trailing frames, so a state that was lost, altered or mixed up shows in the picture. Faults are injected by the job
+//! loop and not here.
 //!
-//! - `words`, `scene`: from the prompt to the parameters of a picture;
-//! - `world`: what moves, and its form in the state;
+//! - `words`, `scene`: turn the prompt into the parameters of a picture;
+//! - `world`: the moving parts, and their form in the state;
 //! - `landscape` with `plan`, `layer`, `terrain`, `sky`, `water`, `weather`, `actors`: the picture;
-//! - `still`, `caption`: the initial image behind it, the text before it;
+//! - `still`, `caption`: the initial image behind the picture, the text in front of it;
 //! - `sound`: the chord;
 //! - `draw`, `shape`, `colour`, `wave`: drawing and arithmetic that is the same on every machine.
 
@@ -63,13 +63,13 @@ pub(crate) const AUDIO: AudioFormat = AudioFormat {
     sample_rate: sound::SAMPLE_RATE,
     channels: sound::CHANNELS,
 };
-/// Samples that the sound is ahead of the picture: an encoder looks so far ahead, and a fragment without sound does not
-/// play.
+/// The number of samples that the sound is ahead of the picture: the AAC encoder looks that far ahead, and a fragment
+/// without sound does not play.
 const SOUND_AHEAD: u32 = 4096;
-/// Channels and bins of the audio latents, as LTX-2 has them.
+/// The channels and bins of the audio latents, which are the same as in LTX-2.
 const LATENT_CHANNELS: u32 = 8;
 const LATENT_BINS: u32 = 16;
-/// How often a wait looks whether it is still wanted.
+/// The interval at which a wait checks for cancellation.
 const CANCEL_CHECK: Duration = Duration::from_millis(2);
 const LOAD_TICKS: u32 = 20;
 const PRERENDER_PROMPT: &str = "golden sunrise over the mountains, birds, clouds";
@@ -78,13 +78,13 @@ const PRERENDER_PROMPT: &str = "golden sunrise over the mountains, birds, clouds
 pub(crate) struct Synthetic {
     options: Options,
     format: VideoFormat,
-    /// Frames of `format` made at load; empty unless the options ask for them.
+    /// Frames of `format` rendered at load; empty unless the options ask for them.
     prerendered: Vec<Arc<Vec<u8>>>,
 }
 
 impl Synthetic {
-    /// `format` is the one that frames are rendered in ahead of time, where the options ask for that. A state always has at
-    /// least one frame and one latent, whatever the options say.
+    /// Creates the engine. `format` is the one that frames are rendered in ahead of time, if the options ask for that.
+    /// A state always has at least one frame and one latent, whatever the options say.
     pub(crate) fn new(mut options: Options, format: VideoFormat) -> Self {
         options.conditioning_num_frames = options.conditioning_num_frames.max(1);
         options.audio_latent_frames = options.audio_latent_frames.max(1);
@@ -145,7 +145,7 @@ impl Synthetic {
         Ok(())
     }
 
-    /// The state from which the segment departs.
+    /// Returns the state from which the segment continues.
     fn departure(&self, request: &GenerateRequest<'_>) -> Result<Departure, EngineError> {
         let scene = Scene::new(
             request.prompt,
@@ -174,7 +174,7 @@ impl Synthetic {
         Ok(())
     }
 
-    /// Frames of that size made ahead.
+    /// Returns the frames of that size that were rendered ahead of time.
     fn stock(&self, format: VideoFormat) -> Option<&[Arc<Vec<u8>>]> {
         let same = (format.width, format.height) == (self.format.width, self.format.height);
         (same && !self.prerendered.is_empty()).then_some(&self.prerendered[..])
@@ -280,7 +280,7 @@ impl Engine for Synthetic {
     }
 }
 
-/// Waits until `duration` after `begun`, or until the sink says that nobody wants the segment any more.
+/// Waits until `duration` after `begun`, or until the sink is cancelled.
 fn wait(begun: Instant, duration: Duration, sink: &dyn Sink) -> Result<(), EngineError> {
     if wait_until(begun + duration, || sink.cancelled()) {
         Ok(())
@@ -289,7 +289,8 @@ fn wait(begun: Instant, duration: Duration, sink: &dyn Sink) -> Result<(), Engin
     }
 }
 
-/// False when it was stopped. Nothing else unparks this thread on purpose, and waking early only makes it look again.
+/// Waits until `deadline`; returns false when stopped. No other code unparks this thread, and an early wake-up only
+/// causes another check.
 fn wait_until(deadline: Instant, stopped: impl Fn() -> bool) -> bool {
     loop {
         if stopped() {
@@ -323,11 +324,11 @@ impl Departure {
     }
 }
 
-/// A segment in the making: the world and its sound.
+/// A segment while it is generated: the world and its sound.
 struct Film {
     format: VideoFormat,
     departure: Departure,
-    /// Frames over which the old scene turns into the new one.
+    /// The number of frames over which the old scene turns into the new one.
     fade_frames: u32,
 }
 
@@ -404,7 +405,7 @@ impl Film {
         }
     }
 
-    /// How much of the new scene is there once `frames` frames of the segment are over; reaches 1 within the segment, so
+    /// Returns the share of the new scene after `frames` frames of the segment. It reaches 1 within the segment, so
     /// that a state never holds a half-faded scene.
     fn fade(&self, frames: u32) -> f32 {
         if frames >= self.fade_frames {
@@ -437,12 +438,12 @@ impl Film {
     }
 }
 
-/// Collects the trailing frames where the state's blob will have them.
+/// Collects the trailing frames at their place in the state's blob.
 struct StateWriter {
     format: VideoFormat,
     frames: FramesLayout,
     latents: TensorLayout,
-    /// Made when the first trailing frame is there: until then its pages would only delay the first frame.
+    /// The blob; allocated at the first trailing frame, because its pages would only delay the first frame before that.
     blob: Option<StateBuffer>,
 }
 
@@ -477,7 +478,7 @@ impl StateWriter {
         }
     }
 
-    /// `previous` is the index of the segment whose state was continued.
+    /// Finishes the state. `previous` is the index of the segment whose state was continued.
     fn finish(mut self, film: Film, previous: Option<u32>) -> NewState {
         let frames_end = self.format.frame_bytes() * self.frames.count as usize;
         let (frames, latents) = self.blob().split_at_mut(frames_end);

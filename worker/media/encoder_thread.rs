@@ -1,5 +1,5 @@
-//! The encoder's thread: it encodes frames while the engine makes the next ones, and opens the next segment's encoder
-//! between segments.
+//! The encoder's thread: it encodes frames while the engine generates the next ones, and opens the next segment's
+//! encoder between segments.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -12,34 +12,34 @@ use super::outbox::JobOutbox;
 use crate::encode::{EncodeError, EncodeParams, Encoder, Media};
 use crate::sound_tail::SoundTail;
 
-/// The number of frames that may wait for the encoder. More would only hold memory: the engine is then the faster one,
-/// and backpressure makes it wait.
+/// The number of frames that may wait for the encoder. When it is reached, backpressure makes the engine wait; more
+/// waiting frames would only use memory.
 const MAX_WAITING_FRAMES: usize = 4;
 
-/// The encoder's thread as its owner sees it. Dropping it ends the thread and waits for it.
+/// The owner's handle to the encoder's thread. Dropping it ends the thread and waits for it.
 #[derive(Debug)]
 pub(crate) struct EncoderThread {
     commands: SyncSender<EncoderCommand>,
     results: Receiver<Result<EncodedSegment, EncodeError>>,
-    /// Buffers of frames that were encoded, to be drawn into again.
+    /// The buffers of encoded frames, to be reused.
     recycled_frames: Receiver<Vec<u8>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where a segment's media go.
+/// The destination of a segment's media.
 #[derive(Clone, Debug)]
 pub(crate) enum MediaTarget {
     Job(Arc<JobOutbox>),
-    /// Warm-up: everything is encoded, and nothing is sent.
+    /// Warm-up: everything is encoded and discarded.
     Discard,
 }
 
-/// What is known of a segment once it is encoded.
+/// The result of encoding a segment.
 #[derive(Debug)]
 pub(crate) struct EncodedSegment {
     pub(crate) frames: u32,
     pub(crate) sound_tail: SoundTail,
-    /// The time that the encoder was at work, without the time that it waited for frames.
+    /// The time that the encoder was working, without the time that it waited for frames.
     pub(crate) encode_time: Duration,
 }
 
@@ -61,12 +61,12 @@ enum EncoderCommand {
     OpenAhead(EncodeParams),
 }
 
-/// The encoder's thread has panicked.
+/// The error for an encoder's thread that has panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("the encoder's thread has ended")]
 pub(crate) struct EncoderThreadGone;
 
-/// Why a segment was not encoded.
+/// The reason why a segment was not encoded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EncodeSegmentError {
     #[error(transparent)]
@@ -79,10 +79,11 @@ impl EncoderThread {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When the system cannot start a thread.
+    /// Returns an error when the system cannot start a thread.
     pub(crate) fn start() -> std::io::Result<Self> {
         let (commands, command_receiver) = sync_channel(MAX_WAITING_FRAMES);
-        // A segment has one result, and there are never more frames under way than are handed in.
+        // These channels need no bound: a segment has one result, and there are never more recycled frames than were
+        // passed in.
         let (result_sender, results) = channel();
         let (recycled_sender, recycled_frames) = channel();
         let mut encoder_loop = EncoderLoop {
@@ -105,15 +106,15 @@ impl EncoderThread {
     /// Opens an encoder with these parameters before its segment begins.
     ///
     /// # Errors
-    /// When the thread has ended. A failure to open is reported by the segment that needs the encoder.
+    /// Returns an error when the thread has ended. A failure to open is reported by the segment that needs the encoder.
     pub(crate) fn open_ahead(&self, params: EncodeParams) -> Result<(), EncoderThreadGone> {
         self.send(EncoderCommand::OpenAhead(params))
     }
 
-    /// Begins a segment; `start_frame` is its place on the session's time line, in frames.
+    /// Begins a segment. `start_frame` is its place on the session's time line, in frames.
     ///
     /// # Errors
-    /// When the thread has ended. A failure to begin is reported by [`Self::finish`].
+    /// Returns an error when the thread has ended. A failure to begin is reported by [`Self::finish`].
     pub(crate) fn begin(
         &self,
         params: EncodeParams,
@@ -129,10 +130,10 @@ impl EncoderThread {
         })
     }
 
-    /// Hands in the next frame with its sound. Waits while [`MAX_WAITING_FRAMES`] frames wait for the encoder.
+    /// Passes in the next frame with its sound. Waits while [`MAX_WAITING_FRAMES`] frames wait for the encoder.
     ///
     /// # Errors
-    /// When the thread has ended. A failure to encode is reported by [`Self::finish`].
+    /// Returns an error when the thread has ended. A failure to encode is reported by [`Self::finish`].
     pub(crate) fn frame(
         &self,
         rgb: Arc<Vec<u8>>,
@@ -146,10 +147,10 @@ impl EncoderThread {
         self.recycled_frames.try_recv().unwrap_or_default()
     }
 
-    /// Ends the segment. Waits until all its frames are encoded and handed to the target.
+    /// Ends the segment. Waits until all its frames are encoded and passed to the target.
     ///
     /// # Errors
-    /// The first failure since [`Self::begin`], or the end of the thread.
+    /// Returns the first failure since [`Self::begin`], or an error when the thread has ended.
     pub(crate) fn finish(&self) -> Result<EncodedSegment, EncodeSegmentError> {
         self.send(EncoderCommand::Finish)?;
         Ok(self.results.recv().map_err(|_| EncoderThreadGone)??)
@@ -160,7 +161,7 @@ impl EncoderThread {
         let _ = self.send(EncoderCommand::Abandon);
     }
 
-    /// Whether the thread has panicked. May be asked between segments only.
+    /// Returns whether the thread has panicked. It may be called only between segments.
     pub(crate) fn is_gone(&self) -> bool {
         self.send(EncoderCommand::Abandon).is_err()
     }
@@ -180,12 +181,12 @@ impl Drop for EncoderThread {
     }
 }
 
-/// What runs in the thread.
+/// The state of the thread.
 struct EncoderLoop {
     commands: Receiver<EncoderCommand>,
     results: Sender<Result<EncodedSegment, EncodeError>>,
     recycled_frames: Sender<Vec<u8>>,
-    /// An encoder that is open already, and its parameters.
+    /// An encoder that was opened ahead of time, and its parameters.
     opened_ahead: Option<(EncodeParams, Encoder)>,
 }
 
@@ -210,7 +211,7 @@ impl EncoderLoop {
                     }
                     self.open_ahead(params);
                 }
-                // Between segments these are the rest of one that failed or was abandoned.
+                // Between segments, these commands belong to one that failed or was abandoned.
                 EncoderCommand::Frame { .. } | EncoderCommand::Finish | EncoderCommand::Abandon => {
                 }
             }
@@ -229,8 +230,8 @@ impl EncoderLoop {
             Some((opened_for, encoder)) if &opened_for == params => encoder,
             _ => Encoder::open(params)?,
         };
-        // The init segment leaves with the first fragment. Until then nothing has been sent that a replay would make
-        // void.
+        // The init segment is sent with the first fragment. Until then nothing has been sent that a retry would
+        // invalidate.
         let mut init = None;
         let mut send = |media: Media| {
             let MediaTarget::Job(outbox) = target else {
@@ -295,7 +296,7 @@ impl EncoderLoop {
         }
     }
 
-    /// Gives the frame's buffer back to be drawn into, unless the engine keeps the frame.
+    /// Gives the frame's buffer back for reuse, unless the engine keeps the frame.
     fn recycle(&self, rgb: Arc<Vec<u8>>) {
         if let Ok(rgb) = Arc::try_unwrap(rgb) {
             let _ = self.recycled_frames.send(rgb);

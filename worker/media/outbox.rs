@@ -1,7 +1,7 @@
-//! A job's outbox: it sends the job's media up the link as far as the client's window allows, then the job's end.
+//! A job's outbox: it sends the job's media over the link as far as the client's window allows, then the job's end.
 //!
 //! This is credit-based flow control. A client that does not read stops only its own job's media: they wait here,
-//! encoded, while the engine goes on with the next job.
+//! encoded, while the engine continues with the next job.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use ipc_channel::ipc::IpcSharedMemory;
 use crate::link::EventSender;
 
 /// The outbox of one job. The encoder's thread and the job loop fill it; the commands' thread cancels the job and gives
-/// it credit.
+/// it flow credit.
 #[derive(Debug)]
 pub(crate) struct JobOutbox {
     job: JobId,
@@ -35,7 +35,7 @@ struct SendQueue {
 
 #[derive(Debug)]
 enum JobEnd {
-    /// The engine is at work.
+    /// The engine is working on the job.
     Pending,
     /// All media are in the queue, and this report follows them.
     Finished(Box<JobReport>, IpcSharedMemory),
@@ -44,7 +44,7 @@ enum JobEnd {
 }
 
 impl JobOutbox {
-    /// An outbox that may send media of this cost before the client has taken any, see [`media_cost`].
+    /// Creates an outbox that may send media of the cost `window` before the client has taken any, see [`media_cost`].
     pub(crate) fn new(job: JobId, window: u64, events: EventSender) -> Arc<Self> {
         Arc::new(Self {
             job,
@@ -58,12 +58,12 @@ impl JobOutbox {
         })
     }
 
-    /// Whether nobody wants the segment any more.
+    /// Returns whether the segment is cancelled.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Whether the job's last event was sent, so that nothing is left to do for it.
+    /// Returns whether the job's last event was sent, so that nothing is left to do for it.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.queue().end, JobEnd::Sent)
     }
@@ -79,8 +79,8 @@ impl JobOutbox {
         self.flush(&mut queue);
     }
 
-    /// Sends the report after all media, which have been put in. Media that still wait are announced by
-    /// [`Event::Generated`], so that the supervisor can send the next job.
+    /// Sends the report after all media, which are in the queue already. If media still wait, [`Event::Generated`] is
+    /// sent first, so that the supervisor can send the next job.
     pub(crate) fn finish(&self, report: JobReport, blob: IpcSharedMemory) {
         let mut queue = self.queue();
         queue.end = JobEnd::Finished(Box::new(report), blob);
@@ -93,7 +93,7 @@ impl JobOutbox {
         }
     }
 
-    /// Sends that the job failed, and drops media that wait.
+    /// Sends that the job failed, and drops waiting media.
     pub(crate) fn fail(&self, failure: JobFailure, message: String) {
         self.end(&mut self.queue(), failure, message);
     }
@@ -105,20 +105,20 @@ impl JobOutbox {
         self.flush(&mut queue);
     }
 
-    /// Cancels the job. The engine notices at its next step or frame; media of a segment that is generated are dropped.
+    /// Cancels the job. The engine notices at its next step or frame; waiting media of a generated segment are dropped.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
         self.drop_rest(&mut self.queue());
     }
 
-    /// Ends a job that is generated without sending the media that wait.
+    /// Ends a generated job without sending the media that wait.
     fn drop_rest(&self, queue: &mut SendQueue) {
         if let JobEnd::Finished(..) = queue.end {
             self.end(queue, JobFailure::Cancelled, String::new());
         }
     }
 
-    /// Sends what the credit allows, and the end when nothing waits any more.
+    /// Sends as much as the credit allows, and the end when nothing waits any more.
     fn flush(&self, queue: &mut SendQueue) {
         while queue.credit > 0
             && let Some((kind, bytes)) = queue.waiting.pop_front()

@@ -1,15 +1,15 @@
 //! Continues a sound after its end by linear prediction.
 //!
-//! The tail of a segment has to be encoded before the sound of the next segment is known. Silence there, or a mirror
-//! image, is heard at the seam; a prediction keeps tones and their phase.
+//! The tail of a segment has to be encoded before the sound of the next segment is known. Silence or a mirror image
+//! would be audible at the seam; a prediction keeps tones and their phase.
 
 /// The number of reflection coefficients: enough for a chord with its overtones, or for speech at 24 kHz.
 const ORDER: usize = 48;
 
-/// Continues `known` by `count` samples within -1 to 1. Tones go on, noise dies away.
+/// Continues `known` by `count` samples within -1 to 1. Tones continue, noise dies away.
 ///
-/// The same input gives the same bits on every machine: the arithmetic is plain `f64`, without functions that the C
-/// library picks by processor.
+/// The same input gives the same bits on every machine: the arithmetic is plain `f64`, without functions for which the
+/// C library chooses an implementation by processor.
 pub(super) fn extrapolate(known: &[f32], count: usize) -> Vec<f32> {
     let mut signal: Vec<f64> = known.iter().copied().map(f64::from).collect();
     let coefficients = predictor(&signal);
@@ -51,7 +51,7 @@ fn predictor(signal: &[f64]) -> Vec<f64> {
             cross += weight * forward[n] * backward[n - 1];
             power += weight * (forward[n] * forward[n] + backward[n - 1] * backward[n - 1]);
         }
-        // Everything is predicted, or the signal is silent.
+        // Everything is predicted already, or the signal is silent.
         if power < 1e-12 {
             break;
         }
@@ -70,7 +70,7 @@ fn predictor(signal: &[f64]) -> Vec<f64> {
     weights
 }
 
-/// Welch's window function: 0 at both ends, 1 in the middle.
+/// Returns Welch's window function: 0 at both ends, 1 in the middle.
 fn parabola(len: usize) -> Vec<f64> {
     (0..len)
         .map(|n| (n as f64 + 0.5) / len as f64)

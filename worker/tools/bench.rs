@@ -1,4 +1,4 @@
-//! How long the model's parts take on this machine, and how much memory they need.
+//! The tool that measures how long the model's parts take on this machine, and how much memory they need.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub(crate) struct BenchArgs {
     /// Random weights in the sizes of the released model, for which no checkpoint is needed.
     #[arg(long, conflicts_with = "model")]
     random_full_size: bool,
-    /// With random weights, only so many blocks of the transformer.
+    /// The number of blocks of the transformer, with random weights only.
     #[arg(long, conflicts_with = "model")]
     blocks: Option<i64>,
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
@@ -34,7 +34,7 @@ pub(crate) struct BenchArgs {
     /// What to measure [default: all].
     #[arg(long, value_enum, value_delimiter = ',')]
     parts: Vec<PartName>,
-    /// Of the second stage.
+    /// The height of the picture in the second stage.
     #[arg(long, default_value_t = 1088)]
     height: i64,
     #[arg(long, default_value_t = 1920)]
@@ -43,10 +43,10 @@ pub(crate) struct BenchArgs {
     num_frames: i64,
     #[arg(long, default_value_t = 24.0)]
     fps: f64,
-    /// Decode so many frames of each block at once, and not all.
+    /// The number of frames of each block to decode at once, instead of all.
     #[arg(long)]
     decode_groups: Option<i64>,
-    /// Runs of which the median is told.
+    /// The number of timed runs, whose median is reported.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
 }
@@ -60,10 +60,10 @@ enum PartName {
     Sound,
 }
 
-/// Tells each part on stderr as it is measured, and prints all of it as JSON.
+/// Prints each part on stderr as it is measured, and all of them as JSON at the end.
 ///
 /// # Errors
-/// When there is no such device or model, or the request does not fit it.
+/// Returns an error when there is no such device or model, or when the request does not fit it.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let compute = Compute::open(args.device.wanted())?;
     let spec = BenchSpec {

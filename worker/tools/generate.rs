@@ -1,4 +1,4 @@
-//! A video file from prompts: one segment each, through the engine and the encoder that a worker serves with.
+//! The tool that generates a video file from prompts, one segment each, through a worker's engine and encoder.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -54,10 +54,10 @@ pub(crate) struct GenerateArgs {
     guidance_scale: f64,
 }
 
-/// Makes the video and says on stderr how it goes.
+/// Generates the video and reports progress on stderr.
 ///
 /// # Errors
-/// When the model cannot be loaded, refuses the request, or a file cannot be written.
+/// Returns an error when the model cannot be loaded or refuses the request, or when a file cannot be written.
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let create = |path: &PathBuf| {
         let file = File::create(path);
@@ -120,7 +120,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One segment, encoded into the files: its state, the end of its sound, and how many frames it has.
+/// Generates one segment into the files. Returns its state, the end of its sound, and its number of frames.
 fn segment(
     engine: &mut Ltx2,
     audio: Option<AudioFormat>,
@@ -161,12 +161,12 @@ fn segment(
 struct Files {
     video: BufWriter<File>,
     raw: Option<BufWriter<File>>,
-    /// The video has its init segment: that of the first segment serves all.
+    /// Whether the video has its init segment; that of the first segment serves all.
     begun: bool,
 }
 
 impl Files {
-    /// Writes media; what goes wrong is left in `written`.
+    /// Returns a sink that writes media and leaves errors in `written`.
     fn media<'a>(&'a mut self, written: &'a mut std::io::Result<()>) -> impl FnMut(Media) + 'a {
         move |media| {
             let bytes = match media {

@@ -1,4 +1,4 @@
-//! What a checkpoint is: its parts, what is wrong with it, and what it needs.
+//! The tool that describes a checkpoint: its parts, its problems, and the memory that it needs.
 
 use std::io::Write;
 
@@ -14,20 +14,21 @@ pub(crate) struct InspectArgs {
 }
 
 const GIB: f64 = (1_u64 << 30) as f64;
-/// Cards that people have, with what is left of their memory for a program.
+/// Sizes of common GPUs, with the GiB of memory that a program can use.
 const CARDS: [(&str, f64); 4] = [
     ("24 GB", 23.0),
     ("48 GB", 47.0),
     ("80 GB", 78.0),
     ("141 GB", 139.0),
 ];
-/// Beside the weights, at 1088x1920 and 121 frames, in GiB: a pass of the second stage, with room for the decoder's groups.
+/// The memory in GiB that is needed besides the weights at 1088x1920 and 121 frames: a pass of the second stage, with
+/// room for the decoder's groups.
 const WORKING_GIB: f64 = 8.0;
 
-/// Prints what it finds.
+/// Prints the description.
 ///
 /// # Errors
-/// When the model is not there, or is none that this engine runs: the text says why.
+/// Returns an error that says why, when the model does not exist or is not one that this engine runs.
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let folder = hub::resolve(&args.model, &mut |download| {
         tracing::info!(

@@ -1,4 +1,4 @@
-//! The GPUs to use: what the operator wrote, and what that means on this machine.
+//! The GPUs to use: parses the operator's specification and resolves it on this machine.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::settings::Surroundings;
 pub(super) enum GpuSpec {
     Count(u32),
     All,
-    /// Ordinals are those of the machine, whatever `CUDA_VISIBLE_DEVICES` says here.
+    /// The listed GPUs. Ordinals are those of the machine, whatever `CUDA_VISIBLE_DEVICES` says here.
     List(Vec<Device>),
 }
 
@@ -23,11 +23,11 @@ pub(super) enum GpuSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Device {
     Ordinal(u32),
-    /// `GPU-…` or `MIG-…`; the driver takes unique beginnings too.
+    /// A UUID, `GPU-…` or `MIG-…`; the driver accepts unique prefixes too.
     Id(String),
 }
 
-/// Why a specification names no GPUs. The sentences go on after the key's name.
+/// The reason why a specification names no GPUs. The messages continue after the key's name.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(super) enum GpuError {
     #[error("must be a count, `all`, or a list such as `0,2`, given nothing")]
@@ -93,7 +93,7 @@ impl FromStr for Device {
     }
 }
 
-/// Reads a list; a comma at its end is allowed, a device that comes twice is not.
+/// Parses a list. A trailing comma is allowed, a duplicate device is not.
 fn devices(text: &str) -> Result<Vec<Device>, GpuError> {
     let text = text.strip_suffix(',').unwrap_or(text);
     if text.is_empty() {
@@ -110,7 +110,7 @@ fn devices(text: &str) -> Result<Vec<Device>, GpuError> {
     Ok(devices)
 }
 
-/// What this machine tells about its GPUs.
+/// The facts about this machine's GPUs.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
     /// The value of `CUDA_VISIBLE_DEVICES`, which bounds counts and `all`.
@@ -129,7 +129,7 @@ impl Machine {
         }
     }
 
-    /// The GPUs of a specification, for an engine that needs them.
+    /// Returns the GPUs of a specification, for an engine that needs them.
     pub(super) fn gpus(&self, spec: &GpuSpec) -> Result<Vec<Gpu>, GpuError> {
         let (GpuSpec::Count(wanted), Some(visible)) = (spec, &self.cuda_visible_devices) else {
             return self.places(spec);
@@ -146,7 +146,7 @@ impl Machine {
         Ok(numbered(&found))
     }
 
-    /// The places of a specification, for an engine that needs no GPU: a count is taken as it is.
+    /// Returns the slots of a specification, for an engine that needs no GPU: a count is taken as it is.
     pub(super) fn places(&self, spec: &GpuSpec) -> Result<Vec<Gpu>, GpuError> {
         match spec {
             GpuSpec::Count(count) => Ok(first(*count)),
@@ -159,12 +159,12 @@ impl Machine {
         if let Some(visible) = &self.cuda_visible_devices {
             return match devices(visible) {
                 Ok(found) if !found.is_empty() => Ok(numbered(&found)),
-                // Also -1 and the like, by which people hide all GPUs.
+                // This includes values such as -1, which are used to hide all GPUs.
                 _ => Err(GpuError::Hidden(visible.clone())),
             };
         }
-        // Device files keep the machine's numbers in a container that sees only some of them, but CUDA counts what it
-        // sees from 0.
+        // In a container that sees only some GPUs, device files keep the machine's numbers, but CUDA counts the visible
+        // ones from 0.
         let files = self.count("dev", |name| {
             name.strip_prefix("nvidia")
                 .is_some_and(|rest| rest.parse::<u32>().is_ok())
@@ -193,7 +193,7 @@ fn first(count: u32) -> Vec<Gpu> {
     (0..count).map(gpu).collect()
 }
 
-/// Ids are the ordinals where all are ordinals, else the places in the list.
+/// Numbers the GPUs: by their ordinals if all are ordinals, else by their index in the list.
 fn numbered(devices: &[Device]) -> Vec<Gpu> {
     let ordinals = devices.iter().map(|device| match device {
         Device::Ordinal(ordinal) => Some(*ordinal),

@@ -136,8 +136,8 @@ impl Preset {
     }
 }
 
-/// The providers in their order, at least one unless an error is reported. A key that is not there is no error: the server
-/// serves without.
+/// Reads the providers in their order, at least one unless an error is reported. A missing API key is not an error: the
+/// server runs without it.
 pub(super) fn read(reader: &mut Reader<'_>) -> Vec<Config> {
     let timeout = reader.get(&TIMEOUT);
     let mut providers = Vec::new();

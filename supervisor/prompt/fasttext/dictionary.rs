@@ -261,7 +261,7 @@ fn char_len(text: &[u8]) -> Option<usize> {
     )
 }
 
-/// Whether this is a continuation byte of UTF-8.
+/// Returns whether this is a continuation byte of UTF-8.
 fn is_inside_char(byte: u8) -> bool {
     byte & 0xC0 == 0x80
 }

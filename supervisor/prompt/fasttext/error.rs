@@ -37,7 +37,7 @@ pub enum ModelError {
     NotFinite(&'static str),
 }
 
-/// The error for a value that no undamaged model has.
+/// Returns the error for a value that no undamaged model has.
 pub(super) fn damaged(what: &'static str, given: impl TryInto<i64>, expected: &str) -> ModelError {
     ModelError::Damaged {
         what,

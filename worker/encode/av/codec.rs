@@ -19,7 +19,7 @@ pub(crate) struct Codec {
     packet: Packet,
 }
 
-/// The shape of the pictures to encode.
+/// The format of the pictures to encode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct VideoSettings {
     pub(crate) width: c_int,
@@ -28,7 +28,7 @@ pub(crate) struct VideoSettings {
     pub(crate) fps: c_int,
 }
 
-/// The shape of the sound to encode.
+/// The format of the sound to encode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SoundSettings {
     /// Samples per second and channel. The time base is the duration of one sample.
@@ -40,8 +40,8 @@ impl Codec {
     /// Opens an H.264 encoder for I420 pictures.
     ///
     /// # Errors
-    /// When libavcodec has no encoder of this name, when it encodes something else, or when it cannot be opened with
-    /// these settings and options on this machine.
+    /// Returns an error when libavcodec has no encoder of this name, when it encodes something else, or when it cannot
+    /// be opened with these settings and options on this machine.
     pub(crate) fn open_video(
         name: &str,
         settings: VideoSettings,
@@ -72,7 +72,7 @@ impl Codec {
     /// Opens libavcodec's AAC encoder for planar float.
     ///
     /// # Errors
-    /// When it cannot be opened with these settings and options.
+    /// Returns an error when it cannot be opened with these settings and options.
     pub(crate) fn open_aac(settings: SoundSettings, options: Options) -> Result<Self, AvError> {
         let name = "aac";
         let codec = find(name)?;
@@ -114,34 +114,34 @@ impl Codec {
         }
     }
 
-    /// Hands in the next picture.
+    /// Sends the next picture to the encoder.
     ///
     /// # Errors
-    /// When the encoder fails, or has packets that nobody has taken.
+    /// Returns an error when the encoder fails, or when it has packets that were not received yet.
     pub(crate) fn send_picture(&mut self, frame: &PictureFrame) -> Result<(), AvError> {
         self.send(frame.as_ptr())
     }
 
-    /// Hands in the next sound.
+    /// Sends the next sound to the encoder.
     ///
     /// # Errors
-    /// When the encoder fails, or has packets that nobody has taken.
+    /// Returns an error when the encoder fails, or when it has packets that were not received yet.
     pub(crate) fn send_sound(&mut self, frame: &SoundFrame) -> Result<(), AvError> {
         self.send(frame.as_ptr())
     }
 
-    /// Says that nothing more follows, so that the last packets come out.
+    /// Tells the encoder that the input has ended, so that it returns the last packets.
     ///
     /// # Errors
-    /// When the encoder fails.
+    /// Returns an error when the encoder fails.
     pub(crate) fn send_end(&mut self) -> Result<(), AvError> {
         self.send(ptr::null())
     }
 
-    /// Returns the next packet, or `None` until more is handed in and after the last one.
+    /// Returns the next packet; `None` when the encoder needs more input, and after the last packet.
     ///
     /// # Errors
-    /// When the encoder fails.
+    /// Returns an error when the encoder fails.
     pub(crate) fn receive(&mut self) -> Result<Option<&mut Packet>, AvError> {
         const AGAIN: c_int = ffi::AVERROR(ffi::EAGAIN);
         // SAFETY: requires an open encoder, which every `Codec` is, and a packet, whose old content it frees.
@@ -161,8 +161,8 @@ impl Codec {
         let context = self.context.get();
         match usize::try_from(context.extradata_size) {
             Ok(len) if !context.extradata.is_null() => {
-                // SAFETY: requires `len` readable bytes that nobody writes. The context has that many there, keeps them
-                // until it is freed, and is borrowed for as long as the slice lives.
+                // SAFETY: requires `len` readable bytes that are not being written. The context has that many there,
+                // keeps them until it is freed, and is borrowed for as long as the slice lives.
                 unsafe { slice::from_raw_parts(context.extradata, len) }
             }
             _ => &[],
@@ -203,8 +203,9 @@ impl Context {
     }
 
     fn get(&self) -> &ffi::AVCodecContext {
-        // SAFETY: requires a valid context that nobody writes. It is allocated by `new`, freed by `drop`, written only
-        // by calls that borrow `self` mutably, and its fields that encoder threads write are not among the public ones.
+        // SAFETY: requires a valid context that is not being written. It is allocated by `new`, freed by `drop`,
+        // written only by calls that borrow `self` mutably, and its fields that encoder threads write are not among the
+        // public ones.
         unsafe { self.0.as_ref() }
     }
 
@@ -217,7 +218,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         let mut context = self.0.as_ptr();
-        // SAFETY: requires a context that nobody uses any more; `self` is its only owner.
+        // SAFETY: requires a context that is no longer used; `self` is its only owner.
         unsafe { ffi::avcodec_free_context(&raw mut context) };
     }
 }
@@ -230,6 +231,6 @@ fn find(name: &str) -> Result<&'static ffi::AVCodec, AvError> {
     let c_name = CString::new(name).map_err(|_| unknown())?;
     // SAFETY: requires a C string.
     let codec = unsafe { ffi::avcodec_find_encoder_by_name(c_name.as_ptr()) };
-    // SAFETY: requires null or a valid codec. libavcodec's codecs are statics that nobody writes.
+    // SAFETY: requires null or a valid codec. libavcodec's codecs are statics that are never written.
     unsafe { codec.as_ref() }.ok_or_else(unknown)
 }

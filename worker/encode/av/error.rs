@@ -4,14 +4,14 @@ use std::ffi::{CStr, c_char, c_int};
 
 use ffmpeg_sys_next as ffi;
 
-/// Why a call of libav failed.
+/// The reason why a call of libav failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AvError {
     #[error("libavcodec has no encoder {name:?}")]
     UnknownCodec { name: String },
     #[error("encoder {name:?} does not make H.264")]
     NotH264 { name: String },
-    /// Also what a hardware encoder ends with when its hardware or driver is missing.
+    /// The codec cannot be opened. A hardware encoder also returns this when its hardware or driver is missing.
     #[error("encoder {name:?} cannot be opened: {}", describe(*.status))]
     OpenCodec { name: String, status: c_int },
     #[error("{name:?} does not know the option {option:?}")]
@@ -21,7 +21,7 @@ pub(crate) enum AvError {
 }
 
 impl AvError {
-    /// The error of a call that returned no memory.
+    /// Returns the error of a call that returned no memory.
     pub(super) fn out_of_memory(call: &'static str) -> Self {
         let status = ffi::AVERROR(ffi::ENOMEM);
         Self::Call { call, status }
@@ -31,7 +31,7 @@ impl AvError {
 /// Turns a negative status, which is an error code of libav, into an error.
 ///
 /// # Errors
-/// When the status is negative.
+/// Returns an error when the status is negative.
 pub(super) fn check(call: &'static str, status: c_int) -> Result<c_int, AvError> {
     if status < 0 {
         Err(AvError::Call { call, status })
@@ -40,7 +40,7 @@ pub(super) fn check(call: &'static str, status: c_int) -> Result<c_int, AvError>
     }
 }
 
-/// What libav says of a status.
+/// Returns libav's description of a status.
 fn describe(status: c_int) -> String {
     let mut text: [c_char; 128] = [0; 128];
     // SAFETY: requires a buffer of as many bytes as given. `text` is one. An unknown status still leaves a text.

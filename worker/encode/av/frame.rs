@@ -1,4 +1,4 @@
-//! The pictures and sound that go into an encoder, in libav's memory.
+//! Frames: the pictures and sound that go into an encoder, in libav's memory.
 
 use std::ffi::c_int;
 use std::ptr::NonNull;
@@ -25,7 +25,7 @@ impl PictureFrame {
     /// Allocates a picture.
     ///
     /// # Errors
-    /// When the size is invalid, or there is no memory.
+    /// Returns an error when the size is invalid, or there is no memory.
     pub(crate) fn new(width: c_int, height: c_int) -> Result<Self, AvError> {
         let mut frame = Frame::new()?;
         let fields = frame.get_mut();
@@ -38,17 +38,17 @@ impl PictureFrame {
         Ok(Self { frame })
     }
 
-    /// Returns the planes Y, U and V, to write the next picture into.
+    /// Returns the planes Y, U and V for writing the next picture.
     ///
     /// # Errors
-    /// When the encoder still holds the last picture and there is no memory for another.
+    /// Returns an error when the encoder still holds the last picture and there is no memory for another.
     pub(crate) fn planes(&mut self) -> Result<[Plane<'_>; 3], AvError> {
         let frame = self.frame.writable()?;
         let height = positive(frame.height);
         Ok(
             [(0, height), (1, height / 2), (2, height / 2)].map(|(index, rows)| {
                 let stride = positive(frame.linesize[index]);
-                // SAFETY: requires memory of this length that nobody else uses while the slice lives. The frame was
+                // SAFETY: requires memory of this length that no other code uses while the slice lives. The frame was
                 // made writable, so it alone owns its planes; they do not overlap, have `rows` rows of `stride` bytes
                 // each (the height is even), and the frame is borrowed for as long as the slices live.
                 let bytes = unsafe { slice::from_raw_parts_mut(frame.data[index], rows * stride) };
@@ -77,7 +77,7 @@ impl SoundFrame {
     /// Allocates a block of `samples` samples per channel.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// Returns an error when there is no memory.
     pub(crate) fn new(
         samples: c_int,
         sample_rate: c_int,
@@ -94,17 +94,17 @@ impl SoundFrame {
         Ok(Self { frame })
     }
 
-    /// Returns the samples of one channel, to write the next sound into.
+    /// Returns the samples of one channel for writing the next sound.
     ///
     /// # Errors
-    /// When the encoder still holds the last sound and there is no memory for another.
+    /// Returns an error when the encoder still holds the last sound and there is no memory for another.
     ///
     /// # Panics
-    /// When there is no such channel.
+    /// Panics when there is no such channel.
     pub(crate) fn channel(&mut self, channel: usize) -> Result<&mut [f32], AvError> {
         let frame = self.frame.writable()?;
         assert!(channel < positive(frame.ch_layout.nb_channels).min(frame.data.len()));
-        // SAFETY: requires memory of this length that nobody else uses while the slice lives. The frame was made
+        // SAFETY: requires memory of this length that no other code uses while the slice lives. The frame was made
         // writable, so it alone owns its planes; a plane of planar float has `nb_samples` floats, aligned for vector
         // code, which were zeroed or written before; and the frame is borrowed for as long as the slice lives.
         Ok(unsafe {
@@ -132,29 +132,30 @@ impl Frame {
             .ok_or(AvError::out_of_memory("av_frame_alloc"))
     }
 
-    /// Allocates zeroed planes of the format and size that the frame's fields say.
+    /// Allocates zeroed planes of the format and size in the frame's fields.
     fn allocate(&mut self) -> Result<(), AvError> {
         // SAFETY: requires a frame with format and size set and without planes; the two callers have just done so.
         let status = unsafe { ffi::av_frame_get_buffer(self.0.as_ptr(), 0) };
         check("av_frame_get_buffer", status)?;
         for buffer in self.get_mut().buf {
-            // SAFETY: requires null or a valid buffer that nobody writes. The frame's buffers were made just now.
+            // SAFETY: requires null or a valid buffer that is not being written. The frame's buffers were made just
+            // now.
             let Some(buffer) = (unsafe { buffer.as_ref() }) else {
                 break;
             };
-            // SAFETY: requires `size` writable bytes at `data`; that is what a buffer is, and nobody else has it yet.
+            // SAFETY: requires `size` writable bytes at `data`; that is what a buffer is, and no other code has it yet.
             unsafe { buffer.data.write_bytes(0, buffer.size) };
         }
         Ok(())
     }
 
     fn get_mut(&mut self) -> &mut ffi::AVFrame {
-        // SAFETY: requires a valid frame that nobody else reads or writes. It is allocated by `new`, freed by `drop`,
+        // SAFETY: requires a valid frame that no other code reads or writes. It is allocated by `new`, freed by `drop`,
         // and `self` is borrowed for as long as the reference lives.
         unsafe { self.0.as_mut() }
     }
 
-    /// Returns the frame with planes that no encoder holds.
+    /// Returns the frame, with planes that no encoder holds a reference to.
     fn writable(&mut self) -> Result<&mut ffi::AVFrame, AvError> {
         // SAFETY: requires a frame with counted planes; `allocate` made them.
         let status = unsafe { ffi::av_frame_make_writable(self.0.as_ptr()) };
@@ -166,7 +167,7 @@ impl Frame {
 impl Drop for Frame {
     fn drop(&mut self) {
         let mut frame = self.0.as_ptr();
-        // SAFETY: requires a frame that nobody uses any more; `self` is its only owner.
+        // SAFETY: requires a frame that is no longer used; `self` is its only owner.
         unsafe { ffi::av_frame_free(&raw mut frame) };
     }
 }

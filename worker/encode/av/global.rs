@@ -8,8 +8,8 @@ use ffmpeg_sys_next as ffi;
 
 /// The instruction sets that libav may use.
 ///
-/// Its float code rounds differently with each, so that a machine with more of them would give other bytes for the same
-/// sound. Every machine with a GPU of the last ten years has all of these.
+/// libav's floating-point code rounds differently with each instruction set, so a machine with more of them would give
+/// other bytes for the same sound. Every machine with a GPU of the last ten years has all of these.
 #[cfg(target_arch = "x86_64")]
 const CPU_FLAGS: c_int = ffi::AV_CPU_FLAG_MMX
     | ffi::AV_CPU_FLAG_MMXEXT

@@ -11,7 +11,7 @@ use super::error::{AvError, check};
 use super::options::Options;
 use super::packet::Packet;
 
-/// Packs packets into fragmented MP4, in memory.
+/// Muxes packets into fragmented MP4, in memory.
 ///
 /// libav writes into a growing buffer of its own, which is taken away whole at each cut: no C code calls back into
 /// Rust.
@@ -23,7 +23,7 @@ pub(crate) struct Muxer {
 
 #[derive(Debug)]
 struct Track {
-    /// The time base of the packets that come in.
+    /// The time base of the incoming packets.
     codec: ffi::AVRational,
     /// The time base of the file's track.
     stream: ffi::AVRational,
@@ -33,7 +33,7 @@ impl Muxer {
     /// Writes the head of a file with one track for each codec. The next [`Self::take`] gives the init segment.
     ///
     /// # Errors
-    /// When the MP4 muxer is missing or does not take these codecs or options, or there is no memory.
+    /// Returns an error when the MP4 muxer is missing or does not take these codecs or options, or there is no memory.
     pub(crate) fn open(codecs: &[&Codec], mut options: Options) -> Result<Self, AvError> {
         let mut context = Context::new()?;
         for codec in codecs {
@@ -56,7 +56,7 @@ impl Muxer {
             .zip(context.streams())
             .map(|(codec, stream)| Track {
                 codec: codec.time_base(),
-                // SAFETY: requires a stream of a context that nobody is writing; `context` is not shared.
+                // SAFETY: requires a stream of a context that is not being written; `context` is not shared.
                 stream: unsafe { stream.as_ref() }.time_base,
             })
             .collect();
@@ -67,10 +67,10 @@ impl Muxer {
     /// list given to [`Self::open`]. Times within a track must rise.
     ///
     /// # Errors
-    /// When the muxer refuses the packet or there is no memory.
+    /// Returns an error when the muxer refuses the packet or there is no memory.
     ///
     /// # Panics
-    /// When there is no such track.
+    /// Panics when there is no such track.
     pub(crate) fn write(&mut self, track: usize, packet: &mut Packet) -> Result<(), AvError> {
         let Track { codec, stream } = self.tracks[track];
         // SAFETY: requires a packet; time bases are plain numbers.
@@ -86,7 +86,7 @@ impl Muxer {
     /// Ends the current fragment and returns its bytes, one `moof` and one `mdat`; empty when nothing was written.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// Returns an error when there is no memory.
     pub(crate) fn cut(&mut self) -> Result<Vec<u8>, AvError> {
         // SAFETY: requires a context whose head is written, which `open` did; null means to write out the fragment.
         let status = unsafe { ffi::av_write_frame(self.context.format.as_ptr(), ptr::null_mut()) };
@@ -97,7 +97,7 @@ impl Muxer {
     /// Returns the bytes that were written since the last call.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// Returns an error when there is no memory.
     pub(crate) fn take(&mut self) -> Result<Vec<u8>, AvError> {
         let bytes = self.context.close_buffer();
         self.context.open_buffer()?;
@@ -137,7 +137,7 @@ impl Context {
     fn add_track(&mut self, codec: &Codec) -> Result<(), AvError> {
         // SAFETY: requires a context whose head is not written yet; the codec may be null.
         let stream = unsafe { ffi::avformat_new_stream(self.format.as_ptr(), ptr::null()) };
-        // SAFETY: requires null or a stream that nobody else uses; it was made just now and belongs to `self`.
+        // SAFETY: requires null or a stream that no other code uses; it was made just now and belongs to `self`.
         let stream =
             unsafe { stream.as_mut() }.ok_or(AvError::out_of_memory("avformat_new_stream"))?;
         stream.time_base = codec.time_base();
@@ -184,14 +184,14 @@ impl Context {
             }
             _ => Vec::new(),
         };
-        // SAFETY: requires null or memory that libav allocated and nobody uses any more; the bytes were copied.
+        // SAFETY: requires null or memory that libav allocated and that is no longer used; the bytes were copied.
         unsafe { ffi::av_free(data.cast()) };
         bytes
     }
 
     fn get(&self) -> &ffi::AVFormatContext {
-        // SAFETY: requires a valid context that nobody writes. It is allocated by `new`, freed by `drop`, and written
-        // only by calls that borrow `self` mutably.
+        // SAFETY: requires a valid context that is not being written. It is allocated by `new`, freed by `drop`, and
+        // written only by calls that borrow `self` mutably.
         unsafe { self.format.as_ref() }
     }
 
@@ -204,7 +204,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.close_buffer();
-        // SAFETY: requires a context that nobody uses any more; `self` is its only owner. What the muxer holds of an
+        // SAFETY: requires a context that is no longer used; `self` is its only owner. What the muxer holds of an
         // unfinished fragment goes with it.
         unsafe { ffi::avformat_free_context(self.format.as_ptr()) };
     }

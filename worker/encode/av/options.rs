@@ -7,10 +7,10 @@ use ffmpeg_sys_next as ffi;
 
 use super::error::{AvError, check};
 
-/// Options for a codec or a muxer, which takes out those that it knows.
+/// Options for a codec or a muxer, which removes those that it recognises.
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// Null is the empty dictionary of libav.
+    /// The dictionary; null is libav's empty dictionary.
     dictionary: *mut ffi::AVDictionary,
 }
 
@@ -18,10 +18,10 @@ impl Options {
     /// Makes a dictionary of options.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// Returns an error when there is no memory.
     ///
     /// # Panics
-    /// When a value contains a NUL character.
+    /// Panics when a value contains a NUL character.
     pub(crate) fn new<V: ToString>(
         settings: impl IntoIterator<Item = (&'static CStr, V)>,
     ) -> Result<Self, AvError> {
@@ -35,10 +35,10 @@ impl Options {
     /// Adds options; a later value replaces an earlier one of the same name.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// Returns an error when there is no memory.
     ///
     /// # Panics
-    /// When a value contains a NUL character.
+    /// Panics when a value contains a NUL character.
     pub(crate) fn extend<V: ToString>(
         &mut self,
         settings: impl IntoIterator<Item = (&'static CStr, V)>,
@@ -55,12 +55,12 @@ impl Options {
         Ok(())
     }
 
-    /// Lends the dictionary to a call that takes out the options that it knows.
+    /// Lends the dictionary to a call that removes the options that it recognises.
     pub(super) fn as_mut_ptr(&mut self) -> *mut *mut ffi::AVDictionary {
         &raw mut self.dictionary
     }
 
-    /// Returns an option that no call has taken out.
+    /// Returns an option that no call has removed.
     pub(super) fn unknown(&self) -> Option<String> {
         // SAFETY: requires a dictionary or null, a C string, and null to begin at the first entry. The entry it returns
         // belongs to the dictionary and lives until the next change.
@@ -72,7 +72,7 @@ impl Options {
                 ffi::AV_DICT_IGNORE_SUFFIX,
             )
         };
-        // SAFETY: requires null or a valid entry that nobody writes; see above.
+        // SAFETY: requires null or a valid entry that is not being written; see above.
         let entry = unsafe { entry.as_ref() }?;
         // SAFETY: requires a C string; the keys of entries are.
         let key = unsafe { CStr::from_ptr(entry.key) };

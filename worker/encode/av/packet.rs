@@ -1,4 +1,4 @@
-//! Packets: what comes out of an encoder and goes into the muxer.
+//! Packets, which an encoder produces and the muxer takes.
 
 use std::ptr::NonNull;
 
@@ -20,7 +20,7 @@ impl Packet {
     /// Allocates an empty packet.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// Returns an error when there is no memory.
     pub(super) fn new() -> Result<Self, AvError> {
         // SAFETY: has no preconditions.
         let packet = unsafe { ffi::av_packet_alloc() };
@@ -38,8 +38,8 @@ impl Packet {
     }
 
     pub(super) fn get_mut(&mut self) -> &mut ffi::AVPacket {
-        // SAFETY: requires a valid packet that nobody else reads or writes. It is allocated by `new`, freed by `drop`,
-        // and `self` is borrowed for as long as the reference lives.
+        // SAFETY: requires a valid packet that no other code reads or writes. It is allocated by `new`, freed by
+        // `drop`, and `self` is borrowed for as long as the reference lives.
         unsafe { self.0.as_mut() }
     }
 
@@ -51,7 +51,7 @@ impl Packet {
 impl Drop for Packet {
     fn drop(&mut self) {
         let mut packet = self.0.as_ptr();
-        // SAFETY: requires a packet that nobody uses any more; `self` is its only owner.
+        // SAFETY: requires a packet that is no longer used; `self` is its only owner.
         unsafe { ffi::av_packet_free(&raw mut packet) };
     }
 }

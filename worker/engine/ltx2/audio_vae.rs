@@ -1,6 +1,6 @@
-//! Mel spectrograms from audio latents, and back.
+//! The audio VAE: encodes mel spectrograms as audio latents, and decodes them.
 //!
-//! After diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2_audio.py`.
+//! Follows diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2_audio.py`.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,18 +16,18 @@ const KERNEL: i64 = 3;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Channels of the finest level.
+    /// The number of channels of the finest level.
     pub base_channels: i64,
-    /// Channels of each level, as multiples of that, from fine to coarse.
+    /// The number of channels of each level, as multiples of `base_channels`, from fine to coarse.
     pub ch_mult: Vec<i64>,
     pub num_res_blocks: i64,
     pub latent_channels: i64,
-    /// Ears.
+    /// The number of sound channels.
     pub channels: i64,
     pub mel_bins: i64,
-    /// Samples a second of the sound that mel spectrograms are made of.
+    /// The sample rate of the sound that mel spectrograms are made of, in Hz.
     pub sample_rate: i64,
-    /// Samples from one row of a mel spectrogram to the next.
+    /// The number of samples from one row of a mel spectrogram to the next.
     pub mel_hop_length: i64,
 }
 
@@ -64,7 +64,7 @@ impl Config {
     /// Reads `config.json` of the library's `AutoencoderKLLTX2Audio`.
     ///
     /// # Errors
-    /// Names the key that is missing or asks for what is not implemented.
+    /// Returns an error that names the key that is missing or asks for what is not implemented.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         only(PART, json, "is_causal", &json!(true))?;
         switches(json)?;
@@ -85,7 +85,7 @@ impl Config {
     /// Reads the converter's `config.json`.
     ///
     /// # Errors
-    /// As [`Config::library`].
+    /// Returns the errors of [`Config::library`].
     pub fn original(json: &Value, _weights: &Weights) -> Result<Self, ConfigError> {
         let at = |path: &str| {
             json.pointer(path).ok_or_else(|| ConfigError::Value {
@@ -118,12 +118,12 @@ impl Config {
         config.checked(original.out_ch)
     }
 
-    /// Rows of a mel spectrogram, and its columns, that become one of the latents.
+    /// Returns the number of rows of a mel spectrogram, and of its columns, that become one latent.
     pub fn compression_ratio(&self) -> i64 {
         self.ch_mult.iter().skip(1).map(|_| 2).product()
     }
 
-    /// Columns of the latents.
+    /// Returns the number of columns of the latents.
     pub fn latent_mel_bins(&self) -> i64 {
         self.mel_bins / self.compression_ratio()
     }
@@ -163,7 +163,7 @@ impl Config {
     }
 }
 
-/// The keys that both layouts share.
+/// Checks the keys that both layouts share.
 fn switches(json: &Value) -> Result<(), ConfigError> {
     only(PART, json, "norm_type", &json!("pixel"))?;
     only(PART, json, "causality_axis", &json!("height"))?;
@@ -175,7 +175,7 @@ fn switches(json: &Value) -> Result<(), ConfigError> {
     }
 }
 
-/// The audio autoencoder. Latents are normalized and float32 at its surface, whatever it computes in.
+/// The audio autoencoder. Its interface takes and returns normalized latents in float32, whatever type it computes in.
 #[derive(Debug)]
 pub struct AudioVae {
     config: Config,
@@ -207,24 +207,25 @@ impl AudioVae {
         &self.config
     }
 
-    /// A mel spectrogram `[B, 2, T, mel]`, natural logarithms, to normalized latents `[B, C, L, M]`, L = ⌈T/4⌉.
+    /// Encodes a mel spectrogram `[B, 2, T, mel]`, in natural logarithms, as normalized latents `[B, C, L, M]`, L =
+    /// ⌈T/4⌉.
     pub fn encode(&self, mel: &Tensor) -> Tensor {
         let mel = mel.to_device(self.device).to_kind(self.kind);
         self.normalize(&self.encoder.forward(&mel))
     }
 
-    /// Normalized latents `[B, C, L, M]` to a mel spectrogram `[B, 2, 4L − 3, mel]`.
+    /// Decodes normalized latents `[B, C, L, M]` to a mel spectrogram `[B, 2, 4L − 3, mel]`.
     pub fn decode(&self, latents: &Tensor) -> Tensor {
         let latents = self.unnormalize(&latents.to_device(self.device));
         self.decoder.forward(&latents.to_kind(self.kind))
     }
 
-    /// Latents `[B, C, L, M]` as the encoder gives them to those that the transformer works with, in float32.
+    /// Converts latents `[B, C, L, M]` from the encoder's scale to the normalized scale of the transformer, in float32.
     pub fn normalize(&self, latents: &Tensor) -> Tensor {
         self.statistics.normalize(latents)
     }
 
-    /// The way back.
+    /// The inverse of [`Self::normalize`].
     pub fn unnormalize(&self, latents: &Tensor) -> Tensor {
         self.statistics.unnormalize(latents)
     }
@@ -259,7 +260,7 @@ impl Encoder {
             });
             width = out;
         }
-        // Means, then logarithms of variances, which are not used.
+        // The encoder returns means, then logarithms of variances, which are not used.
         let moments = 2 * config.latent_channels;
         Self {
             conv_in: CausalConv2d::new(
@@ -275,7 +276,7 @@ impl Encoder {
         }
     }
 
-    /// `[B, 2, T, mel]` to `[B, C, L, M]`.
+    /// Encodes `[B, 2, T, mel]` as `[B, C, L, M]`.
     fn forward(&self, mel: &Tensor) -> Tensor {
         let mut hidden_states = self.conv_in.forward(mel);
         for level in &self.down {
@@ -339,7 +340,7 @@ impl Decoder {
         }
     }
 
-    /// `[B, C, L, M]` to `[B, 2, 4L − 3, mel]`.
+    /// Decodes `[B, C, L, M]` to `[B, 2, 4L − 3, mel]`.
     fn forward(&self, latents: &Tensor) -> Tensor {
         let rows = latents.size()[2] * self.ratio - (self.ratio - 1);
         let mut hidden_states = self.mid.forward(&self.conv_in.forward(latents));
@@ -350,7 +351,7 @@ impl Decoder {
             if let Some(conv) = &level.upsample {
                 let [_, _, t, m] = sizes(&hidden_states);
                 hidden_states = hidden_states.upsample_nearest2d([2 * t, 2 * m], None, None);
-                // The first row is what lies before the sound.
+                // The first row belongs to the time before the sound.
                 hidden_states = conv.forward(&hidden_states).narrow(2, 1, 2 * t - 1);
             }
         }
@@ -359,7 +360,7 @@ impl Decoder {
     }
 }
 
-/// The coarsest level's two blocks.
+/// The middle of the network: two blocks at the coarsest level.
 #[derive(Debug)]
 struct Mid {
     block_1: ResnetBlock,
@@ -398,7 +399,7 @@ impl ResnetBlock {
         }
     }
 
-    /// A level's blocks, below `weights`.
+    /// Loads a level's blocks, whose names are below `weights`.
     fn several(weights: &Weights, count: i64, in_channels: i64, out_channels: i64) -> Vec<Self> {
         let weights = weights.sub("block");
         let width = |i| if i == 0 { in_channels } else { out_channels };
@@ -417,18 +418,18 @@ impl ResnetBlock {
     }
 }
 
-/// `silu(x / rms)`, rms over the channels of `[B, C, T, M]`, computed in float32.
+/// Computes `silu(x / rms)` in float32, with the rms over the channels of `[B, C, T, M]`.
 fn norm_and_silu(x: &Tensor) -> Tensor {
     let rms = (x.square().mean_dim([1i64].as_slice(), true, Kind::Float) + EPS).sqrt();
     (x / rms.to_kind(x.kind())).silu()
 }
 
-/// A convolution that sees only what came before in time, and as much on either side among the mel bins.
+/// A convolution that is causal in time and symmetric among the mel bins.
 #[derive(Debug)]
 struct CausalConv2d {
     weight: Tensor,
     bias: Tensor,
-    /// Columns before and behind, rows before and behind.
+    /// The padding: columns in front and behind, rows in front and behind.
     padding: [i64; 4],
 }
 
@@ -449,7 +450,7 @@ impl CausalConv2d {
     }
 }
 
-/// The step to half the rows and columns.
+/// The step that halves the number of rows and columns.
 #[derive(Debug)]
 struct Downsample {
     weight: Tensor,

@@ -1,10 +1,10 @@
-//! How long each part takes and how much memory it needs, at the sizes of a request: of a checkpoint, or of the released
-//! model with random weights, for which no checkpoint is needed.
+//! Measures the time and the memory that each part needs at the sizes of a request, for a checkpoint or for the
+//! released model with random weights, which needs no checkpoint.
 //!
-//! Parts are loaded, measured and dropped one after the other, so that a device needs room for the largest alone.
+//! Parts are loaded, measured and dropped one after the other, so that a device needs room only for the largest one.
 //!
-//! - `arithmetic`: how many operations a part is, counted from its sizes;
-//! - `parts`: what is measured of each.
+//! - `arithmetic`: counts the operations of a part from its sizes;
+//! - `parts`: the measurements of each part.
 
 mod arithmetic;
 mod parts;
@@ -23,7 +23,7 @@ use crate::ops::Kernels;
 use crate::video_vae::{Tiling, TilingError};
 use crate::weights::{Reading, Store, Weights, WeightsError};
 
-/// Configurations of LTX-2.0 as it was released, in the library's layout.
+/// The configurations of LTX-2.0 as it was released, in the library's layout.
 const RELEASED: &str = include_str!("bench/released.json");
 
 /// The parts to measure.
@@ -35,14 +35,14 @@ pub struct BenchSpec {
     pub parts: Vec<Part>,
     pub request: Request,
     pub tiling: Tiling,
-    /// Runs of which the median is told, after one that is not.
+    /// The number of timed runs whose median is reported, after one untimed run.
     pub repeats: usize,
 }
 
-/// Whose sizes and weights.
+/// The model whose sizes and weights are used.
 #[derive(Debug)]
 pub enum Model {
-    /// Random weights in the sizes of the released model, or with so many blocks of the transformer.
+    /// Random weights in the sizes of the released model, or with a given number of blocks of the transformer.
     Released {
         blocks: Option<i64>,
     },
@@ -72,25 +72,26 @@ impl Part {
 /// One segment that continues another.
 #[derive(Clone, Debug, Serialize)]
 pub struct Request {
-    /// Of the second stage; the first has half of it. Multiples of twice a latent cell.
+    /// The height of the picture in the second stage; the first stage has half of it. A multiple of twice a latent
+    /// cell.
     pub height: i64,
     pub width: i64,
-    /// 8k + 1.
+    /// The number of frames, 8k + 1.
     pub num_frames: i64,
     pub fps: f64,
-    /// Frames kept from the segment before; 0 for a first segment.
+    /// The number of frames kept from the segment before; 0 for a first segment.
     pub kept_frames: i64,
-    /// Frames' worth of sound kept.
+    /// The length of the kept sound in frames.
     pub kept_audio_frames: i64,
-    /// Denoise steps of both stages, for the sum.
+    /// The number of denoise steps of both stages, for the sum.
     pub steps: [usize; 2],
-    /// Tokens of the prompt, and of the context that it is filled up to.
+    /// The number of tokens of the prompt, and of the context that it is padded to.
     pub prompt_tokens: i64,
     pub text_length: i64,
 }
 
 impl Request {
-    /// Frames' worth of sound before the first frame of the picture.
+    /// Returns the length in frames of the sound before the first frame of the picture.
     fn extra_audio_frames(&self) -> i64 {
         match self.kept_frames {
             0 => 0,
@@ -100,7 +101,7 @@ impl Request {
 }
 
 impl Default for Request {
-    /// The sizes with which the service is run.
+    /// The sizes that the service runs with.
     fn default() -> Self {
         Self {
             height: 1088,
@@ -123,23 +124,23 @@ pub struct BenchReport {
     pub kernels: &'static str,
     pub request: Request,
     pub measured: Vec<Measured>,
-    /// The sum over everything that one segment needs, where all of it was measured.
+    /// The sum over everything that one segment needs, if all of it was measured.
     pub segment_seconds: Option<f64>,
 }
 
-/// One thing, measured.
+/// One measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
     pub name: String,
-    /// How often a segment does it; 0 for what is part of something else.
+    /// How often a segment does this; 0 for a measurement that is part of another one.
     pub per_segment: usize,
-    /// Median.
+    /// The median time of a run.
     pub seconds: f64,
     pub fastest_seconds: f64,
-    /// Multiplications and additions in matrices, attention and convolutions.
+    /// The number of multiplications and additions in matrices, attention and convolutions.
     pub tflop: Option<f64>,
     pub tflop_per_second: Option<f64>,
-    /// The peak of bytes in tensors, weights included. None on the CPU.
+    /// The peak of memory in tensors, including weights; `None` on the CPU.
     pub peak_gib: Option<f64>,
 }
 
@@ -159,13 +160,14 @@ pub enum BenchError {
     Request(String),
 }
 
-/// Measures all of `spec`; `watch` is told of each thing as it is measured.
+/// Measures everything in `spec`, and passes each measurement to `watch` as soon as it is made.
 ///
 /// # Errors
-/// When the checkpoint does not fit its configuration, the request does not fit the model, or the device fails.
+/// Returns an error when the checkpoint does not fit its configuration, the request does not fit the model, or the
+/// device fails.
 ///
 /// # Panics
-/// Where libtorch does, as when a device has no memory left.
+/// Panics where libtorch does, for example when the device runs out of memory.
 pub fn run(
     compute: &Compute,
     spec: &BenchSpec,
@@ -200,7 +202,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// A component's configuration and its weights on the device, with the time to get them there.
+    /// Loads a component and returns its configuration, its weights on the device, and the time that this took.
     fn load<C, M>(
         &mut self,
         component: Component,
@@ -242,7 +244,8 @@ impl Bench<'_> {
         }
     }
 
-    /// Runs `f` once untimed, then as often as asked for. `flop` is what one run computes, where that is counted.
+    /// Runs `f` once untimed, then as often as requested. `flop` is the number of operations of one run, if it is
+    /// counted.
     fn measure<T>(
         &mut self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Compiles the few calls of libtorch that `tch` does not pass on.
+//! Compiles the C++ wrappers of the few libtorch functions that `tch` does not expose.
 
 fn main() {
     println!("cargo:rerun-if-changed=device/libtorch.cpp");
@@ -10,10 +10,10 @@ fn main() {
 fn compile() {
     use std::path::PathBuf;
 
-    // Told by torch-sys, whose choice of libtorch is ours: headers lie beside libraries.
+    // torch-sys reports which libtorch it has chosen; the headers lie beside the libraries.
     let libraries = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from);
     let libraries = libraries.expect("torch-sys says where libtorch is");
-    // For the tests of this package.
+    // The tests of this package need the search path.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libraries.display());
     let include = std::env::var_os("LIBTORCH_INCLUDE").map_or_else(
         || libraries.with_file_name("include"),

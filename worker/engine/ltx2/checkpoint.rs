@@ -1,12 +1,14 @@
-//! A checkpoint on disk: which layout it has, where its parts lie, and what it is when it is none that this engine runs.
+//! A checkpoint on disk: detects its layout, finds its parts, and explains why a folder is not a checkpoint for this
+//! engine.
 //!
-//! Two layouts hold the same tensors, see [`Layout`]. Whatever the layout, a [`Part`]'s tensors answer to the library's names.
+//! Two layouts hold the same tensors, see [`Layout`]. In either layout, a [`Part`]'s tensors are found by the library's
+//! names.
 //!
-//! - `tensors`: the tensors of one part, mapped into memory and not read before they are asked for;
+//! - `tensors`: the tensors of one part, memory-mapped and read only on request;
 //! - `layout`: the layouts and the parts;
 //! - `gemma_names`: the names of the text encoder in published files;
-//! - `names`: from the original names to the library's;
-//! - `hub`: from a repository's id to a folder.
+//! - `names`: maps the original names to the library's;
+//! - `hub`: resolves a repository's id to a folder.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -26,12 +28,12 @@ mod layout;
 pub mod names;
 pub mod tensors;
 
-/// Why a folder cannot be loaded. Every message says what the operator can look at.
+/// The reason why a folder cannot be loaded. Every message says what the operator can check.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("{} is not a folder", .0.display())]
     NoFolder(PathBuf),
-    /// Some other model; the text says which.
+    /// The folder has another model, which the text names.
     #[error("{} is not an LTX-2.0 checkpoint: {what}", root.display())]
     OtherModel { root: PathBuf, what: String },
     #[error("{}: part `{part}` is missing, expected in {}", root.display(), folders.join(" or "))]
@@ -62,9 +64,9 @@ pub struct Checkpoint {
     root: PathBuf,
     layout: Layout,
     parts: Vec<Part>,
-    /// `scheduler_config.json`; none in the original layout.
+    /// The content of `scheduler_config.json`; `None` in the original layout.
     scheduler: Option<Value>,
-    /// `tokenizer_config.json`, null where there is none.
+    /// The content of `tokenizer_config.json`; null if there is none.
     tokenizer_config: Value,
 }
 
@@ -73,7 +75,7 @@ pub struct Checkpoint {
 pub struct Part {
     pub component: Component,
     pub folder: PathBuf,
-    /// `config.json`.
+    /// The content of `config.json`.
     pub config: Value,
     pub files: Rc<Files>,
 }
@@ -82,7 +84,8 @@ impl Checkpoint {
     /// Finds all parts and checks that their files are whole.
     ///
     /// # Errors
-    /// When it is no LTX-2.0 checkpoint, a part is missing, or a file is truncated or not what its name says.
+    /// Returns an error when the folder is not an LTX-2.0 checkpoint, a part is missing, or a file is truncated or not
+    /// what its name says.
     pub fn open(root: &Path) -> Result<Self, CheckpointError> {
         if !root.is_dir() {
             return Err(CheckpointError::NoFolder(root.to_owned()));
@@ -124,7 +127,7 @@ impl Checkpoint {
         self.layout
     }
 
-    /// Those that it has, in the order of [`Component::ALL`].
+    /// Returns the parts of the checkpoint in the order of [`Component::ALL`].
     pub fn parts(&self) -> &[Part] {
         &self.parts
     }
@@ -134,7 +137,7 @@ impl Checkpoint {
     }
 
     /// # Errors
-    /// When the checkpoint has no such part.
+    /// Returns an error when the checkpoint has no such part.
     pub fn required(&self, component: Component) -> Result<&Part, CheckpointError> {
         let part = self.part(component);
         part.ok_or_else(|| missing(&self.root, self.layout, component))
@@ -144,7 +147,7 @@ impl Checkpoint {
         self.root.join("tokenizer/tokenizer.json")
     }
 
-    /// The scheduler's configuration; none in the original layout, whose weights are distilled.
+    /// Returns the scheduler's configuration; `None` in the original layout, whose weights are distilled.
     pub fn scheduler(&self) -> Option<&Value> {
         self.scheduler.as_ref()
     }
@@ -153,7 +156,7 @@ impl Checkpoint {
         &self.tokenizer_config
     }
 
-    /// Bytes of all tensors that will be loaded, as stored.
+    /// Returns the size in bytes of all tensors that will be loaded, as stored.
     pub fn stored_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.files.bytes()).sum()
     }
@@ -185,13 +188,13 @@ impl Part {
         Ok(None)
     }
 
-    /// The part's tensors by their library names, in the given precision on a device.
+    /// Returns the part's tensors by their library names, to be loaded in the given precision on a device.
     pub fn store(&self, precision: Precision, device: Device, reading: Reading) -> Rc<Store> {
         let (name, files) = (self.component.name(), self.files.clone());
         Store::files(name, files, precision.kind(), device, reading)
     }
 
-    /// Parameters that will be loaded.
+    /// Returns the number of parameters that will be loaded.
     pub fn parameters(&self) -> u64 {
         self.files.parameters()
     }
@@ -206,7 +209,7 @@ fn missing(root: &Path, layout: Layout, component: Component) -> CheckpointError
     }
 }
 
-/// Which layout a folder has, or what it is instead.
+/// Returns the layout of a folder, or an error that says what the folder is instead.
 fn identify(root: &Path) -> Result<Layout, CheckpointError> {
     let other = |what: String| CheckpointError::OtherModel {
         root: root.to_owned(),
@@ -228,7 +231,7 @@ fn identify(root: &Path) -> Result<Layout, CheckpointError> {
     }
     let transformer = root.join("transformer/config.json");
     if transformer.is_file() {
-        // Says so when it is another model's.
+        // This returns a more specific error when the transformer is another model's.
         check_class(root, Component::Transformer, &read_json(&transformer)?)?;
         return Err(other(
             "part `connectors` is missing, expected in connectors/ or beside text_encoder/gemma/"
@@ -284,7 +287,7 @@ fn check_class(root: &Path, component: Component, config: &Value) -> Result<(), 
     }
 }
 
-/// The sign by which a later generation than 2.0 is known.
+/// Returns the key that shows that a configuration is of a later generation than 2.0, if there is one.
 fn newer_generation(component: Component, config: &Value) -> Option<String> {
     let switches: &[&str] = match component {
         Component::Transformer => &[

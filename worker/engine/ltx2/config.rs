@@ -1,9 +1,9 @@
-//! Configuration values of a checkpoint, as its files give them.
+//! Reads configuration values from a checkpoint's files.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Why a configuration file is not that of a model which this engine runs.
+/// The reason why a configuration file does not belong to a model that this engine runs.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{part}: configuration key `{key}`: expected {expected}, given {given}")]
@@ -33,7 +33,7 @@ pub enum ConfigError {
 /// Reads a configuration whose keys are the fields of `T`; other keys are left to the caller.
 ///
 /// # Errors
-/// Names the key that is missing or of another type.
+/// Returns an error that names the key that is missing or of another type.
 pub fn read<T: DeserializeOwned>(part: &'static str, json: &Value) -> Result<T, ConfigError> {
     serde_json::from_value(json.clone()).map_err(|source| ConfigError::Json { part, source })
 }
@@ -41,7 +41,7 @@ pub fn read<T: DeserializeOwned>(part: &'static str, json: &Value) -> Result<T, 
 /// Refuses a switch that this engine does not implement. A key that is absent holds by default.
 ///
 /// # Errors
-/// When the key has another value than `implemented`.
+/// Returns an error when the key has another value than `implemented`.
 pub fn only(
     part: &'static str,
     json: &Value,

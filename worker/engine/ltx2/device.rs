@@ -1,11 +1,11 @@
 //! The device that the engine computes on: the CPU, or a GPU whose backend is opened on request.
 //!
-//! The program links libtorch without CUDA, so that it starts anywhere. [`Compute::open`] looks for a driver and a GPU,
-//! opens `libtorch_cuda.so` and tells in words what is missing. It must come before any other question about CUDA:
-//! libtorch keeps its first answer.
+//! The program links libtorch without CUDA, so that it starts on any machine. [`Compute::open`] looks for a driver and
+//! a GPU, opens `libtorch_cuda.so`, and reports what is missing. It must be called before any other query about CUDA,
+//! because libtorch keeps its first answer.
 //!
-//! - `libtorch`: calls of libtorch's that `tch` lacks;
-//! - `pinned`: bytes on their way from the GPU.
+//! - `libtorch`: functions of libtorch that `tch` lacks;
+//! - `pinned`: copies bytes from the GPU to pinned host memory.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -28,18 +28,18 @@ mod pinned;
 /// The CUDA backend of libtorch.
 const BACKEND: &str = "libtorch_cuda.so";
 
-/// Which device is asked for.
+/// The requested device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wanted {
-    /// The first GPU where there is one, else the CPU.
+    /// The first GPU if there is one, else the CPU.
     #[default]
     Auto,
     Cpu,
-    /// The GPU of that index among those that CUDA shows to this process.
+    /// The GPU with this index among those that CUDA shows to this process.
     Cuda(usize),
 }
 
-/// Why the device that was asked for cannot be had.
+/// The reason why the requested device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     #[error("device `{0}`: expected auto, cpu, cuda or cuda:INDEX")]
@@ -72,7 +72,7 @@ pub enum DeviceError {
 #[derive(Debug)]
 pub struct Compute {
     pub device: Device,
-    /// None on the CPU.
+    /// The GPU; `None` on the CPU.
     pub gpu: Option<Gpu>,
 }
 
@@ -85,11 +85,11 @@ pub struct Gpu {
     compute_capability: (i32, i32),
 }
 
-/// Bytes of a GPU's memory.
+/// The memory of a GPU, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     pub total: u64,
-    /// Free for anyone, other processes too.
+    /// The memory that any process can still allocate.
     pub free: u64,
     pub allocated: Allocated,
 }
@@ -112,11 +112,11 @@ impl FromStr for Wanted {
 }
 
 impl Compute {
-    /// Takes the device that is asked for, with float32 kept exact (no TF32).
+    /// Opens the requested device, with float32 kept exact (no TF32).
     ///
     /// # Errors
-    /// Says what is missing for a GPU that is asked for; `Auto` takes the CPU then, and fails only where a GPU and its
-    /// backend are there and do not work.
+    /// Returns an error that says what is missing for a requested GPU. `Auto` takes the CPU in that case, and fails
+    /// only when a GPU and its backend are present but do not work.
     pub fn open(wanted: Wanted) -> Result<Self, DeviceError> {
         match wanted {
             Wanted::Cpu => Ok(Self::cpu()),
@@ -147,7 +147,7 @@ impl Compute {
         }
     }
 
-    /// The type that suits the device where none is asked for: CPUs are slow in bfloat16.
+    /// Returns the type that suits the device when none is requested: CPUs are slow in bfloat16.
     pub fn default_precision(&self) -> Precision {
         match self.gpu {
             Some(_) => Precision::Bfloat16,
@@ -155,7 +155,7 @@ impl Compute {
         }
     }
 
-    /// Waits until everything that was started has been computed.
+    /// Waits until all operations that were started have been computed.
     pub fn synchronize(&self) {
         if let Device::Cuda(index) = self.device {
             Cuda::synchronize(i64::try_from(index).expect("a device's index is small"));
@@ -179,11 +179,11 @@ impl Gpu {
         let compute_capability = context
             .compute_capability()
             .map_err(driver("tell the GPU's compute capability"))?;
-        // Its allocator answers no question before it has had something to do.
+        // The allocator cannot be queried before its first allocation.
         let first = (Kind::Float, Device::Cuda(index));
         drop(Tensor::f_zeros([1], first).map_err(DeviceError::Begin)?);
-        // Matrices are exact by default, convolutions are not. The documented variable would have to be set before the
-        // process has threads.
+        // By default matrices are exact, but convolutions are not. The documented environment variable would have to be
+        // set before the process has threads.
         libtorch::allow_tf32(false)?;
         Ok(Self {
             context,
@@ -197,23 +197,23 @@ impl Gpu {
         self.index
     }
 
-    /// The driver's name of the GPU, such as `NVIDIA H100 80GB HBM3`.
+    /// Returns the driver's name of the GPU, such as `NVIDIA H100 80GB HBM3`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Major and minor, such as (9, 0).
+    /// Returns the compute capability as major and minor version, such as (9, 0).
     pub fn compute_capability(&self) -> (i32, i32) {
         self.compute_capability
     }
 
-    /// The device's primary context, which libtorch uses too.
+    /// Returns the device's primary context, which libtorch uses too.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }
 
     /// # Errors
-    /// When the driver or libtorch does not tell, as after a failure of the GPU.
+    /// Returns an error when the driver or libtorch refuses the query, as after a failure of the GPU.
     pub fn memory(&self) -> Result<Memory, DeviceError> {
         let (free, total) = self
             .context
@@ -232,29 +232,30 @@ impl Gpu {
     /// Resets the peaks in [`Gpu::memory`].
     ///
     /// # Errors
-    /// When libtorch refuses, as after a failure of the GPU.
+    /// Returns an error when libtorch refuses, as after a failure of the GPU.
     pub fn reset_peak_memory(&self) -> Result<(), DeviceError> {
         Ok(libtorch::reset_peaks(self.index)?)
     }
 
-    /// Gives memory that no tensor uses back to the driver, as after a job that ran out of it.
+    /// Releases memory that no tensor uses to the driver, for example after a job that ran out of memory.
     ///
     /// # Errors
-    /// When the driver fails.
+    /// Returns an error when the driver fails.
     pub fn empty_cache(&self) -> Result<(), DeviceError> {
         Ok(libtorch::empty_cache()?)
     }
 
-    /// Which attention kernels libtorch tries first, and in which order; with none, its own order, which begins with flash.
+    /// Sets which attention kernels libtorch tries first, and in which order. An empty list restores its own order,
+    /// which begins with flash.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Returns an error when libtorch refuses.
     pub fn set_attention_order(&self, first: &[Attention]) -> Result<(), DeviceError> {
         Ok(libtorch::attention_order(first)?)
     }
 }
 
-/// The folder of the libtorch that this process has loaded.
+/// Returns the folder of the libtorch that this process has loaded.
 pub(crate) fn libtorch_folder() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let library = maps.lines().find_map(|line| {
@@ -264,7 +265,7 @@ pub(crate) fn libtorch_folder() -> Option<PathBuf> {
     library.parent().map(Path::to_owned)
 }
 
-/// Opens a library for the life of the process, its symbols and its name seen by libraries opened later.
+/// Opens a library for the life of the process. Libraries that are opened later see its symbols and its name.
 #[expect(unsafe_code, reason = "opens a library")]
 pub(crate) fn open_library(path: &Path) -> Result<(), libloading::Error> {
     // SAFETY: NVIDIA's and libtorch's libraries may be opened from any thread at any time.
@@ -273,7 +274,7 @@ pub(crate) fn open_library(path: &Path) -> Result<(), libloading::Error> {
     Ok(())
 }
 
-/// How many GPUs CUDA shows to this process.
+/// Returns how many GPUs CUDA shows to this process.
 #[expect(unsafe_code, reason = "opens the driver's library")]
 fn gpu_count() -> Result<usize, DeviceError> {
     // SAFETY: the driver's library may be opened from any thread at any time. Without it, all other calls would panic.
@@ -283,7 +284,7 @@ fn gpu_count() -> Result<usize, DeviceError> {
     match CudaContext::device_count() {
         Ok(count) => Ok(usize::try_from(count).unwrap_or(0)),
         Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
-        // The library is there without the kernel's part, as in containers that were given no GPU.
+        // The library is present but the kernel's driver is not, as in containers that were given no GPU.
         Err(DriverError(
             sys::CUresult::CUDA_ERROR_STUB_LIBRARY | sys::CUresult::CUDA_ERROR_SYSTEM_NOT_READY,
         )) => Err(DeviceError::NoDriver),

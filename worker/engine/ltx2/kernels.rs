@@ -1,12 +1,13 @@
-//! CUDA kernels of our own, for what libtorch does in several passes over memory. [`ops`](crate::ops) chooses between them
-//! and the plain operators, which mean the same; nothing else calls them.
+//! The package's own CUDA kernels, for operations that libtorch computes in several passes over memory.
+//! [`ops`](crate::ops) chooses between them and the equivalent plain operators; nothing else calls them.
 //!
-//! The sources in `kernels/` are compiled at start by NVRTC for the GPU at hand. They run in libtorch's context and on its
-//! default stream, in order with its operators: memory that a tensor gives back is not reused before they are done.
+//! The sources in `kernels/` are compiled at start by NVRTC for the installed GPU. They run in libtorch's context and
+//! on its default stream, in order with its operators, so that memory of a dropped tensor is not reused before they are
+//! done.
 //!
 //! A kernel takes bfloat16 or float32, sixteen bytes at a time. Where types, sizes or strides do not allow that, the
-//! functions here return none and the caller uses the plain operators. Like libtorch's operators they panic when the GPU
-//! fails.
+//! functions here return `None`, and the caller uses the plain operators. Like libtorch's operators they panic when the
+//! GPU fails.
 
 #![expect(unsafe_code, reason = "launches kernels on the memory of tensors")]
 
@@ -31,19 +32,19 @@ const VIDEO_VAE: &str = concat!(
     include_str!("kernels/video_vae.cu")
 );
 
-/// Bytes that a thread loads at once.
+/// The number of bytes that a thread loads at once.
 const VECTOR: i64 = 16;
 /// `PARTS` of `transformer.cu`, and what its rotation keeps of each half.
 const ROW_PARTS: i64 = 4;
 const HALF_PARTS: i64 = 2;
-/// Threads of a block. Rows of the full-size model keep one of this size busy.
+/// The number of threads of a block. Rows of the full-size model keep a block of this size busy.
 const THREADS: i64 = 256;
-/// Threads of a warp, which is what may sum together without a barrier.
+/// The number of threads of a warp, which can sum together without a barrier.
 const WARP: i64 = 32;
-/// Runs of tokens, at most, where not each token is one.
+/// The highest number of runs of tokens, unless each token is its own run.
 const RUNS: usize = 4;
 
-/// Why there are no kernels; the plain operators do everything then.
+/// The reason why there are no kernels; the plain operators are used instead.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     #[error("no NVRTC library (libnvrtc.so.13); it comes with CUDA and with PyTorch for CUDA")]
@@ -80,7 +81,7 @@ struct Functions {
     rgb8: CudaFunction,
 }
 
-/// `Runs` of `transformer.cu`.
+/// The struct `Runs` of `transformer.cu`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct RunsArg {
@@ -94,7 +95,7 @@ struct RunsArg {
 // SAFETY: plain numbers, laid out as the struct of the same fields in the kernels' source.
 unsafe impl DeviceRepr for RunsArg {}
 
-/// `Padding` of `video_vae.cu`.
+/// The struct `Padding` of `video_vae.cu`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct PaddingArg {
@@ -114,7 +115,7 @@ impl CudaKernels {
     /// Compiles and loads all kernels, in about two seconds.
     ///
     /// # Errors
-    /// When this machine or GPU cannot have them.
+    /// Returns an error when the kernels cannot be compiled on this machine or for this GPU.
     pub fn load(gpu: &Gpu) -> Result<Self, KernelError> {
         let (major, minor) = gpu.compute_capability();
         if major < 8 {
@@ -133,7 +134,7 @@ impl CudaKernels {
         })
     }
 
-    /// `rms(x) (1 + scale) + shift`: `[B, N, D]` to a new `[B, N, D]`, rows `[B or 1, runs, D]`.
+    /// Computes `rms(x) (1 + scale) + shift`: `[B, N, D]` to a new `[B, N, D]`, rows `[B or 1, runs, D]`.
     pub fn rms_norm_modulate(
         &self,
         x: &Tensor,
@@ -160,7 +161,8 @@ impl CudaKernels {
         Some(out)
     }
 
-    /// `x += gate · y`, both `[B, N, D]`, rows `[B or 1, runs, D]`. None, and nothing done, where it cannot.
+    /// Computes `x += gate · y`, both `[B, N, D]`, rows `[B or 1, runs, D]`. Returns `None`, with nothing done, where
+    /// the kernel does not apply.
     pub fn add_gated(&self, x: &mut Tensor, y: &Tensor, gate: &Tensor, runs: &Runs) -> Option<()> {
         let (batch, tokens, width) = x.size3().ok()?;
         let functions = self.functions(x)?;
@@ -185,8 +187,8 @@ impl CudaKernels {
         Some(())
     }
 
-    /// RMS norm with gain `[D]` over the whole width, then the rotation of each head's halves: `[B, N, D]` to a new
-    /// `[B, N, D]`.
+    /// Computes the RMS norm with gain `[D]` over the whole width, then the rotation of each head's halves: `[B, N, D]`
+    /// to a new `[B, N, D]`.
     pub fn norm_rotate(
         &self,
         x: &Tensor,
@@ -244,9 +246,9 @@ impl CudaKernels {
         Some(out)
     }
 
-    /// `silu(x / √(mean over channels of x² + eps))`, padded: `[B, C, F, H, W]` to
-    /// `[B, C, before + F + after, H + 2 border, W + 2 border]`. The output has its channels last in memory, as convolutions
-    /// on GPUs like them, and so has theirs; another x is copied first.
+    /// Computes `silu(x / √(mean over channels of x² + eps))` with padding: `[B, C, F, H, W]` to
+    /// `[B, C, before + F + after, H + 2 border, W + 2 border]`. The output is in channels-last memory format, which
+    /// convolutions on GPUs prefer and also produce; an `x` in another format is copied first.
     pub fn pixel_norm_silu_pad(&self, x: &Tensor, eps: f64, padding: Padding) -> Option<Tensor> {
         self.pad_with(&self.functions(x)?.pixel_norm_silu_pad, x, eps, padding)
     }
@@ -283,7 +285,7 @@ impl CudaKernels {
         let padded_frames = before + frames + after;
         let padded_rows = rows + 2 * border;
         let config = grid(batch * padded_frames * padded_rows, THREADS)?;
-        // Without a copy where the channels lie last already.
+        // There is no copy if the memory format is channels-last already.
         let x = x.permute([0, 2, 3, 4, 1]).contiguous();
         if !aligned(&x) {
             return None;
@@ -319,7 +321,7 @@ impl CudaKernels {
         Some(out.permute([0, 4, 1, 2, 3]))
     }
 
-    /// Pictures in [-1, 1] as bytes: x `[1, 3, frames, rows, columns]` to `[frames, rows, columns, 3]`.
+    /// Converts pictures in [-1, 1] to bytes: `x` `[1, 3, frames, rows, columns]` to `[frames, rows, columns, 3]`.
     pub fn rgb8(&self, x: &Tensor) -> Option<Tensor> {
         let (batch, colours, frames, rows, columns) = x.size5().ok()?;
         let functions = self.functions(x)?;
@@ -342,7 +344,7 @@ impl CudaKernels {
         Some(out)
     }
 
-    /// The kernels for a tensor's type, where there are some.
+    /// Returns the kernels for a tensor's type, if there are any.
     fn functions(&self, x: &Tensor) -> Option<&Functions> {
         if !x.device().is_cuda() || x.numel() == 0 {
             return None;
@@ -396,14 +398,14 @@ fn compile(source: &str, arch: &str) -> Result<Ptx, KernelError> {
     })
 }
 
-/// Opens the NVRTC that was installed with the libtorch in use, so that later it is found by name. Where there is none, the
-/// library path is left to be searched.
+/// Opens the NVRTC that was installed with the libtorch in use, so that it is found by name later. If there is none,
+/// the library path is searched later.
 fn open_compiler() {
     let Some(libtorch) = device::libtorch_folder() else {
         return;
     };
     for folder in [libtorch.join("../../nvidia/cu13/lib"), libtorch] {
-        // NVRTC looks for the second by name alone.
+        // NVRTC opens the second library by name only.
         for name in ["libnvrtc.so.13", "libnvrtc-builtins.so.13.0"] {
             let path = folder.join(name);
             if Path::exists(&path)
@@ -415,13 +417,13 @@ fn open_compiler() {
     }
 }
 
-/// How many of a tensor's values are loaded at once.
+/// Returns how many of a tensor's values are loaded at once.
 fn vector(x: &Tensor) -> Option<i64> {
     let bytes = i64::try_from(x.kind().elt_size_in_bytes()).ok()?;
     Some(VECTOR / bytes)
 }
 
-/// Threads that hold `width` values in at most `parts` vectors each; whole warps.
+/// Returns the number of threads, in whole warps, that hold `width` values in at most `parts` vectors each.
 fn row_threads(x: &Tensor, width: i64, parts: i64) -> Option<i64> {
     let vector = vector(x)?;
     let vectors = width / vector;
@@ -429,7 +431,7 @@ fn row_threads(x: &Tensor, width: i64, parts: i64) -> Option<i64> {
     (width % vector == 0 && aligned(x) && vectors <= threads * parts).then_some(threads)
 }
 
-/// Checks rows of modulation `[B or 1, runs, D]`, which lie alike in memory, against x `[B, N, D]`.
+/// Checks rows of modulation `[B or 1, runs, D]`, which have the same memory layout, against `x` `[B, N, D]`.
 fn runs_arg(x: &Tensor, rows: &[&Tensor], runs: &Runs) -> Option<RunsArg> {
     let (batch, tokens, width) = x.size3().ok()?;
     let lengths = runs.lengths();
@@ -469,13 +471,13 @@ fn alike(one: &Tensor, other: &Tensor) -> bool {
     one.kind() == other.kind() && one.device() == other.device()
 }
 
-/// Whether vectors can be loaded from a tensor's first value.
+/// Returns whether vectors can be loaded from a tensor's first value on.
 fn aligned(x: &Tensor) -> bool {
     x.data_ptr().cast::<u128>().is_aligned()
 }
 
-/// The address of a tensor's first value on its device. The tensor must live until the kernel that gets it is launched;
-/// from then on the stream's order protects its memory.
+/// Returns the address of a tensor's first value on its device. The tensor must live until the kernel that gets the
+/// address is launched; from then on the stream's order protects its memory.
 fn address(x: &Tensor) -> u64 {
     x.data_ptr() as u64
 }

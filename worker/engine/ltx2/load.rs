@@ -1,7 +1,7 @@
 //! Loads the parts of a model from a checkpoint onto a device.
 //!
-//! Every name, shape and type is checked, and every configuration value is read from the files; a part that does not fit is
-//! told before another one is loaded.
+//! Every name, shape and type is checked, and every configuration value is read from the files. A part that does not
+//! fit is reported before another one is loaded.
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroUsize;
@@ -28,21 +28,21 @@ use crate::video_vae::{self, VideoVae};
 use crate::vocoder::{self, Vocoder};
 use crate::weights::{Reading, Watch, Weights, WeightsError};
 
-/// Prompts whose contexts are kept: a session repeats its prompt, and sessions share a worker.
+/// The number of prompts whose contexts are cached: a session repeats its prompt, and sessions share a worker.
 const PROMPTS_KEPT: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
 
 /// How a checkpoint is loaded.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub device: Device,
-    /// The type of all parts but the vocoder, which is float32.
+    /// The type of all parts except the vocoder, which is float32.
     pub precision: Precision,
     pub kernels: Kernels,
-    /// Look for weights that are no finite numbers.
+    /// Whether weights are checked for values that are not finite.
     pub check_values: bool,
 }
 
-/// How far loading is.
+/// The progress of loading.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
     /// The part that is being loaded.
@@ -52,7 +52,7 @@ pub struct Progress {
     pub bytes_total: u64,
 }
 
-/// Why a checkpoint was not loaded.
+/// The reason why a checkpoint was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
@@ -73,13 +73,13 @@ pub enum LoadError {
     Text(#[from] TextError),
 }
 
-/// Loads all parts. `progress` is told of every tensor.
+/// Loads all parts. `progress` is called for every tensor.
 ///
 /// # Errors
-/// When the checkpoint is not whole, or is not that of a model which this engine runs.
+/// Returns an error when the checkpoint is incomplete, or is not that of a model that this engine runs.
 ///
 /// # Panics
-/// Where libtorch does: when the device has too little memory.
+/// Panics where libtorch does, for example when the device has too little memory.
 pub fn load(
     checkpoint: &Checkpoint,
     options: &Options,
@@ -99,10 +99,10 @@ pub fn load(
     })
 }
 
-/// Checks everything that [`load`] checks, but for the values, and reads no weight. Takes milliseconds.
+/// Makes all checks of [`load`] except those of values, and reads no weights. This takes milliseconds.
 ///
 /// # Errors
-/// As [`load`].
+/// Returns the errors of [`load`].
 pub fn check(checkpoint: &Checkpoint) -> Result<(), LoadError> {
     let options = Options {
         device: Device::Cpu,
@@ -121,12 +121,12 @@ pub fn check(checkpoint: &Checkpoint) -> Result<(), LoadError> {
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a Options,
-    /// None to read nothing.
+    /// The progress meter; `None` for a check that reads no weights.
     meter: Option<Rc<Meter>>,
 }
 
 impl Loader<'_> {
-    /// The largest first, so that a device that is too small is noticed early.
+    /// Loads the parts, the largest first, so that a device that is too small is noticed early.
     fn parts(&self) -> Result<Parts, LoadError> {
         let kernels = &self.options.kernels;
         let (transformer_config, transformer) = self.network(
@@ -220,7 +220,7 @@ impl Loader<'_> {
         }
     }
 
-    /// The original layout has no scheduler: its weights are distilled.
+    /// Reads the scheduler. The original layout has none, because its weights are distilled.
     fn scheduler(&self) -> Result<Scheduler, LoadError> {
         let Some(config) = self.checkpoint.scheduler() else {
             return Ok(Scheduler::Distilled);
@@ -231,7 +231,8 @@ impl Loader<'_> {
         })
     }
 
-    /// Reads a part's configuration in either layout, builds the network from its tensors, and checks that these are all.
+    /// Reads a part's configuration in either layout, builds the network from its tensors, and checks that no tensor is
+    /// left over.
     fn network<C, N>(
         &self,
         component: Component,

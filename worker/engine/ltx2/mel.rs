@@ -1,6 +1,6 @@
-//! The mel spectrogram of a waveform, as the audio VAE's encoder takes it: for hearing again what was played.
+//! Computes the mel spectrogram of a waveform for the audio VAE's encoder, to encode sound again after it was played.
 //!
-//! After LTX-2's `AudioProcessor` on torchaudio 2.11: `functional.resample` with its default filter, and
+//! Follows LTX-2's `AudioProcessor` on torchaudio 2.11: `functional.resample` with its default filter, and
 //! `transforms.MelSpectrogram` with power 1, Slaney's scale and norm.
 
 use std::f64::consts::PI;
@@ -10,27 +10,27 @@ use tch::{Device, Kind, Tensor};
 use crate::audio_vae;
 use crate::nn::sizes;
 
-/// Samples of a window, and of the transform.
+/// The number of samples of a window and of the transform.
 const WINDOW: i64 = 1024;
-/// Below it there is silence.
+/// The lower bound of magnitudes, which counts as silence.
 const FLOOR: f64 = 1e-5;
-/// Zero crossings of the resampling filter on each side.
+/// The number of zero crossings of the resampling filter on each side.
 const CROSSINGS: f64 = 6.0;
-/// How much of the smaller band the resampling filter lets through.
+/// The share of the smaller band that passes the resampling filter.
 const ROLL_OFF: f64 = 0.99;
 
-/// Makes mel spectrograms.
+/// Computes mel spectrograms.
 #[derive(Debug)]
 pub struct MelSpectrogram {
     sample_rate: i64,
     hop: i64,
     window: Tensor,
-    /// `[frequencies, mel bins]`.
+    /// The mel filters, `[frequencies, mel bins]`.
     filters: Tensor,
 }
 
 impl MelSpectrogram {
-    /// Computes spectrograms as the encoder of that configuration expects them.
+    /// Creates a transform for the encoder with this configuration.
     pub fn new(config: &audio_vae::Config, device: Device) -> Self {
         let filters = slaney_filters(config.sample_rate, config.mel_bins);
         let bins = config.mel_bins;
@@ -45,8 +45,8 @@ impl MelSpectrogram {
         }
     }
 
-    /// Samples `[B, 2, N]` in −1…1, `sample_rate` a second, to natural logarithms `[B, 2, T, mel]`, float32, a row every
-    /// hop. Half a window of samples at least.
+    /// Computes the spectrogram of samples `[B, 2, N]` in −1…1 at `sample_rate`: natural logarithms `[B, 2, T, mel]` in
+    /// float32, with a row for every hop. There must be at least half a window of samples.
     pub fn forward(&self, waveform: &Tensor, sample_rate: i64) -> Tensor {
         let waveform = waveform
             .to_device(self.window.device())
@@ -72,7 +72,8 @@ impl MelSpectrogram {
     }
 }
 
-/// `[B, C, N]` at `from` samples a second to `[B, C, ⌈N · to / from⌉]` at `to`, through a sinc with a Hann window.
+/// Resamples `[B, C, N]` at the rate `from` to `[B, C, ⌈N · to / from⌉]` at the rate `to`, by a sinc filter with a Hann
+/// window.
 fn resampled(waveform: &Tensor, from: i64, to: i64) -> Tensor {
     if from == to {
         return waveform.shallow_clone();
@@ -87,7 +88,7 @@ fn resampled(waveform: &Tensor, from: i64, to: i64) -> Tensor {
     let x = waveform
         .reshape([b * c, 1, samples])
         .constant_pad_nd([reach, reach + from]);
-    // Each kernel gives one of every `to` samples.
+    // Each kernel computes one of every `to` samples.
     let x = x.conv1d(
         &kernels.view([to, 1, -1]),
         None::<&Tensor>,
@@ -100,7 +101,7 @@ fn resampled(waveform: &Tensor, from: i64, to: i64) -> Tensor {
     x.transpose(1, 2).reshape([b, c, -1]).narrow(2, 0, length)
 }
 
-/// `to` kernels, one after the other, of `from + 2 · reach` places, and the reach.
+/// Returns `to` kernels, one after the other, of `from + 2 · reach` values each, and the reach.
 fn resampling_kernels(from: i64, to: i64) -> (Vec<f64>, i64) {
     let band = from.min(to) as f64 * ROLL_OFF;
     let mut reach = 0;
@@ -132,7 +133,7 @@ fn greatest_common_divisor(a: i64, b: i64) -> i64 {
     }
 }
 
-/// Triangles of equal area that overlap by half, evenly spaced on Slaney's mel scale: `[frequencies, bins]`.
+/// Returns triangles of equal area that overlap by half, evenly spaced on Slaney's mel scale: `[frequencies, bins]`.
 fn slaney_filters(sample_rate: i64, bins: i64) -> Vec<f64> {
     let nyquist = sample_rate as f64 / 2.0;
     let top = hz_to_mel(nyquist);

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::weights::Weights;
 
-/// `x W^T + b`, weights as `[out, in]`.
+/// A linear layer, `x W^T + b`, with weights as `[out, in]`.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -27,12 +27,12 @@ impl Linear {
         }
     }
 
-    /// `[…, in]` to `[…, out]`.
+    /// Applies the layer: `[…, in]` to `[…, out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }
 
-    /// The same, then GELU in its tanh form.
+    /// Applies the layer, then GELU in its tanh form.
     pub fn forward_gelu(&self, x: &Tensor) -> Tensor {
         let mut y = self.forward(x);
         let _ = y.gelu_("tanh");
@@ -48,11 +48,11 @@ pub struct LatentStatistics {
 }
 
 impl LatentStatistics {
-    /// Reads `latents_mean` and `latents_std`, `values` of each, in a `shape` that broadcasts over the latents.
+    /// Reads `latents_mean` and `latents_std` with `values` values each, in a `shape` that broadcasts over the latents.
     pub fn new(weights: &Weights, values: i64, shape: &[i64]) -> Self {
         let read = |name| {
             let tensor = weights.tensor_as(name, &[values], Kind::Float);
-            // The tensor is empty where the checkpoint lacks it; then nothing is ever computed.
+            // A missing tensor is empty. Nothing is computed with it, because loading fails.
             if tensor.numel() == 0 {
                 tensor
             } else {
@@ -65,18 +65,18 @@ impl LatentStatistics {
         }
     }
 
-    /// Latents as the encoder makes them to those that the transformer works with, in float32.
+    /// Converts latents from the encoder's scale to the normalized scale of the transformer, in float32.
     pub fn normalize(&self, latents: &Tensor) -> Tensor {
         (latents.to_kind(Kind::Float) - &self.mean) / &self.std
     }
 
-    /// Latents of the transformer to those that the decoder reads, in float32.
+    /// Converts latents from the normalized scale of the transformer to the decoder's scale, in float32.
     pub fn unnormalize(&self, latents: &Tensor) -> Tensor {
         latents.to_kind(Kind::Float) * &self.std + &self.mean
     }
 }
 
-/// RMS norm over the last axis without gain: float32 inside, the input's type outside.
+/// Computes the RMS norm over the last axis without gain, in float32; the result has the input's type.
 pub fn rms_norm(x: &Tensor, eps: f64) -> Tensor {
     let width = x.size().last().copied().unwrap_or(1);
     x.rms_norm([width], None::<&Tensor>, eps)
@@ -98,7 +98,7 @@ impl Precision {
     }
 }
 
-/// The sizes of a tensor's axes.
+/// Returns the sizes of a tensor's axes.
 ///
 /// # Panics
 /// Panics when the tensor has another number of axes, which is a mistake in the model's code.

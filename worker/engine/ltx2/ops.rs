@@ -1,8 +1,8 @@
-//! The element-wise hot spots between the matrices, one function each, so that one kernel with one read and one write can stand
-//! in for several libtorch calls.
+//! The element-wise hot spots between the matrices, one function each, so that one kernel with one read and one write
+//! can replace several libtorch calls.
 //!
-//! [`Kernels`] is the choice, made once from the configuration and handed to every part. `Plain` is libtorch and the
-//! reference for the others: same inputs, same outputs but for rounding.
+//! [`Kernels`] selects the implementation; it is chosen once from the configuration and passed to every part. `Plain`
+//! is libtorch, and the reference for the others: the same inputs give the same outputs except for rounding.
 
 use std::sync::Arc;
 
@@ -23,12 +23,14 @@ pub enum Kernels {
     /// libtorch's operators, on any device. Rounds to the working type where the reference implementation does.
     #[default]
     Plain,
-    /// Our own where one takes the tensors at hand, else libtorch's. Rounds once, at the end of each function.
+    /// The package's own kernels where one takes the given tensors, else libtorch's. Rounds once, at the end of each
+    /// function.
     Cuda(Arc<CudaKernels>),
 }
 
 impl Kernels {
-    /// Our own kernels where the device can have them; plain operators otherwise, with a warning where there is a GPU.
+    /// Chooses the package's own kernels if the device supports them, else plain operators, with a warning if there is
+    /// a GPU.
     pub fn on(compute: &Compute) -> Self {
         let Some(gpu) = &compute.gpu else {
             return Self::Plain;
@@ -42,7 +44,7 @@ impl Kernels {
         }
     }
 
-    /// `rms(x) (1 + scale) + shift`, without gain: `[B, N, D]` to a new `[B, N, D]`.
+    /// Computes `rms(x) (1 + scale) + shift`, without gain: `[B, N, D]` to a new `[B, N, D]`.
     pub fn rms_norm_modulate(
         &self,
         x: &Tensor,
@@ -61,7 +63,7 @@ impl Kernels {
         normed
     }
 
-    /// `layer_norm(x) (1 + scale) + shift`, without gain: `[B, N, D]` to a new `[B, N, D]`.
+    /// Computes `layer_norm(x) (1 + scale) + shift`, without gain: `[B, N, D]` to a new `[B, N, D]`.
     pub fn layer_norm_modulate(
         &self,
         x: &Tensor,
@@ -76,8 +78,8 @@ impl Kernels {
         normed
     }
 
-    /// RMS norm with gain over the whole width, then the rotation of each head's two halves, in float32:
-    /// `[B, N, heads · d]` to `[B, heads, N, d]`, in memory still `[B, N, heads, d]`. Uses `x` up.
+    /// Computes the RMS norm with gain over the whole width, then the rotation of each head's two halves, in float32:
+    /// `[B, N, heads · d]` to `[B, heads, N, d]`, in memory still `[B, N, heads, d]`. Consumes `x`.
     pub fn norm_rotate(
         &self,
         x: Tensor,
@@ -107,7 +109,7 @@ impl Kernels {
             .transpose(1, 2)
     }
 
-    /// `x += gate · y`, both `[B, N, D]`; `y` is used up.
+    /// Computes `x += gate · y`, both `[B, N, D]`; consumes `y`.
     pub fn add_gated(&self, x: &mut Tensor, mut y: Tensor, gate: &Tensor, runs: &Runs) {
         if let Self::Cuda(kernels) = self
             && kernels.add_gated(x, &y, gate, runs).is_some()
@@ -124,7 +126,7 @@ impl Kernels {
         let _ = x.g_add_(&y);
     }
 
-    /// `silu(x / √(mean over channels of x² + eps))`, padded: `[B, C, F, H, W]` to
+    /// Computes `silu(x / √(mean over channels of x² + eps))` with padding: `[B, C, F, H, W]` to
     /// `[B, C, before + F + after, H + 2 border, W + 2 border]`.
     pub fn pixel_norm_silu_pad(&self, x: &Tensor, eps: f64, padding: Padding) -> Tensor {
         if let Self::Cuda(kernels) = self
@@ -150,7 +152,7 @@ impl Kernels {
         .unwrap_or_else(|| pad(x, padding))
     }
 
-    /// Pictures in −1…1 and a little beyond as bytes: `[1, 3, F, H, W]` to `[F, H, W, 3]`.
+    /// Converts pictures in −1…1 and slightly beyond to bytes: `[1, 3, F, H, W]` to `[F, H, W, 3]`.
     pub fn rgb8(&self, sample: &Tensor) -> Tensor {
         match self {
             Self::Cuda(kernels) => kernels.rgb8(sample),
@@ -168,8 +170,8 @@ pub fn pad(x: &Tensor, padding: Padding) -> Tensor {
     padded
 }
 
-/// A tensor of the size that `x` has when padded, without values, and the part of it that is for `x`: written there at once,
-/// it is in memory once.
+/// Allocates a tensor of the padded size of `x` without values, and returns it with its part for `x`. Writing there
+/// directly saves a second copy in memory.
 fn room(x: &Tensor, padding: Padding) -> (Tensor, Tensor) {
     let Padding {
         before,
@@ -185,7 +187,7 @@ fn room(x: &Tensor, padding: Padding) -> (Tensor, Tensor) {
     (padded, inner)
 }
 
-/// Fills what lies around the part that [`room`] gave.
+/// Fills the border around the part that [`room`] returned.
 fn fill_around(padded: &Tensor, padding: Padding) {
     let Padding {
         before,
@@ -196,7 +198,7 @@ fn fill_around(padded: &Tensor, padding: Padding) {
     let [_, _, frames, ..] = sizes::<5>(padded);
     let own = padded.narrow(2, before, frames - before - after);
     let [_, _, own_frames, rows, columns] = sizes(&own);
-    // Columns within the rows, then whole rows, with their corners.
+    // The columns are filled within the rows first, then whole rows with their corners.
     let inner_rows = own.narrow(3, border, rows - 2 * border);
     for (axis, length, own) in [(4, columns, &inner_rows), (3, rows, &own)] {
         for i in 0..border {
@@ -223,7 +225,7 @@ fn fill_around(padded: &Tensor, padding: Padding) {
     copy(own_frames - 1, frames - after, after);
 }
 
-/// `x (1 + scale) + shift` in place.
+/// Computes `x (1 + scale) + shift` in place.
 fn modulate_(x: &mut Tensor, scale: &Tensor, shift: &Tensor, runs: &Runs) {
     let factor = scale + 1.0;
     if runs.broadcast() {

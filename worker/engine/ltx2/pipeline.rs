@@ -1,11 +1,11 @@
-//! One request, end to end: from a prompt, and perhaps a picture or the segment before, to frames, sound and what the next
-//! segment continues from.
+//! Generates one segment from start to end: from a prompt, and perhaps an image or the segment before, to frames, sound
+//! and the continuation state of the next segment.
 //!
-//! The caller gives a [`Request`] and takes what comes out through an [`Output`]. Everything that the model cannot do is
-//! refused before anything is computed. Running out of memory panics, as libtorch does; the caller catches that.
+//! The caller passes a [`Request`] and receives the results through an [`Output`]. Everything that the model cannot do
+//! is refused before anything is computed. Running out of memory panics, as in libtorch; the caller catches that.
 //!
-//! - `request`: what can be asked for, and what comes back;
-//! - `plan`: sizes, levels, kept parts and trims of one request, or why it is refused;
+//! - `request`: requests, settings and results;
+//! - `plan`: sizes, noise levels, kept parts and trims of one request, or why it is refused;
 //! - `stage`: the denoising loop.
 
 mod plan;
@@ -41,7 +41,7 @@ pub struct Parts {
     pub transformer_config: transformer::Config,
     pub transformer: Transformer,
     pub video_vae: VideoVae,
-    /// None where the checkpoint has no second stage.
+    /// The upsampler; `None` when the checkpoint has no second stage.
     pub upsampler: Option<Upsampler>,
     pub audio_vae: AudioVae,
     pub vocoder: Vocoder,
@@ -49,18 +49,18 @@ pub struct Parts {
     pub device: Device,
 }
 
-/// A model that makes segments.
+/// A model that generates segments.
 #[derive(Debug)]
 pub struct Pipeline {
     parts: Parts,
     settings: Settings,
-    /// Encodes the played sound again, where the settings ask for that.
+    /// Encodes the played sound again, if the settings ask for that.
     mel: Option<MelSpectrogram>,
-    /// Keys and values of the latest prompts; they do not depend on the noise level.
+    /// An LRU cache of the prompts' keys and values, which do not depend on the noise level.
     texts: LruCache<String, TextContext>,
 }
 
-/// Parts or settings that do not go together.
+/// The error for parts or settings that do not fit together.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: expected {expected}, given {given}")]
 pub struct PipelineError {
@@ -71,11 +71,12 @@ pub struct PipelineError {
 
 impl Pipeline {
     /// # Errors
-    /// When the parts are not of one model, or the settings ask for what these parts cannot do.
+    /// Returns an error when the parts are not of one model, or the settings ask for something that these parts cannot
+    /// do.
     pub fn new(parts: Parts, settings: Settings) -> Result<Self, PipelineError> {
         check_parts(&parts)?;
         settings.check(&parts)?;
-        // Base weights go back and forth between the prompt and the negative one.
+        // Base weights alternate between the prompt and the negative prompt.
         let prompts = match parts.scheduler {
             Scheduler::Distilled => 1,
             Scheduler::Base(_) => 2,
@@ -92,7 +93,7 @@ impl Pipeline {
         })
     }
 
-    /// Samples per second and channel of the sound.
+    /// Returns the sample rate of the sound in Hz.
     pub fn sample_rate(&self) -> i64 {
         self.parts.vocoder.config().output_sampling_rate
     }
@@ -104,19 +105,19 @@ impl Pipeline {
     /// Refuses what the model cannot do, without computing anything.
     ///
     /// # Errors
-    /// [`GenerateError::Refused`] and [`GenerateError::State`], naming what was wrong.
+    /// Returns [`GenerateError::Refused`] or [`GenerateError::State`], which name what is wrong.
     pub fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
         Plan::new(request, &self.parts, &self.settings).map(|_| ())
     }
 
-    /// Makes one segment: reports steps, hands out the sound, then the frames in order. Returns what the next segment
-    /// continues from. The result depends on the request alone.
+    /// Generates one segment: reports steps, and passes out the sound, then the frames in order. Returns the state that
+    /// the next segment continues from. The result depends on the request alone.
     ///
     /// # Errors
-    /// As [`Self::check`]; [`GenerateError::Cancelled`] as soon as the output says so.
+    /// Returns the errors of [`Self::check`], and [`GenerateError::Cancelled`] as soon as the output is cancelled.
     ///
     /// # Panics
-    /// Where libtorch does: out of memory, a device that fails.
+    /// Panics where libtorch does: when memory runs out or the device fails.
     pub fn generate(
         &mut self,
         request: &Request<'_>,
@@ -128,13 +129,13 @@ impl Pipeline {
         tch::no_grad(|| self.run(request, &plan, &noise, output))
     }
 
-    /// Generates from the given noise, one for each stage, instead of the seed's noise.
+    /// Generates from the given noise, one for each stage, instead of noise drawn from the seed.
     ///
     /// # Errors
-    /// As [`Self::generate`].
+    /// Returns the errors of [`Self::generate`].
     ///
     /// # Panics
-    /// As [`Self::generate`]; where the noise has other sizes than the request.
+    /// Panics in the cases of [`Self::generate`], and when the noise has other sizes than the request.
     pub fn generate_from(
         &mut self,
         request: &Request<'_>,
@@ -186,12 +187,12 @@ impl Pipeline {
         self.hand_out(plan, &latents, &grid, output)
     }
 
-    /// Computes what the transformer needs of a prompt, unless it is there.
+    /// Computes the transformer's context of a prompt, unless it is cached.
     fn prepare(&mut self, prompt: &str) -> Result<(), GenerateError> {
         let prompt = prompt.trim();
         if self.texts.get(prompt).is_none() {
             let contexts = self.parts.text.encode(prompt)?;
-            // The room is made first, since computing the new context may need the memory.
+            // Old entries are dropped first, since computing the new context may need their memory.
             while self.texts.len() >= self.texts.cap().get() {
                 self.texts.pop_lru();
             }
@@ -204,20 +205,20 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The prompt's context, which [`Self::prepare`] has computed.
+    /// Returns the prompt's context, which [`Self::prepare`] has computed.
     fn text(&self, prompt: &str) -> &TextContext {
         let text = self.texts.peek(prompt.trim());
         text.expect("prepared before, and there is room for all that a request needs")
     }
 
-    /// The picture's conditioning as tokens `[1, kept, C]`: the start of the clip.
+    /// Returns the picture's conditioning, the start of the clip, as tokens `[1, kept, C]`.
     fn video_clean(&self, request: &Request<'_>, stage: &StagePlan) -> Option<Tensor> {
         let frames = request.start.frames()?.to_device(self.parts.device);
         let pixels = from_rgb8(&frames, stage.height, stage.width);
         Some(latents::pack_video(&self.parts.video_vae.encode(&pixels)))
     }
 
-    /// The sound's conditioning as tokens `[1, kept, D]`: the start of the sound.
+    /// Returns the sound's conditioning, the start of the sound, as tokens `[1, kept, D]`.
     fn audio_clean(&self, request: &Request<'_>, plan: &Plan) -> Option<Tensor> {
         let cached = request.start.audio_latents()?; // [1, C, T, M]
         let (first, kept) = (cached.size()[2] - plan.kept_audio, plan.kept_audio);
@@ -225,7 +226,7 @@ impl Pipeline {
         Some(latents::pack_audio(&cached).to_device(self.parts.device))
     }
 
-    /// A stage's latents at the size of the next one.
+    /// Returns a stage's latents at the size of the next stage.
     fn upsampled(&self, video: &Tensor, from: &VideoGrid, to: &VideoGrid) -> Tensor {
         let upsampler = self.parts.upsampler.as_ref();
         let upsampler =
@@ -237,7 +238,7 @@ impl Pipeline {
         latents::pack_video(&large)
     }
 
-    /// Decodes sound and frames.
+    /// Decodes the sound and the frames, and passes them to the output.
     fn hand_out(
         &self,
         plan: &Plan,
@@ -283,7 +284,7 @@ impl Pipeline {
         })
     }
 
-    /// The sound of normalized latents, `[1, channels, samples]`.
+    /// Decodes normalized latents to samples, `[1, channels, samples]`.
     fn waveform(&self, audio: &Tensor) -> Tensor {
         self.parts
             .vocoder
@@ -291,14 +292,14 @@ impl Pipeline {
     }
 }
 
-/// A segment's sound without what belongs to the segment before, and no longer than the picture.
+/// Cuts off the samples that belong to the segment before, and those beyond the end of the picture.
 fn cut(waveform: &Tensor, plan: &Plan) -> Tensor {
     let samples = waveform.size()[2];
     let first = plan.trimmed_samples.min(samples);
     waveform.narrow(2, first, (samples - first).min(plan.samples))
 }
 
-/// `[1, channels, samples]` as sample after sample of all channels.
+/// Interleaves the channels of `[1, channels, samples]`.
 fn interleaved(waveform: &Tensor) -> Vec<f32> {
     let samples = waveform.squeeze_dim(0).transpose(0, 1);
     let samples = samples.to_device(Device::Cpu).to_kind(Kind::Float);
@@ -321,19 +322,19 @@ impl KeptFrames {
         }
     }
 
-    /// Looks through frames of which the first is frame `at` of the clip.
+    /// Takes the frames to keep out of `frames`, the first of which is frame `at` of the clip.
     fn take(&mut self, at: i64, frames: &Tensor) {
         let count = frames.size()[0];
         let first = (self.first - at).clamp(0, count);
         let end = (self.end - at).clamp(0, count);
         if first < end {
-            // A copy, on the CPU too: a view would keep the whole clip.
+            // The frames are copied on the CPU too, because a view would keep the whole clip in memory.
             self.pieces
                 .push(frames.i(first..end).to_device(Device::Cpu).copy());
         }
     }
 
-    /// `[n, H, W, 3]`.
+    /// Returns the kept frames, `[n, H, W, 3]`.
     fn finish(self) -> Option<Tensor> {
         (!self.pieces.is_empty()).then(|| Tensor::cat(&self.pieces, 0))
     }

@@ -1,14 +1,14 @@
-//! Between rgb8 frames and the pixels that the video VAE works with.
+//! Converts between rgb8 frames and the pixels that the video VAE works with.
 
 use tch::{Kind, Tensor};
 
 use crate::nn::sizes;
 
-/// Frames that are converted at once: a clip in float32 is several GiB at full size.
+/// The number of frames that are converted at once: a clip in float32 is several GiB at full size.
 const FRAMES_AT_ONCE: i64 = 8;
 
-/// A sample `[1, 3, F, H, W]`, −1…1 and a little beyond, to rgb8 frames `[F, H, W, 3]`; values are truncated, as in the
-/// reference.
+/// Converts a sample `[1, 3, F, H, W]`, in −1…1 and slightly beyond, to rgb8 frames `[F, H, W, 3]`; values are
+/// truncated, as in the reference.
 pub fn to_rgb8(sample: &Tensor) -> Tensor {
     let [_, colours, frames, height, width] = sizes(sample);
     let rgb8 = Tensor::empty(
@@ -30,8 +30,8 @@ pub fn to_rgb8(sample: &Tensor) -> Tensor {
     rgb8
 }
 
-/// rgb8 frames `[F, h, w, 3]` to pixels `[1, 3, F, height, width]` in −1…1, float32: scaled to cover that size, without
-/// smoothing, and cut to its middle.
+/// Converts rgb8 frames `[F, h, w, 3]` to pixels `[1, 3, F, height, width]` in −1…1, float32. The frames are scaled to
+/// cover that size, without smoothing, and cropped to its middle.
 pub fn from_rgb8(frames: &Tensor, height: i64, width: i64) -> Tensor {
     let [_, rows, columns, _] = sizes(frames);
     let pixels = frames.to_kind(Kind::Float).permute([0, 3, 1, 2]); // f c h w
@@ -46,9 +46,9 @@ pub fn from_rgb8(frames: &Tensor, height: i64, width: i64) -> Tensor {
     pixels.permute([1, 0, 2, 3]).unsqueeze(0) / 127.5 - 1.0
 }
 
-/// The smallest size of the same proportions that covers `wanted`, whole pixels.
+/// Returns the smallest size of the same proportions that covers `wanted`, in whole pixels.
 fn covering([rows, columns]: [i64; 2], [height, width]: [i64; 2]) -> [i64; 2] {
-    // height / rows against width / columns, the larger one wins
+    // The larger one of height / rows and width / columns is the scale.
     if height * columns >= width * rows {
         [height, (columns * height + rows - 1) / rows]
     } else {

@@ -1,11 +1,11 @@
-//! The text encoder: from a prompt to the contexts that the transformer attends to.
+//! The text encoder: turns a prompt into the contexts that the transformer attends to.
 //!
 //! - `tokens`: the prompt's token ids;
-//! - `gemma`: the language model, of which every layer's output is used;
-//! - `connectors`: from those outputs to one context for the picture and one for the sound.
+//! - `gemma`: the language model; the outputs of all its layers are used;
+//! - `connectors`: turn those outputs into one context for the picture and one for the sound.
 //!
-//! Only the tokens of the prompt itself are computed. The reference pads prompts on the left to the text length and masks
-//! the padding everywhere, so leaving it out changes nothing but the time that a short prompt takes.
+//! Only the tokens of the prompt itself are computed. The reference pads prompts on the left to the text length and
+//! masks the padding everywhere, so leaving it out only saves time for short prompts.
 
 pub mod connectors;
 pub mod gemma;
@@ -23,14 +23,14 @@ use self::tokens::{Tokenizer, TokensError};
 /// The contexts of one prompt, which the transformer attends to.
 #[derive(Debug)]
 pub struct Contexts {
-    /// `[1, text, width]`.
+    /// The context of the video, `[1, text, width]`.
     pub video: Tensor,
-    /// `[1, text, width]`.
+    /// The context of the audio, `[1, text, width]`.
     pub audio: Tensor,
 }
 
 impl Contexts {
-    /// A second handle to the same tensors.
+    /// Returns a second handle to the same tensors.
     pub fn share(&self) -> Self {
         Self {
             video: self.video.shallow_clone(),
@@ -39,7 +39,7 @@ impl Contexts {
     }
 }
 
-/// Tokenizer, language model and connectors, with the contexts of the latest prompts.
+/// The tokenizer, the language model and the connectors, with an LRU cache of contexts.
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: Tokenizer,
@@ -50,10 +50,11 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Keeps the contexts of the latest `capacity` prompts.
+    /// Creates a text encoder that caches the contexts of the latest `capacity` prompts.
     ///
     /// # Errors
-    /// When the tokenizer has ids that the language model does not, or the text length does not fit the connectors.
+    /// Returns an error when the tokenizer has ids that the language model does not have, or when the text length does
+    /// not fit the connectors.
     pub fn new(
         tokenizer: Tokenizer,
         gemma: Gemma,
@@ -79,10 +80,10 @@ impl TextEncoder {
         })
     }
 
-    /// The contexts of a prompt; what is beyond the text length is cut off.
+    /// Returns the contexts of a prompt, which is truncated to the text length.
     ///
     /// # Errors
-    /// When the tokenizer cannot read the prompt.
+    /// Returns an error when the tokenizer cannot read the prompt.
     pub fn encode(&mut self, prompt: &str) -> Result<Contexts, TextError> {
         let prompt = prompt.trim();
         if let Some(contexts) = self.recent.get(prompt) {
@@ -99,7 +100,7 @@ impl TextEncoder {
     }
 }
 
-/// Why a prompt has no contexts, now or ever.
+/// The reason why a prompt, or any prompt, cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     #[error(

@@ -1,11 +1,12 @@
-//! The denoiser: from noised latents of both streams, their noise levels and the text to velocities.
+//! The denoiser: computes velocities from the noised latents of both streams, their noise levels and the text.
 //!
-//! Follows `LTX2VideoTransformer3DModel` in `models/transformers/transformer_ltx2.py` of diffusers 0.42.1. The sampler calls
-//! [`Transformer::forward`] once a step; what does not change between steps comes as [`RotaryTables`] and [`TextContext`].
+//! Follows `LTX2VideoTransformer3DModel` in `models/transformers/transformer_ltx2.py` of diffusers 0.42.1. The sampler
+//! calls [`Transformer::forward`] once a step; inputs that do not change between steps are [`RotaryTables`] and
+//! [`TextContext`].
 //!
 //! - `config`: sizes, from either layout's file;
 //! - `rope`: positions and rotary tables;
-//! - `modulation`: noise levels and what they do to the tokens;
+//! - `modulation`: noise levels and their effect on the tokens;
 //! - `attention`, `block`: the layers.
 
 pub mod attention;
@@ -26,7 +27,8 @@ pub use self::config::Config;
 pub use self::modulation::NoiseLevels;
 pub use self::rope::{Geometry, Positions, RotaryTables};
 
-/// Fixed in the reference's code; the other norms take theirs from the configuration.
+/// The epsilon of the output norm, which is fixed in the reference's code; the other norms have theirs in the
+/// configuration.
 const OUTPUT_EPS: f64 = 1e-6;
 
 #[derive(Debug)]
@@ -43,29 +45,29 @@ pub struct Transformer {
     kind: Kind,
 }
 
-/// One step's tokens.
+/// The tokens of one step.
 #[derive(Debug)]
 pub struct Inputs<'a> {
-    /// Normalized latents `[B, N, C]`, frame-major, then by row; float32.
+    /// The normalized video latents `[B, N, C]`, frame-major, then by row; float32.
     pub video: &'a Tensor,
-    /// Normalized latents `[B, L, C']`, float32.
+    /// The normalized audio latents `[B, L, C']`, float32.
     pub audio: &'a Tensor,
     pub video_levels: &'a NoiseLevels,
     pub audio_levels: &'a NoiseLevels,
     pub tables: &'a RotaryTables,
     pub text: &'a TextContext,
-    /// Whether each stream goes without the other, for modality guidance.
+    /// Whether the streams do not attend to each other, for modality guidance.
     pub isolate_modalities: bool,
 }
 
-/// Noise minus clean latents, in the shapes of [`Inputs`], float32.
+/// The velocities: noise minus clean latents, in the shapes of [`Inputs`], float32.
 #[derive(Debug)]
 pub struct Velocities {
     pub video: Tensor,
     pub audio: Tensor,
 }
 
-/// Keys and values of a prompt in every block; they do not depend on the noise level.
+/// The keys and values of a prompt in every block; they do not depend on the noise level.
 #[derive(Debug)]
 pub struct TextContext {
     pub(crate) blocks: Vec<BlockText>,
@@ -109,8 +111,8 @@ impl Transformer {
         }
     }
 
-    /// Prepares the contexts of the connectors, `[B, S, caption channels]` each, for all steps. Padding must not be among
-    /// them: the connectors put registers in its place.
+    /// Prepares the contexts of the connectors, `[B, S, caption channels]` each, for all steps. They must not contain
+    /// padding: the connectors put registers in its place.
     pub fn text(&self, video: &Tensor, audio: &Tensor) -> TextContext {
         let video = self.caption_projection.forward(&video.to_kind(self.kind));
         let audio = self
@@ -126,7 +128,7 @@ impl Transformer {
     }
 
     /// # Panics
-    /// Where libtorch does: shapes that do not fit together, no memory left on the device.
+    /// Panics where libtorch does: when shapes do not fit together or the device runs out of memory.
     pub fn forward(&self, inputs: &Inputs<'_>) -> Velocities {
         let device = inputs.video.device();
         let video = self.video.forward(inputs.video_levels, device);
@@ -170,7 +172,7 @@ impl TextProjection {
     }
 }
 
-/// The output head: from a stream's last tokens to its velocity.
+/// The output head: computes a stream's velocity from its last tokens.
 #[derive(Debug)]
 struct Output {
     /// `[2, D]`.
@@ -188,7 +190,7 @@ impl Output {
         }
     }
 
-    /// `[B, N, D]` to `[B, N, C]`, float32.
+    /// Computes the velocity: `[B, N, D]` to `[B, N, C]`, float32.
     fn forward(&self, x: &Tensor, modulation: &Modulation) -> Tensor {
         let row = |i: i64| self.scale_shift_table.get(i) + &modulation.embedded; // [B, runs, D]
         let (shift, scale) = (row(0), row(1));

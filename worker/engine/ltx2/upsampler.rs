@@ -1,6 +1,6 @@
-//! Doubles the height and width of video latents.
+//! The upsampler: doubles the height and width of video latents.
 //!
-//! After diffusers 0.42.1, `pipelines/ltx2/latent_upsampler.py`.
+//! Follows diffusers 0.42.1, `pipelines/ltx2/latent_upsampler.py`.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ const SCALE: i64 = 2;
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Config {
-    /// Channels of the latents.
+    /// The number of channels of the latents.
     pub in_channels: i64,
     pub mid_channels: i64,
     pub num_blocks_per_stage: i64,
@@ -28,7 +28,7 @@ impl Config {
     /// Reads `config.json` of the library's `LTX2LatentUpsamplerModel`.
     ///
     /// # Errors
-    /// Names the key that is missing or asks for what is not implemented.
+    /// Returns an error that names the key that is missing or asks for what is not implemented.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         only(PART, json, "rational_spatial_scale", &json!(2.0))?;
         only(PART, json, "use_rational_resampler", &json!(true))?;
@@ -38,7 +38,7 @@ impl Config {
     /// Reads the converter's `config.json`.
     ///
     /// # Errors
-    /// As [`Config::library`].
+    /// Returns the errors of [`Config::library`].
     pub fn original(json: &Value, _weights: &Weights) -> Result<Self, ConfigError> {
         only(PART, json, "spatial_scale", &json!(2.0))?;
         only(PART, json, "rational_resampler", &json!(true))?;
@@ -83,7 +83,7 @@ impl Upsampler {
                 .map(|i| ResBlock::new(&weights.sub(i), mid))
                 .collect()
         };
-        // Stored, but it blurs only where the scale is not a whole number.
+        // The kernel is stored, but it only blurs at scales that are not whole numbers.
         if let Some(shape) = weights.shape("upsampler.blur_down.kernel") {
             let _ = weights.tensor("upsampler.blur_down.kernel", &shape);
         }
@@ -98,7 +98,8 @@ impl Upsampler {
         }
     }
 
-    /// Latents as the VAE's encoder gives them (not normalized), `[B, C, F, H, W]` to `[B, C, F, 2H, 2W]`, in float32.
+    /// Upsamples latents on the scale of the VAE's encoder (not normalized), `[B, C, F, H, W]` to `[B, C, F, 2H, 2W]`,
+    /// in float32.
     pub fn forward(&self, latents: &Tensor) -> Tensor {
         let mut hidden_states = self.initial_conv.forward(&latents.to_kind(self.kind));
         hidden_states = self.initial_norm.forward(&hidden_states).silu();
@@ -122,7 +123,7 @@ impl Upsampler {
     }
 }
 
-/// A convolution over 2 or 3 axes, of 3 places along each, with zeros around.
+/// A convolution over 2 or 3 axes with a kernel size of 3 and zero padding.
 #[derive(Debug)]
 struct Conv {
     weight: Tensor,

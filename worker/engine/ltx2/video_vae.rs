@@ -1,9 +1,10 @@
-//! Frames from video latents, and back.
+//! The video VAE: encodes frames as video latents, and decodes them.
 //!
-//! After diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`.
+//! Follows diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`.
 //!
 //! - `config`: the network's shape, from either layout;
-//! - `layers`, `flow`: what encoder and decoder share, and how a clip passes through in groups of frames;
+//! - `layers`, `flow`: the layers that encoder and decoder share, and the state for processing a clip in groups of
+//!   frames;
 //! - `encoder`, `decoder`: the two halves;
 //! - `tiling`: decoding in pieces.
 
@@ -26,7 +27,7 @@ use crate::nn::LatentStatistics;
 use crate::ops::Kernels;
 use crate::weights::Weights;
 
-/// The video autoencoder. Latents are normalized and float32 at its surface, whatever it computes in.
+/// The video autoencoder. Its interface takes and returns normalized latents in float32, whatever type it computes in.
 #[derive(Debug)]
 pub struct VideoVae {
     config: Config,
@@ -55,26 +56,28 @@ impl VideoVae {
         &self.config
     }
 
-    /// Pixels `[B, 3, F, H, W]` in −1…1, F = 8k + 1, H and W multiples of a cell, to normalized latents `[B, C, f, h, w]`.
+    /// Encodes pixels `[B, 3, F, H, W]` in −1…1, F = 8k + 1, H and W multiples of a cell, as normalized latents
+    /// `[B, C, f, h, w]`.
     pub fn encode(&self, pixels: &Tensor) -> Tensor {
         let pixels = pixels.to_device(self.device).to_kind(self.kind);
         self.normalize(&self.encoder.forward(&pixels))
     }
 
-    /// Latents `[B, C, f, h, w]` as the encoder gives them to those that the transformer works with, in float32.
+    /// Converts latents `[B, C, f, h, w]` from the encoder's scale to the normalized scale of the transformer, in
+    /// float32.
     pub fn normalize(&self, latents: &Tensor) -> Tensor {
         self.statistics.normalize(latents)
     }
 
-    /// The way back.
+    /// The inverse of [`Self::normalize`].
     pub fn unnormalize(&self, latents: &Tensor) -> Tensor {
         self.statistics.unnormalize(latents)
     }
 
-    /// Normalized latents `[B, C, f, h, w]` to pixels `[B, 3, F, H, W]`, about −1…1.
+    /// Decodes normalized latents `[B, C, f, h, w]` to pixels `[B, 3, F, H, W]`, about −1…1.
     ///
     /// # Errors
-    /// When the latents cannot be cut into such tiles.
+    /// Returns an error when the latents cannot be cut into such tiles.
     pub fn decode(&self, latents: &Tensor, tiling: &Tiling) -> Result<Tensor, TilingError> {
         let plan = self.plan(latents, tiling)?;
         let mut pieces = Vec::new();
@@ -90,11 +93,12 @@ impl VideoVae {
         })
     }
 
-    /// The same of one clip, `[1, C, f, h, w]`, as rgb8 frames `[n, H, W, 3]` in order, on the model's device, as soon as
-    /// they are known.
+    /// Decodes one clip, `[1, C, f, h, w]`, to rgb8 frames `[n, H, W, 3]` on the model's device, and passes them to
+    /// `on_frames` in order as soon as they are decoded.
     ///
     /// # Errors
-    /// When the latents cannot be cut into such tiles, or what `on_frames` gave; then the rest is not decoded.
+    /// Returns an error when the latents cannot be cut into such tiles, and the errors of `on_frames`, after which
+    /// decoding stops.
     pub fn decode_streaming<E: From<TilingError>>(
         &self,
         latents: &Tensor,
@@ -113,7 +117,7 @@ impl VideoVae {
         tiling::Plan::new(tiling, &self.config, latents)
     }
 
-    /// The latents in the form that the decoder takes.
+    /// Returns the latents in the form that the decoder takes.
     fn latents(&self, normalized: &Tensor) -> Tensor {
         self.unnormalize(&normalized.to_device(self.device))
             .to_kind(self.kind)

@@ -1,7 +1,7 @@
-//! A waveform from a mel spectrogram.
+//! The vocoder: computes a waveform from a mel spectrogram.
 //!
-//! After diffusers 0.42.1, `pipelines/ltx2/vocoder.py`, `LTX2Vocoder`. It computes in float32 whatever the checkpoint's type:
-//! it is small, and errors can be heard.
+//! Follows diffusers 0.42.1, `pipelines/ltx2/vocoder.py`, `LTX2Vocoder`. It computes in float32 whatever the
+//! checkpoint's type is, because it is small and rounding errors are audible.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::nn::sizes;
 use crate::weights::Weights;
 
 const PART: &str = "vocoder";
-/// Places that the first and the last convolution see.
+/// The kernel size of the first and the last convolution.
 const KERNEL: i64 = 7;
 /// The slope of the leaky ReLU before the last convolution. The reference does not use the configured slope there either.
 const FINAL_SLOPE: f64 = 0.01;
@@ -21,17 +21,17 @@ const ORIGINAL_SLOPE: f64 = 0.1;
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Config {
-    /// Mel bins of both ears.
+    /// The number of mel bins of all sound channels together.
     pub in_channels: i64,
     pub hidden_channels: i64,
-    /// Ears.
+    /// The number of sound channels.
     pub out_channels: i64,
     pub upsample_kernel_sizes: Vec<i64>,
     pub upsample_factors: Vec<i64>,
     pub resnet_kernel_sizes: Vec<i64>,
     pub resnet_dilations: Vec<Vec<i64>>,
     pub leaky_relu_negative_slope: f64,
-    /// Samples a second.
+    /// The sample rate in Hz.
     pub output_sampling_rate: i64,
 }
 
@@ -50,7 +50,7 @@ impl Config {
     /// Reads `config.json` of the library's `LTX2Vocoder`.
     ///
     /// # Errors
-    /// Names the key that is missing or asks for what is not implemented.
+    /// Returns an error that names the key that is missing or asks for what is not implemented.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         only(PART, json, "act_fn", &json!("leaky_relu"))?;
         only(PART, json, "antialias", &json!(false))?;
@@ -60,10 +60,10 @@ impl Config {
         config.checked()
     }
 
-    /// Reads the converter's `config.json`; the number of mel bins, which it does not tell, comes from the first weight.
+    /// Reads the converter's `config.json`. The number of mel bins, which is not in it, comes from the first weight.
     ///
     /// # Errors
-    /// As [`Config::library`].
+    /// Returns the errors of [`Config::library`].
     pub fn original(json: &Value, weights: &Weights) -> Result<Self, ConfigError> {
         let Some(json) = json.get("vocoder") else {
             return Err(wrong("vocoder", "the vocoder's configuration", "nothing"));
@@ -91,7 +91,7 @@ impl Config {
         config.checked()
     }
 
-    /// Samples of a row of the mel spectrogram.
+    /// Returns the number of samples of a row of the mel spectrogram.
     pub fn upsample_factor(&self) -> i64 {
         self.upsample_factors.iter().product()
     }
@@ -208,7 +208,8 @@ impl Vocoder {
         &self.config
     }
 
-    /// A mel spectrogram `[B, 2, T, mel]`, natural logarithms, to samples `[B, 2, 240·T]` in −1…1, float32.
+    /// Computes samples `[B, 2, 240·T]` in −1…1, float32, from a mel spectrogram `[B, 2, T, mel]` in natural
+    /// logarithms.
     pub fn forward(&self, mel: &Tensor) -> Tensor {
         let [b, ears, t, bins] = sizes(mel);
         let mel = mel.to_device(self.device).to_kind(Kind::Float);
@@ -223,7 +224,7 @@ impl Vocoder {
     }
 }
 
-/// More samples of fewer channels, then residual blocks side by side.
+/// An upsampling step to more samples and fewer channels, followed by parallel residual blocks.
 #[derive(Debug)]
 struct Stage {
     weight: Tensor,
@@ -234,7 +235,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// The `i`-th, of `width` channels.
+    /// Loads stage number `i`, which has `width` channels.
     fn new(config: &Config, weights: &Weights, i: usize, width: i64) -> Self {
         let (kernel, factor) = (config.upsample_kernel_sizes[i], config.upsample_factors[i]);
         let upsampler = weights.sub("upsamplers").sub(i);
@@ -257,7 +258,7 @@ impl Stage {
         }
     }
 
-    /// `[B, C, T]` to `[B, C/2, factor·T]`.
+    /// Applies the stage: `[B, C, T]` to `[B, C/2, factor·T]`.
     fn forward(&self, x: &Tensor, slope: &Tensor) -> Tensor {
         let (weight, bias) = (&self.weight, Some(&self.bias));
         let x = x.prelu(slope).conv_transpose1d(
@@ -335,7 +336,7 @@ impl Conv {
         }
     }
 
-    /// `[B, C, T]`.
+    /// Applies the convolution to `[B, C, T]`.
     fn forward(&self, x: &Tensor) -> Tensor {
         x.conv1d(
             &self.weight,

@@ -1,8 +1,9 @@
-//! Named tensors: where they come from, and whether they are the ones that the model expects.
+//! Named tensors, their sources, and the checks that a model has exactly the tensors that it expects.
 //!
-//! Parts walk over a [`Weights`] once, in their `new`, and ask for each tensor by its library name and shape. Nothing fails
-//! there: what is missing or does not fit is collected, and [`Store::finish`] tells all of it at once, with what was left
-//! over. So nothing runs before every name, shape and type has been checked, and a damaged checkpoint is described whole.
+//! Parts traverse a [`Weights`] once, in their `new`, and request each tensor by its library name and shape. A request
+//! never fails: missing and mismatched tensors are collected, and [`Store::finish`] reports all of them at once, with
+//! those that were not requested. So nothing runs before every name, shape and type has been checked, and a damaged
+//! checkpoint is described completely.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 use crate::checkpoint::tensors::Files;
 use crate::sampling::noise::generator;
 
-/// The tensors of one component, and what was found wrong with them so far.
+/// The tensors of one component, and the problems found with them so far.
 pub struct Store {
     component: String,
     source: Source,
@@ -29,9 +30,9 @@ pub struct Store {
 pub struct Reading {
     /// A callback for each tensor that was loaded.
     pub watch: Option<Watch>,
-    /// Look for values that are no finite numbers.
+    /// Whether values are checked to be finite.
     pub check_values: bool,
-    /// Read nothing: only check names, shapes and types. Nothing built from such a store may run.
+    /// Whether nothing is read, and only names, shapes and types are checked. Nothing built from such a store may run.
     pub dry: bool,
 }
 
@@ -40,9 +41,9 @@ pub type Watch = Rc<dyn Fn(u64)>;
 
 /// The source of tensors.
 enum Source {
-    /// Tensors in memory by library name.
+    /// Tensors in memory, by library name.
     Tensors(BTreeMap<String, Tensor>),
-    /// Mapped files: what is taken is copied once, from there to the device.
+    /// Memory-mapped files: a requested tensor is copied once, from there to the device.
     Files(Rc<Files>),
     /// Every requested tensor exists, with small random values: for benchmarks without a checkpoint.
     Random,
@@ -54,7 +55,7 @@ struct Found {
     problems: Vec<String>,
 }
 
-/// A checkpoint that is not what the model expects.
+/// The error for a checkpoint that is not what the model expects.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "part `{component}` does not fit its configuration: {}",
@@ -65,7 +66,7 @@ pub struct WeightsError {
     pub problems: Vec<String>,
 }
 
-/// A damaged checkpoint may have thousands of problems, of which the first ones tell the story.
+/// The number of problems in a message. A damaged checkpoint may have thousands, of which the first ones are enough.
 const TOLD: usize = 8;
 
 fn some(problems: &[String]) -> String {
@@ -77,7 +78,7 @@ fn some(problems: &[String]) -> String {
 }
 
 impl Store {
-    /// Tensors by library name, as read from files; they are converted to `kind` and copied to `device` when taken.
+    /// Creates a store of tensors by library name; they are converted to `kind` and copied to `device` when requested.
     pub fn new(
         component: &str,
         tensors: BTreeMap<String, Tensor>,
@@ -88,7 +89,7 @@ impl Store {
         Self::of(component, source, kind, device, Reading::default())
     }
 
-    /// The tensors of a part's files.
+    /// Creates a store of the tensors in a part's files.
     pub(crate) fn files(
         component: &str,
         files: Rc<Files>,
@@ -100,7 +101,7 @@ impl Store {
         Self::of(component, source, kind, device, reading)
     }
 
-    /// Random tensors of whatever shape is asked for.
+    /// Creates a store of random tensors of any requested shape.
     pub fn random(component: &str, kind: Kind, device: Device) -> Rc<Self> {
         Self::of(component, Source::Random, kind, device, Reading::default())
     }
@@ -129,10 +130,10 @@ impl Store {
         }
     }
 
-    /// Tells what was missing, of another shape or left over.
+    /// Reports tensors that were missing, of another shape or not requested.
     ///
     /// # Errors
-    /// When there was any of that; nothing built from this store may run then.
+    /// Returns an error when there was any such tensor; nothing built from this store may run then.
     pub fn finish(&self) -> Result<(), WeightsError> {
         let found = self.found.borrow();
         let mut problems = found.problems.clone();
@@ -171,7 +172,7 @@ impl Store {
 
     fn read(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor, String> {
         if let Source::Random = self.source {
-            // Keeps the variance of what passes through a matrix.
+            // This scale keeps the variance of values that pass through a matrix.
             let fan_in: i64 = shape.iter().skip(1).product();
             let scale = 1.0 / (fan_in.max(1) as f64).sqrt();
             let _alone = generator();
@@ -216,7 +217,8 @@ impl Store {
         Ok(tensor)
     }
 
-    /// A placeholder with the shape and without memory, so that construction can continue until [`Self::finish`].
+    /// Returns a placeholder with the shape and without memory, so that construction can continue until
+    /// [`Self::finish`].
     fn stand_in(&self, shape: &[i64], kind: Kind) -> Tensor {
         Tensor::zeros([1], (kind, self.device)).expand(shape, false)
     }
@@ -254,7 +256,7 @@ impl fmt::Debug for Store {
     }
 }
 
-/// A place among the names of a [`Store`].
+/// A prefix of the names in a [`Store`].
 #[derive(Clone, Debug)]
 pub struct Weights {
     store: Rc<Store>,
@@ -262,7 +264,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// The place below this one.
+    /// Returns the prefix extended by `name`.
     pub fn sub(&self, name: impl Display) -> Self {
         Self {
             store: self.store.clone(),
@@ -270,23 +272,23 @@ impl Weights {
         }
     }
 
-    /// The tensor of that name here, in the working type. A stand-in when it is missing or of another shape: then
-    /// [`Store::finish`] fails.
+    /// Returns the tensor with that name below this prefix, in the working type. If it is missing or of another shape,
+    /// this returns a placeholder, and [`Store::finish`] fails.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Tensor {
         self.tensor_as(name, shape, self.store.kind)
     }
 
-    /// The same, in a type of its own.
+    /// Returns the tensor as [`Self::tensor`] does, but in a type of its own.
     pub fn tensor_as(&self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
         self.store.take(&self.name(name), shape, kind)
     }
 
-    /// The stored shape of a tensor, for the few sizes that no configuration tells; none where it is unknown.
+    /// Returns the stored shape of a tensor, for the few sizes that no configuration has; `None` where it is unknown.
     pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
         self.store.shape(&self.name(name))
     }
 
-    /// The type that the model computes in.
+    /// Returns the type that the model computes in.
     pub fn kind(&self) -> Kind {
         self.store.kind
     }

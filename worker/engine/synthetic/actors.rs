@@ -1,4 +1,4 @@
-//! Who moves in the picture: on the ground, on the water, in the sky.
+//! The actors that move in the picture: on the ground, on the water, in the sky.
 
 mod beasts;
 mod pen;
@@ -13,7 +13,7 @@ use super::wave::{self, Dice};
 use super::words::Actor;
 use super::world::World;
 
-/// An actor's own colour in the light of the scene.
+/// Returns an actor's own colour in the light of the scene.
 fn lit(scene: &Scene, colour: Rgb) -> Rgb {
     let dark = scene.palette.middle.luma() < 110.0;
     colour.mix(scene.palette.top, if dark { 0.28 } else { 0.06 })
@@ -130,7 +130,7 @@ fn car(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, colour: Rgb) {
     pen.paint(Rgb::hex(0xff3a3a));
 }
 
-/// Between the waves; `horizon` is a row.
+/// Draws the actors that float between the waves; `horizon` is a row.
 pub(super) fn afloat(
     scene: &Scene,
     world: &World,
@@ -223,7 +223,7 @@ fn whale(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, colour: Rgb) {
         );
     }
     pen.paint_faint(scene.palette.light, 0.55 * spout);
-    // The water that it lies in.
+    // The water that the actor lies in.
     pen.ellipse([0.0, -0.55], [1.5, 0.5], 0.0);
     pen.paint_faint(scene.palette.low.mix(scene.palette.top, 0.5), 0.4);
 }

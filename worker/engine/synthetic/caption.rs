@@ -1,4 +1,4 @@
-//! The text in the picture: the prompt, the counter, and the warning that a state was lost.
+//! The caption in the picture: the prompt, the counter, and the warning that a state was lost.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -12,13 +12,13 @@ use super::colour::Rgb;
 use super::draw::{Canvas, Mask};
 
 const PROMPT_LINES: usize = 2;
-/// Longer prompts could not be shown anyway.
+/// The number of characters of a prompt that are laid out; more would not fit.
 const PROMPT_CHARS: usize = 600;
-/// A blank as wide as a digit, so that a growing number moves nothing.
+/// A blank as wide as a digit, so that nothing moves when a number gets longer.
 const FIGURE_SPACE: char = '\u{2007}';
 const LOST: &str = "STATE LOST";
 
-/// The counter's text besides the frame.
+/// The values that the counter shows besides the frame's number.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counter {
     pub(super) segment_idx: u32,
@@ -31,7 +31,7 @@ pub(super) struct Caption {
     counter: Option<CounterMasks>,
     line: f32,
     prompt: Vec<Mask>,
-    /// Left, right, and the rows.
+    /// The panel: its left and right border, and its rows.
     panel: Option<([f32; 2], [i32; 2])>,
     padding: i32,
     lost: Option<Mask>,
@@ -40,7 +40,7 @@ pub(super) struct Caption {
 /// The counter's text before, instead of, and after the frame's number, which is drawn anew in each frame.
 type CounterText = [String; 3];
 
-/// The longest that fits is taken.
+/// The forms of the counter; the longest one that fits is used.
 const FORMS: [fn(Counter) -> CounterText; 3] = [
     |c| {
         [
@@ -60,12 +60,12 @@ const FORMS: [fn(Counter) -> CounterText; 3] = [
 ];
 
 impl Counter {
-    /// The segment as people and the page count, from 1.
+    /// Returns the number of the segment, counted from 1 as on the web page.
     fn number(self) -> u64 {
         u64::from(self.segment_idx) + 1
     }
 
-    /// The width of the largest frame number.
+    /// Returns blanks as wide as the largest frame number.
     fn blank(self) -> String {
         let digits = self.num_frames.to_string().len();
         FIGURE_SPACE.to_string().repeat(digits)
@@ -168,7 +168,7 @@ impl Caption {
         canvas.panel(x, y, self.padding as f32 * 0.9, Rgb::hex(0x0a0d14), 0.5);
         let left = x[0] as i32 + self.padding;
         let mut top = y[0] + self.padding;
-        // Letters stand high in their cells.
+        // Letters are in the upper part of their cells.
         top += (self.line * 0.12) as i32;
         for mask in &self.prompt {
             canvas.stamp([left, top], mask, Rgb::hex(0xffffff));
@@ -189,7 +189,7 @@ fn warn(lost: &Mask, canvas: &mut Canvas<'_>) {
     canvas.stamp([left, middle - rows / 2], lost, Rgb::hex(0xff2424));
 }
 
-/// Breaks between words where it can; what does not fit ends in dots.
+/// Wraps a text, between words if possible; a text that does not fit ends in dots.
 fn wrap(text: &str, font: &Font, room: f32, lines: usize) -> Vec<String> {
     let text: String = text.chars().take(PROMPT_CHARS).collect();
     let mut wrapped = vec![String::new()];
@@ -232,14 +232,14 @@ fn shorten(line: &mut String, font: &Font, room: f32) {
     }
 }
 
-/// An 8x8 font at any size, with its corners rounded by interpolation.
+/// An 8x8 font at any size, whose corners are rounded by interpolation.
 #[derive(Debug)]
 struct Font {
-    /// Pixels of one dot of the font.
+    /// The number of pixels of one dot of the font.
     scale: f32,
 }
 
-/// Dots of a letter: the bits of a row have the leftmost dot lowest.
+/// The dots of a letter, one byte per row; the lowest bit is the leftmost dot.
 type Dots = [u8; 8];
 
 impl Font {
@@ -291,7 +291,7 @@ impl Font {
     }
 }
 
-/// Between the four dots around a place.
+/// Interpolates between the four dots around a place.
 fn smooth(dots: Dots, u: f32, v: f32) -> f32 {
     let (column, row) = (u.floor(), v.floor());
     let dot = |dx: f32, dy: f32| {
@@ -305,7 +305,7 @@ fn smooth(dots: Dots, u: f32, v: f32) -> f32 {
     upper * (1.0 - fv) + lower * fv
 }
 
-/// A character that the font does not have becomes an empty box.
+/// Returns the dots of a character. A character that the font lacks becomes an empty box.
 fn dots(c: char) -> Dots {
     const UNKNOWN: Dots = [0, 0x7e, 0x42, 0x42, 0x42, 0x42, 0x7e, 0];
     if c.is_whitespace() || c.is_control() {
@@ -319,7 +319,8 @@ fn dots(c: char) -> Dots {
         .unwrap_or(UNKNOWN)
 }
 
-/// The first column with a dot and the number of columns. Digits keep one width, so that counters stand still.
+/// Returns the first column with a dot, and the number of columns. All digits have the same width, so that counters do
+/// not jitter.
 fn columns(c: char, dots: Dots) -> (u32, u32) {
     let used = dots.iter().fold(0, |used, row| used | row);
     if c.is_ascii_digit() || c == FIGURE_SPACE {

@@ -1,4 +1,4 @@
-//! Colours, as palettes mix and shift them.
+//! Colours, and how palettes mix and shift them.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -10,7 +10,7 @@
 pub(super) struct Rgb(pub(super) [u8; 3]);
 
 impl Rgb {
-    /// Reads `0xRRGGBB`.
+    /// Creates a colour from `0xRRGGBB`.
     pub(super) const fn hex(rgb: u32) -> Self {
         let [_, r, g, b] = rgb.to_be_bytes();
         Self([r, g, b])
@@ -20,7 +20,7 @@ impl Rgb {
         Self(self.0.map(|c| byte(f(f32::from(c)))))
     }
 
-    /// `self` at 0, `other` at 1.
+    /// Mixes two colours: `self` at 0, `other` at 1.
     pub(super) fn mix(self, other: Self, amount: f32) -> Self {
         let mut mixed = self.0;
         for (c, o) in mixed.iter_mut().zip(other.0) {
@@ -38,20 +38,20 @@ impl Rgb {
         0.299 * r + 0.587 * g + 0.114 * b
     }
 
-    /// Takes hue from `tint` and keeps the brightness.
+    /// Returns the colour with the hue of `tint` and its own brightness.
     pub(super) fn tinted(self, tint: Self, amount: f32) -> Self {
         let brightness = (self.luma() + 12.0) / (tint.luma() + 12.0);
         let room = 255.0 / f32::from(tint.0.into_iter().max().unwrap_or(255).max(1));
         self.mix(tint.scaled(brightness.min(room * 1.15)), amount)
     }
 
-    /// 1 leaves it, 0 makes it grey.
+    /// Changes the saturation: 1 keeps the colour, 0 makes it grey.
     pub(super) fn saturated(self, amount: f32) -> Self {
         let grey = self.luma();
         self.map(|c| grey + (c - grey) * amount)
     }
 
-    /// Turns the hue by a part of the circle, -1 to 1, brightness kept roughly.
+    /// Turns the hue by a part of the circle, -1 to 1, and roughly keeps the brightness.
     pub(super) fn hue_turned(self, part: f32) -> Self {
         let [r, g, b] = self.0.map(f32::from);
         let third = (part.abs() * 3.0).min(1.0);

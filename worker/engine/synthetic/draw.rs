@@ -10,14 +10,14 @@
 
 use super::colour::Rgb;
 
-/// Columns that are filled by whole rows together, once all of them are covered.
+/// The number of columns that are filled together by whole rows, once all of them are covered.
 const BLOCK: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Canvas<'a> {
     pub(super) width: usize,
     pub(super) height: usize,
-    /// `[height, width, 3]`.
+    /// The pixels, `[height, width, 3]`.
     pub(super) pixels: &'a mut [u8],
 }
 
@@ -27,12 +27,12 @@ impl Canvas<'_> {
         &mut self.pixels[y * stride..(y + 1) * stride]
     }
 
-    /// Opaque, columns `x0..x1`.
+    /// Fills columns `x0..x1` of a row with an opaque colour.
     pub(super) fn fill(&mut self, y: usize, x0: usize, x1: usize, colour: Rgb) {
         fill_span(&mut self.row(y)[x0 * 3..x1 * 3], colour);
     }
 
-    /// One pixel, `alpha` in 0..=256.
+    /// Blends one pixel; `alpha` is in 0..=256.
     pub(super) fn blend(&mut self, x: usize, y: usize, colour: Rgb, alpha: i32) {
         let at = (y * self.width + x) * 3;
         for (d, c) in self.pixels[at..at + 3].iter_mut().zip(colour.0) {
@@ -40,7 +40,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// A bar one row high whose ends may lie within pixels; `alpha` in 0..=1.
+    /// Draws a bar one row high whose ends may lie within pixels; `alpha` is in 0..=1.
     pub(super) fn bar(&mut self, y: i32, x0: f32, x1: f32, colour: Rgb, alpha: f32) {
         let (x0, x1) = (x0.max(0.0), x1.min(self.width as f32));
         let Ok(y) = usize::try_from(y) else { return };
@@ -62,7 +62,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// A rectangle whose edges may lie within pixels.
+    /// Draws a rectangle whose edges may lie within pixels.
     pub(super) fn rect(&mut self, x: [f32; 2], y: [f32; 2], colour: Rgb, alpha: f32) {
         let (top, bottom) = (y[0].max(0.0), y[1].min(self.height as f32));
         let mut row = top.floor();
@@ -73,7 +73,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// A rectangle with rounded corners on whole rows.
+    /// Draws a rectangle with rounded corners on whole rows.
     pub(super) fn panel(&mut self, x: [f32; 2], y: [i32; 2], radius: f32, colour: Rgb, alpha: f32) {
         for row in y[0]..y[1] {
             let edge = ((row - y[0]).min(y[1] - 1 - row)) as f32 + 0.5;
@@ -83,7 +83,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// A disc with a soft or a hard rim: `soft` is the part of the radius over which it fades.
+    /// Draws a disc with a soft or a hard rim: `soft` is the part of the radius over which it fades.
     pub(super) fn dot(
         &mut self,
         centre: [f32; 2],
@@ -100,7 +100,7 @@ impl Canvas<'_> {
         let y1 = ((cy + reach).ceil().max(0.0) as usize).min(self.height);
         let fade = (radius * soft).max(1.0);
         let full = (radius + 0.5 - fade).max(0.0);
-        // Dots smaller than a pixel grow faint instead of vanishing between pixels.
+        // Dots smaller than a pixel become faint instead of vanishing between pixels.
         let alpha = alpha * (radius * radius * 4.0).min(1.0);
         for y in y0..y1 {
             let dy = y as f32 + 0.5 - cy;
@@ -117,7 +117,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// A mask of coverages in a colour, clipped; `at` is its upper left corner.
+    /// Draws a mask of coverages in a colour, clipped; `at` is its upper left corner.
     pub(super) fn stamp(&mut self, at: [i32; 2], mask: &Mask, colour: Rgb) {
         for (row, line) in mask.cover.chunks_exact(mask.width.max(1)).enumerate() {
             let y = at[1] + row as i32;
@@ -134,8 +134,8 @@ impl Canvas<'_> {
         }
     }
 
-    /// Everything below a line: `edges[x]` is the line's y at the left border of column `x`, one entry more than there
-    /// are columns. Rows from `limit` on are left alone, since something opaque will cover them.
+    /// Fills everything below a line. `edges[x]` is the line's y at the left border of column `x`, with one more entry
+    /// than there are columns. Rows from `limit` on are skipped, since something opaque will cover them.
     pub(super) fn ground(&mut self, edges: &[f32], limit: usize, colour: impl Fn(usize) -> Rgb) {
         let limit = limit.min(self.height);
         let colours: Vec<Rgb> = (0..limit).map(colour).collect();
@@ -168,7 +168,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// Paints between a line and a lower one; something else will be painted below that one.
+    /// Fills the area between a line and a lower one. Something else will be painted below the lower one.
     pub(super) fn band(
         &mut self,
         edges: &[f32],
@@ -190,7 +190,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// Blends the pixels of a column that a line crosses; returns the row from which it is covered whole.
+    /// Blends the pixels of a column that a line crosses. Returns the row from which the column is completely covered.
     fn rim(&mut self, x: usize, [left, right]: [f32; 2], colours: &[Rgb]) -> usize {
         let bottom = colours.len() as f32;
         let low = left.min(right).clamp(0.0, bottom);
@@ -213,14 +213,14 @@ impl Canvas<'_> {
     }
 }
 
-/// A small picture of coverages, 255 being whole.
+/// A small picture of coverages; 255 is full coverage.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mask {
     pub(super) width: usize,
     pub(super) cover: Vec<u8>,
 }
 
-/// How much of a pixel lies below a line that enters at `low` and leaves at `high`, both counted from its top.
+/// Returns how much of a pixel lies below a line that enters at `low` and leaves at `high`, both counted from its top.
 fn part_below(low: f32, high: f32) -> f32 {
     if high - low < 1e-3 {
         return (1.0 - low).clamp(0.0, 1.0);
@@ -268,12 +268,12 @@ fn blend_span(span: &mut [u8], colour: Rgb, alpha: i32) {
     }
 }
 
-/// `out` becomes `from` at 0 and stays as it is at 1.
+/// Cross-fades into `out`: it becomes `from` at 0 and stays unchanged at 1.
 pub(super) fn cross_fade(out: &mut [u8], from: &[u8], amount: f32) {
     let amount = weight(amount) as i16;
     for (out, from) in out.iter_mut().zip(from) {
         let (new, old) = (i16::from(*out), i16::from(*from));
-        // Halved so that the product fits 16 bits: twice as many lanes.
+        // The amount is halved so that the product fits 16 bits, which doubles the number of SIMD lanes.
         *out = (old + (((new - old) * (amount >> 1)) >> 7)) as u8;
     }
 }

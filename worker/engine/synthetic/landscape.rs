@@ -1,4 +1,5 @@
-//! The picture of one scene: what is made once per segment, and each frame from it and the world.
+//! The picture of one scene: the parts that are made once per segment, and the drawing of each frame from them and the
+//! world.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -51,7 +52,7 @@ impl Painter {
         }
     }
 
-    /// Draws the world as it is into `frame`, `[height, width, 3]`.
+    /// Draws the world in its current state into `frame`, `[height, width, 3]`.
     pub(super) fn paint(&mut self, world: &World, frame: &mut [u8]) {
         frame.copy_from_slice(&self.backdrop);
         let canvas = &mut Canvas {
@@ -100,7 +101,7 @@ impl Painter {
         weather::paint(scene, world, canvas);
     }
 
-    /// The row of each part from which nearer ones hide it.
+    /// Returns the row of each part from which nearer parts hide it.
     fn hidden_from(&self, world: &World) -> Vec<usize> {
         let mut limits = vec![self.height; self.parts.len()];
         let mut limit = self.height;

@@ -1,4 +1,4 @@
-//! One range of hills, trees or houses.
+//! One layer of the landscape: a range of hills, trees or houses.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -15,11 +15,11 @@ use super::world::World;
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) outline: Outline,
-    /// 0 is infinitely far away, 1 moves with the camera's own speed.
+    /// The parallax: 0 is infinitely far away, 1 moves with the camera's own speed.
     pub(super) depth: f32,
     /// The outline's base line, in picture heights from the top, when the camera looks straight ahead.
     pub(super) base: f32,
-    /// Painted one over the other.
+    /// The coats, painted over one another in this order.
     pub(super) coats: Vec<Coat>,
     pub(super) lamps: Vec<Lamp>,
 }
@@ -28,47 +28,47 @@ pub(super) struct Layer {
 #[derive(Clone, Debug)]
 pub(super) struct Coat {
     pub(super) below: Below,
-    /// The columns by row, from the outline's highest place down.
+    /// The colour of each row, from the outline's highest place down.
     pub(super) colours: Vec<Rgb>,
 }
 
-/// The height at which a coat begins, in picture heights; the lowest of all that are given.
+/// The height at which a coat begins, in picture heights. If several are given, the lowest one counts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Below {
-    /// So far below the outline itself.
+    /// The distance below the outline itself.
     pub(super) crest: f32,
-    /// Below a jagged line at about this height above the base line.
+    /// The approximate height above the base line of a jagged line, below which the coat begins.
     pub(super) snow_line: Option<f32>,
-    /// The shade: light from the right does not reach below the outline as it is so far to the right.
+    /// The shade: light from the right reaches no lower than the outline at this distance to the right.
     pub(super) lit: Option<f32>,
 }
 
-/// Something lit on a layer, in picture heights.
+/// A light on a layer; sizes are in picture heights.
 #[derive(Clone, Debug)]
 pub(super) struct Lamp {
-    /// Its left border on the outline, a phase.
+    /// The phase of its left border on the outline.
     pub(super) at: u32,
-    /// Its lower border above the base line.
+    /// The height of its lower border above the base line.
     pub(super) height: f32,
     pub(super) size: [f32; 2],
     pub(super) colour: Rgb,
     pub(super) alpha: f32,
-    /// Radius of the glow around it; 0 for none.
+    /// The radius of the glow around it; 0 for none.
     pub(super) halo: f32,
 }
 
 impl Layer {
-    /// The phase of the outline at the left border.
+    /// Returns the phase of the outline at the left border.
     fn left(&self, world: &World) -> u32 {
         world.passed(self.depth / PERIOD)
     }
 
-    /// The base line's row. What is near moves more when the camera looks up or down.
+    /// Returns the base line's row. Near layers move more when the camera looks up or down.
     fn base_row(&self, world: &World, height: usize) -> f32 {
         (self.base - world.lift() * (1.0 - 0.6 * self.depth)) * height as f32
     }
 
-    /// The outline's rows at the borders of the columns.
+    /// Computes the outline's rows at the borders of the columns.
     pub(super) fn trace(&self, world: &World, canvas: &Canvas<'_>, edges: &mut Vec<f32>) {
         let height = canvas.height as f32;
         let base = self.base_row(world, canvas.height);
@@ -80,7 +80,7 @@ impl Layer {
         }
     }
 
-    /// The ground's row at a column, without its small bumps.
+    /// Returns the ground's row at a column, without its small bumps.
     pub(super) fn ground_at(&self, world: &World, canvas: &Canvas<'_>, x: f32) -> f32 {
         let height = canvas.height as f32;
         let around = [-0.06, -0.03, 0.0, 0.03, 0.06].map(|off| {
@@ -124,7 +124,7 @@ impl Layer {
         }
     }
 
-    /// The rows at which a coat begins.
+    /// Returns the rows at which a coat begins.
     fn begin(&self, below: Below, world: &World, edges: &[f32], height: usize) -> Vec<f32> {
         let scale = height as f32;
         let mut rows: Vec<f32> = edges
@@ -136,10 +136,10 @@ impl Layer {
         if let Some(line) = below.snow_line {
             let mut phase = self.left(world);
             for (row, edge) in rows.iter_mut().zip(edges) {
-                // The outline itself, read much faster, makes the line jagged.
+                // Samples of the outline at a much higher speed make the line jagged.
                 let jag = self.outline.at(phase.wrapping_mul(5))
                     + self.outline.at(phase.wrapping_mul(13)) * 0.5;
-                // It follows the slope a little, so that snow reaches down in the gullies.
+                // The line follows the slope a little, so that snow reaches down in the gullies.
                 let height_there = line * 0.6 + (base - edge) / scale * 0.5 - jag * 0.22;
                 *row = row.max(base - height_there * scale);
                 phase = phase.wrapping_add(step);
@@ -160,7 +160,7 @@ impl Layer {
         let height = canvas.height as f32;
         let period = PERIOD * height;
         let mut x = wave::fraction(lamp.at.wrapping_sub(self.left(world))) * period;
-        // One that hangs over the left border is nearly a period to the right.
+        // A lamp that overlaps the left border is nearly a period to the right.
         if x > period * 0.95 {
             x -= period;
         }
@@ -177,7 +177,7 @@ impl Layer {
     }
 }
 
-/// The change of an outline's phase from one column to the next.
+/// Returns the change of an outline's phase from one column to the next.
 fn phase_step(height: usize) -> u32 {
     (4_294_967_296.0 / f64::from(PERIOD) / height as f64) as u32
 }

@@ -6,26 +6,26 @@ use serde::{Deserialize, Deserializer};
 
 use crate::faults::FaultSpec;
 
-/// How the engine behaves.
+/// The options of the engine.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Options {
-    /// Time that each denoise step takes.
+    /// The time that each denoise step takes.
     #[serde(rename = "step_ms", deserialize_with = "millis")]
     pub(crate) step: Duration,
-    /// Time that each frame takes to come out.
+    /// The time that each frame takes.
     #[serde(rename = "frame_ms", deserialize_with = "millis")]
     pub(crate) frame: Duration,
-    /// Time that loading takes.
+    /// The time that loading takes.
     #[serde(rename = "load_ms", deserialize_with = "millis")]
     pub(crate) load: Duration,
-    /// Trailing frames in the continuation state.
+    /// The number of trailing frames in the continuation state.
     pub(crate) conditioning_num_frames: u32,
-    /// Audio latents in the continuation state, along time: the tensor is `[1, 8, T, 16]` bf16.
+    /// The number of audio latents in the continuation state along time: the tensor is `[1, 8, T, 16]` bf16.
     pub(crate) audio_latent_frames: u32,
-    /// Render a segment's frames at load and hand out only those, so that a benchmark measures everything but drawing.
+    /// Whether a segment's frames are rendered at load and reused, so that a benchmark measures everything but drawing.
     pub(crate) prerender: bool,
-    /// Faults that the job loop injects; empty unless a test asks for one.
+    /// The faults that the job loop injects; empty unless a test asks for some.
     pub(crate) faults: Vec<FaultSpec>,
 }
 

@@ -1,4 +1,4 @@
-//! Which layers make a scene's land.
+//! Chooses the layers of a scene's landscape.
 
 use super::colour::Rgb;
 use super::layer::{Below, Coat, Lamp, Layer};
@@ -20,7 +20,7 @@ pub(super) enum Part {
     Walkers,
 }
 
-/// The layers from far to near.
+/// Returns the layers from far to near.
 pub(super) fn parts(scene: &Scene, land: u64, height: usize) -> Vec<Part> {
     let mut plan = Plan {
         scene,
@@ -83,7 +83,7 @@ impl Plan<'_> {
         self.near_ground(0.1);
     }
 
-    /// Snow, lit and in the shade, above the rock.
+    /// Adds snow, lit and in the shade, above the rock.
     fn snow_caps(&self, layer: &mut Layer, line: f32) {
         let palette = &self.scene.palette;
         let rock = layer.coats[0].colours[0];
@@ -186,7 +186,7 @@ impl Plan<'_> {
         };
     }
 
-    /// The city's lights on the wet street.
+    /// Adds the reflections of the city's lights on the wet street.
     fn reflections(&mut self, layer: &mut Layer) {
         for _ in 0..150 {
             let down = self.dice.range(0.012, 0.15);
@@ -213,7 +213,7 @@ impl Plan<'_> {
         }
     }
 
-    /// Neon signs on the houses.
+    /// Adds neon signs on the houses.
     fn signs(&mut self, layer: &mut Layer, size: f32) {
         for _ in 0..26 {
             let upright = self.dice.chance(0.6);
@@ -267,7 +267,7 @@ impl Plan<'_> {
         self.near_ground(0.05);
     }
 
-    /// Water where the prompt speaks of it, else the ground that actors walk on; both when both are there.
+    /// Adds water if the scene has it, else the ground that actors walk on; both if actors walk beside the water.
     fn near_ground(&mut self, amount: f32) {
         if self.water() {
             self.parts.push(Part::Water(Water::new(self.scene)));
@@ -315,7 +315,7 @@ impl Plan<'_> {
         self.parts.push(Part::Layer(layer));
     }
 
-    /// Like `push`, but green stays below the snow.
+    /// Adds a layer of trees as `push` does, but keeps green below the snow.
     fn push_trees(&mut self, outline: Outline, depth: f32, base: f32, nearness: f32) {
         let mut layer = self.layer(outline, depth, base, nearness);
         layer.coats[1].below.lit = Some(0.003 + 0.008 * depth);
@@ -333,8 +333,8 @@ impl Plan<'_> {
         self.parts.push(Part::Layer(layer));
     }
 
-    /// Colours go from the horizon's haze (0) to the ground's own (1) with nearness; each layer fades downwards into
-    /// the haze that lies before it.
+    /// Creates a layer. With `nearness`, colours change from the horizon's haze (0) to the ground's own (1); each layer
+    /// fades downwards into the haze in front of it.
     fn layer(&self, outline: Outline, depth: f32, base: f32, nearness: f32) -> Layer {
         let palette = &self.scene.palette;
         let haze = palette.low.mix(palette.middle, 0.35);

@@ -10,7 +10,8 @@ use super::colour::Rgb;
 use super::wave::{self, Dice};
 use super::words::{self, Actor, Motion, Terrain, Time, Weather, Word};
 
-/// All that a picture needs of its prompt. Small, since a state carries it, so that the next segment can fade from it.
+/// The parameters of a picture that come from its prompt. They are small, because a state carries them for the next
+/// segment to fade from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scene {
     pub(super) palette: Palette,
@@ -19,16 +20,16 @@ pub(super) struct Scene {
     pub(super) light: Light,
     /// The position of the sun or the moon, in 1/255 of width and height.
     pub(super) light_at: [u8; 2],
-    /// Bits of [`Weather`].
+    /// The weather, as bits of [`Weather`].
     pub(super) weather: u16,
     pub(super) actors: [Option<(Actor, Rgb)>; ACTORS],
-    /// Camera to the right, in 1/1024 picture heights per second.
+    /// The speed of the camera to the right, in 1/1024 picture heights per second.
     pub(super) speed: i16,
-    /// Rate of the world's time, in 1/64.
+    /// The rate of the world's time, in 1/64.
     pub(super) pace: u8,
     /// How far the camera looks down, in 1/512 picture heights.
     pub(super) lift: i8,
-    /// Semitones above the lowest key.
+    /// The number of semitones above the lowest key.
     pub(super) key: u8,
     pub(super) minor: bool,
 }
@@ -39,12 +40,12 @@ pub(super) const ACTORS: usize = 3;
 pub(super) struct Palette {
     pub(super) top: Rgb,
     pub(super) middle: Rgb,
-    /// The sky at the horizon; distance fades into it.
+    /// The colour of the sky at the horizon; distance fades into it.
     pub(super) low: Rgb,
     pub(super) light: Rgb,
-    /// The nearest ground.
+    /// The colour of the nearest ground.
     pub(super) ground: Rgb,
-    /// Lit windows, sparks.
+    /// The colour of lit windows and sparks.
     pub(super) accent: Rgb,
 }
 
@@ -57,7 +58,8 @@ pub(super) enum Light {
 }
 
 impl Scene {
-    /// The scene of a prompt. Words of the negative prompt lose their meaning; guidance strengthens colours a little.
+    /// Creates the scene of a prompt. Words that are in the negative prompt are ignored; guidance strengthens colours a
+    /// little.
     pub(super) fn new(prompt: &str, negative: Option<&str>, guidance: f64) -> Self {
         let reading = Reading::new(prompt, negative);
         let mut dice = Dice::new(reading.hash, 1);
@@ -97,7 +99,7 @@ impl Scene {
         self.weather & weather as u16 != 0
     }
 
-    /// The camera's speed in picture heights per second.
+    /// Returns the camera's speed in picture heights per second.
     pub(super) fn camera_speed(&self) -> f32 {
         f32::from(self.speed) / 1024.0
     }
@@ -116,10 +118,10 @@ impl Palette {
     }
 }
 
-/// The prompt's words, sorted by what they speak of.
+/// The prompt's words, sorted by category.
 #[derive(Debug, Default)]
 struct Reading {
-    /// The hash of all words that carry a picture.
+    /// The hash of all words that influence the picture.
     hash: u64,
     time: Option<Time>,
     terrain: Option<Terrain>,
@@ -130,7 +132,7 @@ struct Reading {
     weather: u16,
     motions: Vec<Motion>,
     actors: Vec<(Actor, Option<Rgb>)>,
-    /// Colours that speak of nothing in particular, or of the sky.
+    /// The colour of words that refer to nothing in particular, or to the sky.
     tint: Option<Rgb>,
     ground_tint: Option<Rgb>,
 }
@@ -168,7 +170,7 @@ impl Reading {
         reading
     }
 
-    /// A colour belongs to the thing named after it: a red fox leaves the sky as it is.
+    /// Takes a word. A colour belongs to the thing named after it: "a red fox" does not change the sky.
     fn take(&mut self, word: Word, colour: &mut Option<Rgb>) {
         match word {
             Word::Time(time) => {
@@ -311,7 +313,7 @@ impl Reading {
         palette
     }
 
-    /// A colour that was named for the land shows even in the dark.
+    /// Returns the ground's colour. A colour that was named for the land shows even in the dark.
     fn painted(&self, ground: Rgb) -> Rgb {
         self.ground_tint
             .map_or(ground, |tint| ground.mix(tint, 0.65))
@@ -383,7 +385,8 @@ fn split(text: &str) -> impl Iterator<Item = String> + '_ {
         .map(str::to_lowercase)
 }
 
-/// Top, middle, low, light, and what the ground turns into as the light goes.
+/// Returns the colours of the top, the middle, the horizon and the light, and the one that the ground turns into as the
+/// light goes.
 fn sky(time: Time) -> [u32; 5] {
     match time {
         Time::Dawn => [0x425a98, 0xd08c98, 0xffdca2, 0xffecc0, 0x3d2f52],

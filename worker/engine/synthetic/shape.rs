@@ -1,4 +1,4 @@
-//! Shapes of any outline with anti-aliased edges.
+//! Anti-aliased shapes of any outline.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -10,7 +10,8 @@ use super::colour::Rgb;
 use super::draw::{Canvas, weight};
 use super::wave;
 
-/// Closed outlines, filled together with exact coverage; overlaps of outlines that run the same way round count once.
+/// Closed outlines that are filled together with exact coverage; overlaps of outlines with the same orientation count
+/// once.
 #[derive(Debug, Default)]
 pub(super) struct Shape {
     lines: Vec<[[f32; 2]; 2]>,
@@ -25,7 +26,7 @@ impl Shape {
         }
     }
 
-    /// `tilt` turns it, in turns.
+    /// Adds an ellipse, rotated by `tilt` turns.
     pub(super) fn ellipse(&mut self, centre: [f32; 2], radii: [f32; 2], tilt: f32) {
         let corners = ((radii[0].max(radii[1]).max(0.0) * 1.5) as usize).clamp(12, 96);
         let (s, c) = (wave::sin(wave::turns(tilt)), wave::cos(wave::turns(tilt)));
@@ -43,7 +44,7 @@ impl Shape {
         self.ellipse(centre, [radius, radius], 0.0);
     }
 
-    /// A thick line with round ends that may differ in thickness.
+    /// Adds a thick line with round ends that may differ in thickness.
     pub(super) fn limb(&mut self, from: [f32; 2], to: [f32; 2], radii: [f32; 2]) {
         let (dx, dy) = (to[0] - from[0], to[1] - from[1]);
         let length = (dx * dx + dy * dy).sqrt().max(1e-3);
@@ -58,14 +59,14 @@ impl Shape {
         self.circle(to, radii[1]);
     }
 
-    /// Draws the outlines and forgets them.
+    /// Draws the outlines and removes them from the shape.
     pub(super) fn paint(&mut self, canvas: &mut Canvas<'_>, colour: Rgb, alpha: f32) {
         let Some([x0, y0, x1, y1]) = self.bounds(canvas) else {
             self.lines.clear();
             return;
         };
         let (columns, rows) = (x1 - x0, y1 - y0);
-        // Two more columns: one for what a pixel hands to its right neighbour, one for what lies beyond.
+        // Two more columns are needed: one for what a pixel passes to its right neighbour, one for what lies beyond.
         let stride = columns + 2;
         self.cover.clear();
         self.cover.resize(stride * rows, 0.0);
@@ -85,7 +86,7 @@ impl Shape {
         self.lines.clear();
     }
 
-    /// Pixels that the outlines touch, `[x0, y0, x1, y1]`, the last two exclusive.
+    /// Returns the pixels that the outlines touch, `[x0, y0, x1, y1]`, the last two exclusive.
     fn bounds(&self, canvas: &Canvas<'_>) -> Option<[usize; 4]> {
         let points = self.lines.iter().flatten();
         let (mut low, mut high) = ([f32::MAX; 2], [f32::MIN; 2]);
@@ -108,7 +109,7 @@ fn pairs(points: &[[f32; 2]]) -> impl Iterator<Item = [[f32; 2]; 2]> + '_ {
     points.iter().zip(next).map(|(&a, &b)| [a, b])
 }
 
-/// Adds what a line changes to each pixel's running sum of coverage along its row.
+/// Adds a line's changes to each pixel's running sum of coverage along its row.
 fn cover_line(cover: &mut [f32], stride: usize, rows: usize, line: [[f32; 2]; 2]) {
     let [[xa, ya], [xb, yb]] = line;
     if ya == yb {
@@ -136,7 +137,7 @@ fn cover_line(cover: &mut [f32], stride: usize, rows: usize, line: [[f32; 2]; 2]
     }
 }
 
-/// A line's part within one row: from `low` to `high` in x, of signed height `rise`.
+/// Adds the part of a line within one row: from `low` to `high` in x, of signed height `rise`.
 fn cover_row(cells: &mut [f32], low: f32, high: f32, rise: f32) {
     let right = (cells.len() - 2) as f32;
     if low >= right {

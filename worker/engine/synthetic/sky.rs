@@ -36,7 +36,7 @@ pub(super) fn paint(scene: &Scene, land: u64, canvas: &mut Canvas<'_>) {
             let dx = x as f32 - light[0];
             let near = 1.0 / (1.0 + (dx * dx + dy * dy) / (reach * reach));
             let glow = strength * near * near;
-            // A fine grain hides the bands of a gradient in eight bits.
+            // Dithering hides the bands of a gradient in eight bits.
             let grain = GRAIN[(y & 3) << 2 | (x & 3)];
             for ((d, c), l) in pixel.iter_mut().zip(base).zip(tint) {
                 *d = (c + (l - c) * glow + grain) as u8;
@@ -65,7 +65,7 @@ pub(super) fn paint(scene: &Scene, land: u64, canvas: &mut Canvas<'_>) {
     }
 }
 
-/// Half-tone thresholds of a 4x4 cell, 0..1.
+/// The ordered-dithering thresholds of a 4x4 cell, 0..1.
 const GRAIN: [f32; 16] = [
     0.03, 0.53, 0.16, 0.66, 0.78, 0.28, 0.91, 0.41, 0.22, 0.72, 0.09, 0.59, 0.97, 0.47, 0.84, 0.34,
 ];
@@ -116,7 +116,7 @@ fn stars(
     }
 }
 
-/// A few stars that twinkle.
+/// Draws a few twinkling stars.
 pub(super) fn twinkle(world: &World, canvas: &mut Canvas<'_>) {
     let mut dice = Dice::new(world.land, 4);
     let (width, height) = (canvas.width as f32, canvas.height as f32);
@@ -164,7 +164,7 @@ pub(super) fn clouds(scene: &Scene, world: &World, canvas: &mut Canvas<'_>, shap
     }
 }
 
-/// Balls on a level base.
+/// Adds a cloud: balls on a level base.
 fn cloud(shape: &mut Shape, [x, y]: [f32; 2], size: f32, dice: &mut Dice) {
     let reach = size * dice.range(1.5, 2.3);
     let base = size * 0.22;
@@ -180,7 +180,7 @@ fn cloud(shape: &mut Shape, [x, y]: [f32; 2], size: f32, dice: &mut Dice) {
     }
 }
 
-/// Curtains of light high in the sky.
+/// Draws the northern lights: curtains of light high in the sky.
 pub(super) fn aurora(world: &World, canvas: &mut Canvas<'_>) {
     let (width, height) = (canvas.width as f32, canvas.height as f32);
     let step = (height / 180.0).max(2.0);

@@ -1,6 +1,6 @@
 //! A soft chord whose key follows from the prompt, and the wind, rain or surf of the scene.
 //!
-//! All that moves is a phase in [`SoundState`], so that the next segment's first sample follows this one's last.
+//! All movement is a phase in [`SoundState`], so that the next segment's first sample follows this one's last.
 
 use super::scene::Scene;
 use super::wave;
@@ -11,10 +11,10 @@ pub(super) const SAMPLE_RATE: u32 = 24_000;
 pub(super) const CHANNELS: u32 = 2;
 
 const LOWEST_HZ: f32 = 98.0;
-/// How loud each voice may get; with the air below -12 dBFS together.
+/// The highest loudness of each voice; together with the air they stay below -12 dBFS.
 const LOUDNESS: [f32; VOICES] = [0.075, 0.05, 0.04, 0.03];
 const AIR_LOUDNESS: f32 = 0.045;
-/// Turns of the slow movement per second; each voice moves at a multiple of it.
+/// The frequency of the slow movement in turns per second; each voice moves at a multiple of it.
 const SWELL_HZ: f32 = 0.09;
 const FADE_IN_SAMPLES: u32 = SAMPLE_RATE / 2;
 
@@ -66,7 +66,7 @@ impl Chord {
         }
     }
 
-    /// Appends so many samples, left and right interleaved, while the air's strength moves to that of `next`.
+    /// Appends `samples` samples, left and right interleaved, while the air's strength moves to that of `next`.
     pub(super) fn play(
         &self,
         next: &Self,
@@ -85,7 +85,7 @@ impl Chord {
             let mut sides = [0.0; 2];
             for (voice, phase) in state.voices.iter_mut().enumerate() {
                 *phase = phase.wrapping_add(steps[voice]);
-                // A little of the octave takes the edge off a bare sine.
+                // A little of the octave makes the sine less pure.
                 let tone = wave::sin(*phase) + 0.2 * wave::sin(phase.wrapping_mul(2));
                 sides[0] += tone * gains.voices[voice][0];
                 sides[1] += tone * gains.voices[voice][1];
@@ -101,7 +101,7 @@ impl Chord {
     }
 }
 
-/// Loudness of every part at one moment.
+/// The loudness of every part at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Gains {
     voices: [[f32; 2]; VOICES],
@@ -115,7 +115,7 @@ impl Gains {
         let voices = LOUDNESS.map(|loudness| {
             turn = turn.wrapping_add(state.swell);
             let move_by = 0.3 * wave::sin(turn);
-            // Divided by what tone and octave reach together.
+            // The divisor is the peak of tone and octave together.
             let loudness = loudness * fade / 1.2;
             [loudness * (0.7 + move_by), loudness * (0.7 - move_by)]
         });

@@ -1,4 +1,4 @@
-//! The session's initial image as a backdrop that the scene grows out of.
+//! The session's initial image as a backdrop that fades into the scene.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -19,7 +19,7 @@ const PAN: f32 = 0.06;
 
 #[derive(Debug)]
 pub(super) struct Still {
-    /// `[height, wide, 3]`.
+    /// The pixels, `[height, wide, 3]`.
     pixels: Vec<u8>,
     wide: usize,
     width: usize,
@@ -37,7 +37,8 @@ impl Still {
         })
     }
 
-    /// Lays the image over the frame; `progress` is 0 in the first and 1 in the last frame, when it is gone.
+    /// Draws the image over the frame; `progress` is 0 in the first frame and 1 in the last one, where the image has
+    /// faded out.
     pub(super) fn paint(&self, progress: f32, frame: &mut [u8]) {
         let shown = 1.0 - wave::smoothstep(progress * 1.3 - 0.3);
         if shown <= 0.0 {

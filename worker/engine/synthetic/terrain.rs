@@ -1,4 +1,4 @@
-//! The outlines of the land: periodic tables of heights, from which each frame takes its part.
+//! The outlines of the land: periodic tables of heights, of which each frame shows a part.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -18,17 +18,17 @@ pub(super) struct Outline {
     bits: u32,
 }
 
-/// A lit window: where its lower left corner is on the outline, in turns and picture heights.
+/// A lit window: the position of its lower left corner on the outline, in turns and picture heights.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
     pub(super) at: u32,
     pub(super) height: f32,
-    /// 0..1, for brightness and colour.
+    /// The brightness and colour, 0..1.
     pub(super) glow: f32,
 }
 
 impl Outline {
-    /// Level ground, at the resolution of a picture of this height.
+    /// Creates level ground, at the resolution of a picture of this height.
     pub(super) fn level(picture_height: usize) -> Self {
         let wanted = (PERIOD as usize * picture_height).clamp(512, 16_384);
         let bits = wanted.next_power_of_two().trailing_zeros();
@@ -80,13 +80,13 @@ impl Outline {
         let scale = 1.0 / (self.highest() - low);
         for height in &mut self.heights {
             let part = (*height - low) * scale;
-            // Summits stand out of their ridge.
+            // This makes summits stand out of their ridge.
             *height = amount * part * (0.35 + 0.65 * part);
         }
         self
     }
 
-    /// Blades of grass along the line.
+    /// Adds blades of grass along the line.
     pub(super) fn grass(mut self, amount: f32, dice: &mut Dice) -> Self {
         self.add(523, amount, dice, straight);
         self.add(997, amount * 0.6, dice, straight);
@@ -99,8 +99,8 @@ impl Outline {
         self
     }
 
-    /// Raises every place to a shape's height above the ground in its middle: the shape gives the height over the
-    /// distance from there, 0 to 1 at `half_width`.
+    /// Raises every place to a shape's height above the ground in its middle. `shape` returns the height at a distance
+    /// from there, which is 1 at `half_width`.
     fn raise(&mut self, ground: &[f32], middle: f32, half_width: f32, shape: impl Fn(f32) -> f32) {
         let len = self.heights.len();
         let scale = len as f32 / PERIOD;
@@ -116,7 +116,7 @@ impl Outline {
         }
     }
 
-    /// Conifers, or crowns of leaves, on the land as it is.
+    /// Adds conifers or deciduous trees to the land.
     pub(super) fn trees(mut self, size: f32, conifers: bool, dice: &mut Dice) -> Self {
         let ground = self.heights.clone();
         let mut middle = 0.0;
@@ -139,7 +139,7 @@ impl Outline {
         self
     }
 
-    /// Buildings in a row, and the lit windows on them.
+    /// Adds buildings in a row, and the lit windows on them.
     pub(super) fn buildings(
         mut self,
         size: f32,
@@ -204,7 +204,7 @@ fn conifer(distance: f32, tiers: f32) -> f32 {
     let level = (cone * tiers).floor();
     let tiered = (level + 0.35 * (cone * tiers - level)) / tiers;
     let part = cone + (tiered - cone) * (distance * 2.0).min(1.0);
-    // Slender towards the top.
+    // The shape is slender towards the top.
     part * (0.4 + 0.6 * part)
 }
 
@@ -220,7 +220,7 @@ fn round(a: f32, b: f32, t: f32) -> f32 {
     straight(a, b, wave::smoothstep(t))
 }
 
-/// Flat in the hollows, sharp at the tops.
+/// Interpolates with flat hollows and sharp tops.
 fn crested(a: f32, b: f32, t: f32) -> f32 {
     if a < b {
         a + (b - a) * t * t

@@ -1,4 +1,4 @@
-//! Water up to the horizon: its colour, its waves, and the light that it throws back.
+//! Water up to the horizon: its colour, its waves, and the light that it reflects.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -18,7 +18,7 @@ use super::world::World;
 /// The height of the horizon when the camera looks straight ahead, in picture heights from the top.
 pub(super) const HORIZON: f32 = 0.64;
 
-/// The row where the water begins.
+/// Returns the row where the water begins.
 pub(super) fn line(world: &World, height: usize) -> f32 {
     ((HORIZON - world.lift()) * height as f32).floor()
 }
@@ -30,17 +30,17 @@ pub(super) struct Water {
     crest: Rgb,
 }
 
-/// One wave front after the other, each nearer than the one before.
+/// The number of wave fronts, each of which is nearer than the one before.
 const SWELLS: usize = 8;
-/// How far below the horizon the nearest one is, in picture heights.
+/// The distance of the nearest wave front below the horizon, in picture heights.
 const NEAREST: f32 = 0.36;
 
 /// One front of waves.
 #[derive(Clone, Copy, Debug)]
 struct Swell {
-    /// 0 at the horizon, 1 nearest.
+    /// The nearness: 0 at the horizon, 1 for the nearest front.
     near: f32,
-    /// Rows.
+    /// The base line's row.
     base: f32,
     next_base: f32,
     /// The amplitude of the waves in pixels.
@@ -116,10 +116,10 @@ impl Water {
             amount,
         } = swell;
         let height = canvas.height as f32;
-        // Waves in a picture height, and how much of the camera's way they move.
+        // The number of waves in a picture height, and how far they move with the camera.
         let waves = 1.1 / (near + 0.12);
         let depth = near * 0.9;
-        // The second is not a multiple of the first, so that the pattern does not repeat.
+        // The second factor is not a multiple of the first, so that the pattern does not repeat.
         let factors = [1.0, 2.37];
         let rates = [0.07 + 0.1 * near, -0.16];
         let mut phases: [u32; 2] = std::array::from_fn(|i| {
@@ -134,11 +134,11 @@ impl Water {
         edges.clear();
         for _ in 0..=canvas.width {
             let crest = wave::sin(phases[0]);
-            // Sharpened upwards, as water is.
+            // The crests are sharpened upwards, as on water.
             let rise = crest * 0.65 + crest * crest.abs() * 0.35 + wave::sin(phases[1]) * 0.3;
             let edge = base - (rise + heave * 0.5) * amount;
             edges.push(edge);
-            // Light lies on the crests only.
+            // Only the crests catch light.
             rim.push(edge + (rise - 0.1).max(0.0) * amount * 0.42);
             phases = [0, 1].map(|i: usize| phases[i].wrapping_add(steps[i]));
         }
@@ -147,7 +147,7 @@ impl Water {
         canvas.band(edges, &rim, limit, |_| {
             body.mix(self.crest, 0.5 - 0.15 * near)
         });
-        // Bright where it rises, dark in the trough before the next front.
+        // The front is bright where it rises, and dark in the trough before the next one.
         let fall = (next_base - base + amount * 2.0).max(1.0);
         let reach = (next_base + amount * 4.0 + 2.0) as usize;
         let reach = if near > 1.0 - 1.0 / SWELLS as f32 {
@@ -181,7 +181,7 @@ impl Glitter {
         }
     }
 
-    /// Down to a row.
+    /// Paints the reflection down to a row.
     fn paint(&mut self, scene: &Scene, world: &World, canvas: &mut Canvas<'_>, row: f32) {
         if scene.light == Light::None {
             return;

@@ -1,4 +1,4 @@
-//! Sines and hashes that come out the same on every machine: no libm, only IEEE arithmetic and integers.
+//! Sines and hashes that are the same on every machine: no libm, only IEEE arithmetic and integers.
 //!
 //! Angles and positions that repeat are phases, one turn being 2^32, so that they wrap without losing precision.
 
@@ -11,7 +11,7 @@
 const TABLE_BITS: u32 = 10;
 const TABLE_LEN: usize = 1 << TABLE_BITS;
 
-/// One entry more than a turn, so that interpolation needs no wrap.
+/// The sine table, with one entry more than a turn, so that interpolation needs no wrap.
 static SINE: [f32; TABLE_LEN + 1] = sine_table();
 
 const fn sine_table() -> [f32; TABLE_LEN + 1] {
@@ -30,7 +30,7 @@ const fn sine_table() -> [f32; TABLE_LEN + 1] {
     table
 }
 
-/// The Taylor series, exact to double precision in the first quarter turn.
+/// Computes the Taylor series, which is exact to double precision in the first quarter turn.
 const fn sine_series(x: f64) -> f64 {
     let mut sum = 0.0;
     let mut term = x;
@@ -53,17 +53,17 @@ pub(super) fn cos(phase: u32) -> f32 {
     sin(phase.wrapping_add(1 << 30))
 }
 
-/// The phase of so many turns.
+/// Returns the phase of this number of turns.
 pub(super) fn turns(turns: f32) -> u32 {
     ((turns - turns.floor()) * 16_777_216.0) as u32 * 256
 }
 
-/// How far into its turn a phase is, in 0..1.
+/// Returns the position of a phase within its turn, in 0..1.
 pub(super) fn fraction(phase: u32) -> f32 {
     (phase >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
-/// A phase that makes `rate` turns while `clock` (32.32 fixed point) advances by one.
+/// Returns a phase that makes `rate` turns while `clock` (32.32 fixed point) advances by one.
 pub(super) fn turned(clock: u64, rate: f32) -> u32 {
     let rate = (rate * 65_536.0) as i64 as u64;
     (clock.wrapping_mul(rate) >> 16) as u32
@@ -85,7 +85,7 @@ pub(super) fn hash_bytes(bytes: &[u8]) -> u64 {
     hash
 }
 
-/// A stream of numbers that follow from a seed.
+/// A pseudo-random number generator with a seed.
 #[derive(Clone, Debug)]
 pub(super) struct Dice(u64);
 
@@ -99,7 +99,7 @@ impl Dice {
         scramble(self.0) as u32
     }
 
-    /// A pseudo-random number in 0..1.
+    /// Returns a pseudo-random number in 0..1.
     pub(super) fn unit(&mut self) -> f32 {
         fraction(self.bits())
     }
@@ -108,7 +108,7 @@ impl Dice {
         low + (high - low) * self.unit()
     }
 
-    /// A pseudo-random number in 0..n.
+    /// Returns a pseudo-random number in 0..n.
     pub(super) fn below(&mut self, n: u32) -> u32 {
         ((u64::from(self.bits()) * u64::from(n)) >> 32) as u32
     }
@@ -118,7 +118,7 @@ impl Dice {
     }
 }
 
-/// 0 below 0, 1 above 1, smooth between.
+/// Interpolates smoothly: 0 below 0, 1 above 1.
 pub(super) fn smoothstep(x: f32) -> f32 {
     let x = x.clamp(0.0, 1.0);
     x * x * (3.0 - 2.0 * x)

@@ -1,6 +1,6 @@
-//! Rain, snow and whatever else falls or floats between the camera and the land.
+//! Rain, snow and other particles that fall or float between the camera and the land.
 //!
-//! Every particle is a pair of phases that turn with time and with the camera's way; near ones are larger and faster.
+//! Every particle is a pair of phases that move with time and with the camera; near ones are larger and faster.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -32,12 +32,12 @@ pub(super) fn paint(scene: &Scene, world: &World, canvas: &mut Canvas<'_>) {
     }
 }
 
-/// The room that particles move in: the picture and a margin, in picture heights.
+/// Returns the size of the area that particles move in: the picture and a margin, in picture heights.
 fn room(canvas: &Canvas<'_>) -> [f32; 2] {
     [canvas.width as f32 / canvas.height as f32 + 0.3, 1.2]
 }
 
-/// The position in pixels of a particle that drifts at so many picture heights per second.
+/// Returns the position in pixels of a particle that drifts at the given number of picture heights per second.
 fn place(
     world: &World,
     canvas: &Canvas<'_>,
@@ -164,7 +164,7 @@ fn petals(scene: &Scene, world: &World, canvas: &mut Canvas<'_>) {
     }
 }
 
-/// Banks that lie over the land and drift.
+/// Draws banks of fog that drift over the land.
 fn fog(scene: &Scene, world: &World, canvas: &mut Canvas<'_>) {
     let height = canvas.height as f32;
     let colour = scene.palette.low.mix(scene.palette.light, 0.2);

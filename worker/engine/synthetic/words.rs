@@ -14,9 +14,9 @@ pub(super) enum Word {
     Actor(Actor),
     Neon,
     Motion(Motion),
-    /// `no`, `without`: the next known word is not wanted.
+    /// `no` or `without`: the next known word is not wanted.
     No,
-    /// Carries no picture.
+    /// A word that does not influence the picture.
     Filler,
 }
 
@@ -38,7 +38,7 @@ pub(super) enum Terrain {
     Forest,
     City,
     Dunes,
-    /// Nothing but the horizon.
+    /// Open land: nothing but the horizon.
     Open,
 }
 
@@ -53,7 +53,7 @@ impl Terrain {
     ];
 }
 
-/// Each a bit of [`super::scene::Scene::weather`].
+/// A kind of weather. Each is a bit of [`super::scene::Scene::weather`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Weather {
@@ -125,7 +125,7 @@ pub(super) enum Motion {
     Drone,
 }
 
-/// Looks up a lower-case word; plurals are tried without their `s`.
+/// Looks up a lower-case word; plurals are also tried without their `s`.
 pub(super) fn look_up(word: &str) -> Option<Word> {
     look_up_exact(word).or_else(|| look_up_exact(word.strip_suffix('s')?))
 }

@@ -14,16 +14,16 @@ use super::scene::{ACTORS, Light, Palette, Scene};
 use super::wave::{self, Dice};
 use super::words::{Actor, Terrain};
 
-/// Voices of the chord.
+/// The number of voices of the chord.
 pub(super) const VOICES: usize = 4;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct World {
-    /// The seed of the land; it stays when the prompt changes.
+    /// The seed of the land; it stays the same when the prompt changes.
     pub(super) land: u64,
-    /// Seconds, 32.32 fixed point.
+    /// The time in seconds, 32.32 fixed point.
     pub(super) time: u64,
-    /// The camera's way to the right in picture heights, 32.32 fixed point, wrapping.
+    /// The distance that the camera has moved to the right in picture heights, 32.32 fixed point, wrapping.
     pub(super) way: u64,
     /// How far the camera looks down, in picture heights, 16.16 fixed point.
     pub(super) lift: i32,
@@ -33,11 +33,11 @@ pub(super) struct World {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct SoundState {
     pub(super) voices: [u32; VOICES],
-    /// The slow movement of loudness.
+    /// The phase of the slow movement of loudness.
     pub(super) swell: u32,
-    /// Samples since the sound began, until it is fully there.
+    /// The number of samples since the sound began, until it has faded in.
     pub(super) age: u32,
-    /// Memory of the filter that makes wind of noise.
+    /// The memory of the filter that makes wind out of noise.
     pub(super) air: f32,
     pub(super) noise: u32,
 }
@@ -54,7 +54,7 @@ impl World {
         }
     }
 
-    /// Goes on by one frame, between two scenes while one fades into the other.
+    /// Advances by one frame, between two scenes while one fades into the other.
     pub(super) fn advance(&mut self, from: &Scene, to: &Scene, mix: f32, fps: u32) {
         let between = |from: f32, to: f32| from + (to - from) * mix;
         let second = 4_294_967_296.0 / fps as f32;
@@ -66,12 +66,12 @@ impl World {
         self.lift += ((target - self.lift) as f32 * 1.2 / fps.max(2) as f32) as i32;
     }
 
-    /// The phase of something that happens `rate` times in a second.
+    /// Returns the phase of something that happens `rate` times per second.
     pub(super) fn phase(&self, rate: f32) -> u32 {
         wave::turned(self.time, rate)
     }
 
-    /// The phase of something that comes by `rate` times in each picture height of the camera's way.
+    /// Returns the phase of something that passes by `rate` times for each picture height that the camera moves.
     pub(super) fn passed(&self, rate: f32) -> u32 {
         wave::turned(self.way, rate)
     }
@@ -81,19 +81,19 @@ impl World {
     }
 }
 
-/// Everything that a state says, bound to the frames that it came with.
+/// The content of a state, bound to the frames that it came with.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Memory {
     pub(super) world: World,
     pub(super) scene: Scene,
-    /// Checksum of the trailing frames.
+    /// The checksum of the trailing frames.
     pub(super) frames: u32,
 }
 
 const MAGIC: &[u8; 4] = b"SYN1";
 
 impl Memory {
-    /// Fills the latents: first the memory, a byte in each, then values that look like latents and follow from it.
+    /// Fills the latents: first the memory, one byte in each, then values that look like latents and depend on it.
     pub(super) fn write(&self, latents: &mut [u8]) {
         let bytes = self.to_bytes();
         let mut dice = Dice::new(u64::from(crc32fast::hash(&bytes)), 2);
@@ -107,7 +107,7 @@ impl Memory {
         }
     }
 
-    /// Reads what [`Self::write`] wrote; none when a single bit differs, or when other frames came with it.
+    /// Reads what [`Self::write`] wrote; returns `None` when a single bit differs, or when other frames came with it.
     pub(super) fn read(frames: &[u8], latents: &[u8]) -> Option<Self> {
         let bytes: Vec<u8> = latents
             .chunks_exact(2)
@@ -120,7 +120,7 @@ impl Memory {
         (again == latents && memory.frames == crc32fast::hash(frames)).then_some(memory)
     }
 
-    /// Bytes of a memory; the latents must have at least as many elements.
+    /// The size of a memory in bytes; the latents must have at least as many elements.
     pub(super) const LEN: usize = 4 + 28 + 32 + 43 + 4;
 
     fn to_bytes(&self) -> Vec<u8> {
@@ -268,7 +268,8 @@ impl Reader<'_> {
     }
 }
 
-/// Sign and mantissa hold the byte, the exponent is that of 1: a finite number, which survives other number formats.
+/// Encodes a byte as bf16: sign and mantissa hold the byte, and the exponent is that of 1, so it is a finite number,
+/// which survives conversion to other number formats.
 fn byte_as_bf16(byte: u8) -> u16 {
     let byte = u16::from(byte);
     (byte & 0x80) << 8 | 0x3f80 | byte & 0x7f

@@ -1,12 +1,12 @@
-//! Multiplications and additions, two to a multiply-accumulate, in matrices, attention and convolutions. Element-wise work is
-//! not counted.
+//! Counts multiplications and additions (two for each multiply-accumulate) in matrices, attention and convolutions.
+//! Element-wise work is not counted.
 
 use crate::text::{connectors, gemma};
 use crate::transformer::Config;
 use crate::upsampler;
 use crate::video_vae::{self, Side};
 
-/// Sizes of a stage: video tokens, audio tokens, text tokens.
+/// The sizes of a stage: video tokens, audio tokens, text tokens.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tokens {
     pub(super) video: i64,
@@ -14,17 +14,17 @@ pub(super) struct Tokens {
     pub(super) text: i64,
 }
 
-/// `[rows, from]` times `[from, to]`.
+/// Returns the operations of `[rows, from]` times `[from, to]`.
 fn matrix(rows: i64, from: i64, to: i64) -> f64 {
     2.0 * rows as f64 * from as f64 * to as f64
 }
 
-/// The operations of attention from `queries` to `keys` over all heads, which are `width` wide together.
+/// Returns the operations of attention from `queries` to `keys` over all heads, whose total width is `width`.
 pub(super) fn attention(queries: i64, keys: i64, width: i64) -> f64 {
     2.0 * matrix(queries, width, keys)
 }
 
-/// One block of the transformer, by what it does.
+/// The operations of one block of the transformer, by layer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block {
     pub(super) video_self: f64,
@@ -62,12 +62,12 @@ impl Block {
     }
 }
 
-/// One pass of the transformer; what is outside of the blocks does not count.
+/// Returns the operations of one pass of the transformer, without those outside of the blocks.
 pub(super) fn step(config: &Config, tokens: Tokens) -> f64 {
     config.num_layers as f64 * Block::of(config, tokens).sum()
 }
 
-/// Keys and values of a prompt.
+/// Returns the operations for the keys and values of a prompt.
 pub(super) fn text_context(config: &Config, text: i64) -> f64 {
     let of = |d: i64| {
         matrix(text, config.caption_channels, d)
@@ -77,7 +77,8 @@ pub(super) fn text_context(config: &Config, text: i64) -> f64 {
     of(config.width()) + of(config.audio_width())
 }
 
-/// The language model on so many tokens, each of which sees those before it: half of all pairs.
+/// Returns the operations of the language model on `tokens` tokens. Each of them attends to those before it, which is
+/// half of all pairs.
 pub(super) fn gemma(config: &gemma::Config, tokens: i64) -> f64 {
     let (hidden, head) = (config.hidden_size, config.head_dim);
     let queries = config.num_attention_heads * head;
@@ -89,7 +90,8 @@ pub(super) fn gemma(config: &gemma::Config, tokens: i64) -> f64 {
     config.layers.len() as f64 * layer
 }
 
-/// Both connectors: `tokens` of the prompt, `length` with the registers.
+/// Returns the operations of both connectors. `tokens` is the length of the prompt, `length` the length with the
+/// registers.
 pub(super) fn connectors(config: &connectors::Config, tokens: i64, length: i64) -> f64 {
     let width = config.caption_channels;
     let layer = 12.0 * matrix(length, width, width) + attention(length, length, width);
@@ -97,12 +99,12 @@ pub(super) fn connectors(config: &connectors::Config, tokens: i64, length: i64) 
     matrix(tokens, width * config.text_proj_in_factor, width) + layers as f64 * layer
 }
 
-/// A convolution of so many output positions.
+/// Returns the operations of a convolution with this number of output positions.
 fn convolution(positions: i64, from: i64, to: i64, kernel: i64) -> f64 {
     matrix(positions, from * kernel, to)
 }
 
-/// Frames, rows and columns of latents to pixels.
+/// Returns the operations of decoding latents to pixels. The sizes are frames, rows and columns of latents.
 pub(super) fn decode(config: &video_vae::Config, [mut f, mut h, mut w]: [i64; 3]) -> f64 {
     const KERNEL: i64 = 27;
     let Side {
@@ -125,7 +127,7 @@ pub(super) fn decode(config: &video_vae::Config, [mut f, mut h, mut w]: [i64; 3]
     sum + convolution(f * h * w, width, pixels(config), KERNEL)
 }
 
-/// Frames, rows and columns of pixels to latents.
+/// Returns the operations of encoding pixels as latents. The sizes are frames, rows and columns of pixels.
 pub(super) fn encode(config: &video_vae::Config, [mut f, mut h, mut w]: [i64; 3]) -> f64 {
     const KERNEL: i64 = 27;
     let Side {
@@ -149,7 +151,7 @@ pub(super) fn encode(config: &video_vae::Config, [mut f, mut h, mut w]: [i64; 3]
     sum + convolution(f * h * w, width, config.latent_channels + 1, KERNEL)
 }
 
-/// Frames, rows and columns of latents to twice the rows and columns.
+/// Returns the operations of doubling the rows and columns of latents. The sizes are frames, rows and columns.
 pub(super) fn upsample(config: &upsampler::Config, [f, h, w]: [i64; 3]) -> f64 {
     let upsampler::Config {
         in_channels,

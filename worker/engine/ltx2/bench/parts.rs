@@ -18,10 +18,10 @@ use crate::upsampler::{self, Upsampler};
 use crate::video_vae::{self, TilingError, VideoVae};
 use crate::vocoder::{self, Vocoder};
 
-/// Pixels of a latent's side, and frames of a latent frame: every model of the family has these.
+/// The side of a latent in pixels, which every model of the family has.
 const CELL: i64 = 32;
 const FRAMES: i64 = 8;
-/// A noise level that a step may be at; it does not matter to the time.
+/// The noise level of measured steps. It does not influence the time.
 const SIGMA: f64 = 0.725;
 
 impl Bench<'_> {
@@ -87,7 +87,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// One denoise step.
+    /// Measures one denoise step.
     fn step(
         &mut self,
         config: &transformer::Config,
@@ -120,7 +120,7 @@ impl Bench<'_> {
         })
     }
 
-    /// The breakdown of a step: the parts of one block.
+    /// Measures the parts of one block, as a breakdown of a step.
     fn block(
         &mut self,
         config: &transformer::Config,
@@ -183,7 +183,7 @@ impl Bench<'_> {
         })
     }
 
-    /// The operations between the matrices, for which the package has kernels of its own.
+    /// Measures the element-wise operations between the matrices, for which the package has kernels of its own.
     fn elementwise(
         &mut self,
         config: &transformer::Config,
@@ -200,7 +200,7 @@ impl Bench<'_> {
         })?;
         let gain = Tensor::ones([config.width()], (x.kind(), x.device()));
         let heads = config.num_attention_heads;
-        // Both use up what they are given: a copy is part of what is measured.
+        // Both functions consume their input, so a copy is part of the measurement.
         self.measure(&named("copy, norm and rotate"), 0, None, || {
             kernels.norm_rotate(x.copy(), &gain, eps, heads, Some(rotation))
         })?;
@@ -239,13 +239,13 @@ impl Bench<'_> {
         ];
         let [f, h, w] = grid;
         let latents = self.noise(&[1, config.latent_channels, f, h, w], Kind::Float);
-        // Whether it can be cut so is told before it is measured.
+        // This reports an impossible tiling before anything is measured.
         vae.decode_streaming::<BenchError>(&latents, &tiling, &mut |_| Ok(()))?;
         let flop = arithmetic::decode(&config, grid);
         self.measure("decode to rgb8", 1, Some(flop), || {
             vae.decode_streaming::<BenchError>(&latents, &tiling, &mut |_| Ok(()))
         })?;
-        // A viewer waits for the first frames only.
+        // A viewer waits only for the first frames.
         self.measure("first frames of decoding", 0, None, || {
             vae.decode_streaming::<Stop>(&latents, &tiling, &mut |_| Err(Stop))
         })
@@ -342,7 +342,7 @@ impl Stage {
     }
 }
 
-/// A request's tokens in one stage.
+/// The token counts of a request in one stage.
 struct Shape {
     geometry: Geometry,
     video_levels: NoiseLevels,
@@ -401,7 +401,7 @@ impl Shape {
     }
 }
 
-/// Audio latents of a segment, and how many of them are kept from the one before.
+/// Returns the number of audio latents of a segment, and how many of them are kept from the one before.
 fn audio_latents(request: &Request, per_second: f64) -> (i64, i64) {
     let latents = |frames: i64| {
         let latents = (frames as f64 / request.fps * per_second).round_ties_even();

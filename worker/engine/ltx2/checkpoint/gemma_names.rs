@@ -1,10 +1,10 @@
 //! The tensor names of Gemma 3 in published files, and the names that the text encoder asks for.
 
-/// Tensors of the published files that encoding text never touches.
+/// The prefixes of tensors in the published files that encoding text does not need.
 const SKIPPED: [&str; 3] = ["vision_tower.", "multi_modal_projector.", "lm_head."];
 
-/// The name below the language model of a tensor in any published file, `None` for one of the parts not used here. A
-/// name that is of no known form stays as it is.
+/// Returns the name of a tensor below the language model, from its name in any published file; `None` for a tensor of a
+/// part that is not used here. A name of unknown form stays unchanged.
 pub fn library_name(name: &str) -> Option<String> {
     let within = ["language_model.model.", "model.language_model."];
     if let Some(rest) = within.iter().find_map(|prefix| name.strip_prefix(prefix)) {

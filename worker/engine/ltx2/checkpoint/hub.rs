@@ -1,5 +1,5 @@
-//! Resolves an operator's model argument to a folder: a path, or a repository's id, which is looked up in the local Hugging
-//! Face cache and downloaded into it where the network allows.
+//! Resolves an operator's model argument to a folder: either a path, or a repository's id, which is looked up in the
+//! local Hugging Face cache and downloaded into it if the network allows.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use hf_hub::{Cache, Repo};
 use super::{Checkpoint, CheckpointError};
 use crate::with_causes;
 
-/// Why there is no folder for a model.
+/// The reason why there is no folder for a model.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error("`{0}` is neither a folder nor a repository's id (`owner/name`)")]
@@ -40,15 +40,16 @@ pub struct Download<'a> {
     pub file: &'a str,
     /// The progress of this file, 0 to 1.
     pub fraction: f32,
-    /// Files that are complete, of how many.
+    /// The number of complete files, out of `files`.
     pub done: usize,
     pub files: usize,
 }
 
-/// The folder of a model. Blocks while it downloads; of several processes that want the same repository, one does.
+/// Returns the folder of a model. Blocks while it downloads. If several processes want the same repository, one of them
+/// downloads it.
 ///
 /// # Errors
-/// When `model` names nothing, or nothing that can be had.
+/// Returns an error when `model` names nothing, or something that cannot be downloaded.
 pub fn resolve(model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf, HubError> {
     let path = Path::new(model);
     if path.exists() {
@@ -71,7 +72,7 @@ pub fn resolve(model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<Pa
     if offline() {
         return Err(not_downloaded("HF_HUB_OFFLINE is set".to_owned()));
     }
-    // The workers of a machine start together.
+    // The lock is needed, because the workers of a machine start together.
     let lock = lock(&cache, model)?;
     if let Ok(folder) = cached(&cache, model) {
         return Ok(folder);
@@ -82,7 +83,7 @@ pub fn resolve(model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<Pa
     cached(&cache, model).map_err(not_downloaded)
 }
 
-/// `owner/name`, in the characters that the hub allows.
+/// Returns whether a text has the form `owner/name`, in the characters that the hub allows.
 fn is_id(model: &str) -> bool {
     let part = |part: &str| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -93,7 +94,7 @@ fn is_id(model: &str) -> bool {
         .is_some_and(|(owner, name)| part(owner) && part(name))
 }
 
-/// The folder in which the Python library caches repositories, found by the same environment variables.
+/// Returns the folder in which the Python library caches repositories, found by the same environment variables.
 fn cache() -> Cache {
     let folder = |name| {
         std::env::var_os(name)
@@ -112,10 +113,10 @@ fn offline() -> bool {
     ["1", "ON", "YES", "TRUE"].contains(&set.to_uppercase().as_str())
 }
 
-/// The snapshot of the repository's main branch, when it is whole.
+/// Returns the snapshot of the repository's main branch if it is complete.
 ///
 /// # Errors
-/// What the cache lacks.
+/// Returns an error that describes what the cache lacks.
 fn cached(cache: &Cache, id: &str) -> Result<PathBuf, String> {
     let repo = Repo::model(id.to_owned());
     let main = cache.path().join(repo.folder_name()).join("refs/main");
@@ -123,7 +124,7 @@ fn cached(cache: &Cache, id: &str) -> Result<PathBuf, String> {
     let folder = cache.repo(repo).pointer_path(commit.trim());
     match Checkpoint::open(&folder) {
         Ok(_) => Ok(folder),
-        // A checkpoint that is there and wrong stays wrong when it is downloaded again.
+        // A checkpoint that is complete but wrong would still be wrong after another download.
         Err(CheckpointError::OtherModel { .. }) if folder.join("model_index.json").is_file() => {
             Ok(folder)
         }
@@ -183,7 +184,8 @@ fn download(
     Ok(())
 }
 
-/// Of a repository only what is loaded: it may hold other forms of the same weights, each as large.
+/// Returns whether a file of a repository is loaded. A repository may hold other forms of the same weights, each as
+/// large.
 fn is_wanted(file: &str) -> bool {
     const FOLDERS: &[&str] = &[
         "audio_vae",
@@ -206,7 +208,7 @@ fn is_wanted(file: &str) -> bool {
                 .is_some_and(|(folder, _)| FOLDERS.contains(&folder))
 }
 
-/// A file's download, told whenever another hundredth is done.
+/// Reports the progress of a file's download, once per hundredth.
 struct Meter<'a> {
     report: &'a mut dyn FnMut(Download<'_>),
     file: &'a str,

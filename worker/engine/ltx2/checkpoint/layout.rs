@@ -1,6 +1,6 @@
 //! The two layouts of a checkpoint, and the parts that it consists of.
 
-/// How the parts lie in their folder.
+/// The way in which the parts are arranged in their folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// The layout in which diffusers saves a pipeline and in which `Lightricks/LTX-2` is published.
@@ -34,7 +34,7 @@ impl Component {
         Self::Vocoder,
     ];
 
-    /// The library's name of the part.
+    /// Returns the library's name of the part.
     pub fn name(self) -> &'static str {
         match self {
             Self::TextEncoder => "text_encoder",
@@ -47,7 +47,7 @@ impl Component {
         }
     }
 
-    /// Folders where the part may lie, the usual one first.
+    /// Returns the folders where the part may be, the usual one first.
     pub(super) fn folders(self, layout: Layout) -> &'static [&'static str] {
         match (self, layout) {
             (Self::TextEncoder, Layout::Library) => &["text_encoder"],

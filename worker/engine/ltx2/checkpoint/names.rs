@@ -1,7 +1,7 @@
 //! Maps the tensor names of the original checkpoint to the library's.
 //!
-//! The pairs are those of the library's conversion script (diffusers 0.42.1, `scripts/convert_ltx2_to_diffusers.py`), the
-//! other way round from how they are read there.
+//! The pairs are those of the library's conversion script (diffusers 0.42.1, `scripts/convert_ltx2_to_diffusers.py`),
+//! in the opposite direction.
 
 use super::gemma_names::library_name;
 use super::layout::{Component, Layout};
@@ -10,16 +10,17 @@ use super::layout::{Component, Layout};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
     Library(String),
-    /// Known, and not needed.
+    /// The tensor is known and not needed.
     Skip,
 }
 
-/// Names one part's tensors. Needs all of them at once: where the video VAE's last block sits depends on their number.
+/// Maps the names of one part's tensors. It needs all of them at once, because the position of the video VAE's last
+/// block depends on their number.
 #[derive(Debug)]
 pub(super) struct Names {
     component: Component,
     layout: Layout,
-    /// Of the video VAE's encoder in the original layout.
+    /// The index of the last block of the video VAE's encoder in the original layout.
     last_down_block: usize,
 }
 
@@ -49,7 +50,7 @@ impl Names {
         if self.component == Component::Upsampler && name == "blur_down.kernel"
             || name.ends_with(".blur_down.kernel")
         {
-            // Only used at a stride above 1.
+            // The reference uses this tensor only at a stride above 1.
             return Name::Skip;
         }
         match self.layout {
@@ -73,7 +74,7 @@ impl Names {
     }
 }
 
-/// Whole words between dots: original, library.
+/// Replacements of whole words between dots: original, library.
 type Words = &'static [(&'static str, &'static str)];
 
 const TRANSFORMER: Words = &[
@@ -134,7 +135,7 @@ fn words(name: &str, pairs: Words) -> String {
     renamed.collect::<Vec<_>>().join(".")
 }
 
-/// The prefixes that programs put before a part's names when they save it with others.
+/// Removes the prefix that programs put before a part's names when they save it with other parts.
 fn without_prefix(component: Component, name: &str) -> &str {
     let prefixes: &[&str] = match component {
         Component::Transformer => &["model.diffusion_model.", "diffusion_model.", "model."],
@@ -148,7 +149,7 @@ fn without_prefix(component: Component, name: &str) -> &str {
     rest.unwrap_or(name)
 }
 
-/// Mean and deviation of the latents, of which the original file has more than are used.
+/// Maps the names of the latents' mean and deviation. The original file has more statistics than are used.
 fn statistics(name: &str) -> Option<Name> {
     let statistic = name.strip_prefix("per_channel_statistics.")?;
     Some(match statistic {
@@ -158,8 +159,8 @@ fn statistics(name: &str) -> Option<Name> {
     })
 }
 
-/// The original has one flat list of blocks: residual stages at even positions, resamplers at odd ones. The encoder's
-/// last stage and the decoder's first are the library's middle block.
+/// Maps a block's name. The original has one flat list of blocks: residual stages at even positions, resamplers at odd
+/// ones. The encoder's last stage and the decoder's first are the library's middle block.
 fn video_block(name: &str, last_down_block: usize) -> String {
     let mut parts = name.splitn(4, '.');
     let (side, list, position, rest) = (parts.next(), parts.next(), parts.next(), parts.next());

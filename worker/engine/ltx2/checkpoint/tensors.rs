@@ -1,7 +1,7 @@
-//! The tensors of one part: a single `*.safetensors` file or shards with an index, mapped into memory.
+//! The tensors of one part: a single `*.safetensors` file, or shards with an index, memory-mapped.
 //!
-//! Nothing is copied before a tensor is asked for, and then once, to the device that it is for: a model of 60 GiB has no
-//! second copy in the host's memory.
+//! A tensor is copied only on request, and then once, directly to its device, so that a model of 60 GiB has no second
+//! copy in the host's memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 use super::layout::{Component, Layout};
 use super::names::{Name, Names};
 
-/// Why a part's files cannot be used.
+/// The reason why a part's files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorFileError {
     #[error("{}: expected one *.safetensors file or an index of shards, found {found}", folder.display())]
@@ -43,7 +43,7 @@ pub enum TensorFileError {
 #[derive(Debug)]
 pub struct Files {
     shards: Vec<Shard>,
-    /// Those that the engine may ask for.
+    /// The tensors that the engine may request, by library name.
     entries: BTreeMap<String, Entry>,
 }
 
@@ -56,11 +56,11 @@ struct Shard {
 #[derive(Debug)]
 struct Entry {
     shard: usize,
-    /// The type's name in the file, for messages.
+    /// The name of the type in the file, for messages.
     stored: String,
     dtype: Dtype,
     shape: Vec<i64>,
-    /// Where the tensor's bytes begin in the shard's map.
+    /// The offset of the tensor's bytes in the shard's mapping.
     begin: usize,
     end: usize,
 }
@@ -71,15 +71,16 @@ struct Index {
 }
 
 impl Files {
-    /// Whether there is anything in a folder that [`Self::open`] would take.
+    /// Returns whether a folder has any file that [`Self::open`] would use.
     pub(super) fn are_in(folder: &Path) -> bool {
         matches!(find(folder), Ok(found) if found != Found::Nothing)
     }
 
-    /// Maps the files of a folder and reads what tensors they have.
+    /// Maps the files of a folder into memory and reads which tensors they have.
     ///
     /// # Errors
-    /// When there are none or too many, one is cut short, or an index and its shards do not agree.
+    /// Returns an error when there are no files or too many, when one is truncated, or when an index and its shards do
+    /// not agree.
     pub(super) fn open(
         folder: &Path,
         component: Component,
@@ -139,7 +140,7 @@ impl Files {
         Ok(Self { shards, entries })
     }
 
-    /// Library names, each with what the file calls it.
+    /// Returns the library names, each with the name in the file.
     pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries
             .iter()
@@ -154,7 +155,7 @@ impl Files {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// The size in bytes as stored.
+    /// Returns the size in bytes as stored.
     pub fn bytes(&self) -> u64 {
         self.entries.values().map(Entry::bytes).sum()
     }
@@ -163,10 +164,10 @@ impl Files {
         self.entries.values().map(Entry::elements).sum()
     }
 
-    /// A tensor to load.
+    /// Returns a tensor to load.
     ///
     /// # Errors
-    /// When it is not there, or of a type that is no float of at least 16 bits.
+    /// Returns an error when the tensor is missing, or is not of a floating-point type of at least 16 bits.
     pub(crate) fn stored(&self, name: &str) -> Result<Stored<'_>, String> {
         let entry = self.entries.get(name).ok_or("is not there")?;
         let Some(kind) = float(entry.dtype) else {
@@ -194,7 +195,7 @@ impl Stored<'_> {
         self.bytes.len() as u64
     }
 
-    /// Copies it to a device once, and converts it there.
+    /// Copies the tensor to a device once, and converts it there.
     pub(crate) fn load(&self, kind: Kind, device: Device) -> Tensor {
         if !self
             .bytes
@@ -202,7 +203,7 @@ impl Stored<'_> {
             .addr()
             .is_multiple_of(self.kind.elt_size_in_bytes())
         {
-            // Files of old writers may begin at any address.
+            // In files of old writers, a tensor may begin at any address.
             let tensor = Tensor::from_data_size(self.bytes, self.shape, self.kind);
             return tensor.to_device(device).to_kind(kind);
         }
@@ -210,13 +211,13 @@ impl Stored<'_> {
         if device == Device::Cpu && kind == self.kind {
             return view.copy();
         }
-        // Converted on the device: the other way round there would be a second copy here.
+        // The tensor is converted on the device, because converting it first would make a second copy in host memory.
         view.to_device(device).to_kind(kind)
     }
 }
 
 impl Entry {
-    /// `data` is where the file's tensors begin.
+    /// Creates the entry of a tensor. `data` is the offset of the tensors in the file.
     fn new(shard: usize, data: usize, info: &TensorInfo) -> Self {
         let size = |&size: &usize| i64::try_from(size).unwrap_or(i64::MAX);
         Self {
@@ -246,10 +247,11 @@ impl Shard {
         }
     }
 
-    /// Where the tensors begin, and which there are. Their offsets have been checked against the file's size.
+    /// Returns the offset of the tensors, and their metadata. The tensors' offsets have been checked against the file's
+    /// size.
     fn metadata(&self) -> Result<(usize, Metadata), TensorFileError> {
         match SafeTensors::read_metadata(&self.map) {
-            // The header follows its length, a u64.
+            // The file begins with the header's length, a u64.
             Ok((header, metadata)) => Ok((8 + header, metadata)),
             Err(error) => Err(TensorFileError::Damaged {
                 path: self.path.clone(),
@@ -306,7 +308,7 @@ fn read_index(path: &Path) -> Result<Index, TensorFileError> {
         source,
     })?;
     let index: Index = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-    // A file beside the index, and nothing else on this machine.
+    // A shard must lie beside the index, so that an index cannot name other files of this machine.
     let outside =
         |file: &&String| Path::new(file.as_str()).file_name() != Some(file.as_str().as_ref());
     match index.weight_map.values().find(outside) {
@@ -316,7 +318,7 @@ fn read_index(path: &Path) -> Result<Index, TensorFileError> {
     }
 }
 
-/// Every tensor lies where the index says, and there is no other.
+/// Checks that every tensor is where the index says, and that there is no other.
 fn check_index(
     path: &Path,
     index: &Index,
@@ -354,7 +356,7 @@ fn check_index(
     }
 }
 
-/// The kind of a stored float; none for types that this engine does not read.
+/// Returns the kind of a stored float; `None` for types that this engine does not read.
 fn float(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::BF16 => Some(Kind::BFloat16),
@@ -369,13 +371,13 @@ fn float(dtype: Dtype) -> Option<Kind> {
     reason = "a map is the only way to read a file without a copy of it"
 )]
 fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: requires that nobody changes or shortens the file while it is mapped. A checkpoint is written once and then
-    // only read; whoever replaces it writes new files. Should somebody cut one short all the same, reading it ends this
-    // process with SIGBUS, which costs one worker and nothing else.
+    // SAFETY: requires that the file is not changed or shortened while it is mapped. A checkpoint is written once and
+    // then only read, and a replacement is written to new files. If a file is shortened all the same, reading it ends
+    // this process with SIGBUS, which costs one worker and nothing else.
     unsafe { Mmap::map(file) }
 }
 
-/// A tensor over bytes that it does not own: neither it nor anything that shares its storage may outlive them.
+/// Creates a tensor over bytes that it does not own. Neither it nor anything that shares its storage may outlive them.
 #[expect(unsafe_code, reason = "libtorch does not know lifetimes")]
 fn view(bytes: &[u8], shape: &[i64], kind: Kind) -> Tensor {
     let mut strides = vec![1; shape.len()];

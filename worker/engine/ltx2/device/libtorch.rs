@@ -16,23 +16,23 @@ unsafe extern "C" {
     fn ltx2_attention_order(order: *const i64, count: usize) -> c_int;
 }
 
-/// A call that libtorch refused: without the CUDA backend, or before it has begun.
+/// A call that libtorch refused, because there is no CUDA backend or it is not initialised.
 #[derive(Debug, thiserror::Error)]
 #[error("libtorch refused to {0}")]
 pub struct Refused(&'static str);
 
-/// Bytes of a device's memory in libtorch's caching allocator.
+/// The memory of a device in libtorch's caching allocator, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocated {
-    /// Bytes in tensors now.
+    /// The size of all tensors now.
     pub now: u64,
-    /// The peak of bytes in tensors since the last reset.
+    /// The peak size of all tensors since the last reset.
     pub peak: u64,
-    /// Taken from the driver, at most since the last reset.
+    /// The peak of memory taken from the driver since the last reset.
     pub reserved_peak: u64,
 }
 
-/// libtorch's own order by its numbers; the last kind is for devices that bring their own.
+/// libtorch's own order of kernels, by number; the last kind is for devices that bring their own.
 const DEFAULT_ORDER: [i64; 5] = [1, 2, 0, 3, 4];
 
 /// Attention kernels, as libtorch numbers them.
@@ -66,13 +66,13 @@ pub(crate) fn reset_peaks(device: usize) -> Result<(), Refused> {
     )
 }
 
-/// Gives memory that no tensor uses back to the driver.
+/// Releases memory that no tensor uses to the driver.
 pub(crate) fn empty_cache() -> Result<(), Refused> {
     // SAFETY: no pointers; exceptions do not leave the function.
     check(unsafe { ltx2_empty_cache() }, "empty its cache")
 }
 
-/// Whether this thread's operations go to the default stream.
+/// Returns whether this thread's operations go to the default stream.
 pub(crate) fn on_default_stream(device: usize) -> Result<bool, Refused> {
     let mut id = 0;
     // SAFETY: the pointer is to a live value of that type.
@@ -81,7 +81,7 @@ pub(crate) fn on_default_stream(device: usize) -> Result<bool, Refused> {
     Ok(id == 0)
 }
 
-/// Whether float32 matrices and convolutions may be rounded to TF32.
+/// Sets whether float32 matrices and convolutions may be rounded to TF32.
 pub(crate) fn allow_tf32(allow: bool) -> Result<(), Refused> {
     // SAFETY: no pointers; exceptions do not leave the function.
     check(
@@ -90,9 +90,9 @@ pub(crate) fn allow_tf32(allow: bool) -> Result<(), Refused> {
     )
 }
 
-/// Which attention kernels are tried first, and in which order; the others follow as they were by default.
+/// Sets which attention kernels are tried first, and in which order; the others follow in the default order.
 pub(crate) fn attention_order(first: &[Attention]) -> Result<(), Refused> {
-    // libtorch takes complete orders only.
+    // libtorch accepts only complete orders.
     let mut order: Vec<i64> = first.iter().map(|kind| *kind as i64).collect();
     let others = DEFAULT_ORDER
         .into_iter()

@@ -1,4 +1,4 @@
-//! Bytes on their way from the GPU, while it computes on.
+//! Copies bytes from the GPU to pinned host memory while the GPU continues to compute.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use tch::{Kind, Tensor};
 
 use super::{DeviceError, Gpu};
 
-/// A place in host memory that the GPU writes to by itself, for one tensor at a time. Getting such memory is slow: keep it.
+/// A buffer of pinned host memory for one copy at a time. Allocating such memory is slow, so the buffer should be kept.
 #[derive(Debug)]
 pub struct Download {
     default_stream: Arc<CudaStream>,
     stream: Arc<CudaStream>,
     memory: Option<PinnedHostSlice<u8>>,
-    /// Bytes in it.
+    /// The number of bytes in the buffer.
     length: usize,
-    /// The tensor must live until its bytes have been copied.
+    /// The copy in progress. The tensor must live until its bytes have been copied.
     under_way: Option<(Tensor, CudaEvent)>,
 }
 
 impl Download {
     /// # Errors
-    /// When the driver fails.
+    /// Returns an error when the driver fails.
     pub fn new(gpu: &Gpu) -> Result<Self, DeviceError> {
         let stream = gpu.context().new_stream().map_err(failed)?;
         Ok(Self {
@@ -33,13 +33,13 @@ impl Download {
         })
     }
 
-    /// Starts to copy a tensor of bytes on the GPU, once it is computed. What is under way is finished first.
+    /// Starts to copy a tensor of bytes on the GPU as soon as it is computed. A copy in progress is finished first.
     ///
     /// # Errors
-    /// When the driver fails, or has no memory that it can write to.
+    /// Returns an error when the driver fails, or cannot allocate pinned memory.
     ///
     /// # Panics
-    /// When the tensor is not one of contiguous bytes on a GPU.
+    /// Panics when the tensor is not contiguous, not on a GPU, or not of bytes.
     pub fn start(&mut self, bytes: Tensor) -> Result<(), DeviceError> {
         assert!(
             bytes.kind() == Kind::Uint8 && bytes.is_contiguous() && bytes.device().is_cuda(),
@@ -49,10 +49,10 @@ impl Download {
         self.start_copy(bytes).map_err(failed)
     }
 
-    /// Waits for the copy that is under way. Gives the bytes copied last.
+    /// Waits for the copy in progress, and returns the bytes that were copied last.
     ///
     /// # Errors
-    /// When the GPU failed.
+    /// Returns an error when the GPU failed.
     pub fn wait(&mut self) -> Result<&[u8], DeviceError> {
         self.finish()?;
         let Some(memory) = &self.memory else {
@@ -79,7 +79,7 @@ impl Download {
             let to = &mut memory.as_mut_slice()?[..length];
             let from = bytes.data_ptr() as u64;
             // SAFETY: both sides are `length` bytes long. The tensor lives until the event below has passed, and
-            // nobody reads the memory before.
+            // no code reads the memory before.
             unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }?;
         }
         let done = self.stream.record_event(None)?;
@@ -88,7 +88,7 @@ impl Download {
         Ok(())
     }
 
-    /// Waits for the copy that is under way.
+    /// Waits for the copy in progress.
     fn finish(&mut self) -> Result<(), DeviceError> {
         match self.under_way.take() {
             Some((_, done)) => done.synchronize().map_err(failed),

@@ -1,4 +1,4 @@
-//! Measures the engine alone. Prints what it has measured as it goes, and a JSON report at the end:
+//! Measures the engine alone. Prints measurements while it runs, and a JSON report at the end:
 //! `cargo run --release -p fastvideo-ltx2 --features torch --example bench -- --help`.
 
 #![expect(

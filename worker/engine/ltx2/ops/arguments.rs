@@ -6,31 +6,32 @@ use tch::Tensor;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runs(Vec<i64>);
 
-/// Cosines and sines for rotating queries or keys, each `[B or 1, heads, tokens, head width / 2]`, contiguous, in float32.
+/// The cosines and sines for rotating queries or keys, each `[B or 1, heads, tokens, head width / 2]`, contiguous, in
+/// float32.
 #[derive(Debug)]
 pub struct Rotation {
     pub cos: Tensor,
     pub sin: Tensor,
 }
 
-/// How `[B, C, F, H, W]` becomes the input of a convolution that does not pad.
+/// The padding that turns `[B, C, F, H, W]` into the input of a convolution that does not pad by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Padding {
-    /// Copies of the first frame in front of it.
+    /// The number of copies of the first frame in front of it.
     pub before: i64,
-    /// Copies of the last frame behind it.
+    /// The number of copies of the last frame behind it.
     pub after: i64,
-    /// Rows and columns on each side.
+    /// The number of rows and columns on each side.
     pub border: i64,
-    /// Whether the border mirrors the picture, which must be wider than it; else it is zero.
+    /// Whether the border mirrors the picture, which must be wider than the border; otherwise the border is zero.
     pub reflect: bool,
 }
 
 impl Runs {
-    /// Runs of these lengths; empty ones are not runs.
+    /// Creates runs of these lengths. Empty runs are not allowed.
     ///
     /// # Panics
-    /// When one is empty or negative.
+    /// Panics when a length is zero or negative.
     pub fn new(lengths: Vec<i64>) -> Self {
         assert!(
             lengths.iter().all(|&length| length > 0),
@@ -47,7 +48,7 @@ impl Runs {
         self.0.iter().sum()
     }
 
-    /// The first token of each run but the first.
+    /// Returns the first token of each run except the first run.
     pub fn starts(&self) -> Vec<i64> {
         let mut starts = Vec::with_capacity(self.0.len());
         let mut token = 0;
@@ -58,12 +59,12 @@ impl Runs {
         starts
     }
 
-    /// Whether the rows broadcast over the tokens as they are: one run, or every token its own.
+    /// Returns whether the rows broadcast over the tokens as they are: one run, or one run for every token.
     pub(super) fn broadcast(&self) -> bool {
         self.0.len() == 1 || self.0.iter().all(|&length| length == 1)
     }
 
-    /// Each run's part of `[B, tokens, D]` with its part of the rows, by number in order.
+    /// Returns each run's part of `[B, tokens, D]`, in order.
     pub(super) fn slices(&self, tokens: &Tensor) -> Vec<Tensor> {
         let sizes: &[i64] = &self.0;
         tokens.split_with_sizes(sizes, 1)

@@ -1,4 +1,5 @@
-//! Sizes, levels, kept parts and trims of one request, or why it is refused. Nothing is computed here.
+//! Plans one request: sizes, noise levels, kept parts and trims, or the reason why it is refused. Nothing is computed
+//! here.
 
 use std::ops::Range;
 
@@ -10,9 +11,9 @@ use crate::sampling::guidance::Guidances;
 use crate::sampling::latents::{AudioGrid, VideoGrid};
 use crate::sampling::schedule::{Scheduler, StepsError};
 
-/// Rows and columns of latents that the picture's decoder needs, as it reflects them at the edges.
+/// The smallest number of rows and columns of latents. The picture's decoder reflects them at the edges.
 const LEAST_CELLS: i64 = 2;
-/// The second stage has twice the rows and columns.
+/// The factor from the first stage's rows and columns to those of the second stage.
 const SCALE: i64 = 2;
 
 #[derive(Debug)]
@@ -22,17 +23,17 @@ pub(super) struct Plan {
     pub(super) audio: AudioGrid,
     pub(super) guidance: Guidances,
     pub(super) fps: f64,
-    /// Seconds by which the sound begins before the picture.
+    /// The time in seconds by which the sound begins before the picture.
     pub(super) video_offset: f64,
-    /// Audio latents that are given.
+    /// The number of audio latents that are given.
     pub(super) kept_audio: i64,
-    /// Frames at the start that belong to the segment before.
+    /// The number of frames at the start that belong to the segment before.
     pub(super) trimmed_frames: i64,
-    /// The samples at the start that belong to the segment before.
+    /// The number of samples at the start that belong to the segment before.
     pub(super) trimmed_samples: i64,
-    /// The number of samples that play as long as the frames that are handed out.
+    /// The number of samples that play as long as the frames that are passed out.
     pub(super) samples: i64,
-    /// Frames of the clip that the next segment begins with.
+    /// The frames of the clip that the next segment begins with.
     pub(super) next_frames: Range<i64>,
     pub(super) next_audio_num_frames: i64,
     pub(super) next_video_offset: f64,
@@ -42,10 +43,10 @@ pub(super) struct Plan {
 pub(super) struct StagePlan {
     pub(super) stage: Stage,
     pub(super) grid: VideoGrid,
-    /// Height and width of the stage's picture in pixels.
+    /// The height and width of the stage's picture in pixels.
     pub(super) height: i64,
     pub(super) width: i64,
-    /// The levels, down to 0.
+    /// The noise levels, down to 0.
     pub(super) sigmas: Vec<f32>,
 }
 
@@ -55,7 +56,7 @@ struct Kept {
     /// The length of the taken-over sound in frames.
     sound: i64,
     audio_latents: i64,
-    /// Frames' worth of sound before the picture.
+    /// The length in frames of the sound before the picture.
     extra: i64,
     video_offset: f64,
 }
@@ -93,7 +94,7 @@ impl Plan {
             stages,
             audio: AudioGrid {
                 channels: audio.latent_channels,
-                // Something must be left to make.
+                // At least one latent must be left to generate.
                 frames: latents.max(kept.audio_latents + 1),
                 bins: audio.latent_mel_bins(),
             },
@@ -111,7 +112,7 @@ impl Plan {
     }
 }
 
-/// How sound goes with frames.
+/// The ratios between the lengths of sound and frames.
 struct Pace {
     fps: f64,
     audio_latents_per_second: f64,
@@ -129,7 +130,7 @@ impl Pace {
 
     fn audio_latents(&self, frames: i64) -> i64 {
         let seconds = frames as f64 / self.fps;
-        // As Python rounds.
+        // Python rounds half to even, and so does this.
         whole((seconds * self.audio_latents_per_second).round_ties_even())
     }
 }
@@ -244,7 +245,7 @@ fn kept(request: &Request<'_>, parts: &Parts, pace: &Pace) -> Result<Kept, Gener
     })
 }
 
-/// Frames' worth of sound before the picture.
+/// Returns the length in frames of the sound before the picture.
 fn extra(request: &Request<'_>, before: &Continuation) -> Result<i64, GenerateError> {
     let offset = before.video_position_offset_sec;
     let longest = request.num_frames as f64 / request.fps;

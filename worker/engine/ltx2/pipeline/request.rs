@@ -13,34 +13,34 @@ use crate::video_vae::{Tiling, TilingError};
 pub struct Settings {
     pub draw_order: DrawOrder,
     pub positions: Positions,
-    /// How the picture is decoded.
+    /// The tiling with which the picture is decoded.
     pub tiling: Tiling,
     pub stages: Stages,
-    /// Steps of the second stage, 1 to 3.
+    /// The number of steps of the second stage, 1 to 3.
     pub refine_steps: usize,
     pub conditioning: Conditioning,
     /// Whether the next segment continues from the sound as it was played, encoded again, instead of from the latents.
     pub audio_reencode: bool,
 }
 
-/// How many stages a request has.
+/// The number of stages of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stages {
-    /// Two where the checkpoint has an upsampler.
+    /// Two stages if the checkpoint has an upsampler, else one.
     Automatic,
     One,
-    /// The first one at half the size.
+    /// Two stages, the first one at half the size.
     Two,
 }
 
 /// The conditioning that a segment takes over from the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditioning {
-    /// Frames: 0, or 1 more than a multiple of the frames that a latent holds.
+    /// The number of frames: 0, or 1 more than a multiple of the number of frames of a latent.
     pub num_frames: i64,
-    /// How many frames' worth of sound. Where a segment is shorter than that, as many as `num_frames`.
+    /// The length of the sound in frames. It is limited to `num_frames` in a segment that is shorter than this.
     pub audio_num_frames: i64,
-    /// Frames at the segment's end, behind those that are taken over.
+    /// The number of frames at the segment's end, after those that are taken over.
     pub end_offset: i64,
 }
 
@@ -102,7 +102,7 @@ impl Settings {
     }
 }
 
-/// Whether the VAE takes that many frames.
+/// Returns whether the VAE accepts that number of frames.
 pub(super) fn is_clip(frames: i64, ratio: i64) -> bool {
     frames >= 1 && (frames - 1) % ratio == 0
 }
@@ -111,17 +111,17 @@ pub(super) fn is_clip(frames: i64, ratio: i64) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub prompt: &'a str,
-    /// Base weights only; has no effect at scale 1.
+    /// The negative prompt, for base weights only; it has no effect at scale 1.
     pub negative_prompt: Option<&'a str>,
     pub seed: u64,
     /// The number of denoise steps of the first stage.
     pub num_inference_steps: usize,
-    /// 1 is none; distilled weights take no other.
+    /// The guidance scale; 1 is no guidance. Distilled weights accept no other value.
     pub guidance_scale: f64,
-    /// Height and width of the finished picture in pixels.
+    /// The height and width of the finished picture in pixels.
     pub height: i64,
     pub width: i64,
-    /// The number of frames, including those that a continued segment begins with and does not hand out.
+    /// The number of frames, including those that a continued segment begins with and does not pass out.
     pub num_frames: i64,
     /// Frames per second.
     pub fps: f64,
@@ -132,13 +132,13 @@ pub struct Request<'a> {
 #[derive(Clone, Copy, Debug)]
 pub enum Start<'a> {
     Noise,
-    /// rgb8 `[1, H, W, 3]`, of any size: becomes the first frame.
+    /// The image that becomes the first frame: rgb8 `[1, H, W, 3]`, of any size.
     Image(&'a Tensor),
     Segment(&'a Continuation),
 }
 
 impl Start<'_> {
-    /// rgb8 `[n, H, W, 3]`.
+    /// Returns the frames, rgb8 `[n, H, W, 3]`.
     pub(super) fn frames(&self) -> Option<&Tensor> {
         match self {
             Self::Noise => None,
@@ -158,22 +158,22 @@ impl Start<'_> {
 /// The continuation state that a segment leaves for the next one, on the CPU.
 #[derive(Debug)]
 pub struct Continuation {
-    /// The frames that the next segment begins with, rgb8 `[n, H, W, 3]`; none if it takes over none.
+    /// The frames that the next segment begins with, rgb8 `[n, H, W, 3]`; `None` if it takes over none.
     pub frames: Option<Tensor>,
     /// All of the segment's audio latents, normalized, `[1, C, T, M]`, float32; the next segment begins with the last ones.
     pub audio_latents: Option<Tensor>,
-    /// How many frames' worth of the sound the next segment begins with.
+    /// The length in frames of the sound that the next segment begins with.
     pub audio_num_frames: i64,
-    /// Seconds by which the next segment's sound begins before its picture.
+    /// The time in seconds by which the next segment's sound begins before its picture.
     pub video_position_offset_sec: f64,
 }
 
-/// Normalized latents of both streams as tokens, float32.
+/// The normalized latents of both streams as tokens, float32.
 #[derive(Debug)]
 pub struct Latents {
-    /// `[1, N, C]`.
+    /// The video tokens, `[1, N, C]`.
     pub video: Tensor,
-    /// `[1, L, D]`.
+    /// The audio tokens, `[1, L, D]`.
     pub audio: Tensor,
 }
 
@@ -185,11 +185,11 @@ pub enum Stage {
     Refine,
 }
 
-/// A denoise step that is done.
+/// A finished denoise step.
 #[derive(Debug)]
 pub struct Step<'a> {
     pub stage: Stage,
-    /// The number of the step, from 1.
+    /// The number of the step, counted from 1.
     pub step: usize,
     pub total_steps: usize,
     /// The latents after the step.
@@ -198,26 +198,26 @@ pub struct Step<'a> {
 
 /// The receiver of a segment's sound and frames while it is generated.
 pub trait Output {
-    /// True once nobody wants the segment any more.
+    /// Returns whether the segment is cancelled. Once true, it stays true.
     fn cancelled(&self) -> bool;
 
     fn step(&mut self, step: &Step<'_>);
 
-    /// All of the segment's sound, interleaved, −1 to 1. Comes once, before the first frame. It may end a few hundredths of
-    /// a second before the frames do, as audio latents are longer than frames.
+    /// Takes all of the segment's sound, interleaved, −1 to 1. It is called once, before the first frame. The sound may
+    /// end a few hundredths of a second before the frames do, because audio latents are longer than frames.
     ///
     /// # Errors
-    /// When the segment cannot be taken.
+    /// Returns an error when the segment cannot be taken.
     fn sound(&mut self, samples: &[f32]) -> Result<(), OutputError>;
 
-    /// The next frames, rgb8 `[n, H, W, 3]`, on the model's device.
+    /// Takes the next frames, rgb8 `[n, H, W, 3]`, on the model's device.
     ///
     /// # Errors
-    /// When the segment cannot be taken.
+    /// Returns an error when the segment cannot be taken.
     fn frames(&mut self, rgb8: &Tensor) -> Result<(), OutputError>;
 }
 
-/// Why an output takes no more.
+/// The reason why an output takes no more.
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     #[error("cancelled")]
@@ -226,19 +226,19 @@ pub enum OutputError {
     Failed(String),
 }
 
-/// Why there is no segment.
+/// The reason why no segment was generated.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
     #[error("cancelled")]
     Cancelled,
-    /// The model cannot do that.
+    /// The model cannot serve the request.
     #[error("{field}: expected {expected}, given {given}")]
     Refused {
         field: &'static str,
         expected: String,
         given: String,
     },
-    /// The segment cannot be continued by this model.
+    /// The model cannot continue from the state.
     #[error("state's {field}: expected {expected}, given {given}")]
     State {
         field: &'static str,

@@ -13,15 +13,15 @@ use crate::transformer::{Geometry, Inputs, NoiseLevels, Positions, RotaryTables,
 /// The contexts that a stage attends to.
 pub(super) struct Texts<'a> {
     pub(super) positive: &'a TextContext,
-    /// The context of the negative prompt, where the guidance needs one.
+    /// The context of the negative prompt, if the guidance needs one.
     pub(super) negative: Option<&'a TextContext>,
 }
 
-/// Tokens that are given: the first ones of each stream.
+/// The conditioning tokens that are given: the first ones of each stream.
 pub(super) struct Clean {
-    /// `[1, kept, C]`.
+    /// The video tokens, `[1, kept, C]`.
     pub(super) video: Option<Tensor>,
-    /// `[1, kept, D]`.
+    /// The audio tokens, `[1, kept, D]`.
     pub(super) audio: Option<Tensor>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Denoises to clean latents: from pure noise, or from `start` with noise added where another stage came before.
+    /// Denoises to clean latents: from pure noise, or from `start` with noise added if another stage came before.
     pub(super) fn denoise(
         &self,
         noise: &Noise,
@@ -89,7 +89,7 @@ impl Run<'_> {
         })
     }
 
-    /// The latents with the conditioning tokens in their place.
+    /// Returns the latents with the conditioning tokens in their place.
     fn given(&self, latents: Latents) -> Latents {
         Latents {
             video: lay_over(latents.video, self.clean.video.as_ref()),
@@ -97,7 +97,7 @@ impl Run<'_> {
         }
     }
 
-    /// The clean latents as guided.
+    /// Predicts the clean latents with guidance.
     fn predict(&self, x: &Latents, sigma: f32, tables: &RotaryTables) -> Latents {
         let guidance = &self.plan.guidance;
         let pass = |text, isolated| self.x0(x, sigma, tables, text, isolated);
@@ -116,7 +116,7 @@ impl Run<'_> {
         }
     }
 
-    /// The clean latents as one pass of the transformer predicts them.
+    /// Predicts the clean latents by one pass of the transformer.
     fn x0(
         &self,
         x: &Latents,
@@ -142,7 +142,7 @@ impl Run<'_> {
     }
 }
 
-/// Level 0 for what is given, `sigma` for the rest.
+/// Returns level 0 for the given tokens and `sigma` for the rest.
 fn levels(x: &Tensor, clean: Option<&Tensor>, sigma: f64) -> NoiseLevels {
     let kept = clean.map_or(0, |clean| clean.size()[1]);
     NoiseLevels::runs(&[(kept, 0.0), (x.size()[1] - kept, sigma)])

@@ -4,14 +4,14 @@
 
 use tch::Tensor;
 
-/// How strongly a stream is pulled away from what it should not be. 1, 1 and 0 are no guidance.
+/// The strengths of guidance for one stream. Text 1, modality 1 and rescale 0 mean no guidance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guidance {
-    /// Away from the negative prompt's prediction.
+    /// The strength away from the negative prompt's prediction.
     pub text: f64,
-    /// Away from the prediction without the other stream.
+    /// The strength away from the prediction without the other stream.
     pub modality: f64,
-    /// 0 to 1: how much of the prediction's own deviation is restored.
+    /// The share of the prediction's own deviation that is restored, 0 to 1.
     pub rescale: f64,
 }
 
@@ -28,8 +28,8 @@ impl Guidances {
         audio: Guidance::NONE,
     };
 
-    /// From the one number that requests have: 1 is no guidance at all, 3 what the model's authors use. The sound's scale
-    /// keeps its distance to the picture's in proportion.
+    /// Creates the guidance from the single number that requests have: 1 is no guidance, 3 is the value that the
+    /// model's authors use. The sound's scale stays in proportion to the picture's.
     pub fn of_scale(scale: f64) -> Self {
         if scale == 1.0 {
             return Self::NONE;
@@ -41,23 +41,23 @@ impl Guidances {
         Self { video, audio }
     }
 
-    /// Whether the negative prompt has a say.
+    /// Returns whether the negative prompt has an effect.
     pub fn uses_negative(&self) -> bool {
         self.video.text != 1.0 || self.audio.text != 1.0
     }
 
-    /// Whether picture and sound are also predicted apart.
+    /// Returns whether picture and sound are also predicted separately.
     pub fn uses_isolated(&self) -> bool {
         self.video.modality != 1.0 || self.audio.modality != 1.0
     }
 }
 
-/// The other predictions of a step, where the guidance asks for them.
+/// The other predictions of a step, as far as the guidance needs them.
 #[derive(Debug)]
 pub struct Others<'a> {
     /// The prediction with the negative prompt.
     pub negative: Option<&'a Tensor>,
-    /// The prediction with picture and sound kept apart.
+    /// The prediction with picture and sound kept separate.
     pub isolated: Option<&'a Tensor>,
 }
 
@@ -80,9 +80,9 @@ impl Guidance {
         rescale: 0.7,
     };
 
-    /// The guided prediction of the clean latents, from the plain one and the others.
+    /// Returns the guided prediction of the clean latents, from the plain one and the others.
     pub fn apply(&self, x0: &Tensor, others: &Others<'_>) -> Tensor {
-        // A copy: what is added is added in place.
+        // This must be a copy, because the terms are added in place.
         let mut guided = x0.copy();
         if let Some(negative) = others.negative {
             guided += (x0 - negative) * (self.text - 1.0);

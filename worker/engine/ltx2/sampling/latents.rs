@@ -1,8 +1,8 @@
-//! Latents as grids and as tokens, and what a stage starts from.
+//! Latents as grids and as tokens, and the latents that a stage starts from.
 
 use tch::Tensor;
 
-/// Sizes of video latents, `[1, channels, frames, height, width]`.
+/// The sizes of video latents, `[1, channels, frames, height, width]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VideoGrid {
     pub channels: i64,
@@ -25,7 +25,7 @@ impl VideoGrid {
     }
 }
 
-/// Sizes of audio latents, `[1, channels, frames, bins]`.
+/// The sizes of audio latents, `[1, channels, frames, bins]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AudioGrid {
     pub channels: i64,
@@ -43,7 +43,7 @@ impl AudioGrid {
     }
 }
 
-/// `[B, C, F, H, W]` to tokens `[B, F * H * W, C]`.
+/// Packs `[B, C, F, H, W]` to tokens `[B, F * H * W, C]`.
 pub fn pack_video(latents: &Tensor) -> Tensor {
     latents.flatten(2, 4).transpose(1, 2).contiguous()
 }
@@ -54,7 +54,7 @@ pub fn unpack_video(tokens: &Tensor, grid: &VideoGrid) -> Tensor {
     tokens.transpose(1, 2).unflatten(2, sizes).contiguous()
 }
 
-/// `[B, C, L, M]` to tokens `[B, L, C * M]`.
+/// Packs `[B, C, L, M]` to tokens `[B, L, C * M]`.
 pub fn pack_audio(latents: &Tensor) -> Tensor {
     latents.transpose(1, 2).flatten(2, 3)
 }
@@ -65,7 +65,7 @@ pub fn unpack_audio(tokens: &Tensor, grid: &AudioGrid) -> Tensor {
     tokens.unflatten(2, sizes).transpose(1, 2).contiguous()
 }
 
-/// `x` with its first tokens replaced by those of `clean`, which are given; `[1, kept, C]` over `[1, N, C]`.
+/// Returns `x`, `[1, N, C]`, with its first tokens replaced by the given ones, `clean`, `[1, kept, C]`.
 pub fn lay_over(x: Tensor, clean: Option<&Tensor>) -> Tensor {
     let Some(clean) = clean else {
         return x;
@@ -75,7 +75,7 @@ pub fn lay_over(x: Tensor, clean: Option<&Tensor>) -> Tensor {
     Tensor::cat(&[clean, &rest], 1)
 }
 
-/// What a stage starts from: `noise` at level `sigma`, over `start` where there is something already.
+/// Returns the latents that a stage starts from: `noise` at level `sigma`, added to `start` if there is one.
 pub fn noised(noise: &Tensor, sigma: f32, start: Option<&Tensor>) -> Tensor {
     let sigma = f64::from(sigma);
     match start {

@@ -1,7 +1,7 @@
 //! The random numbers that a request starts from.
 //!
-//! All of them are drawn at once on the CPU in float32: they depend on the seed alone, not on the device, and nothing else
-//! can draw from the process-wide generator in between.
+//! All of them are drawn at once on the CPU in float32. They depend on the seed alone, not on the device, and no other
+//! code can draw from the process-wide generator in between.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,26 +9,26 @@ use tch::{Device, Kind, Tensor};
 
 use super::latents::{self, AudioGrid, VideoGrid};
 
-/// In which order the random numbers of a stage that starts from noise are laid out. What a second stage adds is in
-/// tokens' order in either.
+/// The order in which the random numbers of a stage that starts from noise are laid out. The noise that a second stage
+/// adds is in the order of tokens in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrawOrder {
-    /// Channels first, as diffusers' `LTX2Pipeline` draws.
+    /// The channels come first, as in diffusers' `LTX2Pipeline`.
     Channels,
-    /// Token by token, as diffusers' `LTX2ConditionPipeline` and FastVideo draw.
+    /// The tokens come one by one, as in diffusers' `LTX2ConditionPipeline` and in FastVideo.
     Tokens,
 }
 
-/// Noise of one stage as tokens, float32 on the CPU.
+/// The noise of one stage as tokens, float32 on the CPU.
 #[derive(Debug)]
 pub struct Noise {
-    /// `[1, N, C]`.
+    /// The noise of the video tokens, `[1, N, C]`.
     pub video: Tensor,
-    /// `[1, L, D]`.
+    /// The noise of the audio tokens, `[1, L, D]`.
     pub audio: Tensor,
 }
 
-/// Draws the noise of all stages from one seed: of each the video's, then the audio's.
+/// Draws the noise of all stages from one seed: for each stage the video's, then the audio's.
 pub fn draw(seed: u64, order: DrawOrder, stages: &[(VideoGrid, AudioGrid)]) -> Vec<Noise> {
     let _alone = generator();
     tch::manual_seed(seed.cast_signed());
@@ -45,7 +45,7 @@ pub fn draw(seed: u64, order: DrawOrder, stages: &[(VideoGrid, AudioGrid)]) -> V
     stages.iter().enumerate().map(stage).collect()
 }
 
-/// Nobody else draws from libtorch's process-wide generator while this is held, as long as everybody asks for it first.
+/// Locks libtorch's process-wide generator. All code that draws from it must hold this lock.
 pub fn generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)

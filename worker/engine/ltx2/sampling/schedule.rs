@@ -16,7 +16,7 @@ pub const DISTILLED: [f32; 9] = [
 /// The noise levels of the second stage, which starts from the first stage's latents.
 pub const REFINE: [f32; 4] = [0.909375, 0.725, 0.421875, 0.0];
 
-/// Why there is no schedule of that many steps.
+/// The error for a number of steps that has no schedule.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("{steps} steps: this model's schedule has 1 to {most}")]
 pub struct StepsError {
@@ -24,11 +24,11 @@ pub struct StepsError {
     pub most: usize,
 }
 
-/// The `steps + 1` levels of `full` with both ends whose largest drop is smallest, then the last drop, then the sum of
-/// squared drops.
+/// Returns the `steps + 1` levels of `full`, including both ends, whose largest drop is smallest; ties are decided by
+/// the last drop, then by the sum of squared drops.
 ///
 /// # Errors
-/// When `full` has fewer steps, or none are asked for.
+/// Returns an error when `full` has fewer steps, or when `steps` is 0.
 pub fn fewer(full: &[f32], steps: usize) -> Result<Vec<f32>, StepsError> {
     let most = full.len().saturating_sub(1);
     if !(1..=most).contains(&steps) {
@@ -49,7 +49,7 @@ pub fn fewer(full: &[f32], steps: usize) -> Result<Vec<f32>, StepsError> {
     Ok(best.unwrap_or_default())
 }
 
-/// Every choice of `steps + 1` levels that keeps both ends, in order.
+/// Returns all choices of `steps + 1` levels that keep both ends, in order.
 fn subsets(full: &[f32], steps: usize) -> Vec<Vec<f32>> {
     let Some((&last, rest)) = full.split_last() else {
         return Vec::new();
@@ -74,11 +74,11 @@ pub enum Scheduler {
     Base(Shift),
 }
 
-/// How even levels are shifted.
+/// The parameters by which even levels are shifted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shift {
     kind: TimeShift,
-    /// Tokens and shift at two points; between and beyond, it is linear in the tokens.
+    /// The number of tokens and the shift at two points; the shift is linear in the number of tokens.
     few: (i64, f64),
     many: (i64, f64),
     /// The last level before 0, if it is fixed.
@@ -104,10 +104,10 @@ struct Raw {
 }
 
 impl Scheduler {
-    /// Reads diffusers' `scheduler_config.json`: weights that want a dynamic shift are base weights.
+    /// Reads diffusers' `scheduler_config.json`: weights that use a dynamic shift are base weights.
     ///
     /// # Errors
-    /// Names the key that is missing, or has a value which this engine does not implement.
+    /// Returns an error that names the key that is missing, or has a value which this engine does not implement.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         config::only(PART, json, "num_train_timesteps", &json!(1000))?;
         for switch in [
@@ -137,15 +137,16 @@ impl Scheduler {
             kind: raw.time_shift_type,
             few: (raw.base_image_seq_len, raw.base_shift),
             many: (raw.max_image_seq_len, raw.max_shift),
-            // The reference takes 0 for none.
+            // The reference treats 0 as absent.
             terminal: raw.shift_terminal.filter(|&terminal| terminal != 0.0),
         }))
     }
 
-    /// The `steps + 1` levels of a stage that starts from noise, down to 0, for so many video tokens.
+    /// Returns the `steps + 1` levels, down to 0, of a stage that starts from noise and has this number of video
+    /// tokens.
     ///
     /// # Errors
-    /// When the weights have no schedule of that many steps.
+    /// Returns an error when the weights have no schedule of that many steps.
     pub fn sigmas(&self, steps: usize, tokens: i64) -> Result<Vec<f32>, StepsError> {
         match self {
             Self::Distilled => fewer(&DISTILLED, steps),
@@ -157,16 +158,16 @@ impl Scheduler {
         }
     }
 
-    /// The `steps + 1` levels of a second stage, which is the same for all weights.
+    /// Returns the `steps + 1` levels of a second stage, which is the same for all weights.
     ///
     /// # Errors
-    /// When there are more steps than levels.
+    /// Returns an error when there are more steps than levels.
     pub fn refine(steps: usize) -> Result<Vec<f32>, StepsError> {
         fewer(&REFINE, steps)
     }
 }
 
-/// More add nothing but time.
+/// More steps would cost time without any benefit.
 const MAX_BASE_STEPS: usize = 1000;
 
 impl Shift {

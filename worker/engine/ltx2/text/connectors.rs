@@ -15,25 +15,25 @@ use crate::weights::Weights;
 
 const PART: &str = "connectors";
 const EPS: f64 = 1e-6;
-/// States are spread over about this range, minimum to maximum.
+/// The range, from minimum to maximum, that states are scaled to approximately.
 const SPREAD: f64 = 8.0;
 
-/// Sizes of both connectors.
+/// The sizes of both connectors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Width of the language model's states.
+    /// The width of the language model's states.
     pub caption_channels: i64,
-    /// How many states the language model gives per token.
+    /// The number of states that the language model has for each token.
     pub text_proj_in_factor: i64,
     pub video: Stream,
     pub audio: Stream,
-    /// Positions are divided by it.
+    /// The divisor of positions.
     pub rope_base_seq_len: i64,
     pub rope_theta: f64,
     pub rope_double_precision: bool,
 }
 
-/// Sizes of one connector.
+/// The sizes of one connector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     pub num_attention_heads: i64,
@@ -77,7 +77,7 @@ impl Config {
     /// Reads diffusers' `config.json`.
     ///
     /// # Errors
-    /// Names the key that is missing, or has a value which this engine does not implement.
+    /// Returns an error that names the key that is missing, or has a value which this engine does not implement.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         for switch in [
             "per_modality_projections",
@@ -115,7 +115,7 @@ impl Config {
     /// Reads the `config.json` of FastVideo's text encoder.
     ///
     /// # Errors
-    /// As [`Self::library`].
+    /// Returns the errors of [`Self::library`].
     pub fn original(json: &Value, _weights: &Weights) -> Result<Self, ConfigError> {
         config::only(PART, json, "connector_rope_type", &json!("split"))?;
         config::only(PART, json, "padding_side", &json!("left"))?;
@@ -191,12 +191,12 @@ impl Connectors {
         }
     }
 
-    /// A text's length must be a multiple of this.
+    /// Returns the number of registers. A text's length must be a multiple of it.
     pub fn registers(&self) -> i64 {
         self.registers
     }
 
-    /// States of a prompt's `n` tokens, `[1, n, channels, states]`, to contexts of `length` tokens.
+    /// Turns the states of a prompt's `n` tokens, `[1, n, channels, states]`, into contexts of `length` tokens.
     pub fn forward(&self, states: &Tensor, length: i64) -> Contexts {
         let features = self.text_proj_in.forward(&normalize(states));
         Contexts {
@@ -206,7 +206,7 @@ impl Connectors {
     }
 }
 
-/// Centres and scales each state over all tokens and channels, `[1, n, channels, states]`, and lays the states of a
+/// Centres and scales each state over all tokens and channels, `[1, n, channels, states]`, and puts the states of a
 /// channel side by side: `[1, n, channels * states]`.
 pub fn normalize(states: &Tensor) -> Tensor {
     let count = states.size()[1] * states.size()[2];
@@ -254,11 +254,11 @@ impl Connector {
         }
     }
 
-    /// `[1, n, width]` to `[1, length, width]`.
+    /// Applies the connector: `[1, n, width]` to `[1, length, width]`.
     fn forward(&self, features: &Tensor, length: i64) -> Tensor {
         let (_, n, _) = features.size3().unwrap_or_default();
         let repeats = length / self.learnable_registers.size()[0];
-        // A register's place counts from the start of the text.
+        // The position of a register is counted from the start of the text.
         let registers = self.learnable_registers.repeat([repeats, 1]);
         let rest = registers.narrow(0, n, length - n).unsqueeze(0);
         let mut x = Tensor::cat(&[features, &rest], 1);
@@ -298,7 +298,7 @@ impl Block {
     }
 }
 
-/// How places in a text turn into angles.
+/// The parameters that turn positions in a text into angles.
 #[derive(Debug)]
 struct Rope {
     width: i64,
@@ -317,7 +317,7 @@ impl Rope {
         let powers = Tensor::pow_scalar(self.theta, &exponents);
         let frequencies = (powers * std::f64::consts::PI / 2.0).to_kind(Kind::Float);
         let angles = (place.unsqueeze(-1) * 2.0 - 1.0) * frequencies; // [length, width / 2]
-        // Each head has frequencies of its own: [1, heads, length, width / heads / 2].
+        // Each head has frequencies of its own: `[1, heads, length, width / heads / 2]`.
         let split = |x: Tensor| {
             x.unflatten(-1, [self.heads, -1])
                 .transpose(0, 1)

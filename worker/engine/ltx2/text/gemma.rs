@@ -1,4 +1,4 @@
-//! Gemma 3, the language part: all that the text encoder uses of it.
+//! Gemma 3: the parts of the language model that the text encoder uses.
 //!
 //! Follows transformers 5.23.0, `models/gemma3/modeling_gemma3.py`.
 
@@ -12,7 +12,7 @@ use crate::weights::Weights;
 
 const PART: &str = "text_encoder";
 
-/// Sizes of a Gemma 3 language model.
+/// The sizes of a Gemma 3 language model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub vocab_size: i64,
@@ -21,7 +21,7 @@ pub struct Config {
     pub num_attention_heads: i64,
     pub num_key_value_heads: i64,
     pub head_dim: i64,
-    /// Attention scores are divided by its square root.
+    /// The number by whose square root attention scores are divided.
     pub query_pre_attn_scalar: f64,
     pub rms_norm_eps: f64,
     /// The attention window of a local layer in tokens, the token itself included.
@@ -33,7 +33,7 @@ pub struct Config {
     pub global_rope: Rope,
 }
 
-/// How far back a layer's tokens attend.
+/// The attention span of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum LayerType {
     #[serde(rename = "sliding_attention")]
@@ -42,15 +42,16 @@ pub enum LayerType {
     Global,
 }
 
-/// How positions turn into angles.
+/// The parameters that turn positions into angles.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
     pub theta: f64,
-    /// Positions are divided by it.
+    /// The divisor of positions.
     pub factor: f64,
 }
 
-/// A file has only what differs from the class's defaults, which are written here.
+/// The content of a configuration file. A file has only the values that differ from the class's defaults, which are
+/// written here.
 #[derive(Deserialize)]
 struct Raw {
     #[serde(default = "defaults::vocab_size")]
@@ -116,10 +117,10 @@ mod defaults {
 }
 
 impl Config {
-    /// Reads transformers' `config.json`, in either of its two spellings.
+    /// Reads transformers' `config.json`, in either of its two forms.
     ///
     /// # Errors
-    /// Names the key that is missing, or has a value which this engine does not implement.
+    /// Returns an error that names the key that is missing, or has a value which this engine does not implement.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         let text = json.get("text_config").unwrap_or(json);
         config::only(PART, text, "model_type", &json!("gemma3_text"))?;
@@ -145,7 +146,7 @@ impl Config {
         })
     }
 
-    /// States that [`Gemma::forward`] returns: the embedding's and one of each layer.
+    /// Returns the number of states that [`Gemma::forward`] returns: the embedding and one for each layer.
     pub fn num_states(&self) -> usize {
         self.layers.len() + 1
     }
@@ -171,7 +172,7 @@ impl Raw {
         Ok(layers.clone())
     }
 
-    /// The rotations of local and of global layers.
+    /// Returns the rotations of local and of global layers.
     fn ropes(&self) -> Result<(Rope, Rope), ConfigError> {
         if let Some(ropes) = &self.rope_parameters {
             let local = ropes.sliding_attention.read(defaults::LOCAL_THETA)?;
@@ -248,12 +249,13 @@ impl Gemma {
         }
     }
 
-    /// Ids from 0 to below this have an embedding.
+    /// Returns the size of the vocabulary: ids below it have an embedding.
     pub fn vocabulary(&self) -> i64 {
         self.config.vocab_size
     }
 
-    /// The states of a prompt's `n` tokens, `[1, n, hidden, states]`. The tokens stand at the end of a text of `length`.
+    /// Returns the states of a prompt's `n` tokens, `[1, n, hidden, states]`. The tokens are at the end of a text of
+    /// `length`.
     pub fn forward(&self, ids: &[i64], length: i64) -> Tensor {
         let device = self.embed_tokens.device();
         let kind = self.embed_tokens.kind();
@@ -279,7 +281,8 @@ impl Gemma {
         Tensor::stack(&states, -1)
     }
 
-    /// Which keys (columns) a token (row) of a local layer sees; none where the window is no limit.
+    /// Returns the mask of keys (columns) that a token (row) of a local layer attends to; `None` where the window is
+    /// not a limit.
     fn window_mask(&self, n: i64, device: Device) -> Option<Tensor> {
         if n <= self.config.sliding_window {
             return None;
@@ -289,8 +292,8 @@ impl Gemma {
     }
 }
 
-/// The positions as attention layers need them: the rotation and the causal mask (without a
-/// mask, each token attends to all tokens before it).
+/// The positions in the form that attention layers need: the rotation and the causal mask (without a mask, each token
+/// attends to all tokens before it).
 struct Seen {
     local: (Table, Option<Tensor>),
     global: (Table, Option<Tensor>),
@@ -372,7 +375,7 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor, table: &Table, mask: Option<&Tensor>) -> Tensor {
-        // [1, n, heads * head_dim] to [1, heads, n, head_dim]
+        // `[1, n, heads * head_dim]` becomes `[1, heads, n, head_dim]`.
         let split = |x: Tensor, heads| x.unflatten(-1, [heads, self.head_dim]).transpose(1, 2);
         let q = self
             .q_norm
@@ -415,7 +418,7 @@ impl Mlp {
     }
 }
 
-/// RMS norm whose gain is stored less one; float32 inside.
+/// An RMS norm whose gain is stored minus one; it computes in float32.
 #[derive(Debug)]
 struct RmsNorm {
     gain: Tensor,
@@ -437,7 +440,7 @@ impl RmsNorm {
     }
 }
 
-/// Cosines and sines of a text's positions, `[n, head_dim]`.
+/// The cosines and sines of a text's positions, `[n, head_dim]`.
 struct Table {
     cos: Tensor,
     sin: Tensor,
@@ -456,7 +459,7 @@ impl Table {
         }
     }
 
-    /// Rotates the first half of each head with the second, `[1, heads, n, head_dim]`.
+    /// Rotates the first half of each head with the second half, `[1, heads, n, head_dim]`.
     fn rotate(&self, x: &Tensor) -> Tensor {
         let halves = x.chunk(2, -1);
         let turned = Tensor::cat(&[&halves[1].neg(), &halves[0]], -1);

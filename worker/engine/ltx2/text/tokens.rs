@@ -1,11 +1,11 @@
-//! Token ids of a prompt.
+//! The tokenizer: turns a prompt into token ids.
 
 use std::fmt;
 use std::path::Path;
 
 use serde_json::Value;
 
-/// The most tokens that LTX-2 was trained on; its pipeline cuts longer prompts.
+/// The highest number of tokens that LTX-2 was trained on; its pipeline truncates longer prompts.
 pub const MAX_LENGTH: i64 = 1024;
 
 const BEGIN: &str = "<bos>";
@@ -25,7 +25,7 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// Why there are no token ids.
+/// The reason why there are no token ids.
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     #[error("tokenizer {path}: {reason}")]
@@ -38,7 +38,7 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`; prompts will have at most `length` tokens.
     ///
     /// # Errors
-    /// When the file is not a tokenizer, or has no token that begins a text.
+    /// Returns an error when the file is not a tokenizer, or has no token for the beginning of a text.
     pub fn open(path: &Path, length: i64) -> Result<Self, TokensError> {
         let fail = |reason: String| TokensError::Open {
             path: path.display().to_string(),
@@ -46,7 +46,7 @@ impl Tokenizer {
         };
         let mut inner =
             tokenizers::Tokenizer::from_file(path).map_err(|error| fail(error.to_string()))?;
-        // What the file says of this is for other uses of the tokenizer.
+        // The file's padding settings are for other uses of the tokenizer.
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -61,10 +61,11 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of a prompt, with the one that begins a text in front and without padding: 1 to [`Self::length`] of them.
+    /// Returns the ids of a prompt, from 1 to [`Self::length`] of them, beginning with the token for the beginning of a
+    /// text and without padding.
     ///
     /// # Errors
-    /// When the tokenizer cannot read the prompt.
+    /// Returns an error when the tokenizer cannot read the prompt.
     pub fn encode(&self, prompt: &str) -> Result<Vec<i64>, TokensError> {
         let encoding = self
             .inner
@@ -78,21 +79,22 @@ impl Tokenizer {
             .collect())
     }
 
-    /// Tokens of a context, padding included.
+    /// Returns the number of tokens of a context, including padding.
     pub fn length(&self) -> i64 {
         self.length
     }
 
-    /// No prompt gives an id above this.
+    /// Returns the largest id that a prompt can contain.
     pub fn largest_id(&self) -> i64 {
         let ids = self.inner.get_vocab(true);
         ids.values().copied().max().unwrap_or(0).into()
     }
 }
 
-/// Tokens of a context as the library has it: what `tokenizer_config.json` says, up to [`MAX_LENGTH`].
+/// Returns the number of tokens of a context in the library: the value in `tokenizer_config.json`, up to
+/// [`MAX_LENGTH`].
 pub fn library_length(tokenizer_config: &Value) -> i64 {
-    // Tokenizers without a limit say 1e30.
+    // Tokenizers without a limit have the value 1e30.
     let length = tokenizer_config.get("model_max_length");
     let length = length.and_then(Value::as_i64).unwrap_or(MAX_LENGTH);
     length.clamp(1, MAX_LENGTH)

@@ -1,8 +1,7 @@
-//! Attention of either stream to itself, to the text or to the other stream, and the feed-forward.
+//! The attention of a stream to itself, to the text or to the other stream, and the feed-forward layer.
 //!
 //! Follows `LTX2Attention` in `models/transformers/transformer_ltx2.py` and `FeedForward` in `models/attention.py` of
-//! diffusers 0.42.1. There is no mask anywhere: text contexts come without padding, and any mask would rule out the fast
-//! kernels.
+//! diffusers 0.42.1. No mask is used: text contexts have no padding, and any mask would rule out the fast kernels.
 
 use tch::Tensor;
 
@@ -10,7 +9,7 @@ use crate::nn::Linear;
 use crate::ops::{Kernels, Rotation};
 use crate::weights::Weights;
 
-/// Sizes of an attention.
+/// The sizes of an attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub query_dim: i64,
@@ -33,7 +32,7 @@ pub struct Attention {
     kernels: Kernels,
 }
 
-/// Keys and values of one attention, each `[B, heads, S, head width]`.
+/// The keys and values of one attention, each `[B, heads, S, head width]`.
 #[derive(Debug)]
 pub struct KeyValue {
     key: Tensor,
@@ -63,13 +62,13 @@ impl Attention {
         }
     }
 
-    /// Self-attention of the tokens `x`: `[B, N, D]` to `[B, N, D]`.
+    /// Computes self-attention of the tokens `x`: `[B, N, D]` to `[B, N, D]`.
     pub fn forward_self(&self, x: &Tensor, rotation: &Rotation) -> Tensor {
         let context = self.key_value(x, Some(rotation));
         self.attend(self.query(x, Some(rotation)), &context)
     }
 
-    /// Cross-attention of the tokens `x` to other tokens, `[B, S, context width]`.
+    /// Computes cross-attention of the tokens `x` to other tokens, `[B, S, context width]`.
     pub fn forward_cross(
         &self,
         x: &Tensor,
@@ -81,12 +80,12 @@ impl Attention {
         self.attend(self.query(x, Some(rotation)), &context)
     }
 
-    /// Cross-attention of the tokens `x` to keys and values that were computed before.
+    /// Computes cross-attention of the tokens `x` to keys and values that were computed before.
     pub fn forward_cached(&self, x: &Tensor, context: &KeyValue) -> Tensor {
         self.attend(self.query(x, None), context)
     }
 
-    /// Keys and values of `[B, S, context width]`.
+    /// Computes the keys and values of `[B, S, context width]`.
     pub fn key_value(&self, context: &Tensor, rotation: Option<&Rotation>) -> KeyValue {
         let (batch, tokens, _) = context.size3().expect("a context has three axes");
         let key = self.to_k.forward(context);
@@ -136,7 +135,7 @@ impl FeedForward {
         }
     }
 
-    /// `[B, N, D]` to `[B, N, D]`.
+    /// Applies the layer: `[B, N, D]` to `[B, N, D]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let hidden = self.proj_in.forward_gelu(x);
         self.proj_out.forward(&hidden)

@@ -1,4 +1,5 @@
-//! One transformer block: each stream to itself, to the text, to the other stream; then the feed-forwards.
+//! One transformer block: each stream attends to itself, to the text, and to the other stream; the feed-forward layers
+//! follow.
 //!
 //! Follows `LTX2VideoTransformerBlock` in `models/transformers/transformer_ltx2.py` of diffusers 0.42.1.
 
@@ -28,11 +29,11 @@ pub struct Surroundings<'a> {
     pub video: &'a Modulation,
     pub audio: &'a Modulation,
     pub tables: &'a RotaryTables,
-    /// Whether each stream goes without the other.
+    /// Whether the streams do not attend to each other.
     pub isolate_modalities: bool,
 }
 
-/// Keys and values of the text in one block.
+/// The keys and values of the text in one block.
 #[derive(Debug)]
 pub struct BlockText {
     pub video: KeyValue,
@@ -62,7 +63,7 @@ impl Block {
         }
     }
 
-    /// Keys and values of the projected contexts, `[B, S, D]` each.
+    /// Computes the keys and values of the projected contexts, `[B, S, D]` each.
     pub fn text(&self, video: &Tensor, audio: &Tensor) -> BlockText {
         BlockText {
             video: self.video.attn2.key_value(video, None),
@@ -70,7 +71,7 @@ impl Block {
         }
     }
 
-    /// Takes both streams through the block, in place: `x` `[B, N, D]` and `a` `[B, L, D']`.
+    /// Applies the block to both streams in place: `x` `[B, N, D]` and `a` `[B, L, D']`.
     pub fn forward(
         &self,
         x: &mut Tensor,
@@ -93,7 +94,7 @@ impl Block {
         self.audio.feed_forward(a, &audio_rows, around.audio);
     }
 
-    /// Each stream to the other, both as they were before either is changed.
+    /// Computes the attention of each stream to the other one, both as they were before either is changed.
     pub(crate) fn attend_across(&self, x: &mut Tensor, a: &mut Tensor, around: &Surroundings<'_>) {
         let (video, audio) = (around.video, around.audio);
         let [s1, b1, s2, b2, gate] = self.video.cross_rows(video);
@@ -107,7 +108,7 @@ impl Block {
                 .rms_norm_modulate(a, self.eps, scale, shift, &audio.runs)
         };
         let (of_time, of_audio_time) = (&around.tables.cross_video, &around.tables.cross_audio);
-        // Sound first: it is the smaller result to hold.
+        // The sound comes first, because its result needs less memory to keep.
         let to_audio = self.video_to_audio_attn.forward_cross(
             &of_audio(a, &u2, &c2),
             &of_video(x, &s2, &b2),
@@ -188,13 +189,14 @@ impl StreamBlock {
         }
     }
 
-    /// Shift, scale and gate of self-attention, then of the feed-forward, each `[B, runs, D]`.
+    /// Returns shift, scale and gate of self-attention, then of the feed-forward layer, each `[B, runs, D]`.
     pub(crate) fn rows(&self, modulation: &Modulation) -> [Tensor; 6] {
         let rows = rows(&self.scale_shift_table, &modulation.temb);
         std::array::from_fn(|i| rows.get(index(i)))
     }
 
-    /// Scale and shift of audio-to-video, of video-to-audio attention, and the gate, each `[B, runs, D]`.
+    /// Returns scale and shift of audio-to-video attention, then of video-to-audio attention, and the gate, each
+    /// `[B, runs, D]`.
     fn cross_rows(&self, modulation: &Modulation) -> [Tensor; 5] {
         let scale_shift = rows(
             &self.cross_table.narrow(0, 0, 4),
@@ -247,7 +249,7 @@ impl StreamBlock {
     }
 }
 
-/// A block's table `[rows, D]` plus the pass's modulation `[rows, B, runs, D]`.
+/// Adds the pass's modulation `[rows, B, runs, D]` to a block's table `[rows, D]`.
 fn rows(table: &Tensor, modulation: &Tensor) -> Tensor {
     table.unsqueeze(1).unsqueeze(1) + modulation
 }

@@ -1,4 +1,4 @@
-//! The transformer's configuration, from either layout's file.
+//! The transformer's configuration, read from either layout's file.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::weights::Weights;
 
 const PART: &str = "transformer";
 
-/// Sizes and constants of a transformer of LTX-2.0, under the library's names.
+/// The sizes and constants of a transformer of LTX-2.0, under the library's names.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 pub struct Config {
     pub in_channels: i64,
@@ -24,13 +24,13 @@ pub struct Config {
     pub num_layers: i64,
     pub caption_channels: i64,
     pub norm_eps: f64,
-    /// Pictures, pixel rows and pixel columns of a latent.
+    /// The number of frames, pixel rows and pixel columns of a latent.
     pub vae_scale_factors: [i64; 3],
-    /// Seconds that the positions are measured in.
+    /// The number of seconds that time positions are divided by.
     pub pos_embed_max_pos: i64,
     pub base_height: i64,
     pub base_width: i64,
-    /// Mel frames of an audio latent.
+    /// The number of mel frames of an audio latent.
     pub audio_scale_factor: i64,
     pub audio_pos_embed_max_pos: i64,
     pub audio_sampling_rate: i64,
@@ -41,7 +41,7 @@ pub struct Config {
     pub cross_attn_timestep_scale_multiplier: f64,
 }
 
-/// The keys that FastVideo's converter writes; what it leaves out is fixed in that model's code.
+/// The keys that FastVideo's converter writes. The keys that it omits are fixed in that model's code.
 #[derive(Debug, Deserialize)]
 struct Original {
     in_channels: i64,
@@ -68,7 +68,8 @@ impl Config {
     /// Reads the library's `transformer/config.json`.
     ///
     /// # Errors
-    /// When a key is missing, when the file describes another generation of the model, or when sizes contradict each other.
+    /// Returns an error when a key is missing, when the file describes another generation of the model, or when sizes
+    /// contradict each other.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         required(json, "_class_name", &json!("LTX2VideoTransformer3DModel"))?;
         let later = [
@@ -86,7 +87,7 @@ impl Config {
         for (key, ours, generation) in &later {
             same_generation(json, key, ours, generation)?;
         }
-        // The library's own default is another layout, so a file without this key is refused.
+        // The library's default is another layout, so a file without this key is refused.
         required(json, "rope_type", &json!("split"))?;
         let only = [
             ("rope_double_precision", json!(true)),
@@ -106,11 +107,11 @@ impl Config {
         config::read::<Self>(PART, json)?.checked()
     }
 
-    /// From the `transformer/config.json` of FastVideo's converter; `weights` tell generations apart, since not every such
-    /// file does.
+    /// Reads the `transformer/config.json` of FastVideo's converter. `weights` distinguish the generations, since not
+    /// every such file does.
     ///
     /// # Errors
-    /// As [`Config::library`].
+    /// Returns the errors of [`Config::library`].
     pub fn original(json: &Value, weights: &Weights) -> Result<Self, ConfigError> {
         required(json, "_class_name", &json!("LTX2Transformer3DModel"))?;
         let later = [
@@ -176,12 +177,12 @@ impl Config {
         .checked()
     }
 
-    /// Width of the video stream.
+    /// Returns the width of the video stream.
     pub fn width(&self) -> i64 {
         self.num_attention_heads * self.attention_head_dim
     }
 
-    /// Width of the audio stream, and of attention between the streams.
+    /// Returns the width of the audio stream, and of attention between the streams.
     pub fn audio_width(&self) -> i64 {
         self.audio_num_attention_heads * self.audio_attention_head_dim
     }
@@ -208,7 +209,7 @@ impl Config {
                 self.audio_cross_attention_dim,
                 self.audio_width(),
             ),
-            // The tables of attention between the streams are cut into heads once for both.
+            // The tables of attention between the streams are split into heads once for both.
             (
                 "audio_num_attention_heads",
                 self.audio_num_attention_heads,

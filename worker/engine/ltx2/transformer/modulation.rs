@@ -1,4 +1,4 @@
-//! Modulation (AdaLN): from noise levels to the shifts, scales and gates of every block.
+//! Modulation (AdaLN): turns noise levels into the shifts, scales and gates of every block.
 //!
 //! Follows `LTX2AdaLayerNormSingle` in `models/transformers/transformer_ltx2.py` and `get_timestep_embedding` in
 //! `models/embeddings.py` of diffusers 0.42.1. There, a modulation is computed for every token when tokens differ; here for
@@ -11,7 +11,7 @@ use crate::nn::Linear;
 use crate::ops::Runs;
 use crate::weights::Weights;
 
-/// Width of the sinusoids that a noise level is first written as.
+/// The width of the sinusoidal embedding of a noise level.
 const SINUSOID: i64 = 256;
 const LONGEST_PERIOD: f64 = 10_000.0;
 
@@ -19,7 +19,7 @@ const LONGEST_PERIOD: f64 = 10_000.0;
 #[derive(Debug)]
 pub struct NoiseLevels {
     runs: Runs,
-    /// `[B or 1, runs]`, float32.
+    /// The levels, `[B or 1, runs]`, float32.
     sigmas: Tensor,
 }
 
@@ -27,13 +27,13 @@ pub struct NoiseLevels {
 #[derive(Debug)]
 pub struct Modulation {
     pub runs: Runs,
-    /// `[6, B, runs, D]`: shift, scale, gate of self-attention, then of the feed-forward.
+    /// Shift, scale and gate of self-attention, then of the feed-forward layer, `[6, B, runs, D]`.
     pub temb: Tensor,
-    /// `[B, runs, D]`, for the output.
+    /// The embedding for the output, `[B, runs, D]`.
     pub embedded: Tensor,
-    /// `[4, B, runs, D]`: scale and shift of audio-to-video attention, then of video-to-audio.
+    /// Scale and shift of audio-to-video attention, then of video-to-audio attention, `[4, B, runs, D]`.
     pub cross_scale_shift: Tensor,
-    /// `[1, B, runs, D]`.
+    /// The gate of the attention between the streams, `[1, B, runs, D]`.
     pub cross_gate: Tensor,
 }
 
@@ -48,12 +48,12 @@ pub struct Embeddings {
 }
 
 impl NoiseLevels {
-    /// One level for all tokens.
+    /// Creates levels with one level for all tokens.
     pub fn uniform(tokens: i64, sigma: f64) -> Self {
         Self::runs(&[(tokens, sigma)])
     }
 
-    /// Numbers of consecutive tokens and their level; runs of no tokens are left out.
+    /// Creates levels from runs, each with its number of tokens and its level; runs of no tokens are left out.
     pub fn runs(runs: &[(i64, f64)]) -> Self {
         let (lengths, sigmas): (Vec<i64>, Vec<f64>) = runs
             .iter()
@@ -68,7 +68,7 @@ impl NoiseLevels {
         }
     }
 
-    /// One level for each sample of a batch.
+    /// Creates levels with one level for each sample of a batch.
     pub fn of_samples(tokens: i64, sigmas: &[f64]) -> Self {
         Self {
             runs: Runs::new(vec![tokens]),
@@ -76,7 +76,7 @@ impl NoiseLevels {
         }
     }
 
-    /// Every token its own, `[B or 1, N]` in float32: costs a modulation per token.
+    /// Creates levels with one level for every token, `[B or 1, N]` in float32. This costs a modulation per token.
     pub fn per_token(sigmas: &Tensor) -> Self {
         let tokens = sigmas.size().last().copied().unwrap_or_default();
         Self {
@@ -159,7 +159,7 @@ impl AdaLayerNormSingle {
         }
     }
 
-    /// Timesteps `[B, runs]` to the modulation `[rows, B, runs, D]` and the embedding `[B, runs, D]`.
+    /// Computes the modulation `[rows, B, runs, D]` and the embedding `[B, runs, D]` of timesteps `[B, runs]`.
     fn forward(&self, timestep: &Tensor) -> (Tensor, Tensor) {
         let (batch, runs) = timestep.size2().expect("timesteps have two axes");
         let hidden = sinusoid(&timestep.flatten(0, 1)).to_kind(self.kind);
@@ -174,7 +174,8 @@ impl AdaLayerNormSingle {
     }
 }
 
-/// `[T]` to `[T, 256]`: cosines, then sines, of periods from 2π to 10 000 times that.
+/// Computes the sinusoidal embedding: `[T]` to `[T, 256]`, cosines, then sines, of periods from 2π to 10 000 times
+/// that.
 pub fn sinusoid(timestep: &Tensor) -> Tensor {
     let half = SINUSOID / 2;
     let index = Tensor::arange(half, (Kind::Float, timestep.device()));

@@ -1,6 +1,6 @@
 //! Rotary position embeddings (RoPE): the tokens' positions in time and space as tables of rotations for queries and keys.
 //!
-//! They depend on a request's shape, frame rate and clock offset only: built once per request.
+//! The tables depend only on a request's shape, frame rate and clock offset, so they are built once per request.
 //!
 //! Follows `LTX2AudioVideoRotaryPosEmbed` in `models/transformers/transformer_ltx2.py` of diffusers 0.42.1.
 
@@ -14,23 +14,23 @@ use crate::ops::Rotation;
 /// The regions of the clip that a request's tokens stand for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Geometry {
-    /// Latent frames, rows and columns.
+    /// The number of latent frames, rows and columns.
     pub grid: [i64; 3],
     pub audio_latents: i64,
     /// Frames per second.
     pub fps: f64,
-    /// Seconds by which the video's clock is ahead of the sound's.
+    /// The time in seconds by which the video's clock is ahead of the sound's.
     pub video_offset: f64,
     pub positions: Positions,
 }
 
-/// How exactly video positions are held.
+/// The precision of video positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Positions {
     /// Positions as the library computes them.
     #[default]
     Float32,
-    /// As FastVideo does: token boundaries rounded to bfloat16, a grid of 1/64 s at three seconds.
+    /// Positions as FastVideo computes them: token boundaries rounded to bfloat16, a grid of 1/64 s at three seconds.
     Bfloat16,
 }
 
@@ -39,7 +39,7 @@ pub enum Positions {
 pub struct RotaryTables {
     pub video: Rotation,
     pub audio: Rotation,
-    /// Time alone, for attention between the streams.
+    /// The tables of time alone, for attention between the streams.
     pub cross_video: Rotation,
     pub cross_audio: Rotation,
 }
@@ -73,13 +73,13 @@ impl RotaryTables {
     }
 }
 
-/// Start and end of each video token in seconds, pixel rows and pixel columns: `[1, 3, N, 2]`.
+/// Returns start and end of each video token in seconds, pixel rows and pixel columns: `[1, 3, N, 2]`.
 pub fn video_coords(config: &Config, geometry: &Geometry, device: Device) -> Tensor {
     let axes = geometry
         .grid
         .map(|size| Tensor::arange(size, (Kind::Float, device)));
     let [time, rows, columns] = config.vae_scale_factors;
-    // The first latent frame holds one picture, every other one `time` of them.
+    // The first latent frame holds one frame, every other one `time` frames.
     let pictures = |index: &Tensor| (index * time + config.causal_offset - time).clamp_min(0);
     let seconds = |index: &Tensor| pictures(index) / geometry.fps + geometry.video_offset;
     let bounds =
@@ -105,7 +105,7 @@ pub fn video_coords(config: &Config, geometry: &Geometry, device: Device) -> Ten
     }
 }
 
-/// Start and end of each audio token in seconds: `[1, 1, L, 2]`.
+/// Returns start and end of each audio token in seconds: `[1, 1, L, 2]`.
 pub fn audio_coords(config: &Config, audio_latents: i64, device: Device) -> Tensor {
     let index = Tensor::arange(audio_latents, (Kind::Float, device));
     let scale = config.audio_scale_factor;
@@ -116,8 +116,8 @@ pub fn audio_coords(config: &Config, audio_latents: i64, device: Device) -> Tens
     Tensor::stack(&[seconds(&index), seconds(&(&index + 1))], -1).view([1, 1, audio_latents, 2])
 }
 
-/// The table of tokens with these bounds, `[1, axes, N, 2]`; `longest` is what each axis is measured in. Every head has
-/// frequencies of its own.
+/// Returns the table of tokens with these bounds, `[1, axes, N, 2]`; `longest` is the length that each axis is divided
+/// by. Every head has frequencies of its own.
 fn rotation(coords: &Tensor, longest: &[i64], width: i64, heads: i64, theta: f64) -> Rotation {
     let (batch, axes, tokens, _) = coords.size4().expect("coordinates have four axes");
     let middle = coords.sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>) / 2.0; // [1, axes, N]
@@ -130,7 +130,7 @@ fn rotation(coords: &Tensor, longest: &[i64], width: i64, heads: i64, theta: f64
     let angle = (position * 2 - 1) * frequencies; // [1, N, axes, frequencies]
     let angle = angle.transpose(-1, -2).flatten(2, 3); // [1, N, frequencies · axes]
     let shape = [batch, tokens, heads, width / 2 / heads];
-    // What is left over of the width stays unrotated, in front.
+    // The rest of the width, at its front, stays unrotated.
     let still = [batch, tokens, width / 2 - angle.size()[2]];
     let table = |values: Tensor, still: Tensor| {
         let values = Tensor::cat(&[still, values], 2).view(shape); // [1, N, heads, width / 2 / heads]
@@ -143,7 +143,8 @@ fn rotation(coords: &Tensor, longest: &[i64], width: i64, heads: i64, theta: f64
     }
 }
 
-/// From π/2 to θ π/2 in equal ratios; double precision until the end, and on the CPU, so that every device has the same.
+/// Returns frequencies from π/2 to θ π/2 in equal ratios. They are computed on the CPU and in double precision until
+/// the end, so that every device has the same ones.
 fn frequencies(count: i64, theta: f64) -> Tensor {
     let exponents = Tensor::linspace(0.0, 1.0, count, (Kind::Double, Device::Cpu));
     (Tensor::pow_scalar(theta, &exponents) * PI / 2.0).to_kind(Kind::Float)

@@ -1,4 +1,4 @@
-//! The autoencoder's shape, as the two layouts describe it.
+//! The autoencoder's configuration, read from either layout's file.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -11,10 +11,10 @@ const PART: &str = "video VAE";
 /// The shape of the network, the same for both layouts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Colours of a pixel.
+    /// The number of colours of a pixel.
     pub channels: i64,
     pub latent_channels: i64,
-    /// Rows and columns of pixels that become channels before the first convolution.
+    /// The number of rows and columns of pixels that become channels before the first convolution.
     pub patch_size: i64,
     pub encoder: Side,
     pub decoder: Side,
@@ -23,9 +23,9 @@ pub struct Config {
 /// The encoder or the decoder, in the order of computation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Side {
-    /// Channels after the first convolution.
+    /// The number of channels after the first convolution.
     pub width: i64,
-    /// Resnets of the middle block: the encoder's last, the decoder's first.
+    /// The number of resnets of the middle block, which is the encoder's last and the decoder's first.
     pub mid_layers: i64,
     pub stages: Vec<Stage>,
     /// Whether a frame sees only itself and those before it.
@@ -33,13 +33,13 @@ pub struct Side {
     pub padding: Padding,
 }
 
-/// Resnets at one resolution and the step to or from the next coarser one.
+/// The resnets at one resolution, and the step to or from the next coarser one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
     pub layers: i64,
     /// The factors by which frames, rows and columns shrink (encoder) or grow (decoder).
     pub stride: [i64; 3],
-    /// Channels after the step.
+    /// The number of channels after the step.
     pub width: i64,
     /// Whether the step adds its rearranged input.
     pub residual: bool,
@@ -57,7 +57,7 @@ impl Config {
     /// Reads `config.json` of the library's `AutoencoderKLLTX2Video`.
     ///
     /// # Errors
-    /// Names the key that is missing, contradicts another or asks for what is not implemented.
+    /// Returns an error that names the key that is missing, contradicts another or asks for what is not implemented.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         only(PART, json, "patch_size_t", &json!(1))?;
         only(PART, json, "timestep_conditioning", &json!(false))?;
@@ -104,11 +104,11 @@ impl Config {
         Ok(config)
     }
 
-    /// From the converter's `config.json`, which lists blocks; the widths after the first convolutions, which it does not
-    /// tell, come from the tensors.
+    /// Reads the converter's `config.json`, which lists blocks. The widths after the first convolutions, which are not
+    /// in it, come from the tensors.
     ///
     /// # Errors
-    /// Names the key that is missing or asks for what is not implemented.
+    /// Returns an error that names the key that is missing or asks for what is not implemented.
     pub fn original(json: &Value, weights: &Weights) -> Result<Self, ConfigError> {
         let Some(json) = json.get("vae") else {
             return Err(wrong("vae", "the autoencoder's configuration", "nothing"));
@@ -138,7 +138,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Pixels a latent cell is high and wide.
+    /// Returns the height and width of a latent cell in pixels.
     pub fn spatial_ratio(&self) -> i64 {
         self.patch_size
             * self
@@ -149,12 +149,12 @@ impl Config {
                 .product::<i64>()
     }
 
-    /// Frames of a latent frame; the first latent frame has one.
+    /// Returns the number of frames of a latent frame; the first latent frame has one.
     pub fn temporal_ratio(&self) -> i64 {
         self.encoder.stages.iter().map(|s| s.stride[0]).product()
     }
 
-    /// Whether the decoder undoes the encoder's steps, and channels can be shared out evenly.
+    /// Checks that the decoder reverses the encoder's steps, and that channels can be divided evenly.
     fn checked(&self) -> Result<(), ConfigError> {
         let product =
             |side: &Side, axis: usize| side.stages.iter().map(|s| s.stride[axis]).product::<i64>();
@@ -212,7 +212,7 @@ struct Library {
     temporal_compression_ratio: Option<i64>,
 }
 
-/// Which axes a step halves or doubles.
+/// The axes that a step halves or doubles.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Step {
@@ -263,7 +263,7 @@ impl Library {
         })
     }
 
-    /// All lists but the kinds of steps are written from the picture inwards.
+    /// Describes the decoder. All lists except the kinds of steps are written from the picture inwards.
     fn decoder(&self) -> Result<Side, ConfigError> {
         let widths: Vec<i64> = self
             .decoder_block_out_channels
@@ -296,7 +296,7 @@ impl Library {
         let mut width = top;
         let mut stages = Vec::new();
         for i in 0..widths.len() {
-            // Another width here would put a resnet of two widths before the step.
+            // Another width here would require a resnet with two widths before the step.
             if widths[i] != width {
                 return Err(wrong("decoder_block_out_channels", width, widths[i]));
             }
@@ -331,7 +331,7 @@ struct Original {
     decoder_spatial_padding_mode: Padding,
 }
 
-/// A block of either list; the keys that its kind lacks stay as they are by default in the reference.
+/// A block of either list. The reference uses defaults for the keys that a kind of block lacks.
 #[derive(Deserialize)]
 struct Block {
     #[serde(default)]
@@ -346,7 +346,7 @@ fn one() -> i64 {
     1
 }
 
-/// A block list as counts of resnets and the steps between them.
+/// A list of blocks, as the numbers of resnets and the steps between them.
 struct Blocks {
     layers: Vec<i64>,
     steps: Vec<([i64; 3], Block)>,
@@ -410,7 +410,8 @@ impl Original {
 }
 
 impl Blocks {
-    /// Resnets and steps by turns, resnets first and last. `suffix` is how the names of the encoder's steps end.
+    /// Reads alternating resnets and steps, with resnets first and last. `suffix` ends the names of the encoder's
+    /// steps.
     fn read<'a>(
         key: &str,
         list: impl Iterator<Item = &'a (String, Value)>,
@@ -440,7 +441,7 @@ impl Blocks {
     }
 }
 
-/// Refuses a switch, alone or one for each stage, that has another value than `implemented` anywhere.
+/// Refuses a switch, given once or for each stage, that has another value than `implemented` anywhere.
 fn every(json: &Value, key: &str, implemented: &Value) -> Result<(), ConfigError> {
     match json.get(key) {
         Some(Value::Array(values)) if values.iter().all(|value| value == implemented) => Ok(()),

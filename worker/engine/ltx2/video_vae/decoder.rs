@@ -1,7 +1,7 @@
-//! Frames from latents.
+//! The decoder: computes frames from latents.
 //!
-//! After diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`, `LTX2VideoDecoder3d`; the decoding in groups of
-//! frames is our own.
+//! Follows diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`, `LTX2VideoDecoder3d`; decoding in groups of
+//! frames is an addition of this package.
 
 use tch::Tensor;
 
@@ -59,7 +59,7 @@ impl Decoder {
         }
     }
 
-    /// `[B, C, f, h, w]` to `[B, 3, F, H, W]`, about −1…1.
+    /// Decodes `[B, C, f, h, w]` to `[B, 3, F, H, W]`, about −1…1.
     pub(super) fn forward(&self, latents: &Tensor) -> Tensor {
         let mut flow = Flow::whole();
         let mut hidden_states = self.begin(latents);
@@ -69,8 +69,8 @@ impl Decoder {
         self.finish(hidden_states, &mut flow)
     }
 
-    /// The same, no block working on more than `group` of the frames that it is given at once: pieces leave in order as soon
-    /// as they are known, and together equal the whole.
+    /// Decodes in groups: no block processes more than `group` of its input frames at once. Pieces are passed out in
+    /// order as soon as they are decoded, and together equal the result of [`Self::forward`].
     pub(super) fn forward_in_groups<E>(
         &self,
         latents: &Tensor,
@@ -81,7 +81,8 @@ impl Decoder {
         self.flow_on(self.begin(latents), 0, &mut flows, group, true, sink)
     }
 
-    /// Runs a piece through the blocks from `stage` on; `flows` are those blocks', `last` tells that no other piece follows.
+    /// Runs a piece through the blocks from `stage` on. `flows` are the states of those blocks; `last` means that no
+    /// other piece follows.
     fn flow_on<E>(
         &self,
         piece: Tensor,
@@ -112,7 +113,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// The layers that work at the latents' resolution.
+    /// Applies the layers that work at the latents' resolution.
     fn begin(&self, latents: &Tensor) -> Tensor {
         let mut flow = Flow::whole();
         let mut hidden_states = self.conv_in.forward(latents, &mut flow);
@@ -122,7 +123,7 @@ impl Decoder {
         hidden_states
     }
 
-    /// Channels become the pixels of a patch: by colour, then column, then row.
+    /// Turns channels into the pixels of a patch: by colour, then column, then row.
     fn finish(&self, hidden_states: Tensor, flow: &mut Flow) -> Tensor {
         let hidden_states = self.conv_out.forward_normed_of(hidden_states, flow);
         let [b, c, f, h, w] = sizes(&hidden_states);
@@ -134,7 +135,7 @@ impl Decoder {
     }
 }
 
-/// The step to more frames, rows and columns, then resnets.
+/// A step to more frames, rows and columns, followed by resnets.
 #[derive(Debug)]
 struct UpBlock {
     upsampler: Upsampler,
@@ -178,7 +179,7 @@ impl Upsampler {
     fn forward(&self, x: Tensor, flow: &mut Flow) -> Tensor {
         let hidden_states = depth_to_space(&self.conv.forward(&x, flow), self.stride);
         if self.residual {
-            // Its channels in turn stand for several of the result's.
+            // Consecutive channels of the residual form several channels of the result.
             let residual = depth_to_space(&x, self.stride);
             drop(x);
             let [b, channels, f, h, w] = sizes(&hidden_states);
@@ -187,7 +188,7 @@ impl Upsampler {
             flow.add_delayed(&runs, &residual.unsqueeze(1));
         }
         let frames = hidden_states.size()[2];
-        // Before the first frame there is nothing that the extra frames could belong to.
+        // The extra frames before the first frame are dropped, since they belong to no frame.
         let place = flow.place();
         if place.begun || frames == 0 {
             return hidden_states;

@@ -1,6 +1,6 @@
-//! Latents from frames.
+//! The encoder: computes latents from frames.
 //!
-//! After diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`, `LTX2VideoEncoder3d`.
+//! Follows diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`, `LTX2VideoEncoder3d`.
 
 use tch::{Kind, Tensor};
 
@@ -37,7 +37,7 @@ impl Encoder {
             down_blocks.push(DownBlock::new(&weights, width, stage, common));
             width = stage.width;
         }
-        // Besides the latents, one log-variance for all, which is not used.
+        // The encoder also returns one log-variance for all latents, which is not used.
         let moments = config.latent_channels + 1;
         Self {
             patch_size: config.patch_size,
@@ -54,7 +54,7 @@ impl Encoder {
         }
     }
 
-    /// `[B, 3, F, H, W]` in −1…1 to the means of the latents, `[B, C, f, h, w]`.
+    /// Encodes `[B, 3, F, H, W]` in −1…1 as the means of the latents, `[B, C, f, h, w]`.
     pub(super) fn forward(&self, sample: &Tensor) -> Tensor {
         let mut flow = Flow::whole();
         let mut hidden_states = self.conv_in.forward(&self.patches(sample), &mut flow);
@@ -68,7 +68,7 @@ impl Encoder {
         moments.narrow(1, 0, self.latent_channels)
     }
 
-    /// Pixels of a patch become channels: by colour, then column, then row.
+    /// Turns the pixels of a patch into channels: by colour, then column, then row.
     fn patches(&self, sample: &Tensor) -> Tensor {
         let [b, c, f, h, w] = sizes(sample);
         let p = self.patch_size;
@@ -79,7 +79,7 @@ impl Encoder {
     }
 }
 
-/// Resnets, then the step to fewer frames, rows and columns.
+/// Resnets, followed by the step to fewer frames, rows and columns.
 #[derive(Debug)]
 struct DownBlock {
     resnets: Vec<ResnetBlock3d>,
@@ -106,7 +106,7 @@ impl DownBlock {
 struct Downsampler {
     conv: CausalConv3d,
     stride: [i64; 3],
-    /// Channels of the rearranged input that are averaged into one.
+    /// The number of channels of the rearranged input that are averaged into one.
     group_size: i64,
 }
 

@@ -1,8 +1,8 @@
-//! A clip on its way through convolutions, at once or in groups of frames.
+//! The state for passing a clip through convolutions, at once or in groups of frames.
 //!
-//! A convolution along time needs the frames around each frame. When a clip comes in groups, each layer keeps the frames
-//! that the next group's first ones will need, and puts out the frames whose neighbours it has seen; so the pieces together
-//! are exactly what the whole clip would have given, while only a group's frames are in memory.
+//! A convolution along time needs the frames around each frame. When a clip comes in groups, each layer keeps the
+//! frames that the next group's first ones will need, and returns the frames whose neighbours it has seen. The pieces
+//! together therefore equal the result for the whole clip, while only a group's frames are in memory.
 
 use tch::Tensor;
 
@@ -19,9 +19,9 @@ pub(super) struct Flow {
 /// The state of one layer.
 #[derive(Debug, Default)]
 pub(super) struct Place {
-    /// Frames of the layer's input that later output needs.
+    /// The frames of the layer's input that later output needs.
     pub(super) kept: Option<Tensor>,
-    /// Whether the layer has put out any frame.
+    /// Whether the layer has returned any frame.
     pub(super) begun: bool,
 }
 
@@ -34,25 +34,25 @@ impl Flow {
         }
     }
 
-    /// A flow for a clip that comes as one group.
+    /// Creates the state for a clip that comes as one group.
     pub(super) fn whole() -> Self {
         let mut flow = Self::new();
         flow.begin(true);
         flow
     }
 
-    /// Begins the next group; `last`: no other will follow.
+    /// Begins the next group. `last` means that no other group follows.
     pub(super) fn begin(&mut self, last: bool) {
         self.next = 0;
         self.last = last;
     }
 
-    /// Whether this group is the clip's last.
+    /// Returns whether this group is the clip's last.
     pub(super) fn is_last(&self) -> bool {
         self.last
     }
 
-    /// The next layer's place.
+    /// Returns the next layer's place.
     pub(super) fn place(&mut self) -> &mut Place {
         if self.next == self.places.len() {
             self.places.push(Place::default());
@@ -61,14 +61,14 @@ impl Flow {
         &mut self.places[self.next - 1]
     }
 
-    /// Adds to `sum` the frames of `x` that it was made of, both `[…, F, H, W]`: those kept from earlier groups, then those
-    /// of this one. Keeps the others for later.
+    /// Adds to `sum` the frames of `x` that it was computed from, both `[…, F, H, W]`: those kept from earlier groups,
+    /// then those of this one. Keeps the other frames for later.
     pub(super) fn add_delayed(&mut self, sum: &Tensor, x: &Tensor) {
         let place = self.place();
         let (frames, own) = (frames_of(sum), frames_of(x));
         let kept = place.kept.take();
         let before = kept.as_ref().map_or(0, frames_of);
-        // Of the kept frames, then of those of `x`.
+        // The numbers of frames from the kept ones, then from `x`.
         let (old, new) = (before.min(frames), (frames - before).max(0));
         let mut later = Vec::new();
         if let Some(kept) = kept {
@@ -87,7 +87,7 @@ impl Flow {
     }
 }
 
-/// The axis of frames, from the end.
+/// The axis of frames, counted from the last one.
 const FRAMES: i64 = -3;
 
 fn frames_of(x: &Tensor) -> i64 {

@@ -1,6 +1,6 @@
-//! Layers of encoder and decoder.
+//! The layers of encoder and decoder.
 //!
-//! After diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`.
+//! Follows diffusers 0.42.1, `models/autoencoders/autoencoder_kl_ltx2.py`.
 
 use tch::Tensor;
 
@@ -10,7 +10,7 @@ use crate::nn::sizes;
 use crate::ops::{Kernels, Padding};
 use crate::weights::Weights;
 
-/// Frames, rows and columns that a convolution sees.
+/// The kernel size in frames, rows and columns.
 const KERNEL: i64 = 3;
 const EPS: f64 = 1e-8;
 
@@ -26,7 +26,8 @@ pub(super) struct Common<'a> {
 
 /// A 3×3×3 convolution that keeps the number of frames, rows and columns.
 ///
-/// Beyond the first frame it sees copies of that frame, beyond the last (unless causal) copies of the last.
+/// The padding in time consists of copies of the first frame in front and, unless causal, of copies of the last frame
+/// behind.
 #[derive(Debug)]
 pub(super) struct CausalConv3d {
     weight: Tensor,
@@ -54,18 +55,19 @@ impl CausalConv3d {
         }
     }
 
-    /// `[B, in, F, H, W]` to `[B, out, F, H, W]`; of a group of frames, those that can be told by now.
+    /// Applies the convolution: `[B, in, F, H, W]` to `[B, out, F, H, W]`. For a group of frames, it returns those that
+    /// can be computed so far.
     pub(super) fn forward(&self, x: &Tensor, flow: &mut Flow) -> Tensor {
         let padded = self.padded(x, flow, |padding| self.kernels.pad(x, padding));
         self.convolve(padded)
     }
 
-    /// The convolution of `silu(pixel_norm(x))`.
+    /// Applies the convolution to `silu(pixel_norm(x))`.
     pub(super) fn forward_normed(&self, x: &Tensor, flow: &mut Flow) -> Tensor {
         self.convolve(self.normed(x, flow))
     }
 
-    /// The same, where `x` is not needed any more: at full size each tensor here is several GiB.
+    /// Applies the convolution to `silu(pixel_norm(x))` and consumes `x`: at full size each tensor here is several GiB.
     pub(super) fn forward_normed_of(&self, x: Tensor, flow: &mut Flow) -> Tensor {
         let padded = self.normed(&x, flow);
         drop(x);
@@ -79,8 +81,8 @@ impl CausalConv3d {
         })
     }
 
-    /// What the convolution sees: frames kept from earlier groups or copies of the first frame, what `pad` makes of the
-    /// frames of `x`, and at the clip's end copies of the last frame.
+    /// Returns the input of the convolution: frames kept from earlier groups or copies of the first frame, the frames
+    /// of `x` as padded by `pad`, and at the clip's end copies of the last frame.
     fn padded(&self, x: &Tensor, flow: &mut Flow, pad: impl FnOnce(Padding) -> Tensor) -> Tensor {
         let [b, c, frames, h, w] = sizes(x);
         let is_last = flow.is_last();
@@ -135,7 +137,7 @@ impl CausalConv3d {
     }
 }
 
-/// Two convolutions and what they leave as it is.
+/// A residual block: two convolutions, whose result is added to the input.
 #[derive(Debug)]
 pub(super) struct ResnetBlock3d {
     conv1: CausalConv3d,
@@ -150,7 +152,7 @@ impl ResnetBlock3d {
         }
     }
 
-    /// A block's resnets, below `weights`.
+    /// Loads a block's resnets, whose names are below `weights`.
     pub(super) fn several(
         weights: &Weights,
         count: i64,
@@ -163,7 +165,7 @@ impl ResnetBlock3d {
             .collect()
     }
 
-    /// `[B, C, F, H, W]` to the same.
+    /// Applies the block; the shape `[B, C, F, H, W]` stays the same.
     pub(super) fn forward(&self, x: Tensor, flow: &mut Flow) -> Tensor {
         let hidden_states = self.conv1.forward_normed(&x, flow);
         let hidden_states = self.conv2.forward_normed_of(hidden_states, flow);
@@ -172,7 +174,7 @@ impl ResnetBlock3d {
     }
 }
 
-/// `[B, C, F, H, W]` to `[B, C·t·h·w, F/t, H/h, W/w]`.
+/// Rearranges `[B, C, F, H, W]` to `[B, C·t·h·w, F/t, H/h, W/w]`.
 pub(super) fn space_to_depth(x: &Tensor, [st, sh, sw]: [i64; 3]) -> Tensor {
     let [b, c, f, h, w] = sizes(x);
     let (f, h, w) = (f / st, h / sh, w / sw);
@@ -181,7 +183,7 @@ pub(super) fn space_to_depth(x: &Tensor, [st, sh, sw]: [i64; 3]) -> Tensor {
         .reshape([b, c * st * sh * sw, f, h, w])
 }
 
-/// `[B, C·t·h·w, F, H, W]` to `[B, C, F·t, H·h, W·w]`; channels that lie last in memory do so afterwards.
+/// Rearranges `[B, C·t·h·w, F, H, W]` to `[B, C, F·t, H·h, W·w]`; a channels-last memory format is kept.
 pub(super) fn depth_to_space(x: &Tensor, [st, sh, sw]: [i64; 3]) -> Tensor {
     let [b, c, f, h, w] = sizes(x);
     let c = c / (st * sh * sw);

@@ -1,8 +1,8 @@
-//! Decoding in pieces, where the whole does not fit into memory or the first frames are wanted early.
+//! Decoding in pieces, for clips that do not fit into memory as a whole and for early first frames.
 //!
-//! The decoder sees the whole clip from each pixel, so tiles are decoded a little differently than the whole, and are
-//! blended where they overlap. Groups of frames are exact, for they pass on what the next group needs; so they are what to
-//! use, and the tilings are there to reproduce what other implementations give.
+//! In the decoder, each pixel depends on the whole clip, so tiles are decoded slightly differently than the whole and
+//! are blended where they overlap. Groups of frames are exact, because they pass on the frames that the next group
+//! needs, and are the ones to use. The tilings exist to reproduce the results of other implementations.
 
 use tch::{Kind, Tensor};
 
@@ -10,27 +10,28 @@ use super::config::{Config, Padding};
 use super::decoder::{Decoder, Sink};
 use crate::nn::sizes;
 
-/// How a clip is decoded.
+/// The way in which a clip is decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tiling {
-    /// All at once.
+    /// The whole clip is decoded at once.
     Whole,
-    /// Exactly like the whole, each block of the decoder working on so many of its frames at once. Frames leave in groups.
+    /// The result equals that of `Whole`, but each block of the decoder processes this number of its frames at once.
+    /// Frames are returned in groups.
     Grouped { frames: i64 },
-    /// As the library does (diffusers 0.42.1, `tiled_decode` and `_temporal_tiled_decode`): a tile is faded in linearly over
-    /// its overlap with the one before. Frames leave after each tile in time.
+    /// Tiles as in the library (diffusers 0.42.1, `tiled_decode` and `_temporal_tiled_decode`): a tile is faded in
+    /// linearly over its overlap with the one before. Frames are returned after each tile in time.
     Library {
-        /// Rows and columns, in pixels.
+        /// The tiles of rows and columns, in pixels.
         space: Option<[Tile; 2]>,
-        /// In frames.
+        /// The tiles in time, in frames.
         time: Option<Tile>,
     },
-    /// As FastVideo does: tiles are weighted with trapezoids. Later tiles in time begin one latent frame earlier, whose
-    /// weight is zero, for the first frame of a clip is decoded differently. Frames leave after each tile in time.
+    /// Tiles as in FastVideo, weighted with trapezoids. Later tiles in time begin one latent frame earlier with weight
+    /// zero, because the first frame of a clip is decoded differently. Frames are returned after each tile in time.
     Weighted {
-        /// Rows and columns, in pixels.
+        /// The tiles of rows and columns, in pixels.
         space: Option<[Tile; 2]>,
-        /// In frames.
+        /// The tiles in time, in frames.
         time: Option<Tile>,
     },
 }
@@ -43,7 +44,7 @@ pub struct Tile {
     pub overlap: i64,
 }
 
-/// A way of decoding that does not go with the model or with the size of the clip.
+/// The error for a tiling that does not fit the model or the size of the clip.
 #[derive(Debug, thiserror::Error)]
 #[error("decoding in pieces, {axis}: expected {expected}, given {given}")]
 pub struct TilingError {
@@ -52,7 +53,7 @@ pub struct TilingError {
     pub given: String,
 }
 
-/// How one clip is decoded.
+/// The plan for decoding one clip.
 #[derive(Debug)]
 pub(super) enum Plan {
     Whole,
@@ -61,15 +62,15 @@ pub(super) enum Plan {
     Weighted(Grid),
 }
 
-/// Tiles in time, and the same tiles in space for each of them. All in latents.
+/// The tiles in time, and the tiles in space, which are the same for each of them. All sizes are in latents.
 #[derive(Debug)]
 pub(super) struct Grid {
     time: Vec<Span>,
     rows: Vec<Span>,
     columns: Vec<Span>,
-    /// Frames and rows or columns of pixels of a latent.
+    /// The number of frames, and of rows or columns of pixels, of a latent.
     ratios: [i64; 2],
-    /// Overlaps in frames, rows and columns of pixels.
+    /// The overlaps in frames, rows and columns of pixels.
     overlaps: [i64; 3],
 }
 
@@ -92,7 +93,7 @@ impl Span {
 
 impl Plan {
     /// # Errors
-    /// When `latents`, `[B, C, f, h, w]`, cannot be decoded that way.
+    /// Returns an error when `latents`, `[B, C, f, h, w]`, cannot be decoded that way.
     pub(super) fn new(
         tiling: &Tiling,
         config: &Config,
@@ -134,7 +135,7 @@ impl Plan {
         let ratios = [temporal, spatial];
         Ok(match tiling {
             Tiling::Library { .. } => {
-                // One tile does for both axes, or the library cuts both.
+                // A single tile is enough only if it covers both axes; otherwise the library cuts both.
                 let is_cut = |tile: Option<Tile>, cells| tile.is_some_and(|tile| cells > tile.size);
                 let is_cut = is_cut(rows, h) || is_cut(columns, w);
                 let cut = |tile, cells| library_spans(if is_cut { tile } else { None }, cells);
@@ -166,7 +167,7 @@ impl Plan {
         })
     }
 
-    /// Decodes what [`Plan::new`] saw; pieces leave in order as soon as they are known.
+    /// Decodes latents of the size given to [`Plan::new`]; pieces are passed out in order as soon as they are decoded.
     pub(super) fn run<E>(
         &self,
         decoder: &Decoder,
@@ -183,8 +184,8 @@ impl Plan {
 }
 
 impl Tile {
-    /// In latents of `ratio` pixels or frames. An overlap of at least one keeps a leftover tile of a single cell, which
-    /// cannot be decoded, from ever being needed.
+    /// Converts the tile to latents of `ratio` pixels or frames. An overlap of at least one avoids a last tile of a
+    /// single cell, which cannot be decoded.
     fn cells(self, axis: &'static str, ratio: i64) -> Result<Self, TilingError> {
         let Self { size, overlap } = self;
         if size % ratio != 0 || overlap % ratio != 0 || overlap < ratio || size <= overlap {
@@ -211,7 +212,7 @@ fn wrong(axis: &'static str, expected: String, given: i64) -> TilingError {
     }
 }
 
-/// The library's tiles in space, without a last one of a single cell, which the one before covers.
+/// Returns the library's tiles in space, without a last one of a single cell, which the one before covers.
 fn library_spans(tile: Option<Tile>, cells: i64) -> Vec<Span> {
     let Some(Tile { size, overlap }) = tile else {
         return vec![Span {
@@ -231,7 +232,7 @@ fn library_spans(tile: Option<Tile>, cells: i64) -> Vec<Span> {
     spans
 }
 
-/// The library's tiles in time; each has a frame more, and those that would give no frame are left out.
+/// Returns the library's tiles in time. Each has one more frame, and those that would yield no frame are left out.
 fn library_time_spans(tile: Option<Tile>, frames: i64) -> Vec<Span> {
     match tile {
         Some(Tile { size, overlap }) if frames > size => library_spans(
@@ -248,7 +249,7 @@ fn library_time_spans(tile: Option<Tile>, frames: i64) -> Vec<Span> {
     }
 }
 
-/// FastVideo's tiles: the last is what is left, and longer than the overlap.
+/// Returns FastVideo's tiles. The last one has the rest of the cells, which is longer than the overlap.
 fn weighted_spans(tile: Option<Tile>, cells: i64) -> Vec<Span> {
     let mut spans = Vec::new();
     let Tile { size, overlap } = tile.unwrap_or(Tile {
@@ -291,7 +292,7 @@ impl Grid {
         Ok(())
     }
 
-    /// One tile in time, put together from its tiles in space.
+    /// Decodes one tile in time and combines its tiles in space.
     fn library_picture(&self, decoder: &Decoder, latents: &Tensor) -> Tensor {
         let mut above: Vec<Tensor> = Vec::new();
         let mut rows = Vec::new();
@@ -318,7 +319,7 @@ impl Grid {
         Tensor::cat(&rows, 3)
     }
 
-    /// Pixels of a tile before the next one begins.
+    /// Returns the number of pixels of a tile before the next one begins.
     fn kept(&self, spans: &[Span], i: usize) -> i64 {
         let end = spans.get(i + 1).map_or(spans[i].end(), |next| next.start);
         (end - spans[i].start) * self.ratios[1]
@@ -353,7 +354,7 @@ impl Grid {
         Ok(())
     }
 
-    /// One tile in time, the weighted sum of its tiles in space, in float32.
+    /// Decodes one tile in time as the weighted sum of its tiles in space, in float32.
     fn weighted_picture(&self, decoder: &Decoder, latents: &Tensor) -> Tensor {
         if self.rows.len() == 1 && self.columns.len() == 1 {
             return decoder.forward(latents).to_kind(Kind::Float);
@@ -394,7 +395,7 @@ fn end(spans: &[Span]) -> i64 {
     spans.last().map_or(0, |span| span.end())
 }
 
-/// Frames that a tile of latents in time decodes to.
+/// Returns the frames that a tile of latents in time decodes to.
 fn frames(span: Span, ratio: i64) -> Span {
     Span {
         start: span.start * ratio,
@@ -414,8 +415,8 @@ fn fade_in(before: &Tensor, tile: &Tensor, axis: usize, extent: i64) {
     beginning.copy_(&faded);
 }
 
-/// Weights of tiles along one axis: rising over the overlap with the tile before, falling over that with the next, and
-/// together 1 everywhere. With `extra`, later tiles begin with one place more, of weight zero.
+/// Returns the weights of tiles along one axis: rising over the overlap with the tile before, falling over that with
+/// the next, and adding up to 1 everywhere. With `extra`, later tiles begin with one more cell, of weight zero.
 fn trapezoids(spans: &[Span], overlap: i64, extra: bool) -> Vec<Vec<f64>> {
     let shape = |i: usize, place: i64| -> f64 {
         let steps = (overlap + 1) as f64;
@@ -453,7 +454,7 @@ fn trapezoids(spans: &[Span], overlap: i64, extra: bool) -> Vec<Vec<f64>> {
     weights
 }
 
-/// Values along one of five axes, float32, where `like` is.
+/// Creates a float32 tensor of values along one of five axes, on the device of `like`.
 fn along(values: &[f64], axis: usize, like: &Tensor) -> Tensor {
     let mut size = [1; 5];
     size[axis] = -1;

@@ -1,4 +1,4 @@
-//! Animals on four legs, all built alike and told apart by their measures.
+//! Animals on four legs, which share one construction and differ in their measures.
 
 use super::super::colour::Rgb;
 use super::super::scene::Scene;
@@ -7,11 +7,11 @@ use super::super::words::Actor;
 use super::super::world::World;
 use super::pen::{Pen, facing, reach};
 
-/// Measures in units of the height of the back.
+/// The measures of an animal, in units of the height of its back.
 struct Build {
     /// The height of the back in picture heights.
     size: f32,
-    /// Half the length from hips to shoulders.
+    /// Half of the length from hips to shoulders.
     long: f32,
     /// Half the thickness of hips and chest.
     thick: [f32; 2],
@@ -119,7 +119,7 @@ pub(super) fn draw(pen: &mut Pen<'_, '_>, scene: &Scene, world: &World, actor: A
     details(pen, actor, &build, [chest, head], [pale, dark]);
 }
 
-/// A fore and a hind leg; the other pair is a quarter turn behind.
+/// Draws a fore leg and a hind leg; the other pair is a quarter turn behind.
 fn legs(pen: &mut Pen<'_, '_>, build: &Build, [hips, chest]: [[f32; 2]; 2], gait: u32) {
     for (root, lag, bend) in [(hips, 0, 0.1), (chest, 3 << 29, -0.1)] {
         let phase = gait.wrapping_add(lag);

@@ -1,4 +1,4 @@
-//! Draws an actor's body in the actor's own measure.
+//! Draws an actor's body in the actor's own coordinates.
 
 use super::super::colour::Rgb;
 use super::super::draw::Canvas;
@@ -6,15 +6,15 @@ use super::super::scene::Scene;
 use super::super::shape::Shape;
 use super::super::wave;
 
-/// Draws in an actor's own measure: x forward, y up, its height about 1.
+/// A pen in an actor's own coordinates: x is forward, y is up, and the actor's height is about 1.
 pub(super) struct Pen<'a, 'c> {
     pub(super) canvas: &'a mut Canvas<'c>,
     pub(super) shape: &'a mut Shape,
     /// Where the actor's feet are, in pixels.
     pub(super) origin: [f32; 2],
-    /// Pixels of one unit.
+    /// The number of pixels of one unit.
     pub(super) scale: f32,
-    /// 1 when it faces right, else -1.
+    /// 1 when the actor faces right, else -1.
     pub(super) facing: f32,
 }
 
@@ -57,13 +57,13 @@ impl Pen<'_, '_> {
     }
 }
 
-/// Moves a point by a length in a direction, 0 being down and positive forward, in turns.
+/// Returns a point moved by a length in a direction. The angle is in turns; 0 is down, and positive angles go forward.
 pub(super) fn reach([x, y]: [f32; 2], length: f32, angle: f32) -> [f32; 2] {
     let phase = wave::turns(angle);
     [x + wave::sin(phase) * length, y - wave::cos(phase) * length]
 }
 
-/// 1 when actors move to the right, else -1.
+/// Returns 1 when actors move to the right, else -1.
 pub(super) fn facing(scene: &Scene) -> f32 {
     if scene.speed < 0 { -1.0 } else { 1.0 }
 }
