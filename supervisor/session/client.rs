@@ -66,7 +66,7 @@ impl LiveSession {
 
     fn obey(&mut self, command: SessionCommand) -> Option<EndCause> {
         match command {
-            SessionCommand::RequestSegment(request) => self.request_segment(request),
+            SessionCommand::RequestSegment(request) => self.request_segment(*request),
             SessionCommand::SetCuratedPrompts(prompts) => self.set_curated(prompts),
             SessionCommand::SetEnhancement(enabled) => self.director.set_enhancing(enabled),
             SessionCommand::SetAutoExtension(enabled) => self.director.set_extending(enabled),

@@ -81,7 +81,8 @@ pub struct ResumeRequest {
 /// A command to an open session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SessionCommand {
-    RequestSegment(SegmentRequest),
+    /// Boxed, since a session's channel of commands has room for many and is empty most of the time.
+    RequestSegment(Box<SegmentRequest>),
     /// Replaces the curated prompts from the next segment on.
     SetCuratedPrompts(Vec<String>),
     SetEnhancement(bool),
@@ -110,4 +111,15 @@ pub struct SegmentRequest {
     pub seed: Option<u64>,
     pub num_inference_steps: Option<u32>,
     pub guidance_scale: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every session has a channel with room for 32 of them.
+    #[test]
+    fn a_message_of_the_client_is_small_in_its_channel() {
+        assert!(size_of::<Inbound>() <= 64, "{}", size_of::<Inbound>());
+    }
 }

@@ -16,6 +16,9 @@ use super::event_readers::EventReaders;
 use super::persistence::Gate;
 use crate::segment_run::{AttemptId, MediaCount};
 
+/// The number of entries that an empty queue keeps memory for.
+const KEPT_CAPACITY: usize = 4;
+
 /// Both ends of a client's events. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Outbox {
@@ -209,7 +212,14 @@ impl Outbox {
                     };
                     Taken::Event(event, receipt)
                 }
-                None => Taken::Nothing,
+                None => {
+                    // The memory of a burst, such as that of the opening, is not kept while nothing happens. Media that
+                    // are taken as they come need less.
+                    if queue.entries.capacity() > KEPT_CAPACITY {
+                        queue.entries = VecDeque::new();
+                    }
+                    Taken::Nothing
+                }
             };
         }
     }

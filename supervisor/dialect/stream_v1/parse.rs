@@ -76,7 +76,9 @@ fn next(text: &str) -> Inbound {
         ClientMessage::SessionInit(_) => {
             return invalid(kind, bytes, "the session is open already");
         }
-        ClientMessage::SegmentRequest(request) => SessionCommand::RequestSegment(segment(request)),
+        ClientMessage::SegmentRequest(request) => {
+            SessionCommand::RequestSegment(Box::new(segment(request)))
+        }
         ClientMessage::SeedPromptsUpdated(update) => {
             SessionCommand::SetCuratedPrompts(update.seed_prompts)
         }

@@ -141,7 +141,8 @@ impl Client {
             prompt: prompt.to_owned(),
             ..Default::default()
         };
-        self.command(SessionCommand::RequestSegment(request)).await;
+        self.command(SessionCommand::RequestSegment(Box::new(request)))
+            .await;
     }
 
     /// The next event with this name; what comes before is passed over.
