@@ -1,14 +1,13 @@
 //! A pool without processes, for tests of those who use it: the test plays the workers.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
-use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat};
-use fastvideo_proto::link::{EncoderSpec, EngineSpec, JobSpec, media_cost};
+use fastvideo_proto::ids::{GpuId, SessionId, WorkerId};
+use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage, VideoFormat};
+use fastvideo_proto::link::{JobSpec, media_cost};
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
 use ipc_channel::ipc::IpcSharedMemory;
 use tokio::sync::{Notify, watch};
@@ -17,9 +16,10 @@ use tokio_util::task::TaskTracker;
 
 use super::assignments::{Absence, Assignment, Assignments, Sharing};
 use super::control::{Directive, StopSignal};
+use super::fixtures;
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob, pair};
 use super::shared_assignments::SharedAssignments;
-use super::{Config, Gpu, Pool, Recycle, Shared, SlotHandle, WorkerStatus};
+use super::{Config, Gpu, Pool, Shared, SlotHandle, WorkerStatus};
 
 const FORMAT: VideoFormat = VideoFormat {
     width: 64,
@@ -53,7 +53,13 @@ impl TestWorkers {
             id: GpuId(id),
             visible_device: id.to_string(),
         });
-        let config = config(gpus.collect(), sessions_per_gpu);
+        let config = Config {
+            gpus: gpus.collect(),
+            sessions_per_gpu,
+            format: FORMAT,
+            new_frames: FORMAT.num_frames,
+            ..fixtures::config()
+        };
         let (mut slots, mut channels) = (Vec::new(), Vec::new());
         for gpu in &config.gpus {
             let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
@@ -137,23 +143,7 @@ impl TestWorkers {
 
 /// A binary message of a job that nobody runs.
 pub(crate) fn media(kind: MediaKind, bytes: Bytes) -> Media {
-    let spec = JobSpec {
-        job: JobId(0),
-        session: SessionId::random(),
-        segment_idx: 0,
-        attempt: 1,
-        prompt: String::new(),
-        negative_prompt: None,
-        seed: 0,
-        num_inference_steps: 1,
-        guidance_scale: 1.0,
-        format: FORMAT,
-        media_mode: MediaMode::AvFmp4,
-        start_frame: 0,
-        initial_image: None,
-        state: None,
-        window: 0,
-    };
+    let spec = fixtures::job_spec(0, SessionId::random());
     let (_, job) = pair(spec, None, Instant::now(), Arc::default());
     Media {
         credit: Credit::new(media_cost(bytes.len()), job.signals),
@@ -246,34 +236,5 @@ impl TestJob {
         self.job.tell(JobEvent::Ended(end));
         let spec = &self.job.spec;
         self.pool.assignments().job_ended(&spec.session, spec.job);
-    }
-}
-
-fn config(gpus: Vec<Gpu>, sessions_per_gpu: usize) -> Config {
-    let second = Duration::from_secs(1);
-    Config {
-        worker_bin: PathBuf::new(),
-        gpus,
-        engine: EngineSpec {
-            name: "synthetic".to_owned(),
-            options: "{}".to_owned(),
-        },
-        format: FORMAT,
-        new_frames: 8,
-        encoder: EncoderSpec::default(),
-        warmup: None,
-        warmup_is_typical: false,
-        sessions_per_gpu,
-        keep_up: false,
-        recycle: Recycle::default(),
-        boot_timeout: second,
-        heartbeat_interval: second,
-        heartbeat_timeout: second,
-        min_step_timeout: second,
-        min_backoff: second,
-        max_backoff: second,
-        quarantine_after: 1,
-        quarantine_lift: second,
-        realtime: false,
     }
 }
