@@ -1,5 +1,8 @@
 // The two players: Media Source Extensions for fragmented MP4, and a canvas for JPEG frames. Both have the same interface.
 
+/** How often a full buffer is tried again, in milliseconds: while the viewer has paused, it may stay full for hours. */
+const FULL_RETRY_MS = 500;
+
 /** Plays fragmented MP4 through Media Source Extensions. All changes of the source buffer go through one queue. */
 export class MsePlayer {
   constructor(video, hooks) {
@@ -11,7 +14,7 @@ export class MsePlayer {
     video.addEventListener('loadeddata', () => { this.shown = true; });
     video.addEventListener('playing', () => { this.started = this.end > 0; });
     video.addEventListener('error', () => {
-      if (this.source) this.fail(`The browser could not play the stream: ${video.error?.message || 'decoding failed'}.`);
+      if (this.source) this.fail('The browser could not play it. Reload the page to go on with the session.', video.error);
     });
     this.reset();
   }
@@ -21,6 +24,11 @@ export class MsePlayer {
   get end() { return this.video.buffered.length ? this.video.buffered.end(this.video.buffered.length - 1) : 0; }
   get atEnd() { return this.end - this.time < 0.12; }
   get hasPicture() { return this.shown && this.end > 0; } // also during a seek
+  /** Whether playback stands because media are missing. */
+  get starved() {
+    return this.playing && this.started && !this.video.ended && !this.video.seeking && (this.atEnd || this.video.readyState < 3);
+  }
+
   get picture() { return this.video; }
   ranges() {
     const b = this.video.buffered;
@@ -29,6 +37,8 @@ export class MsePlayer {
 
   reset() {
     if (this.url) URL.revokeObjectURL(this.url);
+    clearTimeout(this.full);
+    this.full = null; // the timer that tries again while the buffer is full
     this.source = this.buffer = this.url = null;
     this.queue = [];
     this.onUpdated = null;
@@ -57,10 +67,12 @@ export class MsePlayer {
     this.video.src = this.url;
   }
 
-  fail(text) {
+  /** Reports a text for the viewer; the cause is for the console. */
+  fail(text, cause = null) {
     if (this.dead) return; // only the first failure is reported
     this.dead = true;
     this.queue = [];
+    if (cause) console.warn(text, cause);
     this.hooks.failed(text);
   }
 
@@ -68,14 +80,14 @@ export class MsePlayer {
     this.open();
     if (!this.source) return;
     if (!this.source.constructor.isTypeSupported(mime)) {
-      this.fail(`This browser cannot play ${mime}. Choose JPEG frames and open a new session.`);
+      this.fail('This browser cannot play its format. Choose JPEG frames and open a new session.', mime);
       return;
     }
     this.add(segment, () => {
       if (!this.buffer) {
         const buffer = this.source.addSourceBuffer(mime);
         buffer.addEventListener('updateend', () => { if (buffer === this.buffer) this.updated(); });
-        buffer.addEventListener('error', () => { if (buffer === this.buffer) this.fail('The browser could not read the stream.'); });
+        buffer.addEventListener('error', () => { if (buffer === this.buffer) this.fail('The browser could not read it. Reload the page to go on with the session.'); });
         this.buffer = buffer;
       } else if (mime !== this.mime) {
         this.buffer.changeType(mime);
@@ -119,13 +131,13 @@ export class MsePlayer {
   }
 
   pump() {
-    while (this.queue.length && this.source && this.source.readyState !== 'closed' && !this.buffer?.updating && !this.onUpdated) {
+    while (this.queue.length && this.full === null && this.source && this.source.readyState !== 'closed' && !this.buffer?.updating && !this.onUpdated) {
       const op = this.queue[0];
       try {
         op.run();
       } catch (error) {
         if (error.name === 'QuotaExceededError') this.makeRoom();
-        else this.fail(`The player stopped: ${error.message}`);
+        else this.fail('The player stopped. Reload the page to go on with the session.', error);
         return;
       }
       this.queue.shift();
@@ -145,8 +157,14 @@ export class MsePlayer {
   makeRoom() {
     const before = this.hooks.segmentStart(this.time) - 0.01;
     const first = this.video.buffered.length ? this.video.buffered.start(0) : Infinity;
-    if (first < before) this.buffer.remove(first, before);
-    else setTimeout(() => this.pump(), 500);
+    if (first < before) {
+      this.buffer.remove(first, before);
+      return;
+    }
+    this.full = setTimeout(() => {
+      this.full = null;
+      this.pump();
+    }, FULL_RETRY_MS);
   }
 
   settle() {
@@ -231,6 +249,7 @@ export class JpegPlayer {
   get end() { return this.frames.length / this.fps; }
   get atEnd() { return this.next >= this.frames.length; }
   get hasPicture() { return this.drawn; }
+  get starved() { return this.playing && this.atEnd; }
   get picture() { return this.canvas; }
   ranges() { return this.frames.length ? [[0, this.end]] : []; }
 
