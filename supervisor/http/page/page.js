@@ -16,14 +16,17 @@ import { View } from './view.js';
 
 const FOLLOW_MS = 150;
 
-const url = new URL('/v1/stream', location.href);
+// Relative, since a proxy may serve the page below a path.
+const url = new URL('v1/stream', document.baseURI);
 url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
 const tokens = new TokenStore(() => sessionStorage);
 const connection = new Connection(() => new WebSocket(url), dispatch);
 const recording = new Recording();
 const list = new SegmentList(seek);
-const stage = new Stage(() => store.state, (text) => report('The video cannot be shown.', text), follow);
+const stage = new Stage(
+  () => store.state, (text) => report('The video cannot be shown.', text), follow, seekTo, (on) => dispatch({ type: 'starved', on }),
+);
 const attachments = new Attachments((files) => dispatch({ type: 'attachments_changed', ...files }), report);
 
 /** Runs each type of effect. */
@@ -102,7 +105,14 @@ function seek(idx, part) {
   const segment = store.state.segments.find((s) => s.idx === idx);
   if (!segment) return;
   const length = segment.duration || Math.max(0, stage.player.end - segment.start);
-  stage.player.seek(segment.start + Math.min(part, 0.98) * length, () => recording.bytes(idx));
+  seekTo(segment.start + Math.min(part, 0.98) * length);
+}
+
+/** Seeks to a position on the player's time line, in seconds. */
+function seekTo(time) {
+  const segment = store.state.segments.findLast((s) => time >= s.start) ?? store.state.segments[0];
+  if (!segment) return;
+  stage.player.seek(time, () => recording.bytes(segment.idx));
   follow();
 }
 

@@ -6,7 +6,7 @@
 export const MAX_MESSAGE = 48 * 1024 * 1024;
 /** The largest initial image, in bytes. */
 export const MAX_IMAGE = 32 * 1024 * 1024;
-/** The number of requests that may wait in a session. The server refuses more. */
+/** The number of requests that may wait in a session, unless the server says another. The server refuses more. */
 export const MAX_WAITING = 8;
 
 /**
@@ -74,6 +74,7 @@ export const MAX_WAITING = 8;
  * @property {?number} [generation_segment_cap]
  * @property {number} [next_segment_idx]
  * @property {Features} [features]
+ * @property {{max_waiting_requests?: number}} [limits]
  *
  * @typedef {object} SegmentStart
  * @property {'ltx2_segment_start'} type

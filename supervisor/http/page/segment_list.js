@@ -33,7 +33,7 @@ export class SegmentList {
     row.dataset.testid = `segment-${idx}`;
     const num = make('button', 'num', pad(idx));
     num.type = 'button';
-    num.setAttribute('aria-label', `Play segment ${idx + 1}`);
+    num.setAttribute('aria-label', `Play segment ${pad(idx)}`);
     const text = make('div', 'text');
     const state = make('div', 'state');
     const line = make('div', 'facts-line');
@@ -65,7 +65,7 @@ export class SegmentList {
     for (const node of [v.row, v.block]) mark(node, { state: segment.state });
     const playable = segment.duration > 0 || segment.state === 'streaming';
     for (const node of [v.num, v.button]) set(node, { disabled: !playable });
-    v.button.setAttribute('aria-label', `Segment ${segment.idx + 1}, ${words}`);
+    v.button.setAttribute('aria-label', `Segment ${pad(segment.idx)}, ${words}`);
     if (v.segment?.prompt !== segment.prompt || v.segment?.original !== segment.original) {
       v.text.textContent = segment.prompt;
       if (segment.original && segment.original !== segment.prompt) v.text.append(make('span', 'was', `from: ${segment.original}`));

@@ -2,9 +2,8 @@
 // The reducer of a session: from a state and an event it computes the next state and the effects to run. It is a pure function:
 // it has no access to the DOM, a socket or a clock. Its parts are in the folder `session`.
 
-import { sentence } from './format.js';
-import { MAX_WAITING } from './protocol.js';
-import { isLive } from './state.js';
+import { plural, sentence } from './format.js';
+import { isLive, maxWaiting } from './state.js';
 import {
   closed, connect, giveUp, gpuAssigned, leave, queueStatus, serverError, sessionTimeout, streamComplete, streamStart,
 } from './session/lifecycle.js';
@@ -67,6 +66,7 @@ function handle(next, event) {
     case 'snapshot': next.send({ type: 'snapshot_state' }); break;
     case 'notice_closed': state.notice = null; break;
     case 'reported': next.notice(event.title, event.text, { soft: event.soft }); break;
+    case 'starved': state.starved = event.on; break;
     case 'first_picture': firstPicture(next, event); break;
     case 'reconnect_scheduled': if (state.reconnect) state.reconnect = { ...state.reconnect, dueAt: event.dueAt }; break;
     case 'reconnect_due': if (state.phase === 'lost') connect(next); break;
@@ -130,8 +130,10 @@ function switched(next, name, on) {
  */
 function submitPrompt(next, { prompt, typed, sampling }) {
   const { state } = next;
-  if (state.waiting.length >= MAX_WAITING) {
-    next.notice('There are already eight prompts waiting.', 'Send this one when the next segment has begun.', { soft: true });
+  const most = maxWaiting(state);
+  if (state.waiting.length >= most) {
+    const text = 'Send this one when the next segment has begun.';
+    next.notice(`There are already ${plural(most, 'prompt')} waiting.`, text, { soft: true, passing: true });
     return;
   }
   if (typed) next.run({ type: 'clear_prompt' });

@@ -8,14 +8,37 @@ import { current, isLive, isReconnecting, isUnderWay } from './state.js';
 import { segmentWords, starvedWords, statusWords } from './words.js';
 
 const CONTROLS_HIDE_MS = 3500;
+/** A player that stands for this long is told to wait for the network: shorter pauses are not worth a word. */
+const STARVED_MS = 600;
+const VOLUME_STEP = 0.1;
+
+/**
+ * What a key does in the player.
+ *
+ * @type {{[key: string]: (stage: Stage) => void}}
+ */
+const KEYS = {
+  ' ': (stage) => stage.togglePlay(),
+  k: (stage) => stage.togglePlay(),
+  j: (stage) => stage.skip(-10),
+  l: (stage) => stage.skip(10),
+  ArrowLeft: (stage) => stage.skip(-5),
+  ArrowRight: (stage) => stage.skip(5),
+  ArrowUp: (stage) => stage.louder(VOLUME_STEP),
+  ArrowDown: (stage) => stage.louder(-VOLUME_STEP),
+  m: (stage) => stage.toggleMute(),
+  f: (stage) => stage.toggleFull(),
+};
 
 export class Stage {
   /**
    * @param {() => import('./state.js').SessionState} getState
    * @param {(text: string) => void} failed  is called when the video cannot be shown
    * @param {() => void} changed  is called when the viewer has used the controls
+   * @param {(time: number) => void} seek  seeks to a position on the player's time line, in seconds
+   * @param {(on: boolean) => void} starved  is called when the player begins to stand because media are missing, and when it goes on
    */
-  constructor(getState, failed, changed) {
+  constructor(getState, failed, changed, seek, starved) {
     const hooks = {
       failed,
       segmentStart: (time) => getState().segments.findLast((s) => time >= s.start)?.start ?? 0,
@@ -24,27 +47,28 @@ export class Stage {
     this.players = { av_fmp4: new MsePlayer($('video'), hooks), legacy_jpeg: new JpegPlayer($('jpeg'), hooks) };
     this.player = this.players.av_fmp4;
     this.field = new LatentField($('field'));
+    this.getState = getState;
     this.changed = changed;
+    this.seek = seek;
+    this.starved = starved;
+    this.starvedSince = null;
+    this.wantsSound = true; // until the viewer turns it off
     this.hiding = null;
     this.bind();
   }
 
   bind() {
     $('play').onclick = () => this.togglePlay();
-    $('mute').onclick = $('unmute').onclick = () => {
-      $('video').muted = !$('video').muted;
-      this.changed();
-    };
-    $('full').onclick = () => {
-      if (document.fullscreenElement) document.exitFullscreen();
-      else if ($('stage').requestFullscreen) $('stage').requestFullscreen();
-      else $('video').webkitEnterFullscreen?.(); // iPhone
-    };
-    $('stage').onkeydown = (event) => {
-      if (event.target !== $('stage') || event.key !== ' ') return;
-      event.preventDefault();
-      this.togglePlay();
-    };
+    $('mute').onclick = $('unmute').onclick = () => this.toggleMute();
+    $('full').onclick = () => this.toggleFull();
+    document.addEventListener('keydown', (event) => this.press(event));
+    // Browsers allow sound once the user has done something on the page.
+    for (const gesture of ['click', 'keyup']) {
+      document.addEventListener(gesture, ({ target }) => {
+        const asks = target instanceof Element && target.closest('#mute, #unmute');
+        if (this.wantsSound && $('video').muted && !asks) this.mute(false);
+      }, { capture: true, once: true });
+    }
     $('stage').onclick = ({ target }) => {
       if ([$('video'), $('jpeg')].includes(target)) this.togglePlay();
     };
@@ -70,6 +94,54 @@ export class Stage {
     mark($('stage'), { idle: false });
     clearTimeout(this.hiding);
     this.hiding = setTimeout(() => mark($('stage'), { idle: !this.player.paused }), CONTROLS_HIDE_MS);
+  }
+
+  /** Runs the player's keys while the focus is in the player, or nowhere. A button keeps its own keys. */
+  press(event) {
+    const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    const here = event.target === document.body || $('stage').contains(event.target);
+    if (!act || !here || event.ctrlKey || event.metaKey || event.altKey || $('stage').dataset.view !== 'media') return;
+    if (event.key === ' ' && event.target.closest('button')) return;
+    // Nothing but the player takes these keys from the page, which scrolls with them.
+    if (['ArrowUp', 'ArrowDown'].includes(event.key) && event.target === document.body) return;
+    event.preventDefault();
+    this.wake();
+    act(this);
+  }
+
+  mute(muted) {
+    const video = $('video');
+    video.muted = muted;
+    const { av_fmp4: player } = this.players;
+    if (player.playing && player.started && video.paused && !video.ended) player.play(); // some browsers pause it then
+    this.changed();
+  }
+
+  toggleMute() {
+    this.wantsSound = $('video').muted;
+    this.mute(!this.wantsSound);
+  }
+
+  louder(by) {
+    const video = $('video');
+    video.volume = Math.min(1, Math.max(0, video.volume + by));
+    this.wantsSound = by > 0 || !video.muted;
+    if (by > 0) video.muted = false;
+    this.changed();
+  }
+
+  toggleFull() {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else if ($('stage').requestFullscreen) $('stage').requestFullscreen();
+    else $('video').webkitEnterFullscreen?.(); // iPhone
+  }
+
+  /** Goes on or back by seconds, within what was generated. */
+  skip(by) {
+    const { player } = this;
+    const first = this.getState().segments[0]?.start ?? 0;
+    const last = Math.max(first, player.end - 0.05);
+    this.seek(Math.min(last, Math.max(first, player.time + by)));
   }
 
   togglePlay() {
@@ -109,11 +181,20 @@ export class Stage {
     if (working) say($('working'), isUnderWay(segment) ? segmentWords(segment) : statusWords(state)[1]);
 
     const expects = state.phase === 'active' || isReconnecting(state);
-    const starved = view === 'media' && expects && player.atEnd && !player.paused;
-    set($('hint'), { hidden: !starved });
-    if (starved) say($('hint'), starvedWords(state));
+    const atEnd = view === 'media' && expects && player.atEnd && !player.paused;
+    const starved = this.isStarved(view === 'media' && segment?.state === 'streaming' && player.starved);
+    if (starved !== state.starved) this.starved(starved);
+    set($('hint'), { hidden: !(atEnd || starved) });
+    if (atEnd || starved) say($('hint'), starvedWords(state));
     this.followControls(view, state.mime);
     this.followClock(state.segments[0]?.start ?? 0);
+  }
+
+  /** Tells whether the player has stood for a while. */
+  isStarved(stands) {
+    if (!stands) this.starvedSince = null;
+    else this.starvedSince ??= performance.now();
+    return stands && performance.now() - this.starvedSince >= STARVED_MS;
   }
 
   followControls(view, mime) {
@@ -121,7 +202,7 @@ export class Stage {
     const video = $('video');
     const mp4 = player === this.players.av_fmp4;
     const sound = mp4 && /mp4a|opus|flac/i.test(mime ?? '');
-    set($('unmute'), { hidden: !(view === 'media' && sound && video.muted) });
+    set($('unmute'), { hidden: !(view === 'media' && sound && video.muted && this.wantsSound) });
     set($('mute'), { hidden: !sound });
     const icon = (id, name, label) => {
       const [use, href] = [$(id).querySelector('use'), `#i-${name}`];

@@ -2,6 +2,8 @@
 // The state of the page's session as plain data, with functions that derive facts from it. Only the reducer in session.js
 // computes new states.
 
+import { MAX_WAITING } from './protocol.js';
+
 /**
  * @typedef {import('./protocol.js').MediaMode} MediaMode
  * @typedef {import('./protocol.js').ResumeToken} ResumeToken
@@ -66,7 +68,7 @@
  * @property {boolean} soft  a warning, and not a failure
  * @property {boolean} reconnect  shows the button that connects
  * @property {boolean} fresh  shows the button that opens a new session instead of resuming
- * @property {boolean} passing  disappears when the segment is finished
+ * @property {boolean} passing  disappears when the segment is finished or the next one begins
  */
 
 /**
@@ -114,6 +116,7 @@
  * @property {?Request} asked  the request that the running segment answers
  * @property {number} freeAt  when the last segment ended and the GPU became free
  * @property {number} activeAt  when the session last did something that restarts its idle timeout
+ * @property {boolean} starved  whether the player stands because media are missing
  * @property {string} curatedNote
  * @property {string} appliedCurated  the curated prompts that the server has
  */
@@ -153,6 +156,7 @@ export const initialState = (kept = null) => ({
   asked: null,
   freeAt: 0,
   activeAt: 0,
+  starved: false,
   curatedNote: '',
   appliedCurated: '',
 });
@@ -192,6 +196,19 @@ export const isUnderWay = (segment) => isRunning(segment) || segment?.state === 
 
 /** Tells whether the page is waiting for a reconnect. @param {SessionState} state */
 export const isReconnecting = ({ reconnect }) => reconnect !== null && reconnect.attempt > 0 && !reconnect.answered;
+
+/**
+ * The number of segments that the session has finished, also those that it had before this page resumed it.
+ *
+ * @param {SessionState} state
+ */
+export function finishedSegments({ stream, segments }) {
+  const last = segments.findLast((segment) => segment.state === 'done');
+  return Math.max(stream?.next_segment_idx ?? 0, last ? last.idx + 1 : 0);
+}
+
+/** The number of requests that may wait at once: what the server says, or else its default. @param {SessionState} state */
+export const maxWaiting = ({ stream }) => stream?.limits?.max_waiting_requests ?? MAX_WAITING;
 
 /** Returns the curated prompts as a list. @param {Settings} settings */
 export const curatedPrompts = ({ curated }) => curated.split('\n').map((line) => line.trim()).filter(Boolean);

@@ -2,9 +2,8 @@
 // has changed is written to the DOM.
 
 import { $, make, mark, say, set } from './dom.js';
-import { span } from './format.js';
-import { MAX_WAITING } from './protocol.js';
-import { curatedPrompts, current, isLive, isReconnecting, isRunning } from './state.js';
+import { plural, span } from './format.js';
+import { curatedPrompts, current, finishedSegments, isLive, isReconnecting, isRunning, maxWaiting } from './state.js';
 import { idleWords, queueWords, reconnectWords, statusWords } from './words.js';
 
 const EXAMPLES = [
@@ -132,7 +131,7 @@ export class View {
     if (changed('phase', 'notice', 'resume', 'reconnect', 'kept')) this.renderNotices(state);
     if (changed('gpu', 'stream', 'segments')) this.renderFacts(state);
     if (changed('phase', 'stream', 'settings', 'curatedNote')) this.renderDirection(state);
-    if (changed('waiting')) this.renderWaiting(state.waiting);
+    if (changed('waiting', 'stream')) this.renderWaiting(state);
   }
 
   renderStatus(state) {
@@ -185,8 +184,9 @@ export class View {
     set($('kept'), { hidden: isLive(state) || !state.kept });
   }
 
-  renderFacts({ gpu, stream, segments }) {
-    const done = segments.filter((s) => s.state === 'done').length;
+  renderFacts(state) {
+    const { gpu, stream, segments } = state;
+    const done = finishedSegments(state);
     const cap = stream?.generation_segment_cap;
     for (const id of ['facts', 'keep']) set($(id), { hidden: !gpu });
     set($('f-none'), { hidden: Boolean(gpu) });
@@ -205,26 +205,29 @@ export class View {
   renderDirection({ phase, stream, settings, curatedNote }) {
     const features = stream?.features;
     const why = 'Has no effect here: this server has no prompt enhancer.';
-    const feature = (id, works, note) => {
-      set($(`t-${id}`), { disabled: !works });
+    // A switch that has no effect is off, whatever it was before the server was known.
+    const feature = (id, works, on, note) => {
+      set($(`t-${id}`), { disabled: !works, checked: works && on });
       set($(`t-${id}`).closest('label'), { title: works ? '' : why });
       say($(`n-${id}`), works ? note : why);
     };
-    feature('enhancement', features?.enhancement !== false, 'A language model writes them out in detail.');
-    feature('auto', features?.auto_extension !== false, 'With no prompt waiting, the story is continued.');
+    feature('enhancement', features?.enhancement !== false, settings.enhancement, 'A language model writes them out in detail.');
+    feature('auto', features?.auto_extension !== false, settings.auto, 'With no prompt waiting, the story is continued.');
     const hasCurated = curatedPrompts(settings).length > 0;
     say($('n-loop'), hasCurated ? 'With no prompt waiting, the next one of the list runs.' : 'Needs curated prompts in the list below.');
     set($('rewrite'), { hidden: !(phase === 'active' && features?.rewrite) });
     say($('curated-note'), curatedNote);
   }
 
-  renderWaiting(waiting) {
-    const full = waiting.length >= MAX_WAITING;
+  renderWaiting(state) {
+    const { waiting } = state;
+    const most = maxWaiting(state);
+    const full = waiting.length >= most;
     set($('waiting'), { hidden: !waiting.length });
-    say($('waiting-count'), `${waiting.length} of ${MAX_WAITING}`);
+    say($('waiting-count'), `${waiting.length} of ${most}`);
     set($('send'), { disabled: full });
     const room = 'Enter sends, Shift+Enter starts a new line.';
-    say($('composer-note'), full ? 'Eight prompts wait. There is room when the next segment begins.' : room);
+    say($('composer-note'), full ? `${plural(most, 'prompt')} waiting. There is room when the next segment begins.` : room);
     const texts = waiting.map((request) => request.written ?? request.prompt);
     const key = JSON.stringify(texts);
     if ($('waiting-list').dataset.key === key) return;

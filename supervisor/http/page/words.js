@@ -1,7 +1,7 @@
 // @ts-check
 // The page's texts: for codes, and for the state of the session. This file has no access to the DOM.
 
-import { clock, ordinal, phrase, span } from './format.js';
+import { clock, ordinal, phrase, sentence, span } from './format.js';
 import { current, isReconnecting, isUnderWay } from './state.js';
 
 /**
@@ -9,17 +9,31 @@ import { current, isReconnecting, isUnderWay } from './state.js';
  * @typedef {import('./state.js').Segment} Segment
  */
 
+const IMAGE_TITLE = 'The first image was not accepted.';
+
 /** @type {{[reason in import('./connection.js').CloseReason]?: string}} */
 const CLOSE_WORDS = {
   unreachable: 'The server cannot be reached.',
   ended: 'The session has ended.',
   going_away: 'The server is going away.',
-  rejected: 'The server did not accept the opening message.',
+  rejected: 'The server did not take this session.',
   broken: 'The connection broke off.',
-  rule_broken: 'The server closed the session because a rule was broken.',
-  too_large: 'A message was too large for the server.',
+  rule_broken: 'The connection is too slow for the video.',
+  too_large: 'That was too much for the server.',
   internal: 'The server had an internal fault.',
-  busy: 'The server is full at the moment. Try again in a little while.',
+  busy: 'The server is full at the moment.',
+};
+
+/**
+ * What the user can do when the session is not kept.
+ *
+ * @type {{[reason in import('./connection.js').CloseReason]?: string}}
+ */
+const CLOSE_ADVICE = {
+  unreachable: 'Check your connection, and try again in a moment.',
+  too_large: 'Choose a smaller image or state, or a shorter prompt.',
+  internal: 'Try again in a moment.',
+  busy: 'Try again in a little while.',
 };
 
 /** @type {{[code: string]: string}} */
@@ -36,6 +50,46 @@ const ERROR_WORDS = {
   state_incompatible: 'The saved state does not fit this server.',
   segment_timeout: 'The segment took too long and was stopped.',
 };
+
+/**
+ * What the user can do after an error.
+ *
+ * @type {{[code: string]: string}}
+ */
+const ERROR_ADVICE = {
+  session_rejected: 'Try again in a little while.',
+  gpu_unavailable: 'Try again in a few minutes.',
+  worker_failed: 'Send the prompt again.',
+  upstream_timeout: 'Try again in a moment, or write the prompt yourself.',
+  internal_error: 'Try again in a moment.',
+  prompt_blocked: 'Change its words and send it again.',
+  unauthorized: 'Ask the operator of this server for access.',
+  state_incompatible: 'It is from a server with another model or picture size, or it is damaged. Open a session without it.',
+  segment_timeout: 'Send the prompt again.',
+};
+
+/**
+ * What the server does not accept, by its message: a title, and what the user can do.
+ *
+ * @type {[pattern: RegExp, title: string, advice: (found: RegExpMatchArray) => string][]}
+ */
+const INVALID_WORDS = [
+  [/^`initial_image.*damaged/, IMAGE_TITLE, () => 'The file is damaged. Choose another picture.'],
+  [/^`initial_image.* pixels, got (\d+)x(\d+)/, IMAGE_TITLE,
+    ([, width, height]) => `It has ${width}×${height} pixels, which is too large. Choose a smaller picture.`],
+  [/^`initial_image.*times as long as wide/, IMAGE_TITLE, () => 'It is too long and thin. Crop it, or choose another picture.'],
+  [/^`initial_image.*(at most|MiB)/, IMAGE_TITLE,
+    () => 'It takes too much to read. Choose a smaller picture, or save it as a plain JPEG.'],
+  [/^`initial_image/, IMAGE_TITLE, () => 'Choose a PNG, JPEG or WebP picture.'],
+  [/prompts?` has (\d+) characters, at most (\d+)/, 'The prompt is too long.',
+    ([, given, limit]) => `It has ${given} characters, and at most ${limit} are allowed. Shorten it and send it again.`],
+  [/^`curated_prompts` has (\d+) prompts, at most (\d+)/, 'There are too many curated prompts.',
+    ([, given, limit]) => `The list has ${given}, and at most ${limit} are allowed.`],
+  [/^`num_inference_steps` must be from 1 to (\d+)/, 'That number of steps is not possible.',
+    ([, limit]) => `Choose from 1 to ${limit} steps in the sampling options.`],
+  [/guidance_scale/, 'That guidance scale is not possible.', () => 'Choose another one in the sampling options.'],
+  [/seed/, 'That seed is not possible.', () => 'Choose another one in the sampling options.'],
+];
 
 /** @type {{[outcome: string]: string}} */
 const OUTCOME_WORDS = {
@@ -57,8 +111,24 @@ const look = (words, key) => (Object.hasOwn(words, key) ? words[key] : null);
 /** Explains a closed connection. @param {import('./connection.js').CloseReason} reason @param {number} code */
 export const closeWords = (reason, code) => CLOSE_WORDS[reason] ?? `The connection was closed (code ${code}).`;
 
-/** Explains an error code. @param {string} code */
-export const errorWords = (code) => look(ERROR_WORDS, code) ?? `${phrase(code)}.`;
+/** Tells what to do after the connection was closed for this reason. @param {import('./connection.js').CloseReason} reason */
+export const closeAdvice = (reason) => CLOSE_ADVICE[reason] ?? 'Start a new session.';
+
+/**
+ * Explains an error of the server, and tells what the user can do. The server's message is for authors of clients; it is shown
+ * only where the page has no words of its own.
+ *
+ * @param {{code: string, message: string}} error
+ * @returns {{title: string, text: string}}
+ */
+export function errorWords({ code, message }) {
+  const title = look(ERROR_WORDS, code) ?? `${phrase(code)}.`;
+  for (const [pattern, words, advice] of code === 'invalid_message' ? INVALID_WORDS : []) {
+    const found = String(message ?? '').match(pattern);
+    if (found) return { title: words, text: advice(found) };
+  }
+  return { title, text: look(ERROR_ADVICE, code) ?? sentence(message) };
+}
 
 /** Names the source of a prompt. @param {string} source */
 export const sourceWords = (source) => look(SOURCE_WORDS, source) ?? phrase(source);
@@ -89,7 +159,9 @@ export function statusWords(state) {
     case 'closed': return state.notice ? ['bad', 'Disconnected'] : ['idle', 'Session ended'];
     default:
   }
-  if (segment?.state === 'streaming') return ['air', `Segment ${segment.idx + 1} is streaming`];
+  if (segment?.state === 'streaming') {
+    return state.starved ? ['wait', `Segment ${segment.idx + 1} waits for the network`] : ['air', `Segment ${segment.idx + 1} is streaming`];
+  }
   if (segment?.state === 'denoising') return ['work', `Segment ${segment.idx + 1} is being generated`];
   if (segment?.state === 'restarting') return ['wait', `Segment ${segment.idx + 1} starts again`];
   if (state.settings.pause) return ['wait', 'Paused'];
@@ -108,6 +180,7 @@ export const queueWords = ({ position, depth }) => ({
 export function starvedWords(state) {
   const segment = current(state);
   if (isReconnecting(state)) return 'Waiting for the connection';
+  if (segment?.state === 'streaming') return 'Waiting for the network: the video comes more slowly than it plays';
   if (segment && isUnderWay(segment)) return `Waiting for the next segment: ${segmentWords(segment)}`;
   if (state.waiting.length) return 'Waiting for the next segment';
   return state.settings.pause ? 'Generation is paused' : 'Send a prompt to go on from here';

@@ -2,14 +2,23 @@
 // The lifecycle of a session: opening, resuming after a lost connection, and ending.
 
 import { canResume } from '../connection.js';
-import { sentence, span } from '../format.js';
+import { span } from '../format.js';
 import { MAX_MESSAGE } from '../protocol.js';
 import { curatedPrompts, current, isLive, isReconnecting, isRunning, isUnderWay } from '../state.js';
-import { closeWords, errorWords } from '../words.js';
+import { closeAdvice, closeWords, errorWords } from '../words.js';
 import { rotatedPrompts, sendWaiting, takeBackNewest } from './prompts.js';
 import { finishSegment } from './segments.js';
 
 /** @typedef {import('./transition.js').Transition} Transition */
+
+const RESTARTING = { title: 'The segment is being made again.', text: 'Its GPU has failed, and another one takes over.' };
+const TAKEN = {
+  title: 'The session is no longer on this page.',
+  text: 'It goes on in another tab or window, or an operator has ended it.',
+};
+const NOT_RESUMED = 'The session cannot be continued.';
+const GONE = 'The server no longer has it: it has ended, or nothing happened in it for too long. Start a new one.';
+const UNFIT = 'The server makes pictures of another size or with another model now. Start a new one.';
 
 /** Connects: resumes the session if there is a resume token, and opens a new one otherwise. @param {Transition} next */
 export function connect(next) {
@@ -174,21 +183,22 @@ export function serverError(next, { code, message, retryable, segment_idx, resta
   } else if (['invalid_message', 'prompt_blocked'].includes(code) && state.phase === 'active') {
     takeBackNewest(next);
   }
-  const text = sentence(message);
   if (state.reconnect && retryable) {
-    state.refusal = { title: '', text }; // the page will reconnect
+    // The page will reconnect.
+    const why = code === 'session_rejected' ? 'The server has no room for it yet.' : errorWords({ code, message }).title;
+    state.refusal = { title: '', text: why };
     return;
   }
   const taken = code === 'session_rejected' && state.phase === 'active';
   if (taken) state.outcome = 'taken';
   const over = ['session_rejected', 'state_incompatible', 'unauthorized'].includes(code);
   if (over) next.keepToken(null);
-  let title = errorWords(code);
-  if (restarting) title = 'The segment is being made again.';
-  else if (taken) title = 'The session is no longer on this page.';
-  else if (over && state.reconnect) title = 'The session cannot be gone on with.';
-  state.refusal = state.phase === 'active' ? null : { title, text };
-  next.notice(title, text, { soft: retryable || taken, reconnect: taken, passing: restarting });
+  let words = errorWords({ code, message });
+  if (restarting) words = RESTARTING;
+  else if (taken) words = TAKEN;
+  else if (over && state.reconnect) words = { title: NOT_RESUMED, text: code === 'state_incompatible' ? UNFIT : GONE };
+  state.refusal = state.phase === 'active' ? null : words;
+  next.notice(words.title, words.text, { soft: retryable || taken, reconnect: taken, passing: restarting });
 }
 
 /** @param {Transition} next @param {{reason: import('../connection.js').CloseReason, code: number, text: string}} event */
@@ -207,12 +217,11 @@ export function closed(next, { reason, code, text }) {
   const cutOff = !ended || reason === 'going_away'; // a server that shuts down completes the session first
   if (!cutOff || expected) return;
   const title = closeWords(reason, code);
-  const advice = state.resume && reason !== 'rejected' ? 'Reconnect to go on where you were.' : '';
   next.recordError({ code, message: text || title });
   // The error that came just before explains more than the close code.
   const { refusal } = state;
-  const told = refusal ? [refusal.text, reconnecting ? '' : title, advice] : [text, advice];
-  next.notice(refusal ? refusal.title : title, told.filter(Boolean).join(' '), { reconnect: true });
+  const advice = state.resume && reason !== 'rejected' ? 'Reconnect to go on where you were.' : closeAdvice(reason);
+  next.notice(refusal?.title || title, refusal?.title ? refusal.text : advice, { reconnect: true });
 }
 
 /** Schedules a reconnect after the connection was lost. The player continues with the media that it has. @param {Transition} next */

@@ -2,8 +2,7 @@
 // The prompts of a session: the requests that wait for their segments, and the curated prompts.
 
 import { plural } from '../format.js';
-import { MAX_WAITING } from '../protocol.js';
-import { curatedPrompts, current } from '../state.js';
+import { curatedPrompts, current, maxWaiting } from '../state.js';
 
 /** An error without a request id is attributed to the latest request if it arrives within this time. */
 const REFUSAL_WINDOW_MS = 5000;
@@ -21,7 +20,7 @@ export function sendWaiting(next) {
   if (state.phase !== 'active') return;
   const enhance = Boolean(state.stream?.features?.enhancement) && state.settings.enhancement;
   state.waiting = state.waiting.map((request, i) => {
-    if (request.sent || i >= MAX_WAITING) return request;
+    if (request.sent || i >= maxWaiting(state)) return request;
     next.send(request.message);
     return { ...request, enhance, written: null, sent: true };
   });

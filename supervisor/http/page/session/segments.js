@@ -46,6 +46,7 @@ function takeRequest(next, segment) {
   const found = state.waiting.findIndex((request) => request.prompt === prompt && request.message.source === source);
   const at = mine ? Math.max(0, found) : found;
   const request = state.waiting[at];
+  if (state.notice?.passing) state.notice = null;
   if (request) {
     state.waiting = state.waiting.filter((other) => other !== request);
     next.change(segment.idx, { requestedAt: Math.max(request.at, state.freeAt) });

@@ -55,11 +55,11 @@ export class PageModel {
   }
 
   /** Receives the messages with which the server opens or resumes a session. */
-  opens({ features = {}, next = 0, id = 's1', token = 't1', cap = 0 } = {}) {
+  opens({ features = {}, next = 0, id = 's1', token = 't1', cap = 0, limits } = {}) {
     this.says('queue_status', { position: 0, queue_depth: 0 });
     this.says('gpu_assigned', { gpu_id: 0, session_timeout: 60, session_id: id, resume_token: token, worker_id: 'w', model_id: 'synthetic' });
     return this.says('ltx2_stream_start', {
-      width: 128, height: 96, fps: 24, num_frames: 24, generation_segment_cap: cap, next_segment_idx: next, features,
+      width: 128, height: 96, fps: 24, num_frames: 24, generation_segment_cap: cap, next_segment_idx: next, features, limits,
     });
   }
 

@@ -1,9 +1,10 @@
 // Tests of the smaller parts: the store, the recording, the attachments, the GPUs and the formats.
 
 import assert from 'node:assert/strict';
+import { readFile, readdir } from 'node:fs/promises';
 import { describe, test } from 'node:test';
 
-import { checkImage, readState } from '../attachments.js';
+import { checkShape, imageType, readState } from '../attachments.js';
 import { clock, gib, ordinal, plural, seconds, sentence, span } from '../format.js';
 import { exitWords, gpuState } from '../gpus.js';
 import { Recording } from '../recording.js';
@@ -65,6 +66,20 @@ describe('store', () => {
   });
 });
 
+test('all addresses are relative, so that a proxy can serve the page below a path', async () => {
+  const page = new URL('../', import.meta.url);
+  const names = await readdir(page, { recursive: true });
+  const files = names.filter((name) => /\.(js|html|css)$/.test(name) && !name.startsWith('tests'));
+  assert.ok(files.includes('index.html') && files.includes('page.css') && files.includes('session/lifecycle.js'));
+  for (const name of files) {
+    const text = await readFile(new URL(name, page), 'utf8');
+    assert.doesNotMatch(text, /(href|src|action)="\//, name);
+    assert.doesNotMatch(text, /url\(['"]?\//, name);
+    assert.doesNotMatch(text, /(fetch|ask|URL|WebSocket|import|from)\s*\(?\s*['"`]\//, name);
+    assert.doesNotMatch(text, /['"`]\/(v1|status|health|ready)/, name);
+  }
+});
+
 describe('recording', () => {
   const bytes = (...values) => new Uint8Array(values);
   const file = async (recording, indices) => [...new Uint8Array(await (await recording.file(indices)).arrayBuffer())];
@@ -119,15 +134,30 @@ describe('files', () => {
   test('a saved state has a kind and a payload', () => {
     assert.deepEqual(readState('{"kind": "ltx2.v1", "payload": {"a": 1}}'), { kind: 'ltx2.v1', payload: { a: 1 } });
     for (const text of ['null', '{}', '{"kind": "x"}', '{"kind": "x", "payload": null}', '{"kind": 1, "payload": {}}', '[]']) {
-      assert.throws(() => readState(text), /A saved state has a kind and a payload/, text);
+      assert.throws(() => readState(text), /It is not a saved state\. Choose a file that “Save state” has made/, text);
     }
-    assert.throws(() => readState('no json'), SyntaxError);
+    assert.throws(() => readState('hello'), /It is not a saved state/);
   });
 
-  test('an initial image has a type that the server reads, and at most 32 MiB', () => {
-    checkImage({ type: 'image/png', size: 32 * 1024 * 1024 });
-    assert.throws(() => checkImage({ type: 'image/svg+xml', size: 1 }), /PNG, JPEG or WebP/);
-    assert.throws(() => checkImage({ type: 'image/png', size: 33 * 1024 * 1024 }), /has 33.0 MiB/);
+  test('the bytes of an initial image tell its type', () => {
+    const png = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a, 0, 0, 0, 13];
+    const webp = [...'RIFF\0\0\0\0WEBP'].map((c) => c.charCodeAt(0));
+    const jpeg = [0xff, 0xd8, 0xff, 0xe0];
+    assert.deepEqual([png, jpeg, webp].map((bytes) => imageType(new Uint8Array(bytes), 1)), ['image/png', 'image/jpeg', 'image/webp']);
+    const avi = webp.with(8, 0x41);
+    for (const bytes of [[], [0xff, 0xd8], png.slice(0, 7), avi, [...'GIF89a'].map((c) => c.charCodeAt(0))]) {
+      assert.throws(() => imageType(new Uint8Array(bytes), 1), /not a PNG, JPEG or WebP picture/);
+    }
+  });
+
+  test('an initial image has at most 32 MiB, and is not too thin', () => {
+    const jpeg = new Uint8Array([0xff, 0xd8, 0xff]);
+    imageType(jpeg, 32 * 1024 * 1024);
+    assert.throws(() => imageType(jpeg, 33 * 1024 * 1024), /has 33.0 MiB/);
+    checkShape(160, 10);
+    checkShape(1, 16);
+    assert.throws(() => checkShape(161, 10), /16 times as long as wide/);
+    assert.throws(() => checkShape(1, 17), /Crop it/);
   });
 });
 

@@ -75,7 +75,7 @@ describe('a lost connection', () => {
     const page = lost().event('reconnect_due');
     page.says('error', { code: 'session_rejected', message: 'the server is full', retryable: true }).closes('busy', 1013);
     assert.deepEqual(attempts(page), [1, 2]);
-    assert.equal(page.state.reconnect.why, 'The server is full.');
+    assert.equal(page.state.reconnect.why, 'The server has no room for it yet.');
     assert.equal(page.state.notice, null);
   });
 
@@ -114,8 +114,8 @@ describe('a lost connection', () => {
     assert.equal(page.state.phase, 'closed');
     assert.equal(page.state.resume, null);
     assert.deepEqual([page.state.notice.title, page.state.notice.reconnect, page.state.notice.fresh],
-      ['The session cannot be gone on with.', true, false]);
-    assert.equal(page.state.notice.text, 'No such session.');
+      ['The session cannot be continued.', true, false]);
+    assert.match(page.state.notice.text, /^The server no longer has it: .* Start a new one\.$/);
   });
 
   test('does not stay lost when the next opening message is too large', () => {
@@ -134,6 +134,7 @@ describe('a connection that was never open', () => {
     assert.equal(page.state.notice.title, 'The server cannot be reached.');
     assert.deepEqual(attempts(page), []);
     assert.deepEqual(page.ran('return_prompt').map((e) => e.prompt), ['fox']);
+    assert.equal(page.state.notice.text, 'Check your connection, and try again in a moment.');
     assert.deepEqual(page.state.errors.map((e) => [e.code, e.message]), [[1006, 'The server cannot be reached.']]);
   });
 });
@@ -144,7 +145,7 @@ describe('a refusal', () => {
     page.says('error', { code: 'session_rejected', message: 'the server is full', retryable: true }).closes('busy', 1013);
     assert.equal(page.state.phase, 'closed');
     assert.equal(page.state.notice.title, 'The server did not take this session.');
-    assert.equal(page.state.notice.text, 'The server is full. The server is full at the moment. Try again in a little while.');
+    assert.equal(page.state.notice.text, 'Try again in a little while.');
     assert.equal(statusWords(page.state)[1], 'Disconnected');
   });
 
@@ -156,11 +157,11 @@ describe('a refusal', () => {
 
   test('without a word is told by its close code', () => {
     for (const [reason, code, title] of [
-      ['rule_broken', 1008, 'The server closed the session because a rule was broken.'],
+      ['rule_broken', 1008, 'The connection is too slow for the video.'],
       ['internal', 1011, 'The server had an internal fault.'], ['other', 1002, 'The connection was closed (code 1002).'],
     ]) {
       const page = PageModel.active().closes(reason, code, 'why');
-      assert.deepEqual([page.state.notice.title, page.state.notice.text], [title, 'why Reconnect to go on where you were.']);
+      assert.deepEqual([page.state.notice.title, page.state.notice.text], [title, 'Reconnect to go on where you were.']);
       assert.equal(page.state.notice.fresh, true);
     }
   });

@@ -3,9 +3,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { idleWords, queueWords, segmentWords, starvedWords, statusWords } from '../words.js';
+import { closeAdvice, closeWords, errorWords, idleWords, queueWords, segmentWords, starvedWords, statusWords } from '../words.js';
 import { reduce } from '../session.js';
-import { initialState } from '../state.js';
+import { finishedSegments, initialState, maxWaiting } from '../state.js';
 import { PageModel, TOKEN } from './page_model.js';
 
 const status = (page) => statusWords(page.state)[1];
@@ -228,9 +228,19 @@ describe('prompts', () => {
     page.submit('too many');
     assert.equal(page.waiting.length, 8);
     assert.deepEqual(page.effects, []); // and the field keeps its text
-    assert.equal(page.state.notice.title, 'There are already eight prompts waiting.');
-    page.starts(0, 'p0').submit('now');
+    assert.equal(page.state.notice.title, 'There are already 8 prompts waiting.');
+    page.starts(0, 'p0');
+    assert.equal(page.state.notice, null, 'there is room again');
+    page.submit('now');
     assert.equal(page.waiting.at(-1), 'now');
+  });
+
+  test('as many wait as the server says', () => {
+    const page = new PageModel().event('connect').opens({ limits: { max_waiting_requests: 2 } });
+    page.submit('a').submit('b').submit('c');
+    assert.deepEqual(page.waiting, ['a', 'b']);
+    assert.equal(page.state.notice.title, 'There are already 2 prompts waiting.');
+    assert.equal(maxWaiting(initialState()), 8);
   });
 
   test('an enhanced prompt is shown with what it was', () => {
@@ -374,6 +384,53 @@ describe('messages that should not come', () => {
     assert.equal(page.state.errors.at(-1).message, '149');
   });
 
+});
+
+describe('words for the person', () => {
+  test('say what to do, and nothing of fields and types', () => {
+    const image = 'The first image was not accepted.';
+    for (const [message, title, text] of [
+      ['`initial_image.data`: expected at most 64000000 pixels, got 8001x8000', image,
+        'It has 8001×8000 pixels, which is too large. Choose a smaller picture.'],
+      ['`initial_image.data`: expected a whole image/png, got a damaged one (unexpected end of file)', image,
+        'The file is damaged. Choose another picture.'],
+      ['`initial_image.data`: expected a picture at most 16 times as long as wide, got 1x4000', image,
+        'It is too long and thin. Crop it, or choose another picture.'],
+      ['`initial_image.data`: expected at most 192 MiB to decode, got 214 MiB (interlaced, 7000x8000)', image,
+        'It takes too much to read. Choose a smaller picture, or save it as a plain JPEG.'],
+      ['`initial_image.data`: expected a PNG, JPEG or WebP file, got image/gif', image, 'Choose a PNG, JPEG or WebP picture.'],
+      ['`prompt` has 5000 characters, at most 4000 are allowed', 'The prompt is too long.',
+        'It has 5000 characters, and at most 4000 are allowed. Shorten it and send it again.'],
+      ['`num_inference_steps` must be from 1 to 200, got 300', 'That number of steps is not possible.',
+        'Choose from 1 to 200 steps in the sampling options.'],
+    ]) assert.deepEqual(errorWords({ code: 'invalid_message', message }), { title, text });
+  });
+
+  test('are there for every code and every close', () => {
+    const codes = ['session_rejected', 'gpu_unavailable', 'worker_failed', 'upstream_timeout', 'internal_error', 'prompt_blocked',
+      'state_incompatible', 'segment_timeout', 'unauthorized'];
+    const texts = codes.map((code) => errorWords({ code, message: 'there is no session 0f3a… with this token' }).text);
+    for (const text of texts) assert.match(text, /^[A-Z][^`…]*\.$/);
+    const reasons = ['unreachable', 'going_away', 'rejected', 'no_status', 'broken', 'rule_broken', 'too_large', 'internal', 'busy', 'other'];
+    for (const reason of reasons) assert.match(`${closeWords(reason, 1)} ${closeAdvice(reason)}`, /^[A-Z][^`]*\. [A-Z][^.]*\.$/);
+  });
+});
+
+test('the segments of a resumed session count from its beginning', () => {
+  const page = new PageModel({ kept: TOKEN }).event('connect_kept').opens({ next: 3, cap: 100 });
+  assert.equal(finishedSegments(page.state), 3);
+  page.starts(3, 'a').streams(3);
+  assert.equal(finishedSegments(page.state), 3);
+  page.completes(3);
+  assert.equal(finishedSegments(page.state), 4);
+});
+
+test('video that comes more slowly than it plays is told', () => {
+  const page = PageModel.active().starts(0, 'a').streams(0).event('starved', { on: true });
+  assert.equal(status(page), 'Segment 1 waits for the network');
+  assert.match(starvedWords(page.state), /^Waiting for the network/);
+  page.event('starved', { on: false });
+  assert.equal(status(page), 'Segment 1 is streaming');
 });
 
 test('a viewer who has seen everything is told what comes', () => {
