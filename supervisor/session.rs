@@ -8,7 +8,7 @@
 //! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows
 //!   its worker, `generation` its segment, `snapshots` exports its state, `persistence` stores it.
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
-//!   check what clients send; `playback` estimates when the viewer runs out of video.
+//!   check what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
 //!   backpressure, `log` the session log; `latency` measures the latency that the supervisor adds to fragments.
 
@@ -47,6 +47,7 @@ pub mod event;
 mod event_readers;
 mod generation;
 mod handshake;
+mod inbox;
 mod init_image;
 mod latency;
 mod live;

@@ -67,6 +67,91 @@ async fn the_first_frame_shows_the_image_and_later_segments_do_not() {
     }
 }
 
+/// The picture in the frame: what its left and its right half are, or its upper and its lower one.
+fn halves(jpeg: &[u8], upright: bool) -> [char; 2] {
+    let picture = image::load_from_memory(jpeg).unwrap().into_rgb8();
+    let (width, height) = picture.dimensions();
+    // A caption lies over the lower part.
+    let places = match upright {
+        false => [(width / 8, height / 2), (width * 7 / 8, height / 2)],
+        true => [(width / 2, height / 8), (width / 2, height * 5 / 8)],
+    };
+    places.map(|(x, y)| match picture.get_pixel(x, y).0 {
+        [red, _, blue] if red > blue => 'r',
+        _ => 'b',
+    })
+}
+
+#[tokio::test]
+async fn a_photo_stands_upright_and_a_thin_picture_costs_nothing() {
+    let server = Server::start(FAST);
+    // Red on the left, blue on the right, with the orientation in Exif data.
+    let photo = |orientation: u8| {
+        let mut jpeg = Cursor::new(Vec::new());
+        RgbImage::from_fn(96, 96, |x, _| match x < 48 {
+            true => Rgb([220, 20, 20]),
+            false => Rgb([20, 20, 220]),
+        })
+        .write_to(&mut jpeg, ImageFormat::Jpeg)
+        .unwrap();
+        let mut jpeg = jpeg.into_inner();
+        let mut exif =
+            b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+        jpeg.splice(2..2, exif);
+        jpeg
+    };
+    for (orientation, upright, expected) in [
+        (1, false, ['r', 'b']),
+        (2, false, ['b', 'r']),
+        (3, false, ['b', 'r']),
+        (6, true, ['r', 'b']),
+        (8, true, ['b', 'r']),
+    ] {
+        // As a browser makes it of a file with a wrong name.
+        let data = BASE64.encode(photo(orientation));
+        let image = json!({"mime": "image/png", "data": format!("data:image/png;base64,{data}")});
+        let mut client = server
+            .active(json!({"stream_mode": "legacy_jpeg", "initial_image": image}))
+            .await;
+        let segment = client.segment("a green meadow").await;
+        assert_eq!(
+            halves(&segment.media[0], upright),
+            expected,
+            "{orientation}"
+        );
+        client.send(json!({"type": "leave"})).await;
+        client.closed().await;
+    }
+    let pid = server.worker_pid(0).await;
+    let image = image("image/png", &file(ImageFormat::Png, 1, 16));
+    let mut client = server
+        .active(json!({"stream_mode": "legacy_jpeg", "initial_image": image}))
+        .await;
+    let segment = client.segment("a green meadow").await;
+    assert!(distance(&segment.media[0]) < 40.0);
+    assert_eq!(server.worker_pid(0).await, pid);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_image_waits_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(dir.path(), FAST);
+    // Large enough that they are decoded one after the other, and most of their clients are gone by then.
+    let large = image("image/png", &file(ImageFormat::Png, 4000, 3000));
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        clients.push(server.open(json!({"initial_image": large})).await);
+    }
+    drop(clients);
+    server.sessions(0).await;
+    until("no image is kept", async || {
+        kept(dir.path()).is_empty().then_some(())
+    })
+    .await;
+    server.active(json!({})).await.segment("a fox").await;
+}
+
 #[tokio::test]
 async fn null_and_an_empty_object_are_no_image() {
     let server = Server::start(FAST);
@@ -100,7 +185,14 @@ async fn a_bad_image_is_refused_and_leaves_nothing_behind() {
         (json!({"mime": "image/png"}), "`initial_image.data`"),
         (json!({"data": BASE64.encode(&png)}), "`initial_image.mime`"),
         (image("image/gif", &png), "`initial_image.mime`"),
-        (image("image/jpeg", &png), "got image/png"),
+        (
+            image("image/png", &file(ImageFormat::Png, 2, 40)),
+            "at most 16 times as long as wide, got 2x40",
+        ),
+        (
+            json!({"mime": "image/png", "data": "data:image/png,%89PNG"}),
+            "data:image/png;base64,",
+        ),
         (image("image/png", b""), "0 bytes"),
         (
             image("image/png", b"a picture of a cat"),

@@ -14,6 +14,7 @@ use super::ending::{EndCause, NotOpened};
 use super::event::{Opened, SessionEvent};
 use super::event_readers::EventReaders;
 use super::handshake::{self, Claim, Opening};
+use super::inbox::Inbox;
 use super::live::LiveSession;
 use super::outbox::Outbox;
 use super::prompt_tasks::PromptTaskResult;
@@ -30,12 +31,13 @@ const DRAIN_LINGER: Duration = Duration::from_secs(2);
 /// Serves one client from its opening to the last event in the outbox.
 pub async fn run(
     mut ticket: Ticket,
-    mut inbound: mpsc::Receiver<Inbound>,
+    inbound: mpsc::Receiver<Inbound>,
     outbox: Outbox,
     context: Context,
 ) {
+    let mut inbox = Inbox::new(inbound);
     // Boxed, so that the memory of the handshake is not kept for as long as the session lives.
-    let opened = Box::pin(open(&mut ticket, &mut inbound, &context)).await;
+    let opened = Box::pin(open(&mut ticket, &mut inbox, &context)).await;
     let (opening, claim) = match opened {
         Ok(opened) => opened,
         Err(why) => {
@@ -50,17 +52,17 @@ pub async fn run(
     emitter.emit(opened_event(&opening, &claim));
     let session = LiveSession::new(ticket, emitter, context, opening, claim);
     let mut session = Box::new(session);
-    let cause = session.serve(&mut inbound).await;
+    let cause = session.serve(&mut inbox).await;
     session.end(cause);
 }
 
 async fn open(
     ticket: &mut Ticket,
-    inbound: &mut mpsc::Receiver<Inbound>,
+    inbox: &mut Inbox,
     context: &Context,
 ) -> Result<(Opening, Claim), NotOpened> {
     let opening = tokio::select! {
-        opening = handshake::receive(inbound, context) => opening?,
+        opening = handshake::receive(inbox, context) => opening?,
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
     };
     let claim = handshake::claim(ticket, context, &opening).await?;
@@ -102,7 +104,7 @@ enum Heard {
 }
 
 impl LiveSession {
-    async fn serve(&mut self, inbound: &mut mpsc::Receiver<Inbound>) -> EndCause {
+    async fn serve(&mut self, inbox: &mut Inbox) -> EndCause {
         if !matches!(self.placement, Placement::Bound(_)) {
             self.transition(SessionState::Queued);
         }
@@ -111,7 +113,7 @@ impl LiveSession {
             if let Some(cause) = end.or_else(|| self.advance()) {
                 return cause;
             }
-            end = match self.hear(inbound).await {
+            end = match self.hear(inbox).await {
                 Heard::Client(inbound) => self.receive(inbound),
                 Heard::PlacementChanged => {
                     self.placement = self.binding.look();
@@ -165,7 +167,7 @@ impl LiveSession {
         None
     }
 
-    async fn hear(&mut self, inbound: &mut mpsc::Receiver<Inbound>) -> Heard {
+    async fn hear(&mut self, inbox: &mut Inbox) -> Heard {
         let alarm = self.alarm();
         let segment = self.segment.as_mut();
         let job = async {
@@ -211,7 +213,7 @@ impl LiveSession {
             drain = drain => Heard::Drain(drain),
             () = self.emitter.outbox().drained() => Heard::OutboxDrained,
             () = clock => Heard::ClockRang,
-            message = inbound.recv() => Heard::Client(message),
+            message = inbox.recv() => Heard::Client(message),
         }
     }
 

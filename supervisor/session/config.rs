@@ -98,7 +98,7 @@ static MAX_WAITING_REQUESTS: Key<usize> =
 
 static MAX_IMAGE_PIXELS: Key<u64> = Key::u64("streaming.limits.max_image_pixels", 4096, 1 << 30)
     .unit("pixels")
-    .help("Largest initial image")
+    .help("Largest initial image; file formats that take much memory to decode have smaller limits")
     .default(64_000_000);
 
 static MAX_INFERENCE_STEPS: Key<u32> =

@@ -5,12 +5,12 @@ use fastvideo_proto::job::{ErrorCode, VideoFormat};
 use fastvideo_proto::state::ContinuationState;
 use serde_json::{Map, Value};
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::JoinError;
 use tokio::time::timeout;
 
 use super::command::{Inbound, OpenSession, ResumeRequest};
 use super::ending::NotOpened;
+use super::inbox::Inbox;
 use super::init_image::{self, InitImage, InitImageError};
 use super::registry::Ticket;
 use super::request::check_prompt;
@@ -50,12 +50,9 @@ pub(super) struct Claim {
 ///
 /// # Errors
 /// See [`NotOpened`].
-pub(super) async fn receive(
-    inbound: &mut mpsc::Receiver<Inbound>,
-    context: &Context,
-) -> Result<Opening, NotOpened> {
+pub(super) async fn receive(inbox: &mut Inbox, context: &Context) -> Result<Opening, NotOpened> {
     let limit = context.config.opening_timeout;
-    let request = match timeout(limit, inbound.recv()).await {
+    let request = match timeout(limit, inbox.recv()).await {
         Err(_) => return Err(NotOpened::Timeout(limit)),
         Ok(None | Some(Inbound::Gone)) => return Err(NotOpened::Gone),
         Ok(Some(Inbound::Violation(violation))) => return Err(NotOpened::Violation(violation)),
@@ -64,7 +61,11 @@ pub(super) async fn receive(
         Ok(Some(Inbound::Command { .. })) => return Err(invalid("the session is not open yet")),
         Ok(Some(Inbound::Open(request))) => *request,
     };
-    check(request, &context.config, &context.store).await
+    // A check can wait for its turn, and for the store.
+    tokio::select! {
+        checked = check(request, &context.config, &context.store) => checked,
+        () = inbox.gone() => Err(NotOpened::Gone),
+    }
 }
 
 async fn check(
@@ -110,12 +111,16 @@ async fn check_image(
     let limits = init_image::Limits {
         max_bytes: init_image::MAX_BYTES,
         max_pixels: config.max_image_pixels,
+        frame: (config.format.width, config.format.height),
     };
-    let accepted = spawn_blocking(move || init_image::accept(&object, &limits)).await;
-    match accepted.map_err(panicked)? {
+    match init_image::accept(object, limits, config.opening_timeout).await {
         Ok(image) => Ok(image),
         Err(error @ InitImageError::Refused { .. }) => Err(invalid(error)),
-        Err(error) => {
+        Err(InitImageError::Busy) => Err(NotOpened::Unavailable(
+            "the server is busy with the images of other clients; try again soon",
+        )),
+        Err(InitImageError::Panicked(panic)) => Err(panicked(panic)),
+        Err(error @ InitImageError::Keep(_)) => {
             tracing::error!(error = with_causes(&error), "initial image cannot be kept");
             Err(NotOpened::Internal(
                 "the server cannot keep the initial image at the moment",

@@ -1,28 +1,33 @@
 //! The initial image that a client may send for its first segment. It is untrusted input.
 //!
-//! The picture is decoded in full, within limits, and written out again as a PNG of its pixels: a worker never reads
-//! bytes that a client made.
+//! The picture is decoded within limits (`picture`), a few at a time, and written out again as a PNG of its pixels: a
+//! worker never reads bytes that a client made, and never a picture larger than a frame.
 
-use std::io::{self, BufWriter, Cursor, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use image::{DynamicImage, ImageDecoder as _, ImageFormat, ImageReader, RgbImage};
+use image::RgbImage;
 use serde_json::{Map, Value};
 use tempfile::TempPath;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
+
+use picture::Unfit;
+
+mod picture;
 
 /// The largest image file that is accepted, in bytes.
 pub(super) const MAX_BYTES: usize = 32 << 20;
 
+/// Number of images that the server decodes at once. Each takes a quarter of a GiB and two seconds at most.
+const AT_ONCE: usize = 2;
+static DECODERS: Semaphore = Semaphore::const_new(AT_ONCE);
+
 const MAX_NAME_CHARS: usize = 100;
-/// The largest kind of pixel is RGBA with 16 bits each.
-const MAX_BYTES_PER_PIXEL: u64 = 8;
-/// Number of bytes that a decoder may allocate for its tables and for an ICC profile.
-const DECODER_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -30,6 +35,8 @@ pub(super) struct Limits {
     pub(super) max_bytes: usize,
     /// The limit on width times height.
     pub(super) max_pixels: u64,
+    /// Width and height of the frames that the image is for.
+    pub(super) frame: (u32, u32),
 }
 
 /// A picture as a PNG file that only this user can read. The file is removed when this is dropped.
@@ -40,7 +47,7 @@ pub(super) struct InitImage {
 }
 
 impl InitImage {
-    /// Returns the path of the file, which is an RGB PNG with 8 bits per channel.
+    /// Returns the path of the file, which is an RGB PNG with 8 bits per channel, at most as large as a frame.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -54,70 +61,102 @@ impl InitImage {
 /// Why there is no initial image.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InitImageError {
-    /// The client sent something that is not a picture of its type, or that is too large. The text is safe to show to
-    /// it.
+    /// The client sent something that is not a picture, or that is too large. The text is safe to show to it.
     #[error("`initial_image.{field}`: expected {expected}, got {given}")]
     Refused {
         field: &'static str,
         expected: String,
         given: String,
     },
+    /// Other clients' images were decoded for all of the time that this one could wait.
+    #[error("too many images are being decoded")]
+    Busy,
     /// The server cannot write the file.
     #[error("initial image cannot be kept in a temporary file")]
     Keep(#[source] io::Error),
+    #[error("initial image could not be decoded")]
+    Panicked(#[source] JoinError),
 }
 
 /// Checks `{mime, name, data}` and puts the picture into a temporary file. Returns `None` for an empty object, which
 /// means no image.
 ///
-/// Decodes the picture and encodes it again, so this belongs on a blocking thread. EXIF orientation is not applied, and
-/// transparency is dropped.
+/// `data` is base64, also as a data URL. The file's bytes tell its type. The picture is turned upright as its EXIF
+/// orientation says, then cropped to the shape of the frames, then shrunk to their size if it is larger; transparency is
+/// dropped.
 ///
 /// A truncated file is refused, except that a few last bytes may be missing, which decoders do not need: a PNG may lack
 /// the checksum of its end chunk; a JPEG may lack its last 8 bytes and a WebP its last 4, which may cost the last block
 /// of pixels.
 ///
 /// # Errors
-/// Returns an error when the object is not a whole picture of its type within the limits, or the file cannot be
-/// written.
-pub(super) fn accept(
-    object: &Map<String, Value>,
+/// Returns an error when the object is not a whole picture within the limits, when the file cannot be written, or when
+/// other images keep the decoders busy for longer than `patience`.
+pub(super) async fn accept(
+    object: Map<String, Value>,
+    limits: Limits,
+    patience: Duration,
+) -> Result<Option<InitImage>, InitImageError> {
+    decode_in_turn(&DECODERS, patience, move || check(object, &limits)).await
+}
+
+/// Runs a check on a blocking thread when one of the decoders is free, which it holds to its end: whoever waits may give
+/// up, but a check that has begun is not interrupted.
+async fn decode_in_turn<T: Send + 'static>(
+    decoders: &'static Semaphore,
+    patience: Duration,
+    check: impl FnOnce() -> Result<T, InitImageError> + Send + 'static,
+) -> Result<T, InitImageError> {
+    let Ok(Ok(turn)) = timeout(patience, decoders.acquire()).await else {
+        return Err(InitImageError::Busy);
+    };
+    let checked = spawn_blocking(move || {
+        let checked = check();
+        drop(turn);
+        checked
+    });
+    checked.await.map_err(InitImageError::Panicked)?
+}
+
+fn check(
+    mut object: Map<String, Value>,
     limits: &Limits,
 ) -> Result<Option<InitImage>, InitImageError> {
     if object.is_empty() {
         return Ok(None);
     }
-    let format = format(object)?;
-    let bytes = bytes(object, limits)?;
-    let pixels = decode(&bytes, format, limits)?;
+    check_mime(&object)?;
+    // The text is dropped before the picture is decoded.
+    let bytes = bytes(object.remove("data"), limits)?;
+    let format = picture::format(&bytes).map_err(unfit)?;
+    let picture_limits = picture::Limits {
+        max_pixels: limits.max_pixels,
+        frame: limits.frame,
+    };
+    let pixels = picture::read(bytes, format, &picture_limits).map_err(unfit)?;
     let path = keep(&pixels).map_err(InitImageError::Keep)?;
     let name = plain_name(object.get("name"))
         .unwrap_or_else(|| format!("init.{}", format.extensions_str()[0]));
     Ok(Some(InitImage { path, name }))
 }
 
-fn format(object: &Map<String, Value>) -> Result<ImageFormat, InitImageError> {
-    match object.get("mime").and_then(Value::as_str) {
-        Some("image/png") => Ok(ImageFormat::Png),
-        // FastVideo's server accepts the second name, too.
-        Some("image/jpeg" | "image/jpg") => Ok(ImageFormat::Jpeg),
-        Some("image/webp") => Ok(ImageFormat::WebP),
-        Some(other) => {
-            let given = other.chars().take(64).collect::<String>();
-            Err(wrong_mime(format!("{given:?}")))
-        }
-        None => Err(wrong_mime("none".to_owned())),
-    }
+/// Checks that the client meant to send one of the types. Which one it is, is told by the bytes: file names lie.
+fn check_mime(object: &Map<String, Value>) -> Result<(), InitImageError> {
+    let given = match object.get("mime").and_then(Value::as_str) {
+        // FastVideo's server accepts the third name, too.
+        Some("image/png" | "image/jpeg" | "image/jpg" | "image/webp") => return Ok(()),
+        Some(other) => format!("{:?}", other.chars().take(64).collect::<String>()),
+        None => "none".to_owned(),
+    };
+    let expected = "image/png, image/jpeg or image/webp";
+    Err(refused("mime", expected, given))
 }
 
-fn wrong_mime(given: String) -> InitImageError {
-    refused("mime", "image/png, image/jpeg or image/webp", given)
-}
-
-fn bytes(object: &Map<String, Value>, limits: &Limits) -> Result<Vec<u8>, InitImageError> {
-    let Some(text) = object.get("data").and_then(Value::as_str) else {
+fn bytes(data: Option<Value>, limits: &Limits) -> Result<Vec<u8>, InitImageError> {
+    let Some(Value::String(text)) = data else {
         return Err(refused("data", "a base64 text", "none"));
     };
+    let text = base64_part(&text)?;
     let padding = text.bytes().rev().take(2).filter(|&b| b == b'=').count();
     let size = (text.len() / 4 * 3).saturating_sub(padding);
     if size > limits.max_bytes {
@@ -136,100 +175,25 @@ fn bytes(object: &Map<String, Value>, limits: &Limits) -> Result<Vec<u8>, InitIm
     Ok(bytes)
 }
 
-/// Decodes the picture to the pixels that a model sees.
-fn decode(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<RgbImage, InitImageError> {
-    let mime = format.to_mime_type();
-    match image::guess_format(bytes) {
-        Ok(found) if found == format => {}
-        Ok(found) => return Err(refused("data", mime, found.to_mime_type())),
-        Err(_) => return Err(refused("data", mime, "bytes of no known image type")),
+/// Returns the base64 of a text that is all base64, or a data URL, as browsers make them of files.
+fn base64_part(text: &str) -> Result<&str, InitImageError> {
+    let scheme = text.get(..5).unwrap_or_default();
+    if !scheme.eq_ignore_ascii_case("data:") {
+        return Ok(text);
     }
-    match format {
-        ImageFormat::Jpeg => decode_jpeg(bytes, limits),
-        _ => decode_png_or_webp(bytes, format, limits),
-    }
-}
-
-fn decode_png_or_webp(
-    bytes: &[u8],
-    format: ImageFormat,
-    limits: &Limits,
-) -> Result<RgbImage, InitImageError> {
-    let max_bytes = limits.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut decoder_limits = image::Limits::default();
-    decoder_limits.max_alloc = Some(max_bytes.saturating_add(DECODER_BYTES));
-    reader.limits(decoder_limits);
-    let decoder = reader.into_decoder().map_err(|e| damaged(format, e))?;
-    let size = match format {
-        ImageFormat::WebP => larger(decoder.dimensions(), largest_vp8_frame(bytes)),
-        _ => decoder.dimensions(),
-    };
-    check_size(size, limits)?;
-    let picture = DynamicImage::from_decoder(decoder).map_err(|e| damaged(format, e))?;
-    Ok(picture.into_rgb8())
-}
-
-/// Decodes with the decoder that `image` uses, but in its strict mode: otherwise it fills missing parts with grey.
-fn decode_jpeg(bytes: &[u8], limits: &Limits) -> Result<RgbImage, InitImageError> {
-    let format = ImageFormat::Jpeg;
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(usize::MAX)
-        .set_max_height(usize::MAX)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = zune_jpeg::JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|e| damaged(format, e))?;
-    let (width, height) = decoder
-        .info()
-        .map(|info| (u32::from(info.width), u32::from(info.height)))
-        .ok_or_else(|| damaged(format, "no size"))?;
-    check_size((width, height), limits)?;
-    let pixels = decoder.decode().map_err(|e| damaged(format, e))?;
-    RgbImage::from_raw(width, height, pixels).ok_or_else(|| damaged(format, "pixels are missing"))
-}
-
-fn damaged(format: ImageFormat, error: impl std::fmt::Display) -> InitImageError {
-    let expected = format!("a whole {}", format.to_mime_type());
-    refused("data", expected, format!("a damaged one ({error})"))
-}
-
-/// Refuses a picture by the size in its header, before its pixels are decoded.
-fn check_size((width, height): (u32, u32), limits: &Limits) -> Result<(), InitImageError> {
-    if pixels((width, height)) <= limits.max_pixels {
-        return Ok(());
-    }
-    Err(refused(
-        "data",
-        format!("at most {} pixels", limits.max_pixels),
-        format!("{width}x{height}"),
-    ))
-}
-
-fn pixels((width, height): (u32, u32)) -> u64 {
-    u64::from(width) * u64::from(height)
-}
-
-fn larger(one: (u32, u32), other: (u32, u32)) -> (u32, u32) {
-    if pixels(one) >= pixels(other) {
-        one
-    } else {
-        other
+    let (prefix, data) = text.split_once(',').unwrap_or((text, ""));
+    match prefix.rsplit(';').next() {
+        Some(last) if last.eq_ignore_ascii_case("base64") => Ok(data),
+        _ => {
+            let expected = "base64, alone or after \"data:image/png;base64,\"";
+            let prefix: String = prefix.chars().take(64).collect();
+            Err(refused("data", expected, format!("{prefix:?}")))
+        }
     }
 }
 
-/// Returns the size of the largest lossy frame anywhere in a WebP file: the decoder allocates memory for it before it
-/// compares it with the size of the picture.
-fn largest_vp8_frame(bytes: &[u8]) -> (u32, u32) {
-    // A chunk's type and length, then the frame tag, the start code, and two sizes of 14 bits.
-    bytes
-        .windows(18)
-        .filter(|frame| frame.starts_with(b"VP8 ") && frame[11..14] == [0x9d, 0x01, 0x2a])
-        .map(|frame| {
-            let size = |at| u32::from(u16::from_le_bytes([frame[at], frame[at + 1]]) & 0x3fff);
-            (size(14), size(16))
-        })
-        .fold((0, 0), larger)
+fn unfit(Unfit { expected, given }: Unfit) -> InitImageError {
+    refused("data", expected, given)
 }
 
 /// Writes the picture as PNG, with little compression, into a temporary file. Such files are made with mode 0600.
@@ -287,22 +251,27 @@ fn refused(
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Cursor;
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::mpsc;
 
-    use image::RgbImage;
+    use image::{DynamicImage, ImageFormat, RgbImage};
     use serde_json::json;
+    use tokio::task::{JoinSet, yield_now};
+    use tokio::time::advance;
 
     use super::*;
 
     const LIMITS: Limits = Limits {
         max_bytes: 64 << 10,
         max_pixels: 10_000,
+        frame: (64, 64),
     };
 
     /// 16x16, lossy (the encoder in `image` writes lossless WebP only).
-    const LOSSY_WEBP: &str = "UklGRkoAAABXRUJQVlA4ID4AAACwAQCdASoQABAABABoJbACdAEOtOvAAP70nGT2QISAwudE9f3Xa7JN+qUzZBO0yxZM/bA/LjzfHo4lxAAAAA==";
+    const LOSSY_WEBP: &[u8] = include_bytes!("init_image/picture/lossy.webp");
     /// 16x16, progressive.
-    const PROGRESSIVE_JPEG: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDACgcHiMeGSgjISMtKygwPGRBPDc3PHtYXUlkkYCZlo+AjIqgtObDoKrarYqMyP/L2u71////m8H////6/+b9//j/2wBDASstLTw1PHZBQXb4pYyl+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj4+Pj/wgARCAAQABADASIAAhEBAxEB/8QAFgABAQEAAAAAAAAAAAAAAAAAAwIE/8QAFQEBAQAAAAAAAAAAAAAAAAAAAAL/2gAMAwEAAhADEAAAAc62kP/EABUQAQEAAAAAAAAAAAAAAAAAAAAR/9oACAEBAAEFAoiI/8QAFREBAQAAAAAAAAAAAAAAAAAAAgD/2gAIAQMBAT8BCv/EABcRAAMBAAAAAAAAAAAAAAAAAAABAhH/2gAIAQIBAT8BdYf/xAAUEAEAAAAAAAAAAAAAAAAAAAAg/9oACAEBAAY/Ah//xAAVEAEBAAAAAAAAAAAAAAAAAAAAAf/aAAgBAQABPyGMYx//2gAMAwEAAgADAAAAEKf/xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oACAEDAQE/ED//xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oACAECAQE/EA//xAAVEAEBAAAAAAAAAAAAAAAAAAAAYf/aAAgBAQABPxCSSST/2Q==";
+    const PROGRESSIVE_JPEG: &[u8] = include_bytes!("init_image/picture/progressive.jpg");
 
     fn picture(format: ImageFormat, width: u32, height: u32) -> Vec<u8> {
         let picture = RgbImage::from_fn(width, height, |x, y| {
@@ -317,14 +286,14 @@ mod tests {
         vec![
             ("image/png", picture(ImageFormat::Png, 16, 16)),
             ("image/jpeg", picture(ImageFormat::Jpeg, 16, 16)),
-            ("image/jpeg", BASE64.decode(PROGRESSIVE_JPEG).unwrap()),
+            ("image/jpeg", PROGRESSIVE_JPEG.to_vec()),
             ("image/webp", picture(ImageFormat::WebP, 16, 16)),
-            ("image/webp", BASE64.decode(LOSSY_WEBP).unwrap()),
+            ("image/webp", LOSSY_WEBP.to_vec()),
         ]
     }
 
     fn accept_json(object: Value) -> Result<Option<InitImage>, InitImageError> {
-        accept(object.as_object().unwrap(), &LIMITS)
+        check(object.as_object().unwrap().clone(), &LIMITS)
     }
 
     fn accept_bytes(mime: &str, bytes: &[u8]) -> Result<Option<InitImage>, InitImageError> {
@@ -405,16 +374,23 @@ mod tests {
     }
 
     #[test]
-    fn orientation_is_not_applied() {
-        // Exif with one entry, orientation 6: a quarter turn.
-        let exif = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-        let mut jpeg = picture(ImageFormat::Jpeg, 24, 16);
-        jpeg.splice(2..2, exif.iter().copied());
-        let mut decoder = image::codecs::jpeg::JpegDecoder::new(Cursor::new(&jpeg)).unwrap();
-        let turned = image::metadata::Orientation::Rotate90;
-        assert_eq!(decoder.orientation().unwrap(), turned);
-        let image = accept_bytes("image/jpeg", &jpeg).unwrap().unwrap();
-        assert_eq!((kept(&image).width(), kept(&image).height()), (24, 16));
+    fn a_picture_is_cropped_and_shrunk_to_a_frame() {
+        for (size, expected) in [
+            ((100, 100), (64, 64)),
+            ((100, 80), (64, 64)),
+            ((100, 50), (50, 50)),
+            ((10, 90), (10, 10)),
+        ] {
+            for (mime, format) in [
+                ("image/png", ImageFormat::Png),
+                ("image/jpeg", ImageFormat::Jpeg),
+                ("image/webp", ImageFormat::WebP),
+            ] {
+                let image = accept_bytes(mime, &picture(format, size.0, size.1));
+                let kept = kept(&image.unwrap().unwrap());
+                assert_eq!((kept.width(), kept.height()), expected, "{mime} {size:?}");
+            }
+        }
     }
 
     #[test]
@@ -468,19 +444,48 @@ mod tests {
         check(json!(7), "none");
         check(json!(null), "none");
 
-        let png = picture(ImageFormat::Png, 4, 4);
-        check_refused(
-            accept_bytes("image/jpg", &png),
-            "`initial_image.data`: expected image/jpeg, got image/png",
-        );
+        let expected = "`initial_image.data`: expected a PNG, JPEG or WebP file, got";
         check_refused(
             accept_bytes("image/webp", b"GIF89a\x01\x00\x01\x00"),
-            "`initial_image.data`: expected image/webp, got image/gif",
+            &format!("{expected} image/gif"),
         );
         check_refused(
             accept_bytes("image/png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
-            "`initial_image.data`: expected image/png, got bytes of no known image type",
+            &format!("{expected} bytes of no known image type"),
         );
+    }
+
+    #[test]
+    fn the_bytes_tell_the_type() {
+        for (_, bytes) in every_picture() {
+            let pixels = kept(&accept_bytes("image/png", &bytes).unwrap().unwrap());
+            for mime in ["image/jpeg", "image/jpg", "image/webp"] {
+                assert_eq!(kept(&accept_bytes(mime, &bytes).unwrap().unwrap()), pixels);
+            }
+        }
+    }
+
+    #[test]
+    fn a_data_url_is_its_data() {
+        let png = BASE64.encode(picture(ImageFormat::Png, 4, 4));
+        for prefix in [
+            "data:image/png;base64,",
+            "data:;base64,",
+            "DATA:image/png;charset=x;BASE64,",
+        ] {
+            let data = format!("{prefix}{png}");
+            let image = accept_json(json!({ "mime": "image/png", "data": data }));
+            assert!(image.unwrap().is_some(), "{prefix}");
+        }
+        for (data, given) in [
+            ("data:image/png,%89PNG", "\"data:image/png\""),
+            ("data:image/png;base64", "0 bytes"),
+            ("data:", "\"data:\""),
+        ] {
+            let error = accept_json(json!({ "mime": "image/png", "data": data })).unwrap_err();
+            let error = error.to_string();
+            assert!(error.ends_with(&format!("got {given}")), "{error}");
+        }
     }
 
     #[test]
@@ -504,8 +509,12 @@ mod tests {
         );
         check(json!("QUI"), "strict base64, got Invalid padding");
         check(
-            json!("data:image/png;base64,QUJD"),
-            "strict base64, got Invalid symbol 58, offset 4.",
+            json!("data:image/png;base64,%%%%"),
+            "strict base64, got Invalid symbol 37, offset 0.",
+        );
+        check(
+            json!("data:image/png,QUJD"),
+            "base64, alone or after \"data:image/png;base64,\", got \"data:image/png\"",
         );
     }
 
@@ -519,7 +528,10 @@ mod tests {
             );
         };
         for fine in 65_533..=65_536 {
-            check(fine, "image/png, got bytes of no known image type");
+            check(
+                fine,
+                "a PNG, JPEG or WebP file, got bytes of no known image type",
+            );
         }
         for large in 65_537..=65_540 {
             check(large, &format!("at most 65536 bytes, got {large} bytes"));
@@ -553,9 +565,8 @@ mod tests {
         check("image/webp", &webp, "16383x16368");
 
         // The size of the picture and that of its only frame disagree.
-        let lossy = BASE64.decode(LOSSY_WEBP).unwrap();
         let mut chunks = b"WEBPVP8X\x0a\0\0\0\0\0\0\0\x0f\0\0\x0f\0\0".to_vec();
-        chunks.extend_from_slice(&lossy[12..]);
+        chunks.extend_from_slice(&LOSSY_WEBP[12..]);
         chunks[30 - 8 + 14..][..4].copy_from_slice(&[0xff, 0x3f, 0xff, 0x3f]);
         let length = u32::try_from(chunks.len()).unwrap().to_le_bytes();
         let webp = [b"RIFF".as_slice(), &length, &chunks].concat();
@@ -583,5 +594,67 @@ mod tests {
         check(json!(null), "init.png");
         check(json!(5), "init.png");
         check(json!("é".repeat(300)), &"é".repeat(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn images_are_decoded_a_few_at_a_time() {
+        static DECODERS: Semaphore = Semaphore::const_new(2);
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let (begun, begins) = mpsc::channel();
+        let mut decodes = JoinSet::new();
+        // Decodes until it is released.
+        let start = |decodes: &mut JoinSet<_>| {
+            let begun = begun.clone();
+            let (release, released) = mpsc::channel::<()>();
+            let handle = decodes.spawn(decode_in_turn(&DECODERS, PATIENCE, move || {
+                begun.send(()).unwrap();
+                let _ = released.recv();
+                Ok(())
+            }));
+            (release, handle)
+        };
+        let (first, _) = start(&mut decodes);
+        let (second, _) = start(&mut decodes);
+        yield_now().await;
+        begins.recv().unwrap();
+        begins.recv().unwrap();
+        // Who gives up leaves the line, and nobody waits for longer than a client may.
+        let (_, gone) = start(&mut decodes);
+        let (_third, _) = start(&mut decodes);
+        yield_now().await;
+        gone.abort();
+        assert!(decodes.join_next().await.unwrap().is_err());
+        advance(PATIENCE).await;
+        let third = decodes.join_next().await.unwrap().unwrap();
+        assert!(matches!(third, Err(InitImageError::Busy)), "{third:?}");
+        let (fourth, _) = start(&mut decodes);
+        yield_now().await;
+        assert!(begins.try_recv().is_err());
+        drop(first);
+        decodes.join_next().await.unwrap().unwrap().unwrap();
+        yield_now().await;
+        begins.recv().unwrap();
+        drop((second, fourth));
+        while let Some(decoded) = decodes.join_next().await {
+            decoded.unwrap().unwrap();
+        }
+        assert_eq!(DECODERS.available_permits(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_decoder_stays_taken_when_whoever_waits_is_gone() {
+        static DECODERS: Semaphore = Semaphore::const_new(1);
+        let (release, released) = mpsc::channel::<()>();
+        let mut decodes = JoinSet::new();
+        let decode = decode_in_turn(&DECODERS, Duration::from_secs(30), move || {
+            let _ = released.recv();
+            Ok(())
+        });
+        decodes.spawn(decode);
+        yield_now().await;
+        decodes.shutdown().await;
+        assert_eq!(DECODERS.available_permits(), 0);
+        drop(release);
+        drop(DECODERS.acquire().await.unwrap());
     }
 }

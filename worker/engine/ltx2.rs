@@ -140,7 +140,7 @@ impl Engine for Ltx2 {
             .expect("an engine generates once it is loaded");
         let before = request.state.map(|state| state::read(&state)).transpose()?;
         let image = match request.initial_image {
-            Some(path) if before.is_none() => Some(image_tensor(path)?),
+            Some(path) if before.is_none() => Some(image_tensor(path, request.format)?),
             _ => None,
         };
         let start = match (&before, &image) {
@@ -384,8 +384,8 @@ fn unusable(error: impl Error) -> EngineError {
     EngineError::Unusable(with_causes(&error))
 }
 
-fn image_tensor(path: &Path) -> Result<Tensor, EngineError> {
-    let image = initial_image::read(path)?.into_rgb8();
+fn image_tensor(path: &Path, format: VideoFormat) -> Result<Tensor, EngineError> {
+    let image = initial_image::read(path, (format.width, format.height))?.into_rgb8();
     let shape = [1, image.height().into(), image.width().into(), 3];
     Ok(Tensor::from_data_size(image.as_raw(), &shape, Kind::Uint8))
 }

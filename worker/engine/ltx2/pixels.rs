@@ -30,28 +30,33 @@ pub fn to_rgb8(sample: &Tensor) -> Tensor {
     rgb8
 }
 
-/// Converts rgb8 frames `[F, h, w, 3]` to pixels `[1, 3, F, height, width]` in −1…1, float32. The frames are scaled to
-/// cover that size, without smoothing, and cropped to its middle.
+/// Converts rgb8 frames `[F, h, w, 3]` to pixels `[1, 3, F, height, width]` in −1…1, float32. The middle of the frames, in
+/// the proportions of that size, is scaled to it, without smoothing.
+///
+/// Cropping comes first, so that the cost is that of the result, whatever the shape of the frames.
 pub fn from_rgb8(frames: &Tensor, height: i64, width: i64) -> Tensor {
     let [_, rows, columns, _] = sizes(frames);
-    let pixels = frames.to_kind(Kind::Float).permute([0, 3, 1, 2]); // f c h w
-    let [new_rows, new_columns] = covering([rows, columns], [height, width]);
-    let pixels = if [new_rows, new_columns] == [rows, columns] {
+    let [kept_rows, kept_columns] = middle([rows, columns], [height, width]);
+    let (top, left) = ((rows - kept_rows) / 2, (columns - kept_columns) / 2);
+    let kept = frames
+        .narrow(1, top, kept_rows)
+        .narrow(2, left, kept_columns);
+    let pixels = kept.to_kind(Kind::Float).permute([0, 3, 1, 2]); // f c h w
+    let pixels = if [kept_rows, kept_columns] == [height, width] {
         pixels
     } else {
-        pixels.upsample_bilinear2d([new_rows, new_columns], false, None, None)
+        pixels.upsample_bilinear2d([height, width], false, None, None)
     };
-    let (top, left) = ((new_rows - height) / 2, (new_columns - width) / 2);
-    let pixels = pixels.narrow(2, top, height).narrow(3, left, width);
     pixels.permute([1, 0, 2, 3]).unsqueeze(0) / 127.5 - 1.0
 }
 
-/// Returns the smallest size of the same proportions that covers `wanted`, in whole pixels.
-fn covering([rows, columns]: [i64; 2], [height, width]: [i64; 2]) -> [i64; 2] {
-    // The larger one of height / rows and width / columns is the scale.
-    if height * columns >= width * rows {
-        [height, (columns * height + rows - 1) / rows]
+/// Returns the largest size within `[rows, columns]` that has the proportions of `wanted`, in whole pixels.
+fn middle([rows, columns]: [i64; 2], [height, width]: [i64; 2]) -> [i64; 2] {
+    if columns * height > rows * width {
+        let kept = (rows * width + height / 2) / height;
+        [rows, kept.clamp(1, columns)]
     } else {
-        [(rows * width + columns - 1) / columns, width]
+        let kept = (columns * height + width / 2) / width;
+        [kept.clamp(1, rows), columns]
     }
 }

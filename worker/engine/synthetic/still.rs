@@ -27,9 +27,10 @@ pub(super) struct Still {
 
 impl Still {
     pub(super) fn open(path: &Path, width: usize, height: usize) -> Result<Self, EngineError> {
-        let image = initial_image::read(path)?;
         let wide = width + (width as f32 * PAN) as usize + 1;
-        let scaled = image.resize_to_fill(wide as u32, height as u32, FilterType::Triangle);
+        let size = (wide as u32, height as u32);
+        let scaled =
+            initial_image::read(path, size)?.resize_exact(size.0, size.1, FilterType::Triangle);
         Ok(Self {
             pixels: scaled.into_rgb8().into_raw(),
             wide,

@@ -334,6 +334,24 @@ fn initial_image_is_seen_first_and_makes_room() {
 }
 
 #[test]
+fn thin_initial_images_cost_no_more_than_others() {
+    for (width, height) in [(1, 16_000), (16_000, 1)] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        image::RgbImage::from_pixel(width, height, image::Rgb([250, 10, 200]))
+            .save_with_format(file.path(), image::ImageFormat::Png)
+            .unwrap();
+        let mut request = request("forest");
+        request.initial_image = Some(file.path());
+        // Scaled before it is cropped, it would have 256 times as many pixels as the larger of these has.
+        request.format = format(512, 512, 1);
+        let begun = std::time::Instant::now();
+        let take = run(&request).0;
+        assert_eq!(take.frames[0][..3], [250, 10, 200]);
+        assert!(begun.elapsed().as_secs() < 5);
+    }
+}
+
+#[test]
 fn initial_image_that_is_none_is_refused() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), b"not a picture").unwrap();

@@ -38,6 +38,27 @@ pub(crate) fn check_rgb8(actual: &Tensor, expected: &Tensor) {
 }
 
 #[test]
+fn frames_are_cropped_to_the_middle_and_scaled() {
+    // Thirds in red, green and blue.
+    let column = Tensor::eye(3, (Kind::Uint8, Device::Cpu)) * 255;
+    let wide = column
+        .repeat_interleave_self_int(8, 0, None)
+        .view([1, 1, 24, 3]);
+    let check = |frames: &Tensor| {
+        let pixels = from_rgb8(frames, 16, 16);
+        assert_eq!(pixels.size(), [1, 3, 1, 16, 16]);
+        let green = Tensor::from_slice(&[-1_f32, 1.0, -1.0]).view([1, 3, 1, 1, 1]);
+        assert!((pixels - green).abs().max().double_value(&[]) < 1e-6);
+    };
+    check(&wide.expand([1, 8, 24, 3], false));
+    check(&wide.transpose(1, 2).expand([1, 24, 8, 3], false));
+    // Scaled before they are cropped, these would have 16 million pixels.
+    let green = Tensor::from_slice(&[0_u8, 255, 0]);
+    check(&green.expand([1, 64_000, 1, 3], false));
+    check(&green.expand([1, 1, 64_000, 3], false));
+}
+
+#[test]
 fn encodes_like_the_reference() {
     let (vae, golden) = (vae(), golden());
     let frames = golden.get("encode.rgb8");
