@@ -1,0 +1,1 @@
+../../supervisor/session/init_image/picture.rs
