@@ -21,8 +21,12 @@ use crate::harness::{PATIENCE, Server, until};
 /// One browser at a time: on a small machine two of them make each other's video stall.
 static STAGE: Mutex<()> = Mutex::const_new(());
 
-/// The key, as WebDriver names it.
+// Keys, as WebDriver names them.
 pub(crate) const ENTER: &str = "\u{E007}";
+pub(crate) const ARROW_LEFT: &str = "\u{E012}";
+pub(crate) const ARROW_UP: &str = "\u{E013}";
+pub(crate) const ARROW_RIGHT: &str = "\u{E014}";
+pub(crate) const ARROW_DOWN: &str = "\u{E015}";
 
 /// A browser that shows the page of one server. Killed with all its processes when dropped.
 pub(crate) struct Browser {

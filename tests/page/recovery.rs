@@ -184,7 +184,7 @@ async fn session_that_the_server_does_not_know_is_named_and_another_one_opens() 
     server.kill().await;
     page.until_says("#lost", "trying again").await;
     let _server = Server::start_at(&server.address, &[]);
-    page.until_says("#error", "The session cannot be gone on with.")
+    page.until_says("#error", "The session cannot be continued.")
         .await;
     page.until_says("#reconnect", "New session").await;
     assert_eq!(page.get("sessionStorage.length").await, 0);

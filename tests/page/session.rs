@@ -103,9 +103,10 @@ async fn curated_prompts_run_in_a_loop_until_paused() {
 async fn session_opens_with_an_image() {
     let server = Server::start(&[]);
     let page = Browser::open(&server).await;
-    let image = page.folder().join("violet.png");
+    // Its name does not tell what it is.
+    let image = page.folder().join("violet.jpg");
     image::RgbImage::from_pixel(128, 96, image::Rgb([150, 40, 220]))
-        .save(&image)
+        .save_with_format(&image, image::ImageFormat::Png)
         .unwrap();
     page.keys("#image", image.to_str().unwrap()).await;
     page.until(
@@ -123,6 +124,54 @@ async fn session_opens_with_an_image() {
         .zip(middle)
         .map(|(a, b)| b.abs_diff(*a));
     assert!(off.max().unwrap() < 30, "{middle:?}");
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn file_that_cannot_be_used_is_refused_when_it_is_chosen() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    let png = |width, height| {
+        let mut file = std::io::Cursor::new(Vec::new());
+        image::RgbImage::new(width, height)
+            .write_to(&mut file, image::ImageFormat::Png)
+            .unwrap();
+        file.into_inner()
+    };
+    let mut cut = png(300, 200);
+    cut.truncate(60);
+    for (input, name, bytes, expected) in [
+        (
+            "#image",
+            "cat.png",
+            b"a cat".to_vec(),
+            "not a PNG, JPEG or WebP picture",
+        ),
+        ("#image", "cut.png", cut, "The picture is damaged"),
+        (
+            "#image",
+            "thin.png",
+            png(4, 100),
+            "16 times as long as wide",
+        ),
+        (
+            "#state",
+            "cat.json",
+            b"hello".to_vec(),
+            "It is not a saved state",
+        ),
+    ] {
+        let file = page.folder().join(name);
+        std::fs::write(&file, bytes).unwrap();
+        page.keys(input, file.to_str().unwrap()).await;
+        page.until_says("#error", &format!("“{name}” cannot be used."))
+            .await;
+        page.until_says("#error", expected).await;
+    }
+    let preview = page.get("document.querySelector('#image-preview').hidden");
+    assert_eq!(preview.await, true);
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
     page.has_no_complaints().await;
 }
 

@@ -1,0 +1,120 @@
+//! The page for viewers with a keyboard, a screen reader, a small screen or a slow network.
+
+use super::*;
+
+/// What a screen reader and a finger need, of everything that can be seen and used. Returns a list of faults.
+const FAULTS: &str = "(() => {
+    const faults = [];
+    const seen = (node) => node.checkVisibility({ opacityProperty: false, visibilityProperty: true });
+    const words = (text) => text.replace(/\\s+/g, ' ').trim().toLowerCase();
+    const headings = [...document.querySelectorAll('h1')].filter(seen);
+    if (headings.length !== 1) faults.push(`${headings.length} headings of level one`);
+    const wide = document.documentElement.scrollWidth;
+    if (wide > innerWidth) faults.push(`the page is ${wide} wide, the window ${innerWidth}`);
+    for (const node of document.querySelectorAll('button, a[href], summary, input, textarea, label.link')) {
+        if (!seen(node) || node.matches('.sr, .skip')) continue;
+        const { width, height } = node.getBoundingClientRect();
+        const name = node.getAttribute('aria-label') ?? '';
+        const what = node.id || name || node.textContent;
+        if (width < 24 || height < 24) faults.push(`${what} is ${width} by ${height}`);
+        const shown = words(node.innerText ?? '');
+        if (name && shown && !words(name).includes(shown)) faults.push(`${what}: its name lacks ${shown}`);
+        const labelled = node.labels?.length || node.ariaLabel || node.title || shown;
+        if (!labelled) faults.push(`${what || node.outerHTML} has no name`);
+    }
+    return faults;
+})()";
+
+const SCREENS: [(u32, u32); 4] = [(320, 568), (360, 740), (740, 360), (1280, 800)];
+
+#[tokio::test]
+async fn every_screen_shows_where_to_begin() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    for (width, height) in SCREENS {
+        page.resize(width, height).await;
+        page.run("scrollTo(0, 0)").await;
+        page.screenshot(&format!("empty_{width}x{height}")).await;
+        assert_eq!(page.get(FAULTS).await, json!([]), "{width}x{height}");
+        for part in ["#prompt", "#empty h2"] {
+            let place = page
+                .get(&format!(
+                    "(() => {{ const {{ top, bottom }} = document.querySelector('{part}').getBoundingClientRect();
+                        return [top, innerHeight - bottom]; }})()"
+                ))
+                .await;
+            let place: [f64; 2] = serde_json::from_value(place).unwrap();
+            assert!(
+                place.iter().all(|rest| *rest >= 0.0),
+                "{part} at {width}x{height}: {place:?}"
+            );
+        }
+    }
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn every_screen_shows_the_session() {
+    let server = Server::start(&["--gpus=2"]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.until("there is a picture", "video.currentTime > 0.2")
+        .await;
+    for (width, height) in SCREENS {
+        page.resize(width, height).await;
+        page.screenshot(&format!("session_{width}x{height}")).await;
+        assert_eq!(page.get(FAULTS).await, json!([]), "{width}x{height}");
+    }
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn the_player_has_keys() {
+    let server = Server::start(&["--default_request.sampling.num_frames=48"]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.until("the video plays", "video.currentTime > 0.2")
+        .await;
+    // What is typed into a field is text.
+    page.keys("#prompt", "milk jar").await;
+    assert_eq!(
+        page.get("[document.querySelector('#prompt').value, video.muted]")
+            .await,
+        json!(["milk jar", false])
+    );
+    for (key, expected) in [
+        ("m", "video.muted"),
+        ("M", "!video.muted"),
+        (browser::ARROW_DOWN, "Math.abs(video.volume - 0.9) < 0.01"),
+        (browser::ARROW_UP, "video.volume === 1"),
+        ("j", "video.currentTime < 0.5"),
+        ("k", "video.paused"),
+        (browser::ARROW_RIGHT, "video.currentTime > 1.5"),
+        (browser::ARROW_LEFT, "video.currentTime < 0.1"),
+        ("l", "video.currentTime > 1.5"),
+        (" ", "!video.paused"),
+        ("f", "document.fullscreenElement?.id === 'stage'"),
+        ("f", "!document.fullscreenElement"),
+    ] {
+        page.keys("#stage", key).await;
+        page.until(&format!("{key:?} works"), expected).await;
+    }
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn a_switch_that_has_no_effect_is_off() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    page.click("label:has(#t-enhancement)").await;
+    let [on, works] = ["checked", "disabled"];
+    let switch = |what| format!("document.querySelector('#t-enhancement').{what}");
+    assert_eq!(page.get(&switch(on)).await, true);
+    page.click("#connect").await;
+    page.until("the server's features are known", &switch(works))
+        .await;
+    assert_eq!(page.get(&switch(on)).await, false);
+    page.has_no_complaints().await;
+}
