@@ -22,7 +22,7 @@ use crate::tasks::BackgroundTasks;
 pub use crate::tasks::TaskError;
 
 pub mod backoff;
-mod causes;
+pub mod causes;
 pub mod config;
 mod dialect;
 pub mod engines;
@@ -93,7 +93,11 @@ pub async fn serve(
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
-    let server = Server::start(config, on_listening).await?;
+    let server = tokio::select! {
+        started = Server::start(config, on_listening) => started?,
+        // It may wait for the store.
+        () = signals.next() => return Ok(()),
+    };
     server.run_to_the_end(&mut signals).await
 }
 
@@ -339,10 +343,12 @@ mod tests {
                 max_sessions: 1,
                 max_bytes: 1 << 20,
             }),
+            wait: Duration::ZERO,
             sessions: store::handle::Config {
                 resume_ttl: SECOND,
                 lease: SECOND,
                 timeout: SECOND,
+                required_for_readiness: false,
             },
         };
         let (drain, drain_seen) = watch::channel(Drain::No);

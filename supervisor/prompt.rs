@@ -2,26 +2,31 @@
 //! before segments are generated from them.
 //!
 //! Sessions call it; it knows neither workers nor stores nor clients. `enhancer` has the operations of language models and
-//! falls back from provider to provider, `provider` calls one of them over HTTP, `breaker` is the circuit breaker of a
-//! provider, `instructions` has the system prompts, `answer` parses what models write, `generated` is the result, `cache` is
-//! an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
+//! falls back from provider to provider, `provider` is one of them with its record, `call` calls it over HTTP, `completion`
+//! reads the text out of its answer and `thinking` removes a model's thinking from that, `breaker` is the circuit breaker
+//! of a provider, `instructions` has the system prompts, `answer` parses what models write, `generated` is the result,
+//! `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
 
 pub use enhancer::Enhancer;
 pub use generated::{GeneratedPrompt, PromptAlternatives};
 pub use instructions::{InstructionsError, Origin, Origins};
-pub use provider::LlmError;
+pub use llm_error::LlmError;
 pub use safety::{Blocked, SafetyFilter};
 
 mod answer;
 mod breaker;
 mod cache;
+mod call;
+mod completion;
 pub mod config;
 pub mod enhancer;
 pub mod fasttext;
 mod generated;
 mod instructions;
+mod llm_error;
 pub mod provider;
 pub mod safety;
+mod thinking;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@
 //! the revision is the fencing token: a server whose session was resumed elsewhere can no longer write it. `writer`
 //! writes one record with its blobs; `sessions` has the operations on sessions (create, hydrate, resume, snapshot,
 //! drop), `lend` keeps blobs that exports refer to. Blobs are reference counted, and `upkeep` collects the garbage that
-//! crashes leave. `pending_cleanup` keeps the tasks that must be done but cannot wait for the store.
+//! crashes leave. `restoring` writes sessions anew when the store has lost data; `health` tells whether it works. `pending_cleanup` keeps the tasks that must be done but cannot wait for the store.
 //!
 //! `export` turns a state into its public form and back; nothing else here looks into frames or latents. `exchange`
 //! does so with the store's blobs.
@@ -18,6 +18,7 @@ pub mod error;
 mod exchange;
 pub mod export;
 pub mod handle;
+mod health;
 pub mod ids;
 pub mod lease;
 mod leased_session;
@@ -25,6 +26,7 @@ mod lend;
 pub mod open;
 mod pending_cleanup;
 pub mod records;
+mod restoring;
 pub mod saved_session;
 pub mod sessions;
 mod state;
@@ -36,6 +38,7 @@ mod writer;
 pub use error::{DataLoss, StoreError};
 pub use exchange::{ExportFailed, ImportFailed, export_by_reference, export_inline, import};
 pub use handle::SessionStore;
+pub use health::{Condition, StoreStatus};
 pub use lease::Lease;
 pub use saved_session::{Progress, ResumeToken, SavedSession};
 pub use sessions::ResumeError;

@@ -29,27 +29,41 @@ const TINY: &[&str] = &[
 /// A Redis of this test's own, on a free port.
 struct Redis {
     child: Child,
+    port: u16,
     url: String,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Redis {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a test's own server, not a worker"
-    )]
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .unwrap()
             .port();
-        let log = File::create(dir.path().join("log")).unwrap();
+        Self::start_on(port).await
+    }
+
+    async fn start_on(port: u16) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self {
+            child: Self::spawn(port, dir.path()).await,
+            port,
+            url: format!("redis://127.0.0.1:{port}"),
+            dir,
+        }
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test's own server, not a worker"
+    )]
+    async fn spawn(port: u16, dir: &Path) -> Child {
+        let log = File::create(dir.join("log")).unwrap();
         let child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no"])
             .arg("--dir")
-            .arg(dir.path())
+            .arg(dir)
             .stdin(Stdio::null())
             .stdout(log)
             .spawn()
@@ -60,11 +74,14 @@ impl Redis {
                 .ok()
         })
         .await;
-        Self {
-            child,
-            url: format!("redis://127.0.0.1:{port}"),
-            _dir: dir,
-        }
+        child
+    }
+
+    /// Ends without a word, and begins again with nothing.
+    async fn forget(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.child = Self::spawn(self.port, self.dir.path()).await;
     }
 
     fn signal(&self, signal: Signal) {
@@ -371,6 +388,158 @@ async fn without_its_redis_a_server_goes_on_with_the_sessions_that_it_has() {
     assert_eq!(viewer.finished, next);
     viewer.watch(&mut client, &expected, next + 1).await;
     assert_eq!(viewer.finished, next + 1);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_store_delays_all_segments_by_its_time_limit_in_sum() {
+    const SEGMENTS: usize = 14;
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+    ];
+    let expected = undisturbed(SEGMENTS).await;
+    let server = start(&store, &[]);
+    let mut viewer = Viewer::new();
+    let mut client = viewer.open(&server, &expected).await.unwrap();
+    viewer.watch(&mut client, &expected, 2).await;
+    redis.signal(Signal::SIGSTOP);
+    let begun = Instant::now();
+    viewer.watch(&mut client, &expected, SEGMENTS).await;
+    assert_eq!(viewer.finished, SEGMENTS);
+    // The time limit is 2 s; twelve segments take less than the rest.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    redis.signal(Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_store_is_shown_and_logged_once() {
+    let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+        "--streaming.store.lease_seconds=1".to_owned(),
+        "--streaming.store.timeout_ms=300".to_owned(),
+    ];
+    let careless = start(&store, &[]);
+    let server = start(&store, &["--streaming.store.required_for_readiness=true"]);
+    server.ready(1).await;
+    careless.ready(1).await;
+    let working = json!({"state": "ok", "since": null, "last_failure": null});
+    assert_eq!(server.status().await["store"], working);
+    let mut client = server.active(json!({})).await;
+    redis.signal(Signal::SIGSTOP);
+    let failing = until("the failure is shown", async || {
+        let store = server.status().await["store"].clone();
+        (store["state"] == "failing").then_some(store)
+    })
+    .await;
+    assert!(failing["since"].is_string(), "{failing}");
+    let reason = failing["last_failure"]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("the store cannot be used now: "), "{reason}");
+    let (code, readyz) = server.get("/readyz").await;
+    assert_eq!((code, &readyz["status"]), (503, &json!("store_failing")));
+    assert_eq!(careless.get("/readyz").await.0, 200);
+    for n in 0..10 {
+        client.segment(&prompt(n)).await;
+        let mut refused = server.open(json!({})).await;
+        assert_eq!(refused.error().await["retryable"], true);
+    }
+    redis.signal(Signal::SIGCONT);
+    until("it works again", async || {
+        (server.status().await["store"]["state"] == "ok").then_some(())
+    })
+    .await;
+    assert_eq!(server.get("/readyz").await.0, 200);
+    let log = server.log();
+    for line in ["the store does not work", "the store works again"] {
+        assert_eq!(log.matches(line).count(), 1, "{line}: {log}");
+    }
+    let noisy = (log.lines()).filter(|line| line.contains("WARN") || line.contains("ERROR"));
+    let noisy: Vec<&str> = noisy.filter(|line| line.contains("stor")).collect();
+    assert_eq!(noisy.len(), 1, "{noisy:#?}");
+}
+
+#[tokio::test]
+async fn sessions_that_run_outlive_the_memory_of_their_redis() {
+    let (mut redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+        "--streaming.store.lease_seconds=1".to_owned(),
+    ];
+    let expected = undisturbed(8).await;
+    let server = start(&store, &["--gpus=2"]);
+    let (mut busy, mut idle) = (Viewer::new(), Viewer::new());
+    let mut client = busy.open(&server, &expected).await.unwrap();
+    busy.watch(&mut client, &expected, 2).await;
+    let mut other = idle.open(&server, &expected).await.unwrap();
+    idle.watch(&mut other, &expected, 1).await;
+    redis.forget().await;
+    busy.watch(&mut client, &expected, 5).await;
+    until("both are stored anew", async || {
+        (server.log().matches("session stored anew").count() == 2).then_some(())
+    })
+    .await;
+    busy.watch(&mut client, &expected, 6).await;
+    idle.watch(&mut other, &expected, 2).await;
+    assert_eq!((busy.finished, idle.finished), (6, 2));
+    // Another server finds both.
+    drop((client, other));
+    let new = start(&store, &["--gpus=2"]);
+    for viewer in [&mut busy, &mut idle] {
+        let mut client = viewer.open(&new, &expected).await.unwrap();
+        let next = viewer.finished + 1;
+        viewer.watch(&mut client, &expected, next).await;
+        assert_eq!(viewer.finished, next);
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_an_operator_ended_does_not_come_back_with_an_empty_redis() {
+    let (mut redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", dir.path()),
+    ];
+    let (old, other) = (start(&store, &[]), start(&store, &[]));
+    let mut client = old.open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    client.until_type("ltx2_stream_start").await;
+    let path = format!("/v1/sessions/{}", assigned["session_id"].as_str().unwrap());
+    // Its server learns neither of its end nor of the loss.
+    old.signal(Signal::SIGSTOP);
+    assert_eq!(other.call("DELETE", &path, None).await.0, 204);
+    redis.forget().await;
+    until("the other server has noticed", async || {
+        (other.log().contains("the store has lost data")).then_some(())
+    })
+    .await;
+    old.signal(Signal::SIGCONT);
+    assert_eq!(client.error().await["code"], "session_rejected");
+    assert_eq!(client.closed().await, Some(1000));
+}
+
+#[tokio::test]
+async fn a_server_waits_for_a_redis_that_starts_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let early = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = early.local_addr().unwrap().port();
+    let store = [
+        format!("--store=redis://127.0.0.1:{port}"),
+        folder("--blobs", dir.path()),
+    ];
+    let starting = tokio::task::spawn_blocking(move || start(&store, &[]));
+    // It has tried.
+    drop(early.accept().await.unwrap());
+    drop(early);
+    let _redis = Redis::start_on(port).await;
+    let server = starting.await.unwrap();
+    let mut client = server.active(json!({})).await;
+    client.segment("a fox").await;
+    let log = server.log();
+    assert_eq!(log.matches("waiting for Redis at").count(), 1, "{log}");
 }
 
 #[tokio::test]

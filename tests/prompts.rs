@@ -398,6 +398,36 @@ async fn providers_stand_in_for_each_other_and_status_shows_how_they_are() {
 }
 
 #[tokio::test]
+async fn the_next_provider_is_asked_where_one_has_no_key_or_only_thinks() {
+    let thinking = Provider::always(|| Reply::Say("<think>\nThe light?".to_owned())).await;
+    let good = Provider::start(|_, asked| {
+        Reply::Say(format!(
+            "<think>light?</think>{}",
+            asked.user().to_uppercase()
+        ))
+    })
+    .await;
+    let compatible = |provider: &Provider| json!({"provider": "openai_compatible", "base_url": provider.base_url, "model": "m"});
+    let keyless = json!({"provider": "groq", "api_key_env": "NO_SUCH_KEY"});
+    let list = json!([keyless, compatible(&thinking), compatible(&good)]);
+    let providers = format!("--streaming.prompt.providers={list}");
+    let server = Server::start(&["--gpus=1", "--streaming.prompt.enabled=true", &providers]);
+    let mut client = server.active(json!({"enhancement_enabled": true})).await;
+    client.prompt("a fox").await;
+    assert_eq!(next_start(&mut client).await["prompt"], "A FOX");
+    assert_eq!(thinking.asked()[0].body["max_tokens"], 2048);
+    let status = server.status().await["prompt"]["providers"].clone();
+    assert_eq!(
+        status[0]["last_failure"]["reason"],
+        "the server has no key for the language model"
+    );
+    assert_eq!(
+        status[1]["last_failure"]["reason"],
+        "the language model gave no usable answer: it is nothing but thinking"
+    );
+}
+
+#[tokio::test]
 async fn a_missing_key_is_said_at_the_start_and_prompts_are_used_as_they_are() {
     let mut command = command();
     command

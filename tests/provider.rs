@@ -39,6 +39,7 @@ pub(crate) enum Reply {
     Say(String),
     Status(u16),
     StatusWith(u16, &'static str, String),
+    StatusBody(u16, String),
     /// 200 with this body.
     Body(String),
     /// The connection ends in the middle of the answer.
@@ -183,6 +184,7 @@ async fn write(socket: &mut TcpStream, reply: Reply) -> bool {
         Reply::Say(text) => http(200, "", &completion(&text)),
         Reply::Status(status) => http(status, "", "{\"error\": {\"message\": \"no\"}}"),
         Reply::StatusWith(status, name, value) => http(status, &format!("{name}: {value}\r\n"), ""),
+        Reply::StatusBody(status, body) => http(status, "", &body),
         Reply::Body(body) => http(200, "", &body),
         _ => {
             let _ = socket

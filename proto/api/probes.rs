@@ -33,7 +33,7 @@ pub struct Healthz {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Readyz {
-    /// `ready`, `warming` or `draining`.
+    /// `ready`, `warming`, `store_failing` or `draining`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub status: Readiness,
     /// The service's name, `server.service_name`.
@@ -66,6 +66,8 @@ pub enum Readiness {
     Ready,
     /// No worker serves yet, or none does any more.
     Warming,
+    /// The store does not work, and `streaming.store.required_for_readiness` is set.
+    StoreFailing,
     /// The server is going away and takes no further session.
     Draining,
 }

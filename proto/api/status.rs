@@ -34,8 +34,40 @@ pub struct Status {
     /// The prompt enhancer; absent where nothing enhances prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<PromptStatus>,
+    pub store: StoreStatus,
     /// The session log; null where none is kept.
     pub session_log: Option<SessionLogStatus>,
+}
+
+/// The store of sessions and of their states.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StoreStatus {
+    /// `ok`, `failing`, or `full` when the store answers but has no room.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub state: StoreState,
+    /// Since when the store has not worked, RFC 3339; null while it works.
+    pub since: Option<String>,
+    /// The last failure since the supervisor's start.
+    pub last_failure: Option<StoreFailure>,
+}
+
+/// A failure of the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StoreFailure {
+    pub reason: String,
+    /// When it happened, RFC 3339.
+    pub at: String,
+}
+
+/// Whether the store works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreState {
+    Ok,
+    Failing,
+    Full,
 }
 
 /// The worker of one GPU.

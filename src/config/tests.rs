@@ -312,6 +312,27 @@ fn urls_of_the_store_are_checked_together() {
             "`streaming.store.sessions` must be memory:, file:///folder, redis://host:port/database",
         ),
     );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let from_file = format!("streaming.store.sessions_file={}", file.path().display());
+    std::fs::write(file.path(), "redis://u:hunter2@h:1/2\n").unwrap();
+    check(&[&from_file, &blobs("s3://b/p")], Ok("h:1 with s3://b/p"));
+    check(
+        &[&from_file, &blobs("memory:")],
+        Err("`streaming.store.sessions` and `streaming.store.blobs` do not fit together, given"),
+    );
+    check(
+        &[&from_file, &sessions("memory:")],
+        Err("`streaming.store.sessions_file` must be left out where"),
+    );
+    std::fs::write(file.path(), "http://u:hunter2@h").unwrap();
+    check(
+        &[&from_file],
+        Err("`streaming.store.sessions_file` must be a file that holds memory:, file:///folder"),
+    );
+    check(
+        &["streaming.store.sessions_file=/nonexistent"],
+        Err("`streaming.store.sessions_file` must be a file that can be read (No such file"),
+    );
     check(
         &[&blobs("s3://bucket")],
         Err("given \"memory:\" (default) and \"s3://bucket\" (--blobs): with sessions in memory"),

@@ -1,6 +1,6 @@
 //! Probes, and the state of the workers, the prompts and the log.
 //!
-//! `gpu` and `prompt` build their parts of `/status` from the status of the pool and of the prompts.
+//! `gpu`, `prompt` and `store` build their parts of `/status` from the status of the pool, the prompts and the store.
 
 use std::time::SystemTime;
 
@@ -19,6 +19,7 @@ use crate::session::{Drain, LatencyQuantiles};
 
 mod gpu;
 mod prompt;
+mod store;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
@@ -48,10 +49,10 @@ pub(super) async fn healthz(State(app): AppState) -> Json<Healthz> {
     })
 }
 
-/// Readiness probe: a new session would find a worker that serves.
+/// Readiness probe: a new session would find a worker that serves, and a store where one is required.
 #[utoipa::path(get, path = "/readyz", responses(
     (status = 200, body = Readyz, description = "at least one worker serves"),
-    (status = 503, body = Readyz, description = "warming or draining")
+    (status = 503, body = Readyz, description = "warming, draining, or without a store that is required")
 ))]
 pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
     let pool = app.context.pool.status();
@@ -59,11 +60,14 @@ pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
     let readiness = match is_draining(&app) {
         true => Readiness::Draining,
         false if counts.ready == 0 => Readiness::Warming,
+        false if store::is_missed(&app.context.store) => Readiness::StoreFailing,
         false => Readiness::Ready,
     };
     let code = match readiness {
         Readiness::Ready => StatusCode::OK,
-        Readiness::Warming | Readiness::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        Readiness::Warming | Readiness::StoreFailing | Readiness::Draining => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     };
     let body = Readyz {
         status: readiness,
@@ -103,6 +107,7 @@ pub(super) async fn status(State(app): AppState) -> Json<Status> {
         relay_latency: app.relay_latency.quantiles().into(),
         safety: prompt::safety_status(app.context.prompts.safety()),
         prompt: app.context.prompts.enhancer().map(prompt::enhancer_status),
+        store: store::store_status(&app.context.store),
         session_log: events_lost.map(|events_lost| SessionLogStatus { events_lost }),
     })
 }

@@ -11,6 +11,9 @@ use crate::settings::{DAY, HOUR, Key, KeySpec, Reader};
 
 mod providers;
 
+/// A prompt takes about a hundred tokens; the default models reason first, which takes several hundred.
+const MAX_TOKENS_DEFAULT: u32 = 2048;
+
 /// The keys of `streaming.prompt`.
 pub static KEYS: &[&KeySpec] = &[
     &ENABLED.spec,
@@ -71,24 +74,24 @@ static ENHANCE_TEMPERATURE: Key<f64> = temperature("streaming.prompt.enhance.tem
     .default(0.7);
 
 static ENHANCE_MAX_TOKENS: Key<u32> = max_tokens("streaming.prompt.enhance.max_tokens")
-    .help("Most tokens of the model that enhances a prompt")
-    .default(256);
+    .help("Most tokens of the model that enhances a prompt, its reasoning included")
+    .default(MAX_TOKENS_DEFAULT);
 
 static AUTO_EXTEND_TEMPERATURE: Key<f64> = temperature("streaming.prompt.auto_extend.temperature")
     .help("Temperature of the model that writes the next prompt")
     .default(0.7);
 
 static AUTO_EXTEND_MAX_TOKENS: Key<u32> = max_tokens("streaming.prompt.auto_extend.max_tokens")
-    .help("Most tokens of the model that writes the next prompt")
-    .default(256);
+    .help("Most tokens of the model that writes the next prompt, its reasoning included")
+    .default(MAX_TOKENS_DEFAULT);
 
 static REWRITE_TEMPERATURE: Key<f64> = temperature("streaming.prompt.rewrite.temperature")
     .help("Temperature of the model that rewrites a prompt")
     .default(0.7);
 
 static REWRITE_MAX_TOKENS: Key<u32> = max_tokens("streaming.prompt.rewrite.max_tokens")
-    .help("Most tokens of the model that rewrites a prompt")
-    .default(1024);
+    .help("Most tokens of the model that rewrites a prompt, its reasoning included")
+    .default(MAX_TOKENS_DEFAULT);
 
 static MAX_PARALLEL: Key<usize> = Key::usize("streaming.prompt.max_parallel", 1, 1000)
     .unit("prompts")

@@ -11,12 +11,14 @@ use tokio::time::{Instant, sleep_until};
 pub use super::breaker::{CircuitState, Config as BreakerConfig};
 pub use super::provider::ProviderStatus;
 
-use super::answer::{alternatives, one_line};
+use super::answer::{alternatives, prompt};
 use super::breaker::Rejection;
 use super::cache::PromptCache;
+use super::call::{self, CompletionRequest};
 use super::generated::{GeneratedPrompt, PromptAlternatives};
 use super::instructions::{Instructions, InstructionsError, Origins};
-use super::provider::{self, CallPermit, CompletionRequest, LlmError, Models, Provider};
+use super::llm_error::LlmError;
+use super::provider::{self, CallPermit, Models, Provider};
 
 /// How many times one operation goes through all providers, when they ask it to retry later.
 const MAX_ROUNDS: u32 = 4;
@@ -124,7 +126,7 @@ impl Enhancer {
                 .cloned()
                 .map(Provider::new)
                 .collect(),
-            client: provider::client(),
+            client: call::client(),
             instructions: RwLock::new(Arc::new(instructions)),
             cache: Mutex::new(PromptCache::new(config.cache_entries)),
             config,
@@ -270,8 +272,14 @@ impl Enhancer {
     /// Calls each provider once, in their order, until one answers.
     async fn try_providers(&self, operation: &Operation<'_>, deadline: Instant) -> RoundResult {
         let mut earliest_retry: Option<Instant> = None;
-        let mut last_error = LlmError::AllCircuitsOpen;
-        for (position, provider) in self.0.providers.iter().enumerate() {
+        let providers = &self.0.providers;
+        let mut last_error = match providers.iter().any(Provider::has_key) {
+            true => LlmError::AllCircuitsOpen,
+            false => LlmError::NoKey,
+        };
+        // A key that is missing was reported at the start.
+        let with_key = providers.iter().enumerate();
+        for (position, provider) in with_key.filter(|(_, provider)| provider.has_key()) {
             let retry_at = match provider.try_acquire() {
                 Err(Rejection::RetryAt(moment)) => Some(moment),
                 Err(Rejection::Open) => None,
@@ -331,7 +339,7 @@ impl Enhancer {
 
     /// Accepts an answer that is a single prompt of the allowed length.
     fn single_prompt(&self, text: &str) -> Result<Vec<String>, LlmError> {
-        match one_line(text) {
+        match prompt(text) {
             Some(prompt) if prompt.chars().count() <= self.0.config.max_prompt_chars => {
                 Ok(vec![prompt])
             }

@@ -1,24 +1,16 @@
 //! A provider: language models behind an OpenAI-compatible chat-completions endpoint, guarded by a circuit breaker.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, StatusCode, Url};
-use serde::{Deserialize, Serialize};
+use reqwest::{Client, Url};
 use tokio::time::{Instant, timeout};
 
-use super::answer::one_line;
 use super::breaker::{self, Breaker, CircuitState, Rejection};
-use crate::causes::with_causes;
-
-/// The largest body of an answer that is read.
-const MAX_ANSWER_BYTES: usize = 64 << 10;
-/// The longest pause that a provider can ask for with `Retry-After`.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// The time limit for opening a connection. It is part of the time limit of the call.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+use super::call::{self, CallError, CompletionRequest, RequestForm};
+use super::llm_error::LlmError;
 
 /// Where a provider is found and how it is called.
 #[derive(Clone, Debug)]
@@ -60,86 +52,13 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A request for one completion.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct CompletionRequest<'a> {
-    pub(super) model: &'a str,
-    pub(super) system: &'a str,
-    pub(super) user: &'a str,
-    pub(super) temperature: f64,
-    pub(super) max_tokens: u32,
-}
-
-/// Why no language model has given a usable answer. The message is safe to show to a client.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum LlmError {
-    #[error("the language model did not answer in time")]
-    Timeout,
-    /// The connection failed. The text is the operator's: it is not part of the message.
-    #[error("the language model cannot be reached")]
-    Transport(String),
-    /// HTTP 429, with the pause that `Retry-After` asks for.
-    #[error("the language model has too much to do")]
-    Busy { retry_after: Option<Duration> },
-    /// HTTP 5xx, or another status that is neither success nor a client's error.
-    #[error("the language model failed (HTTP {0})")]
-    Server(u16),
-    #[error("the language model gave no usable answer: {0}")]
-    Unusable(&'static str),
-    /// HTTP 4xx except 429.
-    #[error("the language model refused the request (HTTP {0})")]
-    Refused(u16),
-    #[error("the server has no key for the language model")]
-    NoKey,
-    /// The circuit breakers of all providers are open.
-    #[error("no language model is well at the moment")]
-    AllCircuitsOpen,
-    #[error("this server has no prompt enhancer")]
-    NoProvider,
-}
-
-impl LlmError {
-    /// Returns whether another provider may succeed with the same request.
-    pub(super) fn is_retryable(&self) -> bool {
-        match self {
-            Self::Timeout
-            | Self::Transport(_)
-            | Self::Busy { .. }
-            | Self::Server(_)
-            | Self::Unusable(_)
-            | Self::AllCircuitsOpen => true,
-            Self::Refused(_) | Self::NoKey | Self::NoProvider => false,
-        }
-    }
-
-    /// Returns the time at which the provider accepts calls again, if it has said so.
-    pub(super) fn retry_at(&self, now: Instant) -> Option<Instant> {
-        match self {
-            Self::Busy { retry_after } => retry_after.map(|wait| now + wait),
-            _ => None,
-        }
-    }
-
-    /// Returns whether the failure says something about the provider, and not only about the request. Only such
-    /// failures count for the circuit breaker.
-    fn is_providers_fault(&self) -> bool {
-        !matches!(self, Self::Refused(400 | 413 | 422))
-    }
-
-    /// Returns the message for the operator's log, with details that clients must not see.
-    fn detail(&self) -> String {
-        match self {
-            Self::Transport(detail) => format!("{self}: {detail}"),
-            other => other.to_string(),
-        }
-    }
-}
-
 /// A provider with the record of its calls.
 #[derive(Debug)]
 pub(super) struct Provider {
     pub(super) config: Config,
     calls: Mutex<CallRecord>,
+    /// The form of request that each model was found to accept.
+    forms: Mutex<HashMap<String, RequestForm>>,
 }
 
 /// How the calls to a provider have gone since the start.
@@ -175,10 +94,20 @@ pub(super) struct CallPermit<'a> {
 
 impl Provider {
     pub(super) fn new(config: Config) -> Self {
+        let mut calls = CallRecord::default();
+        if let Key::Missing(_) = config.key {
+            calls.last_failure = Some((LlmError::NoKey, SystemTime::now()));
+        }
         Self {
             config,
-            calls: Mutex::default(),
+            calls: Mutex::new(calls),
+            forms: Mutex::default(),
         }
+    }
+
+    /// Returns whether the provider can be called at all: its key is there.
+    pub(super) fn has_key(&self) -> bool {
+        !matches!(self.config.key, Key::Missing(_))
     }
 
     /// Asks the circuit breaker for permission to make one call.
@@ -203,6 +132,35 @@ impl Provider {
         }
     }
 
+    /// Makes one call, in the form that the model accepts.
+    async fn call(
+        &self,
+        client: &Client,
+        request: CompletionRequest<'_>,
+    ) -> Result<String, LlmError> {
+        let key = match &self.config.key {
+            Key::NotNeeded => None,
+            Key::Given(key) => Some(key.as_str()),
+            Key::Missing(_) => return Err(LlmError::NoKey),
+        };
+        let known = self.forms().get(request.model).copied();
+        let mut form = known.unwrap_or_else(|| RequestForm::of(request.model));
+        loop {
+            match call::call(client, &self.config.base_url, key, request, form).await {
+                Err(CallError::Form(other)) => form = other,
+                Err(CallError::Failed(failure)) => return Err(failure),
+                Ok(text) => {
+                    self.forms().insert(request.model.to_owned(), form);
+                    return Ok(text);
+                }
+            }
+        }
+    }
+
+    fn forms(&self) -> MutexGuard<'_, HashMap<String, RequestForm>> {
+        self.forms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn calls(&self) -> MutexGuard<'_, CallRecord> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -219,9 +177,8 @@ impl CallPermit<'_> {
         breaker: breaker::Config,
         accept: impl Fn(&str) -> Result<T, LlmError>,
     ) -> Result<T, LlmError> {
-        let config = &self.provider.config;
-        let limit = config.timeout.min(time_left);
-        let result = match timeout(limit, call(client, config, request)).await {
+        let limit = self.provider.config.timeout.min(time_left);
+        let result = match timeout(limit, self.provider.call(client, request)).await {
             Ok(result) => result.and_then(|text| accept(&text)),
             Err(_) => Err(LlmError::Timeout),
         };
@@ -266,186 +223,9 @@ impl Drop for CallPermit<'_> {
     }
 }
 
-/// Creates the HTTP client for calls to all providers. It keeps connections open between calls.
-pub(super) fn client() -> Client {
-    Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .user_agent(concat!("fastvideo-supervisor/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .expect("the TLS library is part of this program")
-}
-
-/// The body of a request to the endpoint.
-#[derive(Serialize)]
-struct RequestBody<'a> {
-    model: &'a str,
-    messages: [Message<'a>; 2],
-    temperature: f64,
-    max_tokens: u32,
-    stream: bool,
-}
-
-#[derive(Serialize)]
-struct Message<'a> {
-    role: &'static str,
-    content: &'a str,
-}
-
-/// The part of the answer's body that is read.
-#[derive(Deserialize)]
-struct ResponseBody {
-    #[serde(default)]
-    choices: Vec<Choice>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    message: Option<ChoiceMessage>,
-}
-
-#[derive(Deserialize)]
-struct ChoiceMessage {
-    content: Option<String>,
-}
-
-/// Makes one call and returns the text that the model has written.
-async fn call(
-    client: &Client,
-    config: &Config,
-    request: CompletionRequest<'_>,
-) -> Result<String, LlmError> {
-    let body = RequestBody {
-        model: request.model,
-        messages: [
-            Message {
-                role: "system",
-                content: request.system,
-            },
-            Message {
-                role: "user",
-                content: request.user,
-            },
-        ],
-        temperature: request.temperature,
-        max_tokens: request.max_tokens,
-        stream: false,
-    };
-    let body = serde_json::to_vec(&body).map_err(|_| LlmError::Unusable("it cannot be asked"))?;
-    let post = client
-        .post(endpoint(&config.base_url))
-        .header("content-type", "application/json")
-        .body(body);
-    let post = match &config.key {
-        Key::NotNeeded => post,
-        Key::Given(key) => post.bearer_auth(key),
-        Key::Missing(_) => return Err(LlmError::NoKey),
-    };
-    let mut response = post.send().await.map_err(transport)?;
-    if let Some(failure) = status_error(response.status(), response.headers()) {
-        return Err(failure);
-    }
-    let mut answer = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(transport)? {
-        if answer.len() + chunk.len() > MAX_ANSWER_BYTES {
-            return Err(LlmError::Unusable("it is too long"));
-        }
-        answer.extend_from_slice(&chunk);
-    }
-    read(&answer)
-}
-
-fn endpoint(base_url: &Url) -> Url {
-    let mut url = base_url.clone();
-    if let Ok(mut path) = url.path_segments_mut() {
-        path.pop_if_empty().extend(["chat", "completions"]);
-    }
-    url
-}
-
-fn transport(error: reqwest::Error) -> LlmError {
-    if error.is_timeout() {
-        return LlmError::Timeout;
-    }
-    // The URL may contain secrets, which must not get into a log.
-    LlmError::Transport(with_causes(&error.without_url()))
-}
-
-/// Returns the failure that a status code stands for, if any.
-fn status_error(status: StatusCode, headers: &HeaderMap) -> Option<LlmError> {
-    match status {
-        StatusCode::TOO_MANY_REQUESTS => Some(LlmError::Busy {
-            retry_after: retry_after(headers),
-        }),
-        status if status.is_success() => None,
-        status if status.is_client_error() => Some(LlmError::Refused(status.as_u16())),
-        status => Some(LlmError::Server(status.as_u16())),
-    }
-}
-
-/// Reads `Retry-After`: a number of seconds, or a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match value.parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok()?,
-        Err(_) => (httpdate::parse_http_date(value).ok()?)
-            .duration_since(SystemTime::now())
-            .unwrap_or_default(),
-    };
-    Some(wait.min(MAX_RETRY_AFTER))
-}
-
-/// Reads the first choice's text, which must contain more than blanks.
-fn read(answer: &[u8]) -> Result<String, LlmError> {
-    let body: ResponseBody =
-        serde_json::from_slice(answer).map_err(|_| LlmError::Unusable("it is no completion"))?;
-    let choice = body.choices.into_iter().next();
-    let content = choice
-        .ok_or(LlmError::Unusable("it offers nothing"))?
-        .message
-        .and_then(|message| message.content)
-        .unwrap_or_default();
-    match one_line(&content) {
-        Some(_) => Ok(content),
-        None => Err(LlmError::Unusable("it says nothing")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_endpoint_lies_below_the_base_url() {
-        let check = |base: &str, expected| {
-            assert_eq!(endpoint(&Url::parse(base).unwrap()).as_str(), expected);
-        };
-        let expected = "https://api.groq.com/openai/v1/chat/completions";
-        check("https://api.groq.com/openai/v1", expected);
-        check("https://api.groq.com/openai/v1/", expected);
-        check(
-            "http://localhost:8080",
-            "http://localhost:8080/chat/completions",
-        );
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date_and_has_a_limit() {
-        let check = |value: &str, expected: Option<f64>| {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
-            let given = retry_after(&headers).map(|wait| wait.as_secs_f64());
-            assert_eq!(given, expected, "{value}");
-        };
-        check("2", Some(2.0));
-        check("0.25", Some(0.25));
-        check("86400", Some(600.0));
-        check("Wed, 21 Oct 2015 07:28:00 GMT", Some(0.0));
-        check("Wed, 21 Oct 2415 07:28:00 GMT", Some(600.0));
-        check("-1", None);
-        check("soon", None);
-        check("inf", None);
-        assert_eq!(retry_after(&HeaderMap::new()), None);
-    }
 
     #[test]
     fn a_key_is_never_shown() {

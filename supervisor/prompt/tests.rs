@@ -124,7 +124,7 @@ async fn what_another_provider_may_do_better_is_tried_there() {
         || Reply::Body("<html>".to_owned()),
         || Reply::Body(r#"{"choices": []}"#.to_owned()),
         || Reply::Say("\u{0}\n".to_owned()),
-        || Reply::Say("x".repeat(70_000)),
+        || Reply::Say("x".repeat(300_000)),
     ];
     for reply in replies {
         let (bad, good) = (Provider::always(reply).await, Provider::shouting().await);
@@ -140,13 +140,145 @@ async fn what_another_provider_may_do_better_is_tried_there() {
 
 #[tokio::test]
 async fn what_would_fail_elsewhere_too_is_not_tried_again() {
-    for status in [400, 401, 403, 404, 422] {
+    for status in [400, 422] {
         let bad = Provider::always(move || Reply::Status(status)).await;
         let good = Provider::shouting().await;
         let failure = open(&[&bad, &good]).enhance("a fox").await.unwrap_err();
         assert_eq!(failure, LlmError::Refused(status));
         assert_eq!(good.asked().len(), 0);
     }
+}
+
+#[tokio::test]
+async fn a_key_an_account_or_a_model_that_is_refused_is_the_providers_trouble() {
+    let withdrawn = r#"{"error": {"message": "gone", "code": "model_decommissioned"}}"#;
+    let missing = r#"{"error": "model 'x' not found"}"#;
+    let cases = [
+        (401, "", ""),
+        (402, "", ""),
+        (403, "", ""),
+        (404, withdrawn, "model_decommissioned"),
+        (400, withdrawn, "model_decommissioned"),
+        (400, missing, ""),
+        (408, "", ""),
+        (410, "", ""),
+        (413, "", ""),
+    ];
+    for (status, body, code) in cases {
+        let reply = move || Reply::StatusBody(status, body.to_owned());
+        let (bad, good) = (Provider::always(reply).await, Provider::shouting().await);
+        let answer = open(&[&bad, &good]).enhance("a fox").await.unwrap();
+        assert_eq!(answer.content, "A FOX", "{status} {body}");
+        assert!(answer.fallback_used);
+        let alone = open(&[&bad]).enhance("a fox").await;
+        let code = code.to_owned();
+        assert_eq!(alone, Err(LlmError::NotServed { status, code }));
+    }
+}
+
+#[tokio::test]
+async fn a_provider_without_a_key_is_passed_over() {
+    let good = Provider::shouting().await;
+    let mut keyless = provider("first", "http://127.0.0.1:1/v1");
+    keyless.key = Key::Missing("PROVIDER_KEY".to_owned());
+    let second = provider("second", &good.base_url);
+    let enhancer = Enhancer::open(config(vec![keyless, second])).unwrap();
+    for n in 0..5 {
+        let answer = enhancer.enhance(&format!("fox {n}")).await.unwrap();
+        assert_eq!(
+            (answer.provider.as_str(), answer.fallback_used),
+            ("second", true)
+        );
+    }
+    let first = &enhancer.status().providers[0];
+    assert_eq!((first.calls, first.circuit), (0, CircuitState::Closed));
+    assert_eq!(first.last_failure.as_ref().unwrap().0, LlmError::NoKey);
+}
+
+#[tokio::test]
+async fn thinking_and_text_that_was_cut_off_or_declined_are_no_prompts() {
+    let choice = |choice: serde_json::Value| {
+        Reply::Body(serde_json::json!({ "choices": [choice] }).to_string())
+    };
+    let thinking = || Reply::Say("<think>\nlight?\n</think>\n\n\"A fox.\"".to_owned());
+    let played = Provider::always(thinking).await;
+    let answer = open(&[&played]).enhance("a fox").await.unwrap();
+    assert_eq!(answer.content, "A fox.");
+    let bad = [
+        serde_json::json!({"message": {"content": "A fox in the"}, "finish_reason": "length"}),
+        serde_json::json!({"message": {"content": "<think>light?"}}),
+        serde_json::json!({"message": {"content": null, "reasoning_content": "light?"}}),
+        serde_json::json!({"message": {"content": null, "refusal": "no"}}),
+        serde_json::json!({"message": {"content": "A"}, "finish_reason": "content_filter"}),
+    ];
+    for answer in bad {
+        let (body, good) = (answer.clone(), Provider::shouting().await);
+        let bad = Provider::always(move || choice(body.clone())).await;
+        let used = open(&[&bad, &good]).enhance("a fox").await.unwrap();
+        assert_eq!(used.provider, "second", "{answer}");
+        open(&[&bad]).enhance("a fox").await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_declined_prompt_does_not_count_against_the_provider() {
+    let declined =
+        || Reply::Body(r#"{"choices": [{"finish_reason": "content_filter"}]}"#.to_owned());
+    let played = Provider::always(declined).await;
+    let enhancer = open(&[&played]);
+    for n in 0..5 {
+        let failure = enhancer.enhance(&format!("fox {n}")).await;
+        assert_eq!(failure, Err(LlmError::Declined));
+    }
+    assert_eq!(played.asked().len(), 5);
+}
+
+#[tokio::test]
+async fn a_parameter_that_a_server_refuses_is_left_out_from_then_on() {
+    let refuse = |param: &str, message: &str| {
+        let error = serde_json::json!({"error": {"message": message, "param": param}});
+        Reply::StatusBody(400, error.to_string())
+    };
+    let played = Provider::start(move |_, asked| {
+        if asked.body.get("reasoning_effort").is_some() {
+            refuse("", "unknown field `reasoning_effort`")
+        } else if asked.body.get("max_tokens").is_some() {
+            refuse("max_tokens", "Use 'max_completion_tokens' instead.")
+        } else if asked.body.get("temperature").is_some() {
+            refuse("temperature", "Only the default (1) value is supported.")
+        } else {
+            Reply::Say(asked.user().to_uppercase())
+        }
+    })
+    .await;
+    let mut first = provider("first", &played.base_url);
+    first.models.enhance = "gpt-oss-120b".to_owned();
+    let enhancer = Enhancer::open(config(vec![first])).unwrap();
+    assert_eq!(enhancer.enhance("a fox").await.unwrap().content, "A FOX");
+    let asked = played.asked();
+    assert_eq!(asked.len(), 4);
+    assert_eq!(asked[0].body["reasoning_effort"], "low");
+    assert_eq!(asked[3].body["max_completion_tokens"], 256);
+    enhancer.enhance("a hare").await.unwrap();
+    assert_eq!(played.asked().len(), 5);
+}
+
+/// A connection that is kept open, and whose peer is silently gone, fails a call at most once.
+#[tokio::test]
+async fn a_connection_whose_peer_is_gone_is_given_up() {
+    let never = Arc::new(Semaphore::new(0));
+    let played = Provider::start(move |before, asked| match before {
+        1 => Reply::Held(never.clone(), Box::new(Reply::Status(500))),
+        _ => Reply::Say(asked.user().to_uppercase()),
+    })
+    .await;
+    let mut first = provider("first", &played.base_url);
+    first.timeout = Duration::from_millis(200);
+    let enhancer = Enhancer::open(config(vec![first])).unwrap();
+    enhancer.enhance("a fox").await.unwrap();
+    assert_eq!(enhancer.enhance("a hare").await, Err(LlmError::Timeout));
+    assert_eq!(enhancer.enhance("a wolf").await.unwrap().content, "A WOLF");
+    assert_eq!(played.connections(), 2);
 }
 
 #[tokio::test]

@@ -215,7 +215,8 @@ async fn create(
             },
         }),
         Err(error) => {
-            tracing::error!(error = with_causes(&error), "session not created");
+            // The store's upkeep logs outages.
+            tracing::debug!(error = with_causes(&error), "session not created");
             Err(NotOpened::Unavailable(
                 "the server cannot keep the state of a new session at the moment; try again soon",
             ))
@@ -275,7 +276,7 @@ fn not_resumed(session: &SessionId, error: ResumeError<String>) -> NotOpened {
             }
         }
         ResumeError::Store(error) => {
-            tracing::error!(error = with_causes(&error), session_id = %session, "session not resumed");
+            tracing::debug!(error = with_causes(&error), session_id = %session, "session not resumed");
             NotOpened::Unavailable("the session cannot be resumed at the moment; try again soon")
         }
     }

@@ -2,6 +2,8 @@
 
 use std::future::pending;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -28,17 +30,21 @@ pub(super) struct Gate {
 /// and the state is stored as soon as the store answers again.
 #[derive(Debug)]
 pub(super) struct Persistence {
-    /// How long a gate waits for the store.
+    /// How long the gates wait for the store, from the moment when it last worked.
     patience: Duration,
+    /// Whether a gate has waited in vain, or a write has failed, and none has succeeded since.
+    is_late: Arc<AtomicBool>,
     task: Option<JoinHandle<Result<(), StoreError>>>,
     retry_at: Option<Instant>,
 }
 
 impl Persistence {
     /// Creates the persistence of a session. A gate opens when the state is stored, and after `patience` at the latest.
+    /// While the store is late, gates open at once: an outage delays the session by `patience` in all.
     pub(super) fn new(patience: Duration) -> Self {
         Self {
             patience,
+            is_late: Arc::default(),
             task: None,
             retry_at: None,
         }
@@ -56,10 +62,18 @@ impl Persistence {
         writes: &TaskTracker,
     ) {
         self.retry_at = None;
-        let storing = lease.writer().store(progress, state);
+        let (writer, is_late) = (lease.writer(), self.is_late.clone());
+        let storing = async move {
+            let stored = writer.store(progress, state).await;
+            is_late.store(stored.is_err(), Ordering::Relaxed);
+            stored
+        };
         self.task = Some(match gate {
             None => writes.spawn(storing),
-            Some(gate) => writes.spawn(store_behind(gate, self.patience, storing)),
+            Some(gate) => {
+                let is_late = self.is_late.clone();
+                writes.spawn(store_behind(gate, self.patience, is_late, storing))
+            }
         });
     }
 
@@ -89,7 +103,7 @@ impl Persistence {
             Ok(Err(error)) => with_causes(&error),
             Err(panic) => panic.to_string(),
         };
-        tracing::warn!(error, "state not stored yet; the session goes on");
+        tracing::debug!(error, "state not stored yet; the session goes on");
         self.retry_at = Some(Instant::now() + RETRY_PAUSE);
         Ok(())
     }
@@ -101,10 +115,11 @@ impl Persistence {
 }
 
 /// Stores a state once the consumer has reached the gate, and opens the gate when the state is stored or `patience` has
-/// passed.
+/// passed; at once when the store is late already.
 async fn store_behind(
     Gate { reached, opened }: Gate,
     patience: Duration,
+    is_late: Arc<AtomicBool>,
     storing: impl Future<Output = Result<(), StoreError>>,
 ) -> Result<(), StoreError> {
     if reached.await.is_err() {
@@ -112,9 +127,15 @@ async fn store_behind(
         return Ok(());
     }
     let mut storing = pin!(storing);
-    // One write is several operations of the store, each with its own time limit, behind the previous write. The gate
-    // also holds back the media of the next segment, so it waits no longer than `patience`.
+    // The gate also holds back the media of the next segment, whose own gate would wait after it.
+    let patience = match is_late.load(Ordering::Relaxed) {
+        true => Duration::ZERO,
+        false => patience,
+    };
     let in_time = timeout(patience, &mut storing).await;
+    if in_time.is_err() {
+        is_late.store(true, Ordering::Relaxed);
+    }
     drop(opened);
     match in_time {
         Ok(stored) => stored,
@@ -149,7 +170,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(takes)).await;
                 Ok(())
             };
-            let mut stored = pin!(store_behind(gate, patience, storing));
+            let mut stored = pin!(store_behind(gate, patience, Arc::default(), storing));
             tokio::select! {
                 biased;
                 (event, _) = outbox.next() => {
@@ -167,11 +188,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_outage_delays_segments_that_follow_each_other_by_the_patience_in_all() {
+        let patience = Duration::from_secs(2);
+        let is_late: Arc<AtomicBool> = Arc::default();
+        let begun = Instant::now();
+        // The segments are finished before the first gate opens.
+        let outbox = Outbox::new(1 << 20);
+        let mut writes = tokio::task::JoinSet::new();
+        for _ in 0..5 {
+            let gate = outbox.gate();
+            outbox.push(SessionEvent::StateChanged {
+                from: SessionState::Queued,
+                to: SessionState::GpuBinding,
+            });
+            let hangs = pending::<Result<(), StoreError>>();
+            writes.spawn(store_behind(gate, patience, is_late.clone(), hangs));
+        }
+        for _ in 0..5 {
+            outbox.next().await;
+        }
+        assert_eq!(begun.elapsed(), patience);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn nothing_is_stored_of_a_segment_that_the_client_has_not_taken() {
         let (outbox, gate) = gated();
         drop(outbox);
         let storing = async { unreachable!("the client is gone") };
-        store_behind(gate, Duration::from_secs(2), storing)
+        store_behind(gate, Duration::from_secs(2), Arc::default(), storing)
             .await
             .unwrap();
     }

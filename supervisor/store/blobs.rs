@@ -3,7 +3,7 @@
 //! The reference counts in `records` decide when a blob may be deleted; this module only handles bytes.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -18,7 +18,8 @@ use super::ids::{BlobId, BlobKey};
 #[derive(Clone, Debug)]
 pub struct BlobStore {
     objects: Arc<dyn ObjectStore>,
-    folder: Path,
+    /// Named like the store. All clones share it.
+    folder: Arc<RwLock<Path>>,
     /// The lock of the folder, held for as long as the blobs are used.
     _lock: Option<Arc<Flock<File>>>,
 }
@@ -28,9 +29,16 @@ impl BlobStore {
     pub fn new(objects: Arc<dyn ObjectStore>, name: &str) -> Self {
         Self {
             objects,
-            folder: Path::from(name),
+            folder: Arc::new(RwLock::new(Path::from(name))),
             _lock: None,
         }
+    }
+
+    /// Keeps the blobs of the store `name` from now on. Returns false when that was its name before.
+    pub(super) fn rename(&self, name: &str) -> bool {
+        let mut folder = self.folder.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *folder, Path::from(name));
+        before != *folder
     }
 
     /// Holds a lock until the last clone is dropped.
@@ -46,15 +54,14 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when any of that fails.
     pub(super) async fn probe(&self) -> Result<(), StoreError> {
-        let path = self
-            .folder
-            .clone()
-            .join(format!("probe-{:032x}", rand::random::<u128>()));
+        let folder = self.folder();
+        let name = format!("probe-{:032x}", rand::random::<u128>());
+        let path = folder.clone().join(name);
         let tried = async {
             self.objects
                 .put(&path, Bytes::from_static(b"probe").into())
                 .await?;
-            self.objects.list(Some(&self.folder)).try_next().await?;
+            self.objects.list(Some(&folder)).try_next().await?;
             self.objects.delete(&path).await
         };
         tried.await.map_err(StoreError::unavailable)
@@ -112,13 +119,19 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when the backend does not answer.
     pub async fn list(&self) -> Result<Vec<BlobKey>, StoreError> {
-        let objects = self.objects.list(Some(&self.folder));
+        let folder = self.folder();
+        let objects = self.objects.list(Some(&folder));
         let keys = objects
             .try_filter_map(async |object| Ok(object.location.filename().and_then(BlobKey::parse)));
         keys.try_collect().await.map_err(StoreError::unavailable)
     }
 
     fn path(&self, key: BlobKey) -> Path {
-        self.folder.clone().join(key.to_string())
+        self.folder().join(key.to_string())
+    }
+
+    fn folder(&self) -> Path {
+        let folder = self.folder.read();
+        folder.unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

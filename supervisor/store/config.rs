@@ -10,11 +10,14 @@ use crate::settings::{DAY, HOUR, Key, KeySpec, MINUTE, Reader};
 /// The keys of `streaming.store`.
 pub static KEYS: &[&KeySpec] = &[
     &SESSIONS.spec,
+    &SESSIONS_FILE.spec,
     &BLOBS.spec,
     &MAX_SESSIONS.spec,
     &MAX_MIB.spec,
     &LEASE.spec,
     &TIMEOUT.spec,
+    &WAIT.spec,
+    &REQUIRED_FOR_READINESS.spec,
 ];
 
 /// How long a session can be resumed. It is one of the session's own keys in the file, `streaming.resume_ttl_seconds`.
@@ -27,6 +30,9 @@ static SESSIONS: Key<String> = Key::text("streaming.store.sessions")
     .short("store")
     .help("Where sessions are kept: memory: until this process ends; file:///FOLDER through restarts; redis://HOST:PORT/DB, rediss:// with TLS, for several servers")
     .default("memory:");
+
+static SESSIONS_FILE: Key<Option<String>> = Key::text("streaming.store.sessions_file")
+    .help("A file that holds the URL of `streaming.store.sessions`, which may contain a password [default: none]");
 
 static BLOBS: Key<Option<String>> = Key::text("streaming.store.blobs")
     .short("blobs")
@@ -50,6 +56,16 @@ static TIMEOUT: Key<Duration> = Key::millis("streaming.store.timeout_ms", 10.0, 
     .help("Time that the store has for one operation; a session goes on without it")
     .default(2000.0);
 
+static WAIT: Key<Duration> = Key::seconds("streaming.store.wait_seconds", 0.0, HOUR)
+    .help("How long the server waits at its start for a Redis or a bucket that cannot be reached")
+    .default(30.0);
+
+static REQUIRED_FOR_READINESS: Key<bool> = Key::switch("streaming.store.required_for_readiness")
+    .help(
+        "Answer /readyz with 503 while the store does not work; sessions that run go on without it",
+    )
+    .default(false);
+
 /// The URLs of sessions and of blobs are valid, but not in this combination.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -67,27 +83,57 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         max_sessions: reader.get(&MAX_SESSIONS),
         max_bytes: reader.get(&MAX_MIB) << 20,
     };
-    let (url, blobs) = (reader.get(&SESSIONS), reader.get(&BLOBS));
-    let location = StoreLocation::parse(&url, blobs.as_deref(), limits).unwrap_or_else(|error| {
-        match error {
-            LocationError::Records(expected) => {
-                reader.refuse(&SESSIONS.spec, expected.to_string());
-            }
-            LocationError::Blobs(expected) => reader.refuse(&BLOBS.spec, expected.to_string()),
-            LocationError::Pair(problem) => reader.refuse_because(UnfitPair {
-                sessions: reader.given(&SESSIONS.spec),
-                blobs: reader.given(&BLOBS.spec),
-                problem,
-            }),
-        }
-        StoreLocation::memory(limits)
+    let blobs = reader.get(&BLOBS);
+    let location = read_sessions(reader).and_then(|(url, key)| {
+        let location = StoreLocation::parse(&url, blobs.as_deref(), limits);
+        let refused = |error| refuse_location(reader, key, error);
+        location.map_err(refused).ok()
     });
+    let location = location.unwrap_or_else(|| StoreLocation::memory(limits));
     Config {
         location,
+        wait: reader.get(&WAIT),
         sessions: handle::Config {
             resume_ttl: reader.get(&RESUME_TTL),
             lease: reader.get(&LEASE),
             timeout: reader.get(&TIMEOUT),
+            required_for_readiness: reader.get(&REQUIRED_FOR_READINESS),
         },
+    }
+}
+
+/// Returns the URL of the sessions, and the key that has given it; `None` when an error is reported.
+fn read_sessions(reader: &mut Reader<'_>) -> Option<(String, &'static KeySpec)> {
+    let Some(path) = reader.get(&SESSIONS_FILE) else {
+        return Some((reader.get(&SESSIONS), &SESSIONS.spec));
+    };
+    if reader.is_given(&SESSIONS.spec) {
+        let expected = format!("left out where `{}` is given", SESSIONS.spec.path);
+        reader.refuse(&SESSIONS_FILE.spec, expected);
+        return None;
+    }
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Some((text.trim().to_owned(), &SESSIONS_FILE.spec)),
+        Err(error) => {
+            let expected = format!("a file that can be read ({error})");
+            reader.refuse(&SESSIONS_FILE.spec, expected);
+            None
+        }
+    }
+}
+
+/// Reports what is wrong with the URLs. `sessions` is the key that has given that of the sessions.
+fn refuse_location(reader: &mut Reader<'_>, sessions: &'static KeySpec, error: LocationError) {
+    match error {
+        LocationError::Records(expected) if sessions.path == SESSIONS_FILE.spec.path => {
+            reader.refuse(sessions, format!("a file that holds {expected}"));
+        }
+        LocationError::Records(expected) => reader.refuse(sessions, expected.to_string()),
+        LocationError::Blobs(expected) => reader.refuse(&BLOBS.spec, expected.to_string()),
+        LocationError::Pair(problem) => reader.refuse_because(UnfitPair {
+            sessions: reader.given(sessions),
+            blobs: reader.given(&BLOBS.spec),
+            problem,
+        }),
     }
 }

@@ -20,6 +20,10 @@ pub enum StoreError {
     /// This server was silent for so long that its reservation of a blob was taken back.
     #[error("this server was taken for dead")]
     Unreserved,
+    /// The store has lost data since this server last heard from it. The servers restore what they hold; trying again
+    /// helps.
+    #[error("the store has lost data, which is being restored")]
+    Forgotten,
     /// The store answers, but what was asked for is gone for good. Trying again does not help.
     #[error(transparent)]
     Lost(#[from] DataLoss),

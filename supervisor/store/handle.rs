@@ -10,10 +10,12 @@ use tokio_util::task::TaskTracker;
 
 use super::blobs::BlobStore;
 use super::error::StoreError;
+use super::health::{Health, StoreStatus};
 use super::ids::ServerId;
 use super::leased_session::LeasedSessions;
 use super::pending_cleanup::PendingCleanup;
 use super::records::Records;
+use super::restoring::{Removed, Restoring};
 
 /// The configurable behaviour of the store.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,8 @@ pub struct Config {
     pub lease: Duration,
     /// How long one read, or one write with all its steps, may take.
     pub timeout: Duration,
+    /// Whether a server whose store does not work is not ready.
+    pub required_for_readiness: bool,
 }
 
 /// The sessions of all servers that share a store. Cheap to clone.
@@ -41,11 +45,23 @@ pub(super) struct Shared {
     /// Tracks the puts of blobs, which go on when their callers no longer wait.
     pub(super) puts: TaskTracker,
     pub(super) cleanup: PendingCleanup,
+    pub(super) health: Health,
+    pub(super) removed: Removed,
+    pub(super) restoring: Restoring,
 }
 
 /// The moment by which an operation, with all its steps, has to be done.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline(Instant);
+pub(super) struct Deadline {
+    at: Instant,
+    /// The time that the operation has in all.
+    limit: Duration,
+}
+
+/// The store has not answered in time.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {} ms", .0.as_millis())]
+struct NoAnswer(Duration);
 
 impl Deadline {
     /// Waits for a step of the operation until the deadline.
@@ -56,9 +72,9 @@ impl Deadline {
         self,
         step: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        match timeout_at(self.0, step).await {
+        match timeout_at(self.at, step).await {
             Ok(done) => done,
-            Err(late) => Err(StoreError::unavailable(late)),
+            Err(_) => Err(StoreError::unavailable(NoAnswer(self.limit))),
         }
     }
 }
@@ -74,6 +90,9 @@ impl SessionStore {
             reservations: AtomicU64::new(0),
             puts: TaskTracker::new(),
             cleanup: PendingCleanup::default(),
+            health: Health::default(),
+            removed: Removed::default(),
+            restoring: Restoring::default(),
         }))
     }
 
@@ -81,9 +100,18 @@ impl SessionStore {
         &self.0.config
     }
 
+    /// Returns whether the store works.
+    pub fn status(&self) -> StoreStatus {
+        self.0.health.status()
+    }
+
     /// Returns the deadline of an operation that begins now. A store that does not answer must not hold a session up.
     pub(super) fn deadline(&self) -> Deadline {
-        Deadline(Instant::now() + self.0.config.timeout)
+        let limit = self.0.config.timeout;
+        Deadline {
+            at: Instant::now() + limit,
+            limit,
+        }
     }
 
     /// Runs an operation of one step within its deadline.
@@ -91,7 +119,9 @@ impl SessionStore {
         &self,
         operation: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        self.deadline().limit(operation).await
+        let outcome = self.deadline().limit(operation).await;
+        self.0.restoring.observe(&outcome);
+        outcome
     }
 }
 

@@ -14,7 +14,7 @@ use super::pending_cleanup::CleanupTask;
 use super::records::StoredRecord;
 use super::saved_session::{Progress, SavedSession};
 use super::state::State;
-use super::writer::RecordDraft;
+use super::writer::{RecordDraft, Replaces};
 
 /// The right to run a session and to write its record. Dropping it releases the session: its state stays for the
 /// configured time.
@@ -136,15 +136,30 @@ impl SessionStore {
             body: latest.encode(leased.token_hash),
             blob: (latest.state.as_ref()).map(|state| (state.blob_id(), state.blob_bytes())),
         };
-        if draft.body == record.record.body && draft.owner.is_some() {
-            return Ok(());
-        }
         loop {
-            let written = self.write_record(&leased.key, Some(record), &draft, deadline);
+            let epoch = self.0.records.epoch();
+            let is_lost = leased.epoch() < epoch;
+            if draft.body == record.record.body && draft.owner.is_some() && !is_lost {
+                return Ok(());
+            }
+            let replaces = match is_lost {
+                true => Replaces::Lost(record.revision),
+                false => Replaces::Record(record),
+            };
+            let written = self.write_record(&leased.key, replaces, &draft, deadline);
             match written.await {
                 Ok(written) => {
-                    *record = written;
+                    let before = std::mem::replace(record, written);
+                    leased.set_epoch(epoch);
+                    if is_lost {
+                        tracing::info!(session_id = %leased.session, "session stored anew");
+                        self.condemn_orphans(&before.record.blobs).await;
+                    }
                     return Ok(());
+                }
+                Err(StoreError::Stale) if is_lost => {
+                    leased.lost.cancel();
+                    return Err(StoreError::Stale);
                 }
                 Err(StoreError::Stale) => {
                     if !self.is_still_ours(leased, record, deadline).await? {
@@ -164,6 +179,10 @@ impl SessionStore {
     ) -> Result<(), StoreError> {
         loop {
             let deadline = self.deadline();
+            if leased.epoch() < self.0.records.epoch() {
+                let removed = self.remove_lost(&leased.key, record.revision);
+                return deadline.limit(removed).await;
+            }
             let removed = self.swap_record(&leased.key, record.revision, None, deadline);
             match removed.await {
                 Ok(_) => return Ok(()),
@@ -178,14 +197,20 @@ impl SessionStore {
     }
 
     /// Returns whether this server still owns a session whose revision is not the one that it knows, because the answer
-    /// to its last write was lost; then `record` becomes what the store has. Otherwise the lease is lost.
+    /// to its last write was lost; then `record` becomes what the store has. Otherwise the lease is lost: a record that
+    /// is gone in the epoch in which it was written was removed.
     pub(super) async fn is_still_ours(
         &self,
         leased: &Arc<LeasedSession>,
         record: &mut StoredRecord,
         deadline: Deadline,
     ) -> Result<bool, StoreError> {
+        let epoch = self.0.records.epoch();
         let current = deadline.limit(self.0.records.read(&leased.key)).await?;
+        if leased.epoch() < epoch {
+            // The store may have lost the record: it is to be restored.
+            return Ok(true);
+        }
         match current {
             Some(current)
                 if self.0.leased.holds(leased)

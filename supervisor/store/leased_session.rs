@@ -1,13 +1,14 @@
 //! A session that this server runs. Its lease, its writer and the pending cleanup share it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use fastvideo_proto::ids::SessionId;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 
-use super::ids::RecordKey;
+use super::ids::{Epoch, RecordKey};
 use super::records::StoredRecord;
 use super::saved_session::SavedSession;
 
@@ -25,6 +26,8 @@ pub(super) struct LeasedSession {
     /// The record as this server last wrote or read it, whose revision the next write names. Locked while the session
     /// is written, so that writes of one session follow each other.
     pub(super) record: AsyncMutex<StoredRecord>,
+    /// The store's epoch in which `record` was last written or read. In a later one it may be lost.
+    epoch: AtomicU64,
 }
 
 impl LeasedSession {
@@ -33,6 +36,7 @@ impl LeasedSession {
         token_hash: [u8; 32],
         latest: SavedSession,
         record: StoredRecord,
+        epoch: Epoch,
     ) -> Arc<Self> {
         Arc::new(Self {
             session: session.clone(),
@@ -41,6 +45,7 @@ impl LeasedSession {
             lost: CancellationToken::new(),
             latest: Mutex::new(latest),
             record: AsyncMutex::new(record),
+            epoch: AtomicU64::new(epoch.0),
         })
     }
 
@@ -50,6 +55,15 @@ impl LeasedSession {
 
     pub(super) fn set_latest(&self, latest: SavedSession) {
         *self.lock_latest() = latest;
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Relaxed))
+    }
+
+    /// Takes note that the record was written or read in that epoch. The caller holds the lock of `record`.
+    pub(super) fn set_epoch(&self, epoch: Epoch) {
+        self.epoch.store(epoch.0, Ordering::Relaxed);
     }
 
     fn lock_latest(&self) -> MutexGuard<'_, SavedSession> {

@@ -6,7 +6,7 @@ use fastvideo_proto::stored::StoredSession;
 use super::error::{DataLoss, StoreError};
 use super::handle::SessionStore;
 use super::ids::{BlobId, RecordKey};
-use super::writer::RecordDraft;
+use super::writer::{RecordDraft, Replaces};
 
 impl SessionStore {
     /// Keeps a blob for as long as the state of a session that no server runs, counted from the last time it was lent.
@@ -36,7 +36,8 @@ impl SessionStore {
         loop {
             let lent = self.within(self.0.records.read(&key)).await?;
             // Writing the same record again restarts its time.
-            let written = self.write_record(&key, lent.as_ref(), &draft, self.deadline());
+            let replaces = lent.as_ref().map_or(Replaces::Nothing, Replaces::Record);
+            let written = self.write_record(&key, replaces, &draft, self.deadline());
             match written.await {
                 Ok(_) => return Ok(id),
                 // It was lent again or has expired just now.

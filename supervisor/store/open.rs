@@ -13,8 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
-use object_store::prefix::PrefixStore;
-use object_store::{ClientOptions, ObjectStore, RetryConfig};
+use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::blobs::BlobStore;
@@ -24,18 +23,19 @@ use super::records::Records;
 use super::records::file::{FileOpenError, FileRecords};
 use super::records::ledger::Limits;
 use super::records::memory::MemoryRecords;
-use super::records::redis::{RedisAddress, RedisAddressError, RedisRecords};
+use super::records::redis::{self, RedisAddress, RedisAddressError, RedisRecords};
+use crate::causes::with_causes;
+
+pub(super) mod bucket;
+
+use bucket::in_bucket;
 
 /// The folder of the blobs in the folder of the records, unless the operator names another one.
 const BLOBS_FOLDER: &str = "blobs";
 /// A file in the folder of the blobs, which is locked by the servers that use the folder.
 const LOCK_FILE: &str = ".lock";
-/// Time limit on a bucket's answer at the start; without an answer the bucket counts as missing.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Limit on one request to a bucket.
-const BUCKET_TIMEOUT: Duration = Duration::from_secs(30);
-const BUCKET_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const BUCKET_RETRIES: usize = 3;
+/// Pause between two attempts to reach a store that is not there yet.
+const WAIT_PAUSE: Duration = Duration::from_millis(500);
 /// The age from which an unfinished file in a shared folder counts as left by a crash.
 const UNFINISHED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -43,6 +43,8 @@ const UNFINISHED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Clone, Debug)]
 pub struct Config {
     pub location: StoreLocation,
+    /// How long a store that cannot be reached at the start is waited for.
+    pub wait: Duration,
     pub sessions: handle::Config,
 }
 
@@ -98,17 +100,14 @@ pub struct BlobsUrlError;
 pub enum OpenError {
     #[error(transparent)]
     File(#[from] FileOpenError),
-    #[error("Redis at {address} cannot be used: {source}")]
-    Redis { address: String, source: StoreError },
+    #[error("Redis at {address} cannot be used: {problem}")]
+    Redis { address: String, problem: String },
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
     #[error("{} cannot be used: {source}", path.display())]
     Folder { path: PathBuf, source: io::Error },
-    #[error("{location} cannot be used: {source}")]
-    Blobs {
-        location: String,
-        source: StoreError,
-    },
+    #[error("{location} cannot be used: {problem}")]
+    Blobs { location: String, problem: String },
 }
 
 impl StoreLocation {
@@ -221,13 +220,14 @@ fn is_bucket(url: &Url) -> bool {
 }
 
 impl SessionStore {
-    /// Opens a store and checks that it can be used.
+    /// Opens a store and checks that it can be used. A Redis or a bucket that cannot be reached is waited for.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let StoreLocation { records, blobs } = config.location;
         let timeout = config.sessions.timeout;
+        let until = Instant::now() + config.wait;
         let mends = matches!(records, RecordsLocation::Folder(_));
         let shared = matches!(records, RecordsLocation::Redis(_));
         let records: Arc<dyn Records> = match records {
@@ -239,33 +239,38 @@ impl SessionStore {
                 })
                 .await?
             }
-            RecordsLocation::Redis(address) => match RedisRecords::connect(&address, timeout).await
-            {
-                Ok(records) => Arc::new(records),
-                Err(source) => {
-                    let address = address.to_string();
-                    return Err(OpenError::Redis { address, source });
-                }
-            },
+            RecordsLocation::Redis(address) => {
+                let place = format!("Redis at {address}");
+                let connect = async || RedisRecords::connect(&address, timeout).await;
+                let connected = wait_for(&place, until, connect, redis::may_come).await;
+                Arc::new(connected.map_err(|error| OpenError::Redis {
+                    address: address.to_string(),
+                    problem: problem(&error),
+                })?)
+            }
         };
         let location = blobs.to_string();
-        let failed = |source| OpenError::Blobs {
+        let failed = |error: StoreError| OpenError::Blobs {
             location: location.clone(),
-            source,
+            problem: problem(&error),
         };
         let name = records.name().await.map_err(failed)?;
         let blobs = match blobs {
             BlobsLocation::Memory => BlobStore::new(Arc::new(InMemory::new()), &name),
             BlobsLocation::Folder(path) => {
-                blocking(move || in_folder(&path, &name, shared)).await?
+                let blobs = blocking(move || in_folder(&path, &name, shared)).await?;
+                blobs.probe().await.map_err(failed)?;
+                blobs
             }
             BlobsLocation::Bucket(url) => {
-                in_bucket(&url, AmazonS3Builder::from_env(), &name).map_err(failed)?
+                let builder = AmazonS3Builder::from_env();
+                let blobs = in_bucket(&url, builder.clone(), &name).map_err(failed)?;
+                let probe = async || bucket::probe(&blobs, &builder).await;
+                let probed = wait_for(&location, until, probe, bucket::may_come).await;
+                probed.map_err(failed)?;
+                blobs
             }
         };
-        let probe = tokio::time::timeout(PROBE_TIMEOUT, blobs.probe());
-        let probed = probe.await.map_err(StoreError::unavailable);
-        probed.and_then(|done| done).map_err(failed)?;
         let store = Self::new(config.sessions, records, blobs);
         if mends {
             store.mend().await.map_err(failed)?;
@@ -281,6 +286,44 @@ impl fmt::Display for BlobsLocation {
             Self::Folder(path) => path.display().fmt(f),
             Self::Bucket(url) => url.fmt(f),
         }
+    }
+}
+
+/// Repeats an attempt to reach a store until it succeeds, fails in another way than a store that is still to come, or
+/// the wait is over.
+async fn wait_for<T>(
+    place: &str,
+    until: Instant,
+    attempt: impl AsyncFn() -> Result<T, StoreError>,
+    may_come: impl Fn(&StoreError) -> bool,
+) -> Result<T, StoreError> {
+    let mut is_waiting = false;
+    loop {
+        let reached = attempt().await;
+        match &reached {
+            Err(error) if may_come(error) && Instant::now() + WAIT_PAUSE < until => {
+                if !is_waiting {
+                    let seconds = (until - Instant::now()).as_secs();
+                    tracing::warn!(error = problem(error), seconds, "waiting for {place}");
+                }
+                is_waiting = true;
+                sleep(WAIT_PAUSE).await;
+            }
+            _ => {
+                if is_waiting && reached.is_ok() {
+                    tracing::info!("{place} is there");
+                }
+                return reached;
+            }
+        }
+    }
+}
+
+/// Describes why a store cannot be used, for a message that says so already.
+fn problem(error: &StoreError) -> String {
+    match error {
+        StoreError::Unavailable(source) => with_causes(&**source),
+        error => with_causes(error),
     }
 }
 
@@ -327,35 +370,6 @@ pub(super) fn in_folder(path: &Path, name: &str, shared: bool) -> Result<BlobSto
     let objects = LocalFileSystem::new_with_prefix(path);
     let objects = objects.map_err(|error| failed(io::Error::other(error)))?;
     Ok(BlobStore::new(Arc::new(objects), name).locked(lock))
-}
-
-/// Opens a bucket of blobs. The builder provides endpoint, region and credentials.
-pub(super) fn in_bucket(
-    url: &Url,
-    builder: AmazonS3Builder,
-    name: &str,
-) -> Result<BlobStore, StoreError> {
-    let client = ClientOptions::new()
-        .with_timeout(BUCKET_TIMEOUT)
-        .with_connect_timeout(BUCKET_CONNECT_TIMEOUT)
-        // This concerns only an endpoint that was named as `http://…`.
-        .with_allow_http(true);
-    let retry = RetryConfig {
-        max_retries: BUCKET_RETRIES,
-        retry_timeout: BUCKET_TIMEOUT,
-        ..RetryConfig::default()
-    };
-    let bucket = builder
-        .with_bucket_name(url.host_str().unwrap_or_default())
-        .with_client_options(client)
-        .with_retry(retry)
-        .build()
-        .map_err(StoreError::unavailable)?;
-    let objects: Arc<dyn ObjectStore> = match url.path().trim_matches('/') {
-        "" => Arc::new(bucket),
-        prefix => Arc::new(PrefixStore::new(bucket, prefix)),
-    };
-    Ok(BlobStore::new(objects, name))
 }
 
 /// Creates a folder that only this program's user can read, since it holds clients' content.

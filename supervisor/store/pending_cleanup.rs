@@ -106,6 +106,13 @@ impl PendingCleanup {
         }
     }
 
+    /// Drops the tasks that concern blobs.
+    pub(super) fn forget_blobs(&self) {
+        self.lock()
+            .pending
+            .retain(|key, _| matches!(key, TaskKey::Numbered(_)));
+    }
+
     /// Takes out a reservation that the store did not answer.
     pub(super) fn take_unanswered(&self) -> Option<ReservationId> {
         let mut tasks = self.lock();

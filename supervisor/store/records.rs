@@ -14,6 +14,11 @@
 //! used again, and is kept under a name of its own. So a condemned edition never comes back: deleting it is idempotent
 //! and harmless at any later time and from any server, and no writer has to wait for it.
 //!
+//! **Lost data.** A store that several servers share may lose data behind their backs: it restarts empty, or as it was
+//! some time ago. That differs from a record that was removed: the store has begun another *epoch* then. After such a
+//! loss a server restores the records whose leases it holds, each by its last revision: the latest version wins,
+//! whatever the order in which servers restore theirs, and a version of this epoch wins over all that were lost.
+//!
 //! **Time.** No backend looks at a clock. A server proves that it lives by incrementing its beat (a heartbeat counter);
 //! the others watch the beats with their own monotonic clocks, so a clock that jumps expires nothing.
 
@@ -24,7 +29,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
-use super::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use super::ids::{BlobId, BlobKey, Epoch, RecordKey, ReservationId, Revision, ServerId};
 
 pub mod ledger;
 
@@ -32,11 +37,23 @@ pub mod file;
 pub mod memory;
 pub mod redis;
 
-/// A backend that keeps records. Every method is one atomic step.
+/// A backend that keeps records. Every method is one atomic step. Any of them returns [`StoreError::Forgotten`], and has
+/// done nothing, when the store is found to have lost data.
 #[async_trait]
 pub trait Records: fmt::Debug + Send + Sync {
     /// Returns the name of this store, chosen at its first use. It keeps the blobs of two stores in one bucket apart.
     async fn name(&self) -> Result<String, StoreError>;
+
+    /// Returns how often [`Self::adopt`] was called after a loss.
+    fn epoch(&self) -> Epoch {
+        Epoch::default()
+    }
+
+    /// Accepts that the store has lost data: begins another epoch, or joins one that another server has begun. The
+    /// store's name may be another one then.
+    async fn adopt(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Reads a record. Returns `None` when there is no record with that key.
     async fn read(&self, key: &RecordKey) -> Result<Option<StoredRecord>, StoreError>;
@@ -48,6 +65,13 @@ pub trait Records: fmt::Debug + Send + Sync {
     /// when the reservation is no longer there (the server was taken for dead), and [`StoreError::Full`] when there is
     /// no room. In these cases nothing has changed, and the reservation is as it was.
     async fn write(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError>;
+
+    /// Writes or removes a record that the store may have lost since it had the revision `write.expected`: in place of
+    /// an earlier version, of that very version if it has the same owner, or of none.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::write`], [`StoreError::Stale`] when the store has a later version.
+    async fn restore(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError>;
 
     /// Increments the reference count of each of the blobs on behalf of the server, under a reservation number that the
     /// server has not used before. Returns the editions to put.

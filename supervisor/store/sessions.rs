@@ -14,7 +14,8 @@ use super::pending_cleanup::CleanupTask;
 use super::records::{Record, StoredRecord};
 use super::saved_session::{ResumeToken, SavedSession, decode, progress};
 use super::state::State;
-use super::writer::RecordDraft;
+use super::writer::{RecordDraft, Replaces};
+use crate::causes::with_causes;
 
 /// Why a session was not resumed. Nothing has changed then: the server that runs the session goes on with it.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +63,10 @@ impl SessionStore {
     ) -> Result<Lease, StoreError> {
         let saved = SavedSession::starting_from(state);
         let owner = Some(self.0.server.clone());
+        let epoch = self.0.records.epoch();
         let record = self.write_first(session, token, &saved, owner).await?;
-        Ok(self.lease(LeasedSession::new(session, token.hash(), saved, record)))
+        let leased = LeasedSession::new(session, token.hash(), saved, record, epoch);
+        Ok(self.lease(leased))
     }
 
     /// Keeps a state as the starting point of a new session, which no server runs until a client resumes it.
@@ -90,7 +93,12 @@ impl SessionStore {
         token: &ResumeToken,
         check: impl Fn(&SavedSession) -> Result<(), E>,
     ) -> Result<(Lease, SavedSession), ResumeError<E>> {
-        let not_found = || ResumeError::NotFound(session.clone());
+        let not_found = || -> ResumeError<E> {
+            match self.is_restoring() {
+                true => StoreError::Forgotten.into(),
+                false => ResumeError::NotFound(session.clone()),
+            }
+        };
         let before = self.0.leased.get(session);
         let before = before.filter(|leased| token.matches(leased.token_hash));
         // Until this is done, an older lease of the session on this server writes nothing.
@@ -111,11 +119,12 @@ impl SessionStore {
         }
         let key = RecordKey::from(session.clone());
         loop {
+            let epoch = self.0.records.epoch();
             let stored = self.within(self.0.records.read(&key)).await?;
             let stored = stored.ok_or_else(not_found)?;
             let body = decode(session, &stored.record.body).map_err(ResumeError::Lost)?;
             if !body.token_hash.is_some_and(|hash| token.matches(hash)) {
-                return Err(not_found());
+                return Err(ResumeError::NotFound(session.clone()));
             }
             let Loaded::Session(saved) = self.load(session, &key, &body, &stored).await? else {
                 continue;
@@ -133,7 +142,7 @@ impl SessionStore {
                 Err(error) => return Err(error.into()),
             };
             let record = StoredRecord { revision, record };
-            let leased = LeasedSession::new(session, token.hash(), saved.clone(), record);
+            let leased = LeasedSession::new(session, token.hash(), saved.clone(), record, epoch);
             return Ok((self.lease(leased), saved));
         }
     }
@@ -146,7 +155,10 @@ impl SessionStore {
         let key = RecordKey::from(session.clone());
         loop {
             let Some(stored) = self.within(self.0.records.read(&key)).await? else {
-                return Ok(None);
+                return match self.is_restoring() {
+                    true => Err(StoreError::Forgotten),
+                    false => Ok(None),
+                };
             };
             let body = decode(session, &stored.record.body)?;
             if let Loaded::Session(saved) = self.load(session, &key, &body, &stored).await? {
@@ -168,9 +180,11 @@ impl SessionStore {
             leased.lost.cancel();
         }
         match self.remove_record(&session.clone().into()).await {
+            Ok(false) if leased.is_none() && self.is_restoring() => Err(StoreError::Forgotten),
             Ok(removed) => Ok(removed || leased.is_some()),
             Err(error) if leased.is_some() => {
-                tracing::warn!(session_id = %session, %error, "session ended; its record is removed later");
+                let error = with_causes(&error);
+                tracing::info!(session_id = %session, error, "session ended; its record is removed later");
                 self.0.cleanup.add(CleanupTask::Drop(session.clone()));
                 Ok(true)
             }
@@ -192,7 +206,8 @@ impl SessionStore {
             blob: (saved.state.as_ref()).map(|state| (state.blob_id(), state.blob_bytes())),
         };
         let key = session.clone().into();
-        self.write_record(&key, None, &draft, self.deadline()).await
+        self.write_record(&key, Replaces::Nothing, &draft, self.deadline())
+            .await
     }
 
     /// Reads the state that a record names. A session that runs here has it in memory already.

@@ -1,9 +1,12 @@
 //! Every backend by the same tests: `contract` for the records alone, `model` for their reference counts, `store` for
-//! sessions; `outage` for what happens when a backend fails, `opening` for the URLs.
+//! sessions; `outage` for what happens when a backend fails, `connection` when a connection to Redis does, `lost_data` when Redis has
+//! lost data; `opening` for the URLs.
 
 mod backends;
+mod connection;
 mod contract;
 mod flaky;
+mod lost_data;
 mod model;
 mod opening;
 mod outage;

@@ -5,10 +5,11 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::error::StoreError;
 use super::handle::SessionStore;
+use super::health::Operation;
 use super::ids::{BlobKey, RecordKey, Revision, ServerId};
 use super::records::{Record, Survey};
 use crate::causes::with_causes;
@@ -65,11 +66,12 @@ impl Upkeep {
         let beating = async {
             let mut ticks = ticks(beat_interval(&store));
             loop {
-                ticks.tick().await;
-                if let Err(error) = store.beat().await {
-                    let error = with_causes(&error);
-                    tracing::warn!(error, "the store was not told that this server lives");
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = store.0.restoring.found() => sleep(RETRY_PAUSE).await,
                 }
+                let beaten = store.beat().await;
+                store.0.health.observe(Operation::Beat, &beaten);
             }
         };
         let sweeping = async {
@@ -78,11 +80,19 @@ impl Upkeep {
                 ticks.tick().await;
                 if let Err(error) = self.sweep().await {
                     let error = with_causes(&error);
-                    tracing::warn!(error, "the store is not swept");
+                    tracing::debug!(error, "the store is not swept");
                 }
             }
         };
-        tokio::join!(cleaning, beating, sweeping);
+        let restoring = async {
+            loop {
+                store.0.restoring.needed().await;
+                while !store.restore().await {
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
+        };
+        tokio::join!(cleaning, beating, sweeping, restoring);
     }
 
     /// Collects garbage: leases of silent servers, states that were kept for long enough, blobs that a crash has left.
@@ -208,6 +218,8 @@ impl SessionStore {
         let closing = async {
             self.0.puts.close();
             self.0.puts.wait().await;
+            // A store that has lost data takes nothing before this server has noticed.
+            let _ = self.beat().await;
             self.clean_up_all().await;
             match self.0.records.retire(&self.0.server).await {
                 Ok(condemned) => self.0.cleanup.delete(condemned),
@@ -225,8 +237,11 @@ impl SessionStore {
 
     /// Increments this server's beat, and finds out which of its leases are lost.
     pub(in crate::store) async fn beat(&self) -> Result<(), StoreError> {
-        self.within(self.0.records.beat(&self.0.server)).await?;
-        let leased = self.0.leased.all();
+        self.beat_in_epoch().await?;
+        let epoch = self.0.records.epoch();
+        let mut leased = self.0.leased.all();
+        // Those of an earlier epoch are to be restored.
+        leased.retain(|leased| leased.epoch() == epoch);
         // A session that is being written detects a lost lease by its write.
         let revisions = leased.iter().filter_map(|leased| {
             let record = leased.record.try_lock().ok()?;

@@ -12,12 +12,34 @@ use tracing::Instrument;
 
 use super::error::StoreError;
 use super::handle::{Deadline, SessionStore};
+use super::health::Operation;
 use super::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 use super::pending_cleanup::CleanupTask;
 use super::records::{BlobRef, Record, RecordWrite, StoredRecord};
 
 /// Number of attempts at a write whose reservation is taken back each time.
 const MAX_RESERVATIONS: u32 = 3;
+
+/// What the write of a record replaces.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Replaces<'a> {
+    /// There must be no record.
+    Nothing,
+    /// This record, whose blobs are in the store already.
+    Record(&'a StoredRecord),
+    /// The record with this revision, which the store may have lost, or any earlier version of it.
+    Lost(Revision),
+}
+
+impl Replaces<'_> {
+    fn revision(self) -> Option<Revision> {
+        match self {
+            Self::Nothing => None,
+            Self::Record(stored) => Some(stored.revision),
+            Self::Lost(revision) => Some(revision),
+        }
+    }
+}
 
 /// A record to be written, with the bytes of its blobs.
 pub(super) struct RecordDraft {
@@ -46,16 +68,28 @@ impl Drop for Reservation {
 }
 
 impl SessionStore {
-    /// Writes a record in place of `expected`; `None` means that there must be no record. Blobs that `expected` names
-    /// are in the store already. Returns the record as it is kept.
+    /// Writes a record in place of another one. Returns the record as it is kept.
     ///
     /// # Errors
-    /// Returns [`StoreError::Stale`] when the record is no longer `expected`. After any error nothing has changed,
-    /// unless the store's answer was lost.
+    /// Returns [`StoreError::Stale`] when the store has something else than what is to be replaced. After any error
+    /// nothing has changed, unless the store's answer was lost.
     pub(super) async fn write_record(
         &self,
         key: &RecordKey,
-        expected: Option<&StoredRecord>,
+        replaces: Replaces<'_>,
+        draft: &RecordDraft,
+        deadline: Deadline,
+    ) -> Result<StoredRecord, StoreError> {
+        let written = self.try_write(key, replaces, draft, deadline).await;
+        self.0.health.observe(Operation::Write, &written);
+        self.0.restoring.observe(&written);
+        written
+    }
+
+    async fn try_write(
+        &self,
+        key: &RecordKey,
+        replaces: Replaces<'_>,
         draft: &RecordDraft,
         deadline: Deadline,
     ) -> Result<StoredRecord, StoreError> {
@@ -64,8 +98,11 @@ impl SessionStore {
             let mut reservation = None;
             let mut blobs = Vec::new();
             if let Some((id, bytes)) = &draft.blob {
-                let mut known = expected.iter().flat_map(|stored| &stored.record.blobs);
-                let key = match known.find(|blob| blob.key.id == *id) {
+                let known = match replaces {
+                    Replaces::Record(stored) => stored.record.blobs.as_slice(),
+                    Replaces::Nothing | Replaces::Lost(_) => &[],
+                };
+                let key = match known.iter().find(|blob| blob.key.id == *id) {
                     Some(blob) => blob.key,
                     None => {
                         let (reserved, key) = self.reserve(*id, deadline).await?;
@@ -84,13 +121,17 @@ impl SessionStore {
             };
             let write = RecordWrite {
                 key,
-                expected: expected.map(|stored| stored.revision),
+                expected: replaces.revision(),
                 record: Some(&record),
                 server: &self.0.server,
                 reservation: reservation.as_ref().map(|reservation| reservation.id),
             };
             tries += 1;
-            match deadline.limit(self.0.records.write(write)).await {
+            let writing = match replaces {
+                Replaces::Lost(_) => self.0.records.restore(write),
+                Replaces::Nothing | Replaces::Record(_) => self.0.records.write(write),
+            };
+            match deadline.limit(writing).await {
                 Ok(outcome) => {
                     if let Some(reservation) = &mut reservation {
                         reservation.ended = true;
@@ -126,6 +167,9 @@ impl SessionStore {
         };
         let outcome = deadline.limit(self.0.records.write(write)).await?;
         self.0.cleanup.delete(outcome.condemned);
+        if record.is_none() {
+            self.0.removed.add(key, outcome.revision);
+        }
         Ok(outcome.revision)
     }
 

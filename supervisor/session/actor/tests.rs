@@ -51,10 +51,12 @@ impl World {
                 max_sessions: 100,
                 max_bytes: 1 << 30,
             }),
+            wait: Duration::ZERO,
             sessions: handle::Config {
                 resume_ttl: Duration::from_secs(300),
                 lease: Duration::from_secs(6),
                 timeout: Duration::from_secs(2),
+                required_for_readiness: false,
             },
         };
         let (drain, drain_seen) = watch::channel(Drain::No);

@@ -108,6 +108,32 @@ impl FileRecords {
         })?;
         reply.await.map_err(StoreError::unavailable)?
     }
+
+    /// Executes the write of a record.
+    async fn execute_write(
+        &self,
+        write: RecordWrite<'_>,
+        execute: fn(&mut Ledger, RecordWrite<'_>) -> Result<WriteOutcome, StoreError>,
+    ) -> Result<WriteOutcome, StoreError> {
+        let RecordWrite {
+            expected,
+            reservation,
+            ..
+        } = write;
+        let (key, server) = (write.key.clone(), write.server.clone());
+        let record = write.record.cloned();
+        self.execute(move |ledger| {
+            let write = RecordWrite {
+                key: &key,
+                expected,
+                record: record.as_ref(),
+                server: &server,
+                reservation,
+            };
+            execute(ledger, write)
+        })
+        .await
+    }
 }
 
 /// Waits until the file is closed, so that it is not found in use when it is opened again.
@@ -134,23 +160,13 @@ impl Records for FileRecords {
     }
 
     async fn write(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
-        let RecordWrite {
-            expected,
-            reservation,
-            ..
-        } = write;
-        let (key, server) = (write.key.clone(), write.server.clone());
-        let record = write.record.cloned();
-        self.execute(move |ledger| {
-            ledger.write(RecordWrite {
-                key: &key,
-                expected,
-                record: record.as_ref(),
-                server: &server,
-                reservation,
-            })
-        })
-        .await
+        self.execute_write(write, |ledger, write| ledger.write(write))
+            .await
+    }
+
+    async fn restore(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        self.execute_write(write, |ledger, write| ledger.restore(write))
+            .await
     }
 
     async fn reserve(
@@ -223,6 +239,8 @@ struct FileOwner {
     path: PathBuf,
     /// `None` after a failure, when the ledger is ahead of the file.
     open: Option<(Database, Ledger)>,
+    /// Whether the last transaction has failed, which is logged once.
+    is_failing: bool,
 }
 
 impl FileOwner {
@@ -234,7 +252,13 @@ impl FileOwner {
         let name = name.ok_or_else(|| FileOpenError::Foreign(path.clone()))?;
         let ledger = load(&database).map_err(|error| error.at(&path))?;
         let open = Some((database, ledger));
-        Ok((Self { path, open }, name))
+        let is_failing = false;
+        let owner = Self {
+            path,
+            open,
+            is_failing,
+        };
+        Ok((owner, name))
     }
 
     /// Executes operations until all senders are gone.
@@ -256,8 +280,7 @@ impl FileOwner {
         if self.open.is_none()
             && let Err(error) = self.open_again()
         {
-            let error = with_causes(&error);
-            tracing::error!(error, "the file of sessions cannot be opened again");
+            self.failed("the file of sessions cannot be opened again", &error);
         }
         let Some((database, ledger)) = &mut self.open else {
             return;
@@ -266,14 +289,25 @@ impl FileOwner {
             .into_iter()
             .map(|operation| operation(ledger))
             .collect();
+        let is_write = ledger.is_changed();
         let committed = keep(database, ledger);
         for reply in replies {
             reply(committed.as_ref().copied());
         }
-        if let Err(error) = committed {
-            let error = with_causes(&error);
-            tracing::error!(error, file = %self.path.display(), "nothing can be written to the file of sessions");
-            self.open = None;
+        match committed {
+            Ok(()) => self.is_failing &= !is_write,
+            Err(error) => {
+                self.open = None;
+                self.failed("nothing can be written to the file of sessions", &error);
+            }
+        }
+    }
+
+    fn failed(&mut self, what: &'static str, error: &dyn std::error::Error) {
+        let (error, file) = (with_causes(error), self.path.display());
+        match std::mem::replace(&mut self.is_failing, true) {
+            false => tracing::error!(error, %file, "{what}"),
+            true => tracing::debug!(error, %file, "{what}"),
         }
     }
 
@@ -337,6 +371,7 @@ mod tests {
         let mut owner = FileOwner {
             path: folder.path().to_path_buf(),
             open: None,
+            is_failing: false,
         };
         let errors = Errors::default();
         tracing::subscriber::with_default(errors.clone(), || owner.execute(Vec::new()));

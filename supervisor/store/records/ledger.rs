@@ -30,6 +30,8 @@ pub(super) struct Ledger {
     pub(super) reservations: Table<(ServerId, ReservationId), Vec<BlobKey>>,
     /// The last revision or edition that was given out.
     pub(super) sequence: u64,
+    /// For each record that was restored or removed after a loss: its version before the loss, or a later one.
+    origins: HashMap<RecordKey, Revision>,
     limits: Option<Limits>,
     beats: HashMap<ServerId, u64>,
     /// Records that no server runs, in the order in which they are evicted.
@@ -165,6 +167,35 @@ impl Ledger {
         if old.map(|old| old.revision) != write.expected {
             return Err(StoreError::Stale);
         }
+        let stays = match (old, write.record) {
+            (Some(old), Some(record)) => old.record.owner == record.owner,
+            _ => false,
+        };
+        let outcome = self.replace(write)?;
+        if let Some(origin) = self.origins.get_mut(write.key)
+            && !stays
+        {
+            *origin = outcome.revision;
+        }
+        Ok(outcome)
+    }
+
+    pub(super) fn restore(&mut self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        let lost = write.expected.unwrap_or(Revision(0));
+        let current = self.records.rows.get(write.key);
+        let version = self.origins.get(write.key).copied();
+        let version = version.or(current.map(|current| current.revision));
+        let is_ours = current.is_some_and(|c| c.record.owner.as_ref() == Some(write.server));
+        if version.is_some_and(|version| version > lost || (version == lost && !is_ours)) {
+            return Err(StoreError::Stale);
+        }
+        let outcome = self.replace(write)?;
+        self.origins.insert(write.key.clone(), lost);
+        Ok(outcome)
+    }
+
+    /// Writes or removes a record, whatever its revision is.
+    fn replace(&mut self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
         let reservation = write.reservation.map(|id| (write.server.clone(), id));
         if let Some(reservation) = &reservation
             && !self.reservations.rows.contains_key(reservation)

@@ -53,6 +53,10 @@ impl Records for MemoryRecords {
         self.lock().write(write)
     }
 
+    async fn restore(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        self.lock().restore(write)
+    }
+
     async fn reserve(
         &self,
         server: &ServerId,

@@ -3,15 +3,22 @@
 //! Every operation is one script, so it is atomic and takes one round trip. All keys of a store begin with the same
 //! hash tag, so that a cluster keeps them on one node. Redis's own expiry is not used: its clock may jump, and the
 //! reference counts of blobs must change when a record expires; `Upkeep` finds what has expired. Redis must not evict
-//! keys either (`maxmemory-policy noeviction`), and it should keep them on disk (`appendonly yes`): blobs whose records
-//! Redis has lost are orphaned.
+//! keys either (`maxmemory-policy noeviction`), and it should keep them on disk (`appendonly yes`).
+//!
+//! **Lost data.** A Redis may restart empty, or as it was some time ago (its last snapshot, a replica that was behind).
+//! Every script therefore names the store's epoch and the highest number of the sequence that this server has seen, and
+//! does nothing when the store has another epoch or is behind: [`StoreError::Forgotten`]. Then [`Records::adopt`] begins
+//! another epoch, in which the sequence skips all numbers that may have been given out before, and the servers write the
+//! records anew whose leases they hold ([`Records::restore`]). Other sessions are lost, and their blobs are orphaned.
 //!
 //! | Key | Holds |
 //! | --- | --- |
 //! | `…name` | the store's name |
+//! | `…epoch` | a random number, replaced when the store was found to have lost data |
 //! | `…sequence` | the last revision or edition that was given out |
 //! | `…heads` | for each record: revision, owner or `-`, then each blob and its size |
 //! | `…bodies` | for each record: its body |
+//! | `…origins` | for each record that was restored or removed in this epoch after a loss: its version before the loss |
 //! | `…editions` | for each blob that is counted: its edition |
 //! | `…counts` | for each blob that is counted, with its edition: its reference count |
 //! | `…condemned` | the tombstones: blobs to be deleted |
@@ -20,48 +27,50 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, FromRedisValue, RedisError, Script, ScriptInvocation};
 
 use super::{BlobRef, Record, RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
 use crate::store::error::{DataLoss, StoreError};
-use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use crate::store::ids::{BlobId, BlobKey, Epoch, RecordKey, ReservationId, Revision, ServerId};
 
 mod address;
+mod connection;
 mod scripts;
 
+use connection::Connection;
 use scripts::{
-    BEAT, CONDEMN_UNKNOWN, FORGET, LOCATE, NAME, READ, RELEASE, RESERVE, RETIRE, STALE, SURVEY,
-    WRITE,
+    ADOPT, BEAT, CONDEMN_UNKNOWN, FORGET, LOCATE, READ, RELEASE, RESERVE, RESTORE, RETIRE, STALE,
+    SURVEY, WRITE,
 };
 
 pub use address::{RedisAddress, RedisAddressError};
 
-/// The longest pause between two attempts to connect again.
-const MAX_RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// How often connecting is tried before the waiting callers get an error; the next caller begins anew.
-const RETRIES: usize = 3;
+/// By how much the sequence is raised above the highest number that a server has seen of a store that has lost data: far
+/// more than other servers may have been given since that server last heard from it.
+const LOST_NUMBERS: u64 = 1_000_000;
 
 /// Records in a Redis, which several servers may use.
 #[derive(Debug)]
 pub struct RedisRecords {
     address: RedisAddress,
-    /// Reconnects by itself; a clone shares the connection.
     connection: Connection,
-    name: String,
+    identity: Mutex<Identity>,
+    /// The highest number of the sequence that this server was told.
+    seen: AtomicU64,
 }
 
-#[derive(Clone)]
-struct Connection(ConnectionManager);
-
-// Not derived, since the manager prints the password.
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Connection")
-    }
+/// The store as this server knows it.
+#[derive(Clone, Debug, Default)]
+struct Identity {
+    name: String,
+    epoch: String,
+    /// How often the store was adopted after a loss.
+    adoptions: u64,
 }
 
 impl RedisRecords {
@@ -73,27 +82,49 @@ impl RedisRecords {
         // The build may link two providers of cryptography, and then rustls chooses neither by itself. An error means
         // that one is chosen already.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        // A peer that has vanished acknowledges nothing within the timeout; then a new connection is made.
+        // A peer that has vanished acknowledges nothing within the timeout; then the connection fails.
         let tcp = (address.connection.tcp_settings().clone()).set_user_timeout(timeout);
         let info = address.connection.clone().set_tcp_settings(tcp);
         let client = Client::open(info).map_err(unavailable)?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(timeout))
-            .set_response_timeout(Some(timeout))
-            .set_max_delay(MAX_RETRY_PAUSE)
-            .set_number_of_retries(RETRIES);
-        let connection = ConnectionManager::new_with_config(client, config);
-        let connection = connection.await.map_err(unavailable)?;
-        let mut records = Self {
+        let records = Self {
             address: address.clone(),
-            connection: Connection(connection),
-            name: String::new(),
+            connection: Connection::new(client, timeout),
+            identity: Mutex::default(),
+            seen: AtomicU64::new(0),
         };
-        let chosen = format!("redis-{:032x}", rand::random::<u128>());
-        let mut call = NAME.key(records.key("name"));
-        call.arg(chosen);
-        records.name = records.run(call).await?;
+        let name = format!("redis-{:032x}", rand::random::<u128>());
+        let identity = records.adopted(name).await?;
+        *records.identity() = identity;
         Ok(records)
+    }
+
+    /// Adopts the store as it is now. It gets this name if it has none.
+    async fn adopted(&self, name: String) -> Result<Identity, StoreError> {
+        let mut call = ADOPT.prepare_invoke();
+        for key in ["name", "epoch", "sequence", "origins"] {
+            call.key(self.key(key));
+        }
+        let epoch = format!("{:032x}", rand::random::<u128>());
+        call.arg(name).arg(epoch).arg(self.seen()).arg(LOST_NUMBERS);
+        let (name, epoch) = self.connection.invoke(call).await.map_err(unavailable)?;
+        Ok(Identity {
+            name,
+            epoch,
+            adoptions: 0,
+        })
+    }
+
+    fn identity(&self) -> MutexGuard<'_, Identity> {
+        self.identity.lock().expect("no holder of this lock panics")
+    }
+
+    fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of a number of the sequence.
+    fn see(&self, number: u64) {
+        self.seen.fetch_max(number, Ordering::Relaxed);
     }
 
     fn key(&self, name: &str) -> String {
@@ -105,7 +136,7 @@ impl RedisRecords {
     }
 
     /// Begins a call of a script that counts references to blobs, with the keys that all of these scripts take first.
-    fn counting<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
+    fn counting(&self, script: &'static Script) -> ScriptInvocation<'static> {
         let mut call = script.prepare_invoke();
         for name in ["sequence", "editions", "counts", "condemned"] {
             call.key(self.key(name));
@@ -113,41 +144,33 @@ impl RedisRecords {
         call
     }
 
-    async fn run<T: FromRedisValue>(&self, call: ScriptInvocation<'_>) -> Result<T, StoreError> {
-        let mut connection = self.connection.0.clone();
-        call.invoke_async(&mut connection)
-            .await
-            .map_err(unavailable)
-    }
-}
-
-#[async_trait]
-impl Records for RedisRecords {
-    async fn name(&self) -> Result<String, StoreError> {
-        Ok(self.name.clone())
-    }
-
-    async fn read(&self, key: &RecordKey) -> Result<Option<StoredRecord>, StoreError> {
-        let mut call = READ.prepare_invoke();
-        call.key(self.key("heads")).key(self.key("bodies"));
-        call.arg(key.to_string());
-        let (head, body): (Option<String>, Option<Vec<u8>>) = self.run(call).await?;
-        let (Some(head), Some(body)) = (head, body) else {
-            return Ok(None);
-        };
-        let RecordHead {
-            revision,
-            owner,
-            blobs,
-        } = RecordHead::parse(&head).ok_or_else(|| corrupt("head", &head))?;
-        let record = Record { owner, blobs, body };
-        Ok(Some(StoredRecord { revision, record }))
+    /// Invokes a script in the store as this server knows it.
+    async fn run<T: FromRedisValue + Send + 'static>(
+        &self,
+        mut call: ScriptInvocation<'static>,
+    ) -> Result<T, StoreError> {
+        for name in ["name", "epoch", "sequence"] {
+            call.key(self.key(name));
+        }
+        let Identity { name, epoch, .. } = self.identity().clone();
+        call.arg(name).arg(epoch).arg(self.seen());
+        let answer = self.connection.invoke(call).await;
+        answer.map_err(|error| match error.code() {
+            Some(scripts::FORGOTTEN) => StoreError::Forgotten,
+            _ => unavailable(error),
+        })
     }
 
-    async fn write(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
-        let mut call = self.counting(&WRITE);
+    /// Invokes a script that writes a record.
+    async fn write_by(
+        &self,
+        script: &'static Script,
+        write: RecordWrite<'_>,
+    ) -> Result<WriteOutcome, StoreError> {
+        let mut call = self.counting(script);
         call.key(self.key("heads")).key(self.key("bodies"));
         call.key(self.reserved(write.server));
+        call.key(self.key("origins"));
         call.arg(write.key.to_string());
         call.arg(write.expected.map_or_else(String::new, |r| r.0.to_string()));
         call.arg(
@@ -155,6 +178,7 @@ impl Records for RedisRecords {
                 .reservation
                 .map_or_else(String::new, |r| r.0.to_string()),
         );
+        call.arg(write.server.as_str());
         match write.record {
             None => {
                 call.arg("remove");
@@ -172,12 +196,64 @@ impl Records for RedisRecords {
         match reply.as_slice() {
             ["stale"] => Err(StoreError::Stale),
             ["unreserved"] => Err(StoreError::Unreserved),
-            ["written", revision, condemned @ ..] => Ok(WriteOutcome {
-                revision: Revision(number(revision)?),
-                condemned: keys(condemned)?,
-            }),
+            ["written", revision, condemned @ ..] => {
+                let revision = number(revision)?;
+                self.see(revision);
+                Ok(WriteOutcome {
+                    revision: Revision(revision),
+                    condemned: keys(condemned)?,
+                })
+            }
             other => Err(corrupt("reply", other)),
         }
+    }
+}
+
+#[async_trait]
+impl Records for RedisRecords {
+    async fn name(&self) -> Result<String, StoreError> {
+        Ok(self.identity().name.clone())
+    }
+
+    fn epoch(&self) -> Epoch {
+        Epoch(self.identity().adoptions)
+    }
+
+    async fn adopt(&self) -> Result<(), StoreError> {
+        let name = self.identity().name.clone();
+        let adopted = self.adopted(name).await?;
+        let mut identity = self.identity();
+        *identity = Identity {
+            adoptions: identity.adoptions + 1,
+            ..adopted
+        };
+        Ok(())
+    }
+
+    async fn read(&self, key: &RecordKey) -> Result<Option<StoredRecord>, StoreError> {
+        let mut call = READ.prepare_invoke();
+        call.key(self.key("heads")).key(self.key("bodies"));
+        call.arg(key.to_string());
+        let (head, body): (Option<String>, Option<Vec<u8>>) = self.run(call).await?;
+        let (Some(head), Some(body)) = (head, body) else {
+            return Ok(None);
+        };
+        let RecordHead {
+            revision,
+            owner,
+            blobs,
+        } = RecordHead::parse(&head).ok_or_else(|| corrupt("head", &head))?;
+        self.see(revision.0);
+        let record = Record { owner, blobs, body };
+        Ok(Some(StoredRecord { revision, record }))
+    }
+
+    async fn write(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        self.write_by(&WRITE, write).await
+    }
+
+    async fn restore(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        self.write_by(&RESTORE, write).await
     }
 
     async fn reserve(
@@ -192,7 +268,11 @@ impl Records for RedisRecords {
         for blob in blobs {
             call.arg(blob.to_string());
         }
-        keys(&self.run::<Vec<String>>(call).await?)
+        let keys = keys(&self.run::<Vec<String>>(call).await?)?;
+        for key in &keys {
+            self.see(key.edition);
+        }
+        Ok(keys)
     }
 
     async fn release(
@@ -337,6 +417,41 @@ fn corrupt(expected: &'static str, given: impl fmt::Debug) -> StoreError {
     DataLoss::Row { expected, given }.into()
 }
 
+/// Returns whether the error may be that of a Redis that is still starting.
+pub fn may_come(error: &StoreError) -> bool {
+    let StoreError::Unavailable(error) = error else {
+        return false;
+    };
+    let redis = error.downcast_ref::<RedisError>();
+    redis.is_some_and(|error| {
+        error.is_io_error() || matches!(error.code(), Some("LOADING" | "MASTERDOWN" | "TRYAGAIN"))
+    })
+}
+
 fn unavailable(error: RedisError) -> StoreError {
     StoreError::unavailable(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_head_is_read_or_refused(
+            text in r"(\PC|[0-9a-f]{64}|[0-9]{1,20}| |-|:){0,12}",
+            revision: u64,
+            owner in "[0-9a-f]{0,32}",
+            blob in "[0-9a-f]{64}-[0-9]{1,5}:[0-9]{1,9}",
+        ) {
+            let _ = RecordHead::parse(&text);
+            let head = RecordHead::parse(&format!("{revision} {owner} {blob}"));
+            let number = |text: &str| text.starts_with('0') && text.len() > 1;
+            let (_, edition) = blob.split_once('-').unwrap();
+            let (edition, _) = edition.split_once(':').unwrap();
+            prop_assert_eq!(head.is_some(), !number(edition));
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! What the tests run on: folders, a Redis and an S3 of their own, all gone when they are dropped.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -14,7 +15,8 @@ use tempfile::TempDir;
 use url::Url;
 
 use crate::store::blobs::BlobStore;
-use crate::store::open::{in_bucket, in_folder};
+use crate::store::open::bucket::in_bucket;
+use crate::store::open::in_folder;
 use crate::store::records::Records;
 use crate::store::records::file::FileRecords;
 use crate::store::records::ledger::Limits;
@@ -139,6 +141,48 @@ impl Redis {
         let _ = self.child.wait();
     }
 
+    /// Sends a command of plain words.
+    pub(super) fn order(&self, command: &str) {
+        self.send(&[command]);
+    }
+
+    /// Sends a command after the password.
+    pub(super) fn order_as(&self, password: &str, command: &str) {
+        self.send(&[&format!("AUTH {password}"), command]);
+    }
+
+    fn send(&self, commands: &[&str]) {
+        let mut socket = BufReader::new(UnixStream::connect(self.socket()).unwrap());
+        for command in commands {
+            writeln!(socket.get_mut(), "{command}\r").unwrap();
+            let mut answer = String::new();
+            socket.read_line(&mut answer).unwrap();
+            assert!(answer.starts_with('+'), "{command}: {answer}");
+        }
+    }
+
+    /// Stops, and begins again with what it had on the disk at the moment of `kept`.
+    pub(super) fn set_back(&mut self, kept: &TempDir) {
+        self.stop();
+        let data = self.folder.path().join(DATA);
+        std::fs::remove_dir_all(&data).unwrap();
+        copy_files(kept.path(), &data);
+        self.child = Self::spawn(self.folder.path());
+    }
+
+    /// Copies what is on the disk.
+    pub(super) fn keep(&mut self) -> TempDir {
+        self.stop();
+        let kept = tempfile::tempdir().unwrap();
+        copy_files(&self.folder.path().join(DATA), kept.path());
+        self.child = Self::spawn(self.folder.path());
+        kept
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.path().join("redis.sock")
+    }
+
     /// Begins with what is on the disk.
     pub(super) fn start_again(&mut self) {
         self.stop();
@@ -149,6 +193,16 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Where Redis keeps its log of changes.
+const DATA: &str = "appendonlydir";
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }
 

@@ -49,6 +49,23 @@ impl<'a> Writer<'a> {
         self.records.write(write).await
     }
 
+    async fn restore(
+        &self,
+        key: &RecordKey,
+        lost: Revision,
+        record: Option<&Record>,
+    ) -> Result<Revision, StoreError> {
+        let write = RecordWrite {
+            key,
+            expected: Some(lost),
+            record,
+            server: &self.server,
+            reservation: None,
+        };
+        let outcome = self.records.restore(write).await?;
+        Ok(outcome.revision)
+    }
+
     fn record(&self, body: &str, blobs: &[BlobKey]) -> Record {
         let blob = |key: &BlobKey| BlobRef {
             key: *key,
@@ -114,6 +131,87 @@ async fn a_record_is_written_over_the_revision_that_was_expected_and_no_other() 
         assert_eq!(home.records.read(&session).await.unwrap(), None);
         let again = writer.write(&session, None, None, Some(&record)).await;
         assert!(again.unwrap().revision.0 > second.0 + 1, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_was_lost_is_restored_from_its_latest_version() {
+    for kind in RECORDS {
+        let home = RecordsHome::new(kind).await;
+        let [old, new, other] = [(); 3].map(|()| Writer::new(&*home.records));
+        let lost = Revision;
+        let owner = async |key: &RecordKey| {
+            let stored = home.records.read(key).await.unwrap();
+            stored.and_then(|stored| stored.record.owner)
+        };
+        let is_stale = |outcome: Result<Revision, StoreError>| {
+            assert!(
+                matches!(outcome, Err(StoreError::Stale)),
+                "{kind:?}: {outcome:?}"
+            );
+        };
+        let by_old = old.record("old", &[]);
+        // The numbers that were lost are not used again.
+        for _ in 0..10 {
+            let written = old.write(&random_key(), None, None, Some(&by_old)).await;
+            written.unwrap();
+        }
+        let session = random_key();
+        old.restore(&session, lost(4), Some(&by_old)).await.unwrap();
+        // The answer was lost.
+        old.restore(&session, lost(4), Some(&by_old)).await.unwrap();
+        is_stale(other.restore(&session, lost(4), Some(&by_old)).await);
+        is_stale(other.restore(&session, lost(3), None).await);
+        let by_new = new.record("new", &[]);
+        new.restore(&session, lost(5), Some(&by_new)).await.unwrap();
+        is_stale(old.restore(&session, lost(4), Some(&by_old)).await);
+        assert_eq!(owner(&session).await, Some(new.server.clone()));
+
+        // It goes on: its owner may still turn out not to be the latest.
+        let read = home.records.read(&session).await.unwrap().unwrap();
+        let written = new.write(&session, Some(read.revision), None, Some(&by_new));
+        let written = written.await.unwrap().revision;
+        let by_other = other.record("other", &[]);
+        let taken = other
+            .restore(&session, lost(6), Some(&by_other))
+            .await
+            .unwrap();
+        assert!(taken > written);
+        // Whoever takes it over now has it from the one who was the latest.
+        let resumed = old.write(&session, Some(taken), None, Some(&by_old)).await;
+        let resumed = resumed.unwrap().revision;
+        is_stale(other.restore(&session, lost(6), Some(&by_other)).await);
+        assert_eq!(owner(&session).await, Some(old.server.clone()));
+        // What was removed does not come back.
+        old.write(&session, Some(resumed), None, None)
+            .await
+            .unwrap();
+        is_stale(other.restore(&session, lost(6), Some(&by_other)).await);
+        assert_eq!(owner(&session).await, None);
+
+        let removed = random_key();
+        new.restore(&removed, lost(5), None).await.unwrap();
+        is_stale(old.restore(&removed, lost(4), Some(&by_old)).await);
+        let removed_late = random_key();
+        old.restore(&removed_late, lost(4), Some(&by_old))
+            .await
+            .unwrap();
+        new.restore(&removed_late, lost(5), None).await.unwrap();
+        is_stale(old.restore(&removed_late, lost(4), Some(&by_old)).await);
+        assert_eq!(owner(&removed_late).await, None);
+        // A store that was set back has an earlier version.
+        let back = random_key();
+        let first = old.write(&back, None, None, Some(&by_old)).await.unwrap();
+        is_stale(
+            new.restore(&back, Revision(first.revision.0 - 1), None)
+                .await,
+        );
+        old.restore(&back, first.revision, Some(&by_old))
+            .await
+            .unwrap();
+        let later = Revision(first.revision.0 + 1);
+        new.restore(&back, later, Some(&by_new)).await.unwrap();
+        assert_eq!(owner(&back).await, Some(new.server.clone()));
     }
 }
 

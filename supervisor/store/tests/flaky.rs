@@ -92,6 +92,10 @@ impl Records for Flaky {
         self.call("write", self.inner.write(write)).await
     }
 
+    async fn restore(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
+        self.call("write", self.inner.restore(write)).await
+    }
+
     async fn reserve(
         &self,
         server: &ServerId,

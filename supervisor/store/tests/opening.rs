@@ -1,5 +1,7 @@
 //! Stores that are opened by their URLs.
 
+use std::time::Duration;
+
 use tokio::task::JoinSet;
 
 use super::backends::LIMITS;
@@ -11,6 +13,7 @@ use crate::store::open::{self, OpenError, StoreLocation};
 fn config(records: &str, blobs: Option<&str>) -> open::Config {
     open::Config {
         location: StoreLocation::parse(records, blobs, LIMITS).unwrap(),
+        wait: Duration::ZERO,
         sessions: CONFIG,
     }
 }

@@ -42,6 +42,7 @@ async fn large_states() {
             resume_ttl: Duration::from_secs(300),
             lease: Duration::from_secs(6),
             timeout: Duration::from_secs(60),
+            required_for_readiness: false,
         };
         let server = || SessionStore::new(config, home.records.clone(), blobs.clone());
         let (one, two) = (server(), server());

@@ -24,6 +24,7 @@ pub(super) const CONFIG: Config = Config {
     resume_ttl: TTL,
     lease: LEASE,
     timeout: Duration::from_secs(20),
+    required_for_readiness: false,
 };
 
 /// A store that several servers share.

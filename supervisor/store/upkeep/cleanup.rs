@@ -41,7 +41,7 @@ impl SessionStore {
             }
             if let Some(error) = last_error {
                 let error = with_causes(&error);
-                tracing::warn!(error, left, "the store is not cleaned up yet");
+                tracing::debug!(error, left, "the store is not cleaned up yet");
                 return false;
             }
         }

@@ -4,6 +4,21 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
+/// The code of the error of a script that finds that the store has lost data.
+pub(super) const FORGOTTEN: &str = "FORGOTTEN";
+
+/// The beginning of all scripts but `ADOPT`: does nothing in a store that has lost data since the caller last heard from
+/// it. The last keys are the store's name, epoch and sequence; the last arguments the name and the epoch that the
+/// caller knows, and the highest number of the sequence that it has seen.
+const GUARD: &str = r"
+local SEEN, KNOWN_EPOCH, KNOWN_NAME = table.remove(ARGV), table.remove(ARGV), table.remove(ARGV)
+local SEQUENCE_KEY, EPOCH_KEY, NAME_KEY = table.remove(KEYS), table.remove(KEYS), table.remove(KEYS)
+if redis.call('GET', NAME_KEY) ~= KNOWN_NAME or redis.call('GET', EPOCH_KEY) ~= KNOWN_EPOCH
+    or tonumber(redis.call('GET', SEQUENCE_KEY) or '0') < tonumber(SEEN) then
+    return redis.error_reply('FORGOTTEN the store has lost data')
+end
+";
+
 /// The common beginning of all scripts that count references to blobs. A blob is named by its key, `<hash>-<edition>`.
 const COUNTING: &str = r"
 local SEQUENCE, EDITIONS, COUNTS, CONDEMNED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -44,36 +59,71 @@ local function condemn_unknown(first, condemned)
 end
 ";
 
-fn counting(code: &str) -> Script {
-    Script::new(&format!("{COUNTING}{code}"))
+fn guarded(code: &str) -> Script {
+    Script::new(&format!("{GUARD}{code}"))
 }
 
-pub(super) static NAME: LazyLock<Script> = LazyLock::new(|| {
+fn counting(code: &str) -> Script {
+    guarded(&format!("{COUNTING}{code}"))
+}
+
+/// Begins with a store, or goes on with one that has lost data. Keys: name, epoch, sequence, origins. Arguments: the
+/// name and the epoch that a store gets which has none, the highest number of the sequence that the caller has seen, by
+/// how much the sequence is to skip the numbers that were given out before the loss.
+///
+/// A store whose sequence is behind what the caller has seen was set back; it begins another epoch, so that no other
+/// server goes on without noticing.
+pub(super) static ADOPT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-redis.call('SETNX', KEYS[1], ARGV[1])
-return redis.call('GET', KEYS[1])
+local NAME, EPOCH, SEQUENCE, ORIGINS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+redis.call('SETNX', NAME, ARGV[1])
+local seen = tonumber(ARGV[3])
+local sequence = tonumber(redis.call('GET', SEQUENCE) or '0')
+if redis.call('EXISTS', EPOCH) == 0 or sequence < seen then
+    redis.call('SET', EPOCH, ARGV[2])
+    redis.call('DEL', ORIGINS)
+    if seen > 0 then
+        redis.call('SET', SEQUENCE, string.format('%d', math.max(sequence, seen) + tonumber(ARGV[4])))
+    end
+end
+return {redis.call('GET', NAME), redis.call('GET', EPOCH)}
 ",
     )
 });
 
 pub(super) static READ: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    guarded(
         r"
 return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('HGET', KEYS[2], ARGV[1])}
 ",
     )
 });
 
-/// The compare-and-swap of a record. Arguments: record, expected revision, reservation, then `remove`, or `put`, body,
-/// owner, blobs with their sizes.
-pub(super) static WRITE: LazyLock<Script> = LazyLock::new(|| {
-    counting(
-        r"
-local HEADS, BODIES, RESERVED = KEYS[5], KEYS[6], KEYS[7]
-local record, expected, reservation, what = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+/// The compare-and-swap of a record. Arguments: record, expected revision, reservation, server, then `remove`, or `put`,
+/// body, owner, blobs with their sizes.
+pub(super) static WRITE: LazyLock<Script> = LazyLock::new(|| write(false));
+
+/// Writes or removes a record that the store may have lost, with the arguments of `WRITE`.
+pub(super) static RESTORE: LazyLock<Script> = LazyLock::new(|| write(true));
+
+fn write(restores: bool) -> Script {
+    counting(&format!("local RESTORES = {restores}{WRITING}"))
+}
+
+/// The code that `WRITE` and `RESTORE` share.
+const WRITING: &str = r"
+local HEADS, BODIES, RESERVED, ORIGINS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local record, expected, reservation, server, what = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local head = redis.call('HGET', HEADS, record)
-if (head and string.match(head, '^%d+') or '') ~= expected then
+local current, owner = string.match(head or '', '^(%d+) (%S+)')
+local origin = redis.call('HGET', ORIGINS, record)
+if RESTORES then
+    local version, lost = tonumber(origin or current or ''), tonumber(expected)
+    if version and (version > lost or (version == lost and owner ~= server)) then
+        return {'stale'}
+    end
+elseif (current or '') ~= expected then
     return {'stale'}
 end
 local reserved = ''
@@ -85,16 +135,21 @@ if reservation ~= '' then
 end
 local revision = tostring(redis.call('INCR', SEQUENCE))
 if what == 'put' then
-    local words = {revision, ARGV[6]}
-    for i = 7, #ARGV do
+    local words = {revision, ARGV[7]}
+    for i = 8, #ARGV do
         count(string.sub(ARGV[i], 1, 64))
         table.insert(words, ARGV[i])
     end
     redis.call('HSET', HEADS, record, table.concat(words, ' '))
-    redis.call('HSET', BODIES, record, ARGV[5])
+    redis.call('HSET', BODIES, record, ARGV[6])
 else
     redis.call('HDEL', HEADS, record)
     redis.call('HDEL', BODIES, record)
+end
+if RESTORES then
+    redis.call('HSET', ORIGINS, record, expected)
+elseif origin and ARGV[7] ~= owner then
+    redis.call('HSET', ORIGINS, record, revision)
 end
 local reply = {'written', revision}
 if head then
@@ -107,9 +162,7 @@ if reservation ~= '' then
     discount_words(reserved, reply)
 end
 return reply
-",
-    )
-});
+";
 
 /// Reserves blobs. Arguments: server, reservation, blobs.
 pub(super) static RESERVE: LazyLock<Script> = LazyLock::new(|| {
@@ -145,10 +198,10 @@ return condemned
 });
 
 pub(super) static LOCATE: LazyLock<Script> =
-    LazyLock::new(|| Script::new("return redis.call('HGET', KEYS[1], ARGV[1])"));
+    LazyLock::new(|| guarded("return redis.call('HGET', KEYS[1], ARGV[1])"));
 
 pub(super) static FORGET: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    guarded(
         r"
 for i = 1, #ARGV do
     redis.call('SREM', KEYS[1], ARGV[i])
@@ -168,7 +221,7 @@ return condemned
 });
 
 pub(super) static BEAT: LazyLock<Script> =
-    LazyLock::new(|| Script::new("redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"));
+    LazyLock::new(|| guarded("redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"));
 
 pub(super) static RETIRE: LazyLock<Script> = LazyLock::new(|| {
     counting(
@@ -187,7 +240,7 @@ return condemned
 
 /// Finds records whose revision has changed. Arguments: records, each followed by the revision that it should have.
 pub(super) static STALE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    guarded(
         r"
 local stale = {}
 for i = 1, #ARGV, 2 do
@@ -202,7 +255,7 @@ return stale
 });
 
 pub(super) static SURVEY: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    guarded(
         r"
 return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]),
     redis.call('SMEMBERS', KEYS[3]), redis.call('HLEN', KEYS[4])}
