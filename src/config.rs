@@ -91,7 +91,14 @@ pub(crate) fn surroundings() -> Surroundings {
 }
 
 fn warnings(ignored: &[String], reader: &Reader<'_>, config: &Config) -> Vec<String> {
-    let mut warnings = missing_keys(config);
+    let mut warnings = Vec::new();
+    if engines::config::is_synthetic_by_default(reader) {
+        warnings.push(format!(
+            "test pictures are served, since `{}` names no model; `--engine synthetic` says that this is meant",
+            engines::config::MODEL_PATH.spec.path
+        ));
+    }
+    warnings.extend(missing_keys(config));
     let safety = config.prompt.safety.as_ref();
     if safety.is_some_and(|safety| safety.classifier_path.is_none()) {
         let key = prompt::config::CLASSIFIER_PATH.spec.path;

@@ -2,8 +2,10 @@
 //!
 //! This package is the command line around the library in `supervisor/`: arguments, configuration, log, exit code.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -17,6 +19,7 @@ mod client;
 mod config;
 mod logging;
 mod sessions;
+mod startup;
 
 use args::Invocation;
 
@@ -44,7 +47,15 @@ fn serve(options: &config::Options) -> ExitCode {
         Ok(loaded) => loaded,
         Err(errors) => return refuse(&errors),
     };
-    logging::start(loaded.logging);
+    // It writes its last lines when it is dropped.
+    let _log = match logging::start(loaded.logging) {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    startup::log(&loaded.config, &loaded.settings, options.file.as_deref());
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -88,10 +99,19 @@ fn runtime(promptly: bool) -> io::Result<Runtime> {
     builder.build()
 }
 
-/// Prints the line that scripts and tests wait for.
+/// Prints the line that scripts and tests wait for. A thread of its own does so, since a pipe that nobody reads may let it
+/// wait for ever.
 fn announce(address: SocketAddr) {
+    tracing::info!(%address, "listening");
+    let print = move || {
+        // Not the library's buffer, which the end of the process would wait for.
+        let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        writeln!(stdout, "listening on http://{address}")
+    };
     // An error means that nobody reads stdout, which is no reason to stop serving.
-    let _ = writeln!(std::io::stdout(), "listening on http://{address}");
+    let _ = thread::Builder::new()
+        .name("stdout".to_owned())
+        .spawn(print);
 }
 
 fn check(options: &config::Options) -> ExitCode {

@@ -71,7 +71,15 @@ async fn configuration_is_checked_without_starting_anything() {
     let file = dir.path().join("serve.yaml");
     std::fs::write(&file, "server:\n  port: 8123\n").unwrap();
     let file = file.to_str().unwrap();
-    let (code, stdout, stderr) = run(&["check", "--config", file, "--gpus", "0,2"]).await;
+    let (code, stdout, stderr) = run(&[
+        "check",
+        "--config",
+        file,
+        "--gpus",
+        "0,2",
+        "--engine=synthetic",
+    ])
+    .await;
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     assert!(stdout.contains("port: 8123"), "{stdout}");
     assert!(stdout.ends_with("# ok; workers on GPU 0, 2\n"), "{stdout}");
@@ -110,6 +118,17 @@ async fn wrong_values_are_refused_before_anything_starts() {
     .await;
     check(&["--engine", "ltx2"], &["ltx2"]).await;
     check(&["--log-level", "info,=,"], &["log_level"]).await;
+    let levels = [
+        "log_level",
+        "error, warn, info, debug or trace",
+        "did you mean `info`?",
+    ];
+    check(&["--log-level", "inof"], &levels).await;
+    check(
+        &["--log-level", "info,fastvideo=debgu"],
+        &["log_level", "fastvideo=debgu"],
+    )
+    .await;
     let faults = ["generator.synthetic.faults", "exlt"];
     check(&["--generator.synthetic.faults", "exlt@end"], &faults).await;
     // All that is wrong is said at once.

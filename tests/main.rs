@@ -19,6 +19,7 @@ mod http;
 mod initial_image;
 mod interleaving;
 mod lifecycle;
+mod log;
 mod ltx2;
 mod media;
 mod page;

@@ -427,7 +427,7 @@ fn fastvideo_file_loads_and_says_what_has_no_effect() {
 #[test]
 fn safety_filter_is_configured_as_in_fastvideos_file() {
     let file = "streaming: {safety: {enabled: true, classifier_path: some/model.ftz, block_threshold: 0.75}}";
-    let loaded = load_file(file).unwrap();
+    let loaded = load_layers(file, &[], &["generator.engine.name=synthetic"]).unwrap();
     let safety = loaded.config.prompt.safety.unwrap();
     assert_eq!(
         safety.classifier_path.as_deref(),
@@ -436,6 +436,43 @@ fn safety_filter_is_configured_as_in_fastvideos_file() {
     assert_eq!(safety.block_threshold.to_string(), "0.75");
     assert!(!safety.required && !safety.log_prompts);
     assert_eq!(loaded.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn test_pictures_that_nobody_asked_for_are_a_warning() {
+    let check = |flags: &[&str], is_warned: bool| {
+        let warnings = load_flags(flags).unwrap().warnings;
+        let found = warnings
+            .iter()
+            .any(|warning| warning.contains("`generator.model_path` names no model"));
+        assert_eq!(found, is_warned, "{flags:?}: {warnings:?}");
+    };
+    check(&[], true);
+    check(&["generator.engine.name=synthetic"], false);
+    check(&["generator.model_path=m"], false);
+}
+
+#[test]
+fn a_level_that_does_not_exist_is_refused_wherever_it_is_given() {
+    let expected = "`server.log_level` must be a level (off, error, warn, info, debug or trace), or directives such as";
+    let check = |result, origin: &str| {
+        let errors = errors(result);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with(expected), "{errors:?}");
+        assert!(errors[0].contains("`inof` is neither"), "{errors:?}");
+        assert!(errors[0].ends_with(origin), "{errors:?}");
+    };
+    check(load_flags(&["server.log_level=inof"]), "(--log-level)");
+    check(load_flags(&["server.log_level=info,inof"]), "(--log-level)");
+    check(load_file("server: {log_level: inof}"), "(serve.yaml:1)");
+    check(load_layers("", &[("RUST_LOG", "inof")], &[]), "(RUST_LOG)");
+    // Workers read the variable, whatever the supervisor's own level is.
+    let level = ["server.log_level=debug"];
+    check(
+        load_layers("", &[("RUST_LOG", "inof")], &level),
+        "(RUST_LOG)",
+    );
+    assert!(load_layers("", &[("RUST_LOG", "")], &level).is_ok());
 }
 
 #[test]
