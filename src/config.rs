@@ -33,6 +33,19 @@ pub(crate) struct Options {
     pub(crate) flags: Vec<(&'static KeySpec, String)>,
 }
 
+impl Options {
+    /// Adds options that stand later on the command line and win.
+    pub(crate) fn overridden_by(mut self, later: Self) -> Self {
+        let is_later = |key: &KeySpec| later.flags.iter().any(|(other, _)| other.path == key.path);
+        self.flags.retain(|(key, _)| !is_later(key));
+        self.flags.extend(later.flags);
+        Self {
+            file: later.file.or(self.file),
+            flags: self.flags,
+        }
+    }
+}
+
 /// A checked configuration.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -48,20 +61,7 @@ pub(crate) struct Loaded {
 /// # Errors
 /// Returns all errors of the layers or, if there are none, all errors of the merged values.
 pub(crate) fn load(options: &Options, surroundings: &Surroundings) -> Result<Loaded, ConfigErrors> {
-    let mut errors = Vec::new();
-    let mut settings = Settings::defaults(keys::all());
-    let ignored = match &options.file {
-        Some(path) => file::read(path, &mut settings, &mut errors),
-        None => Vec::new(),
-    };
-    environment::read(&surroundings.variables, &mut settings, &mut errors);
-    for (key, text) in &options.flags {
-        let set = settings.set_text(key, text, Origin::Flag(key.flag()));
-        errors.extend(set.err().map(ConfigError::from));
-    }
-    if !errors.is_empty() {
-        return Err(ConfigErrors(errors));
-    }
+    let (settings, ignored) = merge(options, surroundings)?;
     let mut reader = Reader::new(&settings, surroundings);
     let logging = logging::read(&mut reader);
     let config = core::config::read(&mut reader);
@@ -76,6 +76,32 @@ pub(crate) fn load(options: &Options, surroundings: &Surroundings) -> Result<Loa
         settings,
         warnings,
     })
+}
+
+/// Merges the layers. Each value fits its key, but values may contradict each other. Also returns the keys of the file that
+/// are understood but have no effect.
+///
+/// # Errors
+/// Returns all errors of the layers.
+pub(crate) fn merge(
+    options: &Options,
+    surroundings: &Surroundings,
+) -> Result<(Settings, Vec<String>), ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut settings = Settings::defaults(keys::all());
+    let ignored = match &options.file {
+        Some(path) => file::read(path, &mut settings, &mut errors),
+        None => Vec::new(),
+    };
+    environment::read(&surroundings.variables, &mut settings, &mut errors);
+    for (key, text) in &options.flags {
+        let set = settings.set_text(key, text, Origin::Flag(key.flag()));
+        errors.extend(set.err().map(ConfigError::from));
+    }
+    match errors.is_empty() {
+        true => Ok((settings, ignored)),
+        false => Err(ConfigErrors(errors)),
+    }
 }
 
 /// Describes the environment of this process.

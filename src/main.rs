@@ -15,6 +15,7 @@ use fastvideo_supervisor_core::thread_priority;
 use tokio::runtime::Runtime;
 
 mod args;
+mod check;
 mod client;
 mod config;
 mod logging;
@@ -31,7 +32,7 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     match args::parse(std::env::args_os()) {
         Ok(Invocation::Serve(options)) => serve(&options),
-        Ok(Invocation::Check(options)) => check(&options),
+        Ok(Invocation::Check(args)) => check::run(&args),
         Ok(Invocation::Client(args)) => client::run(*args),
         Ok(Invocation::Sessions(args)) => sessions::run(&args),
         Err(error) => {
@@ -112,30 +113,6 @@ fn announce(address: SocketAddr) {
     let _ = thread::Builder::new()
         .name("stdout".to_owned())
         .spawn(print);
-}
-
-fn check(options: &config::Options) -> ExitCode {
-    let loaded = match config::load(options, &config::surroundings()) {
-        Ok(loaded) => loaded,
-        Err(errors) => return refuse(&errors),
-    };
-    for warning in &loaded.warnings {
-        let _ = writeln!(std::io::stderr(), "warning: {warning}");
-    }
-    let gpus: Vec<&str> = loaded
-        .config
-        .pool
-        .gpus
-        .iter()
-        .map(|gpu| gpu.visible_device.as_str())
-        .collect();
-    let _ = writeln!(
-        std::io::stdout(),
-        "{}# ok; workers on GPU {}",
-        loaded.settings,
-        gpus.join(", ")
-    );
-    ExitCode::SUCCESS
 }
 
 fn refuse(errors: &config::ConfigErrors) -> ExitCode {
