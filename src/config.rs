@@ -18,12 +18,15 @@ use std::path::PathBuf;
 
 use fastvideo_supervisor_core::prompt::provider;
 use fastvideo_supervisor_core::settings::{KeySpec, Origin, Reader, Settings, Surroundings};
-use fastvideo_supervisor_core::{self as core, Config, engines, prompt};
+use fastvideo_supervisor_core::{self as core, Config, engines, prompt, store};
 
 use crate::logging;
 use error::ConfigError;
 
 pub(crate) use error::ConfigErrors;
+
+/// The variable in which systemd names a service's folder for its state (`StateDirectory=`).
+const STATE_FOLDER: &str = "STATE_DIRECTORY";
 
 /// The command line's part of the configuration.
 #[derive(Clone, Debug, Default)]
@@ -89,6 +92,7 @@ pub(crate) fn merge(
 ) -> Result<(Settings, Vec<String>), ConfigErrors> {
     let mut errors = Vec::new();
     let mut settings = Settings::defaults(keys::all());
+    keep_sessions_in_state_folder(surroundings, &mut settings);
     let ignored = match &options.file {
         Some(path) => file::read(path, &mut settings, &mut errors),
         None => Vec::new(),
@@ -101,6 +105,19 @@ pub(crate) fn merge(
     match errors.is_empty() {
         true => Ok((settings, ignored)),
         false => Err(ConfigErrors(errors)),
+    }
+}
+
+/// Makes the folder that systemd gives a service for its state the default store.
+fn keep_sessions_in_state_folder(surroundings: &Surroundings, settings: &mut Settings) {
+    let folders = surroundings.variable(STATE_FOLDER).unwrap_or_default();
+    // There may be several, with colons between them.
+    let folder = folders.split(':').next().unwrap_or_default();
+    if folder.starts_with('/') {
+        let url = format!("file://{folder}/sessions");
+        let key = &store::config::SESSIONS.spec;
+        let set = settings.set_text(key, &url, Origin::Default);
+        set.expect("the key takes any text");
     }
 }
 

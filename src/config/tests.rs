@@ -513,6 +513,67 @@ fn unit_of_the_package_waits_for_the_grace_period() {
     assert!(Duration::from_secs(stop.parse().unwrap()) >= grace + Duration::from_secs(10));
 }
 
+#[test]
+fn unit_of_the_package_has_every_folder_and_is_never_given_up() {
+    let unit = include_str!("../../deploy/fastvideo-supervisor.service");
+    let has = |line: &str| unit.lines().any(|other| other == line);
+    for kind in ["State", "Cache", "Logs", "Runtime"] {
+        let line = format!("{kind}Directory=fastvideo-supervisor");
+        assert!(has(&line), "{line}");
+    }
+    assert!(has("OOMPolicy=continue"));
+    assert!(has("StartLimitIntervalSec=0") && !unit.contains("StartLimitBurst"));
+    assert!(has(
+        "Environment=HF_HOME=%C/fastvideo-supervisor/huggingface"
+    ));
+    // What the documentation names must be writable under the unit.
+    for text in [
+        include_str!("../../README.md"),
+        include_str!("../../docs/operating.md"),
+        include_str!("../../docs/session-log.md"),
+        include_str!("../../deploy/serve.yaml"),
+    ] {
+        for (at, _) in text.match_indices("/var/") {
+            let path = &text[at..];
+            let is_ours = ["lib", "log", "cache"]
+                .iter()
+                .any(|folder| path.starts_with(&format!("/var/{folder}/fastvideo-supervisor")));
+            assert!(
+                is_ours,
+                "{}",
+                path.split_whitespace().next().unwrap_or_default()
+            );
+        }
+    }
+}
+
+#[test]
+fn sessions_are_kept_in_the_state_folder_unless_a_store_is_named() {
+    let state = [(
+        "STATE_DIRECTORY",
+        "/var/lib/fastvideo-supervisor:/var/lib/other",
+    )];
+    let check = |file: &str, flags: &[&str], expected: &str| {
+        let loaded = load_layers(file, &state, flags).unwrap();
+        assert_eq!(loaded.config.store.location.to_string(), expected);
+    };
+    let folder = "/var/lib/fastvideo-supervisor/sessions";
+    check("", &[], &format!("{folder} with {folder}/blobs"));
+    check(
+        "streaming: {store: {sessions: \"memory:\"}}",
+        &[],
+        "memory with memory",
+    );
+    check(
+        "",
+        &["streaming.store.sessions=file:///x"],
+        "/x with /x/blobs",
+    );
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/serve.yaml");
+    let example = std::fs::read_to_string(example).unwrap();
+    check(&example, &[], &format!("{folder} with {folder}/blobs"));
+}
+
 fn enhancer(file: &str, variables: &[(&str, &str)]) -> enhancer::Config {
     let file = format!("streaming: {{prompt: {{enabled: true, {file}}}}}");
     let loaded = load_layers(&file, variables, &[]).unwrap();
