@@ -2,6 +2,7 @@
 
 BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
 TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ openssl redis-server
+FUZZ_PACKAGES = fasttext g++
 TORCH_PACKAGES = g++
 
 # `make demo ENGINE=ltx2 MODEL=<folder>` runs a model instead of test pictures, and `make build ENGINE=ltx2` builds a worker
@@ -17,7 +18,7 @@ CARGO = $(if $(filter ltx2,$(ENGINE)),LIBTORCH=$(LIBTORCH_FOLDER)) cargo
 
 # What `make demo` starts. A slow engine, so that a segment can be watched while it is generated.
 DEMO_GPUS = 2
-DEMO_ARGS = --host 127.0.0.1 --generator.synthetic.step_ms 120 --generator.synthetic.frame_ms 15 \
+DEMO_ARGS = --engine synthetic --host 127.0.0.1 --generator.synthetic.step_ms 120 --generator.synthetic.frame_ms 15 \
             --streaming.generation_segment_cap 100
 # In sizes that small models have learned on a CPU; the reference checkpoint, which has learned nothing, has two stages, and
 # so wants multiples of 64. ARGS can say otherwise, and come last.
@@ -63,17 +64,18 @@ worker-ltx2: build-packages libtorch
 	$(if $(FEATURES),cp target/debug/fastvideo-worker target/ltx2/,rm -f target/ltx2/fastvideo-worker)
 
 # The engine alone, against the stored reference or that in LTX2_REFERENCE.
-test-ltx2: build-packages libtorch worker-ltx2
+test-ltx2: build-packages test-packages libtorch worker-ltx2
 	$(CARGO) test --workspace --locked --test reference $(FEATURES)
 	$(CARGO) test --workspace --locked --test integration $(FEATURES) ltx2
 
 # Goes on from where the last run ended; what it finds lies in target/fuzz/artifacts.
 fuzz: FUZZ_SECONDS = 1800
 fuzz:
+	@deploy/need-packages $(FUZZ_PACKAGES)
 	fuzz/run $(FUZZ_SECONDS)
 
 # Takes minutes.
-test-ltx2-memory: build-packages libtorch worker-ltx2
+test-ltx2-memory: build-packages test-packages libtorch worker-ltx2
 	$(CARGO) test --workspace --locked --test integration $(FEATURES) -- --ignored --nocapture memory_of_an_ltx2_worker
 
 check: build-packages libtorch
@@ -81,8 +83,7 @@ check: build-packages libtorch
 	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 	$(CARGO) clippy --workspace --all-targets --locked $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(FEATURES)
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --workspace --all-features check bans licenses sources; \
-	else echo "cargo-deny is not installed: licences and sources of dependencies were not checked"; fi
+	@deploy/check-dependencies
 
 bench: build test-packages
 	cargo bench --locked -- $(ARGS)

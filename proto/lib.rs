@@ -2,10 +2,11 @@
 //!
 //! [`job`] holds the words of the domain, which all others use. [`stream_v1`] is the client protocol on `/v1/stream`,
 //! [`link`] the messages between the supervisor and one worker, [`state`] the continuation state, [`stored`] what a store
-//! keeps of a session, [`api`] the HTTP answers for operators. Types only: no sockets, no channels, no files. The I/O lives
+//! keeps of a session, [`api`] the HTTP answers for operators, [`check`] what `check` finds. Types only: no sockets, no channels, no files. The I/O lives
 //! in one file on each side.
 
 pub mod api;
+pub mod check;
 pub mod ids;
 pub mod job;
 pub mod link;

@@ -3,18 +3,19 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use fastvideo_supervisor_core::settings::KeySpec;
 
 use crate::config::{Options, keys};
-use crate::{client, sessions};
+use crate::{check, client, sessions};
 
 /// The task of this process, according to its command line.
 #[derive(Debug)]
 pub(crate) enum Invocation {
     Serve(Options),
-    Check(Options),
+    Check(check::Args),
     Client(Box<client::Args>),
     Sessions(sessions::Args),
 }
@@ -28,9 +29,17 @@ Examples:
   fastvideo-supervisor --config serve.yaml --streaming.warmup.enabled false
       A FastVideo serve file, with one key changed.
   fastvideo-supervisor check --config serve.yaml
-      Checks everything and prints what would hold and where it comes from.
+      Tries what the server would open, and prints what would hold and where it comes from.
   fastvideo-supervisor client --url ws://127.0.0.1:8000 --prompt 'A red fox in the snow' -o fox.mp4
       Generates a video from a running server.";
+
+const CHECKING: &str = "\
+check prints the configuration as a file, with a comment for each thing that it looked at:
+  # ok|failed|not tried: WHAT: WHY
+It binds the address for a moment, opens the store, writes to the folder of the session log, loads the
+safety filter, asks the worker program for engine, model and encoder, and looks for the GPUs. It loads
+no model, starts no worker, and asks no language model. Run it as the user that the server runs as, and
+while the server does not run: a running one holds the address and a store in files.";
 
 const PRECEDENCE: &str = "\
 Configuration:
@@ -51,14 +60,40 @@ pub(crate) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Invocation, clap::Error> {
     let matches = command().try_get_matches_from(arguments)?;
+    let before = options(&matches);
     Ok(match matches.subcommand() {
-        Some(("check", matches)) => Invocation::Check(options(matches)),
+        Some(("check", matches)) => Invocation::Check(check::Args {
+            options: before.overridden_by(options(matches)),
+            offline: matches.get_flag("offline"),
+        }),
         Some(("client", matches)) => {
+            refuse_options("client", &before)?;
             Invocation::Client(Box::new(client::Args::from_matches(matches)))
         }
-        Some(("sessions", matches)) => Invocation::Sessions(sessions::Args::from_matches(matches)),
-        _ => Invocation::Serve(options(&matches)),
+        Some(("sessions", matches)) => match matches.subcommand() {
+            Some(("list", matches)) => Invocation::Sessions(sessions::Args::List {
+                folder: matches.get_one("folder").cloned(),
+                options: before.overridden_by(options(matches)),
+            }),
+            Some((_, matches)) => {
+                refuse_options("sessions show", &before)?;
+                Invocation::Sessions(sessions::Args::show(matches))
+            }
+            None => unreachable!("clap asks for a subcommand"),
+        },
+        _ => Invocation::Serve(before),
     })
+}
+
+/// Refuses options of the server before a subcommand that does not read its configuration.
+fn refuse_options(subcommand: &str, options: &Options) -> Result<(), clap::Error> {
+    let flag = match (&options.file, options.flags.first()) {
+        (Some(_), _) => "config",
+        (None, Some((key, _))) => key.flag(),
+        (None, None) => return Ok(()),
+    };
+    let message = format!("the argument '--{flag}' has no effect on '{subcommand}'\n");
+    Err(command().error(ErrorKind::ArgumentConflict, message))
 }
 
 pub(crate) fn command() -> Command {
@@ -67,18 +102,25 @@ pub(crate) fn command() -> Command {
         .about("Serves realtime video generation, segment by segment, from many GPUs")
         .after_help("--help shows every configuration key, and examples.")
         .after_long_help(format!("{EXAMPLES}\n\n{PRECEDENCE}"))
-        .args_conflicts_with_subcommands(true)
         .args_override_self(true)
         .args(configuration())
         .subcommand(
             Command::new("check")
-                .about("Checks the configuration and prints it, without starting anything")
-                .after_long_help(PRECEDENCE)
+                .about(
+                    "Checks the configuration, tries what the server would open, and prints both",
+                )
+                .after_long_help(format!("{CHECKING}\n\n{PRECEDENCE}"))
                 .args_override_self(true)
+                .arg(
+                    Arg::new("offline")
+                        .long("offline")
+                        .action(ArgAction::SetTrue)
+                        .help("Check the configuration alone; open nothing and start nothing"),
+                )
                 .args(configuration()),
         )
         .subcommand(client::Args::command())
-        .subcommand(sessions::Args::command())
+        .subcommand(sessions::Args::command(configuration()))
 }
 
 fn configuration() -> impl Iterator<Item = Arg> {
@@ -142,10 +184,10 @@ mod tests {
     #[test]
     fn flags_are_read_by_both_names() {
         let check = |arguments: &str, expected: &[(&str, &str)]| {
-            let (Invocation::Serve(options) | Invocation::Check(options)) =
-                parse(arguments).unwrap()
-            else {
-                panic!("{arguments}");
+            let options = match parse(arguments).unwrap() {
+                Invocation::Serve(options) => options,
+                Invocation::Check(args) => args.options,
+                other => panic!("{arguments}: {other:?}"),
             };
             let flags: Vec<(&str, &str)> = options
                 .flags
@@ -164,6 +206,32 @@ mod tests {
             "check --streaming.warmup.enabled false",
             &[("streaming.warmup.enabled", "false")],
         );
+        check(
+            "--gpus 8 --port 1 check --gpus 2 --offline",
+            &[("server.port", "1"), ("streaming.pool.gpus", "2")],
+        );
+    }
+
+    #[test]
+    fn options_may_stand_before_the_subcommands_that_read_them() {
+        let Invocation::Check(args) = parse("--config a.yaml check").unwrap() else {
+            panic!("a check");
+        };
+        assert_eq!(args.options.file, Some(PathBuf::from("a.yaml")));
+        let Invocation::Check(args) = parse("--config a.yaml check --config b.yaml").unwrap()
+        else {
+            panic!("a check");
+        };
+        assert_eq!(args.options.file, Some(PathBuf::from("b.yaml")));
+        assert!(parse("--config a.yaml sessions list").is_ok());
+        for refused in [
+            "--log-level debug client --prompt x",
+            "--config a.yaml sessions show x.jsonl",
+        ] {
+            let error = parse(refused).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("has no effect on"), "{error}");
+        }
     }
 
     #[test]

@@ -18,12 +18,15 @@ use std::path::PathBuf;
 
 use fastvideo_supervisor_core::prompt::provider;
 use fastvideo_supervisor_core::settings::{KeySpec, Origin, Reader, Settings, Surroundings};
-use fastvideo_supervisor_core::{self as core, Config, engines, prompt};
+use fastvideo_supervisor_core::{self as core, Config, engines, prompt, store};
 
 use crate::logging;
 use error::ConfigError;
 
 pub(crate) use error::ConfigErrors;
+
+/// The variable in which systemd names a service's folder for its state (`StateDirectory=`).
+const STATE_FOLDER: &str = "STATE_DIRECTORY";
 
 /// The command line's part of the configuration.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +34,19 @@ pub(crate) struct Options {
     pub(crate) file: Option<PathBuf>,
     /// Keys and their values as they were typed.
     pub(crate) flags: Vec<(&'static KeySpec, String)>,
+}
+
+impl Options {
+    /// Adds options that stand later on the command line and win.
+    pub(crate) fn overridden_by(mut self, later: Self) -> Self {
+        let is_later = |key: &KeySpec| later.flags.iter().any(|(other, _)| other.path == key.path);
+        self.flags.retain(|(key, _)| !is_later(key));
+        self.flags.extend(later.flags);
+        Self {
+            file: later.file.or(self.file),
+            flags: self.flags,
+        }
+    }
 }
 
 /// A checked configuration.
@@ -48,20 +64,7 @@ pub(crate) struct Loaded {
 /// # Errors
 /// Returns all errors of the layers or, if there are none, all errors of the merged values.
 pub(crate) fn load(options: &Options, surroundings: &Surroundings) -> Result<Loaded, ConfigErrors> {
-    let mut errors = Vec::new();
-    let mut settings = Settings::defaults(keys::all());
-    let ignored = match &options.file {
-        Some(path) => file::read(path, &mut settings, &mut errors),
-        None => Vec::new(),
-    };
-    environment::read(&surroundings.variables, &mut settings, &mut errors);
-    for (key, text) in &options.flags {
-        let set = settings.set_text(key, text, Origin::Flag(key.flag()));
-        errors.extend(set.err().map(ConfigError::from));
-    }
-    if !errors.is_empty() {
-        return Err(ConfigErrors(errors));
-    }
+    let (settings, ignored) = merge(options, surroundings)?;
     let mut reader = Reader::new(&settings, surroundings);
     let logging = logging::read(&mut reader);
     let config = core::config::read(&mut reader);
@@ -78,6 +81,46 @@ pub(crate) fn load(options: &Options, surroundings: &Surroundings) -> Result<Loa
     })
 }
 
+/// Merges the layers. Each value fits its key, but values may contradict each other. Also returns the keys of the file that
+/// are understood but have no effect.
+///
+/// # Errors
+/// Returns all errors of the layers.
+pub(crate) fn merge(
+    options: &Options,
+    surroundings: &Surroundings,
+) -> Result<(Settings, Vec<String>), ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut settings = Settings::defaults(keys::all());
+    keep_sessions_in_state_folder(surroundings, &mut settings);
+    let ignored = match &options.file {
+        Some(path) => file::read(path, &mut settings, &mut errors),
+        None => Vec::new(),
+    };
+    environment::read(&surroundings.variables, &mut settings, &mut errors);
+    for (key, text) in &options.flags {
+        let set = settings.set_text(key, text, Origin::Flag(key.flag()));
+        errors.extend(set.err().map(ConfigError::from));
+    }
+    match errors.is_empty() {
+        true => Ok((settings, ignored)),
+        false => Err(ConfigErrors(errors)),
+    }
+}
+
+/// Makes the folder that systemd gives a service for its state the default store.
+fn keep_sessions_in_state_folder(surroundings: &Surroundings, settings: &mut Settings) {
+    let folders = surroundings.variable(STATE_FOLDER).unwrap_or_default();
+    // There may be several, with colons between them.
+    let folder = folders.split(':').next().unwrap_or_default();
+    if folder.starts_with('/') {
+        let url = format!("file://{folder}/sessions");
+        let key = &store::config::SESSIONS.spec;
+        let set = settings.set_text(key, &url, Origin::Default);
+        set.expect("the key takes any text");
+    }
+}
+
 /// Describes the environment of this process.
 pub(crate) fn surroundings() -> Surroundings {
     let program = std::env::current_exe().unwrap_or_default();
@@ -91,7 +134,14 @@ pub(crate) fn surroundings() -> Surroundings {
 }
 
 fn warnings(ignored: &[String], reader: &Reader<'_>, config: &Config) -> Vec<String> {
-    let mut warnings = missing_keys(config);
+    let mut warnings = Vec::new();
+    if engines::config::is_synthetic_by_default(reader) {
+        warnings.push(format!(
+            "test pictures are served, since `{}` names no model; `--engine synthetic` says that this is meant",
+            engines::config::MODEL_PATH.spec.path
+        ));
+    }
+    warnings.extend(missing_keys(config));
     let safety = config.prompt.safety.as_ref();
     if safety.is_some_and(|safety| safety.classifier_path.is_none()) {
         let key = prompt::config::CLASSIFIER_PATH.spec.path;

@@ -1,18 +1,39 @@
 //! The log on stderr, as text for people or as JSON for log collectors, and its keys `server.log_format` and
 //! `server.log_level`.
+//!
+//! - `filter` reads which lines are wanted;
+//! - `escape` keeps control characters in what clients send from forging lines;
+//! - `writer` writes the lines on a thread of its own, so that nobody who logs ever waits for the log's reader;
+//! - `panics` logs the messages of panics.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, stderr};
+use std::time::Duration;
 
 use fastvideo_supervisor_core::settings::{Key, KeySpec, Origin, Reader, SettingError};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::format::JsonFields;
+use tracing_subscriber::fmt::{self, format};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
-/// The filter without configuration: state changes, warnings and errors.
-const DEFAULT_FILTER: &str = "info";
+use self::escape::{EscapedFields, EscapedJson};
+use self::filter::Filter;
+use self::writer::LogWriter;
+
+pub(crate) mod escape;
+mod filter;
+mod panics;
+mod writer;
+
+/// How long the end of the process waits until the last lines are written.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The names of log formats in the configuration.
 const TEXT: &str = "text";
 const JSON: &str = "json";
+
+/// The variable that sets the filter where no level is configured. Workers read it, too.
+const FILTER_VARIABLE: &str = "RUST_LOG";
 
 /// The keys of the log.
 pub(crate) static KEYS: &[&KeySpec] = &[&LOG_FORMAT.spec, &LOG_LEVEL.spec];
@@ -24,13 +45,13 @@ static LOG_FORMAT: Key<String> = Key::choice("server.log_format", &[TEXT, JSON])
 
 static LOG_LEVEL: Key<Option<String>> = Key::text("server.log_level")
     .short("log-level")
-    .help("What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG [default: RUST_LOG, or info]");
+    .help("What is logged: off, error, warn, info, debug, trace, or a filter as in RUST_LOG, such as `info,fastvideo_supervisor_core=debug`; lines of libraries at level trace are left out unless the filter names the library [default: RUST_LOG, or info]");
 
 /// The options of the log; the filter has been checked.
 #[derive(Debug)]
 pub(crate) struct Options {
     format: LogFormat,
-    filter: EnvFilter,
+    filter: Filter,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,59 +60,78 @@ enum LogFormat {
     Json,
 }
 
-impl Options {
-    fn new(format: LogFormat, filter: &str) -> Result<Self, ParseError> {
-        Ok(Self {
-            format,
-            filter: EnvFilter::try_new(filter)?,
-        })
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            format: LogFormat::Text,
-            filter: EnvFilter::new(DEFAULT_FILTER),
-        }
-    }
-}
+/// The log of this process while it runs. Dropping it waits, for a bounded time, until the last lines are written.
+#[derive(Debug)]
+pub(crate) struct Log(LogWriter);
 
 /// Builds the options. `RUST_LOG` sets the filter where no level is configured.
 pub(crate) fn read(reader: &mut Reader<'_>) -> Options {
-    let level = reader.get(&LOG_LEVEL);
-    let filter = (level.as_deref())
-        .or_else(|| reader.surroundings().variable("RUST_LOG"))
-        .filter(|filter| !filter.is_empty())
-        .unwrap_or(DEFAULT_FILTER);
     let format = match reader.get(&LOG_FORMAT).as_str() {
         JSON => LogFormat::Json,
         _ => LogFormat::Text,
     };
-    Options::new(format, filter).unwrap_or_else(|error| {
-        reader.report(SettingError::Value {
-            key: LOG_LEVEL.spec.path.to_owned(),
-            expected: "a level or a filter such as `info,fastvideo_supervisor_core=debug`"
-                .to_owned(),
-            given: format!("{filter:?}: {error}"),
-            origin: match &level {
-                Some(_) => reader.origin(&LOG_LEVEL.spec),
-                None => Origin::Environment("RUST_LOG".to_owned()),
-            },
-        });
-        Options::default()
-    })
+    let variable = (reader.surroundings().variable(FILTER_VARIABLE))
+        .filter(|filter| !filter.is_empty())
+        .map(|filter| (filter, Origin::Environment(FILTER_VARIABLE.to_owned())));
+    let level = reader.get(&LOG_LEVEL);
+    let key = (level.as_deref())
+        .filter(|filter| !filter.is_empty())
+        .map(|filter| (filter, reader.origin(&LOG_LEVEL.spec)));
+    let mut wanted = None;
+    // The variable is checked in any case, since the workers inherit it.
+    for (text, origin) in [key, variable].into_iter().flatten() {
+        match text.parse::<Filter>() {
+            Ok(filter) => wanted = wanted.or(Some(filter)),
+            Err(error) => reader.report(SettingError::Value {
+                key: LOG_LEVEL.spec.path.to_owned(),
+                expected: filter::EXPECTED.to_owned(),
+                given: format!("{text:?}: {error}"),
+                origin,
+            }),
+        }
+    }
+    Options {
+        format,
+        filter: wanted.unwrap_or_default(),
+    }
 }
 
-/// Starts the log of this process. A second call has no effect.
-pub(crate) fn start(options: Options) {
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(options.filter)
-        .with_writer(stderr)
-        .with_ansi(stderr().is_terminal());
-    // `try_init` fails only when a log has been started already.
-    let _ = match options.format {
-        LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+/// Starts the log of this process, which gets the messages of panics, too.
+///
+/// # Errors
+/// Returns an error when the log's thread cannot be started.
+///
+/// # Panics
+/// Panics when the process has a log already.
+pub(crate) fn start(options: Options) -> io::Result<Log> {
+    let writer = LogWriter::start(stderr())?;
+    let layer = fmt::layer()
+        .with_writer(writer.clone())
+        // The library would report its errors on stderr, and panic where that is closed.
+        .log_internal_errors(false);
+    let layer = match options.format {
+        LogFormat::Text => layer
+            .with_ansi(stderr().is_terminal())
+            .fmt_fields(EscapedFields::default())
+            .boxed(),
+        LogFormat::Json => layer
+            .with_ansi(false)
+            .fmt_fields(JsonFields::new())
+            .event_format(EscapedJson(format().json().flatten_event(true)))
+            .boxed(),
     };
+    let (filter, cap) = options.filter.into_layers();
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(cap)
+        .with(layer)
+        .init();
+    panics::log_panics();
+    Ok(Log(writer))
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.flush(LAST_LINES_TIMEOUT);
+    }
 }

@@ -2,8 +2,10 @@
 //!
 //! This package is the command line around the library in `supervisor/`: arguments, configuration, log, exit code.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -13,10 +15,12 @@ use fastvideo_supervisor_core::thread_priority;
 use tokio::runtime::Runtime;
 
 mod args;
+mod check;
 mod client;
 mod config;
 mod logging;
 mod sessions;
+mod startup;
 
 use args::Invocation;
 
@@ -28,7 +32,7 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     match args::parse(std::env::args_os()) {
         Ok(Invocation::Serve(options)) => serve(&options),
-        Ok(Invocation::Check(options)) => check(&options),
+        Ok(Invocation::Check(args)) => check::run(&args),
         Ok(Invocation::Client(args)) => client::run(*args),
         Ok(Invocation::Sessions(args)) => sessions::run(&args),
         Err(error) => {
@@ -44,7 +48,15 @@ fn serve(options: &config::Options) -> ExitCode {
         Ok(loaded) => loaded,
         Err(errors) => return refuse(&errors),
     };
-    logging::start(loaded.logging);
+    // It writes its last lines when it is dropped.
+    let _log = match logging::start(loaded.logging) {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    startup::log(&loaded.config, &loaded.settings, options.file.as_deref());
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -88,34 +100,19 @@ fn runtime(promptly: bool) -> io::Result<Runtime> {
     builder.build()
 }
 
-/// Prints the line that scripts and tests wait for.
+/// Prints the line that scripts and tests wait for. A thread of its own does so, since a pipe that nobody reads may let it
+/// wait for ever.
 fn announce(address: SocketAddr) {
-    // An error means that nobody reads stdout, which is no reason to stop serving.
-    let _ = writeln!(std::io::stdout(), "listening on http://{address}");
-}
-
-fn check(options: &config::Options) -> ExitCode {
-    let loaded = match config::load(options, &config::surroundings()) {
-        Ok(loaded) => loaded,
-        Err(errors) => return refuse(&errors),
+    tracing::info!(%address, "listening");
+    let print = move || {
+        // Not the library's buffer, which the end of the process would wait for.
+        let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        writeln!(stdout, "listening on http://{address}")
     };
-    for warning in &loaded.warnings {
-        let _ = writeln!(std::io::stderr(), "warning: {warning}");
-    }
-    let gpus: Vec<&str> = loaded
-        .config
-        .pool
-        .gpus
-        .iter()
-        .map(|gpu| gpu.visible_device.as_str())
-        .collect();
-    let _ = writeln!(
-        std::io::stdout(),
-        "{}# ok; workers on GPU {}",
-        loaded.settings,
-        gpus.join(", ")
-    );
-    ExitCode::SUCCESS
+    // An error means that nobody reads stdout, which is no reason to stop serving.
+    let _ = thread::Builder::new()
+        .name("stdout".to_owned())
+        .spawn(print);
 }
 
 fn refuse(errors: &config::ConfigErrors) -> ExitCode {

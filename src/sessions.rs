@@ -1,6 +1,6 @@
-//! The `sessions show` subcommand: shows the log of a session to people.
+//! The `sessions` subcommands: `list` and `show` the log of sessions to people.
 //!
-//! [`history`] reads the file and groups the events of each segment, [`text`] prints them, [`trace`] exports them for trace
+//! [`list`] lists the files; [`history`] reads the file and groups the events of each segment, [`text`] prints them, [`trace`] exports them for trace
 //! viewers, [`svg`] draws a picture.
 
 use std::fs;
@@ -8,10 +8,14 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Arg, ArgMatches, Command, value_parser};
+use fastvideo_supervisor_core::session;
+
+use crate::config::{self, ConfigErrors};
 
 mod history;
+mod list;
 mod svg;
 #[cfg(test)]
 mod tests;
@@ -22,7 +26,9 @@ use history::History;
 
 const EXAMPLES: &str = "\
 Examples:
-  fastvideo-supervisor sessions show /var/log/fastvideo/session-ID.jsonl
+  fastvideo-supervisor sessions list --config serve.yaml
+      Lists the sessions whose log is kept, with the files to show.
+  fastvideo-supervisor sessions show /var/log/fastvideo-supervisor/session-ID.jsonl
       Prints what happened when, and where the time of each segment went.
   fastvideo-supervisor sessions show session-ID.jsonl --trace session.json
       Writes a trace as well. Open it at https://ui.perfetto.dev or in chrome://tracing to zoom and search.
@@ -31,16 +37,24 @@ Examples:
 
 The files are written where --session-log-dir says so.";
 
-/// The arguments of `sessions show`.
+/// The arguments of `sessions`.
 #[derive(Clone, Debug)]
-pub(crate) struct Args {
-    file: PathBuf,
-    trace: Option<PathBuf>,
-    svg: Option<PathBuf>,
+pub(crate) enum Args {
+    Show {
+        file: PathBuf,
+        trace: Option<PathBuf>,
+        svg: Option<PathBuf>,
+    },
+    List {
+        folder: Option<PathBuf>,
+        /// The server's configuration, which names the folder otherwise.
+        options: config::Options,
+    },
 }
 
 impl Args {
-    pub(crate) fn command() -> Command {
+    /// Builds the command; `configuration` has the options of the server, which name the folder of the session log.
+    pub(crate) fn command(configuration: impl Iterator<Item = Arg>) -> Command {
         let output = |name: &'static str, help: &'static str| {
             Arg::new(name)
                 .long(name)
@@ -63,22 +77,32 @@ impl Args {
                 "Writes a trace for Perfetto and chrome://tracing here (JSON)",
             ))
             .arg(output("svg", "Writes a picture here (SVG)"));
+        let list = Command::new("list")
+            .about("Lists the sessions of a session log, the newest last")
+            .args_override_self(true)
+            .arg(
+                Arg::new("folder")
+                    .value_name("FOLDER")
+                    .value_parser(value_parser!(PathBuf))
+                    .help("The folder of the session log [default: as the server's configuration says]"),
+            )
+            // All are accepted, so that a server's command line can be taken over, but few matter.
+            .args(configuration.map(|arg| {
+                let matters = ["config", session::config::LOG_DIR.spec.path];
+                let is_hidden = !matters.contains(&arg.get_id().as_str());
+                arg.hide(is_hidden)
+            }));
         Command::new("sessions")
             .about("Shows what happened in sessions")
             .subcommand_required(true)
             .arg_required_else_help(true)
+            .subcommand(list)
             .subcommand(show)
     }
 
-    /// Takes the arguments from the matches of [`Self::command`].
-    ///
-    /// # Panics
-    /// Panics when the matches are those of another command.
-    pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
-        let Some(("show", matches)) = matches.subcommand() else {
-            unreachable!("clap asks for a subcommand");
-        };
-        Self {
+    /// Takes the arguments of `sessions show`.
+    pub(crate) fn show(matches: &ArgMatches) -> Self {
+        Self::Show {
             file: matches
                 .get_one("file")
                 .cloned()
@@ -91,7 +115,26 @@ impl Args {
 
 /// Runs the subcommand and returns its exit code.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    match show(args) {
+    let done = match args {
+        Args::Show { file, trace, svg } => show(file, trace.as_deref(), svg.as_deref()),
+        Args::List { folder, options } => {
+            let folder = match folder {
+                Some(folder) => Ok(Some(folder.clone())),
+                None => configured_folder(options),
+            };
+            match folder {
+                Ok(Some(folder)) => print_list(&folder),
+                Ok(None) => {
+                    let flag = session::config::LOG_DIR.spec.flag();
+                    Err(anyhow!(
+                        "no session log is configured; name its folder, or give --config or --{flag}"
+                    ))
+                }
+                Err(errors) => return crate::refuse(&errors),
+            }
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {error:#}");
@@ -100,14 +143,26 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn show(args: &Args) -> anyhow::Result<()> {
-    let history = read(&args.file)?;
+fn configured_folder(options: &config::Options) -> Result<Option<PathBuf>, ConfigErrors> {
+    let (settings, _) = config::merge(options, &config::surroundings())?;
+    Ok(settings.get(&session::config::LOG_DIR).map(PathBuf::from))
+}
+
+fn print_list(folder: &Path) -> anyhow::Result<()> {
+    let text = list::print(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    // An error means that nobody reads the output any more.
+    let _ = io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn show(file: &Path, trace: Option<&Path>, svg: Option<&Path>) -> anyhow::Result<()> {
+    let history = read(file)?;
     // An error means that nobody reads the output any more.
     let _ = io::stdout().write_all(text::print(&history).as_bytes());
-    if let Some(path) = &args.trace {
+    if let Some(path) = trace {
         write(path, &trace::export(&history).to_string())?;
     }
-    if let Some(path) = &args.svg {
+    if let Some(path) = svg {
         write(path, &svg::draw(&history).context("cannot draw the log")?)?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::harness::{PATIENCE, Server, command};
 
-async fn run(args: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) async fn run(args: &[&str]) -> (Option<i32>, String, String) {
     let mut command = tokio::process::Command::from(command());
     let running = command
         .args(args)
@@ -71,7 +71,16 @@ async fn configuration_is_checked_without_starting_anything() {
     let file = dir.path().join("serve.yaml");
     std::fs::write(&file, "server:\n  port: 8123\n").unwrap();
     let file = file.to_str().unwrap();
-    let (code, stdout, stderr) = run(&["check", "--config", file, "--gpus", "0,2"]).await;
+    let args = [
+        "check",
+        "--config",
+        file,
+        "--gpus",
+        "0,2",
+        "--engine=synthetic",
+        "--offline",
+    ];
+    let (code, stdout, stderr) = run(&args).await;
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     assert!(stdout.contains("port: 8123"), "{stdout}");
     assert!(stdout.ends_with("# ok; workers on GPU 0, 2\n"), "{stdout}");
@@ -110,6 +119,17 @@ async fn wrong_values_are_refused_before_anything_starts() {
     .await;
     check(&["--engine", "ltx2"], &["ltx2"]).await;
     check(&["--log-level", "info,=,"], &["log_level"]).await;
+    let levels = [
+        "log_level",
+        "error, warn, info, debug or trace",
+        "did you mean `info`?",
+    ];
+    check(&["--log-level", "inof"], &levels).await;
+    check(
+        &["--log-level", "info,fastvideo=debgu"],
+        &["log_level", "fastvideo=debgu"],
+    )
+    .await;
     let faults = ["generator.synthetic.faults", "exlt"];
     check(&["--generator.synthetic.faults", "exlt@end"], &faults).await;
     // All that is wrong is said at once.
@@ -246,6 +266,56 @@ async fn json_log_is_one_object_a_line() {
         has("worker changed state") && has("session bound") && has("stopped"),
         "{log}"
     );
+}
+
+#[tokio::test]
+async fn sessions_of_a_log_are_listed_and_shown() {
+    let folder = TempDir::new().unwrap();
+    let log = folder.path().join("log");
+    let dir = log.to_str().unwrap();
+    let config = folder.path().join("serve.yaml");
+    std::fs::write(
+        &config,
+        format!("streaming: {{session_log: {{dir: {dir:?}}}}}"),
+    )
+    .unwrap();
+    let config = config.to_str().unwrap();
+    let mut server = Server::start(&["--config", config]);
+    let mut client = server.active(json!({})).await;
+    client.segment("a red\u{2028}\n\u{1b}fox").await;
+    drop(client);
+    server.signal(Signal::SIGTERM);
+    server.exit().await;
+    std::fs::write(log.join("session-broken.jsonl"), "no line of a log").unwrap();
+
+    for args in [
+        &["sessions", "list", dir][..],
+        &["sessions", "list", "--config", config],
+        &["--config", config, "sessions", "list"],
+        &["sessions", "list", "--session-log-dir", dir],
+    ] {
+        let (code, stdout, stderr) = run(args).await;
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert_eq!(stdout.lines().count(), 1, "{stdout}");
+        assert!(
+            stdout.contains("   1 segments") && stdout.contains("a red"),
+            "{stdout}"
+        );
+        assert!(!stdout.contains(['\u{1b}', '\u{2028}']), "{stdout:?}");
+        let file = stdout
+            .split_whitespace()
+            .find(|word| word.ends_with(".jsonl"));
+        let (code, shown, _) = run(&["sessions", "show", file.unwrap()]).await;
+        assert_eq!(code, Some(0));
+        assert!(shown.contains("finished: 12 frames"), "{shown}");
+        assert!(!shown.contains(['\u{1b}', '\u{2028}']), "{shown:?}");
+    }
+    let (code, _, stderr) = run(&["sessions", "list"]).await;
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("--session-log-dir"), "{stderr}");
+    let (code, _, stderr) = run(&["sessions", "list", "/nowhere"]).await;
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("cannot read /nowhere"), "{stderr}");
 }
 
 /// The streams of a file, as ffprobe sees them.

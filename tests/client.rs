@@ -18,7 +18,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::harness::{PATIENCE, Server, command};
-use crate::readback;
+use crate::provider::Provider;
+use crate::{prompts, readback};
 
 /// Slow enough that a segment can be interrupted.
 const SLOW: &str = "--generator.synthetic.frame_ms=60";
@@ -305,4 +306,70 @@ async fn says_what_is_wrong_with_a_certificate_and_does_not_try_again() {
     let no_certificate = ["--ca-file", key.to_str().unwrap()];
     let url = format!("wss://127.0.0.1:{good}");
     check(url, &no_certificate, 2, &["--ca-file", "no certificate"]).await;
+}
+
+/// The prompts of the segments of a summary.
+fn prompts_of(report: &Value) -> Vec<&str> {
+    let segments = report["segments"].as_array().unwrap();
+    segments
+        .iter()
+        .map(|segment| segment["prompt"].as_str().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn takes_as_many_segments_of_a_loop_as_it_was_told() {
+    let dir = TempDir::new().unwrap();
+    let (out, state) = (dir.path().join("out.mp4"), dir.path().join("state.json"));
+    let (out, state) = (out.to_str().unwrap(), state.to_str().unwrap());
+    let server = Server::start(&["--gpus=1"]);
+    let curated = [
+        "--loop",
+        "--curated-prompt=a calm sea",
+        "--curated-prompt=a storm",
+    ];
+    let args = ["--segments=3", "-o", out, "--save-state", state];
+    let args = [&curated[..], &args].concat();
+    let (code, report, said) = Running::start(&server, &args).end().await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(prompts_of(&report), ["a calm sea", "a storm", "a calm sea"]);
+    assert_eq!(frames(Path::new(out)), "36");
+    assert!(Path::new(state).exists());
+
+    for wrong in [
+        &curated[..],
+        &["--loop", "--segments=2", "--prompt=x"],
+        &["--prompt=x", "--segments=2"],
+        &["--prompt=x", "--prompt=y", "--auto-extend", "--segments=2"],
+        &["--segments=2"],
+    ] {
+        let (code, _, said) = Running::start(&server, wrong).end().await;
+        assert_eq!(code, Some(2), "{wrong:?}: {said}");
+    }
+    let args = ["--prompt=x", "--auto-extend", "--segments=2"];
+    let (code, _, said) = Running::start(&server, &args).end().await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("--auto-extend: the server has no language model"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn has_its_prompts_written_out_and_continued() {
+    let provider = Provider::shouting().await;
+    let args = prompts::with(&provider, &[]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let server = Server::start(&args);
+    let args = ["--prompt=a fox", "--enhance"];
+    let (code, report, said) = Running::start(&server, &args).end().await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(prompts_of(&report), ["A FOX"]);
+    assert!(said.contains("enhanced: a fox -> A FOX"), "{said}");
+
+    let args = ["--prompt=a fox", "--auto-extend", "--segments=2"];
+    let (code, report, said) = Running::start(&server, &args).end().await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(prompts_of(&report).len(), 2);
+    assert_eq!(prompts_of(&report)[0], "a fox");
 }

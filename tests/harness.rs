@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -114,6 +115,32 @@ impl Server {
             address,
             log,
         }
+    }
+
+    /// Runs a command that starts a supervisor whose stdout and stderr go where the command says, and waits until it
+    /// accepts connections.
+    pub(crate) async fn spawn_unheard(command: &mut Command) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = free.local_addr().unwrap().to_string();
+        drop(free);
+        let (host, port) = address.rsplit_once(':').expect("an address has a port");
+        let child = command
+            .args(["--host", host, "--port", port])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the supervisor starts");
+        let mut server = Self {
+            child,
+            address,
+            log: Arc::default(),
+        };
+        until("the server accepts connections", async || {
+            let ended = server.child.try_wait().unwrap();
+            assert_eq!(ended, None, "the supervisor ended");
+            TcpStream::connect(&server.address).await.ok()
+        })
+        .await;
+        server
     }
 
     pub(crate) fn pid(&self) -> Pid {

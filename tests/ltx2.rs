@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
+use crate::cli::run;
 use crate::harness::{Client, Segment, Server};
 use crate::page::browser::Browser;
 use crate::readback::{self, Parsed, SOUND, VIDEO};
@@ -290,10 +291,11 @@ async fn ltx2_checkpoints_that_are_wrong_are_told_in_status_and_not_tried_again(
         return;
     }
     let reference = Reference::open();
-    let check = async |damage: fn(&Path), expected: &str| {
+    // Each damage is made of what the checkpoint has, and returns what must be told.
+    let check = async |damage: fn(&Path) -> String| {
         let folder = tempfile::tempdir().unwrap();
         copy_folder(&reference.checkpoint(), folder.path());
-        damage(folder.path());
+        let expected = &*damage(folder.path());
         let more = [
             "--generator.ltx2.check_weights=true",
             "--streaming.pool.min_backoff_ms=1",
@@ -310,74 +312,60 @@ async fn ltx2_checkpoints_that_are_wrong_are_told_in_status_and_not_tried_again(
         assert_eq!(gpu["last_exit"]["permanent"], true);
         assert_eq!(server.get("/healthz").await.0, 200);
     };
-    check(
-        |root| {
-            let shard = root.join("transformer/diffusion_pytorch_model-00002-of-00003.safetensors");
-            let file = fs::File::options().write(true).open(shard).unwrap();
-            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
-        },
-        "is truncated or damaged",
-    )
+    check(|root| {
+        let shard = tensor_file(&root.join("transformer"));
+        let file = fs::File::options().write(true).open(shard).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        "is truncated or damaged".to_owned()
+    })
     .await;
-    check(
-        |root| fs::remove_dir_all(root.join("vocoder")).unwrap(),
-        "part `vocoder` is missing",
-    )
+    check(|root| {
+        fs::remove_dir_all(root.join("vocoder")).unwrap();
+        "part `vocoder` is missing".to_owned()
+    })
     .await;
-    check(
-        |root| {
-            let file = root.join("connectors/diffusion_pytorch_model.safetensors");
-            let mut bytes = fs::read(&file).unwrap();
-            let end = bytes.len();
-            bytes[end - 2..].copy_from_slice(&0x7fc0_u16.to_le_bytes());
-            fs::write(file, bytes).unwrap();
-        },
-        "no finite numbers",
-    )
+    check(|root| {
+        let file = tensor_file(&root.join("connectors"));
+        let mut bytes = fs::read(&file).unwrap();
+        let end = bytes.len();
+        // Not a number, whether the last tensor is of bfloat16 or of float32.
+        bytes[end - 4..].copy_from_slice(&[0xc0, 0x7f, 0xc0, 0x7f]);
+        fs::write(file, bytes).unwrap();
+        "no finite numbers".to_owned()
+    })
     .await;
-    check(
-        |root| {
-            edit_json(
-                &root.join("latent_upsampler/config.json"),
-                "mid_channels",
-                json!(64),
-            )
-        },
-        "expected shape",
-    )
+    check(|root| {
+        let config = root.join("latent_upsampler/config.json");
+        edit_json(&config, "mid_channels", |channels| json!(2 * channels));
+        "expected shape".to_owned()
+    })
     .await;
-    check(
-        |root| {
-            edit_json(
-                &root.join("transformer/config.json"),
-                "num_layers",
-                json!(2),
-            )
-        },
-        "unexpected tensor `transformer_blocks.2.",
-    )
+    check(|root| {
+        let config = root.join("transformer/config.json");
+        let last = edit_json(&config, "num_layers", |layers| json!(layers - 1)) - 1;
+        format!("unexpected tensor `transformer_blocks.{last}.")
+    })
     .await;
-    check(
-        |root| {
-            edit_json(
-                &root.join("text_encoder/config.json"),
-                "model_type",
-                json!("t5"),
-            )
-        },
-        "must be `gemma3`",
-    )
+    check(|root| {
+        let config = root.join("text_encoder/config.json");
+        let mut json = read_json(&config);
+        json["model_type"] = json!("t5");
+        fs::write(config, json.to_string()).unwrap();
+        "must be `gemma3`".to_owned()
+    })
     .await;
-    check(
-        |root| {
-            // One token more than the language model knows.
-            let file = root.join("tokenizer/tokenizer.json");
-            let mut tokenizer = read_json(&file);
-            tokenizer["model"]["vocab"]["unheard-of"] = json!(100_000);
-            fs::write(file, tokenizer.to_string()).unwrap();
-        },
-        "tokenizer does not fit the text encoder",
-    )
+    check(|root| {
+        // One token more than the language model knows.
+        let config = read_json(&root.join("text_encoder/config.json"));
+        let text = config.get("text_config").unwrap_or(&config);
+        // The default of the configuration's class.
+        let known = text["vocab_size"].as_u64().unwrap_or(262_208);
+        let file = root.join("tokenizer/tokenizer.json");
+        let mut tokenizer = read_json(&file);
+        tokenizer["model"]["vocab"]["unheard-of"] = json!(known);
+        fs::write(file, tokenizer.to_string()).unwrap();
+        "tokenizer does not fit the text encoder".to_owned()
+    })
     .await;
 }
 
@@ -492,10 +480,67 @@ fn ltx2_repository_ids_are_looked_up_in_the_cache() {
     assert!(!found && text.contains("vae/config.json"), "{text}");
 }
 
-fn edit_json(path: &Path, key: &str, value: Value) {
+#[test]
+fn ltx2_says_what_to_do_with_a_cache_that_is_not_complete_and_cannot_be_written() {
+    if worker().is_none() {
+        return;
+    }
+    // Nobody may write there, not even root.
+    let mut worker = worker().unwrap();
+    worker
+        .args(["inspect", "lab/tiny"])
+        .env("HF_HUB_CACHE", "/proc/cache");
+    let output = worker.output().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(!output.status.success());
+    for word in [
+        "/proc/cache holds no complete copy of `lab/tiny`",
+        "never been downloaded",
+        "HF_HUB_CACHE",
+    ] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn ltx2_models_are_looked_at_by_check() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let look = async |model: &Path| {
+        let flags = reference.flags(model);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let (code, stdout, stderr) = run(&[&["check", "--port=0"], &flags[..]].concat()).await;
+        (code, stdout + &stderr)
+    };
+    let (code, found) = look(&reference.checkpoint()).await;
+    assert_eq!(code, Some(0), "{found}");
+    assert!(found.contains("# ok: engine ltx2: "), "{found}");
+    let (code, found) = look(Path::new("/nowhere/ltx2")).await;
+    assert_eq!(code, Some(1), "{found}");
+    assert!(
+        found.contains("# failed: engine ltx2: `/nowhere/ltx2` is neither a folder"),
+        "{found}"
+    );
+}
+
+/// Changes a number of a configuration, and returns what it was.
+fn edit_json(path: &Path, key: &str, edit: fn(u64) -> Value) -> u64 {
     let mut json = read_json(path);
-    json[key] = value;
+    let before = json[key].as_u64().unwrap();
+    json[key] = edit(before);
     fs::write(path, json.to_string()).unwrap();
+    before
+}
+
+/// The last of a part's files of tensors.
+fn tensor_file(folder: &Path) -> PathBuf {
+    let files = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let is_tensors = |path: &PathBuf| path.extension().is_some_and(|end| end == "safetensors");
+    files.filter(is_tensors).max().unwrap()
 }
 
 fn copy_folder(from: &Path, to: &Path) {

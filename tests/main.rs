@@ -5,6 +5,7 @@
     reason = "a test that cannot go on fails; clippy allows it in test functions only, not in what they call"
 )]
 
+mod check;
 mod cli;
 mod client;
 mod continuation;
@@ -19,6 +20,7 @@ mod http;
 mod initial_image;
 mod interleaving;
 mod lifecycle;
+mod log;
 mod ltx2;
 mod media;
 mod page;

@@ -35,6 +35,12 @@ pub(crate) trait Engine {
     /// [`EngineError::Unusable`] when no other process could serve it either.
     fn load(&mut self, progress: LoadProgress) -> Result<Loaded, EngineError>;
 
+    /// Looks at the model without loading or downloading anything.
+    ///
+    /// # Errors
+    /// Returns an error when [`Self::load`] would fail because of the model.
+    fn check(&self) -> Result<ModelCheck, EngineError>;
+
     /// Returns the number of frames that the segment will have. It is smaller than the format's when the segment begins
     /// with frames of the one before.
     fn frames(&self, request: &GenerateRequest<'_>) -> u32 {
@@ -52,6 +58,18 @@ pub(crate) trait Engine {
         request: &GenerateRequest<'_>,
         sink: &mut dyn Sink,
     ) -> Result<NewState, EngineError>;
+}
+
+/// What a look at a model has found; each with a text for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ModelCheck {
+    Usable(String),
+    /// The model is not on this machine, and would be downloaded.
+    #[cfg_attr(
+        not(feature = "torch"),
+        expect(dead_code, reason = "the synthetic engine has no model")
+    )]
+    NotHere(String),
 }
 
 /// Takes the progress of loading: a fraction from 0 to 1, and what is being loaded.

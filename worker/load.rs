@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use fastvideo_proto::ids::{JobId, SessionId};
-use fastvideo_proto::job::MediaMode;
+use fastvideo_proto::job::{MediaMode, VideoFormat};
 use fastvideo_proto::link::{EngineSpec, Event, JobSpec, LoadSpec, ReadyReport, WarmupSpec};
 use serde::de::DeserializeOwned;
 
@@ -52,7 +52,7 @@ impl LoadError {
 /// # Errors
 /// Returns an error when the worker cannot serve. The supervisor has not been told then.
 pub(crate) fn load(spec: &LoadSpec, events: &EventSender) -> Result<JobLoop, LoadError> {
-    let (mut engine, faults) = engine(spec)?;
+    let (mut engine, faults) = engine(&spec.engine, spec.format)?;
     let mut faults = Faults::new(&faults, spec.gpu.0, spec.incarnation, events.clone());
     faults.reach(FaultPoint::Boot, None)?;
     let started = Instant::now();
@@ -94,16 +94,20 @@ pub(crate) fn load(spec: &LoadSpec, events: &EventSender) -> Result<JobLoop, Loa
 }
 
 /// Creates the requested engine, which is not loaded yet, and returns it with the faults to inject while it runs.
-fn engine(spec: &LoadSpec) -> Result<(Box<dyn Engine>, Vec<FaultSpec>), EngineError> {
-    match spec.engine.name.as_str() {
+/// `format` is that of the default request.
+pub(crate) fn engine(
+    spec: &EngineSpec,
+    format: VideoFormat,
+) -> Result<(Box<dyn Engine>, Vec<FaultSpec>), EngineError> {
+    match spec.name.as_str() {
         synthetic::NAME => {
-            let options: synthetic::Options = engine_options(&spec.engine)?;
+            let options: synthetic::Options = engine_options(spec)?;
             let faults = options.faults.clone();
-            Ok((Box::new(Synthetic::new(options, spec.format)), faults))
+            Ok((Box::new(Synthetic::new(options, format)), faults))
         }
         #[cfg(feature = "torch")]
         ltx2::NAME => {
-            let engine = ltx2::Ltx2::new(engine_options(&spec.engine)?);
+            let engine = ltx2::Ltx2::new(engine_options(spec)?);
             Ok((Box::new(engine), Vec::new()))
         }
         #[cfg(not(feature = "torch"))]

@@ -17,6 +17,8 @@ pub(crate) fn json_to_stderr() {
         .without_time()
         .with_target(false)
         .with_env_filter(filter())
+        // The library would report a closed stderr on stderr, and panic.
+        .log_internal_errors(false)
         .init();
 }
 
@@ -29,6 +31,7 @@ pub(crate) fn text_to_stderr() {
         .without_time()
         .with_target(false)
         .with_env_filter(filter())
+        .log_internal_errors(false)
         .init();
 }
 

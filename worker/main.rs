@@ -2,6 +2,7 @@
 //! the same process, and sends finished fragments over its link.
 //!
 //! - `run`: the process and its threads; `link`: its end of the link to the supervisor.
+//! - `check`: tries what `run` would need, for `fastvideo-supervisor check`.
 //! - `load`: loads the engine; `job`: the job loop; `held_states`: the states that the worker holds for sessions.
 //! - `engine`: the models; `sink`: receives the frames of a job.
 //! - `encode`: frames and sound to fragmented MP4; `media`: the encoder's thread, and a job's media on their way to the
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 use fastvideo_proto::job::{MediaMode, VideoFormat};
 use fastvideo_proto::link::EncoderSpec;
 
+mod check;
 mod encode;
 mod engine;
 mod faults;
@@ -53,6 +55,12 @@ enum Command {
         #[arg(long)]
         link: String,
     },
+    /// Tries what a worker would need, and prints JSON. Started by `fastvideo-supervisor check`.
+    #[command(hide = true)]
+    Check {
+        /// A `CheckSpec` in JSON.
+        spec: String,
+    },
     /// Measures the parts of a model: time, memory, operations per second. Prints JSON.
     #[cfg(feature = "torch")]
     Bench(Box<tools::bench::BenchArgs>),
@@ -83,6 +91,7 @@ fn main() -> anyhow::Result<()> {
             logging::json_to_stderr();
             run::run(&link).with_context(|| format!("worker {worker_id} stopped"))
         }
+        Command::Check { spec } => check::run(&spec),
         #[cfg(feature = "torch")]
         Command::Bench(args) => {
             logging::text_to_stderr();

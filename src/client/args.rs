@@ -35,6 +35,8 @@ Examples:
       One segment; prints SESSION_ID:TOKEN.
   fastvideo-supervisor client --resume SESSION_ID:TOKEN --prompt 'It runs away' -o two.mp4
       The next segment of that session, which begins where the first one ended.
+  fastvideo-supervisor client --curated-prompt 'A calm sea' --curated-prompt 'A storm' --loop --segments 6 -o sea.mp4
+      Six segments, the two prompts in turn.
 
 Exit codes: 0 all segments are there, 1 something failed, 2 wrong arguments.";
 
@@ -43,6 +45,11 @@ Exit codes: 0 all segments are there, 1 something failed, 2 wrong arguments.";
 pub(crate) struct Args {
     url: String,
     prompts: Vec<String>,
+    curated_prompts: Vec<String>,
+    loops: bool,
+    auto_extends: bool,
+    enhances: bool,
+    segments: Option<usize>,
     output: Option<PathBuf>,
     /// The request for each segment, with an empty prompt.
     request: SegmentRequest,
@@ -64,8 +71,19 @@ pub(super) struct ValidArgs {
     pub(super) url: String,
     /// The TLS configuration; `None` for a connection in plain text.
     pub(super) tls: Option<Arc<ClientConfig>>,
-    /// The requests for segments, at least one.
+    /// The requests for segments.
     pub(super) requests: Vec<SegmentRequest>,
+    /// How many segments the client takes, at least one and at least as many as it requests. The server chooses the
+    /// prompts of the others.
+    pub(super) segments: usize,
+    /// The prompts that the server's loop runs through.
+    pub(super) curated_prompts: Vec<String>,
+    /// Whether the server goes on with the curated prompts.
+    pub(super) loops: bool,
+    /// Whether a language model writes what comes next.
+    pub(super) auto_extends: bool,
+    /// Whether a language model writes prompts out.
+    pub(super) enhances: bool,
     pub(super) output: Option<PathBuf>,
     pub(super) initial_image: Option<Map<String, Value>>,
     pub(super) state: Option<ContinuationState>,
@@ -95,8 +113,28 @@ impl Args {
                     .help("The server, as ws://, wss://, http:// or https://"),
                 text("prompt", "TEXT")
                     .action(ArgAction::Append)
-                    .required(true)
+                    .required_unless_present("curated-prompt")
                     .help("What the next segment shows; repeat it for more segments"),
+                text("curated-prompt", "TEXT")
+                    .action(ArgAction::Append)
+                    .requires("loop")
+                    .help("Prompt of the loop; repeat it for more"),
+                text("loop", "")
+                    .action(ArgAction::SetTrue)
+                    .requires("segments")
+                    .requires("curated-prompt")
+                    .help("Run through the curated prompts, over and over, while no --prompt waits"),
+                text("auto-extend", "")
+                    .action(ArgAction::SetTrue)
+                    .requires("segments")
+                    .conflicts_with("loop")
+                    .help("Let the server's language model write what comes after the last --prompt"),
+                text("enhance", "")
+                    .action(ArgAction::SetTrue)
+                    .help("Let the server's language model write prompts out"),
+                text("segments", "N")
+                    .value_parser(value_parser!(u32).range(1..))
+                    .help("Segments in all, for --loop and --auto-extend [default: one for each --prompt]"),
                 file("output")
                     .short('o')
                     .help("Where the video (MP4) goes; without it the video is only counted"),
@@ -138,14 +176,19 @@ impl Args {
 
     pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
         let text = |name: &str| matches.get_one::<String>(name).cloned();
+        let texts = |name: &str| {
+            let given = matches.get_many(name).unwrap_or_default();
+            given.cloned().collect()
+        };
         let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
         Self {
             url: text("url").unwrap_or_default(),
-            prompts: matches
-                .get_many("prompt")
-                .unwrap_or_default()
-                .cloned()
-                .collect(),
+            prompts: texts("prompt"),
+            curated_prompts: texts("curated-prompt"),
+            loops: matches.get_flag("loop"),
+            auto_extends: matches.get_flag("auto-extend"),
+            enhances: matches.get_flag("enhance"),
+            segments: (matches.get_one::<u32>("segments")).map(|&segments| segments as usize),
             output: path("output"),
             request: SegmentRequest {
                 negative_prompt: text("negative-prompt"),
@@ -186,9 +229,22 @@ impl Args {
             "--ca-file: must come with a wss:// address, given `{}`",
             self.url
         );
+        let prompts = self.prompts.len();
+        let segments = self.segments.unwrap_or(prompts);
+        let goes_on = self.loops || self.auto_extends;
+        ensure!(
+            segments == prompts && !goes_on || segments > prompts && goes_on,
+            "--segments: must be above the number of prompts with --loop or --auto-extend, else equal to it, given \
+             {segments} and {prompts} prompts"
+        );
         Ok(ValidArgs {
             url,
             tls,
+            segments,
+            curated_prompts: self.curated_prompts,
+            loops: self.loops,
+            auto_extends: self.auto_extends,
+            enhances: self.enhances,
             requests: self.prompts.into_iter().map(request).collect(),
             output: self.output,
             initial_image: self

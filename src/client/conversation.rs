@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::job::{ErrorCode, PromptSource};
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stream_v1::{
-    ClientMessage, CompleteReason, Resume, ServerMessage, SessionInit,
+    ClientMessage, CompleteReason, Features, Paused, Resume, ServerMessage, SessionInit,
 };
 use fastvideo_supervisor_core::backoff::Backoff;
 
@@ -43,8 +43,10 @@ pub(super) struct Conversation<'a> {
     resume: Option<Resume>,
     /// Whether the stream has started on this connection, so that requests may be sent.
     is_active: bool,
-    /// How many of the requested segments are finished.
+    /// How many segments are finished.
     finished: usize,
+    /// How many requests are answered by a finished segment. The server chose the prompts of the other segments.
+    answered: usize,
     /// How many requests were sent.
     requested: usize,
     /// When each request was sent whose segment is not finished yet.
@@ -55,7 +57,10 @@ pub(super) struct Conversation<'a> {
 /// The segment that is being generated.
 #[derive(Debug)]
 struct RunningSegment {
+    /// When it was requested, or else when it began.
     requested: Instant,
+    /// Whether this client has requested it.
+    is_answer: bool,
     report: SegmentReport,
     /// Whether the next binary message is the init segment.
     init_segment_is_next: bool,
@@ -79,6 +84,7 @@ impl<'a> Conversation<'a> {
             resume: args.resume.clone(),
             is_active: false,
             finished: 0,
+            answered: 0,
             requested: 0,
             unanswered: VecDeque::new(),
             segment: None,
@@ -132,6 +138,10 @@ impl<'a> Conversation<'a> {
                 Some(_) => None,
             },
             resume: self.resume.clone(),
+            curated_prompts: self.args.curated_prompts.clone(),
+            loop_generation_enabled: self.args.loops,
+            auto_extension_enabled: self.args.auto_extends,
+            enhancement_enabled: self.args.enhances,
             ..SessionInit::default()
         };
         self.send(ClientMessage::SessionInit(Box::new(init)))
@@ -205,8 +215,10 @@ impl<'a> Conversation<'a> {
                 num_frames,
                 generation_segment_cap,
                 next_segment_idx,
+                features,
                 ..
             } => {
+                self.check_features(features)?;
                 self.report.format = Some(Format {
                     width,
                     height,
@@ -216,7 +228,7 @@ impl<'a> Conversation<'a> {
                 self.is_active = true;
                 self.resume_at(next_segment_idx)?;
                 self.check_cap(generation_segment_cap, next_segment_idx)?;
-                if self.finished == self.args.requests.len() {
+                if self.finished == self.args.segments {
                     return self.all_finished().await;
                 }
                 self.request_ahead().await?;
@@ -226,14 +238,18 @@ impl<'a> Conversation<'a> {
                 prompt,
                 total_steps,
                 attempt,
+                source,
                 ..
-            } => self.segment_start(SegmentReport {
-                segment_idx,
-                prompt,
-                attempt,
-                total_steps,
-                ..SegmentReport::default()
-            })?,
+            } => {
+                let report = SegmentReport {
+                    segment_idx,
+                    prompt,
+                    attempt,
+                    total_steps,
+                    ..SegmentReport::default()
+                };
+                self.segment_start(report, source).await?;
+            }
             ServerMessage::StepComplete { step, .. } => {
                 let segment = self.running()?;
                 let first = millis(segment.requested.elapsed());
@@ -305,10 +321,21 @@ impl<'a> Conversation<'a> {
             ServerMessage::SessionTimeout { timeout_seconds } => {
                 bail!("the server ended the session: nothing happened for {timeout_seconds} s")
             }
-            // This client does not ask for enhanced or rewritten prompts.
-            ServerMessage::PromptEnhanced { .. }
-            | ServerMessage::PromptFallback { .. }
-            | ServerMessage::SeedPromptsRewritten { .. } => {}
+            ServerMessage::PromptEnhanced {
+                original_prompt,
+                prompt,
+                ..
+            } => self
+                .progress
+                .say(&format!("enhanced: {original_prompt} -> {prompt}")),
+            ServerMessage::PromptFallback {
+                original_prompt,
+                reason,
+            } => self
+                .progress
+                .say(&format!("not enhanced ({reason}): {original_prompt}")),
+            // This client does not ask for alternatives.
+            ServerMessage::SeedPromptsRewritten { .. } => {}
             ServerMessage::SegmentCancelled { segment_idx } => {
                 bail!("segment {segment_idx} was cancelled")
             }
@@ -340,26 +367,40 @@ impl<'a> Conversation<'a> {
                 output.begin_segment()?;
             }
         }
-        self.requested = self.finished;
+        self.requested = self.answered;
+        Ok(())
+    }
+
+    /// Refuses to wait for segments that the server cannot make.
+    fn check_features(&self, features: Features) -> anyhow::Result<()> {
+        ensure!(
+            !self.args.auto_extends || features.auto_extension,
+            "--auto-extend: the server has no language model that writes prompts"
+        );
+        if self.args.enhances && !features.enhancement {
+            self.progress.say(
+                "warning: prompts are used as they are, since the server has no language model",
+            );
+        }
         Ok(())
     }
 
     /// Checks before the first segment that the server generates as many segments in one session as were requested.
     fn check_cap(&self, cap: u32, next_segment_idx: u32) -> anyhow::Result<()> {
-        let prompts = self.args.requests.len() - self.finished;
+        let wanted = self.args.segments - self.finished;
         let left = cap.saturating_sub(next_segment_idx) as usize;
         let so_far = match next_segment_idx {
             0 => String::new(),
             n => format!(", of which this one has {n}"),
         };
         ensure!(
-            prompts <= left,
-            "the server generates at most {cap} segments in one session{so_far}; given {prompts} prompts"
+            wanted <= left,
+            "the server generates at most {cap} segments in one session{so_far}; {wanted} are wanted"
         );
         ensure!(
-            (self.args.save_state.is_none() && !self.args.keep) || prompts < left,
+            (self.args.save_state.is_none() && !self.args.keep) || wanted < left,
             "the server ends a session with its {cap}th segment, after which there is no state to \
-             save or to keep; give fewer than {left} prompts"
+             save or to keep; ask for fewer than {left} segments"
         );
         Ok(())
     }
@@ -377,9 +418,16 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    fn segment_start(&mut self, mut report: SegmentReport) -> anyhow::Result<()> {
-        let Some(&requested) = self.unanswered.front() else {
-            bail!("the server began a segment that was not asked for");
+    async fn segment_start(
+        &mut self,
+        mut report: SegmentReport,
+        source: PromptSource,
+    ) -> anyhow::Result<()> {
+        let is_answer = !matches!(source, PromptSource::Curated | PromptSource::AutoExtension);
+        let requested = match (is_answer, self.unanswered.front()) {
+            (true, Some(&requested)) => requested,
+            (false, _) if self.args.loops || self.args.auto_extends => Instant::now(),
+            _ => bail!("the server began a segment that was not asked for"),
         };
         if let Some(output) = &mut self.output {
             output.begin_segment()?;
@@ -397,9 +445,17 @@ impl<'a> Conversation<'a> {
         report.start_ms = Some(millis(requested.elapsed()));
         self.segment = Some(RunningSegment {
             requested,
+            is_answer,
             report,
             init_segment_is_next: false,
         });
+        // By itself, the server would go on after the last segment that is wanted.
+        let is_last = self.finished + 1 == self.args.segments;
+        if is_last && (self.args.loops || self.args.auto_extends) {
+            let paused = Paused { paused: true };
+            self.send(ClientMessage::GenerationPausedUpdated(paused))
+                .await?;
+        }
         Ok(())
     }
 
@@ -439,7 +495,7 @@ impl<'a> Conversation<'a> {
         let segment = segment.context("the server finished a segment that it had not begun")?;
         self.finish(segment, generation_ms, e2e_ms);
         self.request_ahead().await?;
-        match self.unanswered.is_empty() {
+        match self.finished == self.args.segments {
             false => Ok(ControlFlow::Continue(())),
             true => self.all_finished().await,
         }
@@ -456,10 +512,14 @@ impl<'a> Conversation<'a> {
     fn finish(&mut self, segment: RunningSegment, generation_ms: f64, e2e_ms: f64) {
         let RunningSegment {
             requested,
+            is_answer,
             mut report,
             ..
         } = segment;
-        self.unanswered.pop_front();
+        if is_answer {
+            self.unanswered.pop_front();
+            self.answered += 1;
+        }
         self.finished += 1;
         if let Some(output) = &mut self.output {
             output.commit_segment();

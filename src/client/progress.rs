@@ -4,6 +4,8 @@ use std::io::{IsTerminal, Write, stderr};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::logging::escape::Plain;
+
 /// The progress on stderr. stdout is left to the summary.
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -23,11 +25,11 @@ impl Progress {
         Self { bar }
     }
 
-    /// Prints a line that stays above the bar.
+    /// Prints a line that stays above the bar. Control characters in it are escaped, since the server chose parts of it.
     pub(super) fn say(&self, line: &str) {
         let print = || {
             // An error means that nobody reads stderr.
-            let _ = writeln!(stderr(), "{line}");
+            let _ = writeln!(stderr(), "{}", Plain(line));
         };
         match &self.bar {
             Some(bar) => bar.suspend(print),

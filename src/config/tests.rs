@@ -448,7 +448,7 @@ fn fastvideo_file_loads_and_says_what_has_no_effect() {
 #[test]
 fn safety_filter_is_configured_as_in_fastvideos_file() {
     let file = "streaming: {safety: {enabled: true, classifier_path: some/model.ftz, block_threshold: 0.75}}";
-    let loaded = load_file(file).unwrap();
+    let loaded = load_layers(file, &[], &["generator.engine.name=synthetic"]).unwrap();
     let safety = loaded.config.prompt.safety.unwrap();
     assert_eq!(
         safety.classifier_path.as_deref(),
@@ -457,6 +457,43 @@ fn safety_filter_is_configured_as_in_fastvideos_file() {
     assert_eq!(safety.block_threshold.to_string(), "0.75");
     assert!(!safety.required && !safety.log_prompts);
     assert_eq!(loaded.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn test_pictures_that_nobody_asked_for_are_a_warning() {
+    let check = |flags: &[&str], is_warned: bool| {
+        let warnings = load_flags(flags).unwrap().warnings;
+        let found = warnings
+            .iter()
+            .any(|warning| warning.contains("`generator.model_path` names no model"));
+        assert_eq!(found, is_warned, "{flags:?}: {warnings:?}");
+    };
+    check(&[], true);
+    check(&["generator.engine.name=synthetic"], false);
+    check(&["generator.model_path=m"], false);
+}
+
+#[test]
+fn a_level_that_does_not_exist_is_refused_wherever_it_is_given() {
+    let expected = "`server.log_level` must be a level (off, error, warn, info, debug or trace), or directives such as";
+    let check = |result, origin: &str| {
+        let errors = errors(result);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with(expected), "{errors:?}");
+        assert!(errors[0].contains("`inof` is neither"), "{errors:?}");
+        assert!(errors[0].ends_with(origin), "{errors:?}");
+    };
+    check(load_flags(&["server.log_level=inof"]), "(--log-level)");
+    check(load_flags(&["server.log_level=info,inof"]), "(--log-level)");
+    check(load_file("server: {log_level: inof}"), "(serve.yaml:1)");
+    check(load_layers("", &[("RUST_LOG", "inof")], &[]), "(RUST_LOG)");
+    // Workers read the variable, whatever the supervisor's own level is.
+    let level = ["server.log_level=debug"];
+    check(
+        load_layers("", &[("RUST_LOG", "inof")], &level),
+        "(RUST_LOG)",
+    );
+    assert!(load_layers("", &[("RUST_LOG", "")], &level).is_ok());
 }
 
 #[test]
@@ -495,6 +532,67 @@ fn unit_of_the_package_waits_for_the_grace_period() {
         .unwrap();
     let grace = load_file("").unwrap().config.grace;
     assert!(Duration::from_secs(stop.parse().unwrap()) >= grace + Duration::from_secs(10));
+}
+
+#[test]
+fn unit_of_the_package_has_every_folder_and_is_never_given_up() {
+    let unit = include_str!("../../deploy/fastvideo-supervisor.service");
+    let has = |line: &str| unit.lines().any(|other| other == line);
+    for kind in ["State", "Cache", "Logs", "Runtime"] {
+        let line = format!("{kind}Directory=fastvideo-supervisor");
+        assert!(has(&line), "{line}");
+    }
+    assert!(has("OOMPolicy=continue"));
+    assert!(has("StartLimitIntervalSec=0") && !unit.contains("StartLimitBurst"));
+    assert!(has(
+        "Environment=HF_HOME=%C/fastvideo-supervisor/huggingface"
+    ));
+    // What the documentation names must be writable under the unit.
+    for text in [
+        include_str!("../../README.md"),
+        include_str!("../../docs/operating.md"),
+        include_str!("../../docs/session-log.md"),
+        include_str!("../../deploy/serve.yaml"),
+    ] {
+        for (at, _) in text.match_indices("/var/") {
+            let path = &text[at..];
+            let is_ours = ["lib", "log", "cache"]
+                .iter()
+                .any(|folder| path.starts_with(&format!("/var/{folder}/fastvideo-supervisor")));
+            assert!(
+                is_ours,
+                "{}",
+                path.split_whitespace().next().unwrap_or_default()
+            );
+        }
+    }
+}
+
+#[test]
+fn sessions_are_kept_in_the_state_folder_unless_a_store_is_named() {
+    let state = [(
+        "STATE_DIRECTORY",
+        "/var/lib/fastvideo-supervisor:/var/lib/other",
+    )];
+    let check = |file: &str, flags: &[&str], expected: &str| {
+        let loaded = load_layers(file, &state, flags).unwrap();
+        assert_eq!(loaded.config.store.location.to_string(), expected);
+    };
+    let folder = "/var/lib/fastvideo-supervisor/sessions";
+    check("", &[], &format!("{folder} with {folder}/blobs"));
+    check(
+        "streaming: {store: {sessions: \"memory:\"}}",
+        &[],
+        "memory with memory",
+    );
+    check(
+        "",
+        &["streaming.store.sessions=file:///x"],
+        "/x with /x/blobs",
+    );
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/serve.yaml");
+    let example = std::fs::read_to_string(example).unwrap();
+    check(&example, &[], &format!("{folder} with {folder}/blobs"));
 }
 
 fn enhancer(file: &str, variables: &[(&str, &str)]) -> enhancer::Config {

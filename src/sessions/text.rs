@@ -7,6 +7,7 @@ use fastvideo_supervisor_core::session::log::{Llm, LogEvent as Event};
 use serde_json::Value;
 
 use super::history::{AttemptOutcome, History, LogEntry, LoggedEvent, SegmentAttempt, attempt_of};
+use crate::logging::escape::is_control;
 
 /// The number of characters of a prompt that the table shows.
 const PROMPT_CHARS: usize = 48;
@@ -58,7 +59,7 @@ pub(super) fn begun(history: &History) -> String {
 /// Replaces control characters, which a terminal would interpret, by blanks.
 pub(super) fn plain(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if is_control(c) { ' ' } else { c })
         .collect()
 }
 

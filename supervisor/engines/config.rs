@@ -23,7 +23,7 @@ pub static NUM_GPUS: Key<Option<u32>> = Key::u32("generator.engine.num_gpus", 1,
         "Number of GPUs where neither --gpus nor streaming.pool.num_workers says so [default: 1]",
     );
 
-static MODEL_PATH: Key<Option<String>> = Key::text("generator.model_path")
+pub static MODEL_PATH: Key<Option<String>> = Key::text("generator.model_path")
     .short("model")
     .help("The model: a folder or a Hugging Face id");
 
@@ -51,6 +51,11 @@ pub fn read(reader: &mut Reader<'_>) -> Engine {
         }
     }
     ltx2::read(reader, &model.unwrap_or_default())
+}
+
+/// Returns whether test pictures are served only because nothing was configured.
+pub fn is_synthetic_by_default(reader: &Reader<'_>) -> bool {
+    reader.get(&NAME).is_none() && reader.get(&MODEL_PATH).is_none()
 }
 
 /// Returns the path of the model's key when a model is named but the chosen engine runs none.

@@ -38,7 +38,8 @@ pub static LOG_KEYS: &[&KeySpec] = &[
     &LOG_MAX_AGE.spec,
 ];
 
-static LOG_DIR: Key<Option<String>> = Key::text("streaming.session_log.dir")
+/// The folder of the session log, which `sessions list` reads, too.
+pub static LOG_DIR: Key<Option<String>> = Key::text("streaming.session_log.dir")
     .short("session-log-dir")
     .help("Folder in which each session has a file with what happened when, prompts included; see `sessions show` [default: none is kept]");
 

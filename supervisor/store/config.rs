@@ -26,7 +26,8 @@ pub static RESUME_TTL: Key<Duration> =
         .help("A session whose client is gone can be resumed for this long")
         .default(300.0);
 
-static SESSIONS: Key<String> = Key::text("streaming.store.sessions")
+/// Where sessions are kept. The program has a default of its own under systemd.
+pub static SESSIONS: Key<String> = Key::text("streaming.store.sessions")
     .short("store")
     .help("Where sessions are kept: memory: until this process ends; file:///FOLDER through restarts; redis://HOST:PORT/DB, rediss:// with TLS, for several servers")
     .default("memory:");

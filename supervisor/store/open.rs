@@ -153,6 +153,30 @@ impl StoreLocation {
             _ => Ok(Self { records, blobs }),
         }
     }
+
+    /// Returns the folder of the records, which the store creates when it is missing; `None` where they are in none.
+    pub fn records_folder(&self) -> Option<&Path> {
+        match &self.records {
+            RecordsLocation::Folder(path) => Some(path),
+            RecordsLocation::Memory(_) | RecordsLocation::Redis(_) => None,
+        }
+    }
+
+    /// Returns the folder of the blobs, which the store creates when it is missing; `None` where they are in none.
+    pub fn blobs_folder(&self) -> Option<&Path> {
+        match &self.blobs {
+            BlobsLocation::Folder(path) => Some(path),
+            BlobsLocation::Memory | BlobsLocation::Bucket(_) => None,
+        }
+    }
+
+    /// Returns the same place for records with another folder for the blobs, so that the records can be tried alone.
+    pub fn with_blobs_in(self, folder: PathBuf) -> Self {
+        Self {
+            blobs: BlobsLocation::Folder(folder),
+            ..self
+        }
+    }
 }
 
 impl fmt::Display for StoreLocation {

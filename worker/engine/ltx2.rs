@@ -27,8 +27,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::ltx2_options::Options;
 use super::{
-    AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, NewState, Sink,
-    initial_image, ltx2_state as state,
+    AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, ModelCheck, NewState,
+    Sink, initial_image, ltx2_state as state,
 };
 use crate::sound::{SOUND_TAIL_SAMPLES, predict};
 
@@ -77,7 +77,7 @@ impl Engine for Ltx2 {
             );
         });
         let folder = folder.map_err(|error| match error {
-            hub::HubError::Neither(_) => unusable(error),
+            hub::HubError::Neither(_) | hub::HubError::OneFile { .. } => unusable(error),
             error => EngineError::Failed(with_causes(&error)),
         })?;
         let checkpoint = Checkpoint::open(&folder).map_err(unusable)?;
@@ -120,6 +120,22 @@ impl Engine for Ltx2 {
             device,
             audio: Some(audio),
         })
+    }
+
+    fn check(&self) -> Result<ModelCheck, EngineError> {
+        let folder = match hub::local(&self.options.model).map_err(unusable)? {
+            hub::Local::Folder(folder) => folder,
+            hub::Local::Incomplete { missing } => {
+                return Ok(ModelCheck::NotHere(format!(
+                    "{} is not complete in the cache ({missing}); the first worker downloads it",
+                    self.options.model
+                )));
+            }
+        };
+        let checkpoint = Checkpoint::open(&folder).map_err(unusable)?;
+        catch(|| load::check(&checkpoint))?.map_err(unusable)?;
+        let found = format!("{} has all tensors", folder.display());
+        Ok(ModelCheck::Usable(found))
     }
 
     fn frames(&self, request: &GenerateRequest<'_>) -> u32 {

@@ -50,7 +50,8 @@ use self::sound::Chord;
 use self::still::Still;
 use self::world::{Memory, World};
 use super::{
-    AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, NewState, Sink, State,
+    AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, ModelCheck, NewState,
+    Sink, State,
 };
 use crate::state::StateBuffer;
 
@@ -220,6 +221,10 @@ impl Engine for Synthetic {
             },
             audio: Some(AUDIO),
         })
+    }
+
+    fn check(&self) -> Result<ModelCheck, EngineError> {
+        Ok(ModelCheck::Usable("needs no model".to_owned()))
     }
 
     fn generate(

@@ -238,9 +238,14 @@ fn identify(root: &Path) -> Result<Layout, CheckpointError> {
                 .to_owned(),
         ));
     }
-    Err(other(
-        "it has neither model_index.json nor transformer/config.json".to_owned(),
-    ))
+    Err(other(match one_file_model(root) {
+        Some(file) => format!(
+            "it holds {}, {}, which this engine does not read: {READ_FORM}",
+            file.file_name().unwrap_or_default().display(),
+            form_of(&file)
+        ),
+        None => "it has neither model_index.json nor transformer/config.json".to_owned(),
+    }))
 }
 
 /// Refuses a part of another family or generation.
@@ -309,6 +314,36 @@ fn newer_generation(component: Component, config: &Value) -> Option<String> {
     };
     let set = switches.iter().find(|&&switch| config[switch] == true)?;
     Some(format!("part `{}` has `{set}`", component.name()))
+}
+
+/// What the engine reads instead of a form that it does not, for messages.
+const READ_FORM: &str = "it reads a folder with a part in each subfolder (transformer/, vae/, text_encoder/ …), as repositories in the layout of diffusers are; name such a folder or repository instead";
+
+/// Returns the form of a file, for messages.
+fn form_of(path: &Path) -> &'static str {
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    match extension.to_str() {
+        Some("gguf") => "a quantized model in one file (GGUF)",
+        Some("safetensors" | "ckpt" | "pt" | "pth" | "bin") => "a model in one file",
+        _ => "a file",
+    }
+}
+
+/// Returns whether a file of this name is none of the model: systems leave such files beside others, for example
+/// `._model.safetensors`.
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.')
+}
+
+/// Returns the first file in a folder that is a whole model in one file.
+fn one_file_model(folder: &Path) -> Option<PathBuf> {
+    let is_model = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        !is_hidden(&name) && (name.ends_with(".safetensors") || name.ends_with(".gguf"))
+    };
+    let entries = std::fs::read_dir(folder).ok()?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths.filter(is_model).min()
 }
 
 fn read_json(path: &Path) -> Result<Value, CheckpointError> {

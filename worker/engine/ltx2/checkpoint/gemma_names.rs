@@ -3,18 +3,26 @@
 /// The prefixes of tensors in the published files that encoding text does not need.
 const SKIPPED: [&str; 3] = ["vision_tower.", "multi_modal_projector.", "lm_head."];
 
+/// The modules of the language model.
+const MODULES: [&str; 3] = ["embed_tokens.", "layers.", "norm."];
+
 /// Returns the name of a tensor below the language model, from its name in any published file; `None` for a tensor of a
 /// part that is not used here. A name of unknown form stays unchanged.
+///
+/// What is in front of the language model's names depends on the class that was saved and on the version of the
+/// library: `language_model.model.` or `model.language_model.` for the whole model, `language_model.` without its head,
+/// `model.` or nothing for the language model alone.
 pub fn library_name(name: &str) -> Option<String> {
-    let within = ["language_model.model.", "model.language_model."];
-    if let Some(rest) = within.iter().find_map(|prefix| name.strip_prefix(prefix)) {
-        return Some(rest.to_owned());
-    }
     let outer = ["model.", "language_model."];
-    let bare = outer.iter().find_map(|prefix| name.strip_prefix(prefix));
-    let bare = bare.unwrap_or(name);
-    let skipped = SKIPPED.iter().any(|prefix| bare.starts_with(prefix));
-    (!skipped).then(|| name.to_owned())
+    let mut bare = name;
+    while let Some(rest) = outer.iter().find_map(|prefix| bare.strip_prefix(prefix)) {
+        bare = rest;
+    }
+    if SKIPPED.iter().any(|prefix| bare.starts_with(prefix)) {
+        return None;
+    }
+    let is_known = MODULES.iter().any(|module| bare.starts_with(module));
+    Some(if is_known { bare } else { name }.to_owned())
 }
 
 #[cfg(test)]
@@ -24,15 +32,22 @@ mod tests {
     #[test]
     fn every_published_name_is_found_or_skipped() {
         let name = |name| library_name(name);
-        let layer = Some("layers.0.mlp.up_proj.weight".to_owned());
-        assert_eq!(
-            name("language_model.model.layers.0.mlp.up_proj.weight"),
-            layer
-        );
-        assert_eq!(
-            name("model.language_model.layers.0.mlp.up_proj.weight"),
-            layer
-        );
+        for tensor in [
+            "layers.0.mlp.up_proj.weight",
+            "embed_tokens.weight",
+            "norm.weight",
+        ] {
+            for front in [
+                "language_model.model.",
+                "model.language_model.",
+                "language_model.",
+                "model.",
+                "",
+            ] {
+                let stored = format!("{front}{tensor}");
+                assert_eq!(library_name(&stored), Some(tensor.to_owned()), "{stored}");
+            }
+        }
         for skipped in [
             "vision_tower.vision_model.embeddings.position_embedding.weight",
             "model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
 
-use super::{Checkpoint, CheckpointError};
+use super::{Checkpoint, CheckpointError, is_hidden};
 use crate::with_causes;
 
 /// The reason why there is no folder for a model.
@@ -15,6 +15,8 @@ use crate::with_causes;
 pub enum HubError {
     #[error("`{0}` is neither a folder nor a repository's id (`owner/name`)")]
     Neither(String),
+    #[error("{} is {form}, which this engine does not read: {}", path.display(), super::READ_FORM)]
+    OneFile { path: PathBuf, form: &'static str },
     #[error(
         "`{id}` is no folder, and of the repository of that id {} holds no complete copy ({missing}); it was not downloaded: {why}",
         cache.display()
@@ -26,9 +28,15 @@ pub enum HubError {
         missing: String,
         why: String,
     },
-    #[error("cannot use the cache of repositories at {}: {source}", cache.display())]
+    #[error(
+        "{} holds no complete copy of `{id}` ({missing}), and nothing can be downloaded into it: {source}; HF_HUB_CACHE or HF_HOME names another folder",
+        cache.display()
+    )]
     Cache {
+        id: String,
         cache: PathBuf,
+        /// The files that the cache lacks.
+        missing: String,
         #[source]
         source: std::io::Error,
     },
@@ -45,42 +53,81 @@ pub struct Download<'a> {
     pub files: usize,
 }
 
+/// What this machine has of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Local {
+    Folder(PathBuf),
+    /// A repository of which the cache holds no complete copy.
+    Incomplete {
+        missing: String,
+    },
+}
+
+/// Looks for a model on this machine; downloads nothing.
+///
+/// # Errors
+/// Returns an error when `model` names nothing, or something that cannot be downloaded although it must be.
+pub fn local(model: &str) -> Result<Local, HubError> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Ok(Local::Folder(path.to_owned()));
+    }
+    if path.exists() {
+        return Err(HubError::OneFile {
+            path: path.to_owned(),
+            form: super::form_of(path),
+        });
+    }
+    if !is_id(model) {
+        return Err(HubError::Neither(model.to_owned()));
+    }
+    let cache = cache();
+    match cached(&cache, model) {
+        Ok(folder) => Ok(Local::Folder(folder)),
+        Err(missing) if offline() => Err(HubError::NotDownloaded {
+            id: model.to_owned(),
+            cache: cache.path().clone(),
+            missing,
+            why: "HF_HUB_OFFLINE is set".to_owned(),
+        }),
+        Err(missing) => Ok(Local::Incomplete { missing }),
+    }
+}
+
 /// Returns the folder of a model. Blocks while it downloads. If several processes want the same repository, one of them
 /// downloads it.
 ///
 /// # Errors
 /// Returns an error when `model` names nothing, or something that cannot be downloaded.
 pub fn resolve(model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf, HubError> {
-    let path = Path::new(model);
-    if path.exists() {
-        return Ok(path.to_owned());
-    }
-    if !is_id(model) {
-        return Err(HubError::Neither(model.to_owned()));
-    }
-    let cache = cache();
-    let missing = match cached(&cache, model) {
-        Ok(folder) => return Ok(folder),
-        Err(missing) => missing,
+    let missing = match local(model)? {
+        Local::Folder(folder) => return Ok(folder),
+        Local::Incomplete { missing } => missing,
     };
-    let not_downloaded = |why: String| HubError::NotDownloaded {
+    let cache = cache();
+    // The lock is needed, because the workers of a machine start together.
+    let lock = lock(&cache, model).map_err(|source| HubError::Cache {
         id: model.to_owned(),
         cache: cache.path().clone(),
         missing: missing.clone(),
-        why,
-    };
-    if offline() {
-        return Err(not_downloaded("HF_HUB_OFFLINE is set".to_owned()));
-    }
-    // The lock is needed, because the workers of a machine start together.
-    let lock = lock(&cache, model)?;
+        source,
+    })?;
     if let Ok(folder) = cached(&cache, model) {
         return Ok(folder);
     }
     let downloaded = download(&cache, model, progress);
     drop(lock);
-    downloaded.map_err(|error| not_downloaded(with_causes(&error)))?;
-    cached(&cache, model).map_err(not_downloaded)
+    let not_downloaded = |missing: String, why: String| HubError::NotDownloaded {
+        id: model.to_owned(),
+        cache: cache.path().clone(),
+        missing,
+        why,
+    };
+    downloaded.map_err(|error| not_downloaded(missing, with_causes(&error)))?;
+    cached(&cache, model).map_err(|missing| {
+        let why = "the repository does not have it".to_owned();
+        not_downloaded(missing, why)
+    })
 }
 
 /// Returns whether a text has the form `owner/name`, in the characters that the hub allows.
@@ -132,18 +179,13 @@ fn cached(cache: &Cache, id: &str) -> Result<PathBuf, String> {
     }
 }
 
-fn lock(cache: &Cache, id: &str) -> Result<File, HubError> {
+/// Locks the repository in the cache against downloads by other processes.
+fn lock(cache: &Cache, id: &str) -> std::io::Result<File> {
     let folder = cache.path().join(Repo::model(id.to_owned()).folder_name());
-    let open = || {
-        std::fs::create_dir_all(&folder)?;
-        let file = File::create(folder.join("fastvideo.lock"))?;
-        file.lock()?;
-        Ok(file)
-    };
-    open().map_err(|source| HubError::Cache {
-        cache: folder.clone(),
-        source,
-    })
+    std::fs::create_dir_all(&folder)?;
+    let file = File::create(folder.join("fastvideo.lock"))?;
+    file.lock()?;
+    Ok(file)
 }
 
 fn download(
@@ -201,8 +243,10 @@ fn is_wanted(file: &str) -> bool {
         "vae",
         "vocoder",
     ];
+    let is_hidden = file.rsplit('/').next().is_some_and(is_hidden);
     file == "model_index.json"
-        || (file.ends_with(".json") || file.ends_with(".safetensors"))
+        || !is_hidden
+            && (file.ends_with(".json") || file.ends_with(".safetensors"))
             && file
                 .split_once('/')
                 .is_some_and(|(folder, _)| FOLDERS.contains(&folder))
@@ -282,6 +326,7 @@ mod tests {
             "README.md",
             "loras/x.safetensors",
             "vae/x.bin",
+            "vae/._config.json",
         ];
         assert!(wanted.into_iter().all(is_wanted));
         assert!(!unwanted.into_iter().any(is_wanted));

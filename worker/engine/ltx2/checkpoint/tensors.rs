@@ -12,6 +12,7 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
+use super::is_hidden;
 use super::layout::{Component, Layout};
 use super::names::{Name, Names};
 
@@ -281,6 +282,9 @@ fn find(folder: &Path) -> Result<Found, TensorFileError> {
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_hidden(&name) {
+            continue;
+        }
         if name.ends_with(".safetensors.index.json") {
             indexes.push(path);
         } else if name.ends_with(".safetensors") {

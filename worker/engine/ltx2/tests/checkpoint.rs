@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use fastvideo_ltx2::checkpoint::{Checkpoint, Component, Layout, hub};
+use fastvideo_ltx2::checkpoint::{Checkpoint, Component, Layout, gemma_names, hub};
+use fastvideo_ltx2::load;
 use fastvideo_ltx2::nn::Precision;
 use fastvideo_ltx2::weights::Reading;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -114,23 +115,15 @@ fn what_is_wrong_with_a_checkpoint_is_told_in_words() {
     };
     check(
         &|copy| {
-            let path = copy
-                .path()
-                .join("vocoder/diffusion_pytorch_model-00001-of-00002.safetensors");
+            let path = copy.tensor_file("vocoder");
             let file = fs::File::options().write(true).open(path).unwrap();
             file.set_len(file.metadata().unwrap().len() - 100).unwrap();
         },
         &["vocoder/", "is truncated or damaged"],
     );
     check(
-        &|copy| {
-            let shard = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors";
-            fs::remove_file(copy.path().join(shard)).unwrap();
-        },
-        &[
-            "cannot read",
-            "diffusion_pytorch_model-00002-of-00003.safetensors",
-        ],
+        &|copy| fs::remove_file(copy.tensor_file("transformer")).unwrap(),
+        &["cannot read", "transformer/", ".safetensors"],
     );
     check(
         &|copy| fs::remove_dir_all(copy.path().join("vocoder")).unwrap(),
@@ -230,6 +223,79 @@ fn a_folder_of_something_else_is_named() {
     );
 }
 
+#[test]
+fn hidden_files_beside_those_of_the_model_are_left_alone() {
+    fn hide_beside_all(folder: &Path) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                hide_beside_all(&entry.path());
+            }
+            // As macOS writes them on disks of other systems.
+            fs::write(
+                folder.join(format!("._{name}")),
+                b"\0\x05\x16\x07\0\x02\0\0Mac OS X",
+            )
+            .unwrap();
+        }
+        fs::write(folder.join(".DS_Store"), b"\0\0\0\x01Bud1").unwrap();
+        fs::write(folder.join(".hidden.safetensors.index.json"), "{}").unwrap();
+    }
+    let copy = Copy::of_reference();
+    hide_beside_all(copy.path());
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    load::check(&checkpoint).unwrap();
+}
+
+#[test]
+fn the_text_encoder_may_be_saved_by_itself() {
+    for prefix in ["", "model.", "language_model."] {
+        let copy = Copy::of_reference();
+        let config = copy.path().join("text_encoder/config.json");
+        let whole: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        let mut text = whole["text_config"].clone();
+        text["model_type"] = json!("gemma3_text");
+        fs::write(&config, text.to_string()).unwrap();
+        copy.edit_tensors("text_encoder/model.safetensors", |tensors| {
+            let renamed = std::mem::take(tensors).into_iter().map(|(stored, tensor)| {
+                let name = gemma_names::library_name(&stored);
+                (
+                    name.map_or(stored, |name| format!("{prefix}{name}")),
+                    tensor,
+                )
+            });
+            *tensors = renamed.collect();
+        });
+        let checkpoint = Checkpoint::open(copy.path()).unwrap();
+        load::check(&checkpoint).unwrap_or_else(|error| panic!("`{prefix}`: {error}"));
+    }
+}
+
+#[test]
+fn a_model_in_one_file_is_named_and_the_form_that_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |file: &str, form: &str| {
+        let path = folder.path().join(file);
+        fs::write(&path, "").unwrap();
+        let error = hub::resolve(path.to_str().unwrap(), &mut |_| {})
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(form) && error.contains("a part in each subfolder"),
+            "{error}"
+        );
+        let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains(form), "{error}");
+        fs::remove_file(path).unwrap();
+    };
+    check("ltx-2-19b-dev.safetensors", "a model in one file");
+    check(
+        "ltx-2-19b-Q4_K_M.gguf",
+        "a quantized model in one file (GGUF)",
+    );
+}
+
 /// The reference's checkpoint, to be damaged.
 struct Copy(tempfile::TempDir);
 
@@ -242,6 +308,14 @@ impl Copy {
 
     fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// The last of a part's files of tensors.
+    fn tensor_file(&self, part: &str) -> PathBuf {
+        let files = fs::read_dir(self.path().join(part)).unwrap();
+        let files = files.map(|entry| entry.unwrap().path());
+        let is_tensors = |path: &PathBuf| path.extension().is_some_and(|end| end == "safetensors");
+        files.filter(is_tensors).max().unwrap()
     }
 
     fn edit_json(&self, file: &str, key: &str, value: Value) {
