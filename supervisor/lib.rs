@@ -325,6 +325,7 @@ mod tests {
             keep_up: false,
             recycle: pool::Recycle::default(),
             boot_timeout: SECOND,
+            connect_timeout: SECOND,
             heartbeat_interval: SECOND,
             heartbeat_timeout: SECOND,
             min_step_timeout: SECOND,
@@ -332,6 +333,7 @@ mod tests {
             max_backoff: SECOND,
             quarantine_after: 1,
             quarantine_lift: SECOND,
+            quarantine_trial: SECOND,
             realtime: false,
         };
         let store = store::open::Config {

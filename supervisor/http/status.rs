@@ -51,19 +51,22 @@ pub(super) async fn healthz(State(app): AppState) -> Json<Healthz> {
 /// Readiness probe: a new session would find a worker that serves.
 #[utoipa::path(get, path = "/readyz", responses(
     (status = 200, body = Readyz, description = "at least one worker serves"),
-    (status = 503, body = Readyz, description = "warming or draining")
+    (status = 503, body = Readyz, description = "warming, unavailable or draining")
 ))]
 pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
     let pool = app.context.pool.status();
     let counts = WorkerCounts::of(&pool);
     let readiness = match is_draining(&app) {
         true => Readiness::Draining,
-        false if counts.ready == 0 => Readiness::Warming,
-        false => Readiness::Ready,
+        false if counts.ready > 0 => Readiness::Ready,
+        false if app.context.pool.all_lost() => Readiness::Unavailable,
+        false => Readiness::Warming,
     };
     let code = match readiness {
         Readiness::Ready => StatusCode::OK,
-        Readiness::Warming | Readiness::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        Readiness::Warming | Readiness::Unavailable | Readiness::Draining => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     };
     let body = Readyz {
         status: readiness,

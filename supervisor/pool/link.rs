@@ -1,30 +1,27 @@
-//! The supervisor's end of a link. Apart from the shared memory of a state, only this file knows ipc-channel.
+//! The supervisor's end of a link: typed messages over a socket, on threads of their own.
 //!
-//! ipc-channel blocks without limit in `accept`, `recv` and `send`, so they run on threads of their own, and the death of
-//! the process ends the wait.
+//! Reading and writing the socket blocks without limit; the death of the process, or [`Link::close`], ends the wait.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc as std_mpsc;
 use std::thread;
 
+use fastvideo_link::{ReceiveError, Receiver, SharedMemory, Socket};
 use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION};
-use ipc_channel::IpcError;
-use ipc_channel::ipc::{IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory};
 use tokio::sync::mpsc;
 
-/// The worker's first message: its hello, and the supervisor's ends of both directions.
-type Handshake = (
-    Hello,
-    IpcSender<LinkCommand>,
-    IpcReceiver<(Event, Option<IpcSharedMemory>)>,
-);
+use super::exit::ExitKind;
+
 /// A command and, beside [`Command::Generate`], the state's blob.
-pub(super) type LinkCommand = (Command, Option<IpcSharedMemory>);
+pub(super) type LinkCommand = (Command, Option<SharedMemory>);
 
 /// The number of events that may wait for the worker's task. The task never blocks on anything else, so few ever wait.
 const EVENT_BUFFER: usize = 256;
 /// The number of commands that may wait for a worker. A worker that leaves more unread is stuck.
 const COMMAND_BUFFER: usize = 1024;
+/// The stack of a thread of the link.
+const STACK_BYTES: usize = 256 * 1024;
 
 /// An input from the link.
 #[derive(Debug)]
@@ -33,7 +30,7 @@ pub(super) enum LinkInput {
     /// `pid`.
     Connected { pid: u32 },
     /// An event and, beside [`Event::Finished`], the new state's blob.
-    Event(Event, Option<IpcSharedMemory>),
+    Event(Event, Option<SharedMemory>),
     /// The last input: nothing comes after it.
     Closed(LinkEnd),
 }
@@ -47,61 +44,77 @@ pub(super) enum LinkEnd {
     Version { theirs: u32 },
     #[error("worker sent bytes that are no event: {0}")]
     Garbage(String),
+    /// The worker is not to blame.
+    #[error("the host has no room for a worker's state: {0}")]
+    Shortage(io::Error),
     #[error("link failed: {0}")]
-    Io(String),
+    Io(io::Error),
+}
+
+impl LinkEnd {
+    /// Returns the kind of exit that follows.
+    pub(super) fn exit_kind(&self) -> ExitKind {
+        match self {
+            Self::Disconnected => ExitKind::Crashed,
+            Self::Shortage(_) => ExitKind::Shortage,
+            Self::Version { .. } | Self::Garbage(_) | Self::Io(_) => ExitKind::BadLink,
+        }
+    }
 }
 
 /// A link to one worker, which may not have connected yet.
 #[derive(Debug)]
 pub(super) struct Link {
-    name: String,
+    socket: Socket,
     pub(super) events: mpsc::Receiver<LinkInput>,
     commands: std_mpsc::SyncSender<LinkCommand>,
 }
 
 impl Link {
-    /// Opens the supervisor's end; the worker connects to [`Self::name`]. With `promptly`, the thread that reads events
-    /// asks for real-time scheduling, see [`crate::thread_priority`].
+    /// Opens a link, and returns the worker's end of it, which is to be the worker's standard input. With `promptly`, the
+    /// thread that reads events asks for real-time scheduling, see [`crate::thread_priority`].
     ///
     /// # Errors
-    /// Returns an error when the socket or a thread cannot be made.
-    pub(super) fn open(promptly: bool) -> io::Result<Self> {
-        let (server, name) = IpcOneShotServer::<Handshake>::new()?;
+    /// Returns an error when the sockets or a thread cannot be made.
+    pub(super) fn open(promptly: bool) -> io::Result<(Self, OwnedFd)> {
+        let (socket, workers_end) = Socket::pair()?;
         let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
-        let (commands, command_rx) = std_mpsc::sync_channel(COMMAND_BUFFER);
-        thread::Builder::new()
-            .name("link-events".to_owned())
-            .stack_size(256 * 1024)
-            .spawn(move || {
-                if promptly {
-                    // The server logs at its start what the kernel grants.
-                    let _ = crate::thread_priority::run_promptly();
-                }
-                let end = receive(server, command_rx, &event_tx);
-                let _ = event_tx.blocking_send(LinkInput::Closed(end));
-            })?;
-        Ok(Self {
-            name,
+        let (commands, command_rx) = std_mpsc::sync_channel::<LinkCommand>(COMMAND_BUFFER);
+        let link = Self {
+            socket,
             events,
             commands,
-        })
-    }
-
-    /// Returns the name that the worker connects to.
-    pub(super) fn name(&self) -> &str {
-        &self.name
+        };
+        let mut sender = link.socket.sender();
+        spawn("link-commands", move || {
+            // The loop ends when the link is closed or dropped.
+            while let Ok((command, blob)) = command_rx.recv() {
+                if sender.send(&command, blob.as_ref()).is_err() {
+                    return;
+                }
+            }
+        })?;
+        let receiving = link.socket.clone();
+        spawn("link-events", move || {
+            if promptly {
+                // The server logs at its start what the kernel grants.
+                let _ = crate::thread_priority::run_promptly();
+            }
+            let end = receive(&receiving, &event_tx);
+            let _ = event_tx.blocking_send(LinkInput::Closed(end));
+        })?;
+        Ok((link, workers_end))
     }
 
     /// Queues a command and the blob that goes with it. Returns false when the worker does not read or the link is
     /// closed.
-    pub(super) fn send(&self, command: Command, blob: Option<IpcSharedMemory>) -> bool {
+    pub(super) fn send(&self, command: Command, blob: Option<SharedMemory>) -> bool {
         self.commands.try_send((command, blob)).is_ok()
     }
 
-    /// Ends the wait for a worker that died before it connected. It does nothing when the worker had connected.
-    pub(super) fn give_up(&self) {
-        // The waiting thread accepts a connection that closes without a message, and reports it as an error.
-        drop(IpcSender::<()>::connect(self.name.clone()));
+    /// Closes the link. What the worker had sent before is still received.
+    pub(super) fn close(&self) {
+        self.socket.close();
     }
 }
 
@@ -118,7 +131,7 @@ impl Link {
         let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
         let (command_tx, commands) = std_mpsc::sync_channel(COMMAND_BUFFER);
         let link = Self {
-            name: "/nowhere".to_owned(),
+            socket: Socket::pair().unwrap().0,
             events,
             commands: command_tx,
         };
@@ -132,17 +145,20 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.give_up();
+        // The threads end, which would otherwise wait for a worker that keeps its end open.
+        self.close();
     }
 }
 
-fn receive(
-    server: IpcOneShotServer<Handshake>,
-    command_rx: std_mpsc::Receiver<LinkCommand>,
-    events: &mpsc::Sender<LinkInput>,
-) -> LinkEnd {
-    let (hello, down, up) = match server.accept() {
-        Ok((_, handshake)) => handshake,
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread.stack_size(STACK_BYTES).spawn(run).map(|_| ())
+}
+
+/// Passes on what the worker sends, until the link ends.
+fn receive(socket: &Socket, events: &mpsc::Sender<LinkInput>) -> LinkEnd {
+    let hello: Hello = match socket.receiver().receive() {
+        Ok((hello, _)) => hello,
         Err(error) => return link_end(error),
     };
     if hello.version != LINK_VERSION {
@@ -150,26 +166,13 @@ fn receive(
             theirs: hello.version,
         };
     }
-    let sender = thread::Builder::new()
-        .name("link-commands".to_owned())
-        .stack_size(256 * 1024)
-        .spawn(move || {
-            // The loop ends when the worker is gone or when `Link` is dropped.
-            while let Ok(message) = command_rx.recv() {
-                if down.send(message).is_err() {
-                    return;
-                }
-            }
-        });
-    if let Err(error) = sender {
-        return LinkEnd::Io(error.to_string());
-    }
     let connected = LinkInput::Connected { pid: hello.pid };
     if events.blocking_send(connected).is_err() {
         return LinkEnd::Disconnected;
     }
+    let mut receiver: Receiver<Event> = socket.receiver();
     loop {
-        let (event, blob) = match up.recv() {
+        let (event, blob) = match receiver.receive() {
             Ok(message) => message,
             Err(error) => return link_end(error),
         };
@@ -179,10 +182,73 @@ fn receive(
     }
 }
 
-fn link_end(error: IpcError) -> LinkEnd {
+fn link_end(error: ReceiveError) -> LinkEnd {
     match error {
-        IpcError::Disconnected => LinkEnd::Disconnected,
-        IpcError::SerializationError(error) => LinkEnd::Garbage(error.to_string()),
-        IpcError::Io(error) => LinkEnd::Io(error.to_string()),
+        ReceiveError::Closed => LinkEnd::Disconnected,
+        ReceiveError::Garbage(what) => LinkEnd::Garbage(what),
+        ReceiveError::Shortage(error) => LinkEnd::Shortage(error),
+        ReceiveError::Io(error) => LinkEnd::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// What the supervisor receives of a worker that does this and then exits.
+    async fn received(work: impl FnOnce(&Socket) + Send + 'static) -> Vec<String> {
+        let (mut link, workers_end) = Link::open(false).unwrap();
+        let working = thread::spawn(move || {
+            let socket = Socket::inherited(workers_end.as_fd()).unwrap();
+            work(&socket);
+        });
+        let mut all = Vec::new();
+        while let Some(input) = link.events.recv().await {
+            all.push(format!("{input:?}"));
+        }
+        working.join().unwrap();
+        all
+    }
+
+    fn hello(socket: &Socket, version: u32) {
+        let hello = Hello { version, pid: 7 };
+        socket.sender().send(&hello, None).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_link_begins_with_a_hello_of_the_right_version() {
+        let inputs = received(|socket| hello(socket, LINK_VERSION)).await;
+        assert_eq!(inputs, ["Connected { pid: 7 }", "Closed(Disconnected)"]);
+        let inputs = received(|socket| hello(socket, LINK_VERSION + 1)).await;
+        assert_eq!(inputs.len(), 1);
+        assert!(inputs[0].starts_with("Closed(Version"), "{inputs:?}");
+        let nonsense = |socket: &Socket| socket.sender().send(&[0xff_u8; 32], None).unwrap();
+        let inputs = received(nonsense).await;
+        assert!(inputs[0].starts_with("Closed(Garbage"), "{inputs:?}");
+        assert_eq!(received(|_| ()).await, ["Closed(Disconnected)"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_event_ends_the_link() {
+        let inputs = received(|socket| {
+            hello(socket, LINK_VERSION);
+            let beat = Event::Heartbeat { resident_bytes: 1 };
+            socket.sender().send(&beat, None).unwrap();
+            socket.sender().send(&vec![0xff_u8; 100], None).unwrap();
+        })
+        .await;
+        assert_eq!(inputs.len(), 3);
+        assert!(inputs[2].starts_with("Closed(Garbage"), "{inputs:?}");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_link_is_closed() {
+        let (link, workers_end) = Link::open(false).unwrap();
+        let socket = Socket::inherited(workers_end.as_fd()).unwrap();
+        drop(link);
+        let mut receiver = socket.receiver::<Command>();
+        assert!(matches!(receiver.receive(), Err(ReceiveError::Closed)));
     }
 }
