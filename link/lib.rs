@@ -1,15 +1,19 @@
 //! The transport between the supervisor and a worker. It knows neither's messages: those are in `fastvideo-proto`.
 //!
-//! - `socket`: a pair of connected sockets, over which messages travel in both directions. The worker inherits its end
-//!   as its standard input, so a link needs no name, no folder and no rights in the file system.
-//! - `memory`: shared memory that can travel beside a message. It is sealed before it is shared, so a receiver that
-//!   does not trust the sender can still read it.
+//! - `channel`: messages in both directions over ipc-channel, each with memory beside it where it has some.
+//! - `memory`: shared memory. It is sealed before it is shared, so a receiver that does not trust the sender can read it.
+//! - `descriptors`: a pair of sockets over which the descriptors of memory travel. The worker inherits its end as its
+//!   standard input.
+//! - `folder`: the private folder of the sockets through which workers connect.
 
+mod channel;
+mod descriptors;
+mod folder;
 mod memory;
-mod socket;
 
+pub use channel::{Cancel, Invitation, Listener, ReceiveError, Receiver, Sender, connect, pair};
+pub use folder::{FolderError, LinkFolder};
 pub use memory::{MemoryBuffer, MemoryError, SharedMemory};
-pub use socket::{ReceiveError, Receiver, Sender, Socket};
 
 /// Returns whether an error says that the host lacks descriptors, memory, processes or threads at the moment, so that
 /// the same call may succeed later.
@@ -21,6 +25,7 @@ pub fn is_shortage(error: &std::io::Error) -> bool {
         Errno::NFILE,
         Errno::NOBUFS,
         Errno::NOMEM,
+        Errno::NOSPC,
         Errno::TOOMANYREFS,
     ];
     let errno = Errno::from_io_error(error);

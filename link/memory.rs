@@ -221,7 +221,7 @@ mod tests {
         }
         refused(tempfile::tempfile().unwrap());
         refused(File::open("/dev/null").unwrap());
-        let (socket, _peer) = crate::Socket::pair().unwrap();
+        let (socket, _peer) = crate::descriptors::Descriptors::pair().unwrap();
         refused(socket.as_fd().try_clone_to_owned().unwrap().into());
         let sealed = SharedMemory::from_bytes(b"a state").unwrap();
         let received = sealed.as_fd().try_clone_to_owned().unwrap();

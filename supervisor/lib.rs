@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastvideo_link::{FolderError, LinkFolder};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -60,6 +61,8 @@ const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    #[error(transparent)]
+    Links(#[from] FolderError),
     #[error("cannot open the store of sessions")]
     Store(#[from] store::open::OpenError),
     #[error("cannot read the system prompts")]
@@ -112,6 +115,8 @@ struct Server {
     /// Notified when an operator asks the server to drain.
     drain_asked: Arc<Notify>,
     tasks: BackgroundTasks,
+    /// Dropped last: workers connect through it.
+    _links: LinkFolder,
 }
 
 /// Why a server ends without waiting for its sessions.
@@ -129,6 +134,8 @@ impl Server {
     ) -> Result<Self, ServeError> {
         let hangups = Hangups::install().map_err(ServeError::Signals)?;
         raise_file_limit();
+        let links = LinkFolder::prepare()?;
+        links.take_effect();
         let prompts = Prompts::open(config.prompt)?;
         if let Some(safety) = prompts.safety() {
             safety.load_if_required().await?;
@@ -184,6 +191,7 @@ impl Server {
             drain,
             drain_asked,
             tasks,
+            _links: links,
         })
     }
 
@@ -358,6 +366,7 @@ mod tests {
             drain,
             drain_asked: Arc::default(),
             tasks: BackgroundTasks::default(),
+            _links: LinkFolder::prepare().unwrap(),
         };
         (server, drain_seen)
     }

@@ -1,11 +1,12 @@
-//! The worker's end of its link: typed messages over the socket that is its standard input.
+//! The worker's end of its link: typed messages over ipc-channel. The memory of states travels over the socket that is
+//! the standard input.
 
 use std::io::{self, stdin};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use fastvideo_link::{Receiver, Sender, SharedMemory, Socket};
+use fastvideo_link::{Receiver, Sender, SharedMemory};
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::job::MediaKind;
 use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION};
@@ -17,8 +18,8 @@ type CommandMessage = (Command, Option<SharedMemory>);
 /// The reason why a link cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
-    #[error("standard input is not a link: fastvideo-supervisor starts the workers")]
-    Open(#[source] io::Error),
+    #[error("cannot connect to the link {name}; fastvideo-supervisor starts the workers")]
+    Open { name: String, source: io::Error },
     #[error("the supervisor is gone")]
     Gone,
     #[error("the supervisor speaks link version {theirs}, this worker speaks {LINK_VERSION}")]
@@ -44,44 +45,35 @@ impl CommandReceiver {
 /// Sends events to the supervisor. It is cheap to clone. Events of two threads are never interleaved, whatever their
 /// size.
 #[derive(Clone, Debug)]
-pub(crate) struct EventSender {
-    socket: Socket,
-    sender: Arc<Mutex<Sender<Event>>>,
-}
+pub(crate) struct EventSender(Arc<Mutex<Sender<Event>>>);
 
-/// Opens the link to the supervisor that has started this process, and sends the hello.
+/// Connects to the supervisor that listens on the link `name`, and sends the hello.
 ///
 /// # Errors
-/// Returns an error when no supervisor has started this process, or it is gone.
-pub(crate) fn connect() -> Result<(CommandReceiver, EventSender), LinkError> {
-    let socket = Socket::inherited(stdin().as_fd()).map_err(LinkError::Open)?;
+/// Returns an error when there is no such link, or when no supervisor has started this process.
+pub(crate) fn connect(name: &str) -> Result<(CommandReceiver, EventSender), LinkError> {
     let hello = Hello {
         version: LINK_VERSION,
         pid: std::process::id(),
     };
-    (socket.sender().send(&hello, None)).map_err(|_| LinkError::Gone)?;
-    Ok((
-        CommandReceiver(socket.receiver()),
-        EventSender::over(socket),
-    ))
+    let connected = fastvideo_link::connect(name.to_owned(), stdin().as_fd(), hello);
+    let (commands, events) = connected.map_err(|source| LinkError::Open {
+        name: name.to_owned(),
+        source,
+    })?;
+    let events = EventSender(Arc::new(Mutex::new(events)));
+    Ok((CommandReceiver(commands), events))
 }
 
 impl EventSender {
-    fn over(socket: Socket) -> Self {
-        Self {
-            sender: Arc::new(Mutex::new(socket.sender())),
-            socket,
-        }
-    }
-
     /// Sends an event without a blob. An error is ignored: the thread that waits for commands notices that the
     /// supervisor is gone, and ends the process.
     pub(crate) fn send(&self, event: Event) {
-        let _ = self.sender().send(&event, None);
+        let _ = self.sender().send(event, None);
     }
 
     /// Sends an event with the blob of a state beside it.
-    pub(crate) fn send_with_state(&self, event: &Event, blob: &SharedMemory) {
+    pub(crate) fn send_with_state(&self, event: Event, blob: &SharedMemory) {
         let _ = self.sender().send(event, Some(blob));
     }
 
@@ -97,12 +89,11 @@ impl EventSender {
 
     /// Sends bytes that are not an event, for fault injection.
     pub(crate) fn send_garbage(&self) {
-        let _in_turn = self.sender();
-        let _ = self.socket.sender().send(&vec![0xff_u8; 100], None);
+        let _ = self.sender().send_garbage(vec![0xff; 100]);
     }
 
     fn sender(&self) -> MutexGuard<'_, Sender<Event>> {
-        self.sender.lock().expect("no holder of this lock panics")
+        self.0.lock().expect("no holder of this lock panics")
     }
 }
 
@@ -115,19 +106,9 @@ pub(crate) struct SentEvents(std::cell::RefCell<Receiver<Event>>);
 impl SentEvents {
     /// Returns the events since the last call.
     pub(crate) fn take(&self) -> Vec<Event> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let mut receiver = self.0.borrow_mut();
-        let mut events = Vec::new();
-        let is_there = |receiver: &Receiver<Event>| {
-            let mut fds = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
-            poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
-        };
-        while is_there(&receiver)
-            && let Ok((event, _)) = receiver.receive()
-        {
-            events.push(event);
-        }
-        events
+        let received = std::iter::from_fn(|| receiver.try_receive());
+        received.map(|(event, _)| event).collect()
     }
 }
 
@@ -135,9 +116,9 @@ impl SentEvents {
 impl EventSender {
     /// A sender without a supervisor.
     pub(crate) fn to_nobody() -> (Self, SentEvents) {
-        let (socket, nobody) = Socket::pair().unwrap();
-        let nobody = Socket::inherited(nobody.as_fd()).unwrap();
-        (Self::over(socket), SentEvents(nobody.receiver().into()))
+        let (sender, receiver) = fastvideo_link::pair().unwrap();
+        let sender = Self(Arc::new(Mutex::new(sender)));
+        (sender, SentEvents(receiver.into()))
     }
 }
 

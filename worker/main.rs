@@ -43,11 +43,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serves the supervisor whose link is the standard input, until the link closes.
+    /// Serves a supervisor until its link closes.
     Run {
         /// The name that this worker has in logs.
         #[arg(long)]
         worker_id: String,
+        /// The name of the link that the supervisor has opened.
+        #[arg(long)]
+        link: String,
     },
     /// Measures the parts of a model: time, memory, operations per second. Prints JSON.
     #[cfg(feature = "torch")]
@@ -75,10 +78,10 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Run { worker_id } => {
+        Command::Run { worker_id, link } => {
             logging::json_to_stderr();
             // Returned from `main`, the error would be several lines, and with a backtrace some dozens.
-            return Ok(run::run().unwrap_or_else(|error| {
+            return Ok(run::run(&link).unwrap_or_else(|error| {
                 tracing::error!(error = format!("{error:#}"), "worker {worker_id} stopped");
                 ExitCode::FAILURE
             }));

@@ -22,15 +22,15 @@ use crate::link::{CommandReceiver, EventSender, LinkError, connect};
 use crate::load::load;
 use crate::media::outbox::JobOutbox;
 
-/// Serves the supervisor that has started this process. It does not return while the link is open and the engine can
+/// Serves the supervisor that has started this process and listens on `link`. It does not return while the link is open and the engine can
 /// serve.
 ///
 /// # Errors
 /// Returns an error when the link cannot be opened, or when the engine cannot serve any more.
-pub(crate) fn run() -> anyhow::Result<ExitCode> {
+pub(crate) fn run(link: &str) -> anyhow::Result<ExitCode> {
     // A closed link normally ends this process. The signal ends it even if it is stopped or stuck at that moment.
     set_pdeathsig(Signal::SIGKILL).context("cannot ask to die with the supervisor")?;
-    let (mut commands, events) = connect()?;
+    let (mut commands, events) = connect(link)?;
     let spec = receive_load(&mut commands)?;
     let outboxes = JobOutboxes::default();
     // The channel is unbounded, since the commands' thread must never wait. The supervisor keeps it short: it sends the

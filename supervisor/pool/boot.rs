@@ -100,13 +100,13 @@ impl BootPlan {
     }
 
     fn spawn(&self) -> Result<BootingProcess, BootErrorCause> {
-        let (link, workers_end) = Link::open(self.config.realtime).map_err(BootErrorCause::Link)?;
+        let (link, invitation) = Link::open(self.config.realtime).map_err(BootErrorCause::Link)?;
         let binary = &self.config.worker_bin;
         let process = WorkerProcess::spawn(
             binary,
             &self.worker_id(),
             &self.gpu.visible_device,
-            workers_end,
+            invitation,
             &self.tracker,
         );
         let process = process.map_err(|source| BootErrorCause::Spawn {
@@ -362,7 +362,7 @@ impl<'a> BootDeadlines<'a> {
 
 /// Returns why a process has exited: the reason that it reported over its link, else its exit status.
 async fn last_words(link: &mut Link, status: io::Result<ExitStatus>) -> BootErrorCause {
-    link.close();
+    link.give_up();
     let refused = async {
         while let Some(input) = link.events.recv().await {
             if let LinkInput::Event(Event::BootFailed { message, permanent }, _) = input {

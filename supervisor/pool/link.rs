@@ -1,17 +1,19 @@
-//! The supervisor's end of a link: typed messages over a socket, on threads of their own.
+//! The supervisor's end of a link: typed messages, on threads of their own.
 //!
-//! Reading and writing the socket blocks without limit; the death of the process, or [`Link::close`], ends the wait.
+//! ipc-channel blocks without limit in `accept`, `recv` and `send`. The death of the process ends the wait, and
+//! [`Link::give_up`] the wait for a process that never connects.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::mpsc as std_mpsc;
 use std::thread;
 
-use fastvideo_link::{ReceiveError, Receiver, SharedMemory, Socket};
+use fastvideo_link::{Cancel, Invitation, ReceiveError, SharedMemory, is_shortage};
 use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION};
 use tokio::sync::mpsc;
 
 use super::exit::ExitKind;
+
+type Listener = fastvideo_link::Listener<Hello, Command, Event>;
 
 /// A command and, beside [`Command::Generate`], the state's blob.
 pub(super) type LinkCommand = (Command, Option<SharedMemory>);
@@ -65,45 +67,35 @@ impl LinkEnd {
 /// A link to one worker, which may not have connected yet.
 #[derive(Debug)]
 pub(super) struct Link {
-    socket: Socket,
+    cancel: Cancel,
     pub(super) events: mpsc::Receiver<LinkInput>,
     commands: std_mpsc::SyncSender<LinkCommand>,
 }
 
 impl Link {
-    /// Opens a link, and returns the worker's end of it, which is to be the worker's standard input. With `promptly`, the
-    /// thread that reads events asks for real-time scheduling, see [`crate::thread_priority`].
+    /// Opens a link, and returns what the worker needs to connect. With `promptly`, the thread that reads events asks for
+    /// real-time scheduling, see [`crate::thread_priority`].
     ///
     /// # Errors
     /// Returns an error when the sockets or a thread cannot be made.
-    pub(super) fn open(promptly: bool) -> io::Result<(Self, OwnedFd)> {
-        let (socket, workers_end) = Socket::pair()?;
+    pub(super) fn open(promptly: bool) -> io::Result<(Self, Invitation)> {
+        let (listener, invitation) = Listener::open()?;
         let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
         let (commands, command_rx) = std_mpsc::sync_channel::<LinkCommand>(COMMAND_BUFFER);
         let link = Self {
-            socket,
+            cancel: invitation.cancel(),
             events,
             commands,
         };
-        let mut sender = link.socket.sender();
-        spawn("link-commands", move || {
-            // The loop ends when the link is closed or dropped.
-            while let Ok((command, blob)) = command_rx.recv() {
-                if sender.send(&command, blob.as_ref()).is_err() {
-                    return;
-                }
-            }
-        })?;
-        let receiving = link.socket.clone();
         spawn("link-events", move || {
             if promptly {
                 // The server logs at its start what the kernel grants.
                 let _ = crate::thread_priority::run_promptly();
             }
-            let end = receive(&receiving, &event_tx);
+            let end = receive(listener, command_rx, &event_tx);
             let _ = event_tx.blocking_send(LinkInput::Closed(end));
         })?;
-        Ok((link, workers_end))
+        Ok((link, invitation))
     }
 
     /// Queues a command and the blob that goes with it. Returns false when the worker does not read or the link is
@@ -112,9 +104,10 @@ impl Link {
         self.commands.try_send((command, blob)).is_ok()
     }
 
-    /// Closes the link. What the worker had sent before is still received.
-    pub(super) fn close(&self) {
-        self.socket.close();
+    /// Ends the wait for a worker that died before it connected. It does nothing when the worker had connected: then its
+    /// death closes the link, and what it had sent before is still received.
+    pub(super) fn give_up(&self) {
+        self.cancel.cancel();
     }
 }
 
@@ -131,7 +124,7 @@ impl Link {
         let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
         let (command_tx, commands) = std_mpsc::sync_channel(COMMAND_BUFFER);
         let link = Self {
-            socket: Socket::pair().unwrap().0,
+            cancel: Listener::open().unwrap().1.cancel(),
             events,
             commands: command_tx,
         };
@@ -145,8 +138,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // The threads end, which would otherwise wait for a worker that keeps its end open.
-        self.close();
+        self.give_up();
     }
 }
 
@@ -156,9 +148,13 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Passes on what the worker sends, until the link ends.
-fn receive(socket: &Socket, events: &mpsc::Sender<LinkInput>) -> LinkEnd {
-    let hello: Hello = match socket.receiver().receive() {
-        Ok((hello, _)) => hello,
+fn receive(
+    listener: Listener,
+    command_rx: std_mpsc::Receiver<LinkCommand>,
+    events: &mpsc::Sender<LinkInput>,
+) -> LinkEnd {
+    let (hello, mut sender, mut receiver) = match listener.accept() {
+        Ok(accepted) => accepted,
         Err(error) => return link_end(error),
     };
     if hello.version != LINK_VERSION {
@@ -166,11 +162,23 @@ fn receive(socket: &Socket, events: &mpsc::Sender<LinkInput>) -> LinkEnd {
             theirs: hello.version,
         };
     }
+    let sending = spawn("link-commands", move || {
+        // The loop ends when the worker is gone or when `Link` is dropped.
+        while let Ok((command, blob)) = command_rx.recv() {
+            if sender.send(command, blob.as_ref()).is_err() {
+                return;
+            }
+        }
+    });
+    match sending {
+        Err(error) if is_shortage(&error) => return LinkEnd::Shortage(error),
+        Err(error) => return LinkEnd::Io(error),
+        Ok(()) => {}
+    }
     let connected = LinkInput::Connected { pid: hello.pid };
     if events.blocking_send(connected).is_err() {
         return LinkEnd::Disconnected;
     }
-    let mut receiver: Receiver<Event> = socket.receiver();
     loop {
         let (event, blob) = match receiver.receive() {
             Ok(message) => message,
@@ -195,14 +203,25 @@ fn link_end(error: ReceiveError) -> LinkEnd {
 mod tests {
     use std::os::fd::AsFd;
 
+    use fastvideo_link::{Receiver, Sender, connect};
+
     use super::*;
 
-    /// What the supervisor receives of a worker that does this and then exits.
-    async fn received(work: impl FnOnce(&Socket) + Send + 'static) -> Vec<String> {
-        let (mut link, workers_end) = Link::open(false).unwrap();
+    fn hello(version: u32) -> Hello {
+        Hello { version, pid: 7 }
+    }
+
+    /// What the supervisor receives of a worker that connects with this version, does this and then exits.
+    async fn received(
+        version: u32,
+        work: impl FnOnce(&mut Sender<Event>) + Send + 'static,
+    ) -> Vec<String> {
+        let (mut link, invitation) = Link::open(false).unwrap();
         let working = thread::spawn(move || {
-            let socket = Socket::inherited(workers_end.as_fd()).unwrap();
-            work(&socket);
+            let stdin = invitation.descriptors.as_fd();
+            let connected = connect(invitation.name, stdin, hello(version));
+            let (_commands, mut events): (Receiver<Command>, _) = connected.unwrap();
+            work(&mut events);
         });
         let mut all = Vec::new();
         while let Some(input) = link.events.recv().await {
@@ -212,31 +231,21 @@ mod tests {
         all
     }
 
-    fn hello(socket: &Socket, version: u32) {
-        let hello = Hello { version, pid: 7 };
-        socket.sender().send(&hello, None).unwrap();
-    }
-
     #[tokio::test]
     async fn a_link_begins_with_a_hello_of_the_right_version() {
-        let inputs = received(|socket| hello(socket, LINK_VERSION)).await;
+        let inputs = received(LINK_VERSION, |_| ()).await;
         assert_eq!(inputs, ["Connected { pid: 7 }", "Closed(Disconnected)"]);
-        let inputs = received(|socket| hello(socket, LINK_VERSION + 1)).await;
+        let inputs = received(LINK_VERSION + 1, |_| ()).await;
         assert_eq!(inputs.len(), 1);
         assert!(inputs[0].starts_with("Closed(Version"), "{inputs:?}");
-        let nonsense = |socket: &Socket| socket.sender().send(&[0xff_u8; 32], None).unwrap();
-        let inputs = received(nonsense).await;
-        assert!(inputs[0].starts_with("Closed(Garbage"), "{inputs:?}");
-        assert_eq!(received(|_| ()).await, ["Closed(Disconnected)"]);
     }
 
     #[tokio::test]
     async fn what_is_no_event_ends_the_link() {
-        let inputs = received(|socket| {
-            hello(socket, LINK_VERSION);
+        let inputs = received(LINK_VERSION, |events| {
             let beat = Event::Heartbeat { resident_bytes: 1 };
-            socket.sender().send(&beat, None).unwrap();
-            socket.sender().send(&vec![0xff_u8; 100], None).unwrap();
+            events.send(beat, None).unwrap();
+            events.send_garbage(vec![0xff; 100]).unwrap();
         })
         .await;
         assert_eq!(inputs.len(), 3);
@@ -244,11 +253,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_link_is_closed() {
-        let (link, workers_end) = Link::open(false).unwrap();
-        let socket = Socket::inherited(workers_end.as_fd()).unwrap();
-        drop(link);
-        let mut receiver = socket.receiver::<Command>();
-        assert!(matches!(receiver.receive(), Err(ReceiveError::Closed)));
+    async fn nobody_waits_for_a_worker_any_more_when_the_link_is_given_up() {
+        let (mut link, _invitation) = Link::open(false).unwrap();
+        link.give_up();
+        let input = link.events.recv().await;
+        assert!(matches!(
+            input,
+            Some(LinkInput::Closed(LinkEnd::Disconnected))
+        ));
     }
 }

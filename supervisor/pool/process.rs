@@ -3,13 +3,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fastvideo_link::Invitation;
 use fastvideo_proto::ids::WorkerId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -66,8 +66,8 @@ pub(super) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts the binary with one visible GPU and an allow-listed environment; `link` is its standard input. A task of
-    /// `tracker` turns the lines that the process prints on stderr into log events.
+    /// Starts the binary with one visible GPU, an allow-listed environment and what it needs to connect to its link. A
+    /// task of `tracker` turns the lines that the process prints on stderr into log events.
     ///
     /// # Errors
     /// Returns an error when the process cannot be started.
@@ -75,7 +75,7 @@ impl WorkerProcess {
         binary: &Path,
         worker: &WorkerId,
         visible_device: &str,
-        link: OwnedFd,
+        link: Invitation,
         tracker: &TaskTracker,
     ) -> io::Result<Self> {
         #[expect(
@@ -89,11 +89,17 @@ impl WorkerProcess {
             })
         });
         command
-            .args(["run", "--worker-id", &worker.to_string()])
+            .args([
+                "run",
+                "--worker-id",
+                &worker.to_string(),
+                "--link",
+                &link.name,
+            ])
             .env_clear()
             .envs(inherited)
             .env("CUDA_VISIBLE_DEVICES", visible_device)
-            .stdin(link)
+            .stdin(link.descriptors)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);

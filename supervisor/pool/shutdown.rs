@@ -66,5 +66,5 @@ pub(super) async fn kill(link: &Link, process: &mut WorkerProcess) {
     if let Err(error) = process.kill().await {
         tracing::error!(%error, "cannot wait for a killed worker");
     }
-    link.close();
+    link.give_up();
 }
