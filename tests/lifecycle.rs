@@ -314,7 +314,7 @@ async fn shortage_of_the_host_counts_against_no_worker() {
         &[
             "--streaming.pool.min_backoff_ms=10",
             "--streaming.pool.max_backoff_ms=50",
-            "--streaming.pool.quarantine_after=1",
+            "--streaming.pool.quarantine_after=2",
         ],
     ];
     let server = Server::spawn(command().args(args.concat()));
