@@ -1,8 +1,8 @@
 //! The protocol between the supervisor and one worker: its messages and their version.
 //!
 //! Commands travel from the supervisor to the worker, events the other way. Blobs of continuation states travel beside
-//! [`Command::Generate`] and [`Event::Finished`] as one shared memory region each. The first message in each direction
-//! carries [`LINK_VERSION`].
+//! [`Command::Generate`] and [`Event::Finished`] as one piece of sealed shared memory each. The first message in each
+//! direction carries [`LINK_VERSION`].
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat
 
 /// The protocol version. It is raised with every change to a type of this module or of [`crate::state`]. Supervisor and
 /// worker are built together, so a mismatch means that one of the binaries is from an older build.
-pub const LINK_VERSION: u32 = 6;
+pub const LINK_VERSION: u32 = 7;
 
 /// The worker's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

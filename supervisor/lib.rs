@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastvideo_link::{FolderError, LinkFolder};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -60,6 +61,8 @@ const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    #[error(transparent)]
+    Links(#[from] FolderError),
     #[error("cannot open the store of sessions")]
     Store(#[from] store::open::OpenError),
     #[error("cannot read the system prompts")]
@@ -116,6 +119,8 @@ struct Server {
     /// Notified when an operator asks the server to drain.
     drain_asked: Arc<Notify>,
     tasks: BackgroundTasks,
+    /// Dropped last: workers connect through it.
+    _links: LinkFolder,
 }
 
 /// Why a server ends without waiting for its sessions.
@@ -133,6 +138,8 @@ impl Server {
     ) -> Result<Self, ServeError> {
         let hangups = Hangups::install().map_err(ServeError::Signals)?;
         raise_file_limit();
+        let links = LinkFolder::prepare()?;
+        links.take_effect();
         let prompts = Prompts::open(config.prompt)?;
         if let Some(safety) = prompts.safety() {
             safety.load_if_required().await?;
@@ -188,6 +195,7 @@ impl Server {
             drain,
             drain_asked,
             tasks,
+            _links: links,
         })
     }
 
@@ -329,6 +337,7 @@ mod tests {
             keep_up: false,
             recycle: pool::Recycle::default(),
             boot_timeout: SECOND,
+            connect_timeout: SECOND,
             heartbeat_interval: SECOND,
             heartbeat_timeout: SECOND,
             min_step_timeout: SECOND,
@@ -336,6 +345,7 @@ mod tests {
             max_backoff: SECOND,
             quarantine_after: 1,
             quarantine_lift: SECOND,
+            quarantine_trial: SECOND,
             realtime: false,
         };
         let store = store::open::Config {
@@ -362,6 +372,7 @@ mod tests {
             drain,
             drain_asked: Arc::default(),
             tasks: BackgroundTasks::default(),
+            _links: LinkFolder::prepare().unwrap(),
         };
         (server, drain_seen)
     }

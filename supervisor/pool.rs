@@ -2,8 +2,9 @@
 //!
 //! - `worker` is the task that manages one GPU. `boot` makes a process ready, `serving` is the state machine of a process
 //!   that serves, `renewal` replaces it by a standby, `shutdown` is the way out.
-//! - `process` owns a child process, `link` speaks to it; `stall`, `exit` and `progress_limit` say when and why it ends.
-//! - `lifecycle` has the states of a worker and the restart policy, `event` has an event for each change, `status` the
+//! - `process` owns a child process, `link` speaks to it; `stall`, `exit` and `progress_limit` say when and why it ends;
+//!   `attendance` notices when the supervisor could not hear it.
+//! - `lifecycle` has the states of a worker, `restart` the restart policy, `event` has an event for each change, `status` the
 //!   state that operators see, `control` the requests of operators and of the shutdown, `context` what the tasks of one
 //!   GPU share.
 //! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`. `job` is one job between a session
@@ -40,6 +41,7 @@ use shared_assignments::{AssignmentsGuard, SharedAssignments};
 use worker::WorkerTask;
 
 mod assignments;
+mod attendance;
 mod boot;
 pub mod config;
 mod context;
@@ -54,6 +56,7 @@ mod link;
 mod process;
 mod progress_limit;
 mod renewal;
+mod restart;
 mod rolling_median;
 mod serving;
 mod shared_assignments;

@@ -1,6 +1,8 @@
 //! Workers that die, hang or talk nonsense in the middle of their work: what the clients see of it, and what becomes of
 //! the worker.
 
+use std::fs;
+
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
@@ -432,4 +434,28 @@ async fn cancelled_segment_whose_worker_dies_is_cancelled() {
     client.send(json!({"type": "cancel_segment"})).await;
     let cancelled = client.until_type("segment_cancelled").await;
     assert_eq!(cancelled["segment_idx"], 0);
+}
+
+#[tokio::test]
+async fn worker_cannot_take_back_a_state_that_it_has_handed_over() {
+    let server = Server::start(&[]);
+    let mut client = server.open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    client.segment("a red fox").await;
+    let pid = server.worker_pid(0).await;
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let states: Vec<_> = descriptors
+        .map(|fd| fd.unwrap().path())
+        .filter(|fd| fs::read_link(fd).is_ok_and(|to| to.to_string_lossy().contains("memfd")))
+        .collect();
+    assert!(!states.is_empty(), "the worker holds the state");
+    for state in states {
+        let state = fs::OpenOptions::new().write(true).open(state);
+        assert!(state.is_err() || state.unwrap().set_len(0).is_err());
+    }
+    let session = assigned["session_id"].as_str().unwrap();
+    let path = format!("/v1/sessions/{session}/state?inline=true");
+    assert_eq!(server.get(&path).await.0, 200);
+    client.segment("a red fox").await;
+    assert_eq!(server.worker_pid(0).await, pid);
 }

@@ -1,6 +1,8 @@
 //! The lifecycle of worker processes: started, watched, restarted, quarantined, and never left behind.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -198,6 +200,215 @@ async fn worker_that_never_connects_is_killed() {
 }
 
 #[tokio::test]
+async fn worker_that_connects_too_late_is_killed_before_it_may_load_for_long() {
+    let script = Script::new("exec sleep 1000");
+    let args = [
+        "--worker-bin",
+        script.path(),
+        "--streaming.pool.connect_timeout_ms=300",
+        "--streaming.pool.max_backoff_ms=60000",
+        "--streaming.pool.min_backoff_ms=60000",
+    ];
+    let server = Server::start(&args);
+    let given_up = |gpu: &Value| gpu["last_exit"]["reason"] == "not connected within 300ms";
+    let gpu = server.gpu_until(0, "the wait is over", given_up).await;
+    assert_eq!(gpu["last_exit"]["kind"], "stuck");
+    assert_eq!(children(server.pid()), []);
+}
+
+#[tokio::test]
+async fn workers_start_whatever_the_temporary_folder_is() {
+    let folder = TempDir::new().unwrap();
+    let long = folder.path().join("0".repeat(100)).join("1".repeat(100));
+    fs::create_dir_all(&long).unwrap();
+    let read_only = folder.path().join("read-only");
+    fs::create_dir(&read_only).unwrap();
+    fs::set_permissions(&read_only, fs::Permissions::from_mode(0o500)).unwrap();
+    for temporary in [
+        long.as_os_str(),
+        read_only.as_os_str(),
+        folder.path().join("missing").as_os_str(),
+        OsStr::new("relative/and/missing"),
+        OsStr::from_bytes(b"/tmp/\xff\xfe"),
+        OsStr::new(""),
+    ] {
+        let args = [SMALL, &["--gpus=2"]].concat();
+        let server = Server::spawn(command().env("TMPDIR", temporary).args(args));
+        server.ready(2).await;
+        server.active(json!({})).await.segment("a red fox").await;
+        assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn supervisor_that_stood_still_keeps_its_workers() {
+    let args = [
+        "--gpus=2",
+        "--streaming.pool.heartbeat_interval_ms=100",
+        "--streaming.pool.heartbeat_timeout_ms=1000",
+        "--streaming.pool.min_step_timeout_ms=1000",
+        "--generator.synthetic.step_ms=100",
+    ];
+    let server = Server::start(&args);
+    server.ready(2).await;
+    let mut client = server.active(json!({})).await;
+    let before = [server.worker_pid(0).await, server.worker_pid(1).await];
+    for _ in 0..2 {
+        client.prompt("a red fox").await;
+        client.until_type("step_complete").await;
+        server.signal(Signal::SIGSTOP);
+        let begun = std::time::Instant::now();
+        until("every limit has passed", async || {
+            (begun.elapsed().as_secs() >= 3).then_some(())
+        })
+        .await;
+        server.signal(Signal::SIGCONT);
+        client.until_type("ltx2_segment_complete").await;
+        // A worker that was given up would be gone by now, and one that hangs is still found.
+        let resumed = std::time::Instant::now();
+        until("every limit has passed again", async || {
+            (resumed.elapsed().as_millis() >= 1500).then_some(())
+        })
+        .await;
+    }
+    let after = [server.worker_pid(0).await, server.worker_pid(1).await];
+    assert_eq!(before, after);
+    kill(after[1], Signal::SIGSTOP).unwrap();
+    let stuck = |gpu: &Value| gpu["last_exit"]["reason"] == "no heartbeat for 1s";
+    server.gpu_until(1, "a hang is still noticed", stuck).await;
+}
+
+#[tokio::test]
+async fn workers_that_come_and_go_leave_no_descriptor_behind() {
+    let server = Server::start(WATCHFUL);
+    server.ready(1).await;
+    let open = || {
+        let folder = format!("/proc/{}/fd", server.pid());
+        fs::read_dir(folder).unwrap().count()
+    };
+    let changed = async |before: Pid| {
+        let other = |gpu: &Value| gpu["ready"] == true && gpu["pid"] != json!(before.as_raw());
+        server.gpu_until(0, "the worker has changed", other).await;
+    };
+    let before = open();
+    for round in 0..12 {
+        let pid = server.worker_pid(0).await;
+        if round % 3 == 0 {
+            server.post("/v1/workers/0/restart").await;
+        } else {
+            kill(pid, Signal::SIGKILL).unwrap();
+        }
+        changed(pid).await;
+    }
+    // A connection of this test may be open.
+    until("all that the workers used is closed", async || {
+        (open() <= before + 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn shortage_of_the_host_counts_against_no_worker() {
+    let args = [
+        SMALL,
+        &[
+            "--streaming.pool.min_backoff_ms=10",
+            "--streaming.pool.max_backoff_ms=50",
+            "--streaming.pool.quarantine_after=2",
+        ],
+    ];
+    let server = Server::spawn(command().args(args.concat()));
+    server.ready(1).await;
+    let limit = |descriptors: u64| {
+        let pid = server.pid().to_string();
+        let limit = format!("--nofile={descriptors}:");
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the test changes the server's limits"
+        )]
+        let changed = std::process::Command::new("prlimit")
+            .args(["--pid", &pid, &limit])
+            .status();
+        assert!(changed.unwrap().success());
+    };
+    // So few that no other can be opened: the server answers nothing either.
+    limit(3);
+    let pid = children(server.pid())[0];
+    kill(pid, Signal::SIGKILL).unwrap();
+    until("the shortage is told", async || {
+        (server.log().contains("the host has no room for a worker")).then_some(())
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    until("it was tried again some times", async || {
+        (begun.elapsed().as_millis() >= 500).then_some(())
+    })
+    .await;
+    limit(1024);
+    let again = |gpu: &Value| gpu["ready"] == true && gpu["restarts"] == 1;
+    server.gpu_until(0, "the worker is back", again).await;
+    let told = server.log();
+    let told = told
+        .lines()
+        .filter(|line| line.contains("no room for a worker"));
+    assert_eq!(told.count(), 1);
+}
+
+#[tokio::test]
+async fn worker_that_prints_without_end_does_not_fill_the_log() {
+    let script =
+        Script::new("yes 'a line of words' | head -c 20000000 >&2; echo the last words >&2");
+    let args = [
+        "--worker-bin",
+        script.path(),
+        "--streaming.pool.min_backoff_ms=60000",
+        "--streaming.pool.max_backoff_ms=60000",
+    ];
+    let server = Server::start(&args);
+    let exited = |gpu: &Value| gpu["restarts"] == 1;
+    server.gpu_until(0, "it has exited", exited).await;
+    let log = until("its last words are there", async || {
+        Some(server.log()).filter(|log| log.contains("the last words"))
+    })
+    .await;
+    assert!(log.len() < 2_000_000, "{} bytes", log.len());
+    let gap = log.lines().find(|line| line.contains("were left out"));
+    assert!(gap.is_some_and(|line| line.contains("gpu0-1")), "{gap:?}");
+}
+
+#[tokio::test]
+async fn worker_that_cannot_start_is_told_in_one_line() {
+    let args = [
+        "--streaming.pool.quarantine_after=1",
+        "--generator.synthetic.faults=error@load",
+    ];
+    let mut command = command();
+    let server = Server::spawn(command.env("RUST_BACKTRACE", "1").args(SMALL).args(args));
+    let left = |gpu: &Value| gpu["state"] == "quarantined";
+    server.gpu_until(0, "the GPU is left alone", left).await;
+    until("no worker is expected any more", async || {
+        let (code, readyz) = server.get("/readyz").await;
+        assert_eq!(code, 503);
+        (readyz["status"] == "unavailable").then_some(())
+    })
+    .await;
+    let log = until("the reason is told", async || {
+        Some(server.log()).filter(|log| log.contains("quarantined"))
+    })
+    .await;
+    let told: Vec<_> = log
+        .lines()
+        .filter(|l| l.contains("injected error"))
+        .collect();
+    assert_eq!(told.len(), 1, "{log}");
+    assert!(told[0].contains("ERROR"), "{log}");
+    assert!(
+        !log.contains("backtrace") && !log.contains("Caused by"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
 async fn what_a_worker_leaves_running_holds_nothing_up() {
     let script = Script::new("sleep 20 & exit 7");
     let args = ["--worker-bin", script.path()];
@@ -283,6 +494,74 @@ async fn quarantine_holds_while_another_worker_serves() {
         (&gpu["state"], &gpu["restarts"]),
         (&json!("quarantined"), &json!(2))
     );
+}
+
+#[tokio::test]
+async fn job_that_kills_every_worker_takes_no_gpu_away() {
+    let args = [
+        "--gpus=3",
+        "--max-attempts=3",
+        "--streaming.pool.quarantine_after=2",
+        "--streaming.pool.min_backoff_ms=20",
+        "--streaming.pool.max_backoff_ms=40",
+        "--generator.synthetic.faults=exit@step1,prompt=poison",
+    ];
+    let server = Server::start(&args);
+    server.ready(3).await;
+    let mut client = server.active(json!({})).await;
+    for _ in 0..8 {
+        client.prompt("poison").await;
+        assert_eq!(client.error().await["retryable"], false);
+    }
+    server.ready(3).await;
+    client.segment("a red fox").await;
+    assert!(!server.log().contains("quarantine"), "{}", server.log());
+}
+
+#[tokio::test]
+async fn worker_that_exits_during_jobs_is_tried_again_while_another_serves() {
+    let args = [
+        "--gpus=2",
+        "--streaming.pool.quarantine_after=2",
+        "--streaming.pool.quarantine_trial_seconds=4",
+        "--streaming.pool.min_backoff_ms=20",
+        "--streaming.pool.max_backoff_ms=40",
+        "--generator.synthetic.faults=exit@step1,gpu=0,max_incarnation=2",
+    ];
+    let server = Server::start(&args);
+    for _ in 0..2 {
+        server.ready(2).await;
+        // The first GPU is asked first, and the other one finishes what it drops.
+        let segment = server.active(json!({})).await.segment("a red fox").await;
+        assert_eq!(segment.of("error"), Vec::<&Value>::new());
+        server.sessions(0).await;
+    }
+    let left = |gpu: &Value| gpu["state"] == "quarantined";
+    server.gpu_until(0, "the GPU is left alone", left).await;
+    server.ready(2).await;
+    server.active(json!({})).await.segment("a red fox").await;
+    assert_eq!(server.gpu(0).await["segments_finished"], 1);
+    assert_eq!(server.gpu(0).await["restarts"], 2);
+}
+
+#[tokio::test]
+async fn restart_by_order_forgives_earlier_exits() {
+    let args = [
+        "--streaming.pool.quarantine_after=2",
+        "--streaming.pool.min_backoff_ms=20",
+        "--streaming.pool.max_backoff_ms=40",
+    ];
+    let server = Server::start(&args);
+    for round in 0..3 {
+        server.ready(1).await;
+        let pid = server.worker_pid(0).await;
+        kill(pid, Signal::SIGKILL).unwrap();
+        let back = |gpu: &Value| gpu["ready"] == true && gpu["restarts"] == round + 1;
+        let gpu = server.gpu_until(0, "the worker is back", back).await;
+        server.post("/v1/workers/0/restart").await;
+        let fresh = |now: &Value| now["ready"] == true && now["pid"] != gpu["pid"];
+        server.gpu_until(0, "it was started again", fresh).await;
+    }
 }
 
 #[tokio::test]

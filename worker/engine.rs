@@ -10,12 +10,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use fastvideo_link::MemoryBuffer;
 use fastvideo_proto::job::{Stage, VideoFormat};
 use fastvideo_proto::link::DeviceReport;
 use fastvideo_proto::state::StateHeader;
 
 use crate::sound::AudioFormat;
-use crate::state::StateBuffer;
 
 mod initial_image;
 #[cfg(feature = "torch")]
@@ -113,7 +113,18 @@ pub(crate) struct State<'a> {
 #[derive(Debug)]
 pub(crate) struct NewState {
     pub(crate) header: StateHeader,
-    pub(crate) blob: StateBuffer,
+    /// The memory that the blob was written to; it is not shared yet.
+    pub(crate) blob: MemoryBuffer,
+}
+
+/// Allocates zeroed memory for the blob of a new state.
+///
+/// # Errors
+/// Returns [`EngineError::Failed`] when the host has no memory or no descriptor left.
+fn state_memory(bytes: usize) -> Result<MemoryBuffer, EngineError> {
+    MemoryBuffer::zeroed(bytes).map_err(|error| {
+        EngineError::Failed(format!("no memory for a state of {bytes} bytes: {error}"))
+    })
 }
 
 /// Receives a segment while it is generated.

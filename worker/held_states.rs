@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::link::{JobSpec, JobState};
 use fastvideo_proto::state::{StateError, StateHeader};
-use ipc_channel::ipc::IpcSharedMemory;
 
 use crate::engine::State;
 
@@ -17,7 +17,7 @@ use crate::engine::State;
 pub(crate) struct SharedState {
     pub(crate) header: StateHeader,
     /// `None` for a state that has no blob.
-    pub(crate) blob: Option<IpcSharedMemory>,
+    pub(crate) blob: Option<SharedMemory>,
 }
 
 impl SharedState {
@@ -71,7 +71,7 @@ impl HeldStates {
     pub(crate) fn start_state(
         &self,
         spec: &JobSpec,
-        blob: Option<IpcSharedMemory>,
+        blob: Option<SharedMemory>,
     ) -> Result<Option<SharedState>, StartStateError> {
         match &spec.state {
             None => Ok(None),

@@ -3,18 +3,19 @@
 //! `load` creates it, `run` drives it on the main thread. It does not know how commands arrive.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, VideoFormat};
 use fastvideo_proto::link::{EncoderSpec, JobReport, JobSpec};
-use fastvideo_proto::state::blob_hash;
-use ipc_channel::ipc::IpcSharedMemory;
+use fastvideo_proto::state::{StateHeader, blob_hash};
 
 use crate::encode::EncodeParams;
-use crate::engine::{Engine, EngineError, GenerateRequest, NewState};
+use crate::engine::{Engine, EngineError, GenerateRequest};
 use crate::faults::Faults;
 use crate::held_states::{HeldStates, SharedState, StartStateError};
 use crate::link::EventSender;
@@ -31,7 +32,7 @@ pub(crate) type JobOutboxes = Arc<Mutex<HashMap<JobId, Arc<JobOutbox>>>>;
 #[derive(Debug)]
 pub(crate) enum WorkItem {
     /// Generate a segment. The blob is that of the state that was sent along. The job's outbox exists already.
-    Generate(Box<JobSpec>, Option<IpcSharedMemory>),
+    Generate(Box<JobSpec>, Option<SharedMemory>),
     /// Drop the state that is held for the session.
     Forget(SessionId),
 }
@@ -63,7 +64,9 @@ pub(crate) struct JobLoop {
 /// A segment that was generated and encoded.
 #[derive(Debug)]
 pub(crate) struct GeneratedSegment {
-    pub(crate) state: NewState,
+    /// The header of the new state, and its blob.
+    pub(crate) header: StateHeader,
+    pub(crate) blob: SharedMemory,
     pub(crate) frames: u32,
     /// The time from the call until the last frame was encoded.
     pub(crate) generation: Duration,
@@ -79,7 +82,7 @@ impl JobLoop {
         &mut self,
         work: &Receiver<WorkItem>,
         outboxes: &JobOutboxes,
-    ) -> Result<(), JobLoopError> {
+    ) -> Result<Infallible, JobLoopError> {
         loop {
             match work.recv().map_err(|_| JobLoopError::NoCommands)? {
                 WorkItem::Generate(spec, blob) => {
@@ -99,7 +102,7 @@ impl JobLoop {
     fn serve(
         &mut self,
         spec: &JobSpec,
-        blob: Option<IpcSharedMemory>,
+        blob: Option<SharedMemory>,
         outbox: &Arc<JobOutbox>,
     ) -> Result<(), JobLoopError> {
         let received = Instant::now();
@@ -118,21 +121,19 @@ impl JobLoop {
         match self.generate(spec, start.as_ref(), &target) {
             Ok(segment) => {
                 let generation = received.elapsed();
-                let NewState { header, blob } = segment.state;
-                let blob = blob.into_shared();
                 let report = JobReport {
                     job: spec.job,
-                    state: header.encode(),
+                    state: segment.header.encode(),
                     generation,
                     timing: segment.timing,
                     frames: segment.frames,
                 };
                 let state = SharedState {
-                    header,
-                    blob: Some(blob.clone()),
+                    header: segment.header,
+                    blob: Some(segment.blob.clone()),
                 };
                 self.held_states.hold(spec.session.clone(), spec.job, state);
-                outbox.finish(report, blob);
+                outbox.finish(report, segment.blob);
                 Ok(())
             }
             Err(error) if matches!(error, EngineError::Broken(_)) || self.encoder.is_gone() => {
@@ -179,22 +180,28 @@ impl JobLoop {
             .map_err(|gone| EngineError::Failed(gone.to_string()))?;
         let mut sink = JobSink::new(spec, target, &self.encoder, &mut self.faults, &self.events);
         let generated = self.engine.generate(&request, &mut sink);
-        let (mut state, decode) = match sink.end(generated) {
+        let (state, decode) = match sink.end(generated) {
             Ok(ended) => ended,
             Err(error) => {
                 self.encoder.abandon();
                 return Err(error);
             }
         };
-        // The hash is computed while the last frames are encoded.
-        state.header.blob_hash = blob_hash(&state.blob);
+        // The hash is computed, and the memory sealed, while the last frames are encoded.
+        let mut header = state.header;
+        header.blob_hash = blob_hash(&state.blob);
+        let blob = state.blob.seal();
         let encoded = self
             .encoder
             .finish()
             .map_err(|error| EngineError::Failed(error.to_string()))?;
-        encoded.sound_tail.write(&mut state.header);
+        encoded.sound_tail.write(&mut header);
+        let blob = blob.map_err(|error| {
+            EngineError::Failed(format!("the state's memory cannot be sealed: {error}"))
+        })?;
         Ok(GeneratedSegment {
-            state,
+            header,
+            blob,
             frames: encoded.frames,
             generation: started.elapsed(),
             timing: JobTiming {

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 #[cfg(feature = "torch")]
 use crate::engine::ltx2;
 use crate::engine::synthetic::{self, Synthetic};
-use crate::engine::{Engine, EngineError, NewState};
+use crate::engine::{Engine, EngineError};
 use crate::faults::{FaultPoint, FaultSpec, Faults};
 use crate::held_states::{HeldStates, SharedState};
 use crate::job::JobLoop;
@@ -137,10 +137,9 @@ fn warm_up(jobs: &mut JobLoop, warmup: &WarmupSpec) -> Result<Vec<Duration>, Eng
         let spec = warmup_job(warmup, segment_idx);
         let segment = jobs.generate(&spec, start.as_ref(), &MediaTarget::Discard)?;
         durations.push(segment.generation);
-        let NewState { header, blob } = segment.state;
         start = Some(SharedState {
-            header,
-            blob: Some(blob.into_shared()),
+            header: segment.header,
+            blob: Some(segment.blob),
         });
     }
     Ok(durations)

@@ -7,12 +7,12 @@
 //! - `engine`: the models; `sink`: receives the frames of a job.
 //! - `encode`: frames and sound to fragmented MP4; `media`: the encoder's thread, and a job's media on their way to the
 //!   link.
-//! - `sound`, `sound_tail`, `state`: types that engines, encoder and states share.
+//! - `sound`, `sound_tail`: types that engines, encoder and states share.
 //! - `faults`: fault injection; `footage`, `tools`: for measuring and trying a model without a supervisor.
 
 use std::io::Write;
+use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fastvideo_proto::job::{MediaMode, VideoFormat};
 use fastvideo_proto::link::EncoderSpec;
@@ -32,7 +32,6 @@ mod run;
 mod sink;
 mod sound;
 mod sound_tail;
-mod state;
 #[cfg(feature = "torch")]
 mod tools;
 
@@ -85,27 +84,31 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Run { worker_id, link } => {
             logging::json_to_stderr();
-            run::run(&link).with_context(|| format!("worker {worker_id} stopped"))
+            // Returned from `main`, the error would be several lines, and with a backtrace some dozens.
+            return Ok(run::run(&link).unwrap_or_else(|error| {
+                tracing::error!(error = format!("{error:#}"), "worker {worker_id} stopped");
+                ExitCode::FAILURE
+            }));
         }
         Command::Check { spec } => check::run(&spec),
         #[cfg(feature = "torch")]
         Command::Bench(args) => {
             logging::text_to_stderr();
-            tools::bench::run(&args)
+            tools::bench::run(&args)?;
         }
         #[cfg(feature = "torch")]
         Command::Generate(args) => {
             logging::text_to_stderr();
-            tools::generate::run(&args)
+            tools::generate::run(&args)?;
         }
         #[cfg(feature = "torch")]
         Command::Inspect(args) => {
             logging::text_to_stderr();
-            tools::inspect::run(&args)
+            tools::inspect::run(&args)?;
         }
         Command::BenchEncode {
             width,
@@ -129,7 +132,8 @@ fn main() -> anyhow::Result<()> {
             let report = encode::bench::bench(&params, &footage, runs)?;
             let mut stdout = std::io::stdout().lock();
             serde_json::to_writer(&mut stdout, &report)?;
-            Ok(writeln!(stdout)?)
+            writeln!(stdout)?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

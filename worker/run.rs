@@ -1,10 +1,11 @@
-//! The process: it connects to the supervisor, starts the threads, and runs until its link closes.
+//! The process: it greets the supervisor, starts the threads, and runs until its link closes.
 //!
 //! A worker has four threads. The main thread loads the engine and runs the job loop. The commands' thread cancels
 //! jobs, gives them flow credit, and ends the process when the link closes. The heartbeat's thread tells the supervisor
 //! that the process is alive. The encoder's thread is described in `media/encoder_thread.rs`.
 
 use std::convert::Infallible;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -21,15 +22,16 @@ use crate::link::{CommandReceiver, EventSender, LinkError, connect};
 use crate::load::load;
 use crate::media::outbox::JobOutbox;
 
-/// Serves the supervisor that opened `link`. It does not return while the link is open.
+/// Serves the supervisor that has started this process and listens on `link`. It does not return while the link is open and the engine can
+/// serve.
 ///
 /// # Errors
-/// Returns an error when the link cannot be opened, or when the engine cannot serve; the supervisor has been told then.
-pub(crate) fn run(link: &str) -> anyhow::Result<()> {
+/// Returns an error when the link cannot be opened, or when the engine cannot serve any more.
+pub(crate) fn run(link: &str) -> anyhow::Result<ExitCode> {
     // A closed link normally ends this process. The signal ends it even if it is stopped or stuck at that moment.
     set_pdeathsig(Signal::SIGKILL).context("cannot ask to die with the supervisor")?;
-    let (commands, events) = connect(link)?;
-    let spec = receive_load(&commands)?;
+    let (mut commands, events) = connect(link)?;
+    let spec = receive_load(&mut commands)?;
     let outboxes = JobOutboxes::default();
     // The channel is unbounded, since the commands' thread must never wait. The supervisor keeps it short: it sends the
     // next job only when the one before is generated.
@@ -39,7 +41,7 @@ pub(crate) fn run(link: &str) -> anyhow::Result<()> {
         outboxes: outboxes.clone(),
         work: work_sender,
     };
-    spawn("commands", move || handler.run(&commands))?;
+    spawn("commands", move || handler.run(commands))?;
     {
         let (events, interval) = (events.clone(), spec.heartbeat_interval);
         spawn("heartbeat", move || send_heartbeats(&events, interval))?;
@@ -47,20 +49,18 @@ pub(crate) fn run(link: &str) -> anyhow::Result<()> {
     let mut jobs = match load(&spec, &events) {
         Ok(jobs) => jobs,
         Err(error) => {
+            // The supervisor logs the reason, once.
             let permanent = error.is_permanent();
-            let error = anyhow::Error::from(error);
-            events.send(Event::BootFailed {
-                message: format!("{error:#}"),
-                permanent,
-            });
-            return Err(error);
+            let message = format!("{:#}", anyhow::Error::from(error));
+            events.send(Event::BootFailed { message, permanent });
+            return Ok(ExitCode::FAILURE);
         }
     };
-    Ok(jobs.run(&work, &outboxes)?)
+    match jobs.run(&work, &outboxes)? {}
 }
 
 /// Waits for the first command and checks its version.
-fn receive_load(commands: &CommandReceiver) -> anyhow::Result<LoadSpec> {
+fn receive_load(commands: &mut CommandReceiver) -> anyhow::Result<LoadSpec> {
     match commands.next()? {
         (Command::Load(spec), _) if spec.version == LINK_VERSION => Ok(*spec),
         (Command::Load(spec), _) => bail!(LinkError::Version {
@@ -88,9 +88,9 @@ struct CommandHandler {
 impl CommandHandler {
     /// Handles commands until the link closes, then ends the process, whatever the engine is doing, because its results
     /// are no longer needed.
-    fn run(self, commands: &CommandReceiver) {
+    fn run(self, mut commands: CommandReceiver) {
         let reason = loop {
-            if let Err(reason) = self.handle_next(commands) {
+            if let Err(reason) = self.handle_next(&mut commands) {
                 break reason;
             }
         };
@@ -99,7 +99,7 @@ impl CommandHandler {
     }
 
     /// Waits for the next command and handles it.
-    fn handle_next(&self, commands: &CommandReceiver) -> Result<(), LeaveReason> {
+    fn handle_next(&self, commands: &mut CommandReceiver) -> Result<(), LeaveReason> {
         match commands.next()? {
             (Command::Generate(spec), blob) => {
                 let outbox = JobOutbox::new(spec.job, spec.window, self.events.clone());

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
-use ipc_channel::ipc::IpcSharedMemory;
+use fastvideo_link::SharedMemory;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 
@@ -108,7 +108,7 @@ fn header(data: &[u8]) {
         None => EXPECT,
     };
     let header_bytes = header.encode();
-    let state = State::new(header, header_bytes, IpcSharedMemory::from_bytes(&bytes));
+    let state = State::new(header, header_bytes, SharedMemory::from_bytes(&bytes).unwrap());
     comes_back(&state, &expect);
 }
 

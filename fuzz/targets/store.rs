@@ -2,7 +2,7 @@
 //! other purposes: that would take minutes to build.
 
 use fastvideo_proto::state::StateHeader;
-use ipc_channel::ipc::IpcSharedMemory;
+use fastvideo_link::SharedMemory;
 
 #[allow(unused_imports, reason = "what it offers to others")]
 pub mod export;
@@ -12,11 +12,11 @@ pub mod export;
 pub struct State {
     header: StateHeader,
     header_bytes: Vec<u8>,
-    blob: IpcSharedMemory,
+    blob: SharedMemory,
 }
 
 impl State {
-    pub fn new(header: StateHeader, header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Self {
+    pub fn new(header: StateHeader, header_bytes: Vec<u8>, blob: SharedMemory) -> Self {
         Self {
             header,
             header_bytes,
@@ -32,7 +32,7 @@ impl State {
         &self.header_bytes
     }
 
-    pub fn blob(&self) -> &IpcSharedMemory {
+    pub fn blob(&self) -> &SharedMemory {
         &self.blob
     }
 }

@@ -33,7 +33,7 @@ pub struct Healthz {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Readyz {
-    /// `ready`, `warming`, `store_failing` or `draining`.
+    /// `ready`, `warming`, `unavailable`, `store_failing` or `draining`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub status: Readiness,
     /// The service's name, `server.service_name`.
@@ -64,8 +64,10 @@ pub enum Liveness {
 pub enum Readiness {
     /// At least one worker serves.
     Ready,
-    /// No worker serves yet, or none does any more.
+    /// No worker serves at the moment, but one is being started.
     Warming,
+    /// No worker serves, and none is started until an operator asks for it or a quarantine ends.
+    Unavailable,
     /// The store does not work, and `streaming.store.required_for_readiness` is set.
     StoreFailing,
     /// The server is going away and takes no further session.

@@ -150,7 +150,7 @@ pub enum WorkerState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LastExit {
-    /// The kind of the exit: `asked`, `crashed`, `stuck`, `boot` or `bad_link`.
+    /// The kind of the exit: `asked`, `crashed`, `stuck`, `boot`, `bad_link` or `shortage`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub kind: ExitKind,
     pub reason: String,
@@ -176,6 +176,8 @@ pub enum ExitKind {
     Boot,
     /// The process violated the link's protocol and was killed.
     BadLink,
+    /// The host had no descriptor, process, thread or memory left for the worker, which is not to blame.
+    Shortage,
 }
 
 /// How far a worker has loaded its model.

@@ -52,20 +52,24 @@ pub(super) async fn healthz(State(app): AppState) -> Json<Healthz> {
 /// Readiness probe: a new session would find a worker that serves, and a store where one is required.
 #[utoipa::path(get, path = "/readyz", responses(
     (status = 200, body = Readyz, description = "at least one worker serves"),
-    (status = 503, body = Readyz, description = "warming, draining, or without a store that is required")
+    (status = 503, body = Readyz, description = "warming, unavailable, draining, or without a store that is required")
 ))]
 pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
     let pool = app.context.pool.status();
     let counts = WorkerCounts::of(&pool);
     let readiness = match is_draining(&app) {
         true => Readiness::Draining,
+        false if counts.ready == 0 && app.context.pool.all_lost() => Readiness::Unavailable,
         false if counts.ready == 0 => Readiness::Warming,
         false if store::is_missed(&app.context.store) => Readiness::StoreFailing,
         false => Readiness::Ready,
     };
     let code = match readiness {
         Readiness::Ready => StatusCode::OK,
-        Readiness::Warming | Readiness::StoreFailing | Readiness::Draining => {
+        Readiness::Warming
+        | Readiness::Unavailable
+        | Readiness::StoreFailing
+        | Readiness::Draining => {
             StatusCode::SERVICE_UNAVAILABLE
         }
     };

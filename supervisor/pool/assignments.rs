@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
+use fastvideo_proto::link::JobSpec;
 use tokio::sync::{Notify, watch};
 
 use super::event::PoolEvent;
+use super::exit::Blame;
 use super::job::{JobEnd, JobEvent, QueuedJob};
 use super::rolling_median::RollingMedian;
 
@@ -99,6 +101,16 @@ struct PoolSession {
     job: Option<JobId>,
     /// The slot that the session is bound to at its next boundary. Room is reserved for it there.
     pending_move: Option<usize>,
+    /// The latest segment that ran when a worker exited.
+    suspect: Option<SuspectSegment>,
+}
+
+/// A segment that ran when a worker exited, so that it may be the cause.
+#[derive(Debug)]
+struct SuspectSegment {
+    segment_idx: u32,
+    /// The worker whose exit counts against it.
+    counted_on: Option<usize>,
 }
 
 /// A worker in the pool.
@@ -118,6 +130,8 @@ struct WorkerSlot {
     to_forget: Vec<SessionId>,
     /// The latest generation times, over all processes of the GPU.
     pace: RollingMedian,
+    /// The exits that counted against the worker, turned out to be the fault of jobs, and were not taken back yet.
+    exits_to_forgive: u32,
 }
 
 /// Whether a worker takes sessions.
@@ -158,6 +172,7 @@ impl Assignments {
             jobs: VecDeque::new(),
             to_forget: Vec::new(),
             pace: RollingMedian::new(PACE_SAMPLES),
+            exits_to_forgive: 0,
         };
         Self {
             sharing,
@@ -176,6 +191,7 @@ impl Assignments {
             served: false,
             job: None,
             pending_move: None,
+            suspect: None,
         };
         self.sessions.insert(session.clone(), entry);
         self.queue.push_back(session);
@@ -338,6 +354,34 @@ impl Assignments {
             self.bind(session, to);
             self.assign_waiting();
         }
+    }
+
+    /// Finds out who is to blame for the exit of a worker that ran this job. When the job had ended the worker of another
+    /// GPU before, that one's exit is to be forgiven.
+    pub(super) fn blame(&mut self, slot: usize, job: &JobSpec) -> Blame {
+        let Some(entry) = self.sessions.get_mut(&job.session) else {
+            return Blame::WorkerOrJob;
+        };
+        // After a segment was given up, the session begins another with the same index and the first attempt.
+        let again = (entry.suspect.as_mut())
+            .filter(|suspect| job.attempt > 1 && suspect.segment_idx == job.segment_idx);
+        let Some(suspect) = again else {
+            entry.suspect = Some(SuspectSegment {
+                segment_idx: job.segment_idx,
+                counted_on: Some(slot),
+            });
+            return Blame::WorkerOrJob;
+        };
+        if let Some(acquitted) = suspect.counted_on.take_if(|first| *first != slot) {
+            self.slots[acquitted].exits_to_forgive += 1;
+            self.slots[acquitted].notify.notify_one();
+        }
+        Blame::Job
+    }
+
+    /// Removes and returns the number of exits of a worker that turned out to be the fault of jobs.
+    pub(super) fn take_exits_to_forgive(&mut self, slot: usize) -> u32 {
+        std::mem::take(&mut self.slots[slot].exits_to_forgive)
     }
 
     /// Records how long a worker took to generate a segment.

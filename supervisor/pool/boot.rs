@@ -10,11 +10,13 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastvideo_link::is_shortage;
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::link::{Command, Event, LINK_VERSION, LoadSpec, ReadyReport};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
+use super::attendance::Attendance;
 use super::config::{Config, Gpu};
 use super::event::WorkerEvent;
 use super::exit::{ExitKind, WorkerExit};
@@ -98,13 +100,13 @@ impl BootPlan {
     }
 
     fn spawn(&self) -> Result<BootingProcess, BootErrorCause> {
-        let link = Link::open(self.config.realtime).map_err(BootErrorCause::Link)?;
+        let (link, invitation) = Link::open(self.config.realtime).map_err(BootErrorCause::Link)?;
         let binary = &self.config.worker_bin;
         let process = WorkerProcess::spawn(
             binary,
             &self.worker_id(),
             &self.gpu.visible_device,
-            link.name(),
+            invitation,
             &self.tracker,
         );
         let process = process.map_err(|source| BootErrorCause::Spawn {
@@ -154,14 +156,18 @@ impl BootError {
     }
 
     pub(super) fn kind(&self) -> ExitKind {
-        match self.cause {
+        match &self.cause {
+            BootErrorCause::Link(error) | BootErrorCause::Spawn { source: error, .. }
+                if is_shortage(error) =>
+            {
+                ExitKind::Shortage
+            }
             BootErrorCause::Link(_)
             | BootErrorCause::Spawn { .. }
             | BootErrorCause::Refused { .. } => ExitKind::Boot,
-            BootErrorCause::Exited(_)
-            | BootErrorCause::Wait(_)
-            | BootErrorCause::BadLink(LinkEnd::Disconnected) => ExitKind::Crashed,
-            BootErrorCause::BadLink(_) | BootErrorCause::ForeignProcess { .. } => ExitKind::BadLink,
+            BootErrorCause::Exited(_) | BootErrorCause::Wait(_) => ExitKind::Crashed,
+            BootErrorCause::BadLink(end) => end.exit_kind(),
+            BootErrorCause::ForeignProcess { .. } => ExitKind::BadLink,
             BootErrorCause::Stalled(_) => ExitKind::Stuck,
         }
     }
@@ -246,23 +252,27 @@ async fn wait_until_ready(
 ) -> Result<ReadyReport, BootErrorCause> {
     let mut exited = pin!(exited);
     let mut load = Some(load);
-    let boot_deadline = Instant::now() + config.boot_timeout;
-    let mut deadline = (boot_deadline, Stall::NotReady(config.boot_timeout));
+    let mut deadlines = BootDeadlines::new(config);
     loop {
-        let input = tokio::select! {
-            status = &mut exited => return Err(last_words(link, status).await),
-            () = sleep_until(deadline.0) => return Err(deadline.1.into()),
-            input = link.events.recv() => input,
-        };
-        let heartbeat_deadline = Instant::now() + config.heartbeat_timeout;
-        if heartbeat_deadline < boot_deadline {
-            deadline = (
-                heartbeat_deadline,
-                Stall::NoHeartbeat(config.heartbeat_timeout),
-            );
-        } else {
-            deadline = (boot_deadline, Stall::NotReady(config.boot_timeout));
+        if let Some(absence) = deadlines.attendance.turn() {
+            observe(WorkerEvent::SupervisorAbsent { absence });
+            deadlines.start_afresh(absence);
         }
+        let (deadline, stall) = deadlines.next();
+        let input = if deadline > Instant::now() {
+            tokio::select! {
+                status = &mut exited => return Err(last_words(link, status).await),
+                () = sleep_until(deadline.min(deadlines.attendance.next_turn())) => continue,
+                input = link.events.recv() => input,
+            }
+        } else {
+            // What the process has said, and was not read yet, goes before the judgement.
+            match link.events.try_recv() {
+                Ok(input) => Some(input),
+                Err(_) => return Err(stall.into()),
+            }
+        };
+        deadlines.heard();
         match input.unwrap_or(LinkInput::Closed(LinkEnd::Disconnected)) {
             LinkInput::Connected { pid: theirs } if theirs != pid => {
                 return Err(BootErrorCause::ForeignProcess { ours: pid, theirs });
@@ -301,6 +311,55 @@ async fn wait_until_ready(
     }
 }
 
+/// The deadlines of a process that boots.
+#[derive(Debug)]
+struct BootDeadlines<'a> {
+    config: &'a Config,
+    /// When the process has to be ready.
+    ready: Instant,
+    /// When the process has to have said something, and the reason why it is stuck if it has not.
+    word: (Instant, Stall),
+    attendance: Attendance,
+}
+
+impl<'a> BootDeadlines<'a> {
+    fn new(config: &'a Config) -> Self {
+        let now = Instant::now();
+        let limit = config.connect_timeout;
+        let shortest = config.heartbeat_timeout.min(config.boot_timeout).min(limit);
+        Self {
+            config,
+            ready: now + config.boot_timeout,
+            word: (now + limit, Stall::NotConnected(limit)),
+            attendance: Attendance::new(shortest),
+        }
+    }
+
+    /// Records that the process has said something: it sends heartbeats from then on.
+    fn heard(&mut self) {
+        let limit = self.config.heartbeat_timeout;
+        self.word = (Instant::now() + limit, Stall::NoHeartbeat(limit));
+    }
+
+    /// Gives the process the time back in which the supervisor did not hear it.
+    fn start_afresh(&mut self, absence: Duration) {
+        self.ready += absence;
+        let (deadline, stall) = &mut self.word;
+        *deadline = match *stall {
+            Stall::NoHeartbeat(limit) => Instant::now() + limit,
+            _ => *deadline + absence,
+        };
+    }
+
+    /// Returns the earliest deadline, and the reason why the process is stuck when it has passed.
+    fn next(&self) -> (Instant, Stall) {
+        match self.word.0 < self.ready {
+            true => self.word,
+            false => (self.ready, Stall::NotReady(self.config.boot_timeout)),
+        }
+    }
+}
+
 /// Returns why a process has exited: the reason that it reported over its link, else its exit status.
 async fn last_words(link: &mut Link, status: io::Result<ExitStatus>) -> BootErrorCause {
     link.give_up();
@@ -334,8 +393,21 @@ mod tests {
         inputs: impl IntoIterator<Item = LinkInput>,
         exit: Option<ExitStatus>,
     ) -> Result<ReadyReport, (ExitKind, String)> {
-        let mut config = fixtures::config();
-        config.heartbeat_timeout = Duration::from_secs(50);
+        boot_with(config(), inputs, exit).await
+    }
+
+    fn config() -> Config {
+        Config {
+            heartbeat_timeout: Duration::from_secs(50),
+            ..fixtures::config()
+        }
+    }
+
+    async fn boot_with(
+        config: Config,
+        inputs: impl IntoIterator<Item = LinkInput>,
+        exit: Option<ExitStatus>,
+    ) -> Result<ReadyReport, (ExitKind, String)> {
         let (mut link, TestWorker { events, commands }) = Link::to_test_worker();
         let plan = BootPlan {
             config: Arc::new(config.clone()),
@@ -400,6 +472,38 @@ mod tests {
         let silent = (ExitKind::Stuck, "no heartbeat for 50s");
         let connected = LinkInput::Connected { pid: PID };
         check(boot_of([connected], None).await, Err(silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_does_not_connect_in_time_is_stuck() {
+        let mut config = config();
+        config.connect_timeout = Duration::from_secs(10);
+        let begun = Instant::now();
+        let silent = (ExitKind::Stuck, "not connected within 10s");
+        check(boot_with(config.clone(), [], None).await, Err(silent));
+        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        let connected = LinkInput::Connected { pid: PID };
+        let silent = (ExitKind::Stuck, "no heartbeat for 50s");
+        check(boot_with(config, [connected], None).await, Err(silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_supervisor_stood_still_counts_for_nothing() {
+        let begun = Instant::now();
+        let standing_still = async {
+            for _ in 0..3 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::advance(Duration::from_secs(1000)).await;
+            }
+            pending::<()>().await;
+        };
+        let connected = LinkInput::Connected { pid: PID };
+        let ended = tokio::select! {
+            ended = boot_of([connected], None) => ended,
+            () = standing_still => unreachable!(),
+        };
+        check(ended, Err((ExitKind::Stuck, "no heartbeat for 50s")));
+        assert_eq!(begun.elapsed(), Duration::from_secs(3 * 1001 + 50));
     }
 
     #[tokio::test(start_paused = true)]

@@ -45,6 +45,8 @@ pub struct Config {
     pub recycle: Recycle,
     /// The longest time from the start of a process to its readiness.
     pub boot_timeout: Duration,
+    /// The longest time from the start of a process to its first message.
+    pub connect_timeout: Duration,
     /// The interval at which a worker sends heartbeats.
     pub heartbeat_interval: Duration,
     /// The heartbeat timeout: a worker that has sent no heartbeat for this long is stuck.
@@ -59,6 +61,9 @@ pub struct Config {
     pub quarantine_after: u32,
     /// The time without a serving worker after which all quarantines are lifted.
     pub quarantine_lift: Duration,
+    /// The time after which a worker is tried again that was quarantined because it exited during jobs. It doubles with
+    /// each trial that fails.
+    pub quarantine_trial: Duration,
     /// Whether the threads that read the workers' events ask for real-time scheduling; see [`crate::thread_priority`].
     pub realtime: bool,
 }
@@ -96,6 +101,7 @@ pub static KEYS: &[&KeySpec] = &[
     &conditioning::NUM_FRAMES.spec,
     &conditioning::END_OFFSET.spec,
     &conditioning::ENABLE_AUDIO_REENCODE.spec,
+    &CONNECT_TIMEOUT.spec,
     &HEARTBEAT_INTERVAL.spec,
     &HEARTBEAT_TIMEOUT.spec,
     &MIN_STEP_TIMEOUT.spec,
@@ -103,6 +109,7 @@ pub static KEYS: &[&KeySpec] = &[
     &MAX_BACKOFF.spec,
     &QUARANTINE_AFTER.spec,
     &QUARANTINE_LIFT.spec,
+    &QUARANTINE_TRIAL.spec,
 ];
 
 /// The keys of `streaming.encoder`.
@@ -167,6 +174,14 @@ static WORKER_BIN: Key<Option<String>> = Key::text("streaming.pool.worker_bin")
     .short("worker-bin")
     .help("The worker program [default: fastvideo-worker beside this program]");
 
+static CONNECT_TIMEOUT: Key<Duration> = Key::millis(
+    "streaming.pool.connect_timeout_ms",
+    10.0,
+    HOUR * 1e3,
+)
+.help("Longest time from the start of a worker to its first message, before it loads anything")
+.default(60_000.0);
+
 static HEARTBEAT_INTERVAL: Key<Duration> =
     Key::millis("streaming.pool.heartbeat_interval_ms", 10.0, MINUTE * 1e3)
         .help("How often a worker says that it lives")
@@ -202,6 +217,11 @@ static QUARANTINE_LIFT: Key<Duration> =
     Key::seconds("streaming.pool.quarantine_lift_seconds", 0.01, DAY)
         .help("With no worker left, GPUs that were left alone are tried again after this time")
         .default(60.0);
+
+static QUARANTINE_TRIAL: Key<Duration> =
+    Key::seconds("streaming.pool.quarantine_trial_seconds", 0.01, DAY)
+        .help("A GPU that was left alone because its worker died during segments is tried again after this time, and after twice as long each time that this fails")
+        .default(30.0);
 
 static VIDEO_CODEC: Key<String> =
     Key::choice("streaming.encoder.video_codec", &["libx264", "h264_nvenc"])
@@ -261,6 +281,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         keep_up: reader.get(&KEEP_UP),
         recycle: recycle(reader),
         boot_timeout: reader.get(&warmup::TIMEOUT),
+        connect_timeout: reader.get(&CONNECT_TIMEOUT),
         heartbeat_interval: reader.get(&HEARTBEAT_INTERVAL),
         heartbeat_timeout: reader.get(&HEARTBEAT_TIMEOUT),
         min_step_timeout: reader.get(&MIN_STEP_TIMEOUT),
@@ -268,6 +289,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         max_backoff: reader.get(&MAX_BACKOFF),
         quarantine_after: reader.get(&QUARANTINE_AFTER),
         quarantine_lift: reader.get(&QUARANTINE_LIFT),
+        quarantine_trial: reader.get(&QUARANTINE_TRIAL),
         realtime: reader.get(&REALTIME),
     }
 }

@@ -12,7 +12,8 @@ use fastvideo_proto::link::ReadyReport;
 use tokio::sync::watch;
 
 use super::exit::{ExitKind, ExitReport};
-use super::lifecycle::{InvalidTransition, RestartDecision, Transition, WorkerState};
+use super::lifecycle::{InvalidTransition, Transition, WorkerState};
+use super::restart::RestartDecision;
 use super::status::WorkerStatus;
 
 /// Something that happened to the worker of one GPU, or to a job there.
@@ -114,10 +115,16 @@ pub(super) enum WorkerEvent {
     },
     /// No process is started until an operator wants one.
     Drained,
-    /// The quarantine has ended by itself, because no worker had served for a while.
-    QuarantineLifted,
+    /// The quarantine has ended by itself.
+    QuarantineLifted {
+        why: LiftReason,
+    },
     /// A process may be started again.
     Restarting,
+    /// The supervisor itself stood still for so long, so that it did not hear the process.
+    SupervisorAbsent {
+        absence: Duration,
+    },
     /// The pool stops while the GPU has no process.
     Stopped,
     /// The task that manages the GPU has panicked.
@@ -133,6 +140,17 @@ pub(super) enum LeaveReason {
     Renewal,
     /// The pool stops.
     Stop,
+}
+
+/// The reason why a quarantine has ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LiftReason {
+    /// No worker of the pool had served for a while.
+    NoWorkerLeft,
+    /// It is time to try the worker with a job again.
+    Trial,
+    /// So many exits were the fault of jobs.
+    JobsToBlame(u32),
 }
 
 /// A state before and after an event.
@@ -185,10 +203,8 @@ impl WorkerEvent {
             } => match decision {
                 None if *for_good => Transition::ExitedAsked,
                 None => Transition::ExitedDrained,
-                Some(RestartDecision::RestartAfter(_)) => Transition::ExitedToRestart,
-                Some(RestartDecision::Quarantine | RestartDecision::QuarantineForGood) => {
-                    Transition::ExitedToQuarantine
-                }
+                Some(decision) if decision.quarantines() => Transition::ExitedToQuarantine,
+                Some(_) => Transition::ExitedToRestart,
             },
             Self::Restarting => Transition::Restarted,
             Self::Stopped => Transition::ExitedAsked,
@@ -206,7 +222,8 @@ impl WorkerEvent {
             | Self::RenewalFailed { .. }
             | Self::Renewed { .. }
             | Self::Retired { .. }
-            | Self::QuarantineLifted
+            | Self::QuarantineLifted { .. }
+            | Self::SupervisorAbsent { .. }
             | Self::TaskPanicked => return None,
         })
     }
@@ -270,8 +287,20 @@ impl WorkerEvent {
             }
             Self::Renewed { .. } => tracing::info!(worker_id, "worker is renewed"),
             Self::Exited { exit, decision, .. } => log_exit(gpu, exit, *decision),
-            Self::QuarantineLifted => {
-                tracing::info!(%gpu, "quarantine lifted: no worker was left");
+            Self::QuarantineLifted { why } => {
+                let why = match why {
+                    LiftReason::NoWorkerLeft => "no worker was left",
+                    LiftReason::Trial => "the worker is tried again",
+                    LiftReason::JobsToBlame(_) => "its last job ended another worker too",
+                };
+                tracing::info!(%gpu, "quarantine lifted: {why}");
+            }
+            Self::SupervisorAbsent { absence } => {
+                tracing::warn!(
+                    worker_id,
+                    absence_ms = absence.as_millis(),
+                    "the supervisor itself stood still: the worker's time limits start afresh"
+                );
             }
             Self::TaskPanicked => {
                 tracing::error!(%gpu, "worker's task panicked: its GPU is lost until the supervisor is started again");
@@ -295,6 +324,7 @@ impl WorkerEvent {
     }
 }
 
+/// Writes one line for an exit that somebody has to know of.
 fn log_exit(gpu: GpuId, exit: &ExitReport, decision: Option<RestartDecision>) {
     let ExitReport {
         kind,
@@ -302,19 +332,28 @@ fn log_exit(gpu: GpuId, exit: &ExitReport, decision: Option<RestartDecision>) {
         uptime,
         ..
     } = exit;
-    if *kind != ExitKind::Asked {
-        tracing::warn!(%gpu, ?kind, reason, uptime_ms = uptime.as_millis(), "worker exited");
-    }
+    let uptime_ms = uptime.as_millis();
     match decision {
+        // An exit that was asked for.
         None => {}
         Some(RestartDecision::RestartAfter(pause)) => {
+            tracing::warn!(%gpu, ?kind, reason, uptime_ms, "worker exited");
             tracing::info!(%gpu, pause_ms = pause.as_millis(), "worker will be started again");
         }
-        Some(RestartDecision::Quarantine) => {
-            tracing::error!(%gpu, "worker is quarantined: it keeps exiting before it finishes a job");
+        Some(RestartDecision::WaitForHost { again: true, .. }) => {
+            tracing::debug!(%gpu, reason, "the host still has no room for a worker");
+        }
+        Some(RestartDecision::WaitForHost { again: false, .. }) => {
+            tracing::error!(%gpu, reason, "the host has no room for a worker, which is tried again until it has");
+        }
+        Some(RestartDecision::Quarantine { trial: None }) => {
+            tracing::error!(%gpu, ?kind, reason, uptime_ms, "worker exited and is quarantined: it keeps exiting before it finishes a job");
+        }
+        Some(RestartDecision::Quarantine { trial: Some(trial) }) => {
+            tracing::error!(%gpu, ?kind, reason, uptime_ms, trial_s = trial.as_secs_f64(), "worker exited and is quarantined until it is tried again: it keeps exiting during jobs");
         }
         Some(RestartDecision::QuarantineForGood) => {
-            tracing::error!(%gpu, "worker is quarantined: it cannot become ready until an operator has mended what it says");
+            tracing::error!(%gpu, reason, "worker cannot become ready and is quarantined until it is restarted by order");
         }
     }
 }
@@ -374,7 +413,7 @@ impl WorkerStatus {
                 self.ready = None;
                 self.load_progress = None;
                 self.resident_bytes = None;
-                if exit.kind != ExitKind::Asked {
+                if !matches!(exit.kind, ExitKind::Asked | ExitKind::Shortage) {
                     self.restarts += 1;
                 }
                 self.last_exit = Some(exit.clone());
@@ -397,7 +436,8 @@ impl WorkerStatus {
             | WorkerEvent::RenewalStarted { .. }
             | WorkerEvent::RenewalFailed { .. }
             | WorkerEvent::Drained
-            | WorkerEvent::QuarantineLifted
+            | WorkerEvent::QuarantineLifted { .. }
+            | WorkerEvent::SupervisorAbsent { .. }
             | WorkerEvent::Restarting
             | WorkerEvent::Stopped => {}
         }
@@ -481,7 +521,7 @@ mod tests {
         let exit = WorkerExit::new(ExitKind::Crashed, "signal SIGKILL").report(Duration::ZERO);
         events.emit(WorkerEvent::Exited {
             exit,
-            decision: Some(RestartDecision::Quarantine),
+            decision: Some(RestartDecision::Quarantine { trial: None }),
             for_good: false,
         });
         let status = status.borrow();

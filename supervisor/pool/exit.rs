@@ -30,6 +30,19 @@ pub enum ExitKind {
     Boot,
     /// The process violated the link's protocol and was killed.
     BadLink,
+    /// The host had no descriptor, process, thread or memory left for the worker, which is not to blame.
+    Shortage,
+}
+
+/// Who is to blame for an exit that nobody asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// No job ran.
+    Worker,
+    /// A job ran that had not ended a worker before: either may be to blame.
+    WorkerOrJob,
+    /// A job ran that had already ended a worker.
+    Job,
 }
 
 /// The end of a process, for the restart policy.
@@ -37,9 +50,7 @@ pub enum ExitKind {
 pub(super) struct WorkerExit {
     pub(super) kind: ExitKind,
     pub(super) reason: String,
-    /// Whether the process ran a job that had already ended another worker: the suspect is then the job and not the
-    /// GPU.
-    pub(super) by_suspect_job: bool,
+    pub(super) blame: Blame,
     /// Whether the next process would fail in the same way.
     pub(super) permanent: bool,
 }
@@ -49,7 +60,7 @@ impl WorkerExit {
         Self {
             kind,
             reason: reason.into(),
-            by_suspect_job: false,
+            blame: Blame::Worker,
             permanent: false,
         }
     }

@@ -13,6 +13,7 @@ use super::assignments::{Assignment, Assignments, Sharing};
 use super::config::{Config, Gpu, Recycle};
 use super::context::WorkerContext;
 use super::event::WorkerEvents;
+use super::restart::{RestartLimits, RestartPolicy};
 use super::shared_assignments::SharedAssignments;
 use super::status::WorkerStatus;
 
@@ -45,6 +46,7 @@ pub(super) fn config() -> Config {
         keep_up: false,
         recycle: Recycle::default(),
         boot_timeout: seconds(60),
+        connect_timeout: seconds(60),
         heartbeat_interval: seconds(1),
         heartbeat_timeout: seconds(5),
         min_step_timeout: seconds(30),
@@ -52,8 +54,20 @@ pub(super) fn config() -> Config {
         max_backoff: seconds(10),
         quarantine_after: 3,
         quarantine_lift: seconds(60),
+        quarantine_trial: seconds(30),
         realtime: false,
     }
+}
+
+/// The policy that three exits in a row quarantine a worker.
+pub(super) fn restart_policy() -> RestartPolicy {
+    let seconds = Duration::from_secs;
+    RestartPolicy::new(RestartLimits {
+        min_backoff: seconds(1),
+        max_backoff: seconds(10),
+        quarantine_after: 3,
+        quarantine_trial: seconds(30),
+    })
 }
 
 /// The context of GPU 0, and the worker's status.
@@ -118,6 +132,6 @@ pub(super) fn job_spec(job: u64, session: SessionId) -> JobSpec {
         start_frame: 0,
         initial_image: None,
         state: None,
-        window: 0,
+        window: 100_000,
     }
 }

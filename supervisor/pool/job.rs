@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
 use fastvideo_proto::link::JobSpec;
-use ipc_channel::ipc::IpcSharedMemory;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -51,7 +51,7 @@ pub struct Media {
 pub enum JobEnd {
     Finished {
         /// The encoded header of the new continuation state and its blob, as the worker sent them.
-        state: (Vec<u8>, IpcSharedMemory),
+        state: (Vec<u8>, SharedMemory),
         /// The time from the command until the last frame was encoded.
         generation: Duration,
         timing: JobTiming,
@@ -102,7 +102,7 @@ impl Drop for JobHandle {
 pub struct StartState {
     /// The header, encoded by [`fastvideo_proto::state::StateHeader::encode`].
     pub header: Vec<u8>,
-    pub blob: IpcSharedMemory,
+    pub blob: SharedMemory,
     /// The job that generated the state, if a worker of this pool ran it: that worker may still hold the state.
     pub made_by: Option<JobId>,
 }

@@ -1,11 +1,6 @@
-//! The states of a worker, and the restart policy: exponential backoff and quarantine.
-
-use std::time::Duration;
+//! The states of a worker.
 
 use serde::Serialize;
-
-use super::exit::{ExitKind, WorkerExit};
-use crate::backoff::Backoff;
 
 /// The state of a worker, as operators see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -32,7 +27,7 @@ pub enum WorkerState {
     /// The process exited unasked; another will be started after a pause.
     BackingOff,
     /// The process exited unasked too often, or cannot become ready. No other is started until an operator asks for it,
-    /// or until no worker has served for a while.
+    /// or the quarantine ends by itself.
     Quarantined,
 }
 
@@ -112,83 +107,6 @@ impl WorkerState {
     }
 }
 
-/// The policy that decides when a worker that exited unasked is started again.
-#[derive(Debug)]
-pub(super) struct RestartPolicy {
-    /// The pauses after consecutive exits.
-    backoff: Backoff,
-    /// The pauses after exits that do not count, because the job is the suspect.
-    first_pause: Backoff,
-    quarantine_after: u32,
-    /// The exits since the last finished job.
-    exits_in_a_row: u32,
-}
-
-/// The decision about a worker that exited unasked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RestartDecision {
-    RestartAfter(Duration),
-    /// The worker is not started until an operator asks for it, or until no worker has served for a while.
-    Quarantine,
-    /// The worker is not started until an operator asks for it, since waiting does not fix the cause.
-    QuarantineForGood,
-}
-
-impl RestartDecision {
-    pub(super) fn quarantines(self) -> bool {
-        matches!(self, Self::Quarantine | Self::QuarantineForGood)
-    }
-}
-
-impl RestartPolicy {
-    /// Creates the policy. The pauses grow from `min_backoff` to `max_backoff` with jitter, so that workers that exited
-    /// together do not all restart together. `quarantine_after` consecutive exits quarantine the worker.
-    pub(super) fn new(min_backoff: Duration, max_backoff: Duration, quarantine_after: u32) -> Self {
-        let backoff = || Backoff::new(min_backoff, max_backoff).with_jitter();
-        Self {
-            backoff: backoff(),
-            first_pause: backoff(),
-            quarantine_after,
-            exits_in_a_row: 0,
-        }
-    }
-
-    /// Forgives the exits so far, after real work.
-    pub(super) fn job_finished(&mut self) {
-        self.forgive();
-    }
-
-    /// Decides what follows an exit; nothing when it was asked for.
-    pub(super) fn decide(&mut self, exit: &WorkerExit) -> Option<RestartDecision> {
-        if exit.kind == ExitKind::Asked {
-            return None;
-        }
-        if exit.permanent {
-            self.forgive();
-            return Some(RestartDecision::QuarantineForGood);
-        }
-        // The exit does not count: the job is the suspect.
-        if exit.by_suspect_job {
-            self.first_pause.reset();
-            let pause = self.first_pause.next_pause();
-            return Some(RestartDecision::RestartAfter(pause));
-        }
-        self.exits_in_a_row += 1;
-        if self.exits_in_a_row >= self.quarantine_after {
-            // A worker whose quarantine is over has all its tries again.
-            self.forgive();
-            return Some(RestartDecision::Quarantine);
-        }
-        let pause = self.backoff.next_pause();
-        Some(RestartDecision::RestartAfter(pause))
-    }
-
-    fn forgive(&mut self) {
-        self.exits_in_a_row = 0;
-        self.backoff.reset();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,69 +169,5 @@ mod tests {
         check(S::Draining, &[Restarted], None);
         check(S::Drained, &[JobStarted], None);
         check(S::Busy, &[ExitedDrained], None);
-    }
-
-    fn exit(kind: ExitKind) -> WorkerExit {
-        WorkerExit::new(kind, "for a reason")
-    }
-
-    #[test]
-    fn pauses_double_up_to_the_ceiling_and_reset_with_real_work() {
-        let ms = Duration::from_millis;
-        let mut policy = RestartPolicy::new(ms(500), ms(3000), 6);
-        let check = |policy: &mut RestartPolicy, exit: &WorkerExit, least: u64, most: u64| {
-            let Some(RestartDecision::RestartAfter(pause)) = policy.decide(exit) else {
-                panic!("{exit:?}");
-            };
-            assert!((ms(least)..=ms(most)).contains(&pause), "{pause:?}");
-        };
-        let crash = exit(ExitKind::Crashed);
-        for (least, most) in [(500, 1000), (1000, 2000), (2000, 3000), (3000, 3000)] {
-            check(&mut policy, &crash, least, most);
-        }
-        policy.job_finished();
-        check(&mut policy, &crash, 500, 1000);
-    }
-
-    #[test]
-    fn exits_in_a_row_quarantine_a_worker() {
-        let ms = Duration::from_millis;
-        let mut policy = RestartPolicy::new(ms(1), ms(1), 3);
-        for kind in [ExitKind::Crashed, ExitKind::Stuck] {
-            let decision = policy.decide(&exit(kind));
-            assert_eq!(decision, Some(RestartDecision::RestartAfter(ms(1))));
-        }
-        let decision = policy.decide(&exit(ExitKind::Boot));
-        assert_eq!(decision, Some(RestartDecision::Quarantine));
-        // It has all its tries again.
-        let decision = policy.decide(&exit(ExitKind::BadLink));
-        assert_eq!(decision, Some(RestartDecision::RestartAfter(ms(1))));
-    }
-
-    #[test]
-    fn an_exit_that_was_asked_for_or_that_a_suspect_job_caused_does_not_count() {
-        let ms = Duration::from_millis;
-        let mut policy = RestartPolicy::new(ms(1), ms(1), 2);
-        let suspect = WorkerExit {
-            by_suspect_job: true,
-            ..exit(ExitKind::Crashed)
-        };
-        for _ in 0..10 {
-            assert_eq!(policy.decide(&exit(ExitKind::Asked)), None);
-            let decision = policy.decide(&suspect);
-            assert_eq!(decision, Some(RestartDecision::RestartAfter(ms(1))));
-        }
-    }
-
-    #[test]
-    fn a_worker_that_can_never_become_ready_is_quarantined_for_good() {
-        let ms = Duration::from_millis;
-        let mut policy = RestartPolicy::new(ms(1), ms(1), 100);
-        let permanent = WorkerExit {
-            permanent: true,
-            ..exit(ExitKind::Boot)
-        };
-        let decision = policy.decide(&permanent);
-        assert_eq!(decision, Some(RestartDecision::QuarantineForGood));
     }
 }

@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fastvideo_link::Invitation;
 use fastvideo_proto::ids::WorkerId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use super::worker_log::WorkerLine;
+use super::worker_log::{LogBudget, WorkerLine};
 
 /// The variables of the supervisor's environment that a worker inherits. All others are withheld.
 const INHERITED: &[&str] = &[
@@ -65,8 +66,8 @@ pub(super) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts the binary with one visible GPU and an allow-listed environment. A task of `tracker` turns the lines that
-    /// the process prints on stderr into log events.
+    /// Starts the binary with one visible GPU, an allow-listed environment and what it needs to connect to its link. A
+    /// task of `tracker` turns the lines that the process prints on stderr into log events.
     ///
     /// # Errors
     /// Returns an error when the process cannot be started.
@@ -74,7 +75,7 @@ impl WorkerProcess {
         binary: &Path,
         worker: &WorkerId,
         visible_device: &str,
-        link_name: &str,
+        link: Invitation,
         tracker: &TaskTracker,
     ) -> io::Result<Self> {
         #[expect(
@@ -93,12 +94,12 @@ impl WorkerProcess {
                 "--worker-id",
                 &worker.to_string(),
                 "--link",
-                link_name,
+                &link.name,
             ])
             .env_clear()
             .envs(inherited)
             .env("CUDA_VISIBLE_DEVICES", visible_device)
-            .stdin(Stdio::null())
+            .stdin(link.descriptors)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
@@ -169,10 +170,14 @@ impl WorkerProcess {
 
     /// Returns the last lines that the process has printed on stderr.
     pub(super) fn last_lines(&self) -> Vec<String> {
-        let lines = self.last_lines.lock();
-        let lines = lines.expect("the holders only copy and push strings");
-        lines.iter().cloned().collect()
+        copy_of(&self.last_lines)
     }
+}
+
+fn copy_of(lines: &Mutex<VecDeque<String>>) -> Vec<String> {
+    let lines = lines.lock();
+    let lines = lines.expect("the holders only copy and push strings");
+    lines.iter().cloned().collect()
 }
 
 /// Describes an exit status, such as `exit status 3` or `signal SIGKILL`.
@@ -189,6 +194,7 @@ pub(super) fn describe(status: ExitStatus) -> String {
 
 async fn forward_lines(stderr: ChildStderr, last_lines: Arc<Mutex<VecDeque<String>>>) {
     let mut reader = BufReader::with_capacity(4096, stderr);
+    let mut budget = LogBudget::new();
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -197,7 +203,7 @@ async fn forward_lines(stderr: ChildStderr, last_lines: Arc<Mutex<VecDeque<Strin
             .read_until(b'\n', &mut line)
             .await
         {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
         let text = String::from_utf8_lossy(&line);
@@ -213,6 +219,15 @@ async fn forward_lines(stderr: ChildStderr, last_lines: Arc<Mutex<VecDeque<Strin
             }
             lines.push_back(line.text().to_owned());
         }
-        line.log();
+        if budget.admits(text.len()) {
+            budget.log_gap();
+            line.log();
+        }
+    }
+    // The last lines tell why the process has ended.
+    if budget.log_gap() {
+        for text in copy_of(&last_lines) {
+            tracing::warn!("{text}");
+        }
     }
 }

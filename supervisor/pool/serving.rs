@@ -13,24 +13,25 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, MediaKind};
 use fastvideo_proto::link::{Command, Event, JobReport, JobSpec, JobState, media_cost};
-use ipc_channel::ipc::IpcSharedMemory;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::assignments::Absence;
+use super::attendance::Attendance;
 use super::boot::LAST_EVENTS_TIMEOUT;
 use super::context::WorkerContext;
 use super::control::{Control, Controls};
 use super::event::{LeaveReason, WorkerEvent};
-use super::exit::{ExitKind, WorkerExit};
+use super::exit::{Blame, ExitKind, WorkerExit};
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob};
-use super::lifecycle::RestartPolicy;
 use super::link::{Link, LinkEnd, LinkInput};
 use super::process::describe;
 use super::progress_limit::ProgressLimit;
 use super::renewal::{Renewal, RenewalFailure, Standby};
+use super::restart::RestartPolicy;
 use super::stall::Stall;
 
 /// A process that serves sessions.
@@ -51,6 +52,7 @@ pub(super) struct ServingWorker<'a, S> {
     last_heard: Instant,
     /// When the running job last made progress, or was sent.
     last_progress: Instant,
+    attendance: Attendance,
     progress_limit: ProgressLimit,
     leaving: Option<Leaving>,
     renewal: Renewal<S>,
@@ -111,6 +113,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             jobs_finished: 0,
             last_heard: now,
             last_progress: now,
+            attendance: Attendance::new(config.heartbeat_timeout.min(config.min_step_timeout)),
             progress_limit: ProgressLimit::new(config, warmup),
             leaving: None,
             renewal: Renewal::new(config.min_backoff, config.max_backoff),
@@ -125,10 +128,13 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
     ) -> ServeEnd<S> {
         let mut exited = pin!(exited);
         loop {
+            if let ControlFlow::Break(exit) = self.look_for_stall() {
+                return ServeEnd::Failed(exit);
+            }
             if let ControlFlow::Break(end) = self.advance() {
                 return end;
             }
-            let (stall_deadline, stall) = self.stall_deadline();
+            let look_again = self.stall_deadline().0.min(self.attendance.next_turn());
             let cut_at = self.leaving.and_then(|leaving| leaving.cut_at);
             let flow = tokio::select! {
                 status = &mut exited => ControlFlow::Break(crashed(status)),
@@ -150,7 +156,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                     }
                     ControlFlow::Continue(())
                 }
-                () = sleep_until(stall_deadline) => stuck(stall),
+                () = sleep_until(look_again) => ControlFlow::Continue(()),
                 () = sleep_until_some(cut_at) => {
                     self.cut_jobs();
                     ControlFlow::Continue(())
@@ -176,6 +182,27 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
 
     fn has_no_job(&self) -> bool {
         self.running.is_none() && self.finishing.is_empty()
+    }
+
+    /// Judges whether the process is stuck, by what it has said while the supervisor could hear it.
+    fn look_for_stall(&mut self) -> ControlFlow<WorkerExit> {
+        if let Some(absence) = self.attendance.turn() {
+            self.context.emit(WorkerEvent::SupervisorAbsent { absence });
+            self.last_heard = Instant::now();
+            self.last_progress = self.last_heard;
+            for in_hand in self.finishing.values_mut() {
+                in_hand.last_activity = self.last_heard;
+            }
+        }
+        let (deadline, stall) = self.stall_deadline();
+        if deadline > Instant::now() {
+            return ControlFlow::Continue(());
+        }
+        // What the process has said, and was not read yet, goes before the judgement.
+        match self.link.events.try_recv() {
+            Ok(input) => self.on_input(input),
+            Err(_) => stuck(stall),
+        }
     }
 
     /// Returns the earliest moment at which the process counts as stuck, and the reason.
@@ -205,18 +232,12 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             LinkInput::Connected { .. } => bad_link("worker connected twice"),
             LinkInput::Event(event, blob) => self.on_event(event, blob),
             LinkInput::Closed(end) => {
-                let kind = match end {
-                    LinkEnd::Disconnected => ExitKind::Crashed,
-                    LinkEnd::Version { .. } | LinkEnd::Garbage(_) | LinkEnd::Io(_) => {
-                        ExitKind::BadLink
-                    }
-                };
-                ControlFlow::Break(WorkerExit::new(kind, end.to_string()))
+                ControlFlow::Break(WorkerExit::new(end.exit_kind(), end.to_string()))
             }
         }
     }
 
-    fn on_event(&mut self, event: Event, blob: Option<IpcSharedMemory>) -> ControlFlow<WorkerExit> {
+    fn on_event(&mut self, event: Event, blob: Option<SharedMemory>) -> ControlFlow<WorkerExit> {
         match event {
             Event::Heartbeat { resident_bytes } => {
                 self.context.emit(WorkerEvent::Heartbeat { resident_bytes });
@@ -239,7 +260,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 kind,
                 bytes,
                 sent_at_us,
-            } => self.on_media(job, kind, bytes, sent_at_us),
+            } => return self.on_media(job, kind, bytes, sent_at_us),
             Event::Generated { job } => self.on_generated(job),
             Event::Finished(report) => match blob {
                 Some(blob) => return self.on_finished(*report, blob),
@@ -272,8 +293,18 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         }
     }
 
-    fn on_media(&mut self, job: JobId, kind: MediaKind, bytes: Bytes, sent_at_us: u64) {
+    fn on_media(
+        &mut self,
+        job: JobId,
+        kind: MediaKind,
+        bytes: Bytes,
+        sent_at_us: u64,
+    ) -> ControlFlow<WorkerExit> {
         if let Some(in_hand) = self.in_hand(job) {
+            // The last message may exceed the window, and none may follow it.
+            if in_hand.unacknowledged >= in_hand.job.spec.window {
+                return bad_link("worker sends more media than the job's window allows");
+            }
             let cost = media_cost(bytes.len());
             in_hand.unacknowledged += cost;
             let credit = Credit::new(cost, in_hand.job.signals.clone());
@@ -284,6 +315,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 credit,
             }));
         }
+        ControlFlow::Continue(())
     }
 
     fn is_running(&self, job: JobId) -> bool {
@@ -313,7 +345,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         }
     }
 
-    fn on_finished(&mut self, report: JobReport, blob: IpcSharedMemory) -> ControlFlow<WorkerExit> {
+    fn on_finished(&mut self, report: JobReport, blob: SharedMemory) -> ControlFlow<WorkerExit> {
         let job = report.job;
         let generation = report.generation;
         let running = (self.running.as_ref()).filter(|running| running.id() == job);
@@ -588,9 +620,13 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         let _ = timeout(LAST_EVENTS_TIMEOUT, last_events).await;
     }
 
-    /// Returns whether the running job had already ended another worker.
-    pub(super) fn runs_suspect_job(&self) -> bool {
-        (self.running.as_ref()).is_some_and(|running| running.job.spec.attempt > 1)
+    /// Finds out who is to blame for the exit of the process.
+    pub(super) fn blame(&self) -> Blame {
+        let Some(running) = &self.running else {
+            return Blame::Worker;
+        };
+        self.context
+            .with_assignments(|assignments, slot| assignments.blame(slot, &running.job.spec))
     }
 
     /// Hands back the jobs in hand, and then the sessions and the jobs that wait, so that a session learns how its job
@@ -653,7 +689,7 @@ impl JobInHand {
 }
 
 /// Sends a command. A process that does not read its commands is stuck.
-fn send(link: &Link, command: Command, blob: Option<IpcSharedMemory>) -> ControlFlow<WorkerExit> {
+fn send(link: &Link, command: Command, blob: Option<SharedMemory>) -> ControlFlow<WorkerExit> {
     match link.send(command, blob) {
         true => ControlFlow::Continue(()),
         false => stuck(Stall::UnreadCommands),

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub(super) enum Stall {
     #[error("no heartbeat for {0:?}")]
     NoHeartbeat(Duration),
+    #[error("not connected within {0:?}")]
+    NotConnected(Duration),
     #[error("not ready within {0:?}")]
     NotReady(Duration),
     #[error("no denoise step or frame for {0:?}")]

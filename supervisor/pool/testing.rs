@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{GpuId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage, VideoFormat};
 use fastvideo_proto::link::{JobSpec, media_cost};
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
-use ipc_channel::ipc::IpcSharedMemory;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -203,7 +203,7 @@ impl TestJob {
             blob_hash: blob_hash(&blob),
         };
         self.end(JobEnd::Finished {
-            state: (header.encode(), IpcSharedMemory::from_bytes(&blob)),
+            state: (header.encode(), SharedMemory::from_bytes(&blob).unwrap()),
             generation: Duration::from_millis(100),
             timing: JobTiming::default(),
             frames: format.num_frames,

@@ -13,13 +13,29 @@ use super::assignments::{Absence, Assignment};
 use super::boot::{BootOutcome, ReadyProcess, boot};
 use super::context::WorkerContext;
 use super::control::{Control, Controls};
-use super::event::{LeaveReason, WorkerEvent};
+use super::event::{LeaveReason, LiftReason, WorkerEvent};
 use super::exit::{ExitKind, WorkerExit};
-use super::lifecycle::{RestartDecision, RestartPolicy, WorkerState};
+use super::lifecycle::WorkerState;
 use super::link::Link;
 use super::process::{WorkerProcess, describe};
+use super::restart::{RestartDecision, RestartLimits, RestartPolicy};
 use super::serving::{ServeEnd, ServingWorker};
 use super::shutdown::{EXIT_TIMEOUT, kill, shut_down};
+
+/// Why the next process is started, if it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Restart {
+    /// The pool stops.
+    Never,
+    /// The pause after an exit is over.
+    Due,
+    /// An operator asked for it.
+    Ordered,
+    /// The quarantine has ended by itself.
+    Lifted(LiftReason),
+    /// So many exits, which had made the pause longer, were the fault of jobs.
+    Forgiven(u32),
+}
 
 /// The task of one GPU.
 #[derive(Debug)]
@@ -42,17 +58,30 @@ impl WorkerTask {
     /// Runs until the pool stops. No process is left when this returns.
     pub(super) async fn run(mut self) {
         let config = &self.context.config;
-        let mut policy = RestartPolicy::new(
-            config.min_backoff,
-            config.max_backoff,
-            config.quarantine_after,
-        );
+        let mut policy = RestartPolicy::new(RestartLimits {
+            min_backoff: config.min_backoff,
+            max_backoff: config.max_backoff,
+            quarantine_after: config.quarantine_after,
+            quarantine_trial: config.quarantine_trial,
+        });
         loop {
             let exit = self.run_processes(&mut policy).await;
+            policy.forgive(self.take_exits_to_forgive());
             let decision = policy.decide(&exit);
             self.record_exit(exit, decision);
-            if !self.wait_to_restart(decision).await {
-                return;
+            match self.wait_to_restart(decision).await {
+                Restart::Never => return,
+                Restart::Due => {}
+                Restart::Ordered => policy.forgive_all(),
+                Restart::Lifted(why) => {
+                    match why {
+                        LiftReason::NoWorkerLeft => policy.forgive_all(),
+                        LiftReason::Trial => policy.begin_trial(),
+                        LiftReason::JobsToBlame(exits) => policy.forgive(exits),
+                    }
+                    self.context.emit(WorkerEvent::QuarantineLifted { why });
+                }
+                Restart::Forgiven(exits) => policy.forgive(exits),
             }
             self.context.emit(WorkerEvent::Restarting);
             self.context
@@ -67,6 +96,7 @@ impl WorkerTask {
             Ok(ready) => ready,
             Err(exit) => return exit,
         };
+        policy.became_ready();
         self.context.emit(WorkerEvent::Ready {
             report: ready.report.clone(),
         });
@@ -196,58 +226,51 @@ impl WorkerTask {
         exit
     }
 
-    /// Waits until the next process may be started, as the restart policy decides or an operator asks for it. Returns
-    /// false when the pool stops in the meantime.
-    async fn wait_to_restart(&mut self, decision: Option<RestartDecision>) -> bool {
+    /// Waits until the next process may be started, as the restart policy decides or an operator asks for it.
+    async fn wait_to_restart(&mut self, decision: Option<RestartDecision>) -> Restart {
         if self.controls.is_stopping() {
             if self.context.events.state() != WorkerState::Exited {
                 self.context.emit(WorkerEvent::Stopped);
             }
-            return false;
+            return Restart::Never;
         }
         let (directive, is_new) = self.controls.latest_directive();
         if directive.drained {
             return self.stay_drained().await;
         }
-        let all_lost = self.context.all_lost.subscribe();
-        let lift = self.context.config.quarantine_lift;
-        let events = &self.context.events;
-        let pause = async move {
-            match decision {
-                _ if is_new => {}
-                None => {}
-                Some(RestartDecision::RestartAfter(pause)) => sleep(pause).await,
-                Some(RestartDecision::QuarantineForGood) => pending().await,
-                Some(RestartDecision::Quarantine) => {
-                    quarantine_over(all_lost, lift).await;
-                    events.emit(WorkerEvent::QuarantineLifted);
-                }
-            }
-        };
+        if is_new {
+            return Restart::Ordered;
+        }
         let control = tokio::select! {
-            () = pause => return true,
+            restart = self.context.restart_due(decision) => return restart,
             control = self.controls.next() => control,
         };
         match control {
             Control::Directive(directive) if directive.drained => self.stay_drained().await,
-            Control::Directive(_) => true,
+            Control::Directive(_) => Restart::Ordered,
             Control::Stop => {
                 self.context.emit(WorkerEvent::Stopped);
-                false
+                Restart::Never
             }
         }
     }
 
-    /// Waits until an operator asks for the worker; returns false when the pool stops in the meantime.
-    async fn stay_drained(&mut self) -> bool {
+    /// Waits until an operator asks for the worker, or the pool stops.
+    async fn stay_drained(&mut self) -> Restart {
         self.context.emit(WorkerEvent::Drained);
         self.context
             .with_assignments(|assignments, slot| assignments.vacate(slot, Absence::Drained));
-        let wanted = self.controls.wanted_back().await;
-        if !wanted {
+        if self.controls.wanted_back().await {
+            Restart::Ordered
+        } else {
             self.context.emit(WorkerEvent::Stopped);
+            Restart::Never
         }
-        wanted
+    }
+
+    fn take_exits_to_forgive(&self) -> u32 {
+        self.context
+            .with_assignments(|assignments, slot| assignments.take_exits_to_forgive(slot))
     }
 
     fn record_exit(&self, exit: WorkerExit, decision: Option<RestartDecision>) {
@@ -281,7 +304,9 @@ async fn end_failed(
     if exit.kind == ExitKind::Crashed {
         serving.read_last_events().await;
     }
-    exit.by_suspect_job = serving.runs_suspect_job();
+    if exit.kind != ExitKind::Shortage {
+        exit.blame = serving.blame();
+    }
     serving.hand_back(&exit.reason);
     serving.into_link().await;
     process.read_last_lines().await;
@@ -292,6 +317,52 @@ async fn end_failed(
 fn asked(left: std::io::Result<std::process::ExitStatus>) -> WorkerExit {
     let reason = left.map_or_else(|error| error.to_string(), describe);
     WorkerExit::new(ExitKind::Asked, reason)
+}
+
+impl WorkerContext {
+    /// Waits until the next process is due by itself.
+    async fn restart_due(&self, decision: Option<RestartDecision>) -> Restart {
+        let pause = match decision {
+            None => return Restart::Due,
+            Some(RestartDecision::QuarantineForGood) => return pending().await,
+            Some(RestartDecision::WaitForHost { pause, .. }) => {
+                sleep(pause).await;
+                return Restart::Due;
+            }
+            Some(RestartDecision::Quarantine { trial }) => {
+                let trial = async {
+                    match trial {
+                        Some(pause) => sleep(pause).await,
+                        None => pending().await,
+                    }
+                };
+                let none_left =
+                    quarantine_over(self.all_lost.subscribe(), self.config.quarantine_lift);
+                return Restart::Lifted(tokio::select! {
+                    () = none_left => LiftReason::NoWorkerLeft,
+                    () = trial => LiftReason::Trial,
+                    exits = self.exits_forgiven() => LiftReason::JobsToBlame(exits),
+                });
+            }
+            Some(RestartDecision::RestartAfter(pause)) => pause,
+        };
+        tokio::select! {
+            () = sleep(pause) => Restart::Due,
+            exits = self.exits_forgiven() => Restart::Forgiven(exits),
+        }
+    }
+
+    /// Waits until exits of this GPU's workers turn out to be the fault of jobs; returns their number.
+    async fn exits_forgiven(&self) -> u32 {
+        loop {
+            let exits =
+                self.with_assignments(|assignments, slot| assignments.take_exits_to_forgive(slot));
+            if exits > 0 {
+                return exits;
+            }
+            self.notify.notified().await;
+        }
+    }
 }
 
 /// Waits until no worker of the pool has served for as long as `lift`; then all quarantines end together.

@@ -1,7 +1,7 @@
 //! A segment over its attempts, by the events of its jobs alone.
 
 use bytes::Bytes;
-use ipc_channel::ipc::IpcSharedMemory;
+use fastvideo_link::SharedMemory;
 
 use super::*;
 
@@ -142,7 +142,7 @@ fn every_failure_says_whether_trying_again_may_help() {
         assert_eq!(given, expected);
     }
     let bad = JobEvent::Ended(JobEnd::Finished {
-        state: (vec![1, 2, 3], IpcSharedMemory::from_bytes(&[0])),
+        state: (vec![1, 2, 3], SharedMemory::from_bytes(&[0]).unwrap()),
         generation: Duration::ZERO,
         timing: JobTiming::default(),
         frames: 8,

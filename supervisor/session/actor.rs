@@ -28,6 +28,9 @@ use crate::store::StoreError;
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
 
+/// How late the session's clock may ring. When it rings later, the server itself has stood still.
+const LATE: Duration = Duration::from_secs(1);
+
 /// Serves one client from its opening to the last event in the outbox.
 pub async fn run(
     mut ticket: Ticket,
@@ -232,6 +235,9 @@ impl LiveSession {
 
     fn clock_rang(&mut self) -> Option<EndCause> {
         let now = Instant::now();
+        if self.alarm().is_some_and(|alarm| now - alarm > LATE) {
+            self.server_stood_still(now);
+        }
         let passed = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
         if passed(self.slow_at()) {
             return Some(EndCause::SlowClient);

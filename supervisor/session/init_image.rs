@@ -203,7 +203,8 @@ fn keep(picture: &RgbImage) -> io::Result<TempPath> {
     let mut file = tempfile::Builder::new()
         .prefix("fastvideo-init-")
         .suffix(".png")
-        .tempfile()?;
+        // The default is the folder of the workers' sockets, see `LinkFolder`.
+        .tempfile_in(std::env::temp_dir())?;
     let output = BufWriter::new(&mut file);
     let mut encoder = png::Encoder::new(output, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);

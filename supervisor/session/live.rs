@@ -214,6 +214,13 @@ impl LiveSession {
         is_idle.then(|| self.last_activity + self.context.config.session_timeout)
     }
 
+    /// Gives the client its time limits afresh: while the server stood still, it neither heard the client nor sent it
+    /// anything.
+    pub(super) fn server_stood_still(&mut self, now: Instant) {
+        self.last_activity = now;
+        self.emitter.outbox().restart_full_since(now);
+    }
+
     /// Ends the session. Its stored state stays for a while, unless the session is over for good.
     pub(super) fn end(mut self: Box<Self>, cause: EndCause) {
         self.segment = None;

@@ -166,6 +166,13 @@ impl Outbox {
         self.inner.lock().full_since
     }
 
+    /// Makes a limit that was reached count as reached only now.
+    pub(crate) fn restart_full_since(&self, now: Instant) {
+        if let Some(since) = &mut self.inner.lock().full_since {
+            *since = now;
+        }
+    }
+
     /// Waits until the drop of a receipt takes the cost below the limit, or to zero.
     ///
     /// # Cancel safety

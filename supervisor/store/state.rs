@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::state::{StateError, StateHeader};
-use ipc_channel::ipc::IpcSharedMemory;
 
 use super::ids::BlobId;
 
@@ -22,7 +22,7 @@ pub struct State {
 struct SharedState {
     header: StateHeader,
     header_bytes: Vec<u8>,
-    blob: IpcSharedMemory,
+    blob: SharedMemory,
 }
 
 impl State {
@@ -34,7 +34,7 @@ impl State {
     /// # Errors
     /// Returns an error when the header is damaged or of another version, or the blob has another size than the header
     /// says.
-    pub fn from_worker(header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Result<Self, StateError> {
+    pub fn from_worker(header_bytes: Vec<u8>, blob: SharedMemory) -> Result<Self, StateError> {
         let header = StateHeader::decode(&header_bytes)?;
         header.check_blob_size(blob.len())?;
         Ok(Self::new(header, header_bytes, blob))
@@ -42,6 +42,9 @@ impl State {
 
     /// Takes a state out of a store. Copies the blob, whose hash was compared with its name, into memory that can
     /// travel to a worker.
+    ///
+    /// # Panics
+    /// Panics when the system has no memory or no file descriptor left.
     pub(super) fn from_stored(
         header_bytes: Vec<u8>,
         name: BlobId,
@@ -52,11 +55,11 @@ impl State {
         if header.blob_hash != *name.as_bytes() {
             return Err(StateError::Hash);
         }
-        let blob = IpcSharedMemory::from_bytes(blob);
+        let blob = SharedMemory::from_bytes(blob).expect("a descriptor and memory are left");
         Ok(Self::new(header, header_bytes, blob))
     }
 
-    pub(super) fn new(header: StateHeader, header_bytes: Vec<u8>, blob: IpcSharedMemory) -> Self {
+    pub(super) fn new(header: StateHeader, header_bytes: Vec<u8>, blob: SharedMemory) -> Self {
         Self {
             shared: Arc::new(SharedState {
                 header,
@@ -90,7 +93,7 @@ impl State {
     }
 
     /// Returns the blob: the frames, then the audio latents. It is as long as the header says; its hash is not checked.
-    pub fn blob(&self) -> &IpcSharedMemory {
+    pub fn blob(&self) -> &SharedMemory {
         &self.shared.blob
     }
 

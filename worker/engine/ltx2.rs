@@ -210,7 +210,7 @@ impl Engine for Ltx2 {
         let index = request
             .state
             .map_or(0, |state| state.header.segment_index.saturating_add(1));
-        Ok(state::write(&continuation, index, model.audio.sample_rate))
+        state::write(&continuation, index, model.audio.sample_rate)
     }
 }
 

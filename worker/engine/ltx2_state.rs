@@ -6,8 +6,7 @@ use fastvideo_ltx2::pipeline::Continuation;
 use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout};
 use tch::{Kind, Tensor};
 
-use super::{EngineError, NewState, State};
-use crate::state::StateBuffer;
+use super::{EngineError, NewState, State, state_memory};
 
 /// Reads a state into tensors on the CPU.
 ///
@@ -80,7 +79,14 @@ fn only_whole(header: &StateHeader) -> Result<(), EngineError> {
 }
 
 /// Writes the state after segment `index`. The caller fills in the blob's hash.
-pub(super) fn write(made: &Continuation, index: u32, sample_rate: u32) -> NewState {
+///
+/// # Errors
+/// Returns an error when there is no memory for it.
+pub(super) fn write(
+    made: &Continuation,
+    index: u32,
+    sample_rate: u32,
+) -> Result<NewState, EngineError> {
     let frames = made
         .frames
         .as_ref()
@@ -111,7 +117,7 @@ pub(super) fn write(made: &Continuation, index: u32, sample_rate: u32) -> NewSta
     };
     let bytes =
         usize::try_from(header.blob_bytes()).expect("it fits into memory, as its tensors do");
-    let mut blob = StateBuffer::zeroed(bytes);
+    let mut blob = state_memory(bytes)?;
     let frames_end = frames.map_or(0, |frames| frames.bytes());
     let frames_end = usize::try_from(frames_end).unwrap_or(bytes).min(bytes);
     let (frames_bytes, latents_bytes) = blob.split_at_mut(frames_end);
@@ -124,7 +130,7 @@ pub(super) fn write(made: &Continuation, index: u32, sample_rate: u32) -> NewSta
         let latents = latents.to_kind(Kind::BFloat16).contiguous();
         latents.copy_data_u8(latents_bytes, latents.numel());
     }
-    NewState { header, blob }
+    Ok(NewState { header, blob })
 }
 
 fn sizes(tensor: &Tensor) -> Vec<u32> {
@@ -147,7 +153,7 @@ mod tests {
             audio_num_frames: 17,
             video_position_offset_sec: 0.25,
         };
-        let NewState { header, blob } = write(&made, 3, 24_000);
+        let NewState { header, blob } = write(&made, 3, 24_000).unwrap();
         assert_eq!(header.segment_index, 3);
         let state = State {
             header: &header,

@@ -37,6 +37,7 @@ mod world;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fastvideo_link::MemoryBuffer;
 use fastvideo_proto::job::Stage;
 use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::link::DeviceReport;
@@ -51,9 +52,8 @@ use self::still::Still;
 use self::world::{Memory, World};
 use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, ModelCheck, NewState,
-    Sink, State,
+    Sink, State, state_memory,
 };
-use crate::state::StateBuffer;
 
 pub(crate) use self::options::Options;
 
@@ -276,12 +276,12 @@ impl Engine for Synthetic {
                 played += 1;
             }
             film.advance(n);
-            state.take(n, &frame);
+            state.take(n, &frame)?;
             wait(begun, self.options.frame, sink)?;
             sink.frame(frame, &sound)?;
         }
         let previous = request.state.map(|state| state.header.segment_index);
-        Ok(state.finish(film, previous))
+        state.finish(film, previous)
     }
 }
 
@@ -449,7 +449,7 @@ struct StateWriter {
     frames: FramesLayout,
     latents: TensorLayout,
     /// The blob; allocated at the first trailing frame, because its pages would only delay the first frame before that.
-    blob: Option<StateBuffer>,
+    blob: Option<MemoryBuffer>,
 }
 
 impl StateWriter {
@@ -467,26 +467,31 @@ impl StateWriter {
         }
     }
 
-    fn blob(&mut self) -> &mut StateBuffer {
-        self.blob.get_or_insert_with(|| {
-            let bytes = usize::try_from(self.frames.bytes() + self.latents.bytes())
-                .expect("a state fits into memory, as its frames did");
-            StateBuffer::zeroed(bytes)
-        })
+    fn blob(&mut self) -> Result<&mut MemoryBuffer, EngineError> {
+        let blob = match self.blob.take() {
+            Some(blob) => blob,
+            None => {
+                let bytes = usize::try_from(self.frames.bytes() + self.latents.bytes())
+                    .expect("a state fits into memory, as its frames did");
+                state_memory(bytes)?
+            }
+        };
+        Ok(self.blob.insert(blob))
     }
 
-    fn take(&mut self, n: u32, frame: &[u8]) {
+    fn take(&mut self, n: u32, frame: &[u8]) -> Result<(), EngineError> {
         let first = self.format.num_frames - self.frames.count;
         if n >= first {
             let at = (n - first) as usize * frame.len();
-            self.blob()[at..at + frame.len()].copy_from_slice(frame);
+            self.blob()?[at..at + frame.len()].copy_from_slice(frame);
         }
+        Ok(())
     }
 
     /// Finishes the state. `previous` is the index of the segment whose state was continued.
-    fn finish(mut self, film: Film, previous: Option<u32>) -> NewState {
+    fn finish(mut self, film: Film, previous: Option<u32>) -> Result<NewState, EngineError> {
         let frames_end = self.format.frame_bytes() * self.frames.count as usize;
-        let (frames, latents) = self.blob().split_at_mut(frames_end);
+        let (frames, latents) = self.blob()?.split_at_mut(frames_end);
         let memory = Memory {
             world: film.departure.world,
             scene: film.departure.to,
@@ -509,6 +514,6 @@ impl StateWriter {
             blob_hash: [0; 32],
         };
         let blob = self.blob.expect("made above");
-        NewState { header, blob }
+        Ok(NewState { header, blob })
     }
 }

@@ -207,8 +207,8 @@ fn held_state_continues_as_the_sent_one_does_and_a_damaged_one_is_refused() {
     let session = SessionId::random();
     let discard = MediaTarget::Discard;
     let made = jobs.generate(&job(1, &session, None), None, &discard);
-    let NewState { header, blob } = made.unwrap().state;
-    let (encoded, blob) = (header.encode(), blob.into_shared());
+    let GeneratedSegment { header, blob, .. } = made.unwrap();
+    let encoded = header.encode();
     let state = SharedState {
         header,
         blob: Some(blob.clone()),
@@ -220,14 +220,14 @@ fn held_state_continues_as_the_sent_one_does_and_a_damaged_one_is_refused() {
     let mut next = |spec: &JobSpec, blob| -> Result<(StateHeader, Vec<u8>), StartStateError> {
         let start = jobs.held_states.start_state(spec, blob)?;
         let made = jobs.generate(spec, start.as_ref(), &discard).unwrap();
-        Ok((made.state.header, made.state.blob.to_vec()))
+        Ok((made.header, made.blob.to_vec()))
     };
     let of_sent = next(&sent, Some(blob.clone())).unwrap();
     assert!(next(&held, None).unwrap() == of_sent);
 
     let mut damaged = blob.to_vec();
     damaged[0] ^= 1;
-    let damaged = IpcSharedMemory::from_bytes(&damaged);
+    let damaged = SharedMemory::from_bytes(&damaged).unwrap();
     assert!(matches!(
         next(&sent, Some(damaged)),
         Err(StartStateError::Invalid(StateError::Hash))

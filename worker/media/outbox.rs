@@ -7,10 +7,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::job::{JobFailure, MediaKind};
 use fastvideo_proto::link::{Event, JobReport, media_cost};
-use ipc_channel::ipc::IpcSharedMemory;
 
 use crate::link::EventSender;
 
@@ -38,7 +38,7 @@ enum JobEnd {
     /// The engine is working on the job.
     Pending,
     /// All media are in the queue, and this report follows them.
-    Finished(Box<JobReport>, IpcSharedMemory),
+    Finished(Box<JobReport>, SharedMemory),
     /// The job's last event was sent.
     Sent,
 }
@@ -81,7 +81,7 @@ impl JobOutbox {
 
     /// Sends the report after all media, which are in the queue already. If media still wait, [`Event::Generated`] is
     /// sent first, so that the supervisor can send the next job.
-    pub(crate) fn finish(&self, report: JobReport, blob: IpcSharedMemory) {
+    pub(crate) fn finish(&self, report: JobReport, blob: SharedMemory) {
         let mut queue = self.queue();
         queue.end = JobEnd::Finished(Box::new(report), blob);
         if !queue.waiting.is_empty() {
@@ -131,7 +131,7 @@ impl JobOutbox {
         if queue.waiting.is_empty() && matches!(queue.end, JobEnd::Finished(..)) {
             let end = std::mem::replace(&mut queue.end, JobEnd::Sent);
             if let JobEnd::Finished(report, blob) = end {
-                self.events.send_with_state(Event::Finished(report), blob);
+                self.events.send_with_state(Event::Finished(report), &blob);
             }
         }
     }
@@ -185,7 +185,7 @@ mod tests {
             timing: JobTiming::default(),
             frames: 12,
         };
-        outbox.finish(report, IpcSharedMemory::from_bytes(&[1]));
+        outbox.finish(report, SharedMemory::from_bytes(&[1]).unwrap());
     }
 
     /// Checks the names of the events since the last call.

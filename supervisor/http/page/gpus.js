@@ -11,7 +11,7 @@ const GPU_WORDS = {
   busy: 'Generating', draining: 'Draining', drained: 'Drained', exited: 'Not running', backing_off: 'Restarting soon', quarantined: 'Quarantined',
 };
 
-const EXIT_WORDS = { asked: 'stopped on request', crashed: 'crashed', stuck: 'hung', boot: 'did not start', bad_link: 'spoke nonsense' };
+const EXIT_WORDS = { asked: 'stopped on request', crashed: 'crashed', stuck: 'hung', boot: 'did not start', bad_link: 'spoke nonsense', shortage: 'no room on the host' };
 
 const OPERATIONS = {
   drain: { name: 'Drain', question: 'Take it away? Each of its sessions moves at the end of its segment, or waits.' },

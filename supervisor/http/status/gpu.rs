@@ -90,6 +90,7 @@ impl From<ExitKind> for api::status::ExitKind {
             ExitKind::Stuck => Self::Stuck,
             ExitKind::Boot => Self::Boot,
             ExitKind::BadLink => Self::BadLink,
+            ExitKind::Shortage => Self::Shortage,
         }
     }
 }

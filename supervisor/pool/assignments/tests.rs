@@ -449,3 +449,36 @@ fn a_worker_is_not_told_to_forget_a_session_that_is_back() {
     assignments.leave(&session.id);
     assert_eq!(assignments.take_sessions_to_forget(0), [session.id]);
 }
+
+#[test]
+fn an_exit_is_forgiven_when_its_job_ends_the_worker_of_another_gpu_too() {
+    let mut assignments = serving(3, 1);
+    let session = TestSession::join(&mut assignments);
+    let job = |segment_idx, attempt| JobSpec {
+        segment_idx,
+        attempt,
+        ..job_spec(1, session.id.clone())
+    };
+    let mut check = |slot, job: JobSpec, blame, forgiven: [u32; 3]| {
+        assert_eq!(assignments.blame(slot, &job), blame);
+        let taken = [0, 1, 2].map(|slot| assignments.take_exits_to_forgive(slot));
+        assert_eq!(taken, forgiven);
+    };
+    check(0, job(0, 1), Blame::WorkerOrJob, [0, 0, 0]);
+    // The same GPU again does not tell the two apart.
+    check(0, job(0, 2), Blame::Job, [0, 0, 0]);
+    check(1, job(0, 3), Blame::Job, [1, 0, 0]);
+    check(2, job(0, 4), Blame::Job, [0, 0, 0]);
+    // The segment was given up, and another has its index.
+    check(1, job(0, 1), Blame::WorkerOrJob, [0, 0, 0]);
+    // The attempt before was taken back, and ended no worker.
+    check(2, job(1, 2), Blame::WorkerOrJob, [0, 0, 0]);
+    check(0, job(1, 3), Blame::Job, [0, 0, 1]);
+}
+
+#[test]
+fn the_job_of_a_session_that_has_left_is_a_suspect_too() {
+    let mut assignments = serving(1, 1);
+    let job = job_spec(1, SessionId::random());
+    assert_eq!(assignments.blame(0, &job), Blame::WorkerOrJob);
+}

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::sleep;
+use tokio::time::{advance, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -20,9 +20,10 @@ use crate::pool::config::Config;
 use crate::pool::control::{Directive, StopSignal};
 use crate::pool::fixtures::{self, assignment};
 use crate::pool::job::{JobHandle, StartState, pair};
-use crate::pool::lifecycle::{RestartDecision, WorkerState};
+use crate::pool::lifecycle::WorkerState;
 use crate::pool::link::TestWorker;
 use crate::pool::renewal::StandbyBoot;
+use crate::pool::restart::RestartDecision;
 use crate::pool::status::WorkerStatus;
 
 /// How long a standby boots.
@@ -102,8 +103,7 @@ async fn serve(
     let (link, worker) = Link::to_test_worker();
     let (directive, directive_seen) = watch::channel(Directive::default());
     let (stop, stop_seen) = watch::channel(StopSignal::Run);
-    let config = &context.config;
-    let policy = RestartPolicy::new(config.min_backoff, config.max_backoff, 3);
+    let policy = fixtures::restart_policy();
     for event in [
         WorkerEvent::Spawned { pid: 1 },
         WorkerEvent::Connected,
@@ -163,7 +163,7 @@ impl Outside {
 
     async fn send(&self, event: Event) {
         let blob = match event {
-            Event::Finished(_) => Some(IpcSharedMemory::from_bytes(&[1])),
+            Event::Finished(_) => Some(SharedMemory::from_bytes(&[1]).unwrap()),
             _ => None,
         };
         self.worker
@@ -234,7 +234,7 @@ fn report(job: JobId) -> JobReport {
 fn start_state(made_by: &JobHandle) -> StartState {
     StartState {
         header: vec![7],
-        blob: IpcSharedMemory::from_bytes(&[1]),
+        blob: SharedMemory::from_bytes(&[1]).unwrap(),
         made_by: Some(made_by.id),
     }
 }
@@ -273,6 +273,44 @@ async fn a_process_without_a_heartbeat_is_stuck() {
     .await;
     check_failed(end, ExitKind::Stuck, "no heartbeat for 5s");
     assert_eq!(begun.elapsed(), seconds(8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_while_the_supervisor_stood_still_proves_nothing() {
+    let begun = Instant::now();
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        for _ in 0..3 {
+            // All time limits pass at once, and nothing was read meanwhile.
+            advance(seconds(1000)).await;
+            sleep(seconds(4)).await;
+            outside.heartbeat().await;
+        }
+        pending().await
+    })
+    .await;
+    // From then on the process is silent while the supervisor listens.
+    check_failed(end, ExitKind::Stuck, "no heartbeat for 5s");
+    assert_eq!(begun.elapsed(), seconds(3 * 1004 + 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_to_be_read_goes_before_the_judgement() {
+    for _ in 0..20 {
+        let begun = Instant::now();
+        let (end, _) = serve(fixtures::config(), async |outside| {
+            sleep(seconds(5) - Duration::from_millis(1)).await;
+            // The deadline passes before the word is read.
+            outside.heartbeat().await;
+            advance(Duration::from_millis(1)).await;
+            pending().await
+        })
+        .await;
+        check_failed(end, ExitKind::Stuck, "no heartbeat for 5s");
+        assert!(begun.elapsed() >= seconds(9), "{:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -408,6 +446,29 @@ async fn credit_and_cancellation_are_passed_to_the_process() {
     })
     .await;
     assert!(end.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn media_beyond_the_window_are_a_bad_link() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        // The window is 100,000 bytes, and each message costs 16 KiB at least.
+        for _ in 0..8 {
+            let media = Event::Media {
+                job: job.id,
+                kind: MediaKind::Fragment,
+                bytes: Bytes::from_static(&[0; 10]),
+                sent_at_us: 0,
+            };
+            outside.send(media).await;
+        }
+        pending().await
+    })
+    .await;
+    let reason = "worker sends more media than the job's window allows";
+    check_failed(end, ExitKind::BadLink, reason);
 }
 
 #[tokio::test(start_paused = true)]
@@ -640,7 +701,10 @@ async fn the_end_of_a_job_that_nobody_holds_counts_for_nothing() {
     assert_eq!(scene.outside.status.borrow().jobs_finished, 0);
     let crash = WorkerExit::new(ExitKind::Crashed, "for a reason");
     let decisions: Vec<_> = (0..3).map(|_| scene.policy.decide(&crash)).collect();
-    assert_eq!(decisions[2], Some(RestartDecision::Quarantine));
+    assert_eq!(
+        decisions[2],
+        Some(RestartDecision::Quarantine { trial: None })
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -666,8 +730,7 @@ async fn a_number_of_frames_that_does_not_fit_the_format_is_a_bad_link() {
 #[tokio::test(start_paused = true)]
 async fn a_state_that_is_generated_after_its_session_left_is_not_held() {
     let (context, _) = fixtures::context(fixtures::config());
-    let config = &context.config;
-    let mut policy = RestartPolicy::new(config.min_backoff, config.max_backoff, 3);
+    let mut policy = fixtures::restart_policy();
     let (link, _worker) = Link::to_test_worker();
     let id = WorkerId::new(context.gpu.id, 1);
     context.with_assignments(|assignments, slot| assignments.serve(slot, assignment(0, 1)));
@@ -680,7 +743,7 @@ async fn a_state_that_is_generated_after_its_session_left_is_not_held() {
     assert!(serving.start_next_job().is_continue());
     context.assignments.lock().leave(&session);
     assert!(serving.pass_signals().is_continue());
-    let blob = IpcSharedMemory::from_bytes(&[1]);
+    let blob = SharedMemory::from_bytes(&[1]).unwrap();
     assert!(serving.on_finished(report(JobId(1)), blob).is_continue());
     assert!(serving.has_no_job() && serving.held_states.is_empty());
 }

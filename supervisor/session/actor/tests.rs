@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::{ErrorCode, JobFailure};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{advance, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -317,6 +317,30 @@ async fn a_client_that_leaves_its_window_full_is_ended() {
     client.session.join_next().await.unwrap().unwrap();
     assert_eq!(full.elapsed(), 30 * SECOND);
     assert_eq!(client.names_until("Ended").await, ["StateChanged", "Ended"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_in_which_the_server_stood_still_counts_against_no_client() {
+    let mut world = World::with(|config| config.max_unsent_bytes = 100_000).await;
+    world.workers.serve(0);
+    let mut idle = world.active(OpenSession::default()).await;
+    sleep(200 * SECOND).await;
+    advance(1000 * SECOND).await;
+    let resumed = Instant::now();
+    assert_eq!(idle.ended().await, EndCause::Idle(300 * SECOND));
+    assert_eq!(resumed.elapsed(), 300 * SECOND);
+
+    let mut client = world.active(looping()).await;
+    let job = world.job().await;
+    for _ in 0..10 {
+        job.media(16 << 10);
+    }
+    job.finish();
+    sleep(10 * SECOND).await;
+    advance(1000 * SECOND).await;
+    let resumed = Instant::now();
+    client.session.join_next().await.unwrap().unwrap();
+    assert_eq!(resumed.elapsed(), 30 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]

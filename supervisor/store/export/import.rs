@@ -6,13 +6,13 @@ use std::ops::RangeInclusive;
 
 use base64::Engine as _;
 use bytes::Bytes;
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::state::{
     Dtype, FramesLayout, LTX2_V1, MAX_AUDIO_ELEMENTS, MAX_BLOB_BYTES, MAX_FRAMES, MAX_INTEGER,
     MAX_METADATA_BYTES, MAX_METADATA_DEPTH, POSITION_OFFSETS, SAMPLE_RATES, STRENGTHS, StateHeader,
     TensorLayout, blob_hash, json_depth,
 };
-use ipc_channel::ipc::IpcSharedMemory;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
@@ -134,11 +134,8 @@ pub fn import(
     }
     header.blob_hash = blob_hash(&blob);
     let header_bytes = header.encode();
-    Ok(State::new(
-        header,
-        header_bytes,
-        IpcSharedMemory::from_bytes(&blob),
-    ))
+    let blob = SharedMemory::from_bytes(&blob).expect("a descriptor and memory are left");
+    Ok(State::new(header, header_bytes, blob))
 }
 
 /// A state whose tensors are not read yet.

@@ -1,5 +1,5 @@
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::state::{StateHeader, blob_hash};
-use ipc_channel::ipc::IpcSharedMemory;
 
 use super::*;
 
@@ -135,7 +135,7 @@ fn golden() -> (StateHeader, Vec<u8>) {
 }
 
 fn state(header: &StateHeader, blob: &[u8]) -> State {
-    State::from_worker(header.encode(), IpcSharedMemory::from_bytes(blob)).unwrap()
+    State::from_worker(header.encode(), SharedMemory::from_bytes(blob).unwrap()).unwrap()
 }
 
 const EXPECT: Expectation = Expectation {
@@ -212,7 +212,7 @@ fn damaged_blob_is_not_exported() {
 fn header_that_the_public_form_cannot_carry_is_not_exported() {
     let (golden, blob) = golden();
     let check = |header: StateHeader, field: &str| {
-        let state = State::new(header, Vec::new(), IpcSharedMemory::from_bytes(&blob));
+        let state = State::new(header, Vec::new(), SharedMemory::from_bytes(&blob).unwrap());
         let refused = export_inline(&state).unwrap_err().to_string();
         let start = format!("state field `{field}`: ");
         assert!(refused.starts_with(&start), "{refused}");

@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
-use ipc_channel::ipc::IpcSharedMemory;
 use object_store::memory::InMemory;
 use tempfile::TempDir;
 
@@ -114,7 +114,7 @@ pub(super) fn state(n: u8, bytes: usize) -> State {
         audio_latents: None,
         blob_hash: blob_hash(&blob),
     };
-    State::from_worker(header.encode(), IpcSharedMemory::from_bytes(&blob)).unwrap()
+    State::from_worker(header.encode(), SharedMemory::from_bytes(&blob).unwrap()).unwrap()
 }
 
 pub(super) fn small(n: u8) -> State {
