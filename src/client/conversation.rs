@@ -268,7 +268,7 @@ impl<'a> Conversation<'a> {
                     .segment_complete(generation_time_ms, e2e_latency_ms)
                     .await;
             }
-            ServerMessage::ContinuationStateSnapshot { state } => {
+            ServerMessage::ContinuationStateSnapshot { state, .. } => {
                 self.save_state(&state)?;
                 return Ok(ControlFlow::Break(()));
             }
@@ -309,7 +309,14 @@ impl<'a> Conversation<'a> {
             ServerMessage::PromptEnhanced { .. }
             | ServerMessage::PromptFallback { .. }
             | ServerMessage::SeedPromptsRewritten { .. } => {}
-            ServerMessage::SegmentCancelled { segment_idx } => {
+            // It names, withdraws and edits no requests, and asks for no heartbeats.
+            ServerMessage::RequestWithdrawn { .. }
+            | ServerMessage::RequestEdited { .. }
+            | ServerMessage::Heartbeat => {}
+            ServerMessage::IdleWarning { seconds_left } => self.progress.say(&format!(
+                "the server ends the session in {seconds_left} s unless something is asked for"
+            )),
+            ServerMessage::SegmentCancelled { segment_idx, .. } => {
                 bail!("segment {segment_idx} was cancelled")
             }
             ServerMessage::ServerDraining { deadline_seconds } => self.progress.say(&format!(
