@@ -19,6 +19,7 @@ mod faults;
 mod figures;
 mod handoff;
 mod idle;
+mod inputs;
 mod many;
 #[path = "../tests/provider.rs"]
 #[expect(
@@ -56,10 +57,11 @@ enum Scenario {
     SessionLog,
     Extension,
     Safety,
+    Inputs,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 14] = [
+const SCENARIOS: [(&str, Scenario); 15] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -74,6 +76,7 @@ const SCENARIOS: [(&str, Scenario); 14] = [
     ("session_log", Scenario::SessionLog),
     ("extension", Scenario::Extension),
     ("safety", Scenario::Safety),
+    ("inputs", Scenario::Inputs),
 ];
 
 fn arguments() -> Command {
@@ -112,6 +115,7 @@ impl Scenario {
             Self::SessionLog => session_log::measure().await,
             Self::Extension => extension::measure(runs.unwrap_or(12)).await,
             Self::Safety => safety::measure(runs.unwrap_or(5)).await,
+            Self::Inputs => inputs::measure().await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }
     }

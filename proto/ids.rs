@@ -69,3 +69,32 @@ impl fmt::Display for JobId {
         self.0.fmt(f)
     }
 }
+
+/// The most characters of a `request_id`.
+pub const MAX_REQUEST_ID_CHARS: usize = 64;
+
+/// The name that a client gives to one of its requests, 1 to [`MAX_REQUEST_ID_CHARS`] characters. Answers about the
+/// request repeat it. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct RequestId(Arc<str>);
+
+/// A text is too long, or too short, for a [`RequestId`].
+#[derive(Debug, thiserror::Error)]
+#[error("`request_id` must be a string of 1 to {MAX_REQUEST_ID_CHARS} characters")]
+pub struct InvalidRequestId;
+
+impl RequestId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for RequestId {
+    type Error = InvalidRequestId;
+
+    fn try_from(text: String) -> Result<Self, InvalidRequestId> {
+        let is_valid = !text.is_empty() && text.chars().nth(MAX_REQUEST_ID_CHARS).is_none();
+        is_valid.then(|| Self(text.into())).ok_or(InvalidRequestId)
+    }
+}

@@ -4,11 +4,13 @@
 //! Names on the wire are those of FastVideo's streaming server, so that its clients work unchanged. A field that is
 //! absent when null is an `Option` that is not serialised.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::ids::{InvalidRequestId, RequestId};
 use crate::job::{ErrorCode, MediaMode, PromptSource, Stage};
 use crate::state::ContinuationState;
 
@@ -30,6 +32,8 @@ pub enum ClientMessage {
     GenerationPausedUpdated(Paused),
     SnapshotState,
     CancelSegment,
+    WithdrawRequest,
+    EditRequest(EditRequest),
     RewriteSeedPrompts(RewriteSeedPrompts),
     Leave,
 }
@@ -51,6 +55,8 @@ pub struct SessionInit {
     pub stream_mode: MediaMode,
     pub continuation_state: Option<ContinuationState>,
     pub resume: Option<Resume>,
+    /// Whether the server sends a `heartbeat` after each ten seconds without another message.
+    pub heartbeat: bool,
 }
 
 /// Resumes a session whose connection was lost, on this server or on another one with the same store.
@@ -69,12 +75,28 @@ pub struct SegmentRequest {
     pub negative_prompt: Option<String>,
     #[serde(default)]
     pub source: PromptSource,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The seed, as a number or as a string of digits: a number above 2^53 is not exact in JavaScript.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "number_or_digits"
+    )]
     pub seed: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_inference_steps: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance_scale: Option<f64>,
+}
+
+/// Changes the request that the message's `request_id` names while the request waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EditRequest {
+    /// The new prompt; null keeps the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// The new place in the queue, 0 for the front; null keeps the old one. A place behind the end is the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<usize>,
 }
 
 /// Replaces the curated prompts from the next segment on.
@@ -114,6 +136,8 @@ pub enum ParseError {
     NoObject,
     #[error("message is not a JSON object with a `type`: {}", shortened(.0))]
     Envelope(serde_json::Error),
+    #[error(transparent)]
+    RequestId(#[from] InvalidRequestId),
     #[error("unknown message type `{0}`")]
     UnknownType(String),
     #[error("`{kind}`: {}", shortened(.source))]
@@ -136,6 +160,8 @@ impl ClientMessage {
             Self::GenerationPausedUpdated(_) => "generation_paused_updated",
             Self::SnapshotState => "snapshot_state",
             Self::CancelSegment => "cancel_segment",
+            Self::WithdrawRequest => "withdraw_request",
+            Self::EditRequest(_) => "edit_request",
             Self::RewriteSeedPrompts(_) => "rewrite_seed_prompts",
             Self::Leave => "leave",
         }
@@ -146,16 +172,34 @@ impl ClientMessage {
     /// # Errors
     /// Returns [`ParseError`], which names the message type and the field that does not fit.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
+        Self::parse_request(text).1
+    }
+
+    /// Parses one text message like [`Self::parse`]. Returns its `request_id`, too, even when the rest of the message
+    /// is wrong, so that the error can name the request.
+    pub fn parse_request(text: &str) -> (Option<RequestId>, Result<Self, ParseError>) {
         #[derive(Deserialize)]
         struct Envelope {
             #[serde(rename = "type")]
             kind: String,
+            #[serde(default, deserialize_with = "id_or_other")]
+            request_id: Option<Result<RequestId, InvalidRequestId>>,
         }
         // Only objects are accepted, because the derived deserialisers would take an array of the fields' values too.
         if !text.trim_start().starts_with('{') {
-            return Err(ParseError::NoObject);
+            return (None, Err(ParseError::NoObject));
         }
-        let Envelope { kind } = serde_json::from_str(text).map_err(ParseError::Envelope)?;
+        let Envelope { kind, request_id } = match serde_json::from_str(text) {
+            Ok(envelope) => envelope,
+            Err(error) => return (None, Err(ParseError::Envelope(error))),
+        };
+        match request_id.transpose() {
+            Ok(request_id) => (request_id, Self::parse_fields(text, kind)),
+            Err(invalid) => (None, Err(invalid.into())),
+        }
+    }
+
+    fn parse_fields(text: &str, kind: String) -> Result<Self, ParseError> {
         Ok(match kind.as_str() {
             "session_init_v2" => Self::SessionInit(fields(text, kind)?),
             "segment_prompt_source" => Self::SegmentRequest(fields(text, kind)?),
@@ -166,6 +210,8 @@ impl ClientMessage {
             "generation_paused_updated" => Self::GenerationPausedUpdated(fields(text, kind)?),
             "snapshot_state" => Self::SnapshotState,
             "cancel_segment" => Self::CancelSegment,
+            "withdraw_request" => Self::WithdrawRequest,
+            "edit_request" => Self::EditRequest(fields(text, kind)?),
             "rewrite_seed_prompts" => Self::RewriteSeedPrompts(fields(text, kind)?),
             "leave" => Self::Leave,
             _ => return Err(ParseError::UnknownType(kind.chars().take(64).collect())),
@@ -178,6 +224,98 @@ impl ClientMessage {
 fn fields<'a, T: Deserialize<'a>>(text: &'a str, kind: String) -> Result<T, ParseError> {
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|source| ParseError::Field { kind, source })
+}
+
+/// Deserialises a [`RequestId`], or skips any other value but null. The message's own fields are then still read.
+fn id_or_other<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Result<RequestId, InvalidRequestId>>, D::Error> {
+    struct IdOrOther;
+
+    /// A value that was skipped, without building it.
+    const OTHER: Option<Result<RequestId, InvalidRequestId>> = Some(Err(InvalidRequestId));
+
+    impl<'de> Visitor<'de> for IdOrOther {
+        type Value = Option<Result<RequestId, InvalidRequestId>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("any value")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(Some(RequestId::try_from(text.to_owned())))
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_bool<E: de::Error>(self, _: bool) -> Result<Self::Value, E> {
+            Ok(OTHER)
+        }
+
+        fn visit_i64<E: de::Error>(self, _: i64) -> Result<Self::Value, E> {
+            Ok(OTHER)
+        }
+
+        fn visit_u64<E: de::Error>(self, _: u64) -> Result<Self::Value, E> {
+            Ok(OTHER)
+        }
+
+        fn visit_f64<E: de::Error>(self, _: f64) -> Result<Self::Value, E> {
+            Ok(OTHER)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            while items.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(OTHER)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            Ok(OTHER)
+        }
+    }
+
+    deserializer.deserialize_any(IdOrOther)
+}
+
+/// Deserialises an unsigned number of 64 bits, or a string of its decimal digits.
+fn number_or_digits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    struct NumberOrDigits;
+
+    impl<'de> Visitor<'de> for NumberOrDigits {
+        type Value = Option<u64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(
+                f,
+                "a whole number from 0 to {}, or its digits as a string",
+                u64::MAX
+            )
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+            Ok(Some(number))
+        }
+
+        fn visit_i64<E: de::Error>(self, negative: i64) -> Result<Self::Value, E> {
+            Err(E::invalid_value(Unexpected::Signed(negative), &self))
+        }
+
+        fn visit_str<E: de::Error>(self, digits: &str) -> Result<Self::Value, E> {
+            let number = digits.parse();
+            number
+                .map(Some)
+                .map_err(|_| E::invalid_value(Unexpected::Str(digits), &self))
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
+
+    deserializer.deserialize_any(NumberOrDigits)
 }
 
 /// Returns the beginning and the end of an error's text, because serde repeats an invalid value whatever its length.
@@ -226,6 +364,7 @@ pub enum ServerMessage {
         /// The index of the session's next segment; 0 unless the session was resumed.
         next_segment_idx: u32,
         features: Features,
+        limits: Limits,
     },
     #[serde(rename = "ltx2_segment_start")]
     SegmentStart {
@@ -238,6 +377,8 @@ pub enum ServerMessage {
         original_prompt: Option<String>,
         /// The number of the attempt, counted from 1; above 1 when the segment was started again after a fault.
         attempt: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
     },
     StepComplete {
         segment_idx: u32,
@@ -268,6 +409,8 @@ pub enum ServerMessage {
         generation_time_ms: f64,
         /// The time from the request until the last byte was written to the socket.
         e2e_latency_ms: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
     },
     #[serde(rename = "ltx2_stream_complete")]
     StreamComplete {
@@ -278,6 +421,8 @@ pub enum ServerMessage {
     },
     ContinuationStateSnapshot {
         state: ContinuationState,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
     },
     Error {
         code: ErrorCode,
@@ -291,6 +436,9 @@ pub enum ServerMessage {
         /// segment, and another `ltx2_segment_start` follows.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         restarting: bool,
+        /// The request that the error answers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
     },
     /// A language model has enhanced a prompt; `prompt` is the text that its segment uses.
     PromptEnhanced {
@@ -300,12 +448,16 @@ pub enum ServerMessage {
         latency_ms: f64,
         /// Whether a provider other than the first one has answered.
         fallback_used: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
     },
     /// No provider has answered, so the prompt is used unchanged.
     PromptFallback {
         original_prompt: String,
         /// The reason, worded for the client's user.
         reason: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
     },
     SeedPromptsRewritten {
         seed_prompt: String,
@@ -314,10 +466,30 @@ pub enum ServerMessage {
         model: String,
         latency_ms: f64,
         fallback_used: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
     },
     SegmentCancelled {
         segment_idx: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
     },
+    /// The request was taken out of the queue.
+    RequestWithdrawn {
+        request_id: RequestId,
+    },
+    RequestEdited {
+        request_id: RequestId,
+        /// The request's place in the queue, 0 for the front.
+        position: usize,
+    },
+    /// The session will end for lack of activity.
+    IdleWarning {
+        /// The time until then, unless the client sends a message.
+        seconds_left: u64,
+    },
+    /// The connection works: nothing else was sent for a while.
+    Heartbeat,
     ServerDraining {
         deadline_seconds: u64,
     },
@@ -332,6 +504,7 @@ impl ServerMessage {
             retryable,
             segment_idx: None,
             restarting: false,
+            request_id: None,
         }
     }
 }
@@ -344,6 +517,24 @@ pub struct Features {
     pub rewrite: bool,
     pub safety: bool,
     pub audio: bool,
+}
+
+/// The limits that a client has to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// The largest message in either direction, in bytes.
+    pub max_message_bytes: u64,
+    pub max_prompt_chars: u64,
+    /// The most requests that may wait in the session.
+    pub max_waiting_requests: u64,
+    pub max_inference_steps: u32,
+    pub max_guidance_scale: f64,
+    /// The time that a client has for its opening message.
+    pub opening_timeout_seconds: u64,
+    /// How long a client may leave its window full.
+    pub slow_client_timeout_seconds: u64,
+    /// How long the session's worker is kept for the client when the connection is lost.
+    pub hold_seconds: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,6 +25,10 @@ pub(crate) trait Renderer: Default + Send {
     /// Renders an event. An event that the client is not told of renders to no message.
     fn render(&mut self, event: SessionEvent) -> Rendered;
 
+    /// Returns the message that tells a client that the connection works, sent when nothing else was for a while;
+    /// `None` for a client that has not asked for it.
+    fn heartbeat(&self) -> Option<String>;
+
     /// Renders the refusal of a client that may not open a session.
     fn turn_away(why: &NotAdmitted) -> Rendered;
 }
@@ -58,10 +62,12 @@ impl Rendered {
         }
     }
 
+    fn text(message: &impl Serialize) -> String {
+        serde_json::to_string(message).expect("a message of strings and numbers is JSON")
+    }
+
     fn json(&mut self, message: &impl Serialize) {
-        let text =
-            serde_json::to_string(message).expect("a message of strings and numbers is JSON");
-        self.push(Wire::Text(text));
+        self.push(Wire::Text(Self::text(message)));
     }
 
     fn close(&mut self, code: u16, reason: &'static str) {

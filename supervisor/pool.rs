@@ -22,7 +22,7 @@ use fastvideo_proto::job::frames_to_time;
 use fastvideo_proto::link::JobSpec;
 use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -100,7 +100,20 @@ struct SlotHandle {
 pub struct Binding {
     session: SessionId,
     placement: watch::Receiver<Placement>,
+    /// Since when sessions have waited for a worker.
+    demand: watch::Receiver<Option<Instant>>,
+    /// How long the session's place is kept when this is dropped.
+    hold: Duration,
     pool: Pool,
+}
+
+/// What [`Binding::changed`] has noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindingChange {
+    /// The session's placement differs from that of the last [`Binding::look`].
+    Placement,
+    /// Others wait for a worker now, or no longer.
+    Demand,
 }
 
 /// There is no such GPU.
@@ -172,12 +185,18 @@ impl Pool {
         }
     }
 
-    /// Adds a session to the pool: it is bound to a worker or queued until the binding is dropped.
+    /// Adds a session to the pool: it is bound to a worker or queued until the binding is dropped. A session whose place
+    /// is held takes that place.
     pub fn join(&self, session: SessionId) -> Binding {
-        let placement = self.assignments().join(session.clone());
+        let mut assignments = self.assignments();
+        let placement = assignments.join(session.clone());
+        let demand = assignments.demand();
+        drop(assignments);
         Binding {
             session,
             placement,
+            demand,
+            hold: Duration::ZERO,
             pool: self.clone(),
         }
     }
@@ -291,13 +310,32 @@ impl Binding {
         self.placement.borrow_and_update().clone()
     }
 
-    /// Waits until the placement differs from that of the last [`Self::look`].
+    /// Waits until the placement or the demand changes.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn changed(&mut self) {
-        // This cannot fail, because the assignments hold the sender for as long as this binding lives.
-        let _ = self.placement.changed().await;
+    pub async fn changed(&mut self) -> BindingChange {
+        // Neither can fail, because the assignments hold the senders for as long as this binding lives.
+        tokio::select! {
+            _ = self.placement.changed() => BindingChange::Placement,
+            _ = self.demand.changed() => BindingChange::Demand,
+        }
+    }
+
+    /// Returns since when other sessions have waited for a worker; `None` when none waits.
+    pub fn others_wait_since(&self) -> Option<Instant> {
+        *self.demand.borrow()
+    }
+
+    /// Gives the session's place up to one that waits: the caller then drops this. Returns false when as many other
+    /// sessions as wait do so already.
+    pub fn give_up(&self) -> bool {
+        self.pool.assignments().give_up(&self.session)
+    }
+
+    /// Keeps the session's place with the pool for `time` after this is dropped, unless the session joins again before.
+    pub fn hold_for(&mut self, time: Duration) {
+        self.hold = time;
     }
 
     /// Submits a job to the worker that the session is bound to. The worker serves its sessions by earliest deadline
@@ -330,7 +368,23 @@ impl Binding {
 
 impl Drop for Binding {
     fn drop(&mut self) {
-        self.pool.assignments().leave(&self.session);
+        let mut assignments = self.pool.assignments();
+        if self.hold.is_zero() {
+            return assignments.leave(&self.session);
+        }
+        let Some(hold) = assignments.hold(&self.session) else {
+            return;
+        };
+        drop(assignments);
+        let (pool, session, time) = (self.pool.clone(), self.session.clone(), self.hold);
+        let mut stop = self.pool.shared.stop.subscribe();
+        self.pool.shared.tracker.spawn(async move {
+            tokio::select! {
+                () = sleep(time) => {}
+                _ = stop.wait_for(|stop| *stop != StopSignal::Run) => {}
+            }
+            pool.assignments().end_hold(&session, hold);
+        });
     }
 }
 

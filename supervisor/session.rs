@@ -76,6 +76,14 @@ pub struct Config {
     pub generation_segment_cap: u32,
     /// Time without a message from the client and without a running segment after which a session ends.
     pub session_timeout: Duration,
+    /// The same time for a session that is paused with requests waiting.
+    pub paused_timeout: Duration,
+    /// The same time while other sessions wait for a worker.
+    pub idle_while_others_wait: Duration,
+    /// How long the worker of a session whose connection was lost is kept for it; zero keeps it not at all.
+    pub hold: Duration,
+    /// The largest message in either direction, in bytes.
+    pub max_message_bytes: usize,
     /// How long a client may take to send its opening message.
     pub opening_timeout: Duration,
     /// Number of requests that may wait in a session at once.
@@ -137,6 +145,10 @@ mod tests {
             negative_prompt: None,
             generation_segment_cap: 6,
             session_timeout: Duration::from_secs(300),
+            paused_timeout: Duration::from_secs(900),
+            idle_while_others_wait: Duration::from_secs(60),
+            hold: Duration::from_secs(10),
+            max_message_bytes: 48 << 20,
             opening_timeout: Duration::from_secs(30),
             max_waiting_requests: 8,
             max_prompt_chars: 4000,

@@ -16,6 +16,7 @@ fn client_messages() -> Vec<Value> {
             "initial_image": {"mime": "image/png"}, "enhancement_enabled": true, "auto_extension_enabled": true,
             "loop_generation_enabled": true, "single_clip_mode": true, "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "k", "payload": {}}, "resume": {"session_id": "s", "token": "t"},
+            "heartbeat": true,
         }),
         json!({
             "type": "segment_prompt_source", "prompt": "p", "negative_prompt": "n", "source": "curated", "seed": 1,
@@ -28,6 +29,8 @@ fn client_messages() -> Vec<Value> {
         json!({"type": "generation_paused_updated", "paused": true}),
         json!({"type": "snapshot_state"}),
         json!({"type": "cancel_segment"}),
+        json!({"type": "withdraw_request"}),
+        json!({"type": "edit_request", "prompt": "p", "position": 0}),
         json!({"type": "rewrite_seed_prompts", "seed_prompt": "p", "count": 3}),
         json!({"type": "leave"}),
     ]
@@ -45,10 +48,15 @@ fn server_messages() -> Vec<Value> {
             "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
             },
+            "limits": {
+                "max_message_bytes": 50331648, "max_prompt_chars": 4000, "max_waiting_requests": 8,
+                "max_inference_steps": 200, "max_guidance_scale": 100.0, "opening_timeout_seconds": 30,
+                "slow_client_timeout_seconds": 30, "hold_seconds": 10,
+            },
         }),
         json!({
             "type": "ltx2_segment_start", "segment_idx": 0, "prompt": "p", "total_steps": 8, "source": "user",
-            "original_prompt": "o", "attempt": 1,
+            "original_prompt": "o", "attempt": 1, "request_id": "r",
         }),
         json!({"type": "step_complete", "segment_idx": 0, "step": 1, "total_steps": 8, "stage": "denoise"}),
         json!({"type": "media_init", "segment_idx": 0, "mime": "video/mp4", "stream_id": "s", "mode": "av_fmp4"}),
@@ -58,24 +66,29 @@ fn server_messages() -> Vec<Value> {
         }),
         json!({
             "type": "ltx2_segment_complete", "segment_idx": 0, "generation_time_ms": 1.5, "e2e_latency_ms": 2.5,
+            "request_id": "r",
         }),
         json!({"type": "ltx2_stream_complete", "reason": "segment_cap"}),
         json!({"type": "session_timeout", "timeout_seconds": 300}),
-        json!({"type": "continuation_state_snapshot", "state": {"kind": "k", "payload": {}}}),
+        json!({"type": "continuation_state_snapshot", "state": {"kind": "k", "payload": {}}, "request_id": "r"}),
         json!({
             "type": "error", "code": "worker_failed", "message": "m", "retryable": true, "segment_idx": 0,
-            "restarting": true,
+            "restarting": true, "request_id": "r",
         }),
         json!({
             "type": "prompt_enhanced", "original_prompt": "o", "prompt": "p", "provider": "groq", "latency_ms": 1.5,
-            "fallback_used": true,
+            "fallback_used": true, "request_id": "r",
         }),
-        json!({"type": "prompt_fallback", "original_prompt": "o", "reason": "r"}),
+        json!({"type": "prompt_fallback", "original_prompt": "o", "reason": "r", "request_id": "r"}),
         json!({
             "type": "seed_prompts_rewritten", "seed_prompt": "o", "alternatives": ["p"], "provider": "groq",
-            "model": "m", "latency_ms": 1.5, "fallback_used": true,
+            "model": "m", "latency_ms": 1.5, "fallback_used": true, "request_id": "r",
         }),
-        json!({"type": "segment_cancelled", "segment_idx": 0}),
+        json!({"type": "segment_cancelled", "segment_idx": 0, "request_id": "r"}),
+        json!({"type": "request_withdrawn", "request_id": "r"}),
+        json!({"type": "request_edited", "request_id": "r", "position": 0}),
+        json!({"type": "idle_warning", "seconds_left": 15}),
+        json!({"type": "heartbeat"}),
         json!({"type": "server_draining", "deadline_seconds": 30}),
     ]
 }
@@ -144,6 +157,8 @@ fn the_messages_above_are_all_there_are() {
             | ClientMessage::GenerationPausedUpdated(_)
             | ClientMessage::SnapshotState
             | ClientMessage::CancelSegment
+            | ClientMessage::WithdrawRequest
+            | ClientMessage::EditRequest(_)
             | ClientMessage::RewriteSeedPrompts(_)
             | ClientMessage::Leave => {}
         }
@@ -166,6 +181,10 @@ fn the_messages_above_are_all_there_are() {
             | ServerMessage::PromptFallback { .. }
             | ServerMessage::SeedPromptsRewritten { .. }
             | ServerMessage::SegmentCancelled { .. }
+            | ServerMessage::RequestWithdrawn { .. }
+            | ServerMessage::RequestEdited { .. }
+            | ServerMessage::IdleWarning { .. }
+            | ServerMessage::Heartbeat
             | ServerMessage::ServerDraining { .. } => {}
         }
     }

@@ -210,7 +210,7 @@ async fn a_later_message_that_makes_no_sense_is_refused_and_the_session_goes_on(
         let error = client.expect("error").await;
         assert_eq!(
             (&error["code"], &error["retryable"]),
-            (&json!("invalid_message"), &json!(true)),
+            (&json!("invalid_message"), &json!(false)),
             "{text:.60}"
         );
         let message = error["message"].as_str().unwrap();

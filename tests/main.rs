@@ -32,8 +32,10 @@ mod protocol;
 )]
 mod provider;
 mod readback;
+mod requests;
 mod resume;
 mod safety;
+mod seats;
 mod session;
 mod session_log;
 mod sharing;

@@ -28,6 +28,10 @@ fn check_refused(text: &str, expected: &str) {
     assert_eq!(error, expected, "{text}");
 }
 
+fn request_id(text: &str) -> Option<RequestId> {
+    Some(RequestId::try_from(text.to_owned()).unwrap())
+}
+
 fn object(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
 }
@@ -49,6 +53,7 @@ fn session_init_has_the_names_of_the_contract() {
             "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "ltx2.v1", "payload": {"segment_index": 3}},
             "resume": {"session_id": "s", "token": "t"},
+            "heartbeat": true,
         }),
         ClientMessage::SessionInit(Box::new(SessionInit {
             client_id: Some("viewer".to_owned()),
@@ -71,6 +76,7 @@ fn session_init_has_the_names_of_the_contract() {
                 session_id: "s".to_owned(),
                 token: "t".to_owned(),
             }),
+            heartbeat: true,
         })),
     );
 }
@@ -139,6 +145,17 @@ fn every_later_client_message_has_the_names_of_the_contract() {
     check_client(
         json!({"type": "cancel_segment"}),
         ClientMessage::CancelSegment,
+    );
+    check_client(
+        json!({"type": "withdraw_request"}),
+        ClientMessage::WithdrawRequest,
+    );
+    check_client(
+        json!({"type": "edit_request", "prompt": "a", "position": 2}),
+        ClientMessage::EditRequest(EditRequest {
+            prompt: Some("a".to_owned()),
+            position: Some(2),
+        }),
     );
     check_client(
         json!({"type": "rewrite_seed_prompts", "seed_prompt": "a", "count": 5}),
@@ -231,7 +248,13 @@ fn what_is_no_message_is_refused_by_type_and_field() {
     );
     check_refused(
         r#"{"type":"segment_prompt_source","prompt":"a","seed":-1}"#,
-        "`segment_prompt_source`: seed: invalid value: integer `-1`, expected u64 at line 1 column 54",
+        "`segment_prompt_source`: seed: invalid value: integer `-1`, expected a whole number from 0 to \
+         18446744073709551615, or its digits as a string at line 1 column 54",
+    );
+    check_refused(
+        r#"{"type":"segment_prompt_source","prompt":"a","seed":"ten"}"#,
+        "`segment_prompt_source`: seed: invalid value: string \"ten\", expected a whole number from 0 to \
+         18446744073709551615, or its digits as a string at line 1 column 57",
     );
     check_refused(
         r#"{"type":"segment_prompt_source","prompt":"a","guidance_scale":1e999}"#,
@@ -258,6 +281,62 @@ fn what_is_no_message_is_refused_by_type_and_field() {
         r#"{"type":"session_init_v2","initial_image":"cat.png"}"#,
         r#"`session_init_v2`: initial_image: invalid type: string "cat.png", expected a map at line 1 column 51"#,
     );
+}
+
+#[test]
+fn a_request_has_its_id_whatever_else_is_wrong_with_it() {
+    for (text, id, error) in [
+        (r#"{"type":"leave","request_id":"a"}"#, Some("a"), None),
+        (r#"{"type":"leave","request_id":null}"#, None, None),
+        (
+            r#"{"request_id":"b","type":"dance"}"#,
+            Some("b"),
+            Some("unknown message type `dance`"),
+        ),
+        (
+            r#"{"type":"enhancement_updated","request_id":"c"}"#,
+            Some("c"),
+            Some("`enhancement_updated`: missing field `enabled` at line 1 column 47"),
+        ),
+    ] {
+        let (given, parsed) = ClientMessage::parse_request(text);
+        assert_eq!(given, id.and_then(request_id), "{text}");
+        let said = parsed.err().map(|error| error.to_string());
+        assert_eq!(said.as_deref(), error, "{text}");
+    }
+    let long = format!("\"{}\"", "é".repeat(65));
+    for wrong in [
+        "\"\"",
+        &long,
+        "7",
+        "-7",
+        "1.5",
+        "true",
+        "[1, [2]]",
+        r#"{"a": {"b": 1}}"#,
+    ] {
+        let text = format!(r#"{{"request_id":{wrong},"type":"leave"}}"#);
+        check_refused(&text, "`request_id` must be a string of 1 to 64 characters");
+    }
+    let longest = format!(r#"{{"request_id":"{}","type":"leave"}}"#, "é".repeat(64));
+    assert_eq!(
+        ClientMessage::parse(&longest).unwrap(),
+        ClientMessage::Leave
+    );
+}
+
+#[test]
+fn a_seed_may_be_a_string_of_digits() {
+    let read = |seed: &str| {
+        let text = format!(r#"{{"type":"segment_prompt_source","prompt":"a","seed":{seed}}}"#);
+        match ClientMessage::parse(&text).unwrap() {
+            ClientMessage::SegmentRequest(request) => request.seed,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(read("\"18446744073709551615\""), Some(u64::MAX));
+    assert_eq!(read("\"10\""), read("10"));
+    assert_eq!(read("null"), None);
 }
 
 #[test]
@@ -307,6 +386,11 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
             },
+            "limits": {
+                "max_message_bytes": 50331648, "max_prompt_chars": 4000, "max_waiting_requests": 8,
+                "max_inference_steps": 200, "max_guidance_scale": 100.0, "opening_timeout_seconds": 30,
+                "slow_client_timeout_seconds": 30, "hold_seconds": 10,
+            },
         }),
         ServerMessage::StreamStart {
             preset: None,
@@ -320,6 +404,16 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
                 audio: true,
                 ..Features::default()
             },
+            limits: Limits {
+                max_message_bytes: 50_331_648,
+                max_prompt_chars: 4000,
+                max_waiting_requests: 8,
+                max_inference_steps: 200,
+                max_guidance_scale: 100.0,
+                opening_timeout_seconds: 30,
+                slow_client_timeout_seconds: 30,
+                hold_seconds: 10,
+            },
         },
     );
 }
@@ -329,7 +423,7 @@ fn a_segment_has_the_names_of_the_contract() {
     check_server(
         json!({
             "type": "ltx2_segment_start", "segment_idx": 2, "prompt": "a red fox", "total_steps": 8,
-            "source": "curated", "original_prompt": "a fox", "attempt": 1,
+            "source": "curated", "original_prompt": "a fox", "attempt": 1, "request_id": "r",
         }),
         ServerMessage::SegmentStart {
             segment_idx: 2,
@@ -338,6 +432,7 @@ fn a_segment_has_the_names_of_the_contract() {
             source: PromptSource::Curated,
             original_prompt: Some("a fox".to_owned()),
             attempt: 1,
+            request_id: request_id("r"),
         },
     );
     for (name, stage) in [
@@ -390,11 +485,15 @@ fn a_segment_has_the_names_of_the_contract() {
             segment_idx: 2,
             generation_time_ms: 1.5,
             e2e_latency_ms: 2.5,
+            request_id: None,
         },
     );
     check_server(
         json!({"type": "segment_cancelled", "segment_idx": 2}),
-        ServerMessage::SegmentCancelled { segment_idx: 2 },
+        ServerMessage::SegmentCancelled {
+            segment_idx: 2,
+            request_id: None,
+        },
     );
 }
 
@@ -421,6 +520,7 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
             provider: "groq".to_owned(),
             latency_ms: 2.5,
             fallback_used: false,
+            request_id: None,
         },
     );
     check_server(
@@ -428,6 +528,7 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
         ServerMessage::PromptFallback {
             original_prompt: "a".to_owned(),
             reason: "why".to_owned(),
+            request_id: None,
         },
     );
     check_server(
@@ -442,6 +543,7 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
             model: "m".to_owned(),
             latency_ms: 2.5,
             fallback_used: true,
+            request_id: None,
         },
     );
     check_server(
@@ -463,6 +565,7 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
                 kind: "ltx2.v1".to_owned(),
                 payload: object(json!({"a": [1]})),
             },
+            request_id: None,
         },
     );
 }
@@ -498,6 +601,7 @@ fn every_error_has_the_names_of_the_contract() {
             retryable: true,
             segment_idx: Some(2),
             restarting: true,
+            request_id: None,
         },
     );
 }

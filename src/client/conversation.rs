@@ -284,7 +284,7 @@ impl<'a> Conversation<'a> {
                     .segment_complete(generation_time_ms, e2e_latency_ms)
                     .await;
             }
-            ServerMessage::ContinuationStateSnapshot { state } => {
+            ServerMessage::ContinuationStateSnapshot { state, .. } => {
                 self.save_state(&state)?;
                 return Ok(ControlFlow::Break(()));
             }
@@ -331,12 +331,20 @@ impl<'a> Conversation<'a> {
             ServerMessage::PromptFallback {
                 original_prompt,
                 reason,
+                ..
             } => self
                 .progress
                 .say(&format!("not enhanced ({reason}): {original_prompt}")),
             // This client does not ask for alternatives.
             ServerMessage::SeedPromptsRewritten { .. } => {}
-            ServerMessage::SegmentCancelled { segment_idx } => {
+            // It names, withdraws and edits no requests, and asks for no heartbeats.
+            ServerMessage::RequestWithdrawn { .. }
+            | ServerMessage::RequestEdited { .. }
+            | ServerMessage::Heartbeat => {}
+            ServerMessage::IdleWarning { seconds_left } => self.progress.say(&format!(
+                "the server ends the session in {seconds_left} s unless something is asked for"
+            )),
+            ServerMessage::SegmentCancelled { segment_idx, .. } => {
                 bail!("segment {segment_idx} was cancelled")
             }
             ServerMessage::ServerDraining { deadline_seconds } => self.progress.say(&format!(

@@ -6,6 +6,8 @@ use crate::settings::{Key, KeySpec, Reader};
 
 /// The most denoise steps that any key accepts: no sampler in use takes more.
 pub const MAX_STEPS: u32 = 1000;
+/// The largest guidance scale, for the default and for requests.
+pub const MAX_GUIDANCE: f64 = 100.0;
 
 /// The keys of `default_request`.
 pub static KEYS: &[&KeySpec] = &[
@@ -55,7 +57,7 @@ pub static SEED: Key<u64> = Key::u64("default_request.sampling.seed", 0, u64::MA
     .default(10);
 
 pub static GUIDANCE_SCALE: Key<f64> =
-    Key::f64("default_request.sampling.guidance_scale", 0.0, 100.0)
+    Key::f64("default_request.sampling.guidance_scale", 0.0, MAX_GUIDANCE)
         .help("Guidance scale; 1 is without guidance")
         .default(1.0);
 

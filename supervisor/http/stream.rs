@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, interval_at, sleep_until, timeout};
 use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
 
@@ -27,6 +27,8 @@ use crate::session::{self, Inbound, Outbox, RelayLatency};
 const INBOUND_BUFFER: usize = 4;
 /// Time limit on a client that reads nothing of what is left after its session has ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// A client that asks for heartbeats gets one after so much time without another message.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a client may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
 /// The size of the read buffer that each connection keeps for all its life.
@@ -204,9 +206,20 @@ async fn write<R: Renderer>(
 ) {
     let mut renderer = R::default();
     let mut pings = interval_at(Instant::now() + ping_interval, ping_interval);
+    let mut last_message = Instant::now();
     loop {
+        let heartbeat = renderer.heartbeat();
         let (event, receipt) = tokio::select! {
             next = outbox.next() => next,
+            () = sleep_until(last_message + HEARTBEAT_INTERVAL), if heartbeat.is_some() => {
+                last_message = Instant::now();
+                if let Some(text) = heartbeat
+                    && sink.send(Message::Text(text.into())).await.is_err()
+                {
+                    return;
+                }
+                continue;
+            }
             _ = pings.tick() => {
                 if sink.send(Message::Ping(Default::default())).await.is_err() {
                     return;
@@ -239,6 +252,7 @@ async fn write<R: Renderer>(
             }
         }
         drop(receipt);
+        last_message = Instant::now();
     }
 }
 

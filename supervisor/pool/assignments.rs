@@ -12,6 +12,7 @@ use std::time::Duration;
 use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
 use fastvideo_proto::link::JobSpec;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::event::PoolEvent;
 use super::exit::Blame;
@@ -87,6 +88,10 @@ pub(super) struct Assignments {
     slots: Vec<WorkerSlot>,
     queue: VecDeque<SessionId>,
     sessions: HashMap<SessionId, PoolSession>,
+    /// Since when sessions whose clients are there have waited in the queue.
+    demand: watch::Sender<Option<Instant>>,
+    /// The number of the next hold.
+    next_hold: u64,
 }
 
 /// A session in the pool.
@@ -101,6 +106,10 @@ struct PoolSession {
     job: Option<JobId>,
     /// The slot that the session is bound to at its next boundary. Room is reserved for it there.
     pending_move: Option<usize>,
+    /// The number of the hold when the client is gone and the session's place is kept.
+    hold: Option<u64>,
+    /// Whether the session leaves for one that waits.
+    gives_up: bool,
     /// The latest segment that ran when a worker exited.
     suspect: Option<SuspectSegment>,
 }
@@ -179,11 +188,21 @@ impl Assignments {
             slots: slots.into_iter().map(slot).collect(),
             queue: VecDeque::new(),
             sessions: HashMap::new(),
+            demand: watch::Sender::new(None),
+            next_hold: 0,
         }
     }
 
-    /// Puts a session at the end of the queue, or on a worker that has room.
+    /// Puts a session at the end of the queue, or on a worker that has room. A session whose place is held takes that
+    /// place.
     pub(super) fn join(&mut self, session: SessionId) -> watch::Receiver<Placement> {
+        if let Some(entry) = self.sessions.get_mut(&session)
+            && entry.hold.take().is_some()
+        {
+            let seen = entry.placement.subscribe();
+            self.publish_demand();
+            return seen;
+        }
         let (placement, seen) = watch::channel(Placement::NoWorker);
         let entry = PoolSession {
             placement,
@@ -192,6 +211,8 @@ impl Assignments {
             job: None,
             pending_move: None,
             suspect: None,
+            hold: None,
+            gives_up: false,
         };
         self.sessions.insert(session.clone(), entry);
         self.queue.push_back(session);
@@ -206,6 +227,57 @@ impl Assignments {
         self.queue.retain(|s| s != session);
         self.sessions.remove(session);
         self.assign_waiting();
+    }
+
+    /// Keeps the place of a session whose client is gone. Returns the number of the hold, for [`Self::end_hold`].
+    pub(super) fn hold(&mut self, session: &SessionId) -> Option<u64> {
+        let entry = self.sessions.get_mut(session)?;
+        self.next_hold += 1;
+        entry.hold = Some(self.next_hold);
+        self.publish_demand();
+        Some(self.next_hold)
+    }
+
+    /// Removes a session whose place was held, unless it has joined again.
+    pub(super) fn end_hold(&mut self, session: &SessionId, hold: u64) {
+        let entry = self.sessions.get(session);
+        if entry.is_some_and(|entry| entry.hold == Some(hold)) {
+            self.leave(session);
+        }
+    }
+
+    /// Marks a session as leaving for one that waits. Returns false when as many others as wait do so already.
+    pub(super) fn give_up(&mut self, session: &SessionId) -> bool {
+        let leaving = self.sessions.values().filter(|s| s.gives_up).count();
+        let is_needed = leaving < self.waiting();
+        if let Some(entry) = self.sessions.get_mut(session) {
+            entry.gives_up = is_needed;
+        }
+        is_needed
+    }
+
+    /// Returns the number of sessions in the queue whose clients are there.
+    fn waiting(&self) -> usize {
+        let is_held = |session| self.sessions.get(session).is_some_and(|s| s.hold.is_some());
+        (self.queue.iter())
+            .filter(|session| !is_held(session))
+            .count()
+    }
+
+    /// Returns since when sessions have waited in the queue.
+    pub(super) fn demand(&self) -> watch::Receiver<Option<Instant>> {
+        self.demand.subscribe()
+    }
+
+    fn publish_demand(&self) {
+        let waits = self.waiting() > 0;
+        self.demand.send_if_modified(|since| {
+            let changed = since.is_some() != waits;
+            if changed {
+                *since = waits.then(Instant::now);
+            }
+            changed
+        });
     }
 
     /// Moves a session at its next boundary, which may be now: to a GPU, or to the least loaded other one.
@@ -575,6 +647,7 @@ impl Assignments {
         {
             self.bind(&session, slot);
         }
+        self.publish_demand();
         let all_lost = self.all_lost();
         let queue_depth = self.queue.len();
         for (position, session) in self.queue.iter().enumerate() {

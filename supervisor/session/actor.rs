@@ -22,7 +22,7 @@ use super::registry::Ticket;
 use super::snapshots::ExportOutcome;
 use super::state::SessionState;
 use super::{Context, Drain};
-use crate::pool::{JobEvent, Placement};
+use crate::pool::{BindingChange, JobEvent, Placement};
 use crate::store::StoreError;
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
@@ -83,6 +83,7 @@ fn opened_event(opening: &Opening, claim: &Claim) -> SessionEvent {
         image: opening.image.as_ref().map(|image| image.name().to_owned()),
         curated_prompts: request.curated_prompts.len(),
         next_segment_idx: claim.snapshot.progress.segments,
+        heartbeat: request.heartbeat,
     }))
 }
 
@@ -96,6 +97,8 @@ async fn drain_begins(mut drain: watch::Receiver<Drain>) {
 enum Heard {
     Client(Option<Inbound>),
     PlacementChanged,
+    /// Others wait for a worker now, or no longer.
+    DemandChanged,
     Job(Option<JobEvent>),
     StateStored(Result<Result<(), StoreError>, JoinError>),
     StateExported(ExportOutcome),
@@ -122,13 +125,15 @@ impl LiveSession {
                     self.placement = self.binding.look();
                     self.placed()
                 }
+                Heard::DemandChanged => None,
                 Heard::Job(event) => self.follow_job(event),
                 Heard::StateStored(outcome) => match self.persistence.finish(outcome) {
                     Ok(()) => None,
                     Err(_) => Some(EndCause::LeaseLost),
                 },
                 Heard::StateExported(outcome) => {
-                    let event = self.exports.finish(outcome);
+                    let limit = self.context.config.max_message_bytes;
+                    let event = self.exports.finish(outcome, limit);
                     self.emit(event);
                     self.export_next();
                     None
@@ -210,7 +215,10 @@ impl LiveSession {
             () = self.lease.lost() => Heard::LeaseLost,
             outcome = self.persistence.ended() => Heard::StateStored(outcome),
             event = job => Heard::Job(event),
-            () = self.binding.changed() => Heard::PlacementChanged,
+            change = self.binding.changed() => match change {
+                BindingChange::Placement => Heard::PlacementChanged,
+                BindingChange::Demand => Heard::DemandChanged,
+            },
             outcome = self.exports.ended() => Heard::StateExported(outcome),
             result = self.director.prompt_ended() => Heard::PromptEnded(result),
             drain = drain => Heard::Drain(drain),
@@ -223,7 +231,7 @@ impl LiveSession {
     /// Returns the session's next deadline.
     fn alarm(&self) -> Option<Instant> {
         let alarms = [
-            self.idle_at(),
+            self.idle_alarm(),
             self.slow_at(),
             self.lingering_since.map(|since| since + DRAIN_LINGER),
             self.drain_deadline,
@@ -231,6 +239,15 @@ impl LiveSession {
             self.persistence.retry_at(),
         ];
         alarms.into_iter().flatten().min()
+    }
+
+    /// Returns when the session ends for lack of activity, or when its client is to be warned of that.
+    fn idle_alarm(&self) -> Option<Instant> {
+        let end = self.idle_end()?;
+        Some(match self.warned_of == Some(end.at) {
+            true => end.at,
+            false => end.warning_at(),
+        })
     }
 
     fn clock_rang(&mut self) -> Option<EndCause> {
@@ -246,8 +263,17 @@ impl LiveSession {
         if passed(self.drain_deadline) || passed(lingered) {
             return Some(EndCause::Draining);
         }
-        if passed(self.idle_at()) {
-            return Some(EndCause::Idle(self.context.config.session_timeout));
+        if let Some(end) = self.idle_end() {
+            if end.at <= now {
+                let cause = self.end_idle(end);
+                if cause.is_some() {
+                    return cause;
+                }
+            } else if end.warning_at() <= now && self.warned_of != Some(end.at) {
+                self.warned_of = Some(end.at);
+                let time_left = end.at - now;
+                self.emit(SessionEvent::IdleWarning { time_left });
+            }
         }
         self.director.clock_rang(now);
         if passed(self.persistence.retry_at()) {

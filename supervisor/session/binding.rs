@@ -6,7 +6,7 @@ use fastvideo_proto::link::JobSpec;
 use tokio::time::Instant;
 
 use super::ending::EndCause;
-use super::event::{SegmentQueued, SessionEvent, StreamInfo, WorkerBound};
+use super::event::{SegmentQueued, SessionEvent, StreamInfo, StreamLimits, WorkerBound};
 use super::live::LiveSession;
 use super::state::SessionState;
 use crate::pool::{Assignment, Placement, StartState};
@@ -80,6 +80,15 @@ impl LiveSession {
             safety: prompts.safety().is_some_and(SafetyFilter::is_available),
             audio: audio && self.media_mode == MediaMode::AvFmp4,
             media_mode: self.media_mode,
+            limits: StreamLimits {
+                max_message_bytes: config.max_message_bytes,
+                max_prompt_chars: config.max_prompt_chars,
+                max_waiting_requests: config.max_waiting_requests,
+                max_inference_steps: config.max_inference_steps,
+                opening_timeout: config.opening_timeout,
+                slow_client_timeout: config.slow_client_timeout,
+                hold: config.hold,
+            },
         }
     }
 
@@ -134,6 +143,7 @@ impl LiveSession {
         }
         let queued = SegmentQueued {
             at,
+            request: segment.planned.id.clone(),
             worker: worker.clone(),
             source: request.source,
             prompt: request.prompt.clone(),

@@ -1,9 +1,12 @@
 //! Handles what a client asks of its open session.
 
+use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::ErrorCode;
 use tokio::time::Instant;
 
-use super::command::{Inbound, MessageInfo, SegmentRequest, SessionCommand};
+use super::command::{
+    Inbound, MessageInfo, RequestEdit, RewriteRequest, SegmentRequest, SessionCommand,
+};
 use super::ending::EndCause;
 use super::event::SessionEvent;
 use super::handshake::MAX_CURATED_PROMPTS;
@@ -18,6 +21,9 @@ const MAX_ALTERNATIVES: u32 = 10;
 /// Number of messages accepted from a client whose window is full. Each may have an answer of a few hundred bytes.
 const MAX_MESSAGES_WHILE_FULL: u32 = 1000;
 
+/// Answers a message that names a request which is not in the queue.
+const NOT_WAITING: &str = "no request with this `request_id` waits";
+
 impl LiveSession {
     /// Handles what the client's connection has received; `None` means that the connection is gone.
     pub(super) fn receive(&mut self, inbound: Option<Inbound>) -> Option<EndCause> {
@@ -26,26 +32,34 @@ impl LiveSession {
             None | Some(Inbound::Gone) => Some(EndCause::Gone),
             Some(Inbound::Violation(violation)) => Some(EndCause::Violation(violation)),
             Some(Inbound::RuleBroken(reason)) => {
-                self.error(ErrorCode::InvalidMessage, reason, false);
+                self.refuse(None, reason);
                 Some(EndCause::RuleBroken)
             }
             Some(Inbound::Open(_)) => {
-                self.invalid("the session is open already");
+                self.refuse(None, "the session is open already");
                 None
             }
-            Some(Inbound::Invalid { message, reason }) => {
+            Some(Inbound::Invalid {
+                message,
+                request,
+                reason,
+            }) => {
                 let end = self.note_message(message);
                 if end.is_none() {
-                    self.invalid(reason);
+                    self.refuse(request, reason);
                 }
                 end
             }
-            Some(Inbound::Command { message, command }) => {
+            Some(Inbound::Command {
+                message,
+                request,
+                command,
+            }) => {
                 let end = self.note_message(message);
                 if end.is_some() {
                     end
                 } else {
-                    self.obey(command)
+                    self.obey(request, command)
                 }
             }
         }
@@ -64,41 +78,43 @@ impl LiveSession {
         None
     }
 
-    fn obey(&mut self, command: SessionCommand) -> Option<EndCause> {
+    fn obey(&mut self, id: Option<RequestId>, command: SessionCommand) -> Option<EndCause> {
         match command {
-            SessionCommand::RequestSegment(request) => self.request_segment(*request),
-            SessionCommand::SetCuratedPrompts(prompts) => self.set_curated(prompts),
+            SessionCommand::RequestSegment(request) => self.request_segment(id, *request),
+            SessionCommand::SetCuratedPrompts(prompts) => self.set_curated(id, prompts),
             SessionCommand::SetEnhancement(enabled) => self.director.set_enhancing(enabled),
             SessionCommand::SetAutoExtension(enabled) => self.director.set_extending(enabled),
             SessionCommand::SetLooping(enabled) => self.director.set_looping(enabled),
             SessionCommand::SetPaused(paused) => self.director.set_paused(paused),
-            SessionCommand::ExportState => self.export_state(),
+            SessionCommand::ExportState => self.export_state(id),
             SessionCommand::CancelSegment => match &mut self.segment {
                 Some(segment) => {
                     if segment.run.cancel() {
                         self.segment_cancelled();
                     }
                 }
-                None => self.invalid("no segment is running"),
+                None => self.refuse_for_now(id, "no segment is running"),
             },
-            SessionCommand::RewritePrompt { prompt, count } => self.rewrite(prompt, count),
+            SessionCommand::WithdrawRequest => self.withdraw_request(id),
+            SessionCommand::EditRequest(edit) => self.edit_request(id, *edit),
+            SessionCommand::RewritePrompt(rewrite) => self.rewrite(id, *rewrite),
             SessionCommand::Leave => return Some(EndCause::Left),
         }
         None
     }
 
-    fn request_segment(&mut self, request: SegmentRequest) {
+    fn request_segment(&mut self, id: Option<RequestId>, request: SegmentRequest) {
         let request = match ValidRequest::check(request, &self.context.config) {
             Ok(request) => request,
-            Err(error) => return self.invalid(error),
+            Err(error) => return self.refuse(id, error),
         };
         if self.drain_deadline.is_some() {
             let message = "the server is going away and takes no new segments";
-            return self.error(ErrorCode::SessionRejected, message, true);
+            return self.error(id, ErrorCode::SessionRejected, message, true);
         }
         if self.placement == Placement::NoWorker {
             let message = "no GPU is left to generate the segment; try again in a minute";
-            return self.error(ErrorCode::GpuUnavailable, message, true);
+            return self.error(id, ErrorCode::GpuUnavailable, message, true);
         }
         let is_loggable = self.context.prompts.logs_unscreened();
         self.emit(SessionEvent::PromptReceived {
@@ -106,17 +122,48 @@ impl LiveSession {
             prompt: is_loggable.then(|| request.prompt.clone()),
         });
         let limit = self.context.config.max_waiting_requests;
-        if !self.director.add(request, Instant::now(), limit) {
-            self.invalid(format!("{limit} requests wait already, which is the limit"));
+        let added = (self.director).add(id.clone(), request, Instant::now(), limit);
+        if let Err(error) = added {
+            self.refuse_for_now(id, error);
         }
     }
 
-    fn set_curated(&mut self, prompts: Vec<String>) {
+    fn withdraw_request(&mut self, id: Option<RequestId>) {
+        match id {
+            Some(request) if self.director.withdraw(&request) => {
+                self.emit(SessionEvent::RequestWithdrawn { request });
+            }
+            id => self.refuse(id, NOT_WAITING),
+        }
+    }
+
+    fn edit_request(&mut self, id: Option<RequestId>, edit: RequestEdit) {
+        if edit == RequestEdit::default() {
+            return self.refuse(id, "`prompt` and `position` are both missing");
+        }
+        if let Some(prompt) = &edit.prompt
+            && let Err(error) = check_prompt("prompt", prompt, &self.context.config)
+        {
+            return self.refuse(id, error);
+        }
+        let place = id.as_ref().and_then(|id| self.director.edit(id, edit));
+        match (id, place) {
+            (Some(request), Some(position)) => {
+                self.emit(SessionEvent::RequestEdited { request, position });
+            }
+            (id, _) => self.refuse(id, NOT_WAITING),
+        }
+    }
+
+    fn set_curated(&mut self, id: Option<RequestId>, prompts: Vec<String>) {
         if prompts.len() > MAX_CURATED_PROMPTS {
             let given = prompts.len();
-            return self.invalid(format!(
-                "`seed_prompts` has {given} prompts, at most {MAX_CURATED_PROMPTS} are allowed"
-            ));
+            return self.refuse(
+                id,
+                format!(
+                    "`seed_prompts` has {given} prompts, at most {MAX_CURATED_PROMPTS} are allowed"
+                ),
+            );
         }
         let config = &self.context.config;
         match prompts
@@ -124,45 +171,58 @@ impl LiveSession {
             .try_for_each(|prompt| check_prompt("seed_prompts", prompt, config))
         {
             Ok(()) => self.director.set_curated(prompts),
-            Err(error) => self.invalid(error),
+            Err(error) => self.refuse(id, error),
         }
     }
 
-    fn rewrite(&mut self, prompt: String, count: u32) {
+    fn rewrite(&mut self, id: Option<RequestId>, rewrite: RewriteRequest) {
+        let RewriteRequest { prompt, count } = rewrite;
         if self.context.prompts.enhancer().is_none() {
             // Without an error the client would wait for an answer.
             let message = "rewriting has no effect: this server has no prompt enhancer";
-            self.error(ErrorCode::InvalidMessage, message, false);
+            self.refuse(id, message);
         } else if let Err(error) = check_prompt("seed_prompt", &prompt, &self.context.config) {
-            self.invalid(error);
+            self.refuse(id, error);
         } else if !(1..=MAX_ALTERNATIVES).contains(&count) {
-            self.invalid(format!(
-                "`count` must be from 1 to {MAX_ALTERNATIVES}, got {count}"
-            ));
-        } else if !self.director.rewrite(prompt, count) {
-            self.invalid(format!(
-                "{MAX_PENDING_REWRITES} prompts are being rewritten already, which is the limit"
-            ));
+            self.refuse(
+                id,
+                format!("`count` must be from 1 to {MAX_ALTERNATIVES}, got {count}"),
+            );
+        } else if !self.director.rewrite(id.clone(), prompt, count) {
+            self.refuse_for_now(
+                id,
+                format!(
+                    "{MAX_PENDING_REWRITES} prompts are being rewritten already, which is the limit"
+                ),
+            );
         }
     }
 
-    fn export_state(&mut self) {
+    fn export_state(&mut self, id: Option<RequestId>) {
         if !self.exports.has_room() {
-            self.invalid(format!(
-                "{MAX_PENDING_EXPORTS} snapshots are asked for and not answered yet"
-            ));
+            self.refuse_for_now(
+                id,
+                format!("{MAX_PENDING_EXPORTS} snapshots are asked for and not answered yet"),
+            );
         } else if self.client_is_full() {
-            self.invalid("too much is unread already; read it, then ask for the snapshot again");
+            let message = "too much is unread already; read it, then ask for the snapshot again";
+            self.refuse_for_now(id, message);
         } else if self.state.is_none() {
             let message = "there is no continuation state yet: no segment is finished";
-            self.error(ErrorCode::InternalError, message, false);
+            self.error(id, ErrorCode::InternalError, message, false);
         } else {
-            self.exports.request();
+            self.exports.request(id);
             self.export_next();
         }
     }
 
-    fn invalid(&self, why: impl ToString) {
-        self.error(ErrorCode::InvalidMessage, why, true);
+    /// Refuses a message that would be refused again.
+    fn refuse(&self, id: Option<RequestId>, why: impl ToString) {
+        self.error(id, ErrorCode::InvalidMessage, why, false);
+    }
+
+    /// Refuses a message that may succeed later.
+    fn refuse_for_now(&self, id: Option<RequestId>, why: impl ToString) {
+        self.error(id, ErrorCode::InvalidMessage, why, true);
     }
 }

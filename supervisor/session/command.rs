@@ -3,6 +3,7 @@
 //! A dialect (see `supervisor/dialect.rs`) builds these values from wire messages; a job runner can build them
 //! directly. The session checks them against its limits; until then they are untrusted input.
 
+use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{MediaMode, PromptSource};
 use fastvideo_proto::state::ContinuationState;
 use serde_json::{Map, Value};
@@ -14,11 +15,14 @@ pub enum Inbound {
     Open(Box<OpenSession>),
     Command {
         message: MessageInfo,
+        /// The client's name for what it asks. Answers repeat it.
+        request: Option<RequestId>,
         command: SessionCommand,
     },
     /// The client sent something that is not a command.
     Invalid {
         message: MessageInfo,
+        request: Option<RequestId>,
         /// Says what is wrong; safe to show to the client.
         reason: String,
     },
@@ -62,6 +66,8 @@ pub struct OpenSession {
     pub enhancement: bool,
     pub auto_extension: bool,
     pub looping: bool,
+    /// Whether the client wants to hear from the server when nothing happens.
+    pub heartbeat: bool,
     /// Whether the session is complete after its first segment.
     pub single_segment: bool,
     pub media_mode: MediaMode,
@@ -93,11 +99,12 @@ pub enum SessionCommand {
     /// Asks for the continuation state after the last finished segment.
     ExportState,
     CancelSegment,
+    /// Takes a waiting request out of the queue.
+    WithdrawRequest,
+    /// Changes a waiting request.
+    EditRequest(Box<RequestEdit>),
     /// Asks for `count` alternatives to a prompt.
-    RewritePrompt {
-        prompt: String,
-        count: u32,
-    },
+    RewritePrompt(Box<RewriteRequest>),
     /// Ends the session for good.
     Leave,
 }
@@ -111,6 +118,21 @@ pub struct SegmentRequest {
     pub seed: Option<u64>,
     pub num_inference_steps: Option<u32>,
     pub guidance_scale: Option<f64>,
+}
+
+/// A change of a waiting request. What is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestEdit {
+    pub prompt: Option<String>,
+    /// The new place in the queue, 0 for the front. A place behind the end is the end.
+    pub position: Option<usize>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RewriteRequest {
+    pub prompt: String,
+    /// The number of alternatives.
+    pub count: u32,
 }
 
 #[cfg(test)]

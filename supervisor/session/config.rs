@@ -16,6 +16,9 @@ const GIB: u64 = 1 << 30;
 /// The keys of `streaming` itself.
 pub static KEYS: &[&KeySpec] = &[
     &SESSION_TIMEOUT.spec,
+    &PAUSED_TIMEOUT.spec,
+    &IDLE_WHILE_OTHERS_WAIT.spec,
+    &HOLD.spec,
     &RESUME_TTL.spec,
     &GENERATION_SEGMENT_CAP.spec,
 ];
@@ -23,6 +26,19 @@ pub static KEYS: &[&KeySpec] = &[
 static SESSION_TIMEOUT: Key<Duration> = Key::seconds("streaming.session_timeout_seconds", 0.01, DAY)
     .help("A session without a message from its client and without a running segment ends after this time")
     .default(300.0);
+
+static PAUSED_TIMEOUT: Key<Duration> = Key::seconds("streaming.paused_timeout_seconds", 0.01, DAY)
+    .help("The same for a session that is paused and has requests waiting")
+    .default(900.0);
+
+static IDLE_WHILE_OTHERS_WAIT: Key<Duration> =
+    Key::seconds("streaming.idle_while_others_wait_seconds", 0.01, DAY)
+        .help("The same while other sessions wait for a GPU; the client is warned before")
+        .default(60.0);
+
+static HOLD: Key<Duration> = Key::seconds("streaming.hold_seconds", 0.0, HOUR)
+    .help("How long a session whose connection was lost keeps its GPU, so that it can be resumed there; 0 frees it at once")
+    .default(10.0);
 
 static GENERATION_SEGMENT_CAP: Key<u32> =
     Key::u32("streaming.generation_segment_cap", 1, 1_000_000)
@@ -144,6 +160,10 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
         negative_prompt: reader.non_empty(&default_request::NEGATIVE_PROMPT),
         generation_segment_cap: reader.get(&GENERATION_SEGMENT_CAP),
         session_timeout: reader.get(&SESSION_TIMEOUT),
+        paused_timeout: reader.get(&PAUSED_TIMEOUT),
+        idle_while_others_wait: reader.get(&IDLE_WHILE_OTHERS_WAIT),
+        hold: reader.get(&HOLD),
+        max_message_bytes: reader.get(&MAX_MESSAGE_BYTES),
         opening_timeout: reader.get(&OPENING_TIMEOUT),
         max_waiting_requests: reader.get(&MAX_WAITING_REQUESTS),
         max_prompt_chars: reader.get(&MAX_PROMPT_CHARS),

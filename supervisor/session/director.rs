@@ -6,12 +6,14 @@
 
 use std::time::Duration;
 
+use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::ErrorCode;
 use tokio::time::Instant;
 
 use super::Config;
+use super::command::RequestEdit;
 use super::event::SessionEvent;
-use super::playlist::{PlannedSegment, Playlist, PromptAbilities, Switches};
+use super::playlist::{NotAdded, PlannedSegment, Playlist, PromptAbilities, Switches};
 use super::prompt_draft::PreparedDraft;
 use super::prompt_tasks::{PromptTaskResult, PromptTasks};
 use super::request::ValidRequest;
@@ -99,8 +101,10 @@ impl Director {
                 prompt,
                 result: Err(blocked),
             } => {
+                let request = self.playlist.request_of(task);
                 self.playlist.blocked(task);
                 Some(SessionEvent::PromptBlocked {
+                    request,
                     prompt: self.loggable(prompt),
                     blocked,
                 })
@@ -109,15 +113,18 @@ impl Director {
                 Some(self.extended(task, last, result))
             }
             PromptTaskResult::Rewritten {
+                request,
                 seed_prompt,
                 result,
-            } => Some(self.rewritten(seed_prompt, result)),
+            } => Some(self.rewritten(request, seed_prompt, result)),
             PromptTaskResult::Lost { task } => {
+                let request = task.and_then(|task| self.playlist.request_of(task));
                 if let Some(task) = task {
                     self.playlist.blocked(task);
                 }
                 self.pause_auto();
                 Some(SessionEvent::Error {
+                    request,
                     code: ErrorCode::InternalError,
                     message: "a prompt was lost in the server; ask again".to_owned(),
                     retryable: true,
@@ -132,11 +139,13 @@ impl Director {
         prompt: String,
         prepared: PreparedPrompt,
     ) -> Option<SessionEvent> {
+        let request = self.playlist.request_of(task);
         let (prepared, event) = match prepared {
             PreparedPrompt::AsWritten => (PreparedDraft::AsWritten, None),
             PreparedPrompt::Enhanced(answer) => (
                 PreparedDraft::Enhanced(answer.content.clone()),
                 Some(SessionEvent::PromptEnhanced {
+                    request,
                     original_prompt: prompt,
                     answer: Box::new(answer),
                 }),
@@ -144,6 +153,7 @@ impl Director {
             PreparedPrompt::Fallback(failure) => (
                 PreparedDraft::NotEnhanced,
                 Some(SessionEvent::PromptFallback {
+                    request,
                     original_prompt: prompt,
                     reason: failure.to_string(),
                 }),
@@ -167,6 +177,7 @@ impl Director {
             Err(GenerateError::Failed(failure)) => {
                 self.playlist.extended(task, None);
                 SessionEvent::PromptFallback {
+                    request: None,
                     original_prompt: last,
                     reason: failure.to_string(),
                 }
@@ -175,6 +186,7 @@ impl Director {
                 self.playlist.blocked(task);
                 self.pause_auto();
                 SessionEvent::PromptBlocked {
+                    request: None,
                     prompt: None,
                     blocked,
                 }
@@ -184,20 +196,24 @@ impl Director {
 
     fn rewritten(
         &self,
+        request: Option<RequestId>,
         seed_prompt: String,
         result: Result<crate::prompt::PromptAlternatives, GenerateError>,
     ) -> SessionEvent {
         match result {
             Ok(rewritten) => SessionEvent::PromptRewritten {
+                request,
                 seed_prompt,
                 rewritten: Box::new(rewritten),
                 loggable: self.prompts.logs_unscreened(),
             },
             Err(GenerateError::Failed(failure)) => SessionEvent::RewriteFailed {
+                request,
                 seed_prompt,
                 reason: failure.to_string(),
             },
             Err(GenerateError::Blocked(blocked)) => SessionEvent::PromptBlocked {
+                request,
                 prompt: self.loggable(seed_prompt),
                 blocked,
             },
@@ -209,14 +225,38 @@ impl Director {
         self.prompts.logs_unscreened().then_some(prompt)
     }
 
-    /// Adds a request. Returns false when `limit` requests wait already.
-    pub(super) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
-        self.playlist.add(request, received, limit)
+    /// Adds a request.
+    ///
+    /// # Errors
+    /// Returns an error when `limit` requests wait already, or one with the same id.
+    pub(super) fn add(
+        &mut self,
+        id: Option<RequestId>,
+        request: ValidRequest,
+        received: Instant,
+        limit: usize,
+    ) -> Result<(), NotAdded> {
+        self.playlist.add(id, request, received, limit)
+    }
+
+    /// Removes a waiting request. Returns false when no request with this id waits.
+    pub(super) fn withdraw(&mut self, id: &RequestId) -> bool {
+        self.playlist.withdraw(id)
+    }
+
+    /// Changes a waiting request. Returns its place in the queue, or `None` when no request with this id waits.
+    pub(super) fn edit(&mut self, id: &RequestId, edit: RequestEdit) -> Option<usize> {
+        self.playlist.edit(id, edit)
     }
 
     /// Starts to write alternatives to a prompt. Returns false when too many prompts are being rewritten already.
-    pub(super) fn rewrite(&mut self, seed_prompt: String, count: u32) -> bool {
-        self.tasks.rewrite(seed_prompt, count)
+    pub(super) fn rewrite(
+        &mut self,
+        request: Option<RequestId>,
+        seed_prompt: String,
+        count: u32,
+    ) -> bool {
+        self.tasks.rewrite(request, seed_prompt, count)
     }
 
     pub(super) fn set_curated(&mut self, prompts: Vec<String>) {
@@ -287,6 +327,11 @@ impl Director {
     /// Returns whether the prompt of the next segment is being prepared.
     pub(super) fn is_preparing(&self) -> bool {
         self.playlist.is_preparing()
+    }
+
+    /// Returns whether the session is paused and has requests that wait for its end.
+    pub(super) fn is_paused_with_requests(&self) -> bool {
+        self.playlist.paused && self.playlist.has_waiting()
     }
 
     /// Returns whether the session has all the segments that it may have.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use fastvideo_proto::ids::{SessionId, WorkerId};
+use fastvideo_proto::ids::{RequestId, SessionId, WorkerId};
 use fastvideo_proto::job::{ErrorCode, JobTiming, MediaMode, PromptSource, Stage, VideoFormat};
 use fastvideo_proto::state::ContinuationState;
 use tokio::time::Instant;
@@ -47,12 +47,16 @@ pub enum SessionEvent {
     },
     /// A language model has enhanced a prompt. The text may be unchanged.
     PromptEnhanced {
+        /// The request whose prompt it is; `None` for a curated prompt, and for a request that the client did not
+        /// name.
+        request: Option<RequestId>,
         original_prompt: String,
         answer: Box<GeneratedPrompt>,
     },
     /// A language model has written the prompt of the next segment.
     PromptExtended(Box<GeneratedPrompt>),
     PromptRewritten {
+        request: Option<RequestId>,
         seed_prompt: String,
         rewritten: Box<PromptAlternatives>,
         /// Whether the alternatives may be logged although they were not screened.
@@ -60,16 +64,19 @@ pub enum SessionEvent {
     },
     /// No language model has rewritten the prompt.
     RewriteFailed {
+        request: Option<RequestId>,
         seed_prompt: String,
         reason: String,
     },
     /// No language model has answered: the prompt is used as it was.
     PromptFallback {
+        request: Option<RequestId>,
         original_prompt: String,
         reason: String,
     },
     /// The safety filter has rejected a prompt.
     PromptBlocked {
+        request: Option<RequestId>,
         /// Absent where blocked prompts are not to be logged.
         prompt: Option<String>,
         blocked: Blocked,
@@ -121,10 +128,12 @@ pub enum SessionEvent {
     SegmentCompleted(Box<SegmentCompleted>),
     SegmentCancelled {
         at: AttemptId,
+        request: Option<RequestId>,
     },
     /// The segment is given up; the session goes on.
     SegmentFailed {
         at: AttemptId,
+        request: Option<RequestId>,
         code: ErrorCode,
         /// The message is safe to show to the client.
         message: String,
@@ -134,6 +143,7 @@ pub enum SessionEvent {
     /// The worker has to leave; the segment runs again.
     SegmentTakenBack {
         at: AttemptId,
+        request: Option<RequestId>,
         /// Whether the segment was running.
         started: bool,
         /// Whether media of the attempt were handed out, which are void now.
@@ -143,8 +153,24 @@ pub enum SessionEvent {
     WorkerLost(Box<WorkerLost>),
     /// The continuation state that the client has asked for.
     StateExported(Box<ExportedState>),
+    /// A waiting request was taken out of the queue.
+    RequestWithdrawn {
+        request: RequestId,
+    },
+    /// A waiting request was changed.
+    RequestEdited {
+        request: RequestId,
+        /// The request's place in the queue; 0 is the front.
+        position: usize,
+    },
+    /// The session ends unless its client sends a message in time.
+    IdleWarning {
+        time_left: Duration,
+    },
     /// Something is wrong that concerns no segment. The message is safe to show to the client.
     Error {
+        /// The request that the error answers.
+        request: Option<RequestId>,
         code: ErrorCode,
         message: String,
         /// Whether the same request may succeed later.
@@ -177,6 +203,8 @@ pub struct Opened {
     pub image: Option<String>,
     pub curated_prompts: usize,
     pub next_segment_idx: u32,
+    /// Whether the client wants to hear from the server when nothing happens.
+    pub heartbeat: bool,
 }
 
 #[derive(Debug)]
@@ -205,11 +233,26 @@ pub struct StreamInfo {
     pub safety: bool,
     pub audio: bool,
     pub media_mode: MediaMode,
+    pub limits: StreamLimits,
+}
+
+/// The limits that a client is told.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamLimits {
+    /// The largest message in either direction.
+    pub max_message_bytes: usize,
+    pub max_prompt_chars: usize,
+    pub max_waiting_requests: usize,
+    pub max_inference_steps: u32,
+    pub opening_timeout: Duration,
+    pub slow_client_timeout: Duration,
+    pub hold: Duration,
 }
 
 #[derive(Debug)]
 pub struct SegmentQueued {
     pub at: AttemptId,
+    pub request: Option<RequestId>,
     pub worker: WorkerId,
     pub source: PromptSource,
     /// The text that is used.
@@ -224,6 +267,7 @@ pub struct SegmentQueued {
 #[derive(Debug)]
 pub struct SegmentCompleted {
     pub at: AttemptId,
+    pub request: Option<RequestId>,
     pub media: MediaCount,
     /// Where the segment begins on the session's time line.
     pub start: Duration,
@@ -237,6 +281,7 @@ pub struct SegmentCompleted {
 #[derive(Debug)]
 pub struct WorkerLost {
     pub at: AttemptId,
+    pub request: Option<RequestId>,
     pub worker: WorkerId,
     /// Whether the job had reached the worker, so that it may have killed the worker.
     pub started: bool,
@@ -247,6 +292,7 @@ pub struct WorkerLost {
 
 #[derive(Debug)]
 pub struct ExportedState {
+    pub request: Option<RequestId>,
     pub state: ContinuationState,
     /// The approximate size of the state's text.
     pub bytes: u64,
@@ -273,6 +319,7 @@ impl SessionEvent {
             Self::PromptEnhanced {
                 original_prompt,
                 answer,
+                ..
             } => &[original_prompt, &answer.content],
             Self::PromptExtended(answer) => &[&answer.content],
             Self::PromptReceived {
@@ -282,10 +329,12 @@ impl SessionEvent {
             Self::PromptFallback {
                 original_prompt: text,
                 reason,
+                ..
             }
             | Self::RewriteFailed {
                 seed_prompt: text,
                 reason,
+                ..
             } => &[text, reason],
             Self::Error { message, .. } | Self::SegmentFailed { message, .. } => &[message],
             _ => &[],

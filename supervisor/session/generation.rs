@@ -1,5 +1,6 @@
 //! Generates a session's segment: begins it, follows the events of its job, and commits it.
 
+use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{ErrorCode, frames_to_time};
 use tokio::time::Instant;
 
@@ -92,8 +93,10 @@ impl LiveSession {
                 voids_media,
             } => {
                 self.void_media(voids_media);
+                let request = self.current_request();
                 self.emit(SessionEvent::SegmentTakenBack {
                     at,
+                    request,
                     started,
                     voids_media,
                 });
@@ -107,8 +110,10 @@ impl LiveSession {
             } => {
                 let voids_media = voids_media && then == AfterLoss::RunsAgain;
                 self.void_media(voids_media);
+                let request = self.current_request();
                 self.emit(SessionEvent::WorkerLost(Box::new(WorkerLost {
                     at,
+                    request,
                     worker,
                     started,
                     reason,
@@ -127,6 +132,11 @@ impl LiveSession {
             }
         }
         None
+    }
+
+    /// Returns the client's name for the request that the current segment was made for.
+    fn current_request(&self) -> Option<RequestId> {
+        self.segment.as_ref()?.planned.id.clone()
     }
 
     fn void_media(&mut self, voids_media: bool) {
@@ -192,6 +202,7 @@ impl LiveSession {
         let gate = self.emitter.outbox().gate();
         let completed = SegmentCompleted {
             at,
+            request: segment.planned.id,
             media,
             start,
             duration,

@@ -1,5 +1,8 @@
 //! An open session: its fields, and the steps that all its parts share.
 
+use std::time::Duration;
+
+use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{ErrorCode, MediaMode};
 use tokio::time::Instant;
 
@@ -47,6 +50,10 @@ pub(super) struct LiveSession {
     pub(super) exports: StateExports,
     /// When the client last sent a message, or a segment ended.
     pub(super) last_activity: Instant,
+    /// Until when the session keeps its worker although others wait, since enough others give theirs up.
+    pub(super) keeps_place_until: Option<Instant>,
+    /// The end for lack of activity that the client was warned of.
+    pub(super) warned_of: Option<Instant>,
     /// Number of messages that the client has sent since its window became full.
     pub(super) messages_while_full: u32,
     /// The time until which the server waits for the running segment; present once the client knows that the server
@@ -65,6 +72,32 @@ pub(super) struct LiveSession {
 pub(super) struct CurrentSegment {
     pub(super) planned: PlannedSegment,
     pub(super) run: SegmentRun,
+}
+
+/// The end of a session for lack of activity.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IdleEnd {
+    pub(super) at: Instant,
+    /// The time without activity after which the session ends.
+    pub(super) limit: Duration,
+    /// Whether the session ends because others wait.
+    gives_place_up: bool,
+}
+
+/// How long the sessions that give their workers up may take to end.
+const GIVING_UP: Duration = Duration::from_secs(5);
+
+impl IdleEnd {
+    /// Returns when the client is to be warned.
+    pub(super) fn warning_at(&self) -> Instant {
+        self.at - warning_time(self.limit)
+    }
+}
+
+/// Returns how long before the end the client of an idle session is warned.
+fn warning_time(limit: Duration) -> Duration {
+    const WARNING: Duration = Duration::from_secs(15);
+    WARNING.min(limit / 4)
 }
 
 impl LiveSession {
@@ -113,6 +146,8 @@ impl LiveSession {
             playback: Playback::default(),
             exports: StateExports::default(),
             last_activity: Instant::now(),
+            keeps_place_until: None,
+            warned_of: None,
             messages_while_full: 0,
             drain_deadline: None,
             lingering_since: None,
@@ -129,8 +164,15 @@ impl LiveSession {
     }
 
     /// Reports an error that concerns no segment. The message is safe to show to the client.
-    pub(super) fn error(&self, code: ErrorCode, message: impl ToString, retryable: bool) {
+    pub(super) fn error(
+        &self,
+        request: Option<RequestId>,
+        code: ErrorCode,
+        message: impl ToString,
+        retryable: bool,
+    ) {
         self.emit(SessionEvent::Error {
+            request,
             code,
             message: message.to_string(),
             retryable,
@@ -155,6 +197,7 @@ impl LiveSession {
             self.last_activity = Instant::now();
             self.emit(SessionEvent::SegmentCancelled {
                 at: segment.run.at(),
+                request: segment.planned.id,
             });
         }
     }
@@ -171,6 +214,7 @@ impl LiveSession {
             self.last_activity = Instant::now();
             self.emit(SessionEvent::SegmentFailed {
                 at: segment.run.at(),
+                request: segment.planned.id,
                 code,
                 message: message.to_string(),
                 retryable,
@@ -207,11 +251,61 @@ impl LiveSession {
     }
 
     /// Returns when the session ends for lack of activity; `None` while it is active.
-    pub(super) fn idle_at(&self) -> Option<Instant> {
+    pub(super) fn idle_end(&self) -> Option<IdleEnd> {
         let is_idle = self.segment.is_none()
             && self.ticket.state() == SessionState::Active
             && !self.director.is_preparing();
-        is_idle.then(|| self.last_activity + self.context.config.session_timeout)
+        if !is_idle {
+            return None;
+        }
+        let config = &self.context.config;
+        let after = |limit| IdleEnd {
+            at: self.last_activity + limit,
+            limit,
+            gives_place_up: false,
+        };
+        if self.director.is_paused_with_requests() {
+            return Some(after(config.paused_timeout));
+        }
+        let end = after(config.session_timeout);
+        let Some(since) = self.binding.others_wait_since() else {
+            return Some(end);
+        };
+        // Whoever was idle for longer than the limit already is still warned in time.
+        let limit = config.idle_while_others_wait;
+        let at = (self.last_activity + limit).max(since + warning_time(limit));
+        let at = self.keeps_place_until.map_or(at, |until| until.max(at));
+        Some(match at < end.at {
+            true => IdleEnd {
+                at,
+                limit,
+                gives_place_up: true,
+            },
+            false => end,
+        })
+    }
+
+    /// Ends an idle session whose time has come. It goes on for a moment when enough others give their workers up to
+    /// those that wait.
+    pub(super) fn end_idle(&mut self, end: IdleEnd) -> Option<EndCause> {
+        if end.gives_place_up && !self.binding.give_up() {
+            self.keeps_place_until = Some(Instant::now() + GIVING_UP);
+            return None;
+        }
+        Some(EndCause::Idle(end.limit))
+    }
+
+    /// Returns how long the session keeps its worker after an end for this cause, so that it can be resumed there.
+    fn hold_after(&self, cause: EndCause) -> Duration {
+        let may_resume_here = match cause {
+            EndCause::Gone => self.drain_deadline.is_none(),
+            EndCause::LeaseLost => self.ticket.is_taken_over(),
+            _ => false,
+        };
+        match may_resume_here && self.announced.is_some() {
+            true => self.context.config.hold,
+            false => Duration::ZERO,
+        }
     }
 
     /// Gives the client its time limits afresh: while the server stood still, it neither heard the client nor sent it
@@ -224,6 +318,10 @@ impl LiveSession {
     /// Ends the session. Its stored state stays for a while, unless the session is over for good.
     pub(super) fn end(mut self: Box<Self>, cause: EndCause) {
         self.segment = None;
+        let hold = self.hold_after(cause);
+        if !hold.is_zero() {
+            self.binding.hold_for(hold);
+        }
         if cause.is_final() {
             self.lease.end_session();
         }
@@ -231,7 +329,7 @@ impl LiveSession {
             self.emitter.outbox().drop_unsent();
         }
         if let Some((code, message, retryable)) = cause.error() {
-            self.error(code, message, retryable);
+            self.error(None, code, message, retryable);
         }
         self.transition(cause.state(self.ticket.state()));
         self.emitter.emit_last(SessionEvent::Ended {

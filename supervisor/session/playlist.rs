@@ -3,9 +3,11 @@
 
 use std::collections::VecDeque;
 
+use fastvideo_proto::ids::RequestId;
 use tokio::time::Instant;
 
 use super::Config;
+use super::command::RequestEdit;
 use super::prompt_draft::{PreparedDraft, PromptDraft, PromptText};
 use super::request::ValidRequest;
 
@@ -57,6 +59,8 @@ pub(crate) struct PromptAbilities {
 /// The next segment of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PlannedSegment {
+    /// The client's name for the request.
+    pub(crate) id: Option<RequestId>,
     pub(crate) request: ValidRequest,
     /// The prompt before it was enhanced; absent when the text is the same.
     pub(crate) original_prompt: Option<String>,
@@ -68,11 +72,21 @@ pub(crate) struct PlannedSegment {
 /// A client's request in the queue. Its prompt may be pending.
 #[derive(Debug)]
 struct WaitingRequest {
+    id: Option<RequestId>,
     request: ValidRequest,
     received: Instant,
     draft: PromptDraft,
     /// The enhancement switch at the time of the request.
     enhance: bool,
+}
+
+/// Why a request is not added to the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAdded {
+    #[error("{0} requests wait already, which is the limit")]
+    Full(usize),
+    #[error("a request with this `request_id` waits already")]
+    SameId,
 }
 
 /// The extension: the prompt that a language model writes to follow the prompts so far.
@@ -126,18 +140,72 @@ impl Playlist {
         }
     }
 
-    /// Adds a request to the queue. Returns false when `limit` requests wait already.
-    pub(crate) fn add(&mut self, request: ValidRequest, received: Instant, limit: usize) -> bool {
-        let room = self.waiting.len() < limit;
-        if room {
-            self.waiting.push_back(WaitingRequest {
-                draft: PromptDraft::new(request.prompt.clone()),
-                enhance: self.enhancing && !request.is_written_by_model(),
-                request,
-                received,
-            });
+    /// Adds a request to the queue.
+    ///
+    /// # Errors
+    /// Returns an error when `limit` requests wait already, or one with the same id.
+    pub(crate) fn add(
+        &mut self,
+        id: Option<RequestId>,
+        request: ValidRequest,
+        received: Instant,
+        limit: usize,
+    ) -> Result<(), NotAdded> {
+        if self.waiting.len() >= limit {
+            return Err(NotAdded::Full(limit));
         }
-        room
+        if id.is_some() && self.waiting.iter().any(|waiting| waiting.id == id) {
+            return Err(NotAdded::SameId);
+        }
+        self.waiting.push_back(WaitingRequest {
+            id,
+            draft: PromptDraft::new(request.prompt.clone()),
+            enhance: self.enhancing && !request.is_written_by_model(),
+            request,
+            received,
+        });
+        Ok(())
+    }
+
+    /// Removes a waiting request from the queue. Returns false when no request with this id waits.
+    pub(crate) fn withdraw(&mut self, id: &RequestId) -> bool {
+        let place = self.place_of(id);
+        place.is_some_and(|place| self.waiting.remove(place).is_some())
+    }
+
+    /// Changes a waiting request; a new prompt is prepared anew. Returns the request's place in the queue, or `None`
+    /// when no request with this id waits.
+    pub(crate) fn edit(&mut self, id: &RequestId, edit: RequestEdit) -> Option<usize> {
+        let place = self.place_of(id)?;
+        let mut edited = self.waiting.remove(place)?;
+        if let Some(prompt) = edit.prompt {
+            edited.draft = PromptDraft::new(prompt.clone());
+            edited.enhance = self.enhancing && !edited.request.is_written_by_model();
+            edited.request.prompt = prompt;
+        }
+        let place = edit.position.unwrap_or(place).min(self.waiting.len());
+        self.waiting.insert(place, edited);
+        Some(place)
+    }
+
+    fn place_of(&self, id: &RequestId) -> Option<usize> {
+        self.waiting
+            .iter()
+            .position(|waiting| waiting.id.as_ref() == Some(id))
+    }
+
+    /// Returns whether requests wait.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Returns the id of the request whose prompt this task prepares.
+    pub(crate) fn request_of(&self, task: u64) -> Option<RequestId> {
+        let mut waiting = self.waiting.iter();
+        waiting
+            .find(|waiting| waiting.draft.awaits(task))?
+            .id
+            .clone()
     }
 
     /// Replaces the curated prompts; the next one is the first of them.
@@ -184,6 +252,7 @@ impl Playlist {
         let PromptText { prompt, original } = first.draft.text(first.enhance, self.can.screen)?;
         let first = self.waiting.pop_front()?;
         Some(PlannedSegment {
+            id: first.id,
             request: ValidRequest {
                 prompt,
                 ..first.request
@@ -199,6 +268,7 @@ impl Playlist {
         let PromptText { prompt, original } = draft.text(self.enhancing, self.can.screen)?;
         self.next_curated = (self.next_curated + 1) % self.curated.len();
         Some(PlannedSegment {
+            id: None,
             request: ValidRequest::curated(prompt, config),
             original_prompt: original,
             received: Instant::now(),
@@ -209,6 +279,7 @@ impl Playlist {
     fn next_extension(&mut self, config: &Config) -> Option<PlannedSegment> {
         match std::mem::replace(&mut self.extension, Extension::None) {
             Extension::Ready(prompt) if self.extending => Some(PlannedSegment {
+                id: None,
                 request: ValidRequest::extension(prompt, config),
                 original_prompt: None,
                 received: Instant::now(),

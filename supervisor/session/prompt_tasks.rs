@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::pending;
 
+use fastvideo_proto::ids::RequestId;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tracing::Instrument;
 
@@ -38,6 +39,7 @@ pub(super) enum PromptTaskResult {
         result: Result<GeneratedPrompt, GenerateError>,
     },
     Rewritten {
+        request: Option<RequestId>,
         seed_prompt: String,
         result: Result<PromptAlternatives, GenerateError>,
     },
@@ -87,7 +89,12 @@ impl PromptTasks {
     }
 
     /// Starts to write alternatives to a prompt. Returns false when too many prompts are being rewritten already.
-    pub(super) fn rewrite(&mut self, seed_prompt: String, count: u32) -> bool {
+    pub(super) fn rewrite(
+        &mut self,
+        request: Option<RequestId>,
+        seed_prompt: String,
+        count: u32,
+    ) -> bool {
         if self.tasks.len().saturating_sub(self.planned.len()) >= MAX_PENDING_REWRITES {
             return false;
         }
@@ -96,6 +103,7 @@ impl PromptTasks {
         let writing = async move {
             let result = prompts.rewrite(&seed_prompt, count).await;
             PromptTaskResult::Rewritten {
+                request,
                 seed_prompt,
                 result,
             }

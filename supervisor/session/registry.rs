@@ -138,6 +138,13 @@ impl Ticket {
         }
     }
 
+    /// Returns whether another connection of this server waits for the session's end to go on with it.
+    pub(crate) fn is_taken_over(&self) -> bool {
+        let entries = self.registry.lock();
+        let mut entries = entries.by_connection.iter();
+        entries.any(|(connection, entry)| *connection != self.connection && entry.id == self.id)
+    }
+
     /// Changes what others can see.
     pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entries = self.registry.lock();

@@ -4,6 +4,7 @@ use fastvideo_proto::job::PromptSource;
 
 use super::Config;
 use super::command::SegmentRequest;
+use crate::engines::default_request::MAX_GUIDANCE;
 
 /// A request that the server can pass to a worker: every field is set and within its limits.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +30,7 @@ pub(crate) enum InvalidRequest {
     },
     #[error("`num_inference_steps` must be from 1 to {limit}, got {given}")]
     Steps { limit: u32, given: u32 },
-    #[error("`guidance_scale` must be a finite number, got {given}")]
+    #[error("`guidance_scale` must be from 0 to {MAX_GUIDANCE}, got {given}")]
     Guidance { given: f64 },
 }
 
@@ -49,7 +50,7 @@ impl ValidRequest {
             });
         }
         let guidance_scale = request.guidance_scale.unwrap_or(config.guidance_scale);
-        if !guidance_scale.is_finite() {
+        if !(0.0..=MAX_GUIDANCE).contains(&guidance_scale) {
             return Err(InvalidRequest::Guidance {
                 given: guidance_scale,
             });
@@ -166,14 +167,19 @@ mod tests {
             steps(201),
             "`num_inference_steps` must be from 1 to 200, got 201",
         );
-        let guidance = SegmentRequest {
-            guidance_scale: Some(f64::INFINITY),
-            ..request("x")
-        };
-        check(
-            guidance,
-            "`guidance_scale` must be a finite number, got inf",
-        );
+        for (given, text) in [
+            (f64::INFINITY, "inf"),
+            (f64::NAN, "NaN"),
+            (-1.0, "-1"),
+            (100.5, "100.5"),
+        ] {
+            let guidance = SegmentRequest {
+                guidance_scale: Some(given),
+                ..request("x")
+            };
+            let expected = format!("`guidance_scale` must be from 0 to 100, got {text}");
+            check(guidance, &expected);
+        }
         let negative = SegmentRequest {
             negative_prompt: Some("é".repeat(4001)),
             ..request("x")

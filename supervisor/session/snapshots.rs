@@ -1,8 +1,11 @@
 //! Exports of the continuation state that the client asks for, one at a time.
 
+use std::collections::VecDeque;
 use std::future::pending;
 
+use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::state::ContinuationState;
 use serde_json::Value;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
@@ -12,39 +15,40 @@ use crate::store::State;
 use crate::store::export::{self, ExportError};
 
 /// Number of exports that may be asked for before one is answered.
-pub(super) const MAX_PENDING_EXPORTS: u32 = 8;
+pub(super) const MAX_PENDING_EXPORTS: usize = 8;
 
 /// The outcome of the task of an export.
-pub(super) type ExportOutcome = Result<Result<ExportedState, ExportError>, JoinError>;
+pub(super) type ExportOutcome = Result<Result<(ContinuationState, u64), ExportError>, JoinError>;
 
 /// The exports of a session that were asked for and are not answered yet.
 #[derive(Debug, Default)]
 pub(super) struct StateExports {
-    pending: u32,
-    running: Option<JoinHandle<Result<ExportedState, ExportError>>>,
+    /// The client's names for what it asked. The first is that of the running export.
+    pending: VecDeque<Option<RequestId>>,
+    running: Option<JoinHandle<Result<(ContinuationState, u64), ExportError>>>,
 }
 
 impl StateExports {
     /// Returns whether another export may be asked for.
     pub(super) fn has_room(&self) -> bool {
-        self.pending < MAX_PENDING_EXPORTS
+        self.pending.len() < MAX_PENDING_EXPORTS
     }
 
     /// Asks for another export.
-    pub(super) fn request(&mut self) {
-        self.pending += 1;
+    pub(super) fn request(&mut self, request: Option<RequestId>) {
+        self.pending.push_back(request);
     }
 
     /// Starts the next pending export, unless one is running.
     pub(super) fn start(&mut self, state: Option<&State>) {
-        if self.pending == 0 || self.running.is_some() {
+        if self.pending.is_empty() || self.running.is_some() {
             return;
         }
         if let Some(state) = state.cloned() {
             self.running = Some(spawn_blocking(move || {
                 let state = export::export_inline(&state)?;
                 let bytes = state.payload.values().map(text_bytes).sum();
-                Ok(ExportedState { state, bytes })
+                Ok((state, bytes))
             }));
         }
     }
@@ -60,17 +64,35 @@ impl StateExports {
         }
     }
 
-    /// Handles the outcome of the running export, and returns the event to emit.
-    pub(super) fn finish(&mut self, outcome: ExportOutcome) -> SessionEvent {
+    /// Handles the outcome of the running export, and returns the event to emit. A state of more than `max_bytes` is
+    /// not sent: the client could not send it back.
+    pub(super) fn finish(&mut self, outcome: ExportOutcome, max_bytes: usize) -> SessionEvent {
         self.running = None;
-        self.pending -= 1;
+        let request = self.pending.pop_front().flatten();
         let error = match outcome {
-            Ok(Ok(exported)) => return SessionEvent::StateExported(Box::new(exported)),
+            Ok(Ok((_, bytes))) if bytes > max_bytes as u64 => {
+                return SessionEvent::Error {
+                    request,
+                    code: ErrorCode::InternalError,
+                    message: format!(
+                        "the continuation state has about {bytes} bytes as text, at most {max_bytes} are allowed in a message"
+                    ),
+                    retryable: false,
+                };
+            }
+            Ok(Ok((state, bytes))) => {
+                return SessionEvent::StateExported(Box::new(ExportedState {
+                    request,
+                    state,
+                    bytes,
+                }));
+            }
             Ok(Err(error)) => with_causes(&error),
             Err(panic) => panic.to_string(),
         };
         tracing::error!(error, "state could not be exported");
         SessionEvent::Error {
+            request,
             code: ErrorCode::InternalError,
             message: "the continuation state could not be exported".to_owned(),
             retryable: true,

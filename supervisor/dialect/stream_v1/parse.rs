@@ -1,10 +1,13 @@
 //! Parses client messages into commands.
 
-use fastvideo_proto::stream_v1::{ClientMessage, RewriteSeedPrompts, SegmentRequest, SessionInit};
+use fastvideo_proto::ids::RequestId;
+use fastvideo_proto::stream_v1::{ClientMessage, EditRequest, SegmentRequest, SessionInit};
 use tokio::task::spawn_blocking;
 
 use crate::dialect::Parser;
-use crate::session::command::{self, MessageInfo, OpenSession, ResumeRequest};
+use crate::session::command::{
+    self, MessageInfo, OpenSession, RequestEdit, ResumeRequest, RewriteRequest,
+};
 use crate::session::{Inbound, SessionCommand};
 
 /// Opening messages above this size are parsed on a thread for blocking work.
@@ -34,7 +37,7 @@ impl Parser for StreamParser {
             Ok(inbound) => inbound,
             Err(panic) => {
                 tracing::error!(%panic, "opening message could not be parsed");
-                invalid(INVALID, bytes, "the message could not be parsed")
+                invalid(INVALID, bytes, None, "the message could not be parsed")
             }
         }
     }
@@ -53,9 +56,10 @@ fn first(text: &str) -> Inbound {
         Ok(other) => invalid(
             other.kind(),
             text.len(),
+            None,
             "the first message must be a session_init_v2",
         ),
-        Err(error) => invalid(INVALID, text.len(), error),
+        Err(error) => invalid(INVALID, text.len(), None, error),
     }
 }
 
@@ -65,16 +69,17 @@ fn next(text: &str) -> Inbound {
         let reason = format!(
             "the message has {bytes} bytes, at most {MAX_MESSAGE_BYTES} are allowed after the opening"
         );
-        return invalid(INVALID, bytes, reason);
+        return invalid(INVALID, bytes, None, reason);
     }
-    let message = match ClientMessage::parse(text) {
+    let (request, parsed) = ClientMessage::parse_request(text);
+    let message = match parsed {
         Ok(message) => message,
-        Err(error) => return invalid(INVALID, bytes, error),
+        Err(error) => return invalid(INVALID, bytes, request, error),
     };
     let kind = message.kind();
     let command = match message {
         ClientMessage::SessionInit(_) => {
-            return invalid(kind, bytes, "the session is open already");
+            return invalid(kind, bytes, request, "the session is open already");
         }
         ClientMessage::SegmentRequest(request) => {
             SessionCommand::RequestSegment(Box::new(segment(request)))
@@ -90,21 +95,35 @@ fn next(text: &str) -> Inbound {
         ClientMessage::GenerationPausedUpdated(paused) => SessionCommand::SetPaused(paused.paused),
         ClientMessage::SnapshotState => SessionCommand::ExportState,
         ClientMessage::CancelSegment => SessionCommand::CancelSegment,
-        ClientMessage::RewriteSeedPrompts(RewriteSeedPrompts { seed_prompt, count }) => {
-            SessionCommand::RewritePrompt {
-                prompt: seed_prompt,
-                count,
-            }
+        ClientMessage::WithdrawRequest => SessionCommand::WithdrawRequest,
+        ClientMessage::EditRequest(EditRequest { prompt, position }) => {
+            SessionCommand::EditRequest(Box::new(RequestEdit { prompt, position }))
+        }
+        ClientMessage::RewriteSeedPrompts(rewrite) => {
+            SessionCommand::RewritePrompt(Box::new(RewriteRequest {
+                prompt: rewrite.seed_prompt,
+                count: rewrite.count,
+            }))
         }
         ClientMessage::Leave => SessionCommand::Leave,
     };
     let message = MessageInfo { kind, bytes };
-    Inbound::Command { message, command }
+    Inbound::Command {
+        message,
+        request,
+        command,
+    }
 }
 
-fn invalid(kind: &'static str, bytes: usize, reason: impl ToString) -> Inbound {
+fn invalid(
+    kind: &'static str,
+    bytes: usize,
+    request: Option<RequestId>,
+    reason: impl ToString,
+) -> Inbound {
     Inbound::Invalid {
         message: MessageInfo { kind, bytes },
+        request,
         reason: reason.to_string(),
     }
 }
@@ -123,6 +142,7 @@ fn opening(init: SessionInit) -> OpenSession {
         stream_mode,
         continuation_state,
         resume,
+        heartbeat,
     } = init;
     OpenSession {
         client_id,
@@ -132,6 +152,7 @@ fn opening(init: SessionInit) -> OpenSession {
         enhancement: enhancement_enabled,
         auto_extension: auto_extension_enabled,
         looping: loop_generation_enabled,
+        heartbeat,
         single_segment: single_clip_mode,
         media_mode: stream_mode,
         state: continuation_state,
@@ -170,7 +191,9 @@ mod tests {
     fn check(text: &str, kind: &str, reason: Option<&str>) {
         let (message, given) = match next(text) {
             Inbound::Command { message, .. } => (message, None),
-            Inbound::Invalid { message, reason } => (message, Some(reason)),
+            Inbound::Invalid {
+                message, reason, ..
+            } => (message, Some(reason)),
             other => panic!("{other:?}"),
         };
         assert_eq!((message.kind, message.bytes), (kind, text.len()), "{text}");

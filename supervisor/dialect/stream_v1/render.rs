@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::ids::{RequestId, SessionId};
 use fastvideo_proto::job::{ErrorCode, MediaKind, MediaMode, Stage};
-use fastvideo_proto::stream_v1::{Features, ServerMessage};
+use fastvideo_proto::stream_v1::{Features, Limits, ServerMessage};
 
 use super::close;
 use crate::dialect::{Rendered, Renderer, Wire};
+use crate::engines::default_request::MAX_GUIDANCE;
 use crate::pool::Media;
 use crate::segment_run::AttemptId;
-use crate::session::event::{SegmentCompleted, SegmentQueued, WorkerBound};
+use crate::session::event::{SegmentCompleted, SegmentQueued, StreamLimits, WorkerBound};
 use crate::session::{NotAdmitted, SessionEvent};
 
 /// Renders the events of one session.
@@ -21,6 +22,8 @@ pub(crate) struct StreamRenderer {
     /// The session's id and media mode; known once a worker is bound.
     stream: Option<Stream>,
     shown: Shown,
+    /// Whether the client wants heartbeats.
+    heartbeat: bool,
 }
 
 #[derive(Debug)]
@@ -44,6 +47,10 @@ impl Renderer for StreamRenderer {
         let mut out = Rendered::default();
         self.render_into(event, &mut out);
         out
+    }
+
+    fn heartbeat(&self) -> Option<String> {
+        (self.heartbeat).then(|| Rendered::text(&ServerMessage::Heartbeat))
     }
 
     fn turn_away(why: &NotAdmitted) -> Rendered {
@@ -80,14 +87,16 @@ impl StreamRenderer {
             SessionEvent::WorkerBound(bound) => self.bound(*bound, out),
             SessionEvent::SegmentQueued(queued) => self.segment_queued(*queued, out),
             SessionEvent::SegmentCompleted(completed) => self.completed(*completed, out),
-            SessionEvent::SegmentCancelled { at } => {
+            SessionEvent::SegmentCancelled { at, request } => {
                 self.shown = Shown::default();
                 out.json(&ServerMessage::SegmentCancelled {
                     segment_idx: at.segment_idx,
+                    request_id: request,
                 });
             }
             SessionEvent::SegmentFailed {
                 at,
+                request,
                 code,
                 message,
                 retryable,
@@ -99,21 +108,24 @@ impl StreamRenderer {
                     retryable,
                     segment_idx: Some(at.segment_idx),
                     restarting: false,
+                    request_id: request,
                 });
             }
             SessionEvent::SegmentTakenBack {
                 at,
+                request,
                 voids_media: true,
                 ..
             } => {
                 let message = "the GPU worker has to leave; the segment starts again";
-                self.restarting(at, message, out);
+                self.restarting(at, request, message, out);
             }
             SessionEvent::WorkerLost(lost) if lost.voids_media => {
                 let message = "the GPU worker was lost; the segment starts again";
-                self.restarting(lost.at, message, out);
+                self.restarting(lost.at, lost.request, message, out);
             }
             SessionEvent::PromptEnhanced {
+                request,
                 original_prompt,
                 answer,
             } => {
@@ -124,22 +136,30 @@ impl StreamRenderer {
                         provider: answer.provider,
                         latency_ms: ms(answer.latency),
                         fallback_used: answer.fallback_used,
+                        request_id: request,
                     });
                 }
             }
             SessionEvent::PromptFallback {
+                request,
                 original_prompt,
                 reason,
             } => out.json(&ServerMessage::PromptFallback {
                 original_prompt,
                 reason,
+                request_id: request,
             }),
-            SessionEvent::PromptBlocked { blocked, .. } => out.json(&ServerMessage::error(
+            SessionEvent::PromptBlocked {
+                request, blocked, ..
+            } => error(
+                request,
                 ErrorCode::PromptBlocked,
                 blocked.to_string(),
                 false,
-            )),
+                out,
+            ),
             SessionEvent::PromptRewritten {
+                request,
                 seed_prompt,
                 rewritten,
                 ..
@@ -150,29 +170,50 @@ impl StreamRenderer {
                 model: rewritten.model,
                 latency_ms: ms(rewritten.latency),
                 fallback_used: rewritten.fallback_used,
+                request_id: request,
             }),
-            SessionEvent::RewriteFailed { reason, .. } => out.json(&ServerMessage::error(
+            SessionEvent::RewriteFailed {
+                request, reason, ..
+            } => error(
+                request,
                 ErrorCode::UpstreamTimeout,
                 format!("the prompt was not rewritten: {reason}"),
                 true,
-            )),
+                out,
+            ),
             SessionEvent::StateExported(exported) => {
                 out.json(&ServerMessage::ContinuationStateSnapshot {
                     state: exported.state,
+                    request_id: exported.request,
                 });
             }
             SessionEvent::Error {
+                request,
                 code,
                 message,
                 retryable,
-            } => out.json(&ServerMessage::error(code, message, retryable)),
+            } => error(request, code, message, retryable, out),
+            SessionEvent::RequestWithdrawn { request } => {
+                out.json(&ServerMessage::RequestWithdrawn {
+                    request_id: request,
+                });
+            }
+            SessionEvent::RequestEdited { request, position } => {
+                out.json(&ServerMessage::RequestEdited {
+                    request_id: request,
+                    position,
+                });
+            }
+            SessionEvent::IdleWarning { time_left } => out.json(&ServerMessage::IdleWarning {
+                seconds_left: whole_seconds(time_left),
+            }),
             SessionEvent::Draining { time_left } => out.json(&ServerMessage::ServerDraining {
-                deadline_seconds: time_left.as_secs() + u64::from(time_left.subsec_nanos() > 0),
+                deadline_seconds: whole_seconds(time_left),
             }),
             SessionEvent::NotOpened(why) => close::not_opened(why, out),
             SessionEvent::Ended { cause, .. } => close::ended(cause, self.stream.is_some(), out),
-            SessionEvent::Opened(_)
-            | SessionEvent::MessageReceived(_)
+            SessionEvent::Opened(opened) => self.heartbeat = opened.heartbeat,
+            SessionEvent::MessageReceived(_)
             | SessionEvent::StateChanged { .. }
             | SessionEvent::PromptReceived { .. }
             | SessionEvent::PromptExtended(_)
@@ -223,6 +264,7 @@ impl StreamRenderer {
                 safety: stream.safety,
                 audio: stream.audio,
             },
+            limits: limits(&stream.limits),
         });
         self.stream = Some(Stream {
             session: bound.session_id,
@@ -239,6 +281,7 @@ impl StreamRenderer {
                 source: queued.source,
                 original_prompt: queued.original_prompt,
                 attempt: queued.at.attempt,
+                request_id: queued.request,
             });
         }
     }
@@ -273,11 +316,18 @@ impl StreamRenderer {
             segment_idx: at.segment_idx,
             generation_time_ms: ms(completed.generation),
             e2e_latency_ms: ms(completed.requested.elapsed()),
+            request_id: completed.request,
         });
     }
 
     /// Tells the client that the media it has of the segment are void.
-    fn restarting(&mut self, at: AttemptId, message: &str, out: &mut Rendered) {
+    fn restarting(
+        &mut self,
+        at: AttemptId,
+        request: Option<RequestId>,
+        message: &str,
+        out: &mut Rendered,
+    ) {
         self.shown = Shown::default();
         out.json(&ServerMessage::Error {
             code: ErrorCode::WorkerFailed,
@@ -285,6 +335,7 @@ impl StreamRenderer {
             retryable: true,
             segment_idx: Some(at.segment_idx),
             restarting: true,
+            request_id: request,
         });
     }
 
@@ -304,6 +355,42 @@ impl Shown {
         }
         true
     }
+}
+
+/// Renders an error that concerns no segment.
+fn error(
+    request: Option<RequestId>,
+    code: ErrorCode,
+    message: String,
+    retryable: bool,
+    out: &mut Rendered,
+) {
+    out.json(&ServerMessage::Error {
+        code,
+        message,
+        retryable,
+        segment_idx: None,
+        restarting: false,
+        request_id: request,
+    });
+}
+
+fn limits(limits: &StreamLimits) -> Limits {
+    Limits {
+        max_message_bytes: limits.max_message_bytes as u64,
+        max_prompt_chars: limits.max_prompt_chars as u64,
+        max_waiting_requests: limits.max_waiting_requests as u64,
+        max_inference_steps: limits.max_inference_steps,
+        max_guidance_scale: MAX_GUIDANCE,
+        opening_timeout_seconds: whole_seconds(limits.opening_timeout),
+        slow_client_timeout_seconds: whole_seconds(limits.slow_client_timeout),
+        hold_seconds: whole_seconds(limits.hold),
+    }
+}
+
+/// Returns a duration in seconds, rounded up.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 fn ms(duration: Duration) -> f64 {
@@ -330,6 +417,7 @@ mod tests {
     fn queued(attempt: u32) -> SessionEvent {
         SessionEvent::SegmentQueued(Box::new(SegmentQueued {
             at: at(attempt),
+            request: None,
             worker: WorkerId::new(GpuId(0), attempt),
             source: PromptSource::User,
             prompt: "a fox".to_owned(),
@@ -360,6 +448,7 @@ mod tests {
     fn lost(attempt: u32, voids_media: bool) -> SessionEvent {
         SessionEvent::WorkerLost(Box::new(WorkerLost {
             at: at(attempt),
+            request: None,
             worker: WorkerId::new(GpuId(0), attempt),
             started: true,
             reason: "killed".to_owned(),
@@ -440,7 +529,10 @@ mod tests {
 
     #[test]
     fn a_cancelled_segment_leaves_its_index_to_one_that_is_shown_whole() {
-        let cancelled = SessionEvent::SegmentCancelled { at: at(1) };
+        let cancelled = SessionEvent::SegmentCancelled {
+            at: at(1),
+            request: None,
+        };
         let events = [queued(1), step(1, 1), cancelled, queued(1), step(1, 1)];
         let expected = [
             "ltx2_segment_start",

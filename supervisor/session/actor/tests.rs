@@ -12,7 +12,9 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::pool::testing::{TestJob, TestWorkers};
 use crate::prompt::Prompts;
-use crate::session::command::{MessageInfo, OpenSession, ResumeRequest, SessionCommand};
+use crate::session::command::{
+    MessageInfo, OpenSession, ResumeRequest, RewriteRequest, SessionCommand,
+};
 use crate::session::event::WorkerBound;
 use crate::session::registry::{Limits, Registry};
 use crate::session::tests::config;
@@ -135,7 +137,13 @@ impl Client {
             kind: "test",
             bytes: 1,
         };
-        self.send(Inbound::Command { message, command }).await;
+        let request = None;
+        self.send(Inbound::Command {
+            message,
+            request,
+            command,
+        })
+        .await;
     }
 
     async fn request(&self, prompt: &str) {
@@ -206,6 +214,7 @@ impl Client {
                 code,
                 message,
                 retryable,
+                ..
             } => (code, message, retryable),
             other => panic!("{other:?}"),
         }
@@ -355,7 +364,11 @@ async fn a_client_that_only_sends_while_its_window_is_full_is_ended() {
             bytes: 1,
         };
         let reason = "x".repeat(100);
-        let invalid = Inbound::Invalid { message, reason };
+        let invalid = Inbound::Invalid {
+            message,
+            request: None,
+            reason,
+        };
         if client.inbound.send(invalid).await.is_err() {
             break;
         }
@@ -598,9 +611,100 @@ async fn switches_without_effect_are_accepted_in_silence_and_an_export_needs_a_s
     assert!(message.contains("no segment is finished"), "{message}");
     assert_eq!((code, retryable), (ErrorCode::InternalError, false));
     let prompt = "a fox".to_owned();
-    let rewrite = SessionCommand::RewritePrompt { prompt, count: 1 };
-    client.command(rewrite).await;
+    let rewrite = RewriteRequest { prompt, count: 1 };
+    client
+        .command(SessionCommand::RewritePrompt(Box::new(rewrite)))
+        .await;
     let (_, message, retryable) = client.error().await;
     assert!(message.contains("no prompt enhancer"), "{message}");
     assert!(!retryable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_with_requests_is_not_idle_and_has_a_limit_of_its_own() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.command(SessionCommand::SetPaused(true)).await;
+    client.request("a fox").await;
+    client.until("PromptReceived").await;
+    let begun = Instant::now();
+    assert_eq!(client.ended().await, EndCause::Idle(900 * SECOND));
+    assert_eq!(begun.elapsed(), 900 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_session_is_warned_before_it_ends() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    let begun = Instant::now();
+    client.until("IdleWarning").await;
+    assert_eq!(begun.elapsed(), 285 * SECOND);
+    // A message keeps the session.
+    client.command(SessionCommand::SetLooping(false)).await;
+    client.until("IdleWarning").await;
+    assert_eq!(begun.elapsed(), 570 * SECOND);
+    assert_eq!(client.ended().await, EndCause::Idle(300 * SECOND));
+}
+
+/// The worker serves four sessions.
+#[tokio::test(start_paused = true)]
+async fn as_many_idle_sessions_as_others_wait_end_and_no_more() {
+    let world = World::serving().await;
+    let mut idle = Vec::new();
+    for _ in 0..4 {
+        idle.push(world.active(OpenSession::default()).await);
+    }
+    sleep(200 * SECOND).await;
+    let begun = Instant::now();
+    let mut waiting = world.open(OpenSession::default()).await;
+    waiting.bound().await;
+    assert_eq!(begun.elapsed(), 15 * SECOND, "all were idle for long");
+    sleep(10 * SECOND).await;
+    assert_eq!(world.registry.count(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_worker_of_a_lost_connection_is_kept_for_a_while() {
+    let world = World::serving().await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(world.active(OpenSession::default()).await);
+    }
+    let mut waiting = world.open(OpenSession::default()).await;
+    waiting.until("Queued").await;
+    let begun = Instant::now();
+    clients[0].send(Inbound::Gone).await;
+    waiting.bound().await;
+    assert_eq!(begun.elapsed(), 10 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_resumes_in_time_has_the_worker_that_was_kept() {
+    let world = World::serving().await;
+    let mut clients = Vec::new();
+    let mut bounds = Vec::new();
+    for _ in 0..4 {
+        let mut client = world.open(OpenSession::default()).await;
+        bounds.push(client.bound().await);
+        clients.push(client);
+    }
+    let mut waiting = world.open(OpenSession::default()).await;
+    waiting.until("Queued").await;
+    let lost = bounds.remove(0);
+    clients[0].send(Inbound::Gone).await;
+    sleep(9 * SECOND).await;
+    let resume = ResumeRequest {
+        session_id: lost.session_id.to_string(),
+        token: lost.resume_token.as_str().to_owned(),
+    };
+    let begun = Instant::now();
+    let _again = world
+        .active(OpenSession {
+            resume: Some(resume),
+            ..OpenSession::default()
+        })
+        .await;
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    sleep(20 * SECOND).await;
+    assert_eq!(world.context.pool.status().queue_depth, 1);
 }

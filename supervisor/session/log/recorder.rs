@@ -64,6 +64,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
         SessionEvent::PromptEnhanced {
             original_prompt,
             answer,
+            ..
         } => L::PromptEnhanced {
             original_prompt: original_prompt.clone(),
             prompt: answer.content.clone(),
@@ -77,6 +78,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             seed_prompt,
             rewritten,
             loggable,
+            ..
         } => L::PromptRewritten {
             seed_prompt: seed_prompt.clone(),
             alternatives: loggable.then(|| rewritten.alternatives.clone()),
@@ -85,10 +87,12 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
         SessionEvent::PromptFallback {
             original_prompt: prompt,
             reason,
+            ..
         }
         | SessionEvent::RewriteFailed {
             seed_prompt: prompt,
             reason,
+            ..
         } => L::PromptFallback {
             original_prompt: prompt.clone(),
             reason: reason.clone(),
@@ -149,7 +153,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             decode_ms: ms(timing.decode),
             encode_ms: ms(timing.encode),
         },
-        SessionEvent::SegmentCancelled { at } => L::SegmentCancelled {
+        SessionEvent::SegmentCancelled { at, .. } => L::SegmentCancelled {
             segment_idx: at.segment_idx,
             attempt: at.attempt,
         },
@@ -177,6 +181,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             code,
             message,
             retryable,
+            ..
         } => L::Error {
             code: *code,
             message: message.clone(),
@@ -197,7 +202,10 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
         SessionEvent::NotOpened(_)
         | SessionEvent::Media { .. }
         | SessionEvent::SegmentCompleted(_)
-        | SessionEvent::StateExported(_) => return None,
+        | SessionEvent::StateExported(_)
+        | SessionEvent::RequestWithdrawn { .. }
+        | SessionEvent::RequestEdited { .. }
+        | SessionEvent::IdleWarning { .. } => return None,
     })
 }
 

@@ -46,7 +46,7 @@ fn add(playlist: &mut Playlist, prompt: &str, limit: usize) -> bool {
         source: fastvideo_proto::job::PromptSource::User,
         ..ValidRequest::curated(prompt.to_owned(), &config())
     };
-    playlist.add(request, Instant::now(), limit)
+    playlist.add(None, request, Instant::now(), limit).is_ok()
 }
 
 /// The prompt of the next segment, which runs now.
@@ -206,7 +206,7 @@ fn what_a_model_has_written_is_not_enhanced_again() {
         source: fastvideo_proto::job::PromptSource::Enhanced,
         ..ValidRequest::curated("a".to_owned(), &config())
     };
-    playlist.add(request, Instant::now(), 8);
+    playlist.add(None, request, Instant::now(), 8).unwrap();
     assert_eq!(next(&mut playlist).as_deref(), Some("a"));
 }
 

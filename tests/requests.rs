@@ -1,0 +1,165 @@
+//! Requests that have a name: their answers, and what a client may still change while they wait.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Client, Heard, Server, merge};
+
+/// Asks for a segment under a name.
+async fn request(client: &mut Client, id: &str, fields: Value) {
+    let mut message = json!({"type": "segment_prompt_source", "request_id": id, "prompt": id});
+    merge(&mut message, fields);
+    client.send(message).await;
+}
+
+async fn pause(client: &mut Client, paused: bool) {
+    client
+        .send(json!({"type": "generation_paused_updated", "paused": paused}))
+        .await;
+}
+
+/// The prompts of the next segments, in order.
+async fn shown(client: &mut Client, segments: usize) -> Vec<String> {
+    let mut prompts = Vec::new();
+    for _ in 0..segments {
+        let segment = client.collect_until("ltx2_segment_complete").await;
+        let start = segment.only("ltx2_segment_start");
+        prompts.push(start["prompt"].as_str().unwrap().to_owned());
+    }
+    prompts
+}
+
+#[tokio::test]
+async fn every_answer_names_the_request_that_it_answers() {
+    let server = Server::start(&["--gpus", "1"]);
+    let mut client = server.active(json!({})).await;
+    request(&mut client, "good", json!({})).await;
+    request(&mut client, "bad", json!({"guidance_scale": -1})).await;
+    request(&mut client, "worse", json!({"seed": "ten"})).await;
+    client
+        .send(json!({"type": "snapshot_state", "request_id": "too soon"}))
+        .await;
+    let segment = client.collect_until("ltx2_segment_complete").await;
+    for kind in ["ltx2_segment_start", "ltx2_segment_complete"] {
+        assert_eq!(segment.only(kind)["request_id"], "good", "{kind}");
+    }
+    let refused: Vec<_> = (segment.of("error").into_iter())
+        .map(|error| (error["request_id"].clone(), error["retryable"].clone()))
+        .collect();
+    let expected = ["bad", "worse", "too soon"].map(|id| (json!(id), json!(false)));
+    assert_eq!(refused, expected);
+
+    client
+        .send(json!({"type": "snapshot_state", "request_id": "now"}))
+        .await;
+    let snapshot = client.expect("continuation_state_snapshot").await;
+    assert_eq!(snapshot["request_id"], "now");
+    client.prompt("without a name").await;
+    let nameless = client.collect_until("ltx2_segment_complete").await;
+    for text in nameless.texts {
+        assert_eq!(text.get("request_id"), None, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_waits_can_be_withdrawn_changed_and_moved() {
+    let server = Server::start(&["--gpus", "1"]);
+    let mut client = server.active(json!({})).await;
+    pause(&mut client, true).await;
+    for id in ["a", "b", "c", "d"] {
+        request(&mut client, id, json!({})).await;
+    }
+    let edit = |id: &str, fields: Value| {
+        let mut message = json!({"type": "edit_request", "request_id": id});
+        merge(&mut message, fields);
+        message
+    };
+    let edited = |id: &str, position: u32| {
+        Heard::Text(json!({"type": "request_edited", "request_id": id, "position": position}))
+    };
+    client
+        .send(json!({"type": "withdraw_request", "request_id": "b"}))
+        .await;
+    let withdrawn = json!({"type": "request_withdrawn", "request_id": "b"});
+    assert_eq!(client.next().await, Heard::Text(withdrawn));
+    client.send(edit("a", json!({"prompt": "A"}))).await;
+    assert_eq!(client.next().await, edited("a", 0));
+    client.send(edit("d", json!({"position": 0}))).await;
+    assert_eq!(client.next().await, edited("d", 0));
+    client
+        .send(edit("a", json!({"position": 99, "prompt": "A again"})))
+        .await;
+    assert_eq!(client.next().await, edited("a", 2));
+    pause(&mut client, false).await;
+    assert_eq!(shown(&mut client, 3).await, ["d", "c", "A again"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_changed_is_refused_by_name() {
+    let server = Server::start(&["--gpus", "1"]);
+    let mut client = server.active(json!({})).await;
+    pause(&mut client, true).await;
+    request(&mut client, "a", json!({})).await;
+    let long = "x".repeat(4001);
+    for (message, said) in [
+        (
+            json!({"type": "withdraw_request", "request_id": "z"}),
+            "no request with this `request_id` waits",
+        ),
+        (
+            json!({"type": "edit_request", "request_id": "z", "prompt": "p"}),
+            "no request with this `request_id` waits",
+        ),
+        (
+            json!({"type": "edit_request", "request_id": "a"}),
+            "`prompt` and `position` are both missing",
+        ),
+        (
+            json!({"type": "edit_request", "request_id": "a", "prompt": long}),
+            "`prompt` has 4001 characters, at most 4000 are allowed",
+        ),
+        (
+            json!({"type": "segment_prompt_source", "request_id": "a", "prompt": "again"}),
+            "a request with this `request_id` waits already",
+        ),
+    ] {
+        let id = message["request_id"].clone();
+        client.send(message).await;
+        let error = client.expect("error").await;
+        assert_eq!(error["message"], said);
+        assert_eq!(error["request_id"], id);
+    }
+    for kind in ["withdraw_request", "edit_request"] {
+        client.send(json!({"type": kind, "position": 0})).await;
+        let error = client.expect("error").await;
+        assert_eq!(error.get("request_id"), None, "{error}");
+    }
+    pause(&mut client, false).await;
+    assert_eq!(shown(&mut client, 1).await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_session_tells_its_limits() {
+    let server = Server::start(&[
+        "--gpus",
+        "1",
+        "--streaming.limits.max_waiting_requests",
+        "3",
+        "--streaming.hold_seconds",
+        "2.5",
+    ]);
+    let mut client = server.open(json!({})).await;
+    let start = client.until_type("ltx2_stream_start").await;
+    let limits = &start["limits"];
+    assert_eq!(limits["max_waiting_requests"], 3);
+    assert_eq!(limits["max_message_bytes"], 48 << 20);
+    assert_eq!(limits["hold_seconds"], 3, "rounded up");
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_heartbeats_hears_one_when_nothing_else_is_said() {
+    let server = Server::start(&["--gpus", "2"]);
+    let mut with = server.active(json!({"heartbeat": true})).await;
+    let mut without = server.active(json!({})).await;
+    assert_eq!(with.next().await, Heard::Text(json!({"type": "heartbeat"})));
+    assert_eq!(without.so_far().await, []);
+}
