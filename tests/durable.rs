@@ -440,7 +440,10 @@ async fn an_outage_of_the_store_is_shown_and_logged_once() {
     .await;
     assert!(failing["since"].is_string(), "{failing}");
     let reason = failing["last_failure"]["reason"].as_str().unwrap();
-    assert!(reason.starts_with("the store cannot be used now: "), "{reason}");
+    assert!(
+        reason.starts_with("the store cannot be used now: "),
+        "{reason}"
+    );
     let (code, readyz) = server.get("/readyz").await;
     assert_eq!((code, &readyz["status"]), (503, &json!("store_failing")));
     assert_eq!(careless.get("/readyz").await.0, 200);

@@ -69,9 +69,7 @@ pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
         Readiness::Warming
         | Readiness::Unavailable
         | Readiness::StoreFailing
-        | Readiness::Draining => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        | Readiness::Draining => StatusCode::SERVICE_UNAVAILABLE,
     };
     let body = Readyz {
         status: readiness,
