@@ -94,7 +94,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             }));
         }
-        Command::Check { spec } => check::run(&spec),
+        Command::Check { spec } => check::run(&spec)?,
         #[cfg(feature = "torch")]
         Command::Bench(args) => {
             logging::text_to_stderr();
