@@ -8,6 +8,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::Span;
 
+use super::admission::admit;
 use super::command::Inbound;
 use super::emitter::Emitter;
 use super::ending::{EndCause, NotOpened};
@@ -17,29 +18,31 @@ use super::handshake::{self, Claim, Opening};
 use super::live::LiveSession;
 use super::outbox::Outbox;
 use super::prompt_tasks::PromptTaskResult;
-use super::registry::Ticket;
+use super::registry::{Registry, Ticket};
 use super::snapshots::ExportOutcome;
 use super::state::SessionState;
 use super::{Context, Drain};
+use crate::client_address::ClientAddress;
 use crate::pool::{JobEvent, Placement};
 use crate::store::StoreError;
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
 
-/// Serves one client from its opening to the last event in the outbox.
+/// Serves one client from its opening to the last event in the outbox. A client that has not sent its opening is no
+/// session yet.
 pub async fn run(
-    mut ticket: Ticket,
+    client: ClientAddress,
+    registry: Registry,
     mut inbound: mpsc::Receiver<Inbound>,
     outbox: Outbox,
     context: Context,
 ) {
     // Boxed, so that the memory of the handshake is not kept for as long as the session lives.
-    let opened = Box::pin(open(&mut ticket, &mut inbound, &context)).await;
-    let (opening, claim) = match opened {
+    let opened = Box::pin(open(client, &registry, &mut inbound, &context)).await;
+    let (ticket, opening, claim) = match opened {
         Ok(opened) => opened,
         Err(why) => {
-            ticket.transition(why.state());
             Emitter::new(EventReaders::default(), outbox).emit_last(SessionEvent::NotOpened(why));
             return;
         }
@@ -55,16 +58,31 @@ pub async fn run(
 }
 
 async fn open(
-    ticket: &mut Ticket,
+    client: ClientAddress,
+    registry: &Registry,
     inbound: &mut mpsc::Receiver<Inbound>,
     context: &Context,
-) -> Result<(Opening, Claim), NotOpened> {
-    let opening = tokio::select! {
-        opening = handshake::receive(inbound, context) => opening?,
+) -> Result<(Ticket, Opening, Claim), NotOpened> {
+    let request = tokio::select! {
+        request = handshake::receive(inbound, context) => request?,
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
     };
-    let claim = handshake::claim(ticket, context, &opening).await?;
-    Ok((opening, claim))
+    let mut ticket = admit(client, registry, context)?;
+    let opened = async {
+        let opening = tokio::select! {
+            opening = handshake::check(request, context) => opening?,
+            () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
+        };
+        let claim = handshake::claim(&mut ticket, context, &opening).await?;
+        Ok((opening, claim))
+    };
+    match opened.await {
+        Ok((opening, claim)) => Ok((ticket, opening, claim)),
+        Err(why) => {
+            ticket.transition(why.state());
+            Err(why)
+        }
+    }
 }
 
 fn opened_event(opening: &Opening, claim: &Claim) -> SessionEvent {
