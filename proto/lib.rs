@@ -13,3 +13,4 @@ pub mod link;
 pub mod state;
 pub mod stored;
 pub mod stream_v1;
+mod untrusted_json;

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::ids::{InvalidRequestId, RequestId};
 use crate::job::{ErrorCode, MediaMode, PromptSource, Stage};
 use crate::state::ContinuationState;
+use crate::untrusted_json;
 
 #[cfg(test)]
 mod tests;
@@ -45,8 +46,11 @@ pub struct SessionInit {
     pub client_id: Option<String>,
     pub preset: Option<String>,
     pub preset_label: Option<String>,
+    #[serde(deserialize_with = "untrusted_json::prompts")]
     pub curated_prompts: Vec<String>,
-    /// `{mime, name, data}`; null or an empty object means no image. The session checks it, since it knows the limits.
+    /// `{mime, name, data}`; null or an empty object means no image. Other fields are skipped. The session checks the
+    /// values, since it knows the limits.
+    #[serde(deserialize_with = "untrusted_json::image")]
     pub initial_image: Option<Map<String, Value>>,
     pub enhancement_enabled: bool,
     pub auto_extension_enabled: bool,
@@ -102,7 +106,7 @@ pub struct EditRequest {
 /// Replaces the curated prompts from the next segment on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SeedPromptsUpdated {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "untrusted_json::prompts")]
     pub seed_prompts: Vec<String>,
 }
 

@@ -26,6 +26,10 @@ use args::Invocation;
 
 /// The exit code for a wrong command line or configuration, as clap and systemd use it.
 const USAGE: u8 = 2;
+/// Number of threads for blocking work.
+const MAX_BLOCKING_THREADS: usize = 64;
+/// How long such a thread waits for more work: for ever, since the system may have no thread left when there is more.
+const BLOCKING_THREAD_LIFE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How long blocking work may continue after the server has ended.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 
@@ -83,6 +87,9 @@ fn runtime(promptly: bool) -> io::Result<Runtime> {
     let threads = thread::available_parallelism()?.get();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(threads).enable_all();
+    builder
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_THREAD_LIFE);
     if promptly {
         match thread_priority::run_promptly() {
             Ok(grant) => tracing::debug!(?grant, "threads on a fragment's way run promptly"),

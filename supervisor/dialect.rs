@@ -14,7 +14,10 @@ pub(crate) mod stream_v1;
 /// Reads one client's messages. It may remember what the client has sent before.
 pub(crate) trait Parser: Default + Send {
     /// Reads a text message.
-    fn text(&mut self, text: &str) -> impl Future<Output = Inbound> + Send;
+    fn text(
+        &mut self,
+        text: impl AsRef<str> + Send + 'static,
+    ) -> impl Future<Output = Inbound> + Send;
 
     /// Reads a binary message.
     fn binary(&mut self) -> Inbound;

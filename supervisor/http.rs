@@ -4,46 +4,54 @@
 //! `operator` serves operators' requests, `page` serves the built-in page, and `openapi` describes all routes.
 //! `extract` reads requests, and `error` answers those that are refused: every refusal has the same JSON body.
 //!
+//! What a stranger may hold is limited: `listener` accepts connections, `connections` counts them, `connection` limits
+//! the time of each of their phases; `websocket` begins WebSockets, and `message_io` limits what is received on them.
+//! `hosts` and `origins` are the guards against pages of other sites.
+//!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
 //! state of the pool, the store and the prompts.
 
 use std::io;
-use std::net::SocketAddr;
 
 use axum::Router;
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
-pub use app::{App, Config};
+pub use app::{App, Config, Limits};
+pub use hosts::HostNames;
+pub use origins::Origins;
 
 use error::ApiError;
 
 mod app;
 pub mod config;
+mod connection;
+mod connections;
 mod error;
 mod extract;
+mod hosts;
+mod listener;
+mod liveness;
+mod message_io;
 mod openapi;
 mod operator;
+mod origins;
 mod page;
 mod status;
 mod stream;
 mod timestamp;
+mod websocket;
 
-/// Serves requests until the returned future is dropped.
+/// Accepts connections until the returned future is dropped. The connections end with [`App::stopping`].
 ///
 /// # Errors
-/// Returns an error when the listener breaks for good.
+/// Returns no error: a listener that cannot accept now is asked again.
 pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
-    // Fragments are small, and each should be sent at once.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "cannot disable Nagle's algorithm");
-        }
-    });
-    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).await
+    let router = router(app.clone());
+    listener::run(listener, &app, router).await;
+    Ok(())
 }
 
 fn router(app: App) -> Router {
@@ -51,7 +59,7 @@ fn router(app: App) -> Router {
         .route("/v1/stream", get(stream::upgrade))
         .merge(status::routes())
         .merge(openapi::routes())
-        .merge(operator::routes(app.max_message_bytes))
+        .merge(operator::routes(&app))
         .merge(page::routes())
         .fallback(async || {
             let message = "there is nothing here; see /openapi.json";
@@ -65,5 +73,6 @@ fn router(app: App) -> Router {
                 message,
             )
         })
+        .layer(from_fn_with_state(app.clone(), hosts::guard))
         .with_state(app)
 }

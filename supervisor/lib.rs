@@ -11,6 +11,7 @@ use fastvideo_link::{FolderError, LinkFolder};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
@@ -23,7 +24,9 @@ use crate::tasks::BackgroundTasks;
 pub use crate::tasks::TaskError;
 
 pub mod backoff;
+mod byte_budget;
 pub mod causes;
+mod client_address;
 pub mod config;
 mod dialect;
 pub mod engines;
@@ -58,6 +61,19 @@ pub struct Config {
 const FAREWELL: Duration = Duration::from_secs(5);
 /// The same limit for a shutdown that was cut short.
 const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
+
+/// Time limit on the answers that are being written when everything else has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// The limit on open files that is assumed when the system does not tell it.
+const USUAL_FILE_LIMIT: u64 = 1024;
+/// Number of files that the server keeps for its store, its logs, its libraries and what it asks others over HTTP.
+const OWN_FILES: usize = 64;
+/// Number of files that a worker and its standby take, while they start too.
+const FILES_PER_GPU: usize = 16;
+/// Number of files that a connection may come to: its socket, and its session's state and log.
+const FILES_PER_CONNECTION: usize = 3;
+/// The number of connections that are accepted however few files there are.
+const MIN_CONNECTIONS: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -112,8 +128,12 @@ struct Server {
     logs: Logs,
     /// Tracks writes to the store, which may outlive their session.
     writes: TaskTracker,
-    /// Tracks the WebSocket connections, each of which holds one token.
+    /// Tracks the WebSocket connections.
     connections: TaskTracker,
+    /// Tracks the HTTP connections.
+    requests: TaskTracker,
+    /// Cancelled to end the HTTP connections, each with the request that it carries.
+    requests_end: CancellationToken,
     /// Tells sessions that the server is going away.
     drain: watch::Sender<Drain>,
     /// Notified when an operator asks the server to drain.
@@ -137,7 +157,8 @@ impl Server {
         on_listening: impl FnOnce(SocketAddr),
     ) -> Result<Self, ServeError> {
         let hangups = Hangups::install().map_err(ServeError::Signals)?;
-        raise_file_limit();
+        let files = raise_file_limit();
+        start_blocking_thread().await;
         let links = LinkFolder::prepare()?;
         links.take_effect();
         let prompts = Prompts::open(config.prompt)?;
@@ -150,10 +171,13 @@ impl Server {
 
         let (drain, drain_seen) = watch::channel(Drain::No);
         let logs = Logs::open(config.session_log);
+        let most_connections = most_connections(files, config.pool.gpus.len());
         let pool = Pool::start(config.pool);
         let writes = TaskTracker::new();
         let app = http::App::new(
             config.http,
+            address.ip(),
+            most_connections,
             Context {
                 config: Arc::new(config.session),
                 pool: pool.clone(),
@@ -165,6 +189,8 @@ impl Server {
             },
         );
         let connections = app.connections.clone();
+        let requests = app.requests.clone();
+        let requests_end = app.stopping.clone();
         let drain_asked = app.drain_asked.clone();
 
         let mut tasks = BackgroundTasks::default();
@@ -192,6 +218,8 @@ impl Server {
             logs,
             writes,
             connections,
+            requests,
+            requests_end,
             drain,
             drain_asked,
             tasks,
@@ -271,6 +299,9 @@ impl Server {
             tracing::warn!("not all states could be stored");
         }
         self.tasks.stop().await;
+        self.requests_end.cancel();
+        self.requests.close();
+        let _ = timeout(patience.min(LAST_ANSWERS), self.requests.wait()).await;
         self.store.close(patience).await;
         self.logs.close(patience).await;
         tracing::info!("stopped");
@@ -292,15 +323,33 @@ async fn listen(config: &http::Config) -> Result<(TcpListener, SocketAddr), Serv
     })
 }
 
-/// Raises the soft limit on open files: each session needs a socket and each state a file descriptor, so the usual
-/// limit of 1024 is soon reached.
-fn raise_file_limit() {
+/// Raises the soft limit on open files, and returns it: each session needs a socket and each state a file descriptor, so
+/// the usual limit of 1024 is soon reached.
+fn raise_file_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "limit of open files left as it is");
     }
+    let limit = getrlimit(Resource::RLIMIT_NOFILE);
+    limit.map_or(USUAL_FILE_LIMIT, |(soft, _)| soft)
+}
+
+/// Starts a thread for blocking work. tokio panics when it has none and the system has no thread left; as long as there
+/// is one, work waits for it.
+async fn start_blocking_thread() {
+    let started = tokio::task::spawn_blocking(|| ()).await;
+    started.expect("nothing cannot panic");
+}
+
+/// Returns the number of connections that leaves enough of the open files for everything else: the workers, and for each
+/// session its state, the next one, and its log.
+fn most_connections(files: u64, gpus: usize) -> usize {
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let own = OWN_FILES.saturating_add(FILES_PER_GPU.saturating_mul(gpus));
+    let left = files.saturating_sub(own);
+    (left / FILES_PER_CONNECTION).max(MIN_CONNECTIONS)
 }
 
 #[cfg(test)]
@@ -369,6 +418,8 @@ mod tests {
             logs: Logs::open(None),
             writes: TaskTracker::new(),
             connections: TaskTracker::new(),
+            requests: TaskTracker::new(),
+            requests_end: CancellationToken::new(),
             drain,
             drain_asked: Arc::default(),
             tasks: BackgroundTasks::default(),
@@ -414,6 +465,17 @@ mod tests {
             Err(ServeError::Task(TaskError::Panicked { .. }))
         ));
         assert!(begun.elapsed() < 10 * SECOND, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn connections_leave_files_for_workers_and_states() {
+        let check = |files, gpus, connections| {
+            assert_eq!(most_connections(files, gpus), connections, "{files} files");
+        };
+        check(256, 2, 53);
+        check(1024, 8, 277);
+        check(1 << 20, 8, 349_461);
+        check(100, 8, 16);
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ use crate::prompt::Prompts;
 use crate::store::SessionStore;
 
 pub use actor::run;
-pub use admission::{NotAdmitted, admit};
+pub use admission::{NotAdmitted, may_open};
 pub use command::{Inbound, SessionCommand};
 pub use event::SessionEvent;
 pub use latency::{LatencyQuantiles, RelayLatency};
@@ -101,7 +101,7 @@ pub struct Config {
     /// Number of sessions that may be open at once, waiting ones included. When absent, as many as the workers can
     /// serve plus 64.
     pub max_sessions: Option<usize>,
-    /// Number of sessions that may be open at once from one address.
+    /// Number of sessions that may be open at once from one address (IPv6: one /64 network).
     pub max_sessions_per_client: usize,
 }
 

@@ -72,6 +72,14 @@ impl BackgroundTasks {
     }
 }
 
+/// Runs the work of one client. A panic in it ends nothing else; it is logged.
+pub(crate) async fn catch_panic(work: &'static str, task: impl Future<Output = ()>) {
+    if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+        let message = panic_message(&*panic);
+        tracing::error!(work, message, "panicked; its connection is closed");
+    }
+}
+
 /// Returns the text that `panic!` was given, or a substitute when it was given no text.
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = match panic.downcast_ref::<String>() {

@@ -41,3 +41,4 @@ mod session_log;
 mod sharing;
 mod slow_reader;
 mod smoke;
+mod strangers;

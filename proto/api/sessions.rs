@@ -56,6 +56,7 @@ pub struct StateBody {
     /// The kind of the state: `ltx2.v1`.
     pub kind: String,
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    #[serde(deserialize_with = "crate::untrusted_json::object")]
     pub payload: serde_json::Map<String, serde_json::Value>,
 }
 

@@ -9,5 +9,6 @@ use serde_json::{Map, Value};
 pub struct ContinuationState {
     /// The kind, such as [`LTX2_V1`](super::LTX2_V1).
     pub kind: String,
+    #[serde(deserialize_with = "crate::untrusted_json::object")]
     pub payload: Map<String, Value>,
 }

@@ -10,12 +10,13 @@ use fastvideo_supervisor_core::{http, pool, prompt, session, store};
 use crate::logging;
 
 /// The keys in the order in which `--help` and `check` show them; the keys of a section stay together.
-static LISTS: [&[&KeySpec]; 15] = [
+static LISTS: [&[&KeySpec]; 16] = [
     engines::config::KEYS,
     ltx2::KEYS,
     synthetic::KEYS,
     http::config::KEYS,
     logging::KEYS,
+    http::config::LIMIT_KEYS,
     default_request::KEYS,
     session::config::KEYS,
     warmup::KEYS,

@@ -50,6 +50,27 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_body", message)
     }
 
+    /// Answers that pages of another site may not send such a request.
+    pub(super) fn other_site(origin: &str) -> Self {
+        let origin: String = origin.chars().take(100).collect();
+        let message = format!(
+            "requests from pages of {origin} are not accepted; `server.allowed_origins` names the sites that may"
+        );
+        Self::new(StatusCode::FORBIDDEN, "other_site", message)
+    }
+
+    /// Answers that the server receives too much at the moment.
+    pub(super) fn too_busy(reason: impl ToString) -> Self {
+        let message = reason.to_string();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_busy", message)
+    }
+
+    /// Answers that the body of the request took too long.
+    pub(super) fn slow_body() -> Self {
+        let message = "the body of the request took too long";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+    }
+
     /// Answers that the store cannot serve the request: not now, or never when its data are lost. The reason goes to
     /// the log.
     pub(super) fn store(failed: &StoreError) -> Self {

@@ -1,15 +1,24 @@
 //! Extractors: the parts of a request as checked values. They answer a refusal with an [`ApiError`]. axum's own
 //! extractors would answer with plain text, so no handler uses those directly.
 
-use axum::body::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use fastvideo_proto::ids::{GpuId, SessionId};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
 use super::app::App;
+use super::connection::Connection;
 use super::error::ApiError;
+use super::message_io::{SHARE_WAIT, missing_share};
+use crate::byte_budget::{ByteBudget, Share};
+use crate::client_address::ClientAddress;
 
 /// The query string, parsed as a `T`.
 pub(super) struct ValidQuery<T>(pub(super) T);
@@ -21,7 +30,19 @@ pub(super) struct PathSession(pub(super) SessionId);
 pub(super) struct PathGpu(pub(super) GpuId);
 
 /// The whole body. It may be as large as a message.
-pub(super) struct Body(pub(super) Bytes);
+pub(super) struct Body {
+    pub(super) bytes: Bytes,
+    /// What the body takes of the memory for that; held for as long as the body is.
+    pub(super) share: Share,
+}
+
+/// Time limits on receiving a body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyLimits {
+    pub(super) total: Duration,
+    /// From one part to the next.
+    pub(super) idle: Duration,
+}
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> {
     type Rejection = ApiError;
@@ -58,18 +79,73 @@ impl FromRequest<App> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let rejection = match Bytes::from_request(request, app).await {
-            Ok(body) => return Ok(Self(body)),
-            Err(rejection) => rejection,
+        let connection = request.extensions().get::<Arc<Connection>>();
+        let client = connection
+            .expect("every request has its connection")
+            .place
+            .client();
+        let body = request.into_body();
+        let limits = app.body_limits;
+        let limit = app.max_message_bytes as u64;
+        let too_large = || {
+            let message = format!("the body is larger than {limit} bytes, which is the limit");
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_body", message)
         };
-        let (status, limit) = (rejection.status(), app.max_message_bytes);
-        let message = match status {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                format!("the body is larger than {limit} bytes, which is the limit")
+        // The length that the head declares, or 0.
+        let declared = body.size_hint().lower();
+        if declared > limit {
+            return Err(too_large());
+        }
+        let mut upload = Upload {
+            bytes: Vec::new(),
+            share: Share::default(),
+            client,
+            budget: &app.receiving,
+        };
+        upload.make_room_for(declared).await?;
+        let mut frames = body.into_data_stream();
+        let deadline = Instant::now() + limits.total;
+        loop {
+            let next = timeout_at(deadline.min(Instant::now() + limits.idle), frames.next());
+            let frame = match next.await {
+                Err(_) => return Err(ApiError::slow_body()),
+                Ok(None) => break,
+                Ok(Some(Err(error))) => return Err(ApiError::invalid_body(error.to_string())),
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let received = (upload.bytes.len() + frame.len()) as u64;
+            if received > limit {
+                return Err(too_large());
             }
-            _ => rejection.body_text(),
-        };
-        Err(ApiError::new(status, "invalid_body", message))
+            upload.make_room_for(received).await?;
+            upload.bytes.extend_from_slice(&frame);
+        }
+        Ok(Self {
+            bytes: upload.bytes.into(),
+            share: upload.share,
+        })
+    }
+}
+
+/// A body that is being received.
+struct Upload<'a> {
+    bytes: Vec<u8>,
+    share: Share,
+    client: ClientAddress,
+    budget: &'a ByteBudget,
+}
+
+impl Upload<'_> {
+    /// Takes the bytes of the budget that a body of this length needs, and the memory.
+    async fn make_room_for(&mut self, length: u64) -> Result<(), ApiError> {
+        if let Some(missing) = missing_share(length, &self.share) {
+            let added = self.budget.take(self.client, missing, SHARE_WAIT).await;
+            self.share.add(added.map_err(ApiError::too_busy)?);
+        }
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let missing = length.saturating_sub(self.bytes.len());
+        self.bytes.reserve(missing);
+        Ok(())
     }
 }
 

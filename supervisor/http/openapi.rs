@@ -17,7 +17,8 @@ pub(super) fn routes() -> Router<App> {
 #[openapi(
     info(
         title = "fastvideo-supervisor",
-        description = "Realtime video generation, segment by segment. Sessions run on `WS /v1/stream`."
+        description = "Realtime video generation, segment by segment. Sessions run on `WS /v1/stream`. \
+            Every route answers 421 to a request that names another host, see `server.allowed_hosts`."
     ),
     paths(
         status::health,
@@ -50,7 +51,9 @@ async fn openapi() -> Json<utoipa::openapi::OpenApi> {
 /// The messages are described in `docs/protocol.md`.
 #[utoipa::path(get, path = "/v1/stream", responses(
     (status = 101, description = "the WebSocket is open"),
-    (status = 426, body = ErrorBody, description = "the request was no WebSocket upgrade")
+    (status = 403, body = ErrorBody, description = "the page of a site that is not allowed sent the request"),
+    (status = 426, body = ErrorBody, description = "the request was no WebSocket upgrade"),
+    (status = 503, body = ErrorBody, description = "too many WebSockets wait for their opening message")
 ))]
 #[expect(
     dead_code,

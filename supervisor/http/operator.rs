@@ -3,7 +3,7 @@
 //! All these routes are one router behind the CSRF guard; an authentication layer for operators goes here, too.
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 
 use super::app::App;
 
@@ -13,10 +13,9 @@ pub(super) mod workers;
 
 mod csrf;
 
-/// Returns the routes. `max_body_bytes` limits the body of a request.
-pub(super) fn routes(max_body_bytes: usize) -> Router<App> {
-    sessions::routes(max_body_bytes)
+pub(super) fn routes(app: &App) -> Router<App> {
+    sessions::routes()
         .merge(workers::routes())
         .merge(prompts::routes())
-        .layer(from_fn(csrf::guard))
+        .layer(from_fn_with_state(app.clone(), csrf::guard))
 }

@@ -1,98 +1,125 @@
 //! Carries a session over a WebSocket, in any dialect: bytes in, bytes out, pings and closes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{ConnectInfo, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, sleep_until, timeout};
-use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::Instrument;
 
 use super::app::{App, AppState};
+use super::connection::Connection;
+use super::connections::Phase;
 use super::error::ApiError;
+use super::liveness::Liveness;
+use super::message_io::{CompleteShare, Interrupted, MessageLimits};
+use super::websocket::{Handshake, WebSocket};
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
 use crate::dialect::{Parser, Rendered, Renderer, Wire};
 use crate::pool::Media;
 use crate::session::command::TransportViolation;
 use crate::session::{self, Inbound, Outbox, RelayLatency};
+use crate::tasks::catch_panic;
 
 /// Capacity of the queue of client messages to their session, which takes them at once.
 const INBOUND_BUFFER: usize = 4;
-/// Time limit on a client that reads nothing of what is left after its session has ended.
+/// Time limit on a client that takes nothing of what is left after its session has ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// A client that asks for heartbeats gets one after so much time without another message.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a client may take to answer a close.
+/// How long a client that has taken everything may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
-/// The size of the read buffer that each connection keeps for all its life.
-const READ_BUFFER_BYTES: usize = 4096;
 
 /// Serves the route `/v1/stream`.
 pub(super) async fn upgrade(
     State(app): AppState,
-    ConnectInfo(client): ConnectInfo<SocketAddr>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Response {
-    upgrade_to::<StreamParser, StreamRenderer>(app, client, upgrade)
+    headers: HeaderMap,
+    handshake: Handshake,
+) -> Result<Response, ApiError> {
+    if !app.any_origin_may_stream
+        && let Some(origin) = app.origins.foreign(&headers)
+    {
+        return Err(ApiError::other_site(&origin));
+    }
+    upgrade_to::<StreamParser, StreamRenderer>(app, handshake)
 }
 
 /// Upgrades a request to a WebSocket that carries a session in a dialect.
 fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     app: App,
-    client: SocketAddr,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Response {
-    let upgrade = match upgrade {
-        Ok(upgrade) => upgrade,
-        Err(_) => {
-            let message = "this route speaks WebSocket only; see docs/protocol.md";
-            return ApiError::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
-                .into_response();
+    handshake: Handshake,
+) -> Result<Response, ApiError> {
+    let connection = handshake.connection().clone();
+    connection
+        .place
+        .await_opening()
+        .map_err(ApiError::too_busy)?;
+    let answer = handshake.answer();
+    let limits = MessageLimits {
+        max_bytes: app.max_message_bytes as u64,
+        timeout: app.message_timeout,
+        client: connection.place.client(),
+        budget: app.receiving.clone(),
+    };
+    let tracker = app.connections.clone();
+    let carried = async move {
+        if let Some((socket, shares)) = handshake.complete(limits).await {
+            carry::<P, R>(socket, shares, &connection, &app).await;
         }
     };
-    let token = app.connections.token();
-    upgrade
-        .max_message_size(app.max_message_bytes)
-        .max_frame_size(app.max_message_bytes)
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .on_upgrade(async move |socket| {
-            connection::<P, R>(socket, client.ip(), &app).await;
-            drop(token);
-        })
+    tracker.spawn(catch_panic("session", carried));
+    Ok(answer)
 }
 
-async fn connection<P: Parser, R: Renderer>(socket: WebSocket, client: IpAddr, app: &App) {
-    let ticket = match session::admit(client, &app.registry, &app.context) {
-        Ok(ticket) => ticket,
-        Err(why) => {
-            tracing::info!(%why, "session rejected");
-            return turn_away(socket, R::turn_away(&why)).await;
-        }
-    };
+async fn carry<P: Parser, R: Renderer>(
+    socket: WebSocket,
+    shares: CompleteShare,
+    connection: &Connection,
+    app: &App,
+) {
+    let client = connection.place.client();
+    if let Err(why) = session::may_open(client, &app.registry, &app.context) {
+        tracing::info!(%why, "session rejected");
+        return turn_away(socket, R::turn_away(&why)).await;
+    }
     let span = tracing::info_span!("session", session_id = tracing::field::Empty);
     let outbox = Outbox::new(app.context.config.max_unsent_bytes);
     let (inbound, inbound_seen) = mpsc::channel(INBOUND_BUFFER);
     let (sink, mut stream) = socket.split();
-    let session = session::run(ticket, inbound_seen, outbox.clone(), app.context.clone());
+    let session = session::run(
+        client,
+        app.registry.clone(),
+        inbound_seen,
+        outbox.clone(),
+        app.context.clone(),
+    );
     let mut session = Box::pin(session.instrument(span));
     let mut writer = Box::pin(write::<R>(
         sink,
         &outbox,
+        connection,
         app.ping_interval,
         &app.relay_latency,
     ));
 
-    // Runs until the session is over. A client is gone when it says so, when it is silent, or when writing to it fails.
+    // Runs until the session is over. A client is gone when it says so, when it neither takes nor sends anything, or
+    // when writing to it fails.
     let gone = {
-        let mut reader = Box::pin(read::<P>(&mut stream, &inbound, app.ping_interval * 2));
+        let read = read::<P>(
+            &mut stream,
+            &inbound,
+            connection,
+            &shares,
+            app.ping_interval * 2,
+        );
+        let mut reader = Box::pin(read);
         tokio::select! {
             () = &mut session => None,
             last = &mut reader => Some(last),
@@ -115,39 +142,48 @@ async fn connection<P: Parser, R: Renderer>(socket: WebSocket, client: IpAddr, a
         }
     }
     // The session has emitted its last event. Reading goes on, since a close is a handshake.
-    let listening = async { while let Some(Ok(_)) = stream.next().await {} };
-    tokio::pin!(listening);
-    let mut heard_all = false;
-    let is_written = {
-        let written = async {
-            loop {
-                tokio::select! {
-                    () = &mut writer => return,
-                    () = &mut listening, if !heard_all => heard_all = true,
+    let farewell = async {
+        let listening = async { while let Some(Ok(_)) = stream.next().await {} };
+        tokio::pin!(listening);
+        let mut heard_all = false;
+        let is_written = {
+            let written = async {
+                loop {
+                    tokio::select! {
+                        () = &mut writer => return,
+                        () = &mut listening, if !heard_all => heard_all = true,
+                    }
                 }
-            }
+            };
+            let left = || (outbox.cost(), connection.progress().taken);
+            while_it_goes_on(written, LAST_WORDS, left).await
         };
-        reads_to_the_end(written, &outbox).await
+        if is_written && !heard_all && !connection.place.is_displaced() {
+            let taken = || connection.progress().taken;
+            while_it_goes_on(&mut listening, CLOSE_REPLY, taken).await;
+        }
     };
-    if is_written && !heard_all {
-        let _ = timeout(CLOSE_REPLY, &mut listening).await;
-    }
+    let _ = timeout(app.time_limits.answer, farewell).await;
 }
 
-/// Waits until everything that is left is written, and returns whether it was. A client may read slowly, but must not
-/// stop.
-async fn reads_to_the_end(written: impl Future<Output = ()>, outbox: &Outbox) -> bool {
-    tokio::pin!(written);
-    let mut left = outbox.cost();
+/// Waits for `work` to end, and returns whether it has. Gives up when `progress` has not changed for `patience`: a client
+/// may be slow, but must not stop.
+async fn while_it_goes_on<P: PartialEq>(
+    work: impl Future<Output = ()>,
+    patience: Duration,
+    progress: impl Fn() -> P,
+) -> bool {
+    tokio::pin!(work);
+    let mut last = progress();
     loop {
-        if timeout(LAST_WORDS, &mut written).await.is_ok() {
+        if timeout(patience, &mut work).await.is_ok() {
             return true;
         }
-        let still_left = outbox.cost();
-        if still_left >= left {
+        let now = progress();
+        if now == last {
             return false;
         }
-        left = still_left;
+        last = now;
     }
 }
 
@@ -155,25 +191,50 @@ async fn reads_to_the_end(written: impl Future<Output = ()>, outbox: &Outbox) ->
 async fn read<P: Parser>(
     stream: &mut SplitStream<WebSocket>,
     inbound: &mpsc::Sender<Inbound>,
+    connection: &Connection,
+    shares: &CompleteShare,
     silence: Duration,
 ) -> Inbound {
     let mut parser = P::default();
+    let mut liveness = Liveness::new(silence);
+    let mut has_spoken = false;
     loop {
-        let message = match timeout(silence, stream.next()).await {
-            Err(_) => {
-                tracing::debug!("client answers no pings");
+        let message = tokio::select! {
+            message = stream.next() => message,
+            () = sleep_until(liveness.next_look()) => {
+                if liveness.look(connection.progress()) {
+                    continue;
+                }
+                tracing::debug!("client neither sends nor takes anything");
                 return Inbound::Gone;
             }
-            Ok(None) => return Inbound::Gone,
-            Ok(Some(Err(error))) => return broken(error),
-            Ok(Some(Ok(message))) => message,
+            () = connection.place.displaced(), if !has_spoken => {
+                return Inbound::Violation(TransportViolation::Crowded);
+            }
         };
         let message = match message {
-            Message::Text(text) => parser.text(text.as_str()).await,
+            None => return Inbound::Gone,
+            Some(Err(error)) => return broken(&error),
+            Some(Ok(message)) => message,
+        };
+        let message = match message {
+            Message::Text(text) => {
+                let share = shares.take();
+                match parser.text(text).await {
+                    Inbound::Open(mut opening) => {
+                        opening.share = Arc::new(share);
+                        Inbound::Open(opening)
+                    }
+                    other => other,
+                }
+            }
             Message::Binary(_) => parser.binary(),
-            Message::Ping(_) | Message::Pong(_) => continue,
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
             Message::Close(_) => return Inbound::Gone,
         };
+        if !std::mem::replace(&mut has_spoken, true) {
+            connection.place.enter_phase(Phase::Session);
+        }
         if inbound.send(message).await.is_err() {
             // The session is over, which the caller sees as well.
             std::future::pending::<()>().await;
@@ -181,16 +242,22 @@ async fn read<P: Parser>(
     }
 }
 
-fn broken(error: axum::Error) -> Inbound {
+fn broken(error: &tungstenite::Error) -> Inbound {
     use tungstenite::Error as E;
-    let error = error.into_inner();
-    let violation = match error.downcast_ref::<E>() {
-        Some(E::Capacity(_)) => TransportViolation::TooLarge,
-        Some(E::Utf8(_)) => TransportViolation::NotUtf8,
-        Some(E::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
+    let violation = match error {
+        E::Capacity(_) => TransportViolation::TooLarge,
+        E::Utf8(_) => TransportViolation::NotUtf8,
+        E::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
             return Inbound::Gone;
         }
-        Some(E::Protocol(_)) => TransportViolation::Protocol,
+        E::Protocol(_) => TransportViolation::Protocol,
+        E::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(Interrupted::TooLarge) => TransportViolation::TooLarge,
+            Some(Interrupted::TooSlow) => TransportViolation::TooSlow,
+            Some(Interrupted::Protocol) => TransportViolation::Protocol,
+            Some(Interrupted::NoShare(_)) => TransportViolation::Crowded,
+            None => return Inbound::Gone,
+        },
         _ => return Inbound::Gone,
     };
     tracing::info!(%error, ?violation, "client broke the WebSocket protocol");
@@ -201,6 +268,7 @@ fn broken(error: axum::Error) -> Inbound {
 async fn write<R: Renderer>(
     mut sink: SplitSink<WebSocket, Message>,
     outbox: &Outbox,
+    connection: &Connection,
     ping_interval: Duration,
     latency: &RelayLatency,
 ) {
@@ -228,6 +296,7 @@ async fn write<R: Renderer>(
             }
         };
         for wire in renderer.render(event) {
+            let _writing = connection.write_message();
             let sent = match wire {
                 Wire::Text(text) => sink.send(Message::Text(text.into())).await,
                 Wire::Media(Media {
@@ -267,15 +336,15 @@ async fn turn_away(mut socket: WebSocket, messages: Rendered) {
             };
             socket.send(message).await?;
         }
-        while let Some(Ok(_)) = socket.recv().await {}
-        Ok::<_, axum::Error>(())
+        while let Some(Ok(_)) = socket.next().await {}
+        Ok::<_, tungstenite::Error>(())
     };
     let _ = timeout(CLOSE_REPLY, farewell).await;
 }
 
 fn close_message(code: u16, reason: &'static str) -> Message {
     Message::Close(Some(CloseFrame {
-        code,
+        code: code.into(),
         reason: reason.into(),
     }))
 }
@@ -313,7 +382,7 @@ mod tests {
                 read += 1;
             }
         };
-        assert!(reads_to_the_end(reader, &outbox).await);
+        assert!(while_it_goes_on(reader, LAST_WORDS, || outbox.cost()).await);
         assert_eq!(read, 10);
     }
 
@@ -327,7 +396,7 @@ mod tests {
             pending().await
         };
         let begun = Instant::now();
-        assert!(!reads_to_the_end(reader, &outbox).await);
+        assert!(!while_it_goes_on(reader, LAST_WORDS, || outbox.cost()).await);
         assert_eq!(begun.elapsed(), LAST_WORDS * 2);
     }
 }

@@ -8,6 +8,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::Span;
 
+use super::admission::admit;
 use super::command::Inbound;
 use super::emitter::Emitter;
 use super::ending::{EndCause, NotOpened};
@@ -18,10 +19,11 @@ use super::inbox::Inbox;
 use super::live::LiveSession;
 use super::outbox::Outbox;
 use super::prompt_tasks::PromptTaskResult;
-use super::registry::Ticket;
+use super::registry::{Registry, Ticket};
 use super::snapshots::ExportOutcome;
 use super::state::SessionState;
 use super::{Context, Drain};
+use crate::client_address::ClientAddress;
 use crate::pool::{BindingChange, JobEvent, Placement};
 use crate::store::StoreError;
 
@@ -31,20 +33,21 @@ const DRAIN_LINGER: Duration = Duration::from_secs(2);
 /// How late the session's clock may ring. When it rings later, the server itself has stood still.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Serves one client from its opening to the last event in the outbox.
+/// Serves one client from its opening to the last event in the outbox. A client that has not sent its opening is no
+/// session yet.
 pub async fn run(
-    mut ticket: Ticket,
+    client: ClientAddress,
+    registry: Registry,
     inbound: mpsc::Receiver<Inbound>,
     outbox: Outbox,
     context: Context,
 ) {
     let mut inbox = Inbox::new(inbound);
     // Boxed, so that the memory of the handshake is not kept for as long as the session lives.
-    let opened = Box::pin(open(&mut ticket, &mut inbox, &context)).await;
-    let (opening, claim) = match opened {
+    let opened = Box::pin(open(client, &registry, &mut inbox, &context)).await;
+    let (ticket, opening, claim) = match opened {
         Ok(opened) => opened,
         Err(why) => {
-            ticket.transition(why.state());
             Emitter::new(EventReaders::default(), outbox).emit_last(SessionEvent::NotOpened(why));
             return;
         }
@@ -60,16 +63,33 @@ pub async fn run(
 }
 
 async fn open(
-    ticket: &mut Ticket,
+    client: ClientAddress,
+    registry: &Registry,
     inbox: &mut Inbox,
     context: &Context,
-) -> Result<(Opening, Claim), NotOpened> {
-    let opening = tokio::select! {
-        opening = handshake::receive(inbox, context) => opening?,
+) -> Result<(Ticket, Opening, Claim), NotOpened> {
+    let request = tokio::select! {
+        request = handshake::receive(inbox, context) => request?,
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
     };
-    let claim = handshake::claim(ticket, context, &opening).await?;
-    Ok((opening, claim))
+    let mut ticket = admit(client, registry, context)?;
+    let opened = async {
+        let opening = tokio::select! {
+            // A check can wait for its turn, and for the store.
+            opening = handshake::check(request, context) => opening?,
+            () = inbox.gone() => return Err(NotOpened::Gone),
+            () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
+        };
+        let claim = handshake::claim(&mut ticket, context, &opening).await?;
+        Ok((opening, claim))
+    };
+    match opened.await {
+        Ok((opening, claim)) => Ok((ticket, opening, claim)),
+        Err(why) => {
+            ticket.transition(why.state());
+            Err(why)
+        }
+    }
 }
 
 fn opened_event(opening: &Opening, claim: &Claim) -> SessionEvent {

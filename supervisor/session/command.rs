@@ -3,10 +3,14 @@
 //! A dialect (see `supervisor/dialect.rs`) builds these values from wire messages; a job runner can build them
 //! directly. The session checks them against its limits; until then they are untrusted input.
 
+use std::sync::Arc;
+
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{MediaMode, PromptSource};
 use fastvideo_proto::state::ContinuationState;
 use serde_json::{Map, Value};
+
+use crate::byte_budget::Share;
 
 /// What a session receives from its client's connection.
 #[derive(Debug)]
@@ -47,6 +51,10 @@ pub struct MessageInfo {
 pub enum TransportViolation {
     /// A message was larger than the server takes.
     TooLarge,
+    /// A message was not complete within the time limit.
+    TooSlow,
+    /// The server receives too much from others at the moment, or too many others are connected.
+    Crowded,
     /// A text was not UTF-8.
     NotUtf8,
     /// Any other violation.
@@ -75,6 +83,8 @@ pub struct OpenSession {
     pub state: Option<ContinuationState>,
     /// The stored session to resume.
     pub resume: Option<ResumeRequest>,
+    /// What the opening takes of the server's memory for what clients send, until it has been dealt with.
+    pub share: Arc<Share>,
 }
 
 /// A request to resume a session whose connection was lost.

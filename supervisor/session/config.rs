@@ -74,11 +74,14 @@ static LOG_MAX_AGE: Key<Duration> =
         .help("Files of session logs to which nothing was added for so long are removed")
         .default(30.0);
 
-/// The keys of `streaming.limits`, two of which `http` reads and one `prompt`.
+/// The keys of `streaming.limits`, some of which `http` reads and one `prompt`.
 pub static LIMIT_KEYS: &[&KeySpec] = &[
     &MAX_SESSIONS.spec,
     &MAX_SESSIONS_PER_CLIENT.spec,
+    &MAX_UNOPENED.spec,
+    &MAX_UNOPENED_PER_CLIENT.spec,
     &MAX_MESSAGE_BYTES.spec,
+    &MESSAGE_TIMEOUT.spec,
     &MAX_WAITING_REQUESTS.spec,
     &MAX_PROMPT_CHARS.spec,
     &MAX_IMAGE_PIXELS.spec,
@@ -98,7 +101,19 @@ static MAX_SESSIONS_PER_CLIENT: Key<Option<usize>> =
     Key::usize("streaming.limits.max_sessions_per_client", 1, 1_000_000)
         .short("max-sessions-per-client")
         .unit("sessions")
-        .help("Sessions at once from one address [default: no limit, since all clients of a proxy share its address]");
+        .help("Sessions at once from one address (IPv6: one /64 network) [default: no limit, since all clients of a proxy share its address]");
+
+/// The limit on WebSockets without a session, which `http` enforces.
+pub static MAX_UNOPENED: Key<Option<usize>> =
+    Key::usize("streaming.limits.max_unopened", 1, 1_000_000)
+        .unit("connections")
+        .help("WebSockets at once that have not sent their opening message, which are no sessions yet [default: a quarter of server.limits.max_connections]");
+
+/// The same for one address.
+pub static MAX_UNOPENED_PER_CLIENT: Key<Option<usize>> =
+    Key::usize("streaming.limits.max_unopened_per_client", 1, 1_000_000)
+        .unit("connections")
+        .help("The same from one address (IPv6: one /64 network); all clients of a proxy share its address [default: half of max_unopened]");
 
 /// The limit on the size of messages, which `http` enforces.
 pub static MAX_MESSAGE_BYTES: Key<usize> =
@@ -106,6 +121,12 @@ pub static MAX_MESSAGE_BYTES: Key<usize> =
         .unit("bytes")
         .help("Largest message accepted from a client")
         .default(50_331_648);
+
+/// The time limit on receiving a message, which `http` enforces.
+pub static MESSAGE_TIMEOUT: Key<Duration> =
+    Key::seconds("streaming.limits.message_timeout_seconds", 0.01, HOUR)
+        .help("Time to receive a message, from its first byte to its last")
+        .default(60.0);
 
 static MAX_WAITING_REQUESTS: Key<usize> =
     Key::usize("streaming.limits.max_waiting_requests", 1, 10_000)

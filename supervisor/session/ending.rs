@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fastvideo_proto::job::ErrorCode;
 
+use super::admission::NotAdmitted;
 use super::command::TransportViolation;
 use super::state::SessionState;
 
@@ -24,8 +25,16 @@ pub enum NotOpened {
     Unavailable(&'static str),
     /// The server failed. The text is safe to show.
     Internal(&'static str),
+    /// A limit on the number of sessions is reached, or the server is going away.
+    NotAdmitted(NotAdmitted),
     /// The server is going away.
     Draining,
+}
+
+impl From<NotAdmitted> for NotOpened {
+    fn from(why: NotAdmitted) -> Self {
+        Self::NotAdmitted(why)
+    }
 }
 
 impl NotOpened {
@@ -38,6 +47,7 @@ impl NotOpened {
             | Self::Refused { .. }
             | Self::Unavailable(_)
             | Self::Internal(_)
+            | Self::NotAdmitted(_)
             | Self::Draining => SessionState::Rejected,
         }
     }

@@ -33,6 +33,9 @@ fn trace(event: &SessionEvent) {
         SessionEvent::NotOpened(NotOpened::Refused { code, message }) => {
             tracing::info!(?code, message, "opening refused");
         }
+        SessionEvent::NotOpened(NotOpened::NotAdmitted(why)) => {
+            tracing::info!(%why, "session rejected");
+        }
         SessionEvent::NotOpened(why) => tracing::debug!(?why, "session not opened"),
         SessionEvent::StateChanged { from, to } => {
             tracing::debug!(?from, ?to, "session changed state");

@@ -46,33 +46,35 @@ pub(super) struct Claim {
     pub(super) snapshot: SavedSession,
 }
 
-/// Waits for the opening and checks it.
+/// Waits for the opening.
 ///
 /// # Errors
 /// See [`NotOpened`].
-pub(super) async fn receive(inbox: &mut Inbox, context: &Context) -> Result<Opening, NotOpened> {
+pub(super) async fn receive(
+    inbox: &mut Inbox,
+    context: &Context,
+) -> Result<OpenSession, NotOpened> {
     let limit = context.config.opening_timeout;
-    let request = match timeout(limit, inbox.recv()).await {
-        Err(_) => return Err(NotOpened::Timeout(limit)),
-        Ok(None | Some(Inbound::Gone)) => return Err(NotOpened::Gone),
-        Ok(Some(Inbound::Violation(violation))) => return Err(NotOpened::Violation(violation)),
-        Ok(Some(Inbound::RuleBroken(reason))) => return Err(invalid(reason)),
-        Ok(Some(Inbound::Invalid { reason, .. })) => return Err(invalid(reason)),
-        Ok(Some(Inbound::Command { .. })) => return Err(invalid("the session is not open yet")),
-        Ok(Some(Inbound::Open(request))) => *request,
-    };
-    // A check can wait for its turn, and for the store.
-    tokio::select! {
-        checked = check(request, &context.config, &context.store) => checked,
-        () = inbox.gone() => Err(NotOpened::Gone),
+    match timeout(limit, inbox.recv()).await {
+        Err(_) => Err(NotOpened::Timeout(limit)),
+        Ok(None | Some(Inbound::Gone)) => Err(NotOpened::Gone),
+        Ok(Some(Inbound::Violation(violation))) => Err(NotOpened::Violation(violation)),
+        Ok(Some(Inbound::RuleBroken(reason))) => Err(invalid(reason)),
+        Ok(Some(Inbound::Invalid { reason, .. })) => Err(invalid(reason)),
+        Ok(Some(Inbound::Command { .. })) => Err(invalid("the session is not open yet")),
+        Ok(Some(Inbound::Open(request))) => Ok(*request),
     }
 }
 
-async fn check(
+/// Checks the opening.
+///
+/// # Errors
+/// See [`NotOpened`].
+pub(super) async fn check(
     mut request: OpenSession,
-    config: &Config,
-    store: &SessionStore,
+    context: &Context,
 ) -> Result<Opening, NotOpened> {
+    let (config, store) = (&context.config, &context.store);
     let prompts = &request.curated_prompts;
     if prompts.len() > MAX_CURATED_PROMPTS {
         return Err(invalid(format!(

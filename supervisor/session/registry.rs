@@ -1,7 +1,6 @@
 //! The sessions that are open, and the limits on their number.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -9,6 +8,7 @@ use fastvideo_proto::ids::{SessionId, WorkerId};
 use tokio::sync::Notify;
 
 use super::state::{InvalidTransition, SessionState};
+use crate::client_address::ClientAddress;
 
 /// All open sessions. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +33,7 @@ pub struct Entry {
     pub id: SessionId,
     pub state: SessionState,
     /// Where the client connects from.
-    pub client: IpAddr,
+    pub client: ClientAddress,
     pub connected: Instant,
     /// The worker that the session is bound to, or was bound to last.
     pub worker: Option<WorkerId>,
@@ -70,16 +70,9 @@ impl Registry {
     ///
     /// # Errors
     /// Returns an error when as many sessions are open as the limits allow.
-    pub fn enter(&self, client: IpAddr, limits: Limits) -> Result<Ticket, Full> {
+    pub fn enter(&self, client: ClientAddress, limits: Limits) -> Result<Ticket, Full> {
         let mut entries = self.lock();
-        let open = &entries.by_connection;
-        if open.len() >= limits.sessions {
-            return Err(Full::Server(limits.sessions));
-        }
-        let of_client = open.values().filter(|entry| entry.client == client);
-        if of_client.count() >= limits.sessions_per_client {
-            return Err(Full::Client(limits.sessions_per_client));
-        }
+        entries.check(client, limits)?;
         let connection = entries.next;
         entries.next += 1;
         let id = SessionId::random();
@@ -99,6 +92,14 @@ impl Registry {
         })
     }
 
+    /// Checks whether there is room for another session.
+    ///
+    /// # Errors
+    /// Returns an error when as many sessions are open as the limits allow.
+    pub fn check(&self, client: ClientAddress, limits: Limits) -> Result<(), Full> {
+        self.lock().check(client, limits)
+    }
+
     pub fn count(&self) -> usize {
         self.lock().by_connection.len()
     }
@@ -110,6 +111,20 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
         (self.0.entries.lock()).expect("no holder of this lock panics")
+    }
+}
+
+impl Entries {
+    fn check(&self, client: ClientAddress, limits: Limits) -> Result<(), Full> {
+        let open = &self.by_connection;
+        if open.len() >= limits.sessions {
+            return Err(Full::Server(limits.sessions));
+        }
+        let of_client = open.values().filter(|entry| entry.client == client);
+        if of_client.count() >= limits.sessions_per_client {
+            return Err(Full::Client(limits.sessions_per_client));
+        }
+        Ok(())
     }
 }
 
@@ -185,8 +200,8 @@ mod tests {
 
     use super::*;
 
-    fn client(n: u8) -> IpAddr {
-        Ipv4Addr::new(192, 0, 2, n).into()
+    fn client(n: u8) -> ClientAddress {
+        ClientAddress::of(Ipv4Addr::new(192, 0, 2, n).into())
     }
 
     const LIMITS: Limits = Limits {

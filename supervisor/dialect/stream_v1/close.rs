@@ -53,6 +53,7 @@ pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
             ));
             out.close(close_code::INTERNAL, "internal_error");
         }
+        NotOpened::NotAdmitted(why) => not_admitted(&why, out),
         NotOpened::Draining => out.close(close_code::GOING_AWAY, "draining"),
     }
 }
@@ -97,6 +98,16 @@ pub(super) fn ended(cause: EndCause, was_bound: bool, out: &mut Rendered) {
 fn violated(violation: TransportViolation, out: &mut Rendered) {
     let (code, reason) = match violation {
         TransportViolation::TooLarge => (close_code::TOO_LARGE, "message too large"),
+        TransportViolation::TooSlow => (close_code::RULE_BROKEN, "message too slow"),
+        TransportViolation::Crowded => {
+            let message = "the server has too much to do with other clients; try again soon";
+            out.json(&ServerMessage::error(
+                ErrorCode::SessionRejected,
+                message,
+                true,
+            ));
+            (close_code::TRY_AGAIN_LATER, "too busy")
+        }
         TransportViolation::NotUtf8 => (close_code::INVALID_UTF8, "text is not UTF-8"),
         TransportViolation::Protocol => (close_code::PROTOCOL, "WebSocket protocol violated"),
     };
@@ -109,6 +120,7 @@ mod tests {
 
     use super::*;
     use crate::dialect::Wire;
+    use crate::session::Full;
 
     /// The types of the last messages, and the close code.
     fn last(rendered: Rendered) -> (Vec<String>, Option<u16>) {
@@ -171,6 +183,18 @@ mod tests {
             &[],
             Some(1002),
         );
+        check_ended(
+            violation(TransportViolation::TooSlow),
+            true,
+            &[],
+            Some(1008),
+        );
+        check_ended(
+            violation(TransportViolation::Crowded),
+            true,
+            &["error retryable"],
+            Some(1013),
+        );
         check_ended(EndCause::Left, true, complete, Some(1000));
         check_ended(EndCause::SegmentCap, true, complete, Some(1000));
         let idle = EndCause::Idle(Duration::from_secs(1));
@@ -205,5 +229,7 @@ mod tests {
         let timeout = NotOpened::Timeout(Duration::from_secs(30));
         check_not_opened(timeout, &["session_timeout"], Some(1000));
         check_not_opened(NotOpened::Draining, &[], Some(1001));
+        let full = NotAdmitted::Full(Full::Server(1));
+        check_not_opened(full.into(), &["error retryable"], Some(1013));
     }
 }

@@ -1,5 +1,7 @@
 //! Parses client messages into commands.
 
+use std::sync::Arc;
+
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::stream_v1::{ClientMessage, EditRequest, SegmentRequest, SessionInit};
 use tokio::task::spawn_blocking;
@@ -25,15 +27,15 @@ pub(crate) struct StreamParser {
 }
 
 impl Parser for StreamParser {
-    async fn text(&mut self, text: &str) -> Inbound {
+    async fn text(&mut self, text: impl AsRef<str> + Send + 'static) -> Inbound {
+        let bytes = text.as_ref().len();
         if std::mem::replace(&mut self.has_first, true) {
-            return next(text);
+            return next(text.as_ref());
         }
-        if text.len() < LARGE_MESSAGE_BYTES {
-            return first(text);
+        if bytes < LARGE_MESSAGE_BYTES {
+            return first(text.as_ref());
         }
-        let (text, bytes) = (text.to_owned(), text.len());
-        match spawn_blocking(move || first(&text)).await {
+        match spawn_blocking(move || first(text.as_ref())).await {
             Ok(inbound) => inbound,
             Err(panic) => {
                 tracing::error!(%panic, "opening message could not be parsed");
@@ -160,6 +162,7 @@ fn opening(init: SessionInit) -> OpenSession {
             session_id: resume.session_id,
             token: resume.token,
         }),
+        share: Arc::default(),
     }
 }
 
@@ -228,7 +231,7 @@ mod tests {
             r#"{{"type":"session_init_v2","preset":"{}"}}"#,
             "x".repeat(MAX_MESSAGE_BYTES)
         );
-        let Inbound::Open(opening) = parser.text(&large).await else {
+        let Inbound::Open(opening) = parser.text(large).await else {
             panic!("no opening");
         };
         assert_eq!(opening.preset.unwrap().len(), MAX_MESSAGE_BYTES);

@@ -1,6 +1,6 @@
 //! The operators' routes for sessions: list, export, hydrate, move and end them, and drain the whole server.
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -19,15 +19,13 @@ use crate::session::{Entry, SessionState};
 use crate::store::export::Expectation;
 use crate::store::{ExportFailed, ImportFailed, export_by_reference, export_inline, import};
 
-/// Returns the routes. `max_body_bytes` limits the body of a request.
-pub(super) fn routes(max_body_bytes: usize) -> Router<App> {
+pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/v1/sessions", get(list).post(hydrate))
         .route("/v1/sessions/{id}", delete(end))
         .route("/v1/sessions/{id}/state", get(state))
         .route("/v1/sessions/{id}/move", post(relocate))
         .route("/v1/drain", post(drain))
-        .layer(DefaultBodyLimit::max(max_body_bytes))
 }
 
 /// Lists the sessions that are connected to this server.
@@ -42,17 +40,18 @@ pub(in crate::http) async fn list(State(app): AppState) -> Json<SessionList> {
     (status = 201, body = Hydrated),
     (status = 400, body = ErrorBody, description = "the body is no continuation state"),
     (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request"),
+    (status = 408, body = ErrorBody, description = "the body took too long"),
     (status = 413, body = ErrorBody, description = "the body is larger than a message may be"),
     (status = 422, body = ErrorBody, description = "the model does not take this state"),
     (status = 500, body = ErrorBody, description = "what the store has is lost or damaged, or the server failed"),
-    (status = 503, body = ErrorBody, description = "the store does not answer or is full")
+    (status = 503, body = ErrorBody, description = "the store does not answer or is full, or too much is being received")
 ))]
 pub(in crate::http) async fn hydrate(
     State(app): AppState,
-    Body(body): Body,
+    Body { bytes, share }: Body,
 ) -> Result<(StatusCode, Json<Hydrated>), ApiError> {
     // States are large, so they are parsed on a thread for blocking work.
-    let parsed = tokio::task::spawn_blocking(move || serde_json::from_slice::<StateBody>(&body));
+    let parsed = tokio::task::spawn_blocking(move || serde_json::from_slice::<StateBody>(&bytes));
     let StateBody { kind, payload } = match parsed.await {
         Ok(Ok(state)) => state,
         Ok(Err(wrong)) => {
@@ -76,6 +75,7 @@ pub(in crate::http) async fn hydrate(
         Err(ImportFailed::Store(failed)) => return Err(ApiError::store(&failed)),
         Err(ImportFailed::Panicked(panic)) => return Err(ApiError::internal(&panic)),
     };
+    drop(share);
     let hydrated = app.context.store.hydrate(&state).await;
     let (session_id, token) = hydrated.map_err(|failed| ApiError::store(&failed))?;
     let hydrated = Hydrated {
@@ -143,18 +143,20 @@ pub(in crate::http) async fn end(
         (status = 400, body = ErrorBody, description = "the body is wrong, or there is no such GPU"),
         (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request"),
         (status = 404, body = ErrorBody, description = "there is no such session on this server"),
+        (status = 408, body = ErrorBody, description = "the body took too long"),
         (status = 409, body = ErrorBody, description = "there is no room for it, or it waits for a worker"),
-        (status = 413, body = ErrorBody, description = "the body is larger than a message may be")
+        (status = 413, body = ErrorBody, description = "the body is larger than a message may be"),
+        (status = 503, body = ErrorBody, description = "too much is being received")
     )
 )]
 pub(in crate::http) async fn relocate(
     State(app): AppState,
     PathSession(session): PathSession,
-    Body(body): Body,
+    Body { bytes, .. }: Body,
 ) -> Result<StatusCode, ApiError> {
-    let to = match body.is_empty() {
+    let to = match bytes.is_empty() {
         true => Destination::default(),
-        false => serde_json::from_slice(&body).map_err(|wrong| {
+        false => serde_json::from_slice(&bytes).map_err(|wrong| {
             ApiError::invalid_body(format!("the body is not {{gpu_id}} in JSON: {wrong}"))
         })?,
     };

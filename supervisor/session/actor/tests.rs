@@ -16,7 +16,7 @@ use crate::session::command::{
     MessageInfo, OpenSession, ResumeRequest, RewriteRequest, SessionCommand,
 };
 use crate::session::event::WorkerBound;
-use crate::session::registry::{Limits, Registry};
+use crate::session::registry::Registry;
 use crate::session::tests::config;
 use crate::session::{Config, Logs};
 use crate::store::open::{self, StoreLocation};
@@ -89,15 +89,11 @@ impl World {
     }
 
     fn connect(&self) -> Client {
-        let limits = Limits {
-            sessions: 10,
-            sessions_per_client: 10,
-        };
-        let ticket = self.registry.enter(Ipv4Addr::LOCALHOST.into(), limits);
         let (inbound, inbound_seen) = mpsc::channel(4);
         let outbox = Outbox::new(self.context.config.max_unsent_bytes);
         let session = run(
-            ticket.unwrap(),
+            ClientAddress::of(Ipv4Addr::LOCALHOST.into()),
+            self.registry.clone(),
             inbound_seen,
             outbox.clone(),
             self.context.clone(),

@@ -1,0 +1,156 @@
+//! Accepts connections, within the limits on their number.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::app::App;
+use super::connection::{self, Connection};
+use super::connections::{Connections, Full, Place};
+use crate::client_address::ClientAddress;
+use crate::tasks::catch_panic;
+
+/// How long a new connection waits for one that makes room for it.
+const ROOM_WAIT: Duration = Duration::from_secs(1);
+/// The pause after the operating system had no resources for another connection.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+/// The shortest time between two lines in the log about connections that were not accepted.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Accepts and serves connections until the returned future is dropped. The connections themselves end with
+/// [`App::stopping`].
+pub(super) async fn run(listener: TcpListener, app: &App, router: Router) {
+    let mut complaints = Complaints::default();
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) if concerns_one_connection(&error) => continue,
+            Err(error) => {
+                complaints.add(|refused| {
+                    tracing::warn!(%error, refused, "connections are not accepted");
+                });
+                // A connection without a request holds what the next one needs.
+                app.open.displace_any();
+                sleep(SHORTAGE_PAUSE).await;
+                continue;
+            }
+        };
+        match find_place(&app.open, ClientAddress::of(peer.ip())).await {
+            Ok(place) => serve(stream, peer, place, app, router.clone()),
+            Err(full) => {
+                complaints.add(|refused| {
+                    tracing::warn!(%peer, reason = %full, refused, "connection refused");
+                });
+                refuse(&stream, full);
+            }
+        }
+    }
+}
+
+/// Returns whether an error of `accept` is that of the connection that was to be accepted, so that the next one may be
+/// accepted at once: `accept(2)` passes on errors of the network.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted
+            | ErrorKind::ConnectionRefused
+            | ErrorKind::ConnectionReset
+            | ErrorKind::HostUnreachable
+            | ErrorKind::Interrupted
+            | ErrorKind::NetworkDown
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::PermissionDenied
+            | ErrorKind::TimedOut
+    )
+}
+
+/// Gives a new connection a place, if need be that of one on which nobody says anything.
+async fn find_place(open: &Connections, client: ClientAddress) -> Result<Place, Full> {
+    let deadline = Instant::now() + ROOM_WAIT;
+    loop {
+        let left = open.left();
+        let full = match open.enter(client) {
+            Ok(place) => return Ok(place),
+            Err(full) => full,
+        };
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        if !open.displace(full, client) || timeout(time_left, left).await.is_err() {
+            return Err(full);
+        }
+    }
+}
+
+fn serve(stream: TcpStream, peer: SocketAddr, place: Place, app: &App, router: Router) {
+    // Fragments are small, and each should be sent at once.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot disable Nagle's algorithm");
+    }
+    let connection = Arc::new(Connection::new(stream, place));
+    let (limits, stopping) = (app.time_limits, app.stopping.clone());
+    let served = connection::serve(connection, peer, router, limits, stopping);
+    app.requests.spawn(catch_panic("request", served));
+}
+
+/// Answers a connection that has no place, as far as that costs nothing, and closes it.
+fn refuse(stream: &TcpStream, full: Full) {
+    let body = ErrorBody {
+        error: ErrorDetail {
+            code: "too_many_connections".into(),
+            message: full.to_string(),
+        },
+    };
+    let body = serde_json::to_string(&body).expect("two texts are JSON");
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    // tokio's `try_write` would not try: it has not been told yet that the socket is writable. An error means that the
+    // client is gone.
+    let _ = SockRef::from(stream).send(answer.as_bytes());
+}
+
+/// Events of which the log tells from time to time.
+#[derive(Debug, Default)]
+struct Complaints {
+    last: Option<Instant>,
+    untold: u64,
+}
+
+impl Complaints {
+    /// Adds an event. Calls `tell` with the number of events since it was called last, unless that was just now.
+    fn add(&mut self, tell: impl FnOnce(u64)) {
+        self.untold += 1;
+        let is_due = (self.last).is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL);
+        if is_due {
+            tell(self.untold);
+            self.untold = 0;
+            self.last = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_log_is_told_at_once_and_then_from_time_to_time() {
+        let mut told = Vec::new();
+        let mut complaints = Complaints::default();
+        for _ in 0..25 {
+            complaints.add(|count| told.push(count));
+            advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(told, [1, 10, 10]);
+    }
+}

@@ -1,0 +1,102 @@
+//! Whether the peer of a WebSocket is still there.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Number of times that a peer is looked at within the time in which it has to move.
+const LOOKS: u32 = 8;
+
+/// What a peer has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// Number of bytes that it has sent.
+    pub(super) heard: u64,
+    /// Number of bytes of messages that it has taken. Pings do not count, since the system of a peer whose program hangs
+    /// takes them, too.
+    pub(super) taken: u64,
+}
+
+/// Considers a peer gone that neither sends nor takes anything. On a slow line its answers to pings wait behind media, so
+/// that these alone would not tell.
+#[derive(Debug)]
+pub(super) struct Liveness {
+    silence: Duration,
+    progress: Progress,
+    /// When the progress was first seen.
+    since: Instant,
+    looked: Instant,
+}
+
+impl Liveness {
+    /// Creates the judgement of a peer that has to make progress once in each `silence`.
+    pub(super) fn new(silence: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            silence,
+            progress: Progress::default(),
+            since: now,
+            looked: now,
+        }
+    }
+
+    /// Returns when to look at the peer again.
+    pub(super) fn next_look(&self) -> Instant {
+        self.looked + self.silence / LOOKS
+    }
+
+    /// Looks at the peer. Returns whether it is still there.
+    pub(super) fn look(&mut self, progress: Progress) -> bool {
+        let now = Instant::now();
+        if progress != self.progress {
+            self.progress = progress;
+            self.since = now;
+        }
+        self.looked = now;
+        now - self.since < self.silence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep_until;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Watches a peer with that progress after each second; returns how long it was there, at most an hour.
+    async fn watch(peer: impl Fn(u64) -> Progress) -> Duration {
+        let begun = Instant::now();
+        let mut liveness = Liveness::new(40 * SECOND);
+        while begun.elapsed() < 3600 * SECOND {
+            sleep_until(liveness.next_look()).await;
+            if !liveness.look(peer(begun.elapsed().as_secs())) {
+                break;
+            }
+        }
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_or_sends_is_there_and_one_that_does_neither_is_gone() {
+        let takes = watch(|seconds| Progress {
+            taken: seconds * 150_000,
+            heard: 0,
+        });
+        assert!(takes.await >= 3600 * SECOND);
+        // It answers every other ping.
+        let answers = watch(|seconds| Progress {
+            taken: 0,
+            heard: seconds / 39,
+        });
+        assert!(answers.await >= 3600 * SECOND);
+        // It stops after a minute.
+        let stops = watch(|seconds| Progress {
+            taken: seconds.min(60) * 150_000,
+            heard: seconds.min(60),
+        });
+        assert_eq!(stops.await, 100 * SECOND);
+        assert_eq!(watch(|_| Progress::default()).await, 40 * SECOND);
+    }
+}

@@ -1,0 +1,116 @@
+//! Begins WebSockets: the handshake of RFC 6455, and the codec on the connection's socket.
+//!
+//! axum's own upgrade would hide the socket, on which the limits of `message_io` and the judgement of `liveness` rest.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::FromRequestParts;
+use axum::http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+use super::connection::{Connection, Socket};
+use super::connections::Phase;
+use super::error::ApiError;
+use super::message_io::{CompleteShare, MessageIo, MessageLimits};
+
+/// The size of the read buffer that each connection keeps for all its life.
+const READ_BUFFER_BYTES: usize = 4096;
+
+/// A WebSocket with a client.
+pub(super) type WebSocket = WebSocketStream<MessageIo<Socket>>;
+
+/// A request to make the connection a WebSocket.
+pub(super) struct Handshake {
+    accept: String,
+    upgrade: OnUpgrade,
+    connection: Arc<Connection>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Handshake {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        Self::read(parts).ok_or_else(|| {
+            let message = "this route speaks WebSocket only; see docs/protocol.md";
+            ApiError::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+        })
+    }
+}
+
+impl Handshake {
+    fn read(parts: &mut Parts) -> Option<Self> {
+        let headers = &parts.headers;
+        let is_handshake = parts.method == Method::GET
+            && has_token(headers, CONNECTION, "upgrade")
+            && has_token(headers, UPGRADE, "websocket")
+            && headers
+                .get(SEC_WEBSOCKET_VERSION)
+                .is_some_and(|v| v == "13");
+        let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_handshake)?;
+        Some(Self {
+            accept: derive_accept_key(key.as_bytes()),
+            upgrade: parts.extensions.remove()?,
+            connection: parts.extensions.get::<Arc<Connection>>()?.clone(),
+        })
+    }
+
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Returns the answer that accepts the request.
+    pub(super) fn answer(&self) -> Response {
+        let accept = HeaderValue::from_str(&self.accept).expect("base64 is a header's value");
+        let mut answer = Response::new(Body::empty());
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = answer.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+        answer
+    }
+
+    /// Waits until the answer is written, and begins the WebSocket. Returns `None` when the client is gone before.
+    pub(super) async fn complete(
+        self,
+        limits: MessageLimits,
+    ) -> Option<(WebSocket, CompleteShare)> {
+        let upgraded = self.upgrade.await.ok()?;
+        let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
+        let max_bytes = usize::try_from(limits.max_bytes).unwrap_or(usize::MAX);
+        let connection = self.connection;
+        let begin_opening = move || {
+            if connection.place.standing().phase == Phase::Silent {
+                connection.place.enter_phase(Phase::Opening);
+            }
+        };
+        let io = MessageIo::new(parts.io.into_inner(), parts.read_buf, limits, begin_opening);
+        let complete = io.complete_share();
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(max_bytes))
+            .max_frame_size(Some(max_bytes))
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0);
+        let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
+        Some((socket, complete))
+    }
+}
+
+/// Returns whether a header with a list of tokens has that one.
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter();
+    let mut tokens = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    tokens.any(|given| given.trim().eq_ignore_ascii_case(token))
+}
