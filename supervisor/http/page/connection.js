@@ -7,6 +7,11 @@ import { parseMessage } from './protocol.js';
 /** Limits how long a connection may take to open. Browsers by themselves wait for minutes. */
 const CONNECT_TIMEOUT_MS = 10_000;
 
+/** A connection over which nothing was received for so long is dead. The server sends a heartbeat every 10 s. */
+const SILENCE_MS = 30_000;
+/** The same while a snapshot is on its way: it has many megabytes, and a message is told of only when all of it is there. */
+const SNAPSHOT_SILENCE_MS = 300_000;
+
 const TOKEN_KEY = 'fastvideo.session';
 
 /** The exponential backoff between connection attempts: the pause doubles up to a limit, and jitter shortens it. */
@@ -98,6 +103,8 @@ export class Connection {
     this.socket = null;
     /** @type {any} */
     this.timer = null;
+    /** @type {any} */
+    this.silence = null;
   }
 
   /** Opens a connection, and drops the one before. @param {string} first  the opening message */
@@ -111,9 +118,11 @@ export class Connection {
       this.clock.cancel(timeout);
       opened = true;
       socket.send(first);
+      if (socket === this.socket) this.expectMore(socket);
     };
     socket.onmessage = (/** @type {{data: string | ArrayBuffer}} */ { data }) => {
       if (socket !== this.socket) return;
+      this.expectMore(socket);
       if (typeof data !== 'string') {
         this.report({ type: 'media', bytes: new Uint8Array(data) });
         return;
@@ -124,10 +133,22 @@ export class Connection {
     socket.onclose = (/** @type {{code: number, reason: string}} */ { code, reason }) => {
       this.clock.cancel(timeout);
       if (socket !== this.socket) return;
+      this.clock.cancel(this.silence);
       this.socket = null;
       this.report({ type: 'closed', reason: closeReason(code, opened), code, text: reason });
     };
     this.socket = socket;
+  }
+
+  /** Gives the connection up when nothing is received for a while. @param {any} socket @param {number} [ms] */
+  expectMore(socket, ms = SILENCE_MS) {
+    this.clock.cancel(this.silence);
+    this.silence = this.clock.after(() => {
+      if (socket !== this.socket) return;
+      // The browser would wait for minutes until the closing handshake fails.
+      this.drop();
+      this.report({ type: 'closed', reason: 'broken', code: 1006, text: '' });
+    }, ms);
   }
 
   /**
@@ -151,7 +172,9 @@ export class Connection {
    * @param {import('./protocol.js').ClientMessage} message
    */
   send(message) {
-    if (this.socket?.readyState === 1) this.socket.send(JSON.stringify(message));
+    if (this.socket?.readyState !== 1) return;
+    this.socket.send(JSON.stringify(message));
+    if (message.type === 'snapshot_state') this.expectMore(this.socket, SNAPSHOT_SILENCE_MS);
   }
 
   /** Starts the closing handshake. `closed` is reported when it is done. */
@@ -161,6 +184,7 @@ export class Connection {
 
   /** Closes the socket and cancels the timer. Neither of them reports anything afterwards. */
   drop() {
+    this.clock.cancel(this.silence);
     this.clock.cancel(this.timer);
     this.timer = null;
     this.close();

@@ -32,9 +32,11 @@ export const MAX_WAITING = 8;
  * @property {MediaMode} stream_mode
  * @property {?ContinuationState} continuation_state
  * @property {?ResumeToken} resume
+ * @property {boolean} heartbeat
  *
  * @typedef {object} PromptRequest
  * @property {'segment_prompt_source'} type
+ * @property {string} [request_id]
  * @property {string} prompt
  * @property {PromptSource} source
  * @property {?string} [negative_prompt]
@@ -84,6 +86,7 @@ export const MAX_WAITING = 8;
  * @property {PromptSource} [source]
  * @property {string} [original_prompt]
  * @property {number} [attempt]
+ * @property {string} [request_id]
  *
  * @typedef {{type: 'step_complete', segment_idx: number, step: number, total_steps: number, stage?: string}} StepComplete
  * @typedef {{type: 'media_init', segment_idx: number, mime: string, stream_id: string, mode: MediaMode}} MediaInit
@@ -101,12 +104,15 @@ export const MAX_WAITING = 8;
  * @property {number} e2e_latency_ms
  *
  * @typedef {{type: 'segment_cancelled', segment_idx: number}} SegmentCancelled
+ * @typedef {{type: 'request_withdrawn', request_id: string}} RequestWithdrawn
+ * @typedef {{type: 'request_edited', request_id: string, position: number}} RequestEdited
+ * @typedef {{type: 'idle_warning', seconds_left: number}} IdleWarning
  * @typedef {{type: 'ltx2_stream_complete', reason: string}} StreamComplete
  * @typedef {{type: 'session_timeout', timeout_seconds: number}} SessionTimeout
  * @typedef {{type: 'continuation_state_snapshot', state: ContinuationState}} StateSnapshot
  * @typedef {{type: 'server_draining', deadline_seconds: number}} ServerDraining
- * @typedef {{type: 'prompt_enhanced', original_prompt: string, prompt: string}} PromptEnhanced
- * @typedef {{type: 'prompt_fallback', original_prompt: string, reason: string}} PromptFallback
+ * @typedef {{type: 'prompt_enhanced', original_prompt: string, prompt: string, request_id?: string}} PromptEnhanced
+ * @typedef {{type: 'prompt_fallback', original_prompt: string, reason: string, request_id?: string}} PromptFallback
  * @typedef {{type: 'seed_prompts_rewritten', seed_prompt: string, alternatives?: string[]}} SeedPromptsRewritten
  *
  * @typedef {object} ServerError
@@ -116,9 +122,10 @@ export const MAX_WAITING = 8;
  * @property {boolean} retryable
  * @property {number} [segment_idx]
  * @property {boolean} [restarting]
+ * @property {string} [request_id]
  *
  * @typedef {QueueStatus | GpuAssigned | StreamStart | SegmentStart | StepComplete | MediaInit | MediaSegmentComplete
- *   | SegmentComplete | SegmentCancelled | StreamComplete | SessionTimeout | StateSnapshot | ServerDraining | PromptEnhanced
+ *   | RequestWithdrawn | RequestEdited | IdleWarning | SegmentComplete | SegmentCancelled | StreamComplete | SessionTimeout | StateSnapshot | ServerDraining | PromptEnhanced
  *   | PromptFallback | SeedPromptsRewritten | ServerError} ServerMessage
  */
 

@@ -2,12 +2,15 @@
 // The reducer of a session: from a state and an event it computes the next state and the effects to run. It is a pure function:
 // it has no access to the DOM, a socket or a clock. Its parts are in the folder `session`.
 
-import { plural, sentence } from './format.js';
+import { plural, sentence, span } from './format.js';
 import { isLive, maxWaiting } from './state.js';
 import {
   closed, connect, giveUp, gpuAssigned, leave, queueStatus, serverError, sessionTimeout, streamComplete, streamStart,
 } from './session/lifecycle.js';
-import { applyCurated, promptWritten, rewrite, seedPromptsRewritten, sendWaiting } from './session/prompts.js';
+import {
+  applyCurated, editRequest, moveRequest, promptWritten, requestEdited, requestWithdrawn, rewrite, seedPromptsRewritten, sendWaiting,
+  withdrawRequest,
+} from './session/prompts.js';
 import {
   addMedia, firstPicture, mediaInit, mediaSegmentComplete, segmentCancelled, segmentComplete, segmentStart, stepComplete,
 } from './session/segments.js';
@@ -43,6 +46,9 @@ function handle(next, event) {
     case 'switched': switched(next, event.name, event.on); break;
     case 'attachments_changed': Object.assign(state, { chosenImage: event.image, chosenState: event.state }); break;
     case 'prompt_submitted': submitPrompt(next, event); break;
+    case 'request_edit': editRequest(next, event.id, event.prompt); break;
+    case 'request_move': moveRequest(next, event.id, event.by); break;
+    case 'request_withdraw': withdrawRequest(next, event.id); break;
     case 'curated_applied': applyCurated(next); break;
     case 'rewrite': rewrite(next, event.prompt); break;
     case 'connect': connect(next); break;
@@ -94,13 +100,20 @@ function handleMessage(next, message) {
     case 'media_segment_complete': mediaSegmentComplete(next, message); break;
     case 'ltx2_segment_complete': segmentComplete(next, message); break;
     case 'segment_cancelled': segmentCancelled(next, message); break;
+    case 'request_withdrawn': requestWithdrawn(next, message); break;
+    case 'request_edited': requestEdited(next, message); break;
+    case 'idle_warning': {
+      const text = `It ends in ${span(message.seconds_left)} unless you ask for something, so that others get its GPU.`;
+      next.notice('Nothing happens in this session.', text, { soft: true, passing: true });
+      break;
+    }
     case 'ltx2_stream_complete': streamComplete(next, message); break;
     case 'session_timeout': sessionTimeout(next, message); break;
     case 'continuation_state_snapshot': stateSnapshot(next, message); break;
     case 'server_draining': next.state.drainDeadline = next.now + message.deadline_seconds * 1000; break;
-    case 'prompt_enhanced': promptWritten(next, message.original_prompt, message.prompt); break;
+    case 'prompt_enhanced': promptWritten(next, message, message.prompt); break;
     case 'prompt_fallback':
-      promptWritten(next, message.original_prompt, message.original_prompt);
+      promptWritten(next, message, message.original_prompt);
       next.notice('A prompt is used as it was.', sentence(message.reason), { soft: true });
       break;
     case 'seed_prompts_rewritten': seedPromptsRewritten(next, message); break;
@@ -139,7 +152,9 @@ function submitPrompt(next, { prompt, typed, sampling }) {
   if (typed) next.run({ type: 'clear_prompt' });
   /** @type {import('./protocol.js').PromptRequest} */
   const message = { type: 'segment_prompt_source', prompt, source: 'user', ...sampling };
-  state.waiting = [...state.waiting, { prompt, message, at: next.now, sent: false }];
+  state.requests += 1;
+  const id = `p${state.requests}`;
+  state.waiting = [...state.waiting, { id, prompt, message: { ...message, request_id: id }, at: next.now, sent: false }];
   if (!isLive(state)) connect(next);
   sendWaiting(next);
 }

@@ -43,12 +43,14 @@ import { MAX_WAITING } from './protocol.js';
  * A request for a segment.
  *
  * @typedef {object} Request
+ * @property {string} id  the name by which the server's answers refer to it
  * @property {string} prompt
  * @property {import('./protocol.js').PromptRequest} message
  * @property {number} at
  * @property {boolean} sent  whether it was sent over the present connection
  * @property {boolean} [enhance]  whether a language model rewrites it
  * @property {?string} [written]  the prompt that the language model wrote
+ * @property {?string} [edit]  the new prompt that was sent and not yet answered
  */
 
 /**
@@ -113,6 +115,7 @@ import { MAX_WAITING } from './protocol.js';
  * @property {boolean} holdsLoop  whether loop generation is held back until the waiting prompts were sent
  * @property {Segment[]} segments  in the order of their indices
  * @property {Request[]} waiting  the requests whose segments have not started
+ * @property {number} requests  the number of requests so far
  * @property {?Request} asked  the request that the running segment answers
  * @property {number} freeAt  when the last segment ended and the GPU became free
  * @property {number} activeAt  when the session last did something that restarts its idle timeout
@@ -153,6 +156,7 @@ export const initialState = (kept = null) => ({
   holdsLoop: false,
   segments: [],
   waiting: [],
+  requests: 0,
   asked: null,
   freeAt: 0,
   activeAt: 0,

@@ -228,17 +228,64 @@ export class View {
     set($('send'), { disabled: full });
     const room = 'Enter sends, Shift+Enter starts a new line.';
     say($('composer-note'), full ? `${plural(most, 'prompt')} waiting. There is room when the next segment begins.` : room);
-    const texts = waiting.map((request) => request.written ?? request.prompt);
-    const key = JSON.stringify(texts);
+    const shown = waiting.map((request) => [request.id, request.edit ?? request.written ?? request.prompt, request.prompt]);
+    const key = JSON.stringify(shown);
     if ($('waiting-list').dataset.key === key) return;
     $('waiting-list').dataset.key = key;
-    $('waiting-list').replaceChildren(...texts.map((text, i) => {
-      const item = make('li');
-      item.dataset.testid = `waiting-${i}`;
-      item.dataset.state = 'queued';
-      item.append(make('b', '', `+${i + 1}`), make('span', '', text));
-      return item;
-    }));
+    const focused = document.activeElement?.dataset?.action && document.activeElement.closest('li')?.dataset.request;
+    const action = document.activeElement?.dataset?.action;
+    $('waiting-list').replaceChildren(...shown.map(([id, text, prompt], i) => this.waitingItem(id, text, prompt, i, shown.length)));
+    if (focused) $('waiting-list').querySelector(`[data-request="${focused}"] [data-action="${action}"]`)?.focus();
+  }
+
+  waitingItem(id, text, prompt, i, count) {
+    const item = make('li');
+    item.dataset.testid = `waiting-${i}`;
+    item.dataset.state = 'queued';
+    item.dataset.request = id;
+    const button = (action, label, run, disabled = false) => {
+      const made = make('button', 'btn small quiet', label);
+      made.type = 'button';
+      made.dataset.action = action;
+      made.disabled = disabled;
+      made.setAttribute('aria-label', `${label}: ${prompt}`);
+      made.onclick = run;
+      return made;
+    };
+    const words = make('span', 'words', text);
+    const actions = make('span', 'actions');
+    actions.append(
+      button('up', 'Sooner', () => this.dispatch({ type: 'request_move', id, by: -1 }), i === 0),
+      button('down', 'Later', () => this.dispatch({ type: 'request_move', id, by: 1 }), i === count - 1),
+      button('edit', 'Edit', () => this.editWaiting(item, words, id, prompt)),
+      button('remove', 'Remove', () => this.dispatch({ type: 'request_withdraw', id })),
+    );
+    item.append(make('b', '', `+${i + 1}`), words, actions);
+    return item;
+  }
+
+  /** Replaces the words of a waiting prompt by a field. Enter takes what it holds, Escape leaves the prompt as it was. */
+  editWaiting(item, words, id, prompt) {
+    const field = make('input', 'words');
+    field.type = 'text';
+    field.value = prompt;
+    field.setAttribute('aria-label', `New text for the prompt: ${prompt}`);
+    let over = false;
+    const end = (take) => {
+      if (over) return;
+      over = true;
+      field.replaceWith(words);
+      if (take) this.dispatch({ type: 'request_edit', id, prompt: field.value.trim() });
+      item.querySelector('[data-action="edit"]')?.focus();
+    };
+    field.onkeydown = (event) => {
+      if (event.isComposing || !['Enter', 'Escape'].includes(event.key)) return;
+      event.preventDefault();
+      end(event.key === 'Enter');
+    };
+    field.onblur = () => end(true);
+    words.replaceWith(field);
+    field.focus();
   }
 
   /** Updates the countdowns. */

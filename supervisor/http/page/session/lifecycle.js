@@ -6,7 +6,7 @@ import { span } from '../format.js';
 import { MAX_MESSAGE } from '../protocol.js';
 import { curatedPrompts, current, isLive, isReconnecting, isRunning, isUnderWay } from '../state.js';
 import { closeAdvice, closeWords, errorWords } from '../words.js';
-import { rotatedPrompts, sendWaiting, takeBackNewest } from './prompts.js';
+import { rotatedPrompts, sendWaiting, takeBack } from './prompts.js';
 import { finishSegment } from './segments.js';
 
 /** @typedef {import('./transition.js').Transition} Transition */
@@ -47,6 +47,7 @@ export function connect(next) {
     stream_mode: state.requestedMode,
     continuation_state: state.chosenState,
     resume,
+    heartbeat: true,
   };
   const first = JSON.stringify(init);
   if (first.length > MAX_MESSAGE) {
@@ -172,7 +173,7 @@ export function sessionTimeout(next, { timeout_seconds }) {
 }
 
 /** @param {Transition} next @param {import('../protocol.js').ServerError} error */
-export function serverError(next, { code, message, retryable, segment_idx, restarting = false }) {
+export function serverError(next, { code, message, retryable, segment_idx, restarting = false, request_id }) {
   const { state } = next;
   const segment = current(state);
   next.recordError({ code, message, retryable });
@@ -181,7 +182,7 @@ export function serverError(next, { code, message, retryable, segment_idx, resta
     next.change(segment.idx, { state: restarting ? 'restarting' : 'failed' });
     if (!restarting) state.asked = null;
   } else if (['invalid_message', 'prompt_blocked'].includes(code) && state.phase === 'active') {
-    takeBackNewest(next);
+    takeBack(next, request_id);
   }
   if (state.reconnect && retryable) {
     // The page will reconnect.

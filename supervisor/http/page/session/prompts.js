@@ -4,7 +4,7 @@
 import { plural } from '../format.js';
 import { curatedPrompts, current, maxWaiting } from '../state.js';
 
-/** An error without a request id is attributed to the latest request if it arrives within this time. */
+/** An error of a server that names no requests is taken for the latest request's if it comes within this time. */
 const REFUSAL_WINDOW_MS = 5000;
 /** The number of variants of a prompt to ask for. */
 const VARIANTS = 3;
@@ -27,28 +27,112 @@ export function sendWaiting(next) {
 }
 
 /**
- * Returns the prompt of the refused request to its field. The error does not name the request; the latest one is taken for it if
- * it was sent only a short time ago.
+ * Returns the prompt of the refused request to its field. A server that names no requests is taken to mean the latest one, if that
+ * was sent only a short time ago.
  *
  * @param {Transition} next
+ * @param {string} [id]  the request that the server has named
  */
-export function takeBackNewest(next) {
+export function takeBack(next, id) {
   const { state } = next;
-  const request = state.waiting.at(-1);
-  if (!request || next.now - request.at > REFUSAL_WINDOW_MS) return;
-  state.waiting = state.waiting.slice(0, -1);
+  const newest = state.waiting.at(-1);
+  const recent = newest && next.now - newest.at <= REFUSAL_WINDOW_MS ? newest : undefined;
+  const request = id === undefined ? recent : state.waiting.find((r) => r.id === id);
+  if (!request) return;
+  if (request.edit != null) {
+    change(next, request.id, { edit: null }); // it waits as it was
+    return;
+  }
+  state.waiting = state.waiting.filter((r) => r !== request);
   next.run({ type: 'return_prompt', prompt: request.prompt });
+}
+
+/**
+ * Gives a request that waits another prompt.
+ *
+ * @param {Transition} next
+ * @param {string} id
+ * @param {string} prompt
+ */
+export function editRequest(next, id, prompt) {
+  const request = next.state.waiting.find((r) => r.id === id);
+  if (!request || !prompt || prompt === request.prompt) return;
+  if (!isSent(next, request)) {
+    change(next, id, { prompt, message: { ...request.message, prompt } });
+    return;
+  }
+  change(next, id, { edit: prompt });
+  next.send({ type: 'edit_request', request_id: id, prompt });
+}
+
+/**
+ * Moves a request that waits towards the front (-1) or the end (1).
+ *
+ * @param {Transition} next
+ * @param {string} id
+ * @param {number} by
+ */
+export function moveRequest(next, id, by) {
+  const { state } = next;
+  const from = state.waiting.findIndex((r) => r.id === id);
+  const to = from + by;
+  const [request, other] = [state.waiting[from], state.waiting[to]];
+  // The server has those that were sent, before all others.
+  if (!request || !other || isSent(next, request) !== isSent(next, other)) return;
+  if (isSent(next, request)) next.send({ type: 'edit_request', request_id: id, position: to });
+  else place(next, id, to);
+}
+
+/** Takes a request out of those that wait. @param {Transition} next @param {string} id */
+export function withdrawRequest(next, id) {
+  const request = next.state.waiting.find((r) => r.id === id);
+  if (!request) return;
+  if (isSent(next, request)) next.send({ type: 'withdraw_request', request_id: id });
+  else requestWithdrawn(next, { request_id: id });
+}
+
+/** @param {Transition} next @param {{request_id: string}} message */
+export function requestWithdrawn(next, { request_id: id }) {
+  const { state } = next;
+  state.waiting = state.waiting.filter((r) => r.id !== id);
+  sendWaiting(next);
+}
+
+/** @param {Transition} next @param {import('../protocol.js').RequestEdited} message */
+export function requestEdited(next, { request_id: id, position }) {
+  const request = next.state.waiting.find((r) => r.id === id);
+  if (!request) return;
+  if (request.edit != null) {
+    const message = { ...request.message, prompt: request.edit };
+    change(next, id, { prompt: request.edit, message, edit: null, written: null });
+  }
+  place(next, id, position);
+}
+
+/** @param {Transition} next @param {import('../state.js').Request} request */
+const isSent = ({ state }, request) => request.sent && state.phase === 'active';
+
+/** @param {Transition} next @param {string} id @param {Partial<import('../state.js').Request>} fields */
+function change({ state }, id, fields) {
+  state.waiting = state.waiting.map((r) => (r.id === id ? { ...r, ...fields } : r));
+}
+
+/** @param {Transition} next @param {string} id @param {number} to */
+function place({ state }, id, to) {
+  const request = state.waiting.find((r) => r.id === id);
+  const others = state.waiting.filter((r) => r.id !== id);
+  if (request) state.waiting = [...others.slice(0, to), request, ...others.slice(to)];
 }
 
 /**
  * Notes what a language model has written for a waiting request.
  *
  * @param {Transition} next
- * @param {string} original  the prompt of the request
+ * @param {{request_id?: string, original_prompt: string}} message
  * @param {string} written
  */
-export function promptWritten({ state }, original, written) {
-  const request = state.waiting.find((r) => r.prompt === original && !r.written);
+export function promptWritten({ state }, { request_id: id, original_prompt: original }, written) {
+  const request = state.waiting.find((r) => (id === undefined ? r.prompt === original && !r.written : r.id === id));
   state.waiting = state.waiting.map((r) => (r === request ? { ...r, written } : r));
 }
 

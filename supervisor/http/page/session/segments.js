@@ -29,7 +29,7 @@ export function segmentStart(next, message) {
     steps: message.total_steps,
   };
   state.segments = known ? state.segments.map((s) => (s.idx === idx ? segment : s)) : [...state.segments, segment];
-  if (attempt === 1) takeRequest(next, segment);
+  if (attempt === 1) takeRequest(next, segment, message.request_id);
 }
 
 /**
@@ -37,13 +37,16 @@ export function segmentStart(next, message) {
  *
  * @param {Transition} next
  * @param {Segment} segment
+ * @param {string} [id]  the request that the server has named
  */
-function takeRequest(next, segment) {
+function takeRequest(next, segment, id) {
   const { state } = next;
   const prompt = segment.original ?? segment.prompt;
   const mine = ['user', 'enhanced'].includes(segment.source);
   const source = /** @type {import('../protocol.js').PromptSource} */ (mine ? 'user' : segment.source);
-  const found = state.waiting.findIndex((request) => request.prompt === prompt && request.message.source === source);
+  const named = state.waiting.findIndex((request) => request.id === id);
+  const alike = state.waiting.findIndex((request) => request.prompt === prompt && request.message.source === source);
+  const found = named >= 0 ? named : alike;
   const at = mine ? Math.max(0, found) : found;
   const request = state.waiting[at];
   if (state.notice?.passing) state.notice = null;
@@ -51,7 +54,7 @@ function takeRequest(next, segment) {
     state.waiting = state.waiting.filter((other) => other !== request);
     next.change(segment.idx, { requestedAt: Math.max(request.at, state.freeAt) });
   }
-  state.asked = request ?? { prompt, message: { type: 'segment_prompt_source', prompt, source }, at: next.now, sent: true };
+  state.asked = request ?? { id: '', prompt, message: { type: 'segment_prompt_source', prompt, source }, at: next.now, sent: true };
   sendWaiting(next);
 }
 

@@ -24,6 +24,9 @@ const MAX_ERRORS = 100;
  *   | {type: 'prompt_submitted', prompt: string, typed: boolean, sampling: Sampling}
  *   | {type: 'curated_applied' | 'connect' | 'connect_fresh' | 'connect_kept' | 'kept_dropped' | 'leave' | 'give_up' | 'move'}
  *   | {type: 'rewrite', prompt: string}
+ *   | {type: 'request_edit', id: string, prompt: string}
+ *   | {type: 'request_move', id: string, by: number}
+ *   | {type: 'request_withdraw', id: string}
  *   | {type: 'cancel' | 'snapshot' | 'notice_closed'}
  *   | {type: 'moved', error: ?string}
  *   | {type: 'reported', title: string, text: string, soft?: boolean}

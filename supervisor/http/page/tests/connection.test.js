@@ -106,11 +106,36 @@ describe('connection', () => {
     assert.equal(clock.timers.size, 0);
   });
 
-  test('leaves no timer behind once it is open', () => {
+  test('leaves no timer behind once it is closed', () => {
     const { connection, sockets, clock } = setUp();
     connection.connect('first');
     sockets[0].opens();
+    sockets[0].closes(1000);
     assert.equal(clock.timers.size, 0);
+  });
+
+  test('is given up when nothing is received for 30 s, also without a word from the socket', () => {
+    const { connection, sockets, events, clock } = setUp();
+    connection.connect('first');
+    sockets[0].opens();
+    clock.advance(29_999);
+    sockets[0].onmessage({ data: '{"type":"heartbeat"}' });
+    clock.advance(29_999);
+    assert.deepEqual(events.map((event) => event.type), ['message']);
+    clock.advance(1);
+    assert.deepEqual(events.at(-1), { type: 'closed', reason: 'broken', code: 1006, text: '' });
+    assert.equal(clock.timers.size, 0);
+  });
+
+  test('waits longer while a snapshot is on its way', () => {
+    const { connection, sockets, events, clock } = setUp();
+    connection.connect('first');
+    sockets[0].opens();
+    connection.send({ type: 'snapshot_state' });
+    clock.advance(299_999);
+    assert.deepEqual(events, []);
+    clock.advance(1);
+    assert.equal(events.at(-1).reason, 'broken');
   });
 
   test('is silent once it was dropped', () => {

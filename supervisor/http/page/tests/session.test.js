@@ -29,7 +29,7 @@ describe('opening', () => {
     assert.deepEqual(page.opening, {
       type: 'session_init_v2', curated_prompts: ['one', 'two'], initial_image: image, enhancement_enabled: true,
       auto_extension_enabled: false, loop_generation_enabled: false, single_clip_mode: true, stream_mode: 'legacy_jpeg',
-      continuation_state: { kind: 'ltx2.v1', payload: {} }, resume: null,
+      continuation_state: { kind: 'ltx2.v1', payload: {} }, resume: null, heartbeat: true,
     });
     page.opens();
     assert.equal(page.ran('clear_attachments').length, 1);
@@ -273,6 +273,69 @@ describe('prompts', () => {
     const page = PageModel.active().submit('good').wait(6000);
     page.says('error', { code: 'prompt_blocked', message: 'no', retryable: false });
     assert.deepEqual(page.waiting, ['good']);
+  });
+
+  test('an error means the request that it names', () => {
+    const page = PageModel.active().submit('bad').submit('good').wait(60_000);
+    page.says('error', { code: 'prompt_blocked', message: 'no', retryable: false, request_id: 'p1' });
+    assert.deepEqual(page.waiting, ['good']);
+    assert.deepEqual(page.ran('return_prompt'), [{ type: 'return_prompt', prompt: 'bad' }]);
+    page.says('error', { code: 'invalid_message', message: 'no', retryable: false, request_id: 'gone' });
+    assert.deepEqual(page.waiting, ['good']);
+  });
+
+  test('a segment takes the request that the server names', () => {
+    const page = PageModel.active().submit('fox').submit('fox').starts(0, 'a red fox', { request_id: 'p2', original_prompt: 'fox' });
+    assert.deepEqual(page.state.waiting.map((request) => request.id), ['p1']);
+  });
+
+  test('a prompt that waits is removed once the server has let go of it', () => {
+    const page = PageModel.active().submit('one').submit('two').event('request_withdraw', { id: 'p1' });
+    assert.deepEqual(page.sent.at(-1), { type: 'withdraw_request', request_id: 'p1' });
+    assert.deepEqual(page.waiting, ['one', 'two']);
+    page.says('request_withdrawn', { request_id: 'p1' });
+    assert.deepEqual(page.waiting, ['two']);
+    assert.deepEqual(page.ran('return_prompt'), []);
+  });
+
+  test('a prompt that waits is changed once the server has taken the change', () => {
+    const page = PageModel.active().submit('one').event('request_edit', { id: 'p1', prompt: 'uno' });
+    assert.deepEqual(page.sent.at(-1), { type: 'edit_request', request_id: 'p1', prompt: 'uno' });
+    assert.deepEqual(page.waiting, ['one']);
+    page.says('request_edited', { request_id: 'p1', position: 0 });
+    assert.deepEqual(page.waiting, ['uno']);
+    assert.equal(page.state.waiting[0].message.prompt, 'uno');
+  });
+
+  test('a change that is refused leaves the prompt as it was', () => {
+    const page = PageModel.active().submit('one').event('request_edit', { id: 'p1', prompt: 'x'.repeat(5000) });
+    page.says('error', { code: 'invalid_message', message: 'too long', retryable: false, request_id: 'p1' });
+    assert.deepEqual(page.waiting, ['one']);
+    assert.equal(page.state.waiting[0].edit, null);
+  });
+
+  test('prompts that wait change places', () => {
+    const page = PageModel.active().submit('one').submit('two').event('request_move', { id: 'p2', by: -1 });
+    assert.deepEqual(page.sent.at(-1), { type: 'edit_request', request_id: 'p2', position: 0 });
+    page.says('request_edited', { request_id: 'p2', position: 0 });
+    assert.deepEqual(page.waiting, ['two', 'one']);
+    const sent = page.sent.length;
+    page.event('request_move', { id: 'p2', by: -1 });
+    assert.equal(page.sent.length, sent, 'it is the first already');
+  });
+
+  test('prompts that were not sent yet change without the server', () => {
+    const page = new PageModel().submit('one').submit('two').event('request_move', { id: 'p2', by: -1 });
+    page.event('request_edit', { id: 'p1', prompt: 'uno' }).event('request_withdraw', { id: 'p2' });
+    assert.deepEqual([page.waiting, page.sent], [['uno'], []]);
+    page.opens();
+    assert.deepEqual(page.sent.map((m) => [m.prompt, m.request_id]), [['uno', 'p1']]);
+  });
+
+  test('an idle session warns before it ends', () => {
+    const page = PageModel.active().says('idle_warning', { seconds_left: 15 });
+    assert.equal(page.state.notice.title, 'Nothing happens in this session.');
+    assert.match(page.state.notice.text, /15/);
   });
 
   test('a segment that the session made by itself leaves the requests alone', () => {
