@@ -31,7 +31,7 @@ PYTHON = target/python
 PYTHON_PACKAGES = tests/data/requirements.txt
 
 # What reads states that nobody vouches for is fuzzed for so long with every test run, in seconds per target.
-FUZZ_SECONDS = 20
+FUZZ_SECONDS = 10
 
 .PHONY: demo build test test-ltx2 test-ltx2-memory worker-ltx2 check fuzz bench clean python libtorch build-packages test-packages
 

@@ -67,7 +67,10 @@ fn serve(options: &config::Options) -> ExitCode {
     match run(loaded.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!(
+                "{}",
+                fastvideo_supervisor_core::causes::with_causes(error.as_ref())
+            );
             ExitCode::FAILURE
         }
     }
