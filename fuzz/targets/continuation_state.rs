@@ -5,9 +5,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
-use fastvideo_link::SharedMemory;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 
@@ -108,7 +108,11 @@ fn header(data: &[u8]) {
         None => EXPECT,
     };
     let header_bytes = header.encode();
-    let state = State::new(header, header_bytes, SharedMemory::from_bytes(&bytes).unwrap());
+    let state = State::new(
+        header,
+        header_bytes,
+        SharedMemory::from_bytes(&bytes).unwrap(),
+    );
     comes_back(&state, &expect);
 }
 

@@ -1,8 +1,8 @@
 //! The supervisor's codec, from its own files (`store/` is a link to them), without all that the supervisor links for
 //! other purposes: that would take minutes to build.
 
-use fastvideo_proto::state::StateHeader;
 use fastvideo_link::SharedMemory;
+use fastvideo_proto::state::StateHeader;
 
 #[allow(unused_imports, reason = "what it offers to others")]
 pub mod export;
