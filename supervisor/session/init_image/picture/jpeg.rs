@@ -25,7 +25,7 @@ pub(super) fn read(mut bytes: Vec<u8>, limits: &Limits) -> Result<RgbImage, Unfi
     let outline = reduce(&mut bytes).map_err(damaged)?;
     let size = outline.size;
     check_size(size, limits)?;
-    outline.check_cost()?;
+    outline.check_cost(&bytes)?;
     // In its lenient mode, the decoder fills missing parts with grey.
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -71,7 +71,7 @@ struct Component {
 }
 
 impl Outline {
-    fn check_cost(&self) -> Result<(), Unfit> {
+    fn check_cost(&self, file: &[u8]) -> Result<(), Unfit> {
         if self.scans.len() > MAX_SCANS {
             let expected = format!("at most {MAX_SCANS} scans");
             return Err(Unfit::new(expected, self.scans.len().to_string()));
@@ -96,11 +96,11 @@ impl Outline {
             .first()
             .is_some_and(|scan| scan.len() == self.components.len());
         if !self.is_progressive && first_has_all {
-            return check_memory(pixels, "JPEG", self.size);
+            return check_memory(pixels, file, "JPEG", self.size);
         }
         // All coefficients are kept until the last scan.
         let kept = blocks.iter().sum::<u64>() * 64 * BYTES_PER_COEFFICIENT;
-        check_memory(pixels + kept, "progressive JPEG", self.size)
+        check_memory(pixels + kept, file, "progressive JPEG", self.size)
     }
 
     /// Returns the number of blocks of each component.

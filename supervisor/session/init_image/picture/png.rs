@@ -40,7 +40,7 @@ pub(super) fn read(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Unfit> {
     let mut kept = shrinker(size, orientation, limits);
     if is_interlaced {
         let whole = row_bytes * size.1 as usize;
-        check_memory(whole as u64, "interlaced", size)?;
+        check_memory(whole as u64, bytes, "interlaced", size)?;
         let mut pixels = vec![0; whole];
         reader.next_frame(&mut pixels).map_err(damaged)?;
         for row in pixels.chunks_exact(row_bytes) {

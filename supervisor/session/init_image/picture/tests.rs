@@ -106,19 +106,19 @@ fn what_is_large_is_refused_from_its_header() {
         "at most 64000000 pixels, got 8001x8000",
     );
     check_refused(
-        &png_header(7000, 8000, true),
-        "at most 192 MiB to decode, got 214 MiB (interlaced, 7000x8000)",
+        &png_header(7900, 8000, true),
+        "at most 240 MiB to decode, got 242 MiB (interlaced, 7900x8000)",
     );
     check_refused(
-        &jpeg_header(6000, 6000, 0xc2, 1),
-        "at most 192 MiB to decode, got 206 MiB (progressive JPEG, 6000x6000)",
+        &jpeg_header(6500, 6500, 0xc2, 1),
+        "at most 240 MiB to decode, got 243 MiB (progressive JPEG, 6500x6500)",
     );
     let mut lossless = webp_chunk(&RgbImage::new(4, 4));
     // 14 bits each for the width and the height, less one.
     lossless[9..13].copy_from_slice(&(5999_u32 | (5999 << 14)).to_le_bytes());
     check_refused(
         &riff(&lossless),
-        "at most 192 MiB to decode, got 275 MiB (lossless WebP, 6000x6000)",
+        "at most 240 MiB to decode, got 275 MiB (lossless WebP, 6000x6000)",
     );
     let lossy = [
         &[0, 0, 0, 0x9d, 1, 0x2a],
@@ -127,7 +127,7 @@ fn what_is_large_is_refused_from_its_header() {
     .concat();
     check_refused(
         &riff(&riff_chunk(b"VP8 ", &lossy)),
-        "at most 192 MiB to decode, got 234 MiB (lossy WebP, 7000x7000)",
+        "at most 240 MiB to decode, got 281 MiB (lossy WebP, 7000x7000)",
     );
 }
 

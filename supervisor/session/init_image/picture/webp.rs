@@ -8,14 +8,16 @@ use image::codecs::webp::WebPDecoder;
 use image::{ImageDecoder as _, ImageFormat, RgbImage};
 
 use super::{
-    Limits, MAX_DECODER_BYTES, Unfit, check_memory, check_size, orientation, prefix_codes,
-    shrinker, upright,
+    Limits, MAX_BYTES, Unfit, check_memory, check_size, orientation, prefix_codes, shrinker,
+    upright,
 };
 
 /// `RIFF`, the length of the rest, `WEBP`.
 const HEADER_BYTES: usize = 12;
 /// A chunk's type and the length of its data.
 const CHUNK_HEADER_BYTES: usize = 8;
+/// The limit on the data of a lossy picture, which bounds the time that they take: a second for these.
+const MAX_LOSSY_BYTES: usize = 8 << 20;
 /// What an animation's frame has before its own chunks.
 const FRAME_HEADER_BYTES: usize = 16;
 
@@ -34,17 +36,24 @@ pub(super) fn read(mut bytes: Vec<u8>, limits: &Limits) -> Result<RgbImage, Unfi
     let size =
         size(kind, &bytes[picture.start.min(bytes.len())..]).ok_or_else(|| damaged(&"no size"))?;
     check_size(size, limits)?;
+    let data = &bytes[picture.start.min(bytes.len())..];
     let pixels = u64::from(size.0) * u64::from(size.1);
     match kind {
-        // Planes of 12 bits a pixel, the state of each macroblock, and the pixels.
-        Kind::Lossy => check_memory(pixels * 5, "lossy WebP", size)?,
-        // The pixels with alpha, transforms, and the pixels without. Then, tables of codes.
+        Kind::Lossy => {
+            if data.len() > MAX_LOSSY_BYTES {
+                let expected = format!("at most {MAX_LOSSY_BYTES} bytes of lossy WebP");
+                return Err(Unfit::new(expected, format!("{} bytes", data.len())));
+            }
+            // Planes of 12 bits a pixel, the state of each macroblock, and the pixels.
+            check_memory(pixels * 6, &bytes, "lossy WebP", size)?;
+        }
         Kind::Lossless => {
-            check_memory(pixels * 8, "lossless WebP", size)?;
-            let data = &bytes[picture.start.min(bytes.len())..];
-            let codes = prefix_codes::bytes(data, MAX_DECODER_BYTES);
+            // The pixels with alpha, transforms, and the pixels without.
+            let decoder = pixels * 8;
+            check_memory(decoder, &bytes, "lossless WebP", size)?;
+            let codes = prefix_codes::bytes(data, MAX_BYTES);
             let codes = codes.ok_or_else(|| damaged(&"its codes"))?;
-            check_memory(pixels * 8 + codes, "codes of a lossless WebP", size)?;
+            check_memory(decoder + codes, &bytes, "codes of a lossless WebP", size)?;
         }
     }
 
