@@ -28,6 +28,8 @@ pub(super) fn address(config: &Config) -> Finding {
 pub(super) async fn store(config: &Config) -> Finding {
     let what = format!("store {}", config.store.location);
     let mut store = config.store.clone();
+    // The server would wait for a store that is not there yet.
+    store.wait = Duration::ZERO;
     let location = &config.store.location;
     let is_there = |folder: Option<&Path>| match folder.map(|path| (path, folder_can_be_used(path)))
     {
