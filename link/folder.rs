@@ -8,6 +8,7 @@ use std::env;
 use std::fmt::{self, Write as _};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -84,7 +85,10 @@ impl LinkFolder {
     fn below(place: &Path) -> Result<Self, Unusable> {
         let place = std::path::absolute(place)?;
         remove_left_behind(&place);
-        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&place)?;
+        let folder = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(&place)?;
         let path = folder.path().to_str().ok_or(Unusable::NotUtf8)?;
         let bytes = path.len() + IN_FOLDER.len();
         if bytes > MAX_SOCKET_PATH {
@@ -141,8 +145,6 @@ impl std::error::Error for FolderError {}
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn prepare(places: &[&Path]) -> Result<LinkFolder, FolderError> {

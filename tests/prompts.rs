@@ -256,6 +256,7 @@ async fn a_session_does_not_time_out_while_its_prompt_is_written() {
     client.prompt("a fox").await;
     client.expect("prompt_enhanced").await;
     assert_eq!(next_start(&mut client).await["prompt"], "A FOX");
+    client.expect("idle_warning").await;
     client.expect("session_timeout").await;
 }
 

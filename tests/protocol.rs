@@ -37,6 +37,11 @@ async fn a_free_worker_is_bound_at_once() {
             "generation_segment_cap": 1000, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
             },
+            "limits": {
+                "max_message_bytes": 48 << 20, "max_prompt_chars": 4000, "max_waiting_requests": 8,
+                "max_inference_steps": 200, "max_guidance_scale": 100.0, "opening_timeout_seconds": 30,
+                "slow_client_timeout_seconds": 30, "hold_seconds": 0,
+            },
         })
     );
     assert_eq!(client.so_far().await, []);

@@ -212,6 +212,7 @@ async fn an_idle_session_times_out_but_not_while_a_segment_runs() {
         .send(request("a fox", json!({"num_inference_steps": 80})))
         .await;
     client.collect_until("ltx2_segment_complete").await;
+    client.expect("idle_warning").await;
     assert_eq!(
         client.next().await,
         Heard::Text(json!({"type": "session_timeout", "timeout_seconds": 1}))
