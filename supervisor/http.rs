@@ -44,7 +44,7 @@ mod stream;
 mod timestamp;
 mod websocket;
 
-/// Accepts connections until the returned future is dropped. The connections end with [`App::stopping`].
+/// Accepts connections until the returned future is dropped. The connections end with `App::stopping`.
 ///
 /// # Errors
 /// Returns no error: a listener that cannot accept now is asked again.

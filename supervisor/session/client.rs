@@ -46,7 +46,7 @@ impl LiveSession {
             }) => {
                 let end = self.note_message(message);
                 if end.is_none() {
-                    self.refuse(request, reason);
+                    self.refuse(request.map(|id| *id), reason);
                 }
                 end
             }
@@ -59,7 +59,7 @@ impl LiveSession {
                 if end.is_some() {
                     end
                 } else {
-                    self.obey(request, command)
+                    self.obey(request.map(|id| *id), command)
                 }
             }
         }

@@ -19,14 +19,14 @@ pub enum Inbound {
     Open(Box<OpenSession>),
     Command {
         message: MessageInfo,
-        /// The client's name for what it asks. Answers repeat it.
-        request: Option<RequestId>,
+        /// The client's name for what it asks. Answers repeat it. Boxed, since it is rare in a channel with room for many.
+        request: Option<Box<RequestId>>,
         command: SessionCommand,
     },
     /// The client sent something that is not a command.
     Invalid {
         message: MessageInfo,
-        request: Option<RequestId>,
+        request: Option<Box<RequestId>>,
         /// Says what is wrong; safe to show to the client.
         reason: String,
     },

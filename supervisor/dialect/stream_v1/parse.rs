@@ -74,6 +74,7 @@ fn next(text: &str) -> Inbound {
         return invalid(INVALID, bytes, None, reason);
     }
     let (request, parsed) = ClientMessage::parse_request(text);
+    let request = request.map(Box::new);
     let message = match parsed {
         Ok(message) => message,
         Err(error) => return invalid(INVALID, bytes, request, error),
@@ -120,7 +121,7 @@ fn next(text: &str) -> Inbound {
 fn invalid(
     kind: &'static str,
     bytes: usize,
-    request: Option<RequestId>,
+    request: Option<Box<RequestId>>,
     reason: impl ToString,
 ) -> Inbound {
     Inbound::Invalid {
