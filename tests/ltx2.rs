@@ -77,6 +77,8 @@ impl Reference {
         let flags: Vec<&str> = flags
             .iter()
             .map(String::as_str)
+            // A client that goes away leaves its GPU at once.
+            .chain(["--streaming.hold_seconds=0"])
             .chain(more.iter().copied())
             .collect();
         Server::start_exactly(&flags)
