@@ -27,6 +27,9 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Row>> {
             "--sessions-per-gpu=5000",
             "--streaming.pool.keep_up=false",
             "--max-sessions=6000",
+            // All clients have one address.
+            "--server.limits.max_connections=12000",
+            "--server.limits.max_connections_per_client=12000",
             "--streaming.session_timeout_seconds=3600",
         ],
     )

@@ -46,6 +46,8 @@ impl Server {
         command
             .args(["--host", "127.0.0.1", "--port", "0"])
             .args(["--streaming.generation_segment_cap", "1000000"])
+            // Whoever comes next has the worker of a client that has gone.
+            .args(["--streaming.hold_seconds", "0"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
