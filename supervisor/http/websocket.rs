@@ -12,6 +12,7 @@ use axum::http::header::{
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
+use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
@@ -94,7 +95,9 @@ impl Handshake {
                 connection.place.enter_phase(Phase::Opening);
             }
         };
-        let io = MessageIo::new(parts.io.into_inner(), parts.read_buf, limits, begin_opening);
+        // A copy, since hyper's bytes keep its whole read buffer, empty or not.
+        let before = Bytes::copy_from_slice(&parts.read_buf);
+        let io = MessageIo::new(parts.io.into_inner(), before, limits, begin_opening);
         let complete = io.complete_share();
         let config = WebSocketConfig::default()
             .max_message_size(Some(max_bytes))
