@@ -126,14 +126,7 @@ where
         let accepted = catch_unwind(AssertUnwindSafe(|| server.accept()));
         let accepted = accepted.map_err(|_| ReceiveError::Garbage(BAD_HELLO.to_owned()))?;
         let (_, (hello, commands, events)) = accepted?;
-        let sender = Sender {
-            channel: commands,
-            descriptors: descriptors.clone(),
-        };
-        let receiver = Receiver {
-            channel: events,
-            descriptors,
-        };
+        let (sender, receiver) = ends(commands, events, descriptors);
         Ok((hello, sender, receiver))
     }
 }
@@ -189,15 +182,25 @@ where
     server
         .send((hello, commands, events))
         .map_err(io::Error::other)?;
-    let receiver = Receiver {
-        channel: command_receiver,
+    let (sender, receiver) = ends(event_sender, command_receiver, descriptors);
+    Ok((receiver, sender))
+}
+
+/// Returns what one side of a link sends and receives with.
+fn ends<S, R>(
+    sender: IpcSender<Message<S>>,
+    receiver: IpcReceiver<Message<R>>,
+    descriptors: Descriptors,
+) -> (Sender<S>, Receiver<R>) {
+    let sender = Sender {
+        channel: sender,
         descriptors: descriptors.clone(),
     };
-    let sender = Sender {
-        channel: event_sender,
+    let receiver = Receiver {
+        channel: receiver,
         descriptors,
     };
-    Ok((receiver, sender))
+    (sender, receiver)
 }
 
 /// Creates both ends of a channel within one process.

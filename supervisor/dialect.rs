@@ -28,9 +28,11 @@ pub(crate) trait Renderer: Default + Send {
     /// Renders an event. An event that the client is not told of renders to no message.
     fn render(&mut self, event: SessionEvent) -> Rendered;
 
-    /// Returns the message that tells a client that the connection works, sent when nothing else was for a while;
-    /// `None` for a client that has not asked for it.
-    fn heartbeat(&self) -> Option<String>;
+    /// Returns whether the client has asked for a [`Self::heartbeat`] when nothing else was sent for a while.
+    fn wants_heartbeats(&self) -> bool;
+
+    /// Returns the message that tells a client that the connection works.
+    fn heartbeat() -> String;
 
     /// Renders the refusal of a client that may not open a session.
     fn turn_away(why: &NotAdmitted) -> Rendered;

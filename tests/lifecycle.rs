@@ -182,38 +182,33 @@ async fn worker_s_own_words_explain_why_it_cannot_start() {
     server.gpu_until(0, "the reason is known", said).await;
 }
 
-#[tokio::test]
-async fn worker_that_never_connects_is_killed() {
+/// Starts a worker that never connects, and expects it to be given up for a reason.
+async fn check_silent_worker(limit: &str, reason: &str) {
     let script = Script::new("exec sleep 1000");
     let args = [
         "--worker-bin",
         script.path(),
-        "--streaming.warmup.timeout_seconds=0.3",
+        limit,
         "--streaming.pool.max_backoff_ms=60000",
         "--streaming.pool.min_backoff_ms=60000",
     ];
     let server = Server::start(&args);
-    let given_up = |gpu: &Value| gpu["last_exit"]["reason"] == "not ready within 300ms";
+    let given_up = |gpu: &Value| gpu["last_exit"]["reason"] == reason;
     let gpu = server.gpu_until(0, "the wait is over", given_up).await;
     assert_eq!(gpu["last_exit"]["kind"], "stuck");
     assert_eq!(children(server.pid()), []);
 }
 
 #[tokio::test]
+async fn worker_that_never_connects_is_killed() {
+    let limit = "--streaming.warmup.timeout_seconds=0.3";
+    check_silent_worker(limit, "not ready within 300ms").await;
+}
+
+#[tokio::test]
 async fn worker_that_connects_too_late_is_killed_before_it_may_load_for_long() {
-    let script = Script::new("exec sleep 1000");
-    let args = [
-        "--worker-bin",
-        script.path(),
-        "--streaming.pool.connect_timeout_ms=300",
-        "--streaming.pool.max_backoff_ms=60000",
-        "--streaming.pool.min_backoff_ms=60000",
-    ];
-    let server = Server::start(&args);
-    let given_up = |gpu: &Value| gpu["last_exit"]["reason"] == "not connected within 300ms";
-    let gpu = server.gpu_until(0, "the wait is over", given_up).await;
-    assert_eq!(gpu["last_exit"]["kind"], "stuck");
-    assert_eq!(children(server.pid()), []);
+    let limit = "--streaming.pool.connect_timeout_ms=300";
+    check_silent_worker(limit, "not connected within 300ms").await;
 }
 
 #[tokio::test]

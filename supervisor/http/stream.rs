@@ -276,14 +276,11 @@ async fn write<R: Renderer>(
     let mut pings = interval_at(Instant::now() + ping_interval, ping_interval);
     let mut last_message = Instant::now();
     loop {
-        let heartbeat = renderer.heartbeat();
         let (event, receipt) = tokio::select! {
             next = outbox.next() => next,
-            () = sleep_until(last_message + HEARTBEAT_INTERVAL), if heartbeat.is_some() => {
+            () = sleep_until(last_message + HEARTBEAT_INTERVAL), if renderer.wants_heartbeats() => {
                 last_message = Instant::now();
-                if let Some(text) = heartbeat
-                    && sink.send(Message::Text(text.into())).await.is_err()
-                {
+                if sink.send(Message::Text(R::heartbeat().into())).await.is_err() {
                     return;
                 }
                 continue;

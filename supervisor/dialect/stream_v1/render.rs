@@ -23,7 +23,7 @@ pub(crate) struct StreamRenderer {
     stream: Option<Stream>,
     shown: Shown,
     /// Whether the client wants heartbeats.
-    heartbeat: bool,
+    heartbeats: bool,
 }
 
 #[derive(Debug)]
@@ -49,8 +49,12 @@ impl Renderer for StreamRenderer {
         out
     }
 
-    fn heartbeat(&self) -> Option<String> {
-        (self.heartbeat).then(|| Rendered::text(&ServerMessage::Heartbeat))
+    fn wants_heartbeats(&self) -> bool {
+        self.heartbeats
+    }
+
+    fn heartbeat() -> String {
+        Rendered::text(&ServerMessage::Heartbeat)
     }
 
     fn turn_away(why: &NotAdmitted) -> Rendered {
@@ -212,7 +216,7 @@ impl StreamRenderer {
             }),
             SessionEvent::NotOpened(why) => close::not_opened(why, out),
             SessionEvent::Ended { cause, .. } => close::ended(cause, self.stream.is_some(), out),
-            SessionEvent::Opened(opened) => self.heartbeat = opened.heartbeat,
+            SessionEvent::Opened(opened) => self.heartbeats = opened.heartbeat,
             SessionEvent::MessageReceived(_)
             | SessionEvent::StateChanged { .. }
             | SessionEvent::PromptReceived { .. }
