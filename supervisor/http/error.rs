@@ -71,14 +71,15 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
     }
 
-    /// Answers that the store cannot serve the request: not now, or never when its data are lost. The reason goes to
-    /// the log.
+    /// Answers that the store cannot serve the request: not now, or never when its data are lost. The log tells of lost
+    /// data here, and of an outage once (see [`crate::store`]), not for each request.
     pub(super) fn store(failed: &StoreError) -> Self {
-        tracing::error!(error = with_causes(failed), "request not served");
         if let StoreError::Lost(_) = failed {
+            tracing::error!(error = with_causes(failed), "request not served");
             let message = "what the server has stored of the session is lost or damaged";
             return Self::new(StatusCode::INTERNAL_SERVER_ERROR, "state_lost", message);
         }
+        tracing::debug!(error = with_causes(failed), "request not served");
         let message = match failed {
             StoreError::Full { .. } => "the store is full of running sessions; try again soon",
             _ => "the store does not answer; try again soon",

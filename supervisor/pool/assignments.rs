@@ -234,7 +234,7 @@ impl Assignments {
         let entry = self.sessions.get_mut(session)?;
         self.next_hold += 1;
         entry.hold = Some(self.next_hold);
-        self.publish_demand();
+        self.assign_waiting();
         Some(self.next_hold)
     }
 
@@ -416,8 +416,11 @@ impl Assignments {
         entry.job = None;
         let wanted = entry.pending_move.is_some();
         let leaving = matches!(self.slots[from].availability, Availability::Leaving);
+        let held = entry.hold.is_some();
         if wanted || leaving {
             self.rebind_or_requeue(session);
+            self.assign_waiting();
+        } else if held {
             self.assign_waiting();
         } else if !self.slots[from].jobs.is_empty()
             && let Some(to) = self.least_loaded(Some(from))
@@ -640,6 +643,40 @@ impl Assignments {
         }
     }
 
+    /// Gives held places to sessions that lost their workers and whose clients wait. The sessions whose places were held
+    /// are the next in the queue.
+    fn claim_held_places(&mut self) {
+        let sessions = &self.sessions;
+        let is_waiting_client = |id: &&SessionId| {
+            (sessions.get(*id)).is_some_and(|session| session.served && session.hold.is_none())
+        };
+        let claiming: Vec<_> = (self.queue.iter())
+            .filter(is_waiting_client)
+            .cloned()
+            .collect();
+        for session in claiming {
+            let Some((held, slot)) = self.held_place() else {
+                return;
+            };
+            self.clear_pending_move(&held);
+            self.rebind_or_requeue(&held);
+            self.queue.retain(|waiting| *waiting != session);
+            self.bind(&session, slot);
+        }
+    }
+
+    /// Returns the session whose place on a worker that serves has been held the longest, and the worker's slot.
+    fn held_place(&self) -> Option<(SessionId, usize)> {
+        let places = self.sessions.iter().filter_map(|(id, session)| {
+            let slot = session.slot?;
+            let hold = session.hold?;
+            let may_go = self.slots[slot].serving().is_some() && self.at_boundary(id);
+            may_go.then_some((hold, id, slot))
+        });
+        let (_, id, slot) = places.min_by_key(|(hold, ..)| *hold)?;
+        Some((id.clone(), slot))
+    }
+
     /// Binds the waiting sessions for which there is room, and tells the others their placement.
     fn assign_waiting(&mut self) {
         while let Some(slot) = self.least_loaded(None)
@@ -647,6 +684,7 @@ impl Assignments {
         {
             self.bind(&session, slot);
         }
+        self.claim_held_places();
         self.publish_demand();
         let all_lost = self.all_lost();
         let queue_depth = self.queue.len();

@@ -127,6 +127,45 @@ fn a_session_that_lost_its_worker_is_next() {
 }
 
 #[test]
+fn a_session_that_lost_its_worker_takes_the_place_of_one_whose_client_is_gone() {
+    let mut assignments = serving(2, 1);
+    let [gone, present] = join_sessions(&mut assignments);
+    let [waiting] = join_sessions(&mut assignments);
+    let job = gone.run(&mut assignments, 1);
+    let hold = assignments.hold(&gone.id).unwrap();
+    assignments.vacate(1, Absence::Starting);
+    // A job of the one that is gone is in its worker's hands, and a client that was not served yet has no claim.
+    assert_eq!(
+        (present.at(), waiting.at(), gone.at()),
+        (Err(0), Err(1), Ok(0))
+    );
+    drop(job);
+    assignments.job_ended(&gone.id, JobId(1));
+    assert_eq!(
+        (present.at(), gone.at(), waiting.at()),
+        (Ok(0), Err(0), Err(1))
+    );
+
+    let back = assignments.join(gone.id.clone());
+    assert_eq!(*back.borrow(), self::waiting(0, 2));
+    assignments.end_hold(&gone.id, hold);
+    assignments.serve(1, assignment(1, 2));
+    assert_eq!((gone.at(), waiting.at()), (Ok(1), Err(0)));
+}
+
+#[test]
+fn a_place_that_is_held_later_goes_to_a_session_that_waits_for_a_worker_again() {
+    let mut assignments = serving(2, 1);
+    let [first, second] = join_sessions(&mut assignments);
+    assignments.vacate(1, Absence::Starting);
+    assert_eq!((first.at(), second.at()), (Ok(0), Err(0)));
+    let hold = assignments.hold(&first.id).unwrap();
+    assert_eq!((first.at(), second.at()), (Err(0), Ok(0)));
+    assignments.end_hold(&first.id, hold);
+    assert_eq!(assignments.queue_depth(), 0);
+}
+
+#[test]
 fn a_changed_depth_alone_wakes_nobody() {
     let mut assignments = assignments(1, 1);
     let mut first = assignments.join(SessionId::random());
