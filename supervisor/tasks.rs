@@ -73,11 +73,17 @@ impl BackgroundTasks {
 }
 
 /// Runs the work of one client. A panic in it ends nothing else; it is logged.
-pub(crate) async fn catch_panic(work: &'static str, task: impl Future<Output = ()>) {
-    if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
-        let message = panic_message(&*panic);
-        tracing::error!(work, message, "panicked; its connection is closed");
-    }
+pub(crate) fn catch_panic(
+    work: &'static str,
+    task: impl Future<Output = ()>,
+) -> impl Future<Output = ()> {
+    // An async block would hold the task twice: as it was captured, and as it is awaited.
+    AssertUnwindSafe(task).catch_unwind().map(move |ended| {
+        if let Err(panic) = ended {
+            let message = panic_message(&*panic);
+            tracing::error!(work, message, "panicked; its connection is closed");
+        }
+    })
 }
 
 /// Returns the text that `panic!` was given, or a substitute when it was given no text.

@@ -70,7 +70,7 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     };
     let tracker = app.connections.clone();
     let carried = async move {
-        if let Some((socket, shares)) = handshake.complete(limits).await {
+        if let Some((socket, shares)) = Box::pin(handshake.complete(limits)).await {
             carry::<P, R>(socket, shares, &connection, &app).await;
         }
     };
@@ -130,7 +130,7 @@ async fn carry<P: Parser, R: Renderer>(
         None => {}
         Some(last) => {
             let is_gone = matches!(last, Inbound::Gone);
-            let (_, ()) = tokio::join!(inbound.send(last), &mut session);
+            let (_, ()) = tokio::join!(inbound.send(Box::new(last)), &mut session);
             if is_gone {
                 // Completes the close handshake that the client has begun.
                 let _ = timeout(CLOSE_REPLY, async {
@@ -190,7 +190,7 @@ async fn while_it_goes_on<P: PartialEq>(
 /// Parses messages and hands them to the session, until the client is gone or breaks the protocol.
 async fn read<P: Parser>(
     stream: &mut SplitStream<WebSocket>,
-    inbound: &mpsc::Sender<Inbound>,
+    inbound: &mpsc::Sender<Box<Inbound>>,
     connection: &Connection,
     shares: &CompleteShare,
     silence: Duration,
@@ -235,7 +235,7 @@ async fn read<P: Parser>(
         if !std::mem::replace(&mut has_spoken, true) {
             connection.place.enter_phase(Phase::Session);
         }
-        if inbound.send(message).await.is_err() {
+        if inbound.send(Box::new(message)).await.is_err() {
             // The session is over, which the caller sees as well.
             std::future::pending::<()>().await;
         }

@@ -27,8 +27,8 @@ use super::message_io::{CompleteShare, MessageIo, MessageLimits};
 /// The size of the read buffer that each connection keeps for all its life.
 const READ_BUFFER_BYTES: usize = 4096;
 
-/// A WebSocket with a client.
-pub(super) type WebSocket = WebSocketStream<MessageIo<Socket>>;
+/// A WebSocket with a client. Boxed, since futures hold a second place for what they are given and move on.
+pub(super) type WebSocket = Box<WebSocketStream<MessageIo<Socket>>>;
 
 /// A request to make the connection a WebSocket.
 pub(super) struct Handshake {
@@ -105,7 +105,7 @@ impl Handshake {
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0);
         let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-        Some((socket, complete))
+        Some((Box::new(socket), complete))
     }
 }
 

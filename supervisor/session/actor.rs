@@ -38,7 +38,7 @@ const LATE: Duration = Duration::from_secs(1);
 pub async fn run(
     client: ClientAddress,
     registry: Registry,
-    inbound: mpsc::Receiver<Inbound>,
+    inbound: mpsc::Receiver<Box<Inbound>>,
     outbox: Outbox,
     context: Context,
 ) {

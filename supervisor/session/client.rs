@@ -46,7 +46,7 @@ impl LiveSession {
             }) => {
                 let end = self.note_message(message);
                 if end.is_none() {
-                    self.refuse(request.map(|id| *id), reason);
+                    self.refuse(request, reason);
                 }
                 end
             }
@@ -59,7 +59,7 @@ impl LiveSession {
                 if end.is_some() {
                     end
                 } else {
-                    self.obey(request.map(|id| *id), command)
+                    self.obey(request, command)
                 }
             }
         }
@@ -96,8 +96,8 @@ impl LiveSession {
                 None => self.refuse_for_now(id, "no segment is running"),
             },
             SessionCommand::WithdrawRequest => self.withdraw_request(id),
-            SessionCommand::EditRequest(edit) => self.edit_request(id, *edit),
-            SessionCommand::RewritePrompt(rewrite) => self.rewrite(id, *rewrite),
+            SessionCommand::EditRequest(edit) => self.edit_request(id, edit),
+            SessionCommand::RewritePrompt(rewrite) => self.rewrite(id, rewrite),
             SessionCommand::Leave => return Some(EndCause::Left),
         }
         None

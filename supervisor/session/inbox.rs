@@ -10,16 +10,16 @@ use super::command::Inbound;
 /// Number of messages that are kept while only the client's leaving is waited for.
 const MAX_KEPT: usize = 16;
 
-/// A client's messages, in their order.
+/// A client's messages, in their order. Boxed in their channel, which has room for 32 and is mostly empty.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    messages: mpsc::Receiver<Inbound>,
+    messages: mpsc::Receiver<Box<Inbound>>,
     /// Messages that came while [`Inbox::gone`] was waited for.
     kept: VecDeque<Inbound>,
 }
 
 impl Inbox {
-    pub(super) fn new(messages: mpsc::Receiver<Inbound>) -> Self {
+    pub(super) fn new(messages: mpsc::Receiver<Box<Inbound>>) -> Self {
         Self {
             messages,
             kept: VecDeque::new(),
@@ -33,7 +33,7 @@ impl Inbox {
     pub(super) async fn recv(&mut self) -> Option<Inbound> {
         match self.kept.pop_front() {
             Some(message) => Some(message),
-            None => self.messages.recv().await,
+            None => self.messages.recv().await.map(|message| *message),
         }
     }
 
@@ -44,7 +44,7 @@ impl Inbox {
     /// No message is lost when the future is dropped.
     pub(super) async fn gone(&mut self) {
         while self.kept.len() < MAX_KEPT {
-            match self.messages.recv().await {
+            match self.messages.recv().await.map(|message| *message) {
                 None | Some(Inbound::Gone) => return,
                 Some(message) => self.kept.push_back(message),
             }
@@ -65,11 +65,14 @@ mod tests {
         let (client, messages) = mpsc::channel(4);
         let mut inbox = Inbox::new(messages);
         for violation in [TransportViolation::TooLarge, TransportViolation::NotUtf8] {
-            client.send(Inbound::Violation(violation)).await.unwrap();
+            client
+                .send(Box::new(Inbound::Violation(violation)))
+                .await
+                .unwrap();
         }
         assert!(inbox.gone().now_or_never().is_none());
         let third = Inbound::Violation(TransportViolation::Protocol);
-        client.send(third).await.unwrap();
+        client.send(Box::new(third)).await.unwrap();
         for expected in [
             TransportViolation::TooLarge,
             TransportViolation::NotUtf8,
@@ -78,7 +81,7 @@ mod tests {
             let message = inbox.recv().await;
             assert!(matches!(message, Some(Inbound::Violation(v)) if v == expected));
         }
-        client.send(Inbound::Gone).await.unwrap();
+        client.send(Box::new(Inbound::Gone)).await.unwrap();
         inbox.gone().await;
         drop(client);
         inbox.gone().await;

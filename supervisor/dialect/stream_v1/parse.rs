@@ -74,7 +74,6 @@ fn next(text: &str) -> Inbound {
         return invalid(INVALID, bytes, None, reason);
     }
     let (request, parsed) = ClientMessage::parse_request(text);
-    let request = request.map(Box::new);
     let message = match parsed {
         Ok(message) => message,
         Err(error) => return invalid(INVALID, bytes, request, error),
@@ -100,13 +99,13 @@ fn next(text: &str) -> Inbound {
         ClientMessage::CancelSegment => SessionCommand::CancelSegment,
         ClientMessage::WithdrawRequest => SessionCommand::WithdrawRequest,
         ClientMessage::EditRequest(EditRequest { prompt, position }) => {
-            SessionCommand::EditRequest(Box::new(RequestEdit { prompt, position }))
+            SessionCommand::EditRequest(RequestEdit { prompt, position })
         }
         ClientMessage::RewriteSeedPrompts(rewrite) => {
-            SessionCommand::RewritePrompt(Box::new(RewriteRequest {
+            SessionCommand::RewritePrompt(RewriteRequest {
                 prompt: rewrite.seed_prompt,
                 count: rewrite.count,
-            }))
+            })
         }
         ClientMessage::Leave => SessionCommand::Leave,
     };
@@ -121,7 +120,7 @@ fn next(text: &str) -> Inbound {
 fn invalid(
     kind: &'static str,
     bytes: usize,
-    request: Option<Box<RequestId>>,
+    request: Option<RequestId>,
     reason: impl ToString,
 ) -> Inbound {
     Inbound::Invalid {

@@ -34,7 +34,7 @@ struct World {
 
 /// A client that takes its session's events at once, or not at all.
 struct Client {
-    inbound: mpsc::Sender<Inbound>,
+    inbound: mpsc::Sender<Box<Inbound>>,
     outbox: Outbox,
     session: JoinSet<()>,
 }
@@ -125,7 +125,7 @@ impl World {
 
 impl Client {
     async fn send(&self, inbound: Inbound) {
-        self.inbound.send(inbound).await.unwrap();
+        self.inbound.send(Box::new(inbound)).await.unwrap();
     }
 
     async fn command(&self, command: SessionCommand) {
@@ -365,7 +365,7 @@ async fn a_client_that_only_sends_while_its_window_is_full_is_ended() {
             request: None,
             reason,
         };
-        if client.inbound.send(invalid).await.is_err() {
+        if client.inbound.send(Box::new(invalid)).await.is_err() {
             break;
         }
         sent += 1;
@@ -608,9 +608,7 @@ async fn switches_without_effect_are_accepted_in_silence_and_an_export_needs_a_s
     assert_eq!((code, retryable), (ErrorCode::InternalError, false));
     let prompt = "a fox".to_owned();
     let rewrite = RewriteRequest { prompt, count: 1 };
-    client
-        .command(SessionCommand::RewritePrompt(Box::new(rewrite)))
-        .await;
+    client.command(SessionCommand::RewritePrompt(rewrite)).await;
     let (_, message, retryable) = client.error().await;
     assert!(message.contains("no prompt enhancer"), "{message}");
     assert!(!retryable);
