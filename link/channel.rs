@@ -29,7 +29,9 @@ struct Message<T> {
 /// The worker's first message: its hello, and the supervisor's ends of both channels.
 type Handshake<H, C, E> = (H, IpcSender<Message<C>>, IpcReceiver<Message<E>>);
 
-const BAD_HELLO: &str = "the hello came without its channels";
+/// The number of descriptors that must be free for the sender to be blamed for a channel that is missing in a message. A
+/// message has at most two, and a connection has one. The others allow for what other threads have closed meanwhile.
+const FREE_DESCRIPTORS: usize = 16;
 
 /// Sends messages of one type.
 #[derive(Debug)]
@@ -116,15 +118,14 @@ where
     /// Waits until a worker has connected; returns its hello. It waits without limit: see [`Invitation::cancel`].
     ///
     /// # Errors
-    /// Returns an error when the wait is cancelled, or when what has connected sends no hello.
+    /// Returns an error when the wait is cancelled, when what has connected sends no hello, or when this process has no
+    /// room for the descriptors of the link.
     pub fn accept(self) -> Result<(H, Sender<C>, Receiver<E>), ReceiveError> {
         let Self {
             server,
             descriptors,
         } = self;
-        // ipc-channel panics when a channel is missing in a message, as when this process had no room for its descriptor.
-        let accepted = catch_unwind(AssertUnwindSafe(|| server.accept()));
-        let accepted = accepted.map_err(|_| ReceiveError::Garbage(BAD_HELLO.to_owned()))?;
+        let accepted = with_its_channels(&descriptors, || server.accept());
         let (_, (hello, commands, events)) = accepted?;
         let (sender, receiver) = ends(commands, events, descriptors);
         Ok((hello, sender, receiver))
@@ -253,10 +254,10 @@ impl<T: Serialize + DeserializeOwned> Receiver<T> {
     /// Waits for the next message and the memory beside it. Nothing of what the other end sends is trusted.
     ///
     /// # Errors
-    /// Returns an error when the link is closed, or when what was received is no message, which leaves the link
-    /// unusable.
+    /// Returns an error when the link is closed, when what was received is no message, or when this process has no room
+    /// for it. After that the link is unusable: a message is lost.
     pub fn receive(&mut self) -> Result<(T, Option<SharedMemory>), ReceiveError> {
-        let message = self.channel.recv()?;
+        let message = with_its_channels(&self.descriptors, || self.channel.recv())?;
         self.with_memory(message)
     }
 
@@ -281,6 +282,24 @@ impl<T: Serialize + DeserializeOwned> Receiver<T> {
             error => ReceiveError::Garbage(error.to_string()),
         })
     }
+}
+
+/// Receives a message. ipc-channel panics when a channel is missing in it: the sender has left it out, or this process had
+/// no room for its descriptor, which the kernel then drops. Long messages have a channel, too, over which their rest comes.
+fn with_its_channels<T>(
+    descriptors: &Descriptors,
+    receive: impl FnOnce() -> Result<T, IpcError>,
+) -> Result<T, ReceiveError> {
+    let Ok(received) = catch_unwind(AssertUnwindSafe(receive)) else {
+        let free: io::Result<Vec<OwnedFd>> = (0..FREE_DESCRIPTORS)
+            .map(|_| descriptors.as_fd().try_clone_to_owned())
+            .collect();
+        return Err(match free {
+            Ok(_) => ReceiveError::Garbage("a message came without its channels".to_owned()),
+            Err(error) => ReceiveError::Shortage(error),
+        });
+    };
+    Ok(received?)
 }
 
 impl From<IpcError> for ReceiveError {
@@ -370,6 +389,18 @@ mod tests {
         sender.descriptors.send(file.as_fd()).unwrap();
         match receiver.receive() {
             Err(ReceiveError::Garbage(said)) => assert_eq!(said, "the memory is not sealed"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_message_without_its_channel_is_refused() {
+        let (sender, mut receiver) = pair::<IpcSender<u8>>().unwrap();
+        // The first of no channels, and no memory.
+        let forged: IpcSender<(usize, bool)> = sender.channel.to_opaque().to();
+        forged.send((0, false)).unwrap();
+        match receiver.receive() {
+            Err(ReceiveError::Garbage(said)) => assert!(said.contains("channel"), "{said}"),
             other => panic!("{other:?}"),
         }
     }

@@ -31,3 +31,24 @@ pub fn is_shortage(error: &std::io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     errno.is_some_and(|errno| shortages.contains(&errno))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustix::io::Errno;
+
+    use super::is_shortage;
+
+    #[test]
+    fn shortages_are_known_by_their_number() {
+        for errno in [Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            assert!(is_shortage(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::NOENT, Errno::PIPE, Errno::ACCESS, Errno::CONNREFUSED] {
+            assert!(!is_shortage(&errno.into()), "{errno}");
+        }
+        assert!(!is_shortage(&io::Error::other("no number")));
+        assert!(!is_shortage(&io::ErrorKind::OutOfMemory.into()));
+    }
+}

@@ -47,7 +47,7 @@ pub(super) enum LinkEnd {
     #[error("worker sent bytes that are no event: {0}")]
     Garbage(String),
     /// The worker is not to blame.
-    #[error("the host has no room for a worker's state: {0}")]
+    #[error("the host has no room for what a worker has sent: {0}")]
     Shortage(io::Error),
     #[error("link failed: {0}")]
     Io(io::Error),
