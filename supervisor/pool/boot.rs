@@ -360,19 +360,27 @@ impl<'a> BootDeadlines<'a> {
     }
 }
 
-/// Returns why a process has exited: the reason that it reported over its link, else its exit status.
+/// Returns why a process has exited: the reason that it reported over its link or for which its link was closed, else its
+/// exit status.
 async fn last_words(link: &mut Link, status: io::Result<ExitStatus>) -> BootErrorCause {
     link.give_up();
-    let refused = async {
+    let reason = async {
         while let Some(input) = link.events.recv().await {
-            if let LinkInput::Event(Event::BootFailed { message, permanent }, _) = input {
-                return Some(BootErrorCause::Refused { message, permanent });
+            match input {
+                LinkInput::Event(Event::BootFailed { message, permanent }, _) => {
+                    return Some(BootErrorCause::Refused { message, permanent });
+                }
+                // A worker exits when its link closes.
+                LinkInput::Closed(end @ LinkEnd::Shortage(_)) => {
+                    return Some(BootErrorCause::BadLink(end));
+                }
+                _ => {}
             }
         }
         None
     };
-    match timeout(LAST_EVENTS_TIMEOUT, refused).await {
-        Ok(Some(refused)) => refused,
+    match timeout(LAST_EVENTS_TIMEOUT, reason).await {
+        Ok(Some(reason)) => reason,
         Ok(None) | Err(_) => status.map_or_else(BootErrorCause::Wait, BootErrorCause::Exited),
     }
 }
@@ -514,6 +522,37 @@ mod tests {
             boot_of(inputs, None).await,
             Err((ExitKind::BadLink, foreign)),
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_exits_since_the_host_had_no_room_for_its_link_is_not_to_blame() {
+        let (mut link, TestWorker { events, .. }) = Link::to_test_worker();
+        let shortage = io::Error::from_raw_os_error(libc::EMFILE);
+        let closed = LinkInput::Closed(LinkEnd::Shortage(shortage));
+        events.send(closed).await.unwrap();
+        drop(events);
+        let exited = Ok(ExitStatus::from_raw(0));
+        let error = BootError::new(last_words(&mut link, exited).await);
+        assert_eq!(error.kind(), ExitKind::Shortage);
+    }
+
+    #[test]
+    fn a_process_for_which_the_host_has_no_room_is_not_to_blame() {
+        let kind = |errno| {
+            let spawn = BootErrorCause::Spawn {
+                binary: "fastvideo-worker".into(),
+                source: io::Error::from_raw_os_error(errno),
+            };
+            let link = BootErrorCause::Link(io::Error::from_raw_os_error(errno));
+            [spawn, link].map(|cause| BootError::new(cause).kind())
+        };
+        // No process or thread, no memory, no descriptor.
+        for errno in [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+            assert_eq!(kind(errno), [ExitKind::Shortage; 2], "{errno}");
+        }
+        for errno in [libc::ENOENT, libc::EACCES] {
+            assert_eq!(kind(errno), [ExitKind::Boot; 2], "{errno}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
