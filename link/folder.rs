@@ -1,4 +1,4 @@
-//! The private folder of the sockets through which workers connect.
+//! The private folder of a server: of the sockets through which workers connect, and of its other temporary files.
 //!
 //! ipc-channel makes each socket in a folder of its own below the process's folder for temporary files. A path that is
 //! longer than a socket's address would be cut without a word, and a missing folder ends in a panic, so the folder is
@@ -64,9 +64,10 @@ impl LinkFolder {
         Self::in_first(places.into_iter().flatten())
     }
 
-    /// Makes all sockets of this process in the folder from now on. The first call counts.
+    /// Makes all sockets and temporary files of this process in the folder from now on, unless they are given another. The
+    /// first call counts.
     pub fn take_effect(&self) {
-        // ipc-channel asks `tempfile` for the place. An error means that there was a call before.
+        // ipc-channel asks `tempfile` for the place, too. An error means that there was a call before.
         let _ = tempfile::env::override_temp_dir(self.folder.path());
     }
 

@@ -4,7 +4,7 @@
 //! - `memory`: shared memory. It is sealed before it is shared, so a receiver that does not trust the sender can read it.
 //! - `descriptors`: a pair of sockets over which the descriptors of memory travel. The worker inherits its end as its
 //!   standard input.
-//! - `folder`: the private folder of the sockets through which workers connect.
+//! - `folder`: the private folder of the sockets through which workers connect, and of the server's temporary files.
 
 mod channel;
 mod descriptors;

@@ -71,7 +71,9 @@ fn try_everything(loaded: &Loaded) -> io::Result<Vec<Finding>> {
         .enable_all()
         .build()?;
     let findings = runtime.block_on(async {
-        let mut findings = vec![surroundings::address(config)];
+        // Removed at the end of this block.
+        let (finding, _folder) = surroundings::private_folder();
+        let mut findings = vec![surroundings::address(config), finding];
         findings.push(surroundings::store(config).await);
         findings.extend(surroundings::session_log(config));
         findings.extend(surroundings::prompts(config).await);

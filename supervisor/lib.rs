@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_link::{FolderError, LinkFolder};
+use fastvideo_link::FolderError;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -22,6 +22,7 @@ use crate::store::{SessionStore, Upkeep};
 use crate::tasks::BackgroundTasks;
 
 pub use crate::tasks::TaskError;
+pub use fastvideo_link::LinkFolder;
 
 pub mod backoff;
 mod byte_budget;
@@ -139,7 +140,7 @@ struct Server {
     /// Notified when an operator asks the server to drain.
     drain_asked: Arc<Notify>,
     tasks: BackgroundTasks,
-    /// Dropped last: workers connect through it.
+    /// Dropped last: workers connect through it, and initial images lie in it.
     _links: LinkFolder,
 }
 

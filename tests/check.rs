@@ -54,6 +54,7 @@ async fn a_server_that_could_serve_is_found_so() {
     assert_eq!(code, Some(0), "{found}");
     for expected in [
         "ok: address 127.0.0.1:0: can be bound",
+        "ok: temporary folder: can be made in /",
         "ok: worker program ",
         "ok: engine synthetic: needs no model",
         "ok: encoder libx264: opens with 768x512",
@@ -85,6 +86,27 @@ async fn a_server_that_could_serve_is_found_so() {
         "{found}"
     );
     assert!(found.contains("blobs: can be opened"), "{found}");
+}
+
+#[test]
+fn a_temporary_folder_that_cannot_be_written_is_found_well_when_the_server_takes_another() {
+    let base = [
+        "check",
+        "--host=127.0.0.1",
+        "--port=0",
+        "--engine=synthetic",
+    ];
+    let output = command()
+        .args(base)
+        .env_remove("RUNTIME_DIRECTORY")
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("TMPDIR", "/proc")
+        .output()
+        .unwrap();
+    let found = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{found}");
+    let expected = "# ok: temporary folder: can be made in /tmp";
+    assert!(found.contains(expected), "{found}");
 }
 
 #[tokio::test]

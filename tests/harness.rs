@@ -70,7 +70,8 @@ impl Server {
 
     /// Starts a supervisor with small segments that keeps its temporary files in `dir`.
     pub(crate) fn start_in(dir: &Path, args: &[&str]) -> Self {
-        Self::spawn(command().env("TMPDIR", dir).args(SMALL).args(args))
+        let mut command = command();
+        Self::spawn(command.env("RUNTIME_DIRECTORY", dir).args(SMALL).args(args))
     }
 
     /// Starts a supervisor with small segments where another one was, which has ended.

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -25,6 +25,11 @@ fn file(format: ImageFormat, width: u32, height: u32) -> Vec<u8> {
 
 fn image(mime: &str, bytes: &[u8]) -> Value {
     json!({"mime": mime, "name": "../../etc/cat.png", "data": BASE64.encode(bytes)})
+}
+
+/// An initial image for tests of something else.
+pub(crate) fn small() -> Value {
+    image("image/png", &file(ImageFormat::Png, 64, 64))
 }
 
 /// The distance of a JPEG's mean colour from magenta, 0 to 255.
@@ -219,15 +224,19 @@ async fn a_bad_image_is_refused_and_leaves_nothing_behind() {
     assert_eq!(kept(dir.path()).len(), 0);
 }
 
-/// The images in the server's folder for temporary files.
-fn kept(dir: &Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(dir).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let is_image = |path: &std::path::PathBuf| {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        name.contains("init")
+/// The images in the private folder that the server has made in `dir`, and beside it.
+fn kept(dir: &Path) -> Vec<PathBuf> {
+    let entries = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().path()).collect()
     };
-    paths.filter(is_image).collect()
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let beside = entries(dir);
+    let is_private = |path: &&PathBuf| name(path).starts_with("fastvideo-link-");
+    let within = beside.iter().filter(is_private).flat_map(|f| entries(f));
+    let mut images: Vec<_> = within.chain(beside.clone()).collect();
+    images.retain(|path| name(path).contains("init"));
+    images
 }
 
 #[tokio::test]
@@ -240,7 +249,7 @@ async fn the_image_is_removed_however_the_session_ends() {
         "1",
     ];
     let server = Server::start_in(dir.path(), &[&["--gpus", "1"], args].concat());
-    let opening = json!({"initial_image": image("image/png", &file(ImageFormat::Png, 64, 64))});
+    let opening = json!({"initial_image": small()});
     let long =
         json!({"type": "segment_prompt_source", "prompt": "a fox", "num_inference_steps": 200});
     for end in [
@@ -298,7 +307,7 @@ async fn the_image_is_removed_however_the_session_ends() {
 async fn an_image_and_the_supervisor_that_holds_it_are_gone_after_a_drain() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start_in(dir.path(), FAST);
-    let opening = json!({"initial_image": image("image/png", &file(ImageFormat::Png, 64, 64))});
+    let opening = json!({"initial_image": small()});
     let mut client = server.active(opening).await;
     assert_eq!(kept(dir.path()).len(), 1);
     server.signal(nix::sys::signal::Signal::SIGTERM);

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::{SMALL, Server, WATCHFUL, command, exists, until};
+use crate::initial_image;
 
 /// One worker for each way to fail while it starts, and one that does not.
 async fn every_fault_while_starting_at(point: &str) {
@@ -226,12 +227,54 @@ async fn workers_start_whatever_the_temporary_folder_is() {
         OsStr::new("relative/and/missing"),
         OsStr::from_bytes(b"/tmp/\xff\xfe"),
         OsStr::new(""),
+        // Nobody can write there.
+        OsStr::new("/proc"),
     ] {
-        let args = [SMALL, &["--gpus=2"]].concat();
-        let server = Server::spawn(command().env("TMPDIR", temporary).args(args));
+        let mut command = command();
+        command
+            .env_remove("RUNTIME_DIRECTORY")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env("TMPDIR", temporary)
+            .args(SMALL)
+            .arg("--gpus=2");
+        let server = Server::spawn(&mut command);
         server.ready(2).await;
-        server.active(json!({})).await.segment("a red fox").await;
+        // An image is a temporary file, too.
+        let image = initial_image::small();
+        let mut client = server.active(json!({"initial_image": image})).await;
+        client.segment("a red fox").await;
         assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn sockets_lie_in_the_runtime_directory() {
+    let [folder, other, temporary] = [(); 3].map(|()| TempDir::new().unwrap());
+    let path = |folder: &TempDir| folder.path().display().to_string();
+    let names = |folder: &TempDir| -> Vec<String> {
+        let entries = fs::read_dir(folder.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect()
+    };
+    let mut command = command();
+    command
+        .env(
+            "RUNTIME_DIRECTORY",
+            format!("{}:{}", path(&folder), path(&other)),
+        )
+        .env("XDG_RUNTIME_DIR", other.path())
+        .env("TMPDIR", temporary.path());
+    let mut server = Server::spawn(command.args(SMALL));
+    server.ready(1).await;
+    let made = names(&folder);
+    assert!(
+        made.len() == 1 && made[0].starts_with("fastvideo-link-"),
+        "{made:?}"
+    );
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().await.success());
+    for folder in [&folder, &other, &temporary] {
+        assert_eq!(names(folder), Vec::<String>::new());
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::Error;
 use fastvideo_proto::check::Finding;
-use fastvideo_supervisor_core::Config;
 use fastvideo_supervisor_core::prompt::Prompts;
 use fastvideo_supervisor_core::store::SessionStore;
+use fastvideo_supervisor_core::{Config, LinkFolder};
 
 /// Time limit on opening the store: above the store's own limits.
 const STORE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -21,6 +21,20 @@ pub(super) fn address(config: &Config) -> Finding {
     match TcpListener::bind((host, port)) {
         Ok(_) => Finding::ok(what, "can be bound"),
         Err(error) => Finding::failed(what, error),
+    }
+}
+
+/// Makes the folder of the workers' sockets and of initial images, in which what follows has its temporary files, too.
+pub(super) fn private_folder() -> (Finding, Option<LinkFolder>) {
+    let what = "temporary folder";
+    match LinkFolder::prepare() {
+        Ok(folder) => {
+            folder.take_effect();
+            let place = folder.path().parent().unwrap_or(folder.path());
+            let text = format!("can be made in {}", place.display());
+            (Finding::ok(what, text), Some(folder))
+        }
+        Err(error) => (Finding::failed(what, error), None),
     }
 }
 

@@ -196,15 +196,15 @@ fn unfit(Unfit { expected, given }: Unfit) -> InitImageError {
     refused("data", expected, given)
 }
 
-/// Writes the picture as PNG, with little compression, into a temporary file. Such files are made with mode 0600.
+/// Writes the picture as PNG, with little compression, into a temporary file. Such files are made with mode 0600, in the
+/// server's private folder: see `LinkFolder::take_effect`.
 ///
 /// Rows are written as they are compressed, so that no second copy of the picture is in memory.
 fn keep(picture: &RgbImage) -> io::Result<TempPath> {
     let mut file = tempfile::Builder::new()
         .prefix("fastvideo-init-")
         .suffix(".png")
-        // The default is the folder of the workers' sockets, see `LinkFolder`.
-        .tempfile_in(std::env::temp_dir())?;
+        .tempfile()?;
     let output = BufWriter::new(&mut file);
     let mut encoder = png::Encoder::new(output, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
