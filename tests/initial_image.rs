@@ -158,6 +158,30 @@ async fn a_client_that_leaves_while_its_image_waits_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn many_large_images_cost_what_two_do() {
+    // Its decoder keeps all pixels, and its file is small.
+    let large = image("image/webp", &file(ImageFormat::WebP, 4000, 3000));
+    let cost = async |clients: usize| {
+        let patience = "--streaming.limits.opening_timeout_seconds=60";
+        let server = Server::start(&[FAST, &[patience]].concat());
+        server.ready(1).await;
+        let before = server.peak_bytes();
+        let mut waiting = Vec::new();
+        for _ in 0..clients {
+            waiting.push(server.open(json!({"initial_image": large})).await);
+        }
+        for client in &mut waiting {
+            client.expect("queue_status").await;
+        }
+        server.peak_bytes() - before
+    };
+    let one = cost(1).await;
+    assert!(one > 40 << 20, "{one} bytes");
+    let many = cost(12).await;
+    assert!(many < 4 * one, "{many} bytes, and {one} for one");
+}
+
+#[tokio::test]
 async fn null_and_an_empty_object_are_no_image() {
     let server = Server::start(FAST);
     for image in [json!(null), json!({})] {

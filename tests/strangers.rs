@@ -7,7 +7,7 @@ use std::time::Duration;
 use fastvideo_proto::api::error::ErrorBody;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::{MaybeTlsStream, client_async};
 use ureq::http::Request;
@@ -48,13 +48,6 @@ async fn to_the_end(mut stream: TcpStream) -> String {
 fn error_of(answer: &str) -> ErrorBody {
     let (_, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
     serde_json::from_str(body).unwrap_or_else(|error| panic!("{error} in {answer}"))
-}
-
-fn peak_bytes(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kib * 1024
 }
 
 #[tokio::test]
@@ -114,6 +107,45 @@ async fn what_is_not_finished_in_time_is_closed() {
 }
 
 #[tokio::test]
+async fn who_takes_no_answer_is_closed() {
+    const DAY: &str = "86400";
+    for (idle, whole) in [("0.5", DAY), (DAY, "0.5")] {
+        let limits = [
+            format!("--server.limits.answer_idle_timeout_seconds={idle}"),
+            format!("--server.limits.answer_timeout_seconds={whole}"),
+            format!("--server.limits.idle_timeout_seconds={DAY}"),
+            // The session's state is an answer that fits into no buffer.
+            "--default_request.sampling.width=1280".to_owned(),
+            "--default_request.sampling.height=704".to_owned(),
+        ];
+        let server = serve(&limits.each_ref().map(String::as_str));
+        let mut bystander = server.open(json!({})).await;
+        let assigned = bystander.until_type("gpu_assigned").await;
+        bystander.segment("a calm lake").await;
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let address = server.address.parse().unwrap();
+        let mut stranger = socket.connect(address).await.unwrap();
+        let path = format!(
+            "/v1/sessions/{}/state?inline=true",
+            assigned["session_id"].as_str().unwrap()
+        );
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        stranger.write_all(request.as_bytes()).await.unwrap();
+        // Who reads nothing learns of the end by writing.
+        until("the connection is closed", async || {
+            stranger.write_all(b"G").await.is_err().then_some(())
+        })
+        .await;
+        bystander.segment("a calm lake").await;
+        // Who takes the answer gets all of it.
+        let (status, state) = server.get(&path).await;
+        assert_eq!(status, 200);
+        assert!(state.to_string().len() > 1 << 20);
+    }
+}
+
+#[tokio::test]
 async fn connections_that_say_nothing_make_room_for_those_that_do() {
     let server = serve(&[
         "--server.limits.max_connections=8",
@@ -156,7 +188,7 @@ async fn a_connection_without_room_is_refused_in_words_and_sessions_go_on() {
     assert_eq!(error.code, "too_many_connections");
     assert!(error.message.contains("3 connections"), "{}", error.message);
     // Another address has room.
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let mut other = socket
         .connect(server.address.parse().unwrap())
@@ -282,17 +314,17 @@ async fn a_message_costs_a_few_times_its_size_whatever_it_holds() {
         ),
         opening(r#""curated_prompts":[…]"#, r#""","#),
     ] {
-        let before = peak_bytes(&server);
+        let before = server.peak_bytes();
         let mut client = server.connect().await;
         client.send_text(&message).await;
         client.next().await;
-        let taken = peak_bytes(&server) - before;
+        let taken = server.peak_bytes() - before;
         assert!(taken < 8 * size as u64, "{taken} bytes for {message:.80}");
     }
     // The same over HTTP.
     let list = object.repeat(size / object.len());
     let body = format!(r#"{{"kind":"ltx2.v1","payload":{{"x":[{list}0]}}}}"#);
-    let before = peak_bytes(&server);
+    let before = server.peak_bytes();
     let request = Request::builder().method("POST").uri("/v1/sessions");
     let refused = server.send(request.body(body).unwrap()).await;
     assert_eq!(refused.status(), 400);
@@ -301,7 +333,7 @@ async fn a_message_costs_a_few_times_its_size_whatever_it_holds() {
         "{}",
         refused.body()
     );
-    let taken = peak_bytes(&server) - before;
+    let taken = server.peak_bytes() - before;
     assert!(taken < 8 * size as u64, "{taken} bytes");
 }
 
