@@ -1,12 +1,17 @@
-//! The reference for client authors says what the types say.
+//! The reference for client authors says what the types say, and the commands for developers do what they are for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::{ClientMessage, ServerMessage};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const REFERENCE: &str = include_str!("../docs/protocol.md");
+const MAKEFILE: &str = include_str!("../Makefile");
 
 /// One message of each type with every field set.
 fn client_messages() -> Vec<Value> {
@@ -214,4 +219,81 @@ fn the_reference_lists_every_error_code() {
         }
     }
     assert_eq!(listed.len(), 11);
+}
+
+#[test]
+fn whatever_runs_tests_has_the_packages_that_they_need() {
+    let mut runs_tests = Vec::new();
+    let (mut target, mut prerequisites) = ("", "");
+    for line in MAKEFILE.lines() {
+        if line.starts_with('\t') {
+            if line.contains("CARGO) test ") || line.contains("cargo bench ") {
+                let needed = prerequisites
+                    .split_whitespace()
+                    .any(|p| p == "test-packages");
+                assert!(needed, "{target}: {prerequisites}");
+                runs_tests.push(target);
+            }
+        } else if let Some(rule) = line.split_once(": ") {
+            (target, prerequisites) = rule;
+        }
+    }
+    runs_tests.dedup();
+    assert_eq!(
+        runs_tests,
+        ["test", "test-ltx2", "test-ltx2-memory", "bench"]
+    );
+}
+
+/// Checks the dependencies with a cargo that fails when its arguments fit a pattern. Returns whether the check passed, what
+/// it said, and what it asked cargo for.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test starts the script under test"
+)]
+fn check_dependencies(fails: &str) -> (bool, String, String) {
+    let folder = TempDir::new().unwrap();
+    let (cargo, asked) = (folder.path().join("cargo"), folder.path().join("asked"));
+    let script = "#!/bin/sh\necho \"$*\" >> \"$ASKED\"\ncase \"$*\" in $FAILS) exit 1;; esac\n";
+    fs::write(&cargo, script).unwrap();
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/check-dependencies");
+    let output = Command::new(script)
+        .env("PATH", folder.path())
+        .env("ASKED", &asked)
+        .env("FAILS", fails)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    (
+        output.status.success(),
+        said,
+        fs::read_to_string(asked).unwrap(),
+    )
+}
+
+#[test]
+fn dependencies_are_checked_as_far_as_they_can_be() {
+    const RULES: &str = "check bans licenses sources";
+    const ADVISORIES: &str = "check advisories";
+    let (passed, said, asked) = check_dependencies("nothing");
+    assert!(passed && said.is_empty(), "{said}");
+    assert!(
+        asked.contains(RULES) && asked.contains(ADVISORIES),
+        "{asked}"
+    );
+    for finding in [RULES, ADVISORIES] {
+        let (passed, said, _) = check_dependencies(&format!("*{finding}*"));
+        assert!(!passed, "{finding}: {said}");
+    }
+    // Where something cannot be checked, that is said.
+    let (passed, said, asked) = check_dependencies("*fetch*");
+    assert!(passed && said.contains("advisories of dependencies were not checked"));
+    assert!(
+        asked.contains(RULES) && !asked.contains(ADVISORIES),
+        "{asked}"
+    );
+    let (passed, said, asked) = check_dependencies("*--version*");
+    assert!(passed && said.contains("cargo-deny is not installed"));
+    assert!(!asked.contains("check"), "{asked}");
 }

@@ -214,21 +214,33 @@ async fn the_log_begins_with_what_the_server_is() {
     server.signal(Signal::SIGTERM);
     server.exit().await;
     let log = server.log();
-    for expected in [
-        concat!("starting version=\"", env!("CARGO_PKG_VERSION"), "\""),
-        &format!("configuration file={}", file.display()),
-        "engine name=\"synthetic\"",
-        "workers gpus=\"0,3\"",
-        "store location=memory with memory",
-        "test pictures are served, since `generator.model_path` names no model",
-        &format!("listening address={}", server.address),
+    for (level, expected) in [
+        (
+            "INFO",
+            concat!("starting version=\"", env!("CARGO_PKG_VERSION"), "\""),
+        ),
+        ("INFO", &format!("configuration file={}", file.display())),
+        ("INFO", "engine name=\"synthetic\""),
+        ("INFO", "workers gpus=\"0,3\""),
+        ("INFO", "store location=memory with memory"),
+        (
+            "WARN",
+            "test pictures are served, since `generator.model_path` names no model",
+        ),
+        ("INFO", &format!("listening address={}", server.address)),
     ] {
-        let lines = log.lines().filter(|line| line.contains(expected)).count();
-        assert_eq!(lines, 1, "{expected} in {log}");
+        let lines: Vec<_> = log.lines().filter(|l| l.contains(expected)).collect();
+        assert_eq!(lines.len(), 1, "{expected} in {log}");
+        // After the time.
+        let said = lines[0].split_whitespace().nth(1);
+        assert_eq!(said, Some(level), "{}", lines[0]);
     }
-    let server = Server::start(&["--engine=synthetic"]);
+    let server = Server::start(&["--engine=synthetic", "--model=owner/name"]);
     server.ready(1).await;
-    assert!(!server.log().contains("test pictures"), "{}", server.log());
+    let log = server.log();
+    assert!(!log.contains("test pictures"), "{log}");
+    let engine = "engine name=\"synthetic\" model=\"owner/name\"";
+    assert!(log.contains(engine), "{log}");
 }
 
 #[tokio::test]
