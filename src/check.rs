@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use fastvideo_proto::check::{Finding, Outcome};
 use fastvideo_supervisor_core::Config;
+use fastvideo_supervisor_core::causes::with_causes;
 
 use crate::config::{self, Loaded};
 
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         false => match try_everything(&loaded) {
             Ok(findings) => findings,
             Err(error) => {
-                let _ = writeln!(io::stderr(), "error: {error:#}");
+                let _ = writeln!(io::stderr(), "error: {}", with_causes(&error));
                 return ExitCode::FAILURE;
             }
         },

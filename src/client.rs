@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use fastvideo_supervisor_core::causes::with_causes;
 
 mod args;
 mod connection;
@@ -31,7 +32,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let args = match args.check() {
         Ok(args) => args,
         Err(error) => {
-            progress.say(&format!("error: {error:#}"));
+            progress.say(&format!("error: {}", with_causes(error.as_ref())));
             return ExitCode::from(crate::USAGE);
         }
     };
@@ -39,8 +40,9 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let result = generate(&args, &progress, &mut report);
     progress.end();
     if let Err(error) = &result {
-        report.error = Some(format!("{error:#}"));
-        progress.say(&format!("error: {error:#}"));
+        let error = with_causes(error.as_ref());
+        progress.say(&format!("error: {error}"));
+        report.error = Some(error);
     }
     if let (Some(id), Some(resume)) = (&report.session_id, &report.resume) {
         progress.say(&format!(

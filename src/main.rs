@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::thread_priority;
 use tokio::runtime::Runtime;
 
@@ -67,10 +68,7 @@ fn serve(options: &config::Options) -> ExitCode {
     match run(loaded.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(
-                "{}",
-                fastvideo_supervisor_core::causes::with_causes(error.as_ref())
-            );
+            tracing::error!("{}", with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

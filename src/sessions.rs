@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::{Arg, ArgMatches, Command, value_parser};
+use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::session;
 
 use crate::config::{self, ConfigErrors};
@@ -137,7 +138,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            let _ = writeln!(io::stderr(), "error: {}", with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -160,6 +160,25 @@ async fn a_missing_classifier_is_found() {
 }
 
 #[tokio::test]
+async fn every_cause_is_told_once() {
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("enhance.txt")).unwrap();
+    let prompts = format!(
+        "--streaming.prompt.system_prompt_dir={}",
+        folder.path().display()
+    );
+    let args = [
+        "--streaming.prompt.enabled=true",
+        "--streaming.prompt.provider=groq",
+        &prompts,
+    ];
+    let words = ["system prompts", "enhance.txt", "Is a directory"];
+    fails(&args, &words).await;
+    let (_, found) = check(&args).await;
+    assert_eq!(found.matches("Is a directory").count(), 1, "{found}");
+}
+
+#[tokio::test]
 async fn the_worker_program_is_asked() {
     fails(
         &["--engine=ltx2", "--model=/nowhere/ltx2"],

@@ -308,6 +308,18 @@ async fn says_what_is_wrong_with_a_certificate_and_does_not_try_again() {
     check(url, &no_certificate, 2, &["--ca-file", "no certificate"]).await;
 }
 
+#[tokio::test]
+async fn every_cause_is_told_once() {
+    let folder = TempDir::new().unwrap();
+    let server = Server::start(&["--gpus=1"]);
+    let args = ["--prompt=a red fox", "-o", folder.path().to_str().unwrap()];
+    let (code, report, said) = Running::start(&server, &args).end().await;
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.matches("Is a directory").count(), 1, "{said}");
+    let error = report["error"].as_str().unwrap();
+    assert!(said.contains(&format!("error: {error}\n")), "{said}");
+}
+
 /// The prompts of the segments of a summary.
 fn prompts_of(report: &Value) -> Vec<&str> {
     let segments = report["segments"].as_array().unwrap();

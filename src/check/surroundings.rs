@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Error;
 use fastvideo_proto::check::Finding;
+use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::prompt::Prompts;
 use fastvideo_supervisor_core::store::SessionStore;
 use fastvideo_supervisor_core::{Config, LinkFolder};
@@ -70,7 +70,7 @@ pub(super) async fn store(config: &Config) -> Finding {
     let opened = tokio::time::timeout(STORE_TIMEOUT, SessionStore::open(store));
     match opened.await {
         Ok(Ok(_)) => Finding::ok(what, "can be opened"),
-        Ok(Err(error)) => Finding::failed(what, format!("{:#}", Error::from(error))),
+        Ok(Err(error)) => Finding::failed(what, with_causes(&error)),
         Err(_) => {
             let limit = STORE_TIMEOUT.as_secs();
             Finding::failed(what, format!("it did not open within {limit} s"))
@@ -107,10 +107,7 @@ pub(super) async fn prompts(config: &Config) -> Vec<Finding> {
         .collect();
     let prompts = match Prompts::open(prompt) {
         Ok(prompts) => prompts,
-        Err(error) => {
-            let why = format!("{:#}", Error::from(error));
-            return vec![Finding::failed("system prompts", why)];
-        }
+        Err(error) => return vec![Finding::failed("system prompts", with_causes(&error))],
     };
     if prompts.enhancer().is_some() {
         findings.push(Finding::ok("system prompts", "can be read"));
@@ -126,7 +123,7 @@ pub(super) async fn prompts(config: &Config) -> Vec<Finding> {
     {
         findings.push(match safety.load_if_required().await {
             Ok(()) => Finding::ok("safety filter", "can be loaded"),
-            Err(error) => Finding::failed("safety filter", format!("{:#}", Error::from(error))),
+            Err(error) => Finding::failed("safety filter", with_causes(&error)),
         });
     }
     findings
