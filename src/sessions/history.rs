@@ -8,6 +8,9 @@ use fastvideo_supervisor_core::session::log::{Line, Llm, LogEvent as Event};
 use serde::Deserialize;
 use serde_json::Value;
 
+/// The latest time in seconds, about 30 years. Later ones are absurd: an axis to the end of time is never drawn.
+const MAX_TIME: f64 = 1e9;
+
 /// A session's log. Times are seconds since its first line.
 #[derive(Clone, Debug)]
 pub(super) struct History {
@@ -173,7 +176,7 @@ impl History {
         let (session_id, begun_unix, _) = lines.first()?;
         let (session_id, begun_unix) = (session_id.clone(), *begun_unix);
         let entry = |(_, ts, event)| LogEntry {
-            at: f64::max(ts - begun_unix, 0.0),
+            at: f64::clamp(ts - begun_unix, 0.0, MAX_TIME),
             event,
         };
         let entries: Vec<LogEntry> = lines.into_iter().map(entry).collect();

@@ -1,12 +1,15 @@
 use std::collections::HashMap;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
 use quick_xml::Reader;
 use quick_xml::events::Event as Xml;
-
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::history::{AttemptOutcome, History};
-use super::{svg, text, trace};
+use super::{list, svg, text, trace};
+use crate::logging::escape::is_control;
 
 const EXAMPLE: &str = include_str!("../../tests/data/session_log/session.jsonl");
 const PRINTED: &str = include_str!("../../tests/data/session_log/session.txt");
@@ -103,7 +106,11 @@ fn trace_events(history: &History) -> Vec<Value> {
             let dur = event["dur"].as_f64().unwrap();
             let end = ends.entry(tid).or_insert(0.0);
             // The sum of a start and a duration is rounded.
-            assert!(dur >= 0.0 && ts >= *end - 1e-3, "{event} overlaps {end}");
+            let rounding = f64::max(1e-3, *end * f64::EPSILON);
+            assert!(
+                dur >= 0.0 && ts >= *end - rounding,
+                "{event} overlaps {end}"
+            );
             *end = ts + dur;
         } else {
             assert_eq!(event["ph"], "i", "{event}");
@@ -171,6 +178,18 @@ fn a_clock_that_goes_back_and_absurd_times_do_not_break_the_trace() {
 }
 
 #[test]
+fn times_between_which_there_is_no_number_of_seconds_are_drawn() {
+    let lines = r#"{"session_id":"x","ts":-1.7e308,"event":"state","payload":{"from":"QUEUED","to":"GPU_BINDING"}}
+{"session_id":"x","ts":1.7e308,"event":"segment_queued","payload":{"segment_idx":0,"attempt":1,"worker_id":"w","source":"user","prompt":"p","waited_ms":1}}
+"#;
+    let history = History::read(lines.as_bytes()).unwrap();
+    assert!(history.length.is_finite());
+    texts(&svg::draw(&history).unwrap());
+    trace_events(&history);
+    assert!(text::print(&history).contains("queued for w"));
+}
+
+#[test]
 fn nothing_that_a_client_says_breaks_the_drawing_or_the_terminal() {
     let evil = r#"</title><script>alert(1)</script>&amp;\u001b[31m\u0000\uffff \" ' ]]>"#;
     let lines = format!(
@@ -203,4 +222,186 @@ fn what_is_no_event_is_passed_over() {
     // One event only, at one moment.
     let one = History::read(EXAMPLE.lines().next().unwrap().as_bytes()).unwrap();
     texts(&svg::draw(&one).unwrap());
+}
+
+/// One damage to a log.
+#[derive(Clone, Debug)]
+enum Damage {
+    /// Bytes are overwritten, lost, or come from elsewhere.
+    Bytes {
+        at: Index,
+        lost: usize,
+        new: Vec<u8>,
+    },
+    /// A line is written again, at another place.
+    Line { from: Index, to: Index },
+    /// A value of a line is another one.
+    Value {
+        line: Index,
+        value: Index,
+        new: Value,
+    },
+    /// A line's time is another one.
+    Time { line: Index, ts: f64 },
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let bytes = (any::<Index>(), 0..60_usize, vec(any::<u8>(), 0..10));
+    let line = (any::<Index>(), any::<Index>());
+    let value = (any::<Index>(), any::<Index>(), odd_value());
+    let time = (any::<Index>(), odd_number());
+    prop_oneof![
+        1 => bytes.prop_map(|(at, lost, new)| Damage::Bytes { at, lost, new }),
+        1 => line.prop_map(|(from, to)| Damage::Line { from, to }),
+        4 => value.prop_map(|(line, value, new)| Damage::Value { line, value, new }),
+        2 => time.prop_map(|(line, ts)| Damage::Time { line, ts }),
+    ]
+}
+
+fn odd_number() -> impl Strategy<Value = f64> {
+    let extremes = select(vec![
+        0.0,
+        -0.0,
+        -1.0,
+        1e15,
+        1e300,
+        -1e300,
+        f64::MAX,
+        f64::MIN,
+        f64::MIN_POSITIVE,
+    ]);
+    prop_oneof![extremes, any::<f64>(), -1e4..1e4_f64, 1.795e9..1.796e9_f64]
+        .prop_map(|number| if number.is_finite() { number } else { 1e308 })
+}
+
+fn odd_value() -> impl Strategy<Value = Value> {
+    let words = select(vec![
+        "",
+        "user",
+        "ACTIVE",
+        "COMPLETE",
+        "GPU_BINDING",
+        "denoise",
+        "decode",
+        "segment_queued",
+        "step",
+        "state",
+        "closed",
+        "\u{1b}[31m",
+        "\u{9b}2J",
+        "\u{202e}",
+        "\r\n",
+        "\0",
+        "\u{ffff}",
+        "]]></svg>",
+    ]);
+    prop_oneof![
+        odd_number().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        (0..4_u32).prop_map(Value::from),
+        words.prop_map(Value::from),
+        vec(any::<char>(), 0..12).prop_map(|text| String::from_iter(text).into()),
+        select(vec![
+            Value::Null,
+            json!(true),
+            json!([]),
+            json!({}),
+            json!([[{}]])
+        ]),
+    ]
+}
+
+/// The places of all values within a value, as JSON pointers.
+fn places(value: &Value, at: &str, found: &mut Vec<String>) {
+    found.push(at.to_owned());
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                places(value, &format!("{at}/{name}"), found);
+            }
+        }
+        Value::Array(items) => {
+            for (n, value) in items.iter().enumerate() {
+                places(value, &format!("{at}/{n}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn apply(damage: &Damage, log: &mut Vec<u8>) {
+    let mut lines: Vec<Vec<u8>> = log
+        .split(|&byte| byte == b'\n')
+        .map(<[u8]>::to_vec)
+        .collect();
+    match damage {
+        Damage::Bytes { at, lost, new } => {
+            let at = at.index(log.len() + 1);
+            let end = log.len().min(at + lost);
+            log.splice(at..end, new.iter().copied());
+            return;
+        }
+        Damage::Line { from, to } => {
+            let line = lines[from.index(lines.len())].clone();
+            lines.insert(to.index(lines.len() + 1), line);
+        }
+        Damage::Value { line, value, new } => {
+            let line = line.index(lines.len());
+            let Ok(mut read) = serde_json::from_slice::<Value>(&lines[line]) else {
+                return;
+            };
+            let mut all = Vec::new();
+            places(&read, "", &mut all);
+            if let Some(value) = read.pointer_mut(&all[value.index(all.len())]) {
+                *value = new.clone();
+            }
+            lines[line] = read.to_string().into_bytes();
+        }
+        Damage::Time { line, ts } => {
+            let line = line.index(lines.len());
+            let Ok(mut read) = serde_json::from_slice::<Value>(&lines[line]) else {
+                return;
+            };
+            if let Some(value) = read.get_mut("ts") {
+                *value = json!(ts);
+            }
+            lines[line] = read.to_string().into_bytes();
+        }
+    }
+    *log = lines.join(&b'\n');
+}
+
+/// Fails if a terminal would interpret a part of the text.
+#[track_caller]
+fn is_plain(text: &str) {
+    let control = text.chars().find(|&c| c != '\n' && is_control(c));
+    assert_eq!(control, None, "{text:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
+
+    #[test]
+    fn any_damaged_log_is_read_listed_printed_drawn_and_traced(damages in vec(damage(), 1..12)) {
+        let mut log = EXAMPLE.as_bytes().to_vec();
+        for damage in &damages {
+            apply(damage, &mut log);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("session-x.jsonl"), &log).unwrap();
+        is_plain(&list::print(folder.path()).unwrap());
+        if let Some(history) = History::read(&log) {
+            is_plain(&text::print(&history));
+            let drawn = svg::draw(&history).unwrap();
+            is_plain(&drawn);
+            texts(&drawn);
+            trace_events(&history);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_log_are_passed_over(bytes in vec(any::<u8>(), 0..300)) {
+        prop_assert!(History::read(&bytes).is_none());
+    }
 }
