@@ -1,6 +1,8 @@
 //! The configuration file: YAML with the sections of FastVideo's serve file, read into values that remember their line.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use fastvideo_supervisor_core::settings::{KeySpec, Origin, Settings};
@@ -9,6 +11,9 @@ use serde_saphyr::Spanned;
 
 use super::error::ConfigError;
 use super::{accepted, keys, suggest};
+
+/// The largest file that is read. A serve file has a few KiB; what is larger is another file, or a device without an end.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// A YAML value. Entries of a mapping keep their line, because error messages may need it.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,17 +43,29 @@ pub(super) fn read(
     settings: &mut Settings,
     errors: &mut Vec<ConfigError>,
 ) -> Vec<String> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
+    match text(path) {
+        Ok(text) => read_text(&text, path, settings, errors),
         Err(source) => {
             errors.push(ConfigError::Unreadable {
                 path: path.to_owned(),
                 source,
             });
-            return Vec::new();
+            Vec::new()
         }
-    };
-    read_text(&text, path, settings, errors)
+    }
+}
+
+/// Returns the file's text.
+fn text(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(invalid(format!("at most {MAX_BYTES} bytes are allowed")));
+    }
+    String::from_utf8(bytes).map_err(|_| invalid("it is not UTF-8".to_owned()))
 }
 
 fn read_text(
@@ -63,6 +80,7 @@ fn read_text(
         errors,
         ignored: Vec::new(),
     };
+    // The library's own limits bound what aliases add to the text, and how deep it nests.
     match serde_saphyr::from_str(text) {
         Ok(YamlValue::Map(entries)) => reader.section("", &entries),
         Ok(YamlValue::Null) => {}

@@ -7,6 +7,9 @@ use fastvideo_proto::link::EncoderSpec;
 use fastvideo_supervisor_core::prompt::enhancer;
 use fastvideo_supervisor_core::prompt::provider::Key;
 use fastvideo_supervisor_core::settings::Kind;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
 use serde_json::Value;
 
 use super::*;
@@ -25,7 +28,7 @@ fn surroundings(variables: &[(&str, &str)]) -> Surroundings {
 
 /// Loads a file given as text, variables and flags (`--` left out, `=` between key and value).
 fn load_layers(
-    file: &str,
+    file: impl AsRef<[u8]>,
     variables: &[(&str, &str)],
     flags: &[&str],
 ) -> Result<Loaded, ConfigErrors> {
@@ -727,5 +730,225 @@ fn printed_settings_are_a_file_that_means_the_same() {
     for key in keys::all() {
         let value = |settings: &Settings| settings.setting(key).map(|s| s.value.clone());
         assert_eq!(value(&again), value(&settings), "{}", key.path);
+    }
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_read_is_refused() {
+    let check = |file: &str, expected: &str| {
+        let errors = errors(load_file(file));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains(expected), "{expected} in {errors:?}");
+    };
+    let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for n in 1..10 {
+        let item = format!("*a{}", n - 1);
+        laughs += &format!("a{n}: &a{n} [{}]\n", [item.as_str(); 9].join(", "));
+    }
+    check(&laughs, "serve.yaml: budget breached: Nodes");
+    let mut long = format!("a: &a {}\n", "x".repeat(1 << 19));
+    for n in 0..1000 {
+        long += &format!("b{n}: [&b{n} x, *a]\n");
+    }
+    check(&long, "serve.yaml: budget breached: ");
+    check(&"[".repeat(100_000), "serve.yaml: ");
+    check(&"a: ".repeat(100_000), "serve.yaml: ");
+    let mut deep = String::new();
+    for depth in 0..1000 {
+        deep += &format!("{}a:\n", " ".repeat(depth));
+    }
+    check(&deep, "serve.yaml: ");
+    check(&"#".repeat(2 << 20), "at most 1048576 bytes are allowed");
+}
+
+/// One change of a file.
+#[derive(Clone, Debug)]
+enum Change {
+    /// Bytes are overwritten, lost, or come from elsewhere.
+    Bytes {
+        at: Index,
+        lost: usize,
+        new: Vec<u8>,
+    },
+    /// What is after a line's colon is another text.
+    Value { line: Index, new: &'static str },
+    /// A line has another indentation.
+    Indent { line: Index, spaces: usize },
+    /// A line stands again elsewhere.
+    Line { from: Index, to: Index },
+}
+
+/// Texts that mean something in YAML, or are at the edge of what a key takes.
+const ODD_TEXTS: &[&str] = &[
+    "",
+    "~",
+    "null",
+    "true",
+    "no",
+    "0",
+    "-1",
+    "1e308",
+    "-1e308",
+    ".inf",
+    ".nan",
+    "0x7fffffff",
+    "0o17",
+    "18446744073709551616",
+    "99999999999999999999999999999999999999999",
+    "1_000",
+    "2001-12-14",
+    "[",
+    "]",
+    "{",
+    "}",
+    "[]",
+    "{}",
+    "[{}]",
+    "{a: [1]}",
+    "&a",
+    "*a",
+    "&a [*a]",
+    "<<: *a",
+    "!!binary aGk=",
+    "!!int x",
+    "!x y",
+    "|",
+    ">-",
+    "'",
+    "\"",
+    "\"\\u0000\"",
+    "\"\\e[31m\"",
+    "%TAG",
+    "---",
+    "...",
+    "? a",
+    ": b",
+    "- c",
+    "\t",
+    "# comment",
+    "@",
+    "`",
+    "\u{feff}",
+    "\u{2028}",
+    "\u{85}",
+    "file:///x",
+    "redis://:secret@h",
+    "s3://b",
+    "memory:",
+    "all",
+    "[0, 2]",
+    "GPU-5c89",
+    "gibberish",
+    "\u{202e}x",
+];
+
+fn change() -> impl Strategy<Value = Change> {
+    let bytes = prop_oneof![
+        vec(any::<u8>(), 0..6),
+        select(ODD_TEXTS).prop_map(|text| text.as_bytes().to_vec()),
+    ];
+    let bytes = (any::<Index>(), 0..30_usize, bytes);
+    let value = (any::<Index>(), select(ODD_TEXTS));
+    let indent = (any::<Index>(), 0..12_usize);
+    let line = (any::<Index>(), any::<Index>());
+    prop_oneof![
+        2 => bytes.prop_map(|(at, lost, new)| Change::Bytes { at, lost, new }),
+        4 => value.prop_map(|(line, new)| Change::Value { line, new }),
+        1 => indent.prop_map(|(line, spaces)| Change::Indent { line, spaces }),
+        1 => line.prop_map(|(from, to)| Change::Line { from, to }),
+    ]
+}
+
+fn apply(change: &Change, file: &mut Vec<u8>) {
+    let mut lines: Vec<Vec<u8>> = (file.split(|&byte| byte == b'\n'))
+        .map(<[u8]>::to_vec)
+        .collect();
+    match change {
+        Change::Bytes { at, lost, new } => {
+            let at = at.index(file.len() + 1);
+            let end = file.len().min(at + lost);
+            file.splice(at..end, new.iter().copied());
+            return;
+        }
+        Change::Value { line, new } => {
+            let line = line.index(lines.len());
+            let line = &mut lines[line];
+            if let Some(colon) = line.iter().position(|&byte| byte == b':') {
+                line.truncate(colon + 1);
+                line.extend([b" ", new.as_bytes()].concat());
+            }
+        }
+        Change::Indent { line, spaces } => {
+            let line = line.index(lines.len());
+            let text = lines[line].trim_ascii_start();
+            lines[line] = [&b" ".repeat(*spaces), text].concat();
+        }
+        Change::Line { from, to } => {
+            let line = lines[from.index(lines.len())].clone();
+            lines.insert(to.index(lines.len() + 1), line);
+        }
+    }
+    *file = lines.join(&b'\n');
+}
+
+/// The example file without its comments, and with the keys that are comments there.
+fn example() -> Vec<u8> {
+    let example = include_str!("../../deploy/serve.yaml");
+    let lines = example.lines().map(|line| {
+        let text = line.trim_start();
+        match text.strip_prefix("# ") {
+            Some(key)
+                if key
+                    .split_once(": ")
+                    .is_some_and(|(name, _)| !name.contains(' ')) =>
+            {
+                format!("{}{key}\n", &line[..line.len() - text.len()])
+            }
+            Some(_) => String::new(),
+            None => format!("{line}\n"),
+        }
+    });
+    lines.collect::<String>().into_bytes()
+}
+
+/// Reads a file. Fails if it is refused without a reason, or if what was read would be printed as another file.
+#[track_caller]
+fn is_read_or_refused(file: &[u8]) {
+    match load_layers(file, &[], &[]) {
+        Ok(loaded) => {
+            let again = load_file(&loaded.settings.to_string()).unwrap().settings;
+            for key in keys::all() {
+                let value = |settings: &Settings| settings.setting(key).map(|s| s.value.clone());
+                assert_eq!(value(&again), value(&loaded.settings), "{}", key.path);
+            }
+        }
+        Err(refused) => {
+            assert!(!refused.0.is_empty());
+            assert!(refused.0.iter().all(|error| !error.to_string().is_empty()));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..300)) {
+        is_read_or_refused(&bytes);
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused(texts in vec(select(ODD_TEXTS), 0..12), separators in vec(select(&[" ", "\n", "\n  ", ": ", ", "][..]), 12)) {
+        let text: String = texts.iter().zip(separators).flat_map(|(text, separator)| [*text, separator]).collect();
+        is_read_or_refused(text.as_bytes());
+    }
+
+    #[test]
+    fn any_change_of_the_example_is_read_or_refused(changes in vec(change(), 1..6)) {
+        let mut file = example();
+        for change in &changes {
+            apply(change, &mut file);
+        }
+        is_read_or_refused(&file);
     }
 }
