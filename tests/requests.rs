@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Heard, Server, merge};
+use crate::harness::{Client, Heard, Server, WATCHFUL, merge};
+use crate::prompts;
+use crate::provider::{Provider, Reply};
 
 /// Asks for a segment under a name.
 async fn request(client: &mut Client, id: &str, fields: Value) {
@@ -57,6 +59,66 @@ async fn every_answer_names_the_request_that_it_answers() {
     let nameless = client.collect_until("ltx2_segment_complete").await;
     for text in nameless.texts {
         assert_eq!(text.get("request_id"), None, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn answers_of_language_models_and_ends_of_segments_name_their_request() {
+    let provider = Provider::start(|_, asked| match asked.user() {
+        "unanswered" => Reply::Status(500),
+        prompt => Reply::Say(prompt.to_uppercase()),
+    })
+    .await;
+    let args = prompts::with(
+        &provider,
+        &[
+            "--generator.synthetic.step_ms=20",
+            "--generator.synthetic.faults=error@step2,prompt=failed;exit@frame9,prompt=restarted,max_attempt=1",
+        ],
+    );
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let server = Server::start(&[WATCHFUL, &args].concat());
+    let mut client = server.active(json!({"enhancement_enabled": true})).await;
+
+    request(&mut client, "answered", json!({})).await;
+    let enhanced = client.expect("prompt_enhanced").await;
+    assert_eq!(enhanced["request_id"], "answered");
+    client.until_type("ltx2_segment_complete").await;
+    request(&mut client, "unanswered", json!({})).await;
+    let fallback = client.expect("prompt_fallback").await;
+    assert_eq!(fallback["request_id"], "unanswered");
+    client.until_type("ltx2_segment_complete").await;
+    let rewrite = json!({
+        "type": "rewrite_seed_prompts", "request_id": "rewritten", "seed_prompt": "a fox", "count": 1,
+    });
+    client.send(rewrite).await;
+    let rewritten = client.expect("seed_prompts_rewritten").await;
+    assert_eq!(rewritten["request_id"], "rewritten");
+
+    client
+        .send(json!({"type": "enhancement_updated", "enabled": false}))
+        .await;
+    let long = json!({"num_inference_steps": 200});
+    request(&mut client, "cancelled", long).await;
+    client.until_type("step_complete").await;
+    client.send(json!({"type": "cancel_segment"})).await;
+    let cancelled = client.until_type("segment_cancelled").await;
+    assert_eq!(cancelled["request_id"], "cancelled");
+    request(&mut client, "failed", json!({})).await;
+    let failed = client.error().await;
+    assert_eq!(
+        (&failed["request_id"], &failed["restarting"]),
+        (&json!("failed"), &Value::Null)
+    );
+    request(&mut client, "restarted", json!({})).await;
+    let restarted = client.error().await;
+    assert_eq!(
+        (&restarted["request_id"], &restarted["restarting"]),
+        (&json!("restarted"), &json!(true))
+    );
+    let again = client.collect_until("ltx2_segment_complete").await;
+    for kind in ["ltx2_segment_start", "ltx2_segment_complete"] {
+        assert_eq!(again.only(kind)["request_id"], "restarted", "{kind}");
     }
 }
 
@@ -153,6 +215,29 @@ async fn a_session_tells_its_limits() {
     assert_eq!(limits["max_waiting_requests"], 3);
     assert_eq!(limits["max_message_bytes"], 48 << 20);
     assert_eq!(limits["hold_seconds"], 3, "rounded up");
+}
+
+#[tokio::test]
+async fn a_state_that_no_message_can_hold_is_refused_by_name() {
+    let limit = "--streaming.limits.max_message_bytes=65536";
+    let server = Server::start(&["--gpus", "1", limit]);
+    let mut client = server.active(json!({})).await;
+    client.segment("confetti and noise").await;
+    client
+        .send(json!({"type": "snapshot_state", "request_id": "large"}))
+        .await;
+    let error = client.expect("error").await;
+    assert_eq!(
+        (&error["request_id"], &error["retryable"]),
+        (&json!("large"), &json!(false))
+    );
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("the continuation state has about ")
+            && message.ends_with(" bytes as text, at most 65536 are allowed in a message"),
+        "{message}"
+    );
+    client.segment("the session goes on").await;
 }
 
 #[tokio::test]

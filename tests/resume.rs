@@ -66,6 +66,24 @@ async fn a_session_goes_on_over_another_connection() {
 }
 
 #[tokio::test]
+async fn a_session_that_was_idle_is_resumed() {
+    let expected = undisturbed(&Server::start(&["--gpus", "1"])).await;
+    let timeout = "--streaming.session_timeout_seconds=2";
+    let server = Server::start(&["--gpus", "1", timeout]);
+    let (mut client, ticket) = open(&server, json!({})).await;
+    client.segment(PROMPTS[0]).await;
+    client.expect("idle_warning").await;
+    client.expect("session_timeout").await;
+    assert_eq!(client.next().await, Heard::Closed(Some(1000)));
+    let mut client = server.open(ticket).await;
+    let start = client.until_type("ltx2_stream_start").await;
+    assert_eq!(start["next_segment_idx"], 1);
+    let segment = client.segment(PROMPTS[1]).await;
+    assert_eq!(index(&segment), 1);
+    assert!(segment.bytes() == expected[1], "it has other bytes");
+}
+
+#[tokio::test]
 async fn whoever_resumes_a_session_ends_its_older_connection() {
     let server = Server::start(&["--gpus", "1"]);
     let (mut old, ticket) = open(&server, json!({})).await;
