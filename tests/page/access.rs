@@ -70,6 +70,49 @@ async fn every_screen_shows_the_session() {
 }
 
 #[tokio::test]
+async fn the_button_that_turns_the_sound_on_covers_no_picture() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.until("there is a picture", "video.currentTime > 0.2")
+        .await;
+    // As a browser does that allows no sound yet.
+    page.run("video.muted = true").await;
+    page.until(
+        "the button is shown",
+        "document.querySelector('#unmute').checkVisibility()",
+    )
+    .await;
+    for (width, height) in SCREENS {
+        page.resize(width, height).await;
+        let boxes = "['#unmute', '#controls'].map((part) => {
+            const { left, top, right, bottom } = document.querySelector(part).getBoundingClientRect();
+            return [left, top, -right, -bottom];
+        })";
+        let boxes: [[f64; 4]; 2] = serde_json::from_value(page.get(boxes).await).unwrap();
+        let [button, bar] = boxes;
+        assert!(
+            button.iter().zip(bar).all(|(inner, outer)| *inner >= outer),
+            "{width}x{height}: {button:?} is not in {bar:?}"
+        );
+        let hides_middle = page
+            .get(
+                "(() => {
+                    const { left, top, width, height } = document.querySelector('#stage').getBoundingClientRect();
+                    const node = document.elementFromPoint(left + width / 2, top + height / 2);
+                    return Boolean(node?.closest('#controls'));
+                })()",
+            )
+            .await;
+        assert_eq!(hides_middle, false, "{width}x{height}");
+    }
+    page.click("#unmute").await;
+    page.until("there is sound", "!video.muted").await;
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
 async fn the_player_has_keys() {
     let server = Server::start(&["--default_request.sampling.num_frames=48"]);
     let page = Browser::open(&server).await;

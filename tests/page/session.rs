@@ -49,6 +49,54 @@ async fn segment_is_cancelled_while_it_is_denoised() {
 }
 
 #[tokio::test]
+async fn prompts_that_wait_are_moved_changed_and_removed() {
+    let server = Server::start(&[ENDLESS, "--streaming.warmup.enabled=false"]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "denoising").await;
+    for prompt in ["one", "two", "three"] {
+        page.prompt(prompt).await;
+    }
+    let until_waiting = async |expected: &[&str]| {
+        let list = "[...document.querySelectorAll('#waiting-list .words')].map((node) => node.textContent)";
+        let expression = format!(
+            "JSON.stringify({list}) === JSON.stringify({})",
+            json!(expected)
+        );
+        let what = format!("{expected:?} wait");
+        page.until(&what, &expression).await;
+    };
+    until_waiting(&["one", "two", "three"]).await;
+    page.click("[data-testid=waiting-2] [data-action=up]").await;
+    until_waiting(&["one", "three", "two"]).await;
+    page.click("[data-testid=waiting-1] [data-action=edit]")
+        .await;
+    let field = "[data-testid=waiting-1] input";
+    page.keys(field, &format!(" foxes{}", browser::ENTER)).await;
+    until_waiting(&["one", "three foxes", "two"]).await;
+    // The names of the buttons change once the server has accepted the new text.
+    page.until(
+        "the server has the new text",
+        "document.querySelector('[aria-label=\"Remove: three foxes\"]')?.tagName",
+    )
+    .await;
+    page.click("[data-testid=waiting-0] [data-action=remove]")
+        .await;
+    until_waiting(&["three foxes", "two"]).await;
+    // The server makes of it what the page shows.
+    for (prompt, waiting) in [("three foxes", &["two"][..]), ("two", &[])] {
+        page.click("#cancel").await;
+        let runs = format!(
+            "fastvideo.segments.some((s) => s.state === 'denoising' && s.prompt === {})",
+            json!(prompt)
+        );
+        page.until(&format!("{prompt} runs"), &runs).await;
+        until_waiting(waiting).await;
+    }
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
 async fn segment_is_cancelled_while_it_plays_and_another_takes_its_place() {
     let server = Server::start(PACED);
     let page = Browser::open(&server).await;
