@@ -26,7 +26,8 @@ DEMO_LTX2 = --model $(MODEL) --device cpu --host 127.0.0.1 --streaming.generatio
             --default_request.sampling.width 128 --default_request.sampling.num_frames 33 \
             --default_request.sampling.height $(if $(wildcard $(MODEL)/latent_upsampler),128,96)
 
-# Reads the states that we write, with the libraries that FastVideo uses, and is the S3 that the stores are tested with.
+# Reads the states that we write, with the libraries that FastVideo uses, is the S3 that the stores are tested with, and has
+# the rules of axe-core that the page is tested with.
 PYTHON = target/python
 PYTHON_PACKAGES = tests/data/requirements.txt
 

@@ -1,6 +1,7 @@
 //! The page for viewers with a keyboard, a screen reader, a small screen or a slow network.
 
 use super::*;
+use crate::harness::python;
 
 /// What a screen reader and a finger need, of everything that can be seen and used. Returns a list of faults.
 const FAULTS: &str = "(() => {
@@ -24,6 +25,26 @@ const FAULTS: &str = "(() => {
     }
     return faults;
 })()";
+
+/// Loads axe-core, runs all its rules, and keeps what they find.
+const AXE: &str = "
+    window.violations = null;
+    axe.run(document).then(({ violations }) => {
+        window.violations = violations.map(({ id, nodes }) => [id, nodes.map(({ target }) => target.join(' '))]);
+    });
+";
+
+/// What axe-core finds on the page as it is.
+async fn axe(page: &Browser) -> Value {
+    let script = "import axe_core_python, pathlib; \
+                  print(pathlib.Path(axe_core_python.__file__).with_name('axe.min.js').read_text())";
+    let axe = python().args(["-c", script]).output().unwrap();
+    assert!(axe.status.success(), "{axe:?}");
+    page.run(&String::from_utf8(axe.stdout).unwrap()).await;
+    page.run(AXE).await;
+    page.until("axe has looked at everything", "window.violations")
+        .await
+}
 
 const SCREENS: [(u32, u32); 4] = [(320, 568), (360, 740), (740, 360), (1280, 800)];
 
@@ -66,6 +87,29 @@ async fn every_screen_shows_the_session() {
         page.screenshot(&format!("session_{width}x{height}")).await;
         assert_eq!(page.get(FAULTS).await, json!([]), "{width}x{height}");
     }
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn axe_finds_nothing() {
+    let server = Server::start(&["--gpus=2"]);
+    let page = Browser::open(&server).await;
+    for (width, height) in SCREENS {
+        page.resize(width, height).await;
+        assert_eq!(axe(&page).await, json!([]), "empty, {width}x{height}");
+    }
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.until("there is a picture", "video.currentTime > 0.2")
+        .await;
+    for (width, height) in SCREENS {
+        page.resize(width, height).await;
+        assert_eq!(axe(&page).await, json!([]), "session, {width}x{height}");
+    }
+    // It does look.
+    page.run("document.documentElement.removeAttribute('lang')")
+        .await;
+    assert_eq!(axe(&page).await, json!([["html-has-lang", ["html"]]]));
     page.has_no_complaints().await;
 }
 
