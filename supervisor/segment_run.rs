@@ -3,6 +3,9 @@
 //! [`SegmentRun`] is a state machine over the events of the jobs that make the segment. It does not depend on sessions
 //! or any other kind of caller: the caller feeds it the events of its job ([`SegmentRun::next_event`],
 //! [`SegmentRun::observe`]) and is told what happened. It sends nothing to clients and stores nothing.
+//!
+//! The bytes of a segment depend only on what was asked for, so another attempt repeats what the one before has given.
+//! Media that were handed out are not handed out again; the caller is told only when an attempt differs.
 
 use std::future::pending;
 use std::time::Duration;
@@ -13,9 +16,12 @@ use fastvideo_proto::link::JobSpec;
 use tokio::time::Instant;
 use tracing::Span;
 
+use self::replay::{Compared, Replay};
 use crate::causes::with_causes;
 use crate::pool::{Binding, JobEnd, JobEvent, JobHandle, Media, Moved, StartState};
 use crate::store::State;
+
+mod replay;
 
 /// One attempt at one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +55,9 @@ pub(crate) struct SegmentRun {
     /// The worker that was lost with the last attempt.
     lost_with: Option<WorkerId>,
     cancelling: bool,
+    /// The attempt's media, those that were handed out before included.
     media: MediaCount,
+    replay: Replay,
     /// When the attempt last made progress.
     progressed: Instant,
     /// The span in which the events of the segment are logged.
@@ -74,6 +82,10 @@ pub(crate) enum RunEvent {
         /// Whether these are the attempt's first media.
         first: bool,
     },
+    /// The attempt has repeated media that were handed out before.
+    Repeated,
+    /// The attempt gives other media than were handed out before, which are void. These are the attempt's media so far.
+    Differs(Vec<Media>),
     /// The segment is finished.
     Finished(Box<FinishedSegment>),
     /// The segment is over, cancelled by its caller.
@@ -84,8 +96,6 @@ pub(crate) enum RunEvent {
     TakenBack {
         /// Whether the job was running.
         started: bool,
-        /// Whether media of the attempt were handed out, which are void now.
-        voids_media: bool,
     },
     /// The worker was lost with the job.
     WorkerLost {
@@ -93,8 +103,6 @@ pub(crate) enum RunEvent {
         /// Whether the job had reached the worker, so that it may have killed the worker.
         started: bool,
         reason: String,
-        /// Whether media of the attempt were handed out, which are void now.
-        voids_media: bool,
         then: AfterLoss,
     },
 }
@@ -120,6 +128,8 @@ pub(crate) struct FinishedSegment {
     pub(crate) generation: Duration,
     pub(crate) timing: JobTiming,
     pub(crate) media: MediaCount,
+    /// All media of the attempt, when fewer than were handed out before, which are void then.
+    pub(crate) instead: Option<Vec<Media>>,
 }
 
 /// Why a segment is over without success. Messages are safe to show to a client.
@@ -149,6 +159,7 @@ impl SegmentRun {
             lost_with: None,
             cancelling: false,
             media: MediaCount::default(),
+            replay: Replay::default(),
             progressed: Instant::now(),
             span: tracing::info_span!("segment", segment_idx),
         }
@@ -237,7 +248,11 @@ impl SegmentRun {
                 let first = self.media.bytes == 0;
                 self.media.chunks += u32::from(media.kind == MediaKind::Fragment);
                 self.media.bytes += media.bytes.len() as u64;
-                RunEvent::Media { media, first }
+                match self.replay.compare(media) {
+                    Compared::New(media) => RunEvent::Media { media, first },
+                    Compared::Repeated => RunEvent::Repeated,
+                    Compared::Differs(media) => RunEvent::Differs(media),
+                }
             }
             Some(JobEvent::Ended(end)) => self.ended(end),
         }
@@ -260,6 +275,7 @@ impl SegmentRun {
                     generation,
                     timing,
                     media: self.media,
+                    instead: self.replay.finish(),
                 })),
                 Err(error) => {
                     tracing::error!(error = with_causes(&error), "worker handed on a bad state");
@@ -277,10 +293,10 @@ impl SegmentRun {
                 }
             },
             JobEnd::TakenBack { .. } if self.cancelling => RunEvent::Cancelled,
-            JobEnd::TakenBack { started } => RunEvent::TakenBack {
-                started,
-                voids_media: self.begin_again(started),
-            },
+            JobEnd::TakenBack { started } => {
+                self.begin_again(started);
+                RunEvent::TakenBack { started }
+            }
             JobEnd::WorkerLost {
                 worker,
                 started,
@@ -288,11 +304,11 @@ impl SegmentRun {
             } => {
                 self.lost_with = Some(worker.clone());
                 self.deaths += u32::from(started);
+                self.begin_again(started);
                 RunEvent::WorkerLost {
                     worker,
                     started,
                     reason,
-                    voids_media: self.begin_again(started),
                     then: if self.cancelling {
                         AfterLoss::Cancelled
                     } else if self.deaths >= self.max_attempts {
@@ -307,11 +323,12 @@ impl SegmentRun {
         }
     }
 
-    /// Ends the attempt; the next one may run on any worker. Returns whether the attempt had media, which are void now.
-    fn begin_again(&mut self, started: bool) -> bool {
+    /// Ends the attempt; the next one may run on any worker.
+    fn begin_again(&mut self, started: bool) {
         self.job = None;
         self.attempt += u32::from(started);
-        std::mem::take(&mut self.media) != MediaCount::default()
+        self.media = MediaCount::default();
+        self.replay.begin_attempt();
     }
 
     /// Returns the time since the attempt last made progress, and records that it makes progress now.

@@ -236,9 +236,6 @@ async fn segment_whose_worker_dies_is_still_finished() {
     server.signal(Signal::SIGTERM);
     client.until_type("server_draining").await;
     kill(server.worker_pid(0).await, Signal::SIGKILL).unwrap();
-    assert_eq!(client.error().await["restarting"], true);
-    let start = client.until_type("ltx2_segment_start").await;
-    assert_eq!(start["attempt"], 2);
     client.until_type("ltx2_segment_complete").await;
     assert_eq!(client.closed().await, Some(1001));
     ended(server, &[]).await;

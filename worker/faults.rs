@@ -52,6 +52,8 @@ enum FaultKind {
     /// Make the engine report an error.
     Error,
     Panic,
+    /// Show a black picture in place of the frame.
+    Blank,
 }
 
 /// The point at which a fault is injected.
@@ -77,6 +79,8 @@ pub(crate) enum FaultPoint {
 pub(crate) struct Faults {
     armed: Vec<FaultSpec>,
     events: EventSender,
+    /// Whether the next frame is to be black.
+    blank: bool,
 }
 
 /// The job in which a fault point is reached.
@@ -107,7 +111,13 @@ impl Faults {
         Self {
             armed: specs.iter().filter(here).cloned().collect(),
             events,
+            blank: false,
         }
+    }
+
+    /// Returns whether the frame whose point was reached last is to be black.
+    pub(crate) fn take_blank(&mut self) -> bool {
+        std::mem::take(&mut self.blank)
     }
 
     /// Injects the fault that is armed for this point, if there is one. `job` is the running job.
@@ -140,7 +150,7 @@ impl Faults {
         }
     }
 
-    fn inject(&self, kind: FaultKind) -> Result<(), EngineError> {
+    fn inject(&mut self, kind: FaultKind) -> Result<(), EngineError> {
         match kind {
             FaultKind::Exit => std::process::exit(3),
             FaultKind::Abort => std::process::abort(),
@@ -165,6 +175,10 @@ impl Faults {
             }
             FaultKind::Error => Err(EngineError::Failed("injected error".to_owned())),
             FaultKind::Panic => panic!("injected panic"),
+            FaultKind::Blank => {
+                self.blank = true;
+                Ok(())
+            }
         }
     }
 }

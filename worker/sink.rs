@@ -121,6 +121,10 @@ impl Sink for JobSink<'_> {
         if self.cancelled() {
             return Err(EngineError::Cancelled);
         }
+        let rgb = match self.faults.take_blank() {
+            true => Arc::new(vec![0; rgb.len()]),
+            false => rgb,
+        };
         let sent = self.encoder.frame(rgb, sound.to_vec());
         sent.map_err(|gone| EngineError::Failed(gone.to_string()))
     }

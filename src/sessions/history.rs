@@ -382,6 +382,10 @@ pub(super) fn attempt_of(event: &Event) -> Option<(u32, u32)> {
             segment_idx,
             attempt,
         }
+        | Event::MediaVoid {
+            segment_idx,
+            attempt,
+        }
         | Event::SegmentFailed {
             segment_idx,
             attempt,

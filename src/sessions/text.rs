@@ -223,6 +223,9 @@ fn details(event: &Event) -> String {
         Event::Fault {
             worker_id, reason, ..
         } => format!("FAULT: {worker_id} was lost: {reason}"),
+        Event::MediaVoid { .. } => {
+            "the media differ from those of the attempt before, which are void".to_owned()
+        }
         Event::Error { code, message, .. } => format!("{}: {message}", wire_name(code)),
         Event::Draining { deadline_seconds } => format!("{deadline_seconds:.1} s are left"),
         Event::Closed {

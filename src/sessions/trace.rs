@@ -134,7 +134,8 @@ impl Trace {
                     | Event::PromptBlocked { .. } => (Track::Prompts, "t"),
                     Event::SegmentFinished { .. }
                     | Event::SegmentCancelled { .. }
-                    | Event::SegmentTakenBack { .. } => (Track::Segments, "t"),
+                    | Event::SegmentTakenBack { .. }
+                    | Event::MediaVoid { .. } => (Track::Segments, "t"),
                     // Perfetto draws these across all tracks of the session.
                     Event::Fault { .. } | Event::SegmentFailed { .. } | Event::Error { .. } => {
                         (Track::Session, "p")

@@ -46,6 +46,17 @@ pub struct Media {
     pub credit: Credit,
 }
 
+impl Media {
+    /// Gives the flow credit back to the job before the client has taken the message.
+    pub(crate) fn give_credit_back(self) -> Self {
+        let cost = self.credit.cost();
+        Self {
+            credit: Credit::new(cost, Arc::default()),
+            ..self
+        }
+    }
+}
+
 /// How a job ended.
 #[derive(Debug)]
 pub enum JobEnd {
@@ -165,7 +176,7 @@ pub(super) fn pair(
 
 /// Signals of a session to the worker of its job. They are flags and not a channel, so that no signal is lost and any
 /// number of signals becomes one command.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Signals {
     cancelled: AtomicBool,
     /// The flow credit that has not been passed to the worker yet.

@@ -36,13 +36,11 @@ fn failed(failure: JobFailure) -> JobEvent {
     JobEvent::Ended(JobEnd::Failed { failure, message })
 }
 
-/// How it goes on after a worker was lost, and whether media are void.
+/// How it goes on after a worker was lost.
 #[track_caller]
-fn lose(run: &mut SegmentRun, started: bool) -> (AfterLoss, bool) {
+fn lose(run: &mut SegmentRun, started: bool) -> AfterLoss {
     match run.observe(Some(lost(started))) {
-        RunEvent::WorkerLost {
-            then, voids_media, ..
-        } => (then, voids_media),
+        RunEvent::WorkerLost { then, .. } => then,
         other => panic!("{other:?}"),
     }
 }
@@ -67,17 +65,17 @@ async fn steps_are_timed_from_the_one_before() {
 #[test]
 fn only_an_attempt_that_was_started_counts() {
     let mut run = run();
-    assert_eq!(lose(&mut run, false), (AfterLoss::RunsAgain, false));
+    assert_eq!(lose(&mut run, false), AfterLoss::RunsAgain);
     assert_eq!(run.at().attempt, 1);
     assert!(!run.may_submit_to(&worker()), "it is gone");
-    assert_eq!(lose(&mut run, true), (AfterLoss::RunsAgain, false));
+    assert_eq!(lose(&mut run, true), AfterLoss::RunsAgain);
     assert_eq!(run.at().attempt, 2);
     let given_up = AfterLoss::GivenUp { deaths: 2 };
-    assert_eq!(lose(&mut run, true), (given_up, false));
+    assert_eq!(lose(&mut run, true), given_up);
 }
 
 #[test]
-fn media_are_void_when_their_attempt_is_and_not_those_of_the_attempt_before() {
+fn media_are_handed_out_once_over_all_attempts() {
     let mut run = run();
     for first in [true, false] {
         let RunEvent::Media { first: given, .. } = run.observe(Some(media())) else {
@@ -85,19 +83,25 @@ fn media_are_void_when_their_attempt_is_and_not_those_of_the_attempt_before() {
         };
         assert_eq!(given, first);
     }
-    assert_eq!(lose(&mut run, true), (AfterLoss::RunsAgain, true));
+    assert_eq!(lose(&mut run, true), AfterLoss::RunsAgain);
+    let repeated = run.observe(Some(media()));
+    assert!(matches!(repeated, RunEvent::Repeated), "{repeated:?}");
     let back = run.observe(Some(JobEvent::Ended(JobEnd::TakenBack { started: true })));
     assert!(
-        matches!(
-            back,
-            RunEvent::TakenBack {
-                voids_media: false,
-                ..
-            }
-        ),
+        matches!(back, RunEvent::TakenBack { started: true }),
         "{back:?}"
     );
     assert_eq!(run.at().attempt, 3);
+    for _ in 0..2 {
+        let repeated = run.observe(Some(media()));
+        assert!(matches!(repeated, RunEvent::Repeated), "{repeated:?}");
+    }
+    let new = run.observe(Some(media()));
+    assert!(
+        matches!(new, RunEvent::Media { first: false, .. }),
+        "{new:?}"
+    );
+    assert_eq!(run.media.chunks, 3);
 }
 
 #[test]
@@ -122,7 +126,7 @@ fn a_cancelled_segment_is_over_however_its_attempt_ends() {
     }
     let mut run = run();
     let _ = run.cancel();
-    assert_eq!(lose(&mut run, true).0, AfterLoss::Cancelled);
+    assert_eq!(lose(&mut run, true), AfterLoss::Cancelled);
 }
 
 #[test]

@@ -143,14 +143,16 @@ pub enum SessionEvent {
     /// The worker has to leave; the segment runs again.
     SegmentTakenBack {
         at: AttemptId,
-        request: Option<RequestId>,
         /// Whether the segment was running.
         started: bool,
-        /// Whether media of the attempt were handed out, which are void now.
-        voids_media: bool,
     },
     /// The worker was lost with the segment.
     WorkerLost(Box<WorkerLost>),
+    /// This attempt at a segment gives other media than those before, which are void.
+    MediaVoid {
+        at: AttemptId,
+        request: Option<RequestId>,
+    },
     /// The continuation state that the client has asked for.
     StateExported(Box<ExportedState>),
     /// A waiting request was taken out of the queue.
@@ -281,13 +283,10 @@ pub struct SegmentCompleted {
 #[derive(Debug)]
 pub struct WorkerLost {
     pub at: AttemptId,
-    pub request: Option<RequestId>,
     pub worker: WorkerId,
     /// Whether the job had reached the worker, so that it may have killed the worker.
     pub started: bool,
     pub reason: String,
-    /// Whether the segment runs again and media of the attempt were handed out, which are void now.
-    pub voids_media: bool,
 }
 
 #[derive(Debug)]

@@ -1,6 +1,5 @@
 //! Generates a session's segment: begins it, follows the events of its job, and commits it.
 
-use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{ErrorCode, frames_to_time};
 use tokio::time::Instant;
 
@@ -85,39 +84,25 @@ impl LiveSession {
                 took,
             }),
             RunEvent::Media { media, first } => self.relay(at, media, first),
+            RunEvent::Repeated => {}
+            RunEvent::Differs(media) => self.replace_media(at, media),
             RunEvent::Finished(finished) => self.commit(at, *finished),
             RunEvent::Cancelled => self.segment_cancelled(),
             RunEvent::Failed(failure) => return self.give_up(failure),
-            RunEvent::TakenBack {
-                started,
-                voids_media,
-            } => {
-                self.void_media(voids_media);
-                let request = self.current_request();
-                self.emit(SessionEvent::SegmentTakenBack {
-                    at,
-                    request,
-                    started,
-                    voids_media,
-                });
+            RunEvent::TakenBack { started } => {
+                self.emit(SessionEvent::SegmentTakenBack { at, started });
             }
             RunEvent::WorkerLost {
                 worker,
                 started,
                 reason,
-                voids_media,
                 then,
             } => {
-                let voids_media = voids_media && then == AfterLoss::RunsAgain;
-                self.void_media(voids_media);
-                let request = self.current_request();
                 self.emit(SessionEvent::WorkerLost(Box::new(WorkerLost {
                     at,
-                    request,
                     worker,
                     started,
                     reason,
-                    voids_media,
                 })));
                 match then {
                     AfterLoss::RunsAgain => {}
@@ -134,14 +119,14 @@ impl LiveSession {
         None
     }
 
-    /// Returns the client's name for the request that the current segment was made for.
-    fn current_request(&self) -> Option<RequestId> {
-        self.segment.as_ref()?.planned.id.clone()
-    }
-
-    fn void_media(&mut self, voids_media: bool) {
-        if voids_media {
-            self.playback.media_void();
+    /// Tells the client that the media that it has of the segment are void, and hands these out instead.
+    fn replace_media(&mut self, at: AttemptId, media: Vec<Media>) {
+        self.playback.media_void();
+        let segment = self.segment.as_ref();
+        let request = segment.and_then(|segment| segment.planned.id.clone());
+        self.emit(SessionEvent::MediaVoid { at, request });
+        for (n, media) in media.into_iter().enumerate() {
+            self.relay(at, media, n == 0);
         }
     }
 
@@ -178,7 +163,11 @@ impl LiveSession {
             generation,
             timing,
             media,
+            instead,
         } = finished;
+        if let Some(media) = instead {
+            self.replace_media(at, media);
+        }
         self.emit(SessionEvent::SegmentFinished {
             at,
             frames,

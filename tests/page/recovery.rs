@@ -30,6 +30,34 @@ async fn check_worker_killed(moment: &str) {
     let gpu = gpu.as_str().unwrap().parse().unwrap();
     kill(server.worker_pid(gpu).await, Signal::SIGKILL).unwrap();
 
+    page.until_state("segment-1", "done").await;
+    page.play_out().await;
+    let states = page.states("segment-1").await;
+    assert_eq!(states, ["denoising", "streaming", "done"]);
+    let errors = page.get("fastvideo.errors.map((e) => e.code)").await;
+    assert_eq!(errors, json!([]));
+    played_through(&page).await;
+}
+
+/// The video of two segments has no gap, and the page shows no error.
+async fn played_through(page: &Browser) {
+    assert_eq!(
+        page.get("document.querySelector('#error').hidden").await,
+        true
+    );
+    let [from, to] = page.only_range().await;
+    assert!(from == 0.0 && (6.0..6.06).contains(&to), "{from} to {to}");
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn video_plays_through_when_another_worker_gives_other_media() {
+    let faults = "--generator.synthetic.faults=blank@frame0,segment=1,max_attempt=1;exit@frame30,segment=1,max_attempt=1";
+    let server = Server::start(&[SLOW, &[faults]].concat());
+    server.ready(2).await;
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.prompt(LIGHTHOUSE).await;
     page.until_state("segment-1", "restarting").await;
     page.until_state("segment-1", "done").await;
     page.screenshot("restarted").await;
@@ -48,13 +76,7 @@ async fn check_worker_killed(moment: &str) {
     assert_eq!(page.get("fastvideo.segments[1].attempt").await, 2);
     let errors = page.get("fastvideo.errors.map((e) => e.code)").await;
     assert_eq!(errors, json!(["worker_failed"]));
-    assert_eq!(
-        page.get("document.querySelector('#error').hidden").await,
-        true
-    );
-    let [from, to] = page.only_range().await;
-    assert!(from == 0.0 && (6.0..6.06).contains(&to), "{from} to {to}");
-    page.has_no_complaints().await;
+    played_through(&page).await;
 }
 
 #[tokio::test]

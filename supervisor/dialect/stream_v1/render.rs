@@ -32,12 +32,14 @@ struct Stream {
     mode: MediaMode,
 }
 
-/// What the client has seen of the current segment. A second attempt after a fault is silent as long as the client has
-/// no media of the first: nothing is shown twice.
+/// What the client has seen of the current segment. Another attempt after a fault is silent: nothing is shown twice.
 #[derive(Debug, Default)]
 struct Shown {
     start: bool,
-    media: bool,
+    /// The attempt that the first media came from. It names the stream of all of them.
+    media: Option<AttemptId>,
+    /// The latest attempt, to be shown if it voids the media of those before.
+    queued: Option<Box<SegmentQueued>>,
     /// The last step of each stage that the client has seen.
     steps: Vec<(Stage, u32)>,
 }
@@ -89,7 +91,7 @@ impl StreamRenderer {
                 queue_depth,
             } => self.queue_status(position, queue_depth, out),
             SessionEvent::WorkerBound(bound) => self.bound(*bound, out),
-            SessionEvent::SegmentQueued(queued) => self.segment_queued(*queued, out),
+            SessionEvent::SegmentQueued(queued) => self.segment_queued(queued, out),
             SessionEvent::SegmentCompleted(completed) => self.completed(*completed, out),
             SessionEvent::SegmentCancelled { at, request } => {
                 self.shown = Shown::default();
@@ -115,19 +117,7 @@ impl StreamRenderer {
                     request_id: request,
                 });
             }
-            SessionEvent::SegmentTakenBack {
-                at,
-                request,
-                voids_media: true,
-                ..
-            } => {
-                let message = "the GPU worker has to leave; the segment starts again";
-                self.restarting(at, request, message, out);
-            }
-            SessionEvent::WorkerLost(lost) if lost.voids_media => {
-                let message = "the GPU worker was lost; the segment starts again";
-                self.restarting(lost.at, lost.request, message, out);
-            }
+            SessionEvent::MediaVoid { at, request } => self.media_void(at, request, out),
             SessionEvent::PromptEnhanced {
                 request,
                 original_prompt,
@@ -276,22 +266,16 @@ impl StreamRenderer {
         });
     }
 
-    fn segment_queued(&mut self, queued: SegmentQueued, out: &mut Rendered) {
+    fn segment_queued(&mut self, queued: Box<SegmentQueued>, out: &mut Rendered) {
         if !std::mem::replace(&mut self.shown.start, true) {
-            out.json(&ServerMessage::SegmentStart {
-                segment_idx: queued.at.segment_idx,
-                prompt: queued.prompt,
-                total_steps: queued.total_steps,
-                source: queued.source,
-                original_prompt: queued.original_prompt,
-                attempt: queued.at.attempt,
-                request_id: queued.request,
-            });
+            out.json(&segment_start(&queued));
         }
+        self.shown.queued = Some(queued);
     }
 
     fn media(&mut self, at: AttemptId, media: Media, out: &mut Rendered) {
-        if !std::mem::replace(&mut self.shown.media, true) {
+        if self.shown.media.is_none() {
+            self.shown.media = Some(at);
             let mime = match &media.kind {
                 MediaKind::InitSegment { mime } => mime.clone(),
                 MediaKind::Fragment => "image/jpeg".to_owned(),
@@ -308,10 +292,10 @@ impl StreamRenderer {
 
     fn completed(&mut self, completed: SegmentCompleted, out: &mut Rendered) {
         let at = completed.at;
-        self.shown = Shown::default();
+        let stream = std::mem::take(&mut self.shown).media.unwrap_or(at);
         out.json(&ServerMessage::MediaSegmentComplete {
             segment_idx: at.segment_idx,
-            stream_id: self.stream_id(at),
+            stream_id: self.stream_id(stream),
             chunks: completed.media.chunks,
             duration_ms: ms(completed.duration),
             pts_base_ms: ms(completed.start),
@@ -324,15 +308,10 @@ impl StreamRenderer {
         });
     }
 
-    /// Tells the client that the media it has of the segment are void.
-    fn restarting(
-        &mut self,
-        at: AttemptId,
-        request: Option<RequestId>,
-        message: &str,
-        out: &mut Rendered,
-    ) {
-        self.shown = Shown::default();
+    /// Tells the client that the media that it has of the segment are void, and begins the segment anew.
+    fn media_void(&mut self, at: AttemptId, request: Option<RequestId>, out: &mut Rendered) {
+        let message =
+            "the segment was interrupted, and another GPU gives other media; it starts again";
         out.json(&ServerMessage::Error {
             code: ErrorCode::WorkerFailed,
             message: message.to_owned(),
@@ -341,11 +320,26 @@ impl StreamRenderer {
             restarting: true,
             request_id: request,
         });
+        if let Some(queued) = std::mem::take(&mut self.shown).queued {
+            self.segment_queued(queued, out);
+        }
     }
 
     fn stream_id(&self, at: AttemptId) -> String {
         let session = self.stream.as_ref().map_or("", |s| s.session.as_str());
         format!("{session}-{}-{}", at.segment_idx, at.attempt)
+    }
+}
+
+fn segment_start(queued: &SegmentQueued) -> ServerMessage {
+    ServerMessage::SegmentStart {
+        segment_idx: queued.at.segment_idx,
+        prompt: queued.prompt.clone(),
+        total_steps: queued.total_steps,
+        source: queued.source,
+        original_prompt: queued.original_prompt.clone(),
+        attempt: queued.at.attempt,
+        request_id: queued.request.clone(),
     }
 }
 
@@ -406,9 +400,12 @@ mod tests {
     use bytes::Bytes;
     use fastvideo_proto::ids::{GpuId, WorkerId};
     use fastvideo_proto::job::PromptSource;
+    use serde_json::Value;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::pool::testing;
+    use crate::segment_run::MediaCount;
     use crate::session::event::WorkerLost;
 
     fn at(attempt: u32) -> AttemptId {
@@ -449,28 +446,49 @@ mod tests {
         }
     }
 
-    fn lost(attempt: u32, voids_media: bool) -> SessionEvent {
+    fn lost(attempt: u32) -> SessionEvent {
         SessionEvent::WorkerLost(Box::new(WorkerLost {
             at: at(attempt),
-            request: None,
             worker: WorkerId::new(GpuId(0), attempt),
             started: true,
             reason: "killed".to_owned(),
-            voids_media,
         }))
     }
 
-    /// The types of the messages that the client gets of these events; `media` for a binary one.
+    fn void(attempt: u32) -> SessionEvent {
+        SessionEvent::MediaVoid {
+            at: at(attempt),
+            request: None,
+        }
+    }
+
+    fn completed(attempt: u32) -> SessionEvent {
+        SessionEvent::SegmentCompleted(Box::new(SegmentCompleted {
+            at: at(attempt),
+            request: None,
+            media: MediaCount::default(),
+            start: Duration::ZERO,
+            duration: Duration::ZERO,
+            generation: Duration::ZERO,
+            requested: Instant::now(),
+        }))
+    }
+
+    /// Compares the types of the messages that the client gets of these events, `media` for a binary one. Returns the
+    /// texts among them.
     #[track_caller]
-    fn check(events: impl IntoIterator<Item = SessionEvent>, expected: &[&str]) {
+    fn check(events: impl IntoIterator<Item = SessionEvent>, expected: &[&str]) -> Vec<Value> {
         let mut renderer = StreamRenderer::default();
         let mut types = Vec::new();
+        let mut messages = Vec::new();
         for event in events {
             for wire in renderer.render(event) {
                 types.push(match wire {
                     Wire::Text(text) => {
-                        let message: serde_json::Value = serde_json::from_str(&text).unwrap();
-                        message["type"].as_str().unwrap().to_owned()
+                        let message: Value = serde_json::from_str(&text).unwrap();
+                        let kind = message["type"].as_str().unwrap().to_owned();
+                        messages.push(message);
+                        kind
                     }
                     Wire::Media(_) => "media".to_owned(),
                     Wire::Close { code, .. } => code.to_string(),
@@ -478,21 +496,27 @@ mod tests {
             }
         }
         assert_eq!(types, expected);
+        messages
     }
 
     #[test]
-    fn another_attempt_is_silent_as_long_as_the_client_has_no_media() {
+    fn another_attempt_is_silent() {
         let events = [
             queued(1),
             step(1, 1),
             step(1, 2),
-            lost(1, false),
+            lost(1),
             queued(2),
             step(2, 1),
             step(2, 2),
             step(2, 3),
             media(2),
-            media(2),
+            lost(2),
+            queued(3),
+            step(3, 1),
+            step(3, 3),
+            media(3),
+            completed(3),
         ];
         let expected = [
             "ltx2_segment_start",
@@ -502,8 +526,13 @@ mod tests {
             "media_init",
             "media",
             "media",
+            "media_segment_complete",
+            "ltx2_segment_complete",
         ];
-        check(events, &expected);
+        let messages = check(events, &expected);
+        // The stream that began with the second attempt ends with the third.
+        assert_eq!(messages[4]["stream_id"], "-0-2");
+        assert_eq!(messages[5]["stream_id"], "-0-2");
     }
 
     #[test]
@@ -512,10 +541,13 @@ mod tests {
             queued(1),
             step(1, 1),
             media(1),
-            lost(1, true),
+            lost(1),
             queued(2),
             step(2, 1),
+            void(2),
             media(2),
+            step(2, 2),
+            completed(2),
         ];
         let expected = [
             "ltx2_segment_start",
@@ -524,11 +556,16 @@ mod tests {
             "media",
             "error",
             "ltx2_segment_start",
-            "step_complete",
             "media_init",
             "media",
+            "step_complete",
+            "media_segment_complete",
+            "ltx2_segment_complete",
         ];
-        check(events, &expected);
+        let messages = check(events, &expected);
+        assert_eq!(messages[0]["attempt"], 1);
+        assert_eq!(messages[4]["attempt"], 2);
+        assert_eq!(messages[5]["stream_id"], "-0-2");
     }
 
     #[test]

@@ -448,11 +448,7 @@ async fn a_segment_that_is_taken_back_or_loses_its_worker_runs_again() {
     let mut client = world.active(OpenSession::default()).await;
     client.request("a fox").await;
     world.job().await.take_back();
-    let SessionEvent::SegmentTakenBack { voids_media, .. } = client.until("SegmentTakenBack").await
-    else {
-        unreachable!("asked for that event");
-    };
-    assert!(!voids_media, "the client has none");
+    client.until("SegmentTakenBack").await;
     let job = world.job().await;
     assert_eq!(job.spec().attempt, 2);
     job.media(100);
@@ -460,13 +456,47 @@ async fn a_segment_that_is_taken_back_or_loses_its_worker_runs_again() {
     let SessionEvent::WorkerLost(lost) = client.until("WorkerLost").await else {
         unreachable!("asked for that event");
     };
-    assert_eq!((lost.at.attempt, lost.voids_media), (2, true));
+    assert_eq!(lost.at.attempt, 2);
     world.workers.serve(0);
     assert_eq!(client.bound().await.previous, Some(lost.worker));
     let job = world.job().await;
     assert_eq!(job.spec().attempt, 3);
+    job.media(100);
+    job.media(50);
     job.finish();
-    client.until("SegmentCompleted").await;
+    let names = client.names_until("SegmentCompleted").await;
+    assert_eq!(names.iter().filter(|name| *name == "Media").count(), 1);
+    assert!(!names.iter().any(|name| name == "MediaVoid"), "{names:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn media_that_differ_from_those_of_the_attempt_before_take_their_place() {
+    // Another message, or fewer of them.
+    for (second, expected) in [(vec![100, 99], 2), (vec![100], 1)] {
+        let mut world = World::serving().await;
+        let mut client = world.active(OpenSession::default()).await;
+        client.request("a fox").await;
+        let job = world.job().await;
+        job.media(100);
+        job.media(50);
+        job.lose_worker();
+        client.until("WorkerLost").await;
+        world.workers.serve(0);
+        let job = world.job().await;
+        for bytes in second {
+            job.media(bytes);
+        }
+        job.finish();
+        let SessionEvent::MediaVoid { at, .. } = client.until("MediaVoid").await else {
+            unreachable!("asked for that event");
+        };
+        assert_eq!(at.attempt, 2);
+        let names = client.names_until("SegmentCompleted").await;
+        assert_eq!(
+            names.iter().filter(|name| *name == "Media").count(),
+            expected
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

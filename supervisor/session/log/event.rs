@@ -191,6 +191,11 @@ pub enum LogEvent {
         started: bool,
         reason: String,
     },
+    /// The attempt gives other media than those before, which are void.
+    MediaVoid {
+        segment_idx: u32,
+        attempt: u32,
+    },
     /// The client was told of an error that concerns no segment.
     Error {
         code: ErrorCode,

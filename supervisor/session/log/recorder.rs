@@ -165,7 +165,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             code: *code,
             message: message.clone(),
         },
-        SessionEvent::SegmentTakenBack { at, started, .. } => L::SegmentTakenBack {
+        SessionEvent::SegmentTakenBack { at, started } => L::SegmentTakenBack {
             segment_idx: at.segment_idx,
             attempt: at.attempt,
             started: *started,
@@ -176,6 +176,10 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             worker_id: lost.worker.clone(),
             started: lost.started,
             reason: lost.reason.clone(),
+        },
+        SessionEvent::MediaVoid { at, .. } => L::MediaVoid {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
         },
         SessionEvent::Error {
             code,
