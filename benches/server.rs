@@ -48,6 +48,7 @@ impl Server {
             .args(["--streaming.generation_segment_cap", "1000000"])
             // Whoever comes next has the worker of a client that has gone.
             .args(["--streaming.hold_seconds", "0"])
+            .args(["--streaming.max_lead_seconds", "0"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

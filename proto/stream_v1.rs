@@ -34,6 +34,7 @@ pub enum ClientMessage {
     SnapshotState,
     CancelSegment,
     WithdrawRequest,
+    Playback(Playback),
     EditRequest(EditRequest),
     RewriteSeedPrompts(RewriteSeedPrompts),
     Leave,
@@ -103,6 +104,16 @@ pub struct EditRequest {
     pub position: Option<usize>,
 }
 
+/// Says what the viewer sees.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Playback {
+    /// Where the viewer is on the session's time line, in milliseconds.
+    pub position_ms: f64,
+    /// Whether the video plays; false while it is paused or waits for media.
+    #[serde(default = "yes")]
+    pub playing: bool,
+}
+
 /// Replaces the curated prompts from the next segment on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SeedPromptsUpdated {
@@ -127,6 +138,10 @@ pub struct RewriteSeedPrompts {
     pub seed_prompt: String,
     #[serde(default = "three")]
     pub count: u32,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn three() -> u32 {
@@ -166,6 +181,7 @@ impl ClientMessage {
             Self::CancelSegment => "cancel_segment",
             Self::WithdrawRequest => "withdraw_request",
             Self::EditRequest(_) => "edit_request",
+            Self::Playback(_) => "playback",
             Self::RewriteSeedPrompts(_) => "rewrite_seed_prompts",
             Self::Leave => "leave",
         }
@@ -216,6 +232,7 @@ impl ClientMessage {
             "cancel_segment" => Self::CancelSegment,
             "withdraw_request" => Self::WithdrawRequest,
             "edit_request" => Self::EditRequest(fields(text, kind)?),
+            "playback" => Self::Playback(fields(text, kind)?),
             "rewrite_seed_prompts" => Self::RewriteSeedPrompts(fields(text, kind)?),
             "leave" => Self::Leave,
             _ => return Err(ParseError::UnknownType(kind.chars().take(64).collect())),

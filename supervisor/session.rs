@@ -31,6 +31,7 @@ pub use event::SessionEvent;
 pub use latency::{LatencyQuantiles, RelayLatency};
 pub use log::Logs;
 pub use outbox::Outbox;
+pub use playback::Playback;
 pub use registry::{Entry, Full, Limits, Registry, Ticket};
 pub use state::SessionState;
 
@@ -82,6 +83,9 @@ pub struct Config {
     pub idle_while_others_wait: Duration,
     /// How long the worker of a session whose connection was lost is kept for it; zero keeps it not at all.
     pub hold: Duration,
+    /// How far the viewer may be behind what is finished when a segment begins that nobody has asked for; zero is no
+    /// limit.
+    pub max_lead: Duration,
     /// The largest message in either direction, in bytes.
     pub max_message_bytes: usize,
     /// How long a client may take to send its opening message.
@@ -148,6 +152,7 @@ mod tests {
             paused_timeout: Duration::from_secs(900),
             idle_while_others_wait: Duration::from_secs(60),
             hold: Duration::from_secs(10),
+            max_lead: Duration::from_secs(60),
             max_message_bytes: 48 << 20,
             opening_timeout: Duration::from_secs(30),
             max_waiting_requests: 8,

@@ -36,6 +36,7 @@ fn client_messages() -> Vec<Value> {
         json!({"type": "cancel_segment"}),
         json!({"type": "withdraw_request"}),
         json!({"type": "edit_request", "prompt": "p", "position": 0}),
+        json!({"type": "playback", "position_ms": 1.5, "playing": true}),
         json!({"type": "rewrite_seed_prompts", "seed_prompt": "p", "count": 3}),
         json!({"type": "leave"}),
     ]
@@ -164,6 +165,7 @@ fn the_messages_above_are_all_there_are() {
             | ClientMessage::CancelSegment
             | ClientMessage::WithdrawRequest
             | ClientMessage::EditRequest(_)
+            | ClientMessage::Playback(_)
             | ClientMessage::RewriteSeedPrompts(_)
             | ClientMessage::Leave => {}
         }

@@ -27,7 +27,8 @@ use ureq::http::{Request, Response};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Small and quick segments, so that tests spend their time on what they test. However slow the machine, a GPU has as
-/// many sessions as a test asks for. A client that goes away leaves its GPU at once.
+/// many sessions as a test asks for. A client that goes away leaves its GPU at once,
+/// and a loop waits for no viewer.
 pub(crate) const SMALL: &[&str] = &[
     "--default_request.sampling.width=128",
     "--default_request.sampling.height=96",
@@ -38,6 +39,7 @@ pub(crate) const SMALL: &[&str] = &[
     "--streaming.generation_segment_cap=1000",
     "--streaming.pool.keep_up=false",
     "--streaming.hold_seconds=0",
+    "--streaming.max_lead_seconds=0",
 ];
 
 /// Workers that hang are noticed soon, and those that die come back soon, any number of times.

@@ -167,6 +167,7 @@ async fn sessions_are_listed_and_ended_by_an_operator() {
     assert_eq!(list[0]["worker_id"], "gpu0-1");
     assert_eq!(list[0]["segment_idx"], 1);
     assert!(list[0]["age_seconds"].as_f64().unwrap() > 0.0);
+    assert!(list[0]["lead_seconds"].as_f64().unwrap() >= 0.0);
     assert_eq!(list[1]["state"], "QUEUED");
     assert_eq!(list[1]["worker_id"], Value::Null);
 

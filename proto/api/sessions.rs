@@ -26,6 +26,8 @@ pub struct SessionEntry {
     pub worker_id: Option<WorkerId>,
     /// The index of the running segment, or of the next one when none runs.
     pub segment_idx: u32,
+    /// How far the viewer is behind the end of what is finished, in seconds of playing time, as far as the server knows.
+    pub lead_seconds: f64,
     /// Seconds since the client connected.
     pub age_seconds: f64,
 }

@@ -147,6 +147,13 @@ fn every_later_client_message_has_the_names_of_the_contract() {
         ClientMessage::CancelSegment,
     );
     check_client(
+        json!({"type": "playback", "position_ms": 1500.5, "playing": true}),
+        ClientMessage::Playback(Playback {
+            position_ms: 1500.5,
+            playing: true,
+        }),
+    );
+    check_client(
         json!({"type": "withdraw_request"}),
         ClientMessage::WithdrawRequest,
     );

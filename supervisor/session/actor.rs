@@ -256,6 +256,7 @@ impl LiveSession {
             self.lingering_since.map(|since| since + DRAIN_LINGER),
             self.drain_deadline,
             self.director.alarm(),
+            self.viewer_catches_up_at(),
             self.persistence.retry_at(),
         ];
         alarms.into_iter().flatten().min()

@@ -27,7 +27,15 @@ const NOT_WAITING: &str = "no request with this `request_id` waits";
 impl LiveSession {
     /// Handles what the client's connection has received; `None` means that the connection is gone.
     pub(super) fn receive(&mut self, inbound: Option<Inbound>) -> Option<EndCause> {
-        self.last_activity = Instant::now();
+        let is_report = |inbound: &Inbound| {
+            let Inbound::Command { command, .. } = inbound else {
+                return false;
+            };
+            matches!(command, SessionCommand::ReportPlayback(_))
+        };
+        if !inbound.as_ref().is_some_and(is_report) {
+            self.last_activity = Instant::now();
+        }
         match inbound {
             None | Some(Inbound::Gone) => Some(EndCause::Gone),
             Some(Inbound::Violation(violation)) => Some(EndCause::Violation(violation)),
@@ -98,6 +106,10 @@ impl LiveSession {
             SessionCommand::WithdrawRequest => self.withdraw_request(id),
             SessionCommand::EditRequest(edit) => self.edit_request(id, edit),
             SessionCommand::RewritePrompt(rewrite) => self.rewrite(id, rewrite),
+            SessionCommand::ReportPlayback(report) => {
+                self.playback.reported(report, Instant::now());
+                self.show_playback();
+            }
             SessionCommand::Leave => return Some(EndCause::Left),
         }
         None

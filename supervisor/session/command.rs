@@ -4,6 +4,7 @@
 //! directly. The session checks them against its limits; until then they are untrusted input.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{MediaMode, PromptSource};
@@ -112,10 +113,21 @@ pub enum SessionCommand {
     WithdrawRequest,
     /// Changes a waiting request.
     EditRequest(RequestEdit),
+    /// Says what the viewer sees. It is no sign of activity.
+    ReportPlayback(PlaybackReport),
     /// Asks for `count` alternatives to a prompt.
     RewritePrompt(RewriteRequest),
     /// Ends the session for good.
     Leave,
+}
+
+/// What a client says about its viewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlaybackReport {
+    /// Where the viewer is on the session's time line.
+    pub position: Duration,
+    /// Whether the video plays.
+    pub playing: bool,
 }
 
 /// A request for the next segment. Absent fields take the operator's defaults.

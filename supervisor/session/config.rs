@@ -19,6 +19,7 @@ pub static KEYS: &[&KeySpec] = &[
     &PAUSED_TIMEOUT.spec,
     &IDLE_WHILE_OTHERS_WAIT.spec,
     &HOLD.spec,
+    &MAX_LEAD.spec,
     &RESUME_TTL.spec,
     &GENERATION_SEGMENT_CAP.spec,
 ];
@@ -39,6 +40,10 @@ static IDLE_WHILE_OTHERS_WAIT: Key<Duration> =
 static HOLD: Key<Duration> = Key::seconds("streaming.hold_seconds", 0.0, HOUR)
     .help("How long a session whose connection was lost keeps its GPU, so that it can be resumed there; 0 frees it at once")
     .default(10.0);
+
+static MAX_LEAD: Key<Duration> = Key::seconds("streaming.max_lead_seconds", 0.0, DAY)
+    .help("While the viewer is more than this behind what is finished, a loop or auto-extension waits; requests always run; 0 is no limit")
+    .default(60.0);
 
 static GENERATION_SEGMENT_CAP: Key<u32> =
     Key::u32("streaming.generation_segment_cap", 1, 1_000_000)
@@ -184,6 +189,7 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
         paused_timeout: reader.get(&PAUSED_TIMEOUT),
         idle_while_others_wait: reader.get(&IDLE_WHILE_OTHERS_WAIT),
         hold: reader.get(&HOLD),
+        max_lead: reader.get(&MAX_LEAD),
         max_message_bytes: reader.get(&MAX_MESSAGE_BYTES),
         opening_timeout: reader.get(&OPENING_TIMEOUT),
         max_waiting_requests: reader.get(&MAX_WAITING_REQUESTS),

@@ -58,10 +58,15 @@ impl Director {
         }
     }
 
-    /// Takes the next segment. Returns `None` while nothing is to be generated, or while the prompt whose turn it is is
-    /// being prepared.
-    pub(super) fn next(&mut self, config: &Config) -> Option<PlannedSegment> {
-        self.playlist.next(config)
+    /// Takes the next segment; with `alone`, also one that nobody has asked for. Returns `None` while nothing is to be
+    /// generated, or while the prompt whose turn it is is being prepared.
+    pub(super) fn next(&mut self, config: &Config, alone: bool) -> Option<PlannedSegment> {
+        self.playlist.next(config, alone)
+    }
+
+    /// Returns whether the next segment is one that nobody has asked for.
+    pub(super) fn goes_on_alone(&self) -> bool {
+        self.playlist.goes_on_alone()
     }
 
     /// Starts to prepare the prompts that will be needed, and aborts the tasks that are no longer needed.

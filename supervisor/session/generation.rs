@@ -19,7 +19,11 @@ impl LiveSession {
         let is_ready = self.segment.is_none()
             && self.ticket.state() == SessionState::Active
             && !self.client_is_full();
-        if is_ready && let Some(planned) = self.director.next(&self.context.config) {
+        if is_ready
+            && let Some(planned) = self
+                .director
+                .next(&self.context.config, self.may_go_on_alone())
+        {
             let (idx, max_attempts) = (
                 self.director.segment_idx(),
                 self.context.config.max_attempts,
@@ -187,7 +191,8 @@ impl LiveSession {
         self.ticket
             .update(|entry| entry.segments = self.director.segment_idx());
         self.last_activity = Instant::now();
-        self.playback.finished(duration);
+        self.playback.finished(start + duration, duration);
+        self.show_playback();
         let gate = self.emitter.outbox().gate();
         let completed = SegmentCompleted {
             at,

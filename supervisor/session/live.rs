@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastvideo_proto::ids::RequestId;
-use fastvideo_proto::job::{ErrorCode, MediaMode};
+use fastvideo_proto::job::{ErrorCode, MediaMode, frames_to_time};
 use tokio::time::Instant;
 
 use super::Context;
@@ -143,7 +143,10 @@ impl LiveSession {
             state,
             start_frame: progress.start_frame,
             persistence: Persistence::new(context.store.config().timeout),
-            playback: Playback::default(),
+            playback: Playback::from_end(frames_to_time(
+                progress.start_frame,
+                context.config.format.fps,
+            )),
             exports: StateExports::default(),
             last_activity: Instant::now(),
             keeps_place_until: None,
@@ -244,6 +247,28 @@ impl LiveSession {
         }
     }
 
+    /// Returns whether a segment may be started that nobody has asked for: the viewer is not too far behind.
+    pub(super) fn may_go_on_alone(&self) -> bool {
+        let (limit, now) = (self.context.config.max_lead, Instant::now());
+        let catches_up = self.playback.falls_to(limit, now);
+        limit.is_zero() || catches_up.is_some_and(|at| at <= now)
+    }
+
+    /// Returns when the viewer has come near enough for the next segment that nobody has asked for; `None` when none
+    /// waits for that.
+    pub(super) fn viewer_catches_up_at(&self) -> Option<Instant> {
+        let waits =
+            self.segment.is_none() && self.director.goes_on_alone() && !self.may_go_on_alone();
+        let limit = self.context.config.max_lead;
+        let catches_up = self.playback.falls_to(limit, Instant::now());
+        catches_up.filter(|_| waits)
+    }
+
+    /// Shows operators how far the viewer is behind.
+    pub(super) fn show_playback(&self) {
+        self.ticket.update(|entry| entry.playback = self.playback);
+    }
+
     /// Returns when the session ends because its client reads too slowly; `None` while the client's window has room.
     pub(super) fn slow_at(&self) -> Option<Instant> {
         let since = self.emitter.outbox().full_since()?;
@@ -254,7 +279,8 @@ impl LiveSession {
     pub(super) fn idle_end(&self) -> Option<IdleEnd> {
         let is_idle = self.segment.is_none()
             && self.ticket.state() == SessionState::Active
-            && !self.director.is_preparing();
+            && !self.director.is_preparing()
+            && self.viewer_catches_up_at().is_none();
         if !is_idle {
             return None;
         }

@@ -5,17 +5,39 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::command::PlaybackReport;
+
 /// The viewer of one session, as far as the server can know: it plays without a pause from the first media on. When it
-/// has run out of video, it goes on as soon as there are media again.
-#[derive(Debug, Default)]
-pub(super) struct Playback {
+/// has run out of video, it goes on as soon as there are media again. A client can say that its viewer is further
+/// behind, but not that it is further ahead: nobody gains a turn by a report.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Playback {
     /// When the viewer has played all finished segments; `None` before the first.
     runs_out: Option<Instant>,
     /// When the current segment begins to play; `None` before it has media.
     begins: Option<Instant>,
+    /// The end of the finished segments on the session's time line.
+    made: Duration,
+    reported: Option<Reported>,
+}
+
+/// What the client has said last.
+#[derive(Clone, Copy, Debug)]
+struct Reported {
+    report: PlaybackReport,
+    at: Instant,
 }
 
 impl Playback {
+    /// Creates the viewer of a session whose finished segments end there on its time line; the viewer may have seen
+    /// all of them.
+    pub(super) fn from_end(made: Duration) -> Self {
+        Self {
+            made,
+            ..Self::default()
+        }
+    }
+
     /// Records that media of the current segment were handed out.
     pub(super) fn media_sent(&mut self, now: Instant) {
         let begins = self.runs_out.map_or(now, |runs_out| runs_out.max(now));
@@ -27,18 +49,54 @@ impl Playback {
         self.begins = None;
     }
 
-    /// Records that the current segment is finished and plays for this long.
-    pub(super) fn finished(&mut self, plays: Duration) {
+    /// Records that the current segment is finished, plays for this long and ends there on the session's time line.
+    pub(super) fn finished(&mut self, end: Duration, plays: Duration) {
+        self.made = end;
         if let Some(begins) = self.begins.take() {
             self.runs_out = Some(begins + plays);
         }
     }
 
+    /// Records what the client says.
+    pub(super) fn reported(&mut self, report: PlaybackReport, now: Instant) {
+        self.reported = Some(Reported { report, at: now });
+    }
+
     /// Returns when the viewer runs out of video. A viewer that has seen nothing yet can wait for as long as a segment
     /// plays: if it were due at once, the current viewers would stall for it.
     pub(super) fn due(&self, now: Instant, segment: Duration) -> Instant {
-        let first = now + segment;
-        self.runs_out.map_or(first, |runs_out| runs_out.max(now))
+        match self.runs_out {
+            None => now + segment,
+            Some(_) => now + self.lead(now),
+        }
+    }
+
+    /// Returns how far the viewer is behind the end of what is finished (its buffer, in playing time).
+    pub fn lead(&self, now: Instant) -> Duration {
+        let assumed = self.runs_out.map(|at| at.saturating_duration_since(now));
+        let reported = self.reported.map(|Reported { report, at }| {
+            let played = match report.playing {
+                true => now.saturating_duration_since(at),
+                false => Duration::ZERO,
+            };
+            self.made
+                .saturating_sub(report.position.saturating_add(played))
+        });
+        assumed.max(reported).unwrap_or_default()
+    }
+
+    /// Returns when the lead falls to `limit`, which may have been in the past; `None` when it does not before the
+    /// viewer goes on.
+    pub(super) fn falls_to(&self, limit: Duration, now: Instant) -> Option<Instant> {
+        let assumed = self.runs_out.and_then(|at| at.checked_sub(limit));
+        let assumed = assumed.unwrap_or(now);
+        let Some(Reported { report, at }) = self.reported else {
+            return Some(assumed);
+        };
+        match self.made.saturating_sub(report.position).checked_sub(limit) {
+            None | Some(Duration::ZERO) => Some(assumed),
+            Some(beyond) => report.playing.then(|| assumed.max(at + beyond)),
+        }
     }
 }
 
@@ -56,7 +114,7 @@ mod tests {
         for (what, ms) in story {
             match *what {
                 "media" => playback.media_sent(at(*ms)),
-                "end" => playback.finished(Duration::from_secs(1)),
+                "end" => playback.finished(Duration::ZERO, Duration::from_secs(1)),
                 "void" => playback.media_void(),
                 other => panic!("{other}"),
             }
@@ -78,5 +136,61 @@ mod tests {
         let again = [("media", 100), ("void", 200), ("media", 900), ("end", 950)];
         check(&again, 950, 1900);
         check(&[("end", 100)], 200, 1200);
+    }
+
+    /// A viewer of ten finished seconds, of which the first came at `start`.
+    fn ten_seconds(start: Instant) -> Playback {
+        let mut playback = Playback::default();
+        playback.media_sent(start);
+        let ten = Duration::from_secs(10);
+        playback.finished(ten, ten);
+        playback
+    }
+
+    #[test]
+    fn a_lead_falls_while_the_viewer_plays() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let s = Duration::from_secs;
+        let assumed = ten_seconds(start);
+        assert_eq!(assumed.lead(at(4)), s(6));
+        assert_eq!(assumed.lead(at(40)), s(0));
+        assert_eq!(assumed.falls_to(s(3), at(4)), Some(at(7)));
+        assert_eq!(Playback::default().falls_to(s(3), at(4)), Some(at(4)));
+
+        // At 5 s it has played 2 s.
+        let report = |playing| {
+            let mut playback = assumed;
+            let report = PlaybackReport {
+                position: s(2),
+                playing,
+            };
+            playback.reported(report, at(5));
+            playback
+        };
+        let behind = report(true);
+        assert_eq!((behind.lead(at(5)), behind.lead(at(9))), (s(8), s(4)));
+        assert_eq!(behind.falls_to(s(3), at(5)), Some(at(10)));
+        assert_eq!(behind.due(at(6), s(1)), at(13));
+        let paused = report(false);
+        assert_eq!((paused.lead(at(5)), paused.lead(at(900))), (s(8), s(8)));
+        assert_eq!(paused.falls_to(s(3), at(5)), None);
+        assert_eq!(paused.falls_to(s(8), at(5)), Some(at(2)));
+    }
+
+    #[test]
+    fn nobody_gains_a_turn_by_a_report() {
+        let start = Instant::now();
+        let mut playback = ten_seconds(start);
+        let report = PlaybackReport {
+            position: Duration::from_secs(3600),
+            playing: true,
+        };
+        playback.reported(report, start);
+        assert_eq!(playback.lead(start), Duration::from_secs(10));
+        assert_eq!(
+            playback.due(start, Duration::ZERO),
+            start + Duration::from_secs(10)
+        );
     }
 }

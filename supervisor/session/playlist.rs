@@ -230,21 +230,28 @@ impl Playlist {
         }
     }
 
-    /// Takes the next segment: a request in order of arrival, else the next curated prompt if looping is on, else the
-    /// extension. Returns `None` while the prompt whose turn it is is pending.
-    pub(crate) fn next(&mut self, config: &Config) -> Option<PlannedSegment> {
+    /// Takes the next segment: a request in order of arrival, else, with `alone`, the next curated prompt if looping is
+    /// on, else the extension. Returns `None` while the prompt whose turn it is is pending.
+    pub(crate) fn next(&mut self, config: &Config, alone: bool) -> Option<PlannedSegment> {
         if self.paused || self.is_complete() {
             return None;
         }
         let planned = match self.waiting.front() {
             Some(_) => self.next_request(),
-            None if self.auto_paused => None,
+            None if self.auto_paused || !alone => None,
             None if self.loops() => self.next_curated(config),
             None => self.next_extension(config),
         }?;
         self.running = Some(planned.request.prompt.clone());
         self.extension = Extension::None;
         Some(planned)
+    }
+
+    /// Returns whether the next segment is one that nobody has asked for, and its prompt is there.
+    pub(crate) fn goes_on_alone(&self) -> bool {
+        let may = !self.paused && !self.is_complete() && !self.auto_paused;
+        let has_prompt = self.loops() || matches!(self.extension, Extension::Ready(_));
+        may && self.waiting.is_empty() && has_prompt
     }
 
     fn next_request(&mut self) -> Option<PlannedSegment> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use fastvideo_proto::ids::{SessionId, WorkerId};
 use tokio::sync::Notify;
 
+use super::playback::Playback;
 use super::state::{InvalidTransition, SessionState};
 use crate::client_address::ClientAddress;
 
@@ -39,6 +40,7 @@ pub struct Entry {
     pub worker: Option<WorkerId>,
     /// Number of finished segments.
     pub segments: u32,
+    pub playback: Playback,
 }
 
 /// A connection's entry in the registry. Dropping the ticket removes the entry.
@@ -83,6 +85,7 @@ impl Registry {
             connected: Instant::now(),
             worker: None,
             segments: 0,
+            playback: Playback::default(),
         };
         entries.by_connection.insert(connection, entry);
         Ok(Ticket {

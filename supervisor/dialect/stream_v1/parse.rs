@@ -1,14 +1,17 @@
 //! Parses client messages into commands.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fastvideo_proto::ids::RequestId;
-use fastvideo_proto::stream_v1::{ClientMessage, EditRequest, SegmentRequest, SessionInit};
+use fastvideo_proto::stream_v1::{
+    ClientMessage, EditRequest, Playback, SegmentRequest, SessionInit,
+};
 use tokio::task::spawn_blocking;
 
 use crate::dialect::Parser;
 use crate::session::command::{
-    self, MessageInfo, OpenSession, RequestEdit, ResumeRequest, RewriteRequest,
+    self, MessageInfo, OpenSession, PlaybackReport, RequestEdit, ResumeRequest, RewriteRequest,
 };
 use crate::session::{Inbound, SessionCommand};
 
@@ -101,6 +104,16 @@ fn next(text: &str) -> Inbound {
         ClientMessage::EditRequest(EditRequest { prompt, position }) => {
             SessionCommand::EditRequest(RequestEdit { prompt, position })
         }
+        ClientMessage::Playback(Playback {
+            position_ms,
+            playing,
+        }) => match Duration::try_from_secs_f64(position_ms / 1000.0) {
+            Ok(position) => SessionCommand::ReportPlayback(PlaybackReport { position, playing }),
+            Err(error) => {
+                let reason = format!("`position_ms` is {position_ms}: {error}");
+                return invalid(kind, bytes, request, reason);
+            }
+        },
         ClientMessage::RewriteSeedPrompts(rewrite) => {
             SessionCommand::RewritePrompt(RewriteRequest {
                 prompt: rewrite.seed_prompt,

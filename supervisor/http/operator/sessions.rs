@@ -10,6 +10,7 @@ use fastvideo_proto::api::sessions::{
     Destination, Hydrated, SessionEntry, SessionList, StateBody, StateQuery,
 };
 use fastvideo_proto::state::ContinuationState;
+use tokio::time::Instant;
 
 use crate::http::app::{App, AppState};
 use crate::http::error::ApiError;
@@ -190,6 +191,7 @@ fn entry(session: Entry) -> SessionEntry {
         state: session.state.into(),
         worker_id: session.worker,
         segment_idx: session.segments,
+        lead_seconds: session.playback.lead(Instant::now()).as_secs_f64(),
         age_seconds: session.connected.elapsed().as_secs_f64(),
     }
 }

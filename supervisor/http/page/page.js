@@ -15,6 +15,7 @@ import { createStore } from './store.js';
 import { View } from './view.js';
 
 const FOLLOW_MS = 150;
+const REPORT_MS = 1000;
 
 // Relative, since a proxy may serve the page below a path.
 const url = new URL('v1/stream', document.baseURI);
@@ -77,6 +78,7 @@ const gpus = new Gpus(report, () => render(store.state));
 
 $('download').onclick = async () => save(await downloadBlob(), `fastvideo-${(store.state.sessionId ?? 'session').slice(0, 8)}.mp4`);
 setInterval(follow, FOLLOW_MS);
+setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playing: !stage.player.paused && !stage.player.starved }), REPORT_MS);
 dispatch({ type: 'settings_changed', settings: view.settings() });
 
 function dispatch(event) {

@@ -48,6 +48,7 @@ export const MAX_WAITING = 8;
  *   | {type: 'generation_paused_updated', paused: boolean}
  *   | {type: 'seed_prompts_updated', seed_prompts: string[]}
  *   | {type: 'rewrite_seed_prompts', seed_prompt: string, count: number}
+ *   | {type: 'playback', position_ms: number, playing: boolean}
  *   | {type: 'cancel_segment' | 'snapshot_state' | 'leave'}} Command
  *
  * @typedef {PromptRequest | Command} ClientMessage

@@ -73,6 +73,7 @@ function handle(next, event) {
     case 'notice_closed': state.notice = null; break;
     case 'reported': next.notice(event.title, event.text, { soft: event.soft }); break;
     case 'starved': state.starved = event.on; break;
+    case 'viewed': return viewed(next, event);
     case 'first_picture': firstPicture(next, event); break;
     case 'reconnect_scheduled': if (state.reconnect) state.reconnect = { ...state.reconnect, dueAt: event.dueAt }; break;
     case 'reconnect_due': if (state.phase === 'lost') connect(next); break;
@@ -157,6 +158,24 @@ function submitPrompt(next, { prompt, typed, sampling }) {
   state.waiting = [...state.waiting, { id, prompt, message: { ...message, request_id: id }, at: next.now, sent: false }];
   if (!isLive(state)) connect(next);
   sendWaiting(next);
+}
+
+/**
+ * Tells the server what the viewer sees, if that is news. It is no activity of the user.
+ *
+ * @param {Transition} next
+ * @param {{position: number, playing: boolean}} view  the position is in seconds on the session's time line
+ * @returns {boolean} whether the server is told
+ */
+function viewed(next, { position, playing }) {
+  const { state } = next;
+  const { told } = state;
+  // The JPEG player counts from the page's first picture.
+  if (state.phase !== 'active' || state.playerMode === 'legacy_jpeg' || !state.segments.length) return false;
+  if (told?.position === position && told.playing === playing) return false;
+  state.told = { position, playing };
+  next.run({ type: 'send', message: { type: 'playback', position_ms: Math.round(position * 1000), playing } });
+  return true;
 }
 
 /** @param {Transition} next */

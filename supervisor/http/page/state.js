@@ -120,6 +120,7 @@ import { MAX_WAITING } from './protocol.js';
  * @property {number} freeAt  when the last segment ended and the GPU became free
  * @property {number} activeAt  when the session last did something that restarts its idle timeout
  * @property {boolean} starved  whether the player stands because media are missing
+ * @property {?{position: number, playing: boolean}} told  what the server was told last of the viewer, over this connection
  * @property {string} curatedNote
  * @property {string} appliedCurated  the curated prompts that the server has
  */
@@ -161,6 +162,7 @@ export const initialState = (kept = null) => ({
   freeAt: 0,
   activeAt: 0,
   starved: false,
+  told: null,
   curatedNote: '',
   appliedCurated: '',
 });

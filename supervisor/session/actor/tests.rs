@@ -13,7 +13,7 @@ use super::*;
 use crate::pool::testing::{TestJob, TestWorkers};
 use crate::prompt::Prompts;
 use crate::session::command::{
-    MessageInfo, OpenSession, ResumeRequest, RewriteRequest, SessionCommand,
+    MessageInfo, OpenSession, PlaybackReport, ResumeRequest, RewriteRequest, SessionCommand,
 };
 use crate::session::event::WorkerBound;
 use crate::session::registry::Registry;
@@ -731,4 +731,60 @@ async fn whoever_resumes_in_time_has_the_worker_that_was_kept() {
     assert_eq!(begun.elapsed(), Duration::ZERO);
     sleep(20 * SECOND).await;
     assert_eq!(world.context.pool.status().queue_depth, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_waits_for_its_viewer_and_a_request_does_not() {
+    let limit = Duration::from_secs(1);
+    let mut world = World::with(|config| {
+        config.max_lead = limit;
+        config.generation_segment_cap = 100;
+        config.session_timeout = Duration::from_secs(5);
+    })
+    .await;
+    world.workers.serve(0);
+    let looping = OpenSession {
+        curated_prompts: vec!["a fox".to_owned()],
+        looping: true,
+        ..OpenSession::default()
+    };
+    let mut client = world.active(looping).await;
+    // Segments of a third of a second, made in no time.
+    let begun = Instant::now();
+    let finish = async |client: &mut Client| {
+        let job = world.job().await;
+        job.media(100);
+        job.finish();
+        client.until("SegmentCompleted").await;
+        begun.elapsed()
+    };
+    let mut last = Duration::ZERO;
+    for _ in 0..4 {
+        last = finish(&mut client).await;
+    }
+    assert!(last < Duration::from_millis(100), "{last:?}");
+    let fifth = finish(&mut client).await;
+    assert!(fifth > Duration::from_millis(300), "{fifth:?}");
+    client.request("a hare").await;
+    let asked = finish(&mut client).await;
+    assert!(asked < fifth + Duration::from_millis(100), "{asked:?}");
+
+    // A viewer that has paused is waited for, until the session ends for lack of activity.
+    let report = |playing| {
+        SessionCommand::ReportPlayback(PlaybackReport {
+            position: Duration::ZERO,
+            playing,
+        })
+    };
+    client.command(report(false)).await;
+    sleep(Duration::from_secs(3)).await;
+    client.command(report(true)).await;
+    let paused = begun.elapsed();
+    let next = finish(&mut client).await;
+    assert!(next > paused + limit / 2, "{next:?} after {paused:?}");
+    client.command(report(false)).await;
+    let SessionEvent::Ended { cause, .. } = client.until("Ended").await else {
+        unreachable!("asked for that event");
+    };
+    assert!(matches!(cause, EndCause::Idle(_)), "{cause:?}");
 }

@@ -51,7 +51,7 @@ fn add(playlist: &mut Playlist, prompt: &str, limit: usize) -> bool {
 
 /// The prompt of the next segment, which runs now.
 fn start(playlist: &mut Playlist) -> Option<String> {
-    Some(playlist.next(&config())?.request.prompt)
+    Some(playlist.next(&config(), true)?.request.prompt)
 }
 
 /// The prompt of the next segment, which is finished at once.
@@ -148,7 +148,7 @@ fn curated_prompts_are_enhanced_a_few_at_a_time_and_each_segment_waits_for_its_o
     assert_eq!(start(&mut playlist), None);
     assert!(playlist.is_preparing());
     playlist.prepared(tasks[0].0, PreparedDraft::Enhanced("A".to_owned()));
-    let planned = playlist.next(&config()).unwrap();
+    let planned = playlist.next(&config(), true).unwrap();
     assert_eq!(planned.request.prompt, "A");
     assert_eq!(planned.original_prompt.as_deref(), Some("a"));
     assert!(!planned.by_client);
@@ -240,7 +240,7 @@ fn a_follow_on_is_asked_for_while_the_segment_before_it_runs() {
     assert_eq!(extension(&mut playlist), None, "once");
     playlist.extended(id, Some("b".to_owned()));
     playlist.segment_finished();
-    let planned = playlist.next(&config()).unwrap();
+    let planned = playlist.next(&config(), true).unwrap();
     assert_eq!(planned.request.prompt, "b");
     assert_eq!(
         planned.request.source,

@@ -98,7 +98,7 @@ function newSession(next) {
 /** @param {Transition} next @param {import('../protocol.js').StreamStart} message */
 export function streamStart(next, message) {
   const { state } = next;
-  Object.assign(state, { phase: 'active', stream: message, reconnect: null, activeAt: next.now });
+  Object.assign(state, { phase: 'active', stream: message, reconnect: null, activeAt: next.now, told: null });
   next.run({ type: 'open_player', fps: message.fps || 24 });
   Object.assign(state, { chosenImage: null, chosenState: null });
   next.run({ type: 'clear_attachments' });

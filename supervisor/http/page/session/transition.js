@@ -32,6 +32,7 @@ const MAX_ERRORS = 100;
  *   | {type: 'reported', title: string, text: string, soft?: boolean}
  *   | {type: 'first_picture', idx: number, start: number}
  *   | {type: 'starved', on: boolean}
+ *   | {type: 'viewed', position: number, playing: boolean}
  *   | import('../connection.js').ConnectionEvent} Event
  *
  * @typedef {Pick<import('../protocol.js').PromptRequest, 'negative_prompt' | 'seed' | 'num_inference_steps' | 'guidance_scale'>} Sampling

@@ -509,6 +509,21 @@ test('a viewer who has seen everything is told what comes', () => {
   ]);
 });
 
+test('the server is told what the viewer sees when that is news, and the session is no less idle for it', () => {
+  const page = PageModel.active();
+  const view = (position, playing) => page.event('viewed', { position, playing }).sent.filter((m) => m.type === 'playback').length;
+  assert.equal(view(0, false), 0, 'there is nothing to see yet');
+  page.starts(0, 'a').streams(0);
+  const { activeAt } = page.wait(500).state;
+  assert.deepEqual([view(1.25, true), view(1.25, true), view(2.25, true), view(2.25, false), view(2.25, false)], [1, 1, 2, 3, 3]);
+  assert.deepEqual(page.sent.at(-1), { type: 'playback', position_ms: 2250, playing: false });
+  assert.equal(page.state.activeAt, activeAt);
+  page.closes('broken', 1006).opens({ next: 0 });
+  assert.equal(view(2.25, false), 4, 'over the new connection');
+  const jpeg = PageModel.active({ settings: { jpeg: true } }).starts(0, 'a').streams(0);
+  assert.deepEqual(jpeg.event('viewed', { position: 1, playing: true }).sent.filter((m) => m.type === 'playback'), []);
+});
+
 test('every field of the state is there from the beginning', () => {
   const keys = Object.keys(initialState()).sort();
   const page = PageModel.active().submit('a').starts(0, 'a').streams(0).completes(0).closes('broken', 1006).event('give_up');
