@@ -1,0 +1,234 @@
+//! What is known of a segment.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::IndexError;
+use crate::reader::Reader;
+
+/// The most samples of a segment, in all its tracks. This is far more than a segment has (at 120 frames per second, it would
+/// last for two hours), and few enough that the index of a hostile one stays below 64 MiB.
+pub(crate) const MAX_SAMPLES: usize = 1 << 20;
+
+/// The last time that is taken for one, in ticks. The products of times and timescales stay below 2^127.
+pub(crate) const MAX_TIME: u64 = 1 << 56;
+
+/// The most that a composition offset can be, which has 32 bits with or without a sign.
+const MAX_OFFSET: u64 = 1 << 32;
+
+/// The most sample entries of a segment's track; it needs one.
+const MAX_ENTRIES: usize = 16;
+
+/// The size of a sample entry in bytes: at least a box's header, six reserved bytes and the number of its data reference;
+/// at most a thousand times of what H.264 needs.
+pub(crate) const ENTRY_SIZES: RangeInclusive<usize> = 16..=1 << 16;
+
+/// What a track shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    Video,
+    Sound,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Video => "video",
+            Self::Sound => "sound",
+        })
+    }
+}
+
+/// Where the samples of a segment are, and when each is shown. It holds a few bytes per sample and none of the media, so it
+/// can be kept, or stored with serde, while the segment's bytes lie elsewhere.
+///
+/// An index that comes from a store need not be trusted: [`Layout::new`](crate::Layout::new) checks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentIndex {
+    /// The length of the segment in bytes.
+    pub(crate) size: u64,
+    /// At most one of each kind.
+    pub(crate) tracks: Vec<Track>,
+}
+
+/// One track of a segment. Times are in ticks of its timescale.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Track {
+    pub(crate) kind: Kind,
+    /// Ticks per second.
+    pub(crate) timescale: NonZeroU32,
+    /// Width and height of the presentation in pixels, as 16.16 fixed point numbers; 0 for sound.
+    pub(crate) dimensions: [u32; 2],
+    pub(crate) edit: Edit,
+    /// The sample entries of `stsd`, byte for byte.
+    pub(crate) entries: Vec<Bytes>,
+    /// In decode order.
+    pub(crate) chunks: Vec<Chunk>,
+    /// The size of each sample in bytes, in decode order.
+    pub(crate) sizes: Vec<u32>,
+    /// The times of all samples, in decode order.
+    pub(crate) runs: Vec<Run>,
+}
+
+/// The edit list: what is composed at `media_time` is presented at `delay`, and nothing earlier is presented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Edit {
+    pub(crate) media_time: u64,
+    pub(crate) delay: u64,
+}
+
+/// Samples that lie behind one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    /// The place of its first byte in the segment.
+    pub(crate) offset: u64,
+    /// The decode time of its first sample.
+    pub(crate) time: u64,
+    pub(crate) samples: u32,
+    /// The place of its sample entry in `entries`.
+    pub(crate) entry: u32,
+}
+
+/// Samples behind one another that differ in size alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) samples: u32,
+    pub(crate) timing: Timing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Timing {
+    pub(crate) duration: u32,
+    /// The composition time minus the decode time.
+    pub(crate) offset: i64,
+    /// Whether decoding can begin with the sample.
+    pub(crate) sync: bool,
+}
+
+impl SegmentIndex {
+    /// Reads a whole segment: its init segment, then its fragments. Samples are not looked into.
+    ///
+    /// Every fragment must say its decode time (`tfdt`). Boxes that carry no sample are ignored.
+    ///
+    /// # Errors
+    /// Returns an error when the bytes are no such segment, or one that an ordinary file cannot hold: more than one track
+    /// of a kind, tracks of other kinds, more than 2^20 samples, samples of no bytes, encrypted samples, turned pictures,
+    /// edits other than a shift.
+    pub fn read(bytes: &[u8]) -> Result<Self, IndexError> {
+        Self::read_messages([bytes])
+    }
+
+    /// As [`Self::read`], of a segment in messages. Each holds whole boxes, and the segment is all of them in order.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and when a box is spread over messages.
+    pub fn read_messages<'a>(
+        messages: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Self, IndexError> {
+        let mut reader = Reader::default();
+        for message in messages {
+            reader.message(message)?;
+        }
+        reader.finish()
+    }
+
+    /// The length of the segment in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Returns whether the segment has a sample of a kind.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.track(kind).is_some()
+    }
+
+    /// Returns the track of a kind if there is a sample in it.
+    pub(crate) fn track(&self, kind: Kind) -> Option<&Track> {
+        let mut tracks = self.tracks.iter();
+        tracks.find(|track| track.kind == kind && !track.chunks.is_empty())
+    }
+
+    /// Checks what holds for all indexes that were read, so that an index from elsewhere does no harm.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let mut bytes = 0_u64;
+        let mut samples = 0;
+        for (index, track) in self.tracks.iter().enumerate() {
+            let mut others = self.tracks[..index].iter();
+            if others.any(|other| other.kind == track.kind) {
+                return Err("two tracks of one kind");
+            }
+            track.check(self.size)?;
+            bytes = bytes.saturating_add(track.sizes.iter().copied().map(u64::from).sum());
+            samples += track.sizes.len();
+        }
+        if samples > MAX_SAMPLES {
+            return Err("more than 2^20 samples");
+        }
+        // So that what a film has of a segment is never longer than the segment.
+        if bytes > self.size {
+            return Err("samples that share bytes");
+        }
+        Ok(())
+    }
+}
+
+impl Track {
+    /// Checks the track of a segment of `size` bytes.
+    fn check(&self, size: u64) -> Result<(), &'static str> {
+        let entries = &self.entries;
+        if entries.len() > MAX_ENTRIES {
+            return Err("more than 16 sample entries");
+        }
+        if !entries.iter().all(is_entry) {
+            return Err("a sample entry of another length than it says");
+        }
+        let Edit { media_time, delay } = self.edit;
+        if media_time > MAX_TIME || delay > MAX_TIME {
+            return Err("an edit after 2^56 ticks");
+        }
+        let mut sizes = &self.sizes[..];
+        for chunk in &self.chunks {
+            if chunk.entry as usize >= entries.len() {
+                return Err("a sample without a sample entry");
+            }
+            if chunk.time > MAX_TIME {
+                return Err("a sample after 2^56 ticks");
+            }
+            let (own, rest) = sizes
+                .split_at_checked(chunk.samples as usize)
+                .filter(|(own, _)| !own.is_empty())
+                .ok_or("samples without a size")?;
+            let bytes: u64 = own.iter().copied().map(u64::from).sum();
+            let end = chunk.offset.checked_add(bytes);
+            if own.contains(&0) || end.is_none_or(|end| end > size) {
+                return Err("a sample without bytes");
+            }
+            sizes = rest;
+        }
+        let timed = self.runs.iter().map(|run| u64::from(run.samples)).sum();
+        if !sizes.is_empty() || self.sizes.len() as u64 != timed {
+            return Err("other sizes than samples");
+        }
+        let mut offsets = self.runs.iter().map(|run| run.timing.offset.unsigned_abs());
+        if offsets.any(|offset| offset > MAX_OFFSET) {
+            return Err("a composition offset above 2^32");
+        }
+        Ok(())
+    }
+
+    /// Returns the times of all samples in decode order.
+    pub(crate) fn timings(&self) -> impl Iterator<Item = Timing> {
+        let runs = self.runs.iter();
+        runs.flat_map(|run| std::iter::repeat_n(run.timing, run.samples as usize))
+    }
+}
+
+/// Returns whether bytes are one box with room for the fields of a sample entry.
+fn is_entry(bytes: &Bytes) -> bool {
+    let size = bytes.first_chunk().map(|size| u32::from_be_bytes(*size));
+    ENTRY_SIZES.contains(&bytes.len()) && size.is_some_and(|size| size as usize == bytes.len())
+}
