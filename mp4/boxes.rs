@@ -1,7 +1,7 @@
 //! Boxes in a buffer, one level at a time.
 //!
-//! `mp4-atom` reads and writes the boxes that hold numbers. It is not used for boxes of boxes: it would read all that is in
-//! them, known to this package or not, and it does not give back the exact bytes of a sample entry.
+//! `mp4-atom` reads and writes the boxes that hold numbers. It is not used for boxes of boxes: it would read all that
+//! is in them, known to this package or not, and it does not give back the exact bytes of a sample entry.
 
 use mp4_atom::{Atom, Decode, FourCC, Header};
 
@@ -81,29 +81,28 @@ impl<'a> RawBox<'a> {
         self.kind == kind.into()
     }
 
-    pub(crate) fn children(&self) -> Boxes<'a> {
+    /// The children of one kind. It ends after an error.
+    pub(crate) fn all(
+        &self,
+        kind: &'static [u8; 4],
+    ) -> impl Iterator<Item = Result<RawBox<'a>, IndexError>> + use<'a> {
         Boxes::new(self.body, self.body_at)
-    }
-
-    /// Returns the children of one kind.
-    ///
-    /// # Errors
-    /// Returns an error when the children are not whole boxes.
-    pub(crate) fn all(&self, kind: &[u8; 4]) -> Result<Vec<RawBox<'a>>, IndexError> {
-        self.children()
-            .filter(|child| child.as_ref().map_or(true, |child| child.is(kind)))
-            .collect()
+            .filter(move |child| child.as_ref().map_or(true, |child| child.is(kind)))
     }
 
     /// Returns the only child of a kind, if there is one.
     ///
     /// # Errors
     /// Returns an error when there are several, or the children are not whole boxes.
-    pub(crate) fn optional(&self, kind: &[u8; 4]) -> Result<Option<RawBox<'a>>, IndexError> {
-        match self.all(kind)?[..] {
-            [] => Ok(None),
-            [child] => Ok(Some(child)),
-            [_, second, ..] => Err(second.invalid("a second box of its kind")),
+    pub(crate) fn optional(
+        &self,
+        kind: &'static [u8; 4],
+    ) -> Result<Option<RawBox<'a>>, IndexError> {
+        let mut children = self.all(kind);
+        let child = children.next().transpose()?;
+        match children.next().transpose()? {
+            None => Ok(child),
+            Some(second) => Err(second.invalid("a second box of its kind")),
         }
     }
 
@@ -111,7 +110,7 @@ impl<'a> RawBox<'a> {
     ///
     /// # Errors
     /// Returns an error when there is not exactly one, or the children are not whole boxes.
-    pub(crate) fn required(&self, kind: &[u8; 4]) -> Result<RawBox<'a>, IndexError> {
+    pub(crate) fn required(&self, kind: &'static [u8; 4]) -> Result<RawBox<'a>, IndexError> {
         self.optional(kind)?.ok_or(IndexError::Missing {
             kind: kind.into(),
             at: self.at,

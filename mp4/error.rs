@@ -2,9 +2,9 @@
 
 use mp4_atom::FourCC;
 
-use crate::index::Kind;
+use crate::kind::Kind;
 
-/// Why bytes cannot be indexed as a segment. `at` is the place of a box in the segment, in bytes.
+/// Why bytes cannot be indexed as a segment. `at` is a place in the segment, mostly that of a box, in bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// A box does not end within the box or the message around it, or has no size.
@@ -19,15 +19,15 @@ pub enum IndexError {
         source: mp4_atom::Error,
     },
 
-    #[error("the box `{kind}` is missing from that at byte {at}")]
+    #[error("the box `{kind}` is missing in what begins at byte {at}")]
     Missing { kind: FourCC, at: u64 },
 
     /// The boxes can be read, but what they say is wrong.
-    #[error("{what} (in the box at byte {at})")]
+    #[error("{what} (at byte {at})")]
     Invalid { what: &'static str, at: u64 },
 
     /// The segment may be right, but ordinary MP4 cannot say the same, or this package does not know how.
-    #[error("{what} (in the box at byte {at}): not supported")]
+    #[error("{what} (at byte {at}): not supported")]
     Unsupported { what: &'static str, at: u64 },
 }
 
@@ -43,7 +43,7 @@ pub enum LayoutError {
     Damaged { segment: usize, what: &'static str },
 
     /// A sample begins where the one before it begins, or earlier.
-    #[error("the {kind} of segment {segment} begins before its predecessor is at its last sample")]
+    #[error("the {kind} of segment {segment} begins before the last sample that comes before it")]
     Overlap { segment: usize, kind: Kind },
 
     #[error("the timescales of the segments' {kind} have no common multiple below 2^32")]

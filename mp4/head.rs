@@ -4,11 +4,11 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use mp4_atom::{
-    BufMut, Co64, Dinf, Dref, Edts, Elst, ElstEntry, Encode, Error, FixedPoint, FourCC, Ftyp, Hdlr, Header, Mdhd,
-    Mvhd, Smhd, Stco, Tkhd, Url, Vmhd,
+    BufMut, Co64, Dinf, Dref, Edts, Elst, ElstEntry, Encode, Error, FixedPoint, FourCC, Ftyp, Hdlr,
+    Header, Mdhd, Mvhd, Smhd, Stco, Tkhd, Url, Vmhd,
 };
 
-use crate::index::Kind;
+use crate::kind::Kind;
 use crate::track::{FilmTrack, Tables, least_common_multiple};
 
 /// Players know these brands for an ordinary file. `iso4` is for composition offsets with a sign.
@@ -98,14 +98,20 @@ impl Head<'_> {
     /// # Errors
     /// Returns an error when a number has no room in its field.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, Error> {
-        // The places of the media depend on the head's length, and that does not depend on their values.
-        let small = self.encode_before(0, Offsets::Stco)?.len() as u64;
-        let end = small.saturating_add(self.media_size);
-        if end <= u64::from(u32::MAX) {
-            return self.encode_before(small, Offsets::Stco);
+        for (offsets, limit) in [
+            (Offsets::Stco, u64::from(u32::MAX)),
+            (Offsets::Co64, u64::MAX),
+        ] {
+            if self.media_size > limit {
+                continue;
+            }
+            // The places of the media depend on the head's length, which does not depend on them.
+            let size = self.encode_before(0, offsets)?.len() as u64;
+            if self.media_size <= limit - size {
+                return self.encode_before(size, offsets);
+            }
         }
-        let large = self.encode_before(0, Offsets::Co64)?.len() as u64;
-        self.encode_before(large, Offsets::Co64)
+        Err(Error::InvalidSize)
     }
 
     /// Writes the head of a file whose media begin at `media`.

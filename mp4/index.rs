@@ -1,17 +1,15 @@
 //! What is known of a segment.
 
-use std::fmt;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::error::IndexError;
-use crate::reader::Reader;
+use crate::kind::Kind;
 
-/// The most samples of a segment, in all its tracks. This is far more than a segment has (at 120 frames per second, it would
-/// last for two hours), and few enough that the index of a hostile one stays below 64 MiB.
+/// The most samples of a segment, in all its tracks. This is far more than a segment has (at 120 frames per second, it
+/// would last for two hours), and few enough that the index of a hostile one stays below 64 MiB.
 pub(crate) const MAX_SAMPLES: usize = 1 << 20;
 
 /// The last time that is taken for one, in ticks. The products of times and timescales stay below 2^127.
@@ -21,30 +19,14 @@ pub(crate) const MAX_TIME: u64 = 1 << 56;
 const MAX_OFFSET: u64 = 1 << 32;
 
 /// The most sample entries of a segment's track; it needs one.
-const MAX_ENTRIES: usize = 16;
+pub(crate) const MAX_ENTRIES: usize = 16;
 
-/// The size of a sample entry in bytes: at least a box's header, six reserved bytes and the number of its data reference;
-/// at most a thousand times of what H.264 needs.
+/// The size of a sample entry in bytes: at least a box's header, six reserved bytes and the number of its data
+/// reference; at most a thousand times of what H.264 needs.
 pub(crate) const ENTRY_SIZES: RangeInclusive<usize> = 16..=1 << 16;
 
-/// What a track shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
-    Video,
-    Sound,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Video => "video",
-            Self::Sound => "sound",
-        })
-    }
-}
-
-/// Where the samples of a segment are, and when each is shown. It holds a few bytes per sample and none of the media, so it
-/// can be kept, or stored with serde, while the segment's bytes lie elsewhere.
+/// Where the samples of a segment are, and when each is shown. It holds a few bytes per sample and none of the media,
+/// so it can be kept, or stored with serde, while the segment's bytes lie elsewhere.
 ///
 /// An index that comes from a store need not be trusted: [`Layout::new`](crate::Layout::new) checks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,32 +92,6 @@ pub(crate) struct Timing {
 }
 
 impl SegmentIndex {
-    /// Reads a whole segment: its init segment, then its fragments. Samples are not looked into.
-    ///
-    /// Every fragment must say its decode time (`tfdt`). Boxes that carry no sample are ignored.
-    ///
-    /// # Errors
-    /// Returns an error when the bytes are no such segment, or one that an ordinary file cannot hold: more than one track
-    /// of a kind, tracks of other kinds, more than 2^20 samples, samples of no bytes, encrypted samples, turned pictures,
-    /// edits other than a shift.
-    pub fn read(bytes: &[u8]) -> Result<Self, IndexError> {
-        Self::read_messages([bytes])
-    }
-
-    /// As [`Self::read`], of a segment in messages. Each holds whole boxes, and the segment is all of them in order.
-    ///
-    /// # Errors
-    /// As [`Self::read`], and when a box is spread over messages.
-    pub fn read_messages<'a>(
-        messages: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Result<Self, IndexError> {
-        let mut reader = Reader::default();
-        for message in messages {
-            reader.message(message)?;
-        }
-        reader.finish()
-    }
-
     /// The length of the segment in bytes.
     pub fn size(&self) -> u64 {
         self.size
@@ -170,7 +126,7 @@ impl SegmentIndex {
         }
         // So that what a film has of a segment is never longer than the segment.
         if bytes > self.size {
-            return Err("samples that share bytes");
+            return Err("samples of more bytes than the segment");
         }
         Ok(())
     }
@@ -209,7 +165,7 @@ impl Track {
             }
             sizes = rest;
         }
-        let timed = self.runs.iter().map(|run| u64::from(run.samples)).sum();
+        let timed: u64 = self.runs.iter().map(|run| u64::from(run.samples)).sum();
         if !sizes.is_empty() || self.sizes.len() as u64 != timed {
             return Err("other sizes than samples");
         }

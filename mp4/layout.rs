@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use crate::error::LayoutError;
 use crate::head::{Head, Movie};
-use crate::index::{Kind, SegmentIndex};
+use crate::index::SegmentIndex;
+use crate::kind::Kind;
 use crate::track::FilmTrack;
 
 /// The most media of a film, in bytes, so that places in its file do not overflow.
@@ -50,8 +51,8 @@ impl Layout {
     /// The media of the file lie in the order of the segments' own, so the samples of both tracks stay interleaved.
     ///
     /// # Errors
-    /// Returns an error when there is no sample, when a segment begins before the last sample of its predecessor, or when
-    /// an ordinary file has no room for a number.
+    /// Returns an error when there is no sample, when a segment begins before the last sample of its predecessor, or
+    /// when an ordinary file has no room for a number.
     pub fn new<'a>(
         segments: impl IntoIterator<Item = &'a SegmentIndex>,
     ) -> Result<Self, LayoutError> {
@@ -110,7 +111,11 @@ impl Layout {
     /// Returns the bytes of a range of the file, piece by piece. What is behind the file's end is left out.
     pub fn pieces(&self, range: Range<u64>) -> impl Iterator<Item = Piece> {
         let head_size = self.head.len() as u64;
-        let end = range.end.min(self.size);
+        let end = if range.is_empty() {
+            0
+        } else {
+            range.end.min(self.size)
+        };
         let head = (range.start < head_size.min(end)).then(|| {
             let [start, end] = [range.start, end.min(head_size)]
                 .map(|at| usize::try_from(at).expect("the head is in memory"));
@@ -142,8 +147,8 @@ impl Part {
     }
 }
 
-/// Returns the chunks of a segment in the order of their bytes: each one's place in `tracks`, and its bytes. Those of one
-/// track stay in decode order.
+/// Returns the chunks of a segment in the order of their bytes: each one's place in `tracks`, and its bytes. Those of
+/// one track stay in decode order.
 fn chunks_in_order(index: &SegmentIndex, tracks: &[FilmTrack]) -> Vec<(usize, Range<u64>)> {
     let mut chunks = Vec::new();
     for (place, film_track) in tracks.iter().enumerate() {

@@ -8,14 +8,45 @@ use mp4_atom::{Elst, FixedPoint, Mdhd, Mvhd, Tfdt, Tfhd, Tkhd, Trex, Trun, TrunE
 
 use crate::boxes::{Boxes, RawBox};
 use crate::error::IndexError;
-use crate::index::{Chunk, ENTRY_SIZES, Edit, Kind, MAX_SAMPLES, Run, SegmentIndex, Timing, Track};
+use crate::index::{
+    Chunk, ENTRY_SIZES, Edit, MAX_ENTRIES, MAX_SAMPLES, Run, SegmentIndex, Timing, Track,
+};
+use crate::kind::Kind;
 
 /// The bit of a sample's flags that says that decoding cannot begin with it.
 const NON_SYNC: u32 = 1 << 16;
 
+impl SegmentIndex {
+    /// Reads a whole segment: its init segment, then its fragments. Samples are not looked into.
+    ///
+    /// Every fragment must say its decode time (`tfdt`). Boxes that carry no sample are ignored.
+    ///
+    /// # Errors
+    /// Returns an error when the bytes are no such segment, or one that an ordinary file cannot hold: more than one
+    /// track of a kind, tracks of other kinds, more than 2^20 samples, samples of no bytes, encrypted samples, turned
+    /// pictures, edits other than a shift.
+    pub fn read(bytes: &[u8]) -> Result<Self, IndexError> {
+        Self::read_messages([bytes])
+    }
+
+    /// As [`Self::read`], of a segment in messages. Each holds whole boxes, and the segment is all of them in order.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and when a box is spread over messages.
+    pub fn read_messages<'a>(
+        messages: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Self, IndexError> {
+        let mut reader = Reader::default();
+        for message in messages {
+            reader.message(message)?;
+        }
+        reader.finish()
+    }
+}
+
 /// Reads a segment, message by message.
 #[derive(Debug, Default)]
-pub(crate) struct Reader {
+struct Reader {
     /// The length of the messages so far.
     size: u64,
     /// The tracks, after the init segment was read.
@@ -45,7 +76,7 @@ impl Reader {
     ///
     /// # Errors
     /// Returns an error when it does not go on with a segment.
-    pub(crate) fn message(&mut self, bytes: &[u8]) -> Result<(), IndexError> {
+    fn message(&mut self, bytes: &[u8]) -> Result<(), IndexError> {
         for raw in Boxes::new(bytes, self.size) {
             let raw = raw?;
             match raw.kind.as_ref() {
@@ -64,8 +95,7 @@ impl Reader {
     ///
     /// # Errors
     /// Returns an error when the segment has no init segment, or a sample is not in an `mdat` of its own.
-    pub(crate) fn finish(self) -> Result<SegmentIndex, IndexError> {
-        let at = self.size;
+    fn finish(self) -> Result<SegmentIndex, IndexError> {
         let missing = |kind: &[u8; 4]| IndexError::Missing {
             kind: kind.into(),
             at: 0,
@@ -77,19 +107,24 @@ impl Reader {
             for chunk in &track.chunks {
                 let sizes = sizes.by_ref().take(chunk.samples as usize);
                 let length: u64 = sizes.copied().map(u64::from).sum();
-                let place = self.media.partition_point(|media| media.end <= chunk.offset);
+                let place = self
+                    .media
+                    .partition_point(|media| media.end <= chunk.offset);
                 let media = self.media.get(place).ok_or_else(|| missing(b"mdat"))?;
                 if chunk.offset < media.start || length > media.end - chunk.offset {
-                    let at = media.start;
-                    let what = "a sample that lies partly outside";
+                    let at = chunk.offset;
+                    let what = "a sample outside of `mdat`";
                     return Err(IndexError::Invalid { what, at });
                 }
             }
         }
-        let index = SegmentIndex { size: at, tracks };
+        let index = SegmentIndex {
+            size: self.size,
+            tracks,
+        };
         index
             .check()
-            .map_err(|what| IndexError::Invalid { what, at })?;
+            .map_err(|what| IndexError::Invalid { what, at: 0 })?;
         Ok(index)
     }
 
@@ -98,8 +133,8 @@ impl Reader {
             moof: moof.at,
             previous_end: moof.at,
         };
-        for traf in moof.all(b"traf")? {
-            self.track_fragment(&traf, &mut position)?;
+        for traf in moof.all(b"traf") {
+            self.track_fragment(&traf?, &mut position)?;
         }
         Ok(())
     }
@@ -123,8 +158,8 @@ impl Reader {
             None if head.default_base_is_moof => position.moof,
             None => position.previous_end,
         };
-        let runs = traf.all(b"trun")?;
-        if runs.is_empty() {
+        let mut runs = traf.all(b"trun").peekable();
+        if runs.peek().is_none() {
             return Ok(());
         }
         let time = traf.required(b"tfdt")?.decode::<Tfdt>()?;
@@ -134,6 +169,7 @@ impl Reader {
             time: time.base_media_decode_time,
         };
         for run in runs {
+            let run = run?;
             // Before it is read, since what is read takes ten times the room.
             self.samples = self.samples.saturating_add(run.number(4)? as usize);
             if self.samples > MAX_SAMPLES {
@@ -157,12 +193,7 @@ struct Place {
 
 impl InitTrack {
     /// Adds the samples of a `trun`.
-    fn run(
-        &mut self,
-        raw: &RawBox<'_>,
-        head: &Tfhd,
-        place: &mut Place,
-    ) -> Result<(), IndexError> {
+    fn run(&mut self, raw: &RawBox<'_>, head: &Tfhd, place: &mut Place) -> Result<(), IndexError> {
         let run: Trun = raw.decode()?;
         if let Some(offset) = run.data_offset {
             let offset = place.base.checked_add_signed(offset.into());
@@ -234,13 +265,15 @@ struct Sample {
 /// Reads the tracks of an init segment.
 fn tracks(moov: &RawBox<'_>) -> Result<Vec<InitTrack>, IndexError> {
     let movie: Mvhd = moov.required(b"mvhd")?.decode()?;
-    let defaults = moov.required(b"mvex")?.all(b"trex")?;
+    let extends = moov.required(b"mvex")?;
     let mut tracks = Vec::new();
-    for trak in moov.all(b"trak")? {
+    for trak in moov.all(b"trak") {
+        let trak = trak?;
         let head: Tkhd = trak.required(b"tkhd")?.decode()?;
         let track = track(&trak, &head, movie.timescale)?;
-        let mut defaults = defaults.iter().map(RawBox::decode::<Trex>);
-        let defaults = defaults
+        let defaults = extends
+            .all(b"trex")
+            .map(|trex| trex?.decode::<Trex>())
             .find(|trex| match trex {
                 Ok(trex) => trex.track_id == head.track_id,
                 Err(_) => true,
@@ -293,10 +326,14 @@ fn track(trak: &RawBox<'_>, head: &Tkhd, movie_timescale: u32) -> Result<Track, 
 /// Copies the sample entries of an `stsd`.
 fn entries(table: &RawBox<'_>) -> Result<Vec<Bytes>, IndexError> {
     let head = 8;
-    let count = table.number(4)?;
+    let count = table.number(4)? as usize;
+    if count > MAX_ENTRIES {
+        return Err(table.unsupported("more than 16 sample entries"));
+    }
     let body = table.body.get(head..).unwrap_or_default();
     let entries = Boxes::new(body, table.body_at + head as u64);
     let entries = entries
+        .take(MAX_ENTRIES + 1)
         .map(|entry| {
             let entry = entry?;
             let start = usize::try_from(entry.at - table.body_at).expect("within the body");
@@ -315,7 +352,7 @@ fn entries(table: &RawBox<'_>) -> Result<Vec<Bytes>, IndexError> {
             Ok(Bytes::copy_from_slice(bytes))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    if entries.len() as u64 != u64::from(count) {
+    if entries.len() != count {
         return Err(table.invalid("another number of sample entries than it says"));
     }
     Ok(entries)

@@ -52,7 +52,11 @@ fn film(segments: u64) -> Vec<Segment> {
         .map(|segment| {
             let first = 12 * segment;
             let block = |picture: u64| (picture * 1000).div_ceil(1024);
-            let fragments = [first..first + 1, first + 1..first + 6, first + 6..first + 12];
+            let fragments = [
+                first..first + 1,
+                first + 1..first + 6,
+                first + 6..first + 12,
+            ];
             let mut made = Segment::new(&[Video::TRACK, Sound::TRACK]);
             for pictures in fragments {
                 made.fragment(&[

@@ -3,12 +3,11 @@
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
-use mp4_atom::{
-    Ctts, CttsEntry, Stsc, StscEntry, Stss, Stsz, StszSamples, Stts, SttsEntry,
-};
+use mp4_atom::{Ctts, CttsEntry, Stsc, StscEntry, Stss, Stsz, StszSamples, Stts, SttsEntry};
 
 use crate::error::LayoutError;
-use crate::index::{Kind, SegmentIndex, Timing, Track};
+use crate::index::{SegmentIndex, Timing, Track};
+use crate::kind::Kind;
 
 /// A track of the film. All its times are in ticks of `timescale`, and counted from where the film's time line begins,
 /// which is not where the file begins. None is above 2^90.
@@ -29,7 +28,8 @@ pub(crate) struct FilmTrack {
     pub(crate) tables: Tables,
 }
 
-/// What the film's sample tables say, except for the places of the chunks. The times of samples count from the first one.
+/// What the film's sample tables say, except for the places of the chunks. The times of samples count from the first
+/// one.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     pub(crate) entries: Vec<Bytes>,
@@ -68,8 +68,7 @@ impl FilmTrack {
             return Ok(None);
         };
         let timescales = tracks.iter().map(|(_, track)| track.timescale);
-        let timescale =
-            least_common_multiple(timescales).ok_or(LayoutError::Timescale { kind })?;
+        let timescale = least_common_multiple(timescales).ok_or(LayoutError::Timescale { kind })?;
         let mut join = Join::default();
         for &(segment, track) in &tracks {
             let factor = i128::from(timescale.get() / track.timescale.get());
@@ -162,7 +161,15 @@ impl Join {
             self.chunk(chunk.samples, &track.entries[chunk.entry as usize])?;
             let mut time = i128::from(chunk.time) + shift;
             let samples = chunk.samples as usize;
-            for (Timing { duration, offset, sync }, size) in timings.by_ref().take(samples) {
+            for (
+                Timing {
+                    duration,
+                    offset,
+                    sync,
+                },
+                size,
+            ) in timings.by_ref().take(samples)
+            {
                 let [offset, duration] = [i128::from(offset), i128::from(duration)];
                 self.sample(
                     Placed {

@@ -51,7 +51,9 @@ impl File {
 
     pub(super) fn trak(&self, of: Kind) -> &Trak {
         let mut traks = self.moov.trak.iter();
-        traks.find(|trak| kind(trak) == of).expect("the track is there")
+        traks
+            .find(|trak| kind(trak) == of)
+            .expect("the track is there")
     }
 
     /// The edit list of a track: delay in ticks of the movie, and media time.
@@ -122,7 +124,10 @@ impl File {
         let mut places = Vec::new();
         for (chunk, offset) in (1..).zip(offsets) {
             let runs = table.stsc.entries.iter();
-            let run = runs.take_while(|run| run.first_chunk <= chunk).last().unwrap();
+            let run = runs
+                .take_while(|run| run.first_chunk <= chunk)
+                .last()
+                .unwrap();
             let codec = &table.stsd.codecs[run.sample_description_index as usize - 1];
             let mut at = offset;
             assert!(at >= self.media as u64);

@@ -166,7 +166,10 @@ impl Segment {
                 mehd: None,
                 trex: trex.collect(),
             }),
-            trak: (1..).zip(&self.tracks).map(|(id, track)| track.trak(id)).collect(),
+            trak: (1..)
+                .zip(&self.tracks)
+                .map(|(id, track)| track.trak(id))
+                .collect(),
             meta: None,
             udta: None,
             ainf: None,

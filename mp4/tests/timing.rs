@@ -5,13 +5,21 @@ use super::*;
 use crate::{Kind, LayoutError};
 
 /// Presentation times and durations of a track, in ticks.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "whole numbers of ticks"
+)]
 fn times(file: &File, kind: Kind) -> Vec<(u64, u32)> {
     let timescale = f64::from(file.trak(kind).mdia.mdhd.timescale);
     let samples = file.samples(kind).into_iter();
     samples
         .map(|sample| {
             let ticks = sample.presented * timescale;
-            assert!((ticks - ticks.round()).abs() < 1e-6 && ticks > -1e-6, "{ticks}");
+            assert!(
+                (ticks - ticks.round()).abs() < 1e-6 && ticks > -1e-6,
+                "{ticks}"
+            );
             (ticks.round() as u64, sample.duration)
         })
         .collect()
@@ -54,14 +62,28 @@ fn segments_become_one_time_line() {
     assert_eq!(times(&file, Kind::Video), video);
     let sound: Vec<_> = (0..36).map(|block| (block * 1024, 1024)).collect();
     assert_eq!(times(&file, Kind::Sound), sound);
-    assert_eq!([Kind::Video, Kind::Sound].map(|kind| file.edit(kind)), [None; 2]);
-    let sync = file.samples(Kind::Video).into_iter().filter(|sample| sample.sync);
-    assert_eq!(sync.map(|sample| sample.decoded).collect::<Vec<_>>(), [0, 12_000, 24_000]);
+    assert_eq!(
+        [Kind::Video, Kind::Sound].map(|kind| file.edit(kind)),
+        [None; 2]
+    );
+    let sync = file
+        .samples(Kind::Video)
+        .into_iter()
+        .filter(|sample| sample.sync);
+    assert_eq!(
+        sync.map(|sample| sample.decoded).collect::<Vec<_>>(),
+        [0, 12_000, 24_000]
+    );
     // The sound ends last.
     let movie = &file.moov.mvhd;
     assert_eq!((movie.timescale, movie.duration), (24_000, 36 * 1024));
     assert_eq!(file.trak(Kind::Video).tkhd.duration, 36_000);
-    assert_eq!(layout(&film(3).iter().map(Segment::bytes).collect::<Vec<_>>()).duration().as_micros(), 1_536_000);
+    assert_eq!(
+        layout(&film(3).iter().map(Segment::bytes).collect::<Vec<_>>())
+            .duration()
+            .as_micros(),
+        1_536_000
+    );
 }
 
 /// The first block of sound of the second segment begins 288 samples after its first picture.
@@ -114,10 +136,16 @@ fn a_film_without_sound_has_one_track() {
 
 #[test]
 fn an_overlap_shortens_the_sample_before_it() {
-    let first = pictures(Video::TRACK, &[picture_at(0, 1000, 0), picture_at(1000, 1000, 0)]);
+    let first = pictures(
+        Video::TRACK,
+        &[picture_at(0, 1000, 0), picture_at(1000, 1000, 0)],
+    );
     let second = |time| pictures(Video::TRACK, &[picture_at(time, 1000, 0)]);
     let file = assemble(&[first.clone(), second(1001)]);
-    assert_eq!(times(&file, Kind::Video), [(0, 1000), (1000, 1), (1001, 1000)]);
+    assert_eq!(
+        times(&file, Kind::Video),
+        [(0, 1000), (1000, 1), (1001, 1000)]
+    );
     for time in [1000, 999, 0] {
         let refusal = refusal(&[first.clone(), second(time)]);
         let LayoutError::Overlap { segment, kind } = refusal else {
@@ -133,13 +161,18 @@ fn pictures_out_of_order_are_presented_when_they_were() {
     let offsets = [2000, 4000, 1000, 1000];
     let group = |start: u64| {
         let pictures = (start..).step_by(1000).zip(offsets);
-        pictures.map(|(time, offset)| picture_at(time, 1000, offset)).collect::<Vec<_>>()
+        pictures
+            .map(|(time, offset)| picture_at(time, 1000, offset))
+            .collect::<Vec<_>>()
     };
     let file = assemble(&[
         pictures(Video::TRACK, &group(7000)),
         pictures(Video::TRACK, &group(11_000)),
     ]);
-    let shown: Vec<_> = times(&file, Kind::Video).iter().map(|(time, _)| *time).collect();
+    let shown: Vec<_> = times(&file, Kind::Video)
+        .iter()
+        .map(|(time, _)| *time)
+        .collect();
     assert_eq!(shown, [0, 3000, 1000, 2000, 4000, 7000, 5000, 6000]);
     assert_eq!(file.edit(Kind::Video), Some((0, 2000)));
     assert_eq!(file.moov.mvhd.duration, 8000);
@@ -170,7 +203,11 @@ fn priming_that_an_edit_list_hides_stays_hidden() {
     };
     let file = assemble(&[primed(edit(0, 1024), 0..13)]);
     assert_eq!(file.edit(Kind::Sound), Some((0, 1024)));
-    let presented: Vec<_> = file.samples(Kind::Sound).iter().map(|s| s.presented).collect();
+    let presented: Vec<_> = file
+        .samples(Kind::Sound)
+        .iter()
+        .map(|s| s.presented)
+        .collect();
     assert!((presented[0] + 1024.0 / 24_000.0).abs() < 1e-9 && presented[1].abs() < 1e-9);
     assert_eq!(file.trak(Kind::Sound).tkhd.duration, 12 * 1024);
 
@@ -182,7 +219,10 @@ fn priming_that_an_edit_list_hides_stays_hidden() {
     let mut later = Segment::new(&[edit(0, 1024)]);
     later.fragment(&[Sound::samples(1..3)]);
     let file = assemble(&[later]);
-    assert_eq!((file.edit(Kind::Sound), times(&file, Kind::Sound)[0].0), (None, 0));
+    assert_eq!(
+        (file.edit(Kind::Sound), times(&file, Kind::Sound)[0].0),
+        (None, 0)
+    );
 }
 
 #[test]
@@ -194,10 +234,16 @@ fn segments_of_other_timescales_share_a_track() {
     let file = assemble(&[
         pictures(Video::TRACK, &[picture_at(24_000, 1000, 0)]),
         // 1/24 s after one second; each lasts for 1/30 s.
-        pictures(faster, &[picture_at(31_250, 1000, 0), picture_at(32_250, 1000, 0)]),
+        pictures(
+            faster,
+            &[picture_at(31_250, 1000, 0), picture_at(32_250, 1000, 0)],
+        ),
     ]);
     assert_eq!(file.trak(Kind::Video).mdia.mdhd.timescale, 120_000);
-    assert_eq!(times(&file, Kind::Video), [(0, 5000), (5000, 4000), (9000, 4000)]);
+    assert_eq!(
+        times(&file, Kind::Video),
+        [(0, 5000), (5000, 4000), (9000, 4000)]
+    );
     assert_eq!(file.trak(Kind::Video).mdia.minf.stbl.stsd.codecs.len(), 1);
 }
 
@@ -211,7 +257,10 @@ fn timescales_without_a_small_multiple_are_refused() {
         pictures(track(u32::MAX), &[picture_at(0, 1000, 0)]),
         pictures(track(u32::MAX - 1), &[picture_at(1000, 1000, 0)]),
     ]);
-    assert!(matches!(refusal, LayoutError::Timescale { kind: Kind::Video }), "{refusal:?}");
+    assert!(
+        matches!(refusal, LayoutError::Timescale { kind: Kind::Video }),
+        "{refusal:?}"
+    );
 }
 
 #[test]
@@ -223,7 +272,10 @@ fn a_gap_too_long_for_its_field_is_refused() {
         ]
     };
     let longest = u64::from(u32::MAX);
-    assert_eq!(times(&assemble(&film(longest)), Kind::Video)[0], (0, u32::MAX));
+    assert_eq!(
+        times(&assemble(&film(longest)), Kind::Video)[0],
+        (0, u32::MAX)
+    );
     let refusal = refusal(&film(longest + 1));
     assert!(matches!(refusal, LayoutError::TooLong(None)), "{refusal:?}");
 }
@@ -232,7 +284,10 @@ fn a_gap_too_long_for_its_field_is_refused() {
 fn no_samples_are_no_film() {
     assert!(matches!(Layout::new([]), Err(LayoutError::Empty)));
     let empty = Segment::new(&[Video::TRACK, Sound::TRACK]);
-    assert!(matches!(refusal(std::slice::from_ref(&empty)), LayoutError::Empty));
+    assert!(matches!(
+        refusal(std::slice::from_ref(&empty)),
+        LayoutError::Empty
+    ));
     // Among others, a segment without samples adds nothing.
     let mut film = film(2);
     film.insert(1, empty);
