@@ -73,6 +73,6 @@ fn router(app: App) -> Router {
                 message,
             )
         })
-        .layer(from_fn_with_state(app.clone(), hosts::guard))
+        .layer(from_fn_with_state(app.hosts.clone(), hosts::guard))
         .with_state(app)
 }

@@ -9,9 +9,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connection::TimeLimits;
+use super::connection::{BodyLimits, TimeLimits};
 use super::connections::{self, Connections};
-use super::extract::BodyLimits;
 use super::hosts::{HostNames, Hosts};
 use super::origins::Origins;
 use crate::byte_budget::{self, ByteBudget};

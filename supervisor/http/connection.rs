@@ -55,6 +55,14 @@ pub(super) struct TimeLimits {
     pub(super) answer: Duration,
 }
 
+/// Time limits on receiving the body of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyLimits {
+    pub(super) total: Duration,
+    /// From one part to the next.
+    pub(super) idle: Duration,
+}
+
 /// An accepted connection, as its socket, its task and the requests on it share it.
 #[derive(Debug)]
 pub(super) struct Connection {

@@ -2,7 +2,6 @@
 //! extractors would answer with plain text, so no handler uses those directly.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -34,14 +33,6 @@ pub(super) struct Body {
     pub(super) bytes: Bytes,
     /// What the body takes of the memory for that; held for as long as the body is.
     pub(super) share: Share,
-}
-
-/// Time limits on receiving a body.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BodyLimits {
-    pub(super) total: Duration,
-    /// From one part to the next.
-    pub(super) idle: Duration,
 }
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> {

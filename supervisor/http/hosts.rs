@@ -13,7 +13,6 @@ use axum::http::uri::Authority;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::app::App;
 use super::error::ApiError;
 
 /// What a list of names must be.
@@ -114,8 +113,8 @@ fn plain(authority: &Authority) -> Option<String> {
 }
 
 /// Rejects a request that names another host.
-pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
-    let Some(name) = app.hosts.foreign_name(&request) else {
+pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+    let Some(name) = hosts.foreign_name(&request) else {
         return next.run(request).await;
     };
     let name: String = name.chars().take(100).collect();

@@ -13,9 +13,9 @@ use super::error::StoreError;
 use super::health::{Health, StoreStatus};
 use super::ids::ServerId;
 use super::leased_session::LeasedSessions;
+use super::losses::{Removed, Restoring};
 use super::pending_cleanup::PendingCleanup;
 use super::records::Records;
-use super::restoring::{Removed, Restoring};
 
 /// The configurable behaviour of the store.
 #[derive(Clone, Copy, Debug)]

@@ -1,101 +1,21 @@
 //! What a server does when the store has lost data: it writes the records anew whose leases it holds, and removes again
 //! what it has removed.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::error::StoreError;
 use super::handle::SessionStore;
-use super::ids::{Epoch, RecordKey, Revision};
+use super::ids::{RecordKey, Revision};
 use super::leased_session::LeasedSession;
 use super::records::{BlobRef, RecordWrite};
 use crate::causes::with_causes;
 
 /// Number of records that are restored concurrently.
 const RESTORED_AT_ONCE: usize = 8;
-/// Number of removals that a server remembers.
-const MAX_REMOVED: usize = 1024;
-
-/// The last sessions whose records this server has removed. In a store that has lost data, a server that has not learnt
-/// of a removal would bring its session back.
-#[derive(Debug, Default)]
-pub(super) struct Removed(Mutex<VecDeque<(RecordKey, Revision)>>);
-
-impl Removed {
-    /// Remembers a removal by its revision.
-    pub(super) fn add(&self, key: &RecordKey, revision: Revision) {
-        if let RecordKey::Loan(_) = key {
-            return;
-        }
-        let mut removed = self.lock();
-        if removed.len() == MAX_REMOVED {
-            removed.pop_front();
-        }
-        removed.push_back((key.clone(), revision));
-    }
-
-    fn all(&self) -> Vec<(RecordKey, Revision)> {
-        self.lock().iter().cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(RecordKey, Revision)>> {
-        self.0.lock().expect("no holder of this lock panics")
-    }
-}
-
-/// Which of the store's losses this server has noticed.
-#[derive(Debug, Default)]
-pub(super) struct Restoring {
-    noticed: Mutex<Noticed>,
-    /// Notified when an operation has found that the store has lost data.
-    found: Notify,
-    /// Notified when there is something to restore.
-    needed: Notify,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Noticed {
-    epoch: Epoch,
-    /// When this server has noticed the last loss.
-    at: Option<Instant>,
-    /// The epoch in which the removals were repeated.
-    removed_in: Epoch,
-}
-
-impl Restoring {
-    /// Waits until an operation has found that the store has lost data.
-    ///
-    /// # Cancel safety
-    /// This method is cancel safe.
-    pub(super) async fn found(&self) {
-        self.found.notified().await;
-    }
-
-    /// Takes note of an operation's outcome.
-    pub(super) fn observe<T>(&self, outcome: &Result<T, StoreError>) {
-        if let Err(StoreError::Forgotten) = outcome {
-            self.found.notify_one();
-        }
-    }
-
-    /// Waits until there is something to restore.
-    ///
-    /// # Cancel safety
-    /// This method is cancel safe.
-    pub(super) async fn needed(&self) {
-        self.needed.notified().await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Noticed> {
-        self.noticed.lock().expect("no holder of this lock panics")
-    }
-}
-
 impl SessionStore {
     /// Returns whether the store has lost data so recently that other servers may not have restored their sessions yet.
     pub(super) fn is_restoring(&self) -> bool {
@@ -138,7 +58,7 @@ impl SessionStore {
         let is_outdated =
             |leased: &Arc<LeasedSession>| leased.epoch() < epoch && !leased.lost.is_cancelled();
         if is_new || self.0.leased.all().iter().any(is_outdated) {
-            self.0.restoring.needed.notify_one();
+            self.0.restoring.is_needed();
         }
         Ok(())
     }
