@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::harness::{Client, Heard, Server, command, merge, until};
@@ -190,6 +190,18 @@ impl Viewer {
     /// Asks for segments until the connection ends, or so many are finished; each must have the bytes that it has when
     /// nothing disturbs it.
     async fn watch(&mut self, client: &mut Client, expected: &[Vec<u8>], until: usize) {
+        let (heard, _) = watch::channel(0);
+        self.watch_and_count(client, expected, until, &heard).await;
+    }
+
+    /// The same; counts the messages.
+    async fn watch_and_count(
+        &mut self,
+        client: &mut Client,
+        expected: &[Vec<u8>],
+        until: usize,
+        heard: &watch::Sender<u32>,
+    ) {
         while self.finished < until {
             let request = json!({"type": "segment_prompt_source", "prompt": prompt(self.finished)});
             if client.try_send(request).await.is_err() {
@@ -197,7 +209,9 @@ impl Viewer {
             }
             self.media.clear();
             loop {
-                match client.next().await {
+                let next = client.next().await;
+                heard.send_modify(|heard| *heard += 1);
+                match next {
                     Heard::Closed(_) => return,
                     Heard::Media(bytes) => self.media.extend(bytes),
                     Heard::Text(text) if text["type"] == "ltx2_segment_complete" => {
@@ -219,27 +233,35 @@ impl Viewer {
 /// Kills the server again and again, at any moment, and goes on with the session each time.
 async fn killed_again_and_again(store: &[String], kills: usize) {
     const SEGMENTS: u16 = 400;
+    /// The messages of about four segments.
+    const MESSAGES: u32 = 36;
     let begun = Instant::now();
     let expected = undisturbed(SEGMENTS.into()).await;
-    // A kill comes within the time of a few segments, on a loaded machine too.
-    let latest = 4 * begun.elapsed() / u32::from(SEGMENTS);
+    let segment = begun.elapsed() / u32::from(SEGMENTS);
     let mut viewer = Viewer::new();
     for _ in 0..kills {
         let server = start(store, &["--streaming.store.lease_seconds=1"]);
-        let (opened, is_open) = oneshot::channel();
+        let (heard, mut hearing) = watch::channel(0);
         let killed = async {
-            // While it starts and opens the session, or while it makes segments.
-            if rand::random() {
-                let _ = is_open.await;
-            }
+            // While it starts and opens the session, or at some message of the next segments and soon after it.
+            let latest = if rand::random() {
+                let count = rand::random_range(0..MESSAGES);
+                // Err: the viewer hears nothing more.
+                let _ = hearing.wait_for(|heard| *heard > count).await;
+                segment / 4
+            } else {
+                4 * segment
+            };
             sleep(latest.mul_f64(rand::random())).await;
             server.signal(Signal::SIGKILL);
         };
         // The viewer reads on to the end of its connection.
         let watched = async {
+            let heard = heard;
             if let Some(mut client) = viewer.open(&server, &expected).await {
-                let _ = opened.send(());
-                viewer.watch(&mut client, &expected, SEGMENTS.into()).await;
+                let until = SEGMENTS.into();
+                let watched = viewer.watch_and_count(&mut client, &expected, until, &heard);
+                watched.await;
             }
         };
         tokio::join!(killed, watched);

@@ -73,7 +73,7 @@ async fn answers_of_language_models_and_ends_of_segments_name_their_request() {
         &provider,
         &[
             "--generator.synthetic.step_ms=20",
-            "--generator.synthetic.faults=error@step2,prompt=failed;exit@frame9,prompt=restarted,max_attempt=1",
+            "--generator.synthetic.faults=error@step2,prompt=failed;blank@frame0,prompt=restarted,max_attempt=1;exit@frame9,prompt=restarted,max_attempt=1",
         ],
     );
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
