@@ -436,9 +436,13 @@ pub enum ServerMessage {
     #[serde(rename = "ltx2_stream_complete")]
     StreamComplete {
         reason: CompleteReason,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        dropped_requests: Vec<DroppedRequest>,
     },
     SessionTimeout {
         timeout_seconds: u64,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        dropped_requests: Vec<DroppedRequest>,
     },
     ContinuationStateSnapshot {
         state: ContinuationState,
@@ -556,6 +560,15 @@ pub struct Limits {
     pub slow_client_timeout_seconds: u64,
     /// How long the session's worker is kept for the client when the connection is lost.
     pub hold_seconds: u64,
+}
+
+/// A request that waited when its session ended, and was not run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedRequest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// The prompt as it was requested.
+    pub prompt: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -74,8 +74,14 @@ fn server_messages() -> Vec<Value> {
             "type": "ltx2_segment_complete", "segment_idx": 0, "generation_time_ms": 1.5, "e2e_latency_ms": 2.5,
             "request_id": "r",
         }),
-        json!({"type": "ltx2_stream_complete", "reason": "segment_cap"}),
-        json!({"type": "session_timeout", "timeout_seconds": 300}),
+        json!({
+            "type": "ltx2_stream_complete", "reason": "segment_cap",
+            "dropped_requests": [{"request_id": "r", "prompt": "p"}],
+        }),
+        json!({
+            "type": "session_timeout", "timeout_seconds": 300,
+            "dropped_requests": [{"request_id": "r", "prompt": "p"}],
+        }),
         json!({"type": "continuation_state_snapshot", "state": {"kind": "k", "payload": {}}, "request_id": "r"}),
         json!({
             "type": "error", "code": "worker_failed", "message": "m", "retryable": true, "segment_idx": 0,

@@ -156,6 +156,33 @@ async fn a_request_that_waits_can_be_withdrawn_changed_and_moved() {
 }
 
 #[tokio::test]
+async fn requests_that_wait_at_the_end_are_given_back() {
+    let server = Server::start(&[
+        "--gpus=1",
+        "--streaming.generation_segment_cap=1",
+        "--streaming.paused_timeout_seconds=0.5",
+        "--generator.synthetic.step_ms=50",
+    ]);
+    let dropped = json!([{"request_id": "b", "prompt": "b"}, {"prompt": "unnamed"}]);
+
+    let mut client = server.active(json!({})).await;
+    request(&mut client, "a", json!({})).await;
+    client.until_type("ltx2_segment_start").await;
+    request(&mut client, "b", json!({})).await;
+    client.prompt("unnamed").await;
+    let complete = client.until_type("ltx2_stream_complete").await;
+    assert_eq!(complete["reason"], "segment_cap");
+    assert_eq!(complete["dropped_requests"], dropped);
+
+    let mut client = server.active(json!({})).await;
+    pause(&mut client, true).await;
+    request(&mut client, "b", json!({})).await;
+    client.prompt("unnamed").await;
+    let timeout = client.until_type("session_timeout").await;
+    assert_eq!(timeout["dropped_requests"], dropped);
+}
+
+#[tokio::test]
 async fn what_cannot_be_changed_is_refused_by_name() {
     let server = Server::start(&["--gpus", "1"]);
     let mut client = server.active(json!({})).await;

@@ -195,7 +195,10 @@ async fn a_single_clip_is_one_segment() {
     client.prompt("a fox").await;
     client.prompt("a hare").await;
     assert_segment(next_segment(&mut client).await, "a fox", "user");
-    assert_eq!(client.next().await, complete("segment_cap"));
+    let complete = json!({
+        "type": "ltx2_stream_complete", "reason": "segment_cap", "dropped_requests": [{"prompt": "a hare"}],
+    });
+    assert_eq!(client.next().await, Heard::Text(complete));
     assert_eq!(client.next().await, Heard::Closed(Some(1000)));
 }
 

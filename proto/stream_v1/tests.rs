@@ -513,9 +513,30 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
     ] {
         check_server(
             json!({"type": "ltx2_stream_complete", "reason": name}),
-            ServerMessage::StreamComplete { reason },
+            ServerMessage::StreamComplete {
+                reason,
+                dropped_requests: Vec::new(),
+            },
         );
     }
+    let dropped = json!([{"request_id": "r", "prompt": "a"}, {"prompt": "b"}]);
+    let dropped_requests = vec![
+        DroppedRequest {
+            request_id: Some("r".to_owned().try_into().unwrap()),
+            prompt: "a".to_owned(),
+        },
+        DroppedRequest {
+            request_id: None,
+            prompt: "b".to_owned(),
+        },
+    ];
+    check_server(
+        json!({"type": "ltx2_stream_complete", "reason": "segment_cap", "dropped_requests": dropped}),
+        ServerMessage::StreamComplete {
+            reason: CompleteReason::SegmentCap,
+            dropped_requests,
+        },
+    );
     check_server(
         json!({
             "type": "prompt_enhanced", "original_prompt": "a", "prompt": "b", "provider": "groq", "latency_ms": 2.5,
@@ -557,6 +578,7 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
         json!({"type": "session_timeout", "timeout_seconds": 300}),
         ServerMessage::SessionTimeout {
             timeout_seconds: 300,
+            dropped_requests: Vec::new(),
         },
     );
     check_server(

@@ -313,12 +313,15 @@ impl<'a> Conversation<'a> {
             // The server is going away; a close with code 1001 follows.
             ServerMessage::StreamComplete {
                 reason: CompleteReason::StopRequested,
+                ..
             } => {}
-            ServerMessage::StreamComplete { reason } => {
+            ServerMessage::StreamComplete { reason, .. } => {
                 self.report.resume = None;
                 bail!("the server ended the session early ({reason:?})")
             }
-            ServerMessage::SessionTimeout { timeout_seconds } => {
+            ServerMessage::SessionTimeout {
+                timeout_seconds, ..
+            } => {
                 bail!("the server ended the session: nothing happened for {timeout_seconds} s")
             }
             ServerMessage::PromptEnhanced {

@@ -244,6 +244,11 @@ impl Director {
         self.playlist.add(id, request, received, limit)
     }
 
+    /// Removes and returns all waiting requests: the client's names for them and their prompts, as they were requested.
+    pub(super) fn take_waiting(&mut self) -> Vec<(Option<RequestId>, String)> {
+        self.playlist.take_waiting()
+    }
+
     /// Removes a waiting request. Returns false when no request with this id waits.
     pub(super) fn withdraw(&mut self, id: &RequestId) -> bool {
         self.playlist.withdraw(id)

@@ -184,12 +184,17 @@ pub enum SessionEvent {
         time_left: Duration,
     },
     /// The session leaves this connection. Only media that are still on their way follow.
-    Ended {
-        cause: EndCause,
-        state: SessionState,
-        /// Number of finished segments.
-        segments: u32,
-    },
+    Ended(Box<Ended>),
+}
+
+#[derive(Debug)]
+pub struct Ended {
+    pub cause: EndCause,
+    pub state: SessionState,
+    /// Number of finished segments.
+    pub segments: u32,
+    /// The requests that waited, in order, with the client's names for them and their prompts.
+    pub dropped: Vec<(Option<RequestId>, String)>,
 }
 
 #[derive(Debug)]

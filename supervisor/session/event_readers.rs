@@ -46,9 +46,9 @@ fn trace(event: &SessionEvent) {
         SessionEvent::WorkerLost(lost) => {
             tracing::warn!(worker_id = %lost.worker, segment_idx = lost.at.segment_idx, attempt = lost.at.attempt, started = lost.started, reason = lost.reason, "worker lost with the session's job");
         }
-        SessionEvent::Ended {
-            cause, segments, ..
-        } => tracing::info!(?cause, segments, "session ended"),
+        SessionEvent::Ended(ended) => {
+            tracing::info!(cause = ?ended.cause, segments = ended.segments, "session ended");
+        }
         _ => {}
     }
 }

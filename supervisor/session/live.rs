@@ -10,7 +10,7 @@ use super::Context;
 use super::director::Director;
 use super::emitter::Emitter;
 use super::ending::EndCause;
-use super::event::SessionEvent;
+use super::event::{Ended, SessionEvent};
 use super::handshake::{Claim, Opening};
 use super::init_image::InitImage;
 use super::persistence::{Gate, Persistence};
@@ -358,10 +358,11 @@ impl LiveSession {
             self.error(None, code, message, retryable);
         }
         self.transition(cause.state(self.ticket.state()));
-        self.emitter.emit_last(SessionEvent::Ended {
+        self.emitter.emit_last(SessionEvent::Ended(Box::new(Ended {
             cause,
             state: self.ticket.state(),
             segments: self.director.segment_idx(),
-        });
+            dropped: self.director.take_waiting(),
+        })));
     }
 }

@@ -167,6 +167,14 @@ impl Playlist {
         Ok(())
     }
 
+    /// Removes and returns all waiting requests: the client's names for them and their prompts, as they were requested.
+    pub(crate) fn take_waiting(&mut self) -> Vec<(Option<RequestId>, String)> {
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        waiting
+            .map(|waiting| (waiting.id, waiting.request.prompt))
+            .collect()
+    }
+
     /// Removes a waiting request from the queue. Returns false when no request with this id waits.
     pub(crate) fn withdraw(&mut self, id: &RequestId) -> bool {
         let place = self.place_of(id);

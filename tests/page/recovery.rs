@@ -90,6 +90,21 @@ async fn video_plays_through_when_a_worker_dies_where_the_viewer_is() {
 }
 
 #[tokio::test]
+async fn film_goes_on_after_the_session_was_idle_for_too_long() {
+    let server = Server::start(&[SLOW, &["--streaming.session_timeout_seconds=1"]].concat());
+    server.ready(2).await;
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.until_says("#error", "Send a prompt to go on with it.")
+        .await;
+    page.prompt(LIGHTHOUSE).await;
+    page.until_state("segment-1", "done").await;
+    page.play_out().await;
+    played_through(&page).await;
+}
+
+#[tokio::test]
 async fn states_of_the_gpus_are_shown() {
     // Each state lasts for longer than a look of the board, which comes every second.
     let server = Server::start(&[

@@ -1,12 +1,13 @@
 //! Renders the last messages of a connection and its close code.
 
 use fastvideo_proto::job::ErrorCode;
-use fastvideo_proto::stream_v1::{CompleteReason, ServerMessage};
+use fastvideo_proto::stream_v1::{CompleteReason, DroppedRequest, ServerMessage};
 
 use crate::dialect::{Rendered, close_code};
 use crate::session::NotAdmitted;
 use crate::session::command::TransportViolation;
 use crate::session::ending::{EndCause, NotOpened};
+use crate::session::event::Ended;
 
 /// Renders the refusal of a client that may not open a session.
 pub(super) fn not_admitted(why: &NotAdmitted, out: &mut Rendered) {
@@ -30,6 +31,7 @@ pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
         NotOpened::Timeout(limit) => {
             out.json(&ServerMessage::SessionTimeout {
                 timeout_seconds: limit.as_secs(),
+                dropped_requests: Vec::new(),
             });
             out.close(close_code::NORMAL, "session_timeout");
         }
@@ -59,36 +61,44 @@ pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
 }
 
 /// Renders the end of a session. `was_bound` says whether the client was told of a worker.
-pub(super) fn ended(cause: EndCause, was_bound: bool, out: &mut Rendered) {
-    let complete = |reason| ServerMessage::StreamComplete { reason };
-    match cause {
+pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
+    let dropped = ended.dropped.into_iter();
+    let dropped_requests = dropped
+        .map(|(request_id, prompt)| DroppedRequest { request_id, prompt })
+        .collect();
+    let complete = |reason, dropped_requests| ServerMessage::StreamComplete {
+        reason,
+        dropped_requests,
+    };
+    match ended.cause {
         EndCause::Gone => {}
         EndCause::Violation(violation) => violated(violation, out),
         EndCause::Left => {
-            out.json(&complete(CompleteReason::StopRequested));
+            out.json(&complete(CompleteReason::StopRequested, dropped_requests));
             out.close(close_code::NORMAL, "left");
         }
         EndCause::SegmentCap => {
-            out.json(&complete(CompleteReason::SegmentCap));
+            out.json(&complete(CompleteReason::SegmentCap, dropped_requests));
             out.close(close_code::NORMAL, "segment_cap");
         }
         EndCause::Idle(limit) => {
             out.json(&ServerMessage::SessionTimeout {
                 timeout_seconds: limit.as_secs(),
+                dropped_requests,
             });
             out.close(close_code::NORMAL, "session_timeout");
         }
         EndCause::SlowClient => out.close(close_code::RULE_BROKEN, "too slow"),
         EndCause::RuleBroken => out.close(close_code::RULE_BROKEN, "binary message"),
         EndCause::StateRefused => {
-            out.json(&complete(CompleteReason::Error));
+            out.json(&complete(CompleteReason::Error, dropped_requests));
             out.close(close_code::BAD_OPENING, "state_incompatible");
         }
         EndCause::NoWorker => out.close(close_code::TRY_AGAIN_LATER, "gpu_unavailable"),
         EndCause::LeaseLost => out.close(close_code::NORMAL, "session_lost"),
         EndCause::Draining => {
             if was_bound {
-                out.json(&complete(CompleteReason::StopRequested));
+                out.json(&complete(CompleteReason::StopRequested, dropped_requests));
             }
             out.close(close_code::GOING_AWAY, "draining");
         }
@@ -120,7 +130,7 @@ mod tests {
 
     use super::*;
     use crate::dialect::Wire;
-    use crate::session::Full;
+    use crate::session::{Full, SessionState};
 
     /// The types of the last messages, and the close code.
     fn last(rendered: Rendered) -> (Vec<String>, Option<u16>) {
@@ -146,7 +156,13 @@ mod tests {
     #[track_caller]
     fn check_ended(cause: EndCause, was_bound: bool, types: &[&str], code: Option<u16>) {
         let mut out = Rendered::default();
-        ended(cause, was_bound, &mut out);
+        let end = Ended {
+            cause,
+            state: SessionState::Complete,
+            segments: 0,
+            dropped: Vec::new(),
+        };
+        ended(end, was_bound, &mut out);
         let expected = types.iter().map(|&kind| kind.to_owned()).collect();
         assert_eq!(last(out), (expected, code), "{cause:?}");
     }

@@ -205,7 +205,7 @@ impl StreamRenderer {
                 deadline_seconds: whole_seconds(time_left),
             }),
             SessionEvent::NotOpened(why) => close::not_opened(why, out),
-            SessionEvent::Ended { cause, .. } => close::ended(cause, self.stream.is_some(), out),
+            SessionEvent::Ended(ended) => close::ended(*ended, self.stream.is_some(), out),
             SessionEvent::Opened(opened) => self.heartbeats = opened.heartbeat,
             SessionEvent::MessageReceived(_)
             | SessionEvent::StateChanged { .. }

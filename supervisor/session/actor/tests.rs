@@ -187,13 +187,13 @@ impl Client {
 
     /// Why the session has ended.
     async fn ended(&mut self) -> EndCause {
-        let SessionEvent::Ended { cause, .. } = self.until("Ended").await else {
+        let SessionEvent::Ended(ended) = self.until("Ended").await else {
             unreachable!("asked for that event");
         };
-        if let Some(ended) = self.session.join_next().await {
-            ended.unwrap();
+        if let Some(joined) = self.session.join_next().await {
+            joined.unwrap();
         }
-        cause
+        ended.cause
     }
 
     async fn not_opened(&mut self) -> NotOpened {
@@ -783,8 +783,6 @@ async fn a_loop_waits_for_its_viewer_and_a_request_does_not() {
     let next = finish(&mut client).await;
     assert!(next > paused + limit / 2, "{next:?} after {paused:?}");
     client.command(report(false)).await;
-    let SessionEvent::Ended { cause, .. } = client.until("Ended").await else {
-        unreachable!("asked for that event");
-    };
+    let cause = client.ended().await;
     assert!(matches!(cause, EndCause::Idle(_)), "{cause:?}");
 }

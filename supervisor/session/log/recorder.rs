@@ -194,14 +194,10 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
         SessionEvent::Draining { time_left } => L::Draining {
             deadline_seconds: time_left.as_secs_f64(),
         },
-        SessionEvent::Ended {
-            cause,
-            state,
-            segments,
-        } => L::Closed {
-            cause: cause.name().into(),
-            state: *state,
-            segments: *segments,
+        SessionEvent::Ended(ended) => L::Closed {
+            cause: ended.cause.name().into(),
+            state: ended.state,
+            segments: ended.segments,
         },
         SessionEvent::NotOpened(_)
         | SessionEvent::Media { .. }

@@ -165,11 +165,11 @@ export function streamComplete(next, { reason }) {
   next.run({ type: 'finish_player' });
 }
 
-/** @param {Transition} next @param {import('../protocol.js').SessionTimeout} message */
+/** The server keeps the session for a while, so that the next prompt goes on with it. @param {Transition} next @param {import('../protocol.js').SessionTimeout} message */
 export function sessionTimeout(next, { timeout_seconds }) {
   next.state.outcome = 'timeout';
-  next.keepToken(null);
-  next.notice('The session has ended.', `Nothing happened in it for ${span(timeout_seconds)}.`, { soft: true, reconnect: true });
+  const text = `Nothing happened in it for ${span(timeout_seconds)}. Send a prompt to go on with it.`;
+  next.notice('The session has ended.', text, { soft: true, reconnect: true });
 }
 
 /** @param {Transition} next @param {import('../protocol.js').ServerError} error */

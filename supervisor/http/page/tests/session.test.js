@@ -400,11 +400,25 @@ describe('end', () => {
     assert.equal(page.state.resume, null);
   });
 
-  test('an idle session ends with a notice and is not gone on with', () => {
-    const page = PageModel.active().says('session_timeout', { timeout_seconds: 60 }).closes('ended', 1000);
+  test('an idle session ends with a notice, and the next prompt goes on with it', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).completes(0).says('session_timeout', { timeout_seconds: 60 }).closes('ended', 1000);
     assert.equal(page.state.phase, 'complete');
-    assert.equal(page.state.notice.text, 'Nothing happened in it for 60 s.');
+    assert.equal(page.state.notice.text, 'Nothing happened in it for 60 s. Send a prompt to go on with it.');
     assert.deepEqual(page.ran('schedule_reconnect'), []);
+    page.submit('b');
+    assert.deepEqual(page.opening.resume, TOKEN);
+    page.opens({ next: 1 });
+    assert.equal(page.sent.at(-1).prompt, 'b');
+    assert.deepEqual(page.state.segments.map((s) => s.prompt), ['a']);
+    assert.equal(page.ran('reset_player').length, 0);
+  });
+
+  test('a prompt for an idle session that the server no longer has is given back', () => {
+    const page = PageModel.active().says('session_timeout', { timeout_seconds: 60 }).closes('ended', 1000).submit('b');
+    page.says('error', { code: 'session_rejected', message: 'it may have expired', retryable: false }).closes('rejected', 1003);
+    assert.equal(page.state.notice.title, 'The session cannot be continued.');
+    assert.deepEqual(page.ran('return_prompt'), [{ type: 'return_prompt', prompt: 'b' }]);
+    assert.equal(page.submit('b').opening.resume, null);
   });
 
   test('a snapshot is saved under the name of its session and segment', () => {
