@@ -27,13 +27,14 @@ const NOT_WAITING: &str = "no request with this `request_id` waits";
 impl LiveSession {
     /// Handles what the client's connection has received; `None` means that the connection is gone.
     pub(super) fn receive(&mut self, inbound: Option<Inbound>) -> Option<EndCause> {
-        let is_report = |inbound: &Inbound| {
-            let Inbound::Command { command, .. } = inbound else {
-                return false;
-            };
-            matches!(command, SessionCommand::ReportPlayback(_))
-        };
-        if !inbound.as_ref().is_some_and(is_report) {
+        let is_report = matches!(
+            &inbound,
+            Some(Inbound::Command {
+                command: SessionCommand::ReportPlayback(_),
+                ..
+            })
+        );
+        if !is_report {
             self.last_activity = Instant::now();
         }
         match inbound {

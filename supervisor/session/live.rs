@@ -257,11 +257,12 @@ impl LiveSession {
     /// Returns when the viewer has come near enough for the next segment that nobody has asked for; `None` when none
     /// waits for that.
     pub(super) fn viewer_catches_up_at(&self) -> Option<Instant> {
-        let waits =
-            self.segment.is_none() && self.director.goes_on_alone() && !self.may_go_on_alone();
         let limit = self.context.config.max_lead;
-        let catches_up = self.playback.falls_to(limit, Instant::now());
-        catches_up.filter(|_| waits)
+        if limit.is_zero() || self.segment.is_some() || !self.director.goes_on_alone() {
+            return None;
+        }
+        let now = Instant::now();
+        self.playback.falls_to(limit, now).filter(|at| *at > now)
     }
 
     /// Shows operators how far the viewer is behind.

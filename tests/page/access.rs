@@ -74,14 +74,19 @@ async fn every_screen_shows_where_to_begin() {
     page.has_no_complaints().await;
 }
 
-#[tokio::test]
-async fn every_screen_shows_the_session() {
-    let server = Server::start(&["--gpus=2"]);
-    let page = Browser::open(&server).await;
+/// Makes a segment and plays its beginning.
+async fn show_a_picture(page: &Browser) {
     page.prompt(FOX).await;
     page.until_state("segment-0", "done").await;
     page.until("there is a picture", "video.currentTime > 0.2")
         .await;
+}
+
+#[tokio::test]
+async fn every_screen_shows_the_session() {
+    let server = Server::start(&["--gpus=2"]);
+    let page = Browser::open(&server).await;
+    show_a_picture(&page).await;
     for (width, height) in SCREENS {
         page.resize(width, height).await;
         page.screenshot(&format!("session_{width}x{height}")).await;
@@ -98,10 +103,7 @@ async fn axe_finds_nothing() {
         page.resize(width, height).await;
         assert_eq!(axe(&page).await, json!([]), "empty, {width}x{height}");
     }
-    page.prompt(FOX).await;
-    page.until_state("segment-0", "done").await;
-    page.until("there is a picture", "video.currentTime > 0.2")
-        .await;
+    show_a_picture(&page).await;
     for (width, height) in SCREENS {
         page.resize(width, height).await;
         assert_eq!(axe(&page).await, json!([]), "session, {width}x{height}");
@@ -117,10 +119,7 @@ async fn axe_finds_nothing() {
 async fn the_button_that_turns_the_sound_on_covers_no_picture() {
     let server = Server::start(&[]);
     let page = Browser::open(&server).await;
-    page.prompt(FOX).await;
-    page.until_state("segment-0", "done").await;
-    page.until("there is a picture", "video.currentTime > 0.2")
-        .await;
+    show_a_picture(&page).await;
     // As a browser does that allows no sound yet.
     page.run("video.muted = true").await;
     page.until(
