@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use ureq::http::{Request, Response};
@@ -522,6 +523,17 @@ impl Client {
                 other => heard.push(other),
             }
         }
+    }
+
+    /// Closes the connection, with this status code or without one, and waits for the server's answer.
+    pub(crate) async fn close(&mut self, code: Option<u16>) {
+        let frame = code.map(|code| CloseFrame {
+            code: code.into(),
+            reason: "".into(),
+        });
+        let sent = self.socket.send(Message::Close(frame)).await;
+        sent.expect("the connection is open");
+        self.closed().await;
     }
 
     /// Skips everything up to the close, and returns its code.

@@ -46,6 +46,34 @@ async fn the_gpu_of_a_lost_connection_is_freed_after_a_while() {
 }
 
 #[tokio::test]
+async fn a_client_that_closes_its_connection_frees_its_gpu_at_once() {
+    let server = Server::start(&["--gpus", "1", "--streaming.hold_seconds", "3600"]);
+    for code in [None, Some(1000)] {
+        let (mut client, ticket) = resume::open(&server, json!({})).await;
+        client.segment("a fox").await;
+        client.close(code).await;
+        server.active(json!({})).await.close(code).await;
+        // It can still be resumed.
+        let (mut again, _) = resume::open(&server, ticket).await;
+        again.segment("a fox runs").await;
+        again.close(code).await;
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_is_reloaded_keeps_its_gpu() {
+    let server = Server::start(&["--gpus", "1", "--streaming.hold_seconds", "3600"]);
+    let (mut client, ticket) = resume::open(&server, json!({})).await;
+    client.segment("a fox").await;
+    let mut waiting = server.open(json!({})).await;
+    waiting.expect("queue_status").await;
+    // What browsers say when they leave a page.
+    client.close(Some(1001)).await;
+    let (mut again, _) = resume::open(&server, ticket).await;
+    again.segment("a fox runs").await;
+}
+
+#[tokio::test]
 async fn an_idle_session_gives_its_gpu_to_one_that_waits_and_is_warned_before() {
     let server = Server::start(&[
         "--gpus",

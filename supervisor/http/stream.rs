@@ -11,6 +11,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::Instrument;
 
@@ -109,8 +110,8 @@ async fn carry<P: Parser, R: Renderer>(
         &app.relay_latency,
     ));
 
-    // Runs until the session is over. A client is gone when it says so, when it neither takes nor sends anything, or
-    // when writing to it fails.
+    // Runs until the session is over. A client is gone when it closes the connection, when it neither takes nor sends
+    // anything, or when writing to it fails.
     let gone = {
         let read = read::<P>(
             &mut stream,
@@ -129,7 +130,7 @@ async fn carry<P: Parser, R: Renderer>(
     match gone {
         None => {}
         Some(last) => {
-            let is_gone = matches!(last, Inbound::Gone);
+            let is_gone = matches!(last, Inbound::Gone | Inbound::Closed);
             let (_, ()) = tokio::join!(inbound.send(Box::new(last)), &mut session);
             if is_gone {
                 // Completes the close handshake that the client has begun.
@@ -230,7 +231,7 @@ async fn read<P: Parser>(
             }
             Message::Binary(_) => parser.binary(),
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
-            Message::Close(_) => return Inbound::Gone,
+            Message::Close(frame) => return closed(frame.map(|frame| frame.code)),
         };
         if !std::mem::replace(&mut has_spoken, true) {
             connection.place.enter_phase(Phase::Session);
@@ -239,6 +240,14 @@ async fn read<P: Parser>(
             // The session is over, which the caller sees as well.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// Returns what a client's close means. A page that is reloaded closes with another code than 1000.
+fn closed(code: Option<CloseCode>) -> Inbound {
+    match code {
+        None | Some(CloseCode::Normal) => Inbound::Closed,
+        Some(_) => Inbound::Gone,
     }
 }
 

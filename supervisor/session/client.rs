@@ -39,6 +39,7 @@ impl LiveSession {
         }
         match inbound {
             None | Some(Inbound::Gone) => Some(EndCause::Gone),
+            Some(Inbound::Closed) => Some(EndCause::Closed),
             Some(Inbound::Violation(violation)) => Some(EndCause::Violation(violation)),
             Some(Inbound::RuleBroken(reason)) => {
                 self.refuse(None, reason);

@@ -33,8 +33,10 @@ pub enum Inbound {
     },
     /// The client broke a rule of its dialect, which ends the session. The text is safe to show to the client.
     RuleBroken(&'static str),
-    /// The client is gone. Nothing follows.
+    /// The connection is lost. Nothing follows.
     Gone,
+    /// The client has closed its connection properly, and so does not come back at once. Nothing follows.
+    Closed,
     /// The client broke the protocol that carries its messages, which ends the connection. Nothing follows.
     Violation(TransportViolation),
 }

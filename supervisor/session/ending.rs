@@ -56,8 +56,10 @@ impl NotOpened {
 /// Why an open session is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndCause {
-    /// The client went away.
+    /// The connection was lost.
     Gone,
+    /// The client has closed its connection properly.
+    Closed,
     Violation(TransportViolation),
     /// The client has ended the session for good.
     Left,
@@ -84,6 +86,7 @@ impl EndCause {
     pub fn name(self) -> &'static str {
         match self {
             Self::Gone => "gone",
+            Self::Closed => "closed",
             Self::Violation(_) => "broken",
             Self::Left => "left",
             Self::SegmentCap => "cap",
@@ -132,7 +135,9 @@ impl EndCause {
     /// leaves earlier has not been served.
     pub(super) fn state(self, from: SessionState) -> SessionState {
         let state = match self {
-            Self::Gone | Self::Left | Self::SegmentCap | Self::Draining => SessionState::Complete,
+            Self::Gone | Self::Closed | Self::Left | Self::SegmentCap | Self::Draining => {
+                SessionState::Complete
+            }
             Self::Idle(_) => SessionState::Timeout,
             Self::NoWorker => SessionState::Rejected,
             Self::Violation(_)
@@ -162,6 +167,7 @@ mod tests {
             (EndCause::Left, Active, Complete),
             (EndCause::Left, GpuBinding, Error),
             (EndCause::Gone, Queued, Error),
+            (EndCause::Closed, Active, Complete),
             (EndCause::NoWorker, Queued, Rejected),
             (EndCause::NoWorker, GpuBinding, Error),
             (idle, Active, Timeout),

@@ -57,7 +57,7 @@ pub(super) async fn receive(
     let limit = context.config.opening_timeout;
     match timeout(limit, inbox.recv()).await {
         Err(_) => Err(NotOpened::Timeout(limit)),
-        Ok(None | Some(Inbound::Gone)) => Err(NotOpened::Gone),
+        Ok(None | Some(Inbound::Gone | Inbound::Closed)) => Err(NotOpened::Gone),
         Ok(Some(Inbound::Violation(violation))) => Err(NotOpened::Violation(violation)),
         Ok(Some(Inbound::RuleBroken(reason))) => Err(invalid(reason)),
         Ok(Some(Inbound::Invalid { reason, .. })) => Err(invalid(reason)),

@@ -45,7 +45,7 @@ impl Inbox {
     pub(super) async fn gone(&mut self) {
         while self.kept.len() < MAX_KEPT {
             match self.messages.recv().await.map(|message| *message) {
-                None | Some(Inbound::Gone) => return,
+                None | Some(Inbound::Gone | Inbound::Closed) => return,
                 Some(message) => self.kept.push_back(message),
             }
         }

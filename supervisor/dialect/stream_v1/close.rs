@@ -71,7 +71,7 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
         dropped_requests,
     };
     match ended.cause {
-        EndCause::Gone => {}
+        EndCause::Gone | EndCause::Closed => {}
         EndCause::Violation(violation) => violated(violation, out),
         EndCause::Left => {
             out.json(&complete(CompleteReason::StopRequested, dropped_requests));
@@ -181,6 +181,7 @@ mod tests {
         let complete: &[&str] = &["ltx2_stream_complete"];
         let violation = EndCause::Violation;
         check_ended(EndCause::Gone, true, &[], None);
+        check_ended(EndCause::Closed, true, &[], None);
         check_ended(
             violation(TransportViolation::TooLarge),
             true,

@@ -12,6 +12,9 @@ const SILENCE_MS = 30_000;
 /** The same while a snapshot is on its way: it has many megabytes, and a message is told of only when all of it is there. */
 const SNAPSHOT_SILENCE_MS = 300_000;
 
+/** The status code of a connection that is given up for another one: the session keeps its GPU. */
+const RECONNECTING = 4000;
+
 const TOKEN_KEY = 'fastvideo.session';
 
 /** The exponential backoff between connection attempts: the pause doubles up to a limit, and jitter shortens it. */
@@ -177,7 +180,7 @@ export class Connection {
     if (message.type === 'snapshot_state') this.expectMore(this.socket, SNAPSHOT_SILENCE_MS);
   }
 
-  /** Starts the closing handshake. `closed` is reported when it is done. */
+  /** Starts the closing handshake. `closed` is reported when it is done. The session's GPU is free for others. */
   close() {
     this.socket?.close(1000);
   }
@@ -187,7 +190,7 @@ export class Connection {
     this.clock.cancel(this.silence);
     this.clock.cancel(this.timer);
     this.timer = null;
-    this.close();
+    this.socket?.close(RECONNECTING);
     this.socket = null;
   }
 }

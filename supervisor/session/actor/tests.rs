@@ -703,6 +703,21 @@ async fn the_worker_of_a_lost_connection_is_kept_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_worker_of_a_client_that_closes_its_connection_is_free_at_once() {
+    let world = World::serving().await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(world.active(OpenSession::default()).await);
+    }
+    let mut waiting = world.open(OpenSession::default()).await;
+    waiting.until("Queued").await;
+    let begun = Instant::now();
+    clients[0].send(Inbound::Closed).await;
+    waiting.bound().await;
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_resumes_in_time_has_the_worker_that_was_kept() {
     let world = World::serving().await;
     let mut clients = Vec::new();

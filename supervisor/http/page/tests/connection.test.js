@@ -151,14 +151,22 @@ describe('connection', () => {
     assert.deepEqual(events.map((e) => e.type), ['reconnect_scheduled']);
   });
 
-  test('closes the socket that another one replaces', () => {
+  test('closes the socket that another one replaces so that the server keeps the GPU', () => {
     const { connection, sockets, events } = setUp();
     connection.connect('a');
     sockets[0].opens();
     connection.connect('b');
-    assert.equal(sockets[0].closedWith, 1000);
+    assert.equal(sockets[0].closedWith, 4000);
     sockets[0].closes(1000);
     assert.deepEqual(events, []);
+  });
+
+  test('frees the GPU where the user ends the connection', () => {
+    const { connection, sockets } = setUp();
+    connection.connect('a');
+    sockets[0].opens();
+    connection.close();
+    assert.equal(sockets[0].closedWith, 1000);
   });
 });
 
