@@ -97,6 +97,15 @@ impl SegmentIndex {
         self.size
     }
 
+    /// Returns about how many bytes it takes where it is stored.
+    pub fn stored_bytes(&self) -> usize {
+        let tracks = self.tracks.iter().map(|track| {
+            let entries: usize = track.entries.iter().map(Bytes::len).sum();
+            64 + entries + 3 * track.sizes.len() + 12 * track.chunks.len() + 8 * track.runs.len()
+        });
+        tracks.sum()
+    }
+
     /// Returns whether the segment has a sample of a kind.
     pub fn has(&self, kind: Kind) -> bool {
         self.track(kind).is_some()

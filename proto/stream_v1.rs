@@ -35,6 +35,8 @@ pub enum ClientMessage {
     CancelSegment,
     WithdrawRequest,
     Playback(Playback),
+    MediaReceived(MediaReceived),
+    RenewWatchToken,
     EditRequest(EditRequest),
     RewriteSeedPrompts(RewriteSeedPrompts),
     Leave,
@@ -60,6 +62,8 @@ pub struct SessionInit {
     pub stream_mode: MediaMode,
     pub continuation_state: Option<ContinuationState>,
     pub resume: Option<Resume>,
+    /// Whether the session that is resumed goes on although it has all the segments that it may have.
+    pub extend: bool,
     /// Whether the server sends a `heartbeat` after each ten seconds without another message.
     pub heartbeat: bool,
 }
@@ -70,6 +74,19 @@ pub struct Resume {
     pub session_id: String,
     /// The `resume_token` from the session's `gpu_assigned` message.
     pub token: String,
+    /// What the client has; the server sends the rest. Without it, nothing is sent again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub have: Option<Have>,
+}
+
+/// What a client has received of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Have {
+    /// The number of segments that it has completely.
+    pub segments: u32,
+    /// The number of binary messages that it has of the next one, the init segment included.
+    pub messages: u32,
 }
 
 /// Asks for the next segment. A null takes the operator's default.
@@ -112,6 +129,14 @@ pub struct Playback {
     /// Whether the video plays; false while it is paused or waits for media.
     #[serde(default = "yes")]
     pub playing: bool,
+}
+
+/// Says that the client has binary messages of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediaReceived {
+    pub segment_idx: u32,
+    /// How many binary messages of the segment it has, the init segment included.
+    pub messages: u32,
 }
 
 /// Replaces the curated prompts from the next segment on.
@@ -182,6 +207,8 @@ impl ClientMessage {
             Self::WithdrawRequest => "withdraw_request",
             Self::EditRequest(_) => "edit_request",
             Self::Playback(_) => "playback",
+            Self::MediaReceived(_) => "media_received",
+            Self::RenewWatchToken => "renew_watch_token",
             Self::RewriteSeedPrompts(_) => "rewrite_seed_prompts",
             Self::Leave => "leave",
         }
@@ -233,6 +260,8 @@ impl ClientMessage {
             "withdraw_request" => Self::WithdrawRequest,
             "edit_request" => Self::EditRequest(fields(text, kind)?),
             "playback" => Self::Playback(fields(text, kind)?),
+            "media_received" => Self::MediaReceived(fields(text, kind)?),
+            "renew_watch_token" => Self::RenewWatchToken,
             "rewrite_seed_prompts" => Self::RewriteSeedPrompts(fields(text, kind)?),
             "leave" => Self::Leave,
             _ => return Err(ParseError::UnknownType(kind.chars().take(64).collect())),
@@ -370,6 +399,9 @@ pub enum ServerMessage {
         session_id: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resume_token: Option<String>,
+        /// Who has it may watch the session, and do nothing else.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        watch_token: Option<String>,
         worker_id: String,
         model_id: String,
     },
@@ -398,6 +430,9 @@ pub enum ServerMessage {
         original_prompt: Option<String>,
         /// The number of the attempt, counted from 1; above 1 when the segment was started again after a fault.
         attempt: u32,
+        /// Whether the segment was finished before and is sent again.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        replayed: bool,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         request_id: Option<RequestId>,
     },
@@ -436,11 +471,17 @@ pub enum ServerMessage {
     #[serde(rename = "ltx2_stream_complete")]
     StreamComplete {
         reason: CompleteReason,
+        /// Until when the server keeps the session's state, in RFC 3339.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resumable_until: Option<String>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         dropped_requests: Vec<DroppedRequest>,
     },
     SessionTimeout {
         timeout_seconds: u64,
+        /// Until when the session can be resumed, in RFC 3339.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resumable_until: Option<String>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         dropped_requests: Vec<DroppedRequest>,
     },
@@ -513,6 +554,16 @@ pub enum ServerMessage {
         /// The time until then, unless the client sends a message.
         seconds_left: u64,
     },
+    /// Another token lets spectators watch, and no other one does.
+    WatchToken {
+        watch_token: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<RequestId>,
+    },
+    /// The number of spectators has changed.
+    Spectators {
+        count: usize,
+    },
     /// The connection works: nothing else was sent for a while.
     Heartbeat,
     ServerDraining {
@@ -560,6 +611,12 @@ pub struct Limits {
     pub slow_client_timeout_seconds: u64,
     /// How long the session's worker is kept for the client when the connection is lost.
     pub hold_seconds: u64,
+    /// Whether the session's film is kept.
+    #[serde(default)]
+    pub recording: bool,
+    /// How often a complete session may be continued.
+    #[serde(default)]
+    pub max_cap_extensions: u32,
 }
 
 /// A request that waited when its session ended, and was not run.

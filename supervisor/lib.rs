@@ -402,6 +402,7 @@ mod tests {
             location: StoreLocation::memory(Limits {
                 max_sessions: 1,
                 max_bytes: 1 << 20,
+                max_media_bytes: 1 << 40,
             }),
             wait: Duration::ZERO,
             sessions: store::handle::Config {
@@ -409,6 +410,7 @@ mod tests {
                 lease: SECOND,
                 timeout: SECOND,
                 required_for_readiness: false,
+                recording: None,
             },
         };
         let (drain, drain_seen) = watch::channel(Drain::No);

@@ -6,7 +6,8 @@
 //! - How it begins and ends: `admission` (limits), `handshake` (opening, claim of the lease), `ending` (causes and
 //!   final states), `registry` (the open sessions), `state` (the states that others see).
 //! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows
-//!   its worker, `generation` its segment, `snapshots` exports its state, `persistence` stores it.
+//!   its worker, `generation` its segment, `recorder` keeps the segment's media for the film, `persistence` stores it,
+//!   `redelivery` sends again what the client has missed, `snapshots` exports its state.
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
 //!   check what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
@@ -59,6 +60,8 @@ mod playback;
 mod playlist;
 mod prompt_draft;
 mod prompt_tasks;
+mod recorder;
+mod redelivery;
 mod registry;
 mod request;
 mod snapshots;
@@ -75,6 +78,8 @@ pub struct Config {
     pub negative_prompt: Option<String>,
     /// Number of segments after which a session is complete.
     pub generation_segment_cap: u32,
+    /// How often a session may be continued for as many segments again.
+    pub cap_extensions: u32,
     /// Time without a message from the client and without a running segment after which a session ends.
     pub session_timeout: Duration,
     /// The same time for a session that is paused with requests waiting.
@@ -88,6 +93,8 @@ pub struct Config {
     pub max_lead: Duration,
     /// The largest message in either direction, in bytes.
     pub max_message_bytes: usize,
+    /// Whether a session's client is given a token for spectators.
+    pub watch: bool,
     /// How long a client may take to send its opening message.
     pub opening_timeout: Duration,
     /// Number of requests that may wait in a session at once.
@@ -107,6 +114,14 @@ pub struct Config {
     pub max_sessions: Option<usize>,
     /// Number of sessions that may be open at once from one address (IPv6: one /64 network).
     pub max_sessions_per_client: usize,
+}
+
+impl Config {
+    /// Returns how many segments a session may have that was continued so often.
+    pub(crate) fn segment_cap(&self, extensions: u32) -> u32 {
+        let times = extensions.saturating_add(1);
+        self.generation_segment_cap.saturating_mul(times)
+    }
 }
 
 /// The configuration and the handles that all sessions share.
@@ -148,6 +163,8 @@ mod tests {
             guidance_scale: 1.0,
             negative_prompt: None,
             generation_segment_cap: 6,
+            cap_extensions: 0,
+            watch: true,
             session_timeout: Duration::from_secs(300),
             paused_timeout: Duration::from_secs(900),
             idle_while_others_wait: Duration::from_secs(60),

@@ -14,10 +14,12 @@
 //! does so with the store's blobs.
 
 pub mod blobs;
+mod chunks;
 pub mod config;
 pub mod error;
 mod exchange;
 pub mod export;
+mod film;
 pub mod handle;
 mod health;
 pub mod ids;
@@ -34,14 +36,17 @@ pub mod sessions;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unwritten;
 pub mod upkeep;
 mod writer;
 
+pub use chunks::Chunks;
 pub use error::{DataLoss, StoreError};
 pub use exchange::{ExportFailed, ImportFailed, export_by_reference, export_inline, import};
+pub use film::{Film, RecordedSegment, Recording};
 pub use handle::SessionStore;
 pub use health::{Condition, StoreStatus};
-pub use lease::Lease;
+pub use lease::{Lease, LeaseWriter};
 pub use saved_session::{Progress, ResumeToken, SavedSession};
 pub use sessions::ResumeError;
 pub use state::State;

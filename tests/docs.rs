@@ -20,8 +20,8 @@ fn client_messages() -> Vec<Value> {
             "type": "session_init_v2", "client_id": "c", "preset": "p", "preset_label": "l", "curated_prompts": ["a"],
             "initial_image": {"mime": "image/png"}, "enhancement_enabled": true, "auto_extension_enabled": true,
             "loop_generation_enabled": true, "single_clip_mode": true, "stream_mode": "legacy_jpeg",
-            "continuation_state": {"kind": "k", "payload": {}}, "resume": {"session_id": "s", "token": "t"},
-            "heartbeat": true,
+            "continuation_state": {"kind": "k", "payload": {}}, "resume": {"session_id": "s", "token": "t", "have": {"segments": 1, "messages": 2}},
+            "extend": true, "heartbeat": true,
         }),
         json!({
             "type": "segment_prompt_source", "prompt": "p", "negative_prompt": "n", "source": "curated", "seed": 1,
@@ -37,6 +37,8 @@ fn client_messages() -> Vec<Value> {
         json!({"type": "withdraw_request"}),
         json!({"type": "edit_request", "prompt": "p", "position": 0}),
         json!({"type": "playback", "position_ms": 1.5, "playing": true}),
+        json!({"type": "media_received", "segment_idx": 0, "messages": 3}),
+        json!({"type": "renew_watch_token"}),
         json!({"type": "rewrite_seed_prompts", "seed_prompt": "p", "count": 3}),
         json!({"type": "leave"}),
     ]
@@ -47,7 +49,7 @@ fn server_messages() -> Vec<Value> {
         json!({"type": "queue_status", "position": 0, "queue_depth": 1}),
         json!({
             "type": "gpu_assigned", "gpu_id": 0, "session_timeout": 300, "session_id": "s", "resume_token": "t",
-            "worker_id": "w", "model_id": "m",
+            "watch_token": "w", "worker_id": "w", "model_id": "m",
         }),
         json!({
             "type": "ltx2_stream_start", "preset": "p", "width": 64, "height": 64, "fps": 24, "num_frames": 8,
@@ -57,12 +59,12 @@ fn server_messages() -> Vec<Value> {
             "limits": {
                 "max_message_bytes": 50331648, "max_prompt_chars": 4000, "max_waiting_requests": 8,
                 "max_inference_steps": 200, "max_guidance_scale": 100.0, "opening_timeout_seconds": 30,
-                "slow_client_timeout_seconds": 30, "hold_seconds": 10,
+                "slow_client_timeout_seconds": 30, "hold_seconds": 10, "recording": true, "max_cap_extensions": 0,
             },
         }),
         json!({
             "type": "ltx2_segment_start", "segment_idx": 0, "prompt": "p", "total_steps": 8, "source": "user",
-            "original_prompt": "o", "attempt": 1, "request_id": "r",
+            "original_prompt": "o", "attempt": 1, "replayed": true, "request_id": "r",
         }),
         json!({"type": "step_complete", "segment_idx": 0, "step": 1, "total_steps": 8, "stage": "denoise"}),
         json!({"type": "media_init", "segment_idx": 0, "mime": "video/mp4", "stream_id": "s", "mode": "av_fmp4"}),
@@ -75,11 +77,11 @@ fn server_messages() -> Vec<Value> {
             "request_id": "r",
         }),
         json!({
-            "type": "ltx2_stream_complete", "reason": "segment_cap",
+            "type": "ltx2_stream_complete", "reason": "segment_cap", "resumable_until": "2026-11-30T12:00:00Z",
             "dropped_requests": [{"request_id": "r", "prompt": "p"}],
         }),
         json!({
-            "type": "session_timeout", "timeout_seconds": 300,
+            "type": "session_timeout", "timeout_seconds": 300, "resumable_until": "2026-11-30T12:00:00Z",
             "dropped_requests": [{"request_id": "r", "prompt": "p"}],
         }),
         json!({"type": "continuation_state_snapshot", "state": {"kind": "k", "payload": {}}, "request_id": "r"}),
@@ -100,6 +102,8 @@ fn server_messages() -> Vec<Value> {
         json!({"type": "request_withdrawn", "request_id": "r"}),
         json!({"type": "request_edited", "request_id": "r", "position": 0}),
         json!({"type": "idle_warning", "seconds_left": 15}),
+        json!({"type": "watch_token", "watch_token": "w", "request_id": "r"}),
+        json!({"type": "spectators", "count": 1}),
         json!({"type": "heartbeat"}),
         json!({"type": "server_draining", "deadline_seconds": 30}),
     ]
@@ -172,6 +176,8 @@ fn the_messages_above_are_all_there_are() {
             | ClientMessage::WithdrawRequest
             | ClientMessage::EditRequest(_)
             | ClientMessage::Playback(_)
+            | ClientMessage::MediaReceived(_)
+            | ClientMessage::RenewWatchToken
             | ClientMessage::RewriteSeedPrompts(_)
             | ClientMessage::Leave => {}
         }
@@ -197,6 +203,8 @@ fn the_messages_above_are_all_there_are() {
             | ServerMessage::RequestWithdrawn { .. }
             | ServerMessage::RequestEdited { .. }
             | ServerMessage::IdleWarning { .. }
+            | ServerMessage::WatchToken { .. }
+            | ServerMessage::Spectators { .. }
             | ServerMessage::Heartbeat
             | ServerMessage::ServerDraining { .. } => {}
         }

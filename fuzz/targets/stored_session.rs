@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
     };
     // What is taken can be written again, and stays what it is.
     let again = StoredSession::decode(&session.encode()).expect("a record of our own");
-    assert_eq!(session, again);
+    assert_eq!(session.encode(), again.encode());
     if let Some(Ok(header)) = session.state.as_deref().map(StateHeader::decode) {
         assert!(header.frames_end() <= header.blob_bytes());
     }

@@ -52,8 +52,8 @@ fn session_init_has_the_names_of_the_contract() {
             "single_clip_mode": true,
             "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "ltx2.v1", "payload": {"segment_index": 3}},
-            "resume": {"session_id": "s", "token": "t"},
-            "heartbeat": true,
+            "resume": {"session_id": "s", "token": "t", "have": {"segments": 3, "messages": 5}},
+            "extend": true, "heartbeat": true,
         }),
         ClientMessage::SessionInit(Box::new(SessionInit {
             client_id: Some("viewer".to_owned()),
@@ -75,7 +75,12 @@ fn session_init_has_the_names_of_the_contract() {
             resume: Some(Resume {
                 session_id: "s".to_owned(),
                 token: "t".to_owned(),
+                have: Some(Have {
+                    segments: 3,
+                    messages: 5,
+                }),
             }),
+            extend: true,
             heartbeat: true,
         })),
     );
@@ -152,6 +157,17 @@ fn every_later_client_message_has_the_names_of_the_contract() {
             position_ms: 1500.5,
             playing: true,
         }),
+    );
+    check_client(
+        json!({"type": "media_received", "segment_idx": 1, "messages": 5}),
+        ClientMessage::MediaReceived(MediaReceived {
+            segment_idx: 1,
+            messages: 5,
+        }),
+    );
+    check_client(
+        json!({"type": "renew_watch_token"}),
+        ClientMessage::RenewWatchToken,
     );
     check_client(
         json!({"type": "withdraw_request"}),
@@ -376,13 +392,14 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
     check_server(
         json!({
             "type": "gpu_assigned", "gpu_id": 3, "session_timeout": 300, "session_id": "s", "resume_token": "t",
-            "worker_id": "w", "model_id": "m",
+            "watch_token": "w", "worker_id": "w", "model_id": "m",
         }),
         ServerMessage::GpuAssigned {
             gpu_id: 3,
             session_timeout: 300,
             session_id: "s".to_owned(),
             resume_token: Some("t".to_owned()),
+            watch_token: Some("w".to_owned()),
             worker_id: "w".to_owned(),
             model_id: "m".to_owned(),
         },
@@ -396,7 +413,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             "limits": {
                 "max_message_bytes": 50331648, "max_prompt_chars": 4000, "max_waiting_requests": 8,
                 "max_inference_steps": 200, "max_guidance_scale": 100.0, "opening_timeout_seconds": 30,
-                "slow_client_timeout_seconds": 30, "hold_seconds": 10,
+                "slow_client_timeout_seconds": 30, "hold_seconds": 10, "recording": true, "max_cap_extensions": 2,
             },
         }),
         ServerMessage::StreamStart {
@@ -420,6 +437,8 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
                 opening_timeout_seconds: 30,
                 slow_client_timeout_seconds: 30,
                 hold_seconds: 10,
+                recording: true,
+                max_cap_extensions: 2,
             },
         },
     );
@@ -439,6 +458,7 @@ fn a_segment_has_the_names_of_the_contract() {
             source: PromptSource::Curated,
             original_prompt: Some("a fox".to_owned()),
             attempt: 1,
+            replayed: false,
             request_id: request_id("r"),
         },
     );
@@ -515,6 +535,7 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
             json!({"type": "ltx2_stream_complete", "reason": name}),
             ServerMessage::StreamComplete {
                 reason,
+                resumable_until: None,
                 dropped_requests: Vec::new(),
             },
         );
@@ -531,9 +552,13 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
         },
     ];
     check_server(
-        json!({"type": "ltx2_stream_complete", "reason": "segment_cap", "dropped_requests": dropped}),
+        json!({
+            "type": "ltx2_stream_complete", "reason": "segment_cap",
+            "resumable_until": "2026-11-30T12:00:00Z", "dropped_requests": dropped,
+        }),
         ServerMessage::StreamComplete {
             reason: CompleteReason::SegmentCap,
+            resumable_until: Some("2026-11-30T12:00:00Z".to_owned()),
             dropped_requests,
         },
     );
@@ -578,6 +603,7 @@ fn the_end_of_the_session_has_the_names_of_the_contract() {
         json!({"type": "session_timeout", "timeout_seconds": 300}),
         ServerMessage::SessionTimeout {
             timeout_seconds: 300,
+            resumable_until: None,
             dropped_requests: Vec::new(),
         },
     );
@@ -646,4 +672,35 @@ fn a_client_reads_server_messages_with_fields_of_a_later_version() {
         queue_depth: 0,
     };
     assert_eq!(read, expected);
+}
+
+#[test]
+fn what_is_new_about_a_film_has_the_names_of_the_contract() {
+    check_server(
+        json!({
+            "type": "ltx2_segment_start", "segment_idx": 2, "prompt": "a fox", "total_steps": 8, "source": "user",
+            "attempt": 1, "replayed": true,
+        }),
+        ServerMessage::SegmentStart {
+            segment_idx: 2,
+            prompt: "a fox".to_owned(),
+            total_steps: 8,
+            source: PromptSource::User,
+            original_prompt: None,
+            attempt: 1,
+            replayed: true,
+            request_id: None,
+        },
+    );
+    check_server(
+        json!({"type": "watch_token", "watch_token": "w"}),
+        ServerMessage::WatchToken {
+            watch_token: "w".to_owned(),
+            request_id: None,
+        },
+    );
+    check_server(
+        json!({"type": "spectators", "count": 3}),
+        ServerMessage::Spectators { count: 3 },
+    );
 }

@@ -301,6 +301,7 @@ fn read_resume(text: &str) -> anyhow::Result<Resume> {
         Some((session_id, token)) if !session_id.is_empty() && !token.is_empty() => Ok(Resume {
             session_id: session_id.to_owned(),
             token: token.to_owned(),
+            have: None,
         }),
         _ => bail!("must be SESSION_ID:TOKEN as a client has printed it"),
     }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use fastvideo_proto::job::{ErrorCode, PromptSource};
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stream_v1::{
-    ClientMessage, CompleteReason, Features, Paused, Resume, ServerMessage, SessionInit,
+    ClientMessage, CompleteReason, Features, Have, MediaReceived, Paused, Resume, ServerMessage,
+    SessionInit,
 };
 use fastvideo_supervisor_core::backoff::Backoff;
 
@@ -52,6 +53,12 @@ pub(super) struct Conversation<'a> {
     /// When each request was sent whose segment is not finished yet.
     unanswered: VecDeque<Instant>,
     segment: Option<RunningSegment>,
+    /// Whether the server keeps the session's film.
+    is_recorded: bool,
+    /// The index of the next segment; known once the stream has started.
+    next_idx: Option<u32>,
+    /// The index up to which the server sends segments again. Nothing is requested before.
+    resent_up_to: u32,
 }
 
 /// The segment that is being generated.
@@ -62,6 +69,8 @@ struct RunningSegment {
     /// Whether this client has requested it.
     is_answer: bool,
     report: SegmentReport,
+    /// Number of binary messages that have come.
+    messages: u32,
     /// Whether the next binary message is the init segment.
     init_segment_is_next: bool,
 }
@@ -88,6 +97,9 @@ impl<'a> Conversation<'a> {
             requested: 0,
             unanswered: VecDeque::new(),
             segment: None,
+            is_recorded: false,
+            next_idx: None,
+            resent_up_to: 0,
         }
     }
 
@@ -137,7 +149,10 @@ impl<'a> Conversation<'a> {
                 None => self.args.state.clone(),
                 Some(_) => None,
             },
-            resume: self.resume.clone(),
+            resume: self.resume.clone().map(|resume| Resume {
+                have: self.have(),
+                ..resume
+            }),
             curated_prompts: self.args.curated_prompts.clone(),
             loop_generation_enabled: self.args.loops,
             auto_extension_enabled: self.args.auto_extends,
@@ -159,6 +174,17 @@ impl<'a> Conversation<'a> {
                 return Ok(());
             }
         }
+    }
+
+    /// Returns what has come of the session; `None` before this client has taken part in it.
+    fn have(&self) -> Option<Have> {
+        let segments = self.next_idx?;
+        let partial = self.segment.as_ref();
+        let partial = partial.filter(|segment| segment.report.segment_idx == segments);
+        Some(Have {
+            segments,
+            messages: partial.map_or(0, |segment| segment.messages),
+        })
     }
 
     async fn incoming(&mut self) -> anyhow::Result<Incoming> {
@@ -202,6 +228,7 @@ impl<'a> Conversation<'a> {
                 self.resume = resume_token.map(|token| Resume {
                     session_id: session_id.clone(),
                     token,
+                    have: None,
                 });
                 self.report.resume = self.resume.as_ref().map(resume_argument);
                 self.report.session_id = Some(session_id);
@@ -216,6 +243,7 @@ impl<'a> Conversation<'a> {
                 generation_segment_cap,
                 next_segment_idx,
                 features,
+                limits,
                 ..
             } => {
                 self.check_features(features)?;
@@ -226,6 +254,7 @@ impl<'a> Conversation<'a> {
                     num_frames,
                 });
                 self.is_active = true;
+                self.is_recorded = limits.recording;
                 self.resume_at(next_segment_idx)?;
                 self.check_cap(generation_segment_cap, next_segment_idx)?;
                 if self.finished == self.args.segments {
@@ -233,6 +262,12 @@ impl<'a> Conversation<'a> {
                 }
                 self.request_ahead().await?;
             }
+            // What has come of it is continued.
+            ServerMessage::SegmentStart {
+                segment_idx,
+                replayed: true,
+                ..
+            } if (self.segment.as_ref()).is_some_and(|s| s.report.segment_idx == segment_idx) => {}
             ServerMessage::SegmentStart {
                 segment_idx,
                 prompt,
@@ -259,7 +294,7 @@ impl<'a> Conversation<'a> {
             ServerMessage::MediaInit { mime, .. } => {
                 let segment = self.running()?;
                 segment.report.mime = mime;
-                segment.init_segment_is_next = true;
+                segment.init_segment_is_next = segment.messages == 0;
             }
             ServerMessage::MediaSegmentComplete {
                 chunks,
@@ -343,6 +378,8 @@ impl<'a> Conversation<'a> {
             // It names, withdraws and edits no requests, and asks for no heartbeats.
             ServerMessage::RequestWithdrawn { .. }
             | ServerMessage::RequestEdited { .. }
+            | ServerMessage::WatchToken { .. }
+            | ServerMessage::Spectators { .. }
             | ServerMessage::Heartbeat => {}
             ServerMessage::IdleWarning { seconds_left } => self.progress.say(&format!(
                 "the server ends the session in {seconds_left} s unless something is asked for"
@@ -357,28 +394,33 @@ impl<'a> Conversation<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Continues after the segments that the server has finished. A segment that was running when the connection was lost is
-    /// either complete or requested again.
+    /// Continues after the segments that the server has finished. Those that have not come are sent again by a server
+    /// that keeps films. A segment that was running when the connection was lost is requested again.
     ///
     /// # Errors
-    /// Returns an error when the server has finished a segment of which only a part has arrived.
+    /// Returns an error when the server has finished a segment that has not come, and does not send it again.
     fn resume_at(&mut self, next_segment_idx: u32) -> anyhow::Result<()> {
         self.unanswered.clear();
+        self.requested = self.answered;
+        let expected = *self.next_idx.get_or_insert(next_segment_idx);
+        if self.is_recorded && expected < next_segment_idx {
+            self.resent_up_to = next_segment_idx;
+            return Ok(());
+        }
         if let Some(segment) = self.segment.take() {
-            let is_finished = segment.report.segment_idx < next_segment_idx;
-            if is_finished {
-                ensure!(
-                    segment.report.duration_ms > 0.0,
-                    "segment {} was finished while the connection was lost, and only a part of it came",
-                    segment.report.segment_idx
-                );
-                // The message with the server's own times was lost with the connection.
+            // The message that ends the segment may be all that was lost.
+            if segment.report.segment_idx < next_segment_idx && segment.report.duration_ms > 0.0 {
                 self.finish(segment, 0.0, 0.0);
+                self.requested = self.answered;
             } else if let Some(output) = &mut self.output {
                 output.begin_segment()?;
             }
         }
-        self.requested = self.answered;
+        ensure!(
+            self.next_idx
+                .is_none_or(|expected| expected >= next_segment_idx),
+            "segment {expected} was finished while the connection was lost, and not all of it came"
+        );
         Ok(())
     }
 
@@ -416,8 +458,11 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Sends requests until enough of them wait.
+    /// Sends requests until enough of them wait; none while the server sends segments again.
     async fn request_ahead(&mut self) -> anyhow::Result<()> {
+        if self.is_resending() {
+            return Ok(());
+        }
         while self.unanswered.len() < REQUESTS_AHEAD
             && let Some(request) = self.args.requests.get(self.requested)
         {
@@ -436,6 +481,7 @@ impl<'a> Conversation<'a> {
     ) -> anyhow::Result<()> {
         let is_answer = !matches!(source, PromptSource::Curated | PromptSource::AutoExtension);
         let requested = match (is_answer, self.unanswered.front()) {
+            _ if self.is_resending() => Instant::now(),
             (true, Some(&requested)) => requested,
             (false, _) if self.args.loops || self.args.auto_extends => Instant::now(),
             _ => bail!("the server began a segment that was not asked for"),
@@ -458,6 +504,7 @@ impl<'a> Conversation<'a> {
             requested,
             is_answer,
             report,
+            messages: 0,
             init_segment_is_next: false,
         });
         // By itself, the server would go on after the last segment that is wanted.
@@ -475,6 +522,7 @@ impl<'a> Conversation<'a> {
             .segment
             .as_mut()
             .context("media came outside a segment")?;
+        segment.messages += 1;
         let report = &mut segment.report;
         report.bytes += bytes.len() as u64;
         if std::mem::take(&mut segment.init_segment_is_next) {
@@ -504,7 +552,15 @@ impl<'a> Conversation<'a> {
     ) -> anyhow::Result<ControlFlow<()>> {
         let segment = self.segment.take();
         let segment = segment.context("the server finished a segment that it had not begun")?;
+        let received = MediaReceived {
+            segment_idx: segment.report.segment_idx,
+            messages: segment.messages,
+        };
+        if self.is_recorded {
+            self.send(ClientMessage::MediaReceived(received)).await?;
+        }
         self.finish(segment, generation_ms, e2e_ms);
+        self.requested = self.requested.max(self.answered);
         self.request_ahead().await?;
         match self.finished == self.args.segments {
             false => Ok(ControlFlow::Continue(())),
@@ -532,6 +588,7 @@ impl<'a> Conversation<'a> {
             self.answered += 1;
         }
         self.finished += 1;
+        self.next_idx = Some(report.segment_idx + 1);
         if let Some(output) = &mut self.output {
             output.commit_segment();
         }
@@ -592,6 +649,11 @@ impl<'a> Conversation<'a> {
             anyhow::Ok(())
         };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+
+    /// Returns whether the server still sends segments again.
+    fn is_resending(&self) -> bool {
+        self.next_idx.is_some_and(|next| next < self.resent_up_to)
     }
 
     fn running(&mut self) -> anyhow::Result<&mut RunningSegment> {

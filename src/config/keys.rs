@@ -10,7 +10,7 @@ use fastvideo_supervisor_core::{http, pool, prompt, session, store};
 use crate::logging;
 
 /// The keys in the order in which `--help` and `check` show them; the keys of a section stay together.
-static LISTS: [&[&KeySpec]; 16] = [
+static LISTS: [&[&KeySpec]; 18] = [
     engines::config::KEYS,
     ltx2::KEYS,
     synthetic::KEYS,
@@ -19,10 +19,12 @@ static LISTS: [&[&KeySpec]; 16] = [
     http::config::LIMIT_KEYS,
     default_request::KEYS,
     session::config::KEYS,
+    session::config::WATCH_KEYS,
     warmup::KEYS,
     pool::config::KEYS,
     pool::config::ENCODER_KEYS,
     store::config::KEYS,
+    store::config::RECORDING_KEYS,
     prompt::config::KEYS,
     prompt::config::SAFETY_KEYS,
     session::config::LOG_KEYS,

@@ -212,6 +212,9 @@ fn details(event: &Event) -> String {
             "last media sent, {} after it was asked for: {chunks} chunks, {bytes} bytes",
             ms(*took)
         ),
+        Event::SegmentResent { segment_idx, bytes } => {
+            format!("segment {segment_idx} sent again to a client that lacked it: {bytes} bytes")
+        }
         Event::SegmentCancelled { .. } => "cancelled".to_owned(),
         Event::SegmentFailed { code, message, .. } => {
             format!("failed, {}: {message}", wire_name(code))

@@ -126,7 +126,7 @@ impl Trace {
                     | Event::Step { .. }
                     | Event::FirstByte { .. }
                     | Event::LastByte { .. } => return,
-                    Event::Message { .. } => (Track::Client, "t"),
+                    Event::Message { .. } | Event::SegmentResent { .. } => (Track::Client, "t"),
                     Event::Queued { .. } => (Track::Queue, "t"),
                     Event::Assigned { .. } | Event::Handoff { .. } => (Track::Worker, "t"),
                     Event::PromptReceived { .. }

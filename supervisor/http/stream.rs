@@ -312,7 +312,9 @@ async fn write<R: Renderer>(
                     ..
                 }) => {
                     let sent = sink.send(Message::Binary(bytes)).await;
-                    latency.record(sent_at_us);
+                    if let Some(sent_at_us) = sent_at_us {
+                        latency.record(sent_at_us);
+                    }
                     // Returns the credit to the job: the client has room for more of its media.
                     drop(credit);
                     sent

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
-use fastvideo_proto::link::JobSpec;
+use fastvideo_proto::link::{JobSpec, media_cost};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -40,13 +40,24 @@ pub enum JobEvent {
 pub struct Media {
     pub kind: MediaKind,
     pub bytes: Bytes,
-    /// The CLOCK_MONOTONIC time in microseconds at which the worker handed the bytes to the link.
-    pub sent_at_us: u64,
+    /// The CLOCK_MONOTONIC time in microseconds at which the worker handed the bytes to the link; `None` for bytes that
+    /// were stored.
+    pub sent_at_us: Option<u64>,
     /// The flow credit that the message is worth once the client has taken it.
     pub credit: Credit,
 }
 
 impl Media {
+    /// Returns a message that was stored, and comes from no job.
+    pub(crate) fn stored(kind: MediaKind, bytes: Bytes) -> Self {
+        Self {
+            kind,
+            sent_at_us: None,
+            credit: Credit::new(media_cost(bytes.len()), Arc::default()),
+            bytes,
+        }
+    }
+
     /// Gives the flow credit back to the job before the client has taken the message.
     pub(crate) fn give_credit_back(self) -> Self {
         let cost = self.credit.cost();

@@ -311,7 +311,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             in_hand.job.tell(JobEvent::Media(Media {
                 kind,
                 bytes,
-                sent_at_us,
+                sent_at_us: Some(sent_at_us),
                 credit,
             }));
         }

@@ -149,7 +149,7 @@ pub(crate) fn media(kind: MediaKind, bytes: Bytes) -> Media {
         credit: Credit::new(media_cost(bytes.len()), job.signals),
         kind,
         bytes,
-        sent_at_us: 0,
+        sent_at_us: Some(0),
     }
 }
 
@@ -177,7 +177,7 @@ impl TestJob {
             credit: Credit::new(media_cost(bytes.len()), self.job.signals.clone()),
             kind,
             bytes,
-            sent_at_us: 0,
+            sent_at_us: Some(0),
         }));
     }
 

@@ -19,6 +19,7 @@ use super::inbox::Inbox;
 use super::live::LiveSession;
 use super::outbox::Outbox;
 use super::prompt_tasks::PromptTaskResult;
+use super::redelivery::MediaRead;
 use super::registry::{Registry, Ticket};
 use super::snapshots::ExportOutcome;
 use super::state::SessionState;
@@ -122,6 +123,7 @@ enum Heard {
     Job(Option<JobEvent>),
     StateStored(Result<Result<(), StoreError>, JoinError>),
     StateExported(ExportOutcome),
+    MediaRead(MediaRead),
     PromptEnded(PromptTaskResult),
     LeaseLost,
     OutboxDrained,
@@ -158,6 +160,10 @@ impl LiveSession {
                     self.export_next();
                     None
                 }
+                Heard::MediaRead(read) => {
+                    self.media_read(read);
+                    None
+                }
                 Heard::PromptEnded(result) => {
                     if let Some(event) = self.director.settle(result) {
                         self.emit(event);
@@ -186,6 +192,7 @@ impl LiveSession {
                 self.lingering_since.get_or_insert_with(Instant::now);
                 return (self.announced.is_none()).then_some(EndCause::Draining);
             }
+            self.redeliver();
             self.begin_segment();
         }
         self.submit();
@@ -201,6 +208,13 @@ impl LiveSession {
         let job = async {
             match segment {
                 Some(segment) => segment.run.next_event().await,
+                None => pending().await,
+            }
+        };
+        let redelivery = self.redelivery.as_mut();
+        let media_read = async {
+            match redelivery {
+                Some(redelivery) => redelivery.media_read().await,
                 None => pending().await,
             }
         };
@@ -239,6 +253,7 @@ impl LiveSession {
                 BindingChange::Placement => Heard::PlacementChanged,
                 BindingChange::Demand => Heard::DemandChanged,
             },
+            read = media_read => Heard::MediaRead(read),
             outcome = self.exports.ended() => Heard::StateExported(outcome),
             result = self.director.prompt_ended() => Heard::PromptEnded(result),
             drain = drain => Heard::Drain(drain),
@@ -298,7 +313,7 @@ impl LiveSession {
         }
         self.director.clock_rang(now);
         if passed(self.persistence.retry_at()) {
-            self.save(None);
+            self.save();
         }
         None
     }

@@ -57,6 +57,7 @@ impl LiveSession {
             previous: self.announced.as_ref().map(|a| a.worker.clone()),
             session_id: self.ticket.id().clone(),
             resume_token: self.token.clone(),
+            watch_token: (self.context.config.watch).then(|| self.lease.watch_token(&self.token)),
             session_timeout: self.context.config.session_timeout,
             stream: is_first.then(|| self.stream_info(assignment.audio)),
         })));
@@ -74,7 +75,7 @@ impl LiveSession {
         StreamInfo {
             preset: self.preset.clone(),
             format: config.format,
-            segment_cap: config.generation_segment_cap,
+            segment_cap: self.segment_cap,
             next_segment_idx: self.director.segment_idx(),
             enhancer: prompts.enhancer().is_some(),
             safety: prompts.safety().is_some_and(SafetyFilter::is_available),
@@ -88,6 +89,8 @@ impl LiveSession {
                 opening_timeout: config.opening_timeout,
                 slow_client_timeout: config.slow_client_timeout,
                 hold: config.hold,
+                recording: self.context.store.config().recording.is_some(),
+                max_cap_extensions: config.cap_extensions,
             },
         }
     }

@@ -30,7 +30,8 @@ impl LiveSession {
         let is_report = matches!(
             &inbound,
             Some(Inbound::Command {
-                command: SessionCommand::ReportPlayback(_),
+                command: SessionCommand::ReportPlayback(_)
+                    | SessionCommand::AcknowledgeMedia { .. },
                 ..
             })
         );
@@ -112,6 +113,11 @@ impl LiveSession {
                 self.playback.reported(report, Instant::now());
                 self.show_playback();
             }
+            SessionCommand::AcknowledgeMedia {
+                segment_idx,
+                messages,
+            } => self.lease.acknowledge(segment_idx, messages),
+            SessionCommand::RenewWatchToken => self.renew_watch_token(id),
             SessionCommand::Leave => return Some(EndCause::Left),
         }
         None
@@ -210,6 +216,15 @@ impl LiveSession {
                 ),
             );
         }
+    }
+
+    fn renew_watch_token(&mut self, request: Option<RequestId>) {
+        if !self.context.config.watch {
+            return self.refuse(request, "nobody may watch sessions of this server");
+        }
+        let token = self.lease.renew_watch_token(&self.token);
+        self.emit(SessionEvent::WatchTokenRenewed { request, token });
+        self.save();
     }
 
     fn export_state(&mut self, id: Option<RequestId>) {

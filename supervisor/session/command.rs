@@ -95,6 +95,19 @@ pub struct OpenSession {
 pub struct ResumeRequest {
     pub session_id: String,
     pub token: String,
+    /// What the client has of the session; without it, nothing is sent again.
+    pub have: Option<Have>,
+    /// Whether the session goes on although it has all the segments that it may have.
+    pub extend: bool,
+}
+
+/// What a client has received of its session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Have {
+    /// Number of segments that it has completely, from the first one on.
+    pub segments: u32,
+    /// Number of media messages that it has of the next one.
+    pub messages: u32,
 }
 
 /// A command to an open session.
@@ -117,6 +130,14 @@ pub enum SessionCommand {
     EditRequest(RequestEdit),
     /// Says what the viewer sees. It is no sign of activity.
     ReportPlayback(PlaybackReport),
+    /// Says that the client has this many media messages of a segment, and all of those before. It is no sign of
+    /// activity.
+    AcknowledgeMedia {
+        segment_idx: u32,
+        messages: u32,
+    },
+    /// Makes the token invalid that lets others watch, and another one valid.
+    RenewWatchToken,
     /// Asks for `count` alternatives to a prompt.
     RewritePrompt(RewriteRequest),
     /// Ends the session for good.

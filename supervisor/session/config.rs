@@ -22,7 +22,11 @@ pub static KEYS: &[&KeySpec] = &[
     &MAX_LEAD.spec,
     &RESUME_TTL.spec,
     &GENERATION_SEGMENT_CAP.spec,
+    &CAP_EXTENSIONS.spec,
 ];
+
+/// The keys of `streaming.watch`.
+pub static WATCH_KEYS: &[&KeySpec] = &[&WATCH.spec];
 
 static SESSION_TIMEOUT: Key<Duration> = Key::seconds("streaming.session_timeout_seconds", 0.01, DAY)
     .help("A session without a message from its client and without a running segment ends after this time")
@@ -50,6 +54,16 @@ static GENERATION_SEGMENT_CAP: Key<u32> =
         .unit("segments")
         .help("Segments after which a session is complete")
         .default(6);
+
+static CAP_EXTENSIONS: Key<u32> = Key::u32("streaming.cap_extensions", 0, 1_000_000)
+    .unit("times")
+    .help("How often a complete session may be continued for as many segments again, when its client asks for that")
+    .default(0);
+
+static WATCH: Key<bool> = Key::switch("streaming.watch.enabled")
+    .short("watch")
+    .help("Whether a session's client may let others watch")
+    .default(true);
 
 /// The keys of `streaming.session_log`.
 pub static LOG_KEYS: &[&KeySpec] = &[
@@ -185,6 +199,8 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
         guidance_scale: reader.get(&default_request::GUIDANCE_SCALE),
         negative_prompt: reader.non_empty(&default_request::NEGATIVE_PROMPT),
         generation_segment_cap: reader.get(&GENERATION_SEGMENT_CAP),
+        cap_extensions: reader.get(&CAP_EXTENSIONS),
+        watch: reader.get(&WATCH),
         session_timeout: reader.get(&SESSION_TIMEOUT),
         paused_timeout: reader.get(&PAUSED_TIMEOUT),
         idle_while_others_wait: reader.get(&IDLE_WHILE_OTHERS_WAIT),

@@ -100,7 +100,7 @@ impl EndCause {
         }
     }
 
-    /// Returns whether the session is over for good, so that its stored state is removed, too.
+    /// Returns whether the client wants nothing more of the session.
     pub(super) fn is_final(self) -> bool {
         matches!(self, Self::Left | Self::SegmentCap)
     }

@@ -3,11 +3,13 @@
 //! All reports on a session come from these events: a dialect renders them for the client, the session log writes them
 //! down, and the server's own log mentions some (see `event_readers.rs`). So no reader can disagree with another.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::ids::{RequestId, SessionId, WorkerId};
 use fastvideo_proto::job::{ErrorCode, JobTiming, MediaMode, PromptSource, Stage, VideoFormat};
 use fastvideo_proto::state::ContinuationState;
+use fastvideo_proto::stored::StoredSegment;
 use tokio::time::Instant;
 
 use super::command::MessageInfo;
@@ -126,6 +128,14 @@ pub enum SessionEvent {
     /// All media of a finished segment were taken, and its state is stored or the store is late. The consumer of the
     /// events gets this event only then.
     SegmentCompleted(Box<SegmentCompleted>),
+    /// A finished segment that the client lacks is sent again. Its media follow.
+    ResendStarted(Arc<StoredSegment>),
+    ResendCompleted(Arc<StoredSegment>),
+    /// A finished segment that the client lacks cannot be sent again: its media are not kept any more, or cannot be
+    /// read.
+    ResendFailed {
+        segment_idx: u32,
+    },
     SegmentCancelled {
         at: AttemptId,
         request: Option<RequestId>,
@@ -155,6 +165,11 @@ pub enum SessionEvent {
     },
     /// The continuation state that the client has asked for.
     StateExported(Box<ExportedState>),
+    /// Another token lets others watch the session, and no other one does.
+    WatchTokenRenewed {
+        request: Option<RequestId>,
+        token: String,
+    },
     /// A waiting request was taken out of the queue.
     RequestWithdrawn {
         request: RequestId,
@@ -193,6 +208,8 @@ pub struct Ended {
     pub state: SessionState,
     /// Number of finished segments.
     pub segments: u32,
+    /// How long the session's state is kept from now on; `None` when it is not, or not known.
+    pub kept_for: Option<Duration>,
     /// The requests that waited, in order, with the client's names for them and their prompts.
     pub dropped: Vec<(Option<RequestId>, String)>,
 }
@@ -221,6 +238,8 @@ pub struct WorkerBound {
     pub previous: Option<WorkerId>,
     pub session_id: SessionId,
     pub resume_token: ResumeToken,
+    /// Lets others watch the session; `None` where nobody may.
+    pub watch_token: Option<String>,
     /// Time without a message and without a running segment after which the session ends.
     pub session_timeout: Duration,
     /// The properties of the stream; present when this is the session's first worker on this connection.
@@ -254,6 +273,10 @@ pub struct StreamLimits {
     pub opening_timeout: Duration,
     pub slow_client_timeout: Duration,
     pub hold: Duration,
+    /// Whether the session's film is kept.
+    pub recording: bool,
+    /// How often a complete session may be continued.
+    pub max_cap_extensions: u32,
 }
 
 #[derive(Debug)]
@@ -325,6 +348,10 @@ impl SessionEvent {
                 answer,
                 ..
             } => &[original_prompt, &answer.content],
+            Self::ResendStarted(segment) => &[
+                &segment.prompt,
+                segment.original_prompt.as_deref().unwrap_or_default(),
+            ],
             Self::PromptExtended(answer) => &[&answer.content],
             Self::PromptReceived {
                 prompt: Some(prompt),

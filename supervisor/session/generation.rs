@@ -1,22 +1,30 @@
 //! Generates a session's segment: begins it, follows the events of its job, and commits it.
 
+use std::time::Duration;
+
 use fastvideo_proto::job::{ErrorCode, frames_to_time};
+use fastvideo_proto::stored::StoredSegment;
 use tokio::time::Instant;
 
 use super::ending::EndCause;
 use super::event::{SegmentCompleted, SessionEvent, WorkerLost};
 use super::live::{CurrentSegment, LiveSession};
 use super::outbox::Mark;
+use super::persistence::Committed;
+use super::playlist::PlannedSegment;
+use super::recorder::Recorder;
 use super::state::SessionState;
 use crate::pool::{JobEvent, Media};
 use crate::segment_run::{
     AfterLoss, AttemptId, FinishedSegment, MediaCount, RunEvent, RunFailure, SegmentRun,
 };
+use crate::store::Progress;
 
 impl LiveSession {
     /// Begins the next segment, if there is one and the client has room for it.
     pub(super) fn begin_segment(&mut self) {
         let is_ready = self.segment.is_none()
+            && self.redelivery.is_none()
             && self.ticket.state() == SessionState::Active
             && !self.client_is_full();
         if is_ready
@@ -29,7 +37,12 @@ impl LiveSession {
                 self.context.config.max_attempts,
             );
             let run = SegmentRun::new(idx, max_attempts);
-            self.segment = Some(Box::new(CurrentSegment { planned, run }));
+            let records = self.context.store.config().recording.is_some();
+            self.segment = Some(Box::new(CurrentSegment {
+                planned,
+                run,
+                recorder: records.then(Recorder::default),
+            }));
         }
     }
 
@@ -50,6 +63,9 @@ impl LiveSession {
     }
 
     fn relay(&mut self, at: AttemptId, media: Media, first: bool) {
+        if let Some(recorder) = self.segment.as_mut().and_then(|s| s.recorder.as_mut()) {
+            recorder.add(at, &media);
+        }
         self.emit(SessionEvent::Media { at, media });
         if first {
             self.mark(at, None);
@@ -126,8 +142,13 @@ impl LiveSession {
     /// Tells the client that the media that it has of the segment are void, and hands these out instead.
     fn replace_media(&mut self, at: AttemptId, media: Vec<Media>) {
         self.playback.media_void();
-        let segment = self.segment.as_ref();
-        let request = segment.and_then(|segment| segment.planned.id.clone());
+        let mut request = None;
+        if let Some(segment) = &mut self.segment {
+            request = segment.planned.id.clone();
+            if let Some(recorder) = &mut segment.recorder {
+                *recorder = Recorder::default();
+            }
+        }
         self.emit(SessionEvent::MediaVoid { at, request });
         for (n, media) in media.into_iter().enumerate() {
             self.relay(at, media, n == 0);
@@ -182,10 +203,13 @@ impl LiveSession {
         let Some(segment) = self.segment.take() else {
             return;
         };
+        let CurrentSegment {
+            planned, recorder, ..
+        } = *segment;
         let fps = self.context.config.format.fps;
         let start = frames_to_time(self.start_frame, fps);
         let duration = frames_to_time(u64::from(frames), fps);
-        self.state = Some(state);
+        self.state = Some(state.clone());
         self.start_frame += u64::from(frames);
         self.director.segment_finished();
         self.ticket
@@ -196,15 +220,63 @@ impl LiveSession {
         let gate = self.emitter.outbox().gate();
         let completed = SegmentCompleted {
             at,
-            request: segment.planned.id,
+            request: planned.id.clone(),
             media,
             start,
             duration,
             generation,
-            requested: segment.planned.received,
+            requested: planned.received,
         };
         self.emitter
             .push(SessionEvent::SegmentCompleted(Box::new(completed)));
-        self.save(Some(gate));
+        let recorded = recorder.map(|recorder| {
+            let segment = stored_segment(at, planned, start, duration, generation);
+            recorder.finish(segment, None)
+        });
+        let committed = Committed {
+            progress: Progress {
+                segments: self.director.segment_idx(),
+                start_frame: self.start_frame,
+            },
+            state,
+            recorded,
+        };
+        let writes = &self.context.writes;
+        self.persistence
+            .begin_behind(gate, committed, &self.lease, writes);
+    }
+}
+
+/// Returns what is known of a finished segment without its media.
+fn stored_segment(
+    at: AttemptId,
+    planned: PlannedSegment,
+    start: Duration,
+    duration: Duration,
+    generation: Duration,
+) -> StoredSegment {
+    let PlannedSegment {
+        id,
+        request,
+        original_prompt,
+        ..
+    } = planned;
+    StoredSegment {
+        segment_idx: at.segment_idx,
+        attempt: at.attempt,
+        request_id: id,
+        prompt: request.prompt,
+        original_prompt,
+        source: request.source,
+        seed: request.seed,
+        num_inference_steps: request.num_inference_steps,
+        guidance_scale: request.guidance_scale,
+        start,
+        duration,
+        generation,
+        mime: String::new(),
+        sha256: [0; 32],
+        bytes: 0,
+        media: None,
     }
 }

@@ -1,14 +1,14 @@
 //! Begins a session: receives and checks its opening, then claims the session in the store.
 
 use fastvideo_proto::ids::SessionId;
-use fastvideo_proto::job::{ErrorCode, VideoFormat};
+use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::state::ContinuationState;
 use serde_json::{Map, Value};
 use std::time::Duration;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
-use super::command::{Inbound, OpenSession, ResumeRequest};
+use super::command::{Have, Inbound, OpenSession, ResumeRequest};
 use super::ending::NotOpened;
 use super::inbox::Inbox;
 use super::init_image::{self, InitImage, InitImageError};
@@ -18,8 +18,8 @@ use super::{Config, Context};
 use crate::causes::with_causes;
 use crate::store::export::Expectation;
 use crate::store::{
-    ImportFailed, Lease, Progress, ResumeError, ResumeToken, SavedSession, SessionStore, State,
-    StoreError, import,
+    ImportFailed, Lease, ResumeError, ResumeToken, SavedSession, SessionStore, State, StoreError,
+    import,
 };
 
 /// Number of curated prompts that one session may have.
@@ -34,8 +34,18 @@ pub(super) struct Opening {
     pub(super) request: OpenSession,
     pub(super) image: Option<InitImage>,
     pub(super) state: Option<State>,
-    /// The stored session to resume.
-    pub(super) resume: Option<(SessionId, ResumeToken)>,
+    pub(super) resume: Option<Resume>,
+}
+
+/// The stored session to resume.
+#[derive(Debug)]
+pub(super) struct Resume {
+    pub(super) session: SessionId,
+    pub(super) token: ResumeToken,
+    /// What the client has of it; without this, nothing is sent again.
+    pub(super) have: Option<Have>,
+    /// Whether it goes on although it has all the segments that it may have.
+    pub(super) extend: bool,
 }
 
 /// A session in the store whose lease this connection holds.
@@ -131,17 +141,19 @@ async fn check_image(
     }
 }
 
-fn check_resume(
-    resume: ResumeRequest,
-    has_state: bool,
-) -> Result<(SessionId, ResumeToken), NotOpened> {
+fn check_resume(resume: ResumeRequest, has_state: bool) -> Result<Resume, NotOpened> {
     if has_state {
         return Err(invalid(
             "`resume` and `continuation_state` exclude each other: a session that is resumed has a state",
         ));
     }
     match SessionId::parse(&resume.session_id) {
-        Some(session) => Ok((session, ResumeToken::given(resume.token))),
+        Some(session) => Ok(Resume {
+            session,
+            token: ResumeToken::given(resume.token),
+            have: resume.have,
+            extend: resume.extend,
+        }),
         None => Err(invalid("`resume.session_id` is not the id of a session")),
     }
 }
@@ -195,7 +207,7 @@ pub(super) async fn claim(
     opening: &Opening,
 ) -> Result<Claim, NotOpened> {
     match &opening.resume {
-        Some((session, token)) => resume(ticket, context, session, token).await,
+        Some(stored) => resume(ticket, context, stored).await,
         None => create(ticket, context, opening.state.clone()).await,
     }
 }
@@ -210,11 +222,8 @@ async fn create(
     match created.await {
         Ok(lease) => Ok(Claim {
             lease,
+            snapshot: SavedSession::starting_from(state.as_ref(), &token),
             token,
-            snapshot: SavedSession {
-                progress: Progress::default(),
-                state,
-            },
         }),
         Err(error) => {
             // The store's upkeep logs outages.
@@ -229,13 +238,22 @@ async fn create(
 async fn resume(
     ticket: &mut Ticket,
     context: &Context,
-    session: &SessionId,
-    token: &ResumeToken,
+    stored: &Resume,
 ) -> Result<Claim, NotOpened> {
-    let format = context.config.format;
-    let fits = |saved: &SavedSession| check_resumed(saved, &format);
+    let Resume {
+        session,
+        token,
+        extend,
+        ..
+    } = stored;
+    let config = &context.config;
+    let fits = |saved: &SavedSession| check_resumed(saved, *extend, config);
     let resumed = context.store.resume(session, token, fits).await;
-    let (lease, snapshot) = resumed.map_err(|error| not_resumed(session, error))?;
+    let (lease, mut snapshot) = resumed.map_err(|error| not_resumed(session, error))?;
+    if is_complete(&snapshot, config) {
+        lease.extend();
+        snapshot.extensions += 1;
+    }
     let alone = ticket.take_over(session.clone());
     if timeout(TAKE_OVER, alone).await.is_err() {
         return Err(NotOpened::Unavailable(
@@ -249,26 +267,54 @@ async fn resume(
     })
 }
 
-/// Checks whether this server can go on with a stored session. The error message is safe to show.
-fn check_resumed(snapshot: &SavedSession, format: &VideoFormat) -> Result<(), String> {
+/// Why this server cannot go on with a stored session. The message is safe to show.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Unfit {
+    code: ErrorCode,
+    message: String,
+}
+
+/// Returns whether a session has all the segments that it may have.
+fn is_complete(snapshot: &SavedSession, config: &Config) -> bool {
+    snapshot.progress.segments >= config.segment_cap(snapshot.extensions)
+}
+
+/// Checks whether this server can go on with a stored session.
+fn check_resumed(snapshot: &SavedSession, extend: bool, config: &Config) -> Result<(), Unfit> {
+    let is_permitted = extend && snapshot.extensions < config.cap_extensions;
+    if is_complete(snapshot, config) && !is_permitted {
+        let segments = snapshot.progress.segments;
+        let why = match (extend, config.cap_extensions) {
+            (false, 1..) => "`extend` in the opening message continues it".to_owned(),
+            (_, 0) => "this server continues no complete session".to_owned(),
+            (true, limit) => format!("it was continued {limit} times, which is the limit"),
+        };
+        let message = format!("the session is complete with {segments} segments; {why}");
+        let code = ErrorCode::SessionRejected;
+        return Err(Unfit { code, message });
+    }
+    let format = &config.format;
     match snapshot.state.as_ref().and_then(|s| s.header().frames) {
         Some(frames) if (frames.width, frames.height) != (format.width, format.height) => {
-            Err(format!(
+            let message = format!(
                 "the session was made with {}x{} pixels, this server makes {}x{}",
                 frames.width, frames.height, format.width, format.height
-            ))
+            );
+            let code = ErrorCode::StateIncompatible;
+            Err(Unfit { code, message })
         }
         _ => Ok(()),
     }
 }
 
-fn not_resumed(session: &SessionId, error: ResumeError<String>) -> NotOpened {
+fn not_resumed(session: &SessionId, error: ResumeError<Unfit>) -> NotOpened {
     match error {
         refused @ ResumeError::NotFound(_) => NotOpened::Refused {
             code: ErrorCode::SessionRejected,
             message: refused.to_string(),
         },
-        ResumeError::Unfit(message) => incompatible(message),
+        ResumeError::Unfit(Unfit { code, message }) => NotOpened::Refused { code, message },
         // Another try would not bring it back.
         ResumeError::Lost(loss) => {
             tracing::error!(error = with_causes(&loss), session_id = %session, "session cannot be resumed any more");

@@ -13,15 +13,17 @@ use super::ending::EndCause;
 use super::event::{Ended, SessionEvent};
 use super::handshake::{Claim, Opening};
 use super::init_image::InitImage;
-use super::persistence::{Gate, Persistence};
+use super::persistence::Persistence;
 use super::playback::Playback;
 use super::playlist::{PlannedSegment, Switches};
+use super::recorder::Recorder;
+use super::redelivery::Redelivery;
 use super::registry::Ticket;
 use super::snapshots::StateExports;
 use super::state::SessionState;
 use crate::pool::{Assignment, Binding, Placement};
 use crate::segment_run::SegmentRun;
-use crate::store::{Lease, Progress, ResumeToken, SavedSession, State};
+use crate::store::{Lease, ResumeToken, SavedSession, State};
 
 /// A session from its handshake to its end. Dropping it cancels its job, frees its place with the pool, removes its
 /// image, and releases its lease.
@@ -48,6 +50,10 @@ pub(super) struct LiveSession {
     pub(super) persistence: Persistence,
     pub(super) playback: Playback,
     pub(super) exports: StateExports,
+    /// What is to be sent again before anything new.
+    pub(super) redelivery: Option<Box<Redelivery>>,
+    /// Number of segments that the session may have.
+    pub(super) segment_cap: u32,
     /// When the client last sent a message, or a segment ended.
     pub(super) last_activity: Instant,
     /// Until when the session keeps its worker although others wait, since enough others give theirs up.
@@ -72,6 +78,8 @@ pub(super) struct LiveSession {
 pub(super) struct CurrentSegment {
     pub(super) planned: PlannedSegment,
     pub(super) run: SegmentRun,
+    /// Present where films are kept.
+    pub(super) recorder: Option<Recorder>,
 }
 
 /// The end of a session for lack of activity.
@@ -110,12 +118,29 @@ impl LiveSession {
         opening: Opening,
         claim: Claim,
     ) -> Self {
-        let Opening { request, image, .. } = opening;
-        let SavedSession { progress, state } = claim.snapshot;
+        let Opening {
+            request,
+            image,
+            resume,
+            ..
+        } = opening;
+        let SavedSession {
+            progress,
+            state,
+            film,
+            extensions,
+            ..
+        } = claim.snapshot;
+        let have = resume.and_then(|resume| resume.have);
+        if let Some(have) = have {
+            claim.lease.set_received(have.segments);
+        }
+        let redelivery = have.and_then(|have| Redelivery::of(film, have, progress.segments));
         ticket.update(|entry| entry.segments = progress.segments);
+        let segment_cap = context.config.segment_cap(extensions);
         let cap = match request.single_segment {
             true => 1,
-            false => context.config.generation_segment_cap,
+            false => segment_cap,
         };
         let switches = Switches {
             looping: request.looping,
@@ -148,6 +173,8 @@ impl LiveSession {
                 context.config.format.fps,
             )),
             exports: StateExports::default(),
+            redelivery: redelivery.map(Box::new),
+            segment_cap,
             last_activity: Instant::now(),
             keeps_place_until: None,
             warned_of: None,
@@ -225,18 +252,9 @@ impl LiveSession {
         }
     }
 
-    /// Starts to store the last committed state.
-    pub(super) fn save(&mut self, gate: Option<Gate>) {
-        let Some(state) = self.state.clone() else {
-            return;
-        };
-        let progress = Progress {
-            segments: self.director.segment_idx(),
-            start_frame: self.start_frame,
-        };
-        let writes = &self.context.writes;
-        self.persistence
-            .begin(&self.lease, progress, state, gate, writes);
+    /// Starts to store what was committed last.
+    pub(super) fn save(&mut self) {
+        self.persistence.begin(&self.lease, &self.context.writes);
     }
 
     /// Starts an export that the client has asked for. Only one runs at a time, and none while the client's window is
@@ -281,6 +299,7 @@ impl LiveSession {
         let is_idle = self.segment.is_none()
             && self.ticket.state() == SessionState::Active
             && !self.director.is_preparing()
+            && self.redelivery.is_none()
             && self.viewer_catches_up_at().is_none();
         if !is_idle {
             return None;
@@ -342,14 +361,15 @@ impl LiveSession {
         self.emitter.outbox().restart_full_since(now);
     }
 
-    /// Ends the session. Its stored state stays for a while, unless the session is over for good.
+    /// Ends the session. What is stored of it stays for a while, unless nothing was made.
     pub(super) fn end(mut self: Box<Self>, cause: EndCause) {
         self.segment = None;
         let hold = self.hold_after(cause);
         if !hold.is_zero() {
             self.binding.hold_for(hold);
         }
-        if cause.is_final() {
+        let has_state = self.state.is_some();
+        if cause.is_final() && !has_state {
             self.lease.end_session();
         }
         if cause.drops_unsent() {
@@ -363,6 +383,7 @@ impl LiveSession {
             cause,
             state: self.ticket.state(),
             segments: self.director.segment_idx(),
+            kept_for: has_state.then_some(self.context.store.config().resume_ttl),
             dropped: self.director.take_waiting(),
         })));
     }

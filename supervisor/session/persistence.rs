@@ -13,7 +13,7 @@ use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
 use crate::causes::with_causes;
-use crate::store::{Lease, Progress, State, StoreError};
+use crate::store::{Lease, LeaseWriter, Progress, RecordedSegment, State, StoreError};
 
 /// Pause before a failed write of a state is repeated.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -24,6 +24,16 @@ pub(super) struct Gate {
     /// Notified when everything before the gate was taken; closed without a message when that will never happen.
     pub(super) reached: oneshot::Receiver<()>,
     pub(super) opened: DropGuard,
+}
+
+/// A finished segment that has become part of its session.
+#[derive(Debug)]
+pub(super) struct Committed {
+    pub(super) progress: Progress,
+    /// The state that the next segment continues from.
+    pub(super) state: State,
+    /// Present where films are kept.
+    pub(super) recorded: Option<RecordedSegment>,
 }
 
 /// Stores the latest state. A store that does not answer delays the session only for a short time: the session goes on,
@@ -50,31 +60,51 @@ impl Persistence {
         }
     }
 
-    /// Starts to store a state. With a gate, the state is stored once the consumer has taken the segment's media, and
-    /// what is behind the gate is sent once the state is stored or the store is late. So as long as the store answers
-    /// in time, the client and the store agree on which segments are finished.
-    pub(super) fn begin(
+    /// Starts to store a finished segment. What is behind the gate is sent once the segment is stored, or the store is
+    /// late.
+    ///
+    /// A segment whose media are recorded is committed at once: whoever resumes the session without them gets them.
+    /// Another one is committed when the consumer has taken its media. So as long as the store answers in time, the
+    /// client and the store agree on which segments are finished.
+    pub(super) fn begin_behind(
         &mut self,
+        gate: Gate,
+        committed: Committed,
         lease: &Lease,
-        progress: Progress,
-        state: State,
-        gate: Option<Gate>,
         writes: &TaskTracker,
     ) {
         self.retry_at = None;
-        let (writer, is_late) = (lease.writer(), self.is_late.clone());
-        let storing = async move {
-            let stored = writer.store(progress, state).await;
-            is_late.store(stored.is_err(), Ordering::Relaxed);
-            stored
-        };
-        self.task = Some(match gate {
-            None => writes.spawn(storing),
-            Some(gate) => {
-                let is_late = self.is_late.clone();
-                writes.spawn(store_behind(gate, self.patience, is_late, storing))
-            }
+        let (writer, is_late, patience) = (lease.writer(), self.is_late.clone(), self.patience);
+        let Committed {
+            progress,
+            state,
+            recorded,
+        } = committed;
+        let Gate { reached, opened } = gate;
+        self.task = Some(if recorded.is_some() {
+            writer.commit(progress, state, recorded);
+            writes.spawn(async move {
+                let storing = write(writer, is_late.clone());
+                store_before(opened, patience, is_late, storing).await
+            })
+        } else {
+            writes.spawn(async move {
+                if reached.await.is_err() {
+                    // The client is gone without the segment: the session goes on from the one before.
+                    return Ok(());
+                }
+                writer.commit(progress, state, None);
+                let storing = write(writer, is_late.clone());
+                store_before(opened, patience, is_late, storing).await
+            })
         });
+    }
+
+    /// Starts to store what was committed last.
+    pub(super) fn begin(&mut self, lease: &Lease, writes: &TaskTracker) {
+        self.retry_at = None;
+        let storing = write(lease.writer(), self.is_late.clone());
+        self.task = Some(writes.spawn(storing));
     }
 
     /// Waits until the latest write has ended. The outcome has to be passed to [`Self::finish`].
@@ -114,18 +144,21 @@ impl Persistence {
     }
 }
 
-/// Stores a state once the consumer has reached the gate, and opens the gate when the state is stored or `patience` has
-/// passed; at once when the store is late already.
-async fn store_behind(
-    Gate { reached, opened }: Gate,
+/// Writes what was committed last, and takes note of whether the store works.
+async fn write(writer: LeaseWriter, is_late: Arc<AtomicBool>) -> Result<(), StoreError> {
+    let stored = writer.write().await;
+    is_late.store(stored.is_err(), Ordering::Relaxed);
+    stored
+}
+
+/// Stores a segment, and opens its gate when it is stored or `patience` has passed; at once when the store is late
+/// already.
+async fn store_before(
+    opened: DropGuard,
     patience: Duration,
     is_late: Arc<AtomicBool>,
     storing: impl Future<Output = Result<(), StoreError>>,
 ) -> Result<(), StoreError> {
-    if reached.await.is_err() {
-        // The client is gone without the segment: the session goes on from the one before.
-        return Ok(());
-    }
     let mut storing = pin!(storing);
     // The gate also holds back the media of the next segment, whose own gate would wait after it.
     let patience = match is_late.load(Ordering::Relaxed) {
@@ -170,7 +203,8 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(takes)).await;
                 Ok(())
             };
-            let mut stored = pin!(store_behind(gate, patience, Arc::default(), storing));
+            let stored = store_before(gate.opened, patience, Arc::default(), storing);
+            let mut stored = pin!(stored);
             tokio::select! {
                 biased;
                 (event, _) = outbox.next() => {
@@ -202,21 +236,11 @@ mod tests {
                 to: SessionState::GpuBinding,
             });
             let hangs = pending::<Result<(), StoreError>>();
-            writes.spawn(store_behind(gate, patience, is_late.clone(), hangs));
+            writes.spawn(store_before(gate.opened, patience, is_late.clone(), hangs));
         }
         for _ in 0..5 {
             outbox.next().await;
         }
         assert_eq!(begun.elapsed(), patience);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nothing_is_stored_of_a_segment_that_the_client_has_not_taken() {
-        let (outbox, gate) = gated();
-        drop(outbox);
-        let storing = async { unreachable!("the client is gone") };
-        store_behind(gate, Duration::from_secs(2), Arc::default(), storing)
-            .await
-            .unwrap();
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! The reference counts in `records` decide when a blob may be deleted; this module only handles bytes.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -11,13 +13,28 @@ use nix::fcntl::Flock;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
+use super::chunks::Chunks;
 use super::error::{DataLoss, StoreError};
 use super::ids::{BlobId, BlobKey};
 
 /// Blobs of one store. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct BlobStore {
-    objects: Arc<dyn ObjectStore>,
+pub struct BlobStore(Backend);
+
+#[derive(Clone, Debug)]
+enum Backend {
+    Memory(Arc<Memory>),
+    Objects(Objects),
+}
+
+/// Blobs in this process. Each stays in the pieces in which it came: nothing is copied.
+#[derive(Debug, Default)]
+struct Memory(Mutex<HashMap<BlobKey, Chunks>>);
+
+/// Blobs in a folder or in a bucket.
+#[derive(Clone, Debug)]
+struct Objects {
+    store: Arc<dyn ObjectStore>,
     /// Named like the store. All clones share it.
     folder: Arc<RwLock<Path>>,
     /// The lock of the folder, held for as long as the blobs are used.
@@ -25,27 +42,36 @@ pub struct BlobStore {
 }
 
 impl BlobStore {
+    /// Creates a store of blobs in this process's memory.
+    pub fn memory() -> Self {
+        Self(Backend::Memory(Arc::default()))
+    }
+
     /// Creates a store of blobs that keeps the blobs of the store `name` in a folder of that name.
-    pub fn new(objects: Arc<dyn ObjectStore>, name: &str) -> Self {
-        Self {
-            objects,
+    pub fn new(store: Arc<dyn ObjectStore>, name: &str) -> Self {
+        Self(Backend::Objects(Objects {
+            store,
             folder: Arc::new(RwLock::new(Path::from(name))),
             _lock: None,
-        }
+        }))
     }
 
     /// Keeps the blobs of the store `name` from now on. Returns false when that was its name before.
     pub(super) fn rename(&self, name: &str) -> bool {
-        let mut folder = self.folder.write().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *folder, Path::from(name));
-        before != *folder
+        match &self.0 {
+            Backend::Memory(_) => false,
+            Backend::Objects(objects) => objects.rename(name),
+        }
     }
 
     /// Holds a lock until the last clone is dropped.
     pub(super) fn locked(self, lock: Flock<File>) -> Self {
-        Self {
-            _lock: Some(Arc::new(lock)),
-            ..self
+        match self.0 {
+            Backend::Memory(_) => self,
+            Backend::Objects(objects) => Self(Backend::Objects(Objects {
+                _lock: Some(Arc::new(lock)),
+                ..objects
+            })),
         }
     }
 
@@ -54,17 +80,10 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when any of that fails.
     pub(super) async fn probe(&self) -> Result<(), StoreError> {
-        let folder = self.folder();
-        let name = format!("probe-{:032x}", rand::random::<u128>());
-        let path = folder.clone().join(name);
-        let tried = async {
-            self.objects
-                .put(&path, Bytes::from_static(b"probe").into())
-                .await?;
-            self.objects.list(Some(&folder)).try_next().await?;
-            self.objects.delete(&path).await
-        };
-        tried.await.map_err(StoreError::unavailable)
+        match &self.0 {
+            Backend::Memory(_) => Ok(()),
+            Backend::Objects(objects) => objects.probe().await,
+        }
     }
 
     /// Stores a blob. A blob that is there already is replaced by the same bytes, so putting is idempotent. It is
@@ -72,34 +91,48 @@ impl BlobStore {
     ///
     /// # Errors
     /// Returns an error when the backend does not answer or has no room.
-    pub async fn put(&self, key: BlobKey, bytes: Bytes) -> Result<(), StoreError> {
-        self.objects
-            .put(&self.path(key), bytes.into())
-            .await
-            .map_err(StoreError::unavailable)?;
-        Ok(())
+    pub async fn put(&self, key: BlobKey, blob: Chunks) -> Result<(), StoreError> {
+        match &self.0 {
+            Backend::Memory(memory) => {
+                memory.lock().insert(key, blob);
+                Ok(())
+            }
+            Backend::Objects(objects) => objects.put(key, blob).await,
+        }
     }
 
-    /// Returns a blob's bytes, after comparing their hash with the blob's id.
+    /// Returns a blob, after comparing its hash with the blob's id.
     ///
     /// # Errors
     /// Returns [`DataLoss::MissingBlob`] when the blob is not there, [`DataLoss::DamagedBlob`] when it has other bytes,
     /// and another error when the backend does not answer.
-    pub async fn get(&self, key: BlobKey) -> Result<Bytes, StoreError> {
-        let got = match self.objects.get(&self.path(key)).await {
-            Ok(got) => got,
-            Err(object_store::Error::NotFound { .. }) => {
-                return Err(DataLoss::MissingBlob(key.id).into());
-            }
-            Err(error) => return Err(StoreError::unavailable(error)),
+    pub async fn get(&self, key: BlobKey) -> Result<Chunks, StoreError> {
+        let blob = match &self.0 {
+            Backend::Memory(memory) => memory.get(key)?,
+            Backend::Objects(objects) => objects.get(key).await?.into(),
         };
-        let bytes = got.bytes().await.map_err(StoreError::unavailable)?;
-        let hashed = bytes.clone();
-        let actual = tokio::task::spawn_blocking(move || BlobId::of(&hashed));
+        let hashed = blob.clone();
+        let actual = tokio::task::spawn_blocking(move || BlobId::of_chunks(&hashed));
         match actual.await {
-            Ok(actual) if actual == key.id => Ok(bytes),
+            Ok(actual) if actual == key.id => Ok(blob),
             Ok(_) => Err(DataLoss::DamagedBlob(key).into()),
             Err(error) => Err(StoreError::unavailable(error)),
+        }
+    }
+
+    /// Returns a part of a blob, whose hash cannot be compared.
+    ///
+    /// # Errors
+    /// Returns [`DataLoss::MissingBlob`] when the blob is not there or is shorter, and another error when the backend
+    /// does not answer.
+    pub async fn get_range(&self, key: BlobKey, range: Range<u64>) -> Result<Chunks, StoreError> {
+        let part = match &self.0 {
+            Backend::Memory(memory) => memory.get(key)?.slice(range.clone()),
+            Backend::Objects(objects) => objects.get_range(key, range.clone()).await?.into(),
+        };
+        match part.len() == range.end - range.start {
+            true => Ok(part),
+            false => Err(DataLoss::MissingBlob(key.id).into()),
         }
     }
 
@@ -108,9 +141,12 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when the backend does not answer.
     pub async fn drop(&self, key: BlobKey) -> Result<(), StoreError> {
-        match self.objects.delete(&self.path(key)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(StoreError::unavailable(error)),
+        match &self.0 {
+            Backend::Memory(memory) => {
+                memory.lock().remove(&key);
+                Ok(())
+            }
+            Backend::Objects(objects) => objects.drop(key).await,
         }
     }
 
@@ -119,8 +155,73 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when the backend does not answer.
     pub async fn list(&self) -> Result<Vec<BlobKey>, StoreError> {
+        match &self.0 {
+            Backend::Memory(memory) => Ok(memory.lock().keys().copied().collect()),
+            Backend::Objects(objects) => objects.list().await,
+        }
+    }
+}
+
+impl Memory {
+    fn get(&self, key: BlobKey) -> Result<Chunks, StoreError> {
+        let blob = self.lock().get(&key).cloned();
+        blob.ok_or_else(|| DataLoss::MissingBlob(key.id).into())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlobKey, Chunks>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Objects {
+    fn rename(&self, name: &str) -> bool {
+        let mut folder = self.folder.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *folder, Path::from(name));
+        before != *folder
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
         let folder = self.folder();
-        let objects = self.objects.list(Some(&folder));
+        let name = format!("probe-{:032x}", rand::random::<u128>());
+        let path = folder.clone().join(name);
+        let tried = async {
+            self.store
+                .put(&path, Bytes::from_static(b"probe").into())
+                .await?;
+            self.store.list(Some(&folder)).try_next().await?;
+            self.store.delete(&path).await
+        };
+        tried.await.map_err(StoreError::unavailable)
+    }
+
+    async fn put(&self, key: BlobKey, blob: Chunks) -> Result<(), StoreError> {
+        let (path, bytes) = (self.path(key), blob.into_iter().collect());
+        let put = self.store.put(&path, bytes);
+        put.await.map_err(StoreError::unavailable)?;
+        Ok(())
+    }
+
+    async fn get(&self, key: BlobKey) -> Result<Bytes, StoreError> {
+        let got = self.store.get(&self.path(key)).await;
+        let got = got.map_err(|error| not_got(key, error))?;
+        got.bytes().await.map_err(StoreError::unavailable)
+    }
+
+    async fn get_range(&self, key: BlobKey, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let got = self.store.get_range(&self.path(key), range).await;
+        got.map_err(|error| not_got(key, error))
+    }
+
+    async fn drop(&self, key: BlobKey) -> Result<(), StoreError> {
+        match self.store.delete(&self.path(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(StoreError::unavailable(error)),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<BlobKey>, StoreError> {
+        let folder = self.folder();
+        let objects = self.store.list(Some(&folder));
         let keys = objects
             .try_filter_map(async |object| Ok(object.location.filename().and_then(BlobKey::parse)));
         keys.try_collect().await.map_err(StoreError::unavailable)
@@ -133,5 +234,12 @@ impl BlobStore {
     fn folder(&self) -> Path {
         let folder = self.folder.read();
         folder.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn not_got(key: BlobKey, error: object_store::Error) -> StoreError {
+    match error {
+        object_store::Error::NotFound { .. } => DataLoss::MissingBlob(key.id).into(),
+        error => StoreError::unavailable(error),
     }
 }

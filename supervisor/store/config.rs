@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::film::Recording;
 use super::handle;
 use super::open::{Config, LocationError, StoreLocation};
 use super::records::ledger::Limits;
@@ -18,6 +19,14 @@ pub static KEYS: &[&KeySpec] = &[
     &TIMEOUT.spec,
     &WAIT.spec,
     &REQUIRED_FOR_READINESS.spec,
+];
+
+/// The keys of `streaming.recording`.
+pub static RECORDING_KEYS: &[&KeySpec] = &[
+    &FILM_ENABLED.spec,
+    &FILM_MAX_MIB_PER_SESSION.spec,
+    &FILM_MAX_MIB.spec,
+    &FILM_TTL.spec,
 ];
 
 /// How long a session can be resumed. It is one of the session's own keys in the file, `streaming.resume_ttl_seconds`.
@@ -67,6 +76,25 @@ static REQUIRED_FOR_READINESS: Key<bool> = Key::switch("streaming.store.required
     )
     .default(false);
 
+static FILM_ENABLED: Key<bool> = Key::switch("streaming.recording.enabled")
+    .help("Keep the film of each session: clients get what they missed, and can load and watch it")
+    .default(true);
+
+static FILM_MAX_MIB_PER_SESSION: Key<u64> =
+    Key::u64("streaming.recording.max_mib_per_session", 1, 1 << 20)
+        .unit("MiB")
+        .help("Media that are kept of one session; the oldest go first")
+        .default(256);
+
+static FILM_MAX_MIB: Key<u64> = Key::u64("streaming.recording.max_mib", 1, 1 << 30)
+    .unit("MiB")
+    .help("Media in this server's memory: all films in a memory: store, else those that the store has not taken yet")
+    .default(2048);
+
+static FILM_TTL: Key<Duration> = Key::seconds("streaming.recording.ttl_seconds", 0.0, 30.0 * DAY)
+    .help("A film is kept for this long after its session has ended, and at least for as long as the session can be resumed")
+    .default(3600.0);
+
 /// The URLs of sessions and of blobs are valid, but not in this combination.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -83,6 +111,12 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
     let limits = Limits {
         max_sessions: reader.get(&MAX_SESSIONS),
         max_bytes: reader.get(&MAX_MIB) << 20,
+        max_media_bytes: reader.get(&FILM_MAX_MIB) << 20,
+    };
+    let recording = Recording {
+        max_session_bytes: reader.get(&FILM_MAX_MIB_PER_SESSION) << 20,
+        max_bytes: limits.max_media_bytes,
+        ttl: reader.get(&FILM_TTL),
     };
     let blobs = reader.get(&BLOBS);
     let location = read_sessions(reader).and_then(|(url, key)| {
@@ -99,6 +133,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
             lease: reader.get(&LEASE),
             timeout: reader.get(&TIMEOUT),
             required_for_readiness: reader.get(&REQUIRED_FOR_READINESS),
+            recording: reader.get(&FILM_ENABLED).then_some(recording),
         },
     }
 }

@@ -17,6 +17,10 @@ pub enum StoreError {
         "the store is full of running sessions: it holds at most {max_sessions} sessions and {max_bytes} bytes"
     )]
     Full { max_sessions: usize, max_bytes: u64 },
+    #[error(
+        "the store is full of the films of running sessions: it holds at most {max_bytes} bytes of media"
+    )]
+    MediaFull { max_bytes: u64 },
     /// This server was silent for so long that its reservation of a blob was taken back.
     #[error("this server was taken for dead")]
     Unreserved,
@@ -57,6 +61,8 @@ pub enum DataLoss {
     },
     #[error("the record of session {0} has a state and no blob")]
     StateWithoutBlob(SessionId),
+    #[error("the media of the segment are not kept any more")]
+    MediaNotKept,
     /// A value in the backend's own tables is invalid.
     #[error("what the store has is damaged: {given} is no {expected}")]
     Row {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -10,12 +10,14 @@ use tokio_util::task::TaskTracker;
 
 use super::blobs::BlobStore;
 use super::error::StoreError;
+use super::film::Recording;
 use super::health::{Health, StoreStatus};
 use super::ids::ServerId;
 use super::leased_session::LeasedSessions;
 use super::losses::{Removed, Restoring};
 use super::pending_cleanup::PendingCleanup;
 use super::records::Records;
+use super::unwritten::UnwrittenTotal;
 
 /// The configurable behaviour of the store.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,16 @@ pub struct Config {
     pub timeout: Duration,
     /// Whether a server whose store does not work is not ready.
     pub required_for_readiness: bool,
+    /// `None` where no films are kept.
+    pub recording: Option<Recording>,
+}
+
+impl Config {
+    /// Returns how long a film is kept after its session has ended: no shorter than the state.
+    pub fn film_ttl(&self) -> Duration {
+        let recording = self.recording.map(|recording| recording.ttl);
+        recording.unwrap_or_default().max(self.resume_ttl)
+    }
 }
 
 /// The sessions of all servers that share a store. Cheap to clone.
@@ -45,6 +57,10 @@ pub(super) struct Shared {
     /// Tracks the puts of blobs, which go on when their callers no longer wait.
     pub(super) puts: TaskTracker,
     pub(super) cleanup: PendingCleanup,
+    /// The media of this server's sessions that are not stored yet.
+    pub(super) unwritten: UnwrittenTotal,
+    /// Number of segments whose media were dropped although their clients may not have had them.
+    pub(super) lost_segments: AtomicU64,
     pub(super) health: Health,
     pub(super) removed: Removed,
     pub(super) restoring: Restoring,
@@ -90,6 +106,8 @@ impl SessionStore {
             reservations: AtomicU64::new(0),
             puts: TaskTracker::new(),
             cleanup: PendingCleanup::default(),
+            unwritten: UnwrittenTotal::default(),
+            lost_segments: AtomicU64::new(0),
             health: Health::default(),
             removed: Removed::default(),
             restoring: Restoring::default(),
@@ -98,6 +116,11 @@ impl SessionStore {
 
     pub fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// Returns how many segments lost their media for lack of room although their clients may not have had them.
+    pub fn lost_segments(&self) -> u64 {
+        self.0.lost_segments.load(Ordering::Relaxed)
     }
 
     /// Returns whether the store works.

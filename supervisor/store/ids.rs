@@ -5,6 +5,8 @@ use std::fmt;
 use fastvideo_proto::ids::SessionId;
 use serde::{Deserialize, Serialize};
 
+use super::chunks::Chunks;
+
 /// The prefix of the text form of [`RecordKey::Loan`]. No session id begins with it.
 const LOAN_PREFIX: &str = "loan-";
 
@@ -85,6 +87,14 @@ impl BlobId {
     /// Hashes the bytes, which takes about 10 ms for 50 MB.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    pub(super) fn of_chunks(chunks: &Chunks) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for chunk in chunks.iter() {
+            hasher.update(chunk);
+        }
+        Self(*hasher.finalize().as_bytes())
     }
 
     /// Takes a hash that was computed elsewhere. It is compared with the bytes when the blob is read.

@@ -5,16 +5,19 @@
 //! beat, whichever is first; then [`Lease::lost`] resolves.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use super::error::StoreError;
+use super::film::{Film, RecordedSegment, Recording, blob_of};
 use super::handle::{Deadline, SessionStore};
 use super::ids::ServerId;
 use super::leased_session::LeasedSession;
 use super::pending_cleanup::CleanupTask;
 use super::records::StoredRecord;
-use super::saved_session::{Progress, SavedSession};
+use super::saved_session::{Progress, ResumeToken, Watch};
 use super::state::State;
-use super::writer::{RecordDraft, Replaces};
+use super::writer::Replaces;
 
 /// The right to run a session and to write its record. Dropping it releases the session: its state stays for the
 /// configured time.
@@ -50,7 +53,42 @@ impl Lease {
         self.leased.lost.cancelled().await;
     }
 
-    /// Ends the session for good: its state is removed.
+    /// Takes note that the client has this many segments, from the first one on: the store may drop their media first.
+    pub fn set_received(&self, segments: u32) {
+        self.leased.set_received(segments);
+    }
+
+    /// Takes note that the client has this many media messages of a segment, and all of those before.
+    pub fn acknowledge(&self, segment_idx: u32, messages: u32) {
+        let film = self.leased.latest().film;
+        let segment = film.segment(segment_idx);
+        let media = segment.and_then(|segment| segment.media.as_ref());
+        if media.is_some_and(|media| media.messages.len() <= messages as usize) {
+            self.set_received(segment_idx + 1);
+        }
+    }
+
+    /// Returns the token for those who may watch the session.
+    pub fn watch_token(&self, token: &ResumeToken) -> String {
+        token.watch_token(self.leased.latest().watch.number)
+    }
+
+    /// Takes note that the session goes on after its last permitted segment.
+    pub fn extend(&self) {
+        self.leased.update(|latest| latest.extensions += 1);
+    }
+
+    /// Makes another watch token valid, and no other one; returns it. The session is to be written then.
+    pub fn renew_watch_token(&self, token: &ResumeToken) -> String {
+        let number = self.leased.update(|latest| {
+            let number = latest.watch.number.wrapping_add(1);
+            latest.watch = Watch::by(token, number);
+            number
+        });
+        token.watch_token(number)
+    }
+
+    /// Ends the session for good: its state and its film are removed.
     pub fn end_session(&mut self) {
         let task = CleanupTask::End(self.leased.clone());
         self.end(task);
@@ -76,20 +114,49 @@ impl Drop for Lease {
 }
 
 impl LeaseWriter {
-    /// Saves the latest version of the session in place of the one before. Writes of one session follow each other.
+    /// Commits a segment: the latest version of the session has it from now on, in memory.
+    pub fn commit(&self, progress: Progress, state: State, recorded: Option<RecordedSegment>) {
+        self.leased.update(|latest| {
+            latest.progress = progress;
+            latest.state = Some(state);
+            if let (Some(recorded), Some(recording)) = (recorded, self.store.config().recording) {
+                self.record(recorded, recording, &mut latest.film);
+            }
+        });
+    }
+
+    /// Adds a segment to the film. Without room, it has no media there.
+    fn record(&self, recorded: RecordedSegment, recording: Recording, film: &mut Film) {
+        let RecordedSegment {
+            mut segment,
+            content,
+        } = recorded;
+        let mut lost = 0;
+        if let Some(media) = &segment.media {
+            let unwritten = &self.store.0.unwritten;
+            match unwritten.take(content, recording.max_bytes) {
+                Some(unwritten) => self.leased.add_unwritten(blob_of(media), unwritten),
+                None => {
+                    segment.media = None;
+                    lost = 1;
+                }
+            }
+        }
+        film.push(segment);
+        lost += film.fit(recording.max_session_bytes, self.leased.received());
+        self.store.count_lost(&self.leased, lost);
+    }
+
+    /// Writes the latest version of the session in place of the one before. Writes of one session follow each other.
     ///
     /// Takes no longer than the configured timeout, waiting for the write before included.
     ///
     /// # Errors
     /// Returns [`StoreError::Stale`] when the session was resumed elsewhere or dropped; any other error may be
     /// temporary.
-    pub async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
+    pub async fn write(self) -> Result<(), StoreError> {
         let Self { leased, store } = self;
         let deadline = store.deadline();
-        leased.set_latest(SavedSession {
-            progress,
-            state: Some(state),
-        });
         let mut record = deadline
             .limit(async { Ok(leased.record.lock().await) })
             .await?;
@@ -130,15 +197,15 @@ impl SessionStore {
         owner: Option<ServerId>,
         deadline: Deadline,
     ) -> Result<(), StoreError> {
-        let latest = leased.latest();
-        let draft = RecordDraft {
-            owner,
-            body: latest.encode(leased.token_hash),
-            blob: (latest.state.as_ref()).map(|state| (state.blob_id(), state.blob_bytes())),
-        };
+        let released = owner.is_none().then(SystemTime::now);
         loop {
             let epoch = self.0.records.epoch();
             let is_lost = leased.epoch() < epoch;
+            let known = match is_lost {
+                true => &[],
+                false => record.record.blobs.as_slice(),
+            };
+            let draft = leased.draft(owner.clone(), released, known);
             if draft.body == record.record.body && draft.owner.is_some() && !is_lost {
                 return Ok(());
             }
@@ -151,11 +218,20 @@ impl SessionStore {
                 Ok(written) => {
                     let before = std::mem::replace(record, written);
                     leased.set_epoch(epoch);
+                    leased.written(&record.record.blobs);
                     if is_lost {
                         tracing::info!(session_id = %leased.session, "session stored anew");
                         self.condemn_orphans(&before.record.blobs).await;
                     }
                     return Ok(());
+                }
+                Err(error @ StoreError::MediaFull { .. }) => {
+                    let dropped = leased.update(|latest| latest.film.drop_oldest());
+                    let Some(dropped) = dropped else {
+                        return Err(error);
+                    };
+                    let lost = u32::from(dropped >= leased.received());
+                    self.count_lost(leased, lost);
                 }
                 Err(StoreError::Stale) if is_lost => {
                     leased.lost.cancel();
@@ -168,6 +244,17 @@ impl SessionStore {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Counts segments whose media were dropped although the client may not have had them.
+    fn count_lost(&self, leased: &LeasedSession, segments: u32) {
+        if segments == 0 {
+            return;
+        }
+        let all = &self.0.lost_segments;
+        if all.fetch_add(segments.into(), Ordering::Relaxed) == 0 {
+            tracing::warn!(session_id = %leased.session, "no room for media that the client may lack; this is told once, and counted in /status");
         }
     }
 

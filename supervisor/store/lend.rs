@@ -6,7 +6,8 @@ use fastvideo_proto::stored::StoredSession;
 use super::error::{DataLoss, StoreError};
 use super::handle::SessionStore;
 use super::ids::{BlobId, RecordKey};
-use super::writer::{RecordDraft, Replaces};
+use super::records::BlobKind;
+use super::writer::{DraftBlob, RecordDraft, Replaces};
 
 impl SessionStore {
     /// Keeps a blob for as long as the state of a session that no server runs, counted from the last time it was lent.
@@ -22,16 +23,15 @@ impl SessionStore {
             .await
             .map_err(StoreError::unavailable)?;
         let key = RecordKey::Loan(id);
-        let no_session = StoredSession {
-            token_hash: None,
-            segments: 0,
-            start_frame: 0,
-            state: None,
-        };
         let draft = RecordDraft {
             owner: None,
-            body: no_session.encode(),
-            blob: Some((id, blob)),
+            // It is no session.
+            body: StoredSession::default().encode(),
+            blobs: vec![DraftBlob {
+                id,
+                kind: BlobKind::State,
+                content: Some(blob.into()),
+            }],
         };
         loop {
             let lent = self.within(self.0.records.read(&key)).await?;
@@ -53,7 +53,7 @@ impl SessionStore {
     /// Returns [`DataLoss::MissingBlob`] when the store has no such blob, and another error when it does not answer.
     pub async fn blob(&self, id: BlobId) -> Result<Bytes, StoreError> {
         match self.within(self.0.records.locate(id)).await? {
-            Some(key) => self.within(self.0.blobs.get(key)).await,
+            Some(key) => Ok(self.within(self.0.blobs.get(key)).await?.join()),
             None => Err(DataLoss::MissingBlob(id).into()),
         }
     }

@@ -12,7 +12,6 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
-use object_store::memory::InMemory;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
@@ -280,7 +279,7 @@ impl SessionStore {
         };
         let name = records.name().await.map_err(failed)?;
         let blobs = match blobs {
-            BlobsLocation::Memory => BlobStore::new(Arc::new(InMemory::new()), &name),
+            BlobsLocation::Memory => BlobStore::memory(),
             BlobsLocation::Folder(path) => {
                 let blobs = blocking(move || in_folder(&path, &name, shared)).await?;
                 blobs.probe().await.map_err(failed)?;
@@ -455,6 +454,7 @@ mod tests {
     const LIMITS: Limits = Limits {
         max_sessions: 1,
         max_bytes: 1,
+        max_media_bytes: 1 << 40,
     };
 
     #[test]

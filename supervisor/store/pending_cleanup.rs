@@ -24,9 +24,9 @@ pub(super) enum CleanupTask {
     End(Arc<LeasedSession>),
     /// Removes the record of a session that an operator has ended, whichever server runs it by now.
     Drop(SessionId),
-    /// Gives back a reservation that no write has used, and the blob that may have been put under it. There is no blob
+    /// Gives back a reservation that no write has used, and the blobs that may have been put under it. They are missing
     /// when the store did not answer: then nothing was put.
-    Unreserve(ReservationId, Option<BlobKey>),
+    Unreserve(ReservationId, Option<Vec<BlobKey>>),
     /// Deletes a condemned blob, then forgets it.
     Delete(BlobKey),
 }

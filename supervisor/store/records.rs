@@ -62,8 +62,8 @@ pub trait Records: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Returns [`StoreError::Stale`] when the record's revision is not the expected one, [`StoreError::Unreserved`]
-    /// when the reservation is no longer there (the server was taken for dead), and [`StoreError::Full`] when there is
-    /// no room. In these cases nothing has changed, and the reservation is as it was.
+    /// when the reservation is no longer there (the server was taken for dead), and [`StoreError::Full`] or
+    /// [`StoreError::MediaFull`] when there is no room. In these cases nothing has changed, and the reservation is as it was.
     async fn write(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError>;
 
     /// Writes or removes a record that the store may have lost since it had the revision `write.expected`: in place of
@@ -120,6 +120,25 @@ pub struct BlobRef {
     pub key: BlobKey,
     /// The blob's size.
     pub bytes: u64,
+    #[serde(default, skip_serializing_if = "BlobKind::is_state")]
+    pub kind: BlobKind,
+}
+
+/// What a record needs a blob for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlobKind {
+    /// The record is worth nothing without it.
+    #[default]
+    State,
+    /// A part of a film. A store that has limits drops it when there is no room.
+    Media,
+}
+
+impl BlobKind {
+    fn is_state(&self) -> bool {
+        *self == Self::State
+    }
 }
 
 /// The content of a record, as it is written under a key.
@@ -162,11 +181,34 @@ pub struct WriteOutcome {
     pub condemned: Vec<BlobKey>,
 }
 
+/// A record without its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SurveyedRecord {
+    pub key: RecordKey,
+    pub revision: Revision,
+    pub owner: Option<ServerId>,
+    /// Whether the record names a blob of that kind.
+    pub has_state: bool,
+    pub has_media: bool,
+}
+
+impl SurveyedRecord {
+    fn new(key: RecordKey, revision: Revision, owner: Option<ServerId>, blobs: &[BlobRef]) -> Self {
+        let has = |kind| blobs.iter().any(|blob| blob.kind == kind);
+        Self {
+            key,
+            revision,
+            owner,
+            has_state: has(BlobKind::State),
+            has_media: has(BlobKind::Media),
+        }
+    }
+}
+
 /// Everything that a store keeps, without the records' bodies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// Each record's key, revision and owner.
-    pub records: Vec<(RecordKey, Revision, Option<ServerId>)>,
+    pub records: Vec<SurveyedRecord>,
     /// Each server's beat. Servers that only have reservations have a beat of 0.
     pub servers: HashMap<ServerId, u64>,
     pub condemned: Vec<BlobKey>,

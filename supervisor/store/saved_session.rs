@@ -1,12 +1,21 @@
-//! A session as a store keeps it, and the token with which a client resumes it.
+//! A session as a store keeps it, and the tokens with which clients resume and watch it.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::stored::StoredSession;
 
+use super::chunks::Chunks;
 use super::error::DataLoss;
+use super::film::Film;
+use super::ids::{BlobId, ServerId};
+use super::records::BlobKind;
 use super::state::State;
+use super::writer::{DraftBlob, RecordDraft};
+
+/// What the tokens of spectators are derived for (a context string of BLAKE3).
+const WATCH_CONTEXT: &str = "fastvideo-supervisor 2026-11-30 watch token";
 
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,26 +32,106 @@ pub struct SavedSession {
     pub progress: Progress,
     /// `None` before the first segment is finished.
     pub state: Option<State>,
+    pub film: Film,
+    /// How often the session was continued after its last permitted segment.
+    pub extensions: u32,
+    pub(super) watch: Watch,
+}
+
+/// Who may watch a session.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Watch {
+    /// Which of the tokens that the resume token gives is valid.
+    pub(super) number: u32,
+    pub(super) hash: Option<[u8; 32]>,
+}
+
+impl Watch {
+    /// Makes the watch token with a number the valid one.
+    pub(super) fn by(token: &ResumeToken, number: u32) -> Self {
+        let hash = *blake3::hash(token.watch_token(number).as_bytes()).as_bytes();
+        let hash = Some(hash);
+        Self { number, hash }
+    }
 }
 
 impl SavedSession {
     /// Creates a session that has not made a segment yet, with the state from which it starts.
-    pub(super) fn starting_from(state: Option<&State>) -> Self {
+    pub fn starting_from(state: Option<&State>, token: &ResumeToken) -> Self {
         Self {
-            progress: Progress::default(),
             state: state.cloned(),
+            watch: Watch::by(token, 0),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the number of the valid watch token: see [`ResumeToken::watch_token`].
+    pub fn watch_number(&self) -> u32 {
+        self.watch.number
+    }
+
+    /// Returns the session as a record. `released` is the time at which no server runs it any more, `media` returns media
+    /// that may not be in the store yet.
+    pub(super) fn draft(
+        &self,
+        token_hash: [u8; 32],
+        owner: Option<ServerId>,
+        released: Option<SystemTime>,
+        media: impl Fn(BlobId) -> Option<Chunks>,
+    ) -> RecordDraft {
+        let state = self.state.iter().map(|state| DraftBlob {
+            id: state.blob_id(),
+            kind: BlobKind::State,
+            content: Some(state.blob_bytes().into()),
+        });
+        let mut blobs: Vec<DraftBlob> = state.collect();
+        for id in self.film.blobs() {
+            if blobs.iter().all(|blob| blob.id != id) {
+                blobs.push(DraftBlob {
+                    id,
+                    kind: BlobKind::Media,
+                    content: media(id),
+                });
+            }
+        }
+        RecordDraft {
+            owner,
+            body: self.encode(token_hash, released),
+            blobs,
         }
     }
 
     /// Encodes the session as the body of its record.
-    pub(super) fn encode(&self, token_hash: [u8; 32]) -> Vec<u8> {
+    fn encode(&self, token_hash: [u8; 32], released: Option<SystemTime>) -> Vec<u8> {
         let stored = StoredSession {
             token_hash: Some(token_hash),
             segments: self.progress.segments,
             start_frame: self.progress.start_frame,
             state: (self.state.as_ref()).map(|state| state.header_bytes().to_vec()),
+            watch_number: self.watch.number,
+            watch_hash: self.watch.hash,
+            extensions: self.extensions,
+            released_at_ms: released.map(unix_ms),
+            film: self.film.0.clone(),
         };
         stored.encode()
+    }
+
+    /// Takes what a record's body says, with the state that was read.
+    pub(super) fn from_stored(stored: StoredSession, state: Option<State>) -> Self {
+        Self {
+            progress: Progress {
+                segments: stored.segments,
+                start_frame: stored.start_frame,
+            },
+            state,
+            film: Film(stored.film),
+            extensions: stored.extensions,
+            watch: Watch {
+                number: stored.watch_number,
+                hash: stored.watch_hash,
+            },
+        }
     }
 }
 
@@ -57,12 +146,9 @@ pub(super) fn decode(session: &SessionId, body: &[u8]) -> Result<StoredSession, 
     })
 }
 
-/// Returns the progress in a record's body.
-pub(super) fn progress(stored: &StoredSession) -> Progress {
-    Progress {
-        segments: stored.segments,
-        start_frame: stored.start_frame,
-    }
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The right to resume a session: 64 lower-case hexadecimal digits, of which the store keeps only a hash.
@@ -83,6 +169,15 @@ impl ResumeToken {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns the token with that number for those who may watch the session and do nothing else. Nothing can be told
+    /// from it of this token, or of those with other numbers.
+    pub fn watch_token(&self, number: u32) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key(WATCH_CONTEXT);
+        hasher.update(self.0.as_bytes());
+        hasher.update(&number.to_le_bytes());
+        hasher.finalize().to_hex().to_string()
     }
 
     pub(super) fn hash(&self) -> [u8; 32] {

@@ -2,6 +2,8 @@
 //!
 //! Sessions and operators' requests call them. After a create or a resume, a session is written through its [`Lease`].
 
+use std::time::SystemTime;
+
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::stored::StoredSession;
 
@@ -11,10 +13,10 @@ use super::ids::{RecordKey, ServerId};
 use super::lease::Lease;
 use super::leased_session::LeasedSession;
 use super::pending_cleanup::CleanupTask;
-use super::records::{Record, StoredRecord};
-use super::saved_session::{ResumeToken, SavedSession, decode, progress};
+use super::records::{BlobKind, Record, StoredRecord};
+use super::saved_session::{ResumeToken, SavedSession, decode};
 use super::state::State;
-use super::writer::{RecordDraft, Replaces};
+use super::writer::Replaces;
 use crate::causes::with_causes;
 
 /// Why a session was not resumed. Nothing has changed then: the server that runs the session goes on with it.
@@ -61,7 +63,7 @@ impl SessionStore {
         token: &ResumeToken,
         state: Option<&State>,
     ) -> Result<Lease, StoreError> {
-        let saved = SavedSession::starting_from(state);
+        let saved = SavedSession::starting_from(state, token);
         let owner = Some(self.0.server.clone());
         let epoch = self.0.records.epoch();
         let record = self.write_first(session, token, &saved, owner).await?;
@@ -75,7 +77,7 @@ impl SessionStore {
     /// Returns the errors of [`Self::create`].
     pub async fn hydrate(&self, state: &State) -> Result<(SessionId, ResumeToken), StoreError> {
         let (session, token) = (SessionId::random(), ResumeToken::random());
-        let saved = SavedSession::starting_from(Some(state));
+        let saved = SavedSession::starting_from(Some(state), &token);
         self.write_first(&session, &token, &saved, None).await?;
         Ok((session, token))
     }
@@ -123,7 +125,9 @@ impl SessionStore {
             let stored = self.within(self.0.records.read(&key)).await?;
             let stored = stored.ok_or_else(not_found)?;
             let body = decode(session, &stored.record.body).map_err(ResumeError::Lost)?;
-            if !body.token_hash.is_some_and(|hash| token.matches(hash)) {
+            // Of a film whose state has expired, nothing is left that could go on.
+            let is_over = body.state.is_none() && !body.film.is_empty();
+            if is_over || !body.token_hash.is_some_and(|hash| token.matches(hash)) {
                 return Err(ResumeError::NotFound(session.clone()));
             }
             let Loaded::Session(saved) = self.load(session, &key, &body, &stored).await? else {
@@ -200,11 +204,8 @@ impl SessionStore {
         saved: &SavedSession,
         owner: Option<ServerId>,
     ) -> Result<StoredRecord, StoreError> {
-        let draft = RecordDraft {
-            owner,
-            body: saved.encode(token.hash()),
-            blob: (saved.state.as_ref()).map(|state| (state.blob_id(), state.blob_bytes())),
-        };
+        let released = owner.is_none().then(SystemTime::now);
+        let draft = saved.draft(token.hash(), owner, released, |_| None);
         let key = session.clone().into();
         self.write_record(&key, Replaces::Nothing, &draft, self.deadline())
             .await
@@ -219,8 +220,9 @@ impl SessionStore {
         stored: &StoredRecord,
     ) -> Result<Loaded, StoreError> {
         let saved = |state| {
-            let progress = progress(body);
-            Loaded::Session(SavedSession { progress, state })
+            let mut saved = SavedSession::from_stored(body.clone(), state);
+            saved.film.keep_media_in(&stored.record.blobs);
+            Loaded::Session(saved)
         };
         let Some(header) = &body.state else {
             return Ok(saved(None));
@@ -231,7 +233,8 @@ impl SessionStore {
         {
             return Ok(saved(Some(state)));
         }
-        let Some(blob) = stored.record.blobs.first() else {
+        let mut blobs = stored.record.blobs.iter();
+        let Some(blob) = blobs.find(|blob| blob.kind == BlobKind::State) else {
             return Err(DataLoss::StateWithoutBlob(session.clone()).into());
         };
         let bytes = match self.within(self.0.blobs.get(blob.key)).await {
@@ -245,6 +248,7 @@ impl SessionStore {
             got => got?,
         };
         let (header, name) = (header.clone(), blob.key.id);
+        let bytes = bytes.join();
         let state = tokio::task::spawn_blocking(move || State::from_stored(header, name, &bytes));
         match state.await.map_err(StoreError::unavailable)? {
             Ok(state) => Ok(saved(Some(state))),

@@ -5,6 +5,7 @@
 mod backends;
 mod connection;
 mod contract;
+mod film;
 mod flaky;
 mod lost_data;
 mod model;
@@ -12,4 +13,4 @@ mod opening;
 mod outage;
 mod speed;
 mod store;
-mod world;
+pub(super) mod world;

@@ -5,13 +5,14 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use fastvideo_proto::stored::StoredSession;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::error::StoreError;
 use super::handle::SessionStore;
 use super::health::Operation;
 use super::ids::{BlobKey, RecordKey, Revision, ServerId};
-use super::records::{Record, Survey};
+use super::records::{BlobKind, Record, Survey, SurveyedRecord};
 use crate::causes::with_causes;
 
 mod cleanup;
@@ -110,9 +111,17 @@ impl Upkeep {
             let condemned = store.within(store.0.records.retire(server)).await?;
             store.0.cleanup.delete(condemned);
         }
-        let ttl = store.config().resume_ttl;
+        let state_ttl = store.config().resume_ttl;
+        let film_ttl = store.config().film_ttl();
         let (mut idle, mut strays) = (HashMap::new(), HashMap::new());
-        for (key, revision, owner) in survey.records {
+        for record in survey.records {
+            let SurveyedRecord {
+                key,
+                revision,
+                owner,
+                has_state,
+                has_media,
+            } = record;
             match owner {
                 Some(owner) if silent.contains(&owner) => {
                     store.disown(&key, revision).await?;
@@ -129,11 +138,20 @@ impl Upkeep {
                 Some(_) => {}
                 None => {
                     let since = since(&self.idle, &key, revision, now);
-                    if now - since > ttl {
+                    let outlives_state = has_media && film_ttl > state_ttl;
+                    // A film without its state was kept for a while already.
+                    let ttl = match outlives_state && !has_state {
+                        true => film_ttl - state_ttl,
+                        false => state_ttl,
+                    };
+                    if now - since <= ttl {
+                        idle.insert(key, (revision, since));
+                    } else if outlives_state && has_state {
+                        tracing::info!(record = %key, "stored state expired; the film stays");
+                        store.forget_state(&key, revision).await?;
+                    } else {
                         tracing::info!(record = %key, "stored record expired");
                         store.replace(&key, revision, None).await?;
-                    } else {
-                        idle.insert(key, (revision, since));
                     }
                 }
             }
@@ -170,10 +188,8 @@ impl Upkeep {
     /// Returns the servers whose beat has not changed for the length of a lease. A server that owns sessions and has no
     /// beat has retired.
     fn silent_servers(&mut self, survey: &Survey, now: Instant) -> HashSet<ServerId> {
-        let owners = survey
-            .records
-            .iter()
-            .filter_map(|(_, _, owner)| owner.as_ref());
+        let records = survey.records.iter();
+        let owners = records.filter_map(|record| record.owner.as_ref());
         let known: HashSet<&ServerId> = survey.servers.keys().chain(owners).collect();
         self.beats.retain(|server, _| known.contains(server));
         for server in known {
@@ -278,6 +294,26 @@ impl SessionStore {
         let record = Record {
             owner: None,
             ..stored.record
+        };
+        self.replace(key, revision, Some(&record)).await
+    }
+
+    /// Drops the state of a session that no server runs, and leaves its film.
+    async fn forget_state(&self, key: &RecordKey, revision: Revision) -> Result<(), StoreError> {
+        let Some(stored) = self.within(self.0.records.read(key)).await? else {
+            return Ok(());
+        };
+        let Ok(mut body) = StoredSession::decode(&stored.record.body) else {
+            // Nobody can read its film either.
+            return self.replace(key, revision, None).await;
+        };
+        body.state = None;
+        let mut blobs = stored.record.blobs;
+        blobs.retain(|blob| blob.kind == BlobKind::Media);
+        let record = Record {
+            owner: None,
+            blobs,
+            body: body.encode(),
         };
         self.replace(key, revision, Some(&record)).await
     }

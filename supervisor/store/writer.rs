@@ -6,16 +6,17 @@
 
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
+use super::chunks::Chunks;
 use super::error::StoreError;
 use super::handle::{Deadline, SessionStore};
 use super::health::Operation;
 use super::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 use super::pending_cleanup::CleanupTask;
-use super::records::{BlobRef, Record, RecordWrite, StoredRecord};
+use super::records::{BlobKind, BlobRef, Record, RecordWrite, StoredRecord};
 
 /// Number of attempts at a write whose reservation is taken back each time.
 const MAX_RESERVATIONS: u32 = 3;
@@ -41,27 +42,35 @@ impl Replaces<'_> {
     }
 }
 
-/// A record to be written, with the bytes of its blobs.
+/// A record to be written, with its blobs, each at most once.
 pub(super) struct RecordDraft {
     pub(super) owner: Option<ServerId>,
     pub(super) body: Vec<u8>,
-    pub(super) blob: Option<(BlobId, Bytes)>,
+    pub(super) blobs: Vec<DraftBlob>,
 }
 
-/// A reservation of a blob. Dropping it gives it back, unless a write has used it.
+/// A blob of a record that is to be written.
+pub(super) struct DraftBlob {
+    pub(super) id: BlobId,
+    pub(super) kind: BlobKind,
+    /// The blob's bytes. Without them, the blob is left out of the record unless the record that is replaced names it.
+    pub(super) content: Option<Chunks>,
+}
+
+/// A reservation of blobs. Dropping it gives them back, unless a write has used it.
 #[derive(Debug)]
 struct Reservation {
     store: SessionStore,
     id: ReservationId,
-    /// The reserved edition; `None` until the store has answered.
-    blob: Option<BlobKey>,
+    /// The reserved editions; `None` until the store has answered.
+    blobs: Option<Vec<BlobKey>>,
     ended: bool,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.ended {
-            let unreserve = CleanupTask::Unreserve(self.id, self.blob);
+            let unreserve = CleanupTask::Unreserve(self.id, self.blobs.take());
             self.store.0.cleanup.add(unreserve);
         }
     }
@@ -95,24 +104,29 @@ impl SessionStore {
     ) -> Result<StoredRecord, StoreError> {
         let mut tries = 0;
         loop {
+            let known = match replaces {
+                Replaces::Record(stored) => stored.record.blobs.as_slice(),
+                Replaces::Nothing | Replaces::Lost(_) => &[],
+            };
+            let (mut blobs, mut new) = (Vec::new(), Vec::new());
+            for blob in &draft.blobs {
+                if let Some(known) = known.iter().find(|known| known.key.id == blob.id) {
+                    blobs.push(*known);
+                } else if let Some(content) = &blob.content {
+                    new.push((blob, content.clone()));
+                }
+            }
             let mut reservation = None;
-            let mut blobs = Vec::new();
-            if let Some((id, bytes)) = &draft.blob {
-                let known = match replaces {
-                    Replaces::Record(stored) => stored.record.blobs.as_slice(),
-                    Replaces::Nothing | Replaces::Lost(_) => &[],
-                };
-                let key = match known.iter().find(|blob| blob.key.id == *id) {
-                    Some(blob) => blob.key,
-                    None => {
-                        let (reserved, key) = self.reserve(*id, deadline).await?;
-                        let put = self.put(reserved, key, bytes.clone(), deadline);
-                        reservation = Some(put.await?);
-                        key
-                    }
-                };
-                let bytes = bytes.len() as u64;
-                blobs.push(BlobRef { key, bytes });
+            if !new.is_empty() {
+                let ids: Vec<BlobId> = new.iter().map(|(blob, _)| blob.id).collect();
+                let (reserved, keys) = self.reserve(&ids, deadline).await?;
+                let mut puts = Vec::new();
+                for ((blob, content), key) in new.into_iter().zip(keys) {
+                    let (bytes, kind) = (content.len(), blob.kind);
+                    blobs.push(BlobRef { key, bytes, kind });
+                    puts.push((key, content));
+                }
+                reservation = Some(self.put(reserved, puts, deadline).await?);
             }
             let record = Record {
                 owner: draft.owner.clone(),
@@ -193,13 +207,13 @@ impl SessionStore {
 
     async fn reserve(
         &self,
-        blob: BlobId,
+        blobs: &[BlobId],
         deadline: Deadline,
-    ) -> Result<(Reservation, BlobKey), StoreError> {
+    ) -> Result<(Reservation, Vec<BlobKey>), StoreError> {
         let reservation = |id| Reservation {
             store: self.clone(),
             id,
-            blob: None,
+            blobs: None,
             ended: false,
         };
         // While a reservation is unanswered, no other one is made, so that an outage does not pile them up.
@@ -211,34 +225,35 @@ impl SessionStore {
         }
         let id = ReservationId(self.0.reservations.fetch_add(1, Ordering::Relaxed));
         let mut reservation = reservation(id);
-        let blobs = [blob];
-        let reserving = self.0.records.reserve(&self.0.server, id, &blobs);
+        let reserving = self.0.records.reserve(&self.0.server, id, blobs);
         let keys = deadline.limit(reserving).await?;
-        let key = keys.first().copied();
-        let key = key.ok_or_else(|| StoreError::unavailable("no blob was reserved"))?;
-        reservation.blob = Some(key);
-        Ok((reservation, key))
+        if keys.len() != blobs.len() {
+            return Err(StoreError::unavailable("not all blobs were reserved"));
+        }
+        reservation.blobs = Some(keys.clone());
+        Ok((reservation, keys))
     }
 
-    /// Puts a reserved blob. The reservation outlives the caller's wait: a blob that is still on its way when its
+    /// Puts reserved blobs. The reservation outlives the caller's wait: a blob that is still on its way when its
     /// reservation ends would be deleted before it is there.
     async fn put(
         &self,
         reservation: Reservation,
-        key: BlobKey,
-        bytes: Bytes,
+        puts: Vec<(BlobKey, Chunks)>,
         deadline: Deadline,
     ) -> Result<Reservation, StoreError> {
         let (done, is_done) = oneshot::channel();
         let blobs = self.0.blobs.clone();
         let putting = async move {
-            let outcome = blobs.put(key, bytes).await;
+            let puts = puts.into_iter().map(|(key, blob)| blobs.put(key, blob));
+            // Waits for all of them, also when one fails.
+            let outcome: Result<Vec<()>, _> = join_all(puts).await.into_iter().collect();
             // When the caller no longer waits, this drops the reservation.
             let _ = done.send((reservation, outcome));
         };
         self.0.puts.spawn(putting.in_current_span());
         let waited = async { is_done.await.map_err(StoreError::unavailable) };
         let (reservation, outcome) = deadline.limit(waited).await?;
-        outcome.map(|()| reservation)
+        outcome.map(|_| reservation)
     }
 }

@@ -1,5 +1,7 @@
 //! Renders the last messages of a connection and its close code.
 
+use std::time::SystemTime;
+
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::{CompleteReason, DroppedRequest, ServerMessage};
 
@@ -31,6 +33,7 @@ pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
         NotOpened::Timeout(limit) => {
             out.json(&ServerMessage::SessionTimeout {
                 timeout_seconds: limit.as_secs(),
+                resumable_until: None,
                 dropped_requests: Vec::new(),
             });
             out.close(close_code::NORMAL, "session_timeout");
@@ -66,8 +69,13 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
     let dropped_requests = dropped
         .map(|(request_id, prompt)| DroppedRequest { request_id, prompt })
         .collect();
+    let until = ended.kept_for.map(|time| {
+        let until = SystemTime::now() + time;
+        humantime::format_rfc3339_seconds(until).to_string()
+    });
     let complete = |reason, dropped_requests| ServerMessage::StreamComplete {
         reason,
+        resumable_until: until.clone(),
         dropped_requests,
     };
     match ended.cause {
@@ -84,6 +92,7 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
         EndCause::Idle(limit) => {
             out.json(&ServerMessage::SessionTimeout {
                 timeout_seconds: limit.as_secs(),
+                resumable_until: until,
                 dropped_requests,
             });
             out.close(close_code::NORMAL, "session_timeout");
@@ -160,6 +169,7 @@ mod tests {
             cause,
             state: SessionState::Complete,
             segments: 0,
+            kept_for: None,
             dropped: Vec::new(),
         };
         ended(end, was_bound, &mut out);

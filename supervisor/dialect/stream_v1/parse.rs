@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::stream_v1::{
-    ClientMessage, EditRequest, Playback, SegmentRequest, SessionInit,
+    ClientMessage, EditRequest, MediaReceived, Playback, SegmentRequest, SessionInit,
 };
 use tokio::task::spawn_blocking;
 
 use crate::dialect::Parser;
 use crate::session::command::{
-    self, MessageInfo, OpenSession, PlaybackReport, RequestEdit, ResumeRequest, RewriteRequest,
+    self, Have, MessageInfo, OpenSession, PlaybackReport, RequestEdit, ResumeRequest,
+    RewriteRequest,
 };
 use crate::session::{Inbound, SessionCommand};
 
@@ -114,6 +115,14 @@ fn next(text: &str) -> Inbound {
                 return invalid(kind, bytes, request, reason);
             }
         },
+        ClientMessage::MediaReceived(MediaReceived {
+            segment_idx,
+            messages,
+        }) => SessionCommand::AcknowledgeMedia {
+            segment_idx,
+            messages,
+        },
+        ClientMessage::RenewWatchToken => SessionCommand::RenewWatchToken,
         ClientMessage::RewriteSeedPrompts(rewrite) => {
             SessionCommand::RewritePrompt(RewriteRequest {
                 prompt: rewrite.seed_prompt,
@@ -157,6 +166,7 @@ fn opening(init: SessionInit) -> OpenSession {
         stream_mode,
         continuation_state,
         resume,
+        extend,
         heartbeat,
     } = init;
     OpenSession {
@@ -174,6 +184,11 @@ fn opening(init: SessionInit) -> OpenSession {
         resume: resume.map(|resume| ResumeRequest {
             session_id: resume.session_id,
             token: resume.token,
+            have: resume.have.map(|have| Have {
+                segments: have.segments,
+                messages: have.messages,
+            }),
+            extend,
         }),
         share: Arc::default(),
     }

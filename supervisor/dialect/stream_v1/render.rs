@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fastvideo_proto::ids::{RequestId, SessionId};
 use fastvideo_proto::job::{ErrorCode, MediaKind, MediaMode, Stage};
+use fastvideo_proto::stored::StoredSegment;
 use fastvideo_proto::stream_v1::{Features, Limits, ServerMessage};
 
 use super::close;
@@ -93,6 +94,22 @@ impl StreamRenderer {
             SessionEvent::WorkerBound(bound) => self.bound(*bound, out),
             SessionEvent::SegmentQueued(queued) => self.segment_queued(queued, out),
             SessionEvent::SegmentCompleted(completed) => self.completed(*completed, out),
+            SessionEvent::ResendStarted(segment) => self.resend_started(&segment, out),
+            SessionEvent::ResendCompleted(segment) => self.resend_completed(&segment, out),
+            SessionEvent::ResendFailed { segment_idx } => out.json(&ServerMessage::Error {
+                code: ErrorCode::InternalError,
+                message: format!("the media of segment {segment_idx} are not kept any more"),
+                retryable: false,
+                segment_idx: Some(segment_idx),
+                restarting: false,
+                request_id: None,
+            }),
+            SessionEvent::WatchTokenRenewed { request, token } => {
+                out.json(&ServerMessage::WatchToken {
+                    watch_token: token,
+                    request_id: request,
+                });
+            }
             SessionEvent::SegmentCancelled { at, request } => {
                 self.shown = Shown::default();
                 out.json(&ServerMessage::SegmentCancelled {
@@ -237,6 +254,7 @@ impl StreamRenderer {
             session_timeout: bound.session_timeout.as_secs(),
             session_id: bound.session_id.to_string(),
             resume_token: Some(bound.resume_token.as_str().to_owned()),
+            watch_token: bound.watch_token,
             worker_id: bound.assignment.worker.to_string(),
             model_id: bound.assignment.model_id,
         });
@@ -290,6 +308,52 @@ impl StreamRenderer {
         out.push(Wire::Media(media));
     }
 
+    fn resend_started(&mut self, segment: &StoredSegment, out: &mut Rendered) {
+        out.json(&ServerMessage::SegmentStart {
+            segment_idx: segment.segment_idx,
+            prompt: segment.prompt.clone(),
+            total_steps: segment.num_inference_steps,
+            source: segment.source,
+            original_prompt: segment.original_prompt.clone(),
+            attempt: segment.attempt,
+            replayed: true,
+            request_id: segment.request_id.clone(),
+        });
+        let at = at(segment);
+        // The first message that follows may be any of the segment's.
+        self.shown.media = Some(at);
+        out.json(&ServerMessage::MediaInit {
+            segment_idx: at.segment_idx,
+            mime: segment.mime.clone(),
+            stream_id: self.stream_id(at),
+            mode: match is_pictures(segment) {
+                true => MediaMode::LegacyJpeg,
+                false => MediaMode::AvFmp4,
+            },
+        });
+    }
+
+    fn resend_completed(&mut self, segment: &StoredSegment, out: &mut Rendered) {
+        self.shown = Shown::default();
+        let messages = segment.media.as_ref().map_or(0, |m| m.messages.len()) as u32;
+        out.json(&ServerMessage::MediaSegmentComplete {
+            segment_idx: segment.segment_idx,
+            stream_id: self.stream_id(at(segment)),
+            chunks: match is_pictures(segment) {
+                true => messages,
+                false => messages.saturating_sub(1),
+            },
+            duration_ms: ms(segment.duration),
+            pts_base_ms: ms(segment.start),
+        });
+        out.json(&ServerMessage::SegmentComplete {
+            segment_idx: segment.segment_idx,
+            generation_time_ms: ms(segment.generation),
+            e2e_latency_ms: 0.0,
+            request_id: segment.request_id.clone(),
+        });
+    }
+
     fn completed(&mut self, completed: SegmentCompleted, out: &mut Rendered) {
         let at = completed.at;
         let stream = std::mem::take(&mut self.shown).media.unwrap_or(at);
@@ -339,8 +403,20 @@ fn segment_start(queued: &SegmentQueued) -> ServerMessage {
         source: queued.source,
         original_prompt: queued.original_prompt.clone(),
         attempt: queued.at.attempt,
+        replayed: false,
         request_id: queued.request.clone(),
     }
+}
+
+fn at(segment: &StoredSegment) -> AttemptId {
+    AttemptId {
+        segment_idx: segment.segment_idx,
+        attempt: segment.attempt,
+    }
+}
+
+fn is_pictures(segment: &StoredSegment) -> bool {
+    segment.mime == "image/jpeg"
 }
 
 impl Shown {
@@ -383,6 +459,8 @@ fn limits(limits: &StreamLimits) -> Limits {
         opening_timeout_seconds: whole_seconds(limits.opening_timeout),
         slow_client_timeout_seconds: whole_seconds(limits.slow_client_timeout),
         hold_seconds: whole_seconds(limits.hold),
+        recording: limits.recording,
+        max_cap_extensions: limits.max_cap_extensions,
     }
 }
 

@@ -13,7 +13,7 @@ use super::*;
 use crate::pool::testing::{TestJob, TestWorkers};
 use crate::prompt::Prompts;
 use crate::session::command::{
-    MessageInfo, OpenSession, PlaybackReport, ResumeRequest, RewriteRequest, SessionCommand,
+    Have, MessageInfo, OpenSession, PlaybackReport, ResumeRequest, RewriteRequest, SessionCommand,
 };
 use crate::session::event::WorkerBound;
 use crate::session::registry::Registry;
@@ -21,7 +21,7 @@ use crate::session::tests::config;
 use crate::session::{Config, Logs};
 use crate::store::open::{self, StoreLocation};
 use crate::store::records::ledger;
-use crate::store::{SessionStore, Upkeep, handle};
+use crate::store::{Recording, SessionStore, Upkeep, handle};
 
 /// A server without processes.
 struct World {
@@ -52,6 +52,7 @@ impl World {
             location: StoreLocation::memory(ledger::Limits {
                 max_sessions: 100,
                 max_bytes: 1 << 30,
+                max_media_bytes: 1 << 40,
             }),
             wait: Duration::ZERO,
             sessions: handle::Config {
@@ -59,6 +60,11 @@ impl World {
                 lease: Duration::from_secs(6),
                 timeout: Duration::from_secs(2),
                 required_for_readiness: false,
+                recording: Some(Recording {
+                    max_session_bytes: 3 << 20,
+                    max_bytes: 1 << 30,
+                    ttl: Duration::from_secs(3600),
+                }),
             },
         };
         let (drain, drain_seen) = watch::channel(Drain::No);
@@ -542,21 +548,104 @@ async fn auto_generated_segments_that_fail_are_repeated_with_backoff() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_is_complete_at_its_cap_and_cannot_be_resumed() {
-    let world = World::serving().await;
-    let opening = OpenSession {
-        single_segment: true,
-        ..looping()
-    };
-    let mut client = world.open(opening).await;
+async fn a_complete_session_goes_on_only_where_that_is_asked_for_and_allowed() {
+    let mut world = World::with(|config| {
+        config.generation_segment_cap = 1;
+        config.cap_extensions = 1;
+    })
+    .await;
+    world.workers.serve(0);
+    let mut client = world.open(looping()).await;
     let bound = client.bound().await;
     world.job().await.finish();
     assert_eq!(client.names_until("SegmentCompleted").await.len(), 5);
     assert_eq!(client.ended().await, EndCause::SegmentCap);
-    sleep(SECOND).await;
-    let mut again = world.open(resume(&bound)).await;
-    let why = again.not_opened().await;
-    assert!(matches!(why, NotOpened::Refused { .. }), "{why:?}");
+    let resuming = |extend| {
+        let mut opening = resume(&bound);
+        opening.resume.as_mut().unwrap().extend = extend;
+        opening.looping = true;
+        opening.curated_prompts = looping().curated_prompts;
+        opening
+    };
+    let refused = async |extend, expected: &str| {
+        sleep(SECOND).await;
+        let mut again = world.open(resuming(extend)).await;
+        match again.not_opened().await {
+            NotOpened::Refused { code, message } => {
+                assert_eq!(code, ErrorCode::SessionRejected);
+                assert!(message.ends_with(expected), "{message}");
+            }
+            why => panic!("{why:?}"),
+        }
+    };
+    refused(false, "`extend` in the opening message continues it").await;
+    let mut again = world.open(resuming(true)).await;
+    let stream = again.bound().await.stream.unwrap();
+    assert_eq!((stream.next_segment_idx, stream.segment_cap), (1, 2));
+    world.job().await.finish();
+    assert_eq!(again.ended().await, EndCause::SegmentCap);
+    refused(true, "it was continued 1 times, which is the limit").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_gets_what_it_lacks_before_anything_new() {
+    let world = World::serving().await;
+    let mut client = world.open(looping()).await;
+    let bound = client.bound().await;
+    for n in 0..3 {
+        let job = world.job().await;
+        job.media(100 + n);
+        job.media(200 + n);
+        job.finish();
+        client.until("SegmentCompleted").await;
+    }
+    let _running = world.job().await;
+    client.send(Inbound::Gone).await;
+    assert_eq!(client.ended().await, EndCause::Gone);
+    let mut opening = resume(&bound);
+    opening.resume.as_mut().unwrap().have = Some(Have {
+        segments: 1,
+        messages: 1,
+    });
+    let mut again = world.open(opening).await;
+    let names = again.names_until("ResendCompleted").await;
+    let resent = |names: &[String]| {
+        let start = names
+            .iter()
+            .position(|name| name == "ResendStarted")
+            .unwrap();
+        names[start..].to_vec()
+    };
+    assert_eq!(
+        resent(&names),
+        ["ResendStarted", "Media", "ResendCompleted"]
+    );
+    let names = again.names_until("ResendCompleted").await;
+    let whole = ["ResendStarted", "Media", "Media", "ResendCompleted"];
+    assert_eq!(resent(&names), whole);
+    again.request("a fox").await;
+    assert_eq!(world.job().await.spec().segment_idx, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_told_of_segments_that_it_lacks_and_that_are_not_kept() {
+    let world = World::serving().await;
+    let mut client = world.open(looping()).await;
+    let bound = client.bound().await;
+    for _ in 0..2 {
+        let job = world.job().await;
+        job.media(2 << 20);
+        job.finish();
+        client.until("SegmentCompleted").await;
+    }
+    client.send(Inbound::Gone).await;
+    assert_eq!(client.ended().await, EndCause::Gone);
+    let mut opening = resume(&bound);
+    opening.resume.as_mut().unwrap().have = Some(Have::default());
+    let mut again = world.open(opening).await;
+    again.until("ResendFailed").await;
+    again.until("ResendCompleted").await;
+    assert_eq!(world.context.store.lost_segments(), 1);
 }
 
 fn resume(bound: &WorkerBound) -> OpenSession {
@@ -564,6 +653,8 @@ fn resume(bound: &WorkerBound) -> OpenSession {
         resume: Some(ResumeRequest {
             session_id: bound.session_id.to_string(),
             token: bound.resume_token.as_str().to_owned(),
+            have: None,
+            extend: false,
         }),
         ..OpenSession::default()
     }
@@ -735,6 +826,8 @@ async fn whoever_resumes_in_time_has_the_worker_that_was_kept() {
     let resume = ResumeRequest {
         session_id: lost.session_id.to_string(),
         token: lost.resume_token.as_str().to_owned(),
+        have: None,
+        extend: false,
     };
     let begun = Instant::now();
     let _again = world

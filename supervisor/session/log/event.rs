@@ -165,6 +165,11 @@ pub enum LogEvent {
         chunks: u32,
         bytes: u64,
     },
+    /// A finished segment that the client lacked was sent again.
+    SegmentResent {
+        segment_idx: u32,
+        bytes: u64,
+    },
     SegmentCancelled {
         segment_idx: u32,
         attempt: u32,
@@ -209,7 +214,7 @@ pub enum LogEvent {
     /// The session left this connection. Only media on their way follow, and the lines of the session when it is
     /// resumed.
     Closed {
-        /// `gone`, `left`, `cap`, `idle`, `slow`, `draining`, `lost`, and others.
+        /// `gone`, `closed`, `left`, `cap`, `idle`, `slow`, `draining`, `lost`, and others.
         cause: Cow<'static, str>,
         state: SessionState,
         /// Number of finished segments.

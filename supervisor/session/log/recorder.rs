@@ -153,6 +153,10 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             decode_ms: ms(timing.decode),
             encode_ms: ms(timing.encode),
         },
+        SessionEvent::ResendCompleted(segment) => L::SegmentResent {
+            segment_idx: segment.segment_idx,
+            bytes: segment.bytes,
+        },
         SessionEvent::SegmentCancelled { at, .. } => L::SegmentCancelled {
             segment_idx: at.segment_idx,
             attempt: at.attempt,
@@ -202,7 +206,10 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
         SessionEvent::NotOpened(_)
         | SessionEvent::Media { .. }
         | SessionEvent::SegmentCompleted(_)
+        | SessionEvent::ResendStarted(_)
+        | SessionEvent::ResendFailed { .. }
         | SessionEvent::StateExported(_)
+        | SessionEvent::WatchTokenRenewed { .. }
         | SessionEvent::RequestWithdrawn { .. }
         | SessionEvent::RequestEdited { .. }
         | SessionEvent::IdleWarning { .. } => return None,

@@ -5,19 +5,21 @@ use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Record, RecordWrite, StoredRecord, Survey, WriteOutcome};
+use super::{BlobKind, Record, RecordWrite, StoredRecord, Survey, SurveyedRecord, WriteOutcome};
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 
 /// The limits of a store in memory.
 ///
 /// When a limit is reached, records that no server runs are evicted, least recently written first: loans before
-/// sessions. A loan evicts only other loans.
+/// sessions. A loan evicts only other loans. Where there is no room for media, such records lose theirs, and stay.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub max_sessions: usize,
-    /// Limit on the sizes of the records' bodies and blobs, in sum.
+    /// Limit on the sizes of the records' bodies and states, in sum.
     pub max_bytes: u64,
+    /// Limit on the sizes of media, in sum.
+    pub max_media_bytes: u64,
 }
 
 /// All records of a store, with their blobs and reservations. Every method is one step; one that fails has changed
@@ -38,8 +40,10 @@ pub(super) struct Ledger {
     idle: BTreeMap<EvictionOrder, RecordKey>,
     /// Number of records that are sessions.
     sessions: usize,
-    /// Bytes of all bodies and blobs; a blob counts for each record that names it.
+    /// Bytes of all bodies and states; a blob counts for each record that names it.
     bytes: u64,
+    /// Bytes of all media, counted in the same way.
+    media_bytes: u64,
 }
 
 /// The order of eviction: loans before sessions, each ordered by the last write.
@@ -202,11 +206,18 @@ impl Ledger {
         {
             return Err(StoreError::Unreserved);
         }
-        let evicted = match (self.limits, write.record) {
-            (Some(limits), Some(record)) => self.evictions(limits, write.key, record)?,
-            _ => Vec::new(),
+        let (evicted, stripped) = match (self.limits, write.record) {
+            (Some(limits), Some(record)) => (
+                self.evictions(limits, write.key, record)?,
+                self.strippings(limits, write.key, record)?,
+            ),
+            _ => Default::default(),
         };
         let mut freed = Vec::new();
+        for key in stripped {
+            tracing::info!(record = %key, "stored film dropped: there is no room for more media");
+            self.strip(&key, &mut freed);
+        }
         for key in evicted {
             tracing::info!(record = %key, "stored record evicted: the store is full");
             self.remove(&key, &mut freed);
@@ -307,7 +318,10 @@ impl Ledger {
         let records = self.records.rows.iter();
         Survey {
             records: records
-                .map(|(key, stored)| (key.clone(), stored.revision, stored.record.owner.clone()))
+                .map(|(key, StoredRecord { revision, record })| {
+                    let owner = record.owner.clone();
+                    SurveyedRecord::new(key.clone(), *revision, owner, &record.blobs)
+                })
                 .collect(),
             servers,
             condemned: self.condemned.rows.keys().copied().collect(),
@@ -357,11 +371,56 @@ impl Ledger {
         Ok(evicted)
     }
 
+    /// Returns the records that lose their media so that those of this one fit in place of what is there now.
+    fn strippings(
+        &self,
+        limits: Limits,
+        writing: &RecordKey,
+        record: &Record,
+    ) -> Result<Vec<RecordKey>, StoreError> {
+        let media_of = |key| {
+            let stored = self.records.rows.get(key);
+            stored.map_or(0, |stored| media_size(&stored.record))
+        };
+        let (less, more) = (media_of(writing), media_size(record));
+        if more <= less {
+            return Ok(Vec::new());
+        }
+        let mut bytes = (self.media_bytes - less).saturating_add(more);
+        let mut stripped = Vec::new();
+        let mut idle = self.idle.values().filter(|key| *key != writing);
+        while bytes > limits.max_media_bytes {
+            let Some(key) = idle.next() else {
+                let max_bytes = limits.max_media_bytes;
+                return Err(StoreError::MediaFull { max_bytes });
+            };
+            let media = media_of(key);
+            if media > 0 {
+                bytes -= media;
+                stripped.push(key.clone());
+            }
+        }
+        Ok(stripped)
+    }
+
+    /// Takes the media from a record, and adds the blobs that it named to `freed`, still counted.
+    fn strip(&mut self, key: &RecordKey, freed: &mut Vec<BlobKey>) {
+        // It may have been evicted meanwhile.
+        let Some(mut record) = self.read(key).map(|stored| stored.record) else {
+            return;
+        };
+        record.blobs.retain(|blob| blob.kind == BlobKind::State);
+        self.remove(key, freed);
+        let revision = Revision(self.next());
+        self.add(key, revision, &record);
+    }
+
     fn add(&mut self, key: &RecordKey, revision: Revision, record: &Record) {
         for blob in &record.blobs {
             self.count(blob.key.id);
         }
         self.bytes += size(record);
+        self.media_bytes += media_size(record);
         self.sessions += usize::from(is_session(key));
         if record.owner.is_none() {
             let order = EvictionOrder::new(key, revision);
@@ -379,6 +438,7 @@ impl Ledger {
         };
         self.idle.remove(&EvictionOrder::new(key, old.revision));
         self.bytes = self.bytes.saturating_sub(size(&old.record));
+        self.media_bytes = self.media_bytes.saturating_sub(media_size(&old.record));
         self.sessions = self.sessions.saturating_sub(usize::from(is_session(key)));
         freed.extend(old.record.blobs.iter().map(|blob| blob.key));
     }
@@ -426,5 +486,14 @@ fn is_session(key: &RecordKey) -> bool {
 }
 
 fn size(record: &Record) -> u64 {
-    record.body.len() as u64 + record.blobs.iter().map(|blob| blob.bytes).sum::<u64>()
+    record.body.len() as u64 + blob_size(record, BlobKind::State)
+}
+
+fn media_size(record: &Record) -> u64 {
+    blob_size(record, BlobKind::Media)
+}
+
+fn blob_size(record: &Record, kind: BlobKind) -> u64 {
+    let blobs = record.blobs.iter().filter(|blob| blob.kind == kind);
+    blobs.map(|blob| blob.bytes).sum()
 }

@@ -16,7 +16,7 @@
 //! | `…name` | the store's name |
 //! | `…epoch` | a random number, replaced when the store was found to have lost data |
 //! | `…sequence` | the last revision or edition that was given out |
-//! | `…heads` | for each record: revision, owner or `-`, then each blob and its size |
+//! | `…heads` | for each record: revision, owner or `-`, then each blob, its size, and `media` where it is of a film |
 //! | `…bodies` | for each record: its body |
 //! | `…origins` | for each record that was restored or removed in this epoch after a loss: its version before the loss |
 //! | `…editions` | for each blob that is counted: its edition |
@@ -34,7 +34,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::{Client, FromRedisValue, RedisError, Script, ScriptInvocation};
 
-use super::{BlobRef, Record, RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
+use super::{
+    BlobKind, BlobRef, Record, RecordWrite, Records, StoredRecord, Survey, SurveyedRecord,
+    WriteOutcome,
+};
 use crate::store::error::{DataLoss, StoreError};
 use crate::store::ids::{BlobId, BlobKey, Epoch, RecordKey, ReservationId, Revision, ServerId};
 
@@ -53,6 +56,8 @@ pub use address::{RedisAddress, RedisAddressError};
 /// By how much the sequence is raised above the highest number that a server has seen of a store that has lost data: far
 /// more than other servers may have been given since that server last heard from it.
 const LOST_NUMBERS: u64 = 1_000_000;
+/// The word for a blob of a film.
+const MEDIA: &str = "media";
 
 /// Records in a Redis, which several servers may use.
 #[derive(Debug)]
@@ -187,7 +192,7 @@ impl RedisRecords {
                 let owner = record.owner.as_ref().map_or("-", ServerId::as_str);
                 call.arg("put").arg(record.body.as_slice()).arg(owner);
                 for blob in &record.blobs {
-                    call.arg(format!("{}:{}", blob.key, blob.bytes));
+                    call.arg(blob_word(blob));
                 }
             }
         }
@@ -353,7 +358,17 @@ impl Records for RedisRecords {
         let (heads, beats, condemned, blobs): Reply = self.run(call).await?;
         let records = heads.iter().map(|(id, head)| {
             let head = RecordHead::parse(head).ok_or_else(|| corrupt("head", head))?;
-            Ok((record_key(id)?, head.revision, head.owner))
+            let RecordHead {
+                revision,
+                owner,
+                blobs,
+            } = head;
+            Ok(SurveyedRecord::new(
+                record_key(id)?,
+                revision,
+                owner,
+                &blobs,
+            ))
         });
         let servers = beats.into_iter();
         Ok(Survey {
@@ -384,10 +399,16 @@ impl RecordHead {
             server => Some(ServerId::from_stored(server.to_owned())),
         };
         let blob = |word: &str| {
-            let (key, bytes) = word.split_once(':')?;
+            let (key, rest) = word.split_once(':')?;
+            let (bytes, kind) = match rest.split_once(':') {
+                None => (rest, BlobKind::State),
+                Some((bytes, MEDIA)) => (bytes, BlobKind::Media),
+                Some(_) => return None,
+            };
             Some(BlobRef {
                 key: BlobKey::parse(key)?,
                 bytes: bytes.parse().ok()?,
+                kind,
             })
         };
         Some(Self {
@@ -395,6 +416,15 @@ impl RecordHead {
             owner,
             blobs: words.map(blob).collect::<Option<_>>()?,
         })
+    }
+}
+
+/// Writes a blob for the script `WRITE`: its key, its size, and its kind unless that is the usual one.
+fn blob_word(blob: &BlobRef) -> String {
+    let BlobRef { key, bytes, kind } = blob;
+    match kind {
+        BlobKind::State => format!("{key}:{bytes}"),
+        BlobKind::Media => format!("{key}:{bytes}:{MEDIA}"),
     }
 }
 

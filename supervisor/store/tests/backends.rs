@@ -26,6 +26,7 @@ use crate::store::records::redis::{RedisAddress, RedisRecords};
 pub(super) const LIMITS: Limits = Limits {
     max_sessions: 10_000,
     max_bytes: 1 << 40,
+    max_media_bytes: 1 << 40,
 };
 const TIMEOUT: Duration = Duration::from_secs(20);
 

@@ -12,7 +12,7 @@ use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, Ser
 use crate::store::records::file::{FILE_NAME, FileOpenError, FileRecords};
 use crate::store::records::ledger::Limits;
 use crate::store::records::redis::{RedisAddress, RedisRecords};
-use crate::store::records::{BlobRef, Record, RecordWrite, Records, WriteOutcome};
+use crate::store::records::{BlobKind, BlobRef, Record, RecordWrite, Records, WriteOutcome};
 
 /// A server that writes records whose bodies are short texts.
 pub(super) struct Writer<'a> {
@@ -70,6 +70,7 @@ impl<'a> Writer<'a> {
         let blob = |key: &BlobKey| BlobRef {
             key: *key,
             bytes: 100,
+            kind: BlobKind::State,
         };
         Record {
             owner: Some(self.server.clone()),
@@ -328,6 +329,7 @@ async fn memory_lets_go_of_sessions_that_nobody_runs_the_oldest_first() {
     let limits = Limits {
         max_sessions: 3,
         max_bytes: 350,
+        max_media_bytes: 1 << 40,
     };
     let home = RecordsHome::limited(RecordsKind::Memory, limits).await;
     let writer = Writer::new(&*home.records);

@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, TestRunner};
 use super::backends::{RECORDS, RecordsHome, RecordsKind};
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
-use crate::store::records::{BlobRef, Record, RecordWrite, Records};
+use crate::store::records::{BlobKind, BlobRef, Record, RecordWrite, Records};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -253,6 +253,7 @@ impl World {
         let blob = |key: &BlobKey| BlobRef {
             key: *key,
             bytes: 1,
+            kind: BlobKind::State,
         };
         let record = Record {
             owner: Some(self.servers[server].clone()),
@@ -284,7 +285,11 @@ impl World {
         assert_eq!(condemned, self.model.condemned);
         assert!(condemned.is_disjoint(&used));
         assert_eq!(survey.blobs, used.len());
-        let mut sessions: Vec<_> = survey.records.iter().map(|(id, r, _)| (id, *r)).collect();
+        let mut sessions: Vec<_> = survey
+            .records
+            .iter()
+            .map(|r| (&r.key, r.revision))
+            .collect();
         sessions.sort();
         let expected = self.model.sessions.iter();
         let mut expected: Vec<_> = expected

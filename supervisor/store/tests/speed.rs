@@ -43,6 +43,7 @@ async fn large_states() {
             lease: Duration::from_secs(6),
             timeout: Duration::from_secs(60),
             required_for_readiness: false,
+            recording: None,
         };
         let server = || SessionStore::new(config, home.records.clone(), blobs.clone());
         let (one, two) = (server(), server());

@@ -183,7 +183,7 @@ async fn sessions_of_a_server_that_is_silent_can_be_resumed_and_what_it_left_goe
     let key = reserved.await.unwrap()[0];
     world
         .blobs
-        .put(key, Bytes::from_static(b"x"))
+        .put(key, Bytes::from_static(b"x").into())
         .await
         .unwrap();
 
@@ -248,6 +248,7 @@ async fn memory_that_is_full_refuses_new_sessions_and_drops_those_that_nobody_ru
     let world = World::memory(Limits {
         max_sessions: 2,
         max_bytes: 100_000,
+        max_media_bytes: 1 << 40,
     });
     let store = world.server();
     let (left, token, lease) = begin(&store).await;
@@ -306,7 +307,7 @@ async fn a_damaged_blob_is_not_handed_out() {
     let key = world.blobs.list().await.unwrap()[0];
     world
         .blobs
-        .put(key, Bytes::from_static(b"other"))
+        .put(key, Bytes::from_static(b"other").into())
         .await
         .unwrap();
     let damaged = two.resume(&session, &token, any).await;
@@ -465,6 +466,7 @@ async fn loans_evict_no_session_and_are_evicted_first() {
     let world = World::memory(Limits {
         max_sessions: 3,
         max_bytes: 3_000,
+        max_media_bytes: 1 << 40,
     });
     let store = world.server();
     let (left, token) = store.hydrate(&small(1)).await.unwrap();

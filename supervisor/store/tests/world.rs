@@ -4,19 +4,26 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::job::PromptSource;
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
+use fastvideo_proto::stored::{StoredMedia, StoredSegment};
 use object_store::memory::InMemory;
 use tempfile::TempDir;
 
 use super::backends::{BlobsKind, RecordsHome, RecordsKind, blobs};
 use crate::store::blobs::BlobStore;
 use crate::store::handle::Config;
+use crate::store::ids::BlobId;
 use crate::store::records::Records;
 use crate::store::records::ledger::Limits;
 use crate::store::records::memory::MemoryRecords;
-use crate::store::{Lease, Progress, ResumeToken, SavedSession, SessionStore, State};
+use crate::store::{
+    Chunks, Lease, LeaseWriter, Progress, RecordedSegment, Recording, ResumeToken, SavedSession,
+    SessionStore, State, StoreError,
+};
 
 pub(super) const TTL: Duration = Duration::from_secs(300);
 pub(super) const LEASE: Duration = Duration::from_secs(6);
@@ -25,6 +32,13 @@ pub(super) const CONFIG: Config = Config {
     lease: LEASE,
     timeout: Duration::from_secs(20),
     required_for_readiness: false,
+    recording: Some(RECORDING),
+};
+
+pub(super) const RECORDING: Recording = Recording {
+    max_session_bytes: 1 << 20,
+    max_bytes: 1 << 20,
+    ttl: Duration::from_secs(3600),
 };
 
 /// A store that several servers share.
@@ -63,7 +77,15 @@ impl World {
     }
 
     pub(super) fn server(&self) -> SessionStore {
-        SessionStore::new(CONFIG, self.records.clone(), self.blobs.clone())
+        self.server_with(RECORDING)
+    }
+
+    pub(super) fn server_with(&self, recording: Recording) -> SessionStore {
+        let config = Config {
+            recording: Some(recording),
+            ..CONFIG
+        };
+        SessionStore::new(config, self.records.clone(), self.blobs.clone())
     }
 
     /// Deletes all condemned blobs, as upkeep does after a while.
@@ -85,6 +107,47 @@ impl World {
         assert_eq!(survey.blobs, 0);
         assert_eq!(self.blobs().await, 0);
     }
+}
+
+impl LeaseWriter {
+    /// Commits a segment without media, and writes it.
+    pub(super) async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
+        self.commit(progress, state, None);
+        self.write().await
+    }
+}
+
+/// A finished segment with media that depend on its index: two messages of 100 bytes, and a thumbnail of 10.
+pub(in crate::store) fn segment(segment_idx: u32) -> RecordedSegment {
+    let bytes = |n: u32, length| Bytes::from(vec![(segment_idx * 3 + n) as u8; length]);
+    let content: Chunks = [bytes(0, 100), bytes(1, 100), bytes(2, 10)]
+        .into_iter()
+        .collect();
+    let media = StoredMedia {
+        blob: *BlobId::of_chunks(&content).as_bytes(),
+        messages: vec![100, 100],
+        thumbnail_bytes: 10,
+        samples: None,
+    };
+    let segment = StoredSegment {
+        segment_idx,
+        attempt: 1,
+        request_id: None,
+        prompt: "a fox".to_owned(),
+        original_prompt: None,
+        source: PromptSource::User,
+        seed: 1,
+        num_inference_steps: 4,
+        guidance_scale: 1.0,
+        start: Duration::ZERO,
+        duration: Duration::from_secs(1),
+        generation: Duration::from_secs(1),
+        mime: "video/mp4".to_owned(),
+        sha256: [0; 32],
+        bytes: 200,
+        media: Some(media),
+    };
+    RecordedSegment { segment, content }
 }
 
 /// A state whose blob is of that many bytes, a multiple of 300 or 5760, and depends on `n`.

@@ -88,8 +88,8 @@ impl SessionStore {
             CleanupTask::Drop(session) => {
                 self.remove_record(&session.clone().into()).await?;
             }
-            CleanupTask::Unreserve(reservation, blob) => {
-                let blobs = blob.as_slice();
+            CleanupTask::Unreserve(reservation, blobs) => {
+                let blobs = blobs.as_deref().unwrap_or_default();
                 let released = (self.0.records).release(&self.0.server, *reservation, blobs);
                 let condemned = self.within(released).await?;
                 self.0.cleanup.delete(condemned);

@@ -1,0 +1,78 @@
+//! Records the media of the running segment for the session's film.
+
+use bytes::Bytes;
+use fastvideo_mp4::SegmentIndex;
+use fastvideo_proto::job::MediaKind;
+use fastvideo_proto::stored::{StoredMedia, StoredSegment};
+use sha2::{Digest, Sha256};
+
+use crate::causes::with_causes;
+use crate::pool::Media;
+use crate::segment_run::AttemptId;
+use crate::store::RecordedSegment;
+
+/// The MIME type of pictures.
+pub(super) const JPEG: &str = "image/jpeg";
+
+/// The media of a segment that were handed out. They are the bytes that the client gets, and no copy.
+#[derive(Debug, Default)]
+pub(super) struct Recorder {
+    messages: Vec<Bytes>,
+    mime: Option<String>,
+    /// The attempt that the first media came from.
+    first: Option<AttemptId>,
+    blob: blake3::Hasher,
+    sha256: Sha256,
+}
+
+impl Recorder {
+    /// Adds a message.
+    pub(super) fn add(&mut self, at: AttemptId, media: &Media) {
+        self.first.get_or_insert(at);
+        if let MediaKind::InitSegment { mime } = &media.kind {
+            self.mime.get_or_insert_with(|| mime.clone());
+        }
+        self.blob.update(&media.bytes);
+        self.sha256.update(&media.bytes);
+        self.messages.push(media.bytes.clone());
+    }
+
+    /// Ends the recording. `segment` has all that is known of it but its media.
+    pub(super) fn finish(
+        mut self,
+        segment: StoredSegment,
+        thumbnail: Option<Bytes>,
+    ) -> RecordedSegment {
+        let samples = self.mime.is_some().then(|| {
+            let messages = self.messages.iter().map(|message| &message[..]);
+            SegmentIndex::read_messages(messages)
+        });
+        let samples = match samples.transpose() {
+            Ok(samples) => samples,
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::warn!(error, "the segment cannot be a part of a film in one file");
+                None
+            }
+        };
+        let thumbnail = thumbnail.unwrap_or_default();
+        self.blob.update(&thumbnail);
+        let length = |bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let media = StoredMedia {
+            blob: *self.blob.finalize().as_bytes(),
+            messages: self.messages.iter().map(length).collect(),
+            thumbnail_bytes: length(&thumbnail),
+            samples,
+        };
+        let segment = StoredSegment {
+            attempt: self.first.map_or(segment.attempt, |at| at.attempt),
+            mime: self.mime.unwrap_or_else(|| JPEG.to_owned()),
+            sha256: self.sha256.finalize().into(),
+            bytes: self.messages.iter().map(|bytes| bytes.len() as u64).sum(),
+            media: Some(media),
+            ..segment
+        };
+        let content = self.messages.into_iter().chain([thumbnail]).collect();
+        RecordedSegment { segment, content }
+    }
+}
