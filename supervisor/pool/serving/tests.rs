@@ -228,6 +228,7 @@ fn report(job: JobId) -> JobReport {
         generation: seconds(1),
         timing: JobTiming::default(),
         frames: fixtures::FORMAT.num_frames,
+        thumbnail: None,
     }
 }
 
