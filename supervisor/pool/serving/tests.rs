@@ -729,6 +729,34 @@ async fn a_number_of_frames_that_does_not_fit_the_format_is_a_bad_link() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_thumbnail_that_is_too_large_is_dropped_and_nothing_else() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        for (bytes, kept) in [
+            (MAX_THUMBNAIL_BYTES, true),
+            (MAX_THUMBNAIL_BYTES + 1, false),
+        ] {
+            let mut job = outside.submit(&session);
+            outside.generate(&job).await;
+            let sent = Bytes::from(vec![7; bytes]);
+            let report = JobReport {
+                thumbnail: Some(sent.clone()),
+                ..report(job.id)
+            };
+            outside.send(Event::Finished(Box::new(report))).await;
+            match ended(&mut job).await {
+                JobEnd::Finished { thumbnail, .. } => {
+                    assert_eq!(thumbnail, kept.then_some(sent), "{bytes} bytes");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+    .await;
+    assert!(end.is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_state_that_is_generated_after_its_session_left_is_not_held() {
     let (context, _) = fixtures::context(fixtures::config());
     let mut policy = fixtures::restart_policy();
