@@ -15,7 +15,10 @@ use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat
 
 /// The protocol version. It is raised with every change to a type of this module or of [`crate::state`]. Supervisor and
 /// worker are built together, so a mismatch means that one of the binaries is from an older build.
-pub const LINK_VERSION: u32 = 7;
+pub const LINK_VERSION: u32 = 8;
+
+/// The size limit of a thumbnail in bytes: 64 KiB. At 320 x 320 pixels only noise takes more.
+pub const MAX_THUMBNAIL_BYTES: usize = 64 * 1024;
 
 /// The worker's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,4 +226,7 @@ pub struct JobReport {
     pub timing: JobTiming,
     /// The number of frames in the segment's media, which is its length on the time line.
     pub frames: u32,
+    /// The middle frame of the segment as a JPEG picture, at most 320 pixels on its longer side. The supervisor drops one
+    /// of more than [`MAX_THUMBNAIL_BYTES`].
+    pub thumbnail: Option<Bytes>,
 }

@@ -10,6 +10,7 @@
 use std::future::pending;
 use std::time::Duration;
 
+use bytes::Bytes;
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
 use fastvideo_proto::link::JobSpec;
@@ -128,6 +129,9 @@ pub(crate) struct FinishedSegment {
     pub(crate) generation: Duration,
     pub(crate) timing: JobTiming,
     pub(crate) media: MediaCount,
+    /// A JPEG picture of the segment, as its worker made it: at most 320 pixels on its longer side, and 64 KiB.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no store keeps it yet"))]
+    pub(crate) thumbnail: Option<Bytes>,
     /// All media of the attempt, when fewer than were handed out before, which are void then.
     pub(crate) instead: Option<Vec<Media>>,
 }
@@ -265,6 +269,7 @@ impl SegmentRun {
                 generation,
                 timing,
                 frames,
+                thumbnail,
             } => match State::from_worker(header, blob) {
                 Ok(state) => RunEvent::Finished(Box::new(FinishedSegment {
                     state: match &self.job {
@@ -275,6 +280,7 @@ impl SegmentRun {
                     generation,
                     timing,
                     media: self.media,
+                    thumbnail,
                     instead: self.replay.finish(),
                 })),
                 Err(error) => {

@@ -8,6 +8,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, VideoFormat};
@@ -68,6 +69,7 @@ pub(crate) struct GeneratedSegment {
     pub(crate) header: StateHeader,
     pub(crate) blob: SharedMemory,
     pub(crate) frames: u32,
+    thumbnail: Option<Vec<u8>>,
     /// The time from the call until the last frame was encoded.
     pub(crate) generation: Duration,
     timing: JobTiming,
@@ -127,6 +129,7 @@ impl JobLoop {
                     generation,
                     timing: segment.timing,
                     frames: segment.frames,
+                    thumbnail: segment.thumbnail.map(Bytes::from),
                 };
                 let state = SharedState {
                     header: segment.header,
@@ -203,6 +206,7 @@ impl JobLoop {
             header,
             blob,
             frames: encoded.frames,
+            thumbnail: encoded.thumbnail,
             generation: started.elapsed(),
             timing: JobTiming {
                 decode,

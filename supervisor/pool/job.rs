@@ -79,6 +79,8 @@ pub enum JobEnd {
         timing: JobTiming,
         /// The length of the segment, in frames.
         frames: u32,
+        /// A JPEG picture as the worker made it, of at most 64 KiB.
+        thumbnail: Option<Bytes>,
     },
     Failed {
         failure: JobFailure,

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, MediaKind};
-use fastvideo_proto::link::{Command, Event, JobReport, JobSpec, JobState, media_cost};
+use fastvideo_proto::link::{
+    Command, Event, JobReport, JobSpec, JobState, MAX_THUMBNAIL_BYTES, media_cost,
+};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::assignments::Absence;
@@ -376,6 +378,9 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 generation,
                 timing: report.timing,
                 frames: report.frames,
+                thumbnail: report
+                    .thumbnail
+                    .filter(|thumbnail| is_small(thumbnail, &in_hand.job)),
             };
             self.end_job(&in_hand.job, end);
         }
@@ -694,6 +699,18 @@ fn send(link: &Link, command: Command, blob: Option<SharedMemory>) -> ControlFlo
         true => ControlFlow::Continue(()),
         false => stuck(Stall::UnreadCommands),
     }
+}
+
+/// Returns whether a thumbnail is small enough to be passed on. A segment is not lost for a thumbnail that is not.
+fn is_small(thumbnail: &Bytes, job: &QueuedJob) -> bool {
+    let bytes = thumbnail.len();
+    let small = bytes <= MAX_THUMBNAIL_BYTES;
+    if !small {
+        job.span.in_scope(|| {
+            tracing::debug!(job_id = %job.spec.job, bytes, "thumbnail is too large and is dropped");
+        });
+    }
+    small
 }
 
 fn crashed(status: io::Result<ExitStatus>) -> WorkerExit {

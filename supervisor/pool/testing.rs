@@ -153,6 +153,35 @@ pub(crate) fn media(kind: MediaKind, bytes: Bytes) -> Media {
     }
 }
 
+/// The end of a job whose state names the segment's index.
+pub(crate) fn finished(segment_idx: u32, format: VideoFormat, thumbnail: Option<Bytes>) -> JobEnd {
+    let blob = vec![0; format.frame_bytes()];
+    let header = StateHeader {
+        segment_index: segment_idx,
+        video_conditioning_frame_idx: 0,
+        video_conditioning_strength: 1.0,
+        audio_sample_rate: None,
+        audio_conditioning_num_frames: 0,
+        audio_conditioning_strength: 0.0,
+        video_position_offset_sec: 0.0,
+        metadata: "{}".to_owned(),
+        frames: Some(FramesLayout {
+            count: 1,
+            height: format.height,
+            width: format.width,
+        }),
+        audio_latents: None,
+        blob_hash: blob_hash(&blob),
+    };
+    JobEnd::Finished {
+        state: (header.encode(), SharedMemory::from_bytes(&blob).unwrap()),
+        generation: Duration::from_millis(100),
+        timing: JobTiming::default(),
+        frames: format.num_frames,
+        thumbnail,
+    }
+}
+
 impl TestJob {
     pub(crate) fn spec(&self) -> &JobSpec {
         &self.job.spec
@@ -183,31 +212,8 @@ impl TestJob {
 
     /// Finishes the segment with a state that names its index.
     pub(crate) fn finish(self) {
-        let format = self.job.spec.format;
-        let blob = vec![0; format.frame_bytes()];
-        let header = StateHeader {
-            segment_index: self.job.spec.segment_idx,
-            video_conditioning_frame_idx: 0,
-            video_conditioning_strength: 1.0,
-            audio_sample_rate: None,
-            audio_conditioning_num_frames: 0,
-            audio_conditioning_strength: 0.0,
-            video_position_offset_sec: 0.0,
-            metadata: "{}".to_owned(),
-            frames: Some(FramesLayout {
-                count: 1,
-                height: format.height,
-                width: format.width,
-            }),
-            audio_latents: None,
-            blob_hash: blob_hash(&blob),
-        };
-        self.end(JobEnd::Finished {
-            state: (header.encode(), SharedMemory::from_bytes(&blob).unwrap()),
-            generation: Duration::from_millis(100),
-            timing: JobTiming::default(),
-            frames: format.num_frames,
-        });
+        let end = finished(self.job.spec.segment_idx, self.job.spec.format, None);
+        self.end(end);
     }
 
     pub(crate) fn fail(self, failure: JobFailure) {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
+use fastvideo_proto::job::VideoFormat;
 
 use super::*;
 
@@ -130,6 +131,24 @@ fn a_cancelled_segment_is_over_however_its_attempt_ends() {
 }
 
 #[test]
+fn a_finished_segment_has_the_thumbnail_of_its_worker() {
+    let format = VideoFormat {
+        width: 64,
+        height: 64,
+        num_frames: 8,
+        fps: 24,
+    };
+    for thumbnail in [None, Some(Bytes::from_static(b"a picture"))] {
+        let end = crate::pool::testing::finished(7, format, thumbnail.clone());
+        let RunEvent::Finished(finished) = run().observe(Some(JobEvent::Ended(end))) else {
+            panic!("not finished");
+        };
+        assert_eq!(finished.frames, 8);
+        assert_eq!(finished.thumbnail, thumbnail);
+    }
+}
+
+#[test]
 fn every_failure_says_whether_trying_again_may_help() {
     for (failure, expected) in [
         (JobFailure::Refused, RunFailure::Refused("why".to_owned())),
@@ -150,6 +169,7 @@ fn every_failure_says_whether_trying_again_may_help() {
         generation: Duration::ZERO,
         timing: JobTiming::default(),
         frames: 8,
+        thumbnail: None,
     });
     let bad = run().observe(Some(bad));
     assert!(matches!(bad, RunEvent::Failed(RunFailure::BadState)));

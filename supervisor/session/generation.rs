@@ -188,6 +188,7 @@ impl LiveSession {
             generation,
             timing,
             media,
+            thumbnail: _,
             instead,
         } = finished;
         if let Some(media) = instead {

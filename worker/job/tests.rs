@@ -1,7 +1,9 @@
 use std::sync::mpsc::channel;
 
 use fastvideo_proto::ids::GpuId;
-use fastvideo_proto::link::{EngineSpec, Event, JobState, LINK_VERSION, LoadSpec};
+use fastvideo_proto::link::{
+    EngineSpec, Event, JobState, LINK_VERSION, LoadSpec, MAX_THUMBNAIL_BYTES,
+};
 use fastvideo_proto::state::{StateError, StateHeader};
 
 use super::*;
@@ -128,6 +130,10 @@ fn job_reports_its_steps_then_its_media_then_its_end() {
             Event::Media { .. } => "media",
             Event::Finished(report) => {
                 assert_eq!(report.frames, FORMAT.num_frames);
+                let thumbnail = report.thumbnail.as_ref().unwrap();
+                assert!(thumbnail.len() <= MAX_THUMBNAIL_BYTES);
+                let picture = image::load_from_memory(thumbnail).unwrap();
+                assert_eq!((picture.width(), picture.height()), (64, 64));
                 "finished"
             }
             other => panic!("{other:?}"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fastvideo_proto::job::MediaKind;
 
 use super::outbox::JobOutbox;
-use crate::encode::{EncodeError, EncodeParams, Encoder, Media};
+use crate::encode::{EncodeError, EncodeParams, Encoder, Media, thumbnail, thumbnail_frame};
 use crate::sound_tail::SoundTail;
 
 /// The number of frames that may wait for the encoder. When it is reached, backpressure makes the engine wait; more
@@ -39,6 +39,8 @@ pub(crate) enum MediaTarget {
 pub(crate) struct EncodedSegment {
     pub(crate) frames: u32,
     pub(crate) sound_tail: SoundTail,
+    /// A JPEG picture; `None` when there were too few frames, or when it could not be made.
+    pub(crate) thumbnail: Option<Vec<u8>>,
     /// The time that the encoder was working, without the time that it waited for frames.
     pub(crate) encode_time: Duration,
 }
@@ -251,11 +253,18 @@ impl EncoderLoop {
         encoder.begin(start_frame, &sound_before.0, &mut send)?;
         let mut encode_time = begun.elapsed();
         let mut frames = 0;
+        let mut picture = None;
         loop {
             match self.commands.recv() {
                 Ok(EncoderCommand::Frame { rgb, sound }) => {
                     let begun = Instant::now();
                     encoder.frame(&rgb, &sound, &mut send)?;
+                    // After the frame's media, so that the first fragment does not wait for it.
+                    if frames == thumbnail_frame(params.format.num_frames) {
+                        picture = thumbnail(&rgb, params.format)
+                            .inspect_err(|error| tracing::debug!(%error, "no thumbnail"))
+                            .ok();
+                    }
                     encode_time += begun.elapsed();
                     frames += 1;
                     self.recycle(rgb);
@@ -266,6 +275,7 @@ impl EncoderLoop {
                     return Ok(Some(EncodedSegment {
                         frames,
                         sound_tail,
+                        thumbnail: picture,
                         encode_time: encode_time + begun.elapsed(),
                     }));
                 }
@@ -371,6 +381,43 @@ mod tests {
             })
             .collect();
         assert_eq!(kinds, [true, false, false]);
+    }
+
+    #[test]
+    fn thumbnail_is_the_middle_frame_in_every_media_mode() {
+        let encoder = EncoderThread::start().unwrap();
+        for (mode, num_frames) in [
+            (MediaMode::AvFmp4, 1),
+            (MediaMode::AvFmp4, 5),
+            (MediaMode::LegacyJpeg, 4),
+        ] {
+            let params = EncodeParams {
+                mode,
+                ..params(num_frames)
+            };
+            begin(&encoder, &params, &MediaTarget::Discard);
+            // Each frame is brighter than the one before.
+            let grey = |n: u32| u8::try_from(40 * n + 20).unwrap();
+            for n in 0..num_frames {
+                let frame = vec![grey(n); params.format.frame_bytes()];
+                encoder.frame(Arc::new(frame), Vec::new()).unwrap();
+            }
+            let jpeg = encoder.finish().unwrap().thumbnail.unwrap();
+            let picture = image::load_from_memory(&jpeg).unwrap().to_rgb8();
+            assert_eq!(picture.dimensions(), (64, 64));
+            let middle = grey(num_frames / 2);
+            let off = picture.iter().map(|value| value.abs_diff(middle)).max();
+            assert!(off <= Some(2), "{mode:?}, {num_frames} frames: {off:?}");
+        }
+    }
+
+    #[test]
+    fn segment_that_ends_before_its_middle_has_no_thumbnail() {
+        let encoder = EncoderThread::start().unwrap();
+        let params = params(4);
+        begin(&encoder, &params, &MediaTarget::Discard);
+        frame(&encoder, params.format.frame_bytes());
+        assert_eq!(encoder.finish().unwrap().thumbnail, None);
     }
 
     #[test]

@@ -184,6 +184,7 @@ mod tests {
             generation: Duration::from_millis(1),
             timing: JobTiming::default(),
             frames: 12,
+            thumbnail: None,
         };
         outbox.finish(report, SharedMemory::from_bytes(&[1]).unwrap());
     }

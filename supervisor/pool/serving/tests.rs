@@ -228,6 +228,7 @@ fn report(job: JobId) -> JobReport {
         generation: seconds(1),
         timing: JobTiming::default(),
         frames: fixtures::FORMAT.num_frames,
+        thumbnail: None,
     }
 }
 
@@ -725,6 +726,34 @@ async fn a_number_of_frames_that_does_not_fit_the_format_is_a_bad_link() {
         let reason = "worker reports a number of frames that does not fit the job's format";
         check_failed(end, ExitKind::BadLink, reason);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thumbnail_that_is_too_large_is_dropped_and_nothing_else() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        for (bytes, kept) in [
+            (MAX_THUMBNAIL_BYTES, true),
+            (MAX_THUMBNAIL_BYTES + 1, false),
+        ] {
+            let mut job = outside.submit(&session);
+            outside.generate(&job).await;
+            let sent = Bytes::from(vec![7; bytes]);
+            let report = JobReport {
+                thumbnail: Some(sent.clone()),
+                ..report(job.id)
+            };
+            outside.send(Event::Finished(Box::new(report))).await;
+            match ended(&mut job).await {
+                JobEnd::Finished { thumbnail, .. } => {
+                    assert_eq!(thumbnail, kept.then_some(sent), "{bytes} bytes");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+    .await;
+    assert!(end.is_none());
 }
 
 #[tokio::test(start_paused = true)]
