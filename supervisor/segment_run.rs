@@ -130,7 +130,6 @@ pub(crate) struct FinishedSegment {
     pub(crate) timing: JobTiming,
     pub(crate) media: MediaCount,
     /// A JPEG picture of the segment, as its worker made it: at most 320 pixels on its longer side, and 64 KiB.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no store keeps it yet"))]
     pub(crate) thumbnail: Option<Bytes>,
     /// All media of the attempt, when fewer than were handed out before, which are void then.
     pub(crate) instead: Option<Vec<Media>>,

@@ -188,7 +188,7 @@ impl LiveSession {
             generation,
             timing,
             media,
-            thumbnail: _,
+            thumbnail,
             instead,
         } = finished;
         if let Some(media) = instead {
@@ -232,7 +232,7 @@ impl LiveSession {
             .push(SessionEvent::SegmentCompleted(Box::new(completed)));
         let recorded = recorder.map(|recorder| {
             let segment = stored_segment(at, planned, start, duration, generation);
-            recorder.finish(segment, None)
+            recorder.finish(segment, thumbnail)
         });
         let committed = Committed {
             progress: Progress {
