@@ -129,38 +129,60 @@ async fn undisturbed(segments: usize) -> Vec<Vec<u8>> {
 
 /// A client that goes on with its session on whichever server.
 struct Viewer {
-    /// What it opens the session with.
-    opening: Value,
+    /// What the session is resumed with.
+    resume: Option<Value>,
     /// Segments that are finished.
     finished: usize,
-    /// What it has of the next one.
-    media: Vec<u8>,
+    /// The messages that it has of the next one.
+    media: Vec<Vec<u8>>,
 }
 
 impl Viewer {
     fn new() -> Self {
         Self {
-            opening: json!({}),
+            resume: None,
             finished: 0,
             media: Vec::new(),
         }
     }
 
-    /// Opens the session or goes on with it; none when the connection ends meanwhile.
+    fn session_id(&self) -> &str {
+        let resume = self.resume.as_ref().expect("the session was opened");
+        resume["session_id"].as_str().unwrap()
+    }
+
+    /// What resumes the session elsewhere.
+    fn opening(&self) -> Value {
+        json!({"resume": self.resume})
+    }
+
+    /// Opens the session or goes on with it, and takes what it has missed; none when the connection ends meanwhile.
     async fn open(&mut self, server: &Server, expected: &[Vec<u8>]) -> Option<Client> {
         let mut client = server.try_connect().await?;
         let mut opening = json!({"type": "session_init_v2"});
-        merge(&mut opening, self.opening.clone());
+        if let Some(resume) = &self.resume {
+            opening["resume"] = resume.clone();
+            opening["resume"]["have"] =
+                json!({"segments": self.finished, "messages": self.media.len()});
+        }
         client.try_send(opening).await.ok()?;
         loop {
             match client.next().await {
                 Heard::Text(text) if text["type"] == "gpu_assigned" => {
-                    self.opening = json!({
-                        "resume": {"session_id": text["session_id"], "token": text["resume_token"]},
-                    });
+                    self.resume = Some(json!({
+                        "session_id": text["session_id"], "token": text["resume_token"],
+                    }));
                 }
                 Heard::Text(text) if text["type"] == "ltx2_stream_start" => {
-                    self.go_on(&text["next_segment_idx"], expected);
+                    let next = text["next_segment_idx"].as_u64().unwrap() as usize;
+                    assert!(next >= self.finished, "segments are lost");
+                    if next == self.finished {
+                        // What it has of it is void.
+                        self.media.clear();
+                    }
+                    while self.finished < next {
+                        self.segment(&mut client, expected).await?;
+                    }
                     return Some(client);
                 }
                 Heard::Text(text) if text["type"] == "error" => panic!("{text}"),
@@ -170,25 +192,40 @@ impl Viewer {
         }
     }
 
-    /// The server says where the session goes on.
-    fn go_on(&mut self, next: &Value, expected: &[Vec<u8>]) {
-        let next = usize::try_from(next.as_u64().unwrap()).unwrap();
-        if next == self.finished + 1 {
-            // It was finished and stored, but the viewer was not told any more. It has all of it.
-            let whole = self.media == expected[self.finished];
-            assert!(whole, "segment {} is stored and not whole", self.finished);
-        } else {
-            assert_eq!(
-                next, self.finished,
-                "segments were lost or came from nowhere"
-            );
-        }
-        self.finished = next;
-        self.media.clear();
+    /// Takes the next segment, which must have the bytes that it has when nothing disturbs it.
+    async fn segment(&mut self, client: &mut Client, expected: &[Vec<u8>]) -> Option<()> {
+        self.segment_and_count(client, expected, &watch::channel(0).0)
+            .await
     }
 
-    /// Asks for segments until the connection ends, or so many are finished; each must have the bytes that it has when
-    /// nothing disturbs it.
+    /// The same; counts the messages.
+    async fn segment_and_count(
+        &mut self,
+        client: &mut Client,
+        expected: &[Vec<u8>],
+        heard: &watch::Sender<u32>,
+    ) -> Option<()> {
+        loop {
+            let next = client.next().await;
+            heard.send_modify(|heard| *heard += 1);
+            match next {
+                Heard::Closed(_) => return None,
+                Heard::Media(bytes) => self.media.push(bytes),
+                Heard::Text(text) if text["type"] == "ltx2_segment_complete" => {
+                    assert_eq!(text["segment_idx"], self.finished);
+                    let same = self.media.concat() == expected[self.finished];
+                    assert!(same, "segment {} has other bytes", self.finished);
+                    self.finished += 1;
+                    self.media.clear();
+                    return Some(());
+                }
+                Heard::Text(text) if text["type"] == "error" => panic!("{text}"),
+                Heard::Text(_) => {}
+            }
+        }
+    }
+
+    /// Asks for segments until the connection ends, or so many are finished.
     async fn watch(&mut self, client: &mut Client, expected: &[Vec<u8>], until: usize) {
         let (heard, _) = watch::channel(0);
         self.watch_and_count(client, expected, until, &heard).await;
@@ -204,27 +241,10 @@ impl Viewer {
     ) {
         while self.finished < until {
             let request = json!({"type": "segment_prompt_source", "prompt": prompt(self.finished)});
-            if client.try_send(request).await.is_err() {
+            let asked = client.try_send(request).await.is_ok();
+            let taken = self.segment_and_count(client, expected, heard).await;
+            if !asked || taken.is_none() {
                 return;
-            }
-            self.media.clear();
-            loop {
-                let next = client.next().await;
-                heard.send_modify(|heard| *heard += 1);
-                match next {
-                    Heard::Closed(_) => return,
-                    Heard::Media(bytes) => self.media.extend(bytes),
-                    Heard::Text(text) if text["type"] == "ltx2_segment_complete" => {
-                        assert_eq!(text["segment_idx"], self.finished);
-                        let same = self.media == expected[self.finished];
-                        assert!(same, "segment {} has other bytes", self.finished);
-                        self.finished += 1;
-                        self.media.clear();
-                        break;
-                    }
-                    Heard::Text(text) if text["type"] == "error" => panic!("{text}"),
-                    Heard::Text(_) => {}
-                }
             }
         }
     }
@@ -273,6 +293,8 @@ async fn killed_again_and_again(store: &[String], kills: usize) {
     assert_eq!(viewer.finished, next);
     client.send(json!({"type": "leave"})).await;
     assert_eq!(client.closed().await, Some(1000));
+    let path = format!("/v1/sessions/{}", viewer.session_id());
+    assert_eq!(server.call("DELETE", &path, None).await.0, 204);
     server.signal(Signal::SIGTERM);
     server.exit().await;
     assert!(
@@ -287,7 +309,7 @@ async fn a_session_in_a_file_survives_any_number_of_kills_of_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let store = [folder("--store", dir.path())];
     killed_again_and_again(&store, 200).await;
-    // It was ended in the end, and nothing is left of it.
+    // It was dropped in the end, and nothing is left of it.
     assert_eq!(blobs_in(dir.path()), 0);
 }
 
@@ -584,7 +606,7 @@ async fn a_resume_that_is_refused_leaves_the_session_where_it_runs() {
     let mut viewer = Viewer::new();
     let mut client = viewer.open(&server, &expected).await.unwrap();
     viewer.watch(&mut client, &expected, 1).await;
-    let mut refused = wider.open(viewer.opening.clone()).await;
+    let mut refused = wider.open(viewer.opening()).await;
     let error = refused.error().await;
     assert_eq!(error["code"], "state_incompatible");
     assert_eq!(error["retryable"], false);
@@ -592,7 +614,7 @@ async fn a_resume_that_is_refused_leaves_the_session_where_it_runs() {
     // The session goes on where it was, also beyond the next beats of its server.
     viewer.watch(&mut client, &expected, 3).await;
     assert_eq!(viewer.finished, 3);
-    let next = viewer.opening.clone();
+    let next = viewer.opening();
     drop(client);
     server.sessions(0).await;
     let mut client = server.open(next).await;
@@ -615,7 +637,7 @@ async fn a_session_whose_state_is_lost_is_refused_for_good() {
     server.sessions(0).await;
     let other = start(&store, &[]);
     delete_blobs_in(dir.path());
-    let mut refused = other.open(viewer.opening.clone()).await;
+    let mut refused = other.open(viewer.opening()).await;
     let error = refused.error().await;
     assert_eq!(error["code"], "session_rejected");
     assert_eq!(error["retryable"], false);

@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod client;
 mod continuation;
+mod cuts;
 mod docs;
 mod drain;
 mod durable;

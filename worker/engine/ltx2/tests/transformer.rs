@@ -361,7 +361,7 @@ fn the_whole_transformer_equals_the_reference() {
 }
 
 #[test]
-fn bfloat16_is_equal_on_the_cpu_and_near_float32() {
+fn bfloat16_is_near_the_reference_and_near_float32() {
     let case = Case::open(Kind::BFloat16);
     let velocities = case.batch();
     assert_eq!(velocities.video.kind(), Kind::Float);
@@ -370,9 +370,9 @@ fn bfloat16_is_equal_on_the_cpu_and_near_float32() {
             .golden
             .get(&format!("bfloat16.out.{name}"))
             .to_kind(Kind::Float);
-        assert_same(name, actual, &expected);
-        let error = relative_error(actual, case.golden.get(&format!("out.{name}")));
-        assert!(error < 1.5e-2, "{name}: {error:e}");
+        // Processors of different kinds add in different orders: one step of the format.
+        check(name, actual, &expected, 8e-3);
+        check(name, actual, case.golden.get(&format!("out.{name}")), 1.5e-2);
     }
 }
 
