@@ -23,15 +23,20 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/attachments.js",
     "/connection.js",
     "/dom.js",
+    "/film.js",
     "/format.js",
     "/gpus.js",
     "/latent_field.js",
     "/page.js",
-    "/player.js",
+    "/player/jpeg_player.js",
+    "/player/mse_player.js",
+    "/player/plan.js",
+    "/player/source_writer.js",
+    "/player/watchdog.js",
     "/protocol.js",
-    "/recording.js",
     "/segment_list.js",
     "/session.js",
+    "/session/film.js",
     "/session/lifecycle.js",
     "/session/prompts.js",
     "/session/segments.js",
@@ -40,6 +45,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/state.js",
     "/store.js",
     "/view.js",
+    "/watch_link.js",
     "/words.js",
 ];
 
@@ -92,7 +98,7 @@ mod tests {
                 .map(|name| format!("/{folder}{name}"))
                 .collect()
         };
-        let mut present = [scripts(""), scripts("session/")].concat();
+        let mut present = [scripts(""), scripts("player/"), scripts("session/")].concat();
         present.sort();
         let mut served: Vec<&str> = SCRIPTS.iter().map(|(path, _)| *path).collect();
         served.sort_unstable();

@@ -16,6 +16,8 @@ const SNAPSHOT_SILENCE_MS = 300_000;
 const RECONNECTING = 4000;
 
 const TOKEN_KEY = 'fastvideo.session';
+/** What belongs to the session and changes more often than its token. */
+const MEMORY_KEY = 'fastvideo.memory';
 
 /** The exponential backoff between connection attempts: the pause doubles up to a limit, and jitter shortens it. */
 export const BACKOFF = Object.freeze({ firstMs: 500, longestMs: 10_000, jitter: 0.3 });
@@ -195,18 +197,23 @@ export class Connection {
   }
 }
 
-/** Keeps the resume token in the session storage: it survives a reload of the tab, and other tabs cannot read it. */
+/**
+ * Keeps the resume token, the requests that wait and the viewer's position in the session storage: they survive a reload of the
+ * tab, and other tabs cannot read them.
+ */
 export class TokenStore {
   /** @param {() => Storage} storage  a function, since the mere access throws where storage is forbidden */
   constructor(storage) {
     this.storage = storage;
   }
 
-  /** @returns {?import('./protocol.js').ResumeToken} */
+  /** @returns {?import('./state.js').Kept} */
   load() {
     try {
       const token = JSON.parse(this.storage().getItem(TOKEN_KEY) ?? 'null');
-      return typeof token?.token === 'string' ? token : null;
+      if (typeof token?.token !== 'string') return null;
+      const memory = JSON.parse(this.storage().getItem(MEMORY_KEY) ?? 'null');
+      return memory?.session_id === token.session_id ? { ...memory, ...token } : token;
     } catch {
       return null; // storage is forbidden, or holds something else
     }
@@ -216,9 +223,25 @@ export class TokenStore {
   save(token) {
     try {
       if (token) this.storage().setItem(TOKEN_KEY, JSON.stringify(token));
-      else this.storage().removeItem(TOKEN_KEY);
+      else for (const key of [TOKEN_KEY, MEMORY_KEY]) this.storage().removeItem(key);
     } catch {
       // Storage is forbidden: the session does not survive a reload.
+    }
+  }
+
+  /**
+   * Stores what is to be there again after a reload, besides the token.
+   *
+   * @param {import('./state.js').SessionState} state
+   * @param {number} position  the viewer's, in seconds
+   */
+  remember({ resume, waiting, asked }, position) {
+    if (!resume) return;
+    const asks = asked?.message.source === 'user' && asked.id ? asked : null;
+    try {
+      this.storage().setItem(MEMORY_KEY, JSON.stringify({ session_id: resume.session_id, waiting, asked: asks, position }));
+    } catch {
+      // Storage is forbidden, or full.
     }
   }
 }

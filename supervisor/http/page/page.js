@@ -1,18 +1,19 @@
 // The built-in page: one session of `WS /v1/stream` with its player, and the GPUs of the server. This file only wires the parts:
 // the reducer in session.js decides what an event leads to, and the other files run the effects and show the state.
 
-import { moveSession } from './api.js';
+import { filmAddress, filmInfo, filmPicture, filmSegment, moveSession } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
-import { $, save } from './dom.js';
+import { $, follow as followLink, save } from './dom.js';
+import { Film } from './film.js';
 import { Gpus } from './gpus.js';
-import { Recording } from './recording.js';
 import { SegmentList } from './segment_list.js';
 import { reduce } from './session.js';
 import { Stage } from './stage.js';
-import { initialState } from './state.js';
+import { initialState, isUnsaved } from './state.js';
 import { createStore } from './store.js';
 import { View } from './view.js';
+import { WatchLink } from './watch_link.js';
 
 const FOLLOW_MS = 150;
 const REPORT_MS = 1000;
@@ -23,10 +24,13 @@ url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
 const tokens = new TokenStore(() => sessionStorage);
 const connection = new Connection(() => new WebSocket(url), dispatch);
-const recording = new Recording();
+const film = new Film(() => store.state.segments, () => {
+  const { filmKey } = store.state;
+  return filmKey && ((idx) => filmSegment(filmKey, idx));
+});
 const list = new SegmentList(seek);
 const stage = new Stage(
-  () => store.state, (text) => report('The video cannot be shown.', text), follow, seekTo, (on) => dispatch({ type: 'starved', on }),
+  () => store.state, film, (text) => report('The video cannot be shown.', text), follow, seekTo, (on) => dispatch({ type: 'starved', on }),
 );
 const attachments = new Attachments((files) => dispatch({ type: 'attachments_changed', ...files }), report);
 
@@ -46,27 +50,42 @@ const effects = {
   return_prompt: ({ prompt }) => view.returnPrompt(prompt),
   write_curated: ({ text }) => view.writeCurated(text),
   reset_player({ mode }) {
-    recording.clear();
+    film.clear();
+    list.clear();
     stage.reset(mode);
   },
   open_player: ({ fps }) => stage.open(fps),
-  allow_gap() { stage.player.holed = true; },
-  finish_player: () => stage.player.finish(),
-  start_media: ({ idx, mime }) => stage.player.startSegment(idx, mime),
-  add_media({ idx, bytes, picture }) {
-    recording.add(idx, bytes);
-    const seen = () => dispatch({ type: 'first_picture', idx, start: stage.player.ranges()[0]?.[0] ?? 0 });
-    stage.player.append(idx, bytes, picture ? seen : null);
+  load_film: ({ key }) => filmInfo(key).catch(() => null)
+    .then((info) => dispatch({ type: 'film_loaded', sessionId: key.session_id, film: info })),
+  show_film({ mime, fps, pictures }) {
+    film.mime ??= mime;
+    stage.open(fps || 24);
+    if (kept?.position && stage.player.time === 0) stage.player.seek(kept.position);
+    showPictures(pictures);
   },
-  finish_media: ({ idx }) => recording.finish(idx),
+  finish_player: () => stage.player.finish(),
+  start_media({ idx, mime }) {
+    film.begin(idx, mime);
+    stage.player.startSegment(idx, mime);
+  },
+  add_media({ idx, bytes, picture }) {
+    film.add(idx, bytes);
+    const seen = () => dispatch({ type: 'first_picture', idx, start: stage.player.ranges()[0]?.[0] ?? 0 });
+    stage.player.added(idx, picture ? seen : null, bytes);
+  },
+  finish_media({ idx }) {
+    film.finish(idx);
+    stage.player.wake();
+  },
   void_media({ idx, from, again }) {
-    recording.drop(idx);
+    film.drop(idx);
     stage.player.cut(idx, from, again);
   },
 };
 
+const kept = tokens.load();
 const store = createStore({
-  state: initialState(tokens.load()),
+  state: initialState(kept, performance.timeOrigin),
   reduce,
   run: (effect) => effects[effect.type](effect),
   render,
@@ -75,8 +94,13 @@ const store = createStore({
 });
 const view = new View(dispatch);
 const gpus = new Gpus(report, () => render(store.state));
+const watchLink = new WatchLink(dispatch);
 
-$('download').onclick = async () => save(await downloadBlob(), `fastvideo-${(store.state.sessionId ?? 'session').slice(0, 8)}.mp4`);
+$('download').onclick = download;
+window.addEventListener('pagehide', () => tokens.remember(store.state, stage.player.time));
+window.addEventListener('beforeunload', (event) => {
+  if (isUnsaved(store.state)) event.preventDefault();
+});
 setInterval(follow, FOLLOW_MS);
 setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playing: !stage.player.paused && !stage.player.starved }), REPORT_MS);
 dispatch({ type: 'settings_changed', settings: view.settings() });
@@ -93,7 +117,19 @@ function render(state) {
   list.render(state.segments);
   view.render(state, gpus.count);
   stage.renderSteps(state);
+  watchLink.render(state);
   follow();
+  remember(state);
+}
+
+let remembered = null;
+
+/** Stores the requests for a reload, when they have changed. The position is stored when the page is left. */
+function remember(state) {
+  const { resume, waiting, asked } = state;
+  if (remembered?.resume === resume && remembered.waiting === waiting && remembered.asked === asked) return;
+  remembered = { resume, waiting, asked };
+  tokens.remember(state, stage.player.time);
 }
 
 /** Updates what depends on the player's position and on the clock. */
@@ -114,19 +150,38 @@ function seek(idx, part) {
 function seekTo(time) {
   const segment = store.state.segments.findLast((s) => time >= s.start) ?? store.state.segments[0];
   if (!segment) return;
-  stage.player.seek(time, () => recording.bytes(segment.idx));
+  stage.player.seek(time);
   follow();
 }
 
+async function showPictures(indices) {
+  const { filmKey } = store.state;
+  for (const idx of indices) {
+    const picture = await filmPicture(filmKey, idx).then(createImageBitmap).catch(() => null);
+    if (store.state.filmKey?.session_id !== filmKey.session_id) return;
+    if (picture) list.showPicture(idx, picture);
+  }
+}
+
+/** Saves the film: that which the server keeps, or else what was received. */
+async function download() {
+  const { filmKey } = store.state;
+  const name = `fastvideo-${(store.state.sessionId ?? 'session').slice(0, 8)}.mp4`;
+  const atServer = filmKey && await filmInfo(filmKey).catch(() => null);
+  if (atServer) followLink(filmAddress(filmKey, name), name);
+  else save(await downloadBlob(), name);
+  dispatch({ type: 'downloaded' });
+}
+
 function downloadBlob() {
-  return recording.file(store.state.segments.filter((s) => s.state === 'done').map((s) => s.idx));
+  return film.file(store.state.segments.filter((s) => s.state === 'done').map((s) => s.idx));
 }
 
 /** A read-only interface for tests and for the browser's console. */
 window.fastvideo = Object.freeze({
   get segments() {
     return store.state.segments.map(({ idx, state, prompt, source, attempt, start, duration, firstPictureMs, generationMs, latencyMs }) => (
-      { idx, state, prompt, source, attempt, start, duration, firstPictureMs, generationMs, latencyMs, bytes: recording.size(idx) }));
+      { idx, state, prompt, source, attempt, start, duration, firstPictureMs, generationMs, latencyMs, bytes: film.size(idx) }));
   },
   get phase() { return store.state.phase; },
   get sessionId() { return store.state.sessionId; },

@@ -12,6 +12,17 @@ export class SegmentList {
     this.playing = null;
   }
 
+  clear() {
+    this.render([]);
+    this.playing = null;
+  }
+
+  /** Shows a picture of a segment that was not played here yet. */
+  showPicture(idx, picture) {
+    const view = this.views.get(idx);
+    if (view && view.thumbAt === null) draw(view.thumb, picture, picture.width, picture.height);
+  }
+
   /** Shows these segments. Only those that have changed are updated. */
   render(segments) {
     const known = new Set(segments.map((segment) => segment.idx));
@@ -38,7 +49,10 @@ export class SegmentList {
     const state = make('div', 'state');
     const line = make('div', 'facts-line');
     row.append(num, text, state, line);
-    $('takes').prepend(row);
+    const next = [...this.views.keys()].sort((a, b) => a - b).find((other) => other > idx);
+    const after = next === undefined ? null : this.views.get(next);
+    if (after) after.row.after(row);
+    else $('takes').prepend(row);
 
     const block = make('li');
     const button = make('button');
@@ -47,7 +61,7 @@ export class SegmentList {
     thumb.width = thumb.height = 0;
     button.append(thumb, make('span', 'fill'), make('b', '', pad(idx)));
     block.append(make('span', 'head'), button);
-    $('reel').append(block);
+    $('reel').insertBefore(block, after?.block ?? null);
 
     num.onclick = () => this.seek(idx, 0);
     button.onclick = (event) => {
@@ -111,9 +125,14 @@ export class SegmentList {
     const width = picture.videoWidth || picture.width;
     const height = picture.videoHeight || picture.height;
     if (!width) return false;
-    canvas.width = 240;
-    canvas.height = Math.round((240 * height) / width);
-    canvas.getContext('2d').drawImage(picture, 0, 0, canvas.width, canvas.height);
+    draw(canvas, picture, width, height);
     return true;
   }
+}
+
+/** Draws a small picture. */
+function draw(canvas, picture, width, height) {
+  canvas.width = 240;
+  canvas.height = Math.round((240 * height) / width);
+  canvas.getContext('2d').drawImage(picture, 0, 0, canvas.width, canvas.height);
 }

@@ -3,7 +3,8 @@
 import { $, mark, say, set } from './dom.js';
 import { clock, pad } from './format.js';
 import { LatentField } from './latent_field.js';
-import { JpegPlayer, MsePlayer } from './player.js';
+import { JpegPlayer } from './player/jpeg_player.js';
+import { MsePlayer } from './player/mse_player.js';
 import { current, isLive, isReconnecting, isUnderWay } from './state.js';
 import { segmentWords, starvedWords, statusWords } from './words.js';
 
@@ -33,18 +34,18 @@ const KEYS = {
 export class Stage {
   /**
    * @param {() => import('./state.js').SessionState} getState
+   * @param {import('./film.js').Film} film
    * @param {(text: string) => void} failed  is called when the video cannot be shown
    * @param {() => void} changed  is called when the viewer has used the controls
    * @param {(time: number) => void} seek  seeks to a position on the player's time line, in seconds
    * @param {(on: boolean) => void} starved  is called when the player begins to stand because media are missing, and when it goes on
    */
-  constructor(getState, failed, changed, seek, starved) {
+  constructor(getState, film, failed, changed, seek, starved) {
     const hooks = {
       failed,
-      segmentStart: (time) => getState().segments.findLast((s) => time >= s.start)?.start ?? 0,
       ended: () => getState().phase !== 'active',
     };
-    this.players = { av_fmp4: new MsePlayer($('video'), hooks), legacy_jpeg: new JpegPlayer($('jpeg'), hooks) };
+    this.players = { av_fmp4: new MsePlayer($('video'), film, hooks), legacy_jpeg: new JpegPlayer($('jpeg'), hooks) };
     this.player = this.players.av_fmp4;
     this.field = new LatentField($('field'));
     this.getState = getState;
@@ -113,7 +114,7 @@ export class Stage {
     const video = $('video');
     video.muted = muted;
     const { av_fmp4: player } = this.players;
-    if (player.playing && player.started && video.paused && !video.ended) player.play(); // some browsers pause it then
+    if (player.playing && player.started && video.paused && !video.ended) player.wake(); // some browsers pause it then
     this.changed();
   }
 
@@ -167,7 +168,6 @@ export class Stage {
   follow(state, at) {
     const { player } = this;
     const segment = current(state);
-    player.nudge(segment?.state === 'streaming');
     const view = player.hasPicture ? 'media' : isLive(state) ? 'work' : 'empty';
     if ($('stage').dataset.view !== view) this.wake();
     mark($('stage'), { view });

@@ -186,6 +186,15 @@ export function starvedWords(state) {
   return state.settings.pause ? 'Generation is paused' : 'Send a prompt to go on from here';
 }
 
+/** Explains why a prompt needs the user's consent. @param {boolean} unsaved  whether the film would be lost */
+export const askWords = (unsaved) => `A new one begins with your prompt, and its film takes the place of this one.${unsaved ? ' Download this film first if you want to keep it.' : ''}`;
+
+/** Explains the prompt field. @param {boolean} goesOn  whether a prompt goes on with a session that has ended */
+export const composerWords = (goesOn) => `${goesOn ? 'The next prompt goes on with this session. ' : ''}Enter sends, Shift+Enter starts a new line.`;
+
+/** Tells how many people watch. @param {number} count */
+export const spectatorWords = (count) => (count ? `${count} ${count === 1 ? 'person is' : 'people are'} watching` : 'Nobody is watching');
+
 /** Describes the time until the next connection attempt. @param {SessionState} state @param {number} now */
 export function reconnectWords({ reconnect }, now) {
   if (reconnect?.dueAt == null) return 'trying again now';

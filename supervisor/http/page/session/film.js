@@ -1,0 +1,135 @@
+// @ts-check
+// What the page has of the session's film, and what the server keeps of it: after a lost connection, and after a reload.
+
+import { newSegment } from '../state.js';
+import { connect } from './lifecycle.js';
+import { sendWaiting } from './prompts.js';
+
+/** @typedef {import('./transition.js').Transition} Transition */
+
+/** Tells whether the server keeps the film of this session. @param {import('../state.js').SessionState} state */
+export const isRecorded = ({ stream }) => Boolean(stream?.limits?.recording);
+
+/**
+ * What the page tells the server that it has, so that the rest is sent again: whole segments, and messages of the next one.
+ *
+ * @param {import('../state.js').SessionState} state
+ */
+export function have({ segments, receiving }) {
+  let next = segments[0]?.idx ?? 0;
+  for (const { idx, state } of segments) if (idx === next && state === 'done') next += 1;
+  const begun = segments.find(({ idx }) => idx === next);
+  const messages = begun?.state === 'interrupted' && receiving?.idx === next ? receiving.messages : 0;
+  return { segments: next, messages };
+}
+
+/** Brings back the session that this tab had before a reload: first its film, then the connection. @param {Transition} next */
+export function restore(next) {
+  const { state } = next;
+  const { kept } = state;
+  if (!kept) return;
+  const { session_id, token, waiting = [], asked = null } = kept;
+  next.keepToken({ session_id, token });
+  state.requestedMode = state.settings.jpeg ? 'legacy_jpeg' : 'av_fmp4';
+  const numbers = [...waiting, ...(asked ? [asked] : [])].map(({ id }) => Number(id.slice(1)) || 0);
+  Object.assign(state, {
+    kept: null, sessionId: session_id, playerMode: state.requestedMode, phase: 'connecting', notice: null, restoring: true, segments: [],
+    waiting: waiting.map((request) => ({ ...request, at: next.now, sent: false })), asked, requests: Math.max(state.requests, ...numbers),
+  });
+  state.reconnect = { attempt: 0, dueAt: null, answered: false, why: '' };
+  next.run({ type: 'reset_player', mode: state.playerMode });
+  next.run({ type: 'load_film', key: { session_id, token } });
+}
+
+/**
+ * The server has told what it keeps of a film. It may be asked before the page connects, and while segments are sent again.
+ *
+ * @param {Transition} next
+ * @param {{sessionId: string, film: ?import('../protocol.js').FilmInfo}} loaded  null when the server does not keep it
+ */
+export function filmLoaded(next, { sessionId, film }) {
+  const { state } = next;
+  if (sessionId !== state.sessionId) return;
+  if (film) {
+    state.filmKey ??= state.resume;
+    addFilm(next, film);
+  }
+  if (state.restoring) {
+    state.restoring = false;
+    state.phase = 'closed';
+    if (!film || film.resumable || film.live) connect(next);
+    else showEnded(next);
+  } else if (state.catchingUp) {
+    caughtUp(next);
+  }
+}
+
+/** Adds what the page does not know to its segments. @param {Transition} next @param {import('../protocol.js').FilmInfo} film */
+export function addFilm(next, film) {
+  const { state } = next;
+  const known = new Map(state.segments.map((segment) => [segment.idx, segment]));
+  /** @type {import('../state.js').Segment[]} */
+  const added = [];
+  for (const told of film.segments) {
+    if (known.has(told.segment_idx)) continue;
+    added.push({
+      ...newSegment(told.segment_idx, told.start_ms / 1000, next.now),
+      state: 'done', duration: told.duration_ms / 1000, prompt: told.prompt, original: told.original_prompt,
+      source: told.prompt_source, attempt: told.attempt, generationMs: told.generation_time_ms, bytes: told.bytes, here: false,
+    });
+    dropAnswered(next, told);
+  }
+  if (!added.length) return;
+  state.segments = [...state.segments, ...added].sort((a, b) => a.idx - b.idx);
+  state.mime ??= film.mime;
+  next.run({ type: 'show_film', mime: film.mime, fps: film.fps, pictures: film.segments.filter((s) => s.thumbnail).map((s) => s.segment_idx) });
+}
+
+/** A request that the server has run while the connection was lost does not wait any more. @param {Transition} next @param {import('../protocol.js').FilmSegment} told */
+function dropAnswered({ state }, { prompt, original_prompt: original, prompt_source: source }) {
+  if (!state.catchingUp || !['user', 'enhanced'].includes(source)) return;
+  const found = state.waiting.findIndex((request) => [prompt, original].includes(request.prompt));
+  state.waiting = state.waiting.filter((_, i) => i !== found);
+}
+
+/** The session cannot be resumed, and its film is still there. @param {Transition} next */
+function showEnded(next) {
+  const { state } = next;
+  const [first] = [...(state.asked ? [state.asked] : []), ...state.waiting];
+  if (first) next.run({ type: 'return_prompt', prompt: first.prompt });
+  Object.assign(state, { phase: 'complete', outcome: 'stop_requested', reconnect: null, waiting: [], asked: null });
+  next.keepToken(null);
+  next.run({ type: 'finish_player' });
+  next.notice('The session has ended.', 'Its film is still here for a while. Download it to keep it.', { soft: true });
+}
+
+/**
+ * The connection is back. Waits for what is sent again before anything is requested, since the server may have run requests whose
+ * segments have not arrived.
+ *
+ * @param {Transition} next
+ * @param {number} nextIdx  the session's next segment
+ */
+export function catchUp(next, nextIdx) {
+  const { state } = next;
+  state.catchingUp &&= have(state).segments < nextIdx;
+  if (state.catchingUp && state.filmKey) next.run({ type: 'load_film', key: state.filmKey });
+}
+
+/** All that was sent again has arrived, or will not. @param {Transition} next */
+export function caughtUp(next) {
+  const { state } = next;
+  state.catchingUp = false;
+  closeGaps(next, state.stream?.next_segment_idx ?? 0);
+  sendWaiting(next);
+}
+
+/** What was interrupted before `idx` is finished, though not all of it is here. @param {Transition} next @param {number} idx */
+export function closeGaps(next, idx) {
+  const { segments, stream } = next.state;
+  for (const segment of segments) {
+    if (segment.idx >= idx || segment.state !== 'interrupted') continue;
+    const duration = segment.duration || (stream ? stream.num_frames / stream.fps : 0);
+    next.change(segment.idx, { state: 'done', duration, here: false });
+  }
+}
