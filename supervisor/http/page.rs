@@ -27,6 +27,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/format.js",
     "/gpus.js",
     "/latent_field.js",
+    "/media_effects.js",
     "/page.js",
     "/player/jpeg_player.js",
     "/player/mse_player.js",
@@ -45,7 +46,9 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/state.js",
     "/store.js",
     "/view.js",
+    "/watch.js",
     "/watch_link.js",
+    "/watch_session.js",
     "/words.js",
 ];
 
@@ -54,6 +57,10 @@ pub(super) fn routes() -> Router<App> {
         .route(
             "/",
             file("text/html; charset=utf-8", include_str!("page/index.html")),
+        )
+        .route(
+            "/watch",
+            file("text/html; charset=utf-8", include_str!("page/watch.html")),
         )
         .route(
             "/page.css",

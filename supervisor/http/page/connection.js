@@ -98,12 +98,15 @@ export class Connection {
   /**
    * @param {() => any} openSocket  makes a new `WebSocket`
    * @param {(event: ConnectionEvent) => void} report
-   * @param {typeof CLOCK} clock
+   * @param {object} [options]
+   * @param {typeof CLOCK} [options.clock]
+   * @param {number} [options.silenceMs]  after how long without a message the connection is given up
    */
-  constructor(openSocket, report, clock = CLOCK) {
+  constructor(openSocket, report, { clock = CLOCK, silenceMs = SILENCE_MS } = {}) {
     this.openSocket = openSocket;
     this.report = report;
     this.clock = clock;
+    this.silenceMs = silenceMs;
     /** @type {any} */
     this.socket = null;
     /** @type {any} */
@@ -112,7 +115,7 @@ export class Connection {
     this.silence = null;
   }
 
-  /** Opens a connection, and drops the one before. @param {string} first  the opening message */
+  /** Opens a connection, and drops the one before. @param {string} first  the opening message; empty for none */
   connect(first) {
     this.drop();
     const socket = this.openSocket();
@@ -122,7 +125,7 @@ export class Connection {
     socket.onopen = () => {
       this.clock.cancel(timeout);
       opened = true;
-      socket.send(first);
+      if (first) socket.send(first);
       if (socket === this.socket) this.expectMore(socket);
     };
     socket.onmessage = (/** @type {{data: string | ArrayBuffer}} */ { data }) => {
@@ -146,8 +149,9 @@ export class Connection {
   }
 
   /** Gives the connection up when nothing is received for a while. @param {any} socket @param {number} [ms] */
-  expectMore(socket, ms = SILENCE_MS) {
+  expectMore(socket, ms = this.silenceMs) {
     this.clock.cancel(this.silence);
+    if (ms === Infinity) return;
     this.silence = this.clock.after(() => {
       if (socket !== this.socket) return;
       // The browser would wait for minutes until the closing handshake fails.

@@ -1,12 +1,12 @@
 // The built-in page: one session of `WS /v1/stream` with its player, and the GPUs of the server. This file only wires the parts:
 // the reducer in session.js decides what an event leads to, and the other files run the effects and show the state.
 
-import { filmAddress, filmInfo, filmPicture, filmSegment, moveSession } from './api.js';
+import { filmAddress, filmInfo, moveSession } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
 import { $, follow as followLink, save } from './dom.js';
-import { Film } from './film.js';
 import { Gpus } from './gpus.js';
+import { mediaEffects, sessionFilm } from './media_effects.js';
 import { SegmentList } from './segment_list.js';
 import { reduce } from './session.js';
 import { Stage } from './stage.js';
@@ -14,6 +14,7 @@ import { initialState, isUnsaved } from './state.js';
 import { createStore } from './store.js';
 import { View } from './view.js';
 import { WatchLink } from './watch_link.js';
+import { starvedWords, statusWords } from './words.js';
 
 const FOLLOW_MS = 150;
 const REPORT_MS = 1000;
@@ -24,18 +25,20 @@ url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
 const tokens = new TokenStore(() => sessionStorage);
 const connection = new Connection(() => new WebSocket(url), dispatch);
-const film = new Film(() => store.state.segments, () => {
-  const { filmKey } = store.state;
-  return filmKey && ((idx) => filmSegment(filmKey, idx));
-});
+const getState = () => store.state;
+const film = sessionFilm(getState);
 const list = new SegmentList(seek);
-const stage = new Stage(
-  () => store.state, film, (text) => report('The video cannot be shown.', text), follow, seekTo, (on) => dispatch({ type: 'starved', on }),
-);
+const stage = new Stage({
+  getState, film, seek: seekTo, changed: follow,
+  failed: (text) => report('The video cannot be shown.', text),
+  starved: (on) => dispatch({ type: 'starved', on }),
+  words: { status: statusWords, starved: starvedWords },
+});
 const attachments = new Attachments((files) => dispatch({ type: 'attachments_changed', ...files }), report);
 
 /** Runs each type of effect. */
 const effects = {
+  ...mediaEffects(film, list, stage, getState, dispatch),
   connect: ({ first }) => connection.connect(first),
   schedule_reconnect: ({ attempt }) => connection.scheduleReconnect(attempt),
   send: ({ message }) => connection.send(message),
@@ -49,41 +52,12 @@ const effects = {
   clear_prompt: () => view.clearPrompt(),
   return_prompt: ({ prompt }) => view.returnPrompt(prompt),
   write_curated: ({ text }) => view.writeCurated(text),
-  reset_player({ mode }) {
-    film.clear();
-    list.clear();
-    stage.reset(mode);
-  },
-  open_player: ({ fps }) => stage.open(fps),
   load_film: ({ key }) => filmInfo(key).catch(() => null)
     .then((info) => dispatch({ type: 'film_loaded', sessionId: key.session_id, film: info })),
-  show_film({ mime, fps, pictures }) {
-    film.mime ??= mime;
-    stage.open(fps || 24);
-    if (kept?.position && stage.player.time === 0) stage.player.seek(kept.position);
-    showPictures(pictures);
-  },
-  finish_player: () => stage.player.finish(),
-  start_media({ idx, mime }) {
-    film.begin(idx, mime);
-    stage.player.startSegment(idx, mime);
-  },
-  add_media({ idx, bytes, picture }) {
-    film.add(idx, bytes);
-    const seen = () => dispatch({ type: 'first_picture', idx, start: stage.player.ranges()[0]?.[0] ?? 0 });
-    stage.player.added(idx, picture ? seen : null, bytes);
-  },
-  finish_media({ idx }) {
-    film.finish(idx);
-    stage.player.wake();
-  },
-  void_media({ idx, from, again }) {
-    film.drop(idx);
-    stage.player.cut(idx, from, again);
-  },
 };
 
 const kept = tokens.load();
+let remembered = null; // what was stored last for a reload
 const store = createStore({
   state: initialState(kept, performance.timeOrigin),
   reduce,
@@ -122,8 +96,6 @@ function render(state) {
   remember(state);
 }
 
-let remembered = null;
-
 /** Stores the requests for a reload, when they have changed. The position is stored when the page is left. */
 function remember(state) {
   const { resume, waiting, asked } = state;
@@ -140,27 +112,13 @@ function follow() {
 }
 
 function seek(idx, part) {
-  const segment = store.state.segments.find((s) => s.idx === idx);
-  if (!segment) return;
-  const length = segment.duration || Math.max(0, stage.player.end - segment.start);
-  seekTo(segment.start + Math.min(part, 0.98) * length);
+  seekTo(list.positionOf(store.state.segments, idx, part, stage.player));
 }
 
 /** Seeks to a position on the player's time line, in seconds. */
 function seekTo(time) {
-  const segment = store.state.segments.findLast((s) => time >= s.start) ?? store.state.segments[0];
-  if (!segment) return;
   stage.player.seek(time);
   follow();
-}
-
-async function showPictures(indices) {
-  const { filmKey } = store.state;
-  for (const idx of indices) {
-    const picture = await filmPicture(filmKey, idx).then(createImageBitmap).catch(() => null);
-    if (store.state.filmKey?.session_id !== filmKey.session_id) return;
-    if (picture) list.showPicture(idx, picture);
-  }
 }
 
 /** Saves the film: that which the server keeps, or else what was received. */

@@ -121,6 +121,13 @@ export class SegmentList {
     return at;
   }
 
+  /** Returns a position within a segment, from 0 to 1, as seconds on the time line. */
+  positionOf(segments, idx, part, player) {
+    const segment = segments.find((s) => s.idx === idx);
+    const length = segment.duration || Math.max(0, player.end - segment.start);
+    return segment.start + Math.min(part, 0.98) * length;
+  }
+
   thumbnail(canvas, picture) {
     const width = picture.videoWidth || picture.width;
     const height = picture.videoHeight || picture.height;

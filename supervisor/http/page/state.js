@@ -107,6 +107,7 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?ResumeToken} resume  the token of the session that is open or can be resumed
  * @property {?Kept} kept  the session that this tab had before a reload
  * @property {boolean} restoring  whether the film of that session is being loaded
+ * @property {?number} position  where the viewer was before a reload, in seconds
  * @property {?ResumeToken} left  the token of the session that the user has left
  * @property {?number} resumableUntil  until when the ended session can be continued, in milliseconds of Unix time
  * @property {boolean} extends  whether a session is continued that has ended by its cap
@@ -164,6 +165,7 @@ export const initialState = (kept = null, unixTime = 0) => ({
   resume: null,
   kept,
   restoring: false,
+  position: null,
   left: null,
   resumableUntil: null,
   extends: false,

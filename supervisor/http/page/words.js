@@ -192,6 +192,31 @@ export const askWords = (unsaved) => `A new one begins with your prompt, and its
 /** Explains the prompt field. @param {boolean} goesOn  whether a prompt goes on with a session that has ended */
 export const composerWords = (goesOn) => `${goesOn ? 'The next prompt goes on with this session. ' : ''}Enter sends, Shift+Enter starts a new line.`;
 
+/** Describes a session that is watched, in one line, with the tone of the status lamp. @param {SessionState} state @returns {ReturnType<typeof statusWords>} */
+export function watchStatusWords(state) {
+  const segment = current(state);
+  switch (state.phase) {
+    case 'connecting': return ['wait', 'Connecting'];
+    case 'lost': return ['wait', 'Reconnecting'];
+    case 'complete': return ['idle', 'The film has ended'];
+    case 'closed': return ['bad', 'The link does not work'];
+    default:
+  }
+  if (segment?.state === 'streaming') return ['air', `Live: segment ${segment.idx + 1}`];
+  if (segment && isUnderWay(segment)) return ['work', `Live: segment ${segment.idx + 1} is being generated`];
+  return ['ready', 'Live: waiting for the next segment'];
+}
+
+/** Explains to a spectator why the video does not continue. @param {SessionState} state */
+export const watchStarvedWords = (state) => (state.phase === 'lost' ? 'Waiting for the connection' : 'Waiting for the next segment');
+
+/** Explains to a spectator why there is nothing to see. @param {SessionState} state */
+export function emptyWords({ phase, segments }) {
+  if (phase === 'closed') return { title: 'This link does not work.', text: 'It has been replaced by a new one, or the film is not kept any more. Ask for a new link.' };
+  if (phase === 'complete' && !segments.length) return { title: 'The film has ended.', text: 'It has no segments.' };
+  return { title: 'One moment.', text: 'The film begins as soon as there is something to see.' };
+}
+
 /** Tells how many people watch. @param {number} count */
 export const spectatorWords = (count) => (count ? `${count} ${count === 1 ? 'person is' : 'people are'} watching` : 'Nobody is watching');
 

@@ -24,6 +24,7 @@ const RELOAD = 'Reload the page to go on with the session.';
  *
  * @typedef {object} Fed
  * @property {number} count  the parts that were appended
+ * @property {number} bytes
  * @property {boolean} whole
  * @property {number} seconds  how much of a whole segment the buffer had
  *
@@ -251,7 +252,8 @@ export class MsePlayer {
   noteFed({ idx, parts, at }) {
     const whole = at === parts.length && parts !== this.film.growing(idx);
     const { start, duration } = this.place(idx);
-    this.fed.set(idx, { count: at, whole, seconds: overlap(this.ranges(), start, start + duration) });
+    const bytes = parts.slice(0, at).reduce((sum, part) => sum + part.byteLength, 0);
+    this.fed.set(idx, { count: at, bytes, whole, seconds: overlap(this.ranges(), start, start + duration) });
     if (whole) this.feeding = null;
     this.awaited = this.awaited.filter((wanted) => {
       if (wanted.idx !== idx || wanted.count > at) return true;
@@ -293,7 +295,7 @@ export class MsePlayer {
       const here = growing?.length || this.film.isWhole(idx);
       const atServer = this.film.isAtServer(place);
       if (!here && !atServer && !duration) return [];
-      const bytes = this.film.media.get(idx)?.bytes || place.bytes || 0;
+      const bytes = this.film.media.get(idx)?.bytes || place.bytes || fed?.bytes || 0;
       const end = duration ? start + duration : Infinity;
       return [{ idx, start, end, bytes, buffered: this.fed.has(idx), more: this.hasMore(idx, growing, atServer) }];
     });

@@ -28,13 +28,14 @@ export function restore(next) {
   const { state } = next;
   const { kept } = state;
   if (!kept) return;
-  const { session_id, token, waiting = [], asked = null } = kept;
+  const { session_id, token, waiting = [], asked = null, position = null } = kept;
   next.keepToken({ session_id, token });
   state.requestedMode = state.settings.jpeg ? 'legacy_jpeg' : 'av_fmp4';
   const numbers = [...waiting, ...(asked ? [asked] : [])].map(({ id }) => Number(id.slice(1)) || 0);
   Object.assign(state, {
     kept: null, sessionId: session_id, playerMode: state.requestedMode, phase: 'connecting', notice: null, restoring: true, segments: [],
-    waiting: waiting.map((request) => ({ ...request, at: next.now, sent: false })), asked, requests: Math.max(state.requests, ...numbers),
+    waiting: waiting.map((request) => ({ ...request, at: next.now, sent: false })), asked, position,
+    requests: Math.max(state.requests, ...numbers),
   });
   state.reconnect = { attempt: 0, dueAt: null, answered: false, why: '' };
   next.run({ type: 'reset_player', mode: state.playerMode });
@@ -52,7 +53,7 @@ export function filmLoaded(next, { sessionId, film }) {
   if (sessionId !== state.sessionId) return;
   if (film) {
     state.filmKey ??= state.resume;
-    addFilm(next, film);
+    addFilm(next, film, state.restoring ? state.position : null);
   }
   if (state.restoring) {
     state.restoring = false;
@@ -64,25 +65,34 @@ export function filmLoaded(next, { sessionId, film }) {
   }
 }
 
-/** Adds what the page does not know to its segments. @param {Transition} next @param {import('../protocol.js').FilmInfo} film */
-export function addFilm(next, film) {
+/**
+ * Adds what the page does not know to its segments.
+ *
+ * @param {Transition} next
+ * @param {import('../protocol.js').FilmInfo} film
+ * @param {?number} [position]  where the viewer is to begin, in seconds
+ */
+export function addFilm(next, film, position = null) {
   const { state } = next;
   const known = new Map(state.segments.map((segment) => [segment.idx, segment]));
   /** @type {import('../state.js').Segment[]} */
   const added = [];
   for (const told of film.segments) {
-    if (known.has(told.segment_idx)) continue;
+    const place = { start: told.start_ms / 1000, duration: told.duration_ms / 1000, bytes: told.bytes };
+    const here = known.get(told.segment_idx);
+    if (here?.state === 'done' && !here.here) next.change(told.segment_idx, place);
+    if (here) continue;
     added.push({
-      ...newSegment(told.segment_idx, told.start_ms / 1000, next.now),
-      state: 'done', duration: told.duration_ms / 1000, prompt: told.prompt, original: told.original_prompt,
-      source: told.prompt_source, attempt: told.attempt, generationMs: told.generation_time_ms, bytes: told.bytes, here: false,
+      ...newSegment(told.segment_idx, place.start, next.now), ...place,
+      state: 'done', prompt: told.prompt, original: told.original_prompt,
+      source: told.prompt_source, attempt: told.attempt, generationMs: told.generation_time_ms, here: false,
     });
     dropAnswered(next, told);
   }
   if (!added.length) return;
   state.segments = [...state.segments, ...added].sort((a, b) => a.idx - b.idx);
   state.mime ??= film.mime;
-  next.run({ type: 'show_film', mime: film.mime, fps: film.fps, pictures: film.segments.filter((s) => s.thumbnail).map((s) => s.segment_idx) });
+  next.run({ type: 'show_film', mime: film.mime, fps: film.fps, pictures: film.segments.filter((s) => s.thumbnail).map((s) => s.segment_idx), position });
 }
 
 /** A request that the server has run while the connection was lost does not wait any more. @param {Transition} next @param {import('../protocol.js').FilmSegment} told */

@@ -57,7 +57,7 @@ const MAX_ERRORS = 100;
  *   | {type: 'open_player', fps: number}
  *   | {type: 'finish_player'}
  *   | {type: 'load_film', key: ResumeToken}
- *   | {type: 'show_film', mime: string, fps: number, pictures: number[]}
+ *   | {type: 'show_film', mime: string, fps: number, pictures: number[], position: ?number}
  *   | {type: 'start_media', idx: number, mime: string}
  *   | {type: 'add_media', idx: number, bytes: Uint8Array, picture: boolean}
  *   | {type: 'finish_media', idx: number}
