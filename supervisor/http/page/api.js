@@ -17,8 +17,9 @@ export class Refused extends Error {
 
 /** @param {string} path @param {RequestInit} options @returns {Promise<any>} */
 async function ask(path, options) {
-  const answer = await fetch(path, options).catch(() => { throw new Error('the server does not answer'); });
-  const body = await answer.json().catch(() => ({}));
+  const silent = () => { throw new Error('the server does not answer'); };
+  const answer = await fetch(path, options).catch(silent);
+  const body = await answer.json().catch((error) => (error instanceof SyntaxError ? {} : silent()));
   if (!answer.ok) throw new Refused(answer.status, body?.error?.message);
   return body;
 }

@@ -92,13 +92,14 @@ function load(next) {
 /** @param {Transition} next @param {{film: ?FilmInfo, refused: boolean}} loaded */
 function filmLoaded(next, { film, refused }) {
   const { state } = next;
-  if (refused) {
+  if (!film) {
+    if (state.phase !== 'connecting') return;
+    if (!refused) {
+      lose(next);
+      return;
+    }
     state.phase = 'closed';
     next.run({ type: 'finish_player' });
-    return;
-  }
-  if (!film) {
-    if (state.phase === 'connecting') lose(next);
     return;
   }
   const last = film.segments.at(-1);

@@ -220,18 +220,20 @@ export class MsePlayer {
 
   /** Appends the next part of a segment. @param {SourceWriter} writer @param {number} idx @returns {Promise<boolean>} */
   async appendPart(writer, idx) {
-    if (this.feeding?.idx !== idx) {
+    const growing = this.film.growing(idx);
+    const atServer = this.film.isAtServer(this.place(idx)) && this.film.isDue(idx);
+    if (this.feeding?.idx !== idx || (atServer && this.feeding.parts === growing)) {
       // Every segment is appended from its init segment on, also when another one came between its parts.
       this.fed.delete(idx);
       this.feeding = null;
-      const parts = this.film.isAtServer(this.place(idx)) ? await this.film.load(idx) : this.film.growing(idx) ?? await this.film.load(idx);
+      const parts = growing && !atServer ? growing : await this.film.load(idx);
       if (writer === this.writer && parts) this.feeding = { idx, parts, at: 0 };
       return true; // what cannot be had is not asked for again at once
     }
     const { feeding } = this;
     if (feeding.at === feeding.parts.length) { // it has been finished meanwhile
       this.noteFed(feeding);
-      return true;
+      return feeding.parts !== growing;
     }
     try {
       if (feeding.at === 0) await writer.begin(this.film.mimeOf(idx) ?? '');

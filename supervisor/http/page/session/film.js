@@ -80,7 +80,7 @@ export function addFilm(next, film, position = null) {
   for (const told of film.segments) {
     const place = { start: told.start_ms / 1000, duration: told.duration_ms / 1000, bytes: told.bytes };
     const here = known.get(told.segment_idx);
-    if (here?.state === 'done' && !here.here) next.change(told.segment_idx, place);
+    if (here && !here.here && ['done', 'interrupted'].includes(here.state)) next.change(told.segment_idx, { ...place, state: 'done' });
     if (here) continue;
     added.push({
       ...newSegment(told.segment_idx, place.start, next.now), ...place,

@@ -214,6 +214,18 @@ test('a segment that was never received is fetched', async () => {
   assert.deepEqual([asked, at.player.ranges()], [[1], [[0, 30]]]);
 });
 
+test('a segment of which only a part was received is fetched, and appended from its beginning', async () => {
+  const at = page({ fetch: async (idx) => new Uint8Array(Array.from({ length: SECONDS }, (_, i) => idx * SECONDS + i)) });
+  await at.has(0);
+  at.begin(1, 4);
+  await at.rest();
+  Object.assign(at.places[1], { state: 'done', duration: 0 }); // the server has finished it
+  at.player.wake();
+  await at.rest();
+  assert.deepEqual(at.player.ranges(), [[0, 20]]);
+  assert.equal(at.source.appended.length, 15);
+});
+
 test('a gap that nothing fills is skipped', async () => {
   const at = page();
   await at.has(0);
