@@ -48,6 +48,10 @@ export const mediaEffects = (film, list, stage, getState, dispatch) => ({
     film.finish(idx);
     stage.player.wake();
   },
+  refill_media({ idx }) {
+    film.drop(idx);
+    stage.player.refill(idx);
+  },
   void_media({ idx, from, again }) {
     film.drop(idx);
     stage.player.cut(idx, from, again);

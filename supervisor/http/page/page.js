@@ -14,7 +14,7 @@ import { initialState, isUnsaved } from './state.js';
 import { createStore } from './store.js';
 import { View } from './view.js';
 import { WatchLink } from './watch_link.js';
-import { starvedWords, statusWords } from './words.js';
+import { sourceWords, starvedWords, statusWords } from './words.js';
 
 const FOLLOW_MS = 150;
 const REPORT_MS = 1000;
@@ -27,7 +27,7 @@ const tokens = new TokenStore(() => sessionStorage);
 const connection = new Connection(() => new WebSocket(url), dispatch);
 const getState = () => store.state;
 const film = sessionFilm(getState);
-const list = new SegmentList(seek);
+const list = new SegmentList(seek, sourceWords);
 const stage = new Stage({
   getState, film, seek: seekTo, changed: follow,
   failed: (text) => report('The video cannot be shown.', text),

@@ -2,11 +2,15 @@
 
 import { $, facts, make, mark, prefersStill, say, set } from './dom.js';
 import { pad, seconds } from './format.js';
-import { segmentWords, sourceWords } from './words.js';
+import { segmentWords } from './words.js';
 
 export class SegmentList {
-  /** @param {(idx: number, part: number) => void} seek  seeks to a position within a segment, from 0 to 1 */
-  constructor(seek) {
+  /**
+   * @param {(idx: number, part: number) => void} seek  seeks to a position within a segment, from 0 to 1
+   * @param {(source: string) => string} sourceWords  names the source of a prompt
+   */
+  constructor(seek, sourceWords) {
+    this.sourceWords = sourceWords;
     this.seek = seek;
     this.views = new Map();
     this.playing = null;
@@ -90,7 +94,7 @@ export class SegmentList {
       ['end to end', seconds(segment.latencyMs)], ['length', segment.duration ? seconds(segment.duration * 1000) : ''],
     ]);
     mark(v.badge, { source: segment.source });
-    say(v.badge, sourceWords(segment.source));
+    say(v.badge, this.sourceWords(segment.source));
     if (v.line.firstChild !== v.badge) v.line.prepend(v.badge);
     if (['cancelled', 'failed'].includes(segment.state)) {
       v.thumb.width = 0; // the next segment with this index has other pictures

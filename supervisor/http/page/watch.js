@@ -8,7 +8,7 @@ import { SegmentList } from './segment_list.js';
 import { Stage } from './stage.js';
 import { createStore } from './store.js';
 import { initialWatchState, nextSegment, reduceWatch } from './watch_session.js';
-import { emptyWords, watchStarvedWords, watchStatusWords } from './words.js';
+import { emptyWords, watchSourceWords, watchStarvedWords, watchStatusWords } from './words.js';
 
 const FOLLOW_MS = 150;
 
@@ -19,7 +19,7 @@ window.addEventListener('hashchange', () => location.reload());
 const getState = () => store.state;
 const film = sessionFilm(getState);
 const connection = new Connection(() => new WebSocket(address()), dispatch, { silenceMs: Infinity });
-const list = new SegmentList(seek);
+const list = new SegmentList(seek, watchSourceWords);
 const stage = new Stage({
   getState, film, seek: seekTo, changed: follow,
   failed: (text) => dispatch({ type: 'reported', title: 'The video cannot be shown.', text }),

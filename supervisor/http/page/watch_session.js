@@ -2,7 +2,7 @@
 // The reducer of the spectators' page: it shows what `WS /v1/watch` sends and what the server keeps, and sends nothing.
 
 import { addFilm } from './session/film.js';
-import { addMedia, firstPicture, mediaInit, mediaSegmentComplete, segmentStart, stepComplete } from './session/segments.js';
+import { addMedia, mediaInit, mediaSegmentComplete, segmentStart, stepComplete } from './session/segments.js';
 import { Transition } from './session/transition.js';
 import { initialState, isUnderWay } from './state.js';
 
@@ -12,7 +12,6 @@ import { initialState, isUnderWay } from './state.js';
  *
  * @typedef {{type: 'open' | 'reconnect_due'}
  *   | {type: 'film_loaded', film: ?FilmInfo, refused: boolean}
- *   | {type: 'first_picture', idx: number, start: number}
  *   | {type: 'starved', on: boolean}
  *   | {type: 'reported', title: string, text: string}
  *   | import('./connection.js').ConnectionEvent} WatchEvent
@@ -48,7 +47,6 @@ function handle(next, event) {
       load(next);
       break;
     case 'film_loaded': filmLoaded(next, event); break;
-    case 'first_picture': firstPicture(next, event); break;
     case 'starved': state.starved = event.on; break;
     case 'reported': next.notice(event.title, event.text); break;
     case 'reconnect_scheduled': if (state.reconnect) state.reconnect = { ...state.reconnect, dueAt: event.dueAt }; break;

@@ -207,6 +207,9 @@ export function watchStatusWords(state) {
   return ['ready', 'Live: waiting for the next segment'];
 }
 
+/** Names the source of a prompt for a spectator. @param {string} source */
+export const watchSourceWords = (source) => (source === 'user' ? 'prompt' : sourceWords(source));
+
 /** Explains to a spectator why the video does not continue. @param {SessionState} state */
 export const watchStarvedWords = (state) => (state.phase === 'lost' ? 'Waiting for the connection' : 'Waiting for the next segment');
 

@@ -29,7 +29,7 @@ export class JpegPlayer {
   reset() {
     /** @type {Blob[]} */
     this.frames = [];
-    this.next = 0;
+    this.next = 0; // the index of the next picture
     this.due = 0;
     this.playing = true;
     this.drawn = this.decoding = false;
@@ -39,7 +39,8 @@ export class JpegPlayer {
   startSegment() {}
   finish() {}
   wake() {}
-  /** @param {number} _segment @param {?() => void} done @param {BlobPart} bytes */
+  refill() {}
+  /** @param {number} _segment @param {(() => void) | null} done @param {BlobPart} bytes */
   added(_segment, done, bytes) {
     this.frames.push(new Blob([bytes], { type: 'image/jpeg' }));
     done?.();

@@ -47,6 +47,11 @@ export class MsePlayer {
     video.addEventListener('playing', () => { this.started = this.bufferEnd > 0; });
     video.addEventListener('seeking', () => this.wake()); // also by the browser, to the start of a video that had ended
     video.addEventListener('error', () => { if (this.writer && video.error) this.recover(video.error); });
+    this.limits = LIMITS;
+    this.shown = this.started = this.dead = this.finished = false;
+    this.playing = true;
+    this.nudges = 0;
+    this.again = this.full = false;
     this.countFrames();
     this.reset();
     setInterval(() => this.tick(performance.now()), TICK_MS);
@@ -141,7 +146,7 @@ export class MsePlayer {
     }
   }
 
-  /** The film has another message. @param {number} idx @param {?() => void} [done]  is called when it was appended */
+  /** The film has another message. @param {number} idx @param {(() => void) | null} [done]  is called when it was appended */
   added(idx, done) {
     if (done) this.awaited.push({ idx, count: this.film.growing(idx)?.length ?? 0, done });
     this.wake();
@@ -166,6 +171,13 @@ export class MsePlayer {
       this.video.pause();
     }
     this.wake();
+  }
+
+  /** The same media of a segment follow once more, from its beginning. @param {number} idx */
+  refill(idx) {
+    if (this.fed.get(idx)?.whole) return;
+    this.fed.delete(idx);
+    if (this.feeding?.idx === idx) this.feeding = null;
   }
 
   /** No more media will come. */
@@ -380,7 +392,7 @@ export class MsePlayer {
     const place = this.film.places.findLast(({ start }) => start <= time + 0.05);
     const ranges = this.ranges();
     const action = rescue({
-      time, ranges, stuckMs, frozenMs, nudges: this.nudges, seeking: video.seeking,
+      time, ranges, stuckMs, frozenMs, nudges: this.nudges, seeking: video.seeking, hidden: document.hidden,
       coming: Boolean(place) && time < this.endOf(place) && this.isComing(place),
       streaming: place?.state === 'streaming' && !place.duration,
     });

@@ -16,7 +16,7 @@ export class SourceWriter {
     this.buffer = null;
     /** @type {?string} */
     this.mime = null;
-    /** @type {?(error: ?Error) => void} */
+    /** @type {((error: ?Error) => void) | null} */
     this.settle = null; // ends the operation under way
     this.detached = false;
     /** @type {Promise<void>} */
@@ -55,10 +55,16 @@ export class SourceWriter {
     return this.operate(() => this.buffer.appendBuffer(bytes));
   }
 
-  /** Removes media, and an incomplete MP4 box. @param {number} from @param {number} to @returns {Promise<void>} */
+  /**
+   * Removes media. It does not call `abort`: all that is appended are whole MP4 boxes, and after it the browser would drop the rest
+   * of a segment that is being appended, up to the next keyframe.
+   *
+   * @param {number} from
+   * @param {number} to
+   * @returns {Promise<void>}
+   */
   async remove(from, to) {
     if (!this.buffer) return;
-    if (this.source.readyState === 'open') this.buffer.abort();
     const { buffered } = this.buffer;
     if (buffered.length && buffered.end(buffered.length - 1) > from) await this.operate(() => this.buffer.remove(Math.max(0, from), to));
   }

@@ -74,18 +74,19 @@ export class Watchdog {
  * @param {number} sight.frozenMs
  * @param {boolean} sight.coming  whether media at the position may still be had
  * @param {boolean} sight.streaming  whether the segment at the end of the buffer is still received
+ * @param {boolean} sight.hidden  whether nobody sees the page: browsers may stop the decoder then
  * @param {boolean} sight.seeking  whether a seek is under way
  * @param {number} sight.nudges  the seeks since the player last went on by itself
  * @returns {Rescue}
  */
-export function rescue({ time, ranges, stuckMs, frozenMs, coming, streaming, seeking, nudges }) {
+export function rescue({ time, ranges, stuckMs, frozenMs, coming, streaming, hidden, seeking, nudges }) {
   const here = ranges.find(([from, to]) => time >= from - 0.001 && time < to);
   const ahead = here ? here[1] - time : 0;
   if (here && ahead > AT_END) {
     const enough = !streaming || here !== ranges.at(-1) || ahead > REBUFFER || stuckMs >= STOOD_LONG_MS;
     const patience = (seeking ? SEEKING_MS : STUCK_MS) * 2 ** nudges;
     const stands = (stuckMs >= patience && enough) || frozenMs >= FROZEN_MS;
-    if (!stands) return { type: 'none' };
+    if (!stands || hidden) return { type: 'none' };
     // After a buffer underrun Chromium waits for more media than the rest of a segment has; a seek makes it play what there is.
     return nudges < MAX_NUDGES ? { type: 'nudge', to: time + 0.001 } : { type: 'reattach' };
   }

@@ -72,7 +72,7 @@ function segmentSentAgain(next, message, known) {
       source: message.source ?? 'user', attempt: message.attempt ?? 1, steps: message.total_steps, step: message.total_steps,
       duration: known?.duration ?? 0, bytes: known?.bytes ?? 0, replayed: true,
     });
-    if (known) next.run({ type: 'void_media', idx, from: start, again: true });
+    if (known) next.run({ type: 'refill_media', idx });
     state.receiving = { idx, messages: 0 };
   }
   if (state.catchingUp && idx + 1 >= (state.stream?.next_segment_idx ?? 0)) caughtUp(next);

@@ -60,7 +60,7 @@ const MAX_ERRORS = 100;
  *   | {type: 'show_film', mime: string, fps: number, pictures: number[], position: ?number}
  *   | {type: 'start_media', idx: number, mime: string}
  *   | {type: 'add_media', idx: number, bytes: Uint8Array, picture: boolean}
- *   | {type: 'finish_media', idx: number}
+ *   | {type: 'finish_media' | 'refill_media', idx: number}
  *   | {type: 'void_media', idx: number, from: number, again: boolean}} Effect
  */
 

@@ -86,7 +86,7 @@ describe('the watchdog', () => {
 
 describe('the rescue of a player that stands', () => {
   const check = (sight, ...expected) => {
-    const found = rescue({ time: 5, ranges: [[0, 10]], stuckMs: 0, frozenMs: 0, coming: false, streaming: false, seeking: false, nudges: 0, ...sight });
+    const found = rescue({ time: 5, ranges: [[0, 10]], stuckMs: 0, frozenMs: 0, coming: false, streaming: false, hidden: false, seeking: false, nudges: 0, ...sight });
     assert.deepEqual([found.type, ...('to' in found ? [found.to] : [])], expected);
   };
 
@@ -106,7 +106,10 @@ describe('the rescue of a player that stands', () => {
     check({ frozenMs: 1500, nudges: 3 }, 'reattach');
   });
 
-  test('leaves a seek its time', () => check({ stuckMs: 3000, seeking: true }, 'none'));
+  test('leaves a seek its time, and a hidden page alone', () => {
+    check({ stuckMs: 3000, seeking: true }, 'none');
+    check({ stuckMs: 60_000, hidden: true }, 'none');
+  });
 
   test('lets media collect while they arrive, unless the viewer has waited for long', () => {
     check({ time: 9, stuckMs: 600, streaming: true }, 'none');
