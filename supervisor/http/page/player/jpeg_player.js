@@ -9,6 +9,9 @@ export class JpegPlayer {
     this.hooks = hooks;
     this.fps = 24;
     this.stalls = 0;
+    /** @type {Blob[]} */
+    this.frames = [];
+    this.next = this.due = 0;
     this.reset();
     const tick = (/** @type {number} */ now) => {
       this.draw(now);
@@ -27,7 +30,6 @@ export class JpegPlayer {
   ranges() { return this.frames.length ? [[0, this.end]] : []; }
 
   reset() {
-    /** @type {Blob[]} */
     this.frames = [];
     this.next = 0; // the index of the next picture
     this.due = 0;

@@ -213,7 +213,7 @@ export class MsePlayer {
 
   /** Does one thing. @param {SourceWriter} writer @returns {Promise<boolean>} whether there may be more to do */
   async step(writer) {
-    const [cut] = this.cuts;
+    const cut = this.cuts.at(0);
     if (cut) {
       await writer.remove(cut.from, Infinity);
       this.cuts = this.cuts.filter((other) => other !== cut);
@@ -393,7 +393,7 @@ export class MsePlayer {
     const ranges = this.ranges();
     const action = rescue({
       time, ranges, stuckMs, frozenMs, nudges: this.nudges, seeking: video.seeking, hidden: document.hidden,
-      coming: Boolean(place) && time < this.endOf(place) && this.isComing(place),
+      coming: place !== undefined && time < this.endOf(place) && this.isComing(place),
       streaming: place?.state === 'streaming' && !place.duration,
     });
     if (action.type === 'none') return;
@@ -407,9 +407,9 @@ export class MsePlayer {
     this.settle();
   }
 
-  /** @param {import('../film.js').Place} [place] */
+  /** @param {import('../film.js').Place} place */
   endOf(place) {
-    return place?.duration ? place.start + place.duration - AT_END : Infinity;
+    return place.duration ? place.start + place.duration - AT_END : Infinity;
   }
 
   /** Tells whether media of a segment may still come that are not in the buffer. @param {import('../film.js').Place} place */
