@@ -29,6 +29,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/latent_field.js",
     "/media_effects.js",
     "/page.js",
+    "/player/feeder.js",
     "/player/jpeg_player.js",
     "/player/mse_player.js",
     "/player/plan.js",

@@ -185,7 +185,7 @@ test('a full buffer is tried again by one timer, however many fragments come', a
 
 test('what was evicted is there again when the viewer goes back', async () => {
   const at = page();
-  at.player.limits = { aheadSeconds: 30, behindSeconds: 20, bytes: Infinity };
+  at.player.feeder.limits = { aheadSeconds: 30, behindSeconds: 20, bytes: Infinity };
   await at.has(0, 1, 2, 3);
   at.video.time = 39;
   await at.has(4, 5);
