@@ -51,7 +51,9 @@ export function restore(next) {
 export function filmLoaded(next, { sessionId, film }) {
   const { state } = next;
   if (sessionId !== state.sessionId) return;
-  if (film) {
+  if (film && isPictures(film)) {
+    if (state.restoring) usePictures(next);
+  } else if (film) {
     state.filmKey ??= state.resume;
     addFilm(next, film, state.restoring ? state.position : null);
   }
@@ -63,6 +65,15 @@ export function filmLoaded(next, { sessionId, film }) {
   } else if (state.catchingUp) {
     caughtUp(next);
   }
+}
+
+/** Tells whether a session has JPEG frames. The player cannot show those that the server keeps. @param {import('../protocol.js').FilmInfo} film */
+const isPictures = ({ mime }) => mime.startsWith('image/');
+
+/** @param {Transition} next */
+function usePictures(next) {
+  next.state.requestedMode = next.state.playerMode = 'legacy_jpeg';
+  next.run({ type: 'reset_player', mode: 'legacy_jpeg' });
 }
 
 /**

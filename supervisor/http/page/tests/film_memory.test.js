@@ -132,6 +132,12 @@ describe('a reload of the tab', () => {
     assert.deepEqual(page.opening.resume, TOKEN);
   });
 
+  test('goes on with JPEG frames without those that were shown', () => {
+    const page = new PageModel({ kept: TOKEN }).event('connect_kept');
+    loads(page, film(['a'], { mime: 'image/jpeg' }));
+    assert.deepEqual([page.opening.stream_mode, page.opening.resume, page.state.segments], ['legacy_jpeg', TOKEN, []]);
+  });
+
   test('shows the film of a session that cannot be resumed', () => {
     const page = new PageModel({ kept }).event('connect_kept');
     loads(page, film(['a'], { live: false, resumable: false }));
