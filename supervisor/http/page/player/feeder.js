@@ -31,7 +31,7 @@ const UNFINISHED = ['denoising', 'streaming', 'restarting', 'interrupted'];
  * @property {number} time  the viewer's position in seconds
  * @property {() => import('./plan.js').Range[]} ranges  what is buffered
  * @property {() => void} settle  is called when the buffer has changed
- * @property {(error: unknown) => void} recover  is called when the source has failed
+ * @property {(error: unknown, elsewhere: boolean) => void} recover  is called when the source has failed
  */
 
 export class Feeder {
@@ -108,7 +108,7 @@ export class Feeder {
     if (!writer || this.running === writer) return;
     this.running = writer;
     this.feed(writer).catch((error) => {
-      if (writer === this.writer && !(error instanceof Detached)) this.player.recover(error);
+      if (writer === this.writer && !(error instanceof Detached)) this.player.recover(error, true);
     }).finally(() => { if (this.running === writer) this.running = null; });
   }
 
@@ -187,12 +187,24 @@ export class Feeder {
     } catch (error) {
       if (writer !== this.writer) return false;
       if (/** @type {Error} */ (error).name === 'QuotaExceededError') return this.shrink();
-      this.failures.set(idx, (this.failures.get(idx) ?? 0) + 1);
+      this.blame(idx);
       throw error;
     }
     if (this.feeding !== feeding) return true; // it was cut meanwhile
     feeding.at += 1;
     this.noteFed(feeding);
+    return true;
+  }
+
+  /** @param {number} idx  the segment that the browser could not read */
+  blame(idx) {
+    this.failures.set(idx, (this.failures.get(idx) ?? 0) + 1);
+  }
+
+  /** Counts a failure of the source against the segment that is being appended. @returns {boolean} whether there is one */
+  blameUnderWay() {
+    if (!this.feeding || !this.writer?.isBusy) return false;
+    this.blame(this.feeding.idx);
     return true;
   }
 

@@ -9,8 +9,10 @@ import { AT_END, rescue, Watchdog } from './watchdog.js';
 
 const TICK_MS = 200;
 /** More media sources than these that fail within this time end the player. */
-const MAX_RECOVERIES = 4;
+const MAX_RECOVERIES = 6;
 const RECOVERY_WINDOW_MS = 20_000;
+/** Failures this close to each other, in seconds, are of the same media. */
+const SAME_PLACE = 0.5;
 
 /** @typedef {{failed: (text: string) => void}} Hooks  `failed` is called with a text for the viewer */
 
@@ -26,8 +28,8 @@ export class MsePlayer {
     this.writer = null;
     /** @type {?number} */
     this.target = null; // a position to seek to once it has media: browsers ignore a seek to where there are none
-    /** @type {number[]} */
-    this.recoveries = []; // when they were
+    /** @type {{at: number, time: number}[]} */
+    this.recoveries = []; // when they were, and where
     this.nudges = 0;
     this.playing = true;
     this.shown = this.started = this.dead = false;
@@ -39,7 +41,7 @@ export class MsePlayer {
     video.addEventListener('loadeddata', () => { this.shown = true; });
     video.addEventListener('playing', () => { this.started = this.bufferEnd > 0; });
     video.addEventListener('seeking', () => this.wake()); // also by the browser, to the start of a video that had ended
-    video.addEventListener('error', () => { if (this.writer && video.error) this.recover(video.error); });
+    video.addEventListener('error', () => { if (this.writer && video.error) this.recover(video.error, this.feeder.blameUnderWay()); });
     this.countFrames();
     this.reset();
     setInterval(() => this.tick(performance.now()), TICK_MS);
@@ -239,22 +241,28 @@ export class MsePlayer {
     }
   }
 
-  /** Replaces the media source, and goes on at the same position. @param {unknown} cause */
-  recover(cause) {
+  /**
+   * Replaces the media source, and goes on at the same position. What cannot be played there is left out the second time.
+   *
+   * @param {unknown} cause
+   * @param {boolean} [elsewhere]  whether the fault lies in media that are not played yet
+   */
+  recover(cause, elsewhere = false) {
     if (this.dead) return;
-    const now = performance.now();
-    this.recoveries = [...this.recoveries.filter((at) => now - at < RECOVERY_WINDOW_MS), now];
+    const at = performance.now();
+    const { time } = this;
+    const recent = this.recoveries.filter((other) => at - other.at < RECOVERY_WINDOW_MS);
+    const again = !elsewhere && recent.some((other) => Math.abs(other.time - time) < SAME_PLACE);
+    this.recoveries = [...recent, { at, time: elsewhere ? NaN : time }];
     if (this.recoveries.length > MAX_RECOVERIES) {
       this.fail('The browser could not play it. Reload the page to go on with the session.', cause);
       return;
     }
     console.info('The player starts anew.', cause);
-    const { time } = this;
     const { finished } = this.feeder;
     const next = this.film.places.find(({ start }) => start > time);
     this.detach();
-    // What fails twice at the same place is left out.
-    this.target = this.recoveries.length > 2 && next ? next.start : time;
+    this.target = again && next ? next.start : time;
     this.open();
     this.feeder.finished = finished;
   }

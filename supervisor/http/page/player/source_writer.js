@@ -26,8 +26,8 @@ export class SourceWriter {
     video.src = this.url;
   }
 
+  get isBusy() { return this.settle !== null; }
   get isOpen() { return this.source.readyState !== 'closed'; }
-  get isEnded() { return this.source.readyState === 'ended'; }
 
   /** Gives the source up. The operation under way fails with `Detached`. */
   detach() {
@@ -36,7 +36,7 @@ export class SourceWriter {
     this.settle?.(new Detached());
   }
 
-  /** Begins media of this type. @param {string} mime */
+  /** Begins media of this type. An init segment has to follow. @param {string} mime */
   async begin(mime) {
     if (!this.isOpen) await this.opened;
     if (this.detached) throw new Detached();
@@ -44,8 +44,10 @@ export class SourceWriter {
       this.buffer = this.source.addSourceBuffer(mime);
       this.buffer.addEventListener('updateend', () => this.settle?.(null));
       this.buffer.addEventListener('error', () => this.settle?.(new Error('the browser could not read the media')));
-    } else if (mime !== this.mime) {
-      this.buffer.changeType(mime);
+    } else {
+      // Without this Firefox may drop all but the first fragment of a segment that follows another one.
+      if (this.source.readyState === 'open') this.buffer.abort();
+      if (mime !== this.mime) this.buffer.changeType(mime);
     }
     this.mime = mime;
   }
@@ -56,8 +58,8 @@ export class SourceWriter {
   }
 
   /**
-   * Removes media. It does not call `abort`: all that is appended are whole MP4 boxes, and after it the browser would drop the rest
-   * of a segment that is being appended, up to the next keyframe.
+   * Removes media. It does not call `abort`, after which the browser would drop the rest of a segment that is being appended, up to
+   * the next keyframe.
    *
    * @param {number} from
    * @param {number} to

@@ -61,6 +61,10 @@ class Source extends EventTarget {
       appendBuffer(bytes) {
         source.tried += 1;
         if (source.held.size + bytes.length > source.room) throw Object.assign(new Error('full'), { name: 'QuotaExceededError' });
+        if (bytes.includes(Source.unreadable)) {
+          setImmediate(() => buffer.dispatchEvent(new Event('error')));
+          return;
+        }
         for (const at of bytes) source.held.add(at);
         source.appended.push([...bytes]);
         source.readyState = 'open';
@@ -85,7 +89,7 @@ class Source extends EventTarget {
 
 beforeEach(() => {
   Source.all = [];
-  Source.last = null;
+  Source.last = Source.unreadable = null;
   globalThis.window = { MediaSource: Source };
   globalThis.document = { hidden: true };
   mock.method(URL, 'createObjectURL', () => 'blob:');
@@ -267,6 +271,18 @@ test('a browser that cannot play it at all is told of once', async () => {
   }
   assert.equal(at.failures.length, 1);
   assert.match(at.failures[0], /^The browser could not play it\. Reload/);
+});
+
+test('a segment that the browser cannot read is left out after another try', async () => {
+  const at = page({ fetch: async (idx) => new Uint8Array(Array.from({ length: SECONDS }, (_, i) => idx * SECONDS + i)) });
+  Source.unreadable = 15;
+  for (const idx of [0, 1, 2]) at.hole(idx);
+  at.player.open();
+  await at.wait(200);
+  assert.deepEqual([Source.all.length, at.player.ranges(), at.video.currentTime], [3, [[0, 10], [20, 30]], 0]);
+  at.video.time = 9.99;
+  await at.wait(600);
+  assert.deepEqual([at.video.currentTime, at.failures], [20.001, []]);
 });
 
 test('a segment that is made again takes the place of the old one, and the viewer waits where it was', async () => {
