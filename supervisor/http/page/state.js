@@ -115,7 +115,8 @@ import { MAX_WAITING } from './protocol.js';
  *   session, until the user has agreed to one
  * @property {?ResumeToken} filmKey  opens the film that the server keeps; null when it keeps none
  * @property {?{idx: number, messages: number}} receiving  the segment whose messages arrive, and how many binary ones are here
- * @property {boolean} catchingUp  whether segments are sent again that were lost with the connection
+ * @property {?{told: number, loading: boolean}} catchingUp  while segments are sent again that were lost with the connection: the next
+ *   of them, and whether the film is loaded to learn of those that the server has lost
  * @property {?string} watchToken
  * @property {?number} spectators
  * @property {string} watchNote
@@ -172,7 +173,7 @@ export const initialState = (kept = null, unixTime = 0) => ({
   asking: null,
   filmKey: null,
   receiving: null,
-  catchingUp: false,
+  catchingUp: null,
   watchToken: null,
   spectators: null,
   watchNote: '',

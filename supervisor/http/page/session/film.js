@@ -63,7 +63,8 @@ export function filmLoaded(next, { sessionId, film }) {
     if (!film || film.resumable || film.live) connect(next);
     else showEnded(next);
   } else if (state.catchingUp) {
-    caughtUp(next);
+    state.catchingUp = { ...state.catchingUp, loading: false };
+    sentAgain(next, -1);
   }
 }
 
@@ -133,14 +134,32 @@ function showEnded(next) {
  */
 export function catchUp(next, nextIdx) {
   const { state } = next;
-  state.catchingUp &&= have(state).segments < nextIdx;
-  if (state.catchingUp && state.filmKey) next.run({ type: 'load_film', key: state.filmKey });
+  if (have(state).segments >= nextIdx) state.catchingUp = null;
 }
 
-/** All that was sent again has arrived, or will not. @param {Transition} next */
+/** Segments up to this one have been sent again, or cannot be. @param {Transition} next @param {number} idx */
+export function sentAgain(next, idx) {
+  const { state } = next;
+  if (!state.catchingUp) return;
+  const told = Math.max(state.catchingUp.told, idx + 1);
+  state.catchingUp = { ...state.catchingUp, told };
+  if (!state.catchingUp.loading && told >= (state.stream?.next_segment_idx ?? 0)) caughtUp(next);
+}
+
+/** The server has lost the media of a finished segment. What it was, the film tells. @param {Transition} next @param {number} idx */
+export function mediaLost(next, idx) {
+  const { state } = next;
+  const { catchingUp, filmKey } = state;
+  if (!catchingUp || !filmKey) return;
+  if (!catchingUp.loading) next.run({ type: 'load_film', key: filmKey });
+  state.catchingUp = { ...catchingUp, loading: true };
+  sentAgain(next, idx);
+}
+
+/** All that was sent again has arrived. @param {Transition} next */
 export function caughtUp(next) {
   const { state } = next;
-  state.catchingUp = false;
+  state.catchingUp = null;
   closeGaps(next, state.stream?.next_segment_idx ?? 0);
   sendWaiting(next);
 }

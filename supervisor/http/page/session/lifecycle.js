@@ -6,7 +6,7 @@ import { span } from '../format.js';
 import { MAX_MESSAGE } from '../protocol.js';
 import { curatedPrompts, current, isLive, isReconnecting, isRunning, isUnderWay } from '../state.js';
 import { closeAdvice, closeWords, errorWords } from '../words.js';
-import { catchUp, have, isRecorded } from './film.js';
+import { catchUp, have, isRecorded, mediaLost } from './film.js';
 import { rotatedPrompts, sendWaiting, takeBack } from './prompts.js';
 import { finishSegment } from './segments.js';
 
@@ -17,6 +17,7 @@ const TAKEN = {
   title: 'The session is no longer on this page.',
   text: 'It goes on in another tab or window, or an operator has ended it.',
 };
+const LOST = { title: 'A part of the film is lost.', text: 'The server does not keep it any more.' };
 const NOT_RESUMED = 'The session cannot be continued.';
 const GONE = 'The server no longer has it: it has ended, or nothing happened in it for too long. Start a new one.';
 const UNFIT = 'The server makes pictures of another size or with another model now. Start a new one.';
@@ -40,7 +41,7 @@ export function connect(next) {
   }
   // Loop generation would otherwise start a curated prompt before the waiting prompts arrive.
   state.holdsLoop = state.waiting.length > 0 || state.asked?.message.source === 'user';
-  state.catchingUp = same && state.filmKey !== null;
+  state.catchingUp = same && state.filmKey ? { told: 0, loading: false } : null;
   /** @type {import('../protocol.js').SessionInit} */
   const init = {
     type: 'session_init_v2',
@@ -191,6 +192,11 @@ export function serverError(next, { code, message, retryable, segment_idx, resta
   const { state } = next;
   const segment = current(state);
   next.recordError({ code, message, retryable });
+  if (state.catchingUp && segment_idx !== undefined && segment_idx < (state.stream?.next_segment_idx ?? 0)) {
+    mediaLost(next, segment_idx);
+    next.notice(LOST.title, LOST.text, { soft: true });
+    return;
+  }
   if (code === 'upstream_timeout') state.curatedNote = '';
   if (segment && isRunning(segment) && segment.idx === segment_idx) {
     next.change(segment.idx, { state: restarting ? 'restarting' : 'failed' });

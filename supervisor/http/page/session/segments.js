@@ -2,7 +2,7 @@
 // The segments of a session, from their start to their end, and their media.
 
 import { isRunning, newSegment, unmade } from '../state.js';
-import { caughtUp, closeGaps, isRecorded } from './film.js';
+import { caughtUp, closeGaps, isRecorded, sentAgain } from './film.js';
 import { sendWaiting } from './prompts.js';
 
 /**
@@ -19,6 +19,7 @@ export function segmentStart(next, message) {
     segmentSentAgain(next, message, known);
     return;
   }
+  if (state.catchingUp) caughtUp(next);
   closeGaps(next, idx);
   const before = state.segments.findLast((s) => s.idx < idx);
   const start = before ? before.start + before.duration : known?.start ?? 0;
@@ -75,7 +76,7 @@ function segmentSentAgain(next, message, known) {
     if (known) next.run({ type: 'refill_media', idx });
     state.receiving = { idx, messages: 0 };
   }
-  if (state.catchingUp && idx + 1 >= (state.stream?.next_segment_idx ?? 0)) caughtUp(next);
+  sentAgain(next, idx);
 }
 
 /** Returns the segment whose messages arrive. @param {import('../state.js').SessionState} state */

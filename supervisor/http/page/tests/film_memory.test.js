@@ -68,22 +68,34 @@ describe('a connection that is lost', () => {
     assert.deepEqual(page.ran('void_media').map((e) => [e.idx, e.again]), [[0, true]]);
   });
 
-  test('learns from the film what is not sent again', () => {
-    const page = recorded().submit('a').submit('b').submit('c').starts(0, 'a').streams(0).completes(0);
+  const isLost = (page, idx) => page.says('error', { code: 'internal_error', message: 'not kept any more', retryable: false, segment_idx: idx });
+
+  test('learns from the film what the server has lost', () => {
+    const page = recorded().submit('a').submit('b').submit('c').submit('d').starts(0, 'a', { request_id: 'p1' }).streams(0).completes(0);
     page.closes('broken', 1006).event('reconnect_due');
     page.effects = [];
-    page.opens({ next: 2, limits: RECORDING });
+    isLost(page.opens({ next: 3, limits: RECORDING }), 1);
     assert.deepEqual(page.ran('load_film'), [{ type: 'load_film', key: TOKEN }]);
+    replays(page, 2, 'c', [10, 20], { request_id: 'p3' });
+    assert.deepEqual(requests(page), [], 'one of them may have been the lost one');
     loads(page, film(['a', 'b']));
-    assert.deepEqual([requests(page), states(page)], [['c'], [[0, 'done', true], [1, 'done', false]]]);
+    assert.deepEqual([requests(page), states(page)], [['d'], [[0, 'done', true], [1, 'done', false], [2, 'done', true]]]);
+    assert.equal(page.state.notice.title, 'A part of the film is lost.');
   });
 
   test('goes on when the server does not tell its film', () => {
     const page = recorded().submit('a').submit('b').starts(0, 'a').streams(0).closes('broken', 1006).event('reconnect_due');
     page.effects = [];
-    loads(page.opens({ next: 1, limits: RECORDING }), null);
+    loads(isLost(page.opens({ next: 1, limits: RECORDING }), 0), null);
     assert.deepEqual([requests(page), states(page)], [['b'], [[0, 'done', false]]]);
     assert.equal(page.segment.duration, 1);
+  });
+
+  test('waits no longer for what is sent again once something new begins', () => {
+    const page = recorded().submit('a').submit('b').starts(0, 'a').streams(0).closes('broken', 1006).event('reconnect_due');
+    page.effects = [];
+    page.opens({ next: 1, limits: RECORDING }).starts(1, 'x', { source: 'curated' });
+    assert.deepEqual([requests(page), page.state.segments[0].state], [['b'], 'done']);
   });
 
   test('ignores the media of a segment that is here', () => {
