@@ -239,11 +239,11 @@ export class TokenStore {
    * @param {import('./state.js').SessionState} state
    * @param {number} position  the viewer's, in seconds
    */
-  remember({ resume, waiting, asked }, position) {
+  remember({ resume, waiting, asked, outcome }, position) {
     if (!resume) return;
     const asks = asked?.message.source === 'user' && asked.id ? asked : null;
     try {
-      this.storage().setItem(MEMORY_KEY, JSON.stringify({ session_id: resume.session_id, waiting, asked: asks, position }));
+      this.storage().setItem(MEMORY_KEY, JSON.stringify({ session_id: resume.session_id, waiting, asked: asks, outcome, position }));
     } catch {
       // Storage is forbidden, or full.
     }

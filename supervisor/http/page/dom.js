@@ -44,12 +44,12 @@ export function facts(node, pairs) {
 /** Offers a file for download. */
 export function save(blob, name) {
   const address = URL.createObjectURL(blob);
-  follow(address, name);
+  saveFrom(address, name);
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
 
-/** Downloads from an address. */
-export function follow(address, name) {
+/** Offers what is at an address for download. */
+export function saveFrom(address, name) {
   const link = make('a');
   link.href = address;
   link.download = name;

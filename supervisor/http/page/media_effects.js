@@ -27,7 +27,8 @@ export const mediaEffects = (film, list, stage, getState, dispatch) => ({
   async show_film({ mime, fps, pictures, position }) {
     film.mime ??= mime;
     stage.open(fps || 24);
-    if (position !== null && stage.player.time === 0) stage.player.seek(position);
+    // What was under way then is not part of the film.
+    if (position !== null && stage.player.time === 0) stage.player.seek(Math.min(position, Math.max(0, film.end - 0.05)));
     const { filmKey } = getState();
     for (const idx of pictures) {
       const picture = await filmPicture(filmKey, idx).then(createImageBitmap).catch(() => null);

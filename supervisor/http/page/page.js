@@ -4,7 +4,7 @@
 import { filmAddress, filmInfo, moveSession } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
-import { $, follow as followLink, save } from './dom.js';
+import { $, save, saveFrom } from './dom.js';
 import { Gpus } from './gpus.js';
 import { mediaEffects, sessionFilm } from './media_effects.js';
 import { SegmentList } from './segment_list.js';
@@ -57,7 +57,7 @@ const effects = {
 };
 
 const kept = tokens.load();
-let remembered = null; // what was stored last for a reload
+let remembered = []; // what was stored last for a reload
 const store = createStore({
   state: initialState(kept, performance.timeOrigin),
   reduce,
@@ -98,9 +98,9 @@ function render(state) {
 
 /** Stores the requests for a reload, when they have changed. The position is stored when the page is left. */
 function remember(state) {
-  const { resume, waiting, asked } = state;
-  if (remembered?.resume === resume && remembered.waiting === waiting && remembered.asked === asked) return;
-  remembered = { resume, waiting, asked };
+  const facts = [state.resume, state.waiting, state.asked, state.outcome];
+  if (facts.every((fact, i) => fact === remembered[i])) return;
+  remembered = facts;
   tokens.remember(state, stage.player.time);
 }
 
@@ -126,7 +126,7 @@ async function download() {
   const { filmKey } = store.state;
   const name = `fastvideo-${(store.state.sessionId ?? 'session').slice(0, 8)}.mp4`;
   const atServer = filmKey && await filmInfo(filmKey).catch(() => null);
-  if (atServer) followLink(filmAddress(filmKey, name), name);
+  if (atServer) saveFrom(filmAddress(filmKey, name), name);
   else save(await downloadBlob(), name);
   dispatch({ type: 'downloaded' });
 }

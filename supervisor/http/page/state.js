@@ -69,7 +69,7 @@ import { MAX_WAITING } from './protocol.js';
 /**
  * A session of this tab, as it is stored for a reload.
  *
- * @typedef {ResumeToken & {waiting?: Request[], asked?: ?Request, position?: number}} Kept
+ * @typedef {ResumeToken & {waiting?: Request[], asked?: ?Request, outcome?: ?string, position?: number}} Kept
  */
 
 /**

@@ -28,14 +28,14 @@ export function restore(next) {
   const { state } = next;
   const { kept } = state;
   if (!kept) return;
-  const { session_id, token, waiting = [], asked = null, position = null } = kept;
+  const { session_id, token, waiting = [], asked = null, outcome = null, position = null } = kept;
   next.keepToken({ session_id, token });
   state.requestedMode = state.settings.jpeg ? 'legacy_jpeg' : 'av_fmp4';
   const numbers = [...waiting, ...(asked ? [asked] : [])].map(({ id }) => Number(id.slice(1)) || 0);
   Object.assign(state, {
     kept: null, sessionId: session_id, playerMode: state.requestedMode, phase: 'connecting', notice: null, restoring: true, segments: [],
     waiting: waiting.map((request) => ({ ...request, at: next.now, sent: false })), asked, position,
-    requests: Math.max(state.requests, ...numbers),
+    requests: Math.max(state.requests, ...numbers), outcome,
   });
   state.reconnect = { attempt: 0, dueAt: null, answered: false, why: '' };
   next.run({ type: 'reset_player', mode: state.playerMode });

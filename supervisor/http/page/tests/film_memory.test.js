@@ -132,6 +132,11 @@ describe('a reload of the tab', () => {
     assert.equal(page.sent.at(-1).request_id, 'p4');
   });
 
+  test('extends a session that had ended by its cap', () => {
+    const page = new PageModel({ kept: { ...kept, outcome: 'segment_cap' } }).event('connect_kept');
+    assert.equal(loads(page, film(['a'])).opening.extend, true);
+  });
+
   test('does not ask for a segment that was finished meanwhile', () => {
     const page = new PageModel({ kept }).event('connect_kept');
     loads(page, film(['a', 'b'])).opens({ next: 2, limits: RECORDING });
