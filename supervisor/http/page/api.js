@@ -45,11 +45,13 @@ export const reloadSystemPrompts = () => ask('v1/prompts/reload', { method: 'POS
 /** @param {FilmKey} key @param {string} path */
 const ofSession = ({ session_id: id }, path) => `v1/sessions/${encodeURIComponent(id)}/${path}`;
 
-/** @param {FilmKey} key @returns {RequestInit} */
-const withToken = ({ token }) => ({ headers: { authorization: `Bearer ${token}` }, signal: AbortSignal.timeout(FILM_TIMEOUT_MS) });
+/** @param {FilmKey} key @param {{cache?: RequestCache, ms?: number}} [options] @returns {RequestInit} */
+const withToken = ({ token }, { cache, ms = FILM_TIMEOUT_MS } = {}) => ({
+  headers: { authorization: `Bearer ${token}` }, cache, signal: AbortSignal.timeout(ms),
+});
 
 /** Returns what the server keeps of a film. @param {FilmKey} key @returns {Promise<import('./protocol.js').FilmInfo>} */
-export const filmInfo = (key) => ask(ofSession(key, 'film'), { ...withToken(key), cache: 'no-store', signal: AbortSignal.timeout(STATUS_TIMEOUT_MS) });
+export const filmInfo = (key) => ask(ofSession(key, 'film'), withToken(key, { cache: 'no-store', ms: STATUS_TIMEOUT_MS }));
 
 /**
  * Returns the media of a segment; null when the server does not keep them.
@@ -72,4 +74,4 @@ export async function filmPicture(key, idx) {
 }
 
 /** Returns the address of the whole film as one file. @param {FilmKey} key @param {string} name */
-export const filmAddress = (key, name) => `${ofSession(key, 'film.mp4')}?download=${encodeURIComponent(name)}&token=${encodeURIComponent(key.token)}`;
+export const filmAddress = (key, name) => `${ofSession(key, 'film.mp4')}?${new URLSearchParams({ download: name, token: key.token })}`;

@@ -3,7 +3,11 @@
 import { filmPicture, filmSegment } from './api.js';
 import { Film } from './film.js';
 
-/** Makes a film whose missing media come from the server, if that keeps them. @param {() => import('./state.js').SessionState} getState */
+/**
+ * Makes a film whose missing media come from the server, if that keeps them.
+ *
+ * @param {() => import('./state.js').SessionState} getState
+ */
 export const sessionFilm = (getState) => new Film(() => getState().segments, () => {
   const { filmKey } = getState();
   return filmKey && ((idx) => filmSegment(filmKey, idx));

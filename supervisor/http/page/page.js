@@ -123,10 +123,11 @@ function seekTo(time) {
 
 /** Saves the film: that which the server keeps, or else what was received. */
 async function download() {
-  const { filmKey } = store.state;
+  const { filmKey, watchToken } = store.state;
   const name = `fastvideo-${(store.state.sessionId ?? 'session').slice(0, 8)}.mp4`;
   const atServer = filmKey && await filmInfo(filmKey).catch(() => null);
-  if (atServer) saveFrom(filmAddress(filmKey, name), name);
+  // An address may be logged: the token in it should not allow more than it has to.
+  if (atServer) saveFrom(filmAddress({ ...filmKey, token: watchToken ?? filmKey.token }, name), name);
   else save(await downloadBlob(), name);
   dispatch({ type: 'downloaded' });
 }

@@ -3,7 +3,9 @@
 
 import { $, make, mark, say, set } from './dom.js';
 import { plural, span } from './format.js';
-import { canContinue, curatedPrompts, current, finishedSegments, isLive, isReconnecting, isRunning, isUnsaved, maxWaiting } from './state.js';
+import {
+  canContinue, curatedPrompts, current, finishedSegments, isLive, isReconnecting, isRunning, isUnsaved, maxWaiting,
+} from './state.js';
 import { askWords, composerWords, idleWords, queueWords, reconnectWords, statusWords } from './words.js';
 
 const EXAMPLES = [

@@ -93,7 +93,9 @@ function seekTo(time) {
 
 /** A read-only interface for tests and for the browser's console. */
 window.fastvideo = Object.freeze({
-  get segments() { return store.state.segments.map(({ idx, state, prompt, start, duration }) => ({ idx, state, prompt, start, duration })); },
+  get segments() {
+    return store.state.segments.map(({ idx, state, prompt, start, duration }) => ({ idx, state, prompt, start, duration }));
+  },
   get phase() { return store.state.phase; },
   get stalls() { return stage.player.stalls; },
   buffered: () => stage.player.ranges(),

@@ -18,7 +18,9 @@ import { initialState, isUnderWay } from './state.js';
  */
 
 /** @param {import('./protocol.js').ResumeToken} key  opens the film */
-export const initialWatchState = (key) => ({ ...initialState(), filmKey: key, sessionId: key.session_id, phase: /** @type {const} */ ('connecting') });
+export const initialWatchState = (key) => ({
+  ...initialState(), filmKey: key, sessionId: key.session_id, phase: /** @type {const} */ ('connecting'),
+});
 
 /** The segment that the page needs next. @param {SessionState} state */
 export const nextSegment = ({ segments }) => (segments.findLast((s) => s.state === 'done')?.idx ?? -1) + 1;
@@ -63,7 +65,8 @@ function handleMessage(next, message) {
   const { state } = next;
   switch (message.type) {
     case 'watch_start':
-      Object.assign(state, { phase: 'active', reconnect: null, playerMode: message.mime.startsWith('image/') ? 'legacy_jpeg' : 'av_fmp4' });
+      Object.assign(state, { phase: 'active', reconnect: null });
+      state.playerMode = message.mime.startsWith('image/') ? 'legacy_jpeg' : 'av_fmp4';
       if (state.playerMode === 'legacy_jpeg') next.run({ type: 'reset_player', mode: 'legacy_jpeg' });
       next.run({ type: 'open_player', fps: message.fps || 24 });
       break;
@@ -120,15 +123,23 @@ function segmentFinished(next, told) {
   }
   const here = state.receiving?.idx === idx && state.receiving.messages > 0;
   next.change(idx, {
-    state: 'done', here, start: told.start_ms / 1000, duration: told.duration_ms / 1000, bytes: told.bytes, generationMs: told.generation_time_ms,
+    state: 'done', here, start: told.start_ms / 1000, duration: told.duration_ms / 1000, bytes: told.bytes,
+    generationMs: told.generation_time_ms,
   });
   if (here) next.run({ type: 'finish_media', idx });
   state.receiving = null;
 }
 
-/** The connection was too slow: the rest of the segments before `idx` comes from the film. @param {Transition} next @param {number} idx */
+/**
+ * The connection was too slow: the rest of the segments before `idx` comes from the film.
+ *
+ * @param {Transition} next
+ * @param {number} idx
+ */
 function skipped(next, idx) {
-  for (const segment of next.state.segments) if (segment.idx < idx && isUnderWay(segment)) next.change(segment.idx, { state: 'interrupted' });
+  for (const segment of next.state.segments) {
+    if (segment.idx < idx && isUnderWay(segment)) next.change(segment.idx, { state: 'interrupted' });
+  }
   next.state.receiving = null;
   load(next);
 }

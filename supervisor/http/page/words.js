@@ -187,12 +187,23 @@ export function starvedWords(state) {
 }
 
 /** Explains why a prompt needs the user's consent. @param {boolean} unsaved  whether the film would be lost */
-export const askWords = (unsaved) => `A new one begins with your prompt, and its film takes the place of this one.${unsaved ? ' Download this film first if you want to keep it.' : ''}`;
+export const askWords = (unsaved) => {
+  const text = 'A new one begins with your prompt, and its film takes the place of this one.';
+  return unsaved ? `${text} Download this film first if you want to keep it.` : text;
+};
 
 /** Explains the prompt field. @param {boolean} goesOn  whether a prompt goes on with a session that has ended */
-export const composerWords = (goesOn) => `${goesOn ? 'The next prompt goes on with this session. ' : ''}Enter sends, Shift+Enter starts a new line.`;
+export const composerWords = (goesOn) => {
+  const keys = 'Enter sends, Shift+Enter starts a new line.';
+  return goesOn ? `The next prompt goes on with this session. ${keys}` : keys;
+};
 
-/** Describes a session that is watched, in one line, with the tone of the status lamp. @param {SessionState} state @returns {ReturnType<typeof statusWords>} */
+/**
+ * Describes a session that is watched, in one line, with the tone of the status lamp.
+ *
+ * @param {SessionState} state
+ * @returns {ReturnType<typeof statusWords>}
+ */
 export function watchStatusWords(state) {
   const segment = current(state);
   switch (state.phase) {
@@ -215,7 +226,10 @@ export const watchStarvedWords = (state) => (state.phase === 'lost' ? 'Waiting f
 
 /** Explains to a spectator why there is nothing to see. @param {SessionState} state */
 export function emptyWords({ phase, segments }) {
-  if (phase === 'closed') return { title: 'This link does not work.', text: 'It has been replaced by a new one, or the film is not kept any more. Ask for a new link.' };
+  if (phase === 'closed') {
+    const text = 'It has been replaced by a new one, or the film is not kept any more. Ask for a new link.';
+    return { title: 'This link does not work.', text };
+  }
   if (phase === 'complete' && !segments.length) return { title: 'The film has ended.', text: 'It has no segments.' };
   return { title: 'One moment.', text: 'The film begins as soon as there is something to see.' };
 }

@@ -246,7 +246,8 @@ export class Feeder {
       if (fed?.whole && overlap(ranges, start, start + duration) < fed.seconds - EVICTED) this.fed.delete(idx); // by the browser
       if (!this.film.growing(idx)?.length && !this.film.isWhole(idx) && !this.film.isAtServer(place) && !duration) return [];
       const bytes = this.film.media.get(idx)?.bytes || place.bytes || fed?.bytes || 0;
-      return [{ idx, start, end: duration ? start + duration : Infinity, bytes, buffered: this.fed.has(idx), more: this.hasMore(place) }];
+      const end = duration ? start + duration : Infinity;
+      return [{ idx, start, end, bytes, buffered: this.fed.has(idx), more: this.hasMore(place) }];
     });
   }
 

@@ -56,7 +56,8 @@ export class MsePlayer {
   /** Whether playback stands because media are missing. */
   get starved() {
     const { video } = this;
-    return this.playing && this.started && !video.ended && (this.target !== null || (!video.seeking && (this.atEnd || video.readyState < 3)));
+    if (!this.playing || !this.started || video.ended) return false;
+    return this.target !== null || (!video.seeking && (this.atEnd || video.readyState < 3));
   }
 
   get picture() { return this.video; }

@@ -68,7 +68,8 @@ export class SourceWriter {
   async remove(from, to) {
     if (!this.buffer) return;
     const { buffered } = this.buffer;
-    if (buffered.length && buffered.end(buffered.length - 1) > from) await this.operate(() => this.buffer.remove(Math.max(0, from), to));
+    if (!buffered.length || buffered.end(buffered.length - 1) <= from) return;
+    await this.operate(() => this.buffer.remove(Math.max(0, from), to));
   }
 
   end() {

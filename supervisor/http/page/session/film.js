@@ -33,7 +33,7 @@ export function restore(next) {
   state.requestedMode = state.settings.jpeg ? 'legacy_jpeg' : 'av_fmp4';
   const numbers = [...waiting, ...(asked ? [asked] : [])].map(({ id }) => Number(id.slice(1)) || 0);
   Object.assign(state, {
-    kept: null, sessionId: session_id, playerMode: state.requestedMode, phase: 'connecting', notice: null, restoring: true, segments: [],
+    phase: 'connecting', kept: null, restoring: true, sessionId: session_id, playerMode: state.requestedMode, notice: null, segments: [],
     waiting: waiting.map((request) => ({ ...request, at: next.now, sent: false })), asked, position,
     requests: Math.max(state.requests, ...numbers), outcome,
   });
@@ -68,7 +68,11 @@ export function filmLoaded(next, { sessionId, film }) {
   }
 }
 
-/** Tells whether a session has JPEG frames. The player cannot show those that the server keeps. @param {import('../protocol.js').FilmInfo} film */
+/**
+ * Tells whether a session has JPEG frames. The player cannot show those that the server keeps.
+ *
+ * @param {import('../protocol.js').FilmInfo} film
+ */
 const isPictures = ({ mime }) => mime.startsWith('image/');
 
 /** @param {Transition} next */
@@ -104,10 +108,16 @@ export function addFilm(next, film, position = null) {
   if (!added.length) return;
   state.segments = [...state.segments, ...added].sort((a, b) => a.idx - b.idx);
   state.mime ??= film.mime;
-  next.run({ type: 'show_film', mime: film.mime, fps: film.fps, pictures: film.segments.filter((s) => s.thumbnail).map((s) => s.segment_idx), position });
+  const pictures = film.segments.filter((s) => s.thumbnail).map((s) => s.segment_idx);
+  next.run({ type: 'show_film', mime: film.mime, fps: film.fps, pictures, position });
 }
 
-/** A request that the server has run while the connection was lost does not wait any more. @param {Transition} next @param {import('../protocol.js').FilmSegment} told */
+/**
+ * A request that the server has run while the connection was lost does not wait any more.
+ *
+ * @param {Transition} next
+ * @param {import('../protocol.js').FilmSegment} told
+ */
 function dropAnswered({ state }, { prompt, original_prompt: original, prompt_source: source }) {
   if (!state.catchingUp || !['user', 'enhanced'].includes(source)) return;
   const found = state.waiting.findIndex((request) => [prompt, original].includes(request.prompt));

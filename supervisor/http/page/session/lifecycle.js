@@ -31,7 +31,8 @@ export function connect(next) {
   // A session that has ended by its cap stays at it until the server has extended it.
   state.extends = resume !== null && (state.extends || state.outcome === 'segment_cap');
   Object.assign(state, {
-    notice: null, outcome: null, refusal: null, kept: null, leaving: false, drainDeadline: null, queue: null, asking: null, resumableUntil: null,
+    notice: null, outcome: null, refusal: null, kept: null, leaving: false, drainDeadline: null, queue: null, asking: null,
+    resumableUntil: null,
   });
   // A resumed session keeps its media mode, and its initial image until a segment was generated from it.
   const same = resume !== null && resume.session_id === state.sessionId;
@@ -101,7 +102,8 @@ function answered({ state }) {
 function newSession(next) {
   const { state } = next;
   Object.assign(state, {
-    segments: [], asked: null, playerMode: state.requestedMode, mime: null, receiving: null, filmKey: null, spectators: null, downloaded: 0, stream: null,
+    segments: [], asked: null, playerMode: state.requestedMode, mime: null, receiving: null, filmKey: null, spectators: null,
+    downloaded: 0, stream: null,
   });
   next.run({ type: 'reset_player', mode: state.playerMode });
 }

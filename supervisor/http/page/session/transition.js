@@ -41,7 +41,8 @@ const MAX_ERRORS = 100;
  */
 
 /**
- * An effect: something outside the state that the page runs, in this order. `again` tells that the same pictures will follow; `picture` marks the message with the segment's first picture.
+ * An effect: something outside the state that the page runs, in this order. `again` tells that the same pictures will follow;
+ * `picture` marks the message with the segment's first picture.
  *
  * @typedef {{type: 'connect', first: string}
  *   | {type: 'schedule_reconnect', attempt: number}
