@@ -23,15 +23,22 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/attachments.js",
     "/connection.js",
     "/dom.js",
+    "/film.js",
     "/format.js",
     "/gpus.js",
     "/latent_field.js",
+    "/media_effects.js",
     "/page.js",
-    "/player.js",
+    "/player/feeder.js",
+    "/player/jpeg_player.js",
+    "/player/mse_player.js",
+    "/player/plan.js",
+    "/player/source_writer.js",
+    "/player/watchdog.js",
     "/protocol.js",
-    "/recording.js",
     "/segment_list.js",
     "/session.js",
+    "/session/film.js",
     "/session/lifecycle.js",
     "/session/prompts.js",
     "/session/segments.js",
@@ -40,6 +47,9 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/state.js",
     "/store.js",
     "/view.js",
+    "/watch.js",
+    "/watch_link.js",
+    "/watch_session.js",
     "/words.js",
 ];
 
@@ -48,6 +58,10 @@ pub(super) fn routes() -> Router<App> {
         .route(
             "/",
             file("text/html; charset=utf-8", include_str!("page/index.html")),
+        )
+        .route(
+            "/watch",
+            file("text/html; charset=utf-8", include_str!("page/watch.html")),
         )
         .route(
             "/page.css",
@@ -92,7 +106,7 @@ mod tests {
                 .map(|name| format!("/{folder}{name}"))
                 .collect()
         };
-        let mut present = [scripts(""), scripts("session/")].concat();
+        let mut present = [scripts(""), scripts("player/"), scripts("session/")].concat();
         present.sort();
         let mut served: Vec<&str> = SCRIPTS.iter().map(|(path, _)| *path).collect();
         served.sort_unstable();

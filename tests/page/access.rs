@@ -35,7 +35,7 @@ const AXE: &str = "
 ";
 
 /// What axe-core finds on the page as it is.
-async fn axe(page: &Browser) -> Value {
+pub(super) async fn axe(page: &Browser) -> Value {
     let script = "import axe_core_python, pathlib; \
                   print(pathlib.Path(axe_core_python.__file__).with_name('axe.min.js').read_text())";
     let axe = python().args(["-c", script]).output().unwrap();

@@ -39,6 +39,11 @@ pub(crate) struct Browser {
 impl Browser {
     /// Opens the server's page and waits until its script runs.
     pub(crate) async fn open(server: &Server) -> Self {
+        Self::open_at(server, "").await
+    }
+
+    /// Opens another page of the server.
+    pub(crate) async fn open_at(server: &Server, path: &str) -> Self {
         let stage = STAGE.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let driver = Driver::start();
@@ -53,7 +58,7 @@ impl Browser {
             folder,
             _stage: stage,
         };
-        let address = format!("http://{}/", server.address);
+        let address = format!("http://{}/{path}", server.address);
         browser.resize(1280, 800).await;
         browser.client.goto(&address).await.unwrap();
         browser

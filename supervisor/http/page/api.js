@@ -3,6 +3,8 @@
 // error with a text for the user: the server's message when it refuses.
 
 const STATUS_TIMEOUT_MS = 4000;
+/** A segment has some megabytes, and a slow connection takes its time for them. */
+const FILM_TIMEOUT_MS = 60_000;
 
 /** The error of a request that the server answered with an HTTP error status. */
 export class Refused extends Error {
@@ -15,8 +17,9 @@ export class Refused extends Error {
 
 /** @param {string} path @param {RequestInit} options @returns {Promise<any>} */
 async function ask(path, options) {
-  const answer = await fetch(path, options).catch(() => { throw new Error('the server does not answer'); });
-  const body = await answer.json().catch(() => ({}));
+  const silent = () => { throw new Error('the server does not answer'); };
+  const answer = await fetch(path, options).catch(silent);
+  const body = await answer.json().catch((error) => (error instanceof SyntaxError ? {} : silent()));
   if (!answer.ok) throw new Refused(answer.status, body?.error?.message);
   return body;
 }
@@ -32,3 +35,43 @@ export const operateGpu = (id, operation) => ask(`v1/workers/${encodeURIComponen
 
 /** Reloads the system prompts, and returns the origin of each. @returns {Promise<{[name: string]: string}>} */
 export const reloadSystemPrompts = () => ask('v1/prompts/reload', { method: 'POST' });
+
+/**
+ * A film that the server keeps, with the token that opens it.
+ *
+ * @typedef {import('./protocol.js').ResumeToken} FilmKey
+ */
+
+/** @param {FilmKey} key @param {string} path */
+const ofSession = ({ session_id: id }, path) => `v1/sessions/${encodeURIComponent(id)}/${path}`;
+
+/** @param {FilmKey} key @param {{cache?: RequestCache, ms?: number}} [options] @returns {RequestInit} */
+const withToken = ({ token }, { cache, ms = FILM_TIMEOUT_MS } = {}) => ({
+  headers: { authorization: `Bearer ${token}` }, cache, signal: AbortSignal.timeout(ms),
+});
+
+/** Returns what the server keeps of a film. @param {FilmKey} key @returns {Promise<import('./protocol.js').FilmInfo>} */
+export const filmInfo = (key) => ask(ofSession(key, 'film'), withToken(key, { cache: 'no-store', ms: STATUS_TIMEOUT_MS }));
+
+/**
+ * Returns the media of a segment; null when the server does not keep them.
+ *
+ * @param {FilmKey} key
+ * @param {number} idx
+ */
+export async function filmSegment(key, idx) {
+  const answer = await fetch(ofSession(key, `film/${idx}.mp4`), withToken(key));
+  if (answer.status === 404) return null;
+  if (!answer.ok) throw new Refused(answer.status);
+  return new Uint8Array(await answer.arrayBuffer());
+}
+
+/** Returns a picture of a segment. @param {FilmKey} key @param {number} idx */
+export async function filmPicture(key, idx) {
+  const answer = await fetch(ofSession(key, `film/${idx}.jpg`), withToken(key));
+  if (!answer.ok) throw new Refused(answer.status);
+  return answer.blob();
+}
+
+/** Returns the address of the whole film as one file. @param {FilmKey} key @param {string} name */
+export const filmAddress = (key, name) => `${ofSession(key, 'film.mp4')}?${new URLSearchParams({ download: name, token: key.token })}`;

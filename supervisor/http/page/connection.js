@@ -16,6 +16,8 @@ const SNAPSHOT_SILENCE_MS = 300_000;
 const RECONNECTING = 4000;
 
 const TOKEN_KEY = 'fastvideo.session';
+/** What belongs to the session and changes more often than its token. */
+const MEMORY_KEY = 'fastvideo.memory';
 
 /** The exponential backoff between connection attempts: the pause doubles up to a limit, and jitter shortens it. */
 export const BACKOFF = Object.freeze({ firstMs: 500, longestMs: 10_000, jitter: 0.3 });
@@ -96,12 +98,15 @@ export class Connection {
   /**
    * @param {() => any} openSocket  makes a new `WebSocket`
    * @param {(event: ConnectionEvent) => void} report
-   * @param {typeof CLOCK} clock
+   * @param {object} [options]
+   * @param {typeof CLOCK} [options.clock]
+   * @param {number} [options.silenceMs]  after how long without a message the connection is given up
    */
-  constructor(openSocket, report, clock = CLOCK) {
+  constructor(openSocket, report, { clock = CLOCK, silenceMs = SILENCE_MS } = {}) {
     this.openSocket = openSocket;
     this.report = report;
     this.clock = clock;
+    this.silenceMs = silenceMs;
     /** @type {any} */
     this.socket = null;
     /** @type {any} */
@@ -110,7 +115,7 @@ export class Connection {
     this.silence = null;
   }
 
-  /** Opens a connection, and drops the one before. @param {string} first  the opening message */
+  /** Opens a connection, and drops the one before. @param {string} first  the opening message; empty for none */
   connect(first) {
     this.drop();
     const socket = this.openSocket();
@@ -120,7 +125,7 @@ export class Connection {
     socket.onopen = () => {
       this.clock.cancel(timeout);
       opened = true;
-      socket.send(first);
+      if (first) socket.send(first);
       if (socket === this.socket) this.expectMore(socket);
     };
     socket.onmessage = (/** @type {{data: string | ArrayBuffer}} */ { data }) => {
@@ -144,8 +149,9 @@ export class Connection {
   }
 
   /** Gives the connection up when nothing is received for a while. @param {any} socket @param {number} [ms] */
-  expectMore(socket, ms = SILENCE_MS) {
+  expectMore(socket, ms = this.silenceMs) {
     this.clock.cancel(this.silence);
+    if (ms === Infinity) return;
     this.silence = this.clock.after(() => {
       if (socket !== this.socket) return;
       // The browser would wait for minutes until the closing handshake fails.
@@ -195,18 +201,23 @@ export class Connection {
   }
 }
 
-/** Keeps the resume token in the session storage: it survives a reload of the tab, and other tabs cannot read it. */
+/**
+ * Keeps the resume token, the requests that wait and the viewer's position in the session storage: they survive a reload of the
+ * tab, and other tabs cannot read them.
+ */
 export class TokenStore {
   /** @param {() => Storage} storage  a function, since the mere access throws where storage is forbidden */
   constructor(storage) {
     this.storage = storage;
   }
 
-  /** @returns {?import('./protocol.js').ResumeToken} */
+  /** @returns {?import('./state.js').Kept} */
   load() {
     try {
       const token = JSON.parse(this.storage().getItem(TOKEN_KEY) ?? 'null');
-      return typeof token?.token === 'string' ? token : null;
+      if (typeof token?.token !== 'string') return null;
+      const memory = JSON.parse(this.storage().getItem(MEMORY_KEY) ?? 'null');
+      return memory?.session_id === token.session_id ? { ...memory, ...token } : token;
     } catch {
       return null; // storage is forbidden, or holds something else
     }
@@ -216,9 +227,25 @@ export class TokenStore {
   save(token) {
     try {
       if (token) this.storage().setItem(TOKEN_KEY, JSON.stringify(token));
-      else this.storage().removeItem(TOKEN_KEY);
+      else for (const key of [TOKEN_KEY, MEMORY_KEY]) this.storage().removeItem(key);
     } catch {
       // Storage is forbidden: the session does not survive a reload.
+    }
+  }
+
+  /**
+   * Stores what is to be there again after a reload, besides the token.
+   *
+   * @param {import('./state.js').SessionState} state
+   * @param {number} position  the viewer's, in seconds
+   */
+  remember({ resume, waiting, asked, outcome }, position) {
+    if (!resume) return;
+    const asks = asked?.message.source === 'user' && asked.id ? asked : null;
+    try {
+      this.storage().setItem(MEMORY_KEY, JSON.stringify({ session_id: resume.session_id, waiting, asked: asks, outcome, position }));
+    } catch {
+      // Storage is forbidden, or full.
     }
   }
 }

@@ -43,9 +43,15 @@ export function facts(node, pairs) {
 
 /** Offers a file for download. */
 export function save(blob, name) {
+  const address = URL.createObjectURL(blob);
+  saveFrom(address, name);
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
+
+/** Offers what is at an address for download. */
+export function saveFrom(address, name) {
   const link = make('a');
-  link.href = URL.createObjectURL(blob);
+  link.href = address;
   link.download = name;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

@@ -1,18 +1,20 @@
 // The built-in page: one session of `WS /v1/stream` with its player, and the GPUs of the server. This file only wires the parts:
 // the reducer in session.js decides what an event leads to, and the other files run the effects and show the state.
 
-import { moveSession } from './api.js';
+import { filmAddress, filmInfo, moveSession } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
-import { $, save } from './dom.js';
+import { $, save, saveFrom } from './dom.js';
 import { Gpus } from './gpus.js';
-import { Recording } from './recording.js';
+import { mediaEffects, sessionFilm } from './media_effects.js';
 import { SegmentList } from './segment_list.js';
 import { reduce } from './session.js';
 import { Stage } from './stage.js';
-import { initialState } from './state.js';
+import { initialState, isUnsaved } from './state.js';
 import { createStore } from './store.js';
 import { View } from './view.js';
+import { WatchLink } from './watch_link.js';
+import { sourceWords, starvedWords, statusWords } from './words.js';
 
 const FOLLOW_MS = 150;
 const REPORT_MS = 1000;
@@ -23,15 +25,20 @@ url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
 const tokens = new TokenStore(() => sessionStorage);
 const connection = new Connection(() => new WebSocket(url), dispatch);
-const recording = new Recording();
-const list = new SegmentList(seek);
-const stage = new Stage(
-  () => store.state, (text) => report('The video cannot be shown.', text), follow, seekTo, (on) => dispatch({ type: 'starved', on }),
-);
+const getState = () => store.state;
+const film = sessionFilm(getState);
+const list = new SegmentList(seek, sourceWords);
+const stage = new Stage({
+  getState, film, seek: seekTo, changed: follow,
+  failed: (text) => report('The video cannot be shown.', text),
+  starved: (on) => dispatch({ type: 'starved', on }),
+  words: { status: statusWords, starved: starvedWords },
+});
 const attachments = new Attachments((files) => dispatch({ type: 'attachments_changed', ...files }), report);
 
 /** Runs each type of effect. */
 const effects = {
+  ...mediaEffects(film, list, stage, getState, dispatch),
   connect: ({ first }) => connection.connect(first),
   schedule_reconnect: ({ attempt }) => connection.scheduleReconnect(attempt),
   send: ({ message }) => connection.send(message),
@@ -45,28 +52,14 @@ const effects = {
   clear_prompt: () => view.clearPrompt(),
   return_prompt: ({ prompt }) => view.returnPrompt(prompt),
   write_curated: ({ text }) => view.writeCurated(text),
-  reset_player({ mode }) {
-    recording.clear();
-    stage.reset(mode);
-  },
-  open_player: ({ fps }) => stage.open(fps),
-  allow_gap() { stage.player.holed = true; },
-  finish_player: () => stage.player.finish(),
-  start_media: ({ idx, mime }) => stage.player.startSegment(idx, mime),
-  add_media({ idx, bytes, picture }) {
-    recording.add(idx, bytes);
-    const seen = () => dispatch({ type: 'first_picture', idx, start: stage.player.ranges()[0]?.[0] ?? 0 });
-    stage.player.append(idx, bytes, picture ? seen : null);
-  },
-  finish_media: ({ idx }) => recording.finish(idx),
-  void_media({ idx, from, again }) {
-    recording.drop(idx);
-    stage.player.cut(idx, from, again);
-  },
+  load_film: ({ key }) => filmInfo(key).catch(() => null)
+    .then((info) => dispatch({ type: 'film_loaded', sessionId: key.session_id, film: info })),
 };
 
+const kept = tokens.load();
+let remembered = []; // what was stored last for a reload
 const store = createStore({
-  state: initialState(tokens.load()),
+  state: initialState(kept, performance.timeOrigin),
   reduce,
   run: (effect) => effects[effect.type](effect),
   render,
@@ -75,8 +68,13 @@ const store = createStore({
 });
 const view = new View(dispatch);
 const gpus = new Gpus(report, () => render(store.state));
+const watchLink = new WatchLink(dispatch);
 
-$('download').onclick = async () => save(await downloadBlob(), `fastvideo-${(store.state.sessionId ?? 'session').slice(0, 8)}.mp4`);
+$('download').onclick = download;
+window.addEventListener('pagehide', () => tokens.remember(store.state, stage.player.time));
+window.addEventListener('beforeunload', (event) => {
+  if (isUnsaved(store.state)) event.preventDefault();
+});
 setInterval(follow, FOLLOW_MS);
 setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playing: !stage.player.paused && !stage.player.starved }), REPORT_MS);
 dispatch({ type: 'settings_changed', settings: view.settings() });
@@ -93,7 +91,17 @@ function render(state) {
   list.render(state.segments);
   view.render(state, gpus.count);
   stage.renderSteps(state);
+  watchLink.render(state);
   follow();
+  remember(state);
+}
+
+/** Stores the requests for a reload, when they have changed. The position is stored when the page is left. */
+function remember(state) {
+  const facts = [state.resume, state.waiting, state.asked, state.outcome];
+  if (facts.every((fact, i) => fact === remembered[i])) return;
+  remembered = facts;
+  tokens.remember(state, stage.player.time);
 }
 
 /** Updates what depends on the player's position and on the clock. */
@@ -104,29 +112,35 @@ function follow() {
 }
 
 function seek(idx, part) {
-  const segment = store.state.segments.find((s) => s.idx === idx);
-  if (!segment) return;
-  const length = segment.duration || Math.max(0, stage.player.end - segment.start);
-  seekTo(segment.start + Math.min(part, 0.98) * length);
+  seekTo(list.positionOf(store.state.segments, idx, part, stage.player));
 }
 
 /** Seeks to a position on the player's time line, in seconds. */
 function seekTo(time) {
-  const segment = store.state.segments.findLast((s) => time >= s.start) ?? store.state.segments[0];
-  if (!segment) return;
-  stage.player.seek(time, () => recording.bytes(segment.idx));
+  stage.player.seek(time);
   follow();
 }
 
+/** Saves the film: that which the server keeps, or else what was received. */
+async function download() {
+  const { filmKey, watchToken } = store.state;
+  const name = `fastvideo-${(store.state.sessionId ?? 'session').slice(0, 8)}.mp4`;
+  const atServer = filmKey && await filmInfo(filmKey).catch(() => null);
+  // An address may be logged: the token in it should not allow more than it has to.
+  if (atServer) saveFrom(filmAddress({ ...filmKey, token: watchToken ?? filmKey.token }, name), name);
+  else save(await downloadBlob(), name);
+  dispatch({ type: 'downloaded' });
+}
+
 function downloadBlob() {
-  return recording.file(store.state.segments.filter((s) => s.state === 'done').map((s) => s.idx));
+  return film.file(store.state.segments.filter((s) => s.state === 'done').map((s) => s.idx));
 }
 
 /** A read-only interface for tests and for the browser's console. */
 window.fastvideo = Object.freeze({
   get segments() {
     return store.state.segments.map(({ idx, state, prompt, source, attempt, start, duration, firstPictureMs, generationMs, latencyMs }) => (
-      { idx, state, prompt, source, attempt, start, duration, firstPictureMs, generationMs, latencyMs, bytes: recording.size(idx) }));
+      { idx, state, prompt, source, attempt, start, duration, firstPictureMs, generationMs, latencyMs, bytes: film.size(idx) }));
   },
   get phase() { return store.state.phase; },
   get sessionId() { return store.state.sessionId; },

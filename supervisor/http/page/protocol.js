@@ -13,6 +13,7 @@ export const MAX_WAITING = 8;
  * @typedef {'av_fmp4' | 'legacy_jpeg'} MediaMode
  * @typedef {'user' | 'curated' | 'enhanced' | 'auto_extension'} PromptSource
  * @typedef {{session_id: string, token: string}} ResumeToken
+ * @typedef {{segments: number, messages: number}} Have  whole segments, and binary messages of the next one
  * @typedef {{mime: string, name: string, data: string}} InitialImage  `data` is base64
  * @typedef {{kind: string, payload: {[field: string]: any}}} ContinuationState
  * @typedef {{enhancement?: boolean, auto_extension?: boolean, rewrite?: boolean, safety?: boolean, audio?: boolean}} Features
@@ -31,8 +32,9 @@ export const MAX_WAITING = 8;
  * @property {boolean} single_clip_mode
  * @property {MediaMode} stream_mode
  * @property {?ContinuationState} continuation_state
- * @property {?ResumeToken} resume
+ * @property {?(ResumeToken & {have?: Have})} resume
  * @property {boolean} heartbeat
+ * @property {boolean} [extend]  continues a session that has ended by its cap
  *
  * @typedef {object} PromptRequest
  * @property {'segment_prompt_source'} type
@@ -49,6 +51,10 @@ export const MAX_WAITING = 8;
  *   | {type: 'seed_prompts_updated', seed_prompts: string[]}
  *   | {type: 'rewrite_seed_prompts', seed_prompt: string, count: number}
  *   | {type: 'playback', position_ms: number, playing: boolean}
+ *   | {type: 'media_received', segment_idx: number, messages: number}
+ *   | {type: 'edit_request', request_id: string, prompt?: string, position?: number}
+ *   | {type: 'withdraw_request', request_id: string}
+ *   | {type: 'renew_watch_token'}
  *   | {type: 'cancel_segment' | 'snapshot_state' | 'leave'}} Command
  *
  * @typedef {PromptRequest | Command} ClientMessage
@@ -65,6 +71,7 @@ export const MAX_WAITING = 8;
  * @property {?number} [session_timeout]  seconds
  * @property {string} [session_id]
  * @property {string} [resume_token]
+ * @property {string} [watch_token]
  * @property {string} [worker_id]
  * @property {string} [model_id]
  *
@@ -77,7 +84,7 @@ export const MAX_WAITING = 8;
  * @property {?number} [generation_segment_cap]
  * @property {number} [next_segment_idx]
  * @property {Features} [features]
- * @property {{max_waiting_requests?: number}} [limits]
+ * @property {{max_waiting_requests?: number, recording?: boolean, max_cap_extensions?: number}} [limits]
  *
  * @typedef {object} SegmentStart
  * @property {'ltx2_segment_start'} type
@@ -88,6 +95,7 @@ export const MAX_WAITING = 8;
  * @property {string} [original_prompt]
  * @property {number} [attempt]
  * @property {string} [request_id]
+ * @property {boolean} [replayed]  whether a finished segment is sent again
  *
  * @typedef {{type: 'step_complete', segment_idx: number, step: number, total_steps: number, stage?: string}} StepComplete
  * @typedef {{type: 'media_init', segment_idx: number, mime: string, stream_id: string, mode: MediaMode}} MediaInit
@@ -108,8 +116,10 @@ export const MAX_WAITING = 8;
  * @typedef {{type: 'request_withdrawn', request_id: string}} RequestWithdrawn
  * @typedef {{type: 'request_edited', request_id: string, position: number}} RequestEdited
  * @typedef {{type: 'idle_warning', seconds_left: number}} IdleWarning
- * @typedef {{type: 'ltx2_stream_complete', reason: string}} StreamComplete
- * @typedef {{type: 'session_timeout', timeout_seconds: number}} SessionTimeout
+ * @typedef {{type: 'ltx2_stream_complete', reason: string, resumable_until?: string}} StreamComplete
+ * @typedef {{type: 'session_timeout', timeout_seconds: number, resumable_until?: string}} SessionTimeout
+ * @typedef {{type: 'spectators', count: number}} Spectators
+ * @typedef {{type: 'watch_token', watch_token: string}} WatchToken
  * @typedef {{type: 'continuation_state_snapshot', state: ContinuationState}} StateSnapshot
  * @typedef {{type: 'server_draining', deadline_seconds: number}} ServerDraining
  * @typedef {{type: 'prompt_enhanced', original_prompt: string, prompt: string, request_id?: string}} PromptEnhanced
@@ -127,7 +137,37 @@ export const MAX_WAITING = 8;
  *
  * @typedef {QueueStatus | GpuAssigned | StreamStart | SegmentStart | StepComplete | MediaInit | MediaSegmentComplete
  *   | RequestWithdrawn | RequestEdited | IdleWarning | SegmentComplete | SegmentCancelled | StreamComplete | SessionTimeout | StateSnapshot | ServerDraining | PromptEnhanced
- *   | PromptFallback | SeedPromptsRewritten | ServerError} ServerMessage
+ *   | PromptFallback | SeedPromptsRewritten | Spectators | WatchToken | ServerError} ServerMessage
+ */
+
+/**
+ * What the server keeps of a film.
+ *
+ * @typedef {object} FilmSegment
+ * @property {number} segment_idx
+ * @property {number} start_ms
+ * @property {number} duration_ms
+ * @property {number} bytes
+ * @property {boolean} kept  whether its media are still there
+ * @property {boolean} thumbnail
+ * @property {string} prompt
+ * @property {?string} original_prompt
+ * @property {PromptSource} prompt_source
+ * @property {number} attempt
+ * @property {number} generation_time_ms
+ *
+ * @typedef {object} FilmInfo
+ * @property {string} session_id
+ * @property {string} mime
+ * @property {number} width
+ * @property {number} height
+ * @property {number} fps
+ * @property {boolean} live
+ * @property {boolean} resumable
+ * @property {number} duration_ms
+ * @property {?string} expires_at
+ * @property {number} spectators
+ * @property {FilmSegment[]} segments
  */
 
 /**

@@ -2,14 +2,29 @@
 
 import { $, facts, make, mark, prefersStill, say, set } from './dom.js';
 import { pad, seconds } from './format.js';
-import { segmentWords, sourceWords } from './words.js';
+import { segmentWords } from './words.js';
 
 export class SegmentList {
-  /** @param {(idx: number, part: number) => void} seek  seeks to a position within a segment, from 0 to 1 */
-  constructor(seek) {
+  /**
+   * @param {(idx: number, part: number) => void} seek  seeks to a position within a segment, from 0 to 1
+   * @param {(source: string) => string} sourceWords  names the source of a prompt
+   */
+  constructor(seek, sourceWords) {
+    this.sourceWords = sourceWords;
     this.seek = seek;
     this.views = new Map();
     this.playing = null;
+  }
+
+  clear() {
+    this.render([]);
+    this.playing = null;
+  }
+
+  /** Shows a picture of a segment that was not played here yet. */
+  showPicture(idx, picture) {
+    const view = this.views.get(idx);
+    if (view && view.thumbAt === null) draw(view.thumb, picture, picture.width, picture.height);
   }
 
   /** Shows these segments. Only those that have changed are updated. */
@@ -38,7 +53,10 @@ export class SegmentList {
     const state = make('div', 'state');
     const line = make('div', 'facts-line');
     row.append(num, text, state, line);
-    $('takes').prepend(row);
+    const next = [...this.views.keys()].sort((a, b) => a - b).find((other) => other > idx);
+    const after = next === undefined ? null : this.views.get(next);
+    if (after) after.row.after(row);
+    else $('takes').prepend(row);
 
     const block = make('li');
     const button = make('button');
@@ -47,7 +65,7 @@ export class SegmentList {
     thumb.width = thumb.height = 0;
     button.append(thumb, make('span', 'fill'), make('b', '', pad(idx)));
     block.append(make('span', 'head'), button);
-    $('reel').append(block);
+    $('reel').insertBefore(block, after?.block ?? null);
 
     num.onclick = () => this.seek(idx, 0);
     button.onclick = (event) => {
@@ -76,7 +94,7 @@ export class SegmentList {
       ['end to end', seconds(segment.latencyMs)], ['length', segment.duration ? seconds(segment.duration * 1000) : ''],
     ]);
     mark(v.badge, { source: segment.source });
-    say(v.badge, sourceWords(segment.source));
+    say(v.badge, this.sourceWords(segment.source));
     if (v.line.firstChild !== v.badge) v.line.prepend(v.badge);
     if (['cancelled', 'failed'].includes(segment.state)) {
       v.thumb.width = 0; // the next segment with this index has other pictures
@@ -107,13 +125,25 @@ export class SegmentList {
     return at;
   }
 
+  /** Returns a position within a segment, from 0 to 1, as seconds on the time line. */
+  positionOf(segments, idx, part, player) {
+    const segment = segments.find((s) => s.idx === idx);
+    const length = segment.duration || Math.max(0, player.end - segment.start);
+    return segment.start + Math.min(part, 0.98) * length;
+  }
+
   thumbnail(canvas, picture) {
     const width = picture.videoWidth || picture.width;
     const height = picture.videoHeight || picture.height;
     if (!width) return false;
-    canvas.width = 240;
-    canvas.height = Math.round((240 * height) / width);
-    canvas.getContext('2d').drawImage(picture, 0, 0, canvas.width, canvas.height);
+    draw(canvas, picture, width, height);
     return true;
   }
+}
+
+/** Draws a small picture. */
+function draw(canvas, picture, width, height) {
+  canvas.width = 240;
+  canvas.height = Math.round((240 * height) / width);
+  canvas.getContext('2d').drawImage(picture, 0, 0, canvas.width, canvas.height);
 }

@@ -3,7 +3,8 @@
 // it has no access to the DOM, a socket or a clock. Its parts are in the folder `session`.
 
 import { plural, sentence, span } from './format.js';
-import { isLive, maxWaiting } from './state.js';
+import { canContinue, isLive, maxWaiting } from './state.js';
+import { filmLoaded, restore } from './session/film.js';
 import {
   closed, connect, giveUp, gpuAssigned, leave, queueStatus, serverError, sessionTimeout, streamComplete, streamStart,
 } from './session/lifecycle.js';
@@ -56,10 +57,14 @@ function handle(next, event) {
       next.keepToken(null);
       connect(next);
       break;
-    case 'connect_kept':
-      next.keepToken(state.kept);
-      connect(next);
+    case 'connect_kept': restore(next); break;
+    case 'film_loaded': filmLoaded(next, event); break;
+    case 'new_session_confirmed': confirmed(next); break;
+    case 'new_session_declined': state.asking = null; break;
+    case 'watch_link_renewed':
+      next.send({ type: 'renew_watch_token' });
       break;
+    case 'downloaded': state.downloaded = state.segments.filter((s) => s.state === 'done').length; break;
     case 'kept_dropped':
       state.kept = null;
       next.keepToken(null);
@@ -108,6 +113,11 @@ function handleMessage(next, message) {
       next.notice('Nothing happens in this session.', text, { soft: true, passing: true });
       break;
     }
+    case 'spectators': next.state.spectators = message.count; break;
+    case 'watch_token':
+      next.state.watchToken = message.watch_token;
+      next.state.watchNote = 'The old link does not work any more. Copy the new one.';
+      break;
     case 'ltx2_stream_complete': streamComplete(next, message); break;
     case 'session_timeout': sessionTimeout(next, message); break;
     case 'continuation_state_snapshot': stateSnapshot(next, message); break;
@@ -137,13 +147,22 @@ function switched(next, name, on) {
 }
 
 /**
- * Queues a prompt, and opens a session if there is none.
+ * Queues a prompt. If there is no session, the one that has ended goes on, or a new one is opened; when its film would take the
+ * place of another one, the user is asked first.
  *
  * @param {Transition} next
  * @param {{prompt: string, typed: boolean, sampling: Sampling}} submitted
+ * @param {boolean} [agreed]  whether the user has agreed to a new session
  */
-function submitPrompt(next, { prompt, typed, sampling }) {
+function submitPrompt(next, { prompt, typed, sampling }, agreed = false) {
   const { state } = next;
+  if (!isLive(state) && !state.chosenState && !canContinue(state, next.now)) {
+    if (state.segments.length && !agreed) {
+      state.asking = { prompt, typed, sampling };
+      return;
+    }
+    if (state.resume) next.keepToken(null);
+  }
   const most = maxWaiting(state);
   if (state.waiting.length >= most) {
     const text = 'Send this one when the next segment has begun.';
@@ -158,6 +177,14 @@ function submitPrompt(next, { prompt, typed, sampling }) {
   state.waiting = [...state.waiting, { id, prompt, message: { ...message, request_id: id }, at: next.now, sent: false }];
   if (!isLive(state)) connect(next);
   sendWaiting(next);
+}
+
+/** Opens a new session with the prompt that waited for the user's consent. @param {Transition} next */
+function confirmed(next) {
+  const { state } = next;
+  const { asking } = state;
+  state.asking = null;
+  if (asking) submitPrompt(next, asking, true);
 }
 
 /**

@@ -3,9 +3,10 @@
 import { $, mark, say, set } from './dom.js';
 import { clock, pad } from './format.js';
 import { LatentField } from './latent_field.js';
-import { JpegPlayer, MsePlayer } from './player.js';
+import { JpegPlayer } from './player/jpeg_player.js';
+import { MsePlayer } from './player/mse_player.js';
 import { current, isLive, isReconnecting, isUnderWay } from './state.js';
-import { segmentWords, starvedWords, statusWords } from './words.js';
+import { segmentWords } from './words.js';
 
 const CONTROLS_HIDE_MS = 3500;
 /** A player that stands for this long is told to wait for the network: shorter pauses are not worth a word. */
@@ -32,25 +33,25 @@ const KEYS = {
 
 export class Stage {
   /**
-   * @param {() => import('./state.js').SessionState} getState
-   * @param {(text: string) => void} failed  is called when the video cannot be shown
-   * @param {() => void} changed  is called when the viewer has used the controls
-   * @param {(time: number) => void} seek  seeks to a position on the player's time line, in seconds
-   * @param {(on: boolean) => void} starved  is called when the player begins to stand because media are missing, and when it goes on
+   * @param {object} parts
+   * @param {() => import('./state.js').SessionState} parts.getState
+   * @param {import('./film.js').Film} parts.film
+   * @param {(text: string) => void} parts.failed  is called when the video cannot be shown
+   * @param {() => void} parts.changed  is called when the viewer has used the controls
+   * @param {(time: number) => void} parts.seek  seeks to a position on the player's time line, in seconds
+   * @param {(on: boolean) => void} parts.starved  is called when the player begins to stand because media are missing, and when it goes on
+   * @param {{status: typeof import('./words.js').statusWords, starved: typeof import('./words.js').starvedWords}} parts.words
    */
-  constructor(getState, failed, changed, seek, starved) {
-    const hooks = {
-      failed,
-      segmentStart: (time) => getState().segments.findLast((s) => time >= s.start)?.start ?? 0,
-      ended: () => getState().phase !== 'active',
-    };
-    this.players = { av_fmp4: new MsePlayer($('video'), hooks), legacy_jpeg: new JpegPlayer($('jpeg'), hooks) };
+  constructor({ getState, film, failed, changed, seek, starved, words }) {
+    const hooks = { failed, ended: () => getState().phase !== 'active' };
+    this.players = { av_fmp4: new MsePlayer($('video'), film, hooks), legacy_jpeg: new JpegPlayer($('jpeg'), hooks) };
     this.player = this.players.av_fmp4;
     this.field = new LatentField($('field'));
     this.getState = getState;
     this.changed = changed;
     this.seek = seek;
     this.starved = starved;
+    this.words = words;
     this.starvedSince = null;
     this.wantsSound = true; // until the viewer turns it off
     this.hiding = null;
@@ -113,7 +114,7 @@ export class Stage {
     const video = $('video');
     video.muted = muted;
     const { av_fmp4: player } = this.players;
-    if (player.playing && player.started && video.paused && !video.ended) player.play(); // some browsers pause it then
+    if (player.playing && player.started && video.paused && !video.ended) player.wake(); // some browsers pause it then
     this.changed();
   }
 
@@ -167,7 +168,6 @@ export class Stage {
   follow(state, at) {
     const { player } = this;
     const segment = current(state);
-    player.nudge(segment?.state === 'streaming');
     const view = player.hasPicture ? 'media' : isLive(state) ? 'work' : 'empty';
     if ($('stage').dataset.view !== view) this.wake();
     mark($('stage'), { view });
@@ -178,14 +178,14 @@ export class Stage {
 
     const working = view === 'work' && state.phase !== 'queued';
     set($('working'), { hidden: !working });
-    if (working) say($('working'), isUnderWay(segment) ? segmentWords(segment) : statusWords(state)[1]);
+    if (working) say($('working'), isUnderWay(segment) ? segmentWords(segment) : this.words.status(state)[1]);
 
     const expects = state.phase === 'active' || isReconnecting(state);
     const atEnd = view === 'media' && expects && player.atEnd && !player.paused;
     const starved = this.isStarved(view === 'media' && segment?.state === 'streaming' && player.starved);
     if (starved !== state.starved) this.starved(starved);
     set($('hint'), { hidden: !(atEnd || starved) });
-    if (atEnd || starved) say($('hint'), starvedWords(state));
+    if (atEnd || starved) say($('hint'), this.words.starved(state));
     this.followControls(view, state.mime);
     this.followClock(state.segments[0]?.start ?? 0);
   }

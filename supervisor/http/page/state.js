@@ -32,7 +32,9 @@ import { MAX_WAITING } from './protocol.js';
  * @property {number} step
  * @property {number} steps  0 while unknown
  * @property {string} stage
- * @property {number} messages  the binary messages of this attempt; the count stops after the first picture
+ * @property {number} bytes  as the server has told; 0 while unknown
+ * @property {boolean} here  whether all its media were received by this page
+ * @property {boolean} [replayed]  whether it was finished before this page received it
  * @property {number} requestedAt
  * @property {?number} firstPictureMs  the time from the request to the first picture
  * @property {?number} generationMs
@@ -51,6 +53,7 @@ import { MAX_WAITING } from './protocol.js';
  * @property {boolean} [enhance]  whether a language model rewrites it
  * @property {?string} [written]  the prompt that the language model wrote
  * @property {?string} [edit]  the new prompt that was sent and not yet answered
+ * @property {number} [idx]  the segment that answers it
  */
 
 /**
@@ -61,6 +64,12 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?number} dueAt  the start of this attempt; `null` once it has started
  * @property {boolean} answered  whether the server has answered this attempt
  * @property {string} why  the reason why the attempt before was refused; may be empty
+ */
+
+/**
+ * A session of this tab, as it is stored for a reload.
+ *
+ * @typedef {ResumeToken & {waiting?: Request[], asked?: ?Request, outcome?: ?string, position?: number}} Kept
  */
 
 /**
@@ -96,7 +105,23 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?import('./protocol.js').ContinuationState} chosenState  the continuation state for the next new session
  * @property {?import('./protocol.js').InitialImage} image  the initial image of this session until its first segment is finished
  * @property {?ResumeToken} resume  the token of the session that is open or can be resumed
- * @property {?ResumeToken} kept  the token of the session that this tab had before a reload
+ * @property {?Kept} kept  the session that this tab had before a reload
+ * @property {boolean} restoring  whether the film of that session is being loaded
+ * @property {?number} position  where the viewer was before a reload, in seconds
+ * @property {?ResumeToken} left  the token of the session that the user has left
+ * @property {?number} resumableUntil  until when the ended session can be continued, in milliseconds of Unix time
+ * @property {boolean} extends  whether a session is continued that has ended by its cap
+ * @property {?{prompt: string, typed: boolean, sampling: import('./session/transition.js').Sampling}} asking  a prompt that needs a new
+ *   session, until the user has agreed to one
+ * @property {?ResumeToken} filmKey  opens the film that the server keeps; null when it keeps none
+ * @property {?{idx: number, messages: number}} receiving  the segment whose messages arrive, and how many binary ones are here
+ * @property {?{told: number, loading: boolean}} catchingUp  while segments are sent again that were lost with the connection: the next
+ *   of them, and whether the film is loaded to learn of those that the server has lost
+ * @property {?string} watchToken
+ * @property {?number} spectators
+ * @property {string} watchNote
+ * @property {number} downloaded  the number of segments that the user has saved
+ * @property {number} unixTime  what to add to the events' clock for Unix time
  * @property {?Reconnect} reconnect
  * @property {boolean} leaving  whether the user has asked to leave the session
  * @property {?string} outcome  why the session ended: the server's reason, `timeout`, or `taken` over by another connection
@@ -128,10 +153,11 @@ import { MAX_WAITING } from './protocol.js';
 /**
  * Returns the state of a page that was just loaded.
  *
- * @param {?ResumeToken} kept  the token that this tab has stored
+ * @param {?Kept} kept  the session that this tab has stored
+ * @param {number} unixTime
  * @returns {SessionState}
  */
-export const initialState = (kept = null) => ({
+export const initialState = (kept = null, unixTime = 0) => ({
   phase: 'idle',
   settings: { enhancement: false, auto: false, loop: false, pause: false, single: false, jpeg: false, curated: '' },
   chosenImage: null,
@@ -139,6 +165,20 @@ export const initialState = (kept = null) => ({
   image: null,
   resume: null,
   kept,
+  restoring: false,
+  position: null,
+  left: null,
+  resumableUntil: null,
+  extends: false,
+  asking: null,
+  filmKey: null,
+  receiving: null,
+  catchingUp: null,
+  watchToken: null,
+  spectators: null,
+  watchNote: '',
+  downloaded: 0,
+  unixTime,
   reconnect: null,
   leaving: false,
   outcome: null,
@@ -176,7 +216,7 @@ export const initialState = (kept = null) => ({
  * @returns {Segment}
  */
 export const newSegment = (idx, start, now) => ({
-  idx, start, prompt: '', original: null, source: 'user', attempt: 1, requestedAt: now, ...unmade('denoising'),
+  idx, start, prompt: '', original: null, source: 'user', attempt: 1, requestedAt: now, bytes: 0, here: false, ...unmade('denoising'),
 });
 
 /**
@@ -185,11 +225,26 @@ export const newSegment = (idx, start, now) => ({
  * @param {SegmentState} state
  */
 export const unmade = (state) => ({
-  state, duration: 0, step: 0, steps: 0, stage: 'denoise', messages: 0, firstPictureMs: null, generationMs: null, latencyMs: null,
+  state, duration: 0, step: 0, steps: 0, stage: 'denoise', firstPictureMs: null, generationMs: null, latencyMs: null,
 });
 
 /** Tells whether the page has a connection or is about to have one. @param {SessionState} state */
 export const isLive = ({ phase }) => ['connecting', 'queued', 'binding', 'active', 'lost'].includes(phase);
+
+/**
+ * Tells whether the next prompt goes on with the session that has ended or was lost.
+ *
+ * @param {SessionState} state
+ * @param {number} now
+ */
+export function canContinue({ resume, resumableUntil, outcome, stream, unixTime }, now) {
+  if (!resume || (resumableUntil !== null && unixTime + now >= resumableUntil)) return false;
+  return outcome !== 'segment_cap' || (stream?.limits?.max_cap_extensions ?? 0) > 0;
+}
+
+/** Tells whether the film would be gone with this page. @param {SessionState} state */
+export const isUnsaved = ({ playerMode, filmKey, segments, downloaded }) => (
+  playerMode === 'av_fmp4' && !filmKey && segments.filter((s) => s.state === 'done').length > downloaded);
 
 /** Returns the latest segment, in whatever state it is. @param {SessionState} state */
 export const current = ({ segments }) => segments.at(-1);

@@ -3,8 +3,10 @@
 
 import { $, make, mark, say, set } from './dom.js';
 import { plural, span } from './format.js';
-import { curatedPrompts, current, finishedSegments, isLive, isReconnecting, isRunning, maxWaiting } from './state.js';
-import { idleWords, queueWords, reconnectWords, statusWords } from './words.js';
+import {
+  canContinue, curatedPrompts, current, finishedSegments, isLive, isReconnecting, isRunning, isUnsaved, maxWaiting,
+} from './state.js';
+import { askWords, composerWords, idleWords, queueWords, reconnectWords, statusWords } from './words.js';
 
 const EXAMPLES = [
   'A red fox trots through fresh snow at dawn, breath steaming, handheld camera at its eye level',
@@ -68,11 +70,13 @@ export class View {
 
   bindSession() {
     const on = (id, type) => { $(id).onclick = () => this.dispatch({ type }); };
-    on('connect', 'connect');
+    $('connect').onclick = () => this.dispatch({ type: this.shown.phase === 'complete' ? 'connect_fresh' : 'connect' });
     on('reconnect', 'connect');
     on('fresh', 'connect_fresh');
     on('kept-go', 'connect_kept');
     on('kept-drop', 'kept_dropped');
+    on('ask-yes', 'new_session_confirmed');
+    on('ask-no', 'new_session_declined');
     on('lost-now', 'reconnect_due');
     on('lost-end', 'give_up');
     on('move', 'move');
@@ -128,10 +132,10 @@ export class View {
     this.shown = state;
     this.renderStatus(state);
     this.renderActions(state, gpus);
-    if (changed('phase', 'notice', 'resume', 'reconnect', 'kept')) this.renderNotices(state);
+    if (changed('phase', 'notice', 'resume', 'reconnect', 'kept', 'asking', 'downloaded')) this.renderNotices(state);
     if (changed('gpu', 'stream', 'segments')) this.renderFacts(state);
     if (changed('phase', 'stream', 'settings', 'curatedNote')) this.renderDirection(state);
-    if (changed('waiting', 'stream')) this.renderWaiting(state);
+    if (changed('waiting', 'stream', 'phase', 'resume')) this.renderWaiting(state);
   }
 
   renderStatus(state) {
@@ -182,6 +186,8 @@ export class View {
     set($('lost-now'), { disabled: reconnect?.dueAt == null });
     say($('lost-why'), reconnect?.why ?? '');
     set($('kept'), { hidden: isLive(state) || !state.kept });
+    set($('ask'), { hidden: !state.asking });
+    say($('ask-text'), askWords(isUnsaved(state)));
   }
 
   renderFacts(state) {
@@ -226,8 +232,8 @@ export class View {
     set($('waiting'), { hidden: !waiting.length });
     say($('waiting-count'), `${waiting.length} of ${most}`);
     set($('send'), { disabled: full });
-    const room = 'Enter sends, Shift+Enter starts a new line.';
-    say($('composer-note'), full ? `${plural(most, 'prompt')} waiting. There is room when the next segment begins.` : room);
+    const goesOn = state.phase === 'complete' && canContinue(state, performance.now());
+    say($('composer-note'), full ? `${plural(most, 'prompt')} waiting. There is room when the next segment begins.` : composerWords(goesOn));
     const shown = waiting.map((request) => [request.id, request.edit ?? request.written ?? request.prompt, request.prompt]);
     const key = JSON.stringify(shown);
     if ($('waiting-list').dataset.key === key) return;

@@ -186,6 +186,57 @@ export function starvedWords(state) {
   return state.settings.pause ? 'Generation is paused' : 'Send a prompt to go on from here';
 }
 
+/** Explains why a prompt needs the user's consent. @param {boolean} unsaved  whether the film would be lost */
+export const askWords = (unsaved) => {
+  const text = 'A new one begins with your prompt, and its film takes the place of this one.';
+  return unsaved ? `${text} Download this film first if you want to keep it.` : text;
+};
+
+/** Explains the prompt field. @param {boolean} goesOn  whether a prompt goes on with a session that has ended */
+export const composerWords = (goesOn) => {
+  const keys = 'Enter sends, Shift+Enter starts a new line.';
+  return goesOn ? `The next prompt goes on with this session. ${keys}` : keys;
+};
+
+/**
+ * Describes a session that is watched, in one line, with the tone of the status lamp.
+ *
+ * @param {SessionState} state
+ * @returns {ReturnType<typeof statusWords>}
+ */
+export function watchStatusWords(state) {
+  const segment = current(state);
+  switch (state.phase) {
+    case 'connecting': return ['wait', 'Connecting'];
+    case 'lost': return ['wait', 'Reconnecting'];
+    case 'complete': return ['idle', 'The film has ended'];
+    case 'closed': return ['bad', 'The link does not work'];
+    default:
+  }
+  if (segment?.state === 'streaming') return ['air', `Live: segment ${segment.idx + 1}`];
+  if (segment && isUnderWay(segment)) return ['work', `Live: segment ${segment.idx + 1} is being generated`];
+  return ['ready', 'Live: waiting for the next segment'];
+}
+
+/** Names the source of a prompt for a spectator. @param {string} source */
+export const watchSourceWords = (source) => (source === 'user' ? 'prompt' : sourceWords(source));
+
+/** Explains to a spectator why the video does not continue. @param {SessionState} state */
+export const watchStarvedWords = (state) => (state.phase === 'lost' ? 'Waiting for the connection' : 'Waiting for the next segment');
+
+/** Explains to a spectator why there is nothing to see. @param {SessionState} state */
+export function emptyWords({ phase, segments }) {
+  if (phase === 'closed') {
+    const text = 'It has been replaced by a new one, or the film is not kept any more. Ask for a new link.';
+    return { title: 'This link does not work.', text };
+  }
+  if (phase === 'complete' && !segments.length) return { title: 'The film has ended.', text: 'It has no segments.' };
+  return { title: 'One moment.', text: 'The film begins as soon as there is something to see.' };
+}
+
+/** Tells how many people watch. @param {number} count */
+export const spectatorWords = (count) => (count ? `${count} ${count === 1 ? 'person is' : 'people are'} watching` : 'Nobody is watching');
+
 /** Describes the time until the next connection attempt. @param {SessionState} state @param {number} now */
 export function reconnectWords({ reconnect }, now) {
   if (reconnect?.dueAt == null) return 'trying again now';

@@ -6,6 +6,7 @@ import { span } from '../format.js';
 import { MAX_MESSAGE } from '../protocol.js';
 import { curatedPrompts, current, isLive, isReconnecting, isRunning, isUnderWay } from '../state.js';
 import { closeAdvice, closeWords, errorWords } from '../words.js';
+import { catchUp, have, isRecorded, mediaLost } from './film.js';
 import { rotatedPrompts, sendWaiting, takeBack } from './prompts.js';
 import { finishSegment } from './segments.js';
 
@@ -16,6 +17,7 @@ const TAKEN = {
   title: 'The session is no longer on this page.',
   text: 'It goes on in another tab or window, or an operator has ended it.',
 };
+const LOST = { title: 'A part of the film is lost.', text: 'The server does not keep it any more.' };
 const NOT_RESUMED = 'The session cannot be continued.';
 const GONE = 'The server no longer has it: it has ended, or nothing happened in it for too long. Start a new one.';
 const UNFIT = 'The server makes pictures of another size or with another model now. Start a new one.';
@@ -26,7 +28,12 @@ export function connect(next) {
   if (isLive(state) && state.phase !== 'lost') return;
   if (state.chosenState) next.keepToken(null);
   const { resume, settings } = state;
-  Object.assign(state, { notice: null, outcome: null, refusal: null, kept: null, leaving: false, drainDeadline: null, queue: null });
+  // A session that has ended by its cap stays at it until the server has extended it.
+  state.extends = resume !== null && (state.extends || state.outcome === 'segment_cap');
+  Object.assign(state, {
+    notice: null, outcome: null, refusal: null, kept: null, leaving: false, drainDeadline: null, queue: null, asking: null,
+    resumableUntil: null,
+  });
   // A resumed session keeps its media mode, and its initial image until a segment was generated from it.
   const same = resume !== null && resume.session_id === state.sessionId;
   if (!same) {
@@ -35,6 +42,7 @@ export function connect(next) {
   }
   // Loop generation would otherwise start a curated prompt before the waiting prompts arrive.
   state.holdsLoop = state.waiting.length > 0 || state.asked?.message.source === 'user';
+  state.catchingUp = same && state.filmKey ? { told: 0, loading: false } : null;
   /** @type {import('../protocol.js').SessionInit} */
   const init = {
     type: 'session_init_v2',
@@ -46,8 +54,9 @@ export function connect(next) {
     single_clip_mode: settings.single,
     stream_mode: state.requestedMode,
     continuation_state: state.chosenState,
-    resume,
+    resume: resume && state.catchingUp ? { ...resume, have: have(state) } : resume,
     heartbeat: true,
+    ...(state.extends && { extend: true }),
   };
   const first = JSON.stringify(init);
   if (first.length > MAX_MESSAGE) {
@@ -79,6 +88,7 @@ export function gpuAssigned(next, message) {
   }
   state.sessionId = message.session_id ?? null;
   state.gpu = message;
+  state.watchToken = message.watch_token ?? null;
   const { session_id, resume_token: token } = message;
   next.keepToken(session_id && token ? { session_id, token } : null);
 }
@@ -91,14 +101,18 @@ function answered({ state }) {
 /** Clears the segments and the player. A resumed session keeps both instead. @param {Transition} next */
 function newSession(next) {
   const { state } = next;
-  Object.assign(state, { segments: [], asked: null, playerMode: state.requestedMode });
+  Object.assign(state, {
+    segments: [], asked: null, playerMode: state.requestedMode, mime: null, receiving: null, filmKey: null, spectators: null,
+    downloaded: 0, stream: null,
+  });
   next.run({ type: 'reset_player', mode: state.playerMode });
 }
 
 /** @param {Transition} next @param {import('../protocol.js').StreamStart} message */
 export function streamStart(next, message) {
   const { state } = next;
-  Object.assign(state, { phase: 'active', stream: message, reconnect: null, activeAt: next.now, told: null });
+  Object.assign(state, { phase: 'active', stream: message, reconnect: null, activeAt: next.now, told: null, extends: false });
+  if (isRecorded(state)) state.filmKey = state.resume;
   next.run({ type: 'open_player', fps: message.fps || 24 });
   Object.assign(state, { chosenImage: null, chosenState: null });
   next.run({ type: 'clear_attachments' });
@@ -119,25 +133,23 @@ function resumeSegment(next, { next_segment_idx: nextIdx = 0, num_frames, fps })
   const segment = current(state);
   const { asked } = state;
   state.asked = null;
-  if (segment?.state !== 'interrupted') return;
-  if (segment.idx < nextIdx) {
+  catchUp(next, nextIdx);
+  if (segment?.state === 'interrupted' && segment.idx < nextIdx && !state.catchingUp) {
     // The server had finished the segment, but its last messages were lost.
-    if (!segment.duration) {
-      next.run({ type: 'allow_gap' });
-      next.change(segment.idx, { duration: num_frames / fps });
-    }
+    if (!segment.duration) next.change(segment.idx, { duration: num_frames / fps });
     finishSegment(next, segment.idx);
-  } else if (asked && !(asked.message.source === 'curated' && state.settings.loop)) {
-    state.waiting = [{ ...asked, sent: false }, ...state.waiting];
   }
+  if (!asked || (asked.idx ?? 0) < nextIdx || (asked.message.source === 'curated' && state.settings.loop)) return;
+  state.waiting = [{ ...asked, sent: false }, ...state.waiting];
 }
 
 /** @param {Transition} next */
 export function leave(next) {
   const { state } = next;
+  state.left = state.resume;
   next.keepToken(null);
   state.leaving = true;
-  if (isReconnecting(state)) giveUp(next);
+  if (isReconnecting(state) || state.restoring) giveUp(next);
   else if (state.phase === 'active') next.send({ type: 'leave' });
   else next.run({ type: 'close' });
 }
@@ -147,36 +159,46 @@ export function giveUp(next) {
   const { state } = next;
   next.run({ type: 'drop' });
   stop(next);
-  state.phase = 'closed';
+  Object.assign(state, { phase: 'closed', restoring: false });
   next.run({ type: 'finish_player' });
   if (!state.resume) return;
   next.notice('The connection is lost.', 'The server keeps the session for a while.', { soft: true, reconnect: true });
 }
 
 /** @param {Transition} next @param {import('../protocol.js').StreamComplete} message */
-export function streamComplete(next, { reason }) {
+export function streamComplete(next, { reason, resumable_until }) {
   const { state } = next;
   // A server that shuts down sends this too. It then closes with 1001, and the session can be resumed.
   if (reason === 'stop_requested' && !state.leaving && state.resume) return;
   state.outcome = reason;
-  next.keepToken(null);
+  state.resumableUntil = unixMs(resumable_until);
+  next.keepToken(state.resumableUntil ? state.resume ?? state.left : null);
   stop(next);
   state.phase = 'complete';
   next.run({ type: 'finish_player' });
 }
 
 /** The server keeps the session for a while, so that the next prompt goes on with it. @param {Transition} next @param {import('../protocol.js').SessionTimeout} message */
-export function sessionTimeout(next, { timeout_seconds }) {
+export function sessionTimeout(next, { timeout_seconds, resumable_until }) {
   next.state.outcome = 'timeout';
+  next.state.resumableUntil = unixMs(resumable_until);
   const text = `Nothing happened in it for ${span(timeout_seconds)}. Send a prompt to go on with it.`;
   next.notice('The session has ended.', text, { soft: true, reconnect: true });
 }
+
+/** @param {?string} [date]  as in RFC 3339 @returns {?number} */
+const unixMs = (date) => (date ? Date.parse(date) || null : null);
 
 /** @param {Transition} next @param {import('../protocol.js').ServerError} error */
 export function serverError(next, { code, message, retryable, segment_idx, restarting = false, request_id }) {
   const { state } = next;
   const segment = current(state);
   next.recordError({ code, message, retryable });
+  if (state.catchingUp && segment_idx !== undefined && segment_idx < (state.stream?.next_segment_idx ?? 0)) {
+    mediaLost(next, segment_idx);
+    next.notice(LOST.title, LOST.text, { soft: true });
+    return;
+  }
   if (code === 'upstream_timeout') state.curatedNote = '';
   if (segment && isRunning(segment) && segment.idx === segment_idx) {
     next.change(segment.idx, { state: restarting ? 'restarting' : 'failed' });

@@ -17,7 +17,7 @@ const VARIANTS = 3;
 /** Sends the requests that were not sent yet, as far as the server's queue has room. @param {Transition} next */
 export function sendWaiting(next) {
   const { state } = next;
-  if (state.phase !== 'active') return;
+  if (state.phase !== 'active' || state.catchingUp) return;
   const enhance = Boolean(state.stream?.features?.enhancement) && state.settings.enhancement;
   state.waiting = state.waiting.map((request, i) => {
     if (request.sent || i >= maxWaiting(state)) return request;

@@ -1,7 +1,8 @@
 // @ts-check
 // The segments of a session, from their start to their end, and their media.
 
-import { current, isRunning, newSegment, unmade } from '../state.js';
+import { isRunning, newSegment, unmade } from '../state.js';
+import { caughtUp, closeGaps, isRecorded, sentAgain } from './film.js';
 import { sendWaiting } from './prompts.js';
 
 /**
@@ -12,8 +13,14 @@ import { sendWaiting } from './prompts.js';
 /** @param {Transition} next @param {import('../protocol.js').SegmentStart} message */
 export function segmentStart(next, message) {
   const { state } = next;
-  const { segment_idx: idx, attempt = 1 } = message;
+  const { segment_idx: idx, attempt = 1, replayed = false } = message;
   const known = state.segments.find((s) => s.idx === idx);
+  if (replayed) {
+    segmentSentAgain(next, message, known);
+    return;
+  }
+  if (state.catchingUp) caughtUp(next);
+  closeGaps(next, idx);
   const before = state.segments.findLast((s) => s.idx < idx);
   const start = before ? before.start + before.duration : known?.start ?? 0;
   // An index is used again after a failure, a cancellation or a lost connection. A retry gives the same pictures.
@@ -28,9 +35,52 @@ export function segmentStart(next, message) {
     attempt,
     steps: message.total_steps,
   };
-  state.segments = known ? state.segments.map((s) => (s.idx === idx ? segment : s)) : [...state.segments, segment];
+  put(next, segment);
+  state.receiving = { idx, messages: 0 };
   if (attempt === 1) takeRequest(next, segment, message.request_id);
 }
+
+/** Puts a segment into its place. @param {Transition} next @param {Segment} segment */
+function put({ state }, segment) {
+  const others = state.segments.filter((s) => s.idx !== segment.idx);
+  const at = others.findLastIndex((s) => s.idx < segment.idx) + 1;
+  state.segments = [...others.slice(0, at), segment, ...others.slice(at)];
+}
+
+/**
+ * A finished segment is sent again, since the page lacks media of it. What is here of it is not sent again.
+ *
+ * @param {Transition} next
+ * @param {import('../protocol.js').SegmentStart} message
+ * @param {Segment} [known]
+ */
+function segmentSentAgain(next, message, known) {
+  const { state } = next;
+  const { segment_idx: idx } = message;
+  closeGaps(next, idx);
+  const request = state.waiting.find((r) => r.id === message.request_id);
+  state.waiting = state.waiting.filter((r) => r !== request);
+  const goesOn = known && !known.here && state.receiving?.idx === idx && state.receiving.messages > 0;
+  if (known?.state === 'done' && known.here) {
+    state.receiving = null; // all of it is here
+  } else if (goesOn) {
+    next.change(idx, { state: 'streaming' });
+  } else {
+    const before = state.segments.findLast((s) => s.idx < idx);
+    const start = known?.start ?? (before ? before.start + before.duration : 0);
+    put(next, {
+      ...newSegment(idx, start, next.now), state: 'streaming', prompt: message.prompt, original: message.original_prompt ?? null,
+      source: message.source ?? 'user', attempt: message.attempt ?? 1, steps: message.total_steps, step: message.total_steps,
+      duration: known?.duration ?? 0, bytes: known?.bytes ?? 0, replayed: true,
+    });
+    if (known) next.run({ type: 'refill_media', idx });
+    state.receiving = { idx, messages: 0 };
+  }
+  sentAgain(next, idx);
+}
+
+/** Returns the segment whose messages arrive. @param {import('../state.js').SessionState} state */
+const receivingSegment = ({ segments, receiving }) => segments.find((s) => s.idx === receiving?.idx);
 
 /**
  * Finds the request that the segment answers. Its latency counts from the request, or from when the GPU became free for it.
@@ -54,13 +104,14 @@ function takeRequest(next, segment, id) {
     state.waiting = state.waiting.filter((other) => other !== request);
     next.change(segment.idx, { requestedAt: Math.max(request.at, state.freeAt) });
   }
-  state.asked = request ?? { id: '', prompt, message: { type: 'segment_prompt_source', prompt, source }, at: next.now, sent: true };
+  const asked = request ?? { id: '', prompt, message: { type: 'segment_prompt_source', prompt, source }, at: next.now, sent: true };
+  state.asked = { ...asked, idx: segment.idx };
   sendWaiting(next);
 }
 
 /** @param {Transition} next @param {import('../protocol.js').StepComplete} message */
 export function stepComplete(next, message) {
-  const segment = current(next.state);
+  const segment = receivingSegment(next.state);
   if (!segment) return;
   next.change(segment.idx, {
     step: message.step,
@@ -72,7 +123,7 @@ export function stepComplete(next, message) {
 
 /** @param {Transition} next @param {import('../protocol.js').MediaInit} message */
 export function mediaInit(next, { mime }) {
-  const segment = current(next.state);
+  const segment = receivingSegment(next.state);
   if (!segment) return;
   next.state.mime = mime;
   next.run({ type: 'start_media', idx: segment.idx, mime });
@@ -81,12 +132,14 @@ export function mediaInit(next, { mime }) {
 /** @param {Transition} next @param {Uint8Array} bytes */
 export function addMedia(next, bytes) {
   const { state } = next;
-  const segment = current(state);
-  if (!segment) return;
+  const { receiving } = state;
+  const segment = receivingSegment(state);
+  if (!segment || !receiving) return;
+  const messages = receiving.messages + 1;
+  state.receiving = { ...receiving, messages };
   const pictureAt = state.playerMode === 'legacy_jpeg' ? 1 : 2; // the first message of MP4 is the init segment
-  const messages = Math.min(segment.messages + 1, pictureAt + 1);
-  next.run({ type: 'add_media', idx: segment.idx, bytes, picture: messages === pictureAt });
-  if (messages !== segment.messages || segment.state !== 'streaming') next.change(segment.idx, { messages, state: 'streaming' });
+  next.run({ type: 'add_media', idx: segment.idx, bytes, picture: messages === pictureAt && !segment.replayed });
+  if (segment.state !== 'streaming') next.change(segment.idx, { state: 'streaming' });
 }
 
 /** @param {Transition} next @param {{idx: number, start: number}} picture  `start` is where the player's video begins */
@@ -100,7 +153,7 @@ export function firstPicture(next, { idx, start }) {
 
 /** @param {Transition} next @param {import('../protocol.js').MediaSegmentComplete} message */
 export function mediaSegmentComplete(next, { duration_ms, pts_base_ms }) {
-  const segment = current(next.state);
+  const segment = receivingSegment(next.state);
   if (!segment) return;
   const placed = next.state.playerMode === 'av_fmp4' && pts_base_ms != null;
   next.change(segment.idx, { duration: duration_ms / 1000, ...(placed && { start: pts_base_ms / 1000 }) });
@@ -109,9 +162,16 @@ export function mediaSegmentComplete(next, { duration_ms, pts_base_ms }) {
 /** @param {Transition} next @param {import('../protocol.js').SegmentComplete} message */
 export function segmentComplete(next, message) {
   const { segment_idx: idx } = message;
-  if (!next.state.segments.some((s) => s.idx === idx)) return;
-  next.change(idx, { generationMs: message.generation_time_ms, latencyMs: message.e2e_latency_ms });
+  const { state } = next;
+  const { receiving } = state;
+  if (receiving?.idx !== idx) return;
+  const { replayed } = state.segments.find((s) => s.idx === idx) ?? {};
+  next.change(idx, { generationMs: message.generation_time_ms, ...(!replayed && { latencyMs: message.e2e_latency_ms }) });
   finishSegment(next, idx);
+  if (isRecorded(state)) {
+    // It is no activity of the user.
+    next.run({ type: 'send', message: { type: 'media_received', segment_idx: idx, messages: receiving.messages } });
+  }
 }
 
 /** @param {Transition} next @param {import('../protocol.js').SegmentCancelled} message */
@@ -127,8 +187,8 @@ export function segmentCancelled(next, { segment_idx: idx }) {
 /** Marks a segment as done. @param {Transition} next @param {number} idx */
 export function finishSegment(next, idx) {
   const { state } = next;
-  next.change(idx, { state: 'done' });
-  Object.assign(state, { asked: null, image: null, freeAt: next.now });
+  next.change(idx, { state: 'done', here: true });
+  Object.assign(state, { asked: state.asked?.idx === idx ? null : state.asked, image: null, freeAt: next.now });
   next.run({ type: 'finish_media', idx });
   if (state.notice?.passing) state.notice = null;
 }

@@ -22,6 +22,8 @@ const MAX_ERRORS = 100;
  *   | {type: 'switched', name: Switch, on: boolean}
  *   | {type: 'attachments_changed', image: SessionState['chosenImage'], state: SessionState['chosenState']}
  *   | {type: 'prompt_submitted', prompt: string, typed: boolean, sampling: Sampling}
+ *   | {type: 'new_session_confirmed' | 'new_session_declined' | 'watch_link_renewed' | 'downloaded'}
+ *   | {type: 'film_loaded', sessionId: string, film: ?import('../protocol.js').FilmInfo}
  *   | {type: 'curated_applied' | 'connect' | 'connect_fresh' | 'connect_kept' | 'kept_dropped' | 'leave' | 'give_up' | 'move'}
  *   | {type: 'rewrite', prompt: string}
  *   | {type: 'request_edit', id: string, prompt: string}
@@ -39,8 +41,8 @@ const MAX_ERRORS = 100;
  */
 
 /**
- * An effect: something outside the state that the page runs, in this order. `allow_gap` tells the player that media were lost;
- * `again` tells that the same pictures will follow; `picture` marks the message with the segment's first picture.
+ * An effect: something outside the state that the page runs, in this order. `again` tells that the same pictures will follow;
+ * `picture` marks the message with the segment's first picture.
  *
  * @typedef {{type: 'connect', first: string}
  *   | {type: 'schedule_reconnect', attempt: number}
@@ -54,10 +56,12 @@ const MAX_ERRORS = 100;
  *   | {type: 'write_curated', text: string}
  *   | {type: 'reset_player', mode: import('../protocol.js').MediaMode}
  *   | {type: 'open_player', fps: number}
- *   | {type: 'allow_gap' | 'finish_player'}
+ *   | {type: 'finish_player'}
+ *   | {type: 'load_film', key: ResumeToken}
+ *   | {type: 'show_film', mime: string, fps: number, pictures: number[], position: ?number}
  *   | {type: 'start_media', idx: number, mime: string}
  *   | {type: 'add_media', idx: number, bytes: Uint8Array, picture: boolean}
- *   | {type: 'finish_media', idx: number}
+ *   | {type: 'finish_media' | 'refill_media', idx: number}
  *   | {type: 'void_media', idx: number, from: number, again: boolean}} Effect
  */
 

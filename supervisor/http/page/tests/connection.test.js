@@ -63,7 +63,7 @@ function setUp() {
     sockets.push(new Socket());
     return sockets.at(-1);
   };
-  const connection = new Connection(openSocket, (event) => events.push(event), clock);
+  const connection = new Connection(openSocket, (event) => events.push(event), { clock });
   return { connection, sockets, events, clock };
 }
 

@@ -5,9 +5,9 @@ import { readFile, readdir } from 'node:fs/promises';
 import { describe, test } from 'node:test';
 
 import { checkShape, imageType, readState } from '../attachments.js';
+import { Film } from '../film.js';
 import { clock, gib, ordinal, plural, seconds, sentence, span } from '../format.js';
 import { exitWords, gpuState } from '../gpus.js';
-import { Recording } from '../recording.js';
 import { createStore } from '../store.js';
 
 describe('store', () => {
@@ -80,53 +80,70 @@ test('all addresses are relative, so that a proxy can serve the page below a pat
   }
 });
 
-describe('recording', () => {
+describe('film', () => {
   const bytes = (...values) => new Uint8Array(values);
-  const file = async (recording, indices) => [...new Uint8Array(await (await recording.file(indices)).arrayBuffer())];
+  const file = async (film, indices) => [...new Uint8Array(await (await film.file(indices)).arrayBuffer())];
+  const place = (idx, state = 'done') => ({ idx, state, start: idx, duration: 1 });
 
   test('is one file with one init segment when they are alike', async () => {
-    const recording = new Recording();
+    const film = new Film(() => []);
     for (const idx of [0, 1]) {
-      recording.add(idx, bytes(1, 2));
-      recording.add(idx, bytes(10 + idx));
-      recording.finish(idx);
+      film.add(idx, bytes(1, 2));
+      film.add(idx, bytes(10 + idx));
+      film.finish(idx);
     }
-    assert.deepEqual(await file(recording, [0, 1]), [1, 2, 10, 11]);
+    assert.deepEqual(await file(film, [0, 1]), [1, 2, 10, 11]);
   });
 
   test('has another init segment where it differs', async () => {
-    const recording = new Recording();
+    const film = new Film(() => []);
     for (const idx of [0, 1]) {
-      recording.add(idx, bytes(idx));
-      recording.add(idx, bytes(10 + idx));
-      recording.finish(idx);
+      film.add(idx, bytes(idx));
+      film.add(idx, bytes(10 + idx));
+      film.finish(idx);
     }
-    assert.deepEqual(await file(recording, [0, 1]), [0, 10, 1, 11]);
+    assert.deepEqual(await file(film, [0, 1]), [0, 10, 1, 11]);
   });
 
-  test('gives a segment back, finished or not', async () => {
-    const recording = new Recording();
-    recording.add(0, bytes(1, 2));
-    recording.add(0, bytes(3));
-    recording.add(0, bytes(4));
-    assert.deepEqual(await recording.bytes(0), [bytes(1, 2), bytes(3), bytes(4)]);
-    assert.equal(recording.size(0), 0);
-    recording.finish(0);
-    assert.deepEqual(await recording.bytes(0), [bytes(1, 2), bytes(3, 4)]);
-    assert.equal(recording.size(0), 4);
+  test('gives a segment to the player, message by message until it is finished', async () => {
+    const film = new Film(() => [place(0)]);
+    film.begin(0, 'video/mp4');
+    film.add(0, bytes(1, 2));
+    const growing = film.growing(0);
+    film.add(0, bytes(3));
+    assert.deepEqual(growing, [bytes(1, 2), bytes(3)]);
+    assert.deepEqual([film.size(0), film.isWhole(0), film.mimeOf(0)], [0, false, 'video/mp4']);
+    film.finish(0);
+    assert.deepEqual([growing.length, film.growing(0), film.size(0)], [2, null, 3]);
+    assert.deepEqual(await film.load(0), [bytes(1, 2, 3)]);
   });
 
   test('forgets media that are void, and knows nothing of other segments', async () => {
-    const recording = new Recording();
-    recording.add(0, bytes(1));
-    recording.drop(0);
-    recording.add(0, bytes(2));
-    recording.finish(0);
-    recording.finish(5);
-    assert.deepEqual(await file(recording, [0, 5, 9]), [2]);
-    assert.deepEqual(await recording.bytes(9), []);
-    recording.clear();
-    assert.equal(recording.size(0), 0);
+    const film = new Film(() => []);
+    film.add(0, bytes(1));
+    film.drop(0);
+    film.add(0, bytes(2));
+    film.finish(0);
+    film.finish(5);
+    assert.deepEqual(await file(film, [0, 5, 9]), [2]);
+    assert.equal(await film.load(9), null);
+    film.clear();
+    assert.equal(film.size(0), 0);
+  });
+
+  test('has segments fetched that were never received, and not those that the server lost', async () => {
+    let now = 0;
+    const answers = [() => { throw new Error('the server does not answer'); }, () => bytes(7), () => null];
+    const film = new Film(() => [place(0), place(1, 'streaming')], () => async () => answers.shift()(), () => now);
+    assert.deepEqual([film.isAtServer(place(0)), film.isAtServer(place(1, 'streaming'))], [true, false]);
+    assert.equal(await film.load(0), null);
+    assert.deepEqual([film.isAtServer(place(0)), film.isDue(0)], [true, false]);
+    now += 2000;
+    assert.equal(film.isDue(0), true);
+    assert.deepEqual(await film.load(0), [bytes(7)]);
+    assert.equal(await film.load(0), null);
+    assert.equal(film.isAtServer(place(0)), false);
+    assert.equal(new Film(() => [place(0)]).isAtServer(place(0)), false);
   });
 });
 

@@ -54,7 +54,7 @@ describe('a lost connection', () => {
     const page = lost().event('reconnect_due').opens({ next: 2 });
     assert.deepEqual(page.sent, []);
     assert.deepEqual(page.state.segments.map((s) => [s.state, s.duration]), [['done', 3], ['done', 1]]);
-    assert.deepEqual(page.effects.map((e) => e.type).slice(-3), ['clear_attachments', 'allow_gap', 'finish_media']);
+    assert.deepEqual(page.effects.map((e) => e.type).slice(-3), ['open_player', 'clear_attachments', 'finish_media']);
   });
 
   test('leaves a looped prompt to the loop, which goes on where it was', () => {
@@ -198,7 +198,7 @@ describe('a drain', () => {
 describe('a reload of the tab', () => {
   test('offers the session that the tab had', () => {
     const page = new PageModel({ kept: TOKEN });
-    page.event('connect_kept');
+    page.event('connect_kept').event('film_loaded', { sessionId: 's1', film: null });
     assert.deepEqual(page.opening.resume, TOKEN);
     assert.equal(page.state.kept, null);
     assert.equal(statusWords(page.state)[1], 'Reconnecting');

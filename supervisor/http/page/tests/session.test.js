@@ -494,7 +494,7 @@ describe('words for the person', () => {
 });
 
 test('the segments of a resumed session count from its beginning', () => {
-  const page = new PageModel({ kept: TOKEN }).event('connect_kept').opens({ next: 3, cap: 100 });
+  const page = new PageModel({ kept: TOKEN }).event('connect_kept').event('film_loaded', { sessionId: 's1', film: null }).opens({ next: 3, cap: 100 });
   assert.equal(finishedSegments(page.state), 3);
   page.starts(3, 'a').streams(3);
   assert.equal(finishedSegments(page.state), 3);
