@@ -230,7 +230,10 @@ async fn session_is_kept_and_gone_on_with() {
     assert_eq!(second["session_id"], report["session_id"]);
     assert_eq!(second["segments"][0]["segment_idx"], 1);
 
-    // It has ended now.
+    // Who drops it ends it for good.
+    let id = report["session_id"].as_str().unwrap();
+    let path = format!("/v1/sessions/{id}");
+    assert_eq!(server.call("DELETE", &path, None).await.0, 204);
     let (code, refused, said) = Running::start(&server, &order).end().await;
     assert_eq!(code, Some(1), "{said}");
     let error = refused["error"].as_str().unwrap();

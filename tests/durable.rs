@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::harness::{Client, Heard, Server, command, merge, until};
+use crate::harness::{Client, Heard, Server, command, until};
 
 /// The smallest segments, and a server that is there at once.
 const TINY: &[&str] = &[

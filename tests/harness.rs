@@ -464,6 +464,17 @@ impl Client {
         }
     }
 
+    /// The next message, which must be text of this type and say until when the session can be resumed; returns the
+    /// other fields.
+    pub(crate) async fn resumable(&mut self, kind: &str) -> Value {
+        let mut text = self.expect(kind).await;
+        let until = text.as_object_mut().unwrap().remove("resumable_until");
+        let until = until.expect("the time is told");
+        let until = humantime::parse_rfc3339(until.as_str().unwrap()).unwrap();
+        assert!(until > std::time::SystemTime::now());
+        text
+    }
+
     /// Skips messages up to a text of this type.
     pub(crate) async fn until_type(&mut self, kind: &str) -> Value {
         loop {

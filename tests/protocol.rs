@@ -27,7 +27,7 @@ async fn a_free_worker_is_bound_at_once() {
         assigned,
         json!({
             "type": "gpu_assigned", "gpu_id": 0, "session_timeout": 300, "session_id": name("session_id"),
-            "resume_token": name("resume_token"), "worker_id": name("worker_id"), "model_id": "synthetic",
+            "resume_token": name("resume_token"), "watch_token": name("watch_token"), "worker_id": name("worker_id"), "model_id": "synthetic",
         })
     );
     assert_eq!(
@@ -40,7 +40,8 @@ async fn a_free_worker_is_bound_at_once() {
             "limits": {
                 "max_message_bytes": 48 << 20, "max_prompt_chars": 4000, "max_waiting_requests": 8,
                 "max_inference_steps": 200, "max_guidance_scale": 100.0, "opening_timeout_seconds": 30,
-                "slow_client_timeout_seconds": 30, "hold_seconds": 0,
+                "slow_client_timeout_seconds": 30, "hold_seconds": 0, "recording": true,
+                "max_cap_extensions": 0,
             },
         })
     );

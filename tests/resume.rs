@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Heard, Segment, Server, until};
+use crate::harness::{Client, Heard, Segment, Server};
 
 const PROMPTS: [&str; 3] = ["a red desert", "a blue ocean", "a fox in the snow"];
 
@@ -141,11 +141,13 @@ async fn a_session_is_resumed_only_with_its_token_and_while_it_is_there() {
     assert_eq!(index(&client.segment(PROMPTS[1]).await), 1);
     client.send(json!({"type": "leave"})).await;
     assert_eq!(client.closed().await, Some(1000));
-    until("the session is dropped", async || {
-        let path = format!("/v1/sessions/{}/state", id.as_str().unwrap());
-        (server.get(&path).await.0 == 404).then_some(())
-    })
-    .await;
+    // It has ended, and can be gone on with, until somebody drops it.
+    let (mut again, _) = open(&server, ticket.clone()).await;
+    assert_eq!(index(&again.segment(PROMPTS[2]).await), 2);
+    again.send(json!({"type": "leave"})).await;
+    assert_eq!(again.closed().await, Some(1000));
+    let path = format!("/v1/sessions/{}", id.as_str().unwrap());
+    assert_eq!(server.call("DELETE", &path, None).await.0, 204);
     let (error, _) = refused(&server, ticket).await;
     assert_eq!(error["code"], "session_rejected");
 }

@@ -35,10 +35,6 @@ fn looping(enabled: bool) -> Value {
     switch("loop_generation_updated", "enabled", enabled)
 }
 
-fn complete(reason: &str) -> Heard {
-    Heard::Text(json!({"type": "ltx2_stream_complete", "reason": reason}))
-}
-
 /// Prompt and source of the next segment, which is taken whole.
 async fn next_segment(client: &mut Client) -> (String, String) {
     let segment = client.collect_until("ltx2_segment_complete").await;
@@ -137,7 +133,8 @@ async fn curated_prompts_run_round_and_round_up_to_the_cap() {
     for prompt in ["a hill", "a lake", "a wood", "a hill", "a lake"] {
         assert_segment(next_segment(&mut client).await, prompt, "curated");
     }
-    assert_eq!(client.next().await, complete("segment_cap"));
+    let complete = json!({"type": "ltx2_stream_complete", "reason": "segment_cap"});
+    assert_eq!(client.resumable("ltx2_stream_complete").await, complete);
     assert_eq!(client.next().await, Heard::Closed(Some(1000)));
     server.sessions(0).await;
 }
@@ -198,7 +195,7 @@ async fn a_single_clip_is_one_segment() {
     let complete = json!({
         "type": "ltx2_stream_complete", "reason": "segment_cap", "dropped_requests": [{"prompt": "a hare"}],
     });
-    assert_eq!(client.next().await, Heard::Text(complete));
+    assert_eq!(client.resumable("ltx2_stream_complete").await, complete);
     assert_eq!(client.next().await, Heard::Closed(Some(1000)));
 }
 
@@ -216,10 +213,8 @@ async fn an_idle_session_times_out_but_not_while_a_segment_runs() {
         .await;
     client.collect_until("ltx2_segment_complete").await;
     client.expect("idle_warning").await;
-    assert_eq!(
-        client.next().await,
-        Heard::Text(json!({"type": "session_timeout", "timeout_seconds": 1}))
-    );
+    let timeout = json!({"type": "session_timeout", "timeout_seconds": 1});
+    assert_eq!(client.resumable("session_timeout").await, timeout);
     assert_eq!(client.next().await, Heard::Closed(Some(1000)));
     server.sessions(0).await;
 }

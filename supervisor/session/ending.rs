@@ -105,6 +105,11 @@ impl EndCause {
         matches!(self, Self::Left | Self::SegmentCap)
     }
 
+    /// Returns whether the session can go on later, on this server or another one.
+    pub(super) fn may_go_on(self) -> bool {
+        matches!(self, Self::Left | Self::SegmentCap | Self::Idle(_))
+    }
+
     /// Returns whether the events that the client has not taken yet are dropped.
     pub(super) fn drops_unsent(self) -> bool {
         matches!(

@@ -383,7 +383,8 @@ impl LiveSession {
             cause,
             state: self.ticket.state(),
             segments: self.director.segment_idx(),
-            kept_for: has_state.then_some(self.context.store.config().resume_ttl),
+            kept_for: (has_state && cause.may_go_on())
+                .then_some(self.context.store.config().resume_ttl),
             dropped: self.director.take_waiting(),
         })));
     }

@@ -372,7 +372,12 @@ fn bfloat16_is_near_the_reference_and_near_float32() {
             .to_kind(Kind::Float);
         // Processors of different kinds add in different orders: one step of the format.
         check(name, actual, &expected, 8e-3);
-        check(name, actual, case.golden.get(&format!("out.{name}")), 1.5e-2);
+        check(
+            name,
+            actual,
+            case.golden.get(&format!("out.{name}")),
+            1.5e-2,
+        );
     }
 }
 
