@@ -29,17 +29,17 @@ use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Phase, Place, Standing};
 use super::liveness::Progress;
+use request_body::{RequestBody, Unread};
+
+mod request_body;
 
 /// The largest head of a request, and the size up to which hyper's read buffer of a connection grows.
 const MAX_BUFFER_BYTES: usize = 32 << 10;
-
-/// How long a client may go on to send a body that nobody reads, after the answer.
-const LINGER: Duration = Duration::from_secs(10);
 
 /// Time limits on the phases of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -336,7 +336,7 @@ fn answer(
     // A client that waits for leave to send its body does not send it after a refusal.
     let may_linger = !request.headers().contains_key(EXPECT);
     let (head, incoming) = request.into_parts();
-    let incoming = RequestBody(Arc::new(Mutex::new(incoming)));
+    let incoming = RequestBody::new(incoming);
     let request = Request::from_parts(head, incoming.clone());
     let answer = requests.call(request);
     let connection = connection.clone();
@@ -353,36 +353,6 @@ fn answer(
             unread: is_unread.then_some(incoming),
             connection: (!is_upgrade).then_some(connection),
         }))
-    }
-}
-
-/// The body of a request, which outlives the handler that does not read it to its end.
-#[derive(Clone, Debug)]
-struct RequestBody(Arc<Mutex<Incoming>>);
-
-impl RequestBody {
-    fn lock(&self) -> MutexGuard<'_, Incoming> {
-        self.0.lock().expect("no holder of this lock panics")
-    }
-}
-
-impl HttpBody for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut *self.lock()).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.lock().is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.lock().size_hint()
     }
 }
 
@@ -442,32 +412,10 @@ impl Drop for AnswerBody {
         };
         match self.unread.take() {
             Some(body) => {
-                let until = Box::pin(sleep(LINGER));
-                *connection.lock_unread() = Some(Unread { body, until });
+                *connection.lock_unread() = Some(Unread::new(body));
             }
             None => connection.place.enter_phase(Phase::Idle),
         }
-    }
-}
-
-/// The body of a request that was answered without it. What comes of it is dropped for a while: a socket that is closed
-/// with unread bytes is reset, and the client would not see the answer.
-#[derive(Debug)]
-struct Unread {
-    body: RequestBody,
-    until: Pin<Box<Sleep>>,
-}
-
-impl Unread {
-    /// Drops what comes, until the end of the body or of the time for it.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.until.as_mut().poll(cx).is_pending() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => break,
-            }
-        }
-        Poll::Ready(())
     }
 }
 
