@@ -10,6 +10,9 @@ use crate::ids::RequestId;
 use crate::job::PromptSource;
 use crate::state::envelope::{Envelope, EnvelopeError};
 
+/// The MIME type of the media of a segment that was sent as pictures.
+pub const JPEG: &str = "image/jpeg";
+
 /// The longest record that is accepted. A record holds a state's header, and what is known of the segments of a film.
 const MAX_BYTES: usize = 8 << 20;
 const ENVELOPE: Envelope<MAX_BYTES> = Envelope {
@@ -90,6 +93,13 @@ pub struct StoredMedia {
     pub thumbnail_bytes: u32,
     /// Where the samples are; `None` for pictures, and for media that make no film.
     pub samples: Option<SegmentIndex>,
+}
+
+impl StoredSegment {
+    /// Returns whether the media are pictures, and no video.
+    pub fn is_pictures(&self) -> bool {
+        self.mime == JPEG
+    }
 }
 
 /// The fields of version 1.

@@ -1,8 +1,9 @@
-//! The HTTP server: WebSocket sessions, health, status, operators' requests, and the built-in page.
+//! The HTTP server: WebSocket sessions, films, health, status, operators' requests, and the built-in page.
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `status` answers probes,
-//! `operator` serves operators' requests, `page` serves the built-in page, and `openapi` describes all routes.
-//! `extract` reads requests, and `error` answers those that are refused: every refusal has the same JSON body.
+//! `film` serves films, `operator` serves operators' requests, `page` serves the built-in page, and `openapi` describes
+//! all routes. `extract` reads requests, and `error` answers those that are refused: every refusal has the same JSON
+//! body.
 //!
 //! What a stranger may hold is limited: `listener` accepts connections, `connections` counts them, `connection` limits
 //! the time of each of their phases; `websocket` begins WebSockets, and `message_io` limits what is received on them.
@@ -31,6 +32,7 @@ mod connection;
 mod connections;
 mod error;
 mod extract;
+mod film;
 mod hosts;
 mod listener;
 mod liveness;
@@ -59,6 +61,7 @@ fn router(app: App) -> Router {
         .route("/v1/stream", get(stream::upgrade))
         .merge(status::routes())
         .merge(openapi::routes())
+        .merge(film::routes())
         .merge(operator::routes(&app))
         .merge(page::routes())
         .fallback(async || {

@@ -43,7 +43,7 @@ mod writer;
 pub use chunks::Chunks;
 pub use error::{DataLoss, StoreError};
 pub use exchange::{ExportFailed, ImportFailed, export_by_reference, export_inline, import};
-pub use film::{Film, RecordedSegment, Recording};
+pub use film::{Film, FilmView, RecordedSegment, Recording};
 pub use handle::SessionStore;
 pub use health::{Condition, StoreStatus};
 pub use lease::{Lease, LeaseWriter};

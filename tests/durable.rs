@@ -27,15 +27,15 @@ const TINY: &[&str] = &[
 ];
 
 /// A Redis of this test's own, on a free port.
-struct Redis {
+pub(crate) struct Redis {
     child: Child,
     port: u16,
-    url: String,
+    pub(crate) url: String,
     dir: TempDir,
 }
 
 impl Redis {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .unwrap()
@@ -97,7 +97,7 @@ impl Drop for Redis {
 }
 
 /// A folder as a URL, with what comes before it.
-fn folder(flag: &str, path: &Path) -> String {
+pub(crate) fn folder(flag: &str, path: &Path) -> String {
     format!("{flag}=file://{}", path.display())
 }
 

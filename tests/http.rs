@@ -174,10 +174,19 @@ async fn what_is_not_there_is_said_in_json() {
 
 /// Requests of one method for one path that differ in all that a server reads of them.
 fn odd_requests(method: &str, path: &str, takes_body: bool) -> Vec<Request<String>> {
-    let filled = |id: &str, gpu: &str| path.replace("{id}", id).replace("{gpu}", gpu);
+    let filled = |id: &str, gpu: &str| {
+        let path = path.replace("{id}", id).replace("{gpu}", gpu);
+        path.replace("{n}", "0")
+    };
     let unknown = filled(&"0".repeat(32), "99");
     let request = |path: &str| Request::builder().method(method).uri(path);
-    let queries = ["inline=bogus", "deadline_seconds=soon", "unknown=1", "%ff"];
+    let queries = [
+        "inline=bogus",
+        "deadline_seconds=soon",
+        "unknown=1",
+        "%ff",
+        "token=a&token=b",
+    ];
     let mut requests = vec![
         request(&unknown).body(String::new()),
         request(&filled("%ff", "%ff")).body(String::new()),
@@ -347,6 +356,11 @@ async fn the_openapi_document_describes_every_route() {
         "/v1/prompts/reload",
         "/v1/sessions",
         "/v1/sessions/{id}",
+        "/v1/sessions/{id}/film",
+        "/v1/sessions/{id}/film.mp4",
+        "/v1/sessions/{id}/film/{n}.jpg",
+        "/v1/sessions/{id}/film/{n}.mp4",
+        "/v1/sessions/{id}/index.m3u8",
         "/v1/sessions/{id}/move",
         "/v1/sessions/{id}/state",
         "/v1/stream",

@@ -14,6 +14,7 @@ mod docs;
 mod drain;
 mod durable;
 mod faults;
+mod film;
 mod garbage;
 mod handoff;
 mod harness;

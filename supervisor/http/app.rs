@@ -62,7 +62,7 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// In which at least a byte of a body has to come.
     pub body_idle_timeout: Duration,
-    /// From the beginning of an answer to its end.
+    /// From the beginning of an answer to its end, for each 4 MiB of it.
     pub answer_timeout: Duration,
     /// In which the client has to take at least a byte of an answer.
     pub answer_idle_timeout: Duration,

@@ -114,7 +114,7 @@ static BODY_IDLE_TIMEOUT: Key<Duration> =
 
 static ANSWER_TIMEOUT: Key<Duration> =
     Key::seconds("server.limits.answer_timeout_seconds", 0.01, DAY)
-        .help("Time that a client has to take an answer")
+        .help("Time that a client has to take an answer, for each 4 MiB of it")
         .default(300.0);
 
 static ANSWER_IDLE_TIMEOUT: Key<Duration> =

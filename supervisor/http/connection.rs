@@ -9,7 +9,7 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{ConnectInfo, Request};
 use axum::http::StatusCode;
-use axum::http::header::EXPECT;
+use axum::http::header::{CONTENT_LENGTH, EXPECT};
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -29,17 +29,21 @@ use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Phase, Place, Standing};
 use super::liveness::Progress;
+use request_body::{RequestBody, Unread};
+
+mod request_body;
 
 /// The largest head of a request, and the size up to which hyper's read buffer of a connection grows.
 const MAX_BUFFER_BYTES: usize = 32 << 10;
 
-/// How long a client may go on to send a body that nobody reads, after the answer.
-const LINGER: Duration = Duration::from_secs(10);
+/// The length of an answer for which a client has the whole time limit once more: films are long, and at the default
+/// limit a client of 14 kB/s gets any.
+const ANSWER_PART_BYTES: u64 = 4 << 20;
 
 /// Time limits on the phases of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +55,15 @@ pub(super) struct TimeLimits {
     pub(super) idle: Duration,
     /// In which the client has to take at least a byte of an answer.
     pub(super) answer_stall: Duration,
-    /// From the beginning of an answer to its end.
+    /// From the beginning of an answer to its end, for each [`ANSWER_PART_BYTES`] of it.
     pub(super) answer: Duration,
+}
+
+impl TimeLimits {
+    /// Returns the time for an answer of so many parts.
+    fn whole_answer(&self, parts: u32) -> Duration {
+        self.answer.saturating_mul(parts)
+    }
 }
 
 /// Time limits on receiving the body of a request.
@@ -70,6 +81,8 @@ pub(super) struct Connection {
     stream: TcpStream,
     heard: AtomicU64,
     written: AtomicU64,
+    /// The number of parts that the answer has for its time limit.
+    answer_parts: AtomicU32,
     /// Where the last WebSocket message ends in what was written; `u64::MAX` while one is being written.
     message_end: AtomicU64,
     unread: Mutex<Option<Unread>>,
@@ -82,6 +95,7 @@ impl Connection {
             stream,
             heard: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            answer_parts: AtomicU32::new(1),
             message_end: AtomicU64::new(0),
             unread: Mutex::default(),
             place,
@@ -117,7 +131,8 @@ impl Connection {
             Phase::Request => None,
             Phase::Answer => {
                 let stalled = progress.max(since) + limits.answer_stall;
-                Some(stalled.min(since + limits.answer))
+                let parts = self.answer_parts.load(Ordering::Relaxed);
+                Some(stalled.min(since + limits.whole_answer(parts)))
             }
             // The answer to the handshake has not been written yet.
             Phase::Silent | Phase::Opening | Phase::Session => Some(since + limits.head),
@@ -296,9 +311,10 @@ pub(super) async fn serve(
                 None => {
                     let now = connection.taken();
                     let standing = connection.place.standing();
+                    let parts = connection.answer_parts.load(Ordering::Relaxed);
                     let may_go_on = standing.phase == Phase::Answer
                         && now > taken.0
-                        && Instant::now() < standing.since + limits.answer;
+                        && Instant::now() < standing.since + limits.whole_answer(parts);
                     if !may_go_on {
                         tracing::debug!(%peer, phase = ?standing.phase, "time limit of a connection has passed");
                         return;
@@ -336,7 +352,7 @@ fn answer(
     // A client that waits for leave to send its body does not send it after a refusal.
     let may_linger = !request.headers().contains_key(EXPECT);
     let (head, incoming) = request.into_parts();
-    let incoming = RequestBody(Arc::new(Mutex::new(incoming)));
+    let incoming = RequestBody::new(incoming);
     let request = Request::from_parts(head, incoming.clone());
     let answer = requests.call(request);
     let connection = connection.clone();
@@ -344,6 +360,8 @@ fn answer(
         let answer = answer.await?;
         let is_upgrade = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         if !is_upgrade {
+            let parts = answer_parts(&answer);
+            connection.answer_parts.store(parts, Ordering::Relaxed);
             connection.place.enter_phase(Phase::Answer);
         }
         let is_unread = may_linger && !is_upgrade && !incoming.is_end_stream();
@@ -356,34 +374,12 @@ fn answer(
     }
 }
 
-/// The body of a request, which outlives the handler that does not read it to its end.
-#[derive(Clone, Debug)]
-struct RequestBody(Arc<Mutex<Incoming>>);
-
-impl RequestBody {
-    fn lock(&self) -> MutexGuard<'_, Incoming> {
-        self.0.lock().expect("no holder of this lock panics")
-    }
-}
-
-impl HttpBody for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut *self.lock()).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.lock().is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.lock().size_hint()
-    }
+/// Returns the number of parts of an answer, as its head says its length.
+fn answer_parts(answer: &Response) -> u32 {
+    let length = answer.headers().get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    let parts = length.map_or(1, |length: u64| length.div_ceil(ANSWER_PART_BYTES));
+    u32::try_from(parts).unwrap_or(u32::MAX).max(1)
 }
 
 /// The body of an answer, in parts that fit hyper's buffer. So when hyper drops it, next to all of it is written, and the
@@ -442,32 +438,10 @@ impl Drop for AnswerBody {
         };
         match self.unread.take() {
             Some(body) => {
-                let until = Box::pin(sleep(LINGER));
-                *connection.lock_unread() = Some(Unread { body, until });
+                *connection.lock_unread() = Some(Unread::new(body));
             }
             None => connection.place.enter_phase(Phase::Idle),
         }
-    }
-}
-
-/// The body of a request that was answered without it. What comes of it is dropped for a while: a socket that is closed
-/// with unread bytes is reset, and the client would not see the answer.
-#[derive(Debug)]
-struct Unread {
-    body: RequestBody,
-    until: Pin<Box<Sleep>>,
-}
-
-impl Unread {
-    /// Drops what comes, until the end of the body or of the time for it.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.until.as_mut().poll(cx).is_pending() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => break,
-            }
-        }
-        Poll::Ready(())
     }
 }
 
@@ -490,4 +464,29 @@ async fn until_deadline<F: Future + Unpin>(
         timer.as_mut().poll(cx).map(|()| None)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_answer_has_more_time() {
+        for (length, parts) in [
+            ("", 1),
+            ("0", 1),
+            ("4194304", 1),
+            ("4194305", 2),
+            ("268435456", 64),
+            ("99999999999999999999", 1),
+            ("18446744073709551615", u32::MAX),
+        ] {
+            let mut answer = Response::new(Body::empty());
+            if !length.is_empty() {
+                let length = length.parse().expect("a header's value");
+                answer.headers_mut().insert(CONTENT_LENGTH, length);
+            }
+            assert_eq!(answer_parts(&answer), parts, "{length}");
+        }
+    }
 }

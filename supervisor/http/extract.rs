@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::StatusCode;
+use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
 use fastvideo_proto::ids::{GpuId, SessionId};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -144,4 +145,11 @@ impl Upload<'_> {
 async fn parameter<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<String> {
     let path = Path::from_request_parts(parts, state).await;
     path.ok().map(|Path(parameter)| parameter)
+}
+
+/// Returns the token of `Authorization: Bearer`.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let credentials = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = credentials.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer")).then(|| token.trim())
 }

@@ -6,6 +6,7 @@ use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
 use utoipa::OpenApi;
 
 use super::app::App;
+use super::film;
 use super::operator::{prompts, sessions, workers};
 use super::status;
 
@@ -27,6 +28,11 @@ pub(super) fn routes() -> Router<App> {
         status::status,
         openapi,
         stream,
+        film::film,
+        film::media,
+        film::thumbnail,
+        film::whole_film,
+        film::playlist,
         sessions::list,
         sessions::hydrate,
         sessions::state,

@@ -3,16 +3,13 @@
 use bytes::Bytes;
 use fastvideo_mp4::SegmentIndex;
 use fastvideo_proto::job::MediaKind;
-use fastvideo_proto::stored::{StoredMedia, StoredSegment};
+use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
 use sha2::{Digest, Sha256};
 
 use crate::causes::with_causes;
 use crate::pool::Media;
 use crate::segment_run::AttemptId;
 use crate::store::RecordedSegment;
-
-/// The MIME type of pictures.
-pub(super) const JPEG: &str = "image/jpeg";
 
 /// The media of a segment that were handed out. They are the bytes that the client gets, and no copy.
 #[derive(Debug, Default)]

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::job::MediaKind;
-use fastvideo_proto::stored::{StoredMedia, StoredSegment};
+use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::sleep;
 
 use super::command::Have;
 use super::event::SessionEvent;
 use super::live::LiveSession;
-use super::recorder::JPEG;
 use crate::causes::with_causes;
 use crate::pool::Media;
 use crate::segment_run::AttemptId;

@@ -1,0 +1,220 @@
+//! The film of a session: its document, its segments and thumbnails, the whole as one file, and an HLS playlist.
+//!
+//! `request` finds the film of a request whose token gives access to it. `document` and `playlist` describe the film;
+//! `whole` lays it out as one file, and `download` names that. `answer` sends a file, of which `conditions` decides what a
+//! client wants, and `content` reads its bytes piece by piece while the client takes them. Reading a film is no activity
+//! of the session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::http::{HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use fastvideo_proto::api::error::ErrorBody;
+use fastvideo_proto::api::film::{DownloadQuery, FilmDocument, FilmQuery};
+use fastvideo_proto::stored::StoredSegment;
+
+use super::app::{App, AppState};
+use super::error::ApiError;
+use super::extract::ValidQuery;
+use answer::{File, IMMUTABLE, not_kept};
+use conditions::EntityTag;
+use content::Content;
+use request::FilmRequest;
+use whole::no_video;
+
+mod answer;
+mod conditions;
+mod content;
+mod document;
+mod download;
+mod playlist;
+mod request;
+#[cfg(test)]
+mod tests;
+mod whole;
+
+/// Names the segments that are not in `film.mp4`.
+const MISSING_SEGMENTS: HeaderName = HeaderName::from_static("x-fastvideo-missing-segments");
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/sessions/{id}/film", get(film))
+        .route("/v1/sessions/{id}/film/{file}", get(file))
+        .route("/v1/sessions/{id}/film.mp4", get(whole_film))
+        .route("/v1/sessions/{id}/index.m3u8", get(playlist))
+}
+
+/// Tells what is known of a session's film.
+#[utoipa::path(get, path = "/v1/sessions/{id}/film", params(("id" = String, Path), FilmQuery), responses(
+    (status = 200, body = FilmDocument),
+    (status = 400, body = ErrorBody, description = "a parameter is wrong"),
+    (status = 404, body = ErrorBody, description = "there is no such session, or the token does not belong to it"),
+    (status = 500, body = ErrorBody, description = "what the store has is lost or damaged"),
+    (status = 503, body = ErrorBody, description = "the store does not answer")
+))]
+pub(super) async fn film(State(app): AppState, request: FilmRequest) -> impl IntoResponse {
+    let format = app.context.config.format;
+    let ttl = app.context.store.config().film_ttl();
+    let document = document::document(request.session, &request.view, format, ttl);
+    ([(CACHE_CONTROL, "no-store")], Json(document))
+}
+
+/// Serves `film/{n}.mp4` and `film/{n}.jpg`.
+async fn file(State(app): AppState, request: FilmRequest) -> Result<Response, ApiError> {
+    let (n, extension) = request.file.split_once('.').unwrap_or_default();
+    let is_number = n.bytes().all(|digit| digit.is_ascii_digit());
+    let segment = n.parse().ok().filter(|_| is_number);
+    let segment = segment.and_then(|idx| request.view.film.segment(idx));
+    let is_picture = match extension {
+        "mp4" => false,
+        "jpg" => true,
+        _ => {
+            let message = "there is nothing here; see /openapi.json";
+            return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
+        }
+    };
+    let segment = segment.ok_or_else(|| {
+        let message = "the film has no such segment";
+        ApiError::new(StatusCode::NOT_FOUND, "no_segment", message)
+    })?;
+    let file = match is_picture {
+        true => thumbnail(segment)?,
+        false => media(segment)?,
+    };
+    let store = &app.context.store;
+    file.answer(&request.method, &request.headers, store).await
+}
+
+/// Serves the media of a segment: the bytes of its binary messages, init segment and fragments.
+#[utoipa::path(get, path = "/v1/sessions/{id}/film/{n}.mp4",
+    params(("id" = String, Path), ("n" = u32, Path, description = "the segment, counted from 0"), FilmQuery),
+    responses(
+        (status = 200, content_type = "video/mp4", description = "the file, which never changes"),
+        (status = 206, content_type = "video/mp4", description = "the range that was asked for"),
+        (status = 304, description = "the client has the file"),
+        (status = 400, body = ErrorBody, description = "a parameter is wrong"),
+        (status = 404, body = ErrorBody, description = "there is no such session or segment, the token does not belong \
+            to the session, or the media are pictures or not kept"),
+        (status = 416, body = ErrorBody, description = "the file has no byte in the range"),
+        (status = 500, body = ErrorBody, description = "what the store has is lost or damaged"),
+        (status = 503, body = ErrorBody, description = "the store does not answer")
+    )
+)]
+pub(super) fn media(segment: &Arc<StoredSegment>) -> Result<File, ApiError> {
+    if segment.is_pictures() {
+        return Err(no_video());
+    }
+    if segment.media.is_none() {
+        return Err(not_kept());
+    }
+    Ok(File {
+        content: Content::Segment(segment.clone(), 0..segment.bytes),
+        tag: EntityTag::of(segment.sha256),
+        mime: "video/mp4",
+        caching: IMMUTABLE,
+    })
+}
+
+/// Serves a picture of a segment.
+#[utoipa::path(get, path = "/v1/sessions/{id}/film/{n}.jpg",
+    params(("id" = String, Path), ("n" = u32, Path, description = "the segment, counted from 0"), FilmQuery),
+    responses(
+        (status = 200, content_type = "image/jpeg", description = "the picture, which never changes"),
+        (status = 206, content_type = "image/jpeg", description = "the range that was asked for"),
+        (status = 304, description = "the client has the picture"),
+        (status = 400, body = ErrorBody, description = "a parameter is wrong"),
+        (status = 404, body = ErrorBody, description = "there is no such session or segment, the token does not belong \
+            to the session, or there is no picture or it is not kept"),
+        (status = 416, body = ErrorBody, description = "the file has no byte in the range"),
+        (status = 500, body = ErrorBody, description = "what the store has is lost or damaged"),
+        (status = 503, body = ErrorBody, description = "the store does not answer")
+    )
+)]
+pub(super) fn thumbnail(segment: &Arc<StoredSegment>) -> Result<File, ApiError> {
+    let media = segment.media.as_ref().ok_or_else(not_kept)?;
+    if media.thumbnail_bytes == 0 {
+        let message = "the segment has no thumbnail";
+        return Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "no_thumbnail",
+            message,
+        ));
+    }
+    let end = segment.bytes + u64::from(media.thumbnail_bytes);
+    Ok(File {
+        content: Content::Segment(segment.clone(), segment.bytes..end),
+        // The hash of the media and the thumbnail together.
+        tag: EntityTag::of(media.blob),
+        mime: "image/jpeg",
+        caching: IMMUTABLE,
+    })
+}
+
+/// Serves all segments that are kept as one MP4 file, whose index is in front. The header
+/// `x-fastvideo-missing-segments` names those that are left out, as in `0-2,7`.
+#[utoipa::path(get, path = "/v1/sessions/{id}/film.mp4", params(("id" = String, Path), FilmQuery, DownloadQuery),
+    responses(
+        (status = 200, content_type = "video/mp4", description = "the file, which changes when the film does"),
+        (status = 206, content_type = "video/mp4", description = "the range that was asked for"),
+        (status = 304, description = "the client has the file"),
+        (status = 400, body = ErrorBody, description = "a parameter is wrong"),
+        (status = 404, body = ErrorBody, description = "there is no such session, the token does not belong to it, the \
+            media are pictures, or none is kept"),
+        (status = 416, body = ErrorBody, description = "the file has no byte in the range"),
+        (status = 500, body = ErrorBody, description = "what the store has is lost or damaged, or the server failed"),
+        (status = 503, body = ErrorBody, description = "the store does not answer")
+    )
+)]
+pub(super) async fn whole_film(
+    State(app): AppState,
+    request: FilmRequest,
+    ValidQuery(query): ValidQuery<DownloadQuery>,
+) -> Result<Response, ApiError> {
+    let segments = request.view.film.segments();
+    let file = whole::whole(segments).await?;
+    let store = &app.context.store;
+    let answer = file.answer(&request.method, &request.headers, store).await;
+    let mut answer = answer?;
+    if let Some(missing) = whole::missing(segments) {
+        answer.headers_mut().insert(MISSING_SEGMENTS, missing);
+    }
+    if let Some(name) = query.download {
+        let disposition = download::disposition(&name);
+        answer
+            .headers_mut()
+            .insert(CONTENT_DISPOSITION, disposition);
+    }
+    Ok(answer)
+}
+
+/// Serves the film as an HLS playlist of fragmented MP4. A token in the query is carried into the addresses in it.
+#[utoipa::path(get, path = "/v1/sessions/{id}/index.m3u8", params(("id" = String, Path), FilmQuery), responses(
+    (status = 200, content_type = "application/vnd.apple.mpegurl", description = "the playlist, which grows while the \
+        session is live"),
+    (status = 400, body = ErrorBody, description = "a parameter is wrong"),
+    (status = 404, body = ErrorBody, description = "there is no such session, the token does not belong to it, the media \
+        are pictures, or the session has ended and none is kept"),
+    (status = 500, body = ErrorBody, description = "what the store has is lost or damaged"),
+    (status = 503, body = ErrorBody, description = "the store does not answer")
+))]
+pub(super) async fn playlist(
+    State(app): AppState,
+    request: FilmRequest,
+) -> Result<Response, ApiError> {
+    let segments = request.view.film.segments();
+    if segments.last().is_some_and(|last| last.is_pictures()) {
+        return Err(no_video());
+    }
+    let format = app.context.config.format;
+    let usual = Duration::from_secs_f64(f64::from(format.num_frames) / f64::from(format.fps));
+    let token = request.query_token.as_deref();
+    let text =
+        playlist::playlist(segments, request.view.is_live, usual, token).ok_or_else(not_kept)?;
+    let headers = [(CONTENT_TYPE, playlist::MIME), (CACHE_CONTROL, "no-store")];
+    Ok((headers, text).into_response())
+}

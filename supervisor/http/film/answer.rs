@@ -1,0 +1,96 @@
+//! Answers requests for the files of a film: whole, in part, or not at all when the client has them.
+
+use axum::body::Body;
+use axum::http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use super::conditions::{EntityTag, Wanted, wanted};
+use super::content::Content;
+use crate::http::error::ApiError;
+use crate::store::{DataLoss, SessionStore, StoreError};
+
+/// A file that never changes.
+pub(super) const IMMUTABLE: &str = "private, max-age=31536000, immutable";
+/// A file that changes when the film does.
+pub(super) const REVALIDATE: &str = "private, no-cache";
+
+/// A file, as HTTP sees it.
+#[derive(Debug)]
+pub(in crate::http) struct File {
+    pub(super) content: Content,
+    pub(super) tag: EntityTag,
+    pub(super) mime: &'static str,
+    pub(super) caching: &'static str,
+}
+
+impl File {
+    /// Answers a request with what it wants of the file.
+    ///
+    /// # Errors
+    /// Returns a refusal when the range is outside of the file, or the first bytes cannot be read.
+    pub(super) async fn answer(
+        self,
+        method: &Method,
+        headers: &HeaderMap,
+        store: &SessionStore,
+    ) -> Result<Response, ApiError> {
+        let size = self.content.size();
+        let mut answer = Response::new(Body::empty());
+        let given = answer.headers_mut();
+        given.insert(ETAG, self.tag.header());
+        given.insert(CACHE_CONTROL, HeaderValue::from_static(self.caching));
+        given.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        given.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        let range = match wanted(method, headers, &self.tag, size) {
+            Wanted::Nothing => {
+                *answer.status_mut() = StatusCode::NOT_MODIFIED;
+                return Ok(answer);
+            }
+            Wanted::OutOfRange => {
+                let refused = ApiError::new(
+                    StatusCode::RANGE_NOT_SATISFIABLE,
+                    "range_not_satisfiable",
+                    format!("the file has {size} bytes, and none in this range"),
+                );
+                let range = [(CONTENT_RANGE, format!("bytes */{size}"))];
+                return Ok((range, refused).into_response());
+            }
+            Wanted::Whole => 0..size,
+            Wanted::Part(range) => {
+                let (first, last) = (range.start, range.end - 1);
+                let text = format!("bytes {first}-{last}/{size}");
+                let text = HeaderValue::try_from(text).expect("numbers are a header's value");
+                given.insert(CONTENT_RANGE, text);
+                range
+            }
+        };
+        given.insert(CONTENT_TYPE, HeaderValue::from_static(self.mime));
+        given.insert(CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
+        if given.contains_key(CONTENT_RANGE) {
+            *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        if *method != Method::HEAD {
+            let body = self.content.body(range, store).await;
+            *answer.body_mut() = body.map_err(|failed| unread(&failed))?;
+        }
+        Ok(answer)
+    }
+}
+
+/// Answers that the media of a segment were there once.
+pub(super) fn not_kept() -> ApiError {
+    let message = "these media are not kept any more";
+    ApiError::new(StatusCode::NOT_FOUND, "not_kept", message)
+}
+
+/// Answers that media cannot be read.
+fn unread(failed: &StoreError) -> ApiError {
+    match failed {
+        StoreError::Lost(DataLoss::MediaNotKept | DataLoss::MissingBlob(_)) => not_kept(),
+        _ => ApiError::store(failed),
+    }
+}

@@ -1,0 +1,54 @@
+//! A request for something of a film, from someone who has a token for it.
+
+use axum::extract::{FromRequestParts, RawPathParams};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method};
+use fastvideo_proto::api::film::FilmQuery;
+use fastvideo_proto::ids::SessionId;
+
+use crate::http::app::App;
+use crate::http::error::ApiError;
+use crate::http::extract::{ValidQuery, bearer};
+use crate::store::FilmView;
+
+/// A request whose token gives access to the film of its session.
+pub(in crate::http) struct FilmRequest {
+    pub(super) session: SessionId,
+    pub(super) view: FilmView,
+    /// The token, if the query has it: then what a playlist refers to needs it there too.
+    pub(super) query_token: Option<String>,
+    /// What the path has for `{file}`.
+    pub(super) file: String,
+    pub(super) method: Method,
+    pub(super) headers: HeaderMap,
+}
+
+impl FromRequestParts<App> for FilmRequest {
+    type Rejection = ApiError;
+
+    /// Refuses a request without access as one for a session that does not exist, so that strangers cannot tell which
+    /// sessions there are.
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let path = RawPathParams::from_request_parts(parts, app).await;
+        let path = path.map_err(|_| ApiError::no_session())?;
+        let parameter = |name| {
+            path.iter()
+                .find_map(|(key, value)| (key == name).then_some(value))
+        };
+        let session = parameter("id").and_then(SessionId::parse);
+        let session = session.ok_or_else(ApiError::no_session)?;
+        let file = parameter("file").unwrap_or_default().to_owned();
+        let ValidQuery(FilmQuery { token }) = ValidQuery::from_request_parts(parts, app).await?;
+        let given = bearer(&parts.headers).or(token.as_deref());
+        let view = app.context.store.film(&session, given.unwrap_or_default());
+        let view = view.await.map_err(|failed| ApiError::store(&failed))?;
+        Ok(Self {
+            session,
+            view: view.ok_or_else(ApiError::no_session)?,
+            query_token: token,
+            file,
+            method: parts.method.clone(),
+            headers: parts.headers.clone(),
+        })
+    }
+}
