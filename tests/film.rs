@@ -399,3 +399,25 @@ async fn pictures_make_no_video() {
         );
     }
 }
+
+#[tokio::test]
+async fn reading_a_film_is_no_activity_of_its_session() {
+    let timeout = "--streaming.session_timeout_seconds=2";
+    let server = Server::start(&["--gpus=1", timeout]);
+    let mut viewer = Viewer::with_segments(&server, 1).await;
+    let path = viewer.path("film.mp4");
+    let read = async {
+        loop {
+            assert_eq!(Answer::get(&server, &path, &[]).await.status, 200);
+        }
+    };
+    tokio::select! {
+        () = read => {}
+        _ = viewer.client.until_type("session_timeout") => {}
+    }
+    let ended = |film: &FilmDocument| !film.live;
+    viewer
+        .document_when(&server, "the session has ended", ended)
+        .await;
+    assert_eq!(Answer::get(&server, &path, &[]).await.status, 200);
+}
