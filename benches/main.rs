@@ -17,6 +17,7 @@ mod export;
 mod extension;
 mod faults;
 mod figures;
+mod film;
 mod handoff;
 mod idle;
 mod inputs;
@@ -52,6 +53,7 @@ enum Scenario {
     Faults,
     Handoff,
     Export,
+    Film,
     Churn,
     Viewers,
     SessionLog,
@@ -61,7 +63,7 @@ enum Scenario {
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 15] = [
+const SCENARIOS: [(&str, Scenario); 16] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -71,6 +73,7 @@ const SCENARIOS: [(&str, Scenario); 15] = [
     ("faults", Scenario::Faults),
     ("handoff", Scenario::Handoff),
     ("export", Scenario::Export),
+    ("film", Scenario::Film),
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
     ("session_log", Scenario::SessionLog),
@@ -110,6 +113,7 @@ impl Scenario {
             Self::Recovery => recovery::measure(runs.unwrap_or(24)).await,
             Self::Faults => faults::measure().await,
             Self::Export => export::measure(runs.unwrap_or(7)).await,
+            Self::Film => film::measure(runs.unwrap_or(40)).await,
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
             Self::SessionLog => session_log::measure().await,

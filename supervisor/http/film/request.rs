@@ -15,7 +15,7 @@ use crate::store::FilmView;
 pub(in crate::http) struct FilmRequest {
     pub(super) session: SessionId,
     pub(super) view: FilmView,
-    /// The token, if the query has it: then what a playlist refers to needs it there too.
+    /// The token, if it came in the query: then what a playlist refers to needs it there too.
     pub(super) query_token: Option<String>,
     /// What the path has for `{file}`.
     pub(super) file: String,
@@ -39,13 +39,15 @@ impl FromRequestParts<App> for FilmRequest {
         let session = session.ok_or_else(ApiError::no_session)?;
         let file = parameter("file").unwrap_or_default().to_owned();
         let ValidQuery(FilmQuery { token }) = ValidQuery::from_request_parts(parts, app).await?;
-        let given = bearer(&parts.headers).or(token.as_deref());
-        let view = app.context.store.film(&session, given.unwrap_or_default());
-        let view = view.await.map_err(|failed| ApiError::store(&failed))?;
+        let header = bearer(&parts.headers);
+        let query_token = token.filter(|_| header.is_none());
+        let given = header.or(query_token.as_deref()).unwrap_or_default();
+        let view = app.context.store.film(&session, given).await;
+        let view = view.map_err(|failed| ApiError::store(&failed))?;
         Ok(Self {
             session,
             view: view.ok_or_else(ApiError::no_session)?,
-            query_token: token,
+            query_token,
             file,
             method: parts.method.clone(),
             headers: parts.headers.clone(),

@@ -158,7 +158,7 @@ pub(crate) fn check_update(before: &Playlist, after: &Playlist) {
         .sequence
         .checked_sub(before.sequence)
         .expect("it only grows");
-    let same = before.segments.iter().skip(gone as usize);
+    let same = before.segments.iter().skip(usize::try_from(gone).unwrap());
     for (old, new) in same.zip(&after.segments) {
         assert_eq!(old, new, "another segment has the same number");
     }
