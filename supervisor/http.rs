@@ -1,9 +1,9 @@
 //! The HTTP server: WebSocket sessions, films, health, status, operators' requests, and the built-in page.
 //!
-//! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `status` answers probes,
-//! `film` serves films, `operator` serves operators' requests, `page` serves the built-in page, and `openapi` describes
-//! all routes. `extract` reads requests, and `error` answers those that are refused: every refusal has the same JSON
-//! body.
+//! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
+//! spectators, `film` serves what was recorded, `status` answers probes, `operator` serves operators' requests, `page`
+//! serves the built-in page, and `openapi` describes all routes. `extract` reads requests, and `error` answers those
+//! that are refused: every refusal has the same JSON body.
 //!
 //! What a stranger may hold is limited: `listener` accepts connections, `connections` counts them, `connection` limits
 //! the time of each of their phases; `websocket` begins WebSockets, and `message_io` limits what is received on them.
@@ -44,6 +44,7 @@ mod page;
 mod status;
 mod stream;
 mod timestamp;
+mod watch;
 mod websocket;
 
 /// Accepts connections until the returned future is dropped. The connections end with `App::stopping`.
@@ -59,6 +60,7 @@ pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
 fn router(app: App) -> Router {
     Router::new()
         .route("/v1/stream", get(stream::upgrade))
+        .route("/v1/watch", get(watch::upgrade))
         .merge(status::routes())
         .merge(openapi::routes())
         .merge(film::routes())

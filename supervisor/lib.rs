@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::pool::Pool;
 use crate::prompt::Prompts;
-use crate::session::{Context, Drain, Logs};
+use crate::session::{Broadcasts, Context, Drain, Logs};
 use crate::signals::{Hangups, StopSignals};
 use crate::store::{SessionStore, Upkeep};
 use crate::tasks::BackgroundTasks;
@@ -180,6 +180,7 @@ impl Server {
             address.ip(),
             most_connections,
             Context {
+                broadcasts: Broadcasts::new(config.session.spectators),
                 config: Arc::new(config.session),
                 pool: pool.clone(),
                 prompts: prompts.clone(),

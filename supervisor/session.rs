@@ -11,7 +11,7 @@
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
 //!   check what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
-//!   backpressure, `log` the session log; `latency` measures the latency that the supervisor adds to fragments.
+//!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `latency` measures the latency that the supervisor adds to fragments.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +21,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use self::broadcast::SpectatorLimits;
 use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::store::SessionStore;
 
 pub use actor::run;
 pub use admission::{NotAdmitted, may_open};
+pub use broadcast::Broadcasts;
 pub use command::{Inbound, SessionCommand};
 pub use event::SessionEvent;
 pub use latency::{LatencyQuantiles, RelayLatency};
@@ -38,7 +40,9 @@ pub use state::SessionState;
 
 mod actor;
 mod admission;
+mod audience;
 mod binding;
+pub mod broadcast;
 mod client;
 pub mod command;
 pub mod config;
@@ -95,6 +99,7 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// Whether a session's client is given a token for spectators.
     pub watch: bool,
+    pub spectators: SpectatorLimits,
     /// How long a client may take to send its opening message.
     pub opening_timeout: Duration,
     /// Number of requests that may wait in a session at once.
@@ -133,6 +138,7 @@ pub struct Context {
     pub store: SessionStore,
     pub drain: watch::Receiver<Drain>,
     pub logs: Logs,
+    pub broadcasts: Broadcasts,
     /// Tracks writes to the store, which may outlive their session.
     pub writes: TaskTracker,
 }
@@ -165,6 +171,10 @@ mod tests {
             generation_segment_cap: 6,
             cap_extensions: 0,
             watch: true,
+            spectators: SpectatorLimits {
+                per_session: 10,
+                total: 10,
+            },
             session_timeout: Duration::from_secs(300),
             paused_timeout: Duration::from_secs(900),
             idle_while_others_wait: Duration::from_secs(60),

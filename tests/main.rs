@@ -44,3 +44,4 @@ mod sharing;
 mod slow_reader;
 mod smoke;
 mod strangers;
+mod watch;

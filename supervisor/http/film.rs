@@ -30,7 +30,7 @@ use whole::no_video;
 mod answer;
 mod conditions;
 mod content;
-mod document;
+pub(super) mod document;
 mod download;
 mod playlist;
 mod request;
@@ -60,7 +60,9 @@ pub(super) fn routes() -> Router<App> {
 pub(super) async fn film(State(app): AppState, request: FilmRequest) -> impl IntoResponse {
     let format = app.context.config.format;
     let ttl = app.context.store.config().film_ttl();
-    let document = document::document(request.session, &request.view, format, ttl);
+    let broadcast = app.context.broadcasts.get(&request.session);
+    let spectators = broadcast.map_or(0, |broadcast| broadcast.spectators());
+    let document = document::document(request.session, &request.view, format, ttl, spectators);
     ([(CACHE_CONTROL, "no-store")], Json(document))
 }
 

@@ -28,6 +28,7 @@ pub(super) fn routes() -> Router<App> {
         status::status,
         openapi,
         stream,
+        watch,
         film::film,
         film::media,
         film::thumbnail,
@@ -66,3 +67,21 @@ async fn openapi() -> Json<utoipa::openapi::OpenApi> {
     reason = "describes the route that `http/stream.rs` answers"
 )]
 fn stream() {}
+
+/// Shows a session to a spectator who has a token of it: JSON text messages and media. The messages are described in
+/// `docs/protocol.md`; nothing that the spectator sends has an effect.
+#[utoipa::path(get, path = "/v1/watch", params(
+    ("session" = String, Query, description = "the session's id"),
+    ("token" = Option<String>, Query, description = "a watch token or resume token, unless it is the bearer token"),
+    ("from" = Option<u32>, Query, description = "the first segment; what is on air where it is absent")
+), responses(
+    (status = 101, description = "the WebSocket is open"),
+    (status = 400, body = ErrorBody, description = "a parameter is wrong"),
+    (status = 403, body = ErrorBody, description = "the page of a site that is not allowed sent the request"),
+    (status = 404, body = ErrorBody, description = "there is no such session, or it has another token"),
+    (status = 426, body = ErrorBody, description = "the request was no WebSocket upgrade"),
+    (status = 500, body = ErrorBody, description = "what the store has is lost or damaged, or the server failed"),
+    (status = 503, body = ErrorBody, description = "there are too many spectators, or the store does not answer")
+))]
+#[expect(dead_code, reason = "describes the route that `http/watch.rs` answers")]
+fn watch() {}

@@ -124,6 +124,7 @@ enum Heard {
     StateStored(Result<Result<(), StoreError>, JoinError>),
     StateExported(ExportOutcome),
     MediaRead(MediaRead),
+    AudienceChanged(usize),
     PromptEnded(PromptTaskResult),
     LeaseLost,
     OutboxDrained,
@@ -158,6 +159,10 @@ impl LiveSession {
                     let event = self.exports.finish(outcome, limit);
                     self.emit(event);
                     self.export_next();
+                    None
+                }
+                Heard::AudienceChanged(count) => {
+                    self.audience_changed(count);
                     None
                 }
                 Heard::MediaRead(read) => {
@@ -257,6 +262,7 @@ impl LiveSession {
             outcome = self.exports.ended() => Heard::StateExported(outcome),
             result = self.director.prompt_ended() => Heard::PromptEnded(result),
             drain = drain => Heard::Drain(drain),
+            count = self.broadcaster.spectators_changed() => Heard::AudienceChanged(count),
             () = self.emitter.outbox().drained() => Heard::OutboxDrained,
             () = clock => Heard::ClockRang,
             message = inbox.recv() => Heard::Client(message),
@@ -272,6 +278,7 @@ impl LiveSession {
             self.drain_deadline,
             self.director.alarm(),
             self.viewer_catches_up_at(),
+            self.audience_due(),
             self.persistence.retry_at(),
         ];
         alarms.into_iter().flatten().min()
@@ -312,6 +319,7 @@ impl LiveSession {
             }
         }
         self.director.clock_rang(now);
+        self.tell_audience(now);
         if passed(self.persistence.retry_at()) {
             self.save();
         }

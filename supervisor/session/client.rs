@@ -223,6 +223,7 @@ impl LiveSession {
             return self.refuse(request, "nobody may watch sessions of this server");
         }
         let token = self.lease.renew_watch_token(&self.token);
+        self.broadcaster.token_renewed();
         self.emit(SessionEvent::WatchTokenRenewed { request, token });
         self.save();
     }

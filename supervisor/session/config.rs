@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::broadcast::SpectatorLimits;
 use super::{Config, log};
 use crate::engines::default_request::{self, MAX_STEPS};
 use crate::pool::config::MAX_ATTEMPTS;
@@ -26,7 +27,11 @@ pub static KEYS: &[&KeySpec] = &[
 ];
 
 /// The keys of `streaming.watch`.
-pub static WATCH_KEYS: &[&KeySpec] = &[&WATCH.spec];
+pub static WATCH_KEYS: &[&KeySpec] = &[
+    &WATCH.spec,
+    &MAX_SPECTATORS_PER_SESSION.spec,
+    &MAX_SPECTATORS.spec,
+];
 
 static SESSION_TIMEOUT: Key<Duration> = Key::seconds("streaming.session_timeout_seconds", 0.01, DAY)
     .help("A session without a message from its client and without a running segment ends after this time")
@@ -64,6 +69,17 @@ static WATCH: Key<bool> = Key::switch("streaming.watch.enabled")
     .short("watch")
     .help("Whether a session's client may let others watch")
     .default(true);
+
+static MAX_SPECTATORS_PER_SESSION: Key<usize> =
+    Key::usize("streaming.watch.max_per_session", 1, 1_000_000)
+        .unit("spectators")
+        .help("Spectators of one session at once")
+        .default(1000);
+
+static MAX_SPECTATORS: Key<usize> = Key::usize("streaming.watch.max_total", 1, 1_000_000)
+    .unit("spectators")
+    .help("Spectators of all sessions at once")
+    .default(10_000);
 
 /// The keys of `streaming.session_log`.
 pub static LOG_KEYS: &[&KeySpec] = &[
@@ -201,6 +217,10 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
         generation_segment_cap: reader.get(&GENERATION_SEGMENT_CAP),
         cap_extensions: reader.get(&CAP_EXTENSIONS),
         watch: reader.get(&WATCH),
+        spectators: SpectatorLimits {
+            per_session: reader.get(&MAX_SPECTATORS_PER_SESSION),
+            total: reader.get(&MAX_SPECTATORS),
+        },
         session_timeout: reader.get(&SESSION_TIMEOUT),
         paused_timeout: reader.get(&PAUSED_TIMEOUT),
         idle_while_others_wait: reader.get(&IDLE_WHILE_OTHERS_WAIT),

@@ -165,6 +165,10 @@ pub enum SessionEvent {
     },
     /// The continuation state that the client has asked for.
     StateExported(Box<ExportedState>),
+    /// The number of spectators is another one than the client was told.
+    AudienceChanged {
+        spectators: usize,
+    },
     /// Another token lets others watch the session, and no other one does.
     WatchTokenRenewed {
         request: Option<RequestId>,

@@ -1,11 +1,13 @@
 //! Generates a session's segment: begins it, follows the events of its job, and commits it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::job::{ErrorCode, frames_to_time};
 use fastvideo_proto::stored::StoredSegment;
 use tokio::time::Instant;
 
+use super::broadcast::{Script, SegmentEnd};
 use super::ending::EndCause;
 use super::event::{SegmentCompleted, SessionEvent, WorkerLost};
 use super::live::{CurrentSegment, LiveSession};
@@ -63,8 +65,12 @@ impl LiveSession {
     }
 
     fn relay(&mut self, at: AttemptId, media: Media, first: bool) {
-        if let Some(recorder) = self.segment.as_mut().and_then(|s| s.recorder.as_mut()) {
-            recorder.add(at, &media);
+        if let Some(segment) = &mut self.segment {
+            if let Some(recorder) = &mut segment.recorder {
+                recorder.add(at, &media);
+            }
+            let planned = &segment.planned;
+            self.broadcaster.media(at, &media, || Script::of(planned));
         }
         self.emit(SessionEvent::Media { at, media });
         if first {
@@ -142,6 +148,7 @@ impl LiveSession {
     /// Tells the client that the media that it has of the segment are void, and hands these out instead.
     fn replace_media(&mut self, at: AttemptId, media: Vec<Media>) {
         self.playback.media_void();
+        self.broadcaster.end_segment(SegmentEnd::Void);
         let mut request = None;
         if let Some(segment) = &mut self.segment {
             request = segment.planned.id.clone();
@@ -230,10 +237,11 @@ impl LiveSession {
         };
         self.emitter
             .push(SessionEvent::SegmentCompleted(Box::new(completed)));
-        let recorded = recorder.map(|recorder| {
-            let segment = stored_segment(at, planned, start, duration, generation);
-            recorder.finish(segment, thumbnail)
-        });
+        let segment = stored_segment(at, planned, start, duration, generation);
+        let recorded = recorder.map(|recorder| recorder.finish(segment.clone(), thumbnail));
+        let finished = recorded.as_ref().map_or(segment, |r| r.segment.clone());
+        self.broadcaster
+            .end_segment(SegmentEnd::Finished(Arc::new(finished)));
         let committed = Committed {
             progress: Progress {
                 segments: self.director.segment_idx(),
@@ -245,6 +253,17 @@ impl LiveSession {
         let writes = &self.context.writes;
         self.persistence
             .begin_behind(gate, committed, &self.lease, writes);
+    }
+}
+
+impl Script {
+    fn of(planned: &PlannedSegment) -> Self {
+        Self {
+            prompt: planned.request.prompt.clone(),
+            original_prompt: planned.original_prompt.clone(),
+            source: planned.request.source,
+            total_steps: planned.request.num_inference_steps,
+        }
     }
 }
 

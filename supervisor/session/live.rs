@@ -7,6 +7,8 @@ use fastvideo_proto::job::{ErrorCode, MediaMode, frames_to_time};
 use tokio::time::Instant;
 
 use super::Context;
+use super::audience::Audience;
+use super::broadcast::{Broadcaster, SegmentEnd};
 use super::director::Director;
 use super::emitter::Emitter;
 use super::ending::EndCause;
@@ -52,6 +54,8 @@ pub(super) struct LiveSession {
     pub(super) exports: StateExports,
     /// What is to be sent again before anything new.
     pub(super) redelivery: Option<Box<Redelivery>>,
+    pub(super) broadcaster: Broadcaster,
+    pub(super) audience: Audience,
     /// Number of segments that the session may have.
     pub(super) segment_cap: u32,
     /// When the client last sent a message, or a segment ended.
@@ -174,6 +178,12 @@ impl LiveSession {
             )),
             exports: StateExports::default(),
             redelivery: redelivery.map(Box::new),
+            broadcaster: (context.broadcasts).begin(
+                ticket.id().clone(),
+                progress.segments,
+                request.media_mode,
+            ),
+            audience: Audience::new(Instant::now()),
             segment_cap,
             last_activity: Instant::now(),
             keeps_place_until: None,
@@ -223,6 +233,7 @@ impl LiveSession {
     /// Ends the current segment, which the client has cancelled; the session goes on.
     pub(super) fn segment_cancelled(&mut self) {
         if let Some(segment) = self.segment.take() {
+            self.broadcaster.end_segment(SegmentEnd::Void);
             self.director.segment_cancelled();
             self.last_activity = Instant::now();
             self.emit(SessionEvent::SegmentCancelled {
@@ -240,6 +251,7 @@ impl LiveSession {
         retryable: bool,
     ) {
         if let Some(segment) = self.segment.take() {
+            self.broadcaster.end_segment(SegmentEnd::Void);
             self.director.segment_failed(segment.planned.by_client);
             self.last_activity = Instant::now();
             self.emit(SessionEvent::SegmentFailed {

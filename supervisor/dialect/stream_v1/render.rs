@@ -104,6 +104,9 @@ impl StreamRenderer {
                 restarting: false,
                 request_id: None,
             }),
+            SessionEvent::AudienceChanged { spectators } => {
+                out.json(&ServerMessage::Spectators { count: spectators });
+            }
             SessionEvent::WatchTokenRenewed { request, token } => {
                 out.json(&ServerMessage::WatchToken {
                     watch_token: token,
@@ -326,7 +329,7 @@ impl StreamRenderer {
             segment_idx: at.segment_idx,
             mime: segment.mime.clone(),
             stream_id: self.stream_id(at),
-            mode: match is_pictures(segment) {
+            mode: match segment.is_pictures() {
                 true => MediaMode::LegacyJpeg,
                 false => MediaMode::AvFmp4,
             },
@@ -339,7 +342,7 @@ impl StreamRenderer {
         out.json(&ServerMessage::MediaSegmentComplete {
             segment_idx: segment.segment_idx,
             stream_id: self.stream_id(at(segment)),
-            chunks: match is_pictures(segment) {
+            chunks: match segment.is_pictures() {
                 true => messages,
                 false => messages.saturating_sub(1),
             },
@@ -413,10 +416,6 @@ fn at(segment: &StoredSegment) -> AttemptId {
         segment_idx: segment.segment_idx,
         attempt: segment.attempt,
     }
-}
-
-fn is_pictures(segment: &StoredSegment) -> bool {
-    segment.mime == "image/jpeg"
 }
 
 impl Shown {

@@ -17,6 +17,7 @@ pub(super) fn document(
     view: &FilmView,
     format: VideoFormat,
     ttl: Duration,
+    spectators: usize,
 ) -> FilmDocument {
     let segments = view.film.segments();
     let last = segments.last();
@@ -36,12 +37,16 @@ pub(super) fn document(
         expires_at: released
             .and_then(|released| released.checked_add(ttl))
             .map(rfc3339),
-        spectators: 0,
-        segments: segments.iter().map(|segment| entry(segment)).collect(),
+        spectators: spectators as u64,
+        segments: segments
+            .iter()
+            .map(|segment| film_segment(segment))
+            .collect(),
     }
 }
 
-fn entry(segment: &StoredSegment) -> FilmSegment {
+/// Describes a segment.
+pub(in crate::http) fn film_segment(segment: &StoredSegment) -> FilmSegment {
     let media = segment.media.as_ref();
     FilmSegment {
         segment_idx: segment.segment_idx,

@@ -207,6 +207,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
         | SessionEvent::Media { .. }
         | SessionEvent::SegmentCompleted(_)
         | SessionEvent::ResendStarted(_)
+        | SessionEvent::AudienceChanged { .. }
         | SessionEvent::ResendFailed { .. }
         | SessionEvent::StateExported(_)
         | SessionEvent::WatchTokenRenewed { .. }
