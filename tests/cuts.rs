@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::harness::{Client, Heard, Server, command, until};
@@ -32,7 +32,7 @@ const BYTES_PER_SECOND: u64 = 60_000;
 struct Network {
     address: SocketAddr,
     server: Arc<Mutex<String>>,
-    _accepting: JoinHandle<()>,
+    _accepting: JoinSet<()>,
 }
 
 impl Network {
@@ -42,8 +42,8 @@ impl Network {
         let address = listener.local_addr().unwrap();
         let server = Arc::new(Mutex::new(server.to_owned()));
         let to = server.clone();
-        let accepting = tokio::spawn(async move {
-            let mut left = cuts;
+        let accepting = async move {
+            let (mut left, mut carried) = (cuts, JoinSet::new());
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 let limit = match left {
@@ -52,13 +52,13 @@ impl Network {
                 };
                 left = left.saturating_sub(1);
                 let to = to.lock().unwrap().clone();
-                tokio::spawn(carry(client, to, limit));
+                carried.spawn(carry(client, to, limit));
             }
-        });
+        };
         Self {
             address,
             server,
-            _accepting: accepting,
+            _accepting: JoinSet::from_iter([accepting]),
         }
     }
 
@@ -108,6 +108,10 @@ fn server_args(store: &Path) -> Vec<String> {
 
 fn start(store: &Path) -> Server {
     Server::spawn(command().args(server_args(store)))
+}
+
+fn index(value: &Value) -> usize {
+    usize::try_from(value.as_u64().unwrap()).unwrap()
 }
 
 fn prompt(n: usize) -> String {
@@ -182,7 +186,7 @@ impl Viewer {
                     self.resume = Some(json!({"session_id": id, "token": token}));
                 }
                 "ltx2_stream_start" => {
-                    resent_up_to = text["next_segment_idx"].as_u64().unwrap() as usize;
+                    resent_up_to = index(&text["next_segment_idx"]);
                     if resent_up_to <= self.finished {
                         self.messages.clear();
                         asks = true;
@@ -228,7 +232,7 @@ async fn clients_whose_connections_are_cut_at_any_byte_end_with_every_byte() {
     let server = start(store.path());
     let undisturbed = undisturbed(&server).await;
     let most = undisturbed[1].len() as u64 / 2;
-    let mut watching = tokio::task::JoinSet::new();
+    let mut watching = JoinSet::new();
     for n in 0..CLIENTS {
         let network = Network::start(&server.address, CUTS, most).await;
         watching.spawn(async move {
@@ -256,7 +260,7 @@ async fn clients_of_a_server_that_is_killed_end_with_every_byte() {
     let undisturbed = undisturbed(&server).await;
     let most = undisturbed[1].len() as u64;
     let mut networks = Vec::new();
-    let mut watching = tokio::task::JoinSet::new();
+    let mut watching = JoinSet::new();
     for n in 0..CLIENTS {
         let network = Network::start(&server.address, 1, most).await;
         let address = network.address;

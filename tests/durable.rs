@@ -174,7 +174,8 @@ impl Viewer {
                     }));
                 }
                 Heard::Text(text) if text["type"] == "ltx2_stream_start" => {
-                    let next = text["next_segment_idx"].as_u64().unwrap() as usize;
+                    let next = text["next_segment_idx"].as_u64().unwrap();
+                    let next = usize::try_from(next).unwrap();
                     assert!(next >= self.finished, "segments are lost");
                     if next == self.finished {
                         // What it has of it is void.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastvideo_proto::job::MediaKind;
 use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 
 use super::command::Have;
@@ -34,7 +34,7 @@ pub(super) struct Redelivery {
     /// The segment that is still to be made.
     end: u32,
     /// Reads the media of the next segment.
-    reading: Option<JoinHandle<Result<Chunks, StoreError>>>,
+    reading: JoinSet<Result<Chunks, StoreError>>,
 }
 
 impl Redelivery {
@@ -45,15 +45,15 @@ impl Redelivery {
             have,
             next: have.segments,
             end: finished,
-            reading: None,
+            reading: JoinSet::new(),
         })
     }
 
     /// Starts to read the next segment, unless it is being read.
     fn read_next(&mut self, store: &SessionStore) {
-        if self.reading.is_none() {
+        if self.reading.is_empty() {
             let segment = self.film.segment(self.next).cloned();
-            self.reading = Some(tokio::spawn(read(store.clone(), segment)));
+            self.reading.spawn(read(store.clone(), segment));
         }
     }
 
@@ -62,17 +62,9 @@ impl Redelivery {
     /// # Cancel safety
     /// This method is cancel safe.
     pub(super) async fn media_read(&mut self) -> MediaRead {
-        match &mut self.reading {
-            Some(reading) => reading.await,
+        match self.reading.join_next().await {
+            Some(read) => read,
             None => pending().await,
-        }
-    }
-}
-
-impl Drop for Redelivery {
-    fn drop(&mut self) {
-        if let Some(reading) = &self.reading {
-            reading.abort();
         }
     }
 }
@@ -108,7 +100,6 @@ impl LiveSession {
         let Some(redelivery) = &mut self.redelivery else {
             return;
         };
-        redelivery.reading = None;
         let (idx, have) = (redelivery.next, redelivery.have);
         let segment = redelivery.film.segment(idx).cloned();
         redelivery.next += 1;

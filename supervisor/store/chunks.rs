@@ -29,7 +29,7 @@ impl Chunks {
         let pieces = self.0.iter().filter_map(|chunk| {
             let start = at;
             at += chunk.len() as u64;
-            let within = |place: u64| (place.clamp(start, at) - start) as usize;
+            let within = |place: u64| in_memory(place.clamp(start, at) - start);
             let (from, to) = (within(range.start), within(range.end));
             (from < to).then(|| chunk.slice(from..to))
         });
@@ -55,7 +55,7 @@ impl Chunks {
             [] => Bytes::new(),
             [chunk] => chunk.clone(),
             chunks => {
-                let mut joined = BytesMut::with_capacity(self.len() as usize);
+                let mut joined = BytesMut::with_capacity(in_memory(self.len()));
                 for chunk in chunks {
                     joined.extend_from_slice(chunk);
                 }
@@ -82,8 +82,14 @@ impl IntoIterator for Chunks {
     type IntoIter = std::vec::IntoIter<Bytes>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.to_vec().into_iter()
+        let chunks: Vec<Bytes> = self.iter().cloned().collect();
+        chunks.into_iter()
     }
+}
+
+/// Returns a number of bytes that are in this process's memory.
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("no more than fit into memory")
 }
 
 #[cfg(test)]
@@ -104,14 +110,15 @@ mod tests {
             let chunks: Chunks = pieces.into_iter().map(Bytes::from).collect();
             prop_assert_eq!(chunks.len(), whole.len() as u64);
             prop_assert_eq!(&chunks.join(), &whole);
-            let end = (start + length).min(whole.len() as u64) as usize;
-            let expected = whole.get(start as usize..end).unwrap_or_default();
+            let end = in_memory(start + length).min(whole.len());
+            let expected = whole.get(in_memory(start)..end).unwrap_or_default();
             prop_assert_eq!(&chunks.slice(start..start + length).join(), expected);
             let total: u32 = lengths.iter().sum();
             match chunks.split(lengths.iter().copied()) {
                 None => prop_assert!(total as usize > whole.len()),
                 Some(split) => {
-                    let parts: Vec<u32> = split.iter().map(|part| part.len() as u32).collect();
+                    let parts: Vec<_> = split.iter().map(Bytes::len).collect();
+                    let lengths: Vec<_> = lengths.iter().map(|l| *l as usize).collect();
                     prop_assert_eq!(parts, lengths);
                     prop_assert_eq!(&split.concat(), &whole[..total as usize]);
                 }

@@ -148,7 +148,9 @@ pub(super) fn decode(session: &SessionId, body: &[u8]) -> Result<StoredSession, 
 
 fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 /// The right to resume a session: 64 lower-case hexadecimal digits, of which the store keeps only a hash.

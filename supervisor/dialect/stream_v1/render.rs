@@ -338,14 +338,12 @@ impl StreamRenderer {
 
     fn resend_completed(&mut self, segment: &StoredSegment, out: &mut Rendered) {
         self.shown = Shown::default();
-        let messages = segment.media.as_ref().map_or(0, |m| m.messages.len()) as u32;
+        let messages = segment.media.as_ref().map_or(0, |m| m.messages.len());
+        let chunks = messages.saturating_sub(usize::from(!segment.is_pictures()));
         out.json(&ServerMessage::MediaSegmentComplete {
             segment_idx: segment.segment_idx,
             stream_id: self.stream_id(at(segment)),
-            chunks: match segment.is_pictures() {
-                true => messages,
-                false => messages.saturating_sub(1),
-            },
+            chunks: u32::try_from(chunks).unwrap_or(u32::MAX),
             duration_ms: ms(segment.duration),
             pts_base_ms: ms(segment.start),
         });

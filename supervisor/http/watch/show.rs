@@ -471,12 +471,11 @@ impl Show {
         messages: usize,
         screen: &mut Screen<'_>,
     ) -> Result<(), Gone> {
-        let has_init = !segment.is_pictures();
         screen
             .text(&ServerMessage::MediaSegmentComplete {
                 segment_idx: segment.segment_idx,
                 stream_id: self.stream_id(segment.segment_idx, segment.attempt),
-                chunks: (messages as u32).saturating_sub(u32::from(has_init)),
+                chunks: fragments(segment, messages),
                 duration_ms: segment.duration.as_secs_f64() * 1000.0,
                 pts_base_ms: segment.start.as_secs_f64() * 1000.0,
             })
@@ -515,6 +514,12 @@ impl Show {
     fn stream_id(&self, segment_idx: u32, attempt: u32) -> String {
         format!("{}-{segment_idx}-{attempt}", self.session)
     }
+}
+
+/// Returns how many of a segment's messages come after the init segment, which pictures have not.
+fn fragments(segment: &StoredSegment, messages: usize) -> u32 {
+    let init = usize::from(!segment.is_pictures());
+    u32::try_from(messages.saturating_sub(init)).unwrap_or(u32::MAX)
 }
 
 /// Tells that the media of a segment are void.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::backends::{BlobsKind, RecordsKind};
@@ -21,7 +21,7 @@ const BACKENDS: [(RecordsKind, BlobsKind); 4] = [
 async fn finish(lease: &Lease, segment_idx: u32) -> RecordedSegment {
     let recorded = segment(segment_idx);
     let writer = lease.writer();
-    let state = small(segment_idx as u8);
+    let state = small(segment_idx.to_le_bytes()[0]);
     writer.commit(at(segment_idx + 1), state, Some(recorded.clone()));
     writer.write().await.unwrap();
     recorded
@@ -39,10 +39,6 @@ async fn kept(
         .iter()
         .filter(|segment| segment.media.is_some());
     kept.map(|segment| segment.segment_idx).collect()
-}
-
-fn upkeep(store: &SessionStore) -> JoinHandle<()> {
-    tokio::spawn(Upkeep::new(store.clone()).run())
 }
 
 #[tokio::test]
@@ -216,7 +212,7 @@ async fn a_film_outlives_its_state_and_then_expires() {
         .await
         .unwrap();
     let store = world.server();
-    let running = upkeep(&store);
+    let _upkeep = JoinSet::from_iter([Upkeep::new(store.clone()).run()]);
     let (session, token, lease) = begin(&store).await;
     finish(&lease, 0).await;
     drop(lease);
@@ -234,5 +230,4 @@ async fn a_film_outlives_its_state_and_then_expires() {
     sleep(8 * LEASE + Duration::from_secs(60)).await;
     assert!(view().await.is_none());
     world.is_empty().await;
-    running.abort();
 }

@@ -119,7 +119,7 @@ impl LeaseWriter {
 
 /// A finished segment with media that depend on its index: two messages of 100 bytes, and a thumbnail of 10.
 pub(in crate::store) fn segment(segment_idx: u32) -> RecordedSegment {
-    let bytes = |n: u32, length| Bytes::from(vec![(segment_idx * 3 + n) as u8; length]);
+    let bytes = |n: u32, length| Bytes::from(vec![(segment_idx * 3 + n).to_le_bytes()[0]; length]);
     let content: Chunks = [bytes(0, 100), bytes(1, 100), bytes(2, 10)]
         .into_iter()
         .collect();
