@@ -36,6 +36,7 @@ mod safety;
 mod segment;
 mod server;
 mod session_log;
+mod spectators;
 mod start;
 mod store;
 mod viewers;
@@ -54,6 +55,7 @@ enum Scenario {
     Handoff,
     Export,
     Film,
+    Spectators,
     Churn,
     Viewers,
     SessionLog,
@@ -63,7 +65,7 @@ enum Scenario {
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 16] = [
+const SCENARIOS: [(&str, Scenario); 17] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -74,6 +76,7 @@ const SCENARIOS: [(&str, Scenario); 16] = [
     ("handoff", Scenario::Handoff),
     ("export", Scenario::Export),
     ("film", Scenario::Film),
+    ("spectators", Scenario::Spectators),
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
     ("session_log", Scenario::SessionLog),
@@ -114,6 +117,7 @@ impl Scenario {
             Self::Faults => faults::measure().await,
             Self::Export => export::measure(runs.unwrap_or(7)).await,
             Self::Film => film::measure(runs.unwrap_or(40)).await,
+            Self::Spectators => spectators::measure().await,
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
             Self::SessionLog => session_log::measure().await,

@@ -89,7 +89,8 @@ impl Movie {
         let [start, end] = [track.start, track.end].map(|time| self.ticks(track, time));
         Ok(Presentation {
             delay: fit(start - self.start)?,
-            duration: fit(end - start)?,
+            // Where all samples are composed before the presentation begins, nothing is presented.
+            duration: fit((end - start).max(0))?,
         })
     }
 }

@@ -237,11 +237,11 @@ async fn clients_whose_connections_are_cut_at_any_byte_end_with_every_byte() {
         let network = Network::start(&server.address, CUTS, most).await;
         watching.spawn(async move {
             let folder = tempfile::tempdir().unwrap();
-            let address = network.address;
             let film = match n % 2 {
-                0 => film_of_client(address, folder.path()).await,
-                _ => Viewer::default().watch(address).await,
+                0 => film_of_client(network.address, folder.path()).await,
+                _ => Viewer::default().watch(network.address).await,
             };
+            drop(network);
             (n % 2, film)
         });
     }

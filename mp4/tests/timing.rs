@@ -293,3 +293,21 @@ fn no_samples_are_no_film() {
     film.insert(1, empty);
     assert_eq!(times(&assemble(&film), Kind::Video).len(), 24);
 }
+
+#[test]
+fn a_film_of_which_nothing_is_presented_has_no_duration() {
+    let mut segment = Segment::new(&[Video::TRACK]);
+    let sample = segment::Sample {
+        duration: 1,
+        offset: -2,
+        sync: true,
+        data: vec![b'p'; 9],
+    };
+    segment.fragment(&[segment::TrackFragment {
+        kind: Kind::Video,
+        time: 0,
+        samples: vec![sample],
+    }]);
+    let layout = layout(&[segment.bytes()]);
+    assert_eq!(layout.duration(), std::time::Duration::ZERO);
+}
