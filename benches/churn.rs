@@ -21,8 +21,8 @@ const IN_MEMORY: usize = 10_000;
 const IN_STORES: usize = 1_000;
 /// After which memory is looked at first: everything that grows with use has grown.
 const WARM_UP: usize = 500;
-/// Before memory is looked at, so that sessions that have left are gone.
-const SETTLE: Duration = Duration::from_secs(1);
+/// Before memory is looked at, so that sessions that have left are gone, and what was kept of them.
+const SETTLE: Duration = Duration::from_secs(8);
 /// How often a store is asked for what is left in it.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -36,6 +36,8 @@ const TINY: &[&str] = &[
     "--default_request.sampling.num_inference_steps=1",
     "--generator.synthetic.audio_latent_frames=4",
     "--max-sessions=1000",
+    "--streaming.resume_ttl_seconds=2",
+    "--streaming.recording.ttl_seconds=2",
     // What is said of ten thousand sessions would be measured too.
     "--log-level=warn",
 ];
@@ -103,7 +105,7 @@ async fn churn(store: &Store, sessions: usize) -> anyhow::Result<Churned> {
     come_and_go(&server, sessions - WARM_UP).await?;
     let after_mb = resident_mb(&server).await?;
     let took = begun.elapsed();
-    // What a session leaves behind is removed after it.
+    // What a session leaves behind is removed once it has expired.
     let none_left = async {
         while store.blobs().await? > 0 {
             sleep(ASK_AGAIN).await;
