@@ -2,6 +2,9 @@
 //!
 //! A session hands each message over once. Readers share it: each keeps its own place, and one that reads slowly delays
 //! nobody. What a reader has passed is freed with the last reader that holds it.
+//!
+//! A thousand readers that are woken at once would stand before the session's own client in the runtime's queue. So they
+//! are woken a few at a time, and everybody else has a turn in between.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,9 +14,12 @@ use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::{MediaKind, MediaMode, PromptSource};
 use fastvideo_proto::stored::StoredSegment;
 use tokio::sync::watch;
+use tokio::task::{JoinSet, yield_now};
 
-use crate::pool::Media;
 use crate::segment_run::AttemptId;
+
+/// Number of readers that are woken at a time.
+const GROUP: usize = 4;
 
 /// The broadcasts of all sessions that run on this server. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,7 +63,14 @@ struct Channel {
     mode: MediaMode,
     on_air: watch::Sender<OnAir>,
     spectators: watch::Sender<usize>,
+    readers: Arc<Readers>,
+    /// Tells the readers what is on air. It begins with the first of them.
+    herald: Mutex<JoinSet<()>>,
 }
+
+/// The readers in groups, each of which is told in its turn.
+#[derive(Debug, Default)]
+struct Readers(Mutex<Vec<watch::Sender<OnAir>>>);
 
 /// What is on air. Each change wakes all readers.
 #[derive(Clone, Debug, Default)]
@@ -146,6 +159,8 @@ impl Broadcasts {
                 ..OnAir::default()
             }),
             spectators: watch::Sender::default(),
+            readers: Arc::default(),
+            herald: Mutex::default(),
         });
         let broadcast = Broadcast(channel.clone());
         self.lock().by_session.insert(session.clone(), broadcast);
@@ -198,9 +213,64 @@ impl Broadcast {
         *self.0.spectators.borrow()
     }
 
-    /// Returns a receiver of what is on air, which sees every change.
+    /// Returns a receiver of what is on air, which is told of every change in its turn, for as long as the broadcast or a
+    /// spectator of it is held.
     pub fn listen(&self) -> watch::Receiver<OnAir> {
-        self.0.on_air.subscribe()
+        let channel = &self.0;
+        let mut herald = (channel.herald.lock()).expect("no holder of this lock panics");
+        if herald.is_empty() {
+            let (on_air, readers) = (channel.on_air.subscribe(), channel.readers.clone());
+            herald.spawn(tell(on_air, readers));
+        }
+        channel.readers.add(channel.on_air.borrow().clone())
+    }
+}
+
+/// Tells all readers what is on air, group by group, for as long as anything can be.
+async fn tell(mut on_air: watch::Receiver<OnAir>, readers: Arc<Readers>) {
+    loop {
+        // A change from here on is told in another round.
+        let news = on_air.borrow_and_update().clone();
+        let mut group = 0;
+        while readers.tell(group, news.clone()) {
+            group += 1;
+            yield_now().await;
+        }
+        if on_air.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Readers {
+    /// Adds a reader who knows what is on air now.
+    fn add(&self, on_air: OnAir) -> watch::Receiver<OnAir> {
+        let mut groups = self.lock();
+        let group = groups.iter().find(|group| group.receiver_count() < GROUP);
+        if let Some(group) = group {
+            let mut reader = group.subscribe();
+            // The group may not have been told yet.
+            reader.mark_changed();
+            return reader;
+        }
+        let (group, reader) = watch::channel(on_air);
+        groups.push(group);
+        reader
+    }
+
+    /// Tells a group. Returns false when there is no such group.
+    fn tell(&self, group: usize, on_air: OnAir) -> bool {
+        match self.lock().get(group) {
+            Some(group) => {
+                group.send_replace(on_air);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<watch::Sender<OnAir>>> {
+        self.0.lock().expect("no holder of this lock panics")
     }
 }
 
@@ -229,7 +299,13 @@ impl LiveSegment {
 
 impl Broadcaster {
     /// Hands a message over. `script` says what was asked for, and is called for the first message of an attempt.
-    pub(super) fn media(&self, at: AttemptId, media: &Media, script: impl FnOnce() -> Script) {
+    pub(super) fn media(
+        &self,
+        at: AttemptId,
+        kind: &MediaKind,
+        bytes: Bytes,
+        script: impl FnOnce() -> Script,
+    ) {
         self.channel.on_air.send_modify(|on_air| {
             // What a later attempt continues belongs to the first one.
             let segment = on_air.segment.get_or_insert_with(|| {
@@ -240,10 +316,10 @@ impl Broadcaster {
                 })
             });
             let mut live = segment.lock();
-            if let MediaKind::InitSegment { mime } = &media.kind {
+            if let MediaKind::InitSegment { mime } = kind {
                 live.mime.get_or_insert_with(|| mime.clone());
             }
-            live.messages.push(media.bytes.clone());
+            live.messages.push(bytes);
         });
     }
 
@@ -296,7 +372,6 @@ impl Drop for Broadcaster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::testing;
 
     const LIMITS: SpectatorLimits = SpectatorLimits {
         per_session: 2,
@@ -319,28 +394,31 @@ mod tests {
         }
     }
 
-    fn message(byte: u8) -> Media {
-        testing::media(MediaKind::Fragment, Bytes::copy_from_slice(&[byte]))
+    fn send(broadcaster: &Broadcaster, at: AttemptId, byte: u8) {
+        let bytes = Bytes::copy_from_slice(&[byte]);
+        broadcaster.media(at, &MediaKind::Fragment, bytes, script);
     }
 
-    #[test]
-    fn a_reader_gets_every_message_once_whenever_it_reads() {
+    #[tokio::test]
+    async fn a_reader_gets_every_message_once_whenever_it_reads() {
         let broadcasts = Broadcasts::new(LIMITS);
         let session = SessionId::random();
         let broadcaster = broadcasts.begin(session.clone(), 0, MediaMode::AvFmp4);
-        let mut early = broadcasts.get(&session).unwrap().listen();
-        broadcaster.media(at(0, 1), &message(1), script);
-        broadcaster.media(at(0, 1), &message(2), script);
-        assert!(early.has_changed().unwrap());
+        let broadcast = broadcasts.get(&session).unwrap();
+        let mut early = broadcast.listen();
+        send(&broadcaster, at(0, 1), 1);
+        send(&broadcaster, at(0, 1), 2);
+        early.changed().await.unwrap();
         let segment = early.borrow_and_update().segment.clone().unwrap();
         assert_eq!(segment.unread(0).messages.concat(), [1, 2]);
         // A later attempt goes on where the one before was lost.
-        broadcaster.media(at(0, 2), &message(3), script);
+        send(&broadcaster, at(0, 2), 3);
         let unread = segment.unread(2);
         assert_eq!(unread.messages.concat(), [3]);
         assert!(unread.end.is_none());
         broadcaster.end_segment(SegmentEnd::Void);
-        broadcaster.media(at(0, 3), &message(4), script);
+        send(&broadcaster, at(0, 3), 4);
+        early.changed().await.unwrap();
         assert!(matches!(segment.unread(3).end, Some(SegmentEnd::Void)));
         let again = early.borrow_and_update().segment.clone().unwrap();
         assert_eq!(
@@ -348,8 +426,26 @@ mod tests {
             (3, vec![4])
         );
         drop(broadcaster);
-        assert!(early.borrow().is_over);
+        early.wait_for(|on_air| on_air.is_over).await.unwrap();
         assert!(broadcasts.get(&session).is_none());
+    }
+
+    #[tokio::test]
+    async fn every_reader_is_told_however_many_there_are() {
+        let broadcasts = Broadcasts::new(LIMITS);
+        let session = SessionId::random();
+        let broadcaster = broadcasts.begin(session.clone(), 0, MediaMode::AvFmp4);
+        let broadcast = broadcasts.get(&session).unwrap();
+        let mut readers: Vec<_> = (0..3 * GROUP + 1).map(|_| broadcast.listen()).collect();
+        send(&broadcaster, at(0, 1), 1);
+        for reader in &mut readers {
+            let has_segment = |on_air: &OnAir| on_air.segment.is_some();
+            reader.wait_for(has_segment).await.unwrap();
+        }
+        // Those who leave make room in their groups.
+        readers.truncate(1);
+        readers.extend((0..3 * GROUP).map(|_| broadcast.listen()));
+        assert_eq!(broadcast.0.readers.lock().len(), 4);
     }
 
     #[test]

@@ -65,14 +65,17 @@ impl LiveSession {
     }
 
     fn relay(&mut self, at: AttemptId, media: Media, first: bool) {
+        let (kind, bytes) = (media.kind.clone(), media.bytes.clone());
+        // The client comes first.
+        self.emit(SessionEvent::Media { at, media });
         if let Some(segment) = &mut self.segment {
             if let Some(recorder) = &mut segment.recorder {
-                recorder.add(at, &media);
+                recorder.add(at, &kind, &bytes);
             }
             let planned = &segment.planned;
-            self.broadcaster.media(at, &media, || Script::of(planned));
+            self.broadcaster
+                .media(at, &kind, bytes, || Script::of(planned));
         }
-        self.emit(SessionEvent::Media { at, media });
         if first {
             self.mark(at, None);
         }

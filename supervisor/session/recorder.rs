@@ -7,7 +7,6 @@ use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
 use sha2::{Digest, Sha256};
 
 use crate::causes::with_causes;
-use crate::pool::Media;
 use crate::segment_run::AttemptId;
 use crate::store::RecordedSegment;
 
@@ -24,14 +23,14 @@ pub(super) struct Recorder {
 
 impl Recorder {
     /// Adds a message.
-    pub(super) fn add(&mut self, at: AttemptId, media: &Media) {
+    pub(super) fn add(&mut self, at: AttemptId, kind: &MediaKind, bytes: &Bytes) {
         self.first.get_or_insert(at);
-        if let MediaKind::InitSegment { mime } = &media.kind {
+        if let MediaKind::InitSegment { mime } = kind {
             self.mime.get_or_insert_with(|| mime.clone());
         }
-        self.blob.update(&media.bytes);
-        self.sha256.update(&media.bytes);
-        self.messages.push(media.bytes.clone());
+        self.blob.update(bytes);
+        self.sha256.update(bytes);
+        self.messages.push(bytes.clone());
     }
 
     /// Ends the recording. `segment` has all that is known of it but its media.
