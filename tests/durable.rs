@@ -474,7 +474,7 @@ async fn an_outage_of_the_store_is_shown_and_logged_once() {
     let server = start(&store, &["--streaming.store.required_for_readiness=true"]);
     server.ready(1).await;
     careless.ready(1).await;
-    let working = json!({"state": "ok", "since": null, "last_failure": null});
+    let working = json!({"state": "ok", "since": null, "last_failure": null, "lost_segments": 0});
     assert_eq!(server.status().await["store"], working);
     let mut client = server.active(json!({})).await;
     redis.signal(Signal::SIGSTOP);

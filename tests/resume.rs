@@ -394,3 +394,34 @@ async fn pages_of_other_sites_give_no_orders() {
     assert_eq!(server.status().await["draining"], false);
     assert_eq!(order(own).await, 202);
 }
+
+#[tokio::test]
+async fn a_segment_that_is_not_kept_any_more_is_told_and_counted() {
+    let server = Server::start(&[
+        "--gpus=1",
+        "--default_request.sampling.width=640",
+        "--default_request.sampling.height=352",
+        "--default_request.sampling.num_frames=48",
+        "--default_request.sampling.num_inference_steps=1",
+        "--streaming.encoder.jpeg_quality=95",
+        "--streaming.recording.max_mib_per_session=1",
+    ]);
+    let pictures = json!({"stream_mode": "legacy_jpeg"});
+    let (mut client, ticket) = open(&server, pictures.clone()).await;
+    for prompt in PROMPTS {
+        let bytes = client.segment(prompt).await.bytes().len();
+        assert!(bytes > 1 << 20, "{bytes} bytes fit into the film");
+    }
+    drop(client);
+    let mut opening = pictures;
+    opening["resume"] = ticket["resume"].clone();
+    opening["resume"]["have"] = json!({"segments": 1, "messages": 0});
+    let (mut again, _) = open(&server, opening).await;
+    for idx in 1..3 {
+        let error = again.error().await;
+        assert_eq!(error["segment_idx"], idx);
+        assert_eq!(error["retryable"], false);
+    }
+    assert_eq!(index(&again.segment(PROMPTS[0]).await), 3);
+    assert_eq!(server.status().await["store"]["lost_segments"], 4);
+}

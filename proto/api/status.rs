@@ -50,6 +50,9 @@ pub struct StoreStatus {
     pub since: Option<String>,
     /// The last failure since the supervisor's start.
     pub last_failure: Option<StoreFailure>,
+    /// How many segments lost their media for lack of room, although their clients may not have had them.
+    #[serde(default)]
+    pub lost_segments: u64,
 }
 
 /// A failure of the store.

@@ -18,6 +18,7 @@ pub(super) fn store_status(store: &SessionStore) -> StoreStatus {
             reason,
             at: rfc3339(at),
         }),
+        lost_segments: store.lost_segments(),
     }
 }
 
