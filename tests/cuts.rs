@@ -27,6 +27,9 @@ const TINY: &[&str] = &[
 ];
 const SEGMENTS: usize = 4;
 const BYTES_PER_SECOND: u64 = 60_000;
+/// More than the client has got when it knows its session: the product's client gives up when it loses its first
+/// connection before that.
+const OPENING_BYTES: u64 = 2000;
 
 /// A network between client and server that is slow and cuts its connections.
 struct Network {
@@ -48,7 +51,7 @@ impl Network {
                 let (client, _) = listener.accept().await.unwrap();
                 let limit = match left {
                     0 => u64::MAX,
-                    _ => rand::random_range(0..most),
+                    _ => rand::random_range(OPENING_BYTES..most),
                 };
                 left = left.saturating_sub(1);
                 let to = to.lock().unwrap().clone();
