@@ -100,6 +100,13 @@ impl StoredSegment {
     pub fn is_pictures(&self) -> bool {
         self.mime == JPEG
     }
+
+    /// Returns how many of so many messages of the segment are fragments or pictures: one of video begins with its init
+    /// segment.
+    pub fn chunks(&self, messages: usize) -> u32 {
+        let init = usize::from(!self.is_pictures());
+        u32::try_from(messages.saturating_sub(init)).unwrap_or(u32::MAX)
+    }
 }
 
 /// The fields of version 1.

@@ -241,10 +241,14 @@ impl LiveSession {
         self.emitter
             .push(SessionEvent::SegmentCompleted(Box::new(completed)));
         let segment = stored_segment(at, planned, start, duration, generation);
-        let recorded = recorder.map(|recorder| recorder.finish(segment.clone(), thumbnail));
-        let finished = recorded.as_ref().map_or(segment, |r| r.segment.clone());
-        self.broadcaster
-            .end_segment(SegmentEnd::Finished(Arc::new(finished)));
+        let (finished, recorded) = match recorder {
+            Some(recorder) => {
+                let recorded = recorder.finish(segment, thumbnail);
+                (recorded.segment.clone(), Some(recorded))
+            }
+            None => (Arc::new(segment), None),
+        };
+        self.broadcaster.end_segment(SegmentEnd::Finished(finished));
         let committed = Committed {
             progress: Progress {
                 segments: self.director.segment_idx(),

@@ -1,5 +1,7 @@
 //! Records the media of the running segment for the session's film.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use fastvideo_mp4::SegmentIndex;
 use fastvideo_proto::job::MediaKind;
@@ -69,6 +71,9 @@ impl Recorder {
             ..segment
         };
         let content = self.messages.into_iter().chain([thumbnail]).collect();
-        RecordedSegment { segment, content }
+        RecordedSegment {
+            segment: Arc::new(segment),
+            content,
+        }
     }
 }

@@ -36,7 +36,7 @@ pub struct Film(pub(super) Vec<Arc<StoredSegment>>);
 /// A segment that has just been finished, with its media.
 #[derive(Clone, Debug)]
 pub struct RecordedSegment {
-    pub segment: StoredSegment,
+    pub segment: Arc<StoredSegment>,
     /// The blob that `segment.media` names.
     pub content: Chunks,
 }
@@ -53,10 +53,10 @@ impl Film {
     }
 
     /// Adds a segment, in place of one with the same index and of all that follow it.
-    pub(super) fn push(&mut self, segment: StoredSegment) {
+    pub(super) fn push(&mut self, segment: Arc<StoredSegment>) {
         let before = |known: &Arc<StoredSegment>| known.segment_idx < segment.segment_idx;
         self.0.truncate(self.0.partition_point(before));
-        self.0.push(Arc::new(segment));
+        self.0.push(segment);
         let mut facts: usize = self.0.iter().map(|segment| facts_bytes(segment)).sum();
         let mut forgotten = 0;
         while facts > MAX_FACTS_BYTES && forgotten + 1 < self.0.len() {
@@ -201,7 +201,7 @@ impl SessionStore {
         self.within(self.0.blobs.get_range(key, range)).await
     }
 
-    async fn locate(&self, blob: BlobId) -> Result<BlobKey, StoreError> {
+    pub(super) async fn locate(&self, blob: BlobId) -> Result<BlobKey, StoreError> {
         let key = self.within(self.0.records.locate(blob)).await?;
         key.ok_or_else(|| DataLoss::MissingBlob(blob).into())
     }
@@ -260,14 +260,14 @@ mod tests {
     fn segment(segment_idx: u32, bytes: u64) -> StoredSegment {
         StoredSegment {
             bytes,
-            ..film_segment(segment_idx).segment
+            ..StoredSegment::clone(&film_segment(segment_idx).segment)
         }
     }
 
     fn film(sizes: &[u64]) -> Film {
         let mut film = Film::default();
         for (idx, bytes) in (0..).zip(sizes) {
-            film.push(segment(idx, *bytes));
+            film.push(segment(idx, *bytes).into());
         }
         film
     }
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn a_segment_that_is_made_anew_replaces_all_that_followed() {
         let mut film = film(&[1, 2, 3]);
-        film.push(segment(1, 9));
+        film.push(segment(1, 9).into());
         let known: Vec<_> = film.0.iter().map(|s| (s.segment_idx, s.bytes)).collect();
         assert_eq!(known, [(0, 1), (1, 9)]);
         assert_eq!(film.segment(1).map(|segment| segment.bytes), Some(9));
@@ -308,10 +308,11 @@ mod tests {
     fn what_is_known_of_a_film_is_limited() {
         let mut film = Film::default();
         for idx in 0..100 {
-            film.push(StoredSegment {
+            let segment = StoredSegment {
                 prompt: "x".repeat(100_000),
                 ..segment(idx, 1)
-            });
+            };
+            film.push(segment.into());
         }
         let facts: usize = film.0.iter().map(|segment| facts_bytes(segment)).sum();
         assert!(facts <= MAX_FACTS_BYTES);

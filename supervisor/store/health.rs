@@ -73,7 +73,12 @@ impl Health {
         let failure = match outcome {
             Ok(_) => None,
             // The store has answered as it should.
-            Err(StoreError::Stale | StoreError::Unreserved | StoreError::Forgotten) => return,
+            Err(
+                StoreError::Stale
+                | StoreError::Unreserved
+                | StoreError::Forgotten
+                | StoreError::MediaFull { .. },
+            ) => return,
             Err(error) => Some(error),
         };
         let mut record = self.lock();

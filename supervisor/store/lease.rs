@@ -60,17 +60,19 @@ impl Lease {
 
     /// Takes note that the client has this many media messages of a segment, and all of those before.
     pub fn acknowledge(&self, segment_idx: u32, messages: u32) {
-        let film = self.leased.latest().film;
-        let segment = film.segment(segment_idx);
-        let media = segment.and_then(|segment| segment.media.as_ref());
-        if media.is_some_and(|media| media.messages.len() <= messages as usize) {
+        let has_all = self.leased.update(|latest| {
+            let segment = latest.film.segment(segment_idx);
+            let media = segment.and_then(|segment| segment.media.as_ref());
+            media.is_some_and(|media| media.messages.len() <= messages as usize)
+        });
+        if has_all {
             self.set_received(segment_idx + 1);
         }
     }
 
     /// Returns the token for those who may watch the session.
     pub fn watch_token(&self, token: &ResumeToken) -> String {
-        token.watch_token(self.leased.latest().watch.number)
+        token.watch_token(self.leased.update(|latest| latest.watch.number))
     }
 
     /// Takes note that the session goes on after its last permitted segment.
@@ -137,7 +139,7 @@ impl LeaseWriter {
             match unwritten.take(content, recording.max_bytes) {
                 Some(unwritten) => self.leased.add_unwritten(blob_of(media), unwritten),
                 None => {
-                    segment.media = None;
+                    Arc::make_mut(&mut segment).media = None;
                     lost = 1;
                 }
             }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use fastvideo_proto::stored::StoredSession;
 
-use super::error::{DataLoss, StoreError};
+use super::error::StoreError;
 use super::handle::SessionStore;
 use super::ids::{BlobId, RecordKey};
 use super::records::BlobKind;
@@ -50,11 +50,9 @@ impl SessionStore {
     /// Returns the bytes of a blob that the store has.
     ///
     /// # Errors
-    /// Returns [`DataLoss::MissingBlob`] when the store has no such blob, and another error when it does not answer.
+    /// Returns [`super::error::DataLoss::MissingBlob`] when the store has no such blob, and another error when it does not answer.
     pub async fn blob(&self, id: BlobId) -> Result<Bytes, StoreError> {
-        match self.within(self.0.records.locate(id)).await? {
-            Some(key) => Ok(self.within(self.0.blobs.get(key)).await?.join()),
-            None => Err(DataLoss::MissingBlob(id).into()),
-        }
+        let key = self.locate(id).await?;
+        Ok(self.within(self.0.blobs.get(key)).await?.join())
     }
 }

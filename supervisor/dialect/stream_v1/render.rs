@@ -339,11 +339,10 @@ impl StreamRenderer {
     fn resend_completed(&mut self, segment: &StoredSegment, out: &mut Rendered) {
         self.shown = Shown::default();
         let messages = segment.media.as_ref().map_or(0, |m| m.messages.len());
-        let chunks = messages.saturating_sub(usize::from(!segment.is_pictures()));
         out.json(&ServerMessage::MediaSegmentComplete {
             segment_idx: segment.segment_idx,
             stream_id: self.stream_id(at(segment)),
-            chunks: u32::try_from(chunks).unwrap_or(u32::MAX),
+            chunks: segment.chunks(messages),
             duration_ms: ms(segment.duration),
             pts_base_ms: ms(segment.start),
         });

@@ -475,7 +475,7 @@ impl Show {
             .text(&ServerMessage::MediaSegmentComplete {
                 segment_idx: segment.segment_idx,
                 stream_id: self.stream_id(segment.segment_idx, segment.attempt),
-                chunks: fragments(segment, messages),
+                chunks: segment.chunks(messages),
                 duration_ms: segment.duration.as_secs_f64() * 1000.0,
                 pts_base_ms: segment.start.as_secs_f64() * 1000.0,
             })
@@ -514,12 +514,6 @@ impl Show {
     fn stream_id(&self, segment_idx: u32, attempt: u32) -> String {
         format!("{}-{segment_idx}-{attempt}", self.session)
     }
-}
-
-/// Returns how many of a segment's messages come after the init segment, which pictures have not.
-fn fragments(segment: &StoredSegment, messages: usize) -> u32 {
-    let init = usize::from(!segment.is_pictures());
-    u32::try_from(messages.saturating_sub(init)).unwrap_or(u32::MAX)
 }
 
 /// Tells that the media of a segment are void.

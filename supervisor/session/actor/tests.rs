@@ -779,8 +779,8 @@ async fn as_many_idle_sessions_as_others_wait_end_and_no_more() {
     assert_eq!(world.registry.count(), 4);
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_worker_of_a_lost_connection_is_kept_for_a_while() {
+/// How long somebody who waits has to wait for the worker of a client that goes in this way.
+async fn waits_for_worker_of_a_client_that(goes: Inbound) -> Duration {
     let world = World::serving().await;
     let mut clients = Vec::new();
     for _ in 0..4 {
@@ -789,24 +789,21 @@ async fn the_worker_of_a_lost_connection_is_kept_for_a_while() {
     let mut waiting = world.open(OpenSession::default()).await;
     waiting.until("Queued").await;
     let begun = Instant::now();
-    clients[0].send(Inbound::Gone).await;
+    clients[0].send(goes).await;
     waiting.bound().await;
-    assert_eq!(begun.elapsed(), 10 * SECOND);
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_worker_of_a_lost_connection_is_kept_for_a_while() {
+    let waited = waits_for_worker_of_a_client_that(Inbound::Gone).await;
+    assert_eq!(waited, 10 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_worker_of_a_client_that_closes_its_connection_is_free_at_once() {
-    let world = World::serving().await;
-    let mut clients = Vec::new();
-    for _ in 0..4 {
-        clients.push(world.active(OpenSession::default()).await);
-    }
-    let mut waiting = world.open(OpenSession::default()).await;
-    waiting.until("Queued").await;
-    let begun = Instant::now();
-    clients[0].send(Inbound::Closed).await;
-    waiting.bound().await;
-    assert_eq!(begun.elapsed(), Duration::ZERO);
+    let waited = waits_for_worker_of_a_client_that(Inbound::Closed).await;
+    assert_eq!(waited, Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

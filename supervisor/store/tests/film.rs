@@ -59,7 +59,7 @@ async fn a_film_is_read_by_every_server_while_it_runs_and_after() {
             let segments = view.film.segments();
             assert_eq!(segments.len(), 3, "{records:?}");
             for (segment, recorded) in segments.iter().zip(&recorded) {
-                assert_eq!(**segment, recorded.segment);
+                assert_eq!(*segment, recorded.segment);
                 let media = store.media(segment).await.unwrap();
                 assert_eq!(media.join(), recorded.content.join());
                 let part = store.media_range(segment, 90..110).await.unwrap();
@@ -173,6 +173,7 @@ async fn films_that_nobody_runs_make_room_in_memory_and_their_sessions_stay() {
     finish(&lease, 2).await;
     assert_eq!(kept(&store, &session, token.as_str()).await, [1, 2]);
     assert_eq!(store.lost_segments(), 1);
+    assert!(store.status().last_failure.is_none(), "that is no failure");
     let (_, saved) = store.resume(&old, &old_token, any).await.unwrap();
     assert!(saved.state.is_some());
 }

@@ -147,7 +147,10 @@ pub(in crate::store) fn segment(segment_idx: u32) -> RecordedSegment {
         bytes: 200,
         media: Some(media),
     };
-    RecordedSegment { segment, content }
+    RecordedSegment {
+        segment: Arc::new(segment),
+        content,
+    }
 }
 
 /// A state whose blob is of that many bytes, a multiple of 300 or 5760, and depends on `n`.
