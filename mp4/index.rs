@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,15 @@ pub(crate) struct Timing {
     pub(crate) sync: bool,
 }
 
+/// What one message of a segment plays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// How long its samples are presented.
+    pub duration: Duration,
+    /// Whether decoding can begin with its first sample.
+    pub is_independent: bool,
+}
+
 impl SegmentIndex {
     /// The length of the segment in bytes.
     pub fn size(&self) -> u64 {
@@ -109,6 +119,34 @@ impl SegmentIndex {
     /// Returns whether the segment has a sample of a kind.
     pub fn has(&self, kind: Kind) -> bool {
         self.track(kind).is_some()
+    }
+
+    /// Returns what each of the segment's messages plays, which end at these places in the segment. A message without a
+    /// picture, as the init segment, plays nothing; in a segment without pictures, the same holds for sound. Nothing
+    /// does in an index from elsewhere that is none.
+    pub fn messages(&self, ends: impl IntoIterator<Item = u64>) -> Vec<Message> {
+        let sound = || self.track(Kind::Sound);
+        let track = self.track(Kind::Video).or_else(sound);
+        let track = track.filter(|_| self.check().is_ok());
+        let mut timings = track.into_iter().flat_map(Track::timings);
+        let mut chunks = (track.map_or(&[] as &[Chunk], |track| &track.chunks))
+            .iter()
+            .peekable();
+        let of_message = |end: u64| {
+            let mut message = Message::default();
+            let mut ticks = 0_u64;
+            while let Some(chunk) = chunks.next_if(|chunk| chunk.offset < end) {
+                for timing in timings.by_ref().take(chunk.samples as usize) {
+                    message.is_independent |= ticks == 0 && timing.sync;
+                    ticks += u64::from(timing.duration);
+                }
+            }
+            if let Some(track) = track {
+                message.duration = ticks_to_time(ticks, track.timescale);
+            }
+            message
+        };
+        ends.into_iter().map(of_message).collect()
     }
 
     /// Returns the track of a kind if there is a sample in it.
@@ -190,6 +228,13 @@ impl Track {
         let runs = self.runs.iter();
         runs.flat_map(|run| std::iter::repeat_n(run.timing, run.samples as usize))
     }
+}
+
+/// Returns a time in ticks, to the nanosecond below.
+fn ticks_to_time(ticks: u64, timescale: NonZeroU32) -> Duration {
+    let timescale = u64::from(timescale.get());
+    let part = ticks % timescale * 1_000_000_000 / timescale;
+    Duration::from_secs(ticks / timescale) + Duration::from_nanos(part)
 }
 
 /// Returns whether bytes are one box with room for the fields of a sample entry.

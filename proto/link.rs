@@ -86,10 +86,26 @@ pub struct EncoderSpec {
     pub video_codec: String,
     /// Constant rate factor, 0 (lossless) to 51.
     pub crf: u32,
+    /// The length of a fragment, which is a whole number of frames: see [`Self::frames_per_fragment`].
     pub fragment: Duration,
     pub audio_bit_rate: u32,
     /// The quality of `legacy_jpeg` frames, 1 to 100.
     pub jpeg_quality: u8,
+}
+
+impl EncoderSpec {
+    /// Returns the number of frames of a fragment, which is at least 1. The first fragment of a segment has one frame, and
+    /// the last one may have fewer than the others.
+    pub fn frames_per_fragment(&self, fps: u32) -> u32 {
+        let frames = self.fragment.as_secs_f64() * f64::from(fps);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a float that does not fit becomes the nearest number that does"
+        )]
+        let frames = frames.round() as u32;
+        frames.max(1)
+    }
 }
 
 impl Default for EncoderSpec {

@@ -63,21 +63,14 @@ fn router(app: App) -> Router {
         .route("/v1/watch", get(watch::upgrade))
         .merge(status::routes())
         .merge(openapi::routes())
-        .merge(film::routes())
+        .merge(film::routes(&app))
         .merge(operator::routes(&app))
         .merge(page::routes())
         .fallback(async || {
             let message = "there is nothing here; see /openapi.json";
             ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
         })
-        .method_not_allowed_fallback(async || {
-            let message = "this route does not answer that method";
-            ApiError::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                message,
-            )
-        })
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.hosts.clone(), hosts::guard))
         .with_state(app)
 }

@@ -75,6 +75,8 @@ mod state;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub format: VideoFormat,
+    /// How long a fragment is; the last one of a segment may be shorter, and the first one is.
+    pub fragment: Duration,
     pub num_inference_steps: u32,
     pub max_inference_steps: u32,
     pub seed: u64,
@@ -163,6 +165,7 @@ mod tests {
                 num_frames: 8,
                 fps: 24,
             },
+            fragment: Duration::from_millis(250),
             num_inference_steps: 8,
             max_inference_steps: 200,
             seed: 10,

@@ -421,3 +421,46 @@ async fn reading_a_film_is_no_activity_of_its_session() {
         .await;
     assert_eq!(Answer::get(&server, &path, &[]).await.status, 200);
 }
+
+#[tokio::test]
+async fn pages_of_the_sites_that_may_open_sessions_may_read_films() {
+    const SITE: &str = "https://video.example.org";
+    let preflight = [
+        ("origin", SITE),
+        ("access-control-request-method", "GET"),
+        ("access-control-request-headers", "authorization,range"),
+    ];
+    let allowed = async |server: &Server, path: &str, origin: &str| {
+        let asked = Answer::get(server, path, &[("origin", origin)]).await;
+        asked.header("access-control-allow-origin").to_owned()
+    };
+    let any = Server::start(&["--gpus=1"]);
+    let viewer = Viewer::with_segments(&any, 1).await;
+    for what in [
+        "film",
+        "film.mp4",
+        "index.m3u8",
+        "film/0.mp4",
+        "film/0/1-1.m4s",
+        "film/9.mp4",
+    ] {
+        assert_eq!(allowed(&any, &viewer.path(what), SITE).await, "*", "{what}");
+    }
+    let path = format!("/v1/sessions/{}/film.mp4", viewer.id);
+    let answer = Answer::of("OPTIONS", &any, &path, &preflight).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("access-control-allow-methods"), "GET,HEAD");
+    let headers = answer.header("access-control-allow-headers");
+    assert!(
+        headers.contains("authorization") && headers.contains("range"),
+        "{headers}"
+    );
+    // Nothing else of the server is for other sites.
+    assert_eq!(allowed(&any, "/status", SITE).await, "");
+
+    let some = Server::start(&["--gpus=1", "--server.allowed_origins", SITE]);
+    let viewer = Viewer::with_segments(&some, 1).await;
+    let path = viewer.path("film");
+    assert_eq!(allowed(&some, &path, SITE).await, SITE);
+    assert_eq!(allowed(&some, &path, "https://other.example.org").await, "");
+}

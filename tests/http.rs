@@ -360,6 +360,7 @@ async fn the_openapi_document_describes_every_route() {
         "/v1/sessions/{id}/film.mp4",
         "/v1/sessions/{id}/film/{n}.jpg",
         "/v1/sessions/{id}/film/{n}.mp4",
+        "/v1/sessions/{id}/film/{n}/{attempt}-{message}.m4s",
         "/v1/sessions/{id}/index.m3u8",
         "/v1/sessions/{id}/move",
         "/v1/sessions/{id}/state",

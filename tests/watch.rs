@@ -99,6 +99,7 @@ async fn a_spectator_sees_what_the_client_gets_as_it_is_made_and_from_any_segmen
         .get(&format!("/v1/sessions/{id}/film?token={token}"))
         .await;
     assert_eq!(film["spectators"], 3);
+    assert_eq!(server.status().await["spectators"], 3);
 }
 
 #[tokio::test]

@@ -33,6 +33,49 @@ fn a_segment_of_one_track_has_no_other() {
     assert!(index.has(Kind::Video) && !index.has(Kind::Sound));
 }
 
+#[test]
+fn messages_play_for_as_long_as_their_pictures() {
+    let ends = |segment: &Segment| {
+        let messages = segment.messages();
+        let lengths = messages.iter().map(|message| message.len() as u64);
+        let sum = |sum: &mut u64, length| {
+            *sum += length;
+            Some(*sum)
+        };
+        lengths.scan(0, sum).collect::<Vec<_>>()
+    };
+    let played = |segment: &Segment| {
+        let index = SegmentIndex::read(&segment.bytes()).unwrap();
+        let messages = index.messages(ends(segment));
+        let played = messages.iter();
+        played
+            .map(|message| (message.duration.as_micros(), message.is_independent))
+            .collect::<Vec<_>>()
+    };
+    let segment = segment();
+    let pictures = [
+        (0, false),
+        (41_666, true),
+        (208_333, false),
+        (250_000, false),
+    ];
+    assert_eq!(played(&segment), pictures);
+    // What has been made of a segment that is not finished.
+    let mut half = segment.clone();
+    half.fragments.truncate(2);
+    assert_eq!(played(&half), pictures[..3]);
+    let mut sound = Segment::new(&[Video::TRACK, Sound::TRACK]);
+    sound.fragment(&[Sound::samples(0..3)]);
+    assert_eq!(played(&sound), [(0, false), (128_000, true)]);
+    assert_eq!(played(&Segment::new(&[Video::TRACK])), [(0, false)]);
+
+    let index = SegmentIndex::read(&segment.bytes()).unwrap();
+    let mut json = serde_json::to_value(&index).unwrap();
+    json["tracks"][0]["runs"][0]["samples"] = u32::MAX.into();
+    let damaged: SegmentIndex = serde_json::from_value(json).unwrap();
+    assert_eq!(damaged.messages([9]), [crate::Message::default()]);
+}
+
 /// The same samples, said in the other ways of the format.
 #[test]
 fn defaults_and_bases_are_understood() {

@@ -79,6 +79,19 @@ pub struct FilmQuery {
     pub token: Option<String>,
 }
 
+/// The query of `GET /v1/sessions/{id}/index.m3u8`: the Delivery Directives of HLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
+#[cfg_attr(feature = "openapi", into_params(parameter_in = Query))]
+pub struct PlaylistQuery {
+    /// The answer waits until the playlist has the segment with this Media Sequence Number.
+    #[serde(rename = "_HLS_msn")]
+    pub hls_msn: Option<u64>,
+    /// It does not wait for that segment, but for this part of it, counted from 0.
+    #[serde(rename = "_HLS_part")]
+    pub hls_part: Option<u64>,
+}
+
 /// The query of `GET /v1/sessions/{id}/film.mp4`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]

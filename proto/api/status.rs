@@ -24,6 +24,9 @@ pub struct Status {
     pub gpu_status: BTreeMap<GpuId, GpuStatus>,
     /// Open sessions, including those that wait for a worker.
     pub sessions: usize,
+    /// The number of spectators of all sessions.
+    #[serde(default)]
+    pub spectators: usize,
     /// Whether the server is shutting down and takes no further session.
     pub draining: bool,
     /// The supervisor's version.

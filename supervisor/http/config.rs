@@ -46,7 +46,7 @@ static ALLOWED_ORIGINS: Key<Option<String>> = Key::items(
     "ORIGINS",
     "origins such as https://video.example.org",
 )
-.help("Sites whose pages may send orders and, where this is given, open sessions, besides the server's own page [default: orders from no other site, sessions from any site]");
+.help("Sites whose pages may send orders and, where this is given, open sessions and read films, besides the server's own page [default: orders from no other site, sessions and films from any site]");
 
 static SERVICE_NAME: Key<String> = Key::text("server.service_name")
     .help("The `service` that /healthz and /readyz name; the default is what FastVideo's server answers")

@@ -1,7 +1,7 @@
 //! The film of a session: its document, its segments and thumbnails, the whole as one file, and an HLS playlist.
 //!
 //! `request` finds the film of a request whose token gives access to it. `document` and `playlist` describe the film;
-//! `whole` lays it out as one file, and `download` names that. `answer` sends a file, of which `conditions` decides what a
+//! `growth` waits for more of it, and `parts` are what there is of a segment that is being made. `whole` lays it out as one file, and `download` names that. `answer` sends a file, of which `conditions` decides what a
 //! client wants, and `content` reads its bytes piece by piece while the client takes them. Reading a film is no activity
 //! of the session.
 
@@ -9,14 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE};
-use axum::http::{HeaderName, StatusCode};
+use axum::http::header::{
+    ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH,
+    CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use fastvideo_proto::api::error::ErrorBody;
-use fastvideo_proto::api::film::{DownloadQuery, FilmDocument, FilmQuery};
+use fastvideo_proto::api::film::{DownloadQuery, FilmDocument, FilmQuery, PlaylistQuery};
+use fastvideo_proto::job::frames_to_time;
 use fastvideo_proto::stored::StoredSegment;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::app::{App, AppState};
 use super::error::ApiError;
@@ -24,6 +29,9 @@ use super::extract::ValidQuery;
 use answer::{File, IMMUTABLE, not_kept};
 use conditions::EntityTag;
 use content::Content;
+use growth::Awaited;
+use parts::{PartName, no_part, number};
+use playlist::Listing;
 use request::FilmRequest;
 use whole::no_video;
 
@@ -32,21 +40,53 @@ mod conditions;
 mod content;
 pub(super) mod document;
 mod download;
+mod growth;
+mod parts;
 mod playlist;
 mod request;
 #[cfg(test)]
 mod tests;
 mod whole;
 
+/// How long a browser may remember that another site's page may read films.
+const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
 /// Names the segments that are not in `film.mp4`.
 const MISSING_SEGMENTS: HeaderName = HeaderName::from_static("x-fastvideo-missing-segments");
 
-pub(super) fn routes() -> Router<App> {
+pub(super) fn routes(app: &App) -> Router<App> {
     Router::new()
         .route("/v1/sessions/{id}/film", get(film))
         .route("/v1/sessions/{id}/film/{file}", get(file))
+        .route("/v1/sessions/{id}/film/{file}/{part}", get(part))
         .route("/v1/sessions/{id}/film.mp4", get(whole_film))
         .route("/v1/sessions/{id}/index.m3u8", get(playlist))
+        // Without one of its own, the whole router's would take the place of what the layer answers.
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(cross_origin(app))
+}
+
+/// Lets the pages of other sites read films that they have a token for: those of the sites that may open sessions.
+fn cross_origin(app: &App) -> CorsLayer {
+    let origins = match app.any_origin_may_stream {
+        true => AllowOrigin::any(),
+        false => {
+            let origins = app.origins.clone();
+            AllowOrigin::predicate(move |origin, _| origins.allow(origin))
+        }
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::HEAD])
+        .allow_headers([AUTHORIZATION, IF_NONE_MATCH, IF_RANGE, RANGE])
+        .expose_headers([
+            ACCEPT_RANGES,
+            CONTENT_DISPOSITION,
+            CONTENT_LENGTH,
+            CONTENT_RANGE,
+            ETAG,
+            MISSING_SEGMENTS,
+        ])
+        .max_age(PREFLIGHT_AGE)
 }
 
 /// Tells what is known of a session's film.
@@ -69,9 +109,7 @@ pub(super) async fn film(State(app): AppState, request: FilmRequest) -> impl Int
 /// Serves `film/{n}.mp4` and `film/{n}.jpg`.
 async fn file(State(app): AppState, request: FilmRequest) -> Result<Response, ApiError> {
     let (n, extension) = request.file.split_once('.').unwrap_or_default();
-    let is_number = n.bytes().all(|digit| digit.is_ascii_digit());
-    let segment = n.parse().ok().filter(|_| is_number);
-    let segment = segment.and_then(|idx| request.view.film.segment(idx));
+    let segment = number(n).and_then(|idx| request.view.film.segment(idx));
     let is_picture = match extension {
         "mp4" => false,
         "jpg" => true,
@@ -194,29 +232,85 @@ pub(super) async fn whole_film(
     Ok(answer)
 }
 
-/// Serves the film as an HLS playlist of fragmented MP4. A token in the query is carried into the addresses in it.
-#[utoipa::path(get, path = "/v1/sessions/{id}/index.m3u8", params(("id" = String, Path), FilmQuery), responses(
-    (status = 200, content_type = "application/vnd.apple.mpegurl", description = "the playlist, which grows while the \
-        session is live"),
-    (status = 400, body = ErrorBody, description = "a parameter is wrong"),
-    (status = 404, body = ErrorBody, description = "there is no such session, the token does not belong to it, the media \
-        are pictures, or the session has ended and none is kept"),
-    (status = 500, body = ErrorBody, description = "what the store has is lost or damaged"),
-    (status = 503, body = ErrorBody, description = "the store does not answer")
-))]
+/// Serves a part of a segment for HLS: one binary message, of which `0` is the init segment. The next part of a segment
+/// that is being made is waited for.
+#[utoipa::path(get, path = "/v1/sessions/{id}/film/{n}/{attempt}-{message}.m4s",
+    params(
+        ("id" = String, Path),
+        ("n" = u32, Path, description = "the segment, counted from 0"),
+        ("attempt" = u32, Path, description = "the attempt at the segment, counted from 1"),
+        ("message" = u32, Path, description = "the binary message, counted from 0"),
+        FilmQuery
+    ),
+    responses(
+        (status = 200, content_type = "video/mp4", description = "the part"),
+        (status = 206, content_type = "video/mp4", description = "the range that was asked for"),
+        (status = 304, description = "the client has the part"),
+        (status = 400, body = ErrorBody, description = "a parameter is wrong"),
+        (status = 404, body = ErrorBody, description = "there is no such session or part, or the token does not belong \
+            to the session"),
+        (status = 416, body = ErrorBody, description = "the part has no byte in the range"),
+        (status = 500, body = ErrorBody, description = "what the store has is lost or damaged"),
+        (status = 503, body = ErrorBody, description = "the store does not answer")
+    )
+)]
+pub(super) async fn part(
+    State(app): AppState,
+    mut request: FilmRequest,
+) -> Result<Response, ApiError> {
+    let name = PartName::parse(&request.file, &request.part).ok_or_else(no_part)?;
+    let patience = listing(&app, &request).patience();
+    let file = growth::part(&app, &mut request, name, patience).await?;
+    let store = &app.context.store;
+    file.answer(&request.method, &request.headers, store).await
+}
+
+/// Serves the film as an HLS playlist of fragmented MP4. A token in the query is carried into the addresses in it. While
+/// the session runs, the segment that is being made is listed in parts, and the answer waits where the query wants it.
+#[utoipa::path(get, path = "/v1/sessions/{id}/index.m3u8",
+    params(("id" = String, Path), FilmQuery, PlaylistQuery),
+    responses(
+        (status = 200, content_type = "application/vnd.apple.mpegurl", description = "the playlist, which grows while \
+            the session is live"),
+        (status = 400, body = ErrorBody, description = "a parameter is wrong, or names a segment too far away"),
+        (status = 404, body = ErrorBody, description = "there is no such session, the token does not belong to it, the \
+            media are pictures, or the session has ended and none is kept"),
+        (status = 500, body = ErrorBody, description = "what the store has is lost or damaged"),
+        (status = 503, body = ErrorBody, description = "the store does not answer")
+    )
+)]
 pub(super) async fn playlist(
     State(app): AppState,
-    request: FilmRequest,
+    ValidQuery(query): ValidQuery<PlaylistQuery>,
+    mut request: FilmRequest,
 ) -> Result<Response, ApiError> {
     let segments = request.view.film.segments();
     if segments.last().is_some_and(|last| last.is_pictures()) {
         return Err(no_video());
     }
-    let format = app.context.config.format;
-    let usual = Duration::from_secs_f64(f64::from(format.num_frames) / f64::from(format.fps));
-    let token = request.query_token.as_deref();
-    let text =
-        playlist::playlist(segments, request.view.is_live, usual, token).ok_or_else(not_kept)?;
+    let awaited = Awaited::read(query)?;
+    let patience = listing(&app, &request).patience();
+    let live_end = growth::follow(&app, &mut request, awaited, patience).await?;
+    let listing = Listing {
+        live_end: live_end.as_ref(),
+        ..listing(&app, &request)
+    };
+    let text = listing.playlist().ok_or_else(not_kept)?;
     let headers = [(CONTENT_TYPE, playlist::MIME), (CACHE_CONTROL, "no-store")];
     Ok((headers, text).into_response())
+}
+
+/// What a playlist of the film has, without its growing end.
+fn listing<'a>(app: &App, request: &'a FilmRequest) -> Listing<'a> {
+    let config = &app.context.config;
+    let format = config.format;
+    let usual = frames_to_time(u64::from(format.num_frames), format.fps);
+    Listing {
+        known: request.view.film.segments(),
+        is_live: request.view.is_live,
+        usual,
+        part: config.fragment.min(usual),
+        live_end: None,
+        token: request.query_token.as_deref(),
+    }
 }

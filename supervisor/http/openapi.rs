@@ -34,6 +34,7 @@ pub(super) fn routes() -> Router<App> {
         film::thumbnail,
         film::whole_film,
         film::playlist,
+        film::part,
         sessions::list,
         sessions::hydrate,
         sessions::state,

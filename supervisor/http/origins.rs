@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::header::{HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 /// What a list of origins must be.
@@ -27,6 +27,12 @@ impl Origins {
             (is_bare && !has_user).then(|| plain(item))?
         };
         items.map(origin).collect::<Option<_>>().map(Self)
+    }
+
+    /// Returns whether an origin is in the list.
+    pub(super) fn allow(&self, origin: &HeaderValue) -> bool {
+        let origin = origin.to_str().ok().and_then(plain);
+        origin.is_some_and(|origin| self.0.contains(&origin))
     }
 
     /// Returns the origin of a request that the page of another site sends; `None` for requests of the server's own

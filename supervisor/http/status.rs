@@ -104,6 +104,7 @@ pub(super) async fn status(State(app): AppState) -> Json<Status> {
         warmup_failed_gpus: counts.failed,
         gpu_status: gpu_status.collect(),
         sessions: app.registry.count(),
+        spectators: app.context.broadcasts.spectators(),
         draining: is_draining(&app),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         relay_latency: app.relay_latency.quantiles().into(),

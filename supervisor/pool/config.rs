@@ -350,7 +350,7 @@ fn recycle(reader: &Reader<'_>) -> Recycle {
     }
 }
 
-fn encoder(reader: &Reader<'_>) -> EncoderSpec {
+pub(crate) fn encoder(reader: &Reader<'_>) -> EncoderSpec {
     EncoderSpec {
         video_codec: reader.get(&VIDEO_CODEC),
         crf: reader.get(&CRF),

@@ -79,6 +79,8 @@ pub struct OnAir {
     pub segment: Option<Arc<LiveSegment>>,
     /// The index of the next segment that is not finished.
     pub next_idx: u32,
+    /// The segment whose media were void last. Another attempt at it may follow.
+    pub void_idx: Option<u32>,
     /// Whether nothing follows.
     pub is_over: bool,
     /// How often the token for spectators was renewed. Those who have an older one are to leave.
@@ -175,6 +177,11 @@ impl Broadcasts {
     /// Returns the broadcast of a session that runs on this server.
     pub fn get(&self, session: &SessionId) -> Option<Broadcast> {
         self.lock().by_session.get(session).cloned()
+    }
+
+    /// Returns the number of spectators of all sessions.
+    pub fn spectators(&self) -> usize {
+        self.lock().spectators
     }
 
     fn lock(&self) -> MutexGuard<'_, All> {
@@ -331,6 +338,9 @@ impl Broadcaster {
             }
             // Those who read it hold it.
             if let Some(segment) = on_air.segment.take() {
+                if let SegmentEnd::Void = end {
+                    on_air.void_idx = Some(segment.at.segment_idx);
+                }
                 segment.lock().end = Some(end);
             }
         });
@@ -420,6 +430,7 @@ mod tests {
         send(&broadcaster, at(0, 3), 4);
         early.changed().await.unwrap();
         assert!(matches!(segment.unread(3).end, Some(SegmentEnd::Void)));
+        assert_eq!(early.borrow().void_idx, Some(0));
         let again = early.borrow_and_update().segment.clone().unwrap();
         assert_eq!(
             (again.at.attempt, again.unread(0).messages.concat()),
@@ -477,7 +488,9 @@ mod tests {
         let _third = b.join(&broadcasts).unwrap();
         let full = b.join(&broadcasts).unwrap_err();
         assert_eq!(full, TooManySpectators::OfServer(3));
+        assert_eq!(broadcasts.spectators(), 3);
         drop(first);
+        assert_eq!(broadcasts.spectators(), 2);
         assert_eq!(broadcasters[0].spectators_changed().await, 1);
         b.join(&broadcasts).unwrap();
     }

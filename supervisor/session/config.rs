@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fastvideo_proto::job::frames_to_time;
+
 use super::broadcast::SpectatorLimits;
 use super::{Config, log};
 use crate::engines::default_request::{self, MAX_STEPS};
+use crate::pool;
 use crate::pool::config::MAX_ATTEMPTS;
 use crate::prompt::config::MAX_PROMPT_CHARS;
 use crate::settings::{DAY, HOUR, Key, KeySpec, Reader};
@@ -209,6 +212,7 @@ pub(crate) fn check(reader: &mut Reader<'_>) {
 pub(crate) fn read(reader: &Reader<'_>) -> Config {
     Config {
         format: default_request::format(reader),
+        fragment: fragment(reader),
         num_inference_steps: reader.get(&default_request::NUM_INFERENCE_STEPS),
         max_inference_steps: reader.get(&MAX_INFERENCE_STEPS),
         seed: reader.get(&default_request::SEED),
@@ -237,6 +241,13 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
         max_sessions: reader.get(&MAX_SESSIONS),
         max_sessions_per_client: reader.get(&MAX_SESSIONS_PER_CLIENT).unwrap_or(usize::MAX),
     }
+}
+
+/// Returns how long a fragment is.
+fn fragment(reader: &Reader<'_>) -> Duration {
+    let fps = default_request::format(reader).fps;
+    let frames = pool::config::encoder(reader).frames_per_fragment(fps);
+    frames_to_time(u64::from(frames), fps)
 }
 
 /// Reads the session log's configuration; `None` means that no log is kept.

@@ -248,7 +248,6 @@ impl LiveSession {
             }
             None => (Arc::new(segment), None),
         };
-        self.broadcaster.end_segment(SegmentEnd::Finished(finished));
         let committed = Committed {
             progress: Progress {
                 segments: self.director.segment_idx(),
@@ -260,6 +259,8 @@ impl LiveSession {
         let writes = &self.context.writes;
         self.persistence
             .begin_behind(gate, committed, &self.lease, writes);
+        // Whoever is told of it finds it in the film.
+        self.broadcaster.end_segment(SegmentEnd::Finished(finished));
     }
 }
 

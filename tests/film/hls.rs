@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -13,8 +13,34 @@ use playlist::{Playlist, check_update};
 
 mod playlist;
 
-async fn get(server: &Server, viewer: &Viewer) -> Playlist {
-    let answer = viewer.get(server, "index.m3u8").await;
+/// Whose film is played.
+struct Film {
+    id: String,
+    token: String,
+}
+
+impl Film {
+    fn of(viewer: &Viewer) -> Self {
+        Self {
+            id: viewer.id.clone(),
+            token: viewer.token.clone(),
+        }
+    }
+
+    /// The path of its playlist.
+    fn path(&self) -> String {
+        format!("/v1/sessions/{}/index.m3u8?token={}", self.id, self.token)
+    }
+}
+
+async fn get(server: &Server, film: &Film) -> Playlist {
+    get_when(server, film, "").await
+}
+
+/// The playlist as soon as it has what the Delivery Directives name.
+async fn get_when(server: &Server, film: &Film, directives: &str) -> Playlist {
+    let path = film.path() + directives;
+    let answer = Answer::get(server, &path, &[]).await;
     assert_eq!(answer.status, 200);
     assert_eq!(
         answer.header("content-type"),
@@ -22,6 +48,13 @@ async fn get(server: &Server, viewer: &Viewer) -> Playlist {
     );
     assert_eq!(answer.header("cache-control"), "no-store");
     Playlist::parse(&String::from_utf8(answer.body).unwrap())
+}
+
+/// Loads what a playlist refers to.
+async fn load(server: &Server, film: &Film, uri: &str, headers: &[(&str, &str)]) -> Answer {
+    assert!(uri.ends_with(&format!("?token={}", film.token)), "{uri}");
+    let path = format!("/v1/sessions/{}/{uri}", film.id);
+    Answer::get(server, &path, headers).await
 }
 
 /// Runs a program of FFmpeg on a playlist, and returns what it writes. Asserts that it complains about nothing.
@@ -62,19 +95,20 @@ async fn pictures(url: &str) -> (usize, f64) {
     (packets.len(), packets.last().map_or(0.0, end))
 }
 
-fn url(server: &Server, viewer: &Viewer) -> String {
-    format!("http://{}{}", server.address, viewer.path("index.m3u8"))
+fn url(server: &Server, film: &Film) -> String {
+    format!("http://{}{}", server.address, film.path())
 }
 
 #[tokio::test]
 async fn a_playlist_grows_with_the_film_and_has_all_of_it() {
     let server = Server::start(&["--gpus=1"]);
     let mut viewer = Viewer::with_segments(&server, 0).await;
-    let mut before = get(&server, &viewer).await;
+    let film = Film::of(&viewer);
+    let mut before = get(&server, &film).await;
     assert_eq!((before.segments.len(), before.has_ended), (0, false));
     for count in 1..4 {
         viewer.take(1).await;
-        let list = get(&server, &viewer).await;
+        let list = get(&server, &film).await;
         assert_eq!((list.segments.len(), list.has_ended), (count, false));
         assert_eq!(list.kind.as_deref(), Some("EVENT"));
         check_update(&before, &list);
@@ -84,7 +118,7 @@ async fn a_playlist_grows_with_the_film_and_has_all_of_it() {
     viewer
         .document_when(&server, "the session has ended", |film| !film.live)
         .await;
-    let list = get(&server, &viewer).await;
+    let list = get(&server, &film).await;
     assert_eq!(
         (list.segments.len(), list.has_ended, list.target),
         (3, true, 1)
@@ -92,19 +126,15 @@ async fn a_playlist_grows_with_the_film_and_has_all_of_it() {
     check_update(&before, &list);
 
     let bytes = async |uri: &str, (length, offset): (u64, u64)| {
-        assert!(uri.ends_with(&format!("?token={}", viewer.token)), "{uri}");
-        let path = format!("/v1/sessions/{}/{uri}", viewer.id);
         let range = format!("bytes={offset}-{}", offset + length - 1);
-        let answer = Answer::get(&server, &path, &[("range", &range)]).await;
+        let answer = load(&server, &film, uri, &[("range", &range)]).await;
         assert_eq!(answer.status, 206);
         answer.body
     };
     for (listed, segment) in list.segments.iter().zip(&viewer.segments) {
         assert_eq!(listed.duration, 0.5);
-        let map = listed
-            .map
-            .as_ref()
-            .expect("fragmented MP4 has an init segment");
+        let map = listed.map.as_ref();
+        let map = map.expect("fragmented MP4 has an init segment");
         let (init, fragments) = segment.media.split_first().unwrap();
         assert!(bytes(&map.uri, map.range).await == *init);
         let range = listed.range.expect("the init segment is in the same file");
@@ -130,7 +160,7 @@ async fn players_play_a_film_that_has_ended() {
     viewer
         .document_when(&server, "the session has ended", |film| !film.live)
         .await;
-    let url = url(&server, &viewer);
+    let url = url(&server, &Film::of(&viewer));
     assert_eq!(pictures(&url).await, (60, 2.5));
     play("ffmpeg", &url, &["-f", "null", "-"]).await;
 }
@@ -139,7 +169,7 @@ async fn players_play_a_film_that_has_ended() {
 async fn players_follow_a_film_to_its_end() {
     let server = Server::start(&["--gpus=1"]);
     let mut viewer = Viewer::with_segments(&server, 1).await;
-    let url = url(&server, &viewer);
+    let url = url(&server, &Film::of(&viewer));
     let play = pictures(&url);
     let make = async {
         for _ in 0..4 {
@@ -152,17 +182,174 @@ async fn players_follow_a_film_to_its_end() {
     assert_eq!(played, (60, 2.5));
 }
 
+/// Follows segments of a session part by part, as a player of low-latency HLS does, and returns the bytes of each: the
+/// init segment and what comes in the answers for its parts.
+async fn follow(server: &Server, film: &Film, segments: u64) -> Vec<Vec<Vec<u8>>> {
+    let mut before = get(server, film).await;
+    assert!(before.can_block && before.part_target == Some(0.25));
+    let mut followed: Vec<Vec<Vec<u8>>> = Vec::new();
+    for segment in 0..segments {
+        let mut messages = Vec::new();
+        loop {
+            // The next part, or the first one of the next segment when there are no more.
+            let next = messages.len().saturating_sub(1);
+            let directives = format!("&_HLS_msn={segment}&_HLS_part={next}");
+            let list = get_when(server, film, &directives).await;
+            check_update(&before, &list);
+            before = list.clone();
+            let finished = usize::try_from(segment - list.sequence).unwrap();
+            let finished = list.segments.get(finished);
+            let parts = finished.map_or(&list.parts, |finished| &finished.parts);
+            if messages.is_empty() {
+                messages.push(load(server, film, &parts[0].map.uri, &[]).await.body);
+            }
+            for part in &parts[messages.len() - 1..] {
+                let answer = load(server, film, &part.uri, &[]).await;
+                assert_eq!(
+                    (answer.status, answer.header("content-type")),
+                    (200, "video/mp4")
+                );
+                messages.push(answer.body);
+            }
+            if finished.is_some() {
+                break;
+            }
+            if let Some(hint) = &list.hint {
+                // It comes as soon as it is made, if it comes.
+                let answer = load(server, film, hint, &[]).await;
+                match answer.status {
+                    200 => messages.push(answer.body),
+                    status => assert_eq!((status, answer.error()), (404, json!("no_part"))),
+                }
+            }
+        }
+        followed.push(messages);
+    }
+    followed
+}
+
+#[tokio::test]
+async fn a_player_gets_each_part_while_its_segment_is_made() {
+    let server = Server::start(&["--gpus=1", "--generator.synthetic.frame_ms=30"]);
+    let mut viewer = Viewer::with_segments(&server, 0).await;
+    let film = Film::of(&viewer);
+    let (followed, ()) = tokio::join!(follow(&server, &film, 3), viewer.take(3));
+    for (followed, made) in followed.iter().zip(&viewer.segments) {
+        assert!(*followed == made.media);
+    }
+    // The parts of a finished segment stay where they were, and are files like others.
+    let list = get(&server, &film).await;
+    for (listed, made) in list.segments.iter().zip(&viewer.segments) {
+        for (part, message) in listed.parts.iter().zip(&made.media[1..]) {
+            let answer = load(&server, &film, &part.uri, &[]).await;
+            assert!(answer.body == *message);
+            let tag = answer.header("etag");
+            let known = load(&server, &film, &part.uri, &[("if-none-match", tag)]).await;
+            assert_eq!(known.status, 304);
+            let begin = load(&server, &film, &part.uri, &[("range", "bytes=0-3")]).await;
+            assert_eq!((begin.status, &begin.body[..]), (206, &message[..4]));
+        }
+    }
+    viewer.leave().await;
+    viewer
+        .document_when(&server, "the session has ended", |film| !film.live)
+        .await;
+    let ended = get(&server, &film).await;
+    check_update(&list, &ended);
+    assert!(!ended.can_block && ended.has_ended);
+}
+
+#[tokio::test]
+async fn a_request_for_a_playlist_waits_only_for_what_can_come() {
+    let server = Server::start(&["--gpus=1"]);
+    let mut viewer = Viewer::with_segments(&server, 2).await;
+    let film = Film::of(&viewer);
+    for (directives, message) in [
+        ("&_HLS_part=0", "`_HLS_part` needs `_HLS_msn`"),
+        (
+            "&_HLS_msn=4",
+            "`_HLS_msn` is 4, and the next segment of the playlist is 2",
+        ),
+        (
+            "&_HLS_msn=18446744073709551615",
+            "the next segment of the playlist is 2",
+        ),
+        ("&_HLS_msn=-1", "_HLS_msn"),
+        ("&_HLS_msn=1&_HLS_msn=2", "_HLS_msn"),
+    ] {
+        let path = film.path() + directives;
+        let answer = Answer::get(&server, &path, &[]).await;
+        assert_eq!(
+            (answer.status, answer.error()),
+            (400, json!("invalid_request")),
+            "{directives}"
+        );
+        let text = String::from_utf8(answer.body).unwrap();
+        assert!(text.contains(message), "{text}");
+    }
+    for part in ["1-99.m4s", "2-1.m4s", "1-1.mp4", "1-1"] {
+        let answer = viewer.get(&server, &format!("film/1/{part}")).await;
+        assert_eq!(
+            (answer.status, answer.error()),
+            (404, json!("no_part")),
+            "{part}"
+        );
+    }
+    let other = Answer::get(&server, "/v1/sessions/x/film/1/1-1.m4s?token=y", &[]).await;
+    assert_eq!((other.status, other.error()), (404, json!("no_session")));
+
+    // Nothing comes while nobody asks for a segment: the answer is the list as it is, and not an error.
+    let before = get(&server, &film).await;
+    let same = get_when(&server, &film, "&_HLS_msn=2").await;
+    assert_eq!(same.next(), before.next());
+    // A session that ends has nothing more.
+    let path = film.path() + "&_HLS_msn=2&_HLS_part=0";
+    let (answer, ()) = tokio::join!(Answer::get(&server, &path, &[]), viewer.leave());
+    assert!(Playlist::parse(&String::from_utf8(answer.body).unwrap()).has_ended);
+}
+
+#[tokio::test]
+async fn a_segment_that_starts_again_is_listed_whole() {
+    let faults = "blank@frame0,max_attempt=1;exit@frame9,max_attempt=1";
+    let args = [
+        "--gpus=2",
+        "--generator.synthetic.frame_ms=30",
+        "--generator.synthetic.faults",
+        faults,
+    ];
+    let server = Server::start(&args);
+    let mut viewer = Viewer::with_segments(&server, 0).await;
+    let film = Film::of(&viewer);
+    let follow = async {
+        let void = get_when(&server, &film, "&_HLS_msn=0&_HLS_part=0").await;
+        assert!(void.parts[0].uri.starts_with("film/0/1-1.m4s"), "{void:?}");
+        let whole = get_when(&server, &film, "&_HLS_msn=0").await;
+        assert_eq!(whole.next(), 1);
+        (void, whole)
+    };
+    let ((void, whole), ()) = tokio::join!(follow, viewer.take(1));
+    let segment = &whole.segments[0];
+    let map = segment.map.as_ref().unwrap();
+    assert!(
+        map.uri.starts_with("film/0/2-0.m4s") && segment.parts.is_empty(),
+        "{segment:?}"
+    );
+    let old = load(&server, &film, &void.parts[0].uri, &[]).await;
+    assert_eq!((old.status, old.error()), (404, json!("no_part")));
+}
+
 #[tokio::test]
 async fn a_playlist_forgets_the_media_that_are_gone() {
     let limit = "--streaming.recording.max_mib_per_session=1";
     let server = Server::start(&[LARGE, &[limit]].concat());
     let mut viewer = Viewer::with_segments(&server, 1).await;
-    let mut before = get(&server, &viewer).await;
+    let film = Film::of(&viewer);
+    let mut before = get(&server, &film).await;
     assert_eq!(before.kind.as_deref(), Some("EVENT"));
     let size = viewer.segments[0].bytes().len();
     for _ in 0..(2 << 20) / size {
         viewer.take(1).await;
-        let list = get(&server, &viewer).await;
+        let list = get(&server, &film).await;
         let whole = list.sequence == 0;
         assert_eq!(list.kind.is_some(), whole, "{}", list.sequence);
         if list.kind == before.kind {
@@ -171,7 +358,11 @@ async fn a_playlist_forgets_the_media_that_are_gone() {
         before = list;
     }
     assert!(before.sequence > 0);
-    let film = viewer.document(&server).await;
-    let kept = film.segments.iter().filter(|segment| segment.kept).count();
+    let document = viewer.document(&server).await;
+    let kept = document
+        .segments
+        .iter()
+        .filter(|segment| segment.kept)
+        .count();
     assert_eq!(before.segments.len(), kept);
 }

@@ -61,7 +61,7 @@ impl Fmp4 {
             sound,
             muxer,
             init: Some(Media::Init { bytes, mime }),
-            frames_per_fragment: frames_per_fragment(params),
+            frames_per_fragment: params.spec.frames_per_fragment(params.format.fps),
             frames: 0,
             next_cut: 1,
             written: 0,
@@ -164,15 +164,4 @@ fn muxer_options(fps: u32) -> Result<Options, EncodeError> {
     ])?;
     options.extend([(c"video_track_timescale", fps * TICKS_PER_FRAME)])?;
     Ok(options)
-}
-
-fn frames_per_fragment(params: &EncodeParams) -> u32 {
-    let frames = params.spec.fragment.as_secs_f64() * f64::from(params.format.fps);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a float that does not fit becomes the nearest number that does"
-    )]
-    let frames = frames.round() as u32;
-    frames.max(1)
 }

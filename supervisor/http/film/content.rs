@@ -20,6 +20,7 @@ const MAX_READ_BYTES: u64 = 256 << 10;
 /// Where the bytes of a file are.
 #[derive(Debug)]
 pub(super) enum Content {
+    Bytes(Bytes),
     /// These bytes of a segment's blob.
     Segment(Arc<StoredSegment>, Range<u64>),
     /// Several segments as one MP4 file.
@@ -34,6 +35,7 @@ impl Content {
     /// Returns the number of bytes.
     pub(super) fn size(&self) -> u64 {
         match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
             Self::Segment(_, range) => range.end - range.start,
             Self::Film { layout, .. } => layout.size(),
         }
@@ -82,6 +84,7 @@ impl Content {
     /// Reads the first bytes of a range that is not empty.
     async fn read(&self, range: Range<u64>, store: &SessionStore) -> Result<Chunks, StoreError> {
         match self {
+            Self::Bytes(bytes) => Ok(Chunks::from(bytes.clone()).slice(range)),
             Self::Segment(segment, whole) => {
                 let start = whole.start + range.start;
                 let end = (whole.start + range.end).min(start + MAX_READ_BYTES);

@@ -1,9 +1,12 @@
 //! A film as an HLS playlist (RFC 8216 and its successor, draft-pantos-hls-rfc8216bis).
 //!
 //! A segment of the session is a Media Segment of the playlist: a byte range of the file that `film/{n}.mp4` serves. Its
-//! init segment is another one. The timestamps go on from segment to segment, and so do the tracks, so there is no
+//! init segment is a file of its own. The timestamps go on from segment to segment, and so do the tracks, so there is no
 //! `EXT-X-DISCONTINUITY`. A segment between others whose media are gone is an `EXT-X-GAP`, so that each segment keeps
 //! its Media Sequence Number, which is its index.
+//!
+//! While the session runs here, the segment that is being made is listed in parts (low-latency HLS), each of which is a
+//! fragment; so are the last of the finished ones, since players may be in the middle of them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +14,34 @@ use std::time::Duration;
 use fastvideo_proto::stored::StoredSegment;
 use url::form_urlencoded::byte_serialize;
 
+use super::growth::LiveEnd;
+use super::parts::{PartName, Parts, attempt};
+use crate::segment_run::AttemptId;
+
 pub(super) const MIME: &str = "application/vnd.apple.mpegurl";
+
+/// How far before the list's end a finished segment is still listed in parts, in target durations.
+const PARTS_KEPT: u32 = 3;
+/// How long a request waits for more of the film, in target durations.
+const PATIENCE: u32 = 3;
+/// How far before the list's end a player begins that plays parts, in the longest that a part can be.
+const PART_HOLD_BACK: f64 = 3.0;
+
+/// What a playlist is made of.
+#[derive(Debug)]
+pub(super) struct Listing<'a> {
+    /// What is known of the film's segments.
+    pub(super) known: &'a [Arc<StoredSegment>],
+    pub(super) is_live: bool,
+    /// How long a segment usually is.
+    pub(super) usual: Duration,
+    /// How long a part is at most.
+    pub(super) part: Duration,
+    /// Present when the film grows on this server.
+    pub(super) live_end: Option<&'a LiveEnd>,
+    /// Makes its way into all that the playlist refers to.
+    pub(super) token: Option<&'a str>,
+}
 
 /// Where the bytes of a segment lie in its file.
 struct Place {
@@ -19,55 +49,126 @@ struct Place {
     fragments: u64,
 }
 
-/// Returns the playlist of a film of these segments, each of which usually lasts for `usual`; `None` when it has ended
-/// and has nothing to play. A token makes its way into all that the playlist refers to.
-pub(super) fn playlist(
-    known: &[Arc<StoredSegment>],
-    is_live: bool,
-    usual: Duration,
-    token: Option<&str>,
-) -> Option<String> {
-    let listed = listed(known);
-    if listed.is_empty() && !is_live {
-        return None;
+impl Listing<'_> {
+    /// Returns the playlist; `None` when the film has ended and has nothing to play.
+    pub(super) fn playlist(&self) -> Option<String> {
+        let listed = listed(self.known);
+        if listed.is_empty() && !self.is_live {
+            return None;
+        }
+        let next = self.known.last().map_or(0, |last| last.segment_idx + 1);
+        let first = listed.first().map_or(next, |first| first.segment_idx);
+        let is_whole = first == 0 && listed.iter().all(|segment| place(segment).is_some());
+        let mut lines = vec![
+            "#EXTM3U".to_owned(),
+            "#EXT-X-VERSION:6".to_owned(),
+            format!("#EXT-X-TARGETDURATION:{}", self.target().as_secs()),
+            format!("#EXT-X-MEDIA-SEQUENCE:{first}"),
+            "#EXT-X-INDEPENDENT-SEGMENTS".to_owned(),
+        ];
+        // What is listed once may never be missing in a list of this type.
+        if is_whole {
+            lines.push("#EXT-X-PLAYLIST-TYPE:EVENT".to_owned());
+        }
+        if self.live_end.is_some() {
+            let part = self.part.as_secs_f64();
+            let hold_back = part * PART_HOLD_BACK;
+            lines.extend([
+                format!("#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,PART-HOLD-BACK={hold_back:.6}"),
+                format!("#EXT-X-PART-INF:PART-TARGET={part:.6}"),
+            ]);
+        }
+        let mut left: Duration = listed.iter().map(|segment| segment.duration).sum();
+        for segment in listed {
+            left -= segment.duration;
+            self.segment(segment, left, &mut lines);
+        }
+        if let Some(parts) = self.live_end.and_then(|end| end.parts.as_ref()) {
+            self.parts(parts, &mut lines);
+            let hinted = PartName {
+                at: parts.at,
+                message: parts.messages.len(),
+            };
+            let uri = self.uri(&hinted.path());
+            lines.push(format!("#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{uri}\""));
+        }
+        if !self.is_live {
+            lines.push("#EXT-X-ENDLIST".to_owned());
+        }
+        lines.push(String::new());
+        Some(lines.join("\n"))
     }
-    let next = known.last().map_or(0, |last| last.segment_idx + 1);
-    let first = listed.first().map_or(next, |first| first.segment_idx);
-    let is_whole = first == 0 && listed.iter().all(|segment| place(segment).is_some());
-    let longest = listed.iter().map(|segment| segment.duration).max();
-    let longest = longest.unwrap_or_default().max(usual).as_secs_f64();
 
-    let mut lines = vec![
-        "#EXTM3U".to_owned(),
-        "#EXT-X-VERSION:6".to_owned(),
-        format!("#EXT-X-TARGETDURATION:{}", longest.ceil()),
-        format!("#EXT-X-MEDIA-SEQUENCE:{first}"),
-        "#EXT-X-INDEPENDENT-SEGMENTS".to_owned(),
-    ];
-    // What is listed once may never be missing in a list of this type.
-    if is_whole {
-        lines.push("#EXT-X-PLAYLIST-TYPE:EVENT".to_owned());
+    /// Returns the target duration, which is a whole number of seconds.
+    pub(super) fn target(&self) -> Duration {
+        let segments = listed(self.known).iter();
+        let longest = segments.map(|segment| segment.duration).max();
+        let longest = longest.unwrap_or_default().max(self.usual);
+        Duration::from_secs(longest.as_secs() + u64::from(longest.subsec_nanos() > 0))
     }
-    let query = token.map(|token| byte_serialize(token.as_bytes()).collect::<String>());
-    let query = query.map_or(String::new(), |token| format!("?token={token}"));
-    for segment in listed {
-        let uri = format!("film/{}.mp4{query}", segment.segment_idx);
+
+    /// Returns how long a request waits for more of the film.
+    pub(super) fn patience(&self) -> Duration {
+        self.target() * PATIENCE
+    }
+
+    /// Adds a finished segment, with so much film behind it.
+    fn segment(&self, segment: &StoredSegment, left: Duration, lines: &mut Vec<String>) {
+        let uri = self.uri(&format!("film/{}.mp4", segment.segment_idx));
         let duration = format!("#EXTINF:{:.6},", segment.duration.as_secs_f64());
         match place(segment) {
-            Some(Place { init, fragments }) => lines.extend([
-                format!("#EXT-X-MAP:URI=\"{uri}\",BYTERANGE=\"{init}@0\""),
-                duration,
-                format!("#EXT-X-BYTERANGE:{fragments}@{init}"),
-            ]),
+            Some(Place { init, fragments }) => {
+                let is_void = |end: &LiveEnd| end.void_idx == Some(segment.segment_idx);
+                let is_near = left < self.target() * PARTS_KEPT;
+                let in_parts = self.live_end.is_some_and(|end| is_near && !is_void(end));
+                match Parts::of_stored(segment).filter(|_| in_parts) {
+                    Some(parts) => self.parts(&parts, lines),
+                    None => lines.push(self.map(attempt(segment), init)),
+                }
+                lines.extend([duration, format!("#EXT-X-BYTERANGE:{fragments}@{init}")]);
+            }
             None => lines.extend(["#EXT-X-GAP".to_owned(), duration]),
         }
         lines.push(uri);
     }
-    if !is_live {
-        lines.push("#EXT-X-ENDLIST".to_owned());
+
+    /// Adds the parts of a segment, after its init segment.
+    fn parts(&self, parts: &Parts, lines: &mut Vec<String>) {
+        lines.push(self.map(parts.at, parts.init));
+        for (message, plays) in parts.iter() {
+            let name = PartName {
+                at: parts.at,
+                message,
+            };
+            let duration = plays.duration.as_secs_f64();
+            let uri = self.uri(&name.path());
+            let independent = match plays.is_independent {
+                true => ",INDEPENDENT=YES",
+                false => "",
+            };
+            lines.push(format!(
+                "#EXT-X-PART:DURATION={duration:.6},URI=\"{uri}\"{independent}"
+            ));
+        }
     }
-    lines.push(String::new());
-    Some(lines.join("\n"))
+
+    /// Names the init segment of a segment, which has so many bytes. FFmpeg 5.1 takes the range of the bytes that it has
+    /// loaded before for that of a file that is named without one.
+    fn map(&self, at: AttemptId, bytes: u64) -> String {
+        let name = PartName { at, message: 0 };
+        let uri = self.uri(&name.path());
+        format!("#EXT-X-MAP:URI=\"{uri}\",BYTERANGE=\"{bytes}@0\"")
+    }
+
+    fn uri(&self, path: &str) -> String {
+        match self.token {
+            Some(token) => {
+                let token: String = byte_serialize(token.as_bytes()).collect();
+                format!("{path}?token={token}")
+            }
+            None => path.to_owned(),
+        }
+    }
 }
 
 /// Returns the segments from the first to the last that can be played.

@@ -15,10 +15,14 @@ use crate::store::FilmView;
 pub(in crate::http) struct FilmRequest {
     pub(super) session: SessionId,
     pub(super) view: FilmView,
+    /// The token that was given.
+    token: String,
     /// The token, if it came in the query: then what a playlist refers to needs it there too.
     pub(super) query_token: Option<String>,
     /// What the path has for `{file}`.
     pub(super) file: String,
+    /// What the path has for `{part}`.
+    pub(super) part: String,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
 }
@@ -38,19 +42,39 @@ impl FromRequestParts<App> for FilmRequest {
         let session = parameter("id").and_then(SessionId::parse);
         let session = session.ok_or_else(ApiError::no_session)?;
         let file = parameter("file").unwrap_or_default().to_owned();
+        let part = parameter("part").unwrap_or_default().to_owned();
         let ValidQuery(FilmQuery { token }) = ValidQuery::from_request_parts(parts, app).await?;
         let header = bearer(&parts.headers);
         let query_token = token.filter(|_| header.is_none());
         let given = header.or(query_token.as_deref()).unwrap_or_default();
-        let view = app.context.store.film(&session, given).await;
-        let view = view.map_err(|failed| ApiError::store(&failed))?;
+        let given = given.to_owned();
+        let view = look(app, &session, &given).await?;
         Ok(Self {
             session,
-            view: view.ok_or_else(ApiError::no_session)?,
+            view,
+            token: given,
             query_token,
             file,
+            part,
             method: parts.method.clone(),
             headers: parts.headers.clone(),
         })
     }
+}
+
+impl FilmRequest {
+    /// Looks at the film again.
+    ///
+    /// # Errors
+    /// Returns a refusal when the store does not answer, the session is gone, or the token is not valid any more.
+    pub(super) async fn look_again(&mut self, app: &App) -> Result<(), ApiError> {
+        self.view = look(app, &self.session, &self.token).await?;
+        Ok(())
+    }
+}
+
+async fn look(app: &App, session: &SessionId, token: &str) -> Result<FilmView, ApiError> {
+    let view = app.context.store.film(session, token).await;
+    let view = view.map_err(|failed| ApiError::store(&failed))?;
+    view.ok_or_else(ApiError::no_session)
 }

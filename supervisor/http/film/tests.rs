@@ -1,16 +1,22 @@
-//! What is said of films with holes.
+//! What is said of films with holes, and of films that grow.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_mp4::SegmentIndex;
+use fastvideo_mp4::{Message, SegmentIndex};
+use fastvideo_proto::api::film::PlaylistQuery;
 use fastvideo_proto::job::PromptSource;
 use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
 
-use super::playlist::playlist;
+use super::growth::{Awaited, LiveEnd};
+use super::parts::Parts;
+use super::playlist::Listing;
 use super::whole::missing;
+use crate::segment_run::AttemptId;
 
 const USUAL: Duration = Duration::from_millis(1500);
+const PART: Duration = Duration::from_millis(250);
 
 /// A segment of 110 bytes.
 fn segment(segment_idx: u32, is_kept: bool) -> Arc<StoredSegment> {
@@ -69,15 +75,28 @@ fn the_segments_that_a_file_lacks_are_named() {
     }
 }
 
+/// The playlist of a film whose session does not run here.
+fn playlist(known: &[Arc<StoredSegment>], is_live: bool, token: Option<&str>) -> Option<String> {
+    Listing {
+        known,
+        is_live,
+        usual: USUAL,
+        part: PART,
+        live_end: None,
+        token,
+    }
+    .playlist()
+}
+
 #[test]
 fn a_playlist_lists_what_can_be_played() {
-    let list = |known: &[_]| playlist(known, false, USUAL, None).unwrap();
+    let list = |known: &[_]| playlist(known, false, None).unwrap();
     let whole = list(&film(0, &[true]));
     assert_eq!(
         whole,
         "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n\
          #EXT-X-INDEPENDENT-SEGMENTS\n#EXT-X-PLAYLIST-TYPE:EVENT\n\
-         #EXT-X-MAP:URI=\"film/0.mp4\",BYTERANGE=\"10@0\"\n#EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\n\
+         #EXT-X-MAP:URI=\"film/0/1-0.m4s\",BYTERANGE=\"10@0\"\n#EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\n\
          film/0.mp4\n#EXT-X-ENDLIST\n"
     );
     let holes = list(&film(3, &[false, true, false, true, false]));
@@ -85,9 +104,9 @@ fn a_playlist_lists_what_can_be_played() {
         holes,
         "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:4\n\
          #EXT-X-INDEPENDENT-SEGMENTS\n\
-         #EXT-X-MAP:URI=\"film/4.mp4\",BYTERANGE=\"10@0\"\n#EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\n\
+         #EXT-X-MAP:URI=\"film/4/1-0.m4s\",BYTERANGE=\"10@0\"\n#EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\n\
          film/4.mp4\n#EXT-X-GAP\n#EXTINF:1.500000,\nfilm/5.mp4\n\
-         #EXT-X-MAP:URI=\"film/6.mp4\",BYTERANGE=\"10@0\"\n#EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\n\
+         #EXT-X-MAP:URI=\"film/6/1-0.m4s\",BYTERANGE=\"10@0\"\n#EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\n\
          film/6.mp4\n#EXT-X-ENDLIST\n"
     );
 }
@@ -97,8 +116,8 @@ fn a_playlist_without_segments_is_one_only_while_it_may_grow() {
     let mut pictures = film(0, &[true]);
     Arc::make_mut(&mut pictures[0]).mime = JPEG.to_owned();
     for (known, next) in [(film(0, &[]), 0), (film(3, &[false]), 4), (pictures, 1)] {
-        assert_eq!(playlist(&known, false, USUAL, None), None);
-        let live = playlist(&known, true, USUAL, None).unwrap();
+        assert_eq!(playlist(&known, false, None), None);
+        let live = playlist(&known, true, None).unwrap();
         let sequence = format!("#EXT-X-MEDIA-SEQUENCE:{next}\n");
         assert!(live.contains(&sequence), "{live}");
         assert!(
@@ -111,8 +130,97 @@ fn a_playlist_without_segments_is_one_only_while_it_may_grow() {
 #[test]
 fn a_token_cannot_break_out_of_a_playlist() {
     let known = film(0, &[true]);
-    let text = playlist(&known, true, USUAL, Some("a\"\n#,&b")).unwrap();
-    let uri = "film/0.mp4?token=a%22%0A%23%2C%26b";
-    assert_eq!(text.matches(uri).count(), 2, "{text}");
+    let text = playlist(&known, true, Some("a\"\n#,&b")).unwrap();
+    let query = "?token=a%22%0A%23%2C%26b";
+    assert_eq!(text.matches(query).count(), 2, "{text}");
     assert_eq!(text.lines().count(), 10, "{text}");
+}
+
+/// The parts of a segment: the init segment, and fragments of so many milliseconds.
+fn parts(segment_idx: u32, milliseconds: &[u64]) -> Parts {
+    let fragments = milliseconds.iter().enumerate();
+    let fragments = fragments.map(|(n, duration)| Message {
+        duration: Duration::from_millis(*duration),
+        is_independent: n == 0,
+    });
+    Parts {
+        at: AttemptId {
+            segment_idx,
+            attempt: 2,
+        },
+        init: 12,
+        messages: iter::once(Message::default()).chain(fragments).collect(),
+    }
+}
+
+#[test]
+fn a_playlist_that_grows_here_ends_with_the_parts_of_the_next_segment() {
+    let known = film(0, &[true; 5]);
+    let live_end = LiveEnd {
+        parts: Some(parts(5, &[40, 250])),
+        void_idx: Some(3),
+    };
+    let listing = Listing {
+        known: &known,
+        is_live: true,
+        usual: USUAL,
+        part: PART,
+        live_end: Some(&live_end),
+        token: Some("t"),
+    };
+    let text = listing.playlist().unwrap();
+    let head = "#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,PART-HOLD-BACK=0.750000\n\
+                #EXT-X-PART-INF:PART-TARGET=0.250000\n";
+    assert!(text.contains(head), "{text}");
+    let end = "film/4.mp4?token=t\n\
+               #EXT-X-MAP:URI=\"film/5/2-0.m4s?token=t\",BYTERANGE=\"12@0\"\n\
+               #EXT-X-PART:DURATION=0.040000,URI=\"film/5/2-1.m4s?token=t\",INDEPENDENT=YES\n\
+               #EXT-X-PART:DURATION=0.250000,URI=\"film/5/2-2.m4s?token=t\"\n\
+               #EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"film/5/2-3.m4s?token=t\"\n";
+    assert!(text.ends_with(end), "{text}");
+    // The last 3 times 2 seconds of finished segments are in parts too, but for one that was restarted.
+    let in_parts = |n: usize| text.contains(&format!("URI=\"film/{n}/1-1.m4s?token=t\""));
+    assert_eq!(
+        [0, 1, 2, 3, 4].map(in_parts),
+        [false, true, true, false, true]
+    );
+
+    let nothing = Listing {
+        live_end: Some(&LiveEnd::default()),
+        ..listing
+    };
+    let text = nothing.playlist().unwrap();
+    assert!(
+        text.contains(head) && text.ends_with("film/4.mp4?token=t\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_request_waits_until_what_it_names_is_there() {
+    let query = |hls_msn, hls_part| PlaylistQuery { hls_msn, hls_part };
+    assert_eq!(Awaited::read(query(None, None)).unwrap(), None);
+    assert!(Awaited::read(query(None, Some(0))).is_err());
+    // Segments 0 to 2 are finished, the last one in 3 parts, and 2 parts of segment 3 are there.
+    let (last, live) = (parts(2, &[40, 250, 250]), parts(3, &[40, 250]));
+    for (segment, part, expected) in [
+        (2, None, true),
+        (3, None, false),
+        (0, Some(9), true),
+        (2, Some(2), true),
+        (2, Some(3), true),
+        (3, Some(1), true),
+        (3, Some(2), false),
+        (4, Some(0), false),
+    ] {
+        let awaited = Awaited::read(query(Some(segment), part)).unwrap().unwrap();
+        let reached = awaited.is_reached(3, Some(&last), Some(&live));
+        assert_eq!(reached, expected, "{segment} {part:?}");
+    }
+    // Behind the last part of a segment comes the first one of the next.
+    let awaited = Awaited::read(query(Some(2), Some(3))).unwrap().unwrap();
+    assert!(!awaited.is_reached(3, Some(&last), None));
+    let awaited = Awaited::read(query(Some(0), Some(0))).unwrap().unwrap();
+    assert!(!awaited.is_reached(0, None, None));
+    assert!(awaited.is_reached(0, None, Some(&parts(0, &[40]))));
 }

@@ -1,4 +1,5 @@
-//! Reads Media Playlists as strictly as RFC 8216 lets a client: what it does not know, or what breaks a rule, panics.
+//! Reads Media Playlists as strictly as RFC 8216 and its successor (with Partial Segments) let a client: what it does not
+//! know, or what breaks a rule, panics.
 
 use std::collections::HashMap;
 
@@ -11,18 +12,24 @@ pub(crate) struct Playlist {
     pub(crate) kind: Option<String>,
     pub(crate) has_ended: bool,
     pub(crate) segments: Vec<Media>,
+    /// The Part Target Duration in seconds; `None` when there are no Partial Segments.
+    pub(crate) part_target: Option<f64>,
+    pub(crate) can_block: bool,
+    /// The parts behind the last segment.
+    pub(crate) parts: Vec<Part>,
+    /// The URI of the next part.
+    pub(crate) hint: Option<String>,
     text: String,
 }
 
+/// A Partial Segment.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Media {
+pub(crate) struct Part {
     pub(crate) uri: String,
     /// In seconds.
     pub(crate) duration: f64,
-    /// Length and offset.
-    pub(crate) range: Option<(u64, u64)>,
-    pub(crate) map: Option<Map>,
-    is_gap: bool,
+    pub(crate) is_independent: bool,
+    pub(crate) map: Map,
 }
 
 /// A Media Initialization Section.
@@ -33,11 +40,24 @@ pub(crate) struct Map {
     pub(crate) range: (u64, u64),
 }
 
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Media {
+    pub(crate) uri: String,
+    /// In seconds.
+    pub(crate) duration: f64,
+    /// Length and offset.
+    pub(crate) range: Option<(u64, u64)>,
+    pub(crate) map: Option<Map>,
+    pub(crate) parts: Vec<Part>,
+    is_gap: bool,
+}
+
 /// What has been read of the next segment.
 #[derive(Default)]
 struct Next {
     duration: Option<f64>,
     range: Option<(u64, u64)>,
+    parts: Vec<Part>,
     is_gap: bool,
 }
 
@@ -56,8 +76,10 @@ impl Playlist {
         let mut segments: Vec<Media> = Vec::new();
         let mut next = Next::default();
         let mut map = None;
+        let mut hint = None;
         for line in lines {
             let Some(tag) = line.strip_prefix("#EXT") else {
+                assert_eq!(hint, None, "a hint is of what follows the list");
                 assert!(!line.starts_with('#') && !line.is_empty(), "{line}");
                 assert!(!line.contains(char::is_whitespace), "{line}");
                 segments.push(Media {
@@ -65,6 +87,7 @@ impl Playlist {
                     duration: next.duration.expect("each segment has its EXTINF"),
                     range: next.range,
                     map: map.clone(),
+                    parts: next.parts,
                     is_gap: next.is_gap,
                 });
                 next = Next::default();
@@ -96,7 +119,35 @@ impl Playlist {
                     assert!(!tag.contains(':') && !next.is_gap, "{line}");
                     next.is_gap = true;
                 }
-                "-X-MAP" => map = Some(Map::parse(value)),
+                "-X-MAP" => {
+                    assert!(next.parts.is_empty(), "{line} between parts of one segment");
+                    map = Some(Map::parse(value));
+                }
+                "-X-SERVER-CONTROL" => {
+                    assert!(segments.is_empty(), "{line} behind a segment");
+                    let [block, hold_back] =
+                        attributes(value, ["CAN-BLOCK-RELOAD", "PART-HOLD-BACK"]);
+                    assert_eq!(block.as_deref(), Some("YES"));
+                    let hold_back = hold_back.expect("required with Partial Segments");
+                    assert_eq!(once.insert(name, hold_back), None);
+                }
+                "-X-PART-INF" => {
+                    assert!(segments.is_empty(), "{line} behind a segment");
+                    let [target] = attributes(value, ["PART-TARGET"]);
+                    assert_eq!(once.insert(name, target.unwrap()), None);
+                }
+                "-X-PART" => {
+                    assert!(once.contains_key("-X-PART-INF"), "{line}");
+                    assert!(next.duration.is_none() && next.range.is_none(), "{line}");
+                    assert!(!next.is_gap && hint.is_none(), "{line}");
+                    next.parts.push(Part::parse(value, map.as_ref()));
+                }
+                "-X-PRELOAD-HINT" => {
+                    assert!(once.contains_key("-X-PART-INF"), "{line}");
+                    let [kind, uri] = attributes(value, ["TYPE", "URI"]);
+                    assert_eq!((kind.as_deref(), &hint), (Some("PART"), &None));
+                    hint = Some(quoted(&uri.expect("the attribute is required")));
+                }
                 _ => panic!("a tag that no playlist here has: {line}"),
             }
         }
@@ -113,8 +164,13 @@ impl Playlist {
             kind: once.get("-X-PLAYLIST-TYPE").cloned(),
             has_ended: once.contains_key("-X-ENDLIST"),
             segments,
+            part_target: once.get("-X-PART-INF").map(|target| decimal(target)),
+            can_block: once.contains_key("-X-SERVER-CONTROL"),
+            parts: next.parts,
+            hint,
             text: text.to_owned(),
         };
+        list.check_parts(once.get("-X-SERVER-CONTROL").map(|given| decimal(given)));
         for segment in &list.segments {
             let rounded = segment.duration.round();
             assert!(
@@ -128,15 +184,63 @@ impl Playlist {
     }
 }
 
+impl Playlist {
+    /// Checks the durations of the parts, and how far behind the end a player has to begin that plays them.
+    fn check_parts(&self, hold_back: Option<f64>) {
+        let Some(target) = self.part_target else {
+            assert!(hold_back.is_none());
+            return;
+        };
+        assert!(hold_back.is_some_and(|hold_back| hold_back >= 3.0 * target));
+        assert!(!self.has_ended || self.hint.is_none());
+        for (parts, is_whole) in (self.segments.iter().map(|segment| (&segment.parts, true)))
+            .chain([(&self.parts, false)])
+        {
+            for (n, part) in parts.iter().enumerate() {
+                assert!(part.duration > 0.0 && part.duration <= target, "{part:?}");
+                let is_last = is_whole && n + 1 == parts.len();
+                let may_be_short = part.is_independent || is_last || !is_whole;
+                assert!(may_be_short || part.duration >= 0.85 * target, "{part:?}");
+                assert_eq!(part.is_independent, n == 0, "{part:?}");
+            }
+        }
+        for segment in self
+            .segments
+            .iter()
+            .filter(|segment| !segment.parts.is_empty())
+        {
+            let sum: f64 = segment.parts.iter().map(|part| part.duration).sum();
+            assert!((sum - segment.duration).abs() < 1e-4, "{segment:?}");
+        }
+    }
+
+    /// The Media Sequence Number behind the last segment.
+    pub(crate) fn next(&self) -> u64 {
+        self.sequence + self.segments.len() as u64
+    }
+}
+
 impl Map {
-    fn parse(attributes: &str) -> Self {
-        let mut attributes = self::attributes(attributes);
-        let uri = attributes.remove("URI").expect("the attribute is required");
-        let given = attributes.remove("BYTERANGE");
-        assert!(attributes.is_empty(), "{attributes:?}");
+    fn parse(given: &str) -> Self {
+        let [uri, bytes] = attributes(given, ["URI", "BYTERANGE"]);
         Self {
-            uri,
-            range: range(&given.expect("it is a part of a file")),
+            uri: quoted(&uri.expect("the attribute is required")),
+            range: range(&quoted(&bytes.expect("FFmpeg needs it"))),
+        }
+    }
+}
+
+impl Part {
+    fn parse(given: &str, map: Option<&Map>) -> Self {
+        let [duration, uri, independent] = attributes(given, ["DURATION", "URI", "INDEPENDENT"]);
+        if let Some(independent) = &independent {
+            assert_eq!(independent, "YES");
+        }
+        Self {
+            uri: quoted(&uri.expect("the attribute is required")),
+            duration: decimal(&duration.expect("the attribute is required")),
+            is_independent: independent.is_some(),
+            map: map.expect("fragmented MP4 has an init segment").clone(),
         }
     }
 }
@@ -147,12 +251,7 @@ pub(crate) fn check_update(before: &Playlist, after: &Playlist) {
     assert_eq!(before.kind, after.kind);
     assert!(!before.has_ended || before.text == after.text);
     if before.kind.is_some() {
-        assert!(
-            after.text.starts_with(&before.text),
-            "{}\n{}",
-            before.text,
-            after.text
-        );
+        assert_eq!(before.sequence, after.sequence, "nothing goes");
     }
     let gone = after
         .sequence
@@ -160,10 +259,31 @@ pub(crate) fn check_update(before: &Playlist, after: &Playlist) {
         .expect("it only grows");
     let same = before.segments.iter().skip(usize::try_from(gone).unwrap());
     for (old, new) in same.zip(&after.segments) {
-        assert_eq!(old, new, "another segment has the same number");
+        let whole = |segment: &Media| Media {
+            parts: Vec::new(),
+            ..segment.clone()
+        };
+        assert_eq!(
+            whole(old),
+            whole(new),
+            "another segment has the same number"
+        );
+        // Those of older segments may go.
+        if !new.parts.is_empty() {
+            assert_eq!(old.parts, new.parts);
+        }
     }
-    let end = |list: &Playlist| list.sequence + list.segments.len() as u64;
-    assert!(end(before) <= end(after));
+    assert!(before.next() <= after.next());
+    let later = after
+        .segments
+        .get(usize::try_from(before.next() - after.sequence).unwrap());
+    let parts = later.map_or(&after.parts, |segment| &segment.parts);
+    assert!(
+        parts.starts_with(&before.parts),
+        "{}\n{}",
+        before.text,
+        after.text
+    );
 }
 
 /// A decimal-integer.
@@ -176,10 +296,25 @@ fn integer(text: &str) -> u64 {
 /// The value of EXTINF: a decimal-floating-point, a comma and a title that may be empty.
 fn duration(text: &str) -> f64 {
     let (seconds, _title) = text.split_once(',').expect("a comma follows the duration");
-    let (whole, part) = seconds.split_once('.').unwrap_or((seconds, "0"));
+    decimal(seconds)
+}
+
+/// A decimal-floating-point.
+fn decimal(text: &str) -> f64 {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     integer(whole);
     integer(part);
-    seconds.parse().unwrap()
+    text.parse().unwrap()
+}
+
+/// A quoted-string.
+fn quoted(text: &str) -> String {
+    let inner = text
+        .strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'));
+    inner
+        .unwrap_or_else(|| panic!("{text} is in no quotes"))
+        .to_owned()
 }
 
 /// A length and an offset, which could be left out only where a part of the same file comes before.
@@ -190,18 +325,24 @@ fn range(text: &str) -> (u64, u64) {
     range
 }
 
-/// An attribute-list whose values are quoted strings.
-fn attributes(text: &str) -> HashMap<String, String> {
-    let mut attributes = HashMap::new();
+/// An attribute-list, of which these are known. Returns their values in that order.
+fn attributes<const N: usize>(text: &str, known: [&str; N]) -> [Option<String>; N] {
+    let mut values = [const { None }; N];
     let mut rest = text;
     while !rest.is_empty() {
         let (name, value) = rest.split_once('=').expect("a name has a value");
-        let is_name = |c| matches!(c, 'A'..='Z' | '0'..='9' | '-');
-        assert!(!name.is_empty() && name.chars().all(is_name), "{name:?}");
-        let value = value.strip_prefix('"').expect("a quoted string");
-        let (value, behind) = value.split_once('"').expect("its end");
-        let value = attributes.insert(name.to_owned(), value.to_owned());
-        assert_eq!(value, None, "{name} twice");
+        let end = match value.strip_prefix('"') {
+            Some(inner) => inner.find('"').expect("its end") + 2,
+            None => value.find(',').unwrap_or(value.len()),
+        };
+        let (value, behind) = value.split_at(end);
+        let place = known.iter().position(|known| *known == name);
+        let place = place.unwrap_or_else(|| panic!("an unknown attribute: {name:?}"));
+        assert_eq!(
+            values[place].replace(value.to_owned()),
+            None,
+            "{name} twice"
+        );
         rest = match behind.strip_prefix(',') {
             Some(more) => more,
             None => {
@@ -210,5 +351,5 @@ fn attributes(text: &str) -> HashMap<String, String> {
             }
         };
     }
-    attributes
+    values
 }
