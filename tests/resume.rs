@@ -425,3 +425,55 @@ async fn a_segment_that_is_not_kept_any_more_is_told_and_counted() {
     assert_eq!(index(&again.segment(PROMPTS[0]).await), 3);
     assert_eq!(server.status().await["store"]["lost_segments"], 4);
 }
+
+#[tokio::test]
+async fn a_session_that_is_complete_gives_what_its_client_lacks() {
+    let server = Server::start(&["--gpus=1", "--streaming.generation_segment_cap=2"]);
+    let (mut client, ticket) = open(&server, json!({})).await;
+    client.segment(PROMPTS[0]).await;
+    let last = client.segment(PROMPTS[1]).await;
+    client.expect("ltx2_stream_complete").await;
+    assert_eq!(client.closed().await, Some(1000));
+    let again = async |segments: u32, messages: u32| {
+        let mut opening = ticket.clone();
+        opening["resume"]["have"] = json!({"segments": segments, "messages": messages});
+        server.open(opening).await
+    };
+    // It had one message of the last segment when its connection was lost.
+    let mut client = again(1, 1).await;
+    let sent_again = client.collect_until("ltx2_segment_complete").await;
+    assert_eq!(sent_again.only("ltx2_segment_start")["replayed"], true);
+    assert!(sent_again.bytes() == last.media[1..].concat());
+    let complete = client.expect("ltx2_stream_complete").await;
+    assert_eq!(complete["reason"], "segment_cap");
+    assert_eq!(client.closed().await, Some(1000));
+    // It had everything but the last word.
+    let mut client = again(2, 0).await;
+    client.until_type("ltx2_stream_complete").await;
+    assert_eq!(client.closed().await, Some(1000));
+    // One that does not say what it has wants to go on.
+    let (error, code) = refused(&server, ticket).await;
+    assert_eq!(
+        (&error["code"], code),
+        (&json!("session_rejected"), Some(1003))
+    );
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("complete with 2 segments"), "{message}");
+}
+
+#[tokio::test]
+async fn a_single_clip_that_is_complete_gives_what_its_client_lacks() {
+    let server = Server::start(&["--gpus=1"]);
+    let single = json!({"single_clip_mode": true});
+    let (mut client, ticket) = open(&server, single.clone()).await;
+    let made = client.segment(PROMPTS[0]).await;
+    assert_eq!(client.closed().await, Some(1000));
+    let mut opening = single;
+    opening["resume"] = ticket["resume"].clone();
+    opening["resume"]["have"] = json!({"segments": 0, "messages": 2});
+    let mut again = server.open(opening).await;
+    let sent_again = again.collect_until("ltx2_segment_complete").await;
+    assert_eq!(sent_again.bytes(), made.media[2..].concat());
+    again.expect("ltx2_stream_complete").await;
+    assert_eq!(again.closed().await, Some(1000));
+}

@@ -35,6 +35,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 pub(super) struct Conversation<'a> {
     args: &'a ValidArgs,
     connection: Option<Connection>,
+    /// Whether the server has ever opened a connection.
+    has_connected: bool,
     output: Option<&'a mut Output>,
     progress: &'a Progress,
     report: &'a mut Report,
@@ -85,6 +87,7 @@ impl<'a> Conversation<'a> {
         Self {
             args,
             connection: None,
+            has_connected: false,
             output,
             progress,
             report,
@@ -118,9 +121,9 @@ impl<'a> Conversation<'a> {
                 failures = 0;
                 backoff.reset();
             }
-            // If the first connection fails, the address is probably wrong.
-            let is_new = self.report.session_id.is_none();
-            if !error.is::<ConnectionLost>() || is_new || failures >= self.args.retries {
+            // If no connection could be opened, the address is probably wrong.
+            let is_lost = error.is::<ConnectionLost>() && self.has_connected;
+            if !is_lost || failures >= self.args.retries {
                 return Err(error);
             }
             let pause = backoff.next_pause();
@@ -141,6 +144,7 @@ impl<'a> Conversation<'a> {
     async fn run_connection(&mut self) -> anyhow::Result<()> {
         self.connection = None;
         self.connection = Some(Connection::open(&self.args.url, self.args.tls.clone()).await?);
+        self.has_connected = true;
         let is_unused = self.finished == 0;
         let init = SessionInit {
             initial_image: self.args.initial_image.clone().filter(|_| is_unused),
@@ -256,7 +260,9 @@ impl<'a> Conversation<'a> {
                 self.is_active = true;
                 self.is_recorded = limits.recording;
                 self.resume_at(next_segment_idx)?;
-                self.check_cap(generation_segment_cap, next_segment_idx)?;
+                // Those that the server has and this client lacks are sent again.
+                let next_idx = self.next_idx.unwrap_or(next_segment_idx);
+                self.check_cap(generation_segment_cap, next_idx)?;
                 if self.finished == self.args.segments {
                     return self.all_finished().await;
                 }
@@ -439,10 +445,10 @@ impl<'a> Conversation<'a> {
     }
 
     /// Checks before the first segment that the server generates as many segments in one session as were requested.
-    fn check_cap(&self, cap: u32, next_segment_idx: u32) -> anyhow::Result<()> {
+    fn check_cap(&self, cap: u32, next_idx: u32) -> anyhow::Result<()> {
         let wanted = self.args.segments - self.finished;
-        let left = cap.saturating_sub(next_segment_idx) as usize;
-        let so_far = match next_segment_idx {
+        let left = cap.saturating_sub(next_idx) as usize;
+        let so_far = match next_idx {
             0 => String::new(),
             n => format!(", of which this one has {n}"),
         };

@@ -190,7 +190,7 @@ impl LiveSession {
     /// Starts what can be started now. Returns a cause when the session is over.
     fn advance(&mut self) -> Option<EndCause> {
         if self.segment.is_none() {
-            if self.director.is_complete() {
+            if self.director.is_complete() && self.redelivery.is_none() {
                 return Some(EndCause::SegmentCap);
             }
             if self.drain_deadline.is_some() {

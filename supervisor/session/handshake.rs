@@ -240,17 +240,12 @@ async fn resume(
     context: &Context,
     stored: &Resume,
 ) -> Result<Claim, NotOpened> {
-    let Resume {
-        session,
-        token,
-        extend,
-        ..
-    } = stored;
+    let Resume { session, token, .. } = stored;
     let config = &context.config;
-    let fits = |saved: &SavedSession| check_resumed(saved, *extend, config);
+    let fits = |saved: &SavedSession| check_resumed(saved, stored, config);
     let resumed = context.store.resume(session, token, fits).await;
     let (lease, mut snapshot) = resumed.map_err(|error| not_resumed(session, error))?;
-    if is_complete(&snapshot, config) {
+    if stored.extend && is_complete(&snapshot, config) {
         lease.extend();
         snapshot.extensions += 1;
     }
@@ -280,12 +275,16 @@ fn is_complete(snapshot: &SavedSession, config: &Config) -> bool {
     snapshot.progress.segments >= config.segment_cap(snapshot.extensions)
 }
 
-/// Checks whether this server can go on with a stored session.
-fn check_resumed(snapshot: &SavedSession, extend: bool, config: &Config) -> Result<(), Unfit> {
-    let is_permitted = extend && snapshot.extensions < config.cap_extensions;
+/// Checks whether this server can go on with a stored session. One that is complete is opened for a client that says what
+/// it has, too: it gets what it lacks, and then the session ends.
+fn check_resumed(snapshot: &SavedSession, stored: &Resume, config: &Config) -> Result<(), Unfit> {
+    let is_permitted = match stored.extend {
+        true => snapshot.extensions < config.cap_extensions,
+        false => stored.have.is_some(),
+    };
     if is_complete(snapshot, config) && !is_permitted {
         let segments = snapshot.progress.segments;
-        let why = match (extend, config.cap_extensions) {
+        let why = match (stored.extend, config.cap_extensions) {
             (false, 1..) => "`extend` in the opening message continues it".to_owned(),
             (_, 0) => "this server continues no complete session".to_owned(),
             (true, limit) => format!("it was continued {limit} times, which is the limit"),
