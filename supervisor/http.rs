@@ -2,12 +2,7 @@
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
 //! spectators, `film` serves what was recorded, `status` answers probes, `operator` serves operators' requests, `page`
-//! serves the built-in page, and `openapi` describes all routes. `extract` reads requests, and `error` answers those
-//! that are refused: every refusal has the same JSON body.
-//!
-//! What a stranger may hold is limited: `listener` accepts connections, `connections` counts them, `connection` limits
-//! the time of each of their phases; `websocket` begins WebSockets, and `message_io` limits what is received on them.
-//! `hosts` and `origins` are the guards against pages of other sites.
+//! serves the built-in page, and `openapi` describes all routes. Connections come in through [`crate::ingress`].
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
 //! state of the pool, the store and the prompts.
@@ -20,40 +15,29 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-pub use app::{App, Config, Limits};
-pub use hosts::HostNames;
-pub use origins::Origins;
+pub use app::{App, Config};
 
-use error::ApiError;
+use crate::ingress::error::ApiError;
+use crate::ingress::{hosts, listener};
 
 mod app;
 pub mod config;
-mod connection;
-mod connections;
-mod error;
-mod extract;
 mod film;
-mod hosts;
-mod listener;
-mod liveness;
-mod message_io;
 mod openapi;
 mod operator;
-mod origins;
 mod page;
 mod status;
+mod store_error;
 mod stream;
-mod timestamp;
 mod watch;
-mod websocket;
 
-/// Accepts connections until the returned future is dropped. The connections end with `App::stopping`.
+/// Accepts connections until the returned future is dropped. The connections end with `Ingress::stopping`.
 ///
 /// # Errors
 /// Returns no error: a listener that cannot accept now is asked again.
 pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
     let router = router(app.clone());
-    listener::run(listener, &app, router).await;
+    listener::run(listener, &app.ingress, router).await;
     Ok(())
 }
 
@@ -71,6 +55,6 @@ fn router(app: App) -> Router {
             ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
         })
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        .layer(from_fn_with_state(app.hosts.clone(), hosts::guard))
+        .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
         .with_state(app)
 }

@@ -1,6 +1,7 @@
 //! The supervisor: worker processes, client sessions, their continuation states, and the HTTP server.
 //!
-//! `http` calls `session`; `session` calls `pool`, `store` and `prompt`; those three do not depend on each other.
+//! Connections come in through `ingress`. `http` calls `session`; `session` calls `pool`, `store` and `prompt`; those three
+//! do not depend on each other.
 
 use std::io;
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ pub mod config;
 mod dialect;
 pub mod engines;
 pub mod http;
+pub mod ingress;
 pub mod pool;
 pub mod prompt;
 mod segment_run;
@@ -190,9 +192,9 @@ impl Server {
                 writes: writes.clone(),
             },
         );
-        let connections = app.connections.clone();
-        let requests = app.requests.clone();
-        let requests_end = app.stopping.clone();
+        let connections = app.ingress.connections.clone();
+        let requests = app.ingress.requests.clone();
+        let requests_end = app.ingress.stopping.clone();
         let drain_asked = app.drain_asked.clone();
 
         let mut tasks = BackgroundTasks::default();

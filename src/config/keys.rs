@@ -5,7 +5,7 @@
 
 use fastvideo_supervisor_core::engines::{self, default_request, ltx2, synthetic, warmup};
 use fastvideo_supervisor_core::settings::KeySpec;
-use fastvideo_supervisor_core::{http, pool, prompt, session, store};
+use fastvideo_supervisor_core::{http, ingress, pool, prompt, session, store};
 
 use crate::logging;
 
@@ -16,7 +16,7 @@ static LISTS: [&[&KeySpec]; 18] = [
     synthetic::KEYS,
     http::config::KEYS,
     logging::KEYS,
-    http::config::LIMIT_KEYS,
+    ingress::config::LIMIT_KEYS,
     default_request::KEYS,
     session::config::KEYS,
     session::config::WATCH_KEYS,

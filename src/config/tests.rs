@@ -81,7 +81,7 @@ fn defaults_are_those_of_the_design() {
     let config = load_file("").unwrap().config;
     assert_eq!(config.http.host, "0.0.0.0");
     assert_eq!(config.http.port, 8000);
-    assert_eq!(config.http.max_message_bytes, 48 << 20);
+    assert_eq!(config.http.ingress.max_message_bytes, 48 << 20);
     assert_eq!(config.grace, Duration::from_secs(30));
     assert_eq!(config.pool.encoder, EncoderSpec::default());
     assert_eq!(config.pool.gpus.len(), 1);

@@ -24,8 +24,8 @@ use fastvideo_proto::stored::StoredSegment;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::app::{App, AppState};
-use super::error::ApiError;
-use super::extract::ValidQuery;
+use crate::ingress::error::ApiError;
+use crate::ingress::extract::ValidQuery;
 use answer::{File, IMMUTABLE, not_kept};
 use conditions::EntityTag;
 use content::Content;
@@ -67,10 +67,10 @@ pub(super) fn routes(app: &App) -> Router<App> {
 
 /// Lets the pages of other sites read films that they have a token for: those of the sites that may open sessions.
 fn cross_origin(app: &App) -> CorsLayer {
-    let origins = match app.any_origin_may_stream {
+    let origins = match app.ingress.any_origin_may_stream {
         true => AllowOrigin::any(),
         false => {
-            let origins = app.origins.clone();
+            let origins = app.ingress.origins.clone();
             AllowOrigin::predicate(move |origin, _| origins.allow(origin))
         }
     };

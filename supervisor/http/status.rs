@@ -13,7 +13,7 @@ use fastvideo_proto::api::status::{LatencySummary, SessionLogStatus, Status};
 use fastvideo_proto::job::MediaMode;
 
 use super::app::{App, AppState};
-use super::timestamp::rfc3339;
+use crate::ingress::timestamp::rfc3339;
 use crate::pool::PoolStatus;
 use crate::session::{Drain, LatencyQuantiles};
 

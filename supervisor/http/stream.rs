@@ -16,14 +16,14 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::Instrument;
 
 use super::app::{App, AppState};
-use super::connection::Connection;
-use super::connections::Phase;
-use super::error::ApiError;
-use super::liveness::Liveness;
-use super::message_io::{CompleteShare, Interrupted, MessageLimits};
-use super::websocket::{Handshake, WebSocket};
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
 use crate::dialect::{Parser, Rendered, Renderer, Wire};
+use crate::ingress::connection::Connection;
+use crate::ingress::connections::Phase;
+use crate::ingress::error::ApiError;
+use crate::ingress::liveness::Liveness;
+use crate::ingress::message_io::{CompleteShare, Interrupted};
+use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::pool::Media;
 use crate::session::command::TransportViolation;
 use crate::session::{self, Inbound, Outbox, RelayLatency};
@@ -44,11 +44,7 @@ pub(super) async fn upgrade(
     headers: HeaderMap,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    if !app.any_origin_may_stream
-        && let Some(origin) = app.origins.foreign(&headers)
-    {
-        return Err(ApiError::other_site(&origin));
-    }
+    app.ingress.admit_origin(&headers)?;
     upgrade_to::<StreamParser, StreamRenderer>(app, handshake)
 }
 
@@ -63,13 +59,10 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
         .await_opening()
         .map_err(ApiError::too_busy)?;
     let answer = handshake.answer();
-    let limits = MessageLimits {
-        max_bytes: app.max_message_bytes as u64,
-        timeout: app.message_timeout,
-        client: connection.place.client(),
-        budget: app.receiving.clone(),
-    };
-    let tracker = app.connections.clone();
+    let client = connection.place.client();
+    let max_bytes = app.ingress.max_message_bytes as u64;
+    let limits = app.ingress.message_limits(client, max_bytes);
+    let tracker = app.ingress.connections.clone();
     let carried = async move {
         if let Some((socket, shares)) = Box::pin(handshake.complete(limits)).await {
             carry::<P, R>(socket, shares, &connection, &app).await;
@@ -106,7 +99,7 @@ async fn carry<P: Parser, R: Renderer>(
         sink,
         &outbox,
         connection,
-        app.ping_interval,
+        app.ingress.ping_interval,
         &app.relay_latency,
     ));
 
@@ -118,7 +111,7 @@ async fn carry<P: Parser, R: Renderer>(
             &inbound,
             connection,
             &shares,
-            app.ping_interval * 2,
+            app.ingress.ping_interval * 2,
         );
         let mut reader = Box::pin(read);
         tokio::select! {
@@ -164,7 +157,7 @@ async fn carry<P: Parser, R: Renderer>(
             while_it_goes_on(&mut listening, CLOSE_REPLY, taken).await;
         }
     };
-    let _ = timeout(app.time_limits.answer, farewell).await;
+    let _ = timeout(app.ingress.time_limits.answer, farewell).await;
 }
 
 /// Waits for `work` to end, and returns whether it has. Gives up when `progress` has not changed for `patience`: a client

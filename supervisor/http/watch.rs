@@ -17,12 +17,11 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tracing::Instrument;
 
 use super::app::{App, AppState};
-use super::connections::Phase;
-use super::error::ApiError;
-use super::extract::{ValidQuery, bearer};
-use super::liveness::Liveness;
-use super::message_io::MessageLimits;
-use super::websocket::{Handshake, WebSocket};
+use crate::ingress::connections::Phase;
+use crate::ingress::error::ApiError;
+use crate::ingress::extract::{ValidQuery, bearer};
+use crate::ingress::liveness::Liveness;
+use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::tasks::catch_panic;
 
 mod show;
@@ -50,11 +49,7 @@ pub(super) async fn upgrade(
     ValidQuery(query): ValidQuery<WatchQuery>,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    if !app.any_origin_may_stream
-        && let Some(origin) = app.origins.foreign(&headers)
-    {
-        return Err(ApiError::other_site(&origin));
-    }
+    app.ingress.admit_origin(&headers)?;
     if !app.context.config.watch {
         return Err(ApiError::no_session());
     }
@@ -72,13 +67,9 @@ pub(super) async fn upgrade(
         .await_opening()
         .map_err(ApiError::too_busy)?;
     let answer = handshake.answer();
-    let limits = MessageLimits {
-        max_bytes: MAX_MESSAGE_BYTES,
-        timeout: app.message_timeout,
-        client: connection.place.client(),
-        budget: app.receiving.clone(),
-    };
-    let tracker = app.connections.clone();
+    let client = connection.place.client();
+    let limits = app.ingress.message_limits(client, MAX_MESSAGE_BYTES);
+    let tracker = app.ingress.connections.clone();
     let span = tracing::info_span!("spectator", session_id = %show.session());
     let carried = async move {
         if let Some((socket, _)) = Box::pin(handshake.complete(limits)).await {
@@ -94,13 +85,13 @@ pub(super) async fn upgrade(
 async fn carry(
     socket: WebSocket,
     show: Show,
-    connection: &super::connection::Connection,
+    connection: &crate::ingress::connection::Connection,
     app: &App,
 ) {
     let (sink, mut stream) = socket.split();
     let (mut sink, ending) = {
-        let mut playing = Box::pin(show.play(sink, connection, app.ping_interval));
-        let mut liveness = Liveness::new(app.ping_interval * 2);
+        let mut playing = Box::pin(show.play(sink, connection, app.ingress.ping_interval));
+        let mut liveness = Liveness::new(app.ingress.ping_interval * 2);
         loop {
             tokio::select! {
                 played = &mut playing => match played {

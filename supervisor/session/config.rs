@@ -8,6 +8,7 @@ use fastvideo_proto::job::frames_to_time;
 use super::broadcast::SpectatorLimits;
 use super::{Config, log};
 use crate::engines::default_request::{self, MAX_STEPS};
+use crate::ingress;
 use crate::pool;
 use crate::pool::config::MAX_ATTEMPTS;
 use crate::prompt::config::MAX_PROMPT_CHARS;
@@ -116,10 +117,10 @@ static LOG_MAX_AGE: Key<Duration> =
 pub static LIMIT_KEYS: &[&KeySpec] = &[
     &MAX_SESSIONS.spec,
     &MAX_SESSIONS_PER_CLIENT.spec,
-    &MAX_UNOPENED.spec,
-    &MAX_UNOPENED_PER_CLIENT.spec,
-    &MAX_MESSAGE_BYTES.spec,
-    &MESSAGE_TIMEOUT.spec,
+    &ingress::config::MAX_UNOPENED.spec,
+    &ingress::config::MAX_UNOPENED_PER_CLIENT.spec,
+    &ingress::config::MAX_MESSAGE_BYTES.spec,
+    &ingress::config::MESSAGE_TIMEOUT.spec,
     &MAX_WAITING_REQUESTS.spec,
     &MAX_PROMPT_CHARS.spec,
     &MAX_IMAGE_PIXELS.spec,
@@ -127,7 +128,7 @@ pub static LIMIT_KEYS: &[&KeySpec] = &[
     &MAX_UNSENT_BYTES.spec,
     &SLOW_CLIENT_TIMEOUT.spec,
     &OPENING_TIMEOUT.spec,
-    &PING_INTERVAL.spec,
+    &ingress::config::PING_INTERVAL.spec,
 ];
 
 static MAX_SESSIONS: Key<Option<usize>> = Key::usize("streaming.limits.max_sessions", 1, 1_000_000)
@@ -140,31 +141,6 @@ static MAX_SESSIONS_PER_CLIENT: Key<Option<usize>> =
         .short("max-sessions-per-client")
         .unit("sessions")
         .help("Sessions at once from one address (IPv6: one /64 network) [default: no limit, since all clients of a proxy share its address]");
-
-/// The limit on WebSockets without a session, which `http` enforces.
-pub static MAX_UNOPENED: Key<Option<usize>> =
-    Key::usize("streaming.limits.max_unopened", 1, 1_000_000)
-        .unit("connections")
-        .help("WebSockets at once that have not sent their opening message, which are no sessions yet [default: a quarter of server.limits.max_connections]");
-
-/// The same for one address.
-pub static MAX_UNOPENED_PER_CLIENT: Key<Option<usize>> =
-    Key::usize("streaming.limits.max_unopened_per_client", 1, 1_000_000)
-        .unit("connections")
-        .help("The same from one address (IPv6: one /64 network); all clients of a proxy share its address [default: half of max_unopened]");
-
-/// The limit on the size of messages, which `http` enforces.
-pub static MAX_MESSAGE_BYTES: Key<usize> =
-    Key::usize("streaming.limits.max_message_bytes", 64 << 10, 1 << 30)
-        .unit("bytes")
-        .help("Largest message accepted from a client")
-        .default(50_331_648);
-
-/// The time limit on receiving a message, which `http` enforces.
-pub static MESSAGE_TIMEOUT: Key<Duration> =
-    Key::seconds("streaming.limits.message_timeout_seconds", 0.01, HOUR)
-        .help("Time to receive a message, from its first byte to its last")
-        .default(60.0);
 
 static MAX_WAITING_REQUESTS: Key<usize> =
     Key::usize("streaming.limits.max_waiting_requests", 1, 10_000)
@@ -198,12 +174,6 @@ static OPENING_TIMEOUT: Key<Duration> =
         .help("Time that a client has for its opening message")
         .default(30.0);
 
-/// The interval between pings, which `http` sends.
-pub static PING_INTERVAL: Key<Duration> =
-    Key::seconds("streaming.limits.ping_interval_seconds", 0.01, HOUR)
-        .help("How often clients are pinged; one that answers nothing for two intervals is gone")
-        .default(20.0);
-
 /// Refuses values that contradict each other.
 pub(crate) fn check(reader: &mut Reader<'_>) {
     reader.refuse_reversed(&default_request::NUM_INFERENCE_STEPS, &MAX_INFERENCE_STEPS);
@@ -230,7 +200,7 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
         idle_while_others_wait: reader.get(&IDLE_WHILE_OTHERS_WAIT),
         hold: reader.get(&HOLD),
         max_lead: reader.get(&MAX_LEAD),
-        max_message_bytes: reader.get(&MAX_MESSAGE_BYTES),
+        max_message_bytes: reader.get(&ingress::config::MAX_MESSAGE_BYTES),
         opening_timeout: reader.get(&OPENING_TIMEOUT),
         max_waiting_requests: reader.get(&MAX_WAITING_REQUESTS),
         max_prompt_chars: reader.get(&MAX_PROMPT_CHARS),

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::conditions::{EntityTag, Wanted, wanted};
 use super::content::Content;
-use crate::http::error::ApiError;
+use crate::ingress::error::ApiError;
 use crate::store::{DataLoss, SessionStore, StoreError};
 
 /// A file that never changes.

@@ -8,7 +8,7 @@ use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::stored::StoredSegment;
 
 use super::conditions::hex;
-use crate::http::timestamp::rfc3339;
+use crate::ingress::timestamp::rfc3339;
 use crate::store::FilmView;
 
 /// Describes a film that is kept for `ttl` after its session has ended.

@@ -11,7 +11,7 @@ use super::answer::File;
 use super::parts::{PartName, Parts, no_part};
 use super::request::FilmRequest;
 use crate::http::app::App;
-use crate::http::error::ApiError;
+use crate::ingress::error::ApiError;
 use crate::session::broadcast::OnAir;
 
 /// How often the film of a session that does not run on this server is looked at while a request waits.
@@ -136,7 +136,7 @@ pub(super) async fn follow(
             () = changed(changes) => {}
             // A player that gets the list as it was asks again.
             () = sleep_until(deadline) => return Ok(end),
-            () = app.stopping.cancelled() => return Ok(end),
+            () = app.ingress.stopping.cancelled() => return Ok(end),
         }
     }
 }
@@ -181,7 +181,7 @@ pub(super) async fn part(
         tokio::select! {
             () = changed(changes) => {}
             () = sleep_until(deadline) => return Err(no_part()),
-            () = app.stopping.cancelled() => return Err(no_part()),
+            () = app.ingress.stopping.cancelled() => return Err(no_part()),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::answer::{File, REVALIDATE};
 use super::conditions::EntityTag;
 use super::content::Content;
 use crate::causes::with_causes;
-use crate::http::error::ApiError;
+use crate::ingress::error::ApiError;
 use crate::segment_run::AttemptId;
 
 /// A segment with its messages.

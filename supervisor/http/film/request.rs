@@ -7,8 +7,8 @@ use fastvideo_proto::api::film::FilmQuery;
 use fastvideo_proto::ids::SessionId;
 
 use crate::http::app::App;
-use crate::http::error::ApiError;
-use crate::http::extract::{ValidQuery, bearer};
+use crate::ingress::error::ApiError;
+use crate::ingress::extract::{ValidQuery, bearer};
 use crate::store::FilmView;
 
 /// A request whose token gives access to the film of its session.

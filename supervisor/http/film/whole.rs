@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::answer::{File, REVALIDATE, not_kept};
 use super::conditions::EntityTag;
 use super::content::Content;
-use crate::http::error::ApiError;
+use crate::ingress::error::ApiError;
 
 /// Lays out the segments of a film that can be a part of it, on a thread for blocking work: an hour of film takes
 /// milliseconds.

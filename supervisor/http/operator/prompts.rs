@@ -9,7 +9,7 @@ use fastvideo_proto::api::prompts::Origins;
 
 use crate::causes::with_causes;
 use crate::http::app::{App, AppState};
-use crate::http::error::ApiError;
+use crate::ingress::error::ApiError;
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/v1/prompts/reload", post(reload))

@@ -13,8 +13,8 @@ use fastvideo_proto::state::ContinuationState;
 use tokio::time::Instant;
 
 use crate::http::app::{App, AppState};
-use crate::http::error::ApiError;
-use crate::http::extract::{Body, PathSession, ValidQuery};
+use crate::ingress::error::ApiError;
+use crate::ingress::extract::{Body, PathSession, ValidQuery};
 use crate::pool::MoveError;
 use crate::session::{Entry, SessionState};
 use crate::store::export::Expectation;

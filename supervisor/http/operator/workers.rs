@@ -11,8 +11,8 @@ use fastvideo_proto::api::workers::{WorkerOrder, WorkerOrderAccepted, WorkerQuer
 use fastvideo_proto::ids::GpuId;
 
 use crate::http::app::{App, AppState};
-use crate::http::error::ApiError;
-use crate::http::extract::{PathGpu, ValidQuery};
+use crate::ingress::error::ApiError;
+use crate::ingress::extract::{PathGpu, ValidQuery};
 use crate::pool::Pool;
 
 /// The answer to an order that was accepted.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastvideo_proto::api;
 use fastvideo_proto::api::status::{Device, GpuStatus, LastExit, LoadProgress, WarmupTimings};
 
-use crate::http::timestamp::rfc3339;
+use crate::ingress::timestamp::rfc3339;
 use crate::pool::{ExitKind, ExitReport, SlotStatus, WorkerState};
 
 pub(super) fn status(slot: &SlotStatus, warmup_enabled: bool) -> GpuStatus {

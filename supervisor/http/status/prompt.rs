@@ -5,7 +5,7 @@ use fastvideo_proto::api::prompts::{
     SafetyStatus,
 };
 
-use crate::http::timestamp::rfc3339;
+use crate::ingress::timestamp::rfc3339;
 use crate::prompt::enhancer::{CircuitState, ProviderStatus, Status};
 use crate::prompt::{self, Enhancer, SafetyFilter, safety};
 

@@ -2,7 +2,7 @@
 
 use fastvideo_proto::api::status::{StoreFailure, StoreState, StoreStatus};
 
-use crate::http::timestamp::rfc3339;
+use crate::ingress::timestamp::rfc3339;
 use crate::store::{Condition, SessionStore};
 
 pub(super) fn store_status(store: &SessionStore) -> StoreStatus {

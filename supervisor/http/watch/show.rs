@@ -18,9 +18,9 @@ use tokio::time::{Instant, Interval, interval_at, sleep};
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::causes::with_causes;
-use crate::http::connection::Connection;
 use crate::http::film::document::film_segment;
-use crate::http::websocket::WebSocket;
+use crate::ingress::connection::Connection;
+use crate::ingress::websocket::WebSocket;
 use crate::session::broadcast::{
     Broadcast, LiveSegment, OnAir, Script, SegmentEnd, Spectator, TooManySpectators,
 };

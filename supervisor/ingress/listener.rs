@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::app::App;
+use super::Ingress;
 use super::connection::{self, Connection};
 use super::connections::{Connections, Full, Place};
 use crate::client_address::ClientAddress;
@@ -25,8 +25,8 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts and serves connections until the returned future is dropped. The connections themselves end with
-/// [`App::stopping`].
-pub(super) async fn run(listener: TcpListener, app: &App, router: Router) {
+/// [`Ingress::stopping`].
+pub(crate) async fn run(listener: TcpListener, ingress: &Ingress, router: Router) {
     let mut complaints = Complaints::default();
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -37,13 +37,13 @@ pub(super) async fn run(listener: TcpListener, app: &App, router: Router) {
                     tracing::warn!(%error, refused, "connections are not accepted");
                 });
                 // A connection without a request holds what the next one needs.
-                app.open.displace_any();
+                ingress.open.displace_any();
                 sleep(SHORTAGE_PAUSE).await;
                 continue;
             }
         };
-        match find_place(&app.open, ClientAddress::of(peer.ip())).await {
-            Ok(place) => serve(stream, peer, place, app, router.clone()),
+        match find_place(&ingress.open, ClientAddress::of(peer.ip())).await {
+            Ok(place) => serve(stream, peer, place, ingress, router.clone()),
             Err(full) => {
                 complaints.add(|refused| {
                     tracing::warn!(%peer, reason = %full, refused, "connection refused");
@@ -87,15 +87,15 @@ async fn find_place(open: &Connections, client: ClientAddress) -> Result<Place, 
     }
 }
 
-fn serve(stream: TcpStream, peer: SocketAddr, place: Place, app: &App, router: Router) {
+fn serve(stream: TcpStream, peer: SocketAddr, place: Place, ingress: &Ingress, router: Router) {
     // Fragments are small, and each should be sent at once.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot disable Nagle's algorithm");
     }
     let connection = Arc::new(Connection::new(stream, place));
-    let (limits, stopping) = (app.time_limits, app.stopping.clone());
+    let (limits, stopping) = (ingress.time_limits, ingress.stopping.clone());
     let served = connection::serve(connection, peer, router, limits, stopping);
-    app.requests.spawn(catch_panic("request", served));
+    ingress.requests.spawn(catch_panic("request", served));
 }
 
 /// Answers a connection that has no place, as far as that costs nothing, and closes it.

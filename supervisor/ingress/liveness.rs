@@ -9,18 +9,18 @@ const LOOKS: u32 = 8;
 
 /// What a peer has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     /// Number of bytes that it has sent.
-    pub(super) heard: u64,
+    pub(crate) heard: u64,
     /// Number of bytes of messages that it has taken. Pings do not count, since the system of a peer whose program hangs
     /// takes them, too.
-    pub(super) taken: u64,
+    pub(crate) taken: u64,
 }
 
 /// Considers a peer gone that neither sends nor takes anything. On a slow line its answers to pings wait behind media, so
 /// that these alone would not tell.
 #[derive(Debug)]
-pub(super) struct Liveness {
+pub(crate) struct Liveness {
     silence: Duration,
     progress: Progress,
     /// When the progress was first seen.
@@ -30,7 +30,7 @@ pub(super) struct Liveness {
 
 impl Liveness {
     /// Creates the judgement of a peer that has to make progress once in each `silence`.
-    pub(super) fn new(silence: Duration) -> Self {
+    pub(crate) fn new(silence: Duration) -> Self {
         let now = Instant::now();
         Self {
             silence,
@@ -41,12 +41,12 @@ impl Liveness {
     }
 
     /// Returns when to look at the peer again.
-    pub(super) fn next_look(&self) -> Instant {
+    pub(crate) fn next_look(&self) -> Instant {
         self.looked + self.silence / LOOKS
     }
 
     /// Looks at the peer. Returns whether it is still there.
-    pub(super) fn look(&mut self, progress: Progress) -> bool {
+    pub(crate) fn look(&mut self, progress: Progress) -> bool {
         let now = Instant::now();
         if progress != self.progress {
             self.progress = progress;

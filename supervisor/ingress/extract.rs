@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::body::{Bytes, HttpBody};
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRef, FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
-use super::app::App;
+use super::Ingress;
 use super::connection::Connection;
 use super::error::ApiError;
 use super::message_io::{SHARE_WAIT, missing_share};
@@ -21,19 +21,19 @@ use crate::byte_budget::{ByteBudget, Share};
 use crate::client_address::ClientAddress;
 
 /// The query string, parsed as a `T`.
-pub(super) struct ValidQuery<T>(pub(super) T);
+pub(crate) struct ValidQuery<T>(pub(crate) T);
 
 /// The session that a path names as `{id}`.
-pub(super) struct PathSession(pub(super) SessionId);
+pub(crate) struct PathSession(pub(crate) SessionId);
 
 /// The GPU that a path names as `{gpu}`; it need not exist.
-pub(super) struct PathGpu(pub(super) GpuId);
+pub(crate) struct PathGpu(pub(crate) GpuId);
 
 /// The whole body. It may be as large as a message.
-pub(super) struct Body {
-    pub(super) bytes: Bytes,
+pub(crate) struct Body {
+    pub(crate) bytes: Bytes,
     /// What the body takes of the memory for that; held for as long as the body is.
-    pub(super) share: Share,
+    pub(crate) share: Share,
 }
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> {
@@ -67,18 +67,22 @@ impl<S: Send + Sync> FromRequestParts<S> for PathGpu {
     }
 }
 
-impl FromRequest<App> for Body {
+impl<S: Send + Sync> FromRequest<S> for Body
+where
+    Ingress: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let ingress = Ingress::from_ref(state);
         let connection = request.extensions().get::<Arc<Connection>>();
         let client = connection
             .expect("every request has its connection")
             .place
             .client();
         let body = request.into_body();
-        let limits = app.body_limits;
-        let limit = app.max_message_bytes as u64;
+        let limits = ingress.body_limits;
+        let limit = ingress.max_message_bytes as u64;
         let too_large = || {
             let message = format!("the body is larger than {limit} bytes, which is the limit");
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_body", message)
@@ -92,7 +96,7 @@ impl FromRequest<App> for Body {
             bytes: Vec::new(),
             share: Share::default(),
             client,
-            budget: &app.receiving,
+            budget: &ingress.receiving,
         };
         upload.make_room_for(declared).await?;
         let mut frames = body.into_data_stream();
@@ -148,7 +152,7 @@ async fn parameter<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<Strin
 }
 
 /// Returns the token of `Authorization: Bearer`.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let credentials = headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = credentials.split_once(' ')?;
     (scheme.eq_ignore_ascii_case("bearer")).then(|| token.trim())

@@ -47,16 +47,16 @@ const ANSWER_PART_BYTES: u64 = 4 << 20;
 
 /// Time limits on the phases of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TimeLimits {
+pub(crate) struct TimeLimits {
     /// From the beginning of the connection to its first byte, and from the first byte of a request to the end of its
     /// head.
-    pub(super) head: Duration,
+    pub(crate) head: Duration,
     /// From the end of an answer to the first byte of the next request.
-    pub(super) idle: Duration,
+    pub(crate) idle: Duration,
     /// In which the client has to take at least a byte of an answer.
-    pub(super) answer_stall: Duration,
+    pub(crate) answer_stall: Duration,
     /// From the beginning of an answer to its end, for each [`ANSWER_PART_BYTES`] of it.
-    pub(super) answer: Duration,
+    pub(crate) answer: Duration,
 }
 
 impl TimeLimits {
@@ -68,15 +68,15 @@ impl TimeLimits {
 
 /// Time limits on receiving the body of a request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BodyLimits {
-    pub(super) total: Duration,
+pub(crate) struct BodyLimits {
+    pub(crate) total: Duration,
     /// From one part to the next.
-    pub(super) idle: Duration,
+    pub(crate) idle: Duration,
 }
 
 /// An accepted connection, as its socket, its task and the requests on it share it.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     // Before `place`, so that a place is free once the file descriptor is.
     stream: TcpStream,
     heard: AtomicU64,
@@ -86,11 +86,11 @@ pub(super) struct Connection {
     /// Where the last WebSocket message ends in what was written; `u64::MAX` while one is being written.
     message_end: AtomicU64,
     unread: Mutex<Option<Unread>>,
-    pub(super) place: Place,
+    pub(crate) place: Place,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, place: Place) -> Self {
+    pub(crate) fn new(stream: TcpStream, place: Place) -> Self {
         Self {
             stream,
             heard: AtomicU64::new(0),
@@ -109,13 +109,13 @@ impl Connection {
     }
 
     /// Tells that a WebSocket message, which is no ping, is being written until the returned value is dropped.
-    pub(super) fn write_message(&self) -> MessageWrite<'_> {
+    pub(crate) fn write_message(&self) -> MessageWrite<'_> {
         self.message_end.store(u64::MAX, Ordering::Relaxed);
         MessageWrite(self)
     }
 
     /// Returns what the peer of a WebSocket has done.
-    pub(super) fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> Progress {
         Progress {
             heard: self.heard.load(Ordering::Relaxed),
             taken: self.taken().min(self.message_end.load(Ordering::Relaxed)),
@@ -171,7 +171,7 @@ impl Connection {
 
 /// A WebSocket message that is being written.
 #[derive(Debug)]
-pub(super) struct MessageWrite<'a>(&'a Connection);
+pub(crate) struct MessageWrite<'a>(&'a Connection);
 
 impl Drop for MessageWrite<'_> {
     fn drop(&mut self) {
@@ -195,7 +195,7 @@ fn unacknowledged(stream: &TcpStream) -> u64 {
 
 /// Reads and writes a connection's bytes, and counts them.
 #[derive(Debug)]
-pub(super) struct Socket(Arc<Connection>);
+pub(crate) struct Socket(Arc<Connection>);
 
 impl AsyncRead for Socket {
     fn poll_read(
@@ -273,7 +273,7 @@ impl AsyncWrite for Socket {
 
 /// Serves the requests of a connection until the client ends it, a time limit passes, it has to make room for another
 /// one, or `stopping` is cancelled and no request is under way. Returns early when the connection becomes a WebSocket.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     connection: Arc<Connection>,
     peer: SocketAddr,
     router: Router,

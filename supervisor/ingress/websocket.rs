@@ -28,10 +28,10 @@ use super::message_io::{CompleteShare, MessageIo, MessageLimits};
 const READ_BUFFER_BYTES: usize = 4096;
 
 /// A WebSocket with a client. Boxed, since futures hold a second place for what they are given and move on.
-pub(super) type WebSocket = Box<WebSocketStream<MessageIo<Socket>>>;
+pub(crate) type WebSocket = Box<WebSocketStream<MessageIo<Socket>>>;
 
 /// A request to make the connection a WebSocket.
-pub(super) struct Handshake {
+pub(crate) struct Handshake {
     accept: String,
     upgrade: OnUpgrade,
     connection: Arc<Connection>,
@@ -65,12 +65,12 @@ impl Handshake {
         })
     }
 
-    pub(super) fn connection(&self) -> &Arc<Connection> {
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 
     /// Returns the answer that accepts the request.
-    pub(super) fn answer(&self) -> Response {
+    pub(crate) fn answer(&self) -> Response {
         let accept = HeaderValue::from_str(&self.accept).expect("base64 is a header's value");
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -82,7 +82,7 @@ impl Handshake {
     }
 
     /// Waits until the answer is written, and begins the WebSocket. Returns `None` when the client is gone before.
-    pub(super) async fn complete(
+    pub(crate) async fn complete(
         self,
         limits: MessageLimits,
     ) -> Option<(WebSocket, CompleteShare)> {

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 /// What a list of origins must be.
-pub(super) const EXPECTED: &str = "origins such as https://video.example.org";
+pub(crate) const EXPECTED: &str = "origins such as https://video.example.org";
 
 /// How a browser says from where a request comes, where the server's address begins with `https` or is a loopback one.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -18,7 +18,7 @@ pub struct Origins(Arc<[String]>);
 
 impl Origins {
     /// Parses origins that are separated by commas. Returns `None` when one of them is no origin.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let items = text.split(',').map(str::trim).filter(|o| !o.is_empty());
         let origin = |item: &str| {
             let url = Url::parse(item).ok()?;
@@ -30,7 +30,7 @@ impl Origins {
     }
 
     /// Returns whether an origin is in the list.
-    pub(super) fn allow(&self, origin: &HeaderValue) -> bool {
+    pub(crate) fn allow(&self, origin: &HeaderValue) -> bool {
         let origin = origin.to_str().ok().and_then(plain);
         origin.is_some_and(|origin| self.0.contains(&origin))
     }
@@ -40,7 +40,7 @@ impl Origins {
     ///
     /// A proxy may change `Host`, but leaves `Sec-Fetch-Site`, which no page can forge. Without it the origin has to be
     /// the host that the request names. The origin `null` is that of no site.
-    pub(super) fn foreign(&self, headers: &HeaderMap) -> Option<String> {
+    pub(crate) fn foreign(&self, headers: &HeaderMap) -> Option<String> {
         let mut origins = headers.get_all(ORIGIN).iter();
         let origin = origins
             .next()

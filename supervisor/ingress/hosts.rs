@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use super::error::ApiError;
 
 /// What a list of names must be.
-pub(super) const EXPECTED: &str = "host names without a port, or `*`";
+pub(crate) const EXPECTED: &str = "host names without a port, or `*`";
 
 /// The names that the operator allows, in lower case; `*` is any name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct HostNames(Vec<String>);
 
 impl HostNames {
     /// Parses names that are separated by commas. Returns `None` when one of them is no name.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let names = text.split(',').map(str::trim).filter(|n| !n.is_empty());
         let name = |name: &str| match name {
             "*" => Some(name.to_owned()),
@@ -40,7 +40,7 @@ impl HostNames {
 
 /// The names by which clients may address the server. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Hosts(Arc<Names>);
+pub(crate) struct Hosts(Arc<Names>);
 
 #[derive(Debug)]
 struct Names {
@@ -53,7 +53,7 @@ struct Names {
 
 impl Hosts {
     /// Creates the guard of a server that was told to listen on `host` and does so on `address`.
-    pub(super) fn new(allowed: Option<HostNames>, host: &str, address: IpAddr) -> Self {
+    pub(crate) fn new(allowed: Option<HostNames>, host: &str, address: IpAddr) -> Self {
         let is_loopback = address.to_canonical().is_loopback();
         let any = match &allowed {
             None => !is_loopback,
@@ -113,7 +113,7 @@ fn plain(authority: &Authority) -> Option<String> {
 }
 
 /// Rejects a request that names another host.
-pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
     let Some(name) = hosts.foreign_name(&request) else {
         return next.run(request).await;
     };

@@ -8,11 +8,10 @@ use axum::response::{IntoResponse, Response};
 use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
 
 use crate::causes::with_causes;
-use crate::store::StoreError;
 
 /// An answer that is not a success: its body is an [`ErrorBody`].
 #[derive(Debug)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     /// A stable name of the reason, for programs.
     code: &'static str,
@@ -20,7 +19,7 @@ pub(super) struct ApiError {
 }
 
 impl ApiError {
-    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
             code,
@@ -29,19 +28,19 @@ impl ApiError {
     }
 
     /// Answers that there is no session with that id.
-    pub(super) fn no_session() -> Self {
+    pub(crate) fn no_session() -> Self {
         let message = "there is no such session; it may have expired";
         Self::new(StatusCode::NOT_FOUND, "no_session", message)
     }
 
     /// Answers that there is no GPU with that number.
-    pub(super) fn no_gpu(gpu: &str) -> Self {
+    pub(crate) fn no_gpu(gpu: &str) -> Self {
         let message = format!("there is no GPU `{gpu}`");
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
     /// Answers that there is something, but not for this method.
-    pub(super) fn method_not_allowed() -> Self {
+    pub(crate) fn method_not_allowed() -> Self {
         let message = "this route does not answer that method";
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -51,17 +50,17 @@ impl ApiError {
     }
 
     /// Answers that a parameter of the request is wrong.
-    pub(super) fn invalid_request(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
     }
 
     /// Answers that the body of the request is wrong.
-    pub(super) fn invalid_body(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid_body(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_body", message)
     }
 
     /// Answers that pages of another site may not send such a request.
-    pub(super) fn other_site(origin: &str) -> Self {
+    pub(crate) fn other_site(origin: &str) -> Self {
         let origin: String = origin.chars().take(100).collect();
         let message = format!(
             "requests from pages of {origin} are not accepted; `server.allowed_origins` names the sites that may"
@@ -70,39 +69,19 @@ impl ApiError {
     }
 
     /// Answers that the server receives too much at the moment.
-    pub(super) fn too_busy(reason: impl ToString) -> Self {
+    pub(crate) fn too_busy(reason: impl ToString) -> Self {
         let message = reason.to_string();
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_busy", message)
     }
 
     /// Answers that the body of the request took too long.
-    pub(super) fn slow_body() -> Self {
+    pub(crate) fn slow_body() -> Self {
         let message = "the body of the request took too long";
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
     }
 
-    /// Answers that the store cannot serve the request: not now, or never when its data are lost. The log tells of lost
-    /// data here, and of an outage once (see [`crate::store`]), not for each request.
-    pub(super) fn store(failed: &StoreError) -> Self {
-        if let StoreError::Lost(_) = failed {
-            tracing::error!(error = with_causes(failed), "request not served");
-            let message = "what the server has stored of the session is lost or damaged";
-            return Self::new(StatusCode::INTERNAL_SERVER_ERROR, "state_lost", message);
-        }
-        tracing::debug!(error = with_causes(failed), "request not served");
-        let message = match failed {
-            StoreError::Full { .. } => "the store is full of running sessions; try again soon",
-            _ => "the store does not answer; try again soon",
-        };
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "store_unavailable",
-            message,
-        )
-    }
-
     /// Answers that the server failed. The reason goes to the log and not to the client.
-    pub(super) fn internal(failed: &dyn Error) -> Self {
+    pub(crate) fn internal(failed: &dyn Error) -> Self {
         tracing::error!(error = with_causes(failed), "request not served");
         let message = "the server failed; its log says why";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)

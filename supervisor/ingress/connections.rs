@@ -16,17 +16,17 @@ use crate::client_address::ClientAddress;
 
 /// Limits on the number of connections.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    pub(super) connections: usize,
-    pub(super) connections_per_address: usize,
+pub(crate) struct Limits {
+    pub(crate) connections: usize,
+    pub(crate) connections_per_address: usize,
     /// WebSockets whose session has not been opened yet.
-    pub(super) unopened: usize,
-    pub(super) unopened_per_address: usize,
+    pub(crate) unopened: usize,
+    pub(crate) unopened_per_address: usize,
 }
 
 /// A limit that is reached. The text is safe to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Full {
+pub(crate) enum Full {
     #[error("the server has {0} connections open, which is its limit; try again soon")]
     Connections(usize),
     #[error("your address has {0} connections open, which is the limit for one address")]
@@ -41,7 +41,7 @@ pub(super) enum Full {
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// No byte has come since the connection began.
     Fresh,
     /// No byte of a request has come since the last answer was written.
@@ -77,7 +77,7 @@ impl Phase {
 
 /// All open connections. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Connections(Arc<Shared>);
+pub(crate) struct Connections(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -104,21 +104,21 @@ struct Entry {
 
 /// What a connection is doing, and since when.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
-    pub(super) phase: Phase,
-    pub(super) since: Instant,
+pub(crate) struct Standing {
+    pub(crate) phase: Phase,
+    pub(crate) since: Instant,
 }
 
 /// The place of one connection. Dropping it frees the place.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     id: u64,
     entry: Arc<Entry>,
     connections: Connections,
 }
 
 impl Connections {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self(Arc::new(Shared {
             limits,
             open: Mutex::default(),
@@ -130,7 +130,7 @@ impl Connections {
     ///
     /// # Errors
     /// Returns an error when as many are open as the limits allow.
-    pub(super) fn enter(&self, client: ClientAddress) -> Result<Place, Full> {
+    pub(crate) fn enter(&self, client: ClientAddress) -> Result<Place, Full> {
         let limits = &self.0.limits;
         let mut open = self.lock();
         if open.entries.len() >= limits.connections {
@@ -161,7 +161,7 @@ impl Connections {
 
     /// Begins to close a connection on which nobody says anything, one of those that a limit counts. Returns whether
     /// there is one.
-    pub(super) fn displace(&self, full: Full, client: ClientAddress) -> bool {
+    pub(crate) fn displace(&self, full: Full, client: ClientAddress) -> bool {
         self.displace_one_of(|entry, phase| match full {
             Full::Connections(_) => true,
             Full::ConnectionsOfAddress(_) => entry.client == client,
@@ -171,7 +171,7 @@ impl Connections {
     }
 
     /// Begins to close any connection on which nobody says anything. Returns whether there is one.
-    pub(super) fn displace_any(&self) -> bool {
+    pub(crate) fn displace_any(&self) -> bool {
         self.displace_one_of(|_, _| true)
     }
 
@@ -193,7 +193,7 @@ impl Connections {
     }
 
     /// Waits until a connection has been closed.
-    pub(super) fn left(&self) -> Notified<'_> {
+    pub(crate) fn left(&self) -> Notified<'_> {
         self.0.left.notified()
     }
 
@@ -203,15 +203,15 @@ impl Connections {
 }
 
 impl Place {
-    pub(super) fn client(&self) -> ClientAddress {
+    pub(crate) fn client(&self) -> ClientAddress {
         self.entry.client
     }
 
-    pub(super) fn standing(&self) -> Standing {
+    pub(crate) fn standing(&self) -> Standing {
         *self.entry.lock()
     }
 
-    pub(super) fn enter_phase(&self, phase: Phase) {
+    pub(crate) fn enter_phase(&self, phase: Phase) {
         *self.entry.lock() = Standing {
             phase,
             since: Instant::now(),
@@ -223,7 +223,7 @@ impl Place {
     ///
     /// # Errors
     /// Returns an error when a limit is reached and none is silent.
-    pub(super) fn await_opening(&self) -> Result<(), Full> {
+    pub(crate) fn await_opening(&self) -> Result<(), Full> {
         loop {
             match self.try_await_opening() {
                 Err(full) if self.connections.displace(full, self.entry.client) => {}
@@ -253,12 +253,12 @@ impl Place {
     }
 
     /// Returns whether the connection has to be closed for another one.
-    pub(super) fn is_displaced(&self) -> bool {
+    pub(crate) fn is_displaced(&self) -> bool {
         self.entry.displaced.is_cancelled()
     }
 
     /// Waits until the connection has to be closed for another one.
-    pub(super) async fn displaced(&self) {
+    pub(crate) async fn displaced(&self) {
         self.entry.displaced.cancelled().await;
     }
 }

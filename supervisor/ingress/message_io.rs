@@ -21,7 +21,7 @@ use crate::byte_budget::{ByteBudget, Exhausted, Share};
 use crate::client_address::ClientAddress;
 
 /// How long a message or a body waits for its share of the memory.
-pub(super) const SHARE_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const SHARE_WAIT: Duration = Duration::from_secs(5);
 /// What every connection may have in memory without a share. The messages of an open session fit, so they do not wait.
 const FREE_BYTES: u64 = 16 << 10;
 /// The payload of the frames that a large one is passed on as. A multiple of four, so that each begins with the first
@@ -41,25 +41,25 @@ const MASKED: u8 = 0x80;
 
 /// Returns how many bytes of the budget a message of this length needs besides those that it has; `None` when it has
 /// enough.
-pub(super) fn missing_share(length: u64, share: &Share) -> Option<u64> {
+pub(crate) fn missing_share(length: u64, share: &Share) -> Option<u64> {
     let missing = length.saturating_sub(share.bytes());
     (length > FREE_BYTES && missing > 0).then_some(missing)
 }
 
 /// Limits on the messages of one client.
 #[derive(Clone, Debug)]
-pub(super) struct MessageLimits {
+pub(crate) struct MessageLimits {
     /// The largest message, in bytes.
-    pub(super) max_bytes: u64,
+    pub(crate) max_bytes: u64,
     /// From the first byte of a message to its last.
-    pub(super) timeout: Duration,
-    pub(super) client: ClientAddress,
-    pub(super) budget: ByteBudget,
+    pub(crate) timeout: Duration,
+    pub(crate) client: ClientAddress,
+    pub(crate) budget: ByteBudget,
 }
 
 /// Why a message is not read to its end. It is the inner error of an [`io::Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Interrupted {
+pub(crate) enum Interrupted {
     #[error("the message is too large")]
     TooLarge,
     #[error("the message took too long")]
@@ -78,11 +78,11 @@ impl From<Interrupted> for io::Error {
 
 /// The share of the last complete message, for whoever takes the message. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct CompleteShare(Arc<Mutex<Share>>);
+pub(crate) struct CompleteShare(Arc<Mutex<Share>>);
 
 impl CompleteShare {
     /// Takes the share of the message that the codec has just returned.
-    pub(super) fn take(&self) -> Share {
+    pub(crate) fn take(&self) -> Share {
         mem::take(&mut *self.0.lock().expect("no holder of this lock panics"))
     }
 
@@ -92,7 +92,7 @@ impl CompleteShare {
 }
 
 /// Reads a client's frames from `T`, within limits, and writes to `T`.
-pub(super) struct MessageIo<T> {
+pub(crate) struct MessageIo<T> {
     io: T,
     /// What was read before the WebSocket began.
     before: Bytes,
@@ -136,7 +136,7 @@ struct Message {
 impl<T: AsyncRead + Unpin> MessageIo<T> {
     /// Reads from `io`, after the bytes that were read from it before. Calls `on_message` at the first byte of each
     /// message.
-    pub(super) fn new(
+    pub(crate) fn new(
         io: T,
         before: Bytes,
         limits: MessageLimits,
@@ -156,7 +156,7 @@ impl<T: AsyncRead + Unpin> MessageIo<T> {
     }
 
     /// Returns the place where the share of a message lies once it is complete.
-    pub(super) fn complete_share(&self) -> CompleteShare {
+    pub(crate) fn complete_share(&self) -> CompleteShare {
         self.complete.clone()
     }
 
