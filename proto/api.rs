@@ -12,6 +12,7 @@ pub mod error;
 pub mod film;
 pub mod probes;
 pub mod prompts;
+pub mod router;
 pub mod sessions;
 pub mod status;
 pub mod workers;

@@ -8,8 +8,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use fastvideo_supervisor_core::settings::KeySpec;
 
-use crate::config::{Options, keys};
-use crate::{check, client, sessions};
+use crate::config::Options;
+use crate::config::keys::{ROUTER, SERVER, Table};
+use crate::{check, client, router, sessions};
 
 /// The task of this process, according to its command line.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub(crate) enum Invocation {
     Check(check::Args),
     Client(Box<client::Args>),
     Sessions(sessions::Args),
+    Router(router::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -41,6 +43,26 @@ safety filter, asks the worker program for engine, model and encoder, and looks 
 no model, starts no worker, and asks no language model. Run it as the user that the server runs as, and
 while the server does not run: a running one holds the address and a store in files.";
 
+const ROUTING: &str = "\
+Examples:
+  fastvideo-supervisor router --config router.yaml
+      The servers of the file, on port 9000:
+        router:
+          replicas:
+            - url: http://streamer-a:8000
+              primary: true
+            - url: http://streamer-b:8000
+  fastvideo-supervisor router --port 0 --replicas '[{\"url\": \"http://127.0.0.1:8000\"}]'
+      One server, on any free port, without a file.
+  fastvideo-supervisor router check --config router.yaml
+      Prints what would hold and where it comes from, and whether each server answers.
+
+A session goes to the primary while that is healthy, else to the first healthy server of the list.";
+
+/// What `--config` names.
+const SERVER_FILE: &str = "Configuration file (FastVideo's serve.yaml)";
+const ROUTER_FILE: &str = "Configuration file (FastVideo's router.yaml)";
+
 const PRECEDENCE: &str = "\
 Configuration:
   Every key can be given in the file (YAML: server.port is `port` in the section `server`), in the
@@ -60,10 +82,10 @@ pub(crate) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Invocation, clap::Error> {
     let matches = command().try_get_matches_from(arguments)?;
-    let before = options(&matches);
+    let before = options(&SERVER, &matches);
     Ok(match matches.subcommand() {
         Some(("check", matches)) => Invocation::Check(check::Args {
-            options: before.overridden_by(options(matches)),
+            options: before.overridden_by(options(&SERVER, matches)),
             offline: matches.get_flag("offline"),
         }),
         Some(("client", matches)) => {
@@ -73,7 +95,7 @@ pub(crate) fn parse(
         Some(("sessions", matches)) => match matches.subcommand() {
             Some(("list", matches)) => Invocation::Sessions(sessions::Args::List {
                 folder: matches.get_one("folder").cloned(),
-                options: before.overridden_by(options(matches)),
+                options: before.overridden_by(options(&SERVER, matches)),
             }),
             Some((_, matches)) => {
                 refuse_options("sessions show", &before)?;
@@ -81,6 +103,16 @@ pub(crate) fn parse(
             }
             None => unreachable!("clap asks for a subcommand"),
         },
+        Some(("router", matches)) => {
+            refuse_options("router", &before)?;
+            let before = options(&ROUTER, matches);
+            Invocation::Router(match matches.subcommand() {
+                Some((_, matches)) => {
+                    router::Args::Check(before.overridden_by(options(&ROUTER, matches)))
+                }
+                None => router::Args::Serve(before),
+            })
+        }
         _ => Invocation::Serve(before),
     })
 }
@@ -103,7 +135,7 @@ pub(crate) fn command() -> Command {
         .after_help("--help shows every configuration key, and examples.")
         .after_long_help(format!("{EXAMPLES}\n\n{PRECEDENCE}"))
         .args_override_self(true)
-        .args(configuration())
+        .args(configuration(&SERVER, SERVER_FILE))
         .subcommand(
             Command::new("check")
                 .about(
@@ -117,21 +149,38 @@ pub(crate) fn command() -> Command {
                         .action(ArgAction::SetTrue)
                         .help("Check the configuration alone; open nothing and start nothing"),
                 )
-                .args(configuration()),
+                .args(configuration(&SERVER, SERVER_FILE)),
         )
         .subcommand(client::Args::command())
-        .subcommand(sessions::Args::command(configuration()))
+        .subcommand(sessions::Args::command(configuration(&SERVER, SERVER_FILE)))
+        .subcommand(router_command())
 }
 
-fn configuration() -> impl Iterator<Item = Arg> {
+fn router_command() -> Command {
+    Command::new("router")
+        .about("Takes sessions at one address and sends each to one of many servers")
+        .after_help("--help shows every configuration key, and examples.")
+        .after_long_help(format!("{ROUTING}\n\n{PRECEDENCE}"))
+        .args_override_self(true)
+        .args(configuration(&ROUTER, ROUTER_FILE))
+        .subcommand(
+            Command::new("check")
+                .about("Checks the configuration, asks each server once, and prints both")
+                .after_long_help(PRECEDENCE)
+                .args_override_self(true)
+                .args(configuration(&ROUTER, ROUTER_FILE)),
+        )
+}
+
+fn configuration(table: &Table, file: &'static str) -> impl Iterator<Item = Arg> {
     let file = Arg::new("config")
         .long("config")
         .value_name("FILE")
         .value_parser(value_parser!(PathBuf))
-        .help("Configuration file (FastVideo's serve.yaml)");
+        .help(file);
     // Keys with a short flag come first, because clap shows headings in the order in which it meets them.
     let (short, long): (Vec<&KeySpec>, Vec<&KeySpec>) =
-        keys::all().partition(|key| key.short.is_some());
+        table.all().partition(|key| key.short.is_some());
     [file]
         .into_iter()
         .chain(short.into_iter().chain(long).map(flag))
@@ -159,11 +208,12 @@ fn flag(key: &'static KeySpec) -> Arg {
     }
 }
 
-fn options(matches: &ArgMatches) -> Options {
+fn options(table: &'static Table, matches: &ArgMatches) -> Options {
     let flag = |key: &'static KeySpec| Some((key, matches.get_one::<String>(key.path)?.clone()));
     Options {
+        table,
         file: matches.get_one("config").cloned(),
-        flags: keys::all().filter_map(flag).collect(),
+        flags: table.all().filter_map(flag).collect(),
     }
 }
 
@@ -247,9 +297,32 @@ mod tests {
     }
 
     #[test]
+    fn a_router_has_keys_of_its_own() {
+        let Invocation::Router(router::Args::Serve(options)) =
+            parse("router --config a.yaml --port 1").unwrap()
+        else {
+            panic!("a router");
+        };
+        let flags: Vec<_> = options.flags.iter().map(|(key, _)| key.path).collect();
+        assert_eq!(flags, ["router.port"]);
+        let Invocation::Router(router::Args::Check(options)) =
+            parse("router --port 1 check --router.port 2").unwrap()
+        else {
+            panic!("a check");
+        };
+        assert_eq!(options.flags[0].1, "2");
+        assert_eq!(parse("router --gpus 8").unwrap_err().exit_code(), 2);
+        assert!(parse("--gpus 8 router").is_err());
+        let help = parse("router --help").unwrap_err().to_string();
+        for key in ROUTER.all() {
+            assert!(help.contains(&format!("--{}", key.flag())), "{}", key.path);
+        }
+    }
+
+    #[test]
     fn help_names_every_key() {
         let help = parse("--help").unwrap_err().to_string();
-        for key in keys::all() {
+        for key in SERVER.all() {
             assert!(help.contains(&format!("--{}", key.flag())), "{}", key.path);
         }
     }

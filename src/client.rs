@@ -1,6 +1,6 @@
 //! The `client` subcommand: opens a session on a running server, requests segments and saves their video.
 //!
-//! [`args`] checks the arguments, [`connection`] is the WebSocket, [`tls`] its encryption, [`conversation`] the session,
+//! [`args`] checks the arguments, [`connection`] is the WebSocket, [`conversation`] the session,
 //! [`output`] writes the video, [`progress`] informs people and [`report`] programs.
 
 use std::io::Write;
@@ -16,7 +16,6 @@ mod conversation;
 mod output;
 mod progress;
 mod report;
-mod tls;
 
 pub(crate) use args::Args;
 

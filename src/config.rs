@@ -18,10 +18,11 @@ use std::path::PathBuf;
 
 use fastvideo_supervisor_core::prompt::provider;
 use fastvideo_supervisor_core::settings::{KeySpec, Origin, Reader, Settings, Surroundings};
-use fastvideo_supervisor_core::{self as core, Config, engines, prompt, store};
+use fastvideo_supervisor_core::{self as core, Config, engines, prompt, router, store};
 
 use crate::logging;
 use error::ConfigError;
+use keys::Table;
 
 pub(crate) use error::ConfigErrors;
 
@@ -29,8 +30,10 @@ pub(crate) use error::ConfigErrors;
 const STATE_FOLDER: &str = "STATE_DIRECTORY";
 
 /// The command line's part of the configuration.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// The keys that there are.
+    pub(crate) table: &'static Table,
     pub(crate) file: Option<PathBuf>,
     /// Keys and their values as they were typed.
     pub(crate) flags: Vec<(&'static KeySpec, String)>,
@@ -43,6 +46,7 @@ impl Options {
         self.flags.retain(|(key, _)| !is_later(key));
         self.flags.extend(later.flags);
         Self {
+            table: later.table,
             file: later.file.or(self.file),
             flags: self.flags,
         }
@@ -81,6 +85,37 @@ pub(crate) fn load(options: &Options, surroundings: &Surroundings) -> Result<Loa
     })
 }
 
+/// A checked configuration of a router.
+#[derive(Debug)]
+pub(crate) struct LoadedRouter {
+    pub(crate) config: router::Config,
+    pub(crate) logging: logging::Options,
+    pub(crate) settings: Settings,
+}
+
+/// Reads and checks the configuration of a router; starts nothing.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_router(
+    options: &Options,
+    surroundings: &Surroundings,
+) -> Result<LoadedRouter, ConfigErrors> {
+    let (settings, _) = merge(options, surroundings)?;
+    let mut reader = Reader::new(&settings, surroundings);
+    let logging = logging::read(&mut reader);
+    let config = router::config::read(&mut reader);
+    let errors = reader.into_errors();
+    if !errors.is_empty() {
+        return Err(ConfigErrors(errors.into_iter().map(Into::into).collect()));
+    }
+    Ok(LoadedRouter {
+        config,
+        logging,
+        settings,
+    })
+}
+
 /// Merges the layers. Each value fits its key, but values may contradict each other. Also returns the keys of the file that
 /// are understood but have no effect.
 ///
@@ -91,13 +126,20 @@ pub(crate) fn merge(
     surroundings: &Surroundings,
 ) -> Result<(Settings, Vec<String>), ConfigErrors> {
     let mut errors = Vec::new();
-    let mut settings = Settings::defaults(keys::all());
-    keep_sessions_in_state_folder(surroundings, &mut settings);
+    let mut settings = Settings::defaults(options.table.all());
+    if std::ptr::eq(options.table, &keys::SERVER) {
+        keep_sessions_in_state_folder(surroundings, &mut settings);
+    }
     let ignored = match &options.file {
-        Some(path) => file::read(path, &mut settings, &mut errors),
+        Some(path) => file::read(options.table, path, &mut settings, &mut errors),
         None => Vec::new(),
     };
-    environment::read(&surroundings.variables, &mut settings, &mut errors);
+    environment::read(
+        options.table,
+        &surroundings.variables,
+        &mut settings,
+        &mut errors,
+    );
     for (key, text) in &options.flags {
         let set = settings.set_text(key, text, Origin::Flag(key.flag()));
         errors.extend(set.err().map(ConfigError::from));

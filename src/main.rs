@@ -20,8 +20,10 @@ mod check;
 mod client;
 mod config;
 mod logging;
+mod router;
 mod sessions;
 mod startup;
+mod tls;
 
 use args::Invocation;
 
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Check(args)) => check::run(&args),
         Ok(Invocation::Client(args)) => client::run(*args),
         Ok(Invocation::Sessions(args)) => sessions::run(&args),
+        Ok(Invocation::Router(args)) => router::run(&args),
         Err(error) => {
             // An error means that nobody reads the output.
             let _ = error.print();

@@ -90,14 +90,14 @@ impl IntoIterator for Rendered {
 }
 
 /// WebSocket close codes (RFC 6455) as the dialects use them.
-mod close_code {
-    pub(super) const NORMAL: u16 = 1000;
-    pub(super) const GOING_AWAY: u16 = 1001;
-    pub(super) const PROTOCOL: u16 = 1002;
-    pub(super) const BAD_OPENING: u16 = 1003;
-    pub(super) const INVALID_UTF8: u16 = 1007;
-    pub(super) const RULE_BROKEN: u16 = 1008;
-    pub(super) const TOO_LARGE: u16 = 1009;
-    pub(super) const INTERNAL: u16 = 1011;
-    pub(super) const TRY_AGAIN_LATER: u16 = 1013;
+pub(crate) mod close_code {
+    pub(crate) const NORMAL: u16 = 1000;
+    pub(crate) const GOING_AWAY: u16 = 1001;
+    pub(crate) const PROTOCOL: u16 = 1002;
+    pub(crate) const BAD_OPENING: u16 = 1003;
+    pub(crate) const INVALID_UTF8: u16 = 1007;
+    pub(crate) const RULE_BROKEN: u16 = 1008;
+    pub(crate) const TOO_LARGE: u16 = 1009;
+    pub(crate) const INTERNAL: u16 = 1011;
+    pub(crate) const TRY_AGAIN_LATER: u16 = 1013;
 }

@@ -10,7 +10,6 @@
 use std::io;
 
 use axum::Router;
-use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -50,10 +49,7 @@ fn router(app: App) -> Router {
         .merge(film::routes(&app))
         .merge(operator::routes(&app))
         .merge(page::routes())
-        .fallback(async || {
-            let message = "there is nothing here; see /openapi.json";
-            ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
-        })
+        .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
         .with_state(app)

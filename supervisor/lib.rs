@@ -36,6 +36,7 @@ pub mod http;
 pub mod ingress;
 pub mod pool;
 pub mod prompt;
+pub mod router;
 mod segment_run;
 pub mod session;
 pub mod settings;
@@ -96,6 +97,8 @@ pub enum ServeError {
     },
     #[error("cannot handle signals")]
     Signals(#[source] io::Error),
+    #[error("cannot ask servers over HTTP")]
+    Client(#[source] io::Error),
     #[error(transparent)]
     Task(#[from] TaskError),
 }
@@ -169,7 +172,7 @@ impl Server {
             safety.load_if_required().await?;
         }
         let store = SessionStore::open(config.store).await?;
-        let (listener, address) = listen(&config.http).await?;
+        let (listener, address) = listen(&config.http.host, config.http.port).await?;
         on_listening(address);
 
         let (drain, drain_seen) = watch::channel(Drain::No);
@@ -313,8 +316,7 @@ impl Server {
 }
 
 /// Binds the port; returns the address, too, since the operating system may have chosen the port.
-async fn listen(config: &http::Config) -> Result<(TcpListener, SocketAddr), ServeError> {
-    let (host, port) = (config.host.as_str(), config.port);
+async fn listen(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), ServeError> {
     let bound = async {
         let listener = TcpListener::bind((host, port)).await?;
         let address = listener.local_addr()?;

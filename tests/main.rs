@@ -36,6 +36,7 @@ mod provider;
 mod readback;
 mod requests;
 mod resume;
+mod router;
 mod safety;
 mod seats;
 mod session;

@@ -13,7 +13,7 @@ use fastvideo_proto::stream_v1::{Resume, SegmentRequest};
 use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
 
-use super::tls;
+use crate::tls;
 
 /// The largest image file that the server accepts.
 const MAX_IMAGE_BYTES: usize = 32 << 20;

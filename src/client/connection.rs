@@ -15,7 +15,7 @@ use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
 };
 
-use super::tls;
+use crate::tls;
 
 /// The time limit for connecting, which is longer than any network that can carry video takes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,8 +1,9 @@
 //! Keys of FastVideo's serve file that are understood but have no effect here, so that its files load unchanged and a
 //! mistyped one is still noticed.
 
-/// The accepted paths. A section that is free-form in FastVideo stands for everything below it.
-const ACCEPTED: &[&str] = &[
+/// The accepted paths. A section that is free-form in FastVideo stands for everything below it: nothing below an accepted
+/// path is looked up.
+pub(super) const ACCEPTED: &[&str] = &[
     "generator.revision",
     "generator.trust_remote_code",
     "generator.engine.execution_backend",
@@ -76,12 +77,3 @@ const ACCEPTED: &[&str] = &[
     "default_request.extensions",
     "streaming.stream_mode",
 ];
-
-pub(super) fn paths() -> impl Iterator<Item = &'static str> {
-    ACCEPTED.iter().copied()
-}
-
-/// Returns whether a path is accepted. Nothing below an accepted path is looked up, since its value is taken whole.
-pub(super) fn covers(path: &str) -> bool {
-    ACCEPTED.contains(&path)
-}

@@ -30,6 +30,12 @@ pub(crate) enum ConfigError {
         origin: Origin,
         suggestion: Option<String>,
     },
+    #[error("`{key}` is another name of `{other}`, which is given too ({origin})")]
+    Twice {
+        key: String,
+        other: &'static str,
+        origin: Origin,
+    },
     #[error(transparent)]
     Setting(#[from] SettingError),
 }

@@ -10,7 +10,8 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 use super::error::ConfigError;
-use super::{accepted, keys, suggest};
+use super::keys::Table;
+use super::suggest;
 
 /// The largest file that is read. A serve file has a few KiB; what is larger is another file, or a device without an end.
 const MAX_BYTES: u64 = 1 << 20;
@@ -39,12 +40,13 @@ struct YamlEntry {
 /// Reads the file into `settings`. Each key that is unknown or has an invalid value adds one of `errors`. Returns the
 /// keys that are understood but have no effect, in the order of the file.
 pub(super) fn read(
+    table: &Table,
     path: &Path,
     settings: &mut Settings,
     errors: &mut Vec<ConfigError>,
 ) -> Vec<String> {
     match text(path) {
-        Ok(text) => read_text(&text, path, settings, errors),
+        Ok(text) => read_text(table, &text, path, settings, errors),
         Err(source) => {
             errors.push(ConfigError::Unreadable {
                 path: path.to_owned(),
@@ -69,13 +71,16 @@ fn text(path: &Path) -> io::Result<String> {
 }
 
 fn read_text(
+    table: &Table,
     text: &str,
     path: &Path,
     settings: &mut Settings,
     errors: &mut Vec<ConfigError>,
 ) -> Vec<String> {
     let mut reader = FileReader {
+        table,
         path,
+        seen: Vec::new(),
         settings,
         errors,
         ignored: Vec::new(),
@@ -98,11 +103,14 @@ fn read_text(
 
 /// The reader of one file.
 struct FileReader<'a> {
+    table: &'a Table,
     path: &'a Path,
     settings: &'a mut Settings,
     errors: &'a mut Vec<ConfigError>,
     /// Keys that are understood but have no effect.
     ignored: Vec<String>,
+    /// The keys so far that can have two places.
+    seen: Vec<&'static str>,
 }
 
 impl FileReader<'_> {
@@ -120,15 +128,15 @@ impl FileReader<'_> {
         let origin = self.origin(entry.line);
         // FastVideo writes null for "not set".
         let given = entry.value != YamlValue::Null;
-        if let Some(key) = keys::find(&path) {
-            if given {
+        if let Some(key) = self.table.find(&path) {
+            if given && self.is_first(key, &path, &origin) {
                 self.set(key, &entry.value, origin);
             }
-        } else if accepted::covers(&path) {
+        } else if self.table.accepted.contains(&path.as_str()) {
             if given {
                 self.ignored.push(path);
             }
-        } else if is_section(&path) {
+        } else if is_section(self.table, &path) {
             match &entry.value {
                 YamlValue::Map(entries) => self.section(&path, entries),
                 YamlValue::Null => {}
@@ -140,11 +148,27 @@ impl FileReader<'_> {
             }
         } else {
             self.errors.push(ConfigError::UnknownKey {
-                suggestion: suggest::nearest(&path),
+                suggestion: suggest::nearest(self.table, &path),
                 key: path,
                 origin,
             });
         }
+    }
+
+    /// Returns whether a key was not given before, in its other place. It is refused there.
+    fn is_first(&mut self, key: &'static KeySpec, path: &str, origin: &Origin) -> bool {
+        let Some(alias) = key.alias else { return true };
+        let is_first = !self.seen.contains(&key.path);
+        self.seen.push(key.path);
+        if !is_first {
+            let other = if path == alias { key.path } else { alias };
+            self.errors.push(ConfigError::Twice {
+                key: path.to_owned(),
+                other,
+                origin: origin.clone(),
+            });
+        }
+        is_first
     }
 
     fn set(&mut self, key: &KeySpec, value: &YamlValue, origin: Origin) {
@@ -183,15 +207,12 @@ impl YamlValue {
     }
 }
 
-fn is_section(path: &str) -> bool {
-    keys::all()
-        .map(|key| key.path)
-        .chain(accepted::paths())
-        .any(|known| {
-            known
-                .strip_prefix(path)
-                .is_some_and(|rest| rest.starts_with('.'))
-        })
+fn is_section(table: &Table, path: &str) -> bool {
+    table.paths().any(|known| {
+        known
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with('.'))
+    })
 }
 
 /// Formats the value for an error message: short, on one line.

@@ -1,6 +1,6 @@
 //! Suggests the known key that an unknown one was probably meant to be.
 
-use super::{accepted, keys};
+use super::keys::Table;
 
 /// The lowest similarity (0 to 1) of a suggestion; one below it would confuse more than help.
 const MIN_LIKENESS: f64 = 0.6;
@@ -8,10 +8,10 @@ const MIN_LIKENESS: f64 = 0.6;
 const ELSEWHERE: f64 = 0.9;
 
 /// Returns the known key or section that is most similar to `unknown`.
-pub(super) fn nearest(unknown: &str) -> Option<String> {
+pub(super) fn nearest(table: &Table, unknown: &str) -> Option<String> {
     let (section, name) = split(unknown);
     let mut best: Option<(f64, &str)> = None;
-    for candidate in candidates() {
+    for candidate in candidates(table) {
         let (other_section, other_name) = split(candidate);
         let likeness = match section == other_section {
             true => strsim::normalized_damerau_levenshtein(name, other_name),
@@ -34,24 +34,22 @@ fn split(path: &str) -> (&str, &str) {
 }
 
 /// Returns all keys and all sections that lead to them.
-fn candidates() -> impl Iterator<Item = &'static str> {
-    keys::all()
-        .map(|key| key.path)
-        .chain(accepted::paths())
-        .flat_map(|path| {
-            let ends = path.match_indices('.').map(|(end, _)| end);
-            ends.chain([path.len()]).map(|end| &path[..end])
-        })
+fn candidates(table: &Table) -> impl Iterator<Item = &'static str> + use<> {
+    table.paths().flat_map(|path| {
+        let ends = path.match_indices('.').map(|(end, _)| end);
+        ends.chain([path.len()]).map(|end| &path[..end])
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::keys::SERVER;
 
     #[test]
     fn unknown_keys_lead_to_the_known_one() {
         let check = |unknown: &str, expected: Option<&str>| {
-            assert_eq!(nearest(unknown).as_deref(), expected, "{unknown}");
+            assert_eq!(nearest(&SERVER, unknown).as_deref(), expected, "{unknown}");
         };
         check("streming", Some("streaming"));
         check("streaming.warmup.enabeld", Some("streaming.warmup.enabled"));

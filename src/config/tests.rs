@@ -43,9 +43,10 @@ fn load_layers(
         .chain(flags.iter().copied())
         .map(|flag| {
             let (path, value) = flag.split_once('=').unwrap();
-            (keys::find(path).unwrap(), value.to_owned())
+            (keys::SERVER.find(path).unwrap(), value.to_owned())
         });
     let options = Options {
+        table: &keys::SERVER,
         file: Some(path),
         flags: flags.collect(),
     };
@@ -172,7 +173,7 @@ fn a_wrong_value_names_key_limit_value_and_place() {
 
 #[test]
 fn every_number_of_the_table_keeps_its_limits() {
-    for key in keys::all() {
+    for key in keys::SERVER.all() {
         let (below, above) = match key.kind {
             Kind::Whole { min, max, .. } => (
                 min.checked_sub(1)
@@ -727,7 +728,7 @@ fn printed_settings_are_a_file_that_means_the_same() {
     .settings;
     let printed = settings.to_string();
     let again = load_file(&printed).unwrap().settings;
-    for key in keys::all() {
+    for key in keys::SERVER.all() {
         let value = |settings: &Settings| settings.setting(key).map(|s| s.value.clone());
         assert_eq!(value(&again), value(&settings), "{}", key.path);
     }
@@ -917,7 +918,7 @@ fn is_read_or_refused(file: &[u8]) {
     match load_layers(file, &[], &[]) {
         Ok(loaded) => {
             let again = load_file(&loaded.settings.to_string()).unwrap().settings;
-            for key in keys::all() {
+            for key in keys::SERVER.all() {
                 let value = |settings: &Settings| settings.setting(key).map(|s| s.value.clone());
                 assert_eq!(value(&again), value(&loaded.settings), "{}", key.path);
             }

@@ -22,10 +22,9 @@ use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
 use crate::ingress::liveness::Liveness;
-use crate::ingress::message_io::{CompleteShare, Interrupted};
-use crate::ingress::websocket::{Handshake, WebSocket};
+use crate::ingress::message_io::CompleteShare;
+use crate::ingress::websocket::{Handshake, TransportViolation, WebSocket, violation};
 use crate::pool::Media;
-use crate::session::command::TransportViolation;
 use crate::session::{self, Inbound, Outbox, RelayLatency};
 use crate::tasks::catch_panic;
 
@@ -208,7 +207,9 @@ async fn read<P: Parser>(
         };
         let message = match message {
             None => return Inbound::Gone,
-            Some(Err(error)) => return broken(&error),
+            Some(Err(error)) => {
+                return violation(&error).map_or(Inbound::Gone, Inbound::Violation);
+            }
             Some(Ok(message)) => message,
         };
         let message = match message {
@@ -242,28 +243,6 @@ fn closed(code: Option<CloseCode>) -> Inbound {
         None | Some(CloseCode::Normal) => Inbound::Closed,
         Some(_) => Inbound::Gone,
     }
-}
-
-fn broken(error: &tungstenite::Error) -> Inbound {
-    use tungstenite::Error as E;
-    let violation = match error {
-        E::Capacity(_) => TransportViolation::TooLarge,
-        E::Utf8(_) => TransportViolation::NotUtf8,
-        E::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
-            return Inbound::Gone;
-        }
-        E::Protocol(_) => TransportViolation::Protocol,
-        E::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-            Some(Interrupted::TooLarge) => TransportViolation::TooLarge,
-            Some(Interrupted::TooSlow) => TransportViolation::TooSlow,
-            Some(Interrupted::Protocol) => TransportViolation::Protocol,
-            Some(Interrupted::NoShare(_)) => TransportViolation::Crowded,
-            None => return Inbound::Gone,
-        },
-        _ => return Inbound::Gone,
-    };
-    tracing::info!(%error, ?violation, "client broke the WebSocket protocol");
-    Inbound::Violation(violation)
 }
 
 /// Renders and sends the events that the session puts into the outbox, and pings between, until the close or a failure.

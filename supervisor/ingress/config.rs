@@ -10,6 +10,18 @@ use crate::settings::{DAY, HOUR, Key, KeySpec, Reader};
 
 const GIB: u64 = 1 << 30;
 
+/// The keys of `server` that say whom the server answers.
+pub static NAME_KEYS: &[&KeySpec] = &[&ALLOWED_HOSTS.spec, &ALLOWED_ORIGINS.spec];
+
+/// The keys of `streaming.limits` that are about connections and messages.
+pub static MESSAGE_KEYS: &[&KeySpec] = &[
+    &MAX_UNOPENED.spec,
+    &MAX_UNOPENED_PER_CLIENT.spec,
+    &MAX_MESSAGE_BYTES.spec,
+    &MESSAGE_TIMEOUT.spec,
+    &PING_INTERVAL.spec,
+];
+
 /// The keys of `server.limits`.
 pub static LIMIT_KEYS: &[&KeySpec] = &[
     &MAX_CONNECTIONS.spec,

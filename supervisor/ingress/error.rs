@@ -39,6 +39,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
+    /// Answers that there is nothing at this address.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
     /// Answers that there is something, but not for this method.
     pub(crate) fn method_not_allowed() -> Self {
         let message = "this route does not answer that method";

@@ -16,13 +16,15 @@ use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::connection::{Connection, Socket};
 use super::connections::Phase;
 use super::error::ApiError;
-use super::message_io::{CompleteShare, MessageIo, MessageLimits};
+use super::message_io::{CompleteShare, Interrupted, MessageIo, MessageLimits};
 
 /// The size of the read buffer that each connection keeps for all its life.
 const READ_BUFFER_BYTES: usize = 4096;
@@ -107,6 +109,41 @@ impl Handshake {
         let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
         Some((Box::new(socket), complete))
     }
+}
+
+/// How a client broke the protocol below its dialect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportViolation {
+    /// A message was larger than the server takes.
+    TooLarge,
+    /// A message was not complete within the time limit.
+    TooSlow,
+    /// The server receives too much from others at the moment, or too many others are connected.
+    Crowded,
+    /// A text was not UTF-8.
+    NotUtf8,
+    /// Any other violation.
+    Protocol,
+}
+
+/// Returns how a client broke the protocol that an error of its WebSocket tells of; `None` when the client is gone.
+pub(crate) fn violation(error: &tungstenite::Error) -> Option<TransportViolation> {
+    use tungstenite::Error as E;
+    let violation = match error {
+        E::Capacity(_) => TransportViolation::TooLarge,
+        E::Utf8(_) => TransportViolation::NotUtf8,
+        E::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return None,
+        E::Protocol(_) => TransportViolation::Protocol,
+        E::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref())? {
+            Interrupted::TooLarge => TransportViolation::TooLarge,
+            Interrupted::TooSlow => TransportViolation::TooSlow,
+            Interrupted::Protocol => TransportViolation::Protocol,
+            Interrupted::NoShare(_) => TransportViolation::Crowded,
+        },
+        _ => return None,
+    };
+    tracing::info!(%error, ?violation, "client broke the WebSocket protocol");
+    Some(violation)
 }
 
 /// Returns whether a header with a list of tokens has that one.

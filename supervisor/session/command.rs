@@ -12,6 +12,7 @@ use fastvideo_proto::state::ContinuationState;
 use serde_json::{Map, Value};
 
 use crate::byte_budget::Share;
+use crate::ingress::websocket::TransportViolation;
 
 /// What a session receives from its client's connection.
 #[derive(Debug)]
@@ -47,21 +48,6 @@ pub struct MessageInfo {
     /// The message's type in its dialect, or `invalid` when it is not a command.
     pub kind: &'static str,
     pub bytes: usize,
-}
-
-/// How a client broke the protocol below its dialect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransportViolation {
-    /// A message was larger than the server takes.
-    TooLarge,
-    /// A message was not complete within the time limit.
-    TooSlow,
-    /// The server receives too much from others at the moment, or too many others are connected.
-    Crowded,
-    /// A text was not UTF-8.
-    NotUtf8,
-    /// Any other violation.
-    Protocol,
 }
 
 /// A request for a new session.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use fastvideo_proto::job::ErrorCode;
 
 use super::admission::NotAdmitted;
-use super::command::TransportViolation;
 use super::state::SessionState;
+use crate::ingress::websocket::TransportViolation;
 
 /// Why a session does not begin.
 #[derive(Debug)]

@@ -58,7 +58,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::session::command::TransportViolation;
+    use crate::ingress::websocket::TransportViolation;
 
     #[tokio::test]
     async fn messages_come_in_order_and_the_end_is_seen_before_them() {

@@ -33,6 +33,8 @@ pub struct KeySpec {
     pub path: &'static str,
     /// A shorter flag for the keys that are used most.
     pub short: Option<&'static str>,
+    /// Another place that it may have in the file.
+    pub alias: Option<&'static str>,
     pub kind: Kind,
     /// The value where no layer gives one; the help text says what holds where there is none.
     pub default: Option<DefaultValue>,
@@ -71,6 +73,7 @@ impl<T> Key<T> {
             spec: KeySpec {
                 path,
                 short: None,
+                alias: None,
                 kind,
                 default: None,
                 help: "",
@@ -82,6 +85,12 @@ impl<T> Key<T> {
     /// Adds a shorter flag.
     pub const fn short(mut self, flag: &'static str) -> Self {
         self.spec.short = Some(flag);
+        self
+    }
+
+    /// Adds another place in the file.
+    pub const fn alias(mut self, path: &'static str) -> Self {
+        self.spec.alias = Some(path);
         self
     }
 

@@ -6,8 +6,8 @@ use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::{CompleteReason, DroppedRequest, ServerMessage};
 
 use crate::dialect::{Rendered, close_code};
+use crate::ingress::websocket::TransportViolation;
 use crate::session::NotAdmitted;
-use crate::session::command::TransportViolation;
 use crate::session::ending::{EndCause, NotOpened};
 use crate::session::event::Ended;
 
@@ -29,7 +29,7 @@ pub(super) fn not_admitted(why: &NotAdmitted, out: &mut Rendered) {
 pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
     match why {
         NotOpened::Gone => {}
-        NotOpened::Violation(violation) => violated(violation, out),
+        NotOpened::Violation(violation) => add_violation(violation, out),
         NotOpened::Timeout(limit) => {
             out.json(&ServerMessage::SessionTimeout {
                 timeout_seconds: limit.as_secs(),
@@ -80,7 +80,7 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
     };
     match ended.cause {
         EndCause::Gone | EndCause::Closed => {}
-        EndCause::Violation(violation) => violated(violation, out),
+        EndCause::Violation(violation) => add_violation(violation, out),
         EndCause::Left => {
             out.json(&complete(CompleteReason::StopRequested, dropped_requests));
             out.close(close_code::NORMAL, "left");
@@ -114,7 +114,14 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
     }
 }
 
-fn violated(violation: TransportViolation, out: &mut Rendered) {
+/// Renders the end of a connection whose client broke the protocol below its dialect.
+pub(crate) fn violated(violation: TransportViolation) -> Rendered {
+    let mut out = Rendered::default();
+    add_violation(violation, &mut out);
+    out
+}
+
+fn add_violation(violation: TransportViolation, out: &mut Rendered) {
     let (code, reason) = match violation {
         TransportViolation::TooLarge => (close_code::TOO_LARGE, "message too large"),
         TransportViolation::TooSlow => (close_code::RULE_BROKEN, "message too slow"),

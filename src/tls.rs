@@ -14,7 +14,7 @@ use rustls::{CertificateError, ClientConfig, Error, RootCertStore};
 ///
 /// # Errors
 /// Returns an error when the file has no certificate that can be used, or the system has none.
-pub(super) fn config(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
+pub(crate) fn config(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
     let roots = match ca_file {
         Some(path) => file_roots(path)
             .with_context(|| format!("cannot use the certificates in {}", path.display()))?,
@@ -51,7 +51,7 @@ fn system_roots() -> anyhow::Result<RootCertStore> {
 }
 
 /// Explains why a TLS handshake failed in a way that a retry does not mend; `None` for all other errors.
-pub(super) fn handshake_failure(error: &io::Error) -> Option<String> {
+pub(crate) fn handshake_failure(error: &io::Error) -> Option<String> {
     let error: &Error = error.get_ref()?.downcast_ref()?;
     match error {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => Some(

@@ -1,0 +1,46 @@
+//! The answers of a router.
+
+use serde::{Deserialize, Serialize};
+
+/// The answer of a router's `GET /status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouterStatus {
+    /// The router's version.
+    pub version: String,
+    /// When the router answered, in seconds since the Unix epoch.
+    pub ts: f64,
+    /// Whether the router takes no further session.
+    pub draining: bool,
+    /// The replicas, in the order of the configuration.
+    pub replicas: Vec<ReplicaState>,
+}
+
+/// One replica as the router sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaState {
+    pub url: String,
+    pub name: Option<String>,
+    /// Whether it is preferred while it is healthy.
+    pub primary: bool,
+    /// `unknown`, `healthy` or `unhealthy`.
+    pub status: String,
+    /// When a probe last succeeded, in seconds since the Unix epoch.
+    pub last_ok_at: Option<f64>,
+    /// How long the last successful probe took.
+    pub last_latency_ms: Option<f64>,
+    /// Failed probes since the last successful one.
+    pub consecutive_failures: u32,
+    /// Sessions that this router carries to it.
+    pub sessions: usize,
+}
+
+/// The answer of a router's `GET /health` and `GET /readyz`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterHealth {
+    /// `ok`.
+    pub status: String,
+    pub healthy_replicas: usize,
+    pub replicas: usize,
+    /// Sessions that this router carries.
+    pub sessions: usize,
+}

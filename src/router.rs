@@ -1,0 +1,113 @@
+//! The `router` subcommand: one address before many servers.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use fastvideo_supervisor_core::causes::with_causes;
+use fastvideo_supervisor_core::router::health::{HttpClient, HttpProbe};
+use fastvideo_supervisor_core::router::{self, Config};
+use rustls::ClientConfig;
+use tokio::time::timeout;
+
+use crate::config::{self, LoadedRouter, Options};
+use crate::{logging, tls};
+
+/// The arguments of `router`.
+#[derive(Debug)]
+pub(crate) enum Args {
+    Serve(Options),
+    Check(Options),
+}
+
+/// Runs the subcommand and returns its exit code.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let (Args::Serve(options) | Args::Check(options)) = args;
+    let loaded = match config::load_router(options, &config::surroundings()) {
+        Ok(loaded) => loaded,
+        Err(errors) => return crate::refuse(&errors),
+    };
+    match args {
+        Args::Serve(_) => serve(loaded),
+        Args::Check(_) => check(&loaded),
+    }
+}
+
+fn serve(loaded: LoadedRouter) -> ExitCode {
+    // It writes its last lines when it is dropped.
+    let _log = match logging::start(loaded.logging) {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let replicas = loaded.config.replicas.len();
+    tracing::info!(version, replicas, "starting a router");
+    let served = crate::runtime(true).map_err(anyhow::Error::from);
+    let served = served.and_then(|runtime| {
+        let tls = encryption(&loaded.config)?;
+        let served = runtime.block_on(router::serve(loaded.config, tls, crate::announce));
+        runtime.shutdown_timeout(crate::LEFTOVERS);
+        Ok(served?)
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", with_causes(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns the TLS configuration; `None` where no server needs one.
+fn encryption(config: &Config) -> anyhow::Result<Option<Arc<ClientConfig>>> {
+    let mut replicas = config.replicas.iter();
+    let is_needed = replicas.any(|replica| replica.url.scheme() == "https");
+    is_needed.then(|| tls::config(None)).transpose()
+}
+
+/// Prints the configuration as a file, and as comments in it whether each server answers. Fails when none does.
+fn check(loaded: &LoadedRouter) -> ExitCode {
+    let config = &loaded.config;
+    let answers = crate::runtime(false).and_then(|runtime| {
+        let probe = HttpClient::new()?;
+        Ok(runtime.block_on(ask(config, probe)))
+    });
+    let answers = match answers {
+        Ok(answers) => answers,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {}", with_causes(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut text = loaded.settings.to_string();
+    for (replica, answer) in config.replicas.iter().zip(&answers) {
+        text += &match answer {
+            Ok(()) => format!("# ok: {}: it answers\n", replica.url),
+            Err(reason) => format!("# failed: {}: {}\n", replica.url, reason.replace('\n', " ")),
+        };
+    }
+    let answering = answers.iter().filter(|answer| answer.is_ok()).count();
+    text += &format!("# {answering} of {} servers answer\n", answers.len());
+    // An error means that nobody reads the output.
+    let _ = io::stdout().write_all(text.as_bytes());
+    match answering {
+        0 => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Asks all servers at once.
+async fn ask(config: &Config, probe: HttpClient) -> Vec<Result<(), String>> {
+    let check = &config.health_check;
+    let asked = config.replicas.iter().map(async |replica| {
+        let url = router::health::below(&replica.url, &check.path);
+        match timeout(check.timeout, probe.get(url)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {} ms", check.timeout.as_millis())),
+        }
+    });
+    futures_util::future::join_all(asked).await
+}

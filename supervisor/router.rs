@@ -1,0 +1,123 @@
+//! The router: one address before many servers.
+//!
+//! `registry` holds the servers, which `health` probes; `routes` takes clients and answers operators, and `bridge` carries
+//! a session to a server and back. It keeps nothing that is missed when it ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use tokio::time::timeout;
+use tokio_tungstenite::Connector;
+use tokio_util::sync::CancellationToken;
+
+use crate::ingress::{self, Ingress, listener};
+use crate::signals::StopSignals;
+use crate::tasks::BackgroundTasks;
+use crate::{ServeError, listen, most_connections, raise_file_limit};
+
+use config::ReplicaEndpoint;
+use health::{HttpClient, Thresholds, run_health_check_loop};
+use registry::ReplicaRegistry;
+
+mod bridge;
+pub mod config;
+pub mod health;
+pub mod registry;
+mod routes;
+
+/// How long a client may take to answer a close.
+const CLOSE_REPLY: Duration = Duration::from_secs(2);
+/// Time limit on the end of all connections once the router has left them.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// The configuration of a router, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub host: String,
+    /// The TCP port; 0 takes any free one.
+    pub port: u16,
+    /// At least one, of which at most one is primary.
+    pub replicas: Vec<ReplicaEndpoint>,
+    pub health_check: HealthCheck,
+    /// How long clients may stay after the first SIGTERM.
+    pub linger: Duration,
+    pub ingress: ingress::Config,
+}
+
+/// How the servers are probed.
+#[derive(Clone, Debug)]
+pub struct HealthCheck {
+    /// Begins with `/`.
+    pub path: String,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub thresholds: Thresholds,
+}
+
+/// Routes sessions until SIGTERM or SIGINT. Then no further client is taken, and those that are there may stay for a
+/// while; a second signal ends that. `tls` is for the servers with `https`, and present where there are some; `on_listening` is called once clients can
+/// connect.
+///
+/// # Errors
+/// Returns an error when the port cannot be bound or a background task panics.
+pub async fn serve(
+    config: Config,
+    tls: Option<Arc<ClientConfig>>,
+    on_listening: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
+    let files = raise_file_limit();
+    let (listener, address) = listen(&config.host, config.port).await?;
+    on_listening(address);
+
+    let registry = ReplicaRegistry::new(config.replicas, config.health_check.thresholds);
+    // Each session has two sockets.
+    let most = most_connections(files, 0);
+    let ingress = Ingress::new(config.ingress, &config.host, address.ip(), most);
+    let leaving = CancellationToken::new();
+    let app = routes::App {
+        ingress: ingress.clone(),
+        registry: registry.clone(),
+        tls: tls.map_or(Connector::Plain, Connector::Rustls),
+        leaving: leaving.clone(),
+    };
+    let probe = HttpClient::new().map_err(ServeError::Client)?;
+    let mut tasks = BackgroundTasks::default();
+    tasks.spawn("health checks", async move {
+        run_health_check_loop(registry, config.health_check, probe).await;
+        Ok(())
+    });
+    let front = ingress.clone();
+    tasks.spawn("HTTP server", async move {
+        listener::run(listener, &front, routes::router(app)).await;
+        Ok::<_, io::Error>(())
+    });
+
+    let failed = tokio::select! {
+        () = signals.next() => None,
+        error = tasks.failed() => Some(error),
+    };
+    if failed.is_none() {
+        tracing::info!(linger_s = config.linger.as_secs(), "draining");
+        ingress.connections.close();
+        tokio::select! {
+            _ = timeout(config.linger, ingress.connections.wait()) => {}
+            () = signals.next() => tracing::warn!("second signal: stopping at once"),
+        }
+    }
+    leaving.cancel();
+    ingress.connections.close();
+    let _ = timeout(FAREWELL, ingress.connections.wait()).await;
+    tasks.stop().await;
+    ingress.stopping.cancel();
+    ingress.requests.close();
+    let _ = timeout(FAREWELL, ingress.requests.wait()).await;
+    tracing::info!("stopped");
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,223 @@
+//! The keys of `router` and the `Config` that they fill.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use url::Url;
+
+use super::health::Thresholds;
+use super::{Config, HealthCheck};
+use crate::ingress;
+use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader, SettingError};
+
+/// The most replicas of a list.
+const MAX_REPLICAS: usize = 10_000;
+
+/// The keys of `router`.
+pub static KEYS: &[&KeySpec] = &[
+    &HOST.spec,
+    &PORT.spec,
+    &REPLICAS.spec,
+    &LINGER.spec,
+    &PATH.spec,
+    &INTERVAL.spec,
+    &TIMEOUT.spec,
+    &FAILURE_THRESHOLD.spec,
+    &RECOVERY_THRESHOLD.spec,
+];
+
+static HOST: Key<String> = Key::text("router.host")
+    .short("host")
+    .help("Address to listen on")
+    .default("0.0.0.0");
+
+static PORT: Key<u16> = Key::u16("router.port", 0, 65_535)
+    .short("port")
+    .help("Port to listen on, 0 for any free one")
+    .default(9000);
+
+static REPLICAS: Key<Option<Vec<serde_json::Value>>> = Key::json_list(
+    "router.replicas",
+    "a list such as `[{url: http://a:8000, primary: true}, {url: http://b:8000}]`",
+)
+.short("replicas")
+.help("The servers that sessions go to, in the order in which they are preferred: each with `url`, and where needed `name`, `primary` (at most one) and `weight` [default: none, which is refused]");
+
+static LINGER: Key<Duration> = Key::seconds("router.linger_seconds", 0.0, 7.0 * DAY)
+    .short("linger-seconds")
+    .help("Time that clients have to leave after the first SIGTERM")
+    .default(3600.0);
+
+static PATH: Key<String> = Key::text("router.health_check.path")
+    .alias("router.health_check_path")
+    .help("Path that each server is probed at")
+    .default("/health");
+
+static INTERVAL: Key<Duration> = Key::seconds("router.health_check.interval_seconds", 0.01, HOUR)
+    .alias("router.health_check_interval_seconds")
+    .help("Time between two probes of a server")
+    .default(5.0);
+
+static TIMEOUT: Key<Duration> = Key::seconds("router.health_check.timeout_seconds", 0.01, HOUR)
+    .alias("router.health_check_timeout_seconds")
+    .help("Time that a server has to answer a probe")
+    .default(2.0);
+
+static FAILURE_THRESHOLD: Key<u32> =
+    Key::u32("router.health_check.failure_threshold", 1, 1_000_000)
+        .alias("router.failure_threshold")
+        .unit("probes")
+        .help("Failed probes in a row after which a server is unhealthy")
+        .default(3);
+
+static RECOVERY_THRESHOLD: Key<u32> =
+    Key::u32("router.health_check.recovery_threshold", 1, 1_000_000)
+        .alias("router.recovery_threshold")
+        .unit("probes")
+        .help("Successful probes in a row after which an unhealthy server is healthy again")
+        .default(2);
+
+/// A server that the router can send sessions to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaEndpoint {
+    /// `http://` or `https://`, without a query.
+    pub url: Url,
+    pub name: Option<String>,
+    /// Whether it is preferred while it is healthy.
+    pub primary: bool,
+    /// How much it can do in comparison with the others, above 0.
+    pub weight: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    url: String,
+    name: Option<String>,
+    #[serde(default)]
+    primary: bool,
+    weight: Option<f64>,
+}
+
+/// Builds the configuration; the reader collects what is wrong.
+pub fn read(reader: &mut Reader<'_>) -> Config {
+    reader.refuse_blank(&HOST, "an address or a host name");
+    let path = reader.get(&PATH);
+    if !path.starts_with('/') {
+        reader.refuse(&PATH.spec, "a path that begins with `/`");
+    }
+    Config {
+        host: reader.get(&HOST),
+        port: reader.get(&PORT),
+        replicas: replicas(reader),
+        health_check: HealthCheck {
+            path,
+            interval: reader.get(&INTERVAL),
+            timeout: reader.get(&TIMEOUT),
+            thresholds: Thresholds {
+                failure: reader.get(&FAILURE_THRESHOLD),
+                recovery: reader.get(&RECOVERY_THRESHOLD),
+            },
+        },
+        linger: reader.get(&LINGER),
+        ingress: ingress::config::read(reader),
+    }
+}
+
+fn replicas(reader: &mut Reader<'_>) -> Vec<ReplicaEndpoint> {
+    let origin = reader.origin(&REPLICAS.spec);
+    let list = reader.get(&REPLICAS).unwrap_or_default();
+    if list.is_empty() {
+        reader.refuse(&REPLICAS.spec, "at least one replica");
+    }
+    if list.len() > MAX_REPLICAS {
+        let expected = format!("at most {MAX_REPLICAS} replicas");
+        reader.report(wrong("", &expected, &list.len().to_string(), &origin));
+        return Vec::new();
+    }
+    let mut replicas: Vec<ReplicaEndpoint> = Vec::new();
+    for (place, entry) in list.iter().enumerate() {
+        let read = endpoint(place, entry, &replicas, &origin);
+        match read {
+            Ok(replica) => replicas.push(replica),
+            Err(error) => reader.report(error),
+        }
+    }
+    replicas
+}
+
+/// Reads an entry of the list, before which these were read.
+fn endpoint(
+    place: usize,
+    entry: &serde_json::Value,
+    before: &[ReplicaEndpoint],
+    origin: &Origin,
+) -> Result<ReplicaEndpoint, SettingError> {
+    let wrong = |field: &str, expected: &str, given: &str| {
+        let field = match field {
+            "" | "." => format!("[{place}]"),
+            field => format!("[{place}].{field}"),
+        };
+        wrong(&field, expected, given, origin)
+    };
+    let described = serde_path_to_error::deserialize::<_, Description>(entry);
+    let described = described.map_err(|error| {
+        let expected =
+            "a replica such as {url: http://a:8000, primary: true} with fields of the right types";
+        wrong(
+            &error.path().to_string(),
+            expected,
+            &error.inner().to_string(),
+        )
+    })?;
+    let Description {
+        url: given,
+        name,
+        primary,
+        weight,
+    } = described;
+    let expected = "an http:// or https:// address without user, password and query";
+    let url = Url::parse(&given).ok().filter(is_plain);
+    // An address with a password is not shown.
+    let shown = if given.contains('@') {
+        "an address with a user".to_owned()
+    } else {
+        format!("{given:?}")
+    };
+    let url = url.ok_or_else(|| wrong("url", expected, &shown))?;
+    if before.iter().any(|other| other.url == url) {
+        return Err(wrong("url", "another one than those before", &shown));
+    }
+    if primary && before.iter().any(|other| other.primary) {
+        return Err(wrong(
+            "primary",
+            "true for one replica only",
+            "a second primary",
+        ));
+    }
+    let weight = weight.unwrap_or(1.0);
+    if !(weight.is_finite() && weight > 0.0) {
+        return Err(wrong("weight", "a number above 0", &weight.to_string()));
+    }
+    Ok(ReplicaEndpoint {
+        url,
+        name: name.filter(|name| !name.is_empty()),
+        primary,
+        weight,
+    })
+}
+
+fn is_plain(url: &Url) -> bool {
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    let is_web = matches!(url.scheme(), "http" | "https") && url.host().is_some();
+    is_web && !has_user && url.query().is_none() && url.fragment().is_none()
+}
+
+fn wrong(field: &str, expected: &str, given: &str, origin: &Origin) -> SettingError {
+    SettingError::Value {
+        key: format!("{}{field}", REPLICAS.spec.path),
+        expected: expected.to_owned(),
+        given: given.to_owned(),
+        origin: origin.clone(),
+    }
+}

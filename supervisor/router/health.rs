@@ -1,0 +1,302 @@
+//! Probes of the servers, and what they say of a server's health.
+//!
+//! A server is unknown until the first probe succeeds or a number of them has failed. After that it changes its state
+//! when enough probes in a row say so.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use serde::Serialize;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use url::Url;
+
+use super::HealthCheck;
+use super::registry::ReplicaRegistry;
+use crate::causes::with_causes;
+
+/// How many probes in a row change the state of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Failed ones, at least 1.
+    pub failure: u32,
+    /// Successful ones, at least 1.
+    pub recovery: u32,
+}
+
+/// Whether a server answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaStatus {
+    #[default]
+    Unknown,
+    Healthy,
+    Unhealthy,
+}
+
+/// What the probes of a server have said.
+#[derive(Clone, Debug, Default)]
+pub struct ReplicaHealth {
+    status: ReplicaStatus,
+    last_ok: Option<SystemTime>,
+    last_latency: Option<Duration>,
+    consecutive_failures: u32,
+    consecutive_successes: u32,
+}
+
+impl ReplicaHealth {
+    pub fn status(&self) -> ReplicaStatus {
+        self.status
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        self.status == ReplicaStatus::Healthy
+    }
+
+    /// Returns when a probe last succeeded.
+    pub fn last_ok(&self) -> Option<SystemTime> {
+        self.last_ok
+    }
+
+    /// Returns how long the last successful probe took.
+    pub fn last_latency(&self) -> Option<Duration> {
+        self.last_latency
+    }
+
+    /// Returns how many probes have failed since the last successful one.
+    pub fn consecutive_failures(&self) -> u32 {
+        self.consecutive_failures
+    }
+
+    /// Records a probe: how long the answer took, or `None` when there was none.
+    pub(super) fn record(&mut self, latency: Option<Duration>, thresholds: &Thresholds) {
+        match latency {
+            Some(latency) => {
+                self.last_ok = Some(SystemTime::now());
+                self.last_latency = Some(latency);
+                self.consecutive_failures = 0;
+                self.consecutive_successes = self.consecutive_successes.saturating_add(1);
+                let needed = match self.status {
+                    ReplicaStatus::Unhealthy => thresholds.recovery,
+                    ReplicaStatus::Unknown | ReplicaStatus::Healthy => 1,
+                };
+                if self.consecutive_successes >= needed {
+                    self.status = ReplicaStatus::Healthy;
+                }
+            }
+            None => {
+                self.consecutive_successes = 0;
+                self.consecutive_failures = self.consecutive_failures.saturating_add(1);
+                if self.consecutive_failures >= thresholds.failure {
+                    self.status = ReplicaStatus::Unhealthy;
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for ReplicaStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        })
+    }
+}
+
+/// Asks a server whether it is well.
+pub trait HttpProbe: Send + Sync + 'static {
+    /// Gets an address. A status of 400 and above is a failure.
+    ///
+    /// # Errors
+    /// Returns why there was no good answer.
+    fn get(&self, url: Url) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// The probe of a running router.
+#[derive(Clone, Debug)]
+pub struct HttpClient(reqwest::Client);
+
+impl HttpClient {
+    /// # Errors
+    /// Returns an error when TLS cannot be set up.
+    pub fn new() -> io::Result<Self> {
+        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        client.build().map(Self).map_err(io::Error::other)
+    }
+}
+
+impl HttpProbe for HttpClient {
+    async fn get(&self, url: Url) -> Result<(), String> {
+        let answer = self.0.get(url).send().await;
+        let answer = answer.map_err(|error| with_causes(&error.without_url()))?;
+        match answer.status().as_u16() {
+            status if status < 400 => Ok(()),
+            status => Err(format!("status {status}")),
+        }
+    }
+}
+
+/// Probes all replicas at once, again and again, until it is dropped.
+pub async fn run_health_check_loop(
+    registry: ReplicaRegistry,
+    check: HealthCheck,
+    probe: impl HttpProbe,
+) {
+    let probe = Arc::new(probe);
+    let mut rounds = interval(check.interval);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        let probes = registry.all().iter().map(async |replica| {
+            let begun = Instant::now();
+            let url = below(&replica.endpoint.url, &check.path);
+            let outcome = match timeout(check.timeout, probe.get(url)).await {
+                Ok(answer) => answer.map(|()| begun.elapsed()),
+                Err(_) => Err(format!("no answer within {} ms", check.timeout.as_millis())),
+            };
+            registry.record(replica, outcome);
+        });
+        join_all(probes).await;
+        registry.all_probed();
+    }
+}
+
+/// Returns an address below that of a server.
+pub fn below(base: &Url, path: &str) -> Url {
+    let mut url = base.clone();
+    let (path, query) = match path.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (path, None),
+    };
+    let prefix = base.path().trim_end_matches('/');
+    url.set_path(&format!("{prefix}{path}"));
+    url.set_query(query);
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::router::config::ReplicaEndpoint;
+
+    /// The state after a sequence of probes, as the definition says: looked at as a whole.
+    fn model(probes: &[bool], thresholds: &Thresholds) -> ReplicaStatus {
+        let mut status = ReplicaStatus::Unknown;
+        for end in 1..=probes.len() {
+            let last = probes[end - 1];
+            let run = probes[..end].iter().rev();
+            let run = u32::try_from(run.take_while(|probe| **probe == last).count()).unwrap();
+            status = match (status, last) {
+                (ReplicaStatus::Unknown, true) => ReplicaStatus::Healthy,
+                (ReplicaStatus::Unhealthy, true) if run >= thresholds.recovery => {
+                    ReplicaStatus::Healthy
+                }
+                (_, false) if run >= thresholds.failure => ReplicaStatus::Unhealthy,
+                (status, _) => status,
+            };
+        }
+        status
+    }
+
+    #[test]
+    fn every_sequence_of_six_probes_leads_where_the_definition_says() {
+        for (failure, recovery) in [(1, 1), (3, 2), (2, 3), (6, 6)] {
+            let thresholds = Thresholds { failure, recovery };
+            for bits in 0..1_u32 << 6 {
+                let probes: Vec<bool> = (0..6).map(|n| bits >> n & 1 == 1).collect();
+                let mut health = ReplicaHealth::default();
+                for end in 1..=probes.len() {
+                    let latency = probes[end - 1].then_some(Duration::from_millis(1));
+                    health.record(latency, &thresholds);
+                    let expected = model(&probes[..end], &thresholds);
+                    assert_eq!(health.status(), expected, "{probes:?} {thresholds:?}");
+                }
+                let failed = probes.iter().rev().take_while(|probe| !**probe);
+                assert_eq!(health.consecutive_failures() as usize, failed.count());
+                assert_eq!(health.last_ok().is_some(), probes.contains(&true));
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_lies_below_the_address_of_its_server() {
+        for (base, path, expected) in [
+            ("http://a:8000", "/health", "http://a:8000/health"),
+            ("http://a:8000/", "/health", "http://a:8000/health"),
+            ("https://a/video/", "/v1/x?y=1", "https://a/video/v1/x?y=1"),
+        ] {
+            let url = below(&base.parse().unwrap(), path);
+            assert_eq!(url.as_str(), expected);
+        }
+    }
+
+    /// Answers what the test says next for each server, and nothing after that.
+    struct Script(Mutex<Vec<(&'static str, Option<bool>)>>);
+
+    impl HttpProbe for Arc<Script> {
+        async fn get(&self, url: Url) -> Result<(), String> {
+            let answer = {
+                let mut script = self.0.lock().unwrap();
+                let host = url.host_str().unwrap_or_default().to_owned();
+                let next = script.iter().position(|(name, _)| *name == host);
+                next.map(|next| script.remove(next).1)
+            };
+            match answer {
+                Some(Some(true)) => Ok(()),
+                Some(Some(false)) => Err("status 500".to_owned()),
+                Some(None) | None => std::future::pending().await,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_servers_are_probed_at_once_and_a_silent_one_is_given_up() {
+        let endpoint = |name: &str| ReplicaEndpoint {
+            url: format!("http://{name}").parse().unwrap(),
+            name: Some(name.to_owned()),
+            primary: false,
+            weight: 1.0,
+        };
+        let thresholds = Thresholds {
+            failure: 2,
+            recovery: 1,
+        };
+        let registry = ReplicaRegistry::new(vec![endpoint("a"), endpoint("b")], thresholds);
+        let check = HealthCheck {
+            path: "/health".to_owned(),
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            thresholds,
+        };
+        let script = vec![
+            ("a", None),
+            ("b", Some(true)),
+            ("a", Some(false)),
+            ("b", Some(true)),
+            ("a", Some(true)),
+        ];
+        let probe = Arc::new(Script(Mutex::new(script)));
+        let running = run_health_check_loop(registry.clone(), check, probe);
+        let begun = Instant::now();
+        let watching = async {
+            let states = || [0, 1].map(|n| registry.all()[n].health().status());
+            registry.first_probes().await;
+            assert_eq!(begun.elapsed(), Duration::from_secs(2));
+            assert_eq!(states(), [ReplicaStatus::Unknown, ReplicaStatus::Healthy]);
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            assert_eq!(states(), [ReplicaStatus::Unhealthy, ReplicaStatus::Healthy]);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(states(), [ReplicaStatus::Healthy, ReplicaStatus::Healthy]);
+        };
+        tokio::select! {
+            () = running => unreachable!("it has no end"),
+            () = watching => {}
+        }
+    }
+}

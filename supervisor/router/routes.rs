@@ -1,0 +1,230 @@
+//! The router over HTTP: sessions, status, and probes.
+
+use std::time::SystemTime;
+
+use axum::extract::{FromRef, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::from_fn_with_state;
+use axum::response::Response;
+use axum::routing::get;
+use axum::{Json, Router};
+use fastvideo_proto::api::router::{ReplicaState, RouterHealth, RouterStatus};
+use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::stream_v1::ServerMessage;
+use futures_util::{SinkExt, StreamExt};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::CLOSE_REPLY;
+use super::bridge::{self, Ended};
+use super::registry::{Replica, ReplicaRegistry, seconds};
+use crate::dialect::{Rendered, Wire, close_code, stream_v1};
+use crate::ingress::connection::Connection;
+use crate::ingress::error::ApiError;
+use crate::ingress::message_io::CompleteShare;
+use crate::ingress::websocket::{Handshake, WebSocket};
+use crate::ingress::{Ingress, hosts};
+use crate::tasks::catch_panic;
+
+/// The state that all requests share. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct App {
+    pub(super) ingress: Ingress,
+    pub(super) registry: ReplicaRegistry,
+    pub(super) tls: tokio_tungstenite::Connector,
+    /// Cancelled when the router leaves its clients.
+    pub(super) leaving: CancellationToken,
+}
+
+impl FromRef<App> for Ingress {
+    fn from_ref(app: &App) -> Self {
+        app.ingress.clone()
+    }
+}
+
+pub(super) fn router(app: App) -> Router {
+    Router::new()
+        .route("/v1/stream", get(stream))
+        .route("/status", get(status))
+        .route("/health", get(health))
+        .route("/readyz", get(ready))
+        .fallback(async || ApiError::not_found("there is nothing here; this is a router"))
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
+        .with_state(app)
+}
+
+/// Returns the state of all replicas.
+async fn status(State(app): State<App>) -> Json<RouterStatus> {
+    let replicas = app.registry.all().iter().map(|replica| {
+        let health = replica.health();
+        let endpoint = &replica.endpoint;
+        ReplicaState {
+            url: endpoint.url.as_str().trim_end_matches('/').to_owned(),
+            name: endpoint.name.clone(),
+            primary: endpoint.primary,
+            status: health.status().to_string(),
+            last_ok_at: health.last_ok().map(seconds),
+            last_latency_ms: health.last_latency().map(|took| took.as_secs_f64() * 1e3),
+            consecutive_failures: health.consecutive_failures(),
+            sessions: replica.sessions(),
+        }
+    });
+    Json(RouterStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ts: seconds(SystemTime::now()),
+        draining: app.leaving.is_cancelled() || app.ingress.connections.is_closed(),
+        replicas: replicas.collect(),
+    })
+}
+
+/// Liveness probe: the process answers.
+async fn health(State(app): State<App>) -> Json<RouterHealth> {
+    Json(health_of(&app))
+}
+
+/// Readiness probe: a new session would find a server.
+async fn ready(State(app): State<App>) -> (StatusCode, Json<RouterHealth>) {
+    let is_ready = app.registry.select().is_some() && !app.ingress.connections.is_closed();
+    let code = match is_ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (code, Json(health_of(&app)))
+}
+
+fn health_of(app: &App) -> RouterHealth {
+    let replicas = app.registry.all();
+    RouterHealth {
+        status: "ok".to_owned(),
+        healthy_replicas: replicas.iter().filter(|r| r.is_healthy()).count(),
+        replicas: replicas.len(),
+        sessions: replicas.iter().map(|replica| replica.sessions()).sum(),
+    }
+}
+
+/// Serves the route `/v1/stream`.
+async fn stream(
+    State(app): State<App>,
+    headers: HeaderMap,
+    handshake: Handshake,
+) -> Result<Response, ApiError> {
+    app.ingress.admit_origin(&headers)?;
+    let connection = handshake.connection().clone();
+    connection
+        .place
+        .await_opening()
+        .map_err(ApiError::too_busy)?;
+    let answer = handshake.answer();
+    let client = connection.place.client();
+    let max_bytes = app.ingress.max_message_bytes as u64;
+    let limits = app.ingress.message_limits(client, max_bytes);
+    let tracker = app.ingress.connections.clone();
+    let span = tracing::info_span!("session", client = %connection.place.client());
+    let carried = async move {
+        if let Some((socket, shares)) = Box::pin(handshake.complete(limits)).await {
+            session(socket, &shares, &connection, &app).await;
+        }
+    };
+    tracker.spawn(catch_panic("session", carried.instrument(span)));
+    Ok(answer)
+}
+
+/// Carries a client's session to the first server that takes it.
+async fn session(
+    mut socket: WebSocket,
+    shares: &CompleteShare,
+    connection: &Connection,
+    app: &App,
+) {
+    app.registry.first_probes().await;
+    let mut refusal = None;
+    for replica in app.registry.preferred() {
+        let server = match bridge::connect(&replica.endpoint.url, app.tls.clone()).await {
+            Ok(server) => server,
+            Err(reason) => {
+                tracing::warn!(%replica, reason, "replica not reached; the next one is tried");
+                refusal = Some(reason);
+                continue;
+            }
+        };
+        let counted = replica.begin_session();
+        tracing::info!(%replica, "session begins");
+        let interval = app.ingress.ping_interval;
+        let carried = bridge::carry(&mut socket, shares, connection, server, interval);
+        let ended = tokio::select! {
+            ended = carried => ended,
+            () = app.leaving.cancelled() => {
+                return farewell(socket, [close(close_code::GOING_AWAY, "draining")]).await;
+            }
+        };
+        drop(counted);
+        tracing::info!(%replica, ?ended, "session ended");
+        return match ended {
+            Ended::Closed | Ended::Gone => {}
+            Ended::Violation(violation) => {
+                farewell(socket, messages(stream_v1::violated(violation))).await;
+            }
+            Ended::Broken(reason) => farewell(socket, broken(&replica, &reason)).await,
+        };
+    }
+    let messages = match refusal {
+        Some(reason) => bridge_failed(&reason),
+        None => {
+            let message = "router: no healthy replica available";
+            let error = ServerMessage::error(ErrorCode::GpuUnavailable, message, true);
+            [
+                text(&error),
+                close(close_code::TRY_AGAIN_LATER, "no_healthy_replica"),
+            ]
+        }
+    };
+    farewell(socket, messages).await;
+}
+
+fn broken(replica: &Replica, reason: &str) -> [Message; 2] {
+    tracing::warn!(%replica, reason, "replica lost with a session");
+    bridge_failed(reason)
+}
+
+/// Tells a client that the server with its session cannot be reached.
+fn bridge_failed(reason: &str) -> [Message; 2] {
+    let message = format!("router bridge failed: {reason}");
+    let error = ServerMessage::error(ErrorCode::WorkerFailed, message, true);
+    [text(&error), close(close_code::INTERNAL, "bridge_failed")]
+}
+
+fn text(message: &ServerMessage) -> Message {
+    let text = serde_json::to_string(message).expect("strings and numbers are JSON");
+    Message::Text(text.into())
+}
+
+fn close(code: u16, reason: &'static str) -> Message {
+    Message::Close(Some(CloseFrame {
+        code: code.into(),
+        reason: reason.into(),
+    }))
+}
+
+fn messages(rendered: Rendered) -> impl Iterator<Item = Message> {
+    rendered.into_iter().map(|wire| match wire {
+        Wire::Text(text) => Message::Text(text.into()),
+        Wire::Media(media) => Message::Binary(media.bytes),
+        Wire::Close { code, reason } => close(code, reason),
+    })
+}
+
+/// Sends a client's last messages, and waits for its answer to the close.
+async fn farewell(mut socket: WebSocket, messages: impl IntoIterator<Item = Message>) {
+    let said = async {
+        for message in messages {
+            socket.send(message).await?;
+        }
+        while let Some(Ok(_)) = socket.next().await {}
+        Ok::<_, tokio_tungstenite::tungstenite::Error>(())
+    };
+    let _ = timeout(CLOSE_REPLY, said).await;
+}

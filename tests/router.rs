@@ -1,0 +1,321 @@
+//! One address before many servers: sessions go through a router as if it were not there, and to those that are well.
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::cli::run;
+use crate::harness::{Server, command, until};
+use crate::resume;
+
+/// Probes that notice soon.
+const QUICK: &[&str] = &[
+    "--router.health_check.interval_seconds=0.05",
+    "--router.health_check.timeout_seconds=2",
+    "--router.health_check.failure_threshold=2",
+];
+
+/// A server with one worker.
+fn server() -> Server {
+    Server::start(&["--gpus=1"])
+}
+
+/// A router before these servers, of which the first one is primary.
+fn router(servers: &[&str]) -> Server {
+    router_with(servers, &[])
+}
+
+fn router_with(servers: &[&str], args: &[&str]) -> Server {
+    let replicas = servers.iter().enumerate().map(|(n, address)| {
+        json!({"url": format!("http://{address}"), "primary": n == 0, "name": format!("s{n}")})
+    });
+    let replicas = Value::Array(replicas.collect()).to_string();
+    let args = [&["router", "--replicas", &replicas], QUICK, args].concat();
+    Server::spawn(command().args(args))
+}
+
+/// The states of a router's replicas.
+async fn states(router: &Server) -> Vec<String> {
+    let status = router.status().await;
+    let replicas = status["replicas"].as_array().unwrap().iter();
+    let state = |replica: &Value| replica["status"].as_str().unwrap().to_owned();
+    replicas.map(state).collect()
+}
+
+async fn states_are(router: &Server, expected: &[&str]) {
+    until(&format!("the replicas are {expected:?}"), async || {
+        (states(router).await == expected).then_some(())
+    })
+    .await;
+}
+
+/// How many sessions go to each of a router's replicas.
+async fn sessions(router: &Server) -> Vec<u64> {
+    let status = router.status().await;
+    let replicas = status["replicas"].as_array().unwrap().iter();
+    replicas
+        .map(|replica| replica["sessions"].as_u64().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_session_goes_through_a_router_as_if_it_were_not_there() {
+    let server = server();
+    let router = router(&[&server.address]);
+    let mut direct = server.active(json!({})).await;
+    let mut expected = Vec::new();
+    for prompt in ["a red fox", "a blue hare"] {
+        expected.push(direct.segment(prompt).await);
+    }
+    direct.send(json!({"type": "leave"})).await;
+    assert_eq!(direct.closed().await, Some(1000));
+
+    let mut client = router.active(json!({})).await;
+    for (prompt, expected) in ["a red fox", "a blue hare"].iter().zip(&expected) {
+        let segment = client.segment(prompt).await;
+        assert!(segment.media == expected.media, "other messages");
+        let types = |segment: &crate::harness::Segment| {
+            let texts = segment.texts.iter();
+            texts.map(|text| text["type"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(types(&segment), types(expected));
+    }
+    assert_eq!(sessions(&router).await, [1]);
+    client.send(json!({"type": "leave"})).await;
+    client.until_type("ltx2_stream_complete").await;
+    assert_eq!(client.closed().await, Some(1000));
+    let mut refused = router
+        .open(json!({"resume": {"session_id": "x", "token": "y"}}))
+        .await;
+    assert_eq!(refused.error().await["code"], "invalid_message");
+    assert_eq!(refused.closed().await, Some(1003));
+    let mut garbage = router.connect().await;
+    garbage.send_text("{").await;
+    assert_eq!(garbage.error().await["code"], "invalid_message");
+}
+
+#[tokio::test]
+async fn the_primary_comes_first_and_the_others_when_it_is_gone() {
+    let (mut primary, other) = (server(), server());
+    let router = router(&[&primary.address, &other.address]);
+    let mut client = router.active(json!({})).await;
+    client.segment("a red fox").await;
+    states_are(&router, &["healthy", "healthy"]).await;
+    assert_eq!(sessions(&router).await, [1, 0]);
+    primary.kill().await;
+    let error = client.error().await;
+    assert_eq!(
+        (&error["code"], &error["retryable"]),
+        (&json!("worker_failed"), &json!(true))
+    );
+    let message = error["message"].as_str().unwrap();
+    assert!(message.starts_with("router bridge failed: "), "{message}");
+    assert_eq!(client.closed().await, Some(1011));
+    // Also before any probe has noticed.
+    let mut next = router.active(json!({})).await;
+    next.segment("a blue hare").await;
+    assert_eq!(sessions(&router).await, [0, 1]);
+    states_are(&router, &["unhealthy", "healthy"]).await;
+    let replica = router.status().await["replicas"][0].clone();
+    assert!(replica["consecutive_failures"].as_u64().unwrap() >= 2);
+    assert!(replica["last_ok_at"].as_f64().unwrap() > 1e9);
+    // One that comes back is preferred again.
+    let primary = Server::start_at(&primary.address, &["--gpus=1"]);
+    states_are(&router, &["healthy", "healthy"]).await;
+    let mut back = router.active(json!({})).await;
+    back.segment("a wood").await;
+    assert_eq!(sessions(&router).await, [1, 1]);
+    primary.sessions(1).await;
+}
+
+#[tokio::test]
+async fn nobody_there_is_told_and_may_change() {
+    let mut server = server();
+    let router = router(&[&server.address]);
+    states_are(&router, &["healthy"]).await;
+    assert_eq!(router.get("/readyz").await.0, 200);
+    server.kill().await;
+    states_are(&router, &["unhealthy"]).await;
+    assert_eq!(router.get("/readyz").await.0, 503);
+    let mut client = router.connect().await;
+    let expected = json!({
+        "type": "error", "code": "gpu_unavailable", "message": "router: no healthy replica available",
+        "retryable": true,
+    });
+    let error = client.error().await;
+    for (field, value) in expected.as_object().unwrap() {
+        assert_eq!(error[field], *value, "{error}");
+    }
+    assert_eq!(client.closed().await, Some(1013));
+    let _server = Server::start_at(&server.address, &["--gpus=1"]);
+    states_are(&router, &["healthy"]).await;
+    router.active(json!({})).await.segment("a red fox").await;
+}
+
+#[tokio::test]
+async fn a_lost_client_is_lost_and_one_that_closes_has_closed() {
+    let server = Server::start(&["--gpus=1", "--streaming.hold_seconds=3600"]);
+    let router = router(&[&server.address]);
+    let (mut client, ticket) = resume::open(&router, json!({})).await;
+    client.segment("a red fox").await;
+    // Its GPU is kept for a client that comes back, and not given to who waits.
+    let mut waiting = router.open(json!({})).await;
+    waiting.expect("queue_status").await;
+    drop(client);
+    server.sessions(1).await;
+    let (mut client, _) = resume::open(&router, ticket).await;
+    client.segment("a blue hare").await;
+    client.close(Some(1000)).await;
+    waiting.until_type("ltx2_stream_start").await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_ends_its_own_connection_only() {
+    let server = server();
+    let router = router_with(
+        &[&server.address],
+        &["--streaming.limits.max_message_bytes=65536"],
+    );
+    let mut bystander = router.active(json!({})).await;
+    let mut client = router.connect().await;
+    client.send_text(&"x".repeat(70_000)).await;
+    assert_eq!(client.closed().await, Some(1009));
+    bystander.segment("a red fox").await;
+}
+
+#[tokio::test]
+async fn a_router_that_is_asked_to_stop_lets_its_clients_finish() {
+    let server = Server::start(&["--gpus=2"]);
+    let mut router = router(&[&server.address]);
+    let mut client = router.active(json!({})).await;
+    router.signal(Signal::SIGTERM);
+    until("the router drains", async || {
+        (router.get("/readyz").await.0 == 503).then_some(())
+    })
+    .await;
+    client.segment("a red fox").await;
+    client.send(json!({"type": "leave"})).await;
+    client.until_type("ltx2_stream_complete").await;
+    drop(client);
+    assert_eq!(router.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_router_at_once() {
+    let server = server();
+    let mut router = router(&[&server.address]);
+    let mut client = router.active(json!({})).await;
+    router.signal(Signal::SIGTERM);
+    until("the router drains", async || {
+        router.log().contains("draining").then_some(())
+    })
+    .await;
+    router.signal(Signal::SIGTERM);
+    assert_eq!(client.closed().await, Some(1001));
+    assert_eq!(router.exit().await.code(), Some(0));
+}
+
+/// Runs the router's check with a file: the exit code, and what is on stdout and stderr.
+async fn check(file: &str) -> (Option<i32>, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("router.yaml");
+    std::fs::write(&path, file).unwrap();
+    run(&["router", "check", "--config", path.to_str().unwrap()]).await
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_wrong_is_refused_with_its_key_and_line() {
+    let one = "router:\n  replicas:\n    - url: http://a:8000\n";
+    for (file, expected) in [
+        (
+            "router:\n  port: 1\n",
+            "`router.replicas` must be at least one replica",
+        ),
+        ("router:\n  replicas: []\n", "router.yaml:2"),
+        (
+            "router:\n  replicas:\n    - {url: http://a, primary: true}\n    - {url: http://b, primary: true}\n",
+            "`router.replicas[1].primary` must be true for one replica only",
+        ),
+        (
+            "router:\n  replicas:\n    - {url: ftp://a}\n",
+            "`router.replicas[0].url` must be an http:// or https:// address",
+        ),
+        (
+            "router:\n  replicas:\n    - {url: http://a, wieght: 2}\n",
+            "unknown field `wieght`",
+        ),
+        (
+            "router:\n  replicas:\n    - {url: http://a, weight: 0}\n",
+            "`router.replicas[0].weight` must be a number above 0, given 0",
+        ),
+        (
+            "router:\n  replicas:\n    - {url: http://a}\n    - {url: http://a/}\n",
+            "`router.replicas[1].url` must be another one",
+        ),
+        (
+            &format!("{one}  health_check:\n    interval_seconds: 0\n"),
+            "`router.health_check.interval_seconds` must be",
+        ),
+        (
+            &format!("{one}  failure_threshold: 0\n"),
+            "`router.health_check.failure_threshold` must be",
+        ),
+        (
+            &format!("{one}  health_check_timeout_seconds: -1\n"),
+            "router.yaml:4",
+        ),
+        (
+            &format!("{one}  failure_threshold: 2\n  health_check:\n    failure_threshold: 3\n"),
+            "`router.health_check.failure_threshold` is another name of `router.failure_threshold`",
+        ),
+        (
+            &format!("{one}  health_check:\n    path: health\n"),
+            "`router.health_check.path` must be a path that begins with `/`",
+        ),
+        (
+            &format!("{one}  replica: 1\n"),
+            "unknown key `router.replica`",
+        ),
+        (
+            "streaming:\n  pool:\n    gpus: 8\n",
+            "unknown key `streaming.pool`",
+        ),
+    ] {
+        let (code, _, said) = check(file).await;
+        assert_eq!(code, Some(2), "{file}{said}");
+        assert!(said.contains(expected), "{file}{said}");
+    }
+}
+
+#[tokio::test]
+async fn both_forms_of_a_configuration_mean_the_same() {
+    let server = server();
+    let replicas = format!(
+        "router:\n  replicas:\n    - url: http://{}\n",
+        server.address
+    );
+    let nested = "  health_check:\n    path: /healthz\n    interval_seconds: 1\n    timeout_seconds: 0.5\n    \
+                  failure_threshold: 4\n    recovery_threshold: 5\n";
+    let flat = "  health_check_path: /healthz\n  health_check_interval_seconds: 1\n  \
+                health_check_timeout_seconds: 0.5\n  failure_threshold: 4\n  recovery_threshold: 5\n";
+    let settings = async |form: &str| {
+        let (code, said, _) = check(&format!("{replicas}{form}")).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("# 1 of 1 servers answer\n"), "{said}");
+        let keys = said.lines().filter(|line| !line.starts_with('#'));
+        let value = |line: &str| line.split('#').next().unwrap().trim_end().to_owned();
+        keys.map(value).collect::<Vec<_>>()
+    };
+    let nested = settings(nested).await;
+    assert_eq!(nested, settings(flat).await);
+    assert!(
+        nested.contains(&"    path: \"/healthz\"".to_owned()),
+        "{nested:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_check_fails_when_no_server_answers() {
+    let (code, said, _) = check("router:\n  replicas:\n    - url: http://127.0.0.1:1\n").await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("# failed: http://127.0.0.1:1/: "), "{said}");
+}
