@@ -319,3 +319,11 @@ async fn a_check_fails_when_no_server_answers() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("# failed: http://127.0.0.1:1/: "), "{said}");
 }
+
+#[tokio::test]
+async fn the_example_is_a_configuration() {
+    let example = include_str!("../deploy/router.yaml");
+    let (_, said, errors) = check(example).await;
+    assert_eq!(errors, "");
+    assert!(said.contains("# failed: http://streamer-a:8000/: "), "{said}");
+}
