@@ -325,5 +325,8 @@ async fn the_example_is_a_configuration() {
     let example = include_str!("../deploy/router.yaml");
     let (_, said, errors) = check(example).await;
     assert_eq!(errors, "");
-    assert!(said.contains("# failed: http://streamer-a:8000/: "), "{said}");
+    assert!(
+        said.contains("# failed: http://streamer-a:8000/: "),
+        "{said}"
+    );
 }
