@@ -1,7 +1,7 @@
 //! The HTTP server: WebSocket sessions, films, health, status, operators' requests, and the built-in page.
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
-//! spectators, `film` serves what was recorded, `status` answers probes, `operator` serves operators' requests, `page`
+//! spectators, `film` serves what was recorded, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests, `page`
 //! serves the built-in page, and `openapi` describes all routes. Connections come in through [`crate::ingress`].
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
@@ -22,6 +22,7 @@ use crate::ingress::{hosts, listener};
 mod app;
 pub mod config;
 mod film;
+pub mod fleet;
 mod openapi;
 mod operator;
 mod page;
@@ -44,6 +45,7 @@ fn router(app: App) -> Router {
     Router::new()
         .route("/v1/stream", get(stream::upgrade))
         .route("/v1/watch", get(watch::upgrade))
+        .route("/v1/router", get(fleet::control))
         .merge(status::routes())
         .merge(openapi::routes())
         .merge(film::routes(&app))

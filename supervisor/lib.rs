@@ -200,6 +200,7 @@ impl Server {
         let requests_end = app.ingress.stopping.clone();
         let drain_asked = app.drain_asked.clone();
 
+        let router_keys = app.fleet.keys().cloned();
         let mut tasks = BackgroundTasks::default();
         let upkeep = Upkeep::new(store.clone());
         tasks.spawn("store upkeep", async {
@@ -207,7 +208,7 @@ impl Server {
             Ok(())
         });
         tasks.spawn("prompt reload", async {
-            hangups.reload(prompts).await;
+            hangups.reload(prompts, router_keys).await;
             Ok(())
         });
         let watched = pool.clone();

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-pub use assignments::{Assignment, MoveError, Placement};
+pub use assignments::{Assignment, MoveError, Placement, Room};
 pub use config::{Config, Gpu, Recycle};
 pub use exit::{ExitKind, ExitReport};
 pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
@@ -213,8 +213,14 @@ impl Pool {
         PoolStatus {
             workers: workers.collect(),
             queue_depth: assignments.queue_depth(),
+            room: assignments.room(),
             warmup_enabled: self.shared.config.warmup.is_some(),
         }
+    }
+
+    /// Returns a receiver that is told when the assignments of sessions may have changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.assignments.changes()
     }
 
     /// Returns the number of sessions that the workers can serve at once, including workers that still boot.

@@ -1,13 +1,15 @@
 //! The router: one address before many servers.
 //!
-//! `registry` holds the servers, which `health` probes; `routes` takes clients and answers operators, and `bridge` carries
-//! a session to a server and back. It keeps nothing that is missed when it ends.
+//! `registry` holds the servers, which `health` probes and which report over `control` how they are; `choose` says which of
+//! them takes a session. `routes` takes clients and answers operators, and `bridge` carries a session to a server and back.
+//! It keeps nothing that is missed when it ends.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastvideo_proto::fleet::{FLEET_VERSION, Hello};
 use rustls::ClientConfig;
 use tokio::time::timeout;
 use tokio_tungstenite::Connector;
@@ -18,12 +20,15 @@ use crate::signals::StopSignals;
 use crate::tasks::BackgroundTasks;
 use crate::{ServeError, listen, most_connections, raise_file_limit};
 
-use config::ReplicaEndpoint;
+use config::{ReplicaEndpoint, RouterKey};
+use control::Identity;
 use health::{HttpClient, Thresholds, run_health_check_loop};
 use registry::ReplicaRegistry;
 
 mod bridge;
+mod choose;
 pub mod config;
+mod control;
 pub mod health;
 pub mod registry;
 mod routes;
@@ -44,6 +49,13 @@ pub struct Config {
     pub health_check: HealthCheck,
     /// How long clients may stay after the first SIGTERM.
     pub linger: Duration,
+    /// The key that servers know this router by; without it there are no control links.
+    pub key: Option<RouterKey>,
+    /// What servers call this router.
+    pub name: Option<String>,
+    pub zone: Option<String>,
+    /// How long a server may be silent on its control link.
+    pub dead_after: Duration,
     pub ingress: ingress::Config,
 }
 
@@ -73,19 +85,41 @@ pub async fn serve(
     let (listener, address) = listen(&config.host, config.port).await?;
     on_listening(address);
 
-    let registry = ReplicaRegistry::new(config.replicas, config.health_check.thresholds);
+    let thresholds = config.health_check.thresholds;
+    let registry = ReplicaRegistry::new(config.replicas, thresholds, config.zone.clone());
     // Each session has two sockets.
     let most = most_connections(files, 0);
     let ingress = Ingress::new(config.ingress, &config.host, address.ip(), most);
     let leaving = CancellationToken::new();
+    let tls = tls.map_or(Connector::Plain, Connector::Rustls);
     let app = routes::App {
         ingress: ingress.clone(),
         registry: registry.clone(),
-        tls: tls.map_or(Connector::Plain, Connector::Rustls),
+        tls: tls.clone(),
         leaving: leaving.clone(),
     };
     let probe = HttpClient::new().map_err(ServeError::Client)?;
     let mut tasks = BackgroundTasks::default();
+    if let Some(key) = config.key {
+        let identity = Identity {
+            hello: Hello {
+                fleet: FLEET_VERSION,
+                router_id: format!("{:032x}", rand::random::<u128>()),
+                name: config.name,
+                zone: config.zone,
+            },
+            authorization: key.authorization(),
+            tls,
+            dead_after: config.dead_after,
+        };
+        for replica in registry.all() {
+            let link = control::keep(replica.clone(), identity.clone());
+            tasks.spawn("control link", async move {
+                link.await;
+                Ok(())
+            });
+        }
+    }
     tasks.spawn("health checks", async move {
         run_health_check_loop(registry, config.health_check, probe).await;
         Ok(())

@@ -4,6 +4,8 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::causes::with_causes;
+use crate::http::fleet::RouterKeys;
 use crate::prompt::Prompts;
 
 /// The signals that ask the server to stop: SIGTERM and SIGINT.
@@ -47,9 +49,19 @@ impl Hangups {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Reads the system prompts again at every SIGHUP, of which the server takes no other notice.
-    pub(crate) async fn reload(mut self, prompts: Prompts) {
+    /// Reads the system prompts and the keys of routers again at every SIGHUP, of which the server takes no other notice.
+    pub(crate) async fn reload(mut self, prompts: Prompts, router_keys: Option<RouterKeys>) {
         while self.0.recv().await.is_some() {
+            if let Some(keys) = router_keys.clone() {
+                match tokio::task::spawn_blocking(move || keys.reload()).await {
+                    Ok(Ok(keys)) => tracing::info!(keys, "keys of routers reloaded"),
+                    Ok(Err(error)) => {
+                        let error = with_causes(&error);
+                        tracing::warn!(error, "keys of routers stay as they were");
+                    }
+                    Err(panic) => tracing::error!(%panic, "keys of routers not reloaded"),
+                }
+            }
             let Some(enhancer) = prompts.enhancer().cloned() else {
                 tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload");
                 continue;

@@ -330,3 +330,184 @@ async fn the_example_is_a_configuration() {
         "{said}"
     );
 }
+
+/// Files with the key of a router, for it and for its servers.
+struct Keys {
+    folder: tempfile::TempDir,
+}
+
+impl Keys {
+    fn new(key: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("key"), format!("{key}\n")).unwrap();
+        Self { folder }
+    }
+
+    /// The flag with a value of this file.
+    fn flag(&self, name: &str) -> String {
+        format!("--{name}={}", self.folder.path().join("key").display())
+    }
+
+    fn server(&self, args: &[&str]) -> Server {
+        let keys = self.flag("server.router_keys_file");
+        Server::start(&[&["--gpus=2", keys.as_str()], args].concat())
+    }
+
+    /// A router before these servers, of which none is primary.
+    fn router(&self, servers: &[&str], args: &[&str]) -> Server {
+        let url = |address: &&str| json!({"url": format!("http://{address}")});
+        let replicas = Value::Array(servers.iter().map(url).collect()).to_string();
+        let key = self.flag("router.key_file");
+        let own = ["router", "--replicas", &replicas, &key];
+        Server::spawn(command().args([&own, QUICK, args].concat()))
+    }
+}
+
+const KEY: &str = "a-key-of-a-router-that-is-long-enough";
+
+/// What the servers of a router report, when it fits.
+async fn reports(router: &Server, what: &str, fits: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    until(what, async || {
+        let status = router.status().await;
+        let replicas = status["replicas"].as_array().unwrap().iter();
+        let reports: Vec<Value> = replicas.map(|replica| replica["report"].clone()).collect();
+        fits(&reports).then_some(reports)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn servers_tell_a_router_how_they_are_and_get_what_they_have_room_for() {
+    let keys = Keys::new(KEY);
+    let servers = [keys.server(&["--server.name=first"]), keys.server(&[])];
+    let addresses = [&*servers[0].address, &*servers[1].address];
+    let router = keys.router(&addresses, &[]);
+    let are_ready = |reports: &[Value]| reports.iter().all(|report| report["free"] == 2);
+    let before = reports(&router, "both servers report two places", are_ready).await;
+    assert_eq!(before[0]["name"], "first");
+    assert_eq!(before[0]["places"], 2);
+    assert_eq!(
+        before[0]["gpus"],
+        json!({"total": 2, "ready": 2, "starting": 0})
+    );
+    assert_ne!(before[0]["server_id"], before[1]["server_id"]);
+
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(router.active(json!({})).await);
+    }
+    assert_eq!(sessions(&router).await, [2, 2]);
+    let are_full = |reports: &[Value]| reports.iter().all(|report| report["free"] == 0);
+    reports(&router, "both servers report no room", are_full).await;
+    // The next one waits at a server; a place that is free elsewhere is for who comes then.
+    let mut waiting = router.open(json!({})).await;
+    waiting.expect("queue_status").await;
+    reports(&router, "one session waits", |reports| {
+        reports.iter().any(|report| report["waiting"] == 1)
+    })
+    .await;
+    for client in &mut clients {
+        client.segment("a red fox").await;
+    }
+}
+
+#[tokio::test]
+async fn only_who_has_a_key_is_told_how_a_server_is() {
+    let keys = Keys::new(KEY);
+    let server = keys.server(&[]);
+    let link = async |server: &Server, key: Option<&str>| {
+        use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+        let url = format!("ws://{}/v1/router", server.address);
+        let mut request = url.into_client_request().unwrap();
+        if let Some(key) = key {
+            let bearer = format!("Bearer {key}").parse().unwrap();
+            request.headers_mut().insert("authorization", bearer);
+        }
+        match tokio_tungstenite::connect_async(request).await {
+            Ok((socket, _)) => Ok(crate::harness::Client { socket }),
+            Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => {
+                Err(answer.status().as_u16())
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let without = Server::start(&["--gpus=1"]);
+    assert_eq!(link(&without, Some(KEY)).await.err(), Some(404));
+    for wrong in [None, Some(""), Some("another-key-that-is-long-enough-too")] {
+        assert_eq!(link(&server, wrong).await.err(), Some(404), "{wrong:?}");
+    }
+    let mut linked = link(&server, Some(KEY)).await.ok().unwrap();
+    let hello = json!({"hello": {"fleet": 1, "router_id": "r", "name": null, "zone": null}});
+    linked.send_text(&hello.to_string()).await;
+    let crate::harness::Heard::Text(report) = linked.next().await else {
+        panic!("a report");
+    };
+    assert_eq!(report["report"]["fleet"], json!([1]));
+    // Who says no hello is left.
+    let mut silent = link(&server, Some(KEY)).await.ok().unwrap();
+    silent.send_text("{}").await;
+    silent.closed().await;
+    // Keys are read again.
+    let other = "another-key-that-is-long-enough-too";
+    std::fs::write(keys.folder.path().join("key"), other).unwrap();
+    server.signal(Signal::SIGHUP);
+    until("the new key is known", async || {
+        link(&server, Some(other)).await.ok().map(drop)
+    })
+    .await;
+    assert_eq!(link(&server, Some(KEY)).await.err(), Some(404));
+}
+
+#[tokio::test]
+async fn a_server_that_stands_still_gets_no_session_and_then_some_again() {
+    let keys = Keys::new(KEY);
+    let servers = [keys.server(&[]), keys.server(&[])];
+    let addresses = [&*servers[0].address, &*servers[1].address];
+    // Its probes alone would not tell so soon.
+    let router = keys.router(
+        &addresses,
+        &[
+            "--router.dead_after_seconds=1.5",
+            "--router.health_check.failure_threshold=1000",
+        ],
+    );
+    let are_ready = |reports: &[Value]| reports.iter().all(|report| report["free"] == 2);
+    reports(&router, "both servers report", are_ready).await;
+    servers[0].signal(Signal::SIGSTOP);
+    reports(&router, "the first server is silent", |reports| {
+        reports[0].is_null() && !reports[1].is_null()
+    })
+    .await;
+    for _ in 0..2 {
+        let mut client = router.active(json!({})).await;
+        client.segment("a red fox").await;
+        client.send(json!({"type": "leave"})).await;
+        client.closed().await;
+    }
+    assert_eq!(sessions(&router).await[0], 0);
+    servers[0].signal(Signal::SIGCONT);
+    reports(&router, "it reports again", are_ready).await;
+    let mut client = router.active(json!({})).await;
+    client.segment("a blue hare").await;
+    assert_eq!(sessions(&router).await, [1, 0]);
+}
+
+#[tokio::test]
+async fn keys_that_are_none_end_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys");
+    std::fs::write(&path, "short\n").unwrap();
+    let file = format!("--server.router_keys_file={}", path.display());
+    let (code, _, said) = run(&["--gpus=1", &file]).await;
+    assert_eq!(code, Some(2));
+    let expected = "keys:1: a key has at least 32 printable characters";
+    assert!(said.contains(expected), "{said}");
+    std::fs::write(&path, "\n").unwrap();
+    let file = format!("--router.key_file={}", path.display());
+    let (code, _, said) = run(&["router", "--replicas", r#"[{"url": "http://a"}]"#, &file]).await;
+    assert_eq!(code, Some(2));
+    assert!(
+        said.contains("`router.key_file` must be a file whose first line"),
+        "{said}"
+    );
+}

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::Report;
+
 /// The answer of a router's `GET /status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RouterStatus {
@@ -32,6 +34,8 @@ pub struct ReplicaState {
     pub consecutive_failures: u32,
     /// Sessions that this router carries to it.
     pub sessions: usize,
+    /// What the server reports itself; null while there is no control link with it.
+    pub report: Option<Report>,
 }
 
 /// The answer of a router's `GET /health` and `GET /readyz`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::{FromRef, State};
 use tokio::sync::Notify;
 
+use super::fleet::{Fleet, Names, RouterKeys};
 use crate::ingress::{self, Ingress};
 use crate::session::{Context, Registry, RelayLatency};
 
@@ -17,6 +18,10 @@ pub struct Config {
     pub port: u16,
     /// The name of the service in the answers of the health probes.
     pub service_name: String,
+    /// The keys of routers; `None` where none may connect.
+    pub router_keys: Option<RouterKeys>,
+    /// What routers call the server.
+    pub names: Names,
     pub ingress: ingress::Config,
 }
 
@@ -25,6 +30,7 @@ pub struct Config {
 pub struct App {
     pub(crate) ingress: Ingress,
     pub(super) service_name: Arc<str>,
+    pub(crate) fleet: Fleet,
     pub(super) context: Context,
     pub(super) registry: Registry,
     pub(super) relay_latency: RelayLatency,
@@ -41,6 +47,7 @@ impl App {
         Self {
             ingress: Ingress::new(config.ingress, &config.host, address, most_connections),
             service_name: config.service_name.into(),
+            fleet: Fleet::new(config.router_keys, config.names),
             context,
             registry: Registry::default(),
             relay_latency: RelayLatency::default(),

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::Config;
+use super::fleet::{Names, RouterKeys};
+use crate::causes::with_causes;
 use crate::settings::{HOUR, Key, KeySpec, Reader};
 use crate::{ingress, pool};
 
@@ -13,6 +15,9 @@ pub static KEYS: &[&KeySpec] = &[
     &ingress::config::ALLOWED_HOSTS.spec,
     &ingress::config::ALLOWED_ORIGINS.spec,
     &SERVICE_NAME.spec,
+    &NAME.spec,
+    &ZONE.spec,
+    &ROUTER_KEYS_FILE.spec,
     &GRACE.spec,
     &pool::config::REALTIME.spec,
 ];
@@ -31,6 +36,15 @@ static SERVICE_NAME: Key<String> = Key::text("server.service_name")
     .help("The `service` that /healthz and /readyz name; the default is what FastVideo's server answers")
     .default("ltx2-streaming-backend");
 
+static NAME: Key<Option<String>> =
+    Key::text("server.name").help("What routers call this server [default: its address]");
+
+static ZONE: Key<Option<String>> = Key::text("server.zone")
+    .help("Where this server is; routers prefer servers of their own zone [default: none]");
+
+static ROUTER_KEYS_FILE: Key<Option<String>> = Key::text("server.router_keys_file")
+    .help("File with the keys of routers, one in each line, each of at least 32 characters and all of them valid; read again at SIGHUP [default: no router may ask for more than clients may]");
+
 /// The grace period of the server's shutdown.
 pub static GRACE: Key<Duration> = Key::seconds("server.grace_seconds", 0.0, HOUR)
     .short("grace-seconds")
@@ -44,6 +58,23 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         host: reader.get(&HOST),
         port: reader.get(&PORT),
         service_name: reader.get(&SERVICE_NAME),
+        router_keys: router_keys(reader),
+        names: Names {
+            name: reader.non_empty(&NAME),
+            zone: reader.non_empty(&ZONE),
+        },
         ingress: ingress::config::read(reader),
+    }
+}
+
+fn router_keys(reader: &mut Reader<'_>) -> Option<RouterKeys> {
+    let path = reader.non_empty(&ROUTER_KEYS_FILE)?;
+    match RouterKeys::read(path.into()) {
+        Ok(keys) => Some(keys),
+        Err(error) => {
+            let expected = format!("a file of keys ({})", with_causes(&error));
+            reader.refuse(&ROUTER_KEYS_FILE.spec, expected);
+            None
+        }
     }
 }

@@ -60,6 +60,15 @@ pub enum MoveError {
     NoOtherRoom,
 }
 
+/// The room of all workers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Sessions that they can serve at once.
+    pub places: usize,
+    /// Sessions that they could take now.
+    pub free: usize,
+}
+
 /// How many sessions may share one worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sharing {
@@ -500,6 +509,17 @@ impl Assignments {
     pub(super) fn has_room(&self, slot: usize) -> bool {
         let slot = &self.slots[slot];
         slot.serving().is_some() && slot.load() < self.limit(slot).unwrap_or(1)
+    }
+
+    /// Returns the room that the workers have which serve.
+    pub(super) fn room(&self) -> Room {
+        let mut room = Room::default();
+        for slot in self.slots.iter().filter(|slot| slot.serving().is_some()) {
+            let places = self.limit(slot).unwrap_or(1);
+            room.places += places;
+            room.free += places.saturating_sub(slot.load());
+        }
+        room
     }
 
     /// Returns the number of sessions that wait for a worker.

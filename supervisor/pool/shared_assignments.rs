@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::assignments::Assignments;
@@ -16,6 +17,8 @@ use super::assignments::Assignments;
 pub(super) struct SharedAssignments {
     assignments: Mutex<Assignments>,
     failed: CancellationToken,
+    /// Told when a holder of the lock may have changed something.
+    changed: watch::Sender<()>,
 }
 
 /// The locked assignments.
@@ -23,6 +26,8 @@ pub(super) struct SharedAssignments {
 pub(super) struct AssignmentsGuard<'a> {
     assignments: MutexGuard<'a, Assignments>,
     failed: &'a CancellationToken,
+    changed: &'a watch::Sender<()>,
+    may_have_changed: bool,
     /// Whether the thread was already unwinding from another panic when it took the lock.
     was_panicking: bool,
 }
@@ -32,13 +37,21 @@ impl SharedAssignments {
         Self {
             assignments: Mutex::new(assignments),
             failed: CancellationToken::new(),
+            changed: watch::Sender::default(),
         }
+    }
+
+    /// Returns a receiver that is told when the assignments may have changed.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     pub(super) fn lock(&self) -> AssignmentsGuard<'_> {
         AssignmentsGuard {
             assignments: (self.assignments.lock()).unwrap_or_else(PoisonError::into_inner),
             failed: &self.failed,
+            changed: &self.changed,
+            may_have_changed: false,
             was_panicking: thread::panicking(),
         }
     }
@@ -59,6 +72,7 @@ impl Deref for AssignmentsGuard<'_> {
 
 impl DerefMut for AssignmentsGuard<'_> {
     fn deref_mut(&mut self) -> &mut Assignments {
+        self.may_have_changed = true;
         &mut self.assignments
     }
 }
@@ -68,6 +82,9 @@ impl Drop for AssignmentsGuard<'_> {
         if thread::panicking() && !self.was_panicking {
             tracing::error!("a holder of the assignments' lock panicked: the server has to end");
             self.failed.cancel();
+        }
+        if self.may_have_changed {
+            self.changed.send_replace(());
         }
     }
 }
@@ -98,6 +115,20 @@ mod tests {
         assert!(panicked.join().is_err());
         assert!(shared.failed().now_or_never().is_some());
         shared.lock().leave(&SessionId::random());
+    }
+
+    #[test]
+    fn changes_are_told_and_looks_are_not() {
+        let sharing = Sharing {
+            max_sessions: 1,
+            keep_up: None,
+        };
+        let shared = SharedAssignments::new(Assignments::new([], sharing));
+        let changes = shared.changes();
+        assert_eq!(shared.lock().queue_depth(), 0);
+        assert!(!changes.has_changed().unwrap());
+        shared.lock().leave(&SessionId::random());
+        assert!(changes.has_changed().unwrap());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::link::ReadyReport;
 
+use super::assignments::Room;
 use super::config::Gpu;
 use super::exit::ExitReport;
 use super::lifecycle::WorkerState;
@@ -57,6 +58,7 @@ pub struct PoolStatus {
     pub workers: Vec<SlotStatus>,
     /// The number of sessions that wait for a worker.
     pub queue_depth: usize,
+    pub room: Room,
     pub warmup_enabled: bool,
 }
 

@@ -54,13 +54,7 @@ pub(super) enum Ended {
 /// # Errors
 /// Returns why there is none.
 pub(super) async fn connect(base: &Url, tls: Connector) -> Result<ServerSocket, String> {
-    let mut url = below(base, "/v1/stream");
-    let scheme = match base.scheme() {
-        "https" => "wss",
-        _ => "ws",
-    };
-    url.set_scheme(scheme)
-        .map_err(|()| "its address has no host".to_owned())?;
+    let url = socket_url(base, "/v1/stream")?;
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES))
@@ -75,6 +69,21 @@ pub(super) async fn connect(base: &Url, tls: Connector) -> Result<ServerSocket, 
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
     }
+}
+
+/// Returns the address of a WebSocket below that of a server.
+///
+/// # Errors
+/// Returns an error when the server's address can be none of a WebSocket.
+pub(super) fn socket_url(base: &Url, path: &str) -> Result<Url, String> {
+    let mut url = below(base, path);
+    let scheme = match base.scheme() {
+        "https" => "wss",
+        _ => "ws",
+    };
+    url.set_scheme(scheme)
+        .map_err(|()| "its address has no host".to_owned())?;
+    Ok(url)
 }
 
 /// Why one direction has ended.

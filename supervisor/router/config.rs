@@ -1,7 +1,9 @@
 //! The keys of `router` and the `Config` that they fill.
 
+use std::fmt;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use serde::Deserialize;
 use url::Url;
 
@@ -18,6 +20,10 @@ pub static KEYS: &[&KeySpec] = &[
     &HOST.spec,
     &PORT.spec,
     &REPLICAS.spec,
+    &KEY_FILE.spec,
+    &NAME.spec,
+    &ZONE.spec,
+    &DEAD_AFTER.spec,
     &LINGER.spec,
     &PATH.spec,
     &INTERVAL.spec,
@@ -42,6 +48,20 @@ static REPLICAS: Key<Option<Vec<serde_json::Value>>> = Key::json_list(
 )
 .short("replicas")
 .help("The servers that sessions go to, in the order in which they are preferred: each with `url`, and where needed `name`, `primary` (at most one) and `weight` [default: none, which is refused]");
+
+static KEY_FILE: Key<Option<String>> = Key::text("router.key_file")
+    .help("File whose first line is the key that servers know this router by (`server.router_keys_file`) [default: none: nothing is known of servers but their health]");
+
+static NAME: Key<Option<String>> =
+    Key::text("router.name").help("What servers call this router in their log [default: none]");
+
+static ZONE: Key<Option<String>> = Key::text("router.zone").help(
+    "Where this router is; servers of the same zone (`server.zone`) are preferred [default: none]",
+);
+
+static DEAD_AFTER: Key<Duration> = Key::seconds("router.dead_after_seconds", 1.5, HOUR)
+    .help("Silence after which a server that reports each second is considered unreachable")
+    .default(3.0);
 
 static LINGER: Key<Duration> = Key::seconds("router.linger_seconds", 0.0, 7.0 * DAY)
     .short("linger-seconds")
@@ -89,6 +109,27 @@ pub struct ReplicaEndpoint {
     pub weight: f64,
 }
 
+/// The key that servers know a router by. It is not shown.
+#[derive(Clone)]
+pub struct RouterKey(String);
+
+impl RouterKey {
+    /// Returns the value of the header `Authorization`.
+    pub(super) fn authorization(&self) -> HeaderValue {
+        let value = format!("Bearer {}", self.0);
+        let value = HeaderValue::try_from(value);
+        let mut value = value.expect("printable ASCII is a header's value");
+        value.set_sensitive(true);
+        value
+    }
+}
+
+impl fmt::Debug for RouterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RouterKey(…)")
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
@@ -119,9 +160,30 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
                 recovery: reader.get(&RECOVERY_THRESHOLD),
             },
         },
+        key: key(reader),
+        name: reader.non_empty(&NAME),
+        zone: reader.non_empty(&ZONE),
+        dead_after: reader.get(&DEAD_AFTER),
         linger: reader.get(&LINGER),
         ingress: ingress::config::read(reader),
     }
+}
+
+fn key(reader: &mut Reader<'_>) -> Option<RouterKey> {
+    let path = reader.non_empty(&KEY_FILE)?;
+    let first = match std::fs::read_to_string(&path) {
+        Ok(text) => text.lines().next().unwrap_or_default().trim().to_owned(),
+        Err(error) => {
+            reader.refuse(&KEY_FILE.spec, format!("a file that can be read ({error})"));
+            return None;
+        }
+    };
+    if first.is_empty() || !first.chars().all(|c| c.is_ascii_graphic()) {
+        let expected = "a file whose first line is a key in printable ASCII";
+        reader.refuse(&KEY_FILE.spec, expected);
+        return None;
+    }
+    Some(RouterKey(first))
 }
 
 fn replicas(reader: &mut Reader<'_>) -> Vec<ReplicaEndpoint> {

@@ -267,7 +267,7 @@ mod tests {
             failure: 2,
             recovery: 1,
         };
-        let registry = ReplicaRegistry::new(vec![endpoint("a"), endpoint("b")], thresholds);
+        let registry = ReplicaRegistry::new(vec![endpoint("a"), endpoint("b")], thresholds, None);
         let check = HealthCheck {
             path: "/health".to_owned(),
             interval: Duration::from_secs(5),

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
+use fastvideo_proto::fleet::Report;
 use tokio::sync::watch;
 
+use super::choose::{self, Candidate, Load};
 use super::config::ReplicaEndpoint;
 use super::health::{ReplicaHealth, Thresholds};
 
@@ -18,6 +20,8 @@ pub struct ReplicaRegistry(Arc<Shared>);
 struct Shared {
     replicas: Vec<Arc<Replica>>,
     thresholds: Thresholds,
+    /// The router's own zone.
+    zone: Option<String>,
     /// Whether each replica was probed at least once.
     all_probed: watch::Sender<bool>,
 }
@@ -27,8 +31,12 @@ struct Shared {
 pub struct Replica {
     pub endpoint: ReplicaEndpoint,
     health: Mutex<ReplicaHealth>,
+    /// What it reports; `None` while there is no link with it.
+    report: Mutex<Option<Report>>,
     /// Number of sessions that go to it.
     sessions: AtomicUsize,
+    /// Number of sessions that have begun since its last report.
+    unreported: AtomicUsize,
 }
 
 /// A session that goes to a replica counts until this is dropped.
@@ -43,17 +51,24 @@ impl Drop for CountedSession {
 
 impl ReplicaRegistry {
     /// Creates a registry in which no replica was probed.
-    pub fn new(replicas: Vec<ReplicaEndpoint>, thresholds: Thresholds) -> Self {
+    pub fn new(
+        replicas: Vec<ReplicaEndpoint>,
+        thresholds: Thresholds,
+        zone: Option<String>,
+    ) -> Self {
         let replica = |endpoint| {
             Arc::new(Replica {
                 endpoint,
                 health: Mutex::default(),
+                report: Mutex::default(),
                 sessions: AtomicUsize::new(0),
+                unreported: AtomicUsize::new(0),
             })
         };
         Self(Arc::new(Shared {
             replicas: replicas.into_iter().map(replica).collect(),
             thresholds,
+            zone,
             all_probed: watch::Sender::new(false),
         }))
     }
@@ -63,20 +78,21 @@ impl ReplicaRegistry {
         &self.0.replicas
     }
 
-    /// Returns the replica that takes the next session: the first healthy primary, else the first healthy other; `None`
-    /// when none is healthy.
+    /// Returns the replica that takes the next session: the first healthy primary, else the first healthy other, and
+    /// among those that report how they are the one with the least to do; `None` when none is healthy.
     pub fn select(&self) -> Option<Arc<Replica>> {
-        self.preferred().next()
+        self.preferred().into_iter().next()
     }
 
     /// Returns the healthy replicas in the order in which a session tries them.
-    pub(super) fn preferred(&self) -> impl Iterator<Item = Arc<Replica>> {
-        let tier = move |primary: bool| {
-            let replicas = self.0.replicas.iter();
-            replicas.filter(move |replica| replica.endpoint.primary == primary)
-        };
-        let ordered = tier(true).chain(tier(false));
-        ordered.filter(|replica| replica.is_healthy()).cloned()
+    pub(super) fn preferred(&self) -> Vec<Arc<Replica>> {
+        let replicas = self.0.replicas.iter();
+        let healthy: Vec<_> = replicas.filter(|replica| replica.is_healthy()).collect();
+        let candidates = healthy
+            .iter()
+            .map(|replica| replica.candidate(self.0.zone.as_deref()));
+        let order = choose::order(&candidates.collect::<Vec<_>>());
+        order.into_iter().map(|n| healthy[n].clone()).collect()
     }
 
     /// Records the outcome of a probe: how long the answer took, or why there was none.
@@ -115,9 +131,50 @@ impl Replica {
         self.sessions.load(Ordering::Relaxed)
     }
 
+    /// Returns what it reports; `None` while there is no link with it.
+    pub fn report(&self) -> Option<Report> {
+        self.lock_report().clone()
+    }
+
+    /// Takes a report.
+    pub(super) fn reported(&self, report: Report) {
+        let mut known = self.lock_report();
+        if known.is_none() {
+            tracing::info!(replica = %self, places = report.places, "server linked");
+        }
+        *known = Some(report);
+        self.unreported.store(0, Ordering::Relaxed);
+    }
+
+    /// Takes note that there is no link any more. Returns whether there was one.
+    pub(super) fn unlinked(&self) -> bool {
+        self.lock_report().take().is_some()
+    }
+
+    fn candidate(&self, zone: Option<&str>) -> Candidate {
+        let unreported = self.unreported.load(Ordering::Relaxed);
+        let load = self.report().map(|report| Load {
+            is_open: report.ready && !report.draining,
+            is_of_own_zone: report.zone.as_deref() == zone,
+            places: report.places,
+            free: report.free.saturating_sub(unreported),
+            sessions: report.sessions + unreported,
+        });
+        Candidate {
+            is_primary: self.endpoint.primary,
+            weight: self.endpoint.weight,
+            load,
+        }
+    }
+
+    fn lock_report(&self) -> MutexGuard<'_, Option<Report>> {
+        self.report.lock().expect("no holder of this lock panics")
+    }
+
     /// Counts a session.
     pub(super) fn begin_session(self: &Arc<Self>) -> CountedSession {
         self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.unreported.fetch_add(1, Ordering::Relaxed);
         CountedSession(self.clone())
     }
 
@@ -165,7 +222,7 @@ mod tests {
             primary: name.ends_with('*'),
             weight: 1.0,
         };
-        ReplicaRegistry::new(names.iter().map(endpoint).collect(), THRESHOLDS)
+        ReplicaRegistry::new(names.iter().map(endpoint).collect(), THRESHOLDS, None)
     }
 
     #[test]
@@ -181,12 +238,40 @@ mod tests {
         assert_eq!(selected().as_deref(), Some("a"));
         answer(1);
         assert_eq!(selected().as_deref(), Some("b*"));
-        let preferred: Vec<_> = registry.preferred().map(|r| r.to_string()).collect();
+        let preferred = registry.preferred();
+        let preferred: Vec<_> = preferred.iter().map(ToString::to_string).collect();
         assert_eq!(preferred, ["b*", "a", "c"]);
         fail(1);
         assert_eq!(selected().as_deref(), Some("b*"));
         fail(1);
         assert_eq!(selected().as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn sessions_on_their_way_count_until_the_next_report() {
+        let registry = registry(&["a", "b"]);
+        let report = |sessions: usize| Report {
+            ready: true,
+            places: 2,
+            free: 2 - sessions,
+            sessions,
+            ..Report::default()
+        };
+        for replica in registry.all() {
+            registry.record(replica, Ok(Duration::from_millis(1)));
+            replica.reported(report(0));
+        }
+        let mut begun = Vec::new();
+        for expected in ["a", "b", "a", "b"] {
+            let replica = registry.select().unwrap();
+            assert_eq!(replica.to_string(), expected);
+            begun.push(replica.begin_session());
+        }
+        registry.all()[0].reported(report(1));
+        assert_eq!(registry.select().unwrap().to_string(), "a");
+        assert!(registry.all()[0].unlinked());
+        assert!(!registry.all()[0].unlinked());
+        assert_eq!(registry.all()[0].sessions(), 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -71,6 +71,7 @@ async fn status(State(app): State<App>) -> Json<RouterStatus> {
             last_latency_ms: health.last_latency().map(|took| took.as_secs_f64() * 1e3),
             consecutive_failures: health.consecutive_failures(),
             sessions: replica.sessions(),
+            report: replica.report(),
         }
     });
     Json(RouterStatus {

@@ -273,6 +273,9 @@ fn a_move_is_given_up_when_its_place_is_gone_or_it_is_not_wanted_any_more() {
         .move_session(&session.id, Some(GpuId(2)))
         .unwrap();
     assert!(!assignments.has_room(2));
+    // Of three workers, one has the session, one is drained, and one is promised to the session.
+    let room = assignments.room();
+    assert_eq!(room.free, 0, "{room:?}");
     assignments
         .move_session(&session.id, Some(GpuId(0)))
         .unwrap();

@@ -1,0 +1,223 @@
+//! A server's end of the control link with routers (see [`fastvideo_proto::fleet`]): it tells each router how it is.
+//!
+//! Only who has a router's key is answered; to everybody else there is no such route.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use fastvideo_proto::fleet::{FLEET_VERSION, Gpus, Report, RouterMessage, ServerMessage};
+use futures_util::{SinkExt, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tracing::Instrument;
+
+use super::app::{App, AppState};
+use crate::ingress::connections::Phase;
+use crate::ingress::error::ApiError;
+use crate::ingress::extract::bearer;
+use crate::ingress::liveness::Liveness;
+use crate::ingress::websocket::{Handshake, WebSocket};
+use crate::pool::WorkerState;
+use crate::session::Drain;
+use crate::tasks::catch_panic;
+
+pub use keys::{KeysError, RouterKeys};
+
+mod keys;
+
+/// The longest time between two reports.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// For so long, changes are gathered for one report.
+const GATHER: Duration = Duration::from_millis(20);
+/// How long a router may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest message that is read from a router.
+const MAX_MESSAGE_BYTES: u64 = 64 << 10;
+
+/// What the server is called in reports.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    pub name: Option<String>,
+    pub zone: Option<String>,
+}
+
+/// The server's place in a fleet. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Fleet(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// `None` where no router may connect.
+    keys: Option<RouterKeys>,
+    server_id: String,
+    names: Names,
+}
+
+impl Fleet {
+    pub(super) fn new(keys: Option<RouterKeys>, names: Names) -> Self {
+        let server_id = format!("{:032x}", rand::random::<u128>());
+        Self(Arc::new(Shared {
+            keys,
+            server_id,
+            names,
+        }))
+    }
+
+    /// Returns the keys of routers; `None` where no router may connect.
+    pub(crate) fn keys(&self) -> Option<&RouterKeys> {
+        self.0.keys.as_ref()
+    }
+
+    fn report(&self, app: &App) -> Report {
+        let pool = app.context.pool.status();
+        let workers = || pool.workers.iter().map(|slot| slot.status.state);
+        let serves = |state| matches!(state, WorkerState::Ready | WorkerState::Busy);
+        let starts = |state| {
+            matches!(
+                state,
+                WorkerState::Spawning
+                    | WorkerState::Connecting
+                    | WorkerState::Loading
+                    | WorkerState::WarmingUp
+            )
+        };
+        let ready = workers().filter(|state| serves(*state)).count();
+        // Who waits comes first.
+        let free = pool.room.free.saturating_sub(pool.queue_depth);
+        Report {
+            server_id: self.0.server_id.clone(),
+            name: self.0.names.name.clone(),
+            zone: self.0.names.zone.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            fleet: vec![FLEET_VERSION],
+            ready: ready > 0,
+            draining: *app.context.drain.borrow() != Drain::No,
+            places: pool.room.places,
+            free,
+            sessions: app.registry.count(),
+            waiting: pool.queue_depth,
+            gpus: Gpus {
+                total: pool.workers.len(),
+                ready,
+                starting: workers().filter(|state| starts(*state)).count(),
+            },
+        }
+    }
+}
+
+/// Serves the route `/v1/router`.
+pub(super) async fn control(
+    State(app): AppState,
+    headers: HeaderMap,
+    handshake: Handshake,
+) -> Result<Response, ApiError> {
+    let given = bearer(&headers).unwrap_or_default();
+    let is_router = app.fleet.keys().is_some_and(|keys| keys.admit(given));
+    if !is_router {
+        return Err(ApiError::not_found(
+            "there is nothing here; see /openapi.json",
+        ));
+    }
+    let connection = handshake.connection().clone();
+    connection
+        .place
+        .await_opening()
+        .map_err(ApiError::too_busy)?;
+    let answer = handshake.answer();
+    let client = connection.place.client();
+    let limits = app.ingress.message_limits(client, MAX_MESSAGE_BYTES);
+    let tracker = app.ingress.requests.clone();
+    let span = tracing::info_span!("router", address = %client);
+    let linked = async move {
+        let Some((mut socket, _)) = Box::pin(handshake.complete(limits)).await else {
+            return;
+        };
+        let Some(hello) = hello(&mut socket).await else {
+            tracing::info!("a router said no hello");
+            return;
+        };
+        connection.place.enter_phase(Phase::Session);
+        tracing::info!(router_id = hello, "router linked");
+        tokio::select! {
+            () = report(socket, &connection, &app) => tracing::info!("router gone"),
+            () = app.ingress.stopping.cancelled() => {}
+        }
+    };
+    tracker.spawn(catch_panic("router link", linked.instrument(span)));
+    Ok(answer)
+}
+
+/// Waits for the router's first message, and returns its id.
+async fn hello(socket: &mut WebSocket) -> Option<String> {
+    let first = timeout(HELLO_TIMEOUT, socket.next()).await.ok()??;
+    let Ok(Message::Text(text)) = first else {
+        return None;
+    };
+    let RouterMessage::Hello(hello) = serde_json::from_str(&text).ok()?;
+    if hello.fleet < FLEET_VERSION {
+        let frame = CloseFrame {
+            code: CloseCode::Policy,
+            reason: "this version of the link is not spoken here".into(),
+        };
+        let _ = socket.send(Message::Close(Some(frame))).await;
+        return None;
+    }
+    Some(hello.router_id)
+}
+
+/// Reports until the router is gone.
+async fn report(socket: WebSocket, connection: &crate::ingress::connection::Connection, app: &App) {
+    let (mut sink, mut stream) = socket.split();
+    let mut liveness = Liveness::new(app.ingress.ping_interval * 2);
+    let mut changes = app.context.pool.changes();
+    let mut drain = app.context.drain.clone();
+    loop {
+        let report = app.fleet.report(app);
+        let message = ServerMessage::Report(Box::new(report));
+        let text = serde_json::to_string(&message).expect("strings and numbers are JSON");
+        let sent = {
+            let _writing = connection.write_message();
+            sink.send(Message::Text(text.into())).await
+        };
+        if sent.is_err() {
+            return;
+        }
+        let due = Instant::now() + INTERVAL;
+        let changed = async {
+            tokio::select! {
+                () = told(&mut changes) => {}
+                () = told(&mut drain) => {}
+            }
+            sleep(GATHER).await;
+        };
+        tokio::pin!(changed);
+        loop {
+            tokio::select! {
+                () = &mut changed => break,
+                () = sleep_until(due) => break,
+                message = stream.next() => match message {
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                    Some(Ok(_)) => {}
+                },
+                () = sleep_until(liveness.next_look()) => {
+                    if !liveness.look(connection.progress()) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Waits for the next change; for ever when none can follow.
+async fn told<T>(changes: &mut watch::Receiver<T>) {
+    if changes.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

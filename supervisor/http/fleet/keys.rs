@@ -1,0 +1,126 @@
+//! The keys by which a server knows its routers.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+
+/// The shortest key, in bytes.
+const MIN_BYTES: usize = 32;
+
+/// The keys in a file, one in each line. Empty lines and lines that begin with `#` are no keys. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct RouterKeys(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    /// Of the BLAKE3 hash of each key, so that no comparison tells by its time how much of a key is right.
+    hashes: RwLock<Vec<blake3::Hash>>,
+}
+
+/// Why a file of keys is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    #[error("{} cannot be read", .path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{}:{line}: a key has at least {MIN_BYTES} printable characters", .path.display())]
+    BadKey { path: PathBuf, line: usize },
+    #[error("{} has no key", .path.display())]
+    Empty { path: PathBuf },
+}
+
+impl RouterKeys {
+    /// Reads the keys of a file.
+    ///
+    /// # Errors
+    /// Returns an error when there is no key in it, or one that is none.
+    pub fn read(path: PathBuf) -> Result<Self, KeysError> {
+        let hashes = RwLock::new(hashes(&path)?);
+        Ok(Self(Arc::new(Shared { path, hashes })))
+    }
+
+    /// Reads the file again. All keys that it has are valid from now on, and no others. Returns how many there are.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; the keys stay as they were.
+    pub(crate) fn reload(&self) -> Result<usize, KeysError> {
+        let read = hashes(&self.0.path)?;
+        let count = read.len();
+        *(self.0.hashes.write()).expect("no holder of this lock panics") = read;
+        Ok(count)
+    }
+
+    /// Returns whether a text is one of the keys.
+    pub(super) fn admit(&self, given: &str) -> bool {
+        let given = blake3::hash(given.as_bytes());
+        let hashes = (self.0.hashes.read()).expect("no holder of this lock panics");
+        // Each comparison takes constant time.
+        hashes.contains(&given)
+    }
+}
+
+fn hashes(path: &PathBuf) -> Result<Vec<blake3::Hash>, KeysError> {
+    let text = std::fs::read_to_string(path).map_err(|source| KeysError::Unreadable {
+        path: path.clone(),
+        source,
+    })?;
+    let mut hashes = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let key = line.trim();
+        if key.is_empty() || key.starts_with('#') {
+            continue;
+        }
+        if key.len() < MIN_BYTES || !key.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(KeysError::BadKey {
+                path: path.clone(),
+                line: number + 1,
+            });
+        }
+        hashes.push(blake3::hash(key.as_bytes()));
+    }
+    match hashes.is_empty() {
+        true => Err(KeysError::Empty { path: path.clone() }),
+        false => Ok(hashes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_of_a_file_are_admitted_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let (old, new) = ("o".repeat(32), "n".repeat(40));
+        std::fs::write(&path, format!("# both are valid\n{old}\n\n  {new}  \n")).unwrap();
+        let keys = RouterKeys::read(path.clone()).unwrap();
+        assert!(keys.admit(&old) && keys.admit(&new));
+        for wrong in ["", "# both are valid", &"o".repeat(31), &"o".repeat(33)] {
+            assert!(!keys.admit(wrong), "{wrong}");
+        }
+        std::fs::write(&path, &new).unwrap();
+        assert_eq!(keys.reload().unwrap(), 1);
+        assert!(!keys.admit(&old) && keys.admit(&new));
+        // A file that is wrong changes nothing.
+        std::fs::write(&path, "short").unwrap();
+        assert!(keys.reload().is_err());
+        assert!(keys.admit(&new));
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            let failed = RouterKeys::read(path.clone()).unwrap_err().to_string();
+            failed.rsplit_once('/').unwrap().1.to_owned()
+        };
+        assert_eq!(read("# nothing\n"), "keys has no key");
+        let short = "keys:2: a key has at least 32 printable characters";
+        assert_eq!(read("\nshort\n"), short);
+        let failed = RouterKeys::read(folder.path().join("absent")).unwrap_err();
+        assert!(failed.to_string().ends_with("absent cannot be read"));
+    }
+}

@@ -1,0 +1,144 @@
+//! The router's end of the control links: servers tell how they are.
+//!
+//! A server that is silent, closes the link or breaks it is not linked any more, and counts as one without a link until it
+//! is again; its probes go on beside that. A server that knows no links, or not this router's key, is asked again from
+//! time to time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use axum::http::header::AUTHORIZATION;
+use fastvideo_proto::fleet::{FLEET_VERSION, Hello, RouterMessage, ServerMessage};
+use futures_util::{SinkExt, StreamExt};
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{Connector, connect_async_tls_with_config};
+
+use super::bridge::{ServerSocket, socket_url};
+use super::registry::Replica;
+use crate::backoff::Backoff;
+
+/// Time limit on connecting to a server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The shortest and the longest pause before another try.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The largest message that is taken from a server.
+const MAX_MESSAGE_BYTES: usize = 64 << 10;
+
+/// What the router says of itself, and how it proves that.
+#[derive(Clone)]
+pub(super) struct Identity {
+    pub(super) hello: Hello,
+    /// `Bearer` and the key.
+    pub(super) authorization: HeaderValue,
+    pub(super) tls: Connector,
+    /// How long a server may be silent.
+    pub(super) dead_after: Duration,
+}
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error("it has no link for this router's key")]
+    NotSpoken,
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// Keeps a link with a server, for ever.
+pub(super) async fn keep(replica: Arc<Replica>, identity: Identity) {
+    let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE).with_jitter();
+    let mut is_told = false;
+    loop {
+        let linked = link(&replica, &identity, &mut backoff).await;
+        let was_linked = replica.unlinked();
+        match linked {
+            Err(LinkError::NotSpoken) if is_told => {}
+            Err(error) if was_linked || !is_told => {
+                tracing::warn!(%replica, reason = %error, "no link with a server");
+                is_told = true;
+            }
+            Err(error) => tracing::debug!(%replica, reason = %error, "no link with a server"),
+            Ok(()) => {}
+        }
+        if was_linked {
+            is_told = false;
+        }
+        sleep(backoff.next_pause()).await;
+    }
+}
+
+/// Links with a server, and takes its reports until the link ends.
+async fn link(
+    replica: &Replica,
+    identity: &Identity,
+    backoff: &mut Backoff,
+) -> Result<(), LinkError> {
+    let broken = |error: tungstenite::Error| LinkError::Broken(error.to_string());
+    let mut socket = connect(replica, identity).await?;
+    let hello = RouterMessage::Hello(identity.hello.clone());
+    let hello = serde_json::to_string(&hello).expect("strings and numbers are JSON");
+    socket
+        .send(Message::Text(hello.into()))
+        .await
+        .map_err(broken)?;
+    loop {
+        let next = timeout(identity.dead_after, socket.next()).await;
+        let silent = || {
+            let limit = identity.dead_after.as_secs_f64();
+            LinkError::Broken(format!("silent for {limit} s"))
+        };
+        let message = match next.map_err(|_| silent())? {
+            None => return Err(LinkError::Broken("it ended without a close".to_owned())),
+            Some(Err(error)) => return Err(broken(error)),
+            Some(Ok(Message::Close(frame))) => {
+                let reason = frame.map(|frame| frame.reason.to_string());
+                let reason = reason.unwrap_or_default();
+                return Err(LinkError::Broken(format!("closed: {reason}")));
+            }
+            Some(Ok(Message::Text(text))) => text,
+            Some(Ok(_)) => continue,
+        };
+        match serde_json::from_str(&message) {
+            Ok(ServerMessage::Report(report)) if report.fleet.contains(&FLEET_VERSION) => {
+                backoff.reset();
+                replica.reported(*report);
+            }
+            Ok(ServerMessage::Report(_)) => {
+                let reason = "it speaks no version of the link that this router speaks";
+                return Err(LinkError::Broken(reason.to_owned()));
+            }
+            Err(error) => tracing::debug!(%replica, %error, "a message that is not known"),
+        }
+    }
+}
+
+async fn connect(replica: &Replica, identity: &Identity) -> Result<ServerSocket, LinkError> {
+    let broken = |reason: String| LinkError::Broken(reason);
+    let url = socket_url(&replica.endpoint.url, "/v1/router").map_err(broken)?;
+    let request = url.as_str().into_client_request();
+    let mut request = request.map_err(|error| broken(error.to_string()))?;
+    request
+        .headers_mut()
+        .insert(AUTHORIZATION, identity.authorization.clone());
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MAX_MESSAGE_BYTES))
+        .max_frame_size(Some(MAX_MESSAGE_BYTES));
+    let tls = Some(identity.tls.clone());
+    let connecting = connect_async_tls_with_config(request, Some(config), true, tls);
+    match timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok((socket, _))) => Ok(socket),
+        Ok(Err(tungstenite::Error::Http(answer))) if answer.status().is_client_error() => {
+            Err(LinkError::NotSpoken)
+        }
+        Ok(Err(error)) => Err(broken(error.to_string())),
+        Err(_) => Err(broken(format!(
+            "no answer within {} s",
+            CONNECT_TIMEOUT.as_secs()
+        ))),
+    }
+}
