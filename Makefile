@@ -3,6 +3,7 @@
 BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
 TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ openssl redis-server
 FUZZ_PACKAGES = fasttext g++
+BENCH_PACKAGES = haproxy
 TORCH_PACKAGES = g++
 
 # `make demo ENGINE=ltx2 MODEL=<folder>` runs a model instead of test pictures, and `make build ENGINE=ltx2` builds a worker
@@ -87,6 +88,7 @@ check: build-packages libtorch
 	@deploy/check-dependencies
 
 bench: build test-packages
+	@deploy/need-packages $(BENCH_PACKAGES)
 	cargo bench --locked -- $(ARGS)
 
 clean:

@@ -32,6 +32,7 @@ mod provider;
 mod recovery;
 mod relay;
 mod report;
+mod router;
 mod safety;
 mod segment;
 mod server;
@@ -62,10 +63,11 @@ enum Scenario {
     Extension,
     Safety,
     Inputs,
+    Router,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 17] = [
+const SCENARIOS: [(&str, Scenario); 18] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -83,6 +85,7 @@ const SCENARIOS: [(&str, Scenario); 17] = [
     ("extension", Scenario::Extension),
     ("safety", Scenario::Safety),
     ("inputs", Scenario::Inputs),
+    ("router", Scenario::Router),
 ];
 
 fn arguments() -> Command {
@@ -124,6 +127,7 @@ impl Scenario {
             Self::Extension => extension::measure(runs.unwrap_or(12)).await,
             Self::Safety => safety::measure(runs.unwrap_or(5)).await,
             Self::Inputs => inputs::measure().await,
+            Self::Router => router::measure(runs.unwrap_or(3)).await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }
     }

@@ -44,12 +44,27 @@ impl Server {
     pub(crate) fn start(args: &[&str]) -> anyhow::Result<Self> {
         let mut command = command("fastvideo-supervisor")?;
         command
-            .args(["--host", "127.0.0.1", "--port", "0"])
             .args(["--streaming.generation_segment_cap", "1000000"])
             // Whoever comes next has the worker of a client that has gone.
             .args(["--streaming.hold_seconds", "0"])
             .args(["--streaming.max_lead_seconds", "0"])
-            .args(args)
+            .args(args);
+        Self::launch(command)
+    }
+
+    /// Starts a router on a free port, and waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(crate) fn start_router(args: &[&str]) -> anyhow::Result<Self> {
+        let mut command = command("fastvideo-supervisor")?;
+        command.arg("router").args(args);
+        Self::launch(command)
+    }
+
+    fn launch(mut command: Command) -> anyhow::Result<Self> {
+        command
+            .args(["--host", "127.0.0.1", "--port", "0"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log()?);

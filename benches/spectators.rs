@@ -17,7 +17,7 @@ use crate::server::Server;
 
 const SPECTATORS: usize = 1000;
 /// Of five seconds each.
-const SEGMENTS: usize = 6;
+const SEGMENTS: usize = 12;
 const ARGS: &[&str] = &[
     "--default_request.sampling.width=512",
     "--default_request.sampling.height=320",

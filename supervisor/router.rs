@@ -23,6 +23,7 @@ use crate::{ServeError, listen, most_connections, raise_file_limit};
 use config::{ReplicaEndpoint, RouterKey};
 use control::Identity;
 use health::{HttpClient, Thresholds, run_health_check_loop};
+use proxy::Proxy;
 use registry::ReplicaRegistry;
 
 mod bridge;
@@ -30,6 +31,7 @@ mod choose;
 pub mod config;
 mod control;
 pub mod health;
+mod proxy;
 pub mod registry;
 mod routes;
 
@@ -96,6 +98,7 @@ pub async fn serve(
         ingress: ingress.clone(),
         registry: registry.clone(),
         tls: tls.clone(),
+        proxy: Proxy::new().map_err(ServeError::Client)?,
         leaving: leaving.clone(),
     };
     let probe = HttpClient::new().map_err(ServeError::Client)?;

@@ -511,3 +511,60 @@ async fn keys_that_are_none_end_the_start() {
         "{said}"
     );
 }
+
+#[tokio::test]
+async fn a_film_is_had_through_a_router_from_the_server_that_has_it() {
+    let servers = [server(), server()];
+    let router = router(&[&servers[0].address, &servers[1].address]);
+    states_are(&router, &["healthy", "healthy"]).await;
+    // At the server that is not asked first.
+    let mut client = servers[1].open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    client.until_type("ltx2_stream_start").await;
+    let segment = client.segment("a red fox").await;
+    let id = assigned["session_id"].as_str().unwrap();
+    let token = assigned["watch_token"].as_str().unwrap();
+    let ask = async |server: &Server, what: &str, range: Option<&str>| {
+        let url = format!("http://{}/v1/sessions/{id}/{what}", server.address);
+        let mut request = ureq::get(&url).header("authorization", format!("Bearer {token}"));
+        if let Some(range) = range {
+            request = request.header("range", range);
+        }
+        let request = request.config().http_status_as_error(false).build();
+        tokio::task::spawn_blocking(move || {
+            let mut answer = request.call().unwrap();
+            let headers = ["etag", "content-type", "content-range", "cache-control"];
+            let headers = headers.map(|name| answer.headers().get(name).cloned());
+            let body = answer.body_mut().read_to_vec().unwrap();
+            (answer.status().as_u16(), headers, body)
+        })
+        .await
+        .unwrap()
+    };
+    for what in [
+        "film",
+        "film/0.mp4",
+        "film/0.jpg",
+        "film/0/1-1.m4s",
+        "film.mp4",
+    ] {
+        let direct = ask(&servers[1], what, None).await;
+        assert_eq!(direct.0, 200, "{what}");
+        assert!(ask(&router, what, None).await == direct, "{what}");
+    }
+    let part = ask(&router, "film/0.mp4", Some("bytes=4-7")).await;
+    assert_eq!((part.0, &part.2[..]), (206, &segment.bytes()[4..8]));
+    let list = ask(&router, "index.m3u8?_HLS_msn=0", None).await;
+    assert!(String::from_utf8(list.2).unwrap().contains("#EXT-X-PART:"));
+    let unknown = ask(&router, "film/9.mp4", None).await;
+    assert_eq!(unknown.0, 404);
+    let body: Value = serde_json::from_slice(&unknown.2).unwrap();
+    assert_eq!(body["error"]["code"], "no_segment");
+    // What a client asks for while no server is there.
+    let mut servers = servers;
+    for server in &mut servers {
+        server.kill().await;
+    }
+    states_are(&router, &["unhealthy", "unhealthy"]).await;
+    assert_eq!(ask(&router, "film", None).await.0, 502);
+}

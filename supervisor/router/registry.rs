@@ -84,10 +84,15 @@ impl ReplicaRegistry {
         self.preferred().into_iter().next()
     }
 
+    /// Returns the healthy replicas in the order of the configuration.
+    pub(super) fn healthy(&self) -> impl Iterator<Item = Arc<Replica>> {
+        let replicas = self.0.replicas.iter();
+        replicas.filter(|replica| replica.is_healthy()).cloned()
+    }
+
     /// Returns the healthy replicas in the order in which a session tries them.
     pub(super) fn preferred(&self) -> Vec<Arc<Replica>> {
-        let replicas = self.0.replicas.iter();
-        let healthy: Vec<_> = replicas.filter(|replica| replica.is_healthy()).collect();
+        let healthy: Vec<_> = self.healthy().collect();
         let candidates = healthy
             .iter()
             .map(|replica| replica.candidate(self.0.zone.as_deref()));

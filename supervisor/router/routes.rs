@@ -6,7 +6,7 @@ use axum::extract::{FromRef, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::from_fn_with_state;
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{any, get};
 use axum::{Json, Router};
 use fastvideo_proto::api::router::{ReplicaState, RouterHealth, RouterStatus};
 use fastvideo_proto::job::ErrorCode;
@@ -20,6 +20,7 @@ use tracing::Instrument;
 
 use super::CLOSE_REPLY;
 use super::bridge::{self, Ended};
+use super::proxy::{self, Proxy};
 use super::registry::{Replica, ReplicaRegistry, seconds};
 use crate::dialect::{Rendered, Wire, close_code, stream_v1};
 use crate::ingress::connection::Connection;
@@ -35,6 +36,7 @@ pub(super) struct App {
     pub(super) ingress: Ingress,
     pub(super) registry: ReplicaRegistry,
     pub(super) tls: tokio_tungstenite::Connector,
+    pub(super) proxy: Proxy,
     /// Cancelled when the router leaves its clients.
     pub(super) leaving: CancellationToken,
 }
@@ -48,6 +50,10 @@ impl FromRef<App> for Ingress {
 pub(super) fn router(app: App) -> Router {
     Router::new()
         .route("/v1/stream", get(stream))
+        .route("/v1/sessions/{id}/film", any(proxy::film))
+        .route("/v1/sessions/{id}/film/{*file}", any(proxy::film))
+        .route("/v1/sessions/{id}/film.mp4", any(proxy::film))
+        .route("/v1/sessions/{id}/index.m3u8", any(proxy::film))
         .route("/status", get(status))
         .route("/health", get(health))
         .route("/readyz", get(ready))

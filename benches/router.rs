@@ -1,0 +1,338 @@
+//! What a router adds to the way of the media, beside what HAProxy adds.
+//!
+//! A source sends messages to each session at the pace of fragments; each message carries the time of its sending. The
+//! source and the clients are threads of this process, so that both have one clock. Direct connections, HAProxy and the
+//! router take turns.
+
+use std::net::TcpListener as FreePort;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use bytes::{BufMut, BytesMut};
+use futures_util::{SinkExt, StreamExt};
+use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::client::PATIENCE;
+use crate::cost::{MachineTime, cpu_time};
+use crate::report::{Row, Target};
+use crate::server::{ASK_AGAIN, Server};
+
+const MESSAGE_BYTES: usize = 100 << 10;
+const MESSAGES_PER_SECOND: u32 = 24;
+/// How long each way is measured at a time, and how often.
+const TURN: Duration = Duration::from_secs(5);
+/// Before each turn's first message that counts.
+const SETTLING: Duration = Duration::from_millis(500);
+const BYTES_PER_GB: f64 = 1e9;
+
+/// How the messages go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Direct,
+    Haproxy,
+    Router,
+}
+
+const WAYS: [Way; 3] = [Way::Direct, Way::Haproxy, Way::Router];
+
+/// What was seen on one way.
+#[derive(Debug, Default)]
+struct Seen {
+    /// From the sending of a message to its end at the client, in milliseconds.
+    latencies: Vec<f64>,
+    bytes: f64,
+    /// Processor time of what lies between, in seconds.
+    cpu: f64,
+    busy: f64,
+}
+
+impl Seen {
+    fn p99(&mut self) -> f64 {
+        self.latencies.sort_by(f64::total_cmp);
+        let place = (self.latencies.len() * 99).div_ceil(100).max(1) - 1;
+        self.latencies.get(place).copied().unwrap_or(f64::NAN)
+    }
+}
+
+pub(crate) async fn measure(turns: usize) -> anyhow::Result<Vec<Row>> {
+    let source = Source::start()?;
+    let haproxy = Haproxy::start(&source.address).await?;
+    let replicas = format!(r#"[{{"url": "http://{}"}}]"#, source.address);
+    let router = Server::start_router(&["--replicas", &replicas])?;
+    let mut rows = Vec::new();
+    for (sessions, keys) in [(4, &KEYS[0]), (32, &KEYS[1])] {
+        let mut seen: [Seen; 3] = Default::default();
+        for _ in 0..turns {
+            for (way, seen) in WAYS.into_iter().zip(&mut seen) {
+                let (address, pid) = match way {
+                    Way::Direct => (&source.address, None),
+                    Way::Haproxy => (&haproxy.address, Some(haproxy.pid())),
+                    Way::Router => (&router.address, Some(router.pid())),
+                };
+                turn(address, pid, sessions, seen).await?;
+            }
+        }
+        rows.extend(keys.rows(seen));
+    }
+    Ok(rows)
+}
+
+/// The names of the rows for a number of sessions.
+struct Keys {
+    latency: (&'static str, &'static str),
+    cpu: (&'static str, &'static str),
+}
+
+const KEYS: [Keys; 2] = [
+    Keys {
+        latency: (
+            "router_latency_4",
+            "router, 4 sessions: added p99 in times of HAProxy's",
+        ),
+        cpu: (
+            "router_cpu_4",
+            "the same, processor time per GB in times of HAProxy's",
+        ),
+    },
+    Keys {
+        latency: (
+            "router_latency_32",
+            "router, 32 sessions: added p99 in times of HAProxy's",
+        ),
+        cpu: (
+            "router_cpu_32",
+            "the same, processor time per GB in times of HAProxy's",
+        ),
+    },
+];
+
+impl Keys {
+    fn rows(&self, seen: [Seen; 3]) -> [Row; 2] {
+        let [mut direct, mut haproxy, mut router] = seen;
+        let count = router.latencies.len();
+        let p99 = [&mut direct, &mut haproxy, &mut router].map(Seen::p99);
+        let added = (p99[2] - p99[0]) / (p99[1] - p99[0]);
+        let per_gb = |seen: &Seen| seen.cpu / (seen.bytes / BYTES_PER_GB);
+        let cpu = [per_gb(&haproxy), per_gb(&router)];
+        let row = |(key, what), measured, note| Row {
+            key,
+            what,
+            unit: "x",
+            python: "-",
+            target: Target::AtMost(1.2),
+            measured,
+            figures: None,
+            note,
+        };
+        let latency = format!(
+            "p99 direct {:.2}, HAProxy {:.2}, router {:.2} ms of {count} messages each; cores {:.0} % busy with the router",
+            p99[0],
+            p99[1],
+            p99[2],
+            router.busy * 100.0
+        );
+        let time = format!("HAProxy {:.2}, router {:.2} s per GB", cpu[0], cpu[1]);
+        [
+            row(self.latency, added, latency),
+            row(self.cpu, cpu[1] / cpu[0], time),
+        ]
+    }
+}
+
+/// Measures one way for a while.
+async fn turn(
+    address: &str,
+    pid: Option<Pid>,
+    sessions: usize,
+    seen: &mut Seen,
+) -> anyhow::Result<()> {
+    let time = |pid: Option<Pid>| pid.map(cpu_time).transpose();
+    let counts = Arc::new(AtomicBool::new(false));
+    let address = address.to_owned();
+    let clients = {
+        let counts = counts.clone();
+        thread::spawn(move || clients(&address, sessions, &counts))
+    };
+    sleep(SETTLING).await;
+    let (before, machine) = (time(pid)?, MachineTime::look()?);
+    counts.store(true, Ordering::Relaxed);
+    sleep(TURN).await;
+    counts.store(false, Ordering::Relaxed);
+    let (after, busy) = (time(pid)?, MachineTime::look()?.busy_since(&machine));
+    let (latencies, bytes) = clients
+        .join()
+        .map_err(|_| anyhow::anyhow!("the clients panicked"))??;
+    ensure!(!latencies.is_empty(), "no message came");
+    seen.latencies.extend(latencies);
+    seen.bytes += bytes;
+    if let (Some(before), Some(after)) = (before, after) {
+        seen.cpu += (after - before).as_secs_f64();
+    }
+    seen.busy = busy;
+    Ok(())
+}
+
+/// Receives what comes to so many sessions, for as long as it counts.
+fn clients(address: &str, sessions: usize, counts: &AtomicBool) -> anyhow::Result<(Vec<f64>, f64)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let url = format!("ws://{address}/v1/stream");
+        let mut sockets = Vec::new();
+        for _ in 0..sessions {
+            let connecting = tokio_tungstenite::connect_async(&url);
+            sockets.push(timeout(PATIENCE, connecting).await??.0);
+        }
+        let received = sockets.into_iter().map(async |mut socket| {
+            let (mut latencies, mut bytes, mut has_begun) = (Vec::new(), 0.0, false);
+            loop {
+                let next = timeout(PATIENCE, socket.next()).await?;
+                let Message::Binary(message) = next.context("it closed")?? else {
+                    continue;
+                };
+                match counts.load(Ordering::Relaxed) {
+                    true => has_begun = true,
+                    false if has_begun => return anyhow::Ok((latencies, bytes)),
+                    false => continue,
+                }
+                let sent = message.first_chunk().context("a time")?;
+                let sent = Duration::from_nanos(u64::from_be_bytes(*sent));
+                let took = now().saturating_sub(sent);
+                latencies.push(took.as_secs_f64() * 1e3);
+                bytes += message.len() as f64;
+            }
+        });
+        let received = futures_util::future::try_join_all(received).await?;
+        let mut all = (Vec::new(), 0.0);
+        for (latencies, bytes) in received {
+            all.0.extend(latencies);
+            all.1 += bytes;
+        }
+        Ok(all)
+    })
+}
+
+/// The time since this process began to measure.
+fn now() -> Duration {
+    static BEGUN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    BEGUN.elapsed()
+}
+
+/// A server that sends messages to whoever connects, and answers probes.
+struct Source {
+    address: String,
+}
+
+impl Source {
+    fn start() -> anyhow::Result<Self> {
+        let listener = FreePort::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?.to_string();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        // It ends with the process.
+        thread::spawn(move || runtime.block_on(accept(listener)));
+        Ok(Self { address })
+    }
+}
+
+async fn accept(listener: FreePort) -> anyhow::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let mut served = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        served.spawn(serve(stream));
+        while served.try_join_next().is_some() {}
+    }
+}
+
+async fn serve(mut stream: TcpStream) -> anyhow::Result<()> {
+    let mut head = [0; 16];
+    let peeked = stream.peek(&mut head).await?;
+    if !head[..peeked].starts_with(b"GET /v1/stream") {
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request).await?;
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        return Ok(stream.write_all(answer).await?);
+    }
+    let mut socket = tokio_tungstenite::accept_async(stream).await?;
+    let pause = Duration::from_secs(1) / MESSAGES_PER_SECOND;
+    // So that the sessions do not send all at once.
+    let first = tokio::time::Instant::now() + pause.mul_f64(rand::random());
+    let mut ticks = interval_at(first, pause);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let mut message = BytesMut::zeroed(MESSAGE_BYTES);
+        let sent = u64::try_from(now().as_nanos())?;
+        (&mut message[..8]).put_u64(sent);
+        socket.send(Message::Binary(message.freeze())).await?;
+    }
+}
+
+/// Debian's HAProxy before the source. Killed when dropped.
+struct Haproxy {
+    child: Child,
+    address: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Haproxy {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the router is measured beside another program"
+    )]
+    async fn start(source: &str) -> anyhow::Result<Self> {
+        let free = FreePort::bind("127.0.0.1:0")?;
+        let address = free.local_addr()?.to_string();
+        drop(free);
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("haproxy.cfg");
+        let config = format!(
+            "defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n \
+             timeout tunnel 1h\nfrontend f\n bind {address}\n default_backend b\nbackend b\n server s {source}\n"
+        );
+        std::fs::write(&path, config)?;
+        let mut command = Command::new("haproxy");
+        command.args(["-db", "-f"]).arg(&path);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("haproxy does not start (make bench installs it)")?;
+        let begun = Instant::now();
+        while TcpStream::connect(&address).await.is_err() {
+            ensure!(begun.elapsed() < PATIENCE, "haproxy does not listen");
+            sleep(ASK_AGAIN).await;
+        }
+        Ok(Self {
+            child,
+            address,
+            _folder: folder,
+        })
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+}
+
+impl Drop for Haproxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

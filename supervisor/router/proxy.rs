@@ -1,0 +1,149 @@
+//! Passes requests for a session's film on to the server that has it.
+//!
+//! Any server with the session's store has the film; the one that runs the session has also what is being made. So the
+//! servers are asked one after the other, until one knows the session and the token.
+
+use std::io;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION,
+    IF_NONE_MATCH, IF_RANGE, ORIGIN, RANGE, TRANSFER_ENCODING,
+};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
+use axum::response::Response;
+use fastvideo_proto::api::error::ErrorBody;
+use futures_util::stream;
+
+use super::health::below;
+use super::registry::Replica;
+use super::routes::App;
+use crate::causes::with_causes;
+use crate::ingress::error::ApiError;
+
+/// Time limit on connecting to a server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The most that is read of a refusal.
+const MAX_REFUSAL_BYTES: usize = 64 << 10;
+
+/// The headers of a request that a film's routes look at.
+const PASSED_ON: [HeaderName; 7] = [
+    ACCESS_CONTROL_REQUEST_HEADERS,
+    ACCESS_CONTROL_REQUEST_METHOD,
+    AUTHORIZATION,
+    IF_NONE_MATCH,
+    IF_RANGE,
+    ORIGIN,
+    RANGE,
+];
+
+/// Asks servers for what clients of the router ask for.
+#[derive(Clone, Debug)]
+pub(super) struct Proxy(reqwest::Client);
+
+impl Proxy {
+    /// # Errors
+    /// Returns an error when TLS cannot be set up.
+    pub(super) fn new() -> io::Result<Self> {
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build();
+        client.map(Self).map_err(io::Error::other)
+    }
+
+    /// Asks one server.
+    async fn ask(
+        &self,
+        replica: &Replica,
+        method: &Method,
+        target: &str,
+        headers: &HeaderMap,
+    ) -> reqwest::Result<reqwest::Response> {
+        let url = below(&replica.endpoint.url, target);
+        let mut passed_on = HeaderMap::new();
+        for name in PASSED_ON {
+            for value in headers.get_all(&name) {
+                passed_on.append(&name, value.clone());
+            }
+        }
+        let request = self.0.request(method.clone(), url).headers(passed_on);
+        request.send().await
+    }
+}
+
+/// Serves what is below a session.
+pub(super) async fn film(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
+    let target = request.uri().path_and_query();
+    let target = target.map_or("/", |target| target.as_str());
+    let (method, headers) = (request.method(), request.headers());
+    app.registry.first_probes().await;
+    let mut refused = None;
+    for replica in app.registry.healthy() {
+        let answer = match app.proxy.ask(&replica, method, target, headers).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let error = with_causes(&error.without_url());
+                tracing::warn!(%replica, error, "replica not reached; the next one is asked");
+                continue;
+            }
+        };
+        match answer.status() {
+            StatusCode::NOT_FOUND => {
+                let (is_unknown, answer) = not_found(answer).await;
+                if !is_unknown {
+                    return Ok(answer);
+                }
+                refused.get_or_insert(answer);
+            }
+            // Another one may have what its store does not give now.
+            StatusCode::SERVICE_UNAVAILABLE => refused = Some(passed(answer)),
+            _ => return Ok(passed(answer)),
+        }
+    }
+    refused.ok_or_else(|| {
+        let message = "no server that is healthy answers";
+        ApiError::new(StatusCode::BAD_GATEWAY, "no_healthy_replica", message)
+    })
+}
+
+/// Reads an answer that something is not there. Returns whether that is the session, too.
+async fn not_found(mut answer: reqwest::Response) -> (bool, Response) {
+    let mut passed = head(&answer);
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = answer.chunk().await
+        && body.len() + chunk.len() <= MAX_REFUSAL_BYTES
+    {
+        body.extend_from_slice(&chunk);
+    }
+    let refusal = serde_json::from_slice::<ErrorBody>(&body);
+    let is_unknown = refusal.is_ok_and(|refusal| refusal.error.code == "no_session");
+    *passed.body_mut() = Body::from(body);
+    (is_unknown, passed)
+}
+
+fn head(answer: &reqwest::Response) -> Response {
+    let mut passed = Response::new(Body::empty());
+    *passed.status_mut() = answer.status();
+    *passed.headers_mut() = answer.headers().clone();
+    // They are about the connection with the server.
+    for name in [CONNECTION, TRANSFER_ENCODING] {
+        passed.headers_mut().remove(name);
+    }
+    passed
+}
+
+/// Passes a server's answer on while it comes.
+fn passed(answer: reqwest::Response) -> Response {
+    let mut passed = head(&answer);
+    // An error ends the connection, so that the client sees that bytes are missing.
+    let chunks = stream::try_unfold(answer, async |mut answer| {
+        let chunk = answer.chunk().await?;
+        Ok::<_, reqwest::Error>(chunk.map(|chunk| (chunk, answer)))
+    });
+    *passed.body_mut() = Body::from_stream(chunks);
+    passed
+}
