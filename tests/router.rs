@@ -2,9 +2,10 @@
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Error as WsError;
 
 use crate::cli::run;
-use crate::harness::{Server, command, until};
+use crate::harness::{Client, Server, command, until};
 use crate::resume;
 
 /// Probes that notice soon.
@@ -424,10 +425,8 @@ async fn only_who_has_a_key_is_told_how_a_server_is() {
             request.headers_mut().insert("authorization", bearer);
         }
         match tokio_tungstenite::connect_async(request).await {
-            Ok((socket, _)) => Ok(crate::harness::Client { socket }),
-            Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => {
-                Err(answer.status().as_u16())
-            }
+            Ok((socket, _)) => Ok(Client { socket }),
+            Err(WsError::Http(answer)) => Err(answer.status().as_u16()),
             Err(error) => panic!("{error}"),
         }
     };
@@ -567,4 +566,35 @@ async fn a_film_is_had_through_a_router_from_the_server_that_has_it() {
     }
     states_are(&router, &["unhealthy", "unhealthy"]).await;
     assert_eq!(ask(&router, "film", None).await.0, 502);
+}
+
+#[tokio::test]
+async fn spectators_watch_through_a_router() {
+    let servers = [server(), server()];
+    let router = router(&[&servers[0].address, &servers[1].address]);
+    states_are(&router, &["healthy", "healthy"]).await;
+    let mut client = servers[1].open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    client.until_type("ltx2_stream_start").await;
+    let id = assigned["session_id"].as_str().unwrap();
+    let token = assigned["watch_token"].as_str().unwrap();
+    let watch = async |token: &str| {
+        let url = format!(
+            "ws://{}/v1/watch?session={id}&token={token}",
+            router.address
+        );
+        tokio_tungstenite::connect_async(url).await
+    };
+    let (socket, _) = watch(token).await.unwrap();
+    let mut spectator = Client { socket };
+    spectator.expect("watch_start").await;
+    let made = client.segment("a red fox").await;
+    let seen = spectator.collect_until("film_segment").await;
+    assert!(seen.bytes() == made.bytes());
+    client.send(json!({"type": "leave"})).await;
+    let refused = watch("another").await.unwrap_err();
+    let WsError::Http(answer) = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!(answer.status(), 404);
 }

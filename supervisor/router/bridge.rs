@@ -6,10 +6,13 @@
 
 use std::time::Duration;
 
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderValue, StatusCode};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, interval_at, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{
@@ -49,25 +52,46 @@ pub(super) enum Ended {
     Broken(String),
 }
 
-/// Opens a session's connection to a server.
+/// Why there is no connection to a server.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("it answered {0} to a WebSocket")]
+    Refused(StatusCode),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Opens a connection to a server, below whose address the path lies. `authorization` is passed on.
 ///
 /// # Errors
 /// Returns why there is none.
-pub(super) async fn connect(base: &Url, tls: Connector) -> Result<ServerSocket, String> {
-    let url = socket_url(base, "/v1/stream")?;
+pub(super) async fn connect(
+    base: &Url,
+    path: &str,
+    authorization: Option<&HeaderValue>,
+    tls: Connector,
+) -> Result<ServerSocket, ConnectError> {
+    let failed = |error: tungstenite::Error| ConnectError::Failed(error.to_string());
+    let url = socket_url(base, path).map_err(ConnectError::Failed)?;
+    let mut request = url.as_str().into_client_request().map_err(failed)?;
+    if let Some(authorization) = authorization {
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, authorization.clone());
+    }
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES))
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0);
-    let connecting = connect_async_tls_with_config(url.as_str(), Some(config), true, Some(tls));
+    let connecting = connect_async_tls_with_config(request, Some(config), true, Some(tls));
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok((socket, _))) => Ok(socket),
-        Ok(Err(tungstenite::Error::Http(answer))) => {
-            Err(format!("it answered {} to a WebSocket", answer.status()))
+        Ok(Err(tungstenite::Error::Http(answer))) => Err(ConnectError::Refused(answer.status())),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => {
+            let limit = CONNECT_TIMEOUT.as_secs();
+            Err(ConnectError::Failed(format!("no answer within {limit} s")))
         }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
     }
 }
 

@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use axum::extract::{FromRef, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::{any, get};
@@ -19,16 +20,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::CLOSE_REPLY;
-use super::bridge::{self, Ended};
+use super::bridge::{self, ConnectError, Ended, ServerSocket};
 use super::proxy::{self, Proxy};
 use super::registry::{Replica, ReplicaRegistry, seconds};
 use crate::dialect::{Rendered, Wire, close_code, stream_v1};
 use crate::ingress::connection::Connection;
+use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::ingress::{Ingress, hosts};
 use crate::tasks::catch_panic;
+
+/// The largest message that is read from a spectator.
+const MAX_SPECTATOR_BYTES: u64 = 4096;
 
 /// The state that all requests share. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +55,7 @@ impl FromRef<App> for Ingress {
 pub(super) fn router(app: App) -> Router {
     Router::new()
         .route("/v1/stream", get(stream))
+        .route("/v1/watch", get(watch))
         .route("/v1/sessions/{id}/film", any(proxy::film))
         .route("/v1/sessions/{id}/film/{*file}", any(proxy::film))
         .route("/v1/sessions/{id}/film.mp4", any(proxy::film))
@@ -150,9 +156,11 @@ async fn session(
     app.registry.first_probes().await;
     let mut refusal = None;
     for replica in app.registry.preferred() {
-        let server = match bridge::connect(&replica.endpoint.url, app.tls.clone()).await {
+        let base = &replica.endpoint.url;
+        let server = match bridge::connect(base, "/v1/stream", None, app.tls.clone()).await {
             Ok(server) => server,
-            Err(reason) => {
+            Err(error) => {
+                let reason = error.to_string();
                 tracing::warn!(%replica, reason, "replica not reached; the next one is tried");
                 refusal = Some(reason);
                 continue;
@@ -190,6 +198,69 @@ async fn session(
         }
     };
     farewell(socket, messages).await;
+}
+
+/// Serves the route `/v1/watch`: carries a spectator to the server that knows the session. The servers are asked one after
+/// the other.
+async fn watch(
+    State(app): State<App>,
+    headers: HeaderMap,
+    uri: Uri,
+    handshake: Handshake,
+) -> Result<Response, ApiError> {
+    app.ingress.admit_origin(&headers)?;
+    let connection = handshake.connection().clone();
+    connection
+        .place
+        .await_opening()
+        .map_err(ApiError::too_busy)?;
+    let server = server_to_watch(&app, &headers, &uri).await?;
+    let answer = handshake.answer();
+    let client = connection.place.client();
+    let limits = app.ingress.message_limits(client, MAX_SPECTATOR_BYTES);
+    let tracker = app.ingress.connections.clone();
+    let span = tracing::info_span!("spectator", %client);
+    let carried = async move {
+        let Some((mut socket, shares)) = Box::pin(handshake.complete(limits)).await else {
+            return;
+        };
+        // Nothing is expected of a spectator.
+        connection.place.enter_phase(Phase::Session);
+        let interval = app.ingress.ping_interval;
+        let carried = bridge::carry(&mut socket, &shares, &connection, server, interval);
+        tokio::select! {
+            ended = carried => tracing::debug!(?ended, "spectator gone"),
+            () = app.leaving.cancelled() => {
+                farewell(socket, [close(close_code::GOING_AWAY, "draining")]).await;
+            }
+        }
+    };
+    tracker.spawn(catch_panic("spectator", carried.instrument(span)));
+    Ok(answer)
+}
+
+/// Connects to the first server that shows the session to the spectator.
+async fn server_to_watch(
+    app: &App,
+    headers: &HeaderMap,
+    uri: &Uri,
+) -> Result<ServerSocket, ApiError> {
+    let target = uri.path_and_query().map_or("/v1/watch", |t| t.as_str());
+    app.registry.first_probes().await;
+    let mut refused = ApiError::no_session();
+    for replica in app.registry.healthy() {
+        let base = &replica.endpoint.url;
+        let authorization = headers.get(AUTHORIZATION);
+        match bridge::connect(base, target, authorization, app.tls.clone()).await {
+            Ok(server) => return Ok(server),
+            Err(ConnectError::Refused(StatusCode::NOT_FOUND)) => {}
+            Err(error) => {
+                tracing::info!(%replica, %error, "a spectator is not taken");
+                refused = ApiError::too_busy("the server takes no more spectators");
+            }
+        }
+    }
+    Err(refused)
 }
 
 fn broken(replica: &Replica, reason: &str) -> [Message; 2] {
