@@ -101,6 +101,19 @@ pub struct Message {
     pub is_independent: bool,
 }
 
+/// What a segment's init segment says of its tracks: segments of one form can be decoded with each other's init segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Form(Vec<TrackForm>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct TrackForm {
+    kind: Kind,
+    timescale: NonZeroU32,
+    dimensions: [u32; 2],
+    edit: Edit,
+    entries: Vec<Bytes>,
+}
+
 impl SegmentIndex {
     /// The length of the segment in bytes.
     pub fn size(&self) -> u64 {
@@ -114,6 +127,18 @@ impl SegmentIndex {
             64 + entries + 3 * track.sizes.len() + 12 * track.chunks.len() + 8 * track.runs.len()
         });
         tracks.sum()
+    }
+
+    /// Returns what the init segment says of the tracks.
+    pub fn form(&self) -> Form {
+        let forms = self.tracks.iter().map(|track| TrackForm {
+            kind: track.kind,
+            timescale: track.timescale,
+            dimensions: track.dimensions,
+            edit: track.edit,
+            entries: track.entries.clone(),
+        });
+        Form(forms.collect())
     }
 
     /// Returns whether the segment has a sample of a kind.

@@ -57,6 +57,6 @@ mod track;
 mod tests;
 
 pub use error::{IndexError, LayoutError};
-pub use index::{Message, SegmentIndex};
+pub use index::{Form, Message, SegmentIndex};
 pub use kind::Kind;
 pub use layout::{Layout, Part, Piece};

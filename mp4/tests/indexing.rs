@@ -34,6 +34,19 @@ fn a_segment_of_one_track_has_no_other() {
 }
 
 #[test]
+fn segments_of_one_form_differ_in_their_samples_only() {
+    let form = |segment: &Segment| SegmentIndex::read(&segment.bytes()).unwrap().form();
+    let segments = film(2);
+    assert_eq!(form(&segments[0]), form(&segments[1]));
+    let mut wide = segments[0].clone();
+    wide.tracks[0].form = 128;
+    assert_ne!(form(&segments[0]), form(&wide));
+    let mut pictures = Segment::new(&[Video::TRACK]);
+    pictures.fragment(&[Video::samples(0..1)]);
+    assert_ne!(form(&segments[0]), form(&pictures));
+}
+
+#[test]
 fn messages_play_for_as_long_as_their_pictures() {
     let ends = |segment: &Segment| {
         let messages = segment.messages();

@@ -48,6 +48,8 @@ mod request;
 mod tests;
 mod whole;
 
+/// How long the answer with a playlist waits for its first segment. hls.js gives up after 10 s.
+const FIRST_SEGMENT_PATIENCE: Duration = Duration::from_secs(8);
 /// How long a browser may remember that another site's page may read films.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
 /// Names the segments that are not in `film.mp4`.
@@ -288,8 +290,12 @@ pub(super) async fn playlist(
     if segments.last().is_some_and(|last| last.is_pictures()) {
         return Err(no_video());
     }
-    let awaited = Awaited::read(query)?;
-    let patience = listing(&app, &request).patience();
+    let is_empty = segments.is_empty();
+    let (awaited, patience) = match Awaited::read(query)? {
+        // Players give up on a list without a segment.
+        None if is_empty => (Some(Awaited::first()), FIRST_SEGMENT_PATIENCE),
+        awaited => (awaited, listing(&app, &request).patience()),
+    };
     let live_end = growth::follow(&app, &mut request, awaited, patience).await?;
     let listing = Listing {
         live_end: live_end.as_ref(),

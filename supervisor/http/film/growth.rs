@@ -54,6 +54,14 @@ impl Awaited {
         Ok(segment.map(|segment| Self { segment, part }))
     }
 
+    /// Waits for the first segment of a film.
+    pub(super) fn first() -> Self {
+        Self {
+            segment: 0,
+            part: None,
+        }
+    }
+
     /// Returns whether a film has come so far whose next segment that is not finished is `next`. `live` are the parts of
     /// that one, and `last` those of the one before.
     pub(super) fn is_reached(self, next: u64, last: Option<&Parts>, live: Option<&Parts>) -> bool {

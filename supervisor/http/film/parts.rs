@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use bytes::Bytes;
-use fastvideo_mp4::{Message, SegmentIndex};
+use fastvideo_mp4::{Form, Message, SegmentIndex};
 use fastvideo_proto::stored::StoredSegment;
 
 use super::answer::{File, REVALIDATE};
@@ -15,12 +15,36 @@ use crate::causes::with_causes;
 use crate::ingress::error::ApiError;
 use crate::segment_run::AttemptId;
 
+/// What a playlist needs to know of an init segment.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct InitSegment {
+    /// Its length in bytes.
+    pub(super) bytes: u64,
+    /// Those of one form can take each other's place; `None` when it is not known.
+    pub(super) form: Option<Form>,
+}
+
+impl InitSegment {
+    /// Returns the init segment of a finished segment; `None` when its media are not kept.
+    pub(super) fn of_stored(segment: &StoredSegment) -> Option<Self> {
+        let media = segment.media.as_ref()?;
+        Some(Self {
+            bytes: u64::from(*media.messages.first()?),
+            form: media.samples.as_ref().map(SegmentIndex::form),
+        })
+    }
+
+    /// Returns whether the other one says the same.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.form.is_some() && self == other
+    }
+}
+
 /// A segment with its messages.
 #[derive(Clone, Debug)]
 pub(super) struct Parts {
     pub(super) at: AttemptId,
-    /// The length of the init segment in bytes.
-    pub(super) init: u64,
+    pub(super) init: InitSegment,
     /// What each message plays. The first one is the init segment, which plays nothing.
     pub(super) messages: Vec<Message>,
 }
@@ -36,11 +60,15 @@ impl Parts {
             let error = with_causes(error);
             tracing::debug!(error, "the parts of a segment cannot be told apart");
         });
+        let index = index.ok()?;
         let lengths = messages.iter().map(|message| message.len() as u64);
         Some(Self {
             at,
-            init: messages[0].len() as u64,
-            messages: index.ok()?.messages(ends(lengths)),
+            init: InitSegment {
+                bytes: messages[0].len() as u64,
+                form: Some(index.form()),
+            },
+            messages: index.messages(ends(lengths)),
         })
     }
 
@@ -50,7 +78,7 @@ impl Parts {
         let lengths = media.messages.iter().copied().map(u64::from);
         Some(Self {
             at: attempt(segment),
-            init: u64::from(*media.messages.first()?),
+            init: InitSegment::of_stored(segment)?,
             messages: media.samples.as_ref()?.messages(ends(lengths)),
         })
     }

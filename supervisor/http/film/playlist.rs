@@ -1,12 +1,13 @@
 //! A film as an HLS playlist (RFC 8216 and its successor, draft-pantos-hls-rfc8216bis).
 //!
 //! A segment of the session is a Media Segment of the playlist: a byte range of the file that `film/{n}.mp4` serves. Its
-//! init segment is a file of its own. The timestamps go on from segment to segment, and so do the tracks, so there is no
+//! init segment is a file of its own, which is named only where it says something else than the one before. The timestamps go on from segment to segment, and so do the tracks, so there is no
 //! `EXT-X-DISCONTINUITY`. A segment between others whose media are gone is an `EXT-X-GAP`, so that each segment keeps
 //! its Media Sequence Number, which is its index.
 //!
 //! While the session runs here, the segment that is being made is listed in parts (low-latency HLS), each of which is a
-//! fragment; so are the last of the finished ones, since players may be in the middle of them.
+//! fragment; so is the last one that is finished, since players may be in the middle of it. hls.js loads older parts
+//! again and again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +16,14 @@ use fastvideo_proto::stored::StoredSegment;
 use url::form_urlencoded::byte_serialize;
 
 use super::growth::LiveEnd;
-use super::parts::{PartName, Parts, attempt};
+use super::parts::{InitSegment, PartName, Parts, attempt};
 use crate::segment_run::AttemptId;
 
 pub(super) const MIME: &str = "application/vnd.apple.mpegurl";
 
-/// How far before the list's end a finished segment is still listed in parts, in target durations.
-const PARTS_KEPT: u32 = 3;
+/// The last line of a list that grows, where it has no hint. hls.js 1.7 takes a segment in the last line for one that is
+/// not finished.
+const MORE_FOLLOWS: &str = "# more follows";
 /// How long a request waits for more of the film, in target durations.
 const PATIENCE: u32 = 3;
 /// How far before the list's end a player begins that plays parts, in the longest that a part can be.
@@ -43,10 +45,10 @@ pub(super) struct Listing<'a> {
     pub(super) token: Option<&'a str>,
 }
 
-/// Where the bytes of a segment lie in its file.
+/// Where the fragments of a segment lie in its file.
 struct Place {
-    init: u64,
-    fragments: u64,
+    start: u64,
+    bytes: u64,
 }
 
 impl Listing<'_> {
@@ -78,13 +80,14 @@ impl Listing<'_> {
                 format!("#EXT-X-PART-INF:PART-TARGET={part:.6}"),
             ]);
         }
-        let mut left: Duration = listed.iter().map(|segment| segment.duration).sum();
-        for segment in listed {
-            left -= segment.duration;
-            self.segment(segment, left, &mut lines);
+        let mut init = None;
+        for (n, segment) in listed.iter().enumerate() {
+            let is_last = n + 1 == listed.len();
+            self.segment(segment, is_last, &mut init, &mut lines);
         }
-        if let Some(parts) = self.live_end.and_then(|end| end.parts.as_ref()) {
-            self.parts(parts, &mut lines);
+        let growing = self.live_end.and_then(|end| end.parts.as_ref());
+        if let Some(parts) = growing {
+            self.parts(parts, &mut init, &mut lines);
             let hinted = PartName {
                 at: parts.at,
                 message: parts.messages.len(),
@@ -94,6 +97,8 @@ impl Listing<'_> {
         }
         if !self.is_live {
             lines.push("#EXT-X-ENDLIST".to_owned());
+        } else if growing.is_none() {
+            lines.push(MORE_FOLLOWS.to_owned());
         }
         lines.push(String::new());
         Some(lines.join("\n"))
@@ -112,29 +117,34 @@ impl Listing<'_> {
         self.target() * PATIENCE
     }
 
-    /// Adds a finished segment, with so much film behind it.
-    fn segment(&self, segment: &StoredSegment, left: Duration, lines: &mut Vec<String>) {
+    /// Adds a finished segment. `init` is the init segment that was named last.
+    fn segment(
+        &self,
+        segment: &StoredSegment,
+        is_last: bool,
+        init: &mut Option<InitSegment>,
+        lines: &mut Vec<String>,
+    ) {
         let uri = self.uri(&format!("film/{}.mp4", segment.segment_idx));
         let duration = format!("#EXTINF:{:.6},", segment.duration.as_secs_f64());
-        match place(segment) {
-            Some(Place { init, fragments }) => {
+        match (place(segment), InitSegment::of_stored(segment)) {
+            (Some(Place { start, bytes }), Some(own)) => {
                 let is_void = |end: &LiveEnd| end.void_idx == Some(segment.segment_idx);
-                let is_near = left < self.target() * PARTS_KEPT;
-                let in_parts = self.live_end.is_some_and(|end| is_near && !is_void(end));
+                let in_parts = self.live_end.is_some_and(|end| is_last && !is_void(end));
                 match Parts::of_stored(segment).filter(|_| in_parts) {
-                    Some(parts) => self.parts(&parts, lines),
-                    None => lines.push(self.map(attempt(segment), init)),
+                    Some(parts) => self.parts(&parts, init, lines),
+                    None => self.map(attempt(segment), own, init, lines),
                 }
-                lines.extend([duration, format!("#EXT-X-BYTERANGE:{fragments}@{init}")]);
+                lines.extend([duration, format!("#EXT-X-BYTERANGE:{bytes}@{start}")]);
             }
-            None => lines.extend(["#EXT-X-GAP".to_owned(), duration]),
+            _ => lines.extend(["#EXT-X-GAP".to_owned(), duration]),
         }
         lines.push(uri);
     }
 
     /// Adds the parts of a segment, after its init segment.
-    fn parts(&self, parts: &Parts, lines: &mut Vec<String>) {
-        lines.push(self.map(parts.at, parts.init));
+    fn parts(&self, parts: &Parts, init: &mut Option<InitSegment>, lines: &mut Vec<String>) {
+        self.map(parts.at, parts.init.clone(), init, lines);
         for (message, plays) in parts.iter() {
             let name = PartName {
                 at: parts.at,
@@ -152,12 +162,22 @@ impl Listing<'_> {
         }
     }
 
-    /// Names the init segment of a segment, which has so many bytes. FFmpeg 5.1 takes the range of the bytes that it has
-    /// loaded before for that of a file that is named without one.
-    fn map(&self, at: AttemptId, bytes: u64) -> String {
+    /// Names the init segment of a segment, unless the one that was named last says the same. FFmpeg 5.1 takes the range
+    /// of the bytes that it has loaded before for that of a file that is named without one.
+    fn map(
+        &self,
+        at: AttemptId,
+        own: InitSegment,
+        named: &mut Option<InitSegment>,
+        lines: &mut Vec<String>,
+    ) {
+        if named.as_ref().is_some_and(|named| own.is_like(named)) {
+            return;
+        }
         let name = PartName { at, message: 0 };
-        let uri = self.uri(&name.path());
-        format!("#EXT-X-MAP:URI=\"{uri}\",BYTERANGE=\"{bytes}@0\"")
+        let (uri, bytes) = (self.uri(&name.path()), own.bytes);
+        lines.push(format!("#EXT-X-MAP:URI=\"{uri}\",BYTERANGE=\"{bytes}@0\""));
+        *named = Some(own);
     }
 
     fn uri(&self, path: &str) -> String {
@@ -183,13 +203,13 @@ fn listed(known: &[Arc<StoredSegment>]) -> &[Arc<StoredSegment>] {
     }
 }
 
-/// Returns where the bytes of a segment are; `None` when its media are not kept, or are no video.
+/// Returns where the fragments of a segment are; `None` when its media are not kept, or are no video.
 fn place(segment: &StoredSegment) -> Option<Place> {
     let media = segment.media.as_ref().filter(|_| !segment.is_pictures())?;
     let (init, fragments) = media.messages.split_first()?;
     let fragments = fragments.iter().copied().map(u64::from).sum();
     (fragments > 0).then_some(Place {
-        init: (*init).into(),
-        fragments,
+        start: (*init).into(),
+        bytes: fragments,
     })
 }

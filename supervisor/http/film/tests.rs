@@ -10,7 +10,7 @@ use fastvideo_proto::job::PromptSource;
 use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
 
 use super::growth::{Awaited, LiveEnd};
-use super::parts::Parts;
+use super::parts::{InitSegment, Parts};
 use super::playlist::Listing;
 use super::whole::missing;
 use crate::segment_run::AttemptId;
@@ -106,8 +106,7 @@ fn a_playlist_lists_what_can_be_played() {
          #EXT-X-INDEPENDENT-SEGMENTS\n\
          #EXT-X-MAP:URI=\"film/4/1-0.m4s\",BYTERANGE=\"10@0\"\n#EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\n\
          film/4.mp4\n#EXT-X-GAP\n#EXTINF:1.500000,\nfilm/5.mp4\n\
-         #EXT-X-MAP:URI=\"film/6/1-0.m4s\",BYTERANGE=\"10@0\"\n#EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\n\
-         film/6.mp4\n#EXT-X-ENDLIST\n"
+         #EXTINF:1.500000,\n#EXT-X-BYTERANGE:100@10\nfilm/6.mp4\n#EXT-X-ENDLIST\n"
     );
 }
 
@@ -133,7 +132,7 @@ fn a_token_cannot_break_out_of_a_playlist() {
     let text = playlist(&known, true, Some("a\"\n#,&b")).unwrap();
     let query = "?token=a%22%0A%23%2C%26b";
     assert_eq!(text.matches(query).count(), 2, "{text}");
-    assert_eq!(text.lines().count(), 10, "{text}");
+    assert_eq!(text.lines().count(), 11, "{text}");
 }
 
 /// The parts of a segment: the init segment, and fragments of so many milliseconds.
@@ -148,7 +147,10 @@ fn parts(segment_idx: u32, milliseconds: &[u64]) -> Parts {
             segment_idx,
             attempt: 2,
         },
-        init: 12,
+        init: InitSegment {
+            bytes: 12,
+            form: None,
+        },
         messages: iter::once(Message::default()).chain(fragments).collect(),
     }
 }
@@ -158,7 +160,7 @@ fn a_playlist_that_grows_here_ends_with_the_parts_of_the_next_segment() {
     let known = film(0, &[true; 5]);
     let live_end = LiveEnd {
         parts: Some(parts(5, &[40, 250])),
-        void_idx: Some(3),
+        void_idx: None,
     };
     let listing = Listing {
         known: &known,
@@ -178,22 +180,27 @@ fn a_playlist_that_grows_here_ends_with_the_parts_of_the_next_segment() {
                #EXT-X-PART:DURATION=0.250000,URI=\"film/5/2-2.m4s?token=t\"\n\
                #EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"film/5/2-3.m4s?token=t\"\n";
     assert!(text.ends_with(end), "{text}");
-    // The last 3 times 2 seconds of finished segments are in parts too, but for one that was restarted.
+    // The last finished segment is in parts too, unless it was restarted.
     let in_parts = |n: usize| text.contains(&format!("URI=\"film/{n}/1-1.m4s?token=t\""));
     assert_eq!(
         [0, 1, 2, 3, 4].map(in_parts),
-        [false, true, true, false, true]
+        [false, false, false, false, true]
     );
 
+    let restarted = LiveEnd {
+        parts: None,
+        void_idx: Some(4),
+    };
     let nothing = Listing {
-        live_end: Some(&LiveEnd::default()),
+        live_end: Some(&restarted),
         ..listing
     };
     let text = nothing.playlist().unwrap();
     assert!(
-        text.contains(head) && text.ends_with("film/4.mp4?token=t\n"),
+        text.contains(head) && text.ends_with("film/4.mp4?token=t\n# more follows\n"),
         "{text}"
     );
+    assert!(!text.contains("EXT-X-PART:"), "{text}");
 }
 
 #[test]

@@ -19,6 +19,9 @@ import { sourceWords, starvedWords, statusWords } from './words.js';
 const FOLLOW_MS = 150;
 const REPORT_MS = 1000;
 
+// Otherwise Chromium scrolls a reloaded page so far that the header lies over the offer to go on with the session.
+history.scrollRestoration = 'manual';
+
 // Relative, since a proxy may serve the page below a path.
 const url = new URL('v1/stream', document.baseURI);
 url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';

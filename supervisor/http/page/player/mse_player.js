@@ -283,6 +283,7 @@ export class MsePlayer {
     if (!video.requestVideoFrameCallback) return;
     this.shownFrames = 0;
     const count = () => {
+      this.shown = true; // Chromium tells `loadeddata` only with the second fragment
       this.shownFrames = (this.shownFrames ?? 0) + 1;
       video.requestVideoFrameCallback(count);
     };
