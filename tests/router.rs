@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Error as WsError;
 
 use crate::cli::run;
+use crate::durable::{Redis, folder};
 use crate::harness::{Client, Server, command, until};
 use crate::resume;
 
@@ -597,4 +598,45 @@ async fn spectators_watch_through_a_router() {
         panic!("{refused}");
     };
     assert_eq!(answer.status(), 404);
+}
+
+#[tokio::test]
+async fn the_client_goes_on_at_another_server_when_its_own_one_is_killed() {
+    let (redis, blobs) = (Redis::start().await, tempfile::tempdir().unwrap());
+    let store = [
+        format!("--store={}", redis.url),
+        folder("--blobs", blobs.path()),
+        "--streaming.store.lease_seconds=1".to_owned(),
+        "--generator.synthetic.frame_ms=20".to_owned(),
+        "--gpus=1".to_owned(),
+    ];
+    let store: Vec<&str> = store.iter().map(String::as_str).collect();
+    let (mut first, second) = (Server::start(&store), Server::start(&store));
+    let router = router(&[&first.address, &second.address]);
+    states_are(&router, &["healthy", "healthy"]).await;
+    let films = tempfile::tempdir().unwrap();
+    let film = async |address: &str, name: &str| {
+        let output = films.path().join(name);
+        let url = format!("ws://{address}");
+        let mut args = vec!["client", "--url", &url, "--retries", "50", "--output"];
+        args.push(output.to_str().unwrap());
+        for prompt in ["a red fox", "a blue hare", "a wood", "a lake"] {
+            args.extend(["--prompt", prompt]);
+        }
+        let (code, _, said) = run(&args).await;
+        assert_eq!(code, Some(0), "{said}");
+        (std::fs::read(output).unwrap(), said)
+    };
+    let (expected, _) = film(&second.address, "undisturbed.mp4").await;
+    let killed = async {
+        until("the second segment is under way", async || {
+            let list = first.get("/v1/sessions").await.1;
+            (list["sessions"][0]["segment_idx"] == 1).then_some(())
+        })
+        .await;
+        first.kill().await;
+    };
+    let ((film, said), ()) = tokio::join!(film(&router.address, "disturbed.mp4"), killed);
+    assert!(said.contains("router bridge failed: "), "{said}");
+    assert!(film == expected, "other bytes");
 }

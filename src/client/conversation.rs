@@ -340,6 +340,14 @@ impl<'a> Conversation<'a> {
                 retryable: true,
                 ..
             } if self.resume.is_some() && !self.is_active => bail!(ConnectionLost::Closed(message)),
+            // Not of a segment: a router has lost the session's server, and another one may go on with the session.
+            ServerMessage::Error {
+                code: ErrorCode::WorkerFailed,
+                message,
+                retryable: true,
+                segment_idx: None,
+                ..
+            } => bail!(ConnectionLost::Closed(message)),
             ServerMessage::Error {
                 code,
                 message,
