@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fastvideo_supervisor_core::causes::with_causes;
-use fastvideo_supervisor_core::router::health::{HttpClient, HttpProbe};
+use fastvideo_supervisor_core::router::health::HttpClient;
 use fastvideo_supervisor_core::router::{self, Config};
 use rustls::ClientConfig;
-use tokio::time::timeout;
 
 use crate::config::{self, LoadedRouter, Options};
 use crate::{logging, tls};
@@ -85,7 +85,7 @@ fn check(loaded: &LoadedRouter) -> ExitCode {
     let mut text = loaded.settings.to_string();
     for (replica, answer) in config.replicas.iter().zip(&answers) {
         text += &match answer {
-            Ok(()) => format!("# ok: {}: it answers\n", replica.url),
+            Ok(_) => format!("# ok: {}: it answers\n", replica.url),
             Err(reason) => format!("# failed: {}: {}\n", replica.url, reason.replace('\n', " ")),
         };
     }
@@ -100,14 +100,8 @@ fn check(loaded: &LoadedRouter) -> ExitCode {
 }
 
 /// Asks all servers at once.
-async fn ask(config: &Config, probe: HttpClient) -> Vec<Result<(), String>> {
-    let check = &config.health_check;
-    let asked = config.replicas.iter().map(async |replica| {
-        let url = router::health::below(&replica.url, &check.path);
-        match timeout(check.timeout, probe.get(url)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {} ms", check.timeout.as_millis())),
-        }
-    });
+async fn ask(config: &Config, probe: HttpClient) -> Vec<Result<Duration, String>> {
+    let replicas = config.replicas.iter();
+    let asked = replicas.map(|replica| config.health_check.ask(&replica.url, &probe));
     futures_util::future::join_all(asked).await
 }

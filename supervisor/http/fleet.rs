@@ -124,18 +124,13 @@ pub(super) async fn control(
             "there is nothing here; see /openapi.json",
         ));
     }
-    let connection = handshake.connection().clone();
-    connection
-        .place
-        .await_opening()
-        .map_err(ApiError::too_busy)?;
-    let answer = handshake.answer();
+    let upgrade = handshake.begin(&app.ingress, MAX_MESSAGE_BYTES)?;
+    let (answer, connection, opened) = upgrade.split();
     let client = connection.place.client();
-    let limits = app.ingress.message_limits(client, MAX_MESSAGE_BYTES);
     let tracker = app.ingress.requests.clone();
     let span = tracing::info_span!("router", address = %client);
     let linked = async move {
-        let Some((mut socket, _)) = Box::pin(handshake.complete(limits)).await else {
+        let Some((mut socket, _)) = opened.await else {
             return;
         };
         let Some(hello) = hello(&mut socket).await else {

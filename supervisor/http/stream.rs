@@ -52,18 +52,11 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     app: App,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    let connection = handshake.connection().clone();
-    connection
-        .place
-        .await_opening()
-        .map_err(ApiError::too_busy)?;
-    let answer = handshake.answer();
-    let client = connection.place.client();
-    let max_bytes = app.ingress.max_message_bytes as u64;
-    let limits = app.ingress.message_limits(client, max_bytes);
+    let upgrade = handshake.begin(&app.ingress, app.ingress.max_message_bytes as u64)?;
+    let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
     let carried = async move {
-        if let Some((socket, shares)) = Box::pin(handshake.complete(limits)).await {
+        if let Some((socket, shares)) = opened.await {
             carry::<P, R>(socket, shares, &connection, &app).await;
         }
     };

@@ -61,18 +61,12 @@ pub(super) async fn upgrade(
     let view = view.ok_or_else(ApiError::no_session)?;
     let show = Show::new(app.context.clone(), session, token, view, query.from);
     let show = show.map_err(ApiError::too_busy)?;
-    let connection = handshake.connection().clone();
-    connection
-        .place
-        .await_opening()
-        .map_err(ApiError::too_busy)?;
-    let answer = handshake.answer();
-    let client = connection.place.client();
-    let limits = app.ingress.message_limits(client, MAX_MESSAGE_BYTES);
+    let upgrade = handshake.begin(&app.ingress, MAX_MESSAGE_BYTES)?;
+    let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
     let span = tracing::info_span!("spectator", session_id = %show.session());
     let carried = async move {
-        if let Some((socket, _)) = Box::pin(handshake.complete(limits)).await {
+        if let Some((socket, _)) = opened.await {
             // Nothing is expected of a spectator.
             connection.place.enter_phase(Phase::Session);
             carry(socket, show, &connection, &app).await;

@@ -13,6 +13,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
@@ -21,6 +23,7 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use super::Ingress;
 use super::connection::{Connection, Socket};
 use super::connections::Phase;
 use super::error::ApiError;
@@ -50,7 +53,40 @@ impl<S: Send + Sync> FromRequestParts<S> for Handshake {
     }
 }
 
+/// Waits for a WebSocket to begin; `None` when the client is gone before.
+pub(crate) type Opened = BoxFuture<'static, Option<(WebSocket, CompleteShare)>>;
+
+/// A WebSocket that has a place among those that are open.
+pub(crate) struct Upgrade {
+    handshake: Handshake,
+    limits: MessageLimits,
+}
+
+impl Upgrade {
+    /// Returns the answer that accepts the request, the connection, and what waits until the answer is written: it begins
+    /// the WebSocket, or gives `None` when the client is gone before.
+    pub(crate) fn split(self) -> (Response, Arc<Connection>, Opened) {
+        let Self { handshake, limits } = self;
+        let (answer, connection) = (handshake.answer(), handshake.connection.clone());
+        (answer, connection, handshake.complete(limits).boxed())
+    }
+}
+
 impl Handshake {
+    /// Gives the WebSocket a place. Messages up to `max_bytes` are read from it.
+    ///
+    /// # Errors
+    /// Returns a refusal when too many others are open.
+    pub(crate) fn begin(self, ingress: &Ingress, max_bytes: u64) -> Result<Upgrade, ApiError> {
+        let place = &self.connection.place;
+        place.await_opening().map_err(ApiError::too_busy)?;
+        let limits = ingress.message_limits(place.client(), max_bytes);
+        Ok(Upgrade {
+            handshake: self,
+            limits,
+        })
+    }
+
     fn read(parts: &mut Parts) -> Option<Self> {
         let headers = &parts.headers;
         let is_handshake = parts.method == Method::GET
@@ -67,12 +103,8 @@ impl Handshake {
         })
     }
 
-    pub(crate) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
-    }
-
     /// Returns the answer that accepts the request.
-    pub(crate) fn answer(&self) -> Response {
+    fn answer(&self) -> Response {
         let accept = HeaderValue::from_str(&self.accept).expect("base64 is a header's value");
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -84,10 +116,7 @@ impl Handshake {
     }
 
     /// Waits until the answer is written, and begins the WebSocket. Returns `None` when the client is gone before.
-    pub(crate) async fn complete(
-        self,
-        limits: MessageLimits,
-    ) -> Option<(WebSocket, CompleteShare)> {
+    async fn complete(self, limits: MessageLimits) -> Option<(WebSocket, CompleteShare)> {
         let upgraded = self.upgrade.await.ok()?;
         let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
         let max_bytes = usize::try_from(limits.max_bytes).unwrap_or(usize::MAX);

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
@@ -140,24 +139,32 @@ impl HttpProbe for HttpClient {
     }
 }
 
+impl HealthCheck {
+    /// Asks a server once. Returns how long the answer took.
+    ///
+    /// # Errors
+    /// Returns why there was no good answer in time.
+    pub async fn ask(&self, server: &Url, probe: &impl HttpProbe) -> Result<Duration, String> {
+        let begun = Instant::now();
+        match timeout(self.timeout, probe.get(below(server, &self.path))).await {
+            Ok(answer) => answer.map(|()| begun.elapsed()),
+            Err(_) => Err(format!("no answer within {} ms", self.timeout.as_millis())),
+        }
+    }
+}
+
 /// Probes all replicas at once, again and again, until it is dropped.
 pub async fn run_health_check_loop(
     registry: ReplicaRegistry,
     check: HealthCheck,
     probe: impl HttpProbe,
 ) {
-    let probe = Arc::new(probe);
     let mut rounds = interval(check.interval);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         rounds.tick().await;
         let probes = registry.all().iter().map(async |replica| {
-            let begun = Instant::now();
-            let url = below(&replica.endpoint.url, &check.path);
-            let outcome = match timeout(check.timeout, probe.get(url)).await {
-                Ok(answer) => answer.map(|()| begun.elapsed()),
-                Err(_) => Err(format!("no answer within {} ms", check.timeout.as_millis())),
-            };
+            let outcome = check.ask(&replica.endpoint.url, &probe).await;
             registry.record(replica, outcome);
         });
         join_all(probes).await;
@@ -166,7 +173,7 @@ pub async fn run_health_check_loop(
 }
 
 /// Returns an address below that of a server.
-pub fn below(base: &Url, path: &str) -> Url {
+pub(super) fn below(base: &Url, path: &str) -> Url {
     let mut url = base.clone();
     let (path, query) = match path.split_once('?') {
         Some((path, query)) => (path, Some(query)),
@@ -180,7 +187,7 @@ pub fn below(base: &Url, path: &str) -> Url {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::router::config::ReplicaEndpoint;

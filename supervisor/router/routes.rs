@@ -126,19 +126,12 @@ async fn stream(
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
     app.ingress.admit_origin(&headers)?;
-    let connection = handshake.connection().clone();
-    connection
-        .place
-        .await_opening()
-        .map_err(ApiError::too_busy)?;
-    let answer = handshake.answer();
-    let client = connection.place.client();
-    let max_bytes = app.ingress.max_message_bytes as u64;
-    let limits = app.ingress.message_limits(client, max_bytes);
+    let upgrade = handshake.begin(&app.ingress, app.ingress.max_message_bytes as u64)?;
+    let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
     let span = tracing::info_span!("session", client = %connection.place.client());
     let carried = async move {
-        if let Some((socket, shares)) = Box::pin(handshake.complete(limits)).await {
+        if let Some((socket, shares)) = opened.await {
             session(socket, &shares, &connection, &app).await;
         }
     };
@@ -209,19 +202,14 @@ async fn watch(
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
     app.ingress.admit_origin(&headers)?;
-    let connection = handshake.connection().clone();
-    connection
-        .place
-        .await_opening()
-        .map_err(ApiError::too_busy)?;
+    let upgrade = handshake.begin(&app.ingress, MAX_SPECTATOR_BYTES)?;
     let server = server_to_watch(&app, &headers, &uri).await?;
-    let answer = handshake.answer();
+    let (answer, connection, opened) = upgrade.split();
     let client = connection.place.client();
-    let limits = app.ingress.message_limits(client, MAX_SPECTATOR_BYTES);
     let tracker = app.ingress.connections.clone();
     let span = tracing::info_span!("spectator", %client);
     let carried = async move {
-        let Some((mut socket, shares)) = Box::pin(handshake.complete(limits)).await else {
+        let Some((mut socket, shares)) = opened.await else {
             return;
         };
         // Nothing is expected of a spectator.

@@ -168,13 +168,18 @@ pub(super) async fn part(
     patience: Duration,
 ) -> Result<File, ApiError> {
     let deadline = Instant::now() + patience;
+    let mut is_new = true;
     loop {
         let mut changes = tune_in(app, &request.session);
+        let is_known = is_new && changes.is_none();
+        is_new = false;
         let on_air = changes.as_mut();
         let on_air = on_air.map(|changes| changes.borrow_and_update().clone());
         let live = on_air.and_then(|on_air| on_air.segment);
         let Some(segment) = live.filter(|segment| segment.at == name.at) else {
-            request.look_again(app).await?;
+            if !is_known {
+                request.look_again(app).await?;
+            }
             let segment = request.view.film.segment(name.at.segment_idx);
             let file = segment.and_then(|segment| name.of_stored(segment));
             return file.ok_or_else(no_part);
