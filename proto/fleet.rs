@@ -46,6 +46,16 @@ pub struct Report {
     pub version: String,
     /// The versions of the control link that it speaks.
     pub fleet: Vec<u32>,
+    /// What its segments are, in short: sessions move only between servers of the same class. Empty while it has no
+    /// worker.
+    #[serde(default)]
+    pub class: String,
+    /// The name of its store: sessions move only between servers with the same one.
+    #[serde(default)]
+    pub store: String,
+    /// Whether the store outlives the server's process.
+    #[serde(default)]
+    pub store_outlives: bool,
     /// Whether at least one worker serves.
     pub ready: bool,
     /// Whether it takes no further session.

@@ -1,17 +1,19 @@
 //! Messages and ids shared by the supervisor, its workers and its clients.
 //!
 //! [`job`] holds the words of the domain, which all others use. [`stream_v1`] is the client protocol on `/v1/stream`, [`watch`]
-//! that of spectators, [`link`] the messages between the supervisor and one worker, [`fleet`] those between a router and a
-//! server, [`state`] the continuation state, [`stored`] what a store keeps of a session, [`api`] the HTTP answers for
-//! operators, [`check`] what `check` finds. Types only: no sockets, no channels, no files. The I/O lives in one file on
-//! each side.
+//! that of spectators, [`link`] the messages between the supervisor and one worker, [`fleet`] and [`session_link`] those
+//! between a router and a server, [`state`] the continuation state, [`checkpoint`] what a session is doing, [`stored`] what
+//! a store keeps of it, [`api`] the HTTP answers for operators, [`check`] what `check` finds. Types only: no sockets, no
+//! channels, no files. The I/O lives in one file on each side.
 
 pub mod api;
 pub mod check;
+pub mod checkpoint;
 pub mod fleet;
 pub mod ids;
 pub mod job;
 pub mod link;
+pub mod session_link;
 pub mod state;
 pub mod stored;
 pub mod stream_v1;

@@ -20,6 +20,13 @@ impl ClientAddress {
     }
 }
 
+impl ClientAddress {
+    /// Returns the address, or the first one of the network.
+    pub fn address(self) -> IpAddr {
+        self.0
+    }
+}
+
 impl fmt::Display for ClientAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {

@@ -46,6 +46,7 @@ fn router(app: App) -> Router {
         .route("/v1/stream", get(stream::upgrade))
         .route("/v1/watch", get(watch::upgrade))
         .route("/v1/router", get(fleet::control))
+        .route("/v1/router/session", get(fleet::session))
         .merge(status::routes())
         .merge(openapi::routes())
         .merge(film::routes(&app))

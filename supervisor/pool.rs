@@ -201,6 +201,11 @@ impl Pool {
         }
     }
 
+    /// Returns whether a session that joins now is bound at once.
+    pub fn has_place_for(&self, session: &SessionId) -> bool {
+        self.assignments().has_place_for(session)
+    }
+
     /// Returns the current status of all workers.
     pub fn status(&self) -> PoolStatus {
         let assignments = self.assignments();

@@ -23,6 +23,7 @@ use crate::{ServeError, listen, most_connections, raise_file_limit};
 use config::{ReplicaEndpoint, RouterKey};
 use control::Identity;
 use health::{HttpClient, Thresholds, run_health_check_loop};
+use line::Line;
 use proxy::Proxy;
 use registry::ReplicaRegistry;
 
@@ -31,9 +32,12 @@ mod choose;
 pub mod config;
 mod control;
 pub mod health;
+mod held;
+mod line;
 mod proxy;
 pub mod registry;
 mod routes;
+mod session;
 
 /// How long a client may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
@@ -58,6 +62,10 @@ pub struct Config {
     pub zone: Option<String>,
     /// How long a server may be silent on its control link.
     pub dead_after: Duration,
+    /// How long a session that has lost its server waits for another one.
+    pub failover_timeout: Duration,
+    /// Number of sessions that may wait for a place.
+    pub max_waiting: usize,
     pub ingress: ingress::Config,
 }
 
@@ -88,7 +96,12 @@ pub async fn serve(
     on_listening(address);
 
     let thresholds = config.health_check.thresholds;
-    let registry = ReplicaRegistry::new(config.replicas, thresholds, config.zone.clone());
+    let registry = ReplicaRegistry::new(
+        config.replicas,
+        thresholds,
+        config.zone.clone(),
+        config.key.is_some(),
+    );
     // Each session has two sockets.
     let most = most_connections(files, 0);
     let ingress = Ingress::new(config.ingress, &config.host, address.ip(), most);
@@ -98,6 +111,10 @@ pub async fn serve(
         ingress: ingress.clone(),
         registry: registry.clone(),
         tls: tls.clone(),
+        authorization: config.key.as_ref().map(RouterKey::authorization),
+        line: Line::default(),
+        max_waiting: config.max_waiting,
+        failover_timeout: config.failover_timeout,
         proxy: Proxy::new().map_err(ServeError::Client)?,
         leaving: leaving.clone(),
     };

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use self::replay::{Compared, Replay};
+pub(crate) use self::replay::{Digest, RepeatedMedia, digest_of};
 use crate::causes::with_causes;
 use crate::pool::{Binding, JobEnd, JobEvent, JobHandle, Media, Moved, StartState};
 use crate::store::State;
@@ -59,6 +60,8 @@ pub(crate) struct SegmentRun {
     /// The attempt's media, those that were handed out before included.
     media: MediaCount,
     replay: Replay,
+    /// Whether the attempt goes on with one that another server has begun, so that both have one number.
+    goes_on: bool,
     /// When the attempt last made progress.
     progressed: Instant,
     /// The span in which the events of the segment are logged.
@@ -84,7 +87,7 @@ pub(crate) enum RunEvent {
         first: bool,
     },
     /// The attempt has repeated media that were handed out before.
-    Repeated,
+    Repeated(RepeatedMedia),
     /// The attempt gives other media than were handed out before, which are void. These are the attempt's media so far.
     Differs(Vec<Media>),
     /// The segment is finished.
@@ -163,9 +166,38 @@ impl SegmentRun {
             cancelling: false,
             media: MediaCount::default(),
             replay: Replay::default(),
+            goes_on: false,
             progressed: Instant::now(),
             span: tracing::info_span!("segment", segment_idx),
         }
+    }
+
+    /// Creates the run of a segment that another server has begun: it goes on with the `attempt`th attempt, of which these
+    /// messages were handed out, after `deaths` deaths.
+    pub(crate) fn begun_elsewhere(
+        segment_idx: u32,
+        max_attempts: u32,
+        attempt: u32,
+        deaths: u32,
+        handed_out: Vec<Digest>,
+    ) -> Self {
+        Self {
+            attempt,
+            deaths,
+            replay: Replay::after(handed_out),
+            goes_on: true,
+            ..Self::new(segment_idx, max_attempts)
+        }
+    }
+
+    /// Returns how many workers and servers were lost with the segment, and whether that ends it.
+    pub(crate) fn deaths(&self) -> (u32, bool) {
+        (self.deaths, self.deaths >= self.max_attempts)
+    }
+
+    /// Returns whether the caller has cancelled the segment.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelling
     }
 
     /// Returns the running attempt, or the next one.
@@ -253,8 +285,11 @@ impl SegmentRun {
                 self.media.bytes += media.bytes.len() as u64;
                 match self.replay.compare(media) {
                     Compared::New(media) => RunEvent::Media { media, first },
-                    Compared::Repeated => RunEvent::Repeated,
-                    Compared::Differs(media) => RunEvent::Differs(media),
+                    Compared::Repeated(repeated) => RunEvent::Repeated(repeated),
+                    Compared::Differs(media) => {
+                        self.differs();
+                        RunEvent::Differs(media)
+                    }
                 }
             }
             Some(JobEvent::Ended(end)) => self.ended(end),
@@ -280,7 +315,7 @@ impl SegmentRun {
                     timing,
                     media: self.media,
                     thumbnail,
-                    instead: self.replay.finish(),
+                    instead: self.finish_replay(),
                 })),
                 Err(error) => {
                     tracing::error!(error = with_causes(&error), "worker handed on a bad state");
@@ -328,9 +363,23 @@ impl SegmentRun {
         }
     }
 
+    fn finish_replay(&mut self) -> Option<Vec<Media>> {
+        let instead = self.replay.finish();
+        if instead.is_some() {
+            self.differs();
+        }
+        instead
+    }
+
+    /// Gives the attempt a number of its own: it gives other media than the one that it was to go on with.
+    fn differs(&mut self) {
+        self.attempt += u32::from(std::mem::take(&mut self.goes_on));
+    }
+
     /// Ends the attempt; the next one may run on any worker.
     fn begin_again(&mut self, started: bool) {
         self.job = None;
+        self.goes_on &= !started;
         self.attempt += u32::from(started);
         self.media = MediaCount::default();
         self.replay.begin_attempt();

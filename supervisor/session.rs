@@ -7,7 +7,8 @@
 //!   final states), `registry` (the open sessions), `state` (the states that others see).
 //! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows
 //!   its worker, `generation` its segment, `recorder` keeps the segment's media for the film, `persistence` stores it,
-//!   `redelivery` sends again what the client has missed, `snapshots` exports its state.
+//!   `redelivery` sends again what the client has missed, `snapshots` exports its state, `moved` is what a session needs
+//!   whose client is at a router.
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
 //!   check what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
@@ -26,14 +27,16 @@ use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::store::SessionStore;
 
-pub use actor::run;
+pub(crate) use actor::run;
 pub use admission::{NotAdmitted, may_open};
 pub use broadcast::Broadcasts;
 pub use command::{Inbound, SessionCommand};
 pub use event::SessionEvent;
 pub use latency::{LatencyQuantiles, RelayLatency};
 pub use log::Logs;
+pub(crate) use moved::{MovedSession, Origin};
 pub use outbox::Outbox;
+pub(crate) use outbox::{LinkItem, Receipt, TurnEnd};
 pub use playback::Playback;
 pub use registry::{Entry, Full, Limits, Registry, Ticket};
 pub use state::SessionState;
@@ -58,6 +61,7 @@ mod init_image;
 mod latency;
 mod live;
 pub mod log;
+mod moved;
 mod outbox;
 mod persistence;
 mod playback;

@@ -25,6 +25,7 @@ mod lifecycle;
 mod log;
 mod ltx2;
 mod media;
+mod moves;
 mod page;
 mod prompts;
 mod protocol;

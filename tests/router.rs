@@ -334,19 +334,19 @@ async fn the_example_is_a_configuration() {
 }
 
 /// Files with the key of a router, for it and for its servers.
-struct Keys {
+pub(crate) struct Keys {
     folder: tempfile::TempDir,
 }
 
 impl Keys {
-    fn new(key: &str) -> Self {
+    pub(crate) fn new(key: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("key"), format!("{key}\n")).unwrap();
         Self { folder }
     }
 
     /// The flag with a value of this file.
-    fn flag(&self, name: &str) -> String {
+    pub(crate) fn flag(&self, name: &str) -> String {
         format!("--{name}={}", self.folder.path().join("key").display())
     }
 
@@ -356,7 +356,7 @@ impl Keys {
     }
 
     /// A router before these servers, of which none is primary.
-    fn router(&self, servers: &[&str], args: &[&str]) -> Server {
+    pub(crate) fn router(&self, servers: &[&str], args: &[&str]) -> Server {
         let url = |address: &&str| json!({"url": format!("http://{address}")});
         let replicas = Value::Array(servers.iter().map(url).collect()).to_string();
         let key = self.flag("router.key_file");
@@ -365,7 +365,7 @@ impl Keys {
     }
 }
 
-const KEY: &str = "a-key-of-a-router-that-is-long-enough";
+pub(crate) const KEY: &str = "a-key-of-a-router-that-is-long-enough";
 
 /// What the servers of a router report, when it fits.
 async fn reports(router: &Server, what: &str, fits: impl Fn(&[Value]) -> bool) -> Vec<Value> {
@@ -401,16 +401,35 @@ async fn servers_tell_a_router_how_they_are_and_get_what_they_have_room_for() {
     assert_eq!(sessions(&router).await, [2, 2]);
     let are_full = |reports: &[Value]| reports.iter().all(|report| report["free"] == 0);
     reports(&router, "both servers report no room", are_full).await;
-    // The next one waits at a server; a place that is free elsewhere is for who comes then.
-    let mut waiting = router.open(json!({})).await;
-    waiting.expect("queue_status").await;
-    reports(&router, "one session waits", |reports| {
-        reports.iter().any(|report| report["waiting"] == 1)
-    })
-    .await;
+    // The next ones wait at the router, in one line for all servers.
+    let mut waiting = Vec::new();
+    for place in 0..2 {
+        let mut client = router.open(json!({})).await;
+        let told = client.expect("queue_status").await;
+        assert_eq!(
+            (&told["position"], &told["queue_depth"]),
+            (&json!(place), &json!(place + 1))
+        );
+        waiting.push(client);
+    }
+    assert_eq!(router.status().await["waiting"], 2);
     for client in &mut clients {
         client.segment("a red fox").await;
     }
+    clients[1].send(json!({"type": "leave"})).await;
+    waiting[0].until_type("gpu_assigned").await;
+    let told = waiting[1].expect("queue_status").await;
+    assert_eq!(
+        (&told["position"], &told["queue_depth"]),
+        (&json!(0), &json!(1))
+    );
+    // A client that waits may say what it wants, and may go.
+    waiting[1].prompt("a blue hare").await;
+    waiting[1].close(None).await;
+    until("nobody waits", async || {
+        (router.status().await["waiting"] == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

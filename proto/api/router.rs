@@ -13,6 +13,8 @@ pub struct RouterStatus {
     pub ts: f64,
     /// Whether the router takes no further session.
     pub draining: bool,
+    /// Sessions that wait for a place at a server.
+    pub waiting: usize,
     /// The replicas, in the order of the configuration.
     pub replicas: Vec<ReplicaState>,
 }

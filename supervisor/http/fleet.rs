@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use fastvideo_proto::fleet::{FLEET_VERSION, Gpus, Report, RouterMessage, ServerMessage};
+use fastvideo_proto::link::ReadyReport;
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -24,12 +25,15 @@ use crate::ingress::extract::bearer;
 use crate::ingress::liveness::Liveness;
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::pool::WorkerState;
-use crate::session::Drain;
+use crate::session::{Context, Drain};
 use crate::tasks::catch_panic;
 
 pub use keys::{KeysError, RouterKeys};
 
 mod keys;
+mod session;
+
+pub(super) use session::session;
 
 /// The longest time between two reports.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -74,6 +78,17 @@ impl Fleet {
         self.0.keys.as_ref()
     }
 
+    /// Lets only routers in; to everybody else there is no such route.
+    fn admit(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let given = bearer(headers).unwrap_or_default();
+        match self.keys().is_some_and(|keys| keys.admit(given)) {
+            true => Ok(()),
+            false => Err(ApiError::not_found(
+                "there is nothing here; see /openapi.json",
+            )),
+        }
+    }
+
     fn report(&self, app: &App) -> Report {
         let pool = app.context.pool.status();
         let workers = || pool.workers.iter().map(|slot| slot.status.state);
@@ -90,7 +105,16 @@ impl Fleet {
         let ready = workers().filter(|state| serves(*state)).count();
         // Who waits comes first.
         let free = pool.room.free.saturating_sub(pool.queue_depth);
+        let ready_report = pool
+            .workers
+            .iter()
+            .find_map(|slot| slot.status.ready.as_ref());
         Report {
+            class: ready_report
+                .map(|ready| class(ready, &app.context))
+                .unwrap_or_default(),
+            store: app.context.store.name().to_owned(),
+            store_outlives: app.context.store.outlives_server(),
             server_id: self.0.server_id.clone(),
             name: self.0.names.name.clone(),
             zone: self.0.names.zone.clone(),
@@ -111,19 +135,29 @@ impl Fleet {
     }
 }
 
+/// Returns what segments of this server are, in short.
+fn class(ready: &ReadyReport, context: &Context) -> String {
+    let config = &context.config;
+    let described = format!(
+        "{} {:?} {:?} {} {} {} {}",
+        ready.model_id,
+        config.format,
+        ready.audio_sample_rate,
+        config.generation_segment_cap,
+        config.cap_extensions,
+        context.prompts.enhancer().is_some(),
+        context.prompts.safety().is_some(),
+    );
+    blake3::hash(described.as_bytes()).to_hex()[..16].to_owned()
+}
+
 /// Serves the route `/v1/router`.
 pub(super) async fn control(
     State(app): AppState,
     headers: HeaderMap,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    let given = bearer(&headers).unwrap_or_default();
-    let is_router = app.fleet.keys().is_some_and(|keys| keys.admit(given));
-    if !is_router {
-        return Err(ApiError::not_found(
-            "there is nothing here; see /openapi.json",
-        ));
-    }
+    app.fleet.admit(&headers)?;
     let upgrade = handshake.begin(&app.ingress, MAX_MESSAGE_BYTES)?;
     let (answer, connection, opened) = upgrade.split();
     let client = connection.place.client();

@@ -25,7 +25,7 @@ use crate::ingress::liveness::Liveness;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, TransportViolation, WebSocket, violation};
 use crate::pool::Media;
-use crate::session::{self, Inbound, Outbox, RelayLatency};
+use crate::session::{self, Inbound, Origin, Outbox, RelayLatency};
 use crate::tasks::catch_panic;
 
 /// Capacity of the queue of client messages to their session, which takes them at once.
@@ -81,6 +81,7 @@ async fn carry<P: Parser, R: Renderer>(
     let (sink, mut stream) = socket.split();
     let session = session::run(
         client,
+        Origin::Direct,
         app.registry.clone(),
         inbound_seen,
         outbox.clone(),

@@ -229,6 +229,13 @@ impl Assignments {
         seen
     }
 
+    /// Returns whether a session that joins now is bound at once: its place is held, or there is room and nobody waits.
+    pub(super) fn has_place_for(&self, session: &SessionId) -> bool {
+        let is_held = |entry: &PoolSession| entry.hold.is_some() && entry.slot.is_some();
+        let has_held_place = self.sessions.get(session).is_some_and(is_held);
+        has_held_place || self.queue.is_empty() && self.room().free > 0
+    }
+
     /// Removes a session and takes its waiting job back.
     pub(super) fn leave(&mut self, session: &SessionId) {
         self.clear_pending_move(session);

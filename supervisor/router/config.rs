@@ -24,6 +24,8 @@ pub static KEYS: &[&KeySpec] = &[
     &NAME.spec,
     &ZONE.spec,
     &DEAD_AFTER.spec,
+    &FAILOVER_TIMEOUT.spec,
+    &MAX_WAITING.spec,
     &LINGER.spec,
     &PATH.spec,
     &INTERVAL.spec,
@@ -62,6 +64,15 @@ static ZONE: Key<Option<String>> = Key::text("router.zone").help(
 static DEAD_AFTER: Key<Duration> = Key::seconds("router.dead_after_seconds", 1.5, HOUR)
     .help("Silence after which a server that reports each second is considered unreachable")
     .default(3.0);
+
+static FAILOVER_TIMEOUT: Key<Duration> = Key::seconds("router.failover_timeout_seconds", 0.0, DAY)
+    .help("Time that a session which has lost its server waits for another one")
+    .default(300.0);
+
+static MAX_WAITING: Key<usize> = Key::usize("router.max_waiting", 0, 10_000_000)
+    .unit("sessions")
+    .help("Sessions that may wait for a place at once")
+    .default(10_000);
 
 static LINGER: Key<Duration> = Key::seconds("router.linger_seconds", 0.0, 7.0 * DAY)
     .short("linger-seconds")
@@ -164,6 +175,8 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
         name: reader.non_empty(&NAME),
         zone: reader.non_empty(&ZONE),
         dead_after: reader.get(&DEAD_AFTER),
+        failover_timeout: reader.get(&FAILOVER_TIMEOUT),
+        max_waiting: reader.get(&MAX_WAITING),
         linger: reader.get(&LINGER),
         ingress: ingress::config::read(reader),
     }

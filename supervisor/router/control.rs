@@ -55,7 +55,8 @@ pub(super) async fn keep(replica: Arc<Replica>, identity: Identity) {
     let mut is_told = false;
     loop {
         let linked = link(&replica, &identity, &mut backoff).await;
-        let was_linked = replica.unlinked();
+        let is_plain = matches!(linked, Err(LinkError::NotSpoken));
+        let was_linked = replica.unlinked(is_plain);
         match linked {
             Err(LinkError::NotSpoken) if is_told => {}
             Err(error) if was_linked || !is_told => {

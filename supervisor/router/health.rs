@@ -274,7 +274,8 @@ mod tests {
             failure: 2,
             recovery: 1,
         };
-        let registry = ReplicaRegistry::new(vec![endpoint("a"), endpoint("b")], thresholds, None);
+        let registry =
+            ReplicaRegistry::new(vec![endpoint("a"), endpoint("b")], thresholds, None, false);
         let check = HealthCheck {
             path: "/health".to_owned(),
             interval: Duration::from_secs(5),

@@ -24,6 +24,10 @@ struct Shared {
     zone: Option<String>,
     /// Whether each replica was probed at least once.
     all_probed: watch::Sender<bool>,
+    /// Told when a session may find a place where there was none.
+    changes: watch::Sender<()>,
+    /// Whether servers are asked for a link.
+    has_links: bool,
 }
 
 /// One server.
@@ -31,17 +35,50 @@ struct Shared {
 pub struct Replica {
     pub endpoint: ReplicaEndpoint,
     health: Mutex<ReplicaHealth>,
-    /// What it reports; `None` while there is no link with it.
-    report: Mutex<Option<Report>>,
+    /// What it reports.
+    link: watch::Sender<LinkStatus>,
+    /// Told when a session may find a place where there was none.
+    changes: watch::Sender<()>,
     /// Number of sessions that go to it.
     sessions: AtomicUsize,
     /// Number of sessions that have begun since its last report.
     unreported: AtomicUsize,
 }
 
+/// What is known of the link with a replica.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum LinkStatus {
+    /// It was not asked yet.
+    #[default]
+    Unknown,
+    /// It speaks no link, or does not know this router's key.
+    Plain,
+    /// There is no link at the moment.
+    Down,
+    Up(Box<Report>),
+}
+
+/// Where a session can go on: the class and the store of the server that has begun it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Home {
+    pub(super) class: String,
+    pub(super) store: String,
+    /// Whether the store outlives the server.
+    pub(super) store_outlives: bool,
+}
+
 /// A session that goes to a replica counts until this is dropped.
 #[derive(Debug)]
 pub(super) struct CountedSession(Arc<Replica>);
+
+impl CountedSession {
+    /// Takes note that the replica has not taken the session.
+    pub(super) fn was_not_taken(self) {
+        let fewer = |unreported: usize| unreported.checked_sub(1);
+        // Err: a report has come meanwhile.
+        let _ = (self.0.unreported).fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+    }
+}
 
 impl Drop for CountedSession {
     fn drop(&mut self) {
@@ -55,12 +92,15 @@ impl ReplicaRegistry {
         replicas: Vec<ReplicaEndpoint>,
         thresholds: Thresholds,
         zone: Option<String>,
+        has_links: bool,
     ) -> Self {
+        let changes = watch::Sender::default();
         let replica = |endpoint| {
             Arc::new(Replica {
                 endpoint,
                 health: Mutex::default(),
-                report: Mutex::default(),
+                link: watch::Sender::default(),
+                changes: watch::Sender::clone(&changes),
                 sessions: AtomicUsize::new(0),
                 unreported: AtomicUsize::new(0),
             })
@@ -70,6 +110,8 @@ impl ReplicaRegistry {
             thresholds,
             zone,
             all_probed: watch::Sender::new(false),
+            changes: changes.clone(),
+            has_links,
         }))
     }
 
@@ -95,9 +137,45 @@ impl ReplicaRegistry {
         let healthy: Vec<_> = self.healthy().collect();
         let candidates = healthy
             .iter()
-            .map(|replica| replica.candidate(self.0.zone.as_deref()));
+            .map(|replica| replica.candidate(self.0.zone.as_deref(), self.0.has_links));
         let order = choose::order(&candidates.collect::<Vec<_>>());
         order.into_iter().map(|n| healthy[n].clone()).collect()
+    }
+
+    /// Returns the replicas that would take a session now, in the order in which it tries them, and how many such sessions
+    /// they would take in sum. `home` is where a session has to stay that was begun.
+    pub(super) fn with_room(&self, home: Option<&Home>) -> (Vec<Arc<Replica>>, usize) {
+        let mut free = 0;
+        let mut preferred = self.preferred();
+        preferred.retain(|replica| {
+            let room = replica.room(home, self.0.has_links);
+            free += room;
+            room > 0
+        });
+        (preferred, free)
+    }
+
+    /// Returns whether a session with that home may go on at all: a server of its store is there, or may come back.
+    pub(super) fn may_go_on(&self, home: &Home) -> bool {
+        let has_store = |replica: &Arc<Replica>| {
+            replica
+                .report()
+                .is_some_and(|report| report.store == home.store)
+        };
+        home.store_outlives || self.0.replicas.iter().any(has_store)
+    }
+
+    /// Returns the stores of the healthy servers; `None` is that of one without a link.
+    pub(super) fn stores(&self) -> Vec<Option<String>> {
+        let stores = self
+            .healthy()
+            .map(|replica| replica.home().map(|home| home.store));
+        stores.collect()
+    }
+
+    /// Returns a receiver that is told when a session may find a place where there was none.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.0.changes.subscribe()
     }
 
     /// Records the outcome of a probe: how long the answer took, or why there was none.
@@ -108,6 +186,7 @@ impl ReplicaRegistry {
         let after = health.status();
         drop(health);
         if after != before {
+            self.0.changes.send_replace(());
             let reason = outcome.err();
             tracing::info!(%replica, from = %before, to = %after, reason, "replica changed state");
         }
@@ -118,10 +197,16 @@ impl ReplicaRegistry {
         self.0.all_probed.send_replace(true);
     }
 
-    /// Waits until each replica was probed at least once: before that, none is healthy.
+    /// Waits until each replica was probed at least once, and asked for a link: before that, none is healthy.
     pub(super) async fn first_probes(&self) {
         let mut probed = self.0.all_probed.subscribe();
         let _ = probed.wait_for(|all| *all).await;
+        if self.0.has_links {
+            for replica in &self.0.replicas {
+                let mut link = replica.link.subscribe();
+                let _ = link.wait_for(|link| *link != LinkStatus::Unknown).await;
+            }
+        }
     }
 }
 
@@ -138,42 +223,103 @@ impl Replica {
 
     /// Returns what it reports; `None` while there is no link with it.
     pub fn report(&self) -> Option<Report> {
-        self.lock_report().clone()
+        match &*self.link.borrow() {
+            LinkStatus::Up(report) => Some((**report).clone()),
+            LinkStatus::Unknown | LinkStatus::Plain | LinkStatus::Down => None,
+        }
     }
 
     /// Takes a report.
     pub(super) fn reported(&self, report: Report) {
-        let mut known = self.lock_report();
-        if known.is_none() {
+        if self.report().is_none() {
             tracing::info!(replica = %self, places = report.places, "server linked");
         }
-        *known = Some(report);
+        self.link.send_replace(LinkStatus::Up(Box::new(report)));
         self.unreported.store(0, Ordering::Relaxed);
+        self.changes.send_replace(());
     }
 
-    /// Takes note that there is no link any more. Returns whether there was one.
-    pub(super) fn unlinked(&self) -> bool {
-        self.lock_report().take().is_some()
+    /// Takes note that there is no link; `is_plain` says whether the server speaks none. Returns whether there was one.
+    pub(super) fn unlinked(&self, is_plain: bool) -> bool {
+        let now = if is_plain {
+            LinkStatus::Plain
+        } else {
+            LinkStatus::Down
+        };
+        let before = self.link.send_replace(now);
+        self.changes.send_replace(());
+        matches!(before, LinkStatus::Up(_))
     }
 
-    fn candidate(&self, zone: Option<&str>) -> Candidate {
-        let unreported = self.unreported.load(Ordering::Relaxed);
-        let load = self.report().map(|report| Load {
-            is_open: report.ready && !report.draining,
-            is_of_own_zone: report.zone.as_deref() == zone,
-            places: report.places,
-            free: report.free.saturating_sub(unreported),
-            sessions: report.sessions + unreported,
+    /// Waits until there is no link.
+    pub(super) async fn is_down(&self) {
+        let mut link = self.link.subscribe();
+        let is_down = |link: &LinkStatus| !matches!(link, LinkStatus::Up(_));
+        let _ = link.wait_for(is_down).await;
+    }
+
+    /// Takes note that the server takes no session before it says so again.
+    pub(super) fn is_full(&self) {
+        self.link.send_if_modified(|link| {
+            if let LinkStatus::Up(report) = link {
+                report.free = 0;
+            }
+            false
         });
+    }
+
+    /// Returns where a session can go on that begins here; `None` while there is no link.
+    pub(super) fn home(&self) -> Option<Home> {
+        self.report().map(|report| Home {
+            class: report.class,
+            store: report.store,
+            store_outlives: report.store_outlives,
+        })
+    }
+
+    /// Returns how many sessions with that home it would take now. A server without links takes any that is new.
+    fn room(&self, home: Option<&Home>, has_links: bool) -> usize {
+        match &*self.link.borrow() {
+            _ if !has_links => usize::from(home.is_none()),
+            LinkStatus::Plain => usize::from(home.is_none()),
+            LinkStatus::Unknown | LinkStatus::Down => 0,
+            LinkStatus::Up(report) => {
+                let fits = home
+                    .is_none_or(|home| home.class == report.class && home.store == report.store);
+                let is_open = report.ready && !report.draining && fits;
+                let unreported = self.unreported.load(Ordering::Relaxed);
+                match is_open {
+                    true => report.free.saturating_sub(unreported),
+                    false => 0,
+                }
+            }
+        }
+    }
+
+    fn candidate(&self, zone: Option<&str>, has_links: bool) -> Candidate {
+        let unreported = self.unreported.load(Ordering::Relaxed);
+        let load = match &*self.link.borrow() {
+            LinkStatus::Up(report) => Some(Load {
+                is_open: report.ready && !report.draining,
+                is_of_own_zone: report.zone.as_deref() == zone,
+                places: report.places,
+                free: report.free.saturating_sub(unreported),
+                sessions: report.sessions + unreported,
+            }),
+            LinkStatus::Down if has_links => Some(Load {
+                is_open: false,
+                is_of_own_zone: false,
+                places: 0,
+                free: 0,
+                sessions: 0,
+            }),
+            LinkStatus::Unknown | LinkStatus::Plain | LinkStatus::Down => None,
+        };
         Candidate {
             is_primary: self.endpoint.primary,
             weight: self.endpoint.weight,
             load,
         }
-    }
-
-    fn lock_report(&self) -> MutexGuard<'_, Option<Report>> {
-        self.report.lock().expect("no holder of this lock panics")
     }
 
     /// Counts a session.
@@ -227,7 +373,12 @@ mod tests {
             primary: name.ends_with('*'),
             weight: 1.0,
         };
-        ReplicaRegistry::new(names.iter().map(endpoint).collect(), THRESHOLDS, None)
+        ReplicaRegistry::new(
+            names.iter().map(endpoint).collect(),
+            THRESHOLDS,
+            None,
+            false,
+        )
     }
 
     #[test]
@@ -274,8 +425,8 @@ mod tests {
         }
         registry.all()[0].reported(report(1));
         assert_eq!(registry.select().unwrap().to_string(), "a");
-        assert!(registry.all()[0].unlinked());
-        assert!(!registry.all()[0].unlinked());
+        assert!(registry.all()[0].unlinked(false));
+        assert!(!registry.all()[0].unlinked(true));
         assert_eq!(registry.all()[0].sessions(), 2);
     }
 

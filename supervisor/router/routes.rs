@@ -1,10 +1,11 @@
 //! The router over HTTP: sessions, status, and probes.
 
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::{FromRef, State};
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::{any, get};
@@ -21,8 +22,10 @@ use tracing::Instrument;
 
 use super::CLOSE_REPLY;
 use super::bridge::{self, ConnectError, Ended, ServerSocket};
+use super::line::Line;
 use super::proxy::{self, Proxy};
-use super::registry::{Replica, ReplicaRegistry, seconds};
+use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
+use super::session::{self, Finish};
 use crate::dialect::{Rendered, Wire, close_code, stream_v1};
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
@@ -41,6 +44,13 @@ pub(super) struct App {
     pub(super) ingress: Ingress,
     pub(super) registry: ReplicaRegistry,
     pub(super) tls: tokio_tungstenite::Connector,
+    /// What this router is known by at servers; `None` where there are no links.
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) line: Line,
+    /// Number of sessions that may wait.
+    pub(super) max_waiting: usize,
+    /// How long a session that was begun waits for another server.
+    pub(super) failover_timeout: Duration,
     pub(super) proxy: Proxy,
     /// Cancelled when the router leaves its clients.
     pub(super) leaving: CancellationToken,
@@ -90,6 +100,7 @@ async fn status(State(app): State<App>) -> Json<RouterStatus> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ts: seconds(SystemTime::now()),
         draining: app.leaving.is_cancelled() || app.ingress.connections.is_closed(),
+        waiting: app.line.len(),
         replicas: replicas.collect(),
     })
 }
@@ -132,20 +143,85 @@ async fn stream(
     let span = tracing::info_span!("session", client = %connection.place.client());
     let carried = async move {
         if let Some((socket, shares)) = opened.await {
-            session(socket, &shares, &connection, &app).await;
+            match app.authorization {
+                Some(_) => linked_session(socket, &shares, &connection, &app).await,
+                None => session(socket, &shares, &connection, &app).await,
+            }
         }
     };
     tracker.spawn(catch_panic("session", carried.instrument(span)));
     Ok(answer)
 }
 
-/// Carries a client's session to the first server that takes it.
-async fn session(
+/// Carries a client's session over all the servers that it has.
+async fn linked_session(
     mut socket: WebSocket,
     shares: &CompleteShare,
     connection: &Connection,
     app: &App,
 ) {
+    app.registry.first_probes().await;
+    if app.registry.select().is_none() {
+        return farewell(socket, no_healthy_replica()).await;
+    }
+    let carried = session::carry(&mut socket, shares, connection, app);
+    let finish = tokio::select! {
+        finish = carried => finish,
+        () = app.leaving.cancelled() => {
+            return farewell(socket, [close(close_code::GOING_AWAY, "draining")]).await;
+        }
+    };
+    match finish {
+        Finish::Gone => {}
+        Finish::Closed => farewell(socket, []).await,
+        Finish::Say(messages) => farewell(socket, messages).await,
+        Finish::Plain {
+            replica,
+            mut server,
+            counted,
+            opening,
+        } => {
+            for message in opening {
+                if let Err(error) = server.send(message).await {
+                    return farewell(socket, broken(&replica, &error.to_string())).await;
+                }
+            }
+            over_bridge(socket, shares, connection, *server, (replica, counted), app).await;
+        }
+    }
+}
+
+/// Carries a client's session over a plain bridge.
+async fn over_bridge(
+    mut socket: WebSocket,
+    shares: &CompleteShare,
+    connection: &Connection,
+    server: ServerSocket,
+    (replica, counted): (Arc<Replica>, CountedSession),
+    app: &App,
+) {
+    tracing::info!(%replica, "session begins");
+    let interval = app.ingress.ping_interval;
+    let carried = bridge::carry(&mut socket, shares, connection, server, interval);
+    let ended = tokio::select! {
+        ended = carried => ended,
+        () = app.leaving.cancelled() => {
+            return farewell(socket, [close(close_code::GOING_AWAY, "draining")]).await;
+        }
+    };
+    drop(counted);
+    tracing::info!(%replica, ?ended, "session ended");
+    match ended {
+        Ended::Closed | Ended::Gone => {}
+        Ended::Violation(violation) => {
+            farewell(socket, messages(stream_v1::violated(violation))).await;
+        }
+        Ended::Broken(reason) => farewell(socket, broken(&replica, &reason)).await,
+    }
+}
+
+/// Carries a client's session to the first server that takes it.
+async fn session(socket: WebSocket, shares: &CompleteShare, connection: &Connection, app: &App) {
     app.registry.first_probes().await;
     let mut refusal = None;
     for replica in app.registry.preferred() {
@@ -160,35 +236,11 @@ async fn session(
             }
         };
         let counted = replica.begin_session();
-        tracing::info!(%replica, "session begins");
-        let interval = app.ingress.ping_interval;
-        let carried = bridge::carry(&mut socket, shares, connection, server, interval);
-        let ended = tokio::select! {
-            ended = carried => ended,
-            () = app.leaving.cancelled() => {
-                return farewell(socket, [close(close_code::GOING_AWAY, "draining")]).await;
-            }
-        };
-        drop(counted);
-        tracing::info!(%replica, ?ended, "session ended");
-        return match ended {
-            Ended::Closed | Ended::Gone => {}
-            Ended::Violation(violation) => {
-                farewell(socket, messages(stream_v1::violated(violation))).await;
-            }
-            Ended::Broken(reason) => farewell(socket, broken(&replica, &reason)).await,
-        };
+        return over_bridge(socket, shares, connection, server, (replica, counted), app).await;
     }
     let messages = match refusal {
         Some(reason) => bridge_failed(&reason),
-        None => {
-            let message = "router: no healthy replica available";
-            let error = ServerMessage::error(ErrorCode::GpuUnavailable, message, true);
-            [
-                text(&error),
-                close(close_code::TRY_AGAIN_LATER, "no_healthy_replica"),
-            ]
-        }
+        None => no_healthy_replica(),
     };
     farewell(socket, messages).await;
 }
@@ -251,31 +303,41 @@ async fn server_to_watch(
     Err(refused)
 }
 
+/// Tells a client that nobody can serve it.
+pub(super) fn no_healthy_replica() -> [Message; 2] {
+    let message = "router: no healthy replica available";
+    let error = ServerMessage::error(ErrorCode::GpuUnavailable, message, true);
+    [
+        text(&error),
+        close(close_code::TRY_AGAIN_LATER, "no_healthy_replica"),
+    ]
+}
+
 fn broken(replica: &Replica, reason: &str) -> [Message; 2] {
     tracing::warn!(%replica, reason, "replica lost with a session");
     bridge_failed(reason)
 }
 
 /// Tells a client that the server with its session cannot be reached.
-fn bridge_failed(reason: &str) -> [Message; 2] {
+pub(super) fn bridge_failed(reason: &str) -> [Message; 2] {
     let message = format!("router bridge failed: {reason}");
     let error = ServerMessage::error(ErrorCode::WorkerFailed, message, true);
     [text(&error), close(close_code::INTERNAL, "bridge_failed")]
 }
 
-fn text(message: &ServerMessage) -> Message {
+pub(super) fn text(message: &ServerMessage) -> Message {
     let text = serde_json::to_string(message).expect("strings and numbers are JSON");
     Message::Text(text.into())
 }
 
-fn close(code: u16, reason: &'static str) -> Message {
+pub(super) fn close(code: u16, reason: &'static str) -> Message {
     Message::Close(Some(CloseFrame {
         code: code.into(),
         reason: reason.into(),
     }))
 }
 
-fn messages(rendered: Rendered) -> impl Iterator<Item = Message> {
+pub(super) fn messages(rendered: Rendered) -> impl Iterator<Item = Message> {
     rendered.into_iter().map(|wire| match wire {
         Wire::Text(text) => Message::Text(text.into()),
         Wire::Media(media) => Message::Binary(media.bytes),

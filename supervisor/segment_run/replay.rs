@@ -1,10 +1,13 @@
 //! Compares the media of a repeated attempt with those that were handed out before, so that nothing is shown twice
 //! (deduplication of a replay).
 
+use bytes::Bytes;
+use fastvideo_proto::job::MediaKind;
+
 use crate::pool::Media;
 
-/// The first 128 bits of a BLAKE3 hash.
-type Digest = [u8; 16];
+/// The first 128 bits of a BLAKE3 hash of a message.
+pub(crate) type Digest = [u8; 16];
 
 /// The media of a segment that were handed out, and the place in them that a repeated attempt has reached.
 #[derive(Debug, Default)]
@@ -23,12 +26,29 @@ pub(super) enum Compared {
     /// It was not handed out before, and follows what was.
     New(Media),
     /// It was handed out before.
-    Repeated,
+    Repeated(RepeatedMedia),
     /// It differs from what was handed out at its place, which is void. These are the attempt's messages so far.
     Differs(Vec<Media>),
 }
 
+/// A message that was handed out before.
+#[derive(Debug)]
+pub(crate) struct RepeatedMedia {
+    /// Its place in the attempt's messages, from 0.
+    pub(crate) position: usize,
+    pub(crate) kind: MediaKind,
+    pub(crate) bytes: Bytes,
+}
+
 impl Replay {
+    /// Goes on after what another server has handed out.
+    pub(super) fn after(handed_out: Vec<Digest>) -> Self {
+        Self {
+            handed_out,
+            ..Self::default()
+        }
+    }
+
     /// Begins another attempt.
     pub(super) fn begin_attempt(&mut self) {
         self.position = 0;
@@ -46,13 +66,18 @@ impl Replay {
                 Compared::New(media)
             }
             Some(before) if before == digest => {
+                let repeated = RepeatedMedia {
+                    position: self.position - 1,
+                    kind: media.kind.clone(),
+                    bytes: media.bytes.clone(),
+                };
                 if self.position == self.handed_out.len() {
                     self.repeated = Vec::new();
                 } else {
                     // Its worker may go on at once.
                     self.repeated.push(media.give_credit_back());
                 }
-                Compared::Repeated
+                Compared::Repeated(repeated)
             }
             Some(_) => {
                 self.repeated.push(media);
@@ -76,7 +101,12 @@ impl Replay {
 }
 
 fn digest(media: &Media) -> Digest {
-    let hash = blake3::hash(&media.bytes);
+    digest_of(&media.bytes)
+}
+
+/// Returns the digest of a message.
+pub(crate) fn digest_of(message: &[u8]) -> Digest {
+    let hash = blake3::hash(message);
     let (digest, _) = hash
         .as_bytes()
         .split_first_chunk()
@@ -106,7 +136,7 @@ mod tests {
             .iter()
             .map(|outcome| match outcome {
                 Compared::New(_) => "+".to_owned(),
-                Compared::Repeated => "=".to_owned(),
+                Compared::Repeated(_) => "=".to_owned(),
                 Compared::Differs(media) => media.iter().map(letter).collect(),
             })
             .collect()

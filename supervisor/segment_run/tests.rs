@@ -86,7 +86,7 @@ fn media_are_handed_out_once_over_all_attempts() {
     }
     assert_eq!(lose(&mut run, true), AfterLoss::RunsAgain);
     let repeated = run.observe(Some(media()));
-    assert!(matches!(repeated, RunEvent::Repeated), "{repeated:?}");
+    assert!(matches!(repeated, RunEvent::Repeated(_)), "{repeated:?}");
     let back = run.observe(Some(JobEvent::Ended(JobEnd::TakenBack { started: true })));
     assert!(
         matches!(back, RunEvent::TakenBack { started: true }),
@@ -95,7 +95,7 @@ fn media_are_handed_out_once_over_all_attempts() {
     assert_eq!(run.at().attempt, 3);
     for _ in 0..2 {
         let repeated = run.observe(Some(media()));
-        assert!(matches!(repeated, RunEvent::Repeated), "{repeated:?}");
+        assert!(matches!(repeated, RunEvent::Repeated(_)), "{repeated:?}");
     }
     let new = run.observe(Some(media()));
     assert!(

@@ -17,6 +17,7 @@ use super::event_readers::EventReaders;
 use super::handshake::{self, Claim, Opening};
 use super::inbox::Inbox;
 use super::live::LiveSession;
+use super::moved::Origin;
 use super::outbox::Outbox;
 use super::prompt_tasks::PromptTaskResult;
 use super::redelivery::MediaRead;
@@ -36,8 +37,9 @@ const LATE: Duration = Duration::from_secs(1);
 
 /// Serves one client from its opening to the last event in the outbox. A client that has not sent its opening is no
 /// session yet.
-pub async fn run(
+pub(crate) async fn run(
     client: ClientAddress,
+    origin: Origin,
     registry: Registry,
     inbound: mpsc::Receiver<Box<Inbound>>,
     outbox: Outbox,
@@ -45,7 +47,7 @@ pub async fn run(
 ) {
     let mut inbox = Inbox::new(inbound);
     // Boxed, so that the memory of the handshake is not kept for as long as the session lives.
-    let opened = Box::pin(open(client, &registry, &mut inbox, &context)).await;
+    let opened = Box::pin(open(client, &origin, &registry, &mut inbox, &context)).await;
     let (ticket, opening, claim) = match opened {
         Ok(opened) => opened,
         Err(why) => {
@@ -57,18 +59,24 @@ pub async fn run(
     let readers = EventReaders::new(context.logs.session(ticket.id()));
     let emitter = Emitter::new(readers, outbox);
     emitter.emit(opened_event(&opening, &claim));
-    let session = LiveSession::new(ticket, emitter, context, opening, claim);
+    let session = LiveSession::new(ticket, emitter, context, opening, claim, origin);
     let mut session = Box::new(session);
     let cause = session.serve(&mut inbox).await;
+    session.end_turn();
     session.end(cause);
 }
 
 async fn open(
     client: ClientAddress,
+    origin: &Origin,
     registry: &Registry,
     inbox: &mut Inbox,
     context: &Context,
 ) -> Result<(Ticket, Opening, Claim), NotOpened> {
+    let moved = match origin {
+        Origin::Moved(moved) => Some(&**moved),
+        Origin::Direct | Origin::Router => None,
+    };
     let request = tokio::select! {
         request = handshake::receive(inbox, context) => request?,
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
@@ -81,7 +89,12 @@ async fn open(
             () = inbox.gone() => return Err(NotOpened::Gone),
             () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
         };
-        let claim = handshake::claim(&mut ticket, context, &opening).await?;
+        let waits_elsewhere = !matches!(origin, Origin::Direct);
+        let resumed = opening.resume.as_ref().map(|resume| &resume.session);
+        if waits_elsewhere && !context.pool.has_place_for(resumed.unwrap_or(ticket.id())) {
+            return Err(NotOpened::NoPlace);
+        }
+        let claim = handshake::claim(&mut ticket, context, &opening, moved).await?;
         Ok((opening, claim))
     };
     match opened.await {
@@ -137,11 +150,12 @@ impl LiveSession {
         if !matches!(self.placement, Placement::Bound(_)) {
             self.transition(SessionState::Queued);
         }
-        let mut end = self.placed();
+        let mut end = self.catch_up().or_else(|| self.placed());
         loop {
             if let Some(cause) = end.or_else(|| self.advance()) {
                 return cause;
             }
+            self.end_turn();
             end = match self.hear(inbox).await {
                 Heard::Client(inbound) => self.receive(inbound),
                 Heard::PlacementChanged => {
@@ -197,6 +211,9 @@ impl LiveSession {
                 self.lingering_since.get_or_insert_with(Instant::now);
                 return (self.announced.is_none()).then_some(EndCause::Draining);
             }
+            if self.may_be_released() {
+                return Some(EndCause::Released);
+            }
             self.redeliver();
             self.begin_segment();
         }
@@ -209,6 +226,7 @@ impl LiveSession {
 
     async fn hear(&mut self, inbox: &mut Inbox) -> Heard {
         let alarm = self.alarm();
+        let known_drain = self.drain_deadline.or(self.leaves_by());
         let segment = self.segment.as_mut();
         let job = async {
             match segment {
@@ -223,7 +241,6 @@ impl LiveSession {
                 None => pending().await,
             }
         };
-        let known_drain = self.drain_deadline;
         let drain = async {
             let is_news = |drain: &Drain| match drain {
                 Drain::No => false,
@@ -276,6 +293,7 @@ impl LiveSession {
             self.slow_at(),
             self.lingering_since.map(|since| since + DRAIN_LINGER),
             self.drain_deadline,
+            self.leaves_by(),
             self.director.alarm(),
             self.viewer_catches_up_at(),
             self.audience_due(),
@@ -306,6 +324,9 @@ impl LiveSession {
         if passed(self.drain_deadline) || passed(lingered) {
             return Some(EndCause::Draining);
         }
+        if passed(self.leaves_by()) {
+            return Some(EndCause::Released);
+        }
         if let Some(end) = self.idle_end() {
             if end.at <= now {
                 let cause = self.end_idle(end);
@@ -331,8 +352,13 @@ impl LiveSession {
         let Drain::Until(deadline) = drain else {
             return None;
         };
-        let is_first = self.drain_deadline.replace(deadline).is_none();
         let time_left = deadline.saturating_duration_since(Instant::now());
+        if let Some(link) = &mut self.link {
+            // The router knows, and finds another place.
+            link.leave_by(deadline);
+            return time_left.is_zero().then_some(EndCause::Released);
+        }
+        let is_first = self.drain_deadline.replace(deadline).is_none();
         if time_left.is_zero() {
             return Some(EndCause::Draining);
         }

@@ -28,6 +28,16 @@ impl Audience {
             next: now,
         }
     }
+
+    /// Returns the number that the client was told last.
+    pub(super) fn told(&self) -> usize {
+        self.told
+    }
+
+    /// Takes note of what another server has told the client.
+    pub(super) fn was_told(&mut self, count: usize) {
+        self.told = count;
+    }
 }
 
 impl LiveSession {

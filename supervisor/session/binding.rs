@@ -23,6 +23,9 @@ impl LiveSession {
                     self.bound(assignment);
                 }
             }
+            Placement::Waiting { .. } | Placement::NoWorker if self.link.is_some() => {
+                return Some(EndCause::Released);
+            }
             Placement::Waiting {
                 position,
                 queue_depth,
@@ -51,7 +54,7 @@ impl LiveSession {
         if self.ticket.state() != SessionState::GpuBinding {
             self.transition(SessionState::GpuBinding);
         }
-        let is_first = self.announced.is_none();
+        let is_first = !std::mem::replace(&mut self.knows_stream, true);
         self.emit(SessionEvent::WorkerBound(Box::new(WorkerBound {
             assignment: assignment.clone(),
             previous: self.announced.as_ref().map(|a| a.worker.clone()),

@@ -38,7 +38,19 @@ impl LiveSession {
         if !is_report {
             self.last_activity = Instant::now();
         }
+        if let (Some(link), Some(Inbound::Command { .. } | Inbound::Invalid { .. })) =
+            (&mut self.link, &inbound)
+        {
+            link.dealt_with_message();
+        }
         match inbound {
+            Some(Inbound::Release) => {
+                if let Some(link) = &mut self.link {
+                    link.release();
+                }
+                None
+            }
+            Some(Inbound::Unlinked) => Some(EndCause::Unlinked),
             None | Some(Inbound::Gone) => Some(EndCause::Gone),
             Some(Inbound::Closed) => Some(EndCause::Closed),
             Some(Inbound::Violation(violation)) => Some(EndCause::Violation(violation)),

@@ -34,6 +34,10 @@ pub enum Inbound {
     },
     /// The client broke a rule of its dialect, which ends the session. The text is safe to show to the client.
     RuleBroken(&'static str),
+    /// The session is to be let go at its next boundary, so that it goes on elsewhere.
+    Release,
+    /// The link with the client's router is lost. Nothing follows.
+    Unlinked,
     /// The connection is lost. Nothing follows.
     Gone,
     /// The client has closed its connection properly, and so does not come back at once. Nothing follows.

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use fastvideo_proto::checkpoint::{Checkpoint, CuratedPrompt};
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::ErrorCode;
 use tokio::time::Instant;
@@ -45,17 +46,56 @@ impl Director {
         cap: u32,
         produced: u32,
     ) -> Self {
-        let can = PromptAbilities {
-            write: prompts.enhancer().is_some(),
-            screen: prompts.safety().is_some(),
-        };
+        let playlist = Playlist::new(curated, switches, abilities(&prompts), cap, produced);
+        Self::with(playlist, prompts)
+    }
+
+    fn with(playlist: Playlist, prompts: Prompts) -> Self {
         Self {
-            playlist: Playlist::new(curated, switches, can, cap, produced),
+            playlist,
             tasks: PromptTasks::new(prompts.clone()),
             prompts,
             backoff: None,
             paused_until: None,
         }
+    }
+
+    /// Creates the director of a session that another server has written down, and that is complete after `cap` segments.
+    pub(super) fn read(
+        checkpoint: &Checkpoint,
+        curated: Vec<CuratedPrompt>,
+        prompts: Prompts,
+        cap: u32,
+    ) -> Self {
+        let now = Instant::now();
+        let playlist = Playlist::read(checkpoint, curated, abilities(&prompts), cap, now);
+        let pause = checkpoint.auto_pause_ms.map(Duration::from_millis);
+        let mut director = Self::with(playlist, prompts);
+        director.paused_until = pause.and_then(|pause| now.checked_add(pause));
+        for rewrite in &checkpoint.rewrites {
+            director.rewrite(rewrite.id.clone(), rewrite.prompt.clone(), rewrite.count);
+        }
+        director
+    }
+
+    /// Writes down what is to come, without the curated prompts.
+    pub(super) fn write(&self, checkpoint: &mut Checkpoint, now: Instant) {
+        self.playlist.write(checkpoint, now);
+        let pause = self
+            .paused_until
+            .map(|until| until.saturating_duration_since(now));
+        checkpoint.auto_pause_ms =
+            pause.map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+        checkpoint.rewrites = self.tasks.rewrites().cloned().collect();
+    }
+
+    /// Returns a number that changes with the curated prompts.
+    pub(super) fn curated_edition(&self) -> u64 {
+        self.playlist.curated_edition()
+    }
+
+    pub(super) fn curated(&self) -> Vec<CuratedPrompt> {
+        self.playlist.curated()
     }
 
     /// Takes the next segment; with `alone`, also one that nobody has asked for. Returns `None` while nothing is to be
@@ -352,5 +392,12 @@ impl Director {
     /// Returns the index of the next segment, which is the number of finished ones.
     pub(super) fn segment_idx(&self) -> u32 {
         self.playlist.segment_idx()
+    }
+}
+
+fn abilities(prompts: &Prompts) -> PromptAbilities {
+    PromptAbilities {
+        write: prompts.enhancer().is_some(),
+        screen: prompts.safety().is_some(),
     }
 }

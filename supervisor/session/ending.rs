@@ -25,6 +25,12 @@ pub enum NotOpened {
     Unavailable(&'static str),
     /// The server failed. The text is safe to show.
     Internal(&'static str),
+    /// There is no such session to resume. The message is safe to show.
+    NoSession(String),
+    /// The session cannot go on from where another server has left it. The message is safe to show.
+    CannotGoOn(String),
+    /// A session of a router finds no worker.
+    NoPlace,
     /// A limit on the number of sessions is reached, or the server is going away.
     NotAdmitted(NotAdmitted),
     /// The server is going away.
@@ -47,6 +53,9 @@ impl NotOpened {
             | Self::Refused { .. }
             | Self::Unavailable(_)
             | Self::Internal(_)
+            | Self::NoSession(_)
+            | Self::CannotGoOn(_)
+            | Self::NoPlace
             | Self::NotAdmitted(_)
             | Self::Draining => SessionState::Rejected,
         }
@@ -60,6 +69,11 @@ pub enum EndCause {
     Gone,
     /// The client has closed its connection properly.
     Closed,
+    /// The session goes on elsewhere: there is no worker for it any more, the server is going away, or the router wants
+    /// it to.
+    Released,
+    /// The link with the client's router is lost.
+    Unlinked,
     Violation(TransportViolation),
     /// The client has ended the session for good.
     Left,
@@ -87,6 +101,8 @@ impl EndCause {
         match self {
             Self::Gone => "gone",
             Self::Closed => "closed",
+            Self::Released => "released",
+            Self::Unlinked => "unlinked",
             Self::Violation(_) => "broken",
             Self::Left => "left",
             Self::SegmentCap => "cap",
@@ -114,7 +130,7 @@ impl EndCause {
     pub(super) fn drops_unsent(self) -> bool {
         matches!(
             self,
-            Self::Violation(_) | Self::SlowClient | Self::LeaseLost
+            Self::Violation(_) | Self::SlowClient | Self::LeaseLost | Self::Unlinked
         )
     }
 
@@ -140,9 +156,13 @@ impl EndCause {
     /// leaves earlier has not been served.
     pub(super) fn state(self, from: SessionState) -> SessionState {
         let state = match self {
-            Self::Gone | Self::Closed | Self::Left | Self::SegmentCap | Self::Draining => {
-                SessionState::Complete
-            }
+            Self::Gone
+            | Self::Closed
+            | Self::Released
+            | Self::Unlinked
+            | Self::Left
+            | Self::SegmentCap
+            | Self::Draining => SessionState::Complete,
             Self::Idle(_) => SessionState::Timeout,
             Self::NoWorker => SessionState::Rejected,
             Self::Violation(_)

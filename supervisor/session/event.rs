@@ -330,6 +330,14 @@ pub struct ExportedState {
 }
 
 impl SessionEvent {
+    /// Returns whether the event is one of many in a segment, each of which the client can be told by itself.
+    pub(crate) fn is_part_of_a_turn(&self) -> bool {
+        matches!(
+            self,
+            Self::Media { .. } | Self::StepDone { .. } | Self::SegmentStarted { .. }
+        )
+    }
+
     /// Returns the event's cost in its client's window, in bytes.
     pub(super) fn cost(&self) -> u64 {
         let texts: &[&str] = match self {

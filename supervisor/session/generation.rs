@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_proto::job::{ErrorCode, frames_to_time};
+use bytes::Bytes;
+use fastvideo_proto::job::{ErrorCode, MediaKind, frames_to_time};
 use fastvideo_proto::stored::StoredSegment;
 use tokio::time::Instant;
 
@@ -18,7 +19,8 @@ use super::recorder::Recorder;
 use super::state::SessionState;
 use crate::pool::{JobEvent, Media};
 use crate::segment_run::{
-    AfterLoss, AttemptId, FinishedSegment, MediaCount, RunEvent, RunFailure, SegmentRun,
+    AfterLoss, AttemptId, FinishedSegment, MediaCount, RepeatedMedia, RunEvent, RunFailure,
+    SegmentRun,
 };
 use crate::store::Progress;
 
@@ -28,6 +30,7 @@ impl LiveSession {
         let is_ready = self.segment.is_none()
             && self.redelivery.is_none()
             && self.ticket.state() == SessionState::Active
+            && !self.is_to_be_released()
             && !self.client_is_full();
         if is_ready
             && let Some(planned) = self
@@ -40,11 +43,8 @@ impl LiveSession {
             );
             let run = SegmentRun::new(idx, max_attempts);
             let records = self.context.store.config().recording.is_some();
-            self.segment = Some(Box::new(CurrentSegment {
-                planned,
-                run,
-                recorder: records.then(Recorder::default),
-            }));
+            let segment = CurrentSegment::new(planned, run, records);
+            self.segment = Some(Box::new(segment));
         }
     }
 
@@ -68,18 +68,42 @@ impl LiveSession {
         let (kind, bytes) = (media.kind.clone(), media.bytes.clone());
         // The client comes first.
         self.emit(SessionEvent::Media { at, media });
-        if let Some(segment) = &mut self.segment {
-            if let Some(recorder) = &mut segment.recorder {
-                recorder.add(at, &kind, &bytes);
-            }
-            let planned = &segment.planned;
-            self.broadcaster
-                .media(at, &kind, bytes, || Script::of(planned));
-        }
+        self.keep(at, &kind, bytes);
         if first {
             self.mark(at, None);
         }
         self.playback.media_sent(Instant::now());
+    }
+
+    /// Gives a message to those who need all of the segment besides the client.
+    fn keep(&mut self, at: AttemptId, kind: &MediaKind, bytes: Bytes) {
+        let Some(segment) = &mut self.segment else {
+            return;
+        };
+        let at = AttemptId {
+            attempt: segment.first_attempt.unwrap_or(at.attempt),
+            ..at
+        };
+        segment.kept += 1;
+        if let Some(recorder) = &mut segment.recorder {
+            recorder.add(at, kind, &bytes);
+        }
+        let planned = &segment.planned;
+        self.broadcaster
+            .media(at, kind, bytes, || Script::of(planned));
+    }
+
+    /// Takes media that the client has: another server has sent them, so that others here may lack them.
+    fn keep_repeated(&mut self, at: AttemptId, repeated: RepeatedMedia) {
+        let RepeatedMedia {
+            position,
+            kind,
+            bytes,
+        } = repeated;
+        let is_new = |segment: &CurrentSegment| segment.kept <= position;
+        if self.segment.as_deref().is_some_and(is_new) {
+            self.keep(at, &kind, bytes);
+        }
     }
 
     /// Marks the end of what is in the outbox now: the readers are told when the client has taken everything up to
@@ -113,8 +137,8 @@ impl LiveSession {
                 took,
             }),
             RunEvent::Media { media, first } => self.relay(at, media, first),
-            RunEvent::Repeated => {}
-            RunEvent::Differs(media) => self.replace_media(at, media),
+            RunEvent::Repeated(repeated) => self.keep_repeated(at, repeated),
+            RunEvent::Differs(media) => self.replace_media(media),
             RunEvent::Finished(finished) => self.commit(at, *finished),
             RunEvent::Cancelled => self.segment_cancelled(),
             RunEvent::Failed(failure) => return self.give_up(failure),
@@ -149,12 +173,18 @@ impl LiveSession {
     }
 
     /// Tells the client that the media that it has of the segment are void, and hands these out instead.
-    fn replace_media(&mut self, at: AttemptId, media: Vec<Media>) {
+    fn replace_media(&mut self, media: Vec<Media>) {
+        let Some(segment) = &self.segment else {
+            return;
+        };
+        let at = segment.run.at();
         self.playback.media_void();
         self.broadcaster.end_segment(SegmentEnd::Void);
         let mut request = None;
         if let Some(segment) = &mut self.segment {
             request = segment.planned.id.clone();
+            segment.kept = 0;
+            segment.first_attempt = None;
             if let Some(recorder) = &mut segment.recorder {
                 *recorder = Recorder::default();
             }
@@ -202,8 +232,9 @@ impl LiveSession {
             instead,
         } = finished;
         if let Some(media) = instead {
-            self.replace_media(at, media);
+            self.replace_media(media);
         }
+        let at = self.segment.as_ref().map_or(at, |segment| segment.run.at());
         self.emit(SessionEvent::SegmentFinished {
             at,
             frames,
@@ -217,6 +248,9 @@ impl LiveSession {
         let CurrentSegment {
             planned, recorder, ..
         } = *segment;
+        if let Some(link) = &mut self.link {
+            link.finished(&planned, at);
+        }
         let fps = self.context.config.format.fps;
         let start = frames_to_time(self.start_frame, fps);
         let duration = frames_to_time(u64::from(frames), fps);

@@ -12,6 +12,7 @@ use super::command::{Have, Inbound, OpenSession, ResumeRequest};
 use super::ending::NotOpened;
 use super::inbox::Inbox;
 use super::init_image::{self, InitImage, InitImageError};
+use super::moved::MovedSession;
 use super::registry::Ticket;
 use super::request::check_prompt;
 use super::{Config, Context};
@@ -67,7 +68,9 @@ pub(super) async fn receive(
     let limit = context.config.opening_timeout;
     match timeout(limit, inbox.recv()).await {
         Err(_) => Err(NotOpened::Timeout(limit)),
-        Ok(None | Some(Inbound::Gone | Inbound::Closed)) => Err(NotOpened::Gone),
+        Ok(None | Some(Inbound::Gone | Inbound::Closed | Inbound::Unlinked | Inbound::Release)) => {
+            Err(NotOpened::Gone)
+        }
         Ok(Some(Inbound::Violation(violation))) => Err(NotOpened::Violation(violation)),
         Ok(Some(Inbound::RuleBroken(reason))) => Err(invalid(reason)),
         Ok(Some(Inbound::Invalid { reason, .. })) => Err(invalid(reason)),
@@ -205,9 +208,10 @@ pub(super) async fn claim(
     ticket: &mut Ticket,
     context: &Context,
     opening: &Opening,
+    moved: Option<&MovedSession>,
 ) -> Result<Claim, NotOpened> {
     match &opening.resume {
-        Some(stored) => resume(ticket, context, stored).await,
+        Some(stored) => resume(ticket, context, stored, moved).await,
         None => create(ticket, context, opening.state.clone()).await,
     }
 }
@@ -239,12 +243,25 @@ async fn resume(
     ticket: &mut Ticket,
     context: &Context,
     stored: &Resume,
+    moved: Option<&MovedSession>,
 ) -> Result<Claim, NotOpened> {
     let Resume { session, token, .. } = stored;
     let config = &context.config;
-    let fits = |saved: &SavedSession| check_resumed(saved, stored, config);
+    let fits = |saved: &SavedSession| match moved {
+        Some(moved) => moved.check(saved).map_err(|message| Unfit {
+            code: ErrorCode::SessionRejected,
+            message,
+        }),
+        None => check_resumed(saved, stored, config),
+    };
     let resumed = context.store.resume(session, token, fits).await;
-    let (lease, mut snapshot) = resumed.map_err(|error| not_resumed(session, error))?;
+    let refused = |error| match (not_resumed(session, error), moved) {
+        (NotOpened::NoSession(message) | NotOpened::Refused { message, .. }, Some(_)) => {
+            NotOpened::CannotGoOn(message)
+        }
+        (why, _) => why,
+    };
+    let (lease, mut snapshot) = resumed.map_err(refused)?;
     if stored.extend && is_complete(&snapshot, config) {
         lease.extend();
         snapshot.extensions += 1;
@@ -309,10 +326,7 @@ fn check_resumed(snapshot: &SavedSession, stored: &Resume, config: &Config) -> R
 
 fn not_resumed(session: &SessionId, error: ResumeError<Unfit>) -> NotOpened {
     match error {
-        refused @ ResumeError::NotFound(_) => NotOpened::Refused {
-            code: ErrorCode::SessionRejected,
-            message: refused.to_string(),
-        },
+        missing @ ResumeError::NotFound(_) => NotOpened::NoSession(missing.to_string()),
         ResumeError::Unfit(Unfit { code, message }) => NotOpened::Refused { code, message },
         // Another try would not bring it back.
         ResumeError::Lost(loss) => {

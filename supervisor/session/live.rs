@@ -1,5 +1,6 @@
 //! An open session: its fields, and the steps that all its parts share.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use fastvideo_proto::ids::RequestId;
@@ -15,6 +16,7 @@ use super::ending::EndCause;
 use super::event::{Ended, SessionEvent};
 use super::handshake::{Claim, Opening};
 use super::init_image::InitImage;
+use super::moved::{LinkState, Origin};
 use super::persistence::Persistence;
 use super::playback::Playback;
 use super::playlist::{PlannedSegment, Switches};
@@ -38,6 +40,12 @@ pub(super) struct LiveSession {
     pub(super) placement: Placement,
     /// The worker that the client was last told about.
     pub(super) announced: Option<Assignment>,
+    /// Whether the client knows the properties of the stream.
+    pub(super) knows_stream: bool,
+    /// Present when the client is at a router.
+    pub(super) link: Option<Box<LinkState>>,
+    /// The finished segments that the store has lost, to be made again and not shown.
+    pub(super) lost_segments: VecDeque<PlannedSegment>,
     pub(super) preset: Option<String>,
     pub(super) media_mode: MediaMode,
     /// The image that the first segment starts from.
@@ -84,6 +92,22 @@ pub(super) struct CurrentSegment {
     pub(super) run: SegmentRun,
     /// Present where films are kept.
     pub(super) recorder: Option<Recorder>,
+    /// Number of the segment's messages that the recorder and the spectators have.
+    pub(super) kept: usize,
+    /// The attempt that the segment's first media came from, when those came from another server.
+    pub(super) first_attempt: Option<u32>,
+}
+
+impl CurrentSegment {
+    pub(super) fn new(planned: PlannedSegment, run: SegmentRun, records: bool) -> Self {
+        Self {
+            planned,
+            run,
+            recorder: records.then(Recorder::default),
+            kept: 0,
+            first_attempt: None,
+        }
+    }
 }
 
 /// The end of a session for lack of activity.
@@ -121,6 +145,7 @@ impl LiveSession {
         context: Context,
         opening: Opening,
         claim: Claim,
+        origin: Origin,
     ) -> Self {
         let Opening {
             request,
@@ -135,7 +160,15 @@ impl LiveSession {
             extensions,
             ..
         } = claim.snapshot;
-        let have = resume.and_then(|resume| resume.have);
+        let (is_linked, moved) = match origin {
+            Origin::Direct => (false, None),
+            Origin::Router => (true, None),
+            Origin::Moved(moved) => (true, Some(moved)),
+        };
+        let have = match &moved {
+            Some(moved) => moved.to_resend(),
+            None => resume.and_then(|resume| resume.have),
+        };
         if let Some(have) = have {
             claim.lease.set_received(have.segments);
         }
@@ -151,6 +184,7 @@ impl LiveSession {
             enhancing: request.enhancement,
             extending: request.auto_extension,
         };
+        let link = is_linked.then(|| Box::new(LinkState::new(&request)));
         let director = Director::new(
             request.curated_prompts,
             switches,
@@ -160,10 +194,13 @@ impl LiveSession {
         );
         let mut binding = context.pool.join(ticket.id().clone());
         let placement = binding.look();
-        Self {
+        let mut session = Self {
             binding,
             placement,
             announced: None,
+            knows_stream: false,
+            link,
+            lost_segments: VecDeque::new(),
             preset: request.preset,
             media_mode: request.media_mode,
             image,
@@ -171,7 +208,7 @@ impl LiveSession {
             segment: None,
             state,
             start_frame: progress.start_frame,
-            persistence: Persistence::new(context.store.config().timeout),
+            persistence: Persistence::new(context.store.config().timeout, is_linked),
             playback: Playback::from_end(frames_to_time(
                 progress.start_frame,
                 context.config.format.fps,
@@ -196,7 +233,11 @@ impl LiveSession {
             ticket,
             emitter,
             context,
+        };
+        if let Some(moved) = moved {
+            session.go_on(*moved, cap);
         }
+        session
     }
 
     pub(super) fn emit(&self, event: SessionEvent) {
@@ -356,7 +397,9 @@ impl LiveSession {
     /// Returns how long the session keeps its worker after an end for this cause, so that it can be resumed there.
     fn hold_after(&self, cause: EndCause) -> Duration {
         let may_resume_here = match cause {
-            EndCause::Gone => self.drain_deadline.is_none(),
+            EndCause::Gone | EndCause::Unlinked => {
+                self.drain_deadline.is_none() && self.leaves_by().is_none()
+            }
             EndCause::LeaseLost => self.ticket.is_taken_over(),
             _ => false,
         };
@@ -383,6 +426,12 @@ impl LiveSession {
         let has_state = self.state.is_some();
         if cause.is_final() && !has_state {
             self.lease.end_session();
+        }
+        if self.link.is_some() && cause != EndCause::Unlinked && cause != EndCause::Released {
+            // What is recorded can be sent again to a client that has not taken it.
+            if self.context.store.config().recording.is_some() {
+                self.emitter.outbox().reach_gates();
+            }
         }
         if cause.drops_unsent() {
             self.emitter.outbox().drop_unsent();

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use fastvideo_proto::checkpoint::{Checkpoint, CuratedPrompt};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,8 @@ struct Inner {
     drained: Notify,
     /// The client's window.
     limit: u64,
+    /// Whether the consumer is a link with a router.
+    is_linked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +46,8 @@ struct Queue {
     cost: u64,
     full_since: Option<Instant>,
     closed: bool,
+    /// Whether the client is told something whose turn has not ended.
+    has_open_turn: bool,
 }
 
 #[derive(Debug)]
@@ -53,9 +58,31 @@ enum Entry {
         /// Notified when everything before the gate was taken.
         reached: Option<oneshot::Sender<()>>,
         open: CancellationToken,
+        /// Whether the link knows of it.
+        is_told: bool,
     },
     /// Tells the readers that everything before it was taken.
     Mark(Mark),
+    TurnEnd(Box<TurnEnd>),
+}
+
+/// The end of a turn of a session on a link: what holds once the client was told everything before.
+#[derive(Debug)]
+pub(crate) struct TurnEnd {
+    /// Number of the client's messages that the session has dealt with.
+    pub(crate) seq: u64,
+    pub(crate) checkpoint: Checkpoint,
+    /// Present when the curated prompts have changed.
+    pub(crate) curated: Option<Vec<CuratedPrompt>>,
+}
+
+/// What a link with a router takes out.
+#[derive(Debug)]
+pub(crate) enum LinkItem {
+    Event(SessionEvent, Receipt),
+    TurnEnd(Box<TurnEnd>),
+    /// What follows waits until the client has everything before: then [`Outbox::pass_gate`] is to be called.
+    Gate,
 }
 
 /// A position in a segment's media, and the readers to tell when the consumer passes it.
@@ -89,14 +116,35 @@ pub struct Receipt {
 impl Outbox {
     /// Creates an outbox. `limit` is the client's window: the cost at which the session stops asking for more media.
     pub fn new(limit: u64) -> Self {
+        Self::with(limit, false)
+    }
+
+    /// Creates the outbox of a session whose client is at a router.
+    pub(crate) fn for_link(limit: u64) -> Self {
+        Self::with(limit, true)
+    }
+
+    fn with(limit: u64, is_linked: bool) -> Self {
         Self {
             inner: Arc::new(Inner {
                 queue: Mutex::default(),
                 filled: Notify::new(),
                 drained: Notify::new(),
                 limit,
+                is_linked,
             }),
         }
+    }
+
+    /// Returns whether the client is told something whose turn has not ended.
+    pub(super) fn has_open_turn(&self) -> bool {
+        self.inner.lock().has_open_turn
+    }
+
+    /// Ends a turn.
+    pub(super) fn end_turn(&self, end: TurnEnd) {
+        self.put(Entry::TurnEnd(Box::new(end)), false);
+        self.inner.lock().has_open_turn = false;
     }
 
     pub(crate) fn push(&self, event: SessionEvent) {
@@ -121,6 +169,7 @@ impl Outbox {
             Entry::Gate {
                 reached: Some(reached),
                 open,
+                is_told: false,
             },
             false,
         );
@@ -134,6 +183,9 @@ impl Outbox {
         let mut queue = self.inner.lock();
         if queue.closed {
             return;
+        }
+        if let Entry::Event(event) = &entry {
+            queue.has_open_turn |= !event.is_part_of_a_turn();
         }
         queue.cost += entry.cost();
         if queue.cost >= self.inner.limit && queue.full_since.is_none() {
@@ -152,6 +204,44 @@ impl Outbox {
             if let Entry::Gate { open, .. } = entry {
                 // The consumer may be waiting for it.
                 open.cancel();
+            }
+        }
+    }
+
+    /// Lets those who wait for a gate go on as if the consumer had taken everything before it.
+    pub(super) fn reach_gates(&self) {
+        for entry in &mut self.inner.lock().entries {
+            if let Entry::Gate { reached, .. } = entry
+                && let Some(reached) = reached.take()
+            {
+                let _ = reached.send(());
+            }
+        }
+    }
+
+    /// Says that the client has everything before the gate that was taken out.
+    pub(crate) fn pass_gate(&self) {
+        if let Some(Entry::Gate { reached, .. }) = self.inner.lock().entries.front_mut()
+            && let Some(reached) = reached.take()
+        {
+            // Err: the session no longer waits for the gate.
+            let _ = reached.send(());
+        }
+    }
+
+    /// Waits for the next thing to send over a link, in order. Receipts are as in [`Self::next`].
+    ///
+    /// # Cancel safety
+    /// This method is cancel safe.
+    pub(crate) async fn next_for_link(&self) -> LinkItem {
+        loop {
+            match self.take() {
+                Taken::Event(event, receipt) => return LinkItem::Event(event, receipt),
+                Taken::TurnEnd(end) => return LinkItem::TurnEnd(end),
+                Taken::Gate => return LinkItem::Gate,
+                Taken::ClosedGate(open) => open.cancelled().await,
+                Taken::Mark(mark) => mark.passed(),
+                Taken::Nothing => self.inner.filled.notified().await,
             }
         }
     }
@@ -192,6 +282,7 @@ impl Outbox {
                 Taken::Event(event, receipt) => return (event, receipt),
                 Taken::ClosedGate(open) => open.cancelled().await,
                 Taken::Mark(mark) => mark.passed(),
+                Taken::Gate | Taken::TurnEnd(_) => {}
                 Taken::Nothing => self.inner.filled.notified().await,
             }
         }
@@ -200,9 +291,19 @@ impl Outbox {
     fn take(&self) -> Taken {
         let mut queue = self.inner.lock();
         loop {
-            if let Some(Entry::Gate { reached, open }) = queue.entries.front_mut()
+            if let Some(Entry::Gate {
+                reached,
+                open,
+                is_told,
+            }) = queue.entries.front_mut()
                 && !open.is_cancelled()
             {
+                if self.inner.is_linked {
+                    return match std::mem::replace(is_told, true) {
+                        false => Taken::Gate,
+                        true => Taken::ClosedGate(open.clone()),
+                    };
+                }
                 if let Some(reached) = reached.take() {
                     // Err: the session no longer waits for the gate.
                     let _ = reached.send(());
@@ -212,6 +313,7 @@ impl Outbox {
             return match queue.entries.pop_front() {
                 Some(Entry::Gate { .. }) => continue,
                 Some(Entry::Mark(mark)) => Taken::Mark(mark),
+                Some(Entry::TurnEnd(end)) => Taken::TurnEnd(end),
                 Some(Entry::Event(event)) => {
                     let receipt = Receipt {
                         cost: event.cost(),
@@ -234,7 +336,10 @@ impl Outbox {
 
 enum Taken {
     Event(SessionEvent, Receipt),
+    /// A gate that a link was not told of yet.
+    Gate,
     ClosedGate(CancellationToken),
+    TurnEnd(Box<TurnEnd>),
     Mark(Mark),
     Nothing,
 }
@@ -243,7 +348,7 @@ impl Entry {
     fn cost(&self) -> u64 {
         match self {
             Self::Event(event) => event.cost(),
-            Self::Gate { .. } | Self::Mark(_) => 0,
+            Self::Gate { .. } | Self::Mark(_) | Self::TurnEnd(_) => 0,
         }
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct Committed {
 pub(super) struct Persistence {
     /// How long the gates wait for the store, from the moment when it last worked.
     patience: Duration,
+    /// Whether a segment is committed only when the client has its media, recorded or not.
+    after_delivery: bool,
     /// Whether a gate has waited in vain, or a write has failed, and none has succeeded since.
     is_late: Arc<AtomicBool>,
     task: Option<JoinHandle<Result<(), StoreError>>>,
@@ -51,9 +53,13 @@ pub(super) struct Persistence {
 impl Persistence {
     /// Creates the persistence of a session. A gate opens when the state is stored, and after `patience` at the latest.
     /// While the store is late, gates open at once: an outage delays the session by `patience` in all.
-    pub(super) fn new(patience: Duration) -> Self {
+    ///
+    /// With `after_delivery`, no segment is committed before its media are delivered, so that a router knows that the
+    /// client has all media of what is stored.
+    pub(super) fn new(patience: Duration, after_delivery: bool) -> Self {
         Self {
             patience,
+            after_delivery,
             is_late: Arc::default(),
             task: None,
             retry_at: None,
@@ -81,8 +87,12 @@ impl Persistence {
             recorded,
         } = committed;
         let Gate { reached, opened } = gate;
-        self.task = Some(if recorded.is_some() {
-            writer.commit(progress, state, recorded);
+        let is_recorded = recorded.is_some();
+        if let Some(recorded) = recorded {
+            writer.record(recorded);
+        }
+        self.task = Some(if is_recorded && !self.after_delivery {
+            writer.commit(progress, state);
             writes.spawn(async move {
                 let storing = write(writer, is_late.clone());
                 store_before(opened, patience, is_late, storing).await
@@ -93,7 +103,7 @@ impl Persistence {
                     // The client is gone without the segment: the session goes on from the one before.
                     return Ok(());
                 }
-                writer.commit(progress, state, None);
+                writer.commit(progress, state);
                 let storing = write(writer, is_late.clone());
                 store_before(opened, patience, is_late, storing).await
             })
@@ -136,6 +146,11 @@ impl Persistence {
         tracing::debug!(error, "state not stored yet; the session goes on");
         self.retry_at = Some(Instant::now() + RETRY_PAUSE);
         Ok(())
+    }
+
+    /// Returns whether everything that was committed is stored.
+    pub(super) fn is_done(&self) -> bool {
+        self.task.is_none() && self.retry_at.is_none()
     }
 
     /// Returns when a failed write has to be repeated.

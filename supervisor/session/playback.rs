@@ -38,6 +38,19 @@ impl Playback {
         }
     }
 
+    /// Creates the viewer of a session that another server has run: it is this far behind the end of what is finished.
+    pub(super) fn behind(made: Duration, lead: Option<Duration>, now: Instant) -> Self {
+        Self {
+            runs_out: lead.and_then(|lead| now.checked_add(lead)),
+            ..Self::from_end(made)
+        }
+    }
+
+    /// Returns whether the viewer has seen anything.
+    pub(super) fn has_begun(&self) -> bool {
+        self.runs_out.is_some() || self.reported.is_some()
+    }
+
     /// Records that media of the current segment were handed out.
     pub(super) fn media_sent(&mut self, now: Instant) {
         let begins = self.runs_out.map_or(now, |runs_out| runs_out.max(now));

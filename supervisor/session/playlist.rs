@@ -11,6 +11,8 @@ use super::command::RequestEdit;
 use super::prompt_draft::{PreparedDraft, PromptDraft, PromptText};
 use super::request::ValidRequest;
 
+mod checkpoint;
+
 /// The largest number of prompts that an extension is written from.
 const MAX_STORY: usize = 8;
 
@@ -19,6 +21,8 @@ const MAX_STORY: usize = 8;
 pub(crate) struct Playlist {
     waiting: VecDeque<WaitingRequest>,
     curated: Vec<PromptDraft>,
+    /// Counts the changes of the curated prompts.
+    curated_edition: u64,
     next_curated: usize,
     pub(crate) looping: bool,
     pub(crate) paused: bool,
@@ -124,6 +128,7 @@ impl Playlist {
         Self {
             waiting: VecDeque::new(),
             curated: curated.into_iter().map(PromptDraft::new).collect(),
+            curated_edition: 0,
             next_curated: 0,
             looping: switches.looping,
             paused: false,
@@ -219,6 +224,7 @@ impl Playlist {
     /// Replaces the curated prompts; the next one is the first of them.
     pub(crate) fn set_curated(&mut self, prompts: Vec<String>) {
         self.curated = prompts.into_iter().map(PromptDraft::new).collect();
+        self.curated_edition += 1;
         self.next_curated = 0;
     }
 
@@ -226,6 +232,7 @@ impl Playlist {
     pub(crate) fn set_enhancing(&mut self, enhancing: bool) {
         self.enhancing = enhancing && self.can.write;
         if self.enhancing {
+            self.curated_edition += 1;
             self.curated.iter_mut().for_each(PromptDraft::try_again);
         }
     }
@@ -381,6 +388,7 @@ impl Playlist {
 
     /// Takes the result of a task whose prompt may be used.
     pub(crate) fn prepared(&mut self, task: u64, outcome: PreparedDraft) {
+        self.curated_edition += 1;
         let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.draft);
         let mut drafts = waiting.chain(&mut self.curated);
         if let Some(draft) = drafts.find(|draft| draft.awaits(task)) {
@@ -401,6 +409,7 @@ impl Playlist {
 
     fn remove_curated(&mut self, at: usize) {
         self.curated.remove(at);
+        self.curated_edition += 1;
         if at < self.next_curated {
             self.next_curated -= 1;
         }

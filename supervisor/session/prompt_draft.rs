@@ -1,5 +1,7 @@
 //! The preparation of one prompt, from the client's text to the text that is used. It does no I/O.
 
+use fastvideo_proto::checkpoint::{CuratedPrompt, Draft};
+
 /// A client's prompt and the state of its preparation.
 #[derive(Debug)]
 pub(super) struct PromptDraft {
@@ -90,6 +92,31 @@ impl PromptDraft {
             PreparedDraft::Enhanced(text) => DraftState::Enhanced(text),
             PreparedDraft::NotEnhanced => DraftState::NotEnhanced,
         };
+    }
+
+    /// Writes the prompt down. What is being prepared has to be prepared again.
+    pub(super) fn write(&self) -> CuratedPrompt {
+        let draft = match &self.state {
+            DraftState::Written | DraftState::Pending(_) => Draft::Written,
+            DraftState::Admitted => Draft::Admitted,
+            DraftState::Enhanced(text) => Draft::Enhanced(text.clone()),
+            DraftState::NotEnhanced => Draft::NotEnhanced,
+        };
+        CuratedPrompt {
+            prompt: self.prompt.clone(),
+            draft,
+        }
+    }
+
+    /// Reads a prompt that was written down.
+    pub(super) fn read(CuratedPrompt { prompt, draft }: CuratedPrompt) -> Self {
+        let state = match draft {
+            Draft::Written => DraftState::Written,
+            Draft::Admitted => DraftState::Admitted,
+            Draft::Enhanced(text) => DraftState::Enhanced(text),
+            Draft::NotEnhanced => DraftState::NotEnhanced,
+        };
+        Self { prompt, state }
     }
 
     /// Allows another try at a prompt that could not be enhanced.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::pending;
 
+use fastvideo_proto::checkpoint::Rewrite;
 use fastvideo_proto::ids::RequestId;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tracing::Instrument;
@@ -22,6 +23,8 @@ pub(super) struct PromptTasks {
     tasks: JoinSet<PromptTaskResult>,
     /// The tasks that the playlist has asked for.
     planned: HashMap<Id, (u64, AbortHandle)>,
+    /// The rewritings that the client has asked for.
+    rewrites: HashMap<Id, Rewrite>,
 }
 
 /// The result of a task.
@@ -53,6 +56,7 @@ impl PromptTasks {
             prompts,
             tasks: JoinSet::new(),
             planned: HashMap::new(),
+            rewrites: HashMap::new(),
         }
     }
 
@@ -95,10 +99,15 @@ impl PromptTasks {
         seed_prompt: String,
         count: u32,
     ) -> bool {
-        if self.tasks.len().saturating_sub(self.planned.len()) >= MAX_PENDING_REWRITES {
+        if self.rewrites.len() >= MAX_PENDING_REWRITES {
             return false;
         }
         let prompts = self.prompts.clone();
+        let asked = Rewrite {
+            id: request.clone(),
+            prompt: seed_prompt.clone(),
+            count,
+        };
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let writing = async move {
             let result = prompts.rewrite(&seed_prompt, count).await;
@@ -108,8 +117,14 @@ impl PromptTasks {
                 result,
             }
         };
-        self.tasks.spawn(writing.in_current_span());
+        let task = self.tasks.spawn(writing.in_current_span());
+        self.rewrites.insert(task.id(), asked);
         true
+    }
+
+    /// Returns the rewritings that are not answered yet.
+    pub(super) fn rewrites(&self) -> impl Iterator<Item = &Rewrite> {
+        self.rewrites.values()
     }
 
     /// Waits until a task has ended.
@@ -121,6 +136,7 @@ impl PromptTasks {
             match self.tasks.join_next_with_id().await {
                 Some(Ok((id, result))) => {
                     self.planned.remove(&id);
+                    self.rewrites.remove(&id);
                     return result;
                 }
                 Some(Err(error)) if error.is_cancelled() => {}
@@ -132,6 +148,7 @@ impl PromptTasks {
 
     fn lost(&mut self, panic: &JoinError) -> PromptTaskResult {
         tracing::error!(%panic, "a prompt's task is lost");
+        self.rewrites.remove(&panic.id());
         PromptTaskResult::Lost {
             task: self.planned.remove(&panic.id()).map(|(id, _)| id),
         }

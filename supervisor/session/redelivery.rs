@@ -49,6 +49,15 @@ impl Redelivery {
         })
     }
 
+    /// Returns the next segment that is to be sent, and the number of its messages that the client has.
+    pub(super) fn next_and_skipped(&self) -> Have {
+        let is_first = self.next == self.have.segments;
+        Have {
+            segments: self.next,
+            messages: if is_first { self.have.messages } else { 0 },
+        }
+    }
+
     /// Starts to read the next segment, unless it is being read.
     fn read_next(&mut self, store: &SessionStore) {
         if self.reading.is_empty() {

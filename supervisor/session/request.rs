@@ -1,5 +1,8 @@
 //! A client's request for a segment, checked.
 
+use std::time::Duration;
+
+use fastvideo_proto::checkpoint::Ask;
 use fastvideo_proto::job::PromptSource;
 
 use super::Config;
@@ -84,6 +87,32 @@ impl ValidRequest {
             self.source,
             PromptSource::Enhanced | PromptSource::AutoExtension
         )
+    }
+
+    /// Writes down what is asked, without the client's name for it.
+    pub(crate) fn write(&self, waited: Duration) -> Ask {
+        Ask {
+            id: None,
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            source: self.source,
+            seed: self.seed,
+            num_inference_steps: self.num_inference_steps,
+            guidance_scale: self.guidance_scale,
+            waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Reads what was written down by a server of the same kind.
+    pub(crate) fn read(ask: &Ask) -> Self {
+        Self {
+            prompt: ask.prompt.clone(),
+            negative_prompt: ask.negative_prompt.clone(),
+            source: ask.source,
+            seed: ask.seed,
+            num_inference_steps: ask.num_inference_steps,
+            guidance_scale: ask.guidance_scale,
+        }
     }
 
     fn by_itself(prompt: String, source: PromptSource, config: &Config) -> Self {

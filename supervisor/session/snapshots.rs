@@ -39,6 +39,11 @@ impl StateExports {
         self.pending.push_back(request);
     }
 
+    /// Returns the client's names for the exports that are not answered yet.
+    pub(super) fn pending(&self) -> impl Iterator<Item = &Option<RequestId>> {
+        self.pending.iter()
+    }
+
     /// Starts the next pending export, unless one is running.
     pub(super) fn start(&mut self, state: Option<&State>) {
         if self.pending.is_empty() || self.running.is_some() {

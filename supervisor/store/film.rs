@@ -52,6 +52,12 @@ impl Film {
         self.0.get(place.ok()?)
     }
 
+    /// Returns the film of the first `segments` segments.
+    pub(super) fn until(&self, segments: u32) -> Self {
+        let kept = |segment: &&Arc<StoredSegment>| segment.segment_idx < segments;
+        Self(self.0.iter().filter(kept).cloned().collect())
+    }
+
     /// Adds a segment, in place of one with the same index and of all that follow it.
     pub(super) fn push(&mut self, segment: Arc<StoredSegment>) {
         let before = |known: &Arc<StoredSegment>| known.segment_idx < segment.segment_idx;

@@ -17,6 +17,7 @@ use super::leased_session::LeasedSessions;
 use super::losses::{Removed, Restoring};
 use super::pending_cleanup::PendingCleanup;
 use super::records::Records;
+use super::records::memory::MemoryRecords;
 use super::unwritten::UnwrittenTotal;
 
 /// The configurable behaviour of the store.
@@ -48,6 +49,8 @@ pub struct SessionStore(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
     pub(super) config: Config,
+    /// The store's own name.
+    pub(super) name: String,
     pub(super) records: Arc<dyn Records>,
     pub(super) blobs: BlobStore,
     pub(super) server: ServerId,
@@ -96,9 +99,15 @@ impl Deadline {
 }
 
 impl SessionStore {
-    pub(super) fn new(config: Config, records: Arc<dyn Records>, blobs: BlobStore) -> Self {
+    pub(super) fn new(
+        config: Config,
+        name: String,
+        records: Arc<dyn Records>,
+        blobs: BlobStore,
+    ) -> Self {
         Self(Arc::new(Shared {
             config,
+            name,
             records,
             blobs,
             server: ServerId::random(),
@@ -116,6 +125,16 @@ impl SessionStore {
 
     pub fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// Returns the store's own name: servers with the same one have the same sessions.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Returns whether the store outlives the server's process.
+    pub fn outlives_server(&self) -> bool {
+        !MemoryRecords::is_name(&self.0.name)
     }
 
     /// Returns how many segments lost their media for lack of room although their clients may not have had them.

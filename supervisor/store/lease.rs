@@ -117,18 +117,23 @@ impl Drop for Lease {
 
 impl LeaseWriter {
     /// Commits a segment: the latest version of the session has it from now on, in memory.
-    pub fn commit(&self, progress: Progress, state: State, recorded: Option<RecordedSegment>) {
+    pub fn commit(&self, progress: Progress, state: State) {
         self.leased.update(|latest| {
             latest.progress = progress;
             latest.state = Some(state);
-            if let (Some(recorded), Some(recording)) = (recorded, self.store.config().recording) {
-                self.record(recorded, recording, &mut latest.film);
-            }
         });
     }
 
+    /// Adds a segment to the film, in memory. It is not stored before it is committed.
+    pub fn record(&self, recorded: RecordedSegment) {
+        if let Some(recording) = self.store.config().recording {
+            self.leased
+                .update(|latest| self.add_to_film(recorded, recording, &mut latest.film));
+        }
+    }
+
     /// Adds a segment to the film. Without room, it has no media there.
-    fn record(&self, recorded: RecordedSegment, recording: Recording, film: &mut Film) {
+    fn add_to_film(&self, recorded: RecordedSegment, recording: Recording, film: &mut Film) {
         let RecordedSegment {
             mut segment,
             content,

@@ -281,7 +281,8 @@ impl SessionStore {
         let blobs = match blobs {
             BlobsLocation::Memory => BlobStore::memory(),
             BlobsLocation::Folder(path) => {
-                let blobs = blocking(move || in_folder(&path, &name, shared)).await?;
+                let folder = name.clone();
+                let blobs = blocking(move || in_folder(&path, &folder, shared)).await?;
                 blobs.probe().await.map_err(failed)?;
                 blobs
             }
@@ -294,7 +295,7 @@ impl SessionStore {
                 blobs
             }
         };
-        let store = Self::new(config.sessions, records, blobs);
+        let store = Self::new(config.sessions, name, records, blobs);
         if mends {
             store.mend().await.map_err(failed)?;
         }

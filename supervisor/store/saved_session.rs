@@ -85,7 +85,9 @@ impl SavedSession {
             content: Some(state.blob_bytes().into()),
         });
         let mut blobs: Vec<DraftBlob> = state.collect();
-        for id in self.film.blobs() {
+        // What is recorded and not committed may still be made anew.
+        let film = self.film.until(self.progress.segments);
+        for id in film.blobs() {
             if blobs.iter().all(|blob| blob.id != id) {
                 blobs.push(DraftBlob {
                     id,
@@ -96,13 +98,13 @@ impl SavedSession {
         }
         RecordDraft {
             owner,
-            body: self.encode(token_hash, released),
+            body: self.encode(film, token_hash, released),
             blobs,
         }
     }
 
     /// Encodes the session as the body of its record.
-    fn encode(&self, token_hash: [u8; 32], released: Option<SystemTime>) -> Vec<u8> {
+    fn encode(&self, film: Film, token_hash: [u8; 32], released: Option<SystemTime>) -> Vec<u8> {
         let stored = StoredSession {
             token_hash: Some(token_hash),
             segments: self.progress.segments,
@@ -112,7 +114,7 @@ impl SavedSession {
             watch_hash: self.watch.hash,
             extensions: self.extensions,
             released_at_ms: released.map(unix_ms),
-            film: self.film.0.clone(),
+            film: film.0,
         };
         stored.encode()
     }

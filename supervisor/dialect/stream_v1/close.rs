@@ -28,7 +28,7 @@ pub(super) fn not_admitted(why: &NotAdmitted, out: &mut Rendered) {
 /// Renders why a session does not begin.
 pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
     match why {
-        NotOpened::Gone => {}
+        NotOpened::Gone | NotOpened::NoPlace => {}
         NotOpened::Violation(violation) => add_violation(violation, out),
         NotOpened::Timeout(limit) => {
             out.json(&ServerMessage::SessionTimeout {
@@ -41,6 +41,16 @@ pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
         NotOpened::Refused { code, message } => {
             out.json(&ServerMessage::error(code, message, false));
             out.close(close_code::BAD_OPENING, "bad opening message");
+        }
+        NotOpened::NoSession(message) => {
+            let code = ErrorCode::SessionRejected;
+            out.json(&ServerMessage::error(code, message, false));
+            out.close(close_code::BAD_OPENING, "bad opening message");
+        }
+        NotOpened::CannotGoOn(message) => {
+            let code = ErrorCode::SessionRejected;
+            out.json(&ServerMessage::error(code, message, false));
+            out.close(close_code::NORMAL, "session_lost");
         }
         NotOpened::Unavailable(message) => {
             out.json(&ServerMessage::error(
@@ -79,7 +89,7 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
         dropped_requests,
     };
     match ended.cause {
-        EndCause::Gone | EndCause::Closed => {}
+        EndCause::Gone | EndCause::Closed | EndCause::Released | EndCause::Unlinked => {}
         EndCause::Violation(violation) => add_violation(violation, out),
         EndCause::Left => {
             out.json(&complete(CompleteReason::StopRequested, dropped_requests));
@@ -112,6 +122,13 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
             out.close(close_code::GOING_AWAY, "draining");
         }
     }
+}
+
+/// Renders why a session does not begin, for a router.
+pub(crate) fn refused(why: NotOpened) -> Rendered {
+    let mut out = Rendered::default();
+    not_opened(why, &mut out);
+    out
 }
 
 /// Renders the end of a connection whose client broke the protocol below its dialect.

@@ -30,6 +30,13 @@ pub(crate) struct StreamParser {
     has_first: bool,
 }
 
+impl StreamParser {
+    /// Creates the parser of a client whose session another server has opened.
+    pub(crate) fn after_opening() -> Self {
+        Self { has_first: true }
+    }
+}
+
 impl Parser for StreamParser {
     async fn text(&mut self, text: impl AsRef<str> + Send + 'static) -> Inbound {
         let bytes = text.as_ref().len();

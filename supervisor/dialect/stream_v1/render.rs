@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fastvideo_proto::checkpoint::{self, OpeningFacts};
 use fastvideo_proto::ids::{RequestId, SessionId};
 use fastvideo_proto::job::{ErrorCode, MediaKind, MediaMode, Stage};
 use fastvideo_proto::stored::StoredSegment;
@@ -36,6 +37,7 @@ struct Stream {
 /// What the client has seen of the current segment. Another attempt after a fault is silent: nothing is shown twice.
 #[derive(Debug, Default)]
 struct Shown {
+    segment: u32,
     start: bool,
     /// The attempt that the first media came from. It names the stream of all of them.
     media: Option<AttemptId>,
@@ -43,6 +45,8 @@ struct Shown {
     queued: Option<Box<SegmentQueued>>,
     /// The last step of each stage that the client has seen.
     steps: Vec<(Stage, u32)>,
+    /// Whether the segment is a finished one that is sent again.
+    is_resent: bool,
 }
 
 impl Renderer for StreamRenderer {
@@ -68,6 +72,46 @@ impl Renderer for StreamRenderer {
 }
 
 impl StreamRenderer {
+    /// Creates the renderer of a session that another server has begun, whose client was shown this.
+    pub(crate) fn going_on(
+        session: SessionId,
+        facts: &OpeningFacts,
+        shown: &checkpoint::Shown,
+    ) -> Self {
+        let media = shown.media_attempt.map(|attempt| AttemptId {
+            segment_idx: shown.segment,
+            attempt,
+        });
+        Self {
+            has_queue_status: true,
+            stream: Some(Stream {
+                session,
+                mode: facts.media_mode,
+            }),
+            shown: Shown {
+                segment: shown.segment,
+                start: shown.start,
+                media,
+                queued: None,
+                steps: shown.steps.clone(),
+                is_resent: shown.is_resent,
+            },
+            heartbeats: facts.heartbeat,
+        }
+    }
+
+    /// Returns what the client was shown of the segment that is being sent.
+    pub(crate) fn shown(&self) -> checkpoint::Shown {
+        let shown = &self.shown;
+        checkpoint::Shown {
+            segment: shown.segment,
+            start: shown.start,
+            media_attempt: shown.media.map(|at| at.attempt),
+            steps: shown.steps.clone(),
+            is_resent: shown.is_resent,
+        }
+    }
+
     fn render_into(&mut self, event: SessionEvent, out: &mut Rendered) {
         match event {
             SessionEvent::Media { at, media } => self.media(at, media, out),
@@ -289,6 +333,7 @@ impl StreamRenderer {
 
     fn segment_queued(&mut self, queued: Box<SegmentQueued>, out: &mut Rendered) {
         if !std::mem::replace(&mut self.shown.start, true) {
+            self.shown.segment = queued.at.segment_idx;
             out.json(&segment_start(&queued));
         }
         self.shown.queued = Some(queued);
@@ -312,6 +357,12 @@ impl StreamRenderer {
     }
 
     fn resend_started(&mut self, segment: &StoredSegment, out: &mut Rendered) {
+        let at = at(segment);
+        if self.shown.is_resent && self.shown.segment == at.segment_idx {
+            // Another server has begun to send it.
+            self.shown.media = Some(at);
+            return;
+        }
         out.json(&ServerMessage::SegmentStart {
             segment_idx: segment.segment_idx,
             prompt: segment.prompt.clone(),
@@ -322,9 +373,10 @@ impl StreamRenderer {
             replayed: true,
             request_id: segment.request_id.clone(),
         });
-        let at = at(segment);
         // The first message that follows may be any of the segment's.
         self.shown.media = Some(at);
+        self.shown.segment = at.segment_idx;
+        self.shown.is_resent = true;
         out.json(&ServerMessage::MediaInit {
             segment_idx: at.segment_idx,
             mime: segment.mime.clone(),
@@ -384,7 +436,8 @@ impl StreamRenderer {
             restarting: true,
             request_id: request,
         });
-        if let Some(queued) = std::mem::take(&mut self.shown).queued {
+        if let Some(mut queued) = std::mem::take(&mut self.shown).queued {
+            queued.at = at;
             self.segment_queued(queued, out);
         }
     }

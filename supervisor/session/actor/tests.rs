@@ -100,6 +100,7 @@ impl World {
         let outbox = Outbox::new(self.context.config.max_unsent_bytes);
         let session = run(
             ClientAddress::of(Ipv4Addr::LOCALHOST.into()),
+            Origin::Direct,
             self.registry.clone(),
             inbound_seen,
             outbox.clone(),

@@ -22,7 +22,8 @@ async fn finish(lease: &Lease, segment_idx: u32) -> RecordedSegment {
     let recorded = segment(segment_idx);
     let writer = lease.writer();
     let state = small(segment_idx.to_le_bytes()[0]);
-    writer.commit(at(segment_idx + 1), state, Some(recorded.clone()));
+    writer.record(recorded.clone());
+    writer.commit(at(segment_idx + 1), state);
     writer.write().await.unwrap();
     recorded
 }
@@ -190,7 +191,8 @@ async fn media_that_are_not_stored_yet_are_limited_and_can_be_read() {
     let (session, token, lease) = begin(&store).await;
     for idx in 0..3 {
         let recorded = segment(idx);
-        lease.writer().commit(at(idx + 1), small(0), Some(recorded));
+        lease.writer().record(recorded);
+        lease.writer().commit(at(idx + 1), small(0));
     }
     assert_eq!(kept(&store, &session, token.as_str()).await, [0, 1]);
     assert_eq!(store.lost_segments(), 1);

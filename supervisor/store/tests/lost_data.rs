@@ -37,7 +37,7 @@ impl Servers {
         let records = Arc::new(records.unwrap());
         let name = records.name().await.unwrap();
         let blobs = BlobStore::new(self.blobs.clone(), &name);
-        SessionStore::new(CONFIG, records, blobs)
+        SessionStore::new(CONFIG, "test".to_owned(), records, blobs)
     }
 
     async fn two(&self) -> [SessionStore; 2] {

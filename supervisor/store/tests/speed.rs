@@ -45,7 +45,14 @@ async fn large_states() {
             required_for_readiness: false,
             recording: None,
         };
-        let server = || SessionStore::new(config, home.records.clone(), blobs.clone());
+        let server = || {
+            SessionStore::new(
+                config,
+                "test".to_owned(),
+                home.records.clone(),
+                blobs.clone(),
+            )
+        };
         let (one, two) = (server(), server());
         let (session, token) = (SessionId::random(), ResumeToken::random());
         let lease = one.create(&session, &token, None).await.unwrap();

@@ -85,7 +85,12 @@ impl World {
             recording: Some(recording),
             ..CONFIG
         };
-        SessionStore::new(config, self.records.clone(), self.blobs.clone())
+        SessionStore::new(
+            config,
+            "test".to_owned(),
+            self.records.clone(),
+            self.blobs.clone(),
+        )
     }
 
     /// Deletes all condemned blobs, as upkeep does after a while.
@@ -112,7 +117,7 @@ impl World {
 impl LeaseWriter {
     /// Commits a segment without media, and writes it.
     pub(super) async fn store(self, progress: Progress, state: State) -> Result<(), StoreError> {
-        self.commit(progress, state, None);
+        self.commit(progress, state);
         self.write().await
     }
 }

@@ -1,0 +1,298 @@
+//! What a router keeps of a client's session, so that another server can go on with it. It does no I/O.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use fastvideo_proto::session_link::{self, Moved, Open, Opened, ToServer, Turn};
+use serde_json::value::RawValue;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use crate::byte_budget::Share;
+use crate::segment_run::{Digest, digest_of};
+
+/// What waits for a server is limited in number and in bytes: a client that sends more is not read for that time.
+const MAX_MESSAGES: usize = 1000;
+const MAX_BYTES: usize = 1 << 20;
+
+/// What another server needs to go on.
+#[derive(Debug)]
+pub(super) struct Held {
+    address: IpAddr,
+    /// The client's opening message with the memory that it takes, until no server needs it any more.
+    opening: Option<(Utf8Bytes, Share)>,
+    opened: Option<Opened>,
+    /// The client's messages that the checkpoint does not contain. The number of the first is `seq + 1`.
+    messages: VecDeque<ClientSaid>,
+    bytes: usize,
+    seq: u64,
+    checkpoint: Option<Box<RawValue>>,
+    curated: Option<Box<RawValue>>,
+    shown: Option<Box<RawValue>>,
+    /// Hashes of the media that the client has of the segment that is shown.
+    media: Vec<Digest>,
+    /// The media that follow, which were not hashed yet.
+    unhashed: Option<Bytes>,
+    /// Number of servers that were lost since the last checkpoint.
+    losses: u32,
+}
+
+/// A message of the client.
+#[derive(Clone, Debug)]
+pub(super) enum ClientSaid {
+    Text(Utf8Bytes),
+    /// Any binary message is against the rules.
+    Binary,
+}
+
+impl ClientSaid {
+    /// Returns the message for the server.
+    pub(super) fn for_server(&self) -> String {
+        match self {
+            Self::Text(text) => session_link::join(&ToServer::Client, [text.as_str()]),
+            Self::Binary => session_link::join(&ToServer::ClientBinary, []),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary => 0,
+        }
+    }
+}
+
+impl Held {
+    pub(super) fn new(address: IpAddr, opening: Utf8Bytes, share: Share) -> Self {
+        Self {
+            address,
+            opening: Some((opening, share)),
+            opened: None,
+            messages: VecDeque::new(),
+            bytes: 0,
+            seq: 0,
+            checkpoint: None,
+            curated: None,
+            shown: None,
+            media: Vec::new(),
+            unhashed: None,
+            losses: 0,
+        }
+    }
+
+    /// Returns the messages that open the session at a server, or let it go on there, in order.
+    pub(super) fn open(&mut self) -> Vec<String> {
+        self.hash();
+        let moved = match (&self.opened, &self.checkpoint) {
+            (Some(opened), Some(checkpoint)) => Some(Moved {
+                session: opened.session.clone(),
+                resume_token: opened.resume_token.clone(),
+                seq: self.seq,
+                losses: self.losses,
+                checkpoint: checkpoint.clone(),
+                curated: self.curated.clone(),
+                shown: self.shown.clone(),
+                media: (self.media.iter())
+                    .map(|digest| format!("{:032x}", u128::from_be_bytes(*digest)))
+                    .collect(),
+            }),
+            _ => None,
+        };
+        let address = self.address;
+        let open = ToServer::Open(Box::new(Open { address, moved }));
+        let opening = self.opening.iter().map(|(opening, _)| opening.as_str());
+        let mut messages = vec![session_link::join(&open, opening)];
+        messages.extend(self.messages.iter().map(ClientSaid::for_server));
+        messages
+    }
+
+    /// Returns whether a server has opened the session.
+    pub(super) fn is_opened(&self) -> bool {
+        self.opened.is_some()
+    }
+
+    /// Takes a message of the client.
+    pub(super) fn client_said(&mut self, message: ClientSaid) {
+        self.bytes += message.len();
+        self.messages.push_back(message);
+    }
+
+    /// Returns whether nothing more of the client is to be read.
+    pub(super) fn is_full(&self) -> bool {
+        self.messages.len() >= MAX_MESSAGES || self.bytes >= MAX_BYTES
+    }
+
+    /// Takes what the client has said, the opening first, out for a server without links.
+    pub(super) fn take_messages(&mut self) -> Vec<Message> {
+        let opening = self.opening.take().map(|(text, _)| Message::Text(text));
+        let said = self.messages.drain(..).map(|said| match said {
+            ClientSaid::Text(text) => Message::Text(text),
+            ClientSaid::Binary => Message::Binary(Bytes::new()),
+        });
+        opening.into_iter().chain(said).collect()
+    }
+
+    /// Takes a turn, whose messages were handed to the client.
+    pub(super) fn turn(&mut self, turn: Turn) {
+        let Turn {
+            opened,
+            seq,
+            checkpoint,
+            curated,
+            shown,
+            begins_media,
+            is_progress,
+        } = turn;
+        if let Some(opened) = opened {
+            self.opened = Some(opened);
+        }
+        if checkpoint.is_some() {
+            self.checkpoint = checkpoint;
+            self.losses = 0;
+            while self.seq < seq
+                && let Some(message) = self.messages.pop_front()
+            {
+                self.bytes -= message.len();
+                self.seq += 1;
+            }
+        }
+        if curated.is_some() {
+            self.curated = curated;
+        }
+        if shown.is_some() {
+            self.shown = shown;
+        }
+        if begins_media {
+            self.media = Vec::new();
+            self.unhashed = None;
+        }
+        if is_progress {
+            self.opening = None;
+        }
+    }
+
+    /// Takes a binary message that is handed to the client. [`Self::hash`] follows.
+    pub(super) fn media(&mut self, bytes: Bytes) {
+        self.hash();
+        self.unhashed = Some(bytes);
+    }
+
+    /// Hashes what was handed to the client last, which need not be kept any more.
+    pub(super) fn hash(&mut self) {
+        if let Some(bytes) = self.unhashed.take() {
+            self.media.push(digest_of(&bytes));
+        }
+    }
+
+    /// Takes note that the server was lost with the session.
+    pub(super) fn lost(&mut self) {
+        self.losses += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use fastvideo_proto::ids::SessionId;
+
+    use super::*;
+    use crate::byte_budget::Share;
+
+    fn held() -> Held {
+        let opening = Utf8Bytes::from_static("{\"type\":\"session_init_v2\"}");
+        Held::new(Ipv4Addr::LOCALHOST.into(), opening, Share::default())
+    }
+
+    fn said(text: &'static str) -> ClientSaid {
+        ClientSaid::Text(Utf8Bytes::from_static(text))
+    }
+
+    fn raw(text: &str) -> Option<Box<RawValue>> {
+        Some(RawValue::from_string(text.to_owned()).unwrap())
+    }
+
+    /// What the next server is told of the session, and the messages of the client that follow.
+    fn opens(held: &mut Held) -> (Option<Moved>, bool, Vec<String>) {
+        let mut messages = held.open();
+        let first = messages.remove(0);
+        let (head, body) = session_link::split::<ToServer>(&first).unwrap();
+        let ToServer::Open(open) = head else {
+            panic!("{head:?}");
+        };
+        (open.moved, body.is_some(), messages)
+    }
+
+    #[test]
+    fn before_it_is_opened_a_session_begins_anew() {
+        let mut held = held();
+        held.client_said(said("a"));
+        let (moved, has_opening, messages) = opens(&mut held);
+        assert!(moved.is_none() && has_opening);
+        assert_eq!(messages, ["\"client\"\na"]);
+    }
+
+    #[test]
+    fn what_the_checkpoint_does_not_contain_is_said_again() {
+        let mut held = held();
+        for text in ["a", "b", "c"] {
+            held.client_said(said(text));
+        }
+        held.client_said(ClientSaid::Binary);
+        held.turn(Turn {
+            opened: Some(Opened {
+                session: SessionId::random(),
+                resume_token: "t".to_owned(),
+            }),
+            seq: 2,
+            checkpoint: raw("{\"n\":1}"),
+            shown: raw("{}"),
+            begins_media: true,
+            ..Turn::default()
+        });
+        held.media(Bytes::from_static(b"first"));
+        held.media(Bytes::from_static(b"second"));
+        held.lost();
+        let (moved, has_opening, messages) = opens(&mut held);
+        let moved = moved.unwrap();
+        assert!(has_opening, "its image may still be needed");
+        assert_eq!((moved.seq, moved.losses), (2, 1));
+        assert_eq!(moved.checkpoint.get(), "{\"n\":1}");
+        assert_eq!(moved.media.len(), 2);
+        assert!(blake3::hash(b"first").to_hex().starts_with(&moved.media[0]));
+        assert_eq!(messages, ["\"client\"\nc", "\"client_binary\""]);
+
+        // A segment is finished, and another one has begun.
+        held.turn(Turn {
+            seq: 4,
+            checkpoint: raw("{\"n\":2}"),
+            is_progress: true,
+            ..Turn::default()
+        });
+        let (moved, has_opening, messages) = opens(&mut held);
+        let moved = moved.unwrap();
+        assert!(!has_opening && messages.is_empty());
+        assert_eq!((moved.seq, moved.losses), (4, 0));
+        held.turn(Turn {
+            begins_media: true,
+            ..Turn::default()
+        });
+        assert_eq!(opens(&mut held).0.unwrap().media, [""; 0]);
+    }
+
+    #[test]
+    fn a_client_that_says_too_much_is_not_read_any_more() {
+        let mut held = held();
+        for _ in 0..MAX_MESSAGES {
+            assert!(!held.is_full());
+            held.client_said(said("x"));
+        }
+        assert!(held.is_full());
+        held.turn(Turn {
+            seq: 1,
+            checkpoint: raw("{}"),
+            ..Turn::default()
+        });
+        assert!(!held.is_full());
+    }
+}
