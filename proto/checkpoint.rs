@@ -132,7 +132,7 @@ pub struct RunningSegment {
     pub by_client: bool,
     /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// Number of workers and servers that were lost with the segment.
+    /// Number of workers that were lost with the segment.
     pub deaths: u32,
     /// Whether the client has cancelled it.
     pub is_cancelled: bool,

@@ -52,8 +52,6 @@ pub struct Moved {
     /// The number of the client's messages after the opening that the checkpoint contains. Those that follow are sent
     /// anew.
     pub seq: u64,
-    /// Number of servers that were lost since the checkpoint.
-    pub losses: u32,
     /// A [`Checkpoint`](crate::checkpoint::Checkpoint).
     pub checkpoint: Box<RawValue>,
     /// The [`CuratedPrompt`](crate::checkpoint::CuratedPrompt)s.

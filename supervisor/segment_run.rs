@@ -190,9 +190,9 @@ impl SegmentRun {
         }
     }
 
-    /// Returns how many workers and servers were lost with the segment, and whether that ends it.
-    pub(crate) fn deaths(&self) -> (u32, bool) {
-        (self.deaths, self.deaths >= self.max_attempts)
+    /// Returns how many workers were lost with the segment.
+    pub(crate) fn deaths(&self) -> u32 {
+        self.deaths
     }
 
     /// Returns whether the caller has cancelled the segment.

@@ -1,13 +1,19 @@
 //! Sessions that move between servers, behind a router: their clients see a pause, and not another byte.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::durable::{Redis, folder};
-use crate::harness::{Client, Heard, Server, short, until};
+use crate::harness::{Client, Heard, Server, merge, short, until};
+use crate::initial_image;
+use crate::prompts;
+use crate::provider::Provider;
 use crate::router::{KEY, Keys};
 
 /// Several servers with one store, behind a router.
@@ -31,7 +37,6 @@ impl Fleet {
             format!("--store={}", redis.url),
             folder("--blobs", blobs.path()),
             keys.flag("server.router_keys_file"),
-            "--generator.synthetic.frame_ms=20".to_owned(),
             "--streaming.encoder.fragment_ms=100".to_owned(),
         ];
         let args: Vec<_> = own
@@ -86,6 +91,11 @@ impl Fleet {
     /// Kills a server and starts another one in its place.
     async fn kill(&mut self, n: usize) {
         self.servers[n].kill().await;
+        self.start_again(n);
+    }
+
+    /// Starts another server in the place of one that is gone.
+    fn start_again(&mut self, n: usize) {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
         self.servers[n] = Server::start_at(&self.servers[n].address.clone(), &args);
     }
@@ -167,6 +177,9 @@ fn compare(heard: &[Heard], expected: &[Heard]) {
     assert_eq!(heard.len(), expected.len());
 }
 
+/// Segments that take long enough for a server to be killed in each part of them.
+const SLOW: &[&str] = &["--gpus=1", "--generator.synthetic.frame_ms=20"];
+
 const PROMPTS: &[&str] = &[
     "a red fox",
     "a blue hare",
@@ -178,7 +191,7 @@ const PROMPTS: &[&str] = &[
 
 #[tokio::test]
 async fn a_server_that_is_killed_costs_its_sessions_a_pause() {
-    let mut fleet = Fleet::start(3, &["--gpus=1"]).await;
+    let mut fleet = Fleet::start(3, SLOW).await;
     let mut direct = fleet.servers[0].open(json!({})).await;
     let expected = story(&mut direct, PROMPTS).await;
     for round in 0..4 {
@@ -200,7 +213,7 @@ async fn a_server_that_is_killed_costs_its_sessions_a_pause() {
 
 #[tokio::test]
 async fn a_server_that_leaves_hands_its_sessions_on_between_two_segments() {
-    let mut fleet = Fleet::start(2, &["--gpus=1"]).await;
+    let mut fleet = Fleet::start(2, SLOW).await;
     let mut direct = fleet.servers[0].open(json!({})).await;
     let expected = story(&mut direct, PROMPTS).await;
     let mut client = fleet.router.open(json!({})).await;
@@ -214,4 +227,183 @@ async fn a_server_that_leaves_hands_its_sessions_on_between_two_segments() {
     };
     let (heard, ()) = tokio::join!(told, left);
     compare(&heard, &expected);
+}
+
+/// What the clients of a large fleet do, each in its own way: what it opens its session with, what it says, and for how
+/// many messages of a type it waits after that.
+fn scripts() -> Vec<(Value, Vec<(Value, &'static str)>)> {
+    const DONE: &str = "ltx2_segment_complete";
+    let say = |kind: &str, more: Value| {
+        let mut message = json!({"type": kind});
+        merge(&mut message, more);
+        message
+    };
+    let ask = |prompt: &str| say("segment_prompt_source", json!({"prompt": prompt}));
+    let named = |id: &str| {
+        let more = json!({"prompt": format!("a {id} sea"), "request_id": id, "seed": 7});
+        say("segment_prompt_source", more)
+    };
+    let toggle = |kind: &str, field: &str, on: bool| say(kind, json!({field: on}));
+    let pause = |on| toggle("generation_paused_updated", "paused", on);
+    let snapshot = || say("snapshot_state", json!({}));
+    const SNAPSHOT: &str = "continuation_state_snapshot";
+    vec![
+        // A picture to begin with, and a snapshot after each segment.
+        (
+            json!({"initial_image": initial_image::small()}),
+            vec![
+                (ask("a red fox"), DONE),
+                (snapshot(), SNAPSHOT),
+                (ask("a blue hare"), DONE),
+                (snapshot(), SNAPSHOT),
+                (ask("a wood"), DONE),
+            ],
+        ),
+        // A loop, which goes on while nobody asks for anything.
+        (
+            json!({
+                "curated_prompts": ["a red fox", "a lake", "snow"],
+                "loop_generation_enabled": true,
+            }),
+            vec![(Value::Null, DONE); 4],
+        ),
+        // Requests that wait while the session is paused, and are changed then.
+        (
+            json!({}),
+            vec![
+                (pause(true), ""),
+                (named("a"), ""),
+                (named("b"), ""),
+                (named("c"), ""),
+                (
+                    say("edit_request", json!({"request_id": "c", "position": 0})),
+                    "request_edited",
+                ),
+                (
+                    say(
+                        "edit_request",
+                        json!({"request_id": "a", "prompt": "a lake"}),
+                    ),
+                    "request_edited",
+                ),
+                (
+                    say("withdraw_request", json!({"request_id": "b"})),
+                    "request_withdrawn",
+                ),
+                (say("withdraw_request", json!({"request_id": "z"})), "error"),
+                (pause(false), DONE),
+                (Value::Null, DONE),
+            ],
+        ),
+        // Prompts that a language model enhances.
+        (
+            json!({"enhancement_enabled": true}),
+            vec![
+                (ask("a red fox"), DONE),
+                (ask("a blue hare"), DONE),
+                (toggle("enhancement_updated", "enabled", false), ""),
+                (ask("a wood"), DONE),
+            ],
+        ),
+        // All at once.
+        (
+            json!({"stream_mode": "legacy_jpeg"}),
+            vec![
+                (ask("a red fox"), ""),
+                (ask("a blue hare"), ""),
+                (ask("a wood"), DONE),
+                (Value::Null, DONE),
+                (Value::Null, DONE),
+            ],
+        ),
+    ]
+}
+
+/// Plays a script, and returns what the client has heard up to its last step.
+async fn play(address: &str, init: &Value, steps: &[(Value, &str)]) -> Vec<Heard> {
+    let url = format!("ws://{address}/v1/stream");
+    let (socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let mut client = Client { socket };
+    let mut opening = json!({"type": "session_init_v2"});
+    merge(&mut opening, init.clone());
+    client.send(opening).await;
+    let (mut all, mut session) = (Vec::new(), String::new());
+    let mut opened = false;
+    for (say, until) in steps {
+        if !say.is_null() {
+            // A message before the session is there would be none that waits.
+            while !opened {
+                let heard = client.next().await;
+                opened = matches!(&heard, Heard::Text(text) if text["type"] == "ltx2_stream_start");
+                all.extend(plain(heard, &mut session));
+            }
+            client.send(say.clone()).await;
+        }
+        let mut is_done = until.is_empty();
+        while !is_done {
+            let heard = client.next().await;
+            is_done = match &heard {
+                Heard::Text(text) => text["type"] == *until,
+                Heard::Media(_) => false,
+                Heard::Closed(code) => panic!("closed with {code:?} before {until}"),
+            };
+            all.extend(plain(heard, &mut session));
+        }
+    }
+    client.send(json!({"type": "leave"})).await;
+    client.until_type("ltx2_stream_complete").await;
+    assert_eq!(client.closed().await, Some(1000));
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_of_all_kinds_outlive_their_servers() {
+    let (sessions, kills) = match std::env::var("FASTVIDEO_TEST_FLEET").is_ok() {
+        true => (200, 60),
+        false => (100, 12),
+    };
+    let provider = Provider::shouting().await;
+    let more = [
+        "--gpus=2",
+        "--streaming.pool.sessions_per_gpu=100",
+        "--streaming.limits.max_sessions_per_client=1000",
+        "--generator.synthetic.frame_ms=1",
+    ];
+    let args = prompts::with(&provider, &more);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut fleet = Fleet::start(3, &args).await;
+    let scripts = scripts();
+    let mut expected = HashMap::new();
+    for (n, (init, steps)) in scripts.iter().enumerate() {
+        expected.insert(n, play(&fleet.servers[0].address, init, steps).await);
+    }
+    let (is_over, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let address = fleet.router.address.clone();
+    let client = async |n: usize| {
+        let kind = n % scripts.len();
+        let (init, steps) = &scripts[kind];
+        while !is_over.load(Ordering::Relaxed) {
+            let heard = play(&address, init, steps).await;
+            compare(&heard, &expected[&kind]);
+            rounds.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let disturbed = async {
+        for n in 0..3 {
+            fleet.servers[n].signal(Signal::SIGTERM);
+            assert!(fleet.servers[n].exit().await.success());
+            fleet.start_again(n);
+            fleet.linked(3).await;
+        }
+        for _ in 0..kills {
+            let pause = rand::random_range(0..300);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            fleet.kill(rand::random_range(0..3)).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(join_all((0..sessions).map(client)), disturbed);
+    let rounds = rounds.load(Ordering::Relaxed);
+    assert!(rounds >= sessions, "{rounds} sessions");
+    eprintln!("{rounds} sessions");
 }

@@ -33,8 +33,8 @@ pub(super) struct Held {
     media: Vec<Digest>,
     /// The media that follow, which were not hashed yet.
     unhashed: Option<Bytes>,
-    /// Number of servers that were lost since the last checkpoint.
-    losses: u32,
+    /// Whether the client was told or sent something since that was last asked.
+    has_progress: bool,
 }
 
 /// A message of the client.
@@ -76,7 +76,7 @@ impl Held {
             shown: None,
             media: Vec::new(),
             unhashed: None,
-            losses: 0,
+            has_progress: false,
         }
     }
 
@@ -88,7 +88,6 @@ impl Held {
                 session: opened.session.clone(),
                 resume_token: opened.resume_token.clone(),
                 seq: self.seq,
-                losses: self.losses,
                 checkpoint: checkpoint.clone(),
                 curated: self.curated.clone(),
                 shown: self.shown.clone(),
@@ -148,7 +147,6 @@ impl Held {
         }
         if checkpoint.is_some() {
             self.checkpoint = checkpoint;
-            self.losses = 0;
             while self.seq < seq
                 && let Some(message) = self.messages.pop_front()
             {
@@ -160,6 +158,7 @@ impl Held {
             self.curated = curated;
         }
         if shown.is_some() {
+            self.has_progress = true;
             self.shown = shown;
         }
         if begins_media {
@@ -174,6 +173,7 @@ impl Held {
     /// Takes a binary message that is handed to the client. [`Self::hash`] follows.
     pub(super) fn media(&mut self, bytes: Bytes) {
         self.hash();
+        self.has_progress = true;
         self.unhashed = Some(bytes);
     }
 
@@ -184,9 +184,9 @@ impl Held {
         }
     }
 
-    /// Takes note that the server was lost with the session.
-    pub(super) fn lost(&mut self) {
-        self.losses += 1;
+    /// Returns whether the client was told of a further step of a segment, or sent media, since this was last asked.
+    pub(super) fn made_progress(&mut self) -> bool {
+        std::mem::take(&mut self.has_progress)
     }
 }
 
@@ -252,11 +252,11 @@ mod tests {
         });
         held.media(Bytes::from_static(b"first"));
         held.media(Bytes::from_static(b"second"));
-        held.lost();
+        assert!(held.made_progress() && !held.made_progress());
         let (moved, has_opening, messages) = opens(&mut held);
         let moved = moved.unwrap();
         assert!(has_opening, "its image may still be needed");
-        assert_eq!((moved.seq, moved.losses), (2, 1));
+        assert_eq!(moved.seq, 2);
         assert_eq!(moved.checkpoint.get(), "{\"n\":1}");
         assert_eq!(moved.media.len(), 2);
         assert!(blake3::hash(b"first").to_hex().starts_with(&moved.media[0]));
@@ -272,7 +272,7 @@ mod tests {
         let (moved, has_opening, messages) = opens(&mut held);
         let moved = moved.unwrap();
         assert!(!has_opening && messages.is_empty());
-        assert_eq!((moved.seq, moved.losses), (4, 0));
+        assert_eq!(moved.seq, 4);
         held.turn(Turn {
             begins_media: true,
             ..Turn::default()

@@ -251,6 +251,11 @@ impl Replica {
         matches!(before, LinkStatus::Up(_))
     }
 
+    /// Returns whether sessions go to the server over a plain bridge.
+    pub(super) fn is_plain(&self) -> bool {
+        *self.link.borrow() == LinkStatus::Plain
+    }
+
     /// Waits until there is no link.
     pub(super) async fn is_down(&self) {
         let mut link = self.link.subscribe();

@@ -37,6 +37,8 @@ const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(40);
 /// How long a client that reads slowly may take to take a message of a server that is lost.
 const LAST_MESSAGE: Duration = Duration::from_secs(60);
+/// Number of servers in a row that may be lost with a session without any progress between: it may be what they die of.
+const MAX_LOSSES: u32 = 10;
 /// The shortest time between two messages about the client's position in the line.
 const POSITION_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -219,6 +221,7 @@ impl ClientSession<'_> {
     async fn run(mut self) -> Finish {
         // When the session has to have found another server.
         let mut until = None;
+        let mut losses = 0;
         loop {
             let link = match self.place(until).await {
                 Ok(link) => link,
@@ -232,7 +235,14 @@ impl ClientSession<'_> {
                 Ended::Released => tracing::info!(%replica, "session released"),
                 Ended::Lost(reason) => {
                     tracing::warn!(%replica, reason, "server lost with a session");
-                    self.held().lost();
+                    losses = if self.held().made_progress() {
+                        1
+                    } else {
+                        losses + 1
+                    };
+                    if losses >= MAX_LOSSES {
+                        return Finish::Say(bridge_failed(&reason).into());
+                    }
                     if self
                         .home
                         .as_ref()
@@ -313,13 +323,12 @@ impl ClientSession<'_> {
                 if self.app.registry.select().is_none() {
                     return Err(Finish::Say(no_healthy_replica().into()));
                 }
-                let is_plain = |replica: &Arc<Replica>| replica.home().is_none();
                 if let Some(reason) = unreachable
                     && self
                         .app
                         .registry
                         .healthy()
-                        .all(|replica| is_plain(&replica))
+                        .all(|replica| replica.is_plain())
                 {
                     return Err(Finish::Say(bridge_failed(&reason).into()));
                 }
@@ -382,7 +391,7 @@ impl ClientSession<'_> {
     async fn try_at(&mut self, replica: &Arc<Replica>) -> Tried {
         let counted = replica.begin_session();
         let base = &replica.endpoint.url;
-        let Some(home) = replica.home() else {
+        if replica.is_plain() {
             return match bridge::connect(base, "/v1/stream", None, self.app.tls.clone()).await {
                 Ok(server) => Tried::Finished(Finish::Plain {
                     replica: replica.clone(),
@@ -395,6 +404,10 @@ impl ClientSession<'_> {
                     Tried::Unreachable(error.to_string())
                 }
             };
+        }
+        let Some(home) = replica.home() else {
+            counted.was_not_taken();
+            return Tried::Unreachable("it is not there any more".to_owned());
         };
         let opened = self.open_link(replica);
         let opened = tokio::select! {

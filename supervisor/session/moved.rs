@@ -9,7 +9,7 @@ use fastvideo_proto::checkpoint::{
     RunningSegment, Shown,
 };
 use fastvideo_proto::ids::SessionId;
-use fastvideo_proto::job::{ErrorCode, MediaMode, frames_to_time};
+use fastvideo_proto::job::{MediaMode, frames_to_time};
 use tokio::time::Instant;
 
 use super::command::{Have, OpenSession, ResumeRequest};
@@ -45,8 +45,6 @@ pub(crate) struct MovedSession {
     pub(crate) token: ResumeToken,
     /// Number of the client's messages that the checkpoint contains.
     pub(crate) seq: u64,
-    /// Number of servers that were lost since the checkpoint.
-    pub(crate) losses: u32,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) curated: Vec<CuratedPrompt>,
     pub(crate) shown: Shown,
@@ -249,7 +247,6 @@ impl LiveSession {
         let now = Instant::now();
         let MovedSession {
             seq,
-            losses,
             checkpoint,
             curated,
             shown,
@@ -288,7 +285,7 @@ impl LiveSession {
                 let is_shown = shown.segment == checkpoint.segments && !shown.is_resent;
                 let shown = if is_shown { shown } else { Shown::default() };
                 let media = if is_shown { media } else { Vec::new() };
-                self.run_again(checkpoint.segments, running, losses, &shown, media);
+                self.run_again(checkpoint.segments, running, &shown, media);
                 None
             }
             None => None,
@@ -305,7 +302,6 @@ impl LiveSession {
         &mut self,
         segment_idx: u32,
         running: RunningSegment,
-        losses: u32,
         shown: &Shown,
         media: Vec<Digest>,
     ) {
@@ -319,7 +315,7 @@ impl LiveSession {
             segment_idx,
             self.context.config.max_attempts,
             running.attempt,
-            running.deaths.saturating_add(losses),
+            running.deaths,
             media,
         );
         if running.is_cancelled {
@@ -378,11 +374,6 @@ impl LiveSession {
         let run = self.segment.as_ref().map(|segment| &segment.run);
         if run.is_some_and(SegmentRun::is_cancelled) {
             self.segment_cancelled();
-        } else if let Some((deaths, true)) = run.map(SegmentRun::deaths) {
-            let message = format!(
-                "the segment is given up: it was tried {deaths} times and its worker died each time"
-            );
-            self.segment_failed(ErrorCode::WorkerFailed, message, false);
         }
         self.export_next();
         None
@@ -396,7 +387,7 @@ impl CurrentSegment {
             original_prompt: self.planned.original_prompt.clone(),
             by_client: self.planned.by_client,
             attempt: self.run.at().attempt,
-            deaths: self.run.deaths().0,
+            deaths: self.run.deaths(),
             is_cancelled: self.run.is_cancelled(),
         }
     }

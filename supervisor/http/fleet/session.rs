@@ -260,7 +260,6 @@ fn moved_session(moved: Moved) -> Result<MovedSession, serde_json::Error> {
         session: moved.session,
         token: ResumeToken::given(moved.resume_token),
         seq: moved.seq,
-        losses: moved.losses,
         curated: match &moved.curated {
             Some(curated) => serde_json::from_str(curated.get())?,
             None => Vec::new(),
