@@ -64,6 +64,8 @@ pub struct Config {
     pub dead_after: Duration,
     /// How long a session that has lost its server waits for another one.
     pub failover_timeout: Duration,
+    /// How long a client waits for a healthy server.
+    pub wait_for_replica: Duration,
     /// Number of sessions that may wait for a place.
     pub max_waiting: usize,
     pub ingress: ingress::Config,
@@ -114,6 +116,7 @@ pub async fn serve(
         authorization: config.key.as_ref().map(RouterKey::authorization),
         line: Line::default(),
         max_waiting: config.max_waiting,
+        wait_for_replica: config.wait_for_replica,
         failover_timeout: config.failover_timeout,
         proxy: Proxy::new().map_err(ServeError::Client)?,
         leaving: leaving.clone(),

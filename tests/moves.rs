@@ -45,7 +45,13 @@ impl Fleet {
             .collect();
         let started: Vec<_> = (0..servers).map(|_| start(&args)).collect();
         let addresses: Vec<_> = started.iter().map(|server| &*server.address).collect();
-        let router = keys.router(&addresses, &["--router.dead_after_seconds=1.5"]);
+        let router = keys.router(
+            &addresses,
+            &[
+                "--router.dead_after_seconds=1.5",
+                "--router.wait_for_replica_seconds=60",
+            ],
+        );
         let fleet = Self {
             _redis: redis,
             _blobs: blobs,
@@ -319,8 +325,13 @@ fn scripts() -> Vec<(Value, Vec<(Value, &'static str)>)> {
     ]
 }
 
-/// Plays a script, and returns what the client has heard up to its last step.
-async fn play(address: &str, init: &Value, steps: &[(Value, &str)]) -> Vec<Heard> {
+/// Plays a script, and returns what the client has heard up to its last step. It is compared as it comes.
+async fn play(
+    address: &str,
+    init: &Value,
+    steps: &[(Value, &str)],
+    expected: Option<&[Heard]>,
+) -> Vec<Heard> {
     let url = format!("ws://{address}/v1/stream");
     let (socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
     let mut client = Client { socket };
@@ -334,6 +345,11 @@ async fn play(address: &str, init: &Value, steps: &[(Value, &str)]) -> Vec<Heard
             // A message before the session is there would be none that waits.
             while !opened {
                 let heard = client.next().await;
+                assert!(
+                    !matches!(heard, Heard::Closed(_)),
+                    "{}: {all:?}",
+                    short(&heard)
+                );
                 opened = matches!(&heard, Heard::Text(text) if text["type"] == "ltx2_stream_start");
                 all.extend(plain(heard, &mut session));
             }
@@ -348,6 +364,9 @@ async fn play(address: &str, init: &Value, steps: &[(Value, &str)]) -> Vec<Heard
                 Heard::Closed(code) => panic!("closed with {code:?} before {until}"),
             };
             all.extend(plain(heard, &mut session));
+            if let (Some(expected), Some(last)) = (expected, all.len().checked_sub(1)) {
+                compare(&all[last..], &expected[last..][..1]);
+            }
         }
     }
     client.send(json!({"type": "leave"})).await;
@@ -375,7 +394,7 @@ async fn sessions_of_all_kinds_outlive_their_servers() {
     let scripts = scripts();
     let mut expected = HashMap::new();
     for (n, (init, steps)) in scripts.iter().enumerate() {
-        expected.insert(n, play(&fleet.servers[0].address, init, steps).await);
+        expected.insert(n, play(&fleet.servers[0].address, init, steps, None).await);
     }
     let (is_over, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     let address = fleet.router.address.clone();
@@ -383,8 +402,9 @@ async fn sessions_of_all_kinds_outlive_their_servers() {
         let kind = n % scripts.len();
         let (init, steps) = &scripts[kind];
         while !is_over.load(Ordering::Relaxed) {
-            let heard = play(&address, init, steps).await;
-            compare(&heard, &expected[&kind]);
+            let expected = &expected[&kind];
+            let heard = play(&address, init, steps, Some(expected)).await;
+            compare(&heard, expected);
             rounds.fetch_add(1, Ordering::Relaxed);
         }
     };

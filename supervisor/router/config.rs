@@ -26,6 +26,7 @@ pub static KEYS: &[&KeySpec] = &[
     &DEAD_AFTER.spec,
     &FAILOVER_TIMEOUT.spec,
     &MAX_WAITING.spec,
+    &WAIT_FOR_REPLICA.spec,
     &LINGER.spec,
     &PATH.spec,
     &INTERVAL.spec,
@@ -73,6 +74,10 @@ static MAX_WAITING: Key<usize> = Key::usize("router.max_waiting", 0, 10_000_000)
     .unit("sessions")
     .help("Sessions that may wait for a place at once")
     .default(10_000);
+
+static WAIT_FOR_REPLICA: Key<Duration> = Key::seconds("router.wait_for_replica_seconds", 0.0, DAY)
+    .help("Time that a client waits when no server is healthy, before it is turned away")
+    .default(0.0);
 
 static LINGER: Key<Duration> = Key::seconds("router.linger_seconds", 0.0, 7.0 * DAY)
     .short("linger-seconds")
@@ -177,6 +182,7 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
         dead_after: reader.get(&DEAD_AFTER),
         failover_timeout: reader.get(&FAILOVER_TIMEOUT),
         max_waiting: reader.get(&MAX_WAITING),
+        wait_for_replica: reader.get(&WAIT_FOR_REPLICA),
         linger: reader.get(&LINGER),
         ingress: ingress::config::read(reader),
     }

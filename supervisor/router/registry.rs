@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use fastvideo_proto::fleet::Report;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::choose::{self, Candidate, Load};
 use super::config::ReplicaEndpoint;
@@ -124,6 +125,18 @@ impl ReplicaRegistry {
     /// among those that report how they are the one with the least to do; `None` when none is healthy.
     pub fn select(&self) -> Option<Arc<Replica>> {
         self.preferred().into_iter().next()
+    }
+
+    /// Waits until a replica would take a session, for so long at most. Returns whether there is one.
+    pub(super) async fn any(&self, patience: Duration) -> bool {
+        let mut changes = self.changes();
+        let found = async {
+            while self.select().is_none() {
+                // Err: the registry is gone, which the caller holds.
+                let _ = changes.changed().await;
+            }
+        };
+        timeout(patience, found).await.is_ok()
     }
 
     /// Returns the healthy replicas in the order of the configuration.

@@ -47,6 +47,8 @@ pub(super) struct App {
     /// What this router is known by at servers; `None` where there are no links.
     pub(super) authorization: Option<HeaderValue>,
     pub(super) line: Line,
+    /// How long a client waits for a healthy server.
+    pub(super) wait_for_replica: Duration,
     /// Number of sessions that may wait.
     pub(super) max_waiting: usize,
     /// How long a session that was begun waits for another server.
@@ -161,7 +163,7 @@ async fn linked_session(
     app: &App,
 ) {
     app.registry.first_probes().await;
-    if app.registry.select().is_none() {
+    if !app.registry.any(app.wait_for_replica).await {
         return farewell(socket, no_healthy_replica()).await;
     }
     let carried = session::carry(&mut socket, shares, connection, app);
@@ -223,6 +225,7 @@ async fn over_bridge(
 /// Carries a client's session to the first server that takes it.
 async fn session(socket: WebSocket, shares: &CompleteShare, connection: &Connection, app: &App) {
     app.registry.first_probes().await;
+    app.registry.any(app.wait_for_replica).await;
     let mut refusal = None;
     for replica in app.registry.preferred() {
         let base = &replica.endpoint.url;

@@ -10,7 +10,7 @@ use fastvideo_proto::stream_v1::ServerMessage;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::watch;
-use tokio::time::{Instant, interval_at, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, interval_at, sleep, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use super::held::{ClientSaid, Held};
 use super::line::Arrival;
 use super::registry::{CountedSession, Home, Replica};
 use super::routes::{App, bridge_failed, close, messages, no_healthy_replica, text};
+use crate::backoff::Backoff;
 use crate::dialect::stream_v1::{self, StreamParser};
 use crate::dialect::{Parser, close_code};
 use crate::ingress::connection::Connection;
@@ -37,8 +38,14 @@ const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(40);
 /// How long a client that reads slowly may take to take a message of a server that is lost.
 const LAST_MESSAGE: Duration = Duration::from_secs(60);
-/// Number of servers in a row that may be lost with a session without any progress between: it may be what they die of.
-const MAX_LOSSES: u32 = 10;
+/// Number of servers in a row that may be lost with a session at once. After more of them without any progress there are
+/// pauses between: the session may be what they die of.
+const QUICK_LOSSES: u32 = 3;
+/// A server that has run a session for so long was not lost by it.
+const STABLE: Duration = Duration::from_secs(10);
+/// The shortest and the longest of these pauses.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// The shortest time between two messages about the client's position in the line.
 const POSITION_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -219,9 +226,10 @@ async fn hear(
 
 impl ClientSession<'_> {
     async fn run(mut self) -> Finish {
-        // When the session has to have found another server.
+        // When the session has to have made progress at another server.
         let mut until = None;
         let mut losses = 0;
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         loop {
             let link = match self.place(until).await {
                 Ok(link) => link,
@@ -229,19 +237,22 @@ impl ClientSession<'_> {
             };
             let replica = link.replica.clone();
             tracing::info!(%replica, "session runs");
-            until = None;
+            let begun = Instant::now();
             match self.pump(*link).await {
                 Ended::Finished(finish) => return finish,
-                Ended::Released => tracing::info!(%replica, "session released"),
+                Ended::Released => {
+                    tracing::info!(%replica, "session released");
+                    until = None;
+                }
                 Ended::Lost(reason) => {
                     tracing::warn!(%replica, reason, "server lost with a session");
-                    losses = if self.held().made_progress() {
-                        1
-                    } else {
-                        losses + 1
-                    };
-                    if losses >= MAX_LOSSES {
-                        return Finish::Say(bridge_failed(&reason).into());
+                    losses += 1;
+                    if self.held().made_progress() || begun.elapsed() >= STABLE {
+                        (losses, until) = (1, None);
+                        backoff.reset();
+                    }
+                    if losses > QUICK_LOSSES {
+                        sleep(backoff.next_pause()).await;
                     }
                     if self
                         .home
@@ -279,6 +290,8 @@ impl ClientSession<'_> {
         let mut pings = interval_at(Instant::now() + interval, interval);
         let mut without_session = Vec::new();
         let mut missing = None;
+        // Since when no server is healthy.
+        let mut without_server: Option<Instant> = None;
         let mut told = None;
         let mut may_tell = Instant::now();
         loop {
@@ -320,7 +333,14 @@ impl ClientSession<'_> {
                 {
                     return Err(Finish::Say(said));
                 }
-                if self.app.registry.select().is_none() {
+                match self.app.registry.select() {
+                    Some(_) => without_server = None,
+                    None => {
+                        without_server.get_or_insert_with(Instant::now);
+                    }
+                }
+                let patience = self.app.wait_for_replica;
+                if without_server.is_some_and(|since| since.elapsed() >= patience) {
                     return Err(Finish::Say(no_healthy_replica().into()));
                 }
                 if let Some(reason) = unreachable
@@ -350,6 +370,7 @@ impl ClientSession<'_> {
             tokio::select! {
                 _ = changes.changed() => {}
                 _ = moves.changed() => {}
+                () = sleep_until(without_server.unwrap_or_else(Instant::now) + self.app.wait_for_replica), if without_server.is_some() => {}
                 () = sleep_until(may_tell), if !is_told && told != Some((rank, waiting)) => {}
                 _ = pings.tick() => {
                     if self.to.send(Message::Ping(Default::default())).await.is_err() {
