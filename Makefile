@@ -35,11 +35,15 @@ PYTHON_PACKAGES = tests/data/requirements.txt
 # What reads states that nobody vouches for is fuzzed for so long with every test run, in seconds per target.
 FUZZ_SECONDS = 10
 
-.PHONY: demo build test test-ltx2 test-ltx2-memory worker-ltx2 check fuzz bench clean python libtorch build-packages test-packages
+.PHONY: demo demo-fleet build test test-ltx2 test-ltx2-memory worker-ltx2 check fuzz bench clean python libtorch build-packages test-packages
 
 demo: build
 	target/release/fastvideo-supervisor --gpus $(DEMO_GPUS) \
 	    $(if $(filter ltx2,$(ENGINE)),$(DEMO_LTX2),$(DEMO_ARGS)) $(ARGS)
+
+demo-fleet: build
+	deploy/need-packages redis-server
+	BIN=target/release deploy/demo-fleet
 
 build: build-packages libtorch
 	$(CARGO) build --release --workspace --locked $(FEATURES)

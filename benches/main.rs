@@ -18,6 +18,7 @@ mod extension;
 mod faults;
 mod figures;
 mod film;
+mod fleet;
 mod handoff;
 mod idle;
 mod inputs;
@@ -64,10 +65,11 @@ enum Scenario {
     Safety,
     Inputs,
     Router,
+    Fleet,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 18] = [
+const SCENARIOS: [(&str, Scenario); 19] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -86,6 +88,7 @@ const SCENARIOS: [(&str, Scenario); 18] = [
     ("safety", Scenario::Safety),
     ("inputs", Scenario::Inputs),
     ("router", Scenario::Router),
+    ("fleet", Scenario::Fleet),
 ];
 
 fn arguments() -> Command {
@@ -128,6 +131,7 @@ impl Scenario {
             Self::Safety => safety::measure(runs.unwrap_or(5)).await,
             Self::Inputs => inputs::measure().await,
             Self::Router => router::measure(runs.unwrap_or(3)).await,
+            Self::Fleet => fleet::measure(runs.unwrap_or(30)).await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }
     }

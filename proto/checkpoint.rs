@@ -17,6 +17,7 @@ pub const MAX_CHECKPOINT_BYTES: usize = 4 << 20;
 
 /// What a session is doing, after everything that its client was told so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Checkpoint {
     pub version: u32,
     pub opening: OpeningFacts,
@@ -37,8 +38,6 @@ pub struct Checkpoint {
     pub auto_pause_ms: Option<u64>,
     /// The segment that is being generated.
     pub running: Option<RunningSegment>,
-    /// The last finished segments, oldest first, as they would have to be made again.
-    pub finished: Vec<FinishedSegment>,
     /// The exports of the state that were asked for and not answered: the client's names for them.
     pub exports: Vec<Option<RequestId>>,
     /// The rewritings that were asked for and not answered.
@@ -58,6 +57,7 @@ pub struct Checkpoint {
 
 /// What the opening message said that still matters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct OpeningFacts {
     pub client_id: Option<String>,
     pub preset: Option<String>,
@@ -68,6 +68,7 @@ pub struct OpeningFacts {
 
 /// The client's switches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Switches {
     pub looping: bool,
     pub enhancing: bool,
@@ -77,6 +78,7 @@ pub struct Switches {
 
 /// What is asked of a segment: every field is set, and within the server's limits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Ask {
     /// The client's name for the request.
     pub id: Option<RequestId>,
@@ -138,14 +140,6 @@ pub struct RunningSegment {
     pub is_cancelled: bool,
 }
 
-/// A finished segment, as it would have to be made again if the store had lost it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FinishedSegment {
-    pub ask: Ask,
-    pub original_prompt: Option<String>,
-    pub attempt: u32,
-}
-
 /// Alternatives to a prompt that were asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rewrite {
@@ -164,6 +158,7 @@ pub struct Resend {
 
 /// What the client was shown of the segment that is being sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Shown {
     pub segment: u32,
     /// Whether it was told of the segment's start.

@@ -1,16 +1,23 @@
 //! Sessions that move between servers, behind a router: their clients see a pause, and not another byte.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::durable::{Redis, folder};
-use crate::harness::{Client, Heard, Server, merge, short, until};
+use crate::harness::{Client, Heard, PATIENCE, Server, merge, short, until};
 use crate::initial_image;
 use crate::prompts;
 use crate::provider::Provider;
@@ -20,7 +27,7 @@ use crate::router::{KEY, Keys};
 struct Fleet {
     _redis: Redis,
     _blobs: TempDir,
-    _keys: Keys,
+    keys: Keys,
     args: Vec<String>,
     servers: Vec<Server>,
     router: Server,
@@ -55,7 +62,7 @@ impl Fleet {
         let fleet = Self {
             _redis: redis,
             _blobs: blobs,
-            _keys: keys,
+            keys,
             args,
             servers: started,
             router,
@@ -426,4 +433,343 @@ async fn sessions_of_all_kinds_outlive_their_servers() {
     let rounds = rounds.load(Ordering::Relaxed);
     assert!(rounds >= sessions, "{rounds} sessions");
     eprintln!("{rounds} sessions");
+}
+
+/// Passes connections on to a server, and breaks session links after some messages of the server.
+struct Scissors {
+    address: String,
+    /// The number of messages after which the next link breaks; no link breaks at the largest.
+    cut_after: Arc<AtomicUsize>,
+    /// Whether a part of the message after the last one is passed on.
+    in_the_middle: Arc<AtomicBool>,
+    _passing: JoinSet<()>,
+}
+
+impl Scissors {
+    async fn before(server: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let cut_after = Arc::new(AtomicUsize::new(usize::MAX));
+        let in_the_middle = Arc::new(AtomicBool::new(false));
+        let (limit, middle) = (cut_after.clone(), in_the_middle.clone());
+        let mut passing = JoinSet::new();
+        passing.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (router, _) = listener.accept().await.unwrap();
+                let server = TcpStream::connect(&server).await.unwrap();
+                let (limit, middle) = (limit.clone(), middle.clone());
+                connections.spawn(pass(router, server, limit, middle));
+            }
+        });
+        Self {
+            address,
+            cut_after,
+            in_the_middle,
+            _passing: passing,
+        }
+    }
+}
+
+async fn pass(
+    mut router: TcpStream,
+    mut server: TcpStream,
+    limit: Arc<AtomicUsize>,
+    middle: Arc<AtomicBool>,
+) {
+    let mut head = vec![0; 4096];
+    let Ok(length @ 1..) = router.read(&mut head).await else {
+        return;
+    };
+    server.write_all(&head[..length]).await.unwrap();
+    let is_session = head[..length].starts_with(b"GET /v1/router/session");
+    if !is_session {
+        let _ = tokio::io::copy_bidirectional(&mut router, &mut server).await;
+        return;
+    }
+    let limit = limit.swap(usize::MAX, Ordering::Relaxed);
+    let (mut from_router, mut to_router) = router.into_split();
+    let (from_server, mut to_server) = server.into_split();
+    let down = async {
+        let mut from_server = BufReader::new(from_server);
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            from_server.read_line(&mut line).await?;
+            to_router.write_all(line.as_bytes()).await?;
+        }
+        for _ in 0..limit {
+            let frame = frame(&mut from_server).await?;
+            to_router.write_all(&frame).await?;
+        }
+        let rest = frame(&mut from_server).await?;
+        if middle.load(Ordering::Relaxed) {
+            to_router.write_all(&rest[..rest.len() / 2]).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let up = tokio::io::copy(&mut from_router, &mut to_server);
+    tokio::select! {
+        _ = down => {}
+        _ = up => {}
+    }
+}
+
+/// One frame of a server, which masks nothing.
+async fn frame(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
+    let mut frame = vec![0; 2];
+    from.read_exact(&mut frame).await?;
+    let more = match frame[1] {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    let mut length = u64::from(frame[1]);
+    if more > 0 {
+        let mut long = vec![0; more];
+        from.read_exact(&mut long).await?;
+        length = long.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        frame.extend(long);
+    }
+    let head = frame.len();
+    frame.resize(head + usize::try_from(length).unwrap(), 0);
+    from.read_exact(&mut frame[head..]).await?;
+    Ok(frame)
+}
+
+#[tokio::test]
+async fn a_link_may_break_between_any_two_messages_and_in_each_of_them() {
+    let keys = Keys::new(KEY);
+    let server = keys.server(&["--streaming.encoder.fragment_ms=100"]);
+    let scissors = Scissors::before(server.address.clone()).await;
+    let router = keys.router(&[&scissors.address], &[]);
+    until("the server is linked", async || {
+        let status = router.status().await;
+        (status["replicas"][0]["report"]["free"] == 2).then_some(())
+    })
+    .await;
+    let scripts = scripts();
+    for kind in [0, 2] {
+        let (init, steps) = &scripts[kind];
+        let expected = play(&server.address, init, steps, None).await;
+        for in_the_middle in [false, true] {
+            scissors
+                .in_the_middle
+                .store(in_the_middle, Ordering::Relaxed);
+            let mut cut_after = 0;
+            loop {
+                scissors.cut_after.store(cut_after, Ordering::Relaxed);
+                let heard = play(&router.address, init, steps, Some(&expected)).await;
+                compare(&heard, &expected);
+                // Links that were not broken have more messages than a session has here.
+                cut_after += 1;
+                if cut_after > 40 {
+                    break;
+                }
+            }
+        }
+    }
+    server.sessions(0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_stands_still_loses_its_sessions_and_disturbs_nobody_when_it_goes_on() {
+    let fleet = Fleet::start(2, SLOW).await;
+    let mut direct = fleet.servers[0].open(json!({})).await;
+    let expected = story(&mut direct, PROMPTS).await;
+    let mut client = fleet.router.open(json!({})).await;
+    let told = async { story(&mut client, PROMPTS).await };
+    let stopped = async {
+        let n = fleet.running().await;
+        fleet.servers[n].signal(Signal::SIGSTOP);
+        fleet.servers[1 - n].sessions(1).await;
+        fleet.servers[n].signal(Signal::SIGCONT);
+        fleet.servers[n].sessions(0).await;
+    };
+    let (heard, ()) = tokio::join!(told, stopped);
+    compare(&heard, &expected);
+}
+
+#[tokio::test]
+async fn a_server_that_gives_other_bytes_begins_the_segment_anew() {
+    let mut fleet = Fleet::start(1, SLOW).await;
+    let coarse = [
+        fleet.args.clone(),
+        vec!["--streaming.encoder.crf=35".to_owned()],
+    ]
+    .concat();
+    let other = start(&coarse);
+    let router = fleet
+        .keys
+        .router(&[&fleet.servers[0].address, &other.address], &[]);
+    until("both servers are linked", async || {
+        let status = router.status().await;
+        let replicas = status["replicas"].as_array().unwrap().iter();
+        let free = replicas.filter(|replica| replica["report"]["free"] == 1);
+        (free.count() == 2).then_some(())
+    })
+    .await;
+    let mut direct = other.open(json!({})).await;
+    direct.until_type("ltx2_stream_start").await;
+    let expected = direct.segment("a red fox").await;
+    direct.close(None).await;
+    let mut client = router.open(json!({})).await;
+    client.prompt("a red fox").await;
+    let init = client.until_type("media_init").await;
+    assert!(init["stream_id"].as_str().unwrap().ends_with("-0-1"));
+    for _ in 0..2 {
+        let heard = client.next().await;
+        assert!(!matches!(heard, Heard::Closed(_)));
+    }
+    fleet.servers[0].kill().await;
+    let error = client.error().await;
+    assert_eq!(
+        (&error["code"], &error["restarting"], &error["segment_idx"]),
+        (&json!("worker_failed"), &json!(true), &json!(0))
+    );
+    let again = client.collect_until("ltx2_segment_complete").await;
+    assert_eq!(again.only("ltx2_segment_start")["attempt"], 2);
+    let init = again.only("media_init");
+    assert!(init["stream_id"].as_str().unwrap().ends_with("-0-2"));
+    assert!(again.media == expected.media, "other bytes than its own");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_lost_where_there_is_no_other_one_moves_its_session() {
+    let fleet = Fleet::start(2, SLOW).await;
+    let mut direct = fleet.servers[0].active(json!({})).await;
+    let mut expected = Vec::new();
+    for prompt in &PROMPTS[..3] {
+        expected.push(direct.segment(prompt).await);
+    }
+    direct.close(None).await;
+    let mut client = fleet.router.active(json!({})).await;
+    client.prompt(PROMPTS[0]).await;
+    client.until_type("ltx2_segment_start").await;
+    let n = fleet.running().await;
+    nix::sys::signal::kill(fleet.servers[n].worker_pid(0).await, Signal::SIGKILL).unwrap();
+    let first = client.collect_until("ltx2_segment_complete").await;
+    assert!(first.media == expected[0].media, "other bytes");
+    assert_eq!(fleet.running().await, 1 - n);
+    for (prompt, expected) in PROMPTS[1..3].iter().zip(&expected[1..]) {
+        assert!(client.segment(prompt).await.media == expected.media);
+    }
+}
+
+#[tokio::test]
+async fn what_was_only_in_a_servers_memory_is_lost_with_it() {
+    let keys = Keys::new(KEY);
+    let (mut first, second) = (keys.server(&[]), keys.server(&[]));
+    let router = keys.router(&[&first.address, &second.address], &[]);
+    until("both servers are linked", async || {
+        let status = router.status().await;
+        let replicas = status["replicas"].as_array().unwrap().iter();
+        let free = replicas.filter(|replica| replica["report"]["free"] == 2);
+        (free.count() == 2).then_some(())
+    })
+    .await;
+    let mut client = router.active(json!({})).await;
+    client.segment("a red fox").await;
+    first.sessions(1).await;
+    first.kill().await;
+    let error = client.error().await;
+    let message = error["message"].as_str().unwrap();
+    assert!(message.starts_with("router bridge failed: "), "{message}");
+    assert_eq!(client.closed().await, Some(1011));
+}
+
+/// The close code of a session link, whatever comes before.
+async fn closed(mut link: Client) -> Option<u16> {
+    loop {
+        let message = timeout(PATIENCE, link.socket.next()).await;
+        match message.expect("the link ends in time") {
+            Some(Ok(Message::Close(frame))) => return frame.map(|frame| frame.code.into()),
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return None,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_router_that_breaks_the_rules_of_a_session_link_harms_nobody() {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+    let keys = Keys::new(KEY);
+    let server = keys.server(&[]);
+    let mut other = server.active(json!({})).await;
+    let link = async |key: &str| {
+        let url = format!("ws://{}/v1/router/session", server.address);
+        let mut request = url.into_client_request().unwrap();
+        let bearer = format!("Bearer {key}").parse().unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        let connected = tokio_tungstenite::connect_async(request).await;
+        connected.map(|(socket, _)| Client { socket })
+    };
+    assert!(link("another-key-that-is-long-enough-too").await.is_err());
+    let open = |head: &str| format!("{{\"open\":{head}}}\n{{\"type\":\"session_init_v2\"}}");
+    let moved = |checkpoint: &str, media: &str| {
+        open(&format!(
+            "{{\"address\":\"192.0.2.1\",\"moved\":{{\"session\":\"0123\",\"resume_token\":\"x\",\"seq\":0,\
+             \"checkpoint\":{checkpoint},\"media\":[{media}]}}}}"
+        ))
+    };
+    let large = format!("\"{}\"", "x".repeat(5 << 20));
+    for first in [
+        "",
+        "{",
+        "\"client\"\n{}",
+        "{\"open\":{}}",
+        "{\"open\":{\"address\":\"192.0.2.1\"}}",
+        &moved("null", ""),
+        &moved("[1, 2]", ""),
+        &moved("{}", "\"abc\""),
+        &moved(&large, ""),
+    ] {
+        let mut router = link(KEY).await.unwrap();
+        router.send_text(first).await;
+        assert_eq!(
+            router.closed().await,
+            Some(1008),
+            "{}",
+            &first[..first.len().min(99)]
+        );
+    }
+    for then in [
+        "{",
+        "{\"open\":{\"address\":\"192.0.2.1\"}}",
+        "{\"passed\":{}}",
+    ] {
+        let mut router = link(KEY).await.unwrap();
+        router.send_text(&open("{\"address\":\"192.0.2.1\"}")).await;
+        router.send_text(then).await;
+        closed(router).await;
+    }
+    // A link on which nothing is opened, one with a binary message, and one that just ends.
+    let mut silent = link(KEY).await.unwrap();
+    silent.send_binary(b"abc").await;
+    closed(silent).await;
+    drop(link(KEY).await.unwrap());
+    server.sessions(1).await;
+    other.segment("a red fox").await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_left_as_at_a_server() {
+    let keys = Keys::new(KEY);
+    let server = keys.server(&[
+        "--streaming.limits.slow_client_timeout_seconds=1",
+        "--streaming.limits.max_unsent_bytes=100000",
+        "--default_request.sampling.width=640",
+        "--default_request.sampling.height=480",
+    ]);
+    let router = keys.router(&[&server.address], &[]);
+    let mut client = router
+        .active(json!({
+            "curated_prompts": ["a red fox"], "loop_generation_enabled": true, "stream_mode": "legacy_jpeg",
+        }))
+        .await;
+    server.sessions(1).await;
+    server.sessions(0).await;
+    let code = client.closed().await;
+    assert!(matches!(code, Some(1008) | None), "{code:?}");
 }

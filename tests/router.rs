@@ -350,7 +350,7 @@ impl Keys {
         format!("--{name}={}", self.folder.path().join("key").display())
     }
 
-    fn server(&self, args: &[&str]) -> Server {
+    pub(crate) fn server(&self, args: &[&str]) -> Server {
         let keys = self.flag("server.router_keys_file");
         Server::start(&[&["--gpus=2", keys.as_str()], args].concat())
     }

@@ -12,6 +12,8 @@ use super::{Config, HealthCheck};
 use crate::ingress;
 use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader, SettingError};
 
+/// The shortest key.
+const MIN_KEY_BYTES: usize = 32;
 /// The most replicas of a list.
 const MAX_REPLICAS: usize = 10_000;
 
@@ -197,8 +199,10 @@ fn key(reader: &mut Reader<'_>) -> Option<RouterKey> {
             return None;
         }
     };
-    if first.is_empty() || !first.chars().all(|c| c.is_ascii_graphic()) {
-        let expected = "a file whose first line is a key in printable ASCII";
+    if first.len() < MIN_KEY_BYTES || !first.chars().all(|c| c.is_ascii_graphic()) {
+        let expected = format!(
+            "a file whose first line is a key of at least {MIN_KEY_BYTES} printable ASCII characters"
+        );
         reader.refuse(&KEY_FILE.spec, expected);
         return None;
     }

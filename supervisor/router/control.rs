@@ -25,7 +25,7 @@ use crate::backoff::Backoff;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause before another try.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
-const MAX_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// The largest message that is taken from a server.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 

@@ -127,11 +127,11 @@ impl ReplicaRegistry {
         self.preferred().into_iter().next()
     }
 
-    /// Waits until a replica would take a session, for so long at most. Returns whether there is one.
+    /// Waits until a replica is healthy, for so long at most. Returns whether one is.
     pub(super) async fn any(&self, patience: Duration) -> bool {
         let mut changes = self.changes();
         let found = async {
-            while self.select().is_none() {
+            while self.healthy().next().is_none() {
                 // Err: the registry is gone, which the caller holds.
                 let _ = changes.changed().await;
             }

@@ -74,6 +74,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/sessions/{id}/index.m3u8", any(proxy::film))
         .route("/status", get(status))
         .route("/health", get(health))
+        .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .fallback(async || ApiError::not_found("there is nothing here; this is a router"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())

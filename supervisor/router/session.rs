@@ -121,6 +121,8 @@ struct ClientSession<'a> {
     home: Option<Home>,
     /// The place that is kept for the session at another server.
     reserved: Option<(Arc<Replica>, CountedSession)>,
+    /// Why its last server was lost.
+    lost_for: Option<String>,
 }
 
 /// Carries a client's session, from its opening message to its end.
@@ -170,6 +172,7 @@ pub(super) async fn carry(
         resumes,
         home: None,
         reserved: None,
+        lost_for: None,
     };
     session.run().await
 }
@@ -254,13 +257,7 @@ impl ClientSession<'_> {
                     if losses > QUICK_LOSSES {
                         sleep(backoff.next_pause()).await;
                     }
-                    if self
-                        .home
-                        .as_ref()
-                        .is_some_and(|home| !self.app.registry.may_go_on(home))
-                    {
-                        return Finish::Say(bridge_failed(&reason).into());
-                    }
+                    self.lost_for = Some(reason);
                 }
             }
             let limit = Instant::now() + self.app.failover_timeout;
@@ -326,6 +323,11 @@ impl ClientSession<'_> {
                     }
                 }
             }
+            if let (Some(home), Some(reason)) = (&self.home, &self.lost_for)
+                && !self.app.registry.may_go_on(home)
+            {
+                return Err(Finish::Say(bridge_failed(reason).into()));
+            }
             if until.is_none() {
                 let stores = self.app.registry.stores();
                 if stores.iter().all(|store| without_session.contains(store))
@@ -333,7 +335,7 @@ impl ClientSession<'_> {
                 {
                     return Err(Finish::Say(said));
                 }
-                match self.app.registry.select() {
+                match self.app.registry.healthy().next() {
                     Some(_) => without_server = None,
                     None => {
                         without_server.get_or_insert_with(Instant::now);

@@ -248,9 +248,6 @@ impl LiveSession {
         let CurrentSegment {
             planned, recorder, ..
         } = *segment;
-        if let Some(link) = &mut self.link {
-            link.finished(&planned, at);
-        }
         let fps = self.context.config.format.fps;
         let start = frames_to_time(self.start_frame, fps);
         let duration = frames_to_time(u64::from(frames), fps);

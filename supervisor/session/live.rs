@@ -1,6 +1,5 @@
 //! An open session: its fields, and the steps that all its parts share.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use fastvideo_proto::ids::RequestId;
@@ -44,8 +43,6 @@ pub(super) struct LiveSession {
     pub(super) knows_stream: bool,
     /// Present when the client is at a router.
     pub(super) link: Option<Box<LinkState>>,
-    /// The finished segments that the store has lost, to be made again and not shown.
-    pub(super) lost_segments: VecDeque<PlannedSegment>,
     pub(super) preset: Option<String>,
     pub(super) media_mode: MediaMode,
     /// The image that the first segment starts from.
@@ -200,7 +197,6 @@ impl LiveSession {
             announced: None,
             knows_stream: false,
             link,
-            lost_segments: VecDeque::new(),
             preset: request.preset,
             media_mode: request.media_mode,
             image,

@@ -1,12 +1,10 @@
 //! A session whose client is at a router: it writes itself down for another server (its checkpoint), and goes on with
 //! what another server has written.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use fastvideo_proto::checkpoint::{
-    CHECKPOINT_VERSION, Checkpoint, CuratedPrompt, FinishedSegment, OpeningFacts, Resend,
-    RunningSegment, Shown,
+    CHECKPOINT_VERSION, Checkpoint, CuratedPrompt, OpeningFacts, Resend, RunningSegment, Shown,
 };
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::{MediaMode, frames_to_time};
@@ -23,9 +21,6 @@ use super::playlist::PlannedSegment;
 use super::redelivery::Redelivery;
 use crate::segment_run::{AttemptId, Digest, MediaCount, SegmentRun};
 use crate::store::{ResumeToken, SavedSession};
-
-/// Number of finished segments that a checkpoint describes.
-const MAX_FINISHED: usize = 2;
 
 /// Where a session's client is, and whether another server has begun the session.
 #[derive(Debug)]
@@ -97,17 +92,15 @@ impl MovedSession {
             version,
             segments,
             running,
-            finished,
             ..
         } = &self.checkpoint;
         if *version != CHECKPOINT_VERSION {
             return Err("the session was begun by a server of another version".to_owned());
         }
         let stored = saved.progress.segments;
+        // The last server may have stored the running segment, and not said so.
         let most = segments + u32::from(running.is_some());
-        let fewest =
-            u32::try_from(finished.len()).map_or(0, |known| segments.saturating_sub(known));
-        match (fewest..=most).contains(&stored) {
+        match (*segments..=most).contains(&stored) {
             true => Ok(()),
             false => Err(format!(
                 "the session has {segments} segments, of which {stored} are stored; it cannot go on"
@@ -125,8 +118,6 @@ pub(super) struct LinkState {
     has_dealt_with_message: bool,
     /// The edition of the curated prompts that the router has.
     curated_edition: Option<u64>,
-    /// The last finished segments, oldest first.
-    finished: VecDeque<FinishedSegment>,
     is_to_be_released: bool,
     /// When the session has to be gone.
     leaves_by: Option<Instant>,
@@ -147,7 +138,6 @@ impl LinkState {
             seq: 0,
             has_dealt_with_message: false,
             curated_edition: None,
-            finished: VecDeque::new(),
             is_to_be_released: false,
             leaves_by: None,
             completed: None,
@@ -166,18 +156,6 @@ impl LinkState {
 
     pub(super) fn leave_by(&mut self, deadline: Instant) {
         self.leaves_by = Some(deadline);
-    }
-
-    /// Takes note of a finished segment.
-    pub(super) fn finished(&mut self, planned: &PlannedSegment, at: AttemptId) {
-        if self.finished.len() == MAX_FINISHED {
-            self.finished.pop_front();
-        }
-        self.finished.push_back(FinishedSegment {
-            ask: planned.write(Instant::now()),
-            original_prompt: planned.original_prompt.clone(),
-            attempt: at.attempt,
-        });
     }
 }
 
@@ -229,7 +207,6 @@ impl LiveSession {
             opening: link.facts.clone(),
             start_frame: self.start_frame,
             running: self.segment.as_deref().map(|segment| segment.write(now)),
-            finished: link.finished.iter().cloned().collect(),
             exports: self.exports.pending().cloned().collect(),
             lead_ms: (self.playback.has_begun()).then(|| ms(self.playback.lead(now))),
             idle_ms: ms(now - self.last_activity),
@@ -270,13 +247,6 @@ impl LiveSession {
         if checkpoint.is_warned {
             self.warned_of = self.idle_end().map(|end| end.at);
         }
-        let finished: VecDeque<_> = checkpoint.finished.into();
-        let missing = checkpoint.segments.saturating_sub(stored);
-        let known = finished.len();
-        let lost = finished.iter().skip(known.saturating_sub(missing as usize));
-        self.lost_segments = lost
-            .map(|lost| PlannedSegment::read(&lost.ask, lost.original_prompt.clone(), true, now))
-            .collect();
         let completed = match checkpoint.running {
             Some(running) if stored > checkpoint.segments => {
                 Some(self.complete(&running, checkpoint.start_frame, media.len()))
@@ -292,7 +262,6 @@ impl LiveSession {
         };
         if let Some(link) = &mut self.link {
             link.seq = seq;
-            link.finished = finished;
             link.completed = completed.map(Box::new);
         }
     }
