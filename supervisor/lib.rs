@@ -36,6 +36,7 @@ pub mod http;
 pub mod ingress;
 pub mod pool;
 pub mod prompt;
+pub mod redis;
 pub mod router;
 mod segment_run;
 pub mod session;
@@ -99,6 +100,8 @@ pub enum ServeError {
     Signals(#[source] io::Error),
     #[error("cannot ask servers over HTTP")]
     Client(#[source] io::Error),
+    #[error("cannot use the Redis of `router.store`")]
+    Redis(#[source] ::redis::RedisError),
     #[error(transparent)]
     Task(#[from] TaskError),
 }

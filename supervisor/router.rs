@@ -2,7 +2,8 @@
 //!
 //! `registry` holds the servers, which `health` probes and which report over `control` how they are; `choose` says which of
 //! them takes a session. `routes` takes clients and answers operators, and `bridge` carries a session to a server and back.
-//! It keeps nothing that is missed when it ends.
+//! `line` is where sessions wait; several routers have one line through a Redis. A router keeps nothing that is missed when
+//! it ends.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use tokio_tungstenite::Connector;
 use tokio_util::sync::CancellationToken;
 
 use crate::ingress::{self, Ingress, listener};
+use crate::redis::RedisAddress;
 use crate::signals::StopSignals;
 use crate::tasks::BackgroundTasks;
 use crate::{ServeError, listen, most_connections, raise_file_limit};
@@ -23,7 +25,7 @@ use crate::{ServeError, listen, most_connections, raise_file_limit};
 use config::{ReplicaEndpoint, RouterKey};
 use control::Identity;
 use health::{HttpClient, Thresholds, run_health_check_loop};
-use line::Line;
+use line::{Line, SharedLine};
 use proxy::Proxy;
 use registry::ReplicaRegistry;
 
@@ -68,6 +70,10 @@ pub struct Config {
     pub wait_for_replica: Duration,
     /// Number of sessions that may wait for a place.
     pub max_waiting: usize,
+    /// The Redis that routers share.
+    pub store: Option<RedisAddress>,
+    /// Whether the sessions of this router wait in a line of their own also where routers share a Redis.
+    pub has_own_line: bool,
     pub ingress: ingress::Config,
 }
 
@@ -109,12 +115,18 @@ pub async fn serve(
     let ingress = Ingress::new(config.ingress, &config.host, address.ip(), most);
     let leaving = CancellationToken::new();
     let tls = tls.map_or(Connector::Plain, Connector::Rustls);
+    let router_id: u128 = rand::random();
+    let line = Line::default();
+    let shared_line = config.store.filter(|_| !config.has_own_line);
+    let shared_line = shared_line.map(|it| SharedLine::new(line.clone(), it, router_id));
+    let shared_line = shared_line.transpose().map_err(ServeError::Redis)?;
+    let shared_line = shared_line.map(Arc::new);
     let app = routes::App {
         ingress: ingress.clone(),
         registry: registry.clone(),
         tls: tls.clone(),
         authorization: config.key.as_ref().map(RouterKey::authorization),
-        line: Line::default(),
+        line,
         max_waiting: config.max_waiting,
         wait_for_replica: config.wait_for_replica,
         failover_timeout: config.failover_timeout,
@@ -127,7 +139,7 @@ pub async fn serve(
         let identity = Identity {
             hello: Hello {
                 fleet: FLEET_VERSION,
-                router_id: format!("{:032x}", rand::random::<u128>()),
+                router_id: format!("{router_id:032x}"),
                 name: config.name,
                 zone: config.zone,
             },
@@ -147,6 +159,12 @@ pub async fn serve(
         run_health_check_loop(registry, config.health_check, probe).await;
         Ok(())
     });
+    if let Some(shared) = shared_line.clone() {
+        tasks.spawn("line of all routers", async move {
+            shared.run().await;
+            Ok(())
+        });
+    }
     let front = ingress.clone();
     tasks.spawn("HTTP server", async move {
         listener::run(listener, &front, routes::router(app)).await;
@@ -169,6 +187,9 @@ pub async fn serve(
     ingress.connections.close();
     let _ = timeout(FAREWELL, ingress.connections.wait()).await;
     tasks.stop().await;
+    if let Some(shared) = shared_line {
+        let _ = timeout(FAREWELL, shared.leave()).await;
+    }
     ingress.stopping.cancel();
     ingress.requests.close();
     let _ = timeout(FAREWELL, ingress.requests.wait()).await;

@@ -79,12 +79,22 @@ impl Redis {
 
     /// Ends without a word, and begins again with nothing.
     async fn forget(&mut self) {
+        self.stop();
+        self.start_again().await;
+    }
+
+    /// Ends without a word.
+    pub(crate) fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Begins with nothing after it was stopped.
+    pub(crate) async fn start_again(&mut self) {
         self.child = Self::spawn(self.port, self.dir.path()).await;
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 }

@@ -22,6 +22,7 @@ mod http;
 mod initial_image;
 mod interleaving;
 mod lifecycle;
+mod line;
 mod log;
 mod ltx2;
 mod media;

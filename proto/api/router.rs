@@ -13,8 +13,10 @@ pub struct RouterStatus {
     pub ts: f64,
     /// Whether the router takes no further session.
     pub draining: bool,
-    /// Sessions that wait for a place at a server.
+    /// Sessions that wait for a place at a server, at all routers whose line this is.
     pub waiting: usize,
+    /// Whether the line is that of all routers with the same Redis at the moment.
+    pub line_is_common: bool,
     /// The replicas, in the order of the configuration.
     pub replicas: Vec<ReplicaState>,
 }

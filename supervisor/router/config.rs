@@ -10,6 +10,7 @@ use url::Url;
 use super::health::Thresholds;
 use super::{Config, HealthCheck};
 use crate::ingress;
+use crate::redis::RedisAddress;
 use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader, SettingError};
 
 /// The shortest key.
@@ -29,6 +30,8 @@ pub static KEYS: &[&KeySpec] = &[
     &FAILOVER_TIMEOUT.spec,
     &MAX_WAITING.spec,
     &WAIT_FOR_REPLICA.spec,
+    &STORE.spec,
+    &QUEUE.spec,
     &LINGER.spec,
     &PATH.spec,
     &INTERVAL.spec,
@@ -74,12 +77,20 @@ static FAILOVER_TIMEOUT: Key<Duration> = Key::seconds("router.failover_timeout_s
 
 static MAX_WAITING: Key<usize> = Key::usize("router.max_waiting", 0, 10_000_000)
     .unit("sessions")
-    .help("Sessions that may wait for a place at once")
+    .help("Sessions that may wait for a place at once, at all routers with the same line")
     .default(10_000);
 
 static WAIT_FOR_REPLICA: Key<Duration> = Key::seconds("router.wait_for_replica_seconds", 0.0, DAY)
     .help("Time that a client waits when no server is healthy, before it is turned away")
     .default(0.0);
+
+static STORE: Key<Option<String>> = Key::text("router.store").help(
+    "The Redis that several routers share: redis://HOST:PORT/DB, rediss:// with TLS [default: none: this router is the only one]",
+);
+
+static QUEUE: Key<String> = Key::choice("router.queue", &["auto", "memory"])
+    .help("Where sessions wait: auto: in one line of all routers with the same `router.store`, where that is given; memory: in a line of this router alone")
+    .default("auto");
 
 static LINGER: Key<Duration> = Key::seconds("router.linger_seconds", 0.0, 7.0 * DAY)
     .short("linger-seconds")
@@ -185,8 +196,27 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
         failover_timeout: reader.get(&FAILOVER_TIMEOUT),
         max_waiting: reader.get(&MAX_WAITING),
         wait_for_replica: reader.get(&WAIT_FOR_REPLICA),
+        store: store(reader),
+        has_own_line: reader.get(&QUEUE) == "memory",
         linger: reader.get(&LINGER),
         ingress: ingress::config::read(reader),
+    }
+}
+
+fn store(reader: &mut Reader<'_>) -> Option<RedisAddress> {
+    let text = reader.non_empty(&STORE)?;
+    let address = Url::parse(&text).map_err(|_| None);
+    let address = address.and_then(|url| RedisAddress::parse(&url).map_err(Some));
+    match address {
+        Ok(address) => Some(address),
+        Err(problem) => {
+            let expected = match problem {
+                Some(problem) => format!("a Redis, but it {problem}"),
+                None => "redis://host:port/database or rediss://…".to_owned(),
+            };
+            reader.refuse(&STORE.spec, expected);
+            None
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::choose::{self, Candidate, Load};
 use super::config::ReplicaEndpoint;
 use super::health::{ReplicaHealth, Thresholds};
+use super::line::Room;
 
 /// All replicas in the order of the configuration. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -66,6 +67,13 @@ pub(super) struct Home {
     pub(super) store: String,
     /// Whether the store outlives the server.
     pub(super) store_outlives: bool,
+}
+
+impl Home {
+    /// Returns what routers call it.
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.class, self.store)
+    }
 }
 
 /// A session that goes to a replica counts until this is dropped.
@@ -155,17 +163,20 @@ impl ReplicaRegistry {
         order.into_iter().map(|n| healthy[n].clone()).collect()
     }
 
-    /// Returns the replicas that would take a session now, in the order in which it tries them, and how many such sessions
-    /// they would take in sum. `home` is where a session has to stay that was begun.
-    pub(super) fn with_room(&self, home: Option<&Home>) -> (Vec<Arc<Replica>>, usize) {
-        let mut free = 0;
+    /// Returns the replicas that would take a session now, in the order in which it tries them, and how many sessions all
+    /// replicas would take. `home` is where a session has to stay that was begun.
+    pub(super) fn with_room(&self, home: Option<&Home>) -> (Vec<Arc<Replica>>, Room) {
+        let mut room = Room::default();
         let mut preferred = self.preferred();
         preferred.retain(|replica| {
-            let room = replica.room(home, self.0.has_links);
-            free += room;
-            room > 0
+            let free = replica.room(None, self.0.has_links);
+            match replica.home() {
+                Some(home) => *room.homes.entry(home.name()).or_default() += free,
+                None => room.elsewhere += free,
+            }
+            replica.room(home, self.0.has_links) > 0
         });
-        (preferred, free)
+        (preferred, room)
     }
 
     /// Returns whether a session with that home may go on at all: a server of its store is there, or may come back.

@@ -104,6 +104,7 @@ async fn status(State(app): State<App>) -> Json<RouterStatus> {
         ts: seconds(SystemTime::now()),
         draining: app.leaving.is_cancelled() || app.ingress.connections.is_closed(),
         waiting: app.line.len(),
+        line_is_common: app.line.is_common(),
         replicas: replicas.collect(),
     })
 }

@@ -167,7 +167,7 @@ pub(super) async fn carry(
         to,
         shares,
         liveness,
-        arrival: app.line.arrive(),
+        arrival: app.line.arrive().await,
         held: Mutex::new(Held::new(address, opening, share)),
         resumes,
         home: None,
@@ -271,7 +271,8 @@ impl ClientSession<'_> {
 
     /// Waits in the line until a server has opened the session, `until` that time at most.
     async fn place(&mut self, until: Option<Instant>) -> Result<Box<Link>, Finish> {
-        let place = self.app.line.enter(self.arrival);
+        let home = self.home.as_ref().map(Home::name);
+        let mut place = self.app.line.enter(&self.arrival, home);
         let (_, waiting) = place.rank();
         if until.is_none() && waiting > self.app.max_waiting {
             let message = format!(
@@ -294,10 +295,9 @@ impl ClientSession<'_> {
         loop {
             changes.mark_unchanged();
             moves.mark_unchanged();
-            let (mut replicas, free) = self.app.registry.with_room(self.home.as_ref());
-            let (rank, waiting) = place.rank();
+            let (mut replicas, room) = self.app.registry.with_room(self.home.as_ref());
             let mut unreachable = None;
-            let mut may_try = rank < free;
+            let mut may_try = place.may_take(&room);
             if let Some((replica, counted)) = self.reserved.take() {
                 counted.was_not_taken();
                 replicas.retain(|other| !Arc::ptr_eq(other, &replica));
@@ -355,6 +355,10 @@ impl ClientSession<'_> {
                     return Err(Finish::Say(bridge_failed(&reason).into()));
                 }
             }
+            let (rank, waiting) = place.rank();
+            // Sessions that have lost their servers stand before those that came later, and so do those of other routers
+            // that are heard of again. A client is told no higher position for that.
+            let rank = told.map_or(rank, |(told, _)| rank.min(told));
             let is_told = told == Some((rank, waiting)) || self.held().is_opened();
             let now = Instant::now();
             if !is_told && may_tell <= now {

@@ -32,26 +32,24 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::{Client, FromRedisValue, RedisError, Script, ScriptInvocation};
+use redis::{FromRedisValue, RedisError, Script, ScriptInvocation};
 
 use super::{
     BlobKind, BlobRef, Record, RecordWrite, Records, StoredRecord, Survey, SurveyedRecord,
     WriteOutcome,
 };
+use crate::redis::{Connection, FORGOTTEN};
 use crate::store::error::{DataLoss, StoreError};
 use crate::store::ids::{BlobId, BlobKey, Epoch, RecordKey, ReservationId, Revision, ServerId};
 
-mod address;
-mod connection;
 mod scripts;
 
-use connection::Connection;
 use scripts::{
     ADOPT, BEAT, CONDEMN_UNKNOWN, FORGET, LOCATE, READ, RELEASE, RESERVE, RESTORE, RETIRE, STALE,
     SURVEY, WRITE,
 };
 
-pub use address::{RedisAddress, RedisAddressError};
+pub use crate::redis::{RedisAddress, RedisAddressError};
 
 /// By how much the sequence is raised above the highest number that a server has seen of a store that has lost data: far
 /// more than other servers may have been given since that server last heard from it.
@@ -84,13 +82,7 @@ impl RedisRecords {
     /// # Errors
     /// Returns an error when there is no Redis that answers, or it refuses the user or the scripts.
     pub async fn connect(address: &RedisAddress, timeout: Duration) -> Result<Self, StoreError> {
-        // The build may link two providers of cryptography, and then rustls chooses neither by itself. An error means
-        // that one is chosen already.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        // A peer that has vanished acknowledges nothing within the timeout; then the connection fails.
-        let tcp = (address.connection.tcp_settings().clone()).set_user_timeout(timeout);
-        let info = address.connection.clone().set_tcp_settings(tcp);
-        let client = Client::open(info).map_err(unavailable)?;
+        let client = address.client(timeout).map_err(unavailable)?;
         let records = Self {
             address: address.clone(),
             connection: Connection::new(client, timeout),
@@ -133,7 +125,7 @@ impl RedisRecords {
     }
 
     fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.address.prefix)
+        self.address.key(name)
     }
 
     fn reserved(&self, server: &ServerId) -> String {
@@ -161,7 +153,7 @@ impl RedisRecords {
         call.arg(name).arg(epoch).arg(self.seen());
         let answer = self.connection.invoke(call).await;
         answer.map_err(|error| match error.code() {
-            Some(scripts::FORGOTTEN) => StoreError::Forgotten,
+            Some(FORGOTTEN) => StoreError::Forgotten,
             _ => unavailable(error),
         })
     }

@@ -4,9 +4,6 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
-/// The code of the error of a script that finds that the store has lost data.
-pub(super) const FORGOTTEN: &str = "FORGOTTEN";
-
 /// The beginning of all scripts but `ADOPT`: does nothing in a store that has lost data since the caller last heard from
 /// it. The last keys are the store's name, epoch and sequence; the last arguments the name and the epoch that the
 /// caller knows, and the highest number of the sequence that it has seen.

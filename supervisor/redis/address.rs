@@ -1,17 +1,18 @@
 //! Parses the URL of a Redis.
 
 use std::fmt;
+use std::time::Duration;
 
 use redis::io::tcp::TcpSettings;
-use redis::{ConnectionInfo, IntoConnectionInfo, RedisError};
+use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisError, RedisResult};
 use url::Url;
 
-/// How to reach a Redis, and which of its keys belong to the store.
+/// How to reach a Redis, and which of its keys belong to this program.
 #[derive(Clone)]
 pub struct RedisAddress {
-    pub(super) connection: ConnectionInfo,
-    /// The prefix of every key of the store.
-    pub(super) prefix: String,
+    connection: ConnectionInfo,
+    /// The prefix of every key: a hash tag, so that a cluster keeps all keys on one node.
+    prefix: String,
 }
 
 /// Why a URL is not the address of a Redis. Each text continues a sentence after the word "it".
@@ -63,6 +64,24 @@ impl RedisAddress {
             connection: connection.set_tcp_settings(settings),
             prefix: format!("fastvideo:{{{prefix}}}:"),
         })
+    }
+
+    /// Returns the whole name of a key.
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// Creates a client. A peer that has vanished acknowledges nothing within the timeout; then a connection fails.
+    ///
+    /// # Errors
+    /// Returns an error when the address cannot be used, as one with TLS when the system has no certificates.
+    pub(crate) fn client(&self, timeout: Duration) -> RedisResult<Client> {
+        // The build may link two providers of cryptography, and then rustls chooses neither by itself. An error means
+        // that one is chosen already.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let tcp = self.connection.tcp_settings().clone();
+        let tcp = tcp.set_user_timeout(timeout);
+        Client::open(self.connection.clone().set_tcp_settings(tcp))
     }
 }
 

@@ -23,11 +23,14 @@ use tracing::Instrument;
 /// The shortest time between the beginnings of two attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
+/// The code of the error of a script that finds that the store has lost data.
+pub(crate) const FORGOTTEN: &str = "FORGOTTEN";
+
 /// Errors that a healthy connection reports: the scripts' own, and those of a Redis that has no room.
-const ANSWERS: [&str; 3] = [super::scripts::FORGOTTEN, "OOM", "MISCONF"];
+const ANSWERS: [&str; 3] = [FORGOTTEN, "OOM", "MISCONF"];
 
 /// A connection that is made at its first use, and again at the first use after a failure.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     connector: Arc<Connector>,
     /// Tracks the calls, which go on when their callers no longer wait.
     calls: TaskTracker,
@@ -54,7 +57,7 @@ struct Current {
 
 impl Connection {
     /// `timeout` limits connecting, authentication included, and the wait for each answer.
-    pub(super) fn new(client: Client, timeout: Duration) -> Self {
+    pub(crate) fn new(client: Client, timeout: Duration) -> Self {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(timeout))
             .set_response_timeout(Some(timeout));
@@ -71,7 +74,7 @@ impl Connection {
     /// Invokes a script. After a failure that may be the connection's, nobody uses the connection any more.
     ///
     /// The call goes on when the caller no longer waits: only its own time limit tells whether the connection is dead.
-    pub(super) async fn invoke<T: FromRedisValue + Send + 'static>(
+    pub(crate) async fn invoke<T: FromRedisValue + Send + 'static>(
         &self,
         call: ScriptInvocation<'static>,
     ) -> RedisResult<T> {
