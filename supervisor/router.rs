@@ -33,6 +33,7 @@ mod bridge;
 mod choose;
 pub mod config;
 mod control;
+mod demand;
 pub mod health;
 mod held;
 mod line;
@@ -70,6 +71,8 @@ pub struct Config {
     pub wait_for_replica: Duration,
     /// Number of sessions that may wait for a place.
     pub max_waiting: usize,
+    /// Number of GPUs to be had beyond what the sessions need.
+    pub headroom_gpus: usize,
     /// The Redis that routers share.
     pub store: Option<RedisAddress>,
     /// Whether the sessions of this router wait in a line of their own also where routers share a Redis.
@@ -129,6 +132,7 @@ pub async fn serve(
         line,
         max_waiting: config.max_waiting,
         wait_for_replica: config.wait_for_replica,
+        headroom_gpus: config.headroom_gpus,
         failover_timeout: config.failover_timeout,
         proxy: Proxy::new().map_err(ServeError::Client)?,
         leaving: leaving.clone(),

@@ -325,3 +325,25 @@ async fn what_names_no_redis_is_refused_with_its_key_and_line() {
         assert!(!said.contains("hunter2"), "{said}");
     }
 }
+
+#[tokio::test]
+async fn every_router_tells_how_many_gpus_are_wanted() {
+    let fleet = Fleet::start(2, 2).await;
+    let _active = [fleet.active(0).await, fleet.active(1).await];
+    let _waiting = [
+        queued(&fleet.routers[0], 0).await,
+        queued(&fleet.routers[1], 1).await,
+        queued(&fleet.routers[0], 2).await,
+    ];
+    let expected = json!({
+        "waiting": 3, "sessions": 2, "places": 2, "free": 0, "gpus": 2, "wanted_gpus": 5,
+    });
+    for router in &fleet.routers {
+        until("the demand is known", async || {
+            let (code, demand) = router.get("/v1/fleet/demand").await;
+            assert_eq!(code, 200);
+            (demand == expected).then_some(())
+        })
+        .await;
+    }
+}

@@ -42,6 +42,23 @@ pub struct ReplicaState {
     pub report: Option<Report>,
 }
 
+/// The answer of a router's `GET /v1/fleet/demand`: what the servers have, and what their sessions need.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetDemand {
+    /// Sessions that wait for a place at a server, at all routers whose line this is.
+    pub waiting: usize,
+    /// Sessions at the servers.
+    pub sessions: usize,
+    /// Sessions that the servers can serve at once.
+    pub places: usize,
+    /// Sessions that they would take now.
+    pub free: usize,
+    /// GPUs of the servers.
+    pub gpus: usize,
+    /// GPUs that all these sessions need, and the headroom.
+    pub wanted_gpus: usize,
+}
+
 /// The answer of a router's `GET /health` and `GET /readyz`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterHealth {

@@ -32,6 +32,7 @@ pub static KEYS: &[&KeySpec] = &[
     &WAIT_FOR_REPLICA.spec,
     &STORE.spec,
     &QUEUE.spec,
+    &HEADROOM_GPUS.spec,
     &LINGER.spec,
     &PATH.spec,
     &INTERVAL.spec,
@@ -91,6 +92,11 @@ static STORE: Key<Option<String>> = Key::text("router.store").help(
 static QUEUE: Key<String> = Key::choice("router.queue", &["auto", "memory"])
     .help("Where sessions wait: auto: in one line of all routers with the same `router.store`, where that is given; memory: in a line of this router alone")
     .default("auto");
+
+static HEADROOM_GPUS: Key<usize> = Key::usize("router.headroom_gpus", 0, 1_000_000)
+    .unit("GPUs")
+    .help("GPUs that /v1/fleet/demand asks for beyond what the sessions need")
+    .default(0);
 
 static LINGER: Key<Duration> = Key::seconds("router.linger_seconds", 0.0, 7.0 * DAY)
     .short("linger-seconds")
@@ -196,6 +202,7 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
         failover_timeout: reader.get(&FAILOVER_TIMEOUT),
         max_waiting: reader.get(&MAX_WAITING),
         wait_for_replica: reader.get(&WAIT_FOR_REPLICA),
+        headroom_gpus: reader.get(&HEADROOM_GPUS),
         store: store(reader),
         has_own_line: reader.get(&QUEUE) == "memory",
         linger: reader.get(&LINGER),

@@ -10,7 +10,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
-use fastvideo_proto::api::router::{ReplicaState, RouterHealth, RouterStatus};
+use fastvideo_proto::api::router::{FleetDemand, ReplicaState, RouterHealth, RouterStatus};
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::ServerMessage;
 use futures_util::{SinkExt, StreamExt};
@@ -22,6 +22,7 @@ use tracing::Instrument;
 
 use super::CLOSE_REPLY;
 use super::bridge::{self, ConnectError, Ended, ServerSocket};
+use super::demand;
 use super::line::Line;
 use super::proxy::{self, Proxy};
 use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
@@ -51,6 +52,8 @@ pub(super) struct App {
     pub(super) wait_for_replica: Duration,
     /// Number of sessions that may wait.
     pub(super) max_waiting: usize,
+    /// Number of GPUs to be had beyond what the sessions need.
+    pub(super) headroom_gpus: usize,
     /// How long a session that was begun waits for another server.
     pub(super) failover_timeout: Duration,
     pub(super) proxy: Proxy,
@@ -73,6 +76,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/sessions/{id}/film.mp4", any(proxy::film))
         .route("/v1/sessions/{id}/index.m3u8", any(proxy::film))
         .route("/status", get(status))
+        .route("/v1/fleet/demand", get(fleet_demand))
         .route("/health", get(health))
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
@@ -107,6 +111,13 @@ async fn status(State(app): State<App>) -> Json<RouterStatus> {
         line_is_common: app.line.is_common(),
         replicas: replicas.collect(),
     })
+}
+
+/// Returns what the servers have, and what their sessions need.
+async fn fleet_demand(State(app): State<App>) -> Json<FleetDemand> {
+    let replicas = app.registry.all();
+    let reports: Vec<_> = replicas.iter().filter_map(|r| r.report()).collect();
+    Json(demand::demand(&reports, app.line.len(), app.headroom_gpus))
 }
 
 /// Liveness probe: the process answers.
