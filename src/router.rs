@@ -65,10 +65,14 @@ fn serve(loaded: LoadedRouter) -> ExitCode {
 fn encryption(config: &Config) -> anyhow::Result<Option<Arc<ClientConfig>>> {
     let mut replicas = config.replicas.iter();
     let is_needed = replicas.any(|replica| replica.url.scheme() == "https");
-    is_needed.then(|| tls::config(None)).transpose()
+    match config.finds_servers && !is_needed {
+        // Those that are found may need one.
+        true => Ok(tls::config(None).ok()),
+        false => is_needed.then(|| tls::config(None)).transpose(),
+    }
 }
 
-/// Prints the configuration as a file, and as comments in it whether each server answers. Fails when none does.
+/// Prints the configuration as a file, and as comments in it whether each of its servers answers. Fails when none does.
 fn check(loaded: &LoadedRouter) -> ExitCode {
     let config = &loaded.config;
     let answers = crate::runtime(false).and_then(|runtime| {
@@ -94,7 +98,7 @@ fn check(loaded: &LoadedRouter) -> ExitCode {
     // An error means that nobody reads the output.
     let _ = io::stdout().write_all(text.as_bytes());
     match answering {
-        0 => ExitCode::FAILURE,
+        0 if !answers.is_empty() => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::discovery::{Announcement, Description};
 use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::session::{Broadcasts, Context, Drain, Logs};
@@ -31,6 +32,7 @@ pub mod causes;
 mod client_address;
 pub mod config;
 mod dialect;
+mod discovery;
 pub mod engines;
 pub mod http;
 pub mod ingress;
@@ -100,7 +102,7 @@ pub enum ServeError {
     Signals(#[source] io::Error),
     #[error("cannot ask servers over HTTP")]
     Client(#[source] io::Error),
-    #[error("cannot use the Redis of `router.store`")]
+    #[error("cannot use the Redis that routers and servers share")]
     Redis(#[source] ::redis::RedisError),
     #[error(transparent)]
     Task(#[from] TaskError),
@@ -148,6 +150,8 @@ struct Server {
     /// Notified when an operator asks the server to drain.
     drain_asked: Arc<Notify>,
     tasks: BackgroundTasks,
+    /// What routers find the server by.
+    announcement: Option<Arc<Announcement>>,
     /// Dropped last: workers connect through it, and initial images lie in it.
     _links: LinkFolder,
 }
@@ -174,6 +178,7 @@ impl Server {
         if let Some(safety) = prompts.safety() {
             safety.load_if_required().await?;
         }
+        let announcement = announcement(&config.http, &config.store)?;
         let store = SessionStore::open(config.store).await?;
         let (listener, address) = listen(&config.http.host, config.http.port).await?;
         on_listening(address);
@@ -222,7 +227,14 @@ impl Server {
             ))
         });
         tasks.spawn("HTTP server", http::serve(listener, app));
+        if let Some(announcement) = announcement.clone() {
+            tasks.spawn("announcement", async move {
+                announcement.run().await;
+                Ok(())
+            });
+        }
         Ok(Self {
+            announcement,
             grace: config.grace,
             pool,
             store,
@@ -310,6 +322,9 @@ impl Server {
             tracing::warn!("not all states could be stored");
         }
         self.tasks.stop().await;
+        if let Some(announcement) = &self.announcement {
+            let _ = timeout(patience, announcement.end()).await;
+        }
         self.requests_end.cancel();
         self.requests.close();
         let _ = timeout(patience.min(LAST_ANSWERS), self.requests.wait()).await;
@@ -317,6 +332,28 @@ impl Server {
         self.logs.close(patience).await;
         tracing::info!("stopped");
     }
+}
+
+/// Returns what is announced to routers, if anything is.
+fn announcement(
+    http: &http::Config,
+    store: &store::open::Config,
+) -> Result<Option<Arc<Announcement>>, ServeError> {
+    let Some(url) = http.advertise_url.clone() else {
+        return Ok(None);
+    };
+    let Some(address) = store.location.redis() else {
+        tracing::warn!("`server.advertise_url` has no effect: the sessions are in no Redis");
+        return Ok(None);
+    };
+    let description = Description {
+        url,
+        name: http.names.name.clone(),
+        zone: http.names.zone.clone(),
+    };
+    let announcement = Announcement::new(address.clone(), description);
+    let announcement = announcement.map_err(ServeError::Redis)?;
+    Ok(Some(Arc::new(announcement)))
 }
 
 /// Binds the port; returns the address, too, since the operating system may have chosen the port.
@@ -435,6 +472,7 @@ mod tests {
             drain,
             drain_asked: Arc::default(),
             tasks: BackgroundTasks::default(),
+            announcement: None,
             _links: LinkFolder::prepare().unwrap(),
         };
         (server, drain_seen)

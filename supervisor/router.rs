@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use fastvideo_proto::fleet::{FLEET_VERSION, Hello};
 use rustls::ClientConfig;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::Connector;
 use tokio_util::sync::CancellationToken;
 
+use crate::discovery::{Description, Directory};
 use crate::ingress::{self, Ingress, listener};
-use crate::redis::RedisAddress;
+use crate::redis::{BEAT, RedisAddress};
 use crate::signals::StopSignals;
 use crate::tasks::BackgroundTasks;
 use crate::{ServeError, listen, most_connections, raise_file_limit};
@@ -53,8 +54,10 @@ pub struct Config {
     pub host: String,
     /// The TCP port; 0 takes any free one.
     pub port: u16,
-    /// At least one, of which at most one is primary.
+    /// At most one is primary. At least one, unless servers are looked for.
     pub replicas: Vec<ReplicaEndpoint>,
+    /// Whether servers are looked for in the Redis.
+    pub finds_servers: bool,
     pub health_check: HealthCheck,
     /// How long clients may stay after the first SIGTERM.
     pub linger: Duration,
@@ -120,6 +123,9 @@ pub async fn serve(
     let tls = tls.map_or(Connector::Plain, Connector::Rustls);
     let router_id: u128 = rand::random();
     let line = Line::default();
+    let directory = config.store.clone().filter(|_| config.finds_servers);
+    let directory = directory.map(Directory::new).transpose();
+    let directory = directory.map_err(ServeError::Redis)?;
     let shared_line = config.store.filter(|_| !config.has_own_line);
     let shared_line = shared_line.map(|it| SharedLine::new(line.clone(), it, router_id));
     let shared_line = shared_line.transpose().map_err(ServeError::Redis)?;
@@ -151,13 +157,22 @@ pub async fn serve(
             tls,
             dead_after: config.dead_after,
         };
-        for replica in registry.all() {
-            let link = control::keep(replica.clone(), identity.clone());
-            tasks.spawn("control link", async move {
-                link.await;
-                Ok(())
-            });
-        }
+        let links = control::keep_all(registry.clone(), identity);
+        tasks.spawn("control links", async move {
+            links.await;
+            Ok(())
+        });
+    }
+    if let Some(mut directory) = directory {
+        // They are among those that the first clients wait for.
+        look_for_servers(&mut directory, &registry).await;
+        let registry = registry.clone();
+        tasks.spawn("discovery", async move {
+            loop {
+                sleep(BEAT).await;
+                look_for_servers(&mut directory, &registry).await;
+            }
+        });
     }
     tasks.spawn("health checks", async move {
         run_health_check_loop(registry, config.health_check, probe).await;
@@ -202,4 +217,11 @@ pub async fn serve(
         Some(error) => Err(error.into()),
         None => Ok(()),
     }
+}
+
+/// Takes note of the servers that are announced now.
+async fn look_for_servers(directory: &mut Directory, registry: &ReplicaRegistry) {
+    let found = directory.look().await.into_iter();
+    let endpoint = |server: Description| ReplicaEndpoint::found(server.url, server.name);
+    registry.set_found(found.map(endpoint).collect());
 }

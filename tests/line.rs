@@ -1,5 +1,6 @@
 //! Several routers before the same servers: one line, in the order of arrival, whichever router a client has come to.
 
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::cli::run;
-use crate::durable::Redis;
+use crate::durable::{Redis, folder};
 use crate::harness::{Client, Heard, Server, until};
 use crate::router::{KEY, Keys};
 
@@ -315,6 +316,10 @@ async fn what_names_no_redis_is_refused_with_its_key_and_line() {
         ("store: here", "`router.store` must be redis://host:port"),
         ("store: redis://u:hunter2@a?x=1", "unknown parameter `x`"),
         ("queue: redis", "`router.queue` must be"),
+        (
+            "discovery: store",
+            "`router.discovery` must be `replicas`, or `router.store` to be given",
+        ),
     ] {
         let file = format!("router:\n  replicas:\n    - url: http://a:8000\n  {line}\n");
         std::fs::write(&path, file).unwrap();
@@ -345,5 +350,104 @@ async fn every_router_tells_how_many_gpus_are_wanted() {
             (demand == expected).then_some(())
         })
         .await;
+    }
+}
+
+/// A server with one place that routers find, at an address of its own.
+fn announced(redis: &Redis, blobs: &Path, keys: &Keys, name: &str) -> Server {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let args = [
+        format!("--store={}", redis.url),
+        folder("--blobs", blobs),
+        keys.flag("server.router_keys_file"),
+        format!("--server.advertise_url=http://{address}"),
+        format!("--server.name={name}"),
+        "--gpus=1".to_owned(),
+    ];
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    Server::start_at(&address, &args)
+}
+
+/// Waits until a router knows these servers and no others, in any order.
+async fn found(router: &Server, expected: &[&str]) {
+    until(
+        &format!("these servers are known: {expected:?}"),
+        async || {
+            let status = router.status().await;
+            let replicas = status["replicas"].as_array().unwrap().iter();
+            let mut names: Vec<_> = replicas.map(|replica| replica["name"].clone()).collect();
+            names.sort_by_key(ToString::to_string);
+            (names == expected).then_some(())
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn servers_that_come_are_found_and_those_that_are_killed_are_dropped() {
+    let (mut redis, blobs, keys) = (
+        Redis::start().await,
+        tempfile::tempdir().unwrap(),
+        Keys::new(KEY),
+    );
+    let store = format!("--router.store={}", redis.url);
+    let router = keys.router(&[], &["--router.discovery=store", &store]);
+    let mut nobody = router.open(json!({})).await;
+    assert_eq!(nobody.error().await["code"], "gpu_unavailable");
+    assert_eq!(nobody.closed().await, Some(1013));
+
+    let mut first = announced(&redis, blobs.path(), &keys, "first");
+    found(&router, &["first"]).await;
+    linked(&router, 1).await;
+    let mut client = router.active(json!({})).await;
+    client.segment("a red fox").await;
+    let second = announced(&redis, blobs.path(), &keys, "second");
+    found(&router, &["first", "second"]).await;
+    linked(&router, 1).await;
+    // A router that comes later knows both when it takes its first client.
+    let late = keys.router(&[], &["--router.discovery=store", &store]);
+    let mut other = late.active(json!({})).await;
+    found(&late, &["first", "second"]).await;
+    other.segment("a wood").await;
+    leave(other).await;
+
+    let begun = Instant::now();
+    first.kill().await;
+    found(&router, &["second"]).await;
+    eprintln!("a server was dropped after {:?}", begun.elapsed());
+    client.segment("a blue hare").await;
+    // Servers are not forgotten with the Redis.
+    redis.stop();
+    until("the router notices", async || {
+        let log = router.log();
+        log.contains("servers that come and go are not noticed")
+            .then_some(())
+    })
+    .await;
+    redis.start_again().await;
+    until("the router looks again", async || {
+        let log = router.log();
+        log.contains("servers are looked for again").then_some(())
+    })
+    .await;
+    found(&router, &["second"]).await;
+    let log = router.log();
+    assert_eq!(log.matches("server is gone").count(), 1, "{log}");
+    client.segment("a lake").await;
+    leave(client).await;
+    second.signal(Signal::SIGTERM);
+    found(&router, &[]).await;
+}
+
+#[tokio::test]
+async fn a_server_names_an_address_where_it_announces_one() {
+    for bad in ["ftp://a", "a:8000", "http://u:p@a", "http://a?x"] {
+        let flag = format!("--server.advertise_url={bad}");
+        let (code, _, said) = run(&["--gpus=1", &flag]).await;
+        assert_eq!(code, Some(2), "{said}");
+        let expected = "`server.advertise_url` must be an http:// or https:// address";
+        assert!(said.contains(expected), "{said}");
     }
 }

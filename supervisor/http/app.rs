@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRef, State};
 use tokio::sync::Notify;
+use url::Url;
 
 use super::fleet::{Fleet, Names, RouterKeys};
 use crate::ingress::{self, Ingress};
@@ -22,6 +23,8 @@ pub struct Config {
     pub router_keys: Option<RouterKeys>,
     /// What routers call the server.
     pub names: Names,
+    /// Where routers reach the server, if it is to tell them.
+    pub advertise_url: Option<Url>,
     pub ingress: ingress::Config,
 }
 

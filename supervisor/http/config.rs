@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use url::Url;
+
 use super::Config;
 use super::fleet::{Names, RouterKeys};
 use crate::causes::with_causes;
+use crate::discovery::is_address;
 use crate::settings::{HOUR, Key, KeySpec, Reader};
 use crate::{ingress, pool};
 
@@ -17,6 +20,7 @@ pub static KEYS: &[&KeySpec] = &[
     &SERVICE_NAME.spec,
     &NAME.spec,
     &ZONE.spec,
+    &ADVERTISE_URL.spec,
     &ROUTER_KEYS_FILE.spec,
     &GRACE.spec,
     &pool::config::REALTIME.spec,
@@ -42,6 +46,8 @@ static NAME: Key<Option<String>> =
 static ZONE: Key<Option<String>> = Key::text("server.zone")
     .help("Where this server is; routers prefer servers of their own zone [default: none]");
 
+static ADVERTISE_URL: Key<Option<String>> = Key::text("server.advertise_url").help("Where routers reach this server, which it tells them through the Redis of its sessions (`router.discovery: store`) [default: it tells nobody]");
+
 static ROUTER_KEYS_FILE: Key<Option<String>> = Key::text("server.router_keys_file")
     .help("File with the keys of routers, one in each line, each of at least 32 characters and all of them valid; read again at SIGHUP [default: no router may ask for more than clients may]");
 
@@ -63,8 +69,19 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
             name: reader.non_empty(&NAME),
             zone: reader.non_empty(&ZONE),
         },
+        advertise_url: advertise_url(reader),
         ingress: ingress::config::read(reader),
     }
+}
+
+fn advertise_url(reader: &mut Reader<'_>) -> Option<Url> {
+    let text = reader.non_empty(&ADVERTISE_URL)?;
+    let url = Url::parse(&text).ok().filter(is_address);
+    if url.is_none() {
+        let expected = "an http:// or https:// address without user, password and query";
+        reader.refuse(&ADVERTISE_URL.spec, expected);
+    }
+    url
 }
 
 fn router_keys(reader: &mut Reader<'_>) -> Option<RouterKeys> {

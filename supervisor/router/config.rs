@@ -9,6 +9,7 @@ use url::Url;
 
 use super::health::Thresholds;
 use super::{Config, HealthCheck};
+use crate::discovery::is_address;
 use crate::ingress;
 use crate::redis::RedisAddress;
 use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader, SettingError};
@@ -32,6 +33,7 @@ pub static KEYS: &[&KeySpec] = &[
     &WAIT_FOR_REPLICA.spec,
     &STORE.spec,
     &QUEUE.spec,
+    &DISCOVERY.spec,
     &HEADROOM_GPUS.spec,
     &LINGER.spec,
     &PATH.spec,
@@ -89,6 +91,10 @@ static STORE: Key<Option<String>> = Key::text("router.store").help(
     "The Redis that several routers share: redis://HOST:PORT/DB, rediss:// with TLS [default: none: this router is the only one]",
 );
 
+static DISCOVERY: Key<String> = Key::choice("router.discovery", &["replicas", "store"])
+    .help("Which servers there are: replicas: those of `router.replicas`; store: also those with `server.advertise_url` whose sessions are in the Redis of `router.store`")
+    .default("replicas");
+
 static QUEUE: Key<String> = Key::choice("router.queue", &["auto", "memory"])
     .help("Where sessions wait: auto: in one line of all routers with the same `router.store`, where that is given; memory: in a line of this router alone")
     .default("auto");
@@ -144,6 +150,18 @@ pub struct ReplicaEndpoint {
     pub weight: f64,
 }
 
+impl ReplicaEndpoint {
+    /// Returns the endpoint of a server that is in no configuration.
+    pub(super) fn found(url: Url, name: Option<String>) -> Self {
+        Self {
+            url,
+            name: name.filter(|name| !name.is_empty()),
+            primary: false,
+            weight: 1.0,
+        }
+    }
+}
+
 /// The key that servers know a router by. It is not shown.
 #[derive(Clone)]
 pub struct RouterKey(String);
@@ -182,10 +200,12 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
     if !path.starts_with('/') {
         reader.refuse(&PATH.spec, "a path that begins with `/`");
     }
+    let finds_servers = finds_servers(reader);
     Config {
         host: reader.get(&HOST),
         port: reader.get(&PORT),
-        replicas: replicas(reader),
+        replicas: replicas(reader, finds_servers),
+        finds_servers,
         health_check: HealthCheck {
             path,
             interval: reader.get(&INTERVAL),
@@ -208,6 +228,15 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
         linger: reader.get(&LINGER),
         ingress: ingress::config::read(reader),
     }
+}
+
+fn finds_servers(reader: &mut Reader<'_>) -> bool {
+    let is_asked = reader.get(&DISCOVERY) == "store";
+    if is_asked && reader.non_empty(&STORE).is_none() {
+        let expected = format!("`replicas`, or `{}` to be given", STORE.spec.path);
+        reader.refuse(&DISCOVERY.spec, expected);
+    }
+    is_asked
 }
 
 fn store(reader: &mut Reader<'_>) -> Option<RedisAddress> {
@@ -246,10 +275,10 @@ fn key(reader: &mut Reader<'_>) -> Option<RouterKey> {
     Some(RouterKey(first))
 }
 
-fn replicas(reader: &mut Reader<'_>) -> Vec<ReplicaEndpoint> {
+fn replicas(reader: &mut Reader<'_>, finds_servers: bool) -> Vec<ReplicaEndpoint> {
     let origin = reader.origin(&REPLICAS.spec);
     let list = reader.get(&REPLICAS).unwrap_or_default();
-    if list.is_empty() {
+    if list.is_empty() && !finds_servers {
         reader.refuse(&REPLICAS.spec, "at least one replica");
     }
     if list.len() > MAX_REPLICAS {
@@ -299,7 +328,7 @@ fn endpoint(
         weight,
     } = described;
     let expected = "an http:// or https:// address without user, password and query";
-    let url = Url::parse(&given).ok().filter(is_plain);
+    let url = Url::parse(&given).ok().filter(is_address);
     // An address with a password is not shown.
     let shown = if given.contains('@') {
         "an address with a user".to_owned()
@@ -327,12 +356,6 @@ fn endpoint(
         primary,
         weight,
     })
-}
-
-fn is_plain(url: &Url) -> bool {
-    let has_user = !url.username().is_empty() || url.password().is_some();
-    let is_web = matches!(url.scheme(), "http" | "https") && url.host().is_some();
-    is_web && !has_user && url.query().is_none() && url.fragment().is_none()
 }
 
 fn wrong(field: &str, expected: &str, given: &str, origin: &Origin) -> SettingError {

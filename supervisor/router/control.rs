@@ -4,6 +4,7 @@
 //! is again; its probes go on beside that. A server that knows no links, or not this router's key, is asked again from
 //! time to time.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use axum::http::HeaderValue;
 use axum::http::header::AUTHORIZATION;
 use fastvideo_proto::fleet::{FLEET_VERSION, Hello, RouterMessage, ServerMessage};
 use futures_util::{SinkExt, StreamExt};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -18,7 +20,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{Connector, connect_async_tls_with_config};
 
 use super::bridge::{ServerSocket, socket_url};
-use super::registry::Replica;
+use super::registry::{Replica, ReplicaRegistry};
 use crate::backoff::Backoff;
 
 /// Time limit on connecting to a server.
@@ -26,6 +28,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause before another try.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The time between two looks whether a server that was dropped still has sessions.
+const LAST_SESSION_INTERVAL: Duration = Duration::from_secs(5);
 /// The largest message that is taken from a server.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
@@ -49,8 +53,45 @@ enum LinkError {
     Broken(String),
 }
 
+/// Keeps a link with each of the servers, for ever. That with a server which is dropped ends with its last session.
+pub(super) async fn keep_all(registry: ReplicaRegistry, identity: Identity) {
+    let mut list = registry.list();
+    let mut links = JoinSet::new();
+    let mut kept: Vec<(Arc<Replica>, AbortHandle)> = Vec::new();
+    loop {
+        let replicas = list.borrow_and_update().clone();
+        for replica in replicas.iter() {
+            if !kept.iter().any(|(other, _)| Arc::ptr_eq(other, replica)) {
+                let link = links.spawn(keep(replica.clone(), identity.clone()));
+                kept.push((replica.clone(), link));
+            }
+        }
+        let mut are_dropped = false;
+        kept.retain(|(replica, link)| {
+            if replicas.iter().any(|other| Arc::ptr_eq(other, replica)) {
+                return true;
+            }
+            let has_sessions = replica.sessions() > 0;
+            are_dropped |= has_sessions;
+            if !has_sessions {
+                link.abort();
+            }
+            has_sessions
+        });
+        tokio::select! {
+            Ok(()) = list.changed() => {}
+            () = sleep(LAST_SESSION_INTERVAL), if are_dropped => {}
+            Some(Err(error)) = links.join_next() => {
+                if let Ok(panic) = error.try_into_panic() {
+                    resume_unwind(panic);
+                }
+            }
+        }
+    }
+}
+
 /// Keeps a link with a server, for ever.
-pub(super) async fn keep(replica: Arc<Replica>, identity: Identity) {
+async fn keep(replica: Arc<Replica>, identity: Identity) {
     let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE).with_jitter();
     let mut is_told = false;
     loop {

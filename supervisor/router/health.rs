@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use url::Url;
 
 use super::HealthCheck;
-use super::registry::ReplicaRegistry;
+use super::registry::{Replica, ReplicaRegistry};
 use crate::causes::with_causes;
 
 /// How many probes in a row change the state of a server.
@@ -62,6 +63,11 @@ impl ReplicaHealth {
     /// Returns how long the last successful probe took.
     pub fn last_latency(&self) -> Option<Duration> {
         self.last_latency
+    }
+
+    /// Returns whether there was no probe so far.
+    fn is_unprobed(&self) -> bool {
+        self.last_ok.is_none() && self.consecutive_failures == 0
     }
 
     /// Returns how many probes have failed since the last successful one.
@@ -153,7 +159,7 @@ impl HealthCheck {
     }
 }
 
-/// Probes all replicas at once, again and again, until it is dropped.
+/// Probes all replicas at once, again and again, and those that are new at once, until it is dropped.
 pub async fn run_health_check_loop(
     registry: ReplicaRegistry,
     check: HealthCheck,
@@ -161,9 +167,15 @@ pub async fn run_health_check_loop(
 ) {
     let mut rounds = interval(check.interval);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut list = registry.list();
     loop {
-        rounds.tick().await;
-        let probes = registry.all().iter().map(async |replica| {
+        let is_round = tokio::select! {
+            _ = rounds.tick() => true,
+            Ok(()) = list.changed() => false,
+        };
+        let replicas = list.borrow_and_update().clone();
+        let is_due = |replica: &&Arc<Replica>| is_round || replica.health().is_unprobed();
+        let probes = replicas.iter().filter(is_due).map(async |replica| {
             let outcome = check.ask(&replica.endpoint.url, &probe).await;
             registry.record(replica, outcome);
         });
@@ -187,7 +199,7 @@ pub(super) fn below(base: &Url, path: &str) -> Url {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
     use crate::router::config::ReplicaEndpoint;

@@ -14,13 +14,16 @@ use super::config::ReplicaEndpoint;
 use super::health::{ReplicaHealth, Thresholds};
 use super::line::Room;
 
-/// All replicas in the order of the configuration. Cheap to clone.
+/// All replicas: those of the configuration in its order, then those that were found. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ReplicaRegistry(Arc<Shared>);
 
+/// The replicas at one time.
+pub(super) type Replicas = Arc<[Arc<Replica>]>;
+
 #[derive(Debug)]
 struct Shared {
-    replicas: Vec<Arc<Replica>>,
+    replicas: watch::Sender<Replicas>,
     thresholds: Thresholds,
     /// The router's own zone.
     zone: Option<String>,
@@ -36,6 +39,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Replica {
     pub endpoint: ReplicaEndpoint,
+    origin: Origin,
     health: Mutex<ReplicaHealth>,
     /// What it reports.
     link: watch::Sender<LinkStatus>,
@@ -45,6 +49,16 @@ pub struct Replica {
     sessions: AtomicUsize,
     /// Number of sessions that have begun since its last report.
     unreported: AtomicUsize,
+}
+
+/// Where a replica comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The configuration.
+    Configuration,
+    /// It was found before all replicas were probed for the first time.
+    FoundAtStart,
+    Found,
 }
 
 /// What is known of the link with a replica.
@@ -104,18 +118,10 @@ impl ReplicaRegistry {
         has_links: bool,
     ) -> Self {
         let changes = watch::Sender::default();
-        let replica = |endpoint| {
-            Arc::new(Replica {
-                endpoint,
-                health: Mutex::default(),
-                link: watch::Sender::default(),
-                changes: watch::Sender::clone(&changes),
-                sessions: AtomicUsize::new(0),
-                unreported: AtomicUsize::new(0),
-            })
-        };
+        let replica = |endpoint| Replica::new(endpoint, Origin::Configuration, &changes);
+        let replicas = replicas.into_iter().map(replica).collect();
         Self(Arc::new(Shared {
-            replicas: replicas.into_iter().map(replica).collect(),
+            replicas: watch::Sender::new(replicas),
             thresholds,
             zone,
             all_probed: watch::Sender::new(false),
@@ -124,9 +130,48 @@ impl ReplicaRegistry {
         }))
     }
 
+    /// Replaces the replicas that were found by these. One that was there already stays the same, and one of the
+    /// configuration stays that.
+    pub(super) fn set_found(&self, found: Vec<ReplicaEndpoint>) {
+        let origin = match *self.0.all_probed.borrow() {
+            true => Origin::Found,
+            false => Origin::FoundAtStart,
+        };
+        let before = self.all();
+        let is_wanted = |replica: &&Arc<Replica>| {
+            let is_found = || found.iter().any(|it| it.url == replica.endpoint.url);
+            replica.origin == Origin::Configuration || is_found()
+        };
+        let mut replicas: Vec<_> = before.iter().filter(is_wanted).cloned().collect();
+        let kept = replicas.len();
+        for endpoint in found {
+            if !replicas.iter().any(|it| it.endpoint.url == endpoint.url) {
+                let replica = Replica::new(endpoint, origin, &self.0.changes);
+                tracing::info!(%replica, "server found");
+                replicas.push(replica);
+            }
+        }
+        if kept == before.len() && replicas.len() == kept {
+            return;
+        }
+        for gone in before
+            .iter()
+            .filter(|replica| !is_among(replica, &replicas))
+        {
+            tracing::info!(replica = %gone, "server is gone");
+        }
+        self.0.replicas.send_replace(replicas.into());
+        self.0.changes.send_replace(());
+    }
+
     /// Returns all replicas, in order.
-    pub fn all(&self) -> &[Arc<Replica>] {
-        &self.0.replicas
+    pub fn all(&self) -> Arc<[Arc<Replica>]> {
+        self.0.replicas.borrow().clone()
+    }
+
+    /// Returns a receiver of all replicas, which is told when they change.
+    pub(super) fn list(&self) -> watch::Receiver<Replicas> {
+        self.0.replicas.subscribe()
     }
 
     /// Returns the replica that takes the next session: the first healthy primary, else the first healthy other, and
@@ -147,10 +192,11 @@ impl ReplicaRegistry {
         timeout(patience, found).await.is_ok()
     }
 
-    /// Returns the healthy replicas in the order of the configuration.
+    /// Returns the healthy replicas, in order.
     pub(super) fn healthy(&self) -> impl Iterator<Item = Arc<Replica>> {
-        let replicas = self.0.replicas.iter();
-        replicas.filter(|replica| replica.is_healthy()).cloned()
+        let replicas = self.all();
+        let healthy = replicas.iter().filter(|replica| replica.is_healthy());
+        healthy.cloned().collect::<Vec<_>>().into_iter()
     }
 
     /// Returns the healthy replicas in the order in which a session tries them.
@@ -186,7 +232,7 @@ impl ReplicaRegistry {
                 .report()
                 .is_some_and(|report| report.store == home.store)
         };
-        home.store_outlives || self.0.replicas.iter().any(has_store)
+        home.store_outlives || self.all().iter().any(has_store)
     }
 
     /// Returns the stores of the healthy servers; `None` is that of one without a link.
@@ -221,12 +267,15 @@ impl ReplicaRegistry {
         self.0.all_probed.send_replace(true);
     }
 
-    /// Waits until each replica was probed at least once, and asked for a link: before that, none is healthy.
+    /// Waits until each replica that was there at the start was probed at least once, and asked for a link: before that,
+    /// none is healthy.
     pub(super) async fn first_probes(&self) {
         let mut probed = self.0.all_probed.subscribe();
         let _ = probed.wait_for(|all| *all).await;
         if self.0.has_links {
-            for replica in &self.0.replicas {
+            let replicas = self.all();
+            let awaited = |replica: &&Arc<Replica>| replica.origin != Origin::Found;
+            for replica in replicas.iter().filter(awaited) {
                 let mut link = replica.link.subscribe();
                 let _ = link.wait_for(|link| *link != LinkStatus::Unknown).await;
             }
@@ -234,7 +283,23 @@ impl ReplicaRegistry {
     }
 }
 
+fn is_among(replica: &Arc<Replica>, replicas: &[Arc<Replica>]) -> bool {
+    replicas.iter().any(|other| Arc::ptr_eq(other, replica))
+}
+
 impl Replica {
+    fn new(endpoint: ReplicaEndpoint, origin: Origin, changes: &watch::Sender<()>) -> Arc<Self> {
+        Arc::new(Self {
+            endpoint,
+            origin,
+            health: Mutex::default(),
+            link: watch::Sender::default(),
+            changes: changes.clone(),
+            sessions: AtomicUsize::new(0),
+            unreported: AtomicUsize::new(0),
+        })
+    }
+
     /// Returns how the replica is, as the last probes say.
     pub fn health(&self) -> ReplicaHealth {
         self.lock().clone()
@@ -442,7 +507,7 @@ mod tests {
             sessions,
             ..Report::default()
         };
-        for replica in registry.all() {
+        for replica in registry.all().iter() {
             registry.record(replica, Ok(Duration::from_millis(1)));
             replica.reported(report(0));
         }
@@ -457,6 +522,35 @@ mod tests {
         assert!(registry.all()[0].unlinked(false));
         assert!(!registry.all()[0].unlinked(true));
         assert_eq!(registry.all()[0].sessions(), 2);
+    }
+
+    #[test]
+    fn servers_that_were_found_stand_behind_the_configured_ones_and_stay_while_they_are_found() {
+        let registry = registry(&["a", "b*"]);
+        let found = |names: &[&str]| {
+            let endpoint = |name: &&str| {
+                ReplicaEndpoint::found(
+                    format!("http://{name}:8000").parse().unwrap(),
+                    Some((*name).to_owned()),
+                )
+            };
+            registry.set_found(names.iter().map(endpoint).collect());
+            let all = registry.all();
+            all.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let mut list = registry.list();
+        assert_eq!(found(&["d", "a", "c", "d"]), ["a", "b*", "d", "c"]);
+        assert!(list.has_changed().unwrap());
+        list.mark_unchanged();
+        let c = registry.all()[3].clone();
+        registry.record(&c, Ok(Duration::from_millis(1)));
+        assert_eq!(registry.select().unwrap().to_string(), "c");
+        assert_eq!(found(&["c", "d"]), ["a", "b*", "d", "c"]);
+        assert!(!list.has_changed().unwrap());
+        assert_eq!(found(&["c", "e"]), ["a", "b*", "c", "e"]);
+        assert!(Arc::ptr_eq(&registry.all()[2], &c));
+        assert_eq!(found(&[]), ["a", "b*"]);
+        assert!(registry.select().is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -88,7 +88,8 @@ pub(super) fn router(app: App) -> Router {
 
 /// Returns the state of all replicas.
 async fn status(State(app): State<App>) -> Json<RouterStatus> {
-    let replicas = app.registry.all().iter().map(|replica| {
+    let replicas = app.registry.all();
+    let replicas = replicas.iter().map(|replica| {
         let health = replica.health();
         let endpoint = &replica.endpoint;
         ReplicaState {

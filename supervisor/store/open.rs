@@ -169,6 +169,14 @@ impl StoreLocation {
         }
     }
 
+    /// Returns the Redis of the records; `None` where they are in none.
+    pub fn redis(&self) -> Option<&RedisAddress> {
+        match &self.records {
+            RecordsLocation::Redis(address) => Some(address),
+            RecordsLocation::Memory(_) | RecordsLocation::Folder(_) => None,
+        }
+    }
+
     /// Returns the same place for records with another folder for the blobs, so that the records can be tried alone.
     pub fn with_blobs_in(self, folder: PathBuf) -> Self {
         Self {

@@ -6,8 +6,7 @@
 //! from a comparison with the tickets that are there, so a step whose answer is lost, a Redis that has lost data and a
 //! router that was taken for dead need nothing of their own.
 //!
-//! No clock is compared: a router whose beat stays the same for [`SILENCE`] by another one's clock is removed with its
-//! tickets. Time in which the Redis did not answer counts for nothing.
+//! A router whose beat stays the same ([`Beats`]) is removed by another one, with its tickets.
 //!
 //! | Key | Holds |
 //! | --- | --- |
@@ -24,17 +23,11 @@ use std::time::Duration;
 use redis::{Client, RedisResult, Script};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Line, RouterId, Ticket, Wish, wish_word};
-use crate::redis::{Connection, RedisAddress, hear};
+use super::{Line, RouterId, Ticket, wish_word};
+use crate::redis::{BEAT, Beats, Connection, RedisAddress, hear};
 
 /// Time limit on connecting to the Redis, and on each answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// The longest time between two beats.
-const BEAT: Duration = Duration::from_millis(500);
-/// A router whose beat is the same for so long counts as gone.
-const SILENCE: Duration = Duration::from_secs(3);
-/// When this router has not looked for so long, the silence of the others proves nothing.
-const MAX_GAP: Duration = Duration::from_millis(1500);
 /// After a step, changes are gathered for as long as the step has taken, between these limits.
 const MIN_PAUSE: Duration = Duration::from_millis(2);
 const MAX_PAUSE: Duration = Duration::from_millis(100);
@@ -137,7 +130,7 @@ struct Mirror {
     version: Option<u64>,
     /// This router's tickets that are there.
     own: BTreeSet<Ticket>,
-    watch: Watch,
+    beats: Beats,
 }
 
 /// What a step returns: the number of the first session that has come, the version, the tickets, the routers' beats.
@@ -236,16 +229,14 @@ impl SharedLine {
         let (first, version, all, beats): Reply = self.connection.invoke(call).await?;
         mirror.version = Some(version);
         mirror.own = tickets;
-        let numbered = (first..).zip(come);
-        let numbered: Vec<_> = numbered
-            .map(|(number, (id, waits))| (id, number, waits))
-            .collect();
-        for (_, number, waits) in &numbered {
-            mirror.own.extend(waits.clone().map(|wish| Ticket {
-                number: *number,
+        let mut numbered = Vec::new();
+        for (number, (id, waits)) in (first..).zip(come) {
+            mirror.own.extend(waits.map(|wish| Ticket {
+                number,
                 router: self.router,
                 wish,
             }));
+            numbered.push((id, number));
         }
         let mut foreign = None;
         let mut has_strays = false;
@@ -263,12 +254,15 @@ impl SharedLine {
         if self.line.lock().tickets() != mirror.own {
             self.line.0.to_share.notify_one();
         }
-        let silent = mirror.watch.look(&beats, Instant::now());
+        let silent = mirror.beats.look(&beats, Instant::now());
         if has_strays || !silent.is_empty() {
             for (router, _) in &silent {
                 tracing::warn!(router, "a router is gone; its sessions leave the line");
             }
-            self.sweep(&silent).await?;
+            let silent = silent
+                .into_iter()
+                .map(|(router, beat)| (router, Some(beat)));
+            self.sweep(&silent.collect::<Vec<_>>()).await?;
         }
         Ok(())
     }
@@ -301,15 +295,15 @@ impl SharedLine {
 }
 
 impl Line {
-    /// Takes note of the numbers that sessions of this router got, each with what was asked for it, and of the tickets of
-    /// other routers if they have changed.
-    fn join(&self, numbered: Vec<(u64, u64, Option<Wish>)>, foreign: Option<BTreeSet<Ticket>>) {
+    /// Takes note of the numbers that sessions of this router got, and of the tickets of other routers if they have
+    /// changed.
+    fn join(&self, numbered: Vec<(u64, u64)>, foreign: Option<BTreeSet<Ticket>>) {
         let mut state = self.lock();
         let mut is_changed = !state.is_common || !numbered.is_empty();
         state.is_common = true;
-        for (id, number, _) in &numbered {
-            state.number(*id, *number);
-            state.highest = state.highest.max(*number);
+        for (id, number) in numbered {
+            state.number(id, number);
+            state.highest = state.highest.max(number);
         }
         if let Some(foreign) = foreign {
             let highest = foreign.iter().map(|ticket| ticket.number).max();
@@ -333,66 +327,5 @@ impl Line {
             self.0.numbered.send_replace(());
             self.0.changes.send_replace(());
         }
-    }
-}
-
-/// Watches the routers' beats.
-#[derive(Debug, Default)]
-struct Watch {
-    /// The beat of each router, and when it was first seen.
-    seen: HashMap<String, (u64, Instant)>,
-    last_look: Option<Instant>,
-}
-
-impl Watch {
-    /// Takes note of the beats at that time. Returns the routers that are gone, with their last beats.
-    fn look(&mut self, beats: &HashMap<String, u64>, now: Instant) -> Vec<(String, Option<u64>)> {
-        let gap = self.last_look.map(|last| now - last);
-        if gap.is_some_and(|gap| gap > MAX_GAP) {
-            self.seen.clear();
-        }
-        self.last_look = Some(now);
-        self.seen.retain(|router, _| beats.contains_key(router));
-        let mut silent = Vec::new();
-        for (router, &beat) in beats {
-            let seen = self.seen.entry(router.clone()).or_insert((beat, now));
-            if seen.0 != beat {
-                *seen = (beat, now);
-            } else if now - seen.1 >= SILENCE {
-                silent.push((router.clone(), Some(beat)));
-            }
-        }
-        silent
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_router_is_gone_when_its_beat_stays_the_same_while_somebody_looks() {
-        let begun = Instant::now();
-        let mut watch = Watch::default();
-        let mut look = |after_ms: u64, beats: &[(&str, u64)]| {
-            let beats = beats
-                .iter()
-                .map(|(router, beat)| ((*router).to_owned(), *beat));
-            let silent = watch.look(&beats.collect(), begun + Duration::from_millis(after_ms));
-            let mut silent: Vec<_> = silent.into_iter().map(|(router, _)| router).collect();
-            silent.sort();
-            silent
-        };
-        for second in 0..3 {
-            assert!(look(second * 1000, &[("a", second), ("b", 7)]).is_empty());
-        }
-        assert_eq!(look(3000, &[("a", 3), ("b", 7)]), ["b"]);
-        assert!(look(4000, &[("a", 4)]).is_empty());
-        // It is there again, and another one is silent while nobody looks.
-        assert!(look(5000, &[("a", 4), ("b", 7)]).is_empty());
-        assert!(look(9000, &[("a", 4), ("b", 8)]).is_empty());
-        assert!(look(10_000, &[("a", 4), ("b", 9)]).is_empty());
-        assert!(look(11_000, &[("a", 4), ("b", 9)]).is_empty());
-        assert_eq!(look(12_000, &[("a", 4), ("b", 10)]), ["a"]);
     }
 }
