@@ -127,8 +127,8 @@ async fn idle() -> anyhow::Result<Row> {
     let limits = [
         "--server.limits.max_connections=16000",
         "--server.limits.max_connections_per_client=16000",
-        "--server.limits.max_unopened=8000",
-        "--server.limits.max_unopened_per_client=8000",
+        "--streaming.limits.max_unopened=8000",
+        "--streaming.limits.max_unopened_per_client=8000",
     ];
     let own = [
         &*key,

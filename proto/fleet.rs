@@ -13,6 +13,8 @@ pub const FLEET_VERSION: u32 = 1;
 #[serde(rename_all = "snake_case")]
 pub enum RouterMessage {
     Hello(Hello),
+    /// Said when it has changed.
+    Waiting(Waiting),
 }
 
 /// The first message of a router.
@@ -25,6 +27,13 @@ pub struct Hello {
     /// The operator's name for it.
     pub name: Option<String>,
     pub zone: Option<String>,
+}
+
+/// The sessions that wait for a place at any server: idle ones are to make room for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// This server's share of them.
+    pub sessions: usize,
 }
 
 /// What a server says.

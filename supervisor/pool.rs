@@ -116,6 +116,28 @@ pub enum BindingChange {
     Demand,
 }
 
+/// Sessions that wait at a router for a place here or elsewhere: idle ones make room for them. They count until this is
+/// dropped.
+#[derive(Debug)]
+pub struct DemandElsewhere {
+    number: u64,
+    pool: Pool,
+}
+
+impl DemandElsewhere {
+    /// Takes note of how many there are.
+    pub fn set(&self, sessions: usize) {
+        let mut assignments = self.pool.assignments();
+        assignments.set_waiting_elsewhere(self.number, sessions);
+    }
+}
+
+impl Drop for DemandElsewhere {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// There is no such GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no GPU {0}")]
@@ -226,6 +248,14 @@ impl Pool {
     /// Returns a receiver that is told when the assignments of sessions may have changed.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.shared.assignments.changes()
+    }
+
+    /// Lets a caller say how many sessions wait at a router.
+    pub fn demand_elsewhere(&self) -> DemandElsewhere {
+        DemandElsewhere {
+            number: self.assignments().begin_elsewhere(),
+            pool: self.clone(),
+        }
     }
 
     /// Returns the number of sessions that the workers can serve at once, including workers that still boot.

@@ -135,7 +135,7 @@ pub async fn serve(
         registry: registry.clone(),
         tls: tls.clone(),
         authorization: config.key.as_ref().map(RouterKey::authorization),
-        line,
+        line: line.clone(),
         max_waiting: config.max_waiting,
         wait_for_replica: config.wait_for_replica,
         headroom_gpus: config.headroom_gpus,
@@ -156,6 +156,8 @@ pub async fn serve(
             authorization: key.authorization(),
             tls,
             dead_after: config.dead_after,
+            line: line.clone(),
+            registry: registry.clone(),
         };
         let links = control::keep_all(registry.clone(), identity);
         tasks.spawn("control links", async move {

@@ -773,3 +773,28 @@ async fn a_client_that_does_not_read_is_left_as_at_a_server() {
     let code = client.closed().await;
     assert!(matches!(code, Some(1008) | None), "{code:?}");
 }
+
+#[tokio::test]
+async fn an_idle_session_makes_room_for_one_that_waits_at_the_router() {
+    let keys = Keys::new(KEY);
+    let server = keys.server(&["--streaming.idle_while_others_wait_seconds=0.4"]);
+    let router = keys.router(&[&server.address], &[]);
+    let mut idle = [
+        router.active(json!({})).await,
+        router.active(json!({})).await,
+    ];
+    let mut waiting = router.open(json!({})).await;
+    waiting.expect("queue_status").await;
+    waiting.until_type("ltx2_stream_start").await;
+    let ended = async |client: &mut Client| {
+        client.until_type("idle_warning").await;
+        client.until_type("session_timeout").await;
+        client.closed().await
+    };
+    let [first, second] = &mut idle;
+    let code = tokio::select! {
+        code = ended(first) => code,
+        code = ended(second) => code,
+    };
+    assert_eq!(code, Some(1000));
+}

@@ -425,7 +425,9 @@ async fn servers_tell_a_router_how_they_are_and_get_what_they_have_room_for() {
     );
     // A client that waits may say what it wants, and may go.
     waiting[1].prompt("a blue hare").await;
-    waiting[1].close(None).await;
+    waiting[1].send(json!({"type": "leave"})).await;
+    waiting[1].until_type("ltx2_stream_complete").await;
+    assert_eq!(waiting[1].closed().await, Some(1000));
     until("nobody waits", async || {
         (router.status().await["waiting"] == 0).then_some(())
     })

@@ -188,7 +188,9 @@ async fn hello(socket: &mut WebSocket) -> Option<String> {
     let Ok(Message::Text(text)) = first else {
         return None;
     };
-    let RouterMessage::Hello(hello) = serde_json::from_str(&text).ok()?;
+    let RouterMessage::Hello(hello) = serde_json::from_str(&text).ok()? else {
+        return None;
+    };
     if hello.fleet < FLEET_VERSION {
         let frame = CloseFrame {
             code: CloseCode::Policy,
@@ -206,6 +208,8 @@ async fn report(socket: WebSocket, connection: &crate::ingress::connection::Conn
     let mut liveness = Liveness::new(app.ingress.ping_interval * 2);
     let mut changes = app.context.pool.changes();
     let mut drain = app.context.drain.clone();
+    // What waits at the router counts for as long as the link holds.
+    let demand = app.context.pool.demand_elsewhere();
     loop {
         let report = app.fleet.report(app);
         let message = ServerMessage::Report(Box::new(report));
@@ -232,6 +236,11 @@ async fn report(socket: WebSocket, connection: &crate::ingress::connection::Conn
                 () = sleep_until(due) => break,
                 message = stream.next() => match message {
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                    Some(Ok(Message::Text(text))) => {
+                        if let Ok(RouterMessage::Waiting(waiting)) = serde_json::from_str(&text) {
+                            demand.set(waiting.sessions);
+                        }
+                    }
                     Some(Ok(_)) => {}
                 },
                 () = sleep_until(liveness.next_look()) => {

@@ -5,7 +5,7 @@
 //! fault never costs it its turn. A session changes its worker only at a boundary: when no worker has a job of it in hand.
 //! Nothing here waits or talks to a process; the pool holds the lock for short sections only.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,6 +101,10 @@ pub(super) struct Assignments {
     demand: watch::Sender<Option<Instant>>,
     /// The number of the next hold.
     next_hold: u64,
+    /// Numbers of sessions that wait at routers for a place here or elsewhere, by the number of who says so.
+    elsewhere: BTreeMap<u64, usize>,
+    /// The number of the next one who says so.
+    next_elsewhere: u64,
 }
 
 /// A session in the pool.
@@ -199,6 +203,8 @@ impl Assignments {
             sessions: HashMap::new(),
             demand: watch::Sender::new(None),
             next_hold: 0,
+            elsewhere: BTreeMap::new(),
+            next_elsewhere: 0,
         }
     }
 
@@ -272,12 +278,29 @@ impl Assignments {
         is_needed
     }
 
-    /// Returns the number of sessions in the queue whose clients are there.
+    /// Gives whoever knows of sessions that wait at a router a number, for [`Self::set_waiting_elsewhere`].
+    pub(super) fn begin_elsewhere(&mut self) -> u64 {
+        self.next_elsewhere += 1;
+        self.next_elsewhere
+    }
+
+    /// Takes note of how many sessions wait at a router.
+    pub(super) fn set_waiting_elsewhere(&mut self, who: u64, sessions: usize) {
+        match sessions {
+            0 => self.elsewhere.remove(&who),
+            sessions => self.elsewhere.insert(who, sessions),
+        };
+        self.publish_demand();
+    }
+
+    /// Returns the number of sessions that wait for a place and whose clients are there. Routers may have one line, and so
+    /// speak of the same ones.
     fn waiting(&self) -> usize {
         let is_held = |session| self.sessions.get(session).is_some_and(|s| s.hold.is_some());
         (self.queue.iter())
             .filter(|session| !is_held(session))
             .count()
+            + self.elsewhere.values().max().copied().unwrap_or(0)
     }
 
     /// Returns since when sessions have waited in the queue.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 use axum::http::header::AUTHORIZATION;
-use fastvideo_proto::fleet::{FLEET_VERSION, Hello, RouterMessage, ServerMessage};
+use fastvideo_proto::fleet::{FLEET_VERSION, Hello, RouterMessage, ServerMessage, Waiting};
 use futures_util::{SinkExt, StreamExt};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{Connector, connect_async_tls_with_config};
 
 use super::bridge::{ServerSocket, socket_url};
+use super::line::Line;
 use super::registry::{Replica, ReplicaRegistry};
 use crate::backoff::Backoff;
 
@@ -42,6 +43,8 @@ pub(super) struct Identity {
     pub(super) tls: Connector,
     /// How long a server may be silent.
     pub(super) dead_after: Duration,
+    pub(super) line: Line,
+    pub(super) registry: ReplicaRegistry,
 }
 
 /// Why there is no link.
@@ -90,6 +93,17 @@ pub(super) async fn keep_all(registry: ReplicaRegistry, identity: Identity) {
     }
 }
 
+impl Identity {
+    /// Returns a server's share of the sessions that wait.
+    fn waiting(&self) -> Waiting {
+        let replicas = self.registry.all();
+        let linked = replicas.iter().filter(|replica| replica.home().is_some());
+        Waiting {
+            sessions: self.line.len().div_ceil(linked.count().max(1)),
+        }
+    }
+}
+
 /// Keeps a link with a server, for ever.
 async fn keep(replica: Arc<Replica>, identity: Identity) {
     let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE).with_jitter();
@@ -128,6 +142,7 @@ async fn link(
         .send(Message::Text(hello.into()))
         .await
         .map_err(broken)?;
+    let mut told = Waiting::default();
     loop {
         let next = timeout(identity.dead_after, socket.next()).await;
         let silent = || {
@@ -149,6 +164,13 @@ async fn link(
             Ok(ServerMessage::Report(report)) if report.fleet.contains(&FLEET_VERSION) => {
                 backoff.reset();
                 replica.reported(*report);
+                let waiting = identity.waiting();
+                if waiting != told {
+                    told = waiting;
+                    let message = RouterMessage::Waiting(waiting);
+                    let text = serde_json::to_string(&message).expect("numbers are JSON");
+                    (socket.send(Message::Text(text.into())).await).map_err(broken)?;
+                }
             }
             Ok(ServerMessage::Report(_)) => {
                 let reason = "it speaks no version of the link that this router speaks";

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use fastvideo_proto::session_link::{self, Moved, Open, Opened, ToServer, Turn};
+use fastvideo_proto::stream_v1::ClientMessage;
 use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -14,6 +15,8 @@ use crate::segment_run::{Digest, digest_of};
 /// What waits for a server is limited in number and in bytes: a client that sends more is not read for that time.
 const MAX_MESSAGES: usize = 1000;
 const MAX_BYTES: usize = 1 << 20;
+/// The longest message that may say that the client leaves.
+const MAX_LEAVE_BYTES: usize = 4096;
 
 /// What another server needs to go on.
 #[derive(Debug)]
@@ -51,6 +54,16 @@ impl ClientSaid {
         match self {
             Self::Text(text) => session_link::join(&ToServer::Client, [text.as_str()]),
             Self::Binary => session_link::join(&ToServer::ClientBinary, []),
+        }
+    }
+
+    /// Returns whether the client leaves for good.
+    pub(super) fn is_leave(&self) -> bool {
+        match self {
+            Self::Text(text) if text.len() <= MAX_LEAVE_BYTES => {
+                matches!(ClientMessage::parse(text), Ok(ClientMessage::Leave))
+            }
+            Self::Text(_) | Self::Binary => false,
         }
     }
 
@@ -278,6 +291,14 @@ mod tests {
             ..Turn::default()
         });
         assert_eq!(opens(&mut held).0.unwrap().media, [""; 0]);
+    }
+
+    #[test]
+    fn a_client_that_leaves_says_so() {
+        assert!(said("{\"type\": \"leave\"}").is_leave());
+        for other in ["{}", "leave", "{\"type\": \"snapshot_state\"}"] {
+            assert!(!said(other).is_leave());
+        }
     }
 
     #[test]

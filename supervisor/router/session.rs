@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::session_link::{self, End, ToRouter, ToServer, Turn};
-use fastvideo_proto::stream_v1::ServerMessage;
+use fastvideo_proto::stream_v1::{CompleteReason, ServerMessage};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::watch;
@@ -22,8 +22,8 @@ use super::line::Arrival;
 use super::registry::{CountedSession, Home, Replica};
 use super::routes::{App, bridge_failed, close, messages, no_healthy_replica, text};
 use crate::backoff::Backoff;
-use crate::dialect::stream_v1::{self, StreamParser};
-use crate::dialect::{Parser, close_code};
+use crate::dialect::stream_v1::{self, StreamParser, StreamRenderer};
+use crate::dialect::{Parser, Renderer, close_code};
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
 use crate::ingress::liveness::Liveness;
@@ -46,6 +46,8 @@ const STABLE: Duration = Duration::from_secs(10);
 /// The shortest and the longest of these pauses.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// A client that waits and asks for heartbeats gets one after so much time.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// The shortest time between two messages about the client's position in the line.
 const POSITION_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -117,6 +119,8 @@ struct ClientSession<'a> {
     arrival: Arrival,
     held: Mutex<Held>,
     resumes: bool,
+    /// Whether the client wants to hear from the router when nothing happens.
+    heartbeats: bool,
     /// Where the session can go on; known once it is opened.
     home: Option<Home>,
     /// The place that is kept for the session at another server.
@@ -153,8 +157,8 @@ pub(super) async fn carry(
         Some(text) => parser.text(text.clone()).await,
         None => parser.binary(),
     };
-    let (opening, resumes) = match (opening, parsed) {
-        (Some(opening), Inbound::Open(open)) => (opening, open.resume.is_some()),
+    let (opening, resumes, heartbeats) = match (opening, parsed) {
+        (Some(opening), Inbound::Open(open)) => (opening, open.resume.is_some(), open.heartbeat),
         (_, Inbound::Invalid { reason, .. }) => return invalid(reason),
         (_, Inbound::RuleBroken(reason)) => return invalid(reason.to_owned()),
         _ => return invalid("the first message must be a session_init_v2".to_owned()),
@@ -170,6 +174,7 @@ pub(super) async fn carry(
         arrival: app.line.arrive().await,
         held: Mutex::new(Held::new(address, opening, share)),
         resumes,
+        heartbeats,
         home: None,
         reserved: None,
         lost_for: None,
@@ -182,6 +187,16 @@ fn invalid(message: String) -> Finish {
         code: ErrorCode::InvalidMessage,
         message,
     })
+}
+
+/// Returns the end of a session whose client leaves while it waits.
+fn left() -> Finish {
+    let complete = ServerMessage::StreamComplete {
+        reason: CompleteReason::StopRequested,
+        resumable_until: None,
+        dropped_requests: Vec::new(),
+    };
+    Finish::Say(vec![text(&complete), close(close_code::NORMAL, "left")])
 }
 
 fn refused(why: NotOpened) -> Finish {
@@ -286,6 +301,7 @@ impl ClientSession<'_> {
         let (mut changes, mut moves) = (self.app.registry.changes(), place.changes());
         let interval = self.app.ingress.ping_interval;
         let mut pings = interval_at(Instant::now() + interval, interval);
+        let mut heartbeats = interval_at(Instant::now() + HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL);
         let mut without_session = Vec::new();
         let mut missing = None;
         // Since when no server is healthy.
@@ -383,6 +399,12 @@ impl ClientSession<'_> {
                         return Err(Finish::Gone);
                     }
                 }
+                _ = heartbeats.tick(), if self.heartbeats => {
+                    let heartbeat = StreamRenderer::heartbeat();
+                    if self.to.send(Message::Text(heartbeat.into())).await.is_err() {
+                        return Err(Finish::Gone);
+                    }
+                }
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                     let message = "no server has a place for the session at the moment; it can be resumed";
                     let error = ServerMessage::error(ErrorCode::GpuUnavailable, message, true);
@@ -403,6 +425,9 @@ impl ClientSession<'_> {
         match heard {
             Heard::Said(message) => {
                 drop(self.shares.take());
+                if message.is_leave() {
+                    return Some(left());
+                }
                 self.held().client_said(message);
                 None
             }
