@@ -29,8 +29,10 @@ use crate::ingress::websocket::{TransportViolation, WebSocket, violation};
 
 /// The largest message that is taken from a server: a continuation state with its pictures.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
-/// The size of the buffer that is read into from a server, where fragments come.
+/// The size of the buffer that is read into from a server, where fragments come. It is kept for as long as the connection.
 const READ_BUFFER_BYTES: usize = 128 << 10;
+/// The same of a session link, of which thousands may be idle.
+pub(super) const LINK_READ_BUFFER_BYTES: usize = 8 << 10;
 /// Time limit on connecting to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long either side may take to answer a close.
@@ -71,6 +73,20 @@ pub(super) async fn connect(
     authorization: Option<&HeaderValue>,
     tls: Connector,
 ) -> Result<ServerSocket, ConnectError> {
+    connect_with(base, path, authorization, tls, READ_BUFFER_BYTES).await
+}
+
+/// The same with a read buffer of that size, in bytes.
+///
+/// # Errors
+/// Returns why there is none.
+pub(super) async fn connect_with(
+    base: &Url,
+    path: &str,
+    authorization: Option<&HeaderValue>,
+    tls: Connector,
+    read_buffer_bytes: usize,
+) -> Result<ServerSocket, ConnectError> {
     let failed = |error: tungstenite::Error| ConnectError::Failed(error.to_string());
     let url = socket_url(base, path).map_err(ConnectError::Failed)?;
     let mut request = url.as_str().into_client_request().map_err(failed)?;
@@ -81,7 +97,7 @@ pub(super) async fn connect(
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES))
-        .read_buffer_size(READ_BUFFER_BYTES)
+        .read_buffer_size(read_buffer_bytes)
         .write_buffer_size(0);
     let connecting = connect_async_tls_with_config(request, Some(config), true, Some(tls));
     match timeout(CONNECT_TIMEOUT, connecting).await {

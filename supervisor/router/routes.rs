@@ -161,7 +161,7 @@ async fn stream(
         if let Some((socket, shares)) = opened.await {
             match app.authorization {
                 Some(_) => linked_session(socket, &shares, &connection, &app).await,
-                None => session(socket, &shares, &connection, &app).await,
+                None => Box::pin(session(socket, &shares, &connection, &app)).await,
             }
         }
     };
@@ -202,7 +202,8 @@ async fn linked_session(
                     return farewell(socket, broken(&replica, &error.to_string())).await;
                 }
             }
-            over_bridge(socket, shares, connection, *server, (replica, counted), app).await;
+            let carried = over_bridge(socket, shares, connection, *server, (replica, counted), app);
+            Box::pin(carried).await;
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_util::sync::CancellationToken;
 
 use super::CLOSE_REPLY;
-use super::bridge::{self, ConnectError, ServerSocket};
+use super::bridge::{self, ConnectError, LINK_READ_BUFFER_BYTES, ServerSocket};
 use super::held::{ClientSaid, Held};
 use super::line::Arrival;
 use super::registry::{CountedSession, Home, Replica};
@@ -154,7 +154,7 @@ pub(super) async fn carry(
     let share = shares.take();
     let mut parser = StreamParser::default();
     let parsed = match &opening {
-        Some(text) => parser.text(text.clone()).await,
+        Some(text) => Box::pin(parser.text(text.clone())).await,
         None => parser.binary(),
     };
     let (opening, resumes, heartbeats) = match (opening, parsed) {
@@ -249,7 +249,8 @@ impl ClientSession<'_> {
         let mut losses = 0;
         let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         loop {
-            let link = match self.place(until).await {
+            // Boxed, so that the memory of what is needed while it waits is not kept while it runs.
+            let link = match Box::pin(self.place(until)).await {
                 Ok(link) => link,
                 Err(finish) => return finish,
             };
@@ -504,8 +505,13 @@ impl ClientSession<'_> {
         let app = self.app;
         let path = "/v1/router/session";
         let authorization = app.authorization.as_ref();
-        let connecting =
-            bridge::connect(&replica.endpoint.url, path, authorization, app.tls.clone());
+        let connecting = bridge::connect_with(
+            &replica.endpoint.url,
+            path,
+            authorization,
+            app.tls.clone(),
+            LINK_READ_BUFFER_BYTES,
+        );
         let mut server = connecting.await.map_err(|error| match error {
             ConnectError::Refused(status) => format!("it answered {status} to a session link"),
             ConnectError::Failed(reason) => reason,
