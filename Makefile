@@ -56,7 +56,7 @@ test test-ltx2 test-ltx2-memory: export OMP_NUM_THREADS = 1
 # tests, so that the features of shared dependencies agree and nothing is built twice.
 test: build-packages test-packages python libtorch worker-ltx2
 	@command -v node >/dev/null || deploy/need-packages nodejs
-	node --test supervisor/http/page/tests/*.test.js
+	node --test supervisor/page/tests/*.test.js
 	$(CARGO) test --workspace --locked $(FEATURES) --bin fastvideo-worker
 	$(CARGO) build --workspace --locked --bins --tests $(TEST_FEATURES)
 	$(CARGO) test --workspace --locked $(TEST_FEATURES)

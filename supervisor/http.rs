@@ -1,8 +1,8 @@
 //! The HTTP server: WebSocket sessions, films, health, status, operators' requests, and the built-in page.
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
-//! spectators, `film` serves what was recorded, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests, `page`
-//! serves the built-in page, and `openapi` describes all routes. Connections come in through [`crate::ingress`].
+//! spectators, `film` serves what was recorded, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests, and
+//! `openapi` describes all routes. Connections come in through [`crate::ingress`].
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
 //! state of the pool, the store and the prompts.
@@ -18,6 +18,7 @@ pub use app::{App, Config};
 
 use crate::ingress::error::ApiError;
 use crate::ingress::{hosts, listener};
+use crate::page;
 
 mod app;
 pub mod config;
@@ -25,7 +26,6 @@ mod film;
 pub mod fleet;
 mod openapi;
 mod operator;
-mod page;
 mod status;
 mod store_error;
 mod stream;

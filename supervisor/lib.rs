@@ -36,6 +36,7 @@ mod discovery;
 pub mod engines;
 pub mod http;
 pub mod ingress;
+mod page;
 pub mod pool;
 pub mod prompt;
 pub mod redis;

@@ -15,6 +15,7 @@ mod drain;
 mod durable;
 mod faults;
 mod film;
+mod fleet_page;
 mod garbage;
 mod handoff;
 mod harness;

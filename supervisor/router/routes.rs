@@ -34,6 +34,7 @@ use crate::ingress::error::ApiError;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::ingress::{Ingress, hosts};
+use crate::page;
 use crate::tasks::catch_panic;
 
 /// The largest message that is read from a spectator.
@@ -80,6 +81,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/health", get(health))
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
+        .merge(page::routes())
         .fallback(async || ApiError::not_found("there is nothing here; this is a router"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))

@@ -1,11 +1,11 @@
 //! The built-in page: files embedded in the binary, so that it needs neither a build step nor a network.
+//!
+//! Servers and routers serve the same files.
 
 use axum::Router;
 use axum::http::header;
 use axum::response::IntoResponse;
-use axum::routing::get;
-
-use super::app::App;
+use axum::routing::{MethodRouter, get};
 
 /// The page loads nothing from elsewhere and runs nothing inline.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; \
@@ -37,6 +37,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/player/watchdog.js",
     "/protocol.js",
     "/segment_list.js",
+    "/servers.js",
     "/session.js",
     "/session/film.js",
     "/session/lifecycle.js",
@@ -53,7 +54,8 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/words.js",
 ];
 
-pub(super) fn routes() -> Router<App> {
+/// Returns the routes of the page for a service with any state.
+pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let pages = Router::new()
         .route(
             "/",
@@ -76,7 +78,10 @@ pub(super) fn routes() -> Router<App> {
     })
 }
 
-fn file(mime: &'static str, text: &'static str) -> axum::routing::MethodRouter<App> {
+fn file<S: Clone + Send + Sync + 'static>(
+    mime: &'static str,
+    text: &'static str,
+) -> MethodRouter<S> {
     get(async move || {
         let headers = [
             (header::CONTENT_TYPE, mime),
@@ -97,7 +102,7 @@ mod tests {
 
     #[test]
     fn every_script_of_the_page_is_served() {
-        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("http/page");
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("page");
         let scripts = |folder: &str| -> Vec<String> {
             let files = fs::read_dir(page.join(folder)).unwrap();
             files

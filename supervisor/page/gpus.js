@@ -1,8 +1,9 @@
-// The list of GPUs and language models from `GET /status`, with the buttons of an operator.
+// The list of GPUs and language models from `GET /status`, with the buttons of an operator. A router has a list of servers instead.
 
 import { operateGpu, reloadSystemPrompts, serverStatus } from './api.js';
 import { $, facts, make, mark, say, set } from './dom.js';
 import { gib, phrase, plural, seconds, sentence, span } from './format.js';
+import { fleetWords, showServers } from './servers.js';
 
 const POLL_MS = 1000;
 
@@ -84,6 +85,11 @@ export class Gpus {
   }
 
   show(status) {
+    if (status.replicas) {
+      this.brief(fleetWords(status).long, false);
+      showServers(status);
+      return;
+    }
     const gpus = Object.entries(status.gpu_status ?? {}).sort(([a], [b]) => a.localeCompare(b, undefined, { numeric: true }));
     const total = status.total_gpus ?? gpus.length;
     const waiting = status.queue_size ? `, ${plural(status.queue_size, 'session')} waiting` : ', nobody waiting';
