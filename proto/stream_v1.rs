@@ -404,6 +404,9 @@ pub enum ServerMessage {
         watch_token: Option<String>,
         worker_id: String,
         model_id: String,
+        /// The operator's name for the server.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
     },
     #[serde(rename = "ltx2_stream_start")]
     StreamStart {

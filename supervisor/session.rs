@@ -78,6 +78,8 @@ mod state;
 /// Limits and defaults of sessions.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// The operator's name for the server.
+    pub server_name: Option<String>,
     pub format: VideoFormat,
     /// How long a fragment is; the last one of a segment may be shorter, and the first one is.
     pub fragment: Duration,
@@ -163,6 +165,7 @@ mod tests {
 
     pub(super) fn config() -> Config {
         Config {
+            server_name: None,
             format: VideoFormat {
                 width: 64,
                 height: 64,

@@ -49,7 +49,7 @@ fn server_messages() -> Vec<Value> {
         json!({"type": "queue_status", "position": 0, "queue_depth": 1}),
         json!({
             "type": "gpu_assigned", "gpu_id": 0, "session_timeout": 300, "session_id": "s", "resume_token": "t",
-            "watch_token": "w", "worker_id": "w", "model_id": "m",
+            "watch_token": "w", "worker_id": "w", "model_id": "m", "server": "n",
         }),
         json!({
             "type": "ltx2_stream_start", "preset": "p", "width": 64, "height": 64, "fps": 24, "num_frames": 8,

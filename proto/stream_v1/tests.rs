@@ -392,7 +392,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
     check_server(
         json!({
             "type": "gpu_assigned", "gpu_id": 3, "session_timeout": 300, "session_id": "s", "resume_token": "t",
-            "watch_token": "w", "worker_id": "w", "model_id": "m",
+            "watch_token": "w", "worker_id": "w", "model_id": "m", "server": "a",
         }),
         ServerMessage::GpuAssigned {
             gpu_id: 3,
@@ -402,6 +402,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             watch_token: Some("w".to_owned()),
             worker_id: "w".to_owned(),
             model_id: "m".to_owned(),
+            server: Some("a".to_owned()),
         },
     );
     check_server(

@@ -223,10 +223,13 @@ impl<'a> Conversation<'a> {
                 worker_id,
                 model_id,
                 resume_token,
+                server,
                 ..
             } => {
+                let of = server.map(|server| format!(" of {server}"));
+                let of = of.unwrap_or_default();
                 self.progress
-                    .say(&format!("on GPU {gpu_id} ({worker_id}, {model_id})"));
+                    .say(&format!("on GPU {gpu_id}{of} ({worker_id}, {model_id})"));
                 let waited = millis(self.started.elapsed());
                 self.report.assigned_ms.get_or_insert(waited);
                 self.resume = resume_token.map(|token| Resume {

@@ -8,6 +8,7 @@ use super::Config;
 use super::fleet::{Names, RouterKeys};
 use crate::causes::with_causes;
 use crate::discovery::is_address;
+use crate::session::config::SERVER_NAME;
 use crate::settings::{HOUR, Key, KeySpec, Reader};
 use crate::{ingress, pool};
 
@@ -18,7 +19,7 @@ pub static KEYS: &[&KeySpec] = &[
     &ingress::config::ALLOWED_HOSTS.spec,
     &ingress::config::ALLOWED_ORIGINS.spec,
     &SERVICE_NAME.spec,
-    &NAME.spec,
+    &SERVER_NAME.spec,
     &ZONE.spec,
     &ADVERTISE_URL.spec,
     &ROUTER_KEYS_FILE.spec,
@@ -39,9 +40,6 @@ static PORT: Key<u16> = Key::u16("server.port", 0, 65_535)
 static SERVICE_NAME: Key<String> = Key::text("server.service_name")
     .help("The `service` that /healthz and /readyz name; the default is what FastVideo's server answers")
     .default("ltx2-streaming-backend");
-
-static NAME: Key<Option<String>> =
-    Key::text("server.name").help("What routers call this server [default: its address]");
 
 static ZONE: Key<Option<String>> = Key::text("server.zone")
     .help("Where this server is; routers prefer servers of their own zone [default: none]");
@@ -66,7 +64,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         service_name: reader.get(&SERVICE_NAME),
         router_keys: router_keys(reader),
         names: Names {
-            name: reader.non_empty(&NAME),
+            name: reader.non_empty(&SERVER_NAME),
             zone: reader.non_empty(&ZONE),
         },
         advertise_url: advertise_url(reader),

@@ -74,6 +74,7 @@ export const MAX_WAITING = 8;
  * @property {string} [watch_token]
  * @property {string} [worker_id]
  * @property {string} [model_id]
+ * @property {string} [server]  the operator's name for the server
  *
  * @typedef {object} StreamStart
  * @property {'ltx2_stream_start'} type

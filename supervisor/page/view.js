@@ -6,7 +6,7 @@ import { plural, span } from './format.js';
 import {
   canContinue, curatedPrompts, current, finishedSegments, isLive, isReconnecting, isRunning, isUnsaved, maxWaiting,
 } from './state.js';
-import { askWords, composerWords, idleWords, queueWords, reconnectWords, statusWords } from './words.js';
+import { askWords, composerWords, gpuWords, idleWords, queueWords, reconnectWords, statusWords } from './words.js';
 
 const EXAMPLES = [
   'A red fox trots through fresh snow at dawn, breath steaming, handheld camera at its eye level',
@@ -196,7 +196,7 @@ export class View {
     const cap = stream?.generation_segment_cap;
     for (const id of ['facts', 'keep']) set($(id), { hidden: !gpu });
     set($('f-none'), { hidden: Boolean(gpu) });
-    say($('f-gpu'), `${gpu?.gpu_id}`);
+    say($('f-gpu'), gpuWords(gpu));
     say($('f-worker'), gpu?.worker_id ?? 'not told');
     say($('f-model'), gpu?.model_id ?? 'not told');
     say($('f-format'), stream ? `${stream.width}×${stream.height}, ${stream.fps} fps` : 'not told');

@@ -141,6 +141,9 @@ export function segmentWords({ state, stage, step, steps, attempt }) {
   return attempt > 1 ? `${words}, attempt ${attempt}` : words;
 }
 
+/** Names a session's GPU, with its server where that has a name. @param {?import('./protocol.js').GpuAssigned} gpu */
+export const gpuWords = (gpu) => (gpu?.server ? `${gpu.gpu_id} of ${gpu.server}` : `${gpu?.gpu_id}`);
+
 /**
  * Describes the session in one line, with the tone of the status lamp.
  *
@@ -154,7 +157,7 @@ export function statusWords(state) {
     case 'lost': return ['wait', 'Reconnecting'];
     case 'connecting': return ['wait', state.reconnect ? 'Reconnecting' : 'Connecting'];
     case 'queued': return ['wait', 'Waiting for a GPU'];
-    case 'binding': return ['wait', `GPU ${state.gpu?.gpu_id} assigned`];
+    case 'binding': return ['wait', `GPU ${gpuWords(state.gpu)} assigned`];
     case 'complete': return ['idle', look(OUTCOME_WORDS, state.outcome ?? '') ?? 'Session ended'];
     case 'closed': return state.notice ? ['bad', 'Disconnected'] : ['idle', 'Session ended'];
     default:

@@ -57,6 +57,7 @@ impl LiveSession {
         let is_first = !std::mem::replace(&mut self.knows_stream, true);
         self.emit(SessionEvent::WorkerBound(Box::new(WorkerBound {
             assignment: assignment.clone(),
+            server: self.context.config.server_name.clone(),
             previous: self.announced.as_ref().map(|a| a.worker.clone()),
             session_id: self.ticket.id().clone(),
             resume_token: self.token.clone(),

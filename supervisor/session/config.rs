@@ -30,6 +30,9 @@ pub static KEYS: &[&KeySpec] = &[
     &CAP_EXTENSIONS.spec,
 ];
 
+/// The name of the server, which `http` reads, too.
+pub static SERVER_NAME: Key<Option<String>> = Key::text("server.name").help("What routers call this server, and what clients are told makes their pictures [default: its address, and nothing]");
+
 /// The keys of `streaming.watch`.
 pub static WATCH_KEYS: &[&KeySpec] = &[
     &WATCH.spec,
@@ -181,6 +184,7 @@ pub(crate) fn check(reader: &mut Reader<'_>) {
 
 pub(crate) fn read(reader: &Reader<'_>) -> Config {
     Config {
+        server_name: reader.non_empty(&SERVER_NAME),
         format: default_request::format(reader),
         fragment: fragment(reader),
         num_inference_steps: reader.get(&default_request::NUM_INFERENCE_STEPS),

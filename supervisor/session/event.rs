@@ -238,6 +238,8 @@ pub struct Opened {
 #[derive(Debug)]
 pub struct WorkerBound {
     pub assignment: Assignment,
+    /// The operator's name for the server.
+    pub server: Option<String>,
     /// The worker that the session had before.
     pub previous: Option<WorkerId>,
     pub session_id: SessionId,

@@ -304,6 +304,7 @@ impl StreamRenderer {
             watch_token: bound.watch_token,
             worker_id: bound.assignment.worker.to_string(),
             model_id: bound.assignment.model_id,
+            server: bound.server,
         });
         let Some(stream) = bound.stream else {
             return;

@@ -99,6 +99,11 @@ describe('queue and GPU', () => {
     assert.deepEqual(page.ran('save_token').at(-1).token, TOKEN);
   });
 
+  test('a GPU is named with its server where that has a name', () => {
+    const page = new PageModel().event('connect').says('gpu_assigned', { gpu_id: 3, session_id: 's1', resume_token: 't1', server: 'b' });
+    assert.equal(status(page), 'GPU 3 of b assigned');
+  });
+
   test('a session that moves to another GPU stays active and keeps its segments', () => {
     const page = PageModel.active().starts(0, 'a').streams(0).completes(0);
     page.says('gpu_assigned', { gpu_id: 1, session_id: 's1', resume_token: 't1', worker_id: 'v' });
