@@ -2,7 +2,7 @@
 //!
 //! `listener` accepts connections, `connections` counts them, `connection` limits the time of each of their phases;
 //! `websocket` begins WebSockets, `message_io` limits what is received on them, and `liveness` tells whether a peer is
-//! still there. `hosts` and `origins` are the guards against pages of other sites. `extract` reads requests, and `error`
+//! still there. `hosts`, `origins` and `csrf` are the guards against pages of other sites. `extract` reads requests, and `error`
 //! answers those that are refused: every refusal has the same JSON body.
 
 use std::net::IpAddr;
@@ -26,6 +26,7 @@ use message_io::MessageLimits;
 pub mod config;
 pub(crate) mod connection;
 pub(crate) mod connections;
+pub(crate) mod csrf;
 pub(crate) mod error;
 pub(crate) mod extract;
 pub(crate) mod hosts;

@@ -2,6 +2,7 @@
 //!
 //! `registry` holds the servers, which `health` probes and which report over `control` how they are; `choose` says which of
 //! them takes a session. `routes` takes clients and answers operators, and `bridge` carries a session to a server and back.
+//! `proxy` passes requests on to servers, and `sessions` those of operators.
 //! `line` is where sessions wait; several routers have one line through a Redis. A router keeps nothing that is missed when
 //! it ends.
 
@@ -42,6 +43,7 @@ mod proxy;
 pub mod registry;
 mod routes;
 mod session;
+mod sessions;
 
 /// How long a client may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);

@@ -1,6 +1,7 @@
-//! What a router serves besides sessions: the built-in page.
+//! What a router serves besides sessions: the built-in page, and operators' requests for sessions.
 
 use serde_json::{Value, json};
+use ureq::http::Request;
 
 use crate::harness::{Server, until};
 use crate::page::browser::Browser;
@@ -85,4 +86,68 @@ async fn clients_hear_the_name_of_a_server_that_has_one() {
     let mut client = nameless.open(json!({})).await;
     let assigned = client.until_type("gpu_assigned").await;
     assert!(assigned.get("server").is_none(), "{assigned}");
+}
+
+#[tokio::test]
+async fn sessions_of_all_servers_are_in_one_list_and_take_orders() {
+    let (_keys, mut servers, router) = fleet().await;
+    let mut clients = [
+        router.active(json!({})).await,
+        router.active(json!({})).await,
+    ];
+    for client in &mut clients {
+        client.segment("a red fox").await;
+    }
+    let (code, list) = router.get("/v1/sessions").await;
+    assert_eq!((code, &list["unreachable"]), (200, &json!([])));
+    let sessions = list["sessions"].as_array().unwrap();
+    let of: Vec<_> = sessions
+        .iter()
+        .map(|it| it["server"].as_str().unwrap())
+        .collect();
+    assert_eq!(of, ["first", "second"]);
+    for (server, session) in servers.iter().zip(sessions) {
+        let own = server.get("/v1/sessions").await.1;
+        assert_eq!(own["sessions"][0]["session_id"], session["session_id"]);
+        assert_eq!(session["state"], "ACTIVE");
+    }
+
+    let path = |n: usize| {
+        format!(
+            "/v1/sessions/{}",
+            sessions[n]["session_id"].as_str().unwrap()
+        )
+    };
+    let state = router.get(&format!("{}/state?inline=true", path(1))).await;
+    assert_eq!((state.0, &state.1["kind"]), (200, &json!("ltx2.v1")));
+    let (code, refused) = router.post(&format!("{}/move", path(1))).await;
+    assert_eq!((code, &refused["error"]["code"]), (409, &json!("no_room")));
+    let nowhere = json!({"gpu_id": 7});
+    let (code, refused) = router
+        .call("POST", &format!("{}/move", path(1)), Some(nowhere))
+        .await;
+    assert_eq!((code, &refused["error"]["code"]), (400, &json!("no_gpu")));
+    let (code, refused) = router.call("DELETE", "/v1/sessions/x", None).await;
+    assert_eq!(
+        (code, &refused["error"]["code"]),
+        (404, &json!("no_session"))
+    );
+
+    // The page of another site gives no orders, the router's own does.
+    let delete = |n: usize, origin: &str| {
+        let request = Request::delete(path(n)).header("origin", origin);
+        router.send(request.body(String::new()).unwrap())
+    };
+    assert_eq!(delete(1, "http://other.example").await.status(), 403);
+    let own = format!("http://{}", router.address);
+    assert_eq!(delete(1, &own).await.status(), 204);
+    servers[1].sessions(0).await;
+    servers[0].sessions(1).await;
+
+    servers[1].kill().await;
+    let (_, list) = router.get("/v1/sessions").await;
+    // It has told its name on its link, which is gone.
+    let address = format!("http://{}", servers[1].address);
+    assert_eq!(list["unreachable"], json!([address]));
+    assert_eq!(list["sessions"].as_array().unwrap().len(), 1);
 }

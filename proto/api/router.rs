@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::sessions::SessionEntry;
 use crate::fleet::Report;
 
 /// The answer of a router's `GET /status`.
@@ -40,6 +41,23 @@ pub struct ReplicaState {
     pub sessions: usize,
     /// What the server reports itself; null while there is no control link with it.
     pub report: Option<Report>,
+}
+
+/// The answer of a router's `GET /v1/sessions`: the sessions at all healthy servers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FleetSessions {
+    pub sessions: Vec<FleetSession>,
+    /// The servers whose sessions are not here, since they do not answer: by name or address.
+    pub unreachable: Vec<String>,
+}
+
+/// One session at a server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetSession {
+    /// The server's name or address.
+    pub server: String,
+    #[serde(flatten)]
+    pub entry: SessionEntry,
 }
 
 /// The answer of a router's `GET /v1/fleet/demand`: what the servers have, and what their sessions need.

@@ -6,16 +6,15 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 
 use super::app::App;
+use crate::ingress::csrf;
 
 pub(super) mod prompts;
 pub(super) mod sessions;
 pub(super) mod workers;
 
-mod csrf;
-
 pub(super) fn routes(app: &App) -> Router<App> {
     sessions::routes()
         .merge(workers::routes())
         .merge(prompts::routes())
-        .layer(from_fn_with_state(app.clone(), csrf::guard))
+        .layer(from_fn_with_state(app.ingress.origins.clone(), csrf::guard))
 }

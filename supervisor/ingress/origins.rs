@@ -10,7 +10,7 @@ use url::Url;
 pub(crate) const EXPECTED: &str = "origins such as https://video.example.org";
 
 /// How a browser says from where a request comes, where the server's address begins with `https` or is a loopback one.
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+pub(crate) const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Origins that the operator allows besides the server's own one. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -38,6 +38,9 @@ export function fleetWords({ replicas, waiting, draining }) {
   return { long: replicas.length ? `${servers} healthy, ${queue}${ending}` : 'No server was found yet.', short: `${servers} up` };
 }
 
+/** Returns how many GPUs the server has that has the most. */
+export const mostGpus = ({ replicas }) => Math.max(0, ...replicas.map(({ report }) => report?.gpus?.total ?? 0));
+
 /** Shows the servers of a router. */
 export function showServers(status) {
   say($('board-title'), 'Servers');

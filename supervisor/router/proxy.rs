@@ -1,16 +1,17 @@
-//! Passes requests for a session's film on to the server that has it.
+//! Passes requests for a session on to the server that has it.
 //!
-//! Any server with the session's store has the film; the one that runs the session has also what is being made. So the
+//! Any server with the session's store has its film; the one that runs the session has also what is being made. So the
 //! servers are asked one after the other, until one knows the session and the token.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION,
-    IF_NONE_MATCH, IF_RANGE, ORIGIN, RANGE, TRANSFER_ENCODING,
+    CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, ORIGIN, RANGE, TRANSFER_ENCODING,
 };
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::Response;
@@ -22,6 +23,7 @@ use super::registry::Replica;
 use super::routes::App;
 use crate::causes::with_causes;
 use crate::ingress::error::ApiError;
+use crate::ingress::origins::SEC_FETCH_SITE;
 
 /// Time limit on connecting to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,16 +31,28 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most that is read of a refusal.
 const MAX_REFUSAL_BYTES: usize = 64 << 10;
 
-/// The headers of a request that a film's routes look at.
-const PASSED_ON: [HeaderName; 7] = [
+/// The headers of a request that the routes of a session look at.
+const PASSED_ON: [HeaderName; 9] = [
     ACCESS_CONTROL_REQUEST_HEADERS,
     ACCESS_CONTROL_REQUEST_METHOD,
     AUTHORIZATION,
+    CONTENT_TYPE,
     IF_NONE_MATCH,
     IF_RANGE,
     ORIGIN,
     RANGE,
+    SEC_FETCH_SITE,
 ];
+
+/// What a client asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a Method,
+    /// Path and query.
+    pub(super) target: &'a str,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) body: Bytes,
+}
 
 /// Asks servers for what clients of the router ask for.
 #[derive(Clone, Debug)]
@@ -56,58 +70,91 @@ impl Proxy {
     }
 
     /// Asks one server.
-    async fn ask(
-        &self,
-        replica: &Replica,
-        method: &Method,
-        target: &str,
-        headers: &HeaderMap,
-    ) -> reqwest::Result<reqwest::Response> {
-        let url = below(&replica.endpoint.url, target);
+    async fn ask(&self, replica: &Replica, asked: &Asked<'_>) -> Option<reqwest::Response> {
+        let url = below(&replica.endpoint.url, asked.target);
         let mut passed_on = HeaderMap::new();
         for name in PASSED_ON {
-            for value in headers.get_all(&name) {
+            for value in asked.headers.get_all(&name) {
                 passed_on.append(&name, value.clone());
             }
         }
-        let request = self.0.request(method.clone(), url).headers(passed_on);
-        request.send().await
+        let request = self.0.request(asked.method.clone(), url).headers(passed_on);
+        let request = match asked.body.is_empty() {
+            true => request,
+            false => request.body(asked.body.clone()),
+        };
+        let answer = request.send().await;
+        let failed = |error: &reqwest::Error| {
+            let error = with_causes(error);
+            tracing::warn!(%replica, error, "replica not reached");
+        };
+        let answer = answer.map_err(reqwest::Error::without_url);
+        answer.inspect_err(failed).ok()
+    }
+
+    /// Reads the answer of one server; `None` when it is none, a refusal, or larger than `limit`.
+    pub(super) async fn read(
+        &self,
+        replica: &Replica,
+        asked: &Asked<'_>,
+        limit: usize,
+    ) -> Option<Vec<u8>> {
+        let mut answer = self.ask(replica, asked).await?;
+        if !answer.status().is_success() {
+            return None;
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.ok()? {
+            body.extend_from_slice(&chunk);
+            if body.len() > limit {
+                return None;
+            }
+        }
+        Some(body)
+    }
+
+    /// Asks the servers one after the other, until one knows the session.
+    pub(super) async fn ask_in_turn(
+        &self,
+        replicas: impl IntoIterator<Item = Arc<Replica>>,
+        asked: &Asked<'_>,
+    ) -> Result<Response, ApiError> {
+        let mut refused = None;
+        for replica in replicas {
+            let Some(answer) = self.ask(&replica, asked).await else {
+                continue;
+            };
+            match answer.status() {
+                StatusCode::NOT_FOUND => {
+                    let (is_unknown, answer) = not_found(answer).await;
+                    if !is_unknown {
+                        return Ok(answer);
+                    }
+                    refused.get_or_insert(answer);
+                }
+                // Another one may have what its store does not give now.
+                StatusCode::SERVICE_UNAVAILABLE => refused = Some(passed(answer)),
+                _ => return Ok(passed(answer)),
+            }
+        }
+        refused.ok_or_else(|| {
+            let message = "no server that is healthy answers";
+            ApiError::new(StatusCode::BAD_GATEWAY, "no_healthy_replica", message)
+        })
     }
 }
 
 /// Serves what is below a session.
 pub(super) async fn film(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    let target = request.uri().path_and_query();
-    let target = target.map_or("/", |target| target.as_str());
-    let (method, headers) = (request.method(), request.headers());
+    let asked = Asked {
+        method: request.method(),
+        target: request.uri().path_and_query().map_or("/", |it| it.as_str()),
+        headers: request.headers(),
+        body: Bytes::new(),
+    };
     app.registry.first_probes().await;
-    let mut refused = None;
-    for replica in app.registry.healthy() {
-        let answer = match app.proxy.ask(&replica, method, target, headers).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                let error = with_causes(&error.without_url());
-                tracing::warn!(%replica, error, "replica not reached; the next one is asked");
-                continue;
-            }
-        };
-        match answer.status() {
-            StatusCode::NOT_FOUND => {
-                let (is_unknown, answer) = not_found(answer).await;
-                if !is_unknown {
-                    return Ok(answer);
-                }
-                refused.get_or_insert(answer);
-            }
-            // Another one may have what its store does not give now.
-            StatusCode::SERVICE_UNAVAILABLE => refused = Some(passed(answer)),
-            _ => return Ok(passed(answer)),
-        }
-    }
-    refused.ok_or_else(|| {
-        let message = "no server that is healthy answers";
-        ApiError::new(StatusCode::BAD_GATEWAY, "no_healthy_replica", message)
-    })
+    let replicas = app.registry.healthy();
+    app.proxy.ask_in_turn(replicas, &asked).await
 }
 
 /// Reads an answer that something is not there. Returns whether that is the session, too.

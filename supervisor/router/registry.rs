@@ -300,6 +300,14 @@ impl Replica {
         })
     }
 
+    /// Returns what operators call it: its name here, its own one, or its address.
+    pub(super) fn label(&self) -> String {
+        let name = self.endpoint.name.clone();
+        let own = || self.report().and_then(|report| report.name);
+        let address = || self.endpoint.url.as_str().trim_end_matches('/').to_owned();
+        name.or_else(own).unwrap_or_else(address)
+    }
+
     /// Returns how the replica is, as the last probes say.
     pub fn health(&self) -> ReplicaHealth {
         self.lock().clone()

@@ -27,6 +27,7 @@ use super::line::Line;
 use super::proxy::{self, Proxy};
 use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
 use super::session::{self, Finish};
+use super::sessions;
 use crate::dialect::{Rendered, Wire, close_code, stream_v1};
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
@@ -81,6 +82,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/health", get(health))
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
+        .merge(sessions::routes(&app))
         .merge(page::routes())
         .fallback(async || ApiError::not_found("there is nothing here; this is a router"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())

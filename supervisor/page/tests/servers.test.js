@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { fleetWords, serverFacts, serverName, serverState } from '../servers.js';
+import { fleetWords, mostGpus, serverFacts, serverName, serverState } from '../servers.js';
 
 const report = { name: 'own', ready: true, draining: false, places: 4, sessions: 1, waiting: 0, gpus: { total: 2, ready: 1 } };
 
@@ -35,4 +35,9 @@ test('the servers are counted, and who waits', () => {
   assert.equal(fleetWords({ replicas, waiting: 2, draining: true }).long, '1 of 2 servers healthy, 2 sessions waiting. The router is shutting down');
   assert.equal(fleetWords({ replicas, waiting: 0 }).short, '1 of 2 servers up');
   assert.equal(fleetWords({ replicas: [], waiting: 0 }).long, 'No server was found yet.');
+});
+
+test('a session may move among the GPUs of its server', () => {
+  assert.equal(mostGpus({ replicas: [{ report: null }, { report }, {}] }), 2);
+  assert.equal(mostGpus({ replicas: [] }), 0);
 });

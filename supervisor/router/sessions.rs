@@ -1,0 +1,149 @@
+//! Operators' requests for sessions: the lists of all servers as one, and orders for the server that runs a session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header::ORIGIN;
+use axum::http::{HeaderMap, HeaderValue, Method, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::response::Response;
+use axum::routing::{any, get};
+use axum::{Json, Router};
+use fastvideo_proto::api::router::{FleetSession, FleetSessions};
+use fastvideo_proto::api::sessions::{SessionEntry, SessionList};
+use fastvideo_proto::ids::SessionId;
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::proxy::Asked;
+use super::registry::Replica;
+use super::routes::App;
+use crate::ingress::csrf;
+use crate::ingress::error::ApiError;
+use crate::ingress::extract::{Body, PathSession};
+use crate::ingress::origins::{Origins, SEC_FETCH_SITE};
+
+/// The most that is read of a server's list.
+const MAX_LIST_BYTES: usize = 16 << 20;
+
+/// How long a server may take to list its sessions.
+const LIST_TIMEOUT: Duration = Duration::from_secs(3);
+
+pub(super) fn routes(app: &App) -> Router<App> {
+    Router::new()
+        .route("/v1/sessions", get(list))
+        .route("/v1/sessions/{id}", any(order))
+        .route("/v1/sessions/{id}/state", any(order))
+        .route("/v1/sessions/{id}/move", any(order))
+        .layer(from_fn_with_state(app.ingress.origins.clone(), csrf::guard))
+}
+
+/// Lists the sessions of all servers. Those that do not answer are named, too.
+async fn list(State(app): State<App>, headers: HeaderMap) -> Json<FleetSessions> {
+    let mut merged = FleetSessions::default();
+    for (replica, entries) in lists(&app, &headers).await {
+        let server = replica.label();
+        match entries {
+            Some(entries) => {
+                let entries = entries.into_iter();
+                merged.sessions.extend(entries.map(|entry| FleetSession {
+                    server: server.clone(),
+                    entry,
+                }));
+            }
+            None => merged.unreachable.push(server),
+        }
+    }
+    Json(merged)
+}
+
+/// Passes a request on to the server that runs the session, else to the first one that knows it.
+async fn order(
+    State(app): State<App>,
+    PathSession(session): PathSession,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    Body { bytes, share }: Body,
+) -> Result<Response, ApiError> {
+    let asked = Asked {
+        method: &method,
+        target: uri.path_and_query().map_or("/", |target| target.as_str()),
+        headers: &judged(headers),
+        body: bytes,
+    };
+    let replicas = running_first(&app, &session, asked.headers).await;
+    let answer = app.proxy.ask_in_turn(replicas, &asked).await;
+    drop(share);
+    answer
+}
+
+/// Returns the headers for a server, which knows the router's address by no other means: where the browser has not said
+/// that a request is of the page at this address, the headers say it.
+fn judged(mut headers: HeaderMap) -> HeaderMap {
+    let is_own = Origins::default().foreign(&headers).is_none();
+    if is_own && headers.contains_key(ORIGIN) {
+        headers.insert(SEC_FETCH_SITE, HeaderValue::from_static("same-origin"));
+    }
+    headers
+}
+
+/// Returns the healthy servers; the one that runs the session comes first.
+async fn running_first(app: &App, session: &SessionId, headers: &HeaderMap) -> Vec<Arc<Replica>> {
+    let (mut running, mut others) = (Vec::new(), Vec::new());
+    for (replica, entries) in lists(app, headers).await {
+        let runs = |entries: Vec<SessionEntry>| entries.iter().any(|it| it.session_id == *session);
+        match entries.is_some_and(runs) {
+            true => running.push(replica),
+            false if replica.is_healthy() => others.push(replica),
+            false => {}
+        }
+    }
+    running.append(&mut others);
+    running
+}
+
+/// Asks all servers at once for their sessions; `None` is where there is no answer in time.
+async fn lists(app: &App, headers: &HeaderMap) -> Vec<(Arc<Replica>, Option<Vec<SessionEntry>>)> {
+    app.registry.first_probes().await;
+    let asked = Asked {
+        method: &Method::GET,
+        target: "/v1/sessions",
+        headers,
+        body: Vec::new().into(),
+    };
+    let replicas = app.registry.all();
+    let lists = replicas.iter().map(async |replica| {
+        let list = async {
+            if !replica.is_healthy() {
+                return None;
+            }
+            let body = app.proxy.read(replica, &asked, MAX_LIST_BYTES).await?;
+            serde_json::from_slice::<SessionList>(&body).ok()
+        };
+        let list = timeout(LIST_TIMEOUT, list).await.ok().flatten();
+        (replica.clone(), list.map(|list| list.sessions))
+    });
+    join_all(lists).await
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::header::HOST;
+
+    use super::*;
+
+    #[test]
+    fn a_server_hears_that_a_request_is_of_the_routers_own_page() {
+        let judged = |origin: &'static str| {
+            let headers = [(HOST, "router:9000"), (ORIGIN, origin)];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            let judged = judged(HeaderMap::from_iter(headers));
+            judged.contains_key(SEC_FETCH_SITE)
+        };
+        assert!(judged("http://router:9000"));
+        assert!(!judged("http://other.example"));
+        assert!(!super::judged(HeaderMap::new()).contains_key(SEC_FETCH_SITE));
+    }
+}
