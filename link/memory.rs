@@ -6,9 +6,12 @@ use std::io::{self, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 
 /// The seals of shared memory: neither its size nor its content can change, and no seal can be taken off.
 const SEALS: SealFlags = SealFlags::SEAL
@@ -139,9 +142,24 @@ fn new_file() -> io::Result<File> {
     Ok(rustix::fs::memfd_create("fastvideo-state", flags)?.into())
 }
 
+/// How long the kernel may need the pages of new memory for itself.
+const SEAL_TIMEOUT: Duration = Duration::from_secs(2);
+const SEAL_PAUSE: Duration = Duration::from_millis(2);
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the kernel does not say when it has let go of the pages"
+)]
 fn seal(file: File) -> io::Result<SharedMemory> {
-    rustix::fs::fcntl_add_seals(&file, SEALS)?;
-    SharedMemory::map(file.into())
+    let begun = Instant::now();
+    loop {
+        match rustix::fs::fcntl_add_seals(&file, SEALS) {
+            Ok(()) => return SharedMemory::map(file.into()),
+            // Nothing of ours maps it for writing. A busy kernel moves pages about and holds them for a moment.
+            Err(Errno::BUSY) if begun.elapsed() < SEAL_TIMEOUT => thread::sleep(SEAL_PAUSE),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[expect(
