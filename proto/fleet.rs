@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// The version of what is said here. A side names those that it speaks.
 pub const FLEET_VERSION: u32 = 1;
 
+/// The shortest key by which servers know a router, in bytes.
+pub const MIN_KEY_BYTES: usize = 32;
+
 /// What a router says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -58,9 +58,45 @@ pub struct Moved {
     pub curated: Option<Box<RawValue>>,
     /// What the client was [`Shown`](crate::checkpoint::Shown).
     pub shown: Option<Box<RawValue>>,
-    /// The first 128 bits of the BLAKE3 hashes of the binary messages that the client has of the segment that is shown,
-    /// as 32 hexadecimal digits each.
-    pub media: Vec<String>,
+    /// Of the binary messages that the client has of the segment that is shown.
+    pub media: Vec<Digest>,
+}
+
+/// The first 128 bits of the BLAKE3 hash of a binary message. As text, 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(u128);
+
+/// A text that is no digest.
+#[derive(Debug, thiserror::Error)]
+#[error("a digest has 32 hexadecimal digits")]
+pub struct BadDigest;
+
+impl Digest {
+    pub fn of(message: &[u8]) -> Self {
+        let hash = blake3::hash(message);
+        let (first, _) = hash
+            .as_bytes()
+            .split_first_chunk()
+            .expect("a hash has 256 bits");
+        Self(u128::from_be_bytes(*first))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        format!("{:032x}", digest.0)
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = BadDigest;
+
+    fn try_from(text: String) -> Result<Self, BadDigest> {
+        let digits = text.len() == 32 && text.bytes().all(|c| c.is_ascii_hexdigit());
+        let number = u128::from_str_radix(&text, 16).ok().filter(|_| digits);
+        number.map(Self).ok_or(BadDigest)
+    }
 }
 
 /// What a server says.

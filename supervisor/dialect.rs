@@ -4,12 +4,17 @@
 //! Sessions know no dialect, and dialects know no socket: `http::stream` pumps the bytes. `stream_v1` is the dialect of
 //! clients of `WS /v1/stream`. To add a dialect, implement [`Parser`] and [`Renderer`] and give it a route.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::pool::Media;
 use crate::session::{Inbound, NotAdmitted, SessionEvent};
 
 pub(crate) mod stream_v1;
+
+/// A client that asks for heartbeats gets one after so much time without another message.
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Reads one client's messages. It may remember what the client has sent before.
 pub(crate) trait Parser: Default + Send {

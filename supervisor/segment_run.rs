@@ -14,11 +14,12 @@ use bytes::Bytes;
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
 use fastvideo_proto::link::JobSpec;
+use fastvideo_proto::session_link::Digest;
 use tokio::time::Instant;
 use tracing::Span;
 
+pub(crate) use self::replay::RepeatedMedia;
 use self::replay::{Compared, Replay};
-pub(crate) use self::replay::{Digest, RepeatedMedia, digest_of};
 use crate::causes::with_causes;
 use crate::pool::{Binding, JobEnd, JobEvent, JobHandle, Media, Moved, StartState};
 use crate::store::State;

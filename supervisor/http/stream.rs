@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::app::{App, AppState};
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
-use crate::dialect::{Parser, Rendered, Renderer, Wire};
+use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Rendered, Renderer, Wire};
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
@@ -32,8 +32,6 @@ use crate::tasks::catch_panic;
 const INBOUND_BUFFER: usize = 4;
 /// Time limit on a client that takes nothing of what is left after its session has ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-/// A client that asks for heartbeats gets one after so much time without another message.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a client that has taken everything may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
 
@@ -155,7 +153,7 @@ async fn carry<P: Parser, R: Renderer>(
 
 /// Waits for `work` to end, and returns whether it has. Gives up when `progress` has not changed for `patience`: a client
 /// may be slow, but must not stop.
-async fn while_it_goes_on<P: PartialEq>(
+pub(super) async fn while_it_goes_on<P: PartialEq>(
     work: impl Future<Output = ()>,
     patience: Duration,
     progress: impl Fn() -> P,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
+use fastvideo_proto::fleet::MIN_KEY_BYTES;
 use serde::Deserialize;
 use url::Url;
 
@@ -14,8 +15,6 @@ use crate::ingress;
 use crate::redis::RedisAddress;
 use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader, SettingError};
 
-/// The shortest key.
-const MIN_KEY_BYTES: usize = 32;
 /// The most replicas of a list.
 const MAX_REPLICAS: usize = 10_000;
 

@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use fastvideo_proto::session_link::{self, Moved, Open, Opened, ToServer, Turn};
+use fastvideo_proto::session_link::{self, Digest, Moved, Open, Opened, ToServer, Turn};
 use fastvideo_proto::stream_v1::ClientMessage;
 use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::byte_budget::Share;
-use crate::segment_run::{Digest, digest_of};
 
 /// What waits for a server is limited in number and in bytes: a client that sends more is not read for that time.
 const MAX_MESSAGES: usize = 1000;
@@ -34,8 +33,6 @@ pub(super) struct Held {
     shown: Option<Box<RawValue>>,
     /// Hashes of the media that the client has of the segment that is shown.
     media: Vec<Digest>,
-    /// The media that follow, which were not hashed yet.
-    unhashed: Option<Bytes>,
     /// Whether the client was told or sent something since that was last asked.
     has_progress: bool,
 }
@@ -88,14 +85,12 @@ impl Held {
             curated: None,
             shown: None,
             media: Vec::new(),
-            unhashed: None,
             has_progress: false,
         }
     }
 
     /// Returns the messages that open the session at a server, or let it go on there, in order.
-    pub(super) fn open(&mut self) -> Vec<String> {
-        self.hash();
+    pub(super) fn open(&self) -> Vec<String> {
         let moved = match (&self.opened, &self.checkpoint) {
             (Some(opened), Some(checkpoint)) => Some(Moved {
                 session: opened.session.clone(),
@@ -104,9 +99,7 @@ impl Held {
                 checkpoint: checkpoint.clone(),
                 curated: self.curated.clone(),
                 shown: self.shown.clone(),
-                media: (self.media.iter())
-                    .map(|digest| format!("{:032x}", u128::from_be_bytes(*digest)))
-                    .collect(),
+                media: self.media.clone(),
             }),
             _ => None,
         };
@@ -176,25 +169,16 @@ impl Held {
         }
         if begins_media {
             self.media = Vec::new();
-            self.unhashed = None;
         }
         if is_progress {
             self.opening = None;
         }
     }
 
-    /// Takes a binary message that is handed to the client. [`Self::hash`] follows.
-    pub(super) fn media(&mut self, bytes: Bytes) {
-        self.hash();
+    /// Takes note of a binary message that was handed to the client.
+    pub(super) fn media(&mut self, digest: Digest) {
         self.has_progress = true;
-        self.unhashed = Some(bytes);
-    }
-
-    /// Hashes what was handed to the client last, which need not be kept any more.
-    pub(super) fn hash(&mut self) {
-        if let Some(bytes) = self.unhashed.take() {
-            self.media.push(digest_of(&bytes));
-        }
+        self.media.push(digest);
     }
 
     /// Returns whether the client was told of a further step of a segment, or sent media, since this was last asked.
@@ -210,7 +194,6 @@ mod tests {
     use fastvideo_proto::ids::SessionId;
 
     use super::*;
-    use crate::byte_budget::Share;
 
     fn held() -> Held {
         let opening = Utf8Bytes::from_static("{\"type\":\"session_init_v2\"}");
@@ -263,8 +246,8 @@ mod tests {
             begins_media: true,
             ..Turn::default()
         });
-        held.media(Bytes::from_static(b"first"));
-        held.media(Bytes::from_static(b"second"));
+        held.media(Digest::of(b"first"));
+        held.media(Digest::of(b"second"));
         assert!(held.made_progress() && !held.made_progress());
         let (moved, has_opening, messages) = opens(&mut held);
         let moved = moved.unwrap();
@@ -272,7 +255,8 @@ mod tests {
         assert_eq!(moved.seq, 2);
         assert_eq!(moved.checkpoint.get(), "{\"n\":1}");
         assert_eq!(moved.media.len(), 2);
-        assert!(blake3::hash(b"first").to_hex().starts_with(&moved.media[0]));
+        let first = String::from(moved.media[0]);
+        assert!(blake3::hash(b"first").to_hex().starts_with(&first));
         assert_eq!(messages, ["\"client\"\nc", "\"client_binary\""]);
 
         // A segment is finished, and another one has begun.
@@ -290,7 +274,7 @@ mod tests {
             begins_media: true,
             ..Turn::default()
         });
-        assert_eq!(opens(&mut held).0.unwrap().media, [""; 0]);
+        assert_eq!(opens(&mut held).0.unwrap().media, []);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fastvideo_proto::job::ErrorCode;
-use fastvideo_proto::session_link::{self, End, ToRouter, ToServer, Turn};
+use fastvideo_proto::session_link::{self, Digest, End, ToRouter, ToServer, Turn};
 use fastvideo_proto::stream_v1::{CompleteReason, ServerMessage};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
@@ -23,7 +23,7 @@ use super::registry::{CountedSession, Home, Replica};
 use super::routes::{App, bridge_failed, close, messages, no_healthy_replica, text};
 use crate::backoff::Backoff;
 use crate::dialect::stream_v1::{self, StreamParser, StreamRenderer};
-use crate::dialect::{Parser, Renderer, close_code};
+use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Renderer, close_code};
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
 use crate::ingress::liveness::Liveness;
@@ -46,8 +46,6 @@ const STABLE: Duration = Duration::from_secs(10);
 /// The shortest and the longest of these pauses.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// A client that waits and asks for heartbeats gets one after so much time.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// The shortest time between two messages about the client's position in the line.
 const POSITION_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -595,7 +593,6 @@ impl ClientSession<'_> {
             }
         };
         drop(counted);
-        self.held().hash();
         let farewell = match &ended {
             Ended::Finished(Finish::Gone) => Some(ToServer::Gone { closed: false }),
             Ended::Finished(Finish::Closed) => Some(ToServer::Gone { closed: true }),
@@ -673,14 +670,10 @@ impl Down<'_, '_> {
             let done = match message {
                 Some(Ok(Message::Binary(bytes))) => {
                     let _writing = self.connection.write_message();
-                    let fed = self.to.feed(Message::Binary(bytes.clone())).await;
-                    self.held().media(bytes);
-                    let sent = match fed {
-                        Ok(()) => self.to.flush().await,
-                        failed => failed,
-                    };
+                    let sent = self.to.send(Message::Binary(bytes.clone())).await;
                     // The client comes first.
-                    self.held().hash();
+                    let digest = Digest::of(&bytes);
+                    self.held().media(digest);
                     sent
                 }
                 Some(Ok(Message::Text(text))) => match read(&text) {

@@ -3,11 +3,9 @@
 
 use bytes::Bytes;
 use fastvideo_proto::job::MediaKind;
+use fastvideo_proto::session_link::Digest;
 
 use crate::pool::Media;
-
-/// The first 128 bits of a BLAKE3 hash of a message.
-pub(crate) type Digest = [u8; 16];
 
 /// The media of a segment that were handed out, and the place in them that a repeated attempt has reached.
 #[derive(Debug, Default)]
@@ -101,17 +99,7 @@ impl Replay {
 }
 
 fn digest(media: &Media) -> Digest {
-    digest_of(&media.bytes)
-}
-
-/// Returns the digest of a message.
-pub(crate) fn digest_of(message: &[u8]) -> Digest {
-    let hash = blake3::hash(message);
-    let (digest, _) = hash
-        .as_bytes()
-        .split_first_chunk()
-        .expect("a hash has 256 bits");
-    *digest
+    Digest::of(&media.bytes)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use fastvideo_proto::checkpoint::{
 };
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::{MediaMode, frames_to_time};
+use fastvideo_proto::session_link::Digest;
 use tokio::time::Instant;
 
 use super::command::{Have, OpenSession, ResumeRequest};
@@ -19,7 +20,7 @@ use super::outbox::TurnEnd;
 use super::playback::Playback;
 use super::playlist::PlannedSegment;
 use super::redelivery::Redelivery;
-use crate::segment_run::{AttemptId, Digest, MediaCount, SegmentRun};
+use crate::segment_run::{AttemptId, MediaCount, SegmentRun};
 use crate::store::{ResumeToken, SavedSession};
 
 /// Where a session's client is, and whether another server has begun the session.

@@ -278,12 +278,8 @@ impl Outbox {
     /// This method is cancel safe.
     pub async fn next(&self) -> (SessionEvent, Receipt) {
         loop {
-            match self.take() {
-                Taken::Event(event, receipt) => return (event, receipt),
-                Taken::ClosedGate(open) => open.cancelled().await,
-                Taken::Mark(mark) => mark.passed(),
-                Taken::Gate | Taken::TurnEnd(_) => {}
-                Taken::Nothing => self.inner.filled.notified().await,
+            if let LinkItem::Event(event, receipt) = self.next_for_link().await {
+                return (event, receipt);
             }
         }
     }

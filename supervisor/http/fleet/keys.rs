@@ -4,8 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
-/// The shortest key, in bytes.
-const MIN_BYTES: usize = 32;
+use fastvideo_proto::fleet::MIN_KEY_BYTES;
 
 /// The keys in a file, one in each line. Empty lines and lines that begin with `#` are no keys. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -23,7 +22,7 @@ struct Shared {
 pub enum KeysError {
     #[error("{} cannot be read", .path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("{}:{line}: a key has at least {MIN_BYTES} printable characters", .path.display())]
+    #[error("{}:{line}: a key has at least {MIN_KEY_BYTES} printable characters", .path.display())]
     BadKey { path: PathBuf, line: usize },
     #[error("{} has no key", .path.display())]
     Empty { path: PathBuf },
@@ -70,7 +69,7 @@ fn hashes(path: &PathBuf) -> Result<Vec<blake3::Hash>, KeysError> {
         if key.is_empty() || key.starts_with('#') {
             continue;
         }
-        if key.len() < MIN_BYTES || !key.chars().all(|c| c.is_ascii_graphic()) {
+        if key.len() < MIN_KEY_BYTES || !key.chars().all(|c| c.is_ascii_graphic()) {
             return Err(KeysError::BadKey {
                 path: path.clone(),
                 line: number + 1,

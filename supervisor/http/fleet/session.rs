@@ -23,8 +23,9 @@ use tracing::Instrument;
 
 use crate::client_address::ClientAddress;
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
-use crate::dialect::{Parser, Renderer, Wire};
+use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Renderer, Wire};
 use crate::http::app::{App, AppState};
+use crate::http::stream::while_it_goes_on;
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
@@ -32,7 +33,6 @@ use crate::ingress::liveness::Liveness;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::pool::Media;
-use crate::segment_run::Digest;
 use crate::session::ending::{EndCause, NotOpened};
 use crate::session::{
     self, Full, Inbound, LinkItem, MovedSession, NotAdmitted, Origin, Outbox, Receipt,
@@ -47,8 +47,6 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = MAX_CHECKPOINT_BYTES + (32 << 20);
 /// How long a router may take to take the last words, and to close.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-/// A client that asks for heartbeats gets one after so much time without another message.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// Capacity of the queue of messages to the session, which takes them at once.
 const INBOUND_BUFFER: usize = 4;
 
@@ -189,15 +187,10 @@ async fn carry(
             }
         }
     };
-    let farewell = async { tokio::join!(listening, writer) };
-    let mut left = connection.progress();
-    tokio::pin!(farewell);
-    while timeout(LAST_WORDS, &mut farewell).await.is_err() {
-        let now = connection.progress();
-        if std::mem::replace(&mut left, now) == now {
-            break;
-        }
-    }
+    let farewell = async {
+        tokio::join!(listening, writer);
+    };
+    while_it_goes_on(farewell, LAST_WORDS, || connection.progress()).await;
     Ok(())
 }
 
@@ -253,9 +246,6 @@ fn moved_session(moved: Moved) -> Result<MovedSession, serde_json::Error> {
         Some(shown) => serde_json::from_str(shown.get())?,
         None => Shown::default(),
     };
-    let media = moved.media.iter().map(|hash| digest(hash));
-    let media: Option<Vec<Digest>> = media.collect();
-    let media = media.ok_or_else(|| serde::de::Error::custom("a hash is no hash"))?;
     Ok(MovedSession {
         session: moved.session,
         token: ResumeToken::given(moved.resume_token),
@@ -266,18 +256,12 @@ fn moved_session(moved: Moved) -> Result<MovedSession, serde_json::Error> {
         },
         // Media of a segment whose media the client was not told of are those of one before.
         media: match shown.media_attempt {
-            Some(_) => media,
+            Some(_) => moved.media,
             None => Vec::new(),
         },
         checkpoint,
         shown,
     })
-}
-
-fn digest(hex: &str) -> Option<Digest> {
-    let digits = hex.len() == 32 && hex.bytes().all(|c| c.is_ascii_hexdigit());
-    let number = u128::from_str_radix(hex, 16).ok().filter(|_| digits)?;
-    Some(number.to_be_bytes())
 }
 
 /// Tells a router that it has broken the protocol.
