@@ -23,7 +23,6 @@ mod logging;
 mod router;
 mod sessions;
 mod startup;
-mod tls;
 
 use args::Invocation;
 

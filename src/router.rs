@@ -2,16 +2,15 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::router::health::HttpClient;
 use fastvideo_supervisor_core::router::{self, Config};
-use rustls::ClientConfig;
+use futures_util::future::join_all;
 
 use crate::config::{self, LoadedRouter, Options};
-use crate::{logging, tls};
+use crate::logging;
 
 /// The arguments of `router`.
 #[derive(Debug)]
@@ -47,8 +46,7 @@ fn serve(loaded: LoadedRouter) -> ExitCode {
     tracing::info!(version, replicas, "starting a router");
     let served = crate::runtime(true).map_err(anyhow::Error::from);
     let served = served.and_then(|runtime| {
-        let tls = encryption(&loaded.config)?;
-        let served = runtime.block_on(router::serve(loaded.config, tls, crate::announce));
+        let served = runtime.block_on(router::serve(loaded.config, crate::announce));
         runtime.shutdown_timeout(crate::LEFTOVERS);
         Ok(served?)
     });
@@ -61,28 +59,14 @@ fn serve(loaded: LoadedRouter) -> ExitCode {
     }
 }
 
-/// Returns the TLS configuration; `None` where no server needs one.
-fn encryption(config: &Config) -> anyhow::Result<Option<Arc<ClientConfig>>> {
-    let mut replicas = config.replicas.iter();
-    let is_needed = replicas.any(|replica| replica.url.scheme() == "https");
-    match config.finds_servers && !is_needed {
-        // Those that are found may need one.
-        true => Ok(tls::config(None).ok()),
-        false => is_needed.then(|| tls::config(None)).transpose(),
-    }
-}
-
 /// Prints the configuration as a file, and as comments in it whether each of its servers answers. Fails when none does.
 fn check(loaded: &LoadedRouter) -> ExitCode {
     let config = &loaded.config;
-    let answers = crate::runtime(false).and_then(|runtime| {
-        let probe = HttpClient::new()?;
-        Ok(runtime.block_on(ask(config, probe)))
-    });
+    let answers = ask_all(config);
     let answers = match answers {
         Ok(answers) => answers,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {}", with_causes(&error));
+            let _ = writeln!(io::stderr(), "error: {}", with_causes(error.as_ref()));
             return ExitCode::FAILURE;
         }
     };
@@ -104,8 +88,9 @@ fn check(loaded: &LoadedRouter) -> ExitCode {
 }
 
 /// Asks all servers at once.
-async fn ask(config: &Config, probe: HttpClient) -> Vec<Result<Duration, String>> {
+fn ask_all(config: &Config) -> anyhow::Result<Vec<Result<Duration, String>>> {
+    let probe = HttpClient::new(config.tls()?.as_deref())?;
     let replicas = config.replicas.iter();
     let asked = replicas.map(|replica| config.health_check.ask(&replica.url, &probe));
-    futures_util::future::join_all(asked).await
+    Ok(crate::runtime(false)?.block_on(join_all(asked)))
 }

@@ -50,6 +50,7 @@ mod small_disk;
 pub mod store;
 mod tasks;
 pub mod thread_priority;
+pub mod tls;
 
 /// The whole configuration, checked.
 #[derive(Clone, Debug)]
@@ -101,6 +102,8 @@ pub enum ServeError {
     },
     #[error("cannot handle signals")]
     Signals(#[source] io::Error),
+    #[error("cannot check the certificates of servers")]
+    Authorities(#[source] tls::AuthoritiesError),
     #[error("cannot ask servers over HTTP")]
     Client(#[source] io::Error),
     #[error("cannot use the Redis that routers and servers share")]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::fleet::{FLEET_VERSION, Hello};
-use rustls::ClientConfig;
+use rustls::RootCertStore;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::Connector;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,7 @@ mod choose;
 pub mod config;
 mod control;
 mod demand;
+mod encryption;
 pub mod health;
 mod held;
 mod line;
@@ -63,6 +64,8 @@ pub struct Config {
     pub health_check: HealthCheck,
     /// How long clients may stay after the first SIGTERM.
     pub linger: Duration,
+    /// The certificate authorities that servers with `https` are checked against, instead of the system's.
+    pub authorities: Option<RootCertStore>,
     /// The key that servers know this router by; without it there are no control links.
     pub key: Option<RouterKey>,
     /// What servers call this router.
@@ -96,17 +99,19 @@ pub struct HealthCheck {
 }
 
 /// Routes sessions until SIGTERM or SIGINT. Then no further client is taken, and those that are there may stay for a
-/// while; a second signal ends that. `tls` is for the servers with `https`, and present where there are some; `on_listening` is called once clients can
-/// connect.
+/// while; a second signal ends that. `on_listening` is called once clients can connect.
 ///
 /// # Errors
-/// Returns an error when the port cannot be bound or a background task panics.
+/// Returns an error when a server needs TLS and there are no certificate authorities, the port cannot be bound, or a
+/// background task panics.
 pub async fn serve(
     config: Config,
-    tls: Option<Arc<ClientConfig>>,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
+    let tls = config.tls().map_err(ServeError::Authorities)?;
+    let proxy = Proxy::new(tls.as_deref()).map_err(ServeError::Client)?;
+    let probe = HttpClient::new(tls.as_deref()).map_err(ServeError::Client)?;
     let files = raise_file_limit();
     let (listener, address) = listen(&config.host, config.port).await?;
     on_listening(address);
@@ -142,10 +147,9 @@ pub async fn serve(
         wait_for_replica: config.wait_for_replica,
         headroom_gpus: config.headroom_gpus,
         failover_timeout: config.failover_timeout,
-        proxy: Proxy::new().map_err(ServeError::Client)?,
+        proxy,
         leaving: leaving.clone(),
     };
-    let probe = HttpClient::new().map_err(ServeError::Client)?;
     let mut tasks = BackgroundTasks::default();
     if let Some(key) = config.key {
         let identity = Identity {

@@ -1,24 +1,17 @@
 //! The `client` subcommand: lost connections, sessions that are left and resumed, and TLS.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, LazyLock};
+use std::path::Path;
+use std::process::Stdio;
 
-use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 
 use crate::harness::{PATIENCE, Server, command};
 use crate::provider::Provider;
+use crate::tls::{TlsProxy, tls_file};
 use crate::{prompts, readback};
 
 /// Slow enough that a segment can be interrupted.
@@ -88,66 +81,6 @@ impl Running {
         let report = serde_json::from_str(&report).unwrap_or_default();
         (status.code(), report, self.said)
     }
-}
-
-/// A TLS server that forwards all connections to a supervisor.
-struct TlsProxy {
-    port: u16,
-    _tasks: JoinSet<()>,
-}
-
-impl TlsProxy {
-    /// Starts the proxy with a certificate of `tests/data/make-certificates`, which are for 127.0.0.1.
-    async fn start(server: &Server, certificate: &str) -> Self {
-        let certificate = CertificateDer::from_pem_file(tls_file(certificate)).unwrap();
-        let key = PrivateKeyDer::from_pem_file(tls_file("server.key")).unwrap();
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let target = server.address.clone();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (client, _) = listener.accept().await.unwrap();
-                let (acceptor, target) = (acceptor.clone(), target.clone());
-                connections.spawn(async move {
-                    // An error means that the client has rejected the certificate.
-                    if let Ok(mut client) = acceptor.accept(client).await {
-                        let mut server = TcpStream::connect(target).await.unwrap();
-                        let _ = copy_bidirectional(&mut client, &mut server).await;
-                    }
-                });
-            }
-        });
-        Self {
-            port,
-            _tasks: tasks,
-        }
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the script that makes the certificates is no worker"
-)]
-fn tls_file(name: &str) -> PathBuf {
-    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("certificates");
-        std::fs::create_dir_all(&folder).unwrap();
-        let make = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/make-certificates");
-        let made = Command::new(make).arg(&folder).status().unwrap();
-        assert!(made.success(), "openssl makes certificates");
-        folder
-    });
-    FOLDER.join(name)
 }
 
 fn frames(path: &Path) -> Value {

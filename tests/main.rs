@@ -48,4 +48,5 @@ mod sharing;
 mod slow_reader;
 mod smoke;
 mod strangers;
+mod tls;
 mod watch;

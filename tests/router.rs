@@ -10,7 +10,7 @@ use crate::harness::{Client, Server, command, until};
 use crate::resume;
 
 /// Probes that notice soon.
-const QUICK: &[&str] = &[
+pub(crate) const QUICK: &[&str] = &[
     "--router.health_check.interval_seconds=0.05",
     "--router.health_check.timeout_seconds=2",
     "--router.health_check.failure_threshold=2",

@@ -10,14 +10,15 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stream_v1::{Resume, SegmentRequest};
+use fastvideo_supervisor_core::tls;
 use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
-
-use crate::tls;
 
 /// The largest image file that the server accepts.
 const MAX_IMAGE_BYTES: usize = 32 << 20;
 const STREAM_PATH: &str = "/v1/stream";
+/// The flag that names a file of certificate authorities.
+pub(super) const CA_FILE: &str = "--ca-file";
 
 const TEACHING: &str = "\
 When the connection is lost, the client reconnects and continues after the last finished segment. It
@@ -221,7 +222,7 @@ impl Args {
         let url = stream_url(&self.url).context("--url")?;
         let ca_file = self.ca_file.as_deref();
         let tls = match url.starts_with("wss://") {
-            true => Some(tls::config(ca_file).context("--ca-file")?),
+            true => Some(encryption(ca_file)?),
             false => None,
         };
         ensure!(
@@ -346,6 +347,17 @@ fn read_image(path: &Path) -> anyhow::Result<Map<String, Value>> {
 fn read_state(path: &Path) -> anyhow::Result<ContinuationState> {
     serde_json::from_slice(&read(path)?)
         .with_context(|| format!("{} is not a continuation state", path.display()))
+}
+
+/// Returns the TLS configuration that trusts the authorities in the file, or those of the system when there is none.
+fn encryption(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
+    let authorities = match ca_file {
+        Some(path) => tls::file_authorities(path)
+            .with_context(|| format!("cannot use the certificates in {}", path.display())),
+        None => tls::system_authorities(CA_FILE).map_err(Into::into),
+    };
+    let authorities = authorities.context(CA_FILE)?;
+    Ok(Arc::new(tls::config(authorities)))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use fastvideo_proto::stream_v1::{ClientMessage, ServerMessage};
+use fastvideo_supervisor_core::tls;
 use futures_util::{SinkExt, StreamExt};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
@@ -15,7 +16,7 @@ use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
 };
 
-use crate::tls;
+use super::args::CA_FILE;
 
 /// The time limit for connecting, which is longer than any network that can carry video takes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,9 +69,7 @@ impl Connection {
                 bail!("{url} answered {} instead of a session", response.status())
             }
             Ok(Err(error)) => {
-                if let Error::Io(error) = &error
-                    && let Some(reason) = tls::handshake_failure(error)
-                {
+                if let Some(reason) = tls::handshake_failure(&error, CA_FILE) {
                     bail!("cannot connect to {url}: {reason}");
                 }
                 bail!(unreachable(url, error.to_string()))

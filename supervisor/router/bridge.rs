@@ -20,6 +20,7 @@ use tokio_tungstenite::{
 };
 use url::Url;
 
+use super::encryption::reason;
 use super::health::below;
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
@@ -87,7 +88,7 @@ pub(super) async fn connect_with(
     tls: Connector,
     read_buffer_bytes: usize,
 ) -> Result<ServerSocket, ConnectError> {
-    let failed = |error: tungstenite::Error| ConnectError::Failed(error.to_string());
+    let failed = |error: tungstenite::Error| ConnectError::Failed(reason(&error));
     let url = socket_url(base, path).map_err(ConnectError::Failed)?;
     let mut request = url.as_str().into_client_request().map_err(failed)?;
     if let Some(authorization) = authorization {

@@ -1,10 +1,12 @@
 //! The keys of `router` and the `Config` that they fill.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
 use fastvideo_proto::fleet::MIN_KEY_BYTES;
+use rustls::RootCertStore;
 use serde::Deserialize;
 use url::Url;
 
@@ -14,6 +16,7 @@ use crate::discovery::is_address;
 use crate::ingress;
 use crate::redis::RedisAddress;
 use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader, SettingError};
+use crate::tls;
 
 /// The most replicas of a list.
 const MAX_REPLICAS: usize = 10_000;
@@ -23,6 +26,7 @@ pub static KEYS: &[&KeySpec] = &[
     &HOST.spec,
     &PORT.spec,
     &REPLICAS.spec,
+    &CA_FILE.spec,
     &KEY_FILE.spec,
     &NAME.spec,
     &ZONE.spec,
@@ -58,6 +62,10 @@ static REPLICAS: Key<Option<Vec<serde_json::Value>>> = Key::json_list(
 )
 .short("replicas")
 .help("The servers that sessions go to, in the order in which they are preferred: each with `url`, and where needed `name`, `primary` (at most one) and `weight` [default: none, which is refused]");
+
+pub(super) static CA_FILE: Key<Option<String>> = Key::text("router.tls.ca_file").help(
+    "PEM file of the certificate authorities that `https://` servers are checked against, instead of the system's [default: none: the system's]",
+);
 
 static KEY_FILE: Key<Option<String>> = Key::text("router.key_file")
     .help("File whose first line is the key that servers know this router by (`server.router_keys_file`) [default: none: nothing is known of servers but their health]");
@@ -214,6 +222,7 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
                 recovery: reader.get(&RECOVERY_THRESHOLD),
             },
         },
+        authorities: authorities(reader),
         key: key(reader),
         name: reader.non_empty(&NAME),
         zone: reader.non_empty(&ZONE),
@@ -250,6 +259,18 @@ fn store(reader: &mut Reader<'_>) -> Option<RedisAddress> {
                 None => "redis://host:port/database or rediss://…".to_owned(),
             };
             reader.refuse(&STORE.spec, expected);
+            None
+        }
+    }
+}
+
+fn authorities(reader: &mut Reader<'_>) -> Option<RootCertStore> {
+    let path = reader.non_empty(&CA_FILE)?;
+    match tls::file_authorities(Path::new(&path)) {
+        Ok(authorities) => Some(authorities),
+        Err(error) => {
+            let expected = format!("a PEM file with certificates ({error})");
+            reader.refuse(&CA_FILE.spec, expected);
             None
         }
     }

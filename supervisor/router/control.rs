@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{Connector, connect_async_tls_with_config};
 
 use super::bridge::{ServerSocket, socket_url};
+use super::encryption::reason;
 use super::line::Line;
 use super::registry::{Replica, ReplicaRegistry};
 use crate::backoff::Backoff;
@@ -199,7 +200,7 @@ async fn connect(replica: &Replica, identity: &Identity) -> Result<ServerSocket,
         Ok(Err(tungstenite::Error::Http(answer))) if answer.status().is_client_error() => {
             Err(LinkError::NotSpoken)
         }
-        Ok(Err(error)) => Err(broken(error.to_string())),
+        Ok(Err(error)) => Err(broken(reason(&error))),
         Err(_) => Err(broken(format!(
             "no answer within {} s",
             CONNECT_TIMEOUT.as_secs()

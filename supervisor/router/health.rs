@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
+use rustls::ClientConfig;
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use url::Url;
 
-use super::HealthCheck;
 use super::registry::{Replica, ReplicaRegistry};
-use crate::causes::with_causes;
+use super::{HealthCheck, encryption};
 
 /// How many probes in a row change the state of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,16 +128,16 @@ pub struct HttpClient(reqwest::Client);
 impl HttpClient {
     /// # Errors
     /// Returns an error when TLS cannot be set up.
-    pub fn new() -> io::Result<Self> {
-        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
-        client.build().map(Self).map_err(io::Error::other)
+    pub fn new(tls: Option<&ClientConfig>) -> io::Result<Self> {
+        let client = encryption::http_client(tls).build();
+        client.map(Self).map_err(io::Error::other)
     }
 }
 
 impl HttpProbe for HttpClient {
     async fn get(&self, url: Url) -> Result<(), String> {
         let answer = self.0.get(url).send().await;
-        let answer = answer.map_err(|error| with_causes(&error.without_url()))?;
+        let answer = answer.map_err(|error| encryption::reason(&error.without_url()))?;
         match answer.status().as_u16() {
             status if status < 400 => Ok(()),
             status => Err(format!("status {status}")),

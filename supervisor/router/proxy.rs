@@ -17,11 +17,12 @@ use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::Response;
 use fastvideo_proto::api::error::ErrorBody;
 use futures_util::stream;
+use rustls::ClientConfig;
 
+use super::encryption;
 use super::health::below;
 use super::registry::Replica;
 use super::routes::App;
-use crate::causes::with_causes;
 use crate::ingress::error::ApiError;
 use crate::ingress::origins::SEC_FETCH_SITE;
 
@@ -61,12 +62,9 @@ pub(super) struct Proxy(reqwest::Client);
 impl Proxy {
     /// # Errors
     /// Returns an error when TLS cannot be set up.
-    pub(super) fn new() -> io::Result<Self> {
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .build();
-        client.map(Self).map_err(io::Error::other)
+    pub(super) fn new(tls: Option<&ClientConfig>) -> io::Result<Self> {
+        let client = encryption::http_client(tls).connect_timeout(CONNECT_TIMEOUT);
+        client.build().map(Self).map_err(io::Error::other)
     }
 
     /// Asks one server.
@@ -85,7 +83,7 @@ impl Proxy {
         };
         let answer = request.send().await;
         let failed = |error: &reqwest::Error| {
-            let error = with_causes(error);
+            let error = encryption::reason(error);
             tracing::warn!(%replica, error, "replica not reached");
         };
         let answer = answer.map_err(reqwest::Error::without_url);
