@@ -91,6 +91,8 @@ pub(crate) struct LoadedRouter {
     pub(crate) config: router::Config,
     pub(crate) logging: logging::Options,
     pub(crate) settings: Settings,
+    /// As in [`Loaded`].
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Reads and checks the configuration of a router; starts nothing.
@@ -109,11 +111,28 @@ pub(crate) fn load_router(
     if !errors.is_empty() {
         return Err(ConfigErrors(errors.into_iter().map(Into::into).collect()));
     }
+    let warnings = Vec::from_iter(exposed_key(&config));
     Ok(LoadedRouter {
         config,
         logging,
         settings,
+        warnings,
     })
+}
+
+/// Names the servers to which the router's key goes without TLS.
+fn exposed_key(config: &router::Config) -> Option<String> {
+    let mut addresses = config.exposing_key().map(|replica| replica.url.as_str());
+    let first = addresses.next()?;
+    let others = match addresses.count() {
+        0 => String::new(),
+        1 => " and 1 other".to_owned(),
+        others => format!(" and {others} others"),
+    };
+    let key = router::config::KEY_FILE.spec.path;
+    Some(format!(
+        "the key of `{key}` goes over the network in the clear, to {first}{others}: use https:// or a network of your own"
+    ))
 }
 
 /// Merges the layers. Each value fits its key, but values may contradict each other. Also returns the keys of the file that

@@ -44,6 +44,9 @@ fn serve(loaded: LoadedRouter) -> ExitCode {
     let version = env!("CARGO_PKG_VERSION");
     let replicas = loaded.config.replicas.len();
     tracing::info!(version, replicas, "starting a router");
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
     let served = crate::runtime(true).map_err(anyhow::Error::from);
     let served = served.and_then(|runtime| {
         let served = runtime.block_on(router::serve(loaded.config, crate::announce));
@@ -61,6 +64,9 @@ fn serve(loaded: LoadedRouter) -> ExitCode {
 
 /// Prints the configuration as a file, and as comments in it whether each of its servers answers. Fails when none does.
 fn check(loaded: &LoadedRouter) -> ExitCode {
+    for warning in &loaded.warnings {
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
     let config = &loaded.config;
     let answers = ask_all(config);
     let answers = match answers {

@@ -534,6 +534,56 @@ async fn keys_that_are_none_end_the_start() {
 }
 
 #[tokio::test]
+async fn a_router_warns_of_a_key_that_goes_over_the_network_in_the_clear() {
+    let keys = Keys::new(KEY);
+    let key = keys.flag("router.key_file");
+    let replicas = |urls: &[&str]| {
+        let urls = urls.iter().map(|url| json!({"url": url}));
+        Value::Array(urls.collect()).to_string()
+    };
+    let warning = "the key of `router.key_file` goes over the network in the clear, to ";
+    // Nobody listens there.
+    let own = ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"];
+    let encrypted = "https://203.0.113.1:1";
+    let plain = ["http://203.0.113.1:1", "http://203.0.113.2:1"];
+    let quick = "--router.health_check.timeout_seconds=0.01";
+    for (servers, key, expected) in [
+        ([&own[..], &[encrypted]].concat(), Some(&key), None),
+        ([&own[..], &plain[..1]].concat(), None, None),
+        (
+            [&own[..], &plain[..1]].concat(),
+            Some(&key),
+            Some("http://203.0.113.1:1/: "),
+        ),
+        (
+            plain.to_vec(),
+            Some(&key),
+            Some("http://203.0.113.1:1/ and 1 other: "),
+        ),
+    ] {
+        let replicas = replicas(&servers);
+        let args = ["--replicas", &replicas, quick].into_iter();
+        let args = Vec::from_iter(args.chain(key.map(String::as_str)));
+        let (code, _, said) = run(&[&["router", "check"], &args[..]].concat()).await;
+        assert_eq!(code, Some(1), "{said}");
+        let mut router = Server::spawn(command().arg("router").args(&args));
+        router.signal(Signal::SIGTERM);
+        router.exit().await;
+        // The last line.
+        let log = until("the router has stopped", async || {
+            Some(router.log()).filter(|log| log.contains("stopped"))
+        });
+        for said in [said, log.await] {
+            let told = said.split_once(warning).map(|(_, told)| told);
+            match (told, expected) {
+                (Some(told), Some(expected)) => assert!(told.starts_with(expected), "{said}"),
+                (told, expected) => assert_eq!(told, expected, "{said}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_film_is_had_through_a_router_from_the_server_that_has_it() {
     let servers = [server(), server()];
     let router = router(&[&servers[0].address, &servers[1].address]);

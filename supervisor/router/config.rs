@@ -8,7 +8,7 @@ use axum::http::HeaderValue;
 use fastvideo_proto::fleet::MIN_KEY_BYTES;
 use rustls::RootCertStore;
 use serde::Deserialize;
-use url::Url;
+use url::{Host, Url};
 
 use super::health::Thresholds;
 use super::{Config, HealthCheck};
@@ -67,7 +67,7 @@ pub(super) static CA_FILE: Key<Option<String>> = Key::text("router.tls.ca_file")
     "PEM file of the certificate authorities that `https://` servers are checked against, instead of the system's [default: none: the system's]",
 );
 
-static KEY_FILE: Key<Option<String>> = Key::text("router.key_file")
+pub static KEY_FILE: Key<Option<String>> = Key::text("router.key_file")
     .help("File whose first line is the key that servers know this router by (`server.router_keys_file`) [default: none: nothing is known of servers but their health]");
 
 static NAME: Key<Option<String>> =
@@ -166,6 +166,27 @@ impl ReplicaEndpoint {
             primary: false,
             weight: 1.0,
         }
+    }
+}
+
+impl Config {
+    /// Returns the servers to which the router's key goes over a network without TLS.
+    pub fn exposing_key(&self) -> impl Iterator<Item = &ReplicaEndpoint> {
+        let replicas = self.replicas.iter().filter(|_| self.key.is_some());
+        replicas.filter(|replica| replica.url.scheme() == "http" && !is_loopback(&replica.url))
+    }
+}
+
+/// Returns whether an address is on this machine.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
     }
 }
 
@@ -384,5 +405,29 @@ fn wrong(field: &str, expected: &str, given: &str, origin: &Origin) -> SettingEr
         expected: expected.to_owned(),
         given: given.to_owned(),
         origin: origin.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_this_machine_are_loopback() {
+        for (url, expected) in [
+            ("http://127.0.0.1:8000", true),
+            ("http://127.9.9.9", true),
+            ("http://[::1]:8000", true),
+            ("http://[::ffff:127.0.0.1]", true),
+            ("http://LOCALHOST:8000", true),
+            ("http://a.localhost.", true),
+            ("http://10.0.0.1", false),
+            ("http://0.0.0.0", false),
+            ("http://[fe80::1]", false),
+            ("http://127.0.0.1.example", false),
+            ("http://notlocalhost", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
+        }
     }
 }
