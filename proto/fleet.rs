@@ -48,6 +48,7 @@ pub enum ServerMessage {
 
 /// How a server is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Report {
     /// A random name, another one after each start.
     pub server_id: String,
@@ -85,6 +86,7 @@ pub struct Report {
 
 /// Numbers of GPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Gpus {
     pub total: usize,
     /// Those whose workers serve.

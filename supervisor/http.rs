@@ -24,7 +24,7 @@ mod app;
 pub mod config;
 mod film;
 pub mod fleet;
-mod openapi;
+pub(crate) mod openapi;
 mod operator;
 mod status;
 mod store_error;

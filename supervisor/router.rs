@@ -2,7 +2,7 @@
 //!
 //! `registry` holds the servers, which `health` probes and which report over `control` how they are; `choose` says which of
 //! them takes a session. `routes` takes clients and answers operators, and `bridge` carries a session to a server and back.
-//! `proxy` passes requests on to servers, and `sessions` those of operators.
+//! `proxy` passes requests on to servers, and `sessions` and `servers` those of operators; `openapi` describes all routes.
 //! `line` is where sessions wait; several routers have one line through a Redis. A router keeps nothing that is missed when
 //! it ends.
 
@@ -40,9 +40,11 @@ mod encryption;
 pub mod health;
 mod held;
 mod line;
+mod openapi;
 mod proxy;
 pub mod registry;
 mod routes;
+mod servers;
 mod session;
 mod sessions;
 

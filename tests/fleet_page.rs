@@ -1,9 +1,11 @@
-//! What a router serves besides sessions: the built-in page, and operators' requests for sessions.
+//! What a router serves besides sessions: the built-in page, and operators' requests for sessions and servers.
 
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Error as WsError;
 use ureq::http::Request;
 
-use crate::harness::{Server, until};
+use crate::harness::{Server, command, until};
+use crate::http::{SMALL_BODIES, described_paths, described_refusals};
 use crate::page::browser::Browser;
 use crate::router::{KEY, Keys};
 
@@ -150,4 +152,148 @@ async fn sessions_of_all_servers_are_in_one_list_and_take_orders() {
     let address = format!("http://{}", servers[1].address);
     assert_eq!(list["unreachable"], json!([address]));
     assert_eq!(list["sessions"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn orders_for_one_server_go_to_the_one_with_that_name_or_address() {
+    let (_keys, mut servers, router) = fleet().await;
+    let mut client = servers[1].active(json!({})).await;
+    client.segment("a red fox").await;
+    for (server, name) in servers.iter().zip(["first", "second"]) {
+        let own = server.gpu(0).await["pid"].clone();
+        for name in [name, &server.address] {
+            let status = router.get(&format!("/v1/servers/{name}/status")).await.1;
+            assert_eq!(status["gpu_status"]["0"]["pid"], own, "{name}");
+        }
+    }
+    // With its query, its body, and whatever its status is.
+    let list = router.get("/v1/servers/second/v1/sessions").await.1;
+    let id = list["sessions"][0]["session_id"].as_str().unwrap();
+    let state = format!("/v1/servers/second/v1/sessions/{id}/state");
+    for query in ["inline=true", "inline=false"] {
+        let answer = router.get(&format!("{state}?{query}")).await;
+        let direct = format!("/v1/sessions/{id}/state?{query}");
+        assert!(answer.1["kind"] == "ltx2.v1" && answer == servers[1].get(&direct).await);
+    }
+    assert_eq!(router.get(&format!("{state}?inline=x")).await.0, 400);
+    let relocate = format!("/v1/servers/second/v1/sessions/{id}/move");
+    let refused = router.call("POST", &relocate, Some(json!({"gpu_id": 7})));
+    let (code, refused) = refused.await;
+    assert_eq!((code, &refused["error"]["code"]), (400, &json!("no_gpu")));
+
+    let refused = async |method, path: &str| {
+        let (code, body) = router.call(method, path, None).await;
+        (code, body["error"]["code"].as_str().unwrap().to_owned())
+    };
+    for (path, expected) in [
+        ("/v1/servers/third/status", (404, "no_server")),
+        ("/v1/servers/third", (404, "not_found")),
+        ("/v1/servers/second/nowhere", (404, "not_found")),
+        ("/v1/servers/second/v1/stream", (404, "not_found")),
+        ("/v1/servers/second/v1/router/session", (404, "not_found")),
+        ("/v1/servers/second/v1%2Fr%6futer", (404, "not_found")),
+        (
+            "/v1/servers/second/x/../v1/router",
+            (400, "invalid_request"),
+        ),
+        (
+            "/v1/servers/second/x/%2e%2E/v1/router",
+            (400, "invalid_request"),
+        ),
+        ("/v1/servers/second//v1/router", (400, "invalid_request")),
+        ("/v1/servers/second/%ff", (400, "invalid_request")),
+    ] {
+        let (code, name) = refused("GET", path).await;
+        assert_eq!((code, &*name), expected, "{path}");
+    }
+    for path in ["v1/stream", "v1/watch", "v1/router"] {
+        let url = format!("ws://{}/v1/servers/second/{path}", router.address);
+        match tokio_tungstenite::connect_async(url).await {
+            Err(WsError::Http(answer)) => assert_eq!(answer.status(), 404, "{path}"),
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+
+    // The page of another site gives no orders, the router's own does.
+    let drain = |origin: &str| {
+        let request = Request::post("/v1/servers/second/v1/drain").header("origin", origin);
+        router.send(request.body(String::new()).unwrap())
+    };
+    assert_eq!(drain("http://other.example").await.status(), 403);
+    let own = format!("http://{}", router.address);
+    assert_eq!(drain(&own).await.status(), 202);
+    servers[1].exit().await;
+    assert_eq!(servers[0].get("/readyz").await.0, 200);
+    let path = format!("/v1/servers/{}/status", servers[1].address);
+    let expected = (502, "server_unreachable".to_owned());
+    assert_eq!(refused("GET", &path).await, expected);
+}
+
+#[tokio::test]
+async fn orders_for_a_name_that_two_servers_have_go_to_neither() {
+    let servers = [Server::start(&["--gpus=1"]), Server::start(&["--gpus=1"])];
+    let replicas = servers
+        .each_ref()
+        .map(|server| json!({"name": "twin", "url": format!("http://{}", server.address)}));
+    let replicas = Value::from_iter(replicas).to_string();
+    let router = Server::spawn(command().args(["router", "--replicas", &replicas]));
+    let (code, refused) = router.post("/v1/servers/twin/v1/drain").await;
+    assert_eq!(
+        (code, &refused["error"]["code"]),
+        (409, &json!("ambiguous_name"))
+    );
+    let message = refused["error"]["message"].as_str().unwrap();
+    for server in &servers {
+        assert!(message.contains(&server.address), "{message}");
+        let path = format!("/v1/servers/{}/healthz", server.address);
+        assert_eq!(router.get(&path).await.0, 200);
+    }
+}
+
+#[tokio::test]
+async fn the_openapi_document_of_a_router_describes_its_routes() {
+    let keys = Keys::new(KEY);
+    let server = keys.server(&["--gpus=1"]);
+    let router = keys.router(&[&server.address], &[SMALL_BODIES]);
+    let expected = [
+        "/health",
+        "/healthz",
+        "/openapi.json",
+        "/readyz",
+        "/status",
+        "/v1/fleet/demand",
+        "/v1/servers/{name}/{path}",
+        "/v1/sessions",
+        "/v1/sessions/{id}",
+        "/v1/sessions/{id}/film",
+        "/v1/sessions/{id}/film.mp4",
+        "/v1/sessions/{id}/film/{n}.jpg",
+        "/v1/sessions/{id}/film/{n}.mp4",
+        "/v1/sessions/{id}/film/{n}/{attempt}-{message}.m4s",
+        "/v1/sessions/{id}/index.m3u8",
+        "/v1/sessions/{id}/move",
+        "/v1/sessions/{id}/state",
+        "/v1/stream",
+        "/v1/watch",
+    ];
+    assert_eq!(described_paths(&router).await, expected);
+    // Until then /readyz answers 503, which is no refusal.
+    until("the server is ready", async || {
+        (router.get("/readyz").await.0 == 200).then_some(())
+    })
+    .await;
+    let refused = described_refusals(&router).await;
+    for expected in [
+        (400, "invalid_request"),
+        (400, "invalid_body"),
+        (403, "other_site"),
+        (404, "no_session"),
+        (404, "no_server"),
+        (405, "method_not_allowed"),
+        (413, "invalid_body"),
+        (426, "upgrade_required"),
+    ] {
+        let expected = (expected.0, expected.1.to_owned());
+        assert!(refused.contains(&expected), "{expected:?} in {refused:?}");
+    }
 }

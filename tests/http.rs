@@ -176,6 +176,7 @@ async fn what_is_not_there_is_said_in_json() {
 fn odd_requests(method: &str, path: &str, takes_body: bool) -> Vec<Request<String>> {
     let filled = |id: &str, gpu: &str| {
         let path = path.replace("{id}", id).replace("{gpu}", gpu);
+        let path = path.replace("{name}", gpu).replace("{path}", "status");
         path.replace("{n}", "0")
     };
     let unknown = filled(&"0".repeat(32), "99");
@@ -215,12 +216,12 @@ fn refusal(response: &Response<String>, what: &str) -> ErrorBody {
     body.unwrap_or_else(|error| panic!("{what}: {error} in {}", response.body()))
 }
 
-#[tokio::test]
-async fn every_refusal_of_every_route_is_an_error_in_json_that_openapi_describes() {
-    let limit = "--streaming.limits.max_message_bytes=100000";
-    let server = Server::start(&["--gpus", "1", limit]);
-    // Until then /readyz answers 503, which is no refusal.
-    server.ready(1).await;
+/// A limit on the body of a request, which one of the odd requests exceeds.
+pub(crate) const SMALL_BODIES: &str = "--streaming.limits.max_message_bytes=100000";
+
+/// Sends odd requests to all routes of a server's or router's document, and to some that are in none. Each refusal must be an
+/// error in JSON that the document describes. Returns their statuses and codes.
+pub(crate) async fn described_refusals(server: &Server) -> Vec<(u16, String)> {
     let (_, document) = server.get("/openapi.json").await;
     let mut paths = document["paths"].as_object().unwrap().clone();
     for page in ["/", "/page.js", "/nowhere"] {
@@ -261,6 +262,15 @@ async fn every_refusal_of_every_route_is_an_error_in_json_that_openapi_describes
             }
         }
     }
+    refused
+}
+
+#[tokio::test]
+async fn every_refusal_of_every_route_is_an_error_in_json_that_openapi_describes() {
+    let server = Server::start(&["--gpus", "1", SMALL_BODIES]);
+    // Until then /readyz answers 503, which is no refusal.
+    server.ready(1).await;
+    let refused = described_refusals(&server).await;
     for expected in [
         (400, "invalid_request"),
         (400, "invalid_body"),
@@ -339,13 +349,26 @@ async fn every_answer_is_read_back_whole_by_its_type() {
     assert_eq!(typed::<ErrorBody>(&refused).error.code, "not_found");
 }
 
-#[tokio::test]
-async fn the_openapi_document_describes_every_route() {
-    let server = Server::start(&["--gpus", "1"]);
+/// The paths in the document of a server or router, sorted.
+pub(crate) async fn described_paths(server: &Server) -> Vec<String> {
     let (code, document) = server.get("/openapi.json").await;
     assert_eq!(code, 200);
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));
+    // Each reference leads somewhere.
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = &reference[..reference.find('"').unwrap()];
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
+    }
     let paths = document["paths"].as_object().unwrap();
+    let mut paths: Vec<_> = paths.keys().cloned().collect();
+    paths.sort_unstable();
+    paths
+}
+
+#[tokio::test]
+async fn the_openapi_document_describes_every_route() {
+    let server = Server::start(&["--gpus", "1"]);
     let expected = [
         "/health",
         "/healthz",
@@ -369,15 +392,7 @@ async fn the_openapi_document_describes_every_route() {
         "/v1/workers/{gpu}/drain",
         "/v1/workers/{gpu}/restart",
     ];
-    let mut given: Vec<_> = paths.keys().map(String::as_str).collect();
-    given.sort_unstable();
-    assert_eq!(given, expected);
-    // Each reference leads somewhere.
-    let text = document.to_string();
-    for reference in text.split("\"$ref\":\"#").skip(1) {
-        let pointer = &reference[..reference.find('"').unwrap()];
-        assert!(document.pointer(pointer).is_some(), "{pointer}");
-    }
+    assert_eq!(described_paths(&server).await, expected);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use crate::fleet::Report;
 
 /// The answer of a router's `GET /status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RouterStatus {
     /// The router's version.
     pub version: String,
@@ -24,6 +25,7 @@ pub struct RouterStatus {
 
 /// One replica as the router sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReplicaState {
     pub url: String,
     pub name: Option<String>,
@@ -45,6 +47,7 @@ pub struct ReplicaState {
 
 /// The answer of a router's `GET /v1/sessions`: the sessions at all healthy servers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FleetSessions {
     pub sessions: Vec<FleetSession>,
     /// The servers whose sessions are not here, since they do not answer: by name or address.
@@ -53,6 +56,7 @@ pub struct FleetSessions {
 
 /// One session at a server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FleetSession {
     /// The server's name or address.
     pub server: String,
@@ -62,6 +66,7 @@ pub struct FleetSession {
 
 /// The answer of a router's `GET /v1/fleet/demand`: what the servers have, and what their sessions need.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FleetDemand {
     /// Sessions that wait for a place at a server, at all routers whose line this is.
     pub waiting: usize,
@@ -79,6 +84,7 @@ pub struct FleetDemand {
 
 /// The answer of a router's `GET /health` and `GET /readyz`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RouterHealth {
     /// `ok`.
     pub status: String,

@@ -1,4 +1,4 @@
-//! The OpenAPI description of all routes, served at `/openapi.json`.
+//! The OpenAPI description of all routes, served at `/openapi.json`. Routers describe theirs with parts of it.
 
 use axum::routing::get;
 use axum::{Json, Router};
@@ -26,20 +26,8 @@ pub(super) fn routes() -> Router<App> {
         status::healthz,
         status::readyz,
         status::status,
-        openapi,
-        stream,
-        watch,
-        film::film,
-        film::media,
-        film::thumbnail,
-        film::whole_film,
-        film::playlist,
-        film::part,
         sessions::list,
         sessions::hydrate,
-        sessions::state,
-        sessions::end,
-        sessions::relocate,
         sessions::drain,
         workers::drain,
         workers::restart,
@@ -49,10 +37,31 @@ pub(super) fn routes() -> Router<App> {
 )]
 struct ApiDoc;
 
+/// The routes that a router answers as a server does.
+#[derive(OpenApi)]
+#[openapi(paths(openapi, stream, watch))]
+pub(crate) struct CommonRoutes;
+
+/// The routes that a router passes on to the server that has the session.
+#[derive(OpenApi)]
+#[openapi(paths(
+    film::film,
+    film::media,
+    film::thumbnail,
+    film::whole_film,
+    film::playlist,
+    film::part,
+    sessions::state,
+    sessions::end,
+    sessions::relocate
+))]
+pub(crate) struct SessionRoutes;
+
 /// Returns this document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
 async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(ApiDoc::openapi())
+    let document = ApiDoc::openapi().merge_from(CommonRoutes::openapi());
+    Json(document.merge_from(SessionRoutes::openapi()))
 }
 
 /// Opens a session, one per connection: JSON text messages travel both ways, media as binary messages to the client.

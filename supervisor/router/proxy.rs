@@ -1,4 +1,4 @@
-//! Passes requests for a session on to the server that has it.
+//! Passes requests on to servers.
 //!
 //! Any server with the session's store has its film; the one that runs the session has also what is being made. So the
 //! servers are asked one after the other, until one knows the session and the token.
@@ -13,7 +13,7 @@ use axum::http::header::{
     ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION,
     CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, ORIGIN, RANGE, TRANSFER_ENCODING,
 };
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use fastvideo_proto::api::error::ErrorBody;
 use futures_util::stream;
@@ -24,7 +24,7 @@ use super::health::below;
 use super::registry::Replica;
 use super::routes::App;
 use crate::ingress::error::ApiError;
-use crate::ingress::origins::SEC_FETCH_SITE;
+use crate::ingress::origins::{Origins, SEC_FETCH_SITE};
 
 /// Time limit on connecting to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,6 +53,16 @@ pub(super) struct Asked<'a> {
     pub(super) target: &'a str,
     pub(super) headers: &'a HeaderMap,
     pub(super) body: Bytes,
+}
+
+/// Returns the headers for a server, which knows the router's address by no other means: where the browser has not said
+/// that a request is of the page at this address, the headers say it.
+pub(super) fn judged(mut headers: HeaderMap) -> HeaderMap {
+    let is_own = Origins::default().foreign(&headers).is_none();
+    if is_own && headers.contains_key(ORIGIN) {
+        headers.insert(SEC_FETCH_SITE, HeaderValue::from_static("same-origin"));
+    }
+    headers
 }
 
 /// Asks servers for what clients of the router ask for.
@@ -109,6 +119,11 @@ impl Proxy {
             }
         }
         Some(body)
+    }
+
+    /// Asks one server; `None` when it does not answer.
+    pub(super) async fn ask_one(&self, replica: &Replica, asked: &Asked<'_>) -> Option<Response> {
+        self.ask(replica, asked).await.map(passed)
     }
 
     /// Asks the servers one after the other, until one knows the session.
@@ -191,4 +206,24 @@ fn passed(answer: reqwest::Response) -> Response {
     });
     *passed.body_mut() = Body::from_stream(chunks);
     passed
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::header::HOST;
+
+    use super::*;
+
+    #[test]
+    fn a_server_hears_that_a_request_is_of_the_routers_own_page() {
+        let judged = |origin: &'static str| {
+            let headers = [(HOST, "router:9000"), (ORIGIN, origin)];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            let judged = judged(HeaderMap::from_iter(headers));
+            judged.contains_key(SEC_FETCH_SITE)
+        };
+        assert!(judged("http://router:9000"));
+        assert!(!judged("http://other.example"));
+        assert!(!super::judged(HeaderMap::new()).contains_key(SEC_FETCH_SITE));
+    }
 }

@@ -169,6 +169,15 @@ impl ReplicaRegistry {
         self.0.replicas.borrow().clone()
     }
 
+    /// Returns the replicas that operators call so: by a name, or by host and port.
+    pub(super) fn named(&self, name: &str) -> Vec<Arc<Replica>> {
+        let replicas = self.all();
+        let is_named = |replica: &&Arc<Replica>| {
+            replica.label() == name || replica.endpoint.url.authority() == name
+        };
+        replicas.iter().filter(is_named).cloned().collect()
+    }
+
     /// Returns a receiver of all replicas, which is told when they change.
     pub(super) fn list(&self) -> watch::Receiver<Replicas> {
         self.0.replicas.subscribe()

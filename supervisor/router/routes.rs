@@ -27,7 +27,7 @@ use super::line::Line;
 use super::proxy::{self, Proxy};
 use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
 use super::session::{self, Finish};
-use super::sessions;
+use super::{openapi, servers, sessions};
 use crate::dialect::{Rendered, Wire, close_code, stream_v1};
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
@@ -80,18 +80,21 @@ pub(super) fn router(app: App) -> Router {
         .route("/status", get(status))
         .route("/v1/fleet/demand", get(fleet_demand))
         .route("/health", get(health))
-        .route("/healthz", get(health))
-        .route("/readyz", get(ready))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .merge(openapi::routes())
+        .merge(servers::routes(&app))
         .merge(sessions::routes(&app))
         .merge(page::routes())
-        .fallback(async || ApiError::not_found("there is nothing here; this is a router"))
+        .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
         .with_state(app)
 }
 
 /// Returns the state of all replicas.
-async fn status(State(app): State<App>) -> Json<RouterStatus> {
+#[utoipa::path(get, path = "/status", responses((status = 200, body = RouterStatus)))]
+pub(super) async fn status(State(app): State<App>) -> Json<RouterStatus> {
     let replicas = app.registry.all();
     let replicas = replicas.iter().map(|replica| {
         let health = replica.health();
@@ -119,19 +122,31 @@ async fn status(State(app): State<App>) -> Json<RouterStatus> {
 }
 
 /// Returns what the servers have, and what their sessions need.
-async fn fleet_demand(State(app): State<App>) -> Json<FleetDemand> {
+#[utoipa::path(get, path = "/v1/fleet/demand", responses((status = 200, body = FleetDemand)))]
+pub(super) async fn fleet_demand(State(app): State<App>) -> Json<FleetDemand> {
     let replicas = app.registry.all();
     let reports: Vec<_> = replicas.iter().filter_map(|r| r.report()).collect();
     Json(demand::demand(&reports, app.line.len(), app.headroom_gpus))
 }
 
+/// Says that the process answers, and how many sessions it has.
+#[utoipa::path(get, path = "/health", responses((status = 200, body = RouterHealth)))]
+pub(super) async fn health(State(app): State<App>) -> Json<RouterHealth> {
+    Json(health_of(&app))
+}
+
 /// Liveness probe: the process answers.
-async fn health(State(app): State<App>) -> Json<RouterHealth> {
+#[utoipa::path(get, path = "/healthz", responses((status = 200, body = RouterHealth)))]
+pub(super) async fn healthz(State(app): State<App>) -> Json<RouterHealth> {
     Json(health_of(&app))
 }
 
 /// Readiness probe: a new session would find a server.
-async fn ready(State(app): State<App>) -> (StatusCode, Json<RouterHealth>) {
+#[utoipa::path(get, path = "/readyz", responses(
+    (status = 200, body = RouterHealth, description = "a server is healthy"),
+    (status = 503, body = RouterHealth, description = "no server is healthy, or the router drains")
+))]
+pub(super) async fn readyz(State(app): State<App>) -> (StatusCode, Json<RouterHealth>) {
     let is_ready = app.registry.select().is_some() && !app.ingress.connections.is_closed();
     let code = match is_ready {
         true => StatusCode::OK,

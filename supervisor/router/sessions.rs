@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::header::ORIGIN;
-use axum::http::{HeaderMap, HeaderValue, Method, Uri};
+use axum::http::{HeaderMap, Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::Response;
-use axum::routing::{any, get};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use fastvideo_proto::api::router::{FleetSession, FleetSessions};
 use fastvideo_proto::api::sessions::{SessionEntry, SessionList};
@@ -16,13 +15,12 @@ use fastvideo_proto::ids::SessionId;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::proxy::Asked;
+use super::proxy::{Asked, judged};
 use super::registry::Replica;
 use super::routes::App;
 use crate::ingress::csrf;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::{Body, PathSession};
-use crate::ingress::origins::{Origins, SEC_FETCH_SITE};
 
 /// The most that is read of a server's list.
 const MAX_LIST_BYTES: usize = 16 << 20;
@@ -33,14 +31,15 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) fn routes(app: &App) -> Router<App> {
     Router::new()
         .route("/v1/sessions", get(list))
-        .route("/v1/sessions/{id}", any(order))
-        .route("/v1/sessions/{id}/state", any(order))
-        .route("/v1/sessions/{id}/move", any(order))
+        .route("/v1/sessions/{id}", delete(order))
+        .route("/v1/sessions/{id}/state", get(order))
+        .route("/v1/sessions/{id}/move", post(order))
         .layer(from_fn_with_state(app.ingress.origins.clone(), csrf::guard))
 }
 
 /// Lists the sessions of all servers. Those that do not answer are named, too.
-async fn list(State(app): State<App>, headers: HeaderMap) -> Json<FleetSessions> {
+#[utoipa::path(get, path = "/v1/sessions", responses((status = 200, body = FleetSessions)))]
+pub(super) async fn list(State(app): State<App>, headers: HeaderMap) -> Json<FleetSessions> {
     let mut merged = FleetSessions::default();
     for (replica, entries) in lists(&app, &headers).await {
         let server = replica.label();
@@ -77,16 +76,6 @@ async fn order(
     let answer = app.proxy.ask_in_turn(replicas, &asked).await;
     drop(share);
     answer
-}
-
-/// Returns the headers for a server, which knows the router's address by no other means: where the browser has not said
-/// that a request is of the page at this address, the headers say it.
-fn judged(mut headers: HeaderMap) -> HeaderMap {
-    let is_own = Origins::default().foreign(&headers).is_none();
-    if is_own && headers.contains_key(ORIGIN) {
-        headers.insert(SEC_FETCH_SITE, HeaderValue::from_static("same-origin"));
-    }
-    headers
 }
 
 /// Returns the healthy servers; the one that runs the session comes first.
@@ -126,24 +115,4 @@ async fn lists(app: &App, headers: &HeaderMap) -> Vec<(Arc<Replica>, Option<Vec<
         (replica.clone(), list.map(|list| list.sessions))
     });
     join_all(lists).await
-}
-
-#[cfg(test)]
-mod tests {
-    use axum::http::header::HOST;
-
-    use super::*;
-
-    #[test]
-    fn a_server_hears_that_a_request_is_of_the_routers_own_page() {
-        let judged = |origin: &'static str| {
-            let headers = [(HOST, "router:9000"), (ORIGIN, origin)];
-            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
-            let judged = judged(HeaderMap::from_iter(headers));
-            judged.contains_key(SEC_FETCH_SITE)
-        };
-        assert!(judged("http://router:9000"));
-        assert!(!judged("http://other.example"));
-        assert!(!super::judged(HeaderMap::new()).contains_key(SEC_FETCH_SITE));
-    }
 }
