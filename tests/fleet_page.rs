@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Error as WsError;
 use ureq::http::Request;
 
-use crate::harness::{Server, command, until};
+use crate::harness::{Client, Server, command, until};
 use crate::http::{SMALL_BODIES, described_paths, described_refusals};
 use crate::page::browser::Browser;
 use crate::router::{KEY, Keys};
@@ -229,14 +229,25 @@ async fn orders_for_one_server_go_to_the_one_with_that_name_or_address() {
     assert_eq!(refused("GET", &path).await, expected);
 }
 
-#[tokio::test]
-async fn orders_for_a_name_that_two_servers_have_go_to_neither() {
+/// Two servers without links, and a router that calls both of them so. Its probes do not notice when one is gone.
+async fn unlinked(name: Option<&str>) -> ([Server; 2], Server) {
     let servers = [Server::start(&["--gpus=1"]), Server::start(&["--gpus=1"])];
     let replicas = servers
         .each_ref()
-        .map(|server| json!({"name": "twin", "url": format!("http://{}", server.address)}));
+        .map(|server| json!({"name": name, "url": format!("http://{}", server.address)}));
     let replicas = Value::from_iter(replicas).to_string();
-    let router = Server::spawn(command().args(["router", "--replicas", &replicas]));
+    let patient = "--router.health_check.failure_threshold=1000";
+    let router = Server::spawn(command().args(["router", "--replicas", &replicas, patient]));
+    until("both servers are healthy", async || {
+        (router.get("/health").await.1["healthy_replicas"] == 2).then_some(())
+    })
+    .await;
+    (servers, router)
+}
+
+#[tokio::test]
+async fn orders_for_a_name_that_two_servers_have_go_to_neither() {
+    let (servers, router) = unlinked(Some("twin")).await;
     let (code, refused) = router.post("/v1/servers/twin/v1/drain").await;
     assert_eq!(
         (code, &refused["error"]["code"]),
@@ -296,4 +307,120 @@ async fn the_openapi_document_of_a_router_describes_its_routes() {
         let expected = (expected.0, expected.1.to_owned());
         assert!(refused.contains(&expected), "{expected:?} in {refused:?}");
     }
+}
+
+/// Opens a session at a server and makes a segment. Returns the client, and the session's state.
+async fn with_state(server: &Server) -> (Client, Value) {
+    let mut client = server.active(json!({})).await;
+    client.segment("a red fox").await;
+    let list = server.get("/v1/sessions").await.1;
+    let id = list["sessions"][0]["session_id"].as_str().unwrap();
+    let path = format!("/v1/sessions/{id}/state?inline=true");
+    (client, server.get(&path).await.1)
+}
+
+/// Waits until a router's servers report so many sessions; `None` is one that does not report.
+async fn report(router: &Server, expected: [Option<u64>; 2]) {
+    until(
+        &format!("the servers report {expected:?} sessions"),
+        async || {
+            let status = router.status().await;
+            let replicas = status["replicas"].as_array().unwrap().iter();
+            let sessions = replicas.map(|it| it["report"]["sessions"].as_u64());
+            (sessions.collect::<Vec<_>>() == expected).then_some(())
+        },
+    )
+    .await;
+}
+
+/// Says which of the servers know a session that was brought in.
+async fn known(servers: &[Server; 2], hydrated: &Value) -> [bool; 2] {
+    let id = hydrated["session_id"].as_str().unwrap();
+    let path = format!("/v1/sessions/{id}/state");
+    let [first, second] = servers.each_ref().map(|server| server.get(&path));
+    [first.await.0 == 200, second.await.0 == 200]
+}
+
+#[tokio::test]
+async fn a_state_that_is_brought_in_at_a_router_goes_to_a_server_with_room() {
+    let (_keys, mut servers, router) = fleet().await;
+    let (_client, state) = with_state(&servers[0]).await;
+    report(&router, [Some(1), Some(0)]).await;
+    let bring = async || {
+        router
+            .call("POST", "/v1/sessions", Some(state.clone()))
+            .await
+    };
+    let (code, hydrated) = bring().await;
+    assert_eq!(code, 201);
+    assert_eq!(known(&servers, &hydrated).await, [false, true]);
+    let resume = json!({"session_id": hydrated["session_id"], "token": hydrated["resume_token"]});
+    let mut resumed = router.open(json!({"resume": resume})).await;
+    assert_eq!(resumed.until_type("gpu_assigned").await["server"], "second");
+    resumed.segment("a blue hare").await;
+    resumed.send(json!({"type": "leave"})).await;
+
+    // The page of another site brings nothing in.
+    let request = Request::post("/v1/sessions").header("origin", "http://other.example");
+    let refused = router.send(request.body(state.to_string()).unwrap()).await;
+    assert_eq!(refused.status(), 403);
+    let (code, refused) = router.call("POST", "/v1/sessions", Some(json!({}))).await;
+    assert_eq!(
+        (code, &refused["error"]["code"]),
+        (400, &json!("invalid_body"))
+    );
+    // Where all places are taken, a state is still stored.
+    servers[1].kill().await;
+    report(&router, [Some(1), None]).await;
+    let (code, hydrated) = bring().await;
+    assert_eq!(code, 201);
+    let id = hydrated["session_id"].as_str().unwrap();
+    let path = format!("/v1/servers/first/v1/sessions/{id}/state");
+    assert_eq!(router.get(&path).await.0, 200);
+    servers[0].kill().await;
+    report(&router, [None, None]).await;
+    let (code, refused) = bring().await;
+    assert_eq!(
+        (code, &refused["error"]["code"]),
+        (502, &json!("no_healthy_replica"))
+    );
+}
+
+#[tokio::test]
+async fn a_state_that_one_server_does_not_take_goes_to_the_next_one() {
+    let keys = Keys::new(KEY);
+    let other = keys.server(&["--default_request.sampling.width=192"]);
+    let mut servers = [other, keys.server(&[])];
+    let router = keys.router(&[&servers[0].address, &servers[1].address], &[]);
+    let (_client, state) = with_state(&servers[1]).await;
+    report(&router, [Some(0), Some(1)]).await;
+    let bring = async || {
+        router
+            .call("POST", "/v1/sessions", Some(state.clone()))
+            .await
+    };
+    let direct = servers[0].call("POST", "/v1/sessions", Some(state.clone()));
+    assert_eq!(direct.await.0, 422);
+    let (code, hydrated) = bring().await;
+    assert_eq!(code, 201);
+    assert_eq!(known(&servers, &hydrated).await, [false, true]);
+    servers[1].kill().await;
+    report(&router, [Some(0), None]).await;
+    let (code, refused) = bring().await;
+    assert_eq!(
+        (code, &refused["error"]["code"]),
+        (422, &json!("state_incompatible"))
+    );
+}
+
+#[tokio::test]
+async fn a_state_goes_to_the_next_server_when_one_is_gone() {
+    let (mut servers, router) = unlinked(None).await;
+    let (_client, state) = with_state(&servers[1]).await;
+    servers[0].kill().await;
+    let (code, hydrated) = router.call("POST", "/v1/sessions", Some(state)).await;
+    assert_eq!(code, 201);
+    let id = hydrated["session_id"].as_str().unwrap();
+    let path = format!("/v1/sessions/{id}/state");
+    assert_eq!(servers[1].get(&path).await.0, 200);
 }

@@ -27,7 +27,6 @@ pub(super) fn routes() -> Router<App> {
         status::readyz,
         status::status,
         sessions::list,
-        sessions::hydrate,
         sessions::drain,
         workers::drain,
         workers::restart,
@@ -42,7 +41,7 @@ struct ApiDoc;
 #[openapi(paths(openapi, stream, watch))]
 pub(crate) struct CommonRoutes;
 
-/// The routes that a router passes on to the server that has the session.
+/// The routes that a router passes on to the server that has, or takes, the session.
 #[derive(OpenApi)]
 #[openapi(paths(
     film::film,
@@ -51,6 +50,7 @@ pub(crate) struct CommonRoutes;
     film::whole_film,
     film::playlist,
     film::part,
+    sessions::hydrate,
     sessions::state,
     sessions::end,
     sessions::relocate

@@ -77,8 +77,12 @@ impl Proxy {
         client.build().map(Self).map_err(io::Error::other)
     }
 
-    /// Asks one server.
-    async fn ask(&self, replica: &Replica, asked: &Asked<'_>) -> Option<reqwest::Response> {
+    /// Asks one server. The log says why one does not answer.
+    async fn ask(
+        &self,
+        replica: &Replica,
+        asked: &Asked<'_>,
+    ) -> reqwest::Result<reqwest::Response> {
         let url = below(&replica.endpoint.url, asked.target);
         let mut passed_on = HeaderMap::new();
         for name in PASSED_ON {
@@ -97,7 +101,7 @@ impl Proxy {
             tracing::warn!(%replica, error, "replica not reached");
         };
         let answer = answer.map_err(reqwest::Error::without_url);
-        answer.inspect_err(failed).ok()
+        answer.inspect_err(failed)
     }
 
     /// Reads the answer of one server; `None` when it is none, a refusal, or larger than `limit`.
@@ -107,7 +111,7 @@ impl Proxy {
         asked: &Asked<'_>,
         limit: usize,
     ) -> Option<Vec<u8>> {
-        let mut answer = self.ask(replica, asked).await?;
+        let mut answer = self.ask(replica, asked).await.ok()?;
         if !answer.status().is_success() {
             return None;
         }
@@ -123,7 +127,7 @@ impl Proxy {
 
     /// Asks one server; `None` when it does not answer.
     pub(super) async fn ask_one(&self, replica: &Replica, asked: &Asked<'_>) -> Option<Response> {
-        self.ask(replica, asked).await.map(passed)
+        self.ask(replica, asked).await.ok().map(passed)
     }
 
     /// Asks the servers one after the other, until one knows the session.
@@ -134,7 +138,7 @@ impl Proxy {
     ) -> Result<Response, ApiError> {
         let mut refused = None;
         for replica in replicas {
-            let Some(answer) = self.ask(&replica, asked).await else {
+            let Ok(answer) = self.ask(&replica, asked).await else {
                 continue;
             };
             match answer.status() {
@@ -150,11 +154,57 @@ impl Proxy {
                 _ => return Ok(passed(answer)),
             }
         }
-        refused.ok_or_else(|| {
-            let message = "no server that is healthy answers";
-            ApiError::new(StatusCode::BAD_GATEWAY, "no_healthy_replica", message)
-        })
+        refused.ok_or_else(nobody_answers)
     }
+
+    /// Asks the servers one after the other, until one takes what the request brings in. One that was lost before it answered
+    /// may have taken it, so that no other one is asked.
+    pub(super) async fn ask_until_taken(
+        &self,
+        replicas: impl IntoIterator<Item = Arc<Replica>>,
+        asked: &Asked<'_>,
+    ) -> Result<Response, ApiError> {
+        let mut refused: Option<Response> = None;
+        for replica in replicas {
+            let answer = match self.ask(&replica, asked).await {
+                Ok(answer) => answer,
+                Err(error) if error.is_connect() => continue,
+                Err(_) => {
+                    let message = format!("the server `{replica}` was lost before it answered");
+                    let status = StatusCode::BAD_GATEWAY;
+                    return Err(ApiError::new(status, "server_lost", message));
+                }
+            };
+            if !refuses_untried(answer.status()) {
+                return Ok(passed(answer));
+            }
+            tracing::info!(%replica, status = answer.status().as_u16(), "not taken; the next one is tried");
+            // The larger the code, the nearer was the server to taking it.
+            let status = refused.as_ref().map(Response::status);
+            if status.is_none_or(|status| status < answer.status()) {
+                refused = Some(passed(answer));
+            }
+        }
+        refused.ok_or_else(nobody_answers)
+    }
+}
+
+/// Returns whether a server with that answer has done nothing, and another one may take what it does not: one that has such
+/// a route, larger limits, another model, or a store that works.
+fn refuses_untried(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::UNPROCESSABLE_ENTITY
+            | StatusCode::SERVICE_UNAVAILABLE
+    )
+}
+
+fn nobody_answers() -> ApiError {
+    let message = "no server that is healthy answers";
+    ApiError::new(StatusCode::BAD_GATEWAY, "no_healthy_replica", message)
 }
 
 /// Serves what is below a session.

@@ -1,4 +1,5 @@
-//! Operators' requests for sessions: the lists of all servers as one, and orders for the server that runs a session.
+//! Operators' requests for sessions: the lists of all servers as one, states for a server that takes them, and orders for the
+//! server that runs a session.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +31,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) fn routes(app: &App) -> Router<App> {
     Router::new()
-        .route("/v1/sessions", get(list))
+        .route("/v1/sessions", get(list).post(hydrate))
         .route("/v1/sessions/{id}", delete(order))
         .route("/v1/sessions/{id}/state", get(order))
         .route("/v1/sessions/{id}/move", post(order))
@@ -55,6 +56,26 @@ pub(super) async fn list(State(app): State<App>, headers: HeaderMap) -> Json<Fle
         }
     }
     Json(merged)
+}
+
+/// Passes a state on to the first server that takes it; those with room are asked first.
+async fn hydrate(
+    State(app): State<App>,
+    uri: Uri,
+    headers: HeaderMap,
+    Body { bytes, share }: Body,
+) -> Result<Response, ApiError> {
+    let asked = Asked {
+        method: &Method::POST,
+        target: uri.path_and_query().map_or("/", |target| target.as_str()),
+        headers: &judged(headers),
+        body: bytes,
+    };
+    app.registry.first_probes().await;
+    let replicas = app.registry.preferred();
+    let answer = app.proxy.ask_until_taken(replicas, &asked).await;
+    drop(share);
+    answer
 }
 
 /// Passes a request on to the server that runs the session, else to the first one that knows it.
