@@ -1,5 +1,6 @@
 //! What sessions behind a router cost, and how long they pause when they lose their server.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -8,9 +9,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::client::{Client, PATIENCE};
+use crate::client::{Client, Heard, PATIENCE};
 use crate::cost::memory;
 use crate::figures::{Figures, milliseconds};
 use crate::report::{Row, Target};
@@ -24,13 +27,30 @@ const WARM_UP_SESSIONS: usize = 50;
 /// Connections that are made at once.
 const CONNECTING: usize = 32;
 
+/// Sessions in the line, those that are served, and how many of the line are let in.
+const WAITING: usize = 1000;
+const PLACES: usize = 6;
+const RELEASES: usize = 300;
+/// All clients have one address.
+const LIMITS: [&str; 4] = [
+    "--server.limits.max_connections=16000",
+    "--server.limits.max_connections_per_client=16000",
+    "--streaming.limits.max_unopened=8000",
+    "--streaming.limits.max_unopened_per_client=8000",
+];
+
+fn open_many_files() -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot open many files")
+}
+
 /// A key for a router and its servers.
-struct Keys {
+pub(crate) struct Keys {
     folder: TempDir,
 }
 
 impl Keys {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::write(
             folder.path().join("key"),
@@ -39,7 +59,7 @@ impl Keys {
         Ok(Self { folder })
     }
 
-    fn flag(&self, name: &str) -> String {
+    pub(crate) fn flag(&self, name: &str) -> String {
         format!("--{name}={}", self.folder.path().join("key").display())
     }
 
@@ -55,7 +75,7 @@ impl Keys {
 }
 
 /// Waits until so many servers have room, as the router sees them.
-async fn with_room(router: &Server, servers: usize) -> anyhow::Result<()> {
+pub(crate) async fn with_room(router: &Server, servers: usize) -> anyhow::Result<()> {
     let linked = async {
         loop {
             let status = router.get("/status").await?;
@@ -75,7 +95,7 @@ async fn with_room(router: &Server, servers: usize) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn measure(runs: usize) -> anyhow::Result<Vec<Row>> {
-    Ok(vec![moves(runs).await?, idle().await?])
+    Ok(vec![moves(runs).await?, queue().await?, idle().await?])
 }
 
 /// Kills the server of a session that makes segments, again and again, and takes the time until another one has its job.
@@ -117,19 +137,119 @@ async fn moves(runs: usize) -> anyhow::Result<Row> {
     })
 }
 
+/// What a client in the line tells.
+struct Placed {
+    number: usize,
+    at: Instant,
+    leave: oneshot::Sender<()>,
+}
+
+/// Lets one session after the other leave, and takes the time until the next one of a long line has its place.
+async fn queue() -> anyhow::Result<Row> {
+    open_many_files()?;
+    let (keys, store) = (Keys::new()?, Store::redis().await?);
+    let key = keys.flag("server.router_keys_file");
+    let own = [
+        &*key,
+        "--sessions-per-gpu=2",
+        "--streaming.pool.keep_up=false",
+        "--streaming.session_timeout_seconds=3600",
+    ];
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        servers.push(Server::start_ready(1, &store.with(&own)).await?);
+    }
+    let common = format!("--router.store={}", store.redis_url().context("Redis")?);
+    let args = [&[&*common], &LIMITS[..]].concat();
+    let mut routers = Vec::new();
+    for _ in 0..3 {
+        let router = keys.router(&servers, &args)?;
+        with_room(&router, 3).await?;
+        routers.push(router);
+    }
+    let (told, mut placed) = mpsc::channel(16);
+    let mut clients = JoinSet::new();
+    let mut active = VecDeque::new();
+    for number in 0..WAITING + PLACES {
+        let address = &routers[number % routers.len()].address;
+        let mut client = Client::connect(address, json!({})).await?;
+        if number >= PLACES {
+            client.until("queue_status").await?;
+        }
+        clients.spawn(wait_in_line(client, number, told.clone()));
+        if number < PLACES {
+            active.push_back(next_placed(&mut placed).await?);
+        }
+    }
+    let mut pauses = Vec::new();
+    for number in (PLACES..).take(RELEASES) {
+        let gone: Placed = active.pop_front().context("someone has a place")?;
+        let freed = Instant::now();
+        let _ = gone.leave.send(());
+        let next = next_placed(&mut placed).await?;
+        ensure!(
+            next.number == number,
+            "{} came before {number}",
+            next.number
+        );
+        pauses.push(next.at.duration_since(freed));
+        active.push_back(next);
+    }
+    while let Some(ended) = clients.try_join_next() {
+        ended??;
+    }
+    let figures = Figures::of(pauses.into_iter().map(milliseconds))?;
+    Ok(Row {
+        key: "fleet_queue",
+        what: "client leaves, until the next one in the line has its place: p99",
+        unit: "ms",
+        python: "-",
+        target: Target::AtMost(50.0),
+        measured: figures.p99,
+        figures: Some(figures),
+        note: format!(
+            "{WAITING} waiting at 3 routers with Redis, {RELEASES} in their order, no position rose"
+        ),
+    })
+}
+
+async fn next_placed(placed: &mut mpsc::Receiver<Placed>) -> anyhow::Result<Placed> {
+    let next = timeout(PATIENCE, placed.recv()).await;
+    next.context("nobody has a place")?.context("all are gone")
+}
+
+/// Waits for a place, tells of it, and leaves when told to.
+async fn wait_in_line(
+    mut client: Client,
+    number: usize,
+    placed: mpsc::Sender<Placed>,
+) -> anyhow::Result<()> {
+    let mut last = u64::MAX;
+    let at = loop {
+        let (at, heard) = client.next().await?;
+        match heard {
+            Heard::Text(text) if text["type"] == "queue_status" => {
+                let position = text["position"].as_u64().context("a position")?;
+                ensure!(position <= last, "position {last}, and then {position}");
+                last = position;
+            }
+            heard if heard.is("gpu_assigned") => break at,
+            _ => {}
+        }
+    };
+    let (leave, told) = oneshot::channel();
+    let _ = placed.send(Placed { number, at, leave }).await;
+    let _ = told.await;
+    client.send(json!({"type": "leave"})).await?;
+    client.until("ltx2_stream_complete").await?;
+    Ok(())
+}
+
 /// Opens sessions that do nothing, and looks at the router's memory.
 async fn idle() -> anyhow::Result<Row> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot open many files")?;
+    open_many_files()?;
     let keys = Keys::new()?;
     let key = keys.flag("server.router_keys_file");
-    // All clients have one address.
-    let limits = [
-        "--server.limits.max_connections=16000",
-        "--server.limits.max_connections_per_client=16000",
-        "--streaming.limits.max_unopened=8000",
-        "--streaming.limits.max_unopened_per_client=8000",
-    ];
     let own = [
         &*key,
         "--sessions-per-gpu=5000",
@@ -137,9 +257,9 @@ async fn idle() -> anyhow::Result<Row> {
         "--max-sessions=6000",
         "--streaming.session_timeout_seconds=3600",
     ];
-    let server = Server::start_ready(1, &[&own[..], &limits[..]].concat()).await?;
+    let server = Server::start_ready(1, &[&own[..], &LIMITS[..]].concat()).await?;
     let servers = [server];
-    let router = keys.router(&servers, &limits)?;
+    let router = keys.router(&servers, &LIMITS)?;
     with_room(&router, 1).await?;
     drop(open(&router, WARM_UP_SESSIONS).await?);
     let before = memory(router.pid())?.resident;

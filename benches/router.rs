@@ -1,8 +1,8 @@
 //! What a router adds to the way of the media, beside what HAProxy adds.
 //!
 //! A source sends messages to each session at the pace of fragments; each message carries the time of its sending. The
-//! source and the clients are threads of this process, so that both have one clock. Direct connections, HAProxy and the
-//! router take turns.
+//! source and the clients are threads of this process, so that both have one clock. Direct connections, HAProxy, a router
+//! to which the source is a plain server, and one that has session links with it take turns.
 
 use std::net::TcpListener as FreePort;
 use std::process::{Child, Command, Stdio};
@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::{BufMut, BytesMut};
+use fastvideo_proto::fleet::{FLEET_VERSION, Report, ServerMessage};
 use futures_util::{SinkExt, StreamExt};
 use nix::unistd::Pid;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -23,12 +25,13 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::PATIENCE;
 use crate::cost::{MachineTime, cpu_time};
+use crate::fleet::{Keys, with_room};
 use crate::report::{Row, Target};
 use crate::server::{ASK_AGAIN, Server};
 
 const MESSAGE_BYTES: usize = 100 << 10;
 const MESSAGES_PER_SECOND: u32 = 24;
-/// How long each way is measured at a time, and how often.
+/// How long each way is measured at a time.
 const TURN: Duration = Duration::from_secs(5);
 /// Before each turn's first message that counts.
 const SETTLING: Duration = Duration::from_millis(500);
@@ -39,16 +42,20 @@ const BYTES_PER_GB: f64 = 1e9;
 enum Way {
     Direct,
     Haproxy,
-    Router,
+    Plain,
+    Linked,
 }
 
-const WAYS: [Way; 3] = [Way::Direct, Way::Haproxy, Way::Router];
+const WAYS: [Way; 4] = [Way::Direct, Way::Haproxy, Way::Plain, Way::Linked];
 
 /// What was seen on one way.
 #[derive(Debug, Default)]
 struct Seen {
-    /// From the sending of a message to its end at the client, in milliseconds.
-    latencies: Vec<f64>,
+    /// Number of messages.
+    count: usize,
+    /// Of each turn the 99th percentile of the time from the sending of a message to its end at the client, in
+    /// milliseconds.
+    p99s: Vec<f64>,
     bytes: f64,
     /// Processor time of what lies between, in seconds.
     cpu: f64,
@@ -56,73 +63,113 @@ struct Seen {
 }
 
 impl Seen {
-    fn p99(&mut self) -> f64 {
-        self.latencies.sort_by(f64::total_cmp);
-        let place = (self.latencies.len() * 99).div_ceil(100).max(1) - 1;
-        self.latencies.get(place).copied().unwrap_or(f64::NAN)
+    /// Returns the median of all turns: in one of them, something else may have had the processor.
+    fn p99(&self) -> f64 {
+        percentile(self.p99s.clone(), 50)
     }
+
+    fn cpu_per_gb(&self) -> f64 {
+        self.cpu / (self.bytes / BYTES_PER_GB)
+    }
+}
+
+/// Returns that percentile.
+fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let place = (values.len() * percent).div_ceil(100).max(1) - 1;
+    values.get(place).copied().unwrap_or(f64::NAN)
 }
 
 pub(crate) async fn measure(turns: usize) -> anyhow::Result<Vec<Row>> {
     let source = Source::start()?;
     let haproxy = Haproxy::start(&source.address).await?;
-    let replicas = format!(r#"[{{"url": "http://{}"}}]"#, source.address);
-    let router = Server::start_router(&["--replicas", &replicas])?;
+    let replicas = json!([{"url": format!("http://{}", source.address)}]).to_string();
+    let plain = Server::start_router(&["--replicas", &replicas])?;
+    let keys = Keys::new()?;
+    let key = keys.flag("router.key_file");
+    let linked = Server::start_router(&["--replicas", &replicas, &key])?;
+    with_room(&linked, 1).await?;
     let mut rows = Vec::new();
-    for (sessions, keys) in [(4, &KEYS[0]), (32, &KEYS[1])] {
-        let mut seen: [Seen; 3] = Default::default();
+    for (sessions, names) in [(4, &NAMES[0]), (32, &NAMES[1])] {
+        let mut seen: [Seen; 4] = Default::default();
         for _ in 0..turns {
             for (way, seen) in WAYS.into_iter().zip(&mut seen) {
                 let (address, pid) = match way {
                     Way::Direct => (&source.address, None),
                     Way::Haproxy => (&haproxy.address, Some(haproxy.pid())),
-                    Way::Router => (&router.address, Some(router.pid())),
+                    Way::Plain => (&plain.address, Some(plain.pid())),
+                    Way::Linked => (&linked.address, Some(linked.pid())),
                 };
                 turn(address, pid, sessions, seen).await?;
             }
         }
-        rows.extend(keys.rows(seen));
+        let [direct, haproxy, plain, linked] = seen;
+        let beside = [direct.p99(), haproxy.p99()];
+        for (names, seen) in names.iter().zip([plain, linked]) {
+            rows.extend(names.rows(beside, haproxy.cpu_per_gb(), &seen));
+        }
     }
     Ok(rows)
 }
 
-/// The names of the rows for a number of sessions.
-struct Keys {
+/// The names of the rows of one kind of router with a number of sessions.
+struct Names {
     latency: (&'static str, &'static str),
     cpu: (&'static str, &'static str),
 }
 
-const KEYS: [Keys; 2] = [
-    Keys {
-        latency: (
-            "router_latency_4",
-            "router, 4 sessions: added p99 in times of HAProxy's",
-        ),
-        cpu: (
-            "router_cpu_4",
-            "the same, processor time per GB in times of HAProxy's",
-        ),
-    },
-    Keys {
-        latency: (
-            "router_latency_32",
-            "router, 32 sessions: added p99 in times of HAProxy's",
-        ),
-        cpu: (
-            "router_cpu_32",
-            "the same, processor time per GB in times of HAProxy's",
-        ),
-    },
+/// By number of sessions: a plain bridge, and session links.
+const NAMES: [[Names; 2]; 2] = [
+    [
+        Names {
+            latency: (
+                "router_latency_4",
+                "router, 4 sessions: added p99 in times of HAProxy's",
+            ),
+            cpu: (
+                "router_cpu_4",
+                "the same, processor time per GB in times of HAProxy's",
+            ),
+        },
+        Names {
+            latency: (
+                "router_link_latency_4",
+                "router with session links, 4 sessions: added p99",
+            ),
+            cpu: (
+                "router_link_cpu_4",
+                "the same, processor time per GB in times of HAProxy's",
+            ),
+        },
+    ],
+    [
+        Names {
+            latency: (
+                "router_latency_32",
+                "router, 32 sessions: added p99 in times of HAProxy's",
+            ),
+            cpu: (
+                "router_cpu_32",
+                "the same, processor time per GB in times of HAProxy's",
+            ),
+        },
+        Names {
+            latency: (
+                "router_link_latency_32",
+                "router with session links, 32 sessions: added p99",
+            ),
+            cpu: (
+                "router_link_cpu_32",
+                "the same, processor time per GB in times of HAProxy's",
+            ),
+        },
+    ],
 ];
 
-impl Keys {
-    fn rows(&self, seen: [Seen; 3]) -> [Row; 2] {
-        let [mut direct, mut haproxy, mut router] = seen;
-        let count = router.latencies.len();
-        let p99 = [&mut direct, &mut haproxy, &mut router].map(Seen::p99);
-        let added = (p99[2] - p99[0]) / (p99[1] - p99[0]);
-        let per_gb = |seen: &Seen| seen.cpu / (seen.bytes / BYTES_PER_GB);
-        let cpu = [per_gb(&haproxy), per_gb(&router)];
+impl Names {
+    /// Makes the rows. `direct` and `haproxy` are 99th percentiles in milliseconds, `haproxy_cpu` are seconds per GB.
+    fn rows(&self, [direct, haproxy]: [f64; 2], haproxy_cpu: f64, seen: &Seen) -> [Row; 2] {
+        let (p99, cpu) = (seen.p99(), seen.cpu_per_gb());
         let row = |(key, what), measured, note| Row {
             key,
             what,
@@ -134,16 +181,15 @@ impl Keys {
             note,
         };
         let latency = format!(
-            "p99 direct {:.2}, HAProxy {:.2}, router {:.2} ms of {count} messages each; cores {:.0} % busy with the router",
-            p99[0],
-            p99[1],
-            p99[2],
-            router.busy * 100.0
+            "p99 direct {direct:.2}, HAProxy {haproxy:.2}, router {p99:.2} ms of {} messages each; \
+             cores {:.0} % busy with the router",
+            seen.count,
+            seen.busy * 100.0
         );
-        let time = format!("HAProxy {:.2}, router {:.2} s per GB", cpu[0], cpu[1]);
+        let time = format!("HAProxy {haproxy_cpu:.2}, router {cpu:.2} s per GB");
         [
-            row(self.latency, added, latency),
-            row(self.cpu, cpu[1] / cpu[0], time),
+            row(self.latency, (p99 - direct) / (haproxy - direct), latency),
+            row(self.cpu, cpu / haproxy_cpu, time),
         ]
     }
 }
@@ -172,7 +218,8 @@ async fn turn(
         .join()
         .map_err(|_| anyhow::anyhow!("the clients panicked"))??;
     ensure!(!latencies.is_empty(), "no message came");
-    seen.latencies.extend(latencies);
+    seen.count += latencies.len();
+    seen.p99s.push(percentile(latencies, 99));
     seen.bytes += bytes;
     if let (Some(before), Some(after)) = (before, after) {
         seen.cpu += (after - before).as_secs_f64();
@@ -191,7 +238,10 @@ fn clients(address: &str, sessions: usize, counts: &AtomicBool) -> anyhow::Resul
         let mut sockets = Vec::new();
         for _ in 0..sessions {
             let connecting = tokio_tungstenite::connect_async(&url);
-            sockets.push(timeout(PATIENCE, connecting).await??.0);
+            let (mut socket, _) = timeout(PATIENCE, connecting).await??;
+            let opening = json!({"type": "session_init_v2"});
+            socket.send(Message::text(opening.to_string())).await?;
+            sockets.push(socket);
         }
         let received = sockets.into_iter().map(async |mut socket| {
             let (mut latencies, mut bytes, mut has_begun) = (Vec::new(), 0.0, false);
@@ -259,15 +309,51 @@ async fn accept(listener: FreePort) -> anyhow::Result<()> {
 }
 
 async fn serve(mut stream: TcpStream) -> anyhow::Result<()> {
-    let mut head = [0; 16];
+    let mut head = [0; 32];
     let peeked = stream.peek(&mut head).await?;
-    if !head[..peeked].starts_with(b"GET /v1/stream") {
-        let mut request = [0; 4096];
-        let _ = stream.read(&mut request).await?;
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        return Ok(stream.write_all(answer).await?);
+    let head = &head[..peeked];
+    if head.starts_with(b"GET /v1/router/session ") {
+        let opened = json!({"session": "a-session", "resume_token": "a-token"});
+        let turn = json!({"turn": {"opened": opened}});
+        return send_media(stream, Some(turn.to_string())).await;
     }
+    if head.starts_with(b"GET /v1/router ") {
+        return report(stream).await;
+    }
+    if head.starts_with(b"GET /v1/stream ") {
+        return send_media(stream, None).await;
+    }
+    let mut request = [0; 4096];
+    let _ = stream.read(&mut request).await?;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    Ok(stream.write_all(answer).await?)
+}
+
+/// Tells a router that there is room.
+async fn report(stream: TcpStream) -> anyhow::Result<()> {
     let mut socket = tokio_tungstenite::accept_async(stream).await?;
+    let report = Report {
+        server_id: "source".to_owned(),
+        fleet: vec![FLEET_VERSION],
+        ready: true,
+        places: 1000,
+        free: 1000,
+        ..Report::default()
+    };
+    let text = serde_json::to_string(&ServerMessage::Report(Box::new(report)))?;
+    loop {
+        socket.send(Message::text(&text)).await?;
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Sends messages for as long as the peer takes them, after its first message and an answer to that.
+async fn send_media(stream: TcpStream, answer: Option<String>) -> anyhow::Result<()> {
+    let mut socket = tokio_tungstenite::accept_async(stream).await?;
+    socket.next().await.context("an opening message")??;
+    if let Some(answer) = answer {
+        socket.send(Message::text(answer)).await?;
+    }
     let pause = Duration::from_secs(1) / MESSAGES_PER_SECOND;
     // So that the sessions do not send all at once.
     let first = tokio::time::Instant::now() + pause.mul_f64(rand::random());

@@ -65,6 +65,12 @@ impl Store {
         own.chain(args.iter().copied()).collect()
     }
 
+    /// The address of the Redis, if there is one.
+    pub(crate) fn redis_url(&self) -> Option<String> {
+        let redis = self.redis.as_ref()?;
+        Some(format!("redis://127.0.0.1:{}", redis.port))
+    }
+
     /// Blobs that a folder or Redis knows of.
     pub(crate) async fn blobs(&self) -> anyhow::Result<usize> {
         let known = match &self.redis {
