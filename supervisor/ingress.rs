@@ -1,8 +1,8 @@
 //! What comes in: accepts connections, and limits what a stranger may hold in number, memory and time.
 //!
 //! `listener` accepts connections, `connections` counts them, `connection` limits the time of each of their phases;
-//! `websocket` begins WebSockets, `message_io` limits what is received on them, and `liveness` tells whether a peer is
-//! still there. `hosts`, `origins` and `csrf` are the guards against pages of other sites. `extract` reads requests, and `error`
+//! `websocket` begins WebSockets, `message_io` limits what is received on them by their `frame`s, and `liveness` tells
+//! whether a peer is still there. `hosts`, `origins` and `csrf` are the guards against pages of other sites. `extract` reads requests, and `error`
 //! answers those that are refused: every refusal has the same JSON body.
 
 use std::net::IpAddr;
@@ -29,6 +29,7 @@ pub(crate) mod connections;
 pub(crate) mod csrf;
 pub(crate) mod error;
 pub(crate) mod extract;
+pub(crate) mod frame;
 pub(crate) mod hosts;
 pub(crate) mod listener;
 pub(crate) mod liveness;

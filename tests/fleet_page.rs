@@ -7,7 +7,7 @@ use ureq::http::Request;
 use crate::harness::{Client, Server, command, until};
 use crate::http::{SMALL_BODIES, described_paths, described_refusals};
 use crate::page::browser::Browser;
-use crate::router::{KEY, Keys};
+use crate::router::{KEY, Keys, with_room};
 
 /// Two servers with names and a router that knows them, of which both have room.
 async fn fleet() -> (Keys, [Server; 2], Server) {
@@ -15,13 +15,7 @@ async fn fleet() -> (Keys, [Server; 2], Server) {
     let server = |name: &str| keys.server(&["--gpus=1", &format!("--server.name={name}")]);
     let servers = [server("first"), server("second")];
     let router = keys.router(&[&servers[0].address, &servers[1].address], &[]);
-    until("both servers have room", async || {
-        let status = router.status().await;
-        let mut replicas = status["replicas"].as_array().unwrap().iter();
-        let has_room = |it: &Value| it["status"] == "healthy" && it["report"]["free"] == 1;
-        replicas.all(has_room).then_some(())
-    })
-    .await;
+    with_room(&router, 2, 1).await;
     (keys, servers, router)
 }
 

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::cli::run;
 use crate::durable::{Redis, folder};
 use crate::harness::{Client, Heard, Server, until};
-use crate::router::{KEY, Keys};
+use crate::router::{KEY, Keys, with_room};
 
 /// Servers with one place each, and routers with one line.
 struct Fleet {
@@ -37,7 +37,7 @@ impl Fleet {
             fleet.routers.push(router);
         }
         for router in &fleet.routers {
-            linked(router, servers).await;
+            with_room(router, servers, 1).await;
             common(router, true).await;
         }
         fleet
@@ -59,18 +59,6 @@ impl Fleet {
         let own = [store.as_str(), "--router.dead_after_seconds=60"];
         self.keys.router(&addresses, &[&own, args].concat())
     }
-}
-
-/// Waits until a router knows the room of so many servers.
-async fn linked(router: &Server, servers: usize) {
-    until(&format!("{servers} servers are linked"), async || {
-        let status = router.status().await;
-        let replicas = status["replicas"].as_array().unwrap().iter();
-        let is_there =
-            |replica: &&Value| replica["report"]["free"] == 1 && replica["status"] == "healthy";
-        (replicas.filter(is_there).count() == servers).then_some(())
-    })
-    .await;
 }
 
 /// Waits until a router's line is that of all routers, or is not.
@@ -266,7 +254,7 @@ async fn places_are_given_while_the_redis_stands_still_or_has_lost_everything() 
         placed(&mut new).await;
         leave(new).await;
         for router in &fleet.routers {
-            linked(router, 1).await;
+            with_room(router, 1, 1).await;
         }
     }
 }
@@ -277,7 +265,7 @@ async fn a_router_starts_while_its_redis_is_away_and_joins_the_line_later() {
     fleet.redis.stop();
     common(&fleet.routers[0], false).await;
     let router = fleet.router(&[]);
-    linked(&router, 1).await;
+    with_room(&router, 1, 1).await;
     let active = router.active(json!({})).await;
     let mut first = queued(&router, 0).await;
     until("it is warned", async || {
@@ -400,12 +388,12 @@ async fn servers_that_come_are_found_and_those_that_are_killed_are_dropped() {
 
     let mut first = announced(&redis, blobs.path(), &keys, "first");
     found(&router, &["first"]).await;
-    linked(&router, 1).await;
+    with_room(&router, 1, 1).await;
     let mut client = router.active(json!({})).await;
     client.segment("a red fox").await;
     let second = announced(&redis, blobs.path(), &keys, "second");
     found(&router, &["first", "second"]).await;
-    linked(&router, 1).await;
+    with_room(&router, 1, 1).await;
     // A router that comes later knows both when it takes its first client.
     let late = keys.router(&[], &["--router.discovery=store", &store]);
     let mut other = late.active(json!({})).await;

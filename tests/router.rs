@@ -367,6 +367,17 @@ impl Keys {
 
 pub(crate) const KEY: &str = "a-key-of-a-router-that-is-long-enough";
 
+/// Waits until a router sees so many healthy servers with so many free places each.
+pub(crate) async fn with_room(router: &Server, servers: usize, free: u64) {
+    until(&format!("{servers} servers have {free} free"), async || {
+        let status = router.status().await;
+        let replicas = status["replicas"].as_array().unwrap().iter();
+        let has_room = |it: &&Value| it["status"] == "healthy" && it["report"]["free"] == free;
+        (replicas.filter(has_room).count() == servers).then_some(())
+    })
+    .await;
+}
+
 /// What the servers of a router report, when it fits.
 async fn reports(router: &Server, what: &str, fits: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     until(what, async || {
@@ -511,6 +522,28 @@ async fn a_server_that_stands_still_gets_no_session_and_then_some_again() {
     let mut client = router.active(json!({})).await;
     client.segment("a blue hare").await;
     assert_eq!(sessions(&router).await, [1, 0]);
+}
+
+#[tokio::test]
+async fn a_router_may_stand_before_another_one() {
+    let keys = Keys::new(KEY);
+    let mut server = keys.server(&[]);
+    let expected = server.active(json!({})).await.segment("a red fox").await;
+    let inner = keys.router(&[&server.address], &[]);
+    with_room(&inner, 1, 2).await;
+    let outer = keys.router(&[&inner.address], &[]);
+    let mut client = outer.active(json!({})).await;
+    assert!(client.segment("a red fox").await.media == expected.media);
+    // What was in the server's memory is lost with it.
+    server.kill().await;
+    assert_eq!(client.error().await["code"], "worker_failed");
+    assert_eq!(client.closed().await, Some(1011));
+    states_are(&inner, &["unhealthy"]).await;
+    states_are(&outer, &["healthy"]).await;
+    let mut late = outer.open(json!({})).await;
+    let error = late.error().await;
+    assert_eq!(error["message"], "router: no healthy replica available");
+    assert_eq!(late.closed().await, Some(1013));
 }
 
 #[tokio::test]

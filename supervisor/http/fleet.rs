@@ -234,7 +234,7 @@ async fn report(socket: WebSocket, connection: &crate::ingress::connection::Conn
             tokio::select! {
                 () = &mut changed => break,
                 () = sleep_until(due) => break,
-                message = stream.next() => match message {
+                message = liveness.next(&mut stream, || connection.progress()) => match message {
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return,
                     Some(Ok(Message::Text(text))) => {
                         if let Ok(RouterMessage::Waiting(waiting)) = serde_json::from_str(&text) {
@@ -243,11 +243,6 @@ async fn report(socket: WebSocket, connection: &crate::ingress::connection::Conn
                     }
                     Some(Ok(_)) => {}
                 },
-                () = sleep_until(liveness.next_look()) => {
-                    if !liveness.look(connection.progress()) {
-                        return;
-                    }
-                }
             }
         }
     }

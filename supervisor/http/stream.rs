@@ -185,14 +185,7 @@ async fn read<P: Parser>(
     let mut has_spoken = false;
     loop {
         let message = tokio::select! {
-            message = stream.next() => message,
-            () = sleep_until(liveness.next_look()) => {
-                if liveness.look(connection.progress()) {
-                    continue;
-                }
-                tracing::debug!("client neither sends nor takes anything");
-                return Inbound::Gone;
-            }
+            message = liveness.next(stream, || connection.progress()) => message,
             () = connection.place.displaced(), if !has_spoken => {
                 return Inbound::Violation(TransportViolation::Crowded);
             }

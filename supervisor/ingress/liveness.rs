@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use futures_util::{Stream, StreamExt};
+use tokio::time::{Instant, sleep_until};
 
 /// Number of times that a peer is looked at within the time in which it has to move.
 const LOOKS: u32 = 8;
@@ -37,6 +38,29 @@ impl Liveness {
             progress: Progress::default(),
             since: now,
             looked: now,
+        }
+    }
+
+    /// Waits for what comes next from the peer, of which `progress` tells. Returns `None` when nothing more will come, or
+    /// the peer is gone.
+    ///
+    /// # Cancel safety
+    /// This function is cancel safe.
+    pub(crate) async fn next<S: Stream + Unpin>(
+        &mut self,
+        stream: &mut S,
+        progress: impl Fn() -> Progress,
+    ) -> Option<S::Item> {
+        loop {
+            tokio::select! {
+                next = stream.next() => return next,
+                () = sleep_until(self.next_look()) => {
+                    if !self.look(progress()) {
+                        tracing::debug!("the peer neither sends nor takes anything");
+                        return None;
+                    }
+                }
+            }
         }
     }
 

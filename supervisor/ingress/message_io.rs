@@ -4,8 +4,10 @@
 //! The codec keeps a frame whole in memory, and the buffer that it read the largest frame into for as long as the
 //! connection lives. So large frames are passed on as several small ones, which is the same message (RFC 6455, 5.4).
 //! Before its payload is read, a message takes its share of the memory for what clients are sending.
+//!
+//! What is sent goes through the codec, which copies it, except for large binary messages.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -17,6 +19,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::frame::{BINARY, CONTINUATION, FIN, Head, MAX_HEAD_BYTES, OPCODE, RESERVED_BITS, Short};
 use crate::byte_budget::{ByteBudget, Exhausted, Share};
 use crate::client_address::ClientAddress;
 
@@ -27,17 +30,8 @@ const FREE_BYTES: u64 = 16 << 10;
 /// The payload of the frames that a large one is passed on as. A multiple of four, so that each begins with the first
 /// byte of the mask.
 const PIECE_BYTES: u16 = 32 << 10;
-/// The longest head of a frame.
-const MAX_HEAD_BYTES: usize = 14;
 /// The longest payload of a control frame.
 const MAX_CONTROL_BYTES: u64 = 125;
-
-const FIN: u8 = 0x80;
-const RESERVED_BITS: u8 = 0x70;
-const OPCODE: u8 = 0x0f;
-const CONTINUATION: u8 = 0;
-const BINARY: u8 = 2;
-const MASKED: u8 = 0x80;
 
 /// Returns how many bytes of the budget a message of this length needs besides those that it has; `None` when it has
 /// enough.
@@ -106,6 +100,13 @@ pub(crate) struct MessageIo<T> {
     head: Short,
     frame: Frame,
     message: Option<Box<Message>>,
+    outgoing: Option<Outgoing>,
+}
+
+/// A frame that is written beside the codec.
+struct Outgoing {
+    head: Short,
+    payload: Bytes,
 }
 
 /// The frame that is being passed on.
@@ -152,6 +153,7 @@ impl<T: AsyncRead + Unpin> MessageIo<T> {
             head: Short::default(),
             frame: Frame::default(),
             message: None,
+            outgoing: None,
         }
     }
 
@@ -334,120 +336,69 @@ impl<T: AsyncRead + Unpin> AsyncRead for MessageIo<T> {
     }
 }
 
+impl<T: AsyncWrite + Unpin> MessageIo<T> {
+    /// Whether a message of [`write_binary`](Self::write_binary) is still to be written.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.outgoing.is_some()
+    }
+
+    /// Writes a binary message before everything that the codec writes from now on, without a copy of it. The codec must
+    /// have flushed what it had. Returns the message when another one is still being written.
+    pub(crate) fn write_binary(&mut self, payload: Bytes) -> Result<(), Bytes> {
+        if self.outgoing.is_some() {
+            return Err(payload);
+        }
+        let head = Head {
+            first_byte: FIN | BINARY,
+            length: payload.len() as u64,
+            mask: None,
+            bytes: 0,
+        };
+        let head = head.encode();
+        self.outgoing = Some(Outgoing { head, payload });
+        Ok(())
+    }
+
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(Outgoing { head, payload }) = &mut self.outgoing {
+            let slices = [IoSlice::new(head.bytes()), IoSlice::new(payload)];
+            let slices = if head.is_empty() {
+                &slices[1..]
+            } else {
+                &slices
+            };
+            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let of_head = written.min(head.bytes().len());
+            head.skip(of_head);
+            payload.advance(written - of_head);
+            if head.is_empty() && payload.is_empty() {
+                self.outgoing = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<T: AsyncWrite + Unpin> AsyncWrite for MessageIo<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_outgoing(cx))?;
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_outgoing(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// The head of a frame.
-#[derive(Clone, Copy, Debug)]
-struct Head {
-    first_byte: u8,
-    length: u64,
-    mask: Option<[u8; 4]>,
-    /// The length of the head itself.
-    bytes: usize,
-}
-
-impl Head {
-    /// Parses a head; `None` when it is not complete.
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let (&[first_byte, second_byte], rest) = bytes.split_first_chunk()?;
-        let (length, rest) = match second_byte & !MASKED {
-            126 => {
-                let (length, rest) = rest.split_first_chunk()?;
-                (u16::from_be_bytes(*length).into(), rest)
-            }
-            127 => {
-                let (length, rest) = rest.split_first_chunk()?;
-                (u64::from_be_bytes(*length), rest)
-            }
-            short => (short.into(), rest),
-        };
-        let (mask, rest) = match second_byte & MASKED {
-            0 => (None, rest),
-            _ => {
-                let (mask, rest) = rest.split_first_chunk()?;
-                (Some(*mask), rest)
-            }
-        };
-        Some(Self {
-            first_byte,
-            length,
-            mask,
-            bytes: bytes.len() - rest.len(),
-        })
-    }
-
-    /// Encodes a head whose payload has at most 65535 bytes.
-    fn encode(&self) -> Short {
-        let masked = if self.mask.is_some() { MASKED } else { 0 };
-        let mut head = Short::default();
-        head.push(&[self.first_byte]);
-        match u8::try_from(self.length) {
-            Ok(length @ 0..126) => head.push(&[masked | length]),
-            _ => {
-                let length = u16::try_from(self.length).unwrap_or(u16::MAX);
-                head.push(&[masked | 126]);
-                head.push(&length.to_be_bytes());
-            }
-        }
-        if let Some(mask) = self.mask {
-            head.push(&mask);
-        }
-        head
-    }
-}
-
-/// A queue of a few bytes.
-#[derive(Clone, Copy, Debug, Default)]
-struct Short {
-    bytes: [u8; MAX_HEAD_BYTES],
-    start: usize,
-    end: usize,
-}
-
-impl Short {
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-
-    fn is_empty(&self) -> bool {
-        self.start == self.end
-    }
-
-    /// Adds bytes. There must be room for them.
-    fn push(&mut self, more: &[u8]) {
-        self.bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        self.bytes[self.end..][..more.len()].copy_from_slice(more);
-        self.end += more.len();
-    }
-
-    fn skip(&mut self, count: usize) {
-        self.start += count;
-    }
-
-    /// Moves at most `limit` bytes to `out`, and returns how many.
-    fn pass(&mut self, out: &mut ReadBuf<'_>, limit: usize) -> usize {
-        let count = limit.min(out.remaining()).min(self.bytes().len());
-        out.put_slice(&self.bytes()[..count]);
-        self.skip(count);
-        count
     }
 }
 

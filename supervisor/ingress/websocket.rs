@@ -1,8 +1,11 @@
 //! Begins WebSockets: the handshake of RFC 6455, and the codec on the connection's socket.
 //!
-//! axum's own upgrade would hide the socket, on which the limits of `message_io` and the judgement of `liveness` rest.
+//! axum's own upgrade would hide the socket, on which the limits of `message_io` and the judgement of `liveness` rest. Media
+//! pass the codec by, which would copy them.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 
 use axum::body::Body;
 use axum::extract::FromRequestParts;
@@ -13,15 +16,16 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::Ingress;
 use super::connection::{Connection, Socket};
@@ -32,8 +36,88 @@ use super::message_io::{CompleteShare, Interrupted, MessageIo, MessageLimits};
 /// The size of the read buffer that each connection keeps for all its life.
 const READ_BUFFER_BYTES: usize = 4096;
 
-/// A WebSocket with a client. Boxed, since futures hold a second place for what they are given and move on.
-pub(crate) type WebSocket = Box<WebSocketStream<MessageIo<Socket>>>;
+/// Binary messages of this length or more are not copied to be sent.
+const MIN_UNCOPIED_BYTES: usize = 4096;
+
+/// A WebSocket with a client.
+pub(crate) struct WebSocket<T = Socket> {
+    /// Boxed, since futures hold a second place for what they are given and move on.
+    codec: Box<WebSocketStream<MessageIo<T>>>,
+    /// Whether a close was sent or received, after which there are no other messages.
+    is_closing: bool,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for WebSocket<T> {
+    type Item = tungstenite::Result<Message>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = ready!(self.codec.poll_next_unpin(cx));
+        self.is_closing |= !matches!(&next, Some(Ok(message)) if !message.is_close());
+        Poll::Ready(next)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Sink<Message> for WebSocket<T> {
+    type Error = tungstenite::Error;
+
+    fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<tungstenite::Result<()>> {
+        if self.codec.get_ref().is_writing() {
+            ready!(self.codec.poll_flush_unpin(cx))?;
+        }
+        self.codec.poll_ready_unpin(cx)
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, message: Message) -> tungstenite::Result<()> {
+        self.is_closing |= message.is_close();
+        let message = match message {
+            Message::Binary(payload) if payload.len() >= MIN_UNCOPIED_BYTES && !self.is_closing => {
+                match self.start_uncopied(payload) {
+                    Ok(()) => return Ok(()),
+                    Err(payload) => Message::Binary(payload),
+                }
+            }
+            other => other,
+        };
+        self.codec.start_send_unpin(message)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<tungstenite::Result<()>> {
+        self.codec.poll_flush_unpin(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<tungstenite::Result<()>> {
+        self.is_closing = true;
+        self.codec.poll_close_unpin(cx)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> WebSocket<T> {
+    /// Begins on a stream whose handshake is done.
+    async fn begin(io: MessageIo<T>, max_bytes: u64) -> Self {
+        let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(max_bytes))
+            .max_frame_size(Some(max_bytes))
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0);
+        let codec = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
+        Self {
+            codec: Box::new(codec),
+            is_closing: false,
+        }
+    }
+
+    /// Sends a binary message beside the codec. Returns it when the codec still has something to write.
+    fn start_uncopied(&mut self, payload: Bytes) -> Result<(), Bytes> {
+        // The sender flushes next, with its own waker.
+        let mut now = Context::from_waker(Waker::noop());
+        match self.codec.poll_flush_unpin(&mut now) {
+            Poll::Ready(Ok(())) => self.codec.get_mut().write_binary(payload),
+            // An error is found again by the codec.
+            Poll::Ready(Err(_)) | Poll::Pending => Err(payload),
+        }
+    }
+}
 
 /// A request to make the connection a WebSocket.
 pub(crate) struct Handshake {
@@ -119,7 +203,7 @@ impl Handshake {
     async fn complete(self, limits: MessageLimits) -> Option<(WebSocket, CompleteShare)> {
         let upgraded = self.upgrade.await.ok()?;
         let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
-        let max_bytes = usize::try_from(limits.max_bytes).unwrap_or(usize::MAX);
+        let max_bytes = limits.max_bytes;
         let connection = self.connection;
         let begin_opening = move || {
             if connection.place.standing().phase == Phase::Silent {
@@ -130,13 +214,7 @@ impl Handshake {
         let before = Bytes::copy_from_slice(&parts.read_buf);
         let io = MessageIo::new(parts.io.into_inner(), before, limits, begin_opening);
         let complete = io.complete_share();
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(max_bytes))
-            .max_frame_size(Some(max_bytes))
-            .read_buffer_size(READ_BUFFER_BYTES)
-            .write_buffer_size(0);
-        let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-        Some((Box::new(socket), complete))
+        Some((WebSocket::begin(io, max_bytes).await, complete))
     }
 }
 
@@ -182,4 +260,87 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
     tokens.any(|given| given.trim().eq_ignore_ascii_case(token))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use futures_util::future::{join, pending};
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::byte_budget::{ByteBudget, Limits};
+    use crate::client_address::ClientAddress;
+
+    fn limits() -> MessageLimits {
+        MessageLimits {
+            max_bytes: 1 << 20,
+            timeout: Duration::from_secs(60),
+            client: ClientAddress::of(Ipv4Addr::LOCALHOST.into()),
+            budget: ByteBudget::new(Limits {
+                total: 1 << 20,
+                per_address: 1 << 20,
+            }),
+        }
+    }
+
+    fn binary(length: usize) -> Message {
+        Message::Binary(vec![7; length].into())
+    }
+
+    #[tokio::test]
+    async fn media_keep_their_place_between_other_messages_and_pongs() {
+        let said = [
+            Message::text("a"),
+            binary(MIN_UNCOPIED_BYTES),
+            binary(MIN_UNCOPIED_BYTES - 1),
+            binary(70_000),
+            binary(65_536),
+            Message::text("b".repeat(10_000)),
+            binary(65_535),
+        ];
+        let mut pongs = 0;
+        for size in [13, 4097, 1 << 20] {
+            let (ours, theirs) = duplex(size);
+            let io = MessageIo::new(ours, Bytes::new(), limits(), || {});
+            let socket = WebSocket::begin(io, 1 << 20).await;
+            let config = WebSocketConfig::default().read_buffer_size(4096);
+            let client = WebSocketStream::from_raw_socket(theirs, Role::Client, Some(config)).await;
+            let ((mut sink, mut stream), (mut pings, mut heard)) = (socket.split(), client.split());
+            let write = async {
+                for message in said.clone() {
+                    sink.send(message).await.unwrap();
+                }
+                sink.send(Message::Close(None)).await.unwrap();
+                assert!(sink.send(binary(5000)).await.is_err(), "after the close");
+            };
+            // Pongs are written by whoever reads.
+            let read = async {
+                while let Some(Ok(_)) = stream.next().await {}
+                pending::<()>().await;
+            };
+            let peer = async {
+                let mut count = 0;
+                loop {
+                    let _ = pings.send(Message::Ping("p".into())).await;
+                    match heard.next().await.unwrap().unwrap() {
+                        Message::Pong(_) => pongs += 1,
+                        Message::Close(_) => break,
+                        message => {
+                            assert_eq!(message, said[count], "{size}");
+                            count += 1;
+                        }
+                    }
+                }
+                assert_eq!(count, said.len(), "{size}");
+            };
+            tokio::select! {
+                ((), ()) = join(write, peer) => {}
+                () = read => {}
+            }
+        }
+        assert!(pongs > 0, "no pong came between");
+    }
 }

@@ -6,41 +6,21 @@
 
 use std::time::Duration;
 
-use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderValue, StatusCode};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, interval_at, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{
-    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
-};
-use url::Url;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-use super::encryption::reason;
-use super::health::below;
+use super::server_socket::ServerSocket;
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
 use crate::ingress::liveness::Liveness;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{TransportViolation, WebSocket, violation};
 
-/// The largest message that is taken from a server: a continuation state with its pictures.
-const MAX_MESSAGE_BYTES: usize = 1 << 30;
-/// The size of the buffer that is read into from a server, where fragments come. It is kept for as long as the connection.
-const READ_BUFFER_BYTES: usize = 128 << 10;
-/// The same of a session link, of which thousands may be idle.
-pub(super) const LINK_READ_BUFFER_BYTES: usize = 8 << 10;
-/// Time limit on connecting to a server.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long either side may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
-
-/// A WebSocket with a server.
-pub(super) type ServerSocket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// How a session over a bridge ended.
 #[derive(Debug)]
@@ -53,78 +33,6 @@ pub(super) enum Ended {
     Violation(TransportViolation),
     /// The server is gone, or does not do what it should.
     Broken(String),
-}
-
-/// Why there is no connection to a server.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    #[error("it answered {0} to a WebSocket")]
-    Refused(StatusCode),
-    #[error("{0}")]
-    Failed(String),
-}
-
-/// Opens a connection to a server, below whose address the path lies. `authorization` is passed on.
-///
-/// # Errors
-/// Returns why there is none.
-pub(super) async fn connect(
-    base: &Url,
-    path: &str,
-    authorization: Option<&HeaderValue>,
-    tls: Connector,
-) -> Result<ServerSocket, ConnectError> {
-    connect_with(base, path, authorization, tls, READ_BUFFER_BYTES).await
-}
-
-/// The same with a read buffer of that size, in bytes.
-///
-/// # Errors
-/// Returns why there is none.
-pub(super) async fn connect_with(
-    base: &Url,
-    path: &str,
-    authorization: Option<&HeaderValue>,
-    tls: Connector,
-    read_buffer_bytes: usize,
-) -> Result<ServerSocket, ConnectError> {
-    let failed = |error: tungstenite::Error| ConnectError::Failed(reason(&error));
-    let url = socket_url(base, path).map_err(ConnectError::Failed)?;
-    let mut request = url.as_str().into_client_request().map_err(failed)?;
-    if let Some(authorization) = authorization {
-        let headers = request.headers_mut();
-        headers.insert(AUTHORIZATION, authorization.clone());
-    }
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES))
-        .read_buffer_size(read_buffer_bytes)
-        .write_buffer_size(0);
-    let connecting = connect_async_tls_with_config(request, Some(config), true, Some(tls));
-    match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok((socket, _))) => Ok(socket),
-        Ok(Err(tungstenite::Error::Http(answer))) => Err(ConnectError::Refused(answer.status())),
-        Ok(Err(error)) => Err(failed(error)),
-        Err(_) => {
-            let limit = CONNECT_TIMEOUT.as_secs();
-            Err(ConnectError::Failed(format!("no answer within {limit} s")))
-        }
-    }
-}
-
-/// Returns the address of a WebSocket below that of a server.
-///
-/// # Errors
-/// Returns an error when the server's address can be none of a WebSocket.
-pub(super) fn socket_url(base: &Url, path: &str) -> Result<Url, String> {
-    let mut url = below(base, path);
-    let scheme = match base.scheme() {
-        "https" => "wss",
-        _ => "ws",
-    };
-    url.set_scheme(scheme)
-        .map_err(|()| "its address has no host".to_owned())?;
-    Ok(url)
 }
 
 /// Why one direction has ended.
@@ -200,14 +108,7 @@ async fn up(
     let mut has_spoken = false;
     loop {
         let message = tokio::select! {
-            message = from.next() => message,
-            () = sleep_until(liveness.next_look()) => {
-                if liveness.look(connection.progress()) {
-                    continue;
-                }
-                tracing::debug!("client neither sends nor takes anything");
-                return Stopped::ClientGone;
-            }
+            message = liveness.next(from, || connection.progress()) => message,
             () = connection.place.displaced(), if !has_spoken => {
                 return Stopped::Violation(TransportViolation::Crowded);
             }

@@ -9,24 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use axum::http::header::AUTHORIZATION;
 use fastvideo_proto::fleet::{FLEET_VERSION, Hello, RouterMessage, ServerMessage, Waiting};
 use futures_util::{SinkExt, StreamExt};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::Connector;
 use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{Connector, connect_async_tls_with_config};
 
-use super::bridge::{ServerSocket, socket_url};
-use super::encryption::reason;
 use super::line::Line;
 use super::registry::{Replica, ReplicaRegistry};
+use super::server_socket::{self, ConnectError, ServerSocket};
 use crate::backoff::Backoff;
 
-/// Time limit on connecting to a server.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause before another try.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
@@ -183,27 +177,11 @@ async fn link(
 }
 
 async fn connect(replica: &Replica, identity: &Identity) -> Result<ServerSocket, LinkError> {
-    let broken = |reason: String| LinkError::Broken(reason);
-    let url = socket_url(&replica.endpoint.url, "/v1/router").map_err(broken)?;
-    let request = url.as_str().into_client_request();
-    let mut request = request.map_err(|error| broken(error.to_string()))?;
-    request
-        .headers_mut()
-        .insert(AUTHORIZATION, identity.authorization.clone());
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    let tls = Some(identity.tls.clone());
-    let connecting = connect_async_tls_with_config(request, Some(config), true, tls);
-    match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok((socket, _))) => Ok(socket),
-        Ok(Err(tungstenite::Error::Http(answer))) if answer.status().is_client_error() => {
-            Err(LinkError::NotSpoken)
-        }
-        Ok(Err(error)) => Err(broken(reason(&error))),
-        Err(_) => Err(broken(format!(
-            "no answer within {} s",
-            CONNECT_TIMEOUT.as_secs()
-        ))),
-    }
+    let base = &replica.endpoint.url;
+    let (key, tls) = (Some(&identity.authorization), identity.tls.clone());
+    let connecting = server_socket::connect(base, "/v1/router", key, tls, MAX_MESSAGE_BYTES);
+    connecting.await.map_err(|error| match error {
+        ConnectError::Refused(status) if status.is_client_error() => LinkError::NotSpoken,
+        error => LinkError::Broken(error.to_string()),
+    })
 }

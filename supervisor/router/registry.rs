@@ -193,7 +193,7 @@ impl ReplicaRegistry {
     pub(super) async fn any(&self, patience: Duration) -> bool {
         let mut changes = self.changes();
         let found = async {
-            while self.healthy().next().is_none() {
+            while !self.is_any_healthy() {
                 // Err: the registry is gone, which the caller holds.
                 let _ = changes.changed().await;
             }
@@ -218,20 +218,34 @@ impl ReplicaRegistry {
         order.into_iter().map(|n| healthy[n].clone()).collect()
     }
 
-    /// Returns the replicas that would take a session now, in the order in which it tries them, and how many sessions all
-    /// replicas would take. `home` is where a session has to stay that was begun.
-    pub(super) fn with_room(&self, home: Option<&Home>) -> (Vec<Arc<Replica>>, Room) {
-        let mut room = Room::default();
+    /// Returns the replicas that would take a session now, in the order in which it tries them. `home` is where a session
+    /// has to stay that was begun.
+    pub(super) fn with_room(&self, home: Option<&Home>) -> Vec<Arc<Replica>> {
         let mut preferred = self.preferred();
-        preferred.retain(|replica| {
+        preferred.retain(|replica| replica.room(home, self.0.has_links) > 0);
+        preferred
+    }
+
+    /// Returns how many sessions the healthy replicas would take.
+    pub(super) fn room(&self) -> Room {
+        let mut room = Room::default();
+        // Everybody who waits asks for this at each change, so nothing is copied where there is no room.
+        for replica in &*self.all() {
             let free = replica.room(None, self.0.has_links);
+            if free == 0 || !replica.is_healthy() {
+                continue;
+            }
             match replica.home() {
                 Some(home) => *room.homes.entry(home.name()).or_default() += free,
                 None => room.elsewhere += free,
             }
-            replica.room(home, self.0.has_links) > 0
-        });
-        (preferred, room)
+        }
+        room
+    }
+
+    /// Returns whether a replica is healthy.
+    pub(super) fn is_any_healthy(&self) -> bool {
+        self.all().iter().any(|replica| replica.is_healthy())
     }
 
     /// Returns whether a session with that home may go on at all: a server of its store is there, or may come back.

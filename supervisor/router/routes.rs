@@ -19,13 +19,15 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+use url::Url;
 
 use super::CLOSE_REPLY;
-use super::bridge::{self, ConnectError, Ended, ServerSocket};
+use super::bridge::{self, Ended};
 use super::demand;
 use super::line::Line;
 use super::proxy::{self, Proxy};
 use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
+use super::server_socket::{self, ConnectError, MAX_MESSAGE_BYTES, ServerSocket};
 use super::session::{self, Finish};
 use super::{openapi, servers, sessions};
 use crate::dialect::{Rendered, Wire, close_code, stream_v1};
@@ -61,6 +63,22 @@ pub(super) struct App {
     pub(super) proxy: Proxy,
     /// Cancelled when the router leaves its clients.
     pub(super) leaving: CancellationToken,
+}
+
+impl App {
+    /// Opens a WebSocket with a server, below whose address the path lies. `authorization` is passed on.
+    ///
+    /// # Errors
+    /// Returns why there is none.
+    pub(super) async fn connect(
+        &self,
+        base: &Url,
+        path: &str,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<ServerSocket, ConnectError> {
+        let tls = self.tls.clone();
+        server_socket::connect(base, path, authorization, tls, MAX_MESSAGE_BYTES).await
+    }
 }
 
 impl FromRef<App> for Ingress {
@@ -263,7 +281,7 @@ async fn session(socket: WebSocket, shares: &CompleteShare, connection: &Connect
     let mut refusal = None;
     for replica in app.registry.preferred() {
         let base = &replica.endpoint.url;
-        let server = match bridge::connect(base, "/v1/stream", None, app.tls.clone()).await {
+        let server = match app.connect(base, "/v1/stream", None).await {
             Ok(server) => server,
             Err(error) => {
                 let reason = error.to_string();
@@ -328,7 +346,7 @@ async fn server_to_watch(
     for replica in app.registry.healthy() {
         let base = &replica.endpoint.url;
         let authorization = headers.get(AUTHORIZATION);
-        match bridge::connect(base, target, authorization, app.tls.clone()).await {
+        match app.connect(base, target, authorization).await {
             Ok(server) => return Ok(server),
             Err(ConnectError::Refused(StatusCode::NOT_FOUND)) => {}
             Err(error) => {

@@ -16,11 +16,11 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_util::sync::CancellationToken;
 
 use super::CLOSE_REPLY;
-use super::bridge::{self, ConnectError, LINK_READ_BUFFER_BYTES, ServerSocket};
 use super::held::{ClientSaid, Held};
 use super::line::Arrival;
 use super::registry::{CountedSession, Home, Replica};
 use super::routes::{App, bridge_failed, close, messages, no_healthy_replica, text};
+use super::server_socket::{ConnectError, ServerSocket};
 use crate::backoff::Backoff;
 use crate::dialect::stream_v1::{self, StreamParser, StreamRenderer};
 use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Renderer, close_code};
@@ -213,14 +213,7 @@ async fn hear(
 ) -> Heard {
     loop {
         let message = tokio::select! {
-            message = from.next() => message,
-            () = sleep_until(liveness.next_look()) => {
-                if liveness.look(connection.progress()) {
-                    continue;
-                }
-                tracing::debug!("client neither sends nor takes anything");
-                return Heard::Gone;
-            }
+            message = liveness.next(from, || connection.progress()) => message,
             () = connection.place.displaced(), if is_first => {
                 return Heard::Violation(TransportViolation::Crowded);
             }
@@ -310,16 +303,19 @@ impl ClientSession<'_> {
         loop {
             changes.mark_unchanged();
             moves.mark_unchanged();
-            let (mut replicas, room) = self.app.registry.with_room(self.home.as_ref());
-            let mut unreachable = None;
-            let mut may_try = place.may_take(&room);
-            if let Some((replica, counted)) = self.reserved.take() {
+            let reserved = self.reserved.take();
+            let may_try = place.may_take(&self.app.registry.room()) || reserved.is_some();
+            let mut replicas = match may_try {
+                true => self.app.registry.with_room(self.home.as_ref()),
+                false => Vec::new(),
+            };
+            if let Some((replica, counted)) = reserved {
                 counted.was_not_taken();
                 replicas.retain(|other| !Arc::ptr_eq(other, &replica));
                 replicas.insert(0, replica);
-                may_try = true;
             }
-            for replica in replicas.into_iter().filter(|_| may_try) {
+            let mut unreachable = None;
+            for replica in replicas {
                 let store = replica.home().map(|home| home.store);
                 if without_session.contains(&store) {
                     continue;
@@ -344,15 +340,16 @@ impl ClientSession<'_> {
                 return Err(Finish::Say(bridge_failed(reason).into()));
             }
             if until.is_none() {
-                let stores = self.app.registry.stores();
-                if stores.iter().all(|store| without_session.contains(store))
+                let is_unknown = |store| without_session.contains(store);
+                if missing.is_some()
+                    && self.app.registry.stores().iter().all(is_unknown)
                     && let Some(said) = missing.take()
                 {
                     return Err(Finish::Say(said));
                 }
-                match self.app.registry.healthy().next() {
-                    Some(_) => without_server = None,
-                    None => {
+                match self.app.registry.is_any_healthy() {
+                    true => without_server = None,
+                    false => {
                         without_server.get_or_insert_with(Instant::now);
                     }
                 }
@@ -443,7 +440,7 @@ impl ClientSession<'_> {
         let counted = replica.begin_session();
         let base = &replica.endpoint.url;
         if replica.is_plain() {
-            return match bridge::connect(base, "/v1/stream", None, self.app.tls.clone()).await {
+            return match self.app.connect(base, "/v1/stream", None).await {
                 Ok(server) => Tried::Finished(Finish::Plain {
                     replica: replica.clone(),
                     server: Box::new(server),
@@ -500,16 +497,9 @@ impl ClientSession<'_> {
         &self,
         replica: &Replica,
     ) -> Result<(ServerSocket, ToRouter, Vec<String>), String> {
-        let app = self.app;
-        let path = "/v1/router/session";
-        let authorization = app.authorization.as_ref();
-        let connecting = bridge::connect_with(
-            &replica.endpoint.url,
-            path,
-            authorization,
-            app.tls.clone(),
-            LINK_READ_BUFFER_BYTES,
-        );
+        let base = &replica.endpoint.url;
+        let authorization = self.app.authorization.as_ref();
+        let connecting = self.app.connect(base, "/v1/router/session", authorization);
         let mut server = connecting.await.map_err(|error| match error {
             ConnectError::Refused(status) => format!("it answered {status} to a session link"),
             ConnectError::Failed(reason) => reason,
@@ -791,7 +781,7 @@ impl Up<'_, '_> {
         if !is_leaving || self.home.is_none() {
             return false;
         }
-        let (replicas, _) = self.app.registry.with_room(self.home);
+        let replicas = self.app.registry.with_room(self.home);
         *self.reserved = replicas.into_iter().next().map(|replica| {
             let counted = replica.begin_session();
             (replica, counted)

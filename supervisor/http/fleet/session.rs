@@ -306,17 +306,7 @@ async fn read(
             // The session is over, which the caller sees as well.
             std::future::pending::<()>().await;
         }
-        let message = tokio::select! {
-            message = stream.next() => message,
-            () = sleep_until(liveness.next_look()) => {
-                if liveness.look(connection.progress()) {
-                    continue;
-                }
-                tracing::debug!("router neither sends nor takes anything");
-                return Ok(Inbound::Unlinked);
-            }
-        };
-        let text = match message {
+        let text = match liveness.next(stream, || connection.progress()).await {
             None | Some(Ok(Message::Close(_)) | Err(_)) => return Ok(Inbound::Unlinked),
             Some(Ok(Message::Text(text))) => text,
             Some(Ok(Message::Binary(_))) => return Err(LinkError::Binary),

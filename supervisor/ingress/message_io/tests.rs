@@ -11,6 +11,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
 use crate::byte_budget;
+use crate::ingress::frame::MASKED;
 
 const SECOND: Duration = Duration::from_secs(1);
 
