@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -89,7 +90,17 @@ impl Redis {
         let _ = self.child.wait();
     }
 
-    /// Begins with nothing after it was stopped.
+    /// Keeps what it has now for when it starts again.
+    pub(crate) async fn save(&self) {
+        let address = ("127.0.0.1", self.port);
+        let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+        connection.write_all(b"SAVE\r\n").await.unwrap();
+        let mut answer = [0; 5];
+        connection.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
+    }
+
+    /// Begins with what was saved, or with nothing, after it was stopped.
     pub(crate) async fn start_again(&mut self) {
         self.child = Self::spawn(self.port, self.dir.path()).await;
     }

@@ -21,11 +21,11 @@ use crate::harness::{Client, Heard, PATIENCE, Server, merge, short, until};
 use crate::initial_image;
 use crate::prompts;
 use crate::provider::Provider;
-use crate::router::{KEY, Keys};
+use crate::router::{KEY, Keys, with_room};
 
 /// Several servers with one store, behind a router.
 struct Fleet {
-    _redis: Redis,
+    redis: Redis,
     _blobs: TempDir,
     keys: Keys,
     args: Vec<String>,
@@ -60,7 +60,7 @@ impl Fleet {
             ],
         );
         let fleet = Self {
-            _redis: redis,
+            redis,
             _blobs: blobs,
             keys,
             args,
@@ -543,11 +543,7 @@ async fn a_link_may_break_between_any_two_messages_and_in_each_of_them() {
     let server = keys.server(&["--streaming.encoder.fragment_ms=100"]);
     let scissors = Scissors::before(server.address.clone()).await;
     let router = keys.router(&[&scissors.address], &[]);
-    until("the server is linked", async || {
-        let status = router.status().await;
-        (status["replicas"][0]["report"]["free"] == 2).then_some(())
-    })
-    .await;
+    with_room(&router, 1, 2).await;
     let scripts = scripts();
     for kind in [0, 2] {
         let (init, steps) = &scripts[kind];
@@ -602,13 +598,7 @@ async fn a_server_that_gives_other_bytes_begins_the_segment_anew() {
     let router = fleet
         .keys
         .router(&[&fleet.servers[0].address, &other.address], &[]);
-    until("both servers are linked", async || {
-        let status = router.status().await;
-        let replicas = status["replicas"].as_array().unwrap().iter();
-        let free = replicas.filter(|replica| replica["report"]["free"] == 1);
-        (free.count() == 2).then_some(())
-    })
-    .await;
+    with_room(&router, 2, 1).await;
     let mut direct = other.open(json!({})).await;
     direct.until_type("ltx2_stream_start").await;
     let expected = direct.segment("a red fox").await;
@@ -657,17 +647,56 @@ async fn a_worker_that_is_lost_where_there_is_no_other_one_moves_its_session() {
 }
 
 #[tokio::test]
+async fn a_session_that_moves_waits_for_its_store() {
+    let mut fleet = Fleet::start(2, &[]).await;
+    let mut direct = fleet.servers[0].active(json!({})).await;
+    let mut expected = Vec::new();
+    for prompt in &PROMPTS[..2] {
+        expected.push(direct.segment(prompt).await);
+    }
+    direct.close(None).await;
+    let mut client = fleet.router.active(json!({})).await;
+    assert!(client.segment(PROMPTS[0]).await.media == expected[0].media);
+    fleet.redis.save().await;
+    let n = fleet.running().await;
+    fleet.redis.stop();
+    fleet.servers[n].kill().await;
+    until("the session is in the line", async || {
+        (fleet.router.status().await["waiting"] == 1).then_some(())
+    })
+    .await;
+    client.prompt(PROMPTS[1]).await;
+    fleet.redis.start_again().await;
+    let again = client.collect_until("ltx2_segment_complete").await;
+    assert!(again.media == expected[1].media, "other bytes");
+}
+
+#[tokio::test]
+async fn a_session_of_which_the_store_has_lost_a_segment_is_refused() {
+    let mut fleet = Fleet::start(2, &[]).await;
+    let mut client = fleet.router.active(json!({})).await;
+    client.segment(PROMPTS[0]).await;
+    fleet.redis.save().await;
+    client.segment(PROMPTS[1]).await;
+    let n = fleet.running().await;
+    // As when a replica takes over that has not got the last writes.
+    fleet.redis.stop();
+    fleet.servers[n].kill().await;
+    fleet.redis.start_again().await;
+    let error = client.error().await;
+    assert_eq!(
+        (&error["code"], &error["retryable"]),
+        (&json!("session_rejected"), &json!(false))
+    );
+    assert_eq!(client.closed().await, Some(1000));
+}
+
+#[tokio::test]
 async fn what_was_only_in_a_servers_memory_is_lost_with_it() {
     let keys = Keys::new(KEY);
     let (mut first, second) = (keys.server(&[]), keys.server(&[]));
     let router = keys.router(&[&first.address, &second.address], &[]);
-    until("both servers are linked", async || {
-        let status = router.status().await;
-        let replicas = status["replicas"].as_array().unwrap().iter();
-        let free = replicas.filter(|replica| replica["report"]["free"] == 2);
-        (free.count() == 2).then_some(())
-    })
-    .await;
+    with_room(&router, 2, 2).await;
     let mut client = router.active(json!({})).await;
     client.segment("a red fox").await;
     first.sessions(1).await;

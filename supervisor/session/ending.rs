@@ -29,7 +29,7 @@ pub enum NotOpened {
     NoSession(String),
     /// The session cannot go on from where another server has left it. The message is safe to show.
     CannotGoOn(String),
-    /// A session of a router finds no worker.
+    /// A session of a router finds no worker, or cannot be had from the store now: the router tries again.
     NoPlace,
     /// A limit on the number of sessions is reached, or the server is going away.
     NotAdmitted(NotAdmitted),

@@ -259,6 +259,8 @@ async fn resume(
         (NotOpened::NoSession(message) | NotOpened::Refused { message, .. }, Some(_)) => {
             NotOpened::CannotGoOn(message)
         }
+        // The session waits for its store as it does for a worker.
+        (NotOpened::Unavailable(_), Some(_)) => NotOpened::NoPlace,
         (why, _) => why,
     };
     let (lease, mut snapshot) = resumed.map_err(refused)?;
@@ -268,9 +270,11 @@ async fn resume(
     }
     let alone = ticket.take_over(session.clone());
     if timeout(TAKE_OVER, alone).await.is_err() {
-        return Err(NotOpened::Unavailable(
-            "the session's last connection has not ended yet; try again soon",
-        ));
+        let message = "the session's last connection has not ended yet; try again soon";
+        return Err(match moved {
+            Some(_) => NotOpened::NoPlace,
+            None => NotOpened::Unavailable(message),
+        });
     }
     Ok(Claim {
         lease,
