@@ -18,7 +18,12 @@ const MAX_BYTES: usize = 8 << 20;
 const ENVELOPE: Envelope<MAX_BYTES> = Envelope {
     magic: *b"FVSS",
     kind: 0,
+    version: 3,
+};
+/// The layout before records told what is expected of their sessions.
+const ENVELOPE_2: Envelope<MAX_BYTES> = Envelope {
     version: 2,
+    ..ENVELOPE
 };
 /// The first layout, before films were kept.
 const ENVELOPE_1: Envelope<MAX_BYTES> = Envelope {
@@ -49,6 +54,21 @@ pub struct StoredSession {
     pub released_at_ms: Option<u64>,
     /// The segments that are known, in order.
     pub film: Vec<Arc<StoredSegment>>,
+    /// What is expected while no server runs the session. It is encoded behind the other fields.
+    #[serde(skip)]
+    pub expected: Expectation,
+}
+
+/// What is expected of a session that no server runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expectation {
+    /// It goes on soon: its server was lost, or has let it go for another one.
+    #[default]
+    GoesOn,
+    /// It goes on if its client comes back.
+    ClientGone,
+    /// Nothing: it is complete, its client has left it, or it was idle.
+    Over,
 }
 
 /// A finished segment.
@@ -121,7 +141,7 @@ struct StoredSession1 {
 impl StoredSession {
     /// Encodes the session in its envelope.
     pub fn encode(&self) -> Vec<u8> {
-        ENVELOPE.encode(self)
+        ENVELOPE.encode(&(self, self.expected))
     }
 
     /// Decodes a session that [`Self::encode`] wrote, of this version or an earlier one.
@@ -142,7 +162,14 @@ impl StoredSession {
                 state,
                 ..Self::default()
             }),
-            Err(EnvelopeError::Version { .. }) => ENVELOPE.decode(bytes),
+            Err(EnvelopeError::Version { actual: 2, .. }) => ENVELOPE_2.decode(bytes),
+            Err(EnvelopeError::Version { .. }) => {
+                let (session, expected): (Self, _) = ENVELOPE.decode(bytes)?;
+                Ok(Self {
+                    expected,
+                    ..session
+                })
+            }
             Err(error) => Err(error),
         }
     }
@@ -193,18 +220,24 @@ mod tests {
             extensions: 2,
             released_at_ms: Some(1_800_000_000_000),
             film: vec![Arc::new(segment)],
+            expected: Expectation::Over,
             ..session()
         };
         assert_eq!(StoredSession::decode(&session.encode()).unwrap(), session);
     }
 
-    /// The first build that had version 1 wrote these bytes, and stores may still hold them.
+    /// The builds that had versions 1 and 2 wrote these bytes, and stores may still hold them.
     #[test]
     fn a_session_that_an_older_build_stored_is_read() {
-        let mut older = b"FVSS\x01\x00\x01".to_vec();
-        older.extend([7; 32]);
-        older.extend([3, 72, 1, 3, 1, 2, 3]);
-        assert_eq!(StoredSession::decode(&older).unwrap(), session());
+        let versions: [(u8, &[u8]); 2] = [(1, &[]), (2, &[0; 5])];
+        for (version, more) in versions {
+            let mut older = b"FVSS".to_vec();
+            older.extend([version, 0, 1]);
+            older.extend([7; 32]);
+            older.extend([3, 72, 1, 3, 1, 2, 3]);
+            older.extend(more);
+            assert_eq!(StoredSession::decode(&older).unwrap(), session());
+        }
     }
 
     #[test]

@@ -87,18 +87,7 @@ impl Fleet {
 
     /// The server that runs the only session.
     async fn running(&self) -> usize {
-        until("a server runs the session", async || {
-            for (n, server) in self.servers.iter().enumerate() {
-                let Some(sessions) = try_sessions(server).await else {
-                    continue;
-                };
-                if sessions > 0 {
-                    return Some(n);
-                }
-            }
-            None
-        })
-        .await
+        running(&self.servers).await
     }
 
     /// Kills a server and starts another one in its place.
@@ -112,6 +101,19 @@ impl Fleet {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
         self.servers[n] = Server::start_at(&self.servers[n].address.clone(), &args);
     }
+}
+
+/// Which of these servers runs the only session.
+async fn running(servers: &[Server]) -> usize {
+    until("a server runs the session", async || {
+        for (n, server) in servers.iter().enumerate() {
+            if try_sessions(server).await.is_some_and(|count| count > 0) {
+                return Some(n);
+            }
+        }
+        None
+    })
+    .await
 }
 
 async fn try_sessions(server: &Server) -> Option<u64> {
@@ -240,6 +242,63 @@ async fn a_server_that_leaves_hands_its_sessions_on_between_two_segments() {
     };
     let (heard, ()) = tokio::join!(told, left);
     compare(&heard, &expected);
+}
+
+#[tokio::test]
+async fn a_playlist_has_no_end_before_its_session_is_over() {
+    let mut fleet = Fleet::start(3, &[SLOW, &["--grace-seconds=1"]].concat()).await;
+    let (servers, router) = (&mut fleet.servers, &fleet.router);
+    let mut client = router.open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    let text = |field: &str| assigned[field].as_str().unwrap();
+    let (id, token) = (text("session_id"), text("watch_token"));
+    let path = format!("/v1/sessions/{id}/index.m3u8?token={token}");
+    let playlist = async |server: &Server| {
+        let answer = server.request("GET", &path, None).await;
+        assert_eq!(answer.status(), 200, "{}", answer.body());
+        answer.into_body()
+    };
+    let polled = async {
+        loop {
+            let list = playlist(router).await;
+            assert!(!list.contains("ENDLIST"), "{list}");
+        }
+    };
+    let moved = async {
+        client.segment(PROMPTS[0]).await;
+        client.prompt(PROMPTS[1]).await;
+        client.until_type("media_init").await;
+        let killed = running(servers).await;
+        servers.swap_remove(killed).kill().await;
+        client.until_type("ltx2_segment_complete").await;
+        // There is no other place for it.
+        let leaving = running(servers).await;
+        let mut other = servers[1 - leaving].active(json!({})).await;
+        servers[leaving].signal(Signal::SIGTERM);
+        servers[leaving].exit().await;
+        servers.swap_remove(leaving);
+        let film = format!("/v1/sessions/{id}/film?token={token}");
+        until("no server runs the session", async || {
+            (servers[0].get(&film).await.1["live"] == false).then_some(())
+        })
+        .await;
+        assert!(!playlist(&servers[0]).await.contains("ENDLIST"));
+        client.prompt(PROMPTS[2]).await;
+        other.close(Some(1000)).await;
+        client.until_type("ltx2_segment_complete").await;
+    };
+    tokio::select! {
+        () = polled => {}
+        () = moved => {}
+    }
+    client.send(json!({"type": "leave"})).await;
+    client.closed().await;
+    let ended = until("the list has ended", async || {
+        let list = playlist(router).await;
+        list.contains("#EXT-X-ENDLIST").then_some(list)
+    })
+    .await;
+    assert_eq!(ended.matches("#EXTINF").count(), 3, "{ended}");
 }
 
 /// What the clients of a large fleet do, each in its own way: what it opens its session with, what it says, and for how

@@ -313,7 +313,7 @@ fn listing<'a>(app: &App, request: &'a FilmRequest) -> Listing<'a> {
     let usual = frames_to_time(u64::from(format.num_frames), format.fps);
     Listing {
         known: request.view.film.segments(),
-        is_live: request.view.is_live,
+        is_over: request.view.is_over(),
         usual,
         part: config.fragment.min(usual),
         live_end: None,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::stored::Expectation;
 
 use super::admission::NotAdmitted;
 use super::state::SessionState;
@@ -124,6 +125,23 @@ impl EndCause {
     /// Returns whether the session can go on later, on this server or another one.
     pub(super) fn may_go_on(self) -> bool {
         matches!(self, Self::Left | Self::SegmentCap | Self::Idle(_))
+    }
+
+    /// Returns what is expected of the session after an end for this cause.
+    pub(super) fn expected(self) -> Expectation {
+        match self {
+            Self::Released | Self::Unlinked | Self::Draining | Self::LeaseLost => {
+                Expectation::GoesOn
+            }
+            Self::Left | Self::SegmentCap | Self::Idle(_) => Expectation::Over,
+            Self::Gone
+            | Self::Closed
+            | Self::Violation(_)
+            | Self::SlowClient
+            | Self::RuleBroken
+            | Self::StateRefused
+            | Self::NoWorker => Expectation::ClientGone,
+        }
     }
 
     /// Returns whether the events that the client has not taken yet are dropped.

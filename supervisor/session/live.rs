@@ -420,6 +420,7 @@ impl LiveSession {
             self.binding.hold_for(hold);
         }
         let has_state = self.state.is_some();
+        self.lease.expect(cause.expected());
         if cause.is_final() && !has_state {
             self.lease.end_session();
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use fastvideo_mp4::SegmentIndex;
 use fastvideo_proto::ids::SessionId;
-use fastvideo_proto::stored::{StoredMedia, StoredSegment};
+use fastvideo_proto::stored::{Expectation, StoredMedia, StoredSegment};
 
 use super::chunks::Chunks;
 use super::error::{DataLoss, StoreError};
@@ -127,10 +127,20 @@ pub struct FilmView {
     pub is_live: bool,
     /// Whether the session can be resumed.
     pub is_resumable: bool,
+    /// What is expected of the session while no server runs it.
+    pub expected: Expectation,
     /// When the last server that ran the session gave it up, as far as that is known.
     pub released: Option<SystemTime>,
     /// Whether the token lets its holder resume the session, and not only watch it.
     pub is_owner: bool,
+}
+
+impl FilmView {
+    /// Returns whether the film is whole: the session has ended, or cannot be resumed any more. A session that has ended
+    /// may be resumed all the same, and makes more of the film then.
+    pub fn is_over(&self) -> bool {
+        !self.is_live && (self.expected == Expectation::Over || !self.is_resumable)
+    }
 }
 
 impl SessionStore {
@@ -153,6 +163,7 @@ impl SessionStore {
                 film: latest.film,
                 is_live: true,
                 is_resumable: true,
+                expected: Expectation::GoesOn,
                 released: None,
                 is_owner,
             }));
@@ -171,6 +182,7 @@ impl SessionStore {
         Ok(Some(FilmView {
             is_live: stored.record.owner.is_some(),
             is_resumable: body.state.is_some() || film.0.is_empty(),
+            expected: body.expected,
             film,
             released: since_epoch.and_then(|time| SystemTime::UNIX_EPOCH.checked_add(time)),
             is_owner,

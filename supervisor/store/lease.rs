@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use fastvideo_proto::stored::Expectation;
+
 use super::error::StoreError;
 use super::film::{Film, RecordedSegment, Recording, blob_of};
 use super::handle::{Deadline, SessionStore};
@@ -78,6 +80,11 @@ impl Lease {
     /// Takes note that the session goes on after its last permitted segment.
     pub fn extend(&self) {
         self.leased.update(|latest| latest.extensions += 1);
+    }
+
+    /// Takes note of what is expected of the session once the lease is given back.
+    pub fn expect(&self, expected: Expectation) {
+        self.leased.update(|latest| latest.expected = expected);
     }
 
     /// Makes another watch token valid, and no other one; returns it. The session is to be written then.

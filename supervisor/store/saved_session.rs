@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use fastvideo_proto::ids::SessionId;
-use fastvideo_proto::stored::StoredSession;
+use fastvideo_proto::stored::{Expectation, StoredSession};
 
 use super::chunks::Chunks;
 use super::error::DataLoss;
@@ -36,6 +36,8 @@ pub struct SavedSession {
     /// How often the session was continued after its last permitted segment.
     pub extensions: u32,
     pub(super) watch: Watch,
+    /// What is expected once no server runs the session.
+    pub(super) expected: Expectation,
 }
 
 /// Who may watch a session.
@@ -115,11 +117,12 @@ impl SavedSession {
             extensions: self.extensions,
             released_at_ms: released.map(unix_ms),
             film: film.0,
+            expected: self.expected,
         };
         stored.encode()
     }
 
-    /// Takes what a record's body says, with the state that was read.
+    /// Takes what a record's body says, with the state that was read. The session is to go on.
     pub(super) fn from_stored(stored: StoredSession, state: Option<State>) -> Self {
         Self {
             progress: Progress {
@@ -133,6 +136,7 @@ impl SavedSession {
                 number: stored.watch_number,
                 hash: stored.watch_hash,
             },
+            expected: Expectation::GoesOn,
         }
     }
 }

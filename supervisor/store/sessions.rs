@@ -5,7 +5,7 @@
 use std::time::SystemTime;
 
 use fastvideo_proto::ids::SessionId;
-use fastvideo_proto::stored::StoredSession;
+use fastvideo_proto::stored::{Expectation, StoredSession};
 
 use super::error::{DataLoss, StoreError};
 use super::handle::SessionStore;
@@ -134,8 +134,14 @@ impl SessionStore {
                 continue;
             };
             check(&saved).map_err(ResumeError::Unfit)?;
+            let body = StoredSession {
+                expected: Expectation::GoesOn,
+                released_at_ms: None,
+                ..body
+            };
             let record = Record {
                 owner: Some(self.0.server.clone()),
+                body: body.encode(),
                 ..stored.record
             };
             let taken = self.swap_record(&key, stored.revision, Some(&record), self.deadline());

@@ -287,7 +287,11 @@ impl SessionStore {
     }
 
     /// Takes the lease from a server that is silent: no server runs the session then.
-    async fn disown(&self, key: &RecordKey, revision: Revision) -> Result<(), StoreError> {
+    pub(in crate::store) async fn disown(
+        &self,
+        key: &RecordKey,
+        revision: Revision,
+    ) -> Result<(), StoreError> {
         let Some(stored) = self.within(self.0.records.read(key)).await? else {
             return Ok(());
         };

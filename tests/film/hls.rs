@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::whole::LARGE;
 use super::{Answer, Viewer};
-use crate::harness::{PATIENCE, Server};
+use crate::harness::{PATIENCE, Server, until};
 use playlist::{Playlist, check_update};
 
 mod playlist;
@@ -151,6 +151,29 @@ async fn a_playlist_grows_with_the_film_and_has_all_of_it() {
         assert!(!text.contains("token"), "{text}");
         assert_eq!(Playlist::parse(&text).segments.len(), 3);
     }
+}
+
+#[tokio::test]
+async fn a_playlist_ends_when_its_session_cannot_be_resumed_any_more() {
+    let server = Server::start(&["--gpus=1", "--streaming.resume_ttl_seconds=2"]);
+    let Viewer {
+        client, id, token, ..
+    } = Viewer::with_segments(&server, 1).await;
+    let ticket = json!({"resume": {"session_id": id, "token": token}});
+    let film = Film { id, token };
+    drop(client);
+    server.sessions(0).await;
+    assert!(!get(&server, &film).await.has_ended);
+    let mut client = server.active(ticket).await;
+    client.segment("a blue hare").await;
+    let before = get(&server, &film).await;
+    assert_eq!((before.segments.len(), before.has_ended), (2, false));
+    drop(client);
+    let ended = until("the list has ended", async || {
+        Some(get(&server, &film).await).filter(|list| list.has_ended)
+    })
+    .await;
+    check_update(&before, &ended);
 }
 
 #[tokio::test]

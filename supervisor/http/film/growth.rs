@@ -126,7 +126,7 @@ pub(super) async fn follow(
             let is_next = |parts: &Parts| u64::from(parts.at.segment_idx) == next;
             end.parts = end.parts.take().filter(is_next);
         }
-        let Some(awaited) = awaited.filter(|_| request.view.is_live) else {
+        let Some(awaited) = awaited.filter(|_| !request.view.is_over()) else {
             return Ok(end);
         };
         let live = end.as_ref().and_then(|end| end.parts.as_ref());

@@ -34,7 +34,8 @@ const PART_HOLD_BACK: f64 = 3.0;
 pub(super) struct Listing<'a> {
     /// What is known of the film's segments.
     pub(super) known: &'a [Arc<StoredSegment>],
-    pub(super) is_live: bool,
+    /// Whether nothing more is expected.
+    pub(super) is_over: bool,
     /// How long a segment usually is.
     pub(super) usual: Duration,
     /// How long a part is at most.
@@ -55,7 +56,7 @@ impl Listing<'_> {
     /// Returns the playlist; `None` when the film has ended and has nothing to play.
     pub(super) fn playlist(&self) -> Option<String> {
         let listed = listed(self.known);
-        if listed.is_empty() && !self.is_live {
+        if listed.is_empty() && self.is_over {
             return None;
         }
         let next = self.known.last().map_or(0, |last| last.segment_idx + 1);
@@ -95,7 +96,7 @@ impl Listing<'_> {
             let uri = self.uri(&hinted.path());
             lines.push(format!("#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{uri}\""));
         }
-        if !self.is_live {
+        if self.is_over {
             lines.push("#EXT-X-ENDLIST".to_owned());
         } else if growing.is_none() {
             lines.push(MORE_FOLLOWS.to_owned());

@@ -76,10 +76,10 @@ fn the_segments_that_a_file_lacks_are_named() {
 }
 
 /// The playlist of a film whose session does not run here.
-fn playlist(known: &[Arc<StoredSegment>], is_live: bool, token: Option<&str>) -> Option<String> {
+fn playlist(known: &[Arc<StoredSegment>], is_over: bool, token: Option<&str>) -> Option<String> {
     Listing {
         known,
-        is_live,
+        is_over,
         usual: USUAL,
         part: PART,
         live_end: None,
@@ -90,7 +90,7 @@ fn playlist(known: &[Arc<StoredSegment>], is_live: bool, token: Option<&str>) ->
 
 #[test]
 fn a_playlist_lists_what_can_be_played() {
-    let list = |known: &[_]| playlist(known, false, None).unwrap();
+    let list = |known: &[_]| playlist(known, true, None).unwrap();
     let whole = list(&film(0, &[true]));
     assert_eq!(
         whole,
@@ -115,8 +115,8 @@ fn a_playlist_without_segments_is_one_only_while_it_may_grow() {
     let mut pictures = film(0, &[true]);
     Arc::make_mut(&mut pictures[0]).mime = JPEG.to_owned();
     for (known, next) in [(film(0, &[]), 0), (film(3, &[false]), 4), (pictures, 1)] {
-        assert_eq!(playlist(&known, false, None), None);
-        let live = playlist(&known, true, None).unwrap();
+        assert_eq!(playlist(&known, true, None), None);
+        let live = playlist(&known, false, None).unwrap();
         let sequence = format!("#EXT-X-MEDIA-SEQUENCE:{next}\n");
         assert!(live.contains(&sequence), "{live}");
         assert!(
@@ -129,7 +129,7 @@ fn a_playlist_without_segments_is_one_only_while_it_may_grow() {
 #[test]
 fn a_token_cannot_break_out_of_a_playlist() {
     let known = film(0, &[true]);
-    let text = playlist(&known, true, Some("a\"\n#,&b")).unwrap();
+    let text = playlist(&known, false, Some("a\"\n#,&b")).unwrap();
     let query = "?token=a%22%0A%23%2C%26b";
     assert_eq!(text.matches(query).count(), 2, "{text}");
     assert_eq!(text.lines().count(), 11, "{text}");
@@ -164,7 +164,7 @@ fn a_playlist_that_grows_here_ends_with_the_parts_of_the_next_segment() {
     };
     let listing = Listing {
         known: &known,
-        is_live: true,
+        is_over: false,
         usual: USUAL,
         part: PART,
         live_end: Some(&live_end),

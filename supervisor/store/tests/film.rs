@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fastvideo_proto::stored::Expectation;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -221,10 +222,11 @@ async fn a_film_outlives_its_state_and_then_expires() {
     drop(lease);
     sleep(TTL - LEASE).await;
     let view = async || store.film(&session, token.as_str()).await.unwrap();
-    assert!(view().await.unwrap().is_resumable);
+    let seen = view().await.unwrap();
+    assert!(seen.is_resumable && !seen.is_over());
     sleep(4 * LEASE).await;
     let seen = view().await.unwrap();
-    assert!(!seen.is_resumable);
+    assert!(!seen.is_resumable && seen.is_over());
     assert!(store.media(&seen.film.segments()[0]).await.is_ok());
     assert!(store.resume(&session, &token, any).await.is_err());
     assert_eq!(world.blobs().await, 1, "the state is deleted");
@@ -233,4 +235,35 @@ async fn a_film_outlives_its_state_and_then_expires() {
     sleep(8 * LEASE + Duration::from_secs(60)).await;
     assert!(view().await.is_none());
     world.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_film_is_over_when_nothing_more_is_expected_of_its_session() {
+    let world = World::new(RecordsKind::Memory, BlobsKind::Memory)
+        .await
+        .unwrap();
+    let (one, two) = (world.server(), world.server());
+    let (session, token, mut lease) = begin(&one).await;
+    finish(&lease, 0).await;
+    let view = async || two.film(&session, token.as_str()).await.unwrap().unwrap();
+    for (expected, is_over) in [
+        (Expectation::Over, true),
+        (Expectation::ClientGone, false),
+        (Expectation::GoesOn, false),
+        (Expectation::Over, true),
+    ] {
+        lease.expect(expected);
+        assert!(!view().await.is_over(), "it runs");
+        drop(lease);
+        assert!(one.clean_up().await);
+        let seen = view().await;
+        assert_eq!((seen.expected, seen.is_over()), (expected, is_over));
+        (lease, _) = one.resume(&session, &token, any).await.unwrap();
+        assert!(!view().await.is_over(), "it runs again");
+    }
+    // Its server is lost before it has written anything.
+    let lost = world.records.read(&session.clone().into()).await.unwrap();
+    let revision = lost.unwrap().revision;
+    two.disown(&session.clone().into(), revision).await.unwrap();
+    assert!(!view().await.is_over(), "it may go on");
 }
