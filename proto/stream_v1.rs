@@ -575,6 +575,18 @@ pub enum ServerMessage {
 }
 
 impl ServerMessage {
+    /// Creates the message that tells spectators that what they have of a segment is void.
+    pub fn void(segment_idx: u32) -> Self {
+        Self::Error {
+            code: ErrorCode::WorkerFailed,
+            message: "the segment was interrupted".to_owned(),
+            retryable: true,
+            segment_idx: Some(segment_idx),
+            restarting: true,
+            request_id: None,
+        }
+    }
+
     /// Creates an error that concerns no segment.
     pub fn error(code: ErrorCode, message: impl Into<String>, retryable: bool) -> Self {
         Self::Error {

@@ -1,9 +1,9 @@
 //! The router: one address before many servers.
 //!
 //! `registry` holds the servers, which `health` probes and which report over `control` how they are; `choose` says which of
-//! them takes a session. `routes` takes clients and answers operators, and `bridge` carries a session to a server and back
-//! over a `server_socket`. `proxy` passes requests on to servers, and `sessions` and `servers` those of operators; `openapi`
-//! describes all routes.
+//! them takes a session. `routes` takes clients and answers operators, `bridge` carries a session to a server and back over
+//! a `server_socket`, and `watch` carries spectators. `proxy` passes requests on to servers, and `sessions` and `servers`
+//! those of operators; `openapi` describes all routes.
 //! `line` is where sessions wait; several routers have one line through a Redis. A router keeps nothing that is missed when
 //! it ends.
 
@@ -49,6 +49,7 @@ mod server_socket;
 mod servers;
 mod session;
 mod sessions;
+mod watch;
 
 /// How long a client may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);

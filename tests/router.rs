@@ -22,7 +22,7 @@ fn server() -> Server {
 }
 
 /// A router before these servers, of which the first one is primary.
-fn router(servers: &[&str]) -> Server {
+pub(crate) fn router(servers: &[&str]) -> Server {
     router_with(servers, &[])
 }
 
@@ -43,7 +43,7 @@ async fn states(router: &Server) -> Vec<String> {
     replicas.map(state).collect()
 }
 
-async fn states_are(router: &Server, expected: &[&str]) {
+pub(crate) async fn states_are(router: &Server, expected: &[&str]) {
     until(&format!("the replicas are {expected:?}"), async || {
         (states(router).await == expected).then_some(())
     })

@@ -5,6 +5,8 @@ use tokio_tungstenite::tungstenite::Error as WsError;
 
 use crate::harness::{Client, Heard, Server};
 
+mod moves;
+
 /// Pictures that are large for their size, so that what is not read piles up quickly.
 const HEAVY: &[&str] = &[
     "--gpus=1",

@@ -19,7 +19,7 @@ pub struct FilmDocument {
     pub height: u32,
     /// Frames per second.
     pub fps: u32,
-    /// Whether a server runs the session, so that the film may grow.
+    /// Whether a server runs the session, or another one is expected to go on with it, so that the film may grow.
     pub live: bool,
     /// Whether the session can be resumed.
     pub resumable: bool,
@@ -27,7 +27,7 @@ pub struct FilmDocument {
     pub duration_ms: f64,
     /// The number of bytes of the media that are kept.
     pub bytes: u64,
-    /// Until when the film is kept, RFC 3339; null while the session is live, and when that is not known.
+    /// Until when the film is kept, RFC 3339; null while `live` is true, and when that is not known.
     pub expires_at: Option<String>,
     /// The number of spectators.
     pub spectators: u64,

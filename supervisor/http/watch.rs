@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::watch::{RouterAsks, WatchQuery};
 use futures_util::{SinkExt, StreamExt};
-use serde::Deserialize;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -20,7 +20,7 @@ use super::app::{App, AppState};
 use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::{ValidQuery, bearer};
-use crate::ingress::liveness::Liveness;
+use crate::ingress::liveness::until_gone;
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::tasks::catch_panic;
 
@@ -32,15 +32,6 @@ use show::{Ending, Show};
 const MAX_MESSAGE_BYTES: u64 = 4096;
 /// How long a spectator may take to answer a close.
 const CLOSE_REPLY: Duration = Duration::from_secs(2);
-
-/// What a spectator wants to see.
-#[derive(Debug, Deserialize)]
-pub(super) struct WatchQuery {
-    session: String,
-    token: Option<String>,
-    /// The first segment; absent for what is on air.
-    from: Option<u32>,
-}
 
 /// Serves the route `/v1/watch`.
 pub(super) async fn upgrade(
@@ -59,8 +50,13 @@ pub(super) async fn upgrade(
     let view = app.context.store.film(&session, &token).await;
     let view = view.map_err(|failed| ApiError::store(&failed))?;
     let view = view.ok_or_else(ApiError::no_session)?;
-    let show = Show::new(app.context.clone(), session, token, view, query.from);
+    let context = app.context.clone();
+    let show = Show::new(context, session, token, view, query.from, query.router);
     let show = show.map_err(ApiError::too_busy)?;
+    if query.router == Some(RouterAsks::OnAir) && !show.is_on_air() {
+        let message = "the session does not run on this server";
+        return Err(ApiError::new(StatusCode::CONFLICT, "not_on_air", message));
+    }
     let upgrade = handshake.begin(&app.ingress, MAX_MESSAGE_BYTES)?;
     let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
@@ -84,29 +80,21 @@ async fn carry(
 ) {
     let (sink, mut stream) = socket.split();
     let (mut sink, ending) = {
-        let mut playing = Box::pin(show.play(sink, connection, app.ingress.ping_interval));
-        let mut liveness = Liveness::new(app.ingress.ping_interval * 2);
-        loop {
-            tokio::select! {
-                played = &mut playing => match played {
-                    Some(played) => break played,
-                    None => return,
-                },
-                message = stream.next() => match message {
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return,
-                    Some(Ok(_)) => {}
-                },
-                () = sleep_until(liveness.next_look()) => {
-                    if !liveness.look(connection.progress()) {
-                        return;
-                    }
-                }
-            }
-        }
+        let interval = app.ingress.ping_interval;
+        let playing = Box::pin(show.play(sink, connection, interval));
+        let played = tokio::select! {
+            played = playing => played,
+            _ = until_gone(&mut stream, || connection.progress(), interval * 2) => None,
+        };
+        let Some(played) = played else {
+            return;
+        };
+        played
     };
     let (code, reason) = match ending {
         Ending::Over => (CloseCode::Normal, "watch_end"),
         Ending::Draining => (CloseCode::Away, "draining"),
+        Ending::Moved => (CloseCode::Away, "moved"),
     };
     let farewell = async {
         let reason = reason.into();

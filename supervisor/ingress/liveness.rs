@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, sleep_until};
+use tokio_tungstenite::tungstenite::{self, Message};
 
 /// Number of times that a peer is looked at within the time in which it has to move.
 const LOOKS: u32 = 8;
@@ -81,10 +82,24 @@ impl Liveness {
     }
 }
 
+/// Waits until a peer is gone of which nothing is expected. Returns whether it has closed its connection.
+pub(crate) async fn until_gone(
+    from: &mut (impl Stream<Item = tungstenite::Result<Message>> + Unpin),
+    progress: impl Fn() -> Progress,
+    silence: Duration,
+) -> bool {
+    let mut liveness = Liveness::new(silence);
+    loop {
+        match liveness.next(from, &progress).await {
+            Some(Ok(Message::Close(_))) => return true,
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use tokio::time::sleep_until;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -376,6 +376,11 @@ impl Replica {
         *self.link.borrow() == LinkStatus::Plain
     }
 
+    /// Returns whether there was a link, or is to be one, and is none at the moment.
+    pub(super) fn is_cut_off(&self) -> bool {
+        *self.link.borrow() == LinkStatus::Down
+    }
+
     /// Waits until there is no link.
     pub(super) async fn is_down(&self) {
         let mut link = self.link.subscribe();

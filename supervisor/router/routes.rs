@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::extract::{FromRef, State};
-use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::{any, get};
@@ -14,6 +13,7 @@ use fastvideo_proto::api::router::{FleetDemand, ReplicaState, RouterHealth, Rout
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::ServerMessage;
 use futures_util::{SinkExt, StreamExt};
+use serde::Serialize;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -29,19 +29,15 @@ use super::proxy::{self, Proxy};
 use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
 use super::server_socket::{self, ConnectError, MAX_MESSAGE_BYTES, ServerSocket};
 use super::session::{self, Finish};
-use super::{openapi, servers, sessions};
+use super::{openapi, servers, sessions, watch};
 use crate::dialect::{Rendered, Wire, close_code, stream_v1};
 use crate::ingress::connection::Connection;
-use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::ingress::{Ingress, hosts};
 use crate::page;
 use crate::tasks::catch_panic;
-
-/// The largest message that is read from a spectator.
-const MAX_SPECTATOR_BYTES: u64 = 4096;
 
 /// The state that all requests share. Cheap to clone.
 #[derive(Clone)]
@@ -90,7 +86,7 @@ impl FromRef<App> for Ingress {
 pub(super) fn router(app: App) -> Router {
     Router::new()
         .route("/v1/stream", get(stream))
-        .route("/v1/watch", get(watch))
+        .route("/v1/watch", get(watch::upgrade))
         .route("/v1/sessions/{id}/film", any(proxy::film))
         .route("/v1/sessions/{id}/film/{*file}", any(proxy::film))
         .route("/v1/sessions/{id}/film.mp4", any(proxy::film))
@@ -300,64 +296,6 @@ async fn session(socket: WebSocket, shares: &CompleteShare, connection: &Connect
     farewell(socket, messages).await;
 }
 
-/// Serves the route `/v1/watch`: carries a spectator to the server that knows the session. The servers are asked one after
-/// the other.
-async fn watch(
-    State(app): State<App>,
-    headers: HeaderMap,
-    uri: Uri,
-    handshake: Handshake,
-) -> Result<Response, ApiError> {
-    app.ingress.admit_origin(&headers)?;
-    let upgrade = handshake.begin(&app.ingress, MAX_SPECTATOR_BYTES)?;
-    let server = server_to_watch(&app, &headers, &uri).await?;
-    let (answer, connection, opened) = upgrade.split();
-    let client = connection.place.client();
-    let tracker = app.ingress.connections.clone();
-    let span = tracing::info_span!("spectator", %client);
-    let carried = async move {
-        let Some((mut socket, shares)) = opened.await else {
-            return;
-        };
-        // Nothing is expected of a spectator.
-        connection.place.enter_phase(Phase::Session);
-        let interval = app.ingress.ping_interval;
-        let carried = bridge::carry(&mut socket, &shares, &connection, server, interval);
-        tokio::select! {
-            ended = carried => tracing::debug!(?ended, "spectator gone"),
-            () = app.leaving.cancelled() => {
-                farewell(socket, [close(close_code::GOING_AWAY, "draining")]).await;
-            }
-        }
-    };
-    tracker.spawn(catch_panic("spectator", carried.instrument(span)));
-    Ok(answer)
-}
-
-/// Connects to the first server that shows the session to the spectator.
-async fn server_to_watch(
-    app: &App,
-    headers: &HeaderMap,
-    uri: &Uri,
-) -> Result<ServerSocket, ApiError> {
-    let target = uri.path_and_query().map_or("/v1/watch", |t| t.as_str());
-    app.registry.first_probes().await;
-    let mut refused = ApiError::no_session();
-    for replica in app.registry.healthy() {
-        let base = &replica.endpoint.url;
-        let authorization = headers.get(AUTHORIZATION);
-        match app.connect(base, target, authorization).await {
-            Ok(server) => return Ok(server),
-            Err(ConnectError::Refused(StatusCode::NOT_FOUND)) => {}
-            Err(error) => {
-                tracing::info!(%replica, %error, "a spectator is not taken");
-                refused = ApiError::too_busy("the server takes no more spectators");
-            }
-        }
-    }
-    Err(refused)
-}
-
 /// Tells a client that nobody can serve it.
 pub(super) fn no_healthy_replica() -> [Message; 2] {
     let message = "router: no healthy replica available";
@@ -380,7 +318,7 @@ pub(super) fn bridge_failed(reason: &str) -> [Message; 2] {
     [text(&error), close(close_code::INTERNAL, "bridge_failed")]
 }
 
-pub(super) fn text(message: &ServerMessage) -> Message {
+pub(super) fn text(message: &impl Serialize) -> Message {
     let text = serde_json::to_string(message).expect("strings and numbers are JSON");
     Message::Text(text.into())
 }
@@ -401,7 +339,7 @@ pub(super) fn messages(rendered: Rendered) -> impl Iterator<Item = Message> {
 }
 
 /// Sends a client's last messages, and waits for its answer to the close.
-async fn farewell(mut socket: WebSocket, messages: impl IntoIterator<Item = Message>) {
+pub(super) async fn farewell(mut socket: WebSocket, messages: impl IntoIterator<Item = Message>) {
     let said = async {
         for message in messages {
             socket.send(message).await?;

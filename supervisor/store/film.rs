@@ -125,6 +125,8 @@ pub struct FilmView {
     pub film: Film,
     /// Whether a server runs the session.
     pub is_live: bool,
+    /// Whether that is another one than this.
+    pub is_elsewhere: bool,
     /// Whether the session can be resumed.
     pub is_resumable: bool,
     /// What is expected of the session while no server runs it.
@@ -140,6 +142,11 @@ impl FilmView {
     /// may be resumed all the same, and makes more of the film then.
     pub fn is_over(&self) -> bool {
         !self.is_live && (self.expected == Expectation::Over || !self.is_resumable)
+    }
+
+    /// Returns whether a server runs the session, or another one is expected to go on with it.
+    pub fn goes_on(&self) -> bool {
+        self.is_live || (self.expected == Expectation::GoesOn && self.is_resumable)
     }
 }
 
@@ -162,6 +169,7 @@ impl SessionStore {
             return Ok(access.map(|is_owner| FilmView {
                 film: latest.film,
                 is_live: true,
+                is_elsewhere: false,
                 is_resumable: true,
                 expected: Expectation::GoesOn,
                 released: None,
@@ -179,8 +187,10 @@ impl SessionStore {
         let mut film = Film(body.film);
         film.keep_media_in(&stored.record.blobs);
         let since_epoch = body.released_at_ms.map(Duration::from_millis);
+        let owner = stored.record.owner;
         Ok(Some(FilmView {
-            is_live: stored.record.owner.is_some(),
+            is_live: owner.is_some(),
+            is_elsewhere: owner.is_some_and(|owner| owner != self.0.server),
             is_resumable: body.state.is_some() || film.0.is_empty(),
             expected: body.expected,
             film,

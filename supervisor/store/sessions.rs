@@ -77,7 +77,10 @@ impl SessionStore {
     /// Returns the errors of [`Self::create`].
     pub async fn hydrate(&self, state: &State) -> Result<(SessionId, ResumeToken), StoreError> {
         let (session, token) = (SessionId::random(), ResumeToken::random());
-        let saved = SavedSession::starting_from(Some(state), &token);
+        let saved = SavedSession {
+            expected: Expectation::ClientGone,
+            ..SavedSession::starting_from(Some(state), &token)
+        };
         self.write_first(&session, &token, &saved, None).await?;
         Ok((session, token))
     }

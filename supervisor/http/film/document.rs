@@ -23,14 +23,14 @@ pub(super) fn document(
     let last = segments.last();
     let end = last.map(|segment| segment.start + segment.duration);
     let kept = segments.iter().filter(|segment| segment.media.is_some());
-    let released = view.released.filter(|_| !view.is_live);
+    let released = view.released.filter(|_| !view.goes_on());
     FilmDocument {
         session_id,
         mime: last.map(|segment| segment.mime.clone()),
         width: format.width,
         height: format.height,
         fps: format.fps,
-        live: view.is_live,
+        live: view.goes_on(),
         resumable: view.is_resumable,
         duration_ms: milliseconds(end.unwrap_or_default()),
         bytes: kept.map(|segment| segment.bytes).sum(),

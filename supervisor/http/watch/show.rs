@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastvideo_proto::ids::SessionId;
-use fastvideo_proto::job::{ErrorCode, MediaMode};
+use fastvideo_proto::job::MediaMode;
 use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
 use fastvideo_proto::stream_v1::ServerMessage;
-use fastvideo_proto::watch::WatchMessage;
+use fastvideo_proto::watch::{RouterAsks, WatchMessage};
 use futures_util::SinkExt;
 use futures_util::stream::SplitSink;
 use serde::Serialize;
@@ -25,11 +25,11 @@ use crate::session::broadcast::{
     Broadcast, LiveSegment, OnAir, Script, SegmentEnd, Spectator, TooManySpectators,
 };
 use crate::session::{Context, Drain};
-use crate::store::{Film, FilmView};
+use crate::store::FilmView;
 
 /// How many segments a spectator may be behind what is on air.
 const MAX_LAG: u32 = 2;
-/// How long a session that has left this server is waited for: its client may come back.
+/// How long a session whose client is gone is waited for: that may come back.
 const LINGER: Duration = Duration::from_secs(15);
 /// How often a session that does not run on this server is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,6 +43,8 @@ pub(super) enum Ending {
     Over,
     /// The server is going away.
     Draining,
+    /// The router of the spectator is to ask another server.
+    Moved,
 }
 
 /// What one spectator sees, and how far that has come.
@@ -53,9 +55,10 @@ pub(super) struct Show {
     token: String,
     /// Present while the session runs on this server.
     air: Option<Air>,
+    /// What a router wants to be shown.
+    router: Option<RouterAsks>,
     /// The film as it was last looked at.
-    film: Film,
-    is_live: bool,
+    view: FilmView,
     /// Whether the spectator's token is valid.
     is_allowed: bool,
     /// The renewals of tokens since which that is known.
@@ -128,11 +131,12 @@ impl Show {
         token: String,
         view: FilmView,
         from: Option<u32>,
+        router: Option<RouterAsks>,
     ) -> Result<Self, TooManySpectators> {
         let mut show = Self {
             air: None,
-            film: view.film,
-            is_live: view.is_live,
+            router,
+            view,
             is_allowed: true,
             renewals: 0,
             next: 0,
@@ -150,6 +154,11 @@ impl Show {
 
     pub(super) fn session(&self) -> &SessionId {
         &self.session
+    }
+
+    /// Returns whether the session runs on this server.
+    pub(super) fn is_on_air(&self) -> bool {
+        self.air.is_some()
     }
 
     /// Shows everything, and returns the sink and why it is over; `None` when the spectator is gone.
@@ -172,7 +181,7 @@ impl Show {
         let format = self.context.config.format;
         let start = WatchMessage::WatchStart {
             session_id: self.session.to_string(),
-            live: self.is_live,
+            live: self.view.goes_on(),
             width: format.width,
             height: format.height,
             fps: format.fps,
@@ -215,7 +224,7 @@ impl Show {
         if broadcast.is_some_and(|broadcast| broadcast.mode() == MediaMode::LegacyJpeg) {
             return JPEG.to_owned();
         }
-        let last = self.film.segments().last();
+        let last = self.view.film.segments().last();
         last.map_or_else(|| "video/mp4".to_owned(), |segment| segment.mime.clone())
     }
 
@@ -239,7 +248,7 @@ impl Show {
                 live.unwrap_or(on_air.next_idx)
             }
             None => {
-                let last = self.film.segments().last();
+                let last = self.view.film.segments().last();
                 last.map_or(0, |segment| segment.segment_idx + 1)
             }
         }
@@ -277,22 +286,19 @@ impl Show {
         if !on_air.is_over && on_air.next_idx <= self.next {
             return None;
         }
-        if let Some(segment) = self.film.segment(self.next) {
+        if let Some(segment) = self.view.film.segment(self.next) {
             return Some(segment.clone());
         }
         self.look_at_film().await;
         // The first segments may be forgotten.
-        let mut segments = self.film.segments().iter();
+        let mut segments = self.view.film.segments().iter();
         let next = segments.find(|segment| segment.segment_idx >= self.next);
         next.cloned()
     }
 
     async fn look_at_film(&mut self) {
         match self.context.store.film(&self.session, &self.token).await {
-            Ok(Some(view)) => {
-                self.film = view.film;
-                self.is_live = view.is_live;
-            }
+            Ok(Some(view)) => self.view = view,
             // The session was dropped, or the token is not valid any more.
             Ok(None) => self.is_allowed = false,
             Err(error) => {
@@ -326,16 +332,28 @@ impl Show {
                 });
             }
             self.look_at_film().await;
-            if !self.is_allowed || self.film.segment(self.next).is_some() {
+            if !self.is_allowed || self.view.film.segment(self.next).is_some() {
                 return Ok(None);
             }
-            if !self.is_live && since.elapsed() > LINGER {
+            if self.is_elsewhere() {
+                return Ok(Some(Ending::Moved));
+            }
+            if !self.view.goes_on() && since.elapsed() > LINGER {
                 return Ok(Some(Ending::Over));
             }
             tokio::select! {
                 () = sleep(LOOK_INTERVAL) => {}
                 gone = screen.ping() => gone?,
             }
+        }
+    }
+
+    /// Returns whether the router of the spectator finds the session at another server, or is to look for it there.
+    fn is_elsewhere(&self) -> bool {
+        match self.router {
+            Some(RouterAsks::OnAir) => true,
+            Some(RouterAsks::Film) => self.view.is_elsewhere,
+            None => false,
         }
     }
 
@@ -353,7 +371,7 @@ impl Show {
         loop {
             // A change after this is seen below.
             if self.on_air().renewals != self.renewals {
-                screen.text(&void(idx)).await?;
+                screen.text(&ServerMessage::void(idx)).await?;
                 return Ok(Shown::Void);
             }
             let unread = segment.unread(shown);
@@ -373,7 +391,7 @@ impl Show {
                     return Ok(Shown::Whole);
                 }
                 Some(SegmentEnd::Void) => {
-                    screen.text(&void(idx)).await?;
+                    screen.text(&ServerMessage::void(idx)).await?;
                     return Ok(Shown::Void);
                 }
                 None => {}
@@ -453,7 +471,7 @@ impl Show {
                 Err(error) => {
                     let error = with_causes(&error);
                     tracing::debug!(error, segment_idx = idx, "media not read for a spectator");
-                    screen.text(&void(idx)).await?;
+                    screen.text(&ServerMessage::void(idx)).await?;
                     self.skip_to(idx + 1, screen).await?;
                     return Ok(Shown::Skipped);
                 }
@@ -513,17 +531,5 @@ impl Show {
 
     fn stream_id(&self, segment_idx: u32, attempt: u32) -> String {
         format!("{}-{segment_idx}-{attempt}", self.session)
-    }
-}
-
-/// Tells that the media of a segment are void.
-fn void(segment_idx: u32) -> ServerMessage {
-    ServerMessage::Error {
-        code: ErrorCode::WorkerFailed,
-        message: "the segment was interrupted".to_owned(),
-        retryable: true,
-        segment_idx: Some(segment_idx),
-        restarting: true,
-        request_id: None,
     }
 }

@@ -258,6 +258,8 @@ async fn a_film_is_over_when_nothing_more_is_expected_of_its_session() {
         assert!(one.clean_up().await);
         let seen = view().await;
         assert_eq!((seen.expected, seen.is_over()), (expected, is_over));
+        assert_eq!(seen.goes_on(), expected == Expectation::GoesOn);
+        assert!(!seen.is_live);
         (lease, _) = one.resume(&session, &token, any).await.unwrap();
         assert!(!view().await.is_over(), "it runs again");
     }
