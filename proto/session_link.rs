@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::ids::SessionId;
 
@@ -62,7 +63,8 @@ pub struct Moved {
     pub media: Vec<Digest>,
 }
 
-/// The first 128 bits of the BLAKE3 hash of a binary message. As text, 32 hexadecimal digits.
+/// The XXH3 hash of a binary message, 128 bits: it tells accidents apart, and takes the least time. As text, 32 hexadecimal
+/// digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(u128);
@@ -74,12 +76,7 @@ pub struct BadDigest;
 
 impl Digest {
     pub fn of(message: &[u8]) -> Self {
-        let hash = blake3::hash(message);
-        let (first, _) = hash
-            .as_bytes()
-            .split_first_chunk()
-            .expect("a hash has 256 bits");
-        Self(u128::from_be_bytes(*first))
+        Self(xxh3_128(message))
     }
 }
 
