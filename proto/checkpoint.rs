@@ -55,6 +55,20 @@ pub struct Checkpoint {
     pub resend: Option<Resend>,
 }
 
+impl Checkpoint {
+    /// Lets the milliseconds pass that have gone by since it was taken. The session does not count as idle meanwhile.
+    pub fn pass(&mut self, ms: u64) {
+        let running = self.running.iter_mut().map(|running| &mut running.ask);
+        let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.ask);
+        for ask in running.chain(waiting) {
+            ask.waited_ms = ask.waited_ms.saturating_add(ms);
+        }
+        for left in [&mut self.lead_ms, &mut self.auto_pause_ms] {
+            *left = left.map(|left| left.saturating_sub(ms));
+        }
+    }
+}
+
 /// What the opening message said that still matters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -199,5 +213,29 @@ mod tests {
             serde_json::from_str::<Checkpoint>(&text).unwrap(),
             checkpoint
         );
+    }
+
+    #[test]
+    fn time_passes_for_requests_and_for_the_viewer() {
+        let ask = || Ask {
+            waited_ms: 10,
+            ..Ask::default()
+        };
+        let mut checkpoint = Checkpoint {
+            waiting: vec![WaitingRequest {
+                ask: ask(),
+                draft: Draft::Written,
+                enhance: false,
+            }],
+            lead_ms: Some(2000),
+            auto_pause_ms: Some(500),
+            idle_ms: 7,
+            ..Checkpoint::default()
+        };
+        checkpoint.pass(1500);
+        assert_eq!(checkpoint.waiting[0].ask.waited_ms, 1510);
+        assert_eq!(checkpoint.lead_ms, Some(500));
+        assert_eq!(checkpoint.auto_pause_ms, Some(0));
+        assert_eq!(checkpoint.idle_ms, 7);
     }
 }

@@ -55,6 +55,9 @@ pub struct Moved {
     pub seq: u64,
     /// A [`Checkpoint`](crate::checkpoint::Checkpoint).
     pub checkpoint: Box<RawValue>,
+    /// Time since the checkpoint was taken, in milliseconds.
+    #[serde(default)]
+    pub age_ms: u64,
     /// The [`CuratedPrompt`](crate::checkpoint::CuratedPrompt)s.
     pub curated: Option<Box<RawValue>>,
     /// What the client was [`Shown`](crate::checkpoint::Shown).

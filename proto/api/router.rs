@@ -28,6 +28,7 @@ pub struct RouterStatus {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReplicaState {
     pub url: String,
+    /// Its name in the configuration, else the one that it has reported.
     pub name: Option<String>,
     /// Whether it is preferred while it is healthy.
     pub primary: bool,
@@ -41,6 +42,8 @@ pub struct ReplicaState {
     pub consecutive_failures: u32,
     /// Sessions that this router carries to it.
     pub sessions: usize,
+    /// The control link with it: `unknown` before it was asked, `plain` where it has none, `up` or `down`.
+    pub link: String,
     /// What the server reports itself; null while there is no control link with it.
     pub report: Option<Report>,
 }

@@ -343,12 +343,14 @@ impl<'a> Conversation<'a> {
                 retryable: true,
                 ..
             } if self.resume.is_some() && !self.is_active => bail!(ConnectionLost::Closed(message)),
-            // Not of a segment: a router has lost the session's server, and another one may go on with the session.
+            // Of no segment and no request: a router has lost the session's server, or finds no place at another one. The
+            // session may go on later.
             ServerMessage::Error {
-                code: ErrorCode::WorkerFailed,
+                code: ErrorCode::WorkerFailed | ErrorCode::GpuUnavailable,
                 message,
                 retryable: true,
                 segment_idx: None,
+                request_id: None,
                 ..
             } => bail!(ConnectionLost::Closed(message)),
             ServerMessage::Error {

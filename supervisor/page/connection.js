@@ -64,13 +64,15 @@ const NOT_YET = ['internal', 'busy'];
 
 /**
  * Tells whether the session can be resumed after a connection was closed for this reason. During a reconnect the server may
- * be full or still starting, so `busy` and `internal` do not end the session then.
+ * be full or still starting, so `busy` and `internal` do not end the session then. A session that runs is told `busy` by a
+ * router that has found no server to go on with.
  *
  * @param {CloseReason} reason
  * @param {boolean} reconnecting
+ * @param {boolean} running
  */
-export function canResume(reason, reconnecting) {
-  return LOST.includes(reason) || (reconnecting && NOT_YET.includes(reason));
+export function canResume(reason, reconnecting, running) {
+  return LOST.includes(reason) || (reconnecting && NOT_YET.includes(reason)) || (running && reason === 'busy');
 }
 
 /**

@@ -7,9 +7,12 @@ const SERVER_WORDS = {
   ready: 'Ready', loading: 'Starting', draining: 'Draining', exited: 'Does not answer', connecting: 'Not asked yet',
 };
 
-/** Returns the state of a server, in the words of a GPU's state. */
-export function serverState({ status, report }) {
-  if (status === 'unhealthy') return 'exited';
+/**
+ * Returns the state of a server, in the words of a GPU's state. One whose link is down gets no session, whatever its probes
+ * have said last.
+ */
+export function serverState({ status, link, report }) {
+  if (status === 'unhealthy' || link === 'down') return 'exited';
   if (status !== 'healthy') return 'connecting';
   if (!report) return 'ready';
   if (report.draining) return 'draining';

@@ -9,7 +9,7 @@ import { current, isLive, isReconnecting, isUnderWay } from './state.js';
 import { segmentWords } from './words.js';
 
 const CONTROLS_HIDE_MS = 3500;
-/** A player that stands for this long is told to wait for the network: shorter pauses are not worth a word. */
+/** A player that stands for this long while a segment streams is explained: shorter pauses are not worth a word. */
 const STARVED_MS = 600;
 const VOLUME_STEP = 0.1;
 
@@ -181,7 +181,8 @@ export class Stage {
     if (working) say($('working'), isUnderWay(segment) ? segmentWords(segment) : this.words.status(state)[1]);
 
     const expects = state.phase === 'active' || isReconnecting(state);
-    const atEnd = view === 'media' && expects && player.atEnd && !player.paused;
+    // What streams may be there in a moment.
+    const atEnd = view === 'media' && expects && player.atEnd && !player.paused && segment?.state !== 'streaming';
     const starved = this.isStarved(view === 'media' && segment?.state === 'streaming' && player.starved);
     if (starved !== state.starved) this.starved(starved);
     set($('hint'), { hidden: !(atEnd || starved) });

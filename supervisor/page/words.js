@@ -163,7 +163,7 @@ export function statusWords(state) {
     default:
   }
   if (segment?.state === 'streaming') {
-    return state.starved ? ['wait', `Segment ${segment.idx + 1} waits for the network`] : ['air', `Segment ${segment.idx + 1} is streaming`];
+    return state.starved ? ['wait', `Segment ${segment.idx + 1} comes slowly`] : ['air', `Segment ${segment.idx + 1} is streaming`];
   }
   if (segment?.state === 'denoising') return ['work', `Segment ${segment.idx + 1} is being generated`];
   if (segment?.state === 'restarting') return ['wait', `Segment ${segment.idx + 1} starts again`];
@@ -183,7 +183,7 @@ export const queueWords = ({ position, depth }) => ({
 export function starvedWords(state) {
   const segment = current(state);
   if (isReconnecting(state)) return 'Waiting for the connection';
-  if (segment?.state === 'streaming') return 'Waiting for the network: the video comes more slowly than it plays';
+  if (segment?.state === 'streaming') return 'Waiting for more of this segment: it comes more slowly than it plays';
   if (segment && isUnderWay(segment)) return `Waiting for the next segment: ${segmentWords(segment)}`;
   if (state.waiting.length) return 'Waiting for the next segment';
   return state.settings.pause ? 'Generation is paused' : 'Send a prompt to go on from here';

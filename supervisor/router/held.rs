@@ -7,6 +7,7 @@ use bytes::Bytes;
 use fastvideo_proto::session_link::{self, Digest, Moved, Open, Opened, ToServer, Turn};
 use fastvideo_proto::stream_v1::ClientMessage;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::byte_budget::Share;
@@ -28,7 +29,8 @@ pub(super) struct Held {
     messages: VecDeque<ClientSaid>,
     bytes: usize,
     seq: u64,
-    checkpoint: Option<Box<RawValue>>,
+    /// And when it came.
+    checkpoint: Option<(Box<RawValue>, Instant)>,
     curated: Option<Box<RawValue>>,
     shown: Option<Box<RawValue>>,
     /// Hashes of the media that the client has of the segment that is shown.
@@ -92,11 +94,12 @@ impl Held {
     /// Returns the messages that open the session at a server, or let it go on there, in order.
     pub(super) fn open(&self) -> Vec<String> {
         let moved = match (&self.opened, &self.checkpoint) {
-            (Some(opened), Some(checkpoint)) => Some(Moved {
+            (Some(opened), Some((checkpoint, taken))) => Some(Moved {
                 session: opened.session.clone(),
                 resume_token: opened.resume_token.clone(),
                 seq: self.seq,
                 checkpoint: checkpoint.clone(),
+                age_ms: u64::try_from(taken.elapsed().as_millis()).unwrap_or(u64::MAX),
                 curated: self.curated.clone(),
                 shown: self.shown.clone(),
                 media: self.media.clone(),
@@ -151,8 +154,8 @@ impl Held {
         if let Some(opened) = opened {
             self.opened = Some(opened);
         }
-        if checkpoint.is_some() {
-            self.checkpoint = checkpoint;
+        if let Some(checkpoint) = checkpoint {
+            self.checkpoint = Some((checkpoint, Instant::now()));
             while self.seq < seq
                 && let Some(message) = self.messages.pop_front()
             {
@@ -190,8 +193,10 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::time::Duration;
 
     use fastvideo_proto::ids::SessionId;
+    use tokio::time::advance;
 
     use super::*;
 
@@ -226,6 +231,28 @@ mod tests {
         let (moved, has_opening, messages) = opens(&mut held);
         assert!(moved.is_none() && has_opening);
         assert_eq!(messages, ["\"client\"\na"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_server_is_told_how_old_the_checkpoint_is() {
+        let mut held = held();
+        held.turn(Turn {
+            opened: Some(Opened {
+                session: SessionId::random(),
+                resume_token: "t".to_owned(),
+            }),
+            checkpoint: raw("{}"),
+            ..Turn::default()
+        });
+        advance(Duration::from_millis(1500)).await;
+        let (moved, ..) = opens(&mut held);
+        assert_eq!(moved.unwrap().age_ms, 1500);
+        held.turn(Turn {
+            checkpoint: raw("{}"),
+            ..Turn::default()
+        });
+        let (moved, ..) = opens(&mut held);
+        assert_eq!(moved.unwrap().age_ms, 0);
     }
 
     #[test]

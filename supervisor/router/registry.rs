@@ -41,6 +41,8 @@ pub struct Replica {
     pub endpoint: ReplicaEndpoint,
     origin: Origin,
     health: Mutex<ReplicaHealth>,
+    /// The name that it has reported last.
+    reported_name: Mutex<Option<String>>,
     /// What it reports.
     link: watch::Sender<LinkStatus>,
     /// Told when a session may find a place where there was none.
@@ -316,6 +318,7 @@ impl Replica {
             endpoint,
             origin,
             health: Mutex::default(),
+            reported_name: Mutex::default(),
             link: watch::Sender::default(),
             changes: changes.clone(),
             sessions: AtomicUsize::new(0),
@@ -323,12 +326,29 @@ impl Replica {
         })
     }
 
-    /// Returns what operators call it: its name here, its own one, or its address.
+    /// Returns its name here, or else the one that it has reported.
+    pub(super) fn name(&self) -> Option<String> {
+        let reported = || {
+            let name = self.reported_name.lock();
+            name.expect("no holder of this lock panics").clone()
+        };
+        self.endpoint.name.clone().or_else(reported)
+    }
+
+    /// Returns what operators call it: its name, or its address.
     pub(super) fn label(&self) -> String {
-        let name = self.endpoint.name.clone();
-        let own = || self.report().and_then(|report| report.name);
         let address = || self.endpoint.url.as_str().trim_end_matches('/').to_owned();
-        name.or_else(own).unwrap_or_else(address)
+        self.name().unwrap_or_else(address)
+    }
+
+    /// Returns how the control link is, in a word.
+    pub(super) fn link(&self) -> &'static str {
+        match &*self.link.borrow() {
+            LinkStatus::Unknown => "unknown",
+            LinkStatus::Plain => "plain",
+            LinkStatus::Down => "down",
+            LinkStatus::Up(_) => "up",
+        }
     }
 
     /// Returns how the replica is, as the last probes say.
@@ -354,6 +374,9 @@ impl Replica {
         if self.report().is_none() {
             tracing::info!(replica = %self, places = report.places, "server linked");
         }
+        (self.reported_name.lock())
+            .expect("no holder of this lock panics")
+            .clone_from(&report.name);
         self.link.send_replace(LinkStatus::Up(Box::new(report)));
         self.unreported.store(0, Ordering::Relaxed);
         self.changes.send_replace(());

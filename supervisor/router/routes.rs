@@ -115,13 +115,14 @@ pub(super) async fn status(State(app): State<App>) -> Json<RouterStatus> {
         let endpoint = &replica.endpoint;
         ReplicaState {
             url: endpoint.url.as_str().trim_end_matches('/').to_owned(),
-            name: endpoint.name.clone(),
+            name: replica.name(),
             primary: endpoint.primary,
             status: health.status().to_string(),
             last_ok_at: health.last_ok().map(seconds),
             last_latency_ms: health.last_latency().map(|took| took.as_secs_f64() * 1e3),
             consecutive_failures: health.consecutive_failures(),
             sessions: replica.sessions(),
+            link: replica.link().to_owned(),
             report: replica.report(),
         }
     });

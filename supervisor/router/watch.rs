@@ -259,9 +259,8 @@ impl Spectator<'_> {
                 }
                 match Box::pin(self.wanted.ask(self.app)).await {
                     Ok(shown) => break shown,
-                    Err(failed) if self.is_gone(&failed) || until <= Instant::now() => {
-                        return Some(end());
-                    }
+                    Err(failed) if self.is_gone(&failed) => return Some(end()),
+                    Err(_) if until <= Instant::now() => return Some(no_server()),
                     Err(_) => {}
                 }
             };
@@ -316,7 +315,7 @@ impl Spectator<'_> {
                     return Stopped::Lost("the server is silent".to_owned());
                 }
                 () = sleep_until(until.unwrap_or(heard)), if until.is_some() => {
-                    return Stopped::Over(end());
+                    return Stopped::Over(no_server());
                 }
             };
             heard = Instant::now();
@@ -378,6 +377,11 @@ impl Spectator<'_> {
 /// Tells that nothing follows.
 fn end() -> Vec<Message> {
     vec![text(&WatchMessage::WatchEnd), end_of_connection()]
+}
+
+/// Tells that no server goes on with the session, which may still be resumed.
+fn no_server() -> Vec<Message> {
+    vec![close(close_code::TRY_AGAIN_LATER, "no_server")]
 }
 
 fn end_of_connection() -> Message {

@@ -250,7 +250,7 @@ async fn a_spectator_waits_where_there_is_no_place_as_its_client_does() {
 }
 
 #[tokio::test]
-async fn a_spectator_is_told_of_the_end_when_no_server_goes_on() {
+async fn a_spectator_is_told_when_no_server_goes_on_and_whether_one_may() {
     let mut fleet = Fleet::start(1, SLOW).await;
     let limit = "--router.failover_timeout_seconds=1";
     let address = fleet.servers[0].address.clone();
@@ -258,7 +258,10 @@ async fn a_spectator_is_told_of_the_end_when_no_server_goes_on() {
     let memory = Keys::new(KEY);
     let mut only = memory.server(&[]);
     let before = memory.router(&[&only.address], &[]);
-    for (server, router) in [(&mut fleet.servers[0], router), (&mut only, before)] {
+    for (server, router, is_over) in [
+        (&mut fleet.servers[0], router, false),
+        (&mut only, before, true),
+    ] {
         until("the server is linked", async || {
             let report = router.status().await["replicas"][0]["report"].clone();
             report["free"].as_u64().filter(|free| *free > 0)
@@ -269,7 +272,10 @@ async fn a_spectator_is_told_of_the_end_when_no_server_goes_on() {
         session.client.segment(PROMPTS[0]).await;
         spectator.segment(0).await;
         server.kill().await;
-        spectator.is_told_of_the_end().await;
+        match is_over {
+            true => spectator.is_told_of_the_end().await,
+            false => assert_eq!(spectator.socket.closed().await, Some(1013)),
+        }
     }
 }
 

@@ -241,7 +241,8 @@ fn moved_session(moved: Moved) -> Result<MovedSession, serde_json::Error> {
         );
         return Err(serde::de::Error::custom(message));
     }
-    let checkpoint: Checkpoint = serde_json::from_str(checkpoint)?;
+    let mut checkpoint: Checkpoint = serde_json::from_str(checkpoint)?;
+    checkpoint.pass(moved.age_ms);
     let shown: Shown = match &moved.shown {
         Some(shown) => serde_json::from_str(shown.get())?,
         None => Shown::default(),

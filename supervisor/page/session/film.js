@@ -34,7 +34,7 @@ export function restore(next) {
   const numbers = [...waiting, ...(asked ? [asked] : [])].map(({ id }) => Number(id.slice(1)) || 0);
   Object.assign(state, {
     phase: 'connecting', kept: null, restoring: true, sessionId: session_id, playerMode: state.requestedMode, notice: null, segments: [],
-    waiting: waiting.map((request) => ({ ...request, at: next.now, sent: false })), asked, position,
+    waiting: waiting.map((request) => ({ ...request, at: next.now, sent: false })), asked: asked && { ...asked, at: next.now }, position,
     requests: Math.max(state.requests, ...numbers), outcome,
   });
   state.reconnect = { attempt: 0, dueAt: null, answered: false, why: '' };

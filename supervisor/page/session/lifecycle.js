@@ -229,7 +229,7 @@ export function closed(next, { reason, code, text }) {
   const { state } = next;
   const reconnecting = state.reconnect !== null;
   const ended = state.phase === 'complete' || state.outcome === 'timeout' || state.outcome === 'taken';
-  if (state.resume && !ended && !state.leaving && canResume(reason, reconnecting)) {
+  if (state.resume && !ended && !state.leaving && canResume(reason, reconnecting, state.phase === 'active')) {
     lose(next);
     return;
   }

@@ -211,8 +211,9 @@ test('close codes have reasons, and a connection that was never open has one of 
 test('a session outlives a connection that broke, and not one that the server ended', () => {
   const all = ['unreachable', 'ended', 'going_away', 'rejected', 'no_status', 'broken', 'rule_broken', 'too_large', 'internal', 'restarting', 'busy', 'other'];
   const lost = ['unreachable', 'going_away', 'no_status', 'broken', 'restarting'];
-  assert.deepEqual(all.filter((reason) => canResume(reason, false)), lost);
-  assert.deepEqual(all.filter((reason) => canResume(reason, true)).sort(), [...lost, 'busy', 'internal'].sort());
+  assert.deepEqual(all.filter((reason) => canResume(reason, false, false)), lost);
+  assert.deepEqual(all.filter((reason) => canResume(reason, false, true)).sort(), [...lost, 'busy'].sort());
+  assert.deepEqual(all.filter((reason) => canResume(reason, true, false)).sort(), [...lost, 'busy', 'internal'].sort());
 });
 
 describe('resume token', () => {

@@ -79,6 +79,14 @@ describe('a lost connection', () => {
     assert.equal(page.state.notice, null);
   });
 
+  test('is as one when a router finds no server that goes on', () => {
+    const page = PageModel.active().submit('owl').starts(0, 'owl').streams(0).submit('night');
+    page.says('error', { code: 'gpu_unavailable', message: 'no server has a place', retryable: true }).closes('busy', 1013);
+    assert.deepEqual([page.state.phase, attempts(page)], ['lost', [1]]);
+    page.event('reconnect_due').opens({ next: 0 });
+    assert.deepEqual(page.sent.slice(-2).map((m) => m.prompt), ['owl', 'night']);
+  });
+
   test('is over once the server answers, also while the session waits for a GPU', () => {
     const page = lost().event('reconnect_due').says('queue_status', { position: 1, queue_depth: 2 });
     assert.equal(page.state.reconnect.answered, true);
@@ -204,6 +212,12 @@ describe('a reload of the tab', () => {
     assert.equal(statusWords(page.state)[1], 'Reconnecting');
     page.opens({ next: 4 }).submit('fox').starts(4, 'fox');
     assert.equal(page.segment.idx, 4);
+  });
+
+  test('counts the time of a request that was running from the reload on', () => {
+    const asked = { id: 'r1', prompt: 'fox', at: 99_000, sent: true, message: { type: 'segment_prompt_source', prompt: 'fox', source: 'user' } };
+    const page = new PageModel({ kept: { ...TOKEN, asked } }).event('connect_kept');
+    assert.equal(page.state.asked.at, page.now);
   });
 
   test('forgets the session when the user does not want it', () => {

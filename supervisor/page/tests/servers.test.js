@@ -15,6 +15,8 @@ test('a server is as its probes and its report say', () => {
   check({ status: 'healthy', report: { ...report, draining: true } }, 'draining');
   check({ status: 'unhealthy', report }, 'exited');
   check({ status: 'unknown', report: null }, 'connecting');
+  check({ status: 'healthy', link: 'plain', report: null }, 'ready');
+  check({ status: 'healthy', link: 'down', report: null }, 'exited');
 });
 
 test('a server is called by its name, or by its address', () => {

@@ -509,8 +509,8 @@ test('the segments of a resumed session count from its beginning', () => {
 
 test('video that comes more slowly than it plays is told', () => {
   const page = PageModel.active().starts(0, 'a').streams(0).event('starved', { on: true });
-  assert.equal(status(page), 'Segment 1 waits for the network');
-  assert.match(starvedWords(page.state), /^Waiting for the network/);
+  assert.equal(status(page), 'Segment 1 comes slowly');
+  assert.match(starvedWords(page.state), /^Waiting for more of this segment/);
   page.event('starved', { on: false });
   assert.equal(status(page), 'Segment 1 is streaming');
 });
