@@ -25,6 +25,7 @@ use crate::signals::StopSignals;
 use crate::tasks::BackgroundTasks;
 use crate::{ServeError, listen, most_connections, raise_file_limit};
 
+use carried::Carried;
 use config::{ReplicaEndpoint, RouterKey};
 use control::Identity;
 use health::{HttpClient, Thresholds, run_health_check_loop};
@@ -33,6 +34,7 @@ use proxy::Proxy;
 use registry::ReplicaRegistry;
 
 mod bridge;
+mod carried;
 mod choose;
 pub mod config;
 mod control;
@@ -154,6 +156,7 @@ pub async fn serve(
         failover_timeout: config.failover_timeout,
         proxy,
         leaving: leaving.clone(),
+        carried: Carried::default(),
     };
     let mut tasks = BackgroundTasks::default();
     if let Some(key) = config.key {

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Error as WsError;
 use ureq::http::Request;
 
+use crate::durable::{Redis, folder};
 use crate::harness::{Client, Server, command, until};
 use crate::http::{SMALL_BODIES, described_paths, described_refusals};
 use crate::page::browser::Browser;
@@ -145,6 +146,50 @@ async fn sessions_of_all_servers_are_in_one_list_and_take_orders() {
     // It keeps the name that it told on its link, which is gone.
     assert_eq!(list["unreachable"], json!(["second"]));
     assert_eq!(list["sessions"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_session_moves_to_another_server_where_its_own_has_no_other_gpu() {
+    let (redis, blobs, keys) = (
+        Redis::start().await,
+        tempfile::tempdir().unwrap(),
+        Keys::new(KEY),
+    );
+    let store = format!("--store={}", redis.url);
+    let blobs = folder("--blobs", blobs.path());
+    let servers = [(); 2].map(|()| keys.server(&["--gpus=1", &store, &blobs]));
+    let router = keys.router(&[&servers[0].address, &servers[1].address], &[]);
+    with_room(&router, 2, 1).await;
+    let mut direct = servers[1].active(json!({})).await;
+    let mut expected = Vec::new();
+    for prompt in ["a red fox", "snow"] {
+        expected.push(direct.segment(prompt).await.media);
+    }
+    direct.close(None).await;
+    with_room(&router, 2, 1).await;
+
+    let mut client = router.active(json!({})).await;
+    assert!(client.segment("a red fox").await.media == expected[0]);
+    let list = router.get("/v1/sessions").await.1;
+    let id = list["sessions"][0]["session_id"].as_str().unwrap();
+    let path = format!("/v1/sessions/{id}/move");
+    let (from, to) = match servers[0].get("/health").await.1["sessions"] == 1 {
+        true => (&servers[0], &servers[1]),
+        false => (&servers[1], &servers[0]),
+    };
+    // A GPU is one of its own server.
+    let (code, _) = router.call("POST", &path, Some(json!({"gpu_id": 0}))).await;
+    assert_eq!(code, 202);
+    let (code, _) = router.call("POST", &path, None).await;
+    assert_eq!(code, 202);
+    to.sessions(1).await;
+    from.sessions(0).await;
+    assert!(client.segment("snow").await.media == expected[1]);
+    // There is no place any more.
+    let _other = from.active(json!({})).await;
+    with_room(&router, 2, 0).await;
+    let (code, answer) = router.call("POST", &path, None).await;
+    assert_eq!((code, &answer["error"]["code"]), (409, &json!("no_room")));
 }
 
 #[tokio::test]
@@ -385,6 +430,7 @@ async fn a_state_that_one_server_does_not_take_goes_to_the_next_one() {
     let other = keys.server(&["--default_request.sampling.width=192"]);
     let mut servers = [other, keys.server(&[])];
     let router = keys.router(&[&servers[0].address, &servers[1].address], &[]);
+    with_room(&router, 2, 2).await;
     let (_client, state) = with_state(&servers[1]).await;
     report(&router, [Some(0), Some(1)]).await;
     let bring = async || {

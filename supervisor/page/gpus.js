@@ -3,7 +3,7 @@
 import { operateGpu, reloadSystemPrompts, serverStatus } from './api.js';
 import { $, facts, make, mark, say, set } from './dom.js';
 import { gib, phrase, plural, seconds, sentence, span } from './format.js';
-import { fleetWords, mostGpus, showServers } from './servers.js';
+import { fleetWords, allGpus, showServers } from './servers.js';
 
 const POLL_MS = 1000;
 
@@ -52,8 +52,8 @@ export class Gpus {
     this.poll();
   }
 
-  /** The number of GPUs among which a session may move: those of the server, or of the largest one of a router. */
-  get count() { return this.most ?? this.cards.size; }
+  /** The number of GPUs among which a session may move: those of the server, or of all servers of a router. */
+  get count() { return this.all ?? this.cards.size; }
 
   async poll() {
     clearTimeout(this.timer);
@@ -90,7 +90,7 @@ export class Gpus {
       this.brief(fleetWords(status).long, false);
       showServers(status);
       const before = this.count;
-      this.most = mostGpus(status);
+      this.all = allGpus(status);
       if (this.count !== before) this.counted();
       return;
     }

@@ -41,8 +41,8 @@ export function fleetWords({ replicas, waiting, draining }) {
   return { long: replicas.length ? `${servers} healthy, ${queue}${ending}` : 'No server was found yet.', short: `${servers} up` };
 }
 
-/** Returns how many GPUs the server has that has the most. */
-export const mostGpus = ({ replicas }) => Math.max(0, ...replicas.map(({ report }) => report?.gpus?.total ?? 0));
+/** Returns how many GPUs the servers have that have told. */
+export const allGpus = ({ replicas }) => replicas.reduce((sum, { report }) => sum + (report?.gpus?.total ?? 0), 0);
 
 /** Shows the servers of a router. */
 export function showServers(status) {

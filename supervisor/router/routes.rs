@@ -23,6 +23,7 @@ use url::Url;
 
 use super::CLOSE_REPLY;
 use super::bridge::{self, Ended};
+use super::carried::Carried;
 use super::demand;
 use super::line::Line;
 use super::proxy::{self, Proxy};
@@ -57,6 +58,8 @@ pub(super) struct App {
     /// How long a session that was begun waits for another server.
     pub(super) failover_timeout: Duration,
     pub(super) proxy: Proxy,
+    /// The sessions that can be moved.
+    pub(super) carried: Carried,
     /// Cancelled when the router leaves its clients.
     pub(super) leaving: CancellationToken,
 }

@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_util::sync::CancellationToken;
 
 use super::CLOSE_REPLY;
+use super::carried::{CarriedSession, MoveOrder};
 use super::held::{ClientSaid, Held};
 use super::line::Arrival;
 use super::registry::{CountedSession, Home, Replica};
@@ -536,6 +537,8 @@ impl ClientSession<'_> {
             first,
         } = link;
         let (mut to_server, mut from_server) = server.split();
+        let opened = first.0.opened.as_ref().map(|it| it.session.clone());
+        let mut carried = opened.map(|session| self.app.carried.carry(session));
         let interval = self.app.ingress.ping_interval;
         let stop = CancellationToken::new();
         let (passed, passed_seen) = watch::channel(0);
@@ -560,6 +563,7 @@ impl ClientSession<'_> {
             replica: &replica,
             home: self.home.as_ref(),
             reserved: &mut self.reserved,
+            carried: carried.as_mut(),
         };
         let ended = {
             let mut down = Box::pin(down.run(first, interval));
@@ -582,7 +586,7 @@ impl ClientSession<'_> {
                 Ok(ended) => ended,
             }
         };
-        drop(counted);
+        drop((counted, carried));
         let farewell = match &ended {
             Ended::Finished(Finish::Gone) => Some(ToServer::Gone { closed: false }),
             Ended::Finished(Finish::Closed) => Some(ToServer::Gone { closed: true }),
@@ -722,6 +726,7 @@ struct Up<'a, 'c> {
     replica: &'a Arc<Replica>,
     home: Option<&'a Home>,
     reserved: &'a mut Option<(Arc<Replica>, CountedSession)>,
+    carried: Option<&'a mut CarriedSession>,
 }
 
 impl Up<'_, '_> {
@@ -757,7 +762,18 @@ impl Up<'_, '_> {
                     session_link::join(&ToServer::Passed { gate }, [])
                 }
                 () = changed(&mut changes), if self.reserved.is_none() => {
-                    if !self.find_place_elsewhere() {
+                    let is_leaving = self.replica.report().is_some_and(|report| report.draining);
+                    if !is_leaving || !self.find_place_elsewhere() {
+                        continue;
+                    }
+                    session_link::join(&ToServer::Release, [])
+                }
+                order = next_order(self.carried.as_deref_mut()) => {
+                    let is_moving = self.reserved.is_some();
+                    let moves = is_moving || self.find_place_elsewhere();
+                    // Err: nobody waits for the answer any more.
+                    let _ = order.send(moves);
+                    if is_moving || !moves {
                         continue;
                     }
                     session_link::join(&ToServer::Release, [])
@@ -775,18 +791,29 @@ impl Up<'_, '_> {
         }
     }
 
-    /// Keeps a place at another server when this one is going away. Returns whether there is one.
+    /// Keeps a place at another server. Returns whether there is one.
     fn find_place_elsewhere(&mut self) -> bool {
-        let is_leaving = self.replica.report().is_some_and(|report| report.draining);
-        if !is_leaving || self.home.is_none() {
+        if self.home.is_none() {
             return false;
         }
-        let replicas = self.app.registry.with_room(self.home);
-        *self.reserved = replicas.into_iter().next().map(|replica| {
+        let replicas = self.app.registry.with_room(self.home).into_iter();
+        let mut others = replicas.filter(|other| !Arc::ptr_eq(other, self.replica));
+        *self.reserved = others.next().map(|replica| {
             let counted = replica.begin_session();
             (replica, counted)
         });
         self.reserved.is_some()
+    }
+}
+
+/// Waits for the next order to move the session.
+async fn next_order(carried: Option<&mut CarriedSession>) -> MoveOrder {
+    match carried {
+        Some(carried) => match carried.orders.recv().await {
+            Some(order) => order,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
     }
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use fastvideo_proto::api::router::{FleetSession, FleetSessions};
-use fastvideo_proto::api::sessions::{SessionEntry, SessionList};
+use fastvideo_proto::api::sessions::{Destination, SessionEntry, SessionList};
 use fastvideo_proto::ids::SessionId;
 use futures_util::future::join_all;
 use tokio::time::timeout;
@@ -34,7 +34,7 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/v1/sessions", get(list).post(hydrate))
         .route("/v1/sessions/{id}", delete(order))
         .route("/v1/sessions/{id}/state", get(order))
-        .route("/v1/sessions/{id}/move", post(order))
+        .route("/v1/sessions/{id}/move", post(relocate))
         .layer(from_fn_with_state(app.ingress.origins.clone(), csrf::guard))
 }
 
@@ -97,6 +97,30 @@ async fn order(
     let answer = app.proxy.ask_in_turn(replicas, &asked).await;
     drop(share);
     answer
+}
+
+/// Moves a session: to another GPU of its server, or, where none has room and none is named, to another server.
+async fn relocate(
+    State(app): State<App>,
+    session: PathSession,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let is_any = match &body.bytes[..] {
+        [] => true,
+        body => serde_json::from_slice::<Destination>(body)
+            .is_ok_and(|destination| destination.gpu_id.is_none()),
+    };
+    let PathSession(id) = &session;
+    let id = id.clone();
+    let answer = order(State(app.clone()), session, method, uri, headers, body).await?;
+    let has_no_room = answer.status() == StatusCode::CONFLICT;
+    match is_any && has_no_room && app.carried.move_elsewhere(&id).await {
+        true => Ok(StatusCode::ACCEPTED.into_response()),
+        false => Ok(answer),
+    }
 }
 
 /// Returns the healthy servers; the one that runs the session comes first.

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { fleetWords, mostGpus, serverFacts, serverName, serverState } from '../servers.js';
+import { fleetWords, allGpus, serverFacts, serverName, serverState } from '../servers.js';
 
 const report = { name: 'own', ready: true, draining: false, places: 4, sessions: 1, waiting: 0, gpus: { total: 2, ready: 1 } };
 
@@ -40,6 +40,6 @@ test('the servers are counted, and who waits', () => {
 });
 
 test('a session may move among the GPUs of its server', () => {
-  assert.equal(mostGpus({ replicas: [{ report: null }, { report }, {}] }), 2);
-  assert.equal(mostGpus({ replicas: [] }), 0);
+  assert.equal(allGpus({ replicas: [{ report: null }, { report }, {}, { report }] }), 4);
+  assert.equal(allGpus({ replicas: [] }), 0);
 });
