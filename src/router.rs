@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::router::health::HttpClient;
@@ -79,7 +78,17 @@ fn check(loaded: &LoadedRouter) -> ExitCode {
     let mut text = loaded.settings.to_string();
     for (replica, answer) in config.replicas.iter().zip(&answers) {
         text += &match answer {
-            Ok(_) => format!("# ok: {}: it answers\n", replica.url),
+            Ok(Link::NotAsked) => format!("# ok: {}: it answers\n", replica.url),
+            Ok(Link::There) => {
+                format!(
+                    "# ok: {}: it answers, and links with this router\n",
+                    replica.url
+                )
+            }
+            Ok(Link::Missing(reason)) => format!(
+                "# ok: {}: it answers, but its sessions do not move: {reason}\n",
+                replica.url
+            ),
             Err(reason) => format!("# failed: {}: {}\n", replica.url, reason.replace('\n', " ")),
         };
     }
@@ -93,10 +102,26 @@ fn check(loaded: &LoadedRouter) -> ExitCode {
     }
 }
 
+/// Whether a server that answers links with the router.
+enum Link {
+    /// The router has no key.
+    NotAsked,
+    There,
+    Missing(String),
+}
+
 /// Asks all servers at once.
-fn ask_all(config: &Config) -> anyhow::Result<Vec<Result<Duration, String>>> {
-    let probe = HttpClient::new(config.tls()?.as_deref())?;
-    let replicas = config.replicas.iter();
-    let asked = replicas.map(|replica| config.health_check.ask(&replica.url, &probe));
+fn ask_all(config: &Config) -> anyhow::Result<Vec<Result<Link, String>>> {
+    let tls = config.tls()?;
+    let probe = HttpClient::new(tls.as_deref())?;
+    let asked = config.replicas.iter().map(async |replica| {
+        config.health_check.ask(&replica.url, &probe).await?;
+        let link = config.try_link(&replica.url, tls.clone()).await;
+        Ok(match link {
+            None => Link::NotAsked,
+            Some(Ok(())) => Link::There,
+            Some(Err(reason)) => Link::Missing(reason),
+        })
+    });
     Ok(crate::runtime(false)?.block_on(join_all(asked)))
 }

@@ -323,6 +323,27 @@ async fn a_check_fails_when_no_server_answers() {
 }
 
 #[tokio::test]
+async fn a_check_tells_whether_a_server_knows_the_routers_key() {
+    let keys = Keys::new(KEY);
+    let server = keys.server(&[]);
+    let other = Keys::new("another-key-of-a-router-that-is-long-enough");
+    for (keys, says) in [
+        (&keys, "it answers, and links with this router"),
+        (
+            &other,
+            "it answers, but its sessions do not move: it has no link for this router's key",
+        ),
+    ] {
+        let replicas = json!([{"url": format!("http://{}", server.address)}]).to_string();
+        let key = keys.flag("router.key_file");
+        let (code, said, _) = run(&["router", "check", "--replicas", &replicas, &key]).await;
+        assert_eq!(code, Some(0), "{said}");
+        let expected = format!("# ok: http://{}/: {says}\n", server.address);
+        assert!(said.contains(&expected), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn the_example_is_a_configuration() {
     let example = include_str!("../deploy/router.yaml");
     let (_, said, errors) = check(example).await;

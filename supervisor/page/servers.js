@@ -34,7 +34,7 @@ export function serverFacts({ sessions, report }) {
 
 /** Returns the texts over all servers: the long one of the board and the short one of the header. */
 export function fleetWords({ replicas, waiting, draining }) {
-  const healthy = replicas.filter(({ status }) => status === 'healthy').length;
+  const healthy = replicas.filter(({ status, link }) => status === 'healthy' && link !== 'down').length;
   const servers = `${healthy} of ${plural(replicas.length, 'server')}`;
   const queue = waiting ? `${plural(waiting, 'session')} waiting` : 'nobody waiting';
   const ending = draining ? '. The router is shutting down' : '';

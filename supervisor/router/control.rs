@@ -11,11 +11,14 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use fastvideo_proto::fleet::{FLEET_VERSION, Hello, RouterMessage, ServerMessage, Waiting};
 use futures_util::{SinkExt, StreamExt};
+use rustls::ClientConfig;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::Connector;
 use tokio_tungstenite::tungstenite::{self, Message};
+use url::Url;
 
+use super::Config;
 use super::line::Line;
 use super::registry::{Replica, ReplicaRegistry};
 use super::server_socket::{self, ConnectError, ServerSocket};
@@ -130,7 +133,8 @@ async fn link(
     backoff: &mut Backoff,
 ) -> Result<(), LinkError> {
     let broken = |error: tungstenite::Error| LinkError::Broken(error.to_string());
-    let mut socket = connect(replica, identity).await?;
+    let base = &replica.endpoint.url;
+    let mut socket = connect(base, &identity.authorization, identity.tls.clone()).await?;
     let hello = RouterMessage::Hello(identity.hello.clone());
     let hello = serde_json::to_string(&hello).expect("strings and numbers are JSON");
     socket
@@ -176,10 +180,22 @@ async fn link(
     }
 }
 
-async fn connect(replica: &Replica, identity: &Identity) -> Result<ServerSocket, LinkError> {
-    let base = &replica.endpoint.url;
-    let (key, tls) = (Some(&identity.authorization), identity.tls.clone());
-    let connecting = server_socket::connect(base, "/v1/router", key, tls, MAX_MESSAGE_BYTES);
+impl Config {
+    /// Opens a link with a server, and closes it. Returns why there is none; `None` where this router has no key.
+    pub async fn try_link(
+        &self,
+        server: &Url,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Option<Result<(), String>> {
+        let key = self.key.as_ref()?.authorization();
+        let tls = tls.map_or(Connector::Plain, Connector::Rustls);
+        let linked = connect(server, &key, tls).await;
+        Some(linked.map(drop).map_err(|error| error.to_string()))
+    }
+}
+
+async fn connect(base: &Url, key: &HeaderValue, tls: Connector) -> Result<ServerSocket, LinkError> {
+    let connecting = server_socket::connect(base, "/v1/router", Some(key), tls, MAX_MESSAGE_BYTES);
     connecting.await.map_err(|error| match error {
         ConnectError::Refused(status) if status.is_client_error() => LinkError::NotSpoken,
         error => LinkError::Broken(error.to_string()),

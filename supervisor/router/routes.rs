@@ -166,18 +166,25 @@ pub(super) async fn healthz(State(app): State<App>) -> Json<RouterHealth> {
 ))]
 pub(super) async fn readyz(State(app): State<App>) -> (StatusCode, Json<RouterHealth>) {
     let is_ready = app.registry.select().is_some() && !app.ingress.connections.is_closed();
+    let mut health = health_of(&app);
     let code = match is_ready {
         true => StatusCode::OK,
-        false => StatusCode::SERVICE_UNAVAILABLE,
+        false => {
+            "unavailable".clone_into(&mut health.status);
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     };
-    (code, Json(health_of(&app)))
+    (code, Json(health))
 }
 
 fn health_of(app: &App) -> RouterHealth {
     let replicas = app.registry.all();
     RouterHealth {
         status: "ok".to_owned(),
-        healthy_replicas: replicas.iter().filter(|r| r.is_healthy()).count(),
+        healthy_replicas: replicas
+            .iter()
+            .filter(|replica| replica.is_healthy() && !replica.is_cut_off())
+            .count(),
         replicas: replicas.len(),
         sessions: replicas.iter().map(|replica| replica.sessions()).sum(),
     }

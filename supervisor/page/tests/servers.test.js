@@ -36,6 +36,8 @@ test('the servers are counted, and who waits', () => {
   assert.equal(fleetWords({ replicas, waiting: 0 }).long, '1 of 2 servers healthy, nobody waiting');
   assert.equal(fleetWords({ replicas, waiting: 2, draining: true }).long, '1 of 2 servers healthy, 2 sessions waiting. The router is shutting down');
   assert.equal(fleetWords({ replicas, waiting: 0 }).short, '1 of 2 servers up');
+  const cutOff = replicas.map((replica) => ({ ...replica, link: 'down' }));
+  assert.equal(fleetWords({ replicas: cutOff, waiting: 0 }).short, '0 of 2 servers up');
   assert.equal(fleetWords({ replicas: [], waiting: 0 }).long, 'No server was found yet.');
 });
 
