@@ -25,6 +25,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::PATIENCE;
 use crate::cost::{MachineTime, cpu_time};
+use crate::figures::Figures;
 use crate::fleet::{Keys, with_room};
 use crate::report::{Row, Target};
 use crate::server::{ASK_AGAIN, Server};
@@ -64,20 +65,13 @@ struct Seen {
 
 impl Seen {
     /// Returns the median of all turns: in one of them, something else may have had the processor.
-    fn p99(&self) -> f64 {
-        percentile(self.p99s.clone(), 50)
+    fn p99(&self) -> anyhow::Result<f64> {
+        Ok(Figures::of(self.p99s.iter().copied())?.p50)
     }
 
     fn cpu_per_gb(&self) -> f64 {
         self.cpu / (self.bytes / BYTES_PER_GB)
     }
-}
-
-/// Returns that percentile.
-fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let place = (values.len() * percent).div_ceil(100).max(1) - 1;
-    values.get(place).copied().unwrap_or(f64::NAN)
 }
 
 pub(crate) async fn measure(turns: usize) -> anyhow::Result<Vec<Row>> {
@@ -104,9 +98,9 @@ pub(crate) async fn measure(turns: usize) -> anyhow::Result<Vec<Row>> {
             }
         }
         let [direct, haproxy, plain, linked] = seen;
-        let beside = [direct.p99(), haproxy.p99()];
+        let beside = [direct.p99()?, haproxy.p99()?];
         for (names, seen) in names.iter().zip([plain, linked]) {
-            rows.extend(names.rows(beside, haproxy.cpu_per_gb(), &seen));
+            rows.extend(names.rows(beside, haproxy.cpu_per_gb(), &seen)?);
         }
     }
     Ok(rows)
@@ -168,8 +162,13 @@ const NAMES: [[Names; 2]; 2] = [
 
 impl Names {
     /// Makes the rows. `direct` and `haproxy` are 99th percentiles in milliseconds, `haproxy_cpu` are seconds per GB.
-    fn rows(&self, [direct, haproxy]: [f64; 2], haproxy_cpu: f64, seen: &Seen) -> [Row; 2] {
-        let (p99, cpu) = (seen.p99(), seen.cpu_per_gb());
+    fn rows(
+        &self,
+        [direct, haproxy]: [f64; 2],
+        haproxy_cpu: f64,
+        seen: &Seen,
+    ) -> anyhow::Result<[Row; 2]> {
+        let (p99, cpu) = (seen.p99()?, seen.cpu_per_gb());
         let row = |(key, what), measured, note| Row {
             key,
             what,
@@ -187,10 +186,10 @@ impl Names {
             seen.busy * 100.0
         );
         let time = format!("HAProxy {haproxy_cpu:.2}, router {cpu:.2} s per GB");
-        [
+        Ok([
             row(self.latency, (p99 - direct) / (haproxy - direct), latency),
             row(self.cpu, cpu / haproxy_cpu, time),
-        ]
+        ])
     }
 }
 
@@ -217,9 +216,9 @@ async fn turn(
     let (latencies, bytes) = clients
         .join()
         .map_err(|_| anyhow::anyhow!("the clients panicked"))??;
-    ensure!(!latencies.is_empty(), "no message came");
-    seen.count += latencies.len();
-    seen.p99s.push(percentile(latencies, 99));
+    let latencies = Figures::of(latencies).context("no message came")?;
+    seen.count += latencies.n;
+    seen.p99s.push(latencies.p99);
     seen.bytes += bytes;
     if let (Some(before), Some(after)) = (before, after) {
         seen.cpu += (after - before).as_secs_f64();

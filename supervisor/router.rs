@@ -15,7 +15,6 @@ use std::time::Duration;
 use fastvideo_proto::fleet::{FLEET_VERSION, Hello};
 use rustls::RootCertStore;
 use tokio::time::{sleep, timeout};
-use tokio_tungstenite::Connector;
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::{Description, Directory};
@@ -134,7 +133,6 @@ pub async fn serve(
     let most = most_connections(files, 0);
     let ingress = Ingress::new(config.ingress, &config.host, address.ip(), most);
     let leaving = CancellationToken::new();
-    let tls = tls.map_or(Connector::Plain, Connector::Rustls);
     let router_id: u128 = rand::random();
     let line = Line::default();
     let directory = config.store.clone().filter(|_| config.finds_servers);

@@ -1,6 +1,13 @@
-//! Heads of WebSocket frames (RFC 6455, 5.2).
+//! WebSocket frames (RFC 6455, 5.2): their heads, and a reader of them.
 
-use tokio::io::ReadBuf;
+use std::io;
+use std::mem;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 /// The longest head of a frame.
 pub(crate) const MAX_HEAD_BYTES: usize = 14;
@@ -112,5 +119,124 @@ impl Short {
         out.put_slice(&self.bytes()[..count]);
         self.skip(count);
         count
+    }
+}
+
+/// Reads frames from `T`: their heads, and the payload after each.
+pub(crate) struct FrameReader<T> {
+    io: T,
+    /// What was read before the first frame.
+    before: Bytes,
+    /// Bytes that were read with a head and are not part of it, or of what follows it.
+    unread: Short,
+}
+
+/// What follows a frame.
+pub(crate) enum Next {
+    Frame(Head),
+    /// The connection has ended, with these bytes of a head.
+    End(Short),
+}
+
+impl<T> FrameReader<T> {
+    /// Reads from `io`, after the bytes that were read from it before.
+    pub(crate) fn new(io: T, before: Bytes) -> Self {
+        Self {
+            io,
+            before,
+            unread: Short::default(),
+        }
+    }
+
+    /// Takes what was read before the first frame.
+    pub(crate) fn read_before(&mut self, before: Bytes) {
+        self.before = before;
+    }
+
+    /// Returns what the frames are read from.
+    pub(crate) fn io(&mut self) -> &mut T {
+        &mut self.io
+    }
+}
+
+impl<T: AsyncRead + Unpin> FrameReader<T> {
+    /// Reads the head of the next frame. The payload of the last one must have been read.
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Next>> {
+        loop {
+            if let Some(head) = Head::parse(self.unread.bytes()) {
+                self.unread.skip(head.bytes);
+                return Poll::Ready(Ok(Next::Frame(head)));
+            }
+            let mut bytes = [0; MAX_HEAD_BYTES];
+            let mut more = ReadBuf::new(&mut bytes[self.unread.bytes().len()..]);
+            ready!(self.poll_source(cx, &mut more))?;
+            match more.filled() {
+                [] => return Poll::Ready(Ok(Next::End(mem::take(&mut self.unread)))),
+                more => self.unread.push(more),
+            }
+        }
+    }
+
+    /// Passes on at most `limit` bytes of payload, and returns how many; 0 when the connection has ended.
+    pub(crate) fn poll_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+        limit: u64,
+    ) -> Poll<io::Result<u64>> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let limit = limit.min(out.remaining());
+        let count = if self.unread.is_empty() {
+            let mut part = ReadBuf::new(out.initialize_unfilled_to(limit));
+            ready!(self.poll_source(cx, &mut part))?;
+            let count = part.filled().len();
+            out.advance(count);
+            count
+        } else {
+            self.unread.pass(out, limit)
+        };
+        Poll::Ready(Ok(count as u64))
+    }
+
+    /// Reads a payload of that length to its end, into memory that is reserved for at most `reserved` bytes ahead. Returns
+    /// whether it is there: not when the connection has ended.
+    pub(crate) fn poll_whole(
+        &mut self,
+        cx: &mut Context<'_>,
+        payload: &mut BytesMut,
+        length: usize,
+        reserved: usize,
+    ) -> Poll<io::Result<bool>> {
+        payload.extend_from_slice(self.unread.bytes());
+        self.unread = Short::default();
+        while payload.len() < length {
+            let missing = length - payload.len();
+            payload.reserve(missing.min(reserved));
+            // With the next head, so that a read that has read everything is known to have.
+            let limit = missing + MAX_HEAD_BYTES;
+            if self.before.is_empty() {
+                let mut part = (&mut *payload).limit(limit);
+                if ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut part))? == 0 {
+                    return Poll::Ready(Ok(false));
+                }
+            } else {
+                let count = self.before.len().min(limit);
+                payload.extend_from_slice(&self.before.split_to(count));
+            }
+        }
+        self.unread.push(&payload[length..]);
+        payload.truncate(length);
+        Poll::Ready(Ok(true))
+    }
+
+    /// Reads what follows the bytes in `unread`.
+    fn poll_source(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.before.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, out);
+        }
+        let count = out.remaining().min(self.before.len());
+        out.put_slice(&self.before[..count]);
+        self.before.advance(count);
+        Poll::Ready(Ok(()))
     }
 }

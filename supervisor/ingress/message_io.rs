@@ -19,7 +19,10 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::frame::{BINARY, CONTINUATION, FIN, Head, MAX_HEAD_BYTES, OPCODE, RESERVED_BITS, Short};
+use super::frame::{
+    BINARY, CONTINUATION, FIN, FrameReader, Head, MAX_HEAD_BYTES, Next, OPCODE, RESERVED_BITS,
+    Short,
+};
 use crate::byte_budget::{ByteBudget, Exhausted, Share};
 use crate::client_address::ClientAddress;
 
@@ -87,15 +90,11 @@ impl CompleteShare {
 
 /// Reads a client's frames from `T`, within limits, and writes to `T`.
 pub(crate) struct MessageIo<T> {
-    io: T,
-    /// What was read before the WebSocket began.
-    before: Bytes,
+    frames: FrameReader<T>,
     limits: MessageLimits,
     /// Called when the first byte of a message has come.
     on_message: Box<dyn Fn() + Send + Sync>,
     complete: CompleteShare,
-    /// Bytes that were read with a head and are not part of it yet, or of what follows it.
-    unread: Short,
     /// The head that is passed on next.
     head: Short,
     frame: Frame,
@@ -144,12 +143,10 @@ impl<T: AsyncRead + Unpin> MessageIo<T> {
         on_message: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         Self {
-            io,
-            before,
+            frames: FrameReader::new(io, before),
             limits,
             on_message: Box::new(on_message),
             complete: CompleteShare::default(),
-            unread: Short::default(),
             head: Short::default(),
             frame: Frame::default(),
             message: None,
@@ -160,17 +157,6 @@ impl<T: AsyncRead + Unpin> MessageIo<T> {
     /// Returns the place where the share of a message lies once it is complete.
     pub(crate) fn complete_share(&self) -> CompleteShare {
         self.complete.clone()
-    }
-
-    /// Reads what follows the bytes in `unread`.
-    fn poll_source(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.before.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, out);
-        }
-        let count = out.remaining().min(self.before.len());
-        out.put_slice(&self.before[..count]);
-        self.before.advance(count);
-        Poll::Ready(Ok(()))
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -187,19 +173,11 @@ impl<T: AsyncRead + Unpin> MessageIo<T> {
                 self.begin_piece();
                 continue;
             }
-            if let Some(head) = Head::parse(self.unread.bytes()) {
-                self.unread.skip(head.bytes);
-                self.begin_frame(head)?;
-                continue;
-            }
-            let mut bytes = [0; MAX_HEAD_BYTES];
-            let mut more = ReadBuf::new(&mut bytes[self.unread.bytes().len()..]);
-            ready!(self.poll_source(cx, &mut more))?;
-            match more.filled() {
-                [] if self.unread.is_empty() => return Poll::Ready(Ok(())),
+            match ready!(self.frames.poll_head(cx))? {
+                Next::Frame(head) => self.begin_frame(head)?,
+                Next::End(rest) if rest.is_empty() => return Poll::Ready(Ok(())),
                 // The codec is told of a head that ends too early.
-                [] => self.head = mem::take(&mut self.unread),
-                more => self.unread.push(more),
+                Next::End(rest) => self.head = rest,
             }
         }
     }
@@ -210,18 +188,7 @@ impl<T: AsyncRead + Unpin> MessageIo<T> {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let limit = usize::try_from(self.frame.piece).unwrap_or(usize::MAX);
-        let limit = limit.min(out.remaining());
-        let count = if self.unread.is_empty() {
-            let mut part = ReadBuf::new(out.initialize_unfilled_to(limit));
-            ready!(self.poll_source(cx, &mut part))?;
-            let count = part.filled().len();
-            out.advance(count);
-            count
-        } else {
-            self.unread.pass(out, limit)
-        };
-        self.frame.piece -= count as u64;
+        self.frame.piece -= ready!(self.frames.poll_payload(cx, out, self.frame.piece))?;
         if self.frame.piece == 0 && self.frame.rest == 0 {
             self.end_frame();
         }
@@ -367,7 +334,7 @@ impl<T: AsyncWrite + Unpin> MessageIo<T> {
             } else {
                 &slices
             };
-            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices))?;
+            let written = ready!(Pin::new(self.frames.io()).poll_write_vectored(cx, slices))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -389,16 +356,16 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for MessageIo<T> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_outgoing(cx))?;
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        Pin::new(self.frames.io()).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_outgoing(cx))?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(self.frames.io()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(self.frames.io()).poll_shutdown(cx)
     }
 }
 

@@ -14,7 +14,6 @@ use futures_util::{SinkExt, StreamExt};
 use rustls::ClientConfig;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
-use tokio_tungstenite::Connector;
 use tokio_tungstenite::tungstenite::{self, Message};
 use url::Url;
 
@@ -38,7 +37,7 @@ pub(super) struct Identity {
     pub(super) hello: Hello,
     /// `Bearer` and the key.
     pub(super) authorization: HeaderValue,
-    pub(super) tls: Connector,
+    pub(super) tls: Option<Arc<ClientConfig>>,
     /// How long a server may be silent.
     pub(super) dead_after: Duration,
     pub(super) line: Line,
@@ -188,13 +187,16 @@ impl Config {
         tls: Option<Arc<ClientConfig>>,
     ) -> Option<Result<(), String>> {
         let key = self.key.as_ref()?.authorization();
-        let tls = tls.map_or(Connector::Plain, Connector::Rustls);
         let linked = connect(server, &key, tls).await;
         Some(linked.map(drop).map_err(|error| error.to_string()))
     }
 }
 
-async fn connect(base: &Url, key: &HeaderValue, tls: Connector) -> Result<ServerSocket, LinkError> {
+async fn connect(
+    base: &Url,
+    key: &HeaderValue,
+    tls: Option<Arc<ClientConfig>>,
+) -> Result<ServerSocket, LinkError> {
     let connecting = server_socket::connect(base, "/v1/router", Some(key), tls, MAX_MESSAGE_BYTES);
     connecting.await.map_err(|error| match error {
         ConnectError::Refused(status) if status.is_client_error() => LinkError::NotSpoken,

@@ -13,6 +13,7 @@ use fastvideo_proto::api::router::{FleetDemand, ReplicaState, RouterHealth, Rout
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::ServerMessage;
 use futures_util::{SinkExt, StreamExt};
+use rustls::ClientConfig;
 use serde::Serialize;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
@@ -45,7 +46,7 @@ use crate::tasks::catch_panic;
 pub(super) struct App {
     pub(super) ingress: Ingress,
     pub(super) registry: ReplicaRegistry,
-    pub(super) tls: tokio_tungstenite::Connector,
+    pub(super) tls: Option<Arc<ClientConfig>>,
     /// What this router is known by at servers; `None` where there are no links.
     pub(super) authorization: Option<HeaderValue>,
     pub(super) line: Line,

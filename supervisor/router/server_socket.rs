@@ -5,15 +5,16 @@
 
 use std::error::Error;
 use std::io;
-use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderValue, StatusCode};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -23,13 +24,12 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_with_config};
-use tokio_util::io::poll_read_buf;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_with_config};
 use url::Url;
 
 use super::encryption::reason;
 use super::health::below;
-use crate::ingress::frame::{BINARY, FIN, Head, MAX_HEAD_BYTES, OPCODE, Short};
+use crate::ingress::frame::{BINARY, FIN, FrameReader, Head, MAX_HEAD_BYTES, Next, OPCODE, Short};
 
 /// The largest message that is taken from a server: a continuation state with its pictures.
 pub(super) const MAX_MESSAGE_BYTES: usize = 1 << 30;
@@ -68,51 +68,43 @@ pub(super) async fn connect(
     base: &Url,
     path: &str,
     authorization: Option<&HeaderValue>,
-    tls: Connector,
+    tls: Option<Arc<ClientConfig>>,
     max_message_bytes: usize,
 ) -> Result<ServerSocket, ConnectError> {
-    let connecting = handshake(base, path, authorization, tls, max_message_bytes);
+    let connecting = async {
+        let url = socket_url(base, path).map_err(ConnectError::Failed)?;
+        let request = url.as_str().into_client_request();
+        let mut request = request.map_err(ConnectError::failed)?;
+        if let Some(authorization) = authorization {
+            let headers = request.headers_mut();
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        // An IPv6 address stands in brackets.
+        let host = url.host_str().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let port = url.port_or_known_default().unwrap_or_default();
+        let stream = TcpStream::connect((host, port)).await;
+        let stream = stream.map_err(ConnectError::failed)?;
+        stream.set_nodelay(true).map_err(ConnectError::failed)?;
+        let stream = match tls {
+            Some(config) if url.scheme() == "wss" => {
+                let name = ServerName::try_from(host.to_owned()).map_err(ConnectError::failed)?;
+                let stream = TlsConnector::from(config).connect(name, stream).await;
+                MaybeTlsStream::Rustls(stream.map_err(ConnectError::failed)?)
+            }
+            _ if url.scheme() == "wss" => {
+                let reason = "this router trusts no certificates".to_owned();
+                return Err(ConnectError::Failed(reason));
+            }
+            _ => MaybeTlsStream::Plain(stream),
+        };
+        begin(request, stream, max_message_bytes).await
+    };
     let connected = timeout(CONNECT_TIMEOUT, connecting).await;
     connected.unwrap_or_else(|_| {
         let limit = CONNECT_TIMEOUT.as_secs();
         Err(ConnectError::Failed(format!("no answer within {limit} s")))
     })
-}
-
-async fn handshake(
-    base: &Url,
-    path: &str,
-    authorization: Option<&HeaderValue>,
-    tls: Connector,
-    max_message_bytes: usize,
-) -> Result<ServerSocket, ConnectError> {
-    let url = socket_url(base, path).map_err(ConnectError::Failed)?;
-    let request = url.as_str().into_client_request();
-    let mut request = request.map_err(ConnectError::failed)?;
-    if let Some(authorization) = authorization {
-        let headers = request.headers_mut();
-        headers.insert(AUTHORIZATION, authorization.clone());
-    }
-    // An IPv6 address stands in brackets.
-    let host = url.host_str().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let port = url.port_or_known_default().unwrap_or_default();
-    let stream = TcpStream::connect((host, port)).await;
-    let stream = stream.map_err(ConnectError::failed)?;
-    stream.set_nodelay(true).map_err(ConnectError::failed)?;
-    let stream = match tls {
-        Connector::Rustls(config) if url.scheme() == "wss" => {
-            let name = ServerName::try_from(host.to_owned()).map_err(ConnectError::failed)?;
-            let stream = TlsConnector::from(config).connect(name, stream).await;
-            MaybeTlsStream::Rustls(stream.map_err(ConnectError::failed)?)
-        }
-        _ if url.scheme() == "wss" => {
-            let reason = "this router trusts no certificates".to_owned();
-            return Err(ConnectError::Failed(reason));
-        }
-        _ => MaybeTlsStream::Plain(stream),
-    };
-    begin(request, stream, max_message_bytes).await
 }
 
 /// Begins a WebSocket over a stream.
@@ -187,14 +179,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Sink<Message> for ServerSocket<T> {
 
 /// What lies between a server's socket and the codec: takes media out.
 struct MediaIo<T> {
-    io: T,
+    frames: FrameReader<T>,
     max_message_bytes: usize,
     /// Number of bytes of [`HEAD_END`] that the server's answer to the handshake has so far.
     answered: usize,
-    /// What was read after that answer.
-    before: Bytes,
-    /// Bytes that were read and are not part of a head yet.
-    unread: Short,
     /// The head that is passed to the codec next.
     head: Short,
     /// Payload of a frame that is passed to the codec.
@@ -215,11 +203,9 @@ struct Media {
 impl<T: AsyncRead + Unpin> MediaIo<T> {
     fn new(io: T, max_message_bytes: usize) -> Self {
         Self {
-            io,
+            frames: FrameReader::new(io, Bytes::new()),
             max_message_bytes,
             answered: 0,
-            before: Bytes::new(),
-            unread: Short::default(),
             head: Short::default(),
             rest: 0,
             is_fragmented: false,
@@ -233,7 +219,7 @@ impl<T: AsyncRead + Unpin> MediaIo<T> {
         let mut bytes = [0; 1024];
         let limit = out.remaining().min(bytes.len());
         let mut read = ReadBuf::new(&mut bytes[..limit]);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+        ready!(Pin::new(self.frames.io()).poll_read(cx, &mut read))?;
         let read = read.filled();
         let mut answer = 0;
         while answer < read.len() && self.answered < HEAD_END.len() {
@@ -245,7 +231,8 @@ impl<T: AsyncRead + Unpin> MediaIo<T> {
             answer += 1;
         }
         out.put_slice(&read[..answer]);
-        self.before = Bytes::copy_from_slice(&read[answer..]);
+        self.frames
+            .read_before(Bytes::copy_from_slice(&read[answer..]));
         Poll::Ready(Ok(()))
     }
 
@@ -256,29 +243,25 @@ impl<T: AsyncRead + Unpin> MediaIo<T> {
                 return Poll::Ready(Ok(()));
             }
             if self.rest > 0 {
-                return self.poll_rest(cx, out);
+                self.rest -= ready!(self.frames.poll_payload(cx, out, self.rest))?;
+                return Poll::Ready(Ok(()));
             }
-            if self.media.is_some() {
-                let is_complete = ready!(self.poll_media(cx))?;
-                return match is_complete {
-                    // Nobody is to be woken: it is taken now.
-                    true => Poll::Pending,
-                    false => Poll::Ready(Ok(())),
-                };
+            if let Some(Media { bytes, length }) = &mut self.media {
+                let reading = self
+                    .frames
+                    .poll_whole(cx, bytes, *length, MAX_RESERVED_BYTES);
+                if !ready!(reading)? {
+                    return Poll::Ready(Ok(()));
+                }
+                self.complete = self.media.take().map(|media| media.bytes.freeze());
+                // Nobody is to be woken: it is taken now.
+                return Poll::Pending;
             }
-            if let Some(head) = Head::parse(self.unread.bytes()) {
-                self.unread.skip(head.bytes);
-                self.begin_frame(head);
-                continue;
-            }
-            let mut bytes = [0; MAX_HEAD_BYTES];
-            let mut more = ReadBuf::new(&mut bytes[self.unread.bytes().len()..]);
-            ready!(poll_source(&mut self.io, &mut self.before, cx, &mut more))?;
-            match more.filled() {
-                [] if self.unread.is_empty() => return Poll::Ready(Ok(())),
+            match ready!(self.frames.poll_head(cx))? {
+                Next::Frame(head) => self.begin_frame(head),
+                Next::End(rest) if rest.is_empty() => return Poll::Ready(Ok(())),
                 // The codec is told of a head that ends too early.
-                [] => self.head = mem::take(&mut self.unread),
-                more => self.unread.push(more),
+                Next::End(rest) => self.head = rest,
             }
         }
     }
@@ -298,72 +281,11 @@ impl<T: AsyncRead + Unpin> MediaIo<T> {
             self.head = head.encode();
             return;
         }
-        // With room for the next head, so that a read that has read everything is known to have.
+        // With room for the next head.
         let capacity = length.min(MAX_RESERVED_BYTES) + MAX_HEAD_BYTES;
-        let mut bytes = BytesMut::with_capacity(capacity);
-        bytes.extend_from_slice(self.unread.bytes());
-        self.unread = Short::default();
+        let bytes = BytesMut::with_capacity(capacity);
         self.media = Some(Media { bytes, length });
     }
-
-    /// Passes on payload of a frame.
-    fn poll_rest(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let limit = usize::try_from(self.rest).unwrap_or(usize::MAX);
-        let limit = limit.min(out.remaining());
-        let count = if self.unread.is_empty() {
-            let mut part = ReadBuf::new(out.initialize_unfilled_to(limit));
-            ready!(poll_source(&mut self.io, &mut self.before, cx, &mut part))?;
-            let count = part.filled().len();
-            out.advance(count);
-            count
-        } else {
-            self.unread.pass(out, limit)
-        };
-        self.rest -= count as u64;
-        Poll::Ready(Ok(()))
-    }
-
-    /// Reads a message to its end. Returns whether there is one.
-    fn poll_media(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let Some(Media { bytes, length }) = &mut self.media else {
-            return Poll::Ready(Ok(false));
-        };
-        while bytes.len() < *length {
-            let missing = *length - bytes.len();
-            bytes.reserve(missing.min(MAX_RESERVED_BYTES));
-            let limit = missing + MAX_HEAD_BYTES;
-            if self.before.is_empty() {
-                let mut part = (&mut *bytes).limit(limit);
-                if ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut part))? == 0 {
-                    return Poll::Ready(Ok(false));
-                }
-            } else {
-                let count = self.before.len().min(limit);
-                bytes.extend_from_slice(&self.before.split_to(count));
-            }
-        }
-        self.unread.push(&bytes[*length..]);
-        bytes.truncate(*length);
-        let media = self.media.take();
-        self.complete = media.map(|media| media.bytes.freeze());
-        Poll::Ready(Ok(true))
-    }
-}
-
-/// Reads what was read before, or else from the socket.
-fn poll_source(
-    io: &mut (impl AsyncRead + Unpin),
-    before: &mut Bytes,
-    cx: &mut Context<'_>,
-    out: &mut ReadBuf<'_>,
-) -> Poll<io::Result<()>> {
-    if before.is_empty() {
-        return Pin::new(io).poll_read(cx, out);
-    }
-    let count = out.remaining().min(before.len());
-    out.put_slice(&before[..count]);
-    before.advance(count);
-    Poll::Ready(Ok(()))
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for MediaIo<T> {
@@ -386,15 +308,15 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for MediaIo<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        Pin::new(self.frames.io()).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(self.frames.io()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(self.frames.io()).poll_shutdown(cx)
     }
 }
 

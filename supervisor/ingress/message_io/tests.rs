@@ -105,7 +105,8 @@ async fn what_follows_a_message_and_what_came_before_is_passed_on() {
     for cut in 0..frames.len() {
         let mut passed = Vec::new();
         let mut io = message_io(&frames[cut..], &[]);
-        io.before = Bytes::copy_from_slice(&frames[..cut]);
+        io.frames
+            .read_before(Bytes::copy_from_slice(&frames[..cut]));
         io.read_to_end(&mut passed).await.unwrap();
         assert_eq!(passed, frames, "cut at {cut}");
     }
