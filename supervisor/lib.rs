@@ -49,6 +49,7 @@ mod signals;
 mod small_disk;
 pub mod store;
 mod tasks;
+pub mod tenant;
 pub mod thread_priority;
 pub mod tls;
 
