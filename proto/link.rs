@@ -15,7 +15,7 @@ use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat
 
 /// The protocol version. It is raised with every change to a type of this module or of [`crate::state`]. Supervisor and
 /// worker are built together, so a mismatch means that one of the binaries is from an older build.
-pub const LINK_VERSION: u32 = 8;
+pub const LINK_VERSION: u32 = 9;
 
 /// The size limit of a thumbnail in bytes: 64 KiB. At 320 x 320 pixels only noise takes more.
 pub const MAX_THUMBNAIL_BYTES: usize = 64 * 1024;
@@ -180,6 +180,8 @@ pub enum Event {
     },
     Heartbeat {
         resident_bytes: u64,
+        /// Memory that is in use on the GPU, by whatever process; `None` where there is no GPU.
+        gpu_bytes: Option<u64>,
     },
     /// A step of the job is complete.
     Step {
@@ -230,6 +232,8 @@ pub struct DeviceReport {
     /// The name of the GPU, or `CPU`.
     pub name: String,
     pub memory_bytes: Option<u64>,
+    /// The GPU's name for monitoring, as `nvidia-smi -L` prints it: `GPU-` and a UUID.
+    pub uuid: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

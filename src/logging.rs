@@ -9,11 +9,13 @@
 use std::io::{self, IsTerminal, stderr};
 use std::time::Duration;
 
+use fastvideo_supervisor_core::LogLines;
 use fastvideo_supervisor_core::settings::{Key, KeySpec, Origin, Reader, SettingError};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::fmt::{self, format};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::escape::{EscapedFields, EscapedJson};
@@ -96,14 +98,14 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Options {
     }
 }
 
-/// Starts the log of this process, which gets the messages of panics, too.
+/// Starts the log of this process, which gets the messages of panics, too. Its lines are counted in `lines`.
 ///
 /// # Errors
 /// Returns an error when the log's thread cannot be started.
 ///
 /// # Panics
 /// Panics when the process has a log already.
-pub(crate) fn start(options: Options) -> io::Result<Log> {
+pub(crate) fn start(options: Options, lines: LogLines) -> io::Result<Log> {
     let writer = LogWriter::start(stderr())?;
     let layer = fmt::layer()
         .with_writer(writer.clone())
@@ -124,10 +126,20 @@ pub(crate) fn start(options: Options) -> io::Result<Log> {
     tracing_subscriber::registry()
         .with(filter)
         .with(cap)
+        .with(CountLines(lines))
         .with(layer)
         .init();
     panics::log_panics();
     Ok(Log(writer))
+}
+
+/// Counts the lines that are logged.
+struct CountLines(LogLines);
+
+impl<S: Subscriber> Layer<S> for CountLines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        self.0.count(*event.metadata().level());
+    }
 }
 
 impl Drop for Log {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use fastvideo_supervisor_core::LogLines;
 use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::thread_priority;
 use tokio::runtime::Runtime;
@@ -56,7 +57,8 @@ fn serve(options: &config::Options) -> ExitCode {
         Err(errors) => return refuse(&errors),
     };
     // It writes its last lines when it is dropped.
-    let _log = match logging::start(loaded.logging) {
+    let log_lines = LogLines::default();
+    let _log = match logging::start(loaded.logging, log_lines.clone()) {
         Ok(log) => log,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
@@ -67,7 +69,7 @@ fn serve(options: &config::Options) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match run(loaded.config) {
+    match run(loaded.config, log_lines) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", with_causes(error.as_ref()));
@@ -76,9 +78,11 @@ fn serve(options: &config::Options) -> ExitCode {
     }
 }
 
-fn run(config: fastvideo_supervisor_core::Config) -> anyhow::Result<()> {
+fn run(config: fastvideo_supervisor_core::Config, log_lines: LogLines) -> anyhow::Result<()> {
     let runtime = runtime(config.pool.realtime)?;
-    let served = runtime.block_on(fastvideo_supervisor_core::serve(config, announce));
+    let served = runtime.block_on(fastvideo_supervisor_core::serve(
+        config, log_lines, announce,
+    ));
     // The wait is bounded, unlike that of dropping the runtime: a thread may hang in a read that cannot be interrupted.
     runtime.shutdown_timeout(LEFTOVERS);
     Ok(served?)

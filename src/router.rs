@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use fastvideo_supervisor_core::LogLines;
 use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::router::health::HttpClient;
 use fastvideo_supervisor_core::router::{self, Config};
@@ -33,7 +34,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn serve(loaded: LoadedRouter) -> ExitCode {
     // It writes its last lines when it is dropped.
-    let _log = match logging::start(loaded.logging) {
+    let log_lines = LogLines::default();
+    let _log = match logging::start(loaded.logging, log_lines.clone()) {
         Ok(log) => log,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
@@ -48,7 +50,7 @@ fn serve(loaded: LoadedRouter) -> ExitCode {
     }
     let served = crate::runtime(true).map_err(anyhow::Error::from);
     let served = served.and_then(|runtime| {
-        let served = runtime.block_on(router::serve(loaded.config, crate::announce));
+        let served = runtime.block_on(router::serve(loaded.config, log_lines, crate::announce));
         runtime.shutdown_timeout(crate::LEFTOVERS);
         Ok(served?)
     });

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 pub use app::{App, Config};
 
 use crate::ingress::error::ApiError;
-use crate::ingress::{hosts, listener};
+use crate::ingress::{hosts, listener, metrics};
 use crate::page;
 
 mod app;
@@ -55,5 +55,9 @@ fn router(app: App) -> Router {
         .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
+        .layer(from_fn_with_state(
+            app.http_metrics.clone(),
+            metrics::measure,
+        ))
         .with_state(app)
 }

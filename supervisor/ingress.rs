@@ -34,6 +34,7 @@ pub(crate) mod hosts;
 pub(crate) mod listener;
 pub(crate) mod liveness;
 pub(crate) mod message_io;
+pub(crate) mod metrics;
 pub(crate) mod origins;
 pub(crate) mod timestamp;
 pub(crate) mod websocket;

@@ -16,13 +16,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::discovery::{Announcement, Description};
+use crate::metrics::Metrics;
 use crate::pool::Pool;
+use crate::process_metrics::RuntimeLag;
 use crate::prompt::Prompts;
-use crate::session::{Broadcasts, Context, Drain, Logs};
+use crate::session::{Broadcasts, Context, Drain, Logs, SessionMetrics};
 use crate::signals::{Hangups, StopSignals};
 use crate::store::{SessionStore, Upkeep};
 use crate::tasks::BackgroundTasks;
 
+pub use crate::process_metrics::LogLines;
 pub use crate::tasks::TaskError;
 pub use fastvideo_link::LinkFolder;
 
@@ -36,8 +39,10 @@ mod discovery;
 pub mod engines;
 pub mod http;
 pub mod ingress;
+mod metrics;
 mod page;
 pub mod pool;
+mod process_metrics;
 pub mod prompt;
 pub mod redis;
 pub mod router;
@@ -125,11 +130,12 @@ pub enum ServeError {
 /// bound, or a background task panics or ends. No worker is left behind.
 pub async fn serve(
     config: Config,
+    log_lines: LogLines,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
     let server = tokio::select! {
-        started = Server::start(config, on_listening) => started?,
+        started = Server::start(config, &log_lines, on_listening) => started?,
         // It may wait for the store.
         () = signals.next() => return Ok(()),
     };
@@ -172,6 +178,7 @@ impl Server {
     /// Opens everything, and starts the workers and the background tasks.
     async fn start(
         config: Config,
+        log_lines: &LogLines,
         on_listening: impl FnOnce(SocketAddr),
     ) -> Result<Self, ServeError> {
         let hangups = Hangups::install().map_err(ServeError::Signals)?;
@@ -191,7 +198,16 @@ impl Server {
         let (drain, drain_seen) = watch::channel(Drain::No);
         let logs = Logs::open(config.session_log);
         let most_connections = most_connections(files, config.pool.gpus.len());
+        let mut metrics = Metrics::default();
+        metrics.register_build(Some(&config.pool.engine.name));
+        process_metrics::register(&mut metrics);
+        log_lines.register(&mut metrics);
+        logs.register(metrics.product());
+        let runtime_lag = RuntimeLag::register(&mut metrics);
         let pool = Pool::start(config.pool);
+        pool.register_metrics(metrics.product());
+        store.register_metrics(metrics.product());
+        prompts.register_metrics(metrics.product());
         let writes = TaskTracker::new();
         let app = http::App::new(
             config.http,
@@ -205,8 +221,10 @@ impl Server {
                 store: store.clone(),
                 drain: drain_seen,
                 logs: logs.clone(),
+                metrics: SessionMetrics::default(),
                 writes: writes.clone(),
             },
+            metrics,
         );
         let connections = app.ingress.connections.clone();
         let requests = app.ingress.requests.clone();
@@ -224,6 +242,7 @@ impl Server {
             hangups.reload(prompts, router_keys).await;
             Ok(())
         });
+        tasks.spawn("runtime lag", runtime_lag.run());
         let watched = pool.clone();
         tasks.spawn("worker pool", async move {
             watched.failed().await;

@@ -21,6 +21,7 @@ use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
 use fastvideo_proto::job::frames_to_time;
 use fastvideo_proto::link::JobSpec;
 use futures_util::FutureExt;
+use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
@@ -37,6 +38,7 @@ use assignments::{Absence, Assignments, Sharing};
 use context::WorkerContext;
 use control::{Controls, Directive, StopSignal};
 use event::{WorkerEvent, WorkerEvents};
+use metrics::PoolMetrics;
 use shared_assignments::{AssignmentsGuard, SharedAssignments};
 use worker::WorkerTask;
 
@@ -53,6 +55,7 @@ mod fixtures;
 mod job;
 mod lifecycle;
 mod link;
+mod metrics;
 mod process;
 mod progress_limit;
 mod renewal;
@@ -83,6 +86,7 @@ struct Shared {
     stop: watch::Sender<StopSignal>,
     all_lost: watch::Sender<bool>,
     tracker: TaskTracker,
+    metrics: PoolMetrics,
 }
 
 /// The pool's side of the task that manages one GPU.
@@ -164,7 +168,9 @@ impl Pool {
                 .then(|| frames_to_time(config.new_frames.into(), config.format.fps)),
         };
         let ids = config.gpus.iter().map(|gpu| gpu.id);
-        let assignments = Assignments::new(ids.zip(notifiers.iter().cloned()), sharing);
+        let metrics = PoolMetrics::default();
+        let slots = ids.zip(notifiers.iter().cloned());
+        let assignments = Assignments::new(slots, sharing, metrics.clone());
         let assignments = Arc::new(SharedAssignments::new(assignments));
         let (stop, stop_seen) = watch::channel(StopSignal::Run);
         let (all_lost, _) = watch::channel(false);
@@ -179,7 +185,7 @@ impl Pool {
                 config: config.clone(),
                 assignments: assignments.clone(),
                 all_lost: all_lost.clone(),
-                events: WorkerEvents::new(status),
+                events: WorkerEvents::new(status, metrics.meter(gpu.id)),
                 notify: notify.clone(),
                 tracker: tracker.clone(),
                 incarnations: 0.into(),
@@ -203,8 +209,14 @@ impl Pool {
                 stop,
                 all_lost,
                 tracker,
+                metrics,
             }),
         }
+    }
+
+    /// Registers the pool's metrics, with all their series.
+    pub(crate) fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry, self);
     }
 
     /// Adds a session to the pool: it is bound to a worker or queued until the binding is dropped. A session whose place

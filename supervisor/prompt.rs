@@ -5,7 +5,7 @@
 //! falls back from provider to provider, `provider` is one of them with its record, `call` calls it over HTTP, `completion`
 //! reads the text out of its answer and `thinking` removes a model's thinking from that, `breaker` is the circuit breaker
 //! of a provider, `instructions` has the system prompts, `answer` parses what models write, `generated` is the result,
-//! `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
+//! `metrics` counts the calls, `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
 
 pub use enhancer::Enhancer;
 pub use generated::{GeneratedPrompt, PromptAlternatives};
@@ -24,6 +24,7 @@ pub mod fasttext;
 mod generated;
 mod instructions;
 mod llm_error;
+mod metrics;
 pub mod provider;
 pub mod safety;
 mod thinking;
@@ -120,7 +121,10 @@ impl Prompts {
                 self.screen(&enhanced.content).await?;
                 Ok(PreparedPrompt::Enhanced(enhanced))
             }
-            Err(error) => Ok(PreparedPrompt::Fallback(error)),
+            Err(error) => {
+                enhancer.metrics().fell_back("enhance");
+                Ok(PreparedPrompt::Fallback(error))
+            }
         }
     }
 
@@ -130,7 +134,8 @@ impl Prompts {
     /// Returns an error when no provider gives a usable answer, or the generated prompt is blocked.
     pub async fn extend(&self, story: &[String]) -> Result<GeneratedPrompt, GenerateError> {
         let enhancer = self.enhancer.as_ref().ok_or(LlmError::NoProvider)?;
-        let generated = enhancer.extend(story).await?;
+        let generated = enhancer.extend(story).await;
+        let generated = generated.inspect_err(|_| enhancer.metrics().fell_back("auto_extend"))?;
         self.screen(&generated.content).await?;
         Ok(generated)
     }
@@ -146,6 +151,7 @@ impl Prompts {
     ) -> Result<PromptAlternatives, GenerateError> {
         self.screen(seed_prompt).await?;
         let enhancer = self.enhancer.as_ref().ok_or(LlmError::NoProvider)?;
-        Ok(enhancer.rewrite(seed_prompt, count).await?)
+        let rewritten = enhancer.rewrite(seed_prompt, count).await;
+        Ok(rewritten.inspect_err(|_| enhancer.metrics().fell_back("rewrite"))?)
     }
 }

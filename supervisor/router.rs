@@ -18,7 +18,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::{Description, Directory};
+use crate::ingress::metrics::{HttpMetrics, Scrapes};
 use crate::ingress::{self, Ingress, listener};
+use crate::metrics::Metrics;
+use crate::process_metrics::{self, LogLines, RuntimeLag};
 use crate::redis::{BEAT, RedisAddress};
 use crate::signals::StopSignals;
 use crate::tasks::BackgroundTasks;
@@ -29,6 +32,7 @@ use config::{ReplicaEndpoint, RouterKey};
 use control::Identity;
 use health::{HttpClient, Thresholds, run_health_check_loop};
 use line::{Line, SharedLine};
+use metrics::{FleetGauges, MoveMetrics};
 use proxy::Proxy;
 use registry::ReplicaRegistry;
 
@@ -42,6 +46,7 @@ mod encryption;
 pub mod health;
 mod held;
 mod line;
+mod metrics;
 mod openapi;
 mod proxy;
 pub mod registry;
@@ -112,6 +117,7 @@ pub struct HealthCheck {
 /// background task panics.
 pub async fn serve(
     config: Config,
+    log_lines: LogLines,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
@@ -142,6 +148,18 @@ pub async fn serve(
     let shared_line = shared_line.map(|it| SharedLine::new(line.clone(), it, router_id));
     let shared_line = shared_line.transpose().map_err(ServeError::Redis)?;
     let shared_line = shared_line.map(Arc::new);
+    let mut metrics = Metrics::default();
+    metrics.register_build(None);
+    process_metrics::register(&mut metrics);
+    log_lines.register(&mut metrics);
+    let runtime_lag = RuntimeLag::register(&mut metrics);
+    let http_metrics = HttpMetrics::register(&mut metrics);
+    let moves = MoveMetrics::register(metrics.product());
+    metrics.product().register_collector(Box::new(FleetGauges {
+        registry: registry.clone(),
+        line: line.clone(),
+        headroom_gpus: config.headroom_gpus,
+    }));
     let app = routes::App {
         ingress: ingress.clone(),
         registry: registry.clone(),
@@ -155,8 +173,12 @@ pub async fn serve(
         proxy,
         leaving: leaving.clone(),
         carried: Carried::default(),
+        moves,
+        http_metrics,
+        scrapes: Scrapes::new(metrics),
     };
     let mut tasks = BackgroundTasks::default();
+    tasks.spawn("runtime lag", runtime_lag.run());
     if let Some(key) = config.key {
         let identity = Identity {
             hello: Hello {

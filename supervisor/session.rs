@@ -12,7 +12,8 @@
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
 //!   check what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
-//!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `latency` measures the latency that the supervisor adds to fragments.
+//!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `metrics` counts events,
+//!   `latency` measures the latency that the supervisor adds to fragments.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub use command::{Inbound, SessionCommand};
 pub use event::SessionEvent;
 pub use latency::{LatencyQuantiles, RelayLatency};
 pub use log::Logs;
+pub use metrics::{Rejection, SessionMetrics};
 pub(crate) use moved::{MovedSession, Origin};
 pub use outbox::Outbox;
 pub(crate) use outbox::{LinkItem, Receipt, TurnEnd};
@@ -61,6 +63,7 @@ mod init_image;
 mod latency;
 mod live;
 pub mod log;
+mod metrics;
 mod moved;
 mod outbox;
 mod persistence;
@@ -146,6 +149,7 @@ pub struct Context {
     pub store: SessionStore,
     pub drain: watch::Receiver<Drain>,
     pub logs: Logs,
+    pub metrics: SessionMetrics,
     pub broadcasts: Broadcasts,
     /// Tracks writes to the store, which may outlive their session.
     pub writes: TaskTracker,

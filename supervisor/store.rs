@@ -8,7 +8,7 @@
 //! writes one record with its blobs; `sessions` has the operations on sessions (create, hydrate, resume, snapshot,
 //! drop), `lend` keeps blobs that exports refer to. Blobs are reference counted, and `upkeep` collects the garbage that
 //! crashes leave. `restoring` writes sessions anew when the store has lost data, of which `losses` keeps account; `health`
-//! tells whether it works. `pending_cleanup` keeps the tasks that must be done but cannot wait for the store.
+//! tells whether it works, and `metrics` measures every operation. `pending_cleanup` keeps the tasks that must be done but cannot wait for the store.
 //!
 //! `export` turns a state into its public form and back; nothing else here looks into frames or latents. `exchange`
 //! does so with the store's blobs.
@@ -27,6 +27,7 @@ pub mod lease;
 mod leased_session;
 mod lend;
 mod losses;
+mod metrics;
 pub mod open;
 mod pending_cleanup;
 pub mod records;

@@ -47,6 +47,11 @@ pub(crate) trait Engine {
         request.format.num_frames
     }
 
+    /// Returns how many bytes of the GPU's memory are in use, by whatever process; `None` where there is no GPU.
+    fn gpu_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Generates one segment: reports steps, passes out frames in order with their sound, and returns the state that
     /// the next segment continues from. The result depends on the request alone.
     ///

@@ -18,6 +18,7 @@ use fastvideo_proto::state::{StateHeader, blob_hash};
 use crate::encode::EncodeParams;
 use crate::engine::{Engine, EngineError, GenerateRequest};
 use crate::faults::Faults;
+use crate::gpu_memory::GpuMemory;
 use crate::held_states::{HeldStates, SharedState, StartStateError};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, MediaTarget};
@@ -60,6 +61,7 @@ pub(crate) struct JobLoop {
     pub(crate) faults: Faults,
     pub(crate) events: EventSender,
     pub(crate) held_states: HeldStates,
+    pub(crate) gpu_memory: GpuMemory,
 }
 
 /// A segment that was generated and encoded.
@@ -94,10 +96,16 @@ impl JobLoop {
                     };
                     let outbox = outbox.ok_or(JobLoopError::NoOutbox(spec.job))?;
                     self.serve(&spec, blob, &outbox)?;
+                    self.look_at_memory();
                 }
                 WorkItem::Forget(session) => self.held_states.forget(&session),
             }
         }
+    }
+
+    /// Takes note of how much of the GPU's memory is in use.
+    pub(crate) fn look_at_memory(&self) {
+        self.gpu_memory.set(self.engine.gpu_bytes());
     }
 
     /// Generates the segment of one job and reports its end to the outbox.

@@ -13,6 +13,7 @@ use crate::engine::ltx2;
 use crate::engine::synthetic::{self, Synthetic};
 use crate::engine::{Engine, EngineError};
 use crate::faults::{FaultPoint, FaultSpec, Faults};
+use crate::gpu_memory::GpuMemory;
 use crate::held_states::{HeldStates, SharedState};
 use crate::job::JobLoop;
 use crate::link::EventSender;
@@ -51,7 +52,11 @@ impl LoadError {
 ///
 /// # Errors
 /// Returns an error when the worker cannot serve. The supervisor has not been told then.
-pub(crate) fn load(spec: &LoadSpec, events: &EventSender) -> Result<JobLoop, LoadError> {
+pub(crate) fn load(
+    spec: &LoadSpec,
+    events: &EventSender,
+    gpu_memory: GpuMemory,
+) -> Result<JobLoop, LoadError> {
     let (mut engine, faults) = engine(&spec.engine, spec.format)?;
     let mut faults = Faults::new(&faults, spec.gpu.0, spec.incarnation, events.clone());
     faults.reach(FaultPoint::Boot, None)?;
@@ -71,7 +76,9 @@ pub(crate) fn load(spec: &LoadSpec, events: &EventSender) -> Result<JobLoop, Loa
         faults,
         events: events.clone(),
         held_states: HeldStates::default(),
+        gpu_memory,
     };
+    jobs.look_at_memory();
     let warmup = match &spec.warmup {
         Some(warmup) => {
             events.send(Event::WarmingUp);
@@ -80,6 +87,7 @@ pub(crate) fn load(spec: &LoadSpec, events: &EventSender) -> Result<JobLoop, Loa
         }
         None => Vec::new(),
     };
+    jobs.look_at_memory();
     let first = jobs.encode_params(spec.format, MediaMode::AvFmp4);
     jobs.encoder.open_ahead(first)?;
     events.send(Event::Ready(Box::new(ReadyReport {

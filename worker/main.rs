@@ -22,6 +22,7 @@ mod encode;
 mod engine;
 mod faults;
 mod footage;
+mod gpu_memory;
 mod held_states;
 mod job;
 mod link;

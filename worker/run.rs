@@ -17,6 +17,7 @@ use fastvideo_proto::link::{Command, Event, LINK_VERSION, LoadSpec};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
+use crate::gpu_memory::GpuMemory;
 use crate::job::{JobOutboxes, WorkItem};
 use crate::link::{CommandReceiver, EventSender, LinkError, connect};
 use crate::load::load;
@@ -33,6 +34,7 @@ pub(crate) fn run(link: &str) -> anyhow::Result<ExitCode> {
     let (mut commands, events) = connect(link)?;
     let spec = receive_load(&mut commands)?;
     let outboxes = JobOutboxes::default();
+    let gpu_memory = GpuMemory::default();
     // The channel is unbounded, since the commands' thread must never wait. The supervisor keeps it short: it sends the
     // next job only when the one before is generated.
     let (work_sender, work) = channel();
@@ -44,9 +46,12 @@ pub(crate) fn run(link: &str) -> anyhow::Result<ExitCode> {
     spawn("commands", move || handler.run(commands))?;
     {
         let (events, interval) = (events.clone(), spec.heartbeat_interval);
-        spawn("heartbeat", move || send_heartbeats(&events, interval))?;
+        let memory = gpu_memory.clone();
+        spawn("heartbeat", move || {
+            send_heartbeats(&events, &memory, interval)
+        })?;
     }
-    let mut jobs = match load(&spec, &events) {
+    let mut jobs = match load(&spec, &events, gpu_memory) {
         Ok(jobs) => jobs,
         Err(error) => {
             // The supervisor logs the reason, once.
@@ -158,12 +163,13 @@ fn leave() -> ! {
     std::process::exit(0)
 }
 
-/// The heartbeat's thread: tells the supervisor at this interval that the process is alive, and its memory size.
-fn send_heartbeats(events: &EventSender, interval: Duration) {
+/// The heartbeat's thread: tells the supervisor at this interval that the process is alive, and the memory in use.
+fn send_heartbeats(events: &EventSender, gpu_memory: &GpuMemory, interval: Duration) {
     let (_never, silence) = channel::<Infallible>();
     loop {
         events.send(Event::Heartbeat {
             resident_bytes: resident_bytes().unwrap_or(0),
+            gpu_bytes: gpu_memory.get(),
         });
         let _ = silence.recv_timeout(interval);
     }

@@ -8,8 +8,11 @@ use tokio::sync::Notify;
 use url::Url;
 
 use super::fleet::{Fleet, Names, RouterKeys};
+use crate::ingress::metrics::{HttpMetrics, Scrapes};
 use crate::ingress::{self, Ingress};
+use crate::metrics::Metrics;
 use crate::session::{Context, Registry, RelayLatency};
+use crate::tenant::Tenant;
 
 /// Where the server listens, whom it answers, and its limits on connections.
 #[derive(Clone, Debug)]
@@ -37,6 +40,8 @@ pub struct App {
     pub(super) context: Context,
     pub(super) registry: Registry,
     pub(super) relay_latency: RelayLatency,
+    pub(super) http_metrics: HttpMetrics,
+    pub(super) scrapes: Scrapes,
     /// Notified when an operator asks the server to drain.
     pub(crate) drain_asked: Arc<Notify>,
 }
@@ -46,14 +51,29 @@ pub(super) type AppState = State<App>;
 
 impl App {
     /// Creates the state of a server that listens on `address` and has open files for `most_connections`.
-    pub fn new(config: Config, address: IpAddr, most_connections: usize, context: Context) -> Self {
+    /// Registers its metrics, and those of sessions, beside those that `metrics` has.
+    pub(crate) fn new(
+        config: Config,
+        address: IpAddr,
+        most_connections: usize,
+        context: Context,
+        mut metrics: Metrics,
+    ) -> Self {
+        let registry = Registry::default();
+        let relay_latency = RelayLatency::default();
+        relay_latency.register(metrics.product());
+        let tenants = [Tenant::default()];
+        (context.metrics).register(metrics.product(), &registry, tenants);
+        let http_metrics = HttpMetrics::register(&mut metrics);
         Self {
             ingress: Ingress::new(config.ingress, &config.host, address, most_connections),
             service_name: config.service_name.into(),
             fleet: Fleet::new(config.router_keys, config.names),
             context,
-            registry: Registry::default(),
-            relay_latency: RelayLatency::default(),
+            registry,
+            relay_latency,
+            http_metrics,
+            scrapes: Scrapes::new(metrics),
             drain_asked: Arc::default(),
         }
     }

@@ -26,6 +26,7 @@ pub(super) fn routes() -> Router<App> {
         status::healthz,
         status::readyz,
         status::status,
+        status::metrics,
         sessions::list,
         sessions::drain,
         workers::drain,

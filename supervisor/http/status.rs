@@ -5,14 +5,17 @@
 use std::time::SystemTime;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
+use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::probes::{Health, Healthz, Liveness, Readiness, Readyz};
 use fastvideo_proto::api::status::{LatencySummary, SessionLogStatus, Status};
 use fastvideo_proto::job::MediaMode;
 
 use super::app::{App, AppState};
+use crate::ingress::error::ApiError;
 use crate::ingress::timestamp::rfc3339;
 use crate::pool::PoolStatus;
 use crate::session::{Drain, LatencyQuantiles};
@@ -27,6 +30,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
 }
 
 /// Says that the process answers, and how many sessions it has.
@@ -113,6 +117,18 @@ pub(super) async fn status(State(app): AppState) -> Json<Status> {
         store: store::store_status(&app.context.store),
         session_log: events_lost.map(|events_lost| SessionLogStatus { events_lost }),
     })
+}
+
+/// Returns all metrics, as OpenMetrics where the request accepts that, else in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, content_type = "text/plain", body = String),
+    (status = 503, body = ErrorBody, description = "4 scrapes run already")
+))]
+pub(super) async fn metrics(
+    State(app): AppState,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    app.scrapes.answer(&headers).await
 }
 
 /// Numbers of workers.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use fastvideo_proto::job::MediaMode;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
@@ -25,7 +26,7 @@ use crate::ingress::liveness::Liveness;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, TransportViolation, WebSocket, violation};
 use crate::pool::Media;
-use crate::session::{self, Inbound, Origin, Outbox, RelayLatency};
+use crate::session::{self, Inbound, Origin, Outbox, RelayLatency, SessionEvent};
 use crate::tasks::catch_panic;
 
 /// Capacity of the queue of client messages to their session, which takes them at once.
@@ -71,6 +72,7 @@ async fn carry<P: Parser, R: Renderer>(
     let client = connection.place.client();
     if let Err(why) = session::may_open(client, &app.registry, &app.context) {
         tracing::info!(%why, "session rejected");
+        app.context.metrics.rejected((&why).into());
         return turn_away(socket, R::turn_away(&why)).await;
     }
     let span = tracing::info_span!("session", session_id = tracing::field::Empty);
@@ -239,6 +241,7 @@ async fn write<R: Renderer>(
     latency: &RelayLatency,
 ) {
     let mut renderer = R::default();
+    let mut mode = MediaMode::default();
     let mut pings = interval_at(Instant::now() + ping_interval, ping_interval);
     let mut last_message = Instant::now();
     loop {
@@ -258,6 +261,9 @@ async fn write<R: Renderer>(
                 continue;
             }
         };
+        if let SessionEvent::Opened(opened) = &event {
+            mode = opened.media_mode;
+        }
         for wire in renderer.render(event) {
             let _writing = connection.write_message();
             let sent = match wire {
@@ -268,10 +274,9 @@ async fn write<R: Renderer>(
                     credit,
                     ..
                 }) => {
+                    let length = bytes.len();
                     let sent = sink.send(Message::Binary(bytes)).await;
-                    if let Some(sent_at_us) = sent_at_us {
-                        latency.record(sent_at_us);
-                    }
+                    latency.record(mode, length, sent_at_us);
                     // Returns the credit to the job: the client has room for more of its media.
                     drop(credit);
                     sent
@@ -321,7 +326,6 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::session::SessionEvent;
     use crate::session::ending::NotOpened;
 
     fn outbox_with(messages: usize) -> Outbox {

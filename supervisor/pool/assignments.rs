@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::event::PoolEvent;
 use super::exit::Blame;
 use super::job::{JobEnd, JobEvent, QueuedJob};
+use super::metrics::{HandoffReason, PoolMetrics};
 use super::rolling_median::RollingMedian;
 
 /// The number of generation times that a worker's pace is computed from.
@@ -94,6 +95,7 @@ pub(super) enum Absence {
 #[derive(Debug)]
 pub(super) struct Assignments {
     sharing: Sharing,
+    metrics: PoolMetrics,
     slots: Vec<WorkerSlot>,
     queue: VecDeque<SessionId>,
     sessions: HashMap<SessionId, PoolSession>,
@@ -115,6 +117,8 @@ struct PoolSession {
     slot: Option<usize>,
     /// Whether the session was bound to a worker before.
     served: bool,
+    /// Why the session has left its worker, while it waits for another one.
+    left: Option<HandoffReason>,
     /// The job that was submitted and has not ended.
     job: Option<JobId>,
     /// The slot that the session is bound to at its next boundary. Room is reserved for it there.
@@ -184,6 +188,7 @@ impl Assignments {
     pub(super) fn new(
         slots: impl IntoIterator<Item = (GpuId, Arc<Notify>)>,
         sharing: Sharing,
+        metrics: PoolMetrics,
     ) -> Self {
         let slot = |(gpu, notify)| WorkerSlot {
             gpu,
@@ -198,6 +203,7 @@ impl Assignments {
         };
         Self {
             sharing,
+            metrics,
             slots: slots.into_iter().map(slot).collect(),
             queue: VecDeque::new(),
             sessions: HashMap::new(),
@@ -223,6 +229,7 @@ impl Assignments {
             placement,
             slot: None,
             served: false,
+            left: None,
             job: None,
             pending_move: None,
             suspect: None,
@@ -359,7 +366,7 @@ impl Assignments {
             .expect("looked up above")
             .pending_move = Some(to);
         if self.at_boundary(session) {
-            self.rebind_or_requeue(session);
+            self.rebind_or_requeue(session, HandoffReason::Order);
         }
         self.assign_waiting();
         Ok(())
@@ -392,7 +399,7 @@ impl Assignments {
         self.cancel_reservations(slot);
         for session in self.slots[slot].sessions.clone() {
             if self.at_boundary(&session) {
-                self.rebind_or_requeue(&session);
+                self.rebind_or_requeue(&session, HandoffReason::Drain);
             }
         }
         self.assign_waiting();
@@ -400,6 +407,10 @@ impl Assignments {
 
     /// Closes a worker that has no process any more. Its sessions move or wait; its waiting jobs are handed back.
     pub(super) fn vacate(&mut self, slot: usize, absence: Absence) -> VecDeque<QueuedJob> {
+        let reason = match self.slots[slot].availability {
+            Availability::Leaving => HandoffReason::Drain,
+            Availability::Serving(_) | Availability::Absent(_) => HandoffReason::WorkerLost,
+        };
         self.slots[slot].availability = Availability::Absent(absence);
         self.cancel_reservations(slot);
         let jobs = std::mem::take(&mut self.slots[slot].jobs);
@@ -407,7 +418,7 @@ impl Assignments {
             if let Some(entry) = self.sessions.get_mut(&session) {
                 entry.job = None;
             }
-            self.rebind_or_requeue(&session);
+            self.rebind_or_requeue(&session, reason);
         }
         self.slots[slot].to_forget.clear();
         self.assign_waiting();
@@ -457,7 +468,11 @@ impl Assignments {
         let leaving = matches!(self.slots[from].availability, Availability::Leaving);
         let held = entry.hold.is_some();
         if wanted || leaving {
-            self.rebind_or_requeue(session);
+            let reason = match leaving {
+                true => HandoffReason::Drain,
+                false => HandoffReason::Order,
+            };
+            self.rebind_or_requeue(session, reason);
             self.assign_waiting();
         } else if held {
             self.assign_waiting();
@@ -465,7 +480,7 @@ impl Assignments {
             && let Some(to) = self.least_loaded(Some(from))
             && self.slots[to].load() + 2 <= self.slots[from].load()
         {
-            self.bind(session, to);
+            self.bind(session, to, Some(HandoffReason::Balance));
             self.assign_waiting();
         }
     }
@@ -617,25 +632,28 @@ impl Assignments {
 
     /// Unbinds a session that is at a boundary: makes its pending move, or puts it at the front of the queue, behind those
     /// that lost their worker before.
-    fn rebind_or_requeue(&mut self, session: &SessionId) {
+    fn rebind_or_requeue(&mut self, session: &SessionId, reason: HandoffReason) {
         if let Some(to) = self
             .sessions
             .get(session)
             .and_then(|entry| entry.pending_move)
         {
             self.clear_pending_move(session);
-            return self.bind(session, to);
+            return self.bind(session, to, Some(reason));
         }
         self.unbind(session);
+        if let Some(entry) = self.sessions.get_mut(session) {
+            entry.left = Some(reason);
+        }
         let sessions = &self.sessions;
         let served = |s: &&SessionId| sessions.get(*s).is_some_and(|entry| entry.served);
         let position = self.queue.iter().take_while(served).count();
         self.queue.insert(position, session.clone());
-        PoolEvent::SessionRequeued { session, position }.emit();
+        PoolEvent::SessionRequeued { session, position }.emit(&self.metrics);
     }
 
-    /// Binds a session that is at a boundary to a worker that serves.
-    fn bind(&mut self, session: &SessionId, to: usize) {
+    /// Binds a session that is at a boundary to a worker that serves. `reason` is why it leaves the one that it has, if any.
+    fn bind(&mut self, session: &SessionId, to: usize, reason: Option<HandoffReason>) {
         let Some(assignment) = self.slots[to].serving().cloned() else {
             return;
         };
@@ -645,9 +663,16 @@ impl Assignments {
         };
         entry.slot = Some(to);
         entry.served = true;
+        let handoff = reason.or(entry.left.take());
         let slot = &mut self.slots[to];
         let gpu = slot.gpu;
-        PoolEvent::SessionBound { session, gpu, from }.emit();
+        let bound = PoolEvent::SessionBound {
+            session,
+            gpu,
+            from,
+            handoff,
+        };
+        bound.emit(&self.metrics);
         slot.sessions.push(session.clone());
         // The session is back before the process was told to forget it.
         slot.to_forget.retain(|s| s != session);
@@ -709,9 +734,9 @@ impl Assignments {
                 return;
             };
             self.clear_pending_move(&held);
-            self.rebind_or_requeue(&held);
+            self.rebind_or_requeue(&held, HandoffReason::WorkerLost);
             self.queue.retain(|waiting| *waiting != session);
-            self.bind(&session, slot);
+            self.bind(&session, slot, None);
         }
     }
 
@@ -732,7 +757,7 @@ impl Assignments {
         while let Some(slot) = self.least_loaded(None)
             && let Some(session) = self.queue.pop_front()
         {
-            self.bind(&session, slot);
+            self.bind(&session, slot, None);
         }
         self.claim_held_places();
         self.publish_demand();

@@ -297,9 +297,13 @@ async fn wait_until_ready(
                     observe(WorkerEvent::LoadProgress { fraction, what });
                 }
                 Event::WarmingUp => observe(WorkerEvent::WarmingUp),
-                Event::Heartbeat { resident_bytes } => {
-                    observe(WorkerEvent::Heartbeat { resident_bytes });
-                }
+                Event::Heartbeat {
+                    resident_bytes,
+                    gpu_bytes,
+                } => observe(WorkerEvent::Heartbeat {
+                    resident_bytes,
+                    gpu_bytes,
+                }),
                 // These events belong to a job, and no job was sent.
                 Event::Step { .. }
                 | Event::Media { .. }
@@ -447,7 +451,10 @@ mod tests {
     }
 
     fn heartbeat() -> LinkInput {
-        said(Event::Heartbeat { resident_bytes: 1 })
+        said(Event::Heartbeat {
+            resident_bytes: 1,
+            gpu_bytes: None,
+        })
     }
 
     #[track_caller]

@@ -1,7 +1,7 @@
 //! The events of workers, their jobs and the sessions' assignments.
 //!
-//! The code that makes a change emits its event, once. The status, the counters and the log are readers of these
-//! events. A further reader, such as metrics, belongs beside them in [`WorkerEvents::emit`] and [`PoolEvent::emit`].
+//! The code that makes a change emits its event, once. The status, the metrics and the log are readers of these
+//! events. A further reader belongs beside them in [`WorkerEvents::emit`] and [`PoolEvent::emit`].
 //! Steps and media of a job are not events: they only pass through.
 
 use std::time::Duration;
@@ -10,9 +10,11 @@ use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
 use fastvideo_proto::job::JobFailure;
 use fastvideo_proto::link::ReadyReport;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::exit::{ExitKind, ExitReport};
 use super::lifecycle::{InvalidTransition, Transition, WorkerState};
+use super::metrics::{HandoffReason, PoolMetrics, WorkerMeter};
 use super::restart::RestartDecision;
 use super::status::WorkerStatus;
 
@@ -20,29 +22,22 @@ use super::status::WorkerStatus;
 #[derive(Debug)]
 pub(super) enum WorkerEvent {
     /// The next process of the GPU is about to be started.
-    Starting {
-        worker: WorkerId,
-    },
+    Starting { worker: WorkerId },
     /// The process was spawned.
-    Spawned {
-        pid: u32,
-    },
+    Spawned { pid: u32 },
     /// The process has opened its link.
     Connected,
     /// The process has loaded another part of its model.
-    LoadProgress {
-        fraction: f32,
-        what: String,
-    },
+    LoadProgress { fraction: f32, what: String },
     /// The process has loaded its model and generates the warm-up segments.
     WarmingUp,
     /// The process is ready.
-    Ready {
-        report: ReadyReport,
-    },
+    Ready { report: ReadyReport },
     /// The process is alive.
     Heartbeat {
         resident_bytes: u64,
+        /// Memory that is in use on the GPU; `None` where there is none.
+        gpu_bytes: Option<u64>,
     },
     /// A job was sent to the process.
     JobSent {
@@ -54,15 +49,13 @@ pub(super) enum WorkerEvent {
         again: bool,
     },
     /// The process does not hold the state that a job starts from, although it should.
-    StateNotHeld {
-        job: JobId,
-        session: SessionId,
-    },
+    StateNotHeld { job: JobId, session: SessionId },
     /// The engine has finished a job. Media of the job may still wait in the process for flow credit.
     EngineFree,
     JobFinished {
         job: JobId,
         generation: Duration,
+        frames: u32,
     },
     JobFailed {
         job: JobId,
@@ -70,32 +63,17 @@ pub(super) enum WorkerEvent {
         message: String,
     },
     /// A job is taken back from a process that has to exit.
-    JobTakenBack {
-        job: JobId,
-        session: SessionId,
-    },
+    JobTakenBack { job: JobId, session: SessionId },
     /// A job was lost with its process.
-    JobLost {
-        job: JobId,
-        started: bool,
-    },
+    JobLost { job: JobId, started: bool },
     /// The process reported the end of a job that it was not given.
-    StrayJobEnd {
-        job: JobId,
-    },
+    StrayJobEnd { job: JobId },
     /// The process takes no more jobs, and is asked to exit when it runs none.
-    Leaving {
-        why: LeaveReason,
-    },
+    Leaving { why: LeaveReason },
     /// The next process boots as a standby.
-    RenewalStarted {
-        next: WorkerId,
-    },
+    RenewalStarted { next: WorkerId },
     /// The standby did not become ready. The serving process continues.
-    RenewalFailed {
-        reason: String,
-        pause: Duration,
-    },
+    RenewalFailed { reason: String, pause: Duration },
     /// The standby has taken over.
     Renewed {
         worker: WorkerId,
@@ -103,9 +81,7 @@ pub(super) enum WorkerEvent {
         report: ReadyReport,
     },
     /// A replaced process has exited.
-    Retired {
-        exit: ExitReport,
-    },
+    Retired { exit: ExitReport },
     /// The process has exited. `decision` is `None` for an exit that was requested.
     Exited {
         exit: ExitReport,
@@ -116,15 +92,11 @@ pub(super) enum WorkerEvent {
     /// No process is started until an operator wants one.
     Drained,
     /// The quarantine has ended by itself.
-    QuarantineLifted {
-        why: LiftReason,
-    },
+    QuarantineLifted { why: LiftReason },
     /// A process may be started again.
     Restarting,
     /// The supervisor itself stood still for so long, so that it did not hear the process.
-    SupervisorAbsent {
-        absence: Duration,
-    },
+    SupervisorAbsent { absence: Duration },
     /// The pool stops while the GPU has no process.
     Stopped,
     /// The task that manages the GPU has panicked.
@@ -160,15 +132,17 @@ type StateChange = (WorkerState, WorkerState);
 #[derive(Clone, Debug)]
 pub(super) struct WorkerEvents {
     status: watch::Sender<WorkerStatus>,
+    meter: WorkerMeter,
 }
 
 impl WorkerEvents {
-    pub(super) fn new(status: watch::Sender<WorkerStatus>) -> Self {
-        Self { status }
+    pub(super) fn new(status: watch::Sender<WorkerStatus>, meter: WorkerMeter) -> Self {
+        Self { status, meter }
     }
 
-    /// Updates the worker's status and writes the log.
+    /// Updates the worker's status, counts the event and writes the log.
     pub(super) fn emit(&self, event: WorkerEvent) {
+        self.meter.read(&event);
         let mut change = Ok(None);
         self.status
             .send_modify(|status| change = status.record(&event));
@@ -248,7 +222,9 @@ impl WorkerEvent {
             Self::StateNotHeld { job, session } => {
                 tracing::warn!(worker_id, job_id = %job, session_id = %session, "worker does not hold the session's state: it is sent along");
             }
-            Self::JobFinished { job, generation } => {
+            Self::JobFinished {
+                job, generation, ..
+            } => {
                 tracing::debug!(worker_id, job_id = %job, generation_ms = generation.as_millis(), "job finished");
             }
             Self::JobFailed {
@@ -393,8 +369,19 @@ impl WorkerStatus {
                 self.warmed_up = true;
                 self.ready = Some(report.clone());
             }
-            WorkerEvent::Heartbeat { resident_bytes } => {
+            WorkerEvent::Heartbeat {
+                resident_bytes,
+                gpu_bytes,
+            } => {
                 self.resident_bytes = Some(*resident_bytes);
+                self.gpu_bytes = *gpu_bytes;
+                self.heartbeat = Some(Instant::now());
+            }
+            WorkerEvent::JobSent { .. } => {
+                self.busy_since.get_or_insert_with(Instant::now);
+            }
+            WorkerEvent::EngineFree | WorkerEvent::JobLost { started: true, .. } => {
+                self.end_busy_time(Instant::now());
             }
             WorkerEvent::JobFinished { .. } => self.jobs_finished += 1,
             WorkerEvent::Renewed {
@@ -404,7 +391,7 @@ impl WorkerStatus {
             } => {
                 self.worker_id = Some(worker.clone());
                 self.pid = Some(*pid);
-                self.resident_bytes = None;
+                self.forget_process();
                 self.ready = Some(report.clone());
             }
             WorkerEvent::Retired { exit } => self.last_exit = Some(exit.clone()),
@@ -412,7 +399,7 @@ impl WorkerStatus {
                 self.pid = None;
                 self.ready = None;
                 self.load_progress = None;
-                self.resident_bytes = None;
+                self.forget_process();
                 if !matches!(exit.kind, ExitKind::Asked | ExitKind::Shortage) {
                     self.restarts += 1;
                 }
@@ -425,12 +412,10 @@ impl WorkerStatus {
             }
             WorkerEvent::Connected
             | WorkerEvent::WarmingUp
-            | WorkerEvent::JobSent { .. }
             | WorkerEvent::StateNotHeld { .. }
-            | WorkerEvent::EngineFree
             | WorkerEvent::JobFailed { .. }
             | WorkerEvent::JobTakenBack { .. }
-            | WorkerEvent::JobLost { .. }
+            | WorkerEvent::JobLost { started: false, .. }
             | WorkerEvent::StrayJobEnd { .. }
             | WorkerEvent::Leaving { .. }
             | WorkerEvent::RenewalStarted { .. }
@@ -459,6 +444,8 @@ pub(super) enum PoolEvent<'a> {
         gpu: GpuId,
         /// The GPU whose worker the session was bound to before.
         from: Option<GpuId>,
+        /// Why the session goes on with another worker than before.
+        handoff: Option<HandoffReason>,
     },
     /// A session that had a worker waits for one again.
     SessionRequeued {
@@ -468,10 +455,18 @@ pub(super) enum PoolEvent<'a> {
 }
 
 impl PoolEvent<'_> {
-    /// Writes the log.
-    pub(super) fn emit(self) {
+    /// Counts the event and writes the log.
+    pub(super) fn emit(self, metrics: &PoolMetrics) {
         match self {
-            Self::SessionBound { session, gpu, from } => {
+            Self::SessionBound {
+                session,
+                gpu,
+                from,
+                handoff,
+            } => {
+                if let Some(reason) = handoff {
+                    metrics.handed_off(reason);
+                }
                 let from = from.map(tracing::field::display);
                 tracing::debug!(session_id = %session, %gpu, from, "session is bound to a worker");
             }
@@ -494,7 +489,8 @@ mod tests {
             visible_device: "0".to_owned(),
         };
         let (status, seen) = watch::channel(WorkerStatus::new(gpu));
-        (WorkerEvents::new(status), seen)
+        let meter = PoolMetrics::default().meter(GpuId(0));
+        (WorkerEvents::new(status, meter), seen)
     }
 
     #[test]

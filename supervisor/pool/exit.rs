@@ -34,6 +34,29 @@ pub enum ExitKind {
     Shortage,
 }
 
+impl ExitKind {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Asked,
+        Self::Crashed,
+        Self::Stuck,
+        Self::Boot,
+        Self::BadLink,
+        Self::Shortage,
+    ];
+
+    /// Returns the kind's name in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Crashed => "crashed",
+            Self::Stuck => "stuck",
+            Self::Boot => "boot",
+            Self::BadLink => "bad_link",
+            Self::Shortage => "shortage",
+        }
+    }
+}
+
 /// Who is to blame for an exit that nobody asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Blame {

@@ -13,6 +13,7 @@ use super::assignments::{Assignment, Assignments, Sharing};
 use super::config::{Config, Gpu, Recycle};
 use super::context::WorkerContext;
 use super::event::WorkerEvents;
+use super::metrics::PoolMetrics;
 use super::restart::{RestartLimits, RestartPolicy};
 use super::shared_assignments::SharedAssignments;
 use super::status::WorkerStatus;
@@ -78,7 +79,7 @@ pub(super) fn context(config: Config) -> (WorkerContext, watch::Receiver<WorkerS
         max_sessions: config.sessions_per_gpu,
         keep_up: None,
     };
-    let assignments = Assignments::new([(gpu.id, notify.clone())], sharing);
+    let assignments = Assignments::new([(gpu.id, notify.clone())], sharing, PoolMetrics::default());
     let (status, seen) = watch::channel(WorkerStatus::new(gpu.clone()));
     let context = WorkerContext {
         slot: 0,
@@ -86,7 +87,7 @@ pub(super) fn context(config: Config) -> (WorkerContext, watch::Receiver<WorkerS
         config: Arc::new(config),
         assignments: Arc::new(SharedAssignments::new(assignments)),
         all_lost: watch::channel(false).0,
-        events: WorkerEvents::new(status),
+        events: WorkerEvents::new(status, PoolMetrics::default().meter(GpuId(0))),
         notify,
         tracker: TaskTracker::new(),
         incarnations: 1.into(),
@@ -109,6 +110,7 @@ pub(super) fn ready_report(warmup: &[Duration]) -> ReadyReport {
         device: DeviceReport {
             name: "CPU".to_owned(),
             memory_bytes: None,
+            uuid: None,
         },
         audio_sample_rate: None,
         load: Duration::ZERO,

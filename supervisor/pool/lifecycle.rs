@@ -32,6 +32,37 @@ pub enum WorkerState {
 }
 
 impl WorkerState {
+    pub(super) const ALL: [Self; 11] = [
+        Self::Spawning,
+        Self::Connecting,
+        Self::Loading,
+        Self::WarmingUp,
+        Self::Ready,
+        Self::Busy,
+        Self::Draining,
+        Self::Drained,
+        Self::Exited,
+        Self::BackingOff,
+        Self::Quarantined,
+    ];
+
+    /// Returns the state's name in metrics, which is that of `/status`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Spawning => "spawning",
+            Self::Connecting => "connecting",
+            Self::Loading => "loading",
+            Self::WarmingUp => "warming_up",
+            Self::Ready => "ready",
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Exited => "exited",
+            Self::BackingOff => "backing_off",
+            Self::Quarantined => "quarantined",
+        }
+    }
+
     /// Returns whether the worker takes jobs.
     pub fn serves(self) -> bool {
         matches!(self, Self::Ready | Self::Busy)

@@ -243,7 +243,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_event_ends_the_link() {
         let inputs = received(LINK_VERSION, |events| {
-            let beat = Event::Heartbeat { resident_bytes: 1 };
+            let beat = Event::Heartbeat {
+                resident_bytes: 1,
+                gpu_bytes: None,
+            };
             events.send(beat, None).unwrap();
             events.send_garbage(vec![0xff; 100]).unwrap();
         })

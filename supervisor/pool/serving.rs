@@ -241,9 +241,13 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
 
     fn on_event(&mut self, event: Event, blob: Option<SharedMemory>) -> ControlFlow<WorkerExit> {
         match event {
-            Event::Heartbeat { resident_bytes } => {
-                self.context.emit(WorkerEvent::Heartbeat { resident_bytes });
-            }
+            Event::Heartbeat {
+                resident_bytes,
+                gpu_bytes,
+            } => self.context.emit(WorkerEvent::Heartbeat {
+                resident_bytes,
+                gpu_bytes,
+            }),
             Event::Step {
                 job,
                 stage,
@@ -371,7 +375,11 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.policy.job_finished();
         self.jobs_finished += 1;
         if let Some(in_hand) = in_hand {
-            let finished = WorkerEvent::JobFinished { job, generation };
+            let finished = WorkerEvent::JobFinished {
+                job,
+                generation,
+                frames: report.frames,
+            };
             self.emit_for(&in_hand.job, finished);
             let end = JobEnd::Finished {
                 state: (report.state, blob),

@@ -98,6 +98,7 @@ mod tests {
 
     use super::*;
     use crate::pool::assignments::Sharing;
+    use crate::pool::metrics::PoolMetrics;
 
     #[test]
     fn a_panic_under_the_lock_is_told_and_does_not_spread() {
@@ -105,7 +106,11 @@ mod tests {
             max_sessions: 1,
             keep_up: None,
         };
-        let shared = Arc::new(SharedAssignments::new(Assignments::new([], sharing)));
+        let shared = Arc::new(SharedAssignments::new(Assignments::new(
+            [],
+            sharing,
+            PoolMetrics::default(),
+        )));
         assert!(shared.failed().now_or_never().is_none());
         let other = shared.clone();
         let panicked = thread::spawn(move || {
@@ -123,7 +128,7 @@ mod tests {
             max_sessions: 1,
             keep_up: None,
         };
-        let shared = SharedAssignments::new(Assignments::new([], sharing));
+        let shared = SharedAssignments::new(Assignments::new([], sharing, PoolMetrics::default()));
         let changes = shared.changes();
         assert_eq!(shared.lock().queue_depth(), 0);
         assert!(!changes.has_changed().unwrap());
@@ -143,7 +148,11 @@ mod tests {
             max_sessions: 1,
             keep_up: None,
         };
-        let shared = Arc::new(SharedAssignments::new(Assignments::new([], sharing)));
+        let shared = Arc::new(SharedAssignments::new(Assignments::new(
+            [],
+            sharing,
+            PoolMetrics::default(),
+        )));
         let session = LocksOnDrop(shared.clone());
         let panicked = thread::spawn(move || {
             let _session = session;

@@ -1,7 +1,10 @@
 //! The status of the workers, for probes and operators.
 
+use std::time::Duration;
+
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::link::ReadyReport;
+use tokio::time::Instant;
 
 use super::assignments::Room;
 use super::config::Gpu;
@@ -30,8 +33,16 @@ pub struct WorkerStatus {
     pub ready: Option<ReadyReport>,
     /// The resident memory of the process, from its latest heartbeat.
     pub resident_bytes: Option<u64>,
+    /// Memory that is in use on the GPU, from the latest heartbeat.
+    pub gpu_bytes: Option<u64>,
+    /// When the latest heartbeat of the process came.
+    pub heartbeat: Option<Instant>,
     /// The number of jobs that this GPU's processes have finished.
     pub jobs_finished: u64,
+    /// Since when the process has had a job.
+    pub(super) busy_since: Option<Instant>,
+    /// Time in which earlier jobs ran.
+    busy: Duration,
 }
 
 impl WorkerStatus {
@@ -47,8 +58,33 @@ impl WorkerStatus {
             warmed_up: false,
             ready: None,
             resident_bytes: None,
+            gpu_bytes: None,
+            heartbeat: None,
             jobs_finished: 0,
+            busy_since: None,
+            busy: Duration::ZERO,
         }
+    }
+
+    /// Returns the time in which the GPU's worker had a job.
+    pub fn busy_time(&self, now: Instant) -> Duration {
+        let running = self
+            .busy_since
+            .map(|since| now.saturating_duration_since(since));
+        self.busy + running.unwrap_or_default()
+    }
+
+    pub(super) fn end_busy_time(&mut self, now: Instant) {
+        self.busy = self.busy_time(now);
+        self.busy_since = None;
+    }
+
+    /// Forgets what was known of a process that has ended.
+    pub(super) fn forget_process(&mut self) {
+        self.end_busy_time(Instant::now());
+        self.resident_bytes = None;
+        self.gpu_bytes = None;
+        self.heartbeat = None;
     }
 }
 

@@ -18,6 +18,7 @@ use super::assignments::{Absence, Assignment, Assignments, Sharing};
 use super::control::{Directive, StopSignal};
 use super::fixtures;
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob, pair};
+use super::metrics::PoolMetrics;
 use super::shared_assignments::SharedAssignments;
 use super::{Config, Gpu, Pool, Shared, SlotHandle, WorkerStatus};
 
@@ -77,7 +78,7 @@ impl TestWorkers {
             keep_up: None,
         };
         let wakes = slots.iter().map(|slot| (slot.gpu, slot.notify.clone()));
-        let assignments = Assignments::new(wakes, sharing);
+        let assignments = Assignments::new(wakes, sharing, PoolMetrics::default());
         let (stop, _) = watch::channel(StopSignal::Run);
         let (all_lost, _) = watch::channel(false);
         Self {
@@ -90,6 +91,7 @@ impl TestWorkers {
                     next_job: AtomicU64::new(1),
                     stop,
                     all_lost,
+                    metrics: PoolMetrics::default(),
                     tracker: TaskTracker::new(),
                 }),
             },

@@ -18,6 +18,7 @@ use super::call::{self, CompletionRequest};
 use super::generated::{GeneratedPrompt, PromptAlternatives};
 use super::instructions::{Instructions, InstructionsError, Origins};
 use super::llm_error::LlmError;
+use super::metrics::{PromptMetrics, RequestOutcome};
 use super::provider::{self, CallPermit, Models, Provider};
 
 /// How many times one operation goes through all providers, when they ask it to retry later.
@@ -78,10 +79,13 @@ struct Inner {
     client: Client,
     instructions: RwLock<Arc<Instructions>>,
     cache: Mutex<PromptCache>,
+    metrics: PromptMetrics,
 }
 
 /// One operation: everything that differs between enhancing, extending and rewriting.
 struct Operation<'a> {
+    /// Its name in metrics.
+    name: &'static str,
     system: &'a str,
     user: &'a str,
     style: Style,
@@ -129,8 +133,13 @@ impl Enhancer {
             client: call::client(),
             instructions: RwLock::new(Arc::new(instructions)),
             cache: Mutex::new(PromptCache::new(config.cache_entries)),
+            metrics: PromptMetrics::default(),
             config,
         })))
+    }
+
+    pub(super) fn metrics(&self) -> &PromptMetrics {
+        &self.0.metrics
     }
 
     /// Returns how many curated prompts of one session are enhanced at the same time.
@@ -152,6 +161,7 @@ impl Enhancer {
         let instructions = self.instructions();
         let completion = self
             .run(&Operation {
+                name: "enhance",
                 system: &instructions.enhance,
                 user: prompt,
                 style: self.0.config.enhance,
@@ -179,6 +189,7 @@ impl Enhancer {
             .map(|(n, prompt)| format!("{n}. {prompt}"))
             .collect();
         let operation = Operation {
+            name: "auto_extend",
             system: &instructions.auto_extend,
             user: &user.join("\n"),
             style: self.0.config.auto_extend,
@@ -201,6 +212,7 @@ impl Enhancer {
         let max_chars = self.0.config.max_prompt_chars;
         let completion = self
             .run(&Operation {
+                name: "rewrite",
                 system: &instructions.rewrite,
                 user: &format!("Number of alternatives: {count}\nPrompt: {seed_prompt}"),
                 style: self.0.config.rewrite,
@@ -280,7 +292,12 @@ impl Enhancer {
         // A key that is missing was reported at the start.
         let with_key = providers.iter().enumerate();
         for (position, provider) in with_key.filter(|(_, provider)| provider.has_key()) {
-            let retry_at = match provider.try_acquire() {
+            let acquired = provider.try_acquire();
+            if acquired.is_err() {
+                let outcome = RequestOutcome::Resting;
+                (self.0.metrics).requested(&provider.config.name, operation.name, outcome, None);
+            }
+            let retry_at = match acquired {
                 Err(Rejection::RetryAt(moment)) => Some(moment),
                 Err(Rejection::Open) => None,
                 Ok(permit) => match self.call(permit, provider, operation, deadline).await {
@@ -326,7 +343,8 @@ impl Enhancer {
         };
         let time_left = deadline.saturating_duration_since(Instant::now());
         let breaker = self.0.config.breaker;
-        permit
+        let began = Instant::now();
+        let result = permit
             .call(
                 &self.0.client,
                 request,
@@ -334,7 +352,15 @@ impl Enhancer {
                 breaker,
                 operation.accept,
             )
-            .await
+            .await;
+        let outcome = match &result {
+            Ok(_) => RequestOutcome::Answered,
+            Err(LlmError::Timeout) => RequestOutcome::Timeout,
+            Err(_) => RequestOutcome::Failed,
+        };
+        let took = Some(began.elapsed());
+        (self.0.metrics).requested(&provider.config.name, operation.name, outcome, took);
+        result
     }
 
     /// Accepts an answer that is a single prompt of the allowed length.

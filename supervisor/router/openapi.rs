@@ -26,6 +26,7 @@ pub(super) fn routes() -> Router<App> {
         routes::healthz,
         routes::readyz,
         routes::status,
+        routes::scrape,
         routes::fleet_demand,
         sessions::list,
         servers::pass_on

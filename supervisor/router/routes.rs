@@ -9,6 +9,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
+use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::router::{FleetDemand, ReplicaState, RouterHealth, RouterStatus};
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::ServerMessage;
@@ -27,6 +28,7 @@ use super::bridge::{self, Ended};
 use super::carried::Carried;
 use super::demand;
 use super::line::Line;
+use super::metrics::MoveMetrics;
 use super::proxy::{self, Proxy};
 use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
 use super::server_socket::{self, ConnectError, MAX_MESSAGE_BYTES, ServerSocket};
@@ -36,6 +38,7 @@ use crate::dialect::{Rendered, Wire, close_code, stream_v1};
 use crate::ingress::connection::Connection;
 use crate::ingress::error::ApiError;
 use crate::ingress::message_io::CompleteShare;
+use crate::ingress::metrics::{HttpMetrics, Scrapes, measure};
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::ingress::{Ingress, hosts};
 use crate::page;
@@ -63,6 +66,9 @@ pub(super) struct App {
     pub(super) carried: Carried,
     /// Cancelled when the router leaves its clients.
     pub(super) leaving: CancellationToken,
+    pub(super) moves: MoveMetrics,
+    pub(super) http_metrics: HttpMetrics,
+    pub(super) scrapes: Scrapes,
 }
 
 impl App {
@@ -96,6 +102,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/sessions/{id}/film.mp4", any(proxy::film))
         .route("/v1/sessions/{id}/index.m3u8", any(proxy::film))
         .route("/status", get(status))
+        .route("/metrics", get(scrape))
         .route("/v1/fleet/demand", get(fleet_demand))
         .route("/health", get(health))
         .route("/healthz", get(healthz))
@@ -107,6 +114,7 @@ pub(super) fn router(app: App) -> Router {
         .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
+        .layer(from_fn_with_state(app.http_metrics.clone(), measure))
         .with_state(app)
 }
 
@@ -138,6 +146,18 @@ pub(super) async fn status(State(app): State<App>) -> Json<RouterStatus> {
         line_is_common: app.line.is_common(),
         replicas: replicas.collect(),
     })
+}
+
+/// Returns all metrics, as OpenMetrics where the request accepts that, else in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, content_type = "text/plain", body = String),
+    (status = 503, body = ErrorBody, description = "4 scrapes run already")
+))]
+pub(super) async fn scrape(
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    app.scrapes.answer(&headers).await
 }
 
 /// Returns what the servers have, and what their sessions need.

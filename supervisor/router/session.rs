@@ -19,6 +19,7 @@ use super::CLOSE_REPLY;
 use super::carried::{CarriedSession, MoveOrder};
 use super::held::{ClientSaid, Held};
 use super::line::Arrival;
+use super::metrics::MoveReason;
 use super::registry::{CountedSession, Home, Replica};
 use super::routes::{App, bridge_failed, close, messages, no_healthy_replica, text};
 use super::server_socket::{ConnectError, ServerSocket};
@@ -240,11 +241,24 @@ impl ClientSession<'_> {
         let mut until = None;
         let mut losses = 0;
         let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
+        // Why it has left its last server, and when.
+        let mut left: Option<(MoveReason, Instant)> = None;
         loop {
             // Boxed, so that the memory of what is needed while it waits is not kept while it runs.
-            let link = match Box::pin(self.place(until)).await {
-                Ok(link) => link,
-                Err(finish) => return finish,
+            let placed = Box::pin(self.place(until)).await;
+            let moves = &self.app.moves;
+            let link = match (placed, left) {
+                (Ok(link), Some((reason, since))) => {
+                    moves.moved(reason, since.elapsed());
+                    link
+                }
+                (Ok(link), None) => link,
+                (Err(finish), left) => {
+                    if let Some((reason, _)) = left {
+                        moves.ended(reason);
+                    }
+                    return finish;
+                }
             };
             let replica = link.replica.clone();
             tracing::info!(%replica, "session runs");
@@ -253,10 +267,12 @@ impl ClientSession<'_> {
                 Ended::Finished(finish) => return finish,
                 Ended::Released => {
                     tracing::info!(%replica, "session released");
+                    left = Some((MoveReason::Released, Instant::now()));
                     until = None;
                 }
                 Ended::Lost(reason) => {
                     tracing::warn!(%replica, reason, "server lost with a session");
+                    left = Some((MoveReason::Lost, Instant::now()));
                     losses += 1;
                     if self.held().made_progress() || begun.elapsed() >= STABLE {
                         (losses, until) = (1, None);

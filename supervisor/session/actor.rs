@@ -17,6 +17,7 @@ use super::event_readers::EventReaders;
 use super::handshake::{self, Claim, Opening};
 use super::inbox::Inbox;
 use super::live::LiveSession;
+use super::log::SessionLog;
 use super::moved::Origin;
 use super::outbox::Outbox;
 use super::prompt_tasks::PromptTaskResult;
@@ -28,6 +29,7 @@ use super::{Context, Drain};
 use crate::client_address::ClientAddress;
 use crate::pool::{BindingChange, JobEvent, Placement};
 use crate::store::StoreError;
+use crate::tenant::Tenant;
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
@@ -51,12 +53,19 @@ pub(crate) async fn run(
     let (ticket, opening, claim) = match opened {
         Ok(opened) => opened,
         Err(why) => {
-            Emitter::new(EventReaders::default(), outbox).emit_last(SessionEvent::NotOpened(why));
+            let meter = context.metrics.meter(&Tenant::default());
+            let readers = EventReaders::new(SessionLog::default(), meter);
+            Emitter::new(readers, outbox).emit_last(SessionEvent::NotOpened(why));
             return;
         }
     };
     Span::current().record("session_id", ticket.id().as_str());
-    let readers = EventReaders::new(context.logs.session(ticket.id()));
+    let tenant = ticket.update(|entry| {
+        entry.outbox = Some(outbox.clone());
+        entry.tenant.clone()
+    });
+    let meter = context.metrics.meter(&tenant);
+    let readers = EventReaders::new(context.logs.session(ticket.id()), meter);
     let emitter = Emitter::new(readers, outbox);
     emitter.emit(opened_event(&opening, &claim));
     let session = LiveSession::new(ticket, emitter, context, opening, claim, origin);

@@ -122,6 +122,7 @@ impl LiveSession {
             SessionCommand::EditRequest(edit) => self.edit_request(id, edit),
             SessionCommand::RewritePrompt(rewrite) => self.rewrite(id, rewrite),
             SessionCommand::ReportPlayback(report) => {
+                self.look_at_viewer();
                 self.playback.reported(report, Instant::now());
                 self.show_playback();
             }
@@ -162,10 +163,11 @@ impl LiveSession {
 
     fn withdraw_request(&mut self, id: Option<RequestId>) {
         match id {
-            Some(request) if self.director.withdraw(&request) => {
-                self.emit(SessionEvent::RequestWithdrawn { request });
-            }
-            id => self.refuse(id, NOT_WAITING),
+            Some(request) => match self.director.withdraw(&request) {
+                Some(source) => self.emit(SessionEvent::RequestWithdrawn { request, source }),
+                None => self.refuse(Some(request), NOT_WAITING),
+            },
+            None => self.refuse(None, NOT_WAITING),
         }
     }
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use fastvideo_proto::checkpoint::{Checkpoint, CuratedPrompt};
 use fastvideo_proto::ids::RequestId;
-use fastvideo_proto::job::ErrorCode;
+use fastvideo_proto::job::{ErrorCode, PromptSource};
 use tokio::time::Instant;
 
 use super::Config;
 use super::command::RequestEdit;
-use super::event::SessionEvent;
+use super::event::{DroppedRequest, SessionEvent};
 use super::playlist::{NotAdded, PlannedSegment, Playlist, PromptAbilities, Switches};
 use super::prompt_draft::PreparedDraft;
 use super::prompt_tasks::{PromptTaskResult, PromptTasks};
@@ -147,10 +147,12 @@ impl Director {
                 result: Err(blocked),
             } => {
                 let request = self.playlist.request_of(task);
+                let source = self.playlist.source_of(task);
                 self.playlist.blocked(task);
                 Some(SessionEvent::PromptBlocked {
                     request,
                     prompt: self.loggable(prompt),
+                    source,
                     blocked,
                 })
             }
@@ -233,6 +235,7 @@ impl Director {
                 SessionEvent::PromptBlocked {
                     request: None,
                     prompt: None,
+                    source: None,
                     blocked,
                 }
             }
@@ -260,6 +263,7 @@ impl Director {
             Err(GenerateError::Blocked(blocked)) => SessionEvent::PromptBlocked {
                 request,
                 prompt: self.loggable(seed_prompt),
+                source: None,
                 blocked,
             },
         }
@@ -284,14 +288,19 @@ impl Director {
         self.playlist.add(id, request, received, limit)
     }
 
-    /// Removes and returns all waiting requests: the client's names for them and their prompts, as they were requested.
-    pub(super) fn take_waiting(&mut self) -> Vec<(Option<RequestId>, String)> {
+    /// Removes and returns all waiting requests.
+    pub(super) fn take_waiting(&mut self) -> Vec<DroppedRequest> {
         self.playlist.take_waiting()
     }
 
-    /// Removes a waiting request. Returns false when no request with this id waits.
-    pub(super) fn withdraw(&mut self, id: &RequestId) -> bool {
+    /// Removes a waiting request. Returns where it came from, or `None` when no request with this id waits.
+    pub(super) fn withdraw(&mut self, id: &RequestId) -> Option<PromptSource> {
         self.playlist.withdraw(id)
+    }
+
+    /// Returns since when the first of the waiting requests has been asked for.
+    pub(super) fn asked_since(&self) -> Option<Instant> {
+        self.playlist.asked_since()
     }
 
     /// Changes a waiting request. Returns its place in the queue, or `None` when no request with this id waits.

@@ -34,6 +34,11 @@ impl Emitter {
         }
     }
 
+    /// Delivers an event to the readers alone: the client knows the fact better than the server.
+    pub(super) fn note(&self, event: &SessionEvent) {
+        self.readers.read(event);
+    }
+
     /// Delivers an event to the readers, and to the client as its last one.
     pub(super) fn emit_last(&self, event: SessionEvent) {
         self.readers.read(&event);

@@ -81,6 +81,8 @@ pub enum SessionEvent {
         request: Option<RequestId>,
         /// Absent where blocked prompts are not to be logged.
         prompt: Option<String>,
+        /// Where the request came from; `None` for a prompt that is no request.
+        source: Option<PromptSource>,
         blocked: Blocked,
     },
     /// An attempt at a segment waits for its worker.
@@ -109,6 +111,8 @@ pub enum SessionEvent {
         at: AttemptId,
         /// Time since the segment was requested.
         after: Duration,
+        /// The same, but not from before the segment before it had ended.
+        waited: Duration,
     },
     /// The consumer of the events has taken all media of a segment.
     AllMediaSent {
@@ -120,7 +124,10 @@ pub enum SessionEvent {
     /// The worker is done, and the segment's state has become the session's.
     SegmentFinished {
         at: AttemptId,
+        source: PromptSource,
         frames: u32,
+        /// How long the segment plays.
+        plays: Duration,
         /// Time that the generation took in the worker.
         generation: Duration,
         timing: JobTiming,
@@ -138,11 +145,13 @@ pub enum SessionEvent {
     },
     SegmentCancelled {
         at: AttemptId,
+        source: PromptSource,
         request: Option<RequestId>,
     },
     /// The segment is given up; the session goes on.
     SegmentFailed {
         at: AttemptId,
+        source: PromptSource,
         request: Option<RequestId>,
         code: ErrorCode,
         /// The message is safe to show to the client.
@@ -177,12 +186,21 @@ pub enum SessionEvent {
     /// A waiting request was taken out of the queue.
     RequestWithdrawn {
         request: RequestId,
+        source: PromptSource,
     },
     /// A waiting request was changed.
     RequestEdited {
         request: RequestId,
         /// The request's place in the queue; 0 is the front.
         position: usize,
+    },
+    /// What the viewer did since the last such event, as far as the server can know.
+    Viewed {
+        played: Duration,
+        /// Time without video although some was asked for.
+        stalled: Duration,
+        /// Whether the viewer had video until then.
+        is_new_stall: bool,
     },
     /// The session ends unless its client sends a message in time.
     IdleWarning {
@@ -215,7 +233,18 @@ pub struct Ended {
     /// How long the session's state is kept from now on; `None` when it is not, or not known.
     pub kept_for: Option<Duration>,
     /// The requests that waited, in order, with the client's names for them and their prompts.
-    pub dropped: Vec<(Option<RequestId>, String)>,
+    pub dropped: Vec<DroppedRequest>,
+    /// Where the requests came from that nobody will serve: the running one, if any, and those that waited.
+    pub abandoned: Vec<PromptSource>,
+}
+
+/// A request that waited when its session ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DroppedRequest {
+    pub request: Option<RequestId>,
+    /// The prompt as it was requested.
+    pub prompt: String,
+    pub source: PromptSource,
 }
 
 #[derive(Debug)]

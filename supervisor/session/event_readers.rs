@@ -3,23 +3,26 @@
 use super::ending::NotOpened;
 use super::event::SessionEvent;
 use super::log::{self, SessionLog};
+use super::metrics::Meter;
 
 /// The readers of a session's events other than its client. Cheap to clone.
 ///
-/// To add a reader, such as metrics or traces, add a field here and a line in [`Self::read`].
-#[derive(Clone, Debug, Default)]
+/// To add a reader, such as traces, add a field here and a line in [`Self::read`].
+#[derive(Clone, Debug)]
 pub(super) struct EventReaders {
     log: SessionLog,
+    meter: Meter,
 }
 
 impl EventReaders {
-    /// Creates the readers of an open session; before it is open, there is no log.
-    pub(super) fn new(log: SessionLog) -> Self {
-        Self { log }
+    /// Creates the readers of a session; before it is open, there is no log.
+    pub(super) fn new(log: SessionLog, meter: Meter) -> Self {
+        Self { log, meter }
     }
 
     pub(super) fn read(&self, event: &SessionEvent) {
         log::record(&self.log, event);
+        self.meter.read(event);
         trace(event);
     }
 }

@@ -43,7 +43,7 @@ impl LiveSession {
             );
             let run = SegmentRun::new(idx, max_attempts);
             let records = self.context.store.config().recording.is_some();
-            let segment = CurrentSegment::new(planned, run, records);
+            let segment = CurrentSegment::new(planned, run, records, self.last_end);
             self.segment = Some(Box::new(segment));
         }
     }
@@ -71,6 +71,9 @@ impl LiveSession {
         self.keep(at, &kind, bytes);
         if first {
             self.mark(at, None);
+        }
+        if self.playback.awaits_media() {
+            self.look_at_viewer();
         }
         self.playback.media_sent(Instant::now());
     }
@@ -114,6 +117,7 @@ impl LiveSession {
                 readers: self.emitter.readers().clone(),
                 at,
                 requested: segment.planned.received,
+                turn: segment.turn,
                 all,
             });
         }
@@ -139,7 +143,7 @@ impl LiveSession {
             RunEvent::Media { media, first } => self.relay(at, media, first),
             RunEvent::Repeated(repeated) => self.keep_repeated(at, repeated),
             RunEvent::Differs(media) => self.replace_media(media),
-            RunEvent::Finished(finished) => self.commit(at, *finished),
+            RunEvent::Finished(finished) => self.commit(*finished),
             RunEvent::Cancelled => self.segment_cancelled(),
             RunEvent::Failed(failure) => return self.give_up(failure),
             RunEvent::TakenBack { started } => {
@@ -221,7 +225,7 @@ impl LiveSession {
     /// Commits the finished segment: its state, its index and its place on the time line become the session's in one
     /// step. The client is told once it has all of the segment and the state is stored; the next segment may run by
     /// then.
-    fn commit(&mut self, at: AttemptId, finished: FinishedSegment) {
+    fn commit(&mut self, finished: FinishedSegment) {
         let FinishedSegment {
             state,
             frames,
@@ -234,10 +238,17 @@ impl LiveSession {
         if let Some(media) = instead {
             self.replace_media(media);
         }
-        let at = self.segment.as_ref().map_or(at, |segment| segment.run.at());
+        let Some(segment) = &self.segment else {
+            return;
+        };
+        let (at, source) = (segment.run.at(), segment.planned.request.source);
+        let fps = self.context.config.format.fps;
+        let duration = frames_to_time(u64::from(frames), fps);
         self.emit(SessionEvent::SegmentFinished {
             at,
+            source,
             frames,
+            plays: duration,
             generation,
             timing,
         });
@@ -248,15 +259,14 @@ impl LiveSession {
         let CurrentSegment {
             planned, recorder, ..
         } = *segment;
-        let fps = self.context.config.format.fps;
         let start = frames_to_time(self.start_frame, fps);
-        let duration = frames_to_time(u64::from(frames), fps);
         self.state = Some(state.clone());
         self.start_frame += u64::from(frames);
         self.director.segment_finished();
         self.ticket
             .update(|entry| entry.segments = self.director.segment_idx());
-        self.last_activity = Instant::now();
+        self.segment_ended();
+        self.look_at_viewer();
         self.playback.finished(start + duration, duration);
         self.show_playback();
         let gate = self.emitter.outbox().gate();

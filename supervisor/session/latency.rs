@@ -3,9 +3,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
+use fastvideo_proto::job::MediaMode;
 use nix::time::{ClockId, clock_gettime};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
 use tokio::time::Instant;
+
+use crate::metrics::{FAST, create, seconds};
 
 /// The length of an interval. The quantiles cover the running interval and the one before it.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -14,9 +21,26 @@ const MAX_US: u64 = 60_000_000;
 /// The precision of the buckets: each is at most 1 % wide.
 const SIGNIFICANT_DIGITS: u8 = 2;
 
-/// A histogram of the last one to two minutes that all connections record into. Cheap to clone.
+/// A histogram of the last one to two minutes that all connections record into, and the metrics of all media since the
+/// start. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct RelayLatency(Arc<Mutex<Window>>);
+pub struct RelayLatency {
+    window: Arc<Mutex<Window>>,
+    metrics: MediaMetrics,
+}
+
+/// The metrics of the media that were handed to clients' sockets.
+#[derive(Clone, Debug)]
+struct MediaMetrics {
+    relay: Histogram,
+    bytes: Family<ModeLabel, Counter>,
+    messages: Family<ModeLabel, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabel {
+    mode: &'static str,
+}
 
 /// Quantiles of the latencies recorded in the last one to two minutes, each the upper bound of its bucket. All are zero
 /// when none was recorded.
@@ -30,24 +54,68 @@ pub struct LatencyQuantiles {
 /// Two histograms in turn: one is recorded into, the other holds the interval before.
 #[derive(Debug)]
 struct Window {
-    current: Histogram<u32>,
-    previous: Histogram<u32>,
+    current: hdrhistogram::Histogram<u32>,
+    previous: hdrhistogram::Histogram<u32>,
     /// When the current interval began.
     began: Instant,
 }
 
 impl Default for RelayLatency {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Window::new(Instant::now()))))
+        Self {
+            window: Arc::new(Mutex::new(Window::new(Instant::now()))),
+            metrics: MediaMetrics {
+                relay: Histogram::new(FAST),
+                bytes: Family::default(),
+                messages: Family::default(),
+            },
+        }
     }
 }
 
 impl RelayLatency {
-    /// Records that a message which the worker gave to its link at `sent_at_us` (`CLOCK_MONOTONIC`, microseconds) was
-    /// given to the socket.
-    pub fn record(&self, sent_at_us: u64) {
-        let took_us = monotonic_us().saturating_sub(sent_at_us);
-        self.lock().record(took_us, Instant::now());
+    /// Registers the metrics, with all their series.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let MediaMetrics {
+            relay,
+            bytes,
+            messages,
+        } = &self.metrics;
+        registry.register(
+            "media_bytes",
+            "Bytes of media that were handed to clients' sockets, those of attempts that became void too",
+            bytes.clone(),
+        );
+        registry.register(
+            "media_messages",
+            "Binary messages that were handed to clients' sockets",
+            messages.clone(),
+        );
+        registry.register(
+            "relay_seconds",
+            "Time from a worker's link to the client's socket, for each binary message",
+            relay.clone(),
+        );
+        for mode in [MediaMode::AvFmp4, MediaMode::LegacyJpeg] {
+            let mode = mode_name(mode);
+            create(&bytes, &ModeLabel { mode });
+            create(&messages, &ModeLabel { mode });
+        }
+    }
+
+    /// Records that a binary message was given to the socket. The worker gave it to its link at `sent_at_us`
+    /// (`CLOCK_MONOTONIC`, microseconds); one that was stored comes from no link.
+    pub fn record(&self, mode: MediaMode, bytes: usize, sent_at_us: Option<u64>) {
+        let labels = ModeLabel {
+            mode: mode_name(mode),
+        };
+        (self.metrics.bytes.get_or_create(&labels)).inc_by(bytes as u64);
+        self.metrics.messages.get_or_create(&labels).inc();
+        if let Some(sent_at_us) = sent_at_us {
+            let took_us = monotonic_us().saturating_sub(sent_at_us);
+            (self.metrics.relay).observe(seconds(Duration::from_micros(took_us)));
+            self.lock().record(took_us, Instant::now());
+        }
     }
 
     /// Returns the quantiles of the last one to two minutes.
@@ -57,13 +125,13 @@ impl RelayLatency {
 
     fn lock(&self) -> MutexGuard<'_, Window> {
         // A histogram stays usable when a thread panics while it records.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Window {
     fn new(now: Instant) -> Self {
-        let histogram = Histogram::new_with_bounds(1, MAX_US, SIGNIFICANT_DIGITS)
+        let histogram = hdrhistogram::Histogram::new_with_bounds(1, MAX_US, SIGNIFICANT_DIGITS)
             .expect("the bounds are in order and the digits at most 5");
         Self {
             current: histogram.clone(),
@@ -103,6 +171,13 @@ impl Window {
             self.previous.reset();
             self.began = now;
         }
+    }
+}
+
+fn mode_name(mode: MediaMode) -> &'static str {
+    match mode {
+        MediaMode::AvFmp4 => "av_fmp4",
+        MediaMode::LegacyJpeg => "legacy_jpeg",
     }
 }
 
@@ -183,7 +258,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_window_moves_with_time() {
         let latency = RelayLatency::default();
-        latency.record(monotonic_us());
+        latency.record(MediaMode::AvFmp4, 1, Some(monotonic_us()));
         assert_eq!(latency.quantiles().count, 1);
         tokio::time::advance(2 * INTERVAL).await;
         assert_eq!(latency.quantiles().count, 0);

@@ -17,7 +17,7 @@ use super::handshake::{Claim, Opening};
 use super::init_image::InitImage;
 use super::moved::{LinkState, Origin};
 use super::persistence::Persistence;
-use super::playback::Playback;
+use super::playback::{Playback, Viewed};
 use super::playlist::{PlannedSegment, Switches};
 use super::recorder::Recorder;
 use super::redelivery::Redelivery;
@@ -65,6 +65,8 @@ pub(super) struct LiveSession {
     pub(super) segment_cap: u32,
     /// When the client last sent a message, or a segment ended.
     pub(super) last_activity: Instant,
+    /// When the last segment ended on this server.
+    pub(super) last_end: Option<Instant>,
     /// Until when the session keeps its worker although others wait, since enough others give theirs up.
     pub(super) keeps_place_until: Option<Instant>,
     /// The end for lack of activity that the client was warned of.
@@ -93,11 +95,19 @@ pub(super) struct CurrentSegment {
     pub(super) kept: usize,
     /// The attempt that the segment's first media came from, when those came from another server.
     pub(super) first_attempt: Option<u32>,
+    /// When its turn came: it was requested, and the segment before it had ended.
+    pub(super) turn: Instant,
 }
 
 impl CurrentSegment {
-    pub(super) fn new(planned: PlannedSegment, run: SegmentRun, records: bool) -> Self {
+    pub(super) fn new(
+        planned: PlannedSegment,
+        run: SegmentRun,
+        records: bool,
+        last_end: Option<Instant>,
+    ) -> Self {
         Self {
+            turn: last_end.map_or(planned.received, |end| end.max(planned.received)),
             planned,
             run,
             recorder: records.then(Recorder::default),
@@ -219,6 +229,7 @@ impl LiveSession {
             audience: Audience::new(Instant::now()),
             segment_cap,
             last_activity: Instant::now(),
+            last_end: None,
             keeps_place_until: None,
             warned_of: None,
             messages_while_full: 0,
@@ -272,9 +283,10 @@ impl LiveSession {
         if let Some(segment) = self.segment.take() {
             self.broadcaster.end_segment(SegmentEnd::Void);
             self.director.segment_cancelled();
-            self.last_activity = Instant::now();
+            self.segment_ended();
             self.emit(SessionEvent::SegmentCancelled {
                 at: segment.run.at(),
+                source: segment.planned.request.source,
                 request: segment.planned.id,
             });
         }
@@ -290,13 +302,42 @@ impl LiveSession {
         if let Some(segment) = self.segment.take() {
             self.broadcaster.end_segment(SegmentEnd::Void);
             self.director.segment_failed(segment.planned.by_client);
-            self.last_activity = Instant::now();
+            self.segment_ended();
             self.emit(SessionEvent::SegmentFailed {
                 at: segment.run.at(),
+                source: segment.planned.request.source,
                 request: segment.planned.id,
                 code,
                 message: message.to_string(),
                 retryable,
+            });
+        }
+    }
+
+    /// Takes note that a segment has ended.
+    pub(super) fn segment_ended(&mut self) {
+        let now = Instant::now();
+        self.last_activity = now;
+        self.last_end = Some(now);
+    }
+
+    /// Reports what the viewer did since the last time.
+    pub(super) fn look_at_viewer(&mut self) {
+        let asked = match &self.segment {
+            Some(segment) => Some(segment.planned.received),
+            None => self.director.asked_since(),
+        };
+        let viewed = self.playback.look(asked, Instant::now());
+        if let Some(Viewed {
+            played,
+            stalled,
+            is_new_stall,
+        }) = viewed
+        {
+            self.emitter.note(&SessionEvent::Viewed {
+                played,
+                stalled,
+                is_new_stall,
             });
         }
     }
@@ -414,7 +455,8 @@ impl LiveSession {
 
     /// Ends the session. What is stored of it stays for a while, unless nothing was made.
     pub(super) fn end(mut self: Box<Self>, cause: EndCause) {
-        self.segment = None;
+        self.look_at_viewer();
+        let running = self.segment.take();
         let hold = self.hold_after(cause);
         if !hold.is_zero() {
             self.binding.hold_for(hold);
@@ -437,13 +479,19 @@ impl LiveSession {
             self.error(None, code, message, retryable);
         }
         self.transition(cause.state(self.ticket.state()));
+        let dropped = self.director.take_waiting();
+        let goes_on = matches!(cause, EndCause::Released | EndCause::Unlinked);
+        let running = running.map(|segment| segment.planned.request.source);
+        let abandoned = (running.into_iter()).chain(dropped.iter().map(|dropped| dropped.source));
+        let abandoned = abandoned.filter(|_| !goes_on).collect();
         self.emitter.emit_last(SessionEvent::Ended(Box::new(Ended {
             cause,
             state: self.ticket.state(),
             segments: self.director.segment_idx(),
             kept_for: (has_state && cause.may_go_on())
                 .then_some(self.context.store.config().resume_ttl),
-            dropped: self.director.take_waiting(),
+            dropped,
+            abandoned,
         })));
     }
 }

@@ -12,6 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fastvideo_proto::ids::SessionId;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -20,6 +23,8 @@ pub use event::{Line, Llm, LogEvent};
 pub use files::Config;
 pub(super) use recorder::record;
 use writer::Writer;
+
+use crate::metrics::{Gauges, number};
 
 mod event;
 mod files;
@@ -136,6 +141,11 @@ impl Logs {
         }
     }
 
+    /// Registers how many events were lost.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(LostEvents(self.clone())));
+    }
+
     /// Returns the log of a session that begins or is resumed.
     pub fn session(&self, session: &SessionId) -> SessionLog {
         let handle = self.0.as_ref().map(|shared| {
@@ -163,6 +173,20 @@ impl Logs {
         {
             tracing::warn!("not all of the session log could be written");
         }
+    }
+}
+
+/// Reads how many events were lost when it is scraped.
+#[derive(Debug)]
+struct LostEvents(Logs);
+
+impl Collector for LostEvents {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        Gauges(encoder).counter(
+            "session_log_events_lost",
+            "Events that the session log lacks, since the disk was slow, full or gone",
+            number(self.0.events_lost().unwrap_or(0)),
+        )
     }
 }
 

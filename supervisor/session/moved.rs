@@ -292,7 +292,7 @@ impl LiveSession {
             let _ = run.cancel();
         }
         let records = self.context.store.config().recording.is_some();
-        let mut segment = CurrentSegment::new(planned, run, records);
+        let mut segment = CurrentSegment::new(planned, run, records, None);
         segment.first_attempt = shown.media_attempt;
         self.segment = Some(Box::new(segment));
     }

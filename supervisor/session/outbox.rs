@@ -92,6 +92,8 @@ pub(super) struct Mark {
     pub(super) at: AttemptId,
     /// When the segment was requested.
     pub(super) requested: Instant,
+    /// When its turn came: it was requested, and the segment before it had ended.
+    pub(super) turn: Instant,
     /// The media of the whole segment; `None` for the mark behind its first media.
     pub(super) all: Option<MediaCount>,
 }
@@ -100,7 +102,11 @@ impl Mark {
     fn passed(&self) {
         let (at, after) = (self.at, self.requested.elapsed());
         self.readers.read(&match self.all {
-            None => SessionEvent::FirstMediaSent { at, after },
+            None => SessionEvent::FirstMediaSent {
+                at,
+                after,
+                waited: self.turn.elapsed(),
+            },
             Some(media) => SessionEvent::AllMediaSent { at, after, media },
         });
     }

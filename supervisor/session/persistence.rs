@@ -94,8 +94,10 @@ impl Persistence {
         self.task = Some(if is_recorded && !self.after_delivery {
             writer.commit(progress, state);
             writes.spawn(async move {
+                let late = writer.clone();
                 let storing = write(writer, is_late.clone());
-                store_before(opened, patience, is_late, storing).await
+                let late = move || late.saved_late();
+                store_before(opened, patience, is_late, storing, late).await
             })
         } else {
             writes.spawn(async move {
@@ -104,8 +106,10 @@ impl Persistence {
                     return Ok(());
                 }
                 writer.commit(progress, state);
+                let late = writer.clone();
                 let storing = write(writer, is_late.clone());
-                store_before(opened, patience, is_late, storing).await
+                let late = move || late.saved_late();
+                store_before(opened, patience, is_late, storing, late).await
             })
         });
     }
@@ -167,12 +171,13 @@ async fn write(writer: LeaseWriter, is_late: Arc<AtomicBool>) -> Result<(), Stor
 }
 
 /// Stores a segment, and opens its gate when it is stored or `patience` has passed; at once when the store is late
-/// already.
+/// already. `late` is called when the gate opens before the segment is stored.
 async fn store_before(
     opened: DropGuard,
     patience: Duration,
     is_late: Arc<AtomicBool>,
     storing: impl Future<Output = Result<(), StoreError>>,
+    late: impl FnOnce(),
 ) -> Result<(), StoreError> {
     let mut storing = pin!(storing);
     // The gate also holds back the media of the next segment, whose own gate would wait after it.
@@ -183,6 +188,9 @@ async fn store_before(
     let in_time = timeout(patience, &mut storing).await;
     if in_time.is_err() {
         is_late.store(true, Ordering::Relaxed);
+    }
+    if !matches!(in_time, Ok(Ok(()))) {
+        late();
     }
     drop(opened);
     match in_time {
@@ -218,7 +226,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(takes)).await;
                 Ok(())
             };
-            let stored = store_before(gate.opened, patience, Arc::default(), storing);
+            let stored = store_before(gate.opened, patience, Arc::default(), storing, || ());
             let mut stored = pin!(stored);
             tokio::select! {
                 biased;
@@ -251,7 +259,13 @@ mod tests {
                 to: SessionState::GpuBinding,
             });
             let hangs = pending::<Result<(), StoreError>>();
-            writes.spawn(store_before(gate.opened, patience, is_late.clone(), hangs));
+            writes.spawn(store_before(
+                gate.opened,
+                patience,
+                is_late.clone(),
+                hangs,
+                || (),
+            ));
         }
         for _ in 0..5 {
             outbox.next().await;

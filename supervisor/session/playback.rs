@@ -19,6 +19,20 @@ pub struct Playback {
     /// The end of the finished segments on the session's time line.
     made: Duration,
     reported: Option<Reported>,
+    /// Until when it was reported what the viewer did; `None` before it has seen anything here.
+    looked: Option<Instant>,
+    /// Whether it lacked video then.
+    stalls: bool,
+}
+
+/// What a viewer did from one look to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Viewed {
+    pub(super) played: Duration,
+    /// Time without video although some was asked for.
+    pub(super) stalled: Duration,
+    /// Whether it had video until then.
+    pub(super) is_new_stall: bool,
 }
 
 /// What the client has said last.
@@ -49,6 +63,52 @@ impl Playback {
     /// Returns whether the viewer has seen anything.
     pub(super) fn has_begun(&self) -> bool {
         self.runs_out.is_some() || self.reported.is_some()
+    }
+
+    /// Returns whether no media of the current segment were handed out.
+    pub(super) fn awaits_media(&self) -> bool {
+        self.begins.is_none()
+    }
+
+    /// Returns what the viewer did since the last look, when the oldest request that is not served was made at `asked`;
+    /// `None` when it did nothing.
+    pub(super) fn look(&mut self, asked: Option<Instant>, now: Instant) -> Option<Viewed> {
+        let is_paused = (self.reported).is_some_and(|reported| {
+            !reported.report.playing && self.made > reported.report.position
+        });
+        let begun = self.runs_out.is_some() || self.begins.is_some();
+        let from = match self.looked.replace(now) {
+            Some(from) => from,
+            None if begun => now,
+            None => {
+                self.looked = None;
+                return None;
+            }
+        };
+        if is_paused {
+            self.stalls = false;
+            return None;
+        }
+        // It has video until `ends`, and from `again` on that of the current segment.
+        let again = self.begins.unwrap_or(now).clamp(from, now);
+        let ends = self.plays_until().unwrap_or(from).clamp(from, again);
+        let lacks = asked.map_or(again, |asked| asked.clamp(ends, again));
+        let viewed = Viewed {
+            played: (ends - from) + (now - again),
+            stalled: again - lacks,
+            is_new_stall: lacks < again && !self.stalls,
+        };
+        self.stalls = lacks < again && again == now;
+        (viewed.played + viewed.stalled > Duration::ZERO).then_some(viewed)
+    }
+
+    /// Returns when the viewer has played all finished segments, as far as the server knows.
+    fn plays_until(&self) -> Option<Instant> {
+        let reported = self.reported.filter(|reported| reported.report.playing);
+        let reported = reported.and_then(|Reported { report, at }| {
+            at.checked_add(self.made.saturating_sub(report.position))
+        });
+        self.runs_out.max(reported)
     }
 
     /// Records that media of the current segment were handed out.
@@ -189,6 +249,62 @@ mod tests {
         assert_eq!((paused.lead(at(5)), paused.lead(at(900))), (s(8), s(8)));
         assert_eq!(paused.falls_to(s(3), at(5)), None);
         assert_eq!(paused.falls_to(s(8), at(5)), Some(at(2)));
+    }
+
+    #[test]
+    fn a_viewer_stalls_while_it_lacks_what_was_asked_for() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let viewed = |played, stalled, is_new_stall| {
+            Some(Viewed {
+                played: Duration::from_millis(played),
+                stalled: Duration::from_millis(stalled),
+                is_new_stall,
+            })
+        };
+        let second = Duration::from_secs(1);
+        let mut viewer = Playback::default();
+        // Nobody stalls before the first media.
+        assert_eq!(viewer.look(Some(at(0)), at(500)), None);
+        viewer.media_sent(at(500));
+        assert_eq!(viewer.look(None, at(600)), None);
+        viewer.finished(second, second);
+        // Its video ends at 1500; at 2000 it asks, and at 2600 media come.
+        assert_eq!(
+            viewer.look(Some(at(2000)), at(2200)),
+            viewed(900, 200, true)
+        );
+        assert_eq!(viewer.look(Some(at(2000)), at(2600)), viewed(0, 400, false));
+        viewer.media_sent(at(2600));
+        assert_eq!(viewer.look(None, at(2700)), viewed(100, 0, false));
+        viewer.finished(2 * second, second);
+        // While nobody asks it does not stall.
+        assert_eq!(viewer.look(None, at(5000)), viewed(900, 0, false));
+        assert_eq!(viewer.look(Some(at(5500)), at(6000)), viewed(0, 500, true));
+    }
+
+    #[test]
+    fn a_viewer_that_is_paused_neither_plays_nor_stalls() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut viewer = ten_seconds(start);
+        assert_eq!(viewer.look(None, at(1)), None);
+        let paused = PlaybackReport {
+            position: Duration::from_secs(2),
+            playing: false,
+        };
+        assert!(viewer.look(None, at(2)).is_some());
+        viewer.reported(paused, at(2));
+        assert_eq!(viewer.look(Some(at(3)), at(60)), None);
+        viewer.reported(
+            PlaybackReport {
+                playing: true,
+                ..paused
+            },
+            at(60),
+        );
+        let viewed = viewer.look(Some(at(3)), at(70)).unwrap();
+        assert_eq!((viewed.played.as_secs(), viewed.stalled.as_secs()), (8, 2));
     }
 
     #[test]

@@ -4,10 +4,12 @@
 use std::collections::VecDeque;
 
 use fastvideo_proto::ids::RequestId;
+use fastvideo_proto::job::PromptSource;
 use tokio::time::Instant;
 
 use super::Config;
 use super::command::RequestEdit;
+use super::event::DroppedRequest;
 use super::prompt_draft::{PreparedDraft, PromptDraft, PromptText};
 use super::request::ValidRequest;
 
@@ -172,18 +174,28 @@ impl Playlist {
         Ok(())
     }
 
-    /// Removes and returns all waiting requests: the client's names for them and their prompts, as they were requested.
-    pub(crate) fn take_waiting(&mut self) -> Vec<(Option<RequestId>, String)> {
+    /// Removes and returns all waiting requests.
+    pub(crate) fn take_waiting(&mut self) -> Vec<DroppedRequest> {
         let waiting = std::mem::take(&mut self.waiting).into_iter();
-        waiting
-            .map(|waiting| (waiting.id, waiting.request.prompt))
-            .collect()
+        let dropped = waiting.map(|waiting| DroppedRequest {
+            request: waiting.id,
+            prompt: waiting.request.prompt,
+            source: waiting.request.source,
+        });
+        dropped.collect()
     }
 
-    /// Removes a waiting request from the queue. Returns false when no request with this id waits.
-    pub(crate) fn withdraw(&mut self, id: &RequestId) -> bool {
-        let place = self.place_of(id);
-        place.is_some_and(|place| self.waiting.remove(place).is_some())
+    /// Removes a waiting request from the queue. Returns where it came from, or `None` when no request with this id waits.
+    pub(crate) fn withdraw(&mut self, id: &RequestId) -> Option<PromptSource> {
+        let place = self.place_of(id)?;
+        let withdrawn = self.waiting.remove(place)?;
+        Some(withdrawn.request.source)
+    }
+
+    /// Returns since when the first of the waiting requests has been asked for; `None` while nothing is to run.
+    pub(crate) fn asked_since(&self) -> Option<Instant> {
+        let first = self.waiting.front().filter(|_| !self.paused)?;
+        Some(first.received)
     }
 
     /// Changes a waiting request; a new prompt is prepared anew. Returns the request's place in the queue, or `None`
@@ -214,11 +226,17 @@ impl Playlist {
 
     /// Returns the id of the request whose prompt this task prepares.
     pub(crate) fn request_of(&self, task: u64) -> Option<RequestId> {
+        self.awaiting(task)?.id.clone()
+    }
+
+    /// Returns where the request came from whose prompt this task prepares.
+    pub(crate) fn source_of(&self, task: u64) -> Option<PromptSource> {
+        Some(self.awaiting(task)?.request.source)
+    }
+
+    fn awaiting(&self, task: u64) -> Option<&WaitingRequest> {
         let mut waiting = self.waiting.iter();
-        waiting
-            .find(|waiting| waiting.draft.awaits(task))?
-            .id
-            .clone()
+        waiting.find(|waiting| waiting.draft.awaits(task))
     }
 
     /// Replaces the curated prompts; the next one is the first of them.

@@ -7,9 +7,11 @@ use std::time::Instant;
 use fastvideo_proto::ids::{SessionId, WorkerId};
 use tokio::sync::Notify;
 
+use super::outbox::Outbox;
 use super::playback::Playback;
 use super::state::{InvalidTransition, SessionState};
 use crate::client_address::ClientAddress;
+use crate::tenant::Tenant;
 
 /// All open sessions. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,7 @@ struct Entries {
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: SessionId,
+    pub tenant: Tenant,
     pub state: SessionState,
     /// Where the client connects from.
     pub client: ClientAddress,
@@ -41,6 +44,8 @@ pub struct Entry {
     /// Number of finished segments.
     pub segments: u32,
     pub playback: Playback,
+    /// The session's events on their way to its client; `None` before the opening message is accepted.
+    pub outbox: Option<Outbox>,
 }
 
 /// A connection's entry in the registry. Dropping the ticket removes the entry.
@@ -80,12 +85,14 @@ impl Registry {
         let id = SessionId::random();
         let entry = Entry {
             id: id.clone(),
+            tenant: Tenant::default(),
             state: SessionState::Initializing,
             client,
             connected: Instant::now(),
             worker: None,
             segments: 0,
             playback: Playback::default(),
+            outbox: None,
         };
         entries.by_connection.insert(connection, entry);
         Ok(Ticket {

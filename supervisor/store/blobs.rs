@@ -16,10 +16,14 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use super::chunks::Chunks;
 use super::error::{DataLoss, StoreError};
 use super::ids::{BlobId, BlobKey};
+use super::metrics::StoreMetrics;
 
 /// Blobs of one store. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct BlobStore(Backend);
+pub struct BlobStore {
+    backend: Backend,
+    metrics: StoreMetrics,
+}
 
 #[derive(Clone, Debug)]
 enum Backend {
@@ -42,14 +46,26 @@ struct Objects {
 }
 
 impl BlobStore {
+    fn of(backend: Backend) -> Self {
+        Self {
+            backend,
+            metrics: StoreMetrics::default(),
+        }
+    }
+
+    /// Measures the operations for these metrics from now on.
+    pub(super) fn measured(self, metrics: StoreMetrics) -> Self {
+        Self { metrics, ..self }
+    }
+
     /// Creates a store of blobs in this process's memory.
     pub fn memory() -> Self {
-        Self(Backend::Memory(Arc::default()))
+        Self::of(Backend::Memory(Arc::default()))
     }
 
     /// Creates a store of blobs that keeps the blobs of the store `name` in a folder of that name.
     pub fn new(store: Arc<dyn ObjectStore>, name: &str) -> Self {
-        Self(Backend::Objects(Objects {
+        Self::of(Backend::Objects(Objects {
             store,
             folder: Arc::new(RwLock::new(Path::from(name))),
             _lock: None,
@@ -58,7 +74,7 @@ impl BlobStore {
 
     /// Keeps the blobs of the store `name` from now on. Returns false when that was its name before.
     pub(super) fn rename(&self, name: &str) -> bool {
-        match &self.0 {
+        match &self.backend {
             Backend::Memory(_) => false,
             Backend::Objects(objects) => objects.rename(name),
         }
@@ -66,12 +82,15 @@ impl BlobStore {
 
     /// Holds a lock until the last clone is dropped.
     pub(super) fn locked(self, lock: Flock<File>) -> Self {
-        match self.0 {
+        match self.backend {
             Backend::Memory(_) => self,
-            Backend::Objects(objects) => Self(Backend::Objects(Objects {
-                _lock: Some(Arc::new(lock)),
-                ..objects
-            })),
+            Backend::Objects(objects) => Self {
+                backend: Backend::Objects(Objects {
+                    _lock: Some(Arc::new(lock)),
+                    ..objects
+                }),
+                ..self
+            },
         }
     }
 
@@ -80,7 +99,7 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when any of that fails.
     pub(super) async fn probe(&self) -> Result<(), StoreError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Memory(_) => Ok(()),
             Backend::Objects(objects) => objects.probe().await,
         }
@@ -92,12 +111,15 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when the backend does not answer or has no room.
     pub async fn put(&self, key: BlobKey, blob: Chunks) -> Result<(), StoreError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Memory(memory) => {
                 memory.lock().insert(key, blob);
                 Ok(())
             }
-            Backend::Objects(objects) => objects.put(key, blob).await,
+            Backend::Objects(objects) => {
+                let putting = objects.put(key, blob);
+                self.metrics.measure("blobs", "put", putting).await
+            }
         }
     }
 
@@ -107,9 +129,12 @@ impl BlobStore {
     /// Returns [`DataLoss::MissingBlob`] when the blob is not there, [`DataLoss::DamagedBlob`] when it has other bytes,
     /// and another error when the backend does not answer.
     pub async fn get(&self, key: BlobKey) -> Result<Chunks, StoreError> {
-        let blob = match &self.0 {
+        let blob = match &self.backend {
             Backend::Memory(memory) => memory.get(key)?,
-            Backend::Objects(objects) => objects.get(key).await?.into(),
+            Backend::Objects(objects) => {
+                let getting = objects.get(key);
+                self.metrics.measure("blobs", "get", getting).await?.into()
+            }
         };
         let hashed = blob.clone();
         let actual = tokio::task::spawn_blocking(move || BlobId::of_chunks(&hashed));
@@ -126,9 +151,12 @@ impl BlobStore {
     /// Returns [`DataLoss::MissingBlob`] when the blob is not there or is shorter, and another error when the backend
     /// does not answer.
     pub async fn get_range(&self, key: BlobKey, range: Range<u64>) -> Result<Chunks, StoreError> {
-        let part = match &self.0 {
+        let part = match &self.backend {
             Backend::Memory(memory) => memory.get(key)?.slice(range.clone()),
-            Backend::Objects(objects) => objects.get_range(key, range.clone()).await?.into(),
+            Backend::Objects(objects) => {
+                let getting = objects.get_range(key, range.clone());
+                self.metrics.measure("blobs", "get", getting).await?.into()
+            }
         };
         match part.len() == range.end - range.start {
             true => Ok(part),
@@ -141,12 +169,15 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when the backend does not answer.
     pub async fn drop(&self, key: BlobKey) -> Result<(), StoreError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Memory(memory) => {
                 memory.lock().remove(&key);
                 Ok(())
             }
-            Backend::Objects(objects) => objects.drop(key).await,
+            Backend::Objects(objects) => {
+                let deleting = objects.drop(key);
+                self.metrics.measure("blobs", "delete", deleting).await
+            }
         }
     }
 
@@ -155,7 +186,7 @@ impl BlobStore {
     /// # Errors
     /// Returns an error when the backend does not answer.
     pub async fn list(&self) -> Result<Vec<BlobKey>, StoreError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Memory(memory) => Ok(memory.lock().keys().copied().collect()),
             Backend::Objects(objects) => objects.list().await,
         }

@@ -15,6 +15,7 @@ use super::health::{Health, StoreStatus};
 use super::ids::ServerId;
 use super::leased_session::LeasedSessions;
 use super::losses::{Removed, Restoring};
+use super::metrics::{MeasuredRecords, StoreMetrics};
 use super::pending_cleanup::PendingCleanup;
 use super::records::Records;
 use super::records::memory::MemoryRecords;
@@ -65,6 +66,7 @@ pub(super) struct Shared {
     /// Number of segments whose media were dropped although their clients may not have had them.
     pub(super) lost_segments: AtomicU64,
     pub(super) health: Health,
+    pub(super) metrics: StoreMetrics,
     pub(super) removed: Removed,
     pub(super) restoring: Restoring,
 }
@@ -105,11 +107,17 @@ impl SessionStore {
         records: Arc<dyn Records>,
         blobs: BlobStore,
     ) -> Self {
+        let metrics = StoreMetrics::default();
+        let records = Arc::new(MeasuredRecords {
+            records,
+            metrics: metrics.clone(),
+        });
         Self(Arc::new(Shared {
             config,
             name,
             records,
-            blobs,
+            blobs: blobs.measured(metrics.clone()),
+            metrics,
             server: ServerId::random(),
             leased: LeasedSessions::default(),
             reservations: AtomicU64::new(0),

@@ -32,7 +32,7 @@ pub struct Lease {
 }
 
 /// Writes a session's record on behalf of its lease.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LeaseWriter {
     leased: Arc<LeasedSession>,
     store: SessionStore,
@@ -123,6 +123,11 @@ impl Drop for Lease {
 }
 
 impl LeaseWriter {
+    /// Counts a segment that the client was told of before it was stored.
+    pub fn saved_late(&self) {
+        self.store.0.metrics.saved_late();
+    }
+
     /// Commits a segment: the latest version of the session has it from now on, in memory.
     pub fn commit(&self, progress: Progress, state: State) {
         self.leased.update(|latest| {

@@ -49,6 +49,11 @@ pub trait Records: fmt::Debug + Send + Sync {
         Epoch::default()
     }
 
+    /// Returns what a store in memory holds; `None` for all others.
+    fn memory_use(&self) -> Option<MemoryUse> {
+        None
+    }
+
     /// Accepts that the store has lost data: begins another epoch, or joins one that another server has begun. The
     /// store's name may be another one then.
     async fn adopt(&self) -> Result<(), StoreError> {
@@ -112,6 +117,14 @@ pub trait Records: fmt::Debug + Send + Sync {
 
     /// Returns everything that the store keeps, without the records' bodies.
     async fn survey(&self) -> Result<Survey, StoreError>;
+}
+
+/// What a store in memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    pub sessions: usize,
+    /// The size of the records and of the blobs that they name.
+    pub bytes: u64,
 }
 
 /// A blob that a record names.

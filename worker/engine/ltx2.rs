@@ -122,6 +122,12 @@ impl Engine for Ltx2 {
         })
     }
 
+    fn gpu_bytes(&self) -> Option<u64> {
+        let gpu = self.loaded.as_ref()?.compute.gpu.as_ref()?;
+        let memory = gpu.memory().ok()?;
+        Some(memory.total.saturating_sub(memory.free))
+    }
+
     fn check(&self) -> Result<ModelCheck, EngineError> {
         let folder = match hub::local(&self.options.model).map_err(unusable)? {
             hub::Local::Folder(folder) => folder,
@@ -411,10 +417,12 @@ fn device_report(compute: &Compute) -> DeviceReport {
         None => DeviceReport {
             name: "CPU".to_owned(),
             memory_bytes: None,
+            uuid: None,
         },
         Some(gpu) => DeviceReport {
             name: gpu.name().to_owned(),
             memory_bytes: gpu.memory().ok().map(|memory| memory.total),
+            uuid: gpu.uuid(),
         },
     }
 }

@@ -218,6 +218,7 @@ impl Engine for Synthetic {
             device: DeviceReport {
                 name: "CPU".to_owned(),
                 memory_bytes: None,
+                uuid: None,
             },
             audio: Some(AUDIO),
         })

@@ -70,7 +70,7 @@ struct Harness {
 impl Harness {
     fn new(faults: Value) -> Self {
         let (events, sent) = EventSender::to_nobody();
-        let jobs = load(&load_spec(faults), &events).unwrap();
+        let jobs = load(&load_spec(faults), &events, GpuMemory::default()).unwrap();
         sent.take();
         Self {
             jobs,
@@ -249,7 +249,7 @@ fn warm_up_makes_two_segments_and_sends_nothing_of_them() {
         num_inference_steps: 1,
     });
     let (events, sent) = EventSender::to_nobody();
-    load(&spec, &events).unwrap();
+    load(&spec, &events, GpuMemory::default()).unwrap();
     let sent = sent.take();
     let told: Vec<&Event> = sent
         .iter()

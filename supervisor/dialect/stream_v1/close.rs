@@ -77,7 +77,10 @@ pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
 pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
     let dropped = ended.dropped.into_iter();
     let dropped_requests = dropped
-        .map(|(request_id, prompt)| DroppedRequest { request_id, prompt })
+        .map(|dropped| DroppedRequest {
+            request_id: dropped.request,
+            prompt: dropped.prompt,
+        })
         .collect();
     let until = ended.kept_for.map(|time| {
         let until = SystemTime::now() + time;
@@ -195,6 +198,7 @@ mod tests {
             segments: 0,
             kept_for: None,
             dropped: Vec::new(),
+            abandoned: Vec::new(),
         };
         ended(end, was_bound, &mut out);
         let expected = types.iter().map(|&kind| kind.to_owned()).collect();

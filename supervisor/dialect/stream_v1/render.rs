@@ -157,7 +157,7 @@ impl StreamRenderer {
                     request_id: request,
                 });
             }
-            SessionEvent::SegmentCancelled { at, request } => {
+            SessionEvent::SegmentCancelled { at, request, .. } => {
                 self.shown = Shown::default();
                 out.json(&ServerMessage::SegmentCancelled {
                     segment_idx: at.segment_idx,
@@ -170,6 +170,7 @@ impl StreamRenderer {
                 code,
                 message,
                 retryable,
+                ..
             } => {
                 self.shown = Shown::default();
                 out.json(&ServerMessage::Error {
@@ -251,7 +252,7 @@ impl StreamRenderer {
                 message,
                 retryable,
             } => error(request, code, message, retryable, out),
-            SessionEvent::RequestWithdrawn { request } => {
+            SessionEvent::RequestWithdrawn { request, .. } => {
                 out.json(&ServerMessage::RequestWithdrawn {
                     request_id: request,
                 });
@@ -277,6 +278,7 @@ impl StreamRenderer {
             | SessionEvent::PromptExtended(_)
             | SessionEvent::SegmentStarted { .. }
             | SessionEvent::FirstMediaSent { .. }
+            | SessionEvent::Viewed { .. }
             | SessionEvent::AllMediaSent { .. }
             | SessionEvent::SegmentFinished { .. }
             | SessionEvent::SegmentTakenBack { .. }
@@ -700,6 +702,7 @@ mod tests {
     fn a_cancelled_segment_leaves_its_index_to_one_that_is_shown_whole() {
         let cancelled = SessionEvent::SegmentCancelled {
             at: at(1),
+            source: PromptSource::User,
             request: None,
         };
         let events = [queued(1), step(1, 1), cancelled, queued(1), step(1, 1)];

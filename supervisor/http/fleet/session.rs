@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use fastvideo_proto::checkpoint::{Checkpoint, MAX_CHECKPOINT_BYTES, Shown};
+use fastvideo_proto::job::MediaMode;
 use fastvideo_proto::session_link::{
     self, BadHead, End, Moved, Open, Opened, ToRouter, ToServer, Turn,
 };
@@ -136,6 +137,7 @@ async fn carry(
         sink,
         connection,
         latency: &app.relay_latency,
+        mode: MediaMode::default(),
         told: opening.renderer.shown(),
         renderer: opening.renderer,
         turn: Turn::default(),
@@ -336,6 +338,7 @@ struct LinkWriter<'a> {
     sink: SplitSink<WebSocket, Message>,
     connection: &'a Connection,
     latency: &'a RelayLatency,
+    mode: MediaMode,
     renderer: StreamRenderer,
     /// The head of the next message.
     turn: Turn,
@@ -402,6 +405,7 @@ impl LinkWriter<'_> {
         let is_alone = event.is_part_of_a_turn();
         self.is_open |= !is_alone;
         match &event {
+            SessionEvent::Opened(opened) => self.mode = opened.media_mode,
             SessionEvent::WorkerBound(bound) if !self.has_opened => {
                 self.has_opened = true;
                 self.turn.opened = Some(Opened {
@@ -467,10 +471,9 @@ impl LinkWriter<'_> {
             credit,
             ..
         } = media;
+        let length = bytes.len();
         let sent = self.sink.send(Message::Binary(bytes)).await;
-        if let Some(sent_at_us) = sent_at_us {
-            self.latency.record(sent_at_us);
-        }
+        self.latency.record(self.mode, length, sent_at_us);
         // Returns the credit to the job: the client has room for more of its media.
         drop(credit);
         sent

@@ -14,7 +14,7 @@ fn assignments(workers: u32, max_sessions: usize) -> Assignments {
         max_sessions,
         keep_up: None,
     };
-    Assignments::new(slots, sharing)
+    Assignments::new(slots, sharing, PoolMetrics::default())
 }
 
 /// As many workers that serve.
@@ -431,7 +431,7 @@ fn a_worker_takes_as_many_sessions_as_it_makes_video_for_in_time() {
             max_sessions: 4,
             keep_up: Some(Duration::from_secs(1)),
         };
-        let mut assignments = Assignments::new(slots, sharing);
+        let mut assignments = Assignments::new(slots, sharing, PoolMetrics::default());
         assert_eq!(assignments.capacity(), 4);
         assignments.serve(0, assignment(0, 1));
         let placements: [TestSession; 6] = join_sessions(&mut assignments);
@@ -462,7 +462,11 @@ fn a_worker_that_slows_down_keeps_the_sessions_that_it_has() {
         max_sessions: 2,
         keep_up: Some(Duration::from_secs(1)),
     };
-    let mut assignments = Assignments::new([(GpuId(0), Arc::default())], sharing);
+    let mut assignments = Assignments::new(
+        [(GpuId(0), Arc::default())],
+        sharing,
+        PoolMetrics::default(),
+    );
     assignments.estimate_generation_time(0, Duration::from_millis(100));
     assignments.estimate_generation_time(0, Duration::from_secs(100));
     assignments.serve(0, assignment(0, 1));

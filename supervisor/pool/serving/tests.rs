@@ -174,7 +174,11 @@ impl Outside {
     }
 
     async fn heartbeat(&self) {
-        self.send(Event::Heartbeat { resident_bytes: 1 }).await;
+        self.send(Event::Heartbeat {
+            resident_bytes: 1,
+            gpu_bytes: None,
+        })
+        .await;
     }
 
     async fn step(&self, job: &JobHandle) {

@@ -18,7 +18,7 @@ use crate::session::command::{
 use crate::session::event::WorkerBound;
 use crate::session::registry::Registry;
 use crate::session::tests::config;
-use crate::session::{Broadcasts, Config, Logs};
+use crate::session::{Broadcasts, Config, Logs, SessionMetrics};
 use crate::store::open::{self, StoreLocation};
 use crate::store::records::ledger;
 use crate::store::{Recording, SessionStore, Upkeep, handle};
@@ -69,6 +69,7 @@ impl World {
         };
         let (drain, drain_seen) = watch::channel(Drain::No);
         let context = Context {
+            metrics: SessionMetrics::default(),
             broadcasts: Broadcasts::new(config.spectators),
             config: Arc::new(config),
             pool: workers.pool().clone(),

@@ -128,7 +128,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             total_steps: *total_steps,
             ms: ms(*took),
         },
-        SessionEvent::FirstMediaSent { at, after } => L::FirstByte {
+        SessionEvent::FirstMediaSent { at, after, .. } => L::FirstByte {
             segment_idx: at.segment_idx,
             attempt: at.attempt,
             ms: ms(*after),
@@ -145,6 +145,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             frames,
             generation,
             timing,
+            ..
         } => L::SegmentFinished {
             segment_idx: at.segment_idx,
             attempt: at.attempt,
@@ -213,6 +214,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
         | SessionEvent::WatchTokenRenewed { .. }
         | SessionEvent::RequestWithdrawn { .. }
         | SessionEvent::RequestEdited { .. }
+        | SessionEvent::Viewed { .. }
         | SessionEvent::IdleWarning { .. } => return None,
     })
 }

@@ -5,7 +5,9 @@ use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BlobKind, Record, RecordWrite, StoredRecord, Survey, SurveyedRecord, WriteOutcome};
+use super::{
+    BlobKind, MemoryUse, Record, RecordWrite, StoredRecord, Survey, SurveyedRecord, WriteOutcome,
+};
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 
@@ -326,6 +328,13 @@ impl Ledger {
             servers,
             condemned: self.condemned.rows.keys().copied().collect(),
             blobs: self.blobs.rows.len(),
+        }
+    }
+
+    pub(super) fn memory_use(&self) -> MemoryUse {
+        MemoryUse {
+            sessions: self.sessions,
+            bytes: self.bytes + self.media_bytes,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use async_trait::async_trait;
 
 use super::ledger::{Ledger, Limits};
-use super::{RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
+use super::{MemoryUse, RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 
@@ -43,6 +43,10 @@ impl MemoryRecords {
 impl Records for MemoryRecords {
     async fn name(&self) -> Result<String, StoreError> {
         Ok(self.name.clone())
+    }
+
+    fn memory_use(&self) -> Option<MemoryUse> {
+        Some(self.lock().memory_use())
     }
 
     async fn read(&self, key: &RecordKey) -> Result<Option<StoredRecord>, StoreError> {

@@ -202,6 +202,21 @@ impl Gpu {
         &self.name
     }
 
+    /// Returns the name by which monitoring knows the GPU, as `nvidia-smi -L` prints it; `None` when the driver does not
+    /// tell it.
+    pub fn uuid(&self) -> Option<String> {
+        let bytes = self.context.uuid().ok()?.bytes;
+        let mut name = "GPU".to_owned();
+        for (i, byte) in bytes.into_iter().enumerate() {
+            if matches!(i, 0 | 4 | 6 | 8 | 10) {
+                name.push('-');
+            }
+            let byte = u8::from_ne_bytes(byte.to_ne_bytes());
+            name.push_str(&format!("{byte:02x}"));
+        }
+        Some(name)
+    }
+
     /// Returns the compute capability as major and minor version, such as (9, 0).
     pub fn compute_capability(&self) -> (i32, i32) {
         self.compute_capability
