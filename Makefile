@@ -1,7 +1,7 @@
 # The only entry points. Each installs the Debian packages that it needs, or names them when it may not.
 
 BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
-TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ openssl redis-server
+TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ openssl prometheus redis-server
 FUZZ_PACKAGES = fasttext g++
 BENCH_PACKAGES = haproxy
 TORCH_PACKAGES = g++

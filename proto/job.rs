@@ -76,13 +76,66 @@ pub enum Stage {
     Decode,
 }
 
-/// The durations of the last parts of a segment's generation, which overlap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A part of a segment's generation in its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    TextEncode,
+    Denoise,
+    Refine,
+    Decode,
+    /// Overlaps the decoding.
+    Encode,
+    /// The state's hash is computed, and its memory sealed.
+    StatePack,
+}
+
+impl Phase {
+    pub const ALL: [Self; 6] = [
+        Self::TextEncode,
+        Self::Denoise,
+        Self::Refine,
+        Self::Decode,
+        Self::Encode,
+        Self::StatePack,
+    ];
+
+    /// Returns the phase's name in metrics and traces.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TextEncode => "text_encode",
+            Self::Denoise => "denoise",
+            Self::Refine => "refine",
+            Self::Decode => "decode",
+            Self::Encode => "encode",
+            Self::StatePack => "state_pack",
+        }
+    }
+}
+
+/// When a phase began and ended, as CLOCK_MONOTONIC in microseconds, which is the same for all processes of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseSpan {
+    pub phase: Phase,
+    pub start_us: u64,
+    pub end_us: u64,
+}
+
+impl PhaseSpan {
+    pub fn duration(&self) -> Duration {
+        Duration::from_micros(self.end_us.saturating_sub(self.start_us))
+    }
+}
+
+/// Where the time of a segment's generation went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobTiming {
     /// The time from the last denoise or refine step to the last frame.
     pub decode: Duration,
     /// The time that the encoder spent encoding.
     pub encode: Duration,
+    /// The phases, each at most once, in the order in which they began.
+    pub phases: Vec<PhaseSpan>,
 }
 
 /// The reason why a job ended without a segment.

@@ -3,7 +3,7 @@
 //! [`job`] holds the words of the domain, which all others use. [`stream_v1`] is the client protocol on `/v1/stream`, [`watch`]
 //! that of spectators, [`link`] the messages between the supervisor and one worker, [`fleet`] and [`session_link`] those
 //! between a router and a server, [`state`] the continuation state, [`checkpoint`] what a session is doing, [`stored`] what
-//! a store keeps of it, [`api`] the HTTP answers for operators, [`check`] what `check` finds. Types only: no sockets, no
+//! a store keeps of it, [`trace`] a span that others are below, [`api`] the HTTP answers for operators, [`check`] what `check` finds. Types only: no sockets, no
 //! channels, no files. The I/O lives in one file on each side.
 
 pub mod api;
@@ -17,5 +17,6 @@ pub mod session_link;
 pub mod state;
 pub mod stored;
 pub mod stream_v1;
+pub mod trace;
 mod untrusted_json;
 pub mod watch;

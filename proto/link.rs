@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{GpuId, JobId, SessionId};
 use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat};
+use crate::trace::TraceContext;
 
 /// The protocol version. It is raised with every change to a type of this module or of [`crate::state`]. Supervisor and
 /// worker are built together, so a mismatch means that one of the binaries is from an older build.
@@ -143,6 +144,8 @@ pub struct JobSpec {
     pub state: Option<JobState>,
     /// The send window: the cost of media that may be in flight before the client has taken any; see [`media_cost`].
     pub window: u64,
+    /// The span of the session, where it is traced.
+    pub trace: Option<TraceContext>,
 }
 
 /// Where a worker finds the state that a job continues from.

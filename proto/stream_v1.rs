@@ -66,6 +66,9 @@ pub struct SessionInit {
     pub extend: bool,
     /// Whether the server sends a `heartbeat` after each ten seconds without another message.
     pub heartbeat: bool,
+    /// The span of the client's that the session is below, as the header of that name: browsers can set no headers. Text
+    /// that is no `traceparent` is ignored.
+    pub traceparent: Option<String>,
 }
 
 /// Resumes a session whose connection was lost, on this server or on another one with the same store.
@@ -108,6 +111,9 @@ pub struct SegmentRequest {
     pub num_inference_steps: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance_scale: Option<f64>,
+    /// The span of the client's that the segment is below. Text that is no `traceparent` is ignored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// Changes the request that the message's `request_id` names while the request waits.

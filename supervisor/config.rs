@@ -1,7 +1,7 @@
 //! The configuration of the whole supervisor, composed of those of its modules.
 
 use crate::settings::Reader;
-use crate::{Config, http, pool, prompt, session, store};
+use crate::{Config, http, pool, prompt, session, store, traces};
 
 /// Builds the configuration; the reader collects what is wrong.
 pub fn read(reader: &mut Reader<'_>) -> Config {
@@ -15,6 +15,7 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
         store: store::config::read(reader),
         prompt: prompt::config::read(reader),
         session_log: session::config::read_log(reader),
+        traces: traces::config::read(reader),
         grace: reader.get(&http::config::GRACE),
     }
 }

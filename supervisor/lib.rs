@@ -24,6 +24,7 @@ use crate::session::{Broadcasts, Context, Drain, Logs, SessionMetrics};
 use crate::signals::{Hangups, StopSignals};
 use crate::store::{SessionStore, Upkeep};
 use crate::tasks::BackgroundTasks;
+use crate::traces::Traces;
 
 pub use crate::process_metrics::LogLines;
 pub use crate::tasks::TaskError;
@@ -57,6 +58,7 @@ mod tasks;
 pub mod tenant;
 pub mod thread_priority;
 pub mod tls;
+pub mod traces;
 
 /// The whole configuration, checked.
 #[derive(Clone, Debug)]
@@ -68,6 +70,8 @@ pub struct Config {
     pub prompt: prompt::Config,
     /// The configuration of the session log; without it no log is kept.
     pub session_log: Option<session::log::Config>,
+    /// Where traces go; without it there are none.
+    pub traces: Option<traces::Config>,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
 }
@@ -106,6 +110,8 @@ pub enum ServeError {
         port: u16,
         source: io::Error,
     },
+    #[error(transparent)]
+    Traces(#[from] traces::OpenError),
     #[error("cannot handle signals")]
     Signals(#[source] io::Error),
     #[error("cannot check the certificates of servers")]
@@ -148,6 +154,7 @@ struct Server {
     pool: Pool,
     store: SessionStore,
     logs: Logs,
+    traces: Traces,
     /// Tracks writes to the store, which may outlive their session.
     writes: TaskTracker,
     /// Tracks the WebSocket connections.
@@ -192,6 +199,7 @@ impl Server {
         }
         let announcement = announcement(&config.http, &config.store)?;
         let store = SessionStore::open(config.store).await?;
+        let traces = Traces::open(config.traces).await?;
         let (listener, address) = listen(&config.http.host, config.http.port).await?;
         on_listening(address);
 
@@ -208,6 +216,7 @@ impl Server {
         pool.register_metrics(metrics.product());
         store.register_metrics(metrics.product());
         prompts.register_metrics(metrics.product());
+        traces.register(metrics.product());
         let writes = TaskTracker::new();
         let app = http::App::new(
             config.http,
@@ -222,6 +231,7 @@ impl Server {
                 drain: drain_seen,
                 logs: logs.clone(),
                 metrics: SessionMetrics::default(),
+                traces: traces.clone(),
                 writes: writes.clone(),
             },
             metrics,
@@ -263,6 +273,7 @@ impl Server {
             pool,
             store,
             logs,
+            traces,
             writes,
             connections,
             requests,
@@ -354,6 +365,7 @@ impl Server {
         let _ = timeout(patience.min(LAST_ANSWERS), self.requests.wait()).await;
         self.store.close(patience).await;
         self.logs.close(patience).await;
+        self.traces.close().await;
         tracing::info!("stopped");
     }
 }
@@ -489,6 +501,7 @@ mod tests {
             pool: Pool::start(pool),
             store: SessionStore::open(store).await.unwrap(),
             logs: Logs::open(None),
+            traces: Traces::default(),
             writes: TaskTracker::new(),
             connections: TaskTracker::new(),
             requests: TaskTracker::new(),

@@ -12,7 +12,7 @@
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
 //!   check what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
-//!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `metrics` counts events,
+//!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `metrics` counts events, `tracer` makes spans of them,
 //!   `latency` measures the latency that the supervisor adds to fragments.
 
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use self::broadcast::SpectatorLimits;
 use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::store::SessionStore;
+use crate::traces::Traces;
 
 pub(crate) use actor::run;
 pub use admission::{NotAdmitted, may_open};
@@ -77,6 +78,7 @@ mod registry;
 mod request;
 mod snapshots;
 mod state;
+mod tracer;
 
 /// Limits and defaults of sessions.
 #[derive(Clone, Debug)]
@@ -150,6 +152,7 @@ pub struct Context {
     pub drain: watch::Receiver<Drain>,
     pub logs: Logs,
     pub metrics: SessionMetrics,
+    pub traces: Traces,
     pub broadcasts: Broadcasts,
     /// Tracks writes to the store, which may outlive their session.
     pub writes: TaskTracker,

@@ -21,11 +21,11 @@ fn client_messages() -> Vec<Value> {
             "initial_image": {"mime": "image/png"}, "enhancement_enabled": true, "auto_extension_enabled": true,
             "loop_generation_enabled": true, "single_clip_mode": true, "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "k", "payload": {}}, "resume": {"session_id": "s", "token": "t", "have": {"segments": 1, "messages": 2}},
-            "extend": true, "heartbeat": true,
+            "extend": true, "heartbeat": true, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         }),
         json!({
             "type": "segment_prompt_source", "prompt": "p", "negative_prompt": "n", "source": "curated", "seed": 1,
-            "num_inference_steps": 2, "guidance_scale": 1.5,
+            "num_inference_steps": 2, "guidance_scale": 1.5, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         }),
         json!({"type": "seed_prompts_updated", "seed_prompts": ["a"]}),
         json!({"type": "enhancement_updated", "enabled": true}),

@@ -137,6 +137,9 @@ pub(crate) trait Sink {
     /// Returns whether the segment is cancelled.
     fn cancelled(&self) -> bool;
 
+    /// Reports that the first step of a stage begins. Before the first stage the prompt is encoded.
+    fn begin(&mut self, _stage: Stage) {}
+
     /// Reports that a step is done; `step` counts from 1.
     fn step(&mut self, stage: Stage, step: u32, total_steps: u32);
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId};
-use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, VideoFormat};
+use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, Phase, VideoFormat};
 use fastvideo_proto::link::{EncoderSpec, JobReport, JobSpec};
 use fastvideo_proto::state::{StateHeader, blob_hash};
 
@@ -23,7 +23,7 @@ use crate::held_states::{HeldStates, SharedState, StartStateError};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, MediaTarget};
 use crate::media::outbox::JobOutbox;
-use crate::sink::JobSink;
+use crate::sink::{EngineTiming, JobSink};
 use crate::sound::AudioFormat;
 use crate::sound_tail::SoundTail;
 
@@ -191,7 +191,7 @@ impl JobLoop {
             .map_err(|gone| EngineError::Failed(gone.to_string()))?;
         let mut sink = JobSink::new(spec, target, &self.encoder, &mut self.faults, &self.events);
         let generated = self.engine.generate(&request, &mut sink);
-        let (state, decode) = match sink.end(generated) {
+        let (state, timing) = match sink.end(generated) {
             Ok(ended) => ended,
             Err(error) => {
                 self.encoder.abandon();
@@ -202,10 +202,19 @@ impl JobLoop {
         let mut header = state.header;
         header.blob_hash = blob_hash(&state.blob);
         let blob = state.blob.seal();
+        let EngineTiming {
+            decode,
+            mut phases,
+            first_frame_us,
+        } = timing;
+        phases.end();
         let encoded = self
             .encoder
             .finish()
             .map_err(|error| EngineError::Failed(error.to_string()))?;
+        if let Some(first_frame_us) = first_frame_us {
+            phases.beside(Phase::Encode, first_frame_us);
+        }
         encoded.sound_tail.write(&mut header);
         let blob = blob.map_err(|error| {
             EngineError::Failed(format!("the state's memory cannot be sealed: {error}"))
@@ -219,6 +228,7 @@ impl JobLoop {
             timing: JobTiming {
                 decode,
                 encode: encoded.encode_time,
+                phases: phases.finish(),
             },
         })
     }

@@ -171,5 +171,6 @@ fn warmup_job(warmup: &WarmupSpec, segment_idx: u32) -> JobSpec {
         initial_image: None,
         state: None,
         window: 0,
+        trace: None,
     }
 }

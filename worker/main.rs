@@ -29,6 +29,7 @@ mod link;
 mod load;
 mod logging;
 mod media;
+mod phases;
 mod run;
 mod sink;
 mod sound;

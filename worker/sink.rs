@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::job::Stage;
+use fastvideo_proto::job::{Phase, Stage};
 use fastvideo_proto::link::{Event, JobSpec};
 
 use crate::engine::{EngineError, Sink};
 use crate::faults::{FaultPoint, Faults, JobContext};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, MediaTarget};
+use crate::phases::{Phases, monotonic_us};
 
 /// Receives a segment from the engine.
 pub(crate) struct JobSink<'a> {
@@ -22,8 +23,21 @@ pub(crate) struct JobSink<'a> {
     frames: u32,
     /// When the last denoise or refine step was done.
     last_step: Instant,
+    phases: Phases,
+    /// When the first frame came, as CLOCK_MONOTONIC in microseconds.
+    first_frame_us: Option<u64>,
     /// An injected failure. It stops the engine as a cancellation does.
     failure: Option<EngineError>,
+}
+
+/// Where the time of the engine's part of a segment went.
+#[derive(Debug)]
+pub(crate) struct EngineTiming {
+    /// The time since the last denoise or refine step, which the decoder took.
+    pub(crate) decode: Duration,
+    pub(crate) phases: Phases,
+    /// When the first frame came, as CLOCK_MONOTONIC in microseconds.
+    pub(crate) first_frame_us: Option<u64>,
 }
 
 impl<'a> JobSink<'a> {
@@ -43,28 +57,38 @@ impl<'a> JobSink<'a> {
             events,
             frames: 0,
             last_step: Instant::now(),
+            phases: Phases::begin(Phase::TextEncode),
+            first_frame_us: None,
             failure: None,
         };
         sink.reach(FaultPoint::Step(1));
         sink
     }
 
-    /// Ends the segment after the engine has passed in all of it. Returns the time since the last denoise or refine
-    /// step, which the decoder took.
+    /// Ends the segment after the engine has passed in all of it. Returns where the time went, as far as the engine is
+    /// concerned: the state is packed from now on.
     ///
     /// # Errors
     /// Returns the engine's own error, or the injected failure that made the engine stop.
     pub(crate) fn end<T>(
         mut self,
         generated: Result<T, EngineError>,
-    ) -> Result<(T, Duration), EngineError> {
+    ) -> Result<(T, EngineTiming), EngineError> {
         let decode = self.last_step.elapsed();
+        self.phases.next(Phase::StatePack);
         if generated.is_ok() {
             self.reach(FaultPoint::End);
         }
         match self.failure {
             Some(failure) => Err(failure),
-            None => generated.map(|generated| (generated, decode)),
+            None => {
+                let timing = EngineTiming {
+                    decode,
+                    phases: self.phases,
+                    first_frame_us: self.first_frame_us,
+                };
+                generated.map(|generated| (generated, timing))
+            }
         }
     }
 
@@ -90,6 +114,14 @@ impl Sink for JobSink<'_> {
                 MediaTarget::Job(outbox) => outbox.is_cancelled(),
                 MediaTarget::Discard => false,
             }
+    }
+
+    fn begin(&mut self, stage: Stage) {
+        self.phases.next(match stage {
+            Stage::Denoise => Phase::Denoise,
+            Stage::Refine => Phase::Refine,
+            Stage::Decode => Phase::Decode,
+        });
     }
 
     fn step(&mut self, stage: Stage, step: u32, total_steps: u32) {
@@ -118,6 +150,7 @@ impl Sink for JobSink<'_> {
     fn frame(&mut self, rgb: Arc<Vec<u8>>, sound: &[f32]) -> Result<(), EngineError> {
         self.reach(FaultPoint::Frame(self.frames));
         self.frames += 1;
+        self.first_frame_us.get_or_insert_with(monotonic_us);
         if self.cancelled() {
             return Err(EngineError::Cancelled);
         }

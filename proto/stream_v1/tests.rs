@@ -36,6 +36,8 @@ fn object(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
 }
 
+const TRACE_PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
 #[test]
 fn session_init_has_the_names_of_the_contract() {
     check_client(
@@ -53,7 +55,7 @@ fn session_init_has_the_names_of_the_contract() {
             "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "ltx2.v1", "payload": {"segment_index": 3}},
             "resume": {"session_id": "s", "token": "t", "have": {"segments": 3, "messages": 5}},
-            "extend": true, "heartbeat": true,
+            "extend": true, "heartbeat": true, "traceparent": TRACE_PARENT,
         }),
         ClientMessage::SessionInit(Box::new(SessionInit {
             client_id: Some("viewer".to_owned()),
@@ -82,6 +84,7 @@ fn session_init_has_the_names_of_the_contract() {
             }),
             extend: true,
             heartbeat: true,
+            traceparent: Some(TRACE_PARENT.to_owned()),
         })),
     );
 }
@@ -110,6 +113,7 @@ fn every_later_client_message_has_the_names_of_the_contract() {
             "seed": u64::MAX,
             "num_inference_steps": 4,
             "guidance_scale": 2.5,
+            "traceparent": TRACE_PARENT,
         }),
         ClientMessage::SegmentRequest(SegmentRequest {
             prompt: "a fox".to_owned(),
@@ -118,6 +122,7 @@ fn every_later_client_message_has_the_names_of_the_contract() {
             seed: Some(u64::MAX),
             num_inference_steps: Some(4),
             guidance_scale: Some(2.5),
+            traceparent: Some(TRACE_PARENT.to_owned()),
         }),
     );
     check_client(

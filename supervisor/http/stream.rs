@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use fastvideo_proto::job::MediaMode;
+use fastvideo_proto::trace::TraceContext;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
@@ -43,20 +44,23 @@ pub(super) async fn upgrade(
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
     app.ingress.admit_origin(&headers)?;
-    upgrade_to::<StreamParser, StreamRenderer>(app, handshake)
+    let trace = headers.get("traceparent");
+    let trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
+    upgrade_to::<StreamParser, StreamRenderer>(app, handshake, trace)
 }
 
 /// Upgrades a request to a WebSocket that carries a session in a dialect.
 fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     app: App,
     handshake: Handshake,
+    trace: Option<TraceContext>,
 ) -> Result<Response, ApiError> {
     let upgrade = handshake.begin(&app.ingress, app.ingress.max_message_bytes as u64)?;
     let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
     let carried = async move {
         if let Some((socket, shares)) = opened.await {
-            carry::<P, R>(socket, shares, &connection, &app).await;
+            carry::<P, R>(socket, shares, &connection, &app, trace).await;
         }
     };
     tracker.spawn(catch_panic("session", carried));
@@ -68,6 +72,7 @@ async fn carry<P: Parser, R: Renderer>(
     shares: CompleteShare,
     connection: &Connection,
     app: &App,
+    trace: Option<TraceContext>,
 ) {
     let client = connection.place.client();
     if let Err(why) = session::may_open(client, &app.registry, &app.context) {
@@ -75,7 +80,7 @@ async fn carry<P: Parser, R: Renderer>(
         app.context.metrics.rejected((&why).into());
         return turn_away(socket, R::turn_away(&why)).await;
     }
-    let span = tracing::info_span!("session", session_id = tracing::field::Empty);
+    let span = session_span();
     let outbox = Outbox::new(app.context.config.max_unsent_bytes);
     let (inbound, inbound_seen) = mpsc::channel(INBOUND_BUFFER);
     let (sink, mut stream) = socket.split();
@@ -105,6 +110,7 @@ async fn carry<P: Parser, R: Renderer>(
             connection,
             &shares,
             app.ingress.ping_interval * 2,
+            trace,
         );
         let mut reader = Box::pin(read);
         tokio::select! {
@@ -153,6 +159,12 @@ async fn carry<P: Parser, R: Renderer>(
     let _ = timeout(app.ingress.time_limits.answer, farewell).await;
 }
 
+/// Returns the span of a session's lines in the log. Its fields are filled when the session opens.
+pub(super) fn session_span() -> tracing::Span {
+    use tracing::field::Empty;
+    tracing::info_span!("session", session_id = Empty, trace_id = Empty)
+}
+
 /// Waits for `work` to end, and returns whether it has. Gives up when `progress` has not changed for `patience`: a client
 /// may be slow, but must not stop.
 pub(super) async fn while_it_goes_on<P: PartialEq>(
@@ -181,6 +193,7 @@ async fn read<P: Parser>(
     connection: &Connection,
     shares: &CompleteShare,
     silence: Duration,
+    trace: Option<TraceContext>,
 ) -> Inbound {
     let mut parser = P::default();
     let mut liveness = Liveness::new(silence);
@@ -205,6 +218,10 @@ async fn read<P: Parser>(
                 match parser.text(text).await {
                     Inbound::Open(mut opening) => {
                         opening.share = Arc::new(share);
+                        match opening.trace_parent {
+                            Some(_) => opening.trace_link = trace,
+                            None => opening.trace_parent = trace,
+                        }
                         Inbound::Open(opening)
                     }
                     other => other,

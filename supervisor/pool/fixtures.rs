@@ -135,5 +135,6 @@ pub(super) fn job_spec(job: u64, session: SessionId) -> JobSpec {
         initial_image: None,
         state: None,
         window: 100_000,
+        trace: None,
     }
 }

@@ -25,6 +25,7 @@ use super::redelivery::MediaRead;
 use super::registry::{Registry, Ticket};
 use super::snapshots::ExportOutcome;
 use super::state::SessionState;
+use super::tracer::{SessionTracer, TracedSession};
 use super::{Context, Drain};
 use crate::client_address::ClientAddress;
 use crate::pool::{BindingChange, JobEvent, Placement};
@@ -50,11 +51,12 @@ pub(crate) async fn run(
     let mut inbox = Inbox::new(inbound);
     // Boxed, so that the memory of the handshake is not kept for as long as the session lives.
     let opened = Box::pin(open(client, &origin, &registry, &mut inbox, &context)).await;
-    let (ticket, opening, claim) = match opened {
+    let (ticket, opening, claim, times) = match opened {
         Ok(opened) => opened,
         Err(why) => {
             let meter = context.metrics.meter(&Tenant::default());
-            let readers = EventReaders::new(SessionLog::default(), meter);
+            let tracer = SessionTracer::default();
+            let readers = EventReaders::new(SessionLog::default(), tracer, meter);
             Emitter::new(readers, outbox).emit_last(SessionEvent::NotOpened(why));
             return;
         }
@@ -65,9 +67,20 @@ pub(crate) async fn run(
         entry.tenant.clone()
     });
     let meter = context.metrics.meter(&tenant);
-    let readers = EventReaders::new(context.logs.session(ticket.id()), meter);
+    let traced = TracedSession {
+        id: ticket.id().as_str(),
+        tenant: tenant.as_str(),
+        parent: opening.request.trace_parent,
+        link: opening.request.trace_link,
+        received: times.received,
+    };
+    let tracer = SessionTracer::begin(&context.traces, &traced);
+    if let Some(trace) = tracer.session() {
+        Span::current().record("trace_id", format!("{:032x}", trace.trace_id));
+    }
+    let readers = EventReaders::new(context.logs.session(ticket.id()), tracer, meter);
     let emitter = Emitter::new(readers, outbox);
-    emitter.emit(opened_event(&opening, &claim));
+    emitter.emit(opened_event(&opening, &claim, times.claiming));
     let session = LiveSession::new(ticket, emitter, context, opening, claim, origin);
     let mut session = Box::new(session);
     let cause = session.serve(&mut inbox).await;
@@ -81,7 +94,7 @@ async fn open(
     registry: &Registry,
     inbox: &mut Inbox,
     context: &Context,
-) -> Result<(Ticket, Opening, Claim), NotOpened> {
+) -> Result<(Ticket, Opening, Claim, OpeningTimes), NotOpened> {
     let moved = match origin {
         Origin::Moved(moved) => Some(&**moved),
         Origin::Direct | Origin::Router => None,
@@ -90,6 +103,7 @@ async fn open(
         request = handshake::receive(inbox, context) => request?,
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
     };
+    let received = Instant::now();
     let mut ticket = admit(client, registry, context)?;
     let opened = async {
         let opening = tokio::select! {
@@ -103,11 +117,16 @@ async fn open(
         if waits_elsewhere && !context.pool.has_place_for(resumed.unwrap_or(ticket.id())) {
             return Err(NotOpened::NoPlace);
         }
+        let began = Instant::now();
         let claim = handshake::claim(&mut ticket, context, &opening, moved).await?;
-        Ok((opening, claim))
+        let times = OpeningTimes {
+            received,
+            claiming: began.elapsed(),
+        };
+        Ok((opening, claim, times))
     };
     match opened.await {
-        Ok((opening, claim)) => Ok((ticket, opening, claim)),
+        Ok((opening, claim, times)) => Ok((ticket, opening, claim, times)),
         Err(why) => {
             ticket.transition(why.state());
             Err(why)
@@ -115,7 +134,14 @@ async fn open(
     }
 }
 
-fn opened_event(opening: &Opening, claim: &Claim) -> SessionEvent {
+/// Where the time of an opening went.
+#[derive(Debug)]
+struct OpeningTimes {
+    received: Instant,
+    claiming: Duration,
+}
+
+fn opened_event(opening: &Opening, claim: &Claim, claiming: Duration) -> SessionEvent {
     let request = &opening.request;
     SessionEvent::Opened(Box::new(Opened {
         client_id: request.client_id.clone(),
@@ -127,6 +153,7 @@ fn opened_event(opening: &Opening, claim: &Claim) -> SessionEvent {
         curated_prompts: request.curated_prompts.len(),
         next_segment_idx: claim.snapshot.progress.segments,
         heartbeat: request.heartbeat,
+        claiming,
     }))
 }
 
@@ -173,10 +200,17 @@ impl LiveSession {
                 }
                 Heard::DemandChanged => None,
                 Heard::Job(event) => self.follow_job(event),
-                Heard::StateStored(outcome) => match self.persistence.finish(outcome) {
-                    Ok(()) => None,
-                    Err(_) => Some(EndCause::LeaseLost),
-                },
+                Heard::StateStored(outcome) => {
+                    if let Some(began) = self.persistence.began() {
+                        let is_stored = matches!(outcome, Ok(Ok(())));
+                        self.emitter
+                            .note(&SessionEvent::Stored { began, is_stored });
+                    }
+                    match self.persistence.finish(outcome) {
+                        Ok(()) => None,
+                        Err(_) => Some(EndCause::LeaseLost),
+                    }
+                }
                 Heard::StateExported(outcome) => {
                     let limit = self.context.config.max_message_bytes;
                     let event = self.exports.finish(outcome, limit);

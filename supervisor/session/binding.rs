@@ -134,6 +134,7 @@ impl LiveSession {
             // The pool sets it.
             state: None,
             window: limit - unsent,
+            trace: self.emitter.readers().trace(),
         };
         let start = self.state.as_ref().map(|state| StartState {
             header: state.header_bytes().to_vec(),
@@ -157,6 +158,7 @@ impl LiveSession {
             original_prompt: segment.planned.original_prompt.clone(),
             total_steps: request.num_inference_steps,
             waited: segment.planned.received.elapsed(),
+            trace_parent: request.trace_parent,
         };
         (self.emitter).emit(SessionEvent::SegmentQueued(Box::new(queued)));
     }

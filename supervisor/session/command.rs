@@ -9,6 +9,7 @@ use std::time::Duration;
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{MediaMode, PromptSource};
 use fastvideo_proto::state::ContinuationState;
+use fastvideo_proto::trace::TraceContext;
 use serde_json::{Map, Value};
 
 use crate::byte_budget::Share;
@@ -76,6 +77,10 @@ pub struct OpenSession {
     pub state: Option<ContinuationState>,
     /// The stored session to resume.
     pub resume: Option<ResumeRequest>,
+    /// The span that the session is below.
+    pub trace_parent: Option<TraceContext>,
+    /// Another span that the client has named, which the session links to.
+    pub trace_link: Option<TraceContext>,
     /// What the opening takes of the server's memory for what clients send, until it has been dealt with.
     pub share: Arc<Share>,
 }
@@ -152,6 +157,8 @@ pub struct SegmentRequest {
     pub seed: Option<u64>,
     pub num_inference_steps: Option<u32>,
     pub guidance_scale: Option<f64>,
+    /// The span that the segment is below.
+    pub trace_parent: Option<TraceContext>,
 }
 
 /// A change of a waiting request. What is absent stays as it is.

@@ -10,6 +10,7 @@ use fastvideo_proto::ids::{RequestId, SessionId, WorkerId};
 use fastvideo_proto::job::{ErrorCode, JobTiming, MediaMode, PromptSource, Stage, VideoFormat};
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stored::StoredSegment;
+use fastvideo_proto::trace::TraceContext;
 use tokio::time::Instant;
 
 use super::command::MessageInfo;
@@ -194,6 +195,11 @@ pub enum SessionEvent {
         /// The request's place in the queue; 0 is the front.
         position: usize,
     },
+    /// A write of what was committed has ended.
+    Stored {
+        began: Instant,
+        is_stored: bool,
+    },
     /// What the viewer did since the last such event, as far as the server can know.
     Viewed {
         played: Duration,
@@ -262,6 +268,8 @@ pub struct Opened {
     pub next_segment_idx: u32,
     /// Whether the client wants to hear from the server when nothing happens.
     pub heartbeat: bool,
+    /// How long it took to claim the session in the store.
+    pub claiming: Duration,
 }
 
 #[derive(Debug)]
@@ -327,6 +335,8 @@ pub struct SegmentQueued {
     pub total_steps: u32,
     /// Time since the request.
     pub waited: Duration,
+    /// The span of the client's that the segment is below.
+    pub trace_parent: Option<TraceContext>,
 }
 
 #[derive(Debug)]

@@ -1,28 +1,38 @@
 //! The readers of a session's events other than its client: the session log and the server's own log.
 
+use fastvideo_proto::trace::TraceContext;
+
 use super::ending::NotOpened;
 use super::event::SessionEvent;
 use super::log::{self, SessionLog};
 use super::metrics::Meter;
+use super::tracer::SessionTracer;
 
 /// The readers of a session's events other than its client. Cheap to clone.
 ///
-/// To add a reader, such as traces, add a field here and a line in [`Self::read`].
+/// To add a reader, add a field here and a line in [`Self::read`].
 #[derive(Clone, Debug)]
 pub(super) struct EventReaders {
     log: SessionLog,
+    tracer: SessionTracer,
     meter: Meter,
 }
 
 impl EventReaders {
     /// Creates the readers of a session; before it is open, there is no log.
-    pub(super) fn new(log: SessionLog, meter: Meter) -> Self {
-        Self { log, meter }
+    pub(super) fn new(log: SessionLog, tracer: SessionTracer, meter: Meter) -> Self {
+        Self { log, tracer, meter }
+    }
+
+    /// Returns the session's span, if it is traced.
+    pub(super) fn trace(&self) -> Option<TraceContext> {
+        self.tracer.session()
     }
 
     pub(super) fn read(&self, event: &SessionEvent) {
         log::record(&self.log, event);
-        self.meter.read(event);
+        let span = self.tracer.read(event);
+        self.meter.read(event, span);
         trace(event);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fastvideo_proto::job::{PromptSource, Stage};
+use fastvideo_proto::job::{Phase, PromptSource, Stage};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::counter::Counter;
@@ -19,8 +19,8 @@ use super::registry::{Entry, Full};
 use super::state::SessionState;
 use super::{NotAdmitted, Registry as Sessions};
 use crate::metrics::{
-    Bounds, Gauges, Histograms, KnownTenants, LATENCY, LONG, RATIO, TenantLabel, TracedHistogram,
-    TracedHistograms, create, number, seconds,
+    Bounds, Gauges, Histograms, KnownTenants, LATENCY, LONG, RATIO, TenantLabel, TraceLabels,
+    TracedHistogram, TracedHistograms, create, number, seconds,
 };
 use crate::tenant::Tenant;
 
@@ -65,6 +65,7 @@ struct Families {
     segments: Family<SegmentLabels, Counter>,
     first_fragment: TracedHistograms<PositionLabel>,
     segment_queue: Histogram,
+    phase: Histograms<PhaseLabel>,
     step: Histograms<StageLabel>,
     realtime: TracedHistogram,
     video_seconds: Family<TenantLabel, Seconds>,
@@ -101,6 +102,11 @@ struct SegmentLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PositionLabel {
     segment: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -207,6 +213,7 @@ impl Default for SessionMetrics {
             segments: Family::default(),
             first_fragment: Family::new_with_constructor(Bounds(&LATENCY)),
             segment_queue: latency(),
+            phase: Family::new_with_constructor(Bounds(&LATENCY)),
             step: Family::new_with_constructor(Bounds(&LATENCY)),
             realtime: TracedHistogram::new(RATIO.into_iter()),
             video_seconds: Family::default(),
@@ -268,6 +275,11 @@ impl SessionMetrics {
             all.segment_queue.clone(),
         );
         registry.register(
+            "segment_phase_seconds",
+            "Time that a finished segment spent in each phase in its worker; `encode` is the encoder's work beside `decode`",
+            all.phase.clone(),
+        );
+        registry.register(
             "step_seconds",
             "Time from one step of a segment to the next, in attempts that failed too",
             all.step.clone(),
@@ -312,6 +324,10 @@ impl SessionMetrics {
         }
         for segment in ["first", "next"] {
             create(&all.first_fragment, &PositionLabel { segment });
+        }
+        for phase in Phase::ALL {
+            let phase = phase.name();
+            create(&all.phase, &PhaseLabel { phase });
         }
         for stage in [Stage::Denoise, Stage::Refine, Stage::Decode] {
             let stage = stage_name(stage);
@@ -397,7 +413,8 @@ struct Story {
 }
 
 impl Meter {
-    pub(super) fn read(&self, event: &SessionEvent) {
+    /// Counts an event, which belongs to that span if the session is traced.
+    pub(super) fn read(&self, event: &SessionEvent, span: Option<TraceLabels>) {
         let all = &*self.0.metrics.0;
         match event {
             SessionEvent::NotOpened(why) => {
@@ -429,7 +446,7 @@ impl Meter {
                 all.segment_queue.observe(seconds(*queued_for));
                 if let Some(lost) = self.story().lost.take() {
                     let took = seconds(lost.elapsed());
-                    all.recovery.observe(took, None, None);
+                    all.recovery.observe(took, span, None);
                 }
             }
             SessionEvent::WorkerLost(_) => {
@@ -449,22 +466,32 @@ impl Meter {
                     };
                     let labels = PositionLabel { segment };
                     let first = all.first_fragment.get_or_create(&labels);
-                    first.observe(seconds(*waited), None, None);
+                    first.observe(seconds(*waited), span, None);
                 }
             }
             SessionEvent::SegmentFinished {
                 source,
                 generation,
                 plays,
+                timing,
                 ..
             } => {
                 self.segment("finished", *source);
+                for span in &timing.phases {
+                    let took = match span.phase {
+                        Phase::Encode => timing.encode,
+                        _ => span.duration(),
+                    };
+                    let phase = span.phase.name();
+                    let phase = all.phase.get_or_create(&PhaseLabel { phase });
+                    phase.observe(seconds(took));
+                }
                 let tenant = self.tenant();
                 let video = (all.video_seconds).get_or_create(&TenantLabel { tenant });
                 video.inc_by(seconds(*plays));
                 if !plays.is_zero() {
                     let factor = seconds(*generation) / seconds(*plays);
-                    all.realtime.observe(factor, None, None);
+                    all.realtime.observe(factor, span, None);
                 }
             }
             SessionEvent::SegmentCancelled { source, .. } => self.segment("cancelled", *source),

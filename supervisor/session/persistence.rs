@@ -48,6 +48,8 @@ pub(super) struct Persistence {
     is_late: Arc<AtomicBool>,
     task: Option<JoinHandle<Result<(), StoreError>>>,
     retry_at: Option<Instant>,
+    /// When the latest write began.
+    began: Option<Instant>,
 }
 
 impl Persistence {
@@ -63,6 +65,7 @@ impl Persistence {
             is_late: Arc::default(),
             task: None,
             retry_at: None,
+            began: None,
         }
     }
 
@@ -80,6 +83,7 @@ impl Persistence {
         writes: &TaskTracker,
     ) {
         self.retry_at = None;
+        self.began = Some(Instant::now());
         let (writer, is_late, patience) = (lease.writer(), self.is_late.clone(), self.patience);
         let Committed {
             progress,
@@ -117,6 +121,7 @@ impl Persistence {
     /// Starts to store what was committed last.
     pub(super) fn begin(&mut self, lease: &Lease, writes: &TaskTracker) {
         self.retry_at = None;
+        self.began = Some(Instant::now());
         let storing = write(lease.writer(), self.is_late.clone());
         self.task = Some(writes.spawn(storing));
     }
@@ -155,6 +160,11 @@ impl Persistence {
     /// Returns whether everything that was committed is stored.
     pub(super) fn is_done(&self) -> bool {
         self.task.is_none() && self.retry_at.is_none()
+    }
+
+    /// Returns when the latest write began.
+    pub(super) fn began(&self) -> Option<Instant> {
+        self.began
     }
 
     /// Returns when a failed write has to be repeated.

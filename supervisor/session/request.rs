@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fastvideo_proto::checkpoint::Ask;
 use fastvideo_proto::job::PromptSource;
+use fastvideo_proto::trace::TraceContext;
 
 use super::Config;
 use super::command::SegmentRequest;
@@ -18,6 +19,8 @@ pub(crate) struct ValidRequest {
     pub(crate) seed: u64,
     pub(crate) num_inference_steps: u32,
     pub(crate) guidance_scale: f64,
+    /// The span that the segment is below.
+    pub(crate) trace_parent: Option<TraceContext>,
 }
 
 /// Why a request is invalid. The text names the field, the limit and the value given; it is safe to show to the client.
@@ -67,6 +70,7 @@ impl ValidRequest {
             seed: request.seed.unwrap_or(config.seed),
             num_inference_steps: steps,
             guidance_scale,
+            trace_parent: request.trace_parent,
         })
     }
 
@@ -112,6 +116,7 @@ impl ValidRequest {
             seed: ask.seed,
             num_inference_steps: ask.num_inference_steps,
             guidance_scale: ask.guidance_scale,
+            trace_parent: None,
         }
     }
 
@@ -123,6 +128,7 @@ impl ValidRequest {
             seed: config.seed,
             num_inference_steps: config.num_inference_steps,
             guidance_scale: config.guidance_scale,
+            trace_parent: None,
         }
     }
 }

@@ -303,6 +303,13 @@ impl Handover<'_> {
     }
 }
 
+fn job_stage(stage: Stage) -> job::Stage {
+    match stage {
+        Stage::Denoise => job::Stage::Denoise,
+        Stage::Refine => job::Stage::Refine,
+    }
+}
+
 fn failed(error: DeviceError) -> OutputError {
     OutputError::Failed(with_causes(&error))
 }
@@ -312,11 +319,16 @@ impl Output for Handover<'_> {
         self.sink.cancelled()
     }
 
+    fn begin(&mut self, stage: Stage) {
+        self.sink.begin(job_stage(stage));
+    }
+
+    fn begin_decoding(&mut self) {
+        self.sink.begin(job::Stage::Decode);
+    }
+
     fn step(&mut self, step: &Step<'_>) {
-        let stage = match step.stage {
-            Stage::Denoise => job::Stage::Denoise,
-            Stage::Refine => job::Stage::Refine,
-        };
+        let stage = job_stage(step.stage);
         self.sink
             .step(stage, count(step.step), count(step.total_steps));
     }

@@ -168,6 +168,7 @@ impl Synthetic {
     }
 
     fn denoise(&self, steps: u32, sink: &mut dyn Sink) -> Result<(), EngineError> {
+        sink.begin(Stage::Denoise);
         for step in 1..=steps {
             wait(Instant::now(), self.options.step, sink)?;
             sink.step(Stage::Denoise, step, steps);
@@ -251,6 +252,7 @@ impl Engine for Synthetic {
             None => Pictures::Drawn(Box::new(Brush::new(&film, request.prompt, counter, still))),
         };
         self.denoise(request.num_inference_steps, sink)?;
+        sink.begin(Stage::Decode);
 
         let mut state =
             StateWriter::new(format, self.options.conditioning_num_frames, self.latents());

@@ -57,6 +57,7 @@ fn job(job: u64, session: &SessionId, state: Option<JobState>) -> JobSpec {
         initial_image: None,
         state,
         window: u64::MAX,
+        trace: None,
     }
 }
 

@@ -7,6 +7,7 @@ use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::stream_v1::{
     ClientMessage, EditRequest, MediaReceived, Playback, SegmentRequest, SessionInit,
 };
+use fastvideo_proto::trace::TraceContext;
 use tokio::task::spawn_blocking;
 
 use crate::dialect::Parser;
@@ -175,6 +176,7 @@ fn opening(init: SessionInit) -> OpenSession {
         resume,
         extend,
         heartbeat,
+        traceparent,
     } = init;
     OpenSession {
         client_id,
@@ -197,8 +199,15 @@ fn opening(init: SessionInit) -> OpenSession {
             }),
             extend,
         }),
+        trace_parent: trace_parent(traceparent),
+        trace_link: None,
         share: Arc::default(),
     }
+}
+
+/// Reads a `traceparent`. What is none is ignored, as Trace Context wants it.
+fn trace_parent(text: Option<String>) -> Option<TraceContext> {
+    text?.parse().ok()
 }
 
 fn segment(request: SegmentRequest) -> command::SegmentRequest {
@@ -209,6 +218,7 @@ fn segment(request: SegmentRequest) -> command::SegmentRequest {
         seed,
         num_inference_steps,
         guidance_scale,
+        traceparent,
     } = request;
     command::SegmentRequest {
         prompt,
@@ -217,6 +227,7 @@ fn segment(request: SegmentRequest) -> command::SegmentRequest {
         seed,
         num_inference_steps,
         guidance_scale,
+        trace_parent: trace_parent(traceparent),
     }
 }
 

@@ -279,6 +279,7 @@ impl StreamRenderer {
             | SessionEvent::SegmentStarted { .. }
             | SessionEvent::FirstMediaSent { .. }
             | SessionEvent::Viewed { .. }
+            | SessionEvent::Stored { .. }
             | SessionEvent::AllMediaSent { .. }
             | SessionEvent::SegmentFinished { .. }
             | SessionEvent::SegmentTakenBack { .. }
@@ -555,6 +556,7 @@ mod tests {
             original_prompt: None,
             total_steps: 8,
             waited: Duration::ZERO,
+            trace_parent: None,
         }))
     }
 

@@ -26,7 +26,7 @@ use crate::client_address::ClientAddress;
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
 use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Renderer, Wire};
 use crate::http::app::{App, AppState};
-use crate::http::stream::while_it_goes_on;
+use crate::http::stream::{session_span, while_it_goes_on};
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
@@ -62,7 +62,7 @@ pub(in crate::http) async fn session(
     let upgrade = handshake.begin(&app.ingress, limit as u64)?;
     let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
-    let span = tracing::info_span!("session", session_id = tracing::field::Empty);
+    let span = session_span();
     let carried = async move {
         if let Some((socket, shares)) = opened.await
             && let Err(error) = carry(socket, &shares, &connection, &app).await

@@ -70,6 +70,7 @@ impl World {
         let (drain, drain_seen) = watch::channel(Drain::No);
         let context = Context {
             metrics: SessionMetrics::default(),
+            traces: crate::traces::Traces::default(),
             broadcasts: Broadcasts::new(config.spectators),
             config: Arc::new(config),
             pool: workers.pool().clone(),

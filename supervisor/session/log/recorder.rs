@@ -215,6 +215,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
         | SessionEvent::RequestWithdrawn { .. }
         | SessionEvent::RequestEdited { .. }
         | SessionEvent::Viewed { .. }
+        | SessionEvent::Stored { .. }
         | SessionEvent::IdleWarning { .. } => return None,
     })
 }

@@ -247,6 +247,7 @@ impl Pipeline {
         output: &mut dyn Output,
     ) -> Result<Continuation, GenerateError> {
         cancelled(output)?;
+        output.begin_decoding();
         let mut audio = latents::unpack_audio(&latents.audio, &plan.audio);
         let waveform = self.waveform(&audio);
         output.sound(&interleaved(&cut(&waveform, plan)))?;

@@ -201,6 +201,12 @@ pub trait Output {
     /// Returns whether the segment is cancelled. Once true, it stays true.
     fn cancelled(&self) -> bool;
 
+    /// Reports that the first step of a stage begins. Before the first one the prompts are encoded.
+    fn begin(&mut self, _stage: Stage) {}
+
+    /// Reports that decoding begins.
+    fn begin_decoding(&mut self) {}
+
     fn step(&mut self, step: &Step<'_>);
 
     /// Takes all of the segment's sound, interleaved, −1 to 1. It is called once, before the first frame. The sound may

@@ -43,6 +43,7 @@ impl Run<'_> {
         start: Option<Latents>,
         output: &mut dyn Output,
     ) -> Result<Latents, GenerateError> {
+        output.begin(self.stage.stage);
         let sigmas = &self.stage.sigmas;
         let tables = self.tables();
         let mut x = self.first(noise, start, sigmas[0]);
