@@ -1,7 +1,8 @@
 # The only entry points. Each installs the Debian packages that it needs, or names them when it may not.
 
 BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
-TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ openssl prometheus redis-server
+TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ openssl prometheus redis-server systemd
+CHECK_PACKAGES = prometheus systemd
 FUZZ_PACKAGES = fasttext g++
 BENCH_PACKAGES = haproxy
 TORCH_PACKAGES = g++
@@ -85,11 +86,13 @@ test-ltx2-memory: build-packages test-packages libtorch worker-ltx2
 	$(CARGO) test --workspace --locked --test integration $(FEATURES) -- --ignored --nocapture memory_of_an_ltx2_worker
 
 check: build-packages libtorch
+	@deploy/need-packages $(CHECK_PACKAGES)
 	cargo fmt --all -- --check
 	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 	$(CARGO) clippy --workspace --all-targets --locked $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(FEATURES)
 	@deploy/check-dependencies
+	@deploy/check-units
 
 bench: build test-packages
 	@deploy/need-packages $(BENCH_PACKAGES)

@@ -10,6 +10,7 @@ mod cli;
 mod client;
 mod continuation;
 mod cuts;
+mod deployment;
 mod docs;
 mod drain;
 mod durable;
