@@ -2,7 +2,7 @@
 
 BUILD_PACKAGES = libavcodec-dev libavformat-dev libavutil-dev clang libclang-dev pkg-config
 TEST_PACKAGES = ffmpeg chromium chromium-driver faketime fasttext g++ openssl prometheus redis-server systemd
-CHECK_PACKAGES = prometheus systemd
+CHECK_PACKAGES = systemd
 FUZZ_PACKAGES = fasttext g++
 BENCH_PACKAGES = haproxy
 TORCH_PACKAGES = g++

@@ -554,7 +554,7 @@ fn unit_of_the_package_has_every_folder_and_is_never_given_up() {
     // What the documentation names must be writable under the unit.
     for text in [
         include_str!("../../README.md"),
-        include_str!("../../docs/operating.md"),
+        include_str!("../../docs/operations.md"),
         include_str!("../../docs/session-log.md"),
         include_str!("../../deploy/serve.yaml"),
     ] {
