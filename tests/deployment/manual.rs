@@ -38,6 +38,8 @@ fn files_that_the_manual_names_exist() {
         let path: String = manual[at..].chars().take_while(|c| is_part(*c)).collect();
         named.insert(path.trim_end_matches('.').to_owned());
     }
+    // Operators make it.
+    named.remove("deploy/compose/router.key");
     assert!(named.len() > 8, "{named:?}");
     for path in named {
         let folder = path.split('*').next().unwrap();

@@ -48,9 +48,13 @@ fn a_unit_that_is_wrong_or_more_exposed_is_noticed() {
 }
 
 #[test]
-fn sockets_have_the_names_by_which_the_server_knows_them() {
-    for (socket, name) in [("", "http"), ("-admin", "admin")] {
-        let path = repository(&format!("deploy/fastvideo-supervisor{socket}.socket"));
+fn sockets_have_the_names_by_which_the_programs_know_them() {
+    for (socket, name) in [
+        ("supervisor", "http"),
+        ("supervisor-admin", "admin"),
+        ("router", "http"),
+    ] {
+        let path = repository(&format!("deploy/fastvideo-{socket}.socket"));
         let unit = fs::read_to_string(path).unwrap();
         let line = format!("FileDescriptorName={name}");
         assert!(unit.lines().any(|found| found == line), "{unit}");
