@@ -22,7 +22,8 @@ const COUNTERS_AND_GAUGES: &str = "
     fastvideo_config_reloads_total fastvideo_config_last_reload_successful
     fastvideo_config_last_reload_success_timestamp_seconds
     fastvideo_log_lines_total fastvideo_session_log_events_lost_total fastvideo_trace_spans_total
-    fastvideo_router_servers fastvideo_router_moves_total fastvideo_router_wanted_gpus
+    fastvideo_router_servers fastvideo_router_sessions fastvideo_router_waiting_sessions fastvideo_router_wanted_gpus
+    fastvideo_router_moves_total
     fastvideo_video_jobs_open fastvideo_video_jobs_total
     process_cpu_seconds_total process_open_fds process_max_fds process_virtual_memory_bytes
     process_resident_memory_bytes process_start_time_seconds process_threads
