@@ -40,7 +40,7 @@ COMPOSE_SPEC = target/compose-spec/package/lib/schema.json
 # What reads states that nobody vouches for is fuzzed for so long with every test run, in seconds per target.
 FUZZ_SECONDS = 10
 
-.PHONY: compose-spec demo demo-fleet image manifests build test test-ltx2 test-ltx2-memory worker-ltx2 check fuzz bench clean python libtorch build-packages test-packages
+.PHONY: compose-spec demo demo-fleet deb image manifests build test test-ltx2 test-ltx2-memory worker-ltx2 check fuzz bench clean python libtorch build-packages test-packages
 
 demo: build
 	target/release/fastvideo-supervisor --gpus $(DEMO_GPUS) \
@@ -97,10 +97,17 @@ check: build-packages libtorch
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(FEATURES)
 	@deploy/check-dependencies
 	@deploy/check-units
+	@deploy/check-package
 
 bench: build test-packages
 	@deploy/need-packages $(BENCH_PACKAGES)
 	cargo bench --locked -- $(ARGS)
+
+# target/debian/*.deb, with manual pages and completions that the program writes. Needs cargo-deb.
+deb: build
+	rm -rf target/manual && mkdir target/manual
+	target/release/fastvideo-supervisor manual target/manual
+	cargo deb --locked --no-build
 
 # The container image without Docker and without a registry; started and probed. Needs root.
 image: build

@@ -10,7 +10,7 @@ use fastvideo_supervisor_core::settings::KeySpec;
 
 use crate::config::Options;
 use crate::config::keys::{ROUTER, SERVER, Table};
-use crate::{check, client, router, sessions};
+use crate::{check, client, manual, router, sessions};
 
 /// The task of this process, according to its command line.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub(crate) enum Invocation {
     Client(Box<client::Args>),
     Sessions(sessions::Args),
     Router(router::Args),
+    Manual(manual::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -113,6 +114,13 @@ pub(crate) fn parse(
                 None => router::Args::Serve(before),
             })
         }
+        Some(("manual", matches)) => {
+            refuse_options("manual", &before)?;
+            let folder = matches.get_one::<PathBuf>("folder").cloned();
+            Invocation::Manual(manual::Args {
+                folder: folder.expect("clap requires it"),
+            })
+        }
         _ => Invocation::Serve(before),
     })
 }
@@ -128,7 +136,23 @@ fn refuse_options(subcommand: &str, options: &Options) -> Result<(), clap::Error
     Err(command().error(ErrorKind::ArgumentConflict, message))
 }
 
-pub(crate) fn command() -> Command {
+fn command() -> Command {
+    documented().subcommand(
+        Command::new("manual")
+            .about("Writes manual pages and completions for shells, for packages")
+            .hide(true)
+            .arg(
+                Arg::new("folder")
+                    .value_name("FOLDER")
+                    .required(true)
+                    .value_parser(value_parser!(PathBuf))
+                    .help("Existing folder to write to"),
+            ),
+    )
+}
+
+/// The command line as people see it.
+pub(crate) fn documented() -> Command {
     Command::new("fastvideo-supervisor")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Serves realtime video generation, segment by segment, from many GPUs")

@@ -21,6 +21,7 @@ mod check;
 mod client;
 mod config;
 mod logging;
+mod manual;
 mod router;
 mod sessions;
 mod startup;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Client(args)) => client::run(*args),
         Ok(Invocation::Sessions(args)) => sessions::run(&args),
         Ok(Invocation::Router(args)) => router::run(&args),
+        Ok(Invocation::Manual(args)) => manual::run(&args, args::documented()),
         Err(error) => {
             // An error means that nobody reads the output.
             let _ = error.print();

@@ -13,6 +13,7 @@ mod compose;
 mod image;
 mod manual;
 mod metrics;
+mod package;
 mod units;
 
 /// A file or folder of the repository.
