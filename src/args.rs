@@ -10,7 +10,7 @@ use fastvideo_supervisor_core::settings::KeySpec;
 
 use crate::config::Options;
 use crate::config::keys::{ROUTER, SERVER, Table};
-use crate::{check, client, manual, router, sessions};
+use crate::{check, client, manual, probe, router, sessions};
 
 /// The task of this process, according to its command line.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(crate) enum Invocation {
     Sessions(sessions::Args),
     Router(router::Args),
     Manual(manual::Args),
+    Probe(probe::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -92,6 +93,10 @@ pub(crate) fn parse(
         Some(("client", matches)) => {
             refuse_options("client", &before)?;
             Invocation::Client(Box::new(client::Args::from_matches(matches)))
+        }
+        Some(("probe", matches)) => {
+            refuse_options("probe", &before)?;
+            Invocation::Probe(probe::Args::from_matches(matches))
         }
         Some(("sessions", matches)) => match matches.subcommand() {
             Some(("list", matches)) => Invocation::Sessions(sessions::Args::List {
@@ -178,6 +183,7 @@ pub(crate) fn documented() -> Command {
         .subcommand(client::Args::command())
         .subcommand(sessions::Args::command(configuration(&SERVER, SERVER_FILE)))
         .subcommand(router_command())
+        .subcommand(probe::Args::command())
 }
 
 fn router_command() -> Command {

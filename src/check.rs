@@ -74,7 +74,8 @@ fn try_everything(loaded: &Loaded) -> io::Result<Vec<Finding>> {
     let findings = runtime.block_on(async {
         // Removed at the end of this block.
         let (finding, _folder) = surroundings::private_folder();
-        let mut findings = vec![surroundings::address(config), finding];
+        let mut findings = surroundings::addresses(config);
+        findings.push(finding);
         findings.push(surroundings::store(config).await);
         findings.extend(surroundings::session_log(config));
         findings.extend(surroundings::prompts(config).await);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fastvideo_supervisor_core::LogLines;
 use fastvideo_supervisor_core::settings::{Key, KeySpec, Origin, Reader, SettingError};
+use fastvideo_supervisor_core::turns::Turns;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::JsonFields;
@@ -98,15 +99,16 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Options {
     }
 }
 
-/// Starts the log of this process, which gets the messages of panics, too. Its lines are counted in `lines`.
+/// Starts the log of this process, which gets the messages of panics, too. Its lines are counted in `lines`, and its thread
+/// is one of the loops that have to turn.
 ///
 /// # Errors
 /// Returns an error when the log's thread cannot be started.
 ///
 /// # Panics
 /// Panics when the process has a log already.
-pub(crate) fn start(options: Options, lines: LogLines) -> io::Result<Log> {
-    let writer = LogWriter::start(stderr())?;
+pub(crate) fn start(options: Options, lines: LogLines, turns: &Turns) -> io::Result<Log> {
+    let writer = LogWriter::start(stderr(), turns)?;
     let layer = fmt::layer()
         .with_writer(writer.clone())
         // The library would report its errors on stderr, and panic where that is closed.

@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +12,11 @@ use std::time::Duration;
 
 use fastvideo_supervisor_core::LogLines;
 use fastvideo_supervisor_core::causes::with_causes;
-use fastvideo_supervisor_core::thread_priority;
+use fastvideo_supervisor_core::service_manager::{ServiceManager, watchdog_limit};
+use fastvideo_supervisor_core::settings::Surroundings;
+use fastvideo_supervisor_core::sockets::{PassedError, PassedSockets};
+use fastvideo_supervisor_core::turns::Turns;
+use fastvideo_supervisor_core::{Launch, Listening, thread_priority};
 use tokio::runtime::Runtime;
 
 mod args;
@@ -22,6 +25,7 @@ mod client;
 mod config;
 mod logging;
 mod manual;
+mod probe;
 mod router;
 mod sessions;
 mod startup;
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Sessions(args)) => sessions::run(&args),
         Ok(Invocation::Router(args)) => router::run(&args),
         Ok(Invocation::Manual(args)) => manual::run(&args, args::documented()),
+        Ok(Invocation::Probe(args)) => probe::run(&args),
         Err(error) => {
             // An error means that nobody reads the output.
             let _ = error.print();
@@ -54,13 +59,19 @@ fn main() -> ExitCode {
 }
 
 fn serve(options: &config::Options) -> ExitCode {
-    let loaded = match config::load(options, &config::surroundings()) {
+    let surroundings = config::surroundings();
+    let loaded = match config::load(options, &surroundings) {
         Ok(loaded) => loaded,
         Err(errors) => return refuse(&errors),
     };
+    let sockets = match PassedSockets::take(&surroundings, true) {
+        Ok(sockets) => sockets,
+        Err(error) => return refuse_sockets(&error),
+    };
+    let turns = Turns::new(watchdog_limit(&surroundings));
     // It writes its last lines when it is dropped.
     let log_lines = LogLines::default();
-    let _log = match logging::start(loaded.logging, log_lines.clone()) {
+    let _log = match logging::start(loaded.logging, log_lines.clone(), &turns) {
         Ok(log) => log,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
@@ -71,7 +82,7 @@ fn serve(options: &config::Options) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match run(loaded.config, log_lines) {
+    match run(loaded.config, launch(sockets, &surroundings, turns, log_lines)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", with_causes(error.as_ref()));
@@ -80,14 +91,27 @@ fn serve(options: &config::Options) -> ExitCode {
     }
 }
 
-fn run(config: fastvideo_supervisor_core::Config, log_lines: LogLines) -> anyhow::Result<()> {
+fn run(config: fastvideo_supervisor_core::Config, launch: Launch) -> anyhow::Result<()> {
     let runtime = runtime(config.pool.realtime)?;
-    let served = runtime.block_on(fastvideo_supervisor_core::serve(
-        config, log_lines, announce,
-    ));
+    let served = runtime.block_on(fastvideo_supervisor_core::serve(config, launch, announce));
     // The wait is bounded, unlike that of dropping the runtime: a thread may hang in a read that cannot be interrupted.
     runtime.shutdown_timeout(LEFTOVERS);
     Ok(served?)
+}
+
+/// Puts together what the program was given by whoever started it.
+fn launch(
+    sockets: PassedSockets,
+    surroundings: &Surroundings,
+    turns: Turns,
+    log_lines: LogLines,
+) -> Launch {
+    Launch {
+        sockets,
+        service: ServiceManager::find(surroundings),
+        turns,
+        log_lines,
+    }
 }
 
 /// Builds the runtime. With `promptly`, its worker threads ask for real-time scheduling, but those for blocking work do
@@ -116,14 +140,25 @@ fn runtime(promptly: bool) -> io::Result<Runtime> {
     builder.build()
 }
 
-/// Prints the line that scripts and tests wait for. A thread of its own does so, since a pipe that nobody reads may let it
-/// wait for ever.
-fn announce(address: SocketAddr) {
-    tracing::info!(%address, "listening");
+/// Prints the line that scripts and tests wait for; where operators have an address of their own, it is in a second one. A
+/// thread of its own does so, since a pipe that nobody reads may let it wait for ever.
+fn announce(listening: Listening) {
+    let Listening {
+        address,
+        is_encrypted,
+        admin,
+    } = listening;
+    let scheme = if is_encrypted { "https" } else { "http" };
+    tracing::info!(%address, scheme, "listening");
+    let mut lines = format!("listening on {scheme}://{address}\n");
+    if let Some(admin) = admin {
+        tracing::info!(address = %admin, scheme, "listening for operators");
+        lines += &format!("listening for operators on {scheme}://{admin}\n");
+    }
     let print = move || {
         // Not the library's buffer, which the end of the process would wait for.
         let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        writeln!(stdout, "listening on http://{address}")
+        stdout.write_all(lines.as_bytes())
     };
     // An error means that nobody reads stdout, which is no reason to stop serving.
     let _ = thread::Builder::new()
@@ -133,5 +168,10 @@ fn announce(address: SocketAddr) {
 
 fn refuse(errors: &config::ConfigErrors) -> ExitCode {
     let _ = write!(std::io::stderr(), "{errors}");
+    ExitCode::from(USAGE)
+}
+
+fn refuse_sockets(error: &PassedError) -> ExitCode {
+    let _ = writeln!(io::stderr(), "error: {error}");
     ExitCode::from(USAGE)
 }

@@ -7,6 +7,10 @@ use fastvideo_supervisor_core::LogLines;
 use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::router::health::HttpClient;
 use fastvideo_supervisor_core::router::{self, Config};
+use fastvideo_supervisor_core::service_manager::watchdog_limit;
+use fastvideo_supervisor_core::settings::Surroundings;
+use fastvideo_supervisor_core::sockets::PassedSockets;
+use fastvideo_supervisor_core::turns::Turns;
 use futures_util::future::join_all;
 
 use crate::config::{self, LoadedRouter, Options};
@@ -22,20 +26,26 @@ pub(crate) enum Args {
 /// Runs the subcommand and returns its exit code.
 pub(crate) fn run(args: &Args) -> ExitCode {
     let (Args::Serve(options) | Args::Check(options)) = args;
-    let loaded = match config::load_router(options, &config::surroundings()) {
+    let surroundings = config::surroundings();
+    let loaded = match config::load_router(options, &surroundings) {
         Ok(loaded) => loaded,
         Err(errors) => return crate::refuse(&errors),
     };
     match args {
-        Args::Serve(_) => serve(loaded),
+        Args::Serve(_) => serve(loaded, &surroundings),
         Args::Check(_) => check(&loaded),
     }
 }
 
-fn serve(loaded: LoadedRouter) -> ExitCode {
+fn serve(loaded: LoadedRouter, surroundings: &Surroundings) -> ExitCode {
+    let sockets = match PassedSockets::take(surroundings, false) {
+        Ok(sockets) => sockets,
+        Err(error) => return crate::refuse_sockets(&error),
+    };
+    let turns = Turns::new(watchdog_limit(surroundings));
     // It writes its last lines when it is dropped.
     let log_lines = LogLines::default();
-    let _log = match logging::start(loaded.logging, log_lines.clone()) {
+    let _log = match logging::start(loaded.logging, log_lines.clone(), &turns) {
         Ok(log) => log,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
@@ -48,9 +58,10 @@ fn serve(loaded: LoadedRouter) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    let launch = crate::launch(sockets, surroundings, turns, log_lines);
     let served = crate::runtime(true).map_err(anyhow::Error::from);
     let served = served.and_then(|runtime| {
-        let served = runtime.block_on(router::serve(loaded.config, log_lines, crate::announce));
+        let served = runtime.block_on(router::serve(loaded.config, launch, crate::announce));
         runtime.shutdown_timeout(crate::LEFTOVERS);
         Ok(served?)
     });

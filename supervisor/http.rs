@@ -12,13 +12,17 @@ use std::io;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
+use fastvideo_proto::api::probes::Readiness;
 use tokio::net::TcpListener;
 
-pub use app::{App, Config};
+pub use app::{Admin, App, Config};
 
 use crate::ingress::error::ApiError;
-use crate::ingress::{hosts, listener, metrics};
+use crate::ingress::hosts::{self, Hosts};
+use crate::ingress::tls::Side;
+use crate::ingress::{listener, metrics};
 use crate::page;
+use crate::turns::Turns;
 
 mod app;
 pub mod config;
@@ -31,33 +35,69 @@ mod store_error;
 mod stream;
 mod watch;
 
-/// Accepts connections until the returned future is dropped. The connections end with `Ingress::stopping`.
+/// Accepts connections until the returned future is dropped. The connections end with `Ingress::stopping`. With `admin`,
+/// what is for operators is served there alone.
 ///
 /// # Errors
 /// Returns no error: a listener that cannot accept now is asked again.
-pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
-    let router = router(app.clone());
-    listener::run(listener, &app.ingress, router).await;
+pub async fn serve(
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    app: App,
+    turns: Turns,
+) -> io::Result<()> {
+    let hosts = &app.ingress.hosts;
+    let Some(admin) = admin else {
+        let routes = for_clients(&app).merge(for_operators(&app));
+        let router = complete(routes, hosts, &app);
+        let accepting = listener::run(listener, Side::Public, &app.ingress, router);
+        turns.watch("HTTP listener", accepting).await;
+        return Ok(());
+    };
+    let router = complete(for_clients(&app), hosts, &app);
+    let public = listener::run(listener, Side::Public, &app.ingress, router);
+    let hosts = app.admin_hosts.as_ref().unwrap_or(hosts);
+    let router = complete(for_operators(&app), hosts, &app);
+    let admin = listener::run(admin, Side::Admin, &app.ingress, router);
+    tokio::join!(
+        turns.watch("HTTP listener", public),
+        turns.watch("admin listener", admin)
+    );
     Ok(())
 }
 
-fn router(app: App) -> Router {
+/// Returns the routes of everybody: sessions, films, the page; and the links of routers, which reach a server at one address.
+fn for_clients(app: &App) -> Router<App> {
     Router::new()
         .route("/v1/stream", get(stream::upgrade))
         .route("/v1/watch", get(watch::upgrade))
         .route("/v1/router", get(fleet::control))
         .route("/v1/router/session", get(fleet::session))
-        .merge(status::routes())
-        .merge(openapi::routes())
-        .merge(film::routes(&app))
-        .merge(operator::routes(&app))
+        .merge(film::routes(app))
         .merge(page::routes())
+}
+
+/// Returns the routes of operators and of what watches the server.
+fn for_operators(app: &App) -> Router<App> {
+    status::routes().merge(operator::routes(app))
+}
+
+/// Adds what every listener answers.
+fn complete(routes: Router<App>, hosts: &Hosts, app: &App) -> Router {
+    routes
+        .merge(status::probes())
+        .merge(openapi::routes())
         .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
+        .layer(from_fn_with_state(hosts.clone(), hosts::guard))
         .layer(from_fn_with_state(
             app.http_metrics.clone(),
             metrics::measure,
         ))
-        .with_state(app)
+        .with_state(app.clone())
+}
+
+/// Returns what the readiness probe answers now.
+pub(crate) fn readiness(app: &App) -> Readiness {
+    status::readiness(app)
 }

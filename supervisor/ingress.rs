@@ -1,6 +1,7 @@
 //! What comes in: accepts connections, and limits what a stranger may hold in number, memory and time.
 //!
-//! `listener` accepts connections, `connections` counts them, `connection` limits the time of each of their phases;
+//! `listener` accepts connections, `tls` shakes hands where they are encrypted, `connections` counts them, `connection` limits
+//! the time of each of their phases;
 //! `websocket` begins WebSockets, `message_io` limits what is received on them by their `frame`s, and `liveness` tells
 //! whether a peer is still there. `hosts`, `origins` and `csrf` are the guards against pages of other sites. `extract` reads requests, and `error`
 //! answers those that are refused: every refusal has the same JSON body.
@@ -17,11 +18,13 @@ pub use origins::Origins;
 
 use crate::byte_budget::{self, ByteBudget};
 use crate::client_address::ClientAddress;
+use crate::tls::server::ServerTls;
 use connection::{BodyLimits, TimeLimits};
 use connections::Connections;
 use error::ApiError;
 use hosts::Hosts;
 use message_io::MessageLimits;
+use tls::Encryption;
 
 pub mod config;
 pub(crate) mod connection;
@@ -37,6 +40,7 @@ pub(crate) mod message_io;
 pub(crate) mod metrics;
 pub(crate) mod origins;
 pub(crate) mod timestamp;
+pub(crate) mod tls;
 pub(crate) mod websocket;
 
 /// The largest number of connections that are accepted where the configuration does not say.
@@ -55,6 +59,8 @@ pub struct Config {
     /// The interval between pings. A peer that answers nothing for two intervals is considered gone.
     pub ping_interval: Duration,
     pub limits: Limits,
+    /// The certificate of the listeners; without it they speak HTTP.
+    pub tls: Option<ServerTls>,
 }
 
 /// Limits on connections and on what is received on them.
@@ -100,6 +106,9 @@ pub struct Ingress {
     pub(crate) origins: Origins,
     /// Whether pages of sites that are not in `origins` may open sessions.
     pub(crate) any_origin_may_stream: bool,
+    /// The encryption of connections, where the listeners speak HTTPS. Its `tls` knows how handshakes have ended and when
+    /// the certificate expires.
+    pub(crate) encryption: Option<Encryption>,
     /// All open connections.
     pub(crate) open: Connections,
     /// The memory of what clients are sending.
@@ -133,6 +142,9 @@ impl Ingress {
         let connections = connections.min(most_connections);
         let unopened = limits.unopened.unwrap_or((connections / 4).max(1));
         let half = |of: usize| (of / 2).max(1);
+        let stopping = CancellationToken::new();
+        let encryption =
+            (config.tls).map(|tls| Encryption::new(tls, limits.head_timeout, stopping.clone()));
         Self {
             max_message_bytes: config.max_message_bytes,
             ping_interval: config.ping_interval,
@@ -150,6 +162,7 @@ impl Ingress {
             hosts: Hosts::new(config.allowed_hosts, host, address),
             any_origin_may_stream: config.allowed_origins.is_none(),
             origins: config.allowed_origins.unwrap_or_default(),
+            encryption,
             open: Connections::new(connections::Limits {
                 connections,
                 connections_per_address: (limits.connections_per_client)
@@ -163,7 +176,7 @@ impl Ingress {
             }),
             connections: TaskTracker::new(),
             requests: TaskTracker::new(),
-            stopping: CancellationToken::new(),
+            stopping,
         }
     }
     /// Refuses a WebSocket of another site's page.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_link::FolderError;
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,11 +20,14 @@ use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::process_metrics::RuntimeLag;
 use crate::prompt::Prompts;
+use crate::service_manager::ServiceManager;
 use crate::session::{Broadcasts, Context, Drain, Logs, SessionMetrics};
-use crate::signals::{Hangups, StopSignals};
+use crate::signals::{Hangups, Reloads, StopSignals};
+use crate::sockets::{ListenError, PassedSockets, listen};
 use crate::store::{SessionStore, Upkeep};
 use crate::tasks::BackgroundTasks;
 use crate::traces::Traces;
+use crate::turns::Turns;
 
 pub use crate::process_metrics::LogLines;
 pub use crate::tasks::TaskError;
@@ -43,22 +46,26 @@ pub mod ingress;
 mod metrics;
 mod page;
 pub mod pool;
+pub mod probe;
 mod process_metrics;
 pub mod prompt;
 pub mod redis;
 pub mod router;
 mod segment_run;
+pub mod service_manager;
 pub mod session;
 pub mod settings;
 mod signals;
 #[cfg(test)]
 mod small_disk;
+pub mod sockets;
 pub mod store;
 mod tasks;
 pub mod tenant;
 pub mod thread_priority;
 pub mod tls;
 pub mod traces;
+pub mod turns;
 
 /// The whole configuration, checked.
 #[derive(Clone, Debug)]
@@ -74,6 +81,27 @@ pub struct Config {
     pub traces: Option<traces::Config>,
     /// How long running segments may go on after the first SIGTERM.
     pub grace: Duration,
+}
+
+/// What the process has from whoever started it, and what its parts outside this library do.
+#[derive(Debug)]
+pub struct Launch {
+    /// Sockets to listen on.
+    pub sockets: PassedSockets,
+    pub service: ServiceManager,
+    /// The loops that have to turn; those of this library are added.
+    pub turns: Turns,
+    /// Where the lines of the log are counted.
+    pub log_lines: LogLines,
+}
+
+/// Where clients can connect.
+#[derive(Clone, Copy, Debug)]
+pub struct Listening {
+    pub address: SocketAddr,
+    pub is_encrypted: bool,
+    /// The address for operators, where they have one of their own.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Time limit on closing the connections after the grace period, and on each later step of an orderly shutdown.
@@ -104,12 +132,8 @@ pub enum ServeError {
     Prompts(#[from] prompt::InstructionsError),
     #[error("`streaming.safety.required` is true, but the safety filter is unavailable")]
     Safety(#[from] prompt::safety::Unavailable),
-    #[error("cannot listen on {host}:{port}")]
-    Listen {
-        host: String,
-        port: u16,
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error(transparent)]
     Traces(#[from] traces::OpenError),
     #[error("cannot handle signals")]
@@ -136,12 +160,12 @@ pub enum ServeError {
 /// bound, or a background task panics or ends. No worker is left behind.
 pub async fn serve(
     config: Config,
-    log_lines: LogLines,
-    on_listening: impl FnOnce(SocketAddr),
+    launch: Launch,
+    on_listening: impl FnOnce(Listening),
 ) -> Result<(), ServeError> {
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
     let server = tokio::select! {
-        started = Server::start(config, &log_lines, on_listening) => started?,
+        started = Server::start(config, launch, on_listening) => started?,
         // It may wait for the store.
         () = signals.next() => return Ok(()),
     };
@@ -170,6 +194,9 @@ struct Server {
     tasks: BackgroundTasks,
     /// What routers find the server by.
     announcement: Option<Arc<Announcement>>,
+    service: ServiceManager,
+    /// Keeps the service manager informed until the end, when the other tasks have ended.
+    _informing: JoinSet<()>,
     /// Dropped last: workers connect through it, and initial images lie in it.
     _links: LinkFolder,
 }
@@ -185,9 +212,15 @@ impl Server {
     /// Opens everything, and starts the workers and the background tasks.
     async fn start(
         config: Config,
-        log_lines: &LogLines,
-        on_listening: impl FnOnce(SocketAddr),
+        launch: Launch,
+        on_listening: impl FnOnce(Listening),
     ) -> Result<Self, ServeError> {
+        let Launch {
+            sockets,
+            service,
+            turns,
+            log_lines,
+        } = launch;
         let hangups = Hangups::install().map_err(ServeError::Signals)?;
         let files = raise_file_limit();
         start_blocking_thread().await;
@@ -200,8 +233,19 @@ impl Server {
         let announcement = announcement(&config.http, &config.store)?;
         let store = SessionStore::open(config.store).await?;
         let traces = Traces::open(config.traces).await?;
-        let (listener, address) = listen(&config.http.host, config.http.port).await?;
-        on_listening(address);
+        let (listener, address) = listen(sockets.http, &config.http.host, config.http.port).await?;
+        let admin = &config.http.admin;
+        let admin = match (sockets.admin, admin.port) {
+            (None, None) => None,
+            (passed, port) => Some(listen(passed, &admin.host, port.unwrap_or_default()).await?),
+        };
+        let (admin, admin_address) = admin.unzip();
+        let tls = config.http.ingress.tls.clone();
+        on_listening(Listening {
+            address,
+            is_encrypted: tls.is_some(),
+            admin: admin_address,
+        });
 
         let (drain, drain_seen) = watch::channel(Drain::No);
         let logs = Logs::open(config.session_log);
@@ -212,7 +256,7 @@ impl Server {
         log_lines.register(&mut metrics);
         logs.register(metrics.product());
         let runtime_lag = RuntimeLag::register(&mut metrics);
-        let pool = Pool::start(config.pool);
+        let pool = Pool::start(config.pool, &turns);
         pool.register_metrics(metrics.product());
         store.register_metrics(metrics.product());
         prompts.register_metrics(metrics.product());
@@ -221,6 +265,7 @@ impl Server {
         let app = http::App::new(
             config.http,
             address.ip(),
+            admin_address.map(|admin| admin.ip()),
             most_connections,
             Context {
                 broadcasts: Broadcasts::new(config.session.spectators),
@@ -241,18 +286,29 @@ impl Server {
         let requests_end = app.ingress.stopping.clone();
         let drain_asked = app.drain_asked.clone();
 
-        let router_keys = app.fleet.keys().cloned();
+        let reloads = Reloads {
+            prompts,
+            router_keys: app.fleet.keys().cloned(),
+            tls: tls.clone(),
+            service: service.clone(),
+        };
         let mut tasks = BackgroundTasks::default();
         let upkeep = Upkeep::new(store.clone());
         tasks.spawn("store upkeep", async {
             upkeep.run().await;
             Ok(())
         });
-        tasks.spawn("prompt reload", async {
-            hangups.reload(prompts, router_keys).await;
+        tasks.spawn("reload", async {
+            hangups.reload(reloads).await;
             Ok(())
         });
         tasks.spawn("runtime lag", runtime_lag.run());
+        if let Some(tls) = tls {
+            tasks.spawn("certificate", async {
+                tls.watch().await;
+                Ok(())
+            });
+        }
         let watched = pool.clone();
         tasks.spawn("worker pool", async move {
             watched.failed().await;
@@ -260,7 +316,15 @@ impl Server {
                 "a panic has left the assignments of sessions to workers inconsistent",
             ))
         });
-        tasks.spawn("HTTP server", http::serve(listener, app));
+        let status = app.clone();
+        tasks.spawn(
+            "HTTP server",
+            http::serve(listener, admin, app, turns.clone()),
+        );
+        service.ready();
+        let mut informing = JoinSet::new();
+        let status = move || http::readiness(&status).to_string();
+        informing.spawn(service.clone().keep_informed(turns, status));
         if let Some(announcement) = announcement.clone() {
             tasks.spawn("announcement", async move {
                 announcement.run().await;
@@ -281,6 +345,8 @@ impl Server {
             drain,
             drain_asked,
             tasks,
+            service,
+            _informing: informing,
             _links: links,
         })
     }
@@ -320,6 +386,7 @@ impl Server {
     /// the connections are closed.
     async fn drain(&mut self, signals: &mut StopSignals) -> Result<(), CutShort> {
         tracing::info!(grace_s = self.grace.as_secs(), "draining");
+        self.service.stopping();
         let deadline = Instant::now() + self.grace;
         self.drain.send_replace(Drain::Until(deadline));
         self.connections.close();
@@ -336,6 +403,7 @@ impl Server {
             CutShort::SecondSignal => tracing::warn!("second signal: stopping at once"),
             CutShort::TaskFailed(_) => tracing::error!("background task failed: stopping at once"),
         }
+        self.service.stopping();
         self.drain.send_replace(Drain::Until(Instant::now()));
         self.connections.close();
         self.pool.stop_now();
@@ -390,20 +458,6 @@ fn announcement(
     let announcement = Announcement::new(address.clone(), description);
     let announcement = announcement.map_err(ServeError::Redis)?;
     Ok(Some(Arc::new(announcement)))
-}
-
-/// Binds the port; returns the address, too, since the operating system may have chosen the port.
-async fn listen(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), ServeError> {
-    let bound = async {
-        let listener = TcpListener::bind((host, port)).await?;
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    };
-    bound.await.map_err(|source| ServeError::Listen {
-        host: host.to_owned(),
-        port,
-        source,
-    })
 }
 
 /// Raises the soft limit on open files, and returns it: each session needs a socket and each state a file descriptor, so
@@ -498,7 +552,7 @@ mod tests {
         let (drain, drain_seen) = watch::channel(Drain::No);
         let server = Server {
             grace: 60 * SECOND,
-            pool: Pool::start(pool),
+            pool: Pool::start(pool, &Turns::new(None)),
             store: SessionStore::open(store).await.unwrap(),
             logs: Logs::open(None),
             traces: Traces::default(),
@@ -510,6 +564,8 @@ mod tests {
             drain_asked: Arc::default(),
             tasks: BackgroundTasks::default(),
             announcement: None,
+            service: ServiceManager::default(),
+            _informing: JoinSet::new(),
             _links: LinkFolder::prepare().unwrap(),
         };
         (server, drain_seen)

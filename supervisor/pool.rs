@@ -34,6 +34,7 @@ pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
 pub use status::{PoolStatus, SlotStatus, WorkerStatus};
 
+use crate::turns::Turns;
 use assignments::{Absence, Assignments, Sharing};
 use context::WorkerContext;
 use control::{Controls, Directive, StopSignal};
@@ -153,11 +154,12 @@ pub struct UnknownGpu(pub GpuId);
 pub struct Moved(WorkerId);
 
 impl Pool {
-    /// Starts all workers. It returns at once; [`Self::status`] tells how far they are.
+    /// Starts all workers, each with a task that is one of the loops that have to turn. It returns at once; [`Self::status`]
+    /// tells how far they are.
     ///
     /// It must be called on a runtime thread that lives as long as the pool: workers die with the thread that started
     /// them, so that none outlives the supervisor.
-    pub fn start(config: Config) -> Self {
+    pub fn start(config: Config, turns: &Turns) -> Self {
         let config = Arc::new(config);
         let notifiers: Vec<_> = (config.gpus.iter())
             .map(|_| Arc::<Notify>::default())
@@ -192,7 +194,8 @@ impl Pool {
             };
             let controls = Controls::new(directive_seen, stop_seen.clone());
             let span = tracing::info_span!("gpu", gpu = %gpu.id);
-            tracker.spawn(manage(context, controls).instrument(span));
+            let task = manage(context, controls).instrument(span);
+            tracker.spawn(turns.watch(&format!("GPU {}", gpu.id), task));
             slots.push(SlotHandle {
                 gpu: gpu.id,
                 directive,

@@ -8,24 +8,26 @@
 //! it ends.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::fleet::{FLEET_VERSION, Hello};
 use rustls::RootCertStore;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::{Description, Directory};
 use crate::ingress::metrics::{HttpMetrics, Scrapes};
+use crate::ingress::tls::Side;
 use crate::ingress::{self, Ingress, listener};
 use crate::metrics::Metrics;
-use crate::process_metrics::{self, LogLines, RuntimeLag};
+use crate::process_metrics::{self, RuntimeLag};
 use crate::redis::{BEAT, RedisAddress};
-use crate::signals::StopSignals;
+use crate::signals::{Hangups, StopSignals};
+use crate::sockets::listen;
 use crate::tasks::BackgroundTasks;
-use crate::{ServeError, listen, most_connections, raise_file_limit};
+use crate::{Launch, Listening, ServeError, most_connections, raise_file_limit};
 
 use carried::Carried;
 use config::{ReplicaEndpoint, RouterKey};
@@ -110,23 +112,35 @@ pub struct HealthCheck {
 }
 
 /// Routes sessions until SIGTERM or SIGINT. Then no further client is taken, and those that are there may stay for a
-/// while; a second signal ends that. `on_listening` is called once clients can connect.
+/// while; a second signal ends that. SIGHUP reads the certificate again. `on_listening` is called once clients can connect.
 ///
 /// # Errors
 /// Returns an error when a server needs TLS and there are no certificate authorities, the port cannot be bound, or a
 /// background task panics.
 pub async fn serve(
     config: Config,
-    log_lines: LogLines,
-    on_listening: impl FnOnce(SocketAddr),
+    launch: Launch,
+    on_listening: impl FnOnce(Listening),
 ) -> Result<(), ServeError> {
+    let Launch {
+        sockets,
+        service,
+        turns,
+        log_lines,
+    } = launch;
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
+    let hangups = Hangups::install().map_err(ServeError::Signals)?;
     let tls = config.tls().map_err(ServeError::Authorities)?;
     let proxy = Proxy::new(tls.as_deref()).map_err(ServeError::Client)?;
     let probe = HttpClient::new(tls.as_deref()).map_err(ServeError::Client)?;
     let files = raise_file_limit();
-    let (listener, address) = listen(&config.host, config.port).await?;
-    on_listening(address);
+    let (listener, address) = listen(sockets.http, &config.host, config.port).await?;
+    let certificate = config.ingress.tls.clone();
+    on_listening(Listening {
+        address,
+        is_encrypted: certificate.is_some(),
+        admin: None,
+    });
 
     let thresholds = config.health_check.thresholds;
     let registry = ReplicaRegistry::new(
@@ -220,16 +234,37 @@ pub async fn serve(
             Ok(())
         });
     }
+    let (reloaded, reloading) = (certificate.clone(), service.clone());
+    tasks.spawn("reload", async move {
+        hangups.reload_certificate(reloaded, reloading).await;
+        Ok(())
+    });
+    if let Some(certificate) = certificate {
+        tasks.spawn("certificate", async {
+            certificate.watch().await;
+            Ok(())
+        });
+    }
+    let status = app.clone();
     let front = ingress.clone();
+    let accepting = turns.watch("HTTP listener", async move {
+        listener::run(listener, Side::Public, &front, routes::router(app)).await;
+    });
     tasks.spawn("HTTP server", async move {
-        listener::run(listener, &front, routes::router(app)).await;
+        accepting.await;
         Ok::<_, io::Error>(())
     });
+    service.ready();
+    // It is kept informed until the end.
+    let mut informing = JoinSet::new();
+    let status = move || routes::readiness(&status).to_owned();
+    informing.spawn(service.clone().keep_informed(turns, status));
 
     let failed = tokio::select! {
         () = signals.next() => None,
         error = tasks.failed() => Some(error),
     };
+    service.stopping();
     if failed.is_none() {
         tracing::info!(linger_s = config.linger.as_secs(), "draining");
         ingress.connections.close();

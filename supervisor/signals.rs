@@ -7,6 +7,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::causes::with_causes;
 use crate::http::fleet::RouterKeys;
 use crate::prompt::Prompts;
+use crate::service_manager::ServiceManager;
+use crate::tls::server::ServerTls;
 
 /// The signals that ask the server to stop: SIGTERM and SIGINT.
 #[derive(Debug)]
@@ -15,9 +17,19 @@ pub(crate) struct StopSignals {
     interrupt: Signal,
 }
 
-/// SIGHUP, which asks the server to read the system prompts again.
+/// SIGHUP, which asks the program to read some of its files again.
 #[derive(Debug)]
 pub(crate) struct Hangups(Signal);
+
+/// What a server reads again.
+#[derive(Debug)]
+pub(crate) struct Reloads {
+    pub(crate) prompts: Prompts,
+    pub(crate) router_keys: Option<RouterKeys>,
+    pub(crate) tls: Option<ServerTls>,
+    /// Is told when it begins and when it is done.
+    pub(crate) service: ServiceManager,
+}
 
 impl StopSignals {
     /// Handles both signals from now on; they no longer end the process.
@@ -49,28 +61,55 @@ impl Hangups {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Reads the system prompts and the keys of routers again at every SIGHUP, of which the server takes no other notice.
-    pub(crate) async fn reload(mut self, prompts: Prompts, router_keys: Option<RouterKeys>) {
+    /// Reads the certificate, the keys of routers and the system prompts again at every SIGHUP.
+    pub(crate) async fn reload(mut self, reloads: Reloads) {
         while self.0.recv().await.is_some() {
-            if let Some(keys) = router_keys.clone() {
-                match tokio::task::spawn_blocking(move || keys.reload()).await {
-                    Ok(Ok(keys)) => tracing::info!(keys, "keys of routers reloaded"),
-                    Ok(Err(error)) => {
-                        let error = with_causes(&error);
-                        tracing::warn!(error, "keys of routers stay as they were");
-                    }
-                    Err(panic) => tracing::error!(%panic, "keys of routers not reloaded"),
+            reloads.service.reloading();
+            reloads.run().await;
+            reloads.service.reloaded();
+        }
+    }
+
+    /// Reads a router's certificate again at every SIGHUP.
+    pub(crate) async fn reload_certificate(
+        mut self,
+        tls: Option<ServerTls>,
+        service: ServiceManager,
+    ) {
+        while self.0.recv().await.is_some() {
+            service.reloading();
+            match &tls {
+                Some(tls) => tls.reload_and_log().await,
+                None => tracing::info!("SIGHUP: there is no certificate, nothing to reload"),
+            }
+            service.reloaded();
+        }
+    }
+}
+
+impl Reloads {
+    async fn run(&self) {
+        if let Some(tls) = &self.tls {
+            tls.reload_and_log().await;
+        }
+        if let Some(keys) = self.router_keys.clone() {
+            match tokio::task::spawn_blocking(move || keys.reload()).await {
+                Ok(Ok(keys)) => tracing::info!(keys, "keys of routers reloaded"),
+                Ok(Err(error)) => {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "keys of routers stay as they were");
                 }
+                Err(panic) => tracing::error!(%panic, "keys of routers not reloaded"),
             }
-            let Some(enhancer) = prompts.enhancer().cloned() else {
-                tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload");
-                continue;
-            };
-            match tokio::task::spawn_blocking(move || enhancer.reload()).await {
-                Ok(Ok(origins)) => tracing::info!(?origins, "system prompts reloaded"),
-                Ok(Err(error)) => tracing::warn!(%error, "system prompts stay as they were"),
-                Err(panic) => tracing::error!(%panic, "system prompts not reloaded"),
-            }
+        }
+        let Some(enhancer) = self.prompts.enhancer().cloned() else {
+            tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload");
+            return;
+        };
+        match tokio::task::spawn_blocking(move || enhancer.reload()).await {
+            Ok(Ok(origins)) => tracing::info!(?origins, "system prompts reloaded"),
+            Ok(Err(error)) => tracing::warn!(%error, "system prompts stay as they were"),
+            Err(panic) => tracing::error!(%panic, "system prompts not reloaded"),
         }
     }
 }

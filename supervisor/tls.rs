@@ -1,4 +1,7 @@
-//! TLS of a client: which certificate authorities are trusted, and why a handshake fails.
+//! TLS. Here is that of a client: which certificate authorities are trusted, and why a handshake fails.
+//!
+//! `server` is that of the listeners: a certificate that is exchanged while they serve. `pair` reads it from its files, and
+//! `config` has its keys.
 
 use std::error::Error;
 use std::io;
@@ -9,6 +12,10 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
+
+pub mod config;
+pub mod pair;
+pub mod server;
 
 /// Why there are no certificate authorities.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! Starts the real supervisor, speaks to it as clients and operators do, and leaves nothing behind.
 
 use std::fmt::Debug;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -58,6 +58,8 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) address: String,
     log: Arc<Mutex<String>>,
+    /// What follows the first line on stdout.
+    said: Arc<Mutex<String>>,
 }
 
 impl Server {
@@ -89,8 +91,12 @@ impl Server {
     }
 
     fn spawn_on(port: &str, command: &mut Command) -> Self {
+        Self::spawn_as_it_is(command.args(["--host", "127.0.0.1", "--port", port]))
+    }
+
+    /// Runs a command that starts a supervisor, without a word about where it listens, and waits until it does.
+    pub(crate) fn spawn_as_it_is(command: &mut Command) -> Self {
         let mut child = command
-            .args(["--host", "127.0.0.1", "--port", port])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -109,16 +115,27 @@ impl Server {
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let mut line = String::new();
         stdout.read_line(&mut line).expect("stdout can be read");
-        let Some(address) = line.trim().strip_prefix("listening on http://") else {
+        let address = line.trim().strip_prefix("listening on http");
+        let address = address.and_then(|rest| rest.trim_start_matches('s').strip_prefix("://"));
+        let Some(address) = address else {
             let _ = child.wait();
             panic!("the supervisor said {line:?} and\n{}", log.lock().unwrap());
         };
         let address = address.to_owned();
-        thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
+        let said = Arc::new(Mutex::new(String::new()));
+        let rest = said.clone();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let mut rest = rest.lock().unwrap();
+                rest.push_str(&line);
+                rest.push('\n');
+            }
+        });
         Self {
             child,
             address,
             log,
+            said,
         }
     }
 
@@ -138,6 +155,7 @@ impl Server {
             child,
             address,
             log: Arc::default(),
+            said: Arc::default(),
         };
         until("the server accepts connections", async || {
             let ended = server.child.try_wait().unwrap();
@@ -146,6 +164,18 @@ impl Server {
         })
         .await;
         server
+    }
+
+    /// Waits until it is said where operators reach the supervisor, and returns the address.
+    pub(crate) async fn admin(&self) -> String {
+        until("the address of operators is printed", async || {
+            let said = self.said.lock().unwrap().clone();
+            let line = said.lines().next()?.to_owned();
+            let address = line.strip_prefix("listening for operators on http");
+            let address = address?.trim_start_matches('s').strip_prefix("://");
+            address.map(str::to_owned)
+        })
+        .await
     }
 
     pub(crate) fn pid(&self) -> Pid {

@@ -5,6 +5,8 @@
     reason = "a test that cannot go on fails; clippy allows it in test functions only, not in what they call"
 )]
 
+mod activation;
+mod admin;
 mod check;
 mod cli;
 mod client;
@@ -30,7 +32,9 @@ mod ltx2;
 mod media;
 mod metrics;
 mod moves;
+mod notify;
 mod page;
+mod probe;
 mod prompts;
 mod protocol;
 #[expect(

@@ -1,21 +1,26 @@
-//! A router and servers behind TLS, and the proxy that tests put before a server for that.
+//! Servers and routers that speak HTTPS, a router before servers that do, and a proxy that speaks it for a server.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
-use rustls::ServerConfig;
+use nix::sys::signal::Signal;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::json;
-use tokio::io::copy_bidirectional;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ServerConfig};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_tungstenite::Connector;
 
 use crate::cli::run;
-use crate::harness::{Server, command, until};
+use crate::harness::{Client, PATIENCE, Server, command, until};
 use crate::router::{KEY, Keys, QUICK};
 
 /// A TLS server that forwards all connections to a supervisor.
@@ -226,4 +231,396 @@ async fn a_file_without_certificates_ends_the_start_of_a_router() {
             }
         }
     }
+}
+
+/// The flags of a listener with this certificate; `owner` is `server` or `router`.
+pub(crate) fn shows(owner: &str, certificate: &Path) -> [String; 2] {
+    let key = tls_file("server.key");
+    [
+        format!("--{owner}.tls.cert_file={}", certificate.display()),
+        format!("--{owner}.tls.key_file={}", key.display()),
+    ]
+}
+
+/// Starts a server that speaks HTTPS with this certificate.
+fn encrypted(certificate: &str, args: &[&str]) -> Server {
+    let [cert, key] = shows("server", &tls_file(certificate));
+    Server::start(&[&["--gpus=1", &*cert, &*key], args].concat())
+}
+
+/// What a client of servers with certificates of the test authority has.
+pub(crate) fn trusting(authority: &str) -> ClientConfig {
+    let roots = fastvideo_supervisor_core::tls::file_authorities(&tls_file(authority)).unwrap();
+    fastvideo_supervisor_core::tls::config(roots)
+}
+
+/// Connects by TLS to a server at 127.0.0.1.
+pub(crate) async fn handshake(
+    address: &str,
+    config: ClientConfig,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    connector.connect(name, stream).await
+}
+
+/// Sends a request and reads the answer to its end, whose length its head tells.
+pub(crate) async fn ask(
+    stream: &mut TlsStream<TcpStream>,
+    path: &str,
+    headers: &str,
+) -> (u16, Vec<u8>) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let length = head
+        .lines()
+        .find_map(|l| l.strip_prefix("content-length: "));
+    let mut body = vec![0; length.unwrap().parse().unwrap()];
+    timeout(PATIENCE, stream.read_exact(&mut body))
+        .await
+        .unwrap()
+        .unwrap();
+    (status, body)
+}
+
+/// Connects, and asks one thing.
+async fn fetch(address: &str, path: &str, headers: &str) -> (u16, Vec<u8>) {
+    let stream = handshake(address, trusting("ca.pem")).await;
+    ask(&mut stream.unwrap(), path, headers).await
+}
+
+/// Opens a WebSocket for a session.
+async fn open(address: &str, config: ClientConfig) -> Client {
+    let url = format!("wss://{address}/v1/stream");
+    let connector = Connector::Rustls(Arc::new(config));
+    let opening =
+        tokio_tungstenite::connect_async_tls_with_config(url, None, false, Some(connector));
+    let (socket, _) = timeout(PATIENCE, opening).await.unwrap().unwrap();
+    let mut client = Client { socket };
+    client.send(json!({"type": "session_init_v2"})).await;
+    client
+}
+
+#[tokio::test]
+async fn sessions_films_and_the_page_are_served_over_tls() {
+    // Large messages, which are written beside the codec.
+    let server = encrypted(
+        "server.pem",
+        &[
+            "--default_request.sampling.width=640",
+            "--default_request.sampling.height=352",
+            "--streaming.encoder.crf=5",
+        ],
+    );
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let roots = fastvideo_supervisor_core::tls::file_authorities(&tls_file("ca.pem")).unwrap();
+        let mut config =
+            ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+        let mut client = open(&server.address, config.clone()).await;
+        let assigned = client.until_type("gpu_assigned").await;
+        let segment = client.segment("a red fox").await;
+        assert!(segment.bytes().len() > 100_000, "{}", segment.bytes().len());
+        let (session, token) = (&assigned["session_id"], &assigned["resume_token"]);
+        let path = format!("/v1/sessions/{}/film/0.mp4", session.as_str().unwrap());
+        let bearer = format!("authorization: Bearer {}\r\n", token.as_str().unwrap());
+        let (status, film) = fetch(&server.address, &path, &bearer).await;
+        assert_eq!(status, 200);
+        assert!(film == segment.bytes(), "the film is what the client got");
+        client.close(Some(1000)).await;
+
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let mut stream = handshake(&server.address, config).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+        let origin = format!("origin: https://{}\r\n", server.address);
+        for path in ["/", "/healthz", "/status"] {
+            let (status, _) = ask(&mut stream, path, &origin).await;
+            assert_eq!(status, 200, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_client_makes_a_video_over_tls() {
+    let server = encrypted("server.pem", &[]);
+    let url = format!("wss://{}", server.address);
+    let ca = tls_file("ca.pem");
+    let args = [
+        "client",
+        "--url",
+        &url,
+        "--prompt",
+        "a red fox",
+        "--ca-file",
+    ];
+    let (code, _, said) = run(&[&args[..], &[ca.to_str().unwrap()]].concat()).await;
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test]
+async fn who_speaks_no_tls_is_told_so() {
+    let server = encrypted("server.pem", &[]);
+    let request = "GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n";
+    // One that sends more than is read.
+    let long = format!(
+        "POST /v1/drain HTTP/1.1\r\nhost: a\r\n\r\n{}",
+        "x".repeat(50_000)
+    );
+    for request in [request, &long] {
+        let mut stream = TcpStream::connect(&server.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        timeout(PATIENCE, read).await.unwrap().unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{answer}"
+        );
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["error"]["code"], "https_required");
+    }
+    let log = server.log();
+    assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+}
+
+#[tokio::test]
+async fn a_router_before_servers_with_tls_shows_a_certificate_of_its_own() {
+    let keys = Keys::new(KEY);
+    let [cert, key] = shows("server", &tls_file("server.pem"));
+    let server = keys.server(&[&cert, &key]);
+    let replicas = json!([{"url": format!("https://{}", server.address)}]).to_string();
+    let [cert, own_key] = shows("router", &tls_file("self-signed.pem"));
+    let (ca, key) = (ca_file("ca.pem"), keys.flag("router.key_file"));
+    let args = [
+        "router",
+        "--replicas",
+        &replicas,
+        &cert,
+        &own_key,
+        &ca,
+        &key,
+    ];
+    let router = Server::spawn(command().args([&args, QUICK].concat()));
+    let mut client = open(&router.address, trusting("self-signed.pem")).await;
+    client.until_type("ltx2_stream_start").await;
+    client.segment("a red fox").await;
+    client.close(Some(1000)).await;
+    let refused = handshake(&router.address, trusting("ca.pem")).await;
+    assert!(refused.is_err());
+    router.signal(Signal::SIGHUP);
+    until("the router has read its certificate again", async || {
+        router.log().contains("certificate reloaded").then_some(())
+    })
+    .await;
+}
+
+/// A certificate that is exchanged: a link in a folder, as Kubernetes and certbot have it.
+struct Linked {
+    folder: tempfile::TempDir,
+}
+
+impl Linked {
+    fn to(certificate: &str) -> Self {
+        let linked = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        linked.exchange(certificate);
+        linked
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("certificate")
+    }
+
+    fn exchange(&self, certificate: &str) {
+        self.exchange_for(&tls_file(certificate));
+    }
+
+    fn exchange_for(&self, target: &Path) {
+        let next = self.folder.path().join("next");
+        std::os::unix::fs::symlink(target, &next).unwrap();
+        std::fs::rename(next, self.path()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_exchanged_while_connections_are_open() {
+    let linked = Linked::to("server.pem");
+    let [cert, key] = shows("server", &linked.path());
+    let server = Server::start(&["--gpus=1", &cert, &key]);
+    let address = &server.address;
+    let mut session = open(address, trusting("ca.pem")).await;
+    session.until_type("ltx2_stream_start").await;
+    let mut open_ones = Vec::new();
+    for _ in 0..200 {
+        let mut stream = handshake(address, trusting("ca.pem")).await.unwrap();
+        assert_eq!(ask(&mut stream, "/healthz", "").await.0, 200);
+        open_ones.push(stream);
+    }
+
+    let garbage = linked.folder.path().join("garbage");
+    std::fs::write(&garbage, "a red fox\n").unwrap();
+    linked.exchange_for(&garbage);
+    server.signal(Signal::SIGHUP);
+    until("the server keeps its certificate", async || {
+        let log = server.log();
+        let mut lines = log.lines();
+        lines
+            .any(|line| {
+                line.contains("certificate stays as it was")
+                    && line.contains("it has no certificate in PEM")
+            })
+            .then_some(())
+    })
+    .await;
+    assert!(handshake(address, trusting("ca.pem")).await.is_ok());
+
+    linked.exchange("self-signed.pem");
+    server.signal(Signal::SIGHUP);
+    until("the server shows the other certificate", async || {
+        let shown = handshake(address, trusting("self-signed.pem")).await;
+        shown.is_ok().then_some(())
+    })
+    .await;
+    assert!(handshake(address, trusting("ca.pem")).await.is_err());
+    for stream in &mut open_ones {
+        assert_eq!(ask(stream, "/healthz", "").await.0, 200);
+    }
+    session.segment("a red fox").await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_ends_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text");
+    std::fs::write(&text, "a red fox\n").unwrap();
+    let (pem, key, ca) = (
+        tls_file("server.pem"),
+        tls_file("server.key"),
+        tls_file("ca.pem"),
+    );
+    let nowhere = folder.path().join("nowhere");
+    for owner in ["server", "router"] {
+        for (certificate, key, name, reason) in [
+            (&nowhere, &key, "cert_file", "No such file or directory"),
+            (&text, &key, "cert_file", "it has no certificate in PEM"),
+            (&pem, &nowhere, "key_file", "No such file or directory"),
+            (&pem, &pem, "key_file", "it has no private key in PEM"),
+            (
+                &ca,
+                &key,
+                "key_file",
+                "it is not the key of the certificate",
+            ),
+        ] {
+            let cert_flag = format!("--{owner}.tls.cert_file={}", certificate.display());
+            let key_flag = format!("--{owner}.tls.key_file={}", key.display());
+            let replicas = r#"[{"url": "http://127.0.0.1:1"}]"#;
+            let start: &[&str] = match owner {
+                "server" => &[],
+                _ => &["router", "--replicas", replicas],
+            };
+            let args = [start, &["--port=0", &*cert_flag, &*key_flag]].concat();
+            let (code, stdout, said) = run(&args).await;
+            assert_eq!((code, &*stdout), (Some(2), ""), "{reason}: {said}");
+            let wrong = if name == "cert_file" {
+                certificate
+            } else {
+                key
+            };
+            let named = [format!("`{owner}.tls.{name}`"), wrong.display().to_string()];
+            for words in [reason, &named[0], &named[1]] {
+                assert!(said.contains(words), "{words} in {said}");
+            }
+        }
+    }
+    let cert_flag = format!("--server.tls.cert_file={}", pem.display());
+    let key_flag = format!("--server.tls.key_file={}", key.display());
+    let ca_flag = format!("--server.tls.client_ca_file={}", ca.display());
+    let text_flag = format!("--server.tls.client_ca_file={}", text.display());
+    for (args, words) in [
+        (&[&*cert_flag][..], "given with `server.tls.key_file`"),
+        (&[&*key_flag], "given with `server.tls.cert_file`"),
+        (&[&*cert_flag, &key_flag, &ca_flag], "`server.admin_port`"),
+        (
+            &["--server.admin_port=0", &ca_flag],
+            "`server.tls.cert_file` is not given",
+        ),
+        (
+            &["--server.admin_port=0", &cert_flag, &key_flag, &text_flag],
+            "it has no certificate in PEM",
+        ),
+    ] {
+        let (code, stdout, said) = run(&[&["--port=0"], args].concat()).await;
+        assert_eq!((code, &*stdout), (Some(2), ""), "{said}");
+        assert!(said.contains(words), "{words} in {said}");
+    }
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_shown_and_told_of() {
+    let server = encrypted("expired.pem", &[]);
+    let refused = handshake(&server.address, trusting("ca.pem")).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("certificate expired"), "{refused}");
+    let line = until("the log tells of it", async || {
+        let log = server.log();
+        let mut lines = log.lines();
+        let told = "the certificate has expired: clients may refuse it";
+        lines.find(|line| line.contains(told)).map(str::to_owned)
+    })
+    .await;
+    assert!(
+        line.contains("WARN") && line.contains("2020-01-02"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn handshakes_that_hang_are_ended_and_keep_nobody_out() {
+    let server = encrypted(
+        "server.pem",
+        &[
+            "--server.limits.head_timeout_seconds=4",
+            "--server.limits.max_connections=1000",
+            "--server.limits.max_connections_per_client=1000",
+        ],
+    );
+    // The beginning of a ClientHello.
+    let half = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+    let mut hanging = Vec::new();
+    for place in 0..400 {
+        let mut stream = TcpStream::connect(&server.address).await.unwrap();
+        if place > 0 {
+            // One that was cut off for another one may be gone already.
+            let _ = stream.write_all(&half).await;
+        }
+        hanging.push(stream);
+    }
+    let begun = Instant::now();
+    assert_eq!(fetch(&server.address, "/healthz", "").await.0, 200);
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+    for mut stream in hanging {
+        let mut rest = Vec::new();
+        // A reset ends a connection, too.
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut rest))
+            .await
+            .unwrap();
+    }
+    assert_eq!(fetch(&server.address, "/healthz", "").await.0, 200);
 }

@@ -5,6 +5,7 @@
 //! that the process is alive. The encoder's thread is described in `media/encoder_thread.rs`.
 
 use std::convert::Infallible;
+use std::fs;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -23,6 +24,11 @@ use crate::link::{CommandReceiver, EventSender, LinkError, connect};
 use crate::load::load;
 use crate::media::outbox::JobOutbox;
 
+/// Where a process says how readily the kernel ends it when memory is short, and what a worker says: -1000 is never, 1000
+/// is first.
+const OOM_SCORE_FILE: &str = "/proc/self/oom_score_adj";
+const OOM_SCORE: i32 = 500;
+
 /// Serves the supervisor that has started this process and listens on `link`. It does not return while the link is open and the engine can
 /// serve.
 ///
@@ -31,6 +37,7 @@ use crate::media::outbox::JobOutbox;
 pub(crate) fn run(link: &str) -> anyhow::Result<ExitCode> {
     // A closed link normally ends this process. The signal ends it even if it is stopped or stuck at that moment.
     set_pdeathsig(Signal::SIGKILL).context("cannot ask to die with the supervisor")?;
+    expect_to_be_killed_first();
     let (mut commands, events) = connect(link)?;
     let spec = receive_load(&mut commands)?;
     let outboxes = JobOutboxes::default();
@@ -62,6 +69,18 @@ pub(crate) fn run(link: &str) -> anyhow::Result<ExitCode> {
         }
     };
     match jobs.run(&work, &outboxes)? {}
+}
+
+/// Makes the kernel choose this process before others when memory is short: the supervisor replaces a worker, and its
+/// sessions go on. A process that was made an earlier choice still is one.
+fn expect_to_be_killed_first() {
+    let now = fs::read_to_string(OOM_SCORE_FILE);
+    let now = now.ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if now.is_some_and(|score| score < OOM_SCORE)
+        && let Err(error) = fs::write(OOM_SCORE_FILE, OOM_SCORE.to_string())
+    {
+        tracing::debug!(%error, "the score for shortage of memory stays as it was");
+    }
 }
 
 /// Waits for the first command and checks its version.

@@ -1,5 +1,7 @@
 //! Health and readiness, for load balancers and process managers.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::job::MediaMode;
@@ -72,4 +74,17 @@ pub enum Readiness {
     StoreFailing,
     /// The server is going away and takes no further session.
     Draining,
+}
+
+/// Formats it as the probe's answer has it.
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "ready",
+            Self::Warming => "warming",
+            Self::Unavailable => "unavailable",
+            Self::StoreFailing => "store_failing",
+            Self::Draining => "draining",
+        })
+    }
 }

@@ -14,14 +14,24 @@ use fastvideo_supervisor_core::{Config, LinkFolder};
 /// Time limit on opening the store: above the store's own limits.
 const STORE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Binds the address for a moment.
-pub(super) fn address(config: &Config) -> Finding {
-    let (host, port) = (config.http.host.as_str(), config.http.port);
-    let what = format!("address {host}:{port}");
-    match TcpListener::bind((host, port)) {
-        Ok(_) => Finding::ok(what, "can be bound"),
-        Err(error) => Finding::failed(what, error),
-    }
+/// Binds the addresses for a moment.
+pub(super) fn addresses(config: &Config) -> Vec<Finding> {
+    let (http, admin) = (&config.http, &config.http.admin);
+    let admin = admin.port.map(|port| (admin.host.as_str(), port));
+    // All at once, since they have to differ.
+    let mut bound = Vec::new();
+    let mut bind = |(host, port)| {
+        let what = format!("address {host}:{port}");
+        match TcpListener::bind((host, port)) {
+            Ok(listener) => {
+                bound.push(listener);
+                Finding::ok(what, "can be bound")
+            }
+            Err(error) => Finding::failed(what, error),
+        }
+    };
+    let addresses = [Some((http.host.as_str(), http.port)), admin];
+    addresses.into_iter().flatten().map(&mut bind).collect()
 }
 
 /// Makes the folder of the workers' sockets and of initial images, in which what follows has its temporary files, too.

@@ -5,7 +5,7 @@
 
 use fastvideo_supervisor_core::engines::{self, default_request, ltx2, synthetic, warmup};
 use fastvideo_supervisor_core::settings::KeySpec;
-use fastvideo_supervisor_core::{http, ingress, pool, prompt, router, session, store, traces};
+use fastvideo_supervisor_core::{http, ingress, pool, prompt, router, session, store, tls, traces};
 
 use super::accepted;
 use crate::logging;
@@ -28,6 +28,7 @@ pub(crate) static SERVER: Table = Table {
         http::config::KEYS,
         logging::KEYS,
         traces::config::KEYS,
+        tls::config::KEYS,
         ingress::config::LIMIT_KEYS,
         default_request::KEYS,
         session::config::KEYS,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use fastvideo_supervisor_core::turns::{Turning, Turns};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -43,17 +44,19 @@ struct Queue {
 }
 
 impl LogWriter {
-    /// Starts the thread that writes to this file, which it duplicates.
+    /// Starts the thread that writes to this file, which it duplicates. It is one of the loops that have to turn, except
+    /// while it waits for the file's reader.
     ///
     /// # Errors
     /// Returns an error when the file cannot be duplicated or the thread cannot be started.
-    pub(super) fn start(file: impl AsFd) -> io::Result<Self> {
+    pub(super) fn start(file: impl AsFd, turns: &Turns) -> io::Result<Self> {
         let file = File::from(file.as_fd().try_clone_to_owned()?);
         let shared = Arc::<Shared>::default();
         let writing = shared.clone();
+        let (turning, period) = (turns.add("log"), turns.period());
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || writing.write_to(&file))?;
+            .spawn(move || writing.write_to(&file, &turning, period))?;
         Ok(Self(shared))
     }
 
@@ -106,27 +109,34 @@ impl Shared {
     }
 
     /// The thread: writes lines as long as the process lives.
-    fn write_to(&self, mut file: &File) {
+    fn write_to(&self, mut file: &File, turning: &Turning, period: Duration) {
         // Whether the last line in the file lacks its end.
         let mut is_torn = false;
         loop {
-            let lines = self.take();
-            match write_lines(&mut file, &lines, &mut is_torn) {
+            turning.turn();
+            let Some(lines) = self.take(period) else {
+                continue;
+            };
+            let written = turning.wait_for_others(|| write_lines(&mut file, &lines, &mut is_torn));
+            match written {
                 Ok(()) => self.written(),
                 Err(Unwritten { lost }) => self.lost(lost),
             }
         }
     }
 
-    /// Waits for lines and takes them.
-    fn take(&self) -> Vec<u8> {
+    /// Waits for lines and takes them. Returns `None` when there were none for this time.
+    fn take(&self, patience: Duration) -> Option<Vec<u8>> {
         let queue = self.lock();
         let is_empty = |queue: &mut Queue| queue.lines.is_empty();
-        let mut queue = (self.filled)
-            .wait_while(queue, is_empty)
+        let (mut queue, _) = (self.filled)
+            .wait_timeout_while(queue, patience, is_empty)
             .expect("no holder of this lock panics");
+        if queue.lines.is_empty() {
+            return None;
+        }
         queue.is_writing = true;
-        mem::take(&mut queue.lines)
+        Some(mem::take(&mut queue.lines))
     }
 
     fn lost(&self, lines: u64) {
@@ -271,7 +281,7 @@ mod tests {
     #[test]
     fn whoever_logs_never_waits_and_lost_lines_are_counted() {
         let (mut reader, pipe) = io::pipe().unwrap();
-        let log = LogWriter::start(&pipe).unwrap();
+        let log = LogWriter::start(&pipe, &Turns::new(None)).unwrap();
         drop(pipe);
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
         // The thread may hold as much as the queue; the pipe holds far less.
@@ -299,7 +309,7 @@ mod tests {
     fn a_pipe_that_another_process_made_non_blocking_loses_nothing() {
         let (mut reader, pipe) = io::pipe().unwrap();
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        let log = LogWriter::start(&pipe).unwrap();
+        let log = LogWriter::start(&pipe, &Turns::new(None)).unwrap();
         drop(pipe);
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
         let lines = MAX_WAITING / line.len() / 2;

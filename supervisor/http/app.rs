@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use url::Url;
 
 use super::fleet::{Fleet, Names, RouterKeys};
+use crate::ingress::hosts::Hosts;
 use crate::ingress::metrics::{HttpMetrics, Scrapes};
 use crate::ingress::{self, Ingress};
 use crate::metrics::Metrics;
@@ -20,6 +21,8 @@ pub struct Config {
     pub host: String,
     /// The TCP port; 0 takes any free one.
     pub port: u16,
+    /// Where operators reach the server, if not at the same address as everybody.
+    pub admin: Admin,
     /// The name of the service in the answers of the health probes.
     pub service_name: String,
     /// The keys of routers; `None` where none may connect.
@@ -31,10 +34,20 @@ pub struct Config {
     pub ingress: ingress::Config,
 }
 
+/// The address of operators.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub host: String,
+    /// 0 takes any free port. `None` where operators use the address of everybody.
+    pub port: Option<u16>,
+}
+
 /// The state that all requests share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct App {
     pub(crate) ingress: Ingress,
+    /// The names by which operators may address the server, where it has a listener for them.
+    pub(super) admin_hosts: Option<Hosts>,
     pub(super) service_name: Arc<str>,
     pub(crate) fleet: Fleet,
     pub(super) context: Context,
@@ -50,15 +63,18 @@ pub struct App {
 pub(super) type AppState = State<App>;
 
 impl App {
-    /// Creates the state of a server that listens on `address` and has open files for `most_connections`.
-    /// Registers its metrics, and those of sessions, beside those that `metrics` has.
+    /// Creates the state of a server that listens on `address`, and on `admin` for operators, and has open files for
+    /// `most_connections`. Registers its metrics, and those of sessions, beside those that `metrics` has.
     pub(crate) fn new(
         config: Config,
         address: IpAddr,
+        admin: Option<IpAddr>,
         most_connections: usize,
         context: Context,
         mut metrics: Metrics,
     ) -> Self {
+        let allowed = config.ingress.allowed_hosts.clone();
+        let admin_hosts = admin.map(|admin| Hosts::new(allowed, &config.admin.host, admin));
         let registry = Registry::default();
         let relay_latency = RelayLatency::default();
         relay_latency.register(metrics.product());
@@ -66,6 +82,7 @@ impl App {
         (context.metrics).register(metrics.product(), &registry, tenants);
         let http_metrics = HttpMetrics::register(&mut metrics);
         Self {
+            admin_hosts,
             ingress: Ingress::new(config.ingress, &config.host, address, most_connections),
             service_name: config.service_name.into(),
             fleet: Fleet::new(config.router_keys, config.names),

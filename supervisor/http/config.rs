@@ -4,18 +4,20 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::Config;
 use super::fleet::{Names, RouterKeys};
+use super::{Admin, Config};
 use crate::causes::with_causes;
 use crate::discovery::is_address;
 use crate::session::config::SERVER_NAME;
 use crate::settings::{HOUR, Key, KeySpec, Reader};
-use crate::{ingress, pool};
+use crate::{ingress, pool, sockets, tls};
 
 /// The keys of `server`, except those of the log.
 pub static KEYS: &[&KeySpec] = &[
     &HOST.spec,
     &PORT.spec,
+    &ADMIN_HOST.spec,
+    &ADMIN_PORT.spec,
     &ingress::config::ALLOWED_HOSTS.spec,
     &ingress::config::ALLOWED_ORIGINS.spec,
     &SERVICE_NAME.spec,
@@ -36,6 +38,12 @@ static PORT: Key<u16> = Key::u16("server.port", 0, 65_535)
     .short("port")
     .help("Port to listen on, 0 for any free one")
     .default(8000);
+
+static ADMIN_HOST: Key<String> = Key::text("server.admin_host")
+    .help("Address to listen on for operators, where server.admin_port is given")
+    .default("127.0.0.1");
+
+static ADMIN_PORT: Key<Option<u16>> = Key::u16("server.admin_port", 0, 65_535).help("Port for operators, 0 for any free one: orders, /status and all else but sessions, films and the page, which then are all that server.port answers besides probes [default: none: operators use server.port]");
 
 static SERVICE_NAME: Key<String> = Key::text("server.service_name")
     .help("The `service` that /healthz and /readyz name; the default is what FastVideo's server answers")
@@ -58,9 +66,16 @@ pub static GRACE: Key<Duration> = Key::seconds("server.grace_seconds", 0.0, HOUR
 pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
     reader.refuse_blank(&HOST, "an address or a host name");
     reader.refuse_blank(&SERVICE_NAME, "a name");
+    reader.refuse_blank(&ADMIN_HOST, "an address or a host name");
+    let admin = Admin {
+        host: reader.get(&ADMIN_HOST),
+        port: reader.get(&ADMIN_PORT),
+    };
+    let has_admin = admin.port.is_some() || sockets::has_admin(reader.surroundings());
     Config {
         host: reader.get(&HOST),
         port: reader.get(&PORT),
+        admin,
         service_name: reader.get(&SERVICE_NAME),
         router_keys: router_keys(reader),
         names: Names {
@@ -68,7 +83,10 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
             zone: reader.non_empty(&ZONE),
         },
         advertise_url: advertise_url(reader),
-        ingress: ingress::config::read(reader),
+        ingress: ingress::Config {
+            tls: tls::config::read(reader, has_admin),
+            ..ingress::config::read(reader)
+        },
     }
 }
 

@@ -24,11 +24,17 @@ mod gpu;
 mod prompt;
 mod store;
 
-pub(super) fn routes() -> Router<App> {
+/// Returns the routes of the probes.
+pub(super) fn probes() -> Router<App> {
     Router::new()
         .route("/health", get(health))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+}
+
+/// Returns the routes that tell operators of the state.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
         .route("/status", get(status))
         .route("/metrics", get(metrics))
 }
@@ -61,13 +67,7 @@ pub(super) async fn healthz(State(app): AppState) -> Json<Healthz> {
 pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
     let pool = app.context.pool.status();
     let counts = WorkerCounts::of(&pool);
-    let readiness = match is_draining(&app) {
-        true => Readiness::Draining,
-        false if counts.ready == 0 && app.context.pool.all_lost() => Readiness::Unavailable,
-        false if counts.ready == 0 => Readiness::Warming,
-        false if store::is_missed(&app.context.store) => Readiness::StoreFailing,
-        false => Readiness::Ready,
-    };
+    let readiness = readiness_with(&app, &counts);
     let code = match readiness {
         Readiness::Ready => StatusCode::OK,
         Readiness::Warming
@@ -87,6 +87,21 @@ pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
         ts: rfc3339(SystemTime::now()),
     };
     (code, Json(body))
+}
+
+/// Returns what the readiness probe answers now.
+pub(super) fn readiness(app: &App) -> Readiness {
+    readiness_with(app, &WorkerCounts::of(&app.context.pool.status()))
+}
+
+fn readiness_with(app: &App, counts: &WorkerCounts) -> Readiness {
+    match is_draining(app) {
+        true => Readiness::Draining,
+        false if counts.ready == 0 && app.context.pool.all_lost() => Readiness::Unavailable,
+        false if counts.ready == 0 => Readiness::Warming,
+        false if store::is_missed(&app.context.store) => Readiness::StoreFailing,
+        false => Readiness::Ready,
+    }
 }
 
 /// Returns the state of every worker, and the latency that the supervisor adds to fragments.

@@ -126,6 +126,7 @@ pub(crate) static PING_INTERVAL: Key<Duration> =
         .help("How often clients are pinged; one that answers nothing for two intervals is gone")
         .default(20.0);
 
+/// Reads all but the certificate, whose keys depend on the program.
 pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
     Config {
         allowed_hosts: list(reader, &ALLOWED_HOSTS, HostNames::parse, hosts::EXPECTED),
@@ -133,6 +134,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         max_message_bytes: reader.get(&MAX_MESSAGE_BYTES),
         ping_interval: reader.get(&PING_INTERVAL),
         limits: read_limits(reader),
+        tls: None,
     }
 }
 

@@ -1,4 +1,4 @@
-//! One HTTP connection: its socket, and the time limits on each of its phases.
+//! One HTTP connection: its socket, with or without TLS, and the time limits on each of its phases.
 //!
 //! hyper reads requests and writes answers; here it is watched. The bodies of requests have time limits of their own
 //! (see `extract`), and so have WebSockets (see `stream`), which leave this module when they begin.
@@ -30,6 +30,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Phase, Place, Standing};
@@ -78,7 +79,7 @@ pub(crate) struct BodyLimits {
 #[derive(Debug)]
 pub(crate) struct Connection {
     // Before `place`, so that a place is free once the file descriptor is.
-    stream: TcpStream,
+    pub(super) stream: TcpStream,
     heard: AtomicU64,
     written: AtomicU64,
     /// The number of parts that the answer has for its time limit.
@@ -159,12 +160,10 @@ impl Connection {
         self.unread.lock().expect("no holder of this lock panics")
     }
 
-    fn note_heard(&self, bytes: usize) {
-        if bytes > 0 {
-            self.heard.fetch_add(bytes as u64, Ordering::Relaxed);
-            if matches!(self.place.standing().phase, Phase::Fresh | Phase::Idle) {
-                self.place.enter_phase(Phase::Head);
-            }
+    /// Takes note of bytes of requests or messages.
+    fn note_content(&self, bytes: usize) {
+        if bytes > 0 && matches!(self.place.standing().phase, Phase::Fresh | Phase::Idle) {
+            self.place.enter_phase(Phase::Head);
         }
     }
 }
@@ -193,32 +192,15 @@ fn unacknowledged(stream: &TcpStream) -> u64 {
     }
 }
 
-/// Reads and writes a connection's bytes, and counts them.
+/// Reads and writes the bytes of a connection's TCP stream, and counts them. With TLS these are those of its records.
 #[derive(Debug)]
-pub(crate) struct Socket(Arc<Connection>);
+pub(super) struct Wire(Arc<Connection>);
 
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let connection = &self.0;
-        loop {
-            ready!(connection.stream.poll_read_ready(cx))?;
-            match connection.stream.try_read_buf(buffer) {
-                Ok(bytes) => {
-                    connection.note_heard(bytes);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+impl Wire {
+    pub(super) fn new(connection: Arc<Connection>) -> Self {
+        Self(connection)
     }
-}
 
-impl Socket {
     fn poll_write_with(
         &self,
         cx: &mut Context<'_>,
@@ -241,7 +223,28 @@ impl Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let connection = &self.0;
+        loop {
+            ready!(connection.stream.poll_read_ready(cx))?;
+            match connection.stream.try_read_buf(buffer) {
+                Ok(bytes) => {
+                    connection.heard.fetch_add(bytes as u64, Ordering::Relaxed);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -271,18 +274,111 @@ impl AsyncWrite for Socket {
     }
 }
 
+/// Reads what a connection's peer says and writes what it is told, with or without TLS.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    connection: Arc<Connection>,
+    stream: SocketStream,
+}
+
+#[derive(Debug)]
+enum SocketStream {
+    Plain(Wire),
+    /// Boxed, since it has several hundred bytes. What is written is copied to be encrypted, and some of it may wait for a
+    /// flush.
+    Tls(Box<TlsStream<Wire>>),
+}
+
+impl Socket {
+    /// Creates the socket of a connection without TLS.
+    pub(super) fn plain(connection: Arc<Connection>) -> Self {
+        Self {
+            stream: SocketStream::Plain(Wire::new(connection.clone())),
+            connection,
+        }
+    }
+
+    /// Creates the socket of a connection whose TLS handshake is done.
+    pub(super) fn encrypted(connection: Arc<Connection>, stream: TlsStream<Wire>) -> Self {
+        Self {
+            stream: SocketStream::Tls(Box::new(stream)),
+            connection,
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(match &mut this.stream {
+            SocketStream::Plain(wire) => Pin::new(wire).poll_read(cx, buffer),
+            SocketStream::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
+        })?;
+        this.connection.note_content(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            SocketStream::Plain(wire) => Pin::new(wire).poll_write(cx, bytes),
+            SocketStream::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            SocketStream::Plain(wire) => Pin::new(wire).poll_write_vectored(cx, slices),
+            SocketStream::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            SocketStream::Plain(wire) => Pin::new(wire).poll_flush(cx),
+            SocketStream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            SocketStream::Plain(wire) => Pin::new(wire).poll_shutdown(cx),
+            SocketStream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
 /// Serves the requests of a connection until the client ends it, a time limit passes, it has to make room for another
 /// one, or `stopping` is cancelled and no request is under way. Returns early when the connection becomes a WebSocket.
 pub(crate) async fn serve(
-    connection: Arc<Connection>,
+    socket: Socket,
     peer: SocketAddr,
     router: Router,
     limits: TimeLimits,
     stopping: CancellationToken,
 ) {
+    let connection = socket.connection.clone();
     let requests = TowerToHyperService::new(router);
     let service = service_fn(|request| answer(&connection, peer, &requests, request));
-    let io = TokioIo::new(Socket(connection.clone()));
+    let io = TokioIo::new(socket);
     let mut builder = http1::Builder::new();
     // The limits here cover what hyper's own would.
     builder

@@ -104,3 +104,24 @@ impl IntoResponse for ApiError {
         (self.status, Json(body)).into_response()
     }
 }
+
+/// Returns an answer for a connection that carries no requests, with which it ends. `headers` are whole lines.
+pub(super) fn last_answer(
+    status: &str,
+    headers: &str,
+    code: &'static str,
+    message: &str,
+) -> String {
+    let body = ErrorBody {
+        error: ErrorDetail {
+            code: code.into(),
+            message: message.to_owned(),
+        },
+    };
+    let body = serde_json::to_string(&body).expect("two texts are JSON");
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{headers}connection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}

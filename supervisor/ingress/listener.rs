@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Ingress;
-use super::connection::{self, Connection};
+use super::connection::{self, Connection, Socket};
 use super::connections::{Connections, Full, Place};
+use super::error::last_answer;
+use super::tls::{Side, shake_hands};
 use crate::client_address::ClientAddress;
 use crate::tasks::catch_panic;
 
@@ -26,7 +27,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts and serves connections until the returned future is dropped. The connections themselves end with
 /// [`Ingress::stopping`].
-pub(crate) async fn run(listener: TcpListener, ingress: &Ingress, router: Router) {
+pub(crate) async fn run(listener: TcpListener, side: Side, ingress: &Ingress, router: Router) {
     let mut complaints = Complaints::default();
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -43,12 +44,12 @@ pub(crate) async fn run(listener: TcpListener, ingress: &Ingress, router: Router
             }
         };
         match find_place(&ingress.open, ClientAddress::of(peer.ip())).await {
-            Ok(place) => serve(stream, peer, place, ingress, router.clone()),
+            Ok(place) => serve(stream, peer, place, side, ingress, router.clone()),
             Err(full) => {
                 complaints.add(|refused| {
                     tracing::warn!(%peer, reason = %full, refused, "connection refused");
                 });
-                refuse(&stream, full);
+                refuse(&stream, full, ingress.encryption.is_some());
             }
         }
     }
@@ -87,30 +88,47 @@ async fn find_place(open: &Connections, client: ClientAddress) -> Result<Place, 
     }
 }
 
-fn serve(stream: TcpStream, peer: SocketAddr, place: Place, ingress: &Ingress, router: Router) {
+fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    side: Side,
+    ingress: &Ingress,
+    router: Router,
+) {
     // Fragments are small, and each should be sent at once.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot disable Nagle's algorithm");
     }
     let connection = Arc::new(Connection::new(stream, place));
     let (limits, stopping) = (ingress.time_limits, ingress.stopping.clone());
-    let served = connection::serve(connection, peer, router, limits, stopping);
+    let Some(encryption) = ingress.encryption.clone() else {
+        let socket = Socket::plain(connection);
+        let served = connection::serve(socket, peer, router, limits, stopping);
+        ingress.requests.spawn(catch_panic("request", served));
+        return;
+    };
+    let served = async move {
+        if let Some(socket) = shake_hands(connection, side, &encryption).await {
+            connection::serve(socket, peer, router, limits, stopping).await;
+        }
+    };
     ingress.requests.spawn(catch_panic("request", served));
 }
 
-/// Answers a connection that has no place, as far as that costs nothing, and closes it.
-fn refuse(stream: &TcpStream, full: Full) {
-    let body = ErrorBody {
-        error: ErrorDetail {
-            code: "too_many_connections".into(),
-            message: full.to_string(),
-        },
-    };
-    let body = serde_json::to_string(&body).expect("two texts are JSON");
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\nconnection: close\r\n\
-         content-length: {}\r\n\r\n{body}",
-        body.len()
+/// Answers a connection that has no place, as far as that costs nothing, and closes it. With TLS no answer would be
+/// understood.
+fn refuse(stream: &TcpStream, full: Full, has_tls: bool) {
+    if has_tls {
+        return;
+    }
+    let status = "503 Service Unavailable";
+    let message = full.to_string();
+    let answer = last_answer(
+        status,
+        "retry-after: 5\r\n",
+        "too_many_connections",
+        &message,
     );
     // tokio's `try_write` would not try: it has not been told yet that the socket is writable. An error means that the
     // client is gone.

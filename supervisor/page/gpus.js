@@ -5,6 +5,8 @@ import { $, facts, make, mark, say, set } from './dom.js';
 import { gib, phrase, plural, seconds, sentence, span } from './format.js';
 import { fleetWords, allGpus, showServers } from './servers.js';
 
+/** The status code of an answer where operators have an address of their own. */
+const NOT_FOUND = 404;
 const POLL_MS = 1000;
 
 const GPU_WORDS = {
@@ -67,11 +69,16 @@ export class Gpus {
     }
   }
 
-  /** Returns the server's status, or `null` after it has shown that the server does not answer. */
+  /** Returns the server's status, or `null` after it has shown why there is none. */
   async ask() {
     try {
       return await serverStatus();
     } catch ({ status }) {
+      if (status === NOT_FOUND) {
+        this.brief('The GPUs are shown to operators, at an address of their own.', false);
+        say($('gpu-brief'), 'for operators');
+        return null;
+      }
       this.brief(`The server does not answer${status ? ` (status ${status})` : ''}. Trying again every second.`, true);
       say($('gpu-brief'), 'no answer');
       return null;

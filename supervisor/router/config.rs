@@ -27,6 +27,8 @@ pub static KEYS: &[&KeySpec] = &[
     &PORT.spec,
     &REPLICAS.spec,
     &CA_FILE.spec,
+    &tls::config::ROUTER.cert_file.spec,
+    &tls::config::ROUTER.key_file.spec,
     &KEY_FILE.spec,
     &NAME.spec,
     &ZONE.spec,
@@ -255,7 +257,10 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
         store: store(reader),
         has_own_line: reader.get(&QUEUE) == "memory",
         linger: reader.get(&LINGER),
-        ingress: ingress::config::read(reader),
+        ingress: ingress::Config {
+            tls: tls::config::read_pair(reader, &tls::config::ROUTER, None),
+            ..ingress::config::read(reader)
+        },
     }
 }
 

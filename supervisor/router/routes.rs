@@ -44,6 +44,10 @@ use crate::ingress::{Ingress, hosts};
 use crate::page;
 use crate::tasks::catch_panic;
 
+/// What probes are told.
+const OK: &str = "ok";
+const UNAVAILABLE: &str = "unavailable";
+
 /// The state that all requests share. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct App {
@@ -186,22 +190,27 @@ pub(super) async fn healthz(State(app): State<App>) -> Json<RouterHealth> {
     (status = 503, body = RouterHealth, description = "no server is healthy, or the router drains")
 ))]
 pub(super) async fn readyz(State(app): State<App>) -> (StatusCode, Json<RouterHealth>) {
-    let is_ready = app.registry.select().is_some() && !app.ingress.connections.is_closed();
     let mut health = health_of(&app);
-    let code = match is_ready {
-        true => StatusCode::OK,
-        false => {
-            "unavailable".clone_into(&mut health.status);
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+    readiness(&app).clone_into(&mut health.status);
+    let code = match health.status.as_str() {
+        UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
     };
     (code, Json(health))
+}
+
+/// Returns what the readiness probe answers now.
+pub(super) fn readiness(app: &App) -> &'static str {
+    match app.registry.select().is_some() && !app.ingress.connections.is_closed() {
+        true => OK,
+        false => UNAVAILABLE,
+    }
 }
 
 fn health_of(app: &App) -> RouterHealth {
     let replicas = app.registry.all();
     RouterHealth {
-        status: "ok".to_owned(),
+        status: OK.to_owned(),
         healthy_replicas: replicas
             .iter()
             .filter(|replica| replica.is_healthy() && !replica.is_cut_off())

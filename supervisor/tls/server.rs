@@ -1,0 +1,307 @@
+//! TLS of the listeners. The certificate is exchanged while they serve: new handshakes get the new one, open connections
+//! keep theirs.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use humantime::format_rfc3339_seconds;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::{Instant, sleep};
+
+use super::file_authorities;
+use super::pair::{FileError, Pair, Problem, Role, Stamp};
+
+/// How often the files are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the log tells of an expired certificate.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// What the listeners speak.
+const HTTP_VERSION: &[u8] = b"http/1.1";
+
+/// The files of a listener's certificate.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The certificate chain.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// The authorities of clients of the admin listener; without it they need no certificate.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// The certificate that listeners show. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ServerTls(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    files: Files,
+    current: Arc<Current>,
+    public: Arc<ServerConfig>,
+    admin: Mutex<Arc<ServerConfig>>,
+    /// What the files were when they were last read, and what was wrong with them.
+    seen: Mutex<Seen>,
+    handshakes: Counts,
+}
+
+#[derive(Debug)]
+struct Seen {
+    stamps: Stamps,
+    failure: Option<String>,
+}
+
+type Stamps = [Option<Stamp>; 3];
+
+/// The certificate for handshakes that begin now.
+#[derive(Debug)]
+struct Current(Mutex<Pair>);
+
+impl Current {
+    fn lock(&self) -> MutexGuard<'_, Pair> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.lock().certified.clone())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    ok: AtomicU64,
+    failed: AtomicU64,
+    timeout: AtomicU64,
+}
+
+/// How a handshake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Ok,
+    /// The client speaks no TLS or left, the two sides did not agree, or the handshake had to make room for another one.
+    Failed,
+    Timeout,
+}
+
+/// Numbers of handshakes since the start, by their outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handshakes {
+    pub ok: u64,
+    pub failed: u64,
+    pub timeout: u64,
+}
+
+impl ServerTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// Returns an error when one of them cannot be used.
+    pub fn open(files: Files) -> Result<Self, FileError> {
+        let stamps = files.stamps();
+        let current = Arc::new(Current(Mutex::new(files.read_pair()?)));
+        let clients = files.read_client_authorities()?;
+        Ok(Self(Arc::new(Shared {
+            public: Arc::new(server_config(current.clone(), None)),
+            admin: Mutex::new(Arc::new(server_config(current.clone(), clients))),
+            current,
+            files,
+            seen: Mutex::new(Seen {
+                stamps,
+                failure: None,
+            }),
+            handshakes: Counts::default(),
+        })))
+    }
+
+    /// Reads the files again. Handshakes that begin from now on see what they hold.
+    ///
+    /// # Errors
+    /// Returns an error when one of them cannot be used; then nothing changes.
+    pub fn reload(&self) -> Result<(), FileError> {
+        let Shared { files, seen, .. } = &*self.0;
+        let mut seen = seen.lock().expect("no holder of this lock panics");
+        let stamps = files.stamps();
+        let read = files
+            .read_pair()
+            .and_then(|pair| Ok((pair, files.read_client_authorities()?)));
+        seen.stamps = stamps;
+        match read {
+            Ok((pair, clients)) => {
+                let admin = Arc::new(server_config(self.0.current.clone(), clients));
+                *self.0.current.lock() = pair;
+                *self.0.admin.lock().expect("no holder of this lock panics") = admin;
+                seen.failure = None;
+                Ok(())
+            }
+            Err(error) => {
+                seen.failure = Some(error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// Looks at the files every 30 s and reads them when they have changed, until it is dropped. Tells of a certificate
+    /// that has expired.
+    pub(crate) async fn watch(self) {
+        let mut told: Option<Instant> = None;
+        loop {
+            if told.is_none_or(|told| told.elapsed() >= EXPIRY_INTERVAL) {
+                told = self.tell_expiry().then(Instant::now);
+            }
+            sleep(LOOK_INTERVAL).await;
+            let this = self.clone();
+            match spawn_blocking(move || this.reload_if_changed()).await {
+                Ok(true) => told = None,
+                Ok(false) => {}
+                Err(panic) => log_panic(&panic),
+            }
+        }
+    }
+
+    /// Reads the files again at an operator's request, and logs what came of it.
+    pub(crate) async fn reload_and_log(&self) {
+        let this = self.clone();
+        match spawn_blocking(move || this.reload()).await {
+            Ok(Ok(())) => {
+                tracing::info!("certificate reloaded");
+                self.tell_expiry();
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "certificate stays as it was"),
+            Err(panic) => log_panic(&panic),
+        }
+    }
+
+    /// Returns the configuration of handshakes that begin now with clients of the first listener.
+    pub(crate) fn public(&self) -> Arc<ServerConfig> {
+        self.0.public.clone()
+    }
+
+    /// Returns the configuration of handshakes that begin now with clients of the admin listener.
+    pub(crate) fn admin(&self) -> Arc<ServerConfig> {
+        let admin = self.0.admin.lock();
+        admin.expect("no holder of this lock panics").clone()
+    }
+
+    /// Returns when the certificate expires; `None` when that cannot be told.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.0.current.lock().expires
+    }
+
+    /// Returns the numbers of handshakes so far.
+    pub fn handshakes(&self) -> Handshakes {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Counts {
+            ok,
+            failed,
+            timeout,
+        } = &self.0.handshakes;
+        Handshakes {
+            ok: of(ok),
+            failed: of(failed),
+            timeout: of(timeout),
+        }
+    }
+
+    /// Counts a handshake that has ended.
+    pub(crate) fn count(&self, outcome: Outcome) {
+        let counts = &self.0.handshakes;
+        let count = match outcome {
+            Outcome::Ok => &counts.ok,
+            Outcome::Failed => &counts.failed,
+            Outcome::Timeout => &counts.timeout,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Reads the files again when they differ from those that were read last, or could not be used then. Returns whether
+    /// there is a new certificate.
+    fn reload_if_changed(&self) -> bool {
+        let stamps = self.0.files.stamps();
+        let failure = {
+            let seen = self.0.seen.lock().expect("no holder of this lock panics");
+            if seen.stamps == stamps && seen.failure.is_none() {
+                return false;
+            }
+            seen.failure.clone()
+        };
+        match self.reload() {
+            Ok(()) => {
+                tracing::info!("certificate reloaded, since its files have changed");
+                true
+            }
+            Err(error) => {
+                // A failure that goes on is told once.
+                if failure.is_none_or(|before| before != error.to_string()) {
+                    tracing::warn!(%error, "certificate stays as it was");
+                }
+                false
+            }
+        }
+    }
+
+    /// Logs that the certificate has expired, if it has. Returns whether it has.
+    fn tell_expiry(&self) -> bool {
+        let Some(expires) = self.expires().filter(|end| *end <= SystemTime::now()) else {
+            return false;
+        };
+        tracing::warn!(
+            expired = %format_rfc3339_seconds(expires),
+            file = %self.0.files.certificate.display(),
+            "the certificate has expired: clients may refuse it"
+        );
+        true
+    }
+}
+
+fn log_panic(panic: &JoinError) {
+    tracing::error!(%panic, "certificate not reloaded");
+}
+
+impl Files {
+    fn read_pair(&self) -> Result<Pair, FileError> {
+        Pair::read(&self.certificate, &self.key)
+    }
+
+    fn read_client_authorities(&self) -> Result<Option<RootCertStore>, FileError> {
+        let Some(path) = &self.client_ca else {
+            return Ok(None);
+        };
+        let read = file_authorities(path).map(Some);
+        read.map_err(|error| Role::Authorities.error(path, Problem::Authorities(error)))
+    }
+
+    fn stamps(&self) -> Stamps {
+        let client_ca = self.client_ca.as_deref();
+        [
+            Stamp::of(&self.certificate),
+            Stamp::of(&self.key),
+            client_ca.and_then(Stamp::of),
+        ]
+    }
+}
+
+/// Returns the configuration of a listener. With `clients`, those need a certificate of one of these authorities.
+fn server_config(current: Arc<Current>, clients: Option<RootCertStore>) -> ServerConfig {
+    // rustls chooses no provider by itself where the build has two of them.
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the cipher suites of the default versions");
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(roots) => builder.with_client_cert_verifier(
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .expect("there is an authority, and no list of revoked certificates to be wrong"),
+        ),
+    };
+    let mut config = builder.with_cert_resolver(current);
+    config.alpn_protocols = vec![HTTP_VERSION.to_vec()];
+    config
+}
