@@ -82,7 +82,10 @@ fn serve(options: &config::Options) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match run(loaded.config, launch(sockets, &surroundings, turns, log_lines)) {
+    match run(
+        loaded.config,
+        launch(sockets, &surroundings, turns, log_lines),
+    ) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", with_causes(error.as_ref()));

@@ -26,6 +26,7 @@ use crate::signals::{Hangups, Reloads, StopSignals};
 use crate::sockets::{ListenError, PassedSockets, listen};
 use crate::store::{SessionStore, Upkeep};
 use crate::tasks::BackgroundTasks;
+use crate::tls::metrics::TlsGauges;
 use crate::traces::Traces;
 use crate::turns::Turns;
 
@@ -261,6 +262,8 @@ impl Server {
         store.register_metrics(metrics.product());
         prompts.register_metrics(metrics.product());
         traces.register(metrics.product());
+        let certificate = Box::new(TlsGauges(tls.clone()));
+        metrics.product().register_collector(certificate);
         let writes = TaskTracker::new();
         let app = http::App::new(
             config.http,

@@ -27,6 +27,7 @@ use crate::redis::{BEAT, RedisAddress};
 use crate::signals::{Hangups, StopSignals};
 use crate::sockets::listen;
 use crate::tasks::BackgroundTasks;
+use crate::tls::metrics::TlsGauges;
 use crate::{Launch, Listening, ServeError, most_connections, raise_file_limit};
 
 use carried::Carried;
@@ -174,6 +175,8 @@ pub async fn serve(
         line: line.clone(),
         headroom_gpus: config.headroom_gpus,
     }));
+    let tls_gauges = Box::new(TlsGauges(certificate.clone()));
+    metrics.product().register_collector(tls_gauges);
     let app = routes::App {
         ingress: ingress.clone(),
         registry: registry.clone(),

@@ -1,7 +1,7 @@
 //! TLS. Here is that of a client: which certificate authorities are trusted, and why a handshake fails.
 //!
 //! `server` is that of the listeners: a certificate that is exchanged while they serve. `pair` reads it from its files, and
-//! `config` has its keys.
+//! `config` has its keys, and `metrics` tells of handshakes and of the certificate.
 
 use std::error::Error;
 use std::io;
@@ -14,6 +14,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 
 pub mod config;
+pub(crate) mod metrics;
 pub mod pair;
 pub mod server;
 
