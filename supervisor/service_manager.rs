@@ -133,7 +133,7 @@ impl ServiceManager {
             shared.flush(&mut outbox);
             // It is of no use later.
             if feed && outbox.unsent.is_empty() {
-                let _ = shared.send("WATCHDOG=1");
+                shared.send(&mut outbox, "WATCHDOG=1");
             }
         }
     }
@@ -190,25 +190,28 @@ impl Shared {
 
     /// Sends as many messages as are taken.
     fn flush(&self, outbox: &mut Outbox) {
-        while let Some(message) = outbox.unsent.front() {
-            if let Err(error) = self.send(message) {
-                if !outbox.is_failing {
-                    tracing::warn!(%error, "the service manager takes no messages");
-                }
-                outbox.is_failing = true;
+        while let Some(message) = outbox.unsent.pop_front() {
+            if !self.send(outbox, &message) {
+                outbox.unsent.push_front(message);
                 return;
             }
-            outbox.unsent.pop_front();
-            if outbox.is_failing {
-                tracing::info!("the service manager takes messages again");
-            }
-            outbox.is_failing = false;
         }
     }
 
-    fn send(&self, message: &str) -> io::Result<()> {
+    /// Sends a message if it is taken at once, and returns whether it was. Logs when that changes.
+    fn send(&self, outbox: &mut Outbox, message: &str) -> bool {
         let sent = self.socket.send_to_addr(message.as_bytes(), &self.address);
-        sent.map(|_| ())
+        match &sent {
+            Err(error) if !outbox.is_failing => {
+                tracing::warn!(%error, "the service manager takes no messages");
+            }
+            Ok(_) if outbox.is_failing => {
+                tracing::info!("the service manager takes messages again");
+            }
+            _ => {}
+        }
+        outbox.is_failing = sent.is_err();
+        sent.is_ok()
     }
 }
 
@@ -335,8 +338,13 @@ mod tests {
         sleep(SECOND).await;
         let first = heard(&hears).len();
         assert!(first < 5000, "{first}");
-        sleep(2 * SECOND).await;
-        assert_eq!(heard(&hears).last().unwrap(), "STATUS=warming");
+        let mut later = Vec::new();
+        for _ in 0..2 * MAX_UNSENT {
+            sleep(SECOND).await;
+            later.extend(heard(&hears));
+        }
+        assert_eq!(later.last().unwrap(), "STATUS=warming");
+        assert_eq!(later.len(), MAX_UNSENT, "{later:?}");
         drop(hears);
         service.reloading();
         service.stopping();

@@ -103,7 +103,7 @@ impl Reloads {
             }
         }
         let Some(enhancer) = self.prompts.enhancer().cloned() else {
-            tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload");
+            tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload for it");
             return;
         };
         match tokio::task::spawn_blocking(move || enhancer.reload()).await {

@@ -17,6 +17,8 @@ pub mod config;
 pub(crate) mod metrics;
 pub mod pair;
 pub mod server;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// Why there are no certificate authorities.
 #[derive(Debug, thiserror::Error)]

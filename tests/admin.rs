@@ -6,7 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
-use crate::harness::{Server, until};
+use crate::harness::Server;
 use crate::tls::{ask, handshake, shows, tls_file, trusting};
 
 /// Asks at an address of a server without TLS.
@@ -27,7 +27,7 @@ async fn status(address: &str, method: &'static str, path: &str) -> u16 {
 
 #[tokio::test]
 async fn orders_are_taken_at_the_address_of_operators_alone() {
-    let server = Server::start(&["--gpus=1", "--server.admin_port=0"]);
+    let mut server = Server::start(&["--gpus=1", "--server.admin_port=0"]);
     let admin = server.admin().await;
     assert!(admin.starts_with("127.0.0.1:") && admin != server.address);
     let mut client = server.active(json!({})).await;
@@ -58,11 +58,7 @@ async fn orders_are_taken_at_the_address_of_operators_alone() {
         }
     }
     assert_eq!(status(&admin, "POST", "/v1/drain").await, 202);
-    until("the server drains", async || {
-        let readiness = server.get("/readyz").await.1;
-        (readiness["status"] == "draining").then_some(())
-    })
-    .await;
+    assert!(server.exit().await.success());
 }
 
 #[tokio::test]

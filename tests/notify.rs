@@ -139,6 +139,8 @@ async fn the_watchdog_is_fed_while_a_worker_hangs_and_workers_know_nothing_of_it
     for variable in ["NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_"] {
         assert!(!environment.contains(variable), "{environment}");
     }
+    let score = std::fs::read_to_string(format!("/proc/{worker}/oom_score_adj")).unwrap();
+    assert_eq!(score.trim(), "500", "the kernel ends workers first");
     kill(worker, Signal::SIGSTOP).unwrap();
     manager.pending();
     let begun = Instant::now();
@@ -191,9 +193,19 @@ async fn a_service_manager_that_is_gone_or_full_is_not_waited_for() {
         server
     };
     let full = Manager::at_path();
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"x", &full.address).is_ok() {}
+    // A sender has a limit of its own, so there are several.
+    let fillers: Vec<UnixDatagram> = (0..)
+        .map(|_| {
+            let filler = UnixDatagram::unbound().unwrap();
+            filler.set_nonblocking(true).unwrap();
+            filler
+        })
+        .take_while(|filler| {
+            let sent = (0..).take_while(|_| filler.send_to(b"x", &full.address).is_ok());
+            sent.count() > 0
+        })
+        .collect();
+    assert!(!fillers.is_empty());
     let mut unheard = full.start("1500000", &["--gpus=1"]);
     for server in [&server, &unheard] {
         server.active(json!({})).await.segment("a red fox").await;

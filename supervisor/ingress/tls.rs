@@ -26,8 +26,9 @@ const MAX_HANDSHAKES: usize = 256;
 const MAX_BUFFERED_BYTES: usize = 32 << 10;
 /// The first byte of a client that speaks TLS: its handshake is a record of this type.
 const HANDSHAKE_RECORD: u8 = 22;
-/// How much of a request without TLS is read so that its client sees the answer.
+/// How much of a request without TLS is read, and for how long, so that its client sees the answer.
 const MAX_PLAIN_BYTES: usize = 64 << 10;
+const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The listener whose connections are shaken hands with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +101,8 @@ async fn negotiate(
     match connection.stream.peek(&mut first).await {
         Ok(1..) if first[0] == HANDSHAKE_RECORD => {}
         Ok(1..) => {
-            refuse_plain(connection).await;
+            // A client that does not close has seen it nevertheless.
+            let _ = timeout(PLAIN_PATIENCE, refuse_plain(connection)).await;
             return None;
         }
         Ok(0) | Err(_) => return None,
@@ -216,7 +218,112 @@ impl Drop for Slot {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::ingress::connections::{Connections, Limits};
+    use crate::tls::server::HandshakeCounts as Counted;
+    use crate::tls::testing::{certificates, files};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn connections() -> Connections {
+        Connections::new(Limits {
+            connections: 8,
+            connections_per_address: 8,
+            unopened: 8,
+            unopened_per_address: 8,
+        })
+    }
+
+    fn encryption() -> Encryption {
+        let folder = certificates();
+        let tls = ServerTls::open(files(folder.path())).unwrap();
+        Encryption::new(tls, 20 * SECOND, CancellationToken::new())
+    }
+
+    /// A connection, and its client's end.
+    async fn connected(connections: &Connections) -> (Arc<Connection>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let place = connections.enter(client(1)).unwrap();
+        (Arc::new(Connection::new(accepted, place)), stream)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_has_ten_seconds() {
+        let (connections, encryption) = (connections(), encryption());
+        // Nothing, and a part of the first message.
+        for (said, timeout) in [(&b""[..], 1), (&[22, 3, 1, 2, 0, 1], 2)] {
+            let (connection, mut stream) = connected(&connections).await;
+            stream.write_all(said).await.unwrap();
+            let begun = Instant::now();
+            let done = shake_hands(connection, Side::Public, &encryption).await;
+            assert!(done.is_none());
+            let took = begun.elapsed();
+            assert!((10 * SECOND..11 * SECOND).contains(&took), "{took:?}");
+            let counted = Counted {
+                timeout,
+                ..Counted::default()
+            };
+            assert_eq!(encryption.tls.handshakes(), counted);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_without_tls_is_left_when_it_was_told() {
+        let (connections, encryption) = (connections(), encryption());
+        let (connection, mut stream) = connected(&connections).await;
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let begun = Instant::now();
+        let done = shake_hands(connection, Side::Public, &encryption).await;
+        assert!(done.is_none());
+        assert!(
+            begun.elapsed() <= 2 * PLAIN_PATIENCE,
+            "{:?}",
+            begun.elapsed()
+        );
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"));
+        let counted = Counted {
+            failed: 1,
+            ..Counted::default()
+        };
+        assert_eq!(encryption.tls.handshakes(), counted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_leaves_or_makes_room_has_failed_at_once() {
+        let (connections, encryption) = (connections(), encryption());
+        let begun = Instant::now();
+        let (connection, stream) = connected(&connections).await;
+        drop(stream);
+        assert!(
+            shake_hands(connection, Side::Public, &encryption)
+                .await
+                .is_none()
+        );
+        let (connection, mut stream) = connected(&connections).await;
+        assert!(connections.displace_any());
+        assert!(
+            shake_hands(connection, Side::Admin, &encryption)
+                .await
+                .is_none()
+        );
+        // Its place is free with its socket.
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or_default(), 0);
+        let counted = Counted {
+            failed: 2,
+            ..Counted::default()
+        };
+        assert_eq!(encryption.tls.handshakes(), counted);
+        assert!(begun.elapsed() < SECOND);
+    }
 
     fn client(n: u8) -> ClientAddress {
         ClientAddress::of(Ipv4Addr::new(192, 0, 2, n).into())

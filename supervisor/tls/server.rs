@@ -91,7 +91,7 @@ pub(crate) enum Outcome {
 
 /// Numbers of handshakes since the start, by their outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Handshakes {
+pub struct HandshakeCounts {
     pub ok: u64,
     pub failed: u64,
     pub timeout: u64,
@@ -194,14 +194,14 @@ impl ServerTls {
     }
 
     /// Returns the numbers of handshakes so far.
-    pub fn handshakes(&self) -> Handshakes {
+    pub fn handshakes(&self) -> HandshakeCounts {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let Counts {
             ok,
             failed,
             timeout,
         } = &self.0.handshakes;
-        Handshakes {
+        HandshakeCounts {
             ok: of(ok),
             failed: of(failed),
             timeout: of(timeout),
@@ -304,4 +304,70 @@ fn server_config(current: Arc<Current>, clients: Option<RootCertStore>) -> Serve
     let mut config = builder.with_cert_resolver(current);
     config.alpn_protocols = vec![HTTP_VERSION.to_vec()];
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::task::JoinSet;
+
+    use super::super::testing::{certificates, files};
+    use super::*;
+
+    /// The year in which the certificate expires that is shown now.
+    fn year(tls: &ServerTls) -> String {
+        let expires = format_rfc3339_seconds(tls.expires().unwrap()).to_string();
+        expires[..4].to_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_change_are_read_at_the_next_look_and_those_that_cannot_be_used_later() {
+        let folder = certificates();
+        let files = files(folder.path());
+        let tls = ServerTls::open(files.clone()).unwrap();
+        assert_eq!(year(&tls), "2120");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tls.clone().watch());
+        let good = fs::read(&files.certificate).unwrap();
+        for (content, expected) in [
+            (b"nothing".to_vec(), "2120"),
+            (fs::read(folder.path().join("expired.pem")).unwrap(), "2020"),
+            // Not the certificate of the key.
+            (fs::read(folder.path().join("ca.pem")).unwrap(), "2020"),
+            (good, "2120"),
+        ] {
+            fs::write(&files.certificate, content).unwrap();
+            sleep(LOOK_INTERVAL + Duration::from_secs(1)).await;
+            assert_eq!(year(&tls), expected);
+        }
+        // The other file is new as well when the key of a renewed pair follows later.
+        fs::remove_file(&files.key).unwrap();
+        sleep(LOOK_INTERVAL).await;
+        assert_eq!(year(&tls), "2120");
+        assert!(tls.reload().is_err());
+    }
+
+    #[test]
+    fn authorities_of_clients_are_exchanged_too() {
+        let folder = certificates();
+        let files = files(folder.path());
+        let tls = ServerTls::open(files).unwrap();
+        let (public, admin) = (tls.public(), tls.admin());
+        fs::write(folder.path().join("ca.pem"), "nothing").unwrap();
+        let refused = tls.reload().unwrap_err().to_string();
+        assert!(refused.contains("ca.pem: it has no certificate in PEM"));
+        assert!(Arc::ptr_eq(&admin, &tls.admin()));
+        fs::copy(
+            folder.path().join("self-signed.pem"),
+            folder.path().join("ca.pem"),
+        )
+        .unwrap();
+        tls.reload().unwrap();
+        assert!(!Arc::ptr_eq(&admin, &tls.admin()));
+        assert!(
+            Arc::ptr_eq(&public, &tls.public()),
+            "sessions are resumed with it"
+        );
+    }
 }
