@@ -103,7 +103,8 @@ bench: build test-packages
 	@deploy/need-packages $(BENCH_PACKAGES)
 	cargo bench --locked -- $(ARGS)
 
-# target/debian/*.deb, with manual pages and completions that the program writes. Needs cargo-deb.
+# target/debian/*.deb, with manual pages and completions that the program writes. Needs cargo-deb. libtorch is not in it.
+deb image: ENGINE =
 deb: build
 	rm -rf target/manual && mkdir target/manual
 	target/release/fastvideo-supervisor manual target/manual
