@@ -10,7 +10,7 @@ use fastvideo_supervisor_core::settings::KeySpec;
 
 use crate::config::Options;
 use crate::config::keys::{ROUTER, SERVER, Table};
-use crate::{check, client, router, sessions};
+use crate::{check, client, keys, router, sessions};
 
 /// The task of this process, according to its command line.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub(crate) enum Invocation {
     Client(Box<client::Args>),
     Sessions(sessions::Args),
     Router(router::Args),
+    NewKey(keys::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -113,6 +114,11 @@ pub(crate) fn parse(
                 None => router::Args::Serve(before),
             })
         }
+        Some(("keys", matches)) => {
+            refuse_options("keys", &before)?;
+            let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
+            Invocation::NewKey(keys::Args::from_matches(matches, &mut command())?)
+        }
         _ => Invocation::Serve(before),
     })
 }
@@ -154,6 +160,7 @@ pub(crate) fn command() -> Command {
         .subcommand(client::Args::command())
         .subcommand(sessions::Args::command(configuration(&SERVER, SERVER_FILE)))
         .subcommand(router_command())
+        .subcommand(keys::Args::command())
 }
 
 fn router_command() -> Command {

@@ -19,6 +19,7 @@ mod args;
 mod check;
 mod client;
 mod config;
+mod keys;
 mod logging;
 mod router;
 mod sessions;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Client(args)) => client::run(*args),
         Ok(Invocation::Sessions(args)) => sessions::run(&args),
         Ok(Invocation::Router(args)) => router::run(&args),
+        Ok(Invocation::NewKey(args)) => keys::run(&args),
         Err(error) => {
             // An error means that nobody reads the output.
             let _ = error.print();

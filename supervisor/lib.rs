@@ -26,6 +26,7 @@ use crate::tasks::BackgroundTasks;
 pub use crate::tasks::TaskError;
 pub use fastvideo_link::LinkFolder;
 
+pub mod auth;
 pub mod backoff;
 mod byte_budget;
 pub mod causes;
@@ -115,7 +116,7 @@ pub enum ServeError {
 
 /// Serves until SIGTERM, SIGINT or an operator's order to drain, then drains: tells sessions, lets running segments
 /// finish within the grace period, asks workers to leave. A second signal ends everything at once, and so does a
-/// background task that panics. SIGHUP reads the system prompts again. `on_listening` is called once clients can
+/// background task that panics. SIGHUP reads the keys and the system prompts again. `on_listening` is called once clients can
 /// connect.
 ///
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
@@ -214,6 +215,7 @@ impl Server {
         let drain_asked = app.drain_asked.clone();
 
         let router_keys = app.fleet.keys().cloned();
+        let auth = app.auth.clone();
         let mut tasks = BackgroundTasks::default();
         let upkeep = Upkeep::new(store.clone());
         tasks.spawn("store upkeep", async {
@@ -221,7 +223,7 @@ impl Server {
             Ok(())
         });
         tasks.spawn("prompt reload", async {
-            hangups.reload(prompts, router_keys).await;
+            hangups.reload(prompts, auth, router_keys).await;
             Ok(())
         });
         let watched = pool.clone();

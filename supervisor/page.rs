@@ -78,6 +78,12 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     })
 }
 
+/// Returns whether a route is that of a file of the page.
+pub(crate) fn is_file(route: &str) -> bool {
+    matches!(route, "/" | "/watch" | "/page.css" | "/favicon.svg")
+        || SCRIPTS.iter().any(|(path, _)| *path == route)
+}
+
 fn file<S: Clone + Send + Sync + 'static>(
     mime: &'static str,
     text: &'static str,

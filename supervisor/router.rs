@@ -17,10 +17,11 @@ use rustls::RootCertStore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::{self, Auth};
 use crate::discovery::{Description, Directory};
 use crate::ingress::{self, Ingress, listener};
 use crate::redis::{BEAT, RedisAddress};
-use crate::signals::StopSignals;
+use crate::signals::{Hangups, StopSignals, reload_keys};
 use crate::tasks::BackgroundTasks;
 use crate::{ServeError, listen, most_connections, raise_file_limit};
 
@@ -91,6 +92,7 @@ pub struct Config {
     pub store: Option<RedisAddress>,
     /// Whether the sessions of this router wait in a line of their own also where routers share a Redis.
     pub has_own_line: bool,
+    pub auth: auth::Config,
     pub ingress: ingress::Config,
 }
 
@@ -116,7 +118,8 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
     let tls = config.tls().map_err(ServeError::Authorities)?;
-    let proxy = Proxy::new(tls.as_deref()).map_err(ServeError::Client)?;
+    let router_key = config.key.as_ref().map(RouterKey::value);
+    let proxy = Proxy::new(tls.as_deref(), router_key).map_err(ServeError::Client)?;
     let probe = HttpClient::new(tls.as_deref()).map_err(ServeError::Client)?;
     let files = raise_file_limit();
     let (listener, address) = listen(&config.host, config.port).await?;
@@ -131,7 +134,10 @@ pub async fn serve(
     );
     // Each session has two sockets.
     let most = most_connections(files, 0);
-    let ingress = Ingress::new(config.ingress, &config.host, address.ip(), most);
+    let auth = Auth::new(config.auth);
+    auth.warn_if_open(address.ip());
+    let of_connections = config.ingress.asking_for_keys(auth.asks());
+    let ingress = Ingress::new(of_connections, &config.host, address.ip(), most);
     let leaving = CancellationToken::new();
     let router_id: u128 = rand::random();
     let line = Line::default();
@@ -144,6 +150,7 @@ pub async fn serve(
     let shared_line = shared_line.map(Arc::new);
     let app = routes::App {
         ingress: ingress.clone(),
+        auth: auth.clone(),
         registry: registry.clone(),
         tls: tls.clone(),
         authorization: config.key.as_ref().map(RouterKey::authorization),
@@ -157,6 +164,15 @@ pub async fn serve(
         carried: Carried::default(),
     };
     let mut tasks = BackgroundTasks::default();
+    if auth.asks() {
+        let mut hangups = Hangups::install().map_err(ServeError::Signals)?;
+        tasks.spawn("reload of keys", async move {
+            while hangups.next().await {
+                reload_keys(auth.clone()).await;
+            }
+            Ok(())
+        });
+    }
     if let Some(key) = config.key {
         let identity = Identity {
             hello: Hello {

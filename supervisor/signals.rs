@@ -4,6 +4,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::auth::Auth;
 use crate::causes::with_causes;
 use crate::http::fleet::RouterKeys;
 use crate::prompt::Prompts;
@@ -15,7 +16,7 @@ pub(crate) struct StopSignals {
     interrupt: Signal,
 }
 
-/// SIGHUP, which asks the server to read the system prompts again.
+/// SIGHUP, which asks the server to read keys and system prompts again.
 #[derive(Debug)]
 pub(crate) struct Hangups(Signal);
 
@@ -40,7 +41,27 @@ impl StopSignals {
     }
 }
 
+/// Reads the file of keys again, if there is one.
+pub(crate) async fn reload_keys(auth: Auth) {
+    match tokio::task::spawn_blocking(move || auth.reload()).await {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(keys))) => {
+            tracing::info!(target: "audit", keys, outcome = "ok", "keys reloaded");
+        }
+        Ok(Err(error)) => {
+            let error = with_causes(&error);
+            tracing::warn!(target: "audit", error, outcome = "refused", "keys stay as they were");
+        }
+        Err(panic) => tracing::error!(%panic, "keys not reloaded"),
+    }
+}
+
 impl Hangups {
+    /// Waits for the next signal; false when there will be none.
+    pub(crate) async fn next(&mut self) -> bool {
+        self.0.recv().await.is_some()
+    }
+
     /// Handles SIGHUP from now on; it no longer ends the process.
     ///
     /// # Errors
@@ -49,9 +70,16 @@ impl Hangups {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Reads the system prompts and the keys of routers again at every SIGHUP, of which the server takes no other notice.
-    pub(crate) async fn reload(mut self, prompts: Prompts, router_keys: Option<RouterKeys>) {
-        while self.0.recv().await.is_some() {
+    /// Reads the keys of callers and routers and the system prompts again at every SIGHUP, of which the server takes no
+    /// other notice.
+    pub(crate) async fn reload(
+        mut self,
+        prompts: Prompts,
+        auth: Auth,
+        router_keys: Option<RouterKeys>,
+    ) {
+        while self.next().await {
+            reload_keys(auth.clone()).await;
             if let Some(keys) = router_keys.clone() {
                 match tokio::task::spawn_blocking(move || keys.reload()).await {
                     Ok(Ok(keys)) => tracing::info!(keys, "keys of routers reloaded"),

@@ -5,6 +5,7 @@
     reason = "a test that cannot go on fails; clippy allows it in test functions only, not in what they call"
 )]
 
+mod auth;
 mod check;
 mod cli;
 mod client;

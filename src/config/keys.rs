@@ -5,7 +5,7 @@
 
 use fastvideo_supervisor_core::engines::{self, default_request, ltx2, synthetic, warmup};
 use fastvideo_supervisor_core::settings::KeySpec;
-use fastvideo_supervisor_core::{http, ingress, pool, prompt, router, session, store};
+use fastvideo_supervisor_core::{auth, http, ingress, pool, prompt, router, session, store};
 
 use super::accepted;
 use crate::logging;
@@ -27,6 +27,7 @@ pub(crate) static SERVER: Table = Table {
         synthetic::KEYS,
         http::config::KEYS,
         logging::KEYS,
+        auth::config::KEYS,
         ingress::config::LIMIT_KEYS,
         default_request::KEYS,
         session::config::KEYS,
@@ -50,6 +51,7 @@ pub(crate) static ROUTER: Table = Table {
         router::config::KEYS,
         ingress::config::NAME_KEYS,
         logging::KEYS,
+        auth::config::KEYS,
         ingress::config::LIMIT_KEYS,
         ingress::config::MESSAGE_KEYS,
     ],

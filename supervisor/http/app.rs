@@ -8,8 +8,11 @@ use tokio::sync::Notify;
 use url::Url;
 
 use super::fleet::{Fleet, Names, RouterKeys};
+use crate::auth::guard::Guard;
+use crate::auth::{self, Auth, Caller};
 use crate::ingress::{self, Ingress};
 use crate::session::{Context, Registry, RelayLatency};
+use crate::store::SessionStore;
 
 /// Where the server listens, whom it answers, and its limits on connections.
 #[derive(Clone, Debug)]
@@ -19,6 +22,7 @@ pub struct Config {
     pub port: u16,
     /// The name of the service in the answers of the health probes.
     pub service_name: String,
+    pub auth: auth::Config,
     /// The keys of routers; `None` where none may connect.
     pub router_keys: Option<RouterKeys>,
     /// What routers call the server.
@@ -32,6 +36,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct App {
     pub(crate) ingress: Ingress,
+    pub(crate) auth: Auth,
     pub(super) service_name: Arc<str>,
     pub(crate) fleet: Fleet,
     pub(super) context: Context,
@@ -47,8 +52,12 @@ pub(super) type AppState = State<App>;
 impl App {
     /// Creates the state of a server that listens on `address` and has open files for `most_connections`.
     pub fn new(config: Config, address: IpAddr, most_connections: usize, context: Context) -> Self {
+        let auth = Auth::new(config.auth);
+        auth.warn_if_open(address);
+        let ingress = config.ingress.asking_for_keys(auth.asks());
         Self {
-            ingress: Ingress::new(config.ingress, &config.host, address, most_connections),
+            ingress: Ingress::new(ingress, &config.host, address, most_connections),
+            auth,
             service_name: config.service_name.into(),
             fleet: Fleet::new(config.router_keys, config.names),
             context,
@@ -56,6 +65,30 @@ impl App {
             relay_latency: RelayLatency::default(),
             drain_asked: Arc::default(),
         }
+    }
+
+    /// Returns the store as a caller sees it.
+    pub(super) fn store_of(&self, caller: &Caller) -> SessionStore {
+        let store = &self.context.store;
+        store.seen_by(caller.scope(), caller.own_tenant())
+    }
+
+    /// Returns the guard before all routes.
+    pub(super) fn guard(&self) -> Guard {
+        let router_keys = self.fleet.keys().cloned();
+        Guard {
+            auth: self.auth.clone(),
+            ingress: self.ingress.clone(),
+            is_router_key: Arc::new(move |given| {
+                router_keys.as_ref().is_some_and(|keys| keys.admit(given))
+            }),
+        }
+    }
+}
+
+impl FromRef<App> for Auth {
+    fn from_ref(app: &App) -> Self {
+        app.auth.clone()
     }
 }
 

@@ -9,6 +9,7 @@ use super::app::App;
 use super::film;
 use super::operator::{prompts, sessions, workers};
 use super::status;
+use crate::auth::issue;
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/openapi.json", get(openapi))
@@ -38,7 +39,7 @@ struct ApiDoc;
 
 /// The routes that a router answers as a server does.
 #[derive(OpenApi)]
-#[openapi(paths(openapi, stream, watch))]
+#[openapi(paths(openapi, stream, watch, issue::issue))]
 pub(crate) struct CommonRoutes;
 
 /// The routes that a router passes on to the server that has, or takes, the session.

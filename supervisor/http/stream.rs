@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
@@ -16,6 +16,9 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::Instrument;
 
 use super::app::{App, AppState};
+use crate::auth::guard::Admission;
+use crate::auth::{Caller, Grant};
+use crate::client_address::ClientAddress;
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
 use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Rendered, Renderer, Wire};
 use crate::ingress::connection::Connection;
@@ -25,7 +28,7 @@ use crate::ingress::liveness::Liveness;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, TransportViolation, WebSocket, violation};
 use crate::pool::Media;
-use crate::session::{self, Inbound, Origin, Outbox, RelayLatency};
+use crate::session::{self, Inbound, NotAdmitted, Origin, Outbox, RelayLatency};
 use crate::tasks::catch_panic;
 
 /// Capacity of the queue of client messages to their session, which takes them at once.
@@ -38,16 +41,19 @@ const CLOSE_REPLY: Duration = Duration::from_secs(2);
 /// Serves the route `/v1/stream`.
 pub(super) async fn upgrade(
     State(app): AppState,
-    headers: HeaderMap,
+    Admission(admitted): Admission,
+    Extension(client): Extension<ClientAddress>,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    app.ingress.admit_origin(&headers)?;
-    upgrade_to::<StreamParser, StreamRenderer>(app, handshake)
+    let admitted = admitted.map_err(NotAdmitted::from);
+    upgrade_to::<StreamParser, StreamRenderer>(app, admitted, client, handshake)
 }
 
 /// Upgrades a request to a WebSocket that carries a session in a dialect.
 fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     app: App,
+    admitted: Result<Caller, NotAdmitted>,
+    client: ClientAddress,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
     let upgrade = handshake.begin(&app.ingress, app.ingress.max_message_bytes as u64)?;
@@ -55,7 +61,12 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     let tracker = app.ingress.connections.clone();
     let carried = async move {
         if let Some((socket, shares)) = opened.await {
-            carry::<P, R>(socket, shares, &connection, &app).await;
+            match admitted {
+                Ok(caller) => {
+                    carry::<P, R>(socket, shares, &connection, &app, client, caller).await
+                }
+                Err(why) => turn_away(socket, R::turn_away(&why)).await,
+            }
         }
     };
     tracker.spawn(catch_panic("session", carried));
@@ -67,9 +78,11 @@ async fn carry<P: Parser, R: Renderer>(
     shares: CompleteShare,
     connection: &Connection,
     app: &App,
+    client: ClientAddress,
+    caller: Caller,
 ) {
-    let client = connection.place.client();
-    if let Err(why) = session::may_open(client, &app.registry, &app.context) {
+    let grant = Grant::new(app.auth.clone(), caller);
+    if let Err(why) = session::may_open(client, &grant, &app.registry, &app.context) {
         tracing::info!(%why, "session rejected");
         return turn_away(socket, R::turn_away(&why)).await;
     }
@@ -79,6 +92,7 @@ async fn carry<P: Parser, R: Renderer>(
     let (sink, mut stream) = socket.split();
     let session = session::run(
         client,
+        grant,
         Origin::Direct,
         app.registry.clone(),
         inbound_seen,

@@ -20,13 +20,12 @@ impl Origins {
     /// Parses origins that are separated by commas. Returns `None` when one of them is no origin.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let items = text.split(',').map(str::trim).filter(|o| !o.is_empty());
-        let origin = |item: &str| {
-            let url = Url::parse(item).ok()?;
-            let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-            let has_user = !url.username().is_empty() || url.password().is_some();
-            (is_bare && !has_user).then(|| plain(item))?
-        };
-        items.map(origin).collect::<Option<_>>().map(Self)
+        items.map(bare).collect::<Option<_>>().map(Self)
+    }
+
+    /// Returns whether a text is an origin, and nothing more.
+    pub fn is_origin(text: &str) -> bool {
+        bare(text).is_some()
     }
 
     /// Returns whether an origin is in the list.
@@ -60,6 +59,14 @@ impl Origins {
         let origin = || origin.map_or("another site".to_owned(), |o| o.into_owned());
         (!is_own).then(origin)
     }
+}
+
+/// Returns the plain form of what is an origin and nothing more.
+fn bare(item: &str) -> Option<String> {
+    let url = Url::parse(item).ok()?;
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    (is_bare && !has_user).then(|| plain(item))?
 }
 
 /// Returns the origin in lower case and without the default port; `None` for `null` and everything else that has no

@@ -19,6 +19,7 @@ use super::generated::{GeneratedPrompt, PromptAlternatives};
 use super::instructions::{Instructions, InstructionsError, Origins};
 use super::llm_error::LlmError;
 use super::provider::{self, CallPermit, Models, Provider};
+use crate::tenant::Tenant;
 
 /// How many times one operation goes through all providers, when they ask it to retry later.
 const MAX_ROUNDS: u32 = 4;
@@ -69,7 +70,7 @@ pub struct Status {
 
 /// Generates prompts with the help of language models. It is cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Enhancer(Arc<Inner>);
+pub struct Enhancer(Arc<Inner>, Tenant);
 
 #[derive(Debug)]
 struct Inner {
@@ -119,7 +120,7 @@ impl Enhancer {
     /// Returns an error when a system prompt cannot be read.
     pub fn open(config: Config) -> Result<Self, InstructionsError> {
         let instructions = Instructions::read(config.system_prompt_dir.as_deref())?;
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             providers: config
                 .providers
                 .iter()
@@ -130,7 +131,13 @@ impl Enhancer {
             instructions: RwLock::new(Arc::new(instructions)),
             cache: Mutex::new(PromptCache::new(config.cache_entries)),
             config,
-        })))
+        });
+        Ok(Self(inner, Tenant::default()))
+    }
+
+    /// Returns the same enhancer for the prompts of a tenant.
+    pub(super) fn of_tenant(self, tenant: Tenant) -> Self {
+        Self(self.0, tenant)
     }
 
     /// Returns how many curated prompts of one session are enhanced at the same time.
@@ -143,7 +150,7 @@ impl Enhancer {
     /// # Errors
     /// Returns an error when no provider gives a usable answer in time.
     pub async fn enhance(&self, prompt: &str) -> Result<GeneratedPrompt, LlmError> {
-        if let Some(cached) = self.cache().get(prompt) {
+        if let Some(cached) = self.cache().get(&self.1, prompt) {
             return Ok(GeneratedPrompt {
                 latency: Duration::ZERO,
                 ..cached
@@ -163,7 +170,7 @@ impl Enhancer {
         // The system prompts may have been reloaded meanwhile, which has cleared the cache of answers to the old ones.
         let mut cache = self.cache();
         if Arc::ptr_eq(&instructions, &self.instructions()) {
-            cache.put(prompt, &generated);
+            cache.put(&self.1, prompt, &generated);
         }
         Ok(generated)
     }

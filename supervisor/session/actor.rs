@@ -8,7 +8,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::Span;
 
-use super::admission::admit;
+use super::admission::{admit, may_wait};
 use super::command::Inbound;
 use super::emitter::Emitter;
 use super::ending::{EndCause, NotOpened};
@@ -25,6 +25,7 @@ use super::registry::{Registry, Ticket};
 use super::snapshots::ExportOutcome;
 use super::state::SessionState;
 use super::{Context, Drain};
+use crate::auth::Grant;
 use crate::client_address::ClientAddress;
 use crate::pool::{BindingChange, JobEvent, Placement};
 use crate::store::StoreError;
@@ -39,15 +40,20 @@ const LATE: Duration = Duration::from_secs(1);
 /// session yet.
 pub(crate) async fn run(
     client: ClientAddress,
+    grant: Grant,
     origin: Origin,
     registry: Registry,
     inbound: mpsc::Receiver<Box<Inbound>>,
     outbox: Outbox,
-    context: Context,
+    mut context: Context,
 ) {
+    context.store = (context.store).seen_by(grant.scope(), grant.tenant().clone());
     let mut inbox = Inbox::new(inbound);
     // Boxed, so that the memory of the handshake is not kept for as long as the session lives.
-    let opened = Box::pin(open(client, &origin, &registry, &mut inbox, &context)).await;
+    let opened = Box::pin(open(
+        client, &grant, &origin, &registry, &mut inbox, &context,
+    ))
+    .await;
     let (ticket, opening, claim) = match opened {
         Ok(opened) => opened,
         Err(why) => {
@@ -56,10 +62,11 @@ pub(crate) async fn run(
         }
     };
     Span::current().record("session_id", ticket.id().as_str());
-    let readers = EventReaders::new(context.logs.session(ticket.id()));
+    let log = (context.logs).session(ticket.id(), &claim.snapshot.tenant);
+    let readers = EventReaders::new(log);
     let emitter = Emitter::new(readers, outbox);
     emitter.emit(opened_event(&opening, &claim));
-    let session = LiveSession::new(ticket, emitter, context, opening, claim, origin);
+    let session = LiveSession::new(ticket, grant, emitter, context, opening, claim, origin);
     let mut session = Box::new(session);
     let cause = session.serve(&mut inbox).await;
     session.end_turn();
@@ -68,6 +75,7 @@ pub(crate) async fn run(
 
 async fn open(
     client: ClientAddress,
+    grant: &Grant,
     origin: &Origin,
     registry: &Registry,
     inbox: &mut Inbox,
@@ -81,7 +89,7 @@ async fn open(
         request = handshake::receive(inbox, context) => request?,
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
     };
-    let mut ticket = admit(client, registry, context)?;
+    let mut ticket = admit(client, grant, registry, context)?;
     let opened = async {
         let opening = tokio::select! {
             // A check can wait for its turn, and for the store.
@@ -94,6 +102,7 @@ async fn open(
         if waits_elsewhere && !context.pool.has_place_for(resumed.unwrap_or(ticket.id())) {
             return Err(NotOpened::NoPlace);
         }
+        may_wait(&ticket, resumed.unwrap_or(ticket.id()), grant, context)?;
         let claim = handshake::claim(&mut ticket, context, &opening, moved).await?;
         Ok((opening, claim))
     };
@@ -140,6 +149,8 @@ enum Heard {
     AudienceChanged(usize),
     PromptEnded(PromptTaskResult),
     LeaseLost,
+    /// The client's key has left the file.
+    Withdrawn,
     OutboxDrained,
     Drain(Drain),
     ClockRang,
@@ -191,6 +202,10 @@ impl LiveSession {
                     None
                 }
                 Heard::LeaseLost => Some(EndCause::LeaseLost),
+                Heard::Withdrawn => {
+                    self.is_withdrawn = true;
+                    None
+                }
                 Heard::OutboxDrained => {
                     self.export_next();
                     None
@@ -204,6 +219,9 @@ impl LiveSession {
     /// Starts what can be started now. Returns a cause when the session is over.
     fn advance(&mut self) -> Option<EndCause> {
         if self.segment.is_none() {
+            if self.is_withdrawn {
+                return Some(EndCause::Unauthorized);
+            }
             if self.director.is_complete() && self.redelivery.is_none() {
                 return Some(EndCause::SegmentCap);
             }
@@ -269,6 +287,7 @@ impl LiveSession {
         tokio::select! {
             biased;
             () = self.lease.lost() => Heard::LeaseLost,
+            () = self.grant.withdrawn(), if !self.is_withdrawn => Heard::Withdrawn,
             outcome = self.persistence.ended() => Heard::StateStored(outcome),
             event = job => Heard::Job(event),
             change = self.binding.changed() => match change {
