@@ -26,6 +26,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/film.js",
     "/format.js",
     "/gpus.js",
+    "/key.js",
     "/latent_field.js",
     "/media_effects.js",
     "/page.js",

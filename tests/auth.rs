@@ -22,6 +22,7 @@ mod orders;
 mod roles;
 mod tenants;
 mod tickets;
+mod tokens;
 
 const GPU: &[&str] = &[
     "--gpus=1",

@@ -27,6 +27,7 @@ use crate::client_address::ClientAddress;
 use crate::ingress::Ingress;
 use crate::ingress::error::ApiError;
 use crate::ingress::hosts::names_loopback;
+use crate::ingress::origins::is_of_loopback;
 use crate::ingress::proxies::is_forwarded;
 use crate::page;
 
@@ -250,7 +251,8 @@ impl Guard {
     }
 
     /// Returns whether the page of another site sends a request that it must not: one that changes something, or begins a
-    /// WebSocket. A site may be that of the caller's key or, where the caller shows none, of any key.
+    /// WebSocket. A site may be that of the caller's key or, where the caller shows none, of any key. Where nobody is asked
+    /// for one, a server on a loopback address is there for all pages of this machine.
     fn is_of_another_site(&self, asked: &Asked<'_>, caller: Option<&Caller>) -> bool {
         let headers = asked.headers;
         if !changes_state(asked.method) && !WEBSOCKETS.contains(&asked.route) {
@@ -258,6 +260,9 @@ impl Guard {
         }
         let allowed = |origin| match caller {
             Some(caller) => caller.origins.allow(origin),
+            None if !self.auth.asks() => {
+                self.ingress.hosts.are_loopback() && is_of_loopback(origin)
+            }
             None => self.auth.keys().allow(origin),
         };
         let is_one = headers.get_all(ORIGIN).iter().nth(1).is_none();

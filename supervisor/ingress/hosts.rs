@@ -68,6 +68,11 @@ impl Hosts {
         }))
     }
 
+    /// Returns whether the server listens on a loopback address.
+    pub(crate) fn are_loopback(&self) -> bool {
+        self.0.is_loopback
+    }
+
     /// Returns the first name in a request that is not one of the server's. Programs other than browsers may leave out
     /// the name.
     fn foreign_name(&self, request: &Request) -> Option<String> {

@@ -6,6 +6,8 @@ use axum::http::header::{HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
+use super::hosts::is_loopback;
+
 /// What a list of origins must be.
 pub(crate) const EXPECTED: &str = "origins such as https://video.example.org";
 
@@ -59,6 +61,16 @@ impl Origins {
         let origin = || origin.map_or("another site".to_owned(), |o| o.into_owned());
         (!is_own).then(origin)
     }
+}
+
+/// Returns whether an origin is that of pages of this machine.
+pub(crate) fn is_of_loopback(origin: &HeaderValue) -> bool {
+    let url = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| Url::parse(origin).ok());
+    let host = url.as_ref().and_then(Url::host_str);
+    host.is_some_and(|host| is_loopback(host.trim_start_matches('[').trim_end_matches(']')))
 }
 
 /// Returns the plain form of what is an origin and nothing more.
@@ -162,6 +174,30 @@ mod tests {
             true,
         );
         check("", &[origin("http://a")], true);
+    }
+
+    #[test]
+    fn pages_of_this_machine_are_known_by_their_host() {
+        let check = |origin: &'static str, expected| {
+            let origin = HeaderValue::from_static(origin);
+            assert_eq!(is_of_loopback(&origin), expected, "{origin:?}");
+        };
+        for own in [
+            "http://localhost:3000",
+            "https://app.localhost",
+            "http://127.0.0.2",
+            "http://[::1]:3000",
+        ] {
+            check(own, true);
+        }
+        for other in [
+            "http://localhost.example",
+            "http://192.0.2.1",
+            "null",
+            "localhost",
+        ] {
+            check(other, false);
+        }
     }
 
     #[test]

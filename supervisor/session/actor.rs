@@ -8,7 +8,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::Span;
 
-use super::admission::{admit, may_wait};
+use super::admission::{admit, admit_moved, may_wait};
 use super::command::Inbound;
 use super::emitter::Emitter;
 use super::ending::{EndCause, NotOpened};
@@ -89,7 +89,10 @@ async fn open(
         request = handshake::receive(inbox, context) => request?,
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
     };
-    let mut ticket = admit(client, grant, registry, context)?;
+    let mut ticket = match moved {
+        Some(_) => admit_moved(client, grant, registry, context)?,
+        None => admit(client, grant, registry, context)?,
+    };
     let opened = async {
         let opening = tokio::select! {
             // A check can wait for its turn, and for the store.

@@ -82,6 +82,23 @@ pub(super) fn admit(
     Ok(ticket)
 }
 
+/// Admits a session that comes from another server. It was counted there when it was opened.
+///
+/// # Errors
+/// Returns an error when the server is going away, or a limit on the number of all open sessions is reached.
+pub(super) fn admit_moved(
+    client: ClientAddress,
+    grant: &Grant,
+    registry: &Registry,
+    context: &Context,
+) -> Result<Ticket, NotAdmitted> {
+    let limits = Limits {
+        sessions_of_tenant: None,
+        ..limits(grant, context)?
+    };
+    Ok(registry.enter(client, grant.tenant(), limits)?)
+}
+
 /// Checks whether a session may wait for a worker, where there is no place for it now.
 ///
 /// # Errors

@@ -23,6 +23,9 @@ async fn without_keys_orders_are_taken_from_this_machine_alone() {
     ] {
         assert_eq!(order(&[(header, "127.0.0.1")]).await, local, "{header}");
     }
+    for of_this_machine in ["http://localhost:3000", "http://[::1]:3000"] {
+        assert_eq!(order(&[("origin", of_this_machine)]).await, taken);
+    }
     let foreign = order(&[("origin", "https://evil.example")]).await;
     assert_eq!(foreign, (403, "other_site".to_owned()));
     // All that is no order is for everybody.

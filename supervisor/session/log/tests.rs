@@ -72,7 +72,7 @@ async fn lines_are_in_order_and_private() {
 
 #[test]
 fn nothing_is_made_where_no_log_is_kept() {
-    let log = Logs::open(None).session(&SessionId::random());
+    let log = Logs::open(None).session(&SessionId::random(), &Tenant::default());
     log.record(|| panic!("nobody reads it"));
 }
 
@@ -225,7 +225,7 @@ fn a_file_that_has_grown_is_set_aside() {
     let mut all = Vec::new();
     for round in 0..3 {
         let shared = unattended();
-        let log = Logs(Some(shared.clone())).session(&session);
+        let log = Logs(Some(shared.clone())).session(&session, &Tenant::default());
         for n in 0..6 {
             log.record(|| step(round * 6 + n));
         }
