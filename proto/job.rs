@@ -165,6 +165,8 @@ pub enum ErrorCode {
     InternalError,
     PromptBlocked,
     Unauthorized,
+    /// The tenant, or the address, asks for too much.
+    RateLimited,
     StateIncompatible,
     SegmentTimeout,
 }

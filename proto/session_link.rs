@@ -41,8 +41,23 @@ pub enum ToServer {
 pub struct Open {
     /// Where the client connects from.
     pub address: IpAddr,
+    /// Whom the router has let in; absent where it asks nobody for a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<LetIn>,
     /// What another server has made of the session; absent for a client that has just come.
     pub moved: Option<Moved>,
+}
+
+/// Whom a router has let in, which the server believes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LetIn {
+    /// Whose the session is.
+    pub tenant: String,
+    /// The id of the key, or the subject of the token.
+    pub key_id: String,
+    /// Whether sessions of all tenants are there for the client.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_admin: bool,
 }
 
 /// A session that another server has begun.

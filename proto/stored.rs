@@ -18,7 +18,12 @@ const MAX_BYTES: usize = 8 << 20;
 const ENVELOPE: Envelope<MAX_BYTES> = Envelope {
     magic: *b"FVSS",
     kind: 0,
+    version: 4,
+};
+/// The layout before records named their tenants. A record of no tenant still has it, so that older builds read it.
+const ENVELOPE_3: Envelope<MAX_BYTES> = Envelope {
     version: 3,
+    ..ENVELOPE
 };
 /// The layout before records told what is expected of their sessions.
 const ENVELOPE_2: Envelope<MAX_BYTES> = Envelope {
@@ -57,6 +62,9 @@ pub struct StoredSession {
     /// What is expected while no server runs the session. It is encoded behind the other fields.
     #[serde(skip)]
     pub expected: Expectation,
+    /// Whose the session is; `None` where nobody was asked for a key. It is encoded behind the other fields.
+    #[serde(skip)]
+    pub tenant: Option<String>,
 }
 
 /// What is expected of a session that no server runs.
@@ -141,7 +149,10 @@ struct StoredSession1 {
 impl StoredSession {
     /// Encodes the session in its envelope.
     pub fn encode(&self) -> Vec<u8> {
-        ENVELOPE.encode(&(self, self.expected))
+        match &self.tenant {
+            Some(tenant) => ENVELOPE.encode(&(self, self.expected, tenant)),
+            None => ENVELOPE_3.encode(&(self, self.expected)),
+        }
     }
 
     /// Decodes a session that [`Self::encode`] wrote, of this version or an earlier one.
@@ -163,10 +174,18 @@ impl StoredSession {
                 ..Self::default()
             }),
             Err(EnvelopeError::Version { actual: 2, .. }) => ENVELOPE_2.decode(bytes),
-            Err(EnvelopeError::Version { .. }) => {
-                let (session, expected): (Self, _) = ENVELOPE.decode(bytes)?;
+            Err(EnvelopeError::Version { actual: 3, .. }) => {
+                let (session, expected): (Self, _) = ENVELOPE_3.decode(bytes)?;
                 Ok(Self {
                     expected,
+                    ..session
+                })
+            }
+            Err(EnvelopeError::Version { .. }) => {
+                let (session, expected, tenant): (Self, _, String) = ENVELOPE.decode(bytes)?;
+                Ok(Self {
+                    expected,
+                    tenant: Some(tenant),
                     ..session
                 })
             }
@@ -224,6 +243,14 @@ mod tests {
             ..session()
         };
         assert_eq!(StoredSession::decode(&session.encode()).unwrap(), session);
+        assert_eq!(session.encode()[4], 3);
+        let of_tenant = StoredSession {
+            tenant: Some("acme".to_owned()),
+            ..session
+        };
+        let encoded = of_tenant.encode();
+        assert_eq!(StoredSession::decode(&encoded).unwrap(), of_tenant);
+        assert_eq!(encoded[4], 4);
     }
 
     /// The builds that had versions 1 and 2 wrote these bytes, and stores may still hold them.

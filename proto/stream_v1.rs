@@ -5,6 +5,7 @@
 //! absent when null is an `Option` that is not serialised.
 
 use std::fmt::{self, Display};
+use std::time::Duration;
 
 use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -514,6 +515,9 @@ pub enum ServerMessage {
         /// The request that the error answers.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         request_id: Option<RequestId>,
+        /// After how many milliseconds another try may succeed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
     },
     /// A language model has enhanced a prompt; `prompt` is the text that its segment uses.
     PromptEnhanced {
@@ -590,6 +594,7 @@ impl ServerMessage {
             segment_idx: Some(segment_idx),
             restarting: true,
             request_id: None,
+            retry_after_ms: None,
         }
     }
 
@@ -602,6 +607,26 @@ impl ServerMessage {
             segment_idx: None,
             restarting: false,
             request_id: None,
+            retry_after_ms: None,
+        }
+    }
+
+    /// Creates the error of a client that asks for too much.
+    pub fn rate_limited(
+        request_id: Option<RequestId>,
+        message: impl Into<String>,
+        retry_after: Duration,
+    ) -> Self {
+        let retry_after = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+        Self::Error {
+            code: ErrorCode::RateLimited,
+            message: message.into(),
+            retryable: true,
+            segment_idx: None,
+            restarting: false,
+            request_id,
+            // A fraction of a millisecond is not waited for in vain.
+            retry_after_ms: Some(retry_after.saturating_add(1)),
         }
     }
 }

@@ -10,7 +10,7 @@ use fastvideo_supervisor_core::settings::KeySpec;
 
 use crate::config::Options;
 use crate::config::keys::{ROUTER, SERVER, Table};
-use crate::{check, client, manual, probe, router, sessions};
+use crate::{check, client, keys, manual, probe, router, sessions};
 
 /// The task of this process, according to its command line.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub(crate) enum Invocation {
     Router(router::Args),
     Manual(manual::Args),
     Probe(probe::Args),
+    NewKey(keys::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -126,6 +127,11 @@ pub(crate) fn parse(
                 folder: folder.expect("clap requires it"),
             })
         }
+        Some(("keys", matches)) => {
+            refuse_options("keys", &before)?;
+            let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
+            Invocation::NewKey(keys::Args::from_matches(matches, &mut command())?)
+        }
         _ => Invocation::Serve(before),
     })
 }
@@ -184,6 +190,7 @@ pub(crate) fn documented() -> Command {
         .subcommand(sessions::Args::command(configuration(&SERVER, SERVER_FILE)))
         .subcommand(router_command())
         .subcommand(probe::Args::command())
+        .subcommand(keys::Args::command())
 }
 
 fn router_command() -> Command {

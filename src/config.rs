@@ -111,7 +111,8 @@ pub(crate) fn load_router(
     if !errors.is_empty() {
         return Err(ConfigErrors(errors.into_iter().map(Into::into).collect()));
     }
-    let warnings = Vec::from_iter(exposed_key(&config));
+    let mut warnings = Vec::from_iter(exposed_key(&config));
+    warnings.extend(config.auth.warning.clone());
     Ok(LoadedRouter {
         config,
         logging,
@@ -202,6 +203,7 @@ fn warnings(ignored: &[String], reader: &Reader<'_>, config: &Config) -> Vec<Str
             engines::config::MODEL_PATH.spec.path
         ));
     }
+    warnings.extend(config.http.auth.warning.clone());
     warnings.extend(missing_keys(config));
     let safety = config.prompt.safety.as_ref();
     if safety.is_some_and(|safety| safety.classifier_path.is_none()) {

@@ -23,6 +23,7 @@ mod args;
 mod check;
 mod client;
 mod config;
+mod keys;
 mod logging;
 mod manual;
 mod probe;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Router(args)) => router::run(&args),
         Ok(Invocation::Manual(args)) => manual::run(&args, args::documented()),
         Ok(Invocation::Probe(args)) => probe::run(&args),
+        Ok(Invocation::NewKey(args)) => keys::run(&args),
         Err(error) => {
             // An error means that nobody reads the output.
             let _ = error.print();

@@ -2,7 +2,7 @@
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
 //! spectators, `film` serves what was recorded, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests, and
-//! `openapi` describes all routes. Connections come in through [`crate::ingress`].
+//! `openapi` describes all routes. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
 //! state of the pool, the store and the prompts.
@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 
 pub use app::{Admin, App, Config};
 
+use crate::auth::{guard, issue};
 use crate::ingress::error::ApiError;
 use crate::ingress::hosts::{self, Hosts};
 use crate::ingress::tls::Side;
@@ -74,6 +75,7 @@ fn for_clients(app: &App) -> Router<App> {
         .route("/v1/router", get(fleet::control))
         .route("/v1/router/session", get(fleet::session))
         .merge(film::routes(app))
+        .merge(issue::routes(&app.guard()))
         .merge(page::routes())
 }
 
@@ -89,6 +91,7 @@ fn complete(routes: Router<App>, hosts: &Hosts, app: &App) -> Router {
         .merge(openapi::routes())
         .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(app.guard(), guard::guard))
         .layer(from_fn_with_state(hosts.clone(), hosts::guard))
         .layer(from_fn_with_state(
             app.http_metrics.clone(),

@@ -3,25 +3,24 @@
 //! `listener` accepts connections, `tls` shakes hands where they are encrypted, `connections` counts them, `connection` limits
 //! the time of each of their phases;
 //! `websocket` begins WebSockets, `message_io` limits what is received on them by their `frame`s, and `liveness` tells
-//! whether a peer is still there. `hosts`, `origins` and `csrf` are the guards against pages of other sites. `extract` reads requests, and `error`
+//! whether a peer is still there. `hosts` and `origins` tell pages of other sites, and `proxies` where a request comes from. `extract` reads requests, and `error`
 //! answers those that are refused: every refusal has the same JSON body.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use hosts::HostNames;
 pub use origins::Origins;
+pub use proxies::TrustedProxies;
 
 use crate::byte_budget::{self, ByteBudget};
 use crate::client_address::ClientAddress;
 use crate::tls::server::ServerTls;
 use connection::{BodyLimits, TimeLimits};
 use connections::Connections;
-use error::ApiError;
 use hosts::Hosts;
 use message_io::MessageLimits;
 use tls::Encryption;
@@ -29,7 +28,6 @@ use tls::Encryption;
 pub mod config;
 pub(crate) mod connection;
 pub(crate) mod connections;
-pub(crate) mod csrf;
 pub(crate) mod error;
 pub(crate) mod extract;
 pub(crate) mod frame;
@@ -39,6 +37,7 @@ pub(crate) mod liveness;
 pub(crate) mod message_io;
 pub(crate) mod metrics;
 pub(crate) mod origins;
+pub(crate) mod proxies;
 pub(crate) mod timestamp;
 pub(crate) mod tls;
 pub(crate) mod websocket;
@@ -54,6 +53,8 @@ pub struct Config {
     pub allowed_hosts: Option<HostNames>,
     /// Sites whose pages may send orders and, where it is present, open sessions.
     pub allowed_origins: Option<Origins>,
+    /// Proxies whose word is taken for where a request comes from.
+    pub trusted_proxies: TrustedProxies,
     /// The largest WebSocket message and the largest request body that are accepted, in bytes.
     pub max_message_bytes: usize,
     /// The interval between pings. A peer that answers nothing for two intervals is considered gone.
@@ -61,6 +62,17 @@ pub struct Config {
     pub limits: Limits,
     /// The certificate of the listeners; without it they speak HTTP.
     pub tls: Option<ServerTls>,
+}
+
+impl Config {
+    /// Lets no page of another site open sessions, unless it is allowed, where callers are asked for a key: the page may
+    /// use one that its viewer has.
+    pub(crate) fn asking_for_keys(mut self, asks: bool) -> Self {
+        if asks {
+            self.allowed_origins.get_or_insert_default();
+        }
+        self
+    }
 }
 
 /// Limits on connections and on what is received on them.
@@ -104,6 +116,7 @@ pub struct Ingress {
     pub(crate) time_limits: TimeLimits,
     pub(crate) hosts: Hosts,
     pub(crate) origins: Origins,
+    pub(crate) proxies: TrustedProxies,
     /// Whether pages of sites that are not in `origins` may open sessions.
     pub(crate) any_origin_may_stream: bool,
     /// The encryption of connections, where the listeners speak HTTPS. Its `tls` knows how handshakes have ended and when
@@ -163,6 +176,7 @@ impl Ingress {
             any_origin_may_stream: config.allowed_origins.is_none(),
             origins: config.allowed_origins.unwrap_or_default(),
             encryption,
+            proxies: config.trusted_proxies,
             open: Connections::new(connections::Limits {
                 connections,
                 connections_per_address: (limits.connections_per_client)
@@ -177,16 +191,6 @@ impl Ingress {
             connections: TaskTracker::new(),
             requests: TaskTracker::new(),
             stopping,
-        }
-    }
-    /// Refuses a WebSocket of another site's page.
-    ///
-    /// # Errors
-    /// Returns a refusal unless pages of that site may open sessions.
-    pub(crate) fn admit_origin(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        match self.origins.foreign(headers) {
-            Some(origin) if !self.any_origin_may_stream => Err(ApiError::other_site(&origin)),
-            _ => Ok(()),
         }
     }
 

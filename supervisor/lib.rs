@@ -34,6 +34,7 @@ pub use crate::process_metrics::LogLines;
 pub use crate::tasks::TaskError;
 pub use fastvideo_link::LinkFolder;
 
+pub mod auth;
 pub mod backoff;
 mod byte_budget;
 pub mod causes;
@@ -151,7 +152,7 @@ pub enum ServeError {
 
 /// Serves until SIGTERM, SIGINT or an operator's order to drain, then drains: tells sessions, lets running segments
 /// finish within the grace period, asks workers to leave. A second signal ends everything at once, and so does a
-/// background task that panics. SIGHUP reads the system prompts again. `on_listening` is called once clients can
+/// background task that panics. SIGHUP reads the keys and the system prompts again. `on_listening` is called once clients can
 /// connect.
 ///
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
@@ -291,6 +292,7 @@ impl Server {
 
         let reloads = Reloads {
             prompts,
+            auth: app.auth.clone(),
             router_keys: app.fleet.keys().cloned(),
             tls: tls.clone(),
             service: service.clone(),

@@ -26,6 +26,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/film.js",
     "/format.js",
     "/gpus.js",
+    "/key.js",
     "/latent_field.js",
     "/media_effects.js",
     "/page.js",
@@ -76,6 +77,12 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     SCRIPTS.iter().fold(pages, |routes, (path, text)| {
         routes.route(path, file("text/javascript; charset=utf-8", text))
     })
+}
+
+/// Returns whether a route is that of a file of the page.
+pub(crate) fn is_file(route: &str) -> bool {
+    matches!(route, "/" | "/watch" | "/page.css" | "/favicon.svg")
+        || SCRIPTS.iter().any(|(path, _)| *path == route)
 }
 
 fn file<S: Clone + Send + Sync + 'static>(

@@ -7,7 +7,7 @@
 //! - `lifecycle` has the states of a worker, `restart` the restart policy, `event` has an event for each change, `status` the
 //!   state that operators see, `control` the requests of operators and of the shutdown, `context` what the tasks of one
 //!   GPU share.
-//! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`. `job` is one job between a session
+//! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`, and `queue` has those that wait. `job` is one job between a session
 //!   and a worker. `rolling_median` estimates how long steps and segments take.
 //!
 //! Only this module creates processes. It does not know about clients, and treats a continuation state as opaque bytes.
@@ -34,6 +34,7 @@ pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
 pub use status::{PoolStatus, SlotStatus, WorkerStatus};
 
+use crate::tenant::Tenant;
 use crate::turns::Turns;
 use assignments::{Absence, Assignments, Sharing};
 use context::WorkerContext;
@@ -59,6 +60,7 @@ mod link;
 mod metrics;
 mod process;
 mod progress_limit;
+mod queue;
 mod renewal;
 mod restart;
 mod rolling_median;
@@ -224,9 +226,9 @@ impl Pool {
 
     /// Adds a session to the pool: it is bound to a worker or queued until the binding is dropped. A session whose place
     /// is held takes that place.
-    pub fn join(&self, session: SessionId) -> Binding {
+    pub fn join(&self, session: SessionId, tenant: Tenant) -> Binding {
         let mut assignments = self.assignments();
-        let placement = assignments.join(session.clone());
+        let placement = assignments.join(session.clone(), tenant);
         let demand = assignments.demand();
         drop(assignments);
         Binding {

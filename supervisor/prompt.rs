@@ -7,6 +7,8 @@
 //! of a provider, `instructions` has the system prompts, `answer` parses what models write, `generated` is the result,
 //! `metrics` counts the calls, `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
 
+use crate::tenant::Tenant;
+
 pub use enhancer::Enhancer;
 pub use generated::{GeneratedPrompt, PromptAlternatives};
 pub use instructions::{InstructionsError, Origin, Origins};
@@ -79,6 +81,12 @@ impl Prompts {
         let enhancer = config.enhancer.map(Enhancer::open).transpose()?;
         let safety = config.safety.map(SafetyFilter::new);
         Ok(Self { enhancer, safety })
+    }
+
+    /// Returns what writes the prompts of a tenant: no other one learns from the cache what it has asked for.
+    pub(crate) fn of_tenant(self, tenant: Tenant) -> Self {
+        let enhancer = self.enhancer.map(|enhancer| enhancer.of_tenant(tenant));
+        Self { enhancer, ..self }
     }
 
     /// Returns the prompt enhancer, if the server has one.

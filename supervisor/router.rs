@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::{self, Auth};
 use crate::discovery::{Description, Directory};
 use crate::ingress::metrics::{HttpMetrics, Scrapes};
 use crate::ingress::tls::Side;
@@ -99,6 +100,7 @@ pub struct Config {
     pub store: Option<RedisAddress>,
     /// Whether the sessions of this router wait in a line of their own also where routers share a Redis.
     pub has_own_line: bool,
+    pub auth: auth::Config,
     pub ingress: ingress::Config,
 }
 
@@ -132,7 +134,8 @@ pub async fn serve(
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
     let hangups = Hangups::install().map_err(ServeError::Signals)?;
     let tls = config.tls().map_err(ServeError::Authorities)?;
-    let proxy = Proxy::new(tls.as_deref()).map_err(ServeError::Client)?;
+    let router_key = config.key.as_ref().map(RouterKey::value);
+    let proxy = Proxy::new(tls.as_deref(), router_key).map_err(ServeError::Client)?;
     let probe = HttpClient::new(tls.as_deref()).map_err(ServeError::Client)?;
     let files = raise_file_limit();
     let (listener, address) = listen(sockets.http, &config.host, config.port).await?;
@@ -152,7 +155,10 @@ pub async fn serve(
     );
     // Each session has two sockets.
     let most = most_connections(files, 0);
-    let ingress = Ingress::new(config.ingress, &config.host, address.ip(), most);
+    let auth = Auth::new(config.auth);
+    auth.warn_if_open(address.ip());
+    let of_connections = config.ingress.asking_for_keys(auth.asks());
+    let ingress = Ingress::new(of_connections, &config.host, address.ip(), most);
     let leaving = CancellationToken::new();
     let router_id: u128 = rand::random();
     let line = Line::default();
@@ -179,6 +185,7 @@ pub async fn serve(
     metrics.product().register_collector(tls_gauges);
     let app = routes::App {
         ingress: ingress.clone(),
+        auth: auth.clone(),
         registry: registry.clone(),
         tls: tls.clone(),
         authorization: config.key.as_ref().map(RouterKey::authorization),
@@ -239,7 +246,7 @@ pub async fn serve(
     }
     let (reloaded, reloading) = (certificate.clone(), service.clone());
     tasks.spawn("reload", async move {
-        hangups.reload_certificate(reloaded, reloading).await;
+        hangups.reload_router(reloaded, auth, reloading).await;
         Ok(())
     });
     if let Some(certificate) = certificate {

@@ -4,6 +4,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::auth::Auth;
 use crate::causes::with_causes;
 use crate::http::fleet::RouterKeys;
 use crate::prompt::Prompts;
@@ -25,6 +26,7 @@ pub(crate) struct Hangups(Signal);
 #[derive(Debug)]
 pub(crate) struct Reloads {
     pub(crate) prompts: Prompts,
+    pub(crate) auth: Auth,
     pub(crate) router_keys: Option<RouterKeys>,
     pub(crate) tls: Option<ServerTls>,
     /// Is told when it begins and when it is done.
@@ -52,7 +54,27 @@ impl StopSignals {
     }
 }
 
+/// Reads the file of keys again, if there is one.
+async fn reload_keys(auth: Auth) {
+    match tokio::task::spawn_blocking(move || auth.reload()).await {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(keys))) => {
+            tracing::info!(target: "audit", keys, outcome = "ok", "keys reloaded");
+        }
+        Ok(Err(error)) => {
+            let error = with_causes(&error);
+            tracing::warn!(target: "audit", error, outcome = "refused", "keys stay as they were");
+        }
+        Err(panic) => tracing::error!(%panic, "keys not reloaded"),
+    }
+}
+
 impl Hangups {
+    /// Waits for the next signal; false when there will be none.
+    async fn next(&mut self) -> bool {
+        self.0.recv().await.is_some()
+    }
+
     /// Handles SIGHUP from now on; it no longer ends the process.
     ///
     /// # Errors
@@ -61,26 +83,30 @@ impl Hangups {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Reads the certificate, the keys of routers and the system prompts again at every SIGHUP.
+    /// Reads the certificate, all keys and the system prompts again at every SIGHUP.
     pub(crate) async fn reload(mut self, reloads: Reloads) {
-        while self.0.recv().await.is_some() {
+        while self.next().await {
             reloads.service.reloading();
             reloads.run().await;
             reloads.service.reloaded();
         }
     }
 
-    /// Reads a router's certificate again at every SIGHUP.
-    pub(crate) async fn reload_certificate(
+    /// Reads a router's certificate and keys again at every SIGHUP.
+    pub(crate) async fn reload_router(
         mut self,
         tls: Option<ServerTls>,
+        auth: Auth,
         service: ServiceManager,
     ) {
-        while self.0.recv().await.is_some() {
+        while self.next().await {
             service.reloading();
-            match &tls {
-                Some(tls) => tls.reload_and_log().await,
-                None => tracing::info!("SIGHUP: there is no certificate, nothing to reload"),
+            if let Some(tls) = &tls {
+                tls.reload_and_log().await;
+            }
+            reload_keys(auth.clone()).await;
+            if tls.is_none() && !auth.asks() {
+                tracing::info!("SIGHUP: there are no certificate and no keys, nothing to reload");
             }
             service.reloaded();
         }
@@ -92,6 +118,7 @@ impl Reloads {
         if let Some(tls) = &self.tls {
             tls.reload_and_log().await;
         }
+        reload_keys(self.auth.clone()).await;
         if let Some(keys) = self.router_keys.clone() {
             match tokio::task::spawn_blocking(move || keys.reload()).await {
                 Ok(Ok(keys)) => tracing::info!(keys, "keys of routers reloaded"),

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct Tenant(Arc<str>);
 
 impl Tenant {
+    /// The name of the tenant whose everything is where nobody is asked for a key.
+    pub const NONE: &str = "none";
+
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
@@ -21,9 +24,26 @@ impl Tenant {
 }
 
 impl Default for Tenant {
-    /// Whose everything is where nobody is asked for a key.
     fn default() -> Self {
-        Self::new("none")
+        Self::new(Self::NONE)
+    }
+}
+
+/// Whose things there are for a caller: what is another tenant's is to it as if it were not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of all tenants.
+    All,
+    Only(Tenant),
+}
+
+impl Scope {
+    /// Returns whether what is a tenant's is there.
+    pub fn has(&self, tenant: &Tenant) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(own) => own == tenant,
+        }
     }
 }
 

@@ -87,7 +87,7 @@ fn server_messages() -> Vec<Value> {
         json!({"type": "continuation_state_snapshot", "state": {"kind": "k", "payload": {}}, "request_id": "r"}),
         json!({
             "type": "error", "code": "worker_failed", "message": "m", "retryable": true, "segment_idx": 0,
-            "restarting": true, "request_id": "r",
+            "restarting": true, "request_id": "r", "retry_after_ms": 1500,
         }),
         json!({
             "type": "prompt_enhanced", "original_prompt": "o", "prompt": "p", "provider": "groq", "latency_ms": 1.5,
@@ -230,11 +230,12 @@ fn the_reference_lists_every_error_code() {
             | ErrorCode::InternalError
             | ErrorCode::PromptBlocked
             | ErrorCode::Unauthorized
+            | ErrorCode::RateLimited
             | ErrorCode::StateIncompatible
             | ErrorCode::SegmentTimeout => {}
         }
     }
-    assert_eq!(listed.len(), 11);
+    assert_eq!(listed.len(), 12);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod activation;
 mod admin;
+mod auth;
 mod check;
 mod cli;
 mod client;

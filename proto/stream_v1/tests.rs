@@ -643,6 +643,7 @@ fn every_error_has_the_names_of_the_contract() {
         ("internal_error", ErrorCode::InternalError),
         ("prompt_blocked", ErrorCode::PromptBlocked),
         ("unauthorized", ErrorCode::Unauthorized),
+        ("rate_limited", ErrorCode::RateLimited),
         ("state_incompatible", ErrorCode::StateIncompatible),
         ("segment_timeout", ErrorCode::SegmentTimeout),
     ] {
@@ -663,6 +664,7 @@ fn every_error_has_the_names_of_the_contract() {
             segment_idx: Some(2),
             restarting: true,
             request_id: None,
+            retry_after_ms: None,
         },
     );
 }

@@ -13,6 +13,7 @@ use fastvideo_proto::stream_v1::{Resume, SegmentRequest};
 use fastvideo_supervisor_core::tls;
 use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 /// The largest image file that the server accepts.
 const MAX_IMAGE_BYTES: usize = 32 << 20;
@@ -59,6 +60,7 @@ pub(crate) struct Args {
     save_state: Option<PathBuf>,
     resume: Option<String>,
     ca_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
     keep: bool,
     retries: u32,
     timeout: Option<f64>,
@@ -72,6 +74,8 @@ pub(super) struct ValidArgs {
     pub(super) url: String,
     /// The TLS configuration; `None` for a connection in plain text.
     pub(super) tls: Option<Arc<ClientConfig>>,
+    /// What is shown to a server that asks for a key.
+    pub(super) authorization: Option<HeaderValue>,
     /// The requests for segments.
     pub(super) requests: Vec<SegmentRequest>,
     /// How many segments the client takes, at least one and at least as many as it requests. The server chooses the
@@ -159,6 +163,9 @@ impl Args {
                 file("ca-file").help(
                     "Certificate authorities (PEM) to trust instead of the system's, for wss://",
                 ),
+                file("key-file").help(
+                    "File whose first line is the key that lets the client in, where the server asks for one",
+                ),
                 text("keep", "")
                     .action(ArgAction::SetTrue)
                     .help("Leave the session without ending it, and print what --resume takes"),
@@ -203,6 +210,7 @@ impl Args {
             save_state: path("save-state"),
             resume: text("resume"),
             ca_file: path("ca-file"),
+            key_file: path("key-file"),
             keep: matches.get_flag("keep"),
             retries: matches.get_one("retries").copied().unwrap_or_default(),
             timeout: matches.get_one("timeout").copied(),
@@ -230,6 +238,8 @@ impl Args {
             "--ca-file: must come with a wss:// address, given `{}`",
             self.url
         );
+        let authorization = self.key_file.as_deref().map(authorization);
+        let authorization = authorization.transpose().context("--key-file")?;
         let prompts = self.prompts.len();
         let segments = self.segments.unwrap_or(prompts);
         let goes_on = self.loops || self.auto_extends;
@@ -241,6 +251,7 @@ impl Args {
         Ok(ValidArgs {
             url,
             tls,
+            authorization,
             segments,
             curated_prompts: self.curated_prompts,
             loops: self.loops,
@@ -347,6 +358,17 @@ fn read_image(path: &Path) -> anyhow::Result<Map<String, Value>> {
 fn read_state(path: &Path) -> anyhow::Result<ContinuationState> {
     serde_json::from_slice(&read(path)?)
         .with_context(|| format!("{} is not a continuation state", path.display()))
+}
+
+/// Reads a key from the first line of a file.
+fn authorization(file: &Path) -> anyhow::Result<HeaderValue> {
+    let text = std::fs::read_to_string(file)?;
+    let key = text.lines().next().unwrap_or_default().trim();
+    ensure!(!key.is_empty(), "its first line is empty");
+    let value = HeaderValue::from_str(&format!("Bearer {key}"));
+    let mut value = value.context("a key has printable characters only")?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Returns the TLS configuration that trusts the authorities in the file, or those of the system when there is none.

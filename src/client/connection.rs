@@ -10,6 +10,9 @@ use fastvideo_supervisor_core::tls;
 use futures_util::{SinkExt, StreamExt};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{
@@ -57,14 +60,29 @@ impl Connection {
     ///
     /// # Errors
     /// Returns [`ConnectionLost`] when the server cannot be reached, and another error when a retry would not help.
-    pub(super) async fn open(url: &str, tls: Option<Arc<ClientConfig>>) -> anyhow::Result<Self> {
+    pub(super) async fn open(
+        url: &str,
+        tls: Option<Arc<ClientConfig>>,
+        authorization: Option<HeaderValue>,
+    ) -> anyhow::Result<Self> {
+        let mut request = url.into_client_request().context("--url")?;
+        if let Some(authorization) = authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization);
+        }
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
         let connector = tls.map_or(Connector::Plain, Connector::Rustls);
-        let connecting = connect_async_tls_with_config(url, Some(config), true, Some(connector));
+        let connecting =
+            connect_async_tls_with_config(request, Some(config), true, Some(connector));
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok((socket, _))) => Ok(Self { socket }),
+            Ok(Err(Error::Http(response))) if matches!(response.status().as_u16(), 401 | 403) => {
+                bail!(
+                    "{url} answered {}: it asks for a key, see --key-file",
+                    response.status()
+                )
+            }
             Ok(Err(Error::Http(response))) if !response.status().is_server_error() => {
                 bail!("{url} answered {} instead of a session", response.status())
             }

@@ -143,7 +143,8 @@ impl<'a> Conversation<'a> {
     /// Runs the session over one connection, until the last segment is there.
     async fn run_connection(&mut self) -> anyhow::Result<()> {
         self.connection = None;
-        self.connection = Some(Connection::open(&self.args.url, self.args.tls.clone()).await?);
+        let (tls, authorization) = (self.args.tls.clone(), self.args.authorization.clone());
+        self.connection = Some(Connection::open(&self.args.url, tls, authorization).await?);
         self.has_connected = true;
         let is_unused = self.finished == 0;
         let init = SessionInit {

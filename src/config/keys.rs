@@ -5,7 +5,9 @@
 
 use fastvideo_supervisor_core::engines::{self, default_request, ltx2, synthetic, warmup};
 use fastvideo_supervisor_core::settings::KeySpec;
-use fastvideo_supervisor_core::{http, ingress, pool, prompt, router, session, store, tls, traces};
+use fastvideo_supervisor_core::{
+    auth, http, ingress, pool, prompt, router, session, store, tls, traces,
+};
 
 use super::accepted;
 use crate::logging;
@@ -29,6 +31,7 @@ pub(crate) static SERVER: Table = Table {
         logging::KEYS,
         traces::config::KEYS,
         tls::config::KEYS,
+        auth::config::KEYS,
         ingress::config::LIMIT_KEYS,
         default_request::KEYS,
         session::config::KEYS,
@@ -52,6 +55,7 @@ pub(crate) static ROUTER: Table = Table {
         router::config::KEYS,
         ingress::config::NAME_KEYS,
         logging::KEYS,
+        auth::config::KEYS,
         ingress::config::LIMIT_KEYS,
         ingress::config::MESSAGE_KEYS,
     ],

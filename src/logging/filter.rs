@@ -7,10 +7,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter, ParseError};
+use tracing_subscriber::filter::{Directive, EnvFilter, FilterFn, LevelFilter, ParseError};
 
 /// The filter without configuration: state changes, warnings and errors.
 const DEFAULT: &str = "info";
+
+/// Who has given which order is always told.
+const AUDIT: &str = "audit=info";
 
 /// What a filter must be, for messages.
 pub(super) const EXPECTED: &str = "a level (off, error, warn, info, debug or trace), or directives such as `info,fastvideo_supervisor_core=debug`";
@@ -100,6 +103,7 @@ impl FromStr for Filter {
         }
         // Without the blanks, which the library miscounts.
         let directives = EnvFilter::try_new(directives.join(","))?;
+        let directives = directives.add_directive(audit());
         match logs {
             true => Ok(Self { directives, named }),
             false => Err(FilterError::Silent),
@@ -110,7 +114,7 @@ impl FromStr for Filter {
 impl Default for Filter {
     fn default() -> Self {
         Self {
-            directives: EnvFilter::new(DEFAULT),
+            directives: EnvFilter::new(DEFAULT).add_directive(audit()),
             named: Vec::new(),
         }
     }
@@ -133,6 +137,11 @@ impl Filter {
         };
         (self.directives, FilterFn::new(is_shown))
     }
+}
+
+/// Returns the directive by which no filter holds back who has given which order.
+fn audit() -> Directive {
+    AUDIT.parse().expect("the directive is well formed")
 }
 
 /// Returns whether a word may be the name of a crate or of a module.

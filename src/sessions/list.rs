@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use fastvideo_supervisor_core::session::log::LogEvent as Event;
+use fastvideo_supervisor_core::session::log::{LogEvent as Event, files};
 
 use super::history::{AttemptOutcome, History};
 use super::text::{begun, plain, shortened};
@@ -19,12 +19,9 @@ const PROMPT_CHARS: usize = 48;
 /// Returns an error when the folder cannot be read.
 pub(super) fn print(folder: &Path) -> io::Result<String> {
     let mut sessions: Vec<(f64, String)> = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with("session-") || !name.ends_with(".jsonl") {
-            continue;
-        }
+    // A folder that cannot be read is told.
+    fs::read_dir(folder)?;
+    for path in files(folder) {
         // A file that vanishes meanwhile was too old.
         let Ok(bytes) = fs::read(&path) else { continue };
         if let Some(history) = History::read(&bytes) {

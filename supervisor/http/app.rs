@@ -8,12 +8,14 @@ use tokio::sync::Notify;
 use url::Url;
 
 use super::fleet::{Fleet, Names, RouterKeys};
+use crate::auth::guard::Guard;
+use crate::auth::{self, Auth, Caller};
 use crate::ingress::hosts::Hosts;
 use crate::ingress::metrics::{HttpMetrics, Scrapes};
 use crate::ingress::{self, Ingress};
 use crate::metrics::Metrics;
 use crate::session::{Context, Registry, RelayLatency};
-use crate::tenant::Tenant;
+use crate::store::SessionStore;
 
 /// Where the server listens, whom it answers, and its limits on connections.
 #[derive(Clone, Debug)]
@@ -25,6 +27,7 @@ pub struct Config {
     pub admin: Admin,
     /// The name of the service in the answers of the health probes.
     pub service_name: String,
+    pub auth: auth::Config,
     /// The keys of routers; `None` where none may connect.
     pub router_keys: Option<RouterKeys>,
     /// What routers call the server.
@@ -48,6 +51,7 @@ pub struct App {
     pub(crate) ingress: Ingress,
     /// The names by which operators may address the server, where it has a listener for them.
     pub(super) admin_hosts: Option<Hosts>,
+    pub(crate) auth: Auth,
     pub(super) service_name: Arc<str>,
     pub(crate) fleet: Fleet,
     pub(super) context: Context,
@@ -75,15 +79,19 @@ impl App {
     ) -> Self {
         let allowed = config.ingress.allowed_hosts.clone();
         let admin_hosts = admin.map(|admin| Hosts::new(allowed, &config.admin.host, admin));
+        let auth = Auth::new(config.auth);
+        auth.warn_if_open(address);
+        let ingress = config.ingress.asking_for_keys(auth.asks());
         let registry = Registry::default();
         let relay_latency = RelayLatency::default();
         relay_latency.register(metrics.product());
-        let tenants = [Tenant::default()];
-        (context.metrics).register(metrics.product(), &registry, tenants);
+        (context.metrics).register(metrics.product(), &registry, auth.tenants());
+        auth.register(metrics.product());
         let http_metrics = HttpMetrics::register(&mut metrics);
         Self {
             admin_hosts,
-            ingress: Ingress::new(config.ingress, &config.host, address, most_connections),
+            ingress: Ingress::new(ingress, &config.host, address, most_connections),
+            auth,
             service_name: config.service_name.into(),
             fleet: Fleet::new(config.router_keys, config.names),
             context,
@@ -93,6 +101,30 @@ impl App {
             scrapes: Scrapes::new(metrics),
             drain_asked: Arc::default(),
         }
+    }
+
+    /// Returns the store as a caller sees it.
+    pub(super) fn store_of(&self, caller: &Caller) -> SessionStore {
+        let store = &self.context.store;
+        store.seen_by(caller.scope(), caller.own_tenant())
+    }
+
+    /// Returns the guard before all routes.
+    pub(super) fn guard(&self) -> Guard {
+        let router_keys = self.fleet.keys().cloned();
+        Guard {
+            auth: self.auth.clone(),
+            ingress: self.ingress.clone(),
+            is_router_key: Arc::new(move |given| {
+                router_keys.as_ref().is_some_and(|keys| keys.admit(given))
+            }),
+        }
+    }
+}
+
+impl FromRef<App> for Auth {
+    fn from_ref(app: &App) -> Self {
+        app.auth.clone()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::causes::with_causes;
 use crate::discovery::is_address;
 use crate::session::config::SERVER_NAME;
 use crate::settings::{HOUR, Key, KeySpec, Reader};
-use crate::{ingress, pool, sockets, tls};
+use crate::{auth, ingress, pool, sockets, tls};
 
 /// The keys of `server`, except those of the log.
 pub static KEYS: &[&KeySpec] = &[
@@ -20,6 +20,7 @@ pub static KEYS: &[&KeySpec] = &[
     &ADMIN_PORT.spec,
     &ingress::config::ALLOWED_HOSTS.spec,
     &ingress::config::ALLOWED_ORIGINS.spec,
+    &ingress::config::TRUSTED_PROXIES.spec,
     &SERVICE_NAME.spec,
     &SERVER_NAME.spec,
     &ZONE.spec,
@@ -55,7 +56,7 @@ static ZONE: Key<Option<String>> = Key::text("server.zone")
 static ADVERTISE_URL: Key<Option<String>> = Key::text("server.advertise_url").help("Where routers reach this server, which it tells them through the Redis of its sessions (`router.discovery: store`) [default: it tells nobody]");
 
 static ROUTER_KEYS_FILE: Key<Option<String>> = Key::text("server.router_keys_file")
-    .help("File with the keys of routers, one in each line, each of at least 32 characters and all of them valid; read again at SIGHUP [default: no router may ask for more than clients may]");
+    .help("File with the keys of routers, one in each line, each of at least 32 characters and all of them valid, or `sha256:` and the hash of one; read again at SIGHUP [default: no router may ask for more than clients may]");
 
 /// The grace period of the server's shutdown.
 pub static GRACE: Key<Duration> = Key::seconds("server.grace_seconds", 0.0, HOUR)
@@ -77,6 +78,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         port: reader.get(&PORT),
         admin,
         service_name: reader.get(&SERVICE_NAME),
+        auth: auth::config::read(reader),
         router_keys: router_keys(reader),
         names: Names {
             name: reader.non_empty(&SERVER_NAME),

@@ -72,8 +72,8 @@ fn cross_origin(app: &App) -> CorsLayer {
     let origins = match app.ingress.any_origin_may_stream {
         true => AllowOrigin::any(),
         false => {
-            let origins = app.ingress.origins.clone();
-            AllowOrigin::predicate(move |origin, _| origins.allow(origin))
+            let guard = app.guard();
+            AllowOrigin::predicate(move |origin, _| guard.allows(origin))
         }
     };
     CorsLayer::new()

@@ -9,6 +9,7 @@ use super::app::App;
 use super::film;
 use super::operator::{prompts, sessions, workers};
 use super::status;
+use crate::auth::issue;
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/openapi.json", get(openapi))
@@ -19,7 +20,9 @@ pub(super) fn routes() -> Router<App> {
     info(
         title = "fastvideo-supervisor",
         description = "Realtime video generation, segment by segment. Sessions run on `WS /v1/stream`. \
-            Every route answers 421 to a request that names another host, see `server.allowed_hosts`."
+            Every route answers 421 to a request that names another host, see `server.allowed_hosts`. \
+            Where callers are asked for keys (`server.auth`), every route but probes, the page, films and `/v1/watch` \
+            answers 401, 403, 429 or 503 to one that is not let in."
     ),
     paths(
         status::health,
@@ -39,7 +42,7 @@ struct ApiDoc;
 
 /// The routes that a router answers as a server does.
 #[derive(OpenApi)]
-#[openapi(paths(openapi, stream, watch))]
+#[openapi(paths(openapi, stream, watch, issue::issue))]
 pub(crate) struct CommonRoutes;
 
 /// The routes that a router passes on to the server that has, or takes, the session.
@@ -67,8 +70,11 @@ async fn openapi() -> Json<utoipa::openapi::OpenApi> {
 
 /// Opens a session, one per connection: JSON text messages travel both ways, media as binary messages to the client.
 /// The messages are described in `docs/protocol.md`.
-#[utoipa::path(get, path = "/v1/stream", responses(
+#[utoipa::path(get, path = "/v1/stream", params(
+    ("ticket" = Option<String>, Query, description = "a ticket, in place of a key")
+), responses(
     (status = 101, description = "the WebSocket is open"),
+    (status = 401, body = ErrorBody, description = "no key, or a wrong one; a browser is told over the WebSocket"),
     (status = 403, body = ErrorBody, description = "the page of a site that is not allowed sent the request"),
     (status = 426, body = ErrorBody, description = "the request was no WebSocket upgrade"),
     (status = 503, body = ErrorBody, description = "too many WebSockets wait for their opening message")

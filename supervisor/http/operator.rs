@@ -1,12 +1,10 @@
 //! The routes for operators: they list, move and end sessions, drain workers, and reload prompts.
 //!
-//! All these routes are one router behind the CSRF guard; an authentication layer for operators goes here, too.
-
-use axum::Router;
-use axum::middleware::from_fn_with_state;
+//! Who may use them is in the table of `auth::routes`.
 
 use super::app::App;
-use crate::ingress::csrf;
+use crate::ingress::error::ApiError;
+use axum::Router;
 
 pub(super) mod prompts;
 pub(super) mod sessions;
@@ -16,5 +14,7 @@ pub(super) fn routes(app: &App) -> Router<App> {
     sessions::routes()
         .merge(workers::routes())
         .merge(prompts::routes())
-        .layer(from_fn_with_state(app.ingress.origins.clone(), csrf::guard))
+        // Without one of its own, the whole router's would take the place of what the layer answers.
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(app.guard().cross_origin())
 }

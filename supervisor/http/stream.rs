@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -18,6 +19,9 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::Instrument;
 
 use super::app::{App, AppState};
+use crate::auth::guard::Admission;
+use crate::auth::{Caller, Grant};
+use crate::client_address::ClientAddress;
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
 use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Rendered, Renderer, Wire};
 use crate::ingress::connection::Connection;
@@ -27,7 +31,7 @@ use crate::ingress::liveness::Liveness;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, TransportViolation, WebSocket, violation};
 use crate::pool::Media;
-use crate::session::{self, Inbound, Origin, Outbox, RelayLatency, SessionEvent};
+use crate::session::{self, Inbound, NotAdmitted, Origin, Outbox, RelayLatency, SessionEvent};
 use crate::tasks::catch_panic;
 
 /// Capacity of the queue of client messages to their session, which takes them at once.
@@ -41,17 +45,21 @@ const CLOSE_REPLY: Duration = Duration::from_secs(2);
 pub(super) async fn upgrade(
     State(app): AppState,
     headers: HeaderMap,
+    Admission(admitted): Admission,
+    Extension(client): Extension<ClientAddress>,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    app.ingress.admit_origin(&headers)?;
     let trace = headers.get("traceparent");
     let trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
-    upgrade_to::<StreamParser, StreamRenderer>(app, handshake, trace)
+    let admitted = admitted.map_err(NotAdmitted::from);
+    upgrade_to::<StreamParser, StreamRenderer>(app, admitted, client, handshake, trace)
 }
 
 /// Upgrades a request to a WebSocket that carries a session in a dialect.
 fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     app: App,
+    admitted: Result<Caller, NotAdmitted>,
+    client: ClientAddress,
     handshake: Handshake,
     trace: Option<TraceContext>,
 ) -> Result<Response, ApiError> {
@@ -60,7 +68,16 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     let tracker = app.ingress.connections.clone();
     let carried = async move {
         if let Some((socket, shares)) = opened.await {
-            carry::<P, R>(socket, shares, &connection, &app, trace).await;
+            match admitted {
+                Ok(caller) => {
+                    let from = (client, caller, trace);
+                    carry::<P, R>(socket, shares, &connection, &app, from).await;
+                }
+                Err(why) => {
+                    app.context.metrics.rejected((&why).into());
+                    turn_away(socket, R::turn_away(&why)).await;
+                }
+            }
         }
     };
     tracker.spawn(catch_panic("session", carried));
@@ -72,10 +89,10 @@ async fn carry<P: Parser, R: Renderer>(
     shares: CompleteShare,
     connection: &Connection,
     app: &App,
-    trace: Option<TraceContext>,
+    (client, caller, trace): (ClientAddress, Caller, Option<TraceContext>),
 ) {
-    let client = connection.place.client();
-    if let Err(why) = session::may_open(client, &app.registry, &app.context) {
+    let grant = Grant::new(app.auth.clone(), caller);
+    if let Err(why) = session::may_open(client, &grant, &app.registry, &app.context) {
         tracing::info!(%why, "session rejected");
         app.context.metrics.rejected((&why).into());
         return turn_away(socket, R::turn_away(&why)).await;
@@ -86,6 +103,7 @@ async fn carry<P: Parser, R: Renderer>(
     let (sink, mut stream) = socket.split();
     let session = session::run(
         client,
+        grant,
         Origin::Direct,
         app.registry.clone(),
         inbound_seen,

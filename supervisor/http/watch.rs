@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -17,6 +18,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tracing::Instrument;
 
 use super::app::{App, AppState};
+use crate::auth::Caller;
+use crate::auth::key::is_key;
 use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::{ValidQuery, bearer};
@@ -36,21 +39,25 @@ const CLOSE_REPLY: Duration = Duration::from_secs(2);
 /// Serves the route `/v1/watch`.
 pub(super) async fn upgrade(
     State(app): AppState,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     ValidQuery(query): ValidQuery<WatchQuery>,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    app.ingress.admit_origin(&headers)?;
     if !app.context.config.watch {
         return Err(ApiError::no_session());
     }
-    let token = bearer(&headers).or(query.token.as_deref());
+    // A caller that shows a key is held to its tenant, and shows its token in the address.
+    let store = app.store_of(&caller);
+    let token = bearer(&headers).filter(|given| !is_key(given));
+    let token = token.or(query.token.as_deref());
     let token = token.unwrap_or_default().to_owned();
     let session = SessionId::parse(&query.session).ok_or_else(ApiError::no_session)?;
-    let view = app.context.store.film(&session, &token).await;
+    let view = store.film(&session, &token).await;
     let view = view.map_err(|failed| ApiError::store(&failed))?;
     let view = view.ok_or_else(ApiError::no_session)?;
-    let context = app.context.clone();
+    let mut context = app.context.clone();
+    context.store = store;
     let show = Show::new(context, session, token, view, query.from, query.router);
     let show = show.map_err(ApiError::too_busy)?;
     if query.router == Some(RouterAsks::OnAir) && !show.is_on_air() {

@@ -5,13 +5,18 @@ use std::time::Duration;
 
 use super::hosts::{self, HostNames};
 use super::origins::{self, Origins};
+use super::proxies::{self, TrustedProxies};
 use super::{Config, Limits};
 use crate::settings::{DAY, HOUR, Key, KeySpec, Reader};
 
 const GIB: u64 = 1 << 30;
 
 /// The keys of `server` that say whom the server answers.
-pub static NAME_KEYS: &[&KeySpec] = &[&ALLOWED_HOSTS.spec, &ALLOWED_ORIGINS.spec];
+pub static NAME_KEYS: &[&KeySpec] = &[
+    &ALLOWED_HOSTS.spec,
+    &ALLOWED_ORIGINS.spec,
+    &TRUSTED_PROXIES.spec,
+];
 
 /// The keys of `streaming.limits` that are about connections and messages.
 pub static MESSAGE_KEYS: &[&KeySpec] = &[
@@ -100,6 +105,15 @@ pub(crate) static ALLOWED_ORIGINS: Key<Option<String>> = Key::items(
 )
 .help("Sites whose pages may send orders and, where this is given, open sessions and read films, besides the server's own page [default: orders from no other site, sessions and films from any site]");
 
+pub(crate) static TRUSTED_PROXIES: Key<Option<String>> = Key::items(
+    "server.trusted_proxies",
+    "NETWORKS",
+    proxies::EXPECTED,
+)
+.help(
+    "Reverse proxies whose `X-Forwarded-For` is believed, as addresses or networks [default: none]",
+);
+
 pub(crate) static MAX_UNOPENED: Key<Option<usize>> =
     Key::usize("streaming.limits.max_unopened", 1, 1_000_000)
         .unit("connections")
@@ -131,6 +145,13 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
     Config {
         allowed_hosts: list(reader, &ALLOWED_HOSTS, HostNames::parse, hosts::EXPECTED),
         allowed_origins: list(reader, &ALLOWED_ORIGINS, Origins::parse, origins::EXPECTED),
+        trusted_proxies: (list(
+            reader,
+            &TRUSTED_PROXIES,
+            TrustedProxies::parse,
+            proxies::EXPECTED,
+        ))
+        .unwrap_or_default(),
         max_message_bytes: reader.get(&MAX_MESSAGE_BYTES),
         ping_interval: reader.get(&PING_INTERVAL),
         limits: read_limits(reader),

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::http::header::HOST;
 use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -68,6 +68,11 @@ impl Hosts {
         }))
     }
 
+    /// Returns whether the server listens on a loopback address.
+    pub(crate) fn are_loopback(&self) -> bool {
+        self.0.is_loopback
+    }
+
     /// Returns the first name in a request that is not one of the server's. Programs other than browsers may leave out
     /// the name.
     fn foreign_name(&self, request: &Request) -> Option<String> {
@@ -110,6 +115,24 @@ fn plain(authority: &Authority) -> Option<String> {
         .unwrap_or(host);
     let host = host.strip_suffix('.').unwrap_or(host);
     (!host.is_empty()).then(|| host.to_lowercase())
+}
+
+/// Returns whether a request names this machine by a name that points to it everywhere, or by none. Programs other than
+/// browsers may leave out the name.
+pub(crate) fn names_loopback(headers: &HeaderMap) -> bool {
+    headers.get_all(HOST).iter().all(|given| {
+        let authority = Authority::try_from(given.as_bytes()).ok();
+        let name = authority.and_then(|authority| plain(&authority));
+        name.is_some_and(|name| is_loopback(&name))
+    })
+}
+
+/// Returns whether a plain name is one of the loopback address.
+pub(crate) fn is_loopback(name: &str) -> bool {
+    let address = name.parse::<IpAddr>();
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Rejects a request that names another host.

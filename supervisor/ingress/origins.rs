@@ -6,6 +6,8 @@ use axum::http::header::{HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
+use super::hosts::is_loopback;
+
 /// What a list of origins must be.
 pub(crate) const EXPECTED: &str = "origins such as https://video.example.org";
 
@@ -20,13 +22,12 @@ impl Origins {
     /// Parses origins that are separated by commas. Returns `None` when one of them is no origin.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let items = text.split(',').map(str::trim).filter(|o| !o.is_empty());
-        let origin = |item: &str| {
-            let url = Url::parse(item).ok()?;
-            let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-            let has_user = !url.username().is_empty() || url.password().is_some();
-            (is_bare && !has_user).then(|| plain(item))?
-        };
-        items.map(origin).collect::<Option<_>>().map(Self)
+        items.map(bare).collect::<Option<_>>().map(Self)
+    }
+
+    /// Returns whether a text is an origin, and nothing more.
+    pub fn is_origin(text: &str) -> bool {
+        bare(text).is_some()
     }
 
     /// Returns whether an origin is in the list.
@@ -60,6 +61,24 @@ impl Origins {
         let origin = || origin.map_or("another site".to_owned(), |o| o.into_owned());
         (!is_own).then(origin)
     }
+}
+
+/// Returns whether an origin is that of pages of this machine.
+pub(crate) fn is_of_loopback(origin: &HeaderValue) -> bool {
+    let url = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| Url::parse(origin).ok());
+    let host = url.as_ref().and_then(Url::host_str);
+    host.is_some_and(|host| is_loopback(host.trim_start_matches('[').trim_end_matches(']')))
+}
+
+/// Returns the plain form of what is an origin and nothing more.
+fn bare(item: &str) -> Option<String> {
+    let url = Url::parse(item).ok()?;
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    (is_bare && !has_user).then(|| plain(item))?
 }
 
 /// Returns the origin in lower case and without the default port; `None` for `null` and everything else that has no
@@ -155,6 +174,30 @@ mod tests {
             true,
         );
         check("", &[origin("http://a")], true);
+    }
+
+    #[test]
+    fn pages_of_this_machine_are_known_by_their_host() {
+        let check = |origin: &'static str, expected| {
+            let origin = HeaderValue::from_static(origin);
+            assert_eq!(is_of_loopback(&origin), expected, "{origin:?}");
+        };
+        for own in [
+            "http://localhost:3000",
+            "https://app.localhost",
+            "http://127.0.0.2",
+            "http://[::1]:3000",
+        ] {
+            check(own, true);
+        }
+        for other in [
+            "http://localhost.example",
+            "http://192.0.2.1",
+            "null",
+            "localhost",
+        ] {
+            check(other, false);
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::task::{Context, Poll, Waker, ready};
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -38,6 +39,10 @@ const READ_BUFFER_BYTES: usize = 4096;
 
 /// Binary messages of this length or more are not copied to be sent.
 const MIN_UNCOPIED_BYTES: usize = 4096;
+
+/// The subprotocol that is answered to a client that offers it. A page that shows a key beside it is not connected without
+/// an answer.
+const SUBPROTOCOL: &str = "fastvideo.v1";
 
 /// A WebSocket with a client.
 pub(crate) struct WebSocket<T = Socket> {
@@ -122,6 +127,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> WebSocket<T> {
 /// A request to make the connection a WebSocket.
 pub(crate) struct Handshake {
     accept: String,
+    /// Whether the client offers [`SUBPROTOCOL`].
+    offers_protocol: bool,
     upgrade: OnUpgrade,
     connection: Arc<Connection>,
 }
@@ -182,6 +189,7 @@ impl Handshake {
         let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_handshake)?;
         Some(Self {
             accept: derive_accept_key(key.as_bytes()),
+            offers_protocol: protocols(headers).any(|it| it == SUBPROTOCOL),
             upgrade: parts.extensions.remove()?,
             connection: parts.extensions.get::<Arc<Connection>>()?.clone(),
         })
@@ -196,6 +204,10 @@ impl Handshake {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+        if self.offers_protocol {
+            let protocol = HeaderValue::from_static(SUBPROTOCOL);
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+        }
         answer
     }
 
@@ -251,6 +263,13 @@ pub(crate) fn violation(error: &tungstenite::Error) -> Option<TransportViolation
     };
     tracing::info!(%error, ?violation, "client broke the WebSocket protocol");
     Some(violation)
+}
+
+/// Returns the subprotocols that a client offers, in its order.
+pub(crate) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+    let texts = values.filter_map(|value| value.to_str().ok());
+    texts.flat_map(|text| text.split(',').map(str::trim))
 }
 
 /// Returns whether a header with a list of tokens has that one.

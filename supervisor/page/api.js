@@ -15,10 +15,16 @@ export class Refused extends Error {
   }
 }
 
+/** What requests without a token of a session show. @type {{headers?: HeadersInit}} */
+let shown = {};
+
+/** Shows a key with the requests that follow; an empty one is none. @param {string} key */
+export const useKey = (key) => { shown = key ? { headers: { authorization: `Bearer ${key}` } } : {}; };
+
 /** @param {string} path @param {RequestInit} options @returns {Promise<any>} */
 async function ask(path, options) {
   const silent = () => { throw new Error('the server does not answer'); };
-  const answer = await fetch(path, options).catch(silent);
+  const answer = await fetch(path, { ...shown, ...options }).catch(silent);
   const body = await answer.json().catch((error) => (error instanceof SyntaxError ? {} : silent()));
   if (!answer.ok) throw new Refused(answer.status, body?.error?.message);
   return body;

@@ -1,11 +1,12 @@
 // The built-in page: one session of `WS /v1/stream` with its player, and the GPUs of the server. This file only wires the parts:
 // the reducer in session.js decides what an event leads to, and the other files run the effects and show the state.
 
-import { filmAddress, filmInfo, moveSession } from './api.js';
+import { filmAddress, filmInfo, moveSession, useKey } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
 import { $, save, saveFrom } from './dom.js';
 import { Gpus } from './gpus.js';
+import { subprotocols, takeKey } from './key.js';
 import { mediaEffects, sessionFilm } from './media_effects.js';
 import { SegmentList } from './segment_list.js';
 import { reduce } from './session.js';
@@ -26,8 +27,11 @@ history.scrollRestoration = 'manual';
 const url = new URL('v1/stream', document.baseURI);
 url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
+const key = takeKey(() => sessionStorage, location, history);
+useKey(key);
+
 const tokens = new TokenStore(() => sessionStorage);
-const connection = new Connection(() => new WebSocket(url), dispatch);
+const connection = new Connection(() => new WebSocket(url, subprotocols(key)), dispatch);
 const getState = () => store.state;
 const film = sessionFilm(getState);
 const list = new SegmentList(seek, sourceWords);

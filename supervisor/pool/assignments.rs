@@ -1,8 +1,8 @@
 //! Which session is bound to which worker, which moves, and which waits: admission control, scheduling and load
 //! balancing.
 //!
-//! Sessions without a worker wait in one FIFO queue. A session that lost its worker goes back to the front, so that a
-//! fault never costs it its turn. A session changes its worker only at a boundary: when no worker has a job of it in hand.
+//! Sessions without a worker wait in one queue, in which tenants take turns. A session that lost its worker goes back to the
+//! front, so that a fault never costs it its turn. A session changes its worker only at a boundary: when no worker has a job of it in hand.
 //! Nothing here waits or talks to a process; the pool holds the lock for short sections only.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -18,7 +18,9 @@ use super::event::PoolEvent;
 use super::exit::Blame;
 use super::job::{JobEnd, JobEvent, QueuedJob};
 use super::metrics::{HandoffReason, PoolMetrics};
+use super::queue::Queue;
 use super::rolling_median::RollingMedian;
+use crate::tenant::Tenant;
 
 /// The number of generation times that a worker's pace is computed from.
 const PACE_SAMPLES: usize = 15;
@@ -97,7 +99,7 @@ pub(super) struct Assignments {
     sharing: Sharing,
     metrics: PoolMetrics,
     slots: Vec<WorkerSlot>,
-    queue: VecDeque<SessionId>,
+    queue: Queue,
     sessions: HashMap<SessionId, PoolSession>,
     /// Since when sessions whose clients are there have waited in the queue.
     demand: watch::Sender<Option<Instant>>,
@@ -113,6 +115,7 @@ pub(super) struct Assignments {
 #[derive(Debug)]
 struct PoolSession {
     placement: watch::Sender<Placement>,
+    tenant: Tenant,
     /// The worker that the session is bound to.
     slot: Option<usize>,
     /// Whether the session was bound to a worker before.
@@ -205,7 +208,7 @@ impl Assignments {
             sharing,
             metrics,
             slots: slots.into_iter().map(slot).collect(),
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             sessions: HashMap::new(),
             demand: watch::Sender::new(None),
             next_hold: 0,
@@ -214,9 +217,12 @@ impl Assignments {
         }
     }
 
-    /// Puts a session at the end of the queue, or on a worker that has room. A session whose place is held takes that
-    /// place.
-    pub(super) fn join(&mut self, session: SessionId) -> watch::Receiver<Placement> {
+    /// Puts a tenant's session into the queue, or on a worker that has room. A session whose place is held takes that place.
+    pub(super) fn join(
+        &mut self,
+        session: SessionId,
+        tenant: Tenant,
+    ) -> watch::Receiver<Placement> {
         if let Some(entry) = self.sessions.get_mut(&session)
             && entry.hold.take().is_some()
         {
@@ -227,6 +233,7 @@ impl Assignments {
         let (placement, seen) = watch::channel(Placement::NoWorker);
         let entry = PoolSession {
             placement,
+            tenant: tenant.clone(),
             slot: None,
             served: false,
             left: None,
@@ -237,7 +244,7 @@ impl Assignments {
             gives_up: false,
         };
         self.sessions.insert(session.clone(), entry);
-        self.queue.push_back(session);
+        self.queue.join(session, tenant);
         self.assign_waiting();
         seen
     }
@@ -253,7 +260,7 @@ impl Assignments {
     pub(super) fn leave(&mut self, session: &SessionId) {
         self.clear_pending_move(session);
         self.unbind(session);
-        self.queue.retain(|s| s != session);
+        self.queue.remove(session);
         self.sessions.remove(session);
         self.assign_waiting();
     }
@@ -645,10 +652,9 @@ impl Assignments {
         if let Some(entry) = self.sessions.get_mut(session) {
             entry.left = Some(reason);
         }
-        let sessions = &self.sessions;
-        let served = |s: &&SessionId| sessions.get(*s).is_some_and(|entry| entry.served);
-        let position = self.queue.iter().take_while(served).count();
-        self.queue.insert(position, session.clone());
+        let entry = self.sessions.get(session);
+        let tenant = entry.map(|entry| entry.tenant.clone()).unwrap_or_default();
+        let position = self.queue.rejoin(session.clone(), tenant);
         PoolEvent::SessionRequeued { session, position }.emit(&self.metrics);
     }
 
@@ -735,7 +741,7 @@ impl Assignments {
             };
             self.clear_pending_move(&held);
             self.rebind_or_requeue(&held, HandoffReason::WorkerLost);
-            self.queue.retain(|waiting| *waiting != session);
+            self.queue.remove(&session);
             self.bind(&session, slot, None);
         }
     }
@@ -755,7 +761,7 @@ impl Assignments {
     /// Binds the waiting sessions for which there is room, and tells the others their placement.
     fn assign_waiting(&mut self) {
         while let Some(slot) = self.least_loaded(None)
-            && let Some(session) = self.queue.pop_front()
+            && let Some(session) = self.queue.pop()
         {
             self.bind(&session, slot, None);
         }

@@ -20,6 +20,7 @@ use super::instructions::{Instructions, InstructionsError, Origins};
 use super::llm_error::LlmError;
 use super::metrics::{PromptMetrics, RequestOutcome};
 use super::provider::{self, CallPermit, Models, Provider};
+use crate::tenant::Tenant;
 
 /// How many times one operation goes through all providers, when they ask it to retry later.
 const MAX_ROUNDS: u32 = 4;
@@ -70,7 +71,7 @@ pub struct Status {
 
 /// Generates prompts with the help of language models. It is cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Enhancer(Arc<Inner>);
+pub struct Enhancer(Arc<Inner>, Tenant);
 
 #[derive(Debug)]
 struct Inner {
@@ -123,7 +124,7 @@ impl Enhancer {
     /// Returns an error when a system prompt cannot be read.
     pub fn open(config: Config) -> Result<Self, InstructionsError> {
         let instructions = Instructions::read(config.system_prompt_dir.as_deref())?;
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             providers: config
                 .providers
                 .iter()
@@ -135,7 +136,13 @@ impl Enhancer {
             cache: Mutex::new(PromptCache::new(config.cache_entries)),
             metrics: PromptMetrics::default(),
             config,
-        })))
+        });
+        Ok(Self(inner, Tenant::default()))
+    }
+
+    /// Returns the same enhancer for the prompts of a tenant.
+    pub(super) fn of_tenant(self, tenant: Tenant) -> Self {
+        Self(self.0, tenant)
     }
 
     pub(super) fn metrics(&self) -> &PromptMetrics {
@@ -152,7 +159,7 @@ impl Enhancer {
     /// # Errors
     /// Returns an error when no provider gives a usable answer in time.
     pub async fn enhance(&self, prompt: &str) -> Result<GeneratedPrompt, LlmError> {
-        if let Some(cached) = self.cache().get(prompt) {
+        if let Some(cached) = self.cache().get(&self.1, prompt) {
             return Ok(GeneratedPrompt {
                 latency: Duration::ZERO,
                 ..cached
@@ -173,7 +180,7 @@ impl Enhancer {
         // The system prompts may have been reloaded meanwhile, which has cleared the cache of answers to the old ones.
         let mut cache = self.cache();
         if Arc::ptr_eq(&instructions, &self.instructions()) {
-            cache.put(prompt, &generated);
+            cache.put(&self.1, prompt, &generated);
         }
         Ok(generated)
     }

@@ -12,6 +12,7 @@ use url::{Host, Url};
 
 use super::health::Thresholds;
 use super::{Config, HealthCheck};
+use crate::auth;
 use crate::discovery::is_address;
 use crate::ingress;
 use crate::redis::RedisAddress;
@@ -197,6 +198,14 @@ fn is_loopback(url: &Url) -> bool {
 pub struct RouterKey(String);
 
 impl RouterKey {
+    /// Returns the key as a header's value.
+    pub(super) fn value(&self) -> HeaderValue {
+        let value = HeaderValue::try_from(&self.0);
+        let mut value = value.expect("printable ASCII is a header's value");
+        value.set_sensitive(true);
+        value
+    }
+
     /// Returns the value of the header `Authorization`.
     pub(super) fn authorization(&self) -> HeaderValue {
         let value = format!("Bearer {}", self.0);
@@ -257,6 +266,7 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
         store: store(reader),
         has_own_line: reader.get(&QUEUE) == "memory",
         linger: reader.get(&LINGER),
+        auth: auth::config::read(reader),
         ingress: ingress::Config {
             tls: tls::config::read_pair(reader, &tls::config::ROUTER, None),
             ..ingress::config::read(reader)

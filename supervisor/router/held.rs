@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use fastvideo_proto::session_link::{self, Digest, Moved, Open, Opened, ToServer, Turn};
+use fastvideo_proto::session_link::{self, Digest, LetIn, Moved, Open, Opened, ToServer, Turn};
 use fastvideo_proto::stream_v1::ClientMessage;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -22,6 +22,8 @@ const MAX_LEAVE_BYTES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Held {
     address: IpAddr,
+    /// Whom the router has let in.
+    caller: Option<LetIn>,
     /// The client's opening message with the memory that it takes, until no server needs it any more.
     opening: Option<(Utf8Bytes, Share)>,
     opened: Option<Opened>,
@@ -75,9 +77,15 @@ impl ClientSaid {
 }
 
 impl Held {
-    pub(super) fn new(address: IpAddr, opening: Utf8Bytes, share: Share) -> Self {
+    pub(super) fn new(
+        address: IpAddr,
+        caller: Option<LetIn>,
+        opening: Utf8Bytes,
+        share: Share,
+    ) -> Self {
         Self {
             address,
+            caller,
             opening: Some((opening, share)),
             opened: None,
             messages: VecDeque::new(),
@@ -106,8 +114,11 @@ impl Held {
             }),
             _ => None,
         };
-        let address = self.address;
-        let open = ToServer::Open(Box::new(Open { address, moved }));
+        let open = ToServer::Open(Box::new(Open {
+            address: self.address,
+            caller: self.caller.clone(),
+            moved,
+        }));
         let opening = self.opening.iter().map(|(opening, _)| opening.as_str());
         let mut messages = vec![session_link::join(&open, opening)];
         messages.extend(self.messages.iter().map(ClientSaid::for_server));
@@ -202,7 +213,7 @@ mod tests {
 
     fn held() -> Held {
         let opening = Utf8Bytes::from_static("{\"type\":\"session_init_v2\"}");
-        Held::new(Ipv4Addr::LOCALHOST.into(), opening, Share::default())
+        Held::new(Ipv4Addr::LOCALHOST.into(), None, opening, Share::default())
     }
 
     fn said(text: &'static str) -> ClientSaid {

@@ -19,7 +19,9 @@ pub(super) fn routes() -> Router<App> {
     info(
         title = "fastvideo-supervisor router",
         description = "One address before many servers. Sessions run on `WS /v1/stream`. \
-            Every route answers 421 to a request that names another host, see `server.allowed_hosts`."
+            Every route answers 421 to a request that names another host, see `server.allowed_hosts`. \
+            Where callers are asked for keys (`server.auth`), every route but probes, the page, films and `/v1/watch` \
+            answers 401, 403, 429 or 503 to one that is not let in."
     ),
     paths(
         routes::health,

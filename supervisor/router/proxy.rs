@@ -23,6 +23,7 @@ use super::encryption;
 use super::health::below;
 use super::registry::Replica;
 use super::routes::App;
+use crate::auth::guard::ROUTER_KEY;
 use crate::ingress::error::ApiError;
 use crate::ingress::origins::{Origins, SEC_FETCH_SITE};
 
@@ -67,14 +68,24 @@ pub(super) fn judged(mut headers: HeaderMap) -> HeaderMap {
 
 /// Asks servers for what clients of the router ask for.
 #[derive(Clone, Debug)]
-pub(super) struct Proxy(reqwest::Client);
+pub(super) struct Proxy {
+    client: reqwest::Client,
+    /// By which servers know that an order was judged here.
+    router_key: Option<HeaderValue>,
+}
 
 impl Proxy {
     /// # Errors
     /// Returns an error when TLS cannot be set up.
-    pub(super) fn new(tls: Option<&ClientConfig>) -> io::Result<Self> {
+    pub(super) fn new(
+        tls: Option<&ClientConfig>,
+        router_key: Option<HeaderValue>,
+    ) -> io::Result<Self> {
         let client = encryption::http_client(tls).connect_timeout(CONNECT_TIMEOUT);
-        client.build().map(Self).map_err(io::Error::other)
+        Ok(Self {
+            client: client.build().map_err(io::Error::other)?,
+            router_key,
+        })
     }
 
     /// Asks one server. The log says why one does not answer.
@@ -90,7 +101,13 @@ impl Proxy {
                 passed_on.append(&name, value.clone());
             }
         }
-        let request = self.0.request(asked.method.clone(), url).headers(passed_on);
+        if let Some(key) = &self.router_key {
+            passed_on.insert(ROUTER_KEY, key.clone());
+        }
+        let request = self
+            .client
+            .request(asked.method.clone(), url)
+            .headers(passed_on);
         let request = match asked.body.is_empty() {
             true => request,
             false => request.body(asked.body.clone()),

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::{any, get};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::router::{FleetDemand, ReplicaState, RouterHealth, RouterStatus};
 use fastvideo_proto::job::ErrorCode;
@@ -34,6 +34,10 @@ use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
 use super::server_socket::{self, ConnectError, MAX_MESSAGE_BYTES, ServerSocket};
 use super::session::{self, Finish};
 use super::{openapi, servers, sessions, watch};
+use crate::auth::credential::shown_key;
+use crate::auth::guard::{self, Admission, Guard};
+use crate::auth::{Auth, Caller, issue};
+use crate::client_address::ClientAddress;
 use crate::dialect::{Rendered, Wire, close_code, stream_v1};
 use crate::ingress::connection::Connection;
 use crate::ingress::error::ApiError;
@@ -42,6 +46,7 @@ use crate::ingress::metrics::{HttpMetrics, Scrapes, measure};
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::ingress::{Ingress, hosts};
 use crate::page;
+use crate::session::ending::NotOpened;
 use crate::tasks::catch_panic;
 
 /// What probes are told.
@@ -52,6 +57,7 @@ const UNAVAILABLE: &str = "unavailable";
 #[derive(Clone)]
 pub(super) struct App {
     pub(super) ingress: Ingress,
+    pub(super) auth: Auth,
     pub(super) registry: ReplicaRegistry,
     pub(super) tls: Option<Arc<ClientConfig>>,
     /// What this router is known by at servers; `None` where there are no links.
@@ -91,6 +97,23 @@ impl App {
     }
 }
 
+impl App {
+    /// Returns the guard before all routes. No router passes requests on to another one.
+    pub(super) fn guard(&self) -> Guard {
+        Guard {
+            auth: self.auth.clone(),
+            ingress: self.ingress.clone(),
+            is_router_key: Arc::new(|_| false),
+        }
+    }
+}
+
+impl FromRef<App> for Auth {
+    fn from_ref(app: &App) -> Self {
+        app.auth.clone()
+    }
+}
+
 impl FromRef<App> for Ingress {
     fn from_ref(app: &App) -> Self {
         app.ingress.clone()
@@ -114,9 +137,11 @@ pub(super) fn router(app: App) -> Router {
         .merge(openapi::routes())
         .merge(servers::routes(&app))
         .merge(sessions::routes(&app))
+        .merge(issue::routes(&app.guard()))
         .merge(page::routes())
         .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(app.guard(), guard::guard))
         .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
         .layer(from_fn_with_state(app.http_metrics.clone(), measure))
         .with_state(app)
@@ -223,24 +248,45 @@ fn health_of(app: &App) -> RouterHealth {
 /// Serves the route `/v1/stream`.
 async fn stream(
     State(app): State<App>,
+    Admission(admitted): Admission,
+    Extension(client): Extension<ClientAddress>,
     headers: HeaderMap,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    app.ingress.admit_origin(&headers)?;
+    let visitor = admitted.map(|caller| Visitor {
+        caller,
+        client,
+        authorization: shown_key(&headers),
+    });
     let upgrade = handshake.begin(&app.ingress, app.ingress.max_message_bytes as u64)?;
     let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
     let span = tracing::info_span!("session", client = %connection.place.client());
     let carried = async move {
         if let Some((socket, shares)) = opened.await {
+            let visitor = match visitor {
+                Ok(visitor) => visitor,
+                Err(refused) => {
+                    let why = NotOpened::NotAdmitted(refused.into());
+                    return farewell(socket, messages(stream_v1::refused(why))).await;
+                }
+            };
             match app.authorization {
-                Some(_) => linked_session(socket, &shares, &connection, &app).await,
-                None => Box::pin(session(socket, &shares, &connection, &app)).await,
+                Some(_) => linked_session(socket, &shares, &connection, &app, &visitor).await,
+                None => Box::pin(session(socket, &shares, &connection, &app, &visitor)).await,
             }
         }
     };
     tracker.spawn(catch_panic("session", carried.instrument(span)));
     Ok(answer)
+}
+
+/// A client that was let in.
+pub(super) struct Visitor {
+    pub(super) caller: Caller,
+    pub(super) client: ClientAddress,
+    /// The key that the client has shown, for a server that knows nothing of this router.
+    pub(super) authorization: Option<HeaderValue>,
 }
 
 /// Carries a client's session over all the servers that it has.
@@ -249,12 +295,13 @@ async fn linked_session(
     shares: &CompleteShare,
     connection: &Connection,
     app: &App,
+    visitor: &Visitor,
 ) {
     app.registry.first_probes().await;
     if !app.registry.any(app.wait_for_replica).await {
         return farewell(socket, no_healthy_replica()).await;
     }
-    let carried = session::carry(&mut socket, shares, connection, app);
+    let carried = session::carry(&mut socket, shares, connection, app, visitor);
     let finish = tokio::select! {
         finish = carried => finish,
         () = app.leaving.cancelled() => {
@@ -312,13 +359,20 @@ async fn over_bridge(
 }
 
 /// Carries a client's session to the first server that takes it.
-async fn session(socket: WebSocket, shares: &CompleteShare, connection: &Connection, app: &App) {
+async fn session(
+    socket: WebSocket,
+    shares: &CompleteShare,
+    connection: &Connection,
+    app: &App,
+    visitor: &Visitor,
+) {
     app.registry.first_probes().await;
     app.registry.any(app.wait_for_replica).await;
     let mut refusal = None;
     for replica in app.registry.preferred() {
         let base = &replica.endpoint.url;
-        let server = match app.connect(base, "/v1/stream", None).await {
+        let authorization = visitor.authorization.as_ref();
+        let server = match app.connect(base, "/v1/stream", authorization).await {
             Ok(server) => server,
             Err(error) => {
                 let reason = error.to_string();

@@ -6,7 +6,6 @@ use axum::Router;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
-use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::any;
 use fastvideo_proto::api::error::ErrorBody;
@@ -14,7 +13,6 @@ use fastvideo_proto::api::error::ErrorBody;
 use super::proxy::{Asked, judged};
 use super::registry::Replica;
 use super::routes::App;
-use crate::ingress::csrf;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::Body;
 
@@ -24,7 +22,9 @@ const MAX_SHOWN: usize = 100;
 pub(super) fn routes(app: &App) -> Router<App> {
     Router::new()
         .route("/v1/servers/{name}/{*path}", any(pass_on))
-        .layer(from_fn_with_state(app.ingress.origins.clone(), csrf::guard))
+        // Without one of its own, the whole router's would take the place of what the layer answers.
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(app.guard().cross_origin())
 }
 
 /// Passes a request on to the server with that name, whether or not it is healthy: `/v1/servers/a/v1/drain` drains `a`. The

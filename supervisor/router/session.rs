@@ -21,8 +21,9 @@ use super::held::{ClientSaid, Held};
 use super::line::Arrival;
 use super::metrics::MoveReason;
 use super::registry::{CountedSession, Home, Replica};
-use super::routes::{App, bridge_failed, close, messages, no_healthy_replica, text};
+use super::routes::{App, Visitor, bridge_failed, close, messages, no_healthy_replica, text};
 use super::server_socket::{ConnectError, ServerSocket};
+use crate::auth::Grant;
 use crate::backoff::Backoff;
 use crate::dialect::stream_v1::{self, StreamParser, StreamRenderer};
 use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Renderer, close_code};
@@ -111,6 +112,7 @@ enum Ended {
 /// A client's session.
 struct ClientSession<'a> {
     app: &'a App,
+    visitor: &'a Visitor,
     connection: &'a Connection,
     from: FromClient<'a>,
     to: ToClient<'a>,
@@ -135,6 +137,7 @@ pub(super) async fn carry(
     shares: &CompleteShare,
     connection: &Connection,
     app: &App,
+    visitor: &Visitor,
 ) -> Finish {
     let (to, mut from) = socket.split();
     let mut liveness = Liveness::new(app.ingress.ping_interval * 2);
@@ -163,16 +166,22 @@ pub(super) async fn carry(
         (_, Inbound::RuleBroken(reason)) => return invalid(reason.to_owned()),
         _ => return invalid("the first message must be a session_init_v2".to_owned()),
     };
-    let address = connection.place.client().address();
+    let address = visitor.client.address();
     let session = ClientSession {
         app,
+        visitor,
         connection,
         from,
         to,
         shares,
         liveness,
         arrival: app.line.arrive().await,
-        held: Mutex::new(Held::new(address, opening, share)),
+        held: Mutex::new(Held::new(
+            address,
+            Grant::let_in(&visitor.caller),
+            opening,
+            share,
+        )),
         resumes,
         heartbeats,
         home: None,
@@ -457,7 +466,11 @@ impl ClientSession<'_> {
         let counted = replica.begin_session();
         let base = &replica.endpoint.url;
         if replica.is_plain() {
-            return match self.app.connect(base, "/v1/stream", None).await {
+            return match self
+                .app
+                .connect(base, "/v1/stream", self.visitor.authorization.as_ref())
+                .await
+            {
                 Ok(server) => Tried::Finished(Finish::Plain {
                     replica: replica.clone(),
                     server: Box::new(server),

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
-use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -19,7 +18,6 @@ use tokio::time::timeout;
 use super::proxy::{Asked, judged};
 use super::registry::Replica;
 use super::routes::App;
-use crate::ingress::csrf;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::{Body, PathSession};
 
@@ -35,7 +33,9 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/v1/sessions/{id}", delete(order))
         .route("/v1/sessions/{id}/state", get(order))
         .route("/v1/sessions/{id}/move", post(relocate))
-        .layer(from_fn_with_state(app.ingress.origins.clone(), csrf::guard))
+        // Without one of its own, the whole router's would take the place of what the layer answers.
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(app.guard().cross_origin())
 }
 
 /// Lists the sessions of all servers. Those that do not answer are named, too.

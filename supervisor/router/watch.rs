@@ -74,7 +74,6 @@ pub(super) async fn upgrade(
     ValidQuery(query): ValidQuery<WatchQuery>,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    app.ingress.admit_origin(&headers)?;
     let upgrade = handshake.begin(&app.ingress, MAX_MESSAGE_BYTES)?;
     let authorization = headers.get(AUTHORIZATION).cloned();
     let wanted = Wanted {

@@ -8,7 +8,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::Span;
 
-use super::admission::admit;
+use super::admission::{admit, admit_moved, may_wait};
 use super::command::Inbound;
 use super::emitter::Emitter;
 use super::ending::{EndCause, NotOpened};
@@ -27,10 +27,10 @@ use super::snapshots::ExportOutcome;
 use super::state::SessionState;
 use super::tracer::{SessionTracer, TracedSession};
 use super::{Context, Drain};
+use crate::auth::Grant;
 use crate::client_address::ClientAddress;
 use crate::pool::{BindingChange, JobEvent, Placement};
 use crate::store::StoreError;
-use crate::tenant::Tenant;
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
@@ -42,19 +42,24 @@ const LATE: Duration = Duration::from_secs(1);
 /// session yet.
 pub(crate) async fn run(
     client: ClientAddress,
+    grant: Grant,
     origin: Origin,
     registry: Registry,
     inbound: mpsc::Receiver<Box<Inbound>>,
     outbox: Outbox,
-    context: Context,
+    mut context: Context,
 ) {
+    context.store = (context.store).seen_by(grant.scope(), grant.tenant().clone());
     let mut inbox = Inbox::new(inbound);
     // Boxed, so that the memory of the handshake is not kept for as long as the session lives.
-    let opened = Box::pin(open(client, &origin, &registry, &mut inbox, &context)).await;
+    let opened = Box::pin(open(
+        client, &grant, &origin, &registry, &mut inbox, &context,
+    ))
+    .await;
     let (ticket, opening, claim, times) = match opened {
         Ok(opened) => opened,
         Err(why) => {
-            let meter = context.metrics.meter(&Tenant::default());
+            let meter = context.metrics.meter(grant.tenant());
             let tracer = SessionTracer::default();
             let readers = EventReaders::new(SessionLog::default(), tracer, meter);
             Emitter::new(readers, outbox).emit_last(SessionEvent::NotOpened(why));
@@ -62,10 +67,8 @@ pub(crate) async fn run(
         }
     };
     Span::current().record("session_id", ticket.id().as_str());
-    let tenant = ticket.update(|entry| {
-        entry.outbox = Some(outbox.clone());
-        entry.tenant.clone()
-    });
+    ticket.update(|entry| entry.outbox = Some(outbox.clone()));
+    let tenant = claim.snapshot.tenant.clone();
     let meter = context.metrics.meter(&tenant);
     let traced = TracedSession {
         id: ticket.id().as_str(),
@@ -78,10 +81,11 @@ pub(crate) async fn run(
     if let Some(trace) = tracer.session() {
         Span::current().record("trace_id", format!("{:032x}", trace.trace_id));
     }
-    let readers = EventReaders::new(context.logs.session(ticket.id()), tracer, meter);
+    let log = context.logs.session(ticket.id(), &tenant);
+    let readers = EventReaders::new(log, tracer, meter);
     let emitter = Emitter::new(readers, outbox);
     emitter.emit(opened_event(&opening, &claim, times.claiming));
-    let session = LiveSession::new(ticket, emitter, context, opening, claim, origin);
+    let session = LiveSession::new(ticket, grant, emitter, context, opening, claim, origin);
     let mut session = Box::new(session);
     let cause = session.serve(&mut inbox).await;
     session.end_turn();
@@ -90,6 +94,7 @@ pub(crate) async fn run(
 
 async fn open(
     client: ClientAddress,
+    grant: &Grant,
     origin: &Origin,
     registry: &Registry,
     inbox: &mut Inbox,
@@ -104,7 +109,10 @@ async fn open(
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
     };
     let received = Instant::now();
-    let mut ticket = admit(client, registry, context)?;
+    let mut ticket = match moved {
+        Some(_) => admit_moved(client, grant, registry, context)?,
+        None => admit(client, grant, registry, context)?,
+    };
     let opened = async {
         let opening = tokio::select! {
             // A check can wait for its turn, and for the store.
@@ -117,6 +125,7 @@ async fn open(
         if waits_elsewhere && !context.pool.has_place_for(resumed.unwrap_or(ticket.id())) {
             return Err(NotOpened::NoPlace);
         }
+        may_wait(&ticket, resumed.unwrap_or(ticket.id()), grant, context)?;
         let began = Instant::now();
         let claim = handshake::claim(&mut ticket, context, &opening, moved).await?;
         let times = OpeningTimes {
@@ -176,6 +185,8 @@ enum Heard {
     AudienceChanged(usize),
     PromptEnded(PromptTaskResult),
     LeaseLost,
+    /// The client's key has left the file.
+    Withdrawn,
     OutboxDrained,
     Drain(Drain),
     ClockRang,
@@ -234,6 +245,10 @@ impl LiveSession {
                     None
                 }
                 Heard::LeaseLost => Some(EndCause::LeaseLost),
+                Heard::Withdrawn => {
+                    self.is_withdrawn = true;
+                    None
+                }
                 Heard::OutboxDrained => {
                     self.export_next();
                     None
@@ -247,6 +262,9 @@ impl LiveSession {
     /// Starts what can be started now. Returns a cause when the session is over.
     fn advance(&mut self) -> Option<EndCause> {
         if self.segment.is_none() {
+            if self.is_withdrawn {
+                return Some(EndCause::Unauthorized);
+            }
             if self.director.is_complete() && self.redelivery.is_none() {
                 return Some(EndCause::SegmentCap);
             }
@@ -312,6 +330,7 @@ impl LiveSession {
         tokio::select! {
             biased;
             () = self.lease.lost() => Heard::LeaseLost,
+            () = self.grant.withdrawn(), if !self.is_withdrawn => Heard::Withdrawn,
             outcome = self.persistence.ended() => Heard::StateStored(outcome),
             event = job => Heard::Job(event),
             change = self.binding.changed() => match change {

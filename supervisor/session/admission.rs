@@ -1,8 +1,14 @@
 //! Admission control: decides whether a client may open a session, by the number of open ones and whether the server is
 //! going away.
 
+use std::time::Duration;
+
+use fastvideo_proto::ids::SessionId;
+
 use super::registry::{Full, Limits, Registry, Ticket};
 use super::{Context, Drain};
+use crate::auth::Grant;
+use crate::auth::guard::NotLetIn;
 use crate::client_address::ClientAddress;
 
 /// The number of sessions that may wait for a worker when no limit is configured.
@@ -15,6 +21,32 @@ pub enum NotAdmitted {
     Draining,
     #[error(transparent)]
     Full(#[from] Full),
+    /// The client has shown no key that lets it in.
+    #[error("{0}")]
+    Unauthorized(String),
+    /// The client, or its tenant, asks for too much.
+    #[error("{message}")]
+    Limited {
+        message: String,
+        retry_after: Duration,
+    },
+}
+
+impl From<NotLetIn> for NotAdmitted {
+    fn from(
+        NotLetIn {
+            message,
+            retry_after,
+        }: NotLetIn,
+    ) -> Self {
+        match retry_after {
+            Some(retry_after) => Self::Limited {
+                message,
+                retry_after,
+            },
+            None => Self::Unauthorized(message),
+        }
+    }
 }
 
 /// Checks whether a client could open a session now, so that one that could not is told before it sends its opening.
@@ -23,10 +55,11 @@ pub enum NotAdmitted {
 /// Returns an error when the server is going away, or a limit on the number of open sessions is reached.
 pub fn may_open(
     client: ClientAddress,
+    grant: &Grant,
     registry: &Registry,
     context: &Context,
 ) -> Result<(), NotAdmitted> {
-    Ok(registry.check(client, limits(context)?)?)
+    Ok(registry.check(client, grant.tenant(), limits(grant, context)?)?)
 }
 
 /// Admits a client that has sent its opening message.
@@ -35,13 +68,56 @@ pub fn may_open(
 /// Returns an error when the server is going away, or a limit on the number of open sessions is reached.
 pub(super) fn admit(
     client: ClientAddress,
+    grant: &Grant,
     registry: &Registry,
     context: &Context,
 ) -> Result<Ticket, NotAdmitted> {
-    Ok(registry.enter(client, limits(context)?)?)
+    let ticket = registry.enter(client, grant.tenant(), limits(grant, context)?)?;
+    grant
+        .count_opening()
+        .map_err(|retry_after| NotAdmitted::Limited {
+            message: "your tenant opens sessions too often".to_owned(),
+            retry_after,
+        })?;
+    Ok(ticket)
 }
 
-fn limits(context: &Context) -> Result<Limits, NotAdmitted> {
+/// Admits a session that comes from another server. It was counted there when it was opened.
+///
+/// # Errors
+/// Returns an error when the server is going away, or a limit on the number of all open sessions is reached.
+pub(super) fn admit_moved(
+    client: ClientAddress,
+    grant: &Grant,
+    registry: &Registry,
+    context: &Context,
+) -> Result<Ticket, NotAdmitted> {
+    let limits = Limits {
+        sessions_of_tenant: None,
+        ..limits(grant, context)?
+    };
+    Ok(registry.enter(client, grant.tenant(), limits)?)
+}
+
+/// Checks whether a session may wait for a worker, where there is no place for it now.
+///
+/// # Errors
+/// Returns an error when as many sessions of its tenant wait as may.
+pub(super) fn may_wait(
+    ticket: &Ticket,
+    session: &SessionId,
+    grant: &Grant,
+    context: &Context,
+) -> Result<(), NotAdmitted> {
+    match grant.limits().max_waiting {
+        Some(most) if ticket.others_waiting() >= most && !context.pool.has_place_for(session) => {
+            Err(Full::Waiting(most).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn limits(grant: &Grant, context: &Context) -> Result<Limits, NotAdmitted> {
     if *context.drain.borrow() != Drain::No {
         return Err(NotAdmitted::Draining);
     }
@@ -49,5 +125,6 @@ fn limits(context: &Context) -> Result<Limits, NotAdmitted> {
     Ok(Limits {
         sessions: (config.max_sessions).unwrap_or_else(|| context.pool.capacity() + DEFAULT_QUEUE),
         sessions_per_client: config.max_sessions_per_client,
+        sessions_of_tenant: grant.limits().max_sessions,
     })
 }

@@ -149,6 +149,12 @@ impl LiveSession {
             let message = "no GPU is left to generate the segment; try again in a minute";
             return self.error(id, ErrorCode::GpuUnavailable, message, true);
         }
+        if let Err(retry_after) = self.grant.count_request() {
+            return self.emit(SessionEvent::RateLimited {
+                request: id,
+                retry_after,
+            });
+        }
         let is_loggable = self.context.prompts.logs_unscreened();
         self.emit(SessionEvent::PromptReceived {
             source: request.source,

@@ -94,6 +94,8 @@ pub enum EndCause {
     Draining,
     /// The session goes on over another connection, or an operator has ended it.
     LeaseLost,
+    /// The key that let the client in is not valid any more.
+    Unauthorized,
 }
 
 impl EndCause {
@@ -114,6 +116,7 @@ impl EndCause {
             Self::NoWorker => "no_gpu",
             Self::Draining => "draining",
             Self::LeaseLost => "lost",
+            Self::Unauthorized => "unauthorized",
         }
     }
 
@@ -140,7 +143,8 @@ impl EndCause {
             | Self::SlowClient
             | Self::RuleBroken
             | Self::StateRefused
-            | Self::NoWorker => Expectation::ClientGone,
+            | Self::NoWorker
+            | Self::Unauthorized => Expectation::ClientGone,
         }
     }
 
@@ -166,6 +170,11 @@ impl EndCause {
                 "the session goes on over another connection, or was ended by the operator",
                 false,
             )),
+            Self::Unauthorized => Some((
+                ErrorCode::Unauthorized,
+                "the key that opened the session is not valid any more",
+                false,
+            )),
             _ => None,
         }
     }
@@ -187,7 +196,8 @@ impl EndCause {
             | Self::SlowClient
             | Self::RuleBroken
             | Self::StateRefused
-            | Self::LeaseLost => SessionState::Error,
+            | Self::LeaseLost
+            | Self::Unauthorized => SessionState::Error,
         };
         match (from, state) {
             (SessionState::Active, state) => state,

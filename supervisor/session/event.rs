@@ -221,6 +221,12 @@ pub enum SessionEvent {
         /// Whether the same request may succeed later.
         retryable: bool,
     },
+    /// A request was not taken, since the tenant asks for too many.
+    RateLimited {
+        request: Option<RequestId>,
+        /// When another one will be taken.
+        retry_after: Duration,
+    },
     /// The server is going away.
     Draining {
         /// How long running segments may go on.

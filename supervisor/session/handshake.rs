@@ -226,7 +226,8 @@ async fn create(
     match created.await {
         Ok(lease) => Ok(Claim {
             lease,
-            snapshot: SavedSession::starting_from(state.as_ref(), &token),
+            snapshot: SavedSession::starting_from(state.as_ref(), &token)
+                .of_tenant(context.store.tenant()),
             token,
         }),
         Err(error) => {

@@ -24,6 +24,7 @@ use super::redelivery::Redelivery;
 use super::registry::Ticket;
 use super::snapshots::StateExports;
 use super::state::SessionState;
+use crate::auth::Grant;
 use crate::pool::{Assignment, Binding, Placement};
 use crate::segment_run::SegmentRun;
 use crate::store::{Lease, ResumeToken, SavedSession, State};
@@ -33,6 +34,9 @@ use crate::store::{Lease, ResumeToken, SavedSession, State};
 #[derive(Debug)]
 pub(super) struct LiveSession {
     pub(super) context: Context,
+    pub(super) grant: Grant,
+    /// Whether the client would not be let in any more, so that the session ends at its next boundary.
+    pub(super) is_withdrawn: bool,
     pub(super) emitter: Emitter,
     pub(super) binding: Binding,
     /// The last placement by the pool that the session has seen.
@@ -148,8 +152,9 @@ impl LiveSession {
     /// committed one.
     pub(super) fn new(
         ticket: Ticket,
+        mut grant: Grant,
         emitter: Emitter,
-        context: Context,
+        mut context: Context,
         opening: Opening,
         claim: Claim,
         origin: Origin,
@@ -165,8 +170,12 @@ impl LiveSession {
             state,
             film,
             extensions,
+            tenant,
             ..
         } = claim.snapshot;
+        ticket.update(|entry| entry.tenant = tenant.clone());
+        context.prompts = context.prompts.of_tenant(tenant.clone());
+        grant.set_tenant(tenant);
         let (is_linked, moved) = match origin {
             Origin::Direct => (false, None),
             Origin::Router => (true, None),
@@ -199,7 +208,7 @@ impl LiveSession {
             cap,
             progress.segments,
         );
-        let mut binding = context.pool.join(ticket.id().clone());
+        let mut binding = (context.pool).join(ticket.id().clone(), grant.tenant().clone());
         let placement = binding.look();
         let mut session = Self {
             binding,
@@ -239,6 +248,8 @@ impl LiveSession {
             token: claim.token,
             ticket,
             emitter,
+            grant,
+            is_withdrawn: false,
             context,
         };
         if let Some(moved) = moved {

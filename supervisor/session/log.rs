@@ -18,9 +18,10 @@ use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::tenant::Tenant;
 use event::LineRef;
 pub use event::{Line, Llm, LogEvent};
-pub use files::Config;
+pub use files::{Config, files};
 pub(super) use recorder::record;
 use writer::Writer;
 
@@ -67,6 +68,8 @@ struct Queued {
 /// One session's lines on their way to its file.
 struct Buffer {
     session: SessionId,
+    /// In whose folder the file is.
+    tenant: Tenant,
     clock: Clock,
     content: Mutex<Content>,
 }
@@ -147,10 +150,10 @@ impl Logs {
     }
 
     /// Returns the log of a session that begins or is resumed.
-    pub fn session(&self, session: &SessionId) -> SessionLog {
+    pub fn session(&self, session: &SessionId, tenant: &Tenant) -> SessionLog {
         let handle = self.0.as_ref().map(|shared| {
             Arc::new(Handle {
-                buffer: Arc::new(Buffer::new(session)),
+                buffer: Arc::new(Buffer::new(session, tenant)),
                 shared: shared.clone(),
             })
         });
@@ -237,9 +240,10 @@ impl Drop for Handle {
 }
 
 impl Buffer {
-    fn new(session: &SessionId) -> Self {
+    fn new(session: &SessionId, tenant: &Tenant) -> Self {
         Self {
             session: session.clone(),
+            tenant: tenant.clone(),
             clock: Clock::now(),
             content: Mutex::default(),
         }

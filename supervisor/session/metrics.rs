@@ -33,7 +33,7 @@ const SOURCES: [PromptSource; 4] = [
     PromptSource::AutoExtension,
 ];
 const OUTCOMES: [&str; 5] = ["finished", "cancelled", "failed", "blocked", "abandoned"];
-const CAUSES: [EndCause; 14] = [
+const CAUSES: [EndCause; 15] = [
     EndCause::Gone,
     EndCause::Closed,
     EndCause::Released,
@@ -48,6 +48,7 @@ const CAUSES: [EndCause; 14] = [
     EndCause::NoWorker,
     EndCause::Draining,
     EndCause::LeaseLost,
+    EndCause::Unauthorized,
 ];
 
 /// The metrics of all sessions. Cheap to clone.
@@ -196,6 +197,9 @@ impl From<&NotAdmitted> for Rejection {
             NotAdmitted::Draining => Self::Draining,
             NotAdmitted::Full(Full::Server(_)) => Self::Full,
             NotAdmitted::Full(Full::Client(_)) => Self::ClientLimit,
+            NotAdmitted::Full(Full::Tenant(_) | Full::Waiting(_)) => Self::TenantLimit,
+            NotAdmitted::Unauthorized(_) => Self::Unauthorized,
+            NotAdmitted::Limited { .. } => Self::Rate,
         }
     }
 }

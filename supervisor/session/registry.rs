@@ -34,10 +34,11 @@ struct Entries {
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: SessionId,
-    pub tenant: Tenant,
     pub state: SessionState,
     /// Where the client connects from.
     pub client: ClientAddress,
+    /// Whose the session is.
+    pub tenant: Tenant,
     pub connected: Instant,
     /// The worker that the session is bound to, or was bound to last.
     pub worker: Option<WorkerId>,
@@ -61,6 +62,8 @@ pub struct Ticket {
 pub struct Limits {
     pub sessions: usize,
     pub sessions_per_client: usize,
+    /// Of the tenant that opens one; `None` where it has no limit of its own.
+    pub sessions_of_tenant: Option<usize>,
 }
 
 /// There is no room for another session.
@@ -70,6 +73,10 @@ pub enum Full {
     Server(usize),
     #[error("your address has {0} sessions open, which is the limit for one address")]
     Client(usize),
+    #[error("your tenant has {0} sessions open, which is its limit")]
+    Tenant(usize),
+    #[error("{0} sessions of your tenant wait for a GPU, which is its limit")]
+    Waiting(usize),
 }
 
 impl Registry {
@@ -77,17 +84,22 @@ impl Registry {
     ///
     /// # Errors
     /// Returns an error when as many sessions are open as the limits allow.
-    pub fn enter(&self, client: ClientAddress, limits: Limits) -> Result<Ticket, Full> {
+    pub fn enter(
+        &self,
+        client: ClientAddress,
+        tenant: &Tenant,
+        limits: Limits,
+    ) -> Result<Ticket, Full> {
         let mut entries = self.lock();
-        entries.check(client, limits)?;
+        entries.check(client, tenant, limits)?;
         let connection = entries.next;
         entries.next += 1;
         let id = SessionId::random();
         let entry = Entry {
             id: id.clone(),
-            tenant: Tenant::default(),
             state: SessionState::Initializing,
             client,
+            tenant: tenant.clone(),
             connected: Instant::now(),
             worker: None,
             segments: 0,
@@ -106,8 +118,13 @@ impl Registry {
     ///
     /// # Errors
     /// Returns an error when as many sessions are open as the limits allow.
-    pub fn check(&self, client: ClientAddress, limits: Limits) -> Result<(), Full> {
-        self.lock().check(client, limits)
+    pub fn check(
+        &self,
+        client: ClientAddress,
+        tenant: &Tenant,
+        limits: Limits,
+    ) -> Result<(), Full> {
+        self.lock().check(client, tenant, limits)
     }
 
     pub fn count(&self) -> usize {
@@ -125,7 +142,7 @@ impl Registry {
 }
 
 impl Entries {
-    fn check(&self, client: ClientAddress, limits: Limits) -> Result<(), Full> {
+    fn check(&self, client: ClientAddress, tenant: &Tenant, limits: Limits) -> Result<(), Full> {
         let open = &self.by_connection;
         if open.len() >= limits.sessions {
             return Err(Full::Server(limits.sessions));
@@ -133,6 +150,12 @@ impl Entries {
         let of_client = open.values().filter(|entry| entry.client == client);
         if of_client.count() >= limits.sessions_per_client {
             return Err(Full::Client(limits.sessions_per_client));
+        }
+        if let Some(most) = limits.sessions_of_tenant {
+            let of_tenant = open.values().filter(|entry| entry.tenant == *tenant);
+            if of_tenant.count() >= most {
+                return Err(Full::Tenant(most));
+            }
         }
         Ok(())
     }
@@ -168,6 +191,19 @@ impl Ticket {
         let entries = self.registry.lock();
         let mut entries = entries.by_connection.iter();
         entries.any(|(connection, entry)| *connection != self.connection && entry.id == self.id)
+    }
+
+    /// Returns how many other sessions of the same tenant wait for a worker, or are about to.
+    pub(super) fn others_waiting(&self) -> usize {
+        let entries = self.registry.lock();
+        let own = &entries.by_connection[&self.connection].tenant;
+        let waits = |state| matches!(state, SessionState::Initializing | SessionState::Queued);
+        let others = entries.by_connection.iter();
+        others
+            .filter(|(connection, entry)| {
+                **connection != self.connection && entry.tenant == *own && waits(entry.state)
+            })
+            .count()
     }
 
     /// Changes what others can see.
@@ -217,12 +253,13 @@ mod tests {
     const LIMITS: Limits = Limits {
         sessions: 3,
         sessions_per_client: 2,
+        sessions_of_tenant: None,
     };
 
     #[test]
     fn a_ticket_that_is_dropped_makes_room() {
         let registry = Registry::default();
-        let enter = |n| registry.enter(client(n), LIMITS);
+        let enter = |n| registry.enter(client(n), &Tenant::default(), LIMITS);
         let tickets = [enter(1).unwrap(), enter(1).unwrap()];
         assert_eq!(enter(1).unwrap_err(), Full::Client(2));
         let other = enter(2).unwrap();
@@ -234,10 +271,30 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_has_a_limit_of_its_own() {
+        let registry = Registry::default();
+        let limits = Limits {
+            sessions_of_tenant: Some(1),
+            ..LIMITS
+        };
+        let [acme, beta] = ["acme", "beta"].map(Tenant::new);
+        let first = registry.enter(client(1), &acme, limits).unwrap();
+        let full = registry.enter(client(2), &acme, limits).unwrap_err();
+        assert_eq!(full, Full::Tenant(1));
+        let other = registry.enter(client(2), &beta, limits).unwrap();
+        assert_eq!((first.others_waiting(), other.others_waiting()), (0, 0));
+        let second = registry.enter(client(2), &acme, LIMITS).unwrap();
+        assert_eq!((first.others_waiting(), other.others_waiting()), (1, 0));
+        drop(first);
+        assert_eq!(second.others_waiting(), 0);
+    }
+
+    #[test]
     fn a_session_is_taken_over_once_its_last_connection_has_left() {
         let registry = Registry::default();
-        let old = registry.enter(client(1), LIMITS).unwrap();
-        let mut new = registry.enter(client(2), LIMITS).unwrap();
+        let enter = |n| registry.enter(client(n), &Tenant::default(), LIMITS);
+        let old = enter(1).unwrap();
+        let mut new = enter(2).unwrap();
         let id = old.id().clone();
         let mut taken = Box::pin(new.take_over(id.clone()));
         assert!(taken.as_mut().now_or_never().is_none());

@@ -79,7 +79,24 @@ pub async fn export_by_reference(
     store: &SessionStore,
 ) -> Result<ContinuationState, ExportFailed> {
     let exported = spawn_blocking(move || export::export_by_reference(&state));
-    let (state, blobs) = exported.await??;
-    try_join_all(blobs.into_iter().map(|blob| store.lend(blob.bytes))).await?;
+    let (mut state, blobs) = exported.await??;
+    let lent = blobs.into_iter().map(async |blob| {
+        let name = store.lend(blob.bytes).await?;
+        Ok::<_, StoreError>((blob.id, name.to_string()))
+    });
+    for (id, name) in try_join_all(lent).await? {
+        refer(&mut state, &id, &name);
+    }
     Ok(state)
+}
+
+/// Lets a state refer to a blob by the name by which it was lent.
+fn refer(state: &mut ContinuationState, id: &str, name: &str) {
+    for part in state.payload.values_mut() {
+        if let Some(given) = part.get_mut("blob_id")
+            && given == id
+        {
+            *given = name.into();
+        }
+    }
 }

@@ -13,7 +13,7 @@ use super::error::{DataLoss, StoreError};
 use super::handle::SessionStore;
 use super::ids::{BlobId, BlobKey, RecordKey};
 use super::records::BlobRef;
-use super::saved_session::decode;
+use super::saved_session::{decode, tenant_of};
 
 /// The most that a record holds of a film's segments, in bytes. The oldest segments are forgotten first.
 const MAX_FACTS_BYTES: usize = 2 << 20;
@@ -165,6 +165,9 @@ impl SessionStore {
             && !leased.lost.is_cancelled()
         {
             let latest = leased.latest();
+            if !self.1.scope.has(&latest.tenant) {
+                return Ok(None);
+            }
             let access = access(token, Some(leased.token_hash), latest.watch.hash);
             return Ok(access.map(|is_owner| FilmView {
                 film: latest.film,
@@ -181,6 +184,9 @@ impl SessionStore {
             return Ok(None);
         };
         let body = decode(session, &stored.record.body)?;
+        if !self.1.scope.has(&tenant_of(&body)) {
+            return Ok(None);
+        }
         let Some(is_owner) = access(token, body.token_hash, body.watch_hash) else {
             return Ok(None);
         };

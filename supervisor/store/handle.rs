@@ -20,6 +20,7 @@ use super::pending_cleanup::PendingCleanup;
 use super::records::Records;
 use super::records::memory::MemoryRecords;
 use super::unwritten::UnwrittenTotal;
+use crate::tenant::{Scope, Tenant};
 
 /// The configurable behaviour of the store.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +45,18 @@ impl Config {
     }
 }
 
-/// The sessions of all servers that share a store. Cheap to clone.
+/// The sessions of all servers that share a store, as somebody sees them. Cheap to clone.
 #[derive(Clone)]
-pub struct SessionStore(pub(super) Arc<Shared>);
+pub struct SessionStore(pub(super) Arc<Shared>, pub(super) View);
+
+/// Who sees a store.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    /// Whose sessions and lent blobs are there; those of others are as unknown.
+    pub(super) scope: Scope,
+    /// Whose is what is made.
+    pub(super) tenant: Tenant,
+}
 
 pub(super) struct Shared {
     pub(super) config: Config,
@@ -112,7 +122,7 @@ impl SessionStore {
             records,
             metrics: metrics.clone(),
         });
-        Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             config,
             name,
             records,
@@ -128,7 +138,22 @@ impl SessionStore {
             health: Health::default(),
             removed: Removed::default(),
             restoring: Restoring::default(),
-        }))
+        });
+        let view = View {
+            scope: Scope::All,
+            tenant: Tenant::default(),
+        };
+        Self(shared, view)
+    }
+
+    /// Returns the same store as somebody else sees it, whose `tenant` is that of what is made.
+    pub fn seen_by(&self, scope: Scope, tenant: Tenant) -> Self {
+        Self(self.0.clone(), View { scope, tenant })
+    }
+
+    /// Returns whose is what is made.
+    pub fn tenant(&self) -> &Tenant {
+        &self.1.tenant
     }
 
     pub fn config(&self) -> &Config {

@@ -10,13 +10,16 @@ use super::chunks::Chunks;
 /// The prefix of the text form of [`RecordKey::Loan`]. No session id begins with it.
 const LOAN_PREFIX: &str = "loan-";
 
+/// What the names of blobs that are lent to tenants are derived for (a context string of BLAKE3).
+const LENT_CONTEXT: &str = "fastvideo-supervisor 2026-12-01 blob lent to a tenant";
+
 /// The subject of a record, which is also its key in every backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKey {
     /// A session and its continuation state.
     Session(SessionId),
-    /// A blob that is kept for a while because an export refers to it. There is one record for each such blob, so
-    /// lending is idempotent.
+    /// A blob that is kept for a while because an export refers to it, by the name that its tenant knows. There is one
+    /// record for each such blob and tenant, so lending is idempotent.
     Loan(BlobId),
 }
 
@@ -104,6 +107,14 @@ impl BlobId {
 
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Returns the name by which a tenant knows the blob.
+    pub(super) fn lent_to(self, tenant: &str) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key(LENT_CONTEXT);
+        hasher.update(&self.0);
+        hasher.update(tenant.as_bytes());
+        Self(*hasher.finalize().as_bytes())
     }
 
     /// Parses what [`fmt::Display`] wrote: 64 lower-case hexadecimal digits.

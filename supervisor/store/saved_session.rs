@@ -13,6 +13,7 @@ use super::ids::{BlobId, ServerId};
 use super::records::BlobKind;
 use super::state::State;
 use super::writer::{DraftBlob, RecordDraft};
+use crate::tenant::Tenant;
 
 /// What the tokens of spectators are derived for (a context string of BLAKE3).
 const WATCH_CONTEXT: &str = "fastvideo-supervisor 2026-11-30 watch token";
@@ -38,6 +39,8 @@ pub struct SavedSession {
     pub(super) watch: Watch,
     /// What is expected once no server runs the session.
     pub(super) expected: Expectation,
+    /// Whose the session is.
+    pub tenant: Tenant,
 }
 
 /// Who may watch a session.
@@ -65,6 +68,12 @@ impl SavedSession {
             watch: Watch::by(token, 0),
             ..Self::default()
         }
+    }
+
+    /// Returns the session as a tenant's.
+    pub fn of_tenant(mut self, tenant: &Tenant) -> Self {
+        self.tenant = tenant.clone();
+        self
     }
 
     /// Returns the number of the valid watch token: see [`ResumeToken::watch_token`].
@@ -118,6 +127,7 @@ impl SavedSession {
             released_at_ms: released.map(unix_ms),
             film: film.0,
             expected: self.expected,
+            tenant: stored_tenant(&self.tenant),
         };
         stored.encode()
     }
@@ -125,6 +135,7 @@ impl SavedSession {
     /// Takes what a record's body says, with the state that was read. The session is to go on.
     pub(super) fn from_stored(stored: StoredSession, state: Option<State>) -> Self {
         Self {
+            tenant: tenant_of(&stored),
             progress: Progress {
                 segments: stored.segments,
                 start_frame: stored.start_frame,
@@ -139,6 +150,20 @@ impl SavedSession {
             expected: Expectation::GoesOn,
         }
     }
+}
+
+/// Returns whose a record is. Those of older builds are nobody's.
+pub(super) fn tenant_of(stored: &StoredSession) -> Tenant {
+    stored
+        .tenant
+        .as_deref()
+        .map(Tenant::new)
+        .unwrap_or_default()
+}
+
+/// Returns a tenant as records name it.
+pub(super) fn stored_tenant(tenant: &Tenant) -> Option<String> {
+    (*tenant != Tenant::default()).then(|| tenant.to_string())
 }
 
 /// Decodes a record's body.

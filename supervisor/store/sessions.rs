@@ -14,10 +14,11 @@ use super::lease::Lease;
 use super::leased_session::LeasedSession;
 use super::pending_cleanup::CleanupTask;
 use super::records::{BlobKind, Record, StoredRecord};
-use super::saved_session::{ResumeToken, SavedSession, decode};
+use super::saved_session::{ResumeToken, SavedSession, decode, tenant_of};
 use super::state::State;
 use super::writer::Replaces;
 use crate::causes::with_causes;
+use crate::tenant::Scope;
 
 /// Why a session was not resumed. Nothing has changed then: the server that runs the session goes on with it.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ impl SessionStore {
         token: &ResumeToken,
         state: Option<&State>,
     ) -> Result<Lease, StoreError> {
-        let saved = SavedSession::starting_from(state, token);
+        let saved = SavedSession::starting_from(state, token).of_tenant(&self.1.tenant);
         let owner = Some(self.0.server.clone());
         let epoch = self.0.records.epoch();
         let record = self.write_first(session, token, &saved, owner).await?;
@@ -79,6 +80,7 @@ impl SessionStore {
         let (session, token) = (SessionId::random(), ResumeToken::random());
         let saved = SavedSession {
             expected: Expectation::ClientGone,
+            tenant: self.1.tenant.clone(),
             ..SavedSession::starting_from(Some(state), &token)
         };
         self.write_first(&session, &token, &saved, None).await?;
@@ -105,7 +107,9 @@ impl SessionStore {
             }
         };
         let before = self.0.leased.get(session);
-        let before = before.filter(|leased| token.matches(leased.token_hash));
+        let before = before.filter(|leased| {
+            token.matches(leased.token_hash) && self.1.scope.has(&leased.latest().tenant)
+        });
         // Until this is done, an older lease of the session on this server writes nothing.
         let mut locked = match &before {
             Some(leased) => Some((leased, leased.record.lock().await)),
@@ -130,7 +134,8 @@ impl SessionStore {
             let body = decode(session, &stored.record.body).map_err(ResumeError::Lost)?;
             // Of a film whose state has expired, nothing is left that could go on.
             let is_over = body.state.is_none() && !body.film.is_empty();
-            if is_over || !body.token_hash.is_some_and(|hash| token.matches(hash)) {
+            let is_there = self.1.scope.has(&tenant_of(&body));
+            if is_over || !is_there || !body.token_hash.is_some_and(|hash| token.matches(hash)) {
                 return Err(ResumeError::NotFound(session.clone()));
             }
             let Loaded::Session(saved) = self.load(session, &key, &body, &stored).await? else {
@@ -174,6 +179,9 @@ impl SessionStore {
                 };
             };
             let body = decode(session, &stored.record.body)?;
+            if !self.1.scope.has(&tenant_of(&body)) {
+                return Ok(None);
+            }
             if let Loaded::Session(saved) = self.load(session, &key, &body, &stored).await? {
                 return Ok(Some(saved));
             }
@@ -188,6 +196,9 @@ impl SessionStore {
     /// Returns an error when the store does not answer and this server does not run the session. Nothing has changed
     /// then.
     pub async fn drop(&self, session: &SessionId) -> Result<bool, StoreError> {
+        if !self.sees(session).await? {
+            return Ok(false);
+        }
         let leased = self.0.leased.take(session);
         if let Some(leased) = &leased {
             leased.lost.cancel();
@@ -202,6 +213,24 @@ impl SessionStore {
                 Ok(true)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Returns whether a session may be there: false where it is another tenant's.
+    async fn sees(&self, session: &SessionId) -> Result<bool, StoreError> {
+        if self.1.scope == Scope::All {
+            return Ok(true);
+        }
+        if let Some(leased) = self.0.leased.get(session) {
+            return Ok(self.1.scope.has(&leased.latest().tenant));
+        }
+        let key = RecordKey::from(session.clone());
+        match self.within(self.0.records.read(&key)).await? {
+            Some(stored) => {
+                let body = decode(session, &stored.record.body)?;
+                Ok(self.1.scope.has(&tenant_of(&body)))
+            }
+            None => Ok(true),
         }
     }
 

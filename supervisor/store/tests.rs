@@ -1,6 +1,6 @@
 //! Every backend by the same tests: `contract` for the records alone, `model` for their reference counts, `store` for
 //! sessions; `outage` for what happens when a backend fails, `connection` when a connection to Redis does, `lost_data` when Redis has
-//! lost data; `opening` for the URLs.
+//! lost data; `opening` for the URLs, `tenants` for who sees what.
 
 mod backends;
 mod connection;
@@ -13,4 +13,5 @@ mod opening;
 mod outage;
 mod speed;
 mod store;
+mod tenants;
 pub(super) mod world;

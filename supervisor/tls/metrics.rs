@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 
-use super::server::{Handshakes, ServerTls};
+use super::server::{HandshakeCounts, ServerTls};
 use crate::metrics::{Gauges, number};
 
 /// Reads what the listeners count when it is scraped; without TLS all is zero.
@@ -21,7 +21,7 @@ struct OutcomeLabel {
 impl Collector for TlsGauges {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let tls = self.0.as_ref();
-        let Handshakes {
+        let HandshakeCounts {
             ok,
             failed,
             timeout,

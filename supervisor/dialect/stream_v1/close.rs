@@ -13,16 +13,37 @@ use crate::session::event::Ended;
 
 /// Renders the refusal of a client that may not open a session.
 pub(super) fn not_admitted(why: &NotAdmitted, out: &mut Rendered) {
-    out.json(&ServerMessage::error(
-        ErrorCode::SessionRejected,
-        why.to_string(),
-        true,
-    ));
-    let code = match why {
-        NotAdmitted::Draining => close_code::GOING_AWAY,
-        NotAdmitted::Full(_) => close_code::TRY_AGAIN_LATER,
-    };
-    out.close(code, "session_rejected");
+    let message = why.to_string();
+    match why {
+        NotAdmitted::Draining => {
+            out.json(&ServerMessage::error(
+                ErrorCode::SessionRejected,
+                message,
+                true,
+            ));
+            out.close(close_code::GOING_AWAY, "session_rejected");
+        }
+        NotAdmitted::Full(_) => {
+            out.json(&ServerMessage::error(
+                ErrorCode::SessionRejected,
+                message,
+                true,
+            ));
+            out.close(close_code::TRY_AGAIN_LATER, "session_rejected");
+        }
+        NotAdmitted::Unauthorized(_) => {
+            out.json(&ServerMessage::error(
+                ErrorCode::Unauthorized,
+                message,
+                false,
+            ));
+            out.close(close_code::RULE_BROKEN, "unauthorized");
+        }
+        NotAdmitted::Limited { retry_after, .. } => {
+            out.json(&ServerMessage::rate_limited(None, message, *retry_after));
+            out.close(close_code::TRY_AGAIN_LATER, "rate_limited");
+        }
+    }
 }
 
 /// Renders why a session does not begin.
@@ -117,6 +138,7 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
             out.close(close_code::BAD_OPENING, "state_incompatible");
         }
         EndCause::NoWorker => out.close(close_code::TRY_AGAIN_LATER, "gpu_unavailable"),
+        EndCause::Unauthorized => out.close(close_code::RULE_BROKEN, "unauthorized"),
         EndCause::LeaseLost => out.close(close_code::NORMAL, "session_lost"),
         EndCause::Draining => {
             if was_bound {

@@ -147,6 +147,7 @@ impl StreamRenderer {
                 segment_idx: Some(segment_idx),
                 restarting: false,
                 request_id: None,
+                retry_after_ms: None,
             }),
             SessionEvent::AudienceChanged { spectators } => {
                 out.json(&ServerMessage::Spectators { count: spectators });
@@ -180,6 +181,7 @@ impl StreamRenderer {
                     segment_idx: Some(at.segment_idx),
                     restarting: false,
                     request_id: request,
+                    retry_after_ms: None,
                 });
             }
             SessionEvent::MediaVoid { at, request } => self.media_void(at, request, out),
@@ -252,6 +254,13 @@ impl StreamRenderer {
                 message,
                 retryable,
             } => error(request, code, message, retryable, out),
+            SessionEvent::RateLimited {
+                request,
+                retry_after,
+            } => {
+                let message = "your tenant asks for segments too often";
+                out.json(&ServerMessage::rate_limited(request, message, retry_after));
+            }
             SessionEvent::RequestWithdrawn { request, .. } => {
                 out.json(&ServerMessage::RequestWithdrawn {
                     request_id: request,
@@ -439,6 +448,7 @@ impl StreamRenderer {
             segment_idx: Some(at.segment_idx),
             restarting: true,
             request_id: request,
+            retry_after_ms: None,
         });
         if let Some(mut queued) = std::mem::take(&mut self.shown).queued {
             queued.at = at;
@@ -499,6 +509,7 @@ fn error(
         segment_idx: None,
         restarting: false,
         request_id: request,
+        retry_after_ms: None,
     });
 }
 

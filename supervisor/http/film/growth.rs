@@ -115,7 +115,7 @@ pub(super) async fn follow(
         let mut end = live_end(changes.as_mut());
         // What was on air when the film was looked at may be in it by now.
         if end.is_some() || !is_new {
-            request.look_again(app).await?;
+            request.look_again().await?;
         }
         is_new = false;
         let segments = request.view.film.segments();
@@ -178,7 +178,7 @@ pub(super) async fn part(
         let live = on_air.and_then(|on_air| on_air.segment);
         let Some(segment) = live.filter(|segment| segment.at == name.at) else {
             if !is_known {
-                request.look_again(app).await?;
+                request.look_again().await?;
             }
             let segment = request.view.film.segment(name.at.segment_idx);
             let file = segment.and_then(|segment| name.of_stored(segment));

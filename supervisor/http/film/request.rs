@@ -6,13 +6,17 @@ use axum::http::{HeaderMap, Method};
 use fastvideo_proto::api::film::FilmQuery;
 use fastvideo_proto::ids::SessionId;
 
+use crate::auth::Caller;
+use crate::auth::key::is_key;
 use crate::http::app::App;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::{ValidQuery, bearer};
-use crate::store::FilmView;
+use crate::store::{FilmView, SessionStore};
 
 /// A request whose token gives access to the film of its session.
 pub(in crate::http) struct FilmRequest {
+    /// As the caller sees it.
+    store: SessionStore,
     pub(super) session: SessionId,
     pub(super) view: FilmView,
     /// The token that was given.
@@ -44,12 +48,16 @@ impl FromRequestParts<App> for FilmRequest {
         let file = parameter("file").unwrap_or_default().to_owned();
         let part = parameter("part").unwrap_or_default().to_owned();
         let ValidQuery(FilmQuery { token }) = ValidQuery::from_request_parts(parts, app).await?;
-        let header = bearer(&parts.headers);
+        // A caller that shows a key is held to its tenant, and shows its token in the address.
+        let caller = parts.extensions.get::<Caller>();
+        let store = caller.map_or_else(|| app.context.store.clone(), |it| app.store_of(it));
+        let header = bearer(&parts.headers).filter(|given| !is_key(given));
         let query_token = token.filter(|_| header.is_none());
         let given = header.or(query_token.as_deref()).unwrap_or_default();
         let given = given.to_owned();
-        let view = look(app, &session, &given).await?;
+        let view = look(&store, &session, &given).await?;
         Ok(Self {
+            store,
             session,
             view,
             token: given,
@@ -67,14 +75,18 @@ impl FilmRequest {
     ///
     /// # Errors
     /// Returns a refusal when the store does not answer, the session is gone, or the token is not valid any more.
-    pub(super) async fn look_again(&mut self, app: &App) -> Result<(), ApiError> {
-        self.view = look(app, &self.session, &self.token).await?;
+    pub(super) async fn look_again(&mut self) -> Result<(), ApiError> {
+        self.view = look(&self.store, &self.session, &self.token).await?;
         Ok(())
     }
 }
 
-async fn look(app: &App, session: &SessionId, token: &str) -> Result<FilmView, ApiError> {
-    let view = app.context.store.film(session, token).await;
+async fn look(
+    store: &SessionStore,
+    session: &SessionId,
+    token: &str,
+) -> Result<FilmView, ApiError> {
+    let view = store.film(session, token).await;
     let view = view.map_err(|failed| ApiError::store(&failed))?;
     view.ok_or_else(ApiError::no_session)
 }

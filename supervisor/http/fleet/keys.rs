@@ -6,15 +6,21 @@ use std::sync::{Arc, RwLock};
 
 use fastvideo_proto::fleet::MIN_KEY_BYTES;
 
-/// The keys in a file, one in each line. Empty lines and lines that begin with `#` are no keys. Cheap to clone.
+use crate::auth::key::KeyHash;
+
+/// What a line begins with that has the hash of a key in place of the key.
+const HASHED: &str = "sha256:";
+
+/// The keys in a file, one in each line, or its hash behind `sha256:`, so that the file need not have what lets a router
+/// in. Empty lines and lines that begin with `#` are no keys. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RouterKeys(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
-    /// Of the BLAKE3 hash of each key, so that no comparison tells by its time how much of a key is right.
-    hashes: RwLock<Vec<blake3::Hash>>,
+    /// The hash of each key, so that no comparison tells by its time how much of a key is right.
+    hashes: RwLock<Vec<KeyHash>>,
 }
 
 /// Why a file of keys is not usable.
@@ -24,6 +30,8 @@ pub enum KeysError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{}:{line}: a key has at least {MIN_KEY_BYTES} printable characters", .path.display())]
     BadKey { path: PathBuf, line: usize },
+    #[error("{}:{line}: behind `{HASHED}` stand 64 hexadecimal digits", .path.display())]
+    BadHash { path: PathBuf, line: usize },
     #[error("{} has no key", .path.display())]
     Empty { path: PathBuf },
 }
@@ -50,15 +58,14 @@ impl RouterKeys {
     }
 
     /// Returns whether a text is one of the keys.
-    pub(super) fn admit(&self, given: &str) -> bool {
-        let given = blake3::hash(given.as_bytes());
+    pub(crate) fn admit(&self, given: &str) -> bool {
+        let given = KeyHash::of(given);
         let hashes = (self.0.hashes.read()).expect("no holder of this lock panics");
-        // Each comparison takes constant time.
         hashes.contains(&given)
     }
 }
 
-fn hashes(path: &PathBuf) -> Result<Vec<blake3::Hash>, KeysError> {
+fn hashes(path: &PathBuf) -> Result<Vec<KeyHash>, KeysError> {
     let text = std::fs::read_to_string(path).map_err(|source| KeysError::Unreadable {
         path: path.clone(),
         source,
@@ -69,13 +76,21 @@ fn hashes(path: &PathBuf) -> Result<Vec<blake3::Hash>, KeysError> {
         if key.is_empty() || key.starts_with('#') {
             continue;
         }
+        if let Some(digits) = key.strip_prefix(HASHED) {
+            let hash = KeyHash::parse(digits).ok_or_else(|| KeysError::BadHash {
+                path: path.clone(),
+                line: number + 1,
+            })?;
+            hashes.push(hash);
+            continue;
+        }
         if key.len() < MIN_KEY_BYTES || !key.chars().all(|c| c.is_ascii_graphic()) {
             return Err(KeysError::BadKey {
                 path: path.clone(),
                 line: number + 1,
             });
         }
-        hashes.push(blake3::hash(key.as_bytes()));
+        hashes.push(KeyHash::of(key));
     }
     match hashes.is_empty() {
         true => Err(KeysError::Empty { path: path.clone() }),
@@ -101,6 +116,12 @@ mod tests {
         std::fs::write(&path, &new).unwrap();
         assert_eq!(keys.reload().unwrap(), 1);
         assert!(!keys.admit(&old) && keys.admit(&new));
+        std::fs::write(&path, format!("{HASHED}{}\n", KeyHash::of(&old))).unwrap();
+        assert_eq!(keys.reload().unwrap(), 1);
+        assert!(keys.admit(&old) && !keys.admit(&new));
+        assert!(!keys.admit(&format!("{HASHED}{}", KeyHash::of(&old))));
+        std::fs::write(&path, &new).unwrap();
+        keys.reload().unwrap();
         // A file that is wrong changes nothing.
         std::fs::write(&path, "short").unwrap();
         assert!(keys.reload().is_err());
@@ -119,6 +140,8 @@ mod tests {
         assert_eq!(read("# nothing\n"), "keys has no key");
         let short = "keys:2: a key has at least 32 printable characters";
         assert_eq!(read("\nshort\n"), short);
+        let hash = "keys:1: behind `sha256:` stand 64 hexadecimal digits";
+        assert_eq!(read("sha256:abc\n"), hash);
         let failed = RouterKeys::read(folder.path().join("absent")).unwrap_err();
         assert!(failed.to_string().ends_with("absent cannot be read"));
     }

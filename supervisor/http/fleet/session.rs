@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::Instrument;
 
+use crate::auth::{Auth, Grant};
 use crate::client_address::ClientAddress;
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
 use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Renderer, Wire};
@@ -90,6 +91,7 @@ enum LinkError {
 /// The first message of a router, read.
 struct Opening {
     client: ClientAddress,
+    grant: Grant,
     origin: Origin,
     parser: StreamParser,
     renderer: StreamRenderer,
@@ -110,7 +112,7 @@ async fn carry(
     };
     connection.place.enter_phase(Phase::Session);
     let share = shares.take();
-    let mut opening = match opening(&text).await {
+    let mut opening = match opening(&text, &app.auth).await {
         Ok(opening) => opening,
         Err(error) => {
             refuse(sink, &error).await;
@@ -125,6 +127,7 @@ async fn carry(
     let (inbound, inbound_seen) = mpsc::channel(INBOUND_BUFFER);
     let session = session::run(
         opening.client,
+        opening.grant,
         opening.origin,
         app.registry.clone(),
         inbound_seen,
@@ -197,13 +200,19 @@ async fn carry(
 }
 
 /// Reads a router's first message.
-async fn opening(text: &str) -> Result<Opening, LinkError> {
+async fn opening(text: &str, auth: &Auth) -> Result<Opening, LinkError> {
     let (head, body) = session_link::split::<ToServer>(text)?;
     let ToServer::Open(open) = head else {
         return Err(LinkError::Opening("it has not opened a session first"));
     };
-    let Open { address, moved } = *open;
+    let Open {
+        address,
+        caller,
+        moved,
+    } = *open;
     let client = ClientAddress::of(address);
+    let grant = Grant::of_router(auth.clone(), caller);
+    let grant = grant.ok_or(LinkError::Opening("it does not say whose the session is"))?;
     let mut parser = StreamParser::default();
     let first = match body {
         Some(body) => Some(parser.text(body.to_owned()).await),
@@ -213,6 +222,7 @@ async fn opening(text: &str) -> Result<Opening, LinkError> {
         let first = first.ok_or(LinkError::Opening("it has sent no opening message"))?;
         return Ok(Opening {
             client,
+            grant,
             origin: Origin::Router,
             parser,
             renderer: StreamRenderer::default(),
@@ -227,6 +237,7 @@ async fn opening(text: &str) -> Result<Opening, LinkError> {
     let facts = &moved.checkpoint.opening;
     Ok(Opening {
         client,
+        grant,
         renderer: StreamRenderer::going_on(moved.session.clone(), facts, &moved.shown),
         first: Inbound::Open(Box::new(moved.opening(opened))),
         origin: Origin::Moved(Box::new(moved)),

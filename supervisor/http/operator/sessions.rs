@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use fastvideo_proto::api;
 use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::sessions::{
@@ -12,6 +12,7 @@ use fastvideo_proto::api::sessions::{
 use fastvideo_proto::state::ContinuationState;
 use tokio::time::Instant;
 
+use crate::auth::Caller;
 use crate::http::app::{App, AppState};
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::{Body, PathSession, ValidQuery};
@@ -31,9 +32,16 @@ pub(super) fn routes() -> Router<App> {
 
 /// Lists the sessions that are connected to this server.
 #[utoipa::path(get, path = "/v1/sessions", responses((status = 200, body = SessionList)))]
-pub(in crate::http) async fn list(State(app): AppState) -> Json<SessionList> {
-    let sessions = app.registry.list().into_iter().map(entry).collect();
-    Json(SessionList { sessions })
+pub(in crate::http) async fn list(
+    State(app): AppState,
+    Extension(caller): Extension<Caller>,
+) -> Json<SessionList> {
+    let scope = caller.scope();
+    let sessions = app.registry.list().into_iter();
+    let sessions = sessions.filter(|entry| scope.has(&entry.tenant));
+    Json(SessionList {
+        sessions: sessions.map(entry).collect(),
+    })
 }
 
 /// Stores a continuation state as a session that a client can resume.
@@ -49,8 +57,10 @@ pub(in crate::http) async fn list(State(app): AppState) -> Json<SessionList> {
 ))]
 pub(in crate::http) async fn hydrate(
     State(app): AppState,
+    Extension(caller): Extension<Caller>,
     Body { bytes, share }: Body,
 ) -> Result<(StatusCode, Json<Hydrated>), ApiError> {
+    let store = app.store_of(&caller);
     // States are large, so they are parsed on a thread for blocking work.
     let parsed = tokio::task::spawn_blocking(move || serde_json::from_slice::<StateBody>(&bytes));
     let StateBody { kind, payload } = match parsed.await {
@@ -67,7 +77,7 @@ pub(in crate::http) async fn hydrate(
         height: format.height,
     };
     let state = ContinuationState { kind, payload };
-    let state = match import(state, expected, &app.context.store).await {
+    let state = match import(state, expected, &store).await {
         Ok(state) => state,
         Err(ImportFailed::Refused(why)) => {
             let status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -77,7 +87,7 @@ pub(in crate::http) async fn hydrate(
         Err(ImportFailed::Panicked(panic)) => return Err(ApiError::internal(&panic)),
     };
     drop(share);
-    let hydrated = app.context.store.hydrate(&state).await;
+    let hydrated = store.hydrate(&state).await;
     let (session_id, token) = hydrated.map_err(|failed| ApiError::store(&failed))?;
     let hydrated = Hydrated {
         session_id,
@@ -97,10 +107,11 @@ pub(in crate::http) async fn hydrate(
 ))]
 pub(in crate::http) async fn state(
     State(app): AppState,
+    Extension(caller): Extension<Caller>,
     PathSession(session): PathSession,
     ValidQuery(query): ValidQuery<StateQuery>,
 ) -> Result<Json<StateBody>, ApiError> {
-    let store = &app.context.store;
+    let store = app.store_of(&caller);
     let snapshot = store.snapshot(&session).await;
     let snapshot = snapshot.map_err(|failed| ApiError::store(&failed))?;
     let Some(state) = snapshot.ok_or_else(ApiError::no_session)?.state else {
@@ -109,7 +120,7 @@ pub(in crate::http) async fn state(
     };
     let exported = match query.inline {
         true => export_inline(state).await,
-        false => export_by_reference(state, store).await,
+        false => export_by_reference(state, &store).await,
     };
     match exported {
         Ok(ContinuationState { kind, payload }) => Ok(Json(StateBody { kind, payload })),
@@ -128,9 +139,10 @@ pub(in crate::http) async fn state(
 ))]
 pub(in crate::http) async fn end(
     State(app): AppState,
+    Extension(caller): Extension<Caller>,
     PathSession(session): PathSession,
 ) -> Result<StatusCode, ApiError> {
-    match app.context.store.drop(&session).await {
+    match app.store_of(&caller).drop(&session).await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),
         Ok(false) => Err(ApiError::no_session()),
         Err(failed) => Err(ApiError::store(&failed)),

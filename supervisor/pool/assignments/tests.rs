@@ -35,7 +35,7 @@ struct TestSession {
 impl TestSession {
     fn join(assignments: &mut Assignments) -> Self {
         let id = SessionId::random();
-        let placement = assignments.join(id.clone());
+        let placement = assignments.join(id.clone(), Tenant::default());
         Self { id, placement }
     }
 
@@ -95,7 +95,10 @@ fn waiting(position: usize, queue_depth: usize) -> Placement {
 fn sessions_are_bound_in_order_of_arrival_to_the_emptiest_worker() {
     let mut assignments = assignments(2, 2);
     let ids: Vec<_> = (0..5).map(|_| SessionId::random()).collect();
-    let placements: Vec<_> = ids.iter().map(|id| assignments.join(id.clone())).collect();
+    let placements: Vec<_> = ids
+        .iter()
+        .map(|id| assignments.join(id.clone(), Tenant::default()))
+        .collect();
     assert_eq!(*placements[4].borrow(), waiting(4, 5));
     assignments.serve(0, assignment(0, 1));
     assignments.serve(1, assignment(1, 1));
@@ -116,8 +119,8 @@ fn sessions_are_bound_in_order_of_arrival_to_the_emptiest_worker() {
 fn a_session_that_lost_its_worker_is_next() {
     let mut assignments = assignments(2, 1);
     assignments.serve(0, assignment(0, 1));
-    let first = assignments.join(SessionId::random());
-    let second = assignments.join(SessionId::random());
+    let first = assignments.join(SessionId::random(), Tenant::default());
+    let second = assignments.join(SessionId::random(), Tenant::default());
     assignments.vacate(0, Absence::Starting);
     assert_eq!(*first.borrow(), waiting(0, 2));
     assert_eq!(*second.borrow(), waiting(1, 2));
@@ -146,7 +149,7 @@ fn a_session_that_lost_its_worker_takes_the_place_of_one_whose_client_is_gone() 
         (Ok(0), Err(0), Err(1))
     );
 
-    let back = assignments.join(gone.id.clone());
+    let back = assignments.join(gone.id.clone(), Tenant::default());
     assert_eq!(*back.borrow(), self::waiting(0, 2));
     assignments.end_hold(&gone.id, hold);
     assignments.serve(1, assignment(1, 2));
@@ -168,10 +171,10 @@ fn a_place_that_is_held_later_goes_to_a_session_that_waits_for_a_worker_again() 
 #[test]
 fn a_changed_depth_alone_wakes_nobody() {
     let mut assignments = assignments(1, 1);
-    let mut first = assignments.join(SessionId::random());
+    let mut first = assignments.join(SessionId::random(), Tenant::default());
     first.borrow_and_update();
     let second = SessionId::random();
-    assignments.join(second.clone());
+    assignments.join(second.clone(), Tenant::default());
     assignments.leave(&second);
     assert!(!first.has_changed().unwrap());
 }
@@ -179,7 +182,7 @@ fn a_changed_depth_alone_wakes_nobody() {
 #[test]
 fn with_every_worker_lost_those_who_wait_are_told() {
     let mut assignments = assignments(2, 1);
-    let placement = assignments.join(SessionId::random());
+    let placement = assignments.join(SessionId::random(), Tenant::default());
     assignments.vacate(0, Absence::Lost);
     assert_eq!(*placement.borrow(), waiting(0, 1));
     assert_eq!(assignments.capacity(), 1);
@@ -196,7 +199,7 @@ fn cancelled_jobs_do_not_wait_for_their_turn() {
     let handles: Vec<_> = (1..=3)
         .map(|n| {
             let session = SessionId::random();
-            assignments.join(session.clone());
+            assignments.join(session.clone(), Tenant::default());
             let (handle, job) = pair(job_spec(n, session), None, Instant::now(), Arc::default());
             assignments.submit(0, job);
             handle

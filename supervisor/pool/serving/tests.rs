@@ -25,6 +25,7 @@ use crate::pool::link::TestWorker;
 use crate::pool::renewal::StandbyBoot;
 use crate::pool::restart::RestartDecision;
 use crate::pool::status::WorkerStatus;
+use crate::tenant::Tenant;
 
 /// How long a standby boots.
 const STANDBY_BOOT: Duration = Duration::from_secs(20);
@@ -144,7 +145,7 @@ async fn serve(
 impl Outside {
     fn join(&self) -> TestSession {
         let id = SessionId::random();
-        let placement = self.assignments.lock().join(id.clone());
+        let placement = self.assignments.lock().join(id.clone(), Tenant::default());
         TestSession { id, placement }
     }
 
@@ -768,7 +769,10 @@ async fn a_state_that_is_generated_after_its_session_left_is_not_held() {
     let id = WorkerId::new(context.gpu.id, 1);
     context.with_assignments(|assignments, slot| assignments.serve(slot, assignment(0, 1)));
     let session = SessionId::random();
-    let _placement = context.assignments.lock().join(session.clone());
+    let _placement = context
+        .assignments
+        .lock()
+        .join(session.clone(), Tenant::default());
     let spec = fixtures::job_spec(1, session.clone());
     let (_job, queued) = pair(spec, None, Instant::now(), context.notify.clone());
     context.assignments.lock().submit(0, queued);

@@ -10,6 +10,7 @@ use tokio::time::{advance, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::auth::{self, Auth, Caller, Grant};
 use crate::pool::testing::{TestJob, TestWorkers};
 use crate::prompt::Prompts;
 use crate::session::command::{
@@ -102,6 +103,7 @@ impl World {
         let outbox = Outbox::new(self.context.config.max_unsent_bytes);
         let session = run(
             ClientAddress::of(Ipv4Addr::LOCALHOST.into()),
+            Grant::new(Auth::new(auth::Config::default()), Caller::anyone()),
             Origin::Direct,
             self.registry.clone(),
             inbound_seen,

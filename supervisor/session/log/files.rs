@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::tenant::Tenant;
+
 /// Where the log is, and how much of it is kept (rotation and retention).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -44,6 +46,19 @@ impl Config {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)
+    }
+
+    /// Returns where the sessions of a tenant are: in a folder of its name, or in the log's own where nobody was asked for a
+    /// key.
+    pub(super) fn of_tenant(&self, tenant: &Tenant) -> Self {
+        let dir = match *tenant == Tenant::default() {
+            true => self.dir.clone(),
+            false => self.dir.join(tenant.as_str()),
+        };
+        Self {
+            dir,
+            ..self.clone()
+        }
     }
 
     /// Returns the path of a session's file.
@@ -171,22 +186,29 @@ fn whole_lines(bytes: &[u8]) -> usize {
         .map_or(0, |end| end + 1)
 }
 
+/// Returns the files of a log: those in its folder, and those in the folders of tenants. None are in a folder that is
+/// missing, which the writer reports.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_log = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
+    };
+    let folders = entries(folder).filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
+    let of_tenants = folders.flat_map(|folder| entries(&folder.path()));
+    let paths = entries(folder).chain(of_tenants).map(|entry| entry.path());
+    paths.filter(is_log).collect()
+}
+
 /// Removes files that are too old, then the oldest while all together are too large. Files in use stay, and so does
 /// every file that is not the log's.
 pub(super) fn tidy_up(config: &Config, in_use: impl Fn(&Path) -> bool) {
-    // Err: the folder is missing, which the writer reports.
-    let Ok(folder) = fs::read_dir(&config.dir) else {
-        return;
-    };
-    let mut files: Vec<(SystemTime, u64, PathBuf)> = folder
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let name = entry.file_name();
-            let name = name.to_str()?;
-            let ours = name.starts_with(PREFIX) && name.ends_with(SUFFIX);
-            let data = ours.then(|| entry.metadata().ok())??;
+    let mut files: Vec<(SystemTime, u64, PathBuf)> = files(&config.dir)
+        .into_iter()
+        .filter_map(|path| {
+            let data = fs::symlink_metadata(&path).ok()?;
             let modified = data.modified().ok()?;
-            data.is_file().then(|| (modified, data.len(), entry.path()))
+            data.is_file().then(|| (modified, data.len(), path))
         })
         .collect();
     files.sort();

@@ -1,5 +1,6 @@
 //! Reads a session's events for the session log: turns each event into lines.
 
+use fastvideo_proto::job::ErrorCode;
 use std::time::Duration;
 
 use super::SessionLog;
@@ -195,6 +196,11 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             code: *code,
             message: message.clone(),
             retryable: *retryable,
+        },
+        SessionEvent::RateLimited { .. } => L::Error {
+            code: ErrorCode::RateLimited,
+            message: "the tenant asks for too many segments".to_owned(),
+            retryable: true,
         },
         SessionEvent::Draining { time_left } => L::Draining {
             deadline_seconds: time_left.as_secs_f64(),

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::session::SessionState;
 use crate::small_disk::SmallDisk;
+use crate::tenant::Tenant;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -46,7 +47,10 @@ async fn lines_are_in_order_and_private() {
     let dir = folder.path().join("a/b");
     let logs = Logs::open(Some(config(&dir)));
     let (one, two) = (SessionId::random(), SessionId::random());
-    let (log_one, log_two) = (logs.session(&one), logs.session(&two));
+    let (log_one, log_two) = (
+        logs.session(&one, &Tenant::default()),
+        logs.session(&two, &Tenant::default()),
+    );
     for n in 1..=100 {
         log_one.record(|| step(n));
         log_two.record(|| step(n + 1000));
@@ -68,7 +72,7 @@ async fn lines_are_in_order_and_private() {
 
 #[test]
 fn nothing_is_made_where_no_log_is_kept() {
-    let log = Logs::open(None).session(&SessionId::random());
+    let log = Logs::open(None).session(&SessionId::random(), &Tenant::default());
     log.record(|| panic!("nobody reads it"));
 }
 
@@ -102,7 +106,7 @@ fn events_are_read_as_they_were_written() {
             reason: "killed by signal 9 \"x\"\n".to_owned(),
         },
     ];
-    let buffer = Buffer::new(&SessionId::random());
+    let buffer = Buffer::new(&SessionId::random(), &Tenant::default());
     let mut lines = Vec::new();
     for event in &events {
         buffer.line(event, &mut lines);
@@ -142,7 +146,10 @@ fn what_finds_no_room_is_counted_and_the_file_says_so() {
     let shared = unattended();
     let logs = Logs(Some(shared.clone()));
     let (session, other) = (SessionId::random(), SessionId::random());
-    let (log, other_log) = (logs.session(&session), logs.session(&other));
+    let (log, other_log) = (
+        logs.session(&session, &Tenant::default()),
+        logs.session(&other, &Tenant::default()),
+    );
     for n in 0..10_000 {
         log.record(|| step(n));
     }
@@ -177,7 +184,7 @@ async fn a_full_disk_costs_lines_and_nothing_else() {
     };
     let logs = Logs::open(Some(config(disk.path())));
     let session = SessionId::random();
-    let log = logs.session(&session);
+    let log = logs.session(&session, &Tenant::default());
     let path = config(disk.path()).file(session.as_str());
     let wait_until = async |what: &dyn Fn() -> bool| {
         let waiting = async {
@@ -218,7 +225,7 @@ fn a_file_that_has_grown_is_set_aside() {
     let mut all = Vec::new();
     for round in 0..3 {
         let shared = unattended();
-        let log = Logs(Some(shared.clone())).session(&session);
+        let log = Logs(Some(shared.clone())).session(&session, &Tenant::default());
         for n in 0..6 {
             log.record(|| step(round * 6 + n));
         }

@@ -10,6 +10,7 @@ use fastvideo_proto::ids::SessionId;
 
 use super::files::{Config, LogFile, Unwritten, tidy_up};
 use super::{Buffer, Shared};
+use crate::tenant::Tenant;
 
 /// How long lines are gathered, so that one write holds many of them. A killed server loses what it has not written.
 const GATHER: Duration = Duration::from_millis(100);
@@ -69,7 +70,7 @@ impl Writer {
             tracing::warn!(session_id = %session, events = taken.dropped, "events came faster than the session log could be written");
         }
         if !taken.lines.is_empty() {
-            match self.append(session, &taken.lines) {
+            match self.append(session, &buffer.tenant, &taken.lines) {
                 Ok(()) => self.succeeded(session),
                 Err(Unwritten { kept, error }) => {
                     let lost = count_lines(taken.lines.get(kept..taken.events).unwrap_or_default());
@@ -83,12 +84,18 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, session: &SessionId, lines: &[u8]) -> Result<(), Unwritten> {
+    fn append(
+        &mut self,
+        session: &SessionId,
+        tenant: &Tenant,
+        lines: &[u8],
+    ) -> Result<(), Unwritten> {
+        let config = self.config.of_tenant(tenant);
         let file = match self.open.remove(session) {
             Some(file) => Ok(file),
-            None => LogFile::open(session.as_str(), &self.config),
+            None => LogFile::open(session.as_str(), &config),
         };
-        let turned = file.and_then(|file| file.turned(lines.len(), &self.config));
+        let turned = file.and_then(|file| file.turned(lines.len(), &config));
         let mut file = turned.map_err(Unwritten::nothing_kept)?;
         file.append(lines)?;
         self.open.insert(session.clone(), file);
