@@ -233,6 +233,7 @@ impl Server {
             safety.load_if_required().await?;
         }
         let announcement = announcement(&config.http, &config.store)?;
+        service.starting(config.store.wait);
         let store = SessionStore::open(config.store).await?;
         let traces = Traces::open(config.traces).await?;
         let (listener, address) = listen(sockets.http, &config.http.host, config.http.port).await?;

@@ -24,7 +24,7 @@ const WATCHDOG_PROCESS: &str = "WATCHDOG_PID";
 
 /// How often the service manager is asked for more time while the service stops.
 const EXTENSION_INTERVAL: Duration = Duration::from_secs(5);
-/// The time that it is asked for.
+/// The time that it is asked for then.
 const EXTENSION: Duration = Duration::from_secs(20);
 /// How late the runtime may come to a task that is due.
 const MAX_LATENESS: Duration = Duration::from_secs(1);
@@ -77,6 +77,11 @@ impl ServiceManager {
         }
     }
 
+    /// Asks for the time that the service may have to wait for others before it is ready.
+    pub(crate) fn starting(&self, wait: Duration) {
+        self.tell(extension(wait + EXTENSION));
+    }
+
     /// Tells that the service is ready.
     pub(crate) fn ready(&self) {
         self.tell("READY=1".to_owned());
@@ -98,7 +103,7 @@ impl ServiceManager {
     pub(crate) fn stopping(&self) {
         if let Some(shared) = &self.0 {
             let mut outbox = shared.lock();
-            shared.put(&mut outbox, format!("STOPPING=1\n{}", extension()));
+            shared.put(&mut outbox, format!("STOPPING=1\n{}", extension(EXTENSION)));
             outbox.is_stopping = true;
         }
     }
@@ -127,7 +132,7 @@ impl ServiceManager {
                 told = status;
             }
             if outbox.is_stopping && now - extended >= EXTENSION_INTERVAL {
-                shared.put_always(&mut outbox, extension());
+                shared.put_always(&mut outbox, extension(EXTENSION));
                 extended = now;
             }
             shared.flush(&mut outbox);
@@ -145,8 +150,9 @@ impl ServiceManager {
     }
 }
 
-fn extension() -> String {
-    format!("EXTEND_TIMEOUT_USEC={}", EXTENSION.as_micros())
+/// Returns the message that asks for so much time, after which there has to be another one.
+fn extension(time: Duration) -> String {
+    format!("EXTEND_TIMEOUT_USEC={}", time.as_micros())
 }
 
 impl Shared {

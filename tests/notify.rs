@@ -97,7 +97,9 @@ impl Manager {
 async fn a_service_manager_hears_of_start_reload_and_end() {
     for manager in [Manager::at_path(), Manager::with_abstract_name()] {
         let mut server = manager.start("", &["--gpus=1", "--grace-seconds=30"]);
-        assert_eq!(manager.until("READY=1").await, [""; 0], "it comes first");
+        // The time that it would wait for a store, and 20 s more.
+        let before = manager.until("READY=1").await;
+        assert_eq!(before, ["EXTEND_TIMEOUT_USEC=50000000"]);
         manager.until("STATUS=ready").await;
         server.signal(Signal::SIGHUP);
         let reloading = manager.next().await;
