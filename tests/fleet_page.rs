@@ -323,6 +323,7 @@ async fn the_openapi_document_of_a_router_describes_its_routes() {
         "/v1/sessions/{id}/move",
         "/v1/sessions/{id}/state",
         "/v1/stream",
+        "/v1/tickets",
         "/v1/watch",
     ];
     assert_eq!(described_paths(&router).await, expected);

@@ -388,6 +388,7 @@ async fn the_openapi_document_describes_every_route() {
         "/v1/sessions/{id}/move",
         "/v1/sessions/{id}/state",
         "/v1/stream",
+        "/v1/tickets",
         "/v1/watch",
         "/v1/workers/{gpu}/drain",
         "/v1/workers/{gpu}/restart",

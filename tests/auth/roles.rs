@@ -30,19 +30,11 @@ fn example(route: &str) -> String {
 
 /// The answer that a role gets at a route; `None` where it is let in.
 fn refused(access: Access, role: &str) -> Option<(u16, &'static str)> {
-    let unauthorized = Some((401, "unauthorized"));
     let forbidden = Some((403, "forbidden"));
     match (access, role) {
-        (
-            Access::Anyone | Access::Router | Access::Token,
-            "nobody" | "user" | "metrics" | "admin",
-        ) => None,
-        (Access::Anyone | Access::Router, _) => None,
-        // What is no key may be a token.
-        (Access::Token, "garbage") => None,
-        (_, "nobody" | "wrong" | "garbage" | "expired") => unauthorized,
-        (Access::Token | Access::User, "metrics") => forbidden,
-        (Access::Metrics, "user") => forbidden,
+        (Access::Anyone | Access::Router | Access::Token, _) => None,
+        (_, "nobody") => Some((401, "unauthorized")),
+        (Access::User, "metrics") | (Access::Metrics, "user") => forbidden,
         (Access::Admin, "user" | "metrics") => forbidden,
         _ => None,
     }
@@ -167,8 +159,12 @@ async fn who_guesses_is_slowed_and_right_keys_still_work() {
     }
     // No key is no wrong one.
     assert_eq!(ask(&server, "GET", "/v1/sessions", &[]).await.status(), 401);
-    let lines = server.log().matches("many wrong keys").count();
-    assert_eq!(lines, 1);
+    until("the log tells of it, once", async || {
+        let lines = server.log().matches("many wrong keys").count();
+        assert!(lines <= 1, "{}", server.log());
+        (lines == 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

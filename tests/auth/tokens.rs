@@ -29,11 +29,11 @@ impl Signer {
                 EncodingKey::from_rsa_der(&shell(made))
             }
             Algorithm::ES256 => EncodingKey::from_ec_der(&shell(
-                "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -outform DER",
+                "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 | openssl pkcs8 -topk8 -nocrypt -outform DER",
             )),
-            _ => {
-                EncodingKey::from_ed_der(&shell("openssl genpkey -algorithm ed25519 -outform DER"))
-            }
+            _ => EncodingKey::from_ed_der(&shell(
+                "openssl genpkey -algorithm ed25519 | openssl pkcs8 -topk8 -nocrypt -outform DER",
+            )),
         };
         Self {
             kid,
