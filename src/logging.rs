@@ -2,6 +2,7 @@
 //! `server.log_level`.
 //!
 //! - `filter` reads which lines are wanted;
+//! - `json` writes lines as flat objects;
 //! - `escape` keeps control characters in what clients send from forging lines;
 //! - `writer` writes the lines on a thread of its own, so that nobody who logs ever waits for the log's reader;
 //! - `panics` logs the messages of panics.
@@ -14,17 +15,19 @@ use fastvideo_supervisor_core::settings::{Key, KeySpec, Origin, Reader, SettingE
 use fastvideo_supervisor_core::turns::Turns;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
+use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::format::JsonFields;
-use tracing_subscriber::fmt::{self, format};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::escape::{EscapedFields, EscapedJson};
 use self::filter::Filter;
+use self::json::FlatJson;
 use self::writer::LogWriter;
 
 pub(crate) mod escape;
 mod filter;
+mod json;
 mod panics;
 mod writer;
 
@@ -121,7 +124,7 @@ pub(crate) fn start(options: Options, lines: LogLines, turns: &Turns) -> io::Res
         LogFormat::Json => layer
             .with_ansi(false)
             .fmt_fields(JsonFields::new())
-            .event_format(EscapedJson(format().json().flatten_event(true)))
+            .event_format(EscapedJson(FlatJson))
             .boxed(),
     };
     let (filter, cap) = options.filter.into_layers();

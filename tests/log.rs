@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -282,4 +282,38 @@ async fn no_password_is_in_the_log() {
     let log = log.expect("the store is named").unwrap();
     assert!(log.contains("store location=127.0.0.1:1"), "{log}");
     assert!(!log.contains("hunter2"), "{log}");
+}
+
+#[tokio::test]
+async fn a_line_of_a_session_has_its_identity_beside_its_fields_in_json() {
+    let args = ["--gpus=2", "--log-format=json", "--log-level=debug"];
+    let server = Server::start(&[WATCHFUL, &args].concat());
+    server.ready(2).await;
+    let mut client = server.open(json!({})).await;
+    let assigned = client.until_type("gpu_assigned").await;
+    client.until_type("ltx2_stream_start").await;
+    client.segment("a red fox").await;
+    let log = server.log();
+    let lines: Vec<Value> = (log.lines())
+        .map(|line| serde_json::from_str(line).expect("each line is an object"))
+        .collect();
+    for line in &lines {
+        for field in ["timestamp", "level", "target", "message"] {
+            assert!(line[field].is_string(), "{field} in {line}");
+        }
+        assert!(
+            line.get("spans").is_none() && line.get("span").is_none(),
+            "{line}"
+        );
+    }
+    let find = |message: &str| {
+        let found = lines.iter().find(|line| line["message"] == message);
+        found.unwrap_or_else(|| panic!("{message} in {log}"))
+    };
+    let finished = find("job finished");
+    assert_eq!(finished["session_id"], assigned["session_id"]);
+    assert_eq!(finished["segment_idx"], 0);
+    assert_eq!(finished["worker_id"], assigned["worker_id"]);
+    assert!(finished["generation_ms"].is_number(), "{finished}");
+    assert_eq!(find("session bound")["session_id"], assigned["session_id"]);
 }

@@ -180,7 +180,13 @@ async fn carry<P: Parser, R: Renderer>(
 /// Returns the span of a session's lines in the log. Its fields are filled when the session opens.
 pub(super) fn session_span() -> tracing::Span {
     use tracing::field::Empty;
-    tracing::info_span!("session", session_id = Empty, trace_id = Empty)
+    tracing::info_span!(
+        "session",
+        session_id = Empty,
+        tenant = Empty,
+        trace_id = Empty,
+        span_id = Empty
+    )
 }
 
 /// Waits for `work` to end, and returns whether it has. Gives up when `progress` has not changed for `patience`: a client

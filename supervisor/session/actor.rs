@@ -31,6 +31,7 @@ use crate::auth::Grant;
 use crate::client_address::ClientAddress;
 use crate::pool::{BindingChange, JobEvent, Placement};
 use crate::store::StoreError;
+use crate::tenant::Tenant;
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
@@ -67,6 +68,9 @@ pub(crate) async fn run(
         }
     };
     Span::current().record("session_id", ticket.id().as_str());
+    if *grant.tenant() != Tenant::default() {
+        Span::current().record("tenant", grant.tenant().as_str());
+    }
     ticket.update(|entry| entry.outbox = Some(outbox.clone()));
     let tenant = claim.snapshot.tenant.clone();
     let meter = context.metrics.meter(&tenant);
@@ -79,7 +83,9 @@ pub(crate) async fn run(
     };
     let tracer = SessionTracer::begin(&context.traces, &traced);
     if let Some(trace) = tracer.session() {
-        Span::current().record("trace_id", format!("{:032x}", trace.trace_id));
+        let span = Span::current();
+        span.record("trace_id", format!("{:032x}", trace.trace_id));
+        span.record("span_id", format!("{:016x}", trace.span_id));
     }
     let log = context.logs.session(ticket.id(), &tenant);
     let readers = EventReaders::new(log, tracer, meter);
