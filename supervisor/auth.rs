@@ -150,6 +150,20 @@ impl Auth {
         Ok(Some(count))
     }
 
+    /// Reads the files of keys and keeps nothing of them. Blocks while it reads.
+    ///
+    /// # Errors
+    /// As [`Self::reload`].
+    pub fn check(&self) -> Result<(), ReloadError> {
+        if let Some(jwt) = &self.0.jwt {
+            jwt.reread()?;
+        }
+        if let Some(file) = &self.0.keys_file {
+            KeySet::read(file)?;
+        }
+        Ok(())
+    }
+
     /// Finds out who shows a credential.
     async fn identify(
         &self,

@@ -22,7 +22,7 @@ use crate::process_metrics::RuntimeLag;
 use crate::prompt::Prompts;
 use crate::service_manager::ServiceManager;
 use crate::session::{Broadcasts, Context, Drain, Logs, SessionMetrics};
-use crate::signals::{Hangups, Reloads, StopSignals};
+use crate::signals::{Hangups, StopSignals};
 use crate::sockets::{ListenError, PassedSockets, listen};
 use crate::store::{SessionStore, Upkeep};
 use crate::tasks::BackgroundTasks;
@@ -52,6 +52,7 @@ pub mod probe;
 mod process_metrics;
 pub mod prompt;
 pub mod redis;
+mod reload;
 pub mod router;
 mod segment_run;
 pub mod service_manager;
@@ -285,19 +286,14 @@ impl Server {
                 writes: writes.clone(),
             },
             metrics,
+            service.clone(),
         );
         let connections = app.ingress.connections.clone();
         let requests = app.ingress.requests.clone();
         let requests_end = app.ingress.stopping.clone();
         let drain_asked = app.drain_asked.clone();
 
-        let reloads = Reloads {
-            prompts,
-            auth: app.auth.clone(),
-            router_keys: app.fleet.keys().cloned(),
-            tls: tls.clone(),
-            service: service.clone(),
-        };
+        let reloads = app.reloads.clone();
         let mut tasks = BackgroundTasks::default();
         let upkeep = Upkeep::new(store.clone());
         tasks.spawn("store upkeep", async {

@@ -25,6 +25,7 @@ use crate::ingress::{self, Ingress, listener};
 use crate::metrics::Metrics;
 use crate::process_metrics::{self, RuntimeLag};
 use crate::redis::{BEAT, RedisAddress};
+use crate::reload::{Reloads, Sources};
 use crate::signals::{Hangups, StopSignals};
 use crate::sockets::listen;
 use crate::tasks::BackgroundTasks;
@@ -183,6 +184,15 @@ pub async fn serve(
     }));
     let tls_gauges = Box::new(TlsGauges(certificate.clone()));
     metrics.product().register_collector(tls_gauges);
+    let sources = Sources {
+        auth: auth.clone(),
+        router_keys: None,
+        tls: certificate.clone(),
+        enhancer: None,
+    };
+    let reloads = Reloads::new(sources, service.clone());
+    reloads.register(metrics.product());
+    auth.register(metrics.product());
     let app = routes::App {
         ingress: ingress.clone(),
         auth: auth.clone(),
@@ -244,9 +254,8 @@ pub async fn serve(
             Ok(())
         });
     }
-    let (reloaded, reloading) = (certificate.clone(), service.clone());
     tasks.spawn("reload", async move {
-        hangups.reload_router(reloaded, auth, reloading).await;
+        hangups.reload(reloads).await;
         Ok(())
     });
     if let Some(certificate) = certificate {

@@ -4,12 +4,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::auth::Auth;
-use crate::causes::with_causes;
-use crate::http::fleet::RouterKeys;
-use crate::prompt::Prompts;
-use crate::service_manager::ServiceManager;
-use crate::tls::server::ServerTls;
+use crate::reload::Reloads;
 
 /// The signals that ask the server to stop: SIGTERM and SIGINT.
 #[derive(Debug)]
@@ -21,17 +16,6 @@ pub(crate) struct StopSignals {
 /// SIGHUP, which asks the program to read some of its files again.
 #[derive(Debug)]
 pub(crate) struct Hangups(Signal);
-
-/// What a server reads again.
-#[derive(Debug)]
-pub(crate) struct Reloads {
-    pub(crate) prompts: Prompts,
-    pub(crate) auth: Auth,
-    pub(crate) router_keys: Option<RouterKeys>,
-    pub(crate) tls: Option<ServerTls>,
-    /// Is told when it begins and when it is done.
-    pub(crate) service: ServiceManager,
-}
 
 impl StopSignals {
     /// Handles both signals from now on; they no longer end the process.
@@ -54,27 +38,7 @@ impl StopSignals {
     }
 }
 
-/// Reads the file of keys again, if there is one.
-async fn reload_keys(auth: Auth) {
-    match tokio::task::spawn_blocking(move || auth.reload()).await {
-        Ok(Ok(None)) => {}
-        Ok(Ok(Some(keys))) => {
-            tracing::info!(target: "audit", keys, outcome = "ok", "keys reloaded");
-        }
-        Ok(Err(error)) => {
-            let error = with_causes(&error);
-            tracing::warn!(target: "audit", error, outcome = "refused", "keys stay as they were");
-        }
-        Err(panic) => tracing::error!(%panic, "keys not reloaded"),
-    }
-}
-
 impl Hangups {
-    /// Waits for the next signal; false when there will be none.
-    async fn next(&mut self) -> bool {
-        self.0.recv().await.is_some()
-    }
-
     /// Handles SIGHUP from now on; it no longer ends the process.
     ///
     /// # Errors
@@ -83,60 +47,10 @@ impl Hangups {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Reads the certificate, all keys and the system prompts again at every SIGHUP.
+    /// Reads everything again at every SIGHUP. The log is told how that goes.
     pub(crate) async fn reload(mut self, reloads: Reloads) {
-        while self.next().await {
-            reloads.service.reloading();
-            reloads.run().await;
-            reloads.service.reloaded();
-        }
-    }
-
-    /// Reads a router's certificate and keys again at every SIGHUP.
-    pub(crate) async fn reload_router(
-        mut self,
-        tls: Option<ServerTls>,
-        auth: Auth,
-        service: ServiceManager,
-    ) {
-        while self.next().await {
-            service.reloading();
-            if let Some(tls) = &tls {
-                tls.reload_and_log().await;
-            }
-            reload_keys(auth.clone()).await;
-            if tls.is_none() && !auth.asks() {
-                tracing::info!("SIGHUP: there are no certificate and no keys, nothing to reload");
-            }
-            service.reloaded();
-        }
-    }
-}
-
-impl Reloads {
-    async fn run(&self) {
-        if let Some(tls) = &self.tls {
-            tls.reload_and_log().await;
-        }
-        reload_keys(self.auth.clone()).await;
-        if let Some(keys) = self.router_keys.clone() {
-            match tokio::task::spawn_blocking(move || keys.reload()).await {
-                Ok(Ok(keys)) => tracing::info!(keys, "keys of routers reloaded"),
-                Ok(Err(error)) => {
-                    let error = with_causes(&error);
-                    tracing::warn!(error, "keys of routers stay as they were");
-                }
-                Err(panic) => tracing::error!(%panic, "keys of routers not reloaded"),
-            }
-        }
-        let Some(enhancer) = self.prompts.enhancer().cloned() else {
-            tracing::info!("SIGHUP: there is no prompt enhancer, nothing to reload for it");
-            return;
-        };
-        match tokio::task::spawn_blocking(move || enhancer.reload()).await {
-            Ok(Ok(origins)) => tracing::info!(?origins, "system prompts reloaded"),
-            Ok(Err(error)) => tracing::warn!(%error, "system prompts stay as they were"),
-            Err(panic) => tracing::error!(%panic, "system prompts not reloaded"),
+        while self.0.recv().await.is_some() {
+            let _ = reloads.run().await;
         }
     }
 }

@@ -39,12 +39,14 @@ pub const ROUTES: &[(&str, Access)] = &[
     ("/v1/sessions/{id}", Access::User),
     ("/v1/sessions/{id}/state", Access::User),
     ("/status", Access::Metrics),
+    ("/metrics", Access::Metrics),
     ("/v1/fleet/demand", Access::Metrics),
     ("/v1/sessions/{id}/move", Access::Admin),
     ("/v1/drain", Access::Admin),
     ("/v1/workers/{gpu}/drain", Access::Admin),
     ("/v1/workers/{gpu}/restart", Access::Admin),
     ("/v1/prompts/reload", Access::Admin),
+    ("/v1/reload", Access::Admin),
     ("/v1/servers/{name}/{*path}", Access::Admin),
 ];
 

@@ -14,6 +14,8 @@ use crate::ingress::hosts::Hosts;
 use crate::ingress::metrics::{HttpMetrics, Scrapes};
 use crate::ingress::{self, Ingress};
 use crate::metrics::Metrics;
+use crate::reload::{Reloads, Sources};
+use crate::service_manager::ServiceManager;
 use crate::session::{Context, Registry, RelayLatency};
 use crate::store::SessionStore;
 
@@ -54,6 +56,7 @@ pub struct App {
     pub(crate) auth: Auth,
     pub(super) service_name: Arc<str>,
     pub(crate) fleet: Fleet,
+    pub(crate) reloads: Reloads,
     pub(super) context: Context,
     pub(super) registry: Registry,
     pub(super) relay_latency: RelayLatency,
@@ -76,6 +79,7 @@ impl App {
         most_connections: usize,
         context: Context,
         mut metrics: Metrics,
+        service: ServiceManager,
     ) -> Self {
         let allowed = config.ingress.allowed_hosts.clone();
         let admin_hosts = admin.map(|admin| Hosts::new(allowed, &config.admin.host, admin));
@@ -88,12 +92,22 @@ impl App {
         (context.metrics).register(metrics.product(), &registry, auth.tenants());
         auth.register(metrics.product());
         let http_metrics = HttpMetrics::register(&mut metrics);
+        let fleet = Fleet::new(config.router_keys, config.names);
+        let sources = Sources {
+            auth: auth.clone(),
+            router_keys: fleet.keys().cloned(),
+            tls: ingress.tls.clone(),
+            enhancer: context.prompts.enhancer().cloned(),
+        };
+        let reloads = Reloads::new(sources, service);
+        reloads.register(metrics.product());
         Self {
             admin_hosts,
             ingress: Ingress::new(ingress, &config.host, address, most_connections),
             auth,
             service_name: config.service_name.into(),
-            fleet: Fleet::new(config.router_keys, config.names),
+            fleet,
+            reloads,
             context,
             registry,
             relay_latency,

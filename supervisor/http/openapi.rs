@@ -7,7 +7,7 @@ use utoipa::OpenApi;
 
 use super::app::App;
 use super::film;
-use super::operator::{prompts, sessions, workers};
+use super::operator::{prompts, reload, sessions, workers};
 use super::status;
 use crate::auth::issue;
 
@@ -34,7 +34,8 @@ pub(super) fn routes() -> Router<App> {
         sessions::drain,
         workers::drain,
         workers::restart,
-        prompts::reload
+        prompts::reload,
+        reload::reload
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]

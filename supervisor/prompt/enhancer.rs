@@ -239,6 +239,14 @@ impl Enhancer {
         })
     }
 
+    /// Reads the system prompts and keeps nothing of them. It blocks on the disk.
+    ///
+    /// # Errors
+    /// As [`Self::reload`].
+    pub fn check(&self) -> Result<(), InstructionsError> {
+        Instructions::read(self.0.config.system_prompt_dir.as_deref()).map(drop)
+    }
+
     /// Reloads the system prompts and clears the cache. Running operations keep the system prompts that they began with.
     /// It blocks on the disk.
     ///

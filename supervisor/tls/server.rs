@@ -119,6 +119,16 @@ impl ServerTls {
         })))
     }
 
+    /// Reads the files and keeps nothing of them.
+    ///
+    /// # Errors
+    /// As [`Self::reload`].
+    pub(crate) fn check(&self) -> Result<(), FileError> {
+        self.0.files.read_pair()?;
+        self.0.files.read_client_authorities()?;
+        Ok(())
+    }
+
     /// Reads the files again. Handshakes that begin from now on see what they hold.
     ///
     /// # Errors
@@ -161,19 +171,6 @@ impl ServerTls {
                 Ok(false) => {}
                 Err(panic) => log_panic(&panic),
             }
-        }
-    }
-
-    /// Reads the files again at an operator's request, and logs what came of it.
-    pub(crate) async fn reload_and_log(&self) {
-        let this = self.clone();
-        match spawn_blocking(move || this.reload()).await {
-            Ok(Ok(())) => {
-                tracing::info!("certificate reloaded");
-                self.tell_expiry();
-            }
-            Ok(Err(error)) => tracing::warn!(%error, "certificate stays as it was"),
-            Err(panic) => log_panic(&panic),
         }
     }
 

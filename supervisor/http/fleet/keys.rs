@@ -46,6 +46,14 @@ impl RouterKeys {
         Ok(Self(Arc::new(Shared { path, hashes })))
     }
 
+    /// Reads the file and keeps nothing of it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn check(&self) -> Result<(), KeysError> {
+        hashes(&self.0.path).map(drop)
+    }
+
     /// Reads the file again. All keys that it has are valid from now on, and no others. Returns how many there are.
     ///
     /// # Errors
