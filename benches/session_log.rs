@@ -8,6 +8,7 @@ use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::Stage;
 use fastvideo_supervisor_core::session::Logs;
 use fastvideo_supervisor_core::session::log::{Config, LogEvent as Event, SessionLog};
+use fastvideo_supervisor_core::tenant::Tenant;
 use nix::unistd::Pid;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -59,7 +60,7 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Row>> {
 /// Processor time of all threads.
 async fn run(logs: &Logs) -> anyhow::Result<Duration> {
     let sessions: Vec<SessionLog> = (0..SESSIONS)
-        .map(|_| logs.session(&SessionId::random()))
+        .map(|_| logs.session(&SessionId::random(), &Tenant::default()))
         .collect();
     let before = cpu_time(Pid::this())?;
     let mut ticks = interval(TICK);

@@ -46,6 +46,8 @@ pub(crate) fn shown_key(headers: &HeaderMap) -> Option<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use axum::http::HeaderName;
     use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 
@@ -69,8 +71,8 @@ mod tests {
         };
         let header = (AUTHORIZATION, "Bearer k1");
         let protocol = (SEC_WEBSOCKET_PROTOCOL, "fastvideo.v1, fastvideo.key.k2");
-        check(&[header.clone()], None, Credential::Bearer("k1"));
-        check(&[protocol.clone()], None, Credential::Bearer("k2"));
+        check(from_ref(&header), None, Credential::Bearer("k1"));
+        check(from_ref(&protocol), None, Credential::Bearer("k2"));
         check(
             &[protocol, header],
             Some("ticket=t"),

@@ -208,7 +208,7 @@ pub(super) fn tidy_up(config: &Config, in_use: impl Fn(&Path) -> bool) {
         .filter_map(|path| {
             let data = fs::symlink_metadata(&path).ok()?;
             let modified = data.modified().ok()?;
-            data.is_file().then(|| (modified, data.len(), path))
+            data.is_file().then_some((modified, data.len(), path))
         })
         .collect();
     files.sort();
