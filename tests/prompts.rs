@@ -496,7 +496,10 @@ async fn system_prompts_are_reloaded_by_order_and_by_sighup_and_a_broken_one_cha
     write(b"\xff");
     server.signal(Signal::SIGHUP);
     until("it is said", async || {
-        server.log().contains("everything stays as it was").then_some(())
+        server
+            .log()
+            .contains("everything stays as it was")
+            .then_some(())
     })
     .await;
     assert_eq!(written(&mut client).await, "third");
