@@ -307,6 +307,7 @@ async fn the_openapi_document_of_a_router_describes_its_routes() {
     let expected = [
         "/health",
         "/healthz",
+        "/metrics",
         "/openapi.json",
         "/readyz",
         "/status",

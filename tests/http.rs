@@ -372,11 +372,13 @@ async fn the_openapi_document_describes_every_route() {
     let expected = [
         "/health",
         "/healthz",
+        "/metrics",
         "/openapi.json",
         "/readyz",
         "/status",
         "/v1/drain",
         "/v1/prompts/reload",
+        "/v1/reload",
         "/v1/sessions",
         "/v1/sessions/{id}",
         "/v1/sessions/{id}/film",

@@ -9,6 +9,7 @@ use browser::Browser;
 mod access;
 pub(crate) mod browser;
 mod film;
+mod keys;
 mod prompts;
 mod recovery;
 mod session;

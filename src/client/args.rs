@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stream_v1::{Resume, SegmentRequest};
@@ -18,6 +19,8 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 /// The largest image file that the server accepts.
 const MAX_IMAGE_BYTES: usize = 32 << 20;
 const STREAM_PATH: &str = "/v1/stream";
+/// The variable that has the key where no other one is named.
+const API_KEY: &str = "FASTVIDEO_API_KEY";
 /// The flag that names a file of certificate authorities.
 pub(super) const CA_FILE: &str = "--ca-file";
 
@@ -60,7 +63,8 @@ pub(crate) struct Args {
     save_state: Option<PathBuf>,
     resume: Option<String>,
     ca_file: Option<PathBuf>,
-    key_file: Option<PathBuf>,
+    /// The variable that has the key, and whether it was named.
+    api_key_env: (String, bool),
     keep: bool,
     retries: u32,
     timeout: Option<f64>,
@@ -163,9 +167,9 @@ impl Args {
                 file("ca-file").help(
                     "Certificate authorities (PEM) to trust instead of the system's, for wss://",
                 ),
-                file("key-file").help(
-                    "File whose first line is the key that lets the client in, where the server asks for one",
-                ),
+                text("api-key-env", "NAME")
+                    .default_value(API_KEY)
+                    .help("Environment variable with the key that lets the client in, where the server asks for one"),
                 text("keep", "")
                     .action(ArgAction::SetTrue)
                     .help("Leave the session without ending it, and print what --resume takes"),
@@ -210,7 +214,10 @@ impl Args {
             save_state: path("save-state"),
             resume: text("resume"),
             ca_file: path("ca-file"),
-            key_file: path("key-file"),
+            api_key_env: (
+                text("api-key-env").unwrap_or_default(),
+                matches.value_source("api-key-env") == Some(ValueSource::CommandLine),
+            ),
             keep: matches.get_flag("keep"),
             retries: matches.get_one("retries").copied().unwrap_or_default(),
             timeout: matches.get_one("timeout").copied(),
@@ -238,8 +245,8 @@ impl Args {
             "--ca-file: must come with a wss:// address, given `{}`",
             self.url
         );
-        let authorization = self.key_file.as_deref().map(authorization);
-        let authorization = authorization.transpose().context("--key-file")?;
+        let (name, is_named) = &self.api_key_env;
+        let authorization = authorization(name, *is_named).context("--api-key-env")?;
         let prompts = self.prompts.len();
         let segments = self.segments.unwrap_or(prompts);
         let goes_on = self.loops || self.auto_extends;
@@ -360,15 +367,19 @@ fn read_state(path: &Path) -> anyhow::Result<ContinuationState> {
         .with_context(|| format!("{} is not a continuation state", path.display()))
 }
 
-/// Reads a key from the first line of a file.
-fn authorization(file: &Path) -> anyhow::Result<HeaderValue> {
-    let text = std::fs::read_to_string(file)?;
-    let key = text.lines().next().unwrap_or_default().trim();
-    ensure!(!key.is_empty(), "its first line is empty");
+/// Reads a key from an environment variable. One that was named has to be there.
+fn authorization(variable: &str, is_named: bool) -> anyhow::Result<Option<HeaderValue>> {
+    let key = std::env::var(variable).unwrap_or_default();
+    let key = key.trim();
+    if key.is_empty() {
+        ensure!(!is_named, "the environment variable {variable} is not set");
+        return Ok(None);
+    }
     let value = HeaderValue::from_str(&format!("Bearer {key}"));
-    let mut value = value.context("a key has printable characters only")?;
+    let value = value.with_context(|| format!("{variable}: a key has printable characters only"));
+    let mut value = value?;
     value.set_sensitive(true);
-    Ok(value)
+    Ok(Some(value))
 }
 
 /// Returns the TLS configuration that trusts the authorities in the file, or those of the system when there is none.

@@ -79,7 +79,7 @@ impl Connection {
             Ok(Ok((socket, _))) => Ok(Self { socket }),
             Ok(Err(Error::Http(response))) if matches!(response.status().as_u16(), 401 | 403) => {
                 bail!(
-                    "{url} answered {}: it asks for a key, see --key-file",
+                    "{url} answered {}: it asks for a key, see --api-key-env",
                     response.status()
                 )
             }

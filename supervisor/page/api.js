@@ -21,6 +21,9 @@ let shown = {};
 /** Shows a key with the requests that follow; an empty one is none. @param {string} key */
 export const useKey = (key) => { shown = key ? { headers: { authorization: `Bearer ${key}` } } : {}; };
 
+/** Returns a ticket, which opens one WebSocket in place of the key. @returns {Promise<string>} */
+export const fetchTicket = () => ask('v1/tickets', { method: 'POST', signal: AbortSignal.timeout(STATUS_TIMEOUT_MS) }).then(({ ticket }) => ticket);
+
 /** @param {string} path @param {RequestInit} options @returns {Promise<any>} */
 async function ask(path, options) {
   const silent = () => { throw new Error('the server does not answer'); };

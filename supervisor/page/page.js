@@ -1,12 +1,12 @@
 // The built-in page: one session of `WS /v1/stream` with its player, and the GPUs of the server. This file only wires the parts:
 // the reducer in session.js decides what an event leads to, and the other files run the effects and show the state.
 
-import { filmAddress, filmInfo, moveSession, useKey } from './api.js';
+import { fetchTicket, filmAddress, filmInfo, moveSession, useKey } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
 import { $, save, saveFrom } from './dom.js';
 import { Gpus } from './gpus.js';
-import { subprotocols, takeKey } from './key.js';
+import { KeySocket, keepKey, takeKey } from './key.js';
 import { mediaEffects, sessionFilm } from './media_effects.js';
 import { SegmentList } from './segment_list.js';
 import { reduce } from './session.js';
@@ -27,11 +27,14 @@ history.scrollRestoration = 'manual';
 const url = new URL('v1/stream', document.baseURI);
 url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
-const key = takeKey(() => sessionStorage, location, history);
+let key = takeKey(() => sessionStorage, location, history);
 useKey(key);
 
 const tokens = new TokenStore(() => sessionStorage);
-const connection = new Connection(() => new WebSocket(url, subprotocols(key)), dispatch);
+const connection = new Connection(openSocket, (event) => {
+  if (event.type === 'message' && event.message.type === 'error' && event.message.code === 'unauthorized') $('key-form').hidden = false;
+  dispatch(event);
+});
 const getState = () => store.state;
 const film = sessionFilm(getState);
 const list = new SegmentList(seek, sourceWords);
@@ -85,6 +88,22 @@ window.addEventListener('beforeunload', (event) => {
 setInterval(follow, FOLLOW_MS);
 setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playing: !stage.player.paused && !stage.player.starved }), REPORT_MS);
 dispatch({ type: 'settings_changed', settings: view.settings() });
+
+$('key-form').onsubmit = (event) => {
+  event.preventDefault();
+  key = $('key').value.trim();
+  if (!key) return;
+  keepKey(() => sessionStorage, key);
+  useKey(key);
+  $('key').value = '';
+  $('key-form').hidden = true;
+  dispatch({ type: 'notice_closed' });
+  dispatch({ type: 'connect_fresh' });
+};
+
+function openSocket() {
+  return key ? new KeySocket(url, key, fetchTicket, (to, protocols) => new WebSocket(to, protocols)) : new WebSocket(url);
+}
 
 function dispatch(event) {
   store.dispatch(event);

@@ -276,3 +276,32 @@ async fn behind_a_router_with_a_key_the_router_says_whose_a_session_is() {
     assert!(listed("acme").await && listed("ops").await);
     assert!(!listed("beta").await);
 }
+
+#[tokio::test]
+async fn the_client_shows_the_key_that_its_environment_has() {
+    let keys = Keys::new();
+    let server = keys.serve(&[]);
+    let run = async |variables: &[(&str, &str)], args: &[&str]| {
+        let mut client = tokio::process::Command::from(command());
+        client.args(["client", "--json", "--retries=0", "--url", &server.address]);
+        client.args(args).args(["--prompt", "a red fox"]);
+        client.envs(variables.iter().copied()).kill_on_drop(true);
+        let output = client.output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let acme = key("acme");
+    let (code, said) = run(&[("FASTVIDEO_API_KEY", &acme)], &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run(&[("MY_KEY", &acme)], &["--api-key-env=MY_KEY"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run(&[], &[]).await;
+    assert_ne!(code, Some(0));
+    assert!(said.contains("--api-key-env"), "{said}");
+    let (code, said) = run(&[], &["--api-key-env=MISSING"]).await;
+    assert_ne!(code, Some(0));
+    assert!(
+        said.contains("the environment variable MISSING is not set"),
+        "{said}"
+    );
+}
