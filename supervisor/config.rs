@@ -8,14 +8,16 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
     // Values that contradict each other are told first.
     pool::config::check(reader);
     session::config::check(reader);
+    let http = http::config::read(reader);
+    let pool = pool::config::read(reader);
     Config {
-        http: http::config::read(reader),
-        pool: pool::config::read(reader),
         session: session::config::read(reader),
         store: store::config::read(reader),
         prompt: prompt::config::read(reader),
-        session_log: session::config::read_log(reader),
+        session_log: session::config::read_log(reader, &pool),
         traces: traces::config::read(reader),
         grace: reader.get(&http::config::GRACE),
+        http,
+        pool,
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
+use fastvideo_proto::job::VideoFormat;
 use fastvideo_supervisor_core::session::log::{Llm, LogEvent as Event};
 use serde_json::Value;
 
@@ -111,6 +112,8 @@ fn details(event: &Event) -> String {
             image,
             curated_prompts,
             next_segment_idx,
+            format,
+            ..
         } => {
             let named = |name: &str, value: &Option<String>| {
                 value.as_ref().map(|value| format!("{name} {value}"))
@@ -122,6 +125,15 @@ fn details(event: &Event) -> String {
                 named("image", image),
                 hydrated.then(|| "from a state of the client's".to_owned()),
                 resumed.then(|| format!("resumed at segment {next_segment_idx}")),
+                format.map(|format| {
+                    let VideoFormat {
+                        width,
+                        height,
+                        num_frames,
+                        fps,
+                    } = format;
+                    format!("{num_frames} frames of {width}x{height} at {fps} per second")
+                }),
                 (*curated_prompts > 0).then(|| format!("{curated_prompts} curated prompts")),
             ];
             parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
@@ -136,7 +148,12 @@ fn details(event: &Event) -> String {
             worker_id,
             gpu_id,
             model_id,
-        } => format!("{worker_id} on GPU {gpu_id}, {model_id}"),
+            device,
+            ..
+        } => match device {
+            Some(device) => format!("{worker_id} on GPU {gpu_id} ({device}), {model_id}"),
+            None => format!("{worker_id} on GPU {gpu_id}, {model_id}"),
+        },
         Event::Handoff { from, to } => format!("{from} → {to}"),
         Event::PromptReceived { source, prompt } => {
             let shown = prompt
@@ -174,12 +191,18 @@ fn details(event: &Event) -> String {
             source,
             prompt,
             waited_ms,
+            seed,
             ..
-        } => format!(
-            "queued for {worker_id}, {} after it was asked for, {}: {prompt}",
-            ms(*waited_ms),
-            wire_name(source)
-        ),
+        } => {
+            let seed = seed
+                .map(|seed| format!(", seed {seed}"))
+                .unwrap_or_default();
+            format!(
+                "queued for {worker_id}, {} after it was asked for, {}{seed}: {prompt}",
+                ms(*waited_ms),
+                wire_name(source)
+            )
+        }
         Event::SegmentStarted { queue_ms, .. } => format!("started after {}", ms(*queue_ms)),
         Event::Step {
             stage,
@@ -196,13 +219,18 @@ fn details(event: &Event) -> String {
             generation_ms,
             decode_ms,
             encode_ms,
+            sha256,
             ..
-        } => format!(
-            "finished: {frames} frames in {}, of which decoding {}; encoding {}",
-            ms(*generation_ms),
-            ms(*decode_ms),
-            ms(*encode_ms)
-        ),
+        } => {
+            let hash = sha256.as_deref().map(|hash| format!("; SHA-256 {hash}"));
+            format!(
+                "finished: {frames} frames in {}, of which decoding {}; encoding {}{}",
+                ms(*generation_ms),
+                ms(*decode_ms),
+                ms(*encode_ms),
+                hash.unwrap_or_default()
+            )
+        }
         Event::LastByte {
             ms: took,
             chunks,
@@ -236,6 +264,7 @@ fn details(event: &Event) -> String {
             state,
             segments,
         } => format!("{cause}, {}, {segments} segments", wire_name(state)),
+        Event::Signed(signature) => format!("with {}", signature.key),
         Event::Dropped { events } => format!("{events} events are missing"),
     }
 }

@@ -42,6 +42,8 @@ pub struct Assignment {
     pub gpu: GpuId,
     pub worker: WorkerId,
     pub model_id: String,
+    /// The name of the GPU, or `CPU`.
+    pub device: String,
     /// Whether the worker generates sound.
     pub audio: bool,
 }

@@ -100,6 +100,7 @@ pub(super) fn assignment(gpu: u32, incarnation: u32) -> Assignment {
         gpu: GpuId(gpu),
         worker: WorkerId::new(GpuId(gpu), incarnation),
         model_id: "m".to_owned(),
+        device: "CPU".to_owned(),
         audio: true,
     }
 }

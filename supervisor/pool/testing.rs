@@ -110,6 +110,7 @@ impl TestWorkers {
             gpu: self.pool.shared.slots[slot].gpu,
             worker: self.worker(slot),
             model_id: "test".to_owned(),
+            device: "CPU".to_owned(),
             audio: true,
         };
         self.pool.assignments().serve(slot, assignment);

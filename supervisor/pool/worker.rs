@@ -196,6 +196,7 @@ impl WorkerTask {
     fn assignment(&self, ready: &ReadyProcess) -> Assignment {
         let ReadyReport {
             model_id,
+            device,
             audio_sample_rate,
             ..
         } = &ready.report;
@@ -203,6 +204,7 @@ impl WorkerTask {
             gpu: self.context.gpu.id,
             worker: ready.worker.clone(),
             model_id: model_id.clone(),
+            device: device.name.clone(),
             audio: audio_sample_rate.is_some(),
         }
     }

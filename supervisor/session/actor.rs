@@ -90,7 +90,8 @@ pub(crate) async fn run(
     let log = context.logs.session(ticket.id(), &tenant);
     let readers = EventReaders::new(log, tracer, meter);
     let emitter = Emitter::new(readers, outbox);
-    emitter.emit(opened_event(&opening, &claim, times.claiming));
+    let cap = (context.config).segment_cap(claim.snapshot.extensions);
+    emitter.emit(opened_event(&opening, &claim, cap, times.claiming));
     let session = LiveSession::new(ticket, grant, emitter, context, opening, claim, origin);
     let mut session = Box::new(session);
     let cause = session.serve(&mut inbox).await;
@@ -156,7 +157,12 @@ struct OpeningTimes {
     claiming: Duration,
 }
 
-fn opened_event(opening: &Opening, claim: &Claim, claiming: Duration) -> SessionEvent {
+fn opened_event(
+    opening: &Opening,
+    claim: &Claim,
+    segment_cap: u32,
+    claiming: Duration,
+) -> SessionEvent {
     let request = &opening.request;
     SessionEvent::Opened(Box::new(Opened {
         client_id: request.client_id.clone(),
@@ -167,6 +173,10 @@ fn opened_event(opening: &Opening, claim: &Claim, claiming: Duration) -> Session
         image: opening.image.as_ref().map(|image| image.name().to_owned()),
         curated_prompts: request.curated_prompts.len(),
         next_segment_idx: claim.snapshot.progress.segments,
+        segment_cap: match request.single_segment {
+            true => 1,
+            false => segment_cap,
+        },
         heartbeat: request.heartbeat,
         claiming,
     }))

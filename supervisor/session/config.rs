@@ -6,13 +6,15 @@ use std::time::Duration;
 use fastvideo_proto::job::frames_to_time;
 
 use super::broadcast::SpectatorLimits;
+use super::log::signature::Signer;
 use super::{Config, log};
+use crate::causes::with_causes;
 use crate::engines::default_request::{self, MAX_STEPS};
 use crate::ingress;
 use crate::pool;
 use crate::pool::config::MAX_ATTEMPTS;
 use crate::prompt::config::MAX_PROMPT_CHARS;
-use crate::settings::{DAY, HOUR, Key, KeySpec, Reader};
+use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader};
 use crate::store::config::RESUME_TTL;
 
 const KIB: u64 = 1 << 10;
@@ -94,6 +96,7 @@ pub static LOG_KEYS: &[&KeySpec] = &[
     &LOG_MAX_FILE_MIB.spec,
     &LOG_MAX_TOTAL_MIB.spec,
     &LOG_MAX_AGE.spec,
+    &LOG_SIGNING_KEY.spec,
 ];
 
 /// The folder of the session log, which `sessions list` reads, too.
@@ -115,6 +118,10 @@ static LOG_MAX_AGE: Key<Duration> =
     Key::days("streaming.session_log.max_age_days", 0.0001, 36_500.0)
         .help("Files of session logs to which nothing was added for so long are removed")
         .default(30.0);
+
+static LOG_SIGNING_KEY: Key<Option<String>> =
+    Key::text("streaming.session_log.signing_key_file")
+        .help("Ed25519 key (PEM) that signs the files, so that a changed one is told [default: signing.key in the folder, which is made]");
 
 /// The keys of `streaming.limits`, some of which `http` reads and one `prompt`.
 pub static LIMIT_KEYS: &[&KeySpec] = &[
@@ -224,13 +231,32 @@ fn fragment(reader: &Reader<'_>) -> Duration {
     frames_to_time(u64::from(frames), fps)
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("`{}`: {reason} ({origin})", LOG_SIGNING_KEY.spec.path)]
+struct BadSigningKey {
+    reason: String,
+    origin: Origin,
+}
+
 /// Reads the session log's configuration; `None` means that no log is kept.
-pub(crate) fn read_log(reader: &mut Reader<'_>) -> Option<log::Config> {
+pub(crate) fn read_log(reader: &mut Reader<'_>, pool: &pool::Config) -> Option<log::Config> {
     reader.refuse_blank(&LOG_DIR, "a folder");
+    let signing_key = reader.get(&LOG_SIGNING_KEY).map(PathBuf::from);
+    if let Some(Err(error)) = signing_key.as_deref().map(Signer::read) {
+        let origin = reader.origin(&LOG_SIGNING_KEY.spec);
+        let reason = with_causes(&error);
+        reader.refuse_because(BadSigningKey { reason, origin });
+    }
     Some(log::Config {
         dir: PathBuf::from(reader.get(&LOG_DIR)?),
         max_file_bytes: reader.get(&LOG_MAX_FILE_MIB) << 20,
         max_total_bytes: reader.get(&LOG_MAX_TOTAL_MIB) << 20,
         max_age: reader.get(&LOG_MAX_AGE),
+        signing_key,
+        setup: log::Setup {
+            engine: pool.engine.name.clone(),
+            format: pool.format,
+            encoder: (&pool.encoder).into(),
+        },
     })
 }

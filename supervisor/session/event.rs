@@ -132,6 +132,8 @@ pub enum SessionEvent {
         /// Time that the generation took in the worker.
         generation: Duration,
         timing: JobTiming,
+        /// The SHA-256 of the segment's media; present where it is needed.
+        sha256: Option<Box<[u8; 32]>>,
     },
     /// All media of a finished segment were taken, and its state is stored or the store is late. The consumer of the
     /// events gets this event only then.
@@ -272,6 +274,8 @@ pub struct Opened {
     pub image: Option<String>,
     pub curated_prompts: usize,
     pub next_segment_idx: u32,
+    /// Number of segments that the session may have.
+    pub segment_cap: u32,
     /// Whether the client wants to hear from the server when nothing happens.
     pub heartbeat: bool,
     /// How long it took to claim the session in the store.
@@ -338,6 +342,11 @@ pub struct SegmentQueued {
     pub prompt: String,
     /// The text that `prompt` was made from, when that is another one.
     pub original_prompt: Option<String>,
+    pub negative_prompt: Option<String>,
+    /// Whether the negative prompt may be logged although nothing screens it.
+    pub loggable: bool,
+    pub seed: u64,
+    pub guidance_scale: f64,
     pub total_steps: u32,
     /// Time since the request.
     pub waited: Duration,
@@ -401,6 +410,7 @@ impl SessionEvent {
             Self::SegmentQueued(queued) => &[
                 &queued.prompt,
                 queued.original_prompt.as_deref().unwrap_or_default(),
+                queued.negative_prompt.as_deref().unwrap_or_default(),
             ],
             Self::PromptEnhanced {
                 original_prompt,

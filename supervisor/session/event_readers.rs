@@ -29,6 +29,11 @@ impl EventReaders {
         self.tracer.session()
     }
 
+    /// Returns whether a session log is kept.
+    pub(super) fn keep_log(&self) -> bool {
+        self.log.is_kept()
+    }
+
     pub(super) fn read(&self, event: &SessionEvent) {
         log::record(&self.log, event);
         let span = self.tracer.read(event);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastvideo_proto::job::{ErrorCode, MediaKind, frames_to_time};
 use fastvideo_proto::stored::StoredSegment;
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::broadcast::{Script, SegmentEnd};
@@ -42,8 +43,7 @@ impl LiveSession {
                 self.context.config.max_attempts,
             );
             let run = SegmentRun::new(idx, max_attempts);
-            let records = self.context.store.config().recording.is_some();
-            let segment = CurrentSegment::new(planned, run, records, self.last_end);
+            let segment = CurrentSegment::new(planned, run, self.keeps(), self.last_end);
             self.segment = Some(Box::new(segment));
         }
     }
@@ -90,6 +90,9 @@ impl LiveSession {
         segment.kept += 1;
         if let Some(recorder) = &mut segment.recorder {
             recorder.add(at, kind, &bytes);
+        }
+        if let Some(sha256) = &mut segment.sha256 {
+            sha256.update(&bytes);
         }
         let planned = &segment.planned;
         self.broadcaster
@@ -192,6 +195,9 @@ impl LiveSession {
             if let Some(recorder) = &mut segment.recorder {
                 *recorder = Recorder::default();
             }
+            if let Some(sha256) = &mut segment.sha256 {
+                *sha256 = Sha256::new();
+            }
         }
         self.emit(SessionEvent::MediaVoid { at, request });
         for (n, media) in media.into_iter().enumerate() {
@@ -238,10 +244,11 @@ impl LiveSession {
         if let Some(media) = instead {
             self.replace_media(media);
         }
-        let Some(segment) = &self.segment else {
+        let Some(segment) = &mut self.segment else {
             return;
         };
         let (at, source) = (segment.run.at(), segment.planned.request.source);
+        let sha256: Option<[u8; 32]> = (segment.sha256.take()).map(|hash| hash.finalize().into());
         let fps = self.context.config.format.fps;
         let duration = frames_to_time(u64::from(frames), fps);
         self.emit(SessionEvent::SegmentFinished {
@@ -251,6 +258,7 @@ impl LiveSession {
             plays: duration,
             generation,
             timing,
+            sha256: sha256.map(Box::new),
         });
         self.mark(at, Some(media));
         let Some(segment) = self.segment.take() else {
@@ -281,7 +289,10 @@ impl LiveSession {
         };
         self.emitter
             .push(SessionEvent::SegmentCompleted(Box::new(completed)));
-        let segment = stored_segment(at, planned, start, duration, generation);
+        let segment = StoredSegment {
+            sha256: sha256.unwrap_or_default(),
+            ..stored_segment(at, planned, start, duration, generation)
+        };
         let (finished, recorded) = match recorder {
             Some(recorder) => {
                 let recorded = recorder.finish(segment, thumbnail);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{ErrorCode, MediaMode, frames_to_time};
+use sha2::Sha256;
 use tokio::time::Instant;
 
 use super::Context;
@@ -95,7 +96,9 @@ pub(super) struct CurrentSegment {
     pub(super) run: SegmentRun,
     /// Present where films are kept.
     pub(super) recorder: Option<Recorder>,
-    /// Number of the segment's messages that the recorder and the spectators have.
+    /// The SHA-256 of the media so far; present where films or a session log are kept.
+    pub(super) sha256: Option<Sha256>,
+    /// Number of the segment's messages that the recorder, the hash and the spectators have.
     pub(super) kept: usize,
     /// The attempt that the segment's first media came from, when those came from another server.
     pub(super) first_attempt: Option<u32>,
@@ -107,18 +110,26 @@ impl CurrentSegment {
     pub(super) fn new(
         planned: PlannedSegment,
         run: SegmentRun,
-        records: bool,
+        keeps: Keeps,
         last_end: Option<Instant>,
     ) -> Self {
         Self {
             turn: last_end.map_or(planned.received, |end| end.max(planned.received)),
             planned,
             run,
-            recorder: records.then(Recorder::default),
+            recorder: keeps.films.then(Recorder::default),
+            sha256: (keeps.films || keeps.log).then(Sha256::default),
             kept: 0,
             first_attempt: None,
         }
     }
+}
+
+/// What is kept of a session's segments.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keeps {
+    pub(super) films: bool,
+    pub(super) log: bool,
 }
 
 /// The end of a session for lack of activity.
@@ -148,6 +159,14 @@ fn warning_time(limit: Duration) -> Duration {
 }
 
 impl LiveSession {
+    /// Returns what is kept of the session's segments.
+    pub(super) fn keeps(&self) -> Keeps {
+        Keeps {
+            films: self.context.store.config().recording.is_some(),
+            log: self.emitter.readers().keep_log(),
+        }
+    }
+
     /// Creates the session and queues it with the pool. The state that it was opened or resumed with is its first
     /// committed one.
     pub(super) fn new(

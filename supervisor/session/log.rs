@@ -3,7 +3,8 @@
 //! A session puts whole lines into a bounded buffer of its own, in memory; one thread writes all buffers to their
 //! files, several times a second. A disk that is slow, full or gone therefore costs lines, which are counted, and never
 //! delays a session. `event` has the lines, `recorder` makes them from a session's events, `writer` is the thread,
-//! `files` manages the folder.
+//! `files` manages the folder, `signature` signs files and
+//! checks signatures.
 
 use std::fmt;
 use std::mem;
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::tenant::Tenant;
 use event::LineRef;
-pub use event::{Line, Llm, LogEvent};
+pub use event::{Encoder, Line, Llm, LogEvent, Setup};
 pub use files::{Config, files};
 pub(super) use recorder::record;
 use writer::Writer;
@@ -30,6 +31,7 @@ use crate::metrics::{Gauges, number};
 mod event;
 mod files;
 mod recorder;
+pub mod signature;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -46,6 +48,7 @@ struct Shared {
     queue: Queue,
     /// Number of events that were never written.
     lost: AtomicU64,
+    setup: Setup,
     /// Notified when the thread has written everything; closed without a message when the thread panicked.
     done: Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -127,6 +130,7 @@ impl Logs {
         let shared = Arc::new(Shared {
             queue: Queue::default(),
             lost: AtomicU64::new(0),
+            setup: config.setup.clone(),
             done: Mutex::new(Some(done)),
         });
         let thread = std::thread::Builder::new().name("session-log".to_owned());
@@ -199,6 +203,11 @@ impl SessionLog {
         self.0.is_some()
     }
 
+    /// Returns what all sessions have in common; `None` where no log is kept.
+    fn setup(&self) -> Option<&Setup> {
+        self.0.as_ref().map(|handle| &handle.shared.setup)
+    }
+
     /// Adds a line. The event is built only where a log is kept.
     pub fn record(&self, event: impl FnOnce() -> LogEvent) {
         if let Some(handle) = &self.0 {
@@ -251,13 +260,7 @@ impl Buffer {
 
     /// Adds a line. The time is read under the content's lock, so that lines are in order.
     fn line(&self, event: &LogEvent, lines: &mut Vec<u8>) {
-        let line = LineRef {
-            session_id: self.session.as_str(),
-            ts: self.clock.unix(),
-            event,
-        };
-        serde_json::to_writer(&mut *lines, &line).expect("strings and numbers are JSON");
-        lines.push(b'\n');
+        write_line(self.session.as_str(), self.clock.unix(), event, lines);
     }
 
     /// Takes what waits to be written. `missing` is the number of events that could not be written before.
@@ -281,6 +284,17 @@ impl Buffer {
             closed,
         }
     }
+}
+
+/// Adds a line.
+fn write_line(session_id: &str, ts: f64, event: &LogEvent, lines: &mut Vec<u8>) {
+    let line = LineRef {
+        session_id,
+        ts,
+        event,
+    };
+    serde_json::to_writer(&mut *lines, &line).expect("strings and numbers are JSON");
+    lines.push(b'\n');
 }
 
 impl fmt::Debug for Buffer {

@@ -291,8 +291,7 @@ impl LiveSession {
         if running.is_cancelled {
             let _ = run.cancel();
         }
-        let records = self.context.store.config().recording.is_some();
-        let mut segment = CurrentSegment::new(planned, run, records, None);
+        let mut segment = CurrentSegment::new(planned, run, self.keeps(), None);
         segment.first_attempt = shown.media_attempt;
         self.segment = Some(Box::new(segment));
     }

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use fastvideo_mp4::SegmentIndex;
 use fastvideo_proto::job::MediaKind;
 use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
-use sha2::{Digest, Sha256};
 
 use crate::causes::with_causes;
 use crate::segment_run::AttemptId;
@@ -20,7 +19,6 @@ pub(super) struct Recorder {
     /// The attempt that the first media came from.
     first: Option<AttemptId>,
     blob: blake3::Hasher,
-    sha256: Sha256,
 }
 
 impl Recorder {
@@ -31,7 +29,6 @@ impl Recorder {
             self.mime.get_or_insert_with(|| mime.clone());
         }
         self.blob.update(bytes);
-        self.sha256.update(bytes);
         self.messages.push(bytes.clone());
     }
 
@@ -65,7 +62,6 @@ impl Recorder {
         let segment = StoredSegment {
             attempt: self.first.map_or(segment.attempt, |at| at.attempt),
             mime: self.mime.unwrap_or_else(|| JPEG.to_owned()),
-            sha256: self.sha256.finalize().into(),
             bytes: self.messages.iter().map(|bytes| bytes.len() as u64).sum(),
             media: Some(media),
             ..segment

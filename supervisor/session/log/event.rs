@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 
 use fastvideo_proto::ids::{GpuId, WorkerId};
-use fastvideo_proto::job::{ErrorCode, MediaMode, PromptSource, Stage};
+use fastvideo_proto::job::{ErrorCode, MediaMode, PromptSource, Stage, VideoFormat};
+use fastvideo_proto::link::EncoderSpec;
 use serde::{Deserialize, Serialize};
 
+use super::signature::Signature;
 use crate::session::SessionState;
 
 /// One line of the file: `{session_id, ts, event, payload}`.
@@ -43,6 +45,14 @@ pub enum LogEvent {
         image: Option<String>,
         curated_prompts: usize,
         next_segment_idx: u32,
+        /// The version of the server. Older versions than 0.1.0 do not write it, nor the other optional fields.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        format: Option<VideoFormat>,
+        /// Number of segments that the session may have.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        segment_cap: Option<u32>,
     },
     State {
         from: SessionState,
@@ -63,6 +73,14 @@ pub enum LogEvent {
         worker_id: WorkerId,
         gpu_id: GpuId,
         model_id: String,
+        /// The engine's name in the configuration.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        engine: Option<String>,
+        /// The name of the GPU, or `CPU`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        encoder: Option<Encoder>,
     },
     /// The session goes on with another worker.
     Handoff {
@@ -118,6 +136,17 @@ pub enum LogEvent {
         original_prompt: Option<String>,
         /// Time since the request.
         waited_ms: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seed: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        num_inference_steps: Option<u32>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        guidance_scale: Option<f64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        negative_prompt: Option<String>,
+        /// Whether there is a negative prompt that must not be logged, since nothing screens it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        negative_prompt_hidden: bool,
     },
     /// The worker was given the job.
     SegmentStarted {
@@ -154,6 +183,9 @@ pub enum LogEvent {
         decode_ms: f64,
         /// Time that the encoder worked, in parallel with the decoder.
         encode_ms: f64,
+        /// The SHA-256 of the segment's binary messages in order, in hexadecimal digits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
     },
     /// The last media were handed to the client's socket.
     LastByte {
@@ -224,6 +256,40 @@ pub enum LogEvent {
     Dropped {
         events: u64,
     },
+    /// The server has signed what is before this line.
+    Signed(Signature),
+}
+
+/// What all sessions of a server have in common, which a replay needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setup {
+    /// The engine's name.
+    pub engine: String,
+    pub format: VideoFormat,
+    pub encoder: Encoder,
+}
+
+/// How media are encoded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Encoder {
+    pub video_codec: String,
+    pub crf: u32,
+    /// The length of a fragment.
+    pub fragment_ms: f64,
+    pub audio_bit_rate: u32,
+    pub jpeg_quality: u8,
+}
+
+impl From<&EncoderSpec> for Encoder {
+    fn from(spec: &EncoderSpec) -> Self {
+        Self {
+            video_codec: spec.video_codec.clone(),
+            crf: spec.crf,
+            fragment_ms: spec.fragment.as_secs_f64() * 1e3,
+            audio_bit_rate: spec.audio_bit_rate,
+            jpeg_quality: spec.jpeg_quality,
+        }
+    }
 }
 
 /// Who has written a prompt, and how long it took.

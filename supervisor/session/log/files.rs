@@ -6,10 +6,14 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest, Sha256};
+
+use super::event::Setup;
+use super::signature::{PublicKey, Signature, Signer, signed_from};
 use crate::tenant::Tenant;
 
 /// Where the log is, and how much of it is kept (rotation and retention).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The folder. When it is missing, it is created with access for its owner only.
     pub dir: PathBuf,
@@ -20,6 +24,10 @@ pub struct Config {
     pub max_total_bytes: u64,
     /// The time without a write after which a file is removed.
     pub max_age: Duration,
+    /// The key that signs the files; without it the server makes one in the folder.
+    pub signing_key: Option<PathBuf>,
+    /// What is the same for all sessions, and logged with each.
+    pub setup: Setup,
 }
 
 const PREFIX: &str = "session-";
@@ -73,6 +81,16 @@ pub(super) struct LogFile {
     path: PathBuf,
     file: File,
     len: u64,
+    /// The hash of what is to be signed; present where the server has a key.
+    unsigned: Option<Unsigned>,
+}
+
+/// The bytes of a file that the next signature covers.
+struct Unsigned {
+    from: u64,
+    sha256: Sha256,
+    /// Whether anything follows the last signature.
+    is_new: bool,
 }
 
 /// A write that failed.
@@ -87,11 +105,16 @@ impl Unwritten {
     pub(super) fn nothing_kept(error: io::Error) -> Self {
         Self { kept: 0, error }
     }
+
+    /// Reports the error for other bytes, of which none were written.
+    pub(super) fn of_nothing(self) -> Self {
+        Self::nothing_kept(self.error)
+    }
 }
 
 impl LogFile {
-    /// Opens or creates the file.
-    pub(super) fn open(session: &str, config: &Config) -> io::Result<Self> {
+    /// Opens or creates the file. The server whose key this is will sign it.
+    pub(super) fn open(session: &str, config: &Config, key: Option<PublicKey>) -> io::Result<Self> {
         let path = config.file(session);
         let file = match open(&path) {
             // The folder was removed.
@@ -106,23 +129,73 @@ impl LogFile {
             path,
             len: file.metadata()?.len(),
             file,
+            unsigned: None,
         };
         log.cut_torn_line()?;
+        if let Some(key) = key {
+            log.unsigned = Some(log.unsigned(key)?);
+        }
         Ok(log)
+    }
+
+    pub(super) fn session(&self) -> &str {
+        &self.session
     }
 
     pub(super) fn is_at(&self, path: &Path) -> bool {
         self.path == path
     }
 
-    /// Rotates the file when `more` bytes would make it too large.
-    pub(super) fn turned(self, more: usize, config: &Config) -> io::Result<Self> {
-        if self.len == 0 || self.len + more as u64 <= config.max_file_bytes {
-            return Ok(self);
+    /// Returns what the next signature has to cover. What is there already is covered if its last line shows that this
+    /// server, or one with the same key, has signed it.
+    fn unsigned(&self, key: PublicKey) -> io::Result<Unsigned> {
+        let there = match self.len {
+            0 => Vec::new(),
+            _ => fs::read(&self.path)?,
+        };
+        let from = match there.is_empty() {
+            true => 0,
+            false => signed_from(&there, key).unwrap_or(self.len),
+        };
+        let covered = usize::try_from(from)
+            .ok()
+            .and_then(|from| there.get(from..));
+        Ok(Unsigned {
+            from,
+            sha256: Sha256::new_with_prefix(covered.unwrap_or_default()),
+            is_new: false,
+        })
+    }
+
+    /// Returns the signature over what is not signed yet; `None` when all is signed, or the server has no key.
+    pub(super) fn signature(&self, signer: &Signer) -> Option<Signature> {
+        let unsigned = self.unsigned.as_ref().filter(|unsigned| unsigned.is_new)?;
+        let sha256 = unsigned.sha256.clone().finalize();
+        Some(signer.sign(unsigned.from, sha256.into()))
+    }
+
+    /// Appends the line with the signature.
+    ///
+    /// # Errors
+    /// Returns an error when it could not be written.
+    pub(super) fn append_signature(&mut self, line: &[u8]) -> Result<(), Unwritten> {
+        self.append(line)?;
+        if let Some(unsigned) = &mut self.unsigned {
+            unsigned.is_new = false;
         }
+        Ok(())
+    }
+
+    /// Returns whether `more` bytes would make the file too large.
+    pub(super) fn is_full(&self, more: usize, config: &Config) -> bool {
+        self.len > 0 && self.len + more as u64 > config.max_file_bytes
+    }
+
+    /// Rotates the file.
+    pub(super) fn turned(self, config: &Config, key: Option<PublicKey>) -> io::Result<Self> {
         let aside = config.dir.join(file_name(&self.session, SET_ASIDE));
         fs::rename(&self.path, aside)?;
-        Self::open(&self.session, config)
+        Self::open(&self.session, config, key)
     }
 
     /// Appends whole lines.
@@ -139,13 +212,22 @@ impl LogFile {
                 Err(error) => return Err(self.give_up(&lines[..written], error)),
             }
         }
-        self.len += lines.len() as u64;
+        self.appended(lines);
         Ok(())
+    }
+
+    /// Records that these bytes are in the file.
+    fn appended(&mut self, lines: &[u8]) {
+        self.len += lines.len() as u64;
+        if let Some(unsigned) = &mut self.unsigned {
+            unsigned.sha256.update(lines);
+            unsigned.is_new |= !lines.is_empty();
+        }
     }
 
     fn give_up(&mut self, written: &[u8], error: impl Into<io::Error>) -> Unwritten {
         let kept = whole_lines(written);
-        self.len += kept as u64;
+        self.appended(written.get(..kept).unwrap_or_default());
         if kept < written.len() {
             // Err: the line is cut off when the file is opened again.
             let _ = self.file.set_len(self.len);

@@ -4,15 +4,14 @@ use fastvideo_proto::job::ErrorCode;
 use std::time::Duration;
 
 use super::SessionLog;
-use super::event::{Llm, LogEvent, LogEvent as L};
+use super::event::{Llm, LogEvent, LogEvent as L, Setup};
+use super::signature::hex;
 use crate::prompt::{GeneratedPrompt, PromptAlternatives};
 use crate::session::event::SessionEvent;
 
 /// Writes an event to the log. Events that concern only the client make no line.
 pub(in crate::session) fn record(log: &SessionLog, event: &SessionEvent) {
-    if !log.is_kept() {
-        return;
-    }
+    let Some(setup) = log.setup() else { return };
     if let SessionEvent::WorkerBound(bound) = event
         && let Some(previous) = &bound.previous
     {
@@ -21,12 +20,12 @@ pub(in crate::session) fn record(log: &SessionLog, event: &SessionEvent) {
             to: bound.assignment.worker.clone(),
         });
     }
-    if let Some(line) = line(event) {
+    if let Some(line) = line(event, setup) {
         log.record(|| line);
     }
 }
 
-fn line(event: &SessionEvent) -> Option<LogEvent> {
+fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
     Some(match event {
         SessionEvent::Opened(opened) => L::Opened {
             client_id: opened.client_id.as_deref().map(short),
@@ -37,6 +36,9 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             image: opened.image.as_deref().map(short),
             curated_prompts: opened.curated_prompts,
             next_segment_idx: opened.next_segment_idx,
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            format: Some(setup.format),
+            segment_cap: Some(opened.segment_cap),
         },
         SessionEvent::StateChanged { from, to } => L::State {
             from: *from,
@@ -57,6 +59,9 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             worker_id: bound.assignment.worker.clone(),
             gpu_id: bound.assignment.gpu,
             model_id: bound.assignment.model_id.clone(),
+            engine: Some(setup.engine.clone()),
+            device: Some(bound.assignment.device.clone()),
+            encoder: Some(setup.encoder.clone()),
         },
         SessionEvent::PromptReceived { source, prompt } => L::PromptReceived {
             source: *source,
@@ -109,6 +114,11 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             prompt: queued.prompt.clone(),
             original_prompt: queued.original_prompt.clone(),
             waited_ms: ms(queued.waited),
+            seed: Some(queued.seed),
+            num_inference_steps: Some(queued.total_steps),
+            guidance_scale: Some(queued.guidance_scale),
+            negative_prompt: queued.negative_prompt.clone().filter(|_| queued.loggable),
+            negative_prompt_hidden: queued.negative_prompt.is_some() && !queued.loggable,
         },
         SessionEvent::SegmentStarted { at, queued_for } => L::SegmentStarted {
             segment_idx: at.segment_idx,
@@ -146,6 +156,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             frames,
             generation,
             timing,
+            sha256,
             ..
         } => L::SegmentFinished {
             segment_idx: at.segment_idx,
@@ -154,6 +165,7 @@ fn line(event: &SessionEvent) -> Option<LogEvent> {
             generation_ms: ms(*generation),
             decode_ms: ms(timing.decode),
             encode_ms: ms(timing.encode),
+            sha256: sha256.as_ref().map(|sha256| hex(&sha256[..])),
         },
         SessionEvent::ResendCompleted(segment) => L::SegmentResent {
             segment_idx: segment.segment_idx,

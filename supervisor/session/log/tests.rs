@@ -4,9 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use fastvideo_proto::ids::{GpuId, WorkerId};
-use fastvideo_proto::job::Stage;
+use fastvideo_proto::job::{Stage, VideoFormat};
 use tempfile::TempDir;
 
+use super::signature::{PublicKey, Signer, Verdict, verify};
 use super::*;
 use crate::session::SessionState;
 use crate::small_disk::SmallDisk;
@@ -20,6 +21,27 @@ fn config(dir: &Path) -> Config {
         max_file_bytes: 1 << 20,
         max_total_bytes: 1 << 30,
         max_age: Duration::from_secs(3600),
+        signing_key: None,
+        setup: setup(),
+    }
+}
+
+fn setup() -> Setup {
+    Setup {
+        engine: "synthetic".to_owned(),
+        format: VideoFormat {
+            width: 64,
+            height: 64,
+            num_frames: 8,
+            fps: 24,
+        },
+        encoder: Encoder {
+            video_codec: "libx264".to_owned(),
+            crf: 23,
+            fragment_ms: 250.0,
+            audio_bit_rate: 128_000,
+            jpeg_quality: 85,
+        },
     }
 }
 
@@ -34,11 +56,13 @@ fn step(step: u32) -> LogEvent {
     }
 }
 
+/// The lines without those that are signatures.
 fn read(path: &Path) -> Vec<Line> {
     let text = fs::read_to_string(path).unwrap();
     assert!(text.is_empty() || text.ends_with('\n'));
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
-    lines.collect()
+    let is_signature = |line: &Line| matches!(line.event, LogEvent::Signed(_));
+    lines.filter(|line| !is_signature(line)).collect()
 }
 
 #[tokio::test]
@@ -130,6 +154,7 @@ fn unattended() -> Arc<Shared> {
     Arc::new(Shared {
         queue: Queue::default(),
         lost: AtomicU64::new(0),
+        setup: setup(),
         done: Mutex::new(None),
     })
 }
@@ -238,7 +263,8 @@ fn a_file_that_has_grown_is_set_aside() {
     // Each round fits a file, two do not.
     assert_eq!(steps(&all[2]), (12..18).map(step).collect::<Vec<_>>());
     assert_eq!(steps(&read(&aside)), (6..12).map(step).collect::<Vec<_>>());
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    // And the key.
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
 }
 
 #[test]
@@ -249,7 +275,7 @@ fn half_a_line_of_a_killed_server_is_cut_off() {
     let path = config.file(session.as_str());
     for (left, kept) in [("", ""), ("a\n", "a\n"), ("a\nb", "a\n"), ("a", "")] {
         fs::write(&path, left).unwrap();
-        let mut file = files::LogFile::open(session.as_str(), &config).unwrap();
+        let mut file = files::LogFile::open(session.as_str(), &config, None).unwrap();
         file.append(b"next\n").unwrap();
         assert_eq!(
             fs::read_to_string(&path).unwrap(),
@@ -322,4 +348,121 @@ fn old_files_go_by_age_and_by_what_all_of_them_take() {
     check(long, day / 8, &["session-d.jsonl"]);
     check(3000, day, &["session-c.jsonl", "session-d.jsonl"]);
     check(0, day, &[]);
+}
+
+/// Writes a part of a session, as a server does from the session's opening to its close.
+fn write_part(config: &Config, session: &SessionId, steps: std::ops::Range<u32>) {
+    let shared = unattended();
+    let log = Logs(Some(shared.clone())).session(session);
+    for n in steps {
+        log.record(|| step(n));
+    }
+    drop(log);
+    write_all(&shared, config.clone());
+}
+
+/// A file that two servers of a folder have written in turn, and the key.
+fn two_parts(folder: &Path) -> (std::path::PathBuf, PublicKey) {
+    let (config, session) = (config(folder), SessionId::random());
+    write_part(&config, &session, 0..3);
+    write_part(&config, &session, 3..5);
+    let key = Signer::open(folder).unwrap().key();
+    (config.file(session.as_str()), key)
+}
+
+#[test]
+fn a_file_is_signed_whenever_its_session_closes() {
+    let folder = TempDir::new().unwrap();
+    let (path, key) = two_parts(folder.path());
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(verify(&bytes), Verdict::Signed { keys: vec![key] });
+    let lines: Vec<Line> = (bytes.split(|&byte| byte == b'\n'))
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect();
+    let signatures: Vec<_> = (lines.iter())
+        .filter_map(|line| match &line.event {
+            LogEvent::Signed(signature) => Some(signature),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(signatures.len(), 2);
+    assert!(signatures.iter().all(|signature| signature.from == 0));
+    let mode = fs::metadata(folder.path().join("signing.key")).unwrap();
+    assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn any_changed_byte_is_told_with_the_lines_that_it_may_be_in() {
+    let folder = TempDir::new().unwrap();
+    let (path, _) = two_parts(folder.path());
+    let bytes = fs::read(&path).unwrap();
+    // Three steps and a signature, two steps and a signature.
+    for (line, changed) in [(1, 1..=4), (3, 1..=4), (5, 5..=7), (6, 5..=7)] {
+        let mut text: Vec<Vec<u8>> = bytes
+            .split_inclusive(|&byte| byte == b'\n')
+            .map(<[u8]>::to_vec)
+            .collect();
+        let at = text[line - 1].iter().rposition(|&byte| byte == b'5');
+        text[line - 1][at.unwrap()] = b'6';
+        let verdict = verify(&text.concat());
+        assert_eq!(verdict, Verdict::Changed { lines: changed }, "line {line}");
+    }
+    let end = bytes.len() - 1;
+    let torn = verify(&bytes[..end - 20]);
+    assert_eq!(torn, Verdict::Unsigned { lines: 5..=7 });
+    assert_eq!(verify(b""), Verdict::Unsigned { lines: 1..=1 });
+    assert_eq!(verify(b"a\nb\n"), Verdict::Unsigned { lines: 1..=2 });
+}
+
+#[test]
+fn nobody_has_a_changed_file_signed_by_resuming_its_session() {
+    let folder = TempDir::new().unwrap();
+    let (config, session) = (config(folder.path()), SessionId::random());
+    let path = config.file(session.as_str());
+    write_part(&config, &session, 0..3);
+    let text = fs::read_to_string(&path).unwrap();
+    let (steps, _) = text.split_at(text.find("\"signed\"").unwrap());
+    let steps = &steps[..=steps.rfind('\n').unwrap()];
+    for left in [
+        // Changed, with and without the signature that tells so; and what a killed server leaves.
+        text.replacen("1.5", "2.5", 1),
+        steps.replacen("1.5", "2.5", 1),
+        steps.to_owned(),
+    ] {
+        fs::write(&path, &left).unwrap();
+        write_part(&config, &session, 3..5);
+        let bytes = fs::read(&path).unwrap();
+        let lines = 1..=left.lines().count();
+        let verdict = verify(&bytes);
+        let expected = match left.contains("\"signed\"") {
+            true => Verdict::Changed { lines },
+            false => Verdict::Unsigned { lines },
+        };
+        assert_eq!(verdict, expected, "{left}");
+    }
+}
+
+#[test]
+fn keys_are_named_by_their_digits_or_by_files() {
+    let folder = TempDir::new().unwrap();
+    let key = Signer::open(folder.path()).unwrap().key();
+    let private = folder.path().join("signing.key");
+    assert_eq!(PublicKey::named(&key.to_string()).unwrap(), key);
+    assert_eq!(PublicKey::named(private.to_str().unwrap()).unwrap(), key);
+    let digits = folder.path().join("digits");
+    fs::write(&digits, format!("{key}\n")).unwrap();
+    assert_eq!(PublicKey::named(digits.to_str().unwrap()).unwrap(), key);
+    // From RFC 8410.
+    let public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+    let file = folder.path().join("public.pem");
+    fs::write(&file, public).unwrap();
+    let key = PublicKey::named(file.to_str().unwrap()).unwrap();
+    assert_eq!(
+        key.to_string(),
+        "19bf44096984cdfe8541bac167dc3b96c85086aa30b6b6cb0c5c38ad703166e1"
+    );
+    for bad in ["", "abc", "/nowhere", &"g".repeat(64)] {
+        assert!(PublicKey::named(bad).is_err(), "{bad}");
+    }
+    assert!(Signer::read(&digits).is_err());
 }

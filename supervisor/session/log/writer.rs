@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use fastvideo_proto::ids::SessionId;
 
+use super::event::LogEvent;
 use super::files::{Config, LogFile, Unwritten, tidy_up};
-use super::{Buffer, Shared};
-use crate::tenant::Tenant;
+use super::signature::{KeyError, Signer};
+use super::{Buffer, Clock, Shared, write_line};
+use crate::causes::with_causes;
 
 /// How long lines are gathered, so that one write holds many of them. A killed server loses what it has not written.
 const GATHER: Duration = Duration::from_millis(100);
@@ -26,6 +28,9 @@ pub(super) struct Writer {
     /// Number of events lost since the log could no longer be written; `None` while it can be written.
     lost: Option<u64>,
     tidied: Option<Instant>,
+    /// The key that signs the files; `None` while there is none.
+    signer: Option<Signer>,
+    clock: Clock,
 }
 
 impl Writer {
@@ -37,6 +42,8 @@ impl Writer {
             failing: HashMap::new(),
             lost: None,
             tidied: None,
+            signer: None,
+            clock: Clock::now(),
         }
     }
 
@@ -44,6 +51,16 @@ impl Writer {
     pub(super) fn run(mut self) {
         if let Err(error) = self.config.make_folder() {
             self.report(&error);
+        }
+        match self.open_key() {
+            Ok(signer) => {
+                tracing::info!(key = %signer.key(), "session logs are signed");
+                self.signer = Some(signer);
+            }
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::warn!(error, "session logs are not signed");
+            }
         }
         loop {
             if self.tidied.is_none_or(|then| then.elapsed() >= TIDY_EVERY) {
@@ -57,8 +74,16 @@ impl Writer {
                 self.write(buffer);
             }
             if last {
+                self.sign_all();
                 return;
             }
+        }
+    }
+
+    fn open_key(&self) -> Result<Signer, KeyError> {
+        match &self.config.signing_key {
+            Some(path) => Signer::read(path),
+            None => Signer::open(&self.config.dir),
         }
     }
 
@@ -70,7 +95,7 @@ impl Writer {
             tracing::warn!(session_id = %session, events = taken.dropped, "events came faster than the session log could be written");
         }
         if !taken.lines.is_empty() {
-            match self.append(session, &buffer.tenant, &taken.lines) {
+            match self.append(buffer, &taken.lines) {
                 Ok(()) => self.succeeded(session),
                 Err(Unwritten { kept, error }) => {
                     let lost = count_lines(taken.lines.get(kept..taken.events).unwrap_or_default());
@@ -79,27 +104,53 @@ impl Writer {
             }
         }
         if taken.closed {
-            self.open.remove(session);
+            if let Some(mut file) = self.open.remove(session)
+                && let Err(Unwritten { error, .. }) = self.sign(&mut file, buffer.clock.unix())
+            {
+                self.report(&error);
+            }
             self.failing.remove(session);
         }
     }
 
-    fn append(
-        &mut self,
-        session: &SessionId,
-        tenant: &Tenant,
-        lines: &[u8],
-    ) -> Result<(), Unwritten> {
-        let config = self.config.of_tenant(tenant);
+    fn append(&mut self, buffer: &Buffer, lines: &[u8]) -> Result<(), Unwritten> {
+        let session = &buffer.session;
+        let config = self.config.of_tenant(&buffer.tenant);
+        let key = self.signer.as_ref().map(Signer::key);
         let file = match self.open.remove(session) {
             Some(file) => Ok(file),
-            None => LogFile::open(session.as_str(), &config),
+            None => LogFile::open(session.as_str(), &config, key),
         };
-        let turned = file.and_then(|file| file.turned(lines.len(), &config));
-        let mut file = turned.map_err(Unwritten::nothing_kept)?;
+        let mut file = file.map_err(Unwritten::nothing_kept)?;
+        if file.is_full(lines.len(), &config) {
+            self.sign(&mut file, buffer.clock.unix())
+                .map_err(Unwritten::of_nothing)?;
+            let turned = file.turned(&config, key);
+            file = turned.map_err(Unwritten::nothing_kept)?;
+        }
         file.append(lines)?;
         self.open.insert(session.clone(), file);
         Ok(())
+    }
+
+    /// Signs what a file has, at this Unix time.
+    fn sign(&self, file: &mut LogFile, ts: f64) -> Result<(), Unwritten> {
+        let signer = self.signer.as_ref();
+        let Some(signature) = signer.and_then(|signer| file.signature(signer)) else {
+            return Ok(());
+        };
+        let mut line = Vec::new();
+        write_line(file.session(), ts, &LogEvent::Signed(signature), &mut line);
+        file.append_signature(&line)
+    }
+
+    /// Signs the files of sessions that have not ended, although the server does.
+    fn sign_all(&mut self) {
+        for mut file in std::mem::take(&mut self.open).into_values() {
+            if let Err(Unwritten { error, .. }) = self.sign(&mut file, self.clock.unix()) {
+                self.report(&error);
+            }
+        }
     }
 
     fn succeeded(&mut self, session: &SessionId) {
