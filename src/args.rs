@@ -104,6 +104,12 @@ pub(crate) fn parse(
                 folder: matches.get_one("folder").cloned(),
                 options: before.overridden_by(options(&SERVER, matches)),
             }),
+            Some(("replay", matches)) => {
+                let options = before.overridden_by(options(&SERVER, matches));
+                Invocation::Sessions(sessions::Args::Replay(
+                    sessions::replay::Args::from_matches(matches, options),
+                ))
+            }
             Some((_, matches)) => {
                 refuse_options("sessions show", &before)?;
                 Invocation::Sessions(sessions::Args::show(matches))

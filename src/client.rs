@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use fastvideo_supervisor_core::causes::with_causes;
 
-mod args;
-mod connection;
+pub(crate) mod args;
+pub(crate) mod connection;
 mod conversation;
 mod output;
 mod progress;

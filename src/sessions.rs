@@ -1,7 +1,7 @@
-//! The `sessions` subcommands: `list` and `show` the log of sessions to people.
+//! The `sessions` subcommands: `list` and `show` the log of sessions to people, `replay` one against a server.
 //!
 //! [`list`] lists the files; [`history`] reads the file and groups the events of each segment, [`text`] prints them, [`trace`] exports them for trace
-//! viewers, [`svg`] draws a picture.
+//! viewers, [`svg`] draws a picture; [`replay`] repeats the session.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,11 +12,13 @@ use anyhow::{Context, anyhow};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::session;
+use fastvideo_supervisor_core::session::log::signature::verify;
 
 use crate::config::{self, ConfigErrors};
 
 mod history;
 mod list;
+pub(crate) mod replay;
 mod svg;
 #[cfg(test)]
 mod tests;
@@ -51,11 +53,13 @@ pub(crate) enum Args {
         /// The server's configuration, which names the folder otherwise.
         options: config::Options,
     },
+    Replay(replay::Args),
 }
 
 impl Args {
     /// Builds the command; `configuration` has the options of the server, which name the folder of the session log.
     pub(crate) fn command(configuration: impl Iterator<Item = Arg>) -> Command {
+        let configuration: Vec<Arg> = configuration.collect();
         let output = |name: &'static str, help: &'static str| {
             Arg::new(name)
                 .long(name)
@@ -88,17 +92,18 @@ impl Args {
                     .help("The folder of the session log [default: as the server's configuration says]"),
             )
             // All are accepted, so that a server's command line can be taken over, but few matter.
-            .args(configuration.map(|arg| {
+            .args(configuration.iter().cloned().map(|arg| {
                 let matters = ["config", session::config::LOG_DIR.spec.path];
                 let is_hidden = !matters.contains(&arg.get_id().as_str());
                 arg.hide(is_hidden)
             }));
         Command::new("sessions")
-            .about("Shows what happened in sessions")
+            .about("Shows what happened in sessions, and replays them")
             .subcommand_required(true)
             .arg_required_else_help(true)
             .subcommand(list)
             .subcommand(show)
+            .subcommand(replay::Args::command(configuration.into_iter()))
     }
 
     /// Takes the arguments of `sessions show`.
@@ -134,6 +139,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
                 Err(errors) => return crate::refuse(&errors),
             }
         }
+        Args::Replay(args) => return replay::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -157,9 +163,14 @@ fn print_list(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn show(file: &Path, trace: Option<&Path>, svg: Option<&Path>) -> anyhow::Result<()> {
-    let history = read(file)?;
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let history = History::read(&bytes);
+    let history =
+        history.with_context(|| format!("{} has no line of a session's log", file.display()))?;
+    let signature = replay::describe(&verify(&bytes));
+    let text = format!("{}\nThe file is {signature}.\n", text::print(&history));
     // An error means that nobody reads the output any more.
-    let _ = io::stdout().write_all(text::print(&history).as_bytes());
+    let _ = io::stdout().write_all(text.as_bytes());
     if let Some(path) = trace {
         write(path, &trace::export(&history).to_string())?;
     }
@@ -171,10 +182,4 @@ fn show(file: &Path, trace: Option<&Path>, svg: Option<&Path>) -> anyhow::Result
 
 fn write(path: &Path, content: &str) -> anyhow::Result<()> {
     fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn read(path: &Path) -> anyhow::Result<History> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let history = History::read(&bytes);
-    history.with_context(|| format!("{} has no line of a session's log", path.display()))
 }

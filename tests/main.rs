@@ -44,6 +44,7 @@ mod protocol;
 )]
 mod provider;
 mod readback;
+mod replay;
 mod requests;
 mod resume;
 mod router;

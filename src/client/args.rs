@@ -298,7 +298,7 @@ impl Args {
 }
 
 /// Completes the address of the stream: `http` means `ws`, `https` means `wss`, and the path may be left out.
-fn stream_url(url: &str) -> anyhow::Result<String> {
+pub(crate) fn stream_url(url: &str) -> anyhow::Result<String> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("ws", url));
     let scheme = match scheme {
         "ws" | "http" => "ws",
@@ -383,7 +383,7 @@ fn authorization(variable: &str, is_named: bool) -> anyhow::Result<Option<Header
 }
 
 /// Returns the TLS configuration that trusts the authorities in the file, or those of the system when there is none.
-fn encryption(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
+pub(crate) fn encryption(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
     let authorities = match ca_file {
         Some(path) => tls::file_authorities(path)
             .with_context(|| format!("cannot use the certificates in {}", path.display())),

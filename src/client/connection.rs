@@ -29,7 +29,7 @@ const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
 /// The connection is lost, but the server may still have the session.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectionLost {
+pub(crate) enum ConnectionLost {
     #[error("cannot connect to {url}: {reason}")]
     Unreachable { url: String, reason: String },
     #[error("the connection broke: {0}")]
@@ -39,13 +39,13 @@ pub(super) enum ConnectionLost {
 }
 
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
 /// A message, media or the close that the client receives.
 #[derive(Debug)]
-pub(super) enum Incoming {
+pub(crate) enum Incoming {
     Message(ServerMessage),
     Media(Bytes),
     /// The server closed the connection; nothing follows.
@@ -60,7 +60,7 @@ impl Connection {
     ///
     /// # Errors
     /// Returns [`ConnectionLost`] when the server cannot be reached, and another error when a retry would not help.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         url: &str,
         tls: Option<Arc<ClientConfig>>,
         authorization: Option<HeaderValue>,
@@ -104,7 +104,7 @@ impl Connection {
     ///
     /// # Errors
     /// Returns an error when the message cannot be written.
-    pub(super) async fn send(&mut self, message: &ClientMessage) -> anyhow::Result<()> {
+    pub(crate) async fn send(&mut self, message: &ClientMessage) -> anyhow::Result<()> {
         let text = serde_json::to_string(message).context("message cannot be written as JSON")?;
         match self.socket.send(Message::text(text)).await {
             Ok(()) => Ok(()),
@@ -117,7 +117,7 @@ impl Connection {
     ///
     /// # Errors
     /// Returns [`ConnectionLost`] when the connection breaks, and another error when a message cannot be read.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Incoming> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Incoming> {
         loop {
             match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => {
@@ -140,14 +140,14 @@ impl Connection {
     }
 
     /// Closes the connection without waiting for the server's answer.
-    pub(super) async fn close(&mut self) {
+    pub(crate) async fn close(&mut self) {
         // An error means that the connection is closed already.
         let _ = self.socket.close(None).await;
     }
 }
 
 /// Describes a close code of the WebSocket protocol, with the reason that the server gave.
-pub(super) fn describe_close(code: u16, reason: &str) -> String {
+pub(crate) fn describe_close(code: u16, reason: &str) -> String {
     let meaning = match code {
         1000 => "the server ended the session",
         1001 => "the server is going away",
