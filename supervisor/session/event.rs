@@ -131,7 +131,7 @@ pub enum SessionEvent {
         plays: Duration,
         /// Time that the generation took in the worker.
         generation: Duration,
-        timing: JobTiming,
+        timing: Box<JobTiming>,
         /// The SHA-256 of the segment's media; present where it is needed.
         sha256: Option<Box<[u8; 32]>>,
     },

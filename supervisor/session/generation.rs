@@ -257,7 +257,7 @@ impl LiveSession {
             frames,
             plays: duration,
             generation,
-            timing,
+            timing: Box::new(timing),
             sha256: sha256.map(Box::new),
         });
         self.mark(at, Some(media));
