@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 const MAX_IMAGE_BYTES: usize = 32 << 20;
 const STREAM_PATH: &str = "/v1/stream";
 /// The variable that has the key where no other one is named.
-const API_KEY: &str = "FASTVIDEO_API_KEY";
+pub(crate) const API_KEY: &str = "FASTVIDEO_API_KEY";
 /// The flag that names a file of certificate authorities.
 pub(super) const CA_FILE: &str = "--ca-file";
 
@@ -368,7 +368,7 @@ fn read_state(path: &Path) -> anyhow::Result<ContinuationState> {
 }
 
 /// Reads a key from an environment variable. One that was named has to be there.
-fn authorization(variable: &str, is_named: bool) -> anyhow::Result<Option<HeaderValue>> {
+pub(crate) fn authorization(variable: &str, is_named: bool) -> anyhow::Result<Option<HeaderValue>> {
     let key = std::env::var(variable).unwrap_or_default();
     let key = key.trim();
     if key.is_empty() {

@@ -14,7 +14,7 @@ use fastvideo_supervisor_core::session::log::signature::{PublicKey, Verdict, ver
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::history::History;
-use crate::client::args::{encryption, stream_url};
+use crate::client::args::{API_KEY, authorization, encryption, stream_url};
 use crate::client::connection::Connection;
 use crate::config;
 
@@ -262,7 +262,7 @@ async fn against(url: &str, args: &Args, plan: &Plan) -> anyhow::Result<Told> {
         true => Some(encryption(args.ca_file.as_deref())?),
         false => None,
     };
-    let connection = Connection::open(&url, tls).await?;
+    let connection = Connection::open(&url, tls, authorization(API_KEY, false)?).await?;
     let conversation = Conversation::open(plan, connection, None, Faults::LeftOut).await?;
     conversation.run().await
 }
@@ -271,7 +271,7 @@ async fn against(url: &str, args: &Args, plan: &Plan) -> anyhow::Result<Told> {
 async fn on_its_own(args: &Args, plan: &Plan, faults: Faults) -> anyhow::Result<Told> {
     let server = OwnServer::start(plan, faults, &args.options).await?;
     let url = stream_url(server.address())?;
-    let connection = Connection::open(&url, None).await?;
+    let connection = Connection::open(&url, None, None).await?;
     let conversation = Conversation::open(plan, connection, Some(&server), faults).await?;
     let told = conversation.run().await?;
     let history = server.whole_log(&told.session_id).await?;

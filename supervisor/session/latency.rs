@@ -98,8 +98,8 @@ impl RelayLatency {
         );
         for mode in [MediaMode::AvFmp4, MediaMode::LegacyJpeg] {
             let mode = mode_name(mode);
-            create(&bytes, &ModeLabel { mode });
-            create(&messages, &ModeLabel { mode });
+            create(bytes, &ModeLabel { mode });
+            create(messages, &ModeLabel { mode });
         }
     }
 

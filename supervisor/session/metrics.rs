@@ -463,7 +463,8 @@ impl Meter {
             }
             SessionEvent::FirstMediaSent { at, waited, .. } => {
                 // A segment that begins anew has been late once.
-                if self.story().sent.replace(at.segment_idx) != Some(at.segment_idx) {
+                let before = self.story().sent.replace(at.segment_idx);
+                if before != Some(at.segment_idx) {
                     let segment = match at.segment_idx {
                         0 => "first",
                         _ => "next",

@@ -60,11 +60,11 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Config> {
         }
         None => None,
     };
-    let is_named = |name: &&str| {
+    let is_named = |name: &str| {
         let value = reader.surroundings().variable(name);
         value.is_some_and(|value| !value.is_empty())
     };
-    if endpoint.is_none() && !VARIABLES.iter().any(|name| is_named(&name)) {
+    if endpoint.is_none() && !VARIABLES.iter().any(|name| is_named(name)) {
         return None;
     }
     Some(Config {

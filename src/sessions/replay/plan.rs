@@ -249,10 +249,10 @@ impl Plan {
                     requested.push(place);
                     next_run += 1;
                 }
-                Event::Message { r#type, .. } if r#type == "cancel_segment" => {
-                    if running.is_some_and(Run::is_cancelled) {
-                        placed.push((at, Action::Cancel));
-                    }
+                Event::Message { r#type, .. }
+                    if r#type == "cancel_segment" && running.is_some_and(Run::is_cancelled) =>
+                {
+                    placed.push((at, Action::Cancel));
                 }
                 Event::Fault { .. } | Event::SegmentTakenBack { .. } => was_lost = true,
                 Event::Handoff { .. } => {

@@ -353,7 +353,7 @@ fn old_files_go_by_age_and_by_what_all_of_them_take() {
 /// Writes a part of a session, as a server does from the session's opening to its close.
 fn write_part(config: &Config, session: &SessionId, steps: std::ops::Range<u32>) {
     let shared = unattended();
-    let log = Logs(Some(shared.clone())).session(session);
+    let log = Logs(Some(shared.clone())).session(session, &Tenant::default());
     for n in steps {
         log.record(|| step(n));
     }
