@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use fastvideo_proto::ids::SessionId;
-use fastvideo_proto::job::Stage;
+use fastvideo_proto::job::{Stage, VideoFormat};
+use fastvideo_proto::link::EncoderSpec;
 use fastvideo_supervisor_core::session::Logs;
-use fastvideo_supervisor_core::session::log::{Config, LogEvent as Event, SessionLog};
+use fastvideo_supervisor_core::session::log::{Config, LogEvent as Event, SessionLog, Setup};
 use fastvideo_supervisor_core::tenant::Tenant;
 use nix::unistd::Pid;
 use tokio::time::{MissedTickBehavior, interval};
@@ -27,6 +28,17 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Row>> {
         max_file_bytes: 16 << 20,
         max_total_bytes: 1 << 30,
         max_age: Duration::from_secs(3600),
+        signing_key: None,
+        setup: Setup {
+            engine: "synthetic".to_owned(),
+            format: VideoFormat {
+                width: 64,
+                height: 64,
+                num_frames: 8,
+                fps: 24,
+            },
+            encoder: (&EncoderSpec::default()).into(),
+        },
     };
     // The same loop without a log: what remains is the log's own work, in the sessions and in its thread.
     let without = run(&Logs::open(None)).await?;
@@ -84,8 +96,16 @@ async fn run(logs: &Logs) -> anyhow::Result<Duration> {
 fn lines(folder: PathBuf) -> anyhow::Result<usize> {
     let mut lines = 0;
     for file in std::fs::read_dir(folder)? {
-        let text = std::fs::read_to_string(file?.path()).context("whole files are text")?;
-        lines += text.lines().count();
+        let path = file?.path();
+        if path.extension().is_none_or(|it| it != "jsonl") {
+            continue;
+        }
+        let text = std::fs::read_to_string(path).context("whole files are text")?;
+        // Besides these a file has what it is and its signature.
+        lines += text
+            .lines()
+            .filter(|line| line.contains("\"step\""))
+            .count();
     }
     Ok(lines)
 }
