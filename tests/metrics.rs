@@ -419,6 +419,11 @@ impl Drop for Running {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the tests start Prometheus")]
+fn tool(name: &str) -> Command {
+    Command::new(name)
+}
+
 #[tokio::test]
 async fn prometheus_takes_a_scrape_and_finds_no_fault_in_it() {
     let server = with_everything();
@@ -427,7 +432,7 @@ async fn prometheus_takes_a_scrape_and_finds_no_fault_in_it() {
     client.segment("a red fox").await;
 
     let (_, plain) = text(&server, "text/plain").await;
-    let mut lint = Command::new("promtool")
+    let mut lint = tool("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -457,7 +462,7 @@ async fn prometheus_takes_a_scrape_and_finds_no_fault_in_it() {
         .unwrap()
         .port();
     let _prometheus = Running(
-        Command::new("prometheus")
+        tool("prometheus")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!(
                 "--storage.tsdb.path={}",

@@ -94,10 +94,10 @@ async fn faulty(folder: &Path) -> PathBuf {
     client.send(request("it sleeps", 3)).await;
     let status = server.status().await;
     let of_session = status["gpu_status"].as_object().unwrap().iter();
-    let gpu = of_session
+    let mut gpu = of_session
         .filter(|(_, gpu)| gpu["client_count"] == 1)
         .map(|(gpu, _)| gpu.parse().unwrap());
-    let gpu = gpu.last().unwrap();
+    let gpu = gpu.next_back().unwrap();
     kill(server.worker_pid(gpu).await, Signal::SIGKILL).unwrap();
     client.until_type("ltx2_segment_complete").await;
     client.until_type("step_complete").await;

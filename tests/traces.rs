@@ -14,6 +14,7 @@ use prost::Message;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::harness::{Server, WATCHFUL, until};
@@ -25,6 +26,7 @@ struct Collector {
     address: SocketAddr,
     spans: Arc<Mutex<Vec<Span>>>,
     resources: Arc<Mutex<Vec<BTreeMap<String, String>>>>,
+    served: Mutex<JoinSet<()>>,
 }
 
 impl Collector {
@@ -34,12 +36,14 @@ impl Collector {
             address: listener.local_addr().unwrap(),
             spans: Arc::default(),
             resources: Arc::default(),
+            served: Mutex::default(),
         };
         let (spans, resources) = (collector.spans.clone(), collector.resources.clone());
-        tokio::spawn(async move {
+        collector.served.lock().unwrap().spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let (spans, resources) = (spans.clone(), resources.clone());
-                tokio::spawn(async move { serve(stream, &spans, &resources).await });
+                connections.spawn(async move { serve(stream, &spans, &resources).await });
             }
         });
         collector
