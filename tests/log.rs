@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::harness::{PATIENCE, SMALL, Server, WATCHFUL, command};
+use crate::harness::{PATIENCE, SMALL, Server, WATCHFUL, command, until};
 
 /// Where an output of the server goes.
 #[derive(Clone, Copy, Debug)]
@@ -293,7 +293,10 @@ async fn a_line_of_a_session_has_its_identity_beside_its_fields_in_json() {
     let assigned = client.until_type("gpu_assigned").await;
     client.until_type("ltx2_stream_start").await;
     client.segment("a red fox").await;
-    let log = server.log();
+    let log = until("the log tells of the job's end", async || {
+        Some(server.log()).filter(|log| log.contains("job finished"))
+    })
+    .await;
     let lines: Vec<Value> = (log.lines())
         .map(|line| serde_json::from_str(line).expect("each line is an object"))
         .collect();
