@@ -36,13 +36,11 @@ impl Collector for TlsGauges {
         )?;
         let expires = tls.and_then(ServerTls::expires);
         let expires = expires.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-        match expires {
-            Some(expires) => gauges.one(
-                "tls_certificate_expiry_timestamp_seconds",
-                "Unix time at which the certificate ends that new connections get",
-                expires.as_secs_f64(),
-            ),
-            None => Ok(()),
-        }
+        let no_labels: [(&str, &str); 0] = [];
+        gauges.each(
+            "tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate ends that new connections get; without TLS there is none",
+            expires.map(|expires| (no_labels, expires.as_secs_f64())),
+        )
     }
 }

@@ -146,7 +146,10 @@ async fn sessions_are_logged_in_a_folder_per_tenant() {
     let files = |folder: PathBuf| {
         let entries = fs::read_dir(folder).unwrap();
         entries
-            .filter(|it| it.as_ref().unwrap().file_type().unwrap().is_file())
+            .filter(|it| {
+                let path = it.as_ref().unwrap().path();
+                path.extension().is_some_and(|it| it == "jsonl")
+            })
             .count()
     };
     let own = logs.path().to_owned();
