@@ -1,7 +1,7 @@
 //! The signatures of session logs: whether a file is as its server has written it.
 //!
 //! A file ends with a line `signed`: a public key, the offset of the first signed byte, the SHA-256 of all bytes from there
-//! up to that line, and an Ed25519 signature over a text of both ([`statement`]). A session that is resumed goes on behind
+//! up to that line, and an Ed25519 signature over a text of both (`statement`). A session that is resumed goes on behind
 //! it. The server that opens a file signs what was there only if that ends with a valid signature of its own key: so nobody
 //! has a changed file signed by resuming its session.
 
