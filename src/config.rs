@@ -15,12 +15,15 @@ pub(crate) mod keys;
 mod suggest;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use fastvideo_supervisor_core::prompt::provider;
 use fastvideo_supervisor_core::settings::{KeySpec, Origin, Reader, Settings, Surroundings};
-use fastvideo_supervisor_core::{self as core, Config, engines, prompt, router, store};
+use fastvideo_supervisor_core::{
+    self as core, Config, Layers, Source, engines, prompt, router, store,
+};
 
-use crate::logging;
+use crate::logging::{self, LogFilter};
 use error::ConfigError;
 use keys::Table;
 
@@ -50,6 +53,40 @@ impl Options {
             file: later.file.or(self.file),
             flags: self.flags,
         }
+    }
+}
+
+/// The layers of a running program's configuration.
+#[derive(Debug)]
+pub(crate) struct ProgramLayers {
+    options: Options,
+    surroundings: Surroundings,
+}
+
+impl Layers for ProgramLayers {
+    fn merge(&self) -> Result<Settings, String> {
+        match merge(&self.options, &self.surroundings) {
+            Ok((settings, _)) => Ok(settings),
+            Err(errors) => Err(errors.to_string().trim_end().to_owned()),
+        }
+    }
+}
+
+/// Returns where a configuration comes from that was loaded from these options.
+pub(crate) fn source(
+    options: &Options,
+    surroundings: &Surroundings,
+    settings: Settings,
+    log: LogFilter,
+) -> Source {
+    Source {
+        settings,
+        surroundings: surroundings.clone(),
+        layers: Box::new(ProgramLayers {
+            options: options.clone(),
+            surroundings: surroundings.clone(),
+        }),
+        log: Arc::new(log),
     }
 }
 

@@ -8,20 +8,25 @@
 //! - `panics` logs the messages of panics.
 
 use std::io::{self, IsTerminal, stderr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fastvideo_supervisor_core::LogLines;
-use fastvideo_supervisor_core::settings::{Key, KeySpec, Origin, Reader, SettingError};
+use fastvideo_supervisor_core::settings::{Key, KeySpec, Origin, Reader, Reload, SettingError};
 use fastvideo_supervisor_core::turns::Turns;
+use fastvideo_supervisor_core::{Commit, LogControl};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{EnvFilter, FilterFn};
 use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::format::JsonFields;
+use tracing_subscriber::layer::Layered;
 use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry};
 
 use self::escape::{EscapedFields, EscapedJson};
-use self::filter::Filter;
+use self::filter::{Filter, ShownLines};
 use self::json::FlatJson;
 use self::writer::LogWriter;
 
@@ -51,6 +56,7 @@ static LOG_FORMAT: Key<String> = Key::choice("server.log_format", &[TEXT, JSON])
 
 static LOG_LEVEL: Key<Option<String>> = Key::text("server.log_level")
     .short("log-level")
+    .reload(Reload::AtOnce)
     .help("What is logged: off, error, warn, info, debug, trace, or a filter as in RUST_LOG, such as `info,fastvideo_supervisor_core=debug`; lines of libraries at level trace are left out unless the filter names the library [default: RUST_LOG, or info]");
 
 /// The options of the log; the filter has been checked.
@@ -102,6 +108,48 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Options {
     }
 }
 
+/// The filter of the log that runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct LogFilter(Arc<Mutex<FilterLayers>>);
+
+/// The two halves of the filter, which are exchanged together.
+#[derive(Debug)]
+struct FilterLayers {
+    directives: Handle<EnvFilter, Registry>,
+    cap: Handle<FilterFn<ShownLines>, Filtered>,
+}
+
+/// What the cap is put on.
+type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+
+impl LogFilter {
+    fn exchange(&self, filter: Filter) {
+        let (directives, cap) = filter.into_layers();
+        let layers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // It fails where the log has ended, which is when nobody reads it.
+        let _ = layers.directives.reload(directives);
+        let _ = layers.cap.reload(cap);
+    }
+}
+
+impl LogControl for LogFilter {
+    fn prepare(&self, reader: &mut Reader<'_>) -> Commit {
+        let (log, filter) = (self.clone(), read(reader).filter);
+        Box::new(move || {
+            log.exchange(filter);
+            Vec::new()
+        })
+    }
+
+    fn set_filter(&self, text: &str) -> Result<(), String> {
+        let filter = text.parse::<Filter>();
+        let filter =
+            filter.map_err(|error| format!("{}, given {text:?}: {error}", filter::EXPECTED))?;
+        self.exchange(filter);
+        Ok(())
+    }
+}
+
 /// Starts the log of this process, which gets the messages of panics, too. Its lines are counted in `lines`, and its thread
 /// is one of the loops that have to turn.
 ///
@@ -110,7 +158,11 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Options {
 ///
 /// # Panics
 /// Panics when the process has a log already.
-pub(crate) fn start(options: Options, lines: LogLines, turns: &Turns) -> io::Result<Log> {
+pub(crate) fn start(
+    options: Options,
+    lines: LogLines,
+    turns: &Turns,
+) -> io::Result<(Log, LogFilter)> {
     let writer = LogWriter::start(stderr(), turns)?;
     let layer = fmt::layer()
         .with_writer(writer.clone())
@@ -128,6 +180,8 @@ pub(crate) fn start(options: Options, lines: LogLines, turns: &Turns) -> io::Res
             .boxed(),
     };
     let (filter, cap) = options.filter.into_layers();
+    let (filter, directives) = reload::Layer::new(filter);
+    let (cap, cap_handle) = reload::Layer::new(cap);
     tracing_subscriber::registry()
         .with(filter)
         .with(cap)
@@ -135,7 +189,11 @@ pub(crate) fn start(options: Options, lines: LogLines, turns: &Turns) -> io::Res
         .with(layer)
         .init();
     panics::log_panics();
-    Ok(Log(writer))
+    let layers = FilterLayers {
+        directives,
+        cap: cap_handle,
+    };
+    Ok((Log(writer), LogFilter(Arc::new(Mutex::new(layers)))))
 }
 
 /// Counts the lines that are logged.

@@ -13,10 +13,9 @@ use std::time::Duration;
 use fastvideo_supervisor_core::LogLines;
 use fastvideo_supervisor_core::causes::with_causes;
 use fastvideo_supervisor_core::service_manager::{ServiceManager, watchdog_limit};
-use fastvideo_supervisor_core::settings::Surroundings;
 use fastvideo_supervisor_core::sockets::{PassedError, PassedSockets};
 use fastvideo_supervisor_core::turns::Turns;
-use fastvideo_supervisor_core::{Launch, Listening, thread_priority};
+use fastvideo_supervisor_core::{Launch, Listening, Source, thread_priority};
 use tokio::runtime::Runtime;
 
 mod args;
@@ -73,8 +72,8 @@ fn serve(options: &config::Options) -> ExitCode {
     let turns = Turns::new(watchdog_limit(&surroundings));
     // It writes its last lines when it is dropped.
     let log_lines = LogLines::default();
-    let _log = match logging::start(loaded.logging, log_lines.clone(), &turns) {
-        Ok(log) => log,
+    let (_log, log_filter) = match logging::start(loaded.logging, log_lines.clone(), &turns) {
+        Ok(started) => started,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
             return ExitCode::FAILURE;
@@ -84,10 +83,9 @@ fn serve(options: &config::Options) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match run(
-        loaded.config,
-        launch(sockets, &surroundings, turns, log_lines),
-    ) {
+    let source = config::source(options, &surroundings, loaded.settings, log_filter);
+    let launch = launch(sockets, source, turns, log_lines);
+    match run(loaded.config, launch) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", with_causes(error.as_ref()));
@@ -105,17 +103,13 @@ fn run(config: fastvideo_supervisor_core::Config, launch: Launch) -> anyhow::Res
 }
 
 /// Puts together what the program was given by whoever started it.
-fn launch(
-    sockets: PassedSockets,
-    surroundings: &Surroundings,
-    turns: Turns,
-    log_lines: LogLines,
-) -> Launch {
+fn launch(sockets: PassedSockets, source: Source, turns: Turns, log_lines: LogLines) -> Launch {
     Launch {
         sockets,
-        service: ServiceManager::find(surroundings),
+        service: ServiceManager::find(&source.surroundings),
         turns,
         log_lines,
+        source,
     }
 }
 

@@ -32,12 +32,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Err(errors) => return crate::refuse(&errors),
     };
     match args {
-        Args::Serve(_) => serve(loaded, &surroundings),
+        Args::Serve(_) => serve(options, loaded, &surroundings),
         Args::Check(_) => check(&loaded),
     }
 }
 
-fn serve(loaded: LoadedRouter, surroundings: &Surroundings) -> ExitCode {
+fn serve(options: &Options, loaded: LoadedRouter, surroundings: &Surroundings) -> ExitCode {
     let sockets = match PassedSockets::take(surroundings, false) {
         Ok(sockets) => sockets,
         Err(error) => return crate::refuse_sockets(&error),
@@ -45,8 +45,8 @@ fn serve(loaded: LoadedRouter, surroundings: &Surroundings) -> ExitCode {
     let turns = Turns::new(watchdog_limit(surroundings));
     // It writes its last lines when it is dropped.
     let log_lines = LogLines::default();
-    let _log = match logging::start(loaded.logging, log_lines.clone(), &turns) {
-        Ok(log) => log,
+    let (_log, log_filter) = match logging::start(loaded.logging, log_lines.clone(), &turns) {
+        Ok(started) => started,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: cannot start the log: {error}");
             return ExitCode::FAILURE;
@@ -58,7 +58,8 @@ fn serve(loaded: LoadedRouter, surroundings: &Surroundings) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let launch = crate::launch(sockets, surroundings, turns, log_lines);
+    let source = config::source(options, surroundings, loaded.settings, log_filter);
+    let launch = crate::launch(sockets, source, turns, log_lines);
     let served = crate::runtime(true).map_err(anyhow::Error::from);
     let served = served.and_then(|runtime| {
         let served = runtime.block_on(router::serve(loaded.config, launch, crate::announce));

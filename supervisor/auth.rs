@@ -20,9 +20,10 @@ pub use key_set::{KeySet, KeySetError, Role};
 pub use routes::Access;
 
 use crate::client_address::ClientAddress;
+use crate::current::Current;
 use crate::tenant::Tenant;
 use credential::Credential;
-use jwt::{BadToken, JwkSetError, Jwt};
+use jwt::{BadToken, Jwt};
 use key::KeyHash;
 use rates::Rates;
 use ticket::{BadTicket, Bearer, TicketKey, UsedTickets};
@@ -63,14 +64,23 @@ pub struct Auth(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    keys_file: Option<PathBuf>,
+    means: Current<Means>,
     keys: watch::Sender<Arc<KeySet>>,
-    jwt: Option<Jwt>,
-    ticket_key: TicketKey,
     used_tickets: UsedTickets,
     wrong: WrongKeys,
     rates: Rates,
     counts: AuthCounts,
+}
+
+/// By what else than a key callers are known.
+#[derive(Debug)]
+struct Means {
+    /// Whether there is a file of keys.
+    has_keys: bool,
+    jwt: Option<Arc<Jwt>>,
+    ticket_key: TicketKey,
+    /// Whether the secret of tickets is this process's own, and not one that servers share.
+    has_own_ticket_key: bool,
 }
 
 /// Why a caller is not let in.
@@ -86,12 +96,16 @@ pub(crate) struct Refusal {
 
 impl Auth {
     pub fn new(config: Config) -> Self {
-        let (keys_file, keys) = config.keys.unzip();
-        Self(Arc::new(Shared {
-            keys_file,
-            keys: watch::Sender::new(Arc::new(keys.unwrap_or_default())),
-            jwt: config.jwt.map(Jwt::new),
+        let means = Means {
+            has_keys: config.keys.is_some(),
+            jwt: config.jwt.map(|jwt| Arc::new(Jwt::new(jwt))),
+            has_own_ticket_key: config.ticket_key.is_none(),
             ticket_key: config.ticket_key.unwrap_or_else(TicketKey::random),
+        };
+        let keys = config.keys.map(|(_, keys)| keys);
+        Self(Arc::new(Shared {
+            means: Current::new(means),
+            keys: watch::Sender::new(Arc::new(keys.unwrap_or_default())),
             used_tickets: UsedTickets::default(),
             wrong: WrongKeys::default(),
             rates: Rates::default(),
@@ -101,7 +115,7 @@ impl Auth {
 
     /// Returns whether callers are asked for a key.
     pub fn asks(&self) -> bool {
-        self.0.keys_file.is_some() || self.0.jwt.is_some()
+        self.0.means.get().ask()
     }
 
     /// Tells the log where anybody who reaches the server may use it.
@@ -125,43 +139,51 @@ impl Auth {
         self.0.keys.borrow().clone()
     }
 
-    /// Reads the files of keys again, and checks all of them. Their keys are valid from now on, and no others. Returns how
-    /// many callers' keys there are; `None` where there is no file of them. Blocks while it reads.
-    ///
-    /// # Errors
-    /// See [`ReloadError`]; the keys stay as they were.
-    pub fn reload(&self) -> Result<Option<usize>, ReloadError> {
-        let set = match &self.0.jwt {
-            Some(jwt) => jwt.reread()?,
-            None => None,
-        };
-        let read = self.0.keys_file.as_deref().map(KeySet::read).transpose()?;
-        if let Some((jwt, set)) = self.0.jwt.as_ref().zip(set) {
-            jwt.replace(set);
-        }
-        let Some(read) = read else {
-            return Ok(None);
-        };
-        if let Some(warning) = read.warning {
+    /// Takes over another configuration: its keys are valid from now on, and no others. Returns the keys of it that name files
+    /// which have changed.
+    pub(crate) fn reconfigure(&self, config: Config) -> Vec<&'static str> {
+        if let Some(warning) = &config.warning {
             tracing::warn!("{warning}");
         }
-        let count = read.keys.len();
-        self.0.keys.send_replace(Arc::new(read.keys));
-        Ok(Some(count))
-    }
-
-    /// Reads the files of keys and keeps nothing of them. Blocks while it reads.
-    ///
-    /// # Errors
-    /// As [`Self::reload`].
-    pub fn check(&self) -> Result<(), ReloadError> {
-        if let Some(jwt) = &self.0.jwt {
-            jwt.reread()?;
+        let mut changed = Vec::new();
+        let old = self.0.means.get();
+        let jwt = match (&old.jwt, config.jwt) {
+            (_, None) => None,
+            // It has fetched the provider's keys.
+            (Some(old), Some(new)) if *old.config() == new => Some(old.clone()),
+            (old, Some(new)) => {
+                if old
+                    .as_ref()
+                    .is_some_and(|old| old.config().reads_like(&new))
+                {
+                    changed.push(config::JWKS_FILE.spec.path);
+                }
+                Some(Arc::new(Jwt::after(new, old.as_deref())))
+            }
+        };
+        let has_own_ticket_key = config.ticket_key.is_none();
+        // Tickets of the last minute stay valid where the secret stays this process's own. One that was shared may have
+        // become known.
+        let ticket_key = config
+            .ticket_key
+            .unwrap_or_else(|| match old.has_own_ticket_key {
+                true => old.ticket_key.clone(),
+                false => TicketKey::random(),
+            });
+        let keys = config.keys.map(|(_, keys)| keys);
+        let has_keys = keys.is_some();
+        let keys = Arc::new(keys.unwrap_or_default());
+        if old.has_keys && has_keys && *self.keys() != *keys {
+            changed.push(config::KEYS_FILE.spec.path);
         }
-        if let Some(file) = &self.0.keys_file {
-            KeySet::read(file)?;
-        }
-        Ok(())
+        self.0.means.replace(Means {
+            has_keys,
+            jwt,
+            ticket_key,
+            has_own_ticket_key,
+        });
+        self.0.keys.send_replace(keys);
+        changed
     }
 
     /// Finds out who shows a credential.
@@ -170,9 +192,10 @@ impl Auth {
         credential: &Credential<'_>,
         address: ClientAddress,
     ) -> Result<Caller, Refusal> {
+        let means = self.0.means.get();
         let found = match credential {
             Credential::None => Err(Refusal::of(AuthMethod::None, AuthOutcome::Missing)),
-            Credential::Bearer(text) => match &self.0.jwt {
+            Credential::Bearer(text) => match &means.jwt {
                 Some(jwt) if Jwt::is_token(text) => by_token(jwt, text).await,
                 _ => self.by_key(text),
             },
@@ -204,7 +227,8 @@ impl Auth {
 
     fn by_ticket(&self, ticket: &str) -> Result<Caller, Refusal> {
         let refused = |outcome| Refusal::of(AuthMethod::Ticket, outcome);
-        let taken = (self.0.used_tickets).take(&self.0.ticket_key, ticket, SystemTime::now());
+        let means = self.0.means.get();
+        let taken = (self.0.used_tickets).take(&means.ticket_key, ticket, SystemTime::now());
         let bearer = taken.map_err(|bad| match bad {
             BadTicket::Invalid => refused(AuthOutcome::Invalid),
             BadTicket::Expired => refused(AuthOutcome::Expired),
@@ -214,7 +238,7 @@ impl Auth {
                 ..refused(AuthOutcome::Unavailable)
             },
         })?;
-        if bearer.is_subject && self.0.jwt.is_some() {
+        if bearer.is_subject && means.jwt.is_some() {
             return Ok(Caller {
                 method: AuthMethod::Ticket,
                 id: Some(bearer.id.into()),
@@ -241,12 +265,13 @@ impl Auth {
             id: id.to_string(),
             is_subject: caller.key.is_none(),
         };
-        Some(ticket::issue(&self.0.ticket_key, bearer, SystemTime::now()))
+        let means = self.0.means.get();
+        Some(ticket::issue(&means.ticket_key, bearer, SystemTime::now()))
     }
 
     /// Returns whether a caller that was let in would still be.
     pub fn still_admits(&self, caller: &Caller) -> bool {
-        let Some(hash) = caller.key else {
+        let Some(hash) = caller.key.filter(|_| self.asks()) else {
             return true;
         };
         let keys = self.keys();
@@ -258,15 +283,6 @@ impl Auth {
     pub fn changes(&self) -> watch::Receiver<Arc<KeySet>> {
         self.0.keys.subscribe()
     }
-}
-
-/// Why the files of keys are not read again.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    #[error(transparent)]
-    Keys(#[from] KeySetError),
-    #[error(transparent)]
-    JwkSet(#[from] JwkSetError),
 }
 
 /// Returns the caller that a token names.
@@ -307,6 +323,13 @@ fn caller(entry: &key_set::KeyEntry, method: AuthMethod) -> Result<Caller, Refus
         origins: entry.origins.clone(),
         key: Some(entry.hash),
     })
+}
+
+impl Means {
+    /// Returns whether callers are asked for a key.
+    fn ask(&self) -> bool {
+        self.has_keys || self.jwt.is_some()
+    }
 }
 
 impl Refusal {

@@ -24,14 +24,14 @@ pub(crate) struct ByteBudget(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    limits: Limits,
     taken: Mutex<Taken>,
     /// Notified when bytes are given back.
     given_back: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Taken {
+    limits: Limits,
     total: u64,
     by_client: HashMap<ClientAddress, u64>,
 }
@@ -55,10 +55,19 @@ pub(crate) struct Exhausted;
 impl ByteBudget {
     pub(crate) fn new(limits: Limits) -> Self {
         Self(Arc::new(Shared {
-            limits,
-            taken: Mutex::default(),
+            taken: Mutex::new(Taken {
+                limits,
+                total: 0,
+                by_client: HashMap::new(),
+            }),
             given_back: Notify::new(),
         }))
+    }
+
+    /// Changes the limits. What is taken already stays taken.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.0.lock().limits = limits;
+        self.0.given_back.notify_waiters();
     }
 
     /// Takes bytes for a client; waits for them if need be.
@@ -87,8 +96,8 @@ impl ByteBudget {
     }
 
     fn try_take(&self, client: ClientAddress, bytes: u64) -> Option<Share> {
-        let limits = self.0.limits;
         let mut taken = self.0.lock();
+        let limits = taken.limits;
         let of_client = taken.by_client.get(&client).copied().unwrap_or(0);
         if bytes > limits.total.saturating_sub(taken.total)
             || bytes > limits.per_address.saturating_sub(of_client)

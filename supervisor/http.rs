@@ -2,7 +2,7 @@
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
 //! spectators, `film` serves what was recorded, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests, and
-//! `openapi` describes all routes. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
+//! `openapi` describes all routes. `parts` are what a reload gives another configuration. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
 //! state of the pool, the store and the prompts.
@@ -15,6 +15,7 @@ use axum::routing::get;
 use fastvideo_proto::api::probes::Readiness;
 use tokio::net::TcpListener;
 
+pub(crate) use app::Reloading;
 pub use app::{Admin, App, Config};
 
 use crate::auth::{guard, issue};
@@ -31,6 +32,7 @@ mod film;
 pub mod fleet;
 pub(crate) mod openapi;
 mod operator;
+mod parts;
 mod status;
 mod store_error;
 mod stream;

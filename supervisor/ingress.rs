@@ -3,10 +3,11 @@
 //! `listener` accepts connections, `tls` shakes hands where they are encrypted, `connections` counts them, `connection` limits
 //! the time of each of their phases;
 //! `websocket` begins WebSockets, `message_io` limits what is received on them by their `frame`s, and `liveness` tells
-//! whether a peer is still there. `hosts` and `origins` tell pages of other sites, and `proxies` where a request comes from. `extract` reads requests, and `error`
+//! whether a peer is still there. `hosts` and `origins` tell pages of other sites, and `proxies` where a request comes from. `access` is the access log. `extract` reads requests, and `error`
 //! answers those that are refused: every refusal has the same JSON body.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ pub use proxies::TrustedProxies;
 
 use crate::byte_budget::{self, ByteBudget};
 use crate::client_address::ClientAddress;
+use crate::current::Current;
 use crate::tls::server::ServerTls;
 use connection::{BodyLimits, TimeLimits};
 use connections::Connections;
@@ -25,6 +27,7 @@ use hosts::Hosts;
 use message_io::MessageLimits;
 use tls::Encryption;
 
+pub(crate) mod access;
 pub mod config;
 pub(crate) mod connection;
 pub(crate) mod connections;
@@ -109,16 +112,10 @@ pub struct Limits {
 /// What all requests and WebSockets of a server need to keep within the limits. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ingress {
-    pub(crate) max_message_bytes: usize,
-    pub(crate) ping_interval: Duration,
-    pub(crate) message_timeout: Duration,
-    pub(crate) body_limits: BodyLimits,
-    pub(crate) time_limits: TimeLimits,
+    rules: Current<Rules>,
     pub(crate) hosts: Hosts,
-    pub(crate) origins: Origins,
-    pub(crate) proxies: TrustedProxies,
-    /// Whether pages of sites that are not in `origins` may open sessions.
-    pub(crate) any_origin_may_stream: bool,
+    /// Number of connections for which there are open files.
+    most_connections: usize,
     /// The encryption of connections, where the listeners speak HTTPS. Its `tls` knows how handshakes have ended and when
     /// the certificate expires.
     pub(crate) encryption: Option<Encryption>,
@@ -134,30 +131,23 @@ pub struct Ingress {
     pub(crate) stopping: CancellationToken,
 }
 
-impl Ingress {
-    /// Creates the ingress of a server that was told to listen on `host`, does so on `address`, and has open files for
-    /// `most_connections`.
-    pub(crate) fn new(
-        config: Config,
-        host: &str,
-        address: IpAddr,
-        most_connections: usize,
-    ) -> Self {
+/// What holds for connections and for requests on them, until a reload changes it.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) max_message_bytes: usize,
+    pub(crate) ping_interval: Duration,
+    pub(crate) message_timeout: Duration,
+    pub(crate) body_limits: BodyLimits,
+    pub(crate) time_limits: TimeLimits,
+    pub(crate) origins: Origins,
+    /// Whether pages of sites that are not in `origins` may open sessions.
+    pub(crate) any_origin_may_stream: bool,
+    pub(crate) proxies: TrustedProxies,
+}
+
+impl Rules {
+    fn new(config: Config) -> Self {
         let limits = config.limits;
-        let connections = limits.connections.unwrap_or(DEFAULT_CONNECTIONS);
-        if limits.connections.is_some() && connections > most_connections {
-            tracing::warn!(
-                given = connections,
-                used = most_connections,
-                "`server.limits.max_connections` is more than the limit on open files allows"
-            );
-        }
-        let connections = connections.min(most_connections);
-        let unopened = limits.unopened.unwrap_or((connections / 4).max(1));
-        let half = |of: usize| (of / 2).max(1);
-        let stopping = CancellationToken::new();
-        let encryption =
-            (config.tls).map(|tls| Encryption::new(tls, limits.head_timeout, stopping.clone()));
         Self {
             max_message_bytes: config.max_message_bytes,
             ping_interval: config.ping_interval,
@@ -172,33 +162,100 @@ impl Ingress {
                 answer_stall: limits.answer_idle_timeout,
                 answer: limits.answer_timeout,
             },
-            hosts: Hosts::new(config.allowed_hosts, host, address),
             any_origin_may_stream: config.allowed_origins.is_none(),
             origins: config.allowed_origins.unwrap_or_default(),
-            encryption,
             proxies: config.trusted_proxies,
-            open: Connections::new(connections::Limits {
-                connections,
-                connections_per_address: (limits.connections_per_client)
-                    .unwrap_or(half(connections)),
-                unopened,
-                unopened_per_address: limits.unopened_per_client.unwrap_or(half(unopened)),
-            }),
-            receiving: ByteBudget::new(byte_budget::Limits {
-                total: limits.receiving_bytes,
-                per_address: limits.receiving_bytes_per_client,
-            }),
+        }
+    }
+}
+
+impl Limits {
+    /// Returns the limits on connections of a server that has open files for `most_connections`.
+    fn of_connections(&self, most_connections: usize) -> connections::Limits {
+        let connections = self.connections.unwrap_or(DEFAULT_CONNECTIONS);
+        if self.connections.is_some() && connections > most_connections {
+            tracing::warn!(
+                given = connections,
+                used = most_connections,
+                "`server.limits.max_connections` is more than the limit on open files allows"
+            );
+        }
+        let connections = connections.min(most_connections);
+        let unopened = self.unopened.unwrap_or((connections / 4).max(1));
+        let half = |of: usize| (of / 2).max(1);
+        connections::Limits {
+            connections,
+            connections_per_address: self.connections_per_client.unwrap_or(half(connections)),
+            unopened,
+            unopened_per_address: self.unopened_per_client.unwrap_or(half(unopened)),
+        }
+    }
+
+    fn of_memory(&self) -> byte_budget::Limits {
+        byte_budget::Limits {
+            total: self.receiving_bytes,
+            per_address: self.receiving_bytes_per_client,
+        }
+    }
+}
+
+impl Ingress {
+    /// Creates the ingress of a server that was told to listen on `host`, does so on `address`, and has open files for
+    /// `most_connections`.
+    pub(crate) fn new(
+        config: Config,
+        host: &str,
+        address: IpAddr,
+        most_connections: usize,
+    ) -> Self {
+        let limits = config.limits;
+        let stopping = CancellationToken::new();
+        let tls = config.tls.clone();
+        let encryption = tls.map(|tls| Encryption::new(tls, limits.head_timeout, stopping.clone()));
+        Self {
+            hosts: Hosts::new(config.allowed_hosts.clone(), host, address),
+            rules: Current::new(Rules::new(config)),
+            most_connections,
+            encryption,
+            open: Connections::new(limits.of_connections(most_connections)),
+            receiving: ByteBudget::new(limits.of_memory()),
             connections: TaskTracker::new(),
             requests: TaskTracker::new(),
             stopping,
         }
     }
 
+    /// Takes over another configuration; `asks` tells whether callers are asked for keys now. Open connections keep their
+    /// certificate, their time limits and the largest size of a message. Returns whether the certificate has changed.
+    pub(crate) fn reconfigure(&self, config: Config, asks: bool) -> bool {
+        let config = config.asking_for_keys(asks);
+        let limits = config.limits;
+        self.open
+            .set_limits(limits.of_connections(self.most_connections));
+        self.receiving.set_limits(limits.of_memory());
+        let mut is_renewed = false;
+        if let Some(encryption) = &self.encryption {
+            encryption.set_head_limit(limits.head_timeout);
+            is_renewed = config
+                .tls
+                .as_ref()
+                .is_some_and(|new| encryption.tls.adopt(new));
+        }
+        self.hosts.allow(config.allowed_hosts.clone());
+        self.rules.replace(Rules::new(config));
+        is_renewed
+    }
+
+    /// Returns what holds now.
+    pub(crate) fn rules(&self) -> Arc<Rules> {
+        self.rules.get()
+    }
+
     /// Returns the limits on what is received from a client over a WebSocket, of messages up to `max_bytes`.
     pub(crate) fn message_limits(&self, client: ClientAddress, max_bytes: u64) -> MessageLimits {
         MessageLimits {
             max_bytes,
-            timeout: self.message_timeout,
+            timeout: self.rules().message_timeout,
             client,
             budget: self.receiving.clone(),
         }

@@ -15,7 +15,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::current::Current;
 use crate::discovery::{Announcement, Description};
+use crate::http::Reloading;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::process_metrics::RuntimeLag;
@@ -31,6 +33,7 @@ use crate::traces::Traces;
 use crate::turns::Turns;
 
 pub use crate::process_metrics::LogLines;
+pub use crate::reload::{Commit, Layers, LogControl, Source};
 pub use crate::tasks::TaskError;
 pub use fastvideo_link::LinkFolder;
 
@@ -40,9 +43,11 @@ mod byte_budget;
 pub mod causes;
 mod client_address;
 pub mod config;
+mod current;
 mod dialect;
 mod discovery;
 pub mod engines;
+mod file_stamp;
 pub mod http;
 pub mod ingress;
 mod metrics;
@@ -96,6 +101,8 @@ pub struct Launch {
     pub turns: Turns,
     /// Where the lines of the log are counted.
     pub log_lines: LogLines,
+    /// Where the configuration comes from, to be read again.
+    pub source: Source,
 }
 
 /// Where clients can connect.
@@ -153,7 +160,7 @@ pub enum ServeError {
 
 /// Serves until SIGTERM, SIGINT or an operator's order to drain, then drains: tells sessions, lets running segments
 /// finish within the grace period, asks workers to leave. A second signal ends everything at once, and so does a
-/// background task that panics. SIGHUP reads the keys and the system prompts again. `on_listening` is called once clients can
+/// background task that panics. SIGHUP reads the configuration again. `on_listening` is called once clients can
 /// connect.
 ///
 /// Must run on a runtime thread that lives until the end: workers die with the thread that started them.
@@ -177,7 +184,7 @@ pub async fn serve(
 
 /// A running server, with everything that has to be ended in order.
 struct Server {
-    grace: Duration,
+    grace: Current<Duration>,
     pool: Pool,
     store: SessionStore,
     logs: Logs,
@@ -223,6 +230,7 @@ impl Server {
             service,
             turns,
             log_lines,
+            source,
         } = launch;
         let hangups = Hangups::install().map_err(ServeError::Signals)?;
         let files = raise_file_limit();
@@ -268,14 +276,15 @@ impl Server {
         let certificate = Box::new(TlsGauges(tls.clone()));
         metrics.product().register_collector(certificate);
         let writes = TaskTracker::new();
+        let grace = Current::new(config.grace);
         let app = http::App::new(
             config.http,
             address.ip(),
             admin_address.map(|admin| admin.ip()),
             most_connections,
             Context {
-                broadcasts: Broadcasts::new(config.session.spectators),
-                config: Arc::new(config.session),
+                broadcasts: Broadcasts::new(config.session.limits.spectators),
+                config: Current::new(config.session),
                 pool: pool.clone(),
                 prompts: prompts.clone(),
                 store: store.clone(),
@@ -286,7 +295,11 @@ impl Server {
                 writes: writes.clone(),
             },
             metrics,
-            service.clone(),
+            Reloading {
+                source,
+                service: service.clone(),
+                grace: grace.clone(),
+            },
         );
         let connections = app.ingress.connections.clone();
         let requests = app.ingress.requests.clone();
@@ -335,7 +348,7 @@ impl Server {
         }
         Ok(Self {
             announcement,
-            grace: config.grace,
+            grace,
             pool,
             store,
             logs,
@@ -387,9 +400,10 @@ impl Server {
     /// Tells sessions that the server goes away, lets running segments finish within the grace period, and waits until
     /// the connections are closed.
     async fn drain(&mut self, signals: &mut StopSignals) -> Result<(), CutShort> {
-        tracing::info!(grace_s = self.grace.as_secs(), "draining");
+        let grace = *self.grace.get();
+        tracing::info!(grace_s = grace.as_secs(), "draining");
         self.service.stopping();
-        let deadline = Instant::now() + self.grace;
+        let deadline = Instant::now() + grace;
         self.drain.send_replace(Drain::Until(deadline));
         self.connections.close();
         tokio::select! {
@@ -553,7 +567,7 @@ mod tests {
         };
         let (drain, drain_seen) = watch::channel(Drain::No);
         let server = Server {
-            grace: 60 * SECOND,
+            grace: Current::new(60 * SECOND),
             pool: Pool::start(pool, &Turns::new(None)),
             store: SessionStore::open(store).await.unwrap(),
             logs: Logs::open(None),

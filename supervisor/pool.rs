@@ -34,6 +34,7 @@ pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
 pub use status::{PoolStatus, SlotStatus, WorkerStatus};
 
+use crate::current::Current;
 use crate::tenant::Tenant;
 use crate::turns::Turns;
 use assignments::{Absence, Assignments, Sharing};
@@ -82,7 +83,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Shared {
-    config: Arc<Config>,
+    config: Current<Config>,
     assignments: Arc<SharedAssignments>,
     slots: Vec<SlotHandle>,
     next_job: AtomicU64,
@@ -162,15 +163,10 @@ impl Pool {
     /// It must be called on a runtime thread that lives as long as the pool: workers die with the thread that started
     /// them, so that none outlives the supervisor.
     pub fn start(config: Config, turns: &Turns) -> Self {
-        let config = Arc::new(config);
         let notifiers: Vec<_> = (config.gpus.iter())
             .map(|_| Arc::<Notify>::default())
             .collect();
-        let sharing = Sharing {
-            max_sessions: config.sessions_per_gpu,
-            keep_up: (config.keep_up)
-                .then(|| frames_to_time(config.new_frames.into(), config.format.fps)),
-        };
+        let sharing = sharing(&config);
         let ids = config.gpus.iter().map(|gpu| gpu.id);
         let metrics = PoolMetrics::default();
         let slots = ids.zip(notifiers.iter().cloned());
@@ -180,13 +176,14 @@ impl Pool {
         let (all_lost, _) = watch::channel(false);
         let tracker = TaskTracker::new();
         let mut slots = Vec::new();
+        let current = Current::new(config.clone());
         for (slot, (gpu, notify)) in config.gpus.iter().zip(notifiers).enumerate() {
             let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
             let (directive, directive_seen) = watch::channel(Directive::default());
             let context = WorkerContext {
                 slot,
                 gpu: gpu.clone(),
-                config: config.clone(),
+                config: current.clone(),
                 assignments: assignments.clone(),
                 all_lost: all_lost.clone(),
                 events: WorkerEvents::new(status, metrics.meter(gpu.id)),
@@ -207,7 +204,7 @@ impl Pool {
         }
         Self {
             shared: Arc::new(Shared {
-                config,
+                config: current,
                 assignments,
                 slots,
                 next_job: AtomicU64::new(1),
@@ -216,6 +213,19 @@ impl Pool {
                 tracker,
                 metrics,
             }),
+        }
+    }
+
+    /// Takes over another configuration of the same GPUs. How many sessions share a GPU, when workers are renewed, and the
+    /// time limits change for running workers too; the rest holds for those that are started later. No session loses its
+    /// place.
+    pub(crate) fn reconfigure(&self, config: Config) {
+        let sharing = sharing(&config);
+        self.shared.config.replace(config);
+        self.assignments().set_sharing(sharing);
+        for slot in &self.shared.slots {
+            // Its task looks at the time limits again.
+            slot.notify.notify_one();
         }
     }
 
@@ -258,7 +268,7 @@ impl Pool {
             workers: workers.collect(),
             queue_depth: assignments.queue_depth(),
             room: assignments.room(),
-            warmup_enabled: self.shared.config.warmup.is_some(),
+            warmup_enabled: self.shared.config.get().warmup.is_some(),
         }
     }
 
@@ -443,6 +453,15 @@ impl Drop for Binding {
             }
             pool.assignments().end_hold(&session, hold);
         });
+    }
+}
+
+/// Returns how sessions share a GPU.
+fn sharing(config: &Config) -> Sharing {
+    let plays = || frames_to_time(config.new_frames.into(), config.format.fps);
+    Sharing {
+        max_sessions: config.sessions_per_gpu,
+        keep_up: config.keep_up.then(plays),
     }
 }
 

@@ -77,22 +77,28 @@ pub async fn ask(
     let below = url.path().trim_end_matches('/').to_owned();
     url.set_path(&format!("{below}{}", question.path()));
     // A server on this machine is not behind a proxy.
-    let mut client = reqwest::Client::builder()
+    let client = match url.scheme() == "https" {
+        true => {
+            let authorities = match ca_file {
+                Some(path) => {
+                    tls::file_authorities(path).map_err(|source| ProbeError::Authorities {
+                        file: path.display().to_string(),
+                        source,
+                    })?
+                }
+                None => {
+                    tls::system_authorities(ca_option).map_err(ProbeError::SystemAuthorities)?
+                }
+            };
+            reqwest::Client::builder().tls_backend_preconfigured(tls::config(authorities))
+        }
+        false => tls::http_client(),
+    };
+    let client = client
         .no_proxy()
-        .redirect(Policy::none());
-    if url.scheme() == "https" {
-        let authorities = match ca_file {
-            Some(path) => {
-                tls::file_authorities(path).map_err(|source| ProbeError::Authorities {
-                    file: path.display().to_string(),
-                    source,
-                })?
-            }
-            None => tls::system_authorities(ca_option).map_err(ProbeError::SystemAuthorities)?,
-        };
-        client = client.tls_backend_preconfigured(tls::config(authorities));
-    }
-    let client = client.build().map_err(ProbeError::Client)?;
+        .redirect(Policy::none())
+        .build()
+        .map_err(ProbeError::Client)?;
     let answered = timeout(limit, async {
         let answer = client.get(url.clone()).send().await?;
         let status = answer.status().as_u16();

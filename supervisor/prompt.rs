@@ -7,7 +7,11 @@
 //! of a provider, `instructions` has the system prompts, `answer` parses what models write, `generated` is the result,
 //! `metrics` counts the calls, `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
 
+use std::sync::Arc;
+
+use crate::current::Current;
 use crate::tenant::Tenant;
+use metrics::PromptMetrics;
 
 pub use enhancer::Enhancer;
 pub use generated::{GeneratedPrompt, PromptAlternatives};
@@ -46,8 +50,31 @@ pub struct Config {
 /// Screens and enhances prompts. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Prompts {
+    shared: Arc<Shared>,
+    /// Whose prompts they are.
+    tenant: Tenant,
+}
+
+#[derive(Debug)]
+struct Shared {
+    parts: Current<Parts>,
+    metrics: PromptMetrics,
+}
+
+/// What a reload replaces.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parts {
     enhancer: Option<Enhancer>,
     safety: Option<SafetyFilter>,
+}
+
+/// Why a configuration of prompt processing cannot take effect.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRenewed {
+    #[error(transparent)]
+    Instructions(#[from] InstructionsError),
+    #[error(transparent)]
+    Safety(#[from] safety::Unavailable),
 }
 
 /// How a client's prompt was made ready for use.
@@ -78,37 +105,116 @@ impl Prompts {
     /// # Errors
     /// Returns an error when a system prompt cannot be read.
     pub fn open(config: Config) -> Result<Self, InstructionsError> {
-        let enhancer = config.enhancer.map(Enhancer::open).transpose()?;
-        let safety = config.safety.map(SafetyFilter::new);
-        Ok(Self { enhancer, safety })
+        let metrics = PromptMetrics::default();
+        let open = |config| Enhancer::open_with(config, metrics.clone());
+        let parts = Parts {
+            enhancer: config.enhancer.map(open).transpose()?,
+            safety: config.safety.map(SafetyFilter::new),
+        };
+        let parts = Current::new(parts);
+        Ok(Self {
+            shared: Arc::new(Shared { parts, metrics }),
+            tenant: Tenant::default(),
+        })
+    }
+
+    /// Reads what another configuration names: the system prompts and the classifier, where they have changed. Nothing of it
+    /// has an effect before [`Self::adopt`]. Blocks while it reads.
+    ///
+    /// # Errors
+    /// Returns an error when a file cannot be used.
+    pub(crate) fn prepare_parts(&self, config: Config) -> Result<Parts, NotRenewed> {
+        let Parts { enhancer, safety } = &*self.shared.parts.get();
+        let enhancer = match (enhancer, config.enhancer) {
+            (_, None) => None,
+            (Some(old), Some(config)) => Some(old.renewed(config)?),
+            (None, Some(config)) => Some(Enhancer::open_with(config, self.shared.metrics.clone())?),
+        };
+        let safety = match (safety, config.safety) {
+            (_, None) => None,
+            (Some(old), Some(config)) => Some(old.renewed(config)?),
+            (None, Some(config)) => {
+                let new = SafetyFilter::new(config);
+                new.load()?;
+                Some(new)
+            }
+        };
+        Ok(Parts { enhancer, safety })
+    }
+
+    /// Lets what was prepared take effect, for prompts that are being written too, as far as they are not written yet. Returns
+    /// the keys that name files which have changed.
+    pub(crate) fn adopt(&self, new: Parts) -> Vec<&'static str> {
+        let old = self.shared.parts.get();
+        let mut changed = Vec::new();
+        if let (Some(old), Some(new)) = (&old.enhancer, &new.enhancer)
+            && old.config() == new.config()
+            && !old.is(new)
+        {
+            changed.push(config::SYSTEM_PROMPT_DIR.spec.path);
+        }
+        if let (Some(old), Some(new)) = (&old.safety, &new.safety)
+            && old.config() == new.config()
+            && old.number() != new.number()
+        {
+            changed.push(config::CLASSIFIER_PATH.spec.path);
+        }
+        if let Some(enhancer) = &new.enhancer {
+            self.shared.metrics.create(&enhancer.status());
+        }
+        self.shared.parts.replace(new);
+        changed
+    }
+
+    /// Reads the system prompts again. Returns where they come from now; `None` where there is no enhancer. Blocks while it
+    /// reads. No reload may run at the same time.
+    ///
+    /// # Errors
+    /// Returns an error when a system prompt cannot be read; then all of them stay as they were.
+    pub(crate) fn reload_instructions(&self) -> Result<Option<Origins>, InstructionsError> {
+        let Parts { enhancer, safety } = (*self.shared.parts.get()).clone();
+        let Some(enhancer) = enhancer else {
+            return Ok(None);
+        };
+        let enhancer = enhancer.renewed(enhancer.config().clone())?;
+        let origins = enhancer.origins();
+        self.shared.parts.replace(Parts {
+            enhancer: Some(enhancer),
+            safety,
+        });
+        Ok(Some(origins))
     }
 
     /// Returns what writes the prompts of a tenant: no other one learns from the cache what it has asked for.
     pub(crate) fn of_tenant(self, tenant: Tenant) -> Self {
-        let enhancer = self.enhancer.map(|enhancer| enhancer.of_tenant(tenant));
-        Self { enhancer, ..self }
+        Self { tenant, ..self }
     }
 
-    /// Returns the prompt enhancer, if the server has one.
-    pub fn enhancer(&self) -> Option<&Enhancer> {
-        self.enhancer.as_ref()
+    /// Returns the prompt enhancer, if the server has one now.
+    pub fn enhancer(&self) -> Option<Enhancer> {
+        let enhancer = self.shared.parts.get().enhancer.clone()?;
+        Some(enhancer.of_tenant(self.tenant.clone()))
     }
 
-    /// Returns the safety filter, if the server has one.
-    pub fn safety(&self) -> Option<&SafetyFilter> {
-        self.safety.as_ref()
+    /// Returns the safety filter, if the server has one now.
+    pub fn safety(&self) -> Option<SafetyFilter> {
+        self.shared.parts.get().safety.clone()
+    }
+
+    fn metrics(&self) -> &PromptMetrics {
+        &self.shared.metrics
     }
 
     /// Returns whether prompts that are not screened yet may be logged: there is no safety filter, or blocked prompts
     /// may be logged too.
     pub fn logs_unscreened(&self) -> bool {
-        self.safety.as_ref().is_none_or(SafetyFilter::logs_blocked)
+        self.safety().is_none_or(|safety| safety.logs_blocked())
     }
 
     /// Screens a prompt. Every prompt passes here before it is used: what a client has written before a model sees it, and
     /// what a model has written before a worker does.
     async fn screen(&self, prompt: &str) -> Result<(), Blocked> {
-        match &self.safety {
+        match self.safety() {
             Some(safety) => safety.screen(prompt).await,
             None => Ok(()),
         }
@@ -121,8 +227,11 @@ impl Prompts {
     /// Returns an error when the prompt, or the enhanced one, is blocked.
     pub async fn prepare(&self, prompt: &str, enhance: bool) -> Result<PreparedPrompt, Blocked> {
         self.screen(prompt).await?;
-        let Some(enhancer) = self.enhancer.as_ref().filter(|_| enhance) else {
+        if !enhance {
             return Ok(PreparedPrompt::AsWritten);
+        }
+        let Some(enhancer) = self.enhancer() else {
+            return Ok(PreparedPrompt::Fallback(LlmError::NoProvider));
         };
         match enhancer.enhance(prompt).await {
             Ok(enhanced) => {
@@ -130,7 +239,7 @@ impl Prompts {
                 Ok(PreparedPrompt::Enhanced(enhanced))
             }
             Err(error) => {
-                enhancer.metrics().fell_back("enhance");
+                self.metrics().fell_back("enhance");
                 Ok(PreparedPrompt::Fallback(error))
             }
         }
@@ -141,9 +250,9 @@ impl Prompts {
     /// # Errors
     /// Returns an error when no provider gives a usable answer, or the generated prompt is blocked.
     pub async fn extend(&self, story: &[String]) -> Result<GeneratedPrompt, GenerateError> {
-        let enhancer = self.enhancer.as_ref().ok_or(LlmError::NoProvider)?;
+        let enhancer = self.enhancer().ok_or(LlmError::NoProvider)?;
         let generated = enhancer.extend(story).await;
-        let generated = generated.inspect_err(|_| enhancer.metrics().fell_back("auto_extend"))?;
+        let generated = generated.inspect_err(|_| self.metrics().fell_back("auto_extend"))?;
         self.screen(&generated.content).await?;
         Ok(generated)
     }
@@ -158,8 +267,8 @@ impl Prompts {
         count: usize,
     ) -> Result<PromptAlternatives, GenerateError> {
         self.screen(seed_prompt).await?;
-        let enhancer = self.enhancer.as_ref().ok_or(LlmError::NoProvider)?;
+        let enhancer = self.enhancer().ok_or(LlmError::NoProvider)?;
         let rewritten = enhancer.rewrite(seed_prompt, count).await;
-        Ok(rewritten.inspect_err(|_| enhancer.metrics().fell_back("rewrite"))?)
+        Ok(rewritten.inspect_err(|_| self.metrics().fell_back("rewrite"))?)
     }
 }

@@ -25,7 +25,7 @@ use crate::ingress::{self, Ingress, listener};
 use crate::metrics::Metrics;
 use crate::process_metrics::{self, RuntimeLag};
 use crate::redis::{BEAT, RedisAddress};
-use crate::reload::{Reloads, Sources};
+use crate::reload::Reloads;
 use crate::signals::{Hangups, StopSignals};
 use crate::sockets::listen;
 use crate::tasks::BackgroundTasks;
@@ -38,6 +38,7 @@ use control::Identity;
 use health::{HttpClient, Thresholds, run_health_check_loop};
 use line::{Line, SharedLine};
 use metrics::{FleetGauges, MoveMetrics};
+use parts::RouterParts;
 use proxy::Proxy;
 use registry::ReplicaRegistry;
 
@@ -53,6 +54,7 @@ mod held;
 mod line;
 mod metrics;
 mod openapi;
+mod parts;
 mod proxy;
 pub mod registry;
 mod routes;
@@ -116,7 +118,7 @@ pub struct HealthCheck {
 }
 
 /// Routes sessions until SIGTERM or SIGINT. Then no further client is taken, and those that are there may stay for a
-/// while; a second signal ends that. SIGHUP reads the certificate again. `on_listening` is called once clients can connect.
+/// while; a second signal ends that. SIGHUP reads the configuration again. `on_listening` is called once clients can connect.
 ///
 /// # Errors
 /// Returns an error when a server needs TLS and there are no certificate authorities, the port cannot be bound, or a
@@ -131,6 +133,7 @@ pub async fn serve(
         service,
         turns,
         log_lines,
+        source,
     } = launch;
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
     let hangups = Hangups::install().map_err(ServeError::Signals)?;
@@ -184,13 +187,11 @@ pub async fn serve(
     }));
     let tls_gauges = Box::new(TlsGauges(certificate.clone()));
     metrics.product().register_collector(tls_gauges);
-    let sources = Sources {
+    let parts = RouterParts {
         auth: auth.clone(),
-        router_keys: None,
-        tls: certificate.clone(),
-        enhancer: None,
+        ingress: ingress.clone(),
     };
-    let reloads = Reloads::new(sources, service.clone());
+    let reloads = Reloads::new(source, Box::new(parts), service.clone());
     reloads.register(metrics.product());
     auth.register(metrics.product());
     let app = routes::App {

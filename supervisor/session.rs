@@ -15,7 +15,6 @@
 //!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `metrics` counts events, `tracer` makes spans of them,
 //!   `latency` measures the latency that the supervisor adds to fragments.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::job::VideoFormat;
@@ -24,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use self::broadcast::SpectatorLimits;
+use crate::current::Current;
 use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::store::SessionStore;
@@ -89,7 +89,6 @@ pub struct Config {
     /// How long a fragment is; the last one of a segment may be shorter, and the first one is.
     pub fragment: Duration,
     pub num_inference_steps: u32,
-    pub max_inference_steps: u32,
     pub seed: u64,
     pub guidance_scale: f64,
     pub negative_prompt: Option<String>,
@@ -112,6 +111,17 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// Whether a session's client is given a token for spectators.
     pub watch: bool,
+    /// Number of workers that may die with one segment before it is given up.
+    pub max_attempts: u32,
+    /// The client's window (flow control): when this many bytes are unsent, nothing more is generated for the client.
+    pub max_unsent_bytes: u64,
+    pub limits: ClientLimits,
+}
+
+/// Limits on clients. They hold for open sessions too when a reload changes them.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientLimits {
+    pub max_inference_steps: u32,
     pub spectators: SpectatorLimits,
     /// How long a client may take to send its opening message.
     pub opening_timeout: Duration,
@@ -121,10 +131,6 @@ pub struct Config {
     pub max_prompt_chars: usize,
     /// Number of pixels that an initial image may have.
     pub max_image_pixels: u64,
-    /// Number of workers that may die with one segment before it is given up.
-    pub max_attempts: u32,
-    /// The client's window (flow control): when this many bytes are unsent, nothing more is generated for the client.
-    pub max_unsent_bytes: u64,
     /// How long a client may leave its window full.
     pub slow_client_timeout: Duration,
     /// Number of sessions that may be open at once, waiting ones included. When absent, as many as the workers can
@@ -145,7 +151,8 @@ impl Config {
 /// The configuration and the handles that all sessions share.
 #[derive(Clone, Debug)]
 pub struct Context {
-    pub config: Arc<Config>,
+    /// A session keeps the one that it was opened with, except for its limits.
+    pub config: Current<Config>,
     pub pool: Pool,
     pub prompts: Prompts,
     pub store: SessionStore,
@@ -181,32 +188,34 @@ mod tests {
             },
             fragment: Duration::from_millis(250),
             num_inference_steps: 8,
-            max_inference_steps: 200,
             seed: 10,
             guidance_scale: 1.0,
             negative_prompt: None,
             generation_segment_cap: 6,
             cap_extensions: 0,
             watch: true,
-            spectators: SpectatorLimits {
-                per_session: 10,
-                total: 10,
-            },
             session_timeout: Duration::from_secs(300),
             paused_timeout: Duration::from_secs(900),
             idle_while_others_wait: Duration::from_secs(60),
             hold: Duration::from_secs(10),
             max_lead: Duration::from_secs(60),
             max_message_bytes: 48 << 20,
-            opening_timeout: Duration::from_secs(30),
-            max_waiting_requests: 8,
-            max_prompt_chars: 4000,
-            max_image_pixels: 64 << 20,
             max_attempts: 5,
             max_unsent_bytes: 16 << 20,
-            slow_client_timeout: Duration::from_secs(30),
-            max_sessions: None,
-            max_sessions_per_client: usize::MAX,
+            limits: ClientLimits {
+                max_inference_steps: 200,
+                spectators: SpectatorLimits {
+                    per_session: 10,
+                    total: 10,
+                },
+                opening_timeout: Duration::from_secs(30),
+                max_waiting_requests: 8,
+                max_prompt_chars: 4000,
+                max_image_pixels: 64 << 20,
+                slow_client_timeout: Duration::from_secs(30),
+                max_sessions: None,
+                max_sessions_per_client: usize::MAX,
+            },
         }
     }
 }

@@ -18,9 +18,9 @@ mod reader;
 mod types;
 mod value;
 
-pub use key::{Key, KeySpec};
+pub use key::{Key, KeySpec, Reload};
 pub use kind::{Kind, TimeUnit};
-pub use merged::{Origin, Setting, SettingError, Settings};
+pub use merged::{Origin, Reloaded, Setting, SettingError, Settings};
 pub use reader::{Reader, Surroundings};
 pub use types::KeyType;
 pub use value::{DefaultValue, Value};

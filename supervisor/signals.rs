@@ -13,7 +13,7 @@ pub(crate) struct StopSignals {
     interrupt: Signal,
 }
 
-/// SIGHUP, which asks the program to read some of its files again.
+/// SIGHUP, which asks the program to read its configuration again.
 #[derive(Debug)]
 pub(crate) struct Hangups(Signal);
 

@@ -20,6 +20,9 @@ pub mod server;
 #[cfg(test)]
 pub(crate) mod testing;
 
+/// What clients may speak over TLS, the preferred one first.
+pub(crate) const HTTP_VERSIONS: [&str; 2] = ["h2", "http/1.1"];
+
 /// Why there are no certificate authorities.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthoritiesError {
@@ -73,6 +76,15 @@ pub fn system_authorities(option: &str) -> Result<RootCertStore, AuthoritiesErro
         option: option.to_owned(),
         reasons: reasons.join("; "),
     })
+}
+
+/// Returns a builder of HTTP clients that trust the authorities of this system. A system that has none is no error before a
+/// certificate has to be checked.
+pub fn http_client() -> reqwest::ClientBuilder {
+    let authorities = system_authorities("").unwrap_or_else(|_| RootCertStore::empty());
+    let mut tls = config(authorities);
+    tls.alpn_protocols = HTTP_VERSIONS.map(Into::into).into();
+    reqwest::Client::builder().tls_backend_preconfigured(tls)
 }
 
 /// Returns the configuration of a client that trusts these authorities and no others.

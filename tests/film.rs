@@ -444,7 +444,11 @@ async fn pages_of_the_sites_that_may_open_sessions_may_read_films() {
         "film/0/1-1.m4s",
         "film/9.mp4",
     ] {
-        assert_eq!(allowed(&any, &viewer.path(what), SITE).await, "*", "{what}");
+        assert_eq!(
+            allowed(&any, &viewer.path(what), SITE).await,
+            SITE,
+            "{what}"
+        );
     }
     let path = format!("/v1/sessions/{}/film.mp4", viewer.id);
     let answer = Answer::of("OPTIONS", &any, &path, &preflight).await;

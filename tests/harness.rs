@@ -268,6 +268,15 @@ impl Server {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error} in {text}"))
     }
 
+    /// PUT of a text, with the status code.
+    pub(crate) async fn put(&self, path: &str, text: &str) -> (u16, Value) {
+        let request = Request::builder().method("PUT").uri(path);
+        let response = self.send(request.body(text.to_owned()).unwrap()).await;
+        let (status, text) = (response.status().as_u16(), response.into_body());
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        (status, body)
+    }
+
     /// POST without a body, with the status code.
     pub(crate) async fn post(&self, path: &str) -> (u16, Value) {
         self.call("POST", path, None).await

@@ -377,6 +377,7 @@ async fn the_openapi_document_describes_every_route() {
         "/readyz",
         "/status",
         "/v1/drain",
+        "/v1/log-level",
         "/v1/prompts/reload",
         "/v1/reload",
         "/v1/sessions",

@@ -44,6 +44,7 @@ mod protocol;
 )]
 mod provider;
 mod readback;
+mod reload;
 mod replay;
 mod requests;
 mod resume;

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use ureq::http::Request;
 
 use crate::harness::{Server, WATCHFUL, until};
+use crate::prompts;
+use crate::provider::Provider;
 use crate::router::router;
 
 const DESCRIBED: &str = include_str!("../docs/metrics.md");
@@ -91,8 +93,17 @@ async fn scrape(server: &Server) -> Scrape {
 }
 
 /// A server with everything that has metrics of its own.
-fn with_everything() -> Server {
-    Server::start(&["--gpus=2", "--generator.synthetic.step_ms=20"])
+async fn with_everything() -> (Server, Provider) {
+    let provider = Provider::shouting().await;
+    let args = prompts::with(&provider, &["--generator.synthetic.step_ms=20"]);
+    let args = args.iter().map(String::as_str);
+    let args: Vec<&str> = args
+        .map(|arg| match arg {
+            "--gpus=1" => "--gpus=2",
+            other => other,
+        })
+        .collect();
+    (Server::start(&args), provider)
 }
 
 #[tokio::test]
@@ -249,7 +260,7 @@ async fn counters_tell_the_story_of_a_session_and_its_workers() {
 
 #[tokio::test]
 async fn both_formats_say_the_same() {
-    let server = with_everything();
+    let (server, _provider) = with_everything().await;
     server.ready(2).await;
     let mut client = server.active(json!({})).await;
     client.segment("a red fox").await;
@@ -381,7 +392,7 @@ fn label(key: &str, values: &BTreeSet<&str>) -> String {
 
 #[tokio::test]
 async fn every_metric_is_described_in_the_documentation() {
-    let server = with_everything();
+    let (server, _provider) = with_everything().await;
     server.ready(2).await;
     let router = router(&[&server.address]);
     let of_router = scrape(&router).await;
@@ -426,7 +437,7 @@ fn tool(name: &str) -> Command {
 
 #[tokio::test]
 async fn prometheus_takes_a_scrape_and_finds_no_fault_in_it() {
-    let server = with_everything();
+    let (server, _provider) = with_everything().await;
     server.ready(2).await;
     let mut client = server.active(json!({})).await;
     client.segment("a red fox").await;

@@ -514,7 +514,7 @@ async fn written(client: &mut Client) -> Value {
 }
 
 #[tokio::test]
-async fn without_an_enhancer_there_is_nothing_to_reload_and_sighup_ends_nothing() {
+async fn without_an_enhancer_there_are_no_prompts_to_reload_and_sighup_ends_nothing() {
     let server = Server::start(&["--gpus=1"]);
     let (status, body) = server.post("/v1/prompts/reload").await;
     assert_eq!(
@@ -523,7 +523,7 @@ async fn without_an_enhancer_there_is_nothing_to_reload_and_sighup_ends_nothing(
     );
     server.signal(Signal::SIGHUP);
     until("it is said", async || {
-        server.log().contains("nothing to reload").then_some(())
+        server.log().contains("reloaded").then_some(())
     })
     .await;
     assert_eq!(server.status().await.get("prompt"), None);

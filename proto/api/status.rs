@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::prompts::{PromptStatus, SafetyStatus};
+use super::reload::LastReload;
 use crate::ids::{GpuId, WorkerId};
 
 /// The state of all workers, and the latency that the supervisor adds to media.
@@ -40,6 +41,9 @@ pub struct Status {
     pub store: StoreStatus,
     /// The session log; null where none is kept.
     pub session_log: Option<SessionLogStatus>,
+    /// How the last reload of the configuration went; absent before the first one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_reload: Option<LastReload>,
 }
 
 /// The store of sessions and of their states.

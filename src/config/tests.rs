@@ -89,7 +89,7 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.pool.boot_timeout, Duration::from_secs(2400));
     assert_eq!(config.pool.min_backoff, Duration::from_millis(500));
     assert_eq!(config.session.max_unsent_bytes, 16 << 20);
-    assert_eq!(config.session.max_sessions, None);
+    assert_eq!(config.session.limits.max_sessions, None);
     assert_eq!(config.session.negative_prompt, None);
     assert_eq!(config.store.location.to_string(), "memory with memory");
     assert_eq!(config.store.sessions.resume_ttl, Duration::from_secs(300));

@@ -42,6 +42,9 @@ const LIBRARIES: [&str; 12] = [
 /// The lowest similarity (0 to 1) of a level that may have been meant.
 const MIN_LIKENESS: f64 = 0.5;
 
+/// Whether a line is not held back.
+pub(super) type ShownLines = Box<dyn Fn(&Metadata<'_>) -> bool + Send + Sync>;
+
 /// A checked filter.
 #[derive(Debug)]
 pub(super) struct Filter {
@@ -123,19 +126,14 @@ impl Default for Filter {
 impl Filter {
     /// Returns the filter as two layers. The second one holds back what libraries log at level TRACE unless the
     /// operator has named the library: those lines have whole messages in them, with prompts and resume tokens.
-    pub(super) fn into_layers(
-        self,
-    ) -> (
-        EnvFilter,
-        FilterFn<impl Fn(&Metadata<'_>) -> bool + Send + Sync + 'static>,
-    ) {
+    pub(super) fn into_layers(self) -> (EnvFilter, FilterFn<ShownLines>) {
         let named = self.named;
         let is_shown = move |line: &Metadata<'_>| {
             *line.level() < Level::TRACE
                 || line.target().starts_with(OWN)
                 || named.iter().any(|name| line.target().starts_with(name))
         };
-        (self.directives, FilterFn::new(is_shown))
+        (self.directives, FilterFn::new(Box::new(is_shown)))
     }
 }
 

@@ -9,7 +9,7 @@ use super::jwt;
 use super::key_set::{KeySet, ReadKeys};
 use super::ticket::TicketKey;
 use crate::causes::with_causes;
-use crate::settings::{Key, KeySpec, Reader};
+use crate::settings::{Key, KeySpec, Reader, Reload};
 
 /// The keys of `server.auth`.
 pub static KEYS: &[&KeySpec] = &[
@@ -24,28 +24,36 @@ pub static KEYS: &[&KeySpec] = &[
 ];
 
 pub static KEYS_FILE: Key<Option<String>> = Key::text("server.auth.keys_file")
+    .reload(Reload::AtOnce)
     .help("YAML file of the tenants and the keys that let callers in; `keys new` prints a line of it; read again at SIGHUP [default: nobody is asked for a key, and orders are taken from this machine alone]");
 
 static TICKET_KEY_FILE: Key<Option<String>> = Key::text("server.auth.ticket_key_file")
+    .reload(Reload::AtOnce)
     .help("File with the secret of tickets, of at least 32 bytes, where several servers take each other's [default: a random one of this process]");
 
 static ISSUER: Key<Option<String>> = Key::text("server.auth.jwt.issuer")
+    .reload(Reload::AtOnce)
     .help("The identity provider whose JSON Web Tokens let callers in, as the claim `iss` names it [default: none: tokens let nobody in]");
 
 static AUDIENCE: Key<Option<String>> = Key::text("server.auth.jwt.audience")
+    .reload(Reload::AtOnce)
     .help("For whom a token must be meant, as its claim `aud` names it [default: none, which is refused where `server.auth.jwt.issuer` is given]");
 
 static JWKS_URL: Key<Option<String>> = Key::text("server.auth.jwt.jwks_url")
+    .reload(Reload::AtOnce)
     .help("Where the provider's keys are fetched: an http:// or https:// address of a JWK set [default: none: they are in `server.auth.jwt.jwks_file`]");
 
-static JWKS_FILE: Key<Option<String>> = Key::text("server.auth.jwt.jwks_file")
+pub(super) static JWKS_FILE: Key<Option<String>> = Key::text("server.auth.jwt.jwks_file")
+    .reload(Reload::AtOnce)
     .help("File with the provider's keys, a JWK set; read again at SIGHUP [default: none: they are at `server.auth.jwt.jwks_url`]");
 
 static TENANT_CLAIM: Key<String> = Key::text("server.auth.jwt.tenant_claim")
+    .reload(Reload::AtOnce)
     .help("The claim that names the tenant")
     .default("tenant");
 
 static ROLE_CLAIM: Key<String> = Key::text("server.auth.jwt.role_claim")
+    .reload(Reload::AtOnce)
     .help("The claim that names the role: user, metrics or admin; a token without it is a user's")
     .default("role");
 

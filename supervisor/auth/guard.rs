@@ -25,6 +25,7 @@ use super::routes::{Access, access};
 use super::{Auth, Caller, Refusal};
 use crate::client_address::ClientAddress;
 use crate::ingress::Ingress;
+use crate::ingress::access::Sender;
 use crate::ingress::error::ApiError;
 use crate::ingress::hosts::names_loopback;
 use crate::ingress::origins::is_of_loopback;
@@ -90,43 +91,74 @@ pub(crate) async fn guard(
     };
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let ConnectInfo(peer) = *peer.expect("every request has its connection");
-    let client = guard.ingress.proxies.client(peer.ip(), request.headers());
+    let client = guard
+        .ingress
+        .rules()
+        .proxies
+        .client(peer.ip(), request.headers());
     let client = ClientAddress::of(client);
     request.extensions_mut().insert(client);
-    // What a browser asks before a request has no key.
-    if request.method() == Method::OPTIONS || matches!(access, Access::Anyone | Access::Router) {
-        return next.run(request).await;
-    }
-    let judged = {
-        let asked = Asked {
-            access,
-            route,
-            method: request.method(),
-            headers: request.headers(),
-            query: request.uri().query().filter(|_| route == STREAM),
-            peer,
-            client,
-        };
-        guard.judge(&asked).await
+    let mut sender = Sender {
+        id: None,
+        address: client,
+        gives_order: false,
     };
-    match judged {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
+    // What a browser asks before a request has no key.
+    let asks_nobody = matches!(access, Access::Anyone | Access::Router);
+    let mut answer = match asks_nobody || request.method() == Method::OPTIONS {
+        true => next.run(request).await,
+        false => {
+            let asked = (access, route, peer);
+            guard.pass(request, next, asked, &mut sender).await
         }
-        Err(refusal) => {
-            let headers = request.headers();
-            let is_browser = route == STREAM && headers.contains_key(ORIGIN);
-            let is_site = refusal.outcome != AuthOutcome::Origin;
-            if is_browser && is_site && headers.contains_key(UPGRADE) {
-                let refused = NotLetIn {
-                    message: refusal.message(guard.auth.asks()),
-                    retry_after: refusal.retry_after,
-                };
-                request.extensions_mut().insert(refused);
-                return next.run(request).await;
+    };
+    answer.extensions_mut().insert(sender);
+    answer
+}
+
+impl Guard {
+    /// Lets a request pass whose caller may send it, or answers why not. Takes note of who the caller is.
+    async fn pass(
+        &self,
+        mut request: Request,
+        next: Next,
+        (access, route, peer): (Access, &str, SocketAddr),
+        sender: &mut Sender,
+    ) -> Response {
+        let judged = {
+            let asked = Asked {
+                access,
+                route,
+                method: request.method(),
+                headers: request.headers(),
+                query: request.uri().query().filter(|_| route == STREAM),
+                peer,
+                client: sender.address,
+            };
+            self.judge(&asked).await
+        };
+        match judged {
+            Ok(caller) => {
+                sender.id.clone_from(&caller.id);
+                sender.gives_order = is_order(access, request.method());
+                request.extensions_mut().insert(caller);
+                next.run(request).await
             }
-            guard.answer(&refusal, headers)
+            Err(refusal) => {
+                sender.id.clone_from(&refusal.id);
+                let headers = request.headers();
+                let is_browser = route == STREAM && headers.contains_key(ORIGIN);
+                let is_site = refusal.outcome != AuthOutcome::Origin;
+                if is_browser && is_site && headers.contains_key(UPGRADE) {
+                    let refused = NotLetIn {
+                        message: refusal.message(self.auth.asks()),
+                        retry_after: refusal.retry_after,
+                    };
+                    request.extensions_mut().insert(refused);
+                    return next.run(request).await;
+                }
+                self.answer(&refusal, headers)
+            }
         }
     }
 }
@@ -165,7 +197,7 @@ impl Guard {
             .allow_origin(AllowOrigin::predicate(move |origin, _| {
                 guard.allows(origin)
             }))
-            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
             .allow_headers([AUTHORIZATION, CONTENT_TYPE])
             .expose_headers([RETRY_AFTER])
             .max_age(PREFLIGHT_AGE)
@@ -183,14 +215,13 @@ impl Guard {
             ),
             Err(refusal) => (refusal.method, refusal.outcome, refusal.id.clone(), None),
         };
-        let is_order = asked.access == Access::Admin || *asked.method == Method::DELETE;
         let decision = Decision {
             method,
             outcome,
             id,
             tenant,
             address: asked.client,
-            order: (is_order && changes_state(asked.method))
+            order: is_order(asked.access, asked.method)
                 .then(|| format!("{} {}", asked.method, asked.route)),
         };
         decision.emit(self.auth.counts());
@@ -226,7 +257,8 @@ impl Guard {
     /// Nobody is asked for a key: only orders are for few.
     fn decide_without_keys(&self, asked: &Asked<'_>) -> Result<Caller, Refusal> {
         let refused = |outcome| Err(Refusal::of(AuthMethod::None, outcome));
-        let is_open = WEBSOCKETS.contains(&asked.route) && self.ingress.any_origin_may_stream;
+        let is_open =
+            WEBSOCKETS.contains(&asked.route) && self.ingress.rules().any_origin_may_stream;
         if !is_open && self.is_of_another_site(asked, None) {
             return refused(AuthOutcome::Origin);
         }
@@ -267,14 +299,19 @@ impl Guard {
         };
         let is_one = headers.get_all(ORIGIN).iter().nth(1).is_none();
         let is_allowed = is_one && headers.get(ORIGIN).is_some_and(allowed);
-        !is_allowed && self.ingress.origins.foreign(headers).is_some()
+        !is_allowed && self.ingress.rules().origins.foreign(headers).is_some()
     }
 
     /// Answers a request that does not pass.
     fn answer(&self, refusal: &Refusal, headers: &HeaderMap) -> Response {
         let mut answer = match refusal.outcome {
             AuthOutcome::Origin => {
-                let origin = self.ingress.origins.foreign(headers).unwrap_or_default();
+                let origin = self
+                    .ingress
+                    .rules()
+                    .origins
+                    .foreign(headers)
+                    .unwrap_or_default();
                 ApiError::other_site(&origin)
             }
             _ => {
@@ -302,12 +339,17 @@ impl Guard {
 
     /// Returns whether pages of that site may use the server, with any of the keys.
     pub(crate) fn allows(&self, origin: &HeaderValue) -> bool {
-        self.ingress.origins.allow(origin) || self.auth.keys().allow(origin)
+        self.ingress.rules().origins.allow(origin) || self.auth.keys().allow(origin)
     }
 }
 
 fn answer_is_unauthorized(refusal: &Refusal, asks: bool) -> bool {
     refusal.status(asks).0 == StatusCode::UNAUTHORIZED
+}
+
+/// Returns whether a request is an operator's order, or takes something away.
+fn is_order(access: Access, method: &Method) -> bool {
+    changes_state(method) && (access == Access::Admin || *method == Method::DELETE)
 }
 
 fn changes_state(method: &Method) -> bool {

@@ -21,6 +21,7 @@ use url::Url;
 use super::key_set::{Role, is_name};
 use crate::causes::with_causes;
 use crate::tenant::Tenant;
+use crate::tls;
 
 /// The algorithms that are accepted.
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
@@ -38,7 +39,7 @@ const MAX_TOKEN_BYTES: usize = 16 << 10;
 const MAX_SUBJECT_CHARS: usize = 128;
 
 /// Whose tokens are accepted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub issuer: String,
     pub audience: String,
@@ -49,8 +50,19 @@ pub struct Config {
     pub role_claim: String,
 }
 
+impl Config {
+    /// Returns whether both name the same provider and the same file, whatever is in it.
+    pub(super) fn reads_like(&self, other: &Self) -> bool {
+        let file = |of: &Self| match &of.source {
+            Source::File(path, _) => Some(path.clone()),
+            Source::Url(_) => None,
+        };
+        file(self).is_some() && file(self) == file(other)
+    }
+}
+
 /// Where the provider's keys are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A file, and what it says.
     File(PathBuf, JwkSet),
@@ -116,7 +128,7 @@ pub(super) enum BadToken {
 
 impl Jwt {
     pub(super) fn new(config: Config) -> Self {
-        let client = Client::builder()
+        let client = tls::http_client()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(FETCH_TIMEOUT)
             .user_agent(concat!("fastvideo-supervisor/", env!("CARGO_PKG_VERSION")));
@@ -134,24 +146,31 @@ impl Jwt {
         }
     }
 
+    /// Takes the place of another one. The keys that it has fetched stay where they come from the same address, so that nobody
+    /// has to wait for a provider that is away.
+    pub(super) fn after(config: Config, old: Option<&Self>) -> Self {
+        let new = Self::new(config);
+        if let (Source::Url(url), Some(old)) = (&new.config.source, old)
+            && let Source::Url(before) = &old.config.source
+            && url == before
+            && let Some(fetched) = old.lock().clone()
+        {
+            new.replace(fetched);
+        }
+        new
+    }
+
     /// Returns whether a text is written like a token.
     pub(super) fn is_token(text: &str) -> bool {
         text.bytes().filter(|c| *c == b'.').count() == 2
     }
 
-    /// Reads the file of the set again, if it is in one. What is read is used once it is given to [`Self::replace`].
-    ///
-    /// # Errors
-    /// See [`JwkSetError`].
-    pub(super) fn reread(&self) -> Result<Option<Arc<JwkSet>>, JwkSetError> {
-        match &self.config.source {
-            Source::File(path, _) => Ok(Some(Arc::new(read_set(path)?))),
-            Source::Url(_) => Ok(None),
-        }
+    pub(super) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Uses another set from now on.
-    pub(super) fn replace(&self, set: Arc<JwkSet>) {
+    fn replace(&self, set: Arc<JwkSet>) {
         *self.lock() = Some(set);
     }
 

@@ -95,7 +95,7 @@ pub struct TenantLimits {
 const DEFAULT_TENANT: &str = "default";
 
 /// All keys and tenants.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct KeySet {
     by_hash: HashMap<KeyHash, Arc<KeyEntry>>,
     by_id: HashMap<Arc<str>, Arc<KeyEntry>>,

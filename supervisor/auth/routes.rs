@@ -47,6 +47,7 @@ pub const ROUTES: &[(&str, Access)] = &[
     ("/v1/workers/{gpu}/restart", Access::Admin),
     ("/v1/prompts/reload", Access::Admin),
     ("/v1/reload", Access::Admin),
+    ("/v1/log-level", Access::Admin),
     ("/v1/servers/{name}/{*path}", Access::Admin),
 ];
 

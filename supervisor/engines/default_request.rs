@@ -2,7 +2,7 @@
 
 use fastvideo_proto::job::VideoFormat;
 
-use crate::settings::{Key, KeySpec, Reader};
+use crate::settings::{Key, KeySpec, Reader, Reload};
 
 /// The most denoise steps that any key accepts: no sampler in use takes more.
 pub const MAX_STEPS: u32 = 1000;
@@ -21,8 +21,9 @@ pub static KEYS: &[&KeySpec] = &[
     &GUIDANCE_SCALE.spec,
 ];
 
-pub static NEGATIVE_PROMPT: Key<Option<String>> =
-    Key::text("default_request.negative_prompt").help("What the video should not show");
+pub static NEGATIVE_PROMPT: Key<Option<String>> = Key::text("default_request.negative_prompt")
+    .reload(Reload::Later)
+    .help("What the video should not show");
 
 pub static WIDTH: Key<u32> = Key::u32("default_request.sampling.width", 64, 4096)
     .even()
@@ -49,15 +50,18 @@ pub static FPS: Key<u32> = Key::u32("default_request.sampling.fps", 1, 120)
 pub static NUM_INFERENCE_STEPS: Key<u32> =
     Key::u32("default_request.sampling.num_inference_steps", 1, MAX_STEPS)
         .unit("steps")
+        .reload(Reload::Later)
         .help("Denoise steps of one segment")
         .default(8);
 
 pub static SEED: Key<u64> = Key::u64("default_request.sampling.seed", 0, u64::MAX)
+    .reload(Reload::Later)
     .help("Seed of a request that brings none")
     .default(10);
 
 pub static GUIDANCE_SCALE: Key<f64> =
     Key::f64("default_request.sampling.guidance_scale", 0.0, MAX_GUIDANCE)
+        .reload(Reload::Later)
         .help("Guidance scale; 1 is without guidance")
         .default(1.0);
 

@@ -2,19 +2,22 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRef, State};
 use tokio::sync::Notify;
 use url::Url;
 
 use super::fleet::{Fleet, Names, RouterKeys};
+use super::parts::ServerParts;
 use crate::auth::guard::Guard;
 use crate::auth::{self, Auth, Caller};
+use crate::current::Current;
 use crate::ingress::hosts::Hosts;
 use crate::ingress::metrics::{HttpMetrics, Scrapes};
 use crate::ingress::{self, Ingress};
 use crate::metrics::Metrics;
-use crate::reload::{Reloads, Sources};
+use crate::reload::{Reloads, Source};
 use crate::service_manager::ServiceManager;
 use crate::session::{Context, Registry, RelayLatency};
 use crate::store::SessionStore;
@@ -45,6 +48,14 @@ pub struct Admin {
     pub host: String,
     /// 0 takes any free port. `None` where operators use the address of everybody.
     pub port: Option<u16>,
+}
+
+/// What a reload needs besides the parts of the server.
+#[derive(Debug)]
+pub(crate) struct Reloading {
+    pub(crate) source: Source,
+    pub(crate) service: ServiceManager,
+    pub(crate) grace: Current<Duration>,
 }
 
 /// The state that all requests share. Cheap to clone.
@@ -79,7 +90,7 @@ impl App {
         most_connections: usize,
         context: Context,
         mut metrics: Metrics,
-        service: ServiceManager,
+        reloading: Reloading,
     ) -> Self {
         let allowed = config.ingress.allowed_hosts.clone();
         let admin_hosts = admin.map(|admin| Hosts::new(allowed, &config.admin.host, admin));
@@ -93,17 +104,20 @@ impl App {
         auth.register(metrics.product());
         let http_metrics = HttpMetrics::register(&mut metrics);
         let fleet = Fleet::new(config.router_keys, config.names);
-        let sources = Sources {
+        let ingress = Ingress::new(ingress, &config.host, address, most_connections);
+        let parts = ServerParts {
             auth: auth.clone(),
-            router_keys: fleet.keys().cloned(),
-            tls: ingress.tls.clone(),
-            enhancer: context.prompts.enhancer().cloned(),
+            fleet: fleet.clone(),
+            ingress: ingress.clone(),
+            admin_hosts: admin_hosts.clone(),
+            context: context.clone(),
+            grace: reloading.grace,
         };
-        let reloads = Reloads::new(sources, service);
+        let reloads = Reloads::new(reloading.source, Box::new(parts), reloading.service);
         reloads.register(metrics.product());
         Self {
             admin_hosts,
-            ingress: Ingress::new(ingress, &config.host, address, most_connections),
+            ingress,
             auth,
             service_name: config.service_name.into(),
             fleet,
@@ -125,13 +139,11 @@ impl App {
 
     /// Returns the guard before all routes.
     pub(super) fn guard(&self) -> Guard {
-        let router_keys = self.fleet.keys().cloned();
+        let fleet = self.fleet.clone();
         Guard {
             auth: self.auth.clone(),
             ingress: self.ingress.clone(),
-            is_router_key: Arc::new(move |given| {
-                router_keys.as_ref().is_some_and(|keys| keys.admit(given))
-            }),
+            is_router_key: Arc::new(move |given| fleet.is_router_key(given)),
         }
     }
 }

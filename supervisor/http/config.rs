@@ -1,5 +1,6 @@
 //! The keys of `server`, except those of the log and of `server.limits`, and the `Config` of the HTTP server.
 
+use std::path::Path;
 use std::time::Duration;
 
 use url::Url;
@@ -9,7 +10,7 @@ use super::{Admin, Config};
 use crate::causes::with_causes;
 use crate::discovery::is_address;
 use crate::session::config::SERVER_NAME;
-use crate::settings::{HOUR, Key, KeySpec, Reader};
+use crate::settings::{HOUR, Key, KeySpec, Reader, Reload};
 use crate::{auth, ingress, pool, sockets, tls};
 
 /// The keys of `server`, except those of the log.
@@ -55,12 +56,14 @@ static ZONE: Key<Option<String>> = Key::text("server.zone")
 
 static ADVERTISE_URL: Key<Option<String>> = Key::text("server.advertise_url").help("Where routers reach this server, which it tells them through the Redis of its sessions (`router.discovery: store`) [default: it tells nobody]");
 
-static ROUTER_KEYS_FILE: Key<Option<String>> = Key::text("server.router_keys_file")
+pub(super) static ROUTER_KEYS_FILE: Key<Option<String>> = Key::text("server.router_keys_file")
+    .reload(Reload::AtOnce)
     .help("File with the keys of routers, one in each line, each of at least 32 characters and all of them valid, or `sha256:` and the hash of one; read again at SIGHUP [default: no router may ask for more than clients may]");
 
 /// The grace period of the server's shutdown.
 pub static GRACE: Key<Duration> = Key::seconds("server.grace_seconds", 0.0, HOUR)
     .short("grace-seconds")
+    .reload(Reload::AtOnce)
     .help("Time that running segments have to finish after the first SIGTERM")
     .default(30.0);
 
@@ -104,7 +107,7 @@ fn advertise_url(reader: &mut Reader<'_>) -> Option<Url> {
 
 fn router_keys(reader: &mut Reader<'_>) -> Option<RouterKeys> {
     let path = reader.non_empty(&ROUTER_KEYS_FILE)?;
-    match RouterKeys::read(path.into()) {
+    match RouterKeys::read(Path::new(&path)) {
         Ok(keys) => Some(keys),
         Err(error) => {
             let expected = format!("a file of keys ({})", with_causes(&error));

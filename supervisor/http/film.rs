@@ -13,7 +13,8 @@ use axum::http::header::{
     ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH,
     CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
 };
-use axum::http::{HeaderName, Method, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -69,15 +70,12 @@ pub(super) fn routes(app: &App) -> Router<App> {
 
 /// Lets the pages of other sites read films that they have a token for: those of the sites that may open sessions.
 fn cross_origin(app: &App) -> CorsLayer {
-    let origins = match app.ingress.any_origin_may_stream {
-        true => AllowOrigin::any(),
-        false => {
-            let guard = app.guard();
-            AllowOrigin::predicate(move |origin, _| guard.allows(origin))
-        }
+    let (ingress, guard) = (app.ingress.clone(), app.guard());
+    let may = move |origin: &HeaderValue, _: &Parts| {
+        ingress.rules().any_origin_may_stream || guard.allows(origin)
     };
     CorsLayer::new()
-        .allow_origin(origins)
+        .allow_origin(AllowOrigin::predicate(may))
         .allow_methods([Method::GET, Method::HEAD])
         .allow_headers([AUTHORIZATION, IF_NONE_MATCH, IF_RANGE, RANGE])
         .expose_headers([
@@ -100,7 +98,7 @@ fn cross_origin(app: &App) -> CorsLayer {
     (status = 503, body = ErrorBody, description = "the store does not answer")
 ))]
 pub(super) async fn film(State(app): AppState, request: FilmRequest) -> impl IntoResponse {
-    let format = app.context.config.format;
+    let format = app.context.config.get().format;
     let ttl = app.context.store.config().film_ttl();
     let broadcast = app.context.broadcasts.get(&request.session);
     let spectators = broadcast.map_or(0, |broadcast| broadcast.spectators());
@@ -308,7 +306,7 @@ pub(super) async fn playlist(
 
 /// What a playlist of the film has, without its growing end.
 fn listing<'a>(app: &App, request: &'a FilmRequest) -> Listing<'a> {
-    let config = &app.context.config;
+    let config = app.context.config.get();
     let format = config.format;
     let usual = frames_to_time(u64::from(format.num_frames), format.fps);
     Listing {

@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tracing::Instrument;
 
 use super::app::{App, AppState};
+use crate::current::Current;
 use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::bearer;
@@ -58,7 +59,7 @@ pub(crate) struct Fleet(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     /// `None` where no router may connect.
-    keys: Option<RouterKeys>,
+    keys: Current<Option<RouterKeys>>,
     server_id: String,
     names: Names,
 }
@@ -67,21 +68,31 @@ impl Fleet {
     pub(super) fn new(keys: Option<RouterKeys>, names: Names) -> Self {
         let server_id = format!("{:032x}", rand::random::<u128>());
         Self(Arc::new(Shared {
-            keys,
+            keys: Current::new(keys),
             server_id,
             names,
         }))
     }
 
-    /// Returns the keys of routers; `None` where no router may connect.
-    pub(crate) fn keys(&self) -> Option<&RouterKeys> {
-        self.0.keys.as_ref()
+    /// Lets in routers with these keys from now on, and no others.
+    pub(crate) fn set_keys(&self, keys: Option<RouterKeys>) -> Vec<&'static str> {
+        let old = self.0.keys.get();
+        let is_other = old.is_some() && keys.is_some() && *old != keys;
+        self.0.keys.replace(keys);
+        Vec::from_iter(is_other.then_some(super::config::ROUTER_KEYS_FILE.spec.path))
+    }
+
+    /// Returns whether a text is one of the keys of routers.
+    pub(crate) fn is_router_key(&self, given: &str) -> bool {
+        (*self.0.keys.get())
+            .as_ref()
+            .is_some_and(|keys| keys.admit(given))
     }
 
     /// Lets only routers in; to everybody else there is no such route.
     fn admit(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let given = bearer(headers).unwrap_or_default();
-        match self.keys().is_some_and(|keys| keys.admit(given)) {
+        match self.is_router_key(given) {
             true => Ok(()),
             false => Err(ApiError::not_found(
                 "there is nothing here; see /openapi.json",
@@ -137,7 +148,7 @@ impl Fleet {
 
 /// Returns what segments of this server are, in short.
 fn class(ready: &ReadyReport, context: &Context) -> String {
-    let config = &context.config;
+    let config = context.config.get();
     let described = format!(
         "{} {:?} {:?} {} {} {} {}",
         ready.model_id,
@@ -205,7 +216,7 @@ async fn hello(socket: &mut WebSocket) -> Option<String> {
 /// Reports until the router is gone.
 async fn report(socket: WebSocket, connection: &crate::ingress::connection::Connection, app: &App) {
     let (mut sink, mut stream) = socket.split();
-    let mut liveness = Liveness::new(app.ingress.ping_interval * 2);
+    let mut liveness = Liveness::new(app.ingress.rules().ping_interval * 2);
     let mut changes = app.context.pool.changes();
     let mut drain = app.context.drain.clone();
     // What waits at the router counts for as long as the link holds.

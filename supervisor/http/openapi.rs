@@ -35,7 +35,8 @@ pub(super) fn routes() -> Router<App> {
         workers::drain,
         workers::restart,
         prompts::reload,
-        reload::reload
+        reload::reload,
+        reload::set_log_level
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]

@@ -127,10 +127,11 @@ pub(super) async fn status(State(app): AppState) -> Json<Status> {
         draining: is_draining(&app),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         relay_latency: app.relay_latency.quantiles().into(),
-        safety: prompt::safety_status(app.context.prompts.safety()),
-        prompt: app.context.prompts.enhancer().map(prompt::enhancer_status),
+        safety: prompt::safety_status(app.context.prompts.safety().as_ref()),
+        prompt: (app.context.prompts.enhancer()).map(|enhancer| prompt::enhancer_status(&enhancer)),
         store: store::store_status(&app.context.store),
         session_log: events_lost.map(|events_lost| SessionLogStatus { events_lost }),
+        last_reload: app.reloads.last().map(Into::into),
     })
 }
 

@@ -63,7 +63,7 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     handshake: Handshake,
     trace: Option<TraceContext>,
 ) -> Result<Response, ApiError> {
-    let upgrade = handshake.begin(&app.ingress, app.ingress.max_message_bytes as u64)?;
+    let upgrade = handshake.begin(&app.ingress, app.ingress.rules().max_message_bytes as u64)?;
     let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
     let carried = async move {
@@ -98,9 +98,10 @@ async fn carry<P: Parser, R: Renderer>(
         return turn_away(socket, R::turn_away(&why)).await;
     }
     let span = session_span();
-    let outbox = Outbox::new(app.context.config.max_unsent_bytes);
+    let outbox = Outbox::new(app.context.config.get().max_unsent_bytes);
     let (inbound, inbound_seen) = mpsc::channel(INBOUND_BUFFER);
     let (sink, mut stream) = socket.split();
+    let ping_interval = app.ingress.rules().ping_interval;
     let session = session::run(
         client,
         grant,
@@ -115,7 +116,7 @@ async fn carry<P: Parser, R: Renderer>(
         sink,
         &outbox,
         connection,
-        app.ingress.ping_interval,
+        ping_interval,
         &app.relay_latency,
     ));
 
@@ -127,7 +128,7 @@ async fn carry<P: Parser, R: Renderer>(
             &inbound,
             connection,
             &shares,
-            app.ingress.ping_interval * 2,
+            ping_interval * 2,
             trace,
         );
         let mut reader = Box::pin(read);
@@ -174,7 +175,7 @@ async fn carry<P: Parser, R: Renderer>(
             while_it_goes_on(&mut listening, CLOSE_REPLY, taken).await;
         }
     };
-    let _ = timeout(app.ingress.time_limits.answer, farewell).await;
+    let _ = timeout(app.ingress.rules().time_limits.answer, farewell).await;
 }
 
 /// Returns the span of a session's lines in the log. Its fields are filled when the session opens.

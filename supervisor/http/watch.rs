@@ -44,7 +44,7 @@ pub(super) async fn upgrade(
     ValidQuery(query): ValidQuery<WatchQuery>,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    if !app.context.config.watch {
+    if !app.context.config.get().watch {
         return Err(ApiError::no_session());
     }
     // A caller that shows a key is held to its tenant, and shows its token in the address.
@@ -87,7 +87,7 @@ async fn carry(
 ) {
     let (sink, mut stream) = socket.split();
     let (mut sink, ending) = {
-        let interval = app.ingress.ping_interval;
+        let interval = app.ingress.rules().ping_interval;
         let playing = Box::pin(show.play(sink, connection, interval));
         let played = tokio::select! {
             played = playing => played,

@@ -81,14 +81,14 @@ pub(crate) struct Connections(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    limits: Limits,
     open: Mutex<Open>,
     /// Notified when a connection has been closed.
     left: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Open {
+    limits: Limits,
     next: u64,
     entries: BTreeMap<u64, Arc<Entry>>,
     by_client: HashMap<ClientAddress, usize>,
@@ -120,10 +120,20 @@ pub(crate) struct Place {
 impl Connections {
     pub(crate) fn new(limits: Limits) -> Self {
         Self(Arc::new(Shared {
-            limits,
-            open: Mutex::default(),
+            open: Mutex::new(Open {
+                limits,
+                next: 0,
+                entries: BTreeMap::new(),
+                by_client: HashMap::new(),
+            }),
             left: Notify::new(),
         }))
+    }
+
+    /// Changes the limits. Where more connections are open than the new ones allow, they stay.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.lock().limits = limits;
+        self.0.left.notify_waiters();
     }
 
     /// Gives a place to a new connection.
@@ -131,8 +141,8 @@ impl Connections {
     /// # Errors
     /// Returns an error when as many are open as the limits allow.
     pub(crate) fn enter(&self, client: ClientAddress) -> Result<Place, Full> {
-        let limits = &self.0.limits;
         let mut open = self.lock();
+        let limits = open.limits;
         if open.entries.len() >= limits.connections {
             return Err(Full::Connections(limits.connections));
         }
@@ -233,8 +243,8 @@ impl Place {
     }
 
     fn try_await_opening(&self) -> Result<(), Full> {
-        let limits = &self.connections.0.limits;
         let open = self.connections.lock();
+        let limits = open.limits;
         let (mut all, mut of_client) = (0, 0);
         for entry in open.entries.values() {
             if entry.lock().phase.is_unopened() && !entry.displaced.is_cancelled() {

@@ -81,8 +81,8 @@ where
             .place
             .client();
         let body = request.into_body();
-        let limits = ingress.body_limits;
-        let limit = ingress.max_message_bytes as u64;
+        let limits = ingress.rules().body_limits;
+        let limit = ingress.rules().max_message_bytes as u64;
         let too_large = || {
             let message = format!("the body is larger than {limit} bytes, which is the limit");
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_body", message)

@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use crate::current::Current;
 
 /// What a list of names must be.
 pub(crate) const EXPECTED: &str = "host names without a port, or `*`";
@@ -40,63 +41,66 @@ impl HostNames {
 
 /// The names by which clients may address the server. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Hosts(Arc<Names>);
-
-#[derive(Debug)]
-struct Names {
+pub(crate) struct Hosts {
+    /// What the server was told to listen on, in lower case.
+    host: Arc<str>,
     /// Whether the server listens on a loopback address.
     is_loopback: bool,
-    /// Whether any name is accepted.
-    any: bool,
-    names: Vec<String>,
+    /// What the operator allows.
+    allowed: Current<Option<HostNames>>,
 }
 
 impl Hosts {
     /// Creates the guard of a server that was told to listen on `host` and does so on `address`.
     pub(crate) fn new(allowed: Option<HostNames>, host: &str, address: IpAddr) -> Self {
-        let is_loopback = address.to_canonical().is_loopback();
-        let any = match &allowed {
-            None => !is_loopback,
-            Some(HostNames(names)) => names.iter().any(|name| name == "*"),
-        };
-        let HostNames(mut names) = allowed.unwrap_or_default();
-        names.push(host.to_lowercase());
-        Self(Arc::new(Names {
-            is_loopback,
-            any,
-            names,
-        }))
+        Self {
+            host: host.to_lowercase().into(),
+            is_loopback: address.to_canonical().is_loopback(),
+            allowed: Current::new(allowed),
+        }
+    }
+
+    /// Allows these names from now on, and no others.
+    pub(crate) fn allow(&self, allowed: Option<HostNames>) {
+        self.allowed.replace(allowed);
     }
 
     /// Returns whether the server listens on a loopback address.
     pub(crate) fn are_loopback(&self) -> bool {
-        self.0.is_loopback
+        self.is_loopback
     }
 
     /// Returns the first name in a request that is not one of the server's. Programs other than browsers may leave out
     /// the name.
     fn foreign_name(&self, request: &Request) -> Option<String> {
-        if self.0.any {
+        let allowed = self.allowed.get();
+        let allowed = allowed.as_ref().as_ref();
+        let any = allowed.map_or(!self.is_loopback, |HostNames(names)| {
+            names.iter().any(|name| name == "*")
+        });
+        if any {
             return None;
         }
         let in_target = request.uri().authority().map(Authority::as_str);
         let in_headers = request.headers().get_all(HOST);
         let given = in_headers.iter().map(|value| value.as_bytes());
         let mut given = in_target.map(str::as_bytes).into_iter().chain(given);
-        let foreign = given.find(|name| !self.accept(name));
+        let foreign = given.find(|name| !self.accept(name, allowed));
         foreign.map(|name| String::from_utf8_lossy(name).into_owned())
     }
 
-    fn accept(&self, given: &[u8]) -> bool {
+    fn accept(&self, given: &[u8], allowed: Option<&HostNames>) -> bool {
         let Some(name) = Authority::try_from(given).ok().and_then(|a| plain(&a)) else {
             return false;
         };
-        if self.0.names.contains(&name) || name == "localhost" || name.ends_with(".localhost") {
+        let is_allowed = allowed.is_some_and(|HostNames(names)| names.contains(&name));
+        if is_allowed || *self.host == *name || name == "localhost" || name.ends_with(".localhost")
+        {
             return true;
         }
         match name.parse::<IpAddr>() {
             // An address cannot be made to point elsewhere, and probes use it.
-            Ok(address) => !self.0.is_loopback || address.to_canonical().is_loopback(),
+            Ok(address) => !self.is_loopback || address.to_canonical().is_loopback(),
             Err(_) => false,
         }
     }

@@ -101,7 +101,7 @@ fn serve(
         tracing::debug!(%error, "cannot disable Nagle's algorithm");
     }
     let connection = Arc::new(Connection::new(stream, place));
-    let (limits, stopping) = (ingress.time_limits, ingress.stopping.clone());
+    let (limits, stopping) = (ingress.rules().time_limits, ingress.stopping.clone());
     let Some(encryption) = ingress.encryption.clone() else {
         let socket = Socket::plain(connection);
         let served = connection::serve(socket, peer, router, limits, stopping);

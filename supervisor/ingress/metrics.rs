@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
+use super::access::{self, Sender};
 use super::error::ApiError;
 use crate::metrics::{Bounds, Format, Histograms, Metrics, seconds};
 
@@ -90,7 +91,7 @@ impl Scrapes {
     }
 }
 
-/// Measures a request.
+/// Measures a request, and writes its line of the access log.
 pub(crate) async fn measure(
     State(HttpMetrics(durations)): State<HttpMetrics>,
     request: Request,
@@ -101,13 +102,17 @@ pub(crate) async fn measure(
     let path = request.extensions().get::<MatchedPath>();
     let http_route = path.map_or(NO_ROUTE, MatchedPath::as_str).to_owned();
     let response = next.run(request).await;
+    let took = began.elapsed();
+    let status = response.status().as_u16();
+    let sender = response.extensions().get::<Sender>();
+    access::log((http_request_method, &http_route), status, took, sender);
     let labels = RequestLabels {
         http_request_method,
         http_route,
-        http_response_status_code: response.status().as_u16(),
+        http_response_status_code: status,
     };
     let duration = durations.get_or_create(&labels);
-    duration.observe(seconds(began.elapsed()));
+    duration.observe(seconds(took));
     drop(duration);
     response
 }

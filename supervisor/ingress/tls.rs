@@ -16,6 +16,7 @@ use super::connection::{Connection, Socket, Wire};
 use super::connections::Phase;
 use super::error::last_answer;
 use crate::client_address::ClientAddress;
+use crate::current::Current;
 use crate::tls::server::{Outcome, ServerTls};
 
 /// Time limit on a handshake, from the beginning of the connection.
@@ -45,7 +46,7 @@ pub(crate) struct Encryption {
     pub(crate) tls: ServerTls,
     running: Handshakes,
     /// Time limit on a handshake, from the beginning of the connection.
-    limit: Duration,
+    limit: Current<Duration>,
     /// Cancelled when the connections have to end.
     stopping: CancellationToken,
 }
@@ -56,9 +57,14 @@ impl Encryption {
         Self {
             tls,
             running: Handshakes::default(),
-            limit: head_limit.min(HANDSHAKE_TIMEOUT),
+            limit: Current::new(head_limit.min(HANDSHAKE_TIMEOUT)),
             stopping,
         }
+    }
+
+    /// Changes the time limit on the first byte of later connections.
+    pub(crate) fn set_head_limit(&self, head_limit: Duration) {
+        self.limit.replace(head_limit.min(HANDSHAKE_TIMEOUT));
     }
 }
 
@@ -79,7 +85,7 @@ pub(super) async fn shake_hands(
         biased;
         () = place.displaced() => Ok(None),
         () = encryption.stopping.cancelled() => Ok(None),
-        done = timeout(encryption.limit, negotiating) => done,
+        done = timeout(*encryption.limit.get(), negotiating) => done,
     };
     tls.count(match &done {
         Ok(Some(_)) => Outcome::Ok,

@@ -219,6 +219,12 @@ impl Assignments {
         }
     }
 
+    /// Changes how sessions share a GPU. Where there are more than may be, they stay until they leave.
+    pub(super) fn set_sharing(&mut self, sharing: Sharing) {
+        self.sharing = sharing;
+        self.assign_waiting();
+    }
+
     /// Puts a tenant's session into the queue, or on a worker that has room. A session whose place is held takes that place.
     pub(super) fn join(
         &mut self,

@@ -31,6 +31,11 @@ impl Attendance {
         }
     }
 
+    /// Changes the shortest silence that the loop judges.
+    pub(super) fn judge_by(&mut self, limit: Duration) {
+        self.period = (limit / TURNS_PER_LIMIT).max(MIN_PERIOD);
+    }
+
     /// Returns when the loop has to turn again at the latest.
     pub(super) fn next_turn(&self) -> Instant {
         self.last_turn + self.period

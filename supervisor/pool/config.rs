@@ -14,7 +14,7 @@ use fastvideo_proto::link::{EncoderSpec, EngineSpec, WarmupSpec};
 use self::gpus::{GpuError, GpuSpec, Machine};
 use crate::engines::config::{MAX_GPUS, NUM_GPUS};
 use crate::engines::{self, Engine, conditioning, default_request, warmup};
-use crate::settings::{DAY, HOUR, Key, KeySpec, MINUTE, Origin, Reader};
+use crate::settings::{DAY, HOUR, Key, KeySpec, MINUTE, Origin, Reader, Reload};
 
 mod gpus;
 
@@ -141,25 +141,30 @@ static NUM_WORKERS: Key<Option<u32>> = Key::u32("streaming.pool.num_workers", 1,
 static SESSIONS_PER_GPU: Key<usize> = Key::usize("streaming.pool.sessions_per_gpu", 1, 10_000)
     .short("sessions-per-gpu")
     .unit("sessions")
+    .reload(Reload::AtOnce)
     .help("Sessions that share one GPU, segment by segment")
     .default(1);
 
 static KEEP_UP: Key<bool> = Key::switch("streaming.pool.keep_up")
+    .reload(Reload::AtOnce)
     .help("Let a GPU take another session only while it makes video for all of them in time; the others wait")
     .default(true);
 
 static RECYCLE_AFTER_SEGMENTS: Key<u32> =
     Key::u32("streaming.pool.recycle_after_segments", 0, 1_000_000_000)
         .unit("segments")
+        .reload(Reload::AtOnce)
         .help("Segments after which a worker is replaced by a fresh one, 0 for never")
         .default(0);
 
 static RECYCLE_ABOVE_MIB: Key<u64> = Key::u64("streaming.pool.recycle_above_mib", 0, 1 << 24)
     .unit("MiB")
+    .reload(Reload::AtOnce)
     .help("Resident memory above which a worker is replaced by a fresh one, 0 for never")
     .default(0);
 
 static RECYCLE_OVERLAP: Key<bool> = Key::switch("streaming.pool.recycle_overlap")
+    .reload(Reload::AtOnce)
     .help("Make the fresh worker ready before the old one leaves, where a GPU's memory holds two")
     .default(false);
 
@@ -167,6 +172,7 @@ static RECYCLE_OVERLAP: Key<bool> = Key::switch("streaming.pool.recycle_overlap"
 pub static MAX_ATTEMPTS: Key<u32> = Key::u32("streaming.pool.max_attempts", 1, 100)
     .short("max-attempts")
     .unit("workers")
+    .reload(Reload::Later)
     .help("Workers that one segment may cost before it is refused")
     .default(5);
 
@@ -179,6 +185,7 @@ static CONNECT_TIMEOUT: Key<Duration> = Key::millis(
     10.0,
     HOUR * 1e3,
 )
+.reload(Reload::AtOnce)
 .help("Longest time from the start of a worker to its first message, before it loads anything")
 .default(60_000.0);
 
@@ -189,6 +196,7 @@ static HEARTBEAT_INTERVAL: Key<Duration> =
 
 static HEARTBEAT_TIMEOUT: Key<Duration> =
     Key::millis("streaming.pool.heartbeat_timeout_ms", 20.0, HOUR * 1e3)
+        .reload(Reload::AtOnce)
         .help("A worker that is silent for this long is stuck and is replaced")
         .default(5000.0);
 
@@ -197,30 +205,36 @@ static MIN_STEP_TIMEOUT: Key<Duration> = Key::millis(
     10.0,
     DAY * 1e3,
 )
-.help("Least time that a denoise step may take before its worker is stuck; ten times the median step when that is more")
+.reload(Reload::AtOnce)
+    .help("Least time that a denoise step may take before its worker is stuck; ten times the median step when that is more")
 .default(30_000.0);
 
 static MIN_BACKOFF: Key<Duration> = Key::millis("streaming.pool.min_backoff_ms", 1.0, HOUR * 1e3)
+    .reload(Reload::AtOnce)
     .help("Pause before a worker is started again; doubles with each exit in a row")
     .default(500.0);
 
 static MAX_BACKOFF: Key<Duration> = Key::millis("streaming.pool.max_backoff_ms", 1.0, HOUR * 1e3)
+    .reload(Reload::AtOnce)
     .help("Longest pause before a worker is started again")
     .default(60_000.0);
 
 static QUARANTINE_AFTER: Key<u32> = Key::u32("streaming.pool.quarantine_after", 1, 1000)
     .unit("exits")
+    .reload(Reload::AtOnce)
     .help("Exits in a row, without a finished segment between, after which a GPU is left alone")
     .default(5);
 
 static QUARANTINE_LIFT: Key<Duration> =
     Key::seconds("streaming.pool.quarantine_lift_seconds", 0.01, DAY)
+        .reload(Reload::AtOnce)
         .help("With no worker left, GPUs that were left alone are tried again after this time")
         .default(60.0);
 
 static QUARANTINE_TRIAL: Key<Duration> =
     Key::seconds("streaming.pool.quarantine_trial_seconds", 0.01, DAY)
-        .help("A GPU that was left alone because its worker died during segments is tried again after this time, and after twice as long each time that this fails")
+        .reload(Reload::AtOnce)
+    .help("A GPU that was left alone because its worker died during segments is tried again after this time, and after twice as long each time that this fails")
         .default(30.0);
 
 static VIDEO_CODEC: Key<String> =

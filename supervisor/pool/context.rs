@@ -11,6 +11,7 @@ use super::boot::BootPlan;
 use super::config::{Config, Gpu};
 use super::event::{WorkerEvent, WorkerEvents};
 use super::shared_assignments::SharedAssignments;
+use crate::current::Current;
 
 /// One GPU, with the state that its task shares with the rest of the pool.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(super) struct WorkerContext {
     /// The GPU's index in the assignments.
     pub(super) slot: usize,
     pub(super) gpu: Gpu,
-    pub(super) config: Arc<Config>,
+    pub(super) config: Current<Config>,
     pub(super) assignments: Arc<SharedAssignments>,
     /// Whether no worker of the pool serves or will serve by itself.
     pub(super) all_lost: watch::Sender<bool>,
@@ -32,6 +33,11 @@ pub(super) struct WorkerContext {
 }
 
 impl WorkerContext {
+    /// Returns the configuration as it is now.
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.config.get()
+    }
+
     pub(super) fn emit(&self, event: WorkerEvent) {
         self.events.emit(event);
     }
@@ -50,7 +56,7 @@ impl WorkerContext {
     /// Creates the plan for the GPU's next process.
     pub(super) fn next_boot(&self) -> BootPlan {
         BootPlan {
-            config: self.config.clone(),
+            config: self.config(),
             gpu: self.gpu.clone(),
             incarnation: self.incarnations.fetch_add(1, Ordering::Relaxed) + 1,
             tracker: self.tracker.clone(),

@@ -17,6 +17,7 @@ use super::metrics::PoolMetrics;
 use super::restart::{RestartLimits, RestartPolicy};
 use super::shared_assignments::SharedAssignments;
 use super::status::WorkerStatus;
+use crate::current::Current;
 
 pub(super) const FORMAT: VideoFormat = VideoFormat {
     width: 64,
@@ -84,7 +85,7 @@ pub(super) fn context(config: Config) -> (WorkerContext, watch::Receiver<WorkerS
     let context = WorkerContext {
         slot: 0,
         gpu,
-        config: Arc::new(config),
+        config: Current::new(config),
         assignments: Arc::new(SharedAssignments::new(assignments)),
         all_lost: watch::channel(false).0,
         events: WorkerEvents::new(status, PoolMetrics::default().meter(GpuId(0))),

@@ -18,11 +18,10 @@ const WARMUP_SEGMENTS: f64 = 4.0;
 /// The limit on the time between two signs of progress of a running job.
 #[derive(Debug)]
 pub(super) struct ProgressLimit {
-    /// The lower bound of the limit. No part of a segment, such as the time to its first step or from its last step to its
-    /// first frame, takes longer than a whole warm-up segment did, so a multiple of that is part of the bound.
-    min: Duration,
+    /// A lower bound of the limit. No part of a segment, such as the time to its first step or from its last step to its
+    /// first frame, takes longer than a whole warm-up segment did, so it is a multiple of that.
+    floor: Duration,
     steps: RollingMedian,
-    limit: Duration,
 }
 
 impl ProgressLimit {
@@ -36,24 +35,21 @@ impl ProgressLimit {
         // it.
         let segment = warmup.last().copied().unwrap_or_default();
         let segment = segment.min(config.boot_timeout);
-        let min = (config.min_step_timeout).max(segment.mul_f64(WARMUP_SEGMENTS * scale.max(1.0)));
         Self {
-            min,
+            floor: segment.mul_f64(WARMUP_SEGMENTS * scale.max(1.0)),
             steps: RollingMedian::new(STEP_SAMPLES),
-            limit: min,
         }
     }
 
     /// Adds the time of a step to the median.
     pub(super) fn add_step(&mut self, time: Duration) {
         self.steps.add(time);
-        let median = self.steps.median().unwrap_or_default();
-        self.limit = (median * MEDIAN_STEPS).max(self.min);
     }
 
-    /// Returns the limit: ten times the median step, but at least the lower bound.
-    pub(super) fn get(&self) -> Duration {
-        self.limit
+    /// Returns the limit: ten times the median step, but at least four warm-up segments, and at least `min`.
+    pub(super) fn get(&self, min: Duration) -> Duration {
+        let median = self.steps.median().unwrap_or_default();
+        (median * MEDIAN_STEPS).max(self.floor).max(min)
     }
 }
 
@@ -71,13 +67,11 @@ mod tests {
     #[test]
     fn the_limit_is_ten_times_the_median_of_the_latest_steps() {
         let limit = |min: u64, steps: &[u64]| {
-            let mut config = fixtures::config();
-            config.min_step_timeout = ms(min);
-            let mut limit = ProgressLimit::new(&config, &[]);
+            let mut limit = ProgressLimit::new(&fixtures::config(), &[]);
             for &step in steps {
                 limit.add_step(ms(step));
             }
-            limit.get()
+            limit.get(ms(min))
         };
         assert_eq!(limit(50, &[]), ms(50));
         assert_eq!(limit(50, &[10, 1000, 10]), ms(100));
@@ -87,12 +81,11 @@ mod tests {
     #[test]
     fn the_limit_is_never_less_than_four_warm_up_segments_of_the_configured_size() {
         let mut config = fixtures::config();
-        config.min_step_timeout = ms(1000);
         let limit = |config: &Config, warmup: &[u64]| {
             let warmup: Vec<_> = warmup.iter().copied().map(ms).collect();
             let mut limit = ProgressLimit::new(config, &warmup);
             limit.add_step(ms(1));
-            limit.get()
+            limit.get(ms(1000))
         };
         assert_eq!(limit(&config, &[10, 5]), ms(1000));
         assert_eq!(limit(&config, &[1540, 1500]), ms(6000));

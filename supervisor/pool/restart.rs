@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use super::config::Config;
 use super::exit::{Blame, ExitKind, WorkerExit};
 use crate::backoff::Backoff;
 
@@ -29,7 +30,7 @@ pub(super) struct RestartPolicy {
 }
 
 /// The configured limits of the policy.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RestartLimits {
     /// The first pause after an exit. The pauses have jitter, so that workers that exited together do not all restart
     /// together.
@@ -60,6 +61,21 @@ pub(super) enum RestartDecision {
     QuarantineForGood,
 }
 
+impl RestartLimits {
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            min_backoff: config.min_backoff,
+            max_backoff: config.max_backoff,
+            quarantine_after: config.quarantine_after,
+            quarantine_trial: config.quarantine_trial,
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.min_backoff, self.max_backoff).with_jitter()
+    }
+}
+
 impl RestartDecision {
     pub(super) fn quarantines(self) -> bool {
         matches!(self, Self::Quarantine { .. } | Self::QuarantineForGood)
@@ -68,14 +84,25 @@ impl RestartDecision {
 
 impl RestartPolicy {
     pub(super) fn new(limits: RestartLimits) -> Self {
-        let backoff = || Backoff::new(limits.min_backoff, limits.max_backoff).with_jitter();
         Self {
             limits,
             exits_in_a_row: 0,
-            backoff: backoff(),
-            first_pause: backoff(),
-            shortage: backoff(),
+            backoff: limits.backoff(),
+            first_pause: limits.backoff(),
+            shortage: limits.backoff(),
             is_short: false,
+        }
+    }
+
+    /// Changes the limits. The exits so far count on.
+    pub(super) fn set_limits(&mut self, limits: RestartLimits) {
+        if limits != self.limits {
+            *self = Self {
+                exits_in_a_row: self.exits_in_a_row,
+                is_short: self.is_short,
+                ..Self::new(limits)
+            };
+            self.set_exits_in_a_row(self.exits_in_a_row);
         }
     }
 
@@ -207,6 +234,24 @@ mod tests {
         }
         policy.job_finished();
         check_pause(&mut policy, &crash, 500, 1000);
+    }
+
+    #[test]
+    fn other_limits_count_the_exits_so_far() {
+        let mut policy = policy(500, 500, 6);
+        let crash = exit(ExitKind::Crashed);
+        for _ in 0..2 {
+            check_pause(&mut policy, &crash, 500, 500);
+        }
+        let mut limits = policy.limits;
+        limits.min_backoff = ms(10);
+        limits.max_backoff = ms(1000);
+        policy.set_limits(limits);
+        // It is the third pause in a row.
+        check_pause(&mut policy, &crash, 40, 80);
+        limits.quarantine_after = 4;
+        policy.set_limits(limits);
+        assert_eq!(policy.decide(&crash), quarantine(None));
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         warmup: &[Duration],
     ) -> Self {
         let now = Instant::now();
-        let config = &context.config;
+        let config = context.config();
         Self {
             context,
             policy,
@@ -116,7 +116,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             last_heard: now,
             last_progress: now,
             attendance: Attendance::new(config.heartbeat_timeout.min(config.min_step_timeout)),
-            progress_limit: ProgressLimit::new(config, warmup),
+            progress_limit: ProgressLimit::new(&config, warmup),
             leaving: None,
             renewal: Renewal::new(config.min_backoff, config.max_backoff),
         }
@@ -196,6 +196,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 in_hand.last_activity = self.last_heard;
             }
         }
+        let config = self.context.config();
+        (self.attendance).judge_by(config.heartbeat_timeout.min(config.min_step_timeout));
         let (deadline, stall) = self.stall_deadline();
         if deadline > Instant::now() {
             return ControlFlow::Continue(());
@@ -209,16 +211,17 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
 
     /// Returns the earliest moment at which the process counts as stuck, and the reason.
     fn stall_deadline(&self) -> (Instant, Stall) {
-        let limit = self.context.config.heartbeat_timeout;
+        let config = self.context.config();
+        let limit = config.heartbeat_timeout;
         let mut first = (self.last_heard + limit, Stall::NoHeartbeat(limit));
         if self.running.is_some() {
-            let limit = self.progress_limit.get();
+            let limit = self.progress_limit.get(config.min_step_timeout);
             let deadline = self.last_progress + limit;
             if deadline < first.0 {
                 first = (deadline, Stall::NoProgress(limit));
             }
         }
-        let limit = self.context.config.min_step_timeout;
+        let limit = config.min_step_timeout;
         for in_hand in self.finishing.values() {
             let deadline = in_hand.last_activity + limit;
             if in_hand.waits_for_process() && deadline < first.0 {
@@ -593,7 +596,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             }
         }
         if self.is_due_for_renewal() && self.renewal.may_start() {
-            if self.context.config.recycle.overlap {
+            if self.context.config().recycle.overlap {
                 let next = self.renewal.start(self.context);
                 self.context.emit(WorkerEvent::RenewalStarted { next });
             } else {
@@ -609,7 +612,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         if self.jobs_finished == 0 {
             return false;
         }
-        let recycle = &self.context.config.recycle;
+        let recycle = self.context.config().recycle;
         let is_old = (recycle.after_segments).is_some_and(|n| self.jobs_finished >= n);
         let is_large =
             |limit| (self.context.events.resident_bytes()).is_some_and(|resident| resident > limit);

@@ -21,6 +21,7 @@ use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob, pair};
 use super::metrics::PoolMetrics;
 use super::shared_assignments::SharedAssignments;
 use super::{Config, Gpu, Pool, Shared, SlotHandle, WorkerStatus};
+use crate::current::Current;
 
 const FORMAT: VideoFormat = VideoFormat {
     width: 64,
@@ -85,7 +86,7 @@ impl TestWorkers {
             incarnations: vec![0; slots.len()],
             pool: Pool {
                 shared: Arc::new(Shared {
-                    config: Arc::new(config),
+                    config: Current::new(config),
                     assignments: Arc::new(SharedAssignments::new(assignments)),
                     slots,
                     next_job: AtomicU64::new(1),

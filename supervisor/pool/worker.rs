@@ -57,15 +57,10 @@ impl WorkerTask {
 
     /// Runs until the pool stops. No process is left when this returns.
     pub(super) async fn run(mut self) {
-        let config = &self.context.config;
-        let mut policy = RestartPolicy::new(RestartLimits {
-            min_backoff: config.min_backoff,
-            max_backoff: config.max_backoff,
-            quarantine_after: config.quarantine_after,
-            quarantine_trial: config.quarantine_trial,
-        });
+        let mut policy = RestartPolicy::new(RestartLimits::of(&self.context.config()));
         loop {
             let exit = self.run_processes(&mut policy).await;
+            policy.set_limits(RestartLimits::of(&self.context.config()));
             policy.forgive(self.take_exits_to_forgive());
             let decision = policy.decide(&exit);
             self.record_exit(exit, decision);
@@ -161,7 +156,7 @@ impl WorkerTask {
     /// Opens the GPU's slot to sessions.
     fn start_serving(&self, ready: &ReadyProcess) {
         let assignment = self.assignment(ready);
-        let typical = self.context.config.warmup_is_typical;
+        let typical = self.context.config().warmup_is_typical;
         let estimate = ready.report.warmup.last().filter(|_| typical);
         self.context.with_assignments(|assignments, slot| {
             if let Some(&estimate) = estimate {
@@ -338,8 +333,8 @@ impl WorkerContext {
                         None => pending().await,
                     }
                 };
-                let none_left =
-                    quarantine_over(self.all_lost.subscribe(), self.config.quarantine_lift);
+                let lift = self.config().quarantine_lift;
+                let none_left = quarantine_over(self.all_lost.subscribe(), lift);
                 return Restart::Lifted(tokio::select! {
                     () = none_left => LiftReason::NoWorkerLeft,
                     () = trial => LiftReason::Trial,

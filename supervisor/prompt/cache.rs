@@ -24,6 +24,14 @@ impl PromptCache {
         }
     }
 
+    /// Returns an empty cache that goes on counting.
+    pub(super) fn renewed(&self, capacity: usize) -> Self {
+        Self {
+            hits: self.hits,
+            ..Self::new(capacity)
+        }
+    }
+
     /// Looks up what a tenant's prompt became, and marks that entry as the most recently used one.
     pub(super) fn get(&mut self, tenant: &Tenant, prompt: &str) -> Option<GeneratedPrompt> {
         let key = (tenant.clone(), prompt.to_owned());
@@ -36,12 +44,6 @@ impl PromptCache {
     pub(super) fn put(&mut self, tenant: &Tenant, prompt: &str, generated: &GeneratedPrompt) {
         if let Some(entries) = &mut self.entries {
             entries.put((tenant.clone(), prompt.to_owned()), generated.clone());
-        }
-    }
-
-    pub(super) fn clear(&mut self) {
-        if let Some(entries) = &mut self.entries {
-            entries.clear();
         }
     }
 
@@ -80,8 +82,9 @@ mod tests {
         assert!(cache.get(&tenant, "b").is_none());
         assert_eq!(cache.get(&tenant, "a").unwrap().content, "A");
         assert_eq!((cache.len(), cache.hits()), (2, 2));
-        cache.clear();
+        let mut cache = cache.renewed(2);
         assert!(cache.get(&tenant, "a").is_none());
+        assert_eq!((cache.len(), cache.hits()), (0, 2));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use super::completion::{self, Message, NoText, Refusal, RequestBody};
 use super::llm_error::LlmError;
 use crate::causes::with_causes;
+use crate::tls;
 
 /// The largest body of an answer that is read; thinking may be much longer than the prompt after it.
 const MAX_ANSWER_BYTES: usize = 256 << 10;
@@ -90,7 +91,7 @@ impl RequestForm {
 
 /// Creates the HTTP client for calls to all providers. It keeps connections open between calls.
 pub(super) fn client() -> Client {
-    Client::builder()
+    tls::http_client()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)

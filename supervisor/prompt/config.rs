@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::enhancer::{self, BreakerConfig, Style};
 use super::{Config, safety};
-use crate::settings::{DAY, HOUR, Key, KeySpec, Reader};
+use crate::settings::{DAY, HOUR, Key, KeySpec, Reader, Reload};
 
 mod providers;
 
@@ -54,82 +54,105 @@ pub static SAFETY_KEYS: &[&KeySpec] = &[
 pub static MAX_PROMPT_CHARS: Key<usize> =
     Key::usize("streaming.limits.max_prompt_chars", 1, 1_000_000)
         .unit("characters")
+        .reload(Reload::AtOnce)
         .help("Longest prompt")
         .default(4000);
 
-static ENABLED: Key<bool> = Key::switch("streaming.prompt.enabled")
+pub(super) static ENABLED: Key<bool> = Key::switch("streaming.prompt.enabled")
+    .reload(Reload::AtOnce)
     .help("Let a language model enhance, extend and rewrite prompts")
     .default(false);
 
 static OPERATION_TIMEOUT: Key<Duration> =
     Key::millis("streaming.prompt.operation_timeout_ms", 1.0, HOUR * 1e3)
+        .reload(Reload::AtOnce)
         .help("Time for one prompt over all providers; then it is used as it was written")
         .default(30_000.0);
 
-static SYSTEM_PROMPT_DIR: Key<Option<String>> = Key::text("streaming.prompt.system_prompt_dir")
-    .help("Folder with enhance.txt, auto_extend.txt and rewrite.txt [default: built-in system prompts]");
+pub(super) static SYSTEM_PROMPT_DIR: Key<Option<String>> = Key::text(
+    "streaming.prompt.system_prompt_dir",
+)
+.reload(Reload::AtOnce)
+.help(
+    "Folder with enhance.txt, auto_extend.txt and rewrite.txt [default: built-in system prompts]",
+);
 
 static ENHANCE_TEMPERATURE: Key<f64> = temperature("streaming.prompt.enhance.temperature")
+    .reload(Reload::AtOnce)
     .help("Temperature of the model that enhances a prompt")
     .default(0.7);
 
 static ENHANCE_MAX_TOKENS: Key<u32> = max_tokens("streaming.prompt.enhance.max_tokens")
+    .reload(Reload::AtOnce)
     .help("Most tokens of the model that enhances a prompt, its reasoning included")
     .default(MAX_TOKENS_DEFAULT);
 
 static AUTO_EXTEND_TEMPERATURE: Key<f64> = temperature("streaming.prompt.auto_extend.temperature")
+    .reload(Reload::AtOnce)
     .help("Temperature of the model that writes the next prompt")
     .default(0.7);
 
 static AUTO_EXTEND_MAX_TOKENS: Key<u32> = max_tokens("streaming.prompt.auto_extend.max_tokens")
+    .reload(Reload::AtOnce)
     .help("Most tokens of the model that writes the next prompt, its reasoning included")
     .default(MAX_TOKENS_DEFAULT);
 
 static REWRITE_TEMPERATURE: Key<f64> = temperature("streaming.prompt.rewrite.temperature")
+    .reload(Reload::AtOnce)
     .help("Temperature of the model that rewrites a prompt")
     .default(0.7);
 
 static REWRITE_MAX_TOKENS: Key<u32> = max_tokens("streaming.prompt.rewrite.max_tokens")
+    .reload(Reload::AtOnce)
     .help("Most tokens of the model that rewrites a prompt, its reasoning included")
     .default(MAX_TOKENS_DEFAULT);
 
 static MAX_PARALLEL: Key<usize> = Key::usize("streaming.prompt.max_parallel", 1, 1000)
     .unit("prompts")
+    .reload(Reload::AtOnce)
     .help("Curated prompts of one session that are enhanced at the same time")
     .default(4);
 
 static CACHE_ENTRIES: Key<usize> = Key::usize("streaming.prompt.cache_entries", 0, 100_000)
     .unit("prompts")
+    .reload(Reload::AtOnce)
     .help("Enhanced prompts that are kept and not asked for again")
     .default(256);
 
 static BREAKER_FAILURES: Key<u32> = Key::u32("streaming.prompt.breaker_failures", 1, 1000)
     .unit("failures")
+    .reload(Reload::AtOnce)
     .help("Failures in a row after which a provider is left alone for a while")
     .default(3);
 
 static BREAKER_REST: Key<Duration> =
     Key::seconds("streaming.prompt.breaker_rest_seconds", 0.01, DAY)
+        .reload(Reload::AtOnce)
         .help("How long it is left alone before it is tried again")
         .default(30.0);
 
 static SAFETY_ENABLED: Key<bool> = Key::switch("streaming.safety.enabled")
+    .reload(Reload::AtOnce)
     .help("Block prompts that a classifier calls unsafe")
     .default(false);
 
 /// Where it is not set, the server warns that prompts are not screened.
 pub static CLASSIFIER_PATH: Key<Option<String>> = Key::text("streaming.safety.classifier_path")
+    .reload(Reload::AtOnce)
     .help("The classifier: a supervised fastText model (.bin or .ftz) with the label __label__unsafe [default: none, and every prompt passes]");
 
 static BLOCK_THRESHOLD: Key<f64> = Key::f64("streaming.safety.block_threshold", 0.0, 1.0)
+    .reload(Reload::AtOnce)
     .help("Score of that label from which a prompt is blocked")
     .default(0.5);
 
 static REQUIRED: Key<bool> = Key::switch("streaming.safety.required")
+    .reload(Reload::AtOnce)
     .help("Do not start without the classifier; otherwise it is loaded when the first prompt comes, and every prompt passes when that fails")
     .default(false);
 
 static LOG_PROMPTS: Key<bool> = Key::switch("streaming.safety.log_prompts")
+    .reload(Reload::AtOnce)
     .help("Show blocked prompts in the log")
     .default(false);
 

@@ -2,7 +2,7 @@
 //! rewrite a prompt into alternatives. Each operation falls back from provider to provider until one answers.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::Client;
@@ -28,7 +28,7 @@ const MAX_ROUNDS: u32 = 4;
 const MIN_WAIT: Duration = Duration::from_millis(50);
 
 /// The providers, and how prompts are generated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The providers in the order in which they are tried; at least one.
     pub providers: Vec<provider::Config>,
@@ -76,9 +76,9 @@ pub struct Enhancer(Arc<Inner>, Tenant);
 #[derive(Debug)]
 struct Inner {
     config: Config,
-    providers: Vec<Provider>,
+    providers: Vec<Arc<Provider>>,
     client: Client,
-    instructions: RwLock<Arc<Instructions>>,
+    instructions: Instructions,
     cache: Mutex<PromptCache>,
     metrics: PromptMetrics,
 }
@@ -123,30 +123,72 @@ impl Enhancer {
     /// # Errors
     /// Returns an error when a system prompt cannot be read.
     pub fn open(config: Config) -> Result<Self, InstructionsError> {
-        let instructions = Instructions::read(config.system_prompt_dir.as_deref())?;
+        Self::open_with(config, PromptMetrics::default())
+    }
+
+    /// As [`Self::open`], and counts in these metrics.
+    pub(super) fn open_with(
+        config: Config,
+        metrics: PromptMetrics,
+    ) -> Result<Self, InstructionsError> {
         let inner = Arc::new(Inner {
-            providers: config
-                .providers
-                .iter()
-                .cloned()
-                .map(Provider::new)
+            providers: (config.providers.iter().cloned())
+                .map(|provider| Arc::new(Provider::new(provider)))
                 .collect(),
             client: call::client(),
-            instructions: RwLock::new(Arc::new(instructions)),
+            instructions: Instructions::read(config.system_prompt_dir.as_deref())?,
             cache: Mutex::new(PromptCache::new(config.cache_entries)),
-            metrics: PromptMetrics::default(),
+            metrics,
             config,
         });
         Ok(Self(inner, Tenant::default()))
     }
 
+    /// Returns the enhancer that takes this one's place with another configuration: this one where neither that nor the
+    /// system prompts have changed. Otherwise its providers keep their record, and its cache is empty. Operations that run
+    /// end with what they began with. It blocks on the disk.
+    ///
+    /// # Errors
+    /// Returns an error when a system prompt cannot be read.
+    pub(super) fn renewed(&self, config: Config) -> Result<Self, InstructionsError> {
+        let old = &*self.0;
+        let instructions = Instructions::read(config.system_prompt_dir.as_deref())?;
+        if old.config == config && old.instructions == instructions {
+            return Ok(self.clone());
+        }
+        let provider = |config: &provider::Config| {
+            let known = old.providers.iter().find(|known| known.config == *config);
+            known.map_or_else(|| Arc::new(Provider::new(config.clone())), Arc::clone)
+        };
+        let inner = Arc::new(Inner {
+            providers: config.providers.iter().map(provider).collect(),
+            client: old.client.clone(),
+            instructions,
+            cache: Mutex::new(self.cache().renewed(config.cache_entries)),
+            metrics: old.metrics.clone(),
+            config,
+        });
+        Ok(Self(inner, self.1.clone()))
+    }
+
+    /// Returns whether both are the same enhancer, for whichever tenant.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Returns its configuration.
+    pub(super) fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Returns where the system prompts come from.
+    pub fn origins(&self) -> Origins {
+        self.0.instructions.origins
+    }
+
     /// Returns the same enhancer for the prompts of a tenant.
     pub(super) fn of_tenant(self, tenant: Tenant) -> Self {
         Self(self.0, tenant)
-    }
-
-    pub(super) fn metrics(&self) -> &PromptMetrics {
-        &self.0.metrics
     }
 
     /// Returns how many curated prompts of one session are enhanced at the same time.
@@ -165,7 +207,7 @@ impl Enhancer {
                 ..cached
             });
         }
-        let instructions = self.instructions();
+        let instructions = &self.0.instructions;
         let completion = self
             .run(&Operation {
                 name: "enhance",
@@ -177,11 +219,7 @@ impl Enhancer {
             })
             .await?;
         let generated = GeneratedPrompt::from(completion);
-        // The system prompts may have been reloaded meanwhile, which has cleared the cache of answers to the old ones.
-        let mut cache = self.cache();
-        if Arc::ptr_eq(&instructions, &self.instructions()) {
-            cache.put(&self.1, prompt, &generated);
-        }
+        self.cache().put(&self.1, prompt, &generated);
         Ok(generated)
     }
 
@@ -190,7 +228,7 @@ impl Enhancer {
     /// # Errors
     /// Returns an error when no provider gives a usable answer in time.
     pub async fn extend(&self, story: &[String]) -> Result<GeneratedPrompt, LlmError> {
-        let instructions = self.instructions();
+        let instructions = &self.0.instructions;
         let user: Vec<String> = (1..)
             .zip(story)
             .map(|(n, prompt)| format!("{n}. {prompt}"))
@@ -215,7 +253,7 @@ impl Enhancer {
         seed_prompt: &str,
         count: usize,
     ) -> Result<PromptAlternatives, LlmError> {
-        let instructions = self.instructions();
+        let instructions = &self.0.instructions;
         let max_chars = self.0.config.max_prompt_chars;
         let completion = self
             .run(&Operation {
@@ -239,34 +277,14 @@ impl Enhancer {
         })
     }
 
-    /// Reads the system prompts and keeps nothing of them. It blocks on the disk.
-    ///
-    /// # Errors
-    /// As [`Self::reload`].
-    pub fn check(&self) -> Result<(), InstructionsError> {
-        Instructions::read(self.0.config.system_prompt_dir.as_deref()).map(drop)
-    }
-
-    /// Reloads the system prompts and clears the cache. Running operations keep the system prompts that they began with.
-    /// It blocks on the disk.
-    ///
-    /// # Errors
-    /// Returns an error when a system prompt cannot be read; then all of them stay as they were.
-    pub fn reload(&self) -> Result<Origins, InstructionsError> {
-        let read = Instructions::read(self.0.config.system_prompt_dir.as_deref())?;
-        let origins = read.origins;
-        let mut cache = self.cache();
-        *(self.0.instructions.write()).unwrap_or_else(PoisonError::into_inner) = Arc::new(read);
-        cache.clear();
-        Ok(origins)
-    }
-
     /// Returns the health of the providers and the size of the cache.
     pub fn status(&self) -> Status {
         let cache = self.cache();
         Status {
-            providers: self.0.providers.iter().map(Provider::status).collect(),
-            system_prompts: self.instructions().origins,
+            providers: (self.0.providers.iter())
+                .map(|provider| provider.status())
+                .collect(),
+            system_prompts: self.origins(),
             cached: cache.len(),
             cache_hits: cache.hits(),
         }
@@ -300,7 +318,7 @@ impl Enhancer {
     async fn try_providers(&self, operation: &Operation<'_>, deadline: Instant) -> RoundResult {
         let mut earliest_retry: Option<Instant> = None;
         let providers = &self.0.providers;
-        let mut last_error = match providers.iter().any(Provider::has_key) {
+        let mut last_error = match providers.iter().any(|provider| provider.has_key()) {
             true => LlmError::AllCircuitsOpen,
             false => LlmError::NoKey,
         };
@@ -387,11 +405,6 @@ impl Enhancer {
             Some(_) => Err(LlmError::Unusable("it is too long")),
             None => Err(LlmError::Unusable("it says nothing")),
         }
-    }
-
-    fn instructions(&self) -> Arc<Instructions> {
-        let instructions = self.0.instructions.read();
-        instructions.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn cache(&self) -> MutexGuard<'_, PromptCache> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const MAX_BYTES: u64 = 64 << 10;
 
 /// The system prompt of each operation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Instructions {
     pub(super) enhance: String,
     pub(super) auto_extend: String,

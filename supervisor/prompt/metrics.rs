@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
 use super::Prompts;
+use super::enhancer::Status;
 use super::safety::SafetyStatus;
 use crate::metrics::{Bounds, Gauges, Histograms, LATENCY, create, number, seconds};
 
@@ -74,10 +75,7 @@ impl Default for PromptMetrics {
 impl Prompts {
     /// Registers the metrics of prompts, with all series of the providers that are configured.
     pub(crate) fn register_metrics(&self, registry: &mut Registry) {
-        let metrics = match &self.enhancer {
-            Some(enhancer) => enhancer.metrics().clone(),
-            None => PromptMetrics::default(),
-        };
+        let metrics = self.metrics();
         let all = &metrics.0;
         registry.register(
             "prompt_requests",
@@ -94,28 +92,8 @@ impl Prompts {
             "Prompts that were used as they were since no language model answered",
             all.fallbacks.clone(),
         );
-        let status = self.enhancer.as_ref().map(super::Enhancer::status);
-        let providers = status.into_iter().flat_map(|status| status.providers);
-        for provider in providers.map(|provider| provider.name) {
-            for op in OPERATIONS {
-                create(
-                    &all.took,
-                    &RequestLabels {
-                        provider: provider.clone(),
-                        op,
-                    },
-                );
-                for outcome in OUTCOMES {
-                    create(
-                        &all.requests,
-                        &OutcomeLabels {
-                            provider: provider.clone(),
-                            op,
-                            outcome,
-                        },
-                    );
-                }
-            }
+        if let Some(enhancer) = self.enhancer() {
+            metrics.create(&enhancer.status());
         }
         for op in OPERATIONS {
             create(&all.fallbacks, &OperationLabel { op });
@@ -125,6 +103,25 @@ impl Prompts {
 }
 
 impl PromptMetrics {
+    /// Creates all series of an enhancer's providers.
+    pub(super) fn create(&self, status: &Status) {
+        for provider in &status.providers {
+            for op in OPERATIONS {
+                let provider = provider.name.clone();
+                let labels = RequestLabels { provider, op };
+                create(&self.0.took, &labels);
+                for outcome in OUTCOMES {
+                    let labels = OutcomeLabels {
+                        provider: labels.provider.clone(),
+                        op,
+                        outcome,
+                    };
+                    create(&self.0.requests, &labels);
+                }
+            }
+        }
+    }
+
     /// Counts a request to a provider. `took` is absent for one that was not made.
     pub(super) fn requested(
         &self,
@@ -167,20 +164,15 @@ struct PromptCounters(Prompts);
 
 impl Collector for PromptCounters {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let hits = self
-            .0
-            .enhancer()
-            .map_or(0, |enhancer| enhancer.status().cache_hits);
+        let enhancer = self.0.enhancer();
+        let hits = enhancer.map_or(0, |enhancer| enhancer.status().cache_hits);
         let SafetyStatus {
             screened, blocked, ..
         } = match self.0.safety() {
             Some(safety) => safety.status(),
             None => SafetyStatus::off(),
         };
-        let is_available = self
-            .0
-            .safety()
-            .is_some_and(super::SafetyFilter::is_available);
+        let is_available = self.0.safety().is_some_and(|safety| safety.is_available());
         let mut gauges = Gauges(encoder);
         gauges.counter(
             "prompt_cache_hits",

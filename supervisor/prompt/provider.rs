@@ -13,7 +13,7 @@ use super::call::{self, CallError, CompletionRequest, RequestForm};
 use super::llm_error::LlmError;
 
 /// Where a provider is found and how it is called.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The provider's kind: `cerebras`, `groq` or `openai_compatible`.
     pub name: String,
@@ -26,7 +26,7 @@ pub struct Config {
 }
 
 /// The name of the model for each operation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Models {
     pub enhance: String,
     pub auto_extend: String,

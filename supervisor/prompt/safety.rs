@@ -11,12 +11,13 @@ use tokio::task::spawn_blocking;
 
 use super::fasttext::{Classifier, Label, ModelError};
 use crate::causes::with_causes;
+use crate::file_stamp::Stamp;
 
 /// The classifier's label for prompts that must be blocked.
 const UNSAFE: &str = "__label__unsafe";
 
 /// Which classifier screens prompts, and how strict it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The file of a supervised fastText model with the label `__label__unsafe`.
     pub classifier_path: Option<PathBuf>,
@@ -78,10 +79,22 @@ pub enum SafetyState {
 #[derive(Clone, Debug)]
 pub struct SafetyFilter(Arc<Shared>);
 
+/// The number of the next filter.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
+
 #[derive(Debug)]
 struct Shared {
+    /// Tells this filter from all others of the process.
+    number: u64,
     config: Config,
+    /// What the classifier's file was when this was made.
+    stamp: Option<Stamp>,
     scorer: OnceLock<Result<UnsafeScorer, Unavailable>>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
     screened: AtomicU64,
     blocked: AtomicU64,
 }
@@ -96,12 +109,52 @@ struct UnsafeScorer {
 impl SafetyFilter {
     /// Creates the filter. The classifier is not loaded yet.
     pub fn new(config: Config) -> Self {
+        Self::counting(config, Arc::default())
+    }
+
+    fn counting(config: Config, counts: Arc<Counts>) -> Self {
         Self(Arc::new(Shared {
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+            stamp: config.classifier_path.as_deref().and_then(Stamp::of),
             config,
             scorer: OnceLock::new(),
-            screened: AtomicU64::new(0),
-            blocked: AtomicU64::new(0),
+            counts,
         }))
+    }
+
+    /// Returns the filter that takes this one's place with another configuration: this one where neither that nor the
+    /// classifier's file has changed, else one whose classifier is loaded. Blocks while it is.
+    ///
+    /// # Errors
+    /// Returns an error when the classifier cannot be loaded.
+    pub(super) fn renewed(&self, config: Config) -> Result<Self, Unavailable> {
+        let new = Self::counting(config, self.0.counts.clone());
+        if new.0.config == self.0.config && new.0.stamp == self.0.stamp {
+            return Ok(self.clone());
+        }
+        new.load()?;
+        Ok(new)
+    }
+
+    /// Loads the classifier, if one is configured. Blocks while it does.
+    ///
+    /// # Errors
+    /// Returns an error when the classifier cannot be loaded.
+    pub(super) fn load(&self) -> Result<(), Unavailable> {
+        match (&self.0.config.classifier_path, self.0.scorer()) {
+            (Some(_), Err(unavailable)) => Err(unavailable.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the number of this filter, which no other one of the process has. One with another configuration or another
+    /// classifier is another filter.
+    pub fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.0.config
     }
 
     /// Loads the classifier now if the configuration requires it; otherwise does nothing.
@@ -163,8 +216,8 @@ impl SafetyFilter {
         SafetyStatus {
             state,
             reason,
-            screened: self.0.screened.load(Ordering::Relaxed),
-            blocked: self.0.blocked.load(Ordering::Relaxed),
+            screened: self.0.counts.screened.load(Ordering::Relaxed),
+            blocked: self.0.counts.blocked.load(Ordering::Relaxed),
         }
     }
 }
@@ -203,7 +256,7 @@ impl Shared {
         let Ok(scorer) = self.scorer() else {
             return Ok(());
         };
-        self.screened.fetch_add(1, Ordering::Relaxed);
+        self.counts.screened.fetch_add(1, Ordering::Relaxed);
         let Some(score) = scorer.score(prompt) else {
             return Ok(());
         };
@@ -211,7 +264,7 @@ impl Shared {
         if f64::from(score) < self.config.block_threshold {
             return Ok(());
         }
-        self.blocked.fetch_add(1, Ordering::Relaxed);
+        self.counts.blocked.fetch_add(1, Ordering::Relaxed);
         match self.config.log_prompts {
             true => tracing::info!(score, prompt, "prompt blocked"),
             false => tracing::info!(score, "prompt blocked"),

@@ -472,13 +472,20 @@ async fn system_prompts_are_reloaded_all_or_none_while_requests_run() {
     .await;
     let mut config = config(vec![provider("first", &played.base_url)]);
     config.system_prompt_dir = Some(folder.path().to_owned());
-    let enhancer = Enhancer::open(config).unwrap();
+    let prompts = Prompts::open(super::Config {
+        enhancer: Some(config),
+        safety: None,
+    })
+    .unwrap();
+    let enhancer = || prompts.enhancer().unwrap();
+    let reload = || prompts.reload_instructions();
 
-    let running = tokio::join!(enhancer.enhance("a fox"), async {
+    let before = enhancer();
+    let running = tokio::join!(before.enhance("a fox"), async {
         played.asked_times(1).await;
         write("enhance.txt", b"new enhance\n");
         write("auto_extend.txt", b"new extend");
-        enhancer.reload().unwrap();
+        reload().unwrap();
         held.add_permits(1);
     })
     .0;
@@ -487,8 +494,8 @@ async fn system_prompts_are_reloaded_all_or_none_while_requests_run() {
     let story = ["a fox".to_owned()];
     let now = async || {
         [
-            enhancer.enhance("a fox").await.unwrap().content,
-            enhancer.extend(&story).await.unwrap().content,
+            enhancer().enhance("a fox").await.unwrap().content,
+            enhancer().extend(&story).await.unwrap().content,
         ]
     };
     assert_eq!(
@@ -499,13 +506,13 @@ async fn system_prompts_are_reloaded_all_or_none_while_requests_run() {
 
     write("auto_extend.txt", b"newer extend");
     write("enhance.txt", b"\xff");
-    let broken = enhancer.reload().unwrap_err();
+    let broken = reload().unwrap_err();
     assert!(broken.to_string().contains("enhance.txt"), "{broken}");
     assert_eq!(now().await, ["new enhance", "new extend"]);
     write("enhance.txt", &[b'x'; 70_000]);
-    assert!(enhancer.reload().is_err());
+    assert!(reload().is_err());
     std::fs::remove_file(folder.path().join("enhance.txt")).unwrap();
-    enhancer.reload().unwrap();
+    reload().unwrap();
     let [enhance, extend] = now().await;
     assert!(enhance.starts_with("You write prompts"), "{enhance}");
     assert_eq!(extend, "newer extend");

@@ -11,9 +11,6 @@ use super::config::CA_FILE;
 use crate::causes::with_causes;
 use crate::tls::{self, AuthoritiesError};
 
-/// What servers may speak over TLS, the preferred one first.
-const HTTP_VERSIONS: [&str; 2] = ["h2", "http/1.1"];
-
 impl Config {
     /// Returns the TLS configuration for the servers; `None` where no server needs one.
     ///
@@ -35,15 +32,15 @@ impl Config {
 
 /// Returns a builder of HTTP clients that ask servers. They follow no redirect.
 pub(super) fn http_client(tls: Option<&ClientConfig>) -> reqwest::ClientBuilder {
-    let client = reqwest::Client::builder().redirect(Policy::none());
-    match tls {
+    let client = match tls {
         Some(tls) => {
             let mut tls = tls.clone();
-            tls.alpn_protocols = HTTP_VERSIONS.map(Into::into).into();
-            client.tls_backend_preconfigured(tls)
+            tls.alpn_protocols = tls::HTTP_VERSIONS.map(Into::into).into();
+            reqwest::Client::builder().tls_backend_preconfigured(tls)
         }
-        None => client,
-    }
+        None => tls::http_client(),
+    };
+    client.redirect(Policy::none())
 }
 
 /// Returns why a server was not reached.

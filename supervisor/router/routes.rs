@@ -258,7 +258,7 @@ async fn stream(
         client,
         authorization: shown_key(&headers),
     });
-    let upgrade = handshake.begin(&app.ingress, app.ingress.max_message_bytes as u64)?;
+    let upgrade = handshake.begin(&app.ingress, app.ingress.rules().max_message_bytes as u64)?;
     let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
     let span = tracing::info_span!("session", client = %connection.place.client());
@@ -339,7 +339,7 @@ async fn over_bridge(
     app: &App,
 ) {
     tracing::info!(%replica, "session begins");
-    let interval = app.ingress.ping_interval;
+    let interval = app.ingress.rules().ping_interval;
     let carried = bridge::carry(&mut socket, shares, connection, server, interval);
     let ended = tokio::select! {
         ended = carried => ended,

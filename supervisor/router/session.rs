@@ -118,6 +118,7 @@ struct ClientSession<'a> {
     to: ToClient<'a>,
     shares: &'a CompleteShare,
     liveness: Liveness,
+    ping_interval: Duration,
     arrival: Arrival,
     held: Mutex<Held>,
     resumes: bool,
@@ -140,7 +141,8 @@ pub(super) async fn carry(
     visitor: &Visitor,
 ) -> Finish {
     let (to, mut from) = socket.split();
-    let mut liveness = Liveness::new(app.ingress.ping_interval * 2);
+    let ping_interval = app.ingress.rules().ping_interval;
+    let mut liveness = Liveness::new(ping_interval * 2);
     let opening = timeout(
         OPENING_TIMEOUT,
         hear(&mut from, connection, &mut liveness, true),
@@ -175,6 +177,7 @@ pub(super) async fn carry(
         to,
         shares,
         liveness,
+        ping_interval,
         arrival: app.line.arrive().await,
         held: Mutex::new(Held::new(
             address,
@@ -317,7 +320,7 @@ impl ClientSession<'_> {
             return Err(Finish::Say(vec![text(&error), last]));
         }
         let (mut changes, mut moves) = (self.app.registry.changes(), place.changes());
-        let interval = self.app.ingress.ping_interval;
+        let interval = self.ping_interval;
         let mut pings = interval_at(Instant::now() + interval, interval);
         let mut heartbeats = interval_at(Instant::now() + HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL);
         let mut without_session = Vec::new();
@@ -568,7 +571,7 @@ impl ClientSession<'_> {
         let (mut to_server, mut from_server) = server.split();
         let opened = first.0.opened.as_ref().map(|it| it.session.clone());
         let mut carried = opened.map(|session| self.app.carried.carry(session));
-        let interval = self.app.ingress.ping_interval;
+        let interval = self.ping_interval;
         let stop = CancellationToken::new();
         let (passed, passed_seen) = watch::channel(0);
         let down = Down {

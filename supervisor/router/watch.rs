@@ -192,7 +192,7 @@ async fn carry(
     shown: Shown,
 ) -> Option<Vec<Message>> {
     let (to, mut from) = socket.split();
-    let interval = app.ingress.ping_interval;
+    let interval = app.ingress.rules().ping_interval;
     let spectator = Spectator {
         app,
         connection,
@@ -291,7 +291,7 @@ impl Spectator<'_> {
         self.seen.begin_server();
         let is_linked = replica.report().is_some();
         let mut is_down = pin!(replica.is_down());
-        let silence = self.app.ingress.ping_interval * 2;
+        let silence = self.pings.period() * 2;
         let mut heard = Instant::now();
         loop {
             let until = self.until;

@@ -90,7 +90,7 @@ pub(crate) async fn run(
     let log = context.logs.session(ticket.id(), &tenant);
     let readers = EventReaders::new(log, tracer, meter);
     let emitter = Emitter::new(readers, outbox);
-    let cap = (context.config).segment_cap(claim.snapshot.extensions);
+    let cap = opening.config.segment_cap(claim.snapshot.extensions);
     emitter.emit(opened_event(&opening, &claim, cap, times.claiming));
     let session = LiveSession::new(ticket, grant, emitter, context, opening, claim, origin);
     let mut session = Box::new(session);
@@ -111,11 +111,13 @@ async fn open(
         Origin::Moved(moved) => Some(&**moved),
         Origin::Direct | Origin::Router => None,
     };
+    let patience = context.config.get().limits.opening_timeout;
     let request = tokio::select! {
-        request = handshake::receive(inbox, context) => request?,
+        request = handshake::receive(inbox, patience) => request?,
         () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
     };
     let received = Instant::now();
+    let config = context.config.get();
     let mut ticket = match moved {
         Some(_) => admit_moved(client, grant, registry, context)?,
         None => admit(client, grant, registry, context)?,
@@ -123,7 +125,7 @@ async fn open(
     let opened = async {
         let opening = tokio::select! {
             // A check can wait for its turn, and for the store.
-            opening = handshake::check(request, context) => opening?,
+            opening = handshake::check(request, config, &context.store) => opening?,
             () = inbox.gone() => return Err(NotOpened::Gone),
             () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
         };
@@ -205,7 +207,9 @@ enum Heard {
     Withdrawn,
     OutboxDrained,
     Drain(Drain),
-    ClockRang,
+    ClockRang {
+        alarm: Instant,
+    },
 }
 
 impl LiveSession {
@@ -239,7 +243,7 @@ impl LiveSession {
                     }
                 }
                 Heard::StateExported(outcome) => {
-                    let limit = self.context.config.max_message_bytes;
+                    let limit = self.config.max_message_bytes;
                     let event = self.exports.finish(outcome, limit);
                     self.emit(event);
                     self.export_next();
@@ -270,7 +274,7 @@ impl LiveSession {
                     None
                 }
                 Heard::Drain(drain) => self.drain(drain),
-                Heard::ClockRang => self.clock_rang(),
+                Heard::ClockRang { alarm } => self.clock_rang(alarm),
             };
         }
     }
@@ -336,7 +340,10 @@ impl LiveSession {
         };
         let clock = async {
             match alarm {
-                Some(alarm) => sleep_until(alarm).await,
+                Some(alarm) => {
+                    sleep_until(alarm).await;
+                    alarm
+                }
                 None => pending().await,
             }
         };
@@ -359,7 +366,7 @@ impl LiveSession {
             drain = drain => Heard::Drain(drain),
             count = self.broadcaster.spectators_changed() => Heard::AudienceChanged(count),
             () = self.emitter.outbox().drained() => Heard::OutboxDrained,
-            () = clock => Heard::ClockRang,
+            alarm = clock => Heard::ClockRang { alarm },
             message = inbox.recv() => Heard::Client(message),
         }
     }
@@ -389,9 +396,9 @@ impl LiveSession {
         })
     }
 
-    fn clock_rang(&mut self) -> Option<EndCause> {
+    fn clock_rang(&mut self, alarm: Instant) -> Option<EndCause> {
         let now = Instant::now();
-        if self.alarm().is_some_and(|alarm| now - alarm > LATE) {
+        if now - alarm > LATE {
             self.server_stood_still(now);
         }
         let passed = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);

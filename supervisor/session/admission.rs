@@ -121,7 +121,7 @@ fn limits(grant: &Grant, context: &Context) -> Result<Limits, NotAdmitted> {
     if *context.drain.borrow() != Drain::No {
         return Err(NotAdmitted::Draining);
     }
-    let config = &context.config;
+    let config = context.config.get().limits;
     Ok(Limits {
         sessions: (config.max_sessions).unwrap_or_else(|| context.pool.capacity() + DEFAULT_QUEUE),
         sessions_per_client: config.max_sessions_per_client,

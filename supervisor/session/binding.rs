@@ -10,7 +10,6 @@ use super::event::{SegmentQueued, SessionEvent, StreamInfo, StreamLimits, Worker
 use super::live::LiveSession;
 use super::state::SessionState;
 use crate::pool::{Assignment, Placement, StartState};
-use crate::prompt::SafetyFilter;
 
 impl LiveSession {
     /// Reacts to where the pool has put the session: changes its state and tells the client.
@@ -57,12 +56,12 @@ impl LiveSession {
         let is_first = !std::mem::replace(&mut self.knows_stream, true);
         self.emit(SessionEvent::WorkerBound(Box::new(WorkerBound {
             assignment: assignment.clone(),
-            server: self.context.config.server_name.clone(),
+            server: self.config.server_name.clone(),
             previous: self.announced.as_ref().map(|a| a.worker.clone()),
             session_id: self.ticket.id().clone(),
             resume_token: self.token.clone(),
-            watch_token: (self.context.config.watch).then(|| self.lease.watch_token(&self.token)),
-            session_timeout: self.context.config.session_timeout,
+            watch_token: (self.config.watch).then(|| self.lease.watch_token(&self.token)),
+            session_timeout: self.config.session_timeout,
             stream: is_first.then(|| self.stream_info(assignment.audio)),
         })));
         self.ticket
@@ -75,23 +74,24 @@ impl LiveSession {
     }
 
     fn stream_info(&self, audio: bool) -> StreamInfo {
-        let (config, prompts) = (&self.context.config, &self.context.prompts);
+        let (config, limits) = (&self.config, self.limits());
+        let prompts = &self.context.prompts;
         StreamInfo {
             preset: self.preset.clone(),
             format: config.format,
             segment_cap: self.segment_cap,
             next_segment_idx: self.director.segment_idx(),
             enhancer: prompts.enhancer().is_some(),
-            safety: prompts.safety().is_some_and(SafetyFilter::is_available),
+            safety: prompts.safety().is_some_and(|safety| safety.is_available()),
             audio: audio && self.media_mode == MediaMode::AvFmp4,
             media_mode: self.media_mode,
             limits: StreamLimits {
                 max_message_bytes: config.max_message_bytes,
-                max_prompt_chars: config.max_prompt_chars,
-                max_waiting_requests: config.max_waiting_requests,
-                max_inference_steps: config.max_inference_steps,
-                opening_timeout: config.opening_timeout,
-                slow_client_timeout: config.slow_client_timeout,
+                max_prompt_chars: limits.max_prompt_chars,
+                max_waiting_requests: limits.max_waiting_requests,
+                max_inference_steps: limits.max_inference_steps,
+                opening_timeout: limits.opening_timeout,
+                slow_client_timeout: limits.slow_client_timeout,
                 hold: config.hold,
                 recording: self.context.store.config().recording.is_some(),
                 max_cap_extensions: config.cap_extensions,
@@ -107,8 +107,7 @@ impl LiveSession {
             return;
         };
         let worker = &assignment.worker;
-        let unsent = self.emitter.outbox().cost();
-        let limit = self.context.config.max_unsent_bytes;
+        let (unsent, limit) = (self.emitter.outbox().cost(), self.emitter.outbox().limit());
         if !segment.run.may_submit_to(worker) || unsent >= limit {
             return;
         }
@@ -124,7 +123,7 @@ impl LiveSession {
             seed: request.seed,
             num_inference_steps: request.num_inference_steps,
             guidance_scale: request.guidance_scale,
-            format: self.context.config.format,
+            format: self.config.format,
             media_mode: self.media_mode,
             start_frame: self.start_frame,
             initial_image: match at.segment_idx {
@@ -143,7 +142,7 @@ impl LiveSession {
         });
         let due = self
             .playback
-            .due(Instant::now(), self.context.config.format.duration());
+            .due(Instant::now(), self.config.format.duration());
         if let Err(moved) = segment.run.submit(&self.binding, worker, spec, start, due) {
             // The notification of the move is on its way.
             tracing::debug!(%moved, "job not submitted");

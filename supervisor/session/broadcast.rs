@@ -27,7 +27,7 @@ pub struct Broadcasts(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    limits: SpectatorLimits,
+    limits: Mutex<SpectatorLimits>,
     all: Mutex<All>,
 }
 
@@ -149,7 +149,13 @@ pub struct Spectator {
 impl Broadcasts {
     pub fn new(limits: SpectatorLimits) -> Self {
         let all = Mutex::default();
+        let limits = Mutex::new(limits);
         Self(Arc::new(Shared { limits, all }))
+    }
+
+    /// Changes the limits. Who watches already stays.
+    pub(crate) fn set_limits(&self, limits: SpectatorLimits) {
+        *self.0.limits.lock().expect("no holder of this lock panics") = limits;
     }
 
     /// Begins the broadcast of a session, whose next segment has that index. One of an older connection ends.
@@ -195,7 +201,7 @@ impl Broadcast {
     /// # Errors
     /// Returns an error when there are as many as the limits allow.
     pub fn join(&self, broadcasts: &Broadcasts) -> Result<Spectator, TooManySpectators> {
-        let limits = broadcasts.0.limits;
+        let limits = *(broadcasts.0.limits.lock()).expect("no holder of this lock panics");
         let mut all = broadcasts.lock();
         if all.spectators >= limits.total {
             return Err(TooManySpectators::OfServer(limits.total));

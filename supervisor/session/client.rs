@@ -137,7 +137,7 @@ impl LiveSession {
     }
 
     fn request_segment(&mut self, id: Option<RequestId>, request: SegmentRequest) {
-        let request = match ValidRequest::check(request, &self.context.config) {
+        let request = match ValidRequest::check(request, &self.config, &self.limits()) {
             Ok(request) => request,
             Err(error) => return self.refuse(id, error),
         };
@@ -160,7 +160,7 @@ impl LiveSession {
             source: request.source,
             prompt: is_loggable.then(|| request.prompt.clone()),
         });
-        let limit = self.context.config.max_waiting_requests;
+        let limit = self.limits().max_waiting_requests;
         let added = (self.director).add(id.clone(), request, Instant::now(), limit);
         if let Err(error) = added {
             self.refuse_for_now(id, error);
@@ -182,7 +182,7 @@ impl LiveSession {
             return self.refuse(id, "`prompt` and `position` are both missing");
         }
         if let Some(prompt) = &edit.prompt
-            && let Err(error) = check_prompt("prompt", prompt, &self.context.config)
+            && let Err(error) = check_prompt("prompt", prompt, &self.limits())
         {
             return self.refuse(id, error);
         }
@@ -205,10 +205,10 @@ impl LiveSession {
                 ),
             );
         }
-        let config = &self.context.config;
+        let limits = self.limits();
         match prompts
             .iter()
-            .try_for_each(|prompt| check_prompt("seed_prompts", prompt, config))
+            .try_for_each(|prompt| check_prompt("seed_prompts", prompt, &limits))
         {
             Ok(()) => self.director.set_curated(prompts),
             Err(error) => self.refuse(id, error),
@@ -221,7 +221,7 @@ impl LiveSession {
             // Without an error the client would wait for an answer.
             let message = "rewriting has no effect: this server has no prompt enhancer";
             self.refuse(id, message);
-        } else if let Err(error) = check_prompt("seed_prompt", &prompt, &self.context.config) {
+        } else if let Err(error) = check_prompt("seed_prompt", &prompt, &self.limits()) {
             self.refuse(id, error);
         } else if !(1..=MAX_ALTERNATIVES).contains(&count) {
             self.refuse(
@@ -239,7 +239,7 @@ impl LiveSession {
     }
 
     fn renew_watch_token(&mut self, request: Option<RequestId>) {
-        if !self.context.config.watch {
+        if !self.config.watch {
             return self.refuse(request, "nobody may watch sessions of this server");
         }
         let token = self.lease.renew_watch_token(&self.token);

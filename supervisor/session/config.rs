@@ -7,14 +7,14 @@ use fastvideo_proto::job::frames_to_time;
 
 use super::broadcast::SpectatorLimits;
 use super::log::signature::Signer;
-use super::{Config, log};
+use super::{ClientLimits, Config, log};
 use crate::causes::with_causes;
 use crate::engines::default_request::{self, MAX_STEPS};
 use crate::ingress;
 use crate::pool;
 use crate::pool::config::MAX_ATTEMPTS;
 use crate::prompt::config::MAX_PROMPT_CHARS;
-use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader};
+use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader, Reload};
 use crate::store::config::RESUME_TTL;
 
 const KIB: u64 = 1 << 10;
@@ -43,50 +43,60 @@ pub static WATCH_KEYS: &[&KeySpec] = &[
 ];
 
 static SESSION_TIMEOUT: Key<Duration> = Key::seconds("streaming.session_timeout_seconds", 0.01, DAY)
+    .reload(Reload::Later)
     .help("A session without a message from its client and without a running segment ends after this time")
     .default(300.0);
 
 static PAUSED_TIMEOUT: Key<Duration> = Key::seconds("streaming.paused_timeout_seconds", 0.01, DAY)
+    .reload(Reload::Later)
     .help("The same for a session that is paused and has requests waiting")
     .default(900.0);
 
 static IDLE_WHILE_OTHERS_WAIT: Key<Duration> =
     Key::seconds("streaming.idle_while_others_wait_seconds", 0.01, DAY)
+        .reload(Reload::Later)
         .help("The same while other sessions wait for a GPU; the client is warned before")
         .default(60.0);
 
 static HOLD: Key<Duration> = Key::seconds("streaming.hold_seconds", 0.0, HOUR)
+    .reload(Reload::Later)
     .help("How long a session whose connection was lost keeps its GPU, so that it can be resumed there; 0 frees it at once")
     .default(10.0);
 
 static MAX_LEAD: Key<Duration> = Key::seconds("streaming.max_lead_seconds", 0.0, DAY)
+    .reload(Reload::Later)
     .help("While the viewer is more than this behind what is finished, a loop or auto-extension waits; requests always run; 0 is no limit")
     .default(60.0);
 
 static GENERATION_SEGMENT_CAP: Key<u32> =
     Key::u32("streaming.generation_segment_cap", 1, 1_000_000)
         .unit("segments")
+        .reload(Reload::Later)
         .help("Segments after which a session is complete")
         .default(6);
 
 static CAP_EXTENSIONS: Key<u32> = Key::u32("streaming.cap_extensions", 0, 1_000_000)
     .unit("times")
+    .reload(Reload::Later)
     .help("How often a complete session may be continued for as many segments again, when its client asks for that")
     .default(0);
 
 static WATCH: Key<bool> = Key::switch("streaming.watch.enabled")
     .short("watch")
+    .reload(Reload::Later)
     .help("Whether a session's client may let others watch")
     .default(true);
 
 static MAX_SPECTATORS_PER_SESSION: Key<usize> =
     Key::usize("streaming.watch.max_per_session", 1, 1_000_000)
         .unit("spectators")
+        .reload(Reload::AtOnce)
         .help("Spectators of one session at once")
         .default(1000);
 
 static MAX_SPECTATORS: Key<usize> = Key::usize("streaming.watch.max_total", 1, 1_000_000)
     .unit("spectators")
+    .reload(Reload::AtOnce)
     .help("Spectators of all sessions at once")
     .default(10_000);
 
@@ -144,43 +154,51 @@ pub static LIMIT_KEYS: &[&KeySpec] = &[
 static MAX_SESSIONS: Key<Option<usize>> = Key::usize("streaming.limits.max_sessions", 1, 1_000_000)
     .short("max-sessions")
     .unit("sessions")
+    .reload(Reload::AtOnce)
     .help("Sessions at once, waiting ones included [default: the GPUs that can serve, plus 64]");
 
 static MAX_SESSIONS_PER_CLIENT: Key<Option<usize>> =
     Key::usize("streaming.limits.max_sessions_per_client", 1, 1_000_000)
         .short("max-sessions-per-client")
         .unit("sessions")
-        .help("Sessions at once from one address (IPv6: one /64 network) [default: no limit, since all clients of a proxy share its address]");
+        .reload(Reload::AtOnce)
+    .help("Sessions at once from one address (IPv6: one /64 network) [default: no limit, since all clients of a proxy share its address]");
 
 static MAX_WAITING_REQUESTS: Key<usize> =
     Key::usize("streaming.limits.max_waiting_requests", 1, 10_000)
         .unit("requests")
+        .reload(Reload::AtOnce)
         .help("Requests that may wait in one session")
         .default(8);
 
 static MAX_IMAGE_PIXELS: Key<u64> = Key::u64("streaming.limits.max_image_pixels", 4096, 1 << 30)
     .unit("pixels")
+    .reload(Reload::AtOnce)
     .help("Largest initial image; file formats that take much memory to decode have smaller limits")
     .default(64_000_000);
 
 static MAX_INFERENCE_STEPS: Key<u32> =
     Key::u32("streaming.limits.max_inference_steps", 1, MAX_STEPS)
         .unit("steps")
+        .reload(Reload::AtOnce)
         .help("Most denoise steps that a client may ask for")
         .default(200);
 
 static MAX_UNSENT_BYTES: Key<u64> = Key::u64("streaming.limits.max_unsent_bytes", 64 * KIB, GIB)
     .unit("bytes")
+    .reload(Reload::Later)
     .help("Media that may wait for a client that does not read")
     .default(16_777_216);
 
 static SLOW_CLIENT_TIMEOUT: Key<Duration> =
     Key::seconds("streaming.limits.slow_client_timeout_seconds", 0.01, HOUR)
+        .reload(Reload::AtOnce)
         .help("How long a client may leave that much unread")
         .default(30.0);
 
 static OPENING_TIMEOUT: Key<Duration> =
     Key::seconds("streaming.limits.opening_timeout_seconds", 0.01, HOUR)
+        .reload(Reload::AtOnce)
         .help("Time that a client has for its opening message")
         .default(30.0);
 
@@ -195,32 +213,34 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
         format: default_request::format(reader),
         fragment: fragment(reader),
         num_inference_steps: reader.get(&default_request::NUM_INFERENCE_STEPS),
-        max_inference_steps: reader.get(&MAX_INFERENCE_STEPS),
         seed: reader.get(&default_request::SEED),
         guidance_scale: reader.get(&default_request::GUIDANCE_SCALE),
         negative_prompt: reader.non_empty(&default_request::NEGATIVE_PROMPT),
         generation_segment_cap: reader.get(&GENERATION_SEGMENT_CAP),
         cap_extensions: reader.get(&CAP_EXTENSIONS),
         watch: reader.get(&WATCH),
-        spectators: SpectatorLimits {
-            per_session: reader.get(&MAX_SPECTATORS_PER_SESSION),
-            total: reader.get(&MAX_SPECTATORS),
-        },
         session_timeout: reader.get(&SESSION_TIMEOUT),
         paused_timeout: reader.get(&PAUSED_TIMEOUT),
         idle_while_others_wait: reader.get(&IDLE_WHILE_OTHERS_WAIT),
         hold: reader.get(&HOLD),
         max_lead: reader.get(&MAX_LEAD),
         max_message_bytes: reader.get(&ingress::config::MAX_MESSAGE_BYTES),
-        opening_timeout: reader.get(&OPENING_TIMEOUT),
-        max_waiting_requests: reader.get(&MAX_WAITING_REQUESTS),
-        max_prompt_chars: reader.get(&MAX_PROMPT_CHARS),
-        max_image_pixels: reader.get(&MAX_IMAGE_PIXELS),
         max_attempts: reader.get(&MAX_ATTEMPTS),
         max_unsent_bytes: reader.get(&MAX_UNSENT_BYTES),
-        slow_client_timeout: reader.get(&SLOW_CLIENT_TIMEOUT),
-        max_sessions: reader.get(&MAX_SESSIONS),
-        max_sessions_per_client: reader.get(&MAX_SESSIONS_PER_CLIENT).unwrap_or(usize::MAX),
+        limits: ClientLimits {
+            max_inference_steps: reader.get(&MAX_INFERENCE_STEPS),
+            spectators: SpectatorLimits {
+                per_session: reader.get(&MAX_SPECTATORS_PER_SESSION),
+                total: reader.get(&MAX_SPECTATORS),
+            },
+            opening_timeout: reader.get(&OPENING_TIMEOUT),
+            max_waiting_requests: reader.get(&MAX_WAITING_REQUESTS),
+            max_prompt_chars: reader.get(&MAX_PROMPT_CHARS),
+            max_image_pixels: reader.get(&MAX_IMAGE_PIXELS),
+            slow_client_timeout: reader.get(&SLOW_CLIENT_TIMEOUT),
+            max_sessions: reader.get(&MAX_SESSIONS),
+            max_sessions_per_client: reader.get(&MAX_SESSIONS_PER_CLIENT).unwrap_or(usize::MAX),
+        },
     }
 }
 

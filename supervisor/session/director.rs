@@ -101,6 +101,7 @@ impl Director {
     /// Takes the next segment; with `alone`, also one that nobody has asked for. Returns `None` while nothing is to be
     /// generated, or while the prompt whose turn it is is being prepared.
     pub(super) fn next(&mut self, config: &Config, alone: bool) -> Option<PlannedSegment> {
+        self.follow_abilities();
         self.playlist.next(config, alone)
     }
 
@@ -109,8 +110,14 @@ impl Director {
         self.playlist.goes_on_alone()
     }
 
+    /// Takes note of what the server can do with prompts now, which a reload may have changed.
+    fn follow_abilities(&mut self) {
+        self.playlist.set_abilities(abilities(&self.prompts));
+    }
+
     /// Starts to prepare the prompts that will be needed, and aborts the tasks that are no longer needed.
     pub(super) fn prepare_prompts(&mut self) {
+        self.follow_abilities();
         let playlist = &mut self.playlist;
         self.tasks.retain(|task| playlist.awaits(task));
         let room = (self.prompts.enhancer()).map_or(1, |enhancer| enhancer.max_parallel());
@@ -407,6 +414,6 @@ impl Director {
 fn abilities(prompts: &Prompts) -> PromptAbilities {
     PromptAbilities {
         write: prompts.enhancer().is_some(),
-        screen: prompts.safety().is_some(),
+        filter: prompts.safety().map(|filter| filter.number()),
     }
 }

@@ -33,15 +33,9 @@ impl LiveSession {
             && self.ticket.state() == SessionState::Active
             && !self.is_to_be_released()
             && !self.client_is_full();
-        if is_ready
-            && let Some(planned) = self
-                .director
-                .next(&self.context.config, self.may_go_on_alone())
+        if is_ready && let Some(planned) = self.director.next(&self.config, self.may_go_on_alone())
         {
-            let (idx, max_attempts) = (
-                self.director.segment_idx(),
-                self.context.config.max_attempts,
-            );
+            let (idx, max_attempts) = (self.director.segment_idx(), self.config.max_attempts);
             let run = SegmentRun::new(idx, max_attempts);
             let segment = CurrentSegment::new(planned, run, self.keeps(), self.last_end);
             self.segment = Some(Box::new(segment));
@@ -249,7 +243,7 @@ impl LiveSession {
         };
         let (at, source) = (segment.run.at(), segment.planned.request.source);
         let sha256: Option<[u8; 32]> = (segment.sha256.take()).map(|hash| hash.finalize().into());
-        let fps = self.context.config.format.fps;
+        let fps = self.config.format.fps;
         let duration = frames_to_time(u64::from(frames), fps);
         self.emit(SessionEvent::SegmentFinished {
             at,

@@ -1,10 +1,12 @@
 //! Begins a session: receives and checks its opening, then claims the session in the store.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::state::ContinuationState;
 use serde_json::{Map, Value};
-use std::time::Duration;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
@@ -36,6 +38,8 @@ pub(super) struct Opening {
     pub(super) image: Option<InitImage>,
     pub(super) state: Option<State>,
     pub(super) resume: Option<Resume>,
+    /// What the opening was checked with, and what holds for the session.
+    pub(super) config: Arc<Config>,
 }
 
 /// The stored session to resume.
@@ -61,11 +65,7 @@ pub(super) struct Claim {
 ///
 /// # Errors
 /// See [`NotOpened`].
-pub(super) async fn receive(
-    inbox: &mut Inbox,
-    context: &Context,
-) -> Result<OpenSession, NotOpened> {
-    let limit = context.config.opening_timeout;
+pub(super) async fn receive(inbox: &mut Inbox, limit: Duration) -> Result<OpenSession, NotOpened> {
     match timeout(limit, inbox.recv()).await {
         Err(_) => Err(NotOpened::Timeout(limit)),
         Ok(None | Some(Inbound::Gone | Inbound::Closed | Inbound::Unlinked | Inbound::Release)) => {
@@ -85,9 +85,9 @@ pub(super) async fn receive(
 /// See [`NotOpened`].
 pub(super) async fn check(
     mut request: OpenSession,
-    context: &Context,
+    config: Arc<Config>,
+    store: &SessionStore,
 ) -> Result<Opening, NotOpened> {
-    let (config, store) = (&context.config, &context.store);
     let prompts = &request.curated_prompts;
     if prompts.len() > MAX_CURATED_PROMPTS {
         return Err(invalid(format!(
@@ -96,11 +96,11 @@ pub(super) async fn check(
         )));
     }
     for prompt in prompts {
-        check_prompt("curated_prompts", prompt, config).map_err(invalid)?;
+        check_prompt("curated_prompts", prompt, &config.limits).map_err(invalid)?;
     }
     let image = match request.initial_image.take() {
         Some(object) if object.is_empty() => None,
-        Some(object) => check_image(object, config).await?,
+        Some(object) => check_image(object, &config).await?,
         None => None,
     };
     let resume = match request.resume.take() {
@@ -108,7 +108,7 @@ pub(super) async fn check(
         None => None,
     };
     let state = match request.state.take() {
-        Some(state) => Some(hydrate(state, config, store).await?),
+        Some(state) => Some(hydrate(state, &config, store).await?),
         None => None,
     };
     Ok(Opening {
@@ -116,6 +116,7 @@ pub(super) async fn check(
         image,
         state,
         resume,
+        config,
     })
 }
 
@@ -125,10 +126,10 @@ async fn check_image(
 ) -> Result<Option<InitImage>, NotOpened> {
     let limits = init_image::Limits {
         max_bytes: init_image::MAX_BYTES,
-        max_pixels: config.max_image_pixels,
+        max_pixels: config.limits.max_image_pixels,
         frame: (config.format.width, config.format.height),
     };
-    match init_image::accept(object, limits, config.opening_timeout).await {
+    match init_image::accept(object, limits, config.limits.opening_timeout).await {
         Ok(image) => Ok(image),
         Err(error @ InitImageError::Refused { .. }) => Err(invalid(error)),
         Err(InitImageError::Busy) => Err(NotOpened::Unavailable(
@@ -211,7 +212,7 @@ pub(super) async fn claim(
     moved: Option<&MovedSession>,
 ) -> Result<Claim, NotOpened> {
     match &opening.resume {
-        Some(stored) => resume(ticket, context, stored, moved).await,
+        Some(stored) => resume(ticket, context, &opening.config, stored, moved).await,
         None => create(ticket, context, opening.state.clone()).await,
     }
 }
@@ -243,11 +244,11 @@ async fn create(
 async fn resume(
     ticket: &mut Ticket,
     context: &Context,
+    config: &Config,
     stored: &Resume,
     moved: Option<&MovedSession>,
 ) -> Result<Claim, NotOpened> {
     let Resume { session, token, .. } = stored;
-    let config = &context.config;
     let fits = |saved: &SavedSession| match moved {
         Some(moved) => moved.check(saved).map_err(|message| Unfit {
             code: ErrorCode::SessionRejected,

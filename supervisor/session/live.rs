@@ -1,5 +1,6 @@
 //! An open session: its fields, and the steps that all its parts share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::ids::RequestId;
@@ -7,7 +8,6 @@ use fastvideo_proto::job::{ErrorCode, MediaMode, frames_to_time};
 use sha2::Sha256;
 use tokio::time::Instant;
 
-use super::Context;
 use super::audience::Audience;
 use super::broadcast::{Broadcaster, SegmentEnd};
 use super::director::Director;
@@ -25,6 +25,7 @@ use super::redelivery::Redelivery;
 use super::registry::Ticket;
 use super::snapshots::StateExports;
 use super::state::SessionState;
+use super::{ClientLimits, Config, Context};
 use crate::auth::Grant;
 use crate::pool::{Assignment, Binding, Placement};
 use crate::segment_run::SegmentRun;
@@ -35,6 +36,8 @@ use crate::store::{Lease, ResumeToken, SavedSession, State};
 #[derive(Debug)]
 pub(super) struct LiveSession {
     pub(super) context: Context,
+    /// What the session was opened with; see also [`Self::limits`].
+    pub(super) config: Arc<Config>,
     pub(super) grant: Grant,
     /// Whether the client would not be let in any more, so that the session ends at its next boundary.
     pub(super) is_withdrawn: bool,
@@ -182,6 +185,7 @@ impl LiveSession {
             request,
             image,
             resume,
+            config,
             ..
         } = opening;
         let SavedSession {
@@ -209,7 +213,7 @@ impl LiveSession {
         }
         let redelivery = have.and_then(|have| Redelivery::of(film, have, progress.segments));
         ticket.update(|entry| entry.segments = progress.segments);
-        let segment_cap = context.config.segment_cap(extensions);
+        let segment_cap = config.segment_cap(extensions);
         let cap = match request.single_segment {
             true => 1,
             false => segment_cap,
@@ -243,10 +247,8 @@ impl LiveSession {
             state,
             start_frame: progress.start_frame,
             persistence: Persistence::new(context.store.config().timeout, is_linked),
-            playback: Playback::from_end(frames_to_time(
-                progress.start_frame,
-                context.config.format.fps,
-            )),
+            playback: Playback::from_end(frames_to_time(progress.start_frame, config.format.fps)),
+            config,
             exports: StateExports::default(),
             redelivery: redelivery.map(Box::new),
             broadcaster: (context.broadcasts).begin(
@@ -385,9 +387,14 @@ impl LiveSession {
         }
     }
 
+    /// Returns the limits on the client, which may have changed since the session was opened.
+    pub(super) fn limits(&self) -> ClientLimits {
+        self.context.config.get().limits
+    }
+
     /// Returns whether a segment may be started that nobody has asked for: the viewer is not too far behind.
     pub(super) fn may_go_on_alone(&self) -> bool {
-        let (limit, now) = (self.context.config.max_lead, Instant::now());
+        let (limit, now) = (self.config.max_lead, Instant::now());
         let catches_up = self.playback.falls_to(limit, now);
         limit.is_zero() || catches_up.is_some_and(|at| at <= now)
     }
@@ -395,7 +402,7 @@ impl LiveSession {
     /// Returns when the viewer has come near enough for the next segment that nobody has asked for; `None` when none
     /// waits for that.
     pub(super) fn viewer_catches_up_at(&self) -> Option<Instant> {
-        let limit = self.context.config.max_lead;
+        let limit = self.config.max_lead;
         if limit.is_zero() || self.segment.is_some() || !self.director.goes_on_alone() {
             return None;
         }
@@ -411,7 +418,7 @@ impl LiveSession {
     /// Returns when the session ends because its client reads too slowly; `None` while the client's window has room.
     pub(super) fn slow_at(&self) -> Option<Instant> {
         let since = self.emitter.outbox().full_since()?;
-        Some(since + self.context.config.slow_client_timeout)
+        Some(since + self.limits().slow_client_timeout)
     }
 
     /// Returns when the session ends for lack of activity; `None` while it is active.
@@ -424,7 +431,7 @@ impl LiveSession {
         if !is_idle {
             return None;
         }
-        let config = &self.context.config;
+        let config = &self.config;
         let after = |limit| IdleEnd {
             at: self.last_activity + limit,
             limit,
@@ -471,7 +478,7 @@ impl LiveSession {
             _ => false,
         };
         match may_resume_here && self.announced.is_some() {
-            true => self.context.config.hold,
+            true => self.config.hold,
             false => Duration::ZERO,
         }
     }

@@ -232,7 +232,7 @@ impl LiveSession {
             ..
         } = moved;
         let stored = self.director.segment_idx();
-        let fps = self.context.config.format.fps;
+        let fps = self.config.format.fps;
         self.director = Director::read(&checkpoint, curated, self.context.prompts.clone(), cap);
         self.knows_stream = true;
         let made = frames_to_time(checkpoint.start_frame, fps);
@@ -283,7 +283,7 @@ impl LiveSession {
         );
         let mut run = SegmentRun::begun_elsewhere(
             segment_idx,
-            self.context.config.max_attempts,
+            self.config.max_attempts,
             running.attempt,
             running.deaths,
             media,
@@ -308,7 +308,7 @@ impl LiveSession {
             attempt: running.attempt,
         };
         let now = Instant::now();
-        let fps = self.context.config.format.fps;
+        let fps = self.config.format.fps;
         let start = frames_to_time(start_frame, fps);
         let duration = frames_to_time(self.start_frame - start_frame.min(self.start_frame), fps);
         let planned = PlannedSegment::read(

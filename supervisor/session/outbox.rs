@@ -257,6 +257,11 @@ impl Outbox {
         self.inner.lock().cost
     }
 
+    /// Returns the client's window.
+    pub(super) fn limit(&self) -> u64 {
+        self.inner.limit
+    }
+
     /// Returns when the cost of the unsent events reached the limit; `None` while it is below the limit.
     pub(crate) fn full_since(&self) -> Option<Instant> {
         self.inner.lock().full_since

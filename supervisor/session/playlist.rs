@@ -58,8 +58,8 @@ pub(crate) struct Switches {
 pub(crate) struct PromptAbilities {
     /// Whether an enhancer enhances and extends prompts.
     pub(crate) write: bool,
-    /// Whether a safety filter screens every prompt before it is used.
-    pub(crate) screen: bool,
+    /// The safety filter that screens every prompt before it is used, by its number.
+    pub(crate) filter: Option<u64>,
 }
 
 /// The next segment of a session.
@@ -246,6 +246,29 @@ impl Playlist {
         self.next_curated = 0;
     }
 
+    /// Follows what the server can do now. What it cannot do any more is switched off, and what another filter has let pass
+    /// is prepared once more.
+    pub(crate) fn set_abilities(&mut self, can: PromptAbilities) {
+        let before = std::mem::replace(&mut self.can, can);
+        if can.filter.is_some() && can.filter != before.filter {
+            self.prepare_again();
+        }
+        if !can.write {
+            self.enhancing = false;
+            self.set_extending(false);
+            for waiting in &mut self.waiting {
+                waiting.enhance = false;
+            }
+        }
+    }
+
+    fn prepare_again(&mut self) {
+        let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.draft);
+        (waiting.chain(&mut self.curated)).for_each(PromptDraft::forget);
+        self.curated_edition += 1;
+        self.extension = Extension::None;
+    }
+
     /// Switches enhancement on or off, from the next prompt on. It stays off without an enhancer.
     pub(crate) fn set_enhancing(&mut self, enhancing: bool) {
         self.enhancing = enhancing && self.can.write;
@@ -289,7 +312,7 @@ impl Playlist {
 
     fn next_request(&mut self) -> Option<PlannedSegment> {
         let first = self.waiting.front()?;
-        let PromptText { prompt, original } = first.draft.text(first.enhance, self.can.screen)?;
+        let PromptText { prompt, original } = first.draft.text(first.enhance, self.screens())?;
         let first = self.waiting.pop_front()?;
         Some(PlannedSegment {
             id: first.id,
@@ -305,7 +328,7 @@ impl Playlist {
 
     fn next_curated(&mut self, config: &Config) -> Option<PlannedSegment> {
         let draft = &self.curated[self.next_curated % self.curated.len()];
-        let PromptText { prompt, original } = draft.text(self.enhancing, self.can.screen)?;
+        let PromptText { prompt, original } = draft.text(self.enhancing, self.screens())?;
         self.next_curated = (self.next_curated + 1) % self.curated.len();
         Some(PlannedSegment {
             id: None,
@@ -332,6 +355,10 @@ impl Playlist {
         }
     }
 
+    fn screens(&self) -> bool {
+        self.can.filter.is_some()
+    }
+
     /// Returns whether looping is on and there are curated prompts. Otherwise auto-extension goes on.
     fn loops(&self) -> bool {
         self.looping && !self.curated.is_empty()
@@ -344,14 +371,14 @@ impl Playlist {
         let can = self.can;
         for waiting in &mut self.waiting {
             let enhance = waiting.enhance;
-            if waiting.draft.needs_work(enhance, can.screen) {
+            if waiting.draft.needs_work(enhance, can.filter.is_some()) {
                 tasks.push(prepare(&mut self.next_task, &mut waiting.draft, enhance));
             }
         }
         let busy = self.curated.iter().filter(|d| d.is_pending()).count();
         let enhance = self.enhancing;
         let (passed, coming) = self.curated.split_at_mut(self.next_curated);
-        let needs = |draft: &&mut PromptDraft| draft.needs_work(enhance, can.screen);
+        let needs = |draft: &&mut PromptDraft| draft.needs_work(enhance, can.filter.is_some());
         for draft in coming
             .iter_mut()
             .chain(passed)

@@ -119,6 +119,11 @@ impl PromptDraft {
         Self { prompt, state }
     }
 
+    /// Forgets how the prompt was prepared.
+    pub(super) fn forget(&mut self) {
+        self.state = DraftState::Written;
+    }
+
     /// Allows another try at a prompt that could not be enhanced.
     pub(super) fn try_again(&mut self) {
         if let DraftState::NotEnhanced = self.state {

@@ -6,8 +6,8 @@ use fastvideo_proto::checkpoint::Ask;
 use fastvideo_proto::job::PromptSource;
 use fastvideo_proto::trace::TraceContext;
 
-use super::Config;
 use super::command::SegmentRequest;
+use super::{ClientLimits, Config};
 use crate::engines::default_request::MAX_GUIDANCE;
 
 /// A request that the server can pass to a worker: every field is set and within its limits.
@@ -41,17 +41,21 @@ pub(crate) enum InvalidRequest {
 }
 
 impl ValidRequest {
-    pub(crate) fn check(request: SegmentRequest, config: &Config) -> Result<Self, InvalidRequest> {
-        check_prompt("prompt", &request.prompt, config)?;
+    pub(crate) fn check(
+        request: SegmentRequest,
+        config: &Config,
+        limits: &ClientLimits,
+    ) -> Result<Self, InvalidRequest> {
+        check_prompt("prompt", &request.prompt, limits)?;
         if let Some(negative) = &request.negative_prompt {
-            check_length("negative_prompt", negative, config)?;
+            check_length("negative_prompt", negative, limits)?;
         }
         let steps = request
             .num_inference_steps
             .unwrap_or(config.num_inference_steps);
-        if !(1..=config.max_inference_steps).contains(&steps) {
+        if !(1..=limits.max_inference_steps).contains(&steps) {
             return Err(InvalidRequest::Steps {
-                limit: config.max_inference_steps,
+                limit: limits.max_inference_steps,
                 given: steps,
             });
         }
@@ -137,17 +141,21 @@ impl ValidRequest {
 pub(crate) fn check_prompt(
     field: &'static str,
     prompt: &str,
-    config: &Config,
+    limits: &ClientLimits,
 ) -> Result<(), InvalidRequest> {
     if prompt.trim().is_empty() {
         return Err(InvalidRequest::Empty { field });
     }
-    check_length(field, prompt, config)
+    check_length(field, prompt, limits)
 }
 
-fn check_length(field: &'static str, text: &str, config: &Config) -> Result<(), InvalidRequest> {
+fn check_length(
+    field: &'static str,
+    text: &str,
+    limits: &ClientLimits,
+) -> Result<(), InvalidRequest> {
     let given = text.chars().count();
-    let limit = config.max_prompt_chars;
+    let limit = limits.max_prompt_chars;
     if given > limit {
         return Err(InvalidRequest::TooLong {
             field,
@@ -172,13 +180,13 @@ mod tests {
 
     #[track_caller]
     fn check(request: SegmentRequest, expected: &str) {
-        let error = ValidRequest::check(request, &config()).unwrap_err();
+        let error = ValidRequest::check(request, &config(), &config().limits).unwrap_err();
         assert_eq!(error.to_string(), expected);
     }
 
     #[test]
     fn nulls_take_the_operators_defaults() {
-        let valid = ValidRequest::check(request("a fox"), &config()).unwrap();
+        let valid = ValidRequest::check(request("a fox"), &config(), &config().limits).unwrap();
         assert_eq!((valid.seed, valid.num_inference_steps), (10, 8));
         assert_eq!(valid.source, PromptSource::User);
     }

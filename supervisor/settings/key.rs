@@ -38,7 +38,22 @@ pub struct KeySpec {
     pub kind: Kind,
     /// The value where no layer gives one; the help text says what holds where there is none.
     pub default: Option<DefaultValue>,
+    /// When a value that a reload has read takes effect.
+    pub reload: Reload,
     pub help: &'static str,
+}
+
+/// When a changed value takes effect that a reload has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// At once.
+    AtOnce,
+    /// At once where there was a value and still is one; to have one or none takes a restart.
+    AtOnceIfGiven,
+    /// For sessions and connections that begin later.
+    Later,
+    /// When the program is started again.
+    Restart,
 }
 
 impl KeySpec {
@@ -76,6 +91,7 @@ impl<T> Key<T> {
                 alias: None,
                 kind,
                 default: None,
+                reload: Reload::Restart,
                 help: "",
             },
             value: PhantomData,
@@ -91,6 +107,12 @@ impl<T> Key<T> {
     /// Adds another place in the file.
     pub const fn alias(mut self, path: &'static str) -> Self {
         self.spec.alias = Some(path);
+        self
+    }
+
+    /// Says when a changed value takes effect that a reload has read; without this, after a restart.
+    pub const fn reload(mut self, when: Reload) -> Self {
+        self.spec.reload = when;
         self
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::key::{Key, KeySpec};
+use super::key::{Key, KeySpec, Reload};
 use super::types::KeyType;
 use super::value::Value;
 
@@ -28,6 +28,17 @@ pub struct Settings {
 pub struct Setting {
     pub value: Value,
     pub origin: Origin,
+}
+
+/// What becomes of a program's settings when others have been read.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// What holds from now on: the new values, but those of keys that take a restart are still the old ones.
+    pub settings: Settings,
+    /// The keys whose values have changed.
+    pub changed: Vec<&'static str>,
+    /// The keys whose new values wait for a restart.
+    pub pending_restart: Vec<&'static str>,
 }
 
 /// Why the values of keys are wrong. The text names the keys, what is expected, what is given and where.
@@ -126,11 +137,46 @@ impl Settings {
         self.entries[self.place(key)].1.as_ref()
     }
 
+    /// Takes over from settings of the same keys what may change while the program runs.
+    pub fn reloaded(&self, new: &Self) -> Reloaded {
+        let mut reloaded = Reloaded {
+            settings: new.clone(),
+            changed: Vec::new(),
+            pending_restart: Vec::new(),
+        };
+        let entries = self.entries.iter().zip(&mut reloaded.settings.entries);
+        for ((key, old), (_, new)) in entries {
+            let (value, new_value) = (given(old.as_ref()), given(new.as_ref()));
+            if value == new_value {
+                continue;
+            }
+            let takes_effect = match key.reload {
+                Reload::AtOnce | Reload::Later => true,
+                Reload::AtOnceIfGiven => value.is_some() && new_value.is_some(),
+                Reload::Restart => false,
+            };
+            match takes_effect {
+                true => reloaded.changed.push(key.path),
+                false => {
+                    reloaded.pending_restart.push(key.path);
+                    new.clone_from(old);
+                }
+            }
+        }
+        reloaded
+    }
+
     fn place(&self, key: &KeySpec) -> usize {
         (self.entries.iter())
             .position(|(known, _)| known.path == key.path)
             .expect("every key of a module is in its list, of which these settings are made")
     }
+}
+
+/// Returns the value of a key. An empty text is none.
+fn given(setting: Option<&Setting>) -> Option<&Value> {
+    let value = setting.map(|setting| &setting.value);
+    value.filter(|value| !matches!(value, Value::Text(text) if text.is_empty()))
 }
 
 /// Formats the settings as a configuration file, with the origin of each value behind it.
@@ -165,5 +211,64 @@ impl fmt::Display for Origin {
             Self::Environment(name) => f.write_str(name),
             Self::Flag(name) => write!(f, "--{name}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static AT_ONCE: Key<u32> = Key::u32("a.at_once", 0, 9)
+        .reload(Reload::AtOnce)
+        .default(1);
+    static LATER: Key<u32> = Key::u32("a.later", 0, 9).reload(Reload::Later).default(1);
+    static FILE: Key<Option<String>> = Key::text("b.file").reload(Reload::AtOnceIfGiven);
+    static RESTART: Key<u32> = Key::u32("b.restart", 0, 9).default(1);
+
+    fn settings(values: &[(&KeySpec, &str)]) -> Settings {
+        let keys = [&AT_ONCE.spec, &LATER.spec, &FILE.spec, &RESTART.spec];
+        let mut settings = Settings::defaults(keys);
+        for (key, text) in values {
+            settings.set_text(key, text, Origin::Flag("x")).unwrap();
+        }
+        settings
+    }
+
+    #[test]
+    fn a_key_takes_over_its_new_value_or_waits_for_a_restart() {
+        let old = settings(&[]);
+        let new = settings(&[
+            (&AT_ONCE.spec, "2"),
+            (&LATER.spec, "1"),
+            (&FILE.spec, "f"),
+            (&RESTART.spec, "2"),
+        ]);
+        let reloaded = old.reloaded(&new);
+        assert_eq!(reloaded.changed, ["a.at_once"]);
+        assert_eq!(reloaded.pending_restart, ["b.file", "b.restart"]);
+        let held = &reloaded.settings;
+        assert_eq!((held.get(&AT_ONCE), held.get(&RESTART)), (2, 1));
+        assert_eq!(held.get(&FILE), None);
+        // What waits is named again, and no longer when it is taken back.
+        let again = held.reloaded(&new);
+        assert_eq!(again.changed, [""; 0]);
+        assert_eq!(again.pending_restart, ["b.file", "b.restart"]);
+        let back = settings(&[(&AT_ONCE.spec, "2"), (&LATER.spec, "3")]);
+        let back = held.reloaded(&back);
+        assert_eq!(back.changed, ["a.later"]);
+        assert_eq!(back.pending_restart, [""; 0]);
+    }
+
+    #[test]
+    fn a_file_is_exchanged_for_another_one_but_not_for_none() {
+        let [none, empty, one, other] = [None, Some(""), Some("f"), Some("g")].map(|file| {
+            let values: Vec<_> = file.map(|file| (&FILE.spec, file)).into_iter().collect();
+            settings(&values)
+        });
+        assert_eq!(one.reloaded(&other).changed, ["b.file"]);
+        assert_eq!(one.reloaded(&none).pending_restart, ["b.file"]);
+        assert_eq!(none.reloaded(&one).pending_restart, ["b.file"]);
+        assert_eq!(empty.reloaded(&one).pending_restart, ["b.file"]);
+        assert_eq!(none.reloaded(&empty).pending_restart, [""; 0]);
     }
 }

@@ -50,6 +50,11 @@ impl<'a> Reader<'a> {
         self.surroundings
     }
 
+    /// Returns the errors that were reported so far.
+    pub fn errors(&self) -> &[SettingError] {
+        &self.errors
+    }
+
     /// Returns the errors that were reported, in order.
     pub fn into_errors(self) -> Vec<SettingError> {
         self.errors

@@ -6,7 +6,7 @@ use super::film::Recording;
 use super::handle;
 use super::open::{Config, LocationError, StoreLocation};
 use super::records::ledger::Limits;
-use crate::settings::{DAY, HOUR, Key, KeySpec, MINUTE, Reader};
+use crate::settings::{DAY, HOUR, Key, KeySpec, MINUTE, Reader, Reload};
 
 /// The keys of `streaming.store`.
 pub static KEYS: &[&KeySpec] = &[
@@ -32,6 +32,7 @@ pub static RECORDING_KEYS: &[&KeySpec] = &[
 /// How long a session can be resumed. It is one of the session's own keys in the file, `streaming.resume_ttl_seconds`.
 pub static RESUME_TTL: Key<Duration> =
     Key::seconds("streaming.resume_ttl_seconds", 0.1, 30.0 * DAY)
+        .reload(Reload::AtOnce)
         .help("A session whose client is gone can be resumed for this long")
         .default(300.0);
 

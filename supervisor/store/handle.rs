@@ -1,8 +1,8 @@
 //! The handle of a store, which all its operations share: the backends, this server's identity and what it holds.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -59,7 +59,7 @@ pub(super) struct View {
 }
 
 pub(super) struct Shared {
-    pub(super) config: Config,
+    pub(super) config: Mutex<Config>,
     /// The store's own name.
     pub(super) name: String,
     pub(super) records: Arc<dyn Records>,
@@ -123,7 +123,7 @@ impl SessionStore {
             metrics: metrics.clone(),
         });
         let shared = Arc::new(Shared {
-            config,
+            config: Mutex::new(config),
             name,
             records,
             blobs: blobs.measured(metrics.clone()),
@@ -156,8 +156,18 @@ impl SessionStore {
         &self.1.tenant
     }
 
-    pub fn config(&self) -> &Config {
-        &self.0.config
+    /// Returns what holds now.
+    pub fn config(&self) -> Config {
+        *self.lock_config()
+    }
+
+    /// Changes how long the states of sessions are kept that no server runs.
+    pub(crate) fn set_resume_ttl(&self, ttl: Duration) {
+        self.lock_config().resume_ttl = ttl;
+    }
+
+    fn lock_config(&self) -> MutexGuard<'_, Config> {
+        (self.0.config.lock()).expect("no holder of this lock panics")
     }
 
     /// Returns the store's own name: servers with the same one have the same sessions.
@@ -182,7 +192,7 @@ impl SessionStore {
 
     /// Returns the deadline of an operation that begins now. A store that does not answer must not hold a session up.
     pub(super) fn deadline(&self) -> Deadline {
-        let limit = self.0.config.timeout;
+        let limit = self.config().timeout;
         Deadline {
             at: Instant::now() + limit,
             limit,

@@ -76,13 +76,12 @@ impl Upkeep {
             }
         };
         let sweeping = async {
-            let mut ticks = ticks(sweep_interval(&store));
             loop {
-                ticks.tick().await;
                 if let Err(error) = self.sweep().await {
                     let error = with_causes(&error);
                     tracing::debug!(error, "the store is not swept");
                 }
+                sleep(sweep_interval(&store)).await;
             }
         };
         let restoring = async {

@@ -2,7 +2,7 @@
 
 use super::pair::Role;
 use super::server::{Files, ServerTls};
-use crate::settings::{Key, KeySpec, Reader};
+use crate::settings::{Key, KeySpec, Reader, Reload};
 
 /// The keys of `server.tls`.
 pub static KEYS: &[&KeySpec] = &[
@@ -17,17 +17,19 @@ pub(crate) struct PairKeys {
     pub(crate) key_file: Key<Option<String>>,
 }
 
-static SERVER: PairKeys = PairKeys {
-    cert_file: Key::text("server.tls.cert_file").help("PEM file with the certificate that the server shows and those between it and its authority: the server then speaks HTTPS, and no HTTP; looked at every 30 s and at SIGHUP [default: none: HTTP]"),
+pub(crate) static SERVER: PairKeys = PairKeys {
+    cert_file: Key::text("server.tls.cert_file").reload(Reload::AtOnceIfGiven).help("PEM file with the certificate that the server shows and those between it and its authority: the server then speaks HTTPS, and no HTTP; looked at every 30 s and at SIGHUP [default: none: HTTP]"),
     key_file: Key::text("server.tls.key_file")
+        .reload(Reload::AtOnceIfGiven)
         .help("PEM file with the key of that certificate [default: none]"),
 };
 
-static CLIENT_CA_FILE: Key<Option<String>> = Key::text("server.tls.client_ca_file").help("PEM file of certificate authorities: clients of `server.admin_port` need a certificate of one of them [default: none: they need no certificate]");
+static CLIENT_CA_FILE: Key<Option<String>> = Key::text("server.tls.client_ca_file").reload(Reload::AtOnceIfGiven).help("PEM file of certificate authorities: clients of `server.admin_port` need a certificate of one of them [default: none: they need no certificate]");
 
 pub(crate) static ROUTER: PairKeys = PairKeys {
-    cert_file: Key::text("router.tls.cert_file").help("PEM file with the certificate that the router shows to clients and those between it and its authority: the router then speaks HTTPS, and no HTTP; looked at every 30 s and at SIGHUP [default: none: HTTP]"),
+    cert_file: Key::text("router.tls.cert_file").reload(Reload::AtOnceIfGiven).help("PEM file with the certificate that the router shows to clients and those between it and its authority: the router then speaks HTTPS, and no HTTP; looked at every 30 s and at SIGHUP [default: none: HTTP]"),
     key_file: Key::text("router.tls.key_file")
+        .reload(Reload::AtOnceIfGiven)
         .help("PEM file with the key of that certificate [default: none]"),
 };
 

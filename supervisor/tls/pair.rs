@@ -1,8 +1,6 @@
 //! A certificate with its key, as a server shows it, and what its files were when they were read.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -70,7 +68,7 @@ impl Role {
 }
 
 /// A certificate chain with the key of its first certificate.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pair {
     pub(super) certified: Arc<CertifiedKey>,
     /// When the first certificate of the chain expires; `None` when that cannot be told.
@@ -140,30 +138,5 @@ fn expiry(certificate: &ParsedCertificate<'_>) -> Option<SystemTime> {
             ..
         })) => SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(not_after.as_secs())),
         _ => None,
-    }
-}
-
-/// What tells that a file was replaced or written: its place behind links, its inode, its times and its length.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    target: PathBuf,
-    inode: (u64, u64),
-    modified: (i64, i64),
-    changed: (i64, i64),
-    length: u64,
-}
-
-impl Stamp {
-    /// Returns what a file is now; `None` when there is none.
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        let target = fs::canonicalize(path).ok()?;
-        let found = fs::metadata(&target).ok()?;
-        Some(Self {
-            target,
-            inode: (found.dev(), found.ino()),
-            modified: (found.mtime(), found.mtime_nsec()),
-            changed: (found.ctime(), found.ctime_nsec()),
-            length: found.len(),
-        })
     }
 }

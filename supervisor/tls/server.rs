@@ -15,7 +15,8 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
 use super::file_authorities;
-use super::pair::{FileError, Pair, Problem, Role, Stamp};
+use super::pair::{FileError, Pair, Problem, Role};
+use crate::file_stamp::Stamp;
 
 /// How often the files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
@@ -40,18 +41,19 @@ pub struct ServerTls(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    files: Files,
     current: Arc<Current>,
     public: Arc<ServerConfig>,
     admin: Mutex<Arc<ServerConfig>>,
-    /// What the files were when they were last read, and what was wrong with them.
     seen: Mutex<Seen>,
     handshakes: Counts,
 }
 
+/// The files, what they were when they were last read, and what was wrong with them.
 #[derive(Debug)]
 struct Seen {
+    files: Files,
     stamps: Stamps,
+    clients: Option<RootCertStore>,
     failure: Option<String>,
 }
 
@@ -108,25 +110,40 @@ impl ServerTls {
         let clients = files.read_client_authorities()?;
         Ok(Self(Arc::new(Shared {
             public: Arc::new(server_config(current.clone(), None)),
-            admin: Mutex::new(Arc::new(server_config(current.clone(), clients))),
+            admin: Mutex::new(Arc::new(server_config(current.clone(), clients.clone()))),
             current,
-            files,
             seen: Mutex::new(Seen {
+                files,
                 stamps,
+                clients,
                 failure: None,
             }),
             handshakes: Counts::default(),
         })))
     }
 
-    /// Reads the files and keeps nothing of them.
-    ///
-    /// # Errors
-    /// As [`Self::reload`].
-    pub(crate) fn check(&self) -> Result<(), FileError> {
-        self.0.files.read_pair()?;
-        self.0.files.read_client_authorities()?;
-        Ok(())
+    /// Takes over what another one has read, from its files or from others. Returns whether it is another certificate.
+    pub(crate) fn adopt(&self, new: &Self) -> bool {
+        let mut seen = self.lock_seen();
+        let new_seen = new.lock_seen();
+        seen.files.clone_from(&new_seen.files);
+        seen.stamps.clone_from(&new_seen.stamps);
+        let pair = new.0.current.lock().clone();
+        let is_other = pair.certified.cert != self.0.current.lock().certified.cert;
+        self.take_over(&mut seen, pair, new_seen.clients.clone());
+        is_other
+    }
+
+    fn take_over(&self, seen: &mut Seen, pair: Pair, clients: Option<RootCertStore>) {
+        seen.clients.clone_from(&clients);
+        seen.failure = None;
+        let admin = Arc::new(server_config(self.0.current.clone(), clients));
+        *self.0.current.lock() = pair;
+        *self.0.admin.lock().expect("no holder of this lock panics") = admin;
+    }
+
+    fn lock_seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.seen.lock().expect("no holder of this lock panics")
     }
 
     /// Reads the files again. Handshakes that begin from now on see what they hold.
@@ -134,8 +151,8 @@ impl ServerTls {
     /// # Errors
     /// Returns an error when one of them cannot be used; then nothing changes.
     pub fn reload(&self) -> Result<(), FileError> {
-        let Shared { files, seen, .. } = &*self.0;
-        let mut seen = seen.lock().expect("no holder of this lock panics");
+        let mut seen = self.lock_seen();
+        let files = seen.files.clone();
         let stamps = files.stamps();
         let read = files
             .read_pair()
@@ -143,10 +160,7 @@ impl ServerTls {
         seen.stamps = stamps;
         match read {
             Ok((pair, clients)) => {
-                let admin = Arc::new(server_config(self.0.current.clone(), clients));
-                *self.0.current.lock() = pair;
-                *self.0.admin.lock().expect("no holder of this lock panics") = admin;
-                seen.failure = None;
+                self.take_over(&mut seen, pair, clients);
                 Ok(())
             }
             Err(error) => {
@@ -219,9 +233,9 @@ impl ServerTls {
     /// Reads the files again when they differ from those that were read last, or could not be used then. Returns whether
     /// there is a new certificate.
     fn reload_if_changed(&self) -> bool {
-        let stamps = self.0.files.stamps();
         let failure = {
-            let seen = self.0.seen.lock().expect("no holder of this lock panics");
+            let seen = self.lock_seen();
+            let stamps = seen.files.stamps();
             if seen.stamps == stamps && seen.failure.is_none() {
                 return false;
             }
@@ -249,7 +263,7 @@ impl ServerTls {
         };
         tracing::warn!(
             expired = %format_rfc3339_seconds(expires),
-            file = %self.0.files.certificate.display(),
+            file = %self.lock_seen().files.certificate.display(),
             "the certificate has expired: clients may refuse it"
         );
         true

@@ -198,7 +198,10 @@ async fn a_file_of_keys_that_is_wrong_changes_nothing_at_sighup() {
     keys.write();
     server.signal(Signal::SIGHUP);
     until("the keys are reloaded", async || {
-        server.log().contains("read=[\"keys\"]").then_some(())
+        server
+            .log()
+            .contains("reloaded outcome=\"ok\"")
+            .then_some(())
     })
     .await;
 }

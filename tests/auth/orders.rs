@@ -147,3 +147,44 @@ async fn orders_are_in_the_log_with_who_gave_them() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_access_log_has_orders_at_info_and_all_else_at_debug_without_tickets() {
+    let keys = Keys::new();
+    let server = keys.serve(&["--log-level=info,access=debug"]);
+    let line = async |route: &str, status: u16| {
+        until(&format!("{route} is logged"), async || {
+            let log = server.log();
+            let is_it = |line: &&str| {
+                line.contains("access:")
+                    && line.contains(&format!("route=\"{route}\""))
+                    && line.contains(&format!("status={status}"))
+            };
+            log.lines().find(is_it).map(str::to_owned)
+        })
+        .await
+    };
+    ask_as(&server, "ops", "DELETE", "/v1/sessions/none").await;
+    let order = line("/v1/sessions/{id}", 404).await;
+    for part in [
+        "INFO",
+        "method=\"DELETE\"",
+        "key=\"ops\"",
+        "address=127.0.0.1",
+        " ms=",
+    ] {
+        assert!(order.contains(part), "{part}: {order}");
+    }
+    // Strangers give none.
+    ask(&server, "POST", "/v1/workers/0/restart", &[]).await;
+    let refused = line("/v1/workers/{gpu}/restart", 401).await;
+    assert!(refused.contains("DEBUG"), "{refused}");
+    ask_as(&server, "acme", "GET", "/v1/sessions?a=secret").await;
+    let read = line("/v1/sessions", 200).await;
+    assert!(
+        read.contains("DEBUG") && read.contains("key=\"acme\""),
+        "{read}"
+    );
+    let log = server.log();
+    assert!(!log.contains("secret") && !log.contains("fvk_"), "{log}");
+}

@@ -83,6 +83,31 @@ async fn servers_with_one_secret_take_each_others_tickets() {
 }
 
 #[tokio::test]
+async fn a_secret_that_is_taken_away_is_worth_nothing_and_a_servers_own_stays() {
+    let keys = Keys::new();
+    let [secret, file] = ["secret", "serve.yaml"].map(|name| keys.folder.path().join(name));
+    fs::write(&secret, "s".repeat(40)).unwrap();
+    let configure = |text: &str| fs::write(&file, text).unwrap();
+    configure(&format!(
+        "server: {{auth: {{ticket_key_file: {}}}}}\n",
+        secret.display()
+    ));
+    let server = keys.serve(&["--config", file.to_str().unwrap()]);
+    let reload = async |changed: Value| {
+        let answer = ask_as(&server, "ops", "POST", "/v1/reload").await;
+        let body: Value = serde_json::from_str(answer.body()).unwrap();
+        assert_eq!(body["changed"], changed);
+    };
+    let shared = ticket(&server, "acme").await.ticket;
+    configure("");
+    reload(json!(["server.auth.ticket_key_file"])).await;
+    assert_eq!(status(&server, &shared).await, 401);
+    let own = ticket(&server, "acme").await.ticket;
+    reload(json!([])).await;
+    assert_eq!(status(&server, &own).await, 101);
+}
+
+#[tokio::test]
 async fn without_keys_there_are_no_tickets() {
     let server = Server::start(&["--gpus=1"]);
     let (status, body) = server.post("/v1/tickets").await;

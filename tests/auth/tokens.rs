@@ -322,3 +322,31 @@ async fn a_provider_that_is_away_is_asked_again_and_keys_work_meanwhile() {
     );
     assert_eq!(provider.asked(), 2);
 }
+
+#[tokio::test]
+async fn the_fetched_keys_stay_when_a_reload_changes_what_is_read_from_tokens() {
+    let keys = Keys::new();
+    let provider = Provider::start().await;
+    let signer = Signer::new("one", Algorithm::ES256);
+    let file = keys.folder.path().join("serve.yaml");
+    let configure = |claim: &str| {
+        let jwt = format!(
+            "{{issuer: \"{ISSUER}\", audience: fastvideo, jwks_url: \"{}\", tenant_claim: {claim}}}",
+            provider.url
+        );
+        fs::write(&file, format!("server: {{auth: {{jwt: {jwt}}}}}\n")).unwrap();
+    };
+    configure("tenant");
+    provider.says(Some(set(&[&signer])));
+    let server = keys.serve(&["--config", file.to_str().unwrap()]);
+    let token = signer.token(json!({"org": "not a name"}));
+    assert_eq!(show(&server, "/v1/sessions", &token).await.status(), 200);
+    provider.says(None);
+    configure("org");
+    let reloaded = ask_as(&server, "ops", "POST", "/v1/reload").await;
+    assert_eq!(reloaded.status(), 200, "{}", reloaded.body());
+    assert_eq!(show(&server, "/v1/sessions", &token).await.status(), 401);
+    let token = signer.token(json!({"org": "beta"}));
+    assert_eq!(show(&server, "/v1/sessions", &token).await.status(), 200);
+    assert_eq!(provider.asked(), 1);
+}

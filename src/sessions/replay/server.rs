@@ -9,6 +9,7 @@ use fastvideo_proto::api::status::Status;
 use fastvideo_proto::ids::GpuId;
 use fastvideo_supervisor_core::engines::synthetic::NAME as SYNTHETIC;
 use fastvideo_supervisor_core::session::log::{LogEvent as Event, signature};
+use fastvideo_supervisor_core::tls;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -109,7 +110,7 @@ impl OwnServer {
         readers.spawn(async move {
             let _ = tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await;
         });
-        let http = reqwest::Client::builder().no_proxy().build();
+        let http = tls::http_client().no_proxy().build();
         Ok(Self {
             child,
             address,

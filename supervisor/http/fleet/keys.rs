@@ -1,8 +1,7 @@
 //! The keys by which a server knows its routers.
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::path::{Path, PathBuf};
 
 use fastvideo_proto::fleet::MIN_KEY_BYTES;
 
@@ -12,15 +11,11 @@ use crate::auth::key::KeyHash;
 const HASHED: &str = "sha256:";
 
 /// The keys in a file, one in each line, or its hash behind `sha256:`, so that the file need not have what lets a router
-/// in. Empty lines and lines that begin with `#` are no keys. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct RouterKeys(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    path: PathBuf,
+/// in. Empty lines and lines that begin with `#` are no keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterKeys {
     /// The hash of each key, so that no comparison tells by its time how much of a key is right.
-    hashes: RwLock<Vec<KeyHash>>,
+    hashes: Vec<KeyHash>,
 }
 
 /// Why a file of keys is not usable.
@@ -41,41 +36,21 @@ impl RouterKeys {
     ///
     /// # Errors
     /// Returns an error when there is no key in it, or one that is none.
-    pub fn read(path: PathBuf) -> Result<Self, KeysError> {
-        let hashes = RwLock::new(hashes(&path)?);
-        Ok(Self(Arc::new(Shared { path, hashes })))
-    }
-
-    /// Reads the file and keeps nothing of it.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub(crate) fn check(&self) -> Result<(), KeysError> {
-        hashes(&self.0.path).map(drop)
-    }
-
-    /// Reads the file again. All keys that it has are valid from now on, and no others. Returns how many there are.
-    ///
-    /// # Errors
-    /// As [`Self::read`]; the keys stay as they were.
-    pub(crate) fn reload(&self) -> Result<usize, KeysError> {
-        let read = hashes(&self.0.path)?;
-        let count = read.len();
-        *(self.0.hashes.write()).expect("no holder of this lock panics") = read;
-        Ok(count)
+    pub fn read(path: &Path) -> Result<Self, KeysError> {
+        let hashes = hashes(path)?;
+        Ok(Self { hashes })
     }
 
     /// Returns whether a text is one of the keys.
     pub(crate) fn admit(&self, given: &str) -> bool {
         let given = KeyHash::of(given);
-        let hashes = (self.0.hashes.read()).expect("no holder of this lock panics");
-        hashes.contains(&given)
+        self.hashes.contains(&given)
     }
 }
 
-fn hashes(path: &PathBuf) -> Result<Vec<KeyHash>, KeysError> {
+fn hashes(path: &Path) -> Result<Vec<KeyHash>, KeysError> {
     let text = std::fs::read_to_string(path).map_err(|source| KeysError::Unreadable {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
     let mut hashes = Vec::new();
@@ -86,7 +61,7 @@ fn hashes(path: &PathBuf) -> Result<Vec<KeyHash>, KeysError> {
         }
         if let Some(digits) = key.strip_prefix(HASHED) {
             let hash = KeyHash::parse(digits).ok_or_else(|| KeysError::BadHash {
-                path: path.clone(),
+                path: path.to_owned(),
                 line: number + 1,
             })?;
             hashes.push(hash);
@@ -94,14 +69,16 @@ fn hashes(path: &PathBuf) -> Result<Vec<KeyHash>, KeysError> {
         }
         if key.len() < MIN_KEY_BYTES || !key.chars().all(|c| c.is_ascii_graphic()) {
             return Err(KeysError::BadKey {
-                path: path.clone(),
+                path: path.to_owned(),
                 line: number + 1,
             });
         }
         hashes.push(KeyHash::of(key));
     }
     match hashes.is_empty() {
-        true => Err(KeysError::Empty { path: path.clone() }),
+        true => Err(KeysError::Empty {
+            path: path.to_owned(),
+        }),
         false => Ok(hashes),
     }
 }
@@ -116,24 +93,16 @@ mod tests {
         let path = folder.path().join("keys");
         let (old, new) = ("o".repeat(32), "n".repeat(40));
         std::fs::write(&path, format!("# both are valid\n{old}\n\n  {new}  \n")).unwrap();
-        let keys = RouterKeys::read(path.clone()).unwrap();
+        let read = || RouterKeys::read(&path);
+        let keys = read().unwrap();
         assert!(keys.admit(&old) && keys.admit(&new));
         for wrong in ["", "# both are valid", &"o".repeat(31), &"o".repeat(33)] {
             assert!(!keys.admit(wrong), "{wrong}");
         }
-        std::fs::write(&path, &new).unwrap();
-        assert_eq!(keys.reload().unwrap(), 1);
-        assert!(!keys.admit(&old) && keys.admit(&new));
         std::fs::write(&path, format!("{HASHED}{}\n", KeyHash::of(&old))).unwrap();
-        assert_eq!(keys.reload().unwrap(), 1);
+        let keys = read().unwrap();
         assert!(keys.admit(&old) && !keys.admit(&new));
         assert!(!keys.admit(&format!("{HASHED}{}", KeyHash::of(&old))));
-        std::fs::write(&path, &new).unwrap();
-        keys.reload().unwrap();
-        // A file that is wrong changes nothing.
-        std::fs::write(&path, "short").unwrap();
-        assert!(keys.reload().is_err());
-        assert!(keys.admit(&new));
     }
 
     #[test]
@@ -142,7 +111,7 @@ mod tests {
         let path = folder.path().join("keys");
         let read = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            let failed = RouterKeys::read(path.clone()).unwrap_err().to_string();
+            let failed = RouterKeys::read(&path).unwrap_err().to_string();
             failed.rsplit_once('/').unwrap().1.to_owned()
         };
         assert_eq!(read("# nothing\n"), "keys has no key");
@@ -150,7 +119,7 @@ mod tests {
         assert_eq!(read("\nshort\n"), short);
         let hash = "keys:1: behind `sha256:` stand 64 hexadecimal digits";
         assert_eq!(read("sha256:abc\n"), hash);
-        let failed = RouterKeys::read(folder.path().join("absent")).unwrap_err();
+        let failed = RouterKeys::read(&folder.path().join("absent")).unwrap_err();
         assert!(failed.to_string().ends_with("absent cannot be read"));
     }
 }

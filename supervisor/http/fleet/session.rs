@@ -59,7 +59,7 @@ pub(in crate::http) async fn session(
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
     app.fleet.admit(&headers)?;
-    let limit = app.ingress.max_message_bytes + MAX_HEAD_BYTES;
+    let limit = app.ingress.rules().max_message_bytes + MAX_HEAD_BYTES;
     let upgrade = handshake.begin(&app.ingress, limit as u64)?;
     let (answer, connection, opened) = upgrade.split();
     let tracker = app.ingress.connections.clone();
@@ -123,7 +123,7 @@ async fn carry(
     if let Inbound::Open(open) = &mut opening.first {
         open.share = share.into();
     }
-    let outbox = Outbox::for_link(app.context.config.max_unsent_bytes);
+    let outbox = Outbox::for_link(app.context.config.get().max_unsent_bytes);
     let (inbound, inbound_seen) = mpsc::channel(INBOUND_BUFFER);
     let session = session::run(
         opening.client,
@@ -151,7 +151,8 @@ async fn carry(
         is_progress: false,
         gate: &gate,
     };
-    let mut writer = Box::pin(writer.write(&outbox, app.ingress.ping_interval));
+    let ping_interval = app.ingress.rules().ping_interval;
+    let mut writer = Box::pin(writer.write(&outbox, ping_interval));
     let mut broken = None;
     let last = {
         let read = read(
@@ -162,7 +163,7 @@ async fn carry(
             connection,
             shares,
             (&outbox, &gate),
-            app.ingress.ping_interval * 2,
+            ping_interval * 2,
         );
         let mut reader = Box::pin(read);
         tokio::select! {

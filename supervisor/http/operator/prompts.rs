@@ -23,12 +23,14 @@ pub(super) fn routes() -> Router<App> {
     (status = 422, body = ErrorBody, description = "a system prompt cannot be read: all stay as they were")
 ))]
 pub(in crate::http) async fn reload(State(app): AppState) -> Result<Json<Origins>, ApiError> {
-    let Some(enhancer) = app.context.prompts.enhancer().cloned() else {
-        let message = "this server has no prompt enhancer";
-        return Err(ApiError::new(StatusCode::CONFLICT, "no_enhancer", message));
-    };
-    match tokio::task::spawn_blocking(move || enhancer.reload()).await {
-        Ok(Ok(origins)) => {
+    let prompts = app.context.prompts.clone();
+    let reloaded = app.reloads.alone(move |_| prompts.reload_instructions());
+    match reloaded.await {
+        Ok(Ok(None)) => {
+            let message = "this server has no prompt enhancer";
+            Err(ApiError::new(StatusCode::CONFLICT, "no_enhancer", message))
+        }
+        Ok(Ok(Some(origins))) => {
             tracing::info!(?origins, "system prompts reloaded");
             Ok(Json(origins.into()))
         }

@@ -71,7 +71,7 @@ pub(in crate::http) async fn hydrate(
         }
         Err(panic) => return Err(ApiError::internal(&panic)),
     };
-    let format = app.context.config.format;
+    let format = app.context.config.get().format;
     let expected = Expectation {
         width: format.width,
         height: format.height,

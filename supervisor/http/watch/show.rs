@@ -178,7 +178,7 @@ impl Show {
     }
 
     async fn run(&mut self, screen: &mut Screen<'_>) -> Result<Ending, Gone> {
-        let format = self.context.config.format;
+        let format = self.context.config.get().format;
         let start = WatchMessage::WatchStart {
             session_id: self.session.to_string(),
             live: self.view.goes_on(),

@@ -460,6 +460,24 @@ fn a_worker_takes_as_many_sessions_as_it_makes_video_for_in_time() {
 }
 
 #[test]
+fn who_waits_comes_in_when_a_worker_may_take_more_and_nobody_goes_when_it_may_take_fewer() {
+    let slots = [(GpuId(0), Arc::default())];
+    let sharing = |max_sessions| Sharing {
+        max_sessions,
+        keep_up: None,
+    };
+    let mut assignments = Assignments::new(slots, sharing(1), PoolMetrics::default());
+    assignments.serve(0, assignment(0, 1));
+    let [one, two, three] = join_sessions(&mut assignments);
+    assert_eq!([one.at(), two.at(), three.at()], [Ok(0), Err(0), Err(1)]);
+    assignments.set_sharing(sharing(2));
+    assert_eq!([one.at(), two.at(), three.at()], [Ok(0), Ok(0), Err(0)]);
+    assignments.set_sharing(sharing(1));
+    assert_eq!([one.at(), two.at(), three.at()], [Ok(0), Ok(0), Err(0)]);
+    assert_eq!(assignments.room().free, 0);
+}
+
+#[test]
 fn a_worker_that_slows_down_keeps_the_sessions_that_it_has() {
     let sharing = Sharing {
         max_sessions: 2,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::super::provider::{Config, Key as ProviderKey, Models};
-use crate::settings::{HOUR, Key, KeySpec, Origin, Reader, SettingError, Surroundings};
+use crate::settings::{HOUR, Key, KeySpec, Origin, Reader, Reload, SettingError, Surroundings};
 
 /// The section of the keys of a single provider.
 const SECTION: &str = "streaming.prompt";
@@ -28,22 +28,28 @@ pub(super) static PROVIDER: Key<Option<String>> = Key::choice(
     "streaming.prompt.provider",
     &["cerebras", "groq", "openai_compatible"],
 )
-.help("Whose model; openai_compatible is any server with an OpenAI-like API, such as vLLM, Ollama or llama.cpp [default: cerebras]");
+.reload(Reload::AtOnce)
+    .help("Whose model; openai_compatible is any server with an OpenAI-like API, such as vLLM, Ollama or llama.cpp [default: cerebras]");
 
 pub(super) static BASE_URL: Key<Option<String>> = Key::text("streaming.prompt.base_url")
+    .reload(Reload::AtOnce)
     .help("Where `chat/completions` is found [default: that of the provider]");
 
 pub(super) static API_KEY_ENV: Key<Option<String>> = Key::text("streaming.prompt.api_key_env")
+    .reload(Reload::AtOnce)
     .help("The environment variable that holds the key [default: CEREBRAS_API_KEY or GROQ_API_KEY; openai_compatible needs none]");
 
 pub(super) static API_KEY_FILE: Key<Option<String>> = Key::text("streaming.prompt.api_key_file")
+    .reload(Reload::AtOnce)
     .help("A file that holds the key, instead of a variable [default: none]");
 
 pub(super) static MODEL: Key<Option<String>> = Key::text("streaming.prompt.model")
+    .reload(Reload::AtOnce)
     .help("The model [default: cerebras: gpt-oss-120b, groq: openai/gpt-oss-120b]");
 
 pub(super) static TIMEOUT: Key<Duration> =
     Key::millis("streaming.prompt.timeout_ms", 1.0, HOUR * 1e3)
+        .reload(Reload::AtOnce)
         .help("Time that a provider has for one answer")
         .default(20_000.0);
 
@@ -51,16 +57,20 @@ pub(super) static PROVIDERS: Key<Option<Vec<serde_json::Value>>> = Key::json_lis
     "streaming.prompt.providers",
     "a list such as `[{provider: cerebras}, {provider: groq}]`",
 )
-.help("Several providers, asked in this order: each with `provider`, and where needed `base_url`, `api_key_env`, `api_key_file`, `model`, `models` (`{enhance, auto_extend, rewrite}`) and `timeout_ms` [default: the one of `provider`]");
+.reload(Reload::AtOnce)
+    .help("Several providers, asked in this order: each with `provider`, and where needed `base_url`, `api_key_env`, `api_key_file`, `model`, `models` (`{enhance, auto_extend, rewrite}`) and `timeout_ms` [default: the one of `provider`]");
 
 pub(super) static ENHANCE_MODEL: Key<Option<String>> = Key::text("streaming.prompt.enhance.model")
+    .reload(Reload::AtOnce)
     .help("The model that enhances a prompt [default: that of the provider]");
 
 pub(super) static AUTO_EXTEND_MODEL: Key<Option<String>> =
     Key::text("streaming.prompt.auto_extend.model")
+        .reload(Reload::AtOnce)
         .help("The model that writes the next prompt [default: that of the provider]");
 
 pub(super) static REWRITE_MODEL: Key<Option<String>> = Key::text("streaming.prompt.rewrite.model")
+    .reload(Reload::AtOnce)
     .help("The model that rewrites a prompt [default: that of the provider]");
 
 /// A provider as the operator describes it: an entry of the list, or the single keys.

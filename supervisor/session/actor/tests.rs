@@ -1,7 +1,6 @@
 //! Whole sessions on the paused clock, with workers that the test plays and the store in memory.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::{ErrorCode, JobFailure};
@@ -11,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::auth::{self, Auth, Caller, Grant};
+use crate::current::Current;
 use crate::pool::testing::{TestJob, TestWorkers};
 use crate::prompt::Prompts;
 use crate::session::command::{
@@ -72,8 +72,8 @@ impl World {
         let context = Context {
             metrics: SessionMetrics::default(),
             traces: crate::traces::Traces::default(),
-            broadcasts: Broadcasts::new(config.spectators),
-            config: Arc::new(config),
+            broadcasts: Broadcasts::new(config.limits.spectators),
+            config: Current::new(config),
             pool: workers.pool().clone(),
             prompts: Prompts::open(crate::prompt::Config::default()).unwrap(),
             store: SessionStore::open(store).await.unwrap(),
@@ -100,7 +100,7 @@ impl World {
 
     fn connect(&self) -> Client {
         let (inbound, inbound_seen) = mpsc::channel(4);
-        let outbox = Outbox::new(self.context.config.max_unsent_bytes);
+        let outbox = Outbox::new(self.context.config.get().max_unsent_bytes);
         let session = run(
             ClientAddress::of(Ipv4Addr::LOCALHOST.into()),
             Grant::new(Auth::new(auth::Config::default()), Caller::anyone()),

@@ -3,15 +3,15 @@ use crate::session::tests::config;
 
 const PLAIN: PromptAbilities = PromptAbilities {
     write: false,
-    screen: false,
+    filter: None,
 };
 const WRITES: PromptAbilities = PromptAbilities {
     write: true,
-    screen: false,
+    filter: None,
 };
 const SCREENS: PromptAbilities = PromptAbilities {
     write: false,
-    screen: true,
+    filter: Some(0),
 };
 const LOOPING: Switches = Switches {
     looping: true,
@@ -197,6 +197,45 @@ fn a_switch_takes_effect_on_the_next_prompt() {
     playlist.set_enhancing(true);
     let again = prepared(&mut playlist, 4);
     assert_eq!(again.len(), 1, "what failed is tried once more: {again:?}");
+}
+
+#[test]
+fn what_the_server_cannot_do_any_more_holds_nothing_up() {
+    let mut playlist = playlist(&[], ENHANCING, WRITES, 100);
+    add(&mut playlist, "a", 8);
+    add(&mut playlist, "b", 8);
+    let tasks = prepared(&mut playlist, 4);
+    assert_eq!(tasks.len(), 2);
+    playlist.set_abilities(PLAIN);
+    assert_eq!(next(&mut playlist).as_deref(), Some("a"));
+    playlist.set_abilities(SCREENS);
+    assert_eq!(next(&mut playlist), None, "nobody has looked at it");
+    assert!(!playlist.awaits(tasks[1].0), "it began without the filter");
+    let tasks = prepared(&mut playlist, 4);
+    playlist.prepared(tasks[0].0, PreparedDraft::AsWritten);
+    assert_eq!(next(&mut playlist).as_deref(), Some("b"));
+}
+
+#[test]
+fn another_filter_looks_again_at_what_was_prepared() {
+    let mut playlist = playlist(&["a", "b"], LOOPING, SCREENS, 100);
+    for (task, ..) in prepared(&mut playlist, 4) {
+        playlist.prepared(task, PreparedDraft::AsWritten);
+    }
+    assert_eq!(start(&mut playlist).as_deref(), Some("a"));
+    let edition = playlist.curated_edition();
+    playlist.set_abilities(SCREENS);
+    assert_eq!(prepared(&mut playlist, 4).len(), 0, "it is the same filter");
+    playlist.set_abilities(PromptAbilities {
+        filter: Some(1),
+        ..SCREENS
+    });
+    assert_eq!(next(&mut playlist), None);
+    assert_ne!(playlist.curated_edition(), edition);
+    let again = prepared(&mut playlist, 4);
+    assert_eq!(again.len(), 2);
+    playlist.prepared(again[0].0, PreparedDraft::AsWritten);
+    assert_eq!(next(&mut playlist).as_deref(), Some("b"));
 }
 
 #[test]
