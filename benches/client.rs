@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
@@ -62,10 +64,27 @@ impl Client {
     ///
     /// # Errors
     /// When there is no connection.
-    pub(crate) async fn connect(address: &str, mut opening: Value) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(address: &str, opening: Value) -> anyhow::Result<Self> {
         let url = format!("ws://{address}/v1/stream");
+        Self::connect_by(url.into_client_request()?, opening).await
+    }
+
+    /// Opens a session as a caller who shows a key in these subprotocols, and waits until it is active.
+    ///
+    /// # Errors
+    /// When the server does not take it.
+    pub(crate) async fn assigned_with(address: &str, protocols: String) -> anyhow::Result<Self> {
+        let mut request = format!("ws://{address}/v1/stream").into_client_request()?;
+        let headers = request.headers_mut();
+        headers.insert("sec-websocket-protocol", protocols.parse()?);
+        let mut client = Self::connect_by(request, json!({})).await?;
+        client.until("ltx2_stream_start").await?;
+        Ok(client)
+    }
+
+    async fn connect_by(request: Request, mut opening: Value) -> anyhow::Result<Self> {
         let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES);
-        let connecting = connect_async_with_config(url, Some(config), true);
+        let connecting = connect_async_with_config(request, Some(config), true);
         let (socket, _) = timeout(PATIENCE, connecting)
             .await
             .context("no connection in time")??;
@@ -90,6 +109,24 @@ impl Client {
         self.prompt(prompt).await?;
         self.until("ltx2_segment_complete").await?;
         Ok(())
+    }
+
+    /// Asks for a segment and waits for its end. Returns the time to its first binary message.
+    pub(crate) async fn timed_segment(&mut self, prompt: &str) -> anyhow::Result<Duration> {
+        let asked = Instant::now();
+        self.prompt(prompt).await?;
+        let mut first = None;
+        loop {
+            match self.next().await? {
+                (at, Heard::Media(_)) => {
+                    first.get_or_insert(at - asked);
+                }
+                (_, heard) if heard.is("ltx2_segment_complete") => break,
+                (_, Heard::Text(text)) if text["type"] == "error" => bail!("{text}"),
+                _ => {}
+            }
+        }
+        first.context("a segment has media")
     }
 
     /// The next message and when it came; pings are answered and skipped. Waits for ever.

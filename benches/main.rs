@@ -23,6 +23,7 @@ mod handoff;
 mod idle;
 mod inputs;
 mod many;
+mod operations;
 #[path = "../tests/provider.rs"]
 #[expect(
     clippy::unwrap_used,
@@ -66,10 +67,11 @@ enum Scenario {
     Inputs,
     Router,
     Fleet,
+    Operations,
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 19] = [
+const SCENARIOS: [(&str, Scenario); 20] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -89,6 +91,7 @@ const SCENARIOS: [(&str, Scenario); 19] = [
     ("inputs", Scenario::Inputs),
     ("router", Scenario::Router),
     ("fleet", Scenario::Fleet),
+    ("operations", Scenario::Operations),
 ];
 
 fn arguments() -> Command {
@@ -132,6 +135,7 @@ impl Scenario {
             Self::Inputs => inputs::measure().await,
             Self::Router => router::measure(runs.unwrap_or(3)).await,
             Self::Fleet => fleet::measure(runs.unwrap_or(30)).await,
+            Self::Operations => operations::measure(runs.unwrap_or(6)).await,
             Self::Handoff => handoff::measure(runs.unwrap_or(12)).await,
         }
     }
