@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::RequestId;
 use crate::job::{MediaMode, PromptSource, Stage};
+use crate::trace::TraceContext;
 
 /// The version of [`Checkpoint`]; a server that knows another one only does not go on from it.
 pub const CHECKPOINT_VERSION: u32 = 1;
@@ -104,6 +105,9 @@ pub struct Ask {
     pub guidance_scale: f64,
     /// Time since the request came, in milliseconds.
     pub waited_ms: u64,
+    /// The span that the segment is below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_parent: Option<TraceContext>,
 }
 
 /// A request that waits.

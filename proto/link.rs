@@ -11,12 +11,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{GpuId, JobId, SessionId};
-use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, Stage, VideoFormat};
+use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, PhaseSpan, Stage, VideoFormat};
 use crate::trace::TraceContext;
 
 /// The protocol version. It is raised with every change to a type of this module or of [`crate::state`]. Supervisor and
 /// worker are built together, so a mismatch means that one of the binaries is from an older build.
-pub const LINK_VERSION: u32 = 9;
+pub const LINK_VERSION: u32 = 10;
 
 /// The size limit of a thumbnail in bytes: 64 KiB. At 320 x 320 pixels only noise takes more.
 pub const MAX_THUMBNAIL_BYTES: usize = 64 * 1024;
@@ -216,6 +216,8 @@ pub enum Event {
         job: JobId,
         failure: JobFailure,
         message: String,
+        /// The phases, the one included in which it ended.
+        phases: Vec<PhaseSpan>,
     },
 }
 

@@ -5,8 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A span that others can be below, in this process or another one.
+/// A span that others can be below, in this process or another one. It is serialized as its `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TraceContext {
     /// Not zero.
     pub trace_id: u128,
@@ -52,6 +53,20 @@ impl FromStr for TraceContext {
     }
 }
 
+impl TryFrom<String> for TraceContext {
+    type Error = NoTraceParent;
+
+    fn try_from(text: String) -> Result<Self, NoTraceParent> {
+        text.parse()
+    }
+}
+
+impl From<TraceContext> for String {
+    fn from(context: TraceContext) -> Self {
+        context.to_string()
+    }
+}
+
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let flags = u8::from(self.sampled);
@@ -76,6 +91,7 @@ mod tests {
         assert_eq!(context.span_id, 0xb7ad_6b71_6920_3331);
         assert!(context.sampled);
         assert_eq!(context.to_string(), TEXT);
+        assert_eq!(serde_json::to_value(context).unwrap(), TEXT);
         let later = format!("01{}-extra", &TEXT[2..]);
         assert_eq!(later.parse(), Ok(context));
         let not = TEXT.replace("-01", "-02").parse::<TraceContext>().unwrap();

@@ -5,9 +5,11 @@
 //! falls back from provider to provider, `provider` is one of them with its record, `call` calls it over HTTP, `completion`
 //! reads the text out of its answer and `thinking` removes a model's thinking from that, `breaker` is the circuit breaker
 //! of a provider, `instructions` has the system prompts, `answer` parses what models write, `generated` is the result,
-//! `metrics` counts the calls, `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
+//! `metrics` counts the calls, `spans` keeps them for traces, `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
 
 use std::sync::Arc;
+
+use tokio::time::Instant;
 
 use crate::current::Current;
 use crate::tenant::Tenant;
@@ -18,6 +20,8 @@ pub use generated::{GeneratedPrompt, PromptAlternatives};
 pub use instructions::{InstructionsError, Origin, Origins};
 pub use llm_error::LlmError;
 pub use safety::{Blocked, SafetyFilter};
+pub(crate) use spans::PromptSpans;
+pub use spans::{PromptSpan, PromptSpanKind};
 
 mod answer;
 mod breaker;
@@ -33,6 +37,7 @@ mod llm_error;
 mod metrics;
 pub mod provider;
 pub mod safety;
+mod spans;
 mod thinking;
 
 #[cfg(test)]
@@ -53,6 +58,8 @@ pub struct Prompts {
     shared: Arc<Shared>,
     /// Whose prompts they are.
     tenant: Tenant,
+    /// Where it is noted what is done for them.
+    spans: PromptSpans,
 }
 
 #[derive(Debug)]
@@ -115,6 +122,7 @@ impl Prompts {
         Ok(Self {
             shared: Arc::new(Shared { parts, metrics }),
             tenant: Tenant::default(),
+            spans: PromptSpans::default(),
         })
     }
 
@@ -190,10 +198,15 @@ impl Prompts {
         Self { tenant, ..self }
     }
 
+    /// Returns what writes prompts and notes there what it does for them.
+    pub(crate) fn noting(self, spans: PromptSpans) -> Self {
+        Self { spans, ..self }
+    }
+
     /// Returns the prompt enhancer, if the server has one now.
     pub fn enhancer(&self) -> Option<Enhancer> {
         let enhancer = self.shared.parts.get().enhancer.clone()?;
-        Some(enhancer.of_tenant(self.tenant.clone()))
+        Some(enhancer.asked_by(self.tenant.clone(), self.spans.clone()))
     }
 
     /// Returns the safety filter, if the server has one now.
@@ -214,10 +227,15 @@ impl Prompts {
     /// Screens a prompt. Every prompt passes here before it is used: what a client has written before a model sees it, and
     /// what a model has written before a worker does.
     async fn screen(&self, prompt: &str) -> Result<(), Blocked> {
-        match self.safety() {
-            Some(safety) => safety.screen(prompt).await,
-            None => Ok(()),
-        }
+        let Some(safety) = self.safety() else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        let screened = safety.screen(prompt).await;
+        let is_blocked = screened.is_err();
+        self.spans
+            .add(began, PromptSpanKind::Screened { is_blocked });
+        screened
     }
 
     /// Makes a client's prompt ready for use: screens it and, if `enhance` is set, has it enhanced. A failure of the

@@ -323,7 +323,9 @@ impl SegmentRun {
                     RunEvent::Failed(RunFailure::BadState)
                 }
             },
-            JobEnd::Failed { failure, message } => match failure {
+            JobEnd::Failed {
+                failure, message, ..
+            } => match failure {
                 JobFailure::Cancelled => RunEvent::Cancelled,
                 JobFailure::Refused => RunEvent::Failed(RunFailure::Refused(message)),
                 JobFailure::StateIncompatible => {

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use axum::http::{HeaderMap, HeaderName};
 use fastvideo_proto::trace::TraceContext;
 use nix::time::{ClockId, clock_gettime};
 use opentelemetry::trace::{
-    Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState, TracerProvider,
+    Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState, Tracer, TracerProvider,
 };
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{ExporterBuildError, WithExportConfig};
@@ -36,6 +37,8 @@ use crate::metrics::create;
 
 pub mod config;
 
+/// The header in which a request names its span, as W3C's Trace Context has it.
+pub(crate) const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The number of spans that may wait for the collector.
 const MAX_WAITING: usize = 4096;
 /// The number of spans that are sent at once.
@@ -139,7 +142,7 @@ impl Traces {
         };
         is_sampled.then(|| Trace {
             inner: inner.clone(),
-            parent: parent.map_or_else(Context::new, below_client),
+            parent: parent.map_or_else(Context::new, below_other),
         })
     }
 
@@ -236,14 +239,36 @@ pub(crate) fn below(span: &Span) -> Context {
     context(opentelemetry::trace::Span::span_context(span).clone())
 }
 
-/// Returns the context of what is below a span of a client's.
-pub(crate) fn below_client(parent: TraceContext) -> Context {
+/// Returns the context of what is below a span of another process.
+pub(crate) fn below_other(parent: TraceContext) -> Context {
     context(span_context(parent))
+}
+
+/// Returns the span that a request names in its header `traceparent`. Its `tracestate` is not read.
+pub(crate) fn named_by(headers: &HeaderMap) -> Option<TraceContext> {
+    headers.get(TRACE_PARENT)?.to_str().ok()?.parse().ok()
 }
 
 /// Returns a link to a span.
 pub(crate) fn link(to: TraceContext) -> Link {
     Link::with_context(span_context(to))
+}
+
+/// Begins a span.
+pub(crate) fn begun(trace: &Trace, name: &'static str, began: SystemTime, below: &Context) -> Span {
+    let builder = trace.tracer().span_builder(name).with_start_time(began);
+    trace.tracer().build_with_context(builder, below)
+}
+
+/// Makes a span of what is done already: when it began, and when it ended.
+pub(crate) fn done(
+    trace: &Trace,
+    name: &'static str,
+    (began, ended): (SystemTime, SystemTime),
+    below: &Context,
+) {
+    let mut span = begun(trace, name, began, below);
+    opentelemetry::trace::Span::end_with_timestamp(&mut span, ended);
 }
 
 fn context(span: SpanContext) -> Context {
@@ -268,6 +293,23 @@ pub(crate) fn trace_context(span: &Span) -> TraceContext {
         trace_id: u128::from_be_bytes(context.trace_id().to_bytes()),
         span_id: u64::from_be_bytes(context.span_id().to_bytes()),
         sampled: true,
+    }
+}
+
+/// A time in which something was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    pub began: Instant,
+    pub ended: Instant,
+}
+
+impl Period {
+    /// Returns the time that ends now.
+    pub(crate) fn since(began: Instant) -> Self {
+        Self {
+            began,
+            ended: Instant::now(),
+        }
     }
 }
 
@@ -296,6 +338,11 @@ impl Clock {
             Some(after) => self.time + after,
             None => self.time - (self.now - moment),
         }
+    }
+
+    /// Returns when a time began and when it ended.
+    pub(crate) fn period(&self, Period { began, ended }: Period) -> (SystemTime, SystemTime) {
+        (self.at(began), self.at(ended))
     }
 
     /// Returns the time of a moment that another process has read, CLOCK_MONOTONIC in microseconds.

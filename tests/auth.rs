@@ -34,7 +34,7 @@ const GPU: &[&str] = &[
 const SITE: &str = "https://app.acme.example";
 
 /// A file of keys. The keys are made of their ids, so that tests need not remember them.
-struct Keys {
+pub(crate) struct Keys {
     folder: TempDir,
     /// The limits of `acme`, in YAML.
     limits: &'static str,
@@ -64,7 +64,7 @@ fn key(id: &str) -> String {
 }
 
 impl Keys {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::limited("{}")
     }
 
@@ -104,7 +104,7 @@ impl Keys {
         format!("--server.auth.keys_file={}", self.path().display())
     }
 
-    fn serve(&self, args: &[&str]) -> Server {
+    pub(crate) fn serve(&self, args: &[&str]) -> Server {
         Server::start(&[GPU, &[&self.flag()], args].concat())
     }
 }
@@ -139,7 +139,7 @@ fn code(answer: &Response<String>) -> String {
 }
 
 /// Begins a WebSocket; a refusal is the answer.
-async fn connect(
+pub(crate) async fn connect(
     server: &Server,
     path: &str,
     headers: &[(&'static str, &str)],
@@ -158,7 +158,7 @@ async fn connect(
 }
 
 /// Opens a session with a key, and waits for the first message.
-async fn open_as(server: &Server, id: &str, init: Value) -> Client {
+pub(crate) async fn open_as(server: &Server, id: &str, init: Value) -> Client {
     let bearer = format!("Bearer {}", key(id));
     let connected = connect(server, "/v1/stream", &[("authorization", &bearer)]).await;
     let (mut client, _) = connected.unwrap_or_else(|answer| panic!("{id}: {answer:?}"));

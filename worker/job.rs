@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId};
-use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, Phase, VideoFormat};
+use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, Phase, PhaseSpan, VideoFormat};
 use fastvideo_proto::link::{EncoderSpec, JobReport, JobSpec};
 use fastvideo_proto::state::{StateHeader, blob_hash};
 
@@ -23,7 +23,7 @@ use crate::held_states::{HeldStates, SharedState, StartStateError};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, MediaTarget};
 use crate::media::outbox::JobOutbox;
-use crate::sink::{EngineTiming, JobSink};
+use crate::sink::{EngineTiming, FailedSegment, JobSink};
 use crate::sound::AudioFormat;
 use crate::sound_tail::SoundTail;
 
@@ -119,11 +119,11 @@ impl JobLoop {
         let start = match self.held_states.start_state(spec, blob) {
             Ok(start) => start,
             Err(StartStateError::NotHeld) => {
-                outbox.fail(JobFailure::StateNotHeld, String::new());
+                outbox.fail(JobFailure::StateNotHeld, String::new(), Vec::new());
                 return Ok(());
             }
             Err(StartStateError::Invalid(error)) => {
-                outbox.fail(JobFailure::StateIncompatible, error.to_string());
+                outbox.fail(JobFailure::StateIncompatible, error.to_string(), Vec::new());
                 return Ok(());
             }
         };
@@ -147,11 +147,13 @@ impl JobLoop {
                 outbox.finish(report, segment.blob);
                 Ok(())
             }
-            Err(error) if matches!(error, EngineError::Broken(_)) || self.encoder.is_gone() => {
+            Err(FailedSegment { error, .. })
+                if matches!(error, EngineError::Broken(_)) || self.encoder.is_gone() =>
+            {
                 Err(JobLoopError::Engine(error))
             }
-            Err(error) => {
-                outbox.fail(failure(&error), error.to_string());
+            Err(FailedSegment { error, phases }) => {
+                outbox.fail(failure(&error), error.to_string(), phases);
                 Ok(())
             }
         }
@@ -160,13 +162,14 @@ impl JobLoop {
     /// Generates one segment. Its media have been passed to the target when this returns.
     ///
     /// # Errors
-    /// Returns the engine's error, or [`EngineError::Failed`] when the segment could not be encoded.
+    /// Returns the engine's error, or [`EngineError::Failed`] when the segment could not be encoded, with the phases until
+    /// then.
     pub(crate) fn generate(
         &mut self,
         spec: &JobSpec,
         start: Option<&SharedState>,
         target: &MediaTarget,
-    ) -> Result<GeneratedSegment, EngineError> {
+    ) -> Result<GeneratedSegment, FailedSegment> {
         let started = Instant::now();
         let request = GenerateRequest {
             segment_idx: spec.segment_idx,
@@ -188,7 +191,7 @@ impl JobLoop {
         let sound_before = sound_before.unwrap_or_default();
         self.encoder
             .begin(params, spec.start_frame, sound_before, target.clone())
-            .map_err(|gone| EngineError::Failed(gone.to_string()))?;
+            .map_err(|gone| failed(gone.to_string(), Vec::new()))?;
         let mut sink = JobSink::new(spec, target, &self.encoder, &mut self.faults, &self.events);
         let generated = self.engine.generate(&request, &mut sink);
         let (state, timing) = match sink.end(generated) {
@@ -208,17 +211,22 @@ impl JobLoop {
             first_frame_us,
         } = timing;
         phases.end();
-        let encoded = self
-            .encoder
-            .finish()
-            .map_err(|error| EngineError::Failed(error.to_string()))?;
+        let encoded = match self.encoder.finish() {
+            Ok(encoded) => encoded,
+            Err(error) => return Err(failed(error.to_string(), phases.finish())),
+        };
         if let Some(first_frame_us) = first_frame_us {
             phases.beside(Phase::Encode, first_frame_us);
         }
         encoded.sound_tail.write(&mut header);
-        let blob = blob.map_err(|error| {
-            EngineError::Failed(format!("the state's memory cannot be sealed: {error}"))
-        })?;
+        let phases = phases.finish();
+        let blob = match blob {
+            Ok(blob) => blob,
+            Err(error) => {
+                let reason = format!("the state's memory cannot be sealed: {error}");
+                return Err(failed(reason, phases));
+            }
+        };
         Ok(GeneratedSegment {
             header,
             blob,
@@ -228,7 +236,7 @@ impl JobLoop {
             timing: JobTiming {
                 decode,
                 encode: encoded.encode_time,
-                phases: phases.finish(),
+                phases,
             },
         })
     }
@@ -241,6 +249,13 @@ impl JobLoop {
             audio: self.audio,
             spec: self.encoder_spec.clone(),
         }
+    }
+}
+
+fn failed(reason: String, phases: Vec<PhaseSpan>) -> FailedSegment {
+    FailedSegment {
+        error: EngineError::Failed(reason),
+        phases,
     }
 }
 

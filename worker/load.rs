@@ -143,7 +143,8 @@ fn warm_up(jobs: &mut JobLoop, warmup: &WarmupSpec) -> Result<Vec<Duration>, Eng
     let mut durations = Vec::new();
     for segment_idx in 0..WARMUP_SEGMENTS {
         let spec = warmup_job(warmup, segment_idx);
-        let segment = jobs.generate(&spec, start.as_ref(), &MediaTarget::Discard)?;
+        let segment = jobs.generate(&spec, start.as_ref(), &MediaTarget::Discard);
+        let segment = segment.map_err(|failed| failed.error)?;
         durations.push(segment.generation);
         start = Some(SharedState {
             header: segment.header,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::job::{Phase, Stage};
+use fastvideo_proto::job::{Phase, PhaseSpan, Stage};
 use fastvideo_proto::link::{Event, JobSpec};
 
 use crate::engine::{EngineError, Sink};
@@ -28,6 +28,14 @@ pub(crate) struct JobSink<'a> {
     first_frame_us: Option<u64>,
     /// An injected failure. It stops the engine as a cancellation does.
     failure: Option<EngineError>,
+}
+
+/// A segment that was not generated.
+#[derive(Debug)]
+pub(crate) struct FailedSegment {
+    pub(crate) error: EngineError,
+    /// The phases, the one included in which it failed.
+    pub(crate) phases: Vec<PhaseSpan>,
 }
 
 /// Where the time of the engine's part of a segment went.
@@ -73,21 +81,31 @@ impl<'a> JobSink<'a> {
     pub(crate) fn end<T>(
         mut self,
         generated: Result<T, EngineError>,
-    ) -> Result<(T, EngineTiming), EngineError> {
+    ) -> Result<(T, EngineTiming), FailedSegment> {
         let decode = self.last_step.elapsed();
-        self.phases.next(Phase::StatePack);
         if generated.is_ok() {
+            self.phases.next(Phase::StatePack);
             self.reach(FaultPoint::End);
         }
-        match self.failure {
+        let ended = match self.failure {
             Some(failure) => Err(failure),
-            None => {
+            None => generated,
+        };
+        match ended {
+            Ok(generated) => {
                 let timing = EngineTiming {
                     decode,
                     phases: self.phases,
                     first_frame_us: self.first_frame_us,
                 };
-                generated.map(|generated| (generated, timing))
+                Ok((generated, timing))
+            }
+            Err(error) => {
+                if let Some(first_frame_us) = self.first_frame_us {
+                    self.phases.beside(Phase::Encode, first_frame_us);
+                }
+                let phases = self.phases.finish();
+                Err(FailedSegment { error, phases })
             }
         }
     }

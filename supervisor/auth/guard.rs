@@ -15,7 +15,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-
+use tokio::time::Instant;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::credential::Credential;
@@ -31,6 +31,7 @@ use crate::ingress::hosts::names_loopback;
 use crate::ingress::origins::is_of_loopback;
 use crate::ingress::proxies::is_forwarded;
 use crate::page;
+use crate::traces::Period;
 
 /// The route whose refusals a browser is told over its WebSocket, since it does not see a status.
 const STREAM: &str = "/v1/stream";
@@ -125,6 +126,7 @@ impl Guard {
         (access, route, peer): (Access, &str, SocketAddr),
         sender: &mut Sender,
     ) -> Response {
+        let began = Instant::now();
         let judged = {
             let asked = Asked {
                 access,
@@ -141,6 +143,9 @@ impl Guard {
             Ok(caller) => {
                 sender.id.clone_from(&caller.id);
                 sender.gives_order = is_order(access, request.method());
+                if self.auth.asks() {
+                    request.extensions_mut().insert(Period::since(began));
+                }
                 request.extensions_mut().insert(caller);
                 next.run(request).await
             }
@@ -165,7 +170,11 @@ impl Guard {
 
 /// What was decided of a request that opens a session: of a browser's, a refusal comes here too, since it is told over the
 /// WebSocket.
-pub(crate) struct Admission(pub(crate) Result<Caller, NotLetIn>);
+pub(crate) struct Admission {
+    pub(crate) caller: Result<Caller, NotLetIn>,
+    /// The time in which the caller's key was checked; `None` where nobody is asked for one.
+    pub(crate) checked: Option<Period>,
+}
 
 /// Why a browser is not let in.
 #[derive(Clone, Debug)]
@@ -181,11 +190,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Admission {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         if let Some(refused) = parts.extensions.get::<NotLetIn>() {
-            return Ok(Self(Err(refused.clone())));
+            return Ok(Self {
+                caller: Err(refused.clone()),
+                checked: None,
+            });
         }
+        let checked = parts.extensions.get::<Period>().copied();
         let caller = parts.extensions.get::<Caller>().cloned();
         let missing = || ApiError::new(StatusCode::FORBIDDEN, "forbidden", "nobody was let in");
-        caller.map(|caller| Self(Ok(caller))).ok_or_else(missing)
+        let caller = caller.map(Ok).ok_or_else(missing)?;
+        Ok(Self { caller, checked })
     }
 }
 

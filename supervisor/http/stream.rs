@@ -31,8 +31,10 @@ use crate::ingress::liveness::Liveness;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, TransportViolation, WebSocket, violation};
 use crate::pool::Media;
+use crate::session::command::OpenSession;
 use crate::session::{self, Inbound, NotAdmitted, Origin, Outbox, RelayLatency, SessionEvent};
 use crate::tasks::catch_panic;
+use crate::traces::{self, Period};
 
 /// Capacity of the queue of client messages to their session, which takes them at once.
 const INBOUND_BUFFER: usize = 4;
@@ -45,14 +47,35 @@ const CLOSE_REPLY: Duration = Duration::from_secs(2);
 pub(super) async fn upgrade(
     State(app): AppState,
     headers: HeaderMap,
-    Admission(admitted): Admission,
+    Admission { caller, checked }: Admission,
     Extension(client): Extension<ClientAddress>,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    let trace = headers.get("traceparent");
-    let trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
-    let admitted = admitted.map_err(NotAdmitted::from);
-    upgrade_to::<StreamParser, StreamRenderer>(app, admitted, client, handshake, trace)
+    let known = HandshakeFacts {
+        trace: traces::named_by(&headers),
+        auth: checked,
+    };
+    let admitted = caller.map_err(NotAdmitted::from);
+    upgrade_to::<StreamParser, StreamRenderer>(app, admitted, client, handshake, known)
+}
+
+/// What is known for a session's trace before its opening message comes.
+#[derive(Clone, Copy, Debug)]
+struct HandshakeFacts {
+    /// The span that the handshake names.
+    trace: Option<TraceContext>,
+    /// The time in which the client's key was checked.
+    auth: Option<Period>,
+}
+
+impl HandshakeFacts {
+    fn add_to(self, opening: &mut OpenSession) {
+        match opening.trace_parent {
+            Some(_) => opening.trace_link = self.trace,
+            None => opening.trace_parent = self.trace,
+        }
+        opening.auth = self.auth;
+    }
 }
 
 /// Upgrades a request to a WebSocket that carries a session in a dialect.
@@ -61,7 +84,7 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     admitted: Result<Caller, NotAdmitted>,
     client: ClientAddress,
     handshake: Handshake,
-    trace: Option<TraceContext>,
+    known: HandshakeFacts,
 ) -> Result<Response, ApiError> {
     let upgrade = handshake.begin(&app.ingress, app.ingress.rules().max_message_bytes as u64)?;
     let (answer, connection, opened) = upgrade.split();
@@ -70,7 +93,7 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
         if let Some((socket, shares)) = opened.await {
             match admitted {
                 Ok(caller) => {
-                    let from = (client, caller, trace);
+                    let from = (client, caller, known);
                     carry::<P, R>(socket, shares, &connection, &app, from).await;
                 }
                 Err(why) => {
@@ -89,7 +112,7 @@ async fn carry<P: Parser, R: Renderer>(
     shares: CompleteShare,
     connection: &Connection,
     app: &App,
-    (client, caller, trace): (ClientAddress, Caller, Option<TraceContext>),
+    (client, caller, known): (ClientAddress, Caller, HandshakeFacts),
 ) {
     let grant = Grant::new(app.auth.clone(), caller);
     if let Err(why) = session::may_open(client, &grant, &app.registry, &app.context) {
@@ -129,7 +152,7 @@ async fn carry<P: Parser, R: Renderer>(
             connection,
             &shares,
             ping_interval * 2,
-            trace,
+            known,
         );
         let mut reader = Box::pin(read);
         tokio::select! {
@@ -218,7 +241,7 @@ async fn read<P: Parser>(
     connection: &Connection,
     shares: &CompleteShare,
     silence: Duration,
-    trace: Option<TraceContext>,
+    known: HandshakeFacts,
 ) -> Inbound {
     let mut parser = P::default();
     let mut liveness = Liveness::new(silence);
@@ -243,10 +266,7 @@ async fn read<P: Parser>(
                 match parser.text(text).await {
                     Inbound::Open(mut opening) => {
                         opening.share = Arc::new(share);
-                        match opening.trace_parent {
-                            Some(_) => opening.trace_link = trace,
-                            None => opening.trace_parent = trace,
-                        }
+                        known.add_to(&mut opening);
                         Inbound::Open(opening)
                     }
                     other => other,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, WorkerId};
-use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
+use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, PhaseSpan, Stage};
 use fastvideo_proto::link::{JobSpec, media_cost};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
@@ -85,6 +85,8 @@ pub enum JobEnd {
     Failed {
         failure: JobFailure,
         message: String,
+        /// What the worker did until then.
+        phases: Vec<PhaseSpan>,
     },
     /// The session is bound to another worker or waits for one. The job is not at fault and may be submitted again.
     TakenBack {

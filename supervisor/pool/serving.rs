@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
-use fastvideo_proto::job::{JobFailure, MediaKind};
+use fastvideo_proto::job::{JobFailure, MediaKind, PhaseSpan};
 use fastvideo_proto::link::{
     Command, Event, JobReport, JobSpec, JobState, MAX_THUMBNAIL_BYTES, media_cost,
 };
@@ -284,7 +284,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 job,
                 failure,
                 message,
-            } => self.on_failed(job, failure, message),
+                phases,
+            } => self.on_failed(job, failure, message, phases),
             Event::Ready(_) => return bad_link("worker became ready twice"),
             // These events belong to the boot, which is over.
             Event::LoadProgress { .. } | Event::WarmingUp | Event::BootFailed { .. } => {}
@@ -401,7 +402,13 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         ControlFlow::Continue(())
     }
 
-    fn on_failed(&mut self, job: JobId, failure: JobFailure, message: String) {
+    fn on_failed(
+        &mut self,
+        job: JobId,
+        failure: JobFailure,
+        message: String,
+        phases: Vec<PhaseSpan>,
+    ) {
         let in_hand = self
             .take_running(job)
             .or_else(|| self.finishing.remove(&job));
@@ -416,7 +423,12 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 message: message.clone(),
             },
         );
-        self.end_job(&in_hand.job, JobEnd::Failed { failure, message });
+        let end = JobEnd::Failed {
+            failure,
+            message,
+            phases,
+        };
+        self.end_job(&in_hand.job, end);
     }
 
     /// Takes the running job, which the engine has finished.
@@ -741,6 +753,7 @@ fn cancelled_end() -> JobEnd {
     JobEnd::Failed {
         failure: JobFailure::Cancelled,
         message: String::new(),
+        phases: Vec::new(),
     }
 }
 

@@ -222,7 +222,11 @@ impl TestJob {
 
     pub(crate) fn fail(self, failure: JobFailure) {
         let message = "failed in a test".to_owned();
-        self.end(JobEnd::Failed { failure, message });
+        self.end(JobEnd::Failed {
+            failure,
+            message,
+            phases: Vec::new(),
+        });
     }
 
     /// The worker has to leave; the job was running.

@@ -20,6 +20,7 @@ use super::instructions::{Instructions, InstructionsError, Origins};
 use super::llm_error::LlmError;
 use super::metrics::{PromptMetrics, RequestOutcome};
 use super::provider::{self, CallPermit, Models, Provider};
+use super::spans::{PromptSpanKind, PromptSpans};
 use crate::tenant::Tenant;
 
 /// How many times one operation goes through all providers, when they ask it to retry later.
@@ -69,9 +70,9 @@ pub struct Status {
     pub cache_hits: u64,
 }
 
-/// Generates prompts with the help of language models. It is cheap to clone.
+/// Generates prompts with the help of language models, for a tenant, and notes whom it asks. It is cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Enhancer(Arc<Inner>, Tenant);
+pub struct Enhancer(Arc<Inner>, Tenant, PromptSpans);
 
 #[derive(Debug)]
 struct Inner {
@@ -141,7 +142,7 @@ impl Enhancer {
             metrics,
             config,
         });
-        Ok(Self(inner, Tenant::default()))
+        Ok(Self(inner, Tenant::default(), PromptSpans::default()))
     }
 
     /// Returns the enhancer that takes this one's place with another configuration: this one where neither that nor the
@@ -168,7 +169,7 @@ impl Enhancer {
             metrics: old.metrics.clone(),
             config,
         });
-        Ok(Self(inner, self.1.clone()))
+        Ok(Self(inner, self.1.clone(), self.2.clone()))
     }
 
     /// Returns whether both are the same enhancer, for whichever tenant.
@@ -186,9 +187,9 @@ impl Enhancer {
         self.0.instructions.origins
     }
 
-    /// Returns the same enhancer for the prompts of a tenant.
-    pub(super) fn of_tenant(self, tenant: Tenant) -> Self {
-        Self(self.0, tenant)
+    /// Returns the same enhancer for the prompts of a tenant. What it does for them is noted in `spans`.
+    pub(super) fn asked_by(self, tenant: Tenant, spans: PromptSpans) -> Self {
+        Self(self.0, tenant, spans)
     }
 
     /// Returns how many curated prompts of one session are enhanced at the same time.
@@ -393,6 +394,13 @@ impl Enhancer {
         };
         let took = Some(began.elapsed());
         (self.0.metrics).requested(&provider.config.name, operation.name, outcome, took);
+        let asked = PromptSpanKind::Asked {
+            provider: provider.config.name.clone(),
+            model: (operation.model)(&provider.config.models).clone(),
+            operation: operation.name,
+            error: result.as_ref().err().map(LlmError::name),
+        };
+        self.2.add(began, asked);
         result
     }
 

@@ -70,6 +70,23 @@ impl LlmError {
         !matches!(self, Self::Refused(_) | Self::Declined)
     }
 
+    /// Returns the failure's name in traces.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Transport(_) => "unreachable",
+            Self::Busy { .. } => "busy",
+            Self::Server(_) => "server_error",
+            Self::Unusable(_) => "unusable",
+            Self::Declined => "declined",
+            Self::NotServed { .. } => "not_served",
+            Self::Refused(_) => "refused",
+            Self::NoKey => "no_key",
+            Self::AllCircuitsOpen => "resting",
+            Self::NoProvider => "no_provider",
+        }
+    }
+
     /// Returns the message for the operator's log, with details that clients must not see.
     pub(super) fn detail(&self) -> String {
         match self {

@@ -248,12 +248,12 @@ fn health_of(app: &App) -> RouterHealth {
 /// Serves the route `/v1/stream`.
 async fn stream(
     State(app): State<App>,
-    Admission(admitted): Admission,
+    Admission { caller, .. }: Admission,
     Extension(client): Extension<ClientAddress>,
     headers: HeaderMap,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
-    let visitor = admitted.map(|caller| Visitor {
+    let visitor = caller.map(|caller| Visitor {
         caller,
         client,
         authorization: shown_key(&headers),

@@ -34,7 +34,11 @@ fn lost(started: bool) -> JobEvent {
 
 fn failed(failure: JobFailure) -> JobEvent {
     let message = "why".to_owned();
-    JobEvent::Ended(JobEnd::Failed { failure, message })
+    JobEvent::Ended(JobEnd::Failed {
+        failure,
+        message,
+        phases: Vec::new(),
+    })
 }
 
 /// How it goes on after a worker was lost.

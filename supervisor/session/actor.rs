@@ -20,7 +20,7 @@ use super::live::LiveSession;
 use super::log::SessionLog;
 use super::moved::Origin;
 use super::outbox::Outbox;
-use super::prompt_tasks::PromptTaskResult;
+use super::prompt_tasks::PromptTaskEnd;
 use super::redelivery::MediaRead;
 use super::registry::{Registry, Ticket};
 use super::snapshots::ExportOutcome;
@@ -32,6 +32,7 @@ use crate::client_address::ClientAddress;
 use crate::pool::{BindingChange, JobEvent, Placement};
 use crate::store::StoreError;
 use crate::tenant::Tenant;
+use crate::traces::Period;
 
 /// How long a client may still ask for its state when the server is going away and its last segment is done.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
@@ -79,6 +80,7 @@ pub(crate) async fn run(
         tenant: tenant.as_str(),
         parent: opening.request.trace_parent,
         link: opening.request.trace_link,
+        accepted: (opening.request.auth).map_or(times.received, |auth| auth.began),
         received: times.received,
     };
     let tracer = SessionTracer::begin(&context.traces, &traced);
@@ -91,7 +93,7 @@ pub(crate) async fn run(
     let readers = EventReaders::new(log, tracer, meter);
     let emitter = Emitter::new(readers, outbox);
     let cap = opening.config.segment_cap(claim.snapshot.extensions);
-    emitter.emit(opened_event(&opening, &claim, cap, times.claiming));
+    emitter.emit(opened_event(&opening, &claim, cap, times.claim));
     let session = LiveSession::new(ticket, grant, emitter, context, opening, claim, origin);
     let mut session = Box::new(session);
     let cause = session.serve(&mut inbox).await;
@@ -139,7 +141,7 @@ async fn open(
         let claim = handshake::claim(&mut ticket, context, &opening, moved).await?;
         let times = OpeningTimes {
             received,
-            claiming: began.elapsed(),
+            claim: Period::since(began),
         };
         Ok((opening, claim, times))
     };
@@ -156,14 +158,14 @@ async fn open(
 #[derive(Debug)]
 struct OpeningTimes {
     received: Instant,
-    claiming: Duration,
+    claim: Period,
 }
 
 fn opened_event(
     opening: &Opening,
     claim: &Claim,
     segment_cap: u32,
-    claiming: Duration,
+    claimed: Period,
 ) -> SessionEvent {
     let request = &opening.request;
     SessionEvent::Opened(Box::new(Opened {
@@ -180,7 +182,9 @@ fn opened_event(
             false => segment_cap,
         },
         heartbeat: request.heartbeat,
-        claiming,
+        auth: request.auth,
+        image_read: opening.image_read,
+        claimed,
     }))
 }
 
@@ -201,7 +205,7 @@ enum Heard {
     StateExported(ExportOutcome),
     MediaRead(MediaRead),
     AudienceChanged(usize),
-    PromptEnded(PromptTaskResult),
+    PromptEnded(PromptTaskEnd),
     LeaseLost,
     /// The client's key has left the file.
     Withdrawn,
@@ -257,8 +261,9 @@ impl LiveSession {
                     self.media_read(read);
                     None
                 }
-                Heard::PromptEnded(result) => {
-                    if let Some(event) = self.director.settle(result) {
+                Heard::PromptEnded(mut end) => {
+                    self.emitter.note(&self.director.worked(&mut end));
+                    if let Some(event) = self.director.settle(end.result) {
                         self.emit(event);
                     }
                     self.last_activity = Instant::now();
@@ -362,7 +367,7 @@ impl LiveSession {
             },
             read = media_read => Heard::MediaRead(read),
             outcome = self.exports.ended() => Heard::StateExported(outcome),
-            result = self.director.prompt_ended() => Heard::PromptEnded(result),
+            end = self.director.prompt_ended() => Heard::PromptEnded(end),
             drain = drain => Heard::Drain(drain),
             count = self.broadcaster.spectators_changed() => Heard::AudienceChanged(count),
             () = self.emitter.outbox().drained() => Heard::OutboxDrained,

@@ -152,6 +152,7 @@ impl LiveSession {
             at,
             request: segment.planned.id.clone(),
             worker: worker.clone(),
+            gpu: assignment.gpu,
             source: request.source,
             prompt: request.prompt.clone(),
             original_prompt: segment.planned.original_prompt.clone(),

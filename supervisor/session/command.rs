@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::byte_budget::Share;
 use crate::ingress::websocket::TransportViolation;
+use crate::traces::Period;
 
 /// What a session receives from its client's connection.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ pub struct OpenSession {
     pub trace_parent: Option<TraceContext>,
     /// Another span that the client has named, which the session links to.
     pub trace_link: Option<TraceContext>,
+    /// The time in which the client's key was checked.
+    pub auth: Option<Period>,
     /// What the opening takes of the server's memory for what clients send, until it has been dealt with.
     pub share: Arc<Share>,
 }

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::Config;
 use super::command::RequestEdit;
-use super::event::{DroppedRequest, SessionEvent};
+use super::event::{DroppedRequest, PromptWorked, SessionEvent};
 use super::playlist::{NotAdded, PlannedSegment, Playlist, PromptAbilities, Switches};
 use super::prompt_draft::PreparedDraft;
-use super::prompt_tasks::{PromptTaskResult, PromptTasks};
+use super::prompt_tasks::{PromptTaskEnd, PromptTaskResult, PromptTasks};
 use super::request::ValidRequest;
 use crate::backoff::Backoff;
 use crate::prompt::{GenerateError, PreparedPrompt, Prompts};
@@ -130,8 +130,28 @@ impl Director {
     ///
     /// # Cancel safety
     /// This method is cancel safe.
-    pub(super) async fn prompt_ended(&mut self) -> PromptTaskResult {
+    pub(super) async fn prompt_ended(&mut self) -> PromptTaskEnd {
         self.tasks.ended().await
+    }
+
+    /// Returns what was done for a prompt, as an event for the readers.
+    pub(super) fn worked(&self, end: &mut PromptTaskEnd) -> SessionEvent {
+        let (request, prompt) = match &end.result {
+            PromptTaskResult::Prepared {
+                task,
+                prompt,
+                result: Ok(_),
+            } => (self.playlist.request_of(*task), Some(prompt)),
+            PromptTaskResult::Extended {
+                result: Ok(answer), ..
+            } => (None, Some(&answer.content)),
+            _ => (None, None),
+        };
+        SessionEvent::PromptWorked(Box::new(PromptWorked {
+            request,
+            prompt: prompt.cloned(),
+            spans: std::mem::take(&mut end.spans),
+        }))
     }
 
     /// Takes a prompt that was prepared or written. Returns the event to emit, or `None` when the prompt is no longer

@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_proto::ids::{RequestId, SessionId, WorkerId};
-use fastvideo_proto::job::{ErrorCode, JobTiming, MediaMode, PromptSource, Stage, VideoFormat};
+use fastvideo_proto::ids::{GpuId, RequestId, SessionId, WorkerId};
+use fastvideo_proto::job::{
+    ErrorCode, JobTiming, MediaMode, PhaseSpan, PromptSource, Stage, VideoFormat,
+};
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stored::StoredSegment;
 use fastvideo_proto::trace::TraceContext;
@@ -17,9 +19,10 @@ use super::command::MessageInfo;
 use super::ending::{EndCause, NotOpened};
 use super::state::SessionState;
 use crate::pool::{Assignment, Media};
-use crate::prompt::{Blocked, GeneratedPrompt, PromptAlternatives};
+use crate::prompt::{Blocked, GeneratedPrompt, PromptAlternatives, PromptSpan};
 use crate::segment_run::{AttemptId, MediaCount};
 use crate::store::ResumeToken;
+use crate::traces::Period;
 
 /// The cost of an event in the window of its client, in addition to its texts and its media.
 const BASE_COST: u64 = 128;
@@ -48,6 +51,8 @@ pub enum SessionEvent {
         /// Absent where the prompt may still be blocked and blocked prompts are not to be logged.
         prompt: Option<String>,
     },
+    /// A prompt was made ready, or written, or could not be.
+    PromptWorked(Box<PromptWorked>),
     /// A language model has enhanced a prompt. The text may be unchanged.
     PromptEnhanced {
         /// The request whose prompt it is; `None` for a curated prompt, and for a request that the client did not
@@ -145,6 +150,13 @@ pub enum SessionEvent {
     /// read.
     ResendFailed {
         segment_idx: u32,
+    },
+    /// A worker says that an attempt is over without a segment: it was cancelled, or failed. What becomes of the segment
+    /// follows.
+    AttemptFailed {
+        at: AttemptId,
+        /// What the worker did until then.
+        phases: Vec<PhaseSpan>,
     },
     SegmentCancelled {
         at: AttemptId,
@@ -261,6 +273,15 @@ pub struct DroppedRequest {
     pub source: PromptSource,
 }
 
+/// What was done for a prompt.
+#[derive(Debug)]
+pub struct PromptWorked {
+    pub request: Option<RequestId>,
+    /// The text that will be, or be the original of, the prompt of a segment; `None` where the work is for no segment.
+    pub prompt: Option<String>,
+    pub spans: Vec<PromptSpan>,
+}
+
 #[derive(Debug)]
 pub struct Opened {
     pub client_id: Option<String>,
@@ -278,8 +299,12 @@ pub struct Opened {
     pub segment_cap: u32,
     /// Whether the client wants to hear from the server when nothing happens.
     pub heartbeat: bool,
-    /// How long it took to claim the session in the store.
-    pub claiming: Duration,
+    /// The time in which the client's key was checked.
+    pub auth: Option<Period>,
+    /// The time in which the initial image was read.
+    pub image_read: Option<Period>,
+    /// The time in which the session was claimed in the store.
+    pub claimed: Period,
 }
 
 #[derive(Debug)]
@@ -337,6 +362,7 @@ pub struct SegmentQueued {
     pub at: AttemptId,
     pub request: Option<RequestId>,
     pub worker: WorkerId,
+    pub gpu: GpuId,
     pub source: PromptSource,
     /// The text that is used.
     pub prompt: String,

@@ -18,7 +18,7 @@ use super::persistence::Committed;
 use super::playlist::PlannedSegment;
 use super::recorder::Recorder;
 use super::state::SessionState;
-use crate::pool::{JobEvent, Media};
+use crate::pool::{JobEnd, JobEvent, Media};
 use crate::segment_run::{
     AfterLoss, AttemptId, FinishedSegment, MediaCount, RepeatedMedia, RunEvent, RunFailure,
     SegmentRun,
@@ -46,6 +46,11 @@ impl LiveSession {
     pub(super) fn follow_job(&mut self, event: Option<JobEvent>) -> Option<EndCause> {
         let segment = self.segment.as_mut()?;
         let at = segment.run.at();
+        if let Some(JobEvent::Ended(JobEnd::Failed { phases, .. })) = &event {
+            let phases = phases.clone();
+            self.emitter
+                .note(&SessionEvent::AttemptFailed { at, phases });
+        }
         match segment.run.observe(event) {
             RunEvent::Media { media, first } => {
                 self.relay(at, media, first);

@@ -8,7 +8,7 @@ use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::state::ContinuationState;
 use serde_json::{Map, Value};
 use tokio::task::JoinError;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::command::{Have, Inbound, OpenSession, ResumeRequest};
 use super::ending::NotOpened;
@@ -24,6 +24,7 @@ use crate::store::{
     ImportFailed, Lease, ResumeError, ResumeToken, SavedSession, SessionStore, State, StoreError,
     import,
 };
+use crate::traces::Period;
 
 /// Number of curated prompts that one session may have.
 pub(super) const MAX_CURATED_PROMPTS: usize = 256;
@@ -36,6 +37,8 @@ pub(super) struct Opening {
     /// The request without image, state and resume, which are the fields below.
     pub(super) request: OpenSession,
     pub(super) image: Option<InitImage>,
+    /// The time in which the image was read.
+    pub(super) image_read: Option<Period>,
     pub(super) state: Option<State>,
     pub(super) resume: Option<Resume>,
     /// What the opening was checked with, and what holds for the session.
@@ -98,10 +101,14 @@ pub(super) async fn check(
     for prompt in prompts {
         check_prompt("curated_prompts", prompt, &config.limits).map_err(invalid)?;
     }
-    let image = match request.initial_image.take() {
-        Some(object) if object.is_empty() => None,
-        Some(object) => check_image(object, &config).await?,
-        None => None,
+    let (image, image_read) = match request.initial_image.take() {
+        Some(object) if object.is_empty() => (None, None),
+        Some(object) => {
+            let began = Instant::now();
+            let image = check_image(object, &config).await?;
+            (image, Some(Period::since(began)))
+        }
+        None => (None, None),
     };
     let resume = match request.resume.take() {
         Some(resume) => Some(check_resume(resume, request.state.is_some())?),
@@ -114,6 +121,7 @@ pub(super) async fn check(
     Ok(Opening {
         request,
         image,
+        image_read,
         state,
         resume,
         config,

@@ -10,7 +10,8 @@ use tracing::Instrument;
 
 use super::playlist::{PromptTask, PromptWork};
 use crate::prompt::{
-    Blocked, GenerateError, GeneratedPrompt, PreparedPrompt, PromptAlternatives, Prompts,
+    Blocked, GenerateError, GeneratedPrompt, PreparedPrompt, PromptAlternatives, PromptSpan,
+    PromptSpans, Prompts,
 };
 
 /// Number of rewritings that may be asked for before one is answered.
@@ -20,11 +21,19 @@ pub(super) const MAX_PENDING_REWRITES: usize = 4;
 #[derive(Debug)]
 pub(super) struct PromptTasks {
     prompts: Prompts,
-    tasks: JoinSet<PromptTaskResult>,
+    tasks: JoinSet<PromptTaskEnd>,
     /// The tasks that the playlist has asked for.
     planned: HashMap<Id, (u64, AbortHandle)>,
     /// The rewritings that the client has asked for.
     rewrites: HashMap<Id, Rewrite>,
+}
+
+/// The end of a task.
+#[derive(Debug)]
+pub(super) struct PromptTaskEnd {
+    pub(super) result: PromptTaskResult,
+    /// What was done for the prompt.
+    pub(super) spans: Vec<PromptSpan>,
 }
 
 /// The result of a task.
@@ -73,9 +82,10 @@ impl PromptTasks {
 
     /// Starts a task for the playlist.
     pub(super) fn start(&mut self, PromptTask { id, work }: PromptTask) {
-        let prompts = self.prompts.clone();
+        let spans = PromptSpans::kept();
+        let prompts = self.prompts.clone().noting(spans.clone());
         let writing = async move {
-            match work {
+            let result = match work {
                 PromptWork::Prepare { prompt, enhance } => PromptTaskResult::Prepared {
                     task: id,
                     result: prompts.prepare(&prompt, enhance).await,
@@ -86,7 +96,9 @@ impl PromptTasks {
                     result: prompts.extend(&story).await,
                     last: story.into_iter().next_back().unwrap_or_default(),
                 },
-            }
+            };
+            let spans = spans.take();
+            PromptTaskEnd { result, spans }
         };
         let task = self.tasks.spawn(writing.in_current_span());
         self.planned.insert(task.id(), (id, task));
@@ -102,7 +114,8 @@ impl PromptTasks {
         if self.rewrites.len() >= MAX_PENDING_REWRITES {
             return false;
         }
-        let prompts = self.prompts.clone();
+        let spans = PromptSpans::kept();
+        let prompts = self.prompts.clone().noting(spans.clone());
         let asked = Rewrite {
             id: request.clone(),
             prompt: seed_prompt.clone(),
@@ -111,11 +124,13 @@ impl PromptTasks {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let writing = async move {
             let result = prompts.rewrite(&seed_prompt, count).await;
-            PromptTaskResult::Rewritten {
+            let result = PromptTaskResult::Rewritten {
                 request,
                 seed_prompt,
                 result,
-            }
+            };
+            let spans = spans.take();
+            PromptTaskEnd { result, spans }
         };
         let task = self.tasks.spawn(writing.in_current_span());
         self.rewrites.insert(task.id(), asked);
@@ -131,13 +146,13 @@ impl PromptTasks {
     ///
     /// # Cancel safety
     /// This method is cancel safe.
-    pub(super) async fn ended(&mut self) -> PromptTaskResult {
+    pub(super) async fn ended(&mut self) -> PromptTaskEnd {
         loop {
             match self.tasks.join_next_with_id().await {
-                Some(Ok((id, result))) => {
+                Some(Ok((id, end))) => {
                     self.planned.remove(&id);
                     self.rewrites.remove(&id);
-                    return result;
+                    return end;
                 }
                 Some(Err(error)) if error.is_cancelled() => {}
                 Some(Err(panic)) => return self.lost(&panic),
@@ -146,11 +161,13 @@ impl PromptTasks {
         }
     }
 
-    fn lost(&mut self, panic: &JoinError) -> PromptTaskResult {
+    fn lost(&mut self, panic: &JoinError) -> PromptTaskEnd {
         tracing::error!(%panic, "a prompt's task is lost");
         self.rewrites.remove(&panic.id());
-        PromptTaskResult::Lost {
-            task: self.planned.remove(&panic.id()).map(|(id, _)| id),
+        let task = self.planned.remove(&panic.id()).map(|(id, _)| id);
+        PromptTaskEnd {
+            result: PromptTaskResult::Lost { task },
+            spans: Vec::new(),
         }
     }
 }

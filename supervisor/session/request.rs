@@ -108,6 +108,7 @@ impl ValidRequest {
             num_inference_steps: self.num_inference_steps,
             guidance_scale: self.guidance_scale,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+            trace_parent: self.trace_parent,
         }
     }
 
@@ -120,7 +121,7 @@ impl ValidRequest {
             seed: ask.seed,
             num_inference_steps: ask.num_inference_steps,
             guidance_scale: ask.guidance_scale,
-            trace_parent: None,
+            trace_parent: ask.trace_parent,
         }
     }
 

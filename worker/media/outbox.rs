@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::JobId;
-use fastvideo_proto::job::{JobFailure, MediaKind};
+use fastvideo_proto::job::{JobFailure, MediaKind, PhaseSpan};
 use fastvideo_proto::link::{Event, JobReport, media_cost};
 
 use crate::link::EventSender;
@@ -93,9 +93,9 @@ impl JobOutbox {
         }
     }
 
-    /// Sends that the job failed, and drops waiting media.
-    pub(crate) fn fail(&self, failure: JobFailure, message: String) {
-        self.end(&mut self.queue(), failure, message);
+    /// Sends that the job failed after these phases, and drops waiting media.
+    pub(crate) fn fail(&self, failure: JobFailure, message: String, phases: Vec<PhaseSpan>) {
+        self.end(&mut self.queue(), failure, message, phases);
     }
 
     /// Adds credit: the client has taken media of this cost.
@@ -113,8 +113,9 @@ impl JobOutbox {
 
     /// Ends a generated job without sending the media that wait.
     fn drop_rest(&self, queue: &mut SendQueue) {
-        if let JobEnd::Finished(..) = queue.end {
-            self.end(queue, JobFailure::Cancelled, String::new());
+        if let JobEnd::Finished(report, _) = &mut queue.end {
+            let phases = std::mem::take(&mut report.timing.phases);
+            self.end(queue, JobFailure::Cancelled, String::new(), phases);
         }
     }
 
@@ -137,7 +138,13 @@ impl JobOutbox {
     }
 
     /// Sends a failure as the job's last event.
-    fn end(&self, queue: &mut SendQueue, failure: JobFailure, message: String) {
+    fn end(
+        &self,
+        queue: &mut SendQueue,
+        failure: JobFailure,
+        message: String,
+        phases: Vec<PhaseSpan>,
+    ) {
         queue.waiting.clear();
         queue.end = JobEnd::Sent;
         let job = self.job;
@@ -145,6 +152,7 @@ impl JobOutbox {
             job,
             failure,
             message,
+            phases,
         });
     }
 
@@ -276,7 +284,7 @@ mod tests {
         outbox.cancel();
         assert!(outbox.is_cancelled() && !outbox.is_over());
         check(&sent, &["media"]);
-        outbox.fail(JobFailure::Cancelled, String::new());
+        outbox.fail(JobFailure::Cancelled, String::new(), Vec::new());
         check(&sent, &["cancelled"]);
         put(&outbox, 1);
         outbox.credit(ONE);
@@ -294,7 +302,7 @@ mod tests {
     fn nothing_follows_a_failure() {
         let (outbox, sent) = outbox(ONE);
         put(&outbox, 2);
-        outbox.fail(JobFailure::Failed, "broken".to_owned());
+        outbox.fail(JobFailure::Failed, "broken".to_owned(), Vec::new());
         check(&sent, &["media", "failed"]);
         put(&outbox, 2);
         outbox.credit(10 * ONE);

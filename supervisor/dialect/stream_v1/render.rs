@@ -289,6 +289,8 @@ impl StreamRenderer {
             | SessionEvent::FirstMediaSent { .. }
             | SessionEvent::Viewed { .. }
             | SessionEvent::Stored { .. }
+            | SessionEvent::PromptWorked(_)
+            | SessionEvent::AttemptFailed { .. }
             | SessionEvent::AllMediaSent { .. }
             | SessionEvent::SegmentFinished { .. }
             | SessionEvent::SegmentTakenBack { .. }
@@ -562,6 +564,7 @@ mod tests {
             at: at(attempt),
             request: None,
             worker: WorkerId::new(GpuId(0), attempt),
+            gpu: GpuId(0),
             source: PromptSource::User,
             prompt: "a fox".to_owned(),
             original_prompt: None,

@@ -396,6 +396,7 @@ async fn jobs_run_one_after_the_other_and_their_sessions_are_told() {
             job: second.id,
             failure: JobFailure::Failed,
             message: "broken".to_owned(),
+            phases: Vec::new(),
         };
         outside.send(failed).await;
         assert!(matches!(
@@ -493,6 +494,7 @@ async fn a_state_that_the_process_holds_is_not_sent_unless_it_is_missed() {
             job: second.id,
             failure: JobFailure::StateNotHeld,
             message: String::new(),
+            phases: Vec::new(),
         };
         outside.send(missing()).await;
         assert_eq!(

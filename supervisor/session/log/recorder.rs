@@ -234,6 +234,8 @@ fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
         | SessionEvent::RequestEdited { .. }
         | SessionEvent::Viewed { .. }
         | SessionEvent::Stored { .. }
+        | SessionEvent::PromptWorked(_)
+        | SessionEvent::AttemptFailed { .. }
         | SessionEvent::IdleWarning { .. } => return None,
     })
 }
