@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::RequestId;
 use crate::job::PromptSource;
 use crate::state::envelope::{Envelope, EnvelopeError};
+use crate::trace::TraceContext;
 
 /// The MIME type of the media of a segment that was sent as pictures.
 pub const JPEG: &str = "image/jpeg";
@@ -18,7 +19,13 @@ const MAX_BYTES: usize = 8 << 20;
 const ENVELOPE: Envelope<MAX_BYTES> = Envelope {
     magic: *b"FVSS",
     kind: 0,
+    version: 5,
+};
+/// The layout before records named a span. A record of a session that is not traced still has it, or the one before, so
+/// that older builds read it.
+const ENVELOPE_4: Envelope<MAX_BYTES> = Envelope {
     version: 4,
+    ..ENVELOPE
 };
 /// The layout before records named their tenants. A record of no tenant still has it, so that older builds read it.
 const ENVELOPE_3: Envelope<MAX_BYTES> = Envelope {
@@ -65,6 +72,9 @@ pub struct StoredSession {
     /// Whose the session is; `None` where nobody was asked for a key. It is encoded behind the other fields.
     #[serde(skip)]
     pub tenant: Option<String>,
+    /// The span of the session on the last connection on which it was traced. It is encoded behind the other fields.
+    #[serde(skip)]
+    pub trace: Option<TraceContext>,
 }
 
 /// What is expected of a session that no server runs.
@@ -149,9 +159,10 @@ struct StoredSession1 {
 impl StoredSession {
     /// Encodes the session in its envelope.
     pub fn encode(&self) -> Vec<u8> {
-        match &self.tenant {
-            Some(tenant) => ENVELOPE.encode(&(self, self.expected, tenant)),
-            None => ENVELOPE_3.encode(&(self, self.expected)),
+        match (&self.tenant, &self.trace) {
+            (tenant, Some(trace)) => ENVELOPE.encode(&(self, self.expected, tenant, trace)),
+            (Some(tenant), None) => ENVELOPE_4.encode(&(self, self.expected, tenant)),
+            (None, None) => ENVELOPE_3.encode(&(self, self.expected)),
         }
     }
 
@@ -181,11 +192,21 @@ impl StoredSession {
                     ..session
                 })
             }
-            Err(EnvelopeError::Version { .. }) => {
-                let (session, expected, tenant): (Self, _, String) = ENVELOPE.decode(bytes)?;
+            Err(EnvelopeError::Version { actual: 4, .. }) => {
+                let (session, expected, tenant): (Self, _, String) = ENVELOPE_4.decode(bytes)?;
                 Ok(Self {
                     expected,
                     tenant: Some(tenant),
+                    ..session
+                })
+            }
+            Err(EnvelopeError::Version { .. }) => {
+                let (session, expected, tenant, trace): (Self, _, _, TraceContext) =
+                    ENVELOPE.decode(bytes)?;
+                Ok(Self {
+                    expected,
+                    tenant,
+                    trace: Some(trace),
                     ..session
                 })
             }
@@ -251,6 +272,17 @@ mod tests {
         let encoded = of_tenant.encode();
         assert_eq!(StoredSession::decode(&encoded).unwrap(), of_tenant);
         assert_eq!(encoded[4], 4);
+        for tenant in [None, of_tenant.tenant.clone()] {
+            let span = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+            let traced = StoredSession {
+                tenant,
+                trace: Some(span.parse().unwrap()),
+                ..of_tenant.clone()
+            };
+            let encoded = traced.encode();
+            assert_eq!(StoredSession::decode(&encoded).unwrap(), traced);
+            assert_eq!(encoded[4], 5);
+        }
     }
 
     /// The builds that had versions 1 and 2 wrote these bytes, and stores may still hold them.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::auth::{Keys, open_as};
 use crate::harness::{Server, WATCHFUL};
-use crate::initial_image;
+use crate::{initial_image, resume};
 
 use collector::{Collector, attribute, hex, ids, links, status};
 
@@ -146,6 +146,30 @@ async fn a_session_is_traced_as_often_as_it_is_wanted_and_by_whom() {
     assert_eq!(collector.spans().len(), 0);
     run(&trusting, json!({"traceparent": PARENT})).await;
     assert!(!collector.spans().is_empty());
+}
+
+#[tokio::test]
+async fn a_resumed_session_links_to_the_one_before() {
+    let collector = Collector::start().await;
+    let server = Server::start(&["--gpus=1", &collector.flag()]);
+    let (mut client, ticket) = resume::open(&server, json!({})).await;
+    client.segment("a red fox").await;
+    drop(client);
+    let first = collector.session().await.only("session").span_id.clone();
+    for expected in 2..4 {
+        let (mut client, _) = resume::open(&server, ticket.clone()).await;
+        client.segment("a blue hare").await;
+        drop(client);
+        collector.until("session", expected).await;
+    }
+    let trace = collector.until("session", 3).await;
+    let sessions = trace.named("session");
+    assert_eq!(sessions[0].span_id, first);
+    assert_eq!(links(sessions[0]), [""; 0]);
+    for pair in sessions.windows(2) {
+        assert_eq!(links(pair[1]), [hex(&pair[0].span_id)]);
+        assert_ne!(pair[1].trace_id, pair[0].trace_id);
+    }
 }
 
 #[tokio::test]

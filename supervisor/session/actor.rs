@@ -79,7 +79,7 @@ pub(crate) async fn run(
         id: ticket.id().as_str(),
         tenant: tenant.as_str(),
         parent: opening.request.trace_parent,
-        link: opening.request.trace_link,
+        links: [opening.request.trace_link, claim.snapshot.trace],
         accepted: (opening.request.auth).map_or(times.received, |auth| auth.began),
         received: times.received,
     };
@@ -88,6 +88,7 @@ pub(crate) async fn run(
         let span = Span::current();
         span.record("trace_id", format!("{:032x}", trace.trace_id));
         span.record("span_id", format!("{:016x}", trace.span_id));
+        claim.lease.set_trace(trace);
     }
     let log = context.logs.session(ticket.id(), &tenant);
     let readers = EventReaders::new(log, tracer, meter);

@@ -81,8 +81,9 @@ pub(super) struct TracedSession<'a> {
     pub(super) tenant: &'a str,
     /// The span that the session is below.
     pub(super) parent: Option<TraceContext>,
-    /// A span that the session links to.
-    pub(super) link: Option<TraceContext>,
+    /// The spans that the session links to: another one of the client's, and that of the same session on an earlier
+    /// connection.
+    pub(super) links: [Option<TraceContext>; 2],
     /// When the client began to connect.
     pub(super) accepted: Instant,
     /// When the opening message came.
@@ -105,7 +106,7 @@ impl SessionTracer {
             .span_builder("session")
             .with_kind(SpanKind::Server)
             .with_start_time(clock.at(session.received))
-            .with_links(session.link.map(link).into_iter().collect())
+            .with_links(session.links.into_iter().flatten().map(link).collect())
             .with_attributes(attributes);
         let span = trace.tracer().build_with_context(root, trace.parent());
         let below_session = below(&span);

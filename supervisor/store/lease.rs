@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use fastvideo_proto::stored::Expectation;
+use fastvideo_proto::trace::TraceContext;
 
 use super::error::StoreError;
 use super::film::{Film, RecordedSegment, Recording, blob_of};
@@ -80,6 +81,11 @@ impl Lease {
     /// Takes note that the session goes on after its last permitted segment.
     pub fn extend(&self) {
         self.leased.update(|latest| latest.extensions += 1);
+    }
+
+    /// Takes note of the session's span. The next write stores it.
+    pub fn set_trace(&self, span: TraceContext) {
+        self.leased.update(|latest| latest.trace = Some(span));
     }
 
     /// Takes note of what is expected of the session once the lease is given back.

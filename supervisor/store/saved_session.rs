@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::stored::{Expectation, StoredSession};
+use fastvideo_proto::trace::TraceContext;
 
 use super::chunks::Chunks;
 use super::error::DataLoss;
@@ -41,6 +42,8 @@ pub struct SavedSession {
     pub(super) expected: Expectation,
     /// Whose the session is.
     pub tenant: Tenant,
+    /// The span of the session on the last connection on which it was traced.
+    pub trace: Option<TraceContext>,
 }
 
 /// Who may watch a session.
@@ -128,6 +131,7 @@ impl SavedSession {
             film: film.0,
             expected: self.expected,
             tenant: stored_tenant(&self.tenant),
+            trace: self.trace,
         };
         stored.encode()
     }
@@ -136,6 +140,7 @@ impl SavedSession {
     pub(super) fn from_stored(stored: StoredSession, state: Option<State>) -> Self {
         Self {
             tenant: tenant_of(&stored),
+            trace: stored.trace,
             progress: Progress {
                 segments: stored.segments,
                 start_frame: stored.start_frame,
