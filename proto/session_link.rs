@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::ids::SessionId;
+use crate::trace::TraceContext;
 
 /// What a router says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct Open {
     /// Whom the router has let in; absent where it asks nobody for a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller: Option<LetIn>,
+    /// Absent where neither the router nor the client has named a span.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<SessionTrace>,
     /// What another server has made of the session; absent for a client that has just come.
     pub moved: Option<Moved>,
 }
@@ -58,6 +62,19 @@ pub struct LetIn {
     /// Whether sessions of all tenants are there for the client.
     #[serde(default, skip_serializing_if = "is_false")]
     pub is_admin: bool,
+}
+
+/// What a router knows of the trace of a session. It counts instead of what the client's opening message says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionTrace {
+    /// The span that the session is below: the router's, or the client's where the router makes none.
+    pub parent: TraceContext,
+    /// Another span that the client has named, where the router makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<TraceContext>,
+    /// Whether the router has decided if the session is traced, as `parent` says.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_decided: bool,
 }
 
 /// A session that another server has begun.
@@ -214,6 +231,19 @@ mod tests {
         assert!(matches!(head, ToServer::Client));
         assert_eq!(body, Some("{\n}"));
         assert!(split::<ToServer>("client\n{}").is_err());
+
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let trace = SessionTrace {
+            parent: parent.parse().unwrap(),
+            link: None,
+            is_decided: true,
+        };
+        let text = serde_json::to_string(&trace).unwrap();
+        assert_eq!(
+            text,
+            format!("{{\"parent\":\"{parent}\",\"is_decided\":true}}")
+        );
+        assert_eq!(serde_json::from_str::<SessionTrace>(&text).unwrap(), trace);
 
         let turn = Turn {
             seq: 3,

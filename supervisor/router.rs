@@ -3,7 +3,7 @@
 //! `registry` holds the servers, which `health` probes and which report over `control` how they are; `choose` says which of
 //! them takes a session. `routes` takes clients and answers operators, `bridge` carries a session to a server and back over
 //! a `server_socket`, and `watch` carries spectators. `proxy` passes requests on to servers, and `sessions` and `servers`
-//! those of operators; `openapi` describes all routes.
+//! those of operators; `openapi` describes all routes. `tracer` makes a span of each session.
 //! `line` is where sessions wait; several routers have one line through a Redis. A router keeps nothing that is missed when
 //! it ends.
 
@@ -30,6 +30,7 @@ use crate::signals::{Hangups, StopSignals};
 use crate::sockets::listen;
 use crate::tasks::BackgroundTasks;
 use crate::tls::metrics::TlsGauges;
+use crate::traces::{self, Traces};
 use crate::{Launch, Listening, ServeError, most_connections, raise_file_limit};
 
 use carried::Carried;
@@ -62,6 +63,7 @@ mod server_socket;
 mod servers;
 mod session;
 mod sessions;
+mod tracer;
 mod watch;
 
 /// How long a client may take to answer a close.
@@ -105,6 +107,8 @@ pub struct Config {
     pub has_own_line: bool,
     pub auth: auth::Config,
     pub ingress: ingress::Config,
+    /// Where traces go; without it there are none.
+    pub traces: Option<traces::Config>,
 }
 
 /// How the servers are probed.
@@ -144,6 +148,7 @@ pub async fn serve(
     let files = raise_file_limit();
     let (listener, address) = listen(sockets.http, &config.host, config.port).await?;
     let certificate = config.ingress.tls.clone();
+    let traces = Traces::open(config.traces).await?;
     on_listening(Listening {
         address,
         is_encrypted: certificate.is_some(),
@@ -194,6 +199,7 @@ pub async fn serve(
     let reloads = Reloads::new(source, Box::new(parts), service.clone());
     reloads.register(metrics.product());
     auth.register(metrics.product());
+    traces.register(metrics.product());
     let app = routes::App {
         ingress: ingress.clone(),
         auth: auth.clone(),
@@ -209,6 +215,7 @@ pub async fn serve(
         leaving: leaving.clone(),
         carried: Carried::default(),
         moves,
+        traces: traces.clone(),
         http_metrics,
         scrapes: Scrapes::new(metrics),
     };
@@ -303,6 +310,7 @@ pub async fn serve(
     ingress.stopping.cancel();
     ingress.requests.close();
     let _ = timeout(FAREWELL, ingress.requests.wait()).await;
+    traces.close().await;
     tracing::info!("stopped");
     match failed {
         Some(error) => Err(error.into()),

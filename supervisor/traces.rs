@@ -131,6 +131,11 @@ impl Traces {
         );
     }
 
+    /// Returns whether there is a collector.
+    pub(crate) fn are_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Decides whether something new is traced. Returns what it is below: a span of the client's, if it has sent one, or
     /// nothing. Returns `None` when it is not traced.
     pub(crate) fn begin(&self, parent: Option<TraceContext>) -> Option<Trace> {
@@ -143,6 +148,15 @@ impl Traces {
         is_sampled.then(|| Trace {
             inner: inner.clone(),
             parent: parent.map_or_else(Context::new, below_other),
+        })
+    }
+
+    /// Goes on with a trace of which a router has decided whether it is recorded. Returns `None` when it is not.
+    pub(crate) fn go_on(&self, parent: TraceContext) -> Option<Trace> {
+        let inner = self.0.as_ref().filter(|_| parent.sampled)?;
+        Some(Trace {
+            inner: inner.clone(),
+            parent: below_other(parent),
         })
     }
 

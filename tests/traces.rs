@@ -14,6 +14,7 @@ use collector::{Collector, attribute, hex, ids, links, status};
 mod collector;
 mod outage;
 mod prompts;
+mod router;
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 

@@ -55,6 +55,7 @@ pub(crate) static ROUTER: Table = Table {
         router::config::KEYS,
         ingress::config::NAME_KEYS,
         logging::KEYS,
+        traces::config::KEYS,
         auth::config::KEYS,
         ingress::config::LIMIT_KEYS,
         ingress::config::MESSAGE_KEYS,

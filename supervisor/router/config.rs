@@ -17,7 +17,7 @@ use crate::discovery::is_address;
 use crate::ingress;
 use crate::redis::RedisAddress;
 use crate::settings::{DAY, HOUR, Key, KeySpec, Origin, Reader, SettingError};
-use crate::tls;
+use crate::{tls, traces};
 
 /// The most replicas of a list.
 const MAX_REPLICAS: usize = 10_000;
@@ -271,6 +271,7 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
             tls: tls::config::read_pair(reader, &tls::config::ROUTER, None),
             ..ingress::config::read(reader)
         },
+        traces: traces::config::read(reader),
     }
 }
 

@@ -20,7 +20,7 @@ use url::Url;
 use super::Config;
 use super::line::Line;
 use super::registry::{Replica, ReplicaRegistry};
-use super::server_socket::{self, ConnectError, ServerSocket};
+use super::server_socket::{self, ConnectError, Headers, ServerSocket};
 use crate::backoff::Backoff;
 
 /// The shortest and the longest pause before another try.
@@ -197,7 +197,11 @@ async fn connect(
     key: &HeaderValue,
     tls: Option<Arc<ClientConfig>>,
 ) -> Result<ServerSocket, LinkError> {
-    let connecting = server_socket::connect(base, "/v1/router", Some(key), tls, MAX_MESSAGE_BYTES);
+    let headers = Headers {
+        authorization: Some(key),
+        trace: None,
+    };
+    let connecting = server_socket::connect(base, "/v1/router", headers, tls, MAX_MESSAGE_BYTES);
     connecting.await.map_err(|error| match error {
         ConnectError::Refused(status) if status.is_client_error() => LinkError::NotSpoken,
         error => LinkError::Broken(error.to_string()),

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use fastvideo_proto::session_link::{self, Digest, LetIn, Moved, Open, Opened, ToServer, Turn};
+use fastvideo_proto::session_link::{
+    self, Digest, LetIn, Moved, Open, Opened, SessionTrace, ToServer, Turn,
+};
 use fastvideo_proto::stream_v1::ClientMessage;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -24,6 +26,8 @@ pub(super) struct Held {
     address: IpAddr,
     /// Whom the router has let in.
     caller: Option<LetIn>,
+    /// The trace that the session belongs to.
+    trace: Option<SessionTrace>,
     /// The client's opening message with the memory that it takes, until no server needs it any more.
     opening: Option<(Utf8Bytes, Share)>,
     opened: Option<Opened>,
@@ -80,12 +84,14 @@ impl Held {
     pub(super) fn new(
         address: IpAddr,
         caller: Option<LetIn>,
+        trace: Option<SessionTrace>,
         opening: Utf8Bytes,
         share: Share,
     ) -> Self {
         Self {
             address,
             caller,
+            trace,
             opening: Some((opening, share)),
             opened: None,
             messages: VecDeque::new(),
@@ -117,6 +123,7 @@ impl Held {
         let open = ToServer::Open(Box::new(Open {
             address: self.address,
             caller: self.caller.clone(),
+            trace: self.trace,
             moved,
         }));
         let opening = self.opening.iter().map(|(opening, _)| opening.as_str());
@@ -213,7 +220,13 @@ mod tests {
 
     fn held() -> Held {
         let opening = Utf8Bytes::from_static("{\"type\":\"session_init_v2\"}");
-        Held::new(Ipv4Addr::LOCALHOST.into(), None, opening, Share::default())
+        Held::new(
+            Ipv4Addr::LOCALHOST.into(),
+            None,
+            None,
+            opening,
+            Share::default(),
+        )
     }
 
     fn said(text: &'static str) -> ClientSaid {

@@ -52,7 +52,7 @@ pub(super) enum MoveReason {
 impl MoveReason {
     const ALL: [Self; 2] = [Self::Lost, Self::Released];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Lost => "server_lost",
             Self::Released => "released",

@@ -13,10 +13,11 @@ use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::router::{FleetDemand, ReplicaState, RouterHealth, RouterStatus};
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::ServerMessage;
+use fastvideo_proto::trace::TraceContext;
 use futures_util::{SinkExt, StreamExt};
 use rustls::ClientConfig;
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_util::sync::CancellationToken;
@@ -31,8 +32,9 @@ use super::line::Line;
 use super::metrics::MoveMetrics;
 use super::proxy::{self, Proxy};
 use super::registry::{CountedSession, Replica, ReplicaRegistry, seconds};
-use super::server_socket::{self, ConnectError, MAX_MESSAGE_BYTES, ServerSocket};
+use super::server_socket::{self, ConnectError, Headers, MAX_MESSAGE_BYTES, ServerSocket};
 use super::session::{self, Finish};
+use super::tracer::{SessionSpan, TracedClient};
 use super::{openapi, servers, sessions, watch};
 use crate::auth::credential::shown_key;
 use crate::auth::guard::{self, Admission, Guard};
@@ -48,10 +50,13 @@ use crate::ingress::{Ingress, hosts};
 use crate::page;
 use crate::session::ending::NotOpened;
 use crate::tasks::catch_panic;
+use crate::traces::{self, Period, Traces};
 
 /// What probes are told.
 const OK: &str = "ok";
 const UNAVAILABLE: &str = "unavailable";
+/// Why the router leaves its clients.
+const DRAINING: &str = "draining";
 
 /// The state that all requests share. Cheap to clone.
 #[derive(Clone)]
@@ -77,12 +82,13 @@ pub(super) struct App {
     /// Cancelled when the router leaves its clients.
     pub(super) leaving: CancellationToken,
     pub(super) moves: MoveMetrics,
+    pub(super) traces: Traces,
     pub(super) http_metrics: HttpMetrics,
     pub(super) scrapes: Scrapes,
 }
 
 impl App {
-    /// Opens a WebSocket with a server, below whose address the path lies. `authorization` is passed on.
+    /// Opens a WebSocket with a server, below whose address the path lies. The headers are passed on.
     ///
     /// # Errors
     /// Returns why there is none.
@@ -90,10 +96,10 @@ impl App {
         &self,
         base: &Url,
         path: &str,
-        authorization: Option<&HeaderValue>,
+        headers: Headers<'_>,
     ) -> Result<ServerSocket, ConnectError> {
         let tls = self.tls.clone();
-        server_socket::connect(base, path, authorization, tls, MAX_MESSAGE_BYTES).await
+        server_socket::connect(base, path, headers, tls, MAX_MESSAGE_BYTES).await
     }
 }
 
@@ -248,7 +254,7 @@ fn health_of(app: &App) -> RouterHealth {
 /// Serves the route `/v1/stream`.
 async fn stream(
     State(app): State<App>,
-    Admission { caller, .. }: Admission,
+    Admission { caller, checked }: Admission,
     Extension(client): Extension<ClientAddress>,
     headers: HeaderMap,
     handshake: Handshake,
@@ -257,6 +263,9 @@ async fn stream(
         caller,
         client,
         authorization: shown_key(&headers),
+        trace: traces::named_by(&headers),
+        accepted: Instant::now(),
+        auth: checked,
     });
     let upgrade = handshake.begin(&app.ingress, app.ingress.rules().max_message_bytes as u64)?;
     let (answer, connection, opened) = upgrade.split();
@@ -287,6 +296,36 @@ pub(super) struct Visitor {
     pub(super) client: ClientAddress,
     /// The key that the client has shown, for a server that knows nothing of this router.
     pub(super) authorization: Option<HeaderValue>,
+    /// The span that the handshake names.
+    pub(super) trace: Option<TraceContext>,
+    /// When the handshake was accepted.
+    pub(super) accepted: Instant,
+    /// The time in which the client's key was checked.
+    pub(super) auth: Option<Period>,
+}
+
+impl Visitor {
+    /// Begins the span of the client's session. `named` is the span that the opening message names, which wins over the
+    /// handshake's.
+    pub(super) fn span(&self, traces: &Traces, named: Option<TraceContext>) -> SessionSpan {
+        let tenant = self.caller.own_tenant();
+        let client = TracedClient {
+            tenant: tenant.as_str(),
+            parent: named.or(self.trace),
+            link: self.trace.filter(|_| named.is_some()),
+            accepted: self.accepted,
+            auth: self.auth,
+        };
+        SessionSpan::begin(traces, &client)
+    }
+
+    /// Returns what a server without links is shown of the client.
+    pub(super) fn headers(&self, span: &SessionSpan) -> Headers<'_> {
+        Headers {
+            authorization: self.authorization.as_ref(),
+            trace: span.told().map(|trace| trace.parent),
+        }
+    }
 }
 
 /// Carries a client's session over all the servers that it has.
@@ -301,17 +340,26 @@ async fn linked_session(
     if !app.registry.any(app.wait_for_replica).await {
         return farewell(socket, no_healthy_replica()).await;
     }
-    let carried = session::carry(&mut socket, shares, connection, app, visitor);
+    // It ends when everything is said.
+    let mut span = SessionSpan::default();
+    let carried = session::carry(&mut socket, shares, connection, app, visitor, &mut span);
     let finish = tokio::select! {
         finish = carried => finish,
         () = app.leaving.cancelled() => {
-            return farewell(socket, [close(close_code::GOING_AWAY, "draining")]).await;
+            span.ended(DRAINING);
+            return farewell(socket, [close(close_code::GOING_AWAY, DRAINING)]).await;
         }
     };
     match finish {
-        Finish::Gone => {}
-        Finish::Closed => farewell(socket, []).await,
-        Finish::Say(messages) => farewell(socket, messages).await,
+        Finish::Gone => span.ended("gone"),
+        Finish::Closed => {
+            span.ended("closed");
+            farewell(socket, []).await;
+        }
+        Finish::Say(messages) => {
+            span.last_words(&messages);
+            farewell(socket, messages).await;
+        }
         Finish::Plain {
             replica,
             mut server,
@@ -320,10 +368,13 @@ async fn linked_session(
         } => {
             for message in opening {
                 if let Err(error) = server.send(message).await {
-                    return farewell(socket, broken(&replica, &error.to_string())).await;
+                    let last = broken(&replica, &error.to_string());
+                    span.last_words(&last);
+                    return farewell(socket, last).await;
                 }
             }
-            let carried = over_bridge(socket, shares, connection, *server, (replica, counted), app);
+            let at = (replica, counted);
+            let carried = over_bridge(socket, shares, connection, *server, at, app, span);
             Box::pin(carried).await;
         }
     }
@@ -337,24 +388,34 @@ async fn over_bridge(
     server: ServerSocket,
     (replica, counted): (Arc<Replica>, CountedSession),
     app: &App,
+    mut span: SessionSpan,
 ) {
     tracing::info!(%replica, "session begins");
+    span.taken(None);
     let interval = app.ingress.rules().ping_interval;
     let carried = bridge::carry(&mut socket, shares, connection, server, interval);
     let ended = tokio::select! {
         ended = carried => ended,
         () = app.leaving.cancelled() => {
-            return farewell(socket, [close(close_code::GOING_AWAY, "draining")]).await;
+            span.ended(DRAINING);
+            return farewell(socket, [close(close_code::GOING_AWAY, DRAINING)]).await;
         }
     };
     drop(counted);
     tracing::info!(%replica, ?ended, "session ended");
     match ended {
-        Ended::Closed | Ended::Gone => {}
+        Ended::Closed => span.ended("closed"),
+        Ended::Gone => span.ended("gone"),
         Ended::Violation(violation) => {
-            farewell(socket, messages(stream_v1::violated(violation))).await;
+            let last: Vec<_> = messages(stream_v1::violated(violation)).collect();
+            span.last_words(&last);
+            farewell(socket, last).await;
         }
-        Ended::Broken(reason) => farewell(socket, broken(&replica, &reason)).await,
+        Ended::Broken(reason) => {
+            let last = broken(&replica, &reason);
+            span.last_words(&last);
+            farewell(socket, last).await;
+        }
     }
 }
 
@@ -368,11 +429,12 @@ async fn session(
 ) {
     app.registry.first_probes().await;
     app.registry.any(app.wait_for_replica).await;
+    let mut span = visitor.span(&app.traces, None);
     let mut refusal = None;
     for replica in app.registry.preferred() {
         let base = &replica.endpoint.url;
-        let authorization = visitor.authorization.as_ref();
-        let server = match app.connect(base, "/v1/stream", authorization).await {
+        let headers = visitor.headers(&span);
+        let server = match app.connect(base, "/v1/stream", headers).await {
             Ok(server) => server,
             Err(error) => {
                 let reason = error.to_string();
@@ -382,12 +444,14 @@ async fn session(
             }
         };
         let counted = replica.begin_session();
-        return over_bridge(socket, shares, connection, server, (replica, counted), app).await;
+        let at = (replica, counted);
+        return over_bridge(socket, shares, connection, server, at, app, span).await;
     }
     let messages = match refusal {
         Some(reason) => bridge_failed(&reason),
         None => no_healthy_replica(),
     };
+    span.last_words(&messages);
     farewell(socket, messages).await;
 }
 

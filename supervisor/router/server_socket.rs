@@ -11,8 +11,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use bytes::{Bytes, BytesMut};
+use fastvideo_proto::trace::TraceContext;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -30,6 +31,7 @@ use url::Url;
 use super::encryption::reason;
 use super::health::below;
 use crate::ingress::frame::{BINARY, FIN, FrameReader, Head, MAX_HEAD_BYTES, Next, OPCODE, Short};
+use crate::traces::TRACE_PARENT;
 
 /// The largest message that is taken from a server: a continuation state with its pictures.
 pub(super) const MAX_MESSAGE_BYTES: usize = 1 << 30;
@@ -59,7 +61,28 @@ impl ConnectError {
     }
 }
 
-/// Opens a connection to a server, below whose address the path lies. `authorization` is passed on. Messages may have
+/// The headers of a handshake that say who asks for what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Headers<'a> {
+    pub(super) authorization: Option<&'a HeaderValue>,
+    /// The span that the connection belongs to.
+    pub(super) trace: Option<TraceContext>,
+}
+
+impl Headers<'_> {
+    fn add_to(self, head: &mut HeaderMap) {
+        if let Some(authorization) = self.authorization {
+            head.insert(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(trace) = self.trace {
+            let value = HeaderValue::try_from(trace.to_string());
+            let value = value.expect("digits and hyphens are a header's value");
+            head.insert(TRACE_PARENT, value);
+        }
+    }
+}
+
+/// Opens a connection to a server, below whose address the path lies. Messages may have
 /// `max_message_bytes` at most.
 ///
 /// # Errors
@@ -67,7 +90,7 @@ impl ConnectError {
 pub(super) async fn connect(
     base: &Url,
     path: &str,
-    authorization: Option<&HeaderValue>,
+    headers: Headers<'_>,
     tls: Option<Arc<ClientConfig>>,
     max_message_bytes: usize,
 ) -> Result<ServerSocket, ConnectError> {
@@ -75,10 +98,7 @@ pub(super) async fn connect(
         let url = socket_url(base, path).map_err(ConnectError::Failed)?;
         let request = url.as_str().into_client_request();
         let mut request = request.map_err(ConnectError::failed)?;
-        if let Some(authorization) = authorization {
-            let headers = request.headers_mut();
-            headers.insert(AUTHORIZATION, authorization.clone());
-        }
+        headers.add_to(request.headers_mut());
         // An IPv6 address stands in brackets.
         let host = url.host_str().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');

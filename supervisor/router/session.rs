@@ -22,7 +22,8 @@ use super::line::Arrival;
 use super::metrics::MoveReason;
 use super::registry::{CountedSession, Home, Replica};
 use super::routes::{App, Visitor, bridge_failed, close, messages, no_healthy_replica, text};
-use super::server_socket::{ConnectError, ServerSocket};
+use super::server_socket::{ConnectError, Headers, ServerSocket};
+use super::tracer::SessionSpan;
 use crate::auth::Grant;
 use crate::backoff::Backoff;
 use crate::dialect::stream_v1::{self, StreamParser, StreamRenderer};
@@ -121,6 +122,7 @@ struct ClientSession<'a> {
     ping_interval: Duration,
     arrival: Arrival,
     held: Mutex<Held>,
+    span: &'a mut SessionSpan,
     resumes: bool,
     /// Whether the client wants to hear from the router when nothing happens.
     heartbeats: bool,
@@ -132,13 +134,14 @@ struct ClientSession<'a> {
     lost_for: Option<String>,
 }
 
-/// Carries a client's session, from its opening message to its end.
+/// Carries a client's session, from its opening message to its end. Its span begins, and is left to the caller.
 pub(super) async fn carry(
     socket: &mut WebSocket,
     shares: &CompleteShare,
     connection: &Connection,
     app: &App,
     visitor: &Visitor,
+    span: &mut SessionSpan,
 ) -> Finish {
     let (to, mut from) = socket.split();
     let ping_interval = app.ingress.rules().ping_interval;
@@ -162,12 +165,15 @@ pub(super) async fn carry(
         Some(text) => Box::pin(parser.text(text.clone())).await,
         None => parser.binary(),
     };
-    let (opening, resumes, heartbeats) = match (opening, parsed) {
-        (Some(opening), Inbound::Open(open)) => (opening, open.resume.is_some(), open.heartbeat),
+    let (opening, open) = match (opening, parsed) {
+        (Some(opening), Inbound::Open(open)) => (opening, open),
         (_, Inbound::Invalid { reason, .. }) => return invalid(reason),
         (_, Inbound::RuleBroken(reason)) => return invalid(reason.to_owned()),
         _ => return invalid("the first message must be a session_init_v2".to_owned()),
     };
+    let (resumes, heartbeats) = (open.resume.is_some(), open.heartbeat);
+    *span = visitor.span(&app.traces, open.trace_parent);
+    drop(open);
     let address = visitor.client.address();
     let session = ClientSession {
         app,
@@ -182,9 +188,11 @@ pub(super) async fn carry(
         held: Mutex::new(Held::new(
             address,
             Grant::let_in(&visitor.caller),
+            span.told(),
             opening,
             share,
         )),
+        span,
         resumes,
         heartbeats,
         home: None,
@@ -274,17 +282,21 @@ impl ClientSession<'_> {
             };
             let replica = link.replica.clone();
             tracing::info!(%replica, "session runs");
+            let opened = link.first.0.opened.as_ref();
+            (self.span).taken(opened.map(|opened| opened.session.as_str()));
             let begun = Instant::now();
             match self.pump(*link).await {
                 Ended::Finished(finish) => return finish,
                 Ended::Released => {
                     tracing::info!(%replica, "session released");
                     left = Some((MoveReason::Released, Instant::now()));
+                    self.span.left(MoveReason::Released);
                     until = None;
                 }
                 Ended::Lost(reason) => {
                     tracing::warn!(%replica, reason, "server lost with a session");
                     left = Some((MoveReason::Lost, Instant::now()));
+                    self.span.left(MoveReason::Lost);
                     losses += 1;
                     if self.held().made_progress() || begun.elapsed() >= STABLE {
                         (losses, until) = (1, None);
@@ -469,11 +481,8 @@ impl ClientSession<'_> {
         let counted = replica.begin_session();
         let base = &replica.endpoint.url;
         if replica.is_plain() {
-            return match self
-                .app
-                .connect(base, "/v1/stream", self.visitor.authorization.as_ref())
-                .await
-            {
+            let headers = self.visitor.headers(self.span);
+            return match self.app.connect(base, "/v1/stream", headers).await {
                 Ok(server) => Tried::Finished(Finish::Plain {
                     replica: replica.clone(),
                     server: Box::new(server),
@@ -531,8 +540,11 @@ impl ClientSession<'_> {
         replica: &Replica,
     ) -> Result<(ServerSocket, ToRouter, Vec<String>), String> {
         let base = &replica.endpoint.url;
-        let authorization = self.app.authorization.as_ref();
-        let connecting = self.app.connect(base, "/v1/router/session", authorization);
+        let headers = Headers {
+            authorization: self.app.authorization.as_ref(),
+            trace: None,
+        };
+        let connecting = self.app.connect(base, "/v1/router/session", headers);
         let mut server = connecting.await.map_err(|error| match error {
             ConnectError::Refused(status) => format!("it answered {status} to a session link"),
             ConnectError::Failed(reason) => reason,

@@ -24,7 +24,7 @@ use url::form_urlencoded;
 
 use super::registry::{Home, Replica};
 use super::routes::{App, close, farewell, text};
-use super::server_socket::{ConnectError, ServerSocket};
+use super::server_socket::{ConnectError, Headers, ServerSocket};
 use crate::backoff::Backoff;
 use crate::dialect::close_code;
 use crate::ingress::connection::Connection;
@@ -145,8 +145,11 @@ impl Wanted {
         app: &App,
     ) -> Result<Shown, ConnectError> {
         let base = &replica.endpoint.url;
-        let authorization = self.authorization.as_ref();
-        let socket = app.connect(base, &self.path(what), authorization).await?;
+        let headers = Headers {
+            authorization: self.authorization.as_ref(),
+            trace: None,
+        };
+        let socket = app.connect(base, &self.path(what), headers).await?;
         Ok(Shown {
             replica: replica.clone(),
             socket: Box::new(socket),

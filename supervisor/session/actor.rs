@@ -79,6 +79,7 @@ pub(crate) async fn run(
         id: ticket.id().as_str(),
         tenant: tenant.as_str(),
         parent: opening.request.trace_parent,
+        is_decided: opening.request.is_trace_decided,
         links: [opening.request.trace_link, claim.snapshot.trace],
         accepted: (opening.request.auth).map_or(times.received, |auth| auth.began),
         received: times.received,

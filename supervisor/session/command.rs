@@ -82,6 +82,8 @@ pub struct OpenSession {
     pub trace_parent: Option<TraceContext>,
     /// Another span that the client has named, which the session links to.
     pub trace_link: Option<TraceContext>,
+    /// Whether a router has decided if the session is traced, as `trace_parent` says.
+    pub is_trace_decided: bool,
     /// The time in which the client's key was checked.
     pub auth: Option<Period>,
     /// What the opening takes of the server's memory for what clients send, until it has been dealt with.

@@ -81,6 +81,8 @@ pub(super) struct TracedSession<'a> {
     pub(super) tenant: &'a str,
     /// The span that the session is below.
     pub(super) parent: Option<TraceContext>,
+    /// Whether the session's router has decided if it is traced, as `parent` says.
+    pub(super) is_decided: bool,
     /// The spans that the session links to: another one of the client's, and that of the same session on an earlier
     /// connection.
     pub(super) links: [Option<TraceContext>; 2],
@@ -93,7 +95,11 @@ pub(super) struct TracedSession<'a> {
 impl SessionTracer {
     /// Begins the trace of a session, unless it is one of those that are not traced.
     pub(super) fn begin(traces: &Traces, session: &TracedSession<'_>) -> Self {
-        let Some(trace) = traces.begin(session.parent) else {
+        let trace = match session.parent {
+            Some(parent) if session.is_decided => traces.go_on(parent),
+            parent => traces.begin(parent),
+        };
+        let Some(trace) = trace else {
             return Self(None);
         };
         let clock = Clock::now();

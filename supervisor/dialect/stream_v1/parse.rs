@@ -201,6 +201,7 @@ fn opening(init: SessionInit) -> OpenSession {
         }),
         trace_parent: trace_parent(traceparent),
         trace_link: None,
+        is_trace_decided: false,
         auth: None,
         share: Arc::default(),
     }

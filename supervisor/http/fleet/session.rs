@@ -9,7 +9,7 @@ use axum::response::Response;
 use fastvideo_proto::checkpoint::{Checkpoint, MAX_CHECKPOINT_BYTES, Shown};
 use fastvideo_proto::job::MediaMode;
 use fastvideo_proto::session_link::{
-    self, BadHead, End, Moved, Open, Opened, ToRouter, ToServer, Turn,
+    self, BadHead, End, Moved, Open, Opened, SessionTrace, ToRouter, ToServer, Turn,
 };
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
@@ -35,6 +35,7 @@ use crate::ingress::liveness::Liveness;
 use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, WebSocket};
 use crate::pool::Media;
+use crate::session::command::OpenSession;
 use crate::session::ending::{EndCause, NotOpened};
 use crate::session::{
     self, Full, Inbound, LinkItem, MovedSession, NotAdmitted, Origin, Outbox, Receipt,
@@ -209,6 +210,7 @@ async fn opening(text: &str, auth: &Auth) -> Result<Opening, LinkError> {
     let Open {
         address,
         caller,
+        trace,
         moved,
     } = *open;
     let client = ClientAddress::of(address);
@@ -220,7 +222,10 @@ async fn opening(text: &str, auth: &Auth) -> Result<Opening, LinkError> {
         None => None,
     };
     let Some(moved) = moved else {
-        let first = first.ok_or(LinkError::Opening("it has sent no opening message"))?;
+        let mut first = first.ok_or(LinkError::Opening("it has sent no opening message"))?;
+        if let (Inbound::Open(open), Some(trace)) = (&mut first, trace) {
+            set_trace(open, trace);
+        }
         return Ok(Opening {
             client,
             grant,
@@ -236,14 +241,30 @@ async fn opening(text: &str, auth: &Auth) -> Result<Opening, LinkError> {
         _ => None,
     };
     let facts = &moved.checkpoint.opening;
+    let mut open = moved.opening(opened);
+    if let Some(trace) = trace {
+        set_trace(&mut open, trace);
+    }
     Ok(Opening {
         client,
         grant,
         renderer: StreamRenderer::going_on(moved.session.clone(), facts, &moved.shown),
-        first: Inbound::Open(Box::new(moved.opening(opened))),
+        first: Inbound::Open(Box::new(open)),
         origin: Origin::Moved(Box::new(moved)),
         parser: StreamParser::after_opening(),
     })
+}
+
+/// Takes what the router knows of the session's trace.
+fn set_trace(open: &mut OpenSession, trace: SessionTrace) {
+    let SessionTrace {
+        parent,
+        link,
+        is_decided,
+    } = trace;
+    open.trace_parent = Some(parent);
+    open.trace_link = link;
+    open.is_trace_decided = is_decided;
 }
 
 fn moved_session(moved: Moved) -> Result<MovedSession, serde_json::Error> {
