@@ -193,6 +193,19 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_was_written_down_is_read_as_it_was() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let asked = SegmentRequest {
+            trace_parent: Some(parent.parse().unwrap()),
+            ..request("a fox")
+        };
+        let valid = ValidRequest::check(asked, &config(), &config().limits).unwrap();
+        let text = serde_json::to_string(&valid.write(Duration::ZERO)).unwrap();
+        let read: Ask = serde_json::from_str(&text).unwrap();
+        assert_eq!(ValidRequest::read(&read), valid);
+    }
+
+    #[test]
     fn what_is_out_of_range_is_named_with_its_limit() {
         check(request(" \n"), "`prompt` is empty");
         check(
