@@ -669,6 +669,17 @@ fn several_providers_come_in_the_order_of_their_list() {
 }
 
 #[test]
+fn a_key_can_be_a_credential_of_systemd() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("groq"), "gsk-credential\n").unwrap();
+    let file = "provider: groq, api_key_file: groq";
+    let credentials = folder.path().to_str().unwrap();
+    let config = enhancer(file, &[("CREDENTIALS_DIRECTORY", credentials)]);
+    let key = Key::Given("gsk-credential".to_owned());
+    assert_eq!(config.providers[0].key, key);
+}
+
+#[test]
 fn what_is_wrong_with_a_provider_is_named_and_a_secret_is_not_shown() {
     let check = |file: &str, expected: &str| {
         let file = format!("streaming: {{prompt: {{enabled: true, {file}}}}}");

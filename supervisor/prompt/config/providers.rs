@@ -1,6 +1,6 @@
 //! Providers of language models: one from the keys of `streaming.prompt`, or several from its list.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -41,7 +41,7 @@ pub(super) static API_KEY_ENV: Key<Option<String>> = Key::text("streaming.prompt
 
 pub(super) static API_KEY_FILE: Key<Option<String>> = Key::text("streaming.prompt.api_key_file")
     .reload(Reload::AtOnce)
-    .help("A file that holds the key, instead of a variable [default: none]");
+    .help("A file that holds the key, instead of a variable; a relative path is one in CREDENTIALS_DIRECTORY, where systemd puts credentials, if that is set [default: none]");
 
 pub(super) static MODEL: Key<Option<String>> = Key::text("streaming.prompt.model")
     .reload(Reload::AtOnce)
@@ -244,6 +244,9 @@ fn wrong(
     }
 }
 
+/// The folder of the credentials that systemd gives to a service.
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+
 /// Checks one description of a provider.
 struct Checker<'a> {
     /// The path before the names of fields.
@@ -315,7 +318,11 @@ impl Checker<'_> {
                 let expected = "left out where `api_key_file` is given";
                 return Err(self.wrong("api_key_env", expected, "both"));
             }
-            return match std::fs::read_to_string(path) {
+            let path = match self.surroundings.variable(CREDENTIALS_VARIABLE) {
+                Some(credentials) => Path::new(credentials).join(path),
+                None => path.clone(),
+            };
+            return match std::fs::read_to_string(&path) {
                 Ok(text) => self.usable(text.trim(), "api_key_file"),
                 Err(error) => {
                     let given = format!("{} ({error})", path.display());
