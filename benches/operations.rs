@@ -26,6 +26,8 @@ const SCRAPE_INTERVAL: Duration = Duration::from_secs(5);
 const RELOADING: Duration = Duration::from_secs(60);
 const RELOAD_INTERVAL: Duration = Duration::from_millis(100);
 const STEP_MS: f64 = 50.0;
+/// The steps of a segment there, without what follows them.
+const SEGMENT: Duration = Duration::from_secs(5);
 /// Tenants of the server whose metrics are looked at.
 const TENANTS: [&str; 4] = ["acme", "beta", "gamma", "delta"];
 const SCRAPES: usize = 50;
@@ -337,7 +339,11 @@ async fn lateness(reloaded: Option<&Path>) -> anyhow::Result<Figures> {
     server.ready(SESSIONS as u64).await?;
     let clients = try_join_all((0..SESSIONS).map(|_| server.session())).await?;
     let end = Instant::now() + RELOADING;
-    let listening = join_all(clients.into_iter().map(|client| steps(client, end)));
+    // One after the other, so that their workers, which share the cores here, do not encode at the same time.
+    let begin = Instant::now();
+    let apart = SEGMENT / u32::try_from(SESSIONS)?;
+    let listening = (0..).zip(clients);
+    let listening = join_all(listening.map(|(n, client)| steps(client, begin + apart * n, end)));
     let reloads = async {
         let mut count = 0_u32;
         let mut ticks = interval(RELOAD_INTERVAL);
@@ -363,7 +369,8 @@ async fn lateness(reloaded: Option<&Path>) -> anyhow::Result<Figures> {
     Figures::of(late.into_iter().flatten())
 }
 
-async fn steps(mut client: Client, end: Instant) -> anyhow::Result<Vec<f64>> {
+async fn steps(mut client: Client, begin: Instant, end: Instant) -> anyhow::Result<Vec<f64>> {
+    sleep_until(begin.into()).await;
     let mut late = Vec::new();
     while Instant::now() < end {
         client.prompt("fireflies over a meadow at night").await?;
