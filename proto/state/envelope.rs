@@ -36,6 +36,13 @@ pub enum EnvelopeError {
     Trailing(usize),
 }
 
+impl EnvelopeError {
+    /// Returns whether a later build may read the value.
+    pub fn is_newer(&self) -> bool {
+        matches!(self, Self::Version { expected, actual } if actual > expected)
+    }
+}
+
 impl<const MAX_BYTES: usize> Envelope<MAX_BYTES> {
     /// Encodes the fields with the envelope in front.
     pub(crate) fn encode(&self, fields: &impl Serialize) -> Vec<u8> {

@@ -350,6 +350,10 @@ fn not_resumed(session: &SessionId, error: ResumeError<Unfit>) -> NotOpened {
                 message: "what the server has stored of the session is lost or damaged".to_owned(),
             }
         }
+        ResumeError::Store(newer @ StoreError::Newer(_)) => {
+            tracing::warn!(error = with_causes(&newer), session_id = %session, "session not resumed");
+            NotOpened::Unavailable("only a newer server can resume the session; try again soon")
+        }
         ResumeError::Store(error) => {
             tracing::debug!(error = with_causes(&error), session_id = %session, "session not resumed");
             NotOpened::Unavailable("the session cannot be resumed at the moment; try again soon")

@@ -31,6 +31,9 @@ pub enum StoreError {
     /// The store answers, but what was asked for is gone for good. Trying again does not help.
     #[error(transparent)]
     Lost(#[from] DataLoss),
+    /// A later build has written the record: a server that is as new can read it.
+    #[error("the record of session {0} was written by a newer server")]
+    Newer(SessionId),
     /// The store does not answer, or not in time. Trying again may help.
     #[error("the store cannot be used now: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -42,7 +45,7 @@ impl StoreError {
     }
 }
 
-/// A permanent loss: what the store has is missing, damaged, or of a version that this build cannot read.
+/// A permanent loss: what the store has is missing or damaged.
 #[derive(Debug, thiserror::Error)]
 pub enum DataLoss {
     #[error("blob {0} is not in the store")]

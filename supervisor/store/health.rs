@@ -77,6 +77,7 @@ impl Health {
                 StoreError::Stale
                 | StoreError::Unreserved
                 | StoreError::Forgotten
+                | StoreError::Newer(_)
                 | StoreError::MediaFull { .. },
             ) => return,
             Err(error) => Some(error),

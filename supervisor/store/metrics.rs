@@ -118,7 +118,7 @@ impl StoreMetrics {
             Ok(_) => "ok",
             Err(StoreError::Stale | StoreError::Unreserved | StoreError::Forgotten) => "stale",
             Err(StoreError::Full { .. } | StoreError::MediaFull { .. }) => "full",
-            Err(StoreError::Lost(_) | StoreError::Unavailable(_)) => "error",
+            Err(StoreError::Lost(_) | StoreError::Newer(_) | StoreError::Unavailable(_)) => "error",
         };
         result
     }

@@ -8,7 +8,7 @@ use fastvideo_proto::stored::{Expectation, StoredSession};
 use fastvideo_proto::trace::TraceContext;
 
 use super::chunks::Chunks;
-use super::error::DataLoss;
+use super::error::{DataLoss, StoreError};
 use super::film::Film;
 use super::ids::{BlobId, ServerId};
 use super::records::BlobKind;
@@ -175,10 +175,13 @@ pub(super) fn stored_tenant(tenant: &Tenant) -> Option<String> {
 ///
 /// # Errors
 /// Returns an error when it is damaged or of a version that this build cannot read.
-pub(super) fn decode(session: &SessionId, body: &[u8]) -> Result<StoredSession, DataLoss> {
-    StoredSession::decode(body).map_err(|source| DataLoss::Record {
-        session: session.clone(),
-        source,
+pub(super) fn decode(session: &SessionId, body: &[u8]) -> Result<StoredSession, StoreError> {
+    StoredSession::decode(body).map_err(|source| {
+        let session = session.clone();
+        match source.is_newer() {
+            true => StoreError::Newer(session),
+            false => DataLoss::Record { session, source }.into(),
+        }
     })
 }
 

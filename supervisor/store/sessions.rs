@@ -131,7 +131,7 @@ impl SessionStore {
             let epoch = self.0.records.epoch();
             let stored = self.within(self.0.records.read(&key)).await?;
             let stored = stored.ok_or_else(not_found)?;
-            let body = decode(session, &stored.record.body).map_err(ResumeError::Lost)?;
+            let body = decode(session, &stored.record.body)?;
             // Of a film whose state has expired, nothing is left that could go on.
             let is_over = body.state.is_none() && !body.film.is_empty();
             let is_there = self.1.scope.has(&tenant_of(&body));

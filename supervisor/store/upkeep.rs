@@ -145,9 +145,10 @@ impl Upkeep {
                     };
                     if now - since <= ttl {
                         idle.insert(key, (revision, since));
-                    } else if outlives_state && has_state {
-                        tracing::info!(record = %key, "stored state expired; the film stays");
-                        store.forget_state(&key, revision).await?;
+                    } else if outlives_state && has_state && now - since <= film_ttl {
+                        if !store.forget_state(&key, revision).await? {
+                            idle.insert(key, (revision, since));
+                        }
                     } else {
                         tracing::info!(record = %key, "stored record expired");
                         store.replace(&key, revision, None).await?;
@@ -301,15 +302,22 @@ impl SessionStore {
         self.replace(key, revision, Some(&record)).await
     }
 
-    /// Drops the state of a session that no server runs, and leaves its film.
-    async fn forget_state(&self, key: &RecordKey, revision: Revision) -> Result<(), StoreError> {
+    /// Drops the state of a session that no server runs, and leaves its film. Returns false where that is left to newer
+    /// servers, which can read the record.
+    async fn forget_state(&self, key: &RecordKey, revision: Revision) -> Result<bool, StoreError> {
         let Some(stored) = self.within(self.0.records.read(key)).await? else {
-            return Ok(());
+            return Ok(true);
         };
-        let Ok(mut body) = StoredSession::decode(&stored.record.body) else {
-            // Nobody can read its film either.
-            return self.replace(key, revision, None).await;
+        let mut body = match StoredSession::decode(&stored.record.body) {
+            Ok(body) => body,
+            Err(error) if error.is_newer() => return Ok(false),
+            Err(_) => {
+                // Nobody can read its film either.
+                self.replace(key, revision, None).await?;
+                return Ok(true);
+            }
         };
+        tracing::info!(record = %key, "stored state expired; the film stays");
         body.state = None;
         let mut blobs = stored.record.blobs;
         blobs.retain(|blob| blob.kind == BlobKind::Media);
@@ -318,7 +326,8 @@ impl SessionStore {
             blobs,
             body: body.encode(),
         };
-        self.replace(key, revision, Some(&record)).await
+        self.replace(key, revision, Some(&record)).await?;
+        Ok(true)
     }
 
     /// Replaces or removes a record, unless another writer was faster.

@@ -417,11 +417,11 @@ async fn what_is_lost_for_good_is_told_from_a_store_that_does_not_answer() {
     world.records.write(write).await.unwrap();
     let lost = resume().await;
     assert!(
-        matches!(lost, ResumeError::Lost(DataLoss::Record { .. })),
+        matches!(lost, ResumeError::Store(StoreError::Newer(_))),
         "{lost:?}"
     );
     let lost = store.snapshot(&session).await;
-    assert!(matches!(lost, Err(StoreError::Lost(_))), "{lost:?}");
+    assert!(matches!(lost, Err(StoreError::Newer(_))), "{lost:?}");
 }
 
 #[tokio::test]
