@@ -258,3 +258,24 @@ async fn an_attempt_that_fails_shows_how_far_it_came() {
     phases.sort_unstable();
     assert_eq!(phases, ["decode", "denoise", "encode", "text_encode"]);
 }
+
+#[tokio::test]
+async fn the_last_segment_and_the_session_end_with_the_last_byte() {
+    let collector = Collector::start().await;
+    let flag = collector.flag();
+    let server = Server::start(&["--gpus=1", &flag]);
+    let mut client = server.active(json!({"single_clip_mode": true})).await;
+    client.segment("a red fox").await;
+    client.until_type("ltx2_stream_complete").await;
+    let trace = collector.session().await;
+    let [session, segment, send] = ["session", "segment", "send"].map(|name| trace.only(name));
+    assert!(send.events.iter().any(|event| event.name == "first_byte"));
+    let sent = send.events[0].time_unix_nano;
+    assert!(send.end_time_unix_nano >= sent);
+    assert!(segment.end_time_unix_nano >= send.end_time_unix_nano);
+    assert!(session.end_time_unix_nano >= segment.end_time_unix_nano);
+    assert_eq!(
+        attribute(session, "fastvideo.cause").as_deref(),
+        Some("cap")
+    );
+}

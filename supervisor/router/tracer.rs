@@ -68,7 +68,10 @@ impl SessionSpan {
         let span = traces.begin(parent).map(|trace| start(&trace, client));
         let parent = match &span {
             Some(span) => trace_context(span),
-            None => not_recorded(),
+            None => TraceContext {
+                sampled: false,
+                ..parent.unwrap_or_else(nowhere)
+            },
         };
         Self {
             span,
@@ -158,8 +161,8 @@ fn start(trace: &Trace, client: &TracedClient<'_>) -> Span {
     span
 }
 
-/// Returns what servers are told of a session that is not traced.
-fn not_recorded() -> TraceContext {
+/// Returns a span that nobody records.
+fn nowhere() -> TraceContext {
     TraceContext {
         trace_id: rand::random::<u128>().max(1),
         span_id: rand::random::<u64>().max(1),

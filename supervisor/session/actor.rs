@@ -264,7 +264,9 @@ impl LiveSession {
                     None
                 }
                 Heard::PromptEnded(mut end) => {
-                    self.emitter.note(&self.director.worked(&mut end));
+                    if self.emitter.readers().trace().is_some() {
+                        self.emitter.note(&self.director.worked(&mut end));
+                    }
                     if let Some(event) = self.director.settle(end.result) {
                         self.emit(event);
                     }

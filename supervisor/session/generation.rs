@@ -43,11 +43,11 @@ impl LiveSession {
     }
 
     /// Handles the next event of the current segment's job; `None` means that the pool has dropped the job.
-    pub(super) fn follow_job(&mut self, event: Option<JobEvent>) -> Option<EndCause> {
+    pub(super) fn follow_job(&mut self, mut event: Option<JobEvent>) -> Option<EndCause> {
         let segment = self.segment.as_mut()?;
         let at = segment.run.at();
-        if let Some(JobEvent::Ended(JobEnd::Failed { phases, .. })) = &event {
-            let phases = phases.clone();
+        if let Some(JobEvent::Ended(JobEnd::Failed { phases, .. })) = &mut event {
+            let phases = std::mem::take(phases);
             self.emitter
                 .note(&SessionEvent::AttemptFailed { at, phases });
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! session                          the opening message to the end
-//!   session.open                   the handshake to the first worker; below it auth, image, store.claim
+//!   session.open                   the check of the client's key to the first worker; below it auth, image, store.claim
 //!   session.queue                  each time that it waits for a worker
 //!   segment                        a request to the last byte on the socket
 //!     safety.screen
@@ -41,6 +41,8 @@ mod segment;
 
 /// The number of prompts whose work waits to be shown with their segments.
 const MAX_PREPARED: usize = 16;
+/// The number of spans below the session's besides segments.
+const MAX_OTHERS: usize = 64;
 
 /// Makes the spans of one session. Cheap to clone; it makes none for a session that is not traced.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +59,10 @@ struct Spans {
     open: Option<Span>,
     queue: Option<Span>,
     segments: Vec<SegmentSpans>,
+    /// Whether the session is over; what its client was not sent yet still has spans.
+    is_over: bool,
+    /// Number of spans that there is still room for below the session's, besides segments.
+    left: usize,
     /// The last segment that was generated.
     generated: Option<GeneratedSegment>,
     /// What was done for prompts whose segments have not begun.
@@ -86,7 +92,7 @@ pub(super) struct TracedSession<'a> {
     /// The spans that the session links to: another one of the client's, and that of the same session on an earlier
     /// connection.
     pub(super) links: [Option<TraceContext>; 2],
-    /// When the client began to connect.
+    /// When the client's key was checked or, where nobody is asked for one, the opening message came.
     pub(super) accepted: Instant,
     /// When the opening message came.
     pub(super) received: Instant,
@@ -127,6 +133,8 @@ impl SessionTracer {
             open: Some(open),
             queue: None,
             segments: Vec::new(),
+            is_over: false,
+            left: MAX_OTHERS,
             generated: None,
             prepared: Vec::new(),
             model: None,
@@ -174,6 +182,7 @@ impl Spans {
         };
         let context = trace_context(self.segments[position].span());
         self.read_of_segment(position, event, now);
+        self.end_session(now);
         context
     }
 
@@ -245,9 +254,17 @@ impl Spans {
     }
 
     fn wait(&mut self, now: SystemTime) {
-        let (trace, below) = (&self.trace, &self.below_session);
-        self.queue
-            .get_or_insert_with(|| begun(trace, "session.queue", now, below));
+        if self.queue.is_none() && self.take() {
+            let queue = begun(&self.trace, "session.queue", now, &self.below_session);
+            self.queue = Some(queue);
+        }
+    }
+
+    /// Takes a place among the spans below the session's. Returns whether there is one.
+    fn take(&mut self) -> bool {
+        let is_room = self.left > 0;
+        self.left -= usize::from(is_room);
+        is_room
     }
 
     fn bound(&mut self, bound: &WorkerBound, now: SystemTime) {
@@ -261,19 +278,25 @@ impl Spans {
 
     fn prompt_worked(&mut self, worked: &PromptWorked) {
         let Some(prompt) = &worked.prompt else {
-            for span in &worked.spans {
-                prompt_span(&self.trace, self.clock, span, &self.below_session);
-            }
-            return;
+            return self.work_without_segment(&worked.spans);
         };
         if self.prepared.len() == MAX_PREPARED {
-            self.prepared.remove(0);
+            return self.work_without_segment(&worked.spans);
         }
         self.prepared.push(PreparedPrompt {
             request: worked.request.clone(),
             prompt: prompt.clone(),
             work: worked.spans.clone(),
         });
+    }
+
+    /// Shows work for a prompt of which no segment is known.
+    fn work_without_segment(&mut self, work: &[PromptSpan]) {
+        for span in work {
+            if self.take() {
+                prompt_span(&self.trace, self.clock, span, &self.below_session);
+            }
+        }
     }
 
     fn job_made(&mut self, queued: &SegmentQueued, now: SystemTime) {
@@ -339,14 +362,15 @@ impl Spans {
 
     /// A write of what was committed has ended.
     fn stored(&mut self, began: Instant, is_stored: bool) {
-        let below = match &mut self.generated {
-            Some(segment) if segment.left == 0 => return,
-            Some(segment) => {
-                segment.left -= 1;
-                &segment.below
-            }
-            None => &self.below_session,
+        let is_room = match &mut self.generated {
+            Some(segment) => segment.take(),
+            None => self.take(),
         };
+        if !is_room {
+            return;
+        }
+        let generated = self.generated.as_ref();
+        let below = generated.map_or(&self.below_session, |segment| &segment.below);
         let (began, ended) = self.clock.period(Period::since(began));
         let mut save = begun(&self.trace, "store.save", began, below);
         if !is_stored {
@@ -355,16 +379,40 @@ impl Spans {
         save.end_with_timestamp(ended);
     }
 
+    /// The session is over. A segment that was generated ends when its client has it.
     fn ended(&mut self, ended: &Ended, now: SystemTime) {
-        for segment in std::mem::take(&mut self.segments) {
+        for segment in self
+            .segments
+            .extract_if(.., |segment| !segment.is_generated)
+        {
             segment.ended(None, now);
+        }
+        for prepared in std::mem::take(&mut self.prepared) {
+            self.work_without_segment(&prepared.work);
         }
         end(&mut self.queue, now);
         end(&mut self.open, now);
         self.session
             .set_attribute(KeyValue::new("fastvideo.cause", ended.cause.name()));
-        // The last of its spans.
-        self.session.end_with_timestamp(now);
+        self.is_over = true;
+        self.end_session(now);
+    }
+
+    /// Ends the session's span, the last of its spans, once there are no others.
+    fn end_session(&mut self, now: SystemTime) {
+        if self.is_over && self.segments.is_empty() {
+            self.session.end_with_timestamp(now);
+        }
+    }
+}
+
+/// The client has gone before it had everything.
+impl Drop for Spans {
+    fn drop(&mut self) {
+        let now = self.clock.at(Instant::now());
+        for segment in std::mem::take(&mut self.segments) {
+            segment.ended(None, now);
+        }
     }
 }
 

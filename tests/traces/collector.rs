@@ -141,7 +141,9 @@ impl Trace {
 
     #[track_caller]
     pub(crate) fn check_below(&self, name: &str, parent: &Span) {
-        for span in self.named(name) {
+        let named = self.named(name);
+        assert!(!named.is_empty(), "{name}: {:?}", self.names());
+        for span in named {
             assert_eq!(
                 span.parent_span_id, parent.span_id,
                 "{name} below {}",

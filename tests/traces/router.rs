@@ -134,6 +134,25 @@ async fn a_server_without_a_link_is_below_its_router_too() {
     trace.check_below("session", of_router);
 }
 
+#[tokio::test]
+async fn a_server_without_a_link_decides_by_itself_and_is_below_the_client_where_its_router_makes_no_span()
+ {
+    let collector = Collector::start().await;
+    let flag = collector.flag();
+    let keys = Keys::new(KEY);
+    let server = keys.server(&[&flag]);
+    let url = format!("http://{}", server.address);
+    let replicas = json!([{"url": url}]).to_string();
+    let own = ["router", "--replicas", &replicas, &flag, NEVER];
+    let router = Server::spawn(crate::harness::command().args(own));
+    let mut client = with_header(&router).await;
+    client.until_type("ltx2_stream_start").await;
+    leave(&mut client).await;
+    let trace = collector.session().await;
+    assert_eq!(hex(&trace.only("session").parent_span_id), ids(PARENT).1);
+    assert_eq!(trace.named("router.session").len(), 0);
+}
+
 /// Opens a session whose handshake names a span.
 async fn with_header(router: &Server) -> Client {
     let connected = connect(router, "/v1/stream", &[("traceparent", PARENT)]).await;

@@ -28,6 +28,8 @@ pub(super) struct SegmentSpans {
     below: Context,
     job: Option<JobSpans>,
     send: Option<Span>,
+    /// Whether it is generated in whole.
+    pub(super) is_generated: bool,
     /// Number of spans that there is still room for, besides those reserved.
     left: usize,
 }
@@ -46,7 +48,16 @@ struct JobSpans {
 pub(super) struct GeneratedSegment {
     pub(super) below: Context,
     /// Number of spans that there is still room for.
-    pub(super) left: usize,
+    left: usize,
+}
+
+impl GeneratedSegment {
+    /// Takes a place among the spans of the segment. Returns whether there is one.
+    pub(super) fn take(&mut self) -> bool {
+        let is_room = self.left > 0;
+        self.left -= usize::from(is_room);
+        is_room
+    }
 }
 
 impl SegmentSpans {
@@ -58,6 +69,7 @@ impl SegmentSpans {
             span,
             job: None,
             send: None,
+            is_generated: false,
             left: MAX_SPANS - RESERVED,
         }
     }
@@ -192,8 +204,9 @@ impl SegmentSpans {
             .add_event_with_timestamp("media_void", now, Vec::new());
     }
 
-    /// Returns what is needed of it when it is stored, which may be after its end.
-    pub(super) fn generated(&self) -> GeneratedSegment {
+    /// It is generated in whole. Returns what is needed of it when it is stored, which may be after its end.
+    pub(super) fn generated(&mut self) -> GeneratedSegment {
+        self.is_generated = true;
         GeneratedSegment {
             below: self.below.clone(),
             left: self.left + 1,
