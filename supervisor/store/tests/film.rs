@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::backends::{BlobsKind, RecordsKind};
 use super::world::{LEASE, RECORDING, TTL, World, any, at, begin, segment, small};
+use crate::store::ids::RecordKey;
 use crate::store::records::ledger::Limits;
 use crate::store::{DataLoss, Lease, RecordedSegment, Recording, SessionStore, StoreError, Upkeep};
 
@@ -234,6 +235,26 @@ async fn a_film_outlives_its_state_and_then_expires() {
     assert!(view().await.is_some());
     sleep(8 * LEASE + Duration::from_secs(60)).await;
     assert!(view().await.is_none());
+    world.is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_film_that_a_newer_server_has_stored_stays_for_its_time() {
+    let world = World::new(RecordsKind::Memory, BlobsKind::Memory)
+        .await
+        .unwrap();
+    let store = world.server();
+    let (session, _, lease) = begin(&store).await;
+    finish(&lease, 0).await;
+    drop(lease);
+    assert!(store.clean_up().await);
+    world.make_newer(&session).await;
+    let _upkeep = JoinSet::from_iter([Upkeep::new(store.clone()).run()]);
+    sleep(RECORDING.ttl - 8 * LEASE).await;
+    let key = RecordKey::from(session);
+    assert!(world.records.read(&key).await.unwrap().is_some());
+    assert_eq!(world.blobs().await, 2, "its state and its media");
+    sleep(16 * LEASE + Duration::from_secs(60)).await;
     world.is_empty().await;
 }
 

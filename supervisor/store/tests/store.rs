@@ -11,11 +11,11 @@ use tokio::time::sleep;
 use super::backends::{BLOBS, BlobsKind, LIMITS, RECORDS, RecordsKind};
 use super::world::{LEASE, TTL, World, any, at, begin, is_lost, same, small, state};
 use crate::small_disk::SmallDisk;
-use crate::store::ids::{BlobId, RecordKey, ReservationId, ServerId};
+use crate::store::ids::{BlobId, ReservationId, ServerId};
 use crate::store::open::in_folder;
+use crate::store::records::Records;
 use crate::store::records::ledger::Limits;
 use crate::store::records::memory::MemoryRecords;
-use crate::store::records::{RecordWrite, Records};
 use crate::store::{DataLoss, ResumeError, ResumeToken, StoreError, Upkeep};
 
 #[tokio::test]
@@ -401,20 +401,7 @@ async fn what_is_lost_for_good_is_told_from_a_store_that_does_not_answer() {
         "{lost:?}"
     );
 
-    // A newer server has written it.
-    let key = RecordKey::from(session.clone());
-    let stored = world.records.read(&key).await.unwrap().unwrap();
-    let mut newer = stored.record;
-    newer.body[4] = 9;
-    let server = ServerId::random();
-    let write = RecordWrite {
-        key: &key,
-        expected: Some(stored.revision),
-        record: Some(&newer),
-        server: &server,
-        reservation: None,
-    };
-    world.records.write(write).await.unwrap();
+    world.make_newer(&session).await;
     let lost = resume().await;
     assert!(
         matches!(lost, ResumeError::Store(StoreError::Newer(_))),

@@ -16,10 +16,10 @@ use tempfile::TempDir;
 use super::backends::{BlobsKind, RecordsHome, RecordsKind, blobs};
 use crate::store::blobs::BlobStore;
 use crate::store::handle::Config;
-use crate::store::ids::BlobId;
-use crate::store::records::Records;
+use crate::store::ids::{BlobId, RecordKey, ServerId};
 use crate::store::records::ledger::Limits;
 use crate::store::records::memory::MemoryRecords;
+use crate::store::records::{RecordWrite, Records};
 use crate::store::{
     Chunks, Lease, LeaseWriter, Progress, RecordedSegment, Recording, ResumeToken, SavedSession,
     SessionStore, State, StoreError,
@@ -91,6 +91,23 @@ impl World {
             self.records.clone(),
             self.blobs.clone(),
         )
+    }
+
+    /// Gives a session's record a version that this build does not know.
+    pub(super) async fn make_newer(&self, session: &SessionId) {
+        let key = RecordKey::from(session.clone());
+        let stored = self.records.read(&key).await.unwrap().unwrap();
+        let mut newer = stored.record;
+        newer.body[4] = 9;
+        let server = ServerId::random();
+        let write = RecordWrite {
+            key: &key,
+            expected: Some(stored.revision),
+            record: Some(&newer),
+            server: &server,
+            reservation: None,
+        };
+        self.records.write(write).await.unwrap();
     }
 
     /// Deletes all condemned blobs, as upkeep does after a while.
