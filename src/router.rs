@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use fastvideo_supervisor_core::LogLines;
 use fastvideo_supervisor_core::causes::with_causes;
-use fastvideo_supervisor_core::router::health::HttpClient;
+use fastvideo_supervisor_core::router::health_check::HttpClient;
 use fastvideo_supervisor_core::router::{self, Config};
 use fastvideo_supervisor_core::service_manager::watchdog_limit;
 use fastvideo_supervisor_core::settings::Surroundings;

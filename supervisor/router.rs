@@ -1,9 +1,14 @@
 //! The router: one address before many servers.
 //!
-//! `registry` holds the servers, which `health` probes and which report over `control` how they are; `choose` says which of
-//! them takes a session. `routes` takes clients and answers operators, `bridge` carries a session to a server and back over
-//! a `server_socket`, and `watch` carries spectators. `proxy` passes requests on to servers, and `sessions` and `servers`
-//! those of operators; `openapi` describes all routes. `tracer` makes a span of each session.
+//! `registry` holds the servers, which `health_check` probes and which report over `control` how they are; `health` is what
+//! the probes have said, and `choose` says which of the servers takes a session.
+//!
+//! `app` is the state that all requests share, and `routes` has all routes. `stream` takes a client, a `visitor`: `session`
+//! carries its session over links, and `bridge` over one `server_socket` to a server without links. `watch` carries
+//! spectators, and `messages` has what both are told by the router itself. `status` answers probes, `proxy` passes requests
+//! on to servers, and `sessions` and `servers` those of operators; `openapi` describes all routes. `tracer` makes a span of
+//! each session.
+//!
 //! `line` is where sessions wait; several routers have one line through a Redis. A router keeps nothing that is missed when
 //! it ends.
 
@@ -12,37 +17,41 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::fleet::{FLEET_VERSION, Hello};
-use rustls::RootCertStore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::{self, Auth};
+use crate::auth::Auth;
 use crate::discovery::{Description, Directory};
 use crate::ingress::metrics::{HttpMetrics, Scrapes};
 use crate::ingress::tls::Side;
-use crate::ingress::{self, Ingress, listener};
+use crate::ingress::{Ingress, listener};
 use crate::metrics::Metrics;
 use crate::process_metrics::{self, RuntimeLag};
-use crate::redis::{BEAT, RedisAddress};
+use crate::redis::BEAT;
 use crate::reload::Reloads;
 use crate::signals::{Hangups, StopSignals};
 use crate::sockets::listen;
 use crate::tasks::BackgroundTasks;
 use crate::tls::metrics::TlsGauges;
-use crate::traces::{self, Traces};
+use crate::traces::Traces;
 use crate::{Launch, Listening, ServeError, most_connections, raise_file_limit};
 
+pub use config::{Config, HealthCheck};
+
+use app::App;
 use carried::Carried;
 use config::{ReplicaEndpoint, RouterKey};
 use control::Identity;
-use health::{HttpClient, Thresholds, run_health_check_loop};
-use line::{Line, SharedLine};
+use health_check::{HttpClient, run_health_check_loop};
+use line::Line;
+use line::shared::SharedLine;
 use metrics::{FleetGauges, MoveMetrics};
 use parts::RouterParts;
 use proxy::Proxy;
 use registry::ReplicaRegistry;
 
+mod app;
 mod bridge;
 mod carried;
 mod choose;
@@ -51,8 +60,10 @@ mod control;
 mod demand;
 mod encryption;
 pub mod health;
+pub mod health_check;
 mod held;
 mod line;
+mod messages;
 mod metrics;
 mod openapi;
 mod parts;
@@ -63,63 +74,14 @@ mod server_socket;
 mod servers;
 mod session;
 mod sessions;
+mod status;
+mod stream;
 mod tracer;
+mod visitor;
 mod watch;
 
-/// How long a client may take to answer a close.
-const CLOSE_REPLY: Duration = Duration::from_secs(2);
 /// Time limit on the end of all connections once the router has left them.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// The configuration of a router, checked.
-#[derive(Clone, Debug)]
-pub struct Config {
-    pub host: String,
-    /// The TCP port; 0 takes any free one.
-    pub port: u16,
-    /// At most one is primary. At least one, unless servers are looked for.
-    pub replicas: Vec<ReplicaEndpoint>,
-    /// Whether servers are looked for in the Redis.
-    pub finds_servers: bool,
-    pub health_check: HealthCheck,
-    /// How long clients may stay after the first SIGTERM.
-    pub linger: Duration,
-    /// The certificate authorities that servers with `https` are checked against, instead of the system's.
-    pub authorities: Option<RootCertStore>,
-    /// The key that servers know this router by; without it there are no control links.
-    pub key: Option<RouterKey>,
-    /// What servers call this router.
-    pub name: Option<String>,
-    pub zone: Option<String>,
-    /// How long a server may be silent on its control link.
-    pub dead_after: Duration,
-    /// How long a session that has lost its server waits for another one.
-    pub failover_timeout: Duration,
-    /// How long a client waits for a healthy server.
-    pub wait_for_replica: Duration,
-    /// Number of sessions that may wait for a place.
-    pub max_waiting: usize,
-    /// Number of GPUs to be had beyond what the sessions need.
-    pub headroom_gpus: usize,
-    /// The Redis that routers share.
-    pub store: Option<RedisAddress>,
-    /// Whether the sessions of this router wait in a line of their own also where routers share a Redis.
-    pub has_own_line: bool,
-    pub auth: auth::Config,
-    pub ingress: ingress::Config,
-    /// Where traces go; without it there are none.
-    pub traces: Option<traces::Config>,
-}
-
-/// How the servers are probed.
-#[derive(Clone, Debug)]
-pub struct HealthCheck {
-    /// Begins with `/`.
-    pub path: String,
-    pub interval: Duration,
-    pub timeout: Duration,
-    pub thresholds: Thresholds,
-}
 
 /// Routes sessions until SIGTERM or SIGINT. Then no further client is taken, and those that are there may stay for a
 /// while; a second signal ends that. SIGHUP reads the configuration again. `on_listening` is called once clients can connect.
@@ -200,7 +162,7 @@ pub async fn serve(
     reloads.register(metrics.product());
     auth.register(metrics.product());
     traces.register(metrics.product());
-    let app = routes::App {
+    let app = App {
         ingress: ingress.clone(),
         auth: auth.clone(),
         registry: registry.clone(),
@@ -284,7 +246,7 @@ pub async fn serve(
     service.ready();
     // It is kept informed until the end.
     let mut informing = JoinSet::new();
-    let status = move || routes::readiness(&status).to_owned();
+    let status = move || status::readiness(&status).to_owned();
     informing.spawn(service.clone().keep_informed(turns, status));
 
     let failed = tokio::select! {

@@ -11,7 +11,6 @@ use serde::Deserialize;
 use url::{Host, Url};
 
 use super::health::Thresholds;
-use super::{Config, HealthCheck};
 use crate::auth;
 use crate::discovery::is_address;
 use crate::ingress;
@@ -147,6 +146,56 @@ static RECOVERY_THRESHOLD: Key<u32> =
         .unit("probes")
         .help("Successful probes in a row after which an unhealthy server is healthy again")
         .default(2);
+
+/// The configuration of a router, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub host: String,
+    /// The TCP port; 0 takes any free one.
+    pub port: u16,
+    /// At most one is primary. At least one, unless servers are looked for.
+    pub replicas: Vec<ReplicaEndpoint>,
+    /// Whether servers are looked for in the Redis.
+    pub finds_servers: bool,
+    pub health_check: HealthCheck,
+    /// How long clients may stay after the first SIGTERM.
+    pub linger: Duration,
+    /// The certificate authorities that servers with `https` are checked against, instead of the system's.
+    pub authorities: Option<RootCertStore>,
+    /// The key that servers know this router by; without it there are no control links.
+    pub key: Option<RouterKey>,
+    /// What servers call this router.
+    pub name: Option<String>,
+    pub zone: Option<String>,
+    /// How long a server may be silent on its control link.
+    pub dead_after: Duration,
+    /// How long a session that has lost its server waits for another one.
+    pub failover_timeout: Duration,
+    /// How long a client waits for a healthy server.
+    pub wait_for_replica: Duration,
+    /// Number of sessions that may wait for a place.
+    pub max_waiting: usize,
+    /// Number of GPUs to be had beyond what the sessions need.
+    pub headroom_gpus: usize,
+    /// The Redis that routers share.
+    pub store: Option<RedisAddress>,
+    /// Whether the sessions of this router wait in a line of their own also where routers share a Redis.
+    pub has_own_line: bool,
+    pub auth: auth::Config,
+    pub ingress: ingress::Config,
+    /// Where traces go; without it there are none.
+    pub traces: Option<traces::Config>,
+}
+
+/// How the servers are probed.
+#[derive(Clone, Debug)]
+pub struct HealthCheck {
+    /// Begins with `/`.
+    pub path: String,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub thresholds: Thresholds,
+}
 
 /// A server that the router can send sessions to.
 #[derive(Clone, Debug, PartialEq)]

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::{self, Message};
 use url::Url;
 
-use super::Config;
+use super::config::Config;
 use super::line::Line;
 use super::registry::{Replica, ReplicaRegistry};
 use super::server_socket::{self, ConnectError, Headers, ServerSocket};

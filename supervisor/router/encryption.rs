@@ -6,8 +6,7 @@ use std::sync::Arc;
 use reqwest::redirect::Policy;
 use rustls::ClientConfig;
 
-use super::Config;
-use super::config::CA_FILE;
+use super::config::{CA_FILE, Config};
 use crate::causes::with_causes;
 use crate::tls::{self, AuthoritiesError};
 

@@ -12,9 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
-mod shared;
-
-pub(super) use shared::SharedLine;
+pub(super) mod shared;
 
 /// How long a session that comes waits for its number among those of all routers.
 const NUMBER_TIMEOUT: Duration = Duration::from_millis(500);

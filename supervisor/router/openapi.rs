@@ -6,8 +6,8 @@ use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
 use utoipa::OpenApi;
 use utoipa::openapi::{Content, PathItem, Ref, Response, ResponseBuilder};
 
-use super::routes::{self, App};
-use super::{servers, sessions};
+use super::app::App;
+use super::{servers, sessions, status};
 use crate::http::openapi::{CommonRoutes, SessionRoutes};
 
 pub(super) fn routes() -> Router<App> {
@@ -24,12 +24,12 @@ pub(super) fn routes() -> Router<App> {
             answers 401, 403, 429 or 503 to one that is not let in."
     ),
     paths(
-        routes::health,
-        routes::healthz,
-        routes::readyz,
-        routes::status,
-        routes::scrape,
-        routes::fleet_demand,
+        status::health,
+        status::healthz,
+        status::readyz,
+        status::status,
+        status::scrape,
+        status::fleet_demand,
         sessions::list,
         servers::pass_on
     ),

@@ -20,9 +20,8 @@ use futures_util::stream;
 use rustls::ClientConfig;
 
 use super::encryption;
-use super::health::below;
-use super::registry::Replica;
-use super::routes::App;
+use super::health_check::below;
+use super::registry::{Replica, ReplicaRegistry};
 use crate::auth::guard::ROUTER_KEY;
 use crate::ingress::error::ApiError;
 use crate::ingress::origins::{Origins, SEC_FETCH_SITE};
@@ -225,16 +224,19 @@ fn nobody_answers() -> ApiError {
 }
 
 /// Serves what is below a session.
-pub(super) async fn film(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn film(
+    State(proxy): State<Proxy>,
+    State(registry): State<ReplicaRegistry>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let asked = Asked {
         method: request.method(),
         target: request.uri().path_and_query().map_or("/", |it| it.as_str()),
         headers: request.headers(),
         body: Bytes::new(),
     };
-    app.registry.first_probes().await;
-    let replicas = app.registry.healthy();
-    app.proxy.ask_in_turn(replicas, &asked).await
+    registry.first_probes().await;
+    proxy.ask_in_turn(registry.healthy(), &asked).await
 }
 
 /// Reads an answer that something is not there. Returns whether that is the session, too.

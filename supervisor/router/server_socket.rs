@@ -29,7 +29,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_with_confi
 use url::Url;
 
 use super::encryption::reason;
-use super::health::below;
+use super::health_check::below;
 use crate::ingress::frame::{BINARY, FIN, FrameReader, Head, MAX_HEAD_BYTES, Next, OPCODE, Short};
 use crate::traces::TRACE_PARENT;
 

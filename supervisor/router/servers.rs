@@ -10,9 +10,9 @@ use axum::response::Response;
 use axum::routing::any;
 use fastvideo_proto::api::error::ErrorBody;
 
+use super::app::App;
 use super::proxy::{Asked, judged};
 use super::registry::Replica;
-use super::routes::App;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::Body;
 

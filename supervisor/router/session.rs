@@ -15,15 +15,16 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_util::sync::CancellationToken;
 
-use super::CLOSE_REPLY;
+use super::app::App;
 use super::carried::{CarriedSession, MoveOrder};
 use super::held::{ClientSaid, Held};
 use super::line::Arrival;
+use super::messages::{CLOSE_REPLY, bridge_failed, close, messages, no_healthy_replica, text};
 use super::metrics::MoveReason;
 use super::registry::{CountedSession, Home, Replica};
-use super::routes::{App, Visitor, bridge_failed, close, messages, no_healthy_replica, text};
 use super::server_socket::{ConnectError, Headers, ServerSocket};
 use super::tracer::SessionSpan;
+use super::visitor::Visitor;
 use crate::auth::Grant;
 use crate::backoff::Backoff;
 use crate::dialect::stream_v1::{self, StreamParser, StreamRenderer};

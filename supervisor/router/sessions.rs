@@ -15,9 +15,9 @@ use fastvideo_proto::ids::SessionId;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
+use super::app::App;
 use super::proxy::{Asked, judged};
 use super::registry::Replica;
-use super::routes::App;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::{Body, PathSession};
 

@@ -22,8 +22,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tracing::Instrument;
 use url::form_urlencoded;
 
+use super::app::App;
+use super::messages::{close, farewell, text};
 use super::registry::{Home, Replica};
-use super::routes::{App, close, farewell, text};
 use super::server_socket::{ConnectError, Headers, ServerSocket};
 use crate::backoff::Backoff;
 use crate::dialect::close_code;
