@@ -24,6 +24,7 @@ use crate::ingress::hosts::{self, Hosts};
 use crate::ingress::tls::Side;
 use crate::ingress::{listener, metrics};
 use crate::page;
+use crate::reload::routes as reload;
 use crate::turns::Turns;
 
 mod app;
@@ -83,7 +84,9 @@ fn for_clients(app: &App) -> Router<App> {
 
 /// Returns the routes of operators and of what watches the server.
 fn for_operators(app: &App) -> Router<App> {
-    status::routes().merge(operator::routes(app))
+    status::routes()
+        .merge(operator::routes(app))
+        .merge(reload::routes(&app.guard()))
 }
 
 /// Adds what every listener answers.

@@ -1,7 +1,8 @@
 //! Reads the configuration again while a server or a router runs, with the files that it names: keys, certificates,
 //! system prompts, the classifier. All of it is checked before any of it takes effect: one error, and nothing changes.
 //!
-//! Each key says when a new value takes effect ([`crate::settings::Reload`]).
+//! Each key says when a new value takes effect ([`crate::settings::Reload`]). SIGHUP asks for a reload, and `routes` lets
+//! operators ask for one.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +18,8 @@ use tokio::task::{JoinError, spawn_blocking};
 use crate::metrics::{Gauges, number};
 use crate::service_manager::ServiceManager;
 use crate::settings::{Reader, Reloaded, SettingError, Settings, Surroundings};
+
+pub(crate) mod routes;
 
 /// Lets what was read take effect. Returns the keys that name files which have changed.
 pub type Commit = Box<dyn FnOnce() -> Vec<&'static str> + Send>;

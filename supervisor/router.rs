@@ -178,6 +178,7 @@ pub async fn serve(
         carried: Carried::default(),
         moves,
         traces: traces.clone(),
+        reloads: reloads.clone(),
         http_metrics,
         scrapes: Scrapes::new(metrics),
     };

@@ -312,6 +312,8 @@ async fn the_openapi_document_of_a_router_describes_its_routes() {
         "/readyz",
         "/status",
         "/v1/fleet/demand",
+        "/v1/log-level",
+        "/v1/reload",
         "/v1/servers/{name}/{path}",
         "/v1/sessions",
         "/v1/sessions/{id}",

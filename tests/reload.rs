@@ -372,3 +372,68 @@ async fn a_router_reads_its_file_again_at_sighup() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_router_reads_its_file_again_and_sets_its_log_by_order() {
+    let server = Server::start(&["--gpus=1"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("router.yaml");
+    let write = |config: &str| fs::write(&file, config).unwrap();
+    write("server: {log_level: info}\n");
+    let replicas = json!([{"url": format!("http://{}", server.address)}]).to_string();
+    let own = ["router", "--config", file.to_str().unwrap(), "--replicas"];
+    let args = [&own[..], &[&replicas, "--server.allowed_hosts=*"], QUICK].concat();
+    let router = Server::spawn(command().args(args));
+    assert_eq!(router.status().await.get("last_reload"), None);
+
+    write("server: {log_level: info, allowed_origins: nonsense}\n");
+    let (status, body) = router.post("/v1/reload").await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (422, &json!("not_reloaded"))
+    );
+    assert_eq!(
+        router.status().await["last_reload"]["outcome"],
+        json!("refused")
+    );
+
+    write(
+        "server: {log_level: info, allowed_origins: [\"https://video.example.org\"]}\nrouter: {zone: a}\n",
+    );
+    let (status, body) = router.post("/v1/reload").await;
+    let expected =
+        json!({"changed": ["server.allowed_origins"], "pending_restart": ["router.zone"]});
+    assert_eq!((status, &body), (200, &expected));
+    let last = router.status().await["last_reload"].clone();
+    assert_eq!(last["outcome"], json!("ok"));
+    assert_eq!(last["changed"], expected["changed"]);
+    assert_eq!(last["pending_restart"], expected["pending_restart"]);
+
+    let logged = |path: &str| router.log().contains(&format!("route=\"{path}\""));
+    router.get("/healthz").await;
+    assert!(!logged("/healthz"), "{}", router.log());
+    let (status, body) = router.put("/v1/log-level", "info,access=debug").await;
+    assert_eq!(
+        (status, body),
+        (200, json!({"log_level": "info,access=debug"}))
+    );
+    until("requests are logged", async || {
+        router.get("/healthz").await;
+        logged("/healthz").then_some(())
+    })
+    .await;
+    let (status, body) = router.put("/v1/log-level", "lound").await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (422, &json!("bad_log_level"))
+    );
+
+    // Without keys, orders are taken from this machine alone.
+    for (method, path) in [("POST", "/v1/reload"), ("PUT", "/v1/log-level")] {
+        let order = Request::builder().method(method).uri(path);
+        let order = order.header("host", "video.example.org");
+        let answer = router.send(order.body(String::new()).unwrap()).await;
+        assert_eq!(answer.status(), 403, "{path}: {}", answer.body());
+        assert!(answer.body().contains("local_only"), "{}", answer.body());
+    }
+}

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::reload::LastReload;
 use super::sessions::SessionEntry;
 use crate::fleet::Report;
 
@@ -21,6 +22,9 @@ pub struct RouterStatus {
     pub line_is_common: bool,
     /// The replicas, in the order of the configuration.
     pub replicas: Vec<ReplicaState>,
+    /// How the last reload of the configuration went; absent before the first one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_reload: Option<LastReload>,
 }
 
 /// One replica as the router sees it.

@@ -159,3 +159,9 @@ impl FromRef<App> for Ingress {
         app.ingress.clone()
     }
 }
+
+impl FromRef<App> for Reloads {
+    fn from_ref(app: &App) -> Self {
+        app.reloads.clone()
+    }
+}

@@ -7,9 +7,10 @@ use utoipa::OpenApi;
 
 use super::app::App;
 use super::film;
-use super::operator::{prompts, reload, sessions, workers};
+use super::operator::{prompts, sessions, workers};
 use super::status;
 use crate::auth::issue;
+use crate::reload::routes as reload;
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/openapi.json", get(openapi))
@@ -34,9 +35,7 @@ pub(super) fn routes() -> Router<App> {
         sessions::drain,
         workers::drain,
         workers::restart,
-        prompts::reload,
-        reload::reload,
-        reload::set_log_level
+        prompts::reload
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]
@@ -44,7 +43,14 @@ struct ApiDoc;
 
 /// The routes that a router answers as a server does.
 #[derive(OpenApi)]
-#[openapi(paths(openapi, stream, watch, issue::issue))]
+#[openapi(paths(
+    openapi,
+    stream,
+    watch,
+    issue::issue,
+    reload::reload,
+    reload::set_log_level
+))]
 pub(crate) struct CommonRoutes;
 
 /// The routes that a router passes on to the server that has, or takes, the session.

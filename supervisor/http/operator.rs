@@ -1,4 +1,4 @@
-//! The routes for operators: they list, move and end sessions, drain workers, and reload what can change.
+//! The routes for operators: they list, move and end sessions, drain workers, and reload the system prompts.
 //!
 //! Who may use them is in the table of `auth::routes`.
 
@@ -7,7 +7,6 @@ use crate::ingress::error::ApiError;
 use axum::Router;
 
 pub(super) mod prompts;
-pub(super) mod reload;
 pub(super) mod sessions;
 pub(super) mod workers;
 
@@ -15,7 +14,6 @@ pub(super) fn routes(app: &App) -> Router<App> {
     sessions::routes()
         .merge(workers::routes())
         .merge(prompts::routes())
-        .merge(reload::routes())
         // Without one of its own, the whole router's would take the place of what the layer answers.
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(app.guard().cross_origin())

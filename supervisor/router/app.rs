@@ -19,6 +19,7 @@ use crate::auth::Auth;
 use crate::auth::guard::Guard;
 use crate::ingress::Ingress;
 use crate::ingress::metrics::{HttpMetrics, Scrapes};
+use crate::reload::Reloads;
 use crate::traces::Traces;
 
 /// The state that all requests share. Cheap to clone.
@@ -46,6 +47,7 @@ pub(super) struct App {
     pub(super) leaving: CancellationToken,
     pub(super) moves: MoveMetrics,
     pub(super) traces: Traces,
+    pub(super) reloads: Reloads,
     pub(super) http_metrics: HttpMetrics,
     pub(super) scrapes: Scrapes,
 }
@@ -96,5 +98,11 @@ impl FromRef<App> for ReplicaRegistry {
 impl FromRef<App> for Proxy {
     fn from_ref(app: &App) -> Self {
         app.proxy.clone()
+    }
+}
+
+impl FromRef<App> for Reloads {
+    fn from_ref(app: &App) -> Self {
+        app.reloads.clone()
     }
 }

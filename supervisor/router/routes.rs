@@ -11,6 +11,7 @@ use crate::ingress::error::ApiError;
 use crate::ingress::hosts;
 use crate::ingress::metrics::measure;
 use crate::page;
+use crate::reload::routes as reload;
 
 pub(super) fn router(app: App) -> Router {
     Router::new()
@@ -30,6 +31,7 @@ pub(super) fn router(app: App) -> Router {
         .merge(servers::routes(&app))
         .merge(sessions::routes(&app))
         .merge(issue::routes(&app.guard()))
+        .merge(reload::routes(&app.guard()))
         .merge(page::routes())
         .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())

@@ -45,6 +45,7 @@ pub(super) async fn status(State(app): State<App>) -> Json<RouterStatus> {
         waiting: app.line.len(),
         line_is_common: app.line.is_common(),
         replicas: replicas.collect(),
+        last_reload: app.reloads.last().map(Into::into),
     })
 }
 

@@ -12,6 +12,18 @@ const OF_ROUTERS: &[&str] = &[
     "/v1/sessions/{id}/film/{*file}",
 ];
 
+/// Routes that only servers have.
+const OF_SERVERS: &[&str] = &[
+    "/v1/router",
+    "/v1/router/session",
+    "/v1/sessions/{id}/film/{file}",
+    "/v1/sessions/{id}/film/{file}/{part}",
+    "/v1/drain",
+    "/v1/workers/{gpu}/drain",
+    "/v1/workers/{gpu}/restart",
+    "/v1/prompts/reload",
+];
+
 /// A path of a route, at which nothing is.
 fn example(route: &str) -> String {
     let session = "00000000000000000000000000000000";
@@ -20,6 +32,9 @@ fn example(route: &str) -> String {
         ("{gpu}", "99"),
         ("{file}", "0.mp4"),
         ("{part}", "init.mp4"),
+        ("{*file}", "0.mp4"),
+        ("{name}", "none"),
+        ("{*path}", "status"),
     ];
     let path = parts.iter().fold(route.to_owned(), |path, (name, value)| {
         path.replace(name, value)
@@ -40,26 +55,21 @@ fn refused(access: Access, role: &str) -> Option<(u16, &'static str)> {
     }
 }
 
-#[tokio::test]
-async fn every_role_may_do_what_the_table_says_and_no_more() {
-    let keys = Keys::new();
+/// Asks at all routes of a server or router but these, as each role.
+async fn holds_to_the_table(server: &Server, without: &[&str]) {
     let roles = [
         ("nobody", None),
         ("user", Some(key("acme"))),
         ("metrics", Some(key("eyes"))),
         ("admin", Some(key("ops"))),
     ];
-    let server = keys.serve(&[]);
-    for (route, access) in ROUTES
-        .iter()
-        .filter(|(route, _)| !OF_ROUTERS.contains(route))
-    {
+    for (route, access) in ROUTES.iter().filter(|(route, _)| !without.contains(route)) {
         for (role, key) in &roles {
             // No route has this method, so that nothing is done.
             for method in ["GET", "PATCH"] {
                 let bearer = key.as_ref().map(|key| format!("Bearer {key}"));
                 let headers = bearer.as_ref().map(|it| ("authorization", it.as_str()));
-                let answer = ask(&server, method, &example(route), headers.as_slice()).await;
+                let answer = ask(server, method, &example(route), headers.as_slice()).await;
                 let status = answer.status().as_u16();
                 let what = format!("{method} {route} as {role}: {status} {}", answer.body());
                 // A viewer has a token and no key.
@@ -78,6 +88,12 @@ async fn every_role_may_do_what_the_table_says_and_no_more() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn every_role_may_do_what_the_table_says_and_no_more() {
+    let keys = Keys::new();
+    holds_to_the_table(&keys.serve(&[]), OF_ROUTERS).await;
 }
 
 #[tokio::test]
@@ -233,6 +249,7 @@ async fn routers_ask_for_keys_by_the_same_table() {
             answer.body()
         );
     }
+    holds_to_the_table(&router, OF_SERVERS).await;
     // Without links, the server checks the key that the router passes on.
     let (mut client, assigned) = active_as(&router, "acme").await;
     client.segment("a fox").await;

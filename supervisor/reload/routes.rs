@@ -1,23 +1,31 @@
-//! The operators' routes that change what the server does: they read its configuration again, and set the filter of its
-//! log.
+//! The operators' routes, of servers and of routers, that read the configuration again and set the filter of the log.
 
-use axum::extract::State;
+use axum::extract::{FromRef, State};
 use axum::http::StatusCode;
 use axum::routing::{post, put};
 use axum::{Json, Router};
 use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::reload::{LastReload, LogLevel, ReloadOutcome, Reloaded};
 
-use crate::http::app::{App, AppState};
+use super::{Changes, ReloadError, Reloads};
+use crate::auth::guard::Guard;
+use crate::ingress::Ingress;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::Body;
 use crate::ingress::timestamp::rfc3339;
-use crate::reload::{self, Changes, ReloadError};
 
-pub(super) fn routes() -> Router<App> {
+/// Returns the routes for a service with any state that has its [`Reloads`].
+pub(crate) fn routes<S: Clone + Send + Sync + 'static>(guard: &Guard) -> Router<S>
+where
+    Reloads: FromRef<S>,
+    Ingress: FromRef<S>,
+{
     Router::new()
         .route("/v1/reload", post(reload))
         .route("/v1/log-level", put(set_log_level))
+        // Without one of its own, the whole router's would take the place of what the layer answers.
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(guard.cross_origin())
 }
 
 /// Reads the configuration again, with the files that it names, as SIGHUP does.
@@ -26,8 +34,8 @@ pub(super) fn routes() -> Router<App> {
     (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request"),
     (status = 422, body = ErrorBody, description = "some of it cannot be used: everything stays as it was")
 ))]
-pub(in crate::http) async fn reload(State(app): AppState) -> Result<Json<Reloaded>, ApiError> {
-    match app.reloads.run().await {
+pub(crate) async fn reload(State(reloads): State<Reloads>) -> Result<Json<Reloaded>, ApiError> {
+    match reloads.run().await {
         Ok(changes) => Ok(Json(changes.into())),
         Err(ReloadError::Refused(reason)) => {
             let status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -46,12 +54,12 @@ pub(in crate::http) async fn reload(State(app): AppState) -> Result<Json<Reloade
     (status = 422, body = ErrorBody, description = "the body is no filter: it stays as it was"),
     (status = 503, body = ErrorBody, description = "too much is being received")
 ))]
-pub(in crate::http) async fn set_log_level(
-    State(app): AppState,
+pub(crate) async fn set_log_level(
+    State(reloads): State<Reloads>,
     body: Body,
 ) -> Result<Json<LogLevel>, ApiError> {
     let log_level = String::from_utf8_lossy(&body.bytes).trim().to_owned();
-    match app.reloads.set_log_filter(&log_level) {
+    match reloads.set_log_filter(&log_level) {
         Ok(()) => {
             tracing::info!(target: "audit", log_level, "log level set until the next reload");
             Ok(Json(LogLevel { log_level }))
@@ -64,8 +72,8 @@ pub(in crate::http) async fn set_log_level(
     }
 }
 
-impl From<reload::LastReload> for LastReload {
-    fn from(last: reload::LastReload) -> Self {
+impl From<super::LastReload> for LastReload {
+    fn from(last: super::LastReload) -> Self {
         let (outcome, reason, changes) = match last.outcome {
             Ok(changes) => (ReloadOutcome::Ok, None, changes),
             Err(reason) => (ReloadOutcome::Refused, Some(reason), Changes::default()),
