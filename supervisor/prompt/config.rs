@@ -58,7 +58,7 @@ pub static MAX_PROMPT_CHARS: Key<usize> =
         .help("Longest prompt")
         .default(4000);
 
-pub(super) static ENABLED: Key<bool> = Key::switch("streaming.prompt.enabled")
+static ENABLED: Key<bool> = Key::switch("streaming.prompt.enabled")
     .reload(Reload::AtOnce)
     .help("Let a language model enhance, extend and rewrite prompts")
     .default(false);

@@ -28,6 +28,7 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::Span;
 use tokio::time::Instant;
 
+use self::room::Room;
 use self::segment::{GeneratedSegment, SegmentSpans, end, prompt_span};
 use super::event::{Ended, Opened, PromptWorked, SegmentQueued, SessionEvent, WorkerBound};
 use super::state::SessionState;
@@ -37,6 +38,7 @@ use crate::traces::{
     Clock, Period, Trace, Traces, begun, below, below_other, done, link, trace_context,
 };
 
+mod room;
 mod segment;
 
 /// The number of prompts whose work waits to be shown with their segments.
@@ -61,8 +63,8 @@ struct Spans {
     segments: Vec<SegmentSpans>,
     /// Whether the session is over; what its client was not sent yet still has spans.
     is_over: bool,
-    /// Number of spans that there is still room for below the session's, besides segments.
-    left: usize,
+    /// The room for spans below the session's, besides segments.
+    left: Room,
     /// The last segment that was generated.
     generated: Option<GeneratedSegment>,
     /// What was done for prompts whose segments have not begun.
@@ -134,7 +136,7 @@ impl SessionTracer {
             queue: None,
             segments: Vec::new(),
             is_over: false,
-            left: MAX_OTHERS,
+            left: Room::new(MAX_OTHERS),
             generated: None,
             prepared: Vec::new(),
             model: None,
@@ -254,17 +256,10 @@ impl Spans {
     }
 
     fn wait(&mut self, now: SystemTime) {
-        if self.queue.is_none() && self.take() {
+        if self.queue.is_none() && self.left.take() {
             let queue = begun(&self.trace, "session.queue", now, &self.below_session);
             self.queue = Some(queue);
         }
-    }
-
-    /// Takes a place among the spans below the session's. Returns whether there is one.
-    fn take(&mut self) -> bool {
-        let is_room = self.left > 0;
-        self.left -= usize::from(is_room);
-        is_room
     }
 
     fn bound(&mut self, bound: &WorkerBound, now: SystemTime) {
@@ -293,7 +288,7 @@ impl Spans {
     /// Shows work for a prompt of which no segment is known.
     fn work_without_segment(&mut self, work: &[PromptSpan]) {
         for span in work {
-            if self.take() {
+            if self.left.take() {
                 prompt_span(&self.trace, self.clock, span, &self.below_session);
             }
         }
@@ -363,8 +358,8 @@ impl Spans {
     /// A write of what was committed has ended.
     fn stored(&mut self, began: Instant, is_stored: bool) {
         let is_room = match &mut self.generated {
-            Some(segment) => segment.take(),
-            None => self.take(),
+            Some(segment) => segment.left.take(),
+            None => self.left.take(),
         };
         if !is_room {
             return;

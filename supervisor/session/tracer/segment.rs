@@ -7,6 +7,7 @@ use opentelemetry::trace::{Span as _, SpanKind, Status, Tracer};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::Span;
 
+use super::room::Room;
 use crate::prompt::{PromptSpan, PromptSpanKind};
 use crate::session::event::SegmentQueued;
 use crate::traces::{Clock, Trace, begun, below, done};
@@ -30,8 +31,8 @@ pub(super) struct SegmentSpans {
     send: Option<Span>,
     /// Whether it is generated in whole.
     pub(super) is_generated: bool,
-    /// Number of spans that there is still room for, besides those reserved.
-    left: usize,
+    /// The room for spans besides those reserved.
+    left: Room,
 }
 
 #[derive(Debug)]
@@ -47,17 +48,8 @@ struct JobSpans {
 #[derive(Debug)]
 pub(super) struct GeneratedSegment {
     pub(super) below: Context,
-    /// Number of spans that there is still room for.
-    left: usize,
-}
-
-impl GeneratedSegment {
-    /// Takes a place among the spans of the segment. Returns whether there is one.
-    pub(super) fn take(&mut self) -> bool {
-        let is_room = self.left > 0;
-        self.left -= usize::from(is_room);
-        is_room
-    }
+    /// The room for spans, in which `store.save` has its place.
+    pub(super) left: Room,
 }
 
 impl SegmentSpans {
@@ -70,7 +62,7 @@ impl SegmentSpans {
             job: None,
             send: None,
             is_generated: false,
-            left: MAX_SPANS - RESERVED,
+            left: Room::new(MAX_SPANS - RESERVED),
         }
     }
 
@@ -82,17 +74,10 @@ impl SegmentSpans {
         self.span.set_attribute(attribute);
     }
 
-    /// Takes a place among the spans. Returns whether there is one.
-    fn take(&mut self) -> bool {
-        let is_room = self.left > 0;
-        self.left -= usize::from(is_room);
-        is_room
-    }
-
     /// Adds what was done for the segment's prompt.
     pub(super) fn prompt_work(&mut self, trace: &Trace, clock: Clock, work: &[PromptSpan]) {
         for span in work.iter().take(MAX_PROMPT_SPANS) {
-            if self.take() {
+            if self.left.take() {
                 prompt_span(trace, clock, span, &self.below);
             }
         }
@@ -100,7 +85,7 @@ impl SegmentSpans {
 
     /// Begins an attempt.
     pub(super) fn job_made(&mut self, trace: &Trace, queued: &SegmentQueued, now: SystemTime) {
-        if !self.take() {
+        if !self.left.take() {
             return;
         }
         let attributes = vec![
@@ -115,7 +100,7 @@ impl SegmentSpans {
             .with_attributes(attributes);
         let span = trace.tracer().build_with_context(builder, &self.below);
         let below = below(&span);
-        let is_room = self.take();
+        let is_room = self.left.take();
         self.job = Some(JobSpans {
             queue: is_room.then(|| begun(trace, "job.queue", now, &below)),
             span,
@@ -158,13 +143,13 @@ impl SegmentSpans {
             .with_kind(SpanKind::Server)
             .with_start_time(clock.at_us(begins));
         let below_job = job.below.clone();
-        if !self.take() {
+        if !self.left.take() {
             return;
         }
         let mut generate = trace.tracer().build_with_context(builder, &below_job);
         let below = below(&generate);
         for phase in phases {
-            if self.take() {
+            if self.left.take() {
                 let period = (clock.at_us(phase.start_us), clock.at_us(phase.end_us));
                 done(trace, phase.phase.name(), period, &below);
             }
@@ -209,7 +194,7 @@ impl SegmentSpans {
         self.is_generated = true;
         GeneratedSegment {
             below: self.below.clone(),
-            left: self.left + 1,
+            left: self.left.and_one(),
         }
     }
 
