@@ -74,7 +74,7 @@ worker-ltx2: build-packages libtorch
 	mkdir -p target/ltx2
 	$(if $(FEATURES),cp target/debug/fastvideo-worker target/ltx2/,rm -f target/ltx2/fastvideo-worker)
 
-# The engine alone, against the stored reference or that in LTX2_REFERENCE.
+# The engine alone, against the stored references or those in LTX2_REFERENCE and LTX23_REFERENCE.
 test-ltx2: build-packages test-packages libtorch worker-ltx2
 	$(CARGO) test --workspace --locked --test reference $(FEATURES)
 	$(CARGO) test --workspace --locked --test integration $(FEATURES) ltx2

@@ -22,9 +22,19 @@ struct Reference {
 }
 
 impl Reference {
+    /// LTX-2.0.
     fn open() -> Self {
-        let stored = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/data");
-        let root = std::env::var_os("LTX2_REFERENCE").map_or_else(|| stored.into(), PathBuf::from);
+        Self::at("data", "LTX2_REFERENCE")
+    }
+
+    /// LTX-2.3.
+    fn v2_3() -> Self {
+        Self::at("data-2.3", "LTX23_REFERENCE")
+    }
+
+    fn at(stored: &str, variable: &str) -> Self {
+        let all = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference"));
+        let root = std::env::var_os(variable).map_or_else(|| all.join(stored), PathBuf::from);
         let manifest: Value = read_json(&root.join("manifest.json"));
         let settings = manifest["settings"].clone();
         Self { root, settings }
@@ -169,6 +179,42 @@ async fn ltx2_serves_a_prompt_as_video_with_sound_and_continues_it() {
     );
 }
 
+/// The sound has twice the sample rate, and a state of one generation is none for the other.
+#[tokio::test]
+async fn ltx2_serves_the_next_generation_and_tells_their_states_apart() {
+    if worker().is_none() {
+        return;
+    }
+    let state_of = async |reference: &Reference, checkpoint: &Path, rate: u64| {
+        let server = reference.start_with(checkpoint, &[]);
+        let mut client = server.active(json!({})).await;
+        let segments = segments(&mut client, &[reference.prompt(), "a quiet lake"]).await;
+        for segment in &segments {
+            let parsed = Parsed::of(segment);
+            assert_eq!(parsed.timescale(SOUND), rate);
+            assert!(!parsed.samples(VIDEO).is_empty());
+        }
+        client.send(json!({"type": "snapshot_state"})).await;
+        let snapshot = client.expect("continuation_state_snapshot").await;
+        snapshot["state"].clone()
+    };
+    let (older, newer) = (Reference::open(), Reference::v2_3());
+    let older_state = state_of(&older, &older.checkpoint(), 24_000).await;
+    let newer_state = state_of(&newer, &newer.checkpoint(), 48_000).await;
+    for (reference, state, told) in [
+        (&older, newer_state, "state's model: expected LTX-2.0"),
+        (&newer, older_state, "state's model: expected LTX-2.3"),
+    ] {
+        let server = reference.start(&[]);
+        let opening = json!({ "continuation_state": state });
+        let mut client = server.active(opening).await;
+        client.prompt("a storm at sea").await;
+        let error = client.expect("error").await;
+        assert_eq!(error["code"], "state_incompatible", "{error}");
+        assert!(error["message"].as_str().unwrap().contains(told), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn ltx2_plays_in_a_browser() {
     if worker().is_none() {
@@ -193,7 +239,7 @@ async fn ltx2_plays_in_a_browser() {
     let folder = tempfile::tempdir().unwrap();
     let server = reference.start_with(folder.path(), &[]);
     let page = Browser::open(&server).await;
-    page.until_says("#board", "is not an LTX-2.0 checkpoint")
+    page.until_says("#board", "is not a checkpoint of LTX-2.0 or LTX-2.3")
         .await;
     page.until_says("#board", "left alone until an operator restarts it")
         .await;
@@ -407,7 +453,7 @@ async fn without_its_model_ltx2_says_so_at_once() {
         .await;
     let told = gpu["warmup_error"].as_str().unwrap();
     assert!(
-        told.contains("`/nowhere/ltx2` is neither a folder nor a repository's id"),
+        told.contains("`/nowhere/ltx2` is neither a folder, a file nor a repository's id"),
         "{told}"
     );
 }

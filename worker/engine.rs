@@ -4,7 +4,7 @@
 //! media or clients.
 //!
 //! - `synthetic`: needs no model and no GPU.
-//! - `ltx2`, `ltx2_state`: LTX-2.0 on libtorch.
+//! - `ltx2`, `ltx2_options`, `ltx2_loras`, `ltx2_state`: LTX-2.0 and LTX-2.3 on libtorch.
 //! - `initial_image`: reads a session's initial image.
 
 use std::path::Path;
@@ -20,6 +20,8 @@ use crate::sound::AudioFormat;
 mod initial_image;
 #[cfg(feature = "torch")]
 pub(crate) mod ltx2;
+#[cfg(feature = "torch")]
+mod ltx2_loras;
 #[cfg(feature = "torch")]
 pub(crate) mod ltx2_options;
 #[cfg(feature = "torch")]

@@ -7,7 +7,10 @@ use fastvideo_proto::link::EngineSpec;
 use serde_json::{Map, Value};
 
 use super::{Engine, conditioning, default_request, warmup};
+
 use crate::settings::{Key, KeySpec, Reader};
+
+mod loras;
 
 /// The name that the engine has in the configuration and on the link.
 pub const NAME: &str = "ltx2";
@@ -29,6 +32,13 @@ pub static KEYS: &[&KeySpec] = &[
     &VAE_TILING.spec,
     &KERNELS.spec,
     &CHECK_WEIGHTS.spec,
+    &TEXT_ENCODER.spec,
+    &LATENT_UPSAMPLER.spec,
+    &SCHEDULE.spec,
+    &CROSS_MODAL_LEVELS.spec,
+    &MATRICES.spec,
+    &FLOAT8_DENSE_BLOCKS.spec,
+    &LORAS.spec,
 ];
 
 static DEVICE: Key<String> = Key::choice("generator.ltx2.device", &["auto", "cpu", "cuda"])
@@ -82,9 +92,59 @@ static CHECK_WEIGHTS: Key<bool> = Key::switch("generator.ltx2.check_weights")
     .help("Look for weights that are no numbers while the model is loaded")
     .default(false);
 
-/// Returns the engine with this model, which is a folder or the id of a repository.
+static TEXT_ENCODER: Key<Option<String>> = Key::text("generator.ltx2.text_encoder")
+    .help("The folder of Gemma 3, for a model in one file [default: the one beside that file]");
+
+static LATENT_UPSAMPLER: Key<Option<String>> = Key::text("generator.ltx2.latent_upsampler")
+    .help("The latent upsampler, for a model in one file [default: the one beside that file, if there is one]");
+
+static SCHEDULE: Key<String> =
+    Key::choice("generator.ltx2.schedule", &["auto", "distilled", "base"])
+        .help("What the weights were made for; auto asks the model's scheduler, and takes weights without one for distilled")
+        .default("auto");
+
+static CROSS_MODAL_LEVELS: Key<String> = Key::choice(
+    "generator.ltx2.cross_modal_levels",
+    &["auto", "library", "lightricks", "fastvideo"],
+)
+.help("The noise levels that the attention between picture and sound is modulated by, where frames or sound are taken over: as diffusers, the model's authors or FastVideo do; auto is lightricks for LTX-2.3 and fastvideo for LTX-2.0")
+.default("auto");
+
+static MATRICES: Key<String> = Key::choice("generator.ltx2.matrices", &["bfloat16", "float8"])
+    .help("How the matrices are kept that are applied to every video token: float8 computes faster and takes 12 GiB less, on GPUs of compute capability 8.9 or later, and changes pictures a little")
+    .default("bfloat16");
+
+static FLOAT8_DENSE_BLOCKS: Key<Option<Vec<Value>>> = Key::json_list(
+    "generator.ltx2.float8_dense_blocks",
+    "a list of numbers of the transformer's blocks",
+)
+.help("Blocks of the transformer whose matrices stay in bfloat16, with matrices: float8 [default: none]");
+
+static LORAS: Key<Option<Vec<Value>>> = Key::json_list(
+    "generator.ltx2.loras",
+    "a list such as `[{name: toon, path: /models/toon.safetensors}]`",
+)
+.help("Adapters (LoRA): each with `name` and `path`, and where needed `strength` (1; -2 to 2), `trigger` (words that are added to prompts), `trigger_position` (`front` or `back`) and `fused` (added to the weights for all sessions) [default: none]");
+
+/// Returns the engine with this model, which is a folder, a file or the id of a repository.
 pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
     check_sizes(reader);
+    loras::check(reader, &LORAS);
+    let blocks = reader.get(&FLOAT8_DENSE_BLOCKS).unwrap_or_default();
+    if !blocks.iter().all(Value::is_u64) {
+        reader.refuse(
+            &FLOAT8_DENSE_BLOCKS.spec,
+            "numbers of blocks, counted from 0",
+        );
+    }
+    if reader.get(&MATRICES) == "float8" {
+        for (key, unfit) in [(&DEVICE, "cpu"), (&PRECISION, "float32")] {
+            if reader.get(key) == unfit {
+                let expected = "another value, as generator.ltx2.matrices is float8";
+                reader.refuse(&key.spec, expected);
+            }
+        }
+    }
     Engine {
         spec: EngineSpec {
             name: NAME.to_owned(),

@@ -4,7 +4,7 @@
 //! The model itself is the package `fastvideo-ltx2`, which does not know about jobs or states. libtorch panics when an
 //! operation fails; that is caught here, at the boundary of a job.
 //!
-//! `ltx2_options` has the options of the model, `ltx2_state` reads and writes continuation states.
+//! `ltx2_options` has the options of the model, `ltx2_loras` its adapters, `ltx2_state` reads and writes continuation states.
 
 use std::any::Any;
 use std::error::Error;
@@ -28,7 +28,7 @@ use tch::{Device, Kind, Tensor};
 use super::ltx2_options::Options;
 use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, ModelCheck, NewState,
-    Sink, initial_image, ltx2_state as state,
+    Sink, initial_image, ltx2_loras, ltx2_state as state,
 };
 use crate::sound::{SOUND_TAIL_SAMPLES, predict};
 
@@ -80,15 +80,20 @@ impl Engine for Ltx2 {
             hub::HubError::Neither(_) | hub::HubError::OneFile { .. } => unusable(error),
             error => EngineError::Failed(with_causes(&error)),
         })?;
-        let checkpoint = Checkpoint::open(&folder).map_err(unusable)?;
+        let companions = self.options.companions();
+        let checkpoint = Checkpoint::open_with(&folder, &companions).map_err(unusable)?;
         let options = load::Options {
-            device: compute.device,
-            precision: self.options.precision(&compute),
-            kernels: self.options.kernels(&compute),
+            fused: ltx2_loras::fused(self.options.loras()),
             check_values: self.options.check_weights,
+            matrices: self.options.matrices(&compute).map_err(unusable)?,
+            ..load::Options::new(
+                compute.device,
+                self.options.precision(&compute),
+                self.options.kernels(&compute),
+            )
         };
         // The checkpoint is checked first, because loading takes minutes.
-        load::check(&checkpoint).map_err(unusable)?;
+        load::check_with(&checkpoint, &options).map_err(unusable)?;
         let parts = catch(|| {
             let mut last = None;
             load::load(&checkpoint, &options, move |loaded| {
@@ -101,7 +106,11 @@ impl Engine for Ltx2 {
                 }
             })
         });
-        let parts = parts?.map_err(unusable)?;
+        let mut parts = parts?.map_err(unusable)?;
+        catch(|| ltx2_loras::load(self.options.loras(), &mut parts.adapters))?.map_err(unusable)?;
+        if let Some(schedule) = self.options.schedule() {
+            parts.scheduler = schedule;
+        }
         let pipeline = Pipeline::new(parts, self.options.settings()).map_err(unusable)?;
         let audio = AudioFormat {
             sample_rate: whole(pipeline.sample_rate()),
@@ -130,7 +139,7 @@ impl Engine for Ltx2 {
 
     fn check(&self) -> Result<ModelCheck, EngineError> {
         let folder = match hub::local(&self.options.model).map_err(unusable)? {
-            hub::Local::Folder(folder) => folder,
+            hub::Local::Here(folder) => folder,
             hub::Local::Incomplete { missing } => {
                 return Ok(ModelCheck::NotHere(format!(
                     "{} is not complete in the cache ({missing}); the first worker downloads it",
@@ -138,9 +147,10 @@ impl Engine for Ltx2 {
                 )));
             }
         };
-        let checkpoint = Checkpoint::open(&folder).map_err(unusable)?;
-        catch(|| load::check(&checkpoint))?.map_err(unusable)?;
-        let found = format!("{} has all tensors", folder.display());
+        let companions = self.options.companions();
+        let checkpoint = Checkpoint::open_with(&folder, &companions).map_err(unusable)?;
+        let generation = catch(|| load::check(&checkpoint))?.map_err(unusable)?;
+        let found = format!("{} has all tensors of {generation}", folder.display());
         Ok(ModelCheck::Usable(found))
     }
 
@@ -176,8 +186,9 @@ impl Engine for Ltx2 {
             num_frames,
             fps,
         } = request.format;
+        let prompt = ltx2_loras::with_triggers(request.prompt, self.options.loras(), &[]);
         let request_to_model = Request {
-            prompt: request.prompt,
+            prompt: &prompt,
             negative_prompt: request.negative_prompt,
             seed: request.seed,
             num_inference_steps: request.num_inference_steps as usize,
@@ -187,6 +198,8 @@ impl Engine for Ltx2 {
             num_frames: num_frames.into(),
             fps: fps.into(),
             start,
+            adapters: &[],
+            resume: None,
         };
         let mut output = Handover {
             sink,
@@ -408,7 +421,9 @@ fn broken(text: &str) -> EngineError {
 fn refusal(error: GenerateError) -> EngineError {
     match error {
         GenerateError::Cancelled => EngineError::Cancelled,
-        GenerateError::Refused { .. } => EngineError::Refused(error.to_string()),
+        GenerateError::Refused { .. } | GenerateError::Adapter(_) => {
+            EngineError::Refused(error.to_string())
+        }
         GenerateError::State { .. } => EngineError::StateIncompatible(error.to_string()),
         error => EngineError::Failed(with_causes(&error)),
     }

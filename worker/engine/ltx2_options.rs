@@ -1,21 +1,28 @@
 //! The options of the engine: the model and its settings. The supervisor sends them in JSON, see
 //! `supervisor/engines/ltx2.rs`, and `fastvideo-worker generate` has flags for the ones that users need.
 
+use std::path::PathBuf;
+
 use clap::{ArgAction, Args, ValueEnum};
+use fastvideo_ltx2::checkpoint::Companions;
 use fastvideo_ltx2::device::{Compute, Wanted};
+use fastvideo_ltx2::load::Matrices;
 use fastvideo_ltx2::nn;
 use fastvideo_ltx2::ops::Kernels;
 use fastvideo_ltx2::pipeline::{Conditioning, Settings, Stages};
 use fastvideo_ltx2::sampling::noise;
+use fastvideo_ltx2::sampling::schedule::Scheduler;
 use fastvideo_ltx2::transformer;
 use fastvideo_ltx2::video_vae::{Tile, Tiling};
 use serde::Deserialize;
 
+use super::ltx2_loras::Lora;
+
 /// A model and how it is run.
-#[derive(Clone, Debug, PartialEq, Eq, Args, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Options {
-    /// A folder, or the id of a Hugging Face repository.
+    /// A folder, a safetensors file, or the id of a Hugging Face repository.
     #[arg(long)]
     pub(super) model: String,
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
@@ -38,6 +45,26 @@ pub(crate) struct Options {
     /// Look for weights that are no numbers.
     #[arg(long)]
     pub(super) check_weights: bool,
+    /// The folder of Gemma 3, for a model in one file [default: the one beside it].
+    #[arg(long)]
+    text_encoder: Option<PathBuf>,
+    /// The latent upsampler, for a model in one file [default: the one beside it].
+    #[arg(long)]
+    latent_upsampler: Option<PathBuf>,
+    /// What the weights were made for [default: as the model's scheduler says, else distilled].
+    #[arg(long, value_enum, default_value_t = ScheduleChoice::Auto, hide_default_value = true)]
+    schedule: ScheduleChoice,
+    /// How the transformer's wide matrices are kept.
+    #[arg(long, value_enum, default_value_t = MatricesChoice::Bfloat16)]
+    matrices: MatricesChoice,
+    /// Blocks whose matrices stay in the type that the model computes in.
+    #[arg(skip)]
+    float8_dense_blocks: Option<Vec<usize>>,
+    /// The adapters that the operator has named.
+    #[arg(skip)]
+    loras: Option<Vec<Lora>>,
+    #[arg(skip)]
+    cross_modal_levels: CrossModalLevels,
     #[arg(skip)]
     stages: StageChoice,
     #[arg(skip)]
@@ -81,6 +108,67 @@ enum StageChoice {
     Auto,
     One,
     Two,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ScheduleChoice {
+    // What the model's scheduler says; a person leaves the flag out.
+    #[value(hide = true)]
+    Auto,
+    Distilled,
+    Base,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum MatricesChoice {
+    /// In the type that the model computes in.
+    Bfloat16,
+    /// In 8-bit floats, which GPUs multiply at twice the rate.
+    Float8,
+}
+
+impl MatricesChoice {
+    /// Returns how matrices are kept on this device.
+    ///
+    /// # Errors
+    /// Returns an error when the device cannot multiply 8-bit floats.
+    pub(crate) fn matrices(self, compute: &Compute) -> Result<Matrices, UnfitDevice> {
+        match (self, &compute.gpu) {
+            (Self::Bfloat16, _) => Ok(Matrices::Dense),
+            (Self::Float8, Some(gpu)) if gpu.compute_capability() >= FLOAT8_CAPABILITY => {
+                Ok(Matrices::Float8 {
+                    dense_blocks: Vec::new(),
+                })
+            }
+            (Self::Float8, Some(gpu)) => {
+                let (major, minor) = gpu.compute_capability();
+                Err(UnfitDevice(format!("{} with {major}.{minor}", gpu.name())))
+            }
+            (Self::Float8, None) => Err(UnfitDevice("the CPU".to_owned())),
+        }
+    }
+}
+
+/// The compute capability that products of 8-bit floats need.
+const FLOAT8_CAPABILITY: (i32, i32) = (8, 9);
+
+/// The error for a device that cannot multiply 8-bit floats.
+#[derive(Debug, thiserror::Error)]
+#[error("matrices: float8 needs a GPU of compute capability 8.9 or later, given {0}")]
+pub(crate) struct UnfitDevice(String);
+
+/// The noise levels that the attention between picture and sound is modulated by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum CrossModalLevels {
+    /// As the authors of the model's generation do.
+    #[default]
+    Auto,
+    Library,
+    Lightricks,
+    Fastvideo,
 }
 
 /// How a seed's random numbers are laid out.
@@ -154,6 +242,41 @@ impl Options {
         }
     }
 
+    /// Returns what belongs to a model in one file and is not in it.
+    pub(super) fn companions(&self) -> Companions {
+        Companions {
+            text_encoder: self.text_encoder.clone(),
+            upsampler: self.latent_upsampler.clone(),
+        }
+    }
+
+    /// Returns the adapters that the operator has named.
+    pub(super) fn loras(&self) -> &[Lora] {
+        self.loras.as_deref().unwrap_or_default()
+    }
+
+    /// Returns how the transformer's wide matrices are kept.
+    ///
+    /// # Errors
+    /// Returns an error when the device cannot multiply them.
+    pub(super) fn matrices(&self, compute: &Compute) -> Result<Matrices, UnfitDevice> {
+        Ok(match self.matrices.matrices(compute)? {
+            Matrices::Dense => Matrices::Dense,
+            Matrices::Float8 { .. } => Matrices::Float8 {
+                dense_blocks: self.float8_dense_blocks.clone().unwrap_or_default(),
+            },
+        })
+    }
+
+    /// Returns the schedule that the operator has chosen; `None` leaves it to the model.
+    pub(super) fn schedule(&self) -> Option<Scheduler> {
+        match self.schedule {
+            ScheduleChoice::Auto => None,
+            ScheduleChoice::Distilled => Some(Scheduler::Distilled),
+            ScheduleChoice::Base => Some(Scheduler::base()),
+        }
+    }
+
     /// Returns the settings that are the same for all requests.
     pub(super) fn settings(&self) -> Settings {
         Settings {
@@ -178,6 +301,13 @@ impl Options {
                 end_offset: self.conditioning_end_offset.into(),
             },
             audio_reencode: self.enable_audio_reencode,
+            cross_modal_levels: match self.cross_modal_levels {
+                CrossModalLevels::Auto => None,
+                CrossModalLevels::Library => Some(transformer::CrossModalLevels::Library),
+                CrossModalLevels::Lightricks => Some(transformer::CrossModalLevels::Lightricks),
+                CrossModalLevels::Fastvideo => Some(transformer::CrossModalLevels::FastVideo),
+            },
+            ..Settings::default()
         }
     }
 }

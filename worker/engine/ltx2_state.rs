@@ -2,11 +2,16 @@
 //!
 //! Frames are RGB uint8 `[n, H, W, 3]`, audio latents `[1, C, T, M]` in bfloat16.
 
+use fastvideo_ltx2::generation::Generation;
 use fastvideo_ltx2::pipeline::Continuation;
 use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout};
+use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use super::{EngineError, NewState, State, state_memory};
+
+/// The key of the generation in a state's metadata.
+const GENERATION: &str = "generation";
 
 /// Reads a state into tensors on the CPU.
 ///
@@ -47,7 +52,22 @@ pub(super) fn read(state: &State<'_>) -> Result<Continuation, EngineError> {
         audio_latents,
         audio_num_frames: header.audio_conditioning_num_frames.into(),
         video_position_offset_sec: header.video_position_offset_sec,
+        generation: generation(header)?,
     })
+}
+
+/// Returns the generation of the model that made the state; `None` where the state does not say, as those of FastVideo.
+fn generation(header: &StateHeader) -> Result<Option<Generation>, EngineError> {
+    let metadata: Value = serde_json::from_str(&header.metadata).unwrap_or_default();
+    match &metadata[GENERATION] {
+        Value::String(name) => match Generation::named(name) {
+            None => Err(EngineError::StateIncompatible(format!(
+                "state's model: expected LTX-2.0 or LTX-2.3, given `{name}`"
+            ))),
+            known => Ok(known),
+        },
+        _ => Ok(None),
+    }
 }
 
 /// Checks that the conditioning frames stand at the segment's start and keep their full strength, since this engine
@@ -110,7 +130,7 @@ pub(super) fn write(
         audio_conditioning_num_frames: u32::try_from(made.audio_num_frames).unwrap_or(0),
         audio_conditioning_strength: 1.0,
         video_position_offset_sec: made.video_position_offset_sec,
-        metadata: serde_json::json!({ "engine": "ltx2" }).to_string(),
+        metadata: metadata(made.generation),
         frames,
         audio_latents,
         blob_hash: [0; 32],
@@ -133,6 +153,14 @@ pub(super) fn write(
     Ok(NewState { header, blob })
 }
 
+fn metadata(generation: Option<Generation>) -> String {
+    let mut metadata = json!({ "engine": "ltx2" });
+    if let Some(generation) = generation {
+        metadata[GENERATION] = json!(generation.to_string());
+    }
+    metadata.to_string()
+}
+
 fn sizes(tensor: &Tensor) -> Vec<u32> {
     let size = |size| u32::try_from(size).unwrap_or(0);
     tensor.size().into_iter().map(size).collect()
@@ -152,6 +180,7 @@ mod tests {
             audio_latents: Some(latents.copy()),
             audio_num_frames: 17,
             video_position_offset_sec: 0.25,
+            generation: Some(Generation::V2_3),
         };
         let NewState { header, blob } = write(&made, 3, 24_000).unwrap();
         assert_eq!(header.segment_index, 3);
@@ -165,6 +194,17 @@ mod tests {
         assert_eq!(
             (again.audio_num_frames, again.video_position_offset_sec),
             (17, 0.25)
+        );
+        assert_eq!(again.generation, Some(Generation::V2_3));
+        let mut other = header.clone();
+        other.metadata = r#"{"generation": "LTX-9"}"#.to_owned();
+        let other = State {
+            header: &other,
+            blob: &blob,
+        };
+        assert_eq!(
+            read(&other).unwrap_err().to_string(),
+            "state's model: expected LTX-2.0 or LTX-2.3, given `LTX-9`"
         );
         let mut weaker = header.clone();
         weaker.audio_conditioning_strength = 0.5;

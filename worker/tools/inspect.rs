@@ -9,7 +9,7 @@ use fastvideo_ltx2::load;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A folder, or the id of a Hugging Face repository.
+    /// A folder, a safetensors file, or the id of a Hugging Face repository.
     model: String,
 }
 
@@ -42,8 +42,9 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let layout = match checkpoint.layout() {
         Layout::Library => "the library's layout",
         Layout::Original => "FastVideo's layout",
+        Layout::SingleFile => "one file",
     };
-    writeln!(out, "LTX-2.0 in {layout}: {}", folder.display())?;
+    writeln!(out, "LTX-2 in {layout}: {}", folder.display())?;
     writeln!(
         out,
         "{:18}{:>16}{:>14}  folder",
@@ -99,9 +100,9 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
             cards.join(", ")
         )?,
     }
-    load::check(&checkpoint).context("it cannot be run")?;
+    let generation = load::check(&checkpoint).context("it cannot be run")?;
     Ok(writeln!(
         out,
-        "all tensors are there, in the shapes that the configuration says"
+        "all tensors of {generation} are there, in the shapes that the configuration says"
     )?)
 }

@@ -4,27 +4,46 @@
 //! Parts are loaded, measured and dropped one after the other, so that a device needs room only for the largest one.
 //!
 //! - `arithmetic`: counts the operations of a part from its sizes;
-//! - `parts`: the measurements of each part.
+//! - `parts`: the measurements of each part;
+//! - `segments`: whole segments at several sizes.
 
 mod arithmetic;
 mod parts;
+mod segments;
 
+use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
 
+pub use self::segments::{Phases, SegmentsSpec, Size, SizeReport, segments, table};
+use crate::adapters::Adapters;
+use crate::audio_vae::{self, AudioVae};
 use crate::checkpoint::{Checkpoint, Component, Layout};
 use crate::config::ConfigError;
 use crate::device::{Compute, DeviceError};
+use crate::generation::Generation;
+use crate::load;
 use crate::nn::Precision;
 use crate::ops::Kernels;
-use crate::video_vae::{Tiling, TilingError};
+use crate::pipeline::Parts;
+use crate::sampling::schedule::Scheduler;
+use crate::text::TextEncoder;
+use crate::text::connectors::{self, Connectors};
+use crate::text::gemma::{self, Gemma};
+use crate::text::tokens::{MAX_LENGTH, Tokenizer};
+use crate::transformer::{self, Transformer};
+use crate::upsampler::{self, Upsampler};
+use crate::video_vae::{self, Tiling, TilingError, VideoVae};
+use crate::vocoder::{self, Vocoder};
 use crate::weights::{Reading, Store, Weights, WeightsError};
 
 /// The configurations of LTX-2.0 as it was released, in the library's layout.
 const RELEASED: &str = include_str!("bench/released.json");
+/// The keys that LTX-2.3 has besides those, or in other values.
+const RELEASED_2_3: &str = include_str!("bench/released_2_3.json");
 
 /// The parts to measure.
 #[derive(Debug)]
@@ -42,8 +61,9 @@ pub struct BenchSpec {
 /// The model whose sizes and weights are used.
 #[derive(Debug)]
 pub enum Model {
-    /// Random weights in the sizes of the released model, or with a given number of blocks of the transformer.
+    /// Random weights in the sizes of a released model, or with a given number of blocks of the transformer.
     Released {
+        generation: Generation,
         blocks: Option<i64>,
     },
     Checkpoint(Checkpoint),
@@ -194,6 +214,62 @@ pub fn run(
     })
 }
 
+/// Creates all parts of a released model with random weights, which are the same in every process.
+///
+/// # Errors
+/// Returns an error when this engine does not implement the configuration.
+pub fn random_parts(generation: Generation, options: &load::Options) -> Result<Parts, BenchError> {
+    let (kind, device) = (options.precision.kind(), options.device);
+    let kernels = &options.kernels;
+    let config = |component| released(generation, component);
+    let store = |component: Component| Store::random(component.name(), kind, device);
+    tch::manual_seed(0);
+    let float8 = load::float8(options).map_err(|error| BenchError::Request(error.to_string()))?;
+    tch::no_grad(|| {
+        let transformer_config = transformer::Config::library(&config(Component::Transformer))?;
+        let transformer = Store::random_with(Component::Transformer.name(), kind, device, float8);
+        let gemma = gemma::Config::library(&config(Component::TextEncoder))?;
+        let gemma = Gemma::new(&gemma, &store(Component::TextEncoder).root());
+        let text = connectors::Config::library(&config(Component::Connectors))?;
+        let text = Connectors::new(&text, &store(Component::Connectors).root());
+        let tokenizer = Tokenizer::of_words(MAX_LENGTH);
+        let text = TextEncoder::new(tokenizer, gemma, text, NonZeroUsize::MIN)
+            .map_err(|error| BenchError::Request(error.to_string()))?;
+        let vae = video_vae::Config::library(&config(Component::VideoVae))?;
+        let upsampler = upsampler::Config::library(&config(Component::Upsampler))?;
+        let audio_vae = audio_vae::Config::library(&config(Component::AudioVae))?;
+        let vocoder = vocoder::Config::library(&config(Component::Vocoder))?;
+        Ok(Parts {
+            adapters: Adapters::new([], options.adapter_limits, kind, device),
+            text,
+            transformer: Transformer::new(&transformer_config, &transformer.root(), kernels),
+            transformer_config,
+            video_vae: VideoVae::new(&vae, &store(Component::VideoVae).root(), kernels),
+            upsampler: Some(Upsampler::new(
+                &upsampler,
+                &store(Component::Upsampler).root(),
+            )),
+            audio_vae: AudioVae::new(&audio_vae, &store(Component::AudioVae).root()),
+            vocoder: Vocoder::new(&vocoder, &store(Component::Vocoder).root()),
+            scheduler: Scheduler::Distilled,
+            device,
+        })
+    })
+}
+
+/// Returns the configuration of a part as it was released.
+pub fn released(generation: Generation, component: Component) -> Value {
+    let read = |text| serde_json::from_str::<Value>(text).expect("a file of this program");
+    let mut config = read(RELEASED)[component.name()].take();
+    if generation == Generation::V2_3 {
+        let other = read(RELEASED_2_3)[component.name()].take();
+        for (key, value) in other.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+    }
+    config
+}
+
 struct Bench<'a> {
     compute: &'a Compute,
     spec: &'a BenchSpec,
@@ -213,7 +289,7 @@ impl Bench<'_> {
         let (store, layout, json) = self.source(component)?;
         let config = match layout {
             Layout::Library => library(&json)?,
-            Layout::Original => original(&json, &store.root())?,
+            Layout::Original | Layout::SingleFile => original(&json, &store.root())?,
         };
         self.reset_peak()?;
         let start = Instant::now();
@@ -228,18 +304,16 @@ impl Bench<'_> {
     fn source(&self, component: Component) -> Result<(Rc<Store>, Layout, Value), BenchError> {
         let (precision, device) = (self.spec.precision, self.compute.device);
         match &self.spec.model {
-            Model::Released { .. } => {
-                let mut released: Value =
-                    serde_json::from_str(RELEASED).expect("a file of this program");
+            Model::Released { generation, .. } => {
                 let store = Store::random(component.name(), precision.kind(), device);
-                Ok((store, Layout::Library, released[component.name()].take()))
+                Ok((store, Layout::Library, released(*generation, component)))
             }
             Model::Checkpoint(checkpoint) => {
                 let part = checkpoint
                     .part(component)
                     .ok_or(BenchError::NoPart(component.name()))?;
                 let store = part.store(precision, device, Reading::default());
-                Ok((store, checkpoint.layout(), part.config.clone()))
+                Ok((store, part.layout, part.config.clone()))
             }
         }
     }

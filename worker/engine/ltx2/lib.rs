@@ -1,13 +1,17 @@
-//! LTX-2.0 on libtorch: generates video and sound from text, and continues from the segment before.
+//! LTX-2.0 and LTX-2.3 on libtorch: generates video and sound from text, and continues from the segment before.
 //!
 //! The names are those of the reference implementation (diffusers 0.42.1), so that the two can be read side by side and
 //! weight keys match. This package does not know about jobs, links or media: the worker's engine calls it.
 //!
+//! - `generation`: the generations of the model;
+//! - `config`: reads configuration values, and tells the generations apart;
 //! - `weights`: named tensors, and the checks that a model has exactly those that it needs;
 //! - `checkpoint`: a model's files in both layouts, and their download;
 //! - `device`: the CPU or a GPU, opened on request;
 //! - `load`: loads the parts of a model from a checkpoint;
 //! - `nn`: the few layers that every part uses;
+//! - `adapters`: changes of linear layers that are loaded beside the weights (LoRA); `low_rank`: their place in a layer;
+//! - `float8`: matrix products in 8-bit floats;
 //! - `ops`: the element-wise hot spots, with the choice of their implementation;
 //! - `kernels`: the package's own CUDA kernels for those;
 //! - `text`: tokenizer, Gemma 3 and the connectors, which turn a prompt into the two contexts;
@@ -16,21 +20,26 @@
 //! - `pixels`: converts between rgb8 frames and the pixels of the video VAE;
 //! - `pipeline`: one request from start to end;
 //! - `video_vae`, `upsampler`, `audio_vae`, `vocoder`: convert between latents and pictures or sound;
-//! - `mel`: the mel spectrogram of a waveform, for the audio VAE.
+//! - `mel`: the mel spectrogram of a waveform, for the audio VAE; `resample`: other sample rates.
 #![cfg(feature = "torch")]
 
+pub mod adapters;
 pub mod audio_vae;
 pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod device;
+pub mod float8;
+pub mod generation;
 pub mod kernels;
 pub mod load;
+pub mod low_rank;
 pub mod mel;
 pub mod nn;
 pub mod ops;
 pub mod pipeline;
 pub mod pixels;
+pub mod resample;
 pub mod sampling;
 pub mod text;
 pub mod transformer;

@@ -3,21 +3,16 @@
 //! Follows LTX-2's `AudioProcessor` on torchaudio 2.11: `functional.resample` with its default filter, and
 //! `transforms.MelSpectrogram` with power 1, Slaney's scale and norm.
 
-use std::f64::consts::PI;
-
 use tch::{Device, Kind, Tensor};
 
 use crate::audio_vae;
 use crate::nn::sizes;
+use crate::resample::{Edges, resampled};
 
 /// The number of samples of a window and of the transform.
 const WINDOW: i64 = 1024;
 /// The lower bound of magnitudes, which counts as silence.
 const FLOOR: f64 = 1e-5;
-/// The number of zero crossings of the resampling filter on each side.
-const CROSSINGS: f64 = 6.0;
-/// The share of the smaller band that passes the resampling filter.
-const ROLL_OFF: f64 = 0.99;
 
 /// Computes mel spectrograms.
 #[derive(Debug)]
@@ -51,7 +46,7 @@ impl MelSpectrogram {
         let waveform = waveform
             .to_device(self.window.device())
             .to_kind(Kind::Float);
-        let waveform = resampled(&waveform, sample_rate, self.sample_rate);
+        let waveform = resampled(&waveform, sample_rate, self.sample_rate, Edges::Silent);
         let [b, ears, samples] = sizes(&waveform);
         let waveform = waveform
             .reshape([b * ears, samples])
@@ -69,67 +64,6 @@ impl MelSpectrogram {
         let mel = spectrum.abs().transpose(1, 2).matmul(&self.filters); // b·ears t mel
         let [_, rows, bins] = sizes(&mel);
         mel.clamp_min(FLOOR).log().view([b, ears, rows, bins])
-    }
-}
-
-/// Resamples `[B, C, N]` at the rate `from` to `[B, C, ⌈N · to / from⌉]` at the rate `to`, by a sinc filter with a Hann
-/// window.
-fn resampled(waveform: &Tensor, from: i64, to: i64) -> Tensor {
-    if from == to {
-        return waveform.shallow_clone();
-    }
-    let [b, c, samples] = sizes(waveform);
-    let divisor = greatest_common_divisor(from, to);
-    let (from, to) = (from / divisor, to / divisor);
-    let (kernels, reach) = resampling_kernels(from, to);
-    let kernels = Tensor::from_slice(&kernels)
-        .to_kind(Kind::Float)
-        .to_device(waveform.device());
-    let x = waveform
-        .reshape([b * c, 1, samples])
-        .constant_pad_nd([reach, reach + from]);
-    // Each kernel computes one of every `to` samples.
-    let x = x.conv1d(
-        &kernels.view([to, 1, -1]),
-        None::<&Tensor>,
-        [from],
-        [0],
-        [1],
-        1,
-    );
-    let length = (to * samples + from - 1) / from;
-    x.transpose(1, 2).reshape([b, c, -1]).narrow(2, 0, length)
-}
-
-/// Returns `to` kernels, one after the other, of `from + 2 · reach` values each, and the reach.
-fn resampling_kernels(from: i64, to: i64) -> (Vec<f64>, i64) {
-    let band = from.min(to) as f64 * ROLL_OFF;
-    let mut reach = 0;
-    while (reach as f64) < CROSSINGS * from as f64 / band {
-        reach += 1;
-    }
-    let mut kernels = Vec::new();
-    for phase in 0..to {
-        for place in -reach..reach + from {
-            let time = place as f64 / from as f64 - phase as f64 / to as f64;
-            let time = (time * band).clamp(-CROSSINGS, CROSSINGS);
-            let window = (time * PI / CROSSINGS / 2.0).cos().powi(2);
-            let sinc = if time == 0.0 {
-                1.0
-            } else {
-                (time * PI).sin() / (time * PI)
-            };
-            kernels.push(sinc * window * band / from as f64);
-        }
-    }
-    (kernels, reach)
-}
-
-fn greatest_common_divisor(a: i64, b: i64) -> i64 {
-    if b == 0 {
-        a
-    } else {
-        greatest_common_divisor(b, a % b)
     }
 }
 

@@ -2,34 +2,84 @@
 
 use tch::{Kind, Tensor};
 
-use crate::weights::Weights;
+use crate::float8;
+use crate::low_rank::Slot;
+use crate::weights::{LayerMatrix, Weights};
 
-/// A linear layer, `x W^T + b`, with weights as `[out, in]`.
+/// A linear layer, `x W^T + b`, with weights as `[out, in]`, and what adapters add to it.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Tensor,
+    matrix: LayerMatrix,
     bias: Option<Tensor>,
+    slot: Slot,
+}
+
+/// The input of linear layers, `[…, in]`, in the form that their matrices take.
+#[derive(Debug)]
+pub struct Input<'a> {
+    x: &'a Tensor,
+    /// `[n, in]`, for matrices in 8-bit floats.
+    rows: Option<float8::Rows>,
 }
 
 impl Linear {
     /// Reads a layer with a bias.
     pub fn new(weights: &Weights, in_features: i64, out_features: i64) -> Self {
         Self {
-            weight: weights.tensor("weight", &[out_features, in_features]),
             bias: Some(weights.tensor("bias", &[out_features])),
+            ..Self::without_bias(weights, in_features, out_features)
+        }
+    }
+
+    /// Reads a layer with a bias whose matrix may be in 8-bit floats: one that is applied to every video token.
+    pub fn wide(weights: &Weights, in_features: i64, out_features: i64) -> Self {
+        let (matrix, slot) = weights.wide_matrix([out_features, in_features]);
+        Self {
+            matrix,
+            bias: Some(weights.tensor("bias", &[out_features])),
+            slot,
         }
     }
 
     pub fn without_bias(weights: &Weights, in_features: i64, out_features: i64) -> Self {
+        let (weight, slot) = weights.matrix([out_features, in_features]);
         Self {
-            weight: weights.tensor("weight", &[out_features, in_features]),
+            matrix: LayerMatrix::Dense(weight),
             bias: None,
+            slot,
         }
+    }
+
+    /// Prepares an input `[…, in]` of this layer, for it and for other layers of the same input.
+    pub fn input<'a>(&self, x: &'a Tensor) -> Input<'a> {
+        let rows = match &self.matrix {
+            LayerMatrix::Dense(_) => None,
+            LayerMatrix::Float8(matrix) => Some(matrix.quantize_input(&flat(x))),
+        };
+        Input { x, rows }
     }
 
     /// Applies the layer: `[…, in]` to `[…, out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        self.forward_input(&self.input(x))
+    }
+
+    /// Applies the layer to an input that was prepared.
+    pub fn forward_input(&self, input: &Input<'_>) -> Tensor {
+        let Input { x, rows } = input;
+        let mut y = match (&self.matrix, rows) {
+            (LayerMatrix::Dense(weight), _) => x.linear(weight, self.bias.as_ref()),
+            (LayerMatrix::Float8(matrix), Some(rows)) => {
+                let product = matrix.forward(rows, self.bias.as_ref(), x.kind());
+                unflat(&product, x)
+            }
+            (LayerMatrix::Float8(matrix), None) => {
+                let rows = matrix.quantize_input(&flat(x));
+                unflat(&matrix.forward(&rows, self.bias.as_ref(), x.kind()), x)
+            }
+        };
+        self.slot.add_to(&mut y, x);
+        y
     }
 
     /// Applies the layer, then GELU in its tanh form.
@@ -38,6 +88,20 @@ impl Linear {
         let _ = y.gelu_("tanh");
         y
     }
+}
+
+/// `[…, k]` as `[n, k]`.
+fn flat(x: &Tensor) -> Tensor {
+    x.reshape([-1, x.size().last().copied().unwrap_or(1)])
+}
+
+/// `[n, out]` with the axes of `like`, `[…, in]`.
+fn unflat(y: &Tensor, like: &Tensor) -> Tensor {
+    let mut size = like.size();
+    if let (Some(last), Some(width)) = (size.last_mut(), y.size().last()) {
+        *last = *width;
+    }
+    y.view(size.as_slice())
 }
 
 /// The mean and the standard deviation of each latent value, by which an autoencoder's latents are normalized.

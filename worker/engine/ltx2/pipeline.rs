@@ -19,9 +19,11 @@ use tch::{Device, IndexOp, Kind, Tensor};
 
 use self::plan::{Plan, StagePlan};
 pub use self::request::{
-    Conditioning, Continuation, GenerateError, Latents, Output, OutputError, Request, Settings,
-    Stage, Stages, Start, Step,
+    Conditioning, Continuation, GenerateError, Latents, Output, OutputError, Request, Resume,
+    Settings, Stage, Stages, Start, Step,
 };
+use self::stage::Begin;
+use crate::adapters::Adapters;
 use crate::audio_vae::AudioVae;
 use crate::mel::MelSpectrogram;
 use crate::pixels::from_rgb8;
@@ -37,6 +39,8 @@ use crate::vocoder::Vocoder;
 /// The parts of a checkpoint, all on one device.
 #[derive(Debug)]
 pub struct Parts {
+    /// The adapters of the transformer and of the connectors.
+    pub adapters: Adapters,
     pub text: TextEncoder,
     pub transformer_config: transformer::Config,
     pub transformer: Transformer,
@@ -56,8 +60,8 @@ pub struct Pipeline {
     settings: Settings,
     /// Encodes the played sound again, if the settings ask for that.
     mel: Option<MelSpectrogram>,
-    /// An LRU cache of the prompts' keys and values, which do not depend on the noise level.
-    texts: LruCache<String, TextContext>,
+    /// An LRU cache of what the transformer attends to, by prompt and by the key of the adapters that act.
+    texts: LruCache<(String, String), TextContext>,
 }
 
 /// The error for parts or settings that do not fit together.
@@ -99,7 +103,17 @@ impl Pipeline {
     }
 
     pub fn audio_channels(&self) -> i64 {
-        self.parts.vocoder.config().out_channels
+        self.parts.vocoder.config().generator.out_channels
+    }
+
+    /// Returns the adapters that are loaded.
+    pub fn adapters(&self) -> &Adapters {
+        &self.parts.adapters
+    }
+
+    /// Returns the adapters, to load and unload some between two segments.
+    pub fn adapters_mut(&mut self) -> &mut Adapters {
+        &mut self.parts.adapters
     }
 
     /// Refuses what the model cannot do, without computing anything.
@@ -107,6 +121,7 @@ impl Pipeline {
     /// # Errors
     /// Returns [`GenerateError::Refused`] or [`GenerateError::State`], which name what is wrong.
     pub fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
+        self.parts.adapters.check(request.adapters)?;
         Plan::new(request, &self.parts, &self.settings).map(|_| ())
     }
 
@@ -153,45 +168,53 @@ impl Pipeline {
         noise: &[Noise],
         output: &mut dyn Output,
     ) -> Result<Continuation, GenerateError> {
+        self.parts.adapters.choose(request.adapters)?;
         let negative = request.negative_prompt.unwrap_or_default();
-        self.prepare(request.prompt)?;
-        if plan.guidance.uses_negative() {
-            self.prepare(negative)?;
-        }
+        let uses_negative = plan.guidance.uses_negative();
+        let positive = self.prepare(request.prompt)?;
+        let negative = uses_negative.then(|| self.prepare(negative)).transpose()?;
         let texts = stage::Texts {
-            positive: self.text(request.prompt),
-            negative: plan.guidance.uses_negative().then(|| self.text(negative)),
+            positive: self.text(&positive),
+            negative: negative.as_ref().map(|key| self.text(key)),
         };
         let audio_clean = self.audio_clean(request, plan);
         let mut latents: Option<(Latents, VideoGrid)> = None;
         for (stage, noise) in plan.stages.iter().zip(noise) {
-            let start = latents.take().map(|(done, grid)| Latents {
-                video: self.upsampled(&done.video, &grid, &stage.grid),
-                audio: done.audio,
-            });
+            let resume = request.resume.filter(|resume| resume.stage == stage.stage);
+            let begin = match (resume, latents.take()) {
+                (Some(resume), _) => Begin::Step(resume.step, self.on_device(resume.latents)),
+                // The first stage was finished before the step to go on from.
+                (None, None) if request.resume.is_some() => continue,
+                (None, None) => Begin::Noise,
+                (None, Some((done, grid))) => Begin::Stage(Latents {
+                    video: self.upsampled(&done.video, &grid, &stage.grid),
+                    audio: done.audio,
+                }),
+            };
             let clean = stage::Clean {
                 video: self.video_clean(request, stage),
                 audio: audio_clean.as_ref().map(Tensor::shallow_clone),
             };
             let run = stage::Run {
                 parts: &self.parts,
-                positions: self.settings.positions,
+                settings: &self.settings,
                 plan,
                 stage,
                 texts: &texts,
                 clean: &clean,
             };
-            latents = Some((run.denoise(noise, start, output)?, stage.grid));
+            latents = Some((run.denoise(noise, begin, output)?, stage.grid));
         }
         let (latents, grid) = latents.expect("a plan has a stage");
         self.hand_out(plan, &latents, &grid, output)
     }
 
-    /// Computes the transformer's context of a prompt, unless it is cached.
-    fn prepare(&mut self, prompt: &str) -> Result<(), GenerateError> {
-        let prompt = prompt.trim();
-        if self.texts.get(prompt).is_none() {
-            let contexts = self.parts.text.encode(prompt)?;
+    /// Computes the transformer's context of a prompt, unless it is cached. Returns its key.
+    fn prepare(&mut self, prompt: &str) -> Result<(String, String), GenerateError> {
+        let adapters = &self.parts.adapters;
+        let key = (prompt.trim().to_owned(), adapters.key());
+        if self.texts.get(&key).is_none() {
+            let contexts = self.parts.text.encode(prompt, &adapters.key_of_text())?;
             // Old entries are dropped first, since computing the new context may need their memory.
             while self.texts.len() >= self.texts.cap().get() {
                 self.texts.pop_lru();
@@ -200,15 +223,23 @@ impl Pipeline {
                 .parts
                 .transformer
                 .text(&contexts.video, &contexts.audio);
-            self.texts.put(prompt.to_owned(), text);
+            self.texts.put(key.clone(), text);
         }
-        Ok(())
+        Ok(key)
     }
 
-    /// Returns the prompt's context, which [`Self::prepare`] has computed.
-    fn text(&self, prompt: &str) -> &TextContext {
-        let text = self.texts.peek(prompt.trim());
+    /// Returns the context that [`Self::prepare`] has computed.
+    fn text(&self, key: &(String, String)) -> &TextContext {
+        let text = self.texts.peek(key);
         text.expect("prepared before, and there is room for all that a request needs")
+    }
+
+    fn on_device(&self, latents: &Latents) -> Latents {
+        let move_there = |x: &Tensor| x.to_device(self.parts.device);
+        Latents {
+            video: move_there(&latents.video),
+            audio: move_there(&latents.audio),
+        }
     }
 
     /// Returns the picture's conditioning, the start of the clip, as tokens `[1, kept, C]`.
@@ -282,6 +313,7 @@ impl Pipeline {
             audio_latents: Some(audio.to_device(Device::Cpu)),
             audio_num_frames: plan.next_audio_num_frames,
             video_position_offset_sec: plan.next_video_offset,
+            generation: Some(self.parts.transformer_config.generation),
         })
     }
 
@@ -352,8 +384,40 @@ fn cancelled(output: &dyn Output) -> Result<(), GenerateError> {
 fn check_parts(parts: &Parts) -> Result<(), PipelineError> {
     let (config, vae) = (&parts.transformer_config, parts.video_vae.config());
     let audio = parts.audio_vae.config();
+    let generation = config.generation;
+    for (what, given) in [
+        (
+            "generation of the text encoder's connectors",
+            parts.text.generation(),
+        ),
+        (
+            "generation of the vocoder",
+            parts.vocoder.config().generation(),
+        ),
+    ] {
+        if given != generation {
+            return Err(PipelineError {
+                what,
+                expected: format!("{generation}, as the transformer is"),
+                given: given.to_string(),
+            });
+        }
+    }
+    if let Some(upsampler) = &parts.upsampler
+        && !upsampler.config().doubles_pictures()
+    {
+        return Err(PipelineError {
+            what: "latent upsampler",
+            expected: "one that doubles rows and columns".to_owned(),
+            given: format!("{:?}", upsampler.config().growth),
+        });
+    }
+    let [width, audio_width] = config.context_widths();
+    let [given_width, given_audio_width] = parts.text.widths();
     let [time, rows, columns] = config.vae_scale_factors;
     for (what, expected, given) in [
+        ("video connector's width", width, given_width),
+        ("audio connector's width", audio_width, given_audio_width),
         (
             "video VAE's latent channels",
             config.in_channels,
@@ -389,7 +453,7 @@ fn check_parts(parts: &Parts) -> Result<(), PipelineError> {
         (
             "vocoder's mel bins",
             audio.channels * audio.mel_bins,
-            parts.vocoder.config().in_channels,
+            parts.vocoder.config().generator.in_channels,
         ),
     ] {
         if expected != given {

@@ -19,6 +19,7 @@ use tch::Tensor;
 use self::connectors::Connectors;
 use self::gemma::Gemma;
 use self::tokens::{Tokenizer, TokensError};
+use crate::generation::Generation;
 
 /// The contexts of one prompt, which the transformer attends to.
 #[derive(Debug)]
@@ -45,8 +46,8 @@ pub struct TextEncoder {
     tokenizer: Tokenizer,
     gemma: Gemma,
     connectors: Connectors,
-    /// The contexts of the latest prompts.
-    recent: LruCache<String, Contexts>,
+    /// The contexts of the latest prompts, each with the key of the adapters that act on it.
+    recent: LruCache<(String, String), Contexts>,
 }
 
 impl TextEncoder {
@@ -80,13 +81,25 @@ impl TextEncoder {
         })
     }
 
-    /// Returns the contexts of a prompt, which is truncated to the text length.
+    /// Returns the widths of the contexts, for video and audio.
+    pub fn widths(&self) -> [i64; 2] {
+        self.connectors.widths()
+    }
+
+    /// Returns the generation of the model that the contexts are for.
+    pub fn generation(&self) -> Generation {
+        self.connectors.generation()
+    }
+
+    /// Returns the contexts of a prompt, which is truncated to the text length. `adapters` is the key of the adapters that
+    /// change the connectors.
     ///
     /// # Errors
     /// Returns an error when the tokenizer cannot read the prompt.
-    pub fn encode(&mut self, prompt: &str) -> Result<Contexts, TextError> {
+    pub fn encode(&mut self, prompt: &str, adapters: &str) -> Result<Contexts, TextError> {
         let prompt = prompt.trim();
-        if let Some(contexts) = self.recent.get(prompt) {
+        let key = (prompt.to_owned(), adapters.to_owned());
+        if let Some(contexts) = self.recent.get(&key) {
             return Ok(contexts.share());
         }
         let ids = self.tokenizer.encode(prompt)?;
@@ -95,7 +108,7 @@ impl TextEncoder {
             let states = self.gemma.forward(&ids, length);
             self.connectors.forward(&states, length)
         });
-        self.recent.put(prompt.to_owned(), contexts.share());
+        self.recent.put(key, contexts.share());
         Ok(contexts)
     }
 }

@@ -17,14 +17,14 @@ pub mod rope;
 
 use tch::{Kind, Tensor};
 
-use self::block::{Block, BlockText, Surroundings};
+use self::block::{Block, BlockText, Surroundings, Text};
 use self::modulation::{Embeddings, Modulation};
 use crate::nn::Linear;
 use crate::ops::Kernels;
 use crate::weights::Weights;
 
 pub use self::config::Config;
-pub use self::modulation::NoiseLevels;
+pub use self::modulation::{CrossModalLevels, NoiseLevels};
 pub use self::rope::{Geometry, Positions, RotaryTables};
 
 /// The epsilon of the output norm, which is fixed in the reference's code; the other norms have theirs in the
@@ -35,8 +35,8 @@ const OUTPUT_EPS: f64 = 1e-6;
 pub struct Transformer {
     proj_in: Linear,
     audio_proj_in: Linear,
-    caption_projection: TextProjection,
-    audio_caption_projection: TextProjection,
+    /// The projections of the contexts, video and audio, in LTX-2.0.
+    caption_projections: Option<[TextProjection; 2]>,
     pub(crate) video: Embeddings,
     pub(crate) audio: Embeddings,
     pub(crate) blocks: Vec<Block>,
@@ -56,8 +56,11 @@ pub struct Inputs<'a> {
     pub audio_levels: &'a NoiseLevels,
     pub tables: &'a RotaryTables,
     pub text: &'a TextContext,
+    pub cross_modal_levels: CrossModalLevels,
     /// Whether the streams do not attend to each other, for modality guidance.
     pub isolate_modalities: bool,
+    /// The blocks in whose self-attention each token sees itself alone, for perturbed guidance.
+    pub perturbed_blocks: &'a [usize],
 }
 
 /// The velocities: noise minus clean latents, in the shapes of [`Inputs`], float32.
@@ -67,16 +70,34 @@ pub struct Velocities {
     pub audio: Tensor,
 }
 
-/// The keys and values of a prompt in every block; they do not depend on the noise level.
+/// What the blocks attend to of a prompt, in all steps.
 #[derive(Debug)]
-pub struct TextContext {
-    pub(crate) blocks: Vec<BlockText>,
+pub enum TextContext {
+    /// The keys and values in every block, which do not depend on the noise level in LTX-2.0.
+    KeyValues(Vec<BlockText>),
+    /// The contexts, `[B, S, D]`; the keys and values depend on the noise level in LTX-2.3.
+    Contexts { video: Tensor, audio: Tensor },
+}
+
+impl TextContext {
+    /// Returns what the block number `index` attends to: for video, then for audio.
+    pub fn of_block(&self, index: usize) -> [Text<'_>; 2] {
+        match self {
+            Self::KeyValues(blocks) => {
+                let BlockText { video, audio } = &blocks[index];
+                [Text::KeyValue(video), Text::KeyValue(audio)]
+            }
+            Self::Contexts { video, audio } => [Text::Context(video), Text::Context(audio)],
+        }
+    }
 }
 
 impl Transformer {
     pub fn new(config: &Config, weights: &Weights, kernels: &Kernels) -> Self {
         let (width, audio_width) = (config.width(), config.audio_width());
-        let captions = config.caption_channels;
+        let projection = |name: &str, captions: i64, width: i64| {
+            TextProjection::new(&weights.sub(name), captions, width)
+        };
         Self {
             proj_in: Linear::new(&weights.sub("proj_in"), config.in_channels, width),
             audio_proj_in: Linear::new(
@@ -84,16 +105,12 @@ impl Transformer {
                 config.audio_in_channels,
                 audio_width,
             ),
-            caption_projection: TextProjection::new(
-                &weights.sub("caption_projection"),
-                captions,
-                width,
-            ),
-            audio_caption_projection: TextProjection::new(
-                &weights.sub("audio_caption_projection"),
-                captions,
-                audio_width,
-            ),
+            caption_projections: config.caption_channels.map(|captions| {
+                [
+                    projection("caption_projection", captions, width),
+                    projection("audio_caption_projection", captions, audio_width),
+                ]
+            }),
             video: Embeddings::video(config, weights),
             audio: Embeddings::audio(config, weights),
             blocks: (0..config.num_layers)
@@ -111,38 +128,37 @@ impl Transformer {
         }
     }
 
-    /// Prepares the contexts of the connectors, `[B, S, caption channels]` each, for all steps. They must not contain
+    /// Prepares the contexts of the connectors, `[B, S, context width]` each, for all steps. They must not contain
     /// padding: the connectors put registers in its place.
     pub fn text(&self, video: &Tensor, audio: &Tensor) -> TextContext {
-        let video = self.caption_projection.forward(&video.to_kind(self.kind));
-        let audio = self
-            .audio_caption_projection
-            .forward(&audio.to_kind(self.kind));
-        TextContext {
-            blocks: self
-                .blocks
-                .iter()
-                .map(|block| block.text(&video, &audio))
-                .collect(),
-        }
+        let (video, audio) = (video.to_kind(self.kind), audio.to_kind(self.kind));
+        let Some([projection, audio_projection]) = &self.caption_projections else {
+            return TextContext::Contexts { video, audio };
+        };
+        let (video, audio) = (projection.forward(&video), audio_projection.forward(&audio));
+        let blocks = self.blocks.iter().map(|block| block.text(&video, &audio));
+        TextContext::KeyValues(blocks.collect())
     }
 
     /// # Panics
     /// Panics where libtorch does: when shapes do not fit together or the device runs out of memory.
     pub fn forward(&self, inputs: &Inputs<'_>) -> Velocities {
         let device = inputs.video.device();
-        let video = self.video.forward(inputs.video_levels, device);
-        let audio = self.audio.forward(inputs.audio_levels, device);
+        let (levels, audio_levels) = (inputs.video_levels, inputs.audio_levels);
+        let cross = inputs.cross_modal_levels;
+        let video = self.video.forward(levels, audio_levels, cross, device);
+        let audio = self.audio.forward(audio_levels, levels, cross, device);
         let mut x = self.proj_in.forward(&inputs.video.to_kind(self.kind));
         let mut a = self.audio_proj_in.forward(&inputs.audio.to_kind(self.kind));
-        let around = Surroundings {
-            video: &video,
-            audio: &audio,
-            tables: inputs.tables,
-            isolate_modalities: inputs.isolate_modalities,
-        };
-        for (block, text) in self.blocks.iter().zip(&inputs.text.blocks) {
-            block.forward(&mut x, &mut a, &around, text);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let around = Surroundings {
+                video: &video,
+                audio: &audio,
+                tables: inputs.tables,
+                isolate_modalities: inputs.isolate_modalities,
+                perturbed: inputs.perturbed_blocks.contains(&i),
+            };
+            block.forward(&mut x, &mut a, &around, inputs.text.of_block(i));
         }
         Velocities {
             video: self.output.forward(&x, &video),

@@ -13,6 +13,8 @@ use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::tensors::Files;
+use crate::float8::{self, Products};
+use crate::low_rank::{Layer, Layers, Slot};
 use crate::sampling::noise::generator;
 
 /// The tensors of one component, and the problems found with them so far.
@@ -22,6 +24,8 @@ pub struct Store {
     kind: Kind,
     device: Device,
     found: RefCell<Found>,
+    /// The linear layers that were requested.
+    layers: RefCell<Layers>,
     reading: Reading,
 }
 
@@ -34,7 +38,39 @@ pub struct Reading {
     pub check_values: bool,
     /// Whether nothing is read, and only names, shapes and types are checked. Nothing built from such a store may run.
     pub dry: bool,
+    /// Changes the matrices of linear layers as they are loaded.
+    pub fuse: Option<Fuse>,
+    /// How the wide matrices of linear layers are kept in 8-bit floats; `None` keeps them as all others.
+    pub float8: Option<Float8>,
 }
+
+/// Wide matrices in 8-bit floats.
+#[derive(Clone, Debug)]
+pub struct Float8 {
+    pub products: Products,
+    /// The blocks of the transformer whose matrices are kept as all others.
+    pub dense_blocks: Vec<usize>,
+}
+
+/// The matrix of a linear layer, `[out, in]`.
+#[derive(Debug)]
+pub enum LayerMatrix {
+    /// In the type that the model computes in.
+    Dense(Tensor),
+    Float8(float8::Matrix),
+}
+
+impl Float8 {
+    fn is_dense(&self, layer: &str) -> bool {
+        let block = layer
+            .strip_prefix("transformer_blocks.")
+            .and_then(|rest| rest.split('.').next()?.parse().ok());
+        block.is_some_and(|block| self.dense_blocks.contains(&block))
+    }
+}
+
+/// Changes the matrix of the layer with this library name, or says why it cannot.
+pub type Fuse = Rc<dyn Fn(&str, Tensor) -> Result<Tensor, String>>;
 
 /// A callback for each tensor that was loaded; it gets the tensor's size in bytes as stored.
 pub type Watch = Rc<dyn Fn(u64)>;
@@ -47,12 +83,15 @@ enum Source {
     Files(Rc<Files>),
     /// Every requested tensor exists, with small random values: for benchmarks without a checkpoint.
     Random,
+    /// Every requested tensor exists, without memory: the parameters of a model are counted.
+    Counted,
 }
 
 #[derive(Debug, Default)]
 struct Found {
     taken: BTreeSet<String>,
     problems: Vec<String>,
+    parameters: i64,
 }
 
 /// The error for a checkpoint that is not what the model expects.
@@ -106,6 +145,35 @@ impl Store {
         Self::of(component, Source::Random, kind, device, Reading::default())
     }
 
+    /// Creates a store of random tensors, with wide matrices in 8-bit floats where those are asked for.
+    pub fn random_with(
+        component: &str,
+        kind: Kind,
+        device: Device,
+        float8: Option<Float8>,
+    ) -> Rc<Self> {
+        let reading = Reading {
+            float8,
+            ..Reading::default()
+        };
+        Self::of(component, Source::Random, kind, device, reading)
+    }
+
+    /// Creates a store that counts the parameters of what is built from it, which may not run.
+    pub fn counting(component: &str) -> Rc<Self> {
+        let reading = Reading {
+            dry: true,
+            ..Reading::default()
+        };
+        let source = Source::Counted;
+        Self::of(component, source, Kind::Float, Device::Cpu, reading)
+    }
+
+    /// Returns the number of parameters that were requested.
+    pub fn counted(&self) -> i64 {
+        self.found.borrow().parameters
+    }
+
     fn of(
         component: &str,
         source: Source,
@@ -119,8 +187,14 @@ impl Store {
             kind,
             device,
             found: RefCell::default(),
+            layers: RefCell::default(),
             reading,
         })
+    }
+
+    /// Returns the linear layers that were built from this store, by their names.
+    pub fn layers(&self) -> Layers {
+        self.layers.borrow().clone()
     }
 
     pub fn root(self: &Rc<Self>) -> Weights {
@@ -147,7 +221,7 @@ impl Store {
             Source::Files(files) => files
                 .names()
                 .for_each(|(name, stored)| leftover(name, stored)),
-            Source::Random => {}
+            Source::Random | Source::Counted => {}
         }
         if problems.is_empty() {
             return Ok(());
@@ -161,6 +235,7 @@ impl Store {
     fn take(&self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
         let mut found = self.found.borrow_mut();
         found.taken.insert(name.to_owned());
+        found.parameters += shape.iter().product::<i64>();
         match self.read(name, shape, kind) {
             Ok(tensor) => tensor,
             Err(problem) => {
@@ -178,6 +253,9 @@ impl Store {
             let _alone = generator();
             return Ok(Tensor::randn(shape, (kind, self.device)) * scale);
         }
+        if let Source::Counted = self.source {
+            return Ok(self.stand_in(shape, kind));
+        }
         match self.shape(name) {
             Some(given) if given == shape => {}
             Some(given) => {
@@ -191,7 +269,7 @@ impl Store {
         match &self.source {
             Source::Files(files) => self.read_file(files, name, shape, kind),
             Source::Tensors(tensors) => Ok(tensors[name].to_device(self.device).to_kind(kind)),
-            Source::Random => unreachable!("answered above"),
+            Source::Random | Source::Counted => unreachable!("answered above"),
         }
     }
 
@@ -227,14 +305,14 @@ impl Store {
         match &self.source {
             Source::Tensors(tensors) => tensors.get(name).map(Tensor::size),
             Source::Files(files) => files.shape(name).map(<[i64]>::to_vec),
-            Source::Random => None,
+            Source::Random | Source::Counted => None,
         }
     }
 
     fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
         match &self.source {
             Source::Files(files) => files.stored_name(name).unwrap_or(name),
-            Source::Tensors(_) | Source::Random => name,
+            Source::Tensors(_) | Source::Random | Source::Counted => name,
         }
     }
 }
@@ -283,9 +361,60 @@ impl Weights {
         self.store.take(&self.name(name), shape, kind)
     }
 
+    /// Returns the matrix `[out, in]` of a linear layer below this prefix, and the slot for adapters of it.
+    pub fn matrix(&self, shape: [i64; 2]) -> (Tensor, Slot) {
+        let slot = Slot::default();
+        let layer = Layer {
+            slot: slot.clone(),
+            shape,
+        };
+        let store = &self.store;
+        store.layers.borrow_mut().insert(self.prefix.clone(), layer);
+        let weight = self.tensor("weight", &shape);
+        let Some(fuse) = store.reading.fuse.as_ref().filter(|_| !store.reading.dry) else {
+            return (weight, slot);
+        };
+        match fuse(&self.prefix, weight) {
+            Ok(weight) => (weight, slot),
+            Err(problem) => {
+                store.found.borrow_mut().problems.push(problem);
+                (store.stand_in(&shape, store.kind), slot)
+            }
+        }
+    }
+
+    /// Returns the matrix of a linear layer as [`Self::matrix`] does, in 8-bit floats where those are asked for. Values that
+    /// are stored in that form are taken as they are, unless adapters are added to them.
+    pub fn wide_matrix(&self, shape: [i64; 2]) -> (LayerMatrix, Slot) {
+        let reading = &self.store.reading;
+        let float8 = reading.float8.as_ref();
+        let float8 = float8.filter(|float8| !reading.dry && !float8.is_dense(&self.prefix));
+        let Some(Float8 { products, .. }) = float8 else {
+            let (weight, slot) = self.matrix(shape);
+            return (LayerMatrix::Dense(weight), slot);
+        };
+        let (weight, slot) = self.matrix(shape);
+        let stored = match &self.store.source {
+            Source::Files(files) if reading.fuse.is_none() => {
+                files.float8(&self.name("weight"), self.store.device)
+            }
+            _ => None,
+        };
+        let matrix = match stored {
+            Some((values, scale)) => float8::Matrix::stored(values, scale, *products),
+            None => float8::Matrix::quantize(&weight, *products),
+        };
+        (LayerMatrix::Float8(matrix), slot)
+    }
+
     /// Returns the stored shape of a tensor, for the few sizes that no configuration has; `None` where it is unknown.
     pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
         self.store.shape(&self.name(name))
+    }
+
+    /// Returns whether the tensors are known. Random weights have whatever is requested.
+    pub fn is_known(&self) -> bool {
+        !matches!(self.store.source, Source::Random | Source::Counted)
     }
 
     /// Returns the type that the model computes in.

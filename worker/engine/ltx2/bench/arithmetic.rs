@@ -1,6 +1,7 @@
 //! Counts multiplications and additions (two for each multiply-accumulate) in matrices, attention and convolutions.
 //! Element-wise work is not counted.
 
+use crate::generation::Generation;
 use crate::text::{connectors, gemma};
 use crate::transformer::Config;
 use crate::upsampler;
@@ -64,14 +65,19 @@ impl Block {
 
 /// Returns the operations of one pass of the transformer, without those outside of the blocks.
 pub(super) fn step(config: &Config, tokens: Tokens) -> f64 {
-    config.num_layers as f64 * Block::of(config, tokens).sum()
+    let blocks = config.num_layers as f64 * Block::of(config, tokens).sum();
+    match config.generation {
+        Generation::V2_0 => blocks,
+        // The keys and values of the text depend on the noise level.
+        Generation::V2_3 => blocks + text_context(config, tokens.text),
+    }
 }
 
 /// Returns the operations for the keys and values of a prompt.
 pub(super) fn text_context(config: &Config, text: i64) -> f64 {
+    let captions = config.caption_channels;
     let of = |d: i64| {
-        matrix(text, config.caption_channels, d)
-            + matrix(text, d, d)
+        captions.map_or(0.0, |width| matrix(text, width, d) + matrix(text, d, d))
             + config.num_layers as f64 * 2.0 * matrix(text, d, d)
     };
     of(config.width()) + of(config.audio_width())
@@ -93,10 +99,20 @@ pub(super) fn gemma(config: &gemma::Config, tokens: i64) -> f64 {
 /// Returns the operations of both connectors. `tokens` is the length of the prompt, `length` the length with the
 /// registers.
 pub(super) fn connectors(config: &connectors::Config, tokens: i64, length: i64) -> f64 {
-    let width = config.caption_channels;
-    let layer = 12.0 * matrix(length, width, width) + attention(length, length, width);
-    let layers = config.video.num_layers + config.audio.num_layers;
-    matrix(tokens, width * config.text_proj_in_factor, width) + layers as f64 * layer
+    let inner = config.caption_channels * config.text_proj_in_factor;
+    let of = |stream: &connectors::Stream| {
+        let width = stream.width();
+        let layer = 12.0 * matrix(length, width, width) + attention(length, length, width);
+        stream.num_layers as f64 * layer
+    };
+    let projection = match config.generation {
+        Generation::V2_0 => matrix(tokens, inner, config.caption_channels),
+        Generation::V2_3 => {
+            matrix(tokens, inner, config.video.width())
+                + matrix(tokens, inner, config.audio.width())
+        }
+    };
+    projection + of(&config.video) + of(&config.audio)
 }
 
 /// Returns the operations of a convolution with this number of output positions.
@@ -157,6 +173,7 @@ pub(super) fn upsample(config: &upsampler::Config, [f, h, w]: [i64; 3]) -> f64 {
         in_channels,
         mid_channels: mid,
         num_blocks_per_stage: blocks,
+        growth: _,
     } = *config;
     let positions = f * h * w;
     let resnets = |positions: i64| 2.0 * blocks as f64 * convolution(positions, mid, mid, 27);

@@ -6,13 +6,15 @@ use super::arithmetic::{self, Block, Tokens};
 use super::{Bench, BenchError, Model, Request};
 use crate::audio_vae::{self, AudioVae};
 use crate::checkpoint::Component;
+use crate::generation::Generation;
 use crate::ops::{Rotation, Runs};
 use crate::sampling::noise::generator;
 use crate::text::connectors::{self, Connectors};
 use crate::text::gemma::{self, Gemma};
-use crate::transformer::block::Surroundings;
+use crate::transformer::block::{Rows, Surroundings};
 use crate::transformer::{
-    self, Geometry, Inputs, NoiseLevels, Positions, RotaryTables, TextContext, Transformer,
+    self, CrossModalLevels, Geometry, Inputs, NoiseLevels, Positions, RotaryTables, TextContext,
+    Transformer,
 };
 use crate::upsampler::{self, Upsampler};
 use crate::video_vae::{self, TilingError, VideoVae};
@@ -58,7 +60,7 @@ impl Bench<'_> {
 
     pub(super) fn transformer(&mut self) -> Result<(), BenchError> {
         let blocks = match self.spec.model {
-            Model::Released { blocks } => blocks,
+            Model::Released { blocks, .. } => blocks,
             Model::Checkpoint(_) => None,
         };
         let kernels = self.spec.kernels.clone();
@@ -73,12 +75,16 @@ impl Bench<'_> {
             |config, weights| Transformer::new(config, weights, &kernels),
         )?;
         let text_length = self.spec.request.text_length;
-        let context = || self.noise(&[1, text_length, config.caption_channels], Kind::Float);
-        let (video, audio) = (context(), context());
-        let flop = arithmetic::text_context(&config, text_length);
-        self.measure("text keys and values", 1, Some(flop), || {
-            model.text(&video, &audio)
-        })?;
+        let [video, audio] = config
+            .context_widths()
+            .map(|width| self.noise(&[1, text_length, width], Kind::Float));
+        // In LTX-2.3 they are a part of each step.
+        if config.generation == Generation::V2_0 {
+            let flop = arithmetic::text_context(&config, text_length);
+            self.measure("text keys and values", 1, Some(flop), || {
+                model.text(&video, &audio)
+            })?;
+        }
         let text = model.text(&video, &audio);
         for stage in [Stage::First, Stage::Second] {
             self.step(&config, &model, &text, stage)?;
@@ -111,7 +117,9 @@ impl Bench<'_> {
             audio_levels: &shape.audio_levels,
             tables: &tables,
             text,
+            cross_modal_levels: CrossModalLevels::Lightricks,
             isolate_modalities: false,
+            perturbed_blocks: &[],
         };
         let steps = self.spec.request.steps[stage.index()];
         let flop = arithmetic::step(config, tokens);
@@ -132,15 +140,18 @@ impl Bench<'_> {
         let (device, kind) = (self.compute.device, self.spec.precision.kind());
         let tables = RotaryTables::new(config, &shape.geometry, device);
         let tokens = self.tokens(&shape);
-        let video = model.video.forward(&shape.video_levels, device);
-        let audio = model.audio.forward(&shape.audio_levels, device);
+        let (levels, audio_levels) = (&shape.video_levels, &shape.audio_levels);
+        let cross = CrossModalLevels::Lightricks;
+        let video = model.video.forward(levels, audio_levels, cross, device);
+        let audio = model.audio.forward(audio_levels, levels, cross, device);
         let around = Surroundings {
             video: &video,
             audio: &audio,
             tables: &tables,
             isolate_modalities: false,
+            perturbed: false,
         };
-        let (block, text) = (&model.blocks[0], &text.blocks[0]);
+        let (block, [text, audio_text]) = (&model.blocks[0], text.of_block(0));
         let (rows, audio_rows) = (block.video.rows(&video), block.audio.rows(&audio));
         let mut x = self.noise(&[1, tokens.video, config.width()], kind);
         let mut a = self.noise(&[1, tokens.audio, config.audio_width()], kind);
@@ -152,7 +163,7 @@ impl Bench<'_> {
                 .attend_self(&mut x, &rows, &video, &tables.video);
         })?;
         self.measure(&named("video to text"), 0, Some(flop.video_text), || {
-            block.video.attend_text(&mut x, &text.video);
+            block.video.attend_text(&mut x, &rows, &video, text);
         })?;
         self.measure(&named("between the streams"), 0, Some(flop.across), || {
             block.attend_across(&mut x, &mut a, &around);
@@ -164,10 +175,12 @@ impl Bench<'_> {
             block
                 .audio
                 .attend_self(&mut a, &audio_rows, &audio, &tables.audio);
-            block.audio.attend_text(&mut a, &text.audio);
+            block
+                .audio
+                .attend_text(&mut a, &audio_rows, &audio, audio_text);
             block.audio.feed_forward(&mut a, &audio_rows, &audio);
         })?;
-        self.elementwise(config, &x, &tables.video, &rows, &video.runs, &named)?;
+        self.elementwise(config, &x, &tables.video, &rows.attn1, &video.runs, &named)?;
         let heads = [
             1,
             tokens.video,
@@ -189,7 +202,7 @@ impl Bench<'_> {
         config: &transformer::Config,
         x: &Tensor,
         rotation: &Rotation,
-        [shift, scale, gate, ..]: &[Tensor; 6],
+        Rows { shift, scale, gate }: &Rows,
         runs: &Runs,
         named: &dyn Fn(&str) -> String,
     ) -> Result<(), BenchError> {
@@ -386,7 +399,7 @@ impl Shape {
             / (config.audio_hop_length * config.audio_scale_factor) as f64;
         let (audio, audio_kept) = audio_latents(request, latents_per_second);
         let (video_kept, tokens) = (kept.min(frames) * height * width, frames * height * width);
-        let levels = |kept: i64, all: i64| NoiseLevels::runs(&[(kept, 0.0), (all - kept, SIGMA)]);
+        let levels = |kept, all| NoiseLevels::kept(kept, all, SIGMA);
         Ok(Self {
             geometry: Geometry {
                 grid,

@@ -1,4 +1,4 @@
-//! Resolves an operator's model argument to a folder: either a path, or a repository's id, which is looked up in the
+//! Resolves an operator's model argument to a path: either a folder or a file, or a repository's id, which is looked up in the
 //! local Hugging Face cache and downloaded into it if the network allows.
 
 use std::fs::File;
@@ -10,10 +10,10 @@ use hf_hub::{Cache, Repo};
 use super::{Checkpoint, CheckpointError, is_hidden};
 use crate::with_causes;
 
-/// The reason why there is no folder for a model.
+/// The reason why there is no path for a model.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    #[error("`{0}` is neither a folder nor a repository's id (`owner/name`)")]
+    #[error("`{0}` is neither a folder, a file nor a repository's id (`owner/name`)")]
     Neither(String),
     #[error("{} is {form}, which this engine does not read: {}", path.display(), super::READ_FORM)]
     OneFile { path: PathBuf, form: &'static str },
@@ -56,11 +56,10 @@ pub struct Download<'a> {
 /// What this machine has of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Local {
-    Folder(PathBuf),
+    /// A folder, or a model in one file.
+    Here(PathBuf),
     /// A repository of which the cache holds no complete copy.
-    Incomplete {
-        missing: String,
-    },
+    Incomplete { missing: String },
 }
 
 /// Looks for a model on this machine; downloads nothing.
@@ -70,7 +69,10 @@ pub enum Local {
 pub fn local(model: &str) -> Result<Local, HubError> {
     let path = Path::new(model);
     if path.is_dir() {
-        return Ok(Local::Folder(path.to_owned()));
+        return Ok(Local::Here(path.to_owned()));
+    }
+    if path.extension().is_some_and(|end| end == "safetensors") && path.is_file() {
+        return Ok(Local::Here(path.to_owned()));
     }
     if path.exists() {
         return Err(HubError::OneFile {
@@ -83,7 +85,7 @@ pub fn local(model: &str) -> Result<Local, HubError> {
     }
     let cache = cache();
     match cached(&cache, model) {
-        Ok(folder) => Ok(Local::Folder(folder)),
+        Ok(folder) => Ok(Local::Here(folder)),
         Err(missing) if offline() => Err(HubError::NotDownloaded {
             id: model.to_owned(),
             cache: cache.path().clone(),
@@ -94,14 +96,14 @@ pub fn local(model: &str) -> Result<Local, HubError> {
     }
 }
 
-/// Returns the folder of a model. Blocks while it downloads. If several processes want the same repository, one of them
+/// Returns the path of a model. Blocks while it downloads. If several processes want the same repository, one of them
 /// downloads it.
 ///
 /// # Errors
 /// Returns an error when `model` names nothing, or something that cannot be downloaded.
 pub fn resolve(model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf, HubError> {
     let missing = match local(model)? {
-        Local::Folder(folder) => return Ok(folder),
+        Local::Here(folder) => return Ok(folder),
         Local::Incomplete { missing } => missing,
     };
     let cache = cache();

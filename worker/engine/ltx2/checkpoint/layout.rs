@@ -1,4 +1,4 @@
-//! The two layouts of a checkpoint, and the parts that it consists of.
+//! The layouts of a checkpoint, and the parts that it consists of.
 
 /// The way in which the parts are arranged in their folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,6 +7,9 @@ pub enum Layout {
     Library,
     /// The layout that FastVideo's converter writes: the original tensor names, one file per part.
     Original,
+    /// The authors' own file, which ComfyUI loads too: the original tensor names, all parts but the text encoder and the
+    /// upsampler in one file with their configurations.
+    SingleFile,
 }
 
 /// A network of the model.
@@ -50,6 +53,15 @@ impl Component {
     /// Returns the folders where the part may be, the usual one first.
     pub(super) fn folders(self, layout: Layout) -> &'static [&'static str] {
         match (self, layout) {
+            (
+                Self::TextEncoder
+                | Self::Connectors
+                | Self::Transformer
+                | Self::VideoVae
+                | Self::AudioVae
+                | Self::Vocoder,
+                Layout::SingleFile,
+            ) => &[],
             (Self::TextEncoder, Layout::Library) => &["text_encoder"],
             (Self::TextEncoder, Layout::Original) => &["text_encoder/gemma"],
             (Self::Connectors, Layout::Library) => &["connectors"],

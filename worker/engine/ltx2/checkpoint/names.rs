@@ -5,6 +5,7 @@
 
 use super::gemma_names::library_name;
 use super::layout::{Component, Layout};
+use super::single_file::part_of;
 
 /// The mapping of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(super) struct Names {
     layout: Layout,
     /// The index of the last block of the video VAE's encoder in the original layout.
     last_down_block: usize,
+    /// Whether the vocoder's names are those of LTX-2.0 behind a prefix: in LTX-2.3 the same word names one of its parts.
+    vocoder_has_prefix: bool,
 }
 
 impl Names {
@@ -30,7 +33,16 @@ impl Names {
         layout: Layout,
         stored: impl Iterator<Item = &'a str>,
     ) -> Self {
+        let mut vocoder_has_prefix = true;
+        let of_part = |stored: &'a str| match layout {
+            Layout::SingleFile => part_of(stored)
+                .filter(|(part, _)| *part == component)
+                .map(|(_, name)| name),
+            Layout::Library | Layout::Original => Some(stored),
+        };
         let last_down_block = stored
+            .filter_map(of_part)
+            .inspect(|name| vocoder_has_prefix &= name.starts_with("vocoder."))
             .filter_map(|name| name.strip_prefix("encoder.down_blocks."))
             .filter_map(|rest| rest.split('.').next()?.parse().ok())
             .max()
@@ -39,23 +51,32 @@ impl Names {
             component,
             layout,
             last_down_block,
+            vocoder_has_prefix,
         }
     }
 
     pub(super) fn of(&self, stored: &str) -> Name {
+        let stored = match (self.layout, part_of(stored)) {
+            (Layout::Library | Layout::Original, _) => stored,
+            (Layout::SingleFile, Some((part, name))) if part == self.component => name,
+            (Layout::SingleFile, _) => return Name::Skip,
+        };
         if self.component == Component::TextEncoder {
             return library_name(stored).map_or(Name::Skip, Name::Library);
         }
-        let name = without_prefix(self.component, stored);
-        if self.component == Component::Upsampler && name == "blur_down.kernel"
-            || name.ends_with(".blur_down.kernel")
-        {
-            // The reference uses this tensor only at a stride above 1.
+        let name = match self.component {
+            Component::Vocoder if !self.vocoder_has_prefix => stored,
+            component => without_prefix(component, stored),
+        };
+        if self.component == Component::Upsampler && name == "blur_down.kernel" {
+            return Name::Library("upsampler.blur_down.kernel".to_owned());
+        }
+        if self.component == Component::Vocoder && name.ends_with("stft_fn.inverse_basis") {
             return Name::Skip;
         }
         match self.layout {
             Layout::Library => Name::Library(name.to_owned()),
-            Layout::Original => self.original(name),
+            Layout::Original | Layout::SingleFile => self.original(name),
         }
     }
 
@@ -63,7 +84,7 @@ impl Names {
         match self.component {
             Component::Transformer => Name::Library(words(name, TRANSFORMER)),
             Component::Connectors => Name::Library(words(name, CONNECTORS)),
-            Component::Vocoder => Name::Library(words(name, VOCODER)),
+            Component::Vocoder => Name::Library(words(&name.replace(".lowpass.", "."), VOCODER)),
             Component::VideoVae => statistics(name)
                 .unwrap_or_else(|| Name::Library(video_block(name, self.last_down_block))),
             Component::AudioVae => {
@@ -71,6 +92,35 @@ impl Names {
             }
             Component::Upsampler | Component::TextEncoder => Name::Library(name.to_owned()),
         }
+    }
+}
+
+/// Returns the part and the library name of a layer from its name in an adapter's file, which may be the original's or the
+/// library's, behind several prefixes.
+pub(crate) fn adapter_layer(name: &str) -> (Component, String) {
+    const PREFIXES: [&str; 4] = [
+        "base_model.model.",
+        "model.diffusion_model.",
+        "diffusion_model.",
+        "transformer.",
+    ];
+    let mut name = name;
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+        name = rest;
+    }
+    let of_connectors = ["connectors.", "text_embedding_projection."];
+    let bare = of_connectors
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix));
+    let first = name.split('.').next().unwrap_or_default();
+    let is_connector = CONNECTORS
+        .iter()
+        .filter(|(original, _)| original.contains("embed"))
+        .any(|&(original, library)| first == original || first == library);
+    match bare {
+        Some(bare) => (Component::Connectors, words(bare, CONNECTORS)),
+        None if is_connector => (Component::Connectors, words(name, CONNECTORS)),
+        None => (Component::Transformer, words(name, TRANSFORMER)),
     }
 }
 
@@ -108,6 +158,9 @@ const TRANSFORMER: Words = &[
     ),
     ("q_norm", "norm_q"),
     ("k_norm", "norm_k"),
+    ("prompt_adaln_single", "prompt_adaln"),
+    ("audio_prompt_adaln_single", "audio_prompt_adaln"),
+    ("to_gate_compress", "to_gate_logits"),
 ];
 
 const CONNECTORS: Words = &[
@@ -116,6 +169,8 @@ const CONNECTORS: Words = &[
     ("audio_embeddings_connector", "audio_connector"),
     ("transformer_1d_blocks", "transformer_blocks"),
     ("aggregate_embed", "text_proj_in"),
+    ("video_aggregate_embed", "video_text_proj_in"),
+    ("audio_aggregate_embed", "audio_text_proj_in"),
     ("q_norm", "norm_q"),
     ("k_norm", "norm_k"),
 ];
@@ -125,6 +180,7 @@ const VOCODER: Words = &[
     ("ups", "upsamplers"),
     ("resblocks", "resnets"),
     ("conv_post", "conv_out"),
+    ("act_post", "act_out"),
 ];
 
 fn words(name: &str, pairs: Words) -> String {
@@ -139,7 +195,11 @@ fn words(name: &str, pairs: Words) -> String {
 fn without_prefix(component: Component, name: &str) -> &str {
     let prefixes: &[&str] = match component {
         Component::Transformer => &["model.diffusion_model.", "diffusion_model.", "model."],
-        Component::Connectors => &["model.diffusion_model.", "text_embedding_projection."],
+        Component::Connectors => &[
+            "model.diffusion_model.",
+            "text_embedding_projection.",
+            "feature_extractor.",
+        ],
         Component::VideoVae => &["vae."],
         Component::AudioVae => &["audio_vae."],
         Component::Vocoder => &["vocoder."],

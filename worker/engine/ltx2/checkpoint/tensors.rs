@@ -31,6 +31,14 @@ pub enum TensorFileError {
     Index { path: PathBuf, reason: String },
     #[error("{} is truncated or damaged: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
+    #[error("{}: tensor `{name}` belongs to no part of the model", path.display())]
+    NoPart { path: PathBuf, name: String },
+    #[error("{}: tensor `{name}` is no scale: {reason}", path.display())]
+    Scale {
+        path: PathBuf,
+        name: String,
+        reason: String,
+    },
     #[error("{}: tensors `{first}` and `{second}` are the same one, `{name}`", folder.display())]
     Twice {
         folder: PathBuf,
@@ -46,10 +54,12 @@ pub struct Files {
     shards: Vec<Shard>,
     /// The tensors that the engine may request, by library name.
     entries: BTreeMap<String, Entry>,
+    /// The factors of tensors that are stored in 8 bits, by the library names of those.
+    scales: BTreeMap<String, f64>,
 }
 
 #[derive(Debug)]
-struct Shard {
+pub(crate) struct Shard {
     path: PathBuf,
     map: Mmap,
 }
@@ -104,6 +114,29 @@ impl Files {
                 (paths, Some((path, index)))
             }
         };
+        Self::of_paths(folder, paths, index, component, layout)
+    }
+
+    /// Maps one file into memory and reads which tensors of a part it has.
+    ///
+    /// # Errors
+    /// Returns an error when the file is truncated.
+    pub(super) fn open_file(
+        path: &Path,
+        component: Component,
+        layout: Layout,
+    ) -> Result<Self, TensorFileError> {
+        Self::of_paths(path, vec![path.to_owned()], None, component, layout)
+    }
+
+    /// `place` is the folder or the file, for messages.
+    fn of_paths(
+        place: &Path,
+        paths: Vec<PathBuf>,
+        index: Option<(PathBuf, Index)>,
+        component: Component,
+        layout: Layout,
+    ) -> Result<Self, TensorFileError> {
         let mut shards = Vec::new();
         let mut stored = Vec::new();
         for path in paths {
@@ -123,14 +156,25 @@ impl Files {
             stored.iter().map(|(name, _)| name.as_str()),
         );
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+        let mut scales = BTreeMap::new();
         for (stored, mut entry) in stored {
             let Name::Library(name) = names.of(&stored) else {
                 continue;
             };
             entry.stored = stored;
+            // The scale of a layer's input is for programs that quantize by fixed ranges.
+            if name.ends_with(".input_scale") {
+                continue;
+            }
+            if let Some(layer) = name.strip_suffix("_scale")
+                && layer.ends_with(".weight")
+            {
+                scales.insert(layer.to_owned(), scale(&shards[entry.shard], &entry)?);
+                continue;
+            }
             if let Some(first) = entries.get(&name) {
                 return Err(TensorFileError::Twice {
-                    folder: folder.to_owned(),
+                    folder: place.to_owned(),
                     first: first.stored.clone(),
                     second: entry.stored,
                     name,
@@ -138,7 +182,22 @@ impl Files {
             }
             entries.insert(name, entry);
         }
-        Ok(Self { shards, entries })
+        let is_8_bits = |name: &String| {
+            let entry = entries.get(name);
+            entry.is_some_and(|entry| entry.dtype == Dtype::F8_E4M3)
+        };
+        if let Some(name) = scales.keys().find(|name| !is_8_bits(name)) {
+            return Err(TensorFileError::Scale {
+                path: place.to_owned(),
+                name: format!("{name}_scale"),
+                reason: format!("`{name}` is not stored in 8 bits"),
+            });
+        }
+        Ok(Self {
+            shards,
+            entries,
+            scales,
+        })
     }
 
     /// Returns the library names, each with the name in the file.
@@ -165,20 +224,32 @@ impl Files {
         self.entries.values().map(Entry::elements).sum()
     }
 
+    /// Copies a matrix that is stored in 8-bit floats to a device as it is, and returns its scale; `None` for any other
+    /// tensor.
+    pub(crate) fn float8(&self, name: &str, device: Device) -> Option<(Tensor, f64)> {
+        let stored = self.stored(name).ok()?;
+        let is_matrix = stored.kind == Kind::Float8e4m3fn && stored.shape.len() == 2;
+        let values = is_matrix.then(|| stored.values(Kind::Float8e4m3fn, device))?;
+        Some((values, stored.scale.unwrap_or(1.0)))
+    }
+
     /// Returns a tensor to load.
     ///
     /// # Errors
-    /// Returns an error when the tensor is missing, or is not of a floating-point type of at least 16 bits.
+    /// Returns an error when the tensor is missing, or is not of a floating-point type that the engine reads.
     pub(crate) fn stored(&self, name: &str) -> Result<Stored<'_>, String> {
         let entry = self.entries.get(name).ok_or("is not there")?;
         let Some(kind) = float(entry.dtype) else {
             let given = entry.dtype;
-            return Err(format!("expected type BF16, F16 or F32, given {given:?}"));
+            return Err(format!(
+                "expected type BF16, F16, F32 or F8_E4M3, given {given:?}"
+            ));
         };
         Ok(Stored {
             bytes: &self.shards[entry.shard].map[entry.begin..entry.end],
             shape: &entry.shape,
             kind,
+            scale: self.scales.get(name).copied(),
         })
     }
 }
@@ -189,6 +260,8 @@ pub(crate) struct Stored<'a> {
     bytes: &'a [u8],
     shape: &'a [i64],
     kind: Kind,
+    /// The factor by which the values are multiplied.
+    scale: Option<f64>,
 }
 
 impl Stored<'_> {
@@ -198,6 +271,13 @@ impl Stored<'_> {
 
     /// Copies the tensor to a device once, and converts it there.
     pub(crate) fn load(&self, kind: Kind, device: Device) -> Tensor {
+        match self.scale {
+            None => self.values(kind, device),
+            Some(scale) => (self.values(Kind::Float, device) * scale).to_kind(kind),
+        }
+    }
+
+    fn values(&self, kind: Kind, device: Device) -> Tensor {
         if !self
             .bytes
             .as_ptr()
@@ -241,7 +321,7 @@ impl Entry {
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Self, TensorFileError> {
+    pub(crate) fn open(path: PathBuf) -> Result<Self, TensorFileError> {
         match File::open(&path).and_then(|file| map(&file)) {
             Ok(map) => Ok(Self { path, map }),
             Err(source) => Err(TensorFileError::Io { path, source }),
@@ -250,7 +330,7 @@ impl Shard {
 
     /// Returns the offset of the tensors, and their metadata. The tensors' offsets have been checked against the file's
     /// size.
-    fn metadata(&self) -> Result<(usize, Metadata), TensorFileError> {
+    pub(crate) fn metadata(&self) -> Result<(usize, Metadata), TensorFileError> {
         match SafeTensors::read_metadata(&self.map) {
             // The file begins with the header's length, a u64.
             Ok((header, metadata)) => Ok((8 + header, metadata)),
@@ -259,6 +339,30 @@ impl Shard {
                 reason: error.to_string(),
             }),
         }
+    }
+}
+
+impl Shard {
+    /// Copies a tensor to a device, by its name in the file.
+    ///
+    /// # Errors
+    /// Returns an error when the tensor is missing or of a type that the engine does not read.
+    pub(crate) fn load(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor, String> {
+        let (start, metadata) = self.metadata().map_err(|error| error.to_string())?;
+        let info = metadata.info(name).ok_or("is not there")?;
+        let entry = Entry::new(0, start, info);
+        let stored = Stored {
+            bytes: &self.map[entry.begin..entry.end],
+            shape: &entry.shape,
+            kind: float(entry.dtype).ok_or_else(|| format!("is of type {:?}", entry.dtype))?,
+            scale: None,
+        };
+        Ok(stored.load(kind, device))
+    }
+
+    /// Returns the size of the file in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.map.len() as u64
     }
 }
 
@@ -366,8 +470,28 @@ fn float(dtype: Dtype) -> Option<Kind> {
         Dtype::BF16 => Some(Kind::BFloat16),
         Dtype::F16 => Some(Kind::Half),
         Dtype::F32 => Some(Kind::Float),
+        Dtype::F8_E4M3 => Some(Kind::Float8e4m3fn),
         _ => None,
     }
+}
+
+/// Reads the scale of a tensor in 8 bits: one float32.
+fn scale(shard: &Shard, entry: &Entry) -> Result<f64, TensorFileError> {
+    let refused = |reason: String| TensorFileError::Scale {
+        path: shard.path.clone(),
+        name: entry.stored.clone(),
+        reason,
+    };
+    let bytes: Option<[u8; 4]> = shard.map[entry.begin..entry.end].try_into().ok();
+    let (Some(bytes), Dtype::F32) = (bytes, entry.dtype) else {
+        let given = format!("{:?} {:?}", entry.dtype, entry.shape);
+        return Err(refused(format!("expected one F32, given {given}")));
+    };
+    let scale = f64::from(f32::from_le_bytes(bytes));
+    if !scale.is_finite() {
+        return Err(refused(format!("expected a finite number, given {scale}")));
+    }
+    Ok(scale)
 }
 
 #[expect(

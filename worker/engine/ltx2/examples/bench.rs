@@ -11,16 +11,20 @@ use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
-use fastvideo_ltx2::bench::{self, BenchSpec, Measured, Model, Part, Request};
+use fastvideo_ltx2::bench::{self, BenchSpec, Measured, Model, Part, Request, SegmentsSpec, Size};
 use fastvideo_ltx2::checkpoint::Checkpoint;
 use fastvideo_ltx2::device::{Attention, Compute, Wanted};
+use fastvideo_ltx2::generation::Generation;
+use fastvideo_ltx2::load::{self, Matrices};
 use fastvideo_ltx2::nn::Precision;
 use fastvideo_ltx2::ops::Kernels;
+use fastvideo_ltx2::pipeline::{Pipeline, Settings};
 use fastvideo_ltx2::video_vae::Tiling;
 
 const USAGE: &str = "\
 bench [OPTIONS]   without --model: random weights in the sizes of the released model
   --model FOLDER           a checkpoint
+  --generation V           of the released model, 2.0 or 2.3                 [2.0]
   --blocks N               only so many blocks of the released transformer
   --device NAME            auto, cpu, cuda or cuda:INDEX                     [auto]
   --precision NAME         bfloat16 or float32              [bfloat16 on a GPU, else float32]
@@ -33,6 +37,9 @@ bench [OPTIONS]   without --model: random weights in the sizes of the released m
   --prompt-tokens N        tokens of the prompt                              [256]
   --text-length N          tokens of the context                             [1024]
   --decode-groups N        decode so many frames of each block at once       [whole]
+  --sizes WxH,WxH,…        measure whole continued segments in these sizes instead of parts
+  --steps N                of the first stage                                [5]
+  --matrices NAME          with --sizes: bfloat16 or float8                  [bfloat16]
   --repeats N              runs of which the median is told                  [3]";
 
 fn main() -> ExitCode {
@@ -60,6 +67,9 @@ fn report(arguments: &[String]) -> Result<String, Box<dyn Error>> {
         Some("plain") => Kernels::Plain,
         Some(other) => return Err(format!("--kernels: given {other}").into()),
     };
+    if !options.sizes.is_empty() {
+        return sizes(&options, &compute, kernels);
+    }
     let spec = BenchSpec {
         model: options.model,
         precision: options.precision.unwrap_or(compute.default_precision()),
@@ -71,6 +81,33 @@ fn report(arguments: &[String]) -> Result<String, Box<dyn Error>> {
     };
     let report = bench::run(&compute, &spec, &mut print)?;
     Ok(serde_json::to_string_pretty(&report)?)
+}
+
+/// Measures whole segments.
+fn sizes(options: &Options, compute: &Compute, kernels: Kernels) -> Result<String, Box<dyn Error>> {
+    let precision = options.precision.unwrap_or(compute.default_precision());
+    let load = load::Options {
+        matrices: options.matrices.clone(),
+        ..load::Options::new(compute.device, precision, kernels)
+    };
+    let parts = match &options.model {
+        Model::Checkpoint(checkpoint) => load::load(checkpoint, &load, |_| {})?,
+        Model::Released { generation, .. } => bench::random_parts(*generation, &load)?,
+    };
+    let mut pipeline = Pipeline::new(parts, Settings::default())?;
+    let spec = SegmentsSpec {
+        sizes: options.sizes.clone(),
+        num_frames: options.request.num_frames,
+        fps: options.request.fps,
+        num_inference_steps: options.request.steps[0],
+        repeats: options.repeats,
+    };
+    let reports = bench::segments(compute, &mut pipeline, &spec, &mut |report| {
+        eprintln!("{}", serde_json::json!(report));
+    })?;
+    let device = compute.gpu.as_ref().map_or("CPU", |gpu| gpu.name());
+    eprintln!("{}", bench::table(device, &reports));
+    Ok(serde_json::to_string_pretty(&reports)?)
 }
 
 fn print(measured: &Measured) {
@@ -96,13 +133,19 @@ struct Options {
     request: Request,
     tiling: Tiling,
     repeats: usize,
+    /// Sizes in which whole segments are measured, instead of parts.
+    sizes: Vec<Size>,
+    matrices: Matrices,
 }
 
 impl Options {
     fn read(arguments: &[String]) -> Result<Self, Box<dyn Error>> {
         let mut options = Self {
             device: Wanted::Auto,
-            model: Model::Released { blocks: None },
+            model: Model::Released {
+                generation: Generation::V2_0,
+                blocks: None,
+            },
             precision: None,
             kernels: None,
             attention: Vec::new(),
@@ -110,6 +153,8 @@ impl Options {
             request: Request::default(),
             tiling: Tiling::Whole,
             repeats: 3,
+            sizes: Vec::new(),
+            matrices: Matrices::Dense,
         };
         for pair in arguments.chunks(2) {
             let [option, value] = pair else {
@@ -126,11 +171,15 @@ impl Options {
         let request = &mut self.request;
         match option {
             "--model" => self.model = Model::Checkpoint(Checkpoint::open(Path::new(value))?),
-            "--blocks" => {
-                self.model = Model::Released {
-                    blocks: Some(value.parse()?),
+            "--generation" | "--blocks" => match &mut self.model {
+                Model::Checkpoint(_) => return Err("expected random weights".into()),
+                Model::Released { blocks, .. } if option == "--blocks" => {
+                    *blocks = Some(value.parse()?);
                 }
-            }
+                Model::Released { generation, .. } => {
+                    *generation = Generation::of_version(value).ok_or("expected 2.0 or 2.3")?;
+                }
+            },
             "--device" => self.device = value.parse()?,
             "--precision" => self.precision = Some(precision(value)?),
             "--kernels" => self.kernels = Some(value.to_owned()),
@@ -151,11 +200,29 @@ impl Options {
                     frames: value.parse()?,
                 }
             }
+            "--steps" => request.steps[0] = value.parse()?,
+            "--sizes" => self.sizes = value.split(',').map(size).collect::<Result<_, _>>()?,
+            "--matrices" => {
+                self.matrices = match value {
+                    "bfloat16" => Matrices::Dense,
+                    "float8" => Matrices::Float8 {
+                        dense_blocks: Vec::new(),
+                    },
+                    _ => return Err("expected bfloat16 or float8".into()),
+                }
+            }
             "--repeats" => self.repeats = value.parse()?,
             _ => return Err("unknown option".into()),
         }
         Ok(())
     }
+}
+
+fn size(text: &str) -> Result<Size, String> {
+    let parts = text.split_once('x');
+    let sizes = parts.and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+    let (width, height) = sizes.ok_or("expected WIDTHxHEIGHT")?;
+    Ok(Size { width, height })
 }
 
 fn precision(name: &str) -> Result<Precision, String> {

@@ -11,8 +11,6 @@ use crate::sampling::guidance::Guidances;
 use crate::sampling::latents::{AudioGrid, VideoGrid};
 use crate::sampling::schedule::{Scheduler, StepsError};
 
-/// The smallest number of rows and columns of latents. The picture's decoder reflects them at the edges.
-const LEAST_CELLS: i64 = 2;
 /// The factor from the first stage's rows and columns to those of the second stage.
 const SCALE: i64 = 2;
 
@@ -78,6 +76,9 @@ impl Plan {
             parts.vocoder.config().output_sampling_rate,
         );
         let samples = |frames: i64| whole((frames * sampling_rate) as f64 / request.fps);
+        let audio_frames = latents.max(kept.audio_latents + 1);
+        let audio_values = audio.latent_channels * audio.latent_mel_bins();
+        check_resume(request, &stages, [1, audio_frames, audio_values])?;
         let next = settings.conditioning;
         let last = request.num_frames - next.end_offset;
         let next_frames = (last - next.num_frames).max(0)..last.max(0);
@@ -95,7 +96,7 @@ impl Plan {
             audio: AudioGrid {
                 channels: audio.latent_channels,
                 // At least one latent must be left to generate.
-                frames: latents.max(kept.audio_latents + 1),
+                frames: audio_frames,
                 bins: audio.latent_mel_bins(),
             },
             guidance,
@@ -110,6 +111,46 @@ impl Plan {
             next_video_offset: next_extra as f64 / request.fps,
         })
     }
+}
+
+/// Checks that the step to go on from is one of this request's.
+fn check_resume(
+    request: &Request<'_>,
+    stages: &[StagePlan],
+    audio: [i64; 3],
+) -> Result<(), GenerateError> {
+    let Some(resume) = request.resume else {
+        return Ok(());
+    };
+    let stage = stages.iter().find(|stage| stage.stage == resume.stage);
+    let Some(stage) = stage else {
+        let given = format!("{:?}", resume.stage);
+        return Err(refused(
+            "step to go on from",
+            "a stage of the model".to_owned(),
+            given,
+        ));
+    };
+    let steps = stage.sigmas.len() - 1;
+    if !(1..=steps).contains(&resume.step) {
+        return Err(refused(
+            "step to go on from",
+            format!("1 to {steps}"),
+            resume.step,
+        ));
+    }
+    let video = [1, stage.grid.tokens(), stage.grid.channels];
+    for (expected, given) in [
+        (video, &resume.latents.video),
+        (audio, &resume.latents.audio),
+    ] {
+        if given.size() != expected || given.kind() != Kind::Float {
+            let expected = format!("latents {expected:?} in Float");
+            let given = format!("{:?} in {:?}", given.size(), given.kind());
+            return Err(refused("step to go on from", expected, given));
+        }
+    }
+    Ok(())
 }
 
 /// The ratios between the lengths of sound and frames.
@@ -155,7 +196,7 @@ fn stages(
     let vae = parts.video_vae.config();
     let (cell, ratio) = (vae.spatial_ratio(), vae.temporal_ratio());
     let multiple = if two { SCALE * cell } else { cell };
-    let least = (LEAST_CELLS * cell).max(multiple);
+    let least = (vae.least_cells() * cell).max(multiple);
     for (field, pixels) in [("height", request.height), ("width", request.width)] {
         if pixels < least || pixels % multiple != 0 {
             let expected = format!("a multiple of {multiple} pixels, at least {least}");
@@ -210,7 +251,8 @@ fn guidance(request: &Request<'_>, parts: &Parts) -> Result<Guidances, GenerateE
         let expected = "1, as these weights are distilled".to_owned();
         return Err(refused("guidance_scale", expected, scale));
     }
-    Ok(Guidances::of_scale(scale))
+    let generation = parts.transformer_config.generation;
+    Ok(Guidances::of_scale(scale, generation))
 }
 
 fn kept(request: &Request<'_>, parts: &Parts, pace: &Pace) -> Result<Kept, GenerateError> {
@@ -226,6 +268,15 @@ fn kept(request: &Request<'_>, parts: &Parts, pace: &Pace) -> Result<Kept, Gener
             video_offset: 0.0,
         });
     };
+    let ours = parts.transformer_config.generation;
+    if let Some(theirs) = before.generation
+        && theirs != ours
+        && before.audio_latents.is_some()
+    {
+        // Frames alone could go on, but not the sound.
+        let expected = format!("{ours}, whose sound has other latents");
+        return Err(state("model", expected, theirs));
+    }
     let frames = before.frames.as_ref().map_or(0, |frames| frames.size()[0]);
     let extra = extra(request, before)?;
     let audio_latents = match &before.audio_latents {

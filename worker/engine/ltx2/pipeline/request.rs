@@ -3,9 +3,12 @@
 use tch::Tensor;
 
 use super::{Parts, PipelineError};
+use crate::adapters::{AdapterError, Choice};
+use crate::generation::Generation;
 use crate::sampling::noise::DrawOrder;
+use crate::sampling::schedule::Scheduler;
 use crate::text::TextError;
-use crate::transformer::Positions;
+use crate::transformer::{CrossModalLevels, Positions};
 use crate::video_vae::{Tiling, TilingError};
 
 /// How a model is run: the same for all requests.
@@ -21,6 +24,11 @@ pub struct Settings {
     pub conditioning: Conditioning,
     /// Whether the next segment continues from the sound as it was played, encoded again, instead of from the latents.
     pub audio_reencode: bool,
+    /// The noise levels that the attention between the streams is modulated by; `None` is what the model's authors use:
+    /// [`CrossModalLevels::Lightricks`] for LTX-2.3, and for LTX-2.0 [`CrossModalLevels::FastVideo`], as it was released.
+    pub cross_modal_levels: Option<CrossModalLevels>,
+    /// The blocks whose self-attention is perturbed for the guidance of base weights of LTX-2.3.
+    pub perturbed_blocks: Vec<usize>,
 }
 
 /// The number of stages of a request.
@@ -59,11 +67,21 @@ impl Default for Settings {
                 end_offset: 0,
             },
             audio_reencode: false,
+            cross_modal_levels: None,
+            perturbed_blocks: vec![28],
         }
     }
 }
 
 impl Settings {
+    /// Returns the noise levels that the attention between the streams is modulated by.
+    pub(super) fn cross_modal_levels(&self, generation: Generation) -> CrossModalLevels {
+        self.cross_modal_levels.unwrap_or(match generation {
+            Generation::V2_0 => CrossModalLevels::FastVideo,
+            Generation::V2_3 => CrossModalLevels::Lightricks,
+        })
+    }
+
     pub(super) fn check(&self, parts: &Parts) -> Result<(), PipelineError> {
         let wrong = |what, expected: String, given: i64| {
             let given = given.to_string();
@@ -78,6 +96,17 @@ impl Settings {
                 what: "two stages",
                 expected: "a checkpoint with a latent upsampler".to_owned(),
                 given: "one without".to_owned(),
+            });
+        }
+        let layers = parts.transformer_config.num_layers;
+        let is_perturbed = parts.scheduler != Scheduler::Distilled
+            && parts.transformer_config.generation == Generation::V2_3;
+        let beyond = |block: &&usize| i64::try_from(**block).is_ok_and(|block| block >= layers);
+        if is_perturbed && let Some(block) = self.perturbed_blocks.iter().find(beyond) {
+            return Err(PipelineError {
+                what: "perturbed_blocks",
+                expected: format!("blocks below {layers}"),
+                given: block.to_string(),
             });
         }
         let ratio = parts.video_vae.config().temporal_ratio();
@@ -126,6 +155,21 @@ pub struct Request<'a> {
     /// Frames per second.
     pub fps: f64,
     pub start: Start<'a>,
+    /// The adapters that act on this segment.
+    pub adapters: &'a [Choice],
+    /// The step to go on from, of an earlier attempt at the same request.
+    pub resume: Option<Resume<'a>>,
+}
+
+/// The latents after a step that was made before. The steps behind it give the same segment as if all had been made at
+/// once.
+#[derive(Clone, Copy, Debug)]
+pub struct Resume<'a> {
+    pub stage: Stage,
+    /// The number of the step, counted from 1.
+    pub step: usize,
+    /// The latents after the step, as [`Step::latents`] had them, on any device.
+    pub latents: &'a Latents,
 }
 
 /// The start of a segment.
@@ -166,6 +210,8 @@ pub struct Continuation {
     pub audio_num_frames: i64,
     /// The time in seconds by which the next segment's sound begins before its picture.
     pub video_position_offset_sec: f64,
+    /// The generation of the model that made the audio latents, whose scale is its own; `None` if it is not known.
+    pub generation: Option<Generation>,
 }
 
 /// The normalized latents of both streams as tokens, float32.
@@ -251,6 +297,8 @@ pub enum GenerateError {
         expected: String,
         given: String,
     },
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     #[error(transparent)]
     Text(#[from] TextError),
     #[error(transparent)]

@@ -3,12 +3,12 @@
 use tch::Tensor;
 
 use super::plan::{Plan, StagePlan};
-use super::{GenerateError, Latents, Output, Parts, Step, cancelled};
+use super::{GenerateError, Latents, Output, Parts, Settings, Step, cancelled};
 use crate::sampling;
 use crate::sampling::guidance::Others;
 use crate::sampling::latents::{lay_over, noised};
 use crate::sampling::noise::Noise;
-use crate::transformer::{Geometry, Inputs, NoiseLevels, Positions, RotaryTables, TextContext};
+use crate::transformer::{Geometry, Inputs, NoiseLevels, RotaryTables, TextContext};
 
 /// The contexts that a stage attends to.
 pub(super) struct Texts<'a> {
@@ -25,30 +25,54 @@ pub(super) struct Clean {
     pub(super) audio: Option<Tensor>,
 }
 
+/// What a pass of the transformer predicts for the guidance.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Plain,
+    /// Some blocks' tokens see themselves alone.
+    Perturbed,
+    /// The streams do not see each other.
+    Isolated,
+}
+
 /// One stage of one request.
 pub(super) struct Run<'a> {
     pub(super) parts: &'a Parts,
-    pub(super) positions: Positions,
+    pub(super) settings: &'a Settings,
     pub(super) plan: &'a Plan,
     pub(super) stage: &'a StagePlan,
     pub(super) texts: &'a Texts<'a>,
     pub(super) clean: &'a Clean,
 }
 
+/// What a stage begins with.
+pub(super) enum Begin {
+    /// Pure noise.
+    Noise,
+    /// The latents of the stage before, at this one's size; noise is added to them.
+    Stage(Latents),
+    /// The latents after this many steps of the stage.
+    Step(usize, Latents),
+}
+
 impl Run<'_> {
-    /// Denoises to clean latents: from pure noise, or from `start` with noise added if another stage came before.
+    /// Denoises to clean latents.
     pub(super) fn denoise(
         &self,
         noise: &Noise,
-        start: Option<Latents>,
+        begin: Begin,
         output: &mut dyn Output,
     ) -> Result<Latents, GenerateError> {
         output.begin(self.stage.stage);
         let sigmas = &self.stage.sigmas;
         let tables = self.tables();
-        let mut x = self.first(noise, start, sigmas[0]);
+        let (done, mut x) = match begin {
+            Begin::Noise => (0, self.first(noise, None, sigmas[0])),
+            Begin::Stage(start) => (0, self.first(noise, Some(start), sigmas[0])),
+            Begin::Step(done, latents) => (done, latents),
+        };
         let total_steps = sigmas.len() - 1;
-        for (i, pair) in sigmas.windows(2).enumerate() {
+        for (i, pair) in sigmas.windows(2).enumerate().skip(done) {
             cancelled(output)?;
             let (sigma, next) = (pair[0], pair[1]);
             let x0 = self.given(self.predict(&x, sigma, &tables));
@@ -73,7 +97,7 @@ impl Run<'_> {
             audio_latents: self.plan.audio.frames,
             fps: self.plan.fps,
             video_offset: self.plan.video_offset,
-            positions: self.positions,
+            positions: self.settings.positions,
         };
         RotaryTables::new(&self.parts.transformer_config, &geometry, self.parts.device)
     }
@@ -101,14 +125,19 @@ impl Run<'_> {
     /// Predicts the clean latents with guidance.
     fn predict(&self, x: &Latents, sigma: f32, tables: &RotaryTables) -> Latents {
         let guidance = &self.plan.guidance;
-        let pass = |text, isolated| self.x0(x, sigma, tables, text, isolated);
-        let plain = pass(self.texts.positive, false);
-        let negative = self.texts.negative.map(|text| pass(text, false));
+        let pass = |text, kind| self.x0(x, sigma, tables, text, kind);
+        let positive = self.texts.positive;
+        let plain = pass(positive, Pass::Plain);
+        let negative = self.texts.negative.map(|text| pass(text, Pass::Plain));
+        let perturbed = guidance
+            .uses_perturbed()
+            .then(|| pass(positive, Pass::Perturbed));
         let isolated = guidance
             .uses_isolated()
-            .then(|| pass(self.texts.positive, true));
+            .then(|| pass(positive, Pass::Isolated));
         let others = |of: fn(&Latents) -> &Tensor| Others {
             negative: negative.as_ref().map(of),
+            perturbed: perturbed.as_ref().map(of),
             isolated: isolated.as_ref().map(of),
         };
         Latents {
@@ -124,9 +153,10 @@ impl Run<'_> {
         sigma: f32,
         tables: &RotaryTables,
         text: &TextContext,
-        isolate_modalities: bool,
+        pass: Pass,
     ) -> Latents {
         let sigma = f64::from(sigma);
+        let generation = self.parts.transformer_config.generation;
         let velocity = self.parts.transformer.forward(&Inputs {
             video: &x.video,
             audio: &x.audio,
@@ -134,7 +164,12 @@ impl Run<'_> {
             audio_levels: &levels(&x.audio, self.clean.audio.as_ref(), sigma),
             tables,
             text,
-            isolate_modalities,
+            cross_modal_levels: self.settings.cross_modal_levels(generation),
+            isolate_modalities: pass == Pass::Isolated,
+            perturbed_blocks: match pass {
+                Pass::Perturbed => &self.settings.perturbed_blocks,
+                Pass::Plain | Pass::Isolated => &[],
+            },
         });
         Latents {
             video: &x.video - velocity.video * sigma,
@@ -146,5 +181,5 @@ impl Run<'_> {
 /// Returns level 0 for the given tokens and `sigma` for the rest.
 fn levels(x: &Tensor, clean: Option<&Tensor>, sigma: f64) -> NoiseLevels {
     let kept = clean.map_or(0, |clean| clean.size()[1]);
-    NoiseLevels::runs(&[(kept, 0.0), (x.size()[1] - kept, sigma)])
+    NoiseLevels::kept(kept, x.size()[1], sigma)
 }

@@ -142,6 +142,17 @@ impl Scheduler {
         }))
     }
 
+    /// Returns the schedule of base weights in the values that the model's authors publish, for a checkpoint without a
+    /// scheduler.
+    pub fn base() -> Self {
+        Self::Base(Shift {
+            kind: TimeShift::Exponential,
+            few: (1024, 0.95),
+            many: (4096, 2.05),
+            terminal: Some(0.1),
+        })
+    }
+
     /// Returns the `steps + 1` levels, down to 0, of a stage that starts from noise and has this number of video
     /// tokens.
     ///

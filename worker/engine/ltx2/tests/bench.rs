@@ -1,10 +1,13 @@
 //! The bench, at small sizes.
 
-use fastvideo_ltx2::bench::{self, BenchError, BenchSpec, Model, Part, Request};
+use fastvideo_ltx2::bench::{
+    self, BenchError, BenchSpec, Model, Part, Request, SegmentsSpec, Size,
+};
 use fastvideo_ltx2::checkpoint::Checkpoint;
 use fastvideo_ltx2::device::{Compute, Wanted};
 use fastvideo_ltx2::nn::Precision;
 use fastvideo_ltx2::ops::Kernels;
+use fastvideo_ltx2::pipeline::{Conditioning, Pipeline, Settings};
 use fastvideo_ltx2::video_vae::Tiling;
 
 use crate::reference::Reference;
@@ -70,4 +73,64 @@ fn a_request_that_does_not_fit_is_refused() {
     spec.request.height += 1;
     let error = bench::run(&compute, &spec, &mut |_| ()).unwrap_err();
     assert!(matches!(error, BenchError::Request(_)), "{error}");
+}
+
+/// Whole segments, in two processes' worth of pipelines.
+#[test]
+fn segments_of_each_size_are_measured() {
+    let compute = Compute::open(Wanted::Cpu).unwrap();
+    let spec = SegmentsSpec {
+        sizes: vec![
+            Size {
+                width: 128,
+                height: 64,
+            },
+            Size {
+                width: 128,
+                height: 128,
+            },
+        ],
+        num_frames: 25,
+        fps: 24.0,
+        num_inference_steps: 1,
+        repeats: 1,
+    };
+    let measure = || {
+        let reference = Reference::open();
+        let parts = crate::pipeline::parts(&reference.checkpoint(), Precision::Float32);
+        let settings = Settings {
+            conditioning: Conditioning {
+                num_frames: 9,
+                audio_num_frames: 17,
+                end_offset: 0,
+            },
+            ..Settings::default()
+        };
+        let mut pipeline = Pipeline::new(parts, settings).unwrap();
+        bench::segments(&compute, &mut pipeline, &spec, &mut |_| ()).unwrap()
+    };
+    let (first, second) = (measure(), measure());
+    assert_eq!(first.len(), 2);
+    for (first, second) in first.iter().zip(&second) {
+        assert!((first.played_seconds - 16.0 / 24.0).abs() < 1e-9);
+        assert!((first.factor - first.seconds / first.played_seconds).abs() < 1e-9);
+        assert!(first.phases.refine > 0.0 && first.phases.decode > 0.0);
+        assert_eq!(first.digest, second.digest);
+    }
+    assert_ne!(first[0].digest, first[1].digest);
+    // The checkpoint makes no such size.
+    let refused = SegmentsSpec {
+        sizes: vec![Size {
+            width: 100,
+            height: 64,
+        }],
+        ..spec.clone()
+    };
+    let parts = crate::pipeline::parts(&Reference::open().checkpoint(), Precision::Float32);
+    let mut pipeline = Pipeline::new(parts, Settings::default()).unwrap();
+    let error = bench::segments(&compute, &mut pipeline, &refused, &mut |_| ()).unwrap_err();
+    assert!(
+        error.to_string().contains("width: expected a multiple"),
+        "{error}"
+    );
 }

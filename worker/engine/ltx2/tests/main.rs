@@ -5,10 +5,12 @@
     reason = "a test that cannot go on fails; clippy allows it in test functions only, not in what they call"
 )]
 
+mod adapters;
 mod bench;
 mod checkpoint;
 mod cuda;
 mod decoders;
+mod float8;
 mod layout;
 mod mel;
 mod ops;
@@ -18,4 +20,5 @@ mod sampling;
 mod text;
 mod tiny_model;
 mod transformer;
+mod v2_3;
 mod video_vae;

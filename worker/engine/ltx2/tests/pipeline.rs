@@ -9,7 +9,7 @@ use fastvideo_ltx2::nn::Precision;
 use fastvideo_ltx2::ops::Kernels;
 use fastvideo_ltx2::pipeline::{
     Conditioning, Continuation, GenerateError, Latents, Output, OutputError, Parts, Pipeline,
-    Request, Settings, Stage, Stages, Start, Step,
+    Request, Resume, Settings, Stage, Stages, Start, Step,
 };
 use fastvideo_ltx2::sampling::latents::{self, AudioGrid, VideoGrid};
 use fastvideo_ltx2::sampling::noise::{DrawOrder, Noise};
@@ -23,10 +23,8 @@ use crate::video_vae::check_rgb8;
 /// The parts of a checkpoint, on the CPU.
 pub(crate) fn parts(checkpoint: &Path, precision: Precision) -> Parts {
     let options = load::Options {
-        device: Device::Cpu,
-        precision,
-        kernels: Kernels::Plain,
         check_values: true,
+        ..load::Options::new(Device::Cpu, precision, Kernels::Plain)
     };
     let checkpoint = Checkpoint::open(checkpoint).unwrap();
     load::load(&checkpoint, &options, |_| {}).unwrap()
@@ -34,10 +32,10 @@ pub(crate) fn parts(checkpoint: &Path, precision: Precision) -> Parts {
 
 /// Keeps all that comes.
 #[derive(Default)]
-struct Recorder {
+pub(crate) struct Recorder {
     /// Of each step, in order.
     steps: Vec<(Stage, usize, usize, Latents)>,
-    sound: Vec<f32>,
+    pub(crate) sound: Vec<f32>,
     frames: Vec<Tensor>,
     /// Cancels when so many steps are done.
     cancel_after: Option<usize>,
@@ -72,24 +70,24 @@ impl Output for Recorder {
 }
 
 impl Recorder {
-    fn frames(&self) -> Tensor {
+    pub(crate) fn frames(&self) -> Tensor {
         Tensor::cat(&self.frames, 0)
     }
 
     /// `[1, channels, samples]`.
-    fn waveform(&self, channels: i64) -> Tensor {
+    pub(crate) fn waveform(&self, channels: i64) -> Tensor {
         let samples = Tensor::from_slice(&self.sound).view([1, -1, channels]);
         samples.transpose(1, 2)
     }
 
     /// After a stage's last step.
-    fn last(&self, stage: Stage) -> &Latents {
+    pub(crate) fn last(&self, stage: Stage) -> &Latents {
         let of_stage = |step: &&(Stage, usize, usize, Latents)| step.0 == stage;
         &self.steps.iter().rfind(of_stage).unwrap().3
     }
 
     /// Checks each step's latents against those that go into the next one.
-    fn check_steps(&self, golden: &Golden, name: &str, stage: Stage, calls: usize) {
+    pub(crate) fn check_steps(&self, golden: &Golden, name: &str, stage: Stage, calls: usize) {
         for (_, step, total, latents) in self.steps.iter().filter(|step| step.0 == stage) {
             if step < total {
                 let next = format!("{name}.step{:02}", step * calls);
@@ -106,14 +104,17 @@ fn number(settings: &Value, key: &str) -> i64 {
 }
 
 /// As the goldens' settings say, at the size of the first stage.
-struct Case {
-    reference: Reference,
+pub(crate) struct Case {
+    pub(crate) reference: Reference,
     settings: Value,
 }
 
 impl Case {
     fn open() -> Self {
-        let reference = Reference::open();
+        Self::of(Reference::open())
+    }
+
+    pub(crate) fn of(reference: Reference) -> Self {
         let settings = reference.settings();
         Self {
             reference,
@@ -121,7 +122,7 @@ impl Case {
         }
     }
 
-    fn request(&self) -> Request<'_> {
+    pub(crate) fn request(&self) -> Request<'_> {
         Request {
             prompt: self.settings["prompt"].as_str().unwrap(),
             negative_prompt: self.settings["negative"].as_str(),
@@ -133,10 +134,12 @@ impl Case {
             num_frames: number(&self.settings, "num_frames"),
             fps: self.settings["fps"].as_f64().unwrap(),
             start: Start::Noise,
+            adapters: &[],
+            resume: None,
         }
     }
 
-    fn pipeline(&self, settings: Settings) -> Pipeline {
+    pub(crate) fn pipeline(&self, settings: Settings) -> Pipeline {
         Pipeline::new(
             parts(&self.reference.checkpoint(), Precision::Float32),
             settings,
@@ -145,7 +148,7 @@ impl Case {
     }
 }
 
-fn one_stage() -> Settings {
+pub(crate) fn one_stage() -> Settings {
     Settings {
         stages: Stages::One,
         ..Settings::default()
@@ -163,7 +166,7 @@ fn grids(parts: &Parts, latents: &Latents, video: &VideoGrid, audio: &AudioGrid)
 }
 
 /// Checks a stage's result against un-normalized golden latents.
-fn check_result(case: &Case, latents: &Latents, video: &Tensor, audio: &Tensor) {
+pub(crate) fn check_result(case: &Case, latents: &Latents, video: &Tensor, audio: &Tensor) {
     let (video_grid, audio_grid) = grids_of(video, audio);
     let parts = parts(&case.reference.checkpoint(), Precision::Float32);
     let [v, a] = grids(&parts, latents, &video_grid, &audio_grid);
@@ -265,6 +268,7 @@ fn given_frames_equal_the_reference() {
         audio_latents: None,
         audio_num_frames: 0,
         video_position_offset_sec: 0.0,
+        generation: None,
     };
     let mut request = case.request();
     request.start = Start::Segment(&before);
@@ -298,6 +302,7 @@ fn continued_segment_equals_the_reference() {
         audio_latents: Some(golden.get("in.audio_latents").copy()),
         audio_num_frames: frames + extra,
         video_position_offset_sec: offset,
+        generation: None,
     };
     request.start = Start::Segment(&before);
     let noise = [1, 2].map(|stage| Noise {
@@ -429,6 +434,89 @@ fn the_same_request_gives_the_same_segment() {
     assert_eq!(continued, make(&second).0);
 }
 
+/// After each step of both stages, in both generations, from a continued segment too.
+#[test]
+fn segments_that_go_on_from_a_step_are_the_same() {
+    for reference in [Reference::open(), Reference::v2_3()] {
+        let case = Case::of(reference);
+        let mut pipeline = case.pipeline(Settings::default());
+        let mut request = case.request();
+        request.height *= 2;
+        request.width *= 2;
+        request.num_inference_steps = 2;
+        let mut first = Recorder::default();
+        let before = pipeline.generate(&request, &mut first).unwrap();
+        let continued = Request {
+            start: Start::Segment(&before),
+            ..request
+        };
+        for request in [request, continued] {
+            let mut whole = Recorder::default();
+            pipeline.generate(&request, &mut whole).unwrap();
+            for (done, (stage, step, _, latents)) in whole.steps.iter().enumerate() {
+                let resumed = Request {
+                    resume: Some(Resume {
+                        stage: *stage,
+                        step: *step,
+                        latents,
+                    }),
+                    ..request
+                };
+                let mut rest = Recorder::default();
+                pipeline.generate(&resumed, &mut rest).unwrap();
+                assert_eq!(rest.steps.len(), whole.steps.len() - done - 1);
+                assert!(rest.frames() == whole.frames() && rest.sound == whole.sound);
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_of_other_requests_are_refused() {
+    let case = Case::open();
+    let mut pipeline = case.pipeline(one_stage());
+    let mut output = Recorder::default();
+    pipeline.generate(&case.request(), &mut output).unwrap();
+    let latents = output.last(Stage::Denoise);
+    let resume = |stage, step| Resume {
+        stage,
+        step,
+        latents,
+    };
+    let larger = Request {
+        width: 2 * case.request().width,
+        ..case.request()
+    };
+    for (request, resume, told) in [
+        (
+            case.request(),
+            resume(Stage::Denoise, 9),
+            "expected 1 to 8, given 9",
+        ),
+        (
+            case.request(),
+            resume(Stage::Denoise, 0),
+            "expected 1 to 8, given 0",
+        ),
+        (
+            case.request(),
+            resume(Stage::Refine, 1),
+            "expected a stage of the model, given Refine",
+        ),
+        (larger, resume(Stage::Denoise, 1), "expected latents [1, "),
+    ] {
+        let request = Request {
+            resume: Some(resume),
+            ..request
+        };
+        let refused = pipeline.check(&request).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("step to go on from: ") && refused.contains(told),
+            "{refused}"
+        );
+    }
+}
+
 #[test]
 fn cancelled_request_ends_after_the_step() {
     let case = Case::open();
@@ -514,6 +602,7 @@ fn states_of_other_models_are_refused_by_name() {
         audio_latents: Some(Tensor::zeros(latents, (Kind::Float, Device::Cpu))),
         audio_num_frames: 9,
         video_position_offset_sec: offset,
+        generation: None,
     };
     let [_, channels, _, bins] = case.reference.golden("audio").get("decode.latents").size()[..]
     else {
@@ -611,6 +700,8 @@ fn segments_of_the_small_trained_model_equal_the_reference() {
             num_frames: 33,
             fps: 24.0,
             start: Start::Noise,
+            adapters: &[],
+            resume: None,
         };
         let mut output = Recorder::default();
         let next = pipeline.generate(&request, &mut output).unwrap();

@@ -1,10 +1,10 @@
-//! The reference checkpoint and its tensors, as `tests/reference/make_goldens.py` writes them; `LTX2_REFERENCE` names
-//! another such folder.
+//! The reference checkpoints and their tensors, as `tests/reference/make_goldens.py` and `make_goldens_23.py` write them;
+//! `LTX2_REFERENCE` and `LTX23_REFERENCE` name other such folders.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::OnceLock;
+use std::sync::Mutex;
 
 use fastvideo_ltx2::sampling::latents::{AudioGrid, VideoGrid};
 use fastvideo_ltx2::weights::Store;
@@ -19,9 +19,22 @@ pub(crate) struct Reference {
 }
 
 impl Reference {
+    /// The one of LTX-2.0.
     pub(crate) fn open() -> Self {
-        let stored = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tests/reference/data");
-        let root = std::env::var_os("LTX2_REFERENCE").map_or_else(|| stored.into(), PathBuf::from);
+        Self::at("data", "LTX2_REFERENCE")
+    }
+
+    /// The one of LTX-2.3.
+    pub(crate) fn v2_3() -> Self {
+        Self::at("data-2.3", "LTX23_REFERENCE")
+    }
+
+    fn at(stored: &str, variable: &str) -> Self {
+        let all = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../../tests/reference"
+        ));
+        let root = std::env::var_os(variable).map_or_else(|| all.join(stored), PathBuf::from);
         let checkpoint = root.join("checkpoint/diffusers");
         Self { root, checkpoint }
     }
@@ -56,18 +69,27 @@ impl Reference {
 
     /// The same weights as FastVideo's converter lays them out: those of the folder, or made from the library's layout.
     pub(crate) fn original_checkpoint(&self) -> PathBuf {
-        static MADE: OnceLock<tempfile::TempDir> = OnceLock::new();
+        static MADE: Mutex<BTreeMap<PathBuf, tempfile::TempDir>> = Mutex::new(BTreeMap::new());
         let stored = self.root.join("checkpoint/fastvideo");
         if stored.is_dir() {
             return stored;
         }
         let recipe = self.root.join("checkpoint/fastvideo.json");
-        let made = MADE.get_or_init(|| {
+        let mut made = MADE.lock().unwrap();
+        let made = made.entry(self.root.clone()).or_insert_with(|| {
             let folder = tempfile::tempdir().unwrap();
             layout::make_original(&self.checkpoint(), &recipe, folder.path());
             folder
         });
         made.path().to_owned()
+    }
+
+    /// The same weights as the authors' single file, in a folder of its own with what belongs beside it.
+    pub(crate) fn single_file(&self) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = self.root.join("checkpoint/original.json");
+        let file = layout::make_single_file(&self.checkpoint(), &recipe, folder.path());
+        (folder, file)
     }
 
     /// A component's configuration in the library's layout.
@@ -107,7 +129,8 @@ impl Reference {
         )
     }
 
-    fn tensors(
+    /// A component's tensors as they are stored, under the names that `rename` gives.
+    pub(crate) fn tensors(
         &self,
         component: &str,
         rename: fn(&str) -> Option<String>,

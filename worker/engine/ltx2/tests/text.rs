@@ -21,7 +21,7 @@ fn prompt(reference: &Reference, label: &str) -> String {
     reference.settings()[label].as_str().unwrap().to_owned()
 }
 
-fn tokenizer(reference: &Reference) -> Tokenizer {
+pub(crate) fn tokenizer(reference: &Reference) -> Tokenizer {
     let length = reference.settings()["text_len"].as_i64().unwrap();
     let path = reference.checkpoint().join("tokenizer/tokenizer.json");
     Tokenizer::open(&path, length).unwrap()
@@ -122,7 +122,7 @@ fn bfloat16_contexts_stay_near_the_reference() {
     let reference = Reference::open();
     let golden = reference.golden("text");
     let mut encoder = encoder(&reference, Kind::BFloat16);
-    let contexts = encoder.encode(&prompt(&reference, "prompt")).unwrap();
+    let contexts = encoder.encode(&prompt(&reference, "prompt"), "").unwrap();
     assert_eq!(contexts.video.kind(), Kind::BFloat16);
     check(
         "video",
@@ -142,12 +142,12 @@ fn bfloat16_contexts_stay_near_the_reference() {
 fn contexts_of_a_prompt_are_kept() {
     let reference = Reference::open();
     let mut encoder = encoder(&reference, Kind::Float);
-    let first = encoder.encode("a lantern").unwrap();
-    let again = encoder.encode(" a lantern ").unwrap();
+    let first = encoder.encode("a lantern", "").unwrap();
+    let again = encoder.encode(" a lantern ", "").unwrap();
     assert_eq!(first.video.data_ptr(), again.video.data_ptr());
-    encoder.encode("rain").unwrap();
-    encoder.encode("a bell").unwrap();
-    let anew = encoder.encode("a lantern").unwrap();
+    encoder.encode("rain", "").unwrap();
+    encoder.encode("a bell", "").unwrap();
+    let anew = encoder.encode("a lantern", "").unwrap();
     assert_ne!(first.video.data_ptr(), anew.video.data_ptr());
     assert_eq!(first.video, anew.video);
 }
@@ -176,7 +176,7 @@ fn strange_prompts_are_survived() {
         "<bos><pad><eos>",
         &"x".repeat(10_000),
     ] {
-        let contexts = encoder.encode(prompt).unwrap();
+        let contexts = encoder.encode(prompt, "").unwrap();
         for context in [&contexts.video, &contexts.audio] {
             assert!(
                 bool::try_from(context.isfinite().all()).unwrap(),

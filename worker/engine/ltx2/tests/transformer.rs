@@ -1,13 +1,14 @@
 //! The transformer against the reference's tensors, section `transformer`; sizes come from its files.
 
 use fastvideo_ltx2::config::ConfigError;
+use fastvideo_ltx2::generation::Generation;
 use fastvideo_ltx2::ops::{Kernels, Runs};
-use fastvideo_ltx2::transformer::block::{Block, Surroundings};
+use fastvideo_ltx2::transformer::block::{Block, Surroundings, Text};
 use fastvideo_ltx2::transformer::modulation::{Embeddings, Modulation, sinusoid};
 use fastvideo_ltx2::transformer::rope::{audio_coords, video_coords};
 use fastvideo_ltx2::transformer::{
-    Config, Geometry, Inputs, NoiseLevels, Positions, RotaryTables, TextContext, Transformer,
-    Velocities,
+    Config, CrossModalLevels, Geometry, Inputs, NoiseLevels, Positions, RotaryTables, TextContext,
+    Transformer, Velocities,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -15,15 +16,43 @@ use tch::{Device, Kind, Tensor};
 use crate::reference::{Golden, Reference, check, relative_error, tiny_model};
 
 const CPU: Device = Device::Cpu;
+/// As the library runs LTX-2.0.
+const LIBRARY: Asked<'_> = Asked {
+    cross_modal_levels: CrossModalLevels::FastVideo,
+    isolate_modalities: false,
+    perturbed_blocks: &[],
+};
 
 /// A transformer with the geometry of the reference's inputs.
 pub(crate) struct Case {
     pub(crate) golden: Golden,
-    config: Config,
+    pub(crate) config: Config,
     geometry: Geometry,
-    tables: RotaryTables,
-    model: Transformer,
+    pub(crate) tables: RotaryTables,
+    pub(crate) model: Transformer,
     device: Device,
+}
+
+/// What a pass is asked for besides the tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) cross_modal_levels: CrossModalLevels,
+    pub(crate) isolate_modalities: bool,
+    pub(crate) perturbed_blocks: &'a [usize],
+}
+
+impl Asked<'_> {
+    /// As the library runs this generation.
+    pub(crate) fn library(generation: Generation) -> Self {
+        Self {
+            cross_modal_levels: match generation {
+                Generation::V2_0 => CrossModalLevels::FastVideo,
+                Generation::V2_3 => CrossModalLevels::Library,
+            },
+            isolate_modalities: false,
+            perturbed_blocks: &[],
+        }
+    }
 }
 
 impl Case {
@@ -32,7 +61,10 @@ impl Case {
     }
 
     pub(crate) fn on(device: Device, kind: Kind, kernels: &Kernels) -> Self {
-        let reference = Reference::open();
+        Self::of(&Reference::open(), device, kind, kernels)
+    }
+
+    pub(crate) fn of(reference: &Reference, device: Device, kind: Kind, kernels: &Kernels) -> Self {
         let golden = reference.golden("transformer");
         let config = Config::library(&reference.config("transformer")).unwrap();
         let settings = reference.settings();
@@ -63,7 +95,7 @@ impl Case {
         }
     }
 
-    fn input(&self, name: &str) -> Tensor {
+    pub(crate) fn input(&self, name: &str) -> Tensor {
         self.golden
             .get(&format!("in.{name}"))
             .to_device(self.device)
@@ -75,14 +107,14 @@ impl Case {
     }
 
     /// σ of each sample.
-    fn sigmas(&self) -> Vec<f64> {
+    pub(crate) fn sigmas(&self) -> Vec<f64> {
         Vec::try_from(
             self.input("timestep").to_kind(Kind::Double) / self.config.timestep_scale_multiplier,
         )
         .unwrap()
     }
 
-    fn text(&self, samples: i64) -> TextContext {
+    pub(crate) fn text(&self, samples: i64) -> TextContext {
         let context = |name: &str| self.input(name).narrow(0, 0, samples);
         self.model.text(
             &context("encoder_hidden_states"),
@@ -93,6 +125,17 @@ impl Case {
     /// The whole batch, every sample at its own level.
     pub(crate) fn batch(&self) -> Velocities {
         let sigmas = self.sigmas();
+        let asked = Asked::library(self.config.generation);
+        self.samples(&sigmas, &sigmas, asked)
+    }
+
+    /// The whole batch, every sample at the given levels of video and audio.
+    pub(crate) fn samples(
+        &self,
+        sigmas: &[f64],
+        audio_sigmas: &[f64],
+        asked: Asked<'_>,
+    ) -> Velocities {
         let (video, audio) = (
             self.input("hidden_states"),
             self.input("audio_hidden_states"),
@@ -100,21 +143,23 @@ impl Case {
         self.model.forward(&Inputs {
             video: &video,
             audio: &audio,
-            video_levels: &NoiseLevels::of_samples(video.size()[1], &sigmas),
-            audio_levels: &NoiseLevels::of_samples(audio.size()[1], &sigmas),
+            video_levels: &NoiseLevels::of_samples(video.size()[1], sigmas),
+            audio_levels: &NoiseLevels::of_samples(audio.size()[1], audio_sigmas),
             tables: &self.tables,
             text: &self.text(video.size()[0]),
-            isolate_modalities: false,
+            cross_modal_levels: asked.cross_modal_levels,
+            isolate_modalities: asked.isolate_modalities,
+            perturbed_blocks: asked.perturbed_blocks,
         })
     }
 
     /// The first sample.
-    fn single(
+    pub(crate) fn single(
         &self,
         video_levels: &NoiseLevels,
         audio_levels: &NoiseLevels,
         text: &TextContext,
-        isolate_modalities: bool,
+        asked: Asked<'_>,
     ) -> Velocities {
         self.model.forward(&Inputs {
             video: &self.first("hidden_states"),
@@ -123,11 +168,13 @@ impl Case {
             audio_levels,
             tables: &self.tables,
             text,
-            isolate_modalities,
+            cross_modal_levels: asked.cross_modal_levels,
+            isolate_modalities: asked.isolate_modalities,
+            perturbed_blocks: asked.perturbed_blocks,
         })
     }
 
-    fn uniform(&self) -> (NoiseLevels, NoiseLevels) {
+    pub(crate) fn uniform(&self) -> (NoiseLevels, NoiseLevels) {
         let sigma = self.sigmas()[0];
         (
             NoiseLevels::uniform(self.first("hidden_states").size()[1], sigma),
@@ -136,12 +183,12 @@ impl Case {
     }
 
     /// The levels of the golden with one noise level per token.
-    fn per_token(&self, name: &str) -> Tensor {
+    pub(crate) fn per_token(&self, name: &str) -> Tensor {
         self.golden.get(&format!("per_token.{name}")) / self.config.timestep_scale_multiplier
     }
 
     #[track_caller]
-    fn check(&self, name: &str, actual: &Velocities, tolerance: f64) {
+    pub(crate) fn check(&self, name: &str, actual: &Velocities, tolerance: f64) {
         check(
             &format!("{name}, video"),
             &actual.video,
@@ -274,7 +321,8 @@ fn noise_level_embeddings_equal_the_reference() {
         ),
     ];
     for (embeddings, time_embed, scale_shift, gate) in streams {
-        let modulation = embeddings.forward(&levels, CPU);
+        let cross = CrossModalLevels::FastVideo;
+        let modulation = embeddings.forward(&levels, &levels, cross, CPU);
         // [rows, B, 1, D] to [B, rows · D].
         let flat = |rows: &Tensor| rows.squeeze_dim(2).transpose(0, 1).flatten(1, 2);
         let same =
@@ -318,8 +366,11 @@ fn one_block_equals_the_reference() {
         runs: Runs::new(vec![tokens]),
         temb: rows(suffix[0], width),
         embedded: Tensor::zeros([1, 1, width], (Kind::Float, CPU)),
+        prompt: None,
         cross_scale_shift: rows(suffix[1], width),
+        cross_runs: Runs::new(vec![tokens]),
         cross_gate: rows(suffix[2], width),
+        gate_runs: Runs::new(vec![tokens]),
     };
     let (mut x, mut a) = (
         input("hidden_states").copy(),
@@ -344,12 +395,14 @@ fn one_block_equals_the_reference() {
         audio: &audio,
         tables: &tables,
         isolate_modalities: false,
+        perturbed: false,
     };
     let text = block.text(
         input("encoder_hidden_states"),
         input("audio_encoder_hidden_states"),
     );
-    block.forward(&mut x, &mut a, &around, &text);
+    let text = [Text::KeyValue(&text.video), Text::KeyValue(&text.audio)];
+    block.forward(&mut x, &mut a, &around, text);
     check("video", &x, golden.get("block0.out.0"), 1e-6);
     check("audio", &a, golden.get("block0.out.1"), 1e-6);
 }
@@ -384,9 +437,10 @@ fn bfloat16_is_near_the_reference_and_near_float32() {
 #[test]
 fn every_token_can_have_its_own_noise_level() {
     let case = Case::open(Kind::Float);
-    let levels = NoiseLevels::per_token(&case.per_token("timestep"));
-    let audio_levels = NoiseLevels::per_token(&case.per_token("audio_timestep"));
-    let velocities = case.single(&levels, &audio_levels, &case.text(1), false);
+    let plain = case.sigmas()[0];
+    let levels = NoiseLevels::per_token(&case.per_token("timestep"), plain);
+    let audio_levels = NoiseLevels::per_token(&case.per_token("audio_timestep"), plain);
+    let velocities = case.single(&levels, &audio_levels, &case.text(1), LIBRARY);
     case.check("per_token.out", &velocities, 2e-6);
 }
 
@@ -396,14 +450,20 @@ fn few_levels_equal_one_per_token() {
         let case = Case::open(kind);
         let per_token = case.per_token("timestep");
         let audio_per_token = case.per_token("audio_timestep");
+        let plain = case.sigmas()[0];
         let text = case.text(1);
         let every = case.single(
-            &NoiseLevels::per_token(&per_token),
-            &NoiseLevels::per_token(&audio_per_token),
+            &NoiseLevels::per_token(&per_token, plain),
+            &NoiseLevels::per_token(&audio_per_token, plain),
             &text,
-            false,
+            LIBRARY,
         );
-        let few = case.single(&levels(&per_token), &levels(&audio_per_token), &text, false);
+        let few = case.single(
+            &levels(&per_token, plain),
+            &levels(&audio_per_token, plain),
+            &text,
+            LIBRARY,
+        );
         check("video", &few.video, &every.video, 1e-6);
         check("audio", &few.audio, &every.audio, 1e-6);
     }
@@ -412,14 +472,19 @@ fn few_levels_equal_one_per_token() {
 impl Case {
     /// The golden with kept tokens, in runs of equal levels.
     pub(crate) fn kept(&self) -> Velocities {
-        let video = levels(&self.per_token("timestep"));
-        let audio = levels(&self.per_token("audio_timestep"));
-        self.single(&video, &audio, &self.text(1), false)
+        self.kept_as(Asked::library(self.config.generation))
+    }
+
+    pub(crate) fn kept_as(&self, asked: Asked<'_>) -> Velocities {
+        let plain = self.sigmas()[0];
+        let video = levels(&self.per_token("timestep"), plain);
+        let audio = levels(&self.per_token("audio_timestep"), plain);
+        self.single(&video, &audio, &self.text(1), asked)
     }
 }
 
 /// The runs of equal values in `[1, N]`.
-fn levels(per_token: &Tensor) -> NoiseLevels {
+fn levels(per_token: &Tensor, plain: f64) -> NoiseLevels {
     let values = Vec::<f32>::try_from(per_token.flatten(0, 1)).unwrap();
     let mut runs: Vec<(i64, f64)> = vec![(0, 0.0)];
     for value in values.into_iter().map(f64::from) {
@@ -429,7 +494,7 @@ fn levels(per_token: &Tensor) -> NoiseLevels {
         }
     }
     assert!(runs.len() < 4, "few levels: {runs:?}");
-    NoiseLevels::runs(&runs)
+    NoiseLevels::runs(&runs, plain)
 }
 
 #[test]
@@ -438,7 +503,15 @@ fn streams_can_be_isolated() {
     let (video, audio) = case.uniform();
     case.check(
         "isolated.out",
-        &case.single(&video, &audio, &case.text(1), true),
+        &case.single(
+            &video,
+            &audio,
+            &case.text(1),
+            Asked {
+                isolate_modalities: true,
+                ..LIBRARY
+            },
+        ),
         2e-6,
     );
 }
@@ -460,7 +533,7 @@ fn leaving_out_text_tokens_equals_masking_them() {
     let (video, audio) = case.uniform();
     case.check(
         "masked.out",
-        &case.single(&video, &audio, &text, false),
+        &case.single(&video, &audio, &text, LIBRARY),
         2e-6,
     );
 }
@@ -497,20 +570,28 @@ fn other_generations_are_refused_by_name() {
         json[key] = value;
         Config::library(&json).unwrap_err()
     };
-    let later = [
-        ("gated_attn", json!(true), "LTX-2.3 or later"),
-        ("audio_cross_attn_mod", json!(true), "LTX-2.3 or later"),
-        ("perturbed_attn", json!(true), "LTX-2.3 or later"),
-        ("use_prompt_embeddings", json!(false), "LTX-2.3 or later"),
-        ("ff_bias", json!(false), "LTX-2.5 or later"),
-    ];
-    for (key, value, expected) in later {
+    for (key, value) in [
+        ("ff_bias", json!(false)),
+        ("use_prompt_adaln_single", json!(false)),
+        ("use_keyframes_abs_pos_embedding", json!(true)),
+    ] {
         let error = refused(key, value);
-        let ConfigError::Generation { generation, .. } = &error else {
-            panic!("{key}: {error}");
-        };
-        assert_eq!(*generation, expected, "{key}");
-        assert!(error.to_string().contains(key));
+        assert!(matches!(error, ConfigError::Generation { .. }), "{error}");
+        let told = error.to_string();
+        assert!(
+            told.contains("LTX-2.5 or later") && told.contains(key),
+            "{told}"
+        );
+    }
+    for key in ["gated_attn", "audio_cross_attn_mod"] {
+        let error = refused(key, json!(true));
+        assert!(matches!(error, ConfigError::Mixed { .. }), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("`{key}`: true as in LTX-2.3")),
+            "{error}"
+        );
     }
     let others = [
         ("_class_name", json!("LTXVideoTransformer3DModel")),
@@ -527,7 +608,15 @@ fn other_generations_are_refused_by_name() {
     json["apply_gated_attention"] = json!(true);
     let weights = reference.store("transformer", Kind::Float).root();
     let error = Config::original(&json, &weights).unwrap_err();
-    assert!(matches!(error, ConfigError::Generation { .. }), "{error}");
+    assert!(matches!(error, ConfigError::Mixed { .. }), "{error}");
+    json["cross_attention_adaln"] = json!(true);
+    json["caption_proj_before_connector"] = json!(true);
+    let config = Config::original(&json, &weights).unwrap();
+    let error = config.fits(&weights).unwrap_err();
+    assert!(
+        matches!(error, ConfigError::Contradiction { .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -583,7 +672,9 @@ fn steps_of_the_small_trained_model_equal_the_reference() {
                 audio_levels: &audio_levels,
                 tables: &tables,
                 text: &text,
+                cross_modal_levels: CrossModalLevels::FastVideo,
                 isolate_modalities: false,
+                perturbed_blocks: &[],
             });
             let after = |stream: &str| match step + 1 {
                 last if last == steps => get(&format!("final.{stream}")),
@@ -643,7 +734,7 @@ impl Stream {
     }
 
     fn levels(&self, sigma: f64) -> NoiseLevels {
-        NoiseLevels::runs(&[(self.kept, 0.0), (self.tokens - self.kept, sigma)])
+        NoiseLevels::kept(self.kept, self.tokens, sigma)
     }
 
     fn euler(&self, x: &Tensor, velocity: &Tensor, sigma: f64, next: f64) -> Tensor {

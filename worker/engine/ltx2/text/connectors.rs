@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::Contexts;
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, Switch, check_tensor};
+use crate::generation::{Generation, LATER};
 use crate::nn::{Linear, rms_norm};
 use crate::ops::{Kernels, Rotation};
 use crate::transformer::attention::{Attention, FeedForward, Shape};
@@ -18,9 +19,32 @@ const EPS: f64 = 1e-6;
 /// The range, from minimum to maximum, that states are scaled to approximately.
 const SPREAD: f64 = 8.0;
 
+/// The switches by which the library tells the generations apart.
+const LIBRARY_SWITCHES: &[Switch] = &[
+    off("per_modality_projections"),
+    off("proj_bias"),
+    off("video_gated_attn"),
+    off("audio_gated_attn"),
+];
+/// The switches of the original names. Files of LTX-2.0 lack them, and so may those of LTX-2.3.
+const ORIGINAL_SWITCHES: &[Switch] = &[
+    off("caption_proj_before_connector"),
+    off("connector_apply_gated_attention"),
+];
+/// The divisor of positions, which the original's code has instead of a default.
+const ORIGINAL_MAX_POS: &str = "connector_positional_embedding_max_pos";
+
+const fn off(key: &'static str) -> Switch {
+    Switch {
+        key,
+        in_v2_0: false,
+    }
+}
+
 /// The sizes of both connectors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    pub generation: Generation,
     /// The width of the language model's states.
     pub caption_channels: i64,
     /// The number of states that the language model has for each token.
@@ -42,6 +66,13 @@ pub struct Stream {
     pub num_learnable_registers: i64,
 }
 
+impl Stream {
+    /// Returns the width of the context.
+    pub fn width(&self) -> i64 {
+        self.num_attention_heads * self.attention_head_dim
+    }
+}
+
 #[derive(Deserialize)]
 struct Library {
     caption_channels: i64,
@@ -57,20 +88,49 @@ struct Library {
     connector_rope_base_seq_len: i64,
     rope_theta: f64,
     rope_double_precision: bool,
+    video_hidden_dim: Option<i64>,
+    audio_hidden_dim: Option<i64>,
 }
 
 #[derive(Deserialize)]
 struct Original {
-    hidden_size: i64,
-    feature_extractor_in_features: i64,
-    feature_extractor_out_features: i64,
+    #[serde(default = "defaults::heads")]
     connector_num_attention_heads: i64,
+    #[serde(default = "defaults::head_dim")]
     connector_attention_head_dim: i64,
+    #[serde(default = "defaults::layers")]
     connector_num_layers: usize,
+    #[serde(default = "defaults::registers")]
     connector_num_learnable_registers: i64,
+    audio_connector_num_attention_heads: Option<i64>,
+    audio_connector_attention_head_dim: Option<i64>,
+    audio_connector_num_layers: Option<usize>,
     connector_positional_embedding_max_pos: [i64; 1],
+    #[serde(default = "defaults::theta")]
     connector_positional_embedding_theta: f64,
-    connector_double_precision_rope: bool,
+}
+
+/// What a file under the original names may leave to the reference's code.
+mod defaults {
+    pub(super) fn heads() -> i64 {
+        30
+    }
+
+    pub(super) fn head_dim() -> i64 {
+        128
+    }
+
+    pub(super) fn layers() -> usize {
+        2
+    }
+
+    pub(super) fn registers() -> i64 {
+        128
+    }
+
+    pub(super) fn theta() -> f64 {
+        10_000.0
+    }
 }
 
 impl Config {
@@ -79,18 +139,13 @@ impl Config {
     /// # Errors
     /// Returns an error that names the key that is missing, or has a value which this engine does not implement.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
-        for switch in [
-            "per_modality_projections",
-            "proj_bias",
-            "video_gated_attn",
-            "audio_gated_attn",
-            "causal_temporal_positioning",
-        ] {
-            config::only(PART, json, switch, &json!(false))?;
-        }
+        config::only(PART, json, "causal_temporal_positioning", &json!(false))?;
         config::only(PART, json, "rope_type", &json!("split"))?;
+        refuse_later(json)?;
+        let generation = config::generation(PART, json, LIBRARY_SWITCHES)?;
         let raw: Library = config::read(PART, json)?;
-        Self {
+        let config = Self {
+            generation: generation.unwrap_or(Generation::V2_0),
             caption_channels: raw.caption_channels,
             text_proj_in_factor: raw.text_proj_in_factor,
             video: Stream {
@@ -108,86 +163,219 @@ impl Config {
             rope_base_seq_len: raw.connector_rope_base_seq_len,
             rope_theta: raw.rope_theta,
             rope_double_precision: raw.rope_double_precision,
+        };
+        if config.generation == Generation::V2_3 {
+            for (key, given, stream) in [
+                ("video_hidden_dim", raw.video_hidden_dim, config.video),
+                ("audio_hidden_dim", raw.audio_hidden_dim, config.audio),
+            ] {
+                same(key, stream.width(), given.unwrap_or_default())?;
+            }
         }
-        .checked()
+        config.checked()
     }
 
-    /// Reads the `config.json` of FastVideo's text encoder.
+    /// Reads the `config.json` of FastVideo's text encoder, or the keys of the connectors in the metadata of Lightricks'
+    /// single file. Sizes that only one of them has come from the tensors.
     ///
     /// # Errors
     /// Returns the errors of [`Self::library`].
-    pub fn original(json: &Value, _weights: &Weights) -> Result<Self, ConfigError> {
+    pub fn original(json: &Value, weights: &Weights) -> Result<Self, ConfigError> {
         config::only(PART, json, "connector_rope_type", &json!("split"))?;
+        config::only(PART, json, "connector_double_precision_rope", &json!(true))?;
         config::only(PART, json, "padding_side", &json!("left"))?;
-        let raw: Original = config::read(PART, json)?;
         config::only(
             PART,
             json,
-            "feature_extractor_out_features",
-            &json!(raw.hidden_size),
+            "text_encoder_norm_type",
+            &json!("per_token_rms"),
         )?;
-        let stream = Stream {
+        refuse_later(json)?;
+        let projection = "video_text_proj_in.weight";
+        let by_tensors = match weights.shape(projection) {
+            Some(_) => Generation::V2_3,
+            None => Generation::V2_0,
+        };
+        let generation = config::generation(PART, json, ORIGINAL_SWITCHES)?.unwrap_or(by_tensors);
+        if json.get(ORIGINAL_MAX_POS).is_none() {
+            return Err(ConfigError::Value {
+                part: PART,
+                key: ORIGINAL_MAX_POS.to_owned(),
+                expected: "a length, usually [4096]".to_owned(),
+                given: "no value".to_owned(),
+            });
+        }
+        let raw: Original = config::read(PART, json)?;
+        let video = Stream {
             num_attention_heads: raw.connector_num_attention_heads,
             attention_head_dim: raw.connector_attention_head_dim,
             num_layers: raw.connector_num_layers,
             num_learnable_registers: raw.connector_num_learnable_registers,
         };
-        Self {
-            caption_channels: raw.feature_extractor_out_features,
-            text_proj_in_factor: raw.feature_extractor_in_features / raw.hidden_size.max(1),
-            video: stream,
-            audio: stream,
+        let audio = Stream {
+            num_attention_heads: raw
+                .audio_connector_num_attention_heads
+                .unwrap_or(video.num_attention_heads),
+            attention_head_dim: raw
+                .audio_connector_attention_head_dim
+                .unwrap_or(video.attention_head_dim),
+            num_layers: raw.audio_connector_num_layers.unwrap_or(video.num_layers),
+            ..video
+        };
+        let projection = match generation {
+            Generation::V2_0 => "text_proj_in.weight",
+            Generation::V2_3 => projection,
+        };
+        let config = Self {
+            generation,
+            caption_channels: 0,
+            text_proj_in_factor: 0,
+            video,
+            audio,
             rope_base_seq_len: raw.connector_positional_embedding_max_pos[0],
             rope_theta: raw.connector_positional_embedding_theta,
-            rope_double_precision: raw.connector_double_precision_rope,
+            rope_double_precision: true,
+        };
+        config
+            .with_states(json, weights.shape(projection))?
+            .checked()
+    }
+
+    /// Returns the configuration with the language model's width and number of states: FastVideo's file has them, and
+    /// the single file has only their product, in the projection's shape.
+    fn with_states(self, json: &Value, projection: Option<Vec<i64>>) -> Result<Self, ConfigError> {
+        let key = |key: &str| json.get(key).and_then(Value::as_i64);
+        let inputs = key("feature_extractor_in_features").or_else(|| Some(*projection?.get(1)?));
+        let width = key("hidden_size").unwrap_or_default();
+        let Some(inputs) = inputs.filter(|inputs| width > 0 && inputs % width == 0) else {
+            return Err(ConfigError::Value {
+                part: PART,
+                key: "feature_extractor_in_features".to_owned(),
+                expected: format!("a multiple of the language model's width, {width}"),
+                given: inputs.map_or_else(|| "no value".to_owned(), |inputs| inputs.to_string()),
+            });
+        };
+        if self.generation == Generation::V2_0
+            && let Some(given) = key("feature_extractor_out_features")
+        {
+            same("feature_extractor_out_features", width, given)?;
         }
-        .checked()
+        Ok(Self {
+            caption_channels: width,
+            text_proj_in_factor: inputs / width,
+            ..self
+        })
+    }
+
+    /// Checks that the tensors are those of the configuration's generation.
+    ///
+    /// # Errors
+    /// Returns an error that names the tensor that contradicts the configuration.
+    pub fn fits(self, weights: &Weights) -> Result<Self, ConfigError> {
+        let check = |name, only| check_tensor(PART, self.generation, weights, name, only);
+        check("text_proj_in.weight", Generation::V2_0)?;
+        check("video_text_proj_in.weight", Generation::V2_3)?;
+        Ok(self)
     }
 
     fn checked(self) -> Result<Self, ConfigError> {
         for (name, stream) in [("video", self.video), ("audio", self.audio)] {
-            let width = stream.num_attention_heads * stream.attention_head_dim;
-            if width != self.caption_channels {
+            if self.generation == Generation::V2_0 && stream.width() != self.caption_channels {
                 return Err(ConfigError::Value {
                     part: PART,
                     key: format!("{name}_connector_num_attention_heads"),
                     expected: format!("heads of {} channels together", self.caption_channels),
-                    given: format!("{width} channels"),
+                    given: format!("{} channels", stream.width()),
                 });
             }
-            if stream.num_learnable_registers < 1 {
-                return Err(ConfigError::Value {
-                    part: PART,
-                    key: format!("{name}_connector_num_learnable_registers"),
-                    expected: "at least 1".to_owned(),
-                    given: stream.num_learnable_registers.to_string(),
-                });
+            for (key, given) in [
+                ("num_learnable_registers", stream.num_learnable_registers),
+                ("attention_head_dim", stream.attention_head_dim),
+                ("num_attention_heads", stream.num_attention_heads),
+            ] {
+                if given < 1 {
+                    return Err(ConfigError::Value {
+                        part: PART,
+                        key: format!("{name}_connector_{key}"),
+                        expected: "at least 1".to_owned(),
+                        given: given.to_string(),
+                    });
+                }
             }
         }
         Ok(self)
     }
 }
 
-/// The shared projection and the two connectors.
+fn refuse_later(json: &Value) -> Result<(), ConfigError> {
+    let key = "connector_ff_bias";
+    match json.get(key) {
+        Some(given) if *given != json!(true) => Err(ConfigError::Generation {
+            part: PART,
+            generation: LATER,
+            key: key.to_owned(),
+            given: given.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn same(key: &str, expected: i64, given: i64) -> Result<(), ConfigError> {
+    if given == expected {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        part: PART,
+        key: key.to_owned(),
+        expected: expected.to_string(),
+        given: given.to_string(),
+    })
+}
+
+/// The projections and the two connectors.
 #[derive(Debug)]
 pub struct Connectors {
-    text_proj_in: Linear,
+    projections: Projections,
     video_connector: Connector,
     audio_connector: Connector,
     registers: i64,
+    widths: [i64; 2],
+    generation: Generation,
+}
+
+/// What turns the states of a token into one vector.
+#[derive(Debug)]
+enum Projections {
+    /// One matrix for both streams, of states that are normalized over the whole text: LTX-2.0.
+    Shared(Linear),
+    /// A matrix for each stream, of states that are normalized token by token: LTX-2.3.
+    OfStreams { video: Linear, audio: Linear },
 }
 
 impl Connectors {
     pub fn new(config: &Config, weights: &Weights) -> Self {
-        let width = config.caption_channels;
-        let inner = width * config.text_proj_in_factor;
+        let inner = config.caption_channels * config.text_proj_in_factor;
+        let widths = [config.video.width(), config.audio.width()];
         let connector = |name, stream| Connector::new(config, stream, &weights.sub(name));
         let registers = [config.video, config.audio].map(|s| s.num_learnable_registers);
+        let projection = |name, width| Linear::new(&weights.sub(name), inner, width);
         Self {
-            text_proj_in: Linear::without_bias(&weights.sub("text_proj_in"), inner, width),
+            projections: match config.generation {
+                Generation::V2_0 => Projections::Shared(Linear::without_bias(
+                    &weights.sub("text_proj_in"),
+                    inner,
+                    config.caption_channels,
+                )),
+                Generation::V2_3 => Projections::OfStreams {
+                    video: projection("video_text_proj_in", widths[0]),
+                    audio: projection("audio_text_proj_in", widths[1]),
+                },
+            },
             video_connector: connector("video_connector", config.video),
             audio_connector: connector("audio_connector", config.audio),
             registers: registers[0] * registers[1] / gcd(registers[0], registers[1]),
+            widths,
+            generation: config.generation,
         }
     }
 
@@ -196,12 +384,39 @@ impl Connectors {
         self.registers
     }
 
+    /// Returns the widths of the contexts, for video and audio.
+    pub fn widths(&self) -> [i64; 2] {
+        self.widths
+    }
+
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
     /// Turns the states of a prompt's `n` tokens, `[1, n, channels, states]`, into contexts of `length` tokens.
     pub fn forward(&self, states: &Tensor, length: i64) -> Contexts {
-        let features = self.text_proj_in.forward(&normalize(states));
+        let [video, audio] = match &self.projections {
+            Projections::Shared(projection) => {
+                let features = projection.forward(&normalize(states));
+                [features.shallow_clone(), features]
+            }
+            Projections::OfStreams { video, audio } => {
+                let normed = normalize_tokens(states);
+                let channels = states.size()[2] as f64;
+                let scaled = |width: i64| {
+                    let scaled = &normed * (width as f64 / channels).sqrt();
+                    scaled.to_kind(states.kind())
+                };
+                let [width, audio_width] = self.widths;
+                [
+                    video.forward(&scaled(width)),
+                    audio.forward(&scaled(audio_width)),
+                ]
+            }
+        };
         Contexts {
-            video: self.video_connector.forward(&features, length),
-            audio: self.audio_connector.forward(&features, length),
+            video: self.video_connector.forward(&video, length),
+            audio: self.audio_connector.forward(&audio, length),
         }
     }
 }
@@ -215,6 +430,14 @@ pub fn normalize(states: &Tensor) -> Tensor {
     let range = x.amax([1, 2].as_slice(), true) - x.amin([1, 2].as_slice(), true);
     let spread = (x - mean) / (range + EPS) * SPREAD;
     spread.flatten(2, 3).to_kind(states.kind())
+}
+
+/// Scales each state of each token over its channels to a root mean square of 1, `[1, n, channels, states]`, and puts
+/// the states of a channel side by side: `[1, n, channels * states]`, in float32.
+pub fn normalize_tokens(states: &Tensor) -> Tensor {
+    let x = states.to_kind(Kind::Float);
+    let square = x.square().mean_dim([2i64].as_slice(), true, Kind::Float);
+    (x * (square + EPS).rsqrt()).flatten(2, 3)
 }
 
 fn gcd(a: i64, b: i64) -> i64 {
@@ -231,9 +454,9 @@ struct Connector {
 
 impl Connector {
     fn new(config: &Config, stream: Stream, weights: &Weights) -> Self {
-        let width = config.caption_channels;
+        let width = stream.width();
         let blocks = weights.sub("transformer_blocks");
-        let block = |i| Block::new(width, stream, &blocks.sub(i));
+        let block = |i| Block::new(config, stream, &blocks.sub(i));
         Self {
             learnable_registers: weights.tensor(
                 "learnable_registers",
@@ -277,13 +500,17 @@ struct Block {
 }
 
 impl Block {
-    fn new(width: i64, stream: Stream, weights: &Weights) -> Self {
+    fn new(config: &Config, stream: Stream, weights: &Weights) -> Self {
+        let width = stream.width();
         let shape = Shape {
             query_dim: width,
             context_dim: width,
             heads: stream.num_attention_heads,
             head_dim: stream.attention_head_dim,
             eps: EPS,
+            gated: config.generation == Generation::V2_3,
+            wide_query: false,
+            wide_context: false,
         };
         Self {
             attn1: Attention::new(&weights.sub("attn1"), shape, &Kernels::Plain),

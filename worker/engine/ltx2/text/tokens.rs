@@ -10,6 +10,13 @@ pub const MAX_LENGTH: i64 = 1024;
 
 const BEGIN: &str = "<bos>";
 
+/// A tokenizer with a single word.
+const WORDS: &[u8] = br#"{
+    "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+    "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+    "model": {"type": "WordLevel", "vocab": {"<bos>": 0, "word": 1}, "unk_token": "word"}
+}"#;
+
 /// A `tokenizer.json` and the number of tokens that a context has.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -44,8 +51,29 @@ impl Tokenizer {
             path: path.display().to_string(),
             reason,
         };
-        let mut inner =
+        let inner =
             tokenizers::Tokenizer::from_file(path).map_err(|error| fail(error.to_string()))?;
+        Self::of(inner, length, fail)
+    }
+
+    /// Creates a tokenizer that makes the same token of every word: for random weights.
+    ///
+    /// # Panics
+    /// Does not: it is made of a constant.
+    pub fn of_words(length: i64) -> Self {
+        let inner = tokenizers::Tokenizer::from_bytes(WORDS).expect("a tokenizer of this program");
+        Self::of(inner, length, |reason| TokensError::Open {
+            path: "of words".to_owned(),
+            reason,
+        })
+        .expect("a tokenizer of this program")
+    }
+
+    fn of(
+        mut inner: tokenizers::Tokenizer,
+        length: i64,
+        fail: impl Fn(String) -> TokensError,
+    ) -> Result<Self, TokensError> {
         // The file's padding settings are for other uses of the tokenizer.
         inner.with_padding(None);
         inner

@@ -5,7 +5,7 @@
 
 use tch::Tensor;
 
-use crate::nn::Linear;
+use crate::nn::{Input, Linear};
 use crate::ops::{Kernels, Rotation};
 use crate::weights::Weights;
 
@@ -17,6 +17,12 @@ pub struct Shape {
     pub heads: i64,
     pub head_dim: i64,
     pub eps: f64,
+    /// Whether each head's result is scaled by a gate for each token, as in LTX-2.3.
+    pub gated: bool,
+    /// Whether the queries come from the video tokens, which are so many that their matrices may be in 8-bit floats.
+    pub wide_query: bool,
+    /// Whether the keys and values come from the video tokens.
+    pub wide_context: bool,
 }
 
 #[derive(Debug)]
@@ -25,6 +31,8 @@ pub struct Attention {
     to_k: Linear,
     to_v: Linear,
     to_out: Linear,
+    /// Computes the gate's logits, `[B, N, heads]`, from the queries' input.
+    to_gate_logits: Option<Linear>,
     norm_q: Tensor,
     norm_k: Tensor,
     heads: i64,
@@ -47,13 +55,22 @@ impl Attention {
             heads,
             head_dim,
             eps,
+            gated,
+            wide_query,
+            wide_context,
         } = shape;
         let width = heads * head_dim;
+        let linear = |name: &str, from: i64, to: i64, wide: bool| match wide {
+            true => Linear::wide(&weights.sub(name), from, to),
+            false => Linear::new(&weights.sub(name), from, to),
+        };
         Self {
-            to_q: Linear::new(&weights.sub("to_q"), query_dim, width),
-            to_k: Linear::new(&weights.sub("to_k"), context_dim, width),
-            to_v: Linear::new(&weights.sub("to_v"), context_dim, width),
-            to_out: Linear::new(&weights.sub("to_out.0"), width, query_dim),
+            to_q: linear("to_q", query_dim, width, wide_query),
+            to_k: linear("to_k", context_dim, width, wide_context),
+            to_v: linear("to_v", context_dim, width, wide_context),
+            to_out: linear("to_out.0", width, query_dim, wide_query),
+            to_gate_logits: gated
+                .then(|| Linear::new(&weights.sub("to_gate_logits"), query_dim, heads)),
             norm_q: weights.sub("norm_q").tensor("weight", &[width]),
             norm_k: weights.sub("norm_k").tensor("weight", &[width]),
             heads,
@@ -64,8 +81,14 @@ impl Attention {
 
     /// Computes self-attention of the tokens `x`: `[B, N, D]` to `[B, N, D]`.
     pub fn forward_self(&self, x: &Tensor, rotation: &Rotation) -> Tensor {
-        let context = self.key_value(x, Some(rotation));
-        self.attend(self.query(x, Some(rotation)), &context)
+        let input = self.to_q.input(x);
+        let context = self.key_value_of(&input, Some(rotation));
+        self.attend(x, &input, Some(rotation), &context)
+    }
+
+    /// Like [`Self::forward_self`], but each token sees itself alone: its value is the result.
+    pub fn forward_perturbed(&self, x: &Tensor) -> Tensor {
+        self.output(x, self.split_heads(&self.to_v.forward(x)))
     }
 
     /// Computes cross-attention of the tokens `x` to other tokens, `[B, S, context width]`.
@@ -77,34 +100,45 @@ impl Attention {
         context_rotation: &Rotation,
     ) -> Tensor {
         let context = self.key_value(context, Some(context_rotation));
-        self.attend(self.query(x, Some(rotation)), &context)
+        self.attend(x, &self.to_q.input(x), Some(rotation), &context)
     }
 
     /// Computes cross-attention of the tokens `x` to keys and values that were computed before.
     pub fn forward_cached(&self, x: &Tensor, context: &KeyValue) -> Tensor {
-        self.attend(self.query(x, None), context)
+        self.attend(x, &self.to_q.input(x), None, context)
     }
 
     /// Computes the keys and values of `[B, S, context width]`.
     pub fn key_value(&self, context: &Tensor, rotation: Option<&Rotation>) -> KeyValue {
-        let (batch, tokens, _) = context.size3().expect("a context has three axes");
-        let key = self.to_k.forward(context);
-        let value = self.to_v.forward(context);
+        self.key_value_of(&self.to_k.input(context), rotation)
+    }
+
+    fn key_value_of(&self, context: &Input<'_>, rotation: Option<&Rotation>) -> KeyValue {
+        let key = self.to_k.forward_input(context);
+        let value = self.to_v.forward_input(context);
         KeyValue {
             key: self
                 .kernels
                 .norm_rotate(key, &self.norm_k, self.eps, self.heads, rotation),
-            value: value.view([batch, tokens, self.heads, -1]).transpose(1, 2),
+            value: self.split_heads(&value),
         }
     }
 
-    fn query(&self, x: &Tensor, rotation: Option<&Rotation>) -> Tensor {
-        let query = self.to_q.forward(x);
+    fn query(&self, x: &Input<'_>, rotation: Option<&Rotation>) -> Tensor {
+        let query = self.to_q.forward_input(x);
         self.kernels
             .norm_rotate(query, &self.norm_q, self.eps, self.heads, rotation)
     }
 
-    fn attend(&self, query: Tensor, context: &KeyValue) -> Tensor {
+    /// Attends from the tokens `x` to the context, `[B, N, D]` to `[B, N, D]`. `input` is `x`, prepared for the queries.
+    fn attend(
+        &self,
+        x: &Tensor,
+        input: &Input<'_>,
+        rotation: Option<&Rotation>,
+        context: &KeyValue,
+    ) -> Tensor {
+        let query = self.query(input, rotation);
         let attended = Tensor::scaled_dot_product_attention(
             &query,
             &context.key,
@@ -116,8 +150,22 @@ impl Attention {
             false,
         );
         drop(query);
-        let attended = attended.transpose(1, 2).flatten(2, 3); // [B, N, heads · d]
-        self.to_out.forward(&attended)
+        self.output(x, attended)
+    }
+
+    /// Applies the gate of the queries' input `x`, and the output matrix: `[B, heads, N, head width]` to `[B, N, D]`.
+    fn output(&self, x: &Tensor, attended: Tensor) -> Tensor {
+        let mut attended = attended.transpose(1, 2); // [B, N, heads, head width]
+        if let Some(to_gate_logits) = &self.to_gate_logits {
+            let gates = to_gate_logits.forward(x).sigmoid() * 2.0;
+            let _ = attended.g_mul_(&gates.unsqueeze(-1));
+        }
+        self.to_out.forward(&attended.flatten(2, 3))
+    }
+
+    /// Splits `[B, N, heads · head width]` into heads, `[B, heads, N, head width]`.
+    fn split_heads(&self, x: &Tensor) -> Tensor {
+        x.unflatten(2, [self.heads, -1]).transpose(1, 2)
     }
 }
 
@@ -132,6 +180,14 @@ impl FeedForward {
         Self {
             proj_in: Linear::new(&weights.sub("net.0.proj"), width, 4 * width),
             proj_out: Linear::new(&weights.sub("net.2"), 4 * width, width),
+        }
+    }
+
+    /// Creates the layer of the video tokens, whose matrices may be in 8-bit floats.
+    pub fn wide(weights: &Weights, width: i64) -> Self {
+        Self {
+            proj_in: Linear::wide(&weights.sub("net.0.proj"), width, 4 * width),
+            proj_out: Linear::wide(&weights.sub("net.2"), 4 * width, width),
         }
     }
 

@@ -9,6 +9,7 @@ use super::Config;
 use super::attention::{Attention, FeedForward, KeyValue, Shape};
 use super::modulation::Modulation;
 use super::rope::RotaryTables;
+use crate::generation::Generation;
 use crate::nn::rms_norm;
 use crate::ops::{Kernels, Rotation};
 use crate::weights::Weights;
@@ -31,6 +32,8 @@ pub struct Surroundings<'a> {
     pub tables: &'a RotaryTables,
     /// Whether the streams do not attend to each other.
     pub isolate_modalities: bool,
+    /// Whether each token sees itself alone in the self-attention of both streams.
+    pub perturbed: bool,
 }
 
 /// The keys and values of the text in one block.
@@ -40,24 +43,53 @@ pub struct BlockText {
     pub audio: KeyValue,
 }
 
+/// The text as a stream's block takes it.
+#[derive(Clone, Copy, Debug)]
+pub enum Text<'a> {
+    /// Keys and values that do not depend on the noise level, as in LTX-2.0.
+    KeyValue(&'a KeyValue),
+    /// The context `[B, S, D]`, which the block modulates, as in LTX-2.3.
+    Context(&'a Tensor),
+}
+
+/// The rows that modulate one part of a block, each `[B, runs, D]`.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) shift: Tensor,
+    pub(crate) scale: Tensor,
+    pub(crate) gate: Tensor,
+}
+
+/// The rows of a stream's block.
+#[derive(Debug)]
+pub(crate) struct StreamRows {
+    pub(crate) attn1: Rows,
+    pub(crate) ff: Rows,
+    /// The rows of the attention to the text, in LTX-2.3.
+    pub(crate) attn2: Option<Rows>,
+}
+
 impl Block {
     pub fn new(config: &Config, weights: &Weights, kernels: &Kernels) -> Self {
         let (video, audio) = (config.width(), config.audio_width());
-        let cross = |name: &str, query_dim: i64, context_dim: i64| {
+        let cross = |name: &str, query_dim: i64, context_dim: i64, of_video: bool| {
             let shape = Shape {
                 query_dim,
                 context_dim,
                 heads: config.audio_num_attention_heads,
                 head_dim: config.audio_attention_head_dim,
                 eps: config.norm_eps,
+                gated: config.generation == Generation::V2_3,
+                wide_query: of_video,
+                wide_context: !of_video,
             };
             Attention::new(&weights.sub(name), shape, kernels)
         };
         Self {
             video: StreamBlock::new(config, weights, Stream::Video, kernels),
             audio: StreamBlock::new(config, weights, Stream::Audio, kernels),
-            audio_to_video_attn: cross("audio_to_video_attn", video, audio),
-            video_to_audio_attn: cross("video_to_audio_attn", audio, video),
+            audio_to_video_attn: cross("audio_to_video_attn", video, audio, true),
+            video_to_audio_attn: cross("video_to_audio_attn", audio, video, false),
             eps: config.norm_eps,
             kernels: kernels.clone(),
         }
@@ -77,21 +109,26 @@ impl Block {
         x: &mut Tensor,
         a: &mut Tensor,
         around: &Surroundings<'_>,
-        text: &BlockText,
+        [video_text, audio_text]: [Text<'_>; 2],
     ) {
         let video_rows = self.video.rows(around.video);
         let audio_rows = self.audio.rows(around.audio);
-        self.video
-            .attend_self(x, &video_rows, around.video, &around.tables.video);
-        self.audio
-            .attend_self(a, &audio_rows, around.audio, &around.tables.audio);
-        self.video.attend_text(x, &text.video);
-        self.audio.attend_text(a, &text.audio);
+        let (video, audio) = (around.video, around.audio);
+        let tables = around.tables;
+        if around.perturbed {
+            self.video.perturb_self(x, &video_rows, video);
+            self.audio.perturb_self(a, &audio_rows, audio);
+        } else {
+            self.video.attend_self(x, &video_rows, video, &tables.video);
+            self.audio.attend_self(a, &audio_rows, audio, &tables.audio);
+        }
+        self.video.attend_text(x, &video_rows, video, video_text);
+        self.audio.attend_text(a, &audio_rows, audio, audio_text);
         if !around.isolate_modalities {
             self.attend_across(x, a, around);
         }
-        self.video.feed_forward(x, &video_rows, around.video);
-        self.audio.feed_forward(a, &audio_rows, around.audio);
+        self.video.feed_forward(x, &video_rows, video);
+        self.audio.feed_forward(a, &audio_rows, audio);
     }
 
     /// Computes the attention of each stream to the other one, both as they were before either is changed.
@@ -101,11 +138,11 @@ impl Block {
         let [u1, c1, u2, c2, audio_gate] = self.audio.cross_rows(audio);
         let of_video = |x: &Tensor, scale: &Tensor, shift: &Tensor| {
             self.kernels
-                .rms_norm_modulate(x, self.eps, scale, shift, &video.runs)
+                .rms_norm_modulate(x, self.eps, scale, shift, &video.cross_runs)
         };
         let of_audio = |a: &Tensor, scale: &Tensor, shift: &Tensor| {
             self.kernels
-                .rms_norm_modulate(a, self.eps, scale, shift, &audio.runs)
+                .rms_norm_modulate(a, self.eps, scale, shift, &audio.cross_runs)
         };
         let (of_time, of_audio_time) = (&around.tables.cross_video, &around.tables.cross_audio);
         // The sound comes first, because its result needs less memory to keep.
@@ -121,9 +158,9 @@ impl Block {
             of_time,
             of_audio_time,
         );
-        self.kernels.add_gated(x, to_video, &gate, &video.runs);
+        self.kernels.add_gated(x, to_video, &gate, &video.gate_runs);
         self.kernels
-            .add_gated(a, to_audio, &audio_gate, &audio.runs);
+            .add_gated(a, to_audio, &audio_gate, &audio.gate_runs);
     }
 }
 
@@ -139,8 +176,10 @@ pub(crate) struct StreamBlock {
     attn1: Attention,
     attn2: Attention,
     ff: FeedForward,
-    /// `[6, D]`.
+    /// `[6 or 9, D]`.
     scale_shift_table: Tensor,
+    /// The table of the text's shift and scale in LTX-2.3, `[2, D]`.
+    prompt_table: Option<Tensor>,
     /// `[5, D]`.
     cross_table: Tensor,
     eps: f64,
@@ -167,32 +206,58 @@ impl StreamBlock {
                 config.audio_attention_head_dim,
             ),
         };
-        let attention = |name: &str, context_dim: i64| {
-            let eps = config.norm_eps;
+        let is_video = matches!(stream, Stream::Video);
+        let attention = |name: &str, context_dim: i64, wide_context: bool| {
             let shape = Shape {
                 query_dim: width,
                 context_dim,
                 heads,
                 head_dim,
-                eps,
+                eps: config.norm_eps,
+                gated: config.generation == Generation::V2_3,
+                wide_query: is_video,
+                wide_context,
             };
             Attention::new(&weights.sub(format!("{prefix}{name}")), shape, kernels)
         };
+        let ff = weights.sub(format!("{prefix}ff"));
         Self {
-            attn1: attention("attn1", width),
-            attn2: attention("attn2", text),
-            ff: FeedForward::new(&weights.sub(format!("{prefix}ff")), width),
-            scale_shift_table: weights.tensor(&format!("{prefix}scale_shift_table"), &[6, width]),
+            attn1: attention("attn1", width, is_video),
+            attn2: attention("attn2", text, false),
+            ff: match stream {
+                Stream::Video => FeedForward::wide(&ff, width),
+                Stream::Audio => FeedForward::new(&ff, width),
+            },
+            scale_shift_table: weights.tensor(
+                &format!("{prefix}scale_shift_table"),
+                &[config.modulation_rows(), width],
+            ),
+            prompt_table: match config.generation {
+                Generation::V2_0 => None,
+                Generation::V2_3 => {
+                    let name = format!("{prefix}prompt_scale_shift_table");
+                    Some(weights.tensor(&name, &[2, text]))
+                }
+            },
             cross_table: weights.tensor(table, &[5, width]),
             eps: config.norm_eps,
             kernels: kernels.clone(),
         }
     }
 
-    /// Returns shift, scale and gate of self-attention, then of the feed-forward layer, each `[B, runs, D]`.
-    pub(crate) fn rows(&self, modulation: &Modulation) -> [Tensor; 6] {
+    /// Returns the rows of this block.
+    pub(crate) fn rows(&self, modulation: &Modulation) -> StreamRows {
         let rows = rows(&self.scale_shift_table, &modulation.temb);
-        std::array::from_fn(|i| rows.get(index(i)))
+        let of = |first: i64| Rows {
+            shift: rows.get(first),
+            scale: rows.get(first + 1),
+            gate: rows.get(first + 2),
+        };
+        StreamRows {
+            attn1: of(0),
+            ff: of(3),
+            attn2: self.prompt_table.is_some().then(|| of(6)),
+        }
     }
 
     /// Returns scale and shift of audio-to-video attention, then of video-to-audio attention, and the gate, each
@@ -215,37 +280,78 @@ impl StreamBlock {
     pub(crate) fn attend_self(
         &self,
         x: &mut Tensor,
-        [shift, scale, gate, ..]: &[Tensor; 6],
+        rows: &StreamRows,
         modulation: &Modulation,
         rotation: &Rotation,
     ) {
-        let runs = &modulation.runs;
-        let normed = self
-            .kernels
-            .rms_norm_modulate(x, self.eps, scale, shift, runs);
+        let normed = self.modulated(x, &rows.attn1, modulation);
         let attended = self.attn1.forward_self(&normed, rotation);
         drop(normed);
-        self.kernels.add_gated(x, attended, gate, runs);
+        self.kernels
+            .add_gated(x, attended, &rows.attn1.gate, &modulation.runs);
     }
 
-    pub(crate) fn attend_text(&self, x: &mut Tensor, text: &KeyValue) {
-        let attended = self.attn2.forward_cached(&rms_norm(x, self.eps), text);
-        let _ = x.g_add_(&attended);
+    /// Does what [`Self::attend_self`] does, with each token attending to itself alone.
+    fn perturb_self(&self, x: &mut Tensor, rows: &StreamRows, modulation: &Modulation) {
+        let normed = self.modulated(x, &rows.attn1, modulation);
+        let attended = self.attn1.forward_perturbed(&normed);
+        drop(normed);
+        self.kernels
+            .add_gated(x, attended, &rows.attn1.gate, &modulation.runs);
     }
 
-    pub(crate) fn feed_forward(
+    pub(crate) fn attend_text(
         &self,
         x: &mut Tensor,
-        [.., shift, scale, gate]: &[Tensor; 6],
+        rows: &StreamRows,
         modulation: &Modulation,
+        text: Text<'_>,
     ) {
-        let runs = &modulation.runs;
-        let normed = self
-            .kernels
-            .rms_norm_modulate(x, self.eps, scale, shift, runs);
+        let attended = |normed: &Tensor| match text {
+            Text::KeyValue(text) => self.attn2.forward_cached(normed, text),
+            Text::Context(context) => {
+                let text = self
+                    .attn2
+                    .key_value(&self.prompted(context, modulation), None);
+                self.attn2.forward_cached(normed, &text)
+            }
+        };
+        match &rows.attn2 {
+            Some(rows) => {
+                let attended = attended(&self.modulated(x, rows, modulation));
+                self.kernels
+                    .add_gated(x, attended, &rows.gate, &modulation.runs);
+            }
+            None => {
+                let attended = attended(&rms_norm(x, self.eps));
+                let _ = x.g_add_(&attended);
+            }
+        }
+    }
+
+    /// Modulates a context `[B, S, D]` by the noise level of the pass, where the model does that.
+    fn prompted(&self, context: &Tensor, modulation: &Modulation) -> Tensor {
+        let (Some(table), Some(prompt)) = (&self.prompt_table, &modulation.prompt) else {
+            return context.shallow_clone();
+        };
+        let rows = rows(table, prompt);
+        let mut modulated = context * (rows.get(1) + 1.0);
+        let _ = modulated.g_add_(&rows.get(0));
+        modulated
+    }
+
+    pub(crate) fn feed_forward(&self, x: &mut Tensor, rows: &StreamRows, modulation: &Modulation) {
+        let normed = self.modulated(x, &rows.ff, modulation);
         let output = self.ff.forward(&normed);
         drop(normed);
-        self.kernels.add_gated(x, output, gate, runs);
+        self.kernels
+            .add_gated(x, output, &rows.ff.gate, &modulation.runs);
+    }
+
+    fn modulated(&self, x: &Tensor, rows: &Rows, modulation: &Modulation) -> Tensor {
+        let (scale, shift) = (&rows.scale, &rows.shift);
+        self.kernels
+            .rms_norm_modulate(x, self.eps, scale, shift, &modulation.runs)
     }
 }
 

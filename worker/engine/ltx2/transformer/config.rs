@@ -1,16 +1,50 @@
-//! The transformer's configuration, read from either layout's file.
+//! The transformer's configuration, read from either form of file.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, Switch, check_tensor};
+use crate::generation::{Generation, LATER};
 use crate::weights::Weights;
 
 const PART: &str = "transformer";
 
-/// The sizes and constants of a transformer of LTX-2.0, under the library's names.
+/// The switches by which the library tells the generations apart, for video and audio.
+const LIBRARY_SWITCHES: &[Switch] = &[
+    off("gated_attn"),
+    off("audio_gated_attn"),
+    off("cross_attn_mod"),
+    off("audio_cross_attn_mod"),
+    Switch {
+        key: "use_prompt_embeddings",
+        in_v2_0: true,
+    },
+];
+/// The switches of the original names. Files of LTX-2.0 lack them, and so may those of LTX-2.3.
+const ORIGINAL_SWITCHES: &[Switch] = &[
+    off("apply_gated_attention"),
+    off("cross_attention_adaln"),
+    off("caption_proj_before_connector"),
+];
+/// Further switches of LTX-2.3's text path. Its authors accept only all of them, and off.
+const CAPTION_SWITCHES: [&str; 3] = [
+    "caption_projection_first_linear",
+    "caption_projection_second_linear",
+    "caption_proj_input_norm",
+];
+
+const fn off(key: &'static str) -> Switch {
+    Switch {
+        key,
+        in_v2_0: false,
+    }
+}
+
+/// The sizes and constants of a transformer, under the library's names.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 pub struct Config {
+    #[serde(skip, default = "v2_0")]
+    pub generation: Generation,
     pub in_channels: i64,
     pub out_channels: i64,
     pub num_attention_heads: i64,
@@ -22,7 +56,8 @@ pub struct Config {
     pub audio_attention_head_dim: i64,
     pub audio_cross_attention_dim: i64,
     pub num_layers: i64,
-    pub caption_channels: i64,
+    /// The width of the contexts that the transformer projects, for LTX-2.0; in LTX-2.3 the connectors project them.
+    pub caption_channels: Option<i64>,
     pub norm_eps: f64,
     /// The number of frames, pixel rows and pixel columns of a latent.
     pub vae_scale_factors: [i64; 3],
@@ -41,7 +76,11 @@ pub struct Config {
     pub cross_attn_timestep_scale_multiplier: f64,
 }
 
-/// The keys that FastVideo's converter writes. The keys that it omits are fixed in that model's code.
+fn v2_0() -> Generation {
+    Generation::V2_0
+}
+
+/// The keys of the original names. The keys that are missing here are fixed in that model's code.
 #[derive(Debug, Deserialize)]
 struct Original {
     in_channels: i64,
@@ -55,7 +94,7 @@ struct Original {
     audio_attention_head_dim: i64,
     audio_cross_attention_dim: i64,
     num_layers: i64,
-    caption_channels: i64,
+    caption_channels: Option<i64>,
     norm_eps: f64,
     positional_embedding_theta: f64,
     positional_embedding_max_pos: [i64; 3],
@@ -68,25 +107,12 @@ impl Config {
     /// Reads the library's `transformer/config.json`.
     ///
     /// # Errors
-    /// Returns an error when a key is missing, when the file describes another generation of the model, or when sizes
-    /// contradict each other.
+    /// Returns an error when a key is missing, when the file describes another generation of the model, when its
+    /// switches are of two generations, or when sizes contradict each other.
     pub fn library(json: &Value) -> Result<Self, ConfigError> {
         required(json, "_class_name", &json!("LTX2VideoTransformer3DModel"))?;
-        let later = [
-            ("gated_attn", json!(false), LTX_2_3),
-            ("audio_gated_attn", json!(false), LTX_2_3),
-            ("cross_attn_mod", json!(false), LTX_2_3),
-            ("audio_cross_attn_mod", json!(false), LTX_2_3),
-            ("perturbed_attn", json!(false), LTX_2_3),
-            ("use_prompt_embeddings", json!(true), LTX_2_3),
-            ("ff_bias", json!(true), LTX_2_5),
-            ("audio_ff_bias", json!(true), LTX_2_5),
-            ("use_prompt_adaln_single", json!(true), LTX_2_5),
-            ("use_keyframes_abs_pos_embedding", json!(false), LTX_2_5),
-        ];
-        for (key, ours, generation) in &later {
-            same_generation(json, key, ours, generation)?;
-        }
+        refuse_later(json)?;
+        let generation = config::generation(PART, json, LIBRARY_SWITCHES)?;
         // The library's default is another layout, so a file without this key is refused.
         required(json, "rope_type", &json!("split"))?;
         let only = [
@@ -104,42 +130,45 @@ impl Config {
         for (key, implemented) in &only {
             config::only(PART, json, key, implemented)?;
         }
-        config::read::<Self>(PART, json)?.checked()
+        let mut config: Self = config::read(PART, json)?;
+        // Files of LTX-2.0 from before there was another generation lack the switches.
+        config.generation = generation.unwrap_or(Generation::V2_0);
+        if config.generation == Generation::V2_3 {
+            // The library writes its default, which nothing uses.
+            config.caption_channels = None;
+        }
+        config.checked()
     }
 
-    /// Reads the `transformer/config.json` of FastVideo's converter. `weights` distinguish the generations, since not
-    /// every such file does.
+    /// Reads a configuration under the original names: `transformer/config.json` of FastVideo's converter, or the
+    /// metadata of Lightricks' single file. Where its switches are absent, `weights` tell the generations apart.
     ///
     /// # Errors
     /// Returns the errors of [`Config::library`].
     pub fn original(json: &Value, weights: &Weights) -> Result<Self, ConfigError> {
-        required(json, "_class_name", &json!("LTX2Transformer3DModel"))?;
-        let later = [
-            ("apply_gated_attention", json!(false)),
-            ("cross_attention_adaln", json!(false)),
-            ("caption_proj_before_connector", json!(false)),
-        ];
-        for (key, ours) in &later {
-            same_generation(json, key, ours, LTX_2_3)?;
+        match json.get("_class_name").and_then(Value::as_str) {
+            Some("LTX2Transformer3DModel" | "AVTransformer3DModel") => {}
+            _ => required(json, "_class_name", &json!("LTX2Transformer3DModel"))?,
         }
-        let tensors = [
-            "transformer_blocks.0.attn1.to_gate_logits.weight",
-            "prompt_adaln.linear.weight",
-        ];
-        for name in tensors {
-            if weights.shape(name).is_some() {
-                return Err(other_generation(
-                    name,
-                    "among the tensors".to_owned(),
-                    LTX_2_3,
-                ));
+        refuse_later(json)?;
+        let generation = config::generation(PART, json, ORIGINAL_SWITCHES)?;
+        if CAPTION_SWITCHES.iter().any(|key| json.get(key).is_some()) {
+            required(json, "caption_proj_before_connector", &json!(true))?;
+            for key in CAPTION_SWITCHES {
+                required(json, key, &json!(false))?;
             }
         }
         required(json, "rope_type", &json!("split"))?;
         let only = [
             ("double_precision_rope", json!(true)),
+            ("frequencies_precision", json!("float64")),
             ("use_middle_indices_grid", json!(true)),
             ("attention_type", json!("default")),
+            ("activation_fn", json!("gelu-approximate")),
+            ("qk_norm", json!("rms_norm")),
+            ("norm_elementwise_affine", json!(false)),
+            ("attention_bias", json!(true)),
+            ("positional_embedding_type", json!("rope")),
         ];
         for (key, implemented) in &only {
             config::only(PART, json, key, implemented)?;
@@ -147,7 +176,14 @@ impl Config {
         let o: Original = config::read(PART, json)?;
         let [pos_embed_max_pos, base_height, base_width] = o.positional_embedding_max_pos;
         let [audio_pos_embed_max_pos] = o.audio_positional_embedding_max_pos;
+        let by_tensors = match weights.shape(&gate("attn1")) {
+            Some(_) => Generation::V2_3,
+            None => Generation::V2_0,
+        };
+        let generation = generation.unwrap_or(by_tensors);
+        let captions = (generation == Generation::V2_0).then_some(o.caption_channels);
         Self {
+            generation,
             in_channels: o.in_channels,
             out_channels: o.out_channels,
             num_attention_heads: o.num_attention_heads,
@@ -159,7 +195,7 @@ impl Config {
             audio_attention_head_dim: o.audio_attention_head_dim,
             audio_cross_attention_dim: o.audio_cross_attention_dim,
             num_layers: o.num_layers,
-            caption_channels: o.caption_channels,
+            caption_channels: captions.flatten(),
             norm_eps: o.norm_eps,
             vae_scale_factors: [8, 32, 32],
             pos_embed_max_pos,
@@ -177,6 +213,52 @@ impl Config {
         .checked()
     }
 
+    /// Checks that the tensors are those of the configuration's generation. A wrong switch would otherwise be told as
+    /// thousands of missing and unexpected tensors.
+    ///
+    /// # Errors
+    /// Returns an error that names the first tensor that contradicts the configuration.
+    pub fn fits(self, weights: &Weights) -> Result<Self, ConfigError> {
+        if let Some(shape) = weights.shape(&gate("attn1"))
+            && shape == [self.width(), self.width()]
+        {
+            return Err(ConfigError::Value {
+                part: PART,
+                key: gate("attn1"),
+                expected: format!(
+                    "the gate of {} heads, [{}, {}]",
+                    self.num_attention_heads,
+                    self.num_attention_heads,
+                    self.width()
+                ),
+                given: format!("{shape:?}, which belongs to sparse attention"),
+            });
+        }
+        let check = |name: &str, only| check_tensor(PART, self.generation, weights, name, only);
+        for attention in ["attn1", "audio_attn1", "attn2", "audio_attn2"] {
+            check(&gate(attention), Generation::V2_3)?;
+        }
+        check("prompt_adaln.linear.weight", Generation::V2_3)?;
+        check("caption_projection.linear_1.weight", Generation::V2_0)?;
+        Ok(self)
+    }
+
+    /// Returns the number of modulation rows of a stream: shift, scale and gate of each part of a block that has them.
+    pub(super) fn modulation_rows(&self) -> i64 {
+        match self.generation {
+            Generation::V2_0 => 6,
+            Generation::V2_3 => 9,
+        }
+    }
+
+    /// Returns the width of the contexts that the connectors pass in, for video and audio.
+    pub fn context_widths(&self) -> [i64; 2] {
+        match self.caption_channels {
+            Some(width) => [width; 2],
+            None => [self.cross_attention_dim, self.audio_cross_attention_dim],
+        }
+    }
+
     /// Returns the width of the video stream.
     pub fn width(&self) -> i64 {
         self.num_attention_heads * self.attention_head_dim
@@ -188,6 +270,14 @@ impl Config {
     }
 
     fn checked(self) -> Result<Self, ConfigError> {
+        if self.generation == Generation::V2_0 && self.caption_channels.is_none() {
+            return Err(ConfigError::Value {
+                part: PART,
+                key: "caption_channels".to_owned(),
+                expected: "the width of the texts, as this is LTX-2.0".to_owned(),
+                given: "no value".to_owned(),
+            });
+        }
         let sizes = [
             ("num_layers", self.num_layers),
             ("attention_head_dim", self.attention_head_dim),
@@ -229,8 +319,34 @@ impl Config {
     }
 }
 
-const LTX_2_3: &str = "LTX-2.3 or later";
-const LTX_2_5: &str = "LTX-2.5 or later";
+/// The name of the gate of the first block's attention.
+fn gate(attention: &str) -> String {
+    format!("transformer_blocks.0.{attention}.to_gate_logits.weight")
+}
+
+/// Refuses what only later generations have.
+fn refuse_later(json: &Value) -> Result<(), ConfigError> {
+    for (key, ours) in [
+        ("ff_bias", true),
+        ("audio_ff_bias", true),
+        ("connector_ff_bias", true),
+        ("use_prompt_adaln_single", true),
+        ("use_keyframes_abs_pos_embedding", false),
+    ] {
+        match json.get(key) {
+            Some(given) if *given != json!(ours) => {
+                return Err(ConfigError::Generation {
+                    part: PART,
+                    generation: LATER,
+                    key: key.to_owned(),
+                    given: given.to_string(),
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
 
 /// Like [`config::only`], but refuses a missing key too.
 fn required(json: &Value, key: &str, implemented: &Value) -> Result<(), ConfigError> {
@@ -243,27 +359,6 @@ fn required(json: &Value, key: &str, implemented: &Value) -> Result<(), ConfigEr
         });
     }
     config::only(PART, json, key, implemented)
-}
-
-fn same_generation(
-    json: &Value,
-    key: &str,
-    ours: &Value,
-    generation: &'static str,
-) -> Result<(), ConfigError> {
-    match json.get(key) {
-        Some(given) if given != ours => Err(other_generation(key, given.to_string(), generation)),
-        _ => Ok(()),
-    }
-}
-
-fn other_generation(key: &str, given: String, generation: &'static str) -> ConfigError {
-    ConfigError::Generation {
-        part: PART,
-        generation,
-        key: key.to_owned(),
-        given,
-    }
 }
 
 fn contradiction(key: &str, expected: String, given: i64) -> ConfigError {

@@ -149,6 +149,14 @@ impl Config {
                 .product::<i64>()
     }
 
+    /// Returns the smallest number of rows and columns of latents that can be decoded: edges that are reflected need two.
+    pub fn least_cells(&self) -> i64 {
+        match self.decoder.padding {
+            Padding::Zeros => 1,
+            Padding::Reflect => 2,
+        }
+    }
+
     /// Returns the number of frames of a latent frame; the first latent frame has one.
     pub fn temporal_ratio(&self) -> i64 {
         self.encoder.stages.iter().map(|s| s.stride[0]).product()
@@ -327,8 +335,10 @@ struct Original {
     encoder_blocks: Vec<(String, Value)>,
     decoder_blocks: Vec<(String, Value)>,
     causal_decoder: bool,
-    encoder_spatial_padding_mode: Padding,
-    decoder_spatial_padding_mode: Padding,
+    encoder_spatial_padding_mode: Option<Padding>,
+    /// The decoder's, as the authors' own code calls it, and as FastVideo does.
+    spatial_padding_mode: Option<Padding>,
+    decoder_spatial_padding_mode: Option<Padding>,
 }
 
 /// A block of either list. The reference uses defaults for the keys that a kind of block lacks.
@@ -336,14 +346,9 @@ struct Original {
 struct Block {
     #[serde(default)]
     num_layers: i64,
-    #[serde(default = "one")]
-    multiplier: i64,
+    multiplier: Option<i64>,
     #[serde(default)]
     residual: bool,
-}
-
-fn one() -> i64 {
-    1
 }
 
 /// A list of blocks, as the numbers of resnets and the steps between them.
@@ -361,7 +366,7 @@ impl Original {
         let mut at = width;
         let mut stages = Vec::new();
         for (layers, (stride, block)) in blocks.layers.iter().zip(&blocks.steps) {
-            at *= block.multiplier;
+            at *= block.multiplier.unwrap_or(2);
             stages.push(Stage {
                 layers: *layers,
                 stride: *stride,
@@ -374,7 +379,7 @@ impl Original {
             mid_layers: blocks.layers[blocks.steps.len()],
             stages,
             causal: true,
-            padding: self.encoder_spatial_padding_mode,
+            padding: self.encoder_spatial_padding_mode.unwrap_or(Padding::Zeros),
         })
     }
 
@@ -384,14 +389,15 @@ impl Original {
         let product: i64 = blocks
             .steps
             .iter()
-            .map(|(_, block)| block.multiplier)
+            .map(|(_, block)| block.multiplier.unwrap_or(1))
             .product();
         let stored = weights.shape("decoder.conv_in.conv.weight");
         let width = stored.map_or(self.latent_channels * product, |shape| shape[0]);
         let mut at = width;
         let mut stages = Vec::new();
         for (layers, (stride, block)) in blocks.layers[1..].iter().zip(&blocks.steps) {
-            at = divided("decoder_blocks multiplier", at, block.multiplier)?;
+            let multiplier = block.multiplier.unwrap_or(1);
+            at = divided("decoder_blocks multiplier", at, multiplier)?;
             stages.push(Stage {
                 layers: *layers,
                 stride: *stride,
@@ -404,8 +410,21 @@ impl Original {
             mid_layers: blocks.layers[0],
             stages,
             causal: self.causal_decoder,
-            padding: self.decoder_spatial_padding_mode,
+            padding: self.decoder_padding()?,
         })
+    }
+}
+
+impl Original {
+    fn decoder_padding(&self) -> Result<Padding, ConfigError> {
+        match (self.spatial_padding_mode, self.decoder_spatial_padding_mode) {
+            (Some(own), Some(other)) if own != other => {
+                let expected = format!("{own:?}, as `spatial_padding_mode` says").to_lowercase();
+                let given = format!("{other:?}").to_lowercase();
+                Err(wrong("decoder_spatial_padding_mode", expected, given))
+            }
+            (own, other) => Ok(own.or(other).unwrap_or(Padding::Reflect)),
+        }
     }
 }
 

@@ -1,0 +1,52 @@
+//! The products of small matrices that adapters add to linear layers, and the slot for one in each layer.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use tch::Tensor;
+
+/// The product `up · down` that is added to a layer's matrix, `[out, in]`.
+#[derive(Debug)]
+pub struct LowRank {
+    /// `[rank, in]`.
+    pub down: Tensor,
+    /// `[out, rank]`, with all factors.
+    pub up: Tensor,
+}
+
+/// The place in a layer where the product of the active adapters is. A layer without any computes as if there were no
+/// slot.
+#[derive(Clone, Debug, Default)]
+pub struct Slot(Arc<Mutex<Option<LowRank>>>);
+
+impl Slot {
+    pub fn set(&self, product: Option<LowRank>) {
+        *self.0.lock().expect("no holder of this lock panics") = product;
+    }
+
+    /// Adds the adapters' part to the layer's result: `y + up · (down · x)`, in place. `x` is `[…, in]`, `y` `[…, out]`.
+    pub(crate) fn add_to(&self, y: &mut Tensor, x: &Tensor) {
+        let product = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(LowRank { down, up }) = &*product else {
+            return;
+        };
+        let rows = |x: &Tensor| x.size().last().copied().unwrap_or(1);
+        let hidden = x.reshape([-1, rows(x)]).matmul(&down.transpose(0, 1));
+        let width = rows(y);
+        let _ = y.view([-1, width]).addmm_(&hidden, &up.transpose(0, 1));
+    }
+}
+
+/// A linear layer that adapters may change.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub slot: Slot,
+    /// The size of its matrix, `[out, in]`.
+    pub shape: [i64; 2],
+}
+
+/// The linear layers of a part, by their library names.
+pub type Layers = BTreeMap<String, Layer>;
