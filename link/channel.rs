@@ -2,7 +2,7 @@
 //!
 //! The supervisor listens on a one-shot server of ipc-channel. The worker connects to its name, and sends a hello with
 //! the supervisor's ends of both channels. Memory travels over the pair of sockets beside (`descriptors`): a message
-//! says whether one follows.
+//! says how many pieces follow.
 
 use std::fmt;
 use std::io;
@@ -22,8 +22,8 @@ use crate::memory::{MemoryError, SharedMemory};
 #[derive(Debug, Serialize, Deserialize)]
 struct Message<T> {
     body: T,
-    /// Whether the descriptor of memory follows over the sockets.
-    has_memory: bool,
+    /// The number of pieces of memory whose descriptors follow over the sockets.
+    memories: u8,
 }
 
 /// The worker's first message: its hello, and the supervisor's ends of both channels.
@@ -32,6 +32,9 @@ type Handshake<H, C, E> = (H, IpcSender<Message<C>>, IpcReceiver<Message<E>>);
 /// The number of descriptors that must be free for the sender to be blamed for a channel that is missing in a message. A
 /// message has at most two, and a connection has one. The others allow for what other threads have closed meanwhile.
 const FREE_DESCRIPTORS: usize = 16;
+
+/// The most pieces of memory beside one message: a continuation state and a step snapshot.
+const MAX_MEMORIES: u8 = 2;
 
 /// Sends messages of one type.
 #[derive(Debug)]
@@ -223,21 +226,21 @@ pub fn pair<T: Serialize + DeserializeOwned>() -> io::Result<(Sender<T>, Receive
 }
 
 impl<T: Serialize> Sender<T> {
-    /// Sends a message and the memory beside it. It blocks while the other end does not read. Two threads must not call
-    /// it at once.
+    /// Sends a message and the pieces of memory beside it, at most two. It blocks while the other end does not read. Two
+    /// threads must not call it at once.
     ///
     /// # Errors
     /// Returns an error when the link is closed.
-    pub fn send(&mut self, body: T, memory: Option<&SharedMemory>) -> io::Result<()> {
+    pub fn send(&mut self, body: T, memories: &[SharedMemory]) -> io::Result<()> {
         let message = Message {
             body,
-            has_memory: memory.is_some(),
+            memories: u8::try_from(memories.len()).unwrap_or(u8::MAX),
         };
         self.channel.send(message).map_err(io::Error::other)?;
-        match memory {
-            Some(memory) => self.descriptors.send(memory.as_fd()),
-            None => Ok(()),
+        for memory in memories {
+            self.descriptors.send(memory.as_fd())?;
         }
+        Ok(())
     }
 
     /// Sends bytes that are no message, for fault injection.
@@ -251,28 +254,32 @@ impl<T: Serialize> Sender<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Receiver<T> {
-    /// Waits for the next message and the memory beside it. Nothing of what the other end sends is trusted.
+    /// Waits for the next message and the pieces of memory beside it. Nothing of what the other end sends is trusted.
     ///
     /// # Errors
     /// Returns an error when the link is closed, when what was received is no message, or when this process has no room
     /// for it. After that the link is unusable: a message is lost.
-    pub fn receive(&mut self) -> Result<(T, Option<SharedMemory>), ReceiveError> {
+    pub fn receive(&mut self) -> Result<(T, Vec<SharedMemory>), ReceiveError> {
         let message = with_its_channels(&self.descriptors, || self.channel.recv())?;
-        self.with_memory(message)
+        self.with_memories(message)
     }
 
     /// Returns the next message if there is one already.
-    pub fn try_receive(&mut self) -> Option<(T, Option<SharedMemory>)> {
+    pub fn try_receive(&mut self) -> Option<(T, Vec<SharedMemory>)> {
         let message = self.channel.try_recv().ok()?;
-        self.with_memory(message).ok()
+        self.with_memories(message).ok()
     }
 
-    fn with_memory(&self, message: Message<T>) -> Result<(T, Option<SharedMemory>), ReceiveError> {
-        let memory = match message.has_memory {
-            true => Some(self.receive_memory()?),
-            false => None,
-        };
-        Ok((message.body, memory))
+    fn with_memories(&self, message: Message<T>) -> Result<(T, Vec<SharedMemory>), ReceiveError> {
+        if message.memories > MAX_MEMORIES {
+            let said = format!(
+                "a message with {} pieces of memory came, {MAX_MEMORIES} are allowed",
+                message.memories
+            );
+            return Err(ReceiveError::Garbage(said));
+        }
+        let memories = (0..message.memories).map(|_| self.receive_memory());
+        Ok((message.body, memories.collect::<Result<_, _>>()?))
     }
 
     fn receive_memory(&self) -> Result<SharedMemory, ReceiveError> {
@@ -342,7 +349,7 @@ mod tests {
                 connect::<u32, String, String>(invitation.name, invitation.descriptors.as_fd(), 7)
                     .unwrap();
             for length in lengths {
-                events.send("x".repeat(length), None).unwrap();
+                events.send("x".repeat(length), &[]).unwrap();
             }
             assert_eq!(commands.receive().unwrap().0, "a command");
             assert!(matches!(commands.receive(), Err(ReceiveError::Closed)));
@@ -350,10 +357,10 @@ mod tests {
         let (hello, mut commands, mut events) = listener.accept().unwrap();
         assert_eq!(hello, 7);
         for length in lengths {
-            let (message, memory) = events.receive().unwrap();
-            assert!(message.len() == length && memory.is_none());
+            let (message, memories) = events.receive().unwrap();
+            assert!(message.len() == length && memories.is_empty());
         }
-        commands.send("a command".to_owned(), None).unwrap();
+        commands.send("a command".to_owned(), &[]).unwrap();
         drop(commands);
         worker.join().unwrap();
         assert!(matches!(events.receive(), Err(ReceiveError::Closed)));
@@ -364,14 +371,18 @@ mod tests {
         let (mut sender, mut receiver) = pair::<String>().unwrap();
         for bytes in [&b""[..], b"a state", &[1; 70_000]] {
             let memory = SharedMemory::from_bytes(bytes).unwrap();
-            sender.send("with".to_owned(), Some(&memory)).unwrap();
-            sender.send("without".to_owned(), None).unwrap();
+            let second = SharedMemory::from_bytes(b"the second").unwrap();
+            sender
+                .send("with two".to_owned(), &[memory, second])
+                .unwrap();
+            sender.send("without".to_owned(), &[]).unwrap();
         }
         for bytes in [&b""[..], b"a state", &[1; 70_000]] {
-            let (message, memory) = receiver.receive().unwrap();
-            assert!(message == "with" && memory.unwrap()[..] == *bytes);
-            let (message, memory) = receiver.receive().unwrap();
-            assert!(message == "without" && memory.is_none());
+            let (message, memories) = receiver.receive().unwrap();
+            let memories: Vec<&[u8]> = memories.iter().map(|memory| &memory[..]).collect();
+            assert!(message == "with two" && memories == [bytes, b"the second"]);
+            let (message, memories) = receiver.receive().unwrap();
+            assert!(message == "without" && memories.is_empty());
         }
     }
 
@@ -382,7 +393,7 @@ mod tests {
         assert!(matches!(receiver.receive(), Err(ReceiveError::Garbage(_))));
         let unsealed = Message {
             body: "unsealed".to_owned(),
-            has_memory: true,
+            memories: 1,
         };
         sender.channel.send(unsealed).unwrap();
         let file = File::open("/dev/null").unwrap();
@@ -394,11 +405,19 @@ mod tests {
     }
 
     #[test]
+    fn a_message_with_too_much_memory_is_refused() {
+        let (sender, mut receiver) = pair::<String>().unwrap();
+        let body = "three".to_owned();
+        sender.channel.send(Message { body, memories: 3 }).unwrap();
+        assert!(matches!(receiver.receive(), Err(ReceiveError::Garbage(_))));
+    }
+
+    #[test]
     fn a_message_without_its_channel_is_refused() {
         let (sender, mut receiver) = pair::<IpcSender<u8>>().unwrap();
         // The first of no channels, and no memory.
-        let forged: IpcSender<(usize, bool)> = sender.channel.to_opaque().to();
-        forged.send((0, false)).unwrap();
+        let forged: IpcSender<(usize, u8)> = sender.channel.to_opaque().to();
+        forged.send((0, 0)).unwrap();
         match receiver.receive() {
             Err(ReceiveError::Garbage(said)) => assert!(said.contains("channel"), "{said}"),
             other => panic!("{other:?}"),

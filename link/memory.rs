@@ -139,7 +139,7 @@ impl fmt::Debug for SharedMemory {
 
 fn new_file() -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    Ok(rustix::fs::memfd_create("fastvideo-state", flags)?.into())
+    Ok(rustix::fs::memfd_create("fastvideo", flags)?.into())
 }
 
 /// How long the kernel may need the pages of new memory for itself.

@@ -149,6 +149,9 @@ pub enum JobFailure {
     /// The worker does not hold the state that the pool expected it to hold. A retry with the state sent along may
     /// succeed. Only the pool sees this failure.
     StateNotHeld,
+    /// The step snapshot that came with the job is damaged or does not fit the job or the model. Nothing was generated; the
+    /// job is sent again without it. Only the pool sees this failure.
+    SnapshotRefused,
     /// The engine or the encoder failed; a retry may help.
     Failed,
 }

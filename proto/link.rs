@@ -1,8 +1,8 @@
 //! The protocol between the supervisor and one worker: its messages and their version.
 //!
-//! Commands travel from the supervisor to the worker, events the other way. Blobs of continuation states travel beside
-//! [`Command::Generate`] and [`Event::Finished`] as one piece of sealed shared memory each. The first message in each
-//! direction carries [`LINK_VERSION`].
+//! Commands travel from the supervisor to the worker, events the other way. Blobs of continuation states and of step
+//! snapshots travel beside [`Command::Generate`], [`Event::StepSnapshot`] and [`Event::Finished`] as one piece of sealed
+//! shared memory each. The first message in each direction carries [`LINK_VERSION`].
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{GpuId, JobId, SessionId};
 use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, PhaseSpan, Stage, VideoFormat};
+use crate::step_snapshot::SnapshotHeader;
 use crate::trace::TraceContext;
 
-/// The protocol version. It is raised with every change to a type of this module or of [`crate::state`]. Supervisor and
-/// worker are built together, so a mismatch means that one of the binaries is from an older build.
-pub const LINK_VERSION: u32 = 10;
+/// The protocol version. It is raised with every change to a type of this module, of [`crate::state`] or of
+/// [`crate::step_snapshot`]. Supervisor and worker are built together, so a mismatch means that one of the binaries is
+/// from an older build.
+pub const LINK_VERSION: u32 = 11;
 
 /// The size limit of a thumbnail in bytes: 64 KiB. At 320 x 320 pixels only noise takes more.
 pub const MAX_THUMBNAIL_BYTES: usize = 64 * 1024;
@@ -34,7 +36,8 @@ pub enum Command {
     /// The first command: load the model and become ready to generate.
     Load(Box<LoadSpec>),
     /// Generate a segment. The worker accepts this only after [`Event::Ready`], and then only once [`Event::Generated`]
-    /// was sent for the job before.
+    /// was sent for the job before. Beside it travel the blob of the state, if that is sent, and then the blob of the step
+    /// snapshot, if there is one.
     Generate(Box<JobSpec>),
     /// Stop the job at its next denoise step or frame. Unknown jobs are ignored: the job may just have ended.
     Cancel { job: JobId },
@@ -142,6 +145,10 @@ pub struct JobSpec {
     pub initial_image: Option<PathBuf>,
     /// The state that the segment continues from.
     pub state: Option<JobState>,
+    /// The step snapshot of an earlier attempt, which this one goes on from.
+    pub snapshot: Option<Box<SnapshotHeader>>,
+    /// A denoise step that took at least this long leaves a step snapshot; `None`: no step does.
+    pub snapshot_min_step: Option<Duration>,
     /// The send window: the cost of media that may be in flight before the client has taken any; see [`media_cost`].
     pub window: u64,
     /// The span of the session, where it is traced.
@@ -193,6 +200,12 @@ pub enum Event {
         /// The number of the step, 1..=`total_steps`.
         step: u32,
         total_steps: u32,
+    },
+    /// The latents after the step of the job that was reported last, which travel beside this. They take the place of
+    /// those of earlier steps.
+    StepSnapshot {
+        job: JobId,
+        header: Box<SnapshotHeader>,
     },
     /// One binary message for the client: first the init segment (none for JPEG), then fragments or pictures.
     ///

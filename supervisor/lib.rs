@@ -545,6 +545,7 @@ mod tests {
             min_step_timeout: SECOND,
             min_backoff: SECOND,
             max_backoff: SECOND,
+            snapshot_min_step: None,
             quarantine_after: 1,
             quarantine_lift: SECOND,
             quarantine_trial: SECOND,

@@ -8,7 +8,7 @@
 //!   state that operators see, `control` the requests of operators and of the shutdown, `context` what the tasks of one
 //!   GPU share.
 //! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`, and `queue` has those that wait. `job` is one job between a session
-//!   and a worker. `rolling_median` estimates how long steps and segments take.
+//!   and a worker, `step_snapshot` what its next attempt goes on from. `rolling_median` estimates how long steps and segments take.
 //!
 //! Only this module creates processes. It does not know about clients, and treats a continuation state as opaque bytes.
 
@@ -33,6 +33,7 @@ pub use exit::{ExitKind, ExitReport};
 pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
 pub use status::{PoolStatus, SlotStatus, WorkerStatus};
+pub use step_snapshot::StepSnapshot;
 
 use crate::current::Current;
 use crate::tenant::Tenant;
@@ -70,6 +71,7 @@ mod shared_assignments;
 mod shutdown;
 mod stall;
 mod status;
+mod step_snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
 mod worker;
@@ -408,8 +410,8 @@ impl Binding {
 
     /// Submits a job to the worker that the session is bound to. The worker serves its sessions by earliest deadline
     /// first: `due` is the time when the session's viewer runs out of video. The pool chooses the job's id, and whether
-    /// the state that the job starts from is sent along or already held by the worker. Events of the job are logged in
-    /// the caller's span.
+    /// the state that the job starts from is sent along or already held by the worker. `snapshot` is that of an earlier
+    /// attempt, which the job goes on from. Events of the job are logged in the caller's span.
     ///
     /// # Errors
     /// Returns an error when the session was moved in the meantime; the caller looks at the placement again.
@@ -418,6 +420,7 @@ impl Binding {
         worker: &WorkerId,
         mut spec: JobSpec,
         start: Option<StartState>,
+        snapshot: Option<StepSnapshot>,
         due: Instant,
     ) -> Result<JobHandle, Moved> {
         spec.job = self.pool.next_job_id();
@@ -426,7 +429,7 @@ impl Binding {
             return Err(Moved(worker.clone()));
         };
         let notify = self.pool.shared.slots[slot].notify.clone();
-        let (handle, job) = job::pair(spec, start, due, notify.clone());
+        let (handle, job) = job::pair(spec, start, snapshot, due, notify.clone());
         assignments.submit(slot, job);
         drop(assignments);
         notify.notify_one();

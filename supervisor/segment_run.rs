@@ -6,6 +6,9 @@
 //!
 //! The bytes of a segment depend only on what was asked for, so another attempt repeats what the one before has given.
 //! Media that were handed out are not handed out again; the caller is told only when an attempt differs.
+//!
+//! An attempt goes on from the newest step snapshot of those before. One that may be the reason why an attempt was lost or
+//! failed is not used again: the next attempt begins with the first step.
 
 use std::future::pending;
 use std::time::Duration;
@@ -15,13 +18,14 @@ use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
 use fastvideo_proto::link::JobSpec;
 use fastvideo_proto::session_link::Digest;
+use fastvideo_proto::step_snapshot::StepPoint;
 use tokio::time::Instant;
 use tracing::Span;
 
 pub(crate) use self::replay::RepeatedMedia;
 use self::replay::{Compared, Replay};
 use crate::causes::with_causes;
-use crate::pool::{Binding, JobEnd, JobEvent, JobHandle, Media, Moved, StartState};
+use crate::pool::{Binding, JobEnd, JobEvent, JobHandle, Media, Moved, StartState, StepSnapshot};
 use crate::store::State;
 
 mod replay;
@@ -55,6 +59,12 @@ pub(crate) struct SegmentRun {
     deaths: u32,
     /// The running attempt; `None` while the segment waits for a worker.
     job: Option<JobHandle>,
+    /// The step snapshot that the next attempt goes on from. A running attempt's is with its job.
+    snapshot: Option<StepSnapshot>,
+    /// Whether the running attempt goes on from a step snapshot.
+    is_resumed: bool,
+    /// Whether the running attempt has done a step or given media.
+    has_progressed: bool,
     /// The worker that was lost with the last attempt.
     lost_with: Option<WorkerId>,
     cancelling: bool,
@@ -73,7 +83,11 @@ pub(crate) struct SegmentRun {
 #[derive(Debug)]
 pub(crate) enum RunEvent {
     /// The job was given to a worker.
-    Started { queued_for: Duration },
+    Started {
+        queued_for: Duration,
+        /// The step of an earlier attempt that this one goes on from.
+        after: Option<StepPoint>,
+    },
     Step {
         stage: Stage,
         /// 1..=`total_steps`.
@@ -97,6 +111,12 @@ pub(crate) enum RunEvent {
     Cancelled,
     /// The segment is over without success.
     Failed(RunFailure),
+    /// The step snapshot that the attempt went on from is not used any more, for this reason, which is not for clients.
+    SnapshotDropped {
+        reason: String,
+        /// Whether the attempt is over, so that the caller has to submit the segment again. Otherwise it begins anew.
+        is_over: bool,
+    },
     /// The worker has to leave, so the caller has to submit the segment again.
     TakenBack {
         /// Whether the job was running.
@@ -110,6 +130,15 @@ pub(crate) enum RunEvent {
         reason: String,
         then: AfterLoss,
     },
+}
+
+/// What becomes of the step snapshot of an attempt that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SnapshotUse {
+    /// The next attempt goes on from it.
+    Keep,
+    /// The next attempt begins with the first step.
+    Drop,
 }
 
 /// What becomes of a segment that was lost with its worker.
@@ -163,6 +192,9 @@ impl SegmentRun {
             max_attempts,
             deaths: 0,
             job: None,
+            snapshot: None,
+            is_resumed: false,
+            has_progressed: false,
             lost_with: None,
             cancelling: false,
             media: MediaCount::default(),
@@ -232,7 +264,10 @@ impl SegmentRun {
         due: Instant,
     ) -> Result<(), Moved> {
         let _in_span = self.span.enter();
-        self.job = Some(binding.submit(worker, spec, start, due)?);
+        let job = binding.submit(worker, spec, start, self.snapshot.clone(), due)?;
+        self.job = Some(job);
+        // It is with the job from now on, which drops it as soon as there is a newer one.
+        self.snapshot = None;
         self.progressed = Instant::now();
         Ok(())
     }
@@ -254,6 +289,7 @@ impl SegmentRun {
     #[must_use]
     pub(crate) fn cancel(&mut self) -> bool {
         self.cancelling = true;
+        self.snapshot = None;
         match &self.job {
             Some(job) => {
                 job.cancel();
@@ -267,20 +303,36 @@ impl SegmentRun {
     pub(crate) fn observe(&mut self, event: Option<JobEvent>) -> RunEvent {
         match event {
             None => RunEvent::Failed(RunFailure::Dropped),
-            Some(JobEvent::Started) => RunEvent::Started {
-                queued_for: self.lap(),
-            },
+            Some(JobEvent::Started { after }) => {
+                self.is_resumed = after.is_some();
+                self.has_progressed = false;
+                RunEvent::Started {
+                    queued_for: self.lap(),
+                    after,
+                }
+            }
+            Some(JobEvent::SnapshotRefused { reason }) => {
+                self.is_resumed = false;
+                RunEvent::SnapshotDropped {
+                    reason,
+                    is_over: false,
+                }
+            }
             Some(JobEvent::Step {
                 stage,
                 step,
                 total_steps,
-            }) => RunEvent::Step {
-                stage,
-                step,
-                total_steps,
-                took: self.lap(),
-            },
+            }) => {
+                self.has_progressed = true;
+                RunEvent::Step {
+                    stage,
+                    step,
+                    total_steps,
+                    took: self.lap(),
+                }
+            }
             Some(JobEvent::Media(media)) => {
+                self.has_progressed = true;
                 let first = self.media.bytes == 0;
                 self.media.chunks += u32::from(media.kind == MediaKind::Fragment);
                 self.media.bytes += media.bytes.len() as u64;
@@ -331,13 +383,21 @@ impl SegmentRun {
                 JobFailure::StateIncompatible => {
                     RunEvent::Failed(RunFailure::StateIncompatible(message))
                 }
-                JobFailure::Failed | JobFailure::StateNotHeld => {
+                // Without its snapshot the segment may succeed.
+                JobFailure::Failed if self.is_resumed && !self.cancelling => {
+                    self.begin_again(true, SnapshotUse::Drop);
+                    RunEvent::SnapshotDropped {
+                        reason: message,
+                        is_over: true,
+                    }
+                }
+                JobFailure::Failed | JobFailure::StateNotHeld | JobFailure::SnapshotRefused => {
                     RunEvent::Failed(RunFailure::Failed)
                 }
             },
             JobEnd::TakenBack { .. } if self.cancelling => RunEvent::Cancelled,
             JobEnd::TakenBack { started } => {
-                self.begin_again(started);
+                self.begin_again(started, SnapshotUse::Keep);
                 RunEvent::TakenBack { started }
             }
             JobEnd::WorkerLost {
@@ -347,7 +407,8 @@ impl SegmentRun {
             } => {
                 self.lost_with = Some(worker.clone());
                 self.deaths += u32::from(started);
-                self.begin_again(started);
+                let snapshot = self.snapshot_after_loss(started);
+                self.begin_again(started, snapshot);
                 RunEvent::WorkerLost {
                     worker,
                     started,
@@ -379,9 +440,28 @@ impl SegmentRun {
         self.attempt += u32::from(std::mem::take(&mut self.goes_on));
     }
 
+    /// Returns what becomes of the snapshot of an attempt that was lost with its worker.
+    ///
+    /// An attempt that went on from a snapshot and got nowhere may have died of it. One that got further has left a newer
+    /// one, or at least could read its own; still the last attempt before the segment is given up uses none that comes
+    /// from a snapshot, so that no segment is lost for one.
+    fn snapshot_after_loss(&self, started: bool) -> SnapshotUse {
+        let is_last = self.deaths + 1 >= self.max_attempts;
+        match started && self.is_resumed && (!self.has_progressed || is_last) {
+            true => SnapshotUse::Drop,
+            false => SnapshotUse::Keep,
+        }
+    }
+
     /// Ends the attempt; the next one may run on any worker.
-    fn begin_again(&mut self, started: bool) {
-        self.job = None;
+    fn begin_again(&mut self, started: bool, snapshot: SnapshotUse) {
+        let job = self.job.take();
+        self.snapshot = match snapshot {
+            SnapshotUse::Keep if !self.cancelling => job.and_then(|job| job.take_snapshot()),
+            _ => None,
+        };
+        self.is_resumed = false;
+        self.has_progressed = false;
         self.goes_on &= !started;
         self.attempt += u32::from(started);
         self.media = MediaCount::default();

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use fastvideo_link::MemoryBuffer;
 use fastvideo_proto::job::{Stage, VideoFormat};
 use fastvideo_proto::link::DeviceReport;
-use fastvideo_proto::state::StateHeader;
+use fastvideo_proto::state::{StateHeader, TensorLayout};
+use fastvideo_proto::step_snapshot::StepPoint;
 
 use crate::sound::AudioFormat;
 
@@ -57,9 +58,13 @@ pub(crate) trait Engine {
     /// Generates one segment: reports steps, passes out frames in order with their sound, and returns the state that
     /// the next segment continues from. The result depends on the request alone.
     ///
+    /// A request with a step snapshot gives the same frames, sound and state as one without; only the steps up to the
+    /// snapshot's are left out.
+    ///
     /// # Errors
-    /// Returns [`EngineError::Cancelled`] as soon as the sink is cancelled. Any other error is a failure of this
-    /// segment only, except for [`EngineError::Broken`].
+    /// Returns [`EngineError::Cancelled`] as soon as the sink is cancelled, and [`EngineError::SnapshotRefused`] before
+    /// the first step and the first frame. Any other error is a failure of this segment only, except for
+    /// [`EngineError::Broken`].
     fn generate(
         &mut self,
         request: &GenerateRequest<'_>,
@@ -105,6 +110,8 @@ pub(crate) struct GenerateRequest<'a> {
     pub(crate) initial_image: Option<&'a Path>,
     /// The state to continue from; its blob has been checked against its header.
     pub(crate) state: Option<State<'a>>,
+    /// The latents of an earlier attempt at the same request, to go on from.
+    pub(crate) snapshot: Option<StepSnapshot<'a>>,
 }
 
 /// A continuation state as an engine reads it.
@@ -114,6 +121,32 @@ pub(crate) struct State<'a> {
     /// The bytes of the frames, RGB uint8 `[count, height, width, 3]`, followed by those of the audio latents, as the
     /// header describes.
     pub(crate) blob: &'a [u8],
+}
+
+/// A step snapshot as an engine reads it. It was left by this engine for the same request in a process of the same build,
+/// and its latents have been checked against their hash and their layout.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepSnapshot<'a> {
+    /// The step after which the latents were taken.
+    pub(crate) at: StepPoint,
+    /// The number of steps of that stage.
+    pub(crate) total_steps: u32,
+    /// The tensors, as [`StepLatents::layout`] told them.
+    pub(crate) layout: &'a [TensorLayout],
+    /// Their bytes, one tensor after the other.
+    pub(crate) latents: &'a [u8],
+}
+
+/// The latents after a step, which a sink may copy.
+pub(crate) trait StepLatents {
+    /// Returns the type and the shape of each tensor.
+    fn layout(&self) -> Vec<TensorLayout>;
+
+    /// Copies the tensors' bytes to `to`, which has exactly their size, one tensor after the other.
+    ///
+    /// # Errors
+    /// Returns an error when the latents cannot be read. The segment goes on without a snapshot of this step.
+    fn write(&self, to: &mut [u8]) -> Result<(), EngineError>;
 }
 
 /// A continuation state that an engine has generated. The job loop fills in the blob's hash.
@@ -142,8 +175,15 @@ pub(crate) trait Sink {
     /// Reports that the first step of a stage begins. Before the first stage the prompt is encoded.
     fn begin(&mut self, _stage: Stage) {}
 
-    /// Reports that a step is done; `step` counts from 1.
-    fn step(&mut self, stage: Stage, step: u32, total_steps: u32);
+    /// Reports that a step is done; `step` counts from 1. The sink may copy the latents, if there are some, so that
+    /// another attempt goes on from them; `None`: the engine leaves no step snapshots.
+    fn step(
+        &mut self,
+        stage: Stage,
+        step: u32,
+        total_steps: u32,
+        latents: Option<&dyn StepLatents>,
+    );
 
     /// Returns a buffer to draw the next frame into: `height * width * 3` bytes of any content.
     fn blank_frame(&mut self) -> Vec<u8>;
@@ -172,6 +212,9 @@ pub(crate) enum EngineError {
     /// The state does not fit the model or the request.
     #[error("{0}")]
     StateIncompatible(String),
+    /// The engine cannot go on from the step snapshot; without it the request may succeed.
+    #[error("{0}")]
+    SnapshotRefused(String),
     /// The segment failed; the worker can continue.
     #[error("{0}")]
     Failed(String),

@@ -54,6 +54,8 @@ enum FaultKind {
     Panic,
     /// Show a black picture in place of the frame.
     Blank,
+    /// Damage the next step snapshot.
+    Spoil,
 }
 
 /// The point at which a fault is injected.
@@ -81,6 +83,8 @@ pub(crate) struct Faults {
     events: EventSender,
     /// Whether the next frame is to be black.
     blank: bool,
+    /// Whether the next step snapshot is to be damaged.
+    spoil: bool,
 }
 
 /// The job in which a fault point is reached.
@@ -112,12 +116,18 @@ impl Faults {
             armed: specs.iter().filter(here).cloned().collect(),
             events,
             blank: false,
+            spoil: false,
         }
     }
 
     /// Returns whether the frame whose point was reached last is to be black.
     pub(crate) fn take_blank(&mut self) -> bool {
         std::mem::take(&mut self.blank)
+    }
+
+    /// Returns whether the step snapshot that is made now is to be damaged.
+    pub(crate) fn take_spoil(&mut self) -> bool {
+        std::mem::take(&mut self.spoil)
     }
 
     /// Injects the fault that is armed for this point, if there is one. `job` is the running job.
@@ -177,6 +187,10 @@ impl Faults {
             FaultKind::Panic => panic!("injected panic"),
             FaultKind::Blank => {
                 self.blank = true;
+                Ok(())
+            }
+            FaultKind::Spoil => {
+                self.spoil = true;
                 Ok(())
             }
         }

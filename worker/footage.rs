@@ -8,7 +8,7 @@ use fastvideo_proto::job::{Stage, VideoFormat};
 
 use crate::encode::bench::Footage;
 use crate::engine::synthetic::{Options, Synthetic};
-use crate::engine::{Engine, EngineError, GenerateRequest, Sink};
+use crate::engine::{Engine, EngineError, GenerateRequest, Sink, StepLatents};
 
 /// Records the segment that a worker generates when its frames are rendered ahead of time.
 ///
@@ -21,6 +21,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
         load: Duration::ZERO,
         conditioning_num_frames: 1,
         audio_latent_frames: 1,
+        latent_bytes: 2,
         prerender: true,
         faults: Vec::new(),
     };
@@ -36,6 +37,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
         format,
         initial_image: None,
         state: None,
+        snapshot: None,
     };
     let mut recorder = Recorder {
         footage: Footage::default(),
@@ -56,7 +58,14 @@ impl Sink for Recorder {
         false
     }
 
-    fn step(&mut self, _stage: Stage, _step: u32, _total_steps: u32) {}
+    fn step(
+        &mut self,
+        _stage: Stage,
+        _step: u32,
+        _total_steps: u32,
+        _latents: Option<&dyn StepLatents>,
+    ) {
+    }
 
     fn blank_frame(&mut self) -> Vec<u8> {
         vec![0; self.frame_bytes]

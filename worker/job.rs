@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, Phase, PhaseSpan, VideoFormat};
-use fastvideo_proto::link::{EncoderSpec, JobReport, JobSpec};
+use fastvideo_proto::link::{EncoderSpec, JobReport, JobSpec, JobState};
 use fastvideo_proto::state::{StateHeader, blob_hash};
 
 use crate::encode::EncodeParams;
@@ -26,6 +26,7 @@ use crate::media::outbox::JobOutbox;
 use crate::sink::{EngineTiming, FailedSegment, JobSink};
 use crate::sound::AudioFormat;
 use crate::sound_tail::SoundTail;
+use crate::step_snapshot::{self, ModelIdentity, SharedSnapshot, SnapshotMaker};
 
 /// The outboxes of all unfinished jobs, for the thread that cancels jobs and gives them flow credit.
 pub(crate) type JobOutboxes = Arc<Mutex<HashMap<JobId, Arc<JobOutbox>>>>;
@@ -33,10 +34,31 @@ pub(crate) type JobOutboxes = Arc<Mutex<HashMap<JobId, Arc<JobOutbox>>>>;
 /// An item of work for the job loop, which processes the items in order.
 #[derive(Debug)]
 pub(crate) enum WorkItem {
-    /// Generate a segment. The blob is that of the state that was sent along. The job's outbox exists already.
-    Generate(Box<JobSpec>, Option<SharedMemory>),
+    /// Generate a segment. The job's outbox exists already.
+    Generate(Box<JobSpec>, JobBlobs),
     /// Drop the state that is held for the session.
     Forget(SessionId),
+}
+
+/// The memory that was sent along with a job.
+#[derive(Debug, Default)]
+pub(crate) struct JobBlobs {
+    /// The blob of the state.
+    pub(crate) state: Option<SharedMemory>,
+    /// The latents of the step snapshot.
+    pub(crate) snapshot: Option<SharedMemory>,
+}
+
+impl JobBlobs {
+    /// Tells which of the blobs beside a job's command is which.
+    pub(crate) fn of(spec: &JobSpec, blobs: Vec<SharedMemory>) -> Self {
+        let mut blobs = blobs.into_iter();
+        let is_sent = matches!(spec.state, Some(JobState::Sent(_)));
+        Self {
+            state: is_sent.then(|| blobs.next()).flatten(),
+            snapshot: spec.snapshot.as_ref().and_then(|_| blobs.next()),
+        }
+    }
 }
 
 /// The reason why the job loop ended: the process cannot serve any more.
@@ -62,6 +84,16 @@ pub(crate) struct JobLoop {
     pub(crate) events: EventSender,
     pub(crate) held_states: HeldStates,
     pub(crate) gpu_memory: GpuMemory,
+    pub(crate) model: ModelIdentity,
+}
+
+/// What a segment starts from, besides its request.
+#[derive(Debug, Default)]
+pub(crate) struct SegmentStart {
+    /// The state that it continues from.
+    pub(crate) state: Option<SharedState>,
+    /// The latents of an earlier attempt.
+    pub(crate) snapshot: Option<SharedSnapshot>,
 }
 
 /// A segment that was generated and encoded.
@@ -89,13 +121,13 @@ impl JobLoop {
     ) -> Result<Infallible, JobLoopError> {
         loop {
             match work.recv().map_err(|_| JobLoopError::NoCommands)? {
-                WorkItem::Generate(spec, blob) => {
+                WorkItem::Generate(spec, blobs) => {
                     let outbox = {
                         let outboxes = outboxes.lock().expect("no holder of this lock panics");
                         outboxes.get(&spec.job).cloned()
                     };
                     let outbox = outbox.ok_or(JobLoopError::NoOutbox(spec.job))?;
-                    self.serve(&spec, blob, &outbox)?;
+                    self.serve(&spec, blobs, &outbox)?;
                     self.look_at_memory();
                 }
                 WorkItem::Forget(session) => self.held_states.forget(&session),
@@ -112,11 +144,11 @@ impl JobLoop {
     fn serve(
         &mut self,
         spec: &JobSpec,
-        blob: Option<SharedMemory>,
+        blobs: JobBlobs,
         outbox: &Arc<JobOutbox>,
     ) -> Result<(), JobLoopError> {
         let received = Instant::now();
-        let start = match self.held_states.start_state(spec, blob) {
+        let start = match self.held_states.start_state(spec, blobs.state) {
             Ok(start) => start,
             Err(StartStateError::NotHeld) => {
                 outbox.fail(JobFailure::StateNotHeld, String::new(), Vec::new());
@@ -127,8 +159,24 @@ impl JobLoop {
                 return Ok(());
             }
         };
+        let origin = step_snapshot::origin(&self.model, spec, start.as_ref());
+        let snapshot = spec.snapshot.as_deref();
+        let snapshot =
+            snapshot.map(|header| SharedSnapshot::check(header, blobs.snapshot, &origin));
+        let start = SegmentStart {
+            state: start,
+            snapshot: match snapshot.transpose() {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    let reason = error.to_string();
+                    outbox.fail(JobFailure::SnapshotRefused, reason, Vec::new());
+                    return Ok(());
+                }
+            },
+        };
+        let snapshots = SnapshotMaker::new(spec, origin);
         let target = MediaTarget::Job(outbox.clone());
-        match self.generate(spec, start.as_ref(), &target) {
+        match self.generate(spec, &start, snapshots, &target) {
             Ok(segment) => {
                 let generation = received.elapsed();
                 let report = JobReport {
@@ -167,7 +215,8 @@ impl JobLoop {
     pub(crate) fn generate(
         &mut self,
         spec: &JobSpec,
-        start: Option<&SharedState>,
+        start: &SegmentStart,
+        snapshots: SnapshotMaker,
         target: &MediaTarget,
     ) -> Result<GeneratedSegment, FailedSegment> {
         let started = Instant::now();
@@ -180,19 +229,29 @@ impl JobLoop {
             guidance_scale: spec.guidance_scale,
             format: spec.format,
             initial_image: spec.initial_image.as_deref(),
-            state: start.map(SharedState::as_engine_state),
+            state: start.state.as_ref().map(SharedState::as_engine_state),
+            snapshot: (start.snapshot.as_ref()).map(SharedSnapshot::as_engine_snapshot),
         };
         let format = VideoFormat {
             num_frames: self.engine.frames(&request),
             ..spec.format
         };
         let params = self.encode_params(format, spec.media_mode);
-        let sound_before = start.map(|start| SoundTail::read(&start.header));
+        let sound_before = start.state.as_ref();
+        let sound_before = sound_before.map(|state| SoundTail::read(&state.header));
         let sound_before = sound_before.unwrap_or_default();
         self.encoder
             .begin(params, spec.start_frame, sound_before, target.clone())
             .map_err(|gone| failed(gone.to_string(), Vec::new()))?;
-        let mut sink = JobSink::new(spec, target, &self.encoder, &mut self.faults, &self.events);
+        let mut sink = JobSink::new(
+            spec,
+            request.snapshot.map(|snapshot| snapshot.at),
+            snapshots,
+            target,
+            &self.encoder,
+            &mut self.faults,
+            &self.events,
+        );
         let generated = self.engine.generate(&request, &mut sink);
         let (state, timing) = match sink.end(generated) {
             Ok(ended) => ended,
@@ -265,6 +324,7 @@ fn failure(error: &EngineError) -> JobFailure {
         EngineError::Cancelled => JobFailure::Cancelled,
         EngineError::Refused(_) => JobFailure::Refused,
         EngineError::StateIncompatible(_) => JobFailure::StateIncompatible,
+        EngineError::SnapshotRefused(_) => JobFailure::SnapshotRefused,
         EngineError::Failed(_) | EngineError::Broken(_) | EngineError::Unusable(_) => {
             JobFailure::Failed
         }

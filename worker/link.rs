@@ -1,5 +1,5 @@
-//! The worker's end of its link: typed messages over ipc-channel. The memory of states travels over the socket that is
-//! the standard input.
+//! The worker's end of its link: typed messages over ipc-channel. The memory of states and step snapshots travels over the
+//! socket that is the standard input.
 
 use std::io::{self, stdin};
 use std::os::fd::AsFd;
@@ -12,8 +12,8 @@ use fastvideo_proto::job::MediaKind;
 use fastvideo_proto::link::{Command, Event, Hello, LINK_VERSION};
 use nix::time::{ClockId, clock_gettime};
 
-/// A command and, beside [`Command::Generate`], the state's blob.
-type CommandMessage = (Command, Option<SharedMemory>);
+/// A command and, beside [`Command::Generate`], the blobs of the state and of the step snapshot.
+type CommandMessage = (Command, Vec<SharedMemory>);
 
 /// The reason why a link cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -69,12 +69,12 @@ impl EventSender {
     /// Sends an event without a blob. An error is ignored: the thread that waits for commands notices that the
     /// supervisor is gone, and ends the process.
     pub(crate) fn send(&self, event: Event) {
-        let _ = self.sender().send(event, None);
+        let _ = self.sender().send(event, &[]);
     }
 
-    /// Sends an event with the blob of a state beside it.
-    pub(crate) fn send_with_state(&self, event: Event, blob: &SharedMemory) {
-        let _ = self.sender().send(event, Some(blob));
+    /// Sends an event with the blob of a state or of a step snapshot beside it.
+    pub(crate) fn send_with_memory(&self, event: Event, blob: SharedMemory) {
+        let _ = self.sender().send(event, &[blob]);
     }
 
     /// Sends one message of a job's media, with the current time.
@@ -109,6 +109,20 @@ impl SentEvents {
         let mut receiver = self.0.borrow_mut();
         let received = std::iter::from_fn(|| receiver.try_receive());
         received.map(|(event, _)| event).collect()
+    }
+
+    /// Returns the step snapshots since the last call; other events are dropped.
+    pub(crate) fn take_snapshots(
+        &self,
+    ) -> Vec<(fastvideo_proto::step_snapshot::SnapshotHeader, SharedMemory)> {
+        let mut receiver = self.0.borrow_mut();
+        let received = std::iter::from_fn(|| receiver.try_receive());
+        received
+            .filter_map(|(event, mut memories)| match event {
+                Event::StepSnapshot { header, .. } => Some((*header, memories.remove(0))),
+                _ => None,
+            })
+            .collect()
     }
 }
 

@@ -15,9 +15,10 @@ use crate::engine::{Engine, EngineError};
 use crate::faults::{FaultPoint, FaultSpec, Faults};
 use crate::gpu_memory::GpuMemory;
 use crate::held_states::{HeldStates, SharedState};
-use crate::job::JobLoop;
+use crate::job::{JobLoop, SegmentStart};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, EncoderThreadGone, MediaTarget};
+use crate::step_snapshot::{ModelIdentity, SnapshotMaker};
 
 /// The number of segments that warm-up generates.
 const WARMUP_SEGMENTS: u32 = 2;
@@ -77,6 +78,7 @@ pub(crate) fn load(
         events: events.clone(),
         held_states: HeldStates::default(),
         gpu_memory,
+        model: ModelIdentity::new(&spec.engine, &loaded.model_id),
     };
     jobs.look_at_memory();
     let warmup = match &spec.warmup {
@@ -139,14 +141,14 @@ fn engine_options<T: DeserializeOwned>(spec: &EngineSpec) -> Result<T, EngineErr
 /// Generates two segments, the second from the first one's state, so that both paths of the engine are warm. Returns
 /// the time that each of them took.
 fn warm_up(jobs: &mut JobLoop, warmup: &WarmupSpec) -> Result<Vec<Duration>, EngineError> {
-    let mut start: Option<SharedState> = None;
+    let mut start = SegmentStart::default();
     let mut durations = Vec::new();
     for segment_idx in 0..WARMUP_SEGMENTS {
         let spec = warmup_job(warmup, segment_idx);
-        let segment = jobs.generate(&spec, start.as_ref(), &MediaTarget::Discard);
+        let segment = jobs.generate(&spec, &start, SnapshotMaker::none(), &MediaTarget::Discard);
         let segment = segment.map_err(|failed| failed.error)?;
         durations.push(segment.generation);
-        start = Some(SharedState {
+        start.state = Some(SharedState {
             header: segment.header,
             blob: Some(segment.blob),
         });
@@ -171,6 +173,8 @@ fn warmup_job(warmup: &WarmupSpec, segment_idx: u32) -> JobSpec {
         start_frame: u64::from(segment_idx * warmup.format.num_frames),
         initial_image: None,
         state: None,
+        snapshot: None,
+        snapshot_min_step: None,
         window: 0,
         trace: None,
     }

@@ -19,7 +19,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 use crate::gpu_memory::GpuMemory;
-use crate::job::{JobOutboxes, WorkItem};
+use crate::job::{JobBlobs, JobOutboxes, WorkItem};
 use crate::link::{CommandReceiver, EventSender, LinkError, connect};
 use crate::load::load;
 use crate::media::outbox::JobOutbox;
@@ -125,14 +125,15 @@ impl CommandHandler {
     /// Waits for the next command and handles it.
     fn handle_next(&self, commands: &mut CommandReceiver) -> Result<(), LeaveReason> {
         match commands.next()? {
-            (Command::Generate(spec), blob) => {
+            (Command::Generate(spec), blobs) => {
                 let outbox = JobOutbox::new(spec.job, spec.window, self.events.clone());
                 {
                     let mut outboxes = self.outboxes.lock().expect("no holder of this lock panics");
                     outboxes.retain(|_, outbox| !outbox.is_over());
                     outboxes.insert(spec.job, outbox);
                 }
-                self.pass_on(WorkItem::Generate(spec, blob))?;
+                let blobs = JobBlobs::of(&spec, blobs);
+                self.pass_on(WorkItem::Generate(spec, blobs))?;
             }
             (Command::Forget { session }, _) => self.pass_on(WorkItem::Forget(session))?,
             (Command::Cancel { job }, _) => {

@@ -1,16 +1,18 @@
-//! The engine's sink for one job: passes frames to the encoder's thread, and steps to the link.
+//! The engine's sink for one job: passes frames to the encoder's thread, and steps and their snapshots to the link.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastvideo_proto::job::{Phase, PhaseSpan, Stage};
 use fastvideo_proto::link::{Event, JobSpec};
+use fastvideo_proto::step_snapshot::StepPoint;
 
-use crate::engine::{EngineError, Sink};
+use crate::engine::{EngineError, Sink, StepLatents};
 use crate::faults::{FaultPoint, Faults, JobContext};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, MediaTarget};
 use crate::phases::{Phases, monotonic_us};
+use crate::step_snapshot::SnapshotMaker;
 
 /// Receives a segment from the engine.
 pub(crate) struct JobSink<'a> {
@@ -23,6 +25,11 @@ pub(crate) struct JobSink<'a> {
     frames: u32,
     /// When the last denoise or refine step was done.
     last_step: Instant,
+    /// When the current step began.
+    step_began: Instant,
+    /// The number of denoise and refine steps that are done, those of an earlier attempt included.
+    steps_done: u32,
+    snapshots: SnapshotMaker,
     phases: Phases,
     /// When the first frame came, as CLOCK_MONOTONIC in microseconds.
     first_frame_us: Option<u64>,
@@ -50,13 +57,17 @@ pub(crate) struct EngineTiming {
 
 impl<'a> JobSink<'a> {
     /// Creates a sink whose segment has begun in the encoder's thread. `faults` are injected for jobs, not for warm-up.
+    /// `after` is the step of an earlier attempt that the segment goes on from.
     pub(crate) fn new(
         spec: &'a JobSpec,
+        after: Option<StepPoint>,
+        snapshots: SnapshotMaker,
         target: &'a MediaTarget,
         encoder: &'a EncoderThread,
         faults: &'a mut Faults,
         events: &'a EventSender,
     ) -> Self {
+        let now = Instant::now();
         let mut sink = Self {
             spec,
             target,
@@ -64,12 +75,21 @@ impl<'a> JobSink<'a> {
             faults,
             events,
             frames: 0,
-            last_step: Instant::now(),
+            last_step: now,
+            step_began: now,
+            steps_done: after.map_or(0, |after| after.steps_done),
+            snapshots,
             phases: Phases::begin(Phase::TextEncode),
             first_frame_us: None,
             failure: None,
         };
-        sink.reach(FaultPoint::Step(1));
+        match after {
+            None => sink.reach(FaultPoint::Step(1)),
+            Some(after) if after.stage == Stage::Denoise => {
+                sink.reach(FaultPoint::Step(after.step + 1));
+            }
+            Some(_) => {}
+        }
         sink
     }
 
@@ -110,6 +130,35 @@ impl<'a> JobSink<'a> {
         }
     }
 
+    /// Sends a snapshot of the step that has just been reported, if it took long enough. A job is not lost for a snapshot
+    /// that cannot be made.
+    fn leave_snapshot(
+        &mut self,
+        took: Duration,
+        at: StepPoint,
+        total_steps: u32,
+        latents: &dyn StepLatents,
+    ) {
+        if !self.snapshots.is_due(took) || self.cancelled() {
+            return;
+        }
+        match self.snapshots.make(at, total_steps, latents) {
+            Ok((mut header, latents)) => {
+                if self.faults.take_spoil() {
+                    header.blob_hash[0] ^= 1;
+                }
+                let snapshot = Event::StepSnapshot {
+                    job: self.spec.job,
+                    header: Box::new(header),
+                };
+                self.events.send_with_memory(snapshot, latents);
+            }
+            Err(error) => {
+                tracing::warn!(step = at.step, %error, "step leaves no snapshot");
+            }
+        }
+    }
+
     /// Injects the fault that is armed for this point. Warm-up is not a job, and has a fault point of its own.
     fn reach(&mut self, point: FaultPoint) {
         let context = JobContext {
@@ -140,11 +189,20 @@ impl Sink for JobSink<'_> {
             Stage::Refine => Phase::Refine,
             Stage::Decode => Phase::Decode,
         });
+        self.step_began = Instant::now();
     }
 
-    fn step(&mut self, stage: Stage, step: u32, total_steps: u32) {
+    fn step(
+        &mut self,
+        stage: Stage,
+        step: u32,
+        total_steps: u32,
+        latents: Option<&dyn StepLatents>,
+    ) {
+        let took = self.step_began.elapsed();
         if stage != Stage::Decode {
             self.last_step = Instant::now();
+            self.steps_done = self.steps_done.saturating_add(1);
         }
         if let MediaTarget::Job(_) = self.target {
             self.events.send(Event::Step {
@@ -154,6 +212,16 @@ impl Sink for JobSink<'_> {
                 total_steps,
             });
         }
+        // Progress is told first, since the copy takes milliseconds.
+        if let Some(latents) = latents.filter(|_| stage != Stage::Decode) {
+            let at = StepPoint {
+                stage,
+                step,
+                steps_done: self.steps_done,
+            };
+            self.leave_snapshot(took, at, total_steps, latents);
+        }
+        self.step_began = Instant::now();
         if stage == Stage::Denoise && step < total_steps {
             self.reach(FaultPoint::Step(step + 1));
         }

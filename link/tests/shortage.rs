@@ -63,7 +63,7 @@ fn a_long_message_for_which_there_is_no_descriptor_is_a_shortage() {
     let _turn = turn();
     let (mut sender, mut receiver) = pair::<Vec<u8>>().unwrap();
     // More than one packet of ipc-channel holds.
-    sender.send(vec![7; 300_000], None).unwrap();
+    sender.send(vec![7; 300_000], &[]).unwrap();
     let shortage = Shortage::but_for(0);
     let received = receiver.receive();
     drop(shortage);
@@ -80,7 +80,7 @@ fn a_long_message_for_which_there_is_no_descriptor_is_a_shortage() {
 fn messages_that_need_no_descriptor_are_received_in_a_shortage() {
     let _turn = turn();
     let (mut sender, mut receiver) = pair::<Vec<u8>>().unwrap();
-    sender.send(vec![7; 100_000], None).unwrap();
+    sender.send(vec![7; 100_000], &[]).unwrap();
     let shortage = Shortage::but_for(0);
     let received = receiver.receive();
     drop(shortage);

@@ -22,6 +22,7 @@ pub static KEYS: &[&KeySpec] = &[
     &FRAME.spec,
     &LOAD.spec,
     &AUDIO_LATENT_FRAMES.spec,
+    &LATENT_BYTES.spec,
     &PRERENDER.spec,
     &FAULTS.spec,
 ];
@@ -42,6 +43,12 @@ static AUDIO_LATENT_FRAMES: Key<u32> = Key::u32("generator.synthetic.audio_laten
     .unit("latents")
     .help("Audio latents in the continuation state")
     .default(51);
+
+static LATENT_BYTES: Key<u32> = Key::u32("generator.synthetic.latent_bytes", 2, 256 << 20)
+    .even()
+    .unit("bytes")
+    .help("Size of the latents in a step snapshot")
+    .default(64 << 10);
 
 static PRERENDER: Key<bool> = Key::switch("generator.synthetic.prerender")
     .help("For benchmarks: draw some frames at load and repeat them")

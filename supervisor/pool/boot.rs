@@ -280,7 +280,7 @@ async fn wait_until_ready(
             LinkInput::Connected { .. } => {
                 observe(WorkerEvent::Connected);
                 if let Some(load) = load.take()
-                    && !link.send(Command::Load(Box::new(load)), None)
+                    && !link.send(Command::Load(Box::new(load)), Vec::new())
                 {
                     return Err(Stall::UnreadCommands.into());
                 }
@@ -306,6 +306,7 @@ async fn wait_until_ready(
                 }),
                 // These events belong to a job, and no job was sent.
                 Event::Step { .. }
+                | Event::StepSnapshot { .. }
                 | Event::Media { .. }
                 | Event::Generated { .. }
                 | Event::Finished(_)

@@ -57,6 +57,8 @@ pub struct Config {
     pub min_backoff: Duration,
     /// The longest pause of the exponential backoff.
     pub max_backoff: Duration,
+    /// A denoise step that took at least this long leaves a step snapshot; `None`: no step does.
+    pub snapshot_min_step: Option<Duration>,
     /// The number of exits in a row, without a finished job between them, that quarantines a worker.
     pub quarantine_after: u32,
     /// The time without a serving worker after which all quarantines are lifted.
@@ -97,6 +99,8 @@ pub static KEYS: &[&KeySpec] = &[
     &RECYCLE_ABOVE_MIB.spec,
     &RECYCLE_OVERLAP.spec,
     &MAX_ATTEMPTS.spec,
+    &STEP_SNAPSHOTS.spec,
+    &STEP_SNAPSHOT_MIN.spec,
     &WORKER_BIN.spec,
     &conditioning::NUM_FRAMES.spec,
     &conditioning::END_OFFSET.spec,
@@ -175,6 +179,18 @@ pub static MAX_ATTEMPTS: Key<u32> = Key::u32("streaming.pool.max_attempts", 1, 1
     .reload(Reload::Later)
     .help("Workers that one segment may cost before it is refused")
     .default(5);
+
+static STEP_SNAPSHOTS: Key<bool> = Key::switch("streaming.pool.step_snapshots")
+    .reload(Reload::AtOnce)
+    .help("Keep the latents after each denoise step in memory, so that a segment whose worker is lost goes on from there")
+    .default(true);
+
+/// The copy of the latents takes a few milliseconds, so that of a quicker step would cost more than it saves.
+static STEP_SNAPSHOT_MIN: Key<Duration> =
+    Key::millis("streaming.pool.step_snapshot_min_ms", 0.0, HOUR * 1e3)
+        .reload(Reload::AtOnce)
+        .help("Least time that a denoise step takes whose latents are kept, 0 for every step")
+        .default(200.0);
 
 static WORKER_BIN: Key<Option<String>> = Key::text("streaming.pool.worker_bin")
     .short("worker-bin")
@@ -301,6 +317,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         min_step_timeout: reader.get(&MIN_STEP_TIMEOUT),
         min_backoff: reader.get(&MIN_BACKOFF),
         max_backoff: reader.get(&MAX_BACKOFF),
+        snapshot_min_step: (reader.get(&STEP_SNAPSHOTS)).then(|| reader.get(&STEP_SNAPSHOT_MIN)),
         quarantine_after: reader.get(&QUARANTINE_AFTER),
         quarantine_lift: reader.get(&QUARANTINE_LIFT),
         quarantine_trial: reader.get(&QUARANTINE_TRIAL),

@@ -2,13 +2,15 @@
 //!
 //! The code that makes a change emits its event, once. The status, the metrics and the log are readers of these
 //! events. A further reader belongs beside them in [`WorkerEvents::emit`] and [`PoolEvent::emit`].
-//! Steps and media of a job are not events: they only pass through.
+//! Steps, step snapshots and media of a job are not events: they only pass through.
 
 use std::time::Duration;
 
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
 use fastvideo_proto::job::JobFailure;
 use fastvideo_proto::link::ReadyReport;
+use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -17,6 +19,7 @@ use super::lifecycle::{InvalidTransition, Transition, WorkerState};
 use super::metrics::{HandoffReason, PoolMetrics, WorkerMeter};
 use super::restart::RestartDecision;
 use super::status::WorkerStatus;
+use super::step_snapshot::StepSnapshot;
 
 /// Something that happened to the worker of one GPU, or to a job there.
 #[derive(Debug)]
@@ -45,11 +48,19 @@ pub(super) enum WorkerEvent {
         session: SessionId,
         /// Whether the process holds the state that the job starts from, so that the state was not sent along.
         state_held: bool,
-        /// Whether the job had been sent before, without the state.
+        /// Whether the job had been sent before, without the state or with a step snapshot.
         again: bool,
     },
     /// The process does not hold the state that a job starts from, although it should.
     StateNotHeld { job: JobId, session: SessionId },
+    /// A job has made progress that went on from the step snapshot of an earlier attempt.
+    JobWentOn { job: JobId, after: StepPoint },
+    /// The process has refused the step snapshot that a job was to go on from. The job begins with the first step.
+    SnapshotRefused {
+        job: JobId,
+        session: SessionId,
+        reason: String,
+    },
     /// The engine has finished a job. Media of the job may still wait in the process for flow credit.
     EngineFree,
     JobFinished {
@@ -156,6 +167,21 @@ impl WorkerEvents {
         self.status.borrow().resident_bytes
     }
 
+    /// Returns the size of all step snapshots that are held.
+    #[cfg(test)]
+    pub(super) fn held_snapshot_bytes(&self) -> u64 {
+        self.meter.held_snapshot_bytes()
+    }
+
+    /// Takes a step snapshot that the process has left, and counts it.
+    pub(super) fn take_snapshot(
+        &self,
+        header: SnapshotHeader,
+        latents: SharedMemory,
+    ) -> StepSnapshot {
+        self.meter.take_snapshot(header, latents)
+    }
+
     pub(super) fn state(&self) -> WorkerState {
         self.status.borrow().state
     }
@@ -187,6 +213,8 @@ impl WorkerEvent {
             | Self::Heartbeat { .. }
             | Self::JobSent { again: true, .. }
             | Self::StateNotHeld { .. }
+            | Self::JobWentOn { .. }
+            | Self::SnapshotRefused { .. }
             | Self::JobFinished { .. }
             | Self::JobFailed { .. }
             | Self::JobTakenBack { .. }
@@ -221,6 +249,21 @@ impl WorkerEvent {
             }
             Self::StateNotHeld { job, session } => {
                 tracing::warn!(worker_id, job_id = %job, session_id = %session, "worker does not hold the session's state: it is sent along");
+            }
+            Self::JobWentOn { job, after } => {
+                let StepPoint {
+                    stage,
+                    step,
+                    steps_done,
+                } = after;
+                tracing::info!(worker_id, job_id = %job, ?stage, step, steps_done, "job goes on from a step snapshot");
+            }
+            Self::SnapshotRefused {
+                job,
+                session,
+                reason,
+            } => {
+                tracing::warn!(worker_id, job_id = %job, session_id = %session, reason, "worker refuses the step snapshot: the job begins with the first step");
             }
             Self::JobFinished {
                 job, generation, ..
@@ -413,6 +456,8 @@ impl WorkerStatus {
             WorkerEvent::Connected
             | WorkerEvent::WarmingUp
             | WorkerEvent::StateNotHeld { .. }
+            | WorkerEvent::JobWentOn { .. }
+            | WorkerEvent::SnapshotRefused { .. }
             | WorkerEvent::JobFailed { .. }
             | WorkerEvent::JobTakenBack { .. }
             | WorkerEvent::JobLost { started: false, .. }

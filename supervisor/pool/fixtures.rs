@@ -54,6 +54,7 @@ pub(super) fn config() -> Config {
         min_step_timeout: seconds(30),
         min_backoff: seconds(1),
         max_backoff: seconds(10),
+        snapshot_min_step: Some(Duration::ZERO),
         quarantine_after: 3,
         quarantine_lift: seconds(60),
         quarantine_trial: seconds(30),
@@ -136,6 +137,8 @@ pub(super) fn job_spec(job: u64, session: SessionId) -> JobSpec {
         start_frame: 0,
         initial_image: None,
         state: None,
+        snapshot: None,
+        snapshot_min_step: None,
         window: 100_000,
         trace: None,
     }

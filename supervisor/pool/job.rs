@@ -10,10 +10,13 @@ use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, PhaseSpan, Stage};
 use fastvideo_proto::link::{JobSpec, media_cost};
+use fastvideo_proto::step_snapshot::StepPoint;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tracing::Span;
+
+use super::step_snapshot::{NewestSnapshot, StepSnapshot};
 
 /// The number of events that may wait for a session. It suffices for a full window of media, which
 /// [`fastvideo_proto::link::media_cost`] limits to 1024 messages of a window of 16 MiB, and for the steps between them.
@@ -23,7 +26,15 @@ const EVENT_BUFFER: usize = 2048;
 #[derive(Debug)]
 pub enum JobEvent {
     /// The job is sent to a worker.
-    Started,
+    Started {
+        /// The step of an earlier attempt that the job goes on from.
+        after: Option<StepPoint>,
+    },
+    /// The worker has refused the step snapshot that the job was to go on from: the job begins with the first step.
+    SnapshotRefused {
+        /// The worker's reason; it is not for clients.
+        reason: String,
+    },
     /// The worker has completed a step of the job.
     Step {
         stage: Stage,
@@ -108,12 +119,20 @@ pub struct JobHandle {
     pub id: JobId,
     pub events: mpsc::Receiver<JobEvent>,
     signals: Arc<Signals>,
+    snapshot: Arc<NewestSnapshot>,
 }
 
 impl JobHandle {
     /// Asks the worker to stop at its next step or frame. [`JobEvent::Ended`] still comes.
     pub fn cancel(&self) {
         self.signals.cancel();
+        self.snapshot.close();
+    }
+
+    /// Takes the newest step snapshot of a job that has ended: one that its worker left, or else the one that the job was
+    /// to go on from.
+    pub fn take_snapshot(&self) -> Option<StepSnapshot> {
+        self.snapshot.close()
     }
 }
 
@@ -139,6 +158,7 @@ pub(super) struct QueuedJob {
     /// The segment to generate. Its `state` is chosen when the job is sent.
     pub(super) spec: JobSpec,
     pub(super) start: Option<StartState>,
+    pub(super) snapshot: Arc<NewestSnapshot>,
     /// The deadline: the time when the viewer runs out of video.
     pub(super) due: Instant,
     pub(super) events: mpsc::Sender<JobEvent>,
@@ -159,11 +179,12 @@ impl QueuedJob {
     }
 }
 
-/// Creates both sides of a job, which belongs to the current span. `notify` wakes the task of the worker that will run
+/// Creates both sides of a job, which belongs to the current span. The job goes on from `snapshot`, if there is one. `notify` wakes the task of the worker that will run
 /// the job.
 pub(super) fn pair(
     spec: JobSpec,
     start: Option<StartState>,
+    snapshot: Option<StepSnapshot>,
     due: Instant,
     notify: Arc<Notify>,
 ) -> (JobHandle, QueuedJob) {
@@ -173,14 +194,17 @@ pub(super) fn pair(
         earned: AtomicU64::new(0),
         notify,
     });
+    let snapshot = Arc::new(NewestSnapshot::new(snapshot));
     let handle = JobHandle {
         id: spec.job,
         events,
         signals: signals.clone(),
+        snapshot: snapshot.clone(),
     };
     let job = QueuedJob {
         spec,
         start,
+        snapshot,
         due,
         events: event_tx,
         signals,

@@ -15,8 +15,8 @@ use super::exit::ExitKind;
 
 type Listener = fastvideo_link::Listener<Hello, Command, Event>;
 
-/// A command and, beside [`Command::Generate`], the state's blob.
-pub(super) type LinkCommand = (Command, Option<SharedMemory>);
+/// A command and, beside [`Command::Generate`], the blobs of the state and of the step snapshot.
+pub(super) type LinkCommand = (Command, Vec<SharedMemory>);
 
 /// The number of events that may wait for the worker's task. The task never blocks on anything else, so few ever wait.
 const EVENT_BUFFER: usize = 256;
@@ -31,7 +31,7 @@ pub(super) enum LinkInput {
     /// The first input: a worker has connected with the right protocol version. It reports that it is the process
     /// `pid`.
     Connected { pid: u32 },
-    /// An event and, beside [`Event::Finished`], the new state's blob.
+    /// An event and, beside [`Event::Finished`] and [`Event::StepSnapshot`], the blob of the new state or snapshot.
     Event(Event, Option<SharedMemory>),
     /// The last input: nothing comes after it.
     Closed(LinkEnd),
@@ -98,10 +98,9 @@ impl Link {
         Ok((link, invitation))
     }
 
-    /// Queues a command and the blob that goes with it. Returns false when the worker does not read or the link is
-    /// closed.
-    pub(super) fn send(&self, command: Command, blob: Option<SharedMemory>) -> bool {
-        self.commands.try_send((command, blob)).is_ok()
+    /// Queues a command and the blobs that go with it. Returns false when the worker does not read or the link is closed.
+    pub(super) fn send(&self, command: Command, blobs: Vec<SharedMemory>) -> bool {
+        self.commands.try_send((command, blobs)).is_ok()
     }
 
     /// Ends the wait for a worker that died before it connected. It does nothing when the worker had connected: then its
@@ -164,8 +163,8 @@ fn receive(
     }
     let sending = spawn("link-commands", move || {
         // The loop ends when the worker is gone or when `Link` is dropped.
-        while let Ok((command, blob)) = command_rx.recv() {
-            if sender.send(command, blob.as_ref()).is_err() {
+        while let Ok((command, blobs)) = command_rx.recv() {
+            if sender.send(command, &blobs).is_err() {
                 return;
             }
         }
@@ -180,10 +179,14 @@ fn receive(
         return LinkEnd::Disconnected;
     }
     loop {
-        let (event, blob) = match receiver.receive() {
+        let (event, mut blobs) = match receiver.receive() {
             Ok(message) => message,
             Err(error) => return link_end(error),
         };
+        let blob = blobs.pop();
+        if !blobs.is_empty() {
+            return LinkEnd::Garbage("an event has one blob at most".to_owned());
+        }
         if events.blocking_send(LinkInput::Event(event, blob)).is_err() {
             return LinkEnd::Disconnected;
         }
@@ -247,7 +250,7 @@ mod tests {
                 resident_bytes: 1,
                 gpu_bytes: None,
             };
-            events.send(beat, None).unwrap();
+            events.send(beat, &[]).unwrap();
             events.send_garbage(vec![0xff; 100]).unwrap();
         })
         .await;

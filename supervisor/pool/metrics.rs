@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::GpuId;
 use fastvideo_proto::job::JobFailure;
+use fastvideo_proto::step_snapshot::SnapshotHeader;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::counter::Counter;
@@ -16,6 +18,7 @@ use super::Pool;
 use super::event::WorkerEvent;
 use super::exit::ExitKind;
 use super::lifecycle::WorkerState;
+use super::step_snapshot::{HeldBytes, StepSnapshot};
 use crate::metrics::{
     Bounds, Gauges, GpuLabel, Histograms, LATENCY, LONG, TracedHistograms, create, number, seconds,
 };
@@ -43,6 +46,11 @@ struct Families {
     exits: Family<ExitLabels, Counter>,
     start: Histograms<PhaseLabel>,
     handoffs: Family<ReasonLabel, Counter>,
+    snapshots: Family<GpuLabel, Counter>,
+    snapshots_refused: Family<GpuLabel, Counter>,
+    went_on: Family<GpuLabel, Counter>,
+    steps_saved: Family<GpuLabel, Counter>,
+    snapshot_bytes: HeldBytes,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -116,6 +124,11 @@ impl Default for PoolMetrics {
             exits: Family::default(),
             start: Family::new_with_constructor(Bounds(&LONG)),
             handoffs: Family::default(),
+            snapshots: Family::default(),
+            snapshots_refused: Family::default(),
+            went_on: Family::default(),
+            steps_saved: Family::default(),
+            snapshot_bytes: HeldBytes::default(),
         }))
     }
 }
@@ -159,6 +172,26 @@ impl PoolMetrics {
             "Sessions that went on with another worker, by why",
             all.handoffs.clone(),
         );
+        registry.register(
+            "step_snapshots",
+            "Denoise steps after which a worker left the latents with the server",
+            all.snapshots.clone(),
+        );
+        registry.register(
+            "step_snapshots_refused",
+            "Step snapshots that a worker did not go on from; the segment began with its first step",
+            all.snapshots_refused.clone(),
+        );
+        registry.register(
+            "segment_attempts_resumed",
+            "Attempts that went on from the step snapshot of an earlier one",
+            all.went_on.clone(),
+        );
+        registry.register(
+            "denoise_steps_saved",
+            "Denoise steps that were not done again, since an attempt went on from a step snapshot",
+            all.steps_saved.clone(),
+        );
         for reason in HandoffReason::ALL {
             let reason = reason.name();
             create(&all.handoffs, &ReasonLabel { reason });
@@ -178,6 +211,10 @@ impl PoolMetrics {
         create(&all.started, &GpuLabel { gpu });
         create(&all.generation, &GpuLabel { gpu });
         create(&all.frames, &GpuLabel { gpu });
+        create(&all.snapshots, &GpuLabel { gpu });
+        create(&all.snapshots_refused, &GpuLabel { gpu });
+        create(&all.went_on, &GpuLabel { gpu });
+        create(&all.steps_saved, &GpuLabel { gpu });
         for outcome in OUTCOMES {
             create(&all.ended, &AttemptLabels { gpu, outcome });
         }
@@ -230,6 +267,14 @@ impl WorkerMeter {
             WorkerEvent::JobSent { again: false, .. } => {
                 all.started.get_or_create(&GpuLabel { gpu }).inc();
             }
+            WorkerEvent::SnapshotRefused { .. } => {
+                all.snapshots_refused.get_or_create(&GpuLabel { gpu }).inc();
+            }
+            WorkerEvent::JobWentOn { after, .. } => {
+                all.went_on.get_or_create(&GpuLabel { gpu }).inc();
+                let saved = all.steps_saved.get_or_create(&GpuLabel { gpu });
+                saved.inc_by(after.steps_done.into());
+            }
             WorkerEvent::JobFinished {
                 generation, frames, ..
             } => {
@@ -243,7 +288,9 @@ impl WorkerMeter {
                 JobFailure::Cancelled => "cancelled",
                 JobFailure::Refused => "refused",
                 JobFailure::StateIncompatible => "state_incompatible",
-                JobFailure::StateNotHeld | JobFailure::Failed => "failed",
+                JobFailure::StateNotHeld | JobFailure::SnapshotRefused | JobFailure::Failed => {
+                    "failed"
+                }
             }),
             WorkerEvent::JobTakenBack { .. } => self.attempt_ended("taken_back"),
             WorkerEvent::JobLost { started: true, .. } => self.attempt_ended("worker_lost"),
@@ -254,6 +301,23 @@ impl WorkerMeter {
             }
             _ => {}
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn held_snapshot_bytes(&self) -> u64 {
+        self.metrics.0.snapshot_bytes.get()
+    }
+
+    /// Takes a step snapshot that the worker has left.
+    pub(super) fn take_snapshot(
+        &self,
+        header: SnapshotHeader,
+        latents: SharedMemory,
+    ) -> StepSnapshot {
+        let all = &*self.metrics.0;
+        let label = GpuLabel { gpu: self.gpu };
+        all.snapshots.get_or_create(&label).inc();
+        StepSnapshot::new(header, latents, all.snapshot_bytes.clone())
     }
 
     fn phase_ended(&self, phase: &'static str) {
@@ -300,6 +364,11 @@ impl Collector for PoolGauges {
             "free_sessions",
             "Sessions that the workers which serve could take now",
             number(status.room.free),
+        )?;
+        gauges.one(
+            "step_snapshot_bytes",
+            "Size of the latents that are kept, so that segments go on after a step when their workers are lost",
+            number(self.0.shared.metrics.0.snapshot_bytes.get()),
         )?;
         let workers = || status.workers.iter().map(|slot| &slot.status);
         let states = workers().flat_map(|worker| {

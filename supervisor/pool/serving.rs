@@ -19,6 +19,7 @@ use fastvideo_proto::job::{JobFailure, MediaKind, PhaseSpan};
 use fastvideo_proto::link::{
     Command, Event, JobReport, JobSpec, JobState, MAX_THUMBNAIL_BYTES, media_cost,
 };
+use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::assignments::Absence;
@@ -35,6 +36,7 @@ use super::progress_limit::ProgressLimit;
 use super::renewal::{Renewal, RenewalFailure, Standby};
 use super::restart::RestartPolicy;
 use super::stall::Stall;
+use super::step_snapshot::StepSnapshot;
 
 /// A process that serves sessions.
 pub(super) struct ServingWorker<'a, S> {
@@ -83,6 +85,8 @@ struct JobInHand {
     unacknowledged: u64,
     /// When the process last reported something about the job, or was told something about it.
     last_activity: Instant,
+    /// The step that the job goes on from, until the process has reported progress beyond it.
+    goes_on_after: Option<StepPoint>,
 }
 
 /// The shutdown of a worker that takes no more jobs and is asked to exit when it has none in hand.
@@ -264,6 +268,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                     total_steps,
                 },
             ),
+            Event::StepSnapshot { job, header } => return self.on_snapshot(job, *header, blob),
             Event::Media {
                 job,
                 kind,
@@ -279,7 +284,13 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 job,
                 failure: JobFailure::StateNotHeld,
                 ..
-            } => return self.send_again(job),
+            } => return self.send_with_state(job),
+            Event::Failed {
+                job,
+                failure: JobFailure::SnapshotRefused,
+                message,
+                ..
+            } => return self.send_without_snapshot(job, message),
             Event::Failed {
                 job,
                 failure,
@@ -301,6 +312,28 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         if let Some(in_hand) = self.in_hand(job) {
             in_hand.job.tell(step);
         }
+    }
+
+    /// Keeps the snapshot of a step in place of the one before.
+    fn on_snapshot(
+        &mut self,
+        job: JobId,
+        header: SnapshotHeader,
+        latents: Option<SharedMemory>,
+    ) -> ControlFlow<WorkerExit> {
+        let Some(latents) = latents else {
+            return bad_link("worker sends a step snapshot without its latents");
+        };
+        if let Err(error) = header.check(&latents) {
+            return bad_link(&format!("worker sends a bad step snapshot: {error}"));
+        }
+        if self.is_running(job) {
+            let snapshot = self.context.events.take_snapshot(header, latents);
+            if let Some(in_hand) = self.in_hand(job) {
+                in_hand.job.snapshot.replace(Some(snapshot));
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     fn on_media(
@@ -335,6 +368,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
     /// Returns the job about which the process has just reported something. The report counts as progress of the
     /// running job.
     fn in_hand(&mut self, job: JobId) -> Option<&mut JobInHand> {
+        self.note_going_on(job);
         let in_hand = match &mut self.running {
             Some(running) if running.id() == job => {
                 self.last_progress = self.last_heard;
@@ -431,6 +465,15 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.end_job(&in_hand.job, end);
     }
 
+    /// Tells once that a job goes on from a snapshot: the process has reported progress beyond it.
+    fn note_going_on(&mut self, job: JobId) {
+        let running = self.running.as_mut().filter(|running| running.id() == job);
+        let after = running.and_then(|running| running.goes_on_after.take());
+        if let (Some(after), Some(running)) = (after, &self.running) {
+            self.emit_for(&running.job, WorkerEvent::JobWentOn { job, after });
+        }
+    }
+
     /// Takes the running job, which the engine has finished.
     fn take_running(&mut self, job: JobId) -> Option<JobInHand> {
         let running = self.running.take_if(|r| r.id() == job)?;
@@ -475,7 +518,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             {
                 running.unbound = true;
             }
-            send(&self.link, Command::Forget { session }, None)?;
+            send(&self.link, Command::Forget { session }, Vec::new())?;
         }
         let now = Instant::now();
         for in_hand in self.running.iter_mut().chain(self.finishing.values_mut()) {
@@ -493,7 +536,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 continue;
             };
             in_hand.last_activity = now;
-            send(&self.link, command, None)?;
+            send(&self.link, command, Vec::new())?;
         }
         ControlFlow::Continue(())
     }
@@ -511,26 +554,33 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 continue;
             }
             self.renewal.job_begun();
-            job.tell(JobEvent::Started);
+            let after = job.snapshot.get().map(|snapshot| snapshot.at());
+            job.tell(JobEvent::Started { after });
             self.send_job(job, false)?;
         }
         ControlFlow::Continue(())
     }
 
-    /// Sends a job, which runs from now on. The state that it starts from is sent along unless the process holds it.
+    /// Sends a job, which runs from now on. The state that it starts from is sent along unless the process holds it, and
+    /// so is the step snapshot that it goes on from.
     fn send_job(&mut self, job: QueuedJob, again: bool) -> ControlFlow<WorkerExit> {
         self.last_progress = Instant::now();
         let held = self.held_states.get(&job.spec.session).copied();
-        let (state, blob) = match &job.start {
-            None => (None, None),
-            Some(start) => match start.made_by.filter(|&maker| held == Some(maker)) {
-                Some(maker) => (Some(JobState::Held(maker)), None),
-                None => (
-                    Some(JobState::Sent(start.header.clone())),
-                    Some(start.blob.clone()),
-                ),
-            },
-        };
+        let mut blobs = Vec::new();
+        let state = job.start.as_ref().map(|start| {
+            match start.made_by.filter(|&maker| held == Some(maker)) {
+                Some(maker) => JobState::Held(maker),
+                None => {
+                    blobs.push(start.blob.clone());
+                    JobState::Sent(start.header.clone())
+                }
+            }
+        });
+        let snapshot = job.snapshot.get();
+        if let Some(snapshot) = &snapshot {
+            blobs.push(snapshot.latents().clone());
+        }
+        let goes_on_after = snapshot.as_ref().map(StepSnapshot::at);
         let sent = WorkerEvent::JobSent {
             job: job.spec.job,
             session: job.spec.session.clone(),
@@ -540,6 +590,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         self.emit_for(&job, sent);
         let spec = JobSpec {
             state,
+            snapshot: snapshot.map(|snapshot| Box::new(snapshot.header().clone())),
+            snapshot_min_step: self.context.config().snapshot_min_step,
             ..job.spec.clone()
         };
         self.running = Some(JobInHand {
@@ -548,13 +600,14 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             unbound: false,
             unacknowledged: 0,
             last_activity: self.last_progress,
+            goes_on_after,
         });
-        send(&self.link, Command::Generate(Box::new(spec)), blob)
+        send(&self.link, Command::Generate(Box::new(spec)), blobs)
     }
 
     /// Sends the running job again, with its state, because the process does not hold the state that the job starts
     /// from.
-    fn send_again(&mut self, job: JobId) -> ControlFlow<WorkerExit> {
+    fn send_with_state(&mut self, job: JobId) -> ControlFlow<WorkerExit> {
         let Some(running) = self.running.take_if(|r| r.id() == job) else {
             return ControlFlow::Continue(());
         };
@@ -565,6 +618,29 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             self.running = Some(running);
             return bad_link("worker misses a state that was sent to it");
         }
+        self.send_job(running.job, true)?;
+        // An earlier cancellation has only ended the first attempt to send the job.
+        self.pass_signals()
+    }
+
+    /// Sends the running job again, without the step snapshot, which the process has refused: the job begins with the
+    /// first step.
+    fn send_without_snapshot(&mut self, job: JobId, reason: String) -> ControlFlow<WorkerExit> {
+        let Some(running) = self.running.take_if(|r| r.id() == job) else {
+            return ControlFlow::Continue(());
+        };
+        if running.goes_on_after.is_none() {
+            self.running = Some(running);
+            return bad_link("worker refuses a step snapshot that it was not sent");
+        }
+        let refused = WorkerEvent::SnapshotRefused {
+            job,
+            session: running.job.spec.session.clone(),
+            reason: reason.clone(),
+        };
+        self.emit_for(&running.job, refused);
+        running.job.snapshot.replace(None);
+        running.job.tell(JobEvent::SnapshotRefused { reason });
         self.send_job(running.job, true)?;
         // An earlier cancellation has only ended the first attempt to send the job.
         self.pass_signals()
@@ -717,8 +793,8 @@ impl JobInHand {
 }
 
 /// Sends a command. A process that does not read its commands is stuck.
-fn send(link: &Link, command: Command, blob: Option<SharedMemory>) -> ControlFlow<WorkerExit> {
-    match link.send(command, blob) {
+fn send(link: &Link, command: Command, blobs: Vec<SharedMemory>) -> ControlFlow<WorkerExit> {
+    match link.send(command, blobs) {
         true => ControlFlow::Continue(()),
         false => stuck(Stall::UnreadCommands),
     }

@@ -26,7 +26,7 @@ pub(super) async fn shut_down(
     process: &mut WorkerProcess,
     mut stop: watch::Receiver<StopSignal>,
 ) -> io::Result<ExitStatus> {
-    link.send(Command::Shutdown, None);
+    link.send(Command::Shutdown, Vec::new());
     let hurried = async {
         if stop
             .wait_for(|stop| *stop == StopSignal::Kill)

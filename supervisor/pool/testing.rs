@@ -9,7 +9,8 @@ use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{GpuId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage, VideoFormat};
 use fastvideo_proto::link::{JobSpec, media_cost};
-use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
+use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout, blob_hash};
+use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,7 @@ use super::fixtures;
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob, pair};
 use super::metrics::PoolMetrics;
 use super::shared_assignments::SharedAssignments;
+use super::step_snapshot::{HeldBytes, StepSnapshot};
 use super::{Config, Gpu, Pool, Shared, SlotHandle, WorkerStatus};
 use crate::current::Current;
 
@@ -128,7 +130,8 @@ impl TestWorkers {
             let wake = self.pool.shared.slots[slot].notify.clone();
             let job = self.pool.assignments().next_job(slot);
             if let Some(job) = job {
-                job.tell(JobEvent::Started);
+                let after = job.snapshot.get().map(|snapshot| snapshot.at());
+                job.tell(JobEvent::Started { after });
                 return TestJob {
                     job,
                     worker: self.worker(slot),
@@ -148,13 +151,39 @@ impl TestWorkers {
 /// A binary message of a job that nobody runs.
 pub(crate) fn media(kind: MediaKind, bytes: Bytes) -> Media {
     let spec = fixtures::job_spec(0, SessionId::random());
-    let (_, job) = pair(spec, None, Instant::now(), Arc::default());
+    let (_, job) = pair(spec, None, None, Instant::now(), Arc::default());
     Media {
         credit: Credit::new(media_cost(bytes.len()), job.signals),
         kind,
         bytes,
         sent_at_us: Some(0),
     }
+}
+
+/// A snapshot after a step, whose latents name it.
+pub(in crate::pool) fn step_snapshot(step: u32, held: &HeldBytes) -> StepSnapshot {
+    let (header, latents) = snapshot_parts(step);
+    StepSnapshot::new(header, latents, held.clone())
+}
+
+/// The header and the latents of such a snapshot.
+pub(in crate::pool) fn snapshot_parts(step: u32) -> (SnapshotHeader, SharedMemory) {
+    let latents = step.to_le_bytes();
+    let header = SnapshotHeader {
+        origin: [7; 32],
+        at: StepPoint {
+            stage: Stage::Denoise,
+            step,
+            steps_done: step,
+        },
+        total_steps: 20,
+        latents: vec![TensorLayout {
+            dtype: Dtype::F32,
+            shape: vec![1],
+        }],
+        blob_hash: blob_hash(&latents),
+    };
+    (header, SharedMemory::from_bytes(&latents).unwrap())
 }
 
 /// The end of a job whose state names the segment's index.
@@ -201,6 +230,17 @@ impl TestJob {
             step,
             total_steps: self.job.spec.num_inference_steps,
         });
+    }
+
+    /// Leaves a snapshot of a step.
+    pub(crate) fn snapshot(&self, step: u32) {
+        let snapshot = step_snapshot(step, &HeldBytes::default());
+        self.job.snapshot.replace(Some(snapshot));
+    }
+
+    /// The step that the job goes on from.
+    pub(crate) fn goes_on_after(&self) -> Option<u32> {
+        self.job.snapshot.get().map(|snapshot| snapshot.at().step)
     }
 
     /// One binary message of so many bytes.

@@ -54,9 +54,9 @@ fn lose(run: &mut SegmentRun, started: bool) -> AfterLoss {
 async fn steps_are_timed_from_the_one_before() {
     let mut run = run();
     tokio::time::advance(Duration::from_millis(30)).await;
-    let started = run.observe(Some(JobEvent::Started));
+    let started = run.observe(Some(JobEvent::Started { after: None }));
     assert!(
-        matches!(started, RunEvent::Started { queued_for } if queued_for == Duration::from_millis(30))
+        matches!(started, RunEvent::Started { queued_for, after: None } if queued_for == Duration::from_millis(30))
     );
     tokio::time::advance(Duration::from_millis(40)).await;
     let step = run.observe(Some(JobEvent::Step {
@@ -161,6 +161,7 @@ fn every_failure_says_whether_trying_again_may_help() {
             RunFailure::StateIncompatible("why".to_owned()),
         ),
         (JobFailure::StateNotHeld, RunFailure::Failed),
+        (JobFailure::SnapshotRefused, RunFailure::Failed),
         (JobFailure::Failed, RunFailure::Failed),
     ] {
         let RunEvent::Failed(given) = run().observe(Some(failed(failure))) else {

@@ -130,8 +130,10 @@ impl LiveSession {
                 0 => self.image.as_ref().map(|image| image.path().to_owned()),
                 _ => None,
             },
-            // The pool sets it.
+            // The pool sets these three.
             state: None,
+            snapshot: None,
+            snapshot_min_step: None,
             window: limit - unsent,
             trace: self.emitter.readers().trace(),
         };

@@ -11,6 +11,7 @@ use fastvideo_proto::job::{
     ErrorCode, JobTiming, MediaMode, PhaseSpan, PromptSource, Stage, VideoFormat,
 };
 use fastvideo_proto::state::ContinuationState;
+use fastvideo_proto::step_snapshot::StepPoint;
 use fastvideo_proto::stored::StoredSegment;
 use fastvideo_proto::trace::TraceContext;
 use tokio::time::Instant;
@@ -98,6 +99,17 @@ pub enum SessionEvent {
         at: AttemptId,
         /// Time since the attempt was queued.
         queued_for: Duration,
+        /// The step of an earlier attempt that this one goes on from.
+        after: Option<StepPoint>,
+    },
+    /// The step snapshot that an attempt went on from is not used any more: its worker has refused it, or the attempt has
+    /// failed. The segment begins with its first step.
+    SnapshotDropped {
+        at: AttemptId,
+        /// The reason is not for clients.
+        reason: String,
+        /// Whether the attempt is over, and another one follows.
+        is_over: bool,
     },
     StepDone {
         at: AttemptId,

@@ -127,8 +127,12 @@ impl LiveSession {
 
     fn follow_run(&mut self, at: AttemptId, event: RunEvent) -> Option<EndCause> {
         match event {
-            RunEvent::Started { queued_for } => {
-                self.emit(SessionEvent::SegmentStarted { at, queued_for });
+            RunEvent::Started { queued_for, after } => {
+                self.emit(SessionEvent::SegmentStarted {
+                    at,
+                    queued_for,
+                    after,
+                });
             }
             RunEvent::Step {
                 stage,
@@ -148,6 +152,14 @@ impl LiveSession {
             RunEvent::Finished(finished) => self.commit(*finished),
             RunEvent::Cancelled => self.segment_cancelled(),
             RunEvent::Failed(failure) => return self.give_up(failure),
+            RunEvent::SnapshotDropped { reason, is_over } => {
+                let dropped = SessionEvent::SnapshotDropped {
+                    at,
+                    reason,
+                    is_over,
+                };
+                self.emitter.note(&dropped);
+            }
             RunEvent::TakenBack { started } => {
                 self.emit(SessionEvent::SegmentTakenBack { at, started });
             }

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::tenant::Tenant;
 use event::LineRef;
-pub use event::{Encoder, Line, Llm, LogEvent, Setup};
+pub use event::{Encoder, Line, Llm, LogEvent, LoggedStep, Setup};
 pub use files::{Config, files};
 pub(super) use recorder::record;
 use writer::Writer;

@@ -210,7 +210,11 @@ impl Spans {
         let (trace, clock) = (&self.trace, self.clock);
         let segment = &mut self.segments[position];
         match event {
-            SessionEvent::SegmentStarted { .. } => segment.job_started(now),
+            SessionEvent::SegmentStarted { after, .. } => segment.job_started(*after, now),
+            SessionEvent::SnapshotDropped { is_over: false, .. } => segment.snapshot_refused(now),
+            SessionEvent::SnapshotDropped { is_over: true, .. } => {
+                segment.job_ended(Some("failed"), now);
+            }
             SessionEvent::StepDone {
                 stage,
                 step,
@@ -417,6 +421,7 @@ fn segment_of(event: &SessionEvent) -> Option<u32> {
         SessionEvent::SegmentQueued(queued) => queued.at,
         SessionEvent::WorkerLost(lost) => lost.at,
         SessionEvent::SegmentStarted { at, .. }
+        | SessionEvent::SnapshotDropped { at, .. }
         | SessionEvent::StepDone { at, .. }
         | SessionEvent::Media { at, .. }
         | SessionEvent::FirstMediaSent { at, .. }

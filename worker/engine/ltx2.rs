@@ -165,6 +165,11 @@ impl Engine for Ltx2 {
         request: &GenerateRequest<'_>,
         sink: &mut dyn Sink,
     ) -> Result<NewState, EngineError> {
+        if request.snapshot.is_some() {
+            // The sink is given no latents, so none of them comes back.
+            let message = "this engine goes on from no step snapshot".to_owned();
+            return Err(EngineError::SnapshotRefused(message));
+        }
         let total_frames = self.frames(request);
         let model = self
             .loaded
@@ -343,7 +348,7 @@ impl Output for Handover<'_> {
     fn step(&mut self, step: &Step<'_>) {
         let stage = job_stage(step.stage);
         self.sink
-            .step(stage, count(step.step), count(step.total_steps));
+            .step(stage, count(step.step), count(step.total_steps), None);
     }
 
     /// Takes the segment's sound. Latents end a few hundredths of a second before the frames do, so the missing end is

@@ -10,6 +10,7 @@
 //! - `landscape` with `plan`, `layer`, `terrain`, `sky`, `water`, `weather`, `actors`: the picture;
 //! - `still`, `caption`: the initial image behind the picture, the text in front of it;
 //! - `sound`: the chord;
+//! - `latents`: what stands for the latents in step snapshots;
 //! - `draw`, `shape`, `colour`, `wave`: drawing and arithmetic that is the same on every machine.
 
 mod actors;
@@ -17,6 +18,7 @@ mod caption;
 mod colour;
 mod draw;
 mod landscape;
+mod latents;
 mod layer;
 mod options;
 mod plan;
@@ -46,6 +48,7 @@ use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout};
 use self::caption::{Caption, Counter};
 use self::draw::Canvas;
 use self::landscape::Painter;
+use self::latents::Latents;
 use self::scene::Scene;
 use self::sound::Chord;
 use self::still::Still;
@@ -85,10 +88,11 @@ pub(crate) struct Synthetic {
 
 impl Synthetic {
     /// Creates the engine. `format` is the one that frames are rendered in ahead of time, if the options ask for that.
-    /// A state always has at least one frame and one latent, whatever the options say.
+    /// A state always has at least one frame and one latent, and a step snapshot one value, whatever the options say.
     pub(crate) fn new(mut options: Options, format: VideoFormat) -> Self {
         options.conditioning_num_frames = options.conditioning_num_frames.max(1);
         options.audio_latent_frames = options.audio_latent_frames.max(1);
+        options.latent_bytes = options.latent_bytes.next_multiple_of(2).max(2);
         Self {
             options,
             format,
@@ -167,11 +171,22 @@ impl Synthetic {
         })
     }
 
-    fn denoise(&self, steps: u32, sink: &mut dyn Sink) -> Result<(), EngineError> {
+    /// Takes the time of the steps, without those up to the step snapshot.
+    fn denoise(
+        &self,
+        request: &GenerateRequest<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), EngineError> {
+        let steps = request.num_inference_steps;
+        let latents = Latents::new(self.options.latent_bytes, request);
+        let done = match &request.snapshot {
+            Some(snapshot) => latents.resume(snapshot, steps)?,
+            None => 0,
+        };
         sink.begin(Stage::Denoise);
-        for step in 1..=steps {
+        for step in done + 1..=steps {
             wait(Instant::now(), self.options.step, sink)?;
-            sink.step(Stage::Denoise, step, steps);
+            sink.step(Stage::Denoise, step, steps, Some(&latents.after(step)));
         }
         Ok(())
     }
@@ -251,7 +266,7 @@ impl Engine for Synthetic {
             Some(stock) => Pictures::Stock(stock),
             None => Pictures::Drawn(Box::new(Brush::new(&film, request.prompt, counter, still))),
         };
-        self.denoise(request.num_inference_steps, sink)?;
+        self.denoise(request, sink)?;
         sink.begin(Stage::Decode);
 
         let mut state =

@@ -1,10 +1,12 @@
 use std::sync::mpsc::channel;
 
 use fastvideo_proto::ids::GpuId;
+use fastvideo_proto::job::Stage;
 use fastvideo_proto::link::{
     EngineSpec, Event, JobState, LINK_VERSION, LoadSpec, MAX_THUMBNAIL_BYTES,
 };
 use fastvideo_proto::state::{StateError, StateHeader};
+use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 
 use super::*;
 use serde_json::{Value, json};
@@ -23,7 +25,7 @@ const FORMAT: VideoFormat = VideoFormat {
 fn load_spec(faults: Value) -> LoadSpec {
     let options = json!({
         "step_ms": 0, "frame_ms": 0, "load_ms": 0, "conditioning_num_frames": 2, "audio_latent_frames": 3,
-        "prerender": false, "faults": faults,
+        "latent_bytes": 1000, "prerender": false, "faults": faults,
     });
     LoadSpec {
         version: LINK_VERSION,
@@ -56,6 +58,8 @@ fn job(job: u64, session: &SessionId, state: Option<JobState>) -> JobSpec {
         start_frame: 0,
         initial_image: None,
         state,
+        snapshot: None,
+        snapshot_min_step: None,
         window: u64::MAX,
         trace: None,
     }
@@ -104,7 +108,7 @@ impl Harness {
 }
 
 fn generate(spec: JobSpec) -> WorkItem {
-    WorkItem::Generate(Box::new(spec), None)
+    WorkItem::Generate(Box::new(spec), JobBlobs::default())
 }
 
 /// How each job ended: `Ok` when it finished.
@@ -213,7 +217,12 @@ fn held_state_continues_as_the_sent_one_does_and_a_damaged_one_is_refused() {
     let mut jobs = Harness::new(json!([])).jobs;
     let session = SessionId::random();
     let discard = MediaTarget::Discard;
-    let made = jobs.generate(&job(1, &session, None), None, &discard);
+    let made = jobs.generate(
+        &job(1, &session, None),
+        &SegmentStart::default(),
+        SnapshotMaker::none(),
+        &discard,
+    );
     let GeneratedSegment { header, blob, .. } = made.unwrap();
     let encoded = header.encode();
     let state = SharedState {
@@ -225,8 +234,12 @@ fn held_state_continues_as_the_sent_one_does_and_a_damaged_one_is_refused() {
     let sent = job(2, &session, Some(JobState::Sent(encoded)));
     let held = job(3, &session, Some(JobState::Held(JobId(1))));
     let mut next = |spec: &JobSpec, blob| -> Result<(StateHeader, Vec<u8>), StartStateError> {
-        let start = jobs.held_states.start_state(spec, blob)?;
-        let made = jobs.generate(spec, start.as_ref(), &discard).unwrap();
+        let start = SegmentStart {
+            state: jobs.held_states.start_state(spec, blob)?,
+            snapshot: None,
+        };
+        let made = jobs.generate(spec, &start, SnapshotMaker::none(), &discard);
+        let made = made.unwrap();
         Ok((made.header, made.blob.to_vec()))
     };
     let of_sent = next(&sent, Some(blob.clone())).unwrap();
@@ -239,6 +252,156 @@ fn held_state_continues_as_the_sent_one_does_and_a_damaged_one_is_refused() {
         next(&sent, Some(damaged)),
         Err(StartStateError::Invalid(StateError::Hash))
     ));
+}
+
+/// A job of four steps, each of which leaves a snapshot.
+fn with_snapshots(id: u64) -> JobSpec {
+    JobSpec {
+        num_inference_steps: 4,
+        snapshot_min_step: Some(Duration::ZERO),
+        ..job(id, &SessionId::random(), None)
+    }
+}
+
+/// The events of a job that goes on from a snapshot.
+fn resume(
+    harness: &mut Harness,
+    spec: JobSpec,
+    header: SnapshotHeader,
+    latents: Option<SharedMemory>,
+) -> Vec<Event> {
+    let spec = JobSpec {
+        snapshot: Some(Box::new(header)),
+        ..spec
+    };
+    let blobs = JobBlobs {
+        state: None,
+        snapshot: latents,
+    };
+    harness.run(vec![WorkItem::Generate(Box::new(spec), blobs)])
+}
+
+/// The snapshots that a job leaves.
+fn snapshots(spec: JobSpec) -> Vec<(SnapshotHeader, SharedMemory)> {
+    let mut harness = Harness::new(json!([]));
+    let outbox = harness.outbox(&spec);
+    (harness.jobs)
+        .serve(&spec, JobBlobs::default(), &outbox)
+        .unwrap();
+    harness.sent.take_snapshots()
+}
+
+#[test]
+fn every_step_that_takes_long_enough_leaves_a_snapshot() {
+    let steps: Vec<StepPoint> = snapshots(with_snapshots(1))
+        .iter()
+        .map(|(header, latents)| {
+            header.check(latents).unwrap();
+            header.check_hash(latents).unwrap();
+            assert_eq!(latents.len(), 1000);
+            header.at
+        })
+        .collect();
+    let expected = [1, 2, 3, 4].map(|step| StepPoint {
+        stage: Stage::Denoise,
+        step,
+        steps_done: step,
+    });
+    assert_eq!(steps, expected);
+    for min_step in [None, Some(Duration::from_secs(60))] {
+        let spec = JobSpec {
+            snapshot_min_step: min_step,
+            ..with_snapshots(1)
+        };
+        assert!(snapshots(spec).is_empty());
+    }
+}
+
+#[test]
+fn another_process_goes_on_from_a_snapshot_and_gives_the_same_media() {
+    let media = |events: &[Event]| -> Vec<Bytes> {
+        let media = events.iter().filter_map(|event| match event {
+            Event::Media { bytes, .. } => Some(bytes.clone()),
+            _ => None,
+        });
+        media.collect()
+    };
+    let whole = Harness::new(json!([])).run(vec![generate(with_snapshots(1))]);
+    for (header, latents) in snapshots(with_snapshots(1)) {
+        let done = header.at.step;
+        let mut harness = Harness::new(json!([]));
+        let events = resume(&mut harness, with_snapshots(2), header, Some(latents));
+        assert_eq!(ends(&events), [(2, Ok(()))]);
+        assert!(media(&events) == media(&whole));
+        let steps = events.iter().filter_map(|event| match event {
+            Event::Step { step, .. } => Some(*step),
+            _ => None,
+        });
+        assert_eq!(steps.collect::<Vec<_>>(), Vec::from_iter(done + 1..=4));
+        // Snapshots that follow count the steps of both attempts.
+        let left = events.iter().filter_map(|event| match event {
+            Event::StepSnapshot { header, .. } => Some(header.at.steps_done),
+            _ => None,
+        });
+        assert_eq!(left.collect::<Vec<_>>(), Vec::from_iter(done + 1..=4));
+    }
+}
+
+#[test]
+fn a_snapshot_of_another_request_or_with_other_bytes_is_refused() {
+    let (header, latents) = snapshots(with_snapshots(1)).remove(1);
+    let mut harness = Harness::new(json!([]));
+    let mut check = |spec: JobSpec, header: &SnapshotHeader, latents: Option<SharedMemory>| {
+        let events = resume(&mut harness, spec, header.clone(), latents);
+        assert_eq!(ends(&events), [(2, Err(JobFailure::SnapshotRefused))]);
+        assert_eq!(events.len(), 1, "{events:?}");
+    };
+    let changes: [fn(&mut JobSpec); 8] = [
+        |spec| spec.prompt = "another".to_owned(),
+        |spec| spec.negative_prompt = Some(String::new()),
+        |spec| spec.seed += 1,
+        |spec| spec.num_inference_steps += 1,
+        |spec| spec.guidance_scale += 0.5,
+        |spec| spec.segment_idx += 1,
+        |spec| spec.format.num_frames += 1,
+        |spec| spec.initial_image = Some("/nowhere".into()),
+    ];
+    for change in changes {
+        let mut spec = with_snapshots(2);
+        change(&mut spec);
+        check(spec, &header, Some(latents.clone()));
+    }
+    check(with_snapshots(2), &header, None);
+    let mut damaged = latents.to_vec();
+    damaged[999] ^= 1;
+    let damaged = SharedMemory::from_bytes(&damaged).unwrap();
+    check(with_snapshots(2), &header, Some(damaged));
+    let short = SharedMemory::from_bytes(&latents[2..]).unwrap();
+    check(with_snapshots(2), &header, Some(short));
+    let mut other = header.clone();
+    other.at.step = 3;
+    other.at.steps_done = 3;
+    // Its bytes are whole, and its origin is right: only the engine sees that they are those of another step.
+    check(with_snapshots(2), &other, Some(latents.clone()));
+
+    // The same request with another model.
+    harness.jobs.model = ModelIdentity::new(&load_spec(json!([])).engine, "another");
+    let events = resume(&mut harness, with_snapshots(2), header, Some(latents));
+    assert_eq!(ends(&events), [(2, Err(JobFailure::SnapshotRefused))]);
+}
+
+#[test]
+fn a_spoilt_snapshot_is_refused() {
+    let mut harness = Harness::new(json!([{"kind": "spoil", "at": {"step": 2}}]));
+    let spec = with_snapshots(1);
+    let outbox = harness.outbox(&spec);
+    (harness.jobs)
+        .serve(&spec, JobBlobs::default(), &outbox)
+        .unwrap();
+    let is_whole =
+        |(header, latents): &(SnapshotHeader, SharedMemory)| header.check_hash(latents).is_ok();
+    let whole: Vec<bool> = harness.sent.take_snapshots().iter().map(is_whole).collect();
+    assert_eq!(whole, [true, false, true, true]);
 }
 
 #[test]

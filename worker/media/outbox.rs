@@ -132,7 +132,7 @@ impl JobOutbox {
         if queue.waiting.is_empty() && matches!(queue.end, JobEnd::Finished(..)) {
             let end = std::mem::replace(&mut queue.end, JobEnd::Sent);
             if let JobEnd::Finished(report, blob) = end {
-                self.events.send_with_state(Event::Finished(report), &blob);
+                self.events.send_with_memory(Event::Finished(report), blob);
             }
         }
     }

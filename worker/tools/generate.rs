@@ -15,7 +15,7 @@ use fastvideo_proto::link::EncoderSpec;
 use crate::encode::{EncodeParams, Encoder, Media};
 use crate::engine::ltx2::Ltx2;
 use crate::engine::ltx2_options::Options;
-use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State};
+use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State, StepLatents};
 use crate::sound::AudioFormat;
 
 #[derive(Clone, Debug, Args)]
@@ -97,6 +97,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             format,
             initial_image: args.image.as_deref().filter(|_| segment_idx == 0),
             state,
+            snapshot: None,
         };
         let sound_before = before.as_ref().map_or(&[][..], |(_, sound)| sound);
         let (state, tail, frames) = segment(
@@ -192,7 +193,13 @@ impl Sink for FileSink<'_> {
         false
     }
 
-    fn step(&mut self, stage: Stage, step: u32, total_steps: u32) {
+    fn step(
+        &mut self,
+        stage: Stage,
+        step: u32,
+        total_steps: u32,
+        _latents: Option<&dyn StepLatents>,
+    ) {
         tracing::info!("{stage:?}: step {step} of {total_steps}");
     }
 

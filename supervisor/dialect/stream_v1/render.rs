@@ -291,6 +291,7 @@ impl StreamRenderer {
             | SessionEvent::Stored { .. }
             | SessionEvent::PromptWorked(_)
             | SessionEvent::AttemptFailed { .. }
+            | SessionEvent::SnapshotDropped { .. }
             | SessionEvent::AllMediaSent { .. }
             | SessionEvent::SegmentFinished { .. }
             | SessionEvent::SegmentTakenBack { .. }

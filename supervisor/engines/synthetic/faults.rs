@@ -4,8 +4,8 @@
 
 use serde_json::{Map, Value, json};
 
-const KINDS: [&str; 10] = [
-    "exit", "abort", "stop", "spin", "slow", "leak", "garbage", "error", "panic", "blank",
+const KINDS: [&str; 11] = [
+    "exit", "abort", "stop", "spin", "slow", "leak", "garbage", "error", "panic", "blank", "spoil",
 ];
 const POINTS: [&str; 5] = ["boot", "load", "warmup", "idle", "end"];
 
@@ -14,7 +14,7 @@ pub(super) enum FaultError {
     #[error("fault `{0}` is not of the form kind@point,condition=value")]
     Form(String),
     #[error(
-        "unknown kind of fault `{0}`, expected exit, abort, stop, spin, slow, leak, garbage, error, panic or blank"
+        "unknown kind of fault `{0}`, expected exit, abort, stop, spin, slow, leak, garbage, error, panic, blank or spoil"
     )]
     Kind(String),
     #[error(

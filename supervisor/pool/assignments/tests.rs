@@ -58,7 +58,13 @@ impl TestSession {
     ) -> JobHandle {
         let slot = self.at().unwrap() as usize;
         let due = start + Duration::from_millis(due_ms);
-        let (handle, job) = pair(job_spec(job, self.id.clone()), None, due, Arc::default());
+        let (handle, job) = pair(
+            job_spec(job, self.id.clone()),
+            None,
+            None,
+            due,
+            Arc::default(),
+        );
         assignments.submit(slot, job);
         handle
     }
@@ -200,7 +206,13 @@ fn cancelled_jobs_do_not_wait_for_their_turn() {
         .map(|n| {
             let session = SessionId::random();
             assignments.join(session.clone(), Tenant::default());
-            let (handle, job) = pair(job_spec(n, session), None, Instant::now(), Arc::default());
+            let (handle, job) = pair(
+                job_spec(n, session),
+                None,
+                None,
+                Instant::now(),
+                Arc::default(),
+            );
             assignments.submit(0, job);
             handle
         })

@@ -25,6 +25,7 @@ use crate::pool::link::TestWorker;
 use crate::pool::renewal::StandbyBoot;
 use crate::pool::restart::RestartDecision;
 use crate::pool::status::WorkerStatus;
+use crate::pool::testing::{snapshot_parts, step_snapshot};
 use crate::tenant::Tenant;
 
 /// How long a standby boots.
@@ -154,9 +155,18 @@ impl Outside {
     }
 
     fn submit_from(&self, session: &TestSession, start: Option<StartState>) -> JobHandle {
+        self.submit_after(session, start, None)
+    }
+
+    fn submit_after(
+        &self,
+        session: &TestSession,
+        start: Option<StartState>,
+        snapshot: Option<StepSnapshot>,
+    ) -> JobHandle {
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let spec = fixtures::job_spec(id.into(), session.id.clone());
-        let (handle, job) = pair(spec, start, Instant::now(), self.notify.clone());
+        let (handle, job) = pair(spec, start, snapshot, Instant::now(), self.notify.clone());
         self.assignments.lock().submit(0, job);
         self.notify.notify_one();
         handle
@@ -167,11 +177,26 @@ impl Outside {
             Event::Finished(_) => Some(SharedMemory::from_bytes(&[1]).unwrap()),
             _ => None,
         };
+        self.send_with(event, blob).await;
+    }
+
+    async fn send_with(&self, event: Event, blob: Option<SharedMemory>) {
         self.worker
             .events
             .send(LinkInput::Event(event, blob))
             .await
             .unwrap();
+    }
+
+    /// Leaves a snapshot after a step.
+    async fn snapshot(&self, job: &JobHandle, step: u32) {
+        let (header, latents) = snapshot_parts(step);
+        let header = Box::new(header);
+        let event = Event::StepSnapshot {
+            job: job.id,
+            header,
+        };
+        self.send_with(event, Some(latents)).await;
     }
 
     async fn heartbeat(&self) {
@@ -198,8 +223,13 @@ impl Outside {
 
     /// The next command to the process.
     async fn command(&self) -> Command {
+        self.command_with_blobs().await.0
+    }
+
+    /// The next command to the process, and what is sent beside it.
+    async fn command_with_blobs(&self) -> (Command, Vec<SharedMemory>) {
         for _ in 0..100 {
-            if let Ok((command, _)) = self.worker.commands.try_recv() {
+            if let Ok(command) = self.worker.commands.try_recv() {
                 return command;
             }
             yield_now().await;
@@ -382,7 +412,10 @@ async fn jobs_run_one_after_the_other_and_their_sessions_are_told() {
         assert_eq!(outside.status.borrow().state, WorkerState::Busy);
         outside.step(&first).await;
         outside.finish(&first).await;
-        assert!(matches!(first.events.recv().await, Some(JobEvent::Started)));
+        assert!(matches!(
+            first.events.recv().await,
+            Some(JobEvent::Started { after: None })
+        ));
         assert!(matches!(
             first.events.recv().await,
             Some(JobEvent::Step { .. })
@@ -507,6 +540,148 @@ async fn a_state_that_the_process_holds_is_not_sent_unless_it_is_missed() {
     .await;
     let reason = "worker misses a state that was sent to it";
     check_failed(end, ExitKind::BadLink, reason);
+}
+
+/// The step after which a job is sent, with how many blobs.
+async fn sent_after(outside: &Outside, job: &JobHandle) -> (Option<u32>, usize) {
+    match outside.command_with_blobs().await {
+        (Command::Generate(spec), blobs) if spec.job == job.id => {
+            assert_eq!(spec.snapshot_min_step, Some(Duration::ZERO));
+            (spec.snapshot.map(|header| header.at.step), blobs.len())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_sent_with_its_snapshot_and_keeps_the_newest_one() {
+    let (end, scene) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let first = outside.submit(&session);
+        assert_eq!(sent_after(outside, &first).await, (None, 0));
+        outside.snapshot(&first, 3).await;
+        outside.snapshot(&first, 4).await;
+        outside.finish(&first).await;
+        outside.no_command().await;
+        let snapshot = first.take_snapshot().unwrap();
+        assert_eq!(snapshot.at().step, 4);
+        // The process holds the state, and is sent the snapshot all the same.
+        let start = Some(start_state(&first));
+        let mut second = outside.submit_after(&session, start, Some(snapshot));
+        assert_eq!(sent_after(outside, &second).await, (Some(4), 1));
+        match second.events.recv().await {
+            Some(JobEvent::Started { after: Some(after) }) => assert_eq!(after.step, 4),
+            other => panic!("{other:?}"),
+        }
+        // It does not hold it after all: both are sent.
+        let not_held = Event::Failed {
+            job: second.id,
+            failure: JobFailure::StateNotHeld,
+            message: String::new(),
+            phases: Vec::new(),
+        };
+        outside.send(not_held).await;
+        assert_eq!(sent_after(outside, &second).await, (Some(4), 2));
+        outside.snapshot(&second, 5).await;
+        outside.no_command().await;
+        assert_eq!(second.take_snapshot().unwrap().at().step, 5);
+        // The job is of no interest any more.
+        outside.snapshot(&second, 6).await;
+        outside.no_command().await;
+        assert!(second.take_snapshot().is_none());
+    })
+    .await;
+    assert!(end.is_none());
+    assert_eq!(scene.context.events.held_snapshot_bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_snapshot_is_refused_is_sent_again_without_it() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let snapshot = step_snapshot(7, &Default::default());
+        let mut job = outside.submit_after(&session, None, Some(snapshot));
+        assert_eq!(sent_after(outside, &job).await, (Some(7), 1));
+        let refused = || Event::Failed {
+            job: job.id,
+            failure: JobFailure::SnapshotRefused,
+            message: "another model".to_owned(),
+            phases: Vec::new(),
+        };
+        outside.send(refused()).await;
+        assert_eq!(sent_after(outside, &job).await, (None, 0));
+        outside.send(refused()).await;
+        assert!(matches!(
+            job.events.recv().await,
+            Some(JobEvent::Started { .. })
+        ));
+        match job.events.recv().await {
+            Some(JobEvent::SnapshotRefused { reason }) => assert_eq!(reason, "another model"),
+            other => panic!("{other:?}"),
+        }
+        pending().await
+    })
+    .await;
+    let reason = "worker refuses a step snapshot that it was not sent";
+    check_failed(end, ExitKind::BadLink, reason);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_none_is_a_bad_link() {
+    for (spoil, reason) in [
+        (0, "worker sends a step snapshot without its latents"),
+        (
+            1,
+            "worker sends a bad step snapshot: its field `step`: expected 1 to 20, got 21",
+        ),
+        (
+            2,
+            "worker sends a bad step snapshot: it is 1 bytes, its header says 4",
+        ),
+    ] {
+        let (end, _) = serve(fixtures::config(), async |outside| {
+            let session = outside.join();
+            let job = outside.submit(&session);
+            outside.generate(&job).await;
+            let (mut header, latents) = snapshot_parts(3);
+            let latents = match spoil {
+                0 => None,
+                1 => {
+                    header.at.step = 21;
+                    Some(latents)
+                }
+                _ => Some(SharedMemory::from_bytes(&[1]).unwrap()),
+            };
+            let event = Event::StepSnapshot {
+                job: job.id,
+                header: Box::new(header),
+            };
+            outside.send_with(event, latents).await;
+            pending().await
+        })
+        .await;
+        check_failed(end, ExitKind::BadLink, reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_snapshot_of_a_process_that_died_is_kept() {
+    let mut lost = None;
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let job = outside.submit(&session);
+        outside.generate(&job).await;
+        outside.snapshot(&job, 9).await;
+        let closed = LinkInput::Closed(LinkEnd::Disconnected);
+        outside.worker.events.send(closed).await.unwrap();
+        lost = Some(job);
+        pending().await
+    })
+    .await;
+    check_failed(end, ExitKind::Crashed, "link closed by the worker");
+    let mut job = lost.unwrap();
+    assert!(matches!(ended(&mut job).await, JobEnd::WorkerLost { .. }));
+    assert_eq!(job.take_snapshot().unwrap().at().step, 9);
 }
 
 #[tokio::test(start_paused = true)]
@@ -776,7 +951,7 @@ async fn a_state_that_is_generated_after_its_session_left_is_not_held() {
         .lock()
         .join(session.clone(), Tenant::default());
     let spec = fixtures::job_spec(1, session.clone());
-    let (_job, queued) = pair(spec, None, Instant::now(), context.notify.clone());
+    let (_job, queued) = pair(spec, None, None, Instant::now(), context.notify.clone());
     context.assignments.lock().submit(0, queued);
     let mut serving = ServingWorker::<TestStandby>::new(&context, &mut policy, id, link, &[]);
     assert!(serving.start_next_job().is_continue());

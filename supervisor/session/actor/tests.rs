@@ -481,6 +481,102 @@ async fn a_segment_that_is_taken_back_or_loses_its_worker_runs_again() {
     assert!(!names.iter().any(|name| name == "MediaVoid"), "{names:?}");
 }
 
+/// Loses the worker of a job, and returns the next attempt.
+async fn lose(world: &mut World, client: &mut Client, job: TestJob) -> TestJob {
+    job.lose_worker();
+    client.until("WorkerLost").await;
+    world.workers.serve(0);
+    world.job().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_goes_on_from_its_newest_step_snapshot() {
+    let mut world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.request("a fox").await;
+    let job = world.job().await;
+    assert_eq!(job.goes_on_after(), None);
+    for step in 1..=3 {
+        job.step(step);
+        job.snapshot(step);
+    }
+    let job = lose(&mut world, &mut client, job).await;
+    assert_eq!(job.goes_on_after(), Some(3));
+    let SessionEvent::SegmentStarted { after, .. } = client.until("SegmentStarted").await else {
+        unreachable!("asked for that event");
+    };
+    assert_eq!(after.map(|after| after.step), Some(3));
+    // It has left no snapshot of its own: that of the attempt before is kept.
+    job.step(4);
+    let job = lose(&mut world, &mut client, job).await;
+    assert_eq!(job.goes_on_after(), Some(3));
+    job.take_back();
+    let job = world.job().await;
+    assert_eq!(job.goes_on_after(), Some(3));
+    job.finish();
+    client.until("SegmentCompleted").await;
+    client.request("a hare").await;
+    assert_eq!(world.job().await.goes_on_after(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_with_which_an_attempt_gets_nowhere_is_not_used_again() {
+    let mut world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.request("a fox").await;
+    let job = world.job().await;
+    job.step(1);
+    job.snapshot(1);
+    let job = lose(&mut world, &mut client, job).await;
+    assert_eq!(job.goes_on_after(), Some(1));
+    let job = lose(&mut world, &mut client, job).await;
+    assert_eq!(job.goes_on_after(), None);
+    // Nor is one with which an attempt fails, which does not end the segment.
+    job.step(1);
+    job.snapshot(1);
+    let job = lose(&mut world, &mut client, job).await;
+    assert_eq!(job.goes_on_after(), Some(1));
+    job.fail(JobFailure::Failed);
+    let job = world.job().await;
+    assert_eq!((job.goes_on_after(), job.spec().attempt), (None, 5));
+    job.finish();
+    let names = client.names_until("SegmentCompleted").await;
+    assert!(!names.iter().any(|name| name == "SegmentFailed"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_attempt_of_a_segment_uses_nothing_that_comes_from_a_snapshot() {
+    let mut world = World::with(|config| config.max_attempts = 3).await;
+    world.workers.serve(0);
+    let mut client = world.active(OpenSession::default()).await;
+    client.request("a fox").await;
+    let mut job = world.job().await;
+    for (step, expected) in [(1, Some(1)), (2, None)] {
+        job.step(step);
+        job.snapshot(step);
+        job = lose(&mut world, &mut client, job).await;
+        assert_eq!(job.goes_on_after(), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_segment_keeps_no_snapshot() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.request("a fox").await;
+    let job = world.job().await;
+    job.snapshot(1);
+    client.command(SessionCommand::CancelSegment).await;
+    while !job.is_cancelled() {
+        sleep(SECOND).await;
+    }
+    assert_eq!(job.goes_on_after(), None);
+    job.snapshot(2);
+    assert_eq!(job.goes_on_after(), None);
+    job.fail(JobFailure::Cancelled);
+    client.until("SegmentCancelled").await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn media_that_differ_from_those_of_the_attempt_before_take_their_place() {
     // Another message, or fewer of them.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use fastvideo_proto::ids::{GpuId, WorkerId};
 use fastvideo_proto::job::{ErrorCode, MediaMode, PromptSource, Stage, VideoFormat};
 use fastvideo_proto::link::EncoderSpec;
+use fastvideo_proto::step_snapshot::StepPoint;
 use serde::{Deserialize, Serialize};
 
 use super::signature::Signature;
@@ -154,6 +155,17 @@ pub enum LogEvent {
         attempt: u32,
         /// Time since it was queued.
         queue_ms: f64,
+        /// The step of an earlier attempt that this one goes on from; without it the attempt begins with the first step.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<LoggedStep>,
+    },
+    /// The attempt's step snapshot is not used any more; the segment begins with its first step.
+    SnapshotDropped {
+        segment_idx: u32,
+        attempt: u32,
+        reason: String,
+        /// Whether the attempt is over, and another one follows; else the same attempt begins anew.
+        attempt_over: bool,
     },
     Step {
         segment_idx: u32,
@@ -258,6 +270,23 @@ pub enum LogEvent {
     },
     /// The server has signed what is before this line.
     Signed(Signature),
+}
+
+/// A step of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggedStep {
+    pub stage: Stage,
+    /// The number of the step in its stage, counted from 1.
+    pub step: u32,
+}
+
+impl From<StepPoint> for LoggedStep {
+    fn from(at: StepPoint) -> Self {
+        Self {
+            stage: at.stage,
+            step: at.step,
+        }
+    }
 }
 
 /// What all sessions of a server have in common, which a replay needs.

@@ -4,7 +4,7 @@ use fastvideo_proto::job::ErrorCode;
 use std::time::Duration;
 
 use super::SessionLog;
-use super::event::{Llm, LogEvent, LogEvent as L, Setup};
+use super::event::{Llm, LogEvent, LogEvent as L, LoggedStep, Setup};
 use super::signature::hex;
 use crate::prompt::{GeneratedPrompt, PromptAlternatives};
 use crate::session::event::SessionEvent;
@@ -120,10 +120,25 @@ fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
             negative_prompt: queued.negative_prompt.clone().filter(|_| queued.loggable),
             negative_prompt_hidden: queued.negative_prompt.is_some() && !queued.loggable,
         },
-        SessionEvent::SegmentStarted { at, queued_for } => L::SegmentStarted {
+        SessionEvent::SegmentStarted {
+            at,
+            queued_for,
+            after,
+        } => L::SegmentStarted {
             segment_idx: at.segment_idx,
             attempt: at.attempt,
             queue_ms: ms(*queued_for),
+            after: after.map(LoggedStep::from),
+        },
+        SessionEvent::SnapshotDropped {
+            at,
+            reason,
+            is_over,
+        } => L::SnapshotDropped {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            reason: reason.clone(),
+            attempt_over: *is_over,
         },
         SessionEvent::StepDone {
             at,

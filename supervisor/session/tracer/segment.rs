@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use fastvideo_proto::job::{PhaseSpan, Stage};
+use fastvideo_proto::step_snapshot::StepPoint;
 use opentelemetry::trace::{Span as _, SpanKind, Status, Tracer};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::Span;
@@ -109,10 +110,23 @@ impl SegmentSpans {
         });
     }
 
-    /// The attempt was given to its worker.
-    pub(super) fn job_started(&mut self, now: SystemTime) {
+    /// The attempt was given to its worker. It goes on from a step of an earlier attempt, if there is one.
+    pub(super) fn job_started(&mut self, after: Option<StepPoint>, now: SystemTime) {
+        let Some(job) = &mut self.job else { return };
+        end(&mut job.queue, now);
+        if let Some(after) = after {
+            job.span.set_attributes([
+                KeyValue::new("fastvideo.after_stage", stage_name(after.stage)),
+                KeyValue::new("fastvideo.after_step", i64::from(after.step)),
+                KeyValue::new("fastvideo.steps_saved", i64::from(after.steps_done)),
+            ]);
+        }
+    }
+
+    /// The worker begins with the first step, since it does not take the step snapshot.
+    pub(super) fn snapshot_refused(&mut self, now: SystemTime) {
         if let Some(job) = &mut self.job {
-            end(&mut job.queue, now);
+            (job.span).add_event_with_timestamp("snapshot_refused", now, Vec::new());
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) conditioning_num_frames: u32,
     /// The number of audio latents in the continuation state along time: the tensor is `[1, 8, T, 16]` bf16.
     pub(crate) audio_latent_frames: u32,
+    /// The size of the latents in a step snapshot in bytes, an even number.
+    pub(crate) latent_bytes: u32,
     /// Whether a segment's frames are rendered at load and reused, so that a benchmark measures everything but drawing.
     pub(crate) prerender: bool,
     /// The faults that the job loop injects; empty unless a test asks for some.

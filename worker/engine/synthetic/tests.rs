@@ -9,9 +9,13 @@ use std::time::{Duration, Instant};
 
 use fastvideo_proto::job::Stage;
 use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::state::TensorLayout;
+use fastvideo_proto::step_snapshot::StepPoint;
 
 use super::{AUDIO, Options, Synthetic};
-use crate::engine::{Engine, EngineError, GenerateRequest, NewState, Sink, State};
+use crate::engine::{
+    Engine, EngineError, GenerateRequest, NewState, Sink, State, StepLatents, StepSnapshot,
+};
 
 const CONDITIONING_FRAMES: u32 = 4;
 
@@ -22,6 +26,7 @@ struct Take {
     frames: Vec<Vec<u8>>,
     sound: Vec<f32>,
     steps: Vec<(Stage, u32, u32)>,
+    latents: Vec<(Vec<TensorLayout>, Vec<u8>)>,
     cancel_after: Option<usize>,
 }
 
@@ -31,7 +36,19 @@ impl Sink for Take {
         self.cancel_after.is_some_and(|after| seen >= after)
     }
 
-    fn step(&mut self, stage: Stage, step: u32, total_steps: u32) {
+    fn step(
+        &mut self,
+        stage: Stage,
+        step: u32,
+        total_steps: u32,
+        latents: Option<&dyn StepLatents>,
+    ) {
+        let latents = latents.expect("this engine has some");
+        let layout = latents.layout();
+        let bytes: u64 = layout.iter().map(|tensor| tensor.bytes()).sum();
+        let mut copy = vec![0xa5; bytes.try_into().unwrap()];
+        latents.write(&mut copy).unwrap();
+        self.latents.push((layout, copy));
         self.steps.push((stage, step, total_steps));
     }
 
@@ -55,6 +72,7 @@ fn spec() -> Options {
         load: Duration::ZERO,
         conditioning_num_frames: CONDITIONING_FRAMES,
         audio_latent_frames: 3,
+        latent_bytes: 22,
         prerender: false,
         faults: Vec::new(),
     }
@@ -87,6 +105,7 @@ fn request(prompt: &str) -> GenerateRequest<'_> {
         format: SMALL,
         initial_image: None,
         state: None,
+        snapshot: None,
     }
 }
 
@@ -276,6 +295,65 @@ fn steps_and_frames_take_their_time() {
         .unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(2 * 10 + 8 * 3));
     assert_eq!(take.steps, [(Stage::Denoise, 1, 2), (Stage::Denoise, 2, 2)]);
+}
+
+/// A snapshot after the second of five steps, changed before the engine is given it.
+fn resumed_with(
+    change: impl FnOnce(&mut StepPoint, &mut Vec<TensorLayout>, &mut Vec<u8>),
+) -> Result<Take, EngineError> {
+    let mut request = request("a red fox");
+    request.num_inference_steps = 5;
+    let (whole, _) = run(&request);
+    let (mut layout, mut latents) = whole.latents[1].clone();
+    let mut at = StepPoint {
+        stage: Stage::Denoise,
+        step: 2,
+        steps_done: 2,
+    };
+    change(&mut at, &mut layout, &mut latents);
+    request.snapshot = Some(StepSnapshot {
+        at,
+        total_steps: 5,
+        layout: &layout,
+        latents: &latents,
+    });
+    let mut take = Take {
+        frame_bytes: SMALL.frame_bytes(),
+        ..Take::default()
+    };
+    Synthetic::new(spec(), SMALL).generate(&request, &mut take)?;
+    assert!(take.frames == whole.frames && take.sound == whole.sound);
+    Ok(take)
+}
+
+#[test]
+fn a_segment_goes_on_after_the_step_of_its_snapshot() {
+    let take = resumed_with(|_, _, _| {}).unwrap();
+    let steps: Vec<u32> = take.steps.iter().map(|(_, step, _)| *step).collect();
+    assert_eq!(steps, [3, 4, 5]);
+}
+
+#[test]
+fn a_snapshot_that_is_another_one_by_a_bit_is_refused() {
+    let check = |refused: Result<Take, EngineError>, expected: &str| match refused {
+        Err(EngineError::SnapshotRefused(message)) => assert!(message.contains(expected)),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("{expected}: not refused"),
+    };
+    for byte in [0, 21] {
+        let damaged = resumed_with(|_, _, latents| latents[byte] ^= 1);
+        check(damaged, "other latents");
+    }
+    check(resumed_with(|at, _, _| at.step = 3), "other latents");
+    check(resumed_with(|at, _, _| at.step = 6), "other steps");
+    check(
+        resumed_with(|at, _, _| at.stage = Stage::Refine),
+        "other steps",
+    );
+    check(
+        resumed_with(|_, layout, _| layout[0].shape[1] = 10),
+        "another size",
+    );
 }
 
 #[test]

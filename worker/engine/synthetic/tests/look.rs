@@ -7,7 +7,7 @@ use fastvideo_proto::job::Stage;
 
 use super::{SMALL, format, request, run, spec};
 use crate::engine::synthetic::Synthetic;
-use crate::engine::{Engine, EngineError, NewState, Sink, State};
+use crate::engine::{Engine, EngineError, NewState, Sink, State, StepLatents};
 
 /// `LOOK=folder LOOK_PROMPTS='one|two' LOOK_SIZE=768x512 cargo test … -- --ignored look`; each prompt continues the
 /// one before.
@@ -48,7 +48,14 @@ impl Sink for Recycle {
         false
     }
 
-    fn step(&mut self, _stage: Stage, _step: u32, _total_steps: u32) {}
+    fn step(
+        &mut self,
+        _stage: Stage,
+        _step: u32,
+        _total_steps: u32,
+        _latents: Option<&dyn StepLatents>,
+    ) {
+    }
 
     fn blank_frame(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.0)
