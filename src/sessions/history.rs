@@ -339,6 +339,9 @@ fn add(attempt: &mut SegmentAttempt, at: f64, event: &Event) {
         }),
         Event::SegmentCancelled { .. } => end(AttemptOutcome::Cancelled),
         Event::SegmentFailed { .. } => end(AttemptOutcome::Failed),
+        Event::SnapshotDropped {
+            attempt_over: true, ..
+        } => end(AttemptOutcome::Failed),
         Event::Fault { .. } => end(AttemptOutcome::WorkerLost),
         Event::SegmentTakenBack { .. } => end(AttemptOutcome::TakenBack),
         _ => {}
@@ -354,6 +357,11 @@ pub(super) fn attempt_of(event: &Event) -> Option<(u32, u32)> {
             ..
         }
         | Event::SegmentStarted {
+            segment_idx,
+            attempt,
+            ..
+        }
+        | Event::SnapshotDropped {
             segment_idx,
             attempt,
             ..

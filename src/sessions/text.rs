@@ -203,7 +203,22 @@ fn details(event: &Event) -> String {
                 wire_name(source)
             )
         }
-        Event::SegmentStarted { queue_ms, .. } => format!("started after {}", ms(*queue_ms)),
+        Event::SegmentStarted {
+            queue_ms, after, ..
+        } => {
+            let after = after.map(|after| {
+                let (stage, step) = (wire_name(&after.stage), after.step);
+                format!("; goes on from the snapshot after {stage} {step}")
+            });
+            format!(
+                "started after {}{}",
+                ms(*queue_ms),
+                after.unwrap_or_default()
+            )
+        }
+        Event::SnapshotDropped { reason, .. } => {
+            format!("begins with the first step, since its step snapshot is not used: {reason}")
+        }
         Event::Step {
             stage,
             step,

@@ -135,6 +135,7 @@ impl Trace {
                     Event::SegmentFinished { .. }
                     | Event::SegmentCancelled { .. }
                     | Event::SegmentTakenBack { .. }
+                    | Event::SnapshotDropped { .. }
                     | Event::MediaVoid { .. } => (Track::Segments, "t"),
                     // Perfetto draws these across all tracks of the session.
                     Event::Fault { .. } | Event::SegmentFailed { .. } | Event::Error { .. } => {

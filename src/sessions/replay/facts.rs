@@ -101,6 +101,8 @@ pub(super) struct Facts {
     faults: Faults,
     facts: Vec<Fact>,
     run: Option<OpenRun>,
+    /// The steps of the attempts before the current one, while that has none of its own.
+    carried: Vec<Fact>,
     /// Where the first fact of each run is, and whether the run has ended.
     runs: Vec<(usize, bool)>,
 }
@@ -121,6 +123,7 @@ impl Facts {
             faults,
             facts: Vec::new(),
             run: None,
+            carried: Vec::new(),
             runs: Vec::new(),
         }
     }
@@ -184,7 +187,7 @@ impl Facts {
                 stage,
                 step,
                 ..
-            } => self.facts.push(Fact::Step {
+            } => self.step_of_attempt(Fact::Step {
                 segment: *segment_idx,
                 stage: *stage,
                 step: *step,
@@ -205,8 +208,11 @@ impl Facts {
             }),
             Event::SegmentTakenBack { .. } => self.undo(),
             Event::Fault { started: false, .. } => self.undo(),
+            Event::SnapshotDropped {
+                attempt_over: true, ..
+            } => self.undo(),
             Event::Fault { segment_idx, .. } => {
-                self.drop_steps();
+                self.carry_steps();
                 if repeats {
                     self.facts.push(Fact::Lost {
                         segment: *segment_idx,
@@ -282,8 +288,17 @@ impl Facts {
         });
     }
 
+    /// A step of an attempt. The first one of an attempt that goes on from a snapshot follows those that were done before.
+    fn step_of_attempt(&mut self, step: Fact) {
+        let before = std::mem::take(&mut self.carried);
+        let before = before.into_iter().take_while(|carried| *carried != step);
+        self.facts.extend(before);
+        self.facts.push(step);
+    }
+
     fn end_run(&mut self) {
         self.run = None;
+        self.carried.clear();
         if let Some((_, ended)) = self.runs.last_mut() {
             *ended = true;
         }
@@ -291,6 +306,7 @@ impl Facts {
 
     /// The attempt did not reach a worker, or was taken back from one: another one follows elsewhere.
     fn undo(&mut self) {
+        self.carry_steps();
         if let Some(run) = &mut self.run {
             self.facts.truncate(run.attempt);
             run.is_undone = true;
@@ -305,13 +321,23 @@ impl Facts {
         }
     }
 
-    fn drop_steps(&mut self) {
-        let Some(run) = self.run else { return };
+    /// Takes the steps out of an attempt that is over. The next one may go on from one of them.
+    fn carry_steps(&mut self) {
+        let steps = self.drop_steps();
+        if !steps.is_empty() {
+            self.carried = steps;
+        }
+    }
+
+    fn drop_steps(&mut self) -> Vec<Fact> {
+        let Some(run) = self.run else {
+            return Vec::new();
+        };
         let attempt = self.facts.split_off(run.attempt);
-        let kept = attempt
-            .into_iter()
-            .filter(|fact| !matches!(fact, Fact::Step { .. }));
-        self.facts.extend(kept);
+        let (steps, kept) =
+            (attempt.into_iter()).partition(|fact| matches!(fact, Fact::Step { .. }));
+        self.facts.extend::<Vec<_>>(kept);
+        steps
     }
 }
 
@@ -404,6 +430,42 @@ mod tests {
                 "segment 0 finished",
             ],
         );
+    }
+
+    #[test]
+    fn steps_before_a_snapshot_count_for_the_attempt_that_goes_on_from_it() {
+        let back = event(
+            "segment_taken_back",
+            json!({"segment_idx": 0, "attempt": 3, "started": true}),
+        );
+        let mut events = vec![queued(0, 1)];
+        events.extend([1, 2, 3].map(|n| step(0, 1, n)));
+        events.extend([fault(0, 1, true), queued(0, 2), fault(0, 2, true)]);
+        events.extend([queued(0, 3), step(0, 3, 3), step(0, 3, 4), back]);
+        events.extend([queued(0, 4), step(0, 4, 5), finished(0, 4)]);
+        let steps = (1..=5).map(|n| format!("segment 0 denoise {n}"));
+        let expected: Vec<String> = std::iter::once("segment 0 queued".to_owned())
+            .chain(steps)
+            .chain(["segment 0 finished".to_owned()])
+            .collect();
+        let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+        check(Faults::LeftOut, &events, &expected);
+        // One that begins with the first step has them all itself.
+        let mut events = vec![queued(0, 1), step(0, 1, 1), step(0, 1, 2)];
+        events.extend([
+            fault(0, 1, true),
+            queued(0, 2),
+            step(0, 2, 1),
+            step(0, 2, 2),
+        ]);
+        events.push(finished(0, 2));
+        let expected = [
+            "segment 0 queued",
+            "segment 0 denoise 1",
+            "segment 0 denoise 2",
+            "segment 0 finished",
+        ];
+        check(Faults::LeftOut, &events, &expected);
     }
 
     #[test]

@@ -257,6 +257,8 @@ fn arguments(plan: &Plan, faults: Faults, folder: &Path) -> Vec<String> {
                 "--streaming.pool.min_backoff_ms=20",
                 "--streaming.pool.max_backoff_ms=100",
                 "--streaming.pool.quarantine_after=1000",
+                // Each attempt has all of its steps, so that it is killed as far on as the recorded one was.
+                "--streaming.pool.step_snapshots=false",
             ]
             .map(str::to_owned),
         );
