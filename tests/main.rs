@@ -56,6 +56,7 @@ mod session_log;
 mod sharing;
 mod slow_reader;
 mod smoke;
+mod step_snapshots;
 mod strangers;
 mod tls;
 mod traces;
