@@ -41,6 +41,7 @@ mod server;
 mod session_log;
 mod spectators;
 mod start;
+mod step_snapshots;
 mod store;
 mod viewers;
 
@@ -54,6 +55,7 @@ enum Scenario {
     IdleSessions,
     RelayLatency,
     Recovery,
+    StepSnapshots,
     Faults,
     Handoff,
     Export,
@@ -71,13 +73,14 @@ enum Scenario {
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 20] = [
+const SCENARIOS: [(&str, Scenario); 21] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
     ("idle_sessions", Scenario::IdleSessions),
     ("relay_latency", Scenario::RelayLatency),
     ("recovery", Scenario::Recovery),
+    ("step_snapshots", Scenario::StepSnapshots),
     ("faults", Scenario::Faults),
     ("handoff", Scenario::Handoff),
     ("export", Scenario::Export),
@@ -123,6 +126,9 @@ impl Scenario {
             Self::IdleSessions => idle::measure().await,
             Self::RelayLatency => relay::measure().await,
             Self::Recovery => recovery::measure(runs.unwrap_or(24)).await,
+            Self::StepSnapshots => {
+                step_snapshots::measure(runs.unwrap_or(200), runs.unwrap_or(12)).await
+            }
             Self::Faults => faults::measure().await,
             Self::Export => export::measure(runs.unwrap_or(7)).await,
             Self::Film => film::measure(runs.unwrap_or(40)).await,

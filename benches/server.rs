@@ -147,6 +147,18 @@ impl Server {
         Ok(serde_json::from_str(&answer.await??)?)
     }
 
+    /// A metric's value over all series whose name begins like this.
+    pub(crate) async fn metric(&self, series: &str) -> anyhow::Result<f64> {
+        let url = format!("http://{}/metrics", self.address);
+        let answer = tokio::task::spawn_blocking(move || {
+            ureq::get(&url).call()?.body_mut().read_to_string()
+        });
+        let text = answer.await??;
+        let values = text.lines().filter(|line| line.starts_with(series));
+        let values = values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+
     /// POST without a body; the status code.
     pub(crate) async fn post(&self, path: &str) -> anyhow::Result<u16> {
         let url = format!("http://{}{path}", self.address);
