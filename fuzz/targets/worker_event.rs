@@ -13,11 +13,24 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     match kind % 3 {
-        0 => read::<Event>(data),
+        0 => {
+            read::<Event>(data);
+            check_snapshot(data);
+        }
         1 => read::<Command>(data),
         _ => read::<Hello>(data),
     }
 });
+
+/// A step snapshot is checked before anything is done with it.
+fn check_snapshot(data: &[u8]) {
+    if let Ok(Event::StepSnapshot { header, .. }) = postcard::from_bytes(data)
+        && header.check(data).is_ok()
+    {
+        assert_eq!(header.blob_bytes(), data.len() as u64);
+        let _ = header.check_hash(data);
+    }
+}
 
 fn read<T: Serialize + DeserializeOwned + Debug>(data: &[u8]) {
     let Ok(message) = postcard::from_bytes::<T>(data) else {
