@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::Adapter;
 use crate::ids::RequestId;
 use crate::job::{MediaMode, PromptSource, Stage};
 use crate::trace::TraceContext;
@@ -27,6 +28,9 @@ pub struct Checkpoint {
     /// Where the next segment begins on the session's time line, in frames.
     pub start_frame: u64,
     pub switches: Switches,
+    /// The adapters that act on the session's segments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<Adapter>,
     /// The curated prompt whose turn is next.
     pub next_curated: usize,
     /// The client's requests that wait, in order.
@@ -103,6 +107,9 @@ pub struct Ask {
     pub seed: u64,
     pub num_inference_steps: u32,
     pub guidance_scale: f64,
+    /// The adapters that act from this segment on; `None` leaves them as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<Vec<Adapter>>,
     /// Time since the request came, in milliseconds.
     pub waited_ms: u64,
     /// The span that the segment is below.

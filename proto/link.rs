@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::Adapter;
 use crate::ids::{GpuId, JobId, SessionId};
 use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, PhaseSpan, Stage, VideoFormat};
 use crate::step_snapshot::SnapshotHeader;
@@ -18,7 +19,7 @@ use crate::trace::TraceContext;
 /// The protocol version. It is raised with every change to a type of this module, of [`crate::state`] or of
 /// [`crate::step_snapshot`]. Supervisor and worker are built together, so a mismatch means that one of the binaries is
 /// from an older build.
-pub const LINK_VERSION: u32 = 11;
+pub const LINK_VERSION: u32 = 12;
 
 /// The size limit of a thumbnail in bytes: 64 KiB. At 320 x 320 pixels only noise takes more.
 pub const MAX_THUMBNAIL_BYTES: usize = 64 * 1024;
@@ -137,6 +138,8 @@ pub struct JobSpec {
     pub seed: u64,
     pub num_inference_steps: u32,
     pub guidance_scale: f64,
+    /// The adapters that act on the segment.
+    pub adapters: Vec<Adapter>,
     pub format: VideoFormat,
     pub media_mode: MediaMode,
     /// Where the segment starts on the session's time line, in frames.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::job::Stage;
 use crate::state::{TensorLayout, blob_hash};
 
-/// The largest blob of a snapshot: 256 MiB. LTX-2 needs 8 MiB for 121 frames of 1088x1920.
+/// The largest blob of a snapshot: 256 MiB. LTX-2 needs 16 MiB for 121 frames of 1088x1920.
 pub const MAX_BLOB_BYTES: u64 = 256 << 20;
 /// The most tensors of a snapshot. LTX-2 has two, of picture and sound.
 const MAX_TENSORS: usize = 8;

@@ -11,6 +11,7 @@ use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::adapter::{Adapter, AdapterChoice};
 use crate::ids::{InvalidRequestId, RequestId};
 use crate::job::{ErrorCode, MediaMode, PromptSource, Stage};
 use crate::state::ContinuationState;
@@ -70,6 +71,9 @@ pub struct SessionInit {
     /// The span of the client's that the session is below, as the header of that name: browsers can set no headers. Text
     /// that is no `traceparent` is ignored.
     pub traceparent: Option<String>,
+    /// The adapters that act on the session's segments; null takes none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<Vec<AdapterChoice>>,
 }
 
 /// Resumes a session whose connection was lost, on this server or on another one with the same store.
@@ -112,6 +116,9 @@ pub struct SegmentRequest {
     pub num_inference_steps: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance_scale: Option<f64>,
+    /// The adapters that act from this segment on; null leaves them as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<Vec<AdapterChoice>>,
     /// The span of the client's that the segment is below. Text that is no `traceparent` is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
@@ -632,13 +639,16 @@ impl ServerMessage {
 }
 
 /// The features that this server supports.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Features {
     pub enhancement: bool,
     pub auto_extension: bool,
     pub rewrite: bool,
     pub safety: bool,
     pub audio: bool,
+    /// The adapters that the client can choose from, each with the strength that it has by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<Adapter>,
 }
 
 /// The limits that a client has to know.

@@ -8,6 +8,7 @@
 //! - `ltx2`, `synthetic`: one engine each, its keys and its rules;
 //! - `conditioning`, `default_request`, `warmup`: keys that several engines have in common.
 
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::link::EngineSpec;
 
 pub mod conditioning;
@@ -29,6 +30,8 @@ pub struct Engine {
     /// Whether warm-up generates segments of the default request's size unless the operator says otherwise. A model
     /// needs that: small segments would leave its kernels untried.
     pub warms_up_at_full_size: bool,
+    /// The adapters that clients can choose from, each with the strength that it has by default.
+    pub adapters: Vec<Adapter>,
 }
 
 impl Engine {

@@ -525,6 +525,7 @@ mod tests {
                 name: "synthetic".to_owned(),
                 options: "{}".to_owned(),
             },
+            adapters: Vec::new(),
             format: VideoFormat {
                 width: 64,
                 height: 64,

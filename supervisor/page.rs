@@ -19,6 +19,7 @@ macro_rules! scripts {
 }
 
 const SCRIPTS: &[(&str, &str)] = scripts![
+    "/adapters.js",
     "/api.js",
     "/attachments.js",
     "/connection.js",

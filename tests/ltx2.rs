@@ -14,6 +14,7 @@ use crate::cli::run;
 use crate::harness::{Client, Segment, Server};
 use crate::page::browser::Browser;
 use crate::readback::{self, Parsed, SOUND, VIDEO};
+use crate::step_snapshots::metric;
 
 /// What the reference was made with.
 struct Reference {
@@ -209,9 +210,122 @@ async fn ltx2_serves_the_next_generation_and_tells_their_states_apart() {
         let opening = json!({ "continuation_state": state });
         let mut client = server.active(opening).await;
         client.prompt("a storm at sea").await;
-        let error = client.expect("error").await;
+        let error = client.until_type("error").await;
         assert_eq!(error["code"], "state_incompatible", "{error}");
         assert!(error["message"].as_str().unwrap().contains(told), "{error}");
+    }
+}
+
+/// By each session for itself, from a segment on, and with the same bytes after a kill.
+#[tokio::test]
+async fn ltx2_adapters_are_chosen_by_sessions() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::v2_3();
+    let file = |name: &str| {
+        reference
+            .root
+            .join(format!("checkpoint/lora/{name}.safetensors"))
+    };
+    let loras = json!([
+        {"name": "style", "path": file("style"), "strength": 0.7, "trigger": "TOON"},
+        {"name": "tone", "path": file("tone")},
+        {"name": "base", "path": file("scaled"), "fused": true, "strength": 0.5},
+    ]);
+    let loras = format!("--generator.ltx2.loras={loras}");
+    let server = reference.start(&["--gpus=2", &loras, "--streaming.pool.min_backoff_ms=20"]);
+    server.ready(2).await;
+    let media = async |adapters: Value, second: Value| {
+        let mut client = server.open(json!({ "adapters": adapters })).await;
+        let start = client.until_type("ltx2_stream_start").await;
+        let offered =
+            json!([{"name": "style", "strength": 0.7}, {"name": "tone", "strength": 1.0}]);
+        assert_eq!(start["features"]["adapters"], offered);
+        let mut media = Vec::new();
+        for adapters in [Value::Null, second] {
+            let mut request = json!({
+                "type": "segment_prompt_source",
+                "prompt": reference.prompt(),
+                "seed": 3,
+            });
+            if !adapters.is_null() {
+                request["adapters"] = adapters;
+            }
+            client.send(request).await;
+            media.push(client.collect_until("ltx2_segment_complete").await.media);
+        }
+        media
+    };
+    let none = media(json!([]), Value::Null).await;
+    let style = media(json!([{"name": "style"}]), Value::Null).await;
+    assert_eq!(
+        style,
+        media(json!([{"name": "style", "strength": 0.7}]), Value::Null).await
+    );
+    assert!(style[0] != none[0] && style[1] != none[1]);
+    // The first segment has none, the second one both.
+    let both = json!([{"name": "tone", "strength": -1.0}, {"name": "style", "strength": 0.2}]);
+    let later = media(json!([]), both).await;
+    assert!(later[0] == none[0] && later[1] != none[1]);
+    assert_eq!(media(Value::Null, Value::Null).await, none);
+
+    // What the server does not offer is refused, and the session goes on.
+    let mut client = server.active(json!({})).await;
+    for (adapters, told) in [
+        (
+            json!([{"name": "base"}]),
+            "`base` is not one of this server's adapters (style, tone)",
+        ),
+        (
+            json!([{"name": "/etc/x.safetensors"}]),
+            "is not one of this server's adapters",
+        ),
+        (
+            json!([{"name": "tone", "strength": 2.5}]),
+            "must be from -2 to 2, got 2.5",
+        ),
+    ] {
+        client
+            .send(json!({"type": "segment_prompt_source", "prompt": "a fox", "adapters": adapters}))
+            .await;
+        let error = client.expect("error").await;
+        assert_eq!(error["code"], "invalid_message", "{error}");
+        assert!(error["message"].as_str().unwrap().contains(told), "{error}");
+    }
+    client.segment("a fox").await;
+    let mut refused = server.open(json!({"adapters": [{"name": "other"}]})).await;
+    let error = refused.until_type("error").await;
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("`other` is not one"),
+        "{error}"
+    );
+}
+
+/// An adapter that cannot be applied is told with its file, and no worker is tried again.
+#[tokio::test]
+async fn ltx2_adapters_that_do_not_fit_are_told_in_status() {
+    if worker().is_none() {
+        return;
+    }
+    let (older, newer) = (Reference::open(), Reference::v2_3());
+    let tone = newer.root.join("checkpoint/lora/tone.safetensors");
+    for fused in [false, true] {
+        let loras = json!([{"name": "tone", "path": tone, "fused": fused}]);
+        let server = older.start(&[&format!("--generator.ltx2.loras={loras}")]);
+        let quarantined = |gpu: &Value| gpu["state"] == "quarantined";
+        let gpu = server
+            .gpu_until(0, "the worker is quarantined", quarantined)
+            .await;
+        let told = gpu["warmup_error"].as_str().unwrap();
+        assert!(
+            told.contains("tone.safetensors: the model has no layer `prompt_adaln.linear`"),
+            "{told}"
+        );
+        assert_eq!(gpu["last_exit"]["permanent"], true);
     }
 }
 
@@ -250,29 +364,41 @@ async fn ltx2_segment_continued_on_another_worker_after_a_kill_equals_an_undistu
     if worker().is_none() {
         return;
     }
-    let reference = Reference::open();
-    let server = reference.start(&["--gpus=2", "--streaming.pool.min_backoff_ms=20"]);
-    server.ready(2).await;
-    let prompts = [reference.prompt(), "a quiet lake", "a storm at sea"];
-    let mut client = server.active(json!({})).await;
-    let expected = segments(&mut client, &prompts).await;
-    drop(client);
-    server.sessions(0).await;
+    for reference in [Reference::open(), Reference::v2_3()] {
+        let flags = [
+            "--gpus=2",
+            "--streaming.pool.min_backoff_ms=20",
+            "--streaming.pool.step_snapshot_min_ms=0",
+        ];
+        let server = reference.start(&flags);
+        server.ready(2).await;
+        let prompts = [reference.prompt(), "a quiet lake", "a storm at sea"];
+        let mut client = server.active(json!({})).await;
+        let expected = segments(&mut client, &prompts).await;
+        drop(client);
+        server.sessions(0).await;
 
-    let mut client = server.open(json!({})).await;
-    let assigned = client.until_type("gpu_assigned").await;
-    client.until_type("ltx2_stream_start").await;
-    let gpu = u32::try_from(assigned["gpu_id"].as_u64().unwrap()).unwrap();
-    let first = client.segment(prompts[0]).await;
-    let pid = server.worker_pid(gpu).await;
-    client.prompt(prompts[1]).await;
-    client.until_type("step_complete").await;
-    kill(pid, Signal::SIGKILL).unwrap();
-    let second = client.collect_until("ltx2_segment_complete").await;
-    assert_eq!(second.only("gpu_assigned")["gpu_id"], 1 - gpu);
-    let third = client.segment(prompts[2]).await;
-    for (idx, (segment, expected)) in [first, second, third].iter().zip(&expected).enumerate() {
-        assert!(segment.media == expected.media, "segment {idx}");
+        let mut client = server.open(json!({})).await;
+        let assigned = client.until_type("gpu_assigned").await;
+        client.until_type("ltx2_stream_start").await;
+        let gpu = u32::try_from(assigned["gpu_id"].as_u64().unwrap()).unwrap();
+        let first = client.segment(prompts[0]).await;
+        let pid = server.worker_pid(gpu).await;
+        client.prompt(prompts[1]).await;
+        // The second step is said after the snapshot of the first one.
+        client.until_type("step_complete").await;
+        client.until_type("step_complete").await;
+        kill(pid, Signal::SIGKILL).unwrap();
+        let second = client.collect_until("ltx2_segment_complete").await;
+        assert_eq!(second.only("gpu_assigned")["gpu_id"], 1 - gpu);
+        let resumed = metric(&server, "fastvideo_segment_attempts_resumed_total").await;
+        assert_eq!(resumed, 1.0);
+        let refused = metric(&server, "fastvideo_step_snapshots_refused_total").await;
+        assert_eq!(refused, 0.0);
+        let third = client.segment(prompts[2]).await;
+        for (idx, (segment, expected)) in [first, second, third].iter().zip(&expected).enumerate() {
+            assert!(segment.media == expected.media, "segment {idx}");
+        }
     }
 }
 
@@ -520,7 +646,10 @@ fn ltx2_repository_ids_are_looked_up_in_the_cache() {
         (output.status.success(), String::from_utf8(text).unwrap())
     };
     let (found, text) = inspect("lab/tiny");
-    assert!(found && text.contains("all tensors are there"), "{text}");
+    assert!(
+        found && text.contains("all tensors of LTX-2.0 are there"),
+        "{text}"
+    );
     let (found, text) = inspect("lab/other");
     assert!(!found && text.contains("holds no complete copy"), "{text}");
     fs::remove_file(repository.join("snapshots/0a1b/vae/config.json")).unwrap();

@@ -29,7 +29,7 @@ const PACE: &[&str] = &[
 const EVERY_STEP: &str = "--streaming.pool.step_snapshot_min_ms=0";
 
 /// What a counter or a gauge says, over all its labels.
-async fn metric(server: &Server, name: &str) -> f64 {
+pub(crate) async fn metric(server: &Server, name: &str) -> f64 {
     let text = server.request("GET", "/metrics", None).await.into_body();
     let values = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;

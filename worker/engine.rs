@@ -4,13 +4,14 @@
 //! media or clients.
 //!
 //! - `synthetic`: needs no model and no GPU.
-//! - `ltx2`, `ltx2_options`, `ltx2_loras`, `ltx2_state`: LTX-2.0 and LTX-2.3 on libtorch.
+//! - `ltx2`, `ltx2_options`, `ltx2_loras`, `ltx2_snapshot`, `ltx2_state`: LTX-2.0 and LTX-2.3 on libtorch.
 //! - `initial_image`: reads a session's initial image.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use fastvideo_link::MemoryBuffer;
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::job::{Stage, VideoFormat};
 use fastvideo_proto::link::DeviceReport;
 use fastvideo_proto::state::{StateHeader, TensorLayout};
@@ -25,6 +26,8 @@ pub(crate) mod ltx2;
 mod ltx2_loras;
 #[cfg(feature = "torch")]
 pub(crate) mod ltx2_options;
+#[cfg(feature = "torch")]
+mod ltx2_snapshot;
 #[cfg(feature = "torch")]
 mod ltx2_state;
 pub(crate) mod synthetic;
@@ -105,6 +108,8 @@ pub(crate) struct GenerateRequest<'a> {
     pub(crate) seed: u64,
     pub(crate) num_inference_steps: u32,
     pub(crate) guidance_scale: f64,
+    /// The adapters that act on the segment.
+    pub(crate) adapters: &'a [Adapter],
     pub(crate) format: VideoFormat,
     /// The image that the first segment starts from: a PNG file that the supervisor wrote from decoded pixels.
     pub(crate) initial_image: Option<&'a Path>,

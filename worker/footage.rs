@@ -34,6 +34,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
         seed: 0,
         num_inference_steps: 1,
         guidance_scale: 1.0,
+        adapters: &[],
         format,
         initial_image: None,
         state: None,

@@ -227,6 +227,7 @@ impl JobLoop {
             seed: spec.seed,
             num_inference_steps: spec.num_inference_steps,
             guidance_scale: spec.guidance_scale,
+            adapters: &spec.adapters,
             format: spec.format,
             initial_image: spec.initial_image.as_deref(),
             state: start.state.as_ref().map(SharedState::as_engine_state),

@@ -117,7 +117,7 @@ pub(crate) fn engine(
         }
         #[cfg(feature = "torch")]
         ltx2::NAME => {
-            let engine = ltx2::Ltx2::new(engine_options(spec)?);
+            let engine = ltx2::Ltx2::new(engine_options(spec)?, format);
             Ok((Box::new(engine), Vec::new()))
         }
         #[cfg(not(feature = "torch"))]
@@ -168,6 +168,7 @@ fn warmup_job(warmup: &WarmupSpec, segment_idx: u32) -> JobSpec {
         seed: 0,
         num_inference_steps: warmup.num_inference_steps,
         guidance_scale: 1.0,
+        adapters: Vec::new(),
         format: warmup.format,
         media_mode: MediaMode::AvFmp4,
         start_frame: u64::from(segment_idx * warmup.format.num_frames),

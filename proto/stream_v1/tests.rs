@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::adapter::{Adapter, AdapterChoice};
 
 /// The literal is read as this message, and the message is written as the same literal.
 #[track_caller]
@@ -56,6 +57,7 @@ fn session_init_has_the_names_of_the_contract() {
             "continuation_state": {"kind": "ltx2.v1", "payload": {"segment_index": 3}},
             "resume": {"session_id": "s", "token": "t", "have": {"segments": 3, "messages": 5}},
             "extend": true, "heartbeat": true, "traceparent": TRACE_PARENT,
+            "adapters": [{"name": "toon"}],
         }),
         ClientMessage::SessionInit(Box::new(SessionInit {
             client_id: Some("viewer".to_owned()),
@@ -85,6 +87,10 @@ fn session_init_has_the_names_of_the_contract() {
             extend: true,
             heartbeat: true,
             traceparent: Some(TRACE_PARENT.to_owned()),
+            adapters: Some(vec![AdapterChoice {
+                name: "toon".to_owned(),
+                strength: None,
+            }]),
         })),
     );
 }
@@ -113,6 +119,7 @@ fn every_later_client_message_has_the_names_of_the_contract() {
             "seed": u64::MAX,
             "num_inference_steps": 4,
             "guidance_scale": 2.5,
+            "adapters": [{"name": "toon", "strength": -0.5}],
             "traceparent": TRACE_PARENT,
         }),
         ClientMessage::SegmentRequest(SegmentRequest {
@@ -122,6 +129,10 @@ fn every_later_client_message_has_the_names_of_the_contract() {
             seed: Some(u64::MAX),
             num_inference_steps: Some(4),
             guidance_scale: Some(2.5),
+            adapters: Some(vec![AdapterChoice {
+                name: "toon".to_owned(),
+                strength: Some(-0.5),
+            }]),
             traceparent: Some(TRACE_PARENT.to_owned()),
         }),
     );
@@ -415,6 +426,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             "type": "ltx2_stream_start", "width": 768, "height": 512, "fps": 24, "num_frames": 121,
             "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
+                "adapters": [{"name": "toon", "strength": 0.8}],
             },
             "limits": {
                 "max_message_bytes": 50331648, "max_prompt_chars": 4000, "max_waiting_requests": 8,
@@ -432,6 +444,10 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             next_segment_idx: 0,
             features: Features {
                 audio: true,
+                adapters: vec![Adapter {
+                    name: "toon".to_owned(),
+                    strength: 0.8,
+                }],
                 ..Features::default()
             },
             limits: Limits {

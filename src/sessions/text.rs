@@ -207,7 +207,7 @@ fn details(event: &Event) -> String {
             queue_ms, after, ..
         } => {
             let after = after.map(|after| {
-                let (stage, step) = (wire_name(&after.stage), after.step);
+                let (stage, step) = (wire_name(after.stage), after.step);
                 format!("; goes on from the snapshot after {stage} {step}")
             });
             format!(

@@ -153,6 +153,7 @@ pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
         needs_gpu: reader.get(&DEVICE) != "cpu",
         repeated_frames: reader.get(&conditioning::NUM_FRAMES),
         warms_up_at_full_size: true,
+        adapters: loras::offered(reader, &LORAS),
     }
 }
 

@@ -81,6 +81,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Engine {
         needs_gpu: false,
         repeated_frames: 0,
         warms_up_at_full_size: false,
+        adapters: Vec::new(),
     }
 }
 

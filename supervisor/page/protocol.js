@@ -16,7 +16,9 @@ export const MAX_WAITING = 8;
  * @typedef {{segments: number, messages: number}} Have  whole segments, and binary messages of the next one
  * @typedef {{mime: string, name: string, data: string}} InitialImage  `data` is base64
  * @typedef {{kind: string, payload: {[field: string]: any}}} ContinuationState
- * @typedef {{enhancement?: boolean, auto_extension?: boolean, rewrite?: boolean, safety?: boolean, audio?: boolean}} Features
+ * @typedef {{enhancement?: boolean, auto_extension?: boolean, rewrite?: boolean, safety?: boolean, audio?: boolean,
+ *   adapters?: Adapter[]}} Features
+ * @typedef {{name: string, strength: number}} Adapter
  */
 
 /**
@@ -45,6 +47,7 @@ export const MAX_WAITING = 8;
  * @property {?number} [seed]
  * @property {?number} [num_inference_steps]
  * @property {?number} [guidance_scale]
+ * @property {Adapter[]} [adapters]  those that act from this segment on
  *
  * @typedef {{type: 'enhancement_updated' | 'auto_extension_updated' | 'loop_generation_updated', enabled: boolean}
  *   | {type: 'generation_paused_updated', paused: boolean}

@@ -1,6 +1,7 @@
 // Renders the session's state, apart from the stage and the list of segments, and turns the user's input into events. Only what
 // has changed is written to the DOM.
 
+import { AdapterSliders } from './adapters.js';
 import { $, make, mark, say, set } from './dom.js';
 import { plural, span } from './format.js';
 import {
@@ -24,6 +25,7 @@ export class View {
   constructor(dispatch) {
     this.dispatch = dispatch;
     this.shown = null;
+    this.adapters = new AdapterSliders($('adapters'));
     this.bindComposer();
     this.bindSession();
     this.bindDirection();
@@ -65,6 +67,8 @@ export class View {
       const value = $(id).value.trim();
       sampling[field] = value === '' ? null : id === 'negative' ? value : Number(value);
     }
+    const adapters = this.adapters.chosen();
+    if (adapters) sampling.adapters = adapters;
     this.dispatch({ type: 'prompt_submitted', prompt, typed, sampling });
   }
 
@@ -210,6 +214,7 @@ export class View {
 
   renderDirection({ phase, stream, settings, curatedNote }) {
     const features = stream?.features;
+    if (features) this.adapters.render(features.adapters ?? []);
     const why = 'Has no effect here: this server has no prompt enhancer.';
     // A switch that has no effect is off, whatever it was before the server was known.
     const feature = (id, works, on, note) => {

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::ids::GpuId;
 use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::link::{EncoderSpec, EngineSpec, WarmupSpec};
@@ -26,6 +27,8 @@ pub struct Config {
     /// The GPUs; one worker is run for each.
     pub gpus: Vec<Gpu>,
     pub engine: EngineSpec,
+    /// The adapters that the engine offers to clients.
+    pub adapters: Vec<Adapter>,
     /// The format of every segment.
     pub format: VideoFormat,
     /// The number of frames that a segment adds to the one before. It is less than the segment's length when the
@@ -307,6 +310,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         warmup: warmup::read(reader, engine.warms_up_at_full_size),
         warmup_is_typical: warmup::is_typical(reader, engine.warms_up_at_full_size),
         engine: engine.spec,
+        adapters: engine.adapters,
         sessions_per_gpu: reader.get(&SESSIONS_PER_GPU),
         keep_up: reader.get(&KEEP_UP),
         recycle: recycle(reader),

@@ -577,9 +577,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             }
         });
         let snapshot = job.snapshot.get();
-        if let Some(snapshot) = &snapshot {
-            blobs.push(snapshot.latents().clone());
-        }
+        let latents = snapshot.as_ref().and_then(StepSnapshot::latents);
+        blobs.extend(latents.cloned());
         let goes_on_after = snapshot.as_ref().map(StepSnapshot::at);
         let sent = WorkerEvent::JobSent {
             job: job.spec.job,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
+use tokio::runtime::Handle;
 
 /// The latents after a step of a segment, as a worker left them. The pool does not read them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -16,7 +17,8 @@ pub struct StepSnapshot(Arc<Held>);
 #[derive(Debug)]
 struct Held {
     header: SnapshotHeader,
-    latents: SharedMemory,
+    /// It is `None` only while this is dropped.
+    latents: Option<SharedMemory>,
     counted: HeldBytes,
 }
 
@@ -42,7 +44,7 @@ impl StepSnapshot {
         (counted.0).fetch_add(latents.len() as u64, Ordering::Relaxed);
         Self(Arc::new(Held {
             header,
-            latents,
+            latents: Some(latents),
             counted,
         }))
     }
@@ -56,14 +58,21 @@ impl StepSnapshot {
         &self.0.header
     }
 
-    pub(super) fn latents(&self) -> &SharedMemory {
-        &self.0.latents
+    pub(super) fn latents(&self) -> Option<&SharedMemory> {
+        self.0.latents.as_ref()
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        (self.counted.0).fetch_sub(self.latents.len() as u64, Ordering::Relaxed);
+        let Some(latents) = self.latents.take() else {
+            return;
+        };
+        (self.counted.0).fetch_sub(latents.len() as u64, Ordering::Relaxed);
+        // The kernel takes milliseconds to free megabytes of shared memory, and no thread of the runtime has them.
+        if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn_blocking(move || drop(latents)));
+        }
     }
 }
 

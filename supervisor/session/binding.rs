@@ -84,6 +84,7 @@ impl LiveSession {
             enhancer: prompts.enhancer().is_some(),
             safety: prompts.safety().is_some_and(|safety| safety.is_available()),
             audio: audio && self.media_mode == MediaMode::AvFmp4,
+            adapters: config.adapters.clone(),
             media_mode: self.media_mode,
             limits: StreamLimits {
                 max_message_bytes: config.max_message_bytes,
@@ -123,6 +124,7 @@ impl LiveSession {
             seed: request.seed,
             num_inference_steps: request.num_inference_steps,
             guidance_scale: request.guidance_scale,
+            adapters: request.adapters.clone().unwrap_or_default(),
             format: self.config.format,
             media_mode: self.media_mode,
             start_frame: self.start_frame,
@@ -162,6 +164,7 @@ impl LiveSession {
             loggable: self.context.prompts.logs_unscreened(),
             seed: request.seed,
             guidance_scale: request.guidance_scale,
+            adapters: request.adapters.clone().unwrap_or_default(),
             total_steps: request.num_inference_steps,
             waited: segment.planned.received.elapsed(),
             trace_parent: request.trace_parent,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastvideo_proto::adapter::AdapterChoice;
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{MediaMode, PromptSource};
 use fastvideo_proto::state::ContinuationState;
@@ -64,6 +65,8 @@ pub struct OpenSession {
     /// The client's name for its settings, for the logs and for the client itself.
     pub preset: Option<String>,
     pub curated_prompts: Vec<String>,
+    /// The adapters that act on the session's segments.
+    pub adapters: Vec<AdapterChoice>,
     /// `{mime, name, data}`; an empty object means no image.
     pub initial_image: Option<Map<String, Value>>,
     pub enhancement: bool,
@@ -162,6 +165,8 @@ pub struct SegmentRequest {
     pub seed: Option<u64>,
     pub num_inference_steps: Option<u32>,
     pub guidance_scale: Option<f64>,
+    /// The adapters that act from this segment on; without them, those that act stay.
+    pub adapters: Option<Vec<AdapterChoice>>,
     /// The span that the segment is below.
     pub trace_parent: Option<TraceContext>,
 }

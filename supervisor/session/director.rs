@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::checkpoint::{Checkpoint, CuratedPrompt};
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::{ErrorCode, PromptSource};
@@ -343,6 +344,11 @@ impl Director {
         count: u32,
     ) -> bool {
         self.tasks.rewrite(request, seed_prompt, count)
+    }
+
+    /// Sets the adapters that act from the next segment on.
+    pub(super) fn set_adapters(&mut self, adapters: Vec<Adapter>) {
+        self.playlist.set_adapters(adapters);
     }
 
     pub(super) fn set_curated(&mut self, prompts: Vec<String>) {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::ids::{GpuId, RequestId, SessionId, WorkerId};
 use fastvideo_proto::job::{
     ErrorCode, JobTiming, MediaMode, PhaseSpan, PromptSource, Stage, VideoFormat,
@@ -348,6 +349,8 @@ pub struct StreamInfo {
     /// Whether a classifier screens prompts.
     pub safety: bool,
     pub audio: bool,
+    /// The adapters that the client can choose from.
+    pub adapters: Vec<Adapter>,
     pub media_mode: MediaMode,
     pub limits: StreamLimits,
 }
@@ -385,6 +388,8 @@ pub struct SegmentQueued {
     pub loggable: bool,
     pub seed: u64,
     pub guidance_scale: f64,
+    /// The adapters that act on the segment.
+    pub adapters: Vec<Adapter>,
     pub total_steps: u32,
     /// Time since the request.
     pub waited: Duration,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::state::ContinuationState;
@@ -16,7 +17,7 @@ use super::inbox::Inbox;
 use super::init_image::{self, InitImage, InitImageError};
 use super::moved::MovedSession;
 use super::registry::Ticket;
-use super::request::check_prompt;
+use super::request::{check_adapters, check_prompt};
 use super::{Config, Context};
 use crate::causes::with_causes;
 use crate::store::export::Expectation;
@@ -36,6 +37,8 @@ const TAKE_OVER: Duration = Duration::from_secs(5);
 pub(super) struct Opening {
     /// The request without image, state and resume, which are the fields below.
     pub(super) request: OpenSession,
+    /// The adapters that act on the session's segments.
+    pub(super) adapters: Vec<Adapter>,
     pub(super) image: Option<InitImage>,
     /// The time in which the image was read.
     pub(super) image_read: Option<Period>,
@@ -101,6 +104,8 @@ pub(super) async fn check(
     for prompt in prompts {
         check_prompt("curated_prompts", prompt, &config.limits).map_err(invalid)?;
     }
+    let adapters = check_adapters(std::mem::take(&mut request.adapters), &config);
+    let adapters = adapters.map_err(invalid)?;
     let (image, image_read) = match request.initial_image.take() {
         Some(object) if object.is_empty() => (None, None),
         Some(object) => {
@@ -120,6 +125,7 @@ pub(super) async fn check(
     };
     Ok(Opening {
         request,
+        adapters,
         image,
         image_read,
         state,

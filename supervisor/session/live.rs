@@ -183,6 +183,7 @@ impl LiveSession {
     ) -> Self {
         let Opening {
             request,
+            adapters,
             image,
             resume,
             config,
@@ -224,13 +225,14 @@ impl LiveSession {
             extending: request.auto_extension,
         };
         let link = is_linked.then(|| Box::new(LinkState::new(&request)));
-        let director = Director::new(
+        let mut director = Director::new(
             request.curated_prompts,
             switches,
             context.prompts.clone(),
             cap,
             progress.segments,
         );
+        director.set_adapters(adapters);
         let mut binding = (context.pool).join(ticket.id().clone(), grant.tenant().clone());
         let placement = binding.look();
         let mut session = Self {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::ids::RequestId;
 use fastvideo_proto::job::PromptSource;
 use tokio::time::Instant;
@@ -37,6 +38,8 @@ pub(crate) struct Playlist {
     story: VecDeque<String>,
     /// The prompt of the running segment.
     running: Option<String>,
+    /// The adapters that act on the next segment, unless its request names others.
+    adapters: Vec<Adapter>,
     extension: Extension,
     /// Number of segments after which the session is complete.
     cap: u32,
@@ -119,6 +122,11 @@ pub(crate) enum PromptWork {
 }
 
 impl Playlist {
+    /// Sets the adapters that act from the next segment on.
+    pub(crate) fn set_adapters(&mut self, adapters: Vec<Adapter>) {
+        self.adapters = adapters;
+    }
+
     /// Creates the playlist of a session that has finished `produced` segments already and is complete after `cap`.
     pub(crate) fn new(
         curated: Vec<String>,
@@ -129,6 +137,7 @@ impl Playlist {
     ) -> Self {
         Self {
             waiting: VecDeque::new(),
+            adapters: Vec::new(),
             curated: curated.into_iter().map(PromptDraft::new).collect(),
             curated_edition: 0,
             next_curated: 0,
@@ -298,6 +307,11 @@ impl Playlist {
             None if self.loops() => self.next_curated(config),
             None => self.next_extension(config),
         }?;
+        let mut planned = planned;
+        match &planned.request.adapters {
+            Some(adapters) => self.adapters.clone_from(adapters),
+            None => planned.request.adapters = Some(self.adapters.clone()),
+        }
         self.running = Some(planned.request.prompt.clone());
         self.extension = Extension::None;
         Some(planned)

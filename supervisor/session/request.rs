@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fastvideo_proto::adapter::{Adapter, AdapterChoice, MAX_ADAPTERS, MAX_STRENGTH};
 use fastvideo_proto::checkpoint::Ask;
 use fastvideo_proto::job::PromptSource;
 use fastvideo_proto::trace::TraceContext;
@@ -19,6 +20,8 @@ pub(crate) struct ValidRequest {
     pub(crate) seed: u64,
     pub(crate) num_inference_steps: u32,
     pub(crate) guidance_scale: f64,
+    /// The adapters that act from this segment on; `None` leaves them as they are.
+    pub(crate) adapters: Option<Vec<Adapter>>,
     /// The span that the segment is below.
     pub(crate) trace_parent: Option<TraceContext>,
 }
@@ -38,6 +41,16 @@ pub(crate) enum InvalidRequest {
     Steps { limit: u32, given: u32 },
     #[error("`guidance_scale` must be from 0 to {MAX_GUIDANCE}, got {given}")]
     Guidance { given: f64 },
+    #[error("`adapters` has {given} entries, at most {MAX_ADAPTERS} are allowed")]
+    TooManyAdapters { given: usize },
+    #[error("`adapters`: `{name}` is not one of this server's adapters ({known})")]
+    UnknownAdapter { name: String, known: String },
+    #[error("`adapters`: `{name}` is named twice")]
+    AdapterTwice { name: String },
+    #[error(
+        "`adapters`: the strength of `{name}` must be from -{MAX_STRENGTH} to {MAX_STRENGTH}, got {given}"
+    )]
+    AdapterStrength { name: String, given: f64 },
 }
 
 impl ValidRequest {
@@ -65,7 +78,10 @@ impl ValidRequest {
                 given: guidance_scale,
             });
         }
+        let adapters = request.adapters;
+        let adapters = adapters.map(|choices| check_adapters(choices, config));
         Ok(Self {
+            adapters: adapters.transpose()?,
             prompt: request.prompt,
             negative_prompt: request
                 .negative_prompt
@@ -107,6 +123,7 @@ impl ValidRequest {
             seed: self.seed,
             num_inference_steps: self.num_inference_steps,
             guidance_scale: self.guidance_scale,
+            adapters: self.adapters.clone(),
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             trace_parent: self.trace_parent,
         }
@@ -121,6 +138,7 @@ impl ValidRequest {
             seed: ask.seed,
             num_inference_steps: ask.num_inference_steps,
             guidance_scale: ask.guidance_scale,
+            adapters: ask.adapters.clone(),
             trace_parent: ask.trace_parent,
         }
     }
@@ -133,8 +151,56 @@ impl ValidRequest {
             seed: config.seed,
             num_inference_steps: config.num_inference_steps,
             guidance_scale: config.guidance_scale,
+            adapters: None,
             trace_parent: None,
         }
+    }
+}
+
+/// Checks a client's choice of adapters: the server must offer them, and strengths must be within their limits.
+pub(crate) fn check_adapters(
+    choices: Vec<AdapterChoice>,
+    config: &Config,
+) -> Result<Vec<Adapter>, InvalidRequest> {
+    if choices.len() > MAX_ADAPTERS {
+        let given = choices.len();
+        return Err(InvalidRequest::TooManyAdapters { given });
+    }
+    let mut adapters: Vec<Adapter> = Vec::new();
+    for AdapterChoice { name, strength } in choices {
+        let Some(offered) = config.adapters.iter().find(|adapter| adapter.name == name) else {
+            return Err(InvalidRequest::UnknownAdapter {
+                name: shortened(&name),
+                known: known_adapters(config),
+            });
+        };
+        if adapters.iter().any(|adapter| adapter.name == name) {
+            return Err(InvalidRequest::AdapterTwice { name });
+        }
+        let strength = strength.unwrap_or(offered.strength);
+        if !(-MAX_STRENGTH..=MAX_STRENGTH).contains(&strength) {
+            return Err(InvalidRequest::AdapterStrength {
+                name,
+                given: strength,
+            });
+        }
+        adapters.push(Adapter { name, strength });
+    }
+    Ok(adapters)
+}
+
+/// The number of characters of an unknown name that a message repeats.
+const MAX_REPEATED: usize = 64;
+
+fn shortened(name: &str) -> String {
+    name.chars().take(MAX_REPEATED).collect()
+}
+
+fn known_adapters(config: &Config) -> String {
+    let names: Vec<&str> = config.adapters.iter().map(|a| a.name.as_str()).collect();
+    match names.is_empty() {
+        true => "it has none".to_owned(),
+        false => names.join(", "),
     }
 }
 
@@ -199,7 +265,11 @@ mod tests {
             trace_parent: Some(parent.parse().unwrap()),
             ..request("a fox")
         };
-        let valid = ValidRequest::check(asked, &config(), &config().limits).unwrap();
+        let mut valid = ValidRequest::check(asked, &config(), &config().limits).unwrap();
+        valid.adapters = Some(vec![Adapter {
+            name: "toon".to_owned(),
+            strength: 0.1 + 0.2,
+        }]);
         let text = serde_json::to_string(&valid.write(Duration::ZERO)).unwrap();
         let read: Ask = serde_json::from_str(&text).unwrap();
         assert_eq!(ValidRequest::read(&read), valid);
@@ -245,5 +315,49 @@ mod tests {
             negative,
             "`negative_prompt` has 4001 characters, at most 4000 are allowed",
         );
+    }
+
+    #[test]
+    fn adapters_are_those_of_the_server() {
+        let config = Config {
+            adapters: vec![
+                Adapter {
+                    name: "toon".to_owned(),
+                    strength: 0.8,
+                },
+                Adapter {
+                    name: "fade".to_owned(),
+                    strength: 1.0,
+                },
+            ],
+            ..config()
+        };
+        let choice = |name: &str, strength| AdapterChoice {
+            name: name.to_owned(),
+            strength,
+        };
+        let checked = |choices: &[AdapterChoice]| check_adapters(choices.to_vec(), &config);
+        let adapters = checked(&[choice("fade", Some(-2.0)), choice("toon", None)]).unwrap();
+        let strengths: Vec<f64> = adapters.iter().map(|adapter| adapter.strength).collect();
+        assert_eq!(strengths, [-2.0, 0.8]);
+        let told = |choices: &[AdapterChoice]| checked(choices).unwrap_err().to_string();
+        assert_eq!(
+            told(&[choice("../x", None)]),
+            "`adapters`: `../x` is not one of this server's adapters (toon, fade)"
+        );
+        assert_eq!(
+            told(&[choice("toon", None), choice("toon", Some(0.0))]),
+            "`adapters`: `toon` is named twice"
+        );
+        assert_eq!(
+            told(&[choice("toon", Some(f64::NAN))]),
+            "`adapters`: the strength of `toon` must be from -2 to 2, got NaN"
+        );
+        assert_eq!(
+            told(&vec![choice("toon", None); 9]),
+            "`adapters` has 9 entries, at most 8 are allowed"
+        );
+        let none = check_adapters(vec![choice("toon", None)], &crate::session::tests::config());
+        assert!(none.unwrap_err().to_string().ends_with("(it has none)"));
     }
 }

@@ -4,7 +4,8 @@
 //! The model itself is the package `fastvideo-ltx2`, which does not know about jobs or states. libtorch panics when an
 //! operation fails; that is caught here, at the boundary of a job.
 //!
-//! `ltx2_options` has the options of the model, `ltx2_loras` its adapters, `ltx2_state` reads and writes continuation states.
+//! `ltx2_options` has the options of the model, `ltx2_loras` its adapters, `ltx2_state` reads and writes continuation states,
+//! `ltx2_snapshot` the latents after a step.
 
 use std::any::Any;
 use std::error::Error;
@@ -13,11 +14,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use fastvideo_ltx2::adapters::Choice;
 use fastvideo_ltx2::checkpoint::{Checkpoint, hub};
 use fastvideo_ltx2::device::{Compute, DeviceError, Download};
 use fastvideo_ltx2::load;
+use fastvideo_ltx2::memory::{Estimate, Size};
 use fastvideo_ltx2::pipeline::{
-    GenerateError, Output, OutputError, Pipeline, Request, Stage, Start, Step,
+    GenerateError, Output, OutputError, Pipeline, Request, Resume, Stage, Start, Step,
 };
 use fastvideo_ltx2::with_causes;
 use fastvideo_proto::job;
@@ -28,7 +31,7 @@ use tch::{Device, Kind, Tensor};
 use super::ltx2_options::Options;
 use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, ModelCheck, NewState,
-    Sink, initial_image, ltx2_loras, ltx2_state as state,
+    Sink, initial_image, ltx2_loras, ltx2_snapshot as snapshot, ltx2_state as state,
 };
 use crate::sound::{SOUND_TAIL_SAMPLES, predict};
 
@@ -39,6 +42,7 @@ pub(crate) const NAME: &str = "ltx2";
 #[derive(Debug)]
 pub(crate) struct Ltx2 {
     options: Options,
+    format: VideoFormat,
     loaded: Option<Model>,
 }
 
@@ -52,9 +56,11 @@ struct Model {
 }
 
 impl Ltx2 {
-    pub(crate) fn new(options: Options) -> Self {
+    /// Creates an engine that makes segments of this format.
+    pub(crate) fn new(options: Options, format: VideoFormat) -> Self {
         Self {
             options,
+            format,
             loaded: None,
         }
     }
@@ -94,6 +100,17 @@ impl Engine for Ltx2 {
         };
         // The checkpoint is checked first, because loading takes minutes.
         load::check_with(&checkpoint, &options).map_err(unusable)?;
+        let settings = self.options.settings();
+        if let Some(gpu) = &compute.gpu {
+            let size = Size {
+                width: self.format.width,
+                height: self.format.height,
+                num_frames: self.format.num_frames,
+            };
+            let needed = Estimate::new(&checkpoint, &options, &settings.tiling, size);
+            let memory = gpu.memory().map_err(unusable)?;
+            needed.fits(memory.total).map_err(unusable)?;
+        }
         let parts = catch(|| {
             let mut last = None;
             load::load(&checkpoint, &options, move |loaded| {
@@ -111,7 +128,7 @@ impl Engine for Ltx2 {
         if let Some(schedule) = self.options.schedule() {
             parts.scheduler = schedule;
         }
-        let pipeline = Pipeline::new(parts, self.options.settings()).map_err(unusable)?;
+        let pipeline = Pipeline::new(parts, settings).map_err(unusable)?;
         let audio = AudioFormat {
             sample_rate: whole(pipeline.sample_rate()),
             channels: whole(pipeline.audio_channels()),
@@ -165,11 +182,6 @@ impl Engine for Ltx2 {
         request: &GenerateRequest<'_>,
         sink: &mut dyn Sink,
     ) -> Result<NewState, EngineError> {
-        if request.snapshot.is_some() {
-            // The sink is given no latents, so none of them comes back.
-            let message = "this engine goes on from no step snapshot".to_owned();
-            return Err(EngineError::SnapshotRefused(message));
-        }
         let total_frames = self.frames(request);
         let model = self
             .loaded
@@ -180,6 +192,7 @@ impl Engine for Ltx2 {
             Some(path) if before.is_none() => Some(image_tensor(path, request.format)?),
             _ => None,
         };
+        let resumed = request.snapshot.as_ref().map(snapshot::read).transpose()?;
         let start = match (&before, &image) {
             (Some(before), _) => Start::Segment(before),
             (None, Some(image)) => Start::Image(image),
@@ -191,7 +204,15 @@ impl Engine for Ltx2 {
             num_frames,
             fps,
         } = request.format;
-        let prompt = ltx2_loras::with_triggers(request.prompt, self.options.loras(), &[]);
+        let adapters: Vec<Choice> = request
+            .adapters
+            .iter()
+            .map(|adapter| Choice {
+                name: adapter.name.clone(),
+                strength: adapter.strength,
+            })
+            .collect();
+        let prompt = ltx2_loras::with_triggers(request.prompt, self.options.loras(), &adapters);
         let request_to_model = Request {
             prompt: &prompt,
             negative_prompt: request.negative_prompt,
@@ -203,9 +224,19 @@ impl Engine for Ltx2 {
             num_frames: num_frames.into(),
             fps: fps.into(),
             start,
-            adapters: &[],
-            resume: None,
+            adapters: &adapters,
+            resume: resumed.as_ref().map(|resumed| Resume {
+                stage: resumed.stage,
+                step: resumed.step,
+                latents: &resumed.latents,
+            }),
         };
+        if resumed.is_some()
+            && let Err(error) = model.pipeline.check(&request_to_model)
+        {
+            // What the request itself is refused for, the next attempt is refused for without a snapshot.
+            return Err(EngineError::SnapshotRefused(error.to_string()));
+        }
         let mut output = Handover {
             sink,
             audio: model.audio,
@@ -347,8 +378,13 @@ impl Output for Handover<'_> {
 
     fn step(&mut self, step: &Step<'_>) {
         let stage = job_stage(step.stage);
-        self.sink
-            .step(stage, count(step.step), count(step.total_steps), None);
+        let latents = snapshot::AfterStep(step.latents);
+        self.sink.step(
+            stage,
+            count(step.step),
+            count(step.total_steps),
+            Some(&latents),
+        );
     }
 
     /// Takes the segment's sound. Latents end a few hundredths of a second before the frames do, so the missing end is

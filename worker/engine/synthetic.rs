@@ -249,6 +249,10 @@ impl Engine for Synthetic {
         request: &GenerateRequest<'_>,
         sink: &mut dyn Sink,
     ) -> Result<NewState, EngineError> {
+        if let Some(adapter) = request.adapters.first() {
+            let message = format!("test pictures have no adapter `{}`", adapter.name);
+            return Err(EngineError::Refused(message));
+        }
         let format = request.format;
         let departure = self.departure(request)?;
         let (width, height) = (format.width as usize, format.height as usize);

@@ -53,6 +53,7 @@ fn job(job: u64, session: &SessionId, state: Option<JobState>) -> JobSpec {
         seed: 1,
         num_inference_steps: 1,
         guidance_scale: 1.0,
+        adapters: Vec::new(),
         format: FORMAT,
         media_mode: MediaMode::AvFmp4,
         start_frame: 0,

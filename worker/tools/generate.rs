@@ -69,16 +69,16 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         raw: args.raw.as_ref().map(create).transpose()?,
         begun: false,
     };
-    let mut engine = Ltx2::new(args.model.clone());
-    let loaded = engine.load(Box::new(|fraction, what| {
-        tracing::info!("{what}: {:.0} %", fraction * 100.0);
-    }))?;
     let format = VideoFormat {
         width: args.width,
         height: args.height,
         num_frames: args.num_frames,
         fps: args.fps,
     };
+    let mut engine = Ltx2::new(args.model.clone(), format);
+    let loaded = engine.load(Box::new(|fraction, what| {
+        tracing::info!("{what}: {:.0} %", fraction * 100.0);
+    }))?;
     let mut before: Option<(NewState, Vec<f32>)> = None;
     let mut start_frame = 0;
     for (segment_idx, prompt) in (0..).zip(&args.prompt) {
@@ -94,6 +94,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             seed: args.seed,
             num_inference_steps: args.steps,
             guidance_scale: args.guidance_scale,
+            adapters: &[],
             format,
             initial_image: args.image.as_deref().filter(|_| segment_idx == 0),
             state,

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use fastvideo_proto::adapter::{Adapter, AdapterChoice};
 use fastvideo_proto::job::{MediaMode, PromptSource, VideoFormat};
 use fastvideo_proto::stream_v1::SegmentRequest;
 use fastvideo_supervisor_core::session::log::{Encoder, LogEvent as Event};
@@ -399,6 +400,14 @@ fn runs(events: &[&Event]) -> Result<Vec<Run>, Refusal> {
     Ok(runs)
 }
 
+/// Asks for an adapter as it acted.
+fn chosen(adapter: &Adapter) -> AdapterChoice {
+    AdapterChoice {
+        name: adapter.name.clone(),
+        strength: Some(adapter.strength),
+    }
+}
+
 impl Run {
     fn begin(at: usize, event: &Event) -> Result<Self, Refusal> {
         let Event::SegmentQueued {
@@ -409,6 +418,7 @@ impl Run {
             seed,
             num_inference_steps,
             guidance_scale,
+            adapters,
             negative_prompt,
             negative_prompt_hidden,
             ..
@@ -439,6 +449,7 @@ impl Run {
                 seed: Some(seed.ok_or(lacks("seed"))?),
                 num_inference_steps: Some(steps),
                 guidance_scale: Some(guidance_scale.ok_or(lacks("guidance_scale"))?),
+                adapters: Some(adapters.iter().map(chosen).collect()),
                 traceparent: None,
             },
             asked: original_prompt.as_ref().unwrap_or(prompt).clone(),

@@ -177,11 +177,13 @@ fn opening(init: SessionInit) -> OpenSession {
         extend,
         heartbeat,
         traceparent,
+        adapters,
     } = init;
     OpenSession {
         client_id,
         preset,
         curated_prompts,
+        adapters: adapters.unwrap_or_default(),
         initial_image,
         enhancement: enhancement_enabled,
         auto_extension: auto_extension_enabled,
@@ -220,6 +222,7 @@ fn segment(request: SegmentRequest) -> command::SegmentRequest {
         seed,
         num_inference_steps,
         guidance_scale,
+        adapters,
         traceparent,
     } = request;
     command::SegmentRequest {
@@ -229,6 +232,7 @@ fn segment(request: SegmentRequest) -> command::SegmentRequest {
         seed,
         num_inference_steps,
         guidance_scale,
+        adapters,
         trace_parent: trace_parent(traceparent),
     }
 }

@@ -338,6 +338,7 @@ impl StreamRenderer {
                 rewrite: stream.enhancer,
                 safety: stream.safety,
                 audio: stream.audio,
+                adapters: stream.adapters,
             },
             limits: limits(&stream.limits),
         });
@@ -573,6 +574,7 @@ mod tests {
             loggable: true,
             seed: 1,
             guidance_scale: 1.0,
+            adapters: Vec::new(),
             total_steps: 8,
             waited: Duration::ZERO,
             trace_parent: None,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use fastvideo_proto::adapter::{Adapter, MAX_STRENGTH};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -10,7 +11,6 @@ use crate::settings::{Key, Reader};
 
 /// The longest name of an adapter, in characters.
 const MAX_NAME: usize = 64;
-const MAX_STRENGTH: f64 = 2.0;
 
 /// An adapter in the configuration.
 #[derive(Debug, Deserialize)]
@@ -24,8 +24,8 @@ struct Lora {
     _trigger: Option<String>,
     #[serde(default, rename = "trigger_position")]
     _trigger_position: Option<TriggerPosition>,
-    #[serde(default, rename = "fused")]
-    _fused: bool,
+    #[serde(default)]
+    fused: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -43,6 +43,21 @@ pub(super) fn check(reader: &mut Reader<'_>, key: &'static Key<Option<Vec<Value>
     if let Err(expected) = checked(&list) {
         reader.refuse(&key.spec, expected);
     }
+}
+
+/// Returns the adapters that clients can choose from.
+pub(super) fn offered(reader: &Reader<'_>, key: &'static Key<Option<Vec<Value>>>) -> Vec<Adapter> {
+    let list = reader.get(key).unwrap_or_default();
+    let loras = list
+        .into_iter()
+        .filter_map(|value| serde_json::from_value(value).ok());
+    loras
+        .filter(|lora: &Lora| !lora.fused)
+        .map(|lora| Adapter {
+            name: lora.name,
+            strength: lora.strength.unwrap_or(1.0),
+        })
+        .collect()
 }
 
 /// # Errors

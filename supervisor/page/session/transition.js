@@ -37,7 +37,8 @@ const MAX_ERRORS = 100;
  *   | {type: 'viewed', position: number, playing: boolean}
  *   | import('../connection.js').ConnectionEvent} Event
  *
- * @typedef {Pick<import('../protocol.js').PromptRequest, 'negative_prompt' | 'seed' | 'num_inference_steps' | 'guidance_scale'>} Sampling
+ * @typedef {Pick<import('../protocol.js').PromptRequest, 'negative_prompt' | 'seed' | 'num_inference_steps' | 'guidance_scale'
+ *   | 'adapters'>} Sampling
  */
 
 /**

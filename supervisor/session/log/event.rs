@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::ids::{GpuId, WorkerId};
 use fastvideo_proto::job::{ErrorCode, MediaMode, PromptSource, Stage, VideoFormat};
 use fastvideo_proto::link::EncoderSpec;
@@ -143,6 +144,9 @@ pub enum LogEvent {
         num_inference_steps: Option<u32>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guidance_scale: Option<f64>,
+        /// The adapters that act on the segment.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        adapters: Vec<Adapter>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         negative_prompt: Option<String>,
         /// Whether there is a negative prompt that must not be logged, since nothing screens it.

@@ -117,6 +117,7 @@ fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
             seed: Some(queued.seed),
             num_inference_steps: Some(queued.total_steps),
             guidance_scale: Some(queued.guidance_scale),
+            adapters: queued.adapters.clone(),
             negative_prompt: queued.negative_prompt.clone().filter(|_| queued.loggable),
             negative_prompt_hidden: queued.negative_prompt.is_some() && !queued.loggable,
         },

@@ -19,6 +19,7 @@ impl Playlist {
             extending: self.extending,
             paused: self.paused,
         };
+        checkpoint.adapters.clone_from(&self.adapters);
         checkpoint.next_curated = self.next_curated;
         checkpoint.waiting = self
             .waiting
@@ -67,6 +68,7 @@ impl Playlist {
                 0
             },
             curated,
+            adapters: checkpoint.adapters.clone(),
             paused: checkpoint.switches.paused,
             auto_paused: checkpoint.auto_pause_ms.is_some(),
             story: checkpoint.story.iter().cloned().collect(),

@@ -1,3 +1,5 @@
+use fastvideo_proto::checkpoint::Checkpoint;
+
 use super::*;
 use crate::session::tests::config;
 
@@ -442,4 +444,59 @@ fn every_combination_of_loop_extension_pause_cancel_cap_and_request_does_what_th
             assert_eq!(start(&mut playlist).as_deref(), resumed.second(), "{row:?}");
         }
     }
+}
+
+/// A request's adapters act from its segment on, on what nobody has asked for too.
+#[test]
+fn adapters_stay_until_a_request_names_others() {
+    let adapter = |name: &str| {
+        vec![Adapter {
+            name: name.to_owned(),
+            strength: 1.0,
+        }]
+    };
+    let mut playlist = Playlist::new(
+        vec!["a hill".to_owned()],
+        Switches {
+            looping: true,
+            ..Switches::default()
+        },
+        PromptAbilities::default(),
+        100,
+        0,
+    );
+    playlist.set_adapters(adapter("toon"));
+    let next = |playlist: &mut Playlist| {
+        let planned = playlist.next(&config(), true).unwrap();
+        playlist.segment_finished();
+        planned.request.adapters.unwrap()
+    };
+    assert_eq!(next(&mut playlist), adapter("toon"));
+    let request = |adapters| ValidRequest {
+        adapters,
+        ..ValidRequest::curated("a fox".to_owned(), &config())
+    };
+    for adapters in [None, Some(adapter("fade")), None] {
+        let now = Instant::now();
+        playlist.add(None, request(adapters), now, 8).unwrap();
+    }
+    assert_eq!(next(&mut playlist), adapter("toon"));
+    assert_eq!(next(&mut playlist), adapter("fade"));
+    assert_eq!(next(&mut playlist), adapter("fade"));
+    assert_eq!(next(&mut playlist), adapter("fade"));
+    let request = request(Some(Vec::new()));
+    playlist.add(None, request, Instant::now(), 8).unwrap();
+    assert_eq!(next(&mut playlist), []);
+    assert_eq!(next(&mut playlist), []);
+
+    // Another server goes on with those that act.
+    playlist.set_adapters(adapter("toon"));
+    let mut checkpoint = Checkpoint::default();
+    playlist.write(&mut checkpoint, Instant::now());
+    let text = serde_json::to_string(&checkpoint).unwrap();
+    let checkpoint: Checkpoint = serde_json::from_str(&text).unwrap();
+    let curated = playlist.curated();
+    let can = PromptAbilities::default();
+    let mut moved = Playlist::read(&checkpoint, curated, can, 100, Instant::now());
+    assert_eq!(next(&mut moved), adapter("toon"));
 }

@@ -9,6 +9,7 @@
 //! - `checkpoint`: a model's files in both layouts, and their download;
 //! - `device`: the CPU or a GPU, opened on request;
 //! - `load`: loads the parts of a model from a checkpoint;
+//! - `memory`: estimates the memory that a model needs;
 //! - `nn`: the few layers that every part uses;
 //! - `adapters`: changes of linear layers that are loaded beside the weights (LoRA); `low_rank`: their place in a layer;
 //! - `float8`: matrix products in 8-bit floats;
@@ -35,6 +36,7 @@ pub mod kernels;
 pub mod load;
 pub mod low_rank;
 pub mod mel;
+pub mod memory;
 pub mod nn;
 pub mod ops;
 pub mod pipeline;

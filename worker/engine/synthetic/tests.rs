@@ -102,6 +102,7 @@ fn request(prompt: &str) -> GenerateRequest<'_> {
         seed: 42,
         num_inference_steps: 2,
         guidance_scale: 3.0,
+        adapters: &[],
         format: SMALL,
         initial_image: None,
         state: None,

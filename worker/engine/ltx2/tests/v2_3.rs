@@ -9,6 +9,7 @@ use fastvideo_ltx2::config::ConfigError;
 use fastvideo_ltx2::float8::Products;
 use fastvideo_ltx2::generation::Generation;
 use fastvideo_ltx2::load;
+use fastvideo_ltx2::memory::{Estimate, Size};
 use fastvideo_ltx2::nn::{Linear, Precision};
 use fastvideo_ltx2::ops::Kernels;
 use fastvideo_ltx2::pipeline::{
@@ -1071,4 +1072,50 @@ fn released_sizes_are_those_that_are_published() {
         ];
         assert_eq!(counted, counts, "{generation}");
     }
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_with_the_arithmetic() {
+    let checkpoint = Checkpoint::open(&Reference::v2_3().checkpoint()).unwrap();
+    let options = load::Options::new(CPU, Precision::Bfloat16, Kernels::Plain);
+    let size = Size {
+        width: 1920,
+        height: 1088,
+        num_frames: 121,
+    };
+    let tiling = Settings::default().tiling;
+    let needed = Estimate::new(&checkpoint, &options, &tiling, size);
+    let vocoder = checkpoint.part(Component::Vocoder).unwrap().parameters() as f64;
+    let all: f64 = checkpoint
+        .parts()
+        .iter()
+        .map(|part| part.parameters() as f64)
+        .sum();
+    assert_eq!(needed.weights, 2.0 * all + 2.0 * vocoder);
+    needed.fits(80 << 30).unwrap();
+    let refused = needed.fits(4 << 30).unwrap_err().to_string();
+    assert!(
+        refused.contains(
+            "about 8.0 GiB for 121 frames of 1920x1088, together 8.0 GiB, and the GPU has 4.0 GiB"
+        ),
+        "{refused}"
+    );
+    // Fewer pixels, 8-bit matrices and a whole decode change it.
+    let small = Size {
+        width: 960,
+        height: 544,
+        ..size
+    };
+    let smaller = Estimate::new(&checkpoint, &options, &tiling, small);
+    assert_eq!(4.0 * smaller.working, needed.working);
+    let whole = Estimate::new(&checkpoint, &options, &Tiling::Whole, size);
+    assert!(whole.working > needed.working);
+    let float8 = load::Options {
+        matrices: load::Matrices::Float8 {
+            dense_blocks: Vec::new(),
+        },
+        ..options
+    };
+    let float8 = Estimate::new(&checkpoint, &float8, &tiling, size);
+    assert!(float8.weights < needed.weights);
 }
