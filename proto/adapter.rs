@@ -1,5 +1,7 @@
 //! Adapters (LoRA): small changes of a model that a client chooses by name.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The strongest that an adapter may act, in either direction.
@@ -22,4 +24,28 @@ pub struct AdapterChoice {
     /// Null takes the operator's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
+}
+
+/// An adapter that workers load while they serve, beside those of their configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterSpec {
+    pub name: String,
+    /// Tells it from others that had the same name before.
+    pub serial: u64,
+    /// The engine's options for it, as a JSON object.
+    pub options: String,
+}
+
+/// An adapter that a worker holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldAdapter {
+    pub name: String,
+    /// The memory that it takes, in bytes.
+    pub bytes: u64,
+    /// The number of the model's layers that it changes.
+    pub layers: u32,
+    /// The largest rank of a layer.
+    pub rank: u32,
+    /// What its file says about it, as far as that is short.
+    pub metadata: BTreeMap<String, String>,
 }

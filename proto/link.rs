@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, AdapterSpec, HeldAdapter};
 use crate::ids::{GpuId, JobId, SessionId};
 use crate::job::{JobFailure, JobTiming, MediaKind, MediaMode, PhaseSpan, Stage, VideoFormat};
 use crate::step_snapshot::SnapshotHeader;
@@ -19,7 +19,7 @@ use crate::trace::TraceContext;
 /// The protocol version. It is raised with every change to a type of this module, of [`crate::state`] or of
 /// [`crate::step_snapshot`]. Supervisor and worker are built together, so a mismatch means that one of the binaries is
 /// from an older build.
-pub const LINK_VERSION: u32 = 12;
+pub const LINK_VERSION: u32 = 13;
 
 /// The size limit of a thumbnail in bytes: 64 KiB. At 320 x 320 pixels only noise takes more.
 pub const MAX_THUMBNAIL_BYTES: usize = 64 * 1024;
@@ -46,6 +46,10 @@ pub enum Command {
     Credit { job: JobId, cost: u64 },
     /// The session has left this worker, so the state that the worker holds for it is no longer needed.
     Forget { session: SessionId },
+    /// Load an adapter, after the jobs that were sent before. [`Event::AdapterLoaded`] or [`Event::AdapterFailed`] answers.
+    LoadAdapter(Box<AdapterSpec>),
+    /// Drop an adapter that was loaded by order. Unknown ones are ignored.
+    UnloadAdapter { name: String },
     /// Exit with status 0, without finishing the running job.
     Shutdown,
 }
@@ -225,6 +229,17 @@ pub enum Event {
     Generated {
         job: JobId,
     },
+    /// The adapter of [`Command::LoadAdapter`] with this serial number can be chosen from now on.
+    AdapterLoaded {
+        serial: u64,
+        adapter: Box<HeldAdapter>,
+    },
+    /// The adapter of [`Command::LoadAdapter`] with this serial number does not fit the model, or cannot be read. The
+    /// worker is as it was before.
+    AdapterFailed {
+        serial: u64,
+        message: String,
+    },
     /// The last event of a successful job, after all of its media. The state's blob travels beside it.
     Finished(Box<JobReport>),
     /// The last event of a failed job.
@@ -246,6 +261,8 @@ pub struct ReadyReport {
     pub load: Duration,
     /// The generation times of the two warm-up segments; empty without warm-up.
     pub warmup: Vec<Duration>,
+    /// The adapters of the configuration that can be chosen.
+    pub adapters: Vec<HeldAdapter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

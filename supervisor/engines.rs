@@ -8,6 +8,8 @@
 //! - `ltx2`, `synthetic`: one engine each, its keys and its rules;
 //! - `conditioning`, `default_request`, `warmup`: keys that several engines have in common.
 
+use std::path::PathBuf;
+
 use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::link::EngineSpec;
 
@@ -32,6 +34,8 @@ pub struct Engine {
     pub warms_up_at_full_size: bool,
     /// The adapters that clients can choose from, each with the strength that it has by default.
     pub adapters: Vec<Adapter>,
+    /// The folder of the adapters that an operator may load while workers serve; `None` where none may be.
+    pub adapters_folder: Option<PathBuf>,
 }
 
 impl Engine {

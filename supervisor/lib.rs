@@ -526,6 +526,7 @@ mod tests {
                 options: "{}".to_owned(),
             },
             adapters: Vec::new(),
+            adapters_folder: None,
             format: VideoFormat {
                 width: 64,
                 height: 64,

@@ -8,7 +8,7 @@
 //!   state that operators see, `control` the requests of operators and of the shutdown, `context` what the tasks of one
 //!   GPU share.
 //! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`, and `queue` has those that wait. `job` is one job between a session
-//!   and a worker, `step_snapshot` what its next attempt goes on from. `rolling_median` estimates how long steps and segments take.
+//!   and a worker, `adapters` those that are loaded while workers serve, `step_snapshot` what its next attempt goes on from. `rolling_median` estimates how long steps and segments take.
 //!
 //! Only this module creates processes. It does not know about clients, and treats a continuation state as opaque bytes.
 
@@ -17,16 +17,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use fastvideo_proto::adapter::Adapter;
+use fastvideo_proto::api::workers::NewAdapter;
 use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
-use fastvideo_proto::job::frames_to_time;
 use fastvideo_proto::link::JobSpec;
 use futures_util::FutureExt;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+pub use adapters::{AdapterStatus, LoadRefused, UnloadRefused, WorkerAdapter, WorkerAdapterState};
 pub use assignments::{Assignment, MoveError, Placement, Room};
 pub use config::{Config, Gpu, Recycle};
 pub use exit::{ExitKind, ExitReport};
@@ -36,8 +38,10 @@ pub use status::{PoolStatus, SlotStatus, WorkerStatus};
 pub use step_snapshot::StepSnapshot;
 
 use crate::current::Current;
+use crate::engines;
 use crate::tenant::Tenant;
 use crate::turns::Turns;
+use adapters::OrderedAdapters;
 use assignments::{Absence, Assignments, Sharing};
 use context::WorkerContext;
 use control::{Controls, Directive, StopSignal};
@@ -46,6 +50,7 @@ use metrics::PoolMetrics;
 use shared_assignments::{AssignmentsGuard, SharedAssignments};
 use worker::WorkerTask;
 
+mod adapters;
 mod assignments;
 mod attendance;
 mod boot;
@@ -87,6 +92,7 @@ pub struct Pool {
 struct Shared {
     config: Current<Config>,
     assignments: Arc<SharedAssignments>,
+    ordered_adapters: Arc<OrderedAdapters>,
     slots: Vec<SlotHandle>,
     next_job: AtomicU64,
     stop: watch::Sender<StopSignal>,
@@ -179,6 +185,7 @@ impl Pool {
         let tracker = TaskTracker::new();
         let mut slots = Vec::new();
         let current = Current::new(config.clone());
+        let ordered_adapters = Arc::<OrderedAdapters>::default();
         for (slot, (gpu, notify)) in config.gpus.iter().zip(notifiers).enumerate() {
             let (status, status_seen) = watch::channel(WorkerStatus::new(gpu.clone()));
             let (directive, directive_seen) = watch::channel(Directive::default());
@@ -187,6 +194,7 @@ impl Pool {
                 gpu: gpu.clone(),
                 config: current.clone(),
                 assignments: assignments.clone(),
+                ordered_adapters: ordered_adapters.clone(),
                 all_lost: all_lost.clone(),
                 events: WorkerEvents::new(status, metrics.meter(gpu.id)),
                 notify: notify.clone(),
@@ -208,6 +216,7 @@ impl Pool {
             shared: Arc::new(Shared {
                 config: current,
                 assignments,
+                ordered_adapters,
                 slots,
                 next_job: AtomicU64::new(1),
                 stop,
@@ -225,10 +234,8 @@ impl Pool {
         let sharing = sharing(&config);
         self.shared.config.replace(config);
         self.assignments().set_sharing(sharing);
-        for slot in &self.shared.slots {
-            // Its task looks at the time limits again.
-            slot.notify.notify_one();
-        }
+        // For the time limits.
+        self.wake_workers();
     }
 
     /// Registers the pool's metrics, with all their series.
@@ -259,18 +266,20 @@ impl Pool {
 
     /// Returns the current status of all workers.
     pub fn status(&self) -> PoolStatus {
+        let config = self.shared.config.get();
         let assignments = self.assignments();
         let slots = self.shared.slots.iter().enumerate();
         let workers = slots.map(|(i, slot)| SlotStatus {
             status: slot.status.borrow().clone(),
             sessions: assignments.sessions_on(i),
             available: assignments.has_room(i),
+            real_time_factor: (assignments.pace(i)).map(|pace| config.real_time_factor(pace)),
         });
         PoolStatus {
             workers: workers.collect(),
             queue_depth: assignments.queue_depth(),
             room: assignments.room(),
-            warmup_enabled: self.shared.config.get().warmup.is_some(),
+            warmup_enabled: config.warmup.is_some(),
         }
     }
 
@@ -331,6 +340,137 @@ impl Pool {
         let cut_at = patience.and_then(|patience| Instant::now().checked_add(patience));
         slot.directive.send_replace(Directive { drained, cut_at });
         Ok(())
+    }
+
+    /// Returns the adapters that clients can choose, each with its default strength.
+    pub fn offered_adapters(&self) -> Vec<Adapter> {
+        let ordered = self.shared.ordered_adapters.list().into_iter();
+        let offered = ordered.filter_map(|(adapter, is_offered)| is_offered.then_some(adapter));
+        let configured = self.shared.config.get().adapters.clone();
+        configured.into_iter().chain(offered).collect()
+    }
+
+    /// Returns the adapters that clients can choose and those that are being loaded.
+    pub fn adapters(&self) -> Vec<AdapterStatus> {
+        let configured = self.shared.config.get().adapters.clone().into_iter();
+        let configured = configured.map(|adapter| (adapter, true, true));
+        let ordered = self.shared.ordered_adapters.list().into_iter();
+        let ordered = ordered.map(|(adapter, offered)| (adapter, false, offered));
+        let assignments = self.assignments();
+        let status = |(adapter, configured, offered): (Adapter, bool, bool)| AdapterStatus {
+            sessions: assignments.sessions_with_adapter(&adapter.name),
+            adapter,
+            configured,
+            offered,
+        };
+        configured.chain(ordered).map(status).collect()
+    }
+
+    /// Loads an adapter into all workers that serve, each at the end of its running segment, and then lets clients choose
+    /// it. Workers that become ready later load it too. It is there until it is unloaded or the server ends.
+    ///
+    /// It is loaded or refused to the end although the caller may give up.
+    ///
+    /// # Errors
+    /// Returns an error when one worker cannot load it. Then none has it.
+    pub async fn load_adapter(&self, new: NewAdapter) -> Result<(), LoadRefused> {
+        let config = self.shared.config.get();
+        let folder = config.adapters_folder.as_deref();
+        let (adapter, options) = engines::ltx2::order(folder.ok_or(LoadRefused::NoFolder)?, new)?;
+        let name = adapter.name.clone();
+        let taken = || LoadRefused::NameTaken(name.clone());
+        if config.adapters.iter().any(|it| it.name == name) {
+            return Err(taken());
+        }
+        if !(self.status().workers.iter()).any(|slot| slot.status.state.serves()) {
+            return Err(LoadRefused::NoWorker);
+        }
+        let serial = self.shared.ordered_adapters.add(adapter, options);
+        let serial = serial.ok_or_else(taken)?;
+        let pool = self.clone();
+        let limit = config.boot_timeout;
+        let loading = self.shared.tracker.spawn(async move {
+            let loaded = timeout(limit, pool.adapter_loaded(serial)).await;
+            let loaded = loaded.unwrap_or(Err(LoadRefused::TooSlow(limit)));
+            let ordered = &pool.shared.ordered_adapters;
+            let loaded = loaded.and_then(|()| match ordered.offer(serial) {
+                true => Ok(()),
+                false => Err(LoadRefused::Unloaded),
+            });
+            if loaded.is_err() {
+                ordered.withdraw(serial);
+                pool.wake_workers();
+            }
+            loaded
+        });
+        self.wake_workers();
+        loading.await.unwrap_or(Err(LoadRefused::Unloaded))
+    }
+
+    /// Waits until each worker that serves has loaded an adapter, or one has failed to.
+    async fn adapter_loaded(&self, serial: u64) -> Result<(), LoadRefused> {
+        let mut loaded = false;
+        for slot in &self.shared.slots {
+            let mut status = slot.status.clone();
+            let answer = |status: &WorkerStatus| {
+                let adapter = (status.adapters.values()).find(|it| it.serial == Some(serial));
+                adapter.map(|adapter| adapter.state.clone())
+            };
+            let is_settled = |status: &WorkerStatus| {
+                !status.state.serves()
+                    || !matches!(answer(status), None | Some(WorkerAdapterState::Loading))
+            };
+            // The pool has ended where this fails.
+            let Ok(status) = status.wait_for(is_settled).await else {
+                return Err(LoadRefused::NoWorker);
+            };
+            match answer(&status) {
+                Some(WorkerAdapterState::Loaded(_)) => loaded = true,
+                Some(WorkerAdapterState::Failed(message)) => {
+                    let gpu = slot.gpu;
+                    return Err(LoadRefused::Failed { gpu, message });
+                }
+                Some(WorkerAdapterState::Loading) | None => {}
+            }
+        }
+        match loaded {
+            true => Ok(()),
+            false => Err(LoadRefused::NoWorker),
+        }
+    }
+
+    /// Unloads an adapter that was loaded by order: clients cannot choose it any more, and each worker drops it at the end
+    /// of its running segment.
+    ///
+    /// # Errors
+    /// Returns an error when it stays. One that sessions have chosen is unloaded only with `force`.
+    pub fn unload_adapter(&self, name: &str, force: bool) -> Result<(), UnloadRefused> {
+        let named = || name.to_owned();
+        let config = self.shared.config.get();
+        if config.adapters.iter().any(|adapter| adapter.name == name) {
+            return Err(UnloadRefused::Configured(named()));
+        }
+        let ordered = &self.shared.ordered_adapters;
+        if !ordered.contains(name) {
+            return Err(UnloadRefused::Unknown(named()));
+        }
+        let sessions = self.assignments().sessions_with_adapter(name);
+        if sessions > 0 && !force {
+            let name = named();
+            return Err(UnloadRefused::InUse { name, sessions });
+        }
+        if !ordered.remove(name) {
+            return Err(UnloadRefused::Unknown(named()));
+        }
+        self.wake_workers();
+        Ok(())
+    }
+
+    /// Makes all workers' tasks look at what has changed.
+    fn wake_workers(&self) {
+        for slot in &self.shared.slots {
+            slot.notify.notify_one();
+        }
     }
 
     /// Returns whether no worker serves, and none will until an operator intervenes or a quarantine ends.
@@ -428,6 +568,10 @@ impl Binding {
         let Some(slot) = assignments.slot_of(worker, &self.session) else {
             return Err(Moved(worker.clone()));
         };
+        let adapters = spec.adapters.iter().map(|adapter| adapter.name.clone());
+        if assignments.choose_adapters(&self.session, adapters.collect()) {
+            return Err(Moved(worker.clone()));
+        }
         let notify = self.pool.shared.slots[slot].notify.clone();
         let (handle, job) = job::pair(spec, start, snapshot, due, notify.clone());
         assignments.submit(slot, job);
@@ -461,10 +605,9 @@ impl Drop for Binding {
 
 /// Returns how sessions share a GPU.
 fn sharing(config: &Config) -> Sharing {
-    let plays = || frames_to_time(config.new_frames.into(), config.format.fps);
     Sharing {
         max_sessions: config.sessions_per_gpu,
-        keep_up: config.keep_up.then(plays),
+        keep_up: (config.keep_up).then(|| config.segment_plays()),
     }
 }
 

@@ -17,7 +17,6 @@
 
 use std::time::Duration;
 
-use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::job::VideoFormat;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -93,8 +92,6 @@ pub struct Config {
     pub seed: u64,
     pub guidance_scale: f64,
     pub negative_prompt: Option<String>,
-    /// The adapters that clients can choose from, each with the strength that it has by default.
-    pub adapters: Vec<Adapter>,
     /// Number of segments after which a session is complete.
     pub generation_segment_cap: u32,
     /// How often a session may be continued for as many segments again.
@@ -193,7 +190,6 @@ mod tests {
             num_inference_steps: 8,
             seed: 10,
             guidance_scale: 1.0,
-            adapters: Vec::new(),
             negative_prompt: None,
             generation_segment_cap: 6,
             cap_extensions: 0,

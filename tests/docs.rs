@@ -21,11 +21,13 @@ fn client_messages() -> Vec<Value> {
             "initial_image": {"mime": "image/png"}, "enhancement_enabled": true, "auto_extension_enabled": true,
             "loop_generation_enabled": true, "single_clip_mode": true, "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "k", "payload": {}}, "resume": {"session_id": "s", "token": "t", "have": {"segments": 1, "messages": 2}},
-            "extend": true, "heartbeat": true, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "extend": true, "heartbeat": true, "adapters": [{"name": "toon", "strength": 0.5}],
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         }),
         json!({
             "type": "segment_prompt_source", "prompt": "p", "negative_prompt": "n", "source": "curated", "seed": 1,
-            "num_inference_steps": 2, "guidance_scale": 1.5, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "num_inference_steps": 2, "guidance_scale": 1.5, "adapters": [{"name": "toon"}],
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         }),
         json!({"type": "seed_prompts_updated", "seed_prompts": ["a"]}),
         json!({"type": "enhancement_updated", "enabled": true}),
@@ -55,6 +57,7 @@ fn server_messages() -> Vec<Value> {
             "type": "ltx2_stream_start", "preset": "p", "width": 64, "height": 64, "fps": 24, "num_frames": 8,
             "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
+                "adapters": [{"name": "toon", "strength": 1.0}],
             },
             "limits": {
                 "max_message_bytes": 50331648, "max_prompt_chars": 4000, "max_waiting_requests": 8,

@@ -393,6 +393,8 @@ async fn the_openapi_document_describes_every_route() {
         "/v1/stream",
         "/v1/tickets",
         "/v1/watch",
+        "/v1/workers/loras",
+        "/v1/workers/loras/{name}",
         "/v1/workers/{gpu}/drain",
         "/v1/workers/{gpu}/restart",
     ];

@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::cli::run;
-use crate::harness::{Client, Segment, Server};
+use crate::harness::{Client, Segment, Server, merge};
 use crate::page::browser::Browser;
 use crate::readback::{self, Parsed, SOUND, VIDEO};
 use crate::step_snapshots::metric;
@@ -303,6 +303,156 @@ async fn ltx2_adapters_are_chosen_by_sessions() {
             .contains("`other` is not one"),
         "{error}"
     );
+}
+
+/// Between two segments, into all workers; a session that has chosen one goes on without it when it is gone.
+#[tokio::test]
+async fn ltx2_adapters_are_loaded_and_unloaded_while_workers_serve() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::v2_3();
+    let folder = tempfile::tempdir().unwrap();
+    let stored = reference.root.join("checkpoint/lora");
+    for name in ["style", "tone"] {
+        let file = format!("{name}.safetensors");
+        fs::copy(stored.join(&file), folder.path().join(&file)).unwrap();
+    }
+    fs::write(folder.path().join("bad.safetensors"), "no tensors").unwrap();
+    let tone = folder.path().join("tone.safetensors");
+    let loras = json!([{"name": "tone", "path": tone}]);
+    let server = reference.start(&[
+        "--gpus=2",
+        &format!("--generator.ltx2.loras={loras}"),
+        &format!("--generator.ltx2.loras_folder={}", folder.path().display()),
+    ]);
+    server.ready(2).await;
+    let load = async |body: Value| server.call("POST", "/v1/workers/loras", Some(body)).await;
+    let unload = async |path: &str| {
+        let path = format!("/v1/workers/loras/{path}");
+        let (status, body) = server.call("DELETE", &path, None).await;
+        (
+            status,
+            body["error"]["code"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+        )
+    };
+    let media = async |client: &mut Client, adapters: Value| {
+        client
+            .send(json!({
+                "type": "segment_prompt_source", "prompt": reference.prompt(), "seed": 3, "adapters": adapters,
+            }))
+            .await;
+        client.collect_until("ltx2_segment_complete").await.media
+    };
+    let mut before = server.active(json!({})).await;
+    let plain = media(&mut before, json!([])).await;
+
+    // What is wrong with an order is told, and nothing is loaded.
+    let style =
+        json!({"name": "style", "file": "style.safetensors", "strength": 0.7, "trigger": "TOON"});
+    for (change, status, code, told) in [
+        (
+            json!({"name": "tone"}),
+            409,
+            "adapter_exists",
+            "`tone` already",
+        ),
+        (
+            json!({"file": "../x"}),
+            400,
+            "invalid_body",
+            "`file` must be",
+        ),
+        (
+            json!({"file": "none.safetensors"}),
+            400,
+            "invalid_body",
+            "no file",
+        ),
+        (json!({"strength": 3}), 400, "invalid_body", "got 3"),
+        (
+            json!({"scale": 3}),
+            400,
+            "invalid_body",
+            "unknown field `scale`",
+        ),
+        (
+            json!({"file": "bad.safetensors"}),
+            422,
+            "adapter_refused",
+            "bad.safetensors",
+        ),
+    ] {
+        let mut order = style.clone();
+        merge(&mut order, change);
+        let (given, body) = load(order).await;
+        assert_eq!(
+            (given, &body["error"]["code"]),
+            (status, &json!(code)),
+            "{body}"
+        );
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains(told), "{message}");
+    }
+    let (_, list) = server.get("/v1/workers/loras").await;
+    assert_eq!(list["adapters"].as_array().unwrap().len(), 1, "{list}");
+
+    let (status, loaded) = load(style.clone()).await;
+    assert_eq!(status, 201, "{loaded}");
+    let bytes = loaded["workers"]["1"]["bytes"].as_u64().unwrap();
+    assert!(bytes > 0 && loaded["offered"] == true && loaded["configured"] == false);
+    assert_eq!(server.gpu(0).await["adapters"]["style"]["bytes"], bytes);
+    assert_eq!(load(style.clone()).await.0, 409);
+
+    // A session that was there before can choose it, and so can one that begins.
+    let mut after = server.open(json!({"adapters": [{"name": "style"}]})).await;
+    let start = after.until_type("ltx2_stream_start").await;
+    let offered = json!([{"name": "tone", "strength": 1.0}, {"name": "style", "strength": 0.7}]);
+    assert_eq!(start["features"]["adapters"], offered);
+    let styled = media(&mut after, Value::Null).await;
+    assert!(styled != plain);
+    // A restarted worker loads it, too.
+    assert_eq!(server.post("/v1/workers/0/restart").await.0, 202);
+    assert_eq!(server.post("/v1/workers/1/restart").await.0, 202);
+    for gpu in 0..2 {
+        let holds = |gpu: &Value| {
+            gpu["adapters"]["style"]["state"] == "loaded"
+                && gpu["worker_id"] != format!("gpu{gpu}-1")
+        };
+        server
+            .gpu_until(gpu, "a later worker holds it", holds)
+            .await;
+    }
+    let mut again = server.active(json!({})).await;
+    assert_eq!(media(&mut again, json!([{"name": "style"}])).await, styled);
+
+    // It stays while sessions have chosen it, unless it is forced away.
+    assert_eq!(unload("tone").await, (409, "adapter_configured".to_owned()));
+    assert_eq!(unload("other").await, (404, "not_found".to_owned()));
+    assert_eq!(unload("style").await, (409, "adapter_in_use".to_owned()));
+    assert_eq!(unload("style?force=true").await.0, 204);
+    again.prompt(reference.prompt()).await;
+    let error = again.until_type("error").await;
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("`style` any more"),
+        "{error}"
+    );
+    again.until_type("ltx2_segment_complete").await;
+    for gpu in 0..2 {
+        let dropped = |gpu: &Value| gpu["adapters"].get("style").is_none();
+        server
+            .gpu_until(gpu, "the adapter is dropped", dropped)
+            .await;
+    }
+    // The name is free.
+    let other = json!({"name": "style", "file": "tone.safetensors"});
+    assert_eq!(load(other).await.0, 201);
 }
 
 /// An adapter that cannot be applied is told with its file, and no worker is tried again.

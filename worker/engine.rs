@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fastvideo_link::MemoryBuffer;
-use fastvideo_proto::adapter::Adapter;
+use fastvideo_proto::adapter::{Adapter, HeldAdapter};
 use fastvideo_proto::job::{Stage, VideoFormat};
 use fastvideo_proto::link::DeviceReport;
 use fastvideo_proto::state::{StateHeader, TensorLayout};
@@ -58,6 +58,20 @@ pub(crate) trait Engine {
         None
     }
 
+    /// Loads an adapter beside those of the configuration; `options` is the engine's JSON for one.
+    ///
+    /// # Errors
+    /// Returns an error when the adapter cannot be read, does not fit the model or finds no memory. Everything is as before
+    /// then, except for [`EngineError::Broken`].
+    fn load_adapter(&mut self, _options: &str) -> Result<HeldAdapter, EngineError> {
+        Err(EngineError::Refused(
+            "this engine takes no adapters".to_owned(),
+        ))
+    }
+
+    /// Drops an adapter that [`Self::load_adapter`] has loaded. Unknown names are ignored.
+    fn unload_adapter(&mut self, _name: &str) {}
+
     /// Generates one segment: reports steps, passes out frames in order with their sound, and returns the state that
     /// the next segment continues from. The result depends on the request alone.
     ///
@@ -97,6 +111,8 @@ pub(crate) struct Loaded {
     pub(crate) device: DeviceReport,
     /// The format of the sound; `None` when the model generates none.
     pub(crate) audio: Option<AudioFormat>,
+    /// The adapters of the configuration that can be chosen.
+    pub(crate) adapters: Vec<HeldAdapter>,
 }
 
 /// The request for one segment.

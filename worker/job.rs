@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
+use fastvideo_proto::adapter::AdapterSpec;
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, Phase, PhaseSpan, VideoFormat};
-use fastvideo_proto::link::{EncoderSpec, JobReport, JobSpec, JobState};
+use fastvideo_proto::link::{EncoderSpec, Event, JobReport, JobSpec, JobState};
 use fastvideo_proto::state::{StateHeader, blob_hash};
 
 use crate::encode::EncodeParams;
@@ -38,6 +39,9 @@ pub(crate) enum WorkItem {
     Generate(Box<JobSpec>, JobBlobs),
     /// Drop the state that is held for the session.
     Forget(SessionId),
+    LoadAdapter(Box<AdapterSpec>),
+    /// Drop the adapter with this name.
+    UnloadAdapter(String),
 }
 
 /// The memory that was sent along with a job.
@@ -131,6 +135,15 @@ impl JobLoop {
                     self.look_at_memory();
                 }
                 WorkItem::Forget(session) => self.held_states.forget(&session),
+                WorkItem::LoadAdapter(spec) => {
+                    self.load_adapter(&spec)?;
+                    self.look_at_memory();
+                }
+                WorkItem::UnloadAdapter(name) => {
+                    self.engine.unload_adapter(&name);
+                    self.model.forget_adapter(&name);
+                    self.look_at_memory();
+                }
             }
         }
     }
@@ -138,6 +151,28 @@ impl JobLoop {
     /// Takes note of how much of the GPU's memory is in use.
     pub(crate) fn look_at_memory(&self) {
         self.gpu_memory.set(self.engine.gpu_bytes());
+    }
+
+    /// Loads an adapter and tells the supervisor how that went.
+    ///
+    /// # Errors
+    /// Returns an error when the process cannot serve any more.
+    fn load_adapter(&mut self, spec: &AdapterSpec) -> Result<(), JobLoopError> {
+        let serial = spec.serial;
+        let event = match self.engine.load_adapter(&spec.options) {
+            Ok(adapter) => {
+                self.model.add_adapter(&spec.name, &spec.options);
+                let adapter = Box::new(adapter);
+                Event::AdapterLoaded { serial, adapter }
+            }
+            Err(error @ EngineError::Broken(_)) => return Err(JobLoopError::Engine(error)),
+            Err(error) => {
+                let message = error.to_string();
+                Event::AdapterFailed { serial, message }
+            }
+        };
+        self.events.send(event);
+        Ok(())
     }
 
     /// Generates the segment of one job and reports its end to the outbox.

@@ -98,6 +98,7 @@ pub(crate) fn load(
         audio_sample_rate: loaded.audio.map(|audio| audio.sample_rate),
         load,
         warmup,
+        adapters: loaded.adapters,
     })));
     jobs.faults.reach(FaultPoint::Idle, None)?;
     Ok(jobs)

@@ -146,6 +146,8 @@ impl CommandHandler {
                     outbox.credit(cost);
                 }
             }
+            (Command::LoadAdapter(spec), _) => self.pass_on(WorkItem::LoadAdapter(spec))?,
+            (Command::UnloadAdapter { name }, _) => self.pass_on(WorkItem::UnloadAdapter(name))?,
             (Command::Shutdown, _) => return Err(LeaveReason::Shutdown),
             (Command::Load(_), _) => return Err(LinkError::Unexpected("a second Load").into()),
         }

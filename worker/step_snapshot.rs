@@ -3,6 +3,7 @@
 //! `job` checks the snapshot that came with a job, `sink` leaves new ones. Whether a step leaves one depends on how long it
 //! took, since a quick step is sooner done again than its latents are copied.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastvideo_link::SharedMemory;
@@ -14,9 +15,13 @@ use crate::engine::{EngineError, StepLatents, StepSnapshot};
 use crate::held_states::SharedState;
 
 /// What all requests of this process have in common that their latents depend on: the build, the engine, its options and
-/// the model.
+/// the model, with the adapters that were loaded by order.
 #[derive(Clone, Debug)]
-pub(crate) struct ModelIdentity(Vec<u8>);
+pub(crate) struct ModelIdentity {
+    base: Vec<u8>,
+    /// The engine's options of each adapter, by name.
+    adapters: BTreeMap<String, String>,
+}
 
 impl ModelIdentity {
     pub(crate) fn new(engine: &EngineSpec, model_id: &str) -> Self {
@@ -26,7 +31,20 @@ impl ModelIdentity {
         fields.text(&engine.name);
         fields.text(&engine.options);
         fields.text(model_id);
-        Self(fields.0)
+        Self {
+            base: fields.0,
+            adapters: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of an adapter that requests can choose from now on.
+    pub(crate) fn add_adapter(&mut self, name: &str, options: &str) {
+        self.adapters.insert(name.to_owned(), options.to_owned());
+    }
+
+    /// Takes note of an adapter that is not there any more.
+    pub(crate) fn forget_adapter(&mut self, name: &str) {
+        self.adapters.remove(name);
     }
 }
 
@@ -155,7 +173,7 @@ pub(crate) fn origin(
     spec: &JobSpec,
     start: Option<&SharedState>,
 ) -> [u8; 32] {
-    let mut fields = Fields(model.0.clone());
+    let mut fields = Fields(model.base.clone());
     fields.number(spec.segment_idx.into());
     fields.text(&spec.prompt);
     fields.optional(spec.negative_prompt.as_deref().map(str::as_bytes));
@@ -165,6 +183,8 @@ pub(crate) fn origin(
     for adapter in &spec.adapters {
         fields.text(&adapter.name);
         fields.number(adapter.strength.to_bits());
+        let options = model.adapters.get(&adapter.name);
+        fields.optional(options.map(String::as_bytes));
     }
     let format = spec.format;
     for number in [format.width, format.height, format.num_frames, format.fps] {

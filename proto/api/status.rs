@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::prompts::{PromptStatus, SafetyStatus};
 use super::reload::LastReload;
+use super::workers::AdapterOnWorker;
 use crate::ids::{GpuId, WorkerId};
 
 /// The state of all workers, and the latency that the supervisor adds to media.
@@ -119,6 +120,13 @@ pub struct GpuStatus {
     pub resident_bytes: Option<u64>,
     /// Segments finished since the supervisor's start.
     pub segments_finished: u64,
+    /// How long segments take to generate, by how long they play: at most 1 in real time. The median of the latest ones, or
+    /// what warm-up predicts; null while neither is known.
+    #[serde(default)]
+    pub real_time_factor: Option<f64>,
+    /// The adapters that the worker holds or loads, by name.
+    #[serde(default)]
+    pub adapters: BTreeMap<String, AdapterOnWorker>,
 }
 
 /// How long the start of the running process took, in milliseconds.

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use fastvideo_proto::adapter::AdapterChoice;
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::stream_v1::{Resume, SegmentRequest};
 use fastvideo_supervisor_core::tls;
@@ -58,6 +59,7 @@ pub(crate) struct Args {
     output: Option<PathBuf>,
     /// The request for each segment, with an empty prompt.
     request: SegmentRequest,
+    adapters: Vec<String>,
     image: Option<PathBuf>,
     state: Option<PathBuf>,
     save_state: Option<PathBuf>,
@@ -94,6 +96,7 @@ pub(super) struct ValidArgs {
     /// Whether a language model writes prompts out.
     pub(super) enhances: bool,
     pub(super) output: Option<PathBuf>,
+    pub(super) adapters: Vec<AdapterChoice>,
     pub(super) initial_image: Option<Map<String, Value>>,
     pub(super) state: Option<ContinuationState>,
     pub(super) save_state: Option<PathBuf>,
@@ -158,6 +161,9 @@ impl Args {
                     .help("Guidance scale of every segment [default: the server's]"),
                 text("negative-prompt", "TEXT")
                     .help("What the video should not show [default: the server's]"),
+                text("adapter", "NAME[=STRENGTH]")
+                    .action(ArgAction::Append)
+                    .help("Adapter (LoRA) of the server that acts on all segments, -2 to 2 [default strength: the server's]; repeat it for more"),
                 file("image").help("Picture that the first segment starts from (PNG, JPEG, WebP)"),
                 file("state").help("Continuation state (JSON) that the first segment goes on from"),
                 file("save-state").help("Where the continuation state after the last segment goes"),
@@ -209,6 +215,7 @@ impl Args {
                 guidance_scale: matches.get_one("guidance-scale").copied(),
                 ..SegmentRequest::default()
             },
+            adapters: texts("adapter"),
             image: path("image"),
             state: path("state"),
             save_state: path("save-state"),
@@ -266,6 +273,10 @@ impl Args {
             enhances: self.enhances,
             requests: self.prompts.into_iter().map(request).collect(),
             output: self.output,
+            adapters: (self.adapters.iter())
+                .map(|text| read_adapter(text))
+                .collect::<anyhow::Result<_>>()
+                .context("--adapter")?,
             initial_image: self
                 .image
                 .as_deref()
@@ -312,6 +323,22 @@ pub(crate) fn stream_url(url: &str) -> anyhow::Result<String> {
         path => path,
     };
     Ok(format!("{scheme}://{host}{path}"))
+}
+
+fn read_adapter(text: &str) -> anyhow::Result<AdapterChoice> {
+    let (name, strength) = match text.split_once('=') {
+        None => (text, None),
+        Some((name, strength)) => {
+            let strength = strength.parse::<f64>().ok().filter(|s| s.is_finite());
+            let number = || format!("must be NAME or NAME=NUMBER, given `{text}`");
+            (name, Some(strength.with_context(number)?))
+        }
+    };
+    ensure!(!name.is_empty(), "must name an adapter, given `{text}`");
+    Ok(AdapterChoice {
+        name: name.to_owned(),
+        strength,
+    })
 }
 
 fn read_resume(text: &str) -> anyhow::Result<Resume> {

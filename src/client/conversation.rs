@@ -158,6 +158,7 @@ impl<'a> Conversation<'a> {
                 have: self.have(),
                 ..resume
             }),
+            adapters: Some(self.args.adapters.clone()),
             curated_prompts: self.args.curated_prompts.clone(),
             loop_generation_enabled: self.args.loops,
             auto_extension_enabled: self.args.auto_extends,

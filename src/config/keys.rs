@@ -26,6 +26,7 @@ pub(crate) static SERVER: Table = Table {
     lists: &[
         engines::config::KEYS,
         ltx2::KEYS,
+        ltx2::OWN_KEYS,
         synthetic::KEYS,
         http::config::KEYS,
         logging::KEYS,

@@ -45,6 +45,8 @@ pub const ROUTES: &[(&str, Access)] = &[
     ("/v1/drain", Access::Admin),
     ("/v1/workers/{gpu}/drain", Access::Admin),
     ("/v1/workers/{gpu}/restart", Access::Admin),
+    ("/v1/workers/loras", Access::Admin),
+    ("/v1/workers/loras/{name}", Access::Admin),
     ("/v1/prompts/reload", Access::Admin),
     ("/v1/reload", Access::Admin),
     ("/v1/log-level", Access::Admin),

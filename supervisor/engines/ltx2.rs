@@ -12,6 +12,8 @@ use crate::settings::{Key, KeySpec, Reader};
 
 mod loras;
 
+pub(crate) use loras::{BadOrder, order};
+
 /// The name that the engine has in the configuration and on the link.
 pub const NAME: &str = "ltx2";
 
@@ -39,7 +41,12 @@ pub static KEYS: &[&KeySpec] = &[
     &MATRICES.spec,
     &FLOAT8_DENSE_BLOCKS.spec,
     &LORAS.spec,
+    &LORAS_MAX_MIB.spec,
+    &LORAS_MAX_RANK.spec,
 ];
+
+/// The keys that are for the supervisor alone.
+pub static OWN_KEYS: &[&KeySpec] = &[&LORAS_FOLDER.spec];
 
 static DEVICE: Key<String> = Key::choice("generator.ltx2.device", &["auto", "cpu", "cuda"])
     .short("device")
@@ -126,6 +133,18 @@ static LORAS: Key<Option<Vec<Value>>> = Key::json_list(
 )
 .help("Adapters (LoRA): each with `name` and `path`, and where needed `strength` (1; -2 to 2), `trigger` (words that are added to prompts), `trigger_position` (`front` or `back`) and `fused` (added to the weights for all sessions) [default: none]");
 
+static LORAS_MAX_MIB: Key<u32> = Key::u32("generator.ltx2.loras_max_mib", 1, 1 << 20)
+    .unit("MiB")
+    .help("Memory on each GPU for all adapters that are not fused, and the largest file of one")
+    .default(8192);
+
+static LORAS_MAX_RANK: Key<u32> = Key::u32("generator.ltx2.loras_max_rank", 1, 4096)
+    .help("Largest sum of the ranks of all adapters that act on a segment; each rank costs time in every step")
+    .default(128);
+
+static LORAS_FOLDER: Key<Option<String>> = Key::text("generator.ltx2.loras_folder")
+    .help("The folder whose adapters an operator may load while workers serve (`POST /v1/workers/loras`) [default: none may be loaded]");
+
 /// Returns the engine with this model, which is a folder, a file or the id of a repository.
 pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
     check_sizes(reader);
@@ -154,6 +173,7 @@ pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
         repeated_frames: reader.get(&conditioning::NUM_FRAMES),
         warms_up_at_full_size: true,
         adapters: loras::offered(reader, &LORAS),
+        adapters_folder: loras::folder(reader, &LORAS_FOLDER),
     }
 }
 

@@ -82,6 +82,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Engine {
         repeated_frames: 0,
         warms_up_at_full_size: false,
         adapters: Vec::new(),
+        adapters_folder: None,
     }
 }
 

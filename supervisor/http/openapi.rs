@@ -7,7 +7,7 @@ use utoipa::OpenApi;
 
 use super::app::App;
 use super::film;
-use super::operator::{prompts, sessions, workers};
+use super::operator::{adapters, prompts, sessions, workers};
 use super::status;
 use crate::auth::issue;
 use crate::reload::routes as reload;
@@ -35,6 +35,9 @@ pub(super) fn routes() -> Router<App> {
         sessions::drain,
         workers::drain,
         workers::restart,
+        adapters::list,
+        adapters::load,
+        adapters::unload,
         prompts::reload
     ),
     components(schemas(ErrorBody, ErrorDetail))

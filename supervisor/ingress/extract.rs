@@ -29,6 +29,9 @@ pub(crate) struct PathSession(pub(crate) SessionId);
 /// The GPU that a path names as `{gpu}`; it need not exist.
 pub(crate) struct PathGpu(pub(crate) GpuId);
 
+/// What a path names as `{name}`.
+pub(crate) struct PathName(pub(crate) String);
+
 /// The whole body. It may be as large as a message.
 pub(crate) struct Body {
     pub(crate) bytes: Bytes,
@@ -64,6 +67,16 @@ impl<S: Send + Sync> FromRequestParts<S> for PathGpu {
         let gpu = parameter(parts, state).await.unwrap_or_default();
         let id = gpu.parse().map(GpuId);
         id.map(Self).map_err(|_| ApiError::no_gpu(&gpu))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for PathName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let name = parameter(parts, state).await;
+        let bad = || ApiError::invalid_request("the name in the path is not UTF-8");
+        name.map(Self).ok_or_else(bad)
     }
 }
 

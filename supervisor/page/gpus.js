@@ -39,6 +39,13 @@ export function exitWords(last) {
   return [[what, after].filter(Boolean).join(' '), last.reason].filter(Boolean).join(': ');
 }
 
+/** Says how fast segments are generated, by how fast they play. */
+export function paceWords(factor) {
+  if (typeof factor !== 'number' || !(factor > 0)) return '';
+  const speed = 1 / factor;
+  return `${speed.toFixed(speed < 10 ? 2 : 0)}× real time${factor > 1 ? ', too slow' : ''}`;
+}
+
 /** Polls `GET /status` while the page is visible. Every field of the answer may be missing. */
 export class Gpus {
   /**
@@ -176,8 +183,11 @@ export class Gpus {
     const percent = progress && `${phrase(progress.what || 'loading')} ${Math.round(progress.fraction * 100)}%`;
     say(card.word, percent ?? GPU_WORDS[state] ?? phrase(state));
     const { load_ms: load, first_segment_ms: first, second_segment_ms: second } = gpu.warmup_timings ?? {};
+    const loras = Object.entries(gpu.adapters ?? {}).filter(([, adapter]) => adapter.state === 'loaded');
+    const loraBytes = loras.reduce((sum, [, adapter]) => sum + (adapter.bytes ?? 0), 0);
     facts(card.line, [
-      ['sessions', gpu.client_count ?? 0], ['segments', gpu.segments_finished], ['restarts', gpu.restarts],
+      ['sessions', gpu.client_count ?? 0], ['segments', gpu.segments_finished], ['pace', paceWords(gpu.real_time_factor)],
+      ['adapters', loras.length ? `${loras.length} (${gib(loraBytes)})` : ''], ['restarts', gpu.restarts],
       ['GPU memory', gpu.device?.memory_bytes ? gib(gpu.device.memory_bytes) : ''],
       ['process', gpu.resident_bytes ? gib(gpu.resident_bytes) : ''], ['loaded in', seconds(load)],
       ['warmed up in', first == null ? '' : seconds(first + (second ?? 0))],
@@ -190,6 +200,9 @@ export class Gpus {
     if (state === 'quarantined') {
       last.push(gpu.last_exit?.permanent ? 'It is left alone until an operator restarts it.'
         : 'It failed too often and is left alone, unless no other is left.');
+    }
+    for (const [name, adapter] of Object.entries(gpu.adapters ?? {})) {
+      if (adapter.state === 'failed') last.push(`Adapter ${name} is not loaded: ${adapter.error}.`);
     }
     if (state === 'drained') last.push('An operator has taken it away.');
     say(card.last, last.join(' '));

@@ -5,7 +5,7 @@
 //! front, so that a fault never costs it its turn. A session changes its worker only at a boundary: when no worker has a job of it in hand.
 //! Nothing here waits or talks to a process; the pool holds the lock for short sections only.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +126,8 @@ struct PoolSession {
     left: Option<HandoffReason>,
     /// The job that was submitted and has not ended.
     job: Option<JobId>,
+    /// The names of the adapters that act on the session's latest segment.
+    adapters: Vec<String>,
     /// The slot that the session is bound to at its next boundary. Room is reserved for it there.
     pending_move: Option<usize>,
     /// The number of the hold when the client is gone and the session's place is kept.
@@ -157,6 +159,8 @@ struct WorkerSlot {
     reserved: Vec<SessionId>,
     /// The jobs that were not sent to the process yet.
     jobs: VecDeque<QueuedJob>,
+    /// The names of the adapters that the process has loaded.
+    adapters: BTreeSet<String>,
     /// The sessions that were unbound, and whose states the process was not told to forget yet.
     to_forget: Vec<SessionId>,
     /// The latest generation times, over all processes of the GPU.
@@ -186,6 +190,12 @@ impl WorkerSlot {
     fn load(&self) -> usize {
         self.sessions.len() + self.reserved.len()
     }
+
+    /// Returns how many of a session's adapters the worker does not hold.
+    fn missing_adapters(&self, wanted: &[String]) -> usize {
+        let is_missing = |name: &&String| !self.adapters.contains(*name);
+        wanted.iter().filter(is_missing).count()
+    }
 }
 
 impl Assignments {
@@ -202,6 +212,7 @@ impl Assignments {
             sessions: Vec::new(),
             reserved: Vec::new(),
             jobs: VecDeque::new(),
+            adapters: BTreeSet::new(),
             to_forget: Vec::new(),
             pace: RollingMedian::new(PACE_SAMPLES),
             exits_to_forgive: 0,
@@ -246,6 +257,7 @@ impl Assignments {
             served: false,
             left: None,
             job: None,
+            adapters: Vec::new(),
             pending_move: None,
             suspect: None,
             hold: None,
@@ -356,7 +368,7 @@ impl Assignments {
         let to = match to {
             None if wanted.is_some() => return Ok(()),
             None => self
-                .least_loaded(Some(from))
+                .least_loaded_for(session, from)
                 .ok_or(MoveError::NoOtherRoom)?,
             Some(gpu) => {
                 let to = self.slots.iter().position(|slot| slot.gpu == gpu);
@@ -427,6 +439,7 @@ impl Assignments {
             Availability::Serving(_) | Availability::Absent(_) => HandoffReason::WorkerLost,
         };
         self.slots[slot].availability = Availability::Absent(absence);
+        self.slots[slot].adapters.clear();
         self.cancel_reservations(slot);
         let jobs = std::mem::take(&mut self.slots[slot].jobs);
         for session in self.slots[slot].sessions.clone() {
@@ -451,6 +464,43 @@ impl Assignments {
         let slot = self.sessions.get(session)?.slot?;
         let serving = self.slots[slot].serving()?;
         (&serving.worker == worker).then_some(slot)
+    }
+
+    /// Takes note of the adapters that a worker has loaded.
+    pub(super) fn set_adapters(&mut self, slot: usize, loaded: BTreeSet<String>) {
+        self.slots[slot].adapters = loaded;
+    }
+
+    /// Returns the number of sessions whose latest segment asked for an adapter.
+    pub(super) fn sessions_with_adapter(&self, name: &str) -> usize {
+        let has = |session: &&PoolSession| session.adapters.iter().any(|it| it == name);
+        self.sessions.values().filter(has).count()
+    }
+
+    /// Takes note of the adapters that act on the segment for which a session is about to submit a job. Moves the session
+    /// when another worker with room holds more of them, and returns whether it did.
+    pub(super) fn choose_adapters(&mut self, session: &SessionId, wanted: Vec<String>) -> bool {
+        let Some(entry) = self.sessions.get_mut(session) else {
+            return false;
+        };
+        entry.adapters = wanted;
+        let wanted = entry.adapters.clone();
+        let Some(from) = entry.slot else {
+            return false;
+        };
+        let missing = self.slots[from].missing_adapters(&wanted);
+        if missing == 0 || !self.at_boundary(session) {
+            return false;
+        }
+        let better = self.least_loaded_for(session, from);
+        let better = better.filter(|&to| self.slots[to].missing_adapters(&wanted) < missing);
+        let Some(to) = better else {
+            return false;
+        };
+        self.clear_pending_move(session);
+        self.bind(session, to, Some(HandoffReason::Adapters));
+        self.assign_waiting();
+        true
     }
 
     /// Queues a job with a worker.
@@ -492,8 +542,9 @@ impl Assignments {
         } else if held {
             self.assign_waiting();
         } else if !self.slots[from].jobs.is_empty()
-            && let Some(to) = self.least_loaded(Some(from))
+            && let Some(to) = self.least_loaded_for(session, from)
             && self.slots[to].load() + 2 <= self.slots[from].load()
+            && self.holds_as_many_adapters(session, to, from)
         {
             self.bind(session, to, Some(HandoffReason::Balance));
             self.assign_waiting();
@@ -532,6 +583,11 @@ impl Assignments {
     pub(super) fn record_generation_time(&mut self, slot: usize, generation: Duration) {
         self.slots[slot].pace.add(generation);
         self.assign_waiting();
+    }
+
+    /// Returns how long a worker's latest segments took to generate, or what warm-up predicts.
+    pub(super) fn pace(&self, slot: usize) -> Option<Duration> {
+        self.slots[slot].pace.median()
     }
 
     /// Records the generation time that warm-up predicts for a worker, unless the worker has generated a segment
@@ -627,10 +683,32 @@ impl Assignments {
     }
 
     /// Returns the worker with the fewest sessions among those that have room.
-    fn least_loaded(&self, except: Option<usize>) -> Option<usize> {
+    fn least_loaded(&self) -> Option<usize> {
         (0..self.slots.len())
-            .filter(|&slot| Some(slot) != except && self.has_room(slot))
+            .filter(|&slot| self.has_room(slot))
             .min_by_key(|&slot| self.slots[slot].load())
+    }
+
+    /// Returns the worker for a session to move to: among the others that have room, one that holds most of the session's
+    /// adapters, and of these the one with the fewest sessions.
+    fn least_loaded_for(&self, session: &SessionId, from: usize) -> Option<usize> {
+        let wanted = self.adapters_of(session);
+        (0..self.slots.len())
+            .filter(|&slot| slot != from && self.has_room(slot))
+            .min_by_key(|&slot| {
+                let slot = &self.slots[slot];
+                (slot.missing_adapters(wanted), slot.load())
+            })
+    }
+
+    fn holds_as_many_adapters(&self, session: &SessionId, to: usize, from: usize) -> bool {
+        let wanted = self.adapters_of(session);
+        self.slots[to].missing_adapters(wanted) <= self.slots[from].missing_adapters(wanted)
+    }
+
+    fn adapters_of(&self, session: &SessionId) -> &[String] {
+        let entry = self.sessions.get(session);
+        entry.map_or(&[], |entry| &entry.adapters)
     }
 
     /// Returns whether no worker has a job of the session in hand.
@@ -768,7 +846,7 @@ impl Assignments {
 
     /// Binds the waiting sessions for which there is room, and tells the others their placement.
     fn assign_waiting(&mut self) {
-        while let Some(slot) = self.least_loaded(None)
+        while let Some(slot) = self.least_loaded()
             && let Some(session) = self.queue.pop()
         {
             self.bind(&session, slot, None);

@@ -309,6 +309,8 @@ async fn wait_until_ready(
                 | Event::StepSnapshot { .. }
                 | Event::Media { .. }
                 | Event::Generated { .. }
+                | Event::AdapterLoaded { .. }
+                | Event::AdapterFailed { .. }
                 | Event::Finished(_)
                 | Event::Failed { .. } => {}
             },

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::ids::GpuId;
-use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::job::{VideoFormat, frames_to_time};
 use fastvideo_proto::link::{EncoderSpec, EngineSpec, WarmupSpec};
 
 use self::gpus::{GpuError, GpuSpec, Machine};
@@ -29,6 +29,8 @@ pub struct Config {
     pub engine: EngineSpec,
     /// The adapters that the engine offers to clients.
     pub adapters: Vec<Adapter>,
+    /// The folder of the adapters that an operator may load while workers serve.
+    pub adapters_folder: Option<PathBuf>,
     /// The format of every segment.
     pub format: VideoFormat,
     /// The number of frames that a segment adds to the one before. It is less than the segment's length when the
@@ -71,6 +73,18 @@ pub struct Config {
     pub quarantine_trial: Duration,
     /// Whether the threads that read the workers' events ask for real-time scheduling; see [`crate::thread_priority`].
     pub realtime: bool,
+}
+
+impl Config {
+    /// Returns how long a segment plays that continues another one.
+    pub(super) fn segment_plays(&self) -> Duration {
+        frames_to_time(self.new_frames.into(), self.format.fps)
+    }
+
+    /// Returns how long a segment took to generate, by how long it plays: at most 1 in real time.
+    pub(super) fn real_time_factor(&self, generation: Duration) -> f64 {
+        generation.as_secs_f64() / self.segment_plays().as_secs_f64()
+    }
 }
 
 /// When the process of a working worker is replaced by a fresh one. A process is replaced only between two jobs.
@@ -311,6 +325,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         warmup_is_typical: warmup::is_typical(reader, engine.warms_up_at_full_size),
         engine: engine.spec,
         adapters: engine.adapters,
+        adapters_folder: engine.adapters_folder,
         sessions_per_gpu: reader.get(&SESSIONS_PER_GPU),
         keep_up: reader.get(&KEEP_UP),
         recycle: recycle(reader),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
+use super::adapters::OrderedAdapters;
 use super::assignments::Assignments;
 use super::boot::BootPlan;
 use super::config::{Config, Gpu};
@@ -21,10 +22,13 @@ pub(super) struct WorkerContext {
     pub(super) gpu: Gpu,
     pub(super) config: Current<Config>,
     pub(super) assignments: Arc<SharedAssignments>,
+    /// The adapters that were ordered for all workers.
+    pub(super) ordered_adapters: Arc<OrderedAdapters>,
     /// Whether no worker of the pool serves or will serve by itself.
     pub(super) all_lost: watch::Sender<bool>,
     pub(super) events: WorkerEvents,
-    /// Notified when a job was queued, cancelled or given flow credit, and when a session was unbound.
+    /// Notified when a job was queued, cancelled or given flow credit, when a session was unbound, and when other adapters
+    /// were ordered.
     pub(super) notify: Arc<Notify>,
     /// Tracks the tasks that outlive a process.
     pub(super) tracker: TaskTracker,

@@ -4,16 +4,19 @@
 //! events. A further reader belongs beside them in [`WorkerEvents::emit`] and [`PoolEvent::emit`].
 //! Steps, step snapshots and media of a job are not events: they only pass through.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fastvideo_link::SharedMemory;
+use fastvideo_proto::adapter::HeldAdapter;
 use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
-use fastvideo_proto::job::JobFailure;
+use fastvideo_proto::job::{JobFailure, VideoFormat};
 use fastvideo_proto::link::ReadyReport;
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::adapters::{self, WorkerAdapter, WorkerAdapterState};
 use super::exit::{ExitKind, ExitReport};
 use super::lifecycle::{InvalidTransition, Transition, WorkerState};
 use super::metrics::{HandoffReason, PoolMetrics, WorkerMeter};
@@ -36,6 +39,12 @@ pub(super) enum WorkerEvent {
     WarmingUp,
     /// The process is ready.
     Ready { report: ReadyReport },
+    /// Warm-up has shown that segments of the configured size take longer to generate than they play.
+    SlowerThanPlayback {
+        generation: Duration,
+        plays: Duration,
+        format: VideoFormat,
+    },
     /// The process is alive.
     Heartbeat {
         resident_bytes: u64,
@@ -79,6 +88,20 @@ pub(super) enum WorkerEvent {
     JobLost { job: JobId, started: bool },
     /// The process reported the end of a job that it was not given.
     StrayJobEnd { job: JobId },
+    /// The process was told to load an adapter that an operator has ordered.
+    AdapterLoading { name: String, serial: u64 },
+    AdapterLoaded {
+        name: String,
+        serial: u64,
+        adapter: HeldAdapter,
+    },
+    AdapterFailed {
+        name: String,
+        serial: u64,
+        message: String,
+    },
+    /// The process was told to drop an adapter.
+    AdapterUnloaded { name: String },
     /// The process takes no more jobs, and is asked to exit when it runs none.
     Leaving { why: LeaveReason },
     /// The next process boots as a standby.
@@ -185,6 +208,11 @@ impl WorkerEvents {
     pub(super) fn state(&self) -> WorkerState {
         self.status.borrow().state
     }
+
+    /// Returns the names of the adapters that the process has loaded.
+    pub(super) fn loaded_adapters(&self) -> BTreeSet<String> {
+        adapters::loaded(&self.status.borrow().adapters)
+    }
 }
 
 impl WorkerEvent {
@@ -210,6 +238,7 @@ impl WorkerEvent {
             Self::Stopped => Transition::ExitedAsked,
             Self::Starting { .. }
             | Self::LoadProgress { .. }
+            | Self::SlowerThanPlayback { .. }
             | Self::Heartbeat { .. }
             | Self::JobSent { again: true, .. }
             | Self::StateNotHeld { .. }
@@ -220,6 +249,10 @@ impl WorkerEvent {
             | Self::JobTakenBack { .. }
             | Self::JobLost { .. }
             | Self::StrayJobEnd { .. }
+            | Self::AdapterLoading { .. }
+            | Self::AdapterLoaded { .. }
+            | Self::AdapterFailed { .. }
+            | Self::AdapterUnloaded { .. }
             | Self::RenewalStarted { .. }
             | Self::RenewalFailed { .. }
             | Self::Renewed { .. }
@@ -239,6 +272,19 @@ impl WorkerEvent {
         let gpu = status.gpu.id;
         let worker_id = status.worker_id.as_ref().map(tracing::field::display);
         match self {
+            Self::SlowerThanPlayback {
+                generation,
+                plays,
+                format,
+            } => {
+                let VideoFormat { width, height, .. } = format;
+                tracing::warn!(
+                    worker_id,
+                    generation_ms = generation.as_millis(),
+                    plays_ms = plays.as_millis(),
+                    "segments of {width}x{height} take longer to generate than they play: viewers will wait; a smaller picture or fewer steps may help"
+                );
+            }
             Self::JobSent {
                 job,
                 session,
@@ -286,6 +332,23 @@ impl WorkerEvent {
             }
             Self::StrayJobEnd { job } => {
                 tracing::warn!(worker_id, job_id = %job, "worker reports the end of a job that it does not have");
+            }
+            Self::AdapterLoading { name, .. } => {
+                tracing::debug!(worker_id, adapter = name, "adapter is to be loaded");
+            }
+            Self::AdapterLoaded { name, adapter, .. } => {
+                tracing::info!(
+                    worker_id,
+                    adapter = name,
+                    bytes = adapter.bytes,
+                    "adapter loaded"
+                );
+            }
+            Self::AdapterFailed { name, message, .. } => {
+                tracing::warn!(worker_id, adapter = name, message, "adapter not loaded");
+            }
+            Self::AdapterUnloaded { name } => {
+                tracing::info!(worker_id, adapter = name, "adapter unloaded");
             }
             Self::Leaving {
                 why: LeaveReason::Directive { drained },
@@ -410,7 +473,7 @@ impl WorkerStatus {
             WorkerEvent::Ready { report } => {
                 self.load_progress = None;
                 self.warmed_up = true;
-                self.ready = Some(report.clone());
+                self.became_ready(report);
             }
             WorkerEvent::Heartbeat {
                 resident_bytes,
@@ -435,7 +498,23 @@ impl WorkerStatus {
                 self.worker_id = Some(worker.clone());
                 self.pid = Some(*pid);
                 self.forget_process();
-                self.ready = Some(report.clone());
+                self.became_ready(report);
+            }
+            WorkerEvent::AdapterLoading { name, serial } => {
+                self.set_adapter(name, *serial, WorkerAdapterState::Loading);
+            }
+            WorkerEvent::AdapterLoaded {
+                name,
+                serial,
+                adapter,
+            } => self.set_adapter(name, *serial, WorkerAdapterState::Loaded(adapter.clone())),
+            WorkerEvent::AdapterFailed {
+                name,
+                serial,
+                message,
+            } => self.set_adapter(name, *serial, WorkerAdapterState::Failed(message.clone())),
+            WorkerEvent::AdapterUnloaded { name } => {
+                self.adapters.remove(name);
             }
             WorkerEvent::Retired { exit } => self.last_exit = Some(exit.clone()),
             WorkerEvent::Exited { exit, .. } => {
@@ -452,8 +531,10 @@ impl WorkerStatus {
                 self.state = WorkerState::Quarantined;
                 self.pid = None;
                 self.ready = None;
+                self.adapters.clear();
             }
             WorkerEvent::Connected
+            | WorkerEvent::SlowerThanPlayback { .. }
             | WorkerEvent::WarmingUp
             | WorkerEvent::StateNotHeld { .. }
             | WorkerEvent::JobWentOn { .. }
@@ -477,6 +558,24 @@ impl WorkerStatus {
         let to = self.state.transition(transition)?;
         let from = std::mem::replace(&mut self.state, to);
         Ok((from != to).then_some((from, to)))
+    }
+
+    fn became_ready(&mut self, report: &ReadyReport) {
+        let held = report.adapters.iter().map(|adapter| {
+            let configured = WorkerAdapter {
+                serial: None,
+                state: WorkerAdapterState::Loaded(adapter.clone()),
+            };
+            (adapter.name.clone(), configured)
+        });
+        self.adapters = held.collect();
+        self.ready = Some(report.clone());
+    }
+
+    fn set_adapter(&mut self, name: &str, serial: u64, state: WorkerAdapterState) {
+        let serial = Some(serial);
+        let adapter = WorkerAdapter { serial, state };
+        self.adapters.insert(name.to_owned(), adapter);
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn config() -> Config {
             options: "{}".to_owned(),
         },
         adapters: Vec::new(),
+        adapters_folder: None,
         format: FORMAT,
         new_frames: FORMAT.num_frames,
         encoder: Default::default(),
@@ -89,6 +90,7 @@ pub(super) fn context(config: Config) -> (WorkerContext, watch::Receiver<WorkerS
         gpu,
         config: Current::new(config),
         assignments: Arc::new(SharedAssignments::new(assignments)),
+        ordered_adapters: Arc::default(),
         all_lost: watch::channel(false).0,
         events: WorkerEvents::new(status, PoolMetrics::default().meter(GpuId(0))),
         notify,
@@ -119,6 +121,7 @@ pub(super) fn ready_report(warmup: &[Duration]) -> ReadyReport {
         audio_sample_rate: None,
         load: Duration::ZERO,
         warmup: warmup.to_vec(),
+        adapters: Vec::new(),
     }
 }
 

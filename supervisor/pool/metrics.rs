@@ -99,10 +99,18 @@ pub(super) enum HandoffReason {
     Balance,
     /// An operator wanted it.
     Order,
+    /// The other worker holds adapters that the session has chosen.
+    Adapters,
 }
 
 impl HandoffReason {
-    const ALL: [Self; 4] = [Self::WorkerLost, Self::Drain, Self::Balance, Self::Order];
+    const ALL: [Self; 5] = [
+        Self::WorkerLost,
+        Self::Drain,
+        Self::Balance,
+        Self::Order,
+        Self::Adapters,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -110,6 +118,7 @@ impl HandoffReason {
             Self::Drain => "drain",
             Self::Balance => "balance",
             Self::Order => "order",
+            Self::Adapters => "adapters",
         }
     }
 }

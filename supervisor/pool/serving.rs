@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
+use fastvideo_proto::adapter::{AdapterSpec, HeldAdapter};
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, MediaKind, PhaseSpan};
 use fastvideo_proto::link::{
@@ -22,6 +23,7 @@ use fastvideo_proto::link::{
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::adapters::{NextAdapter, ToldAdapters};
 use super::assignments::Absence;
 use super::attendance::Attendance;
 use super::boot::LAST_EVENTS_TIMEOUT;
@@ -60,6 +62,7 @@ pub(super) struct ServingWorker<'a, S> {
     progress_limit: ProgressLimit,
     leaving: Option<Leaving>,
     renewal: Renewal<S>,
+    adapters: ToldAdapters,
 }
 
 /// The reason why a process no longer serves.
@@ -123,6 +126,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             progress_limit: ProgressLimit::new(&config, warmup),
             leaving: None,
             renewal: Renewal::new(config.min_backoff, config.max_backoff),
+            adapters: ToldAdapters::default(),
         }
     }
 
@@ -174,7 +178,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         }
     }
 
-    /// Takes the steps that are due: leave, renew, begin the next job.
+    /// Takes the steps that are due: leave, renew, load and drop adapters, begin the next job.
     fn advance(&mut self) -> ControlFlow<ServeEnd<S>> {
         if self.leaving.is_none() {
             self.renew()?;
@@ -182,8 +186,61 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         match self.leaving {
             Some(_) if self.has_no_job() => ControlFlow::Break(ServeEnd::Leave),
             Some(_) => ControlFlow::Continue(()),
-            None => self.start_next_job().map_break(ServeEnd::Failed),
+            None => {
+                self.adapt().map_break(ServeEnd::Failed)?;
+                self.start_next_job().map_break(ServeEnd::Failed)
+            }
         }
+    }
+
+    /// Tells the process of the next adapter that it has to load, and of those that it has to drop. It does so between two
+    /// jobs: none is begun while an adapter is being loaded.
+    fn adapt(&mut self) -> ControlFlow<WorkerExit> {
+        while self.running.is_none()
+            && let Some(next) = self.adapters.next(&self.context.ordered_adapters)
+        {
+            let (event, command) = match next {
+                NextAdapter::Unload(name) => (
+                    WorkerEvent::AdapterUnloaded { name: name.clone() },
+                    Command::UnloadAdapter { name },
+                ),
+                NextAdapter::Load(spec) => {
+                    let (name, serial) = (spec.name.clone(), spec.serial);
+                    let loading = WorkerEvent::AdapterLoading { name, serial };
+                    (loading, Command::LoadAdapter(Box::new(spec)))
+                }
+            };
+            self.emit_of_adapter(event);
+            send(&self.link, command, Vec::new())?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Reports how the loading of an adapter has ended.
+    fn on_adapter(&mut self, serial: u64, loaded: Result<HeldAdapter, String>) {
+        let Some(AdapterSpec { name, .. }) = self.adapters.ended(serial) else {
+            return;
+        };
+        self.emit_of_adapter(match loaded {
+            Ok(adapter) => WorkerEvent::AdapterLoaded {
+                name,
+                serial,
+                adapter,
+            },
+            Err(message) => WorkerEvent::AdapterFailed {
+                name,
+                serial,
+                message,
+            },
+        });
+    }
+
+    /// Emits an event after which the worker may hold other adapters.
+    fn emit_of_adapter(&self, event: WorkerEvent) {
+        self.context.emit(event);
+        let held = self.context.events.loaded_adapters();
+        self.context
+            .with_assignments(|assignments, slot| assignments.set_adapters(slot, held));
     }
 
     fn has_no_job(&self) -> bool {
@@ -196,6 +253,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             self.context.emit(WorkerEvent::SupervisorAbsent { absence });
             self.last_heard = Instant::now();
             self.last_progress = self.last_heard;
+            self.adapters.start_afresh();
             for in_hand in self.finishing.values_mut() {
                 in_hand.last_activity = self.last_heard;
             }
@@ -223,6 +281,12 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             let deadline = self.last_progress + limit;
             if deadline < first.0 {
                 first = (deadline, Stall::NoProgress(limit));
+            }
+        }
+        if let Some(since) = self.adapters.loading_since() {
+            let limit = config.boot_timeout;
+            if since + limit < first.0 {
+                first = (since + limit, Stall::NoAdapter(limit));
             }
         }
         let limit = config.min_step_timeout;
@@ -276,6 +340,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 sent_at_us,
             } => return self.on_media(job, kind, bytes, sent_at_us),
             Event::Generated { job } => self.on_generated(job),
+            Event::AdapterLoaded { serial, adapter } => self.on_adapter(serial, Ok(*adapter)),
+            Event::AdapterFailed { serial, message } => self.on_adapter(serial, Err(message)),
             Event::Finished(report) => match blob {
                 Some(blob) => return self.on_finished(*report, blob),
                 None => return bad_link("worker finished a job without its state"),
@@ -542,7 +608,10 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
     }
 
     fn start_next_job(&mut self) -> ControlFlow<WorkerExit> {
-        while self.running.is_none() && !self.renewal.holds_back() {
+        while self.running.is_none()
+            && self.adapters.loading_since().is_none()
+            && !self.renewal.holds_back()
+        {
             let next = self
                 .context
                 .with_assignments(|assignments, slot| assignments.next_job(slot));

@@ -15,6 +15,8 @@ pub(super) enum Stall {
     NoProgress(Duration),
     #[error("worker has not ended a job for {0:?} whose media the client has taken")]
     NoEnd(Duration),
+    #[error("adapter not loaded within {0:?}")]
+    NoAdapter(Duration),
     #[error("worker does not read its commands")]
     UnreadCommands,
 }

@@ -1,11 +1,13 @@
 //! The status of the workers, for probes and operators.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::link::ReadyReport;
 use tokio::time::Instant;
 
+use super::adapters::WorkerAdapter;
 use super::assignments::Room;
 use super::config::Gpu;
 use super::exit::ExitReport;
@@ -31,6 +33,8 @@ pub struct WorkerStatus {
     pub warmed_up: bool,
     /// The report of the process when it became ready; `None` when no process serves.
     pub ready: Option<ReadyReport>,
+    /// The adapters that the process holds or was told to load, by name.
+    pub adapters: BTreeMap<String, WorkerAdapter>,
     /// The resident memory of the process, from its latest heartbeat.
     pub resident_bytes: Option<u64>,
     /// Memory that is in use on the GPU, from the latest heartbeat.
@@ -57,6 +61,7 @@ impl WorkerStatus {
             load_progress: None,
             warmed_up: false,
             ready: None,
+            adapters: BTreeMap::new(),
             resident_bytes: None,
             gpu_bytes: None,
             heartbeat: None,
@@ -85,6 +90,7 @@ impl WorkerStatus {
         self.resident_bytes = None;
         self.gpu_bytes = None;
         self.heartbeat = None;
+        self.adapters.clear();
     }
 }
 
@@ -106,4 +112,6 @@ pub struct SlotStatus {
     pub sessions: usize,
     /// Whether the worker serves and has room for another session.
     pub available: bool,
+    /// How long the worker's segments take to generate, by how long they play; `None` when that is not known yet.
+    pub real_time_factor: Option<f64>,
 }

@@ -90,6 +90,7 @@ impl TestWorkers {
                 shared: Arc::new(Shared {
                     config: Current::new(config),
                     assignments: Arc::new(SharedAssignments::new(assignments)),
+                    ordered_adapters: Arc::default(),
                     slots,
                     next_job: AtomicU64::new(1),
                     stop,

@@ -158,12 +158,28 @@ impl WorkerTask {
         let assignment = self.assignment(ready);
         let typical = self.context.config().warmup_is_typical;
         let estimate = ready.report.warmup.last().filter(|_| typical);
+        self.warn_of_slowness(estimate.copied());
         self.context.with_assignments(|assignments, slot| {
             if let Some(&estimate) = estimate {
                 assignments.estimate_generation_time(slot, estimate);
             }
+            assignments.set_adapters(slot, self.context.events.loaded_adapters());
             assignments.serve(slot, assignment);
         });
+    }
+
+    /// Tells the operator when the worker takes longer to generate segments of the configured size than these play.
+    fn warn_of_slowness(&self, estimate: Option<Duration>) {
+        let config = self.context.config();
+        if let Some(generation) = estimate
+            && config.real_time_factor(generation) > 1.0
+        {
+            self.context.emit(WorkerEvent::SlowerThanPlayback {
+                generation,
+                plays: config.segment_plays(),
+                format: config.format,
+            });
+        }
     }
 
     /// Lets a standby serve in place of the previous process, which is shut down.
@@ -175,8 +191,10 @@ impl WorkerTask {
             report: next.report.clone(),
         });
         let assignment = self.assignment(next);
-        self.context
-            .with_assignments(|assignments, slot| assignments.renew(slot, assignment));
+        self.context.with_assignments(|assignments, slot| {
+            assignments.set_adapters(slot, self.context.events.loaded_adapters());
+            assignments.renew(slot, assignment);
+        });
         let events = self.context.events.clone();
         let stop = self.controls.stop_signal();
         let leave = async move {

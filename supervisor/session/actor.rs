@@ -122,6 +122,7 @@ async fn open(
     };
     let received = Instant::now();
     let config = context.config.get();
+    let offered = context.pool.offered_adapters();
     let mut ticket = match moved {
         Some(_) => admit_moved(client, grant, registry, context)?,
         None => admit(client, grant, registry, context)?,
@@ -129,7 +130,7 @@ async fn open(
     let opened = async {
         let opening = tokio::select! {
             // A check can wait for its turn, and for the store.
-            opening = handshake::check(request, config, &context.store) => opening?,
+            opening = handshake::check(request, config, &context.store, &offered) => opening?,
             () = inbox.gone() => return Err(NotOpened::Gone),
             () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
         };

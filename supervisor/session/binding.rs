@@ -84,7 +84,7 @@ impl LiveSession {
             enhancer: prompts.enhancer().is_some(),
             safety: prompts.safety().is_some_and(|safety| safety.is_available()),
             audio: audio && self.media_mode == MediaMode::AvFmp4,
-            adapters: config.adapters.clone(),
+            adapters: self.context.pool.offered_adapters(),
             media_mode: self.media_mode,
             limits: StreamLimits {
                 max_message_bytes: config.max_message_bytes,
@@ -111,6 +111,21 @@ impl LiveSession {
         let (unsent, limit) = (self.emitter.outbox().cost(), self.emitter.outbox().limit());
         if !segment.run.may_submit_to(worker) || unsent >= limit {
             return;
+        }
+        // An operator may have unloaded some, and the server that the session came from may have had others.
+        let offered = self.context.pool.offered_adapters();
+        let gone = segment.planned.request.drop_adapters(&offered);
+        if !gone.is_empty() {
+            self.director.drop_adapters(&gone);
+            self.emitter.emit(SessionEvent::Error {
+                request: segment.planned.id.clone(),
+                code: ErrorCode::InvalidMessage,
+                message: format!(
+                    "`adapters`: this server does not have `{}` any more; segments are made without it",
+                    gone.join("`, `")
+                ),
+                retryable: false,
+            });
         }
         let (at, request) = (segment.run.at(), &segment.planned.request);
         let spec = JobSpec {

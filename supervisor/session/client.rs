@@ -137,7 +137,9 @@ impl LiveSession {
     }
 
     fn request_segment(&mut self, id: Option<RequestId>, request: SegmentRequest) {
-        let request = match ValidRequest::check(request, &self.config, &self.limits()) {
+        let offered = self.context.pool.offered_adapters();
+        let checked = ValidRequest::check(request, &self.config, &self.limits(), &offered);
+        let request = match checked {
             Ok(request) => request,
             Err(error) => return self.refuse(id, error),
         };

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::job::frames_to_time;
 
 use super::broadcast::SpectatorLimits;
@@ -208,8 +207,7 @@ pub(crate) fn check(reader: &mut Reader<'_>) {
     reader.refuse_reversed(&default_request::NUM_INFERENCE_STEPS, &MAX_INFERENCE_STEPS);
 }
 
-/// `adapters` are those of the engine.
-pub(crate) fn read(reader: &Reader<'_>, adapters: Vec<Adapter>) -> Config {
+pub(crate) fn read(reader: &Reader<'_>) -> Config {
     Config {
         server_name: reader.non_empty(&SERVER_NAME),
         format: default_request::format(reader),
@@ -218,7 +216,6 @@ pub(crate) fn read(reader: &Reader<'_>, adapters: Vec<Adapter>) -> Config {
         seed: reader.get(&default_request::SEED),
         guidance_scale: reader.get(&default_request::GUIDANCE_SCALE),
         negative_prompt: reader.non_empty(&default_request::NEGATIVE_PROMPT),
-        adapters,
         generation_segment_cap: reader.get(&GENERATION_SEGMENT_CAP),
         cap_extensions: reader.get(&CAP_EXTENSIONS),
         watch: reader.get(&WATCH),

@@ -346,6 +346,11 @@ impl Director {
         self.tasks.rewrite(request, seed_prompt, count)
     }
 
+    /// Drops adapters that are not there any more.
+    pub(super) fn drop_adapters(&mut self, gone: &[String]) {
+        self.playlist.drop_adapters(gone);
+    }
+
     /// Sets the adapters that act from the next segment on.
     pub(super) fn set_adapters(&mut self, adapters: Vec<Adapter>) {
         self.playlist.set_adapters(adapters);

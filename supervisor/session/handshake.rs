@@ -93,6 +93,7 @@ pub(super) async fn check(
     mut request: OpenSession,
     config: Arc<Config>,
     store: &SessionStore,
+    offered: &[Adapter],
 ) -> Result<Opening, NotOpened> {
     let prompts = &request.curated_prompts;
     if prompts.len() > MAX_CURATED_PROMPTS {
@@ -104,7 +105,7 @@ pub(super) async fn check(
     for prompt in prompts {
         check_prompt("curated_prompts", prompt, &config.limits).map_err(invalid)?;
     }
-    let adapters = check_adapters(std::mem::take(&mut request.adapters), &config);
+    let adapters = check_adapters(std::mem::take(&mut request.adapters), offered);
     let adapters = adapters.map_err(invalid)?;
     let (image, image_read) = match request.initial_image.take() {
         Some(object) if object.is_empty() => (None, None),

@@ -122,6 +122,12 @@ pub(crate) enum PromptWork {
 }
 
 impl Playlist {
+    /// Drops adapters that are not there any more.
+    pub(crate) fn drop_adapters(&mut self, gone: &[String]) {
+        self.adapters
+            .retain(|adapter| !gone.contains(&adapter.name));
+    }
+
     /// Sets the adapters that act from the next segment on.
     pub(crate) fn set_adapters(&mut self, adapters: Vec<Adapter>) {
         self.adapters = adapters;

@@ -58,6 +58,7 @@ impl ValidRequest {
         request: SegmentRequest,
         config: &Config,
         limits: &ClientLimits,
+        offered: &[Adapter],
     ) -> Result<Self, InvalidRequest> {
         check_prompt("prompt", &request.prompt, limits)?;
         if let Some(negative) = &request.negative_prompt {
@@ -79,7 +80,7 @@ impl ValidRequest {
             });
         }
         let adapters = request.adapters;
-        let adapters = adapters.map(|choices| check_adapters(choices, config));
+        let adapters = adapters.map(|choices| check_adapters(choices, offered));
         Ok(Self {
             adapters: adapters.transpose()?,
             prompt: request.prompt,
@@ -103,6 +104,15 @@ impl ValidRequest {
     /// Creates a request for an extension, with the operator's defaults.
     pub(crate) fn extension(prompt: String, config: &Config) -> Self {
         Self::by_itself(prompt, PromptSource::AutoExtension, config)
+    }
+
+    /// Drops the adapters that are not among those on offer any more, and returns their names.
+    pub(crate) fn drop_adapters(&mut self, offered: &[Adapter]) -> Vec<String> {
+        let chosen = self.adapters.iter_mut().flat_map(|adapters| {
+            let is_gone = |it: &mut Adapter| !offered.iter().any(|other| other.name == it.name);
+            adapters.extract_if(.., is_gone)
+        });
+        chosen.map(|adapter| adapter.name).collect()
     }
 
     /// Returns whether the client says that a model has written the prompt.
@@ -157,10 +167,11 @@ impl ValidRequest {
     }
 }
 
-/// Checks a client's choice of adapters: the server must offer them, and strengths must be within their limits.
+/// Checks a client's choice of adapters: they must be among those that the server offers, and strengths must be within
+/// their limits.
 pub(crate) fn check_adapters(
     choices: Vec<AdapterChoice>,
-    config: &Config,
+    offered: &[Adapter],
 ) -> Result<Vec<Adapter>, InvalidRequest> {
     if choices.len() > MAX_ADAPTERS {
         let given = choices.len();
@@ -168,16 +179,16 @@ pub(crate) fn check_adapters(
     }
     let mut adapters: Vec<Adapter> = Vec::new();
     for AdapterChoice { name, strength } in choices {
-        let Some(offered) = config.adapters.iter().find(|adapter| adapter.name == name) else {
+        let Some(adapter) = offered.iter().find(|adapter| adapter.name == name) else {
             return Err(InvalidRequest::UnknownAdapter {
                 name: shortened(&name),
-                known: known_adapters(config),
+                known: known_adapters(offered),
             });
         };
         if adapters.iter().any(|adapter| adapter.name == name) {
             return Err(InvalidRequest::AdapterTwice { name });
         }
-        let strength = strength.unwrap_or(offered.strength);
+        let strength = strength.unwrap_or(adapter.strength);
         if !(-MAX_STRENGTH..=MAX_STRENGTH).contains(&strength) {
             return Err(InvalidRequest::AdapterStrength {
                 name,
@@ -196,8 +207,8 @@ fn shortened(name: &str) -> String {
     name.chars().take(MAX_REPEATED).collect()
 }
 
-fn known_adapters(config: &Config) -> String {
-    let names: Vec<&str> = config.adapters.iter().map(|a| a.name.as_str()).collect();
+fn known_adapters(offered: &[Adapter]) -> String {
+    let names: Vec<&str> = offered.iter().map(|a| a.name.as_str()).collect();
     match names.is_empty() {
         true => "it has none".to_owned(),
         false => names.join(", "),
@@ -247,13 +258,15 @@ mod tests {
 
     #[track_caller]
     fn check(request: SegmentRequest, expected: &str) {
-        let error = ValidRequest::check(request, &config(), &config().limits).unwrap_err();
+        let checked = ValidRequest::check(request, &config(), &config().limits, &[]);
+        let error = checked.unwrap_err();
         assert_eq!(error.to_string(), expected);
     }
 
     #[test]
     fn nulls_take_the_operators_defaults() {
-        let valid = ValidRequest::check(request("a fox"), &config(), &config().limits).unwrap();
+        let valid = ValidRequest::check(request("a fox"), &config(), &config().limits, &[]);
+        let valid = valid.unwrap();
         assert_eq!((valid.seed, valid.num_inference_steps), (10, 8));
         assert_eq!(valid.source, PromptSource::User);
     }
@@ -265,7 +278,8 @@ mod tests {
             trace_parent: Some(parent.parse().unwrap()),
             ..request("a fox")
         };
-        let mut valid = ValidRequest::check(asked, &config(), &config().limits).unwrap();
+        let valid = ValidRequest::check(asked, &config(), &config().limits, &[]);
+        let mut valid = valid.unwrap();
         valid.adapters = Some(vec![Adapter {
             name: "toon".to_owned(),
             strength: 0.1 + 0.2,
@@ -319,24 +333,16 @@ mod tests {
 
     #[test]
     fn adapters_are_those_of_the_server() {
-        let config = Config {
-            adapters: vec![
-                Adapter {
-                    name: "toon".to_owned(),
-                    strength: 0.8,
-                },
-                Adapter {
-                    name: "fade".to_owned(),
-                    strength: 1.0,
-                },
-            ],
-            ..config()
+        let adapter = |name: &str, strength| Adapter {
+            name: name.to_owned(),
+            strength,
         };
+        let offered = [adapter("toon", 0.8), adapter("fade", 1.0)];
         let choice = |name: &str, strength| AdapterChoice {
             name: name.to_owned(),
             strength,
         };
-        let checked = |choices: &[AdapterChoice]| check_adapters(choices.to_vec(), &config);
+        let checked = |choices: &[AdapterChoice]| check_adapters(choices.to_vec(), &offered);
         let adapters = checked(&[choice("fade", Some(-2.0)), choice("toon", None)]).unwrap();
         let strengths: Vec<f64> = adapters.iter().map(|adapter| adapter.strength).collect();
         assert_eq!(strengths, [-2.0, 0.8]);
@@ -357,7 +363,15 @@ mod tests {
             told(&vec![choice("toon", None); 9]),
             "`adapters` has 9 entries, at most 8 are allowed"
         );
-        let none = check_adapters(vec![choice("toon", None)], &crate::session::tests::config());
+        let none = check_adapters(vec![choice("toon", None)], &[]);
         assert!(none.unwrap_err().to_string().ends_with("(it has none)"));
+
+        let mut valid = ValidRequest {
+            adapters: Some(adapters),
+            ..ValidRequest::curated("a fox".to_owned(), &config())
+        };
+        assert_eq!(valid.drop_adapters(&offered), Vec::<String>::new());
+        assert_eq!(valid.drop_adapters(&offered[..1]), ["fade"]);
+        assert_eq!(valid.adapters, Some(vec![adapter("toon", 0.8)]));
     }
 }

@@ -21,6 +21,8 @@ const OF_SERVERS: &[&str] = &[
     "/v1/drain",
     "/v1/workers/{gpu}/drain",
     "/v1/workers/{gpu}/restart",
+    "/v1/workers/loras",
+    "/v1/workers/loras/{name}",
     "/v1/prompts/reload",
 ];
 

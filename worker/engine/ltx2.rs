@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use fastvideo_ltx2::adapters::Choice;
+use fastvideo_ltx2::adapters::{AdapterFile, Choice};
 use fastvideo_ltx2::checkpoint::{Checkpoint, hub};
 use fastvideo_ltx2::device::{Compute, DeviceError, Download};
 use fastvideo_ltx2::load;
@@ -23,11 +23,13 @@ use fastvideo_ltx2::pipeline::{
     GenerateError, Output, OutputError, Pipeline, Request, Resume, Stage, Start, Step,
 };
 use fastvideo_ltx2::with_causes;
+use fastvideo_proto::adapter::HeldAdapter;
 use fastvideo_proto::job;
 use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::link::DeviceReport;
 use tch::{Device, Kind, Tensor};
 
+use super::ltx2_loras::Lora;
 use super::ltx2_options::Options;
 use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, ModelCheck, NewState,
@@ -92,6 +94,7 @@ impl Engine for Ltx2 {
             fused: ltx2_loras::fused(self.options.loras()),
             check_values: self.options.check_weights,
             matrices: self.options.matrices(&compute).map_err(unusable)?,
+            adapter_limits: self.options.adapter_limits(),
             ..load::Options::new(
                 compute.device,
                 self.options.precision(&compute),
@@ -129,6 +132,7 @@ impl Engine for Ltx2 {
             parts.scheduler = schedule;
         }
         let pipeline = Pipeline::new(parts, settings).map_err(unusable)?;
+        let adapters = pipeline.adapters().reports();
         let audio = AudioFormat {
             sample_rate: whole(pipeline.sample_rate()),
             channels: whole(pipeline.audio_channels()),
@@ -145,7 +149,30 @@ impl Engine for Ltx2 {
             model_id: model_id(&self.options.model),
             device,
             audio: Some(audio),
+            adapters: adapters.into_iter().map(ltx2_loras::held).collect(),
         })
+    }
+
+    fn load_adapter(&mut self, options: &str) -> Result<HeldAdapter, EngineError> {
+        let lora: Lora = serde_json::from_str(options).map_err(|error| {
+            EngineError::Failed(format!("the adapter's options are wrong: {error}"))
+        })?;
+        let not_loaded = || EngineError::Failed("the model is not loaded".to_owned());
+        let model = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let adapters = model.pipeline.adapters_mut();
+        let report = catch(|| adapters.load(&lora.name, &AdapterFile::open(&lora.path)?))?;
+        let report = report.map_err(|error| EngineError::Refused(with_causes(&error)))?;
+        self.options.add_lora(lora);
+        Ok(ltx2_loras::held(report))
+    }
+
+    fn unload_adapter(&mut self, name: &str) {
+        self.options.remove_lora(name);
+        if let Some(model) = &mut self.loaded
+            && let Err(error) = model.pipeline.adapters_mut().unload(name)
+        {
+            tracing::debug!(%error, "adapter not unloaded");
+        }
     }
 
     fn gpu_bytes(&self) -> Option<u64> {

@@ -3,8 +3,14 @@
 
 use std::path::PathBuf;
 
-use fastvideo_ltx2::adapters::{AdapterError, AdapterFile, Adapters, Choice};
+use fastvideo_ltx2::adapters::{AdapterError, AdapterFile, AdapterReport, Adapters, Choice};
+use fastvideo_proto::adapter::HeldAdapter;
 use serde::Deserialize;
+
+/// The size of an entry of a file's metadata that the supervisor is told, and the number of these. Trainers write whole
+/// protocols into some entries.
+const MAX_METADATA: usize = 256;
+const MAX_METADATA_ENTRIES: usize = 32;
 
 /// An adapter as the operator names it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -56,6 +62,20 @@ pub(super) fn load(loras: &[Lora], adapters: &mut Adapters) -> Result<(), Adapte
         adapters.load(&lora.name, &AdapterFile::open(&lora.path)?)?;
     }
     Ok(())
+}
+
+/// Returns what the supervisor is told of an adapter that is loaded.
+pub(super) fn held(report: AdapterReport) -> HeldAdapter {
+    let is_short = |(key, value): &(String, String)| key.len() + value.len() <= MAX_METADATA;
+    HeldAdapter {
+        name: report.name,
+        bytes: report.bytes,
+        layers: u32::try_from(report.layers).unwrap_or(u32::MAX),
+        rank: u32::try_from(report.rank).unwrap_or(u32::MAX),
+        metadata: (report.metadata.into_iter().filter(is_short))
+            .take(MAX_METADATA_ENTRIES)
+            .collect(),
+    }
 }
 
 /// Returns a prompt with the trigger words of all adapters that act: those in the weights, and those that are chosen.

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use fastvideo_ltx2::adapters::Limits;
 use fastvideo_ltx2::checkpoint::Companions;
 use fastvideo_ltx2::device::{Compute, Wanted};
 use fastvideo_ltx2::load::Matrices;
@@ -63,6 +64,11 @@ pub(crate) struct Options {
     /// The adapters that the operator has named.
     #[arg(skip)]
     loras: Option<Vec<Lora>>,
+    /// What the adapters may take that are not part of the weights.
+    #[arg(skip = 8192_u32)]
+    loras_max_mib: u32,
+    #[arg(skip = 128_u32)]
+    loras_max_rank: u32,
     #[arg(skip)]
     cross_modal_levels: CrossModalLevels,
     #[arg(skip)]
@@ -253,6 +259,27 @@ impl Options {
     /// Returns the adapters that the operator has named.
     pub(super) fn loras(&self) -> &[Lora] {
         self.loras.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn adapter_limits(&self) -> Limits {
+        let bytes = u64::from(self.loras_max_mib) << 20;
+        Limits {
+            loaded_bytes: bytes,
+            file_bytes: bytes,
+            rank: self.loras_max_rank.into(),
+        }
+    }
+
+    /// Adds an adapter that was loaded while the model serves.
+    pub(super) fn add_lora(&mut self, lora: Lora) {
+        self.loras.get_or_insert_default().push(lora);
+    }
+
+    /// Removes an adapter that is not part of the weights.
+    pub(super) fn remove_lora(&mut self, name: &str) {
+        self.loras
+            .get_or_insert_default()
+            .retain(|lora| lora.fused || lora.name != name);
     }
 
     /// Returns how the transformer's wide matrices are kept.

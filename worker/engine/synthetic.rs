@@ -230,6 +230,7 @@ impl Engine for Synthetic {
             self.prerender(&mut *progress);
         }
         Ok(Loaded {
+            adapters: Vec::new(),
             model_id: "synthetic".to_owned(),
             device: DeviceReport {
                 name: "CPU".to_owned(),

@@ -2,10 +2,13 @@
 //! them.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
 
 use fastvideo_proto::adapter::{Adapter, MAX_STRENGTH};
+use fastvideo_proto::api::workers::{NewAdapter, TriggerPosition};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::settings::{Key, Reader};
 
@@ -26,13 +29,6 @@ struct Lora {
     _trigger_position: Option<TriggerPosition>,
     #[serde(default)]
     fused: bool,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum TriggerPosition {
-    Front,
-    Back,
 }
 
 /// Reports what is wrong with the list.
@@ -58,6 +54,69 @@ pub(super) fn offered(reader: &Reader<'_>, key: &'static Key<Option<Vec<Value>>>
             strength: lora.strength.unwrap_or(1.0),
         })
         .collect()
+}
+
+/// Returns the folder whose adapters an operator may load.
+pub(super) fn folder(
+    reader: &mut Reader<'_>,
+    key: &'static Key<Option<String>>,
+) -> Option<PathBuf> {
+    let folder = PathBuf::from(reader.get(key)?);
+    if !folder.is_dir() {
+        reader.refuse(&key.spec, "a folder that is there");
+    }
+    Some(folder)
+}
+
+/// The reason why an operator's order is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadOrder {
+    #[error("`name` must have 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`")]
+    Name,
+    #[error("`strength` must be from -{MAX_STRENGTH} to {MAX_STRENGTH}, got {0}")]
+    Strength(String),
+    #[error("`file` must be a file's path within `generator.ltx2.loras_folder`, got `{0}`")]
+    Path(String),
+    #[error("`file`: there is no file `{0}` in `generator.ltx2.loras_folder`")]
+    NoFile(String),
+}
+
+/// Checks an operator's order for an adapter of a folder. Returns it with the options that the worker reads.
+///
+/// # Errors
+/// Returns an error that names the field.
+pub(crate) fn order(folder: &Path, new: NewAdapter) -> Result<(Adapter, String), BadOrder> {
+    let NewAdapter {
+        name,
+        file,
+        strength,
+        trigger,
+        trigger_position,
+    } = new;
+    if !is_name(&name) {
+        return Err(BadOrder::Name);
+    }
+    let strength = strength.unwrap_or(1.0);
+    if !(-MAX_STRENGTH..=MAX_STRENGTH).contains(&strength) {
+        return Err(BadOrder::Strength(strength.to_string()));
+    }
+    let inside = Path::new(&file);
+    let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
+    if file.is_empty() || !inside.components().all(is_plain) {
+        return Err(BadOrder::Path(file));
+    }
+    let path = folder.join(inside);
+    if !fs::metadata(&path).is_ok_and(|found| found.is_file()) {
+        return Err(BadOrder::NoFile(file));
+    }
+    let options = json!({
+        "name": &name,
+        "path": path,
+        "strength": strength,
+        "trigger": trigger,
+        "trigger_position": trigger_position,
+    });
+    Ok((Adapter { name, strength }, options.to_string()))
 }
 
 /// # Errors
@@ -144,6 +203,47 @@ mod tests {
             ),
         ] {
             assert!(told(&list).contains(expected), "{list}: {}", told(&list));
+        }
+    }
+
+    #[test]
+    fn an_order_names_a_file_of_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("styles")).unwrap();
+        fs::write(folder.path().join("styles/toon.safetensors"), "").unwrap();
+        let new = |name: &str, file: &str, strength| NewAdapter {
+            name: name.to_owned(),
+            file: file.to_owned(),
+            strength,
+            trigger: Some("TOON".to_owned()),
+            trigger_position: TriggerPosition::Back,
+        };
+        let ordered = |name: &str, file: &str, strength| {
+            order(folder.path(), new(name, file, strength)).map_err(|error| error.to_string())
+        };
+        let (adapter, options) = ordered("toon", "styles/toon.safetensors", None).unwrap();
+        assert_eq!((adapter.name.as_str(), adapter.strength), ("toon", 1.0));
+        let options: Value = serde_json::from_str(&options).unwrap();
+        assert_eq!(options["trigger_position"], "back");
+        let path = folder.path().join("styles/toon.safetensors");
+        assert_eq!(options["path"], path.to_str().unwrap());
+        for (name, file, strength, told) in [
+            ("../a", "styles/toon.safetensors", None, "`name` must have"),
+            ("a", "styles/toon.safetensors", Some(2.5), "got 2.5"),
+            ("a", "styles/toon.safetensors", Some(f64::NAN), "got NaN"),
+            ("a", "../x.safetensors", None, "got `../x.safetensors`"),
+            ("a", "/etc/passwd", None, "got `/etc/passwd`"),
+            ("a", "", None, "got ``"),
+            ("a", "styles", None, "no file `styles`"),
+            (
+                "a",
+                "other.safetensors",
+                None,
+                "no file `other.safetensors`",
+            ),
+        ] {
+            let error = ordered(name, file, strength).unwrap_err();
+            assert!(error.contains(told), "{name} {file}: {error}");
         }
     }
 }

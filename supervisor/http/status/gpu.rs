@@ -5,6 +5,7 @@ use std::time::Duration;
 use fastvideo_proto::api;
 use fastvideo_proto::api::status::{Device, GpuStatus, LastExit, LoadProgress, WarmupTimings};
 
+use crate::http::operator::adapters::on_worker;
 use crate::ingress::timestamp::rfc3339;
 use crate::pool::{ExitKind, ExitReport, SlotStatus, WorkerState};
 
@@ -43,6 +44,10 @@ pub(super) fn status(slot: &SlotStatus, warmup_enabled: bool) -> GpuStatus {
         }),
         resident_bytes: worker.resident_bytes,
         segments_finished: worker.jobs_finished,
+        real_time_factor: slot.real_time_factor,
+        adapters: (worker.adapters.iter())
+            .map(|(name, adapter)| (name.clone(), on_worker(adapter)))
+            .collect(),
     }
 }
 

@@ -7,7 +7,7 @@ import { describe, test } from 'node:test';
 import { checkShape, imageType, readState } from '../attachments.js';
 import { Film } from '../film.js';
 import { clock, gib, ordinal, plural, seconds, sentence, span } from '../format.js';
-import { exitWords, gpuState } from '../gpus.js';
+import { exitWords, gpuState, paceWords } from '../gpus.js';
 import { createStore } from '../store.js';
 
 describe('store', () => {
@@ -190,6 +190,8 @@ describe('GPUs', () => {
   test('say how a process ended', () => {
     assert.equal(exitWords({ kind: 'crashed', uptime_seconds: 90, reason: 'signal 9' }), 'crashed after 90 s: signal 9');
     assert.equal(exitWords('made_up'), 'made up');
+    const paces = [[0.5, '2.00× real time'], [0.01, '100× real time'], [1.25, '0.80× real time, too slow'], [null, ''], [undefined, ''], [0, '']];
+    for (const [factor, words] of paces) assert.equal(paceWords(factor), words);
   });
 });
 

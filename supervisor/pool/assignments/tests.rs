@@ -561,3 +561,50 @@ fn the_job_of_a_session_that_has_left_is_a_suspect_too() {
     let job = job_spec(1, SessionId::random());
     assert_eq!(assignments.blame(0, &job), Blame::WorkerOrJob);
 }
+
+#[test]
+fn a_session_goes_to_a_worker_that_holds_its_adapters() {
+    let mut assignments = serving(3, 2);
+    let held = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    let wanted = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    assignments.set_adapters(1, held(&["toon"]));
+    assignments.set_adapters(2, held(&["toon", "fade"]));
+    let session = TestSession::join(&mut assignments);
+    assert_eq!(session.at(), Ok(0));
+    assert!(!assignments.choose_adapters(&session.id, wanted(&[])));
+    assert!(assignments.choose_adapters(&session.id, wanted(&["fade", "toon"])));
+    assert_eq!(session.at(), Ok(2));
+    assert!(!assignments.choose_adapters(&session.id, wanted(&["toon"])));
+    assert_eq!(assignments.sessions_with_adapter("toon"), 1);
+    assert_eq!(assignments.sessions_with_adapter("fade"), 0);
+
+    // No other one holds more of them.
+    assert!(!assignments.choose_adapters(&session.id, wanted(&["other"])));
+    assert_eq!(session.at(), Ok(2));
+
+    // A worker that was lost holds none.
+    assignments.vacate(2, Absence::Starting);
+    assignments.serve(2, assignment(2, 2));
+    assert!(!matches!(session.at(), Ok(2)));
+    assert!(!assignments.choose_adapters(&session.id, wanted(&["fade"])));
+}
+
+#[test]
+fn a_session_is_not_moved_for_balance_to_a_worker_without_its_adapters() {
+    for (holds, expected) in [(false, 0), (true, 1)] {
+        let mut assignments = assignments(2, 4);
+        assignments.serve(0, assignment(0, 1));
+        let sessions: [TestSession; 3] = join_sessions(&mut assignments);
+        assignments.serve(1, assignment(1, 1));
+        let toon = || [String::from("toon")];
+        assignments.set_adapters(0, toon().into());
+        if holds {
+            assignments.set_adapters(1, toon().into());
+        }
+        assert!(!assignments.choose_adapters(&sessions[0].id, toon().into()));
+        let job = sessions[0].run(&mut assignments, 1);
+        sessions[1].submit(&mut assignments, 2, Instant::now(), 0);
+        assignments.job_ended(&sessions[0].id, job.id);
+        assert_eq!(sessions[0].at(), Ok(expected));
+    }
+}

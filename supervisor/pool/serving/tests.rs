@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::job::{JobTiming, Stage};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -14,6 +15,7 @@ use tokio::time::{advance, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::pool::adapters::{OrderedAdapters, WorkerAdapterState};
 use crate::pool::assignments::Placement;
 use crate::pool::boot::BootError;
 use crate::pool::config::Config;
@@ -101,7 +103,20 @@ async fn serve(
     config: Config,
     script: impl AsyncFnOnce(&mut Outside),
 ) -> (Option<ServeEnd<TestStandby>>, Scene) {
+    serve_with(config, Arc::default(), script).await
+}
+
+/// The same, with these adapters ordered.
+async fn serve_with(
+    config: Config,
+    ordered_adapters: Arc<OrderedAdapters>,
+    script: impl AsyncFnOnce(&mut Outside),
+) -> (Option<ServeEnd<TestStandby>>, Scene) {
     let (context, status) = fixtures::context(config);
+    let context = WorkerContext {
+        ordered_adapters,
+        ..context
+    };
     let (link, worker) = Link::to_test_worker();
     let (directive, directive_seen) = watch::channel(Directive::default());
     let (stop, stop_seen) = watch::channel(StopSignal::Run);
@@ -1013,4 +1028,99 @@ async fn a_finishing_job_whose_media_are_taken_has_a_deadline() {
     let reason = "worker has not ended a job for 30s whose media the client has taken";
     check_failed(end, ExitKind::Stuck, reason);
     assert_eq!(begun.elapsed(), seconds(130));
+}
+
+fn adapter(name: &str) -> Adapter {
+    Adapter {
+        name: name.to_owned(),
+        strength: 1.0,
+    }
+}
+
+fn held(name: &str) -> HeldAdapter {
+    HeldAdapter {
+        name: name.to_owned(),
+        bytes: 7,
+        layers: 1,
+        rank: 4,
+        metadata: Default::default(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn adapters_are_loaded_and_dropped_between_two_jobs() {
+    let ordered = Arc::<OrderedAdapters>::default();
+    let (end, _) = serve_with(fixtures::config(), ordered.clone(), async |outside| {
+        let session = outside.join();
+        let first = outside.submit(&session);
+        outside.generate(&first).await;
+        let serial = ordered.add(adapter("toon"), "{}".to_owned()).unwrap();
+        outside.notify.notify_one();
+        outside.no_command().await;
+        outside.finish(&first).await;
+        let Command::LoadAdapter(spec) = outside.command().await else {
+            panic!("no adapter is loaded");
+        };
+        assert_eq!((spec.name.as_str(), spec.serial), ("toon", serial));
+
+        // No job begins before the adapter is loaded.
+        let second = outside.submit(&session);
+        outside.no_command().await;
+        let state = |outside: &Outside| outside.status.borrow().adapters["toon"].state.clone();
+        assert_eq!(state(outside), WorkerAdapterState::Loading);
+        let loaded = Box::new(held("toon"));
+        outside
+            .send(Event::AdapterLoaded {
+                serial,
+                adapter: loaded,
+            })
+            .await;
+        outside.generate(&second).await;
+        assert_eq!(state(outside), WorkerAdapterState::Loaded(held("toon")));
+        outside.finish(&second).await;
+
+        assert!(ordered.remove("toon"));
+        outside.notify.notify_one();
+        let unload = Command::UnloadAdapter {
+            name: "toon".to_owned(),
+        };
+        assert_eq!(outside.command().await, unload);
+        assert!(outside.status.borrow().adapters.is_empty());
+
+        // One that cannot be loaded is told, and not tried again.
+        let serial = ordered.add(adapter("bad"), "{}".to_owned()).unwrap();
+        outside.notify.notify_one();
+        assert!(matches!(outside.command().await, Command::LoadAdapter(_)));
+        let message = "it does not fit".to_owned();
+        outside
+            .send(Event::AdapterFailed {
+                serial,
+                message: message.clone(),
+            })
+            .await;
+        let third = outside.submit(&session);
+        outside.generate(&third).await;
+        let state = outside.status.borrow().adapters["bad"].state.clone();
+        assert_eq!(state, WorkerAdapterState::Failed(message));
+        outside.finish(&third).await;
+        outside.no_command().await;
+    })
+    .await;
+    assert!(end.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_does_not_end_to_load_an_adapter_is_stuck() {
+    let begun = Instant::now();
+    let ordered = Arc::<OrderedAdapters>::default();
+    ordered.add(adapter("toon"), "{}".to_owned()).unwrap();
+    let (end, _) = serve_with(fixtures::config(), ordered, async |outside| {
+        loop {
+            sleep(seconds(1)).await;
+            outside.heartbeat().await;
+        }
+    })
+    .await;
+    check_failed(end, ExitKind::Stuck, "adapter not loaded within 60s");
+    assert_eq!(begun.elapsed(), seconds(60));
 }
