@@ -36,12 +36,6 @@ struct Vector<bf16> {
     high = __uint_as_float(pair & 0xffff0000u);
   }
 
-  static __device__ unsigned pack(float low, float high) {
-    unsigned pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-  }
-
   static __device__ void load(const bf16* from, float (&values)[8]) {
     const uint4 raw = *reinterpret_cast<const uint4*>(from);
     unpack(raw.x, values[0], values[1]);
@@ -52,8 +46,8 @@ struct Vector<bf16> {
 
   static __device__ void store(bf16* to, const float (&values)[8]) {
     *reinterpret_cast<uint4*>(to) = make_uint4(
-        pack(values[0], values[1]), pack(values[2], values[3]),
-        pack(values[4], values[5]), pack(values[6], values[7]));
+        pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3]),
+        pack_bf16(values[4], values[5]), pack_bf16(values[6], values[7]));
   }
 };
 

@@ -11,6 +11,7 @@ mod checkpoint;
 mod cuda;
 mod decoders;
 mod float8;
+mod kernels;
 mod layout;
 mod mel;
 mod ops;

@@ -1,0 +1,226 @@
+//! The package's kernels against plain operators: on the CPU, for which a C++ compiler compiles the same sources, and on a
+//! GPU where there is one.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+
+use fastvideo_ltx2::kernels::CudaKernels;
+use fastvideo_ltx2::ops::{Kernels, Padding, Rotation, Runs};
+use fastvideo_ltx2::pixels::to_rgb8;
+use tch::{Device, Kind, Tensor};
+
+use crate::cuda::Cuda;
+use crate::reference::{Reference, relative_error};
+use crate::transformer::Case;
+use crate::video_vae::check_rgb8;
+
+/// One rounding against several.
+const BFLOAT16: f64 = 1e-2;
+const FLOAT32: f64 = 1e-6;
+/// Kernels sum in another order than the reference did.
+const NETWORK_FLOAT32: f64 = 1e-5;
+
+/// Kernels, and where they run.
+struct Machine {
+    device: Device,
+    kernels: Kernels,
+}
+
+impl Machine {
+    fn all() -> Vec<Self> {
+        let host = Self {
+            device: Device::Cpu,
+            kernels: Kernels::Cuda(on_host()),
+        };
+        let gpu = Cuda::open().map(|cuda| Self {
+            device: cuda.compute.device,
+            kernels: cuda.kernels.clone(),
+        });
+        [Some(host), gpu].into_iter().flatten().collect()
+    }
+
+    fn own(&self) -> &CudaKernels {
+        match &self.kernels {
+            Kernels::Cuda(kernels) => kernels,
+            Kernels::Plain => panic!("expected kernels where there is a GPU"),
+        }
+    }
+
+    fn randn(&self, size: &[i64], kind: Kind) -> Tensor {
+        Tensor::randn(size, (Kind::Float, self.device)).to_kind(kind)
+    }
+}
+
+/// Compiles the kernels for the CPU. Accesses that are not aligned, indices outside of an array and overflows end the
+/// process.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test waits for the compiler that it starts"
+)]
+fn on_host() -> Arc<CudaKernels> {
+    static KERNELS: OnceLock<Arc<CudaKernels>> = OnceLock::new();
+    let compiled = KERNELS.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/kernels.cpp");
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("kernels.so");
+        let status = Command::new("g++")
+            .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall"])
+            .args(["-Wno-unknown-pragmas", "-Wno-sign-compare"])
+            .arg("-fsanitize=alignment,bounds,shift,signed-integer-overflow")
+            .arg("-fsanitize-undefined-trap-on-error")
+            .arg(source)
+            .arg("-o")
+            .arg(&library)
+            .status();
+        assert!(status.unwrap().success());
+        Arc::new(CudaKernels::on_host(&library).unwrap())
+    });
+    compiled.clone()
+}
+
+fn tolerance(kind: Kind) -> f64 {
+    match kind {
+        Kind::BFloat16 => BFLOAT16,
+        _ => FLOAT32,
+    }
+}
+
+#[track_caller]
+pub(crate) fn assert_near(what: &str, actual: &Tensor, expected: &Tensor, kind: Kind) {
+    let error = relative_error(actual, expected);
+    assert!(error <= tolerance(kind), "{what}, {kind:?}: {error:e}");
+}
+
+/// Each machine with each type that kernels take.
+fn all_machines() -> impl Iterator<Item = (Machine, Kind)> {
+    let kinds = [Kind::BFloat16, Kind::Float];
+    kinds.into_iter().flat_map(|kind| {
+        Machine::all()
+            .into_iter()
+            .map(move |machine| (machine, kind))
+    })
+}
+
+#[test]
+fn modulated_norms_equal_plain_operators() {
+    for (machine, kind) in all_machines() {
+        for (batch, lengths, width) in [
+            (1, vec![7], 4096),
+            (1, vec![3, 6], 4096),
+            (2, vec![1, 2, 30, 4], 2048),
+            (1, vec![1, 1, 1], 256),
+            (1, vec![5, 8], 96),
+            (3, vec![17], 32),
+        ] {
+            let runs = Runs::new(lengths.clone());
+            let x = machine.randn(&[batch, runs.tokens(), width], kind);
+            let y = machine.randn(&[batch, runs.tokens(), width], kind);
+            let rows = machine.randn(&[3, batch, lengths.len() as i64, width], kind);
+            let [scale, shift, gate] = [0, 1, 2].map(|row| rows.get(row));
+            let what = format!("{batch} × {lengths:?} × {width}");
+
+            let ours = machine
+                .own()
+                .rms_norm_modulate(&x, 1e-6, &scale, &shift, &runs);
+            let plain = Kernels::Plain.rms_norm_modulate(&x, 1e-6, &scale, &shift, &runs);
+            assert_near(&what, &ours.unwrap(), &plain, kind);
+
+            let (mut ours, mut plain) = (x.copy(), x.copy());
+            machine
+                .own()
+                .add_gated(&mut ours, &y, &gate, &runs)
+                .unwrap();
+            Kernels::Plain.add_gated(&mut plain, y, &gate, &runs);
+            assert_near(&what, &ours, &plain, kind);
+        }
+    }
+}
+
+#[test]
+fn rotated_norms_equal_plain_operators() {
+    for (machine, kind) in all_machines() {
+        for (batch, table_batch, tokens, heads, half) in [
+            (1, 1, 77, 32, 64),
+            (2, 1, 9, 32, 32),
+            (2, 2, 5, 4, 8),
+            (1, 1, 1, 3, 16),
+        ] {
+            let width = heads * 2 * half;
+            let x = machine.randn(&[batch, tokens, width], kind);
+            let gain = machine.randn(&[width], kind);
+            let angles = machine.randn(&[table_batch, heads, tokens, half], Kind::Float);
+            let rotation = Rotation {
+                cos: angles.cos(),
+                sin: angles.sin(),
+            };
+            let ours = machine.own().norm_rotate(&x, &gain, 1e-6, heads, &rotation);
+            let ours = ours.unwrap().view([batch, tokens, heads, 2 * half]);
+            let plain = Kernels::Plain.norm_rotate(x, &gain, 1e-6, heads, Some(&rotation));
+            let what = format!("{batch} × {tokens} × {heads} × {half}");
+            assert_near(&what, &ours.transpose(1, 2), &plain, kind);
+        }
+    }
+}
+
+#[test]
+fn padded_norms_equal_plain_operators() {
+    for (machine, kind) in all_machines() {
+        for (channels, frames, rows, columns, before, after, reflect) in [
+            (128, 3, 5, 7, 1, 1, true),
+            (1024, 2, 3, 4, 1, 1, true),
+            (512, 1, 2, 33, 2, 0, false),
+            (16, 4, 3, 9, 0, 0, true),
+        ] {
+            let padding = Padding {
+                before,
+                after,
+                border: 1,
+                reflect,
+            };
+            let x = machine.randn(&[2, channels, frames, rows, columns], kind);
+            let what = format!("{channels} × {frames} × {rows} × {columns}");
+            let ours = machine
+                .own()
+                .pixel_norm_silu_pad(&x, 1e-8, padding)
+                .unwrap();
+            let plain = Kernels::Plain.pixel_norm_silu_pad(&x, 1e-8, padding);
+            assert_near(&what, &ours, &plain, kind);
+            let ours = machine.own().pad(&x, padding).unwrap();
+            assert!(ours.equal(&Kernels::Plain.pad(&x, padding)), "{what}");
+        }
+    }
+}
+
+#[test]
+fn bytes_equal_plain_operators() {
+    for machine in Machine::all() {
+        for (kind, columns) in [
+            (Kind::BFloat16, 40),
+            (Kind::Float, 12),
+            (Kind::BFloat16, 20),
+        ] {
+            let sample = machine.randn(&[1, 3, 5, 6, columns], kind);
+            let ours = machine.own().rgb8(&sample).unwrap();
+            check_rgb8(&ours, &to_rgb8(&sample).to_device(Device::Cpu));
+        }
+    }
+}
+
+#[test]
+fn the_transformer_with_kernels_equals_the_one_without() {
+    let kernels = Kernels::Cuda(on_host());
+    for (reference, kind, accepted) in [
+        (Reference::open(), Kind::Float, NETWORK_FLOAT32),
+        (Reference::open(), Kind::BFloat16, 1.5e-2),
+        (Reference::v2_3(), Kind::Float, NETWORK_FLOAT32),
+    ] {
+        let case = Case::of(&reference, Device::Cpu, kind, &kernels);
+        let plain = Case::of(&reference, Device::Cpu, kind, &Kernels::Plain);
+        let (ours, plain) = (case.batch(), plain.batch());
+        for (ours, plain) in [(ours.video, plain.video), (ours.audio, plain.audio)] {
+            let error = relative_error(&ours, &plain);
+            assert!(error > 0.0 && error < accepted, "{kind:?}: {error:e}");
+        }
+    }
+}
