@@ -50,10 +50,29 @@ impl Products {
             return Ok(Self::OfRows);
         }
         let matrix = Matrix::quantize(&x, Self::OfTensors);
-        let rows = matrix.quantize_input(&x);
+        let rows = Products::OfTensors.quantize(&x);
         matrix
             .try_forward(&rows, None, x.kind())
             .map(|_| Self::OfTensors)
+    }
+}
+
+impl Products {
+    /// Quantizes the input of products, `[n, in]`. One result does for all matrices of the same device.
+    pub fn quantize(self, x: &Tensor) -> Rows {
+        if self.scale_rows() {
+            Rows::quantize(x)
+        } else {
+            Rows::quantize_whole(x)
+        }
+    }
+
+    /// Returns whether each row has a scale of its own.
+    pub fn scale_rows(self) -> bool {
+        match self {
+            Self::Wide | Self::OfRows => true,
+            Self::OfTensors => false,
+        }
     }
 }
 
@@ -62,14 +81,14 @@ impl Rows {
     pub fn quantize(x: &Tensor) -> Self {
         let wide = x.to_kind(Kind::Float);
         let scales = wide.abs().amax([1].as_slice(), true);
-        Self::with_scales(&wide, &(scales.clamp_min(FLOOR) / LARGEST))
+        Self::with_scales(&wide, &of_largest(&scales))
     }
 
     /// Quantizes `[n, k]` with the same scale in all rows.
     fn quantize_whole(x: &Tensor) -> Self {
         let wide = x.to_kind(Kind::Float);
-        let scale = wide.abs().max().clamp_min(FLOOR) / LARGEST;
-        Self::with_scales(&wide, &scale.view([1, 1]))
+        let scale = of_largest(&wide.abs().max().view([1, 1]));
+        Self::with_scales(&wide, &scale)
     }
 
     fn with_scales(wide: &Tensor, scales: &Tensor) -> Self {
@@ -85,6 +104,20 @@ impl Rows {
     pub fn widen(&self) -> Tensor {
         self.values.to_kind(Kind::Float) * &self.scales
     }
+
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            values: self.values.shallow_clone(),
+            scales: self.scales.shallow_clone(),
+        }
+    }
+}
+
+/// Returns the scales of rows with these largest values. GPUs divide by a tensor exactly, but multiply by the reciprocal of a
+/// number: that would be another result than the kernels' and than a CPU's.
+fn of_largest(values: &Tensor) -> Tensor {
+    let largest = Tensor::full([1, 1], LARGEST, (Kind::Float, values.device()));
+    values.clamp_min(FLOOR) / largest
 }
 
 /// The matrix of a linear layer, `[out, in]`, in 8-bit floats.
@@ -97,22 +130,20 @@ pub struct Matrix {
 impl Matrix {
     /// Quantizes a matrix `[out, in]`.
     pub fn quantize(weight: &Tensor, products: Products) -> Self {
-        let rows = match products {
-            Products::Wide | Products::OfRows => Rows::quantize(weight),
-            Products::OfTensors => Rows::quantize_whole(weight),
-        };
-        Self { rows, products }
+        Self {
+            rows: products.quantize(weight),
+            products,
+        }
     }
 
     /// Takes values that are stored in this format, with the one scale that they have.
     pub fn stored(values: Tensor, scale: f64, products: Products) -> Self {
         let scales = Tensor::from_slice(&[scale]).to_kind(Kind::Float);
         let scales = scales.to_device(values.device()).view([1, 1]);
-        let scales = match products {
-            Products::Wide | Products::OfRows => {
-                scales.expand([values.size()[0], 1], false).contiguous()
-            }
-            Products::OfTensors => scales,
+        let scales = if products.scale_rows() {
+            scales.expand([values.size()[0], 1], false).contiguous()
+        } else {
+            scales
         };
         Self {
             rows: Rows { values, scales },
@@ -120,12 +151,8 @@ impl Matrix {
         }
     }
 
-    /// Quantizes the input of a product, `[n, in]`. One result does for all matrices of the same device.
-    pub fn quantize_input(&self, x: &Tensor) -> Rows {
-        match self.products {
-            Products::Wide | Products::OfRows => Rows::quantize(x),
-            Products::OfTensors => Rows::quantize_whole(x),
-        }
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// Computes `x Wᵀ + b`: `[n, in]` to `[n, out]` in the given type.

@@ -23,7 +23,9 @@ use cudarc::nvrtc::{self, CompileError, CompileOptions, Ptx};
 use tch::{Device, Kind, Tensor};
 
 use self::launch::{HostLibrary, Kernel};
+use crate::activations::{Activations, Form, flat};
 use crate::device::{self, Gpu, Refused};
+use crate::float8::Rows;
 use crate::ops::arguments::{Padding, Rotation, Runs};
 
 const TRANSFORMER: &str = concat!(
@@ -44,8 +46,12 @@ const ROW_PARTS: i64 = 4;
 const HALF_PARTS: i64 = 2;
 /// The number of threads of a block. Rows of the full-size model keep a block of this size busy.
 const THREADS: i64 = 256;
+/// The same for rows that are too wide for it.
+const MOST_THREADS: i64 = 512;
 /// The number of threads of a warp, which can sum together without a barrier.
 const WARP: i64 = 32;
+/// The first compute capability with 8-bit floats.
+const FLOAT8_GPU: (i32, i32) = (8, 9);
 /// The highest number of runs of tokens, unless each token is its own run.
 const RUNS: usize = 4;
 
@@ -74,6 +80,8 @@ pub struct CudaKernels {
     device: Device,
     bfloat16: Functions,
     float32: Functions,
+    /// None on GPUs that do not have 8-bit floats.
+    float8: Option<Float8Functions>,
 }
 
 /// The kernels for one type.
@@ -86,6 +94,14 @@ struct Functions {
     pixel_norm_silu_pad: [Kernel; 4],
     pad: [Kernel; 4],
     rgb8: Kernel,
+}
+
+/// The kernels from bfloat16 to 8-bit floats.
+#[derive(Debug)]
+struct Float8Functions {
+    modulated: Kernel,
+    gelu: Kernel,
+    gate: Kernel,
 }
 
 /// The struct `Runs` of `transformer.cu`.
@@ -101,6 +117,18 @@ struct RunsArg {
 
 // SAFETY: plain numbers, laid out as the struct of the same fields in the kernels' source.
 unsafe impl DeviceRepr for RunsArg {}
+
+/// The struct `Float8` of `transformer.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Float8Arg {
+    values: u64,
+    scales: u64,
+    dense: u64,
+}
+
+// SAFETY: plain numbers, laid out as the struct of the same fields in the kernels' source.
+unsafe impl DeviceRepr for Float8Arg {}
 
 /// The struct `Padding` of `video_vae.cu`.
 #[derive(Clone, Copy)]
@@ -135,7 +163,8 @@ impl CudaKernels {
         let transformer = gpu.context().load_module(compile(TRANSFORMER, &arch)?)?;
         let video_vae = gpu.context().load_module(compile(VIDEO_VAE, &arch)?)?;
         let stream = gpu.context().default_stream();
-        Self::load_with(Device::Cuda(gpu.index()), &|name| {
+        let float8 = (major, minor) >= FLOAT8_GPU;
+        Self::load_with(Device::Cuda(gpu.index()), float8, &|name| {
             let function = transformer.load_function(name);
             let function = function.or_else(|_| video_vae.load_function(name))?;
             Ok(Kernel::Gpu(stream.clone(), function))
@@ -148,17 +177,21 @@ impl CudaKernels {
     /// Returns an error when the library lacks a kernel.
     pub fn on_host(library: &Path) -> Result<Self, KernelError> {
         let library = HostLibrary::open(library)?;
-        Self::load_with(Device::Cpu, &|name| Ok(Kernel::Host(library.kernel(name)?)))
+        Self::load_with(Device::Cpu, true, &|name| {
+            Ok(Kernel::Host(library.kernel(name)?))
+        })
     }
 
     fn load_with(
         device: Device,
+        float8: bool,
         load: &dyn Fn(&str) -> Result<Kernel, KernelError>,
     ) -> Result<Self, KernelError> {
         Ok(Self {
             device,
             bfloat16: Functions::load(load, "bf16")?,
             float32: Functions::load(load, "float")?,
+            float8: float8.then(|| Float8Functions::load(load)).transpose()?,
         })
     }
 
@@ -186,6 +219,93 @@ impl CudaKernels {
         // SAFETY: the arguments are the kernel's. All rows are of one type, device and width, contiguous, aligned and
         // inside of their tensors: `runs_arg` and `row_threads` have checked it.
         unsafe { launch.launch(config) };
+        Some(out)
+    }
+
+    /// Computes what [`Self::rms_norm_modulate`] does, as the input of layers that take 8-bit floats. The values are those
+    /// of its result, quantized.
+    pub fn modulated(
+        &self,
+        x: &Tensor,
+        eps: f64,
+        scale: &Tensor,
+        shift: &Tensor,
+        runs: &Runs,
+        form: Form,
+    ) -> Option<Activations> {
+        let kernel = &self.float8(x, form)?.modulated;
+        let runs = runs_arg(x, &[scale, shift], runs)?;
+        let rows = FlatRows::of(x)?;
+        let (out, written) = rows.quantized(x, form);
+        let [x_at, scale_at, shift_at] = [&rows.x, scale, shift].map(address);
+        let eps = single(eps);
+        let mut launch = kernel.arguments();
+        launch
+            .arg(&written)
+            .arg(&x_at)
+            .arg(&scale_at)
+            .arg(&shift_at);
+        launch.arg(&runs).arg(&rows.width).arg(&eps);
+        // SAFETY: the arguments are the kernel's. `runs_arg` and `FlatRows` have checked and allocated what it reads and
+        // writes.
+        unsafe { launch.launch(rows.config) };
+        Some(out)
+    }
+
+    /// Computes GELU in its tanh form, as the input of layers that take 8-bit floats.
+    pub fn gelu(&self, x: &Tensor, form: Form) -> Option<Activations> {
+        let kernel = &self.float8(x, form)?.gelu;
+        let rows = FlatRows::of(x)?;
+        let (out, written) = rows.quantized(x, form);
+        let x_at = address(&rows.x);
+        let mut launch = kernel.arguments();
+        launch.arg(&written).arg(&x_at).arg(&rows.width);
+        // SAFETY: the arguments are the kernel's. `FlatRows` has checked and allocated what it reads and writes.
+        unsafe { launch.launch(rows.config) };
+        Some(out)
+    }
+
+    /// Scales each head by its gate, if there are gates: `[B, N, heads, d]` by `[B, N, heads]` to `[B, N, heads · d]`, as
+    /// the input of layers that take 8-bit floats.
+    pub fn gate(&self, x: &Tensor, gates: Option<&Tensor>, form: Form) -> Option<Activations> {
+        self.float8(x, form)?;
+        let (batch, tokens, heads, head_width) = x.size4().ok()?;
+        let fits = gates.is_none_or(|gates| {
+            gates.size() == [batch, tokens, heads]
+                && alike(x, gates)
+                && gates.is_contiguous()
+                && vector(x).is_some_and(|vector| head_width % vector == 0)
+        });
+        if !fits {
+            return None;
+        }
+        self.gated(&x.flatten(2, 3), gates, head_width, form)
+    }
+
+    /// Converts `x` to the input of layers that take 8-bit floats.
+    pub fn input(&self, x: &Tensor, form: Form) -> Option<Activations> {
+        self.gated(x, None, 1, form)
+    }
+
+    /// Computes `[…, k]` times the gates `[…, k / head_width]`, which the caller has checked.
+    fn gated(
+        &self,
+        x: &Tensor,
+        gates: Option<&Tensor>,
+        head_width: i64,
+        form: Form,
+    ) -> Option<Activations> {
+        let kernel = &self.float8(x, form)?.gate;
+        let rows = FlatRows::of(x)?;
+        let head_width = small(head_width)?;
+        let (out, written) = rows.quantized(x, form);
+        let (x_at, gates_at) = (address(&rows.x), gates.map_or(0, address));
+        let mut launch = kernel.arguments();
+        launch.arg(&written).arg(&x_at).arg(&gates_at);
+        launch.arg(&rows.width).arg(&head_width);
+        // SAFETY: the arguments are the kernel's. `FlatRows` has checked and allocated what it reads and writes, the caller
+        // has checked the gates.
+        unsafe { launch.launch(rows.config) };
         Some(out)
     }
 
@@ -372,6 +492,15 @@ impl CudaKernels {
         Some(out)
     }
 
+    /// Returns the kernels to 8-bit floats if the layers want those and the tensor is of the type that they take.
+    fn float8(&self, x: &Tensor, form: Form) -> Option<&Float8Functions> {
+        let fits = form.scales_rows()
+            && x.device() == self.device
+            && x.kind() == Kind::BFloat16
+            && x.numel() > 0;
+        self.float8.as_ref().filter(|_| fits)
+    }
+
     /// Returns the kernels for a tensor's type, if there are any.
     fn functions(&self, x: &Tensor) -> Option<&Functions> {
         if x.device() != self.device || x.numel() == 0 {
@@ -401,6 +530,16 @@ impl Functions {
             pixel_norm_silu_pad: by_parts("pixel_norm_silu_pad")?,
             pad: by_parts("pad")?,
             rgb8: load(&format!("rgb8_{kind}"))?,
+        })
+    }
+}
+
+impl Float8Functions {
+    fn load(load: &dyn Fn(&str) -> Result<Kernel, KernelError>) -> Result<Self, KernelError> {
+        Ok(Self {
+            modulated: load("rms_norm_modulate_float8")?,
+            gelu: load("gelu_float8")?,
+            gate: load("gate_float8")?,
         })
     }
 }
@@ -444,6 +583,48 @@ fn open_compiler() {
     }
 }
 
+/// A tensor as the rows that the kernels to 8-bit floats take, a block a row.
+struct FlatRows {
+    /// `[n, width]`, contiguous and aligned.
+    x: Tensor,
+    width: i32,
+    config: LaunchConfig,
+}
+
+impl FlatRows {
+    fn of(x: &Tensor) -> Option<Self> {
+        let x = flat(x).contiguous();
+        let (rows, width) = x.size2().ok()?;
+        let threads = row_threads(&x, width, ROW_PARTS)?;
+        Some(Self {
+            config: grid(rows, threads)?,
+            width: small(width)?,
+            x,
+        })
+    }
+
+    /// Allocates what a kernel writes for these rows of the tensor `like`.
+    fn quantized(&self, like: &Tensor, form: Form) -> (Activations, Float8Arg) {
+        let (size, device) = (self.x.size(), self.x.device());
+        let rows = Rows {
+            values: Tensor::empty(&size, (Kind::Float8e4m3fn, device)),
+            scales: Tensor::empty([size[0], 1], (Kind::Float, device)),
+        };
+        let dense = form.dense.then(|| self.x.empty_like());
+        let written = Float8Arg {
+            values: address(&rows.values),
+            scales: address(&rows.scales),
+            dense: dense.as_ref().map_or(0, address),
+        };
+        let size = like.size();
+        let dense = dense.map(|dense| dense.view(size.as_slice()));
+        (
+            Activations::quantized(rows, dense, size, like.kind()),
+            written,
+        )
+    }
+}
+
 /// Returns how many of a tensor's values are loaded at once.
 fn vector(x: &Tensor) -> Option<i64> {
     let bytes = i64::try_from(x.kind().elt_size_in_bytes()).ok()?;
@@ -454,7 +635,12 @@ fn vector(x: &Tensor) -> Option<i64> {
 fn row_threads(x: &Tensor, width: i64, parts: i64) -> Option<i64> {
     let vector = vector(x)?;
     let vectors = width / vector;
-    let threads = ((vectors + WARP - 1) / WARP * WARP).min(THREADS);
+    let most = if vectors <= THREADS * parts {
+        THREADS
+    } else {
+        MOST_THREADS
+    };
+    let threads = ((vectors + WARP - 1) / WARP * WARP).min(most);
     (width % vector == 0 && aligned(x) && vectors <= threads * parts).then_some(threads)
 }
 
@@ -539,7 +725,12 @@ mod tests {
         for arch in ["sm_80", "sm_89", "sm_90", "sm_100"] {
             for source in [TRANSFORMER, VIDEO_VAE] {
                 match compile(source, arch) {
-                    Ok(ptx) => assert!(ptx.to_src().contains(&format!(".target {arch}"))),
+                    Ok(ptx) => {
+                        let ptx = ptx.to_src();
+                        assert!(ptx.contains(&format!(".target {arch}")));
+                        let float8 = source == TRANSFORMER && arch != "sm_80";
+                        assert_eq!(ptx.contains(".entry gelu_float8"), float8, "{arch}");
+                    }
                     Err(KernelError::NoCompiler) => {
                         return eprintln!("no NVRTC here: kernels not compiled");
                     }

@@ -10,7 +10,7 @@
 //! - `device`: the CPU or a GPU, opened on request;
 //! - `load`: loads the parts of a model from a checkpoint;
 //! - `memory`: estimates the memory that a model needs;
-//! - `nn`: the few layers that every part uses;
+//! - `nn`: the few layers that every part uses; `activations`: their inputs;
 //! - `adapters`: changes of linear layers that are loaded beside the weights (LoRA); `low_rank`: their place in a layer;
 //! - `float8`: matrix products in 8-bit floats;
 //! - `ops`: the element-wise hot spots, with the choice of their implementation;
@@ -24,6 +24,7 @@
 //! - `mel`: the mel spectrogram of a waveform, for the audio VAE; `resample`: other sample rates.
 #![cfg(feature = "torch")]
 
+pub mod activations;
 pub mod adapters;
 pub mod audio_vae;
 pub mod bench;

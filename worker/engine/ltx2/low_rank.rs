@@ -1,9 +1,11 @@
 //! The products of small matrices that adapters add to linear layers, and the slot for one in each layer.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::Tensor;
+
+use crate::activations::Activations;
 
 /// The product `up · down` that is added to a layer's matrix, `[out, in]`.
 #[derive(Debug)]
@@ -24,19 +26,26 @@ impl Slot {
         *self.0.lock().expect("no holder of this lock panics") = product;
     }
 
+    /// Returns whether no adapter changes the layer.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.product().is_none()
+    }
+
     /// Adds the adapters' part to the layer's result: `y + up · (down · x)`, in place. `x` is `[…, in]`, `y` `[…, out]`.
-    pub(crate) fn add_to(&self, y: &mut Tensor, x: &Tensor) {
-        let product = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+    pub(crate) fn add_to(&self, y: &mut Tensor, x: &Activations) {
+        let product = self.product();
         let Some(LowRank { down, up }) = &*product else {
             return;
         };
+        let x = x.dense();
         let rows = |x: &Tensor| x.size().last().copied().unwrap_or(1);
         let hidden = x.reshape([-1, rows(x)]).matmul(&down.transpose(0, 1));
         let width = rows(y);
         let _ = y.view([-1, width]).addmm_(&hidden, &up.transpose(0, 1));
+    }
+
+    fn product(&self) -> MutexGuard<'_, Option<LowRank>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::float8;
+use crate::activations::{Activations, Form};
 use crate::low_rank::Slot;
 use crate::weights::{LayerMatrix, Weights};
 
@@ -12,14 +12,6 @@ pub struct Linear {
     matrix: LayerMatrix,
     bias: Option<Tensor>,
     slot: Slot,
-}
-
-/// The input of linear layers, `[…, in]`, in the form that their matrices take.
-#[derive(Debug)]
-pub struct Input<'a> {
-    x: &'a Tensor,
-    /// `[n, in]`, for matrices in 8-bit floats.
-    rows: Option<float8::Rows>,
 }
 
 impl Linear {
@@ -50,58 +42,35 @@ impl Linear {
         }
     }
 
-    /// Prepares an input `[…, in]` of this layer, for it and for other layers of the same input.
-    pub fn input<'a>(&self, x: &'a Tensor) -> Input<'a> {
-        let rows = match &self.matrix {
-            LayerMatrix::Dense(_) => None,
-            LayerMatrix::Float8(matrix) => Some(matrix.quantize_input(&flat(x))),
-        };
-        Input { x, rows }
+    /// Returns the form in which the layer takes its input.
+    pub fn form(&self) -> Form {
+        match &self.matrix {
+            LayerMatrix::Dense(_) => Form::DENSE,
+            LayerMatrix::Float8(matrix) => Form {
+                dense: !self.slot.is_empty(),
+                float8: Some(matrix.products()),
+            },
+        }
     }
 
     /// Applies the layer: `[…, in]` to `[…, out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.forward_input(&self.input(x))
+        self.forward_input(&Activations::new(x.shallow_clone(), Form::DENSE))
     }
 
-    /// Applies the layer to an input that was prepared.
-    pub fn forward_input(&self, input: &Input<'_>) -> Tensor {
-        let Input { x, rows } = input;
-        let mut y = match (&self.matrix, rows) {
-            (LayerMatrix::Dense(weight), _) => x.linear(weight, self.bias.as_ref()),
-            (LayerMatrix::Float8(matrix), Some(rows)) => {
-                let product = matrix.forward(rows, self.bias.as_ref(), x.kind());
-                unflat(&product, x)
-            }
-            (LayerMatrix::Float8(matrix), None) => {
-                let rows = matrix.quantize_input(&flat(x));
-                unflat(&matrix.forward(&rows, self.bias.as_ref(), x.kind()), x)
+    /// Applies the layer to an input that has the layer's form.
+    pub fn forward_input(&self, input: &Activations) -> Tensor {
+        let bias = self.bias.as_ref();
+        let mut y = match &self.matrix {
+            LayerMatrix::Dense(weight) => input.dense().linear(weight, bias),
+            LayerMatrix::Float8(matrix) => {
+                let rows = input.rows(matrix.products());
+                input.unflat(&matrix.forward(&rows, bias, input.kind()))
             }
         };
-        self.slot.add_to(&mut y, x);
+        self.slot.add_to(&mut y, input);
         y
     }
-
-    /// Applies the layer, then GELU in its tanh form.
-    pub fn forward_gelu(&self, x: &Tensor) -> Tensor {
-        let mut y = self.forward(x);
-        let _ = y.gelu_("tanh");
-        y
-    }
-}
-
-/// `[…, k]` as `[n, k]`.
-fn flat(x: &Tensor) -> Tensor {
-    x.reshape([-1, x.size().last().copied().unwrap_or(1)])
-}
-
-/// `[n, out]` with the axes of `like`, `[…, in]`.
-fn unflat(y: &Tensor, like: &Tensor) -> Tensor {
-    let mut size = like.size();
-    if let (Some(last), Some(width)) = (size.last_mut(), y.size().last()) {
-        *last = *width;
-    }
-    y.view(size.as_slice())
 }
 
 /// The mean and the standard deviation of each latent value, by which an autoencoder's latents are normalized.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
+use crate::activations::{Activations, Form};
 use crate::device::Compute;
 use crate::kernels::CudaKernels;
 use crate::nn::{rms_norm, sizes};
@@ -61,6 +62,59 @@ impl Kernels {
         let mut normed = rms_norm(x, eps);
         modulate_(&mut normed, scale, shift, runs);
         normed
+    }
+
+    /// Computes what [`Self::rms_norm_modulate`] does, as the input of layers that take this form.
+    pub fn modulated(
+        &self,
+        x: &Tensor,
+        eps: f64,
+        scale: &Tensor,
+        shift: &Tensor,
+        runs: &Runs,
+        form: Form,
+    ) -> Activations {
+        if let Self::Cuda(kernels) = self
+            && let Some(input) = kernels.modulated(x, eps, scale, shift, runs, form)
+        {
+            return input;
+        }
+        let modulated = self.rms_norm_modulate(x, eps, scale, shift, runs);
+        self.input(modulated, form)
+    }
+
+    /// Computes GELU in its tanh form, as the input of layers that take this form.
+    pub fn gelu(&self, mut x: Tensor, form: Form) -> Activations {
+        if let Self::Cuda(kernels) = self
+            && let Some(input) = kernels.gelu(&x, form)
+        {
+            return input;
+        }
+        let _ = x.gelu_("tanh");
+        self.input(x, form)
+    }
+
+    /// Scales each head by its gate, if there are gates: `[B, N, heads, d]` by `[B, N, heads]` to `[B, N, heads · d]`, as
+    /// the input of layers that take this form.
+    pub fn gate(&self, mut x: Tensor, gates: Option<&Tensor>, form: Form) -> Activations {
+        if let Self::Cuda(kernels) = self
+            && let Some(input) = kernels.gate(&x, gates, form)
+        {
+            return input;
+        }
+        if let Some(gates) = gates {
+            let _ = x.g_mul_(&gates.unsqueeze(-1));
+        }
+        self.input(x.flatten(2, 3), form)
+    }
+
+    /// Converts `x` to the input of layers that take this form.
+    pub fn input(&self, x: Tensor, form: Form) -> Activations {
+        match self {
+            Self::Cuda(kernels) => kernels.input(&x, form),
+            Self::Plain => None,
+        }
+        .unwrap_or_else(|| Activations::new(x, form))
     }
 
     /// Computes `layer_norm(x) (1 + scale) + shift`, without gain: `[B, N, D]` to a new `[B, N, D]`.

@@ -25,6 +25,9 @@ struct Vector<float> {
   static __device__ void store(float* to, const float (&values)[4]) {
     *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
   }
+
+  // Rounds the values to what T holds.
+  static __device__ void round(float (&)[4]) {}
 };
 
 template <>
@@ -49,23 +52,39 @@ struct Vector<bf16> {
         pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3]),
         pack_bf16(values[4], values[5]), pack_bf16(values[6], values[7]));
   }
+
+  static __device__ void round(float (&values)[8]) {
+    for (int i = 0; i < 8; i += 2) unpack(pack_bf16(values[i], values[i + 1]), values[i], values[i + 1]);
+  }
 };
 
-// The sum over `lanes` neighbouring threads, a power of two up to 32, in each of them.
-__device__ float lanes_sum(float value, int lanes) {
+struct Sum {
+  static constexpr float NONE = 0.0f;
+  static __device__ float of(float a, float b) { return a + b; }
+};
+
+struct Largest {
+  static constexpr float NONE = 0.0f;  // of amounts
+  static __device__ float of(float a, float b) { return fmaxf(a, b); }
+};
+
+// The sum, or another operation, over `lanes` neighbouring threads, a power of two up to 32, in each of them.
+template <typename Operation = Sum>
+__device__ float over_lanes(float value, int lanes) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
+    value = Operation::of(value, __shfl_xor_sync(0xffffffffu, value, offset));
   }
   return value;
 }
 
-// The sum over the block, in every thread. Blocks are whole warps.
-__device__ float block_sum(float value) {
+// The same over the block, in every thread. Blocks are whole warps.
+template <typename Operation = Sum>
+__device__ float over_block(float value) {
   __shared__ float warps[32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  value = lanes_sum(value, 32);
+  value = over_lanes<Operation>(value, 32);
   __syncthreads();  // the values of an earlier call have been read
   if (lane == 0) warps[warp] = value;
   __syncthreads();
-  return lanes_sum(lane < blockDim.x / 32 ? warps[lane] : 0.0f, 32);
+  return over_lanes<Operation>(lane < blockDim.x / 32 ? warps[lane] : Operation::NONE, 32);
 }

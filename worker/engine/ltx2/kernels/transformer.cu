@@ -35,32 +35,47 @@ struct Row {
     }
   }
 
+  __device__ void load(const T* from, int width) {
+    each(width, [&](int part, int column) { Vector<T>::load(from + column, values[part]); });
+  }
+
+  __device__ void store(T* to, int width) const {
+    each(width, [&](int part, int column) { Vector<T>::store(to + column, values[part]); });
+  }
+
   // 1 / sqrt(mean of squares + eps).
   __device__ float inverse_rms(int width, float eps) const {
     float squares = 0.0f;
     each(width, [&](int part, int) {
       for (int i = 0; i < WIDTH; i++) squares += values[part][i] * values[part][i];
     });
-    return rsqrtf(block_sum(squares) / width + eps);
+    return rsqrtf(over_block(squares) / width + eps);
   }
 };
 
-// out = rms(x) (1 + scale) + shift; x and out [rows, width].
+// This block's row of rms(x) (1 + scale) + shift; x [rows, width].
 template <typename T>
-__device__ void rms_norm_modulate(
-    T* out, const T* x, const T* scale, const T* shift, Runs runs, int width, float eps) {
-  const long long at = static_cast<long long>(blockIdx.x) * width;
+__device__ Row<T> modulated(const T* x, const T* scale, const T* shift, const Runs& runs, int width, float eps) {
   Row<T> row;
-  Row<T>::each(width, [&](int part, int column) { Vector<T>::load(x + at + column, row.values[part]); });
+  row.load(x + static_cast<long long>(blockIdx.x) * width, width);
   const float factor = row.inverse_rms(width, eps);
   const long long modulation = modulation_row(runs, blockIdx.x);
   Row<T>::each(width, [&](int part, int column) {
-    float s[Row<T>::WIDTH], b[Row<T>::WIDTH], y[Row<T>::WIDTH];
+    float s[Row<T>::WIDTH], b[Row<T>::WIDTH];
     Vector<T>::load(scale + modulation + column, s);
     Vector<T>::load(shift + modulation + column, b);
-    for (int i = 0; i < Row<T>::WIDTH; i++) y[i] = row.values[part][i] * factor * (1.0f + s[i]) + b[i];
-    Vector<T>::store(out + at + column, y);
+    for (int i = 0; i < Row<T>::WIDTH; i++) {
+      row.values[part][i] = row.values[part][i] * factor * (1.0f + s[i]) + b[i];
+    }
   });
+  return row;
+}
+
+template <typename T>
+__device__ void rms_norm_modulate(
+    T* out, const T* x, const T* scale, const T* shift, Runs runs, int width, float eps) {
+  const Row<T> row = modulated(x, scale, shift, runs, width, eps);
+  row.store(out + static_cast<long long>(blockIdx.x) * width, width);
 }
 
 // x += gate y, in place.
@@ -101,7 +116,7 @@ __device__ void norm_rotate(
     Vector<T>::load(x + at + column + half, b[part]);
     for (int i = 0; i < WIDTH; i++) squares += a[part][i] * a[part][i] + b[part][i] * b[part][i];
   }
-  const float factor = rsqrtf(block_sum(squares) / (2 * pairs) + eps);
+  const float factor = rsqrtf(over_block(squares) / (2 * pairs) + eps);
 
 #pragma unroll
   for (int part = 0; part < HALF_PARTS; part++) {
@@ -145,3 +160,67 @@ __device__ void norm_rotate(
 
 KERNELS(bf16)
 KERNELS(float)
+
+#ifdef HAS_FLOAT8
+
+// Where a kernel writes rows in 8-bit floats (e4m3), [rows, width].
+struct Float8 {
+  unsigned char* values;
+  float* scales;  // of each row
+  bf16* dense;    // the same rows as they are, or null
+};
+
+// Rounds this block's row to bfloat16 and writes it. The largest amount in a row becomes the largest that the format has.
+__device__ void store(Float8 to, Row<bf16>& row, int width) {
+  constexpr int WIDTH = Row<bf16>::WIDTH;
+  const long long at = static_cast<long long>(blockIdx.x) * width;
+  float largest = 0.0f;
+  Row<bf16>::each(width, [&](int part, int) {
+    Vector<bf16>::round(row.values[part]);
+    for (int i = 0; i < WIDTH; i++) largest = fmaxf(largest, fabsf(row.values[part][i]));
+  });
+  const float scale = fmaxf(over_block<Largest>(largest), 1e-12f) / 448.0f;
+  if (threadIdx.x == 0) to.scales[blockIdx.x] = scale;
+  Row<bf16>::each(width, [&](int part, int column) {
+    float q[WIDTH];
+    for (int i = 0; i < WIDTH; i++) q[i] = row.values[part][i] / scale;
+    *reinterpret_cast<uint2*>(to.values + at + column) =
+        make_uint2(pack_e4m3(q[0], q[1], q[2], q[3]), pack_e4m3(q[4], q[5], q[6], q[7]));
+  });
+  if (to.dense) row.store(to.dense + at, width);
+}
+
+extern "C" __global__ void rms_norm_modulate_float8(
+    Float8 out, const bf16* x, const bf16* scale, const bf16* shift, Runs runs, int width, float eps) {
+  Row<bf16> row = modulated(x, scale, shift, runs, width, eps);
+  store(out, row, width);
+}
+
+// GELU in its tanh form.
+extern "C" __global__ void gelu_float8(Float8 out, const bf16* x, int width) {
+  Row<bf16> row;
+  row.load(x + static_cast<long long>(blockIdx.x) * width, width);
+  Row<bf16>::each(width, [&](int part, int) {
+    for (float& value : row.values[part]) {
+      const float inner = 0.7978845608028654f * (value + 0.044715f * (value * value * value));
+      value = 0.5f * value * (1.0f + tanhf(inner));
+    }
+  });
+  store(out, row, width);
+}
+
+// x times the gates of its heads, [rows, width / head_width]; without gates, x as it is.
+extern "C" __global__ void gate_float8(Float8 out, const bf16* x, const bf16* gates, int width, int head_width) {
+  Row<bf16> row;
+  row.load(x + static_cast<long long>(blockIdx.x) * width, width);
+  if (gates) {
+    gates += static_cast<long long>(blockIdx.x) * (width / head_width);
+    Row<bf16>::each(width, [&](int part, int column) {
+      const float gate = __uint_as_float(static_cast<unsigned>(gates[column / head_width].bits) << 16);
+      for (float& value : row.values[part]) value *= gate;
+    });
+  }
+  store(out, row, width);
+}
+
+#endif

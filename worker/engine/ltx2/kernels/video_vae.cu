@@ -52,7 +52,7 @@ __device__ void pad(T* out, const T* x, Padding padding, int channels, int lanes
       }
       for (int i = 0; i < WIDTH; i++) squares += values[part][i] * values[part][i];
     }
-    const float factor = NORM ? rsqrtf(lanes_sum(squares, lanes) / channels + eps) : 0.0f;
+    const float factor = NORM ? rsqrtf(over_lanes(squares, lanes) / channels + eps) : 0.0f;
     if (padded_column >= padded_columns) continue;
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {

@@ -4,8 +4,10 @@
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use fastvideo_ltx2::activations::{Activations, Form};
 use fastvideo_ltx2::device::{Attention, Compute, DeviceError, Download, Wanted};
-use fastvideo_ltx2::ops::Kernels;
+use fastvideo_ltx2::float8::Products;
+use fastvideo_ltx2::ops::{Kernels, Runs};
 use fastvideo_ltx2::video_vae::Tiling;
 use tch::{Device, Kind, Tensor};
 
@@ -119,6 +121,50 @@ fn attention_kernels_agree() {
         eprintln!("attention, {order:?}: {rate:.0} TFLOP/s");
     }
     gpu.set_attention_order(&[]).unwrap();
+}
+
+/// Prints what inputs of layers cost in 8-bit floats, with each choice of kernels: the tokens of the second stage at full size,
+/// the hidden values of the first.
+#[test]
+fn inputs_in_8_bit_floats_are_timed() {
+    let Some(cuda) = Cuda::open() else { return };
+    let Ok(products) = Products::probe(cuda.compute.device) else {
+        return eprintln!("no products in 8-bit floats on this GPU");
+    };
+    let form = Form {
+        dense: false,
+        float8: Some(products),
+    };
+    let x = cuda.randn(&[1, 32640, 4096], Kind::BFloat16);
+    let [scale, shift] = [(); 2].map(|()| cuda.randn(&[1, 2, 4096], Kind::BFloat16));
+    let runs = Runs::new(vec![4080, 28560]);
+    let attended = x.view([1, 32640, 32, 128]);
+    let gates = cuda.randn(&[1, 32640, 32], Kind::BFloat16);
+    let hidden = cuda.randn(&[1, 8160, 16384], Kind::BFloat16);
+    for (choice, kernels) in choices(cuda) {
+        let time = |what: &str, run: &dyn Fn() -> Activations| {
+            drop(run());
+            cuda.compute.synchronize();
+            let start = Instant::now();
+            for _ in 0..10 {
+                drop(run());
+            }
+            cuda.compute.synchronize();
+            let milliseconds = start.elapsed().as_secs_f64() * 100.0;
+            eprintln!("{what} in 8-bit floats, {choice}: {milliseconds:.3} ms");
+        };
+        time("norm and modulate", &|| {
+            kernels.modulated(&x, 1e-6, &scale, &shift, &runs, form)
+        });
+        // Operators gate and apply GELU in place, so the values grow or shrink: they cost the same.
+        time("gate", &|| {
+            kernels.gate(attended.shallow_clone(), Some(&gates), form)
+        });
+        time("attention's result", &|| {
+            kernels.input(x.shallow_clone(), form)
+        });
+        time("GELU", &|| kernels.gelu(hidden.shallow_clone(), form));
+    }
 }
 
 /// Both choices, named.

@@ -5,7 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
+use fastvideo_ltx2::activations::{Form, flat};
+use fastvideo_ltx2::checkpoint::Checkpoint;
+use fastvideo_ltx2::float8::{Products, Rows};
 use fastvideo_ltx2::kernels::CudaKernels;
+use fastvideo_ltx2::load::{self, Matrices};
+use fastvideo_ltx2::nn::Precision;
 use fastvideo_ltx2::ops::{Kernels, Padding, Rotation, Runs};
 use fastvideo_ltx2::pixels::to_rgb8;
 use tch::{Device, Kind, Tensor};
@@ -203,6 +208,139 @@ fn bytes_equal_plain_operators() {
             let sample = machine.randn(&[1, 3, 5, 6, columns], kind);
             let ours = machine.own().rgb8(&sample).unwrap();
             check_rgb8(&ours, &to_rgb8(&sample).to_device(Device::Cpu));
+        }
+    }
+}
+
+const FLOAT8: Form = Form {
+    dense: false,
+    float8: Some(Products::Wide),
+};
+
+/// The same rows, bit for bit.
+#[track_caller]
+fn assert_same(what: &str, actual: &Rows, expected: &Rows) {
+    let bits = |rows: &Rows| rows.values.view_dtype(Kind::Uint8);
+    assert!(actual.scales == expected.scales, "{what}: scales");
+    assert!(bits(actual) == bits(expected), "{what}: values");
+}
+
+#[test]
+fn modulated_norms_in_8_bit_floats_are_those_of_the_other_kernel() {
+    for machine in Machine::all() {
+        for (batch, lengths, width) in [(1, vec![3, 6], 4096), (2, vec![5], 96), (1, vec![9], 32)] {
+            let runs = Runs::new(lengths.clone());
+            let x = machine.randn(&[batch, runs.tokens(), width], Kind::BFloat16);
+            let rows = machine.randn(&[2, 1, lengths.len() as i64, width], Kind::BFloat16);
+            let [scale, shift] = [0, 1].map(|row| rows.get(row));
+            let own = machine.own();
+            let dense = own.rms_norm_modulate(&x, 1e-6, &scale, &shift, &runs);
+            let dense = dense.unwrap();
+            let expected = Rows::quantize(&flat(&dense));
+            let what = format!("{batch} × {lengths:?} × {width}");
+            for form in [FLOAT8, FLOAT8.and(Form::DENSE)] {
+                let input = own.modulated(&x, 1e-6, &scale, &shift, &runs, form);
+                let input = input.unwrap();
+                assert_same(&what, &input.rows(Products::Wide), &expected);
+                assert!(!form.dense || input.dense().equal(&dense), "{what}");
+            }
+            let none = own.modulated(&x, 1e-6, &scale, &shift, &runs, Form::DENSE);
+            assert!(none.is_none());
+        }
+    }
+}
+
+#[test]
+fn gated_results_in_8_bit_floats_equal_plain_operators() {
+    for machine in Machine::all() {
+        for (batch, tokens, heads, width) in [(1, 9, 32, 128), (2, 5, 4, 16), (1, 3, 2, 8)] {
+            // As attention returns it: heads come first.
+            let size = [batch, heads, tokens, width];
+            let x = machine.randn(&size, Kind::BFloat16).transpose(1, 2);
+            let gates = machine.randn(&[batch, tokens, heads], Kind::BFloat16);
+            for gates in [None, Some(&gates)] {
+                let form = FLOAT8.and(Form::DENSE);
+                let ours = machine.own().gate(&x, gates, form).unwrap();
+                let plain = Kernels::Plain.gate(x.copy(), gates, form);
+                let what = format!("{size:?}, gates: {}", gates.is_some());
+                let [actual, expected] = [&ours, &plain].map(|input| input.rows(Products::Wide));
+                assert_same(&what, &actual, &expected);
+                assert!(ours.dense().equal(plain.dense()), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gelu_in_8_bit_floats_equals_plain_operators() {
+    for machine in Machine::all() {
+        for (tokens, width) in [(3, 16384), (7, 256), (2, 8)] {
+            let x = machine.randn(&[1, tokens, width], Kind::BFloat16) * 3.0;
+            let form = FLOAT8.and(Form::DENSE);
+            let ours = machine.own().gelu(&x, form).unwrap();
+            let plain = Kernels::Plain.gelu(x.copy(), form);
+            let what = format!("{tokens} × {width}");
+            assert_near(&what, ours.dense(), plain.dense(), Kind::BFloat16);
+            assert_same(
+                &what,
+                &ours.rows(Products::Wide),
+                &Rows::quantize(&flat(ours.dense())),
+            );
+            // The last bit of tanh, rounded to bfloat16, seldom shows.
+            let other = ours.dense().not_equal_tensor(plain.dense());
+            let other = other
+                .to_kind(Kind::Float)
+                .mean(Kind::Float)
+                .double_value(&[]);
+            assert!(other < 1e-2, "{what}: {other}");
+        }
+    }
+}
+
+#[test]
+fn unusual_rows_are_quantized_like_plain_operators() {
+    for machine in Machine::all() {
+        let rows = [0.0, -0.0, 1e-30, 1e-13, 1.0, 464.0, -3e4, 1e38];
+        let rows = Tensor::from_slice(&rows)
+            .view([8, 1])
+            .to_device(machine.device);
+        // All values of the format, halves of its steps and less, up to the row's largest.
+        let steps = Tensor::arange(448, (Kind::Float, machine.device)) / -448.0;
+        let small = Tensor::arange(64, (Kind::Float, machine.device)) / 64.0 / 448.0 / 16.0;
+        let x = (rows * Tensor::cat(&[steps - 1.0 / 448.0, small], 0)).to_kind(Kind::BFloat16);
+        let ours = machine.own().input(&x, FLOAT8).unwrap();
+        assert_same("rows", &ours.rows(Products::Wide), &Rows::quantize(&x));
+    }
+}
+
+#[test]
+fn products_of_the_transformer_in_8_bit_floats_take_what_kernels_wrote() {
+    let kernels = Kernels::Cuda(on_host());
+    for reference in [Reference::open(), Reference::v2_3()] {
+        let exact = Case::of(&reference, Device::Cpu, Kind::Float, &Kernels::Plain).batch();
+        let errors = [&Kernels::Plain, &kernels].map(|kernels| {
+            let options = load::Options {
+                matrices: Matrices::Float8 {
+                    dense_blocks: Vec::new(),
+                },
+                ..load::Options::new(Device::Cpu, Precision::Bfloat16, kernels.clone())
+            };
+            let checkpoint = Checkpoint::open(&reference.checkpoint()).unwrap();
+            let parts = load::load(&checkpoint, &options, |_| {}).unwrap();
+            let mut case = Case::of(&reference, Device::Cpu, Kind::BFloat16, kernels);
+            case.model = parts.transformer;
+            let coarse = case.batch();
+            [(coarse.video, &exact.video), (coarse.audio, &exact.audio)]
+                .map(|(coarse, exact)| relative_error(&coarse, exact))
+        });
+        let [plain, ours] = errors;
+        println!("8-bit floats: {plain:?}, with kernels {ours:?}");
+        assert!(ours != plain);
+        for (ours, plain) in ours.into_iter().zip(plain) {
+            assert!(
+                ours < 1.2 * plain,
+                "{ours:e}, with plain operators {plain:e}"
+            );
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::Contexts;
+use crate::activations::{Activations, Form};
 use crate::config::{self, ConfigError, Switch, check_tensor};
 use crate::generation::{Generation, LATER};
 use crate::nn::{Linear, rms_norm};
@@ -514,13 +515,14 @@ impl Block {
         };
         Self {
             attn1: Attention::new(&weights.sub("attn1"), shape, &Kernels::Plain),
-            ff: FeedForward::new(&weights.sub("ff"), width),
+            ff: FeedForward::new(&weights.sub("ff"), width, &Kernels::Plain),
         }
     }
 
     fn forward(&self, x: &Tensor, rotation: &Rotation) -> Tensor {
-        let x = x + self.attn1.forward_self(&rms_norm(x, EPS), rotation);
-        let ff = self.ff.forward(&rms_norm(&x, EPS));
+        let normed = |x: &Tensor| Activations::new(rms_norm(x, EPS), Form::DENSE);
+        let x = x + self.attn1.forward_self(&normed(x), rotation);
+        let ff = self.ff.forward(&normed(&x));
         x + ff
     }
 }

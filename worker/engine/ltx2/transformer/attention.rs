@@ -5,7 +5,8 @@
 
 use tch::Tensor;
 
-use crate::nn::{Input, Linear};
+use crate::activations::{Activations, Form};
+use crate::nn::Linear;
 use crate::ops::{Kernels, Rotation};
 use crate::weights::Weights;
 
@@ -79,41 +80,60 @@ impl Attention {
         }
     }
 
+    /// Returns the form in which the queries, and their gate, take tokens.
+    pub fn query_form(&self) -> Form {
+        let form = self.to_q.form();
+        match &self.to_gate_logits {
+            Some(to_gate_logits) => form.and(to_gate_logits.form()),
+            None => form,
+        }
+    }
+
+    /// Returns the form in which the keys and values take tokens.
+    pub fn context_form(&self) -> Form {
+        self.to_k.form().and(self.to_v.form())
+    }
+
+    /// Returns the form in which self-attention takes tokens.
+    pub fn self_form(&self) -> Form {
+        self.query_form().and(self.context_form())
+    }
+
     /// Computes self-attention of the tokens `x`: `[B, N, D]` to `[B, N, D]`.
-    pub fn forward_self(&self, x: &Tensor, rotation: &Rotation) -> Tensor {
-        let input = self.to_q.input(x);
-        let context = self.key_value_of(&input, Some(rotation));
-        self.attend(x, &input, Some(rotation), &context)
+    pub fn forward_self(&self, x: &Activations, rotation: &Rotation) -> Tensor {
+        let context = self.key_value_of(x, Some(rotation));
+        self.attend(x, Some(rotation), &context)
     }
 
     /// Like [`Self::forward_self`], but each token sees itself alone: its value is the result.
-    pub fn forward_perturbed(&self, x: &Tensor) -> Tensor {
-        self.output(x, self.split_heads(&self.to_v.forward(x)))
+    pub fn forward_perturbed(&self, x: &Activations) -> Tensor {
+        self.output(x, self.split_heads(&self.to_v.forward_input(x)))
     }
 
     /// Computes cross-attention of the tokens `x` to other tokens, `[B, S, context width]`.
     pub fn forward_cross(
         &self,
-        x: &Tensor,
-        context: &Tensor,
+        x: &Activations,
+        context: &Activations,
         rotation: &Rotation,
         context_rotation: &Rotation,
     ) -> Tensor {
-        let context = self.key_value(context, Some(context_rotation));
-        self.attend(x, &self.to_q.input(x), Some(rotation), &context)
+        let context = self.key_value_of(context, Some(context_rotation));
+        self.attend(x, Some(rotation), &context)
     }
 
     /// Computes cross-attention of the tokens `x` to keys and values that were computed before.
-    pub fn forward_cached(&self, x: &Tensor, context: &KeyValue) -> Tensor {
-        self.attend(x, &self.to_q.input(x), None, context)
+    pub fn forward_cached(&self, x: &Activations, context: &KeyValue) -> Tensor {
+        self.attend(x, None, context)
     }
 
-    /// Computes the keys and values of `[B, S, context width]`.
-    pub fn key_value(&self, context: &Tensor, rotation: Option<&Rotation>) -> KeyValue {
-        self.key_value_of(&self.to_k.input(context), rotation)
+    /// Computes the keys and values of a text, `[B, S, context width]`, which has no positions.
+    pub fn key_value(&self, context: &Tensor) -> KeyValue {
+        let context = context.shallow_clone();
+        self.key_value_of(&Activations::new(context, self.context_form()), None)
     }
 
-    fn key_value_of(&self, context: &Input<'_>, rotation: Option<&Rotation>) -> KeyValue {
+    fn key_value_of(&self, context: &Activations, rotation: Option<&Rotation>) -> KeyValue {
         let key = self.to_k.forward_input(context);
         let value = self.to_v.forward_input(context);
         KeyValue {
@@ -124,21 +144,15 @@ impl Attention {
         }
     }
 
-    fn query(&self, x: &Input<'_>, rotation: Option<&Rotation>) -> Tensor {
+    fn query(&self, x: &Activations, rotation: Option<&Rotation>) -> Tensor {
         let query = self.to_q.forward_input(x);
         self.kernels
             .norm_rotate(query, &self.norm_q, self.eps, self.heads, rotation)
     }
 
-    /// Attends from the tokens `x` to the context, `[B, N, D]` to `[B, N, D]`. `input` is `x`, prepared for the queries.
-    fn attend(
-        &self,
-        x: &Tensor,
-        input: &Input<'_>,
-        rotation: Option<&Rotation>,
-        context: &KeyValue,
-    ) -> Tensor {
-        let query = self.query(input, rotation);
+    /// Attends from the tokens `x` to the context, `[B, N, D]` to `[B, N, D]`.
+    fn attend(&self, x: &Activations, rotation: Option<&Rotation>, context: &KeyValue) -> Tensor {
+        let query = self.query(x, rotation);
         let attended = Tensor::scaled_dot_product_attention(
             &query,
             &context.key,
@@ -154,13 +168,13 @@ impl Attention {
     }
 
     /// Applies the gate of the queries' input `x`, and the output matrix: `[B, heads, N, head width]` to `[B, N, D]`.
-    fn output(&self, x: &Tensor, attended: Tensor) -> Tensor {
-        let mut attended = attended.transpose(1, 2); // [B, N, heads, head width]
-        if let Some(to_gate_logits) = &self.to_gate_logits {
-            let gates = to_gate_logits.forward(x).sigmoid() * 2.0;
-            let _ = attended.g_mul_(&gates.unsqueeze(-1));
-        }
-        self.to_out.forward(&attended.flatten(2, 3))
+    fn output(&self, x: &Activations, attended: Tensor) -> Tensor {
+        let attended = attended.transpose(1, 2); // [B, N, heads, head width]
+        let gates = self.to_gate_logits.as_ref();
+        let gates = gates.map(|to_logits| to_logits.forward_input(x).sigmoid() * 2.0);
+        let form = self.to_out.form();
+        self.to_out
+            .forward_input(&self.kernels.gate(attended, gates.as_ref(), form))
     }
 
     /// Splits `[B, N, heads · head width]` into heads, `[B, heads, N, head width]`.
@@ -173,27 +187,36 @@ impl Attention {
 pub struct FeedForward {
     proj_in: Linear,
     proj_out: Linear,
+    kernels: Kernels,
 }
 
 impl FeedForward {
-    pub fn new(weights: &Weights, width: i64) -> Self {
+    pub fn new(weights: &Weights, width: i64, kernels: &Kernels) -> Self {
         Self {
             proj_in: Linear::new(&weights.sub("net.0.proj"), width, 4 * width),
             proj_out: Linear::new(&weights.sub("net.2"), 4 * width, width),
+            kernels: kernels.clone(),
         }
     }
 
     /// Creates the layer of the video tokens, whose matrices may be in 8-bit floats.
-    pub fn wide(weights: &Weights, width: i64) -> Self {
+    pub fn wide(weights: &Weights, width: i64, kernels: &Kernels) -> Self {
         Self {
             proj_in: Linear::wide(&weights.sub("net.0.proj"), width, 4 * width),
             proj_out: Linear::wide(&weights.sub("net.2"), 4 * width, width),
+            kernels: kernels.clone(),
         }
     }
 
+    /// Returns the form in which the layer takes tokens.
+    pub fn form(&self) -> Form {
+        self.proj_in.form()
+    }
+
     /// Applies the layer: `[B, N, D]` to `[B, N, D]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        let hidden = self.proj_in.forward_gelu(x);
-        self.proj_out.forward(&hidden)
+    pub fn forward(&self, x: &Activations) -> Tensor {
+        let hidden = self.proj_in.forward_input(x);
+        let hidden = self.kernels.gelu(hidden, self.proj_out.form());
+        self.proj_out.forward_input(&hidden)
     }
 }

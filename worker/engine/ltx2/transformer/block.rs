@@ -9,6 +9,7 @@ use super::Config;
 use super::attention::{Attention, FeedForward, KeyValue, Shape};
 use super::modulation::Modulation;
 use super::rope::RotaryTables;
+use crate::activations::{Activations, Form};
 use crate::generation::Generation;
 use crate::nn::rms_norm;
 use crate::ops::{Kernels, Rotation};
@@ -98,8 +99,8 @@ impl Block {
     /// Computes the keys and values of the projected contexts, `[B, S, D]` each.
     pub fn text(&self, video: &Tensor, audio: &Tensor) -> BlockText {
         BlockText {
-            video: self.video.attn2.key_value(video, None),
-            audio: self.audio.attn2.key_value(audio, None),
+            video: self.video.attn2.key_value(video),
+            audio: self.audio.attn2.key_value(audio),
         }
     }
 
@@ -136,25 +137,26 @@ impl Block {
         let (video, audio) = (around.video, around.audio);
         let [s1, b1, s2, b2, gate] = self.video.cross_rows(video);
         let [u1, c1, u2, c2, audio_gate] = self.audio.cross_rows(audio);
-        let of_video = |x: &Tensor, scale: &Tensor, shift: &Tensor| {
+        let of_video = |x: &Tensor, scale: &Tensor, shift: &Tensor, form: Form| {
             self.kernels
-                .rms_norm_modulate(x, self.eps, scale, shift, &video.cross_runs)
+                .modulated(x, self.eps, scale, shift, &video.cross_runs, form)
         };
-        let of_audio = |a: &Tensor, scale: &Tensor, shift: &Tensor| {
+        let of_audio = |a: &Tensor, scale: &Tensor, shift: &Tensor, form: Form| {
             self.kernels
-                .rms_norm_modulate(a, self.eps, scale, shift, &audio.cross_runs)
+                .modulated(a, self.eps, scale, shift, &audio.cross_runs, form)
         };
+        let (from_video, from_audio) = (&self.video_to_audio_attn, &self.audio_to_video_attn);
         let (of_time, of_audio_time) = (&around.tables.cross_video, &around.tables.cross_audio);
         // The sound comes first, because its result needs less memory to keep.
-        let to_audio = self.video_to_audio_attn.forward_cross(
-            &of_audio(a, &u2, &c2),
-            &of_video(x, &s2, &b2),
+        let to_audio = from_video.forward_cross(
+            &of_audio(a, &u2, &c2, from_video.query_form()),
+            &of_video(x, &s2, &b2, from_video.context_form()),
             of_audio_time,
             of_time,
         );
-        let to_video = self.audio_to_video_attn.forward_cross(
-            &of_video(x, &s1, &b1),
-            &of_audio(a, &u1, &c1),
+        let to_video = from_audio.forward_cross(
+            &of_video(x, &s1, &b1, from_audio.query_form()),
+            &of_audio(a, &u1, &c1, from_audio.context_form()),
             of_time,
             of_audio_time,
         );
@@ -225,8 +227,8 @@ impl StreamBlock {
             attn1: attention("attn1", width, is_video),
             attn2: attention("attn2", text, false),
             ff: match stream {
-                Stream::Video => FeedForward::wide(&ff, width),
-                Stream::Audio => FeedForward::new(&ff, width),
+                Stream::Video => FeedForward::wide(&ff, width, kernels),
+                Stream::Audio => FeedForward::new(&ff, width, kernels),
             },
             scale_shift_table: weights.tensor(
                 &format!("{prefix}scale_shift_table"),
@@ -284,7 +286,7 @@ impl StreamBlock {
         modulation: &Modulation,
         rotation: &Rotation,
     ) {
-        let normed = self.modulated(x, &rows.attn1, modulation);
+        let normed = self.modulated(x, &rows.attn1, modulation, self.attn1.self_form());
         let attended = self.attn1.forward_self(&normed, rotation);
         drop(normed);
         self.kernels
@@ -293,7 +295,7 @@ impl StreamBlock {
 
     /// Does what [`Self::attend_self`] does, with each token attending to itself alone.
     fn perturb_self(&self, x: &mut Tensor, rows: &StreamRows, modulation: &Modulation) {
-        let normed = self.modulated(x, &rows.attn1, modulation);
+        let normed = self.modulated(x, &rows.attn1, modulation, self.attn1.self_form());
         let attended = self.attn1.forward_perturbed(&normed);
         drop(normed);
         self.kernels
@@ -307,23 +309,22 @@ impl StreamBlock {
         modulation: &Modulation,
         text: Text<'_>,
     ) {
-        let attended = |normed: &Tensor| match text {
+        let attended = |normed: &Activations| match text {
             Text::KeyValue(text) => self.attn2.forward_cached(normed, text),
             Text::Context(context) => {
-                let text = self
-                    .attn2
-                    .key_value(&self.prompted(context, modulation), None);
+                let text = self.attn2.key_value(&self.prompted(context, modulation));
                 self.attn2.forward_cached(normed, &text)
             }
         };
+        let form = self.attn2.query_form();
         match &rows.attn2 {
             Some(rows) => {
-                let attended = attended(&self.modulated(x, rows, modulation));
+                let attended = attended(&self.modulated(x, rows, modulation, form));
                 self.kernels
                     .add_gated(x, attended, &rows.gate, &modulation.runs);
             }
             None => {
-                let attended = attended(&rms_norm(x, self.eps));
+                let attended = attended(&self.kernels.input(rms_norm(x, self.eps), form));
                 let _ = x.g_add_(&attended);
             }
         }
@@ -341,17 +342,23 @@ impl StreamBlock {
     }
 
     pub(crate) fn feed_forward(&self, x: &mut Tensor, rows: &StreamRows, modulation: &Modulation) {
-        let normed = self.modulated(x, &rows.ff, modulation);
+        let normed = self.modulated(x, &rows.ff, modulation, self.ff.form());
         let output = self.ff.forward(&normed);
         drop(normed);
         self.kernels
             .add_gated(x, output, &rows.ff.gate, &modulation.runs);
     }
 
-    fn modulated(&self, x: &Tensor, rows: &Rows, modulation: &Modulation) -> Tensor {
+    fn modulated(
+        &self,
+        x: &Tensor,
+        rows: &Rows,
+        modulation: &Modulation,
+        form: Form,
+    ) -> Activations {
         let (scale, shift) = (&rows.scale, &rows.shift);
         self.kernels
-            .rms_norm_modulate(x, self.eps, scale, shift, &modulation.runs)
+            .modulated(x, self.eps, scale, shift, &modulation.runs, form)
     }
 }
 

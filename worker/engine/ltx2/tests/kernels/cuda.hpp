@@ -26,7 +26,11 @@ struct alignas(16) float4 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 static float __uint_as_float(unsigned bits) {
@@ -45,6 +49,25 @@ static unsigned bf16_bits(float value) {
 }
 
 static unsigned pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+
+#define HAS_FLOAT8
+
+static unsigned e4m3_bits(float value) {
+  if (std::isnan(value)) return 0x7f;
+  const float amount = std::min(std::fabs(value), 448.0f);
+  if (amount == 0.0f) return std::signbit(value) ? 0x80 : 0;
+  int exponent;
+  std::frexp(amount, &exponent);  // amount < 2^exponent
+  exponent = std::max(exponent - 1, -6);
+  const unsigned steps = static_cast<unsigned>(std::nearbyint(std::ldexp(amount, 3 - exponent)));
+  // Below 8 steps, the value is subnormal. 16 steps are the first value of the next exponent.
+  const unsigned bits = ((exponent + 6) << 3) + steps;
+  return bits | (std::signbit(value) ? 0x80 : 0);
+}
+
+static unsigned pack_e4m3(float a, float b, float c, float d) {
+  return e4m3_bits(a) | e4m3_bits(b) << 8 | e4m3_bits(c) << 16 | e4m3_bits(d) << 24;
+}
 
 struct Index {
   unsigned x;

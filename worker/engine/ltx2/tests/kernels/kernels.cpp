@@ -24,3 +24,7 @@
 
 ALL_ON_HOST(bf16)
 ALL_ON_HOST(float)
+
+ON_HOST(rms_norm_modulate_float8)
+ON_HOST(gelu_float8)
+ON_HOST(gate_float8)

@@ -1,0 +1,102 @@
+//! The inputs of linear layers, in the forms that their matrices take.
+
+use tch::{Kind, Tensor};
+
+use crate::float8::{Products, Rows};
+
+/// The forms in which layers take an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Whether they take it as it is: for a dense matrix, or for adapters beside a matrix.
+    pub dense: bool,
+    /// The products for which they take it in 8-bit floats, if they do.
+    pub float8: Option<Products>,
+}
+
+/// An input of linear layers, `[…, in]`.
+#[derive(Debug)]
+pub struct Activations {
+    dense: Option<Tensor>,
+    /// `[n, in]`.
+    rows: Option<Rows>,
+    size: Vec<i64>,
+    kind: Kind,
+}
+
+impl Form {
+    pub const DENSE: Self = Self {
+        dense: true,
+        float8: None,
+    };
+
+    /// Returns the form for the layers of both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            dense: self.dense || other.dense,
+            float8: self.float8.or(other.float8),
+        }
+    }
+
+    /// Returns whether the input has a scale for each row, which kernels compute.
+    pub fn scales_rows(self) -> bool {
+        self.float8.is_some_and(Products::scale_rows)
+    }
+}
+
+impl Activations {
+    /// Converts `x` with libtorch's operators.
+    pub fn new(x: Tensor, form: Form) -> Self {
+        let rows = form.float8.map(|products| products.quantize(&flat(&x)));
+        Self {
+            size: x.size(),
+            kind: x.kind(),
+            dense: (form.dense || rows.is_none()).then_some(x),
+            rows,
+        }
+    }
+
+    /// Takes the rows of a tensor of this size and type, and the tensor itself where it is wanted, too.
+    pub fn quantized(rows: Rows, dense: Option<Tensor>, size: Vec<i64>, kind: Kind) -> Self {
+        Self {
+            dense,
+            rows: Some(rows),
+            size,
+            kind,
+        }
+    }
+
+    /// Returns the input as it is.
+    ///
+    /// # Panics
+    /// Panics when it was made for matrices in 8-bit floats alone.
+    pub fn dense(&self) -> &Tensor {
+        let dense = self.dense.as_ref();
+        dense.expect("an input has the forms that its layers have asked for")
+    }
+
+    /// Returns the input in 8-bit floats, which it may have already.
+    pub fn rows(&self, products: Products) -> Rows {
+        match &self.rows {
+            Some(rows) => rows.shallow_clone(),
+            None => products.quantize(&flat(self.dense())),
+        }
+    }
+
+    /// Returns a product `[n, out]` with the axes of this input.
+    pub fn unflat(&self, product: &Tensor) -> Tensor {
+        let mut size = self.size.clone();
+        if let (Some(last), Some(width)) = (size.last_mut(), product.size().last()) {
+            *last = *width;
+        }
+        product.view(size.as_slice())
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+/// `[…, k]` as `[n, k]`.
+pub fn flat(x: &Tensor) -> Tensor {
+    x.reshape([-1, x.size().last().copied().unwrap_or(1)])
+}
