@@ -26,7 +26,7 @@ use self::launch::{HostLibrary, Kernel};
 use crate::activations::{Activations, Form, flat};
 use crate::device::{self, Gpu, Refused};
 use crate::float8::Rows;
-use crate::ops::arguments::{Padding, Rotation, Runs};
+use crate::ops::arguments::{Padding, PositionTable, Runs};
 
 const TRANSFORMER: &str = concat!(
     include_str!("kernels/device.cuh"),
@@ -52,6 +52,8 @@ const MOST_THREADS: i64 = 512;
 const WARP: i64 = 32;
 /// The first compute capability with 8-bit floats.
 const FLOAT8_GPU: (i32, i32) = (8, 9);
+/// The highest number of axes of a grid of tokens.
+const AXES: usize = 3;
 /// The highest number of runs of tokens, unless each token is its own run.
 const RUNS: usize = 4;
 
@@ -129,6 +131,20 @@ struct Float8Arg {
 
 // SAFETY: plain numbers, laid out as the struct of the same fields in the kernels' source.
 unsafe impl DeviceRepr for Float8Arg {}
+
+/// The struct `Grid` of `transformer.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct GridArg {
+    axes: i32,
+    sizes: [i32; AXES],
+    strides: [i32; AXES],
+    frequencies: i32,
+    still: i32,
+}
+
+// SAFETY: plain numbers, laid out as the struct of the same fields in the kernels' source.
+unsafe impl DeviceRepr for GridArg {}
 
 /// The struct `Padding` of `video_vae.cu`.
 #[derive(Clone, Copy)]
@@ -343,23 +359,16 @@ impl CudaKernels {
         gain: &Tensor,
         eps: f64,
         heads: i64,
-        rotation: &Rotation,
+        table: &PositionTable,
     ) -> Option<Tensor> {
         let (batch, tokens, width) = x.size3().ok()?;
         let functions = self.functions(x)?;
         let half = width / heads / 2;
         let threads = row_threads(x, width / 2, HALF_PARTS)?;
         let config = grid(batch * tokens, threads)?;
-        let table_batch = *rotation.cos.size().first()?;
-        let tables_fit = [&rotation.cos, &rotation.sin].into_iter().all(|table| {
-            table.size() == [table_batch, heads, tokens, half]
-                && table.kind() == Kind::Float
-                && table.device() == x.device()
-                && table.is_contiguous()
-                && aligned(table)
-        });
-        let fits = tables_fit
-            && (table_batch == batch || table_batch == 1)
+        let grid = grid_arg(x, table)?;
+        let fits = table.tokens == tokens
+            && table.pairs() == width / 2
             && heads * 2 * half == width
             && half % vector(x)? == 0
             && gain.size() == [width]
@@ -371,24 +380,13 @@ impl CudaKernels {
         }
         let x = x.contiguous();
         let out = x.empty_like();
-        let [out_at, x_at, gain_at] = [&out, &x, gain].map(address);
-        let [cos_at, sin_at] = [&rotation.cos, &rotation.sin].map(address);
-        let [table_batch, tokens] = [small(table_batch)?, small(tokens)?];
-        let [heads, half] = [small(heads)?, small(half)?];
+        let [out_at, x_at, gain_at, table_at] = [&out, &x, gain, &table.values].map(address);
+        let [tokens, heads, half] = [small(tokens)?, small(heads)?, small(half)?];
         let eps = single(eps);
         let mut launch = functions.norm_rotate.arguments();
-        launch
-            .arg(&out_at)
-            .arg(&x_at)
-            .arg(&gain_at)
-            .arg(&cos_at)
-            .arg(&sin_at);
-        launch
-            .arg(&table_batch)
-            .arg(&tokens)
-            .arg(&heads)
-            .arg(&half)
-            .arg(&eps);
+        launch.arg(&out_at).arg(&x_at).arg(&gain_at).arg(&table_at);
+        launch.arg(&grid).arg(&tokens).arg(&heads);
+        launch.arg(&half).arg(&eps);
         // SAFETY: the arguments are the kernel's; types, sizes, alignment and devices were checked above.
         unsafe { launch.launch(config) };
         Some(out)
@@ -678,6 +676,38 @@ fn runs_arg(x: &Tensor, rows: &[&Tensor], runs: &Runs) -> Option<RunsArg> {
         starts,
         per_token: i32::from(per_token),
     })
+}
+
+/// Checks a table of rotations on the device of `x`.
+fn grid_arg(x: &Tensor, table: &PositionTable) -> Option<GridArg> {
+    let (positions, frequencies, _) = table.values.size3().ok()?;
+    let sizes: i64 = table.axes.iter().map(|axis| axis.size).sum();
+    let fits = table.values.size() == [sizes, frequencies, 2]
+        && positions == sizes
+        && table.values.kind() == Kind::Float
+        && table.values.device() == x.device()
+        && table.values.is_contiguous()
+        && (1..=AXES).contains(&table.axes.len())
+        && table
+            .axes
+            .iter()
+            .all(|axis| axis.size > 0 && axis.stride > 0);
+    if !fits {
+        return None;
+    }
+    // The axes that are not there do not divide by zero.
+    let mut grid = GridArg {
+        axes: small(i64::try_from(table.axes.len()).ok()?)?,
+        sizes: [1; AXES],
+        strides: [1; AXES],
+        frequencies: small(frequencies)?,
+        still: small(table.still)?,
+    };
+    for (i, axis) in table.axes.iter().enumerate() {
+        grid.sizes[i] = small(axis.size)?;
+        grid.strides[i] = small(axis.stride)?;
+    }
+    Some(grid)
 }
 
 fn alike(one: &Tensor, other: &Tensor) -> bool {

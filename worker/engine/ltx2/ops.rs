@@ -14,7 +14,7 @@ use crate::kernels::CudaKernels;
 use crate::nn::{rms_norm, sizes};
 use crate::pixels::to_rgb8;
 
-pub use arguments::{Padding, Rotation, Runs};
+pub use arguments::{GridAxis, Padding, PositionTable, Rotation, Runs};
 
 pub mod arguments;
 
@@ -144,8 +144,8 @@ impl Kernels {
     ) -> Tensor {
         let (batch, tokens, width) = x.size3().expect("queries and keys have three axes");
         let fused = match (self, rotation) {
-            (Self::Cuda(kernels), Some(rotation)) => {
-                kernels.norm_rotate(&x, gain, eps, heads, rotation)
+            (Self::Cuda(kernels), Some(Rotation::OfPositions(table))) => {
+                kernels.norm_rotate(&x, gain, eps, heads, table)
             }
             _ => None,
         };
@@ -299,8 +299,8 @@ fn rotate(x: Tensor, heads: i64, rotation: &Rotation) -> Tensor {
     let half = width / heads / 2;
     let halves = x.view([batch, tokens, heads, 2, half]).to_kind(Kind::Float);
     drop(x);
-    let table = |values: &Tensor| values.transpose(1, 2).unsqueeze(3); // [1, N, heads, 1, half]
-    let (cos, sin) = (table(&rotation.cos), table(&rotation.sin));
+    let tables = rotation.of_tokens(heads);
+    let [cos, sin] = tables.map(|table| table.transpose(1, 2).unsqueeze(3)); // [1, N, heads, 1, half]
     let rotated = &halves * cos;
     let (a, b) = (halves.narrow(3, 0, 1), halves.narrow(3, 1, 1));
     let _ = rotated.narrow(3, 0, 1).addcmul_(&sin.neg(), &b);

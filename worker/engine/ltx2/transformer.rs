@@ -43,6 +43,7 @@ pub struct Transformer {
     output: Output,
     audio_output: Output,
     kind: Kind,
+    kernels: Kernels,
 }
 
 /// The tokens of one step.
@@ -125,7 +126,12 @@ impl Transformer {
                 kernels,
             ),
             kind: weights.kind(),
+            kernels: kernels.clone(),
         }
+    }
+
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// Prepares the contexts of the connectors, `[B, S, context width]` each, for all steps. They must not contain

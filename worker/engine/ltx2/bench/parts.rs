@@ -104,9 +104,9 @@ impl Bench<'_> {
         let shape = self.shape(config, stage)?;
         let (device, name) = (self.compute.device, stage.name());
         self.measure(&format!("{name}: rotary tables"), 1, None, || {
-            RotaryTables::new(config, &shape.geometry, device)
+            RotaryTables::new(config, &shape.geometry, device, model.kernels())
         })?;
-        let tables = RotaryTables::new(config, &shape.geometry, device);
+        let tables = RotaryTables::new(config, &shape.geometry, device, model.kernels());
         let tokens = self.tokens(&shape);
         let video = self.noise(&[1, tokens.video, config.in_channels], Kind::Float);
         let audio = self.noise(&[1, tokens.audio, config.audio_in_channels], Kind::Float);
@@ -138,7 +138,7 @@ impl Bench<'_> {
     ) -> Result<(), BenchError> {
         let shape = self.shape(config, stage)?;
         let (device, kind) = (self.compute.device, self.spec.precision.kind());
-        let tables = RotaryTables::new(config, &shape.geometry, device);
+        let tables = RotaryTables::new(config, &shape.geometry, device, model.kernels());
         let tokens = self.tokens(&shape);
         let (levels, audio_levels) = (&shape.video_levels, &shape.audio_levels);
         let cross = CrossModalLevels::Lightricks;

@@ -93,17 +93,33 @@ __device__ void add_gated(T* x, const T* y, const T* gate, Runs runs, int width)
   });
 }
 
+// The grid that tokens lie on. The pairs of a token's values belong to its axes in turn, but for the first `still` ones, which are
+// not rotated.
+struct Grid {
+  int axes;
+  int sizes[3], strides[3];  // positions on each axis, and tokens from one to the next
+  int frequencies;           // of each axis
+  int still;
+};
+
 // One row normed over its whole width with a gain, each head's halves then rotated: a cos - b sin, b cos + a sin.
-// A thread holds the same parts of both halves. cos and sin [table_batch, heads, tokens, half] in float32, where
-// table_batch is 1 or the batch.
+// A thread holds the same parts of both halves. `table` has cosine and sine at each position of the first axis, of the
+// second and so on, [positions, frequencies].
 template <typename T>
 __device__ void norm_rotate(
-    T* out, const T* x, const T* gain, const float* cos, const float* sin, int table_batch, int tokens, int heads,
-    int half, float eps) {
+    T* out, const T* x, const T* gain, const float2* table, const Grid& grid, int tokens, int heads, int half,
+    float eps) {
   constexpr int WIDTH = Vector<T>::WIDTH;
   const int pairs = heads * half;
   const long long at = static_cast<long long>(blockIdx.x) * 2 * pairs;
-  const int batch = blockIdx.x / tokens % table_batch, token = blockIdx.x % tokens;
+  const int token = blockIdx.x % tokens;
+
+  const float2* rows[3];  // of this token
+#pragma unroll
+  for (int axis = 0; axis < 3; axis++) {
+    rows[axis] = table + token / grid.strides[axis] % grid.sizes[axis] * grid.frequencies;
+    table += grid.sizes[axis] * grid.frequencies;
+  }
 
   float a[HALF_PARTS][WIDTH], b[HALF_PARTS][WIDTH];
   float squares = 0.0f;
@@ -122,22 +138,28 @@ __device__ void norm_rotate(
   for (int part = 0; part < HALF_PARTS; part++) {
     const int pair = (part * blockDim.x + threadIdx.x) * WIDTH;
     if (pair >= pairs) break;
-    const int head = pair / half, column = pair + head * half;
-    const long long angle =
-        ((static_cast<long long>(batch) * heads + head) * tokens + token) * half + pair % half;
+    const int column = pair + pair / half * half;
+    int turn = max(pair - grid.still, 0);  // among the pairs that are rotated
+    int axis = turn % grid.axes;
+    turn /= grid.axes;
     float gain_a[WIDTH], gain_b[WIDTH];
     Vector<T>::load(gain + column, gain_a);
     Vector<T>::load(gain + column + half, gain_b);
-    for (int i = 0; i < WIDTH; i += 4) {
-      float c[4], s[4];
-      Vector<float>::load(cos + angle + i, c);
-      Vector<float>::load(sin + angle + i, s);
-      for (int j = 0; j < 4; j++) {
-        const float first = a[part][i + j] * factor * gain_a[i + j];
-        const float second = b[part][i + j] * factor * gain_b[i + j];
-        a[part][i + j] = first * c[j] - second * s[j];
-        b[part][i + j] = second * c[j] + first * s[j];
+#pragma unroll
+    for (int i = 0; i < WIDTH; i++) {
+      float2 angle = make_float2(1.0f, 0.0f);
+      if (pair + i >= grid.still) {
+        angle = (axis == 0 ? rows[0] : axis == 1 ? rows[1] : rows[2])[turn];
+        axis++;
+        if (axis == grid.axes) {
+          axis = 0;
+          turn++;
+        }
       }
+      const float first = a[part][i] * factor * gain_a[i];
+      const float second = b[part][i] * factor * gain_b[i];
+      a[part][i] = first * angle.x - second * angle.y;
+      b[part][i] = second * angle.x + first * angle.y;
     }
     Vector<T>::store(out + at + column, a[part]);
     Vector<T>::store(out + at + column + half, b[part]);
@@ -153,9 +175,9 @@ __device__ void norm_rotate(
     add_gated<T>(x, y, gate, runs, width);                                                                \
   }                                                                                                       \
   extern "C" __global__ void norm_rotate_##T(                                                             \
-      T* out, const T* x, const T* gain, const float* cos, const float* sin, int table_batch, int tokens, \
-      int heads, int half, float eps) {                                                                   \
-    norm_rotate<T>(out, x, gain, cos, sin, table_batch, tokens, heads, half, eps);                        \
+      T* out, const T* x, const T* gain, const float2* table, Grid grid, int tokens, int heads, int half, \
+      float eps) {                                                                                        \
+    norm_rotate<T>(out, x, gain, table, grid, tokens, heads, half, eps);                                  \
   }
 
 KERNELS(bf16)

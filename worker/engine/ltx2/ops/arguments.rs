@@ -1,17 +1,39 @@
 //! The arguments that [`super::Kernels`] and the CUDA kernels share.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Consecutive runs of tokens that share a row of modulation, as their lengths. Tensors of rows are `[B or 1, runs, D]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runs(Vec<i64>);
 
-/// The cosines and sines for rotating queries or keys, each `[B or 1, heads, tokens, head width / 2]`, contiguous, in
-/// float32.
+/// The cosines and sines for rotating queries or keys.
 #[derive(Debug)]
-pub struct Rotation {
-    pub cos: Tensor,
-    pub sin: Tensor,
+pub enum Rotation {
+    /// A row for each token: each `[B or 1, heads, tokens, head width / 2]`, in float32.
+    OfTokens { cos: Tensor, sin: Tensor },
+    /// A row for each position on each axis of the tokens' grid, which is far less.
+    OfPositions(PositionTable),
+}
+
+/// The rotations of tokens on a grid. The pairs of a token's values, over all heads, belong to the axes in turn.
+#[derive(Debug)]
+pub struct PositionTable {
+    /// The cosine and the sine at each position and frequency, one axis after the other: `[positions, frequencies, 2]`, in float32.
+    pub values: Tensor,
+    /// One to three axes.
+    pub axes: Vec<GridAxis>,
+    pub tokens: i64,
+    /// The number of pairs in front of the others that are not rotated.
+    pub still: i64,
+}
+
+/// An axis of a grid of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GridAxis {
+    /// The number of positions.
+    pub size: i64,
+    /// The number of tokens from a position to the next.
+    pub stride: i64,
 }
 
 /// The padding that turns `[B, C, F, H, W]` into the input of a convolution that does not pad by itself.
@@ -25,6 +47,52 @@ pub struct Padding {
     pub border: i64,
     /// Whether the border mirrors the picture, which must be wider than the border; otherwise the border is zero.
     pub reflect: bool,
+}
+
+impl Rotation {
+    /// Returns the cosines and the sines of tokens, each `[B or 1, heads, tokens, head width / 2]`.
+    pub fn of_tokens(&self, heads: i64) -> [Tensor; 2] {
+        match self {
+            Self::OfTokens { cos, sin } => [cos.shallow_clone(), sin.shallow_clone()],
+            Self::OfPositions(table) => table.of_tokens(heads),
+        }
+    }
+}
+
+impl PositionTable {
+    /// Returns the number of pairs of a token's values.
+    pub fn pairs(&self) -> i64 {
+        let frequencies = self.values.size().get(1).copied().unwrap_or_default();
+        self.still + frequencies * self.axes.len() as i64
+    }
+
+    fn of_tokens(&self, heads: i64) -> [Tensor; 2] {
+        let options = (Kind::Float, self.values.device());
+        let token = Tensor::arange(self.tokens, (Kind::Int64, options.1));
+        let sizes: Vec<i64> = self.axes.iter().map(|axis| axis.size).collect();
+        let along: Vec<Tensor> = self
+            .values
+            .split_with_sizes(sizes.as_slice(), 0)
+            .iter()
+            .zip(&self.axes)
+            .map(|(rows, axis)| {
+                let position = token.floor_divide_scalar(axis.stride).remainder(axis.size);
+                rows.index_select(0, &position)
+            })
+            .collect();
+        let turned = Tensor::stack(&along, 2).flatten(1, 2); // [tokens, frequencies · axes, 2]
+        let still = [self.tokens, self.still];
+        [Tensor::ones(still, options), Tensor::zeros(still, options)]
+            .into_iter()
+            .zip(turned.unbind(-1))
+            .map(|(still, turned)| {
+                let row = Tensor::cat(&[still, turned], 1);
+                row.unflatten(1, [heads, -1]).transpose(0, 1).unsqueeze(0)
+            })
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("cosines and sines")
+    }
 }
 
 impl Runs {

@@ -99,7 +99,18 @@ impl Run<'_> {
             video_offset: self.plan.video_offset,
             positions: self.settings.positions,
         };
-        RotaryTables::new(&self.parts.transformer_config, &geometry, self.parts.device)
+        let Parts {
+            transformer,
+            transformer_config,
+            device,
+            ..
+        } = self.parts;
+        RotaryTables::new(
+            transformer_config,
+            &geometry,
+            *device,
+            transformer.kernels(),
+        )
     }
 
     fn first(&self, noise: &Noise, start: Option<Latents>, sigma: f32) -> Latents {

@@ -11,8 +11,9 @@ use fastvideo_ltx2::float8::{Products, Rows};
 use fastvideo_ltx2::kernels::CudaKernels;
 use fastvideo_ltx2::load::{self, Matrices};
 use fastvideo_ltx2::nn::Precision;
-use fastvideo_ltx2::ops::{Kernels, Padding, Rotation, Runs};
+use fastvideo_ltx2::ops::{GridAxis, Kernels, Padding, PositionTable, Rotation, Runs};
 use fastvideo_ltx2::pixels::to_rgb8;
+use fastvideo_ltx2::transformer::RotaryTables;
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda::Cuda;
@@ -145,25 +146,70 @@ fn modulated_norms_equal_plain_operators() {
 #[test]
 fn rotated_norms_equal_plain_operators() {
     for (machine, kind) in all_machines() {
-        for (batch, table_batch, tokens, heads, half) in [
-            (1, 1, 77, 32, 64),
-            (2, 1, 9, 32, 32),
-            (2, 2, 5, 4, 8),
-            (1, 1, 1, 3, 16),
+        for (batch, sizes, heads, half) in [
+            (1, vec![3, 5, 4], 32, 64),
+            (2, vec![3, 2, 1], 32, 32),
+            (2, vec![5], 4, 8),
+            (1, vec![2, 3], 3, 24),
+            (1, vec![1], 1, 8),
         ] {
-            let width = heads * 2 * half;
+            let (width, count) = (heads * 2 * half, sizes.len() as i64);
+            let axes: Vec<GridAxis> = (1..=sizes.len())
+                .map(|after| GridAxis {
+                    size: sizes[after - 1],
+                    stride: sizes[after..].iter().product(),
+                })
+                .collect();
+            let tokens: i64 = sizes.iter().product();
+            let frequencies = width / 2 / count;
+            let rotation = Rotation::OfPositions(PositionTable {
+                values: machine.randn(&[sizes.iter().sum(), frequencies, 2], Kind::Float),
+                axes,
+                tokens,
+                still: width / 2 - frequencies * count,
+            });
             let x = machine.randn(&[batch, tokens, width], kind);
             let gain = machine.randn(&[width], kind);
-            let angles = machine.randn(&[table_batch, heads, tokens, half], Kind::Float);
-            let rotation = Rotation {
-                cos: angles.cos(),
-                sin: angles.sin(),
+            let Rotation::OfPositions(table) = &rotation else {
+                unreachable!()
             };
-            let ours = machine.own().norm_rotate(&x, &gain, 1e-6, heads, &rotation);
+            let ours = machine.own().norm_rotate(&x, &gain, 1e-6, heads, table);
             let ours = ours.unwrap().view([batch, tokens, heads, 2 * half]);
             let plain = Kernels::Plain.norm_rotate(x, &gain, 1e-6, heads, Some(&rotation));
-            let what = format!("{batch} × {tokens} × {heads} × {half}");
+            let what = format!("{batch} × {sizes:?} × {heads} × {half}");
             assert_near(&what, &ours.transpose(1, 2), &plain, kind);
+        }
+    }
+}
+
+#[test]
+fn tables_of_positions_are_those_of_tokens() {
+    for reference in [Reference::open(), Reference::v2_3()] {
+        let case = Case::of(&reference, Device::Cpu, Kind::Float, &Kernels::Plain);
+        let config = &case.config;
+        for machine in Machine::all() {
+            let [plain, ours] = [&Kernels::Plain, &machine.kernels]
+                .map(|kernels| RotaryTables::new(config, &case.geometry, machine.device, kernels));
+            for (plain, ours, heads) in [
+                (&plain.video, &ours.video, config.num_attention_heads),
+                (&plain.audio, &ours.audio, config.audio_num_attention_heads),
+                (
+                    &plain.cross_video,
+                    &ours.cross_video,
+                    config.audio_num_attention_heads,
+                ),
+                (
+                    &plain.cross_audio,
+                    &ours.cross_audio,
+                    config.audio_num_attention_heads,
+                ),
+            ] {
+                assert!(matches!(ours, Rotation::OfPositions(_)));
+                let (plain, ours) = (plain.of_tokens(heads), ours.of_tokens(heads));
+                for (plain, ours) in plain.iter().zip(&ours) {
+                    assert!(plain.equal(ours), "{:?}", machine.device);
+                }
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use fastvideo_ltx2::config::ConfigError;
 use fastvideo_ltx2::generation::Generation;
-use fastvideo_ltx2::ops::{Kernels, Runs};
+use fastvideo_ltx2::ops::{Kernels, Rotation, Runs};
 use fastvideo_ltx2::transformer::block::{Block, Surroundings, Text};
 use fastvideo_ltx2::transformer::modulation::{Embeddings, Modulation, sinusoid};
 use fastvideo_ltx2::transformer::rope::{audio_coords, video_coords};
@@ -27,7 +27,7 @@ const LIBRARY: Asked<'_> = Asked {
 pub(crate) struct Case {
     pub(crate) golden: Golden,
     pub(crate) config: Config,
-    geometry: Geometry,
+    pub(crate) geometry: Geometry,
     pub(crate) tables: RotaryTables,
     pub(crate) model: Transformer,
     device: Device,
@@ -84,7 +84,7 @@ impl Case {
         let store = reference.store_on("transformer", kind, device);
         let model = Transformer::new(&config, &store.root(), kernels);
         store.finish().unwrap();
-        let tables = RotaryTables::new(&config, &geometry, device);
+        let tables = RotaryTables::new(&config, &geometry, device, kernels);
         Self {
             golden,
             config,
@@ -231,21 +231,24 @@ fn coordinates_and_rotary_tables_equal_the_reference() {
     );
     let audio = audio_coords(&config, geometry.audio_latents, CPU);
     assert_same("audio", &audio, golden.get("coords.audio"));
+    let heads = config.num_attention_heads;
+    let audio_heads = config.audio_num_attention_heads;
     let named = [
-        ("rope", &tables.video),
-        ("audio_rope", &tables.audio),
-        ("cross_attn_rope", &tables.cross_video),
-        ("cross_attn_audio_rope", &tables.cross_audio),
+        ("rope", &tables.video, heads),
+        ("audio_rope", &tables.audio, audio_heads),
+        ("cross_attn_rope", &tables.cross_video, audio_heads),
+        ("cross_attn_audio_rope", &tables.cross_audio, audio_heads),
     ];
-    for (name, table) in named {
+    for (name, table, heads) in named {
+        let [cos, sin] = table.of_tokens(heads);
         assert_same(
             &format!("{name} cos"),
-            &table.cos,
+            &cos,
             golden.get(&format!("{name}.0")),
         );
         assert_same(
             &format!("{name} sin"),
-            &table.sin,
+            &sin,
             golden.get(&format!("{name}.1")),
         );
     }
@@ -268,10 +271,14 @@ fn the_clock_offset_moves_the_video_alone() {
         .to_kind(Kind::Float)
         .view([1, 3, 1, 1]);
     assert!(moved.allclose(&expected.expand_as(&moved), 0.0, 1e-6, false));
-    let moved = RotaryTables::new(&config, &later, CPU);
-    assert!(moved.audio.cos.equal(&tables.audio.cos));
-    assert!(moved.cross_audio.sin.equal(&tables.cross_audio.sin));
-    assert!(!moved.cross_video.sin.equal(&tables.cross_video.sin));
+    let moved = RotaryTables::new(&config, &later, CPU, &Kernels::Plain);
+    let same = |one: &Rotation, other: &Rotation| {
+        let (one, other) = (one.of_tokens(4), other.of_tokens(4));
+        one.iter().zip(&other).all(|(one, other)| one.equal(other))
+    };
+    assert!(same(&moved.audio, &tables.audio));
+    assert!(same(&moved.cross_audio, &tables.cross_audio));
+    assert!(!same(&moved.cross_video, &tables.cross_video));
 }
 
 #[test]
@@ -654,7 +661,7 @@ fn steps_of_the_small_trained_model_equal_the_reference() {
         video_offset: 0.0,
         positions: Positions::Float32,
     };
-    let tables = RotaryTables::new(&config, &geometry, CPU);
+    let tables = RotaryTables::new(&config, &geometry, CPU, &Kernels::Plain);
     for clip in ["0.start", "0.continue", "1.start", "1.continue"] {
         let get = |name: &str| goldens.get(&format!("{clip}.{name}"));
         let text = model.text(get("context.video"), get("context.audio"));

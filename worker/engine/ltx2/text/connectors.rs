@@ -552,7 +552,7 @@ impl Rope {
                 .transpose(0, 1)
                 .unsqueeze(0)
         };
-        Rotation {
+        Rotation::OfTokens {
             cos: split(angles.cos()),
             sin: split(angles.sin()),
         }

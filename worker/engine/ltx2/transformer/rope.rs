@@ -9,7 +9,7 @@ use std::f64::consts::PI;
 use tch::{Device, Kind, Tensor};
 
 use super::Config;
-use crate::ops::Rotation;
+use crate::ops::{GridAxis, Kernels, PositionTable, Rotation};
 
 /// The regions of the clip that a request's tokens stand for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +34,7 @@ pub enum Positions {
     Bfloat16,
 }
 
-/// The four tables of one request, for any batch size.
+/// The four tables of one request, for any batch size. The package's own kernels take small ones, of positions.
 #[derive(Debug)]
 pub struct RotaryTables {
     pub video: Rotation,
@@ -45,36 +45,62 @@ pub struct RotaryTables {
 }
 
 impl RotaryTables {
-    pub fn new(config: &Config, geometry: &Geometry, device: Device) -> Self {
-        let video = video_coords(config, geometry, device);
-        let audio = audio_coords(config, geometry.audio_latents, device);
-        let time = video.narrow(1, 0, 1);
-        let longest = config.pos_embed_max_pos.max(config.audio_pos_embed_max_pos);
+    pub fn new(config: &Config, geometry: &Geometry, device: Device, kernels: &Kernels) -> Self {
         let axes = [
             config.pos_embed_max_pos,
             config.base_height,
             config.base_width,
         ];
+        let audio_axes = [config.audio_pos_embed_max_pos];
+        let longest = [config.pos_embed_max_pos.max(config.audio_pos_embed_max_pos)];
+        let (width, audio_width) = (config.width(), config.audio_width());
         let (heads, audio_heads) = (config.num_attention_heads, config.audio_num_attention_heads);
         let cross = config.audio_cross_attention_dim;
         let theta = config.rope_theta;
-        Self {
-            video: rotation(&video, &axes, config.width(), heads, theta),
-            audio: rotation(
-                &audio,
-                &[config.audio_pos_embed_max_pos],
-                config.audio_width(),
-                audio_heads,
-                theta,
-            ),
-            cross_video: rotation(&time, &[longest], cross, audio_heads, theta),
-            cross_audio: rotation(&audio, &[longest], cross, audio_heads, theta),
+        let audio = audio_coords(config, geometry.audio_latents, device);
+        match kernels {
+            Kernels::Plain => {
+                let video = video_coords(config, geometry, device);
+                let time = video.narrow(1, 0, 1);
+                Self {
+                    video: of_tokens(&video, &axes, width, heads, theta),
+                    audio: of_tokens(&audio, &audio_axes, audio_width, audio_heads, theta),
+                    cross_video: of_tokens(&time, &longest, cross, audio_heads, theta),
+                    cross_audio: of_tokens(&audio, &longest, cross, audio_heads, theta),
+                }
+            }
+            Kernels::Cuda(_) => {
+                let [_, rows, columns] = geometry.grid;
+                let strides = [rows * columns, columns, 1];
+                let video = video_bounds(config, geometry, device);
+                let audio = [audio.view([-1, 2])];
+                Self {
+                    video: of_positions(&video, &strides, &axes, width, theta),
+                    audio: of_positions(&audio, &[1], &audio_axes, audio_width, theta),
+                    cross_video: of_positions(&video[..1], &strides, &longest, cross, theta),
+                    cross_audio: of_positions(&audio, &[1], &longest, cross, theta),
+                }
+            }
         }
     }
 }
 
 /// Returns start and end of each video token in seconds, pixel rows and pixel columns: `[1, 3, N, 2]`.
 pub fn video_coords(config: &Config, geometry: &Geometry, device: Device) -> Tensor {
+    let [frames, height, width] = geometry.grid;
+    let coords: Vec<Tensor> = video_bounds(config, geometry, device)
+        .iter()
+        .zip([[frames, 1, 1, 2], [1, height, 1, 2], [1, 1, width, 2]])
+        .map(|(bounds, shape)| {
+            let whole = [frames, height, width, 2];
+            bounds.view(shape).expand(whole, false).reshape([-1, 2])
+        })
+        .collect();
+    Tensor::stack(&coords, 0).unsqueeze(0)
+}
+
+/// Returns start and end of each latent frame in seconds, and of each row and each column in pixels: `[size, 2]` each.
+fn video_bounds(config: &Config, geometry: &Geometry, device: Device) -> [Tensor; 3] {
     let axes = geometry
         .grid
         .map(|size| Tensor::arange(size, (Kind::Float, device)));
@@ -89,19 +115,11 @@ pub fn video_coords(config: &Config, geometry: &Geometry, device: Device) -> Ten
         bounds(&axes[1], rows),
         bounds(&axes[2], columns),
     ];
-    let [frames, height, width] = geometry.grid;
-    let coords: Vec<Tensor> = along
-        .iter()
-        .zip([[frames, 1, 1, 2], [1, height, 1, 2], [1, 1, width, 2]])
-        .map(|(bounds, shape)| {
-            let whole = [frames, height, width, 2];
-            bounds.view(shape).expand(whole, false).reshape([-1, 2])
-        })
-        .collect();
-    let coords = Tensor::stack(&coords, 0).unsqueeze(0);
     match geometry.positions {
-        Positions::Float32 => coords,
-        Positions::Bfloat16 => coords.to_kind(Kind::BFloat16).to_kind(Kind::Float),
+        Positions::Float32 => along,
+        Positions::Bfloat16 => {
+            along.map(|bounds| bounds.to_kind(Kind::BFloat16).to_kind(Kind::Float))
+        }
     }
 }
 
@@ -118,7 +136,7 @@ pub fn audio_coords(config: &Config, audio_latents: i64, device: Device) -> Tens
 
 /// Returns the table of tokens with these bounds, `[1, axes, N, 2]`; `longest` is the length that each axis is divided
 /// by. Every head has frequencies of its own.
-fn rotation(coords: &Tensor, longest: &[i64], width: i64, heads: i64, theta: f64) -> Rotation {
+fn of_tokens(coords: &Tensor, longest: &[i64], width: i64, heads: i64, theta: f64) -> Rotation {
     let (batch, axes, tokens, _) = coords.size4().expect("coordinates have four axes");
     let middle = coords.sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>) / 2.0; // [1, axes, N]
     let along: Vec<Tensor> = (0..axes)
@@ -137,10 +155,48 @@ fn rotation(coords: &Tensor, longest: &[i64], width: i64, heads: i64, theta: f64
         values.transpose(1, 2).contiguous()
     };
     let options = (Kind::Float, coords.device());
-    Rotation {
+    Rotation::OfTokens {
         cos: table(angle.cos(), Tensor::ones(still, options)),
         sin: table(angle.sin(), Tensor::zeros(still, options)),
     }
+}
+
+/// Returns the table of the positions on axes with these bounds, `[size, 2]` each. It has the values of the tokens' table: those of
+/// a token's axis depend on its position there alone.
+fn of_positions(
+    bounds: &[Tensor],
+    strides: &[i64],
+    longest: &[i64],
+    width: i64,
+    theta: f64,
+) -> Rotation {
+    let count = i64::try_from(bounds.len()).expect("a handful of axes");
+    let per_axis = width / (2 * count);
+    let frequencies = frequencies(per_axis, theta).to_device(bounds[0].device());
+    let values: Vec<Tensor> = bounds
+        .iter()
+        .zip(longest)
+        .map(|(bounds, &longest)| {
+            let middle = bounds.sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>) / 2.0;
+            let position = (middle / longest).unsqueeze(-1);
+            let angle = (position * 2 - 1) * &frequencies; // [size, frequencies]
+            Tensor::stack(&[angle.cos(), angle.sin()], -1)
+        })
+        .collect();
+    let axes: Vec<GridAxis> = values
+        .iter()
+        .zip(strides)
+        .map(|(values, &stride)| GridAxis {
+            size: values.size()[0],
+            stride,
+        })
+        .collect();
+    Rotation::OfPositions(PositionTable {
+        values: Tensor::cat(&values, 0),
+        tokens: axes[0].size * axes[0].stride,
+        axes,
+        still: width / 2 - count * per_axis,
+    })
 }
 
 /// Returns frequencies from π/2 to θ π/2 in equal ratios. They are computed on the CPU and in double precision until
