@@ -249,6 +249,7 @@ pub fn random_parts(generation: Generation, options: &load::Options) -> Result<P
                 &upsampler,
                 &store(Component::Upsampler).root(),
             )),
+            preview_decoder: None,
             audio_vae: AudioVae::new(&audio_vae, &store(Component::AudioVae).root()),
             vocoder: Vocoder::new(&vocoder, &store(Component::Vocoder).root()),
             scheduler: Scheduler::Distilled,

@@ -20,6 +20,7 @@
 //! - `sampling`: schedules, noise, guidance, Euler steps;
 //! - `pixels`: converts between rgb8 frames and the pixels of the video VAE;
 //! - `pipeline`: one request from start to end;
+//! - `preview`: a tiny decoder, for pictures of a segment that is not ready;
 //! - `video_vae`, `upsampler`, `audio_vae`, `vocoder`: convert between latents and pictures or sound;
 //! - `mel`: the mel spectrogram of a waveform, for the audio VAE; `resample`: other sample rates.
 #![cfg(feature = "torch")]
@@ -42,6 +43,7 @@ pub mod nn;
 pub mod ops;
 pub mod pipeline;
 pub mod pixels;
+pub mod preview;
 pub mod resample;
 pub mod sampling;
 pub mod text;

@@ -21,6 +21,7 @@ use crate::low_rank::Layers;
 use crate::nn::Precision;
 use crate::ops::Kernels;
 use crate::pipeline::Parts;
+use crate::preview::{PreviewDecoder, PreviewError};
 use crate::sampling::schedule::Scheduler;
 use crate::text::connectors::{self, Connectors};
 use crate::text::gemma::{self, Gemma};
@@ -48,6 +49,8 @@ pub struct Options {
     pub fused: Vec<(PathBuf, f64)>,
     /// How the matrices are kept that are applied to every video token.
     pub matrices: Matrices,
+    /// The file of the preview decoder; `None`: segments have no previews.
+    pub preview_decoder: Option<PathBuf>,
     /// What adapters that are loaded later may take.
     pub adapter_limits: adapters::Limits,
 }
@@ -62,6 +65,7 @@ impl Options {
             check_values: false,
             fused: Vec::new(),
             matrices: Matrices::Dense,
+            preview_decoder: None,
             adapter_limits: adapters::Limits::default(),
         }
     }
@@ -107,6 +111,8 @@ pub enum LoadError {
     Text(#[from] TextError),
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Preview(#[from] PreviewError),
     #[error("the GPU computes no products of 8-bit floats, which `matrices: float8` needs: {0}")]
     Float8(#[source] TchError),
 }
@@ -267,6 +273,7 @@ impl Loader<'_> {
             self.options.device,
         );
         Fused(&self.fused).check(&adapters)?;
+        let preview_decoder = self.preview_decoder(&transformer_config)?;
         Ok(Parts {
             adapters,
             text,
@@ -274,11 +281,29 @@ impl Loader<'_> {
             transformer,
             video_vae,
             upsampler: upsampler.map(|(_, upsampler)| upsampler),
+            preview_decoder,
             audio_vae,
             vocoder,
             scheduler: self.scheduler()?,
             device: self.options.device,
         })
+    }
+
+    /// Loads the preview decoder, if there is one.
+    fn preview_decoder(
+        &self,
+        transformer: &transformer::Config,
+    ) -> Result<Option<PreviewDecoder>, LoadError> {
+        let Some(path) = &self.options.preview_decoder else {
+            return Ok(None);
+        };
+        Ok(Some(PreviewDecoder::load(
+            path,
+            transformer.in_channels,
+            self.options.precision.kind(),
+            self.options.device,
+            self.meter.is_none(),
+        )?))
     }
 
     fn text(&self) -> Result<TextEncoder, LoadError> {

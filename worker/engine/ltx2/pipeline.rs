@@ -13,20 +13,22 @@ mod request;
 mod stage;
 
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use lru::LruCache;
 use tch::{Device, IndexOp, Kind, Tensor};
 
 use self::plan::{Plan, StagePlan};
 pub use self::request::{
-    Conditioning, Continuation, GenerateError, Latents, Output, OutputError, Request, Resume,
-    Settings, Stage, Stages, Start, Step,
+    Conditioning, Continuation, GenerateError, Latents, Output, OutputError, Previews, Request,
+    Resume, Settings, Stage, Stages, Start, Step,
 };
 use self::stage::Begin;
 use crate::adapters::Adapters;
 use crate::audio_vae::AudioVae;
 use crate::mel::MelSpectrogram;
 use crate::pixels::from_rgb8;
+use crate::preview::{self, PreviewDecoder};
 use crate::sampling::latents::{self, VideoGrid};
 use crate::sampling::noise::{self, Noise};
 use crate::sampling::schedule::Scheduler;
@@ -47,6 +49,8 @@ pub struct Parts {
     pub video_vae: VideoVae,
     /// The upsampler; `None` when the checkpoint has no second stage.
     pub upsampler: Option<Upsampler>,
+    /// The preview decoder; `None` when segments have no previews.
+    pub preview_decoder: Option<PreviewDecoder>,
     pub audio_vae: AudioVae,
     pub vocoder: Vocoder,
     pub scheduler: Scheduler,
@@ -186,10 +190,13 @@ impl Pipeline {
                 // The first stage was finished before the step to go on from.
                 (None, None) if request.resume.is_some() => continue,
                 (None, None) => Begin::Noise,
-                (None, Some((done, grid))) => Begin::Stage(Latents {
-                    video: self.upsampled(&done.video, &grid, &stage.grid),
-                    audio: done.audio,
-                }),
+                (None, Some((done, grid))) => {
+                    self.preview(plan, &done.video, &grid, output);
+                    Begin::Stage(Latents {
+                        video: self.upsampled(&done.video, &grid, &stage.grid),
+                        audio: done.audio,
+                    })
+                }
             };
             let clean = stage::Clean {
                 video: self.video_clean(request, stage),
@@ -255,6 +262,32 @@ impl Pipeline {
         let (first, kept) = (cached.size()[2] - plan.kept_audio, plan.kept_audio);
         let cached = cached.narrow(2, first, kept).to_kind(Kind::Float);
         Some(latents::pack_audio(&cached).to_device(self.parts.device))
+    }
+
+    /// Passes out pictures of a finished stage's latents, if the output takes them. The segment does not depend on them, and
+    /// goes on without them where they fail.
+    fn preview(&self, plan: &Plan, video: &Tensor, grid: &VideoGrid, output: &mut dyn Output) {
+        let Some(decoder) = &self.parts.preview_decoder else {
+            return;
+        };
+        if !output.takes_previews() || output.cancelled() {
+            return;
+        }
+        let num_frames = plan.clip_frames - plan.trimmed_frames;
+        let shown = preview::spread(num_frames, self.settings.preview_frames);
+        let frames: Vec<i64> = shown.iter().map(|n| n + plan.trimmed_frames).collect();
+        // libtorch panics, for example when memory runs out.
+        let passed = catch_unwind(AssertUnwindSafe(|| {
+            let latents = latents::unpack_video(video, grid);
+            output.previews(&Previews {
+                rgb8: &decoder.decode_rgb8(&latents, &frames),
+                positions: &shown,
+                num_frames,
+            });
+        }));
+        if passed.is_err() {
+            tracing::warn!("a segment has no previews, since decoding them failed");
+        }
     }
 
     /// Returns a stage's latents at the size of the next stage.
@@ -411,6 +444,33 @@ fn check_parts(parts: &Parts) -> Result<(), PipelineError> {
             expected: "one that doubles rows and columns".to_owned(),
             given: format!("{:?}", upsampler.config().growth),
         });
+    }
+    if let Some(decoder) = &parts.preview_decoder {
+        for (what, expected, given) in [
+            (
+                "preview decoder's latent channels",
+                vae.latent_channels,
+                decoder.latent_channels(),
+            ),
+            (
+                "rows of a latent, for the preview decoder",
+                preview::SPATIAL_RATIO,
+                vae.spatial_ratio(),
+            ),
+            (
+                "frames of a latent, for the preview decoder",
+                preview::TEMPORAL_RATIO,
+                vae.temporal_ratio(),
+            ),
+        ] {
+            if expected != given {
+                return Err(PipelineError {
+                    what,
+                    expected: expected.to_string(),
+                    given: given.to_string(),
+                });
+            }
+        }
     }
     let [width, audio_width] = config.context_widths();
     let [given_width, given_audio_width] = parts.text.widths();

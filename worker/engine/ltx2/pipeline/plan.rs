@@ -23,6 +23,8 @@ pub(super) struct Plan {
     pub(super) fps: f64,
     /// The time in seconds by which the sound begins before the picture.
     pub(super) video_offset: f64,
+    /// The number of frames of the clip, those included that belong to the segment before.
+    pub(super) clip_frames: i64,
     /// The number of audio latents that are given.
     pub(super) kept_audio: i64,
     /// The number of frames at the start that belong to the segment before.
@@ -102,6 +104,7 @@ impl Plan {
             guidance,
             fps: request.fps,
             video_offset: kept.video_offset,
+            clip_frames: request.num_frames,
             kept_audio: kept.audio_latents,
             trimmed_frames: kept.frames,
             trimmed_samples: samples(kept.sound),

@@ -29,6 +29,8 @@ pub struct Settings {
     pub cross_modal_levels: Option<CrossModalLevels>,
     /// The blocks whose self-attention is perturbed for the guidance of base weights of LTX-2.3.
     pub perturbed_blocks: Vec<usize>,
+    /// The number of frames that are shown of the first stage's result, where there is a preview decoder: at least 1.
+    pub preview_frames: i64,
 }
 
 /// The number of stages of a request.
@@ -69,6 +71,7 @@ impl Default for Settings {
             audio_reencode: false,
             cross_modal_levels: None,
             perturbed_blocks: vec![28],
+            preview_frames: 8,
         }
     }
 }
@@ -118,6 +121,13 @@ impl Settings {
         if num_frames != 0 && !is_clip(num_frames, ratio) {
             let expected = format!("0 or {ratio}k + 1 frames");
             return wrong("conditioning_num_frames", expected, num_frames);
+        }
+        if self.preview_frames < 1 {
+            return wrong(
+                "preview_frames",
+                "1 or more".to_owned(),
+                self.preview_frames,
+            );
         }
         for (what, value) in [
             ("audio conditioning frames", audio_num_frames),
@@ -242,6 +252,17 @@ pub struct Step<'a> {
     pub latents: &'a Latents,
 }
 
+/// Pictures of a segment before its last stage.
+#[derive(Debug)]
+pub struct Previews<'a> {
+    /// The pictures, `[n, H, W, 3]` in the size of the stage before, on the model's device.
+    pub rgb8: &'a Tensor,
+    /// The position of each among the frames that the segment will pass out.
+    pub positions: &'a [i64],
+    /// The number of those frames.
+    pub num_frames: i64,
+}
+
 /// The receiver of a segment's sound and frames while it is generated.
 pub trait Output {
     /// Returns whether the segment is cancelled. Once true, it stays true.
@@ -254,6 +275,15 @@ pub trait Output {
     fn begin_decoding(&mut self) {}
 
     fn step(&mut self, step: &Step<'_>);
+
+    /// Returns whether [`Self::previews`] does something.
+    fn takes_previews(&self) -> bool {
+        false
+    }
+
+    /// Takes previews, between the two stages of a segment, where the model has a preview decoder. The last frame is among
+    /// them.
+    fn previews(&mut self, _previews: &Previews<'_>) {}
 
     /// Takes all of the segment's sound, interleaved, −1 to 1. It is called once, before the first frame. The sound may
     /// end a few hundredths of a second before the frames do, because audio latents are longer than frames.

@@ -16,6 +16,7 @@ mod layout;
 mod mel;
 mod ops;
 mod pipeline;
+mod preview;
 mod reference;
 mod sampling;
 mod text;
