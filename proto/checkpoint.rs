@@ -82,6 +82,7 @@ pub struct OpeningFacts {
     pub preset: Option<String>,
     pub media_mode: MediaMode,
     pub heartbeat: bool,
+    pub preview: bool,
     pub single_segment: bool,
 }
 

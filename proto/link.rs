@@ -24,6 +24,12 @@ pub const LINK_VERSION: u32 = 13;
 /// The size limit of a thumbnail in bytes: 64 KiB. At 320 x 320 pixels only noise takes more.
 pub const MAX_THUMBNAIL_BYTES: usize = 64 * 1024;
 
+/// The size limit of a preview in bytes: 256 KiB. At 640 x 640 pixels only noise takes more.
+pub const MAX_PREVIEW_BYTES: usize = 256 * 1024;
+
+/// The most previews of a job.
+pub const MAX_PREVIEWS: u32 = 32;
+
 /// The worker's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -156,6 +162,8 @@ pub struct JobSpec {
     pub snapshot: Option<Box<SnapshotHeader>>,
     /// A denoise step that took at least this long leaves a step snapshot; `None`: no step does.
     pub snapshot_min_step: Option<Duration>,
+    /// Whether the worker sends previews, where its engine makes some.
+    pub previews: bool,
     /// The send window: the cost of media that may be in flight before the client has taken any; see [`media_cost`].
     pub window: u64,
     /// The span of the session, where it is traced.
@@ -213,6 +221,12 @@ pub enum Event {
     StepSnapshot {
         job: JobId,
         header: Box<SnapshotHeader>,
+    },
+    /// A picture of the running job's segment, before its first media. The supervisor kills a worker that sends one that was
+    /// not asked for, one of more than [`MAX_PREVIEW_BYTES`], or more than [`MAX_PREVIEWS`] of them.
+    Preview {
+        job: JobId,
+        preview: Preview,
     },
     /// One binary message for the client: first the init segment (none for JPEG), then fragments or pictures.
     ///
@@ -272,6 +286,19 @@ pub struct DeviceReport {
     pub memory_bytes: Option<u64>,
     /// The GPU's name for monitoring, as `nvidia-smi -L` prints it: `GPU-` and a UUID.
     pub uuid: Option<String>,
+}
+
+/// A small picture of a frame that is not ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// The frame's position among the frames of the segment's media.
+    pub frame: u32,
+    /// The number of those frames.
+    pub num_frames: u32,
+    /// The picture's size in pixels, at most 640 on the longer side.
+    pub width: u32,
+    pub height: u32,
+    pub jpeg: Bytes,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -68,6 +68,8 @@ pub struct SessionInit {
     pub extend: bool,
     /// Whether the server sends a `heartbeat` after each ten seconds without another message.
     pub heartbeat: bool,
+    /// Whether the server sends an `ltx2_preview` for some frames of a segment before its media.
+    pub preview: bool,
     /// The span of the client's that the session is below, as the header of that name: browsers can set no headers. Text
     /// that is no `traceparent` is ignored.
     pub traceparent: Option<String>,
@@ -460,6 +462,23 @@ pub enum ServerMessage {
         total_steps: u32,
         stage: Stage,
     },
+    /// A small picture of a frame that is not ready. It is not sent again, and not sent at all to a client that reads too
+    /// slowly.
+    #[serde(rename = "ltx2_preview")]
+    Preview {
+        segment_idx: u32,
+        /// The attempt that the picture comes from.
+        attempt: u32,
+        /// The frame's position among the frames of the segment's media.
+        frame: u32,
+        /// The number of those frames.
+        num_frames: u32,
+        /// The picture's size in pixels.
+        width: u32,
+        height: u32,
+        /// The picture, a JPEG file in base64.
+        jpeg: String,
+    },
     MediaInit {
         segment_idx: u32,
         mime: String,
@@ -646,6 +665,9 @@ pub struct Features {
     pub rewrite: bool,
     pub safety: bool,
     pub audio: bool,
+    /// Whether previews are made for those who ask.
+    #[serde(default)]
+    pub preview: bool,
     /// The adapters that the client can choose from, each with the strength that it has by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<Adapter>,

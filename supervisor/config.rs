@@ -11,7 +11,7 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
     let http = http::config::read(reader);
     let pool = pool::config::read(reader);
     Config {
-        session: session::config::read(reader),
+        session: session::config::read(reader, pool.previews),
         store: store::config::read(reader),
         prompt: prompt::config::read(reader),
         session_log: session::config::read_log(reader, &pool),

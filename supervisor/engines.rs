@@ -36,6 +36,8 @@ pub struct Engine {
     pub adapters: Vec<Adapter>,
     /// The folder of the adapters that an operator may load while workers serve; `None` where none may be.
     pub adapters_folder: Option<PathBuf>,
+    /// Whether workers make previews for sessions that ask.
+    pub previews: bool,
 }
 
 impl Engine {

@@ -527,6 +527,7 @@ mod tests {
             },
             adapters: Vec::new(),
             adapters_folder: None,
+            previews: false,
             format: VideoFormat {
                 width: 64,
                 height: 64,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
-use fastvideo_proto::link::JobSpec;
+use fastvideo_proto::link::{JobSpec, Preview};
 use fastvideo_proto::session_link::Digest;
 use fastvideo_proto::step_snapshot::StepPoint;
 use tokio::time::Instant;
@@ -96,6 +96,8 @@ pub(crate) enum RunEvent {
         /// Time since the step before, or since the start.
         took: Duration,
     },
+    /// A picture of the segment before its media.
+    Preview(Box<Preview>),
     Media {
         media: Media,
         /// Whether these are the attempt's first media.
@@ -331,6 +333,7 @@ impl SegmentRun {
                     took: self.lap(),
                 }
             }
+            Some(JobEvent::Preview(preview)) => RunEvent::Preview(preview),
             Some(JobEvent::Media(media)) => {
                 self.has_progressed = true;
                 let first = self.media.bytes == 0;

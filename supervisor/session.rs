@@ -92,6 +92,8 @@ pub struct Config {
     pub seed: u64,
     pub guidance_scale: f64,
     pub negative_prompt: Option<String>,
+    /// Whether the engine makes previews.
+    pub previews: bool,
     /// Number of segments after which a session is complete.
     pub generation_segment_cap: u32,
     /// How often a session may be continued for as many segments again.
@@ -190,6 +192,7 @@ mod tests {
             num_inference_steps: 8,
             seed: 10,
             guidance_scale: 1.0,
+            previews: false,
             negative_prompt: None,
             generation_segment_cap: 6,
             cap_extensions: 0,

@@ -21,7 +21,7 @@ fn client_messages() -> Vec<Value> {
             "initial_image": {"mime": "image/png"}, "enhancement_enabled": true, "auto_extension_enabled": true,
             "loop_generation_enabled": true, "single_clip_mode": true, "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "k", "payload": {}}, "resume": {"session_id": "s", "token": "t", "have": {"segments": 1, "messages": 2}},
-            "extend": true, "heartbeat": true, "adapters": [{"name": "toon", "strength": 0.5}],
+            "extend": true, "heartbeat": true, "preview": true, "adapters": [{"name": "toon", "strength": 0.5}],
             "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         }),
         json!({
@@ -57,6 +57,7 @@ fn server_messages() -> Vec<Value> {
             "type": "ltx2_stream_start", "preset": "p", "width": 64, "height": 64, "fps": 24, "num_frames": 8,
             "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
+                "preview": true,
                 "adapters": [{"name": "toon", "strength": 1.0}],
             },
             "limits": {
@@ -70,6 +71,10 @@ fn server_messages() -> Vec<Value> {
             "original_prompt": "o", "attempt": 1, "replayed": true, "request_id": "r",
         }),
         json!({"type": "step_complete", "segment_idx": 0, "step": 1, "total_steps": 8, "stage": "denoise"}),
+        json!({
+            "type": "ltx2_preview", "segment_idx": 0, "attempt": 1, "frame": 24, "num_frames": 25, "width": 64, "height": 32,
+            "jpeg": "YWJjZA==",
+        }),
         json!({"type": "media_init", "segment_idx": 0, "mime": "video/mp4", "stream_id": "s", "mode": "av_fmp4"}),
         json!({
             "type": "media_segment_complete", "segment_idx": 0, "stream_id": "s", "chunks": 3, "duration_ms": 1.5,
@@ -192,6 +197,7 @@ fn the_messages_above_are_all_there_are() {
             | ServerMessage::StreamStart { .. }
             | ServerMessage::SegmentStart { .. }
             | ServerMessage::StepComplete { .. }
+            | ServerMessage::Preview { .. }
             | ServerMessage::MediaInit { .. }
             | ServerMessage::MediaSegmentComplete { .. }
             | ServerMessage::SegmentComplete { .. }

@@ -13,8 +13,15 @@ use serde_json::{Value, json};
 use crate::cli::run;
 use crate::harness::{Client, Segment, Server, merge};
 use crate::page::browser::Browser;
+use crate::previews;
 use crate::readback::{self, Parsed, SOUND, VIDEO};
 use crate::step_snapshots::metric;
+
+/// A decoder that `tests/reference/make_preview.py` has made.
+const PREVIEW_DECODER: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/reference/data-preview/decoder.safetensors"
+);
 
 /// What the reference was made with.
 struct Reference {
@@ -453,6 +460,82 @@ async fn ltx2_adapters_are_loaded_and_unloaded_while_workers_serve() {
     // The name is free.
     let other = json!({"name": "style", "file": "tone.safetensors"});
     assert_eq!(load(other).await.0, 201);
+}
+
+/// The first stage's result, at half the size, of a tiny decoder whose pictures mean nothing.
+#[tokio::test]
+async fn ltx2_previews_come_between_the_stages_to_those_who_ask() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let decoder = format!("--generator.ltx2.preview_decoder={PREVIEW_DECODER}");
+    let server = reference.start(&[&decoder, "--generator.ltx2.preview_frames=3"]);
+    let prompts = [reference.prompt(), "a quiet lake"];
+    let mut made = Vec::new();
+    for asks in [false, true] {
+        let mut client = server.open(json!({ "preview": asks })).await;
+        let start = client.until_type("ltx2_stream_start").await;
+        assert_eq!(start["features"]["preview"], true);
+        let mut media = Vec::new();
+        // Nine frames of 25 are those of the segment before.
+        for (prompt, num_frames, frames) in
+            [(prompts[0], 25, [7, 15, 24]), (prompts[1], 16, [4, 9, 15])]
+        {
+            let (segment, previews) = previews::segment(&mut client, prompt).await;
+            media.push(segment.media);
+            let shown: Vec<_> = previews.iter().map(|preview| &preview["frame"]).collect();
+            if !asks {
+                assert!(shown.is_empty());
+                continue;
+            }
+            assert_eq!(shown, frames);
+            for preview in &previews {
+                assert_eq!(preview["num_frames"], num_frames);
+                let picture = previews::picture(preview);
+                let (width, height) = (reference.number("width"), reference.number("height"));
+                assert_eq!(picture.dimensions(), (width, height));
+            }
+        }
+        made.push(media);
+    }
+    assert!(made[0] == made[1], "previews have changed the media");
+}
+
+/// A decoder of another kind is told with its file, and no worker is tried again; `check` tells it, too.
+#[tokio::test]
+async fn ltx2_preview_decoders_that_do_not_fit_are_told_in_status() {
+    if worker().is_none() {
+        return;
+    }
+    let reference = Reference::open();
+    let folder = tempfile::tempdir().unwrap();
+    let short = folder.path().join("short.safetensors");
+    fs::write(&short, &fs::read(PREVIEW_DECODER).unwrap()[..100_000]).unwrap();
+    let none = folder.path().join("none.safetensors");
+    for (file, told) in [
+        (Path::new("taeltx_2.pth"), "convert it to safetensors"),
+        (&short, "short.safetensors is truncated or damaged"),
+        (&none, "none.safetensors: No such file"),
+    ] {
+        let decoder = format!("--generator.ltx2.preview_decoder={}", file.display());
+        let server = reference.start(&[&decoder]);
+        let quarantined = |gpu: &Value| gpu["state"] == "quarantined";
+        let gpu = server
+            .gpu_until(0, "the worker is quarantined", quarantined)
+            .await;
+        let error = gpu["warmup_error"].as_str().unwrap();
+        assert!(error.contains(told), "{error}");
+        assert_eq!(gpu["last_exit"]["permanent"], true);
+    }
+    let decoder = format!("--generator.ltx2.preview_decoder={}", none.display());
+    let flags = reference.flags(&reference.checkpoint());
+    let mut args = vec!["check", "--port=0", &decoder];
+    args.extend(flags.iter().map(String::as_str));
+    let (code, stdout, stderr) = run(&args).await;
+    assert_eq!(code, Some(1));
+    let found = stdout + &stderr;
+    assert!(found.contains("none.safetensors: No such file"), "{found}");
 }
 
 /// An adapter that cannot be applied is told with its file, and no worker is tried again.

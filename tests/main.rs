@@ -35,6 +35,7 @@ mod metrics;
 mod moves;
 mod notify;
 mod page;
+mod previews;
 mod probe;
 mod prompts;
 mod protocol;

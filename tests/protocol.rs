@@ -36,6 +36,7 @@ async fn a_free_worker_is_bound_at_once() {
             "type": "ltx2_stream_start", "preset": "sunset", "width": 128, "height": 96, "fps": 24, "num_frames": 12,
             "generation_segment_cap": 1000, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
+                "preview": false,
             },
             "limits": {
                 "max_message_bytes": 48 << 20, "max_prompt_chars": 4000, "max_waiting_requests": 8,

@@ -38,7 +38,7 @@ async fn try_watch(server: &Server, query: &str) -> Result<Client, u16> {
     }
 }
 
-async fn watch(server: &Server, query: &str) -> (Client, Value) {
+pub(crate) async fn watch(server: &Server, query: &str) -> (Client, Value) {
     let mut spectator = try_watch(server, query).await.unwrap();
     let start = spectator.expect("watch_start").await;
     (spectator, start)

@@ -9,7 +9,7 @@
 //! - `sound_meter`: checks that the sound keeps pace with the frames.
 //! - `fmp4`: one segment as fragmented MP4, with `h264` for the frames and `aac` for the sound.
 //! - `jpeg`: one segment as JPEG pictures.
-//! - `thumbnail`: one frame of a segment as a small JPEG picture.
+//! - `thumbnail`: one frame of a segment as a small JPEG picture, and previews.
 //! - `av`: libav as safe types; the only unsafe code here.
 //! - `bench`: measures the cost of encoding on this machine.
 //!
@@ -34,4 +34,4 @@ pub(crate) use encoder::Encoder;
 pub(crate) use error::EncodeError;
 pub(crate) use media::Media;
 pub(crate) use params::EncodeParams;
-pub(crate) use thumbnail::{thumbnail, thumbnail_frame};
+pub(crate) use thumbnail::{preview, thumbnail, thumbnail_frame};

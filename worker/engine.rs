@@ -188,6 +188,20 @@ fn state_memory(bytes: usize) -> Result<MemoryBuffer, EngineError> {
     })
 }
 
+/// A picture of a frame that is not ready.
+#[derive(Debug)]
+pub(crate) struct Preview {
+    /// The frame's position among those that the segment will have.
+    pub(crate) frame: u32,
+    /// The number of those frames.
+    pub(crate) num_frames: u32,
+    /// The picture's size in pixels, which are even numbers.
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// RGB uint8 `[height, width, 3]`.
+    pub(crate) rgb: Vec<u8>,
+}
+
 /// Receives a segment while it is generated.
 pub(crate) trait Sink {
     /// Returns whether the segment is cancelled.
@@ -205,6 +219,14 @@ pub(crate) trait Sink {
         total_steps: u32,
         latents: Option<&dyn StepLatents>,
     );
+
+    /// Returns whether [`Self::previews`] does something.
+    fn takes_previews(&self) -> bool {
+        false
+    }
+
+    /// Takes pictures of the segment before its first frame. The segment does not depend on them.
+    fn previews(&mut self, _previews: Vec<Preview>) {}
 
     /// Returns a buffer to draw the next frame into: `height * width * 3` bytes of any content.
     fn blank_frame(&mut self) -> Vec<u8>;

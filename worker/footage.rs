@@ -23,6 +23,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
         audio_latent_frames: 1,
         latent_bytes: 2,
         prerender: true,
+        preview: false,
         faults: Vec::new(),
     };
     let mut engine = Synthetic::new(options, format);

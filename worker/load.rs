@@ -177,6 +177,7 @@ fn warmup_job(warmup: &WarmupSpec, segment_idx: u32) -> JobSpec {
         state: None,
         snapshot: None,
         snapshot_min_step: None,
+        previews: true,
         window: 0,
         trace: None,
     }

@@ -7,7 +7,7 @@ use fastvideo_proto::job::{Phase, PhaseSpan, Stage};
 use fastvideo_proto::link::{Event, JobSpec};
 use fastvideo_proto::step_snapshot::StepPoint;
 
-use crate::engine::{EngineError, Sink, StepLatents};
+use crate::engine::{EngineError, Preview, Sink, StepLatents};
 use crate::faults::{FaultPoint, Faults, JobContext};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, MediaTarget};
@@ -224,6 +224,17 @@ impl Sink for JobSink<'_> {
         self.step_began = Instant::now();
         if stage == Stage::Denoise && step < total_steps {
             self.reach(FaultPoint::Step(step + 1));
+        }
+    }
+
+    /// Warm-up takes them, too, so that the first session does not wait for what is made ready once.
+    fn takes_previews(&self) -> bool {
+        self.spec.previews
+    }
+
+    fn previews(&mut self, previews: Vec<Preview>) {
+        if !self.cancelled() {
+            self.encoder.previews(previews);
         }
     }
 

@@ -56,7 +56,7 @@ fn session_init_has_the_names_of_the_contract() {
             "stream_mode": "legacy_jpeg",
             "continuation_state": {"kind": "ltx2.v1", "payload": {"segment_index": 3}},
             "resume": {"session_id": "s", "token": "t", "have": {"segments": 3, "messages": 5}},
-            "extend": true, "heartbeat": true, "traceparent": TRACE_PARENT,
+            "extend": true, "heartbeat": true, "preview": true, "traceparent": TRACE_PARENT,
             "adapters": [{"name": "toon"}],
         }),
         ClientMessage::SessionInit(Box::new(SessionInit {
@@ -86,6 +86,7 @@ fn session_init_has_the_names_of_the_contract() {
             }),
             extend: true,
             heartbeat: true,
+            preview: true,
             traceparent: Some(TRACE_PARENT.to_owned()),
             adapters: Some(vec![AdapterChoice {
                 name: "toon".to_owned(),
@@ -426,7 +427,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             "type": "ltx2_stream_start", "width": 768, "height": 512, "fps": 24, "num_frames": 121,
             "generation_segment_cap": 6, "next_segment_idx": 0, "features": {
                 "enhancement": false, "auto_extension": false, "rewrite": false, "safety": false, "audio": true,
-                "adapters": [{"name": "toon", "strength": 0.8}],
+                "preview": true, "adapters": [{"name": "toon", "strength": 0.8}],
             },
             "limits": {
                 "max_message_bytes": 50331648, "max_prompt_chars": 4000, "max_waiting_requests": 8,
@@ -444,6 +445,7 @@ fn the_opening_of_the_session_has_the_names_of_the_contract() {
             next_segment_idx: 0,
             features: Features {
                 audio: true,
+                preview: true,
                 adapters: vec![Adapter {
                     name: "toon".to_owned(),
                     strength: 0.8,
@@ -499,6 +501,21 @@ fn a_segment_has_the_names_of_the_contract() {
             },
         );
     }
+    check_server(
+        json!({
+            "type": "ltx2_preview", "segment_idx": 2, "attempt": 1, "frame": 24, "num_frames": 25, "width": 64,
+            "height": 32, "jpeg": "YWJj",
+        }),
+        ServerMessage::Preview {
+            segment_idx: 2,
+            attempt: 1,
+            frame: 24,
+            num_frames: 25,
+            width: 64,
+            height: 32,
+            jpeg: "YWJj".to_owned(),
+        },
+    );
     for (name, mode) in [
         ("av_fmp4", MediaMode::AvFmp4),
         ("legacy_jpeg", MediaMode::LegacyJpeg),

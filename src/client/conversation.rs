@@ -396,11 +396,12 @@ impl<'a> Conversation<'a> {
                 .say(&format!("not enhanced ({reason}): {original_prompt}")),
             // This client does not ask for alternatives.
             ServerMessage::SeedPromptsRewritten { .. } => {}
-            // It names, withdraws and edits no requests, and asks for no heartbeats.
+            // It names, withdraws and edits no requests, and asks for no heartbeats and previews.
             ServerMessage::RequestWithdrawn { .. }
             | ServerMessage::RequestEdited { .. }
             | ServerMessage::WatchToken { .. }
             | ServerMessage::Spectators { .. }
+            | ServerMessage::Preview { .. }
             | ServerMessage::Heartbeat => {}
             ServerMessage::IdleWarning { seconds_left } => self.progress.say(&format!(
                 "the server ends the session in {seconds_left} s unless something is asked for"

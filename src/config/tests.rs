@@ -403,6 +403,18 @@ fn a_model_s_sizes_are_checked_and_its_warm_up_is_the_default_request() {
         "default_request.sampling.width=736",
     ];
     assert!(load(&two).is_err());
+
+    // What makes previews comes between two stages.
+    let decoder = "generator.ltx2.preview_decoder=taeltx_2.safetensors";
+    assert!(load(&[decoder]).unwrap().config.session.previews);
+    assert!(!load(&[]).unwrap().config.session.previews);
+    let error = load(&[decoder, "generator.ltx2.stages=one"]).unwrap_err();
+    let expected = "`generator.ltx2.preview_decoder` must be none, as generator.ltx2.stages is one";
+    assert!(error.to_string().contains(expected), "{error}");
+    for (frames, fits) in [(0, false), (1, true), (32, true), (33, false)] {
+        let key = format!("generator.ltx2.preview_frames={frames}");
+        assert_eq!(load(&[decoder, &key]).is_ok(), fits, "{frames}");
+    }
 }
 
 /// The shape of the files that people have for FastVideo: all four sections, keys that mean nothing here.

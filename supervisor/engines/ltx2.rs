@@ -43,6 +43,8 @@ pub static KEYS: &[&KeySpec] = &[
     &LORAS.spec,
     &LORAS_MAX_MIB.spec,
     &LORAS_MAX_RANK.spec,
+    &PREVIEW_DECODER.spec,
+    &PREVIEW_FRAMES.spec,
 ];
 
 /// The keys that are for the supervisor alone.
@@ -145,6 +147,14 @@ static LORAS_MAX_RANK: Key<u32> = Key::u32("generator.ltx2.loras_max_rank", 1, 4
 static LORAS_FOLDER: Key<Option<String>> = Key::text("generator.ltx2.loras_folder")
     .help("The folder whose adapters an operator may load while workers serve (`POST /v1/workers/loras`) [default: none may be loaded]");
 
+static PREVIEW_DECODER: Key<Option<String>> = Key::text("generator.ltx2.preview_decoder")
+    .help("The tiny decoder that makes previews of a segment between its two stages: `taeltx_2` or `taeltx2_3` of TAEHV, a safetensors file [default: none, no previews]");
+
+static PREVIEW_FRAMES: Key<u32> = Key::u32("generator.ltx2.preview_frames", 1, 32)
+    .unit("frames")
+    .help("Frames of a segment of which there are previews, spread evenly; the last frame is one of them")
+    .default(8);
+
 /// Returns the engine with this model, which is a folder, a file or the id of a repository.
 pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
     check_sizes(reader);
@@ -164,6 +174,10 @@ pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
             }
         }
     }
+    if reader.get(&PREVIEW_DECODER).is_some() && reader.get(&STAGES) == "one" {
+        let expected = "none, as generator.ltx2.stages is one";
+        reader.refuse(&PREVIEW_DECODER.spec, expected);
+    }
     Engine {
         spec: EngineSpec {
             name: NAME.to_owned(),
@@ -174,6 +188,7 @@ pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
         warms_up_at_full_size: true,
         adapters: loras::offered(reader, &LORAS),
         adapters_folder: loras::folder(reader, &LORAS_FOLDER),
+        previews: reader.get(&PREVIEW_DECODER).is_some(),
     }
 }
 

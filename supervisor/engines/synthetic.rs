@@ -24,6 +24,7 @@ pub static KEYS: &[&KeySpec] = &[
     &AUDIO_LATENT_FRAMES.spec,
     &LATENT_BYTES.spec,
     &PRERENDER.spec,
+    &PREVIEW.spec,
     &FAULTS.spec,
 ];
 
@@ -52,6 +53,10 @@ static LATENT_BYTES: Key<u32> = Key::u32("generator.synthetic.latent_bytes", 2, 
 
 static PRERENDER: Key<bool> = Key::switch("generator.synthetic.prerender")
     .help("For benchmarks: draw some frames at load and repeat them")
+    .default(false);
+
+static PREVIEW: Key<bool> = Key::switch("generator.synthetic.preview")
+    .help("Make previews of segments for clients that ask")
     .default(false);
 
 static FAULTS: Key<Option<String>> = Key::text("generator.synthetic.faults").help(
@@ -83,6 +88,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Engine {
         warms_up_at_full_size: false,
         adapters: Vec::new(),
         adapters_folder: None,
+        previews: reader.get(&PREVIEW),
     }
 }
 

@@ -117,6 +117,7 @@ function render(state) {
   list.render(state.segments);
   view.render(state, gpus.count);
   stage.renderSteps(state);
+  stage.showPreview(state);
   watchLink.render(state);
   follow();
   remember(state);

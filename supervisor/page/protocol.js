@@ -17,7 +17,7 @@ export const MAX_WAITING = 8;
  * @typedef {{mime: string, name: string, data: string}} InitialImage  `data` is base64
  * @typedef {{kind: string, payload: {[field: string]: any}}} ContinuationState
  * @typedef {{enhancement?: boolean, auto_extension?: boolean, rewrite?: boolean, safety?: boolean, audio?: boolean,
- *   adapters?: Adapter[]}} Features
+ *   preview?: boolean, adapters?: Adapter[]}} Features
  * @typedef {{name: string, strength: number}} Adapter
  */
 
@@ -36,6 +36,7 @@ export const MAX_WAITING = 8;
  * @property {?ContinuationState} continuation_state
  * @property {?(ResumeToken & {have?: Have})} resume
  * @property {boolean} heartbeat
+ * @property {boolean} preview  asks for pictures of segments before their media
  * @property {boolean} [extend]  continues a session that has ended by its cap
  *
  * @typedef {object} PromptRequest
@@ -102,6 +103,16 @@ export const MAX_WAITING = 8;
  * @property {boolean} [replayed]  whether a finished segment is sent again
  *
  * @typedef {{type: 'step_complete', segment_idx: number, step: number, total_steps: number, stage?: string}} StepComplete
+ * @typedef {object} Preview
+ * @property {'ltx2_preview'} type
+ * @property {number} segment_idx
+ * @property {number} attempt
+ * @property {number} frame  the position among the frames of the segment's media
+ * @property {number} num_frames
+ * @property {number} width
+ * @property {number} height
+ * @property {string} jpeg  base64
+ *
  * @typedef {{type: 'media_init', segment_idx: number, mime: string, stream_id: string, mode: MediaMode}} MediaInit
  *
  * @typedef {object} MediaSegmentComplete
@@ -139,7 +150,7 @@ export const MAX_WAITING = 8;
  * @property {boolean} [restarting]
  * @property {string} [request_id]
  *
- * @typedef {QueueStatus | GpuAssigned | StreamStart | SegmentStart | StepComplete | MediaInit | MediaSegmentComplete
+ * @typedef {QueueStatus | GpuAssigned | StreamStart | SegmentStart | StepComplete | Preview | MediaInit | MediaSegmentComplete
  *   | RequestWithdrawn | RequestEdited | IdleWarning | SegmentComplete | SegmentCancelled | StreamComplete | SessionTimeout | StateSnapshot | ServerDraining | PromptEnhanced
  *   | PromptFallback | SeedPromptsRewritten | Spectators | WatchToken | ServerError} ServerMessage
  */

@@ -13,7 +13,7 @@ import {
   withdrawRequest,
 } from './session/prompts.js';
 import {
-  addMedia, firstPicture, mediaInit, mediaSegmentComplete, segmentCancelled, segmentComplete, segmentStart, stepComplete,
+  addMedia, firstPicture, mediaInit, mediaSegmentComplete, preview, segmentCancelled, segmentComplete, segmentStart, stepComplete,
 } from './session/segments.js';
 import { Transition } from './session/transition.js';
 
@@ -102,6 +102,7 @@ function handleMessage(next, message) {
     case 'ltx2_stream_start': streamStart(next, message); break;
     case 'ltx2_segment_start': segmentStart(next, message); break;
     case 'step_complete': stepComplete(next, message); break;
+    case 'ltx2_preview': preview(next, message); break;
     case 'media_init': mediaInit(next, message); break;
     case 'media_segment_complete': mediaSegmentComplete(next, message); break;
     case 'ltx2_segment_complete': segmentComplete(next, message); break;

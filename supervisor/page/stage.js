@@ -5,7 +5,7 @@ import { clock, pad } from './format.js';
 import { LatentField } from './latent_field.js';
 import { JpegPlayer } from './player/jpeg_player.js';
 import { MsePlayer } from './player/mse_player.js';
-import { current, isLive, isReconnecting, isUnderWay } from './state.js';
+import { current, isLive, isReconnecting, isUnderWay, shownPreview } from './state.js';
 import { segmentWords } from './words.js';
 
 const CONTROLS_HIDE_MS = 3500;
@@ -162,6 +162,15 @@ export class Stage {
     bar.setAttribute('aria-valuetext', on ? segmentWords(segment) : 'no segment is running');
     bar.firstElementChild.style.transform = `scaleX(${done})`;
     this.field.target = !isLive(state) ? 0.16 : 1 - 0.9 * done;
+  }
+
+  /** Shows the newest picture of the segment that is being made: behind the words until there is video, then in a corner. */
+  showPreview(state) {
+    const preview = shownPreview(state);
+    const picture = $('preview-picture');
+    if (preview) set(picture, { src: preview.src, alt: `Preview of segment ${pad(preview.idx)}` });
+    else if (picture.hasAttribute('src')) picture.removeAttribute('src');
+    set($('preview'), { hidden: !preview });
   }
 
   /** Updates what depends on the player's position. `at` is the segment there, or `null`. */

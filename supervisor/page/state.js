@@ -42,6 +42,16 @@ import { MAX_WAITING } from './protocol.js';
  */
 
 /**
+ * A picture of a frame that is not ready.
+ *
+ * @typedef {object} Preview
+ * @property {number} idx  the segment
+ * @property {number} frame  the frame's position in the segment
+ * @property {number} frames  the number of the segment's frames
+ * @property {string} src  the picture as a data URL
+ */
+
+/**
  * A request for a segment.
  *
  * @typedef {object} Request
@@ -114,6 +124,7 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?{prompt: string, typed: boolean, sampling: import('./session/transition.js').Sampling}} asking  a prompt that needs a new
  *   session, until the user has agreed to one
  * @property {?ResumeToken} filmKey  opens the film that the server keeps; null when it keeps none
+ * @property {?Preview} preview  the newest picture of a segment that has no media yet
  * @property {?{idx: number, messages: number}} receiving  the segment whose messages arrive, and how many binary ones are here
  * @property {?{told: number, loading: boolean}} catchingUp  while segments are sent again that were lost with the connection: the next
  *   of them, and whether the film is loaded to learn of those that the server has lost
@@ -172,6 +183,7 @@ export const initialState = (kept = null, unixTime = 0) => ({
   extends: false,
   asking: null,
   filmKey: null,
+  preview: null,
   receiving: null,
   catchingUp: null,
   watchToken: null,
@@ -254,6 +266,13 @@ export const isRunning = (segment) => segment?.state === 'denoising' || segment?
 
 /** Tells whether the segment is running or restarting. @param {Segment} [segment] */
 export const isUnderWay = (segment) => isRunning(segment) || segment?.state === 'restarting';
+
+/** Returns the preview to show: that of the segment whose media are still to come. @param {SessionState} state */
+export function shownPreview({ phase, preview, segments, receiving }) {
+  const segment = segments.find((s) => s.idx === preview?.idx);
+  const awaitsMedia = segment?.state === 'denoising' && receiving?.idx === segment.idx && receiving.messages === 0;
+  return phase === 'active' && awaitsMedia ? preview : null;
+}
 
 /** Tells whether the page is waiting for a reconnect. @param {SessionState} state */
 export const isReconnecting = ({ reconnect }) => reconnect !== null && reconnect.attempt > 0 && !reconnect.answered;

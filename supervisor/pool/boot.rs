@@ -307,6 +307,7 @@ async fn wait_until_ready(
                 // These events belong to a job, and no job was sent.
                 Event::Step { .. }
                 | Event::StepSnapshot { .. }
+                | Event::Preview { .. }
                 | Event::Media { .. }
                 | Event::Generated { .. }
                 | Event::AdapterLoaded { .. }

@@ -31,6 +31,8 @@ pub struct Config {
     pub adapters: Vec<Adapter>,
     /// The folder of the adapters that an operator may load while workers serve.
     pub adapters_folder: Option<PathBuf>,
+    /// Whether the engine makes previews.
+    pub previews: bool,
     /// The format of every segment.
     pub format: VideoFormat,
     /// The number of frames that a segment adds to the one before. It is less than the segment's length when the
@@ -326,6 +328,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         engine: engine.spec,
         adapters: engine.adapters,
         adapters_folder: engine.adapters_folder,
+        previews: engine.previews,
         sessions_per_gpu: reader.get(&SESSIONS_PER_GPU),
         keep_up: reader.get(&KEEP_UP),
         recycle: recycle(reader),

@@ -41,6 +41,7 @@ pub(super) fn config() -> Config {
         },
         adapters: Vec::new(),
         adapters_folder: None,
+        previews: false,
         format: FORMAT,
         new_frames: FORMAT.num_frames,
         encoder: Default::default(),
@@ -144,6 +145,7 @@ pub(super) fn job_spec(job: u64, session: SessionId) -> JobSpec {
         state: None,
         snapshot: None,
         snapshot_min_step: None,
+        previews: false,
         window: 100_000,
         trace: None,
     }

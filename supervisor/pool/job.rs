@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, PhaseSpan, Stage};
-use fastvideo_proto::link::{JobSpec, media_cost};
+use fastvideo_proto::link::{JobSpec, Preview, media_cost};
 use fastvideo_proto::step_snapshot::StepPoint;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
@@ -42,6 +42,8 @@ pub enum JobEvent {
         step: u32,
         total_steps: u32,
     },
+    /// A picture of the segment before its media. It may be dropped.
+    Preview(Box<Preview>),
     Media(Media),
     Ended(JobEnd),
 }
@@ -176,6 +178,11 @@ impl QueuedJob {
             });
             self.signals.cancel();
         }
+    }
+
+    /// Sends the session a preview, which is dropped if the session does not take its events.
+    pub(super) fn show(&self, preview: Preview) {
+        let _ = self.events.try_send(JobEvent::Preview(Box::new(preview)));
     }
 }
 

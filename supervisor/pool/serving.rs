@@ -18,7 +18,8 @@ use fastvideo_proto::adapter::{AdapterSpec, HeldAdapter};
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, MediaKind, PhaseSpan};
 use fastvideo_proto::link::{
-    Command, Event, JobReport, JobSpec, JobState, MAX_THUMBNAIL_BYTES, media_cost,
+    Command, Event, JobReport, JobSpec, JobState, MAX_PREVIEW_BYTES, MAX_PREVIEWS,
+    MAX_THUMBNAIL_BYTES, Preview, media_cost,
 };
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -86,6 +87,8 @@ struct JobInHand {
     /// The cost of media for which the process has not been given flow credit, including those that the client has not
     /// taken yet.
     unacknowledged: u64,
+    /// The number of previews that the process has sent.
+    previews: u32,
     /// When the process last reported something about the job, or was told something about it.
     last_activity: Instant,
     /// The step that the job goes on from, until the process has reported progress beyond it.
@@ -333,6 +336,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 },
             ),
             Event::StepSnapshot { job, header } => return self.on_snapshot(job, *header, blob),
+            Event::Preview { job, preview } => return self.on_preview(job, preview),
             Event::Media {
                 job,
                 kind,
@@ -399,6 +403,22 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 in_hand.job.snapshot.replace(Some(snapshot));
             }
         }
+        ControlFlow::Continue(())
+    }
+
+    /// Passes on a preview. It is no progress: the encoder's thread has made it.
+    fn on_preview(&mut self, job: JobId, preview: Preview) -> ControlFlow<WorkerExit> {
+        let Some(running) = self.running.as_mut().filter(|r| r.id() == job) else {
+            return ControlFlow::Continue(());
+        };
+        if !running.job.spec.previews {
+            return bad_link("worker sends a preview that was not asked for");
+        }
+        running.previews += 1;
+        if preview.jpeg.len() > MAX_PREVIEW_BYTES || running.previews > MAX_PREVIEWS {
+            return bad_link("worker sends larger or more previews than are allowed");
+        }
+        running.job.show(preview);
         ControlFlow::Continue(())
     }
 
@@ -667,6 +687,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             cancel_sent: false,
             unbound: false,
             unacknowledged: 0,
+            previews: 0,
             last_activity: self.last_progress,
             goes_on_after,
         });

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{GpuId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage, VideoFormat};
-use fastvideo_proto::link::{JobSpec, media_cost};
+use fastvideo_proto::link::{JobSpec, Preview, media_cost};
 use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout, blob_hash};
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::sync::{Notify, watch};
@@ -242,6 +242,17 @@ impl TestJob {
     /// The step that the job goes on from.
     pub(crate) fn goes_on_after(&self) -> Option<u32> {
         self.job.snapshot.get().map(|snapshot| snapshot.at().step)
+    }
+
+    /// A preview of so many bytes.
+    pub(crate) fn preview(&self, frame: u32, bytes: usize) {
+        self.job.show(Preview {
+            frame,
+            num_frames: self.job.spec.format.num_frames,
+            width: 64,
+            height: 64,
+            jpeg: vec![0; bytes].into(),
+        });
     }
 
     /// One binary message of so many bytes.

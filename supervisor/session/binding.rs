@@ -84,6 +84,7 @@ impl LiveSession {
             enhancer: prompts.enhancer().is_some(),
             safety: prompts.safety().is_some_and(|safety| safety.is_available()),
             audio: audio && self.media_mode == MediaMode::AvFmp4,
+            preview: config.previews,
             adapters: self.context.pool.offered_adapters(),
             media_mode: self.media_mode,
             limits: StreamLimits {
@@ -151,6 +152,7 @@ impl LiveSession {
             state: None,
             snapshot: None,
             snapshot_min_step: None,
+            previews: self.wants_previews && self.config.previews,
             window: limit - unsent,
             trace: self.emitter.readers().trace(),
         };

@@ -74,6 +74,8 @@ pub struct OpenSession {
     pub looping: bool,
     /// Whether the client wants to hear from the server when nothing happens.
     pub heartbeat: bool,
+    /// Whether the client wants pictures of segments before their media.
+    pub preview: bool,
     /// Whether the session is complete after its first segment.
     pub single_segment: bool,
     pub media_mode: MediaMode,

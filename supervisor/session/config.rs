@@ -207,7 +207,8 @@ pub(crate) fn check(reader: &mut Reader<'_>) {
     reader.refuse_reversed(&default_request::NUM_INFERENCE_STEPS, &MAX_INFERENCE_STEPS);
 }
 
-pub(crate) fn read(reader: &Reader<'_>) -> Config {
+/// `previews` says whether the engine makes some.
+pub(crate) fn read(reader: &Reader<'_>, previews: bool) -> Config {
     Config {
         server_name: reader.non_empty(&SERVER_NAME),
         format: default_request::format(reader),
@@ -216,6 +217,7 @@ pub(crate) fn read(reader: &Reader<'_>) -> Config {
         seed: reader.get(&default_request::SEED),
         guidance_scale: reader.get(&default_request::GUIDANCE_SCALE),
         negative_prompt: reader.non_empty(&default_request::NEGATIVE_PROMPT),
+        previews,
         generation_segment_cap: reader.get(&GENERATION_SEGMENT_CAP),
         cap_extensions: reader.get(&CAP_EXTENSIONS),
         watch: reader.get(&WATCH),

@@ -11,6 +11,7 @@ use fastvideo_proto::ids::{GpuId, RequestId, SessionId, WorkerId};
 use fastvideo_proto::job::{
     ErrorCode, JobTiming, MediaMode, PhaseSpan, PromptSource, Stage, VideoFormat,
 };
+use fastvideo_proto::link::Preview;
 use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::step_snapshot::StepPoint;
 use fastvideo_proto::stored::StoredSegment;
@@ -120,6 +121,11 @@ pub enum SessionEvent {
         total_steps: u32,
         /// Time since the step before, or since the start.
         took: Duration,
+    },
+    /// A picture of a segment that has no media yet. It may be dropped.
+    Preview {
+        at: AttemptId,
+        preview: Box<Preview>,
     },
     Media {
         at: AttemptId,
@@ -349,6 +355,8 @@ pub struct StreamInfo {
     /// Whether a classifier screens prompts.
     pub safety: bool,
     pub audio: bool,
+    /// Whether previews are made for clients that ask.
+    pub preview: bool,
     /// The adapters that the client can choose from.
     pub adapters: Vec<Adapter>,
     pub media_mode: MediaMode,
@@ -433,7 +441,10 @@ impl SessionEvent {
     pub(crate) fn is_part_of_a_turn(&self) -> bool {
         matches!(
             self,
-            Self::Media { .. } | Self::StepDone { .. } | Self::SegmentStarted { .. }
+            Self::Media { .. }
+                | Self::Preview { .. }
+                | Self::StepDone { .. }
+                | Self::SegmentStarted { .. }
         )
     }
 
@@ -442,6 +453,10 @@ impl SessionEvent {
         let texts: &[&str] = match self {
             Self::Media { media, .. } => return media.credit.cost(),
             Self::StateExported(exported) => return exported.bytes,
+            // In base64.
+            Self::Preview { preview, .. } => {
+                return BASE_COST + preview.jpeg.len().div_ceil(3) as u64 * 4;
+            }
             Self::PromptRewritten {
                 seed_prompt,
                 rewritten,

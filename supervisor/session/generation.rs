@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastvideo_proto::job::{ErrorCode, MediaKind, frames_to_time};
+use fastvideo_proto::link::Preview;
 use fastvideo_proto::stored::StoredSegment;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -146,6 +147,7 @@ impl LiveSession {
                 total_steps,
                 took,
             }),
+            RunEvent::Preview(preview) => self.show_preview(at, preview),
             RunEvent::Media { media, first } => self.relay(at, media, first),
             RunEvent::Repeated(repeated) => self.keep_repeated(at, repeated),
             RunEvent::Differs(media) => self.replace_media(media),
@@ -188,6 +190,17 @@ impl LiveSession {
             }
         }
         None
+    }
+
+    /// Shows the client a picture of the segment, unless it has media of it or reads too slowly: a preview never fills its
+    /// window.
+    fn show_preview(&self, at: AttemptId, preview: Box<Preview>) {
+        let has_media = self.segment.as_ref().is_none_or(|segment| segment.kept > 0);
+        let event = SessionEvent::Preview { at, preview };
+        let outbox = self.emitter.outbox();
+        if !has_media && outbox.cost() + event.cost() < outbox.limit() {
+            self.emit(event);
+        }
     }
 
     /// Tells the client that the media that it has of the segment are void, and hands these out instead.

@@ -53,6 +53,8 @@ pub(super) struct LiveSession {
     pub(super) link: Option<Box<LinkState>>,
     pub(super) preset: Option<String>,
     pub(super) media_mode: MediaMode,
+    /// Whether the client wants pictures of segments before their media.
+    pub(super) wants_previews: bool,
     /// The image that the first segment starts from.
     pub(super) image: Option<InitImage>,
     pub(super) director: Director,
@@ -243,6 +245,7 @@ impl LiveSession {
             link,
             preset: request.preset,
             media_mode: request.media_mode,
+            wants_previews: request.preview,
             image,
             director,
             segment: None,

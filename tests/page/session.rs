@@ -49,6 +49,29 @@ async fn segment_is_cancelled_while_it_is_denoised() {
 }
 
 #[tokio::test]
+async fn preview_is_shown_until_there_is_video() {
+    let server = Server::start(&[
+        "--generator.synthetic.preview=true",
+        "--generator.synthetic.frame_ms=1000",
+        "--default_request.sampling.num_frames=3",
+        "--streaming.warmup.enabled=false",
+    ]);
+    let page = Browser::open(&server).await;
+    let shown = "document.querySelector('#preview').checkVisibility() && document.querySelector('#preview-picture').naturalWidth";
+    for segment in 0..2 {
+        page.prompt(FOX).await;
+        let width = page.until("the preview is shown", shown).await;
+        assert_eq!(width, 128);
+        page.screenshot(&format!("preview-{segment}")).await;
+        page.until_state(&format!("segment-{segment}"), "done")
+            .await;
+        let hidden = "document.querySelector('#preview').hidden && !document.querySelector('#preview-picture').src";
+        page.until("the preview is gone", hidden).await;
+    }
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
 async fn prompts_that_wait_are_moved_changed_and_removed() {
     let server = Server::start(&[ENDLESS, "--streaming.warmup.enabled=false"]);
     let page = Browser::open(&server).await;

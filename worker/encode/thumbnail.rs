@@ -1,4 +1,4 @@
-//! The thumbnail of a segment: one of its frames as a small JPEG picture, whatever container the segment has.
+//! Small JPEG pictures of a segment's frames, whatever container the segment has: its thumbnail, and previews.
 
 use fastvideo_proto::job::VideoFormat;
 use jpeg_encoder::ColorType;
@@ -9,6 +9,18 @@ use super::error::EncodeError;
 const MAX_SIDE: u32 = 320;
 /// The JPEG quality, 1 to 100. At 80, a thumbnail has 3 to 40 kB.
 const QUALITY: u8 = 80;
+/// The longer side of the preview of a larger frame, in pixels.
+const PREVIEW_MAX_SIDE: u32 = 640;
+/// The JPEG quality of previews. At 75, one has 10 to 80 kB.
+const PREVIEW_QUALITY: u8 = 75;
+
+/// A small picture.
+#[derive(Debug)]
+pub(crate) struct SmallPicture {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    pub(crate) jpeg: Vec<u8>,
+}
 
 /// Returns the index of the frame that a segment's thumbnail shows: the middle one. The first frames of a segment look
 /// like the last ones of the segment before, which it continues; its middle shows what its own prompt asked for.
@@ -21,29 +33,48 @@ pub(crate) fn thumbnail_frame(num_frames: u32) -> u32 {
 /// # Errors
 /// Returns an error when the frame does not have the format's size, or when it cannot be compressed.
 pub(crate) fn thumbnail(rgb: &[u8], format: VideoFormat) -> Result<Vec<u8>, EncodeError> {
-    let expected = format.frame_bytes();
-    if rgb.len() != expected {
-        let actual = rgb.len();
-        return Err(EncodeError::FrameSize { expected, actual });
-    }
-    let (width, height) = size(format.width, format.height);
-    let small = scale_down(
-        rgb,
-        (format.width as usize, format.height as usize),
-        (width.into(), height.into()),
-    );
-    let mut jpeg = Vec::new();
-    jpeg_encoder::Encoder::new(&mut jpeg, QUALITY).encode(&small, width, height, ColorType::Rgb)?;
-    Ok(jpeg)
+    let picture = small_picture(rgb, (format.width, format.height), MAX_SIDE, QUALITY)?;
+    Ok(picture.jpeg)
 }
 
-/// Returns the size of the thumbnail of a frame: its proportions in even numbers, and never larger than the frame. The
+/// Returns a picture of the size `(width, height)`, even numbers, as a preview whose longer side has at most
+/// [`PREVIEW_MAX_SIDE`] pixels.
+///
+/// # Errors
+/// Returns the errors of [`thumbnail`].
+pub(crate) fn preview(rgb: &[u8], size: (u32, u32)) -> Result<SmallPicture, EncodeError> {
+    small_picture(rgb, size, PREVIEW_MAX_SIDE, PREVIEW_QUALITY)
+}
+
+fn small_picture(
+    rgb: &[u8],
+    (from_width, from_height): (u32, u32),
+    max_side: u32,
+    quality: u8,
+) -> Result<SmallPicture, EncodeError> {
+    let from = (from_width as usize, from_height as usize);
+    let (expected, actual) = (3 * from.0 * from.1, rgb.len());
+    if actual != expected {
+        return Err(EncodeError::FrameSize { expected, actual });
+    }
+    let (width, height) = size(from_width, from_height, max_side);
+    let small = scale_down(rgb, from, (width.into(), height.into()));
+    let mut jpeg = Vec::new();
+    jpeg_encoder::Encoder::new(&mut jpeg, quality).encode(&small, width, height, ColorType::Rgb)?;
+    Ok(SmallPicture {
+        width: width.into(),
+        height: height.into(),
+        jpeg,
+    })
+}
+
+/// Returns the size of the small picture of a frame: its proportions in even numbers, and never larger than the frame. The
 /// sides of a frame are even.
-fn size(width: u32, height: u32) -> (u16, u16) {
+fn size(width: u32, height: u32, max_side: u32) -> (u16, u16) {
     let longer = width.max(height);
     let scaled = |side: u32| {
-        let even = 2 * ((side * longer.min(MAX_SIDE) + longer) / (2 * longer));
-        u16::try_from(even).expect("a side is not longer than MAX_SIDE")
+        let even = 2 * ((side * longer.min(max_side) + longer) / (2 * longer));
+        u16::try_from(even).expect("a side is not longer than `max_side`")
     };
     (scaled(width), scaled(height))
 }
@@ -104,7 +135,7 @@ mod tests {
     #[test]
     fn sides_keep_their_proportions_and_are_never_longer() {
         let check = |frame: (u32, u32), expected| {
-            assert_eq!(size(frame.0, frame.1), expected, "{frame:?}");
+            assert_eq!(size(frame.0, frame.1, MAX_SIDE), expected, "{frame:?}");
         };
         check((64, 64), (64, 64));
         check((66, 70), (66, 70));
@@ -126,7 +157,7 @@ mod tests {
         });
         let jpeg = thumbnail(&frame, format(width, height)).unwrap();
         let shown = decode(&jpeg);
-        let (w, h) = size(width, height);
+        let (w, h) = size(width, height, MAX_SIDE);
         assert_eq!(shown.dimensions(), (w.into(), h.into()));
         for (index, expected) in (0..).zip(quarters) {
             let (right, lower) = (index % 2, index / 2);
@@ -157,6 +188,19 @@ mod tests {
         let jpeg = thumbnail(&frame, format(width, height)).unwrap();
         let grey = |value: &u8| value.abs_diff(128) <= 4;
         assert!(decode(&jpeg).iter().all(grey));
+    }
+
+    #[test]
+    fn previews_say_their_size() {
+        for (from, expected) in [((480, 272), (480, 272)), ((960, 544), (640, 362))] {
+            let frame = RgbImage::from_fn(from.0, from.1, |_, y| {
+                Rgb([200, u8::try_from(y % 256).unwrap(), 40])
+            });
+            let preview = preview(&frame, from).unwrap();
+            assert_eq!((preview.width, preview.height), expected);
+            assert_eq!(decode(&preview.jpeg).dimensions(), expected);
+        }
+        assert!(preview(&[0; 7], (64, 64)).is_err());
     }
 
     #[test]

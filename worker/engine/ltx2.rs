@@ -19,8 +19,10 @@ use fastvideo_ltx2::checkpoint::{Checkpoint, hub};
 use fastvideo_ltx2::device::{Compute, DeviceError, Download};
 use fastvideo_ltx2::load;
 use fastvideo_ltx2::memory::{Estimate, Size};
+use fastvideo_ltx2::nn::{Precision, sizes};
+use fastvideo_ltx2::ops::Kernels;
 use fastvideo_ltx2::pipeline::{
-    GenerateError, Output, OutputError, Pipeline, Request, Resume, Stage, Start, Step,
+    GenerateError, Output, OutputError, Pipeline, Previews, Request, Resume, Stage, Start, Step,
 };
 use fastvideo_ltx2::with_causes;
 use fastvideo_proto::adapter::HeldAdapter;
@@ -33,7 +35,7 @@ use super::ltx2_loras::Lora;
 use super::ltx2_options::Options;
 use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, ModelCheck, NewState,
-    Sink, initial_image, ltx2_loras, ltx2_snapshot as snapshot, ltx2_state as state,
+    Preview, Sink, initial_image, ltx2_loras, ltx2_snapshot as snapshot, ltx2_state as state,
 };
 use crate::sound::{SOUND_TAIL_SAMPLES, predict};
 
@@ -95,6 +97,7 @@ impl Engine for Ltx2 {
             check_values: self.options.check_weights,
             matrices: self.options.matrices(&compute).map_err(unusable)?,
             adapter_limits: self.options.adapter_limits(),
+            preview_decoder: self.options.preview_decoder.clone(),
             ..load::Options::new(
                 compute.device,
                 self.options.precision(&compute),
@@ -128,6 +131,9 @@ impl Engine for Ltx2 {
         });
         let mut parts = parts?.map_err(unusable)?;
         catch(|| ltx2_loras::load(self.options.loras(), &mut parts.adapters))?.map_err(unusable)?;
+        if parts.preview_decoder.is_some() && parts.upsampler.is_none() {
+            tracing::warn!("the model has one stage, and makes no previews");
+        }
         if let Some(schedule) = self.options.schedule() {
             parts.scheduler = schedule;
         }
@@ -193,7 +199,12 @@ impl Engine for Ltx2 {
         };
         let companions = self.options.companions();
         let checkpoint = Checkpoint::open_with(&folder, &companions).map_err(unusable)?;
-        let generation = catch(|| load::check(&checkpoint))?.map_err(unusable)?;
+        let options = load::Options {
+            preview_decoder: self.options.preview_decoder.clone(),
+            ..load::Options::new(Device::Cpu, Precision::Bfloat16, Kernels::default())
+        };
+        let checked = catch(|| load::check_with(&checkpoint, &options));
+        let generation = checked?.map_err(unusable)?;
         let found = format!("{} has all tensors of {generation}", folder.display());
         Ok(ModelCheck::Usable(found))
     }
@@ -412,6 +423,29 @@ impl Output for Handover<'_> {
             count(step.total_steps),
             Some(&latents),
         );
+    }
+
+    fn takes_previews(&self) -> bool {
+        self.sink.takes_previews()
+    }
+
+    fn previews(&mut self, previews: &Previews<'_>) {
+        let rgb8 = previews.rgb8.contiguous().to_device(Device::Cpu);
+        let [_, height, width, _] = sizes(&rgb8);
+        let mut bytes = vec![0; rgb8.numel()];
+        rgb8.copy_data_u8(&mut bytes, rgb8.numel());
+        let picture_bytes = bytes.len() / previews.positions.len().max(1);
+        let pictures = bytes.chunks_exact(picture_bytes.max(1));
+        let previews = pictures
+            .zip(previews.positions)
+            .map(|(rgb, frame)| Preview {
+                frame: whole(*frame),
+                num_frames: whole(previews.num_frames),
+                width: whole(width),
+                height: whole(height),
+                rgb: rgb.to_vec(),
+            });
+        self.sink.previews(previews.collect());
     }
 
     /// Takes the segment's sound. Latents end a few hundredths of a second before the frames do, so the missing end is

@@ -69,6 +69,12 @@ pub(crate) struct Options {
     loras_max_mib: u32,
     #[arg(skip = 128_u32)]
     loras_max_rank: u32,
+    /// The decoder of previews; without it there are none.
+    #[arg(skip)]
+    pub(super) preview_decoder: Option<PathBuf>,
+    /// Frames of a segment of which there are previews.
+    #[arg(skip = 8_u32)]
+    preview_frames: u32,
     #[arg(skip)]
     cross_modal_levels: CrossModalLevels,
     #[arg(skip)]
@@ -334,6 +340,7 @@ impl Options {
                 CrossModalLevels::Lightricks => Some(transformer::CrossModalLevels::Lightricks),
                 CrossModalLevels::Fastvideo => Some(transformer::CrossModalLevels::FastVideo),
             },
+            preview_frames: self.preview_frames.into(),
             ..Settings::default()
         }
     }

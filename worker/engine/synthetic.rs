@@ -55,7 +55,7 @@ use self::still::Still;
 use self::world::{Memory, World};
 use super::{
     AudioFormat, Engine, EngineError, GenerateRequest, LoadProgress, Loaded, ModelCheck, NewState,
-    Sink, State, state_memory,
+    Preview, Sink, State, state_memory,
 };
 
 pub(crate) use self::options::Options;
@@ -257,9 +257,9 @@ impl Engine for Synthetic {
         let format = request.format;
         let departure = self.departure(request)?;
         let (width, height) = (format.width as usize, format.height as usize);
-        let still = match request.initial_image.filter(|_| request.state.is_none()) {
-            Some(path) => Some(Still::open(path, width, height)?),
-            None => None,
+        let still = || match request.initial_image.filter(|_| request.state.is_none()) {
+            Some(path) => Still::open(path, width, height).map(Some),
+            None => Ok(None),
         };
         let counter = Counter {
             segment_idx: request.segment_idx,
@@ -269,9 +269,17 @@ impl Engine for Synthetic {
         let mut film = Film::new(departure, format);
         let mut pictures = match self.stock(format) {
             Some(stock) => Pictures::Stock(stock),
-            None => Pictures::Drawn(Box::new(Brush::new(&film, request.prompt, counter, still))),
+            None => {
+                let brush = Brush::new(&film, request.prompt, counter, still()?);
+                Pictures::Drawn(Box::new(brush))
+            }
         };
         self.denoise(request, sink)?;
+        if self.options.preview && sink.takes_previews() {
+            let film = Film::new(self.departure(request)?, format);
+            let brush = Brush::new(&film, request.prompt, counter, still()?);
+            sink.previews(previews(film, brush));
+        }
         sink.begin(Stage::Decode);
 
         let mut state =
@@ -306,6 +314,28 @@ impl Engine for Synthetic {
         let previous = request.state.map(|state| state.header.segment_index);
         state.finish(film, previous)
     }
+}
+
+/// Draws the middle frame and the last one of a film.
+fn previews(mut film: Film, mut brush: Brush) -> Vec<Preview> {
+    let format = film.format;
+    let shown = [format.num_frames / 2, format.num_frames - 1];
+    let mut previews = Vec::new();
+    for frame in 0..format.num_frames {
+        if shown.contains(&frame) {
+            let mut rgb = vec![0; format.frame_bytes()];
+            brush.paint(&film, frame, &mut rgb);
+            previews.push(Preview {
+                frame,
+                num_frames: format.num_frames,
+                width: format.width,
+                height: format.height,
+                rgb,
+            });
+        }
+        film.advance(frame);
+    }
+    previews
 }
 
 /// Waits until `duration` after `begun`, or until the sink is cancelled.

@@ -25,7 +25,7 @@ const FORMAT: VideoFormat = VideoFormat {
 fn load_spec(faults: Value) -> LoadSpec {
     let options = json!({
         "step_ms": 0, "frame_ms": 0, "load_ms": 0, "conditioning_num_frames": 2, "audio_latent_frames": 3,
-        "latent_bytes": 1000, "prerender": false, "faults": faults,
+        "latent_bytes": 1000, "prerender": false, "preview": false, "faults": faults,
     });
     LoadSpec {
         version: LINK_VERSION,
@@ -61,6 +61,7 @@ fn job(job: u64, session: &SessionId, state: Option<JobState>) -> JobSpec {
         state,
         snapshot: None,
         snapshot_min_step: None,
+        previews: false,
         window: u64::MAX,
         trace: None,
     }

@@ -7,9 +7,14 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use fastvideo_proto::job::MediaKind;
+use fastvideo_proto::link;
+use fastvideo_proto::link::MAX_PREVIEW_BYTES;
 
 use super::outbox::JobOutbox;
-use crate::encode::{EncodeError, EncodeParams, Encoder, Media, thumbnail, thumbnail_frame};
+use crate::encode::{
+    EncodeError, EncodeParams, Encoder, Media, preview, thumbnail, thumbnail_frame,
+};
+use crate::engine::Preview;
 use crate::sound_tail::SoundTail;
 
 /// The number of frames that may wait for the encoder. When it is reached, backpressure makes the engine wait; more
@@ -57,6 +62,8 @@ enum EncoderCommand {
         rgb: Arc<Vec<u8>>,
         sound: Vec<f32>,
     },
+    /// Pictures to send before the first frame.
+    Previews(Vec<Preview>),
     Finish,
     Abandon,
     /// Open the encoder that the next segment is expected to need.
@@ -144,6 +151,12 @@ impl EncoderThread {
         self.send(EncoderCommand::Frame { rgb, sound })
     }
 
+    /// Passes in previews, which are compressed and sent while the engine goes on. They are dropped where the thread has no
+    /// room.
+    pub(crate) fn previews(&self, previews: Vec<Preview>) {
+        let _ = self.commands.try_send(EncoderCommand::Previews(previews));
+    }
+
     /// Returns a buffer for the next frame, of any size and content.
     pub(crate) fn recycled_frame(&self) -> Vec<u8> {
         self.recycled_frames.try_recv().unwrap_or_default()
@@ -214,8 +227,10 @@ impl EncoderLoop {
                     self.open_ahead(params);
                 }
                 // Between segments, these commands belong to one that failed or was abandoned.
-                EncoderCommand::Frame { .. } | EncoderCommand::Finish | EncoderCommand::Abandon => {
-                }
+                EncoderCommand::Frame { .. }
+                | EncoderCommand::Previews(_)
+                | EncoderCommand::Finish
+                | EncoderCommand::Abandon => {}
             }
         }
     }
@@ -269,6 +284,7 @@ impl EncoderLoop {
                     frames += 1;
                     self.recycle(rgb);
                 }
+                Ok(EncoderCommand::Previews(previews)) => send_previews(previews, target),
                 Ok(EncoderCommand::Finish) => {
                     let begun = Instant::now();
                     let sound_tail = SoundTail(encoder.finish(&mut send)?);
@@ -295,6 +311,7 @@ impl EncoderLoop {
         while let Ok(command) = self.commands.recv() {
             match command {
                 EncoderCommand::Frame { rgb, .. } => self.recycle(rgb),
+                EncoderCommand::Previews(_) => {}
                 EncoderCommand::Finish => {
                     let _ = self.results.send(Err(error));
                     return;
@@ -318,6 +335,35 @@ impl EncoderLoop {
             Ok(encoder) => self.opened_ahead = Some((params, encoder)),
             // The segment that needs the encoder reports the error.
             Err(error) => tracing::debug!(%error, "cannot open an encoder ahead"),
+        }
+    }
+}
+
+/// Compresses previews and sends them. One that is too large, or that cannot be compressed, is left out.
+fn send_previews(previews: Vec<Preview>, target: &MediaTarget) {
+    for picture in previews {
+        if let MediaTarget::Job(outbox) = target
+            && outbox.is_cancelled()
+        {
+            return;
+        }
+        let small = match preview(&picture.rgb, (picture.width, picture.height)) {
+            Ok(small) => small,
+            Err(error) => {
+                tracing::debug!(%error, "no preview");
+                continue;
+            }
+        };
+        if let MediaTarget::Job(outbox) = target
+            && small.jpeg.len() <= MAX_PREVIEW_BYTES
+        {
+            outbox.preview(link::Preview {
+                frame: picture.frame,
+                num_frames: picture.num_frames,
+                width: small.width,
+                height: small.height,
+                jpeg: small.jpeg.into(),
+            });
         }
     }
 }
@@ -409,6 +455,43 @@ mod tests {
             let off = picture.iter().map(|value| value.abs_diff(middle)).max();
             assert!(off <= Some(2), "{mode:?}, {num_frames} frames: {off:?}");
         }
+    }
+
+    #[test]
+    fn previews_go_out_before_the_first_frame() {
+        let encoder = EncoderThread::start().unwrap();
+        let (target, sent) = target();
+        let params = params(1);
+        begin(&encoder, &params, &target);
+        let picture = |frame, bytes: usize| Preview {
+            frame,
+            num_frames: 2,
+            width: 64,
+            height: 32,
+            rgb: vec![200; bytes],
+        };
+        // The middle one is of no size that a picture has, which costs the segment nothing.
+        encoder.previews(vec![picture(0, 6144), picture(1, 7), picture(1, 6144)]);
+        frame(&encoder, params.format.frame_bytes());
+        assert_eq!(encoder.finish().unwrap().frames, 1);
+        let mut shown = Vec::new();
+        for event in sent.take() {
+            match event {
+                Event::Preview { preview, .. } => {
+                    let picture = image::load_from_memory(&preview.jpeg).unwrap().to_rgb8();
+                    assert_eq!(picture.dimensions(), (preview.width, preview.height));
+                    assert_eq!(picture.dimensions(), (64, 32));
+                    shown.push(Some(preview.frame));
+                }
+                Event::Media { .. } => shown.push(None),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(shown, [Some(0), Some(1), None, None]);
+        // Those that come between segments belong to none.
+        encoder.previews(vec![picture(0, 6144)]);
+        assert!(!encoder.is_gone());
+        assert!(sent.take().is_empty());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::JobId;
 use fastvideo_proto::job::{JobFailure, MediaKind, PhaseSpan};
-use fastvideo_proto::link::{Event, JobReport, media_cost};
+use fastvideo_proto::link::{Event, JobReport, Preview, media_cost};
 
 use crate::link::EventSender;
 
@@ -77,6 +77,16 @@ impl JobOutbox {
         }
         queue.waiting.push_back((kind, bytes));
         self.flush(&mut queue);
+    }
+
+    /// Sends a preview, unless the job is over or cancelled. Previews need no flow credit: they are few and small, and the
+    /// supervisor drops those that its client has no room for.
+    pub(crate) fn preview(&self, preview: Preview) {
+        let queue = self.queue();
+        if matches!(queue.end, JobEnd::Pending) && !self.is_cancelled() {
+            let job = self.job;
+            self.events.send(Event::Preview { job, preview });
+        }
     }
 
     /// Sends the report after all media, which are in the queue already. If media still wait, [`Event::Generated`] is
@@ -203,6 +213,7 @@ mod tests {
         let events = sent.take();
         let names = events.iter().map(|event| match event {
             Event::Media { job: JOB, .. } => "media",
+            Event::Preview { job: JOB, .. } => "preview",
             Event::Generated { job: JOB } => "generated",
             Event::Finished(report) if report.job == JOB => "finished",
             Event::Failed {
@@ -296,6 +307,32 @@ mod tests {
         outbox.cancel();
         finish(&outbox);
         check(&sent, &["generated", "cancelled"]);
+    }
+
+    #[test]
+    fn previews_need_no_credit_and_end_with_the_job() {
+        let show = |outbox: &JobOutbox| {
+            outbox.preview(Preview {
+                frame: 0,
+                num_frames: 1,
+                width: 2,
+                height: 2,
+                jpeg: vec![0; 100_000].into(),
+            });
+        };
+        let (outbox, sent) = outbox(ONE);
+        show(&outbox);
+        show(&outbox);
+        put(&outbox, 1);
+        check(&sent, &["preview", "preview", "media"]);
+        finish(&outbox);
+        show(&outbox);
+        check(&sent, &["finished"]);
+
+        let (outbox, sent) = self::outbox(ONE);
+        outbox.cancel();
+        show(&outbox);
+        check(&sent, &[]);
     }
 
     #[test]

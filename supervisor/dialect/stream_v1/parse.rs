@@ -176,6 +176,7 @@ fn opening(init: SessionInit) -> OpenSession {
         resume,
         extend,
         heartbeat,
+        preview,
         traceparent,
         adapters,
     } = init;
@@ -189,6 +190,7 @@ fn opening(init: SessionInit) -> OpenSession {
         auto_extension: auto_extension_enabled,
         looping: loop_generation_enabled,
         heartbeat,
+        preview,
         single_segment: single_clip_mode,
         media_mode: stream_mode,
         state: continuation_state,

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use fastvideo_proto::checkpoint::{self, OpeningFacts};
 use fastvideo_proto::ids::{RequestId, SessionId};
 use fastvideo_proto::job::{ErrorCode, MediaKind, MediaMode, Stage};
+use fastvideo_proto::link::Preview;
 use fastvideo_proto::stored::StoredSegment;
 use fastvideo_proto::stream_v1::{Features, Limits, ServerMessage};
 
@@ -131,6 +134,7 @@ impl StreamRenderer {
                     });
                 }
             }
+            SessionEvent::Preview { at, preview } => self.preview(at, &preview, out),
             SessionEvent::Queued {
                 position,
                 queue_depth,
@@ -338,6 +342,7 @@ impl StreamRenderer {
                 rewrite: stream.enhancer,
                 safety: stream.safety,
                 audio: stream.audio,
+                preview: stream.preview,
                 adapters: stream.adapters,
             },
             limits: limits(&stream.limits),
@@ -354,6 +359,22 @@ impl StreamRenderer {
             out.json(&segment_start(&queued));
         }
         self.shown.queued = Some(queued);
+    }
+
+    /// Shows a picture of a segment of which there are no media yet.
+    fn preview(&self, at: AttemptId, preview: &Preview, out: &mut Rendered) {
+        if self.shown.media.is_some() {
+            return;
+        }
+        out.json(&ServerMessage::Preview {
+            segment_idx: at.segment_idx,
+            attempt: at.attempt,
+            frame: preview.frame,
+            num_frames: preview.num_frames,
+            width: preview.width,
+            height: preview.height,
+            jpeg: STANDARD.encode(&preview.jpeg),
+        });
     }
 
     fn media(&mut self, at: AttemptId, media: Media, out: &mut Rendered) {
@@ -686,6 +707,52 @@ mod tests {
         // The stream that began with the second attempt ends with the third.
         assert_eq!(messages[4]["stream_id"], "-0-2");
         assert_eq!(messages[5]["stream_id"], "-0-2");
+    }
+
+    #[test]
+    fn previews_end_with_the_first_media() {
+        let preview = |attempt| SessionEvent::Preview {
+            at: at(attempt),
+            preview: Box::new(Preview {
+                frame: 24,
+                num_frames: 25,
+                width: 64,
+                height: 32,
+                jpeg: Bytes::from_static(b"abcd"),
+            }),
+        };
+        let events = [
+            queued(1),
+            step(1, 1),
+            preview(1),
+            media(1),
+            preview(1),
+            lost(1),
+            queued(2),
+            preview(2),
+            media(2),
+            completed(2),
+            queued(1),
+            preview(1),
+        ];
+        let expected = [
+            "ltx2_segment_start",
+            "step_complete",
+            "ltx2_preview",
+            "media_init",
+            "media",
+            "media",
+            "media_segment_complete",
+            "ltx2_segment_complete",
+            "ltx2_segment_start",
+            "ltx2_preview",
+        ];
+        let messages = check(events, &expected);
+        let expected = serde_json::json!({
+            "type": "ltx2_preview", "segment_idx": 0, "attempt": 1, "frame": 24, "num_frames": 25,
+            "width": 64, "height": 32, "jpeg": "YWJjZA==",
+        });
+        assert_eq!(messages[2], expected);
     }
 
     #[test]

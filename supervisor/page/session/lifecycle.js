@@ -56,6 +56,7 @@ export function connect(next) {
     continuation_state: state.chosenState,
     resume: resume && state.catchingUp ? { ...resume, have: have(state) } : resume,
     heartbeat: true,
+    preview: true, // what the server can do is known later
     ...(state.extends && { extend: true }),
   };
   const first = JSON.stringify(init);

@@ -37,6 +37,7 @@ export function segmentStart(next, message) {
   };
   put(next, segment);
   state.receiving = { idx, messages: 0 };
+  state.preview = null;
   if (attempt === 1) takeRequest(next, segment, message.request_id);
 }
 
@@ -121,6 +122,13 @@ export function stepComplete(next, message) {
   });
 }
 
+/** Keeps the newest preview of the segment whose media are to come. @param {Transition} next @param {import('../protocol.js').Preview} message */
+export function preview(next, { segment_idx: idx, frame, num_frames: frames, jpeg }) {
+  const { state } = next;
+  if (receivingSegment(state)?.idx !== idx || state.receiving?.messages) return;
+  state.preview = { idx, frame, frames, src: `data:image/jpeg;base64,${jpeg}` };
+}
+
 /** @param {Transition} next @param {import('../protocol.js').MediaInit} message */
 export function mediaInit(next, { mime }) {
   const segment = receivingSegment(next.state);
@@ -137,6 +145,7 @@ export function addMedia(next, bytes) {
   if (!segment || !receiving) return;
   const messages = receiving.messages + 1;
   state.receiving = { ...receiving, messages };
+  state.preview = null;
   const pictureAt = state.playerMode === 'legacy_jpeg' ? 1 : 2; // the first message of MP4 is the init segment
   next.run({ type: 'add_media', idx: segment.idx, bytes, picture: messages === pictureAt && !segment.replayed });
   if (segment.state !== 'streaming') next.change(segment.idx, { state: 'streaming' });
@@ -181,7 +190,7 @@ export function segmentCancelled(next, { segment_idx: idx }) {
   if (!segment) return;
   next.run({ type: 'void_media', idx, from: segment.start, again: false });
   next.change(idx, unmade('cancelled'));
-  Object.assign(state, { asked: null, freeAt: next.now });
+  Object.assign(state, { asked: null, freeAt: next.now, preview: null });
 }
 
 /** Marks a segment as done. @param {Transition} next @param {number} idx */

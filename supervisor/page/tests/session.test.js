@@ -5,7 +5,7 @@ import { describe, test } from 'node:test';
 
 import { closeAdvice, closeWords, errorWords, idleWords, queueWords, segmentWords, starvedWords, statusWords } from '../words.js';
 import { reduce } from '../session.js';
-import { finishedSegments, initialState, maxWaiting } from '../state.js';
+import { finishedSegments, initialState, maxWaiting, shownPreview } from '../state.js';
 import { PageModel, TOKEN } from './page_model.js';
 
 const status = (page) => statusWords(page.state)[1];
@@ -29,7 +29,7 @@ describe('opening', () => {
     assert.deepEqual(page.opening, {
       type: 'session_init_v2', curated_prompts: ['one', 'two'], initial_image: image, enhancement_enabled: true,
       auto_extension_enabled: false, loop_generation_enabled: false, single_clip_mode: true, stream_mode: 'legacy_jpeg',
-      continuation_state: { kind: 'ltx2.v1', payload: {} }, resume: null, heartbeat: true,
+      continuation_state: { kind: 'ltx2.v1', payload: {} }, resume: null, heartbeat: true, preview: true,
     });
     page.opens();
     assert.equal(page.ran('clear_attachments').length, 1);
@@ -131,6 +131,56 @@ describe('queue and GPU', () => {
     assert.equal(idleWords(page.state, page.now), 'ends in 0:50');
     page.starts(0, 'a').wait(30_000);
     assert.equal(idleWords(page.state, page.now), '60 s');
+  });
+});
+
+describe('previews', () => {
+  const preview = (page, idx, frame, fields = {}) => page.says('ltx2_preview', {
+    segment_idx: idx, attempt: 1, frame, num_frames: 24, width: 64, height: 48, jpeg: `AAA${frame}`, ...fields,
+  });
+  const shown = (page) => shownPreview(page.state)?.src ?? null;
+
+  test('the newest preview is shown until the first media', () => {
+    const page = PageModel.active().starts(0, 'a fox');
+    assert.equal(shown(page), null);
+    preview(page, 0, 1);
+    assert.equal(shown(page), 'data:image/jpeg;base64,AAA1');
+    preview(page, 0, 2);
+    assert.equal(shown(page), 'data:image/jpeg;base64,AAA2');
+    assert.deepEqual(page.state.preview, { idx: 0, frame: 2, frames: 24, src: 'data:image/jpeg;base64,AAA2' });
+    page.streams(0);
+    assert.equal(shown(page), null);
+    assert.equal(page.state.preview, null);
+    // One that comes late is of no use.
+    preview(page, 0, 3);
+    assert.equal(page.state.preview, null);
+  });
+
+  test('previews of a segment end with it', () => {
+    const page = PageModel.active().starts(0, 'a fox');
+    preview(page, 0, 1).says('segment_cancelled', { segment_idx: 0 });
+    assert.equal(page.state.preview, null);
+    page.starts(0, 'a fox');
+    assert.equal(shown(page), null);
+    preview(page, 1, 1); // of a segment that has not begun
+    assert.equal(shown(page), null);
+    preview(page, 0, 1);
+    page.closes('lost', 1006);
+    assert.equal(shown(page), null);
+  });
+
+  test('another attempt begins without the pictures of the one before', () => {
+    const page = PageModel.active().starts(0, 'a fox');
+    preview(page, 0, 1).starts(0, 'a fox', { attempt: 2 });
+    assert.equal(shown(page), null);
+    preview(page, 0, 2, { attempt: 2 });
+    assert.equal(shown(page), 'data:image/jpeg;base64,AAA2');
+  });
+
+  test('the next segment is shown while the one before plays', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).completes(0).starts(1, 'b');
+    preview(page, 1, 23);
+    assert.equal(shown(page), 'data:image/jpeg;base64,AAA23');
   });
 });
 

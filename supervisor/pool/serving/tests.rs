@@ -179,8 +179,21 @@ impl Outside {
         start: Option<StartState>,
         snapshot: Option<StepSnapshot>,
     ) -> JobHandle {
+        self.submit_spec(self.spec(session), start, snapshot)
+    }
+
+    /// The next job of a session.
+    fn spec(&self, session: &TestSession) -> JobSpec {
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
-        let spec = fixtures::job_spec(id.into(), session.id.clone());
+        fixtures::job_spec(id.into(), session.id.clone())
+    }
+
+    fn submit_spec(
+        &self,
+        spec: JobSpec,
+        start: Option<StartState>,
+        snapshot: Option<StepSnapshot>,
+    ) -> JobHandle {
         let (handle, job) = pair(spec, start, snapshot, Instant::now(), self.notify.clone());
         self.assignments.lock().submit(0, job);
         self.notify.notify_one();
@@ -951,6 +964,122 @@ async fn a_thumbnail_that_is_too_large_is_dropped_and_nothing_else() {
     })
     .await;
     assert!(end.is_none());
+}
+
+fn preview(frame: u32, bytes: usize) -> Preview {
+    Preview {
+        frame,
+        num_frames: 40,
+        width: 64,
+        height: 64,
+        jpeg: vec![7; bytes].into(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn previews_are_passed_on_and_are_no_progress() {
+    let (end, _) = serve(fixtures::config(), async |outside| {
+        let session = outside.join();
+        let spec = JobSpec {
+            previews: true,
+            ..outside.spec(&session)
+        };
+        let mut job = outside.submit_spec(spec, None, None);
+        outside.generate(&job).await;
+        for frame in 0..MAX_PREVIEWS {
+            let preview = preview(frame, MAX_PREVIEW_BYTES);
+            outside
+                .send(Event::Preview {
+                    job: job.id,
+                    preview,
+                })
+                .await;
+        }
+        // Of a job that is over: nobody asks for it any more.
+        let (job_id, preview) = (JobId(99), preview(0, 1));
+        outside
+            .send(Event::Preview {
+                job: job_id,
+                preview,
+            })
+            .await;
+        outside.finish(&job).await;
+        let mut frames = Vec::new();
+        loop {
+            match job.events.recv().await.unwrap() {
+                JobEvent::Preview(preview) => frames.push(preview.frame),
+                JobEvent::Started { .. } => {}
+                JobEvent::Ended(JobEnd::Finished { .. }) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(frames, Vec::from_iter(0..MAX_PREVIEWS));
+    })
+    .await;
+    assert!(end.is_none());
+
+    // Previews come while the engine hangs.
+    let mut config = fixtures::config();
+    config.heartbeat_timeout = 10 * config.min_step_timeout;
+    let limit = config.min_step_timeout;
+    let (end, _) = serve(config, async |outside| {
+        let session = outside.join();
+        let spec = JobSpec {
+            previews: true,
+            ..outside.spec(&session)
+        };
+        let job = outside.submit_spec(spec, None, None);
+        outside.generate(&job).await;
+        for frame in 0..MAX_PREVIEWS {
+            sleep(limit / 4).await;
+            let preview = preview(frame, 1);
+            outside
+                .send(Event::Preview {
+                    job: job.id,
+                    preview,
+                })
+                .await;
+        }
+        pending().await
+    })
+    .await;
+    let Some(ServeEnd::Failed(exit)) = end else {
+        panic!("it goes on");
+    };
+    assert_eq!(exit.kind, ExitKind::Stuck);
+}
+
+#[tokio::test(start_paused = true)]
+async fn previews_beyond_what_is_allowed_are_a_bad_link() {
+    let unasked = "worker sends a preview that was not asked for";
+    let beyond = "worker sends larger or more previews than are allowed";
+    for (previews, count, bytes, reason) in [
+        (false, 1, 1, unasked),
+        (true, 1, MAX_PREVIEW_BYTES + 1, beyond),
+        (true, MAX_PREVIEWS + 1, 1, beyond),
+    ] {
+        let (end, _) = serve(fixtures::config(), async |outside| {
+            let session = outside.join();
+            let spec = JobSpec {
+                previews,
+                ..outside.spec(&session)
+            };
+            let job = outside.submit_spec(spec, None, None);
+            outside.generate(&job).await;
+            for frame in 0..count {
+                let preview = preview(frame, bytes);
+                outside
+                    .send(Event::Preview {
+                        job: job.id,
+                        preview,
+                    })
+                    .await;
+            }
+            pending().await
+        })
+        .await;
+        check_failed(end, ExitKind::BadLink, reason);
+    }
 }
 
 #[tokio::test(start_paused = true)]

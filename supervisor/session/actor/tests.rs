@@ -278,6 +278,70 @@ async fn a_session_waits_is_bound_and_makes_a_segment() {
     assert_eq!(made, expected);
 }
 
+/// The frames of the previews up to the end of the segment.
+async fn previews(client: &mut Client) -> Vec<u32> {
+    let mut frames = Vec::new();
+    loop {
+        match client.outbox.next().await.0 {
+            SessionEvent::Preview { preview, .. } => frames.push(preview.frame),
+            SessionEvent::SegmentCompleted(_) => return frames,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn previews_come_before_the_media_and_to_those_who_ask() {
+    for (asks, makes) in [(true, true), (true, false), (false, true)] {
+        let mut world = World::with(|config| config.previews = makes).await;
+        world.workers.serve(0);
+        let opening = OpenSession {
+            preview: asks,
+            ..OpenSession::default()
+        };
+        let mut client = world.active(opening).await;
+        client.request("a fox").await;
+        let job = world.job().await;
+        assert_eq!(job.spec().previews, asks && makes);
+        job.step(1);
+        job.preview(3, 1000);
+        job.preview(7, 1000);
+        job.media(100);
+        // The encoder was late.
+        job.preview(7, 1000);
+        job.finish();
+        // A worker sends none that was not asked for.
+        assert_eq!(previews(&mut client).await, [3, 7]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn previews_never_fill_the_window() {
+    let mut world = World::with(|config| {
+        config.previews = true;
+        config.max_unsent_bytes = 20_000;
+    })
+    .await;
+    world.workers.serve(0);
+    let opening = OpenSession {
+        preview: true,
+        ..OpenSession::default()
+    };
+    let mut client = world.active(opening).await;
+    client.request("a fox").await;
+    let job = world.job().await;
+    // In base64 each has 8000 bytes, and the client takes none.
+    for frame in 0..4 {
+        job.preview(frame, 6000);
+    }
+    job.step(1);
+    sleep(SECOND).await;
+    assert!(client.outbox.full_since().is_none());
+    job.media(100);
+    job.finish();
+    assert_eq!(previews(&mut client).await, [0, 1]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_next_segment_continues_where_the_last_one_ended() {
     let world = World::serving().await;

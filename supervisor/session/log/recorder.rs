@@ -239,6 +239,7 @@ fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
             segments: ended.segments,
         },
         SessionEvent::NotOpened(_)
+        | SessionEvent::Preview { .. }
         | SessionEvent::Media { .. }
         | SessionEvent::SegmentCompleted(_)
         | SessionEvent::ResendStarted(_)

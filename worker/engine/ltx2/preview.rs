@@ -1,5 +1,5 @@
-//! The preview decoder: a tiny network that makes pictures of the transformer's latents, at a thousandth of the video VAE's
-//! cost and less sharp.
+//! The preview decoder: a tiny network that makes pictures of the transformer's latents, less sharp than the video VAE's and
+//! at a small part of its cost.
 //!
 //! It is the decoder of TAEHV as released for LTX-2.0 (`taeltx_2`) and LTX-2.3 (`taeltx2_3`), which are of one design. It is
 //! causal and applied frame by frame; a block sees, besides its frame, the one before. So a few frames of a clip cost little:

@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) latent_bytes: u32,
     /// Whether a segment's frames are rendered at load and reused, so that a benchmark measures everything but drawing.
     pub(crate) prerender: bool,
+    /// Whether previews are made for sinks that take them.
+    pub(crate) preview: bool,
     /// The faults that the job loop injects; empty unless a test asks for some.
     pub(crate) faults: Vec<FaultSpec>,
 }

@@ -14,7 +14,7 @@ use fastvideo_proto::step_snapshot::StepPoint;
 
 use super::{AUDIO, Options, Synthetic};
 use crate::engine::{
-    Engine, EngineError, GenerateRequest, NewState, Sink, State, StepLatents, StepSnapshot,
+    Engine, EngineError, GenerateRequest, NewState, Preview, Sink, State, StepLatents, StepSnapshot,
 };
 
 const CONDITIONING_FRAMES: u32 = 4;
@@ -28,6 +28,8 @@ struct Take {
     steps: Vec<(Stage, u32, u32)>,
     latents: Vec<(Vec<TensorLayout>, Vec<u8>)>,
     cancel_after: Option<usize>,
+    takes_previews: bool,
+    previews: Vec<Preview>,
 }
 
 impl Sink for Take {
@@ -52,6 +54,15 @@ impl Sink for Take {
         self.steps.push((stage, step, total_steps));
     }
 
+    fn takes_previews(&self) -> bool {
+        self.takes_previews
+    }
+
+    fn previews(&mut self, previews: Vec<Preview>) {
+        assert!(self.frames.is_empty());
+        self.previews = previews;
+    }
+
     fn blank_frame(&mut self) -> Vec<u8> {
         // As a recycled frame: of the right size, but not clean.
         vec![0xa5; self.frame_bytes]
@@ -74,6 +85,7 @@ fn spec() -> Options {
         audio_latent_frames: 3,
         latent_bytes: 22,
         prerender: false,
+        preview: false,
         faults: Vec::new(),
     }
 }
@@ -119,6 +131,35 @@ fn run(request: &GenerateRequest<'_>) -> (Take, NewState) {
         .generate(request, &mut take)
         .unwrap();
     (take, state)
+}
+
+#[test]
+fn previews_show_the_middle_and_the_last_frame_and_change_nothing() {
+    let (plain, state) = first("a red fox in the snow");
+    assert!(plain.previews.is_empty());
+    for (makes, takes) in [(true, true), (true, false), (false, true)] {
+        let options = Options {
+            preview: makes,
+            ..spec()
+        };
+        let mut take = Take {
+            frame_bytes: SMALL.frame_bytes(),
+            takes_previews: takes,
+            ..Take::default()
+        };
+        let made = Synthetic::new(options, SMALL)
+            .generate(&request("a red fox in the snow"), &mut take)
+            .unwrap();
+        assert!(take.frames == plain.frames && take.sound == plain.sound);
+        assert!(made.blob[..] == state.blob[..]);
+        let shown: Vec<u32> = take.previews.iter().map(|preview| preview.frame).collect();
+        assert_eq!(shown, if makes && takes { vec![4, 7] } else { vec![] });
+        for preview in &take.previews {
+            let size = (preview.width, preview.height, preview.num_frames);
+            assert_eq!(size, (SMALL.width, SMALL.height, SMALL.num_frames));
+            assert!(preview.rgb == plain.frames[preview.frame as usize]);
+        }
+    }
 }
 
 /// A first segment of a prompt.
