@@ -1,5 +1,7 @@
 //! The inputs of linear layers, in the forms that their matrices take.
 
+use std::cell::RefCell;
+
 use tch::{Kind, Tensor};
 
 use crate::float8::{Products, Rows};
@@ -21,6 +23,8 @@ pub struct Activations {
     rows: Option<Rows>,
     size: Vec<i64>,
     kind: Kind,
+    /// The last matrix that adapters have multiplied it with, and the product.
+    product: RefCell<Option<(Tensor, Tensor)>>,
 }
 
 impl Form {
@@ -52,6 +56,7 @@ impl Activations {
             kind: x.kind(),
             dense: (form.dense || rows.is_none()).then_some(x),
             rows,
+            product: RefCell::default(),
         }
     }
 
@@ -62,6 +67,7 @@ impl Activations {
             rows: Some(rows),
             size,
             kind,
+            product: RefCell::default(),
         }
     }
 
@@ -82,6 +88,19 @@ impl Activations {
         }
     }
 
+    /// Returns the product `[n, out]` with a matrix `[out, in]` of adapters. Layers that share the matrix share the product.
+    pub fn times(&self, matrix: &Tensor) -> Tensor {
+        let mut product = self.product.borrow_mut();
+        if let Some((of, product)) = &*product
+            && of.data_ptr() == matrix.data_ptr()
+        {
+            return product.shallow_clone();
+        }
+        let made = flat(self.dense()).matmul(&matrix.transpose(0, 1));
+        *product = Some((matrix.shallow_clone(), made.shallow_clone()));
+        made
+    }
+
     /// Returns a product `[n, out]` with the axes of this input.
     pub fn unflat(&self, product: &Tensor) -> Tensor {
         let mut size = self.size.clone();
@@ -99,4 +118,23 @@ impl Activations {
 /// `[…, k]` as `[n, k]`.
 pub fn flat(x: &Tensor) -> Tensor {
     x.reshape([-1, x.size().last().copied().unwrap_or(1)])
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn layers_that_share_a_matrix_share_its_product() {
+        let random = |size: [i64; 2]| Tensor::randn(size, (Kind::Float, Device::Cpu));
+        let input = Activations::new(random([5, 8]), Form::DENSE);
+        let [shared, other] = [6, 3].map(|rows| random([rows, 8]));
+        let made = input.times(&shared);
+        assert_eq!(made.size(), [5, 6]);
+        assert_eq!(input.times(&shared).data_ptr(), made.data_ptr());
+        assert_eq!(input.times(&other).size(), [5, 3]);
+        assert!(input.times(&shared).equal(&made));
+    }
 }

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use self::file::{AdapterFile, LayerName};
 use crate::checkpoint::Component;
-use crate::low_rank::{Layer, Layers, LowRank};
+use crate::low_rank::{Down, Layer, Layers, LowRank};
 
 /// The largest strength of an adapter, in either direction.
 pub const MAX_STRENGTH: f64 = 2.0;
@@ -258,26 +258,46 @@ impl Adapters {
         if choices == self.active {
             return Ok(());
         }
-        for (name, layer) in &self.layers {
-            let (mut downs, mut ups) = (Vec::new(), Vec::new());
-            for choice in &choices {
-                if let Some([down, up]) = self.loaded[&choice.name].matrices.get(name) {
-                    downs.push(down.shallow_clone());
-                    ups.push(up * choice.strength);
+        for layers in self.layers_by_input() {
+            let (mut downs, mut parts) = (Vec::new(), Vec::new());
+            let mut at = 0;
+            for (name, layer) in layers {
+                let mut ups = Vec::new();
+                let begin = at;
+                for choice in &choices {
+                    if let Some([down, up]) = self.loaded[&choice.name].matrices.get(name) {
+                        at += down.size()[0];
+                        downs.push(down.shallow_clone());
+                        ups.push(up * choice.strength);
+                    }
                 }
+                parts.push((layer, begin, ups));
             }
-            let joined = |mut matrices: Vec<Tensor>, axis| match matrices.len() {
-                1 => matrices.remove(0),
-                _ => Tensor::cat(&matrices, axis),
-            };
-            let product = (!downs.is_empty()).then(|| LowRank {
-                down: joined(downs, 0),
-                up: joined(ups, 1),
-            });
-            layer.slot.set(product);
+            let shared = (!downs.is_empty()).then(|| joined(downs, 0));
+            for (layer, at, ups) in parts {
+                let product = shared.as_ref().filter(|_| !ups.is_empty());
+                layer.slot.set(product.map(|shared| LowRank {
+                    down: Down {
+                        shared: shared.shallow_clone(),
+                        at,
+                    },
+                    up: joined(ups, 1),
+                }));
+            }
         }
         self.active = choices;
         Ok(())
+    }
+
+    /// Returns the layers in groups that take the same input.
+    fn layers_by_input(&self) -> impl Iterator<Item = Vec<(&LayerName, &Layer)>> {
+        let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (name, layer) in &self.layers {
+            let (component, path) = name;
+            let group = (component, input(path), layer.shape[1]);
+            groups.entry(group).or_default().push((name, layer));
+        }
+        groups.into_values()
     }
 
     /// Returns a key for everything that depends on the adapters that act: different choices have different keys.
@@ -347,6 +367,27 @@ fn check(file: &AdapterFile, layers: &BTreeMap<&LayerName, [i64; 2]>) -> Result<
         }
     }
     Ok(())
+}
+
+/// Returns a name of what a layer takes. The queries, keys and values of a self-attention take the same, and the keys and
+/// values of any other.
+fn input(layer: &str) -> (&str, bool) {
+    let Some((attention, part)) = layer.rsplit_once('.') else {
+        return (layer, false);
+    };
+    match part {
+        "to_k" | "to_v" => (attention, true),
+        "to_q" | "to_gate_logits" => (attention, attention.ends_with("attn1")),
+        _ => (layer, false),
+    }
+}
+
+/// Puts matrices behind each other along an axis.
+fn joined(mut matrices: Vec<Tensor>, axis: i64) -> Tensor {
+    match matrices.len() {
+        1 => matrices.remove(0),
+        _ => Tensor::cat(&matrices, axis),
+    }
 }
 
 fn limit(what: &'static str, limit: u64, given: u64) -> Result<(), AdapterError> {

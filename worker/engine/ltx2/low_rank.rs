@@ -10,10 +10,18 @@ use crate::activations::Activations;
 /// The product `up · down` that is added to a layer's matrix, `[out, in]`.
 #[derive(Debug)]
 pub struct LowRank {
-    /// `[rank, in]`.
-    pub down: Tensor,
+    pub down: Down,
     /// `[out, rank]`, with all factors.
     pub up: Tensor,
+}
+
+/// A layer's `down`, `[rank, in]`, which is a part of what is multiplied at once with an input that several layers take.
+#[derive(Debug)]
+pub struct Down {
+    /// `[ranks of all these layers, in]`.
+    pub shared: Tensor,
+    /// The layer's first row.
+    pub at: i64,
 }
 
 /// The place in a layer where the product of the active adapters is. A layer without any computes as if there were no
@@ -37,10 +45,8 @@ impl Slot {
         let Some(LowRank { down, up }) = &*product else {
             return;
         };
-        let x = x.dense();
-        let rows = |x: &Tensor| x.size().last().copied().unwrap_or(1);
-        let hidden = x.reshape([-1, rows(x)]).matmul(&down.transpose(0, 1));
-        let width = rows(y);
+        let (width, rank) = up.size2().expect("a matrix has two axes");
+        let hidden = x.times(&down.shared).narrow(1, down.at, rank);
         let _ = y.view([-1, width]).addmm_(&hidden, &up.transpose(0, 1));
     }
 
