@@ -29,12 +29,12 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 pub use adapters::{AdapterStatus, LoadRefused, UnloadRefused, WorkerAdapter, WorkerAdapterState};
-pub use assignments::{Assignment, MoveError, Placement, Room};
+pub use assignments::{Assignment, MoveError, Placement};
 pub use config::{Config, Gpu, Recycle};
 pub use exit::{ExitKind, ExitReport};
 pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
-pub use status::{PoolStatus, SlotStatus, WorkerStatus};
+pub use status::{PoolStatus, Room, SlotStatus, WorkerStatus};
 pub use step_snapshot::StepSnapshot;
 
 use crate::current::Current;
@@ -45,7 +45,8 @@ use adapters::OrderedAdapters;
 use assignments::{Absence, Assignments, Sharing};
 use context::WorkerContext;
 use control::{Controls, Directive, StopSignal};
-use event::{WorkerEvent, WorkerEvents};
+use event::WorkerEvent;
+use event_readers::WorkerEvents;
 use metrics::PoolMetrics;
 use shared_assignments::{AssignmentsGuard, SharedAssignments};
 use worker::WorkerTask;
@@ -58,6 +59,7 @@ pub mod config;
 mod context;
 mod control;
 mod event;
+mod event_readers;
 mod exit;
 #[cfg(test)]
 mod fixtures;

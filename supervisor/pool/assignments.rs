@@ -14,12 +14,13 @@ use fastvideo_proto::link::JobSpec;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::event::PoolEvent;
+use super::event::{HandoffReason, PoolEvent};
 use super::exit::Blame;
 use super::job::{JobEnd, JobEvent, QueuedJob};
-use super::metrics::{HandoffReason, PoolMetrics};
+use super::metrics::PoolMetrics;
 use super::queue::Queue;
 use super::rolling_median::RollingMedian;
+use super::status::Room;
 use crate::tenant::Tenant;
 
 /// The number of generation times that a worker's pace is computed from.
@@ -63,15 +64,6 @@ pub enum MoveError {
     NoRoom(GpuId),
     #[error("no other worker has room for another session")]
     NoOtherRoom,
-}
-
-/// The room of all workers together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
-    /// Sessions that they can serve at once.
-    pub places: usize,
-    /// Sessions that they could take now.
-    pub free: usize,
 }
 
 /// How many sessions may share one worker.

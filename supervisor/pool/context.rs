@@ -10,7 +10,8 @@ use super::adapters::OrderedAdapters;
 use super::assignments::Assignments;
 use super::boot::BootPlan;
 use super::config::{Config, Gpu};
-use super::event::{WorkerEvent, WorkerEvents};
+use super::event::WorkerEvent;
+use super::event_readers::WorkerEvents;
 use super::shared_assignments::SharedAssignments;
 use crate::current::Current;
 

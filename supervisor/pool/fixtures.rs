@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::assignments::{Assignment, Assignments, Sharing};
 use super::config::{Config, Gpu, Recycle};
 use super::context::WorkerContext;
-use super::event::WorkerEvents;
+use super::event_readers::WorkerEvents;
 use super::metrics::PoolMetrics;
 use super::restart::{RestartLimits, RestartPolicy};
 use super::shared_assignments::SharedAssignments;

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
 use super::Pool;
-use super::event::WorkerEvent;
+use super::event::{HandoffReason, WorkerEvent};
 use super::exit::ExitKind;
 use super::lifecycle::WorkerState;
 use super::step_snapshot::{HeldBytes, StepSnapshot};
@@ -87,40 +87,6 @@ struct InfoLabels {
     uuid: String,
     device: String,
     model: String,
-}
-
-/// Why a session goes on with another worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HandoffReason {
-    WorkerLost,
-    /// The worker was asked to leave.
-    Drain,
-    /// The other worker has fewer sessions.
-    Balance,
-    /// An operator wanted it.
-    Order,
-    /// The other worker holds adapters that the session has chosen.
-    Adapters,
-}
-
-impl HandoffReason {
-    const ALL: [Self; 5] = [
-        Self::WorkerLost,
-        Self::Drain,
-        Self::Balance,
-        Self::Order,
-        Self::Adapters,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::WorkerLost => "worker_lost",
-            Self::Drain => "drain",
-            Self::Balance => "balance",
-            Self::Order => "order",
-            Self::Adapters => "adapters",
-        }
-    }
 }
 
 impl Default for PoolMetrics {

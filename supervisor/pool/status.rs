@@ -7,11 +7,11 @@ use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::link::ReadyReport;
 use tokio::time::Instant;
 
-use super::adapters::WorkerAdapter;
-use super::assignments::Room;
+use super::adapters::{WorkerAdapter, WorkerAdapterState};
 use super::config::Gpu;
-use super::exit::ExitReport;
-use super::lifecycle::WorkerState;
+use super::event::WorkerEvent;
+use super::exit::{ExitKind, ExitReport};
+use super::lifecycle::{InvalidTransition, WorkerState};
 
 /// The status of one worker.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ pub struct WorkerStatus {
     /// The number of jobs that this GPU's processes have finished.
     pub jobs_finished: u64,
     /// Since when the process has had a job.
-    pub(super) busy_since: Option<Instant>,
+    busy_since: Option<Instant>,
     /// Time in which earlier jobs ran.
     busy: Duration,
 }
@@ -79,19 +79,153 @@ impl WorkerStatus {
         self.busy + running.unwrap_or_default()
     }
 
-    pub(super) fn end_busy_time(&mut self, now: Instant) {
+    fn end_busy_time(&mut self, now: Instant) {
         self.busy = self.busy_time(now);
         self.busy_since = None;
     }
 
+    /// Updates the status with an event.
+    ///
+    /// # Errors
+    /// Returns an error when the event cannot occur in this state; the state is then unchanged.
+    pub(super) fn record(
+        &mut self,
+        event: &WorkerEvent,
+    ) -> Result<Option<StateChange>, InvalidTransition> {
+        match event {
+            WorkerEvent::Starting { worker } => self.worker_id = Some(worker.clone()),
+            WorkerEvent::Spawned { pid } => self.pid = Some(*pid),
+            WorkerEvent::LoadProgress { fraction, what } => {
+                self.load_progress = Some((*fraction, what.clone()));
+            }
+            WorkerEvent::Ready { report } => {
+                self.load_progress = None;
+                self.warmed_up = true;
+                self.became_ready(report);
+            }
+            WorkerEvent::Heartbeat {
+                resident_bytes,
+                gpu_bytes,
+            } => {
+                self.resident_bytes = Some(*resident_bytes);
+                self.gpu_bytes = *gpu_bytes;
+                self.heartbeat = Some(Instant::now());
+            }
+            WorkerEvent::JobSent { .. } => {
+                self.busy_since.get_or_insert_with(Instant::now);
+            }
+            WorkerEvent::EngineFree | WorkerEvent::JobLost { started: true, .. } => {
+                self.end_busy_time(Instant::now());
+            }
+            WorkerEvent::JobFinished { .. } => self.jobs_finished += 1,
+            WorkerEvent::Renewed {
+                worker,
+                pid,
+                report,
+            } => {
+                self.worker_id = Some(worker.clone());
+                self.pid = Some(*pid);
+                self.forget_process();
+                self.became_ready(report);
+            }
+            WorkerEvent::AdapterLoading { name, serial } => {
+                self.set_adapter(name, *serial, WorkerAdapterState::Loading);
+            }
+            WorkerEvent::AdapterLoaded {
+                name,
+                serial,
+                adapter,
+            } => self.set_adapter(name, *serial, WorkerAdapterState::Loaded(adapter.clone())),
+            WorkerEvent::AdapterFailed {
+                name,
+                serial,
+                message,
+            } => self.set_adapter(name, *serial, WorkerAdapterState::Failed(message.clone())),
+            WorkerEvent::AdapterUnloaded { name } => {
+                self.adapters.remove(name);
+            }
+            WorkerEvent::Retired { exit } => self.last_exit = Some(exit.clone()),
+            WorkerEvent::Exited { exit, .. } => {
+                self.pid = None;
+                self.ready = None;
+                self.load_progress = None;
+                self.forget_process();
+                if !matches!(exit.kind, ExitKind::Asked | ExitKind::Shortage) {
+                    self.restarts += 1;
+                }
+                self.last_exit = Some(exit.clone());
+            }
+            WorkerEvent::TaskPanicked => {
+                self.state = WorkerState::Quarantined;
+                self.pid = None;
+                self.ready = None;
+                self.adapters.clear();
+            }
+            WorkerEvent::Connected
+            | WorkerEvent::SlowerThanPlayback { .. }
+            | WorkerEvent::WarmingUp
+            | WorkerEvent::StateNotHeld { .. }
+            | WorkerEvent::JobWentOn { .. }
+            | WorkerEvent::SnapshotRefused { .. }
+            | WorkerEvent::JobFailed { .. }
+            | WorkerEvent::JobTakenBack { .. }
+            | WorkerEvent::JobLost { started: false, .. }
+            | WorkerEvent::StrayJobEnd { .. }
+            | WorkerEvent::Leaving { .. }
+            | WorkerEvent::RenewalStarted { .. }
+            | WorkerEvent::RenewalFailed { .. }
+            | WorkerEvent::Drained
+            | WorkerEvent::QuarantineLifted { .. }
+            | WorkerEvent::SupervisorAbsent { .. }
+            | WorkerEvent::Restarting
+            | WorkerEvent::Stopped => {}
+        }
+        let Some(transition) = event.transition() else {
+            return Ok(None);
+        };
+        let to = self.state.transition(transition)?;
+        let from = std::mem::replace(&mut self.state, to);
+        Ok((from != to).then_some((from, to)))
+    }
+
+    fn became_ready(&mut self, report: &ReadyReport) {
+        let held = report.adapters.iter().map(|adapter| {
+            let configured = WorkerAdapter {
+                serial: None,
+                state: WorkerAdapterState::Loaded(adapter.clone()),
+            };
+            (adapter.name.clone(), configured)
+        });
+        self.adapters = held.collect();
+        self.ready = Some(report.clone());
+    }
+
+    fn set_adapter(&mut self, name: &str, serial: u64, state: WorkerAdapterState) {
+        let serial = Some(serial);
+        let adapter = WorkerAdapter { serial, state };
+        self.adapters.insert(name.to_owned(), adapter);
+    }
+
     /// Forgets what was known of a process that has ended.
-    pub(super) fn forget_process(&mut self) {
+    fn forget_process(&mut self) {
         self.end_busy_time(Instant::now());
         self.resident_bytes = None;
         self.gpu_bytes = None;
         self.heartbeat = None;
         self.adapters.clear();
     }
+}
+
+/// A state before and after an event.
+pub(super) type StateChange = (WorkerState, WorkerState);
+
+/// The room of all workers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Sessions that they can serve at once.
+    pub places: usize,
+    /// Sessions that they could take now.
+    pub free: usize,
 }
 
 /// The status of all workers, and of the queue of sessions that wait for one.
