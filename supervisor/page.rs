@@ -44,6 +44,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/session/film.js",
     "/session/lifecycle.js",
     "/session/prompts.js",
+    "/session/restoring.js",
     "/session/segments.js",
     "/session/transition.js",
     "/stage.js",

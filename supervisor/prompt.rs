@@ -168,7 +168,8 @@ impl Prompts {
             changed.push(config::CLASSIFIER_PATH.spec.path);
         }
         if let Some(enhancer) = &new.enhancer {
-            self.shared.metrics.create(&enhancer.status());
+            let status = enhancer.status();
+            self.shared.metrics.create(&status.providers);
         }
         self.shared.parts.replace(new);
         changed

@@ -3,7 +3,7 @@
 //! A session does not know the wire protocol: it takes [`SessionCommand`]s, typed and parsed, and emits one
 //! [`SessionEvent`] for each thing that happens. A dialect translates both for clients (see `supervisor/dialect.rs`).
 //!
-//! - How it begins and ends: `admission` (limits), `handshake` (opening, claim of the lease), `ending` (causes and
+//! - How it begins and ends: `admission` (limits, `not_admitted` has what it refuses for), `handshake` (opening, claim of the lease), `ending` (causes and
 //!   final states), `registry` (the open sessions), `state` (the states that others see).
 //! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows
 //!   its worker, `generation` its segment, `recorder` keeps the segment's media for the film, `persistence` stores it,
@@ -12,7 +12,7 @@
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
 //!   check what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
-//!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `metrics` counts events, `tracer` makes spans of them,
+//!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `metrics` counts events, `gauges` open sessions, `tracer` makes spans of them,
 //!   `latency` measures the latency that the supervisor adds to fragments.
 
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::store::SessionStore;
 use crate::traces::Traces;
 
 pub(crate) use actor::run;
-pub use admission::{NotAdmitted, may_open};
+pub use admission::may_open;
 pub use broadcast::Broadcasts;
 pub use command::{Inbound, SessionCommand};
 pub use event::SessionEvent;
@@ -38,10 +38,11 @@ pub use latency::{LatencyQuantiles, RelayLatency};
 pub use log::Logs;
 pub use metrics::{Rejection, SessionMetrics};
 pub(crate) use moved::{MovedSession, Origin};
+pub use not_admitted::{Full, NotAdmitted};
 pub use outbox::Outbox;
 pub(crate) use outbox::{LinkItem, Receipt, TurnEnd};
 pub use playback::Playback;
-pub use registry::{Entry, Full, Limits, Registry, Ticket};
+pub use registry::{Entry, Limits, Registry, Ticket};
 pub use state::SessionState;
 
 mod actor;
@@ -57,6 +58,7 @@ mod emitter;
 pub mod ending;
 pub mod event;
 mod event_readers;
+pub(crate) mod gauges;
 mod generation;
 mod handshake;
 mod inbox;
@@ -66,6 +68,7 @@ mod live;
 pub mod log;
 mod metrics;
 mod moved;
+mod not_admitted;
 mod outbox;
 mod persistence;
 mod playback;

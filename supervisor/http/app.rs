@@ -19,7 +19,7 @@ use crate::ingress::{self, Ingress};
 use crate::metrics::Metrics;
 use crate::reload::{Reloads, Source};
 use crate::service_manager::ServiceManager;
-use crate::session::{Context, Registry, RelayLatency};
+use crate::session::{self, Context, Registry, RelayLatency};
 use crate::store::SessionStore;
 
 /// Where the server listens, whom it answers, and its limits on connections.
@@ -100,7 +100,8 @@ impl App {
         let registry = Registry::default();
         let relay_latency = RelayLatency::default();
         relay_latency.register(metrics.product());
-        (context.metrics).register(metrics.product(), &registry, auth.tenants());
+        (context.metrics).register(metrics.product(), auth.tenants());
+        session::gauges::register(metrics.product(), &registry, &context.metrics);
         auth.register(metrics.product());
         let http_metrics = HttpMetrics::register(&mut metrics);
         let fleet = Fleet::new(config.router_keys, config.names);

@@ -4,7 +4,6 @@
 
 import { plural, sentence, span } from './format.js';
 import { canContinue, isLive, maxWaiting } from './state.js';
-import { filmLoaded, restore } from './session/film.js';
 import {
   closed, connect, giveUp, gpuAssigned, leave, queueStatus, serverError, sessionTimeout, streamComplete, streamStart,
 } from './session/lifecycle.js';
@@ -12,6 +11,7 @@ import {
   applyCurated, editRequest, moveRequest, promptWritten, requestEdited, requestWithdrawn, rewrite, seedPromptsRewritten, sendWaiting,
   withdrawRequest,
 } from './session/prompts.js';
+import { filmLoaded, restore } from './session/restoring.js';
 import {
   addMedia, firstPicture, mediaInit, mediaSegmentComplete, preview, segmentCancelled, segmentComplete, segmentStart, stepComplete,
 } from './session/segments.js';

@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
 use super::Prompts;
-use super::enhancer::Status;
+use super::provider::ProviderStatus;
 use super::safety::SafetyStatus;
 use crate::metrics::{Bounds, Gauges, Histograms, LATENCY, create, number, seconds};
 
@@ -93,7 +93,7 @@ impl Prompts {
             all.fallbacks.clone(),
         );
         if let Some(enhancer) = self.enhancer() {
-            metrics.create(&enhancer.status());
+            metrics.create(&enhancer.status().providers);
         }
         for op in OPERATIONS {
             create(&all.fallbacks, &OperationLabel { op });
@@ -103,9 +103,9 @@ impl Prompts {
 }
 
 impl PromptMetrics {
-    /// Creates all series of an enhancer's providers.
-    pub(super) fn create(&self, status: &Status) {
-        for provider in &status.providers {
+    /// Creates all series of providers.
+    pub(super) fn create(&self, providers: &[ProviderStatus]) {
+        for provider in providers {
             for op in OPERATIONS {
                 let provider = provider.name.clone();
                 let labels = RequestLabels { provider, op };

@@ -1,53 +1,16 @@
 //! Admission control: decides whether a client may open a session, by the number of open ones and whether the server is
 //! going away.
 
-use std::time::Duration;
-
 use fastvideo_proto::ids::SessionId;
 
-use super::registry::{Full, Limits, Registry, Ticket};
+use super::not_admitted::{Full, NotAdmitted};
+use super::registry::{Limits, Registry, Ticket};
 use super::{Context, Drain};
 use crate::auth::Grant;
-use crate::auth::guard::NotLetIn;
 use crate::client_address::ClientAddress;
 
 /// The number of sessions that may wait for a worker when no limit is configured.
 const DEFAULT_QUEUE: usize = 64;
-
-/// Why a client may not open a session. The text is safe to show.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAdmitted {
-    #[error("the server is going away")]
-    Draining,
-    #[error(transparent)]
-    Full(#[from] Full),
-    /// The client has shown no key that lets it in.
-    #[error("{0}")]
-    Unauthorized(String),
-    /// The client, or its tenant, asks for too much.
-    #[error("{message}")]
-    Limited {
-        message: String,
-        retry_after: Duration,
-    },
-}
-
-impl From<NotLetIn> for NotAdmitted {
-    fn from(
-        NotLetIn {
-            message,
-            retry_after,
-        }: NotLetIn,
-    ) -> Self {
-        match retry_after {
-            Some(retry_after) => Self::Limited {
-                message,
-                retry_after,
-            },
-            None => Self::Unauthorized(message),
-        }
-    }
-}
 
 /// Checks whether a client could open a session now, so that one that could not is told before it sends its opening.
 ///

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stored::Expectation;
 
-use super::admission::NotAdmitted;
+use super::not_admitted::NotAdmitted;
 use super::state::SessionState;
 use crate::ingress::websocket::TransportViolation;
 

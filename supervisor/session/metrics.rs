@@ -1,12 +1,10 @@
 //! The metrics of sessions: a reader of their events, and gauges of the open ones.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fastvideo_proto::job::{Phase, PromptSource, Stage};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
@@ -15,12 +13,10 @@ use tokio::time::Instant;
 
 use super::ending::{EndCause, NotOpened};
 use super::event::{Ended, SessionEvent};
-use super::registry::{Entry, Full};
-use super::state::SessionState;
-use super::{NotAdmitted, Registry as Sessions};
+use super::not_admitted::{Full, NotAdmitted};
 use crate::metrics::{
-    Bounds, Gauges, Histograms, KnownTenants, LATENCY, LONG, RATIO, TenantLabel, TraceLabels,
-    TracedHistogram, TracedHistograms, create, number, seconds,
+    Bounds, Histograms, KnownTenants, LATENCY, LONG, RATIO, TenantLabel, TraceLabels,
+    TracedHistogram, TracedHistograms, create, seconds,
 };
 use crate::tenant::Tenant;
 
@@ -113,12 +109,6 @@ struct PhaseLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StageLabel {
     stage: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    state: &'static str,
-    tenant: Tenant,
 }
 
 /// Why a client was turned away before it had a session.
@@ -234,7 +224,6 @@ impl SessionMetrics {
     pub(crate) fn register(
         &self,
         registry: &mut Registry,
-        sessions: &Sessions,
         tenants: impl IntoIterator<Item = Tenant>,
     ) {
         let all = &self.0;
@@ -318,10 +307,6 @@ impl SessionMetrics {
             "Time from the loss of a worker with a segment until another worker was given the segment",
             all.recovery.clone(),
         );
-        registry.register_collector(Box::new(OpenSessions {
-            sessions: sessions.clone(),
-            tenants: all.tenants.clone(),
-        }));
         for rejection in Rejection::ALL {
             let reason = rejection.name();
             create(&all.rejected, &RejectedLabels { reason });
@@ -372,6 +357,11 @@ impl SessionMetrics {
             create(&all.segments, &labels);
         }
         create(&all.video_seconds, &TenantLabel { tenant: tenant() });
+    }
+
+    /// Returns the tenants that have series of their own.
+    pub(super) fn tenants(&self) -> &KnownTenants {
+        &self.0.tenants
     }
 
     /// Counts a client that was turned away.
@@ -553,60 +543,6 @@ impl Meter {
 
     fn story(&self) -> MutexGuard<'_, Story> {
         self.0.story.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Reads the open sessions when they are scraped.
-#[derive(Debug)]
-struct OpenSessions {
-    sessions: Sessions,
-    tenants: KnownTenants,
-}
-
-impl Collector for OpenSessions {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let open = self.sessions.list();
-        let states = [
-            (SessionState::Initializing, "initializing"),
-            (SessionState::Queued, "queued"),
-            (SessionState::GpuBinding, "gpu_binding"),
-            (SessionState::Active, "active"),
-        ];
-        let mut tenants = self.tenants.all();
-        let others = Tenant::new("other");
-        if open
-            .iter()
-            .any(|entry| self.tenants.label(&entry.tenant) == others)
-        {
-            tenants.push(others);
-        }
-        let mut gauges = Gauges(encoder);
-        let counts = tenants.iter().flat_map(|tenant| {
-            states.map(|(state, name)| {
-                let is_it = |entry: &&Entry| {
-                    entry.state == state && self.tenants.label(&entry.tenant) == *tenant
-                };
-                let labels = StateLabels {
-                    state: name,
-                    tenant: tenant.clone(),
-                };
-                (labels, number(open.iter().filter(is_it).count()))
-            })
-        });
-        gauges.each("sessions", "Open sessions", counts)?;
-        let outboxes = || open.iter().filter_map(|entry| entry.outbox.as_ref());
-        let unsent: u64 = outboxes().map(|outbox| outbox.cost()).sum();
-        gauges.one(
-            "unsent_bytes",
-            "What waits for clients to take it, in the server and on its way; each message counts for 16 KiB at least",
-            number(unsent),
-        )?;
-        let slow = outboxes().filter(|outbox| outbox.full_since().is_some());
-        gauges.one(
-            "slow_clients",
-            "Clients whose window is full, so that nothing more is generated for them",
-            number(slow.count()),
-        )
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use fastvideo_proto::ids::{SessionId, WorkerId};
 use tokio::sync::Notify;
 
+use super::not_admitted::Full;
 use super::outbox::Outbox;
 use super::playback::Playback;
 use super::state::{InvalidTransition, SessionState};
@@ -64,19 +65,6 @@ pub struct Limits {
     pub sessions_per_client: usize,
     /// Of the tenant that opens one; `None` where it has no limit of its own.
     pub sessions_of_tenant: Option<usize>,
-}
-
-/// There is no room for another session.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Full {
-    #[error("the server is full: it has {0} sessions, which is its limit")]
-    Server(usize),
-    #[error("your address has {0} sessions open, which is the limit for one address")]
-    Client(usize),
-    #[error("your tenant has {0} sessions open, which is its limit")]
-    Tenant(usize),
-    #[error("{0} sessions of your tenant wait for a GPU, which is its limit")]
-    Waiting(usize),
 }
 
 impl Registry {

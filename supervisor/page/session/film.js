@@ -1,8 +1,7 @@
 // @ts-check
-// What the page has of the session's film, and what the server keeps of it: after a lost connection, and after a reload.
+// What the page has of the session's film, and what the server sends again after a lost connection.
 
 import { newSegment } from '../state.js';
-import { connect } from './lifecycle.js';
 import { sendWaiting } from './prompts.js';
 
 /** @typedef {import('./transition.js').Transition} Transition */
@@ -21,64 +20,6 @@ export function have({ segments, receiving }) {
   const begun = segments.find(({ idx }) => idx === next);
   const messages = begun?.state === 'interrupted' && receiving?.idx === next ? receiving.messages : 0;
   return { segments: next, messages };
-}
-
-/** Brings back the session that this tab had before a reload: first its film, then the connection. @param {Transition} next */
-export function restore(next) {
-  const { state } = next;
-  const { kept } = state;
-  if (!kept) return;
-  const { session_id, token, waiting = [], asked = null, outcome = null, position = null } = kept;
-  next.keepToken({ session_id, token });
-  state.requestedMode = state.settings.jpeg ? 'legacy_jpeg' : 'av_fmp4';
-  const numbers = [...waiting, ...(asked ? [asked] : [])].map(({ id }) => Number(id.slice(1)) || 0);
-  Object.assign(state, {
-    phase: 'connecting', kept: null, restoring: true, sessionId: session_id, playerMode: state.requestedMode, notice: null, segments: [],
-    waiting: waiting.map((request) => ({ ...request, at: next.now, sent: false })), asked: asked && { ...asked, at: next.now }, position,
-    requests: Math.max(state.requests, ...numbers), outcome,
-  });
-  state.reconnect = { attempt: 0, dueAt: null, answered: false, why: '' };
-  next.run({ type: 'reset_player', mode: state.playerMode });
-  next.run({ type: 'load_film', key: { session_id, token } });
-}
-
-/**
- * The server has told what it keeps of a film. It may be asked before the page connects, and while segments are sent again.
- *
- * @param {Transition} next
- * @param {{sessionId: string, film: ?import('../protocol.js').FilmInfo}} loaded  null when the server does not keep it
- */
-export function filmLoaded(next, { sessionId, film }) {
-  const { state } = next;
-  if (sessionId !== state.sessionId) return;
-  if (film && isPictures(film)) {
-    if (state.restoring) usePictures(next);
-  } else if (film) {
-    state.filmKey ??= state.resume;
-    addFilm(next, film, state.restoring ? state.position : null);
-  }
-  if (state.restoring) {
-    state.restoring = false;
-    state.phase = 'closed';
-    if (!film || film.resumable || film.live) connect(next);
-    else showEnded(next);
-  } else if (state.catchingUp) {
-    state.catchingUp = { ...state.catchingUp, loading: false };
-    sentAgain(next, -1);
-  }
-}
-
-/**
- * Tells whether a session has JPEG frames. The player cannot show those that the server keeps.
- *
- * @param {import('../protocol.js').FilmInfo} film
- */
-const isPictures = ({ mime }) => mime.startsWith('image/');
-
-/** @param {Transition} next */
-function usePictures(next) {
-  next.state.requestedMode = next.state.playerMode = 'legacy_jpeg';
-  next.run({ type: 'reset_player', mode: 'legacy_jpeg' });
 }
 
 /**
@@ -122,17 +63,6 @@ function dropAnswered({ state }, { prompt, original_prompt: original, prompt_sou
   if (!state.catchingUp || !['user', 'enhanced'].includes(source)) return;
   const found = state.waiting.findIndex((request) => [prompt, original].includes(request.prompt));
   state.waiting = state.waiting.filter((_, i) => i !== found);
-}
-
-/** The session cannot be resumed, and its film is still there. @param {Transition} next */
-function showEnded(next) {
-  const { state } = next;
-  const [first] = [...(state.asked ? [state.asked] : []), ...state.waiting];
-  if (first) next.run({ type: 'return_prompt', prompt: first.prompt });
-  Object.assign(state, { phase: 'complete', outcome: 'stop_requested', reconnect: null, waiting: [], asked: null });
-  next.keepToken(null);
-  next.run({ type: 'finish_player' });
-  next.notice('The session has ended.', 'Its film is still here for a while. Download it to keep it.', { soft: true });
 }
 
 /**
