@@ -44,7 +44,7 @@ pub enum WorkerOrder {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewAdapter {
-    /// The name that clients choose it by: 1 to 64 letters, digits, `-`, `_` and `.`.
+    /// The name that clients choose it by: 1 to 64 ASCII letters, digits, `-`, `_` or `.`, not starting with `.`.
     pub name: String,
     /// The file's path within `generator.ltx2.loras_folder`.
     pub file: String,

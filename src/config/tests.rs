@@ -737,7 +737,7 @@ fn what_is_wrong_with_a_provider_is_named_and_a_secret_is_not_shown() {
         "provider: groq, providers: [{provider: groq}]",
         "`streaming.prompt.provider` must be left out where `streaming.prompt.providers` is given",
     );
-    check("system_prompt_dir: /nonexistent", "a folder that is there");
+    check("system_prompt_dir: /nonexistent", "an existing folder");
 }
 
 #[test]

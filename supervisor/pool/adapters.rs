@@ -22,7 +22,7 @@ pub enum LoadRefused {
     NoFolder,
     #[error("there is an adapter `{0}` already")]
     NameTaken(String),
-    #[error("no worker serves that could load it")]
+    #[error("no serving worker can load it")]
     NoWorker,
     #[error("the worker of GPU {gpu}: {message}")]
     Failed { gpu: GpuId, message: String },
@@ -43,7 +43,7 @@ pub enum UnloadRefused {
     )]
     Configured(String),
     #[error(
-        "{sessions} sessions have chosen the adapter `{name}`; `force=true` unloads it, and their next segments are made without it"
+        "the adapter `{name}` is in use (sessions whose latest segment asked for it: {sessions}); `force=true` unloads it, and their next segments are made without it"
     )]
     InUse { name: String, sessions: usize },
 }

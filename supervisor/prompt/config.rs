@@ -178,7 +178,7 @@ fn read_enhancer(reader: &mut Reader<'_>) -> Option<enhancer::Config> {
     let providers = providers::read(reader);
     let system_prompt_dir = reader.get(&SYSTEM_PROMPT_DIR).map(PathBuf::from);
     if system_prompt_dir.as_ref().is_some_and(|dir| !dir.is_dir()) {
-        reader.refuse(&SYSTEM_PROMPT_DIR.spec, "a folder that is there");
+        reader.refuse(&SYSTEM_PROMPT_DIR.spec, "an existing folder");
     }
     let style = |temperature: &Key<f64>, max_tokens: &Key<u32>| Style {
         temperature: reader.get(temperature),

@@ -21,7 +21,7 @@ const CARDS: [(&str, f64); 4] = [
     ("80 GB", 78.0),
     ("141 GB", 139.0),
 ];
-/// The memory in GiB that is needed besides the weights at 1088x1920 and 121 frames: a pass of the second stage, with
+/// The memory in GiB that is needed besides the weights at 1920x1088 and 121 frames: a pass of the second stage, with
 /// room for the decoder's groups.
 const WORKING_GIB: f64 = 8.0;
 
@@ -92,11 +92,11 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     match cards.is_empty() {
         true => writeln!(
             out,
-            "estimated {needed:.0} GiB at 1088x1920: more than any one card has"
+            "estimated {needed:.0} GiB at 1920x1088: more than any one card has"
         )?,
         false => writeln!(
             out,
-            "estimated {needed:.0} GiB at 1088x1920, which cards with {} have",
+            "estimated {needed:.0} GiB at 1920x1088, which cards with {} have",
             cards.join(", ")
         )?,
     }

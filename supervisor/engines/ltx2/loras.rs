@@ -63,15 +63,17 @@ pub(super) fn folder(
 ) -> Option<PathBuf> {
     let folder = PathBuf::from(reader.get(key)?);
     if !folder.is_dir() {
-        reader.refuse(&key.spec, "a folder that is there");
+        reader.refuse(&key.spec, "an existing folder");
     }
     Some(folder)
 }
 
-/// The reason why an operator's order is none.
+/// The reason why an operator's order is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadOrder {
-    #[error("`name` must have 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`")]
+    #[error(
+        "`name` must be 1 to {MAX_NAME} characters, ASCII letters, digits, `-`, `_` or `.`, and must not start with `.`"
+    )]
     Name,
     #[error("`strength` must be from -{MAX_STRENGTH} to {MAX_STRENGTH}, got {0}")]
     Strength(String),
@@ -134,7 +136,7 @@ fn checked(list: &[Value]) -> Result<(), String> {
         } = lora;
         if !is_name(&name) {
             return Err(format!(
-                "entry {} to have a name of 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`",
+                "entry {} to have a name of 1 to {MAX_NAME} ASCII letters, digits, `-`, `_` or `.`, not starting with `.`",
                 i + 1
             ));
         }

@@ -41,7 +41,7 @@ pub(in crate::http) async fn list(State(app): AppState) -> Json<AdapterList> {
     (status = 400, body = ErrorBody, description = "the body or a field of it is wrong"),
     (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request"),
     (status = 408, body = ErrorBody, description = "the body took too long"),
-    (status = 409, body = ErrorBody, description = "the name is taken, or no folder is configured"),
+    (status = 409, body = ErrorBody, description = "the name is taken, no folder is configured, or it was unloaded while it was loading"),
     (status = 413, body = ErrorBody, description = "the body is larger than a message may be"),
     (status = 422, body = ErrorBody, description = "a worker cannot load it: the message says why, and none has it"),
     (status = 503, body = ErrorBody, description = "no worker serves, one is too slow, or too much is being received")
@@ -51,7 +51,7 @@ pub(in crate::http) async fn load(
     Body { bytes, share }: Body,
 ) -> Result<(StatusCode, Json<AdapterEntry>), ApiError> {
     let new: NewAdapter = serde_json::from_slice(&bytes).map_err(|error| {
-        ApiError::invalid_body(format!("the body is no adapter in JSON: {error}"))
+        ApiError::invalid_body(format!("the body is not a valid adapter in JSON: {error}"))
     })?;
     drop((bytes, share));
     let (pool, name) = (&app.context.pool, new.name.clone());

@@ -15,7 +15,8 @@ pub struct LowRank {
     pub up: Tensor,
 }
 
-/// A layer's `down`, `[rank, in]`, which is a part of what is multiplied at once with an input that several layers take.
+/// A layer's `down`, `[rank, in]`: some rows of one matrix of all layers that take the same input, so that one product serves them
+/// all.
 #[derive(Debug)]
 pub struct Down {
     /// `[ranks of all these layers, in]`.

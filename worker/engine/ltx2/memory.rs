@@ -92,7 +92,7 @@ impl Estimate {
 /// The error for a model, or a size, that a GPU has no room for.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the model does not fit: it needs {needed}, and the GPU has {gpu:.1} GiB; a smaller size, other `vae_tiling` or `matrices: float8` needs less"
+    "the model does not fit: it needs {needed}, and the GPU has {gpu:.1} GiB; use a smaller size, `vae_tiling: grouped` (if it is `whole`) or `matrices: float8`"
 )]
 pub struct DoesNotFit {
     needed: Estimate,

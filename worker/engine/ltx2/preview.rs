@@ -24,7 +24,7 @@ pub const TEMPORAL_RATIO: i64 = 8;
 /// Rows and columns of pixels in one value of the last layer.
 const PATCH: i64 = 4;
 const COLOURS: i64 = 3;
-/// The number of blocks between two enlargements.
+/// The number of blocks before each upsampling.
 const BLOCKS: usize = 3;
 /// Latents are softly limited to this many standard deviations.
 const LIMIT: f64 = 3.0;
@@ -70,7 +70,7 @@ struct Stage {
     narrow: Conv,
 }
 
-/// Three convolutions over a frame and the one before, around which the frame is led.
+/// Three convolutions over a frame and the one before, with a residual connection around them.
 #[derive(Debug)]
 struct Block([Conv; 3]);
 
