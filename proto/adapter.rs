@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// The strongest that an adapter may act, in either direction.
 pub const MAX_STRENGTH: f64 = 2.0;
 
+/// The longest name of an adapter, in characters.
+pub const MAX_ADAPTER_NAME: usize = 64;
+
 /// The number of adapters that may act on a segment at once.
 pub const MAX_ADAPTERS: usize = 8;
 
@@ -46,6 +49,8 @@ pub struct HeldAdapter {
     pub layers: u32,
     /// The largest rank of a layer.
     pub rank: u32,
+    /// The BLAKE3 hash of its file.
+    pub file_hash: [u8; 32],
     /// What its file says about it, as far as that is short.
     pub metadata: BTreeMap<String, String>,
 }

@@ -41,7 +41,7 @@ use crate::current::Current;
 use crate::engines;
 use crate::tenant::Tenant;
 use crate::turns::Turns;
-use adapters::OrderedAdapters;
+use adapters::{Added, OrderedAdapters};
 use assignments::{Absence, Assignments, Sharing};
 use context::WorkerContext;
 use control::{Controls, Directive, StopSignal};
@@ -110,6 +110,15 @@ struct SlotHandle {
     status: watch::Receiver<WorkerStatus>,
     notify: Arc<Notify>,
     directive: watch::Sender<Directive>,
+}
+
+impl SlotHandle {
+    /// Returns how the loading of an adapter stands that was ordered.
+    fn adapter(&self, name: &str, serial: u64) -> Option<WorkerAdapterState> {
+        let status = self.status.borrow();
+        let adapter = status.adapters.get(name)?;
+        (adapter.serial == Some(serial)).then(|| adapter.state.clone())
+    }
 }
 
 /// A session's membership in the pool: the session is bound to a worker or waits for one. Dropping the binding ends
@@ -346,10 +355,36 @@ impl Pool {
 
     /// Returns the adapters that clients can choose, each with its default strength.
     pub fn offered_adapters(&self) -> Vec<Adapter> {
-        let ordered = self.shared.ordered_adapters.list().into_iter();
-        let offered = ordered.filter_map(|(adapter, is_offered)| is_offered.then_some(adapter));
+        let offered = self.ordered_adapters(|name, serial| {
+            let states: Vec<_> = (self.shared.slots.iter())
+                .filter_map(|slot| slot.adapter(name, serial))
+                .collect();
+            let has_failed =
+                |state: &WorkerAdapterState| matches!(state, WorkerAdapterState::Failed(_));
+            states.is_empty() || !states.iter().all(has_failed)
+        });
         let configured = self.shared.config.get().adapters.clone();
         configured.into_iter().chain(offered).collect()
+    }
+
+    /// Returns those of [`Self::offered_adapters`] that the worker of a GPU has not failed to load.
+    pub fn adapters_of(&self, gpu: GpuId) -> Vec<Adapter> {
+        let slot = self.shared.slots.iter().find(|slot| slot.gpu == gpu);
+        let offered = self.ordered_adapters(|name, serial| {
+            let state = slot.and_then(|slot| slot.adapter(name, serial));
+            !matches!(state, Some(WorkerAdapterState::Failed(_)))
+        });
+        let configured = self.shared.config.get().adapters.clone();
+        configured.into_iter().chain(offered).collect()
+    }
+
+    /// Returns the adapters that were loaded by order and of which this is true, by name and serial number.
+    fn ordered_adapters(&self, is_usable: impl Fn(&str, u64) -> bool) -> Vec<Adapter> {
+        let ordered = self.shared.ordered_adapters.list().into_iter();
+        let usable = ordered.filter(|(adapter, serial, is_offered)| {
+            *is_offered && is_usable(&adapter.name, *serial)
+        });
+        usable.map(|(adapter, ..)| adapter).collect()
     }
 
     /// Returns the adapters that clients can choose and those that are being loaded.
@@ -357,7 +392,11 @@ impl Pool {
         let configured = self.shared.config.get().adapters.clone().into_iter();
         let configured = configured.map(|adapter| (adapter, true, true));
         let ordered = self.shared.ordered_adapters.list().into_iter();
-        let ordered = ordered.map(|(adapter, offered)| (adapter, false, offered));
+        let offered = self.offered_adapters();
+        let ordered = ordered.map(|(adapter, ..)| {
+            let is_offered = offered.iter().any(|it| it.name == adapter.name);
+            (adapter, false, is_offered)
+        });
         let assignments = self.assignments();
         let status = |(adapter, configured, offered): (Adapter, bool, bool)| AdapterStatus {
             sessions: assignments.sessions_with_adapter(&adapter.name),
@@ -381,19 +420,28 @@ impl Pool {
         let (adapter, options) = engines::ltx2::order(folder.ok_or(LoadRefused::NoFolder)?, new)?;
         let name = adapter.name.clone();
         let taken = || LoadRefused::NameTaken(name.clone());
-        if config.adapters.iter().any(|it| it.name == name) {
+        let is_configured = config.adapters.iter().any(|it| it.name == name);
+        if is_configured || self.shared.ordered_adapters.contains(&name) {
             return Err(taken());
+        }
+        let sessions = self.assignments().sessions_with_adapter(&name);
+        if sessions > 0 {
+            return Err(LoadRefused::StillChosen { name, sessions });
         }
         if !(self.status().workers.iter()).any(|slot| slot.status.state.serves()) {
             return Err(LoadRefused::NoWorker);
         }
-        let serial = self.shared.ordered_adapters.add(adapter, options);
-        let serial = serial.ok_or_else(taken)?;
+        let added = self.shared.ordered_adapters.add(adapter, options);
+        let Added { serial, gone } = added.ok_or_else(taken)?;
         let pool = self.clone();
         let limit = config.boot_timeout;
         let loading = self.shared.tracker.spawn(async move {
-            let loaded = timeout(limit, pool.adapter_loaded(serial)).await;
-            let loaded = loaded.unwrap_or(Err(LoadRefused::TooSlow(limit)));
+            let loaded = tokio::select! {
+                loaded = timeout(limit, pool.adapter_loaded(serial)) => {
+                    loaded.unwrap_or(Err(LoadRefused::TooSlow(limit)))
+                }
+                () = gone.cancelled() => Err(LoadRefused::Unloaded),
+            };
             let ordered = &pool.shared.ordered_adapters;
             let loaded = loaded.and_then(|()| match ordered.offer(serial) {
                 true => Ok(()),
@@ -550,6 +598,14 @@ impl Binding {
         self.hold = time;
     }
 
+    /// Takes note of the adapters that act on the session's next segment. The session moves when another worker with room
+    /// holds more of them; returns whether it does.
+    pub fn choose_adapters(&self, adapters: &[Adapter]) -> bool {
+        let names = adapters.iter().map(|adapter| adapter.name.clone());
+        let mut assignments = self.pool.assignments();
+        assignments.choose_adapters(&self.session, names.collect())
+    }
+
     /// Submits a job to the worker that the session is bound to. The worker serves its sessions by earliest deadline
     /// first: `due` is the time when the session's viewer runs out of video. The pool chooses the job's id, and whether
     /// the state that the job starts from is sent along or already held by the worker. `snapshot` is that of an earlier
@@ -570,10 +626,6 @@ impl Binding {
         let Some(slot) = assignments.slot_of(worker, &self.session) else {
             return Err(Moved(worker.clone()));
         };
-        let adapters = spec.adapters.iter().map(|adapter| adapter.name.clone());
-        if assignments.choose_adapters(&self.session, adapters.collect()) {
-            return Err(Moved(worker.clone()));
-        }
         let notify = self.pool.shared.slots[slot].notify.clone();
         let (handle, job) = job::pair(spec, start, snapshot, due, notify.clone());
         assignments.submit(slot, job);

@@ -457,9 +457,53 @@ async fn ltx2_adapters_are_loaded_and_unloaded_while_workers_serve() {
             .gpu_until(gpu, "the adapter is dropped", dropped)
             .await;
     }
-    // The name is free.
-    let other = json!({"name": "style", "file": "tone.safetensors"});
+    // The name is free once no session has that adapter chosen.
+    let other = json!({"name": "style", "file": "other.safetensors"});
+    let file = folder.path().join("other.safetensors");
+    fs::copy(stored.join("tone.safetensors"), &file).unwrap();
+    let (status, body) = load(other.clone()).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (409, &json!("adapter_in_use"))
+    );
+    after.close(Some(1000)).await;
+    server.sessions(2).await;
     assert_eq!(load(other).await.0, 201);
+
+    // A worker that cannot load it again goes on without it, and so do the sessions that it serves. One that comes back and
+    // names it is not turned away.
+    let chosen = json!({"adapters": [{"name": "style"}]});
+    let mut session = server.open(chosen.clone()).await;
+    let assigned = session.until_type("gpu_assigned").await;
+    let gpu = assigned["gpu_id"].as_u64().unwrap();
+    session.until_type("ltx2_stream_start").await;
+    fs::remove_file(&file).unwrap();
+    for gpu in 0..2 {
+        let path = format!("/v1/workers/{gpu}/restart");
+        assert_eq!(server.post(&path).await.0, 202);
+        let failed = |gpu: &Value| gpu["adapters"]["style"]["state"] == "failed";
+        server.gpu_until(gpu, "it has failed", failed).await;
+    }
+    session.prompt(reference.prompt()).await;
+    let error = session.until_type("error").await;
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("no `style` any more"), "{gpu}: {message}");
+    session.until_type("ltx2_segment_complete").await;
+    let (_, list) = server.get("/v1/workers/loras").await;
+    let entry = list["adapters"].as_array().unwrap();
+    let entry = entry.iter().find(|entry| entry["name"] == "style").unwrap();
+    assert_eq!(entry["offered"], false, "{entry}");
+    let mut refused = server.open(chosen.clone()).await;
+    refused.until_type("error").await;
+    drop(session);
+    let mut resumed = chosen;
+    resumed["resume"] =
+        json!({"session_id": assigned["session_id"], "token": assigned["resume_token"]});
+    let mut session = server.open(resumed).await;
+    session.until_type("ltx2_stream_start").await;
+    session.prompt(reference.prompt()).await;
+    session.until_type("error").await;
+    session.until_type("ltx2_segment_complete").await;
 }
 
 /// The first stage's result, at half the size, of a tiny decoder whose pictures mean nothing.

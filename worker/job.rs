@@ -161,7 +161,7 @@ impl JobLoop {
         let serial = spec.serial;
         let event = match self.engine.load_adapter(&spec.options) {
             Ok(adapter) => {
-                self.model.add_adapter(&spec.name, &spec.options);
+                self.model.add_adapter(&adapter, &spec.options);
                 let adapter = Box::new(adapter);
                 Event::AdapterLoaded { serial, adapter }
             }

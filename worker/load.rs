@@ -78,7 +78,7 @@ pub(crate) fn load(
         events: events.clone(),
         held_states: HeldStates::default(),
         gpu_memory,
-        model: ModelIdentity::new(&spec.engine, &loaded.model_id),
+        model: ModelIdentity::new(&spec.engine, &loaded.model_id, &loaded.adapters),
     };
     jobs.look_at_memory();
     let warmup = match &spec.warmup {

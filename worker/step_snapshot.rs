@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastvideo_link::SharedMemory;
+use fastvideo_proto::adapter::HeldAdapter;
 use fastvideo_proto::link::{EngineSpec, JobSpec, LINK_VERSION};
 use fastvideo_proto::state::blob_hash;
 use fastvideo_proto::step_snapshot::{MAX_BLOB_BYTES, SnapshotError, SnapshotHeader, StepPoint};
@@ -19,27 +20,35 @@ use crate::held_states::SharedState;
 #[derive(Clone, Debug)]
 pub(crate) struct ModelIdentity {
     base: Vec<u8>,
-    /// The engine's options of each adapter, by name.
-    adapters: BTreeMap<String, String>,
+    /// The hash of each adapter's file and the engine's options for it, by name.
+    adapters: BTreeMap<String, Vec<u8>>,
 }
 
 impl ModelIdentity {
-    pub(crate) fn new(engine: &EngineSpec, model_id: &str) -> Self {
+    /// `adapters` are those that belong to the engine's options.
+    pub(crate) fn new(engine: &EngineSpec, model_id: &str, adapters: &[HeldAdapter]) -> Self {
         let mut fields = Fields::default();
         fields.text(env!("CARGO_PKG_VERSION"));
         fields.number(LINK_VERSION.into());
         fields.text(&engine.name);
         fields.text(&engine.options);
         fields.text(model_id);
-        Self {
+        let mut identity = Self {
             base: fields.0,
             adapters: BTreeMap::new(),
+        };
+        for adapter in adapters {
+            identity.add_adapter(adapter, "");
         }
+        identity
     }
 
     /// Takes note of an adapter that requests can choose from now on.
-    pub(crate) fn add_adapter(&mut self, name: &str, options: &str) {
-        self.adapters.insert(name.to_owned(), options.to_owned());
+    pub(crate) fn add_adapter(&mut self, adapter: &HeldAdapter, options: &str) {
+        let mut fields = Fields::default();
+        fields.bytes(&adapter.file_hash);
+        fields.text(options);
+        self.adapters.insert(adapter.name.clone(), fields.0);
     }
 
     /// Takes note of an adapter that is not there any more.
@@ -183,8 +192,8 @@ pub(crate) fn origin(
     for adapter in &spec.adapters {
         fields.text(&adapter.name);
         fields.number(adapter.strength.to_bits());
-        let options = model.adapters.get(&adapter.name);
-        fields.optional(options.map(String::as_bytes));
+        let held = model.adapters.get(&adapter.name);
+        fields.optional(held.map(Vec::as_slice));
     }
     let format = spec.format;
     for number in [format.width, format.height, format.num_frames, format.fps] {

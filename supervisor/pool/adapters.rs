@@ -10,6 +10,7 @@ use std::time::Duration;
 use fastvideo_proto::adapter::{Adapter, AdapterSpec, HeldAdapter};
 use fastvideo_proto::ids::GpuId;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::engines::ltx2::BadOrder;
 
@@ -22,6 +23,10 @@ pub enum LoadRefused {
     NoFolder,
     #[error("there is an adapter `{0}` already")]
     NameTaken(String),
+    #[error(
+        "sessions ({sessions}) have chosen another adapter `{name}`, which was unloaded, until their next segments; take another name"
+    )]
+    StillChosen { name: String, sessions: usize },
     #[error("no serving worker can load it")]
     NoWorker,
     #[error("the worker of GPU {gpu}: {message}")]
@@ -91,12 +96,24 @@ struct Order {
     strength: f64,
     /// Whether clients can choose it: all workers have loaded it.
     is_offered: bool,
+    /// The hash of its file, once a worker has loaded it.
+    file_hash: Option<[u8; 32]>,
+    /// Is cancelled when the order is removed.
+    gone: CancellationToken,
+}
+
+/// An order that was added.
+#[derive(Debug)]
+pub(super) struct Added {
+    pub(super) serial: u64,
+    /// Is cancelled when the order is removed.
+    pub(super) gone: CancellationToken,
 }
 
 impl OrderedAdapters {
-    /// Adds an adapter with the engine's options for it, a JSON object. Clients cannot choose it yet. Returns its serial
-    /// number; `None` where the name is taken.
-    pub(super) fn add(&self, adapter: Adapter, options: String) -> Option<u64> {
+    /// Adds an adapter with the engine's options for it, a JSON object. Clients cannot choose it yet. Returns `None` where
+    /// the name is taken.
+    pub(super) fn add(&self, adapter: Adapter, options: String) -> Option<Added> {
         let mut orders = self.lock();
         let Adapter { name, strength } = adapter;
         if orders.orders.contains_key(&name) {
@@ -113,9 +130,12 @@ impl OrderedAdapters {
             spec,
             strength,
             is_offered: false,
+            file_hash: None,
+            gone: CancellationToken::new(),
         };
+        let gone = order.gone.clone();
         orders.orders.insert(name, order);
-        Some(serial)
+        Some(Added { serial, gone })
     }
 
     /// Lets clients choose an adapter. Returns false when it is not there any more.
@@ -123,6 +143,14 @@ impl OrderedAdapters {
         let mut orders = self.lock();
         let order = orders.orders.values_mut().find(|o| o.spec.serial == serial);
         order.map(|order| order.is_offered = true).is_some()
+    }
+
+    /// Takes note of the file that a worker has loaded for an order. Returns false when other workers have loaded another
+    /// one.
+    pub(super) fn is_same_file(&self, serial: u64, file_hash: [u8; 32]) -> bool {
+        let mut orders = self.lock();
+        let order = orders.orders.values_mut().find(|o| o.spec.serial == serial);
+        order.is_none_or(|order| *order.file_hash.get_or_insert(file_hash) == file_hash)
     }
 
     /// Removes an adapter that was not offered in the end.
@@ -133,22 +161,23 @@ impl OrderedAdapters {
 
     /// Removes an adapter. Returns whether it was there.
     pub(super) fn remove(&self, name: &str) -> bool {
-        self.lock().orders.remove(name).is_some()
+        let removed = self.lock().orders.remove(name);
+        removed.map(|order| order.gone.cancel()).is_some()
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
         self.lock().orders.contains_key(name)
     }
 
-    /// Returns each adapter and whether clients can choose it.
-    pub(super) fn list(&self) -> Vec<(Adapter, bool)> {
+    /// Returns each adapter with its serial number, and whether clients can choose it where a worker holds it.
+    pub(super) fn list(&self) -> Vec<(Adapter, u64, bool)> {
         let orders = self.lock();
         let entry = |order: &Order| {
             let adapter = Adapter {
                 name: order.spec.name.clone(),
                 strength: order.strength,
             };
-            (adapter, order.is_offered)
+            (adapter, order.spec.serial, order.is_offered)
         };
         orders.orders.values().map(entry).collect()
     }
@@ -236,7 +265,9 @@ mod tests {
             name: name.to_owned(),
             strength: 1.0,
         };
-        ordered.add(adapter, options(name))
+        ordered
+            .add(adapter, options(name))
+            .map(|added| added.serial)
     }
 
     fn options(name: &str) -> String {
@@ -280,6 +311,33 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_an_order_learns_that_it_is_gone() {
+        let ordered = OrderedAdapters::default();
+        let adapter = Adapter {
+            name: "toon".to_owned(),
+            strength: 1.0,
+        };
+        let added = ordered.add(adapter, options("toon")).unwrap();
+        assert!(!added.gone.is_cancelled());
+        ordered.remove("toon");
+        assert!(added.gone.is_cancelled());
+    }
+
+    #[test]
+    fn an_order_stands_for_one_file() {
+        let ordered = OrderedAdapters::default();
+        let (first, second) = ([1; 32], [2; 32]);
+        let toon = add(&ordered, "toon").unwrap();
+        let fade = add(&ordered, "fade").unwrap();
+        assert!(ordered.is_same_file(toon, first) && ordered.is_same_file(toon, first));
+        assert!(!ordered.is_same_file(toon, second));
+        assert!(ordered.is_same_file(fade, second));
+        ordered.remove("toon");
+        let again = add(&ordered, "toon").unwrap();
+        assert!(ordered.is_same_file(again, second));
+    }
+
+    #[test]
     fn what_was_withdrawn_is_not_offered() {
         let ordered = OrderedAdapters::default();
         let first = add(&ordered, "toon").unwrap();
@@ -287,7 +345,7 @@ mod tests {
         let second = add(&ordered, "toon").unwrap();
         ordered.withdraw(first);
         assert!(!ordered.offer(first));
-        let offered = |ordered: &OrderedAdapters| ordered.list()[0].1;
+        let offered = |ordered: &OrderedAdapters| ordered.list()[0].2;
         assert!(!offered(&ordered));
         assert!(ordered.offer(second) && offered(&ordered));
     }

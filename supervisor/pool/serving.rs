@@ -220,22 +220,42 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
     }
 
     /// Reports how the loading of an adapter has ended.
-    fn on_adapter(&mut self, serial: u64, loaded: Result<HeldAdapter, String>) {
+    fn on_adapter(
+        &mut self,
+        serial: u64,
+        loaded: Result<HeldAdapter, String>,
+    ) -> ControlFlow<WorkerExit> {
         let Some(AdapterSpec { name, .. }) = self.adapters.ended(serial) else {
-            return;
+            return ControlFlow::Continue(());
         };
-        self.emit_of_adapter(match loaded {
-            Ok(adapter) => WorkerEvent::AdapterLoaded {
-                name,
-                serial,
-                adapter,
-            },
+        let ordered = &self.context.ordered_adapters;
+        let event = match loaded {
+            Ok(adapter) if ordered.is_same_file(serial, adapter.file_hash) => {
+                WorkerEvent::AdapterLoaded {
+                    name,
+                    serial,
+                    adapter,
+                }
+            }
+            // A session would get other pictures from one worker than from another.
+            Ok(_) => {
+                let unload = Command::UnloadAdapter { name: name.clone() };
+                send(&self.link, unload, Vec::new())?;
+                let message = "the file has changed since another worker loaded it: load it under another name";
+                WorkerEvent::AdapterFailed {
+                    name,
+                    serial,
+                    message: message.to_owned(),
+                }
+            }
             Err(message) => WorkerEvent::AdapterFailed {
                 name,
                 serial,
                 message,
             },
-        });
+        };
+        self.emit_of_adapter(event);
+        ControlFlow::Continue(())
     }
 
     /// Emits an event after which the worker may hold other adapters.
@@ -344,8 +364,12 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 sent_at_us,
             } => return self.on_media(job, kind, bytes, sent_at_us),
             Event::Generated { job } => self.on_generated(job),
-            Event::AdapterLoaded { serial, adapter } => self.on_adapter(serial, Ok(*adapter)),
-            Event::AdapterFailed { serial, message } => self.on_adapter(serial, Err(message)),
+            Event::AdapterLoaded { serial, adapter } => {
+                return self.on_adapter(serial, Ok(*adapter));
+            }
+            Event::AdapterFailed { serial, message } => {
+                return self.on_adapter(serial, Err(message));
+            }
             Event::Finished(report) => match blob {
                 Some(blob) => return self.on_finished(*report, blob),
                 None => return bad_link("worker finished a job without its state"),
@@ -640,6 +664,12 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             };
             if job.signals.cancelled() {
                 self.end_job(&job, cancelled_end());
+                continue;
+            }
+            // One was unloaded while the job waited: the session submits the job again, without it.
+            let held = self.context.events.loaded_adapters();
+            if (job.spec.adapters.iter()).any(|adapter| !held.contains(&adapter.name)) {
+                self.end_job(&job, JobEnd::TakenBack { started: false });
                 continue;
             }
             self.renewal.job_begun();

@@ -113,16 +113,22 @@ impl LiveSession {
         if !segment.run.may_submit_to(worker) || unsent >= limit {
             return;
         }
-        // An operator may have unloaded some, and the server that the session came from may have had others.
-        let offered = self.context.pool.offered_adapters();
-        let gone = segment.planned.request.drop_adapters(&offered);
+        let request = &mut segment.planned.request;
+        if (self.binding).choose_adapters(request.adapters.as_deref().unwrap_or_default()) {
+            // The notification of the move is on its way.
+            return;
+        }
+        // An operator may have unloaded some, the worker may have failed to load some, and the server that the session came
+        // from may have had others.
+        let gone = request.drop_adapters(&self.context.pool.adapters_of(assignment.gpu));
         if !gone.is_empty() {
+            (self.binding).choose_adapters(request.adapters.as_deref().unwrap_or_default());
             self.director.drop_adapters(&gone);
             self.emitter.emit(SessionEvent::Error {
                 request: segment.planned.id.clone(),
                 code: ErrorCode::InvalidMessage,
                 message: format!(
-                    "`adapters`: this server does not have `{}` any more; segments are made without it",
+                    "`adapters`: there is no `{}` any more; segments are made without it",
                     gone.join("`, `")
                 ),
                 retryable: false,

@@ -17,7 +17,7 @@ use super::inbox::Inbox;
 use super::init_image::{self, InitImage, InitImageError};
 use super::moved::MovedSession;
 use super::registry::Ticket;
-use super::request::{check_adapters, check_prompt};
+use super::request::{check_adapters, check_former_adapters, check_prompt};
 use super::{Config, Context};
 use crate::causes::with_causes;
 use crate::store::export::Expectation;
@@ -105,7 +105,11 @@ pub(super) async fn check(
     for prompt in prompts {
         check_prompt("curated_prompts", prompt, &config.limits).map_err(invalid)?;
     }
-    let adapters = check_adapters(std::mem::take(&mut request.adapters), offered);
+    let adapters = std::mem::take(&mut request.adapters);
+    let adapters = match request.resume {
+        Some(_) => check_former_adapters(adapters, offered),
+        None => check_adapters(adapters, offered),
+    };
     let adapters = adapters.map_err(invalid)?;
     let (image, image_read) = match request.initial_image.take() {
         Some(object) if object.is_empty() => (None, None),

@@ -234,8 +234,9 @@ impl LiveSession {
             cap,
             progress.segments,
         );
-        director.set_adapters(adapters);
         let mut binding = (context.pool).join(ticket.id().clone(), grant.tenant().clone());
+        binding.choose_adapters(&adapters);
+        director.set_adapters(adapters);
         let placement = binding.look();
         let mut session = Self {
             binding,

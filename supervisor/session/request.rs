@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fastvideo_proto::adapter::{Adapter, AdapterChoice, MAX_ADAPTERS, MAX_STRENGTH};
+use fastvideo_proto::adapter::{
+    Adapter, AdapterChoice, MAX_ADAPTER_NAME, MAX_ADAPTERS, MAX_STRENGTH,
+};
 use fastvideo_proto::checkpoint::Ask;
 use fastvideo_proto::job::PromptSource;
 use fastvideo_proto::trace::TraceContext;
@@ -165,6 +167,24 @@ impl ValidRequest {
             trace_parent: None,
         }
     }
+}
+
+/// Like [`check_adapters`], for a session that goes on: an adapter may have been unloaded since, or the server that the
+/// session comes from may have had it. The session's next segment tells the client.
+pub(crate) fn check_former_adapters(
+    choices: Vec<AdapterChoice>,
+    offered: &[Adapter],
+) -> Result<Vec<Adapter>, InvalidRequest> {
+    let is_new = |choice: &AdapterChoice| !offered.iter().any(|it| it.name == choice.name);
+    let former = choices
+        .iter()
+        .filter(|choice| is_new(choice) && choice.name.len() <= MAX_ADAPTER_NAME);
+    let former = former.map(|choice| Adapter {
+        name: choice.name.clone(),
+        strength: 1.0,
+    });
+    let known: Vec<Adapter> = offered.iter().cloned().chain(former).collect();
+    check_adapters(choices, &known)
 }
 
 /// Checks a client's choice of adapters: they must be among those that the server offers, and strengths must be within

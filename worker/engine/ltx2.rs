@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use fastvideo_ltx2::adapters::{AdapterFile, Choice};
+use fastvideo_ltx2::adapters::Choice;
 use fastvideo_ltx2::checkpoint::{Checkpoint, hub};
 use fastvideo_ltx2::device::{Compute, DeviceError, Download};
 use fastvideo_ltx2::load;
@@ -130,7 +130,8 @@ impl Engine for Ltx2 {
             })
         });
         let mut parts = parts?.map_err(unusable)?;
-        catch(|| ltx2_loras::load(self.options.loras(), &mut parts.adapters))?.map_err(unusable)?;
+        let adapters = catch(|| ltx2_loras::load_all(self.options.loras(), &mut parts.adapters));
+        let adapters = adapters?.map_err(unusable)?;
         if parts.preview_decoder.is_some() && parts.upsampler.is_none() {
             tracing::warn!("the model has one stage, and makes no previews");
         }
@@ -138,7 +139,6 @@ impl Engine for Ltx2 {
             parts.scheduler = schedule;
         }
         let pipeline = Pipeline::new(parts, settings).map_err(unusable)?;
-        let adapters = pipeline.adapters().reports();
         let audio = AudioFormat {
             sample_rate: whole(pipeline.sample_rate()),
             channels: whole(pipeline.audio_channels()),
@@ -155,7 +155,7 @@ impl Engine for Ltx2 {
             model_id: model_id(&self.options.model),
             device,
             audio: Some(audio),
-            adapters: adapters.into_iter().map(ltx2_loras::held).collect(),
+            adapters,
         })
     }
 
@@ -166,10 +166,10 @@ impl Engine for Ltx2 {
         let not_loaded = || EngineError::Failed("the model is not loaded".to_owned());
         let model = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let adapters = model.pipeline.adapters_mut();
-        let report = catch(|| adapters.load(&lora.name, &AdapterFile::open(&lora.path)?))?;
-        let report = report.map_err(|error| EngineError::Refused(with_causes(&error)))?;
+        let held = catch(|| ltx2_loras::load(&lora, adapters))?;
+        let held = held.map_err(|error| EngineError::Refused(with_causes(&error)))?;
         self.options.add_lora(lora);
-        Ok(ltx2_loras::held(report))
+        Ok(held)
     }
 
     fn unload_adapter(&mut self, name: &str) {

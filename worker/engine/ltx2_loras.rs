@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use fastvideo_ltx2::adapters::{AdapterError, AdapterFile, AdapterReport, Adapters, Choice};
 use fastvideo_proto::adapter::HeldAdapter;
+use fastvideo_proto::state::blob_hash;
 use serde::Deserialize;
 
 /// The size of an entry of a file's metadata that the supervisor is told, and the number of these. Trainers write whole
@@ -53,25 +54,36 @@ pub(super) fn fused(loras: &[Lora]) -> Vec<(PathBuf, f64)> {
         .collect()
 }
 
-/// Loads the adapters that clients choose from.
+/// Loads the adapters that clients choose from. Returns what the supervisor is told of them.
 ///
 /// # Errors
 /// Returns an error that names the first one that cannot be loaded.
-pub(super) fn load(loras: &[Lora], adapters: &mut Adapters) -> Result<(), AdapterError> {
-    for lora in loras.iter().filter(|lora| !lora.fused) {
-        adapters.load(&lora.name, &AdapterFile::open(&lora.path)?)?;
-    }
-    Ok(())
+pub(super) fn load_all(
+    loras: &[Lora],
+    adapters: &mut Adapters,
+) -> Result<Vec<HeldAdapter>, AdapterError> {
+    let chosen = loras.iter().filter(|lora| !lora.fused);
+    chosen.map(|lora| load(lora, adapters)).collect()
 }
 
-/// Returns what the supervisor is told of an adapter that is loaded.
-pub(super) fn held(report: AdapterReport) -> HeldAdapter {
+/// Loads an adapter that clients choose. Its file may be changed at any time: it is copied, and told by its hash.
+///
+/// # Errors
+/// Returns an error when it cannot be loaded.
+pub(super) fn load(lora: &Lora, adapters: &mut Adapters) -> Result<HeldAdapter, AdapterError> {
+    let file = AdapterFile::copy(&lora.path, adapters.limits().file_bytes)?;
+    let report = adapters.load(&lora.name, &file)?;
+    Ok(held(report, blob_hash(file.bytes())))
+}
+
+fn held(report: AdapterReport, file_hash: [u8; 32]) -> HeldAdapter {
     let is_short = |(key, value): &(String, String)| key.len() + value.len() <= MAX_METADATA;
     HeldAdapter {
         name: report.name,
         bytes: report.bytes,
         layers: u32::try_from(report.layers).unwrap_or(u32::MAX),
         rank: u32::try_from(report.rank).unwrap_or(u32::MAX),
+        file_hash,
         metadata: (report.metadata.into_iter().filter(is_short))
             .take(MAX_METADATA_ENTRIES)
             .collect(),

@@ -387,7 +387,7 @@ fn a_snapshot_of_another_request_or_with_other_bytes_is_refused() {
     check(with_snapshots(2), &other, Some(latents.clone()));
 
     // The same request with another model.
-    harness.jobs.model = ModelIdentity::new(&load_spec(json!([])).engine, "another");
+    harness.jobs.model = ModelIdentity::new(&load_spec(json!([])).engine, "another", &[]);
     let events = resume(&mut harness, with_snapshots(2), header, Some(latents));
     assert_eq!(ends(&events), [(2, Err(JobFailure::SnapshotRefused))]);
 }

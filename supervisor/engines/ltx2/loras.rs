@@ -5,15 +5,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use fastvideo_proto::adapter::{Adapter, MAX_STRENGTH};
+use fastvideo_proto::adapter::{Adapter, MAX_ADAPTER_NAME, MAX_STRENGTH};
 use fastvideo_proto::api::workers::{NewAdapter, TriggerPosition};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::settings::{Key, Reader};
 
-/// The longest name of an adapter, in characters.
-const MAX_NAME: usize = 64;
+/// The most characters of what was given that a message repeats.
+const MAX_SHOWN: usize = 100;
+/// The longest trigger, in characters.
+const MAX_TRIGGER: usize = 1000;
 
 /// An adapter in the configuration.
 #[derive(Debug, Deserialize)]
@@ -23,8 +25,8 @@ struct Lora {
     path: String,
     #[serde(default)]
     strength: Option<f64>,
-    #[serde(default, rename = "trigger")]
-    _trigger: Option<String>,
+    #[serde(default)]
+    trigger: Option<String>,
     #[serde(default, rename = "trigger_position")]
     _trigger_position: Option<TriggerPosition>,
     #[serde(default)]
@@ -72,9 +74,11 @@ pub(super) fn folder(
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadOrder {
     #[error(
-        "`name` must be 1 to {MAX_NAME} characters, ASCII letters, digits, `-`, `_` or `.`, and must not start with `.`"
+        "`name` must be 1 to {MAX_ADAPTER_NAME} characters, ASCII letters, digits, `-`, `_` or `.`, and must not start with `.`, got `{0}`"
     )]
-    Name,
+    Name(String),
+    #[error("`trigger` must have at most {MAX_TRIGGER} characters, got {0}")]
+    Trigger(usize),
     #[error("`strength` must be from -{MAX_STRENGTH} to {MAX_STRENGTH}, got {0}")]
     Strength(String),
     #[error("`file` must be a file's path within `generator.ltx2.loras_folder`, got `{0}`")]
@@ -96,20 +100,23 @@ pub(crate) fn order(folder: &Path, new: NewAdapter) -> Result<(Adapter, String),
         trigger_position,
     } = new;
     if !is_name(&name) {
-        return Err(BadOrder::Name);
+        return Err(BadOrder::Name(shown(&name)));
     }
     let strength = strength.unwrap_or(1.0);
     if !(-MAX_STRENGTH..=MAX_STRENGTH).contains(&strength) {
-        return Err(BadOrder::Strength(strength.to_string()));
+        return Err(BadOrder::Strength(format!("{strength:?}")));
+    }
+    if let Some(given) = too_long(trigger.as_deref()) {
+        return Err(BadOrder::Trigger(given));
     }
     let inside = Path::new(&file);
     let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
     if file.is_empty() || !inside.components().all(is_plain) {
-        return Err(BadOrder::Path(file));
+        return Err(BadOrder::Path(shown(&file)));
     }
     let path = folder.join(inside);
     if !fs::metadata(&path).is_ok_and(|found| found.is_file()) {
-        return Err(BadOrder::NoFile(file));
+        return Err(BadOrder::NoFile(shown(&file)));
     }
     let options = json!({
         "name": &name,
@@ -132,11 +139,12 @@ fn checked(list: &[Value]) -> Result<(), String> {
             name,
             path,
             strength,
+            trigger,
             ..
         } = lora;
         if !is_name(&name) {
             return Err(format!(
-                "entry {} to have a name of 1 to {MAX_NAME} ASCII letters, digits, `-`, `_` or `.`, not starting with `.`",
+                "entry {} to have a name of 1 to {MAX_ADAPTER_NAME} ASCII letters, digits, `-`, `_` or `.`, not starting with `.`",
                 i + 1
             ));
         }
@@ -148,6 +156,11 @@ fn checked(list: &[Value]) -> Result<(), String> {
                 "adapter `{name}` to have a strength of -{MAX_STRENGTH} to {MAX_STRENGTH}"
             ));
         }
+        if too_long(trigger.as_deref()).is_some() {
+            return Err(format!(
+                "adapter `{name}` to have a trigger of at most {MAX_TRIGGER} characters"
+            ));
+        }
         if !names.insert(name.clone()) {
             return Err(format!("adapter `{name}` once"));
         }
@@ -155,10 +168,26 @@ fn checked(list: &[Value]) -> Result<(), String> {
     Ok(())
 }
 
+/// Returns the length of a trigger that is too long, in characters.
+fn too_long(trigger: Option<&str>) -> Option<usize> {
+    let length = trigger.unwrap_or_default().chars().count();
+    (length > MAX_TRIGGER).then_some(length)
+}
+
+/// Returns a text as it is repeated in a message.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Returns whether a text can name an adapter: it is no path and no address.
 fn is_name(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    (1..=MAX_NAME).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.')
+    (1..=MAX_ADAPTER_NAME).contains(&text.len())
+        && text.chars().all(allowed)
+        && !text.starts_with('.')
 }
 
 #[cfg(test)]

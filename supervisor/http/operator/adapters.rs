@@ -10,6 +10,7 @@ use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::workers::{
     AdapterEntry, AdapterList, AdapterOnWorker, AdapterState, NewAdapter, UnloadQuery,
 };
+use serde_json::{Map, Value};
 
 use crate::http::app::{App, AppState};
 use crate::ingress::error::ApiError;
@@ -41,7 +42,7 @@ pub(in crate::http) async fn list(State(app): AppState) -> Json<AdapterList> {
     (status = 400, body = ErrorBody, description = "the body or a field of it is wrong"),
     (status = 403, body = ErrorBody, description = "CSRF guard: another site's page sent the request"),
     (status = 408, body = ErrorBody, description = "the body took too long"),
-    (status = 409, body = ErrorBody, description = "the name is taken, no folder is configured, or it was unloaded while it was loading"),
+    (status = 409, body = ErrorBody, description = "the name is taken, sessions have chosen another adapter of that name that was unloaded, no folder is configured, or the adapter was unloaded while it was loading"),
     (status = 413, body = ErrorBody, description = "the body is larger than a message may be"),
     (status = 422, body = ErrorBody, description = "a worker cannot load it: the message says why, and none has it"),
     (status = 503, body = ErrorBody, description = "no worker serves, one is too slow, or too much is being received")
@@ -50,9 +51,7 @@ pub(in crate::http) async fn load(
     State(app): AppState,
     Body { bytes, share }: Body,
 ) -> Result<(StatusCode, Json<AdapterEntry>), ApiError> {
-    let new: NewAdapter = serde_json::from_slice(&bytes).map_err(|error| {
-        ApiError::invalid_body(format!("the body is not a valid adapter in JSON: {error}"))
-    })?;
+    let new = read(&bytes).map_err(ApiError::invalid_body)?;
     drop((bytes, share));
     let (pool, name) = (&app.context.pool, new.name.clone());
     if let Err(why) = pool.load_adapter(new).await {
@@ -97,10 +96,27 @@ pub(in crate::http) async fn unload(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Reads the body of an order.
+///
+/// # Errors
+/// Returns what is wrong with which field.
+fn read(body: &[u8]) -> Result<NewAdapter, String> {
+    let wrong = "the body is not a valid adapter in JSON";
+    let fields: Map<String, Value> =
+        serde_json::from_slice(body).map_err(|error| format!("{wrong}: {error}"))?;
+    serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| {
+        match error.path().to_string() {
+            whole if whole == "." => format!("{wrong}: {}", error.inner()),
+            field => format!("`{field}`: {}", error.inner()),
+        }
+    })
+}
+
 fn not_loaded(why: &LoadRefused) -> ApiError {
     let (status, code) = match why {
         LoadRefused::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_body"),
         LoadRefused::NameTaken(_) => (StatusCode::CONFLICT, "adapter_exists"),
+        LoadRefused::StillChosen { .. } => (StatusCode::CONFLICT, "adapter_in_use"),
         LoadRefused::NoFolder => (StatusCode::CONFLICT, "no_adapters_folder"),
         LoadRefused::Unloaded => (StatusCode::CONFLICT, "adapter_unloaded"),
         LoadRefused::Failed { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "adapter_refused"),

@@ -1172,6 +1172,7 @@ fn held(name: &str) -> HeldAdapter {
         bytes: 7,
         layers: 1,
         rank: 4,
+        file_hash: [7; 32],
         metadata: Default::default(),
     }
 }
@@ -1183,7 +1184,10 @@ async fn adapters_are_loaded_and_dropped_between_two_jobs() {
         let session = outside.join();
         let first = outside.submit(&session);
         outside.generate(&first).await;
-        let serial = ordered.add(adapter("toon"), "{}".to_owned()).unwrap();
+        let serial = ordered
+            .add(adapter("toon"), "{}".to_owned())
+            .unwrap()
+            .serial;
         outside.notify.notify_one();
         outside.no_command().await;
         outside.finish(&first).await;
@@ -1217,7 +1221,7 @@ async fn adapters_are_loaded_and_dropped_between_two_jobs() {
         assert!(outside.status.borrow().adapters.is_empty());
 
         // One that cannot be loaded is told, and not tried again.
-        let serial = ordered.add(adapter("bad"), "{}".to_owned()).unwrap();
+        let serial = ordered.add(adapter("bad"), "{}".to_owned()).unwrap().serial;
         outside.notify.notify_one();
         assert!(matches!(outside.command().await, Command::LoadAdapter(_)));
         let message = "it does not fit".to_owned();
@@ -1233,6 +1237,60 @@ async fn adapters_are_loaded_and_dropped_between_two_jobs() {
         assert_eq!(state, WorkerAdapterState::Failed(message));
         outside.finish(&third).await;
         outside.no_command().await;
+    })
+    .await;
+    assert!(end.is_none());
+}
+
+/// The other worker of the server has loaded another file for the same order.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_has_changed_since_is_dropped_again() {
+    let ordered = Arc::<OrderedAdapters>::default();
+    let serial = ordered
+        .add(adapter("toon"), "{}".to_owned())
+        .unwrap()
+        .serial;
+    assert!(ordered.is_same_file(serial, [1; 32]));
+    let (end, _) = serve_with(fixtures::config(), ordered, async |outside| {
+        assert!(matches!(outside.command().await, Command::LoadAdapter(_)));
+        let adapter = Box::new(held("toon"));
+        outside.send(Event::AdapterLoaded { serial, adapter }).await;
+        let unload = Command::UnloadAdapter {
+            name: "toon".to_owned(),
+        };
+        assert_eq!(outside.command().await, unload);
+        let state = outside.status.borrow().adapters["toon"].state.clone();
+        let WorkerAdapterState::Failed(message) = state else {
+            panic!("{state:?}");
+        };
+        assert!(message.contains("has changed"), "{message}");
+        outside.no_command().await;
+    })
+    .await;
+    assert!(end.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_adapter_was_unloaded_goes_back_to_its_session() {
+    let (end, _) = serve_with(fixtures::config(), Arc::default(), async |outside| {
+        let session = outside.join();
+        let spec = JobSpec {
+            adapters: vec![adapter("toon")],
+            ..outside.spec(&session)
+        };
+        let mut job = outside.submit_spec(spec, None, None);
+        outside.no_command().await;
+        let event = job.events.recv().await;
+        assert!(
+            matches!(
+                event,
+                Some(JobEvent::Ended(JobEnd::TakenBack { started: false }))
+            ),
+            "{event:?}"
+        );
+        let second = outside.submit(&session);
+        outside.generate(&second).await;
+        outside.finish(&second).await;
     })
     .await;
     assert!(end.is_none());

@@ -60,7 +60,7 @@ pub enum AdapterError {
 pub struct Limits {
     /// The memory of all that are loaded, in bytes.
     pub loaded_bytes: u64,
-    /// The size of a file in bytes.
+    /// The size of a file that is copied, in bytes.
     pub file_bytes: u64,
     /// The ranks of a request's adapters together, in any layer.
     pub rank: i64,
@@ -157,7 +157,6 @@ impl Adapters {
         if self.loaded.contains_key(name) {
             return Err(AdapterError::Loaded(name.to_owned()));
         }
-        limit("a file in bytes", self.limits.file_bytes, file.bytes())?;
         let layers = self.layers.iter().map(|(name, layer)| (name, layer.shape));
         check(file, &layers.collect())?;
         let mut adapter = Adapter {
@@ -177,9 +176,13 @@ impl Adapters {
         }
         let limits = &self.limits;
         let all: u64 = self.loaded.values().map(|other| other.bytes).sum();
-        limit("memory in bytes", limits.loaded_bytes, all + adapter.bytes)?;
         limit(
-            "a rank",
+            "memory in bytes (`loras_max_mib`)",
+            limits.loaded_bytes,
+            all + adapter.bytes,
+        )?;
+        limit(
+            "a rank (`loras_max_rank`)",
             limits.rank.unsigned_abs(),
             adapter.rank.unsigned_abs(),
         )?;
@@ -206,6 +209,10 @@ impl Adapters {
         }
         self.loaded.remove(name);
         Ok(())
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     pub fn reports(&self) -> Vec<AdapterReport> {
@@ -240,7 +247,7 @@ impl Adapters {
         }
         let rank = ranks.values().max().copied().unwrap_or_default();
         limit(
-            "ranks",
+            "ranks (`loras_max_rank`)",
             self.limits.rank.unsigned_abs(),
             rank.unsigned_abs(),
         )

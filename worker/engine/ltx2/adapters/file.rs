@@ -4,12 +4,13 @@
 //! original's or the library's, and in what the two matrices are called.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::AdapterError;
+use super::{AdapterError, limit};
 use crate::checkpoint::Component;
 use crate::checkpoint::names::adapter_layer;
 use crate::checkpoint::tensors::{Shard, TensorFileError};
@@ -17,7 +18,7 @@ use crate::checkpoint::tensors::{Shard, TensorFileError};
 /// The name of a layer: its part, and its library name there.
 pub type LayerName = (Component, String);
 
-/// An adapter's file, memory-mapped: its matrices are read on request.
+/// An adapter's file. Its matrices are read on request.
 #[derive(Debug)]
 pub struct AdapterFile {
     pub path: PathBuf,
@@ -60,24 +61,41 @@ enum Role {
 }
 
 impl AdapterFile {
-    /// Maps a file and reads what it has.
+    /// Maps a file into memory and reads which layers it changes. The file must stay as it is while this lives.
     ///
     /// # Errors
     /// Returns an error when the file is no safetensors file, or is of a kind that this engine does not apply, such as
     /// DoRA. The message names the key.
     pub fn open(path: &Path) -> Result<Self, AdapterError> {
+        check_kind(path)?;
+        Self::of(path, Shard::open(path.to_owned()))
+    }
+
+    /// Like [`Self::open`], but copies the file, which may be changed at any time.
+    ///
+    /// # Errors
+    /// Also returns an error when the file has more bytes than `most`.
+    pub fn copy(path: &Path, most: u64) -> Result<Self, AdapterError> {
+        check_kind(path)?;
+        let size = fs::metadata(path).map_or(0, |file| file.len());
+        limit("a file in bytes (`loras_max_mib`)", most, size)?;
+        Self::of(path, Shard::copy(path.to_owned(), most))
+    }
+
+    fn of(path: &Path, shard: Result<Shard, TensorFileError>) -> Result<Self, AdapterError> {
         let error = |problem: String| AdapterError::File {
             path: path.to_owned(),
             problem,
         };
-        if path.extension().is_none_or(|end| end != "safetensors") {
-            return Err(error("expected a safetensors file".to_owned()));
-        }
-        let opened = Shard::open(path.to_owned());
         let read = |shard: Shard| Ok((shard.metadata()?.1, shard));
-        let (header, shard) = opened
-            .and_then(read)
-            .map_err(|problem: TensorFileError| error(problem.to_string()))?;
+        let (header, shard) = shard.and_then(read).map_err(|problem| match problem {
+            // The path is told already.
+            TensorFileError::Damaged { reason, .. } => {
+                error(format!("it is truncated or damaged: {reason}"))
+            }
+            TensorFileError::Io { source, .. } => error(source.to_string()),
+            problem => error(problem.to_string()),
+        })?;
         let metadata: BTreeMap<String, String> = header
             .metadata()
             .clone()
@@ -152,8 +170,8 @@ impl AdapterFile {
         &self.metadata
     }
 
-    /// Returns the size of the file in bytes.
-    pub fn bytes(&self) -> u64 {
+    /// Returns the contents of the file.
+    pub fn bytes(&self) -> &[u8] {
         self.shard.bytes()
     }
 
@@ -207,20 +225,29 @@ impl AdapterFile {
         kind: Kind,
         device: Device,
     ) -> Result<[Tensor; 2], AdapterError> {
-        let load = |matrix: &Matrix| {
+        let load = |matrix: &Matrix, factor: f64| {
             let loaded = self.shard.load(&matrix.stored, Kind::Float, device);
             let error = |problem: String| AdapterError::File {
                 path: self.path.clone(),
                 problem: format!("`{}`: {problem}", matrix.stored),
             };
-            let loaded = loaded.map_err(error)?;
+            let loaded = (loaded.map_err(error)? * factor).to_kind(kind);
             if loaded.isfinite().all().int64_value(&[]) == 0 {
                 return Err(error("has values that are no finite numbers".to_owned()));
             }
             Ok(loaded)
         };
-        let (down, up) = (load(change.down)?, load(change.up)? * change.factor);
-        Ok([down.to_kind(kind), up.to_kind(kind)])
+        Ok([load(change.down, 1.0)?, load(change.up, change.factor)?])
+    }
+}
+
+fn check_kind(path: &Path) -> Result<(), AdapterError> {
+    match path.extension().is_some_and(|end| end == "safetensors") {
+        true => Ok(()),
+        false => Err(AdapterError::File {
+            path: path.to_owned(),
+            problem: "expected a safetensors file".to_owned(),
+        }),
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read as _;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -61,7 +63,14 @@ pub struct Files {
 #[derive(Debug)]
 pub(crate) struct Shard {
     path: PathBuf,
-    map: Mmap,
+    data: Data,
+}
+
+/// The bytes of a file.
+#[derive(Debug)]
+enum Data {
+    Mapped(Mmap),
+    Copied(Vec<u8>),
 }
 
 #[derive(Debug)]
@@ -246,7 +255,7 @@ impl Files {
             ));
         };
         Ok(Stored {
-            bytes: &self.shards[entry.shard].map[entry.begin..entry.end],
+            bytes: &self.shards[entry.shard].data[entry.begin..entry.end],
             shape: &entry.shape,
             kind,
             scale: self.scales.get(name).copied(),
@@ -323,7 +332,22 @@ impl Entry {
 impl Shard {
     pub(crate) fn open(path: PathBuf) -> Result<Self, TensorFileError> {
         match File::open(&path).and_then(|file| map(&file)) {
-            Ok(map) => Ok(Self { path, map }),
+            Ok(map) => Ok(Self {
+                path,
+                data: Data::Mapped(map),
+            }),
+            Err(source) => Err(TensorFileError::Io { path, source }),
+        }
+    }
+
+    /// Copies a file into memory, at most so many bytes of it, so that nothing depends on what becomes of it.
+    pub(crate) fn copy(path: PathBuf, most: u64) -> Result<Self, TensorFileError> {
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|file| file.take(most).read_to_end(&mut bytes)) {
+            Ok(_) => Ok(Self {
+                path,
+                data: Data::Copied(bytes),
+            }),
             Err(source) => Err(TensorFileError::Io { path, source }),
         }
     }
@@ -331,7 +355,7 @@ impl Shard {
     /// Returns the offset of the tensors, and their metadata. The tensors' offsets have been checked against the file's
     /// size.
     pub(crate) fn metadata(&self) -> Result<(usize, Metadata), TensorFileError> {
-        match SafeTensors::read_metadata(&self.map) {
+        match SafeTensors::read_metadata(&self.data) {
             // The file begins with the header's length, a u64.
             Ok((header, metadata)) => Ok((8 + header, metadata)),
             Err(error) => Err(TensorFileError::Damaged {
@@ -352,7 +376,7 @@ impl Shard {
         let info = metadata.info(name).ok_or("is not there")?;
         let entry = Entry::new(0, start, info);
         let stored = Stored {
-            bytes: &self.map[entry.begin..entry.end],
+            bytes: &self.data[entry.begin..entry.end],
             shape: &entry.shape,
             kind: float(entry.dtype).ok_or_else(|| format!("is of type {:?}", entry.dtype))?,
             scale: None,
@@ -360,9 +384,19 @@ impl Shard {
         Ok(stored.load(kind, device))
     }
 
-    /// Returns the size of the file in bytes.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.map.len() as u64
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Deref for Data {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Copied(bytes) => bytes,
+        }
     }
 }
 
@@ -482,7 +516,7 @@ fn scale(shard: &Shard, entry: &Entry) -> Result<f64, TensorFileError> {
         name: entry.stored.clone(),
         reason,
     };
-    let bytes: Option<[u8; 4]> = shard.map[entry.begin..entry.end].try_into().ok();
+    let bytes: Option<[u8; 4]> = shard.data[entry.begin..entry.end].try_into().ok();
     let (Some(bytes), Dtype::F32) = (bytes, entry.dtype) else {
         let given = format!("{:?} {:?}", entry.dtype, entry.shape);
         return Err(refused(format!("expected one F32, given {given}")));

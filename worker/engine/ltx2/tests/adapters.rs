@@ -490,21 +490,18 @@ fn limits_and_strengths_are_kept() {
     let refused = adapters.choose(&both).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "adapters: expected ranks of at most 11, given 12"
+        "adapters: expected ranks (`loras_max_rank`) of at most 11, given 12"
     );
     adapters
         .choose(&[choice("style", 1.0), choice("tone", 1.0)])
         .unwrap();
 
-    let small = style.bytes() - 1;
+    let size = style.bytes().len() as u64;
+    let copy = AdapterFile::copy(&file("style"), size).unwrap();
+    assert_eq!(copy.bytes(), style.bytes());
+    let refused = AdapterFile::copy(&file("style"), size - 1).unwrap_err();
+    assert!(refused.to_string().contains("a file in bytes"), "{refused}");
     for (limits, what) in [
-        (
-            Limits {
-                file_bytes: small,
-                ..Limits::default()
-            },
-            "a file in bytes",
-        ),
         (
             Limits {
                 loaded_bytes: 1000,
@@ -535,7 +532,7 @@ fn loaded_adapters_are_listed() {
     let style = &reports[1];
     assert_eq!((style.rank, style.metadata["format"].as_str()), (4, "pt"));
     // Stored in two bytes each, loaded in four.
-    let stored: u64 = AdapterFile::open(&style.path).unwrap().bytes();
+    let stored = AdapterFile::open(&style.path).unwrap().bytes().len() as u64;
     assert!(
         style.bytes > stored && style.bytes < 2 * stored,
         "{style:?}"
