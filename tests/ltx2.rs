@@ -433,6 +433,7 @@ async fn ltx2_adapters_are_loaded_and_unloaded_while_workers_serve() {
             .gpu_until(gpu, "a later worker holds it", holds)
             .await;
     }
+    before.close(Some(1000)).await;
     let mut again = server.active(json!({})).await;
     assert_eq!(media(&mut again, json!([{"name": "style"}])).await, styled);
 
@@ -467,7 +468,7 @@ async fn ltx2_adapters_are_loaded_and_unloaded_while_workers_serve() {
         (409, &json!("adapter_in_use"))
     );
     after.close(Some(1000)).await;
-    server.sessions(2).await;
+    server.sessions(1).await;
     assert_eq!(load(other).await.0, 201);
 
     // A worker that cannot load it again goes on without it, and so do the sessions that it serves. One that comes back and

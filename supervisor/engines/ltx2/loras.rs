@@ -259,7 +259,7 @@ mod tests {
         let path = folder.path().join("styles/toon.safetensors");
         assert_eq!(options["path"], path.to_str().unwrap());
         for (name, file, strength, told) in [
-            ("../a", "styles/toon.safetensors", None, "`name` must have"),
+            ("../a", "styles/toon.safetensors", None, "`name` must be"),
             ("a", "styles/toon.safetensors", Some(2.5), "got 2.5"),
             ("a", "styles/toon.safetensors", Some(f64::NAN), "got NaN"),
             ("a", "../x.safetensors", None, "got `../x.safetensors`"),
