@@ -178,8 +178,8 @@ enum LeaveReason {
     Link(#[from] LinkError),
 }
 
-/// Ends the process without the exit handlers of C libraries: the engine may be deep in a step and would be pulled the rug
-/// from under, and nothing waits for it any more.
+/// Ends the process without the exit handlers of C libraries: the engine may be deep in a step, for which they would destroy
+/// what it computes with, and nothing waits for it any more.
 #[expect(unsafe_code, reason = "the standard library always runs the handlers")]
 fn leave() -> ! {
     // SAFETY: it takes a number and does not return.

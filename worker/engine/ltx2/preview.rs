@@ -17,7 +17,7 @@ use crate::checkpoint::tensors::{Shard, TensorFileError};
 use crate::nn::sizes;
 use crate::weights::{Store, Weights, WeightsError};
 
-/// Rows and columns of pixels in a latent: three times doubled, and patches of [`PATCH`] pixels.
+/// Rows and columns of pixels in a latent: three times doubled, and patches of 4 pixels.
 pub const SPATIAL_RATIO: i64 = 8 * PATCH;
 /// Frames in a latent, except for the first latent, which has one.
 pub const TEMPORAL_RATIO: i64 = 8;
