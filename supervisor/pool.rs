@@ -355,36 +355,34 @@ impl Pool {
 
     /// Returns the adapters that clients can choose, each with its default strength.
     pub fn offered_adapters(&self) -> Vec<Adapter> {
-        let offered = self.ordered_adapters(|name, serial| {
-            let states: Vec<_> = (self.shared.slots.iter())
+        self.adapters_that(|name, serial| {
+            let states = self.shared.slots.iter();
+            let mut states = states
                 .filter_map(|slot| slot.adapter(name, serial))
-                .collect();
-            let has_failed =
-                |state: &WorkerAdapterState| matches!(state, WorkerAdapterState::Failed(_));
-            states.is_empty() || !states.iter().all(has_failed)
-        });
-        let configured = self.shared.config.get().adapters.clone();
-        configured.into_iter().chain(offered).collect()
+                .peekable();
+            states.peek().is_none() || !states.all(|state| state.has_failed())
+        })
     }
 
     /// Returns those of [`Self::offered_adapters`] that the worker of a GPU has not failed to load.
     pub fn adapters_of(&self, gpu: GpuId) -> Vec<Adapter> {
         let slot = self.shared.slots.iter().find(|slot| slot.gpu == gpu);
-        let offered = self.ordered_adapters(|name, serial| {
+        self.adapters_that(|name, serial| {
             let state = slot.and_then(|slot| slot.adapter(name, serial));
-            !matches!(state, Some(WorkerAdapterState::Failed(_)))
-        });
-        let configured = self.shared.config.get().adapters.clone();
-        configured.into_iter().chain(offered).collect()
+            !state.is_some_and(|state| state.has_failed())
+        })
     }
 
-    /// Returns the adapters that were loaded by order and of which this is true, by name and serial number.
-    fn ordered_adapters(&self, is_usable: impl Fn(&str, u64) -> bool) -> Vec<Adapter> {
+    /// Returns the adapters of the configuration, and those that clients were offered by order and of which this is true,
+    /// by name and serial number.
+    fn adapters_that(&self, are_usable: impl Fn(&str, u64) -> bool) -> Vec<Adapter> {
+        let configured = self.shared.config.get().adapters.clone();
         let ordered = self.shared.ordered_adapters.list().into_iter();
         let usable = ordered.filter(|(adapter, serial, is_offered)| {
-            *is_offered && is_usable(&adapter.name, *serial)
+            *is_offered && are_usable(&adapter.name, *serial)
         });
-        usable.map(|(adapter, ..)| adapter).collect()
+        let usable = usable.map(|(adapter, ..)| adapter);
+        configured.into_iter().chain(usable).collect()
     }
 
     /// Returns the adapters that clients can choose and those that are being loaded.

@@ -80,6 +80,12 @@ pub enum WorkerAdapterState {
     Failed(String),
 }
 
+impl WorkerAdapterState {
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+}
+
 /// The adapters that were ordered, in the order of their names.
 #[derive(Debug, Default)]
 pub(super) struct OrderedAdapters(Mutex<Orders>);

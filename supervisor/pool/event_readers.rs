@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 
 use fastvideo_link::SharedMemory;
+use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::ids::GpuId;
 use fastvideo_proto::job::{JobFailure, VideoFormat};
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::sync::watch;
 
-use super::adapters;
+use super::adapters::{self, WorkerAdapterState};
 use super::event::{LeaveReason, LiftReason, PoolEvent, WorkerEvent};
 use super::exit::ExitReport;
 use super::lifecycle::{InvalidTransition, WorkerState};
@@ -63,6 +64,15 @@ impl WorkerEvents {
 
     pub(super) fn state(&self) -> WorkerState {
         self.status.borrow().state
+    }
+
+    /// Returns whether the process has loaded all of these adapters.
+    pub(super) fn has_loaded(&self, wanted: &[Adapter]) -> bool {
+        let status = self.status.borrow();
+        wanted.iter().all(|adapter| {
+            let held = status.adapters.get(&adapter.name);
+            held.is_some_and(|held| matches!(held.state, WorkerAdapterState::Loaded(_)))
+        })
     }
 
     /// Returns the names of the adapters that the process has loaded.

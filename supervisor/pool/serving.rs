@@ -229,32 +229,28 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             return ControlFlow::Continue(());
         };
         let ordered = &self.context.ordered_adapters;
-        let event = match loaded {
-            Ok(adapter) if ordered.is_same_file(serial, adapter.file_hash) => {
-                WorkerEvent::AdapterLoaded {
-                    name,
-                    serial,
-                    adapter,
-                }
-            }
+        let loaded = match loaded {
             // A session would get other pictures from one worker than from another.
-            Ok(_) => {
+            Ok(adapter) if !ordered.is_same_file(serial, adapter.file_hash) => {
                 let unload = Command::UnloadAdapter { name: name.clone() };
                 send(&self.link, unload, Vec::new())?;
-                let message = "the file has changed since another worker loaded it: load it under another name";
-                WorkerEvent::AdapterFailed {
-                    name,
-                    serial,
-                    message: message.to_owned(),
-                }
+                let why = "the file has changed since another worker loaded it: load it under another name";
+                Err(why.to_owned())
             }
+            loaded => loaded,
+        };
+        self.emit_of_adapter(match loaded {
+            Ok(adapter) => WorkerEvent::AdapterLoaded {
+                name,
+                serial,
+                adapter,
+            },
             Err(message) => WorkerEvent::AdapterFailed {
                 name,
                 serial,
                 message,
             },
-        };
-        self.emit_of_adapter(event);
+        });
         ControlFlow::Continue(())
     }
 
@@ -667,8 +663,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 continue;
             }
             // One was unloaded while the job waited: the session submits the job again, without it.
-            let held = self.context.events.loaded_adapters();
-            if (job.spec.adapters.iter()).any(|adapter| !held.contains(&adapter.name)) {
+            if !self.context.events.has_loaded(&job.spec.adapters) {
                 self.end_job(&job, JobEnd::TakenBack { started: false });
                 continue;
             }
