@@ -152,6 +152,8 @@ pub enum JobFailure {
     /// The step snapshot that came with the job is damaged or does not fit the job or the model. Nothing was generated; the
     /// job is sent again without it. Only the pool sees this failure.
     SnapshotRefused,
+    /// The segment takes more memory than there is.
+    OutOfMemory,
     /// The engine or the encoder failed; a retry may help.
     Failed,
 }

@@ -19,7 +19,7 @@ use crate::trace::TraceContext;
 /// The protocol version. It is raised with every change to a type of this module, of [`crate::state`] or of
 /// [`crate::step_snapshot`]. Supervisor and worker are built together, so a mismatch means that one of the binaries is
 /// from an older build.
-pub const LINK_VERSION: u32 = 13;
+pub const LINK_VERSION: u32 = 14;
 
 /// The size limit of a thumbnail in bytes: 64 KiB. At 320 x 320 pixels only noise takes more.
 pub const MAX_THUMBNAIL_BYTES: usize = 64 * 1024;
@@ -164,11 +164,62 @@ pub struct JobSpec {
     pub snapshot_min_step: Option<Duration>,
     /// Whether the worker sends previews, where its engine makes some.
     pub previews: bool,
+    /// What of the segment is kept, and the pictures that are made of it, where it is a part of a video job.
+    pub video: Option<Box<VideoPart>>,
     /// The send window: the cost of media that may be in flight before the client has taken any; see [`media_cost`].
     pub window: u64,
     /// The span of the session, where it is traced.
     pub trace: Option<TraceContext>,
 }
+
+/// A segment of a video job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VideoPart {
+    /// The size of the pictures that are encoded, in pixels, even numbers: the middle of the format's pictures. The state has
+    /// the whole ones.
+    pub width: u32,
+    pub height: u32,
+    /// The number of frames that are encoded, from the first one on: from 1 to what the engine gives. The state is taken so
+    /// that it ends with the last of them, sound included.
+    pub frames: u32,
+    /// The frames of which there is a tile in the video's sheet, as positions among those that are encoded, ascending.
+    pub tiles: Vec<u32>,
+    /// The frame that the video's thumbnail shows, at most 640 pixels on its longer side, if it is one of this segment's.
+    pub thumbnail: Option<u32>,
+    /// The tiles of the segments before, RGB uint8 `[count, height, width, 3]` of the size that [`tile_size`] gives, where the
+    /// worker is to make the sheet: of these and then of its own.
+    pub sheet_after: Option<Bytes>,
+}
+
+/// The columns of a video's sheet.
+pub const SHEET_COLUMNS: u32 = 5;
+/// The most tiles of a video's sheet.
+pub const MAX_TILES: u32 = 25;
+/// The width of a tile in pixels.
+pub const TILE_WIDTH: u32 = 160;
+
+/// Returns the width and the height of a tile of pictures of that size: 160 pixels wide, and of the same proportions in even
+/// numbers, at least 2 and at most 640 pixels high.
+pub fn tile_size(width: u32, height: u32) -> (u32, u32) {
+    let height = (u64::from(height) * u64::from(TILE_WIDTH) + u64::from(width))
+        / (2 * u64::from(width).max(1));
+    let height = u32::try_from(2 * height).unwrap_or(u32::MAX);
+    (TILE_WIDTH, height.clamp(2, 640))
+}
+
+/// The pictures of a segment of a video job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VideoPictures {
+    /// The segment's own tiles, as in [`VideoPart::sheet_after`].
+    pub tiles: Bytes,
+    /// A JPEG picture.
+    pub thumbnail: Option<Bytes>,
+    /// The sheet, a JPEG picture of [`SHEET_COLUMNS`] columns.
+    pub sheet: Option<Bytes>,
+}
+
+/// The size limit of a video's thumbnail and of its sheet in bytes: 2 MiB each.
+pub const MAX_PICTURE_BYTES: usize = 2 << 20;
 
 /// Where a worker finds the state that a job continues from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -314,4 +365,6 @@ pub struct JobReport {
     /// The middle frame of the segment as a JPEG picture, at most 320 pixels on its longer side. The supervisor drops one
     /// of more than [`MAX_THUMBNAIL_BYTES`].
     pub thumbnail: Option<Bytes>,
+    /// The pictures of a segment of a video job, and of no other segment.
+    pub video: Option<Box<VideoPictures>>,
 }

@@ -38,6 +38,38 @@ pub struct Engine {
     pub adapters_folder: Option<PathBuf>,
     /// Whether workers make previews for sessions that ask.
     pub previews: bool,
+    /// What pictures and segments the model makes.
+    pub shapes: Shapes,
+}
+
+/// The pictures and segments that a model makes. Those of other sizes are cut out of larger ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shapes {
+    /// The number of pixels that widths and heights are multiples of, an even number.
+    pub cell: u32,
+    /// A segment has one frame more than a multiple of this.
+    pub frame_step: u32,
+}
+
+impl Shapes {
+    /// Those of a model that makes pictures of any even size, and segments of any length.
+    pub const ANY: Self = Self {
+        cell: 2,
+        frame_step: 1,
+    };
+
+    /// Returns the smallest size that the model makes and that this one fits into.
+    pub fn made_size(&self, (width, height): (u32, u32)) -> (u32, u32) {
+        let cell = self.cell.max(1);
+        (width.next_multiple_of(cell), height.next_multiple_of(cell))
+    }
+
+    /// Returns the smallest number of frames, at least `frames`, that a segment may have.
+    pub fn made_frames(&self, frames: u32) -> u32 {
+        1 + frames
+            .saturating_sub(1)
+            .next_multiple_of(self.frame_step.max(1))
+    }
 }
 
 impl Engine {

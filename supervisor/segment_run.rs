@@ -16,18 +16,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
-use fastvideo_proto::link::{JobSpec, Preview};
+use fastvideo_proto::link::{JobSpec, Preview, VideoPictures};
 use fastvideo_proto::session_link::Digest;
 use fastvideo_proto::step_snapshot::StepPoint;
 use tokio::time::Instant;
 use tracing::Span;
 
+pub(crate) use self::recorder::Recorder;
 pub(crate) use self::replay::RepeatedMedia;
 use self::replay::{Compared, Replay};
 use crate::causes::with_causes;
 use crate::pool::{Binding, JobEnd, JobEvent, JobHandle, Media, Moved, StartState, StepSnapshot};
 use crate::store::State;
 
+mod recorder;
 mod replay;
 
 /// One attempt at one segment.
@@ -166,6 +168,8 @@ pub(crate) struct FinishedSegment {
     pub(crate) media: MediaCount,
     /// A JPEG picture of the segment, as its worker made it: at most 320 pixels on its longer side, and 64 KiB.
     pub(crate) thumbnail: Option<Bytes>,
+    /// The pictures of a segment of a video job.
+    pub(crate) video: Option<Box<VideoPictures>>,
     /// All media of the attempt, when fewer than were handed out before, which are void then.
     pub(crate) instead: Option<Vec<Media>>,
 }
@@ -177,6 +181,8 @@ pub(crate) enum RunFailure {
     Refused(String),
     /// The model does not take the state that the segment was to continue from.
     StateIncompatible(String),
+    /// The segment takes more memory than there is.
+    OutOfMemory,
     /// The engine or the encoder failed; trying again may help.
     Failed,
     /// The worker's state of the finished segment is damaged; trying again may help.
@@ -360,6 +366,7 @@ impl SegmentRun {
                 timing,
                 frames,
                 thumbnail,
+                video,
             } => match State::from_worker(header, blob) {
                 Ok(state) => RunEvent::Finished(Box::new(FinishedSegment {
                     state: match &self.job {
@@ -371,6 +378,7 @@ impl SegmentRun {
                     timing,
                     media: self.media,
                     thumbnail,
+                    video,
                     instead: self.finish_replay(),
                 })),
                 Err(error) => {
@@ -387,13 +395,16 @@ impl SegmentRun {
                     RunEvent::Failed(RunFailure::StateIncompatible(message))
                 }
                 // Without its snapshot the segment may succeed.
-                JobFailure::Failed if self.is_resumed && !self.cancelling => {
+                JobFailure::Failed | JobFailure::OutOfMemory
+                    if self.is_resumed && !self.cancelling =>
+                {
                     self.begin_again(true, SnapshotUse::Drop);
                     RunEvent::SnapshotDropped {
                         reason: message,
                         is_over: true,
                     }
                 }
+                JobFailure::OutOfMemory => RunEvent::Failed(RunFailure::OutOfMemory),
                 JobFailure::Failed | JobFailure::StateNotHeld | JobFailure::SnapshotRefused => {
                     RunEvent::Failed(RunFailure::Failed)
                 }

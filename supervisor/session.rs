@@ -6,7 +6,7 @@
 //! - How it begins and ends: `admission` (limits, `not_admitted` has what it refuses for), `handshake` (opening, claim of the lease), `ending` (causes and
 //!   final states), `registry` (the open sessions), `state` (the states that others see).
 //! - How it runs: `actor` is the loop, `live` what an open session holds, `client` obeys commands, `binding` follows
-//!   its worker, `generation` its segment, `recorder` keeps the segment's media for the film, `persistence` stores it,
+//!   its worker, `generation` its segment, `persistence` stores it,
 //!   `redelivery` sends again what the client has missed, `snapshots` exports its state, `moved` is what a session needs
 //!   whose client is at a router.
 //! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
@@ -75,7 +75,6 @@ mod playback;
 mod playlist;
 mod prompt_draft;
 mod prompt_tasks;
-mod recorder;
 mod redelivery;
 mod registry;
 mod request;

@@ -221,6 +221,7 @@ impl JobLoop {
                     timing: segment.timing,
                     frames: segment.frames,
                     thumbnail: segment.thumbnail.map(Bytes::from),
+                    video: None,
                 };
                 let state = SharedState {
                     header: segment.header,

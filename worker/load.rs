@@ -178,6 +178,7 @@ fn warmup_job(warmup: &WarmupSpec, segment_idx: u32) -> JobSpec {
         snapshot: None,
         snapshot_min_step: None,
         previews: true,
+        video: None,
         window: 0,
         trace: None,
     }

@@ -6,7 +6,7 @@
 use fastvideo_proto::link::EngineSpec;
 use serde_json::{Map, Value};
 
-use super::{Engine, conditioning, default_request, warmup};
+use super::{Engine, Shapes, conditioning, default_request, warmup};
 
 use crate::settings::{Key, KeySpec, Reader};
 
@@ -189,6 +189,14 @@ pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
         adapters: loras::offered(reader, &LORAS),
         adapters_folder: loras::folder(reader, &LORAS_FOLDER),
         previews: reader.get(&PREVIEW_DECODER).is_some(),
+        shapes: Shapes {
+            // Whether there is a second stage may be known only once a worker has loaded the model.
+            cell: match reader.get(&STAGES).as_str() {
+                "one" => LATENT_PIXELS,
+                _ => 2 * LATENT_PIXELS,
+            },
+            frame_step: LATENT_FRAMES,
+        },
     }
 }
 

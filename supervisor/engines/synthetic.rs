@@ -8,7 +8,7 @@ use std::time::Duration;
 use fastvideo_proto::link::EngineSpec;
 use serde_json::{Map, Value};
 
-use super::{Engine, conditioning};
+use super::{Engine, Shapes, conditioning};
 use crate::settings::{HOUR, Key, KeySpec, Origin, Reader};
 
 mod faults;
@@ -89,6 +89,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Engine {
         adapters: Vec::new(),
         adapters_folder: None,
         previews: reader.get(&PREVIEW),
+        shapes: Shapes::ANY,
     }
 }
 

@@ -132,7 +132,7 @@ impl WorkerEvent {
             }
             Self::JobFailed {
                 job,
-                failure: JobFailure::Failed,
+                failure: JobFailure::Failed | JobFailure::OutOfMemory,
                 message,
             } => tracing::warn!(worker_id, job_id = %job, message, "job failed"),
             Self::JobFailed { job, failure, .. } => {

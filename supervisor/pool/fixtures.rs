@@ -146,6 +146,7 @@ pub(super) fn job_spec(job: u64, session: SessionId) -> JobSpec {
         snapshot: None,
         snapshot_min_step: None,
         previews: false,
+        video: None,
         window: 100_000,
         trace: None,
     }

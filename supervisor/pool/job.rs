@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{JobId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, PhaseSpan, Stage};
-use fastvideo_proto::link::{JobSpec, Preview, media_cost};
+use fastvideo_proto::link::{JobSpec, Preview, VideoPictures, media_cost};
 use fastvideo_proto::step_snapshot::StepPoint;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
@@ -94,6 +94,8 @@ pub enum JobEnd {
         frames: u32,
         /// A JPEG picture as the worker made it, of at most 64 KiB.
         thumbnail: Option<Bytes>,
+        /// The pictures of a segment of a video job.
+        video: Option<Box<VideoPictures>>,
     },
     Failed {
         failure: JobFailure,

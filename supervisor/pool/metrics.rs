@@ -263,9 +263,10 @@ impl WorkerMeter {
                 JobFailure::Cancelled => "cancelled",
                 JobFailure::Refused => "refused",
                 JobFailure::StateIncompatible => "state_incompatible",
-                JobFailure::StateNotHeld | JobFailure::SnapshotRefused | JobFailure::Failed => {
-                    "failed"
-                }
+                JobFailure::StateNotHeld
+                | JobFailure::SnapshotRefused
+                | JobFailure::OutOfMemory
+                | JobFailure::Failed => "failed",
             }),
             WorkerEvent::JobTakenBack { .. } => self.attempt_ended("taken_back"),
             WorkerEvent::JobLost { started: true, .. } => self.attempt_ended("worker_lost"),

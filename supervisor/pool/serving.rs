@@ -533,6 +533,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 thumbnail: report
                     .thumbnail
                     .filter(|thumbnail| is_small(thumbnail, &in_hand.job)),
+                video: report.video,
             };
             self.end_job(&in_hand.job, end);
         }

@@ -213,6 +213,7 @@ pub(crate) fn finished(segment_idx: u32, format: VideoFormat, thumbnail: Option<
         timing: JobTiming::default(),
         frames: format.num_frames,
         thumbnail,
+        video: None,
     }
 }
 

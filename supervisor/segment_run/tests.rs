@@ -175,6 +175,7 @@ fn every_failure_says_whether_trying_again_may_help() {
         timing: JobTiming::default(),
         frames: 8,
         thumbnail: None,
+        video: None,
     });
     let bad = run().observe(Some(bad));
     assert!(matches!(bad, RunEvent::Failed(RunFailure::BadState)));

@@ -159,6 +159,7 @@ impl LiveSession {
             snapshot: None,
             snapshot_min_step: None,
             previews: self.wants_previews && self.config.previews,
+            video: None,
             window: limit - unsent,
             trace: self.emitter.readers().trace(),
         };

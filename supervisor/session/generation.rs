@@ -17,12 +17,11 @@ use super::live::{CurrentSegment, LiveSession};
 use super::outbox::Mark;
 use super::persistence::Committed;
 use super::playlist::PlannedSegment;
-use super::recorder::Recorder;
 use super::state::SessionState;
 use crate::pool::{JobEnd, JobEvent, Media};
 use crate::segment_run::{
-    AfterLoss, AttemptId, FinishedSegment, MediaCount, RepeatedMedia, RunEvent, RunFailure,
-    SegmentRun,
+    AfterLoss, AttemptId, FinishedSegment, MediaCount, Recorder, RepeatedMedia, RunEvent,
+    RunFailure, SegmentRun,
 };
 use crate::store::Progress;
 
@@ -239,7 +238,7 @@ impl LiveSession {
                 self.segment_failed(ErrorCode::StateIncompatible, message, false);
                 return Some(EndCause::StateRefused);
             }
-            RunFailure::Failed => {
+            RunFailure::Failed | RunFailure::OutOfMemory => {
                 self.segment_failed(failed, "the segment could not be generated", true);
             }
             RunFailure::BadState => {
@@ -264,6 +263,7 @@ impl LiveSession {
             media,
             thumbnail,
             instead,
+            video: _,
         } = finished;
         if let Some(media) = instead {
             self.replace_media(media);

@@ -20,7 +20,6 @@ use super::moved::{LinkState, Origin};
 use super::persistence::Persistence;
 use super::playback::{Playback, Viewed};
 use super::playlist::{PlannedSegment, Switches};
-use super::recorder::Recorder;
 use super::redelivery::Redelivery;
 use super::registry::Ticket;
 use super::snapshots::StateExports;
@@ -28,7 +27,7 @@ use super::state::SessionState;
 use super::{ClientLimits, Config, Context};
 use crate::auth::Grant;
 use crate::pool::{Assignment, Binding, Placement};
-use crate::segment_run::SegmentRun;
+use crate::segment_run::{Recorder, SegmentRun};
 use crate::store::{Lease, ResumeToken, SavedSession, State};
 
 /// A session from its handshake to its end. Dropping it cancels its job, frees its place with the pool, removes its

@@ -62,6 +62,7 @@ fn job(job: u64, session: &SessionId, state: Option<JobState>) -> JobSpec {
         snapshot: None,
         snapshot_min_step: None,
         previews: false,
+        video: None,
         window: u64::MAX,
         trace: None,
     }

@@ -203,6 +203,7 @@ mod tests {
             timing: JobTiming::default(),
             frames: 12,
             thumbnail: None,
+            video: None,
         };
         outbox.finish(report, SharedMemory::from_bytes(&[1]).unwrap());
     }

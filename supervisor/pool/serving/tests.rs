@@ -292,6 +292,7 @@ fn report(job: JobId) -> JobReport {
         timing: JobTiming::default(),
         frames: fixtures::FORMAT.num_frames,
         thumbnail: None,
+        video: None,
     }
 }
 

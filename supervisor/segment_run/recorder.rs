@@ -1,4 +1,4 @@
-//! Records the media of the running segment for the session's film.
+//! Records the media of the running segment, for a film.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use fastvideo_mp4::SegmentIndex;
 use fastvideo_proto::job::MediaKind;
 use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
 
+use super::AttemptId;
 use crate::causes::with_causes;
-use crate::segment_run::AttemptId;
 use crate::store::RecordedSegment;
 
 /// The media of a segment that were handed out. They are the bytes that the client gets, and no copy.
 #[derive(Debug, Default)]
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     messages: Vec<Bytes>,
     mime: Option<String>,
     /// The attempt that the first media came from.
@@ -23,7 +23,7 @@ pub(super) struct Recorder {
 
 impl Recorder {
     /// Adds a message.
-    pub(super) fn add(&mut self, at: AttemptId, kind: &MediaKind, bytes: &Bytes) {
+    pub(crate) fn add(&mut self, at: AttemptId, kind: &MediaKind, bytes: &Bytes) {
         self.first.get_or_insert(at);
         if let MediaKind::InitSegment { mime } = kind {
             self.mime.get_or_insert_with(|| mime.clone());
@@ -33,7 +33,7 @@ impl Recorder {
     }
 
     /// Ends the recording. `segment` has all that is known of it but its media.
-    pub(super) fn finish(
+    pub(crate) fn finish(
         mut self,
         segment: StoredSegment,
         thumbnail: Option<Bytes>,
