@@ -1,7 +1,7 @@
 //! The configuration of the whole supervisor, composed of those of its modules.
 
 use crate::settings::Reader;
-use crate::{Config, http, pool, prompt, session, store, traces};
+use crate::{Config, http, pool, prompt, session, store, traces, video};
 
 /// Builds the configuration; the reader collects what is wrong.
 pub fn read(reader: &mut Reader<'_>) -> Config {
@@ -12,6 +12,7 @@ pub fn read(reader: &mut Reader<'_>) -> Config {
     let pool = pool::config::read(reader);
     Config {
         session: session::config::read(reader, pool.previews),
+        video: video::config::read(reader, &pool),
         store: store::config::read(reader),
         prompt: prompt::config::read(reader),
         session_log: session::config::read_log(reader, &pool),

@@ -40,6 +40,8 @@ pub struct Engine {
     pub previews: bool,
     /// What pictures and segments the model makes.
     pub shapes: Shapes,
+    /// What clients of video jobs call the model where the operator gives it no name; never a path of this machine.
+    pub model_name: String,
 }
 
 /// The pictures and segments that a model makes. Those of other sizes are cut out of larger ones.

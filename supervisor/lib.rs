@@ -50,6 +50,7 @@ pub mod engines;
 mod file_stamp;
 pub mod http;
 pub mod ingress;
+mod init_image;
 mod metrics;
 mod page;
 pub mod pool;
@@ -74,6 +75,7 @@ pub mod thread_priority;
 pub mod tls;
 pub mod traces;
 pub mod turns;
+pub mod video;
 
 /// The whole configuration, checked.
 #[derive(Clone, Debug)]
@@ -81,6 +83,7 @@ pub struct Config {
     pub http: http::Config,
     pub pool: pool::Config,
     pub session: session::Config,
+    pub video: video::Config,
     pub store: store::open::Config,
     pub prompt: prompt::Config,
     /// The configuration of the session log; without it no log is kept.
@@ -511,6 +514,7 @@ mod tests {
     use fastvideo_proto::link::{EncoderSpec, EngineSpec};
 
     use super::*;
+    use crate::engines::Shapes;
     use crate::store::open::StoreLocation;
     use crate::store::records::ledger::Limits;
 
@@ -535,6 +539,8 @@ mod tests {
                 fps: 24,
             },
             new_frames: 8,
+            shapes: Shapes::ANY,
+            model_name: String::new(),
             encoder: EncoderSpec::default(),
             warmup: None,
             warmup_is_typical: false,

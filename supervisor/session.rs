@@ -9,8 +9,8 @@
 //!   its worker, `generation` its segment, `persistence` stores it,
 //!   `redelivery` sends again what the client has missed, `snapshots` exports its state, `moved` is what a session needs
 //!   whose client is at a router.
-//! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` and `init_image`
-//!   check what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
+//! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` checks
+//!   what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
 //!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `metrics` counts events, `gauges` open sessions, `tracer` makes spans of them,
 //!   `latency` measures the latency that the supervisor adds to fragments.
@@ -62,7 +62,6 @@ pub(crate) mod gauges;
 mod generation;
 mod handshake;
 mod inbox;
-mod init_image;
 mod latency;
 mod live;
 pub mod log;

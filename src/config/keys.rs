@@ -6,7 +6,7 @@
 use fastvideo_supervisor_core::engines::{self, default_request, ltx2, synthetic, warmup};
 use fastvideo_supervisor_core::settings::KeySpec;
 use fastvideo_supervisor_core::{
-    auth, http, ingress, pool, prompt, router, session, store, tls, traces,
+    auth, http, ingress, pool, prompt, router, session, store, tls, traces, video,
 };
 
 use super::accepted;
@@ -29,6 +29,7 @@ pub(crate) static SERVER: Table = Table {
         ltx2::OWN_KEYS,
         synthetic::KEYS,
         http::config::KEYS,
+        video::config::MODEL_KEYS,
         logging::KEYS,
         traces::config::KEYS,
         tls::config::KEYS,
@@ -40,6 +41,7 @@ pub(crate) static SERVER: Table = Table {
         warmup::KEYS,
         pool::config::KEYS,
         pool::config::ENCODER_KEYS,
+        video::config::KEYS,
         store::config::KEYS,
         store::config::RECORDING_KEYS,
         prompt::config::KEYS,

@@ -3,6 +3,8 @@
 //!
 //! `worker/engine/ltx2_options.rs` reads the options that are made here.
 
+use std::path::Path;
+
 use fastvideo_proto::link::EngineSpec;
 use serde_json::{Map, Value};
 
@@ -197,7 +199,24 @@ pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
             },
             frame_step: LATENT_FRAMES,
         },
+        model_name: model_name(model),
     }
+}
+
+/// Returns the name of a model: the id of a repository, or the last part of a path, without the extension of a file.
+fn model_name(model: &str) -> String {
+    let path = Path::new(model);
+    // A repository has one owner, and no path begins with that.
+    let is_repository = model.split('/').count() == 2 && !model.starts_with(['/', '.', '~']);
+    if is_repository && !path.exists() {
+        return model.to_owned();
+    }
+    let name = match path.extension() {
+        Some(extension) if extension == "safetensors" => path.file_stem(),
+        _ => path.file_name(),
+    };
+    let name = name.unwrap_or(NAME.as_ref());
+    name.to_string_lossy().into_owned()
 }
 
 fn options(reader: &Reader<'_>, model: &str) -> Map<String, Value> {
@@ -255,6 +274,22 @@ mod tests {
     use crate::settings::{Settings, Surroundings};
 
     use super::*;
+
+    #[test]
+    fn a_model_is_named_by_its_repository_or_by_the_last_part_of_its_path() {
+        for (model, name) in [
+            ("Lightricks/LTX-2", "Lightricks/LTX-2"),
+            ("/models/LTX-2", "LTX-2"),
+            ("/models/LTX-2/", "LTX-2"),
+            ("./LTX-2", "LTX-2"),
+            ("models/of/ltx-2.3.safetensors", "ltx-2.3"),
+            ("ltx-2", "ltx-2"),
+            ("/", "ltx2"),
+            ("..", "ltx2"),
+        ] {
+            assert_eq!(model_name(model), name, "{model}");
+        }
+    }
 
     /// What the worker's engine is tested with, too.
     #[test]

@@ -14,7 +14,7 @@ use fastvideo_proto::link::{EncoderSpec, EngineSpec, WarmupSpec};
 
 use self::gpus::{GpuError, GpuSpec, Machine};
 use crate::engines::config::{MAX_GPUS, NUM_GPUS};
-use crate::engines::{self, Engine, conditioning, default_request, warmup};
+use crate::engines::{self, Engine, Shapes, conditioning, default_request, warmup};
 use crate::settings::{DAY, HOUR, Key, KeySpec, MINUTE, Origin, Reader, Reload};
 
 mod gpus;
@@ -38,6 +38,10 @@ pub struct Config {
     /// The number of frames that a segment adds to the one before. It is less than the segment's length when the
     /// segment begins with frames of the one before.
     pub new_frames: u32,
+    /// The pictures and segments that the model makes.
+    pub shapes: Shapes,
+    /// What clients of video jobs call the model where the operator gives it no name.
+    pub model_name: String,
     pub encoder: EncoderSpec,
     /// The segments that a worker generates before it is ready; `None` for no warm-up.
     pub warmup: Option<WarmupSpec>,
@@ -325,6 +329,8 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         encoder: encoder(reader),
         warmup: warmup::read(reader, engine.warms_up_at_full_size),
         warmup_is_typical: warmup::is_typical(reader, engine.warms_up_at_full_size),
+        shapes: engine.shapes,
+        model_name: engine.model_name,
         engine: engine.spec,
         adapters: engine.adapters,
         adapters_folder: engine.adapters_folder,

@@ -18,6 +18,7 @@ use super::restart::{RestartLimits, RestartPolicy};
 use super::shared_assignments::SharedAssignments;
 use super::status::WorkerStatus;
 use crate::current::Current;
+use crate::engines::Shapes;
 
 pub(super) const FORMAT: VideoFormat = VideoFormat {
     width: 64,
@@ -44,6 +45,8 @@ pub(super) fn config() -> Config {
         previews: false,
         format: FORMAT,
         new_frames: FORMAT.num_frames,
+        shapes: Shapes::ANY,
+        model_name: String::new(),
         encoder: Default::default(),
         warmup: None,
         warmup_is_typical: false,

@@ -24,6 +24,7 @@ use super::shared_assignments::SharedAssignments;
 use super::step_snapshot::{HeldBytes, StepSnapshot};
 use super::{Config, Gpu, Pool, Shared, SlotHandle, WorkerStatus};
 use crate::current::Current;
+use crate::engines::Shapes;
 
 const FORMAT: VideoFormat = VideoFormat {
     width: 64,
@@ -62,6 +63,8 @@ impl TestWorkers {
             sessions_per_gpu,
             format: FORMAT,
             new_frames: FORMAT.num_frames,
+            shapes: Shapes::ANY,
+            model_name: String::new(),
             ..fixtures::config()
         };
         let (mut slots, mut channels) = (Vec::new(), Vec::new());

@@ -171,13 +171,17 @@ static MAX_WAITING_REQUESTS: Key<usize> =
         .help("Requests that may wait in one session")
         .default(8);
 
-static MAX_IMAGE_PIXELS: Key<u64> = Key::u64("streaming.limits.max_image_pixels", 4096, 1 << 30)
-    .unit("pixels")
-    .reload(Reload::AtOnce)
-    .help("Largest initial image; file formats that take much memory to decode have smaller limits")
-    .default(64_000_000);
+pub static MAX_IMAGE_PIXELS: Key<u64> = Key::u64(
+    "streaming.limits.max_image_pixels",
+    4096,
+    1 << 30,
+)
+.unit("pixels")
+.reload(Reload::AtOnce)
+.help("Largest initial image; file formats that take much memory to decode have smaller limits")
+.default(64_000_000);
 
-static MAX_INFERENCE_STEPS: Key<u32> =
+pub static MAX_INFERENCE_STEPS: Key<u32> =
     Key::u32("streaming.limits.max_inference_steps", 1, MAX_STEPS)
         .unit("steps")
         .reload(Reload::AtOnce)
@@ -196,7 +200,7 @@ static SLOW_CLIENT_TIMEOUT: Key<Duration> =
         .help("How long a client may leave that much unread")
         .default(30.0);
 
-static OPENING_TIMEOUT: Key<Duration> =
+pub static OPENING_TIMEOUT: Key<Duration> =
     Key::seconds("streaming.limits.opening_timeout_seconds", 0.01, HOUR)
         .reload(Reload::AtOnce)
         .help("Time that a client has for its opening message")

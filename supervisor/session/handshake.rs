@@ -14,12 +14,12 @@ use tokio::time::{Instant, timeout};
 use super::command::{Have, Inbound, OpenSession, ResumeRequest};
 use super::ending::NotOpened;
 use super::inbox::Inbox;
-use super::init_image::{self, InitImage, InitImageError};
 use super::moved::MovedSession;
 use super::registry::Ticket;
 use super::request::{check_adapters, check_former_adapters, check_prompt};
 use super::{Config, Context};
 use crate::causes::with_causes;
+use crate::init_image::{self, InitImage, InitImageError};
 use crate::store::export::Expectation;
 use crate::store::{
     ImportFailed, Lease, ResumeError, ResumeToken, SavedSession, SessionStore, State, StoreError,

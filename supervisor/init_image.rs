@@ -1,17 +1,18 @@
-//! The initial image that a client may send for its first segment. It is untrusted input.
+//! The initial image that a client may send for the first segment of a session or of a video. It is untrusted input.
 //!
 //! The picture is decoded within limits (`picture`), a few at a time, and written out again as a PNG of its pixels: a
 //! worker never reads bytes that a client made, and never a picture larger than a frame.
 
+use std::fs;
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use image::RgbImage;
+use image::{ImageFormat, RgbImage};
 use serde_json::{Map, Value};
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
@@ -21,7 +22,7 @@ use picture::Unfit;
 mod picture;
 
 /// The largest image file that is accepted, in bytes.
-pub(super) const MAX_BYTES: usize = 32 << 20;
+pub(crate) const MAX_BYTES: usize = 32 << 20;
 
 /// Number of images that the server decodes at once. Each takes a quarter of a GiB and two seconds at most.
 const AT_ONCE: usize = 2;
@@ -30,37 +31,37 @@ static DECODERS: Semaphore = Semaphore::const_new(AT_ONCE);
 const MAX_NAME_CHARS: usize = 100;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// The limit on the file's size, decoded from base64.
-    pub(super) max_bytes: usize,
+    pub(crate) max_bytes: usize,
     /// The limit on width times height.
-    pub(super) max_pixels: u64,
+    pub(crate) max_pixels: u64,
     /// Width and height of the frames that the image is for.
-    pub(super) frame: (u32, u32),
+    pub(crate) frame: (u32, u32),
 }
 
 /// A picture as a PNG file that only this user can read. The file is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct InitImage {
+pub(crate) struct InitImage {
     path: TempPath,
     name: String,
 }
 
 impl InitImage {
     /// Returns the path of the file, which is an RGB PNG with 8 bits per channel, at most as large as a frame.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns the client's name for the picture, for the log: reduced to a plain file name of at most 100 characters.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 }
 
 /// Why there is no initial image.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum InitImageError {
+pub(crate) enum InitImageError {
     /// The client sent something that is not a picture, or that is too large. The text is safe to show to it.
     #[error("`initial_image.{field}`: expected {expected}, got {given}")]
     Refused {
@@ -92,12 +93,39 @@ pub(super) enum InitImageError {
 /// # Errors
 /// Returns an error when the object is not a whole picture within the limits, when the file cannot be written, or when
 /// other images keep the decoders busy for longer than `patience`.
-pub(super) async fn accept(
+pub(crate) async fn accept(
     object: Map<String, Value>,
     limits: Limits,
     patience: Duration,
 ) -> Result<Option<InitImage>, InitImageError> {
     decode_in_turn(&DECODERS, patience, move || check(object, &limits)).await
+}
+
+/// Like [`accept`], for the bytes of a picture's file, in which `limits.max_bytes` does not count. Returns a PNG file of its
+/// pixels.
+///
+/// # Errors
+/// As [`accept`].
+pub(crate) async fn accept_file(
+    bytes: Vec<u8>,
+    limits: Limits,
+    patience: Duration,
+) -> Result<Vec<u8>, InitImageError> {
+    decode_in_turn(&DECODERS, patience, move || {
+        let (path, _) = decode(bytes, &limits)?;
+        fs::read(&path).map_err(InitImageError::Keep)
+    })
+    .await
+}
+
+/// Puts a PNG file that [`accept_file`] has returned into a temporary file again. Blocks.
+///
+/// # Errors
+/// Returns an error when the file cannot be written.
+pub(crate) fn keep_again(png: &[u8]) -> io::Result<TempPath> {
+    let mut file = temporary_file()?;
+    file.write_all(png)?;
+    Ok(file.into_temp_path())
 }
 
 /// Runs a check on a blocking thread when one of the decoders is free, which it holds to its end: whoever waits may give
@@ -128,6 +156,14 @@ fn check(
     check_mime(&object)?;
     // The text is dropped before the picture is decoded.
     let bytes = bytes(object.remove("data"), limits)?;
+    let (path, format) = decode(bytes, limits)?;
+    let name = plain_name(object.get("name"))
+        .unwrap_or_else(|| format!("init.{}", format.extensions_str()[0]));
+    Ok(Some(InitImage { path, name }))
+}
+
+/// Decodes a picture and puts it into a temporary file.
+fn decode(bytes: Vec<u8>, limits: &Limits) -> Result<(TempPath, ImageFormat), InitImageError> {
     let format = picture::format(&bytes).map_err(unfit)?;
     let picture_limits = picture::Limits {
         max_pixels: limits.max_pixels,
@@ -135,9 +171,7 @@ fn check(
     };
     let pixels = picture::read(bytes, format, &picture_limits).map_err(unfit)?;
     let path = keep(&pixels).map_err(InitImageError::Keep)?;
-    let name = plain_name(object.get("name"))
-        .unwrap_or_else(|| format!("init.{}", format.extensions_str()[0]));
-    Ok(Some(InitImage { path, name }))
+    Ok((path, format))
 }
 
 /// Checks that the client meant to send one of the types. Which one it is, is told by the bytes: file names lie.
@@ -196,15 +230,11 @@ fn unfit(Unfit { expected, given }: Unfit) -> InitImageError {
     refused("data", expected, given)
 }
 
-/// Writes the picture as PNG, with little compression, into a temporary file. Such files are made with mode 0600, in the
-/// server's private folder: see `LinkFolder::take_effect`.
+/// Writes the picture as PNG, with little compression, into a temporary file.
 ///
 /// Rows are written as they are compressed, so that no second copy of the picture is in memory.
 fn keep(picture: &RgbImage) -> io::Result<TempPath> {
-    let mut file = tempfile::Builder::new()
-        .prefix("fastvideo-init-")
-        .suffix(".png")
-        .tempfile()?;
+    let mut file = temporary_file()?;
     let output = BufWriter::new(&mut file);
     let mut encoder = png::Encoder::new(output, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
@@ -217,6 +247,12 @@ fn keep(picture: &RgbImage) -> io::Result<TempPath> {
     // Writes the end chunk and flushes the buffer: a full disk shows here at the latest.
     writer.finish()?;
     Ok(file.into_temp_path())
+}
+
+/// Creates a temporary file, of mode 0600, in the server's private folder: see `LinkFolder::take_effect`.
+fn temporary_file() -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("fastvideo-init-").suffix(".png").tempfile()
 }
 
 /// Returns the last part of a path, with anything but letters, digits and plain punctuation replaced, or `None` when
@@ -251,12 +287,11 @@ fn refused(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::io::Cursor;
     use std::os::unix::fs::PermissionsExt as _;
     use std::sync::mpsc;
 
-    use image::{DynamicImage, ImageFormat, RgbImage};
+    use image::DynamicImage;
     use serde_json::json;
     use tokio::task::{JoinSet, yield_now};
     use tokio::time::advance;
