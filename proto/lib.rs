@@ -21,5 +21,5 @@ pub mod stored;
 pub mod stored_video;
 pub mod stream_v1;
 pub mod trace;
-mod untrusted_json;
+pub mod untrusted_json;
 pub mod watch;

@@ -172,22 +172,27 @@ pub struct JobSpec {
     pub trace: Option<TraceContext>,
 }
 
-/// A segment of a video job.
+/// A segment of a video job. The worker refuses the job ([`JobFailure::Refused`]) where this does not fit the format or what
+/// the engine gives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VideoPart {
-    /// The size of the pictures that are encoded, in pixels, even numbers: the middle of the format's pictures. The state has
-    /// the whole ones.
+    /// The size of the pictures that are encoded, in pixels: even numbers from 64 to those of the format. The pictures are the
+    /// middle of the format's, from the column `(format.width - width) / 2` and the row `(format.height - height) / 2` on, both
+    /// rounded down to even numbers. The state has the whole ones.
     pub width: u32,
     pub height: u32,
     /// The number of frames that are encoded, from the first one on: from 1 to what the engine gives. The state is taken so
     /// that it ends with the last of them, sound included.
     pub frames: u32,
-    /// The frames of which there is a tile in the video's sheet, as positions among those that are encoded, ascending.
+    /// The frames of which there is a tile in the video's sheet, as positions among those that are encoded, each larger than
+    /// the one before. With those of [`Self::sheet_after`] there are at most [`MAX_TILES`].
     pub tiles: Vec<u32>,
-    /// The frame that the video's thumbnail shows, at most 640 pixels on its longer side, if it is one of this segment's.
+    /// The frame that the video's thumbnail shows, as a position among those that are encoded, if it is one of this
+    /// segment's.
     pub thumbnail: Option<u32>,
-    /// The tiles of the segments before, RGB uint8 `[count, height, width, 3]` of the size that [`tile_size`] gives, where the
-    /// worker is to make the sheet: of these and then of its own.
+    /// The tiles of the segments before, RGB uint8 `[count, height, width, 3]` of the size that [`tile_size`] gives for
+    /// the pictures that are encoded, where the worker is to make the sheet: of these and then of its own. Those of a video of
+    /// one segment are empty.
     pub sheet_after: Option<Bytes>,
 }
 
@@ -207,14 +212,16 @@ pub fn tile_size(width: u32, height: u32) -> (u32, u32) {
     (TILE_WIDTH, height.clamp(2, 640))
 }
 
-/// The pictures of a segment of a video job.
+/// The pictures of a segment of a video job. Those that were not asked for or could not be made are missing, which costs the
+/// segment nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VideoPictures {
-    /// The segment's own tiles, as in [`VideoPart::sheet_after`].
+    /// The segment's own tiles, as in [`VideoPart::sheet_after`]: all that were asked for, or none.
     pub tiles: Bytes,
-    /// A JPEG picture.
+    /// A JPEG picture, at most 640 pixels on its longer side and not larger than the frame.
     pub thumbnail: Option<Bytes>,
-    /// The sheet, a JPEG picture of [`SHEET_COLUMNS`] columns.
+    /// The sheet, a JPEG picture of [`SHEET_COLUMNS`] columns of tiles and as many rows as they need. The rest of the last row
+    /// is black.
     pub sheet: Option<Bytes>,
 }
 

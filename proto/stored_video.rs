@@ -56,12 +56,16 @@ pub struct StoredVideo {
     /// The header of the last segment's state, encoded by [`crate::state::StateHeader::encode`]. The state's blob is the
     /// record's blob of that kind.
     pub state: Option<Vec<u8>>,
-    /// The tiles of the segments that are there, RGB uint8 `[count, height, width, 3]`; none once the sheet is made.
+    /// The tiles of the frames that are there, RGB uint8 `[count, height, width, 3]`.
     pub tiles: Option<StoredFile>,
     /// A JPEG picture.
     pub thumbnail: Option<StoredFile>,
     /// All tiles in one JPEG picture.
     pub spritesheet: Option<StoredFile>,
+    /// The size of the finished video.
+    pub bytes: Option<u64>,
+    /// Whether its segments were made again once, since the encoder had changed meanwhile.
+    pub is_remade: bool,
     /// How often a server has begun a segment without one being finished since. It tells a job that may be what ends its
     /// servers.
     pub starts: u32,
@@ -161,7 +165,7 @@ impl VideoPlan {
 
     /// Returns the number of frames of the whole video.
     pub fn frames(&self) -> u64 {
-        self.extended_frames + self.own_frames()
+        self.extended_frames.saturating_add(self.own_frames())
     }
 
     /// Returns the format in which a segment is made.
@@ -187,6 +191,17 @@ impl StoredVideo {
     pub fn segments_done(&self) -> u32 {
         let all = u32::try_from(self.film.len()).unwrap_or(u32::MAX);
         all.saturating_sub(self.extended_segments)
+    }
+
+    /// Returns the number of frames that are there, those of the video that this one extends included.
+    pub fn frames_done(&self) -> u64 {
+        let done = self
+            .plan
+            .segments
+            .iter()
+            .take(self.segments_done() as usize);
+        let own: u64 = done.map(|segment| u64::from(segment.frames)).sum();
+        self.plan.extended_frames.saturating_add(own)
     }
 
     /// Encodes the job in its envelope.
@@ -270,6 +285,8 @@ mod tests {
             tiles: None,
             thumbnail: None,
             spritesheet: None,
+            bytes: Some(7),
+            is_remade: true,
             starts: 1,
             is_cancelled: false,
             remixed_from: Some(VideoId::after(None, 1, 1)),

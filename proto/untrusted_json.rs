@@ -1,7 +1,7 @@
 //! Readers of JSON from clients that take memory in proportion to the text, whatever it holds.
 //!
 //! A [`Value`] costs up to a hundred times its text: `{"":0},` is seven bytes, and a map with a key and a number in
-//! memory. The functions here are for `#[serde(deserialize_with)]`.
+//! memory. The functions here are for `#[serde(deserialize_with)]`, except for [`named_once`].
 
 use std::fmt;
 
@@ -13,32 +13,38 @@ use serde_json::{Map, Number, Value};
 const MAX_VALUES: usize = 256 << 10;
 /// Limit on the length of a list of prompts. Sessions accept fewer; this only bounds what is kept until they look.
 const MAX_PROMPTS: usize = 4096;
+/// The most characters of a name that an error shows.
+const MAX_SHOWN_CHARS: usize = 64;
 /// The fields of an initial image; all other ones are skipped.
 const IMAGE_FIELDS: [&str; 3] = ["mime", "name", "data"];
+
+/// Reads a text that is one object of at most `max_values` values, nested ones included, in which no object has two values of
+/// one name.
+///
+/// # Errors
+/// Returns an error when the text is something else.
+pub fn named_once(text: &[u8], max_values: usize) -> Result<Map<String, Value>, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let tree = Tree {
+        left: &mut { max_values },
+        max_values,
+        may_repeat: false,
+    };
+    let object = deserializer.deserialize_map(Object(tree))?;
+    deserializer.end()?;
+    Ok(object)
+}
 
 /// Reads an object of anything with a limited number of values.
 pub(crate) fn object<'de, D>(deserializer: D) -> Result<Map<String, Value>, D::Error>
 where
     D: Deserializer<'de>,
 {
-    struct Object;
-
-    impl<'de> Visitor<'de> for Object {
-        type Value = Map<String, Value>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a map")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-            Tree {
-                left: &mut { MAX_VALUES },
-            }
-            .map(map)
-        }
-    }
-
-    deserializer.deserialize_map(Object)
+    deserializer.deserialize_map(Object(Tree {
+        left: &mut { MAX_VALUES },
+        max_values: MAX_VALUES,
+        may_repeat: true,
+    }))
 }
 
 /// Reads `{mime, name, data}` or null. Fields with other names are skipped, but for one with the value null, so that an
@@ -183,14 +189,35 @@ impl<'de> Visitor<'de> for Scalar {
     }
 }
 
+/// Reads an object, and nothing else, as [`Tree`] does.
+struct Object<'a>(Tree<'a>);
+
+impl<'de> Visitor<'de> for Object<'_> {
+    type Value = Map<String, Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        self.0.map(map)
+    }
+}
+
 /// Reads any value and counts down the values that are left.
 struct Tree<'a> {
     left: &'a mut usize,
+    max_values: usize,
+    /// Whether an object may have several values of one name, of which the last one counts.
+    may_repeat: bool,
 }
 
 impl Tree<'_> {
     fn reborrow(&mut self) -> Tree<'_> {
-        Tree { left: self.left }
+        Tree {
+            left: self.left,
+            ..*self
+        }
     }
 
     /// Takes note of one more value.
@@ -200,14 +227,21 @@ impl Tree<'_> {
                 *self.left = left;
                 Ok(())
             }
-            None => Err(E::custom(format_args!("more than {MAX_VALUES} values"))),
+            None => {
+                let max_values = self.max_values;
+                Err(E::custom(format_args!("more than {max_values} values")))
+            }
         }
     }
 
     fn map<'de, A: MapAccess<'de>>(mut self, mut map: A) -> Result<Map<String, Value>, A::Error> {
         let mut object = Map::new();
-        while let Some(key) = map.next_key()? {
+        while let Some(key) = map.next_key::<String>()? {
             self.count()?;
+            if !self.may_repeat && object.contains_key(&key) {
+                let name: String = key.chars().take(MAX_SHOWN_CHARS).collect();
+                return Err(A::Error::custom(format_args!("{name:?} is there twice")));
+            }
             let value = map.next_value_seed(self.reborrow())?;
             object.insert(key, value);
         }
@@ -282,6 +316,31 @@ mod tests {
             r#"{"":0},"#.repeat(MAX_VALUES)
         );
         assert!(read(&maps).is_err());
+    }
+
+    #[test]
+    fn an_object_whose_names_are_there_once_is_read_within_its_limit() {
+        let read = |text: &str| {
+            let object = named_once(text.as_bytes(), 3);
+            object.map_err(|error| error.to_string())
+        };
+        let value = json!({"a": [1], "b": null});
+        assert_eq!(Value::Object(read(&value.to_string()).unwrap()), value);
+        assert_eq!(read(" {} ").unwrap(), Map::new());
+        for (text, expected) in [
+            (r#"{"a":1,"a":2}"#, "\"a\" is there twice"),
+            (r#"{"a":{"b":1,"b":2}}"#, "\"b\" is there twice"),
+            (r#"{"a":1,"b":2,"c":3,"d":4}"#, "more than 3 values"),
+            (r#"{"a":[[],[],[]]}"#, "more than 3 values"),
+            ("{} {}", "trailing characters"),
+            ("[]", "invalid type: sequence, expected a map"),
+            ("", "EOF while parsing a value"),
+        ] {
+            let refused = read(text).unwrap_err();
+            assert!(refused.starts_with(expected), "{text}: {refused}");
+        }
+        let deep = format!(r#"{{"a":{}"#, "[".repeat(1000));
+        assert!(read(&deep).is_err());
     }
 
     #[test]

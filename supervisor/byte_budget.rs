@@ -70,6 +70,12 @@ impl ByteBudget {
         self.0.given_back.notify_waiters();
     }
 
+    /// Returns the most bytes that a client can have.
+    pub(crate) fn largest(&self) -> u64 {
+        let limits = self.0.lock().limits;
+        limits.total.min(limits.per_address)
+    }
+
     /// Takes bytes for a client; waits for them if need be.
     ///
     /// # Cancel safety
@@ -177,6 +183,7 @@ mod tests {
     async fn a_client_may_have_its_part_and_all_together_no_more_than_there_is() {
         let budget = budget();
         let take = async |n, bytes| budget.take(client(n), bytes, PATIENCE).await;
+        assert_eq!(budget.largest(), 60);
         let first = take(1, 60).await.unwrap();
         assert_eq!(take(1, 1).await.unwrap_err(), Exhausted);
         let _second = take(2, 40).await.unwrap();

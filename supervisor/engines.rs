@@ -40,6 +40,8 @@ pub struct Engine {
     pub previews: bool,
     /// What pictures and segments the model makes.
     pub shapes: Shapes,
+    /// The number of steps that follow the denoise steps of a request, as far as it is known before a model is loaded.
+    pub refine_steps: u32,
     /// What clients of video jobs call the model where the operator gives it no name; never a path of this machine.
     pub model_name: String,
 }
@@ -51,6 +53,8 @@ pub struct Shapes {
     pub cell: u32,
     /// A segment has one frame more than a multiple of this.
     pub frame_step: u32,
+    /// The least frames of a segment.
+    pub min_frames: u32,
 }
 
 impl Shapes {
@@ -58,6 +62,7 @@ impl Shapes {
     pub const ANY: Self = Self {
         cell: 2,
         frame_step: 1,
+        min_frames: 1,
     };
 
     /// Returns the smallest size that the model makes and that this one fits into.
@@ -68,9 +73,8 @@ impl Shapes {
 
     /// Returns the smallest number of frames, at least `frames`, that a segment may have.
     pub fn made_frames(&self, frames: u32) -> u32 {
-        1 + frames
-            .saturating_sub(1)
-            .next_multiple_of(self.frame_step.max(1))
+        let frames = frames.max(self.min_frames).max(1);
+        1 + (frames - 1).next_multiple_of(self.frame_step.max(1))
     }
 }
 

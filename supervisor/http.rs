@@ -1,7 +1,7 @@
 //! The HTTP server: WebSocket sessions, films, health, status, operators' requests, and the built-in page.
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
-//! spectators, `film` serves what was recorded, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests, and
+//! spectators, `film` serves what was recorded, `videos` are video jobs, `file` serves what is stored, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests, and
 //! `openapi` describes all routes. `parts` are what a reload gives another configuration. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
@@ -10,7 +10,7 @@
 use std::io;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use fastvideo_proto::api::probes::Readiness;
 use tokio::net::TcpListener;
@@ -29,6 +29,7 @@ use crate::turns::Turns;
 
 mod app;
 pub mod config;
+mod file;
 mod film;
 pub mod fleet;
 pub(crate) mod openapi;
@@ -37,6 +38,7 @@ mod parts;
 mod status;
 mod store_error;
 mod stream;
+mod videos;
 mod watch;
 
 /// Accepts connections until the returned future is dropped. The connections end with `Ingress::stopping`. With `admin`,
@@ -78,6 +80,7 @@ fn for_clients(app: &App) -> Router<App> {
         .route("/v1/router", get(fleet::control))
         .route("/v1/router/session", get(fleet::session))
         .merge(film::routes(app))
+        .merge(videos::routes(app))
         .merge(issue::routes(&app.guard()))
         .merge(page::routes())
 }
@@ -98,6 +101,7 @@ fn complete(routes: Router<App>, hosts: &Hosts, app: &App) -> Router {
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.guard(), guard::guard))
         .layer(from_fn_with_state(hosts.clone(), hosts::guard))
+        .layer(from_fn(videos::in_openai_form))
         .layer(from_fn_with_state(
             app.http_metrics.clone(),
             metrics::measure,

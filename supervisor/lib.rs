@@ -31,6 +31,7 @@ use crate::tasks::BackgroundTasks;
 use crate::tls::metrics::TlsGauges;
 use crate::traces::Traces;
 use crate::turns::Turns;
+use crate::video::Videos;
 
 pub use crate::process_metrics::LogLines;
 pub use crate::reload::{Commit, Layers, LogControl, Source};
@@ -189,6 +190,7 @@ pub async fn serve(
 struct Server {
     grace: Current<Duration>,
     pool: Pool,
+    videos: Videos,
     store: SessionStore,
     logs: Logs,
     traces: Traces,
@@ -271,6 +273,7 @@ impl Server {
         log_lines.register(&mut metrics);
         logs.register(metrics.product());
         let runtime_lag = RuntimeLag::register(&mut metrics);
+        let encoder = config.pool.encoder.clone();
         let pool = Pool::start(config.pool, &turns);
         pool.register_metrics(metrics.product());
         store.register_metrics(metrics.product());
@@ -280,10 +283,18 @@ impl Server {
         metrics.product().register_collector(certificate);
         let writes = TaskTracker::new();
         let grace = Current::new(config.grace);
+        let videos = Videos::new(video::Parts {
+            config: Current::new(config.video),
+            encoder,
+            pool: pool.clone(),
+            prompts: prompts.clone(),
+            store: store.clone(),
+            drain: drain_seen.clone(),
+            writes: writes.clone(),
+        });
         let app = http::App::new(
             config.http,
-            address.ip(),
-            admin_address.map(|admin| admin.ip()),
+            (address.ip(), admin_address.map(|admin| admin.ip())),
             most_connections,
             Context {
                 broadcasts: Broadcasts::new(config.session.limits.spectators),
@@ -297,6 +308,7 @@ impl Server {
                 traces: traces.clone(),
                 writes: writes.clone(),
             },
+            videos.clone(),
             metrics,
             Reloading {
                 source,
@@ -314,6 +326,11 @@ impl Server {
         let upkeep = Upkeep::new(store.clone());
         tasks.spawn("store upkeep", async {
             upkeep.run().await;
+            Ok(())
+        });
+        let jobs = videos.clone();
+        tasks.spawn("video jobs", async {
+            jobs.run().await;
             Ok(())
         });
         tasks.spawn("reload", async {
@@ -353,6 +370,7 @@ impl Server {
             announcement,
             grace,
             pool,
+            videos,
             store,
             logs,
             traces,
@@ -400,8 +418,8 @@ impl Server {
         }
     }
 
-    /// Tells sessions that the server goes away, lets running segments finish within the grace period, and waits until
-    /// the connections are closed.
+    /// Tells sessions and video jobs that the server goes away, lets running segments finish within the grace period, and
+    /// waits until the connections are closed and no job runs.
     async fn drain(&mut self, signals: &mut StopSignals) -> Result<(), CutShort> {
         let grace = *self.grace.get();
         tracing::info!(grace_s = grace.as_secs(), "draining");
@@ -409,8 +427,9 @@ impl Server {
         let deadline = Instant::now() + grace;
         self.drain.send_replace(Drain::Until(deadline));
         self.connections.close();
+        let idle = async { tokio::join!(self.connections.wait(), self.videos.drained()) };
         tokio::select! {
-            _ = timeout_at(deadline + FAREWELL, self.connections.wait()) => Ok(()),
+            _ = timeout_at(deadline + FAREWELL, idle) => Ok(()),
             () = signals.next() => Err(CutShort::SecondSignal),
             error = self.tasks.failed() => Err(CutShort::TaskFailed(error)),
         }
@@ -426,7 +445,8 @@ impl Server {
         self.drain.send_replace(Drain::Until(Instant::now()));
         self.connections.close();
         self.pool.stop_now();
-        let _ = timeout(HURRIED_FAREWELL, self.connections.wait()).await;
+        let idle = async { tokio::join!(self.connections.wait(), self.videos.drained()) };
+        let _ = timeout(HURRIED_FAREWELL, idle).await;
     }
 
     /// Asks the workers to leave, then finishes all pending writes and ends the rest. Session states, the store's
@@ -540,12 +560,15 @@ mod tests {
             },
             new_frames: 8,
             shapes: Shapes::ANY,
+            refine_steps: 0,
             model_name: String::new(),
             encoder: EncoderSpec::default(),
             warmup: None,
             warmup_is_typical: false,
             sessions_per_gpu: 1,
             keep_up: false,
+            reserved_gpus: 0,
+            yield_pause: Duration::ZERO,
             recycle: pool::Recycle::default(),
             boot_timeout: SECOND,
             connect_timeout: SECOND,
@@ -576,13 +599,17 @@ mod tests {
             },
         };
         let (drain, drain_seen) = watch::channel(Drain::No);
+        let pool = Pool::start(pool, &Turns::new(None));
+        let store = SessionStore::open(store).await.unwrap();
+        let writes = TaskTracker::new();
         let server = Server {
             grace: Current::new(60 * SECOND),
-            pool: Pool::start(pool, &Turns::new(None)),
-            store: SessionStore::open(store).await.unwrap(),
+            videos: video::testing::videos(&pool, &store, &drain_seen, &writes),
+            pool,
+            store,
             logs: Logs::open(None),
             traces: Traces::default(),
-            writes: TaskTracker::new(),
+            writes,
             connections: TaskTracker::new(),
             requests: TaskTracker::new(),
             requests_end: CancellationToken::new(),

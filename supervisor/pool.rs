@@ -1,4 +1,5 @@
-//! Worker processes, one per GPU: the pool starts, watches and restarts them, and binds sessions to them.
+//! Worker processes, one per GPU: the pool starts, watches and restarts them, binds sessions to them, and gives the time that
+//! these leave to video jobs.
 //!
 //! - `worker` is the task that manages one GPU. `boot` makes a process ready, `serving` is the state machine of a process
 //!   that serves, `renewal` replaces it by a standby, `shutdown` is the way out.
@@ -7,8 +8,8 @@
 //! - `lifecycle` has the states of a worker, `restart` the restart policy, `event` has an event for each change, `status` the
 //!   state that operators see, `control` the requests of operators and of the shutdown, `context` what the tasks of one
 //!   GPU share.
-//! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`, and `queue` has those that wait. `job` is one job between a session
-//!   and a worker, `adapters` those that are loaded while workers serve, `step_snapshot` what its next attempt goes on from. `rolling_median` estimates how long steps and segments take.
+//! - `assignments` binds sessions to workers, behind the lock of `shared_assignments`, and `queue` has those that wait;
+//!   `assignments::videos` has the segments of video jobs. `job` is one job between a session or a video job and a worker, `adapters` those that are loaded while workers serve, `step_snapshot` what its next attempt goes on from. `rolling_median` estimates how long steps and segments take.
 //!
 //! Only this module creates processes. It does not know about clients, and treats a continuation state as opaque bytes.
 
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use fastvideo_proto::adapter::Adapter;
 use fastvideo_proto::api::workers::NewAdapter;
-use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
+use fastvideo_proto::ids::{GpuId, JobId, SessionId, VideoId, WorkerId};
 use fastvideo_proto::link::JobSpec;
 use futures_util::FutureExt;
 use prometheus_client::registry::Registry;
@@ -131,6 +132,16 @@ pub struct Binding {
     demand: watch::Receiver<Option<Instant>>,
     /// How long the session's place is kept when this is dropped.
     hold: Duration,
+    pool: Pool,
+}
+
+/// A video job's membership in the pool: its segments run on any worker, in the time that viewers leave. It has no seat, and
+/// counts neither as a session nor as demand. Dropping it takes a waiting segment back, cancels a running one, and lets the
+/// worker forget the job's state.
+#[derive(Debug)]
+pub struct VideoAsker {
+    /// The name of the job on the link to workers.
+    name: SessionId,
     pool: Pool,
 }
 
@@ -270,6 +281,16 @@ impl Pool {
         }
     }
 
+    /// Adds a video job to the pool, in which there is one asker for each at most.
+    pub fn video_asker(&self, id: VideoId) -> VideoAsker {
+        let name = id.as_session();
+        self.assignments().add_video(name.clone());
+        VideoAsker {
+            name,
+            pool: self.clone(),
+        }
+    }
+
     /// Returns whether a session that joins now is bound at once.
     pub fn has_place_for(&self, session: &SessionId) -> bool {
         self.assignments().has_place_for(session)
@@ -290,6 +311,7 @@ impl Pool {
             workers: workers.collect(),
             queue_depth: assignments.queue_depth(),
             room: assignments.room(),
+            preemptions: (self.shared.metrics).preemptions(self.shared.slots.iter().map(|s| s.gpu)),
             warmup_enabled: config.warmup.is_some(),
         }
     }
@@ -604,6 +626,13 @@ impl Binding {
         assignments.choose_adapters(&self.session, names.collect())
     }
 
+    /// Tells the pool when the session's viewer runs out of video; `None`: it does not, as far as is known. Until then the
+    /// worker begins no segment of a video job that would not be done by that time.
+    pub fn viewer_lasts_until(&self, until: Option<Instant>) {
+        let mut assignments = self.pool.assignments();
+        assignments.set_viewer_lasts_until(&self.session, until);
+    }
+
     /// Submits a job to the worker that the session is bound to. The worker serves its sessions by earliest deadline
     /// first: `due` is the time when the session's viewer runs out of video. The pool chooses the job's id, and whether
     /// the state that the job starts from is sent along or already held by the worker. `snapshot` is that of an earlier
@@ -624,12 +653,36 @@ impl Binding {
         let Some(slot) = assignments.slot_of(worker, &self.session) else {
             return Err(Moved(worker.clone()));
         };
-        let notify = self.pool.shared.slots[slot].notify.clone();
-        let (handle, job) = job::pair(spec, start, snapshot, due, notify.clone());
+        let (handle, job) = job::pair(spec, start, snapshot, Some(due));
         assignments.submit(slot, job);
-        drop(assignments);
-        notify.notify_one();
         Ok(handle)
+    }
+}
+
+impl VideoAsker {
+    /// Submits a segment of the video job, one at a time: it waits for any worker, behind those of older jobs. Each time that it
+    /// ends with [`JobEnd::Preempted`], [`JobEnd::TakenBack`] or [`JobEnd::WorkerLost`], it may be submitted again. The pool
+    /// chooses the job's id, its name on the link, and whether the state that it starts from is sent along or already held by
+    /// the worker. `snapshot` is that of an earlier attempt, which the job goes on from. Events of the job are logged in the
+    /// caller's span.
+    pub fn submit(
+        &self,
+        mut spec: JobSpec,
+        start: Option<StartState>,
+        snapshot: Option<StepSnapshot>,
+    ) -> JobHandle {
+        spec.job = self.pool.next_job_id();
+        spec.session = self.name.clone();
+        let (mut handle, job) = job::pair(spec, start, snapshot, None);
+        handle.wait_in(self.pool.shared.assignments.clone());
+        self.pool.assignments().submit_video_job(job);
+        handle
+    }
+}
+
+impl Drop for VideoAsker {
+    fn drop(&mut self) {
+        self.pool.assignments().remove_video(&self.name);
     }
 }
 
@@ -655,11 +708,13 @@ impl Drop for Binding {
     }
 }
 
-/// Returns how sessions share a GPU.
+/// Returns how sessions and video jobs share the GPUs.
 fn sharing(config: &Config) -> Sharing {
     Sharing {
         max_sessions: config.sessions_per_gpu,
         keep_up: (config.keep_up).then(|| config.segment_plays()),
+        reserved_gpus: config.reserved_gpus,
+        yield_pause: config.yield_pause,
     }
 }
 
@@ -676,3 +731,6 @@ async fn manage(context: WorkerContext, controls: Controls) {
         assignments.lock().vacate(slot, Absence::Lost);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
-//! Runs one segment over all its attempts: submitted to a worker, taken back, lost with a worker, retried, given up.
+//! Runs one segment over all its attempts: submitted to a worker, taken back, pre-empted, lost with a worker, retried, given
+//! up.
 //!
 //! [`SegmentRun`] is a state machine over the events of the jobs that make the segment. It does not depend on sessions
 //! or any other kind of caller: the caller feeds it the events of its job ([`SegmentRun::next_event`],
@@ -16,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastvideo_proto::ids::WorkerId;
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage};
-use fastvideo_proto::link::{JobSpec, Preview, VideoPictures};
+use fastvideo_proto::link::{Preview, VideoPictures};
 use fastvideo_proto::session_link::Digest;
 use fastvideo_proto::step_snapshot::StepPoint;
 use tokio::time::Instant;
@@ -26,7 +27,7 @@ pub(crate) use self::recorder::Recorder;
 pub(crate) use self::replay::RepeatedMedia;
 use self::replay::{Compared, Replay};
 use crate::causes::with_causes;
-use crate::pool::{Binding, JobEnd, JobEvent, JobHandle, Media, Moved, StartState, StepSnapshot};
+use crate::pool::{JobEnd, JobEvent, JobHandle, Media, StepSnapshot};
 use crate::store::State;
 
 mod recorder;
@@ -121,7 +122,8 @@ pub(crate) enum RunEvent {
         /// Whether the attempt is over, so that the caller has to submit the segment again. Otherwise it begins anew.
         is_over: bool,
     },
-    /// The worker has to leave, so the caller has to submit the segment again.
+    /// The worker has to leave, or has stopped the segment for one that a viewer waits for, so the caller has to submit it
+    /// again. The latter is not counted as an attempt.
     TakenBack {
         /// Whether the job was running.
         started: bool,
@@ -259,21 +261,16 @@ impl SegmentRun {
         self.job.is_none() && self.lost_with.as_ref() != Some(worker)
     }
 
-    /// Submits an attempt to the worker that the session of `binding` is bound to.
+    /// Submits an attempt: `submit` gives it to the pool, with the step snapshot that it goes on from.
     ///
     /// # Errors
-    /// Returns an error when the session was moved to another worker meanwhile.
-    pub(crate) fn submit(
+    /// Returns the error of `submit`; the segment then waits as before.
+    pub(crate) fn submit<E>(
         &mut self,
-        binding: &Binding,
-        worker: &WorkerId,
-        spec: JobSpec,
-        start: Option<StartState>,
-        due: Instant,
-    ) -> Result<(), Moved> {
+        submit: impl FnOnce(Option<StepSnapshot>) -> Result<JobHandle, E>,
+    ) -> Result<(), E> {
         let _in_span = self.span.enter();
-        let job = binding.submit(worker, spec, start, self.snapshot.clone(), due)?;
-        self.job = Some(job);
+        self.job = Some(submit(self.snapshot.clone())?);
         // It is with the job from now on, which drops it as soon as there is a newer one.
         self.snapshot = None;
         self.progressed = Instant::now();
@@ -409,10 +406,14 @@ impl SegmentRun {
                     RunEvent::Failed(RunFailure::Failed)
                 }
             },
-            JobEnd::TakenBack { .. } if self.cancelling => RunEvent::Cancelled,
+            JobEnd::TakenBack { .. } | JobEnd::Preempted if self.cancelling => RunEvent::Cancelled,
             JobEnd::TakenBack { started } => {
                 self.begin_again(started, SnapshotUse::Keep);
                 RunEvent::TakenBack { started }
+            }
+            JobEnd::Preempted => {
+                self.begin_again(false, SnapshotUse::Keep);
+                RunEvent::TakenBack { started: true }
             }
             JobEnd::WorkerLost {
                 worker,

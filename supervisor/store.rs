@@ -10,6 +10,9 @@
 //! crashes leave. `restoring` writes sessions anew when the store has lost data, of which `losses` keeps account; `health`
 //! tells whether it works, and `metrics` measures every operation. `pending_cleanup` keeps the tasks that must be done but cannot wait for the store.
 //!
+//! Video jobs are records of another kind, each held by a `video_lease` while a server runs it. `videos` has the
+//! operations on them; how long they are kept is up to who calls it.
+//!
 //! `export` turns a state into its public form and back; nothing else here looks into frames or latents. `exchange`
 //! does so with the store's blobs.
 
@@ -25,6 +28,8 @@ mod health;
 pub mod ids;
 pub mod lease;
 mod leased_session;
+mod leased_video;
+mod leases;
 mod lend;
 mod losses;
 mod metrics;
@@ -39,6 +44,8 @@ mod state;
 mod tests;
 mod unwritten;
 pub mod upkeep;
+mod video_lease;
+pub mod videos;
 mod writer;
 
 pub use chunks::Chunks;
@@ -48,7 +55,11 @@ pub use film::{Film, FilmView, RecordedSegment, Recording};
 pub use handle::SessionStore;
 pub use health::{Condition, StoreStatus};
 pub use lease::{Lease, LeaseWriter};
+pub use leased_video::VideoChange;
+pub use records::{Order, VideoPage};
 pub use saved_session::{Progress, ResumeToken, SavedSession};
 pub use sessions::ResumeError;
 pub use state::State;
 pub use upkeep::Upkeep;
+pub use video_lease::{VideoError, VideoLease};
+pub use videos::{NewBlob, SurveyedVideo, VideoList, VideoRecord};

@@ -1,7 +1,33 @@
 //! Video jobs: whole videos that are made without a viewer, and kept until they are fetched.
+//!
+//! A job makes segments as a session does, and is none: it has no client, no seat at a worker and no prompts but its own.
+//!
+//! - `library` lets jobs run and `known` has what it knows of them, `queue` says in which order; `create` takes a job in.
+//! - `job` runs one: `plan` says of which segments it consists, `record_writer` writes its record, `record` the end of it,
+//!   `failure` why it has failed; `live` is what clients see of it meanwhile, with its `progress`.
+//!
+//! What is written before it is told: the job when it is taken in, that a segment is begun, that it is finished, and the
+//! job's end. So a server that is killed goes on with its jobs when it is started again.
 
 pub mod config;
+mod create;
+mod failure;
+mod job;
+mod known;
+mod library;
+mod live;
 mod plan;
+mod progress;
 mod queue;
+mod record;
+mod record_writer;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use config::Config;
+pub(crate) use create::{Claim, Created, NewVideo, NotCreated, Source};
+pub(crate) use library::Parts;
+pub use library::Videos;
+pub(crate) use live::{Live, Phase};

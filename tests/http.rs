@@ -249,11 +249,18 @@ pub(crate) async fn described_refusals(server: &Server) -> Vec<(u16, String)> {
                 if operation.is_object() {
                     let described = &operation["responses"][status.to_string()];
                     let schema = &described["content"]["application/json"]["schema"]["$ref"];
-                    assert_eq!(schema, "#/components/schemas/ErrorBody", "{what}: {status}");
+                    let expected =
+                        match path.starts_with("/v1/videos") || path.starts_with("/v1/models") {
+                            true => "#/components/schemas/OpenAiErrorBody",
+                            false => "#/components/schemas/ErrorBody",
+                        };
+                    assert_eq!(schema, expected, "{what}: {status}");
                 } else {
                     let expected = match path.as_str() {
                         "/nowhere" => (404, "not_found"),
                         _ if code == "other_site" => (403, "other_site"),
+                        // None of the ids is one of a video.
+                        "/v1/videos/{id}" => (404, "video_not_found"),
                         _ => (405, "method_not_allowed"),
                     };
                     assert_eq!((status, code.as_str()), expected, "{what}");
@@ -378,6 +385,8 @@ async fn the_openapi_document_describes_every_route() {
         "/status",
         "/v1/drain",
         "/v1/log-level",
+        "/v1/models",
+        "/v1/models/{model}",
         "/v1/prompts/reload",
         "/v1/reload",
         "/v1/sessions",
@@ -392,6 +401,14 @@ async fn the_openapi_document_describes_every_route() {
         "/v1/sessions/{id}/state",
         "/v1/stream",
         "/v1/tickets",
+        "/v1/videos",
+        "/v1/videos/edits",
+        "/v1/videos/extensions",
+        "/v1/videos/sync",
+        "/v1/videos/{id}",
+        "/v1/videos/{id}/cancel",
+        "/v1/videos/{id}/content",
+        "/v1/videos/{id}/remix",
         "/v1/watch",
         "/v1/workers/loras",
         "/v1/workers/loras/{name}",

@@ -61,4 +61,5 @@ mod step_snapshots;
 mod strangers;
 mod tls;
 mod traces;
+mod videos;
 mod watch;

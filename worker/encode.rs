@@ -9,7 +9,8 @@
 //! - `sound_meter`: checks that the sound keeps pace with the frames.
 //! - `fmp4`: one segment as fragmented MP4, with `h264` for the frames and `aac` for the sound.
 //! - `jpeg`: one segment as JPEG pictures.
-//! - `thumbnail`: one frame of a segment as a small JPEG picture, and previews.
+//! - `crop`: the middle of a frame.
+//! - `thumbnail`: one frame of a segment as a small JPEG picture, and previews; `sheet`: many frames in one picture.
 //! - `av`: libav as safe types; the only unsafe code here.
 //! - `bench`: measures the cost of encoding on this machine.
 //!
@@ -18,6 +19,7 @@
 mod aac;
 mod av;
 pub(crate) mod bench;
+mod crop;
 mod encoder;
 mod error;
 mod fmp4;
@@ -25,13 +27,16 @@ mod h264;
 mod jpeg;
 mod media;
 mod params;
+mod sheet;
 mod sound_meter;
 #[cfg(test)]
 mod tests;
 mod thumbnail;
 
+pub(crate) use crop::Crop;
 pub(crate) use encoder::Encoder;
 pub(crate) use error::EncodeError;
 pub(crate) use media::Media;
 pub(crate) use params::EncodeParams;
-pub(crate) use thumbnail::{preview, thumbnail, thumbnail_frame};
+pub(crate) use sheet::{sheet, tile};
+pub(crate) use thumbnail::{preview, thumbnail, thumbnail_frame, video_thumbnail};

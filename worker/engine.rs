@@ -7,6 +7,7 @@
 //! - `ltx2`, `ltx2_options`, `ltx2_loras`, `ltx2_snapshot`, `ltx2_state`: LTX-2.0 and LTX-2.3 on libtorch.
 //! - `initial_image`: reads a session's initial image.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,8 +48,8 @@ pub(crate) trait Engine {
     /// Returns an error when [`Self::load`] would fail because of the model.
     fn check(&self) -> Result<ModelCheck, EngineError>;
 
-    /// Returns the number of frames that the segment will have. It is smaller than the format's when the segment begins
-    /// with frames of the one before.
+    /// Returns the number of frames that the segment will have, those behind the cut included. It is smaller than the
+    /// format's when the segment begins with frames of the one before.
     fn frames(&self, request: &GenerateRequest<'_>) -> u32 {
         request.format.num_frames
     }
@@ -74,6 +75,9 @@ pub(crate) trait Engine {
 
     /// Generates one segment: reports steps, passes out frames in order with their sound, and returns the state that
     /// the next segment continues from. The result depends on the request alone.
+    ///
+    /// The last [`GenerateRequest::cut_frames`] frames may be left out. The state ends at the cut in any case: it is the one of
+    /// a segment that ended there.
     ///
     /// A request with a step snapshot gives the same frames, sound and state as one without; only the steps up to the
     /// snapshot's are left out.
@@ -127,6 +131,8 @@ pub(crate) struct GenerateRequest<'a> {
     /// The adapters that act on the segment.
     pub(crate) adapters: &'a [Adapter],
     pub(crate) format: VideoFormat,
+    /// The number of frames behind the cut, at the segment's end, that nobody will see; at least one frame is before it.
+    pub(crate) cut_frames: u32,
     /// The image that the first segment starts from: a PNG file that the supervisor wrote from decoded pixels.
     pub(crate) initial_image: Option<&'a Path>,
     /// The state to continue from; its blob has been checked against its header.
@@ -181,10 +187,15 @@ pub(crate) struct NewState {
 /// Allocates zeroed memory for the blob of a new state.
 ///
 /// # Errors
-/// Returns [`EngineError::Failed`] when the host has no memory or no descriptor left.
+/// Returns [`EngineError::OutOfMemory`] when the host has no memory left, and [`EngineError::Failed`] when it has no
+/// descriptor left.
 fn state_memory(bytes: usize) -> Result<MemoryBuffer, EngineError> {
     MemoryBuffer::zeroed(bytes).map_err(|error| {
-        EngineError::Failed(format!("no memory for a state of {bytes} bytes: {error}"))
+        let message = format!("no memory for a state of {bytes} bytes: {error}");
+        match error.kind() {
+            ErrorKind::OutOfMemory => EngineError::OutOfMemory(message),
+            _ => EngineError::Failed(message),
+        }
     })
 }
 
@@ -233,6 +244,8 @@ pub(crate) trait Sink {
 
     /// Takes the next frame, RGB uint8 `[height, width, 3]`, and the sound since the one before, interleaved, -1 to 1.
     ///
+    /// Frames behind the request's cut, and sound behind it, are dropped.
+    ///
     /// Frame `n` comes with the samples up to [`AudioFormat::sample_at`]`(n + 1)` at least, counted from the segment's
     /// start. Sound may run ahead, up to the segment's end, and should by a few thousand samples: the AAC encoder looks
     /// ahead, and players want the first fragment to have both tracks. The buffer of a frame is reused once its last
@@ -258,6 +271,9 @@ pub(crate) enum EngineError {
     /// The engine cannot go on from the step snapshot; without it the request may succeed.
     #[error("{0}")]
     SnapshotRefused(String),
+    /// The segment takes more memory than the device or the host has; the worker can continue.
+    #[error("{0}")]
+    OutOfMemory(String),
     /// The segment failed; the worker can continue.
     #[error("{0}")]
     Failed(String),

@@ -51,6 +51,8 @@ enum FaultKind {
     Garbage,
     /// Make the engine report an error.
     Error,
+    /// Make the engine report that memory has run out.
+    Oom,
     Panic,
     /// Show a black picture in place of the frame.
     Blank,
@@ -133,7 +135,7 @@ impl Faults {
     /// Injects the fault that is armed for this point, if there is one. `job` is the running job.
     ///
     /// # Errors
-    /// Returns the engine's error when the fault is [`FaultKind::Error`].
+    /// Returns the engine's error when the fault is [`FaultKind::Error`] or [`FaultKind::Oom`].
     pub(crate) fn reach(
         &mut self,
         point: FaultPoint,
@@ -184,6 +186,9 @@ impl Faults {
                 Ok(())
             }
             FaultKind::Error => Err(EngineError::Failed("injected error".to_owned())),
+            FaultKind::Oom => Err(EngineError::OutOfMemory(
+                "injected lack of memory".to_owned(),
+            )),
             FaultKind::Panic => panic!("injected panic"),
             FaultKind::Blank => {
                 self.blank = true;

@@ -37,6 +37,7 @@ pub(crate) fn record(format: VideoFormat) -> Result<Footage, EngineError> {
         guidance_scale: 1.0,
         adapters: &[],
         format,
+        cut_frames: 0,
         initial_image: None,
         state: None,
         snapshot: None,

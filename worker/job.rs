@@ -13,7 +13,7 @@ use fastvideo_link::SharedMemory;
 use fastvideo_proto::adapter::AdapterSpec;
 use fastvideo_proto::ids::{JobId, SessionId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaMode, Phase, PhaseSpan, VideoFormat};
-use fastvideo_proto::link::{EncoderSpec, Event, JobReport, JobSpec, JobState};
+use fastvideo_proto::link::{EncoderSpec, Event, JobReport, JobSpec, JobState, VideoPictures};
 use fastvideo_proto::state::{StateHeader, blob_hash};
 
 use crate::encode::EncodeParams;
@@ -22,12 +22,13 @@ use crate::faults::Faults;
 use crate::gpu_memory::GpuMemory;
 use crate::held_states::{HeldStates, SharedState, StartStateError};
 use crate::link::EventSender;
-use crate::media::encoder_thread::{EncoderThread, MediaTarget};
+use crate::media::encoder_thread::{EncodeSegmentError, EncoderThread, MediaTarget, SegmentSpec};
 use crate::media::outbox::JobOutbox;
 use crate::sink::{EngineTiming, FailedSegment, JobSink};
 use crate::sound::AudioFormat;
 use crate::sound_tail::SoundTail;
 use crate::step_snapshot::{self, ModelIdentity, SharedSnapshot, SnapshotMaker};
+use crate::video_part;
 
 /// The outboxes of all unfinished jobs, for the thread that cancels jobs and gives them flow credit.
 pub(crate) type JobOutboxes = Arc<Mutex<HashMap<JobId, Arc<JobOutbox>>>>;
@@ -108,6 +109,7 @@ pub(crate) struct GeneratedSegment {
     pub(crate) blob: SharedMemory,
     pub(crate) frames: u32,
     thumbnail: Option<Vec<u8>>,
+    video: Option<Box<VideoPictures>>,
     /// The time from the call until the last frame was encoded.
     pub(crate) generation: Duration,
     timing: JobTiming,
@@ -221,7 +223,7 @@ impl JobLoop {
                     timing: segment.timing,
                     frames: segment.frames,
                     thumbnail: segment.thumbnail.map(Bytes::from),
-                    video: None,
+                    video: segment.video,
                 };
                 let state = SharedState {
                     header: segment.header,
@@ -246,8 +248,8 @@ impl JobLoop {
     /// Generates one segment. Its media have been passed to the target when this returns.
     ///
     /// # Errors
-    /// Returns the engine's error, or [`EngineError::Failed`] when the segment could not be encoded, with the phases until
-    /// then.
+    /// Returns the engine's error, [`EngineError::Refused`] when the segment cannot be the part of a video that it is to be,
+    /// or the reason why it could not be encoded, with the phases until then.
     pub(crate) fn generate(
         &mut self,
         spec: &JobSpec,
@@ -256,7 +258,7 @@ impl JobLoop {
         target: &MediaTarget,
     ) -> Result<GeneratedSegment, FailedSegment> {
         let started = Instant::now();
-        let request = GenerateRequest {
+        let mut request = GenerateRequest {
             segment_idx: spec.segment_idx,
             prompt: &spec.prompt,
             negative_prompt: spec.negative_prompt.as_deref(),
@@ -265,20 +267,29 @@ impl JobLoop {
             guidance_scale: spec.guidance_scale,
             adapters: &spec.adapters,
             format: spec.format,
+            cut_frames: 0,
             initial_image: spec.initial_image.as_deref(),
             state: start.state.as_ref().map(SharedState::as_engine_state),
             snapshot: (start.snapshot.as_ref()).map(SharedSnapshot::as_engine_snapshot),
         };
-        let format = VideoFormat {
+        let made = VideoFormat {
             num_frames: self.engine.frames(&request),
             ..spec.format
         };
-        let params = self.encode_params(format, spec.media_mode);
+        let shown = shown_format(spec, made)?;
+        request.cut_frames = made.num_frames - shown.num_frames;
         let sound_before = start.state.as_ref();
         let sound_before = sound_before.map(|state| SoundTail::read(&state.header));
-        let sound_before = sound_before.unwrap_or_default();
+        let segment = SegmentSpec {
+            params: self.encode_params(shown, spec.media_mode),
+            frame_size: (made.width, made.height),
+            start_frame: spec.start_frame,
+            sound_before: sound_before.unwrap_or_default(),
+            target: target.clone(),
+            video: spec.video.clone(),
+        };
         self.encoder
-            .begin(params, spec.start_frame, sound_before, target.clone())
+            .begin(segment)
             .map_err(|gone| failed(gone.to_string(), Vec::new()))?;
         let mut sink = JobSink::new(
             spec,
@@ -289,6 +300,9 @@ impl JobLoop {
             &mut self.faults,
             &self.events,
         );
+        if request.cut_frames > 0 {
+            sink.cut_behind(shown, self.audio);
+        }
         let generated = self.engine.generate(&request, &mut sink);
         let (state, timing) = match sink.end(generated) {
             Ok(ended) => ended,
@@ -309,7 +323,7 @@ impl JobLoop {
         phases.end();
         let encoded = match self.encoder.finish() {
             Ok(encoded) => encoded,
-            Err(error) => return Err(failed(error.to_string(), phases.finish())),
+            Err(error) => return Err(not_encoded(&error, phases.finish())),
         };
         if let Some(first_frame_us) = first_frame_us {
             phases.beside(Phase::Encode, first_frame_us);
@@ -328,6 +342,7 @@ impl JobLoop {
             blob,
             frames: encoded.frames,
             thumbnail: encoded.thumbnail,
+            video: encoded.video,
             generation: started.elapsed(),
             timing: JobTiming {
                 decode,
@@ -348,6 +363,32 @@ impl JobLoop {
     }
 }
 
+/// Returns the format of the frames that are encoded of a segment of the format `made`.
+///
+/// # Errors
+/// Returns [`EngineError::Refused`] when the segment cannot be the part of a video that it is to be.
+fn shown_format(spec: &JobSpec, made: VideoFormat) -> Result<VideoFormat, FailedSegment> {
+    let Some(part) = &spec.video else {
+        return Ok(made);
+    };
+    match video_part::check(part, made) {
+        Ok(()) => Ok(video_part::shown_format(part, made.fps)),
+        Err(bad) => Err(FailedSegment {
+            error: EngineError::Refused(bad.to_string()),
+            phases: Vec::new(),
+        }),
+    }
+}
+
+fn not_encoded(error: &EncodeSegmentError, phases: Vec<PhaseSpan>) -> FailedSegment {
+    let reason = error.to_string();
+    let error = match error.is_out_of_memory() {
+        true => EngineError::OutOfMemory(reason),
+        false => EngineError::Failed(reason),
+    };
+    FailedSegment { error, phases }
+}
+
 fn failed(reason: String, phases: Vec<PhaseSpan>) -> FailedSegment {
     FailedSegment {
         error: EngineError::Failed(reason),
@@ -362,6 +403,7 @@ fn failure(error: &EngineError) -> JobFailure {
         EngineError::Refused(_) => JobFailure::Refused,
         EngineError::StateIncompatible(_) => JobFailure::StateIncompatible,
         EngineError::SnapshotRefused(_) => JobFailure::SnapshotRefused,
+        EngineError::OutOfMemory(_) => JobFailure::OutOfMemory,
         EngineError::Failed(_) | EngineError::Broken(_) | EngineError::Unusable(_) => {
             JobFailure::Failed
         }

@@ -4,7 +4,8 @@
 //! - `run`: the process and its threads; `link`: its end of the link to the supervisor.
 //! - `check`: tries what `run` would need, for `fastvideo-supervisor check`.
 //! - `load`: loads the engine; `job`: the job loop; `held_states`: the states that the worker holds for sessions;
-//!   `step_snapshot`: the latents that a segment goes on from after its worker was lost.
+//!   `step_snapshot`: the latents that a segment goes on from after its worker was lost; `video_part`: what a video job
+//!   asks of a segment.
 //! - `engine`: the models; `sink`: receives the frames of a job.
 //! - `encode`: frames and sound to fragmented MP4; `media`: the encoder's thread, and a job's media on their way to the
 //!   link.
@@ -38,6 +39,7 @@ mod sound_tail;
 mod step_snapshot;
 #[cfg(feature = "torch")]
 mod tools;
+mod video_part;
 
 /// Generates and encodes video segments on one GPU. Started by fastvideo-supervisor, not by hand.
 #[derive(Debug, Parser)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::job::{Phase, PhaseSpan, Stage};
+use fastvideo_proto::job::{Phase, PhaseSpan, Stage, VideoFormat};
 use fastvideo_proto::link::{Event, JobSpec};
 use fastvideo_proto::step_snapshot::StepPoint;
 
@@ -12,6 +12,7 @@ use crate::faults::{FaultPoint, Faults, JobContext};
 use crate::link::EventSender;
 use crate::media::encoder_thread::{EncoderThread, MediaTarget};
 use crate::phases::{Phases, monotonic_us};
+use crate::sound::AudioFormat;
 use crate::step_snapshot::SnapshotMaker;
 
 /// Receives a segment from the engine.
@@ -23,6 +24,8 @@ pub(crate) struct JobSink<'a> {
     events: &'a EventSender,
     /// The number of frames received from the engine.
     frames: u32,
+    /// What is still passed on; `None`: everything is.
+    cut: Option<Cut>,
     /// When the last denoise or refine step was done.
     last_step: Instant,
     /// When the current step began.
@@ -35,6 +38,24 @@ pub(crate) struct JobSink<'a> {
     first_frame_us: Option<u64>,
     /// An injected failure. It stops the engine as a cancellation does.
     failure: Option<EngineError>,
+}
+
+/// The end of a segment, behind which frames and sound are dropped.
+#[derive(Debug)]
+struct Cut {
+    /// The number of frames before the cut.
+    frames: u32,
+    /// The number of samples before the cut that have not come yet, those of all channels.
+    samples_left: usize,
+}
+
+impl Cut {
+    /// Returns the part before the cut of the sound that came with a frame.
+    fn sound<'a>(&mut self, sound: &'a [f32]) -> &'a [f32] {
+        let kept = sound.len().min(self.samples_left);
+        self.samples_left -= kept;
+        &sound[..kept]
+    }
 }
 
 /// A segment that was not generated.
@@ -75,6 +96,7 @@ impl<'a> JobSink<'a> {
             faults,
             events,
             frames: 0,
+            cut: None,
             last_step: now,
             step_began: now,
             steps_done: after.map_or(0, |after| after.steps_done),
@@ -91,6 +113,18 @@ impl<'a> JobSink<'a> {
             Some(_) => {}
         }
         sink
+    }
+
+    /// Drops the frames and the sound that come behind the end of a segment of this format.
+    pub(crate) fn cut_behind(&mut self, format: VideoFormat, audio: Option<AudioFormat>) {
+        let samples = audio.map_or(0, |audio| {
+            let samples = audio.sample_at(format.num_frames.into(), format.fps);
+            samples.saturating_mul(audio.channels.into())
+        });
+        self.cut = Some(Cut {
+            frames: format.num_frames,
+            samples_left: usize::try_from(samples).unwrap_or(usize::MAX),
+        });
     }
 
     /// Ends the segment after the engine has passed in all of it. Returns where the time went, as far as the engine is
@@ -251,6 +285,11 @@ impl Sink for JobSink<'_> {
         if self.cancelled() {
             return Err(EngineError::Cancelled);
         }
+        let sound = match &mut self.cut {
+            Some(cut) if self.frames > cut.frames => return Ok(()),
+            Some(cut) => cut.sound(sound),
+            None => sound,
+        };
         let rgb = match self.faults.take_blank() {
             true => Arc::new(vec![0; rgb.len()]),
             false => rgb,

@@ -176,7 +176,8 @@ fn failed(error: impl std::error::Error) -> EngineError {
     EngineError::Failed(error.to_string())
 }
 
-/// Returns the hash of everything that the latents of a job depend on. `start` is the state that it continues from.
+/// Returns the hash of everything that the latents of a job depend on. `start` is the state that it continues from. What is
+/// kept of the segment as a part of a video is not among it.
 pub(crate) fn origin(
     model: &ModelIdentity,
     spec: &JobSpec,

@@ -1,1 +1,1 @@
-../../supervisor/session/init_image/picture.rs
+../../supervisor/init_image/picture.rs

@@ -40,11 +40,31 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<PromptStatus>,
     pub store: StoreStatus,
+    /// The video jobs; absent where none are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub videos: Option<VideosStatus>,
     /// The session log; null where none is kept.
     pub session_log: Option<SessionLogStatus>,
     /// How the last reload of the configuration went; absent before the first one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_reload: Option<LastReload>,
+}
+
+/// The video jobs, as far as this server knows; several servers may share them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VideosStatus {
+    /// Whether they outlive the server's process.
+    pub durable: bool,
+    /// Jobs that wait for their turn.
+    pub queued: usize,
+    pub running: usize,
+    pub completed: usize,
+    pub failed: usize,
+    /// The size of all that is stored of them.
+    pub stored_bytes: u64,
+    /// How often this server has stopped a segment of a job for one that a viewer waited for.
+    pub preemptions: u64,
 }
 
 /// The store of sessions and of their states.

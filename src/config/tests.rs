@@ -278,6 +278,20 @@ fn values_that_contradict_each_other_are_refused_together() {
 }
 
 #[test]
+fn no_more_gpus_are_reserved_for_video_jobs_than_there_are() {
+    let reserve = |count| {
+        let file = format!("streaming: {{pool: {{gpus: 2}}, videos: {{reserved_gpus: {count}}}}}");
+        load_file(&file)
+    };
+    assert_eq!(reserve(2).unwrap().config.pool.reserved_gpus, 2);
+    let errors = errors(reserve(3));
+    let expected =
+        "`streaming.videos.reserved_gpus` must be at most the number of GPUs, which is 2, given 3";
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert!(errors[0].contains(expected), "{}", errors[0]);
+}
+
+#[test]
 fn urls_of_the_store_are_checked_together() {
     let check = |flags: &[&str], expected: Result<&str, &str>| match (load_flags(flags), expected) {
         (Ok(loaded), Ok(place)) => {

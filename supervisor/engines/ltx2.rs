@@ -198,6 +198,13 @@ pub(super) fn read(reader: &mut Reader<'_>, model: &str) -> Engine {
                 _ => 2 * LATENT_PIXELS,
             },
             frame_step: LATENT_FRAMES,
+            // A segment hands these on to the next one.
+            min_frames: reader.get(&conditioning::NUM_FRAMES)
+                + reader.get(&conditioning::END_OFFSET),
+        },
+        refine_steps: match reader.get(&STAGES).as_str() {
+            "one" => 0,
+            _ => reader.get(&REFINE_STEPS),
         },
         model_name: model_name(model),
     }

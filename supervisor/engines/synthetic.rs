@@ -90,6 +90,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Engine {
         adapters_folder: None,
         previews: reader.get(&PREVIEW),
         shapes: Shapes::ANY,
+        refine_steps: 0,
         model_name: NAME.to_owned(),
     }
 }

@@ -21,6 +21,7 @@ use crate::reload::{Reloads, Source};
 use crate::service_manager::ServiceManager;
 use crate::session::{self, Context, Registry, RelayLatency};
 use crate::store::SessionStore;
+use crate::video::Videos;
 
 /// Where the server listens, whom it answers, and its limits on connections.
 #[derive(Clone, Debug)]
@@ -69,6 +70,7 @@ pub struct App {
     pub(crate) fleet: Fleet,
     pub(crate) reloads: Reloads,
     pub(super) context: Context,
+    pub(super) videos: Videos,
     pub(super) registry: Registry,
     pub(super) relay_latency: RelayLatency,
     pub(super) http_metrics: HttpMetrics,
@@ -85,10 +87,10 @@ impl App {
     /// `most_connections`. Registers its metrics, and those of sessions, beside those that `metrics` has.
     pub(crate) fn new(
         config: Config,
-        address: IpAddr,
-        admin: Option<IpAddr>,
+        (address, admin): (IpAddr, Option<IpAddr>),
         most_connections: usize,
         context: Context,
+        videos: Videos,
         mut metrics: Metrics,
         reloading: Reloading,
     ) -> Self {
@@ -112,6 +114,7 @@ impl App {
             ingress: ingress.clone(),
             admin_hosts: admin_hosts.clone(),
             context: context.clone(),
+            videos: videos.clone(),
             grace: reloading.grace,
         };
         let reloads = Reloads::new(reloading.source, Box::new(parts), reloading.service);
@@ -124,6 +127,7 @@ impl App {
             fleet,
             reloads,
             context,
+            videos,
             registry,
             relay_latency,
             http_metrics,

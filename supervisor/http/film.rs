@@ -1,9 +1,7 @@
 //! The film of a session: its document, its segments and thumbnails, the whole as one file, and an HLS playlist.
 //!
 //! `request` finds the film of a request whose token gives access to it. `document` and `playlist` describe the film;
-//! `growth` waits for more of it, and `parts` are what there is of a segment that is being made. `whole` lays it out as one file, and `download` names that. `answer` sends a file, of which `conditions` decides what a
-//! client wants, and `content` reads its bytes piece by piece while the client takes them. Reading a film is no activity
-//! of the session.
+//! `growth` waits for more of it, and `parts` are what there is of a segment that is being made. `super::file` sends them and lays out the whole, and `download` names that. Reading a film is no activity of the session.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,20 +23,17 @@ use fastvideo_proto::stored::StoredSegment;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::app::{App, AppState};
+use super::file::conditions::EntityTag;
+use super::file::content::Content;
+use super::file::whole::{self, no_video};
+use super::file::{File, IMMUTABLE, not_kept};
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::ValidQuery;
-use answer::{File, IMMUTABLE, not_kept};
-use conditions::EntityTag;
-use content::Content;
 use growth::Awaited;
 use parts::{PartName, no_part, number};
 use playlist::Listing;
 use request::FilmRequest;
-use whole::no_video;
 
-mod answer;
-mod conditions;
-mod content;
 pub(super) mod document;
 mod download;
 mod growth;
@@ -47,7 +42,6 @@ mod playlist;
 mod request;
 #[cfg(test)]
 mod tests;
-mod whole;
 
 /// How long the answer with a playlist waits for its first segment. hls.js gives up after 10 s.
 const FIRST_SEGMENT_PATIENCE: Duration = Duration::from_secs(8);

@@ -9,6 +9,7 @@ use super::app::App;
 use super::film;
 use super::operator::{adapters, prompts, sessions, workers};
 use super::status;
+use super::videos::routes as videos;
 use crate::auth::issue;
 use crate::reload::routes as reload;
 
@@ -38,7 +39,19 @@ pub(super) fn routes() -> Router<App> {
         adapters::list,
         adapters::load,
         adapters::unload,
-        prompts::reload
+        prompts::reload,
+        videos::create,
+        videos::create_and_wait,
+        videos::list,
+        videos::retrieve,
+        videos::content,
+        videos::cancel,
+        videos::remove,
+        videos::remix,
+        videos::edit,
+        videos::extend,
+        videos::models,
+        videos::model
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]

@@ -10,6 +10,7 @@ use crate::ingress::hosts::Hosts;
 use crate::reload::{Commit, Parts};
 use crate::session::Context;
 use crate::settings::Reader;
+use crate::video::Videos;
 use crate::{config, tls};
 
 /// The parts of a server. Cheap to clone.
@@ -20,6 +21,7 @@ pub(super) struct ServerParts {
     pub(super) ingress: Ingress,
     pub(super) admin_hosts: Option<Hosts>,
     pub(super) context: Context,
+    pub(super) videos: Videos,
     /// How long running segments may go on when the server leaves.
     pub(super) grace: Current<Duration>,
 }
@@ -59,6 +61,7 @@ impl Parts for ServerParts {
             }
             broadcasts.set_limits(config.session.limits.spectators);
             sessions.replace(config.session);
+            parts.videos.reconfigure(config.video);
             store.set_resume_ttl(config.store.sessions.resume_ttl);
             pool.reconfigure(config.pool);
             parts.grace.replace(config.grace);

@@ -11,7 +11,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::probes::{Health, Healthz, Liveness, Readiness, Readyz};
-use fastvideo_proto::api::status::{LatencySummary, SessionLogStatus, Status};
+use fastvideo_proto::api::status::{LatencySummary, SessionLogStatus, Status, VideosStatus};
 use fastvideo_proto::job::MediaMode;
 
 use super::app::{App, AppState};
@@ -130,8 +130,23 @@ pub(super) async fn status(State(app): AppState) -> Json<Status> {
         safety: prompt::safety_status(app.context.prompts.safety().as_ref()),
         prompt: (app.context.prompts.enhancer()).map(|enhancer| prompt::enhancer_status(&enhancer)),
         store: store::store_status(&app.context.store),
+        videos: videos_status(&app, &pool),
         session_log: events_lost.map(|events_lost| SessionLogStatus { events_lost }),
         last_reload: app.reloads.last().map(Into::into),
+    })
+}
+
+fn videos_status(app: &App, pool: &PoolStatus) -> Option<VideosStatus> {
+    let videos = &app.videos;
+    let counts = videos.counts();
+    videos.config().enabled.then(|| VideosStatus {
+        durable: videos.are_durable(),
+        queued: counts.queued,
+        running: counts.running,
+        completed: counts.completed,
+        failed: counts.failed,
+        stored_bytes: counts.stored_bytes,
+        preemptions: pool.preemptions,
     })
 }
 

@@ -17,7 +17,7 @@ impl ApiError {
         }
         tracing::debug!(error = with_causes(failed), "request not served");
         let message = match failed {
-            StoreError::Full { .. } => "the store is full of running sessions; try again soon",
+            StoreError::Full { .. } => "the store is full; try again soon",
             _ => "the store does not answer; try again soon",
         };
         Self::new(

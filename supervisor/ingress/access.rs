@@ -4,7 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::HeaderName;
+
 use crate::client_address::ClientAddress;
+
+/// By this header an answer tells the id of its request, which the access log has too.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Who has sent a request. The guard before all routes adds it to the answer.
 #[derive(Clone, Debug)]
@@ -16,22 +21,23 @@ pub(crate) struct Sender {
     pub(crate) gives_order: bool,
 }
 
-/// Writes the line of a request. `sender` is unknown for one that did not come as far as the guard.
+/// Writes the line of a request. `sender` is unknown for one that did not come as far as the guard; most requests have no id.
 pub(super) fn log(
     (method, route): (&str, &str),
     status: u16,
     took: Duration,
     sender: Option<&Sender>,
+    request_id: Option<&str>,
 ) {
     let ms = took.as_millis();
     let key = sender.and_then(|sender| sender.id.as_deref());
     let address = sender.map(|sender| tracing::field::display(sender.address));
     match sender.is_some_and(|sender| sender.gives_order) {
         true => {
-            tracing::info!(target: "access", method, route, status, ms, key, address, "answered");
+            tracing::info!(target: "access", method, route, status, ms, key, address, request_id, "answered");
         }
         false => {
-            tracing::debug!(target: "access", method, route, status, ms, key, address, "answered");
+            tracing::debug!(target: "access", method, route, status, ms, key, address, request_id, "answered");
         }
     }
 }

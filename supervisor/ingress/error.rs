@@ -27,6 +27,16 @@ impl ApiError {
         }
     }
 
+    /// Returns the status, and the reason.
+    pub(crate) fn into_parts(self) -> (StatusCode, Refused) {
+        let Self {
+            status,
+            code,
+            message,
+        } = self;
+        (status, Refused { code, message })
+    }
+
     /// Answers that there is no session with that id.
     pub(crate) fn no_session() -> Self {
         let message = "there is no such session; it may have expired";
@@ -93,15 +103,27 @@ impl ApiError {
     }
 }
 
+/// Why an answer is not a success: an extension of the answer, for layers that give it another form.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = ErrorBody {
             error: ErrorDetail {
                 code: self.code.into(),
-                message: self.message,
+                message: self.message.clone(),
             },
         };
-        (self.status, Json(body)).into_response()
+        let mut response = (self.status, Json(body)).into_response();
+        response.extensions_mut().insert(Refused {
+            code: self.code,
+            message: self.message,
+        });
+        response
     }
 }
 

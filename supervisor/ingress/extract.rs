@@ -88,6 +88,21 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let ingress = Ingress::from_ref(state);
+        let limit = ingress.rules().max_message_bytes as u64;
+        Self::receive(request, &ingress, limit).await
+    }
+}
+
+impl Body {
+    /// Receives a body of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Returns a refusal when the body is larger, breaks off or takes too long, or when the server receives too much.
+    pub(crate) async fn receive(
+        request: Request,
+        ingress: &Ingress,
+        limit: u64,
+    ) -> Result<Self, ApiError> {
         let connection = request.extensions().get::<Arc<Connection>>();
         let client = connection
             .expect("every request has its connection")
@@ -95,7 +110,6 @@ where
             .client();
         let body = request.into_body();
         let limits = ingress.rules().body_limits;
-        let limit = ingress.rules().max_message_bytes as u64;
         let too_large = || {
             let message = format!("the body is larger than {limit} bytes, which is the limit");
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_body", message)

@@ -105,7 +105,10 @@ pub(crate) async fn measure(
     let took = began.elapsed();
     let status = response.status().as_u16();
     let sender = response.extensions().get::<Sender>();
-    access::log((http_request_method, &http_route), status, took, sender);
+    let id = response.headers().get(access::REQUEST_ID);
+    let id = id.and_then(|id| id.to_str().ok());
+    let asked = (http_request_method, http_route.as_str());
+    access::log(asked, status, took, sender, id);
     let labels = RequestLabels {
         http_request_method,
         http_route,

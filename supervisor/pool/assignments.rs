@@ -3,6 +3,7 @@
 //!
 //! Sessions without a worker wait in one queue, in which tenants take turns. A session that lost its worker goes back to the
 //! front, so that a fault never costs it its turn. A session changes its worker only at a boundary: when no worker has a job of it in hand.
+//! Segments of video jobs are bound to no worker and wait in a list of their own: see `videos`.
 //! Nothing here waits or talks to a process; the pool holds the lock for short sections only.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -22,6 +23,9 @@ use super::queue::Queue;
 use super::rolling_median::RollingMedian;
 use super::status::Room;
 use crate::tenant::Tenant;
+use videos::{VideoPaces, Videos};
+
+mod videos;
 
 /// The number of generation times that a worker's pace is computed from.
 const PACE_SAMPLES: usize = 15;
@@ -66,7 +70,7 @@ pub enum MoveError {
     NoOtherRoom,
 }
 
-/// How many sessions may share one worker.
+/// How many sessions may share one worker, and how video jobs share the workers with them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sharing {
     /// The limit for each worker, at least 1.
@@ -74,6 +78,10 @@ pub(super) struct Sharing {
     /// The playing time of a segment when admission control is on: a worker then takes only as many sessions as it can
     /// generate video for in real time.
     pub(super) keep_up: Option<Duration>,
+    /// The number of workers, the last ones, on which video jobs come first.
+    pub(super) reserved_gpus: usize,
+    /// How long a worker begins no segment of a video job after a viewer's segment has pre-empted one.
+    pub(super) yield_pause: Duration,
 }
 
 /// The reason why a worker takes no sessions.
@@ -95,6 +103,7 @@ pub(super) struct Assignments {
     slots: Vec<WorkerSlot>,
     queue: Queue,
     sessions: HashMap<SessionId, PoolSession>,
+    videos: Videos,
     /// Since when sessions whose clients are there have waited in the queue.
     demand: watch::Sender<Option<Instant>>,
     /// The number of the next hold.
@@ -128,6 +137,8 @@ struct PoolSession {
     gives_up: bool,
     /// The latest segment that ran when a worker exited.
     suspect: Option<SuspectSegment>,
+    /// When the viewer runs out of video.
+    viewer_lasts_until: Option<Instant>,
 }
 
 /// A segment that ran when a worker exited, so that it may be the cause.
@@ -153,10 +164,15 @@ struct WorkerSlot {
     jobs: VecDeque<QueuedJob>,
     /// The names of the adapters that the process has loaded.
     adapters: BTreeSet<String>,
-    /// The sessions that were unbound, and whose states the process was not told to forget yet.
+    /// The sessions that were unbound, and the video jobs that went elsewhere, whose states the process was not told to forget
+    /// yet.
     to_forget: Vec<SessionId>,
-    /// The latest generation times, over all processes of the GPU.
+    /// The latest generation times of sessions' segments, over all processes of the GPU.
     pace: RollingMedian,
+    /// The same of segments of video jobs.
+    video_paces: VideoPaces,
+    /// The time before which no segment of a video job is begun, since a viewer's may come.
+    videos_from: Option<Instant>,
     /// The exits that counted against the worker, turned out to be the fault of jobs, and were not taken back yet.
     exits_to_forgive: u32,
 }
@@ -207,6 +223,8 @@ impl Assignments {
             adapters: BTreeSet::new(),
             to_forget: Vec::new(),
             pace: RollingMedian::new(PACE_SAMPLES),
+            video_paces: VideoPaces::default(),
+            videos_from: None,
             exits_to_forgive: 0,
         };
         Self {
@@ -215,6 +233,7 @@ impl Assignments {
             slots: slots.into_iter().map(slot).collect(),
             queue: Queue::default(),
             sessions: HashMap::new(),
+            videos: Videos::default(),
             demand: watch::Sender::new(None),
             next_hold: 0,
             elsewhere: BTreeMap::new(),
@@ -222,7 +241,8 @@ impl Assignments {
         }
     }
 
-    /// Changes how sessions share a GPU. Where there are more than may be, they stay until they leave.
+    /// Changes how sessions and video jobs share the GPUs. Where there are more sessions than may be, they stay until they
+    /// leave.
     pub(super) fn set_sharing(&mut self, sharing: Sharing) {
         self.sharing = sharing;
         self.assign_waiting();
@@ -252,6 +272,7 @@ impl Assignments {
             adapters: Vec::new(),
             pending_move: None,
             suspect: None,
+            viewer_lasts_until: None,
             hold: None,
             gives_up: false,
         };
@@ -406,6 +427,7 @@ impl Assignments {
             }
         }
         self.slots[slot].to_forget.clear();
+        self.process_of_videos_ended(slot);
         self.serve(slot, assignment);
     }
 
@@ -441,6 +463,7 @@ impl Assignments {
             self.rebind_or_requeue(&session, reason);
         }
         self.slots[slot].to_forget.clear();
+        self.process_of_videos_ended(slot);
         self.assign_waiting();
         jobs
     }
@@ -495,16 +518,19 @@ impl Assignments {
         true
     }
 
-    /// Queues a job with a worker.
+    /// Queues a session's job with a worker, and wakes the worker's task.
     pub(super) fn submit(&mut self, slot: usize, job: QueuedJob) {
         if let Some(entry) = self.sessions.get_mut(&job.spec.session) {
             entry.job = Some(job.spec.job);
         }
-        self.slots[slot].jobs.push_back(job);
+        let slot = &mut self.slots[slot];
+        job.signals.go_to(&slot.notify);
+        slot.jobs.push_back(job);
+        slot.notify.notify_one();
     }
 
-    /// Takes the next job of a worker: the earliest deadline first, ties in order of submission.
-    pub(super) fn next_job(&mut self, slot: usize) -> Option<QueuedJob> {
+    /// Takes the next job of a worker among those of its sessions: the earliest deadline first, ties in order of submission.
+    fn next_live_job(&mut self, slot: usize) -> Option<QueuedJob> {
         let jobs = &mut self.slots[slot].jobs;
         let (next, _) = jobs.iter().enumerate().min_by_key(|(_, job)| job.due)?;
         jobs.remove(next)
@@ -515,7 +541,7 @@ impl Assignments {
     /// one.
     pub(super) fn job_ended(&mut self, session: &SessionId, job: JobId) {
         let Some(entry) = self.sessions.get_mut(session) else {
-            return;
+            return self.video_job_ended(session, job);
         };
         let Some(from) = entry.slot.filter(|_| entry.job == Some(job)) else {
             return;
@@ -524,6 +550,7 @@ impl Assignments {
         let wanted = entry.pending_move.is_some();
         let leaving = matches!(self.slots[from].availability, Availability::Leaving);
         let held = entry.hold.is_some();
+        self.slots[from].expect_live_job();
         if wanted || leaving {
             let reason = match leaving {
                 true => HandoffReason::Drain,
@@ -546,14 +573,19 @@ impl Assignments {
     /// Finds out who is to blame for the exit of a worker that ran this job. When the job had ended the worker of another
     /// GPU before, that one's exit is to be forgiven.
     pub(super) fn blame(&mut self, slot: usize, job: &JobSpec) -> Blame {
-        let Some(entry) = self.sessions.get_mut(&job.session) else {
-            return Blame::WorkerOrJob;
+        let entry = self.sessions.get_mut(&job.session);
+        let latest = match entry {
+            Some(entry) => &mut entry.suspect,
+            None => match self.videos.suspect_mut(&job.session) {
+                Some(latest) => latest,
+                None => return Blame::WorkerOrJob,
+            },
         };
         // After a segment was given up, the session begins another with the same index and the first attempt.
-        let again = (entry.suspect.as_mut())
+        let again = (latest.as_mut())
             .filter(|suspect| job.attempt > 1 && suspect.segment_idx == job.segment_idx);
         let Some(suspect) = again else {
-            entry.suspect = Some(SuspectSegment {
+            *latest = Some(SuspectSegment {
                 segment_idx: job.segment_idx,
                 counted_on: Some(slot),
             });
@@ -571,13 +603,13 @@ impl Assignments {
         std::mem::take(&mut self.slots[slot].exits_to_forgive)
     }
 
-    /// Records how long a worker took to generate a segment.
+    /// Records how long a worker took to generate a session's segment.
     pub(super) fn record_generation_time(&mut self, slot: usize, generation: Duration) {
         self.slots[slot].pace.add(generation);
         self.assign_waiting();
     }
 
-    /// Returns how long a worker's latest segments took to generate, or what warm-up predicts.
+    /// Returns how long the latest segments of a worker's sessions took to generate, or what warm-up predicts.
     pub(super) fn pace(&self, slot: usize) -> Option<Duration> {
         self.slots[slot].pace.median()
     }
@@ -603,7 +635,7 @@ impl Assignments {
     }
 
     /// Removes and returns the sessions whose states a worker is to forget: those that were unbound since the last
-    /// call.
+    /// call, and the video jobs that went elsewhere.
     pub(super) fn take_sessions_to_forget(&mut self, slot: usize) -> Vec<SessionId> {
         std::mem::take(&mut self.slots[slot].to_forget)
     }
@@ -615,15 +647,22 @@ impl Assignments {
 
     /// Returns whether a worker serves and takes another session.
     pub(super) fn has_room(&self, slot: usize) -> bool {
+        let is_kept_free = self.is_kept_for_videos(slot);
         let slot = &self.slots[slot];
-        slot.serving().is_some() && slot.load() < self.limit(slot).unwrap_or(1)
+        slot.serving().is_some() && !is_kept_free && slot.load() < self.limit(slot).unwrap_or(1)
     }
 
     /// Returns the room that the workers have which serve.
     pub(super) fn room(&self) -> Room {
         let mut room = Room::default();
-        for slot in self.slots.iter().filter(|slot| slot.serving().is_some()) {
-            let places = self.limit(slot).unwrap_or(1);
+        for (index, slot) in self.slots.iter().enumerate() {
+            if slot.serving().is_none() {
+                continue;
+            }
+            let places = match self.is_kept_for_videos(index) {
+                true => slot.load(),
+                false => self.limit(slot).unwrap_or(1),
+            };
             room.places += places;
             room.free += places.saturating_sub(slot.load());
         }
@@ -663,6 +702,7 @@ impl Assignments {
         let Sharing {
             max_sessions,
             keep_up,
+            ..
         } = self.sharing;
         match keep_up {
             Some(plays) if max_sessions > 1 => {
@@ -674,11 +714,15 @@ impl Assignments {
         }
     }
 
-    /// Returns the worker with the fewest sessions among those that have room.
+    /// Returns the worker with the fewest sessions among those that have room: rather one that is not reserved for video jobs,
+    /// and rather one that runs no segment of them.
     fn least_loaded(&self) -> Option<usize> {
         (0..self.slots.len())
             .filter(|&slot| self.has_room(slot))
-            .min_by_key(|&slot| self.slots[slot].load())
+            .min_by_key(|&slot| {
+                let load = self.slots[slot].load();
+                (self.is_reserved(slot), load, self.videos.run_on(slot))
+            })
     }
 
     /// Returns the worker for a session to move to: among the others that have room, one that holds most of the session's
@@ -688,8 +732,8 @@ impl Assignments {
         (0..self.slots.len())
             .filter(|&slot| slot != from && self.has_room(slot))
             .min_by_key(|&slot| {
-                let slot = &self.slots[slot];
-                (slot.missing_adapters(wanted), slot.load())
+                let (is_reserved, slot) = (self.is_reserved(slot), &self.slots[slot]);
+                (slot.missing_adapters(wanted), is_reserved, slot.load())
             })
     }
 
@@ -760,6 +804,7 @@ impl Assignments {
         slot.sessions.push(session.clone());
         // The session is back before the process was told to forget it.
         slot.to_forget.retain(|s| s != session);
+        slot.expect_live_job();
         publish(&entry.placement, Placement::Bound(assignment));
     }
 

@@ -1,5 +1,5 @@
-//! The configuration of the pool: the keys `streaming.pool.*` and `streaming.encoder.*`, and those of an engine's
-//! workers.
+//! The configuration of the pool: the keys `streaming.pool.*` and `streaming.encoder.*`, those of `streaming.videos.*` by
+//! which workers are shared, and those of an engine's workers.
 //!
 //! `gpus` resolves the operator's specification of GPUs.
 
@@ -40,6 +40,8 @@ pub struct Config {
     pub new_frames: u32,
     /// The pictures and segments that the model makes.
     pub shapes: Shapes,
+    /// The number of steps that follow the denoise steps of a request, as far as it is known.
+    pub refine_steps: u32,
     /// What clients of video jobs call the model where the operator gives it no name.
     pub model_name: String,
     pub encoder: EncoderSpec,
@@ -53,6 +55,10 @@ pub struct Config {
     /// Admission control: whether a worker takes another session only while it generates faster than all its sessions
     /// play.
     pub keep_up: bool,
+    /// The number of workers, the last ones, on which video jobs come first; at most as many as there are GPUs.
+    pub reserved_gpus: usize,
+    /// How long a worker begins no segment of a video job after a viewer's segment has pre-empted one.
+    pub yield_pause: Duration,
     pub recycle: Recycle,
     /// The longest time from the start of a process to its readiness.
     pub boot_timeout: Duration,
@@ -276,6 +282,20 @@ static QUARANTINE_TRIAL: Key<Duration> =
     .help("A GPU that was left alone because its worker died during segments is tried again after this time, and after twice as long each time that this fails")
         .default(30.0);
 
+/// This key and the next one stand among those of video jobs.
+pub static RESERVED_GPUS: Key<usize> =
+    Key::usize("streaming.videos.reserved_gpus", 0, MAX_GPUS as usize)
+        .unit("GPUs")
+        .reload(Reload::AtOnce)
+        .help("GPUs, the last ones, on which video jobs come before sessions")
+        .default(0);
+
+pub static YIELD_PAUSE: Key<Duration> =
+    Key::millis("streaming.videos.yield_pause_ms", 0.0, MINUTE * 1e3)
+        .reload(Reload::AtOnce)
+        .help("How long a GPU runs no video job after a session's segment has pre-empted one")
+        .default(200.0);
+
 static VIDEO_CODEC: Key<String> =
     Key::choice("streaming.encoder.video_codec", &["libx264", "h264_nvenc"])
         .help("Video encoder")
@@ -321,15 +341,20 @@ pub(crate) fn check(reader: &mut Reader<'_>) {
 pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
     let engine = engines::config::read(reader);
     let format = default_request::format(reader);
+    let worker_bin = worker_bin(reader);
+    let gpus = read_gpus(reader, &engine);
     Config {
-        worker_bin: worker_bin(reader),
-        gpus: read_gpus(reader, &engine),
+        worker_bin,
+        reserved_gpus: reserved_gpus(reader, gpus.len()),
+        yield_pause: reader.get(&YIELD_PAUSE),
+        gpus,
         format,
         new_frames: engine.new_frames(format.num_frames),
         encoder: encoder(reader),
         warmup: warmup::read(reader, engine.warms_up_at_full_size),
         warmup_is_typical: warmup::is_typical(reader, engine.warms_up_at_full_size),
         shapes: engine.shapes,
+        refine_steps: engine.refine_steps,
         model_name: engine.model_name,
         engine: engine.spec,
         adapters: engine.adapters,
@@ -388,6 +413,18 @@ fn read_gpus(reader: &mut Reader<'_>, engine: &Engine) -> Vec<Gpu> {
         reader.refuse_because(BadGpus { source, origin });
         Vec::new()
     })
+}
+
+/// Returns the number of GPUs that are reserved for video jobs. `gpus` is 0 when the GPUs were refused.
+fn reserved_gpus(reader: &mut Reader<'_>, gpus: usize) -> usize {
+    let reserved = reader.get(&RESERVED_GPUS);
+    if reserved > gpus && gpus > 0 {
+        reader.refuse(
+            &RESERVED_GPUS.spec,
+            format!("at most the number of GPUs, which is {gpus}"),
+        );
+    }
+    reserved
 }
 
 /// Returns the count by either of FastVideo's two names for it; the one of the streaming server takes precedence.

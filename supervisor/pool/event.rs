@@ -75,6 +75,8 @@ pub(super) enum WorkerEvent {
     },
     /// A job is taken back from a process that has to exit.
     JobTakenBack { job: JobId, session: SessionId },
+    /// A segment of a video job was stopped for one that a viewer waits for.
+    JobPreempted { job: JobId, session: SessionId },
     /// A job was lost with its process.
     JobLost { job: JobId, started: bool },
     /// The process reported the end of a job that it was not given.
@@ -235,6 +237,7 @@ impl WorkerEvent {
             | Self::JobFinished { .. }
             | Self::JobFailed { .. }
             | Self::JobTakenBack { .. }
+            | Self::JobPreempted { .. }
             | Self::JobLost { .. }
             | Self::StrayJobEnd { .. }
             | Self::AdapterLoading { .. }

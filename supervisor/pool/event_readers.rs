@@ -141,6 +141,9 @@ impl WorkerEvent {
             Self::JobTakenBack { job, session } => {
                 tracing::info!(worker_id, job_id = %job, session_id = %session, "job is taken back from a worker that has to leave");
             }
+            Self::JobPreempted { job, session } => {
+                tracing::debug!(worker_id, job_id = %job, session_id = %session, "segment of a video job makes way for a viewer's");
+            }
             Self::JobLost { job, started } => {
                 tracing::debug!(worker_id, job_id = %job, started, "job has lost its worker");
             }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastvideo_proto::ids::{GpuId, JobId, SessionId, WorkerId};
+use fastvideo_proto::ids::{GpuId, JobId, SessionId, VideoId, WorkerId};
 use fastvideo_proto::job::{MediaMode, VideoFormat};
-use fastvideo_proto::link::{DeviceReport, EngineSpec, JobSpec, ReadyReport};
+use fastvideo_proto::link::{DeviceReport, EngineSpec, JobSpec, ReadyReport, VideoPart};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
@@ -46,12 +46,15 @@ pub(super) fn config() -> Config {
         format: FORMAT,
         new_frames: FORMAT.num_frames,
         shapes: Shapes::ANY,
+        refine_steps: 0,
         model_name: String::new(),
         encoder: Default::default(),
         warmup: None,
         warmup_is_typical: false,
         sessions_per_gpu: 3,
         keep_up: false,
+        reserved_gpus: 0,
+        yield_pause: Duration::from_millis(200),
         recycle: Recycle::default(),
         boot_timeout: seconds(60),
         connect_timeout: seconds(60),
@@ -79,13 +82,23 @@ pub(super) fn restart_policy() -> RestartPolicy {
     })
 }
 
+/// At most so many sessions on each worker, at any pace, and no worker reserved for video jobs.
+pub(super) fn sharing(max_sessions: usize) -> Sharing {
+    Sharing {
+        max_sessions,
+        keep_up: None,
+        reserved_gpus: 0,
+        yield_pause: Duration::from_millis(200),
+    }
+}
+
 /// The context of GPU 0, and the worker's status.
 pub(super) fn context(config: Config) -> (WorkerContext, watch::Receiver<WorkerStatus>) {
     let gpu = config.gpus[0].clone();
     let notify = Arc::<Notify>::default();
     let sharing = Sharing {
-        max_sessions: config.sessions_per_gpu,
-        keep_up: None,
+        reserved_gpus: config.reserved_gpus,
+        ..sharing(config.sessions_per_gpu)
     };
     let assignments = Assignments::new([(gpu.id, notify.clone())], sharing, PoolMetrics::default());
     let (status, seen) = watch::channel(WorkerStatus::new(gpu.clone()));
@@ -152,5 +165,25 @@ pub(super) fn job_spec(job: u64, session: SessionId) -> JobSpec {
         video: None,
         window: 100_000,
         trace: None,
+    }
+}
+
+/// The id of the `n`th video job.
+pub(super) fn video_id(n: u128) -> VideoId {
+    VideoId::after(None, 0, n)
+}
+
+/// A segment of a video job, all of whose frames are shown.
+pub(super) fn video_spec(job: u64, video: VideoId) -> JobSpec {
+    JobSpec {
+        video: Some(Box::new(VideoPart {
+            width: FORMAT.width,
+            height: FORMAT.height,
+            frames: FORMAT.num_frames,
+            tiles: Vec::new(),
+            thumbnail: None,
+            sheet_after: None,
+        })),
+        ..job_spec(job, video.as_session())
     }
 }

@@ -1,8 +1,8 @@
-//! A job between the session that submitted it and the worker that runs it: events go to the session; cancellation and
-//! flow credit go to the worker.
+//! A job between the session or the video job that submitted it and the worker that runs it: events go to who submitted it;
+//! cancellation and flow credit go to the worker.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tracing::Span;
 
+use super::shared_assignments::SharedAssignments;
 use super::step_snapshot::{NewestSnapshot, StepSnapshot};
 
 /// The number of events that may wait for a session. It suffices for a full window of media, which
@@ -103,11 +104,15 @@ pub enum JobEnd {
         /// What the worker did until then.
         phases: Vec<PhaseSpan>,
     },
-    /// The session is bound to another worker or waits for one. The job is not at fault and may be submitted again.
+    /// The session is bound to another worker or waits for one, or a segment of a video job has left a worker that is drained.
+    /// The job is not at fault and may be submitted again.
     TakenBack {
         /// Whether the job was running and did not end before the deadline of a drain.
         started: bool,
     },
+    /// The worker has stopped a segment of a video job for one that a viewer waits for. It may be submitted again, and goes on
+    /// from its newest step snapshot.
+    Preempted,
     /// The worker is gone. The job may be submitted again.
     WorkerLost {
         worker: WorkerId,
@@ -117,20 +122,47 @@ pub enum JobEnd {
     },
 }
 
-/// The session's side of a job. Dropping it cancels the job.
+impl JobEnd {
+    /// Returns the end of a job that was cancelled before it was sent.
+    pub(super) fn cancelled() -> Self {
+        Self::Failed {
+            failure: JobFailure::Cancelled,
+            message: String::new(),
+            phases: Vec::new(),
+        }
+    }
+}
+
+/// The side of a job that submitted it. Dropping it cancels the job.
 #[derive(Debug)]
 pub struct JobHandle {
     pub id: JobId,
     pub events: mpsc::Receiver<JobEvent>,
     signals: Arc<Signals>,
     snapshot: Arc<NewestSnapshot>,
+    /// Where the job waits that no worker has yet: a segment of a video job.
+    waits_in: Option<Arc<SharedAssignments>>,
 }
 
 impl JobHandle {
-    /// Asks the worker to stop at its next step or frame. [`JobEvent::Ended`] still comes.
+    /// Asks the worker to stop at its next step or frame. [`JobEvent::Ended`] still comes; at once where no worker has the job.
+    ///
+    /// For a segment of a video job it takes the lock of the assignments.
     pub fn cancel(&self) {
-        self.signals.cancel();
         self.snapshot.close();
+        // From then on the job is over, or a worker has it that sees the signal.
+        if let Some(assignments) = &self.waits_in {
+            let mut assignments = assignments.lock();
+            if assignments.has_waiting_video_job(self.id) {
+                assignments.cancel_video_job(self.id);
+            }
+        }
+        self.signals.cancel();
+    }
+
+    /// Says where the job waits for any worker.
+    pub(super) fn wait_in(&mut self, assignments: Arc<SharedAssignments>) {
+        self.waits_in = Some(assignments);
     }
 
     /// Takes the newest step snapshot of a job that has ended: one that its worker left, or else the one that the job was
@@ -163,8 +195,8 @@ pub(super) struct QueuedJob {
     pub(super) spec: JobSpec,
     pub(super) start: Option<StartState>,
     pub(super) snapshot: Arc<NewestSnapshot>,
-    /// The deadline: the time when the viewer runs out of video.
-    pub(super) due: Instant,
+    /// The deadline: the time when the viewer runs out of video; `None` for a segment of a video job, which has no viewer.
+    pub(super) due: Option<Instant>,
     pub(super) events: mpsc::Sender<JobEvent>,
     pub(super) signals: Arc<Signals>,
     /// The span of the code that submitted the job. Events of the job are logged in it.
@@ -172,6 +204,11 @@ pub(super) struct QueuedJob {
 }
 
 impl QueuedJob {
+    /// Returns whether this is a segment of a video job.
+    pub(super) fn is_of_video(&self) -> bool {
+        self.due.is_none()
+    }
+
     /// Sends the session an event. The job is cancelled if its session does not take its events.
     pub(super) fn tell(&self, event: JobEvent) {
         if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
@@ -188,27 +225,23 @@ impl QueuedJob {
     }
 }
 
-/// Creates both sides of a job, which belongs to the current span. The job goes on from `snapshot`, if there is one. `notify` wakes the task of the worker that will run
-/// the job.
+/// Creates both sides of a job, which belongs to the current span. The job goes on from `snapshot`, if there is one. `due` is
+/// `None` for a segment of a video job.
 pub(super) fn pair(
     spec: JobSpec,
     start: Option<StartState>,
     snapshot: Option<StepSnapshot>,
-    due: Instant,
-    notify: Arc<Notify>,
+    due: Option<Instant>,
 ) -> (JobHandle, QueuedJob) {
     let (event_tx, events) = mpsc::channel(EVENT_BUFFER);
-    let signals = Arc::new(Signals {
-        cancelled: AtomicBool::new(false),
-        earned: AtomicU64::new(0),
-        notify,
-    });
+    let signals = Arc::<Signals>::default();
     let snapshot = Arc::new(NewestSnapshot::new(snapshot));
     let handle = JobHandle {
         id: spec.job,
         events,
         signals: signals.clone(),
         snapshot: snapshot.clone(),
+        waits_in: None,
     };
     let job = QueuedJob {
         spec,
@@ -229,13 +262,25 @@ pub(super) struct Signals {
     cancelled: AtomicBool,
     /// The flow credit that has not been passed to the worker yet.
     earned: AtomicU64,
-    notify: Arc<Notify>,
+    /// Wakes the task of the worker that has the job, once one has it.
+    worker: OnceLock<Arc<Notify>>,
 }
 
 impl Signals {
     pub(super) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        self.notify.notify_one();
+        self.wake_worker();
+    }
+
+    /// Names the worker that has the job from now on, by what wakes its task.
+    pub(super) fn go_to(&self, worker: &Arc<Notify>) {
+        let _ = self.worker.set(worker.clone());
+    }
+
+    fn wake_worker(&self) {
+        if let Some(worker) = self.worker.get() {
+            worker.notify_one();
+        }
     }
 
     pub(super) fn cancelled(&self) -> bool {
@@ -269,6 +314,6 @@ impl Credit {
 impl Drop for Credit {
     fn drop(&mut self) {
         self.to.earned.fetch_add(self.cost, Ordering::Relaxed);
-        self.to.notify.notify_one();
+        self.to.wake_worker();
     }
 }

@@ -41,6 +41,7 @@ pub(super) struct PoolMetrics(Arc<Families>);
 struct Families {
     started: Family<GpuLabel, Counter>,
     ended: Family<AttemptLabels, Counter>,
+    preempted: Family<GpuLabel, Counter>,
     generation: TracedHistograms<GpuLabel>,
     frames: Family<GpuLabel, Counter>,
     exits: Family<ExitLabels, Counter>,
@@ -94,6 +95,7 @@ impl Default for PoolMetrics {
         Self(Arc::new(Families {
             started: Family::default(),
             ended: Family::default(),
+            preempted: Family::default(),
             generation: Family::new_with_constructor(Bounds(&LATENCY)),
             frames: Family::default(),
             exits: Family::default(),
@@ -121,6 +123,11 @@ impl PoolMetrics {
             "segment_attempts",
             "Jobs that were given to a worker and have ended, by how",
             all.ended.clone(),
+        );
+        registry.register(
+            "segment_attempts_preempted",
+            "Segments of video jobs that were stopped for one that a viewer waited for",
+            all.preempted.clone(),
         );
         registry.register(
             "segment_generation_seconds",
@@ -184,6 +191,7 @@ impl PoolMetrics {
         let all = &self.0;
         let gpu = gpu.0;
         create(&all.started, &GpuLabel { gpu });
+        create(&all.preempted, &GpuLabel { gpu });
         create(&all.generation, &GpuLabel { gpu });
         create(&all.frames, &GpuLabel { gpu });
         create(&all.snapshots, &GpuLabel { gpu });
@@ -203,6 +211,13 @@ impl PoolMetrics {
     pub(super) fn handed_off(&self, reason: HandoffReason) {
         let reason = reason.name();
         self.0.handoffs.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Returns the number of segments of video jobs that were stopped for one of a viewer, on all of these GPUs.
+    pub(super) fn preemptions(&self, gpus: impl Iterator<Item = GpuId>) -> u64 {
+        let preempted = &self.0.preempted;
+        gpus.map(|gpu| preempted.get_or_create(&GpuLabel { gpu: gpu.0 }).get())
+            .sum()
     }
 
     /// Returns the reader of the events of a GPU's worker.
@@ -269,6 +284,10 @@ impl WorkerMeter {
                 | JobFailure::Failed => "failed",
             }),
             WorkerEvent::JobTakenBack { .. } => self.attempt_ended("taken_back"),
+            WorkerEvent::JobPreempted { .. } => {
+                self.attempt_ended("taken_back");
+                all.preempted.get_or_create(&GpuLabel { gpu }).inc();
+            }
             WorkerEvent::JobLost { started: true, .. } => self.attempt_ended("worker_lost"),
             WorkerEvent::Exited { exit, .. } | WorkerEvent::Retired { exit } => {
                 *self.since() = None;
@@ -404,5 +423,28 @@ impl Collector for PoolGauges {
             "Memory that is in use on a worker's GPU",
             gpu_memory,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fastvideo_proto::ids::{JobId, SessionId};
+
+    use super::*;
+
+    #[test]
+    fn segments_that_make_way_are_counted_on_all_gpus() {
+        let metrics = PoolMetrics::default();
+        let gpus = [0, 1, 2].map(GpuId);
+        for (gpu, count) in gpus.into_iter().zip(0..) {
+            for _ in 0..count {
+                metrics.meter(gpu).read(&WorkerEvent::JobPreempted {
+                    job: JobId(1),
+                    session: SessionId::random(),
+                });
+            }
+        }
+        assert_eq!(metrics.preemptions(gpus.into_iter()), 3);
+        assert_eq!(metrics.preemptions([GpuId(2)].into_iter()), 2);
     }
 }

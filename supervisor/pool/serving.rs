@@ -18,8 +18,8 @@ use fastvideo_proto::adapter::{AdapterSpec, HeldAdapter};
 use fastvideo_proto::ids::{JobId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, MediaKind, PhaseSpan};
 use fastvideo_proto::link::{
-    Command, Event, JobReport, JobSpec, JobState, MAX_PREVIEW_BYTES, MAX_PREVIEWS,
-    MAX_THUMBNAIL_BYTES, Preview, media_cost,
+    Command, Event, JobReport, JobSpec, JobState, MAX_PICTURE_BYTES, MAX_PREVIEW_BYTES,
+    MAX_PREVIEWS, MAX_THUMBNAIL_BYTES, Preview, VideoPart, VideoPictures, media_cost, tile_size,
 };
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -38,10 +38,14 @@ use super::process::describe;
 use super::progress_limit::ProgressLimit;
 use super::renewal::{Renewal, RenewalFailure, Standby};
 use super::restart::RestartPolicy;
+use super::rolling_median::RollingMedian;
 use super::stall::Stall;
 use super::step_snapshot::StepSnapshot;
 
-/// A process that serves sessions.
+/// The number of step times from which it is estimated whether a segment of a video job is nearly done.
+const STEP_SAMPLES: usize = 15;
+
+/// A process that serves sessions and video jobs.
 pub(super) struct ServingWorker<'a, S> {
     context: &'a WorkerContext,
     policy: &'a mut RestartPolicy,
@@ -61,6 +65,8 @@ pub(super) struct ServingWorker<'a, S> {
     last_progress: Instant,
     attendance: Attendance,
     progress_limit: ProgressLimit,
+    /// When a segment of a video job may be begun or has to make way, if nothing else happens before.
+    look_again: Option<Instant>,
     leaving: Option<Leaving>,
     renewal: Renewal<S>,
     adapters: ToldAdapters,
@@ -93,6 +99,21 @@ struct JobInHand {
     last_activity: Instant,
     /// The step that the job goes on from, until the process has reported progress beyond it.
     goes_on_after: Option<StepPoint>,
+    /// Present when the job is a segment of a video job.
+    video: Option<VideoRun>,
+}
+
+/// A segment of a video job that was sent to the process.
+#[derive(Debug)]
+struct VideoRun {
+    /// Whether the segment began with its first step.
+    is_whole: bool,
+    /// When the segment is likely to be done; `None` where that is not known.
+    ends: Option<Instant>,
+    /// The times of its steps.
+    steps: RollingMedian,
+    /// Whether the process was told to stop the segment for one of a viewer.
+    makes_way: bool,
 }
 
 /// The shutdown of a worker that takes no more jobs and is asked to exit when it has none in hand.
@@ -127,6 +148,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             last_progress: now,
             attendance: Attendance::new(config.heartbeat_timeout.min(config.min_step_timeout)),
             progress_limit: ProgressLimit::new(&config, warmup),
+            look_again: None,
             leaving: None,
             renewal: Renewal::new(config.min_backoff, config.max_backoff),
             adapters: ToldAdapters::default(),
@@ -147,7 +169,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             if let ControlFlow::Break(end) = self.advance() {
                 return end;
             }
-            let look_again = self.stall_deadline().0.min(self.attendance.next_turn());
+            let turn = self.stall_deadline().0.min(self.attendance.next_turn());
+            let turn = self.look_again.map_or(turn, |at| at.min(turn));
             let cut_at = self.leaving.and_then(|leaving| leaving.cut_at);
             let flow = tokio::select! {
                 status = &mut exited => ControlFlow::Break(crashed(status)),
@@ -169,7 +192,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                     }
                     ControlFlow::Continue(())
                 }
-                () = sleep_until(look_again) => ControlFlow::Continue(()),
+                () = sleep_until(turn) => ControlFlow::Continue(()),
                 () = sleep_until_some(cut_at) => {
                     self.cut_jobs();
                     ControlFlow::Continue(())
@@ -183,6 +206,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
 
     /// Takes the steps that are due: leave, renew, load and drop adapters, begin the next job.
     fn advance(&mut self) -> ControlFlow<ServeEnd<S>> {
+        self.look_again = None;
         if self.leaving.is_none() {
             self.renew()?;
         }
@@ -191,6 +215,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             Some(_) => ControlFlow::Continue(()),
             None => {
                 self.adapt().map_break(ServeEnd::Failed)?;
+                self.make_way().map_break(ServeEnd::Failed)?;
                 self.start_next_job().map_break(ServeEnd::Failed)
             }
         }
@@ -295,8 +320,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         let config = self.context.config();
         let limit = config.heartbeat_timeout;
         let mut first = (self.last_heard + limit, Stall::NoHeartbeat(limit));
-        if self.running.is_some() {
-            let limit = self.progress_limit.get(config.min_step_timeout);
+        if let Some(running) = &self.running {
+            let limit = (self.progress_limit).get(config.min_step_timeout, running.job.spec.format);
             let deadline = self.last_progress + limit;
             if deadline < first.0 {
                 first = (deadline, Stall::NoProgress(limit));
@@ -395,9 +420,12 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
     }
 
     fn on_step(&mut self, job: JobId, step: JobEvent) {
-        if self.is_running(job) {
-            self.progress_limit
-                .add_step(self.last_heard - self.last_progress);
+        let took = self.last_heard - self.last_progress;
+        if let Some(running) = self.running.as_mut().filter(|r| r.id() == job) {
+            self.progress_limit.add_step(took, running.job.spec.format);
+            if let Some(video) = &mut running.video {
+                video.steps.add(took);
+            }
         }
         if let Some(in_hand) = self.in_hand(job) {
             in_hand.job.tell(step);
@@ -503,11 +531,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             self.context.emit(WorkerEvent::StrayJobEnd { job });
             return ControlFlow::Continue(());
         };
-        // A segment may leave out frames that it takes over from the one before.
-        if !(1..=in_hand.job.spec.format.num_frames).contains(&report.frames) {
-            return bad_link(
-                "worker reports a number of frames that does not fit the job's format",
-            );
+        if let Err(reason) = check_report(&report, &in_hand.job.spec) {
+            return bad_link(reason);
         }
         let in_hand = match self.take_running(job) {
             Some(running) => {
@@ -536,11 +561,22 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
                 video: report.video,
             };
             self.end_job(&in_hand.job, end);
+            self.record_time(&in_hand, generation);
         }
-        self.context.with_assignments(|assignments, slot| {
-            assignments.record_generation_time(slot, generation);
-        });
         ControlFlow::Continue(())
+    }
+
+    /// Records how long a segment took. Segments of video jobs have formats of their own, so they do not count for the pace by
+    /// which sessions are accepted.
+    fn record_time(&self, in_hand: &JobInHand, generation: Duration) {
+        self.context
+            .with_assignments(|assignments, slot| match &in_hand.video {
+                None => assignments.record_generation_time(slot, generation),
+                Some(video) if video.is_whole => {
+                    assignments.record_video_time(slot, &in_hand.job.spec, generation);
+                }
+                Some(_) => {}
+            });
     }
 
     fn on_failed(
@@ -556,6 +592,9 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         let Some(in_hand) = in_hand else {
             return self.context.emit(WorkerEvent::StrayJobEnd { job });
         };
+        if failure == JobFailure::Cancelled && in_hand.is_preempted() {
+            return self.end_preempted(&in_hand.job);
+        }
         self.emit_for(
             &in_hand.job,
             WorkerEvent::JobFailed {
@@ -570,6 +609,18 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             phases,
         };
         self.end_job(&in_hand.job, end);
+    }
+
+    /// Ends a segment of a video job that has made way for a viewer's.
+    fn end_preempted(&self, job: &QueuedJob) {
+        let preempted = WorkerEvent::JobPreempted {
+            job: job.spec.job,
+            session: job.spec.session.clone(),
+        };
+        self.emit_for(job, preempted);
+        self.context
+            .with_assignments(|assignments, slot| assignments.yield_to_viewers(slot));
+        self.end_job(job, JobEnd::Preempted);
     }
 
     /// Tells once that a job goes on from a snapshot: the process has reported progress beyond it.
@@ -616,7 +667,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             )
         });
         for job in cancelled {
-            self.end_job(&job, cancelled_end());
+            self.end_job(&job, JobEnd::cancelled());
         }
         for session in to_forget {
             self.held_states.remove(&session);
@@ -648,19 +699,48 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
         ControlFlow::Continue(())
     }
 
+    /// Tells the process to stop a segment of a video job at its next step or frame when a viewer's segment waits. One of which
+    /// less than a step is left may end by itself.
+    fn make_way(&mut self) -> ControlFlow<WorkerExit> {
+        let Some(running) = &mut self.running else {
+            return ControlFlow::Continue(());
+        };
+        let Some(video) = running.video.as_mut().filter(|_| !running.cancel_sent) else {
+            return ControlFlow::Continue(());
+        };
+        let context = self.context;
+        if !(context.assignments.lock()).live_job_preempts(context.slot) {
+            return ControlFlow::Continue(());
+        }
+        let now = Instant::now();
+        let until = video.may_run_until(now);
+        if until > now {
+            self.look_again = Some(until);
+            return ControlFlow::Continue(());
+        }
+        video.makes_way = true;
+        running.cancel_sent = true;
+        running.last_activity = now;
+        let job = running.id();
+        send(&self.link, Command::Cancel { job }, Vec::new())
+    }
+
     fn start_next_job(&mut self) -> ControlFlow<WorkerExit> {
         while self.running.is_none()
             && self.adapters.loading_since().is_none()
             && !self.renewal.holds_back()
         {
+            let now = Instant::now();
             let next = self
                 .context
-                .with_assignments(|assignments, slot| assignments.next_job(slot));
+                .with_assignments(|assignments, slot| assignments.next_job(slot, now));
             let Some(job) = next else {
+                let assignments = self.context.assignments.lock();
+                self.look_again = assignments.videos_held_off_until(self.context.slot, now);
                 break;
             };
             if job.signals.cancelled() {
-                self.end_job(&job, cancelled_end());
+                self.end_job(&job, JobEnd::cancelled());
                 continue;
             }
             // One was unloaded while the job waited: the session submits the job again, without it.
@@ -702,6 +782,7 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             again,
         };
         self.emit_for(&job, sent);
+        let video = (job.is_of_video()).then(|| self.video_run(&job.spec, goes_on_after.is_none()));
         let spec = JobSpec {
             state,
             snapshot: snapshot.map(|snapshot| Box::new(snapshot.header().clone())),
@@ -716,8 +797,21 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             previews: 0,
             last_activity: self.last_progress,
             goes_on_after,
+            video,
         });
         send(&self.link, Command::Generate(Box::new(spec)), blobs)
+    }
+
+    fn video_run(&self, spec: &JobSpec, is_whole: bool) -> VideoRun {
+        let assignments = self.context.assignments.lock();
+        let takes = assignments.video_pace(self.context.slot, spec);
+        VideoRun {
+            is_whole,
+            ends: (takes.filter(|_| is_whole))
+                .and_then(|takes| self.last_progress.checked_add(takes)),
+            steps: RollingMedian::new(STEP_SAMPLES),
+            makes_way: false,
+        }
     }
 
     /// Sends the running job again, with its state, because the process does not hold the state that the job starts
@@ -905,6 +999,23 @@ impl JobInHand {
     fn waits_for_process(&self) -> bool {
         self.cancel_sent || self.unacknowledged == 0
     }
+
+    /// Returns whether the job makes way for a viewer's, and is still wanted.
+    fn is_preempted(&self) -> bool {
+        let makes_way = self.video.as_ref().is_some_and(|video| video.makes_way);
+        makes_way && !self.job.signals.cancelled()
+    }
+}
+
+impl VideoRun {
+    /// Returns until when the segment may run although a viewer's waits: the time when it is likely to be done, if that is less
+    /// than a step away, and else now.
+    fn may_run_until(&self, now: Instant) -> Instant {
+        match (self.ends, self.steps.median()) {
+            (Some(ends), Some(step)) if ends < now + step => ends.max(now),
+            _ => now,
+        }
+    }
 }
 
 /// Sends a command. A process that does not read its commands is stuck.
@@ -927,6 +1038,44 @@ fn is_small(thumbnail: &Bytes, job: &QueuedJob) -> bool {
     small
 }
 
+/// Checks what a worker reports of a segment that it has finished.
+///
+/// # Errors
+/// Returns an error when the report does not fit what was asked for.
+fn check_report(report: &JobReport, spec: &JobSpec) -> Result<(), &'static str> {
+    let frames = match &spec.video {
+        Some(part) => part.frames..=part.frames,
+        // A segment may leave out frames that it takes over from the one before.
+        None => 1..=spec.format.num_frames,
+    };
+    if !frames.contains(&report.frames) {
+        return Err("worker reports a number of frames that does not fit the job's format");
+    }
+    let is_asked_for = match (&report.video, &spec.video) {
+        (None, _) => true,
+        (Some(pictures), Some(part)) => are_asked_for(pictures, part),
+        (Some(_), None) => false,
+    };
+    match is_asked_for {
+        true => Ok(()),
+        false => Err("worker sends larger or more pictures of a video than were asked for"),
+    }
+}
+
+/// Returns whether pictures are no more and no larger than what was asked for. Some may be missing.
+fn are_asked_for(pictures: &VideoPictures, part: &VideoPart) -> bool {
+    let (width, height) = tile_size(part.width, part.height);
+    let tile_bytes = width as usize * height as usize * 3;
+    let tiles = pictures.tiles.len();
+    let are_tiles = tiles <= part.tiles.len() * tile_bytes && tiles.is_multiple_of(tile_bytes);
+    let is_picture = |jpeg: &Option<Bytes>, is_wanted: bool| {
+        (jpeg.as_ref()).is_none_or(|jpeg| is_wanted && jpeg.len() <= MAX_PICTURE_BYTES)
+    };
+    are_tiles
+        && is_picture(&pictures.thumbnail, part.thumbnail.is_some())
+        && is_picture(&pictures.sheet, part.sheet_after.is_some())
+}
+
 fn crashed(status: io::Result<ExitStatus>) -> WorkerExit {
     let reason = status.map_or_else(|error| format!("cannot wait: {error}"), describe);
     WorkerExit::new(ExitKind::Crashed, reason)
@@ -938,14 +1087,6 @@ fn stuck(stall: Stall) -> ControlFlow<WorkerExit> {
 
 fn bad_link(reason: &str) -> ControlFlow<WorkerExit> {
     ControlFlow::Break(WorkerExit::new(ExitKind::BadLink, reason))
-}
-
-fn cancelled_end() -> JobEnd {
-    JobEnd::Failed {
-        failure: JobFailure::Cancelled,
-        message: String::new(),
-        phases: Vec::new(),
-    }
 }
 
 async fn sleep_until_some(at: Option<Instant>) {

@@ -97,15 +97,12 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::pool::assignments::Sharing;
+    use crate::pool::fixtures;
     use crate::pool::metrics::PoolMetrics;
 
     #[test]
     fn a_panic_under_the_lock_is_told_and_does_not_spread() {
-        let sharing = Sharing {
-            max_sessions: 1,
-            keep_up: None,
-        };
+        let sharing = fixtures::sharing(1);
         let shared = Arc::new(SharedAssignments::new(Assignments::new(
             [],
             sharing,
@@ -124,10 +121,7 @@ mod tests {
 
     #[test]
     fn changes_are_told_and_looks_are_not() {
-        let sharing = Sharing {
-            max_sessions: 1,
-            keep_up: None,
-        };
+        let sharing = fixtures::sharing(1);
         let shared = SharedAssignments::new(Assignments::new([], sharing, PoolMetrics::default()));
         let changes = shared.changes();
         assert_eq!(shared.lock().queue_depth(), 0);
@@ -144,10 +138,7 @@ mod tests {
                 self.0.lock().leave(&SessionId::random());
             }
         }
-        let sharing = Sharing {
-            max_sessions: 1,
-            keep_up: None,
-        };
+        let sharing = fixtures::sharing(1);
         let shared = Arc::new(SharedAssignments::new(Assignments::new(
             [],
             sharing,

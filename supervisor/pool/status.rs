@@ -169,6 +169,7 @@ impl WorkerStatus {
             | WorkerEvent::SnapshotRefused { .. }
             | WorkerEvent::JobFailed { .. }
             | WorkerEvent::JobTakenBack { .. }
+            | WorkerEvent::JobPreempted { .. }
             | WorkerEvent::JobLost { started: false, .. }
             | WorkerEvent::StrayJobEnd { .. }
             | WorkerEvent::Leaving { .. }
@@ -235,6 +236,8 @@ pub struct PoolStatus {
     /// The number of sessions that wait for a worker.
     pub queue_depth: usize,
     pub room: Room,
+    /// The number of segments of video jobs that were stopped for one that a viewer waited for.
+    pub preemptions: u64,
     pub warmup_enabled: bool,
 }
 

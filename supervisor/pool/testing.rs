@@ -12,10 +12,10 @@ use fastvideo_proto::link::{JobSpec, Preview, media_cost};
 use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout, blob_hash};
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::assignments::{Absence, Assignment, Assignments, Sharing};
+use super::assignments::{Absence, Assignment, Assignments};
 use super::control::{Directive, StopSignal};
 use super::fixtures;
 use super::job::{Credit, JobEnd, JobEvent, Media, QueuedJob, pair};
@@ -64,6 +64,7 @@ impl TestWorkers {
             format: FORMAT,
             new_frames: FORMAT.num_frames,
             shapes: Shapes::ANY,
+            refine_steps: 0,
             model_name: String::new(),
             ..fixtures::config()
         };
@@ -79,10 +80,7 @@ impl TestWorkers {
                 directive,
             });
         }
-        let sharing = Sharing {
-            max_sessions: sessions_per_gpu,
-            keep_up: None,
-        };
+        let sharing = fixtures::sharing(sessions_per_gpu);
         let wakes = slots.iter().map(|slot| (slot.gpu, slot.notify.clone()));
         let assignments = Assignments::new(wakes, sharing, PoolMetrics::default());
         let (stop, _) = watch::channel(StopSignal::Run);
@@ -128,11 +126,12 @@ impl TestWorkers {
         self.pool.assignments().vacate(slot, Absence::Lost);
     }
 
-    /// Waits for the next job of a worker, and begins it.
+    /// Waits for the next job of a worker, be it a session's or a video job's, and begins it.
     pub(crate) async fn next_job(&self, slot: usize) -> TestJob {
         loop {
             let wake = self.pool.shared.slots[slot].notify.clone();
-            let job = self.pool.assignments().next_job(slot);
+            let now = Instant::now();
+            let job = self.pool.assignments().next_job(slot, now);
             if let Some(job) = job {
                 let after = job.snapshot.get().map(|snapshot| snapshot.at());
                 job.tell(JobEvent::Started { after });
@@ -143,8 +142,18 @@ impl TestWorkers {
                     pool: self.pool.clone(),
                 };
             }
-            wake.notified().await;
+            let held_off = self.pool.assignments().videos_held_off_until(slot, now);
+            tokio::select! {
+                () = wake.notified() => {}
+                () = sleep_until(held_off.unwrap_or(now)), if held_off.is_some() => {}
+            }
         }
+    }
+
+    /// A worker has needed this long for a segment like that of [`video_spec`].
+    pub(crate) fn record_video_time(&self, slot: usize, took: Duration) {
+        let mut assignments = self.pool.assignments();
+        assignments.record_video_time(slot, &video_spec(), took);
     }
 
     fn worker(&self, slot: usize) -> WorkerId {
@@ -152,10 +161,15 @@ impl TestWorkers {
     }
 }
 
+/// A segment of a video job, which the pool gives its name.
+pub(crate) fn video_spec() -> JobSpec {
+    fixtures::video_spec(0, fixtures::video_id(0))
+}
+
 /// A binary message of a job that nobody runs.
 pub(crate) fn media(kind: MediaKind, bytes: Bytes) -> Media {
     let spec = fixtures::job_spec(0, SessionId::random());
-    let (_, job) = pair(spec, None, None, Instant::now(), Arc::default());
+    let (_, job) = pair(spec, None, None, Some(Instant::now()));
     Media {
         credit: Credit::new(media_cost(bytes.len()), job.signals),
         kind,
@@ -288,6 +302,12 @@ impl TestJob {
     /// The worker has to leave; the job was running.
     pub(crate) fn take_back(self) {
         self.end(JobEnd::TakenBack { started: true });
+    }
+
+    /// A viewer's segment takes the worker's time from this one of a video job.
+    pub(crate) fn preempt(self) {
+        self.pool.assignments().yield_to_viewers(self.slot);
+        self.end(JobEnd::Preempted);
     }
 
     /// The worker dies with the job, and another will be started.

@@ -1,10 +1,16 @@
 //! A segment over its attempts, by the events of its jobs alone.
 
+use std::convert::Infallible;
+
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
+use fastvideo_proto::ids::VideoId;
 use fastvideo_proto::job::VideoFormat;
+use fastvideo_proto::link::JobSpec;
 
 use super::*;
+use crate::pool::VideoAsker;
+use crate::pool::testing::{TestWorkers, video_spec};
 
 const MAX_ATTEMPTS: u32 = 2;
 
@@ -181,4 +187,56 @@ fn every_failure_says_whether_trying_again_may_help() {
     assert!(matches!(bad, RunEvent::Failed(RunFailure::BadState)));
     let dropped = run().observe(None);
     assert!(matches!(dropped, RunEvent::Failed(RunFailure::Dropped)));
+}
+
+/// Submits the next attempt of a segment of a video job.
+fn submit(run: &mut SegmentRun, asker: &VideoAsker) {
+    let spec = JobSpec {
+        attempt: run.at().attempt,
+        ..video_spec()
+    };
+    let Ok(()) = run.submit(|snapshot| Ok::<_, Infallible>(asker.submit(spec, None, snapshot)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_that_was_preempted_goes_on_from_its_snapshot_in_the_same_attempt() {
+    let mut workers = TestWorkers::new(1, 1);
+    workers.serve(0);
+    let asker = workers.pool().video_asker(VideoId::after(None, 0, 1));
+    let mut run = run();
+    for step in 1..20 {
+        submit(&mut run, &asker);
+        let job = workers.next_job(0).await;
+        let before = step - 1;
+        assert_eq!(job.goes_on_after(), (before > 0).then_some(before));
+        assert_eq!(job.spec().attempt, 1);
+        job.snapshot(step);
+        job.preempt();
+        loop {
+            let event = run.next_event().await;
+            match run.observe(event) {
+                RunEvent::Started { .. } => {}
+                RunEvent::TakenBack { started: true } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((run.at().attempt, run.deaths()), (1, 0));
+    }
+    // It is no death, and a death still counts.
+    submit(&mut run, &asker);
+    workers.next_job(0).await.lose_worker();
+    let _started = run.next_event().await;
+    let lost = run.next_event().await;
+    let lost = run.observe(lost);
+    let again = AfterLoss::RunsAgain;
+    assert!(matches!(lost, RunEvent::WorkerLost { then, .. } if then == again));
+    assert_eq!((run.at().attempt, run.deaths()), (2, 1));
+}
+
+#[test]
+fn a_cancelled_segment_that_is_preempted_is_over() {
+    let mut run = run();
+    let _ = run.cancel();
+    let event = run.observe(Some(JobEvent::Ended(JobEnd::Preempted)));
+    assert!(matches!(event, RunEvent::Cancelled), "{event:?}");
 }

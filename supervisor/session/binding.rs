@@ -171,7 +171,9 @@ impl LiveSession {
         let due = self
             .playback
             .due(Instant::now(), self.config.format.duration());
-        if let Err(moved) = segment.run.submit(&self.binding, worker, spec, start, due) {
+        let submitted = (segment.run)
+            .submit(|snapshot| self.binding.submit(worker, spec, start, snapshot, due));
+        if let Err(moved) = submitted {
             // The notification of the move is on its way.
             tracing::debug!(%moved, "job not submitted");
             return;

@@ -415,9 +415,11 @@ impl LiveSession {
         self.playback.falls_to(limit, now).filter(|at| *at > now)
     }
 
-    /// Shows operators how far the viewer is behind.
+    /// Shows operators how far the viewer is behind, and tells the pool when it runs out of video.
     pub(super) fn show_playback(&self) {
         self.ticket.update(|entry| entry.playback = self.playback);
+        let until = self.playback.lasts_until(Instant::now());
+        self.binding.viewer_lasts_until(until);
     }
 
     /// Returns when the session ends because its client reads too slowly; `None` while the client's window has room.

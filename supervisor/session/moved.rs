@@ -240,6 +240,7 @@ impl LiveSession {
         let made = frames_to_time(checkpoint.start_frame, fps);
         let lead = checkpoint.lead_ms.map(Duration::from_millis);
         self.playback = Playback::behind(made, lead, now);
+        self.show_playback();
         self.last_activity = now
             .checked_sub(Duration::from_millis(checkpoint.idle_ms))
             .unwrap_or(now);
@@ -322,6 +323,7 @@ impl LiveSession {
         let init_segments = usize::from(self.media_mode == MediaMode::AvFmp4);
         self.director.segment_finished();
         self.playback.finished(start + duration, duration);
+        self.show_playback();
         SegmentCompleted {
             at,
             request: planned.id.clone(),

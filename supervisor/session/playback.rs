@@ -158,6 +158,12 @@ impl Playback {
         assumed.max(reported).unwrap_or_default()
     }
 
+    /// Returns when the viewer runs out of video; `None` when it has seen nothing yet, or is paused with video left.
+    pub(super) fn lasts_until(&self, now: Instant) -> Option<Instant> {
+        let runs_out = || self.falls_to(Duration::ZERO, now);
+        self.has_begun().then(runs_out).flatten()
+    }
+
     /// Returns when the lead falls to `limit`, which may have been in the past; `None` when it does not before the
     /// viewer goes on.
     pub(super) fn falls_to(&self, limit: Duration, now: Instant) -> Option<Instant> {
@@ -249,6 +255,34 @@ mod tests {
         assert_eq!((paused.lead(at(5)), paused.lead(at(900))), (s(8), s(8)));
         assert_eq!(paused.falls_to(s(3), at(5)), None);
         assert_eq!(paused.falls_to(s(8), at(5)), Some(at(2)));
+    }
+
+    #[test]
+    fn a_viewer_runs_out_of_video_unless_it_has_not_begun_or_is_paused() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let s = Duration::from_secs;
+        assert_eq!(Playback::default().lasts_until(at(4)), None);
+        let mut playback = ten_seconds(start);
+        for now in [4, 40] {
+            assert_eq!(playback.lasts_until(at(now)), Some(at(10)));
+        }
+        // At 5 s it has played 2 s.
+        for (playing, until) in [(true, Some(at(13))), (false, None)] {
+            let report = PlaybackReport {
+                position: s(2),
+                playing,
+            };
+            playback.reported(report, at(5));
+            assert_eq!(playback.lasts_until(at(6)), until);
+        }
+        // Paused at the end of what there is.
+        let report = PlaybackReport {
+            position: s(10),
+            playing: false,
+        };
+        playback.reported(report, at(12));
+        assert_eq!(playback.lasts_until(at(12)), Some(at(10)));
     }
 
     #[test]

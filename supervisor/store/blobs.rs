@@ -164,6 +164,25 @@ impl BlobStore {
         }
     }
 
+    /// Stores the bytes of a blob as another edition of it, too. That one may be there already, and the first one gone.
+    ///
+    /// # Errors
+    /// Returns [`DataLoss::MissingBlob`] when the blob is not there, and another error when the backend does not answer or
+    /// has no room.
+    pub async fn copy(&self, from: BlobKey, to: BlobKey) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(memory) => {
+                let blob = memory.get(from).or_else(|_| memory.get(to))?;
+                memory.lock().insert(to, blob);
+                Ok(())
+            }
+            Backend::Objects(objects) => {
+                let copying = objects.copy(from, to);
+                self.metrics.measure("blobs", "put", copying).await
+            }
+        }
+    }
+
     /// Deletes a blob, if it is there.
     ///
     /// # Errors
@@ -241,6 +260,17 @@ impl Objects {
     async fn get_range(&self, key: BlobKey, range: Range<u64>) -> Result<Bytes, StoreError> {
         let got = self.store.get_range(&self.path(key), range).await;
         got.map_err(|error| not_got(key, error))
+    }
+
+    async fn copy(&self, from: BlobKey, to: BlobKey) -> Result<(), StoreError> {
+        let to = self.path(to);
+        let Err(error) = self.store.copy(&self.path(from), &to).await else {
+            return Ok(());
+        };
+        match not_got(from, error) {
+            StoreError::Lost(_) if self.store.head(&to).await.is_ok() => Ok(()),
+            error => Err(error),
+        }
     }
 
     async fn drop(&self, key: BlobKey) -> Result<(), StoreError> {

@@ -1,24 +1,23 @@
 //! Why a store did not do what it was asked to.
 
-use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::state::StateError;
 use fastvideo_proto::state::envelope::EnvelopeError;
 
-use super::ids::{BlobId, BlobKey};
+use super::ids::{BlobId, BlobKey, RecordKey};
 
 /// Why a store did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The compare-and-swap failed, because another writer has changed the record. The session was resumed elsewhere,
-    /// or dropped.
+    /// The compare-and-swap failed, because another writer has changed the record. A session was resumed elsewhere, or
+    /// dropped.
     #[error("session was resumed elsewhere or dropped")]
     Stale,
     #[error(
-        "the store is full of running sessions: it holds at most {max_sessions} sessions and {max_bytes} bytes"
+        "the store is full of running sessions and videos: it holds at most {max_sessions} sessions and {max_bytes} bytes"
     )]
     Full { max_sessions: usize, max_bytes: u64 },
     #[error(
-        "the store is full of the films of running sessions: it holds at most {max_bytes} bytes of media"
+        "the store is full of the films of running sessions and of videos: it holds at most {max_bytes} bytes of media"
     )]
     MediaFull { max_bytes: u64 },
     /// This server was silent for so long that its reservation of a blob was taken back.
@@ -32,8 +31,8 @@ pub enum StoreError {
     #[error(transparent)]
     Lost(#[from] DataLoss),
     /// A later build has written the record: a server that is as new can read it.
-    #[error("the record of session {0} was written by a newer server")]
-    Newer(SessionId),
+    #[error("the record {0} was written by a newer server")]
+    Newer(RecordKey),
     /// The store does not answer, or not in time. Trying again may help.
     #[error("the store cannot be used now: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -52,18 +51,18 @@ pub enum DataLoss {
     MissingBlob(BlobId),
     #[error("blob {0} is damaged: it has other bytes than its name says")]
     DamagedBlob(BlobKey),
-    #[error("the record of session {session} cannot be read: {source}")]
+    #[error("the record {record} cannot be read: {source}")]
     Record {
-        session: SessionId,
+        record: RecordKey,
         source: EnvelopeError,
     },
-    #[error("the state of session {session} cannot be read: {source}")]
+    #[error("the state of record {record} cannot be read: {source}")]
     State {
-        session: SessionId,
+        record: RecordKey,
         source: StateError,
     },
-    #[error("the record of session {0} has a state and no blob")]
-    StateWithoutBlob(SessionId),
+    #[error("the record {0} has a state and no blob")]
+    StateWithoutBlob(RecordKey),
     #[error("the media of the segment are not kept any more")]
     MediaNotKept,
     /// A value in the backend's own tables is invalid.

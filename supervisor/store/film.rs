@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use fastvideo_mp4::SegmentIndex;
 use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::stored::{Expectation, StoredMedia, StoredSegment};
+use fastvideo_proto::stored_video::StoredFile;
 
 use super::chunks::Chunks;
 use super::error::{DataLoss, StoreError};
@@ -232,6 +233,29 @@ impl SessionStore {
             return Ok(unwritten.slice(range));
         }
         let key = self.locate(blob).await?;
+        self.within(self.0.blobs.get_range(key, range)).await
+    }
+
+    /// Returns a file of a video, after comparing its hash.
+    ///
+    /// # Errors
+    /// Returns [`DataLoss::MissingBlob`] when the video is gone or has other files by now, and another error when the store
+    /// does not answer or the file is damaged.
+    pub async fn file(&self, file: &StoredFile) -> Result<Chunks, StoreError> {
+        let key = self.locate(BlobId::from_bytes(file.blob)).await?;
+        self.within(self.0.blobs.get(key)).await
+    }
+
+    /// Returns a part of [`Self::file`], whose hash cannot be compared.
+    ///
+    /// # Errors
+    /// As [`Self::file`].
+    pub async fn file_range(
+        &self,
+        file: &StoredFile,
+        range: Range<u64>,
+    ) -> Result<Chunks, StoreError> {
+        let key = self.locate(BlobId::from_bytes(file.blob)).await?;
         self.within(self.0.blobs.get_range(key, range)).await
     }
 

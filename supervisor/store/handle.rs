@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use fastvideo_proto::ids::{SessionId, VideoId};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
@@ -13,7 +14,9 @@ use super::error::StoreError;
 use super::film::Recording;
 use super::health::{Health, StoreStatus};
 use super::ids::ServerId;
-use super::leased_session::LeasedSessions;
+use super::leased_session::LeasedSession;
+use super::leased_video::LeasedVideo;
+use super::leases::Leases;
 use super::losses::{Removed, Restoring};
 use super::metrics::{MeasuredRecords, StoreMetrics};
 use super::pending_cleanup::PendingCleanup;
@@ -65,7 +68,9 @@ pub(super) struct Shared {
     pub(super) records: Arc<dyn Records>,
     pub(super) blobs: BlobStore,
     pub(super) server: ServerId,
-    pub(super) leased: LeasedSessions,
+    pub(super) leased: Leases<SessionId, LeasedSession>,
+    /// The video jobs that this server runs.
+    pub(super) videos: Leases<VideoId, LeasedVideo>,
     /// The number of the next reservation.
     pub(super) reservations: AtomicU64,
     /// Tracks the puts of blobs, which go on when their callers no longer wait.
@@ -129,7 +134,8 @@ impl SessionStore {
             blobs: blobs.measured(metrics.clone()),
             metrics,
             server: ServerId::random(),
-            leased: LeasedSessions::default(),
+            leased: Leases::default(),
+            videos: Leases::default(),
             reservations: AtomicU64::new(0),
             puts: TaskTracker::new(),
             cleanup: PendingCleanup::default(),
@@ -168,6 +174,11 @@ impl SessionStore {
 
     fn lock_config(&self) -> MutexGuard<'_, Config> {
         (self.0.config.lock()).expect("no holder of this lock panics")
+    }
+
+    /// Returns the id of this run of this server, under which it owns records.
+    pub fn server(&self) -> &ServerId {
+        &self.0.server
     }
 
     /// Returns the store's own name: servers with the same one have the same sessions.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::error::StoreError;
+use super::error::{DataLoss, StoreError};
 use crate::causes::with_causes;
 
 /// A failed write says nothing about the store any more when none has followed for this long. Sessions repeat theirs
@@ -78,7 +78,8 @@ impl Health {
                 | StoreError::Unreserved
                 | StoreError::Forgotten
                 | StoreError::Newer(_)
-                | StoreError::MediaFull { .. },
+                | StoreError::MediaFull { .. }
+                | StoreError::Lost(DataLoss::MissingBlob(_)),
             ) => return,
             Err(error) => Some(error),
         };

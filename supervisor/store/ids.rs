@@ -2,13 +2,16 @@
 
 use std::fmt;
 
-use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::ids::{SessionId, VideoId};
 use serde::{Deserialize, Serialize};
 
 use super::chunks::Chunks;
+use crate::tenant::Tenant;
 
-/// The prefix of the text form of [`RecordKey::Loan`]. No session id begins with it.
+/// The prefixes of the text forms of all records but sessions. No session id begins with one of them.
 const LOAN_PREFIX: &str = "loan-";
+const VIDEO_PREFIX: &str = "video-";
+const CLAIM_PREFIX: &str = "claim-";
 
 /// What the names of blobs that are lent to tenants are derived for (a context string of BLAKE3).
 const LENT_CONTEXT: &str = "fastvideo-supervisor 2026-12-01 blob lent to a tenant";
@@ -21,14 +24,26 @@ pub enum RecordKey {
     /// A blob that is kept for a while because an export refers to it, by the name that its tenant knows. There is one
     /// record for each such blob and tenant, so lending is idempotent.
     Loan(BlobId),
+    /// A video job. The text forms of a tenant's videos lie together, in the order of their ids: no name of a tenant has
+    /// the `/` that ends it there.
+    Video { tenant: Tenant, id: VideoId },
+    /// The claim of an idempotency key by a video job, by a hash of the key.
+    VideoClaim([u8; 32]),
 }
 
 impl RecordKey {
     /// Parses what [`fmt::Display`] wrote.
     pub fn parse(text: &str) -> Option<Self> {
-        match text.strip_prefix(LOAN_PREFIX) {
-            Some(hash) => BlobId::parse(hash).map(Self::Loan),
-            None => SessionId::parse(text).map(Self::Session),
+        if let Some(hash) = text.strip_prefix(LOAN_PREFIX) {
+            BlobId::parse(hash).map(Self::Loan)
+        } else if let Some(name) = text.strip_prefix(VIDEO_PREFIX) {
+            let (tenant, digits) = name.rsplit_once('/')?;
+            let (tenant, id) = (Tenant::new(tenant), VideoId::parse_digits(digits)?);
+            Some(Self::Video { tenant, id })
+        } else if let Some(hash) = text.strip_prefix(CLAIM_PREFIX) {
+            BlobId::parse(hash).map(|hash| Self::VideoClaim(hash.0))
+        } else {
+            SessionId::parse(text).map(Self::Session)
         }
     }
 }
@@ -38,6 +53,8 @@ impl fmt::Display for RecordKey {
         match self {
             Self::Session(session) => f.write_str(session.as_str()),
             Self::Loan(blob) => write!(f, "{LOAN_PREFIX}{blob}"),
+            Self::Video { tenant, id } => write!(f, "{VIDEO_PREFIX}{tenant}/{}", id.digits()),
+            Self::VideoClaim(hash) => write!(f, "{CLAIM_PREFIX}{}", BlobId(*hash)),
         }
     }
 }
@@ -193,16 +210,62 @@ impl fmt::Debug for BlobKey {
 mod tests {
     use super::*;
 
+    fn video(tenant: &str, unix_ms: u64) -> RecordKey {
+        RecordKey::Video {
+            tenant: Tenant::new(tenant),
+            id: VideoId::after(None, unix_ms, 0),
+        }
+    }
+
     #[test]
     fn keys_of_records_survive_their_text() {
         for key in [
             RecordKey::Session(SessionId::random()),
             RecordKey::Loan(BlobId::of(b"lent")),
+            RecordKey::VideoClaim([7; 32]),
+            video("none", 1),
+            video("loan-1", 1),
+            video("claim-", 1),
+            video("video-a.b_c", u64::MAX >> 16),
+            video("a/b é\n", 1),
+            video("", 1),
         ] {
             assert_eq!(RecordKey::parse(&key.to_string()), Some(key));
         }
-        for text in ["", "loan-", "loan-12", "nonsense"] {
+        let digits = "0123456789abcdef0123456789abcdef";
+        assert!(RecordKey::parse(&format!("video-a/{digits}")).is_some());
+        for text in [
+            "",
+            "loan-",
+            "loan-12",
+            "nonsense",
+            "video-",
+            "video-a",
+            "video-a/12",
+            &format!("video-{digits}"),
+            &format!("video-a/video_{digits}"),
+            "claim-",
+            &format!("claim-{digits}"),
+        ] {
             assert_eq!(RecordKey::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_texts_of_a_tenants_videos_lie_together_in_the_order_of_their_ids() {
+        let tenants = ["a", "a-b", "a.b", "a0", "ab", "A"];
+        let keys = tenants.iter().flat_map(|tenant| {
+            let times = [1, 9, 10, 1 << 40];
+            times.map(|unix_ms| (*tenant, video(tenant, unix_ms).to_string()))
+        });
+        let mut sorted: Vec<_> = keys.clone().collect();
+        sorted.sort_by(|(_, a), (_, b)| a.cmp(b));
+        let mut blocks: Vec<_> = sorted.iter().map(|(tenant, _)| *tenant).collect();
+        blocks.dedup();
+        assert_eq!(blocks.len(), tenants.len(), "{sorted:?}");
+        // Sorting is stable, and leaves the order of creation within a tenant.
+        let mut by_tenant: Vec<_> = keys.collect();
+        by_tenant.sort_by_key(|(tenant, _)| blocks.iter().position(|block| block == tenant));
+        assert_eq!(sorted, by_tenant);
     }
 }

@@ -114,7 +114,7 @@ impl Lease {
             return;
         }
         if self.leased.lost.is_cancelled() {
-            self.store.0.leased.remove(&self.leased);
+            (self.store.0.leased).remove(&self.leased.session, &self.leased);
         } else {
             self.store.0.cleanup.add(task);
         }
@@ -192,7 +192,7 @@ impl LeaseWriter {
         let owner = store
             .0
             .leased
-            .holds(&leased)
+            .holds(&leased.session, &leased)
             .then(|| store.0.server.clone());
         store
             .write_latest(&leased, &mut record, owner, deadline)
@@ -204,7 +204,7 @@ impl SessionStore {
     /// Makes the lease of a session whose record names this server as its owner.
     pub(super) fn lease(&self, leased: Arc<LeasedSession>) -> Lease {
         // An older lease of the session on this server is lost.
-        if let Some(before) = self.0.leased.insert(leased.clone()) {
+        if let Some(before) = self.0.leased.insert(&leased.session, leased.clone()) {
             before.lost.cancel();
         }
         Lease {
@@ -325,7 +325,7 @@ impl SessionStore {
         }
         match current {
             Some(current)
-                if self.0.leased.holds(leased)
+                if self.0.leased.holds(&leased.session, leased)
                     && current.record.owner.as_ref() == Some(&self.0.server) =>
             {
                 *record = current;

@@ -8,7 +8,7 @@ use super::handle::SessionStore;
 use super::ids::{BlobId, BlobKey, RecordKey};
 use super::records::BlobKind;
 use super::saved_session::{stored_tenant, tenant_of};
-use super::writer::{DraftBlob, RecordDraft, Replaces};
+use super::writer::{BlobContent, DraftBlob, RecordDraft, Replaces};
 use crate::tenant::Tenant;
 
 impl SessionStore {
@@ -44,7 +44,7 @@ impl SessionStore {
             blobs: vec![DraftBlob {
                 id,
                 kind: BlobKind::State,
-                content: Some(blob.into()),
+                content: Some(BlobContent::Bytes(blob.into())),
             }],
         };
         loop {

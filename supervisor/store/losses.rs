@@ -12,15 +12,15 @@ use super::ids::{Epoch, RecordKey, Revision};
 /// Number of removals that a server remembers.
 const MAX_REMOVED: usize = 1024;
 
-/// The last sessions whose records this server has removed. In a store that has lost data, a server that has not learnt
-/// of a removal would bring its session back.
+/// The last sessions and video jobs whose records this server has removed. In a store that has lost data, a server that has
+/// not learnt of a removal would bring what it runs back.
 #[derive(Debug, Default)]
 pub(super) struct Removed(Mutex<VecDeque<(RecordKey, Revision)>>);
 
 impl Removed {
     /// Remembers a removal by its revision.
     pub(super) fn add(&self, key: &RecordKey, revision: Revision) {
-        if let RecordKey::Loan(_) = key {
+        if let RecordKey::Loan(_) | RecordKey::VideoClaim(_) = key {
             return;
         }
         let mut removed = self.lock();

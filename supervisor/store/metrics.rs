@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use fastvideo_proto::ids::VideoId;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::counter::Counter;
@@ -14,8 +15,11 @@ use tokio::time::Instant;
 use super::error::StoreError;
 use super::handle::SessionStore;
 use super::ids::{BlobId, BlobKey, Epoch, RecordKey, ReservationId, Revision, ServerId};
-use super::records::{MemoryUse, RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
+use super::records::{
+    MemoryUse, RecordWrite, Records, StoredRecord, Survey, VideoPage, WriteOutcome,
+};
 use crate::metrics::{Bounds, Gauges, Histograms, LATENCY, create, number, seconds};
+use crate::tenant::Tenant;
 
 /// The operations, with the part of the store that does them.
 const OPERATIONS: [(&str, &str); 8] = [
@@ -236,6 +240,14 @@ impl Records for MeasuredRecords {
         self.measure("survey", self.records.stale(known)).await
     }
 
+    async fn list(
+        &self,
+        tenant: &Tenant,
+        page: VideoPage,
+    ) -> Result<Vec<(VideoId, StoredRecord)>, StoreError> {
+        self.measure("read", self.records.list(tenant, page)).await
+    }
+
     async fn survey(&self) -> Result<Survey, StoreError> {
         self.measure("survey", self.records.survey()).await
     }
@@ -258,7 +270,7 @@ impl Collector for MemoryGauges {
         )?;
         gauges.one(
             "store_bytes",
-            "Bytes of states and films in a store in memory",
+            "Bytes of states, films and videos in a store in memory",
             number(bytes),
         )
     }

@@ -2,7 +2,7 @@
 //! blobs.
 //!
 //! A cleanup task is idempotent: doing it twice does no harm. `upkeep` executes the tasks, and retries those that the
-//! store did not answer. Their number is bounded by the numbers of sessions, blobs and concurrent writes, however long
+//! store did not answer. Their number is bounded by the numbers of sessions, video jobs, blobs and concurrent writes, however long
 //! the store is unavailable: a blob is deleted by one task, and a reservation that the store did not answer is given
 //! back by the next writer before it makes another one, see [`PendingCleanup::take_unanswered`].
 
@@ -14,12 +14,15 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::ids::{BlobKey, ReservationId};
 use super::leased_session::LeasedSession;
+use super::leased_video::LeasedVideo;
 
 /// A task that must be done, whether or not the store answers now.
 #[derive(Clone, Debug)]
 pub(super) enum CleanupTask {
     /// Gives a lease back: this server no longer runs the session, and its state is kept for a while.
     Release(Arc<LeasedSession>),
+    /// Gives the lease of a video job back: any server may go on with it.
+    ReleaseVideo(Arc<LeasedVideo>),
     /// Removes the record of a session that its lease has ended.
     End(Arc<LeasedSession>),
     /// Removes the record of a session that an operator has ended, whichever server runs it by now.

@@ -26,10 +26,12 @@ use std::collections::HashMap;
 use std::fmt;
 
 use async_trait::async_trait;
+use fastvideo_proto::ids::VideoId;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::ids::{BlobId, BlobKey, Epoch, RecordKey, ReservationId, Revision, ServerId};
+use crate::tenant::Tenant;
 
 pub mod ledger;
 
@@ -115,13 +117,39 @@ pub trait Records: fmt::Debug + Send + Sync {
     /// Returns those of the records whose revision is no longer the given one.
     async fn stale(&self, known: &[(RecordKey, Revision)]) -> Result<Vec<RecordKey>, StoreError>;
 
+    /// Returns a page of a tenant's videos, in order.
+    async fn list(
+        &self,
+        tenant: &Tenant,
+        page: VideoPage,
+    ) -> Result<Vec<(VideoId, StoredRecord)>, StoreError>;
+
     /// Returns everything that the store keeps, without the records' bodies.
     async fn survey(&self) -> Result<Survey, StoreError>;
+}
+
+/// Which of a tenant's videos are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct VideoPage {
+    /// The videos wanted follow this one in the order of the page, whether or not it still exists; `None` for the first
+    /// page.
+    pub after: Option<VideoId>,
+    /// The most videos.
+    pub limit: usize,
+    pub order: Order,
+}
+
+/// An order of ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    Ascending,
+    Descending,
 }
 
 /// What a store in memory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
+    /// Number of sessions; videos are none.
     pub sessions: usize,
     /// The size of the records and of the blobs that they name.
     pub bytes: u64,
@@ -144,7 +172,7 @@ pub enum BlobKind {
     /// The record is worth nothing without it.
     #[default]
     State,
-    /// A part of a film. A store that has limits drops it when there is no room.
+    /// A part of a film. A store that has limits drops those of sessions when there is no room.
     Media,
 }
 

@@ -11,6 +11,7 @@ use super::error::StoreError;
 use super::handle::SessionStore;
 use super::ids::{RecordKey, Revision};
 use super::leased_session::LeasedSession;
+use super::leased_video::LeasedVideo;
 use super::records::{BlobRef, RecordWrite};
 use crate::causes::with_causes;
 
@@ -48,7 +49,9 @@ impl SessionStore {
             is_new
         };
         if is_new {
-            tracing::warn!("the store has lost data; the sessions of this server are stored anew");
+            tracing::warn!(
+                "the store has lost data; the sessions and running video jobs of this server are stored anew"
+            );
             let name = self.0.records.name().await?;
             if self.0.blobs.rename(&name) {
                 // They name blobs of a store that is no more.
@@ -57,7 +60,12 @@ impl SessionStore {
         }
         let is_outdated =
             |leased: &Arc<LeasedSession>| leased.epoch() < epoch && !leased.lost.is_cancelled();
-        if is_new || self.0.leased.all().iter().any(is_outdated) {
+        let is_outdated_video =
+            |leased: &Arc<LeasedVideo>| leased.epoch() < epoch && leased.is_ours();
+        if is_new
+            || self.0.leased.all().iter().any(is_outdated)
+            || self.0.videos.all().iter().any(is_outdated_video)
+        {
             self.0.restoring.is_needed();
         }
         Ok(())
@@ -102,9 +110,18 @@ impl SessionStore {
         while let Some(restored) = restored.next().await {
             failure = restored.err().or(failure);
         }
+        let videos = self.0.videos.all().into_iter();
+        let restored = videos.map(|leased| async move { self.restore_video(&leased).await });
+        let mut restored = stream::iter(restored).buffer_unordered(RESTORED_AT_ONCE);
+        while let Some(restored) = restored.next().await {
+            failure = restored.err().or(failure);
+        }
         if let Some(error) = &failure {
             let error = with_causes(error);
-            tracing::debug!(error, "the sessions of this server are not stored anew yet");
+            tracing::debug!(
+                error,
+                "the sessions and video jobs of this server are not stored anew yet"
+            );
         }
         failure.is_none()
     }

@@ -4,16 +4,17 @@ use std::fmt;
 use std::time::SystemTime;
 
 use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::state::envelope::EnvelopeError;
 use fastvideo_proto::stored::{Expectation, StoredSession};
 use fastvideo_proto::trace::TraceContext;
 
 use super::chunks::Chunks;
 use super::error::{DataLoss, StoreError};
 use super::film::Film;
-use super::ids::{BlobId, ServerId};
+use super::ids::{BlobId, RecordKey, ServerId};
 use super::records::BlobKind;
 use super::state::State;
-use super::writer::{DraftBlob, RecordDraft};
+use super::writer::{BlobContent, DraftBlob, RecordDraft};
 use crate::tenant::Tenant;
 
 /// What the tokens of spectators are derived for (a context string of BLAKE3).
@@ -96,7 +97,7 @@ impl SavedSession {
         let state = self.state.iter().map(|state| DraftBlob {
             id: state.blob_id(),
             kind: BlobKind::State,
-            content: Some(state.blob_bytes().into()),
+            content: Some(BlobContent::Bytes(state.blob_bytes().into())),
         });
         let mut blobs: Vec<DraftBlob> = state.collect();
         // What is recorded and not committed may still be made anew.
@@ -106,7 +107,7 @@ impl SavedSession {
                 blobs.push(DraftBlob {
                     id,
                     kind: BlobKind::Media,
-                    content: media(id),
+                    content: media(id).map(BlobContent::Bytes),
                 });
             }
         }
@@ -176,13 +177,16 @@ pub(super) fn stored_tenant(tenant: &Tenant) -> Option<String> {
 /// # Errors
 /// Returns an error when it is damaged or of a version that this build cannot read.
 pub(super) fn decode(session: &SessionId, body: &[u8]) -> Result<StoredSession, StoreError> {
-    StoredSession::decode(body).map_err(|source| {
-        let session = session.clone();
-        match source.is_newer() {
-            true => StoreError::Newer(session),
-            false => DataLoss::Record { session, source }.into(),
-        }
-    })
+    StoredSession::decode(body).map_err(|error| unreadable(&session.clone().into(), error))
+}
+
+/// Returns why a record's body cannot be read.
+pub(super) fn unreadable(record: &RecordKey, source: EnvelopeError) -> StoreError {
+    let record = record.clone();
+    match source.is_newer() {
+        true => StoreError::Newer(record),
+        false => DataLoss::Record { record, source }.into(),
+    }
 }
 
 fn unix_ms(time: SystemTime) -> u64 {

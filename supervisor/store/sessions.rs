@@ -13,7 +13,7 @@ use super::ids::{RecordKey, ServerId};
 use super::lease::Lease;
 use super::leased_session::LeasedSession;
 use super::pending_cleanup::CleanupTask;
-use super::records::{BlobKind, Record, StoredRecord};
+use super::records::{BlobKind, BlobRef, Record, StoredRecord};
 use super::saved_session::{ResumeToken, SavedSession, decode, tenant_of};
 use super::state::State;
 use super::writer::Replaces;
@@ -271,29 +271,40 @@ impl SessionStore {
         {
             return Ok(saved(Some(state)));
         }
-        let mut blobs = stored.record.blobs.iter();
-        let Some(blob) = blobs.find(|blob| blob.kind == BlobKind::State) else {
-            return Err(DataLoss::StateWithoutBlob(session.clone()).into());
-        };
-        let bytes = match self.within(self.0.blobs.get(blob.key)).await {
+        match self.read_state(key, header, &stored.record.blobs).await {
+            Ok(state) => Ok(saved(Some(state))),
             Err(StoreError::Lost(loss @ DataLoss::MissingBlob(_))) => {
                 let now = self.within(self.0.records.read(key)).await?;
-                return match now {
+                match now {
                     Some(now) if now.revision == stored.revision => Err(loss.into()),
                     _ => Ok(Loaded::Replaced),
-                };
+                }
             }
-            got => got?,
-        };
-        let (header, name) = (header.clone(), blob.key.id);
-        let bytes = bytes.join();
-        let state = tokio::task::spawn_blocking(move || State::from_stored(header, name, &bytes));
-        match state.await.map_err(StoreError::unavailable)? {
-            Ok(state) => Ok(saved(Some(state))),
-            Err(source) => {
-                let session = session.clone();
-                Err(DataLoss::State { session, source }.into())
-            }
+            Err(error) => Err(error),
         }
+    }
+
+    /// Reads the state with that header, whose blob is that of its kind among the blobs of a record.
+    ///
+    /// # Errors
+    /// Returns [`DataLoss::MissingBlob`] when the blob is gone, since the record was replaced or data were lost, and
+    /// another error when the store does not answer or what it has is damaged.
+    pub(super) async fn read_state(
+        &self,
+        record: &RecordKey,
+        header: &[u8],
+        blobs: &[BlobRef],
+    ) -> Result<State, StoreError> {
+        let Some(blob) = blobs.iter().find(|blob| blob.kind == BlobKind::State) else {
+            return Err(DataLoss::StateWithoutBlob(record.clone()).into());
+        };
+        let bytes = self.within(self.0.blobs.get(blob.key)).await?.join();
+        let (header, name) = (header.to_vec(), blob.key.id);
+        let state = tokio::task::spawn_blocking(move || State::from_stored(header, name, &bytes));
+        let state = state.await.map_err(StoreError::unavailable)?;
+        state.map_err(|source| {
+            let record = record.clone();
+            DataLoss::State { record, source }.into()
+        })
     }
 }

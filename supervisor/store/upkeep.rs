@@ -5,14 +5,16 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use fastvideo_proto::ids::VideoId;
 use fastvideo_proto::stored::StoredSession;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::error::StoreError;
 use super::handle::SessionStore;
 use super::health::Operation;
 use super::ids::{BlobKey, RecordKey, Revision, ServerId};
-use super::records::{BlobKind, Record, Survey, SurveyedRecord};
+use super::records::{BlobKind, Record, StoredRecord, Survey, SurveyedRecord};
 use crate::causes::with_causes;
 
 mod cleanup;
@@ -23,6 +25,8 @@ const BEATS_PER_LEASE: u32 = 3;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before cleanup that the store did not answer is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How long a claim of an idempotency key is kept whose video does not exist: far longer than creating one takes.
+const CLAIM_TTL: Duration = Duration::from_secs(3600);
 /// How long a condemned blob is left to the server that has condemned it, before another server deletes it.
 const LEFTOVER_AGE: Duration = Duration::from_secs(20);
 
@@ -34,7 +38,8 @@ pub struct Upkeep {
     beats: HashMap<ServerId, (u64, Instant)>,
     /// Each record that no server runs: its revision, and when that was first seen.
     idle: HashMap<RecordKey, (Revision, Instant)>,
-    /// Each session that the store assigns to this server although it does not run it, and when that was first seen.
+    /// Each session and video job that the store assigns to this server although it does not run it, and when that was
+    /// first seen.
     strays: HashMap<RecordKey, (Revision, Instant)>,
     /// Each condemned blob, and when it was first seen.
     condemned: HashMap<BlobKey, Instant>,
@@ -105,7 +110,7 @@ impl Upkeep {
         for server in &silent {
             tracing::warn!(
                 server = server.as_str(),
-                "another server is silent: its sessions can be resumed"
+                "another server is silent: its sessions can be resumed, and its video jobs taken"
             );
             let condemned = store.within(store.0.records.retire(server)).await?;
             store.0.cleanup.delete(condemned);
@@ -113,6 +118,7 @@ impl Upkeep {
         let state_ttl = store.config().resume_ttl;
         let film_ttl = store.config().film_ttl();
         let (mut idle, mut strays) = (HashMap::new(), HashMap::new());
+        let videos: HashSet<VideoId> = survey.records.iter().filter_map(video_of).collect();
         for record in survey.records {
             let SurveyedRecord {
                 key,
@@ -135,6 +141,18 @@ impl Upkeep {
                     }
                 }
                 Some(_) => {}
+                // Its library says how long it is kept.
+                None if matches!(key, RecordKey::Video { .. }) => {}
+                None if matches!(key, RecordKey::VideoClaim(_)) => {
+                    let since = since(&self.idle, &key, revision, now);
+                    let is_due = now - since > CLAIM_TTL;
+                    if is_due && store.sweep_claim(&key, revision, &videos).await? {
+                        // It is looked at again after as long.
+                        idle.insert(key, (revision, now));
+                    } else if !is_due {
+                        idle.insert(key, (revision, since));
+                    }
+                }
                 None => {
                     let since = since(&self.idle, &key, revision, now);
                     let outlives_state = has_media && film_ttl > state_ttl;
@@ -210,14 +228,20 @@ impl Upkeep {
 }
 
 impl SessionStore {
-    /// Retires the servers that used the store before, and deletes the blobs that no record names. This must only be
-    /// called for a store that no other server uses, before its first use.
+    /// Retires the servers that used the store before, takes their video jobs from them, and deletes the blobs that no
+    /// record names. This must only be called for a store that no other server uses, before its first use.
     ///
     /// # Errors
     /// Returns an error when the store does not answer.
     pub async fn mend(&self) -> Result<(), StoreError> {
-        for server in self.0.records.survey().await?.servers.keys() {
+        let survey = self.0.records.survey().await?;
+        for server in survey.servers.keys() {
             self.0.cleanup.delete(self.0.records.retire(server).await?);
+        }
+        for record in &survey.records {
+            if video_of(record).is_some() && record.owner.is_some() {
+                self.disown(&record.key, record.revision).await?;
+            }
         }
         let blobs = self.0.blobs.list().await?;
         let unknown = self.0.records.condemn_unknown(&blobs).await?;
@@ -258,11 +282,16 @@ impl SessionStore {
         let mut leased = self.0.leased.all();
         // Those of an earlier epoch are to be restored.
         leased.retain(|leased| leased.epoch() == epoch);
-        // A session that is being written detects a lost lease by its write.
-        let revisions = leased.iter().filter_map(|leased| {
-            let record = leased.record.try_lock().ok()?;
-            Some((leased.key.clone(), record.revision))
-        });
+        let mut videos = self.0.videos.all();
+        videos.retain(|leased| leased.epoch() == epoch && leased.is_ours());
+        // What is being written detects a lost lease by its write.
+        let revision = |key: &RecordKey, record: &AsyncMutex<StoredRecord>| {
+            let record = record.try_lock().ok()?;
+            Some((key.clone(), record.revision))
+        };
+        let sessions = leased.iter().map(|leased| (&leased.key, &leased.record));
+        let records = sessions.chain(videos.iter().map(|leased| (&leased.key, &leased.record)));
+        let revisions = records.filter_map(|(key, record)| revision(key, record));
         let known: Vec<(RecordKey, Revision)> = revisions.collect();
         let stale = self.within(self.0.records.stale(&known)).await?;
         for leased in leased.iter().filter(|leased| stale.contains(&leased.key)) {
@@ -275,18 +304,27 @@ impl SessionStore {
                     .await?;
             }
         }
+        for leased in videos.iter().filter(|leased| stale.contains(&leased.key)) {
+            let Ok(mut record) = leased.record.try_lock() else {
+                continue;
+            };
+            if known.contains(&(leased.key.clone(), record.revision)) {
+                self.look_at_video(leased, &mut record).await?;
+            }
+        }
         Ok(())
     }
 
-    /// Returns whether this server runs the session of that record.
+    /// Returns whether this server runs the session or the video job of that record.
     fn runs(&self, key: &RecordKey) -> bool {
         match key {
             RecordKey::Session(session) => self.0.leased.get(session).is_some(),
-            RecordKey::Loan(_) => false,
+            RecordKey::Video { id, .. } => self.0.videos.get(id).is_some(),
+            RecordKey::Loan(_) | RecordKey::VideoClaim(_) => false,
         }
     }
 
-    /// Takes the lease from a server that is silent: no server runs the session then.
+    /// Takes the lease from a server that is silent: no server runs the session or the video job then.
     pub(in crate::store) async fn disown(
         &self,
         key: &RecordKey,
@@ -300,6 +338,25 @@ impl SessionStore {
             ..stored.record
         };
         self.replace(key, revision, Some(&record)).await
+    }
+
+    /// Removes the claim of an idempotency key unless its video is there. Returns whether the claim stays.
+    async fn sweep_claim(
+        &self,
+        key: &RecordKey,
+        revision: Revision,
+        videos: &HashSet<VideoId>,
+    ) -> Result<bool, StoreError> {
+        match self.stored_claim(key).await {
+            Ok(Some((_, claim))) if videos.contains(&claim.video) => return Ok(true),
+            Ok(Some(_)) | Err(StoreError::Lost(_)) => {}
+            Ok(None) => return Ok(false),
+            Err(StoreError::Newer(_)) => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        tracing::info!(record = %key, "claim without a video removed");
+        self.replace(key, revision, None).await?;
+        Ok(false)
     }
 
     /// Drops the state of a session that no server runs, and leaves its film. Returns false where that is left to newer
@@ -342,6 +399,14 @@ impl SessionStore {
             Ok(_) | Err(StoreError::Stale) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Returns the video that a record is about, if it is that of a job.
+fn video_of(record: &SurveyedRecord) -> Option<VideoId> {
+    match record.key {
+        RecordKey::Video { id, .. } => Some(id),
+        _ => None,
     }
 }
 

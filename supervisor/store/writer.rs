@@ -49,12 +49,39 @@ pub(super) struct RecordDraft {
     pub(super) blobs: Vec<DraftBlob>,
 }
 
+impl RecordDraft {
+    /// Returns whether this is what the store has.
+    pub(super) fn is(&self, stored: &StoredRecord) -> bool {
+        (&self.owner, &self.body) == (&stored.record.owner, &stored.record.body)
+    }
+}
+
 /// A blob of a record that is to be written.
 pub(super) struct DraftBlob {
     pub(super) id: BlobId,
     pub(super) kind: BlobKind,
-    /// The blob's bytes. Without them, the blob is left out of the record unless the record that is replaced names it.
-    pub(super) content: Option<Chunks>,
+    /// Where the blob's bytes are. Without them, the blob is left out of the record unless the record that is replaced
+    /// names it.
+    pub(super) content: Option<BlobContent>,
+}
+
+/// Where the bytes of a blob are.
+#[derive(Clone, Debug)]
+pub(super) enum BlobContent {
+    /// In this process.
+    Bytes(Chunks),
+    /// In the store, as that edition, which another record has named.
+    Stored(BlobRef),
+}
+
+impl BlobContent {
+    /// Returns the number of bytes.
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Stored(blob) => blob.bytes,
+        }
+    }
 }
 
 /// A reservation of blobs. Dropping it gives them back, unless a write has used it.
@@ -239,13 +266,23 @@ impl SessionStore {
     async fn put(
         &self,
         reservation: Reservation,
-        puts: Vec<(BlobKey, Chunks)>,
+        puts: Vec<(BlobKey, BlobContent)>,
         deadline: Deadline,
     ) -> Result<Reservation, StoreError> {
         let (done, is_done) = oneshot::channel();
         let blobs = self.0.blobs.clone();
         let putting = async move {
-            let puts = puts.into_iter().map(|(key, blob)| blobs.put(key, blob));
+            let puts = puts.into_iter().map(|(key, content)| {
+                let blobs = &blobs;
+                async move {
+                    match content {
+                        BlobContent::Bytes(bytes) => blobs.put(key, bytes).await,
+                        // A record named this edition, and it has been counted ever since.
+                        BlobContent::Stored(blob) if blob.key == key => Ok(()),
+                        BlobContent::Stored(blob) => blobs.copy(blob.key, key).await,
+                    }
+                }
+            });
             // Waits for all of them, also when one fails.
             let outcome: Result<Vec<()>, _> = join_all(puts).await.into_iter().collect();
             // When the caller no longer waits, this drops the reservation.

@@ -7,6 +7,7 @@ use fastvideo_proto::job::VideoFormat;
 use super::plan::Model;
 use crate::engines::default_request;
 use crate::pool;
+use crate::pool::config::{RESERVED_GPUS, YIELD_PAUSE};
 use crate::prompt::config::MAX_PROMPT_CHARS;
 use crate::session::config::{MAX_IMAGE_PIXELS, MAX_INFERENCE_STEPS, OPENING_TIMEOUT};
 use crate::settings::{Key, KeySpec, Reader, Reload};
@@ -24,6 +25,8 @@ pub static KEYS: &[&KeySpec] = &[
     &MAX_PIXELS.spec,
     &SIZES.spec,
     &MAX_PARALLEL.spec,
+    &RESERVED_GPUS.spec,
+    &YIELD_PAUSE.spec,
     &MAX_QUEUED.spec,
     &MAX_QUEUED_PER_TENANT.spec,
     &RETENTION_HOURS.spec,
@@ -148,6 +151,8 @@ pub struct Config {
     pub max_stored_bytes: Option<u64>,
     /// Number of workers that may die with one segment before its job is given up.
     pub max_attempts: u32,
+    /// The number of steps that follow the denoise steps of a request, as far as it is known.
+    pub refine_steps: u32,
     pub(crate) segments: Model,
 }
 
@@ -185,6 +190,7 @@ pub(crate) fn read(reader: &mut Reader<'_>, pool: &pool::Config) -> Config {
         keep_state: reader.get(&KEEP_STATE),
         max_stored_bytes: (max_stored_gib > 0.0).then(|| gib(max_stored_gib)),
         max_attempts: reader.get(&pool::config::MAX_ATTEMPTS),
+        refine_steps: pool.refine_steps,
         segments: Model {
             segment_frames: format.num_frames,
             repeated_frames: format.num_frames - pool.new_frames,

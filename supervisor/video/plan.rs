@@ -1,6 +1,7 @@
 //! The segments of a video: how many there are, how many frames each has, and which pictures are made of them.
 
-use fastvideo_proto::link::MAX_TILES;
+use bytes::Bytes;
+use fastvideo_proto::link::{MAX_TILES, tile_size};
 use fastvideo_proto::stored_video::{PlannedSegment, VideoPlan};
 
 use crate::engines::Shapes;
@@ -72,6 +73,24 @@ pub(crate) fn thumbnail_frame(frames: u64) -> u64 {
     frames / 2
 }
 
+/// Returns the tiles of the frames of a video that come from the one that it extends, of which these are the tiles: for each
+/// frame the nearest one of which there is a tile. `None` when there are not as many tiles as that video has.
+pub(crate) fn nearest_tiles(tiles: &[u8], plan: &VideoPlan) -> Option<Bytes> {
+    let (width, height) = tile_size(plan.shown.0, plan.shown.1);
+    let tile_bytes = 3 * width as usize * height as usize;
+    let known: Vec<u64> = tile_frames(plan.extended_frames).collect();
+    if tiles.len() != known.len() * tile_bytes {
+        return None;
+    }
+    let wanted = tile_frames(plan.frames()).filter(|frame| *frame < plan.extended_frames);
+    let nearest = wanted.filter_map(|frame| {
+        let places = known.iter().enumerate();
+        let (place, _) = places.min_by_key(|(_, known)| known.abs_diff(frame))?;
+        tiles.get(place * tile_bytes..(place + 1) * tile_bytes)
+    });
+    Some(nearest.collect::<Vec<_>>().concat().into())
+}
+
 /// Returns those of some frames of the video that lie in a segment which begins at `start`, as positions in it.
 pub(crate) fn within(
     frames: impl Iterator<Item = u64>,
@@ -89,6 +108,7 @@ mod tests {
     const LTX2: Shapes = Shapes {
         cell: 64,
         frame_step: 8,
+        min_frames: 9,
     };
 
     fn model(segment_frames: u32, repeated_frames: u32, shapes: Shapes) -> Model {
@@ -124,6 +144,7 @@ mod tests {
     #[test]
     fn later_segments_give_less_than_they_make() {
         let made = |frames| segments(&plan(&wanted(frames, 0), &model(121, 9, LTX2)));
+        assert_eq!(made(1), [(9, 1)]);
         assert_eq!(made(121), [(121, 121)]);
         assert_eq!(made(122), [(121, 121), (17, 1)]);
         assert_eq!(made(129), [(121, 121), (17, 8)]);
@@ -144,6 +165,7 @@ mod tests {
             let shapes = Shapes {
                 cell,
                 frame_step: step,
+                min_frames: 1,
             };
             for whole in [1, 9, 17, 25, 121] {
                 for repeated in [0, 1, 9, 17] {
@@ -160,10 +182,10 @@ mod tests {
     fn check(wanted: &Wanted, model: &Model) {
         let plan = plan(wanted, model);
         assert_eq!(plan.own_frames(), wanted.frames, "{wanted:?} {model:?}");
-        let whole = model.segment_frames.max(model.repeated_frames + 1);
         for (n, segment) in plan.segments.iter().enumerate() {
             let continues = n > 0 || wanted.extended_frames > 0;
             let repeated = u32::from(continues) * model.repeated_frames;
+            let whole = model.segment_frames.max(repeated + 1);
             let given = segment.made_frames - repeated;
             let is_last = n + 1 == plan.segments.len();
             assert!(segment.frames >= 1 && segment.frames <= given);
@@ -172,6 +194,19 @@ mod tests {
                 false => assert_eq!((segment.made_frames, segment.frames), (whole, given)),
             }
         }
+    }
+
+    #[test]
+    fn an_extension_has_the_nearest_tiles_of_the_video_before() {
+        let plan = plan(&wanted(100, 3), &model(121, 9, LTX2));
+        let (width, height) = tile_size(1280, 720);
+        let tile_bytes = (3 * width * height) as usize;
+        // The video before has three frames, and a tile of each.
+        let tiles: Vec<u8> = (1..=3).flat_map(|n| vec![n; tile_bytes]).collect();
+        let nearest = nearest_tiles(&tiles, &plan).unwrap();
+        assert_eq!(tile_frames(103).next(), Some(2));
+        assert_eq!(nearest, vec![3; tile_bytes]);
+        assert_eq!(nearest_tiles(&tiles[1..], &plan), None);
     }
 
     #[test]

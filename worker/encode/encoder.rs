@@ -8,7 +8,7 @@ use super::error::EncodeError;
 use super::fmp4::Fmp4;
 use super::jpeg::Jpeg;
 use super::media::MediaSink;
-use super::params::{EncodeParams, check_that};
+use super::params::{EncodeParams, check_num_frames, check_that};
 use super::sound_meter::SoundMeter;
 #[cfg(doc)]
 use crate::sound::SOUND_TAIL_SAMPLES;
@@ -56,6 +56,14 @@ impl Encoder {
         })
     }
 
+    /// Sets the number of frames of the segment, which is that of the parameters otherwise. It has no effect on a segment
+    /// that was begun.
+    pub(crate) fn set_num_frames(&mut self, num_frames: u32) {
+        if self.frames.is_none() {
+            self.format.num_frames = num_frames;
+        }
+    }
+
     /// Places the segment and emits the init segment.
     ///
     /// `start_frame` is the segment's place on the session's time line, in frames. `sound_before` holds up to
@@ -63,8 +71,8 @@ impl Encoder {
     /// session's start there are fewer or none.
     ///
     /// # Errors
-    /// Returns an error when the segment was begun before, when `start_frame` is above 2^40, when `sound_before` ends
-    /// within a sample, or when the encoder fails.
+    /// Returns an error when the segment was begun before or has no frames, when `start_frame` is above 2^40, when
+    /// `sound_before` ends within a sample, or when the encoder fails.
     pub(crate) fn begin(
         &mut self,
         start_frame: u64,
@@ -80,9 +88,11 @@ impl Encoder {
             start_frame,
             "at most 2^40",
         )?;
+        check_num_frames(self.format.num_frames)?;
         self.sound.prime(sound_before)?;
         if let Container::Fmp4(stream) = &mut self.container {
-            stream.begin(start_frame, self.sound.tail(), out)?;
+            let num_frames = self.format.num_frames;
+            stream.begin(start_frame, num_frames, self.sound.tail(), out)?;
         }
         self.frames = Some(0);
         Ok(())

@@ -38,3 +38,10 @@ pub(crate) enum EncodeError {
     #[error(transparent)]
     Av(#[from] av::AvError),
 }
+
+impl EncodeError {
+    /// Returns whether the encoder found no memory, on the host or on its device.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Av(error) if error.is_out_of_memory())
+    }
+}

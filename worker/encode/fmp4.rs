@@ -1,8 +1,6 @@
 //! The container `av_fmp4`: one segment as fragmented MP4. This file joins both tracks and decides where fragments are
 //! cut.
 
-use fastvideo_proto::job::VideoFormat;
-
 use super::aac::AacTrack;
 use super::av::{Muxer, Options};
 use super::error::EncodeError;
@@ -31,6 +29,7 @@ pub(super) struct Fmp4 {
     next_cut: u32,
     /// The number of frames in the fragments that were cut and in the current one.
     written: u32,
+    /// The number of frames of the segment, once it has begun.
     num_frames: u32,
 }
 
@@ -40,9 +39,7 @@ impl Fmp4 {
     /// # Errors
     /// Returns an error when an encoder is missing or cannot be opened, or writes no sequence parameter set.
     pub(super) fn open(params: &EncodeParams) -> Result<Self, EncodeError> {
-        let VideoFormat {
-            fps, num_frames, ..
-        } = params.format;
+        let fps = params.format.fps;
         let video = H264Track::open(params)?;
         let sound = params
             .audio
@@ -61,24 +58,26 @@ impl Fmp4 {
             sound,
             muxer,
             init: Some(Media::Init { bytes, mime }),
-            frames_per_fragment: params.spec.frames_per_fragment(params.format.fps),
+            frames_per_fragment: params.spec.frames_per_fragment(fps),
             frames: 0,
             next_cut: 1,
             written: 0,
-            num_frames,
+            num_frames: 0,
         })
     }
 
-    /// Places the segment on the time line and emits the init segment.
+    /// Places the segment of `num_frames` frames on the time line and emits the init segment.
     ///
     /// # Errors
     /// Returns an error when the sound before the segment cannot be encoded.
     pub(super) fn begin(
         &mut self,
         start_frame: u64,
+        num_frames: u32,
         sound_before: &[f32],
         out: &mut MediaSink<'_>,
     ) -> Result<(), EncodeError> {
+        self.num_frames = num_frames;
         self.video.begin(start_frame);
         if let Some(sound) = &mut self.sound {
             sound.begin(start_frame, sound_before)?;

@@ -6,7 +6,7 @@ use fastvideo_proto::link::EncoderSpec;
 use super::error::EncodeError;
 use crate::sound::AudioFormat;
 
-/// The parameters that an encoder is opened with. An open encoder serves any segment with equal parameters.
+/// The parameters that an encoder is opened with.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct EncodeParams {
     pub(crate) format: VideoFormat,
@@ -18,6 +18,22 @@ pub(crate) struct EncodeParams {
 }
 
 impl EncodeParams {
+    /// Returns whether an encoder that was opened with these parameters serves a segment with the others, which it does
+    /// whatever the number of frames is.
+    pub(crate) fn serve(&self, other: &Self) -> bool {
+        let Self {
+            format,
+            mode,
+            audio,
+            spec,
+        } = self;
+        let format = VideoFormat {
+            num_frames: other.format.num_frames,
+            ..*format
+        };
+        (format, *mode, *audio, spec) == (other.format, other.mode, other.audio, &other.spec)
+    }
+
     /// Checks that every parameter is in its range.
     ///
     /// # Errors
@@ -44,7 +60,7 @@ impl EncodeParams {
             height,
             "an even number from 64 to 2176",
         )?;
-        check_that(num_frames >= 1, "num_frames", num_frames, "at least 1")?;
+        check_num_frames(num_frames)?;
         check_that((1..=120).contains(&fps), "fps", fps, "1 to 120")?;
         if let Some(audio) = self.audio {
             let AudioFormat {
@@ -84,6 +100,14 @@ impl EncodeParams {
             "1 to 100",
         )
     }
+}
+
+/// Returns an error when a segment would have no frames.
+///
+/// # Errors
+/// Returns [`EncodeError::Parameter`] for 0.
+pub(super) fn check_num_frames(num_frames: u32) -> Result<(), EncodeError> {
+    check_that(num_frames >= 1, "num_frames", num_frames, "at least 1")
 }
 
 /// Returns the error that names the parameter, unless the condition holds.

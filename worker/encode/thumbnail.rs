@@ -1,4 +1,4 @@
-//! Small JPEG pictures of a segment's frames, whatever container the segment has: its thumbnail, and previews.
+//! Small JPEG pictures of a segment's frames, whatever container the segment has: thumbnails, and previews.
 
 use fastvideo_proto::job::VideoFormat;
 use jpeg_encoder::ColorType;
@@ -9,6 +9,8 @@ use super::error::EncodeError;
 const MAX_SIDE: u32 = 320;
 /// The JPEG quality, 1 to 100. At 80, a thumbnail has 3 to 40 kB.
 const QUALITY: u8 = 80;
+/// The longer side of a video's thumbnail where its frames are larger, in pixels.
+const VIDEO_MAX_SIDE: u32 = 640;
 /// The longer side of the preview of a larger frame, in pixels.
 const PREVIEW_MAX_SIDE: u32 = 640;
 /// The JPEG quality of previews. At 75, one has 10 to 80 kB.
@@ -37,6 +39,16 @@ pub(crate) fn thumbnail(rgb: &[u8], format: VideoFormat) -> Result<Vec<u8>, Enco
     Ok(picture.jpeg)
 }
 
+/// Returns a frame as the thumbnail of a whole video, a JPEG picture whose longer side has at most [`VIDEO_MAX_SIDE`] pixels.
+///
+/// # Errors
+/// Returns the errors of [`thumbnail`].
+pub(crate) fn video_thumbnail(rgb: &[u8], format: VideoFormat) -> Result<Vec<u8>, EncodeError> {
+    let size = (format.width, format.height);
+    let picture = small_picture(rgb, size, VIDEO_MAX_SIDE, QUALITY)?;
+    Ok(picture.jpeg)
+}
+
 /// Returns a picture of the size `(width, height)`, even numbers, as a preview whose longer side has at most
 /// [`PREVIEW_MAX_SIDE`] pixels.
 ///
@@ -58,7 +70,7 @@ fn small_picture(
         return Err(EncodeError::FrameSize { expected, actual });
     }
     let (width, height) = size(from_width, from_height, max_side);
-    let small = scale_down(rgb, from, (width.into(), height.into()));
+    let small = scale(rgb, from, (width.into(), height.into()));
     let mut jpeg = Vec::new();
     jpeg_encoder::Encoder::new(&mut jpeg, quality).encode(&small, width, height, ColorType::Rgb)?;
     Ok(SmallPicture {
@@ -79,14 +91,17 @@ fn size(width: u32, height: u32, max_side: u32) -> (u16, u16) {
     (scaled(width), scaled(height))
 }
 
-/// Scales an RGB picture of the size `from` down to the size `to`, which is not larger. Each pixel is the mean of a box
-/// of pixels. From 1088x1920 this takes 1.1 ms, and `image::imageops::thumbnail` 7.8 ms.
-fn scale_down(rgb: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
+/// Scales an RGB picture from one size to another. Each pixel is the mean of a box of pixels, or one pixel where the
+/// picture grows. From 1088x1920 to a thumbnail this takes 1.1 ms, and `image::imageops::thumbnail` 7.8 ms.
+pub(super) fn scale(rgb: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
     let (width, height) = from;
     let (small_width, small_height) = to;
-    let part = |n: usize, of: usize, length: usize| n * length / of..(n + 1) * length / of;
+    let part = |n: usize, of: usize, length: usize| {
+        let first = n * length / of;
+        first..((n + 1) * length / of).max(first + 1)
+    };
     let mut small = Vec::with_capacity(3 * small_width * small_height);
-    // The sums of the columns of a row of boxes. 16 bits suffice for 257 rows, and a box has fewer than 20.
+    // The sums of the columns of a row of boxes. 16 bits suffice for 257 rows, and a box has fewer than 40.
     let mut sums = vec![0_u16; 3 * width];
     for y in 0..small_height {
         let rows = part(y, small_height, height);

@@ -260,6 +260,7 @@ impl Engine for Ltx2 {
             height: height.into(),
             width: width.into(),
             num_frames: num_frames.into(),
+            cut_frames: request.cut_frames.into(),
             fps: fps.into(),
             start,
             adapters: &adapters,
@@ -486,8 +487,8 @@ impl Output for Handover<'_> {
 /// Runs code in which libtorch may panic.
 ///
 /// # Errors
-/// Returns [`EngineError::Failed`] when memory has run out or the request is at fault, and [`EngineError::Broken`] when
-/// the device has failed: nothing works in this process any more then.
+/// Returns [`EngineError::OutOfMemory`] when memory has run out, [`EngineError::Failed`] when the request is at fault, and
+/// [`EngineError::Broken`] when the device has failed: nothing works in this process any more then.
 fn catch<T>(run: impl FnOnce() -> T) -> Result<T, EngineError> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| broken(&text_of(&*panic)))
 }
@@ -500,17 +501,19 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 
 /// Classifies a panic by the text of libtorch's message.
 fn broken(text: &str) -> EngineError {
-    const NO_MEMORY: [&str; 3] = [
+    const NO_MEMORY: [&str; 5] = [
         "out of memory",
         "can't allocate memory",
         "not enough memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
     ];
     const BROKEN_DEVICE: [&str; 4] = ["CUDA error", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS"];
     let has = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
     // libtorch's stack trace follows the first line.
     let told = text.lines().next().unwrap_or_default();
     if has(&NO_MEMORY) {
-        EngineError::Failed(format!(
+        EngineError::OutOfMemory(format!(
             "the device ran out of memory; a smaller video may fit: {told}"
         ))
     } else if has(&BROKEN_DEVICE) {
@@ -585,8 +588,16 @@ mod tests {
         let caught = |text: &'static str| catch(|| -> () { panic!("{text}") }).unwrap_err();
         let out = "CUDA out of memory. Tried to allocate 3.75 GiB. GPU 0 has a total capacity of 79 GiB\nException raised";
         assert!(
-            matches!(caught(out), EngineError::Failed(text) if text.contains("3.75 GiB") && !text.contains("raised"))
+            matches!(caught(out), EngineError::OutOfMemory(text) if text.contains("3.75 GiB") && !text.contains("raised"))
         );
+        for out in [
+            "CUDA error: out of memory",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+            "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.",
+        ] {
+            assert!(matches!(caught(out), EngineError::OutOfMemory(_)), "{out}");
+        }
         let broken = "CUDA error: an illegal memory access was encountered";
         assert!(matches!(caught(broken), EngineError::Broken(_)));
         assert!(matches!(

@@ -254,7 +254,11 @@ impl Engine for Synthetic {
             let message = format!("test pictures have no adapter `{}`", adapter.name);
             return Err(EngineError::Refused(message));
         }
-        let format = request.format;
+        // What is behind the cut need not be drawn.
+        let format = VideoFormat {
+            num_frames: request.format.num_frames - request.cut_frames,
+            ..request.format
+        };
         let departure = self.departure(request)?;
         let (width, height) = (format.width as usize, format.height as usize);
         let still = || match request.initial_image.filter(|_| request.state.is_none()) {

@@ -1,3 +1,5 @@
+mod video;
+
 use std::sync::mpsc::channel;
 
 use fastvideo_proto::ids::GpuId;

@@ -1,5 +1,5 @@
-//! The encoder's thread: it encodes frames while the engine generates the next ones, and opens the next segment's
-//! encoder between segments.
+//! The encoder's thread: it encodes frames while the engine generates the next ones, makes pictures of them, and opens the
+//! next segment's encoder between segments.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use fastvideo_proto::job::MediaKind;
 use fastvideo_proto::link;
-use fastvideo_proto::link::MAX_PREVIEW_BYTES;
+use fastvideo_proto::link::{MAX_PREVIEW_BYTES, VideoPart, VideoPictures};
 
 use super::outbox::JobOutbox;
-use crate::encode::{
-    EncodeError, EncodeParams, Encoder, Media, preview, thumbnail, thumbnail_frame,
-};
+use super::ready_encoders::ReadyEncoders;
+use super::video_pictures::PictureMaker;
+use crate::encode::{Crop, EncodeError, EncodeParams, Media, preview, thumbnail, thumbnail_frame};
 use crate::engine::Preview;
 use crate::sound_tail::SoundTail;
 
@@ -39,6 +39,20 @@ pub(crate) enum MediaTarget {
     Discard,
 }
 
+/// A segment to encode.
+#[derive(Debug)]
+pub(crate) struct SegmentSpec {
+    pub(crate) params: EncodeParams,
+    /// The width and height of the frames that are passed in. The middle of each is encoded, in the size of the parameters.
+    pub(crate) frame_size: (u32, u32),
+    /// The segment's place on the session's time line, in frames.
+    pub(crate) start_frame: u64,
+    pub(crate) sound_before: SoundTail,
+    pub(crate) target: MediaTarget,
+    /// The part of a video job that the segment is, which fits the parameters.
+    pub(crate) video: Option<Box<VideoPart>>,
+}
+
 /// The result of encoding a segment.
 #[derive(Debug)]
 pub(crate) struct EncodedSegment {
@@ -46,18 +60,15 @@ pub(crate) struct EncodedSegment {
     pub(crate) sound_tail: SoundTail,
     /// A JPEG picture; `None` when there were too few frames, or when it could not be made.
     pub(crate) thumbnail: Option<Vec<u8>>,
+    /// The pictures of a part of a video job.
+    pub(crate) video: Option<Box<VideoPictures>>,
     /// The time that the encoder was working, without the time that it waited for frames.
     pub(crate) encode_time: Duration,
 }
 
 #[derive(Debug)]
 enum EncoderCommand {
-    Begin {
-        params: EncodeParams,
-        start_frame: u64,
-        sound_before: SoundTail,
-        target: MediaTarget,
-    },
+    Begin(Box<SegmentSpec>),
     Frame {
         rgb: Arc<Vec<u8>>,
         sound: Vec<f32>,
@@ -84,6 +95,16 @@ pub(crate) enum EncodeSegmentError {
     ThreadGone(#[from] EncoderThreadGone),
 }
 
+impl EncodeSegmentError {
+    /// Returns whether the segment takes more memory than there is.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Encode(error) => error.is_out_of_memory(),
+            Self::ThreadGone(_) => false,
+        }
+    }
+}
+
 impl EncoderThread {
     /// Starts the thread.
     ///
@@ -99,7 +120,7 @@ impl EncoderThread {
             commands: command_receiver,
             results: result_sender,
             recycled_frames: recycled_sender,
-            opened_ahead: None,
+            ready: ReadyEncoders::default(),
         };
         let thread = Builder::new()
             .name("encoder".to_owned())
@@ -120,23 +141,12 @@ impl EncoderThread {
         self.send(EncoderCommand::OpenAhead(params))
     }
 
-    /// Begins a segment. `start_frame` is its place on the session's time line, in frames.
+    /// Begins a segment.
     ///
     /// # Errors
     /// Returns an error when the thread has ended. A failure to begin is reported by [`Self::finish`].
-    pub(crate) fn begin(
-        &self,
-        params: EncodeParams,
-        start_frame: u64,
-        sound_before: SoundTail,
-        target: MediaTarget,
-    ) -> Result<(), EncoderThreadGone> {
-        self.send(EncoderCommand::Begin {
-            params,
-            start_frame,
-            sound_before,
-            target,
-        })
+    pub(crate) fn begin(&self, segment: SegmentSpec) -> Result<(), EncoderThreadGone> {
+        self.send(EncoderCommand::Begin(Box::new(segment)))
     }
 
     /// Passes in the next frame with its sound. Waits while [`MAX_WAITING_FRAMES`] frames wait for the encoder.
@@ -201,57 +211,59 @@ struct EncoderLoop {
     commands: Receiver<EncoderCommand>,
     results: Sender<Result<EncodedSegment, EncodeError>>,
     recycled_frames: Sender<Vec<u8>>,
-    /// An encoder that was opened ahead of time, and its parameters.
-    opened_ahead: Option<(EncodeParams, Encoder)>,
+    ready: ReadyEncoders,
 }
 
 impl EncoderLoop {
     /// Serves until the owner is dropped.
     fn run(&mut self) {
         while let Ok(command) = self.commands.recv() {
-            match command {
-                EncoderCommand::OpenAhead(params) => self.open_ahead(params),
-                EncoderCommand::Begin {
-                    params,
-                    start_frame,
-                    sound_before,
-                    target,
-                } => {
-                    match self.segment(&params, start_frame, &sound_before, &target) {
-                        Ok(Some(encoded)) => {
-                            let _ = self.results.send(Ok(encoded));
-                        }
-                        Ok(None) => {}
-                        Err(error) => self.refuse_rest(error),
+            self.serve(command);
+        }
+    }
+
+    /// Obeys a command that comes between segments, and those of the segment that it begins.
+    fn serve(&mut self, command: EncoderCommand) {
+        match command {
+            EncoderCommand::OpenAhead(params) => self.open_ahead(params),
+            EncoderCommand::Begin(segment) => {
+                let params = segment.params.clone();
+                match self.segment(*segment) {
+                    Ok(Some(encoded)) => {
+                        let _ = self.results.send(Ok(encoded));
                     }
-                    self.open_ahead(params);
+                    Ok(None) => {}
+                    Err(error) => self.refuse_rest(error),
                 }
-                // Between segments, these commands belong to one that failed or was abandoned.
-                EncoderCommand::Frame { .. }
-                | EncoderCommand::Previews(_)
-                | EncoderCommand::Finish
-                | EncoderCommand::Abandon => {}
+                self.open_ahead(params);
             }
+            // Between segments, these commands belong to one that failed or was abandoned.
+            EncoderCommand::Frame { .. }
+            | EncoderCommand::Previews(_)
+            | EncoderCommand::Finish
+            | EncoderCommand::Abandon => {}
         }
     }
 
     /// Encodes one segment. Returns `None` when it was abandoned.
-    fn segment(
-        &mut self,
-        params: &EncodeParams,
-        start_frame: u64,
-        sound_before: &SoundTail,
-        target: &MediaTarget,
-    ) -> Result<Option<EncodedSegment>, EncodeError> {
-        let mut encoder = match self.opened_ahead.take() {
-            Some((opened_for, encoder)) if &opened_for == params => encoder,
-            _ => Encoder::open(params)?,
-        };
+    fn segment(&mut self, segment: SegmentSpec) -> Result<Option<EncodedSegment>, EncodeError> {
+        let SegmentSpec {
+            params,
+            frame_size,
+            start_frame,
+            sound_before,
+            target,
+            video,
+        } = segment;
+        let format = params.format;
+        let mut encoder = self.ready.take(&params)?;
+        let mut crop = Crop::new(frame_size, (format.width, format.height));
+        let mut pictures = video.map(|part| PictureMaker::new(part, format));
         // The init segment is sent with the first fragment. Until then nothing has been sent that a retry would
         // invalidate.
         let mut init = None;
         let mut send = |media: Media| {
-            let MediaTarget::Job(outbox) = target else {
+            let MediaTarget::Job(outbox) = &target else {
                 return;
             };
             match media {
@@ -273,31 +285,37 @@ impl EncoderLoop {
             match self.commands.recv() {
                 Ok(EncoderCommand::Frame { rgb, sound }) => {
                     let begun = Instant::now();
-                    encoder.frame(&rgb, &sound, &mut send)?;
+                    let shown = crop.middle(&rgb)?;
+                    encoder.frame(shown, &sound, &mut send)?;
                     // After the frame's media, so that the first fragment does not wait for it.
-                    if frames == thumbnail_frame(params.format.num_frames) {
-                        picture = thumbnail(&rgb, params.format)
+                    if frames == thumbnail_frame(format.num_frames) {
+                        picture = thumbnail(shown, format)
                             .inspect_err(|error| tracing::debug!(%error, "no thumbnail"))
                             .ok();
+                    }
+                    if let Some(pictures) = &mut pictures {
+                        pictures.frame(frames, shown);
                     }
                     encode_time += begun.elapsed();
                     frames += 1;
                     self.recycle(rgb);
                 }
-                Ok(EncoderCommand::Previews(previews)) => send_previews(previews, target),
+                Ok(EncoderCommand::Previews(previews)) => send_previews(previews, &target),
                 Ok(EncoderCommand::Finish) => {
                     let begun = Instant::now();
                     let sound_tail = SoundTail(encoder.finish(&mut send)?);
+                    let video = pictures.map(|pictures| Box::new(pictures.finish()));
                     return Ok(Some(EncodedSegment {
                         frames,
                         sound_tail,
                         thumbnail: picture,
+                        video,
                         encode_time: encode_time + begun.elapsed(),
                     }));
                 }
                 Ok(
                     EncoderCommand::Abandon
-                    | EncoderCommand::Begin { .. }
+                    | EncoderCommand::Begin(_)
                     | EncoderCommand::OpenAhead(_),
                 )
                 | Err(_) => return Ok(None),
@@ -317,7 +335,7 @@ impl EncoderLoop {
                     return;
                 }
                 EncoderCommand::Abandon
-                | EncoderCommand::Begin { .. }
+                | EncoderCommand::Begin(_)
                 | EncoderCommand::OpenAhead(_) => return,
             }
         }
@@ -331,10 +349,9 @@ impl EncoderLoop {
     }
 
     fn open_ahead(&mut self, params: EncodeParams) {
-        match Encoder::open(&params) {
-            Ok(encoder) => self.opened_ahead = Some((params, encoder)),
-            // The segment that needs the encoder reports the error.
-            Err(error) => tracing::debug!(%error, "cannot open an encoder ahead"),
+        // The segment that needs the encoder reports the error.
+        if let Err(error) = self.ready.prepare(params) {
+            tracing::debug!(%error, "cannot open an encoder ahead");
         }
     }
 }
@@ -398,9 +415,18 @@ mod tests {
     }
 
     fn begin(encoder: &EncoderThread, params: &EncodeParams, target: &MediaTarget) {
-        encoder
-            .begin(params.clone(), 0, SoundTail::default(), target.clone())
-            .unwrap();
+        encoder.begin(segment(params, target)).unwrap();
+    }
+
+    fn segment(params: &EncodeParams, target: &MediaTarget) -> SegmentSpec {
+        SegmentSpec {
+            params: params.clone(),
+            frame_size: (params.format.width, params.format.height),
+            start_frame: 0,
+            sound_before: SoundTail::default(),
+            target: target.clone(),
+            video: None,
+        }
     }
 
     fn frame(encoder: &EncoderThread, bytes: usize) {
@@ -516,6 +542,33 @@ mod tests {
         begin(&encoder, &params, &MediaTarget::Discard);
         frame(&encoder, params.format.frame_bytes());
         assert_eq!(encoder.finish().unwrap().frames, 1);
+    }
+
+    #[test]
+    fn encoder_of_each_of_two_formats_is_open_when_its_segment_begins() {
+        let (commands, receiver) = channel();
+        let (results, _results) = channel();
+        let (recycled_frames, _recycled) = channel();
+        let mut encoder_loop = EncoderLoop {
+            commands: receiver,
+            results,
+            recycled_frames,
+            ready: ReadyEncoders::default(),
+        };
+        let wide = |num_frames| {
+            let mut params = params(num_frames);
+            params.format.width = 96;
+            params
+        };
+        let mut opened = Vec::new();
+        // A viewer's segments, and those of a video job of another size between them.
+        for params in [params(2), wide(2), params(1), wide(1), wide(3), params(2)] {
+            let begin = Box::new(segment(&params, &MediaTarget::Discard));
+            opened.push(encoder_loop.ready.sizes().contains(&begin.frame_size));
+            commands.send(EncoderCommand::Abandon).unwrap();
+            encoder_loop.serve(EncoderCommand::Begin(begin));
+        }
+        assert_eq!(opened, [false, false, true, true, true, true]);
     }
 
     #[test]

@@ -96,6 +96,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             guidance_scale: args.guidance_scale,
             adapters: &[],
             format,
+            cut_frames: 0,
             initial_image: args.image.as_deref().filter(|_| segment_idx == 0),
             state,
             snapshot: None,

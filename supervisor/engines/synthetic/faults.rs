@@ -4,8 +4,9 @@
 
 use serde_json::{Map, Value, json};
 
-const KINDS: [&str; 11] = [
-    "exit", "abort", "stop", "spin", "slow", "leak", "garbage", "error", "panic", "blank", "spoil",
+const KINDS: [&str; 12] = [
+    "exit", "abort", "stop", "spin", "slow", "leak", "garbage", "error", "oom", "panic", "blank",
+    "spoil",
 ];
 const POINTS: [&str; 5] = ["boot", "load", "warmup", "idle", "end"];
 
@@ -14,7 +15,7 @@ pub(super) enum FaultError {
     #[error("fault `{0}` is not of the form kind@point,condition=value")]
     Form(String),
     #[error(
-        "unknown kind of fault `{0}`, expected exit, abort, stop, spin, slow, leak, garbage, error, panic, blank or spoil"
+        "unknown kind of fault `{0}`, expected exit, abort, stop, spin, slow, leak, garbage, error, oom, panic, blank or spoil"
     )]
     Kind(String),
     #[error(
@@ -103,6 +104,7 @@ mod tests {
                 {"kind": "panic", "at": {"frame": 0}, "prompt": "red fox", "max_incarnation": 2},
             ]),
         );
+        check("oom@step2", json!([{"kind": "oom", "at": {"step": 2}}]));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use fastvideo_proto::ids::SessionId;
 use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::stored::StoredSegment;
 
-use super::conditions::hex;
+use crate::http::file::conditions::hex;
 use crate::ingress::timestamp::rfc3339;
 use crate::store::FilmView;
 

@@ -7,10 +7,10 @@ use fastvideo_proto::ids::SessionId;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::answer::File;
 use super::parts::{PartName, Parts, no_part};
 use super::request::FilmRequest;
 use crate::http::app::App;
+use crate::http::file::File;
 use crate::ingress::error::ApiError;
 use crate::session::broadcast::OnAir;
 

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use fastvideo_mp4::{Form, Message, SegmentIndex};
 use fastvideo_proto::stored::StoredSegment;
 
-use super::answer::{File, REVALIDATE};
-use super::conditions::EntityTag;
-use super::content::Content;
 use crate::causes::with_causes;
+use crate::http::file::conditions::EntityTag;
+use crate::http::file::content::Content;
+use crate::http::file::{File, REVALIDATE};
 use crate::ingress::error::ApiError;
 use crate::segment_run::AttemptId;
 

@@ -12,7 +12,7 @@ use fastvideo_proto::stored::{JPEG, StoredMedia, StoredSegment};
 use super::growth::{Awaited, LiveEnd};
 use super::parts::{InitSegment, Parts};
 use super::playlist::Listing;
-use super::whole::missing;
+use crate::http::file::whole::missing;
 use crate::segment_run::AttemptId;
 
 const USUAL: Duration = Duration::from_millis(1500);

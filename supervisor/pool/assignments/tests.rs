@@ -4,17 +4,15 @@ use fastvideo_proto::ids::JobId;
 use tokio::time::Instant;
 
 use super::*;
-use crate::pool::fixtures::{assignment, job_spec};
+use crate::pool::fixtures::{assignment, job_spec, sharing};
 use crate::pool::job::{JobHandle, pair};
+
+mod videos;
 
 /// So many workers that do not serve yet, with so many sessions on each at most.
 fn assignments(workers: u32, max_sessions: usize) -> Assignments {
     let slots = (0..workers).map(|gpu| (GpuId(gpu), Arc::default()));
-    let sharing = Sharing {
-        max_sessions,
-        keep_up: None,
-    };
-    Assignments::new(slots, sharing, PoolMetrics::default())
+    Assignments::new(slots, sharing(max_sessions), PoolMetrics::default())
 }
 
 /// As many workers that serve.
@@ -58,13 +56,7 @@ impl TestSession {
     ) -> JobHandle {
         let slot = self.at().unwrap() as usize;
         let due = start + Duration::from_millis(due_ms);
-        let (handle, job) = pair(
-            job_spec(job, self.id.clone()),
-            None,
-            None,
-            due,
-            Arc::default(),
-        );
+        let (handle, job) = pair(job_spec(job, self.id.clone()), None, None, Some(due));
         assignments.submit(slot, job);
         handle
     }
@@ -72,7 +64,9 @@ impl TestSession {
     /// Submits a job that its worker begins.
     fn run(&self, assignments: &mut Assignments, job: u64) -> JobHandle {
         let handle = self.submit(assignments, job, Instant::now(), 0);
-        let begun = assignments.next_job(self.at().unwrap() as usize).unwrap();
+        let begun = assignments
+            .next_live_job(self.at().unwrap() as usize)
+            .unwrap();
         assert_eq!(begun.spec.job, JobId(job));
         handle
     }
@@ -206,13 +200,7 @@ fn cancelled_jobs_do_not_wait_for_their_turn() {
         .map(|n| {
             let session = SessionId::random();
             assignments.join(session.clone(), Tenant::default());
-            let (handle, job) = pair(
-                job_spec(n, session),
-                None,
-                None,
-                Instant::now(),
-                Arc::default(),
-            );
+            let (handle, job) = pair(job_spec(n, session), None, None, Some(Instant::now()));
             assignments.submit(0, job);
             handle
         })
@@ -225,7 +213,7 @@ fn cancelled_jobs_do_not_wait_for_their_turn() {
         .map(|j| j.spec.job)
         .collect();
     assert_eq!(cancelled, [JobId(2)]);
-    let rest: Vec<_> = std::iter::from_fn(|| assignments.next_job(0)).collect();
+    let rest: Vec<_> = std::iter::from_fn(|| assignments.next_live_job(0)).collect();
     let rest: Vec<_> = rest.iter().map(|job| job.spec.job).collect();
     assert_eq!(rest, [JobId(1), JobId(3)]);
 }
@@ -252,7 +240,7 @@ fn a_session_moves_at_once_when_no_job_of_it_runs() {
         .unwrap();
     assert_eq!(session.at(), Ok(1));
     assert!(is_taken_back(&mut job));
-    assert!(assignments.next_job(0).is_none() && assignments.next_job(1).is_none());
+    assert!(assignments.next_live_job(0).is_none() && assignments.next_live_job(1).is_none());
 }
 
 #[test]
@@ -388,7 +376,7 @@ fn a_renewed_worker_keeps_its_sessions_and_their_jobs() {
         );
     }
     assert!(!is_taken_back(&mut job));
-    assert_eq!(assignments.next_job(0).unwrap().spec.job, JobId(1));
+    assert_eq!(assignments.next_live_job(0).unwrap().spec.job, JobId(1));
 }
 
 #[test]
@@ -400,7 +388,7 @@ fn the_job_whose_viewer_runs_out_first_is_next_and_ties_go_by_arrival() {
     let _jobs: Vec<_> = (all.iter().zip(due).zip(1..))
         .map(|((session, due), job)| session.submit(&mut assignments, job, start, due))
         .collect();
-    let order: Vec<_> = std::iter::from_fn(|| assignments.next_job(0)).collect();
+    let order: Vec<_> = std::iter::from_fn(|| assignments.next_live_job(0)).collect();
     let order: Vec<_> = order.iter().map(|job| job.spec.job.0).collect();
     assert_eq!(order, [5, 2, 4, 3, 1]);
 }
@@ -443,8 +431,8 @@ fn a_worker_takes_as_many_sessions_as_it_makes_video_for_in_time() {
     fn check(took: &[u64], sessions: usize) {
         let slots = [(GpuId(0), Arc::default())];
         let sharing = Sharing {
-            max_sessions: 4,
             keep_up: Some(Duration::from_secs(1)),
+            ..sharing(4)
         };
         let mut assignments = Assignments::new(slots, sharing, PoolMetrics::default());
         assert_eq!(assignments.capacity(), 4);
@@ -474,10 +462,6 @@ fn a_worker_takes_as_many_sessions_as_it_makes_video_for_in_time() {
 #[test]
 fn who_waits_comes_in_when_a_worker_may_take_more_and_nobody_goes_when_it_may_take_fewer() {
     let slots = [(GpuId(0), Arc::default())];
-    let sharing = |max_sessions| Sharing {
-        max_sessions,
-        keep_up: None,
-    };
     let mut assignments = Assignments::new(slots, sharing(1), PoolMetrics::default());
     assignments.serve(0, assignment(0, 1));
     let [one, two, three] = join_sessions(&mut assignments);
@@ -492,8 +476,8 @@ fn who_waits_comes_in_when_a_worker_may_take_more_and_nobody_goes_when_it_may_ta
 #[test]
 fn a_worker_that_slows_down_keeps_the_sessions_that_it_has() {
     let sharing = Sharing {
-        max_sessions: 2,
         keep_up: Some(Duration::from_secs(1)),
+        ..sharing(2)
     };
     let mut assignments = Assignments::new(
         [(GpuId(0), Arc::default())],

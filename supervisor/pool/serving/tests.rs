@@ -30,6 +30,8 @@ use crate::pool::status::WorkerStatus;
 use crate::pool::testing::{snapshot_parts, step_snapshot};
 use crate::tenant::Tenant;
 
+mod videos;
+
 /// How long a standby boots.
 const STANDBY_BOOT: Duration = Duration::from_secs(20);
 /// The device on which no standby becomes ready.
@@ -194,9 +196,8 @@ impl Outside {
         start: Option<StartState>,
         snapshot: Option<StepSnapshot>,
     ) -> JobHandle {
-        let (handle, job) = pair(spec, start, snapshot, Instant::now(), self.notify.clone());
+        let (handle, job) = pair(spec, start, snapshot, Some(Instant::now()));
         self.assignments.lock().submit(0, job);
-        self.notify.notify_one();
         handle
     }
 
@@ -1096,7 +1097,7 @@ async fn a_state_that_is_generated_after_its_session_left_is_not_held() {
         .lock()
         .join(session.clone(), Tenant::default());
     let spec = fixtures::job_spec(1, session.clone());
-    let (_job, queued) = pair(spec, None, None, Instant::now(), context.notify.clone());
+    let (_job, queued) = pair(spec, None, None, Some(Instant::now()));
     context.assignments.lock().submit(0, queued);
     let mut serving = ServingWorker::<TestStandby>::new(&context, &mut policy, id, link, &[]);
     assert!(serving.start_next_job().is_continue());

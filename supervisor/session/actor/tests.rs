@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::ids::{SessionId, VideoId};
 use fastvideo_proto::job::{ErrorCode, JobFailure};
 use tokio::task::JoinSet;
 use tokio::time::{advance, sleep, timeout};
@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::auth::{self, Auth, Caller, Grant};
 use crate::current::Current;
-use crate::pool::testing::{TestJob, TestWorkers};
+use crate::pool::testing::{TestJob, TestWorkers, video_spec};
 use crate::prompt::Prompts;
 use crate::session::command::{
     Have, MessageInfo, OpenSession, PlaybackReport, ResumeRequest, RewriteRequest, SessionCommand,
@@ -276,6 +276,25 @@ async fn a_session_waits_is_bound_and_makes_a_segment() {
         "SegmentCompleted",
     ];
     assert_eq!(made, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_video_job_waits_until_the_viewer_has_seen_what_there_is() {
+    let world = World::serving().await;
+    let mut client = world.active(OpenSession::default()).await;
+    client.request("a fox").await;
+    let job = world.job().await;
+    job.media(100);
+    job.finish();
+    client.until("SegmentCompleted").await;
+    let begun = Instant::now();
+    world.workers.record_video_time(0, 60 * SECOND);
+    let asker = (world.context.pool).video_asker(VideoId::after(None, 0, 1));
+    let _segment = asker.submit(video_spec(), None, None);
+    let _job = world.job().await;
+    let plays = world.context.config.get().format.duration();
+    let waited = begun.elapsed();
+    assert!(waited.abs_diff(plays) < SECOND / 100, "{waited:?}");
 }
 
 /// The frames of the previews up to the end of the segment.

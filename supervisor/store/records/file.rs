@@ -10,14 +10,16 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_cha
 use std::thread::{self, JoinHandle};
 
 use async_trait::async_trait;
+use fastvideo_proto::ids::VideoId;
 use redb::Database;
 use tokio::sync::oneshot;
 
 use super::ledger::Ledger;
-use super::{RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
+use super::{RecordWrite, Records, StoredRecord, Survey, VideoPage, WriteOutcome};
 use crate::causes::with_causes;
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use crate::tenant::Tenant;
 
 mod tables;
 
@@ -227,6 +229,16 @@ impl Records for FileRecords {
     async fn stale(&self, known: &[(RecordKey, Revision)]) -> Result<Vec<RecordKey>, StoreError> {
         let known = known.to_vec();
         self.execute(move |ledger| Ok(ledger.stale(&known))).await
+    }
+
+    async fn list(
+        &self,
+        tenant: &Tenant,
+        page: VideoPage,
+    ) -> Result<Vec<(VideoId, StoredRecord)>, StoreError> {
+        let tenant = tenant.clone();
+        self.execute(move |ledger| Ok(ledger.list(&tenant, page)))
+            .await
     }
 
     async fn survey(&self) -> Result<Survey, StoreError> {

@@ -1,20 +1,25 @@
 //! The rules of the records, on tables in this process's memory. The backends `memory` and `file` are built on it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
+use std::ops::Bound;
 
+use fastvideo_proto::ids::VideoId;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BlobKind, MemoryUse, Record, RecordWrite, StoredRecord, Survey, SurveyedRecord, WriteOutcome,
+    BlobKind, MemoryUse, Order, Record, RecordWrite, StoredRecord, Survey, SurveyedRecord,
+    VideoPage, WriteOutcome,
 };
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use crate::tenant::Tenant;
 
 /// The limits of a store in memory.
 ///
-/// When a limit is reached, records that no server runs are evicted, least recently written first: loans before
-/// sessions. A loan evicts only other loans. Where there is no room for media, such records lose theirs, and stay.
+/// When a limit is reached, sessions that no server runs and loans are evicted, least recently written first: loans before
+/// sessions. A loan evicts only other loans. Where there is no room for media, such records lose theirs, and stay. Videos
+/// and claims are never evicted and lose nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub max_sessions: usize,
@@ -38,8 +43,10 @@ pub(super) struct Ledger {
     origins: HashMap<RecordKey, Revision>,
     limits: Option<Limits>,
     beats: HashMap<ServerId, u64>,
-    /// Records that no server runs, in the order in which they are evicted.
+    /// Records that may be evicted, since no server runs them, in the order in which they are.
     idle: BTreeMap<EvictionOrder, RecordKey>,
+    /// The videos of each tenant that has some.
+    videos: HashMap<Tenant, BTreeSet<VideoId>>,
     /// Number of records that are sessions.
     sessions: usize,
     /// Bytes of all bodies and states; a blob counts for each record that names it.
@@ -147,7 +154,14 @@ impl Ledger {
         reservations: HashMap<(ServerId, ReservationId), Vec<BlobKey>>,
         sequence: u64,
     ) -> Self {
+        let mut videos: HashMap<Tenant, BTreeSet<VideoId>> = HashMap::new();
+        for key in records.keys() {
+            if let RecordKey::Video { tenant, id } = key {
+                videos.entry(tenant.clone()).or_default().insert(*id);
+            }
+        }
         Self {
+            videos,
             records: Table::remembering(records),
             blobs: Table::remembering(blobs),
             condemned: Table::remembering(condemned),
@@ -312,6 +326,34 @@ impl Ledger {
         stale.map(|(key, _)| key.clone()).collect()
     }
 
+    pub(super) fn list(&self, tenant: &Tenant, page: VideoPage) -> Vec<(VideoId, StoredRecord)> {
+        let VideoPage {
+            after,
+            limit,
+            order,
+        } = page;
+        let Some(videos) = self.videos.get(tenant) else {
+            return Vec::new();
+        };
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ids: Vec<VideoId> = match order {
+            Order::Ascending => {
+                let ids = videos.range((after, Bound::Unbounded));
+                ids.take(limit).copied().collect()
+            }
+            Order::Descending => {
+                let ids = videos.range((Bound::Unbounded, after)).rev();
+                ids.take(limit).copied().collect()
+            }
+        };
+        let records = ids.into_iter().map(|id| {
+            let tenant = tenant.clone();
+            let stored = self.read(&RecordKey::Video { tenant, id });
+            (id, stored.expect("the index has the videos that are there"))
+        });
+        records.collect()
+    }
+
     pub(super) fn survey(&self) -> Survey {
         let mut servers = self.beats.clone();
         for (server, _) in self.reservations.rows.keys() {
@@ -362,7 +404,8 @@ impl Ledger {
         let mut evicted = Vec::new();
         let mut idle = self.idle.values().filter(|key| *key != writing);
         while sessions > limits.max_sessions || bytes > limits.max_bytes {
-            let evictable = |key: &&RecordKey| is_session(writing) || !is_session(key);
+            let is_loan = matches!(writing, RecordKey::Loan(_));
+            let evictable = |key: &&RecordKey| !is_loan || !is_session(key);
             let Some(key) = idle.next().filter(evictable) else {
                 return Err(StoreError::Full {
                     max_sessions: limits.max_sessions,
@@ -431,9 +474,12 @@ impl Ledger {
         self.bytes += size(record);
         self.media_bytes += media_size(record);
         self.sessions += usize::from(is_session(key));
-        if record.owner.is_none() {
+        if record.owner.is_none() && is_evictable(key) {
             let order = EvictionOrder::new(key, revision);
             self.idle.insert(order, key.clone());
+        }
+        if let RecordKey::Video { tenant, id } = key {
+            self.videos.entry(tenant.clone()).or_default().insert(*id);
         }
         let record = record.clone();
         self.records
@@ -446,6 +492,14 @@ impl Ledger {
             return;
         };
         self.idle.remove(&EvictionOrder::new(key, old.revision));
+        if let RecordKey::Video { tenant, id } = key
+            && let Some(videos) = self.videos.get_mut(tenant)
+        {
+            videos.remove(id);
+            if videos.is_empty() {
+                self.videos.remove(tenant);
+            }
+        }
         self.bytes = self.bytes.saturating_sub(size(&old.record));
         self.media_bytes = self.media_bytes.saturating_sub(media_size(&old.record));
         self.sessions = self.sessions.saturating_sub(usize::from(is_session(key)));
@@ -492,6 +546,14 @@ impl Ledger {
 
 fn is_session(key: &RecordKey) -> bool {
     matches!(key, RecordKey::Session(_))
+}
+
+/// Returns whether a record goes when there is no room and no server runs it.
+fn is_evictable(key: &RecordKey) -> bool {
+    match key {
+        RecordKey::Session(_) | RecordKey::Loan(_) => true,
+        RecordKey::Video { .. } | RecordKey::VideoClaim(_) => false,
+    }
 }
 
 fn size(record: &Record) -> u64 {

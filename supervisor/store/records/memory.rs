@@ -3,11 +3,13 @@
 use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use fastvideo_proto::ids::VideoId;
 
 use super::ledger::{Ledger, Limits};
-use super::{MemoryUse, RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
+use super::{MemoryUse, RecordWrite, Records, StoredRecord, Survey, VideoPage, WriteOutcome};
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
+use crate::tenant::Tenant;
 
 const NAME_PREFIX: &str = "memory-";
 
@@ -103,6 +105,14 @@ impl Records for MemoryRecords {
 
     async fn stale(&self, known: &[(RecordKey, Revision)]) -> Result<Vec<RecordKey>, StoreError> {
         Ok(self.lock().stale(known))
+    }
+
+    async fn list(
+        &self,
+        tenant: &Tenant,
+        page: VideoPage,
+    ) -> Result<Vec<(VideoId, StoredRecord)>, StoreError> {
+        Ok(self.lock().list(tenant, page))
     }
 
     async fn survey(&self) -> Result<Survey, StoreError> {

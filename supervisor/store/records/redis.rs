@@ -23,6 +23,7 @@
 //! | `…counts` | for each blob that is counted, with its edition: its reference count |
 //! | `…condemned` | the tombstones: blobs to be deleted |
 //! | `…beats` | for each server that lives or has reservations: its beat |
+//! | `…videos:TENANT` | the keys of the tenant's videos, in order; every script that writes a record keeps it as the records are |
 //! | `…reserved:SERVER` | for each reservation of that server: its blobs |
 
 use std::collections::HashMap;
@@ -32,21 +33,23 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fastvideo_proto::ids::VideoId;
 use redis::{FromRedisValue, RedisError, Script, ScriptInvocation};
 
 use super::{
-    BlobKind, BlobRef, Record, RecordWrite, Records, StoredRecord, Survey, SurveyedRecord,
-    WriteOutcome,
+    BlobKind, BlobRef, Order, Record, RecordWrite, Records, StoredRecord, Survey, SurveyedRecord,
+    VideoPage, WriteOutcome,
 };
 use crate::redis::{Connection, FORGOTTEN};
 use crate::store::error::{DataLoss, StoreError};
 use crate::store::ids::{BlobId, BlobKey, Epoch, RecordKey, ReservationId, Revision, ServerId};
+use crate::tenant::Tenant;
 
 mod scripts;
 
 use scripts::{
-    ADOPT, BEAT, CONDEMN_UNKNOWN, FORGET, LOCATE, READ, RELEASE, RESERVE, RESTORE, RETIRE, STALE,
-    SURVEY, WRITE,
+    ADOPT, BEAT, CONDEMN_UNKNOWN, FORGET, LIST, LOCATE, READ, RELEASE, RESERVE, RESTORE, RETIRE,
+    STALE, SURVEY, WRITE,
 };
 
 pub use crate::redis::{RedisAddress, RedisAddressError};
@@ -132,6 +135,23 @@ impl RedisRecords {
         self.key(&format!("reserved:{}", server.as_str()))
     }
 
+    /// Returns the key of the index of a tenant's videos.
+    fn videos(&self, tenant: &Tenant) -> String {
+        self.key(&format!("videos:{tenant}"))
+    }
+
+    /// Takes a record that was read.
+    fn stored(&self, head: &str, body: Vec<u8>) -> Result<StoredRecord, StoreError> {
+        let RecordHead {
+            revision,
+            owner,
+            blobs,
+        } = RecordHead::parse(head).ok_or_else(|| corrupt("head", head))?;
+        self.see(revision.0);
+        let record = Record { owner, blobs, body };
+        Ok(StoredRecord { revision, record })
+    }
+
     /// Begins a call of a script that counts references to blobs, with the keys that all of these scripts take first.
     fn counting(&self, script: &'static Script) -> ScriptInvocation<'static> {
         let mut call = script.prepare_invoke();
@@ -168,6 +188,9 @@ impl RedisRecords {
         call.key(self.key("heads")).key(self.key("bodies"));
         call.key(self.reserved(write.server));
         call.key(self.key("origins"));
+        if let RecordKey::Video { tenant, .. } = write.key {
+            call.key(self.videos(tenant));
+        }
         call.arg(write.key.to_string());
         call.arg(write.expected.map_or_else(String::new, |r| r.0.to_string()));
         call.arg(
@@ -235,14 +258,7 @@ impl Records for RedisRecords {
         let (Some(head), Some(body)) = (head, body) else {
             return Ok(None);
         };
-        let RecordHead {
-            revision,
-            owner,
-            blobs,
-        } = RecordHead::parse(&head).ok_or_else(|| corrupt("head", &head))?;
-        self.see(revision.0);
-        let record = Record { owner, blobs, body };
-        Ok(Some(StoredRecord { revision, record }))
+        self.stored(&head, body).map(Some)
     }
 
     async fn write(&self, write: RecordWrite<'_>) -> Result<WriteOutcome, StoreError> {
@@ -334,6 +350,39 @@ impl Records for RedisRecords {
         }
         let stale: Vec<String> = self.run(call).await?;
         stale.iter().map(|id| record_key(id)).collect()
+    }
+
+    async fn list(
+        &self,
+        tenant: &Tenant,
+        page: VideoPage,
+    ) -> Result<Vec<(VideoId, StoredRecord)>, StoreError> {
+        let VideoPage {
+            after,
+            limit,
+            order,
+        } = page;
+        let after = after.map(|id| {
+            let tenant = tenant.clone();
+            format!("({}", RecordKey::Video { tenant, id })
+        });
+        let (command, first, last) = match order {
+            Order::Ascending => ("ZRANGEBYLEX", "-", "+"),
+            Order::Descending => ("ZREVRANGEBYLEX", "+", "-"),
+        };
+        let mut call = LIST.prepare_invoke();
+        call.key(self.key("heads")).key(self.key("bodies"));
+        call.key(self.videos(tenant));
+        call.arg(command).arg(after.as_deref().unwrap_or(first));
+        call.arg(last).arg(limit);
+        let rows: Vec<(String, String, Vec<u8>)> = self.run(call).await?;
+        let records = rows.into_iter().map(|(key, head, body)| {
+            let RecordKey::Video { id, .. } = record_key(&key)? else {
+                return Err(corrupt("video's key", &key));
+            };
+            Ok((id, self.stored(&head, body)?))
+        });
+        records.collect()
     }
 
     async fn survey(&self) -> Result<Survey, StoreError> {

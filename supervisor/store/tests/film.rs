@@ -248,7 +248,7 @@ async fn a_film_that_a_newer_server_has_stored_stays_for_its_time() {
     finish(&lease, 0).await;
     drop(lease);
     assert!(store.clean_up().await);
-    world.make_newer(&session).await;
+    world.make_newer(&session.clone().into()).await;
     let _upkeep = JoinSet::from_iter([Upkeep::new(store.clone()).run()]);
     sleep(RECORDING.ttl - 8 * LEASE).await;
     let key = RecordKey::from(session);

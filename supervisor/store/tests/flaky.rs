@@ -5,13 +5,15 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fastvideo_proto::ids::VideoId;
 use tokio::time::sleep;
 
 use super::backends::LIMITS;
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
 use crate::store::records::memory::MemoryRecords;
-use crate::store::records::{RecordWrite, Records, StoredRecord, Survey, WriteOutcome};
+use crate::store::records::{RecordWrite, Records, StoredRecord, Survey, VideoPage, WriteOutcome};
+use crate::tenant::Tenant;
 
 /// Records whose answers get lost.
 #[derive(Debug)]
@@ -139,6 +141,14 @@ impl Records for Flaky {
 
     async fn stale(&self, known: &[(RecordKey, Revision)]) -> Result<Vec<RecordKey>, StoreError> {
         self.call("stale", self.inner.stale(known)).await
+    }
+
+    async fn list(
+        &self,
+        tenant: &Tenant,
+        page: VideoPage,
+    ) -> Result<Vec<(VideoId, StoredRecord)>, StoreError> {
+        self.call("list", self.inner.list(tenant, page)).await
     }
 
     async fn survey(&self) -> Result<Survey, StoreError> {

@@ -4,15 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::stored_video::StoredVideo;
 use object_store::memory::InMemory;
 use tokio::time::timeout;
 
 use super::backends::Redis;
-use super::world::{CONFIG, any, at, begin, is_lost, same, small};
+use super::videos::next;
+use super::world::{
+    CONFIG, any, at, begin, is_lost, same, segment, small, video, video_id, video_key,
+};
 use crate::store::blobs::BlobStore;
-use crate::store::records::Records;
 use crate::store::records::redis::{RedisAddress, RedisRecords};
-use crate::store::{ResumeError, ResumeToken, SessionStore, StoreError};
+use crate::store::records::{Order, Records, VideoPage};
+use crate::store::{
+    ResumeError, ResumeToken, SessionStore, StoreError, VideoChange, VideoError, VideoLease,
+};
+use crate::tenant::Tenant;
 
 /// Time limit on everything that the tests wait for.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -226,4 +233,201 @@ async fn a_store_that_was_set_back_gets_what_it_has_missed() {
     assert!(two.snapshot(&new).await.unwrap().is_some());
     let back = two.resume(&removed, &removed_token, any).await;
     assert!(back.is_err(), "{back:?}");
+}
+
+/// A video job that this server runs, with a segment.
+async fn begun(server: &SessionStore, unix_ms: u64) -> (VideoLease, StoredVideo) {
+    let (tenant, id) = (Tenant::default(), video_id(unix_ms));
+    let created = server.create_video(&tenant, id, &video(), &[]).await;
+    let created = created.unwrap();
+    let (version, new) = next(&created.video);
+    let lease = server.take_video(&created, &version, &new).await.unwrap();
+    (lease, version)
+}
+
+/// What is known of a job, without waiting.
+fn known(lease: &VideoLease) -> Option<VideoChange> {
+    futures_util::FutureExt::now_or_never(lease.changed())
+}
+
+#[tokio::test]
+async fn a_video_job_that_is_run_outlives_the_memory_of_the_store() {
+    let servers = Servers::new();
+    let [one, two] = servers.two().await;
+    let tenant = Tenant::default();
+    let (mut lease, job) = begun(&one, 1).await;
+    let (untouched, its) = begun(&one, 2).await;
+    servers.empty();
+    let (version, new) = next(&job);
+    let refused = lease.write(&version, &new).await;
+    assert!(matches!(
+        refused,
+        Err(VideoError::Store(StoreError::Forgotten))
+    ));
+    notice(&one).await;
+    assert_eq!((known(&lease), known(&untouched)), (None, None));
+    lease.write(&version, &new).await.unwrap();
+    // The other one learns of it before it finds anything.
+    let early = two.read_video(&tenant, lease.id()).await;
+    assert!(matches!(early, Err(StoreError::Forgotten)), "{early:?}");
+    notice(&two).await;
+    let unknown = two.read_video(&tenant, video_id(9)).await;
+    assert!(matches!(unknown, Err(StoreError::Forgotten)), "{unknown:?}");
+    for (lease, video) in [(&lease, &version), (&untouched, &its)] {
+        let read = two.read_video(&tenant, lease.id()).await.unwrap().unwrap();
+        assert_eq!((&read.video, read.owner()), (video, Some(one.server())));
+        let last = u8::try_from(video.film.len() - 1).unwrap();
+        assert!(same(&two.state_of(&read).await.unwrap(), &small(last)));
+        for (idx, kept) in (0..).zip(&video.film) {
+            assert_eq!(
+                two.media(kept).await.unwrap().join(),
+                segment(idx).content.join()
+            );
+        }
+    }
+    let page = VideoPage {
+        after: None,
+        limit: 9,
+        order: Order::Ascending,
+    };
+    let listed = two.list_videos(&tenant, page).await.unwrap().videos;
+    assert_eq!(listed.len(), 2);
+    for server in [&one, &two] {
+        assert!(server.clean_up().await);
+    }
+    // Both have the first segment, its state and tiles were replaced in one of them.
+    assert_eq!(one.0.blobs.list().await.unwrap().len(), 6);
+    for lease in [lease, untouched] {
+        assert!(two.remove_video(&tenant, lease.id()).await.unwrap());
+        one.beat().await.unwrap();
+        assert_eq!(known(&lease), Some(VideoChange::Gone));
+    }
+    for server in [&one, &two] {
+        assert!(server.clean_up().await);
+    }
+    assert_eq!(one.0.blobs.list().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn video_jobs_that_share_blobs_are_restored_one_after_the_other() {
+    let servers = Servers::new();
+    let one = servers.server().await;
+    let jobs = [begun(&one, 1).await, begun(&one, 2).await];
+    servers.empty();
+    while one.beat().await.is_err() {}
+    for (lease, _) in &jobs {
+        let leased = one.0.videos.get(&lease.id()).unwrap();
+        one.restore_video(&leased).await.unwrap();
+        // The blobs of before are deleted.
+        assert!(one.clean_up().await);
+    }
+    for (lease, job) in &jobs {
+        assert_eq!(known(lease), None);
+        assert_eq!(
+            one.media(&job.film[0]).await.unwrap().join(),
+            segment(0).content.join()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_video_job_ends_or_is_given_back_in_a_store_that_has_lost_it() {
+    let servers = Servers::new();
+    let [one, two] = servers.two().await;
+    let tenant = Tenant::default();
+    let (mut ends, job) = begun(&one, 1).await;
+    let (released, _) = begun(&one, 2).await;
+    let waits = released.id();
+    servers.empty();
+    drop(released);
+    // It has noticed the loss, and has not restored anything yet.
+    while one.beat().await.is_err() {}
+    ends.finish(&job, &[]).await.unwrap();
+    assert!(one.clean_up().await);
+    assert!(one.restore().await);
+    notice(&two).await;
+    for id in [ends.id(), waits] {
+        let read = two.read_video(&tenant, id).await.unwrap().unwrap();
+        assert_eq!((&read.video, read.owner()), (&job, None));
+        assert!(same(&two.state_of(&read).await.unwrap(), &small(0)));
+    }
+}
+
+#[tokio::test]
+async fn a_video_job_that_was_removed_does_not_come_back() {
+    for owner_is_first in [true, false] {
+        let servers = Servers::new();
+        let [one, two] = servers.two().await;
+        let tenant = Tenant::default();
+        let (lease, _) = begun(&one, 1).await;
+        // Its server does not learn of it.
+        assert!(two.remove_video(&tenant, lease.id()).await.unwrap());
+        servers.empty();
+        let order = if owner_is_first {
+            [&one, &two]
+        } else {
+            [&two, &one]
+        };
+        for server in order {
+            notice(server).await;
+        }
+        one.beat().await.unwrap();
+        assert_eq!(known(&lease), Some(VideoChange::Gone), "{owner_is_first}");
+        let key = video_key(tenant.as_str(), 1);
+        let gone = two.0.records.read(&key).await.unwrap();
+        assert_eq!(gone, None, "{owner_is_first}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_was_set_back_has_the_last_version_of_a_video_job() {
+    let mut servers = Servers::new();
+    let [one, two] = servers.two().await;
+    let tenant = Tenant::default();
+    let (mut lease, job) = begun(&one, 1).await;
+    let copy = servers.redis.keep();
+    notice(&one).await;
+    notice(&two).await;
+    let (version, new) = next(&job);
+    lease.write(&version, &new).await.unwrap();
+    assert!(one.clean_up().await);
+    servers.redis.set_back(&copy);
+    notice(&one).await;
+    notice(&two).await;
+    assert_eq!(known(&lease), None);
+    let read = two.read_video(&tenant, lease.id()).await.unwrap().unwrap();
+    assert_eq!(read.video, version);
+    assert!(same(&two.state_of(&read).await.unwrap(), &small(1)));
+    for (idx, kept) in (0..).zip(&version.film) {
+        assert_eq!(
+            two.media(kept).await.unwrap().join(),
+            segment(idx).content.join()
+        );
+    }
+    assert!(two.remove_video(&tenant, lease.id()).await.unwrap());
+    for server in [&one, &two] {
+        assert!(server.clean_up().await);
+    }
+    assert_eq!(one.0.blobs.list().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_video_job_whose_blobs_were_lost_as_well_is_gone() {
+    let servers = Servers::new();
+    let one = servers.server().await;
+    let (mut lease, job) = begun(&one, 1).await;
+    servers.empty();
+    for blob in one.0.blobs.list().await.unwrap() {
+        one.0.blobs.drop(blob).await.unwrap();
+    }
+    notice(&one).await;
+    assert_eq!(known(&lease), Some(VideoChange::Gone));
+    let refused = lease.write(&job, &[]).await;
+    assert!(matches!(
+        refused,
+        Err(VideoError::Changed(VideoChange::Gone))
+    ));
+    drop(lease);
+    assert!(one.clean_up().await);
+    assert_eq!(one.0.records.survey().await.unwrap().blobs, 0);
 }

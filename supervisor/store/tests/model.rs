@@ -7,9 +7,11 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::backends::{RECORDS, RecordsHome, RecordsKind};
+use super::world::video_key;
 use crate::store::error::StoreError;
 use crate::store::ids::{BlobId, BlobKey, RecordKey, ReservationId, Revision, ServerId};
-use crate::store::records::{BlobKind, BlobRef, Record, RecordWrite, Records};
+use crate::store::records::{BlobKind, BlobRef, Order, Record, RecordWrite, Records, VideoPage};
+use crate::tenant::Tenant;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -125,7 +127,11 @@ impl World {
         Self {
             home: RecordsHome::new(kind).await,
             servers: (0..3).map(|_| ServerId::random()).collect(),
-            sessions: (0..3).map(|_| SessionId::random().into()).collect(),
+            sessions: vec![
+                SessionId::random().into(),
+                SessionId::random().into(),
+                video_key("none", 1),
+            ],
             model: Model::default(),
         }
     }
@@ -291,6 +297,15 @@ impl World {
             .map(|r| (&r.key, r.revision))
             .collect();
         sessions.sort();
+        let page = VideoPage {
+            after: None,
+            limit: 9,
+            order: Order::Ascending,
+        };
+        let listed = self.records().list(&Tenant::default(), page).await;
+        let listed: Vec<_> = listed.unwrap().iter().map(|(_, v)| v.revision).collect();
+        let video = self.model.sessions.get(&2).map(|(revision, _)| *revision);
+        assert_eq!(listed, Vec::from_iter(video));
         let expected = self.model.sessions.iter();
         let mut expected: Vec<_> = expected
             .map(|(n, (revision, _))| (&self.sessions[*n], *revision))

@@ -401,7 +401,7 @@ async fn what_is_lost_for_good_is_told_from_a_store_that_does_not_answer() {
         "{lost:?}"
     );
 
-    world.make_newer(&session).await;
+    world.make_newer(&session.clone().into()).await;
     let lost = resume().await;
     assert!(
         matches!(lost, ResumeError::Store(StoreError::Newer(_))),

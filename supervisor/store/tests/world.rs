@@ -1,15 +1,19 @@
 //! A store that several servers share, and states to keep in it.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fastvideo_link::SharedMemory;
-use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::ids::{SessionId, VideoId};
 use fastvideo_proto::job::PromptSource;
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
 use fastvideo_proto::stored::{StoredMedia, StoredSegment};
+use fastvideo_proto::stored_video::{
+    PlannedSegment, StoredVideo, StoredVideoRequest, VideoPlan, VideoStatus,
+};
 use object_store::memory::InMemory;
 use tempfile::TempDir;
 
@@ -24,6 +28,7 @@ use crate::store::{
     Chunks, Lease, LeaseWriter, Progress, RecordedSegment, Recording, ResumeToken, SavedSession,
     SessionStore, State, StoreError,
 };
+use crate::tenant::Tenant;
 
 pub(super) const TTL: Duration = Duration::from_secs(300);
 pub(super) const LEASE: Duration = Duration::from_secs(6);
@@ -93,15 +98,14 @@ impl World {
         )
     }
 
-    /// Gives a session's record a version that this build does not know.
-    pub(super) async fn make_newer(&self, session: &SessionId) {
-        let key = RecordKey::from(session.clone());
-        let stored = self.records.read(&key).await.unwrap().unwrap();
+    /// Gives a record's body a version that this build does not know.
+    pub(super) async fn make_newer(&self, key: &RecordKey) {
+        let stored = self.records.read(key).await.unwrap().unwrap();
         let mut newer = stored.record;
         newer.body[4] = 9;
         let server = ServerId::random();
         let write = RecordWrite {
-            key: &key,
+            key,
             expected: Some(stored.revision),
             record: Some(&newer),
             server: &server,
@@ -172,6 +176,68 @@ pub(in crate::store) fn segment(segment_idx: u32) -> RecordedSegment {
     RecordedSegment {
         segment: Arc::new(segment),
         content,
+    }
+}
+
+/// The key of a video that was created at that time.
+pub(super) fn video_key(tenant: &str, unix_ms: u64) -> RecordKey {
+    RecordKey::Video {
+        tenant: Tenant::new(tenant),
+        id: video_id(unix_ms),
+    }
+}
+
+pub(super) fn video_id(unix_ms: u64) -> VideoId {
+    VideoId::after(None, unix_ms, 0)
+}
+
+/// A video job of three segments that waits.
+pub(super) fn video() -> StoredVideo {
+    let segment = PlannedSegment {
+        made_frames: 24,
+        frames: 24,
+    };
+    StoredVideo {
+        created_at_ms: 1,
+        started_at_ms: None,
+        ended_at_ms: None,
+        expires_at_ms: None,
+        status: VideoStatus::Queued,
+        model: "synthetic".to_owned(),
+        request: StoredVideoRequest {
+            prompt: "a fox".to_owned(),
+            negative_prompt: None,
+            seed: 1,
+            num_inference_steps: 4,
+            guidance_scale: 1.0,
+            enhance_prompt: false,
+        },
+        plan: VideoPlan {
+            made: (64, 64),
+            shown: (64, 64),
+            fps: 24,
+            segments: vec![segment; 3],
+            extended_frames: 0,
+        },
+        image: None,
+        enhanced_prompt: None,
+        film: Vec::new(),
+        extended_segments: 0,
+        inference: Duration::ZERO,
+        has_audio: None,
+        state: None,
+        tiles: None,
+        thumbnail: None,
+        spritesheet: None,
+        bytes: None,
+        is_remade: false,
+        starts: 0,
+        is_cancelled: false,
+        remixed_from: None,
+        extended_from: None,
+        metadata: BTreeMap::new(),
+        claim: None,
+        webhook: None,
     }
 }
 

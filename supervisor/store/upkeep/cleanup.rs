@@ -76,14 +76,18 @@ impl SessionStore {
                     }
                     Err(error) => return Err(error),
                 }
-                self.0.leased.remove(leased);
+                self.0.leased.remove(&leased.session, leased);
             }
             CleanupTask::End(leased) => {
                 let mut record = leased.record.lock().await;
                 if !leased.lost.is_cancelled() {
                     self.remove_leased(leased, &mut record).await?;
                 }
-                self.0.leased.remove(leased);
+                self.0.leased.remove(&leased.session, leased);
+            }
+            CleanupTask::ReleaseVideo(leased) => {
+                self.release_video(leased).await?;
+                self.0.videos.remove(&leased.id, leased);
             }
             CleanupTask::Drop(session) => {
                 self.remove_record(&session.clone().into()).await?;

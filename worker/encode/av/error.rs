@@ -26,6 +26,16 @@ impl AvError {
         let status = ffi::AVERROR(ffi::ENOMEM);
         Self::Call { call, status }
     }
+
+    /// Returns whether there was no memory, on the host or on the device of a hardware encoder.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OpenCodec { status, .. } | Self::Call { status, .. } => {
+                *status == ffi::AVERROR(ffi::ENOMEM)
+            }
+            Self::UnknownCodec { .. } | Self::NotH264 { .. } | Self::UnknownOption { .. } => false,
+        }
+    }
 }
 
 /// Turns a negative status, which is an error code of libav, into an error.
@@ -50,4 +60,17 @@ fn describe(status: c_int) -> String {
     CStr::from_bytes_until_nul(&bytes)
         .map(|text| text.to_string_lossy().into_owned())
         .unwrap_or_else(|_| format!("status {status}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lack_of_memory_is_told_from_other_errors() {
+        assert!(AvError::out_of_memory("av_frame_alloc").is_out_of_memory());
+        let status = ffi::AVERROR(ffi::EINVAL);
+        let name = "libx264".to_owned();
+        assert!(!AvError::OpenCodec { name, status }.is_out_of_memory());
+    }
 }

@@ -322,6 +322,8 @@ impl Pipeline {
                 .encode(&mel.forward(&waveform, self.sample_rate()));
         }
         drop(waveform);
+        let before_cut = audio.size()[2] - plan.cut_audio;
+        let audio = audio.narrow(2, 0, before_cut.max(1));
 
         let mut kept = KeptFrames::new(plan);
         let mut next = 0;

@@ -116,6 +116,7 @@ fn request(prompt: &str) -> GenerateRequest<'_> {
         guidance_scale: 3.0,
         adapters: &[],
         format: SMALL,
+        cut_frames: 0,
         initial_image: None,
         state: None,
         snapshot: None,

@@ -108,9 +108,9 @@ fn write(restores: bool) -> Script {
     counting(&format!("local RESTORES = {restores}{WRITING}"))
 }
 
-/// The code that `WRITE` and `RESTORE` share.
+/// The code that `WRITE` and `RESTORE` share. The last key is there for videos alone: the index that the record is in.
 const WRITING: &str = r"
-local HEADS, BODIES, RESERVED, ORIGINS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local HEADS, BODIES, RESERVED, ORIGINS, VIDEOS = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local record, expected, reservation, server, what = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local head = redis.call('HGET', HEADS, record)
 local current, owner = string.match(head or '', '^(%d+) (%S+)')
@@ -139,9 +139,15 @@ if what == 'put' then
     end
     redis.call('HSET', HEADS, record, table.concat(words, ' '))
     redis.call('HSET', BODIES, record, ARGV[6])
+    if VIDEOS then
+        redis.call('ZADD', VIDEOS, 0, record)
+    end
 else
     redis.call('HDEL', HEADS, record)
     redis.call('HDEL', BODIES, record)
+    if VIDEOS then
+        redis.call('ZREM', VIDEOS, record)
+    end
 end
 if RESTORES then
     redis.call('HSET', ORIGINS, record, expected)
@@ -247,6 +253,20 @@ for i = 1, #ARGV, 2 do
     end
 end
 return stale
+",
+    )
+});
+
+/// Reads a page of records. Arguments: the command that reads the index in the wanted order, the bounds, the most records.
+pub(super) static LIST: LazyLock<Script> = LazyLock::new(|| {
+    guarded(
+        r"
+local HEADS, BODIES, VIDEOS = KEYS[1], KEYS[2], KEYS[3]
+local rows = {}
+for _, record in ipairs(redis.call(ARGV[1], VIDEOS, ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])) do
+    table.insert(rows, {record, redis.call('HGET', HEADS, record), redis.call('HGET', BODIES, record)})
+end
+return rows
 ",
     )
 });

@@ -103,6 +103,7 @@ fn measure(
         height: size.height,
         width: size.width,
         num_frames: spec.num_frames,
+        cut_frames: 0,
         fps: spec.fps,
         start: Start::Noise,
         adapters: &[],

@@ -6,7 +6,9 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::request::is_clip;
-use super::{Continuation, GenerateError, Parts, Request, Settings, Stage, Stages, Start};
+use super::{
+    Conditioning, Continuation, GenerateError, Parts, Request, Settings, Stage, Stages, Start,
+};
 use crate::sampling::guidance::Guidances;
 use crate::sampling::latents::{AudioGrid, VideoGrid};
 use crate::sampling::schedule::{Scheduler, StepsError};
@@ -35,6 +37,8 @@ pub(super) struct Plan {
     pub(super) samples: i64,
     /// The frames of the clip that the next segment begins with.
     pub(super) next_frames: Range<i64>,
+    /// The number of audio latents behind the cut, which the next segment does not begin with.
+    pub(super) cut_audio: i64,
     pub(super) next_audio_num_frames: i64,
     pub(super) next_video_offset: f64,
 }
@@ -82,17 +86,15 @@ impl Plan {
         let audio_values = audio.latent_channels * audio.latent_mel_bins();
         check_resume(request, &stages, [1, audio_frames, audio_values])?;
         let next = settings.conditioning;
-        let last = request.num_frames - next.end_offset;
-        let next_frames = (last - next.num_frames).max(0)..last.max(0);
-        if next_frames.end - next_frames.start != next.num_frames {
-            let (expected, given) = (next.num_frames + next.end_offset, request.num_frames);
-            return Err(refused("num_frames", format!("at least {expected}"), given));
-        }
-        let next_audio_num_frames = match next.audio_num_frames <= request.num_frames {
+        let next_frames = next_frames(request, parts, next)?;
+        let cut = request.num_frames - request.cut_frames;
+        let before_cut = pace.audio_latents(cut + kept.extra);
+        let next_num_frames = next_frames.end - next_frames.start;
+        let next_audio_num_frames = match next.audio_num_frames <= cut {
             true => next.audio_num_frames,
-            false => next.num_frames,
+            false => next_num_frames,
         };
-        let next_extra = (next_audio_num_frames - next.num_frames).max(0);
+        let next_extra = (next_audio_num_frames - next_num_frames).max(0);
         Ok(Self {
             stages,
             audio: AudioGrid {
@@ -110,10 +112,34 @@ impl Plan {
             trimmed_samples: samples(kept.sound),
             samples: samples(request.num_frames - kept.frames),
             next_frames,
+            cut_audio: audio_frames - before_cut.max(kept.audio_latents + 1),
             next_audio_num_frames,
             next_video_offset: next_extra as f64 / request.fps,
         })
     }
+}
+
+/// Returns the frames of the clip that the next segment begins with. Where fewer are before the cut than the settings say,
+/// it is as many of them as the VAE accepts, and at least the first frame.
+fn next_frames(
+    request: &Request<'_>,
+    parts: &Parts,
+    next: Conditioning,
+) -> Result<Range<i64>, GenerateError> {
+    if !(0..request.num_frames).contains(&request.cut_frames) {
+        let expected = format!("0 to {}", request.num_frames - 1);
+        return Err(refused("cut_frames", expected, request.cut_frames));
+    }
+    let least = next.num_frames + next.end_offset;
+    if next.num_frames > 0 && request.num_frames < least {
+        let expected = format!("at least {least}");
+        return Err(refused("num_frames", expected, request.num_frames));
+    }
+    let end = (request.num_frames - request.cut_frames - next.end_offset).max(1);
+    let ratio = parts.video_vae.config().temporal_ratio();
+    let most = (end - 1) / ratio * ratio + 1;
+    let count = next.num_frames.min(most);
+    Ok(end - count..end)
 }
 
 /// Checks that the step to go on from is one of this request's.
@@ -282,11 +308,20 @@ fn kept(request: &Request<'_>, parts: &Parts, pace: &Pace) -> Result<Kept, Gener
     }
     let frames = before.frames.as_ref().map_or(0, |frames| frames.size()[0]);
     let extra = extra(request, before)?;
+    // A segment that is shorter than the sound takes over as much sound as picture.
+    let is_short = before.audio_num_frames > request.num_frames;
+    let (sound, extra, video_offset) = match is_short {
+        true => (frames, 0, 0.0),
+        false => (
+            before.audio_num_frames,
+            extra,
+            before.video_position_offset_sec,
+        ),
+    };
     let audio_latents = match &before.audio_latents {
         Some(cached) => {
             check_audio(cached, parts)?;
-            pace.audio_latents(before.audio_num_frames)
-                .clamp(1, cached.size()[2])
+            pace.audio_latents(sound).clamp(1, cached.size()[2])
         }
         None => 0,
     };
@@ -295,22 +330,22 @@ fn kept(request: &Request<'_>, parts: &Parts, pace: &Pace) -> Result<Kept, Gener
         sound: frames + extra,
         audio_latents,
         extra,
-        video_offset: before.video_position_offset_sec,
+        video_offset,
     })
 }
 
 /// Returns the length in frames of the sound before the picture.
 fn extra(request: &Request<'_>, before: &Continuation) -> Result<i64, GenerateError> {
     let offset = before.video_position_offset_sec;
-    let longest = request.num_frames as f64 / request.fps;
+    let sound = before.audio_num_frames;
+    if sound < 0 {
+        let expected = "0 or more".to_owned();
+        return Err(state("audio_conditioning_num_frames", expected, sound));
+    }
+    let longest = request.num_frames.max(sound) as f64 / request.fps;
     if !(0.0..=longest).contains(&offset) {
         let expected = format!("0 to {longest} seconds");
         return Err(state("video_position_offset_sec", expected, offset));
-    }
-    if !(0..=request.num_frames).contains(&before.audio_num_frames) {
-        let expected = format!("0 to {} frames", request.num_frames);
-        let given = before.audio_num_frames;
-        return Err(state("audio_conditioning_num_frames", expected, given));
     }
     Ok(whole((offset * request.fps).round_ties_even()))
 }

@@ -46,9 +46,11 @@ pub enum Stages {
 /// The conditioning that a segment takes over from the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditioning {
-    /// The number of frames: 0, or 1 more than a multiple of the number of frames of a latent.
+    /// The number of frames: 0, or 1 more than a multiple of the number of frames of a latent. It is less where fewer are
+    /// before the cut.
     pub num_frames: i64,
-    /// The length of the sound in frames. It is limited to `num_frames` in a segment that is shorter than this.
+    /// The length of the sound in frames. It is limited to the number of frames in a segment that is shorter than this, be it
+    /// the one that hands it on or the one that takes it over.
     pub audio_num_frames: i64,
     /// The number of frames at the segment's end, after those that are taken over.
     pub end_offset: i64,
@@ -162,6 +164,9 @@ pub struct Request<'a> {
     pub width: i64,
     /// The number of frames, including those that a continued segment begins with and does not pass out.
     pub num_frames: i64,
+    /// The number of frames behind the cut, at the clip's end, which the next segment does not continue from: for it the
+    /// segment ends at the cut, and so does its sound. They are passed out all the same.
+    pub cut_frames: i64,
     /// Frames per second.
     pub fps: f64,
     pub start: Start<'a>,
@@ -214,7 +219,8 @@ impl Start<'_> {
 pub struct Continuation {
     /// The frames that the next segment begins with, rgb8 `[n, H, W, 3]`; `None` if it takes over none.
     pub frames: Option<Tensor>,
-    /// All of the segment's audio latents, normalized, `[1, C, T, M]`, float32; the next segment begins with the last ones.
+    /// The segment's audio latents up to the cut, normalized, `[1, C, T, M]`, float32; the next segment begins with the last
+    /// ones.
     pub audio_latents: Option<Tensor>,
     /// The length in frames of the sound that the next segment begins with.
     pub audio_num_frames: i64,

@@ -137,6 +137,7 @@ fn the_small_trained_model_shows_nearly_the_same() {
             height: 96,
             width: 128,
             num_frames: 33,
+            cut_frames: 0,
             fps: 24.0,
             start: Start::Noise,
             adapters: &[],

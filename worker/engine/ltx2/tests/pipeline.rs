@@ -132,6 +132,7 @@ impl Case {
             height: number(&self.settings, "height"),
             width: number(&self.settings, "width"),
             num_frames: number(&self.settings, "num_frames"),
+            cut_frames: 0,
             fps: self.settings["fps"].as_f64().unwrap(),
             start: Start::Noise,
             adapters: &[],
@@ -406,6 +407,29 @@ fn sound_is_heard_again_where_that_is_asked_for() {
 }
 
 #[test]
+fn sound_that_is_heard_again_ends_at_the_cut_too() {
+    let case = Case::open();
+    let handed_on = |audio_reencode, cut_frames| {
+        let mut pipeline = case.pipeline(Settings {
+            audio_reencode,
+            ..one_stage()
+        });
+        let request = Request {
+            cut_frames,
+            num_inference_steps: 1,
+            ..case.request()
+        };
+        let next = pipeline.generate(&request, &mut Recorder::default());
+        next.unwrap().audio_latents.unwrap()
+    };
+    let [kept, heard] = [false, true].map(|reencode| handed_on(reencode, 0));
+    let [cut_kept, cut_heard] = [false, true].map(|reencode| handed_on(reencode, 8));
+    let cut_off = kept.size()[2] - cut_kept.size()[2];
+    assert!(cut_off > 0);
+    assert_eq!(cut_heard, heard.narrow(2, 0, heard.size()[2] - cut_off));
+}
+
+#[test]
 fn the_same_request_gives_the_same_segment() {
     let case = Case::open();
     let mut pipeline = case.pipeline(Settings::default());
@@ -469,6 +493,151 @@ fn segments_that_go_on_from_a_step_are_the_same() {
             }
         }
     }
+}
+
+/// The number of audio latents that the same segment has when it has so many frames.
+fn audio_latents_of(pipeline: &mut Pipeline, request: &Request<'_>, num_frames: i64) -> i64 {
+    let shorter = Request {
+        num_frames,
+        cut_frames: 0,
+        ..*request
+    };
+    let made = pipeline.generate(&shorter, &mut Recorder::default());
+    made.unwrap().audio_latents.unwrap().size()[2]
+}
+
+/// In both generations, from a continued segment too.
+#[test]
+fn cut_segment_hands_on_what_comes_before_the_cut() {
+    for reference in [Reference::open(), Reference::v2_3()] {
+        let case = Case::of(reference);
+        let mut pipeline = case.pipeline(one_stage());
+        let mut request = case.request();
+        request.num_inference_steps = 1;
+        assert_eq!(request.num_frames, 25);
+        let mut first = Recorder::default();
+        let before = pipeline.generate(&request, &mut first).unwrap();
+        let continued = Request {
+            start: Start::Segment(&before),
+            ..request
+        };
+        for request in [request, continued] {
+            let mut whole = Recorder::default();
+            let whole_next = pipeline.generate(&request, &mut whole).unwrap();
+            let whole_audio = whole_next.audio_latents.unwrap();
+            let latents_of_17 = audio_latents_of(&mut pipeline, &request, 17);
+            for (cut_frames, latents) in [(0, None), (3, None), (8, Some(latents_of_17))] {
+                let cut = Request {
+                    cut_frames,
+                    ..request
+                };
+                let mut output = Recorder::default();
+                let next = pipeline.generate(&cut, &mut output).unwrap();
+                // What is passed out is the same.
+                assert!(output.frames() == whole.frames() && output.sound == whole.sound);
+                let frames = next.frames.unwrap();
+                assert_eq!(frames.size()[0], 9);
+                // The first of them may be one that this segment began with, and that is not passed out again.
+                let shown = whole.frames().size()[0] - cut_frames;
+                let count = shown.min(9);
+                let expected = whole.frames().narrow(0, shown - count, count);
+                let last = frames.narrow(0, 9 - count, count);
+                assert_eq!(last, expected, "cut {cut_frames}");
+                let audio = next.audio_latents.unwrap();
+                let kept = audio.size()[2];
+                assert_eq!(audio, whole_audio.narrow(2, 0, kept));
+                let all = whole_audio.size()[2];
+                assert_eq!(kept == all, cut_frames == 0);
+                assert!(latents.is_none_or(|latents| latents == kept), "{kept}");
+                assert_eq!(
+                    (next.audio_num_frames, next.video_position_offset_sec),
+                    (9, 0.0)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn offset_of_the_settings_is_added_to_the_cut() {
+    let case = Case::open();
+    let mut pipeline = case.pipeline(Settings {
+        conditioning: Conditioning {
+            num_frames: 9,
+            audio_num_frames: 9,
+            end_offset: 2,
+        },
+        ..one_stage()
+    });
+    let mut request = case.request();
+    request.num_inference_steps = 1;
+    for cut_frames in [0, 3] {
+        request.cut_frames = cut_frames;
+        let mut output = Recorder::default();
+        let next = pipeline.generate(&request, &mut output).unwrap();
+        let expected = output.frames().narrow(0, 25 - cut_frames - 2 - 9, 9);
+        assert_eq!(next.frames.unwrap(), expected);
+    }
+}
+
+#[test]
+fn cut_near_the_start_hands_on_as_many_frames_as_there_are() {
+    let case = Case::open();
+    let mut pipeline = case.pipeline(one_stage());
+    let mut request = case.request();
+    request.num_inference_steps = 1;
+    for (shown, kept) in [(1, 1), (2, 1), (8, 1), (9, 9), (10, 9)] {
+        request.cut_frames = request.num_frames - shown;
+        let mut output = Recorder::default();
+        let next = pipeline.generate(&request, &mut output).unwrap();
+        let expected = output.frames().narrow(0, shown - kept, kept);
+        assert_eq!(next.frames.as_ref().unwrap(), &expected, "{shown} shown");
+        assert_eq!(next.audio_num_frames, kept);
+        let continued = Request {
+            cut_frames: 0,
+            start: Start::Segment(&next),
+            ..request
+        };
+        let mut output = Recorder::default();
+        pipeline.generate(&continued, &mut output).unwrap();
+        assert_eq!(output.frames().size()[0], request.num_frames - kept);
+    }
+}
+
+/// The last segment of a video may be shorter than the sound that the one before it handed on.
+#[test]
+fn segment_that_is_shorter_than_the_sound_before_takes_over_as_much_sound_as_picture() {
+    let case = Case::open();
+    let mut pipeline = case.pipeline(Settings {
+        conditioning: Conditioning {
+            num_frames: 9,
+            audio_num_frames: 25,
+            end_offset: 0,
+        },
+        ..one_stage()
+    });
+    let mut request = case.request();
+    request.num_inference_steps = 1;
+    let mut before = pipeline
+        .generate(&request, &mut Recorder::default())
+        .unwrap();
+    assert_eq!(before.audio_num_frames, 25);
+    assert!((before.video_position_offset_sec - 16.0 / request.fps).abs() < 1e-9);
+    let mut make = |before: &Continuation| {
+        let short = Request {
+            num_frames: 17,
+            start: Start::Segment(before),
+            ..request
+        };
+        let mut output = Recorder::default();
+        pipeline.generate(&short, &mut output).unwrap();
+        (output.frames(), output.sound)
+    };
+    let (frames, sound) = make(&before);
+    assert_eq!(frames.size()[0], 8);
+    before.audio_num_frames = 9;
+    before.video_position_offset_sec = 0.0;
+    assert!((frames, sound) == make(&before));
 }
 
 #[test]
@@ -581,6 +750,13 @@ fn what_the_model_cannot_do_is_refused_by_name() {
                 ..fine
             },
             "num_frames: expected at least 9, given 1",
+        ),
+        (
+            Request {
+                cut_frames: 25,
+                ..fine
+            },
+            "cut_frames: expected 0 to 24, given 25",
         ),
     ] {
         assert_eq!(pipeline.check(&request).unwrap_err().to_string(), refused);
@@ -698,6 +874,7 @@ fn segments_of_the_small_trained_model_equal_the_reference() {
             height: 96,
             width: 128,
             num_frames: 33,
+            cut_frames: 0,
             fps: 24.0,
             start: Start::Noise,
             adapters: &[],

@@ -2,9 +2,9 @@
 
 use fastvideo_proto::state::{Dtype, StateHeader};
 
-use super::{SMALL, Take, first, format, is_marked_lost, next, request, run, spec};
+use super::{SMALL, Take, difference, first, format, is_marked_lost, next, request, run, spec};
 use crate::engine::synthetic::Synthetic;
-use crate::engine::{Engine, EngineError, State};
+use crate::engine::{Engine, EngineError, NewState, State};
 
 #[test]
 fn altered_state_is_visibly_lost() {
@@ -125,4 +125,63 @@ fn segment_shorter_than_the_conditioning_keeps_all_its_frames() {
     let (_, state) = run(&request);
     assert_eq!(state.header.frames.unwrap().count, 3);
     assert!(!is_marked_lost(&next("sea", &state).0.frames[0]));
+}
+
+/// A segment of which the last frames are cut off.
+fn cut_first(prompt: &str, cut_frames: u32) -> (Take, NewState) {
+    let mut request = request(prompt);
+    request.cut_frames = cut_frames;
+    run(&request)
+}
+
+#[test]
+fn cut_segment_is_one_that_ended_there() {
+    for cut_frames in 1..SMALL.num_frames {
+        let (cut, cut_state) = cut_first("a red fox by the sea", cut_frames);
+        let mut shorter = request("a red fox by the sea");
+        shorter.format.num_frames -= cut_frames;
+        let (expected, state) = run(&shorter);
+        assert!(cut.frames == expected.frames && cut.sound == expected.sound);
+        assert_eq!(cut_state.header, state.header);
+        assert!(cut_state.blob[..] == state.blob[..]);
+    }
+}
+
+#[test]
+fn segment_after_a_cut_goes_on_where_the_last_frame_was() {
+    let prompt = "a calm walk through hills";
+    let (whole, _) = first(prompt);
+    for cut_frames in [1, 3, 6] {
+        let (cut, state) = cut_first(prompt, cut_frames);
+        let (two, _) = next(prompt, &state);
+        assert!(!is_marked_lost(&two.frames[0]));
+        let last = cut.frames.last().unwrap();
+        let usual = difference(&whole.frames[6], &whole.frames[7]);
+        let seam = difference(last, &two.frames[0]);
+        assert!(
+            seam < usual * 1.5,
+            "cut {cut_frames}: {seam}, usual {usual}"
+        );
+        let jump = |channel: usize| {
+            let last = cut.sound[cut.sound.len() - 2 + channel];
+            (last - two.sound[channel]).abs()
+        };
+        assert!(jump(0) < 0.06 && jump(1) < 0.06, "cut {cut_frames}");
+    }
+}
+
+#[test]
+fn new_prompt_is_there_before_the_cut() {
+    let (_, state) = first("golden sunrise over the mountains");
+    let mut cut = request("neon city at night");
+    cut.segment_idx = 1;
+    cut.cut_frames = 5;
+    cut.state = Some(State {
+        header: &state.header,
+        blob: &state.blob,
+    });
+    let (two, state) = run(&cut);
+    let (three, _) = next("neon city at night", &state);
+    let whole = difference(&two.frames[0], &two.frames[2]);
+    assert!(difference(&two.frames[2], &three.frames[0]) < whole / 4.0);
 }

@@ -1,4 +1,7 @@
-//! Answers requests for the files of a film: whole, in part, or not at all when the client has them.
+//! Files that are served from the store: whole, in part, or not at all when the client has them.
+//!
+//! `conditions` decides what a client wants of a file, `content` reads its bytes piece by piece while the client takes them, and
+//! `whole` lays several segments out as one video.
 
 use axum::body::Body;
 use axum::http::header::{
@@ -8,31 +11,43 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::conditions::{EntityTag, Wanted, wanted};
-use super::content::Content;
+use self::conditions::{EntityTag, Wanted, wanted};
+use self::content::Content;
 use crate::ingress::error::ApiError;
 use crate::store::{DataLoss, SessionStore, StoreError};
 
+pub(in crate::http) mod conditions;
+pub(in crate::http) mod content;
+pub(in crate::http) mod whole;
+
 /// A file that never changes.
-pub(super) const IMMUTABLE: &str = "private, max-age=31536000, immutable";
+pub(in crate::http) const IMMUTABLE: &str = "private, max-age=31536000, immutable";
 /// A file that changes when the film does.
-pub(super) const REVALIDATE: &str = "private, no-cache";
+pub(in crate::http) const REVALIDATE: &str = "private, no-cache";
 
 /// A file, as HTTP sees it.
 #[derive(Debug)]
 pub(in crate::http) struct File {
-    pub(super) content: Content,
-    pub(super) tag: EntityTag,
-    pub(super) mime: &'static str,
-    pub(super) caching: &'static str,
+    pub(in crate::http) content: Content,
+    pub(in crate::http) tag: EntityTag,
+    pub(in crate::http) mime: &'static str,
+    pub(in crate::http) caching: &'static str,
 }
 
 impl File {
+    /// Lets clients keep the file: it does not change any more.
+    pub(in crate::http) fn never_changing(self) -> Self {
+        Self {
+            caching: IMMUTABLE,
+            ..self
+        }
+    }
+
     /// Answers a request with what it wants of the file.
     ///
     /// # Errors
     /// Returns a refusal when the range is outside of the file, or the first bytes cannot be read.
-    pub(super) async fn answer(
+    pub(in crate::http) async fn answer(
         self,
         method: &Method,
         headers: &HeaderMap,
@@ -82,7 +97,7 @@ impl File {
 }
 
 /// Answers that the media of a segment were there once.
-pub(super) fn not_kept() -> ApiError {
+pub(in crate::http) fn not_kept() -> ApiError {
     let message = "these media are not kept any more";
     ApiError::new(StatusCode::NOT_FOUND, "not_kept", message)
 }

@@ -1,4 +1,4 @@
-//! The whole film as one MP4 file.
+//! Several segments as one MP4 file: a whole film, or the video of a job.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use fastvideo_mp4::{Layout, LayoutError};
 use fastvideo_proto::stored::{StoredMedia, StoredSegment};
 use sha2::{Digest, Sha256};
 
-use super::answer::{File, REVALIDATE, not_kept};
 use super::conditions::EntityTag;
 use super::content::Content;
+use super::{File, REVALIDATE, not_kept};
 use crate::ingress::error::ApiError;
 
 /// Lays out the segments of a film that can be a part of it, on a thread for blocking work: an hour of film takes
@@ -17,7 +17,7 @@ use crate::ingress::error::ApiError;
 ///
 /// # Errors
 /// Returns a refusal when there is none.
-pub(super) async fn whole(known: &[Arc<StoredSegment>]) -> Result<File, ApiError> {
+pub(in crate::http) async fn whole(known: &[Arc<StoredSegment>]) -> Result<File, ApiError> {
     let segments: Vec<_> = known.iter().filter(|s| is_part(s)).cloned().collect();
     if segments.is_empty() {
         return Err(match known.iter().any(|s| s.is_pictures()) {
@@ -55,7 +55,7 @@ fn is_part(segment: &StoredSegment) -> bool {
 }
 
 /// Lists the segments that are not in the file, as in `0-2,7`; `None` when all are.
-pub(super) fn missing(known: &[Arc<StoredSegment>]) -> Option<HeaderValue> {
+pub(in crate::http) fn missing(known: &[Arc<StoredSegment>]) -> Option<HeaderValue> {
     let mut runs = Vec::new();
     let mut next = 0;
     let parts = known.iter().filter(|segment| is_part(segment));
@@ -77,7 +77,7 @@ pub(super) fn missing(known: &[Arc<StoredSegment>]) -> Option<HeaderValue> {
 }
 
 /// Answers that a session whose media are pictures has no video.
-pub(super) fn no_video() -> ApiError {
+pub(in crate::http) fn no_video() -> ApiError {
     let message = "the session's media are pictures, which make no video";
     ApiError::new(StatusCode::NOT_FOUND, "no_video", message)
 }

@@ -8,27 +8,27 @@ use http_range_header::parse_range_header;
 
 /// A strong entity tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct EntityTag(String);
+pub(in crate::http) struct EntityTag(String);
 
 impl EntityTag {
     /// Makes a tag of a hash of the file.
-    pub(super) fn of(hash: [u8; 32]) -> Self {
+    pub(in crate::http) fn of(hash: [u8; 32]) -> Self {
         Self(format!("\"{}\"", hex(hash)))
     }
 
-    pub(super) fn header(&self) -> HeaderValue {
+    pub(in crate::http) fn header(&self) -> HeaderValue {
         HeaderValue::from_str(&self.0).expect("hexadecimal digits in quotes are a header's value")
     }
 }
 
 /// Formats a hash in lower-case hexadecimal digits.
-pub(super) fn hex(hash: [u8; 32]) -> String {
+pub(in crate::http) fn hex(hash: [u8; 32]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What to answer to a request for a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(in crate::http) enum Wanted {
     Whole,
     /// These bytes; not empty.
     Part(Range<u64>),
@@ -39,7 +39,12 @@ pub(super) enum Wanted {
 }
 
 /// Decides what a request for a file of `size` bytes wants.
-pub(super) fn wanted(method: &Method, headers: &HeaderMap, tag: &EntityTag, size: u64) -> Wanted {
+pub(in crate::http) fn wanted(
+    method: &Method,
+    headers: &HeaderMap,
+    tag: &EntityTag,
+    size: u64,
+) -> Wanted {
     if names(headers, tag) {
         return Wanted::Nothing;
     }

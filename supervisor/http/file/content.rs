@@ -9,6 +9,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use fastvideo_mp4::{Layout, Piece};
 use fastvideo_proto::stored::StoredSegment;
+use fastvideo_proto::stored_video::StoredFile;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 
 use crate::causes::with_causes;
@@ -19,8 +20,10 @@ const MAX_READ_BYTES: u64 = 256 << 10;
 
 /// Where the bytes of a file are.
 #[derive(Debug)]
-pub(super) enum Content {
+pub(in crate::http) enum Content {
     Bytes(Bytes),
+    /// A file of a video.
+    Stored(StoredFile),
     /// These bytes of a segment's blob.
     Segment(Arc<StoredSegment>, Range<u64>),
     /// Several segments as one MP4 file.
@@ -33,9 +36,10 @@ pub(super) enum Content {
 
 impl Content {
     /// Returns the number of bytes.
-    pub(super) fn size(&self) -> u64 {
+    pub(in crate::http) fn size(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Stored(file) => file.bytes,
             Self::Segment(_, range) => range.end - range.start,
             Self::Film { layout, .. } => layout.size(),
         }
@@ -46,7 +50,7 @@ impl Content {
     ///
     /// # Errors
     /// Returns an error when the first bytes cannot be read.
-    pub(super) async fn body(
+    pub(in crate::http) async fn body(
         self,
         range: Range<u64>,
         store: &SessionStore,
@@ -85,6 +89,14 @@ impl Content {
     async fn read(&self, range: Range<u64>, store: &SessionStore) -> Result<Chunks, StoreError> {
         match self {
             Self::Bytes(bytes) => Ok(Chunks::from(bytes.clone()).slice(range)),
+            Self::Stored(file) => {
+                let end = range.end.min(range.start + MAX_READ_BYTES);
+                let bytes = store.file_range(file, range.start..end).await?;
+                match bytes.is_empty() {
+                    true => Err(DataLoss::MediaNotKept.into()),
+                    false => Ok(bytes),
+                }
+            }
             Self::Segment(segment, whole) => {
                 let start = whole.start + range.start;
                 let end = (whole.start + range.end).min(start + MAX_READ_BYTES);

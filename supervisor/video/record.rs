@@ -1,0 +1,41 @@
+//! The end of a job in its record.
+
+use std::time::{Duration, SystemTime};
+
+use fastvideo_proto::stored_video::{StoredVideo, VideoStatus};
+
+use super::failure::Failure;
+
+/// Makes a job a failed one, of which nothing but the record stays, for as long as `retention` says.
+pub(super) fn fail(video: &mut StoredVideo, failure: &Failure, retention: Option<Duration>) {
+    let status = VideoStatus::Failed {
+        code: failure.code.to_owned(),
+        message: failure.message.clone(),
+    };
+    video.film.clear();
+    video.extended_segments = 0;
+    video.image = None;
+    video.state = None;
+    video.tiles = None;
+    video.thumbnail = None;
+    video.spritesheet = None;
+    end(video, status, retention);
+}
+
+/// Ends a job.
+pub(super) fn end(video: &mut StoredVideo, status: VideoStatus, retention: Option<Duration>) {
+    let now = unix_ms();
+    video.status = status;
+    video.ended_at_ms = Some(now);
+    video.expires_at_ms = retention.map(|time| now.saturating_add(millis(time)));
+}
+
+/// Returns the time in milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, millis)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
