@@ -27,7 +27,7 @@ pub(crate) use self::recorder::Recorder;
 pub(crate) use self::replay::RepeatedMedia;
 use self::replay::{Compared, Replay};
 use crate::causes::with_causes;
-use crate::pool::{JobEnd, JobEvent, JobHandle, Media, StepSnapshot};
+use crate::pool::{JobEnd, JobEvent, JobHandle, Media, StartState, StepSnapshot};
 use crate::store::State;
 
 mod recorder;
@@ -174,6 +174,15 @@ pub(crate) struct FinishedSegment {
     pub(crate) video: Option<Box<VideoPictures>>,
     /// All media of the attempt, when fewer than were handed out before, which are void then.
     pub(crate) instead: Option<Vec<Media>>,
+}
+
+/// Returns a committed state as the pool takes it for the job that continues from it.
+pub(crate) fn start_from(state: &State) -> StartState {
+    StartState {
+        header: state.header_bytes().to_vec(),
+        blob: state.blob().clone(),
+        made_by: state.maker(),
+    }
 }
 
 /// Why a segment is over without success. Messages are safe to show to a client.

@@ -9,7 +9,8 @@ use super::ending::EndCause;
 use super::event::{SegmentQueued, SessionEvent, StreamInfo, StreamLimits, WorkerBound};
 use super::live::LiveSession;
 use super::state::SessionState;
-use crate::pool::{Assignment, Placement, StartState};
+use crate::pool::{Assignment, Placement};
+use crate::segment_run::start_from;
 
 impl LiveSession {
     /// Reacts to where the pool has put the session: changes its state and tells the client.
@@ -163,11 +164,7 @@ impl LiveSession {
             window: limit - unsent,
             trace: self.emitter.readers().trace(),
         };
-        let start = self.state.as_ref().map(|state| StartState {
-            header: state.header_bytes().to_vec(),
-            blob: state.blob().clone(),
-            made_by: state.maker(),
-        });
+        let start = self.state.as_ref().map(start_from);
         let due = self
             .playback
             .due(Instant::now(), self.config.format.duration());

@@ -129,7 +129,7 @@ pub trait Records: fmt::Debug + Send + Sync {
 }
 
 /// Which of a tenant's videos are wanted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VideoPage {
     /// The videos wanted follow this one in the order of the page, whether or not it still exists; `None` for the first
     /// page.

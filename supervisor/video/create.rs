@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastvideo_proto::ids::VideoId;
 use fastvideo_proto::stored_video::{
-    StoredFile, StoredVideo, StoredVideoRequest, VideoClaim, VideoPlan, VideoStatus,
+    StoredVideo, StoredVideoRequest, VideoClaim, VideoPlan, VideoStatus,
 };
 use tokio::task::JoinError;
 use tracing::Instrument;
@@ -16,7 +16,7 @@ use super::config::Config;
 use super::library::Videos;
 use super::live::Live;
 use super::plan::{self, Wanted, plan};
-use super::record::unix_ms;
+use super::record::{add_file, unix_ms};
 use crate::init_image::{self, InitImageError};
 use crate::prompt::Blocked;
 use crate::store::ids::BlobId;
@@ -198,9 +198,12 @@ impl Videos {
             let limit = config.max_queued_per_tenant;
             return Err(NotCreated::TenantQueueFull { limit });
         }
-        let bytes = self.counts().stored_bytes;
-        match config.max_stored_bytes {
-            Some(most) if bytes >= most => Err(NotCreated::StorageFull { bytes }),
+        // Counting takes a look at all jobs.
+        let Some(most) = config.max_stored_bytes else {
+            return Ok(());
+        };
+        match self.counts().stored_bytes {
+            bytes if bytes >= most => Err(NotCreated::StorageFull { bytes }),
             _ => Ok(()),
         }
     }
@@ -311,12 +314,6 @@ fn remix(video: &mut StoredVideo, source: &VideoRecord, blobs: &mut Vec<NewBlob>
     let mut known = source.blobs().iter();
     let blob = known.find(|blob| Some(blob.key.id) == image);
     blobs.extend(blob.map(|blob| NewBlob::stored(*blob)));
-}
-
-fn add_file(bytes: Bytes, blobs: &mut Vec<NewBlob>) -> StoredFile {
-    let (file, blob) = NewBlob::file(bytes.into());
-    blobs.push(blob);
-    file
 }
 
 /// A blob of the job that a new one is made of may be gone.

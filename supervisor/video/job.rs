@@ -14,7 +14,7 @@ use fastvideo_proto::job::{MediaKind, MediaMode, PromptSource, Stage, frames_to_
 use fastvideo_proto::link::{EncoderSpec, JobSpec, VideoPart, VideoPictures};
 use fastvideo_proto::step_snapshot::StepPoint;
 use fastvideo_proto::stored::StoredSegment;
-use fastvideo_proto::stored_video::{PlannedSegment, StoredFile, StoredVideo, VideoStatus};
+use fastvideo_proto::stored_video::{PlannedSegment, StoredVideo, VideoStatus};
 use sha2::{Digest, Sha256};
 use tempfile::TempPath;
 use tokio::sync::{oneshot, watch};
@@ -26,13 +26,15 @@ use super::config::Config;
 use super::failure::Failure;
 use super::live::Live;
 use super::plan;
-use super::record::{self, unix_ms};
+use super::record::{self, add_file, unix_ms};
 use super::record_writer::{RecordWriter, Standing, Version};
 use crate::causes::with_causes;
 use crate::init_image;
-use crate::pool::{JobEvent, Media, StartState, VideoAsker};
+use crate::pool::{JobEvent, Media, VideoAsker};
 use crate::prompt::{PreparedPrompt, Prompts};
-use crate::segment_run::{AfterLoss, FinishedSegment, Recorder, RunEvent, RunFailure, SegmentRun};
+use crate::segment_run::{
+    AfterLoss, FinishedSegment, Recorder, RunEvent, RunFailure, SegmentRun, start_from,
+};
 use crate::session::Drain;
 use crate::store::{NewBlob, State};
 
@@ -304,11 +306,7 @@ impl JobRun {
             window: WINDOW,
             trace: None,
         };
-        let start = self.state.as_ref().map(|state| StartState {
-            header: state.header_bytes().to_vec(),
-            blob: state.blob().clone(),
-            made_by: state.maker(),
-        });
+        let start = self.state.as_ref().map(start_from);
         let asker = &self.parts.asker;
         let submitted: Result<(), Infallible> = segment
             .run
@@ -624,13 +622,6 @@ enum Followed {
 /// Returns the seed of a segment of a video.
 fn seed(video: &StoredVideo, segment_idx: u32) -> u64 {
     video.request.seed.wrapping_add(segment_idx.into())
-}
-
-/// Adds a file to the blobs of a version.
-fn add_file(bytes: Bytes, blobs: &mut Vec<NewBlob>) -> StoredFile {
-    let (file, blob) = NewBlob::file(bytes.into());
-    blobs.push(blob);
-    file
 }
 
 /// Waits until a version is stored, if one is on its way. A version that will not be stored is left to the writer's

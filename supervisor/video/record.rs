@@ -1,10 +1,19 @@
-//! The end of a job in its record.
+//! Parts of a job's record: its files, and its end.
 
 use std::time::{Duration, SystemTime};
 
-use fastvideo_proto::stored_video::{StoredVideo, VideoStatus};
+use bytes::Bytes;
+use fastvideo_proto::stored_video::{StoredFile, StoredVideo, VideoStatus};
 
 use super::failure::Failure;
+use crate::store::NewBlob;
+
+/// Adds a file to the blobs of a version. Returns how the record names it.
+pub(super) fn add_file(bytes: Bytes, blobs: &mut Vec<NewBlob>) -> StoredFile {
+    let (file, blob) = NewBlob::file(bytes.into());
+    blobs.push(blob);
+    file
+}
 
 /// Makes a job a failed one, of which nothing but the record stays, for as long as `retention` says.
 pub(super) fn fail(video: &mut StoredVideo, failure: &Failure, retention: Option<Duration>) {

@@ -7,30 +7,13 @@ use url::form_urlencoded;
 
 use super::ask::{digits, milliseconds};
 use super::error::{VideoError, shown};
+use crate::store::records::{Order, VideoPage};
 
 /// The most videos of a page, and how many there are if the client does not tell.
 const MAX_PAGE: usize = 100;
 const DEFAULT_PAGE: usize = 20;
 /// The longest that a client may let the server wait for a change.
 const MAX_WAIT_MS: u64 = 60_000;
-
-/// A page of the list of videos.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) struct Page {
-    /// From 1 to 100.
-    pub(in crate::http) limit: usize,
-    pub(in crate::http) order: Order,
-    /// The video before the first one of the page; it need not exist any more.
-    pub(in crate::http) after: Option<VideoId>,
-}
-
-/// The order of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) enum Order {
-    /// The latest first.
-    Descending,
-    Ascending,
-}
 
 /// What is fetched of a video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,34 +23,32 @@ pub(in crate::http) enum Variant {
     Spritesheet,
 }
 
-impl Page {
-    /// Reads the query of `GET /v1/videos`.
-    ///
-    /// # Errors
-    /// Returns a refusal when a parameter has another value than it may.
-    pub(in crate::http) fn read(query: Option<&str>) -> Result<Self, VideoError> {
-        let limit = match parameter(query, "limit") {
-            None => DEFAULT_PAGE,
-            Some(given) => {
-                let limit = digits(&given).and_then(|limit| usize::try_from(limit).ok());
-                let limit = limit.filter(|limit| (1..=MAX_PAGE).contains(limit));
-                limit.ok_or_else(|| refused("limit", "a whole number from 1 to 100", &given))?
-            }
-        };
-        let order = match parameter(query, "order").as_deref() {
-            None | Some("desc") => Order::Descending,
-            Some("asc") => Order::Ascending,
-            Some(given) => return Err(refused("order", "`asc` or `desc`", given)),
-        };
-        let after = parameter(query, "after").map(|given| {
-            VideoId::parse(&given).ok_or_else(|| refused("after", "the id of a video", &given))
-        });
-        Ok(Self {
-            limit,
-            order,
-            after: after.transpose()?,
-        })
-    }
+/// Reads the query of `GET /v1/videos`.
+///
+/// # Errors
+/// Returns a refusal when a parameter has another value than it may.
+pub(in crate::http) fn page(query: Option<&str>) -> Result<VideoPage, VideoError> {
+    let limit = match parameter(query, "limit") {
+        None => DEFAULT_PAGE,
+        Some(given) => {
+            let limit = digits(&given).and_then(|limit| usize::try_from(limit).ok());
+            let limit = limit.filter(|limit| (1..=MAX_PAGE).contains(limit));
+            limit.ok_or_else(|| refused("limit", "a whole number from 1 to 100", &given))?
+        }
+    };
+    let order = match parameter(query, "order").as_deref() {
+        None | Some("desc") => Order::Descending,
+        Some("asc") => Order::Ascending,
+        Some(given) => return Err(refused("order", "`asc` or `desc`", given)),
+    };
+    let after = parameter(query, "after").map(|given| {
+        VideoId::parse(&given).ok_or_else(|| refused("after", "the id of a video", &given))
+    });
+    Ok(VideoPage {
+        limit,
+        order,
+        after: after.transpose()?,
+    })
 }
 
 impl Variant {
@@ -122,12 +103,12 @@ mod tests {
     #[test]
     fn a_page_has_limit_order_and_beginning() {
         let check = |query, limit, order, after: Option<&str>| {
-            let page = Page {
+            let page = VideoPage {
                 limit,
                 order,
                 after: after.map(|id| VideoId::parse(id).unwrap()),
             };
-            assert_eq!(Page::read(query), Ok(page), "{query:?}");
+            assert_eq!(super::page(query), Ok(page), "{query:?}");
         };
         check(None, 20, Order::Descending, None);
         check(Some(""), 20, Order::Descending, None);
@@ -151,10 +132,10 @@ mod tests {
             "limit=a",
             "limit",
         ] {
-            check(Page::read(Some(query)).map(|_| ()), "limit");
+            check(page(Some(query)).map(|_| ()), "limit");
         }
-        check(Page::read(Some("order=up")).map(|_| ()), "order");
-        check(Page::read(Some("after=video_1")).map(|_| ()), "after");
+        check(page(Some("order=up")).map(|_| ()), "order");
+        check(page(Some("after=video_1")).map(|_| ()), "after");
         check(Variant::read(Some("variant=gif")).map(|_| ()), "variant");
         for query in [
             "wait_seconds=60.001",

@@ -21,7 +21,7 @@ use super::ask::Kind;
 use super::check::{self, Rules};
 use super::error::VideoError;
 use super::object;
-use super::query::{Order as PageOrder, Page, Variant, wait};
+use super::query::{self, Variant, wait};
 use super::request::{self, VideoBody, idempotency_key};
 use crate::auth::Caller;
 use crate::http::app::{App, AppState};
@@ -30,7 +30,6 @@ use crate::http::file::content::Content;
 use crate::http::file::whole::whole;
 use crate::http::file::{File, IMMUTABLE};
 use crate::init_image::{self, InitImageError};
-use crate::store::records::{Order, VideoPage};
 use crate::store::{SessionStore, StoreError, VideoRecord};
 use crate::tenant::Tenant;
 use crate::video::{Claim, Created, Live, NotCreated, Phase, Source};
@@ -328,15 +327,7 @@ pub(in crate::http) async fn list(
     Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<VideoList>, VideoError> {
-    let page = Page::read(query.as_deref())?;
-    let page = VideoPage {
-        after: page.after,
-        limit: page.limit,
-        order: match page.order {
-            PageOrder::Ascending => Order::Ascending,
-            PageOrder::Descending => Order::Descending,
-        },
-    };
+    let page = query::page(query.as_deref())?;
     let page = app.videos.list(&caller.own_tenant(), page).await;
     let page = page.map_err(|failed| unread(&failed))?;
     let jobs = page.jobs.iter().map(|(id, live)| object_of(*id, live));

@@ -1193,7 +1193,8 @@ async fn what_openais_clients_send_is_understood() {
 
 #[test]
 fn what_openais_clients_ask_without_a_body_is_understood() {
-    use super::query::{Order, Page, Variant, wait};
+    use super::query::{self, Variant, wait};
+    use crate::store::records::{Order, VideoPage};
     let video = format!("/v1/videos/{ID}");
     for client in CLIENTS {
         let query = |name, method: &str, path: &str| {
@@ -1210,13 +1211,13 @@ fn what_openais_clients_ask_without_a_body_is_understood() {
             assert!(recorded.body.is_empty());
             query
         };
-        let page = Page {
+        let page = VideoPage {
             limit: 2,
             order: Order::Ascending,
             after: Some(id()),
         };
         let list = query("list", "GET", "/v1/videos");
-        assert_eq!(Page::read(list.as_deref()), Ok(page));
+        assert_eq!(query::page(list.as_deref()), Ok(page));
         let content = query("download_content", "GET", &format!("{video}/content"));
         assert_eq!(Variant::read(content.as_deref()), Ok(Variant::Thumbnail));
         let retrieve = query("retrieve", "GET", &video);
