@@ -187,6 +187,44 @@ impl VideoStatus {
 }
 
 impl StoredVideo {
+    /// Makes a job that waits, and of which nothing is there yet.
+    pub fn queued(
+        created_at_ms: u64,
+        model: String,
+        request: StoredVideoRequest,
+        plan: VideoPlan,
+    ) -> Self {
+        Self {
+            created_at_ms,
+            started_at_ms: None,
+            ended_at_ms: None,
+            expires_at_ms: None,
+            status: VideoStatus::Queued,
+            model,
+            request,
+            plan,
+            image: None,
+            enhanced_prompt: None,
+            film: Vec::new(),
+            extended_segments: 0,
+            inference: Duration::ZERO,
+            has_audio: None,
+            state: None,
+            tiles: None,
+            thumbnail: None,
+            spritesheet: None,
+            bytes: None,
+            is_remade: false,
+            starts: 0,
+            is_cancelled: false,
+            remixed_from: None,
+            extended_from: None,
+            metadata: BTreeMap::new(),
+            claim: None,
+            webhook: None,
+        }
+    }
+
     /// Returns the number of segments that the job has finished itself.
     pub fn segments_done(&self) -> u32 {
         let all = u32::try_from(self.film.len()).unwrap_or(u32::MAX);
@@ -239,64 +277,57 @@ mod tests {
 
     fn video() -> StoredVideo {
         StoredVideo {
-            created_at_ms: 1_800_000_000_000,
             started_at_ms: Some(1_800_000_000_100),
-            ended_at_ms: None,
-            expires_at_ms: None,
             status: VideoStatus::Failed {
                 code: "cancelled".to_owned(),
                 message: "cancelled".to_owned(),
-            },
-            model: "synthetic".to_owned(),
-            request: StoredVideoRequest {
-                prompt: "a fox".to_owned(),
-                negative_prompt: None,
-                seed: u64::MAX,
-                num_inference_steps: 8,
-                guidance_scale: 1.5,
-                enhance_prompt: true,
-            },
-            plan: VideoPlan {
-                made: (1280, 768),
-                shown: (1280, 720),
-                fps: 24,
-                segments: vec![
-                    PlannedSegment {
-                        made_frames: 121,
-                        frames: 121,
-                    },
-                    PlannedSegment {
-                        made_frames: 33,
-                        frames: 20,
-                    },
-                ],
-                extended_frames: 7,
             },
             image: Some(StoredFile {
                 blob: [1; 32],
                 bytes: 9,
             }),
             enhanced_prompt: Some("a red fox".to_owned()),
-            film: Vec::new(),
-            extended_segments: 0,
             inference: Duration::from_millis(300),
             has_audio: Some(true),
             state: Some(vec![1, 2]),
-            tiles: None,
-            thumbnail: None,
-            spritesheet: None,
             bytes: Some(7),
             is_remade: true,
             starts: 1,
-            is_cancelled: false,
             remixed_from: Some(VideoId::after(None, 1, 1)),
-            extended_from: None,
             metadata: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
             claim: Some([2; 32]),
             webhook: Some(PendingWebhook {
                 event: "evt_1".to_owned(),
                 created_at_ms: 5,
             }),
+            ..StoredVideo::queued(
+                1_800_000_000_000,
+                "synthetic".to_owned(),
+                StoredVideoRequest {
+                    prompt: "a fox".to_owned(),
+                    negative_prompt: None,
+                    seed: u64::MAX,
+                    num_inference_steps: 8,
+                    guidance_scale: 1.5,
+                    enhance_prompt: true,
+                },
+                VideoPlan {
+                    made: (1280, 768),
+                    shown: (1280, 720),
+                    fps: 24,
+                    segments: vec![
+                        PlannedSegment {
+                            made_frames: 121,
+                            frames: 121,
+                        },
+                        PlannedSegment {
+                            made_frames: 33,
+                            frames: 20,
+                        },
+                    ],
+                    extended_frames: 7,
+                },
+            )
         }
     }
 

@@ -290,8 +290,10 @@ impl Server {
             prompts: prompts.clone(),
             store: store.clone(),
             drain: drain_seen.clone(),
+            logs: logs.clone(),
             writes: writes.clone(),
         });
+        videos.register_metrics(metrics.product());
         let app = http::App::new(
             config.http,
             (address.ip(), admin_address.map(|admin| admin.ip())),
@@ -331,6 +333,11 @@ impl Server {
         let jobs = videos.clone();
         tasks.spawn("video jobs", async {
             jobs.run().await;
+            Ok(())
+        });
+        let ends = videos.clone();
+        tasks.spawn("webhook of video jobs", async {
+            ends.tell_of_ends().await;
             Ok(())
         });
         tasks.spawn("reload", async {

@@ -87,6 +87,7 @@ pub(crate) struct SegmentRun {
 pub(crate) enum RunEvent {
     /// The job was given to a worker.
     Started {
+        worker: WorkerId,
         queued_for: Duration,
         /// The step of an earlier attempt that this one goes on from.
         after: Option<StepPoint>,
@@ -317,10 +318,11 @@ impl SegmentRun {
     pub(crate) fn observe(&mut self, event: Option<JobEvent>) -> RunEvent {
         match event {
             None => RunEvent::Failed(RunFailure::Dropped),
-            Some(JobEvent::Started { after }) => {
+            Some(JobEvent::Started { worker, after }) => {
                 self.is_resumed = after.is_some();
                 self.has_progressed = false;
                 RunEvent::Started {
+                    worker,
                     queued_for: self.lap(),
                     after,
                 }

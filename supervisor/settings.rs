@@ -9,7 +9,8 @@
 //! - `value`: a value as it is kept and shown;
 //! - `types`: the types of keys;
 //! - `merged`: the values of all keys, each with its origin;
-//! - `reader`: the reader that modules build their `Config` with; it collects all errors.
+//! - `reader`: the reader that modules build their `Config` with; it collects all errors;
+//! - `web_address`: addresses of services on the web.
 
 mod key;
 mod kind;
@@ -17,6 +18,7 @@ mod merged;
 mod reader;
 mod types;
 mod value;
+mod web_address;
 
 pub use key::{Key, KeySpec, Reload};
 pub use kind::{Kind, TimeUnit};
@@ -24,6 +26,7 @@ pub use merged::{Origin, Reloaded, Setting, SettingError, Settings};
 pub use reader::{Reader, Surroundings};
 pub use types::KeyType;
 pub use value::{DefaultValue, Value};
+pub(crate) use web_address::{WEB_ADDRESS, web_address};
 
 /// Lengths of time in seconds, for the limits of keys.
 pub const MINUTE: f64 = 60.0;

@@ -41,7 +41,7 @@ pub mod saved_session;
 pub mod sessions;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod unwritten;
 pub mod upkeep;
 mod video_lease;

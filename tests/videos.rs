@@ -15,6 +15,7 @@ use crate::harness::{Server, WATCHFUL, until};
 
 mod jobs;
 mod queue;
+mod reports;
 mod survival;
 
 /// Segments of 12 frames at 24 frames per second, and a sound.

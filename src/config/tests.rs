@@ -292,6 +292,59 @@ fn no_more_gpus_are_reserved_for_video_jobs_than_there_are() {
 }
 
 #[test]
+fn a_webhook_needs_an_address_and_a_secret_which_is_not_shown() {
+    const SECRET: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
+    let variables = [
+        ("SECRET", SECRET),
+        ("SHORT", "whsec_AAEC"),
+        ("BARE", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYX"),
+    ];
+    let load = |webhook: &str| {
+        let file = format!("streaming: {{videos: {{webhook: {{{webhook}}}}}}}");
+        load_layers(&file, &variables, &[])
+    };
+    let given = load("url: \"https://example.org/jobs\", secret_env: SECRET").unwrap();
+    let webhook = given.config.video.webhook.expect("both are given");
+    assert_eq!(
+        format!("{webhook:?}"),
+        "Webhook(\"https://example.org/jobs\")"
+    );
+    assert!(load("").unwrap().config.video.webhook.is_none());
+    let check = |webhook: &str, expected: &str| {
+        let errors = errors(load(webhook));
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        assert!(errors[0].contains(expected), "{}", errors[0]);
+        assert!(!errors[0].contains("AAEC"), "{}", errors[0]);
+    };
+    let url = "url: \"https://example.org\"";
+    check(
+        "secret_env: SECRET",
+        "`streaming.videos.webhook.url` must be an http:// or https:// address without user and password, given nothing",
+    );
+    check("url: \"ftp://x\", secret_env: SECRET", "given \"ftp://x\"");
+    check(
+        url,
+        "`streaming.videos.webhook.secret_env` must be the name of an environment variable in capital letters, given nothing",
+    );
+    check(
+        &format!("{url}, secret_env: {SECRET}"),
+        "given something else",
+    );
+    check(
+        &format!("{url}, secret_env: ABSENT"),
+        "given ABSENT, which is not set",
+    );
+    check(
+        &format!("{url}, secret_env: SHORT"),
+        "given SHORT, which holds 3 bytes",
+    );
+    check(
+        &format!("{url}, secret_env: BARE"),
+        "given BARE, which holds something else",
+    );
+}
+
+#[test]
 fn urls_of_the_store_are_checked_together() {
     let check = |flags: &[&str], expected: Result<&str, &str>| match (load_flags(flags), expected) {
         (Ok(loaded), Ok(place)) => {

@@ -42,6 +42,7 @@ fn line(path: &Path, history: &History) -> String {
     let finished = attempts.filter(|attempt| is_finished(attempt.outcome));
     let ended = history.known().find_map(|(_, event)| match event {
         Event::Closed { cause, .. } => Some(plain(cause)),
+        Event::VideoEnded { code, .. } => Some(plain(code.as_deref().unwrap_or("completed"))),
         _ => None,
     });
     let prompt = history

@@ -197,21 +197,29 @@ fn details(event: &Event) -> String {
             let seed = seed
                 .map(|seed| format!(", seed {seed}"))
                 .unwrap_or_default();
-            format!(
-                "queued for {worker_id}, {} after it was asked for, {}{seed}: {prompt}",
-                ms(*waited_ms),
-                wire_name(source)
-            )
+            match worker_id {
+                Some(worker_id) => format!(
+                    "queued for {worker_id}, {} after it was asked for, {}{seed}: {prompt}",
+                    ms(*waited_ms),
+                    wire_name(source)
+                ),
+                None => format!("waits for a worker{seed}: {prompt}"),
+            }
         }
         Event::SegmentStarted {
-            queue_ms, after, ..
+            worker_id,
+            queue_ms,
+            after,
+            ..
         } => {
+            let worker = worker_id.as_ref().map(|id| format!(" on {id}"));
             let after = after.map(|after| {
                 let (stage, step) = (wire_name(after.stage), after.step);
                 format!("; goes on from the snapshot after {stage} {step}")
             });
             format!(
-                "started after {}{}",
+                "started{} after {}{}",
+                worker.unwrap_or_default(),
                 ms(*queue_ms),
                 after.unwrap_or_default()
             )
@@ -279,6 +287,33 @@ fn details(event: &Event) -> String {
             state,
             segments,
         } => format!("{cause}, {}, {segments} segments", wire_name(state)),
+        Event::VideoTaken {
+            width,
+            height,
+            fps,
+            num_frames,
+            segments,
+            segments_done,
+            prompt,
+            seed,
+            ..
+        } => format!(
+            "{num_frames} frames of {width}x{height} at {fps} per second, {segments_done} of {segments} segments are there, seed {seed}: {prompt}"
+        ),
+        Event::VideoEnded {
+            code,
+            message,
+            segments_done,
+            bytes,
+        } => match code {
+            None => format!(
+                "completed: {segments_done} segments, {} bytes",
+                bytes.unwrap_or_default()
+            ),
+            Some(code) => format!("failed, {code}: {}", message.as_deref().unwrap_or_default()),
+        },
+        Event::VideoLeft { was_deleted: true } => "deleted, or taken by another server".to_owned(),
+        Event::VideoLeft { was_deleted: false } => "waits for the next server".to_owned(),
         Event::Signed(signature) => format!("with {}", signature.key),
         Event::Dropped { events } => format!("{events} events are missing"),
     }

@@ -28,6 +28,7 @@ const EVENT_BUFFER: usize = 2048;
 pub enum JobEvent {
     /// The job is sent to a worker.
     Started {
+        worker: WorkerId,
         /// The step of an earlier attempt that the job goes on from.
         after: Option<StepPoint>,
     },

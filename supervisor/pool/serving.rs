@@ -750,7 +750,8 @@ impl<'a, S: Standby> ServingWorker<'a, S> {
             }
             self.renewal.job_begun();
             let after = job.snapshot.get().map(|snapshot| snapshot.at());
-            job.tell(JobEvent::Started { after });
+            let worker = self.worker.clone();
+            job.tell(JobEvent::Started { worker, after });
             self.send_job(job, false)?;
         }
         ControlFlow::Continue(())

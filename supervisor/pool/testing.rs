@@ -8,7 +8,7 @@ use bytes::Bytes;
 use fastvideo_link::SharedMemory;
 use fastvideo_proto::ids::{GpuId, SessionId, WorkerId};
 use fastvideo_proto::job::{JobFailure, JobTiming, MediaKind, Stage, VideoFormat};
-use fastvideo_proto::link::{JobSpec, Preview, media_cost};
+use fastvideo_proto::link::{JobSpec, Preview, VideoPictures, media_cost};
 use fastvideo_proto::state::{Dtype, FramesLayout, StateHeader, TensorLayout, blob_hash};
 use fastvideo_proto::step_snapshot::{SnapshotHeader, StepPoint};
 use tokio::sync::{Notify, watch};
@@ -134,7 +134,8 @@ impl TestWorkers {
             let job = self.pool.assignments().next_job(slot, now);
             if let Some(job) = job {
                 let after = job.snapshot.get().map(|snapshot| snapshot.at());
-                job.tell(JobEvent::Started { after });
+                let worker = self.worker(slot);
+                job.tell(JobEvent::Started { worker, after });
                 return TestJob {
                     job,
                     worker: self.worker(slot),
@@ -275,7 +276,11 @@ impl TestJob {
 
     /// One binary message of so many bytes.
     pub(crate) fn media(&self, bytes: usize) {
-        let (kind, bytes) = (MediaKind::Fragment, Bytes::from(vec![0; bytes]));
+        self.message(MediaKind::Fragment, vec![0; bytes].into());
+    }
+
+    /// One binary message.
+    pub(crate) fn message(&self, kind: MediaKind, bytes: Bytes) {
         self.job.tell(JobEvent::Media(Media {
             credit: Credit::new(media_cost(bytes.len()), self.job.signals.clone()),
             kind,
@@ -287,6 +292,16 @@ impl TestJob {
     /// Finishes the segment with a state that names its index.
     pub(crate) fn finish(self) {
         let end = finished(self.job.spec.segment_idx, self.job.spec.format, None);
+        self.end(end);
+    }
+
+    /// Finishes a segment of a video job with its pictures.
+    pub(crate) fn finish_with(self, pictures: VideoPictures) {
+        let spec = &self.job.spec;
+        let mut end = finished(spec.segment_idx, spec.format, None);
+        if let JobEnd::Finished { video, .. } = &mut end {
+            *video = Some(Box::new(pictures));
+        }
         self.end(end);
     }
 

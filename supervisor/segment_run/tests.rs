@@ -60,9 +60,12 @@ fn lose(run: &mut SegmentRun, started: bool) -> AfterLoss {
 async fn steps_are_timed_from_the_one_before() {
     let mut run = run();
     tokio::time::advance(Duration::from_millis(30)).await;
-    let started = run.observe(Some(JobEvent::Started { after: None }));
+    let started = run.observe(Some(JobEvent::Started {
+        worker: worker(),
+        after: None,
+    }));
     assert!(
-        matches!(started, RunEvent::Started { queued_for, after: None } if queued_for == Duration::from_millis(30))
+        matches!(started, RunEvent::Started { queued_for, after: None, .. } if queued_for == Duration::from_millis(30))
     );
     tokio::time::advance(Duration::from_millis(40)).await;
     let step = run.observe(Some(JobEvent::Step {

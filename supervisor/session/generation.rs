@@ -127,7 +127,9 @@ impl LiveSession {
 
     fn follow_run(&mut self, at: AttemptId, event: RunEvent) -> Option<EndCause> {
         match event {
-            RunEvent::Started { queued_for, after } => {
+            RunEvent::Started {
+                queued_for, after, ..
+            } => {
                 self.emit(SessionEvent::SegmentStarted {
                     at,
                     queued_for,

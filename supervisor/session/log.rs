@@ -1,4 +1,5 @@
-//! The session log: a file for each session with a line for each event, which shows afterwards where the time went.
+//! The session log: a file for each session and each video job with a line for each event, which shows afterwards where the
+//! time went.
 //!
 //! A session puts whole lines into a bounded buffer of its own, in memory; one thread writes all buffers to their
 //! files, several times a second. A disk that is slow, full or gone therefore costs lines, which are counted, and never
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use fastvideo_proto::ids::SessionId;
+use fastvideo_proto::ids::{SessionId, VideoId};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
@@ -70,7 +71,8 @@ struct Queued {
 
 /// One session's lines on their way to its file.
 struct Buffer {
-    session: SessionId,
+    /// The id of the session or of the video job.
+    session: Box<str>,
     /// In whose folder the file is.
     tenant: Tenant,
     clock: Clock,
@@ -155,9 +157,18 @@ impl Logs {
 
     /// Returns the log of a session that begins or is resumed.
     pub fn session(&self, session: &SessionId, tenant: &Tenant) -> SessionLog {
+        self.log_of(session.as_str(), tenant)
+    }
+
+    /// Returns the log of a video job that this server runs from now on.
+    pub(crate) fn video(&self, video: VideoId, tenant: &Tenant) -> SessionLog {
+        self.log_of(&video.to_string(), tenant)
+    }
+
+    fn log_of(&self, id: &str, tenant: &Tenant) -> SessionLog {
         let handle = self.0.as_ref().map(|shared| {
             Arc::new(Handle {
-                buffer: Arc::new(Buffer::new(session, tenant)),
+                buffer: Arc::new(Buffer::new(id, tenant)),
                 shared: shared.clone(),
             })
         });
@@ -249,9 +260,9 @@ impl Drop for Handle {
 }
 
 impl Buffer {
-    fn new(session: &SessionId, tenant: &Tenant) -> Self {
+    fn new(session: &str, tenant: &Tenant) -> Self {
         Self {
-            session: session.clone(),
+            session: session.into(),
             tenant: tenant.clone(),
             clock: Clock::now(),
             content: Mutex::default(),
@@ -260,7 +271,7 @@ impl Buffer {
 
     /// Adds a line. The time is read under the content's lock, so that lines are in order.
     fn line(&self, event: &LogEvent, lines: &mut Vec<u8>) {
-        write_line(self.session.as_str(), self.clock.unix(), event, lines);
+        write_line(&self.session, self.clock.unix(), event, lines);
     }
 
     /// Takes what waits to be written. `missing` is the number of events that could not be written before.
@@ -350,6 +361,11 @@ impl Queue {
         queued.hurry = false;
         (mem::take(&mut queued.buffers), queued.closing)
     }
+}
+
+/// Returns a time as lines have it.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

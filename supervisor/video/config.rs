@@ -5,6 +5,7 @@ use std::time::Duration;
 use fastvideo_proto::job::VideoFormat;
 
 use super::plan::Model;
+use super::webhook::{self, Webhook};
 use crate::engines::default_request;
 use crate::pool;
 use crate::pool::config::{RESERVED_GPUS, YIELD_PAUSE};
@@ -32,6 +33,8 @@ pub static KEYS: &[&KeySpec] = &[
     &RETENTION_HOURS.spec,
     &KEEP_STATE.spec,
     &MAX_STORED_GIB.spec,
+    &webhook::config::URL.spec,
+    &webhook::config::SECRET_ENV.spec,
 ];
 
 /// The keys of `server` that say how clients name the model.
@@ -149,6 +152,8 @@ pub struct Config {
     pub keep_state: bool,
     /// The size of all videos at which no further job is taken.
     pub max_stored_bytes: Option<u64>,
+    /// Whom to tell when a job has ended.
+    pub webhook: Option<Webhook>,
     /// Number of workers that may die with one segment before its job is given up.
     pub max_attempts: u32,
     /// The number of steps that follow the denoise steps of a request, as far as it is known.
@@ -189,6 +194,7 @@ pub(crate) fn read(reader: &mut Reader<'_>, pool: &pool::Config) -> Config {
         retention: (retention > 0.0).then(|| Duration::from_secs_f64(retention * 3600.0)),
         keep_state: reader.get(&KEEP_STATE),
         max_stored_bytes: (max_stored_gib > 0.0).then(|| gib(max_stored_gib)),
+        webhook: webhook::config::read(reader),
         max_attempts: reader.get(&pool::config::MAX_ATTEMPTS),
         refine_steps: pool.refine_steps,
         segments: Model {

@@ -2,21 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use fastvideo_proto::ids::VideoId;
-use fastvideo_proto::stored_video::{
-    StoredVideo, StoredVideoRequest, VideoClaim, VideoPlan, VideoStatus,
-};
+use fastvideo_proto::stored_video::{StoredVideo, StoredVideoRequest, VideoClaim, VideoPlan};
 use tokio::task::JoinError;
 use tracing::Instrument;
 
+use super::clock::unix_ms;
 use super::config::Config;
 use super::library::Videos;
 use super::live::Live;
 use super::plan::{self, Wanted, plan};
-use super::record::{add_file, unix_ms};
+use super::record::add_file;
 use crate::init_image::{self, InitImageError};
 use crate::prompt::Blocked;
 use crate::store::ids::BlobId;
@@ -297,6 +295,9 @@ impl Videos {
         let created = self.store().create_video(&tenant, id, &video, &blobs);
         let record = created.await.map_err(not_there)?;
         let is_replayed = record.video != video;
+        if !is_replayed {
+            self.metrics().created();
+        }
         self.take_in(record.clone());
         let live = self.live(id);
         Ok(Created {
@@ -340,39 +341,20 @@ fn plan_of(new: &NewVideo, source: Option<&Source>, config: &Config) -> VideoPla
 /// Returns the record of a new job.
 fn draft(new: NewVideo, plan: VideoPlan, config: &Config, claim: Option<Claim>) -> StoredVideo {
     StoredVideo {
-        created_at_ms: unix_ms(),
-        started_at_ms: None,
-        ended_at_ms: None,
-        expires_at_ms: None,
-        status: VideoStatus::Queued,
-        model: config.model.clone(),
-        request: StoredVideoRequest {
-            prompt: new.prompt,
-            negative_prompt: new.negative_prompt,
-            seed: new.seed.unwrap_or_else(rand::random),
-            num_inference_steps: new.num_inference_steps,
-            guidance_scale: new.guidance_scale,
-            enhance_prompt: new.enhance_prompt,
-        },
-        plan,
-        image: None,
-        enhanced_prompt: None,
-        film: Vec::new(),
-        extended_segments: 0,
-        inference: Duration::ZERO,
-        has_audio: None,
-        state: None,
-        tiles: None,
-        thumbnail: None,
-        spritesheet: None,
-        bytes: None,
-        is_remade: false,
-        starts: 0,
-        is_cancelled: false,
-        remixed_from: None,
-        extended_from: None,
         metadata: new.metadata,
         claim: claim.map(|claim| claim.key),
-        webhook: None,
+        ..StoredVideo::queued(
+            unix_ms(),
+            config.model.clone(),
+            StoredVideoRequest {
+                prompt: new.prompt,
+                negative_prompt: new.negative_prompt,
+                seed: new.seed.unwrap_or_else(rand::random),
+                num_inference_steps: new.num_inference_steps,
+                guidance_scale: new.guidance_scale,
+                enhance_prompt: new.enhance_prompt,
+            },
+            plan,
+        )
     }
 }

@@ -22,12 +22,14 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
+use super::clock::unix_ms;
 use super::config::Config;
 use super::failure::Failure;
 use super::live::Live;
 use super::plan;
-use super::record::{self, add_file, unix_ms};
+use super::record::{self, add_file};
 use super::record_writer::{RecordWriter, Standing, Version};
+use super::reports::Reports;
 use crate::causes::with_causes;
 use crate::init_image;
 use crate::pool::{JobEvent, Media, VideoAsker};
@@ -80,6 +82,7 @@ pub(super) struct JobParts {
     pub(super) cancelled: CancellationToken,
     pub(super) live: watch::Sender<Live>,
     pub(super) writer: RecordWriter,
+    pub(super) reports: Reports,
 }
 
 /// What the record refers to and this process has in memory.
@@ -152,16 +155,28 @@ impl JobRun {
 
     /// Runs the job to its end, or until it goes on elsewhere. `loaded` is what it goes on from, or why it cannot.
     pub(super) async fn run(mut self, loaded: Result<Loaded, Failure>) -> Outcome {
-        let failure = match self.make_all(loaded).await {
-            Ok(()) => return Outcome::Ended,
-            Err(Stop::Released) => return Outcome::Released,
-            Err(Stop::Gone) => return Outcome::Gone,
-            Err(Stop::Failed(failure)) => failure,
+        self.parts.reports.taken(&self.video);
+        let ended = match self.make_all(loaded).await {
+            Err(Stop::Failed(failure)) => {
+                record::fail(&mut self.video, &failure, &self.parts.config);
+                self.write_end().await.map(|()| Some(failure))
+            }
+            made => made.map(|()| None),
         };
-        record::fail(&mut self.video, &failure, self.parts.config.retention);
-        match self.write_end().await {
-            Ok(()) => Outcome::Ended,
-            Err(_) => Outcome::Gone,
+        let reports = &self.parts.reports;
+        match ended {
+            Ok(failure) => {
+                reports.ended(&self.video, failure.as_ref());
+                Outcome::Ended
+            }
+            Err(Stop::Released) => {
+                reports.left(false);
+                Outcome::Released
+            }
+            Err(_) => {
+                reports.left(true);
+                Outcome::Gone
+            }
         }
     }
 
@@ -308,6 +323,8 @@ impl JobRun {
         };
         let start = self.state.as_ref().map(start_from);
         let asker = &self.parts.asker;
+        let reports = &self.parts.reports;
+        reports.queued(at, &self.video, &spec.prompt, spec.seed);
         let submitted: Result<(), Infallible> = segment
             .run
             .submit(|snapshot| Ok(asker.submit(spec, start, snapshot)));
@@ -333,7 +350,10 @@ impl JobRun {
 
     /// Handles the next event of the segment's job.
     fn follow(&mut self, segment: &mut Segment, event: Option<JobEvent>) -> Result<Followed, Stop> {
-        match segment.run.observe(event) {
+        let at = segment.run.at();
+        let event = segment.run.observe(event);
+        self.parts.reports.observed(at, &event);
+        match event {
             RunEvent::Started { after, .. } => self.started(segment, after),
             RunEvent::Step {
                 stage,
@@ -401,6 +421,7 @@ impl JobRun {
         if self.video.status == VideoStatus::Queued {
             self.video.status = VideoStatus::InProgress;
             self.video.started_at_ms = Some(unix_ms());
+            self.parts.reports.begun(&self.video);
         }
         segment.begun = Some(self.write(Vec::new()));
     }
@@ -560,11 +581,7 @@ impl JobRun {
             Failure::internal("the segments cannot be put together")
         })?;
         self.video.bytes = Some(layout.size());
-        record::end(
-            &mut self.video,
-            VideoStatus::Completed,
-            self.parts.config.retention,
-        );
+        record::end(&mut self.video, VideoStatus::Completed, &self.parts.config);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What this server knows of all jobs: a summary of each, by which they wait, run and expire.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use fastvideo_proto::ids::VideoId;
@@ -22,6 +22,10 @@ pub(super) struct Known {
     /// The number of jobs that run here.
     pub(super) running_here: usize,
     pub(super) last_id: Option<VideoId>,
+    /// The jobs of whose end the operator is to be told, and no server does.
+    untold: BTreeSet<VideoId>,
+    /// Those of whose end this server tells.
+    telling: HashSet<VideoId>,
 }
 
 /// What this server knows of a job.
@@ -73,6 +77,10 @@ impl Known {
         let video = &record.video;
         let place = if video.status.is_end() {
             self.queue.remove(id, tenant);
+            match video.webhook.is_some() && record.owner().is_none() {
+                true => self.untold.insert(id),
+                false => self.untold.remove(&id),
+            };
             Place::Ended {
                 is_completed: video.status == VideoStatus::Completed,
                 expires_at_ms: video.expires_at_ms,
@@ -104,6 +112,7 @@ impl Known {
 
     /// Forgets a job of which there is no record.
     pub(super) fn forget(&mut self, id: VideoId) {
+        self.untold.remove(&id);
         if let Some(entry) = self.jobs.remove(&id) {
             self.queue.remove(id, &entry.tenant);
             if let Place::Here(..) = entry.place {
@@ -148,6 +157,21 @@ impl Known {
             self.queue.wait(id, &entry.tenant);
             self.tell_positions();
         }
+    }
+
+    /// Returns a job of whose end this server is to tell, and counts it as one of whose end it does.
+    pub(super) fn next_to_tell(&mut self) -> Option<(Tenant, VideoId)> {
+        let mut untold = self.untold.iter();
+        let id = *untold.find(|id| !self.telling.contains(id))?;
+        let tenant = self.jobs.get(&id)?.tenant.clone();
+        self.telling.insert(id);
+        Some((tenant, id))
+    }
+
+    /// Takes note that this server tells of the end of a job no more.
+    pub(super) fn told(&mut self, id: VideoId) {
+        self.telling.remove(&id);
+        self.untold.remove(&id);
     }
 
     /// Tells the jobs that wait how many are before them.

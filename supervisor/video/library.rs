@@ -15,19 +15,24 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use super::clock::unix_ms;
 use super::config::Config;
 use super::failure::Failure;
 use super::job::{JobParts, JobRun, Loaded, Outcome};
 use super::known::{Counts, Entry, Known, Place, Start};
 use super::live::Live;
-use super::record::{self, unix_ms};
+use super::metrics::VideoMetrics;
+use super::record;
 use super::record_writer::RecordWriter;
+use super::reports::Reports;
+use super::webhook;
 use crate::backoff::Backoff;
 use crate::causes::with_causes;
 use crate::current::Current;
 use crate::pool::Pool;
 use crate::prompt::Prompts;
 use crate::session::Drain;
+use crate::session::log::Logs;
 use crate::store::records::VideoPage;
 use crate::store::{DataLoss, SessionStore, StoreError, VideoRecord};
 use crate::tenant::Tenant;
@@ -51,6 +56,7 @@ pub(crate) struct Parts {
     pub(crate) prompts: Prompts,
     pub(crate) store: SessionStore,
     pub(crate) drain: watch::Receiver<Drain>,
+    pub(crate) logs: Logs,
     /// Tracks writes to the store, which may outlive their job.
     pub(crate) writes: TaskTracker,
 }
@@ -65,6 +71,10 @@ struct Shared {
     known: Mutex<Known>,
     /// Notified when a job may run.
     wake: Notify,
+    /// Notified when the operator is to be told of the end of a job.
+    untold: Notify,
+    sender: webhook::Sender,
+    metrics: VideoMetrics,
     /// Tracks the jobs that run here.
     running: TaskTracker,
     /// When this server was started, in milliseconds since the Unix epoch.
@@ -86,6 +96,9 @@ impl Videos {
             parts,
             known: Mutex::default(),
             wake: Notify::new(),
+            untold: Notify::new(),
+            sender: webhook::Sender::new(),
+            metrics: VideoMetrics::default(),
             running: TaskTracker::new(),
             since_ms: unix_ms(),
         }))
@@ -109,7 +122,7 @@ impl Videos {
     /// Takes over another configuration, for the jobs that run already, too.
     pub(crate) fn reconfigure(&self, config: Config) {
         self.0.parts.config.replace(config);
-        self.0.wake.notify_one();
+        self.look_around();
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -196,7 +209,7 @@ impl Videos {
         if !self.is_draining() {
             self.look_again(&tenant, id).await;
         }
-        self.0.wake.notify_one();
+        self.look_around();
     }
 
     /// Takes a job and runs it. Returns at once when it is not to be run here.
@@ -231,6 +244,7 @@ impl Videos {
             cancelled: start.cancelled.clone(),
             live: start.live.clone(),
             writer,
+            reports: self.reports(&start.tenant, start.id),
         };
         if is_cancelled {
             start.cancelled.cancel();
@@ -268,7 +282,7 @@ impl Videos {
             }
         }
         drop(known);
-        self.0.wake.notify_one();
+        self.look_around();
         Ok(())
     }
 
@@ -387,9 +401,12 @@ impl Videos {
             }
             // It waits.
             let mut video = record.video.clone();
-            record::fail(&mut video, &Failure::cancelled(), self.config().retention);
+            let failure = Failure::cancelled();
+            record::fail(&mut video, &failure, &self.config());
             match self.store().replace_video(&record, &video, &[]).await {
                 Ok(record) => {
+                    self.reports(tenant, id)
+                        .ended(&record.video, Some(&failure));
                     self.take_in(record);
                     break;
                 }
@@ -451,7 +468,55 @@ impl Videos {
     /// Takes note of a job that this server has just written.
     pub(super) fn take_in(&self, record: VideoRecord) {
         self.known().see(record);
+        self.look_around();
+    }
+
+    /// Lets jobs run that may, and has the operator told of those that have ended.
+    fn look_around(&self) {
         self.0.wake.notify_one();
+        self.0.untold.notify_one();
+    }
+
+    /// Waits until the operator may have to be told of the end of a job.
+    pub(super) async fn end_is_untold(&self) {
+        self.0.untold.notified().await;
+    }
+
+    /// Returns a job of whose end this server is to tell the operator from now on, if it has a webhook to do so.
+    pub(super) fn next_to_tell(&self) -> Option<(Tenant, VideoId)> {
+        if self.is_draining() || self.config().webhook.is_none() {
+            return None;
+        }
+        self.known().next_to_tell()
+    }
+
+    /// Takes note that this server tells of the end of a job no more.
+    pub(super) async fn told(&self, tenant: &Tenant, id: VideoId) {
+        self.known().told(id);
+        self.look_again(tenant, id).await;
+    }
+
+    /// Runs a task which ends soon when the server begins to go away, and is waited for then.
+    pub(super) fn track(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.running.spawn(task);
+    }
+
+    pub(super) fn drain(&self) -> watch::Receiver<Drain> {
+        self.0.parts.drain.clone()
+    }
+
+    pub(super) fn sender(&self) -> &webhook::Sender {
+        &self.0.sender
+    }
+
+    pub(super) fn metrics(&self) -> &VideoMetrics {
+        &self.0.metrics
+    }
+
+    /// Returns what reports on a job.
+    fn reports(&self, tenant: &Tenant, id: VideoId) -> Reports {
+        let log = self.0.parts.logs.video(id, tenant);
+        Reports::new(log, self.metrics().clone())
     }
 
     /// Returns the id of another job. It is greater than those of all others that this server knows.

@@ -7,8 +7,8 @@ use fastvideo_proto::job::Stage;
 use fastvideo_proto::step_snapshot::StepPoint;
 use fastvideo_proto::stored_video::{StoredVideo, VideoStatus};
 
+use super::clock::unix_ms;
 use super::progress::{InHand, progress};
-use super::record::unix_ms;
 
 /// What happens to a job now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Parts of a job's record: its files, and its end.
 
-use std::time::{Duration, SystemTime};
-
 use bytes::Bytes;
-use fastvideo_proto::stored_video::{StoredFile, StoredVideo, VideoStatus};
+use fastvideo_proto::stored_video::{PendingWebhook, StoredFile, StoredVideo, VideoStatus};
 
+use super::clock::{millis, unix_ms};
+use super::config::Config;
 use super::failure::Failure;
 use crate::store::NewBlob;
 
@@ -15,8 +15,8 @@ pub(super) fn add_file(bytes: Bytes, blobs: &mut Vec<NewBlob>) -> StoredFile {
     file
 }
 
-/// Makes a job a failed one, of which nothing but the record stays, for as long as `retention` says.
-pub(super) fn fail(video: &mut StoredVideo, failure: &Failure, retention: Option<Duration>) {
+/// Makes a job a failed one, of which nothing but the record stays.
+pub(super) fn fail(video: &mut StoredVideo, failure: &Failure, config: &Config) {
     let status = VideoStatus::Failed {
         code: failure.code.to_owned(),
         message: failure.message.clone(),
@@ -28,23 +28,23 @@ pub(super) fn fail(video: &mut StoredVideo, failure: &Failure, retention: Option
     video.tiles = None;
     video.thumbnail = None;
     video.spritesheet = None;
-    end(video, status, retention);
+    end(video, status, config);
 }
 
-/// Ends a job.
-pub(super) fn end(video: &mut StoredVideo, status: VideoStatus, retention: Option<Duration>) {
+/// Ends a job. It is kept for as long as the operator says, and the operator's webhook is to be told.
+pub(super) fn end(video: &mut StoredVideo, status: VideoStatus, config: &Config) {
     let now = unix_ms();
     video.status = status;
     video.ended_at_ms = Some(now);
-    video.expires_at_ms = retention.map(|time| now.saturating_add(millis(time)));
+    let retention = config.retention.map(millis);
+    video.expires_at_ms = retention.map(|time| now.saturating_add(time));
+    video.webhook = config.webhook.as_ref().map(|_| pending(now));
 }
 
-/// Returns the time in milliseconds since the Unix epoch.
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, millis)
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+/// Makes the message about the end of a job that ends now.
+fn pending(now_ms: u64) -> PendingWebhook {
+    PendingWebhook {
+        event: format!("evt_{:032x}", rand::random::<u128>()),
+        created_at_ms: now_ms,
+    }
 }

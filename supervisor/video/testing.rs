@@ -1,13 +1,10 @@
 //! Jobs for tests.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastvideo_proto::job::VideoFormat;
 use fastvideo_proto::link::EncoderSpec;
-use fastvideo_proto::stored_video::{
-    PlannedSegment, StoredVideo, StoredVideoRequest, VideoPlan, VideoStatus,
-};
+use fastvideo_proto::stored_video::{PlannedSegment, StoredVideo, StoredVideoRequest, VideoPlan};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +15,7 @@ use crate::engines::Shapes;
 use crate::pool::Pool;
 use crate::prompt::{self, Prompts};
 use crate::session::Drain;
+use crate::session::log::Logs;
 use crate::store::SessionStore;
 
 /// Returns the configuration of jobs of a model that makes segments of 8 frames.
@@ -49,6 +47,7 @@ pub(crate) fn config() -> Config {
         retention: Some(Duration::from_secs(86_400)),
         keep_state: true,
         max_stored_bytes: None,
+        webhook: None,
         max_attempts: 5,
         refine_steps: 0,
         segments: Model {
@@ -73,6 +72,7 @@ pub(crate) fn videos(
         prompts: Prompts::open(prompt::Config::default()).unwrap(),
         store: store.clone(),
         drain: drain.clone(),
+        logs: Logs::default(),
         writes: writes.clone(),
     })
 }
@@ -83,14 +83,10 @@ pub(crate) fn video(frames: &[u32]) -> StoredVideo {
         made_frames: *frames,
         frames: *frames,
     };
-    StoredVideo {
-        created_at_ms: 1_800_000_000_000,
-        started_at_ms: None,
-        ended_at_ms: None,
-        expires_at_ms: None,
-        status: VideoStatus::Queued,
-        model: "synthetic".to_owned(),
-        request: StoredVideoRequest {
+    StoredVideo::queued(
+        1_800_000_000_000,
+        "synthetic".to_owned(),
+        StoredVideoRequest {
             prompt: "a fox".to_owned(),
             negative_prompt: None,
             seed: 7,
@@ -98,31 +94,12 @@ pub(crate) fn video(frames: &[u32]) -> StoredVideo {
             guidance_scale: 1.0,
             enhance_prompt: false,
         },
-        plan: VideoPlan {
+        VideoPlan {
             made: (64, 64),
             shown: (64, 64),
             fps: 24,
             segments: frames.iter().map(segment).collect(),
             extended_frames: 0,
         },
-        image: None,
-        enhanced_prompt: None,
-        film: Vec::new(),
-        extended_segments: 0,
-        inference: Duration::ZERO,
-        has_audio: None,
-        state: None,
-        tiles: None,
-        thumbnail: None,
-        spritesheet: None,
-        bytes: None,
-        is_remade: false,
-        starts: 0,
-        is_cancelled: false,
-        remixed_from: None,
-        extended_from: None,
-        metadata: BTreeMap::new(),
-        claim: None,
-        webhook: None,
-    }
+    )
 }

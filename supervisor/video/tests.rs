@@ -21,6 +21,8 @@ use crate::store::records::ledger::Limits;
 use crate::store::{SessionStore, VideoRecord};
 use crate::tenant::Tenant;
 
+mod fault_points;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A server with one GPU.

@@ -444,7 +444,7 @@ async fn jobs_run_one_after_the_other_and_their_sessions_are_told() {
         outside.finish(&first).await;
         assert!(matches!(
             first.events.recv().await,
-            Some(JobEvent::Started { after: None })
+            Some(JobEvent::Started { after: None, .. })
         ));
         assert!(matches!(
             first.events.recv().await,
@@ -600,7 +600,9 @@ async fn a_job_is_sent_with_its_snapshot_and_keeps_the_newest_one() {
         let mut second = outside.submit_after(&session, start, Some(snapshot));
         assert_eq!(sent_after(outside, &second).await, (Some(4), 1));
         match second.events.recv().await {
-            Some(JobEvent::Started { after: Some(after) }) => assert_eq!(after.step, 4),
+            Some(JobEvent::Started {
+                after: Some(after), ..
+            }) => assert_eq!(after.step, 4),
             other => panic!("{other:?}"),
         }
         // It does not hold it after all: both are sent.

@@ -7,7 +7,10 @@ use serde::Deserialize;
 use url::Url;
 
 use super::super::provider::{Config, Key as ProviderKey, Models};
-use crate::settings::{HOUR, Key, KeySpec, Origin, Reader, Reload, SettingError, Surroundings};
+use crate::settings::{
+    HOUR, Key, KeySpec, Origin, Reader, Reload, SettingError, Surroundings, WEB_ADDRESS,
+    web_address,
+};
 
 /// The section of the keys of a single provider.
 const SECTION: &str = "streaming.prompt";
@@ -296,20 +299,11 @@ impl Checker<'_> {
     }
 
     fn base_url(&self, given: Option<String>) -> Result<Url, SettingError> {
-        let expected = "an http:// or https:// address without user and password";
-        let Some(given) = given else {
-            return Err(self.wrong("base_url", expected, "nothing"));
+        let url = match &given {
+            Some(given) => web_address(given),
+            None => Err("nothing".to_owned()),
         };
-        let Ok(url) = Url::parse(&given) else {
-            return Err(self.wrong("base_url", expected, "no address"));
-        };
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(self.wrong("base_url", expected, "an address with a user"));
-        }
-        if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-            return Err(self.wrong("base_url", expected, format!("{given:?}")));
-        }
-        Ok(url)
+        url.map_err(|given| self.wrong("base_url", WEB_ADDRESS, given))
     }
 
     fn key(&self, description: &Description) -> Result<ProviderKey, SettingError> {

@@ -129,7 +129,9 @@ pub enum LogEvent {
     SegmentQueued {
         segment_idx: u32,
         attempt: u32,
-        worker_id: WorkerId,
+        /// The worker that the session is bound to; a segment of a video job waits for any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        worker_id: Option<WorkerId>,
         source: PromptSource,
         /// The text that is used.
         prompt: String,
@@ -157,6 +159,9 @@ pub enum LogEvent {
     SegmentStarted {
         segment_idx: u32,
         attempt: u32,
+        /// The worker of a segment of a video job. That of a session's segment is known since it was queued.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        worker_id: Option<WorkerId>,
         /// Time since it was queued.
         queue_ms: f64,
         /// The step of an earlier attempt that this one goes on from; without it the attempt begins with the first step.
@@ -267,6 +272,43 @@ pub enum LogEvent {
         state: SessionState,
         /// Number of finished segments.
         segments: u32,
+    },
+    /// A server runs a video job from now on. A file has more than one when the job went on elsewhere or later.
+    VideoTaken {
+        /// The version of the server.
+        version: String,
+        model: String,
+        /// The size of the video in pixels.
+        width: u32,
+        height: u32,
+        fps: u32,
+        /// The number of frames of the whole video.
+        num_frames: u64,
+        /// The number of segments that the job makes.
+        segments: usize,
+        /// The number of those that are stored.
+        segments_done: u32,
+        prompt: String,
+        enhance_prompt: bool,
+        seed: u64,
+        num_inference_steps: u32,
+        guidance_scale: f64,
+    },
+    /// A video job has ended: it is completed, or has failed for the reason of that code.
+    VideoEnded {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<Cow<'static, str>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        segments_done: u32,
+        /// The size of the video.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
+    },
+    /// A video job has left the server before its end.
+    VideoLeft {
+        /// Whether it was deleted, or another server has taken it; otherwise it waits for the next server.
+        was_deleted: bool,
     },
     /// Events are missing since the last such line: they came faster than they could be written, or the disk was full.
     Dropped {

@@ -1,10 +1,10 @@
 //! Reads a session's events for the session log: turns each event into lines.
 
 use fastvideo_proto::job::ErrorCode;
-use std::time::Duration;
 
 use super::SessionLog;
 use super::event::{Llm, LogEvent, LogEvent as L, LoggedStep, Setup};
+use super::milliseconds as ms;
 use super::signature::hex;
 use crate::prompt::{GeneratedPrompt, PromptAlternatives};
 use crate::session::event::SessionEvent;
@@ -109,7 +109,7 @@ fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
         SessionEvent::SegmentQueued(queued) => L::SegmentQueued {
             segment_idx: queued.at.segment_idx,
             attempt: queued.at.attempt,
-            worker_id: queued.worker.clone(),
+            worker_id: Some(queued.worker.clone()),
             source: queued.source,
             prompt: queued.prompt.clone(),
             original_prompt: queued.original_prompt.clone(),
@@ -128,6 +128,7 @@ fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
         } => L::SegmentStarted {
             segment_idx: at.segment_idx,
             attempt: at.attempt,
+            worker_id: None,
             queue_ms: ms(*queued_for),
             after: after.map(LoggedStep::from),
         },
@@ -262,10 +263,6 @@ fn short(name: &str) -> String {
     /// The number of characters of a name that are kept.
     const MAX_NAME_CHARS: usize = 200;
     name.chars().take(MAX_NAME_CHARS).collect()
-}
-
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }
 
 impl From<&GeneratedPrompt> for Llm {

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fastvideo_proto::ids::SessionId;
-
 use super::event::LogEvent;
 use super::files::{Config, LogFile, Unwritten, tidy_up};
 use super::signature::{KeyError, Signer};
@@ -22,9 +20,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Writer {
     config: Config,
     shared: Arc<Shared>,
-    open: HashMap<SessionId, LogFile>,
+    open: HashMap<Box<str>, LogFile>,
     /// Sessions whose last lines could not be written, and how many lines of each are missing.
-    failing: HashMap<SessionId, u64>,
+    failing: HashMap<Box<str>, u64>,
     /// Number of events lost since the log could no longer be written; `None` while it can be written.
     lost: Option<u64>,
     tidied: Option<Instant>,
@@ -88,7 +86,7 @@ impl Writer {
     }
 
     fn write(&mut self, buffer: &Buffer) {
-        let session = &buffer.session;
+        let session = &*buffer.session;
         let missing = self.failing.get(session).copied().unwrap_or(0);
         let taken = buffer.take(missing);
         if taken.dropped > 0 {
@@ -114,12 +112,12 @@ impl Writer {
     }
 
     fn append(&mut self, buffer: &Buffer, lines: &[u8]) -> Result<(), Unwritten> {
-        let session = &buffer.session;
+        let session = &*buffer.session;
         let config = self.config.of_tenant(&buffer.tenant);
         let key = self.signer.as_ref().map(Signer::key);
         let file = match self.open.remove(session) {
             Some(file) => Ok(file),
-            None => LogFile::open(session.as_str(), &config, key),
+            None => LogFile::open(session, &config, key),
         };
         let mut file = file.map_err(Unwritten::nothing_kept)?;
         if file.is_full(lines.len(), &config) {
@@ -129,7 +127,7 @@ impl Writer {
             file = turned.map_err(Unwritten::nothing_kept)?;
         }
         file.append(lines)?;
-        self.open.insert(session.clone(), file);
+        self.open.insert(session.into(), file);
         Ok(())
     }
 
@@ -153,7 +151,7 @@ impl Writer {
         }
     }
 
-    fn succeeded(&mut self, session: &SessionId) {
+    fn succeeded(&mut self, session: &str) {
         self.failing.remove(session);
         if self.failing.is_empty()
             && let Some(lost) = self.lost.take()
@@ -162,8 +160,8 @@ impl Writer {
         }
     }
 
-    fn failed(&mut self, session: &SessionId, missing: u64, lost: u64, error: &io::Error) {
-        self.failing.insert(session.clone(), missing);
+    fn failed(&mut self, session: &str, missing: u64, lost: u64, error: &io::Error) {
+        self.failing.insert(session.into(), missing);
         self.shared.lost.fetch_add(lost, Ordering::Relaxed);
         self.report(error);
         self.lost = self.lost.map(|before| before + lost);

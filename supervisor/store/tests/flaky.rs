@@ -1,11 +1,13 @@
-//! Records that fail or answer late.
+//! Records that fail, answer late, or never answer again.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::future::pending;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use fastvideo_proto::ids::VideoId;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::backends::LIMITS;
@@ -17,8 +19,8 @@ use crate::tenant::Tenant;
 
 /// Records whose answers get lost.
 #[derive(Debug)]
-pub(super) struct Flaky {
-    inner: MemoryRecords,
+pub(crate) struct Flaky {
+    inner: Arc<dyn Records>,
     down: Mutex<bool>,
     /// How long each call takes.
     delay: Mutex<Duration>,
@@ -26,21 +28,60 @@ pub(super) struct Flaky {
     losing: Mutex<(HashSet<&'static str>, bool)>,
     /// The next writer is taken for dead just before.
     pub(super) retire_before_write: Mutex<bool>,
+    life: Mutex<Life>,
+    /// Notified when the server dies.
+    died: Notify,
+}
+
+/// How long a server lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Life {
+    #[default]
+    Unlimited,
+    /// So many writes are answered before the last one.
+    Writes(usize, LastWrite),
+    Dead,
+}
+
+/// What becomes of the write at which a server dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LastWrite {
+    /// It is not done.
+    Undone,
+    /// It is done, and its answer is lost.
+    Done,
 }
 
 impl Default for Flaky {
     fn default() -> Self {
-        Self {
-            inner: MemoryRecords::new(LIMITS),
-            down: Mutex::default(),
-            delay: Mutex::default(),
-            losing: Mutex::default(),
-            retire_before_write: Mutex::default(),
-        }
+        Self::of(Arc::new(MemoryRecords::new(LIMITS)))
     }
 }
 
 impl Flaky {
+    /// The way of one server to records that others may use, too.
+    pub(crate) fn of(inner: Arc<dyn Records>) -> Self {
+        Self {
+            inner,
+            down: Mutex::default(),
+            delay: Mutex::default(),
+            losing: Mutex::default(),
+            retire_before_write: Mutex::default(),
+            life: Mutex::default(),
+            died: Notify::new(),
+        }
+    }
+
+    /// The server dies at the write after so many others: no call is answered from then on.
+    pub(crate) fn die_after(&self, writes: usize, last: LastWrite) {
+        *self.life.lock().unwrap() = Life::Writes(writes, last);
+    }
+
+    /// Waits until the server is dead.
+    pub(crate) async fn died(&self) {
+        self.died.notified().await;
+    }
+
     pub(super) fn down(&self, down: bool) {
         *self.down.lock().unwrap() = down;
     }
@@ -66,6 +107,14 @@ impl Flaky {
         };
         let down = *self.down.lock().unwrap();
         let failure = Err(StoreError::unavailable("lost"));
+        match self.last_write(method) {
+            Some(LastWrite::Undone) => return pending().await,
+            Some(LastWrite::Done) => {
+                let _ = call.await;
+                return pending().await;
+            }
+            None => {}
+        }
         if down || lost && undone {
             return failure;
         }
@@ -73,6 +122,24 @@ impl Flaky {
         sleep(delay).await;
         let done = call.await;
         if lost { failure } else { done }
+    }
+
+    /// Returns what becomes of a call of a server that dies with it, or is dead.
+    fn last_write(&self, method: &'static str) -> Option<LastWrite> {
+        let mut life = self.life.lock().unwrap();
+        match *life {
+            Life::Writes(0, last) if method == "write" => {
+                *life = Life::Dead;
+                self.died.notify_one();
+                Some(last)
+            }
+            Life::Writes(writes, last) if method == "write" => {
+                *life = Life::Writes(writes - 1, last);
+                None
+            }
+            Life::Dead => Some(LastWrite::Undone),
+            Life::Unlimited | Life::Writes(..) => None,
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! A store that several servers share, and states to keep in it.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +10,11 @@ use fastvideo_proto::ids::{SessionId, VideoId};
 use fastvideo_proto::job::PromptSource;
 use fastvideo_proto::state::{FramesLayout, StateHeader, blob_hash};
 use fastvideo_proto::stored::{StoredMedia, StoredSegment};
-use fastvideo_proto::stored_video::{
-    PlannedSegment, StoredVideo, StoredVideoRequest, VideoPlan, VideoStatus,
-};
+use fastvideo_proto::stored_video::{PlannedSegment, StoredVideo, StoredVideoRequest, VideoPlan};
 use object_store::memory::InMemory;
 use tempfile::TempDir;
 
-use super::backends::{BlobsKind, RecordsHome, RecordsKind, blobs};
+use super::backends::{BlobsKind, LIMITS, RecordsHome, RecordsKind, blobs};
 use crate::store::blobs::BlobStore;
 use crate::store::handle::Config;
 use crate::store::ids::{BlobId, RecordKey, ServerId};
@@ -47,8 +44,8 @@ pub(super) const RECORDING: Recording = Recording {
 };
 
 /// A store that several servers share.
-pub(super) struct World {
-    pub(super) records: Arc<dyn Records>,
+pub(crate) struct World {
+    pub(crate) records: Arc<dyn Records>,
     pub(super) blobs: BlobStore,
     pub(super) _home: Option<RecordsHome>,
     pub(super) _folder: TempDir,
@@ -68,6 +65,11 @@ impl World {
         })
     }
 
+    /// One in memory that is never full.
+    pub(crate) fn roomy() -> Self {
+        Self::memory(LIMITS)
+    }
+
     pub(super) fn memory(limits: Limits) -> Self {
         Self::with(Arc::new(MemoryRecords::new(limits)))
     }
@@ -81,7 +83,7 @@ impl World {
         }
     }
 
-    pub(super) fn server(&self) -> SessionStore {
+    pub(crate) fn server(&self) -> SessionStore {
         self.server_with(RECORDING)
     }
 
@@ -90,12 +92,16 @@ impl World {
             recording: Some(recording),
             ..CONFIG
         };
-        SessionStore::new(
-            config,
-            "test".to_owned(),
-            self.records.clone(),
-            self.blobs.clone(),
-        )
+        self.configured(config, self.records.clone())
+    }
+
+    /// A server with a way of its own to the records.
+    pub(crate) fn server_through(&self, records: Arc<dyn Records>) -> SessionStore {
+        self.configured(CONFIG, records)
+    }
+
+    fn configured(&self, config: Config, records: Arc<dyn Records>) -> SessionStore {
+        SessionStore::new(config, "test".to_owned(), records, self.blobs.clone())
     }
 
     /// Gives a record's body a version that this build does not know.
@@ -115,7 +121,7 @@ impl World {
     }
 
     /// Deletes all condemned blobs, as upkeep does after a while.
-    pub(super) async fn delete_condemned(&self) {
+    pub(crate) async fn delete_condemned(&self) {
         for key in self.records.survey().await.unwrap().condemned {
             self.blobs.drop(key).await.unwrap();
             self.records.forget(&[key]).await.unwrap();
@@ -126,7 +132,7 @@ impl World {
         self.blobs.list().await.unwrap().len()
     }
 
-    pub(super) async fn is_empty(&self) {
+    pub(crate) async fn is_empty(&self) {
         let survey = self.records.survey().await.unwrap();
         assert_eq!(survey.records, []);
         assert_eq!(survey.condemned, []);
@@ -197,14 +203,10 @@ pub(super) fn video() -> StoredVideo {
         made_frames: 24,
         frames: 24,
     };
-    StoredVideo {
-        created_at_ms: 1,
-        started_at_ms: None,
-        ended_at_ms: None,
-        expires_at_ms: None,
-        status: VideoStatus::Queued,
-        model: "synthetic".to_owned(),
-        request: StoredVideoRequest {
+    StoredVideo::queued(
+        1,
+        "synthetic".to_owned(),
+        StoredVideoRequest {
             prompt: "a fox".to_owned(),
             negative_prompt: None,
             seed: 1,
@@ -212,33 +214,14 @@ pub(super) fn video() -> StoredVideo {
             guidance_scale: 1.0,
             enhance_prompt: false,
         },
-        plan: VideoPlan {
+        VideoPlan {
             made: (64, 64),
             shown: (64, 64),
             fps: 24,
             segments: vec![segment; 3],
             extended_frames: 0,
         },
-        image: None,
-        enhanced_prompt: None,
-        film: Vec::new(),
-        extended_segments: 0,
-        inference: Duration::ZERO,
-        has_audio: None,
-        state: None,
-        tiles: None,
-        thumbnail: None,
-        spritesheet: None,
-        bytes: None,
-        is_remade: false,
-        starts: 0,
-        is_cancelled: false,
-        remixed_from: None,
-        extended_from: None,
-        metadata: BTreeMap::new(),
-        claim: None,
-        webhook: None,
-    }
+    )
 }
 
 /// A state whose blob is of that many bytes, a multiple of 300 or 5760, and depends on `n`.
