@@ -54,6 +54,8 @@ build: build-packages libtorch
 	$(CARGO) build --release --workspace --locked $(FEATURES)
 
 test test-ltx2 test-ltx2-memory check: ENGINE = ltx2
+# Most tests wait for processes and clocks.
+test: export RUST_TEST_THREADS = 4
 # One thread adds in one order.
 test test-ltx2 test-ltx2-memory: export OMP_NUM_THREADS = 1
 

@@ -43,6 +43,7 @@ mod spectators;
 mod start;
 mod step_snapshots;
 mod store;
+mod videos;
 mod viewers;
 
 use report::{Machine, Report, Row};
@@ -63,6 +64,7 @@ enum Scenario {
     Spectators,
     Churn,
     Viewers,
+    Videos,
     SessionLog,
     Extension,
     Safety,
@@ -73,7 +75,7 @@ enum Scenario {
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 21] = [
+const SCENARIOS: [(&str, Scenario); 22] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -88,6 +90,7 @@ const SCENARIOS: [(&str, Scenario); 21] = [
     ("spectators", Scenario::Spectators),
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
+    ("videos", Scenario::Videos),
     ("session_log", Scenario::SessionLog),
     ("extension", Scenario::Extension),
     ("safety", Scenario::Safety),
@@ -135,6 +138,7 @@ impl Scenario {
             Self::Spectators => spectators::measure().await,
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
+            Self::Videos => videos::measure(runs.unwrap_or(10)).await,
             Self::SessionLog => session_log::measure().await,
             Self::Extension => extension::measure(runs.unwrap_or(12)).await,
             Self::Safety => safety::measure(runs.unwrap_or(5)).await,
