@@ -1,4 +1,5 @@
-//! Which jobs run and which wait: the tenant with the fewest running jobs goes first, and of its jobs the oldest one.
+//! Which jobs run and which wait: the tenant with the fewest running jobs goes first, and of its jobs the oldest one. Tenants
+//! with as many running jobs take turns.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,7 +12,14 @@ use crate::tenant::Tenant;
 pub(super) struct Queue {
     waiting: HashMap<Tenant, BTreeSet<VideoId>>,
     running: HashMap<VideoId, Tenant>,
+    /// The latest turn of each tenant that has jobs and has had one.
+    served: HashMap<Tenant, u64>,
+    /// Number of turns so far.
+    turns: u64,
 }
+
+/// What decides between tenants: the number of their running jobs, their latest turn, and their oldest job that waits.
+type Rank = (usize, u64, VideoId);
 
 impl Queue {
     /// Adds a job that waits.
@@ -24,13 +32,21 @@ impl Queue {
     /// Takes note that a job runs, here or at another server.
     pub(super) fn run(&mut self, id: VideoId, tenant: &Tenant) {
         self.remove_waiting(id, tenant);
-        self.running.insert(id, tenant.clone());
+        if self.running.insert(id, tenant.clone()).is_none() {
+            self.turns += 1;
+            self.served.insert(tenant.clone(), self.turns);
+        }
     }
 
     /// Removes a job that has ended.
     pub(super) fn remove(&mut self, id: VideoId, tenant: &Tenant) {
         self.running.remove(&id);
         self.remove_waiting(id, tenant);
+        let has_jobs = self.waiting.contains_key(tenant)
+            || self.running.values().any(|running| running == tenant);
+        if !has_jobs {
+            self.served.remove(tenant);
+        }
     }
 
     fn remove_waiting(&mut self, id: VideoId, tenant: &Tenant) {
@@ -44,13 +60,19 @@ impl Queue {
 
     /// Returns the job that is to run next.
     pub(super) fn next(&self) -> Option<(VideoId, Tenant)> {
+        let (_, tenant) = self.heads().into_iter().next()?;
+        Some((*self.waiting.get(tenant)?.first()?, tenant.clone()))
+    }
+
+    /// Returns the tenants that have jobs which wait, in their order.
+    fn heads(&self) -> BTreeMap<Rank, &Tenant> {
         let running = self.running_by_tenant();
         let heads = self.waiting.iter().filter_map(|(tenant, waiting)| {
             let count = running.get(tenant).copied().unwrap_or(0);
-            Some((count, *waiting.first()?, tenant))
+            let served = self.served.get(tenant).copied().unwrap_or(0);
+            Some(((count, served, *waiting.first()?), tenant))
         });
-        let (_, id, tenant) = heads.min()?;
-        Some((id, tenant.clone()))
+        heads.collect()
     }
 
     /// Returns the number of jobs of a tenant that wait.
@@ -68,22 +90,17 @@ impl Queue {
 
     /// Returns the waiting jobs in the order in which they would run if none ended.
     pub(super) fn order(&self) -> Vec<VideoId> {
-        let running = self.running_by_tenant();
-        let mut rest: HashMap<&Tenant, _> = HashMap::new();
-        let mut next = BTreeMap::new();
-        for (tenant, waiting) in &self.waiting {
-            let mut jobs = waiting.iter().copied();
-            let count = running.get(tenant).copied().unwrap_or(0);
-            if let Some(first) = jobs.next() {
-                next.insert((count, first), tenant);
-            }
-            rest.insert(tenant, jobs);
-        }
+        let mut next = self.heads();
+        let mut rest: HashMap<&Tenant, _> = (self.waiting.iter())
+            .map(|(tenant, waiting)| (tenant, waiting.iter().copied().skip(1)))
+            .collect();
+        let mut turns = self.turns;
         let mut order = Vec::with_capacity(self.waiting());
-        while let Some(((count, id), tenant)) = next.pop_first() {
+        while let Some(((count, _, id), tenant)) = next.pop_first() {
             order.push(id);
+            turns += 1;
             if let Some(following) = rest.get_mut(tenant).and_then(Iterator::next) {
-                next.insert((count + 1, following), tenant);
+                next.insert((count + 1, turns, following), tenant);
             }
         }
         order
@@ -151,12 +168,31 @@ mod tests {
     }
 
     #[test]
+    fn tenants_take_turns_where_one_job_runs_at_a_time() {
+        let mut queue = queue(&[(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "b")]);
+        for (number, rest) in [
+            (1, &[4, 2, 5, 3][..]),
+            (4, &[2, 5, 3]),
+            (2, &[5, 3]),
+            (5, &[3]),
+            (3, &[]),
+        ] {
+            let (next, tenant) = queue.next().unwrap();
+            assert_eq!(next, id(number));
+            queue.run(next, &tenant);
+            assert_eq!(order(&queue), rest, "while {number} runs");
+            queue.remove(next, &tenant);
+        }
+        assert!(queue.served.is_empty());
+    }
+
+    #[test]
     fn what_a_tenant_runs_elsewhere_counts() {
         let mut queue = queue(&[(1, "a"), (2, "b")]);
         queue.run(id(9), &Tenant::new("a"));
         assert_eq!(order(&queue), [2, 1]);
         queue.remove(id(9), &Tenant::new("a"));
-        assert_eq!(order(&queue), [1, 2]);
+        assert_eq!(order(&queue), [2, 1]);
         assert_eq!(queue.waiting_of(&Tenant::new("a")), 1);
         assert_eq!(queue.waiting_of(&Tenant::new("c")), 0);
     }
