@@ -315,20 +315,27 @@ impl Videos {
         }
     }
 
-    /// Returns a job of a tenant; `None` when there is none.
+    /// Returns a job of a tenant; `None` when there is none. One that waits or runs here is looked for in the store, too:
+    /// another server may have removed it a moment ago.
     ///
     /// # Errors
-    /// Returns an error when the store does not answer.
+    /// Returns an error when the store does not answer, and the job neither waits nor runs here.
     pub(crate) async fn get(
         &self,
         tenant: &Tenant,
         id: VideoId,
     ) -> Result<Option<Live>, StoreError> {
-        if let Some(live) = self.subscribe(tenant, id) {
-            return Ok(Some(live.borrow().clone()));
+        let record = self.store().read_video(tenant, id).await;
+        let live = self.subscribe(tenant, id);
+        let live = live.map(|live| live.borrow().clone());
+        match record {
+            Ok(None) => Ok(None),
+            Ok(Some(record)) => {
+                let stored = || Live::of(Arc::new(record.video));
+                Ok(Some(live.unwrap_or_else(stored)))
+            }
+            Err(error) => live.map(Some).ok_or(error),
         }
-        let record = self.store().read_video(tenant, id).await?;
-        Ok(record.map(|record| Live::of(Arc::new(record.video))))
     }
 
     /// Returns a job of a tenant once its status or its progress differs from what it is now, or when the time is over;
