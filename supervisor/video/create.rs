@@ -84,7 +84,7 @@ pub(crate) enum Source {
 pub(crate) struct Created {
     pub(crate) id: VideoId,
     pub(crate) live: Live,
-    /// Whether an earlier request under the same key has created it.
+    /// Whether an earlier request has claimed the key.
     pub(crate) is_replayed: bool,
 }
 
@@ -279,6 +279,7 @@ impl Videos {
         claim: Option<Claim>,
     ) -> Result<Created, NotCreated> {
         let mut id = self.next_id();
+        let mut is_replayed = false;
         if let Some(claim) = claim {
             let mine = VideoClaim {
                 video: id,
@@ -289,12 +290,11 @@ impl Videos {
             if holder.request != claim.request {
                 return Err(NotCreated::KeyReused);
             }
-            // Whoever is first creates it.
+            is_replayed = holder.video != id;
             id = holder.video;
         }
         let created = self.store().create_video(&tenant, id, &video, &blobs);
         let record = created.await.map_err(not_there)?;
-        let is_replayed = record.video != video;
         if !is_replayed {
             self.metrics().created();
         }
