@@ -24,6 +24,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/attachments.js",
     "/connection.js",
     "/dom.js",
+    "/drop.js",
     "/film.js",
     "/format.js",
     "/gpus.js",
@@ -50,6 +51,19 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/stage.js",
     "/state.js",
     "/store.js",
+    "/tabs.js",
+    "/videos/again.js",
+    "/videos/card.js",
+    "/videos/follower.js",
+    "/videos/image_field.js",
+    "/videos/job_list.js",
+    "/videos/make_form.js",
+    "/videos/media.js",
+    "/videos/picture.js",
+    "/videos/refusal.js",
+    "/videos/requests.js",
+    "/videos/submission.js",
+    "/videos/tab.js",
     "/view.js",
     "/watch.js",
     "/watch_link.js",
@@ -120,7 +134,8 @@ mod tests {
                 .map(|name| format!("/{folder}{name}"))
                 .collect()
         };
-        let mut present = [scripts(""), scripts("player/"), scripts("session/")].concat();
+        let folders = ["", "player/", "session/", "videos/"];
+        let mut present = folders.map(scripts).concat();
         present.sort();
         let mut served: Vec<&str> = SCRIPTS.iter().map(|(path, _)| *path).collect();
         served.sort_unstable();

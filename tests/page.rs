@@ -13,6 +13,7 @@ mod keys;
 mod prompts;
 mod recovery;
 mod session;
+mod videos;
 
 /// Segments of three seconds that come out faster than they play.
 const PACED: &[&str] = &[

@@ -8,29 +8,61 @@ const FILM_TIMEOUT_MS = 60_000;
 
 /** The error of a request that the server answered with an HTTP error status. */
 export class Refused extends Error {
-  /** @param {number} status @param {string} [message] */
-  constructor(status, message) {
+  /** @param {number} status @param {string} [message] @param {?string} [param]  the field of the request that is wrong */
+  constructor(status, message, param = null) {
     super(message ?? `the server refused (status ${status})`);
     this.status = status;
+    this.param = param;
   }
 }
 
-/** What requests without a token of a session show. @type {{headers?: HeadersInit}} */
+/** What requests without a token of a session show. @type {{[name: string]: string}} */
 let shown = {};
 
 /** Shows a key with the requests that follow; an empty one is none. @param {string} key */
-export const useKey = (key) => { shown = key ? { headers: { authorization: `Bearer ${key}` } } : {}; };
+export const useKey = (key) => { shown = key ? { authorization: `Bearer ${key}` } : {}; };
+
+/** Tells whether requests show a key, which addresses in elements do not. */
+export const showsKey = () => 'authorization' in shown;
 
 /** Returns a ticket, which opens one WebSocket in place of the key. @returns {Promise<string>} */
 export const fetchTicket = () => ask('v1/tickets', { method: 'POST', signal: AbortSignal.timeout(STATUS_TIMEOUT_MS) }).then(({ ticket }) => ticket);
 
-/** @param {string} path @param {RequestInit} options @returns {Promise<any>} */
-async function ask(path, options) {
-  const silent = () => { throw new Error('the server does not answer'); };
-  const answer = await fetch(path, { ...shown, ...options }).catch(silent);
-  const body = await answer.json().catch((error) => (error instanceof SyntaxError ? {} : silent()));
-  if (!answer.ok) throw new Refused(answer.status, body?.error?.message);
+const silent = () => { throw new Error('the server does not answer'); };
+
+/** @typedef {Omit<RequestInit, 'headers'> & {headers?: {[name: string]: string}}} Options */
+
+/** @param {string} path @param {Options} options */
+const send = (path, options) => fetch(path, { ...options, headers: { ...shown, ...options.headers } }).catch(silent);
+
+/**
+ * @param {string} path
+ * @param {Options} options
+ * @param {(text: string) => any} [read]  reads the answer's text
+ * @returns {Promise<any>}
+ */
+export async function ask(path, options, read = JSON.parse) {
+  const answer = await send(path, options);
+  const text = await answer.text().catch(silent);
+  const body = parsed(text, read);
+  if (!answer.ok) throw new Refused(answer.status, body?.error?.message, body?.error?.param);
   return body;
+}
+
+/** Returns a file. @param {string} path @param {Options} options */
+export async function askFile(path, options) {
+  const answer = await send(path, options);
+  if (!answer.ok) throw new Refused(answer.status);
+  return answer.blob().catch(silent);
+}
+
+/** @param {string} text @param {(text: string) => any} read */
+function parsed(text, read) {
+  try {
+    return read(text);
+  } catch {
+    return {}; // a proxy's own page
+  }
 }
 
 /** Returns the state of the server and of its GPUs. */
@@ -54,7 +86,7 @@ export const reloadSystemPrompts = () => ask('v1/prompts/reload', { method: 'POS
 /** @param {FilmKey} key @param {string} path */
 const ofSession = ({ session_id: id }, path) => `v1/sessions/${encodeURIComponent(id)}/${path}`;
 
-/** @param {FilmKey} key @param {{cache?: RequestCache, ms?: number}} [options] @returns {RequestInit} */
+/** @param {FilmKey} key @param {{cache?: RequestCache, ms?: number}} [options] @returns {Options} */
 const withToken = ({ token }, { cache, ms = FILM_TIMEOUT_MS } = {}) => ({
   headers: { authorization: `Bearer ${token}` }, cache, signal: AbortSignal.timeout(ms),
 });
@@ -76,11 +108,7 @@ export async function filmSegment(key, idx) {
 }
 
 /** Returns a picture of a segment. @param {FilmKey} key @param {number} idx */
-export async function filmPicture(key, idx) {
-  const answer = await fetch(ofSession(key, `film/${idx}.jpg`), withToken(key));
-  if (!answer.ok) throw new Refused(answer.status);
-  return answer.blob();
-}
+export const filmPicture = (key, idx) => askFile(ofSession(key, `film/${idx}.jpg`), withToken(key));
 
 /** Returns the address of the whole film as one file. @param {FilmKey} key @param {string} name */
 export const filmAddress = (key, name) => `${ofSession(key, 'film.mp4')}?${new URLSearchParams({ download: name, token: key.token })}`;

@@ -1,6 +1,7 @@
 // The files that only the opening message carries: an initial image, and a saved continuation state.
 
 import { $, say, set } from './dom.js';
+import { takeDrops } from './drop.js';
 import { mib } from './format.js';
 import { MAX_IMAGE, MAX_MESSAGE } from './protocol.js';
 
@@ -61,6 +62,14 @@ async function checkPicture(file, mime) {
   }
 }
 
+/** Returns the type of an image file. Throws an error with the reason if it cannot be a first image. @param {File} file */
+export async function checkImage(file) {
+  const start = await file.slice(0, SIGNATURE_BYTES).arrayBuffer().catch(() => { throw new Error(UNREADABLE); });
+  const mime = imageType(new Uint8Array(start), file.size);
+  await checkPicture(file, mime);
+  return mime;
+}
+
 /** The file fields, and the drop target for both kinds of file. */
 export class Attachments {
   /**
@@ -75,18 +84,10 @@ export class Attachments {
     $('state').onchange = ({ target }) => this.take(target.files[0], target);
     $('image-remove').onclick = () => this.choose({ image: null });
     $('state-remove').onclick = () => this.choose({ state: null });
-    const carriesFile = (event) => event.dataTransfer?.types.includes('Files') && !$('opening').disabled;
-    document.addEventListener('dragover', (event) => {
-      if (!carriesFile(event)) return;
-      event.preventDefault();
-      document.body.dataset.drop = true;
-    });
-    document.addEventListener('dragleave', (event) => { if (!event.relatedTarget) delete document.body.dataset.drop; });
-    document.addEventListener('drop', (event) => {
-      delete document.body.dataset.drop;
-      if (!carriesFile(event)) return;
-      event.preventDefault();
-      this.take(event.dataTransfer.files[0]);
+    takeDrops({
+      isOpen: () => !$('opening').disabled && !$('live').hidden,
+      words: 'Drop an image or a saved state',
+      take: ([file]) => this.take(file),
     });
   }
 
@@ -104,9 +105,7 @@ export class Attachments {
   }
 
   async imageIn(file) {
-    const start = await file.slice(0, SIGNATURE_BYTES).arrayBuffer().catch(() => { throw new Error(UNREADABLE); });
-    const mime = imageType(new Uint8Array(start), file.size);
-    await checkPicture(file, mime);
+    const mime = await checkImage(file);
     const url = await new Promise((resolve, reject) => {
       const reader = new FileReader();
       reader.onload = () => resolve(reader.result);

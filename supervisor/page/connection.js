@@ -86,7 +86,7 @@ export function canResume(reason, reconnecting, running) {
  */
 
 /** The browser's clock, timers and random numbers. Tests pass their own. */
-const CLOCK = {
+export const CLOCK = {
   now: () => performance.now(),
   /** @param {() => void} run @param {number} ms @returns {any} */
   after: (run, ms) => setTimeout(run, ms),

@@ -1,5 +1,5 @@
-// The built-in page: one session of `WS /v1/stream` with its player, and the GPUs of the server. This file only wires the parts:
-// the reducer in session.js decides what an event leads to, and the other files run the effects and show the state.
+// The built-in page: one session of `WS /v1/stream` with its player, the video jobs, and the GPUs of the server. This file only wires
+// the parts: the reducer in session.js decides what an event leads to, and the other files run the effects and show the state.
 
 import { fetchTicket, filmAddress, filmInfo, moveSession, useKey } from './api.js';
 import { Attachments } from './attachments.js';
@@ -13,6 +13,8 @@ import { reduce } from './session.js';
 import { Stage } from './stage.js';
 import { initialState, isUnsaved } from './state.js';
 import { createStore } from './store.js';
+import { Tabs } from './tabs.js';
+import { VideosTab } from './videos/tab.js';
 import { View } from './view.js';
 import { WatchLink } from './watch_link.js';
 import { sourceWords, starvedWords, statusWords } from './words.js';
@@ -27,6 +29,7 @@ history.scrollRestoration = 'manual';
 const url = new URL('v1/stream', document.baseURI);
 url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
+const isAtVideos = new URLSearchParams(location.hash.slice(1)).get('tab') === 'videos';
 let key = takeKey(() => sessionStorage, location, history);
 useKey(key);
 
@@ -79,6 +82,8 @@ const store = createStore({
 const view = new View(dispatch);
 const gpus = new Gpus(report, () => render(store.state));
 const watchLink = new WatchLink(dispatch);
+const tabs = new Tabs($('tabs'), showPanel);
+const videos = new VideosTab({ offered: (isOffered) => tabs.offer(isOffered), unauthorized: () => { $('key-form').hidden = false; } });
 
 $('download').onclick = download;
 window.addEventListener('pagehide', () => tokens.remember(store.state, stage.player.time));
@@ -88,6 +93,8 @@ window.addEventListener('beforeunload', (event) => {
 setInterval(follow, FOLLOW_MS);
 setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playing: !stage.player.paused && !stage.player.starved }), REPORT_MS);
 dispatch({ type: 'settings_changed', settings: view.settings() });
+if (isAtVideos) tabs.show('videos');
+videos.begin();
 
 $('key-form').onsubmit = (event) => {
   event.preventDefault();
@@ -97,12 +104,26 @@ $('key-form').onsubmit = (event) => {
   useKey(key);
   $('key').value = '';
   $('key-form').hidden = true;
+  if (tabs.panel === 'videos') {
+    videos.retry();
+    return;
+  }
   dispatch({ type: 'notice_closed' });
   dispatch({ type: 'connect_fresh' });
 };
 
 function openSocket() {
   return key ? new KeySocket(url, key, fetchTicket, (to, protocols) => new WebSocket(to, protocols)) : new WebSocket(url);
+}
+
+/** Is called when another tab is shown. A reload comes back to it. */
+function showPanel(panel) {
+  const isLive = panel === 'live';
+  document.body.dataset.tab = panel;
+  history.replaceState(history.state, '', isLive ? location.pathname + location.search : `#tab=${panel}`);
+  $('skip').href = isLive ? '#prompt' : '#make-prompt';
+  stage.rest(!isLive);
+  videos.show(!isLive);
 }
 
 function dispatch(event) {

@@ -55,6 +55,7 @@ export class Stage {
     this.starvedSince = null;
     this.wantsSound = true; // until the viewer turns it off
     this.hiding = null;
+    this.rests = false; // whether it goes on by itself
     this.bind();
   }
 
@@ -101,7 +102,8 @@ export class Stage {
   press(event) {
     const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     const here = event.target === document.body || $('stage').contains(event.target);
-    if (!act || !here || event.ctrlKey || event.metaKey || event.altKey || $('stage').dataset.view !== 'media') return;
+    const seen = !$('stage').closest('[hidden]');
+    if (!act || !here || !seen || event.ctrlKey || event.metaKey || event.altKey || $('stage').dataset.view !== 'media') return;
     if (event.key === ' ' && event.target.closest('button')) return;
     // Nothing but the player takes these keys from the page, which scrolls with them.
     if (['ArrowUp', 'ArrowDown'].includes(event.key) && event.target === document.body) return;
@@ -149,6 +151,16 @@ export class Stage {
     if (this.player.paused || $('video').ended) this.player.play();
     else this.player.pause();
     this.changed();
+  }
+
+  /** Pauses while the stage is not seen, and goes on afterwards. */
+  rest(on) {
+    if (on) {
+      this.rests = !this.player.paused;
+      this.player.pause();
+    } else if (this.rests) {
+      this.player.play();
+    }
   }
 
   renderSteps(state) {

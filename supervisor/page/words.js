@@ -1,8 +1,9 @@
 // @ts-check
-// The page's texts: for codes, and for the state of the session. This file has no access to the DOM.
+// The page's texts: for codes, for the state of the session and for video jobs. This file has no access to the DOM.
 
 import { clock, ordinal, phrase, sentence, span } from './format.js';
 import { current, isReconnecting, isUnderWay } from './state.js';
+import { isCancelled } from './videos/job_list.js';
 
 /**
  * @typedef {import('./state.js').SessionState} SessionState
@@ -258,4 +259,39 @@ export function idleWords(state, now) {
   const left = Math.max(0, limit - (now - Math.max(state.activeAt, state.freeAt)) / 1000);
   const counts = state.phase === 'active' && !isUnderWay(current(state));
   return counts && left < limit - 5 ? `ends in ${clock(left)}` : span(limit);
+}
+
+/** @typedef {import('./videos/requests.js').Video} Video */
+
+/** Describes what a video job does. @param {Video} job */
+export function videoWords(job) {
+  const { status, phase, progress, queue_position: place, error } = job;
+  switch (status) {
+    case 'queued': return place == null ? 'Queued' : place ? `Queued, ${ordinal(place + 1)} in line` : 'Queued, next in line';
+    case 'completed': return 'Finished';
+    case 'failed': return isCancelled(job) ? 'Cancelled' : `Failed: ${error?.message ?? 'the server does not tell why'}`;
+    default:
+  }
+  const words = { waiting: 'Waiting for a GPU', storing: 'Storing' }[/** @type {string} */ (phase)] ?? 'Generating';
+  return `${words}, ${progress}%`;
+}
+
+/** Explains why the list of video jobs is not up to date. @param {{message: string, status?: number}} error */
+export const listFailureWords = ({ message, status }) => (status === 401 ? 'The server asks for a key.' : sentence(message));
+
+/** Tells that the server has a new video job. @param {Video} job */
+export const madeWords = ({ prompt }) => `Taken in: “${prompt}”`;
+
+/** Tells how a video job has ended. @param {Video} job */
+export const endWords = (job) => `${videoWords(job)}: “${job.prompt}”`;
+
+/**
+ * Explains why a request for a video is refused. The message names the field first, which is left out where the words stand at it.
+ *
+ * @param {string} message
+ * @param {?string} [param]
+ */
+export function refusalWords(message, param) {
+  const name = `\`${param}\`: `;
+  return sentence(message.startsWith(name) ? message.slice(name.length) : message);
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::harness::python;
 
 /// What a screen reader and a finger need, of everything that can be seen and used. Returns a list of faults.
-const FAULTS: &str = "(() => {
+pub(super) const FAULTS: &str = "(() => {
     const faults = [];
     const seen = (node) => node.checkVisibility({ opacityProperty: false, visibilityProperty: true });
     const words = (text) => text.replace(/\\s+/g, ' ').trim().toLowerCase();
@@ -46,7 +46,7 @@ pub(super) async fn axe(page: &Browser) -> Value {
         .await
 }
 
-const SCREENS: [(u32, u32); 4] = [(320, 568), (360, 740), (740, 360), (1280, 800)];
+pub(super) const SCREENS: [(u32, u32); 4] = [(320, 568), (360, 740), (740, 360), (1280, 800)];
 
 #[tokio::test]
 async fn every_screen_shows_where_to_begin() {

@@ -8,7 +8,7 @@ use super::*;
 use crate::cli::run;
 
 /// Makes a key, and a file that has it. Returns the key.
-async fn new_key(file: &std::path::Path) -> String {
+pub(super) async fn new_key(file: &std::path::Path) -> String {
     let args = [
         "keys", "new", "--id", "web", "--tenant", "acme", "--role", "user",
     ];

@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
 import { BACKOFF, Connection, TokenStore, backoffMs, canResume, closeReason } from '../connection.js';
+import { Clock } from './clock.js';
 
 class Socket {
   constructor() {
@@ -27,31 +28,6 @@ class Socket {
   closes(code, reason = '') {
     this.readyState = 3;
     this.onclose({ code, reason });
-  }
-}
-
-class Clock {
-  constructor() {
-    this.time = 0;
-    this.timers = new Map();
-    this.next = 1;
-  }
-
-  now() { return this.time; }
-  random() { return 0; }
-  cancel(timer) { this.timers.delete(timer); }
-  after(run, ms) {
-    this.timers.set(this.next, { run, at: this.time + ms });
-    this.next += 1;
-    return this.next - 1;
-  }
-
-  advance(ms) {
-    this.time += ms;
-    for (const [id, { run, at }] of [...this.timers]) {
-      if (at > this.time || !this.timers.delete(id)) continue;
-      run();
-    }
   }
 }
 
