@@ -1,11 +1,13 @@
-//! The `client` subcommand: opens a session on a running server, requests segments and saves their video.
+//! The `client` subcommand: opens a session on a running server, requests segments and saves their video. With `--job`, it has
+//! a whole video made.
 //!
-//! [`args`] checks the arguments, [`connection`] is the WebSocket, [`conversation`] the session,
+//! [`args`] checks the arguments, [`connection`] is the WebSocket, [`conversation`] the session, [`job`] what `--job` does,
 //! [`output`] writes the video, [`progress`] informs people and [`report`] programs.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use fastvideo_supervisor_core::causes::with_causes;
@@ -13,59 +15,74 @@ use fastvideo_supervisor_core::causes::with_causes;
 pub(crate) mod args;
 pub(crate) mod connection;
 mod conversation;
+mod job;
 mod output;
 mod progress;
 mod report;
 
 pub(crate) use args::Args;
 
-use args::ValidArgs;
+use args::{Valid, ValidArgs};
 use conversation::Conversation;
 use output::Output;
 use progress::Progress;
 use report::Report;
+use tokio::runtime::Runtime;
 
 /// Runs the subcommand and returns its exit code.
 pub(crate) fn run(args: Args) -> ExitCode {
     let progress = Progress::on_stderr();
-    let args = match args.check() {
-        Ok(args) => args,
+    match args.check() {
+        Ok(Valid::Session(args)) => run_in_session(&args, &progress),
+        Ok(Valid::Job(args)) => job::run(&args, &progress),
         Err(error) => {
             progress.say(&format!("error: {}", with_causes(error.as_ref())));
-            return ExitCode::from(crate::USAGE);
+            ExitCode::from(crate::USAGE)
         }
-    };
-    let mut report = Report::default();
-    let result = generate(&args, &progress, &mut report);
-    progress.end();
-    if let Err(error) = &result {
-        let error = with_causes(error.as_ref());
-        progress.say(&format!("error: {error}"));
-        report.error = Some(error);
     }
+}
+
+fn run_in_session(args: &ValidArgs, progress: &Progress) -> ExitCode {
+    let mut report = Report::default();
+    let result = generate(args, progress, &mut report);
+    report.error = show_end(&result, progress);
     if let (Some(id), Some(resume)) = (&report.session_id, &report.resume) {
         progress.say(&format!(
             "the server keeps session {id} for a while; continue it with --resume {resume}"
         ));
     }
     if args.json {
-        // An error means that nobody reads stdout.
-        let _ = writeln!(std::io::stdout(), "{}", report.to_json());
+        report::print(&report);
     }
+    exit_code(&result)
+}
+
+/// Ends the display, and says why the client has failed. Returns the reason for the summary.
+fn show_end(result: &anyhow::Result<()>, progress: &Progress) -> Option<String> {
+    progress.end();
+    let error = with_causes(result.as_ref().err()?.as_ref());
+    progress.say(&format!("error: {error}"));
+    Some(error)
+}
+
+fn exit_code(result: &anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")
+}
+
 /// Runs the session and moves the video, or its complete segments, to its place.
 fn generate(args: &ValidArgs, progress: &Progress, report: &mut Report) -> anyhow::Result<()> {
     let mut output = args.output.as_deref().map(Output::create).transpose()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start")?;
-    let result = runtime.block_on(run_session(args, output.as_mut(), progress, report));
+    let result = runtime()?.block_on(run_session(args, output.as_mut(), progress, report));
     let Some(output) = output else {
         return result;
     };
@@ -102,21 +119,24 @@ async fn run_session(
         let mut conversation = Conversation::new(args, output, progress, report);
         conversation.run().await
     };
-    let limited = async {
-        match args.timeout {
-            None => session.await,
-            Some(limit) => match tokio::time::timeout(limit, session).await {
-                Ok(result) => result,
-                Err(_) => {
-                    anyhow::bail!("not finished within {} s (--timeout)", limit.as_secs_f64())
-                }
-            },
-        }
-    };
     tokio::select! {
-        result = limited => result,
+        result = within(args.timeout, session) => result,
         // Dropping the connection is enough: the server notices it.
         _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+    }
+}
+
+/// Does the work unless it takes longer than the user wants to wait.
+async fn within(
+    limit: Option<Duration>,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let Some(limit) = limit else {
+        return work.await;
+    };
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => anyhow::bail!("not finished within {} s (--timeout)", limit.as_secs_f64()),
     }
 }
 

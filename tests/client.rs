@@ -18,19 +18,19 @@ use crate::{prompts, readback};
 const SLOW: &str = "--generator.synthetic.frame_ms=60";
 
 /// A client that runs.
-struct Running {
-    child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
     stderr: Lines<BufReader<ChildStderr>>,
     said: String,
 }
 
 impl Running {
-    fn start(server: &Server, args: &[&str]) -> Self {
+    pub(crate) fn start(server: &Server, args: &[&str]) -> Self {
         Self::start_at(&server.address, "", args)
     }
 
     /// Starts a client that trusts the authorities in a file as those of the system.
-    fn start_at(url: &str, system_authorities: &str, args: &[&str]) -> Self {
+    pub(crate) fn start_at(url: &str, system_authorities: &str, args: &[&str]) -> Self {
         let mut child = tokio::process::Command::from(command())
             .env("SSL_CERT_FILE", system_authorities)
             .env_remove("SSL_CERT_DIR")
@@ -51,7 +51,7 @@ impl Running {
     }
 
     /// Waits until it says something.
-    async fn says(&mut self, words: &str) {
+    pub(crate) async fn says(&mut self, words: &str) {
         let found = async {
             while let Some(line) = self.stderr.next_line().await.unwrap() {
                 self.said += &format!("{line}\n");
@@ -66,7 +66,7 @@ impl Running {
     }
 
     /// Its exit code, its summary, and all that it has said.
-    async fn end(mut self) -> (Option<i32>, Value, String) {
+    pub(crate) async fn end(mut self) -> (Option<i32>, Value, String) {
         let ended = async {
             while let Some(line) = self.stderr.next_line().await.unwrap() {
                 self.said += &format!("{line}\n");

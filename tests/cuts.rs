@@ -33,15 +33,15 @@ const BYTES_PER_SECOND: u64 = 60_000;
 const OPENING_BYTES: u64 = 400;
 
 /// A network between client and server that is slow and cuts its connections.
-struct Network {
-    address: SocketAddr,
+pub(crate) struct Network {
+    pub(crate) address: SocketAddr,
     server: Arc<Mutex<String>>,
     _accepting: JoinSet<()>,
 }
 
 impl Network {
     /// Cuts each connection after a random number of bytes to the client, at most `most`, `cuts` times in all.
-    async fn start(server: &str, cuts: usize, most: u64) -> Self {
+    pub(crate) async fn start(server: &str, cuts: usize, most: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = Arc::new(Mutex::new(server.to_owned()));

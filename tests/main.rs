@@ -11,6 +11,7 @@ mod auth;
 mod check;
 mod cli;
 mod client;
+mod client_job;
 mod continuation;
 mod cuts;
 mod deployment;

@@ -146,6 +146,9 @@ pub struct VideoList {
     /// What to send as `after` for the next page.
     pub last_id: Option<String>,
     pub has_more: bool,
+    /// The servers whose videos are missing, by name or address. Only a router knows of some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<String>,
 }
 
 /// The answer of `DELETE /v1/videos/{id}`.
@@ -219,6 +222,7 @@ impl VideoList {
             last_id: id(data.last()),
             data,
             has_more,
+            unreachable: Vec::new(),
         }
     }
 }

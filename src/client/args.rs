@@ -17,6 +17,12 @@ use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
+mod job;
+
+pub(super) use job::{JobOrder, ValidJob};
+
+use job::JobArgs;
+
 /// The largest image file that the server accepts.
 const MAX_IMAGE_BYTES: usize = 32 << 20;
 const STREAM_PATH: &str = "/v1/stream";
@@ -24,12 +30,19 @@ const STREAM_PATH: &str = "/v1/stream";
 pub(crate) const API_KEY: &str = "FASTVIDEO_API_KEY";
 /// The flag that names a file of certificate authorities.
 pub(super) const CA_FILE: &str = "--ca-file";
+/// How many attempts in a row to reconnect may fail where the user does not say.
+const RETRIES: u32 = 5;
 
 const TEACHING: &str = "\
 When the connection is lost, the client reconnects and continues after the last finished segment. It
 drops the unfinished segment from the file and requests it again. The server keeps the session for a
 while (streaming.resume_ttl_seconds). When the client gives up, it prints the argument for --resume.
 --keep ends the client but not the session.
+
+With --job the server makes one whole video of one prompt, as a job of /v1/videos: while viewers
+come first, and whatever dies meanwhile. When the server restarts, the client waits and goes on,
+for as long as the job exists; --retries and --timeout limit that. Ctrl-C cancels the job; a second
+one leaves at once, and the job goes on. --job --resume VIDEO_ID follows a job that was left.
 
 With wss:// the server's certificate must be from an authority that this system trusts, or from one in
 --ca-file. The variables SSL_CERT_FILE and SSL_CERT_DIR name other places for the system's authorities.
@@ -43,8 +56,10 @@ Examples:
       The next segment of that session, which begins where the first one ended.
   fastvideo-supervisor client --curated-prompt 'A calm sea' --curated-prompt 'A storm' --loop --segments 6 -o sea.mp4
       Six segments, the two prompts in turn.
+  fastvideo-supervisor client --job --prompt 'A red fox in the snow' --seconds 8 --size 1280x720 -o fox.mp4
+      A video of 8 s in one file, which may be made while nobody watches.
 
-Exit codes: 0 all segments are there, 1 something failed, 2 wrong arguments.";
+Exit codes: 0 the video is there, 1 something failed, 2 wrong arguments.";
 
 /// The arguments as they were typed.
 #[derive(Clone, Debug)]
@@ -57,6 +72,8 @@ pub(crate) struct Args {
     enhances: bool,
     segments: Option<usize>,
     output: Option<PathBuf>,
+    /// What `--job` has alone; `None` without it.
+    job: Option<JobArgs>,
     /// The request for each segment, with an empty prompt.
     request: SegmentRequest,
     adapters: Vec<String>,
@@ -68,20 +85,35 @@ pub(crate) struct Args {
     /// The variable that has the key, and whether it was named.
     api_key_env: (String, bool),
     keep: bool,
-    retries: u32,
+    retries: Option<u32>,
     timeout: Option<f64>,
     json: bool,
 }
 
-/// The checked arguments, with the contents of the files.
+/// The checked arguments.
 #[derive(Debug)]
-pub(super) struct ValidArgs {
+pub(super) enum Valid {
+    /// To generate in a session.
+    Session(Box<ValidArgs>),
+    /// To have a job made.
+    Job(ValidJob),
+}
+
+/// How the server is reached.
+#[derive(Debug)]
+pub(super) struct Access {
     /// The WebSocket's address.
     pub(super) url: String,
     /// The TLS configuration; `None` for a connection in plain text.
     pub(super) tls: Option<Arc<ClientConfig>>,
     /// What is shown to a server that asks for a key.
     pub(super) authorization: Option<HeaderValue>,
+}
+
+/// The checked arguments of a session, with the contents of the files.
+#[derive(Debug)]
+pub(super) struct ValidArgs {
+    pub(super) access: Access,
     /// The requests for segments.
     pub(super) requests: Vec<SegmentRequest>,
     /// How many segments the client takes, at least one and at least as many as it requests. The server chooses the
@@ -126,6 +158,7 @@ impl Args {
                 text("prompt", "TEXT")
                     .action(ArgAction::Append)
                     .required_unless_present("curated-prompt")
+                    .required_unless_present_all(["job", "resume"])
                     .help("What the next segment shows; repeat it for more segments"),
                 text("curated-prompt", "TEXT")
                     .action(ArgAction::Append)
@@ -169,7 +202,7 @@ impl Args {
                 file("save-state").help("Where the continuation state after the last segment goes"),
                 text("resume", "SESSION_ID:TOKEN")
                     .conflicts_with("state")
-                    .help("Go on with a session; the client that left it has printed this"),
+                    .help("Go on with a session, or with --job follow the job VIDEO_ID; the client that left it has printed this"),
                 file("ca-file").help(
                     "Certificate authorities (PEM) to trust instead of the system's, for wss://",
                 ),
@@ -181,8 +214,7 @@ impl Args {
                     .help("Leave the session without ending it, and print what --resume takes"),
                 text("retries", "N")
                     .value_parser(value_parser!(u32))
-                    .default_value("5")
-                    .help("Tries to connect again after the connection was lost; 0 = none"),
+                    .help("Tries in a row to connect again after the connection was lost; 0 = none [default: 5; no limit once a job exists]"),
                 text("timeout", "SECONDS")
                     .value_parser(value_parser!(f64))
                     .help("Give up after this time [default: never]"),
@@ -190,6 +222,7 @@ impl Args {
                     .action(ArgAction::SetTrue)
                     .help("Print a summary with all latencies as JSON on stdout"),
             ])
+            .args(JobArgs::flags())
     }
 
     pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
@@ -208,6 +241,7 @@ impl Args {
             enhances: matches.get_flag("enhance"),
             segments: (matches.get_one::<u32>("segments")).map(|&segments| segments as usize),
             output: path("output"),
+            job: JobArgs::from_matches(matches),
             request: SegmentRequest {
                 negative_prompt: text("negative-prompt"),
                 seed: matches.get_one("seed").copied(),
@@ -226,7 +260,7 @@ impl Args {
                 matches.value_source("api-key-env") == Some(ValueSource::CommandLine),
             ),
             keep: matches.get_flag("keep"),
-            retries: matches.get_one("retries").copied().unwrap_or_default(),
+            retries: matches.get_one("retries").copied(),
             timeout: matches.get_one("timeout").copied(),
             json: matches.get_flag("json"),
         }
@@ -236,11 +270,14 @@ impl Args {
     ///
     /// # Errors
     /// Returns an error that names the argument when a value is not valid or a file cannot be used.
-    pub(super) fn check(self) -> anyhow::Result<ValidArgs> {
-        let request = |prompt| SegmentRequest {
-            prompt,
-            ..self.request.clone()
-        };
+    pub(super) fn check(mut self) -> anyhow::Result<Valid> {
+        match self.job.take() {
+            Some(job) => self.check_job(job).map(Valid::Job),
+            None => self.check_session().map(Box::new).map(Valid::Session),
+        }
+    }
+
+    fn access(&self) -> anyhow::Result<Access> {
         let url = stream_url(&self.url).context("--url")?;
         let ca_file = self.ca_file.as_deref();
         let tls = match url.starts_with("wss://") {
@@ -253,7 +290,31 @@ impl Args {
             self.url
         );
         let (name, is_named) = &self.api_key_env;
-        let authorization = authorization(name, *is_named).context("--api-key-env")?;
+        Ok(Access {
+            url,
+            tls,
+            authorization: authorization(name, *is_named).context("--api-key-env")?,
+        })
+    }
+
+    fn limit(&self) -> anyhow::Result<Option<Duration>> {
+        let limit = self.timeout.map(positive).transpose();
+        limit.context("--timeout")
+    }
+
+    fn initial_image(&self) -> anyhow::Result<Option<Map<String, Value>>> {
+        let image = self.image.as_deref().map(read_image).transpose();
+        image.context("--image")
+    }
+
+    fn check_session(self) -> anyhow::Result<ValidArgs> {
+        let request = |prompt| SegmentRequest {
+            prompt,
+            ..self.request.clone()
+        };
+        let access = self.access()?;
+        let timeout = self.limit()?;
+        let initial_image = self.initial_image()?;
         let prompts = self.prompts.len();
         let segments = self.segments.unwrap_or(prompts);
         let goes_on = self.loops || self.auto_extends;
@@ -263,9 +324,7 @@ impl Args {
              {segments} and {prompts} prompts"
         );
         Ok(ValidArgs {
-            url,
-            tls,
-            authorization,
+            access,
             segments,
             curated_prompts: self.curated_prompts,
             loops: self.loops,
@@ -277,12 +336,7 @@ impl Args {
                 .map(|text| read_adapter(text))
                 .collect::<anyhow::Result<_>>()
                 .context("--adapter")?,
-            initial_image: self
-                .image
-                .as_deref()
-                .map(read_image)
-                .transpose()
-                .context("--image")?,
+            initial_image,
             state: self
                 .state
                 .as_deref()
@@ -297,12 +351,8 @@ impl Args {
                 .transpose()
                 .context("--resume")?,
             keep: self.keep,
-            retries: self.retries,
-            timeout: self
-                .timeout
-                .map(positive)
-                .transpose()
-                .context("--timeout")?,
+            retries: self.retries.unwrap_or(RETRIES),
+            timeout,
             json: self.json,
         })
     }

@@ -22,7 +22,7 @@ use tokio_tungstenite::{
 use super::args::CA_FILE;
 
 /// The time limit for connecting, which is longer than any network that can carry video takes.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest message that is accepted. A continuation state of large frames, as PNG in base64, is above the library's own
 /// limits.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;

@@ -27,9 +27,9 @@ const REQUESTS_AHEAD: usize = 2;
 /// How long the client waits for the server to close the connection after the last segment.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// The shortest pause before an attempt to reconnect.
-const MIN_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const MIN_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause before an attempt to reconnect.
-const MAX_PAUSE: Duration = Duration::from_secs(10);
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// A session as the client sees it, over all connections.
 pub(super) struct Conversation<'a> {
@@ -143,8 +143,9 @@ impl<'a> Conversation<'a> {
     /// Runs the session over one connection, until the last segment is there.
     async fn run_connection(&mut self) -> anyhow::Result<()> {
         self.connection = None;
-        let (tls, authorization) = (self.args.tls.clone(), self.args.authorization.clone());
-        self.connection = Some(Connection::open(&self.args.url, tls, authorization).await?);
+        let access = &self.args.access;
+        let (tls, authorization) = (access.tls.clone(), access.authorization.clone());
+        self.connection = Some(Connection::open(&access.url, tls, authorization).await?);
         self.has_connected = true;
         let is_unused = self.finished == 0;
         let init = SessionInit {

@@ -10,7 +10,8 @@ use anyhow::Context;
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
-/// A fragmented MP4 of many segments: the init segment of the first one, followed by all fragments.
+/// A fragmented MP4 of many segments: the init segment of the first one, followed by all fragments. Or a whole video as it comes
+/// from a server, which counts as one segment without an init segment.
 #[derive(Debug)]
 pub(super) struct Output {
     file: NamedTempFile,
@@ -91,6 +92,11 @@ impl Output {
     /// Returns an error when the file cannot be written.
     pub(super) fn fragment(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.write(bytes)
+    }
+
+    /// Returns the number of bytes that the file has.
+    pub(super) fn len(&self) -> u64 {
+        self.len
     }
 
     /// Ends a segment, which stays in the file from now on.

@@ -1,4 +1,4 @@
-//! Shows the progress of a session on stderr: a progress bar on a terminal, lines elsewhere.
+//! Shows the progress of a session or a job on stderr: a progress bar on a terminal, lines elsewhere.
 
 use std::io::{IsTerminal, Write, stderr};
 
@@ -72,6 +72,36 @@ impl Progress {
         if let Some(bar) = &self.bar {
             let bytes = indicatif::HumanBytes(bytes);
             bar.set_message(format!("{fragments} fragments, {bytes}"));
+        }
+    }
+
+    /// Shows what happens to a job now.
+    pub(super) fn job(&self, stage: &str, percent: u32) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_prefix(stage.to_owned());
+                bar.set_length(100);
+                bar.set_message("%");
+                self.percent(percent);
+            }
+            None => self.say(&format!("{stage}, {percent} %")),
+        }
+    }
+
+    /// Shows how much of a job is done.
+    pub(super) fn percent(&self, percent: u32) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(percent.into());
+        }
+    }
+
+    /// Shows how much of the video has come.
+    pub(super) fn fetched(&self, bytes: u64, size: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_prefix("fetching");
+            bar.set_length(size);
+            bar.set_position(bytes);
+            bar.set_message("bytes");
         }
     }
 

@@ -1,11 +1,13 @@
-//! The summary of a session in JSON, for programs.
+//! The summary of a session, or of a job, in JSON, for programs.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fastvideo_proto::api::videos::Video;
 use serde::Serialize;
 
-/// The summary. Times are in milliseconds. Values that are not known are left out.
+/// The summary of a session. Times are in milliseconds. Values that are not known are left out.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,11 +78,34 @@ pub(super) struct SegmentReport {
     pub(super) duration_ms: f64,
 }
 
-impl Report {
-    /// Formats the summary as one line of JSON.
-    pub(super) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("numbers and strings can always be written as JSON")
-    }
+/// The summary of a job. Values that are not known are left out.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct JobReport {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) output: Option<PathBuf>,
+    /// The size of the finished file.
+    pub(super) bytes: u64,
+    /// The job as the server has last told it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) job: Option<Video>,
+    /// The argument for `--resume`; absent when there is nothing to wait for or to fetch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resume: Option<String>,
+    /// The number of requests that were repeated.
+    pub(super) reconnects: u32,
+    /// The time in milliseconds from the start of the client to the end of the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) e2e_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+}
+
+/// Prints a summary as one line of JSON on stdout.
+pub(super) fn print(report: &impl Serialize) {
+    let json = serde_json::to_string(report);
+    let json = json.expect("numbers and strings can always be written as JSON");
+    // An error means that nobody reads stdout.
+    let _ = writeln!(std::io::stdout(), "{json}");
 }
 
 /// Converts a time into milliseconds, rounded to microseconds.
