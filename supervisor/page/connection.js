@@ -18,6 +18,8 @@ const RECONNECTING = 4000;
 const TOKEN_KEY = 'fastvideo.session';
 /** What belongs to the session and changes more often than its token. */
 const MEMORY_KEY = 'fastvideo.memory';
+/** The curated prompts of the form, which stay when a session is over. */
+const CURATED_KEY = 'fastvideo.curated';
 
 /** The exponential backoff between connection attempts: the pause doubles up to a limit, and jitter shortens it. */
 export const BACKOFF = Object.freeze({ firstMs: 500, longestMs: 10_000, jitter: 0.3 });
@@ -204,8 +206,8 @@ export class Connection {
 }
 
 /**
- * Keeps the resume token, the requests that wait and the viewer's position in the session storage: they survive a reload of the
- * tab, and other tabs cannot read them.
+ * Keeps the resume token, the requests that wait, the viewer's position and the curated prompts in the session storage: they survive
+ * a reload of the tab, and other tabs cannot read them.
  */
 export class TokenStore {
   /** @param {() => Storage} storage  a function, since the mere access throws where storage is forbidden */
@@ -225,6 +227,15 @@ export class TokenStore {
     }
   }
 
+  /** Returns the curated prompts of the form. */
+  loadCurated() {
+    try {
+      return this.storage().getItem(CURATED_KEY) ?? '';
+    } catch {
+      return ''; // storage is forbidden
+    }
+  }
+
   /** @param {?import('./protocol.js').ResumeToken} token  `null` deletes the stored one */
   save(token) {
     try {
@@ -236,15 +247,17 @@ export class TokenStore {
   }
 
   /**
-   * Stores what is to be there again after a reload, besides the token.
+   * Stores what is to be there again after a reload, besides the token. The curated prompts do not take a session.
    *
    * @param {import('./state.js').SessionState} state
    * @param {number} position  the viewer's, in seconds
    */
-  remember({ resume, waiting, asked, outcome }, position) {
-    if (!resume) return;
+  remember({ resume, waiting, asked, outcome, settings }, position) {
     const asks = asked?.message.source === 'user' && asked.id ? asked : null;
     try {
+      if (settings.curated) this.storage().setItem(CURATED_KEY, settings.curated);
+      else this.storage().removeItem(CURATED_KEY);
+      if (!resume) return;
       this.storage().setItem(MEMORY_KEY, JSON.stringify({ session_id: resume.session_id, waiting, asked: asks, outcome, position }));
     } catch {
       // Storage is forbidden, or full.

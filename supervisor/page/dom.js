@@ -1,5 +1,7 @@
 // DOM helpers of the view. Text is written by `textContent` only, so that no text from outside becomes markup (XSS).
 
+const CLOSED = 'details:not([open])';
+
 /** @returns {any} */
 export const $ = (id) => document.getElementById(id);
 
@@ -39,6 +41,11 @@ export function facts(node, pairs) {
     part.append(make('b', '', value));
     return part;
   }));
+}
+
+/** Opens the details around a node. In closed ones the browser can neither focus a field nor show what is wrong with it. */
+export function openAround(node) {
+  for (let closed = node.closest(CLOSED); closed; closed = node.closest(CLOSED)) closed.open = true;
 }
 
 /** Offers a file for download. */

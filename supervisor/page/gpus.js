@@ -51,10 +51,12 @@ export class Gpus {
   /**
    * @param {(title: string, text: string, soft: boolean) => void} report
    * @param {() => void} counted  is called when the number of GPUs has changed
+   * @param {(hasEnhancer: boolean) => void} enhancerTold  is called when a server, and not a router, tells whether it enhances prompts
    */
-  constructor(report, counted) {
+  constructor(report, counted, enhancerTold) {
     this.report = report;
     this.counted = counted;
+    this.enhancerTold = enhancerTold;
     this.cards = new Map();
     $('models-reload').onclick = () => this.reload();
     document.addEventListener('visibilitychange', () => { if (!document.hidden) this.poll(); });
@@ -128,6 +130,7 @@ export class Gpus {
     while ($('gpu-dots').children.length > gpus.length) $('gpu-dots').lastChild.remove();
     if (this.count !== before) this.counted();
     this.models(status.prompt);
+    this.enhancerTold(Boolean(status.prompt));
   }
 
   models(prompt) {

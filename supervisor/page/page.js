@@ -4,7 +4,7 @@
 import { fetchTicket, filmAddress, filmInfo, moveSession, useKey } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
-import { $, save, saveFrom } from './dom.js';
+import { $, openAround, save, saveFrom } from './dom.js';
 import { Gpus } from './gpus.js';
 import { KeySocket, keepKey, takeKey } from './key.js';
 import { mediaEffects, sessionFilm } from './media_effects.js';
@@ -70,6 +70,7 @@ const effects = {
 };
 
 const kept = tokens.load();
+const curated = tokens.loadCurated();
 let remembered = []; // what was stored last for a reload
 const store = createStore({
   state: initialState(kept, performance.timeOrigin),
@@ -80,7 +81,7 @@ const store = createStore({
   failed: reportError,
 });
 const view = new View(dispatch);
-const gpus = new Gpus(report, () => render(store.state));
+const gpus = new Gpus(report, () => render(store.state), (hasEnhancer) => dispatch({ type: 'enhancer_told', hasEnhancer }));
 const watchLink = new WatchLink(dispatch);
 const tabs = new Tabs($('tabs'), showPanel);
 const videos = new VideosTab({ offered: (isOffered) => tabs.offer(isOffered), unauthorized: () => { $('key-form').hidden = false; } });
@@ -92,6 +93,9 @@ window.addEventListener('beforeunload', (event) => {
 });
 setInterval(follow, FOLLOW_MS);
 setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playing: !stage.player.paused && !stage.player.starved }), REPORT_MS);
+// A form is not sent while a field of it is invalid. The event does not bubble.
+document.addEventListener('invalid', ({ target }) => openAround(target), { capture: true });
+if (curated) view.writeCurated(curated);
 dispatch({ type: 'settings_changed', settings: view.settings() });
 if (isAtVideos) tabs.show('videos');
 videos.begin();
@@ -144,9 +148,9 @@ function render(state) {
   remember(state);
 }
 
-/** Stores the requests for a reload, when they have changed. The position is stored when the page is left. */
+/** Stores the requests and curated prompts for a reload, when they have changed. The position is stored when the page is left. */
 function remember(state) {
-  const facts = [state.resume, state.waiting, state.asked, state.outcome];
+  const facts = [state.resume, state.waiting, state.asked, state.outcome, state.settings.curated];
   if (facts.every((fact, i) => fact === remembered[i])) return;
   remembered = facts;
   tokens.remember(state, stage.player.time);

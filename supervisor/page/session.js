@@ -39,7 +39,7 @@ export function reduce(state, event, now) {
   return changed ? { state: next.state, effects: next.effects } : { state, effects: [] };
 }
 
-/** @param {Transition} next @param {Event} event @returns {boolean} whether the event's type is known */
+/** @param {Transition} next @param {Event} event @returns {boolean} whether the event may change something */
 function handle(next, event) {
   const { state } = next;
   switch (event.type) {
@@ -58,6 +58,10 @@ function handle(next, event) {
       connect(next);
       break;
     case 'connect_kept': restore(next); break;
+    case 'enhancer_told':
+      if (state.hasEnhancer === event.hasEnhancer) return false;
+      state.hasEnhancer = event.hasEnhancer;
+      break;
     case 'film_loaded': filmLoaded(next, event); break;
     case 'new_session_confirmed': confirmed(next); break;
     case 'new_session_declined': state.asking = null; break;
@@ -111,7 +115,7 @@ function handleMessage(next, message) {
     case 'request_edited': requestEdited(next, message); break;
     case 'idle_warning': {
       const text = `It ends in ${span(message.seconds_left)} unless you ask for something, so that others get its GPU.`;
-      next.notice('Nothing happens in this session.', text, { soft: true, passing: true });
+      next.notice('Nothing happens in this session.', text, { soft: true, until: 'segment' });
       break;
     }
     case 'spectators': next.state.spectators = message.count; break;
@@ -126,7 +130,7 @@ function handleMessage(next, message) {
     case 'prompt_enhanced': promptWritten(next, message, message.prompt); break;
     case 'prompt_fallback':
       promptWritten(next, message, message.original_prompt);
-      next.notice('A prompt is used as it was.', sentence(message.reason), { soft: true });
+      next.notice('A prompt is used as it was.', sentence(message.reason), { soft: true, until: 'request' });
       break;
     case 'seed_prompts_rewritten': seedPromptsRewritten(next, message); break;
     case 'error': serverError(next, message); break;
@@ -167,7 +171,7 @@ function submitPrompt(next, { prompt, typed, sampling }, agreed = false) {
   const most = maxWaiting(state);
   if (state.waiting.length >= most) {
     const text = 'Send this one when the next segment has begun.';
-    next.notice(`There are already ${plural(most, 'prompt')} waiting.`, text, { soft: true, passing: true });
+    next.notice(`There are already ${plural(most, 'prompt')} waiting.`, text, { soft: true, until: 'segment' });
     return;
   }
   if (typed) next.run({ type: 'clear_prompt' });

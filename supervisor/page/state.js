@@ -83,13 +83,19 @@ import { MAX_WAITING } from './protocol.js';
  */
 
 /**
+ * What removes a notice: the end of the segment or the beginning of the next one; or the beginning of a segment that was requested after
+ * the notice, and the end of any other segment that began after it. A notice with `null` stays.
+ *
+ * @typedef {?('segment' | 'request')} NoticeEnd
+ *
  * @typedef {object} Notice
  * @property {string} title
  * @property {string} text
  * @property {boolean} soft  a warning, and not a failure
  * @property {boolean} reconnect  shows the button that connects
  * @property {boolean} fresh  shows the button that opens a new session instead of resuming
- * @property {boolean} passing  disappears when the segment is finished or the next one begins
+ * @property {NoticeEnd} until  what removes it, besides the user
+ * @property {number} at  when it was shown
  */
 
 /**
@@ -143,6 +149,7 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?string} sessionId
  * @property {?import('./protocol.js').GpuAssigned} gpu
  * @property {?import('./protocol.js').StreamStart} stream
+ * @property {?boolean} hasEnhancer  whether the server has a prompt enhancer, as far as it tells without a session; null while unknown
  * @property {?{position: number, depth: number}} queue
  * @property {boolean} moving  whether a request to move to another GPU is under way
  * @property {MediaMode} requestedMode  the media mode of the last opening message
@@ -201,6 +208,7 @@ export const initialState = (kept = null, unixTime = 0) => ({
   sessionId: null,
   gpu: null,
   stream: null,
+  hasEnhancer: null,
   queue: null,
   moving: false,
   requestedMode: 'av_fmp4',
@@ -287,8 +295,22 @@ export function finishedSegments({ stream, segments }) {
   return Math.max(stream?.next_segment_idx ?? 0, last ? last.idx + 1 : 0);
 }
 
+/** Tells whether the server has a continuation state of the session to save. @param {SessionState} state */
+export const hasState = (state) => state.phase === 'active' && finishedSegments(state) > 0;
+
+/**
+ * Tells whether the server can do something that takes a prompt enhancer. What it does not tell, it is taken to have.
+ *
+ * @param {SessionState} state
+ * @param {'enhancement' | 'auto_extension'} feature
+ */
+export const hasFeature = ({ stream, hasEnhancer }, feature) => (stream ? stream.features?.[feature] !== false : hasEnhancer !== false);
+
 /** The number of requests that may wait at once: what the server says, or else its default. @param {SessionState} state */
 export const maxWaiting = ({ stream }) => stream?.limits?.max_waiting_requests ?? MAX_WAITING;
+
+/** Tells whether the server has other curated prompts than the form. @param {SessionState} state */
+export const canApply = ({ phase, settings, appliedCurated }) => phase === 'active' && settings.curated !== appliedCurated;
 
 /** Returns the curated prompts as a list. @param {Settings} settings */
 export const curatedPrompts = ({ curated }) => curated.split('\n').map((line) => line.trim()).filter(Boolean);

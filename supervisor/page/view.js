@@ -3,11 +3,14 @@
 
 import { AdapterSliders } from './adapters.js';
 import { $, make, mark, say, set } from './dom.js';
-import { plural, span } from './format.js';
+import { plural } from './format.js';
 import {
-  canContinue, curatedPrompts, current, finishedSegments, isLive, isReconnecting, isRunning, isUnsaved, maxWaiting,
+  canApply, canContinue, curatedPrompts, current, finishedSegments, hasFeature, hasState, isLive, isReconnecting, isRunning, isUnsaved,
+  maxWaiting,
 } from './state.js';
-import { askWords, composerWords, gpuWords, idleWords, queueWords, reconnectWords, statusWords } from './words.js';
+import {
+  applyWords, askWords, composerWords, curatedWords, drainWords, gpuWords, idleWords, queueWords, reconnectWords, snapshotWords, statusWords,
+} from './words.js';
 
 const EXAMPLES = [
   'A red fox trots through fresh snow at dawn, breath steaming, handheld camera at its eye level',
@@ -138,7 +141,7 @@ export class View {
     this.renderActions(state, gpus);
     if (changed('phase', 'notice', 'resume', 'reconnect', 'kept', 'asking', 'downloaded')) this.renderNotices(state);
     if (changed('gpu', 'stream', 'segments')) this.renderFacts(state);
-    if (changed('phase', 'stream', 'settings', 'curatedNote')) this.renderDirection(state);
+    if (changed('phase', 'stream', 'hasEnhancer', 'settings', 'curatedNote')) this.renderDirection(state);
     if (changed('waiting', 'stream', 'phase', 'resume')) this.renderWaiting(state);
   }
 
@@ -156,7 +159,7 @@ export class View {
   }
 
   renderActions(state, gpus) {
-    const { phase, settings, segments } = state;
+    const { phase, segments } = state;
     const live = isLive(state);
     const active = phase === 'active';
     const jpeg = state.playerMode === 'legacy_jpeg';
@@ -165,14 +168,15 @@ export class View {
     const again = state.resume && phase === 'closed';
     say($('connect'), again ? 'Reconnect' : phase === 'idle' ? 'Connect' : 'New session');
     set($('opening'), { disabled: live, hidden: live });
-    set($('snapshot'), { disabled: !active });
+    set($('snapshot'), { disabled: !hasState(state), title: snapshotWords(state) });
+    set($('drain-snapshot'), { hidden: !hasState(state) });
     set($('move'), { hidden: !active || gpus < 2, disabled: state.moving });
     set($('download'), {
       disabled: jpeg || !segments.some((s) => s.state === 'done'),
       title: jpeg ? 'JPEG frames are not kept as a video file' : 'All finished segments as one file',
     });
     set($('cancel'), { hidden: !(active && isRunning(current(state))) });
-    set($('curated-apply'), { disabled: !active || settings.curated === state.appliedCurated });
+    set($('curated-apply'), { disabled: !canApply(state), title: applyWords(state) });
   }
 
   renderNotices(state) {
@@ -212,7 +216,8 @@ export class View {
     set($('takes-empty'), { hidden: segments.length > 0 });
   }
 
-  renderDirection({ phase, stream, settings, curatedNote }) {
+  renderDirection(state) {
+    const { phase, stream, settings } = state;
     const features = stream?.features;
     if (features) this.adapters.render(features.adapters ?? []);
     const why = 'Has no effect here: this server has no prompt enhancer.';
@@ -222,12 +227,12 @@ export class View {
       set($(`t-${id}`).closest('label'), { title: works ? '' : why });
       say($(`n-${id}`), works ? note : why);
     };
-    feature('enhancement', features?.enhancement !== false, settings.enhancement, 'A language model writes them out in detail.');
-    feature('auto', features?.auto_extension !== false, settings.auto, 'With no prompt waiting, the story is continued.');
+    feature('enhancement', hasFeature(state, 'enhancement'), settings.enhancement, 'A language model writes them out in detail.');
+    feature('auto', hasFeature(state, 'auto_extension'), settings.auto, 'With no prompt waiting, the story is continued.');
     const hasCurated = curatedPrompts(settings).length > 0;
     say($('n-loop'), hasCurated ? 'With no prompt waiting, the next one of the list runs.' : 'Needs curated prompts in the list below.');
     set($('rewrite'), { hidden: !(phase === 'active' && features?.rewrite) });
-    say($('curated-note'), curatedNote);
+    say($('curated-note'), curatedWords(state));
   }
 
   renderWaiting(state) {
@@ -307,6 +312,6 @@ export class View {
     set($('drain'), { hidden: !draining });
     if (!draining) return;
     const rest = Math.max(0, Math.round((state.drainDeadline - now) / 1000));
-    say($('drain-text'), `No new segments begin, and it stops in ${span(rest)}. Save the state to go on elsewhere.`);
+    say($('drain-text'), drainWords(rest, hasState(state)));
   }
 }

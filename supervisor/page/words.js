@@ -2,7 +2,7 @@
 // The page's texts: for codes, for the state of the session and for video jobs. This file has no access to the DOM.
 
 import { clock, ordinal, phrase, sentence, span } from './format.js';
-import { current, isReconnecting, isUnderWay } from './state.js';
+import { canApply, current, curatedPrompts, finishedSegments, hasState, isReconnecting, isUnderWay } from './state.js';
 import { isCancelled } from './videos/job_list.js';
 
 /**
@@ -200,6 +200,31 @@ export const askWords = (unsaved) => {
 export const composerWords = (goesOn) => {
   const keys = 'Enter sends, Shift+Enter starts a new line.';
   return goesOn ? `The next prompt goes on with this session. ${keys}` : keys;
+};
+
+/** Explains why the state cannot be saved; empty where it can. @param {SessionState} state */
+export function snapshotWords(state) {
+  if (hasState(state)) return '';
+  if (!finishedSegments(state)) return 'There is no state until the first segment is finished.';
+  return 'The state can be saved while the session is open.';
+}
+
+/** Explains why the curated prompts cannot be applied; empty where they can. @param {SessionState} state */
+export function applyWords(state) {
+  if (canApply(state)) return '';
+  return state.phase === 'active' ? 'The session has this list.' : 'The list is sent when the session opens. Apply sends later changes.';
+}
+
+/** Tells what becomes of the curated prompts. @param {SessionState} state */
+export function curatedWords(state) {
+  if (state.phase === 'active') return state.curatedNote;
+  return curatedPrompts(state.settings).length ? applyWords(state) : '';
+}
+
+/** Tells what a server that shuts down still allows. @param {number} rest  in seconds @param {boolean} isSavable */
+export const drainWords = (rest, isSavable) => {
+  const text = `No new segments begin, and it stops in ${span(rest)}.`;
+  return isSavable ? `${text} Save the state to go on elsewhere.` : text;
 };
 
 /**

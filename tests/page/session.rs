@@ -247,6 +247,23 @@ async fn file_that_cannot_be_used_is_refused_when_it_is_chosen() {
 }
 
 #[tokio::test]
+async fn field_that_keeps_a_prompt_from_being_sent_is_shown() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    page.run("document.querySelector('#seed').value = '-1'")
+        .await;
+    page.prompt(FOX).await;
+    page.until(
+        "the sampling options are open",
+        "document.querySelector('.composer details').open",
+    )
+    .await;
+    assert_eq!(page.get("document.activeElement.id").await, "seed");
+    assert_eq!(page.get("fastvideo.phase").await, "idle");
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
 async fn saved_state_opens_another_session() {
     let server = Server::start(&["--gpus=2"]);
     let page = Browser::open(&server).await;

@@ -19,7 +19,8 @@ const TAKEN = {
 };
 const LOST = { title: 'A part of the film is lost.', text: 'The server does not keep it any more.' };
 const NOT_RESUMED = 'The session cannot be continued.';
-const GONE = 'The server no longer has it: it has ended, or nothing happened in it for too long. Start a new one.';
+const GONE = 'The server no longer has it: it has ended, nothing happened in it for too long, or the server was restarted and had it only '
+  + 'in memory. Start a new one.';
 const UNFIT = 'The server makes pictures of another size or with another model now. Start a new one.';
 
 /** Connects: resumes the session if there is a resume token, and opens a new one otherwise. @param {Transition} next */
@@ -201,10 +202,11 @@ export function serverError(next, { code, message, retryable, segment_idx, resta
     return;
   }
   if (code === 'upstream_timeout') state.curatedNote = '';
+  const refused = ['invalid_message', 'prompt_blocked'].includes(code) && state.phase === 'active';
   if (segment && isRunning(segment) && segment.idx === segment_idx) {
     next.change(segment.idx, { state: restarting ? 'restarting' : 'failed' });
     if (!restarting) state.asked = null;
-  } else if (['invalid_message', 'prompt_blocked'].includes(code) && state.phase === 'active') {
+  } else if (refused) {
     takeBack(next, request_id);
   }
   if (state.reconnect && retryable) {
@@ -217,12 +219,21 @@ export function serverError(next, { code, message, retryable, segment_idx, resta
   if (taken) state.outcome = 'taken';
   const over = ['session_rejected', 'state_incompatible', 'unauthorized'].includes(code);
   if (over) next.keepToken(null);
+  if (code === 'session_rejected' && state.reconnect) gone(next);
   let words = errorWords({ code, message });
   if (restarting) words = RESTARTING;
   else if (taken) words = TAKEN;
   else if (over && state.reconnect) words = { title: NOT_RESUMED, text: code === 'state_incompatible' ? UNFIT : GONE };
   state.refusal = state.phase === 'active' ? null : words;
-  next.notice(words.title, words.text, { soft: retryable || taken, reconnect: taken, passing: restarting });
+  const until = restarting ? 'segment' : refused || segment_idx !== undefined ? 'request' : null;
+  next.notice(words.title, words.text, { soft: retryable || taken, reconnect: taken, until });
+}
+
+/** The server does not have the session any more: nobody can watch it, and its film may be gone as well. @param {Transition} next */
+function gone(next) {
+  const { state } = next;
+  Object.assign(state, { watchToken: null, catchingUp: null });
+  if (state.filmKey) next.run({ type: 'load_film', key: state.filmKey });
 }
 
 /** @param {Transition} next @param {{reason: import('../connection.js').CloseReason, code: number, text: string}} event */

@@ -26,7 +26,8 @@ export function restore(next) {
 }
 
 /**
- * The server has told what it keeps of a film. It may be asked before the page connects, and while segments are sent again.
+ * The server has told what it keeps of a film. It is asked before the page connects, while segments are sent again, and when
+ * the session is gone.
  *
  * @param {Transition} next
  * @param {{sessionId: string, film: ?import('../protocol.js').FilmInfo}} loaded  null when the server does not keep it
@@ -48,6 +49,8 @@ export function filmLoaded(next, { sessionId, film }) {
   } else if (state.catchingUp) {
     state.catchingUp = { ...state.catchingUp, loading: false };
     sentAgain(next, -1);
+  } else if (!film && !state.resume) {
+    state.filmKey = null;
   }
 }
 

@@ -100,7 +100,7 @@ function takeRequest(next, segment, id) {
   const found = named >= 0 ? named : alike;
   const at = mine ? Math.max(0, found) : found;
   const request = state.waiting[at];
-  if (state.notice?.passing) state.notice = null;
+  passNotice(next, request);
   if (request) {
     state.waiting = state.waiting.filter((other) => other !== request);
     next.change(segment.idx, { requestedAt: Math.max(request.at, state.freeAt) });
@@ -108,6 +108,20 @@ function takeRequest(next, segment, id) {
   const asked = request ?? { id: '', prompt, message: { type: 'segment_prompt_source', prompt, source }, at: next.now, sent: true };
   state.asked = { ...asked, idx: segment.idx };
   sendWaiting(next);
+}
+
+/**
+ * Removes what a segment that begins is news to. A notice about a request stays for the segment of another one that waited already:
+ * it would be gone before it is read.
+ *
+ * @param {Transition} next
+ * @param {import('../state.js').Request} [request]  the one that the segment answers
+ */
+function passNotice({ state }, request) {
+  const { notice } = state;
+  if (!notice?.until) return;
+  const isNewer = request !== undefined && request.at >= notice.at;
+  state.notice = notice.until === 'segment' || isNewer ? null : { ...notice, until: 'segment' };
 }
 
 /** @param {Transition} next @param {import('../protocol.js').StepComplete} message */
@@ -199,5 +213,5 @@ export function finishSegment(next, idx) {
   next.change(idx, { state: 'done', here: true });
   Object.assign(state, { asked: state.asked?.idx === idx ? null : state.asked, image: null, freeAt: next.now });
   next.run({ type: 'finish_media', idx });
-  if (state.notice?.passing) state.notice = null;
+  if (state.notice?.until === 'segment') state.notice = null;
 }

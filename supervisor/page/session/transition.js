@@ -23,6 +23,7 @@ const MAX_ERRORS = 100;
  *   | {type: 'attachments_changed', image: SessionState['chosenImage'], state: SessionState['chosenState']}
  *   | {type: 'prompt_submitted', prompt: string, typed: boolean, sampling: Sampling}
  *   | {type: 'new_session_confirmed' | 'new_session_declined' | 'watch_link_renewed' | 'downloaded'}
+ *   | {type: 'enhancer_told', hasEnhancer: boolean}
  *   | {type: 'film_loaded', sessionId: string, film: ?import('../protocol.js').FilmInfo}
  *   | {type: 'curated_applied' | 'connect' | 'connect_fresh' | 'connect_kept' | 'kept_dropped' | 'leave' | 'give_up' | 'move'}
  *   | {type: 'rewrite', prompt: string}
@@ -103,10 +104,10 @@ export class Transition {
    *
    * @param {string} title
    * @param {string} text
-   * @param {{soft?: boolean, reconnect?: boolean, passing?: boolean}} [how]
+   * @param {{soft?: boolean, reconnect?: boolean, until?: import('../state.js').NoticeEnd}} [how]
    */
-  notice(title, text, { soft = false, reconnect = false, passing = false } = {}) {
-    this.state.notice = { title, text, soft, reconnect, fresh: reconnect && this.state.resume !== null, passing };
+  notice(title, text, { soft = false, reconnect = false, until = null } = {}) {
+    this.state.notice = { title, text, soft, reconnect, fresh: reconnect && this.state.resume !== null, until, at: this.now };
   }
 
   /** @param {{code: string | number, message: string, retryable?: boolean}} error */

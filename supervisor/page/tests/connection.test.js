@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
 import { BACKOFF, Connection, TokenStore, backoffMs, canResume, closeReason } from '../connection.js';
+import { initialState } from '../state.js';
 import { Clock } from './clock.js';
 
 class Socket {
@@ -207,10 +208,24 @@ describe('resume token', () => {
     assert.equal(kept.items.size, 0);
   });
 
+  test('is not needed for the curated prompts, which outlive the session', () => {
+    const kept = storage();
+    const tokens = new TokenStore(() => kept);
+    assert.equal(tokens.loadCurated(), '');
+    const state = initialState();
+    tokens.remember({ ...state, settings: { ...state.settings, curated: 'one\ntwo' } }, 0);
+    assert.deepEqual([tokens.loadCurated(), tokens.load()], ['one\ntwo', null]);
+    tokens.save(null);
+    assert.equal(tokens.loadCurated(), 'one\ntwo');
+    tokens.remember(state, 0);
+    assert.equal(kept.items.size, 0);
+  });
+
   test('is nothing where storage is forbidden or holds something else', () => {
     const forbidden = new TokenStore(() => { throw new Error('SecurityError'); });
     forbidden.save({ session_id: 's', token: 't' });
-    assert.equal(forbidden.load(), null);
+    forbidden.remember(initialState(), 0);
+    assert.deepEqual([forbidden.load(), forbidden.loadCurated()], [null, '']);
     for (const text of ['no json', 'null', '{"token": 1}']) {
       assert.equal(new TokenStore(() => storage(new Map([['fastvideo.session', text]]))).load(), null, text);
     }

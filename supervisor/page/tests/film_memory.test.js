@@ -227,6 +227,19 @@ test('a film that is only here is unsaved until it was downloaded', () => {
   assert.equal(isUnsaved(recorded().starts(0, 'a').streams(0).completes(0).state), false);
 });
 
+test('a session that is gone has no link for spectators, and a film that is not kept', () => {
+  const page = new PageModel().event('connect').says('gpu_assigned', {
+    gpu_id: 0, session_id: 's1', resume_token: 't1', watch_token: 'w1',
+  }).says('ltx2_stream_start', { width: 128, height: 96, fps: 24, num_frames: 24, next_segment_idx: 0, limits: RECORDING });
+  page.submit('a').starts(0, 'a').streams(0).completes(0).closes('broken', 1006);
+  assert.deepEqual([page.state.watchToken, isUnsaved(page.state)], ['w1', false]);
+  page.event('reconnect_due').says('error', { code: 'session_rejected', message: 'no such session', retryable: false });
+  page.closes('rejected', 1003);
+  assert.equal(page.state.watchToken, null);
+  assert.deepEqual(page.ran('load_film'), [{ type: 'load_film', key: TOKEN }]);
+  assert.equal(isUnsaved(page.event('film_loaded', { sessionId: 's1', film: null }).state), true);
+});
+
 test('the link for spectators is there when the server has them', () => {
   const page = recorded().says('gpu_assigned', { gpu_id: 0, session_id: 's1', resume_token: 't1', watch_token: 'w1' });
   assert.equal(page.state.watchToken, 'w1');

@@ -5,6 +5,7 @@ import { readFile, readdir } from 'node:fs/promises';
 import { describe, test } from 'node:test';
 
 import { checkShape, imageType, readState } from '../attachments.js';
+import { openAround } from '../dom.js';
 import { Film } from '../film.js';
 import { clock, gib, ordinal, plural, seconds, sentence, span } from '../format.js';
 import { exitWords, gpuState, paceWords } from '../gpus.js';
@@ -78,6 +79,12 @@ test('all addresses are relative, so that a proxy can serve the page below a pat
     assert.doesNotMatch(text, /(fetch|ask|URL|WebSocket|import|from)\s*\(?\s*['"`]\//, name);
     assert.doesNotMatch(text, /['"`]\/(v1|status|health|ready)/, name);
   }
+});
+
+test('all closed details around a field are opened', () => {
+  const details = [{ open: true }, { open: false }, { open: false }];
+  openAround({ closest: () => details.find(({ open }) => !open) ?? null });
+  assert.deepEqual(details.map(({ open }) => open), [true, true, true]);
 });
 
 describe('film', () => {

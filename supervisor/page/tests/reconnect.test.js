@@ -123,7 +123,7 @@ describe('a lost connection', () => {
     assert.equal(page.state.resume, null);
     assert.deepEqual([page.state.notice.title, page.state.notice.reconnect, page.state.notice.fresh],
       ['The session cannot be continued.', true, false]);
-    assert.match(page.state.notice.text, /^The server no longer has it: .* Start a new one\.$/);
+    assert.match(page.state.notice.text, /^The server no longer has it: .* restarted .* Start a new one\.$/);
   });
 
   test('does not stay lost when the next opening message is too large', () => {

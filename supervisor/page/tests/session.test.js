@@ -3,9 +3,12 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { closeAdvice, closeWords, errorWords, idleWords, queueWords, segmentWords, starvedWords, statusWords } from '../words.js';
+import {
+  applyWords, closeAdvice, closeWords, curatedWords, drainWords, errorWords, idleWords, queueWords, segmentWords, snapshotWords,
+  starvedWords, statusWords,
+} from '../words.js';
 import { reduce } from '../session.js';
-import { finishedSegments, initialState, maxWaiting, shownPreview } from '../state.js';
+import { canApply, finishedSegments, hasFeature, hasState, initialState, maxWaiting, shownPreview } from '../state.js';
 import { PageModel, TOKEN } from './page_model.js';
 
 const status = (page) => statusWords(page.state)[1];
@@ -244,6 +247,33 @@ describe('segments', () => {
     assert.equal(page.state.notice.title, 'Another one.');
   });
 
+  test('what was said about a segment that failed goes when the user has asked again', () => {
+    const page = PageModel.active().submit('a').starts(0, 'a');
+    page.wait(10).says('error', { code: 'worker_failed', message: 'out of memory', retryable: true, segment_idx: 0 });
+    assert.equal(page.state.notice.text, 'Send the prompt again.');
+    page.wait(10).submit('a');
+    assert.equal(page.state.notice.text, 'Send the prompt again.');
+    page.starts(0, 'a');
+    assert.equal(page.state.notice, null);
+  });
+
+  test('what was said about a refused request can be read while those run that waited before', () => {
+    const page = PageModel.active().submit('a').starts(0, 'a').submit('b').wait(10).submit('c');
+    const message = '`num_inference_steps` must be from 1 to 50, got 900';
+    page.says('error', { code: 'invalid_message', message, retryable: false, request_id: 'p3' });
+    page.streams(0).completes(0).starts(1, 'b');
+    assert.equal(page.state.notice.title, 'That number of steps is not possible.');
+    page.streams(1).completes(1);
+    assert.equal(page.state.notice, null);
+  });
+
+  test('an error that concerns no request stays', () => {
+    const page = PageModel.active().says('error', { code: 'internal_error', message: 'no', retryable: true });
+    page.wait(10).submit('a').starts(0, 'a').streams(0).completes(0);
+    assert.equal(page.state.notice.title, 'The server had an internal fault.');
+    assert.equal(page.event('notice_closed').state.notice, null);
+  });
+
   test('a segment that failed gives its index to the next one', () => {
     const page = PageModel.active().starts(0, 'a').streams(0);
     page.says('error', { code: 'worker_failed', message: 'out of memory', retryable: true, segment_idx: 0 });
@@ -314,6 +344,8 @@ describe('prompts', () => {
     page.says('prompt_fallback', { original_prompt: 'fox', reason: 'nobody answered' });
     assert.deepEqual([page.state.notice.title, page.state.notice.text], ['A prompt is used as it was.', 'Nobody answered.']);
     assert.equal(page.state.waiting[0].written, 'fox');
+    page.wait(10).submit('owl').starts(0, 'fox').streams(0).completes(0).starts(1, 'owl');
+    assert.equal(page.state.notice, null);
   });
 
   test('a blocked prompt goes back to its box', () => {
@@ -476,6 +508,18 @@ describe('end', () => {
     assert.equal(page.submit('b').opening.resume, null);
   });
 
+  test('the state can be saved while the session is open and has a finished segment', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0);
+    assert.deepEqual([hasState(page.state), snapshotWords(page.state)], [false, 'There is no state until the first segment is finished.']);
+    assert.doesNotMatch(drainWords(9, hasState(page.state)), /Save/);
+    page.completes(0).starts(1, 'b');
+    assert.deepEqual([hasState(page.state), snapshotWords(page.state)], [true, '']);
+    assert.match(drainWords(9, hasState(page.state)), /Save the state/);
+    page.event('leave').says('ltx2_stream_complete', { reason: 'stop_requested' });
+    assert.deepEqual([hasState(page.state), snapshotWords(page.state)], [false, 'The state can be saved while the session is open.']);
+    assert.equal(hasState(new PageModel().event('connect').opens({ next: 2 }).state), true, 'it was resumed');
+  });
+
   test('a snapshot is saved under the name of its session and segment', () => {
     const page = PageModel.active().event('snapshot');
     assert.deepEqual(page.sent, [{ type: 'snapshot_state' }]);
@@ -483,6 +527,39 @@ describe('end', () => {
     page.says('continuation_state_snapshot', { state });
     assert.deepEqual(page.ran('save_state'), [{ type: 'save_state', state, name: 'fastvideo-s1-state-5.json' }]);
   });
+});
+
+describe('what the server can do', () => {
+  const works = ({ state }) => ['enhancement', 'auto_extension'].map((feature) => hasFeature(state, feature));
+
+  test('is taken to be everything until it is told', () => {
+    const page = new PageModel();
+    assert.deepEqual(works(page), [true, true]);
+    assert.deepEqual(works(page.event('enhancer_told', { hasEnhancer: false })), [false, false]);
+    const { state } = page;
+    assert.equal(page.event('enhancer_told', { hasEnhancer: false }).state, state, 'it is told every second');
+    assert.deepEqual(works(page.event('enhancer_told', { hasEnhancer: true })), [true, true]);
+  });
+
+  test('is what the session says once there is one', () => {
+    const page = new PageModel().event('enhancer_told', { hasEnhancer: false }).event('connect');
+    assert.deepEqual(works(page.opens({ features: { enhancement: true, auto_extension: false } })), [true, false]);
+  });
+});
+
+test('curated prompts are applied in a session, and only if they have changed', () => {
+  const page = new PageModel({ settings: { curated: 'one' } });
+  const told = () => [canApply(page.state), applyWords(page.state), curatedWords(page.state)];
+  const before = 'The list is sent when the session opens. Apply sends later changes.';
+  assert.deepEqual(told(), [false, before, before]);
+  page.event('connect').opens();
+  assert.deepEqual(told(), [false, 'The session has this list.', '']);
+  page.event('settings_changed', { settings: { ...page.state.settings, curated: 'two' } });
+  assert.deepEqual(told(), [true, '', '']);
+  page.event('curated_applied');
+  assert.deepEqual(told(), [false, 'The session has this list.', 'Holds from the next segment on.']);
+  page.event('settings_changed', { settings: { ...page.state.settings, curated: '' } }).event('leave').closes('ended', 1000);
+  assert.deepEqual(told(), [false, before, '']);
 });
 
 describe('messages that should not come', () => {
