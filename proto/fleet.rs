@@ -82,6 +82,18 @@ pub struct Report {
     /// Sessions that wait for a worker.
     pub waiting: usize,
     pub gpus: Gpus,
+    /// Its video jobs; `None` where it makes no videos, and in reports of servers that do not know of them.
+    #[serde(default)]
+    pub videos: Option<VideoJobs>,
+}
+
+/// Numbers of video jobs. Servers with the same store may count the same ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VideoJobs {
+    /// Those that wait for their turn.
+    pub queued: usize,
+    pub running: usize,
 }
 
 /// Numbers of GPUs.

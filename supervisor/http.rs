@@ -21,6 +21,7 @@ pub use app::{Admin, App, Config};
 use crate::auth::{guard, issue};
 use crate::ingress::error::ApiError;
 use crate::ingress::hosts::{self, Hosts};
+use crate::ingress::openai::in_openai_form;
 use crate::ingress::tls::Side;
 use crate::ingress::{listener, metrics};
 use crate::page;
@@ -101,7 +102,7 @@ fn complete(routes: Router<App>, hosts: &Hosts, app: &App) -> Router {
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.guard(), guard::guard))
         .layer(from_fn_with_state(hosts.clone(), hosts::guard))
-        .layer(from_fn(videos::in_openai_form))
+        .layer(from_fn(in_openai_form))
         .layer(from_fn_with_state(
             app.http_metrics.clone(),
             metrics::measure,

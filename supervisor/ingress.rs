@@ -4,7 +4,7 @@
 //! the time of each of their phases;
 //! `websocket` begins WebSockets, `message_io` limits what is received on them by their `frame`s, and `liveness` tells
 //! whether a peer is still there. `hosts` and `origins` tell pages of other sites, and `proxies` where a request comes from. `access` is the access log. `extract` reads requests, and `error`
-//! answers those that are refused: every refusal has the same JSON body.
+//! answers those that are refused: every refusal has the same JSON body, but for those to OpenAI's clients (`openai`).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,6 +39,7 @@ pub(crate) mod listener;
 pub(crate) mod liveness;
 pub(crate) mod message_io;
 pub(crate) mod metrics;
+pub(crate) mod openai;
 pub(crate) mod origins;
 pub(crate) mod proxies;
 pub(crate) mod timestamp;

@@ -126,6 +126,11 @@ impl Prompts {
         })
     }
 
+    /// Returns whether language models enhance prompts.
+    pub(crate) fn can_enhance(&self) -> bool {
+        self.shared.parts.get().enhancer.is_some()
+    }
+
     /// Reads what another configuration names: the system prompts and the classifier, where they have changed. Nothing of it
     /// has an effect before [`Self::adopt`]. Blocks while it reads.
     ///

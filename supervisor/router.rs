@@ -6,7 +6,8 @@
 //! `app` is the state that all requests share, and `routes` has all routes. `stream` takes a client, a `visitor`: `session`
 //! carries its session over links, and `bridge` over one `server_socket` to a server without links. `watch` carries
 //! spectators, and `messages` has what both are told by the router itself. `status` answers probes, `proxy` passes requests
-//! on to servers, and `sessions` and `servers` those of operators; `openapi` describes all routes. `tracer` makes a span of
+//! on to servers: `film` and `videos` those of clients, in the order of `makers` where a video is to be made and with what `known_videos` remembers, `sessions` and
+//! `servers` those of operators; `openapi` describes all routes. `tracer` makes a span of
 //! each session.
 //!
 //! `line` is where sessions wait; several routers have one line through a Redis. A router keeps nothing that is missed when
@@ -44,6 +45,7 @@ use carried::Carried;
 use config::{ReplicaEndpoint, RouterKey};
 use control::Identity;
 use health_check::{HttpClient, run_health_check_loop};
+use known_videos::KnownVideos;
 use line::Line;
 use line::shared::SharedLine;
 use metrics::{FleetGauges, MoveMetrics};
@@ -59,10 +61,13 @@ pub mod config;
 mod control;
 mod demand;
 mod encryption;
+mod film;
 pub mod health;
 pub mod health_check;
 mod held;
+mod known_videos;
 mod line;
+mod makers;
 mod messages;
 mod metrics;
 mod openapi;
@@ -77,6 +82,7 @@ mod sessions;
 mod status;
 mod stream;
 mod tracer;
+mod videos;
 mod visitor;
 mod watch;
 
@@ -174,6 +180,7 @@ pub async fn serve(
         headroom_gpus: config.headroom_gpus,
         failover_timeout: config.failover_timeout,
         proxy,
+        videos: KnownVideos::default(),
         leaving: leaving.clone(),
         carried: Carried::default(),
         moves,

@@ -313,6 +313,8 @@ async fn the_openapi_document_of_a_router_describes_its_routes() {
         "/status",
         "/v1/fleet/demand",
         "/v1/log-level",
+        "/v1/models",
+        "/v1/models/{model}",
         "/v1/reload",
         "/v1/servers/{name}/{path}",
         "/v1/sessions",
@@ -327,6 +329,14 @@ async fn the_openapi_document_of_a_router_describes_its_routes() {
         "/v1/sessions/{id}/state",
         "/v1/stream",
         "/v1/tickets",
+        "/v1/videos",
+        "/v1/videos/edits",
+        "/v1/videos/extensions",
+        "/v1/videos/sync",
+        "/v1/videos/{id}",
+        "/v1/videos/{id}/cancel",
+        "/v1/videos/{id}/content",
+        "/v1/videos/{id}/remix",
         "/v1/watch",
     ];
     assert_eq!(described_paths(&router).await, expected);

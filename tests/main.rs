@@ -51,6 +51,7 @@ mod replay;
 mod requests;
 mod resume;
 mod router;
+mod router_videos;
 mod safety;
 mod seats;
 mod session;

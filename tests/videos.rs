@@ -13,6 +13,7 @@ use ureq::http::Request;
 
 use crate::harness::{Server, WATCHFUL, until};
 
+mod drain;
 mod jobs;
 mod queue;
 mod reports;

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, CONTENT_TYPE, ORIGIN, RETRY_AFTER, UPGRADE, VARY,
-    WWW_AUTHENTICATE,
+    ACCEPT_RANGES, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE,
+    ETAG, ORIGIN, RETRY_AFTER, UPGRADE, VARY, WWW_AUTHENTICATE,
 };
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::credential::Credential;
 use super::decision::{AuthMethod, AuthOutcome, Decision};
@@ -35,6 +35,24 @@ use crate::traces::Period;
 
 /// The route whose refusals a browser is told over its WebSocket, since it does not see a status.
 const STREAM: &str = "/v1/stream";
+/// The headers that a page of an allowed site may read besides those that every page may.
+const EXPOSED: [HeaderName; 14] = [
+    ACCEPT_RANGES,
+    CONTENT_DISPOSITION,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    ETAG,
+    RETRY_AFTER,
+    HeaderName::from_static("idempotent-replayed"),
+    HeaderName::from_static("openai-poll-after-ms"),
+    HeaderName::from_static("x-inference-time-s"),
+    HeaderName::from_static("x-model"),
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-should-retry"),
+    HeaderName::from_static("x-spritesheet"),
+    HeaderName::from_static("x-video-id"),
+];
+
 /// The routes that pages of other sites could use in the name of their viewer, besides those that change something.
 const WEBSOCKETS: [&str; 2] = [STREAM, "/v1/watch"];
 
@@ -212,8 +230,9 @@ impl Guard {
                 guard.allows(origin)
             }))
             .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
-            .allow_headers([AUTHORIZATION, CONTENT_TYPE])
-            .expose_headers([RETRY_AFTER])
+            // Those that a page sets by itself or by OpenAI's package.
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers(EXPOSED)
             .max_age(PREFLIGHT_AGE)
     }
 

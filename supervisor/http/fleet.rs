@@ -8,7 +8,9 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use fastvideo_proto::fleet::{FLEET_VERSION, Gpus, Report, RouterMessage, ServerMessage};
+use fastvideo_proto::fleet::{
+    FLEET_VERSION, Gpus, Report, RouterMessage, ServerMessage, VideoJobs,
+};
 use fastvideo_proto::link::ReadyReport;
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::watch;
@@ -142,6 +144,13 @@ impl Fleet {
                 ready,
                 starting: workers().filter(|state| starts(*state)).count(),
             },
+            videos: app.videos.config().enabled.then(|| {
+                let counts = app.videos.counts();
+                VideoJobs {
+                    queued: counts.queued,
+                    running: counts.running,
+                }
+            }),
         }
     }
 }

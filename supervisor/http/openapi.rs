@@ -39,19 +39,7 @@ pub(super) fn routes() -> Router<App> {
         adapters::list,
         adapters::load,
         adapters::unload,
-        prompts::reload,
-        videos::create,
-        videos::create_and_wait,
-        videos::list,
-        videos::retrieve,
-        videos::content,
-        videos::cancel,
-        videos::remove,
-        videos::remix,
-        videos::edit,
-        videos::extend,
-        videos::models,
-        videos::model
+        prompts::reload
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]
@@ -85,11 +73,30 @@ pub(crate) struct CommonRoutes;
 ))]
 pub(crate) struct SessionRoutes;
 
+/// The routes that a router passes on to the server that has, or makes, the video.
+#[derive(OpenApi)]
+#[openapi(paths(
+    videos::create,
+    videos::create_and_wait,
+    videos::list,
+    videos::retrieve,
+    videos::content,
+    videos::cancel,
+    videos::remove,
+    videos::remix,
+    videos::edit,
+    videos::extend,
+    videos::models,
+    videos::model
+))]
+pub(crate) struct VideoRoutes;
+
 /// Returns this document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
 async fn openapi() -> Json<utoipa::openapi::OpenApi> {
     let document = ApiDoc::openapi().merge_from(CommonRoutes::openapi());
-    Json(document.merge_from(SessionRoutes::openapi()))
+    let document = document.merge_from(SessionRoutes::openapi());
+    Json(document.merge_from(VideoRoutes::openapi()))
 }
 
 /// Opens a session, one per connection: JSON text messages travel both ways, media as binary messages to the client.

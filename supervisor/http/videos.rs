@@ -17,5 +17,4 @@ pub(super) mod routes;
 #[cfg(test)]
 mod tests;
 
-pub(super) use error::in_openai_form;
 pub(super) use routes::routes;

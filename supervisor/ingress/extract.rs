@@ -20,6 +20,9 @@ use super::message_io::{SHARE_WAIT, missing_share};
 use crate::byte_budget::{ByteBudget, Share};
 use crate::client_address::ClientAddress;
 
+/// The largest body of a request for a video, in bytes: the largest image in base64, and some text.
+const MAX_VIDEO_BODY_BYTES: u64 = 48 << 20;
+
 /// The query string, parsed as a `T`.
 pub(crate) struct ValidQuery<T>(pub(crate) T);
 
@@ -38,6 +41,9 @@ pub(crate) struct Body {
     /// What the body takes of the memory for that; held for as long as the body is.
     pub(crate) share: Share,
 }
+
+/// The whole body of a request for a video. It may be larger than a message.
+pub(crate) struct VideoBody(pub(crate) Body);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> {
     type Rejection = ApiError;
@@ -90,6 +96,20 @@ where
         let ingress = Ingress::from_ref(state);
         let limit = ingress.rules().max_message_bytes as u64;
         Self::receive(request, &ingress, limit).await
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for VideoBody
+where
+    Ingress: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let ingress = Ingress::from_ref(state);
+        // More than this no client could ever send, however long it waits.
+        let limit = MAX_VIDEO_BODY_BYTES.min(ingress.receiving.largest());
+        Body::receive(request, &ingress, limit).await.map(Self)
     }
 }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::carried::Carried;
+use super::known_videos::KnownVideos;
 use super::line::Line;
 use super::metrics::MoveMetrics;
 use super::proxy::Proxy;
@@ -41,6 +42,8 @@ pub(super) struct App {
     /// How long a session that was begun waits for another server.
     pub(super) failover_timeout: Duration,
     pub(super) proxy: Proxy,
+    /// The servers of videos.
+    pub(super) videos: KnownVideos,
     /// The sessions that can be moved.
     pub(super) carried: Carried,
     /// Cancelled when the router leaves its clients.

@@ -4,11 +4,11 @@ use axum::routing::get;
 use axum::{Json, Router};
 use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
 use utoipa::OpenApi;
-use utoipa::openapi::{Content, PathItem, Ref, Response, ResponseBuilder};
+use utoipa::openapi::{Content, OpenApi as Document, PathItem, Ref, Response, ResponseBuilder};
 
 use super::app::App;
-use super::{servers, sessions, status};
-use crate::http::openapi::{CommonRoutes, SessionRoutes};
+use super::{servers, sessions, status, videos};
+use crate::http::openapi::{CommonRoutes, SessionRoutes, VideoRoutes};
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/openapi.json", get(async || Json(document())))
@@ -31,32 +31,43 @@ pub(super) fn routes() -> Router<App> {
         status::scrape,
         status::fleet_demand,
         sessions::list,
-        servers::pass_on
+        servers::pass_on,
+        videos::list
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]
 struct ApiDoc;
 
-fn document() -> utoipa::openapi::OpenApi {
-    let mut passed_on = SessionRoutes::openapi();
-    for path in passed_on.paths.paths.values_mut() {
+fn document() -> Document {
+    let no_answer = refusal("ErrorBody", "no server that is healthy answers");
+    let sessions = with_answer(SessionRoutes::openapi(), "502", &no_answer);
+    let lost = refusal("OpenAiErrorBody", "the server was lost before it answered");
+    let videos = with_answer(VideoRoutes::openapi(), "502", &lost);
+    let away = "no server answers, or one on which this depends does not, or none can do this now";
+    let videos = with_answer(videos, "503", &refusal("OpenAiErrorBody", away));
+    let own = ApiDoc::openapi().merge_from(CommonRoutes::openapi());
+    own.merge_from(sessions).merge_from(videos)
+}
+
+/// Adds an answer to all operations.
+fn with_answer(mut document: Document, status: &str, answer: &Response) -> Document {
+    for path in document.paths.paths.values_mut() {
         let PathItem {
             get, post, delete, ..
         } = path;
         for operation in [get, post, delete].into_iter().flatten() {
             let responses = &mut operation.responses.responses;
-            responses.insert("502".to_owned(), no_answer().into());
+            responses.insert(status.to_owned(), answer.clone().into());
         }
     }
-    let own = ApiDoc::openapi().merge_from(CommonRoutes::openapi());
-    own.merge_from(passed_on)
+    document
 }
 
-/// Returns the description of the answer where no server answers.
-fn no_answer() -> Response {
-    let body = Content::new(Some(Ref::from_schema_name("ErrorBody")));
+/// Returns the description of a refusal.
+fn refusal(body: &str, description: &str) -> Response {
+    let body = Content::new(Some(Ref::from_schema_name(body)));
     ResponseBuilder::new()
-        .description("no server that is healthy answers")
+        .description(description)
         .content("application/json", body)
         .build()
 }

@@ -1,28 +1,29 @@
-//! Passes requests on to servers.
-//!
-//! Any server with the session's store has its film; the one that runs the session has also what is being made. So the
-//! servers are asked one after the other, until one knows the session and the token.
+//! Passes requests on to servers: to one, or to one after the other until one knows what is asked for, or takes what comes in.
 
+use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::header::{
     ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION,
     CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, ORIGIN, RANGE, TRANSFER_ENCODING,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::Response;
 use fastvideo_proto::api::error::ErrorBody;
 use futures_util::stream;
+use hyper::body::{Frame, SizeHint};
 use rustls::ClientConfig;
 
 use super::encryption;
 use super::health_check::below;
-use super::registry::{Replica, ReplicaRegistry};
+use super::registry::Replica;
 use crate::auth::guard::ROUTER_KEY;
+use crate::ingress::access::REQUEST_ID;
 use crate::ingress::error::ApiError;
 use crate::ingress::origins::{Origins, SEC_FETCH_SITE};
 
@@ -32,16 +33,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most that is read of a refusal.
 const MAX_REFUSAL_BYTES: usize = 64 << 10;
 
-/// The headers of a request that the routes of a session look at.
-const PASSED_ON: [HeaderName; 9] = [
+/// By this header a request that creates something is known when it is sent again.
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The headers of a request that the routes of sessions and videos look at.
+const PASSED_ON: [HeaderName; 11] = [
     ACCESS_CONTROL_REQUEST_HEADERS,
     ACCESS_CONTROL_REQUEST_METHOD,
     AUTHORIZATION,
     CONTENT_TYPE,
+    IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
     IF_RANGE,
     ORIGIN,
     RANGE,
+    REQUEST_ID,
     SEC_FETCH_SITE,
 ];
 
@@ -49,10 +55,26 @@ const PASSED_ON: [HeaderName; 9] = [
 #[derive(Clone, Debug)]
 pub(super) struct Asked<'a> {
     pub(super) method: &'a Method,
-    /// Path and query.
+    /// Path and query, see [`target`].
     pub(super) target: &'a str,
     pub(super) headers: &'a HeaderMap,
     pub(super) body: Bytes,
+}
+
+/// Returns the path and the query for a server.
+///
+/// # Errors
+/// Returns a refusal when the path is not what it seems to be: a client of the router could reach any route of a server, in the
+/// router's name, by a path that leads up.
+pub(super) fn target(uri: &Uri) -> Result<&str, ApiError> {
+    let is_step = |segment: &str| {
+        let segment = segment.to_ascii_lowercase().replace("%2e", ".");
+        matches!(segment.as_str(), "." | "..")
+    };
+    if uri.path().split(['/', '\\']).any(is_step) {
+        return Err(ApiError::not_found("the path has a segment `.` or `..`"));
+    }
+    Ok(uri.path_and_query().map_or("/", |target| target.as_str()))
 }
 
 /// Returns the headers for a server, which knows the router's address by no other means: where the browser has not said
@@ -63,6 +85,30 @@ pub(super) fn judged(mut headers: HeaderMap) -> HeaderMap {
         headers.insert(SEC_FETCH_SITE, HeaderValue::from_static("same-origin"));
     }
     headers
+}
+
+/// A body that is gone once it was sent. The HTTP client keeps one that is only bytes until the answer comes.
+struct Once(Bytes);
+
+impl HttpBody for Once {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let bytes = std::mem::take(&mut self.0);
+        Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
 }
 
 /// Asks servers for what clients of the router ask for.
@@ -87,11 +133,11 @@ impl Proxy {
         })
     }
 
-    /// Asks one server. The log says why one does not answer.
-    async fn ask(
+    /// Asks one server. The log says why one does not answer. The body is held until it is sent, and no longer.
+    pub(super) async fn ask(
         &self,
         replica: &Replica,
-        asked: &Asked<'_>,
+        asked: Asked<'_>,
     ) -> reqwest::Result<reqwest::Response> {
         let url = below(&replica.endpoint.url, asked.target);
         let mut passed_on = HeaderMap::new();
@@ -109,7 +155,7 @@ impl Proxy {
             .headers(passed_on);
         let request = match asked.body.is_empty() {
             true => request,
-            false => request.body(asked.body.clone()),
+            false => request.body(reqwest::Body::wrap(Once(asked.body))),
         };
         let answer = request.send().await;
         let failed = |error: &reqwest::Error| {
@@ -127,23 +173,16 @@ impl Proxy {
         asked: &Asked<'_>,
         limit: usize,
     ) -> Option<Vec<u8>> {
-        let mut answer = self.ask(replica, asked).await.ok()?;
-        if !answer.status().is_success() {
-            return None;
+        let answer = self.ask(replica, asked.clone()).await.ok()?;
+        match answer.status().is_success() {
+            true => whole(answer, limit).await,
+            false => None,
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.ok()? {
-            body.extend_from_slice(&chunk);
-            if body.len() > limit {
-                return None;
-            }
-        }
-        Some(body)
     }
 
     /// Asks one server; `None` when it does not answer.
     pub(super) async fn ask_one(&self, replica: &Replica, asked: &Asked<'_>) -> Option<Response> {
-        self.ask(replica, asked).await.ok().map(passed)
+        self.ask(replica, asked.clone()).await.ok().map(passed)
     }
 
     /// Asks the servers one after the other, until one knows the session.
@@ -154,13 +193,13 @@ impl Proxy {
     ) -> Result<Response, ApiError> {
         let mut refused = None;
         for replica in replicas {
-            let Ok(answer) = self.ask(&replica, asked).await else {
+            let Ok(answer) = self.ask(&replica, asked.clone()).await else {
                 continue;
             };
             match answer.status() {
                 StatusCode::NOT_FOUND => {
-                    let (is_unknown, answer) = not_found(answer).await;
-                    if !is_unknown {
+                    let (code, answer) = refusal(answer).await;
+                    if code.as_deref() != Some("no_session") {
                         return Ok(answer);
                     }
                     refused.get_or_insert(answer);
@@ -182,7 +221,7 @@ impl Proxy {
     ) -> Result<Response, ApiError> {
         let mut refused: Option<Response> = None;
         for replica in replicas {
-            let answer = match self.ask(&replica, asked).await {
+            let answer = match self.ask(&replica, asked.clone()).await {
                 Ok(answer) => answer,
                 Err(error) if error.is_connect() => continue,
                 Err(_) => {
@@ -223,24 +262,20 @@ fn nobody_answers() -> ApiError {
     ApiError::new(StatusCode::BAD_GATEWAY, "no_healthy_replica", message)
 }
 
-/// Serves what is below a session.
-pub(super) async fn film(
-    State(proxy): State<Proxy>,
-    State(registry): State<ReplicaRegistry>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let asked = Asked {
-        method: request.method(),
-        target: request.uri().path_and_query().map_or("/", |it| it.as_str()),
-        headers: request.headers(),
-        body: Bytes::new(),
-    };
-    registry.first_probes().await;
-    proxy.ask_in_turn(registry.healthy(), &asked).await
+/// Reads an answer; `None` when it breaks off, or is larger than `limit`.
+pub(super) async fn whole(mut answer: reqwest::Response, limit: usize) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.ok()? {
+        body.extend_from_slice(&chunk);
+        if body.len() > limit {
+            return None;
+        }
+    }
+    Some(body)
 }
 
-/// Reads an answer that something is not there. Returns whether that is the session, too.
-async fn not_found(mut answer: reqwest::Response) -> (bool, Response) {
+/// Reads a refusal. Returns also its code, where it has one.
+pub(super) async fn refusal(mut answer: reqwest::Response) -> (Option<String>, Response) {
     let mut passed = head(&answer);
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = answer.chunk().await
@@ -249,9 +284,9 @@ async fn not_found(mut answer: reqwest::Response) -> (bool, Response) {
         body.extend_from_slice(&chunk);
     }
     let refusal = serde_json::from_slice::<ErrorBody>(&body);
-    let is_unknown = refusal.is_ok_and(|refusal| refusal.error.code == "no_session");
+    let code = refusal.ok().map(|refusal| refusal.error.code.into_owned());
     *passed.body_mut() = Body::from(body);
-    (is_unknown, passed)
+    (code, passed)
 }
 
 fn head(answer: &reqwest::Response) -> Response {
@@ -266,7 +301,7 @@ fn head(answer: &reqwest::Response) -> Response {
 }
 
 /// Passes a server's answer on while it comes.
-fn passed(answer: reqwest::Response) -> Response {
+pub(super) fn passed(answer: reqwest::Response) -> Response {
     let mut passed = head(&answer);
     // An error ends the connection, so that the client sees that bytes are missing.
     let chunks = stream::try_unfold(answer, async |mut answer| {
@@ -282,6 +317,23 @@ mod tests {
     use axum::http::header::HOST;
 
     use super::*;
+
+    #[test]
+    fn no_path_leads_up_at_a_server() {
+        for (uri, is_taken) in [
+            ("/v1/videos/x/content?variant=..", true),
+            ("/v1/videos/..x", true),
+            ("/v1/videos/%2Fstatus", true),
+            ("/v1/videos/../status", false),
+            ("/v1/videos/%2e%2E/status", false),
+            ("/v1/videos/.%2e", false),
+            ("/v1/videos/./x", false),
+            ("/v1/videos/x\\..\\..\\status", false),
+        ] {
+            let uri: Uri = uri.parse().unwrap();
+            assert_eq!(target(&uri).is_ok(), is_taken, "{uri}");
+        }
+    }
 
     #[test]
     fn a_server_hears_that_a_request_is_of_the_routers_own_page() {

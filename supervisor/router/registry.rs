@@ -1,7 +1,7 @@
 //! The servers that the router knows, and which of them takes the next session.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +13,7 @@ use super::choose::{self, Candidate, Load};
 use super::config::ReplicaEndpoint;
 use super::health::{ReplicaHealth, Thresholds};
 use super::line::Room;
+use super::makers::{Maker, Standing};
 
 /// All replicas: those of the configuration in its order, then those that were found. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ struct Shared {
     changes: watch::Sender<()>,
     /// Whether servers are asked for a link.
     has_links: bool,
+    /// Number of video jobs that replicas were asked for.
+    videos: AtomicU64,
 }
 
 /// One server.
@@ -41,8 +44,8 @@ pub struct Replica {
     pub endpoint: ReplicaEndpoint,
     origin: Origin,
     health: Mutex<ReplicaHealth>,
-    /// The name that it has reported last.
-    reported_name: Mutex<Option<String>>,
+    /// What it has reported last of what outlives the link.
+    known: Mutex<Known>,
     /// What it reports.
     link: watch::Sender<LinkStatus>,
     /// Told when a session may find a place where there was none.
@@ -51,6 +54,15 @@ pub struct Replica {
     sessions: AtomicUsize,
     /// Number of sessions that have begun since its last report.
     unreported: AtomicUsize,
+    /// The number of the last video job that it was asked for; 0 before the first one.
+    last_video: AtomicU64,
+}
+
+/// What a replica has reported last of what outlives the link.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    name: Option<String>,
+    store: Option<String>,
 }
 
 /// Where a replica comes from.
@@ -129,6 +141,7 @@ impl ReplicaRegistry {
             all_probed: watch::Sender::new(false),
             changes: changes.clone(),
             has_links,
+            videos: AtomicU64::new(0),
         }))
     }
 
@@ -287,6 +300,21 @@ impl ReplicaRegistry {
         }
     }
 
+    /// Waits until a replica is not healthy, or is none any more.
+    pub(super) async fn until_lost(&self, replica: &Arc<Replica>) {
+        let mut changes = self.changes();
+        while replica.is_healthy() && is_among(replica, &self.all()) {
+            // Err: the registry is gone, which the caller holds.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// Takes note that a replica is asked for a video job.
+    pub(super) fn video_asked(&self, replica: &Replica) {
+        let number = self.0.videos.fetch_add(1, Ordering::Relaxed) + 1;
+        replica.last_video.store(number, Ordering::Relaxed);
+    }
+
     /// Tells those who wait that each replica was probed.
     pub(super) fn all_probed(&self) {
         self.0.all_probed.send_replace(true);
@@ -318,21 +346,26 @@ impl Replica {
             endpoint,
             origin,
             health: Mutex::default(),
-            reported_name: Mutex::default(),
+            known: Mutex::default(),
             link: watch::Sender::default(),
             changes: changes.clone(),
             sessions: AtomicUsize::new(0),
             unreported: AtomicUsize::new(0),
+            last_video: AtomicU64::new(0),
         })
     }
 
     /// Returns its name here, or else the one that it has reported.
     pub(super) fn name(&self) -> Option<String> {
-        let reported = || {
-            let name = self.reported_name.lock();
-            name.expect("no holder of this lock panics").clone()
-        };
+        let reported = || self.known().name.clone();
         self.endpoint.name.clone().or_else(reported)
+    }
+
+    /// Returns what tells its store from others: servers with the same one have the same videos. One that has never said
+    /// which it has is taken to have its own.
+    pub(super) fn store(&self) -> String {
+        let own = || self.endpoint.url.to_string();
+        self.known().store.clone().unwrap_or_else(own)
     }
 
     /// Returns what operators call it: its name, or its address.
@@ -374,9 +407,10 @@ impl Replica {
         if self.report().is_none() {
             tracing::info!(replica = %self, places = report.places, "server linked");
         }
-        (self.reported_name.lock())
-            .expect("no holder of this lock panics")
-            .clone_from(&report.name);
+        *self.known() = Known {
+            name: report.name.clone(),
+            store: Some(report.store.clone()).filter(|store| !store.is_empty()),
+        };
         self.link.send_replace(LinkStatus::Up(Box::new(report)));
         self.unreported.store(0, Ordering::Relaxed);
         self.changes.send_replace(());
@@ -475,6 +509,34 @@ impl Replica {
         }
     }
 
+    /// Returns what is known of it as one that could take a video job.
+    pub(super) fn maker(&self) -> Maker {
+        let (standing, load) = match &*self.link.borrow() {
+            _ if !self.is_healthy() => (Standing::Away, None),
+            LinkStatus::Up(report) => {
+                let standing = match (report.draining, report.ready) {
+                    (true, _) => Standing::Leaving,
+                    (false, false) => Standing::Starting,
+                    (false, true) => Standing::Open,
+                };
+                let jobs = report.videos.map(|jobs| jobs.queued + jobs.running);
+                let gpus = report.gpus.ready.max(1) as f64 * self.endpoint.weight;
+                (standing, jobs.map(|jobs| (jobs + 1) as f64 / gpus))
+            }
+            // It was not asked for a link, or has none, or none at the moment.
+            LinkStatus::Unknown | LinkStatus::Plain | LinkStatus::Down => (Standing::Open, None),
+        };
+        Maker {
+            url: self.endpoint.url.to_string(),
+            store: self.store(),
+            was_reached: self.lock().last_ok().is_some(),
+            standing,
+            load,
+            is_primary: self.endpoint.primary,
+            last_video: self.last_video.load(Ordering::Relaxed),
+        }
+    }
+
     /// Counts a session.
     pub(super) fn begin_session(self: &Arc<Self>) -> CountedSession {
         self.sessions.fetch_add(1, Ordering::Relaxed);
@@ -484,6 +546,10 @@ impl Replica {
 
     pub(super) fn is_healthy(&self) -> bool {
         self.lock().is_healthy()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().expect("no holder of this lock panics")
     }
 
     fn lock(&self) -> MutexGuard<'_, ReplicaHealth> {
@@ -509,6 +575,8 @@ pub(super) fn seconds(time: SystemTime) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use fastvideo_proto::fleet::VideoJobs;
+
     use super::*;
 
     const THRESHOLDS: Thresholds = Thresholds {
@@ -581,6 +649,32 @@ mod tests {
         assert!(registry.all()[0].unlinked(false));
         assert!(!registry.all()[0].unlinked(true));
         assert_eq!(registry.all()[0].sessions(), 2);
+    }
+
+    #[test]
+    fn a_server_keeps_its_store_while_it_is_away() {
+        let registry = registry(&["a", "b"]);
+        let [a, b] = [0, 1].map(|n| registry.all()[n].clone());
+        assert_eq!(a.store(), "http://a:8000/");
+        assert_eq!(a.maker().standing, Standing::Away);
+        registry.record(&a, Ok(Duration::from_millis(1)));
+        assert_eq!(a.maker().standing, Standing::Open);
+        a.reported(Report {
+            store: "one".to_owned(),
+            ready: true,
+            videos: Some(VideoJobs {
+                queued: 2,
+                running: 1,
+            }),
+            ..Report::default()
+        });
+        registry.video_asked(&b);
+        registry.video_asked(&a);
+        assert_eq!((a.maker().load, a.maker().last_video), (Some(4.0), 2));
+        a.unlinked(false);
+        let maker = a.maker();
+        assert_eq!((&*maker.store, maker.load), ("one", None));
+        assert!(maker.was_reached && !b.maker().was_reached);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::app::App;
-use super::proxy::{Asked, judged};
+use super::proxy::{Asked, judged, target};
 use super::registry::Replica;
 use crate::ingress::error::ApiError;
 use crate::ingress::extract::{Body, PathSession};
@@ -67,7 +67,7 @@ async fn hydrate(
 ) -> Result<Response, ApiError> {
     let asked = Asked {
         method: &Method::POST,
-        target: uri.path_and_query().map_or("/", |target| target.as_str()),
+        target: target(&uri)?,
         headers: &judged(headers),
         body: bytes,
     };
@@ -89,7 +89,7 @@ async fn order(
 ) -> Result<Response, ApiError> {
     let asked = Asked {
         method: &method,
-        target: uri.path_and_query().map_or("/", |target| target.as_str()),
+        target: target(&uri)?,
         headers: &judged(headers),
         body: bytes,
     };

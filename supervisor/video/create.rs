@@ -349,7 +349,7 @@ fn draft(new: NewVideo, plan: VideoPlan, config: &Config, claim: Option<Claim>) 
             StoredVideoRequest {
                 prompt: new.prompt,
                 negative_prompt: new.negative_prompt,
-                seed: new.seed.unwrap_or_else(rand::random),
+                seed: new.seed.unwrap_or_else(draw_seed),
                 num_inference_steps: new.num_inference_steps,
                 guidance_scale: new.guidance_scale,
                 enhance_prompt: new.enhance_prompt,
@@ -357,4 +357,9 @@ fn draft(new: NewVideo, plan: VideoPlan, config: &Config, claim: Option<Claim>) 
             plan,
         )
     }
+}
+
+/// Draws a seed of 53 bits: JavaScript, which has no other numbers, reads it back as it is.
+fn draw_seed() -> u64 {
+    rand::random::<u64>() >> 11
 }

@@ -12,6 +12,7 @@ use fastvideo_proto::link::EncoderSpec;
 use fastvideo_proto::stored_video::StoredFile;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -73,6 +74,8 @@ struct Shared {
     wake: Notify,
     /// Notified when the operator is to be told of the end of a job.
     untold: Notify,
+    /// Cancelled when the server goes away and no job runs here any more.
+    left: CancellationToken,
     sender: webhook::Sender,
     metrics: VideoMetrics,
     /// Tracks the jobs that run here.
@@ -97,6 +100,7 @@ impl Videos {
             known: Mutex::default(),
             wake: Notify::new(),
             untold: Notify::new(),
+            left: CancellationToken::new(),
             sender: webhook::Sender::new(),
             metrics: VideoMetrics::default(),
             running: TaskTracker::new(),
@@ -160,6 +164,17 @@ impl Videos {
     pub(crate) async fn drained(&self) {
         self.0.running.close();
         self.0.running.wait().await;
+        self.0.left.cancel();
+    }
+
+    /// Returns whether no job runs here any more, since the server goes away.
+    pub(crate) fn have_left(&self) -> bool {
+        self.0.left.is_cancelled()
+    }
+
+    /// Returns whether a language model writes prompts out.
+    pub(crate) fn can_enhance(&self) -> bool {
+        self.0.parts.prompts.can_enhance()
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -330,16 +345,13 @@ impl Videos {
         let live = live.map(|live| live.borrow().clone());
         match record {
             Ok(None) => Ok(None),
-            Ok(Some(record)) => {
-                let stored = || Live::of(Arc::new(record.video));
-                Ok(Some(live.unwrap_or_else(stored)))
-            }
+            Ok(Some(record)) => Ok(Some(live.unwrap_or_else(|| seen(record)))),
             Err(error) => live.map(Some).ok_or(error),
         }
     }
 
-    /// Returns a job of a tenant once its status or its progress differs from what it is now, or when the time is over;
-    /// `None` when there is none, or none any more.
+    /// Returns a job of a tenant once its status or its progress differs from what it is now, when the time is over, or when
+    /// the server goes away and no job runs here any more; `None` when there is none, or none any more.
     ///
     /// # Errors
     /// Returns an error when the store does not answer.
@@ -362,7 +374,10 @@ impl Videos {
                     None => sleep(ELSEWHERE_INTERVAL).await,
                 }
             };
-            let _ = timeout_at(deadline, changed).await;
+            tokio::select! {
+                _ = timeout_at(deadline, changed) => {}
+                () = self.0.left.cancelled() => break,
+            }
             match self.get(tenant, id).await? {
                 Some(live) => now = live,
                 None => return Ok(None),
@@ -378,9 +393,8 @@ impl Videos {
     pub(crate) async fn list(&self, tenant: &Tenant, page: VideoPage) -> Result<Page, StoreError> {
         let list = self.store().list_videos(tenant, page).await?;
         let jobs = list.videos.into_iter().map(|record| {
-            let live = self.live(record.id);
-            let live = live.unwrap_or_else(|| Live::of(Arc::new(record.video)));
-            (record.id, live)
+            let id = record.id;
+            (id, self.live(id).unwrap_or_else(|| seen(record)))
         });
         Ok(Page {
             jobs: jobs.collect(),
@@ -571,6 +585,14 @@ impl Videos {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         (self.0.known.lock()).expect("no holder of this lock panics")
+    }
+}
+
+/// Returns what is known of a job that neither waits nor runs here.
+fn seen(record: VideoRecord) -> Live {
+    match record.owner().is_some() {
+        true => Live::elsewhere(Arc::new(record.video)),
+        false => Live::of(Arc::new(record.video)),
     }
 }
 

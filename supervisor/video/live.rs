@@ -49,6 +49,18 @@ impl Live {
         }
     }
 
+    /// Returns what is known of a job that another server runs.
+    pub(super) fn elsewhere(video: Arc<StoredVideo>) -> Self {
+        let phase = match video.status {
+            VideoStatus::InProgress => Phase::Generating,
+            _ => phase_of(&video),
+        };
+        Self {
+            phase,
+            ..Self::of(video)
+        }
+    }
+
     /// Takes the job as it is stored now.
     pub(super) fn set_stored(&mut self, video: Arc<StoredVideo>) {
         if video.status.is_end() {

@@ -59,7 +59,7 @@ struct Body<'a> {
 
 #[derive(Serialize)]
 struct Data {
-    id: VideoId,
+    id: String,
 }
 
 /// What a receiver has answered.
@@ -82,7 +82,7 @@ impl Message {
                 VideoStatus::Completed => "video.completed",
                 _ => "video.failed",
             },
-            data: Data { id },
+            data: Data { id: id.to_string() },
         };
         let body = serde_json::to_vec(&body).expect("strings and numbers are JSON");
         Self {

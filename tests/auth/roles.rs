@@ -24,16 +24,6 @@ const OF_SERVERS: &[&str] = &[
     "/v1/workers/loras",
     "/v1/workers/loras/{name}",
     "/v1/prompts/reload",
-    "/v1/models",
-    "/v1/models/{*model}",
-    "/v1/videos",
-    "/v1/videos/sync",
-    "/v1/videos/edits",
-    "/v1/videos/extensions",
-    "/v1/videos/{id}",
-    "/v1/videos/{id}/content",
-    "/v1/videos/{id}/cancel",
-    "/v1/videos/{id}/remix",
 ];
 
 /// A path of a route, at which nothing is.

@@ -5,7 +5,8 @@
 //! the video that it refers to.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+use std::fmt::Display;
+use std::ops::{Bound, RangeBounds, RangeInclusive};
 
 use bytes::Bytes;
 use fastvideo_proto::ids::VideoId;
@@ -15,14 +16,12 @@ use serde_json::{Map, Value};
 use super::error::{VideoError, shown};
 use super::form::{Fields, Given, kind_of};
 use super::{image, names};
-use crate::engines::default_request::{MAX_GUIDANCE, MAX_STEPS};
+use crate::engines::default_request::MAX_GUIDANCE;
 
 /// The limits of width, height and frames per second that a request may ask for.
 const WIDTHS: RangeInclusive<u32> = 64..=4096;
 const HEIGHTS: RangeInclusive<u32> = 64..=2176;
-const RATES: RangeInclusive<u32> = 1..=60;
-/// The most frames that a request may ask for; every operator's limit is below that.
-const MAX_FRAMES: u64 = 1 << 32;
+pub(super) const RATES: RangeInclusive<u32> = 1..=60;
 /// The limits of `metadata`, the latter two in characters.
 const MAX_PAIRS: usize = 16;
 const MAX_KEY_CHARS: usize = 64;
@@ -87,7 +86,7 @@ pub(super) struct Named<T> {
 /// How long the video, or what is added to it, is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) enum Length {
-    /// From 1 to [`MAX_FRAMES`].
+    /// At least 1.
     Frames(u64),
     /// At least 1.
     Milliseconds(u64),
@@ -144,7 +143,7 @@ impl Ask {
             fps: integer_of(&mut fields, params, ["fps", "video_params.fps"], RATES)?,
             length: length(&mut fields, params)?,
             seed: integer(&mut fields, "seed", 0..=u64::MAX)?,
-            num_inference_steps: integer(&mut fields, "num_inference_steps", 1..=MAX_STEPS)?,
+            num_inference_steps: integer(&mut fields, "num_inference_steps", 1..)?,
             guidance_scale: guidance(&mut fields)?,
             negative_prompt: text(&mut fields, "negative_prompt")?,
             enhance_prompt: truth(&mut fields, "enhance_prompt")?,
@@ -300,7 +299,7 @@ fn even(
 /// Reads how long the video is to be. Numbers of frames count before seconds.
 fn length(fields: &mut Fields, params: &mut Fields) -> Result<Option<Named<Length>>, VideoError> {
     let frames = ["num_frames", "video_params.num_frames"];
-    let frames = integer_of(fields, params, frames, 1..=MAX_FRAMES)?;
+    let frames = integer_of(fields, params, frames, 1..)?;
     let seconds = seconds(fields.take("seconds"))?;
     let frames = frames.map(|Named { param, value }| Named {
         param,
@@ -376,10 +375,10 @@ fn truth(fields: &mut Fields, name: &'static str) -> Result<Option<bool>, VideoE
 }
 
 /// Reads a whole number. A name with a dot is that of a field within another one, whose fields are given.
-fn integer<T: Copy + TryFrom<u64> + PartialOrd + std::fmt::Display>(
+fn integer<T: Copy + TryFrom<u64> + PartialOrd + Display>(
     fields: &mut Fields,
     param: &'static str,
-    range: RangeInclusive<T>,
+    range: impl RangeBounds<T> + Clone,
 ) -> Result<Option<T>, VideoError> {
     let (_, name) = param.rsplit_once('.').unwrap_or(("", param));
     let Some(given) = fields.take(name) else {
@@ -393,17 +392,26 @@ fn integer<T: Copy + TryFrom<u64> + PartialOrd + std::fmt::Display>(
     let number = number.and_then(|number| T::try_from(number).ok());
     let number = number.filter(|number| range.contains(number));
     number.map(Some).ok_or_else(|| {
-        let expected = format!("a whole number from {} to {}", range.start(), range.end());
+        let expected = format!("a whole number {}", limits(&range));
         VideoError::invalid_value(param, expected, given.to_string())
     })
 }
 
+/// Describes a range. One without an end has that of the operator, which is checked later.
+fn limits<T: Display>(range: &impl RangeBounds<T>) -> String {
+    match (range.start_bound(), range.end_bound()) {
+        (Bound::Included(start), Bound::Included(end)) => format!("from {start} to {end}"),
+        (Bound::Included(start) | Bound::Excluded(start), _) => format!("of at least {start}"),
+        (Bound::Unbounded, _) => String::new(),
+    }
+}
+
 /// Reads a whole number of the first of two places that has it.
-fn integer_of<T: Copy + TryFrom<u64> + PartialOrd + std::fmt::Display>(
+fn integer_of<T: Copy + TryFrom<u64> + PartialOrd + Display>(
     fields: &mut Fields,
     params: &mut Fields,
     [own, nested]: [&'static str; 2],
-    range: RangeInclusive<T>,
+    range: impl RangeBounds<T> + Clone,
 ) -> Result<Option<Named<T>>, VideoError> {
     let named = |param, value: Option<T>| value.map(|value| Named { param, value });
     let first = named(own, integer(fields, own, range.clone())?);

@@ -12,7 +12,7 @@ use crate::video::NewVideo;
 /// How long a video is if its request does not tell and the operator permits as much, in milliseconds.
 const DEFAULT_MS: u64 = 4000;
 
-/// The operator's limits and defaults. The defaults are within the limits.
+/// The operator's limits and defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::http) struct Rules {
     /// The name of the served model.
@@ -56,6 +56,9 @@ struct Defaults<'a> {
 /// Returns a refusal when the request is beyond a limit.
 pub(in crate::http) fn create(ask: Ask, rules: &Rules) -> Result<NewVideo, VideoError> {
     let fps = ask.fps.as_ref().map_or(rules.fps, |fps| fps.value);
+    if ask.size.is_none() {
+        check_size("size", rules.size, rules)?;
+    }
     let defaults = Defaults {
         negative_prompt: rules.negative_prompt.as_deref(),
         seed: None,
@@ -149,7 +152,8 @@ impl<'a> Defaults<'a> {
 fn check_completed(source: &StoredVideo) -> Result<(), VideoError> {
     match source.status {
         VideoStatus::Completed => Ok(()),
-        _ => Err(VideoError::source_not_ready("video")),
+        VideoStatus::Failed { .. } => Err(VideoError::source_failed("video")),
+        VideoStatus::Queued | VideoStatus::InProgress => Err(VideoError::source_not_ready("video")),
     }
 }
 
@@ -176,7 +180,9 @@ fn complete(ask: Ask, rules: &Rules, defaults: &Defaults<'_>) -> Result<NewVideo
     if let Some(negative) = &ask.negative_prompt {
         check_chars("negative_prompt", negative, rules)?;
     }
-    check_size(ask.size.as_ref(), rules)?;
+    if let Some(size) = &ask.size {
+        check_size(size.param, size.value, rules)?;
+    }
     check_steps(ask.num_inference_steps, rules)?;
     let fps = ask.fps.as_ref().map_or(defaults.fps, |fps| fps.value);
     let frames = match &ask.length {
@@ -226,13 +232,10 @@ fn check_chars(param: &'static str, text: &str, rules: &Rules) -> Result<(), Vid
     Ok(())
 }
 
-fn check_size(size: Option<&Named<(u32, u32)>>, rules: &Rules) -> Result<(), VideoError> {
-    let Some(&Named { param, value }) = size else {
-        return Ok(());
-    };
-    let (width, height) = value;
+fn check_size(param: &'static str, size: (u32, u32), rules: &Rules) -> Result<(), VideoError> {
+    let (width, height) = size;
     let given = format!("{width}x{height}");
-    if !rules.sizes.is_empty() && !rules.sizes.contains(&value) {
+    if !rules.sizes.is_empty() && !rules.sizes.contains(&size) {
         let sizes = rules.sizes.iter().map(|(w, h)| format!("`{w}x{h}`"));
         let expected = format!("one of {}", sizes.collect::<Vec<_>>().join(", "));
         return Err(VideoError::invalid_value(param, expected, given));
@@ -247,7 +250,7 @@ fn check_size(size: Option<&Named<(u32, u32)>>, rules: &Rules) -> Result<(), Vid
 fn check_steps(steps: Option<u32>, rules: &Rules) -> Result<(), VideoError> {
     let limit = rules.max_inference_steps;
     match steps {
-        Some(steps) if steps > limit => {
+        Some(steps) if !(1..=limit).contains(&steps) => {
             let expected = format!("from 1 to {limit}");
             let given = steps.to_string();
             Err(VideoError::invalid_value(
@@ -268,9 +271,9 @@ fn frames(length: &Named<Length>, fps: u32, rules: &Rules) -> Result<u64, VideoE
         Err(VideoError::invalid_value(length.param, expected, given))
     };
     match length.value {
-        Length::Frames(frames) if frames > limit => {
+        Length::Frames(frames) if !(1..=limit).contains(&frames) => {
             let seconds = rules.max_length.as_secs_f64();
-            let expected = format!("at most {limit} frames, which are {seconds} seconds");
+            let expected = format!("from 1 to {limit} frames, which are {seconds} seconds");
             refused(expected, frames.to_string())
         }
         Length::Frames(frames) => Ok(frames),
@@ -311,5 +314,6 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 fn in_seconds(ms: u64) -> String {
-    format!("{}.{:03}", ms / 1000, ms % 1000)
+    let text = format!("{}.{:03}", ms / 1000, ms % 1000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

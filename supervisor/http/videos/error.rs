@@ -1,77 +1,17 @@
-//! The answers to requests for videos and models that are refused, in the form that OpenAI's clients read.
-//!
-//! Handlers return a [`VideoError`]. [`in_openai_form`] is the layer around all routes: it turns what other parts refuse, the
-//! guard before all routes for one, into the same form, and gives every answer an id.
+//! Why a request for a video is refused: all answers of this interface that are no success.
 
-use std::borrow::Cow;
 use std::error::Error;
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{MatchedPath, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use fastvideo_proto::api::videos::{OpenAiError, OpenAiErrorBody};
+use axum::http::StatusCode;
 
 use crate::causes::with_causes;
-use crate::ingress::access::REQUEST_ID;
-use crate::ingress::error::{ApiError, Refused};
+use crate::ingress::error::ApiError;
+use crate::ingress::openai::Param;
 
-/// By this header a server tells OpenAI's clients whether they should send a request again.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-/// The routes whose answers have this form, and all that is below them.
-const PREFIXES: [&str; 2] = ["/v1/videos", "/v1/models"];
-
-/// Why a request was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::http) struct VideoError {
-    status: StatusCode,
-    code: &'static str,
-    /// The field of the request that is wrong.
-    param: Option<Cow<'static, str>>,
-    /// It is safe to show.
-    message: String,
-    retry: Retry,
-}
-
-/// What a client is told about sending the request again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Retry {
-    /// Nothing: the status tells.
-    Unsaid,
-    After(Duration),
-    /// It should not, though the status would make it.
-    Never,
-}
-
-/// The name of a field in a message to a client.
-type Param = Cow<'static, str>;
+pub(in crate::http) use crate::ingress::openai::VideoError;
 
 impl VideoError {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            param: None,
-            message: message.into(),
-            retry: Retry::Unsaid,
-        }
-    }
-
-    fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, code, message)
-    }
-
-    /// Names the field that is wrong.
-    fn about(self, param: impl Into<Param>) -> Self {
-        Self {
-            param: Some(param.into()),
-            ..self
-        }
-    }
-
     /// Answers that a field is missing without which there is no request.
     pub(super) fn missing(param: &'static str) -> Self {
         let message = format!("`{param}` is required");
@@ -145,32 +85,20 @@ impl VideoError {
         Self::bad_request("video_not_ready", message).about(param)
     }
 
+    /// Answers that the video that another one is to be made of has failed.
+    pub(super) fn source_failed(param: &'static str) -> Self {
+        let message = "the video has failed, so that no other can be made of it";
+        Self::bad_request("video_not_ready", message).about(param)
+    }
+
     /// Answers that no video can go on where that one ends.
     pub(super) fn not_extendable(why: impl Into<String>) -> Self {
         Self::bad_request("video_not_extendable", why).about("video")
     }
 
-    /// Answers that there is no such video, or none for that caller.
-    pub(super) fn video_not_found() -> Self {
-        let message = "there is no such video; it may have expired";
-        Self::new(StatusCode::NOT_FOUND, "video_not_found", message)
-    }
-
     /// Answers that the video that a field names is not there.
     pub(super) fn source_not_found(param: &'static str) -> Self {
         Self::video_not_found().about(param)
-    }
-
-    /// Answers that there is no such model.
-    pub(super) fn model_not_found() -> Self {
-        let message = "there is no such model";
-        Self::new(StatusCode::NOT_FOUND, "model_not_found", message)
-    }
-
-    /// Answers that there is nothing at this address.
-    pub(super) fn not_found() -> Self {
-        let message = "there is nothing here; see /openapi.json";
-        Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
     /// Answers that a video has no content yet.
@@ -185,16 +113,6 @@ impl VideoError {
         Self::new(StatusCode::NOT_FOUND, "video_failed", message)
     }
 
-    /// Answers that there is something, but not for this method.
-    pub(super) fn method_not_allowed() -> Self {
-        let message = "this route does not answer that method";
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            message,
-        )
-    }
-
     /// Answers that another request was made under the same key.
     pub(super) fn idempotency_key_reused() -> Self {
         let message = "another request was sent with this `Idempotency-Key`";
@@ -205,10 +123,7 @@ impl VideoError {
     /// Answers that as many jobs wait as may wait. `whose` is `the server` or `your key`.
     pub(super) fn queue_full(whose: &str, limit: usize, retry_after: Duration) -> Self {
         let message = format!("{limit} videos of {whose} wait already, which is the limit");
-        Self {
-            retry: Retry::After(retry_after),
-            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
-        }
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message).retry_after(retry_after)
     }
 
     /// Answers that the server is about to end.
@@ -227,10 +142,7 @@ impl VideoError {
     /// Answers that the videos take as much room as they may. That does not end soon.
     pub(super) fn storage_full() -> Self {
         let message = "the videos take all of their room; delete some, or wait until some expire";
-        Self {
-            retry: Retry::Never,
-            ..Self::unavailable("storage_full", message)
-        }
+        Self::unavailable("storage_full", message).never_retry()
     }
 
     fn unavailable(code: &'static str, message: &str) -> Self {
@@ -254,10 +166,7 @@ impl VideoError {
             "worker_failed" => (StatusCode::INTERNAL_SERVER_ERROR, "worker_failed"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
         };
-        Self {
-            retry: Retry::Never,
-            ..Self::new(status, code, message)
-        }
+        Self::new(status, code, message).never_retry()
     }
 
     /// Answers that a file cannot be served.
@@ -272,113 +181,6 @@ impl VideoError {
         let message = "the server failed; its log says why";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
-
-    /// Returns the same for clients of this interface.
-    fn of_other_part(status: StatusCode, refused: Refused) -> Self {
-        let code = match (status, refused.code) {
-            (StatusCode::BAD_REQUEST, "invalid_request" | "invalid_body") => "invalid_value",
-            (StatusCode::UNAUTHORIZED, _) => "invalid_api_key",
-            (StatusCode::FORBIDDEN, "local_only") => "forbidden",
-            (StatusCode::PAYLOAD_TOO_LARGE, _) => "request_too_large",
-            (StatusCode::RANGE_NOT_SATISFIABLE, _) => "invalid_range",
-            (_, code) => code,
-        };
-        Self::new(status, code, refused.message)
-    }
-
-    /// Returns code, field and message.
-    #[cfg(test)]
-    pub(super) fn parts(&self) -> (&'static str, Option<&str>, &str) {
-        (self.code, self.param.as_deref(), &self.message)
-    }
-
-    fn kind(&self) -> &'static str {
-        match self.status {
-            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-            status if status.is_server_error() => "server_error",
-            _ => "invalid_request_error",
-        }
-    }
-
-    fn body(&self) -> OpenAiErrorBody {
-        OpenAiErrorBody {
-            error: OpenAiError {
-                message: self.message.clone(),
-                kind: self.kind().into(),
-                param: self.param.as_deref().map(str::to_owned),
-                code: self.code.into(),
-            },
-        }
-    }
-}
-
-impl IntoResponse for VideoError {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
-        let headers = response.headers_mut();
-        match self.retry {
-            Retry::Unsaid => {}
-            Retry::After(wait) => {
-                // Whole seconds, rounded up, and never 0, with which clients would come back at once.
-                let seconds = wait.as_millis().div_ceil(1000).max(1);
-                headers.insert(RETRY_AFTER, number(seconds));
-            }
-            Retry::Never => {
-                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
-            }
-        }
-        response.extensions_mut().insert(self);
-        response
-    }
-}
-
-/// Gives every answer for videos and models an id, and every refusal the form that OpenAI's clients read.
-pub(in crate::http) async fn in_openai_form(request: Request, next: Next) -> Response {
-    if !is_for_videos(request.uri().path()) {
-        return next.run(request).await;
-    }
-    let id = format!("req_{:032x}", rand::random::<u128>());
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let mut response = next.run(request).await;
-    if let Some(refused) = response.extensions_mut().remove::<Refused>() {
-        response = rewritten(response, refused);
-    }
-    if let Some(error) = response.extensions().get::<VideoError>() {
-        let route = route.as_ref().map(MatchedPath::as_str);
-        let (code, param) = (error.code, error.param.as_deref());
-        tracing::debug!(target: "access", request_id = id, route, code, param, reason = error.message, "refused");
-    }
-    let id = HeaderValue::try_from(id).expect("hexadecimal digits");
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
-}
-
-/// Returns the refusal of another part with all of its headers and another body.
-fn rewritten(response: Response, refused: Refused) -> Response {
-    let (mut head, _) = response.into_parts();
-    let (form, body) = VideoError::of_other_part(head.status, refused)
-        .into_response()
-        .into_parts();
-    head.headers.remove(CONTENT_LENGTH);
-    head.headers.extend(
-        form.headers
-            .get(CONTENT_TYPE)
-            .map(|it| (CONTENT_TYPE, it.clone())),
-    );
-    head.extensions.extend(form.extensions);
-    Response::from_parts(head, body)
-}
-
-fn is_for_videos(path: &str) -> bool {
-    PREFIXES.iter().any(|prefix| {
-        let rest = path.strip_prefix(prefix);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
-}
-
-/// Returns a header with a number.
-fn number(number: u128) -> HeaderValue {
-    HeaderValue::try_from(number.to_string()).expect("digits")
 }
 
 /// Returns the beginning of a client's text, in quotes and on one line.
@@ -394,15 +196,18 @@ pub(super) fn shown(text: &str) -> String {
 mod tests {
     use axum::Router;
     use axum::body::{Body, to_bytes};
-    use axum::http::header::WWW_AUTHENTICATE;
+    use axum::extract::Request;
+    use axum::http::HeaderValue;
+    use axum::http::header::RETRY_AFTER;
     use axum::middleware::from_fn;
+    use axum::response::{IntoResponse, Response};
     use axum::routing::get;
     use hyper::service::Service as _;
     use hyper_util::service::TowerToHyperService;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::ingress::error::ApiError;
+    use crate::ingress::openai::in_openai_form;
 
     /// Returns the answer of a router whose only route refuses with `error`.
     async fn answer(
@@ -613,99 +418,19 @@ mod tests {
     async fn a_refusal_tells_whether_to_come_back() {
         let check = async |error: VideoError, after: Option<&str>, should: Option<&str>| {
             let response = answer(error, "/v1/videos/1").await;
-            let header = |name| {
-                response
-                    .headers()
-                    .get(name)
-                    .map(|it: &HeaderValue| it.to_str().unwrap())
+            let header = |name: &str| {
+                let value = response.headers().get(name);
+                value.map(|it: &HeaderValue| it.to_str().unwrap())
             };
-            assert_eq!((header(RETRY_AFTER), header(SHOULD_RETRY)), (after, should));
+            assert_eq!(
+                (header(RETRY_AFTER.as_str()), header("x-should-retry")),
+                (after, should)
+            );
         };
         let full = |ms| VideoError::queue_full("your key", 1, Duration::from_millis(ms));
         check(full(0), Some("1"), None).await;
         check(full(1001), Some("2"), None).await;
         check(VideoError::storage_full(), None, Some("false")).await;
         check(VideoError::server_draining(), None, None).await;
-    }
-
-    #[tokio::test]
-    async fn what_another_part_refuses_has_the_same_form() {
-        let refused = |status: u16, code, message: &'static str| {
-            let error = ApiError::new(StatusCode::from_u16(status).unwrap(), code, message);
-            let mut response = error.into_response();
-            let bearer = HeaderValue::from_static("Bearer");
-            response.headers_mut().insert(WWW_AUTHENTICATE, bearer);
-            response
-        };
-        for (status, code, kind, expected) in [
-            (
-                401,
-                "unauthorized",
-                "invalid_request_error",
-                "invalid_api_key",
-            ),
-            (403, "local_only", "invalid_request_error", "forbidden"),
-            (403, "other_site", "invalid_request_error", "other_site"),
-            (
-                400,
-                "invalid_body",
-                "invalid_request_error",
-                "invalid_value",
-            ),
-            (408, "body_timeout", "invalid_request_error", "body_timeout"),
-            (
-                413,
-                "invalid_body",
-                "invalid_request_error",
-                "request_too_large",
-            ),
-            (429, "rate_limited", "rate_limit_error", "rate_limited"),
-            (503, "too_busy", "server_error", "too_busy"),
-        ] {
-            let router: Router = Router::new()
-                .fallback(move || async move { refused(status, code, "why") })
-                .layer(from_fn(in_openai_form));
-            for path in [
-                "/v1/videos",
-                "/v1/videos/edits",
-                "/v1/models/x",
-                "/v1/videosx",
-                "/status",
-            ] {
-                let request = Request::get(path).body(Body::empty()).unwrap();
-                let response = TowerToHyperService::new(router.clone())
-                    .call(request)
-                    .await
-                    .unwrap();
-                assert_eq!(response.status(), status);
-                assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer");
-                let has_form = is_for_videos(path);
-                assert_eq!(
-                    response.headers().contains_key(REQUEST_ID),
-                    has_form,
-                    "{path}"
-                );
-                let body = json_of(response).await;
-                match has_form {
-                    true => {
-                        let error = json!({"message": "why", "type": kind, "param": null, "code": expected});
-                        assert_eq!(body, json!({ "error": error }), "{path}");
-                    }
-                    false => assert_eq!(body["error"]["code"], code, "{path}"),
-                }
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn each_answer_has_an_id_of_its_own() {
-        let id = async |path| {
-            let response = answer("fine", path).await;
-            response.headers()[REQUEST_ID].to_str().unwrap().to_owned()
-        };
-        let (first, second) = (id("/v1/videos/1").await, id("/v1/videos/1").await);
-        assert_eq!(first.len(), 36);
-        assert_ne!(first, second);
-        assert_ne!(first, id("/v1/videos/1/no/route").await);
     }
 }

@@ -1,6 +1,5 @@
 //! A request that creates a video, as it comes in over HTTP: its body, which may have an image within, and its idempotency key.
 
-use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use bytes::Bytes;
@@ -9,33 +8,11 @@ use tokio::task::spawn_blocking;
 use super::ask::{Ask, Kind};
 use super::error::VideoError;
 use super::form;
-use crate::ingress::Ingress;
-use crate::ingress::error::ApiError;
-use crate::ingress::extract::Body;
 
-/// The largest body that is accepted, in bytes: the largest image in base64, and some text.
-const MAX_BODY_BYTES: u64 = 48 << 20;
 /// Bodies above this size are read on a thread for blocking work.
 const LARGE_BODY_BYTES: usize = 64 << 10;
 /// The longest idempotency key.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
-
-/// The whole body. It may be larger than a message.
-pub(in crate::http) struct VideoBody(pub(in crate::http) Body);
-
-impl<S: Send + Sync> FromRequest<S> for VideoBody
-where
-    Ingress: FromRef<S>,
-{
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let ingress = Ingress::from_ref(state);
-        // More than this no client could ever send, however long it waits.
-        let limit = MAX_BODY_BYTES.min(ingress.receiving.largest());
-        Body::receive(request, &ingress, limit).await.map(Self)
-    }
-}
 
 /// Reads the body of a request, in either form. `max_image_bytes` is the limit on the image's file. The image takes as much memory
 /// as the body again: hold the body's share until the image is gone.

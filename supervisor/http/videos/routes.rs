@@ -6,7 +6,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, FromRequestParts, Path, RawQuery, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -17,18 +17,19 @@ use fastvideo_proto::ids::VideoId;
 use fastvideo_proto::link::{SHEET_COLUMNS, tile_size};
 use fastvideo_proto::stored_video::{StoredFile, StoredVideo, VideoStatus};
 
-use super::ask::Kind;
+use super::ask::{Kind, RATES};
 use super::check::{self, Rules};
 use super::error::VideoError;
 use super::object;
 use super::query::{self, Variant, wait};
-use super::request::{self, VideoBody, idempotency_key};
+use super::request::{self, idempotency_key};
 use crate::auth::Caller;
 use crate::http::app::{App, AppState};
 use crate::http::file::conditions::EntityTag;
 use crate::http::file::content::Content;
 use crate::http::file::whole::whole;
 use crate::http::file::{File, IMMUTABLE};
+use crate::ingress::extract::VideoBody;
 use crate::init_image::{self, InitImageError};
 use crate::store::{SessionStore, StoreError, VideoRecord};
 use crate::tenant::Tenant;
@@ -219,6 +220,9 @@ pub(in crate::http) async fn create_and_wait(
         if live.video.status.is_end() {
             break live;
         }
+        if app.videos.have_left() {
+            return Err(VideoError::server_draining());
+        }
     };
     abandoned.job = None;
     let video = &live.video;
@@ -290,6 +294,10 @@ async fn take_in(
         Kind::Extend => Source::Extended(record),
         Kind::Create | Kind::Remix(_) | Kind::Edit => Source::Remixed(record),
     });
+    if new.enhance_prompt && !videos.can_enhance() {
+        let why = "this server has no language model";
+        return Err(VideoError::unsupported_parameter("enhance_prompt", why));
+    }
     let created = videos.create(tenant, new, source, claim).await;
     drop(body.share);
     created.map_err(|why| refused(why, image))
@@ -432,6 +440,9 @@ pub(in crate::http) async fn content(
         Variant::Spritesheet => (picture(video.spritesheet)?, format!("{id}-sheet.jpg")),
     };
     let mut answer = send(file, &method, &headers, &app.context.store).await?;
+    if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+        return Ok(answer);
+    }
     let disposition = format!("inline; filename=\"{name}\"");
     let disposition = HeaderValue::try_from(disposition).expect("an id is plain ASCII");
     let given = answer.headers_mut();
@@ -598,11 +609,16 @@ impl Rules {
     /// Returns the operator's limits and defaults.
     fn of(config: &crate::video::Config) -> Self {
         let format = config.format;
+        let size = (format.width, format.height);
+        let is_allowed = config.sizes.is_empty() || config.sizes.contains(&size);
         Self {
             model: config.model.clone(),
             model_aliases: config.model_aliases.clone(),
-            size: (format.width, format.height),
-            fps: format.fps,
+            size: match config.sizes.first() {
+                Some(first) if !is_allowed => *first,
+                _ => size,
+            },
+            fps: format.fps.min(*RATES.end()),
             num_inference_steps: config.num_inference_steps,
             guidance_scale: config.guidance_scale,
             negative_prompt: config.negative_prompt.clone(),

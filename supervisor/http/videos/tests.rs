@@ -486,7 +486,7 @@ fn bad_requests_are_refused_with_code_and_field() {
             json!({"num_inference_steps": 0}),
             INVALID,
             "num_inference_steps",
-            "from 1",
+            "of at least 1",
         ),
         (
             json!({"num_inference_steps": 51}),
@@ -498,7 +498,7 @@ fn bad_requests_are_refused_with_code_and_field() {
             json!({"num_inference_steps": 1001}),
             INVALID,
             "num_inference_steps",
-            "from 1 to 1000",
+            "from 1 to 50, got 1001",
         ),
         (
             json!({"guidance_scale": -0.1}),

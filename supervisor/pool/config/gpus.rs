@@ -36,7 +36,9 @@ pub(super) enum GpuError {
     Count(u64),
     #[error("may list at most {MAX_GPUS} GPUs, given {0}")]
     TooMany(usize),
-    #[error("must list ordinals, `GPU-…` UUIDs and `MIG-…` ids, given `{0}`")]
+    #[error(
+        "must be a count, `all`, or a list of ordinals, `GPU-…` UUIDs and `MIG-…` ids, given `{0}`"
+    )]
     NotADevice(String),
     #[error("names `{0}` twice")]
     Duplicate(String),

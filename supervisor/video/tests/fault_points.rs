@@ -12,9 +12,13 @@ use crate::store::records::{Order, VideoPage};
 use crate::store::tests::flaky::{Flaky, LastWrite};
 use crate::store::tests::world::World as SharedStore;
 
-/// What a worker gives for 8 frames: an init segment and three fragments; see `make-segment`.
-const SEGMENT: &[u8] = include_bytes!("segment.mp4");
-/// The frames of three segments.
+/// What workers give for 24 frames: segments of an init segment and three fragments each; see `make-segments`.
+const SEGMENTS: [&[u8]; 3] = [
+    include_bytes!("segment-0.mp4"),
+    include_bytes!("segment-1.mp4"),
+    include_bytes!("segment-2.mp4"),
+];
+/// The frames of all segments.
 const FRAMES: u64 = 24;
 const CLAIM: Claim = Claim {
     key: [1; 32],
@@ -94,15 +98,15 @@ fn content(video: &StoredVideo) -> Content {
 /// Plays a worker that makes a segment of a job.
 fn make(job: TestJob) {
     job.step(1);
+    let idx = job.spec().segment_idx;
     let mime = "video/mp4".to_owned();
-    for (n, message) in messages().into_iter().enumerate() {
+    for (n, message) in messages(SEGMENTS[idx as usize]).into_iter().enumerate() {
         let kind = match n {
             0 => MediaKind::InitSegment { mime: mime.clone() },
             _ => MediaKind::Fragment,
         };
         job.message(kind, message);
     }
-    let idx = job.spec().segment_idx;
     let part = job.spec().video.clone().expect("it is a job's");
     let name = |what: &str| Bytes::from(format!("{what} of segment {idx}"));
     job.finish_with(VideoPictures {
@@ -114,15 +118,15 @@ fn make(job: TestJob) {
     });
 }
 
-/// Splits the recorded segment into the messages that a worker sends.
-fn messages() -> Vec<Bytes> {
-    let starts = SEGMENT.windows(4).enumerate();
+/// Splits a recorded segment into the messages that a worker sends.
+fn messages(segment: &'static [u8]) -> Vec<Bytes> {
+    let starts = segment.windows(4).enumerate();
     let fragments = starts.filter(|(_, name)| name == b"moof");
     // The size of a box is before its name.
     let fragments = fragments.map(|(at, _)| at - 4).collect::<Vec<_>>();
-    let ends = fragments.iter().copied().chain([SEGMENT.len()]);
+    let ends = fragments.iter().copied().chain([segment.len()]);
     let begins = [0].into_iter().chain(fragments.clone());
-    let messages = begins.zip(ends).map(|(from, to)| &SEGMENT[from..to]);
+    let messages = begins.zip(ends).map(|(from, to)| &segment[from..to]);
     messages.map(Bytes::from_static).collect()
 }
 
