@@ -58,7 +58,7 @@ const ALL: &[(&str, &str, &str, &str)] = &[
 ];
 
 /// The key with that id.
-fn key(id: &str) -> String {
+pub(crate) fn key(id: &str) -> String {
     let bits: Vec<u8> = id.bytes().cycle().take(32).collect();
     format!("fvk_{}", BASE64_URL_SAFE_NO_PAD.encode(bits))
 }

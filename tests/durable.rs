@@ -1,7 +1,7 @@
 //! States that outlive the server: it is killed at any moment, stopped past its lease, and cut off from its store.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -76,6 +76,10 @@ impl Redis {
         })
         .await;
         child
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Ends without a word, and begins again with nothing.
@@ -712,19 +716,42 @@ fn faketime() -> String {
     found.display().to_string()
 }
 
+/// A clock that a test sets. Servers that have it read no other one, except to measure how long something takes.
+pub(crate) struct Clock(PathBuf);
+
+impl Clock {
+    /// A clock that is right.
+    pub(crate) fn new(folder: &Path) -> Self {
+        let clock = Self(folder.join("clock"));
+        clock.set("+0");
+        clock
+    }
+
+    /// Starts what has this clock.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = command();
+        command
+            .env("LD_PRELOAD", faketime())
+            .env("FAKETIME_TIMESTAMP_FILE", &self.0)
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        command
+    }
+
+    /// Says how far it is off, such as `-3650d`.
+    pub(crate) fn set(&self, offset: &str) {
+        std::fs::write(&self.0, offset).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_clock_that_jumps_expires_nothing() {
     let (redis, dir) = (Redis::start().await, tempfile::tempdir().unwrap());
-    let clock = dir.path().join("clock");
-    std::fs::write(&clock, "+0").unwrap();
+    let clock = Clock::new(dir.path());
     let expected = undisturbed(4).await;
     let blobs = folder("--blobs", dir.path());
     let server = Server::spawn(
-        command()
-            .env("LD_PRELOAD", faketime())
-            .env("FAKETIME_TIMESTAMP_FILE", &clock)
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        (clock.command())
             .args(TINY)
             .args([&format!("--store={}", redis.url), &blobs])
             .args(["--gpus=2", "--streaming.store.lease_seconds=1"]),
@@ -738,7 +765,7 @@ async fn a_clock_that_jumps_expires_nothing() {
     drop(client);
     server.sessions(1).await;
     for jump in ["+3650d", "-3650d"] {
-        std::fs::write(&clock, jump).unwrap();
+        clock.set(jump);
         let year = if jump == "+3650d" { "\"203" } else { "\"201" };
         until("the server's clock has jumped", async || {
             let ts = server.get("/healthz").await.1["ts"].to_string();

@@ -58,6 +58,8 @@ mod session;
 mod session_log;
 mod sharing;
 mod slow_reader;
+#[path = "../supervisor/small_disk.rs"]
+mod small_disk;
 mod smoke;
 mod step_snapshots;
 mod strangers;

@@ -8,19 +8,89 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 use ureq::http::Request;
 
+use crate::durable::folder;
 use crate::harness::{Server, WATCHFUL, until};
 
+mod blocked;
+mod downloads;
 mod drain;
+mod faults;
+mod fleet;
 mod jobs;
+mod kills;
+mod pages;
 mod queue;
 mod reports;
+mod stores;
 mod survival;
+mod tenants;
+mod viewers;
 
 /// Segments of 12 frames at 24 frames per second, and a sound.
 pub(crate) const ONE_GPU: &[&str] = &["--gpus=1", "--streaming.warmup.enabled=false"];
+
+/// Steps of 20 ms, so that there is something to interrupt.
+const PACE: &[&str] = &[
+    "--gpus=1",
+    "--streaming.warmup.enabled=false",
+    "--default_request.sampling.num_inference_steps=5",
+    "--generator.synthetic.step_ms=20",
+    "--generator.synthetic.frame_ms=5",
+    "--max-attempts=100",
+];
+
+/// Steps that a test can watch.
+const SLOW: &[&str] = &[
+    "--gpus=1",
+    "--streaming.warmup.enabled=false",
+    "--default_request.sampling.num_inference_steps=20",
+    "--generator.synthetic.step_ms=100",
+];
+
+/// A job of three segments.
+fn request() -> Value {
+    json!({"prompt": "a red fox", "num_frames": 36, "seed": 7})
+}
+
+/// The video of [`request`] in an undisturbed run.
+async fn expected() -> &'static [u8] {
+    static VIDEO: OnceCell<Vec<u8>> = OnceCell::const_new();
+    VIDEO.get_or_init(|| undisturbed(request())).await
+}
+
+/// The video of a request that nothing disturbs.
+async fn undisturbed(request: Value) -> Vec<u8> {
+    let server = Server::start(PACE);
+    let id = create(&server, request).await;
+    completed(&server, &id).await.1
+}
+
+/// The arguments of a server that keeps its jobs in a folder.
+fn kept_in(folder: &TempDir) -> Vec<String> {
+    let path = folder.path().join("store");
+    std::fs::create_dir_all(&path).unwrap();
+    with(PACE, &[crate::durable::folder("--store", &path)])
+}
+
+fn with(args: &[&str], more: &[String]) -> Vec<String> {
+    let args = args.iter().map(|arg| (*arg).to_owned());
+    args.chain(more.iter().cloned()).collect()
+}
+
+fn start(args: &[String]) -> Server {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    Server::start(&args)
+}
+
+/// Starts a server where another one was, which has ended.
+fn start_at(address: &str, args: &[String]) -> Server {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    Server::start_at(address, &args)
+}
 
 /// An answer whose body is bytes.
 pub(crate) struct Answer {
@@ -56,6 +126,18 @@ pub(crate) async fn fetch(
     headers: &[(&str, &str)],
     body: Vec<u8>,
 ) -> Answer {
+    let answer = try_fetch(server, method, path, headers, body).await;
+    answer.expect("the server answers")
+}
+
+/// The same; `None` when no whole answer comes.
+async fn try_fetch(
+    server: &Server,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Option<Answer> {
     let mut request = Request::builder()
         .method(method)
         .uri(format!("http://{}{path}", server.address));
@@ -69,13 +151,13 @@ pub(crate) async fn fetch(
             .allow_non_standard_methods(true)
             .build()
             .new_agent();
-        let (parts, mut body) = agent.run(request).expect("the server answers").into_parts();
-        let body = body.with_config().limit(1 << 30).read_to_vec().unwrap();
-        Answer {
+        let (parts, mut body) = agent.run(request).ok()?.into_parts();
+        let body = body.with_config().limit(1 << 30).read_to_vec().ok()?;
+        Some(Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
             body,
-        }
+        })
     })
     .await
     .unwrap()
@@ -95,12 +177,31 @@ pub(crate) async fn retrieve(server: &Server, id: &str) -> Value {
     video
 }
 
+/// The jobs of a page.
+async fn list(server: &Server, query: &str) -> Vec<Value> {
+    let (status, list) = server.get(&format!("/v1/videos?{query}")).await;
+    assert_eq!(status, 200, "{list}");
+    list["data"].as_array().unwrap().clone()
+}
+
+fn ids(videos: &[Value]) -> Vec<&str> {
+    let ids = videos.iter().map(|video| video["id"].as_str().unwrap());
+    ids.collect()
+}
+
+/// Removes a job.
+async fn delete(server: &Server, id: &str) {
+    let path = format!("/v1/videos/{id}");
+    let (status, answer) = server.call("DELETE", &path, None).await;
+    assert_eq!(status, 200, "{answer}");
+}
+
 /// Waits until a job fits.
 pub(crate) async fn video_until(
     server: &Server,
     id: &str,
     what: &str,
-    fits: impl Fn(&Value) -> bool,
+    mut fits: impl FnMut(&Value) -> bool,
 ) -> Value {
     let path = format!("/v1/videos/{id}?wait_seconds=5");
     until(what, async || {
@@ -118,21 +219,38 @@ pub(crate) async fn ended(server: &Server, id: &str) -> Value {
     video.await
 }
 
+/// Waits until a worker has a job in hand.
+async fn in_progress(server: &Server, id: &str) -> Value {
+    let is_running = |video: &Value| video["status"] == "in_progress";
+    video_until(server, id, "the job runs", is_running).await
+}
+
+/// Waits until so much of a job is done, in percent.
+async fn progress(server: &Server, id: &str, least: u64) -> Value {
+    let is_there = |video: &Value| video["progress"].as_u64() >= Some(least);
+    video_until(server, id, "the job goes on", is_there).await
+}
+
+/// Waits until a job has failed, and returns its code.
+async fn failed(server: &Server, id: &str) -> String {
+    let video = ended(server, id).await;
+    assert_eq!(video["status"], "failed", "{video}");
+    video["error"]["code"].as_str().unwrap().to_owned()
+}
+
 /// Waits until a job is completed, and returns it with its content.
 pub(crate) async fn completed(server: &Server, id: &str) -> (Value, Vec<u8>) {
     let video = ended(server, id).await;
     assert_eq!(video["status"], "completed", "{video}");
-    let content = fetch(
-        server,
-        "GET",
-        &format!("/v1/videos/{id}/content"),
-        &[],
-        vec![],
-    )
-    .await;
+    let content = content(server, id).await;
     assert_eq!(content.status, 200);
     assert_eq!(video["bytes"], content.body.len());
     (video, content.body)
+}
+
+async fn content(server: &Server, id: &str) -> Answer {
+    let path = format!("/v1/videos/{id}/content");
+    fetch(server, "GET", &path, &[], vec![]).await
 }
 
 /// What ffprobe says of a stream of a file.

@@ -2,24 +2,13 @@
 
 use super::*;
 
-/// Steps that a test can watch.
-const SLOW: &[&str] = &[
-    "--gpus=1",
-    "--streaming.warmup.enabled=false",
-    "--default_request.sampling.num_inference_steps=20",
-    "--generator.synthetic.step_ms=100",
-];
-
 #[tokio::test]
 async fn a_job_that_waits_is_over_at_once_and_one_that_runs_at_its_next_step() {
     let server = Server::start(SLOW);
     let running = create(&server, json!({"prompt": "a red fox", "num_frames": 24})).await;
     let waiting = create(&server, json!({"prompt": "a blue whale", "num_frames": 12})).await;
     let next = create(&server, json!({"prompt": "a green hill", "num_frames": 12})).await;
-    video_until(&server, &running, "the first job runs", |it| {
-        it["status"] == "in_progress"
-    })
-    .await;
+    in_progress(&server, &running).await;
     assert_eq!(retrieve(&server, &next).await["queue_position"], 1);
     let (status, video) = server.post(&format!("/v1/videos/{waiting}/cancel")).await;
     assert_eq!(status, 200);
@@ -45,10 +34,7 @@ async fn a_deleted_job_is_gone_and_the_next_one_runs() {
     let server = Server::start(SLOW);
     let running = create(&server, json!({"prompt": "a red fox", "num_frames": 24})).await;
     let next = create(&server, json!({"prompt": "a green hill", "num_frames": 12})).await;
-    video_until(&server, &running, "the first job runs", |it| {
-        it["status"] == "in_progress"
-    })
-    .await;
+    in_progress(&server, &running).await;
     let path = format!("/v1/videos/{running}");
     let (status, deleted) = server.call("DELETE", &path, None).await;
     assert_eq!(status, 200);
@@ -73,10 +59,7 @@ async fn a_viewer_comes_first_and_the_job_loses_nothing() {
     let (_, expected) = completed(&alone, &id).await;
     let server = Server::start(SLOW);
     let id = create(&server, request).await;
-    video_until(&server, &id, "the job runs", |it| {
-        it["progress"].as_u64() > Some(5)
-    })
-    .await;
+    progress(&server, &id, 6).await;
     let mut viewer = server.active(json!({})).await;
     let before = Instant::now();
     viewer.segment("a blue whale").await;
