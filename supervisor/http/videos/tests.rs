@@ -337,12 +337,17 @@ fn bad_requests_are_refused_with_code_and_field() {
             "seconds",
             "got \"x\"",
         ),
-        (json!({"num_frames": 0}), INVALID, "num_frames", "from 1 to"),
+        (
+            json!({"num_frames": 0}),
+            INVALID,
+            "num_frames",
+            "of at least 1",
+        ),
         (
             json!({"num_frames": 1441}),
             INVALID,
             "num_frames",
-            "at most 1440 frames, which are 60 seconds",
+            "from 1 to 1440 frames, which are 60 seconds",
         ),
         (
             json!({"num_frames": 2.5}),
@@ -842,9 +847,12 @@ fn only_the_sizes_of_the_operator_are_accepted_where_there_are_some() {
         ("invalid_value", "size"),
         "one of `1280x720`, `720x1280`",
     );
-    // The operator's default is no one else's concern.
-    let default = created_by(&rules, &prompted(&json!({})));
-    assert_eq!(default.unwrap().size, (768, 512));
+    // What a request leaves out is within the limits, too.
+    check_refused(
+        created_by(&rules, &prompted(&json!({}))),
+        ("invalid_value", "size"),
+        "one of `1280x720`",
+    );
 }
 
 #[test]
