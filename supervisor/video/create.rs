@@ -1,7 +1,6 @@
 //! Takes a job in: checks that there is room, screens its prompts, decodes its image, plans it, and writes its record.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use fastvideo_proto::ids::VideoId;
@@ -298,11 +297,9 @@ impl Videos {
         if !is_replayed {
             self.metrics().created();
         }
-        self.take_in(record.clone());
-        let live = self.live(id);
         Ok(Created {
             id,
-            live: live.unwrap_or_else(|| Live::of(Arc::new(record.video))),
+            live: self.take_in(record),
             is_replayed,
         })
     }

@@ -159,6 +159,14 @@ impl Known {
         }
     }
 
+    /// Returns what is known of a job that waits or runs here.
+    pub(super) fn live(&self, id: VideoId) -> Option<Live> {
+        match &self.jobs.get(&id)?.place {
+            Place::Waiting(live) | Place::Here(live, _) => Some(live.borrow().clone()),
+            Place::Elsewhere | Place::Ended { .. } => None,
+        }
+    }
+
     /// Returns a job of whose end this server is to tell, and counts it as one of whose end it does.
     pub(super) fn next_to_tell(&mut self) -> Option<(Tenant, VideoId)> {
         let mut untold = self.untold.iter();

@@ -486,10 +486,15 @@ impl Videos {
         &self.0.parts.writes
     }
 
-    /// Takes note of a job that this server has just written.
-    pub(super) fn take_in(&self, record: VideoRecord) {
-        self.known().see(record);
+    /// Takes note of a job that this server has just written. Returns what is known of it before it may run.
+    pub(super) fn take_in(&self, record: VideoRecord) -> Live {
+        let (id, stored) = (record.id, record.clone());
+        let mut known = self.known();
+        known.see(record);
+        let live = known.live(id);
+        drop(known);
         self.look_around();
+        live.unwrap_or_else(|| seen(stored))
     }
 
     /// Lets jobs run that may, and has the operator told of those that have ended.
@@ -556,11 +561,7 @@ impl Videos {
 
     /// Returns what is known of a job that waits or runs here.
     pub(super) fn live(&self, id: VideoId) -> Option<Live> {
-        let known = self.known();
-        match &known.jobs.get(&id)?.place {
-            Place::Waiting(live) | Place::Here(live, _) => Some(live.borrow().clone()),
-            Place::Elsewhere | Place::Ended { .. } => None,
-        }
+        self.known().live(id)
     }
 
     fn subscribe(&self, tenant: &Tenant, id: VideoId) -> Option<watch::Receiver<Live>> {

@@ -365,7 +365,7 @@ fn bad_requests_are_refused_with_code_and_field() {
             json!({"num_frames": u64::MAX}),
             INVALID,
             "num_frames",
-            "a whole number",
+            "from 1 to 1440 frames",
         ),
         (
             json!({"video_params": {"num_frames": 1441}}),

@@ -15,7 +15,7 @@ pub(in crate::video) static URL: Key<Option<String>> = Key::text("streaming.vide
 pub(in crate::video) static SECRET_ENV: Key<Option<String>> =
     Key::text("streaming.videos.webhook.secret_env")
         .reload(Reload::AtOnce)
-        .help("Name of the environment variable with the secret that these messages are signed with: `whsec_` and then base64");
+        .help("Name of the environment variable with the secret that these messages are signed with: `whsec_` and then base64 [default: none; needed with the address]");
 
 /// What a secret begins with, as the Standard Webhooks have it.
 const SECRET_PREFIX: &str = "whsec_";
