@@ -11,7 +11,6 @@ mod http;
 mod engines {
     pub mod default_request {
         pub const MAX_GUIDANCE: f64 = 100.0;
-        pub const MAX_STEPS: u32 = 1000;
     }
 }
 
