@@ -371,7 +371,7 @@ fn bad_requests_are_refused_with_code_and_field() {
             json!({"video_params": {"num_frames": 1441}}),
             INVALID,
             "video_params.num_frames",
-            "at most 1440",
+            "from 1 to 1440",
         ),
         (json!({"size": "1280"}), INVALID, "size", "as in `1280x720`"),
         (
