@@ -15,23 +15,23 @@ use crate::report::{Row, Target};
 use crate::server::Server;
 use crate::store::Store;
 
-/// Segments of five seconds.
 const SEGMENTS: usize = 120;
-const SEGMENT_ARGS: &[&str] = &[
+/// Segments of five seconds that take as little time as can be.
+pub(crate) const SEGMENT_ARGS: &[&str] = &[
     "--default_request.sampling.width=640",
     "--default_request.sampling.height=384",
     "--default_request.sampling.num_frames=120",
     "--default_request.sampling.num_inference_steps=1",
     "--generator.synthetic.step_ms=0",
     "--generator.synthetic.frame_ms=0",
-    "--streaming.recording.max_mib_per_session=4096",
 ];
+const RECORDING: &[&str] = &["--streaming.recording.max_mib_per_session=4096"];
 /// Of a range in the middle of the film.
 const RANGE_BYTES: u64 = 1 << 20;
 
 pub(crate) async fn measure(runs: usize) -> anyhow::Result<Vec<Row>> {
     let store = Store::file()?;
-    let server = Server::start_ready(1, &store.with(SEGMENT_ARGS)).await?;
+    let server = Server::start_ready(1, &store.with(&[SEGMENT_ARGS, RECORDING].concat())).await?;
     let (mut client, assigned) = Client::assigned(&server.address, json!({})).await?;
     for n in 0..SEGMENTS {
         client.segment(&format!("a lighthouse, {n}")).await?;
@@ -99,7 +99,7 @@ fn read(url: &str, runs: usize) -> anyhow::Result<(u64, Vec<f64>, f64)> {
 }
 
 /// Reads to the end, and returns the number of bytes.
-fn drain(mut body: impl Read) -> anyhow::Result<u64> {
+pub(crate) fn drain(mut body: impl Read) -> anyhow::Result<u64> {
     let mut part = vec![0; 1 << 20];
     let mut bytes = 0;
     loop {

@@ -2,7 +2,6 @@
 //! segments in a session, what they cost a viewer, and what a long one costs the supervisor.
 
 use std::fs;
-use std::io::Read;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -13,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::client::PATIENCE;
 use crate::cost::memory;
 use crate::figures::{Figures, milliseconds};
+use crate::film::{SEGMENT_ARGS, drain};
 use crate::report::{Row, Target};
 use crate::server::{ASK_AGAIN, Server};
 use crate::store::Store;
@@ -204,15 +204,7 @@ async fn long_video() -> anyhow::Result<Vec<Row>> {
     let long = LONG_SECONDS.to_string();
     let max_seconds = format!("--streaming.videos.max_seconds={long}");
     let store = Store::file()?;
-    let args = [
-        "--default_request.sampling.width=640",
-        "--default_request.sampling.height=384",
-        "--default_request.sampling.num_frames=120",
-        "--default_request.sampling.num_inference_steps=1",
-        "--generator.synthetic.step_ms=0",
-        "--generator.synthetic.frame_ms=0",
-        &max_seconds,
-    ];
+    let args = [SEGMENT_ARGS, &[&max_seconds]].concat();
     let server = Server::start_ready(1, &store.with(&args)).await?;
     let id = create(&server, json!({"prompt": PROMPT, "seconds": long})).await?;
     // What the first segments need is needed by every video.
@@ -262,14 +254,7 @@ async fn long_video() -> anyhow::Result<Vec<Row>> {
 fn download(url: &str) -> anyhow::Result<(u64, f64)> {
     let began = Instant::now();
     let mut answer = ureq::get(url).call()?;
-    let mut body = answer.body_mut().with_config().limit(u64::MAX).reader();
-    let (mut part, mut bytes) = (vec![0; 1 << 20], 0);
-    loop {
-        match body.read(&mut part)? {
-            0 => break,
-            read => bytes += read as u64,
-        }
-    }
+    let bytes = drain(answer.body_mut().with_config().limit(u64::MAX).reader())?;
     Ok((bytes, bytes as f64 / 1e6 / began.elapsed().as_secs_f64()))
 }
 

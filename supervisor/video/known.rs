@@ -67,7 +67,7 @@ pub(crate) struct Counts {
 
 impl Known {
     /// Takes note of a job as the store has it. One that runs here is left alone: its run knows better.
-    pub(super) fn see(&mut self, record: VideoRecord) {
+    pub(super) fn see(&mut self, record: &VideoRecord) {
         let (id, tenant) = (record.id, &record.tenant);
         if let Some(entry) = self.jobs.get(&id)
             && (matches!(entry.place, Place::Here(..)) || entry.revision > record.revision())

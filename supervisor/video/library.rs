@@ -304,7 +304,7 @@ impl Videos {
     /// Reads what the store has of a job. A store that does not answer is asked again with the next refresh.
     async fn look_again(&self, tenant: &Tenant, id: VideoId) {
         match self.0.parts.store.read_video(tenant, id).await {
-            Ok(Some(record)) => self.known().see(record),
+            Ok(Some(record)) => self.known().see(&record),
             Ok(None) => self.known().forget(id),
             Err(error) => {
                 let error = with_causes(&error);
@@ -488,13 +488,12 @@ impl Videos {
 
     /// Takes note of a job that this server has just written. Returns what is known of it before it may run.
     pub(super) fn take_in(&self, record: VideoRecord) -> Live {
-        let (id, stored) = (record.id, record.clone());
         let mut known = self.known();
-        known.see(record);
-        let live = known.live(id);
+        known.see(&record);
+        let live = known.live(record.id);
         drop(known);
         self.look_around();
-        live.unwrap_or_else(|| seen(stored))
+        live.unwrap_or_else(|| seen(record))
     }
 
     /// Lets jobs run that may, and has the operator told of those that have ended.

@@ -9,6 +9,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::failure;
+use super::webhook::Answer;
 use crate::metrics::{LONG, create, seconds};
 
 /// How a completed job ended; of the others it is the code of their failure.
@@ -29,27 +30,6 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
-/// What became of one attempt at a message about a job's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WebhookOutcome {
-    Taken,
-    /// The receiver wants no messages any more.
-    Unwanted,
-    Failed,
-}
-
-impl WebhookOutcome {
-    const ALL: [Self; 3] = [Self::Taken, Self::Unwanted, Self::Failed];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Taken => "taken",
-            Self::Unwanted => "unwanted",
-            Self::Failed => "failed",
-        }
-    }
-}
-
 impl Default for VideoMetrics {
     fn default() -> Self {
         let metrics = Self {
@@ -62,8 +42,7 @@ impl Default for VideoMetrics {
         for outcome in failure::CODES.into_iter().chain([COMPLETED]) {
             create(&metrics.ended, &OutcomeLabel { outcome });
         }
-        for outcome in WebhookOutcome::ALL {
-            let outcome = outcome.name();
+        for outcome in Answer::NAMES {
             create(&metrics.webhook, &OutcomeLabel { outcome });
         }
         metrics
@@ -119,8 +98,9 @@ impl VideoMetrics {
         self.ended(code);
     }
 
-    pub(super) fn webhook(&self, outcome: WebhookOutcome) {
-        let outcome = outcome.name();
+    /// Counts an attempt at a message about a job's end.
+    pub(super) fn webhook(&self, answer: &Answer) {
+        let outcome = answer.name();
         self.webhook.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 

@@ -12,7 +12,6 @@ use tokio::time::sleep;
 use tracing::Instrument;
 
 use super::library::Videos;
-use super::metrics::WebhookOutcome;
 use super::record_writer::{RecordWriter, Version};
 use super::webhook::{Answer, Message};
 use crate::backoff::Backoff;
@@ -109,7 +108,7 @@ impl Videos {
             };
             attempt += 1;
             let answer = self.sender().send(&webhook, message).await;
-            self.metrics().webhook(outcome(&answer));
+            self.metrics().webhook(&answer);
             match answer {
                 Answer::Taken => {
                     tracing::info!(
@@ -164,13 +163,5 @@ impl Videos {
         let mut drain = self.drain();
         // The sender is gone only when the server is.
         let _ = drain.wait_for(|drain| *drain != Drain::No).await;
-    }
-}
-
-fn outcome(answer: &Answer) -> WebhookOutcome {
-    match answer {
-        Answer::Taken => WebhookOutcome::Taken,
-        Answer::Unwanted => WebhookOutcome::Unwanted,
-        Answer::Failed(_) => WebhookOutcome::Failed,
     }
 }

@@ -107,6 +107,22 @@ impl Message {
     }
 }
 
+impl Answer {
+    const TAKEN: &str = "taken";
+    const UNWANTED: &str = "unwanted";
+    const FAILED: &str = "failed";
+    /// The names of all answers, in metrics.
+    pub(super) const NAMES: [&str; 3] = [Self::TAKEN, Self::UNWANTED, Self::FAILED];
+
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Taken => Self::TAKEN,
+            Self::Unwanted => Self::UNWANTED,
+            Self::Failed(_) => Self::FAILED,
+        }
+    }
+}
+
 impl Sender {
     pub(super) fn new() -> Self {
         Self {
