@@ -84,25 +84,25 @@ struct Inner {
     metrics: PromptMetrics,
 }
 
-/// One operation: everything that differs between enhancing, extending and rewriting.
-struct Operation<'a> {
+/// One operation: everything that differs between enhancing, extending and rewriting. `T` is what it takes from an answer.
+struct Operation<'a, T> {
     /// Its name in metrics.
     name: &'static str,
     system: &'a str,
     user: &'a str,
     style: Style,
     /// Selects the operation's model from those of a provider.
-    model: fn(&Models) -> &String,
-    /// Parses an answer into the prompts in it, or rejects it.
-    accept: &'a (dyn Fn(&str) -> Result<Vec<String>, LlmError> + Sync),
+    model: &'a (dyn Fn(&Models) -> &String + Sync),
+    /// Takes from an answer what is usable, or rejects it.
+    accept: &'a (dyn Fn(&str) -> Result<T, LlmError> + Sync),
 }
 
 /// The result of trying each provider once.
-enum RoundResult {
+enum RoundResult<T> {
     Answered {
         /// The position of the provider in the order.
         provider: usize,
-        texts: Vec<String>,
+        accepted: T,
     },
     Failed(LlmError),
     /// At least one provider accepts calls again at this moment.
@@ -110,8 +110,8 @@ enum RoundResult {
 }
 
 /// The first usable answer, and where it comes from.
-struct Completion {
-    texts: Vec<String>,
+struct Completion<T> {
+    accepted: T,
     provider: String,
     model: String,
     latency: Duration,
@@ -215,7 +215,7 @@ impl Enhancer {
                 system: &instructions.enhance,
                 user: prompt,
                 style: self.0.config.enhance,
-                model: |models| &models.enhance,
+                model: &|models| &models.enhance,
                 accept: &|text| self.single_prompt(text),
             })
             .await?;
@@ -239,7 +239,7 @@ impl Enhancer {
             system: &instructions.auto_extend,
             user: &user.join("\n"),
             style: self.0.config.auto_extend,
-            model: |models| &models.auto_extend,
+            model: &|models| &models.auto_extend,
             accept: &|text| self.single_prompt(text),
         };
         self.run(&operation).await.map(GeneratedPrompt::from)
@@ -262,7 +262,7 @@ impl Enhancer {
                 system: &instructions.rewrite,
                 user: &format!("Number of alternatives: {count}\nPrompt: {seed_prompt}"),
                 style: self.0.config.rewrite,
-                model: |models| &models.rewrite,
+                model: &|models| &models.rewrite,
                 accept: &|text| match alternatives(text, count, max_chars) {
                     none if none.is_empty() => Err(LlmError::Unusable("it is too long")),
                     some => Ok(some),
@@ -270,7 +270,7 @@ impl Enhancer {
             })
             .await?;
         Ok(PromptAlternatives {
-            alternatives: completion.texts,
+            alternatives: completion.accepted,
             provider: completion.provider,
             model: completion.model,
             latency: completion.latency,
@@ -292,15 +292,15 @@ impl Enhancer {
     }
 
     /// Runs an operation: goes through the providers until one answers, and again when they ask for a retry in time.
-    async fn run(&self, operation: &Operation<'_>) -> Result<Completion, LlmError> {
+    async fn run<T>(&self, operation: &Operation<'_, T>) -> Result<Completion<T>, LlmError> {
         let started = Instant::now();
         let deadline = started + self.0.config.timeout;
         for _ in 0..MAX_ROUNDS {
             match self.try_providers(operation, deadline).await {
-                RoundResult::Answered { provider, texts } => {
+                RoundResult::Answered { provider, accepted } => {
                     let config = &self.0.providers[provider].config;
                     return Ok(Completion {
-                        texts,
+                        accepted,
                         provider: config.name.clone(),
                         model: (operation.model)(&config.models).clone(),
                         latency: started.elapsed(),
@@ -316,7 +316,11 @@ impl Enhancer {
     }
 
     /// Calls each provider once, in their order, until one answers.
-    async fn try_providers(&self, operation: &Operation<'_>, deadline: Instant) -> RoundResult {
+    async fn try_providers<T>(
+        &self,
+        operation: &Operation<'_, T>,
+        deadline: Instant,
+    ) -> RoundResult<T> {
         let mut earliest_retry: Option<Instant> = None;
         let providers = &self.0.providers;
         let mut last_error = match providers.iter().any(|provider| provider.has_key()) {
@@ -335,10 +339,10 @@ impl Enhancer {
                 Err(Rejection::RetryAt(moment)) => Some(moment),
                 Err(Rejection::Open) => None,
                 Ok(permit) => match self.call(permit, provider, operation, deadline).await {
-                    Ok(texts) => {
+                    Ok(accepted) => {
                         return RoundResult::Answered {
                             provider: position,
-                            texts,
+                            accepted,
                         };
                     }
                     Err(error) if !error.is_retryable() => return RoundResult::Failed(error),
@@ -361,13 +365,13 @@ impl Enhancer {
     }
 
     /// Calls one provider.
-    async fn call(
+    async fn call<T>(
         &self,
         permit: CallPermit<'_>,
         provider: &Provider,
-        operation: &Operation<'_>,
+        operation: &Operation<'_, T>,
         deadline: Instant,
-    ) -> Result<Vec<String>, LlmError> {
+    ) -> Result<T, LlmError> {
         let request = CompletionRequest {
             model: (operation.model)(&provider.config.models),
             system: operation.system,
@@ -405,11 +409,9 @@ impl Enhancer {
     }
 
     /// Accepts an answer that is a single prompt of the allowed length.
-    fn single_prompt(&self, text: &str) -> Result<Vec<String>, LlmError> {
+    fn single_prompt(&self, text: &str) -> Result<String, LlmError> {
         match prompt(text) {
-            Some(prompt) if prompt.chars().count() <= self.0.config.max_prompt_chars => {
-                Ok(vec![prompt])
-            }
+            Some(prompt) if prompt.chars().count() <= self.0.config.max_prompt_chars => Ok(prompt),
             Some(_) => Err(LlmError::Unusable("it is too long")),
             None => Err(LlmError::Unusable("it says nothing")),
         }
@@ -420,10 +422,10 @@ impl Enhancer {
     }
 }
 
-impl From<Completion> for GeneratedPrompt {
-    fn from(completion: Completion) -> Self {
+impl From<Completion<String>> for GeneratedPrompt {
+    fn from(completion: Completion<String>) -> Self {
         Self {
-            content: completion.texts.into_iter().next().unwrap_or_default(),
+            content: completion.accepted,
             provider: completion.provider,
             model: completion.model,
             latency: completion.latency,
