@@ -1,8 +1,8 @@
 //! The HTTP server: WebSocket sessions, films, health, status, operators' requests, and the built-in page.
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
-//! spectators, `film` serves what was recorded, `videos` are video jobs, `file` serves what is stored, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests, and
-//! `openapi` describes all routes. `parts` are what a reload gives another configuration. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
+//! spectators, `film` serves what was recorded, `videos` are video jobs, `file` serves what is stored, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests,
+//! `dreamverse` is for FastVideo's web UI, and `openapi` describes all routes. `parts` are what a reload gives another configuration. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
 //! state of the pool, the store and the prompts.
@@ -30,6 +30,7 @@ use crate::turns::Turns;
 
 mod app;
 pub mod config;
+mod dreamverse;
 mod file;
 mod film;
 pub mod fleet;
@@ -82,6 +83,7 @@ fn for_clients(app: &App) -> Router<App> {
         .route("/v1/router/session", get(fleet::session))
         .merge(film::routes(app))
         .merge(videos::routes(app))
+        .merge(dreamverse::routes())
         .merge(issue::routes(&app.guard()))
         .merge(page::routes())
 }

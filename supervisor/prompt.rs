@@ -1,11 +1,11 @@
 //! Prompt processing: prompts are screened by a safety filter and enhanced, extended or rewritten by language models
-//! before segments are generated from them.
+//! before segments are generated from them. Language models also write the prompts of whole videos.
 //!
 //! Sessions call it; it knows neither workers nor stores nor clients. `enhancer` has the operations of language models and
 //! falls back from provider to provider, `provider` is one of them with its record, `call` calls it over HTTP, `completion`
 //! reads the text out of its answer and `thinking` removes a model's thinking from that, `breaker` is the circuit breaker
-//! of a provider, `instructions` has the system prompts, `answer` parses what models write, `generated` is the result,
-//! `metrics` counts the calls, `spans` keeps them for traces, `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
+//! of a provider, `instructions` has the system prompts and `system_prompts` lets operators replace them, `answer` parses what
+//! models write, `generated` is the result, `rollout` asks for the prompts of a whole video and reads them, `metrics` counts the calls, `spans` keeps them for traces, `cache` is an LRU cache of enhanced prompts. `safety` blocks prompts that a classifier calls unsafe, `fasttext` is the classifier.
 
 use std::sync::Arc;
 
@@ -19,9 +19,12 @@ pub use enhancer::Enhancer;
 pub use generated::{GeneratedPrompt, PromptAlternatives};
 pub use instructions::{InstructionsError, Origin, Origins};
 pub use llm_error::LlmError;
+pub use rollout::{GeneratedRollout, RolloutPrompts, RolloutRequest};
 pub use safety::{Blocked, SafetyFilter};
 pub(crate) use spans::PromptSpans;
 pub use spans::{PromptSpan, PromptSpanKind};
+use system_prompts::RolloutChoice;
+pub use system_prompts::{NewSystemPrompts, SystemPrompt, SystemPromptError, SystemPrompts};
 
 mod answer;
 mod breaker;
@@ -36,8 +39,10 @@ mod instructions;
 mod llm_error;
 mod metrics;
 pub mod provider;
+mod rollout;
 pub mod safety;
 mod spans;
+mod system_prompts;
 mod thinking;
 
 #[cfg(test)]
@@ -65,6 +70,7 @@ pub struct Prompts {
 #[derive(Debug)]
 struct Shared {
     parts: Current<Parts>,
+    rollout: Current<RolloutChoice>,
     metrics: PromptMetrics,
 }
 
@@ -120,7 +126,11 @@ impl Prompts {
         };
         let parts = Current::new(parts);
         Ok(Self {
-            shared: Arc::new(Shared { parts, metrics }),
+            shared: Arc::new(Shared {
+                parts,
+                rollout: Current::default(),
+                metrics,
+            }),
             tenant: Tenant::default(),
             spans: PromptSpans::default(),
         })
@@ -244,6 +254,17 @@ impl Prompts {
         screened
     }
 
+    /// Screens several prompts.
+    ///
+    /// # Errors
+    /// Returns an error when one of them is blocked.
+    pub(crate) async fn screen_all(&self, prompts: &[String]) -> Result<(), Blocked> {
+        for prompt in prompts {
+            self.screen(prompt).await?;
+        }
+        Ok(())
+    }
+
     /// Makes a client's prompt ready for use: screens it and, if `enhance` is set, has it enhanced. A failure of the
     /// language models is no error: the prompt is then used as it is.
     ///
@@ -294,5 +315,32 @@ impl Prompts {
         let enhancer = self.enhancer().ok_or(LlmError::NoProvider)?;
         let rewritten = enhancer.rewrite(seed_prompt, count).await;
         Ok(rewritten.inspect_err(|_| self.metrics().fell_back("rewrite"))?)
+    }
+
+    /// Has the prompts of a new rollout written, or another version of one. What the client has written is screened before
+    /// a model sees it, and each prompt before it is returned.
+    ///
+    /// # Errors
+    /// Returns an error when no provider gives as many prompts as were asked for, or a prompt is blocked.
+    pub async fn rollout(
+        &self,
+        request: RolloutRequest,
+    ) -> Result<GeneratedRollout, GenerateError> {
+        self.screen(&request.instruction).await?;
+        if let Some(current) = &request.current {
+            self.screen_all(&current.prompts).await?;
+        }
+        let enhancer = self.enhancer().ok_or(LlmError::NoProvider)?;
+        let chosen = self.shared.rollout.get();
+        let wanted = request.model.filter(|model| enhancer.knows_model(model));
+        let request = RolloutRequest {
+            model: wanted.or_else(|| chosen.model.clone()),
+            temperature: request.temperature.or(chosen.temperature),
+            ..request
+        };
+        let written = enhancer.rollout(&request).await;
+        let written = written.inspect_err(|_| self.metrics().fell_back("rollout"))?;
+        self.screen_all(&written.prompts).await?;
+        Ok(written)
     }
 }

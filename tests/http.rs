@@ -381,6 +381,7 @@ async fn the_openapi_document_describes_every_route() {
         "/healthz",
         "/metrics",
         "/openapi.json",
+        "/prompt-system-config",
         "/readyz",
         "/status",
         "/v1/drain",

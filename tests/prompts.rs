@@ -468,8 +468,12 @@ async fn system_prompts_are_reloaded_by_order_and_by_sighup_and_a_broken_one_cha
     assert_eq!(written(&mut client).await, "first");
     write(b"second");
     let (status, body) = server.post("/v1/prompts/reload").await;
-    let expected = json!({"enhance": "file", "auto_extend": "default", "rewrite": "default"});
-    assert_eq!((status, body), (200, expected));
+    let expected = json!({
+        "enhance": "file", "auto_extend": "default", "rewrite": "default", "rollout_new": "default",
+        "rollout_edit": "default",
+    });
+    assert_eq!((status, &body), (200, &expected));
+    assert_eq!(server.status().await["prompt"]["system_prompts"], expected);
     assert_eq!(written(&mut client).await, "second");
 
     write(b"\xff\xfe");
@@ -527,4 +531,112 @@ async fn without_an_enhancer_there_are_no_prompts_to_reload_and_sighup_ends_noth
     })
     .await;
     assert_eq!(server.status().await.get("prompt"), None);
+}
+
+/// The route for the system prompts.
+const SYSTEM_PROMPTS: &str = "/prompt-system-config";
+
+#[tokio::test]
+async fn system_prompts_are_shown_and_written_to_their_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    std::fs::write(file("rollout_edit.txt"), "edit").unwrap();
+    let provider = Provider::start(|_, asked| Reply::Say(asked.system().to_owned())).await;
+    let dir = format!(
+        "--streaming.prompt.system_prompt_dir={}",
+        folder.path().display()
+    );
+    let server = start(&provider, &[&dir, "--streaming.prompt.rollout.model=story"]);
+    let (status, shown) = server.get(SYSTEM_PROMPTS).await;
+    assert_eq!(status, 200);
+    let built_in = |field: &str| {
+        assert!(
+            shown[field].as_str().unwrap().starts_with("You "),
+            "{shown}"
+        );
+        assert_eq!(shown[format!("{field}_path")], Value::Null);
+    };
+    built_in("next_segment_system_prompt");
+    built_in("auto_extension_system_prompt");
+    built_in("rewrite_user_system_prompt");
+    assert_eq!(shown["rewrite_window_system_prompt"], "edit");
+    assert_eq!(
+        shown["rewrite_window_system_prompt_path"],
+        file("rollout_edit.txt").to_str().unwrap()
+    );
+    assert_eq!(
+        (&shown["rewrite_model"], &shown["rewrite_model_options"]),
+        (&json!("story"), &json!([]))
+    );
+    assert_eq!(shown["rewrite_temperature"], 1.0);
+
+    let change = json!({
+        "next_segment_system_prompt": "enhance", "rewrite_user_system_prompt": " new\n", "rewrite_model": "test-model",
+        "rewrite_temperature": 0.5, "auto_extension_system_prompt": null,
+    });
+    let (status, changed) = server.call("POST", SYSTEM_PROMPTS, Some(change)).await;
+    let mut expected = shown.clone();
+    let path = |name: &str| file(name).to_str().unwrap().to_owned();
+    merge(
+        &mut expected,
+        json!({
+            "next_segment_system_prompt": "enhance", "next_segment_system_prompt_path": path("enhance.txt"),
+            "rewrite_user_system_prompt": "new", "rewrite_user_system_prompt_path": path("rollout_new.txt"),
+            "rewrite_model": "test-model", "rewrite_temperature": 0.5,
+        }),
+    );
+    assert_eq!((status, &changed), (200, &expected));
+    assert_eq!(
+        std::fs::read_to_string(file("rollout_new.txt")).unwrap(),
+        "new\n"
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+    let mut client = server.active(json!({"enhancement_enabled": true})).await;
+    assert_eq!(written(&mut client).await, "enhance");
+
+    for (change, named) in [
+        (json!({"next_segment_system_prompt": " \n"}), "enhance.txt"),
+        (
+            json!({"rewrite_user_system_prompt": "x".repeat(65_536)}),
+            "65537",
+        ),
+        (json!({"rewrite_model": "unheard-of"}), "unheard-of"),
+        (json!({"rewrite_temperature": "hot"}), "rewrite_temperature"),
+        (json!({"rewrite_prompt": "x"}), "rewrite_prompt"),
+        (json!(["x"]), "JSON"),
+    ] {
+        let (status, body) = server.call("POST", SYSTEM_PROMPTS, Some(change)).await;
+        assert_eq!(
+            (status, &body["error"]["code"]),
+            (400, &json!("invalid_body"))
+        );
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains(named), "{message}");
+        assert_eq!(body["detail"], message);
+    }
+    assert_eq!(server.get(SYSTEM_PROMPTS).await, (200, expected));
+}
+
+#[tokio::test]
+async fn without_a_folder_or_an_enhancer_system_prompts_are_only_shown() {
+    let provider = Provider::shouting().await;
+    for (server, model) in [
+        (start(&provider, &[]), "test-model"),
+        (Server::start(&["--gpus=1"]), ""),
+    ] {
+        let (status, shown) = server.get(SYSTEM_PROMPTS).await;
+        assert_eq!((status, &shown["rewrite_model"]), (200, &json!(model)));
+        assert_eq!(shown["rewrite_temperature"], 1.0);
+        assert_eq!(shown["next_segment_system_prompt_path"], Value::Null);
+        let change = json!({"next_segment_system_prompt": "x"});
+        let (status, body) = server.call("POST", SYSTEM_PROMPTS, Some(change)).await;
+        assert_eq!(
+            (status, &body["error"]["code"]),
+            (403, &json!("no_system_prompt_dir"))
+        );
+        assert_eq!(body["detail"], body["error"]["message"]);
+        let change = json!({"rewrite_temperature": 0.5});
+        let (status, body) = server.call("POST", SYSTEM_PROMPTS, Some(change)).await;
+        assert_eq!((status, &body["rewrite_temperature"]), (200, &json!(0.5)));
+    }
 }

@@ -1,4 +1,4 @@
-//! The status of the prompt enhancer and of the safety filter.
+//! The status of the prompt enhancer and of the safety filter, and the system prompts.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,10 @@ pub struct Origins {
     pub auto_extend: Origin,
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub rewrite: Origin,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub rollout_new: Origin,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub rollout_edit: Origin,
 }
 
 /// Where a system prompt comes from.
@@ -74,6 +78,45 @@ pub enum Origin {
     Default,
     /// The prompt was read from the operator's folder.
     File,
+}
+
+/// The system prompts in use, as FastVideo's web UI (Dreamverse) shows them: the answer of `/prompt-system-config`. A path is
+/// null where the prompt is built into the program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PromptSystemConfig {
+    /// What enhances a prompt, `enhance.txt`.
+    pub next_segment_system_prompt: String,
+    pub next_segment_system_prompt_path: Option<String>,
+    /// What writes the next prompt, `auto_extend.txt`.
+    pub auto_extension_system_prompt: String,
+    pub auto_extension_system_prompt_path: Option<String>,
+    /// What edits the prompts of a rollout, `rollout_edit.txt`.
+    pub rewrite_window_system_prompt: String,
+    pub rewrite_window_system_prompt_path: Option<String>,
+    /// What writes those of a new rollout, `rollout_new.txt`.
+    pub rewrite_user_system_prompt: String,
+    pub rewrite_user_system_prompt_path: Option<String>,
+    /// The model of rollouts; empty without a language model.
+    pub rewrite_model: String,
+    /// Always empty: the configuration alone names models.
+    pub rewrite_model_options: Vec<String>,
+    pub rewrite_temperature: f64,
+}
+
+/// What is to be changed of a [`PromptSystemConfig`]. What is absent or null stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct NewPromptSystemConfig {
+    pub next_segment_system_prompt: Option<String>,
+    pub auto_extension_system_prompt: Option<String>,
+    pub rewrite_window_system_prompt: Option<String>,
+    pub rewrite_user_system_prompt: Option<String>,
+    /// One that the configuration names.
+    pub rewrite_model: Option<String>,
+    /// 0 to 2; another one is brought there.
+    pub rewrite_temperature: Option<f64>,
 }
 
 /// The state of the safety filter.

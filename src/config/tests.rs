@@ -694,6 +694,11 @@ fn one_provider_comes_from_single_keys() {
     assert_eq!(provider.base_url.as_str(), "https://api.cerebras.ai/v1");
     assert_eq!(provider.key, Key::Given("sk-1".to_owned()));
     assert_eq!(provider.models.rewrite, "gpt-oss-120b");
+    assert_eq!(provider.models.rollout, "gpt-oss-120b");
+    assert_eq!(
+        (config.rollout.temperature, config.rollout.max_tokens),
+        (1.0, 3000)
+    );
     assert_eq!(provider.timeout, Duration::from_secs(20));
     assert_eq!(config.timeout, Duration::from_secs(30));
 
@@ -724,7 +729,7 @@ fn several_providers_come_in_the_order_of_their_list() {
     let file = folder.path().join("key");
     std::fs::write(&file, "sk-file\n").unwrap();
     let list = format!(
-        "timeout_ms: 7000, providers: [{{provider: groq, timeout_ms: 1500.5, models: {{rewrite: big}}}}, \
+        "timeout_ms: 7000, providers: [{{provider: groq, timeout_ms: 1500.5, models: {{rewrite: big, rollout: bigger}}}}, \
          {{provider: openai_compatible, base_url: \"http://gpu:8000/v1\", model: m, api_key_file: {file}}}, \
          {{provider: cerebras, api_key_env: OTHER}}]",
         file = file.display()
@@ -744,6 +749,7 @@ fn several_providers_come_in_the_order_of_their_list() {
     );
     assert_eq!(config.providers[0].models.enhance, "openai/gpt-oss-120b");
     assert_eq!(config.providers[0].models.rewrite, "big");
+    assert_eq!(config.providers[0].models.rollout, "bigger");
 }
 
 #[test]

@@ -98,7 +98,7 @@ pub(crate) async fn guard(
     let route = route.as_str();
     let access = match page::is_file(route) {
         true => Access::Anyone,
-        false => match access(route) {
+        false => match access(route, request.method()) {
             Some(access) => access,
             None => {
                 tracing::error!(route, "nobody may use this route: it is not in the table");
@@ -385,7 +385,8 @@ fn is_order(access: Access, method: &Method) -> bool {
     changes_state(method) && (access == Access::Admin || *method == Method::DELETE)
 }
 
-fn changes_state(method: &Method) -> bool {
+/// Returns whether a request of this method may change something.
+pub(super) fn changes_state(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD)
 }
 

@@ -1,5 +1,9 @@
 //! The table of who may use which route. A route without an entry answers nobody.
 
+use axum::http::Method;
+
+use super::guard::changes_state;
+
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -48,6 +52,7 @@ pub const ROUTES: &[(&str, Access)] = &[
     ("/v1/sessions", Access::User),
     ("/v1/sessions/{id}", Access::User),
     ("/v1/sessions/{id}/state", Access::User),
+    ("/prompt-system-config", Access::User),
     ("/status", Access::Metrics),
     ("/metrics", Access::Metrics),
     ("/v1/fleet/demand", Access::Metrics),
@@ -63,10 +68,16 @@ pub const ROUTES: &[(&str, Access)] = &[
     ("/v1/servers/{name}/{*path}", Access::Admin),
 ];
 
-/// Returns who may use a route; `None` for one that the table does not name.
-pub fn access(route: &str) -> Option<Access> {
-    let entry = ROUTES.iter().find(|(path, _)| *path == route);
-    entry.map(|(_, access)| *access)
+/// Routes whose entry says who may read them: only administrators may change what is there.
+pub const CHANGED_BY_ADMINS: &[&str] = &["/prompt-system-config"];
+
+/// Returns who may use a route in this way; `None` for one that the table does not name.
+pub fn access(route: &str, method: &Method) -> Option<Access> {
+    let entry = ROUTES.iter().find(|(path, _)| *path == route)?;
+    match changes_state(method) && CHANGED_BY_ADMINS.contains(&route) {
+        true => Some(Access::Admin),
+        false => Some(entry.1),
+    }
 }
 
 #[cfg(test)]
@@ -118,5 +129,8 @@ mod tests {
         let named: HashSet<String> = named.collect();
         assert_eq!(named.len(), ROUTES.len(), "a route is named twice");
         assert_eq!(named, declared);
+        for route in CHANGED_BY_ADMINS {
+            assert!(named.contains(*route), "{route}");
+        }
     }
 }

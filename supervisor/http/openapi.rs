@@ -6,6 +6,7 @@ use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
 use utoipa::OpenApi;
 
 use super::app::App;
+use super::dreamverse::prompts as system_prompts;
 use super::film;
 use super::operator::{adapters, prompts, sessions, workers};
 use super::status;
@@ -39,7 +40,9 @@ pub(super) fn routes() -> Router<App> {
         adapters::list,
         adapters::load,
         adapters::unload,
-        prompts::reload
+        prompts::reload,
+        system_prompts::show,
+        system_prompts::change
     ),
     components(schemas(ErrorBody, ErrorDetail))
 )]

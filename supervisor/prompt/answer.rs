@@ -80,7 +80,7 @@ fn without_label(line: &str) -> &str {
 }
 
 /// Strips quotation marks around the whole text, unless there are others of the kind in it.
-fn without_quotes(text: &str) -> &str {
+pub(super) fn without_quotes(text: &str) -> &str {
     for (open, close) in QUOTES {
         let inner = text.strip_prefix(open);
         let inner = inner.and_then(|inner| inner.strip_suffix(close));

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 
-use super::completion::{self, Message, NoText, Refusal, RequestBody};
+use super::completion::{self, Message, NoText, Refusal, RequestBody, ResponseFormat};
 use super::llm_error::LlmError;
 use crate::causes::with_causes;
 use crate::tls;
@@ -31,6 +31,8 @@ pub(super) struct CompletionRequest<'a> {
     pub(super) user: &'a str,
     pub(super) temperature: f64,
     pub(super) max_tokens: u32,
+    /// Whether the answer is to be one JSON object.
+    pub(super) wants_json: bool,
 }
 
 /// Which of the parameters a request has that some servers refuse.
@@ -40,6 +42,8 @@ pub(super) struct RequestForm {
     has_temperature: bool,
     /// Whether the model is asked to think little.
     has_effort: bool,
+    /// Whether the format of the answer is asked for, where it is to be JSON.
+    has_format: bool,
 }
 
 /// How the limit on tokens is named.
@@ -71,15 +75,19 @@ impl RequestForm {
             limit: TokenLimit::MaxTokens,
             has_temperature: true,
             has_effort: model.to_ascii_lowercase().contains("gpt-oss"),
+            has_format: true,
         }
     }
 
     /// Returns the form without the parameter that was refused; `None` when it was none of these.
-    fn without(mut self, refusal: &Refusal) -> Option<Self> {
+    fn without(mut self, refusal: &Refusal, wants_json: bool) -> Option<Self> {
         let names = |parameter| refusal.names(parameter);
         let names_limit = names("max_tokens") || names("max_completion_tokens");
         match self.limit {
             _ if self.has_effort && names("reasoning_effort") => self.has_effort = false,
+            _ if wants_json && self.has_format && names("response_format") => {
+                self.has_format = false;
+            }
             _ if self.has_temperature && names("temperature") => self.has_temperature = false,
             TokenLimit::MaxTokens if names_limit => self.limit = TokenLimit::MaxCompletionTokens,
             TokenLimit::MaxCompletionTokens if names_limit => self.limit = TokenLimit::None,
@@ -124,6 +132,8 @@ pub(super) async fn call(
         max_tokens: limit(TokenLimit::MaxTokens),
         max_completion_tokens: limit(TokenLimit::MaxCompletionTokens),
         reasoning_effort: form.has_effort.then_some("low"),
+        response_format: (request.wants_json && form.has_format)
+            .then_some(ResponseFormat::JsonObject),
         stream: false,
     };
     let body = serde_json::to_vec(&body).map_err(|_| LlmError::Unusable("it cannot be asked"))?;
@@ -150,18 +160,24 @@ pub(super) async fn call(
     }
     // Without a body, the status says enough.
     let body = body_of(response).await.unwrap_or_default();
-    Err(refused(status.as_u16(), &Refusal::read(&body), form))
+    let refusal = Refusal::read(&body);
+    Err(refused(status.as_u16(), &refusal, request.wants_json, form))
 }
 
 /// Tells what an HTTP 4xx other than 429 means.
-fn refused(status: u16, refusal: &Refusal, form: RequestForm) -> CallError {
+fn refused(status: u16, refusal: &Refusal, wants_json: bool, form: RequestForm) -> CallError {
     let is_about_request = matches!(status, 400 | 422);
-    if is_about_request && let Some(other) = form.without(refusal) {
+    if is_about_request && let Some(other) = form.without(refusal, wants_json) {
         return CallError::Form(other);
     }
     CallError::Failed(if refusal.is_declined() {
         LlmError::Declined
     } else if is_about_request && !refusal.is_providers() {
+        // Not every server knows the format, and one that does not may refuse it without naming it.
+        if wants_json && form.has_format {
+            let has_format = false;
+            return CallError::Form(RequestForm { has_format, ..form });
+        }
         LlmError::Refused(status)
     } else {
         let code = refusal.code.clone();

@@ -48,6 +48,8 @@ pub(super) struct RequestBody<'a> {
     pub(super) max_completion_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reasoning_effort: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) response_format: Option<ResponseFormat>,
     pub(super) stream: bool,
 }
 
@@ -55,6 +57,13 @@ pub(super) struct RequestBody<'a> {
 pub(super) struct Message<'a> {
     pub(super) role: &'static str,
     pub(super) content: &'a str,
+}
+
+/// What the answer is to be, apart from text.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum ResponseFormat {
+    JsonObject,
 }
 
 /// Why an answer has no text that can be used.

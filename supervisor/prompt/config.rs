@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::enhancer::{self, BreakerConfig, Style};
-use super::{Config, safety};
+use super::{Config, rollout, safety};
 use crate::settings::{DAY, HOUR, Key, KeySpec, Reader, Reload};
 
 mod providers;
 
 /// A prompt takes about a hundred tokens; the default models reason first, which takes several hundred.
 const MAX_TOKENS_DEFAULT: u32 = 2048;
+/// The prompts of a rollout take about a hundred tokens each.
+const ROLLOUT_MAX_TOKENS_DEFAULT: u32 = 3000;
 
 /// The keys of `streaming.prompt`.
 pub static KEYS: &[&KeySpec] = &[
@@ -35,6 +37,9 @@ pub static KEYS: &[&KeySpec] = &[
     &providers::REWRITE_MODEL.spec,
     &REWRITE_TEMPERATURE.spec,
     &REWRITE_MAX_TOKENS.spec,
+    &providers::ROLLOUT_MODEL.spec,
+    &ROLLOUT_TEMPERATURE.spec,
+    &ROLLOUT_MAX_TOKENS.spec,
     &MAX_PARALLEL.spec,
     &CACHE_ENTRIES.spec,
     &BREAKER_FAILURES.spec,
@@ -73,9 +78,7 @@ pub(super) static SYSTEM_PROMPT_DIR: Key<Option<String>> = Key::text(
     "streaming.prompt.system_prompt_dir",
 )
 .reload(Reload::AtOnce)
-.help(
-    "Folder with enhance.txt, auto_extend.txt and rewrite.txt [default: built-in system prompts]",
-);
+.help("Folder with enhance.txt, auto_extend.txt, rewrite.txt, rollout_new.txt and rollout_edit.txt [default: built-in system prompts]");
 
 static ENHANCE_TEMPERATURE: Key<f64> = temperature("streaming.prompt.enhance.temperature")
     .reload(Reload::AtOnce)
@@ -106,6 +109,18 @@ static REWRITE_MAX_TOKENS: Key<u32> = max_tokens("streaming.prompt.rewrite.max_t
     .reload(Reload::AtOnce)
     .help("Most tokens of the model that rewrites a prompt, its reasoning included")
     .default(MAX_TOKENS_DEFAULT);
+
+static ROLLOUT_TEMPERATURE: Key<f64> = temperature("streaming.prompt.rollout.temperature")
+    .reload(Reload::AtOnce)
+    .help("Temperature of the model that writes the prompts of a whole video")
+    .default(rollout::DEFAULT_TEMPERATURE);
+
+static ROLLOUT_MAX_TOKENS: Key<u32> = max_tokens("streaming.prompt.rollout.max_tokens")
+    .reload(Reload::AtOnce)
+    .help(
+        "Most tokens of the model that writes the prompts of a whole video, its reasoning included",
+    )
+    .default(ROLLOUT_MAX_TOKENS_DEFAULT);
 
 static MAX_PARALLEL: Key<usize> = Key::usize("streaming.prompt.max_parallel", 1, 1000)
     .unit("prompts")
@@ -191,6 +206,7 @@ fn read_enhancer(reader: &mut Reader<'_>) -> Option<enhancer::Config> {
         enhance: style(&ENHANCE_TEMPERATURE, &ENHANCE_MAX_TOKENS),
         auto_extend: style(&AUTO_EXTEND_TEMPERATURE, &AUTO_EXTEND_MAX_TOKENS),
         rewrite: style(&REWRITE_TEMPERATURE, &REWRITE_MAX_TOKENS),
+        rollout: style(&ROLLOUT_TEMPERATURE, &ROLLOUT_MAX_TOKENS),
         cache_entries: reader.get(&CACHE_ENTRIES),
         max_prompt_chars: reader.get(&MAX_PROMPT_CHARS),
         breaker: BreakerConfig {

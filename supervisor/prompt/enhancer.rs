@@ -1,5 +1,6 @@
-//! The three operations on prompts that need a language model: enhance a prompt, extend a story by its next prompt,
-//! rewrite a prompt into alternatives. Each operation falls back from provider to provider until one answers.
+//! The operations on prompts that need a language model: enhance a prompt, extend a story by its next prompt, rewrite a
+//! prompt into alternatives, write or edit the prompts of a rollout. Each operation falls back from provider to provider
+//! until one answers.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use super::instructions::{Instructions, InstructionsError, Origins};
 use super::llm_error::LlmError;
 use super::metrics::{PromptMetrics, RequestOutcome};
 use super::provider::{self, CallPermit, Models, Provider};
+use super::rollout::{GeneratedRollout, RolloutAnswer, RolloutRequest};
 use super::spans::{PromptSpanKind, PromptSpans};
 use crate::tenant::Tenant;
 
@@ -33,14 +35,15 @@ const MIN_WAIT: Duration = Duration::from_millis(50);
 pub struct Config {
     /// The providers in the order in which they are tried; at least one.
     pub providers: Vec<provider::Config>,
-    /// The folder with `enhance.txt`, `auto_extend.txt` and `rewrite.txt`. A built-in system prompt stands in for a file
-    /// that is missing.
+    /// The folder with `enhance.txt`, `auto_extend.txt`, `rewrite.txt`, `rollout_new.txt` and `rollout_edit.txt`. A built-in
+    /// system prompt stands in for a file that is missing.
     pub system_prompt_dir: Option<PathBuf>,
     /// The time limit of one operation, over all providers.
     pub timeout: Duration,
     pub enhance: Style,
     pub auto_extend: Style,
     pub rewrite: Style,
+    pub rollout: Style,
     /// The capacity of the LRU cache of enhanced prompts; 0 disables the cache.
     pub cache_entries: usize,
     /// The longest prompt that is accepted from a model, in characters.
@@ -84,13 +87,15 @@ struct Inner {
     metrics: PromptMetrics,
 }
 
-/// One operation: everything that differs between enhancing, extending and rewriting. `T` is what it takes from an answer.
+/// One operation: everything in which enhancing, extending and the others differ. `T` is what it takes from an answer.
 struct Operation<'a, T> {
     /// Its name in metrics.
     name: &'static str,
     system: &'a str,
     user: &'a str,
     style: Style,
+    /// Whether the answer is to be one JSON object.
+    wants_json: bool,
     /// Selects the operation's model from those of a provider.
     model: &'a (dyn Fn(&Models) -> &String + Sync),
     /// Takes from an answer what is usable, or rejects it.
@@ -215,6 +220,7 @@ impl Enhancer {
                 system: &instructions.enhance,
                 user: prompt,
                 style: self.0.config.enhance,
+                wants_json: false,
                 model: &|models| &models.enhance,
                 accept: &|text| self.single_prompt(text),
             })
@@ -239,6 +245,7 @@ impl Enhancer {
             system: &instructions.auto_extend,
             user: &user.join("\n"),
             style: self.0.config.auto_extend,
+            wants_json: false,
             model: &|models| &models.auto_extend,
             accept: &|text| self.single_prompt(text),
         };
@@ -262,6 +269,7 @@ impl Enhancer {
                 system: &instructions.rewrite,
                 user: &format!("Number of alternatives: {count}\nPrompt: {seed_prompt}"),
                 style: self.0.config.rewrite,
+                wants_json: false,
                 model: &|models| &models.rewrite,
                 accept: &|text| match alternatives(text, count, max_chars) {
                     none if none.is_empty() => Err(LlmError::Unusable("it is too long")),
@@ -276,6 +284,64 @@ impl Enhancer {
             latency: completion.latency,
             fallback_used: completion.fallback_used,
         })
+    }
+
+    /// Writes the prompts of a new rollout, or another version of one.
+    ///
+    /// # Errors
+    /// Returns an error when no provider gives a usable answer in time.
+    pub async fn rollout(&self, request: &RolloutRequest) -> Result<GeneratedRollout, LlmError> {
+        let Inner {
+            config,
+            instructions,
+            ..
+        } = &*self.0;
+        let system = match request.current {
+            Some(_) => &instructions.rollout_edit,
+            None => &instructions.rollout_new,
+        };
+        let temperature = request.temperature.filter(|given| given.is_finite());
+        let style = Style {
+            temperature: temperature.map_or(config.rollout.temperature, |it| it.clamp(0.0, 2.0)),
+            ..config.rollout
+        };
+        let (count, max_chars) = (request.count, config.max_prompt_chars);
+        let completion = self
+            .run(&Operation {
+                name: "rollout",
+                system: request.own_system_prompt().unwrap_or(system),
+                user: &request.message(),
+                style,
+                wants_json: true,
+                model: &|models| models.for_rollout(request.model.as_deref()),
+                accept: &|text| {
+                    let answer = RolloutAnswer::read(text, count, max_chars)?;
+                    Ok((answer, text.to_owned()))
+                },
+            })
+            .await?;
+        let (RolloutAnswer { id, label, prompts }, raw) = completion.accepted;
+        Ok(GeneratedRollout {
+            id,
+            label,
+            prompts,
+            raw,
+            provider: completion.provider,
+            model: completion.model,
+            latency: completion.latency,
+            fallback_used: completion.fallback_used,
+        })
+    }
+
+    /// Returns whether the configuration names the model for an operation of a provider.
+    pub(super) fn knows_model(&self, name: &str) -> bool {
+        let mut providers = self.0.config.providers.iter();
+        providers.any(|provider| provider.models.for_rollout(Some(name)) == name)
+    }
+
+    /// Returns the system prompts in use.
+    pub(super) fn instructions(&self) -> &Instructions {
+        &self.0.instructions
     }
 
     /// Returns the health of the providers and the size of the cache.
@@ -378,6 +444,7 @@ impl Enhancer {
             user: operation.user,
             temperature: operation.style.temperature,
             max_tokens: operation.style.max_tokens,
+            wants_json: operation.wants_json,
         };
         let time_left = deadline.saturating_duration_since(Instant::now());
         let breaker = self.0.config.breaker;

@@ -4,7 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The largest file that is accepted as a system prompt.
-const MAX_BYTES: u64 = 64 << 10;
+pub(super) const MAX_BYTES: u64 = 64 << 10;
+
+/// The names of the files.
+pub(super) const ENHANCE: &str = "enhance.txt";
+pub(super) const AUTO_EXTEND: &str = "auto_extend.txt";
+const REWRITE: &str = "rewrite.txt";
+pub(super) const ROLLOUT_NEW: &str = "rollout_new.txt";
+pub(super) const ROLLOUT_EDIT: &str = "rollout_edit.txt";
 
 /// The system prompt of each operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +19,8 @@ pub(super) struct Instructions {
     pub(super) enhance: String,
     pub(super) auto_extend: String,
     pub(super) rewrite: String,
+    pub(super) rollout_new: String,
+    pub(super) rollout_edit: String,
     pub(super) origins: Origins,
 }
 
@@ -21,6 +30,8 @@ pub struct Origins {
     pub enhance: Origin,
     pub auto_extend: Origin,
     pub rewrite: Origin,
+    pub rollout_new: Origin,
+    pub rollout_edit: Origin,
 }
 
 /// Where one system prompt comes from.
@@ -42,38 +53,53 @@ pub enum InstructionsError {
 }
 
 impl Instructions {
-    /// Reads all three system prompts. The built-in one stands in for a file that is missing or empty.
-    pub(super) fn read(folder: Option<&Path>) -> Result<Self, InstructionsError> {
-        if let Some(folder) = folder {
-            let readable = std::fs::read_dir(folder);
-            readable.map_err(|source| InstructionsError::Unreadable {
-                path: folder.to_owned(),
-                source,
-            })?;
-        }
-        let read = |name: &str, built_in: &str| match folder {
-            Some(folder) => Ok(match read_file(&folder.join(name))? {
-                Some(text) => (text, Origin::File),
-                None => (built_in.to_owned(), Origin::Default),
-            }),
-            None => Ok((built_in.to_owned(), Origin::Default)),
-        };
-        let enhance = read("enhance.txt", include_str!("instructions/enhance.txt"))?;
-        let auto_extend = read(
-            "auto_extend.txt",
-            include_str!("instructions/auto_extend.txt"),
-        )?;
-        let rewrite = read("rewrite.txt", include_str!("instructions/rewrite.txt"))?;
-        Ok(Self {
+    /// Returns the built-in system prompts.
+    pub(super) fn built_in() -> Self {
+        let text = |text: &str| text.trim().to_owned();
+        Self {
+            enhance: text(include_str!("instructions/enhance.txt")),
+            auto_extend: text(include_str!("instructions/auto_extend.txt")),
+            rewrite: text(include_str!("instructions/rewrite.txt")),
+            rollout_new: text(include_str!("instructions/rollout_new.txt")),
+            rollout_edit: text(include_str!("instructions/rollout_edit.txt")),
             origins: Origins {
-                enhance: enhance.1,
-                auto_extend: auto_extend.1,
-                rewrite: rewrite.1,
+                enhance: Origin::Default,
+                auto_extend: Origin::Default,
+                rewrite: Origin::Default,
+                rollout_new: Origin::Default,
+                rollout_edit: Origin::Default,
             },
-            enhance: enhance.0,
-            auto_extend: auto_extend.0,
-            rewrite: rewrite.0,
-        })
+        }
+    }
+
+    /// Reads all system prompts. The built-in one stands in for a file that is missing or empty.
+    pub(super) fn read(folder: Option<&Path>) -> Result<Self, InstructionsError> {
+        let mut read = Self::built_in();
+        let Some(folder) = folder else {
+            return Ok(read);
+        };
+        let readable = std::fs::read_dir(folder);
+        readable.map_err(|source| InstructionsError::Unreadable {
+            path: folder.to_owned(),
+            source,
+        })?;
+        let origins = &mut read.origins;
+        for (name, text, origin) in [
+            (ENHANCE, &mut read.enhance, &mut origins.enhance),
+            (AUTO_EXTEND, &mut read.auto_extend, &mut origins.auto_extend),
+            (REWRITE, &mut read.rewrite, &mut origins.rewrite),
+            (ROLLOUT_NEW, &mut read.rollout_new, &mut origins.rollout_new),
+            (
+                ROLLOUT_EDIT,
+                &mut read.rollout_edit,
+                &mut origins.rollout_edit,
+            ),
+        ] {
+            if let Some(given) = read_file(&folder.join(name))? {
+                (*text, *origin) = (given, Origin::File);
+            }
+        }
+        Ok(read)
     }
 }
 

@@ -15,7 +15,7 @@ use super::provider::ProviderStatus;
 use super::safety::SafetyStatus;
 use crate::metrics::{Bounds, Gauges, Histograms, LATENCY, create, number, seconds};
 
-const OPERATIONS: [&str; 3] = ["enhance", "auto_extend", "rewrite"];
+const OPERATIONS: [&str; 4] = ["enhance", "auto_extend", "rewrite", "rollout"];
 const OUTCOMES: [&str; 4] = ["ok", "failed", "timeout", "resting"];
 
 /// The metrics of all providers. Cheap to clone.

@@ -31,6 +31,21 @@ pub struct Models {
     pub enhance: String,
     pub auto_extend: String,
     pub rewrite: String,
+    pub rollout: String,
+}
+
+impl Models {
+    /// Returns the model of rollouts: the wanted one if it is among these.
+    pub(super) fn for_rollout(&self, wanted: Option<&str>) -> &String {
+        let all = [
+            &self.rollout,
+            &self.enhance,
+            &self.auto_extend,
+            &self.rewrite,
+        ];
+        let wanted = wanted.and_then(|wanted| all.into_iter().find(|model| *model == wanted));
+        wanted.unwrap_or(&self.rollout)
+    }
 }
 
 /// The API key. It is never shown, not by `Debug` either.

@@ -18,6 +18,8 @@ mod played;
 
 use played::{Provider, Reply};
 
+mod rollout;
+
 const KEY: &str = "sk-test-1234";
 
 fn provider(name: &str, base_url: &str) -> provider::Config {
@@ -30,6 +32,7 @@ fn provider(name: &str, base_url: &str) -> provider::Config {
             enhance: model.clone(),
             auto_extend: model.clone(),
             rewrite: "rewriter".to_owned(),
+            rollout: format!("{name}-rollouts"),
         },
         timeout: Duration::from_secs(20),
     }
@@ -49,6 +52,10 @@ fn config(providers: Vec<provider::Config>) -> enhancer::Config {
         rewrite: Style {
             temperature: 1.5,
             max_tokens: 1024,
+        },
+        rollout: Style {
+            temperature: 1.0,
+            max_tokens: 3000,
         },
         cache_entries: 8,
         max_prompt_chars: 4000,

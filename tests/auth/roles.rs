@@ -1,7 +1,7 @@
 //! Every cell of the table of routes and roles, and how keys are shown.
 
 use fastvideo_supervisor_core::auth::Access;
-use fastvideo_supervisor_core::auth::routes::ROUTES;
+use fastvideo_supervisor_core::auth::routes::{CHANGED_BY_ADMINS, ROUTES};
 
 use super::*;
 
@@ -24,6 +24,7 @@ const OF_SERVERS: &[&str] = &[
     "/v1/workers/loras",
     "/v1/workers/loras/{name}",
     "/v1/prompts/reload",
+    "/prompt-system-config",
 ];
 
 /// A path of a route, at which nothing is.
@@ -78,6 +79,7 @@ async fn holds_to_the_table(server: &Server, without: &[&str]) {
                 // A viewer has a token and no key.
                 let access = match (access, *role) {
                     (Access::Token, "metrics") => Access::User,
+                    _ if method != "GET" && CHANGED_BY_ADMINS.contains(route) => Access::Admin,
                     (access, _) => *access,
                 };
                 // OpenAI's clients know another name.

@@ -83,6 +83,8 @@ impl From<prompt::Origins> for Origins {
             enhance: origins.enhance.into(),
             auto_extend: origins.auto_extend.into(),
             rewrite: origins.rewrite.into(),
+            rollout_new: origins.rollout_new.into(),
+            rollout_edit: origins.rollout_edit.into(),
         }
     }
 }

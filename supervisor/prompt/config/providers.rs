@@ -16,7 +16,7 @@ use crate::settings::{
 const SECTION: &str = "streaming.prompt";
 
 /// The keys of a single provider, which have no meaning beside a list.
-static SINGLE: [&KeySpec; 8] = [
+static SINGLE: [&KeySpec; 9] = [
     &PROVIDER.spec,
     &BASE_URL.spec,
     &API_KEY_ENV.spec,
@@ -25,6 +25,7 @@ static SINGLE: [&KeySpec; 8] = [
     &ENHANCE_MODEL.spec,
     &AUTO_EXTEND_MODEL.spec,
     &REWRITE_MODEL.spec,
+    &ROLLOUT_MODEL.spec,
 ];
 
 pub(super) static PROVIDER: Key<Option<String>> = Key::choice(
@@ -61,7 +62,7 @@ pub(super) static PROVIDERS: Key<Option<Vec<serde_json::Value>>> = Key::json_lis
     "a list such as `[{provider: cerebras}, {provider: groq}]`",
 )
 .reload(Reload::AtOnce)
-    .help("Several providers, asked in this order: each with `provider`, and where needed `base_url`, `api_key_env`, `api_key_file`, `model`, `models` (`{enhance, auto_extend, rewrite}`) and `timeout_ms` [default: the one of `provider`]");
+    .help("Several providers, asked in this order: each with `provider`, and where needed `base_url`, `api_key_env`, `api_key_file`, `model`, `models` (`{enhance, auto_extend, rewrite, rollout}`) and `timeout_ms` [default: the one of `provider`]");
 
 pub(super) static ENHANCE_MODEL: Key<Option<String>> = Key::text("streaming.prompt.enhance.model")
     .reload(Reload::AtOnce)
@@ -75,6 +76,10 @@ pub(super) static AUTO_EXTEND_MODEL: Key<Option<String>> =
 pub(super) static REWRITE_MODEL: Key<Option<String>> = Key::text("streaming.prompt.rewrite.model")
     .reload(Reload::AtOnce)
     .help("The model that rewrites a prompt [default: that of the provider]");
+
+pub(super) static ROLLOUT_MODEL: Key<Option<String>> = Key::text("streaming.prompt.rollout.model")
+    .reload(Reload::AtOnce)
+    .help("The model that writes the prompts of a whole video [default: that of the provider]");
 
 /// A provider as the operator describes it: an entry of the list, or the single keys.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -96,6 +101,7 @@ struct DescribedModels {
     enhance: Option<String>,
     auto_extend: Option<String>,
     rewrite: Option<String>,
+    rollout: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
@@ -199,6 +205,7 @@ fn single(reader: &Reader<'_>) -> Description {
             enhance: reader.get(&ENHANCE_MODEL),
             auto_extend: reader.get(&AUTO_EXTEND_MODEL),
             rewrite: reader.get(&REWRITE_MODEL),
+            rollout: reader.get(&ROLLOUT_MODEL),
         },
         timeout_ms: None,
     }
@@ -272,6 +279,7 @@ impl Checker<'_> {
             enhance,
             auto_extend,
             rewrite,
+            rollout,
         } = description.models;
         let or_model = |given: Option<String>| given.unwrap_or_else(|| model.clone());
         Ok(Config {
@@ -282,6 +290,7 @@ impl Checker<'_> {
                 enhance: or_model(enhance),
                 auto_extend: or_model(auto_extend),
                 rewrite: or_model(rewrite),
+                rollout: or_model(rollout),
             },
             timeout: self.timeout(description.timeout_ms)?.unwrap_or(timeout),
         })
