@@ -1,6 +1,7 @@
 //! The built-in page: files embedded in the binary, so that it needs neither a build step nor a network.
 //!
-//! Servers and routers serve the same files, at `/` and in `/operator/`.
+//! Servers and routers serve the same files. They are at `/` unless the operator has put a site there (`server.ui_dir`), and
+//! always in `/operator/`.
 
 use std::future::ready;
 
@@ -87,12 +88,18 @@ const BELOW_SERVER: &str = "data-server=\"../\"";
 const STYLE: (&str, &str) = ("/page.css", include_str!("page/page.css"));
 const ICON: (&str, &str) = ("/favicon.svg", include_str!("page/favicon.svg"));
 
-/// The folder in which the page is, too.
+/// The folder in which the page always is.
 const FOLDER: &str = "/operator";
 
 /// Returns the routes of the page for a service with any state: at `/`, and in its folder.
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     files("").merge(in_folder())
+}
+
+/// Returns the routes of the page where a site has all paths that are no routes. Links to films lead on.
+pub(crate) fn routes_beside_site<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    let to_folder = get(async || Redirect::temporary("operator/watch"));
+    in_folder().route("/watch", to_folder)
 }
 
 fn in_folder<S: Clone + Send + Sync + 'static>() -> Router<S> {

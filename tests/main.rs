@@ -57,6 +57,7 @@ mod seats;
 mod session;
 mod session_log;
 mod sharing;
+mod site;
 mod slow_reader;
 #[path = "../supervisor/small_disk.rs"]
 mod small_disk;

@@ -1,6 +1,7 @@
 //! The state that all requests share.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use url::Url;
 
 use super::fleet::{Fleet, Names, RouterKeys};
 use super::parts::ServerParts;
+use super::site::Site;
 use crate::auth::guard::Guard;
 use crate::auth::{self, Auth, Caller};
 use crate::current::Current;
@@ -31,6 +33,8 @@ pub struct Config {
     pub port: u16,
     /// Where operators reach the server, if not at the same address as everybody.
     pub admin: Admin,
+    /// The folder of the site that has the place of the built-in page, if there is one.
+    pub ui_dir: Option<PathBuf>,
     /// The name of the service in the answers of the health probes.
     pub service_name: String,
     pub auth: auth::Config,
@@ -66,6 +70,7 @@ pub struct App {
     /// The names by which operators may address the server, where it has a listener for them.
     pub(super) admin_hosts: Option<Hosts>,
     pub(crate) auth: Auth,
+    pub(super) site: Option<Site>,
     pub(super) service_name: Arc<str>,
     pub(crate) fleet: Fleet,
     pub(crate) reloads: Reloads,
@@ -123,6 +128,7 @@ impl App {
             admin_hosts,
             ingress,
             auth,
+            site: config.ui_dir.map(Site::new),
             service_name: config.service_name.into(),
             fleet,
             reloads,
