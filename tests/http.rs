@@ -43,10 +43,15 @@ fn timeless(mut body: Value) -> Value {
 async fn readiness_follows_the_workers() {
     let server = Server::start(&["--gpus", "1", "--generator.synthetic.load_ms", "400"]);
     let readyz = |status: &str, ready: u32| {
-        json!({
+        let mut body = json!({
             "status": status, "service": "ltx2-streaming-backend", "ready_gpu_workers": ready, "total_gpus": 1,
             "available_gpus": ready, "warmup_successful_gpus": ready, "warmup_failed_gpus": 0, "queue_size": 0,
-        })
+        });
+        if ready == 0 {
+            // FastVideo's web UI knows these words.
+            body["detail"] = json!("No ready GPU worker processes.");
+        }
+        body
     };
     let (code, body) = server.get("/readyz").await;
     assert_eq!((code, timeless(body)), (503, readyz("warming", 0)));
@@ -461,6 +466,8 @@ async fn a_draining_server_is_not_ready() {
     client.until_type("server_draining").await;
     let (code, body) = server.get("/readyz").await;
     assert_eq!((code, &body["status"]), (503, &json!("draining")));
+    let detail = body["detail"].as_str().unwrap();
+    assert!(detail.contains("shutting down"), "{detail}");
     assert_eq!(server.status().await["draining"], true);
     client.until_type("ltx2_segment_complete").await;
     client.send(json!({"type": "leave"})).await;
