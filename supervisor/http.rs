@@ -2,7 +2,7 @@
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
 //! spectators, `film` serves what was recorded, `videos` are video jobs, `file` serves files, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests,
-//! `site` serves a folder where no route answers, and `openapi` describes all routes. `parts` are what a reload gives another configuration. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
+//! `dreamverse` is for FastVideo's web UI, `site` serves a folder where no route answers, and `openapi` describes all routes. `parts` are what a reload gives another configuration. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
 //! state of the pool, the store and the prompts.
@@ -30,6 +30,7 @@ use crate::turns::Turns;
 
 mod app;
 pub mod config;
+pub mod dreamverse;
 mod file;
 mod film;
 pub mod fleet;
@@ -84,6 +85,7 @@ fn for_clients(app: &App) -> Router<App> {
         .route("/v1/router/session", get(fleet::session))
         .merge(film::routes(app))
         .merge(videos::routes(app))
+        .merge(dreamverse::routes(app))
         .merge(issue::routes(&app.guard()))
         .merge(match app.site {
             Some(_) => page::routes_beside_site(),
@@ -95,6 +97,7 @@ fn for_clients(app: &App) -> Router<App> {
 fn for_operators(app: &App) -> Router<App> {
     status::routes()
         .merge(operator::routes(app))
+        .merge(dreamverse::orders(app))
         .merge(reload::routes(&app.guard()))
 }
 
@@ -107,6 +110,7 @@ fn complete(routes: Router<App>, hosts: &Hosts, app: &App) -> Router {
         .layer(from_fn_with_state(app.guard(), guard::guard))
         .layer(from_fn_with_state(hosts.clone(), hosts::guard))
         .layer(from_fn(in_openai_form))
+        .layer(from_fn(dreamverse::in_detail))
         .layer(from_fn_with_state(
             app.http_metrics.clone(),
             metrics::measure,

@@ -221,6 +221,18 @@ fn refusal(response: &Response<String>, what: &str) -> ErrorBody {
     body.unwrap_or_else(|error| panic!("{what}: {error} in {}", response.body()))
 }
 
+/// The type of a route's refusals.
+fn error_form(path: &str) -> &'static str {
+    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| path.starts_with(prefix));
+    if begins(&["/v1/videos", "/v1/models"]) {
+        "OpenAiErrorBody"
+    } else if begins(&["/curated-presets", "/lora", "/router/", "/internal/"]) {
+        "DetailErrorBody"
+    } else {
+        "ErrorBody"
+    }
+}
+
 /// A limit on the body of a request, which one of the odd requests exceeds.
 pub(crate) const SMALL_BODIES: &str = "--streaming.limits.max_message_bytes=100000";
 
@@ -229,7 +241,7 @@ pub(crate) const SMALL_BODIES: &str = "--streaming.limits.max_message_bytes=1000
 pub(crate) async fn described_refusals(server: &Server) -> Vec<(u16, String)> {
     let (_, document) = server.get("/openapi.json").await;
     let mut paths = document["paths"].as_object().unwrap().clone();
-    for page in ["/", "/page.js", "/nowhere"] {
+    for page in ["/", "/operator/", "/page.js", "/nowhere"] {
         paths.insert(page.to_owned(), json!({}));
     }
     let mut refused = Vec::new();
@@ -254,12 +266,13 @@ pub(crate) async fn described_refusals(server: &Server) -> Vec<(u16, String)> {
                 if operation.is_object() {
                     let described = &operation["responses"][status.to_string()];
                     let schema = &described["content"]["application/json"]["schema"]["$ref"];
-                    let expected =
-                        match path.starts_with("/v1/videos") || path.starts_with("/v1/models") {
-                            true => "#/components/schemas/OpenAiErrorBody",
-                            false => "#/components/schemas/ErrorBody",
-                        };
-                    assert_eq!(schema, expected, "{what}: {status}");
+                    let form = error_form(path);
+                    let expected = format!("#/components/schemas/{form}");
+                    assert_eq!(*schema, expected, "{what}: {status}");
+                    if form == "DetailErrorBody" {
+                        let body: Value = serde_json::from_str(response.body()).unwrap();
+                        assert_eq!(body["detail"], body["error"]["message"], "{what}");
+                    }
                 } else {
                     let expected = match path.as_str() {
                         "/nowhere" => (404, "not_found"),
@@ -382,11 +395,17 @@ pub(crate) async fn described_paths(server: &Server) -> Vec<String> {
 async fn the_openapi_document_describes_every_route() {
     let server = Server::start(&["--gpus", "1"]);
     let expected = [
+        "/curated-presets",
+        "/curated-presets/append",
         "/health",
         "/healthz",
+        "/internal/monitor/sessions",
+        "/lora",
+        "/lora/options",
         "/metrics",
         "/openapi.json",
         "/readyz",
+        "/router/replicas/sessions",
         "/status",
         "/v1/drain",
         "/v1/log-level",
@@ -431,8 +450,18 @@ async fn the_page_and_all_its_parts_come_from_this_server_alone() {
         "content-security-policy",
         "x-content-type-options",
     ];
-    let (code, headers, page) = request(&server, "GET", "/", wanted).await;
-    assert_eq!(code, 200);
+    for place in ["/", "/operator/", "/operator/watch"] {
+        comes_whole(&server, place, wanted).await;
+    }
+    let (code, headers, _) = request(&server, "GET", "/operator", &["location"]).await;
+    // ureq has followed it.
+    assert_eq!((code, headers[0].as_str()), (200, ""));
+}
+
+/// A document and all that it names come from the server, with the headers that are asked for.
+async fn comes_whole(server: &Server, place: &str, wanted: &'static [&'static str]) {
+    let (code, headers, page) = request(server, "GET", place, wanted).await;
+    assert_eq!(code, 200, "{place}");
     assert!(headers[0].starts_with("text/html"), "{}", headers[0]);
     assert!(headers[1].contains("default-src 'self'"), "{}", headers[1]);
     assert!(!headers[1].contains("unsafe"), "{}", headers[1]);
@@ -444,8 +473,9 @@ async fn the_page_and_all_its_parts_come_from_this_server_alone() {
             if path.starts_with('#') {
                 continue;
             }
-            let path = format!("/{}", path.trim_start_matches('/'));
-            let (code, headers, body) = request(&server, "GET", &path, wanted).await;
+            let (folder, _) = place.rsplit_once('/').unwrap();
+            let path = format!("{folder}/{}", path.trim_start_matches('/'));
+            let (code, headers, body) = request(server, "GET", &path, wanted).await;
             assert_eq!((code, headers[2].as_str()), (200, "nosniff"), "{path}");
             assert!(!body.is_empty(), "{path}");
             parts += 1;

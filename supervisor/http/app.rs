@@ -9,6 +9,7 @@ use axum::extract::{FromRef, State};
 use tokio::sync::Notify;
 use url::Url;
 
+use super::dreamverse::{self, PresetsFile};
 use super::fleet::{Fleet, Names, RouterKeys};
 use super::parts::ServerParts;
 use super::site::Site;
@@ -45,6 +46,8 @@ pub struct Config {
     /// Where routers reach the server, if it is to tell them.
     pub advertise_url: Option<Url>,
     pub ingress: ingress::Config,
+    /// What is said of FastVideo's web UI.
+    pub dreamverse: dreamverse::Config,
 }
 
 /// The address of operators.
@@ -74,6 +77,8 @@ pub struct App {
     pub(super) service_name: Arc<str>,
     pub(crate) fleet: Fleet,
     pub(crate) reloads: Reloads,
+    pub(super) dreamverse: Current<dreamverse::Config>,
+    pub(super) presets_file: PresetsFile,
     pub(super) context: Context,
     pub(super) videos: Videos,
     pub(super) registry: Registry,
@@ -113,11 +118,13 @@ impl App {
         let http_metrics = HttpMetrics::register(&mut metrics);
         let fleet = Fleet::new(config.router_keys, config.names);
         let ingress = Ingress::new(ingress, &config.host, address, most_connections);
+        let dreamverse = Current::new(config.dreamverse);
         let parts = ServerParts {
             auth: auth.clone(),
             fleet: fleet.clone(),
             ingress: ingress.clone(),
             admin_hosts: admin_hosts.clone(),
+            dreamverse: dreamverse.clone(),
             context: context.clone(),
             videos: videos.clone(),
             grace: reloading.grace,
@@ -132,6 +139,8 @@ impl App {
             service_name: config.service_name.into(),
             fleet,
             reloads,
+            dreamverse,
+            presets_file: PresetsFile::default(),
             context,
             videos,
             registry,

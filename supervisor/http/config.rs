@@ -6,7 +6,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::fleet::{Names, RouterKeys};
-use super::{Admin, Config, site};
+use super::{Admin, Config, dreamverse, site};
 use crate::causes::with_causes;
 use crate::discovery::is_address;
 use crate::session::config::SERVER_NAME;
@@ -80,6 +80,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         host: reader.get(&ADMIN_HOST),
         port: reader.get(&ADMIN_PORT),
     };
+    let auth = auth::config::read(reader);
     let has_admin = admin.port.is_some() || sockets::has_admin(reader.surroundings());
     Config {
         host: reader.get(&HOST),
@@ -87,7 +88,8 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         admin,
         ui_dir: ui_dir(reader),
         service_name: reader.get(&SERVICE_NAME),
-        auth: auth::config::read(reader),
+        dreamverse: dreamverse::config::read(reader, &auth),
+        auth,
         router_keys: router_keys(reader),
         names: Names {
             name: reader.non_empty(&SERVER_NAME),
