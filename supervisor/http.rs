@@ -1,8 +1,8 @@
 //! The HTTP server: WebSocket sessions, films, health, status, operators' requests, and the built-in page.
 //!
 //! `app` is the state that all requests share. `stream` carries a session over a WebSocket, `watch` shows it to
-//! spectators, `film` serves what was recorded, `videos` are video jobs, `file` serves what is stored, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests,
-//! `dreamverse` is for FastVideo's web UI, and `openapi` describes all routes. `parts` are what a reload gives another configuration. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
+//! spectators, `film` serves what was recorded, `videos` are video jobs, `file` serves files, `fleet` tells routers how the server is, `status` answers probes, `operator` serves operators' requests,
+//! `dreamverse` is for FastVideo's web UI, `site` serves a folder where no route answers, and `openapi` describes all routes. `parts` are what a reload gives another configuration. Connections come in through [`crate::ingress`], and [`crate::auth`] stands before all routes.
 //!
 //! The bodies of requests and answers are the types of [`fastvideo_proto::api`]; the modules here build them from the
 //! state of the pool, the store and the prompts.
@@ -30,13 +30,14 @@ use crate::turns::Turns;
 
 mod app;
 pub mod config;
-mod dreamverse;
+pub mod dreamverse;
 mod file;
 mod film;
 pub mod fleet;
 pub(crate) mod openapi;
 mod operator;
 mod parts;
+mod site;
 mod status;
 mod store_error;
 mod stream;
@@ -57,15 +58,16 @@ pub async fn serve(
     let hosts = &app.ingress.hosts;
     let Some(admin) = admin else {
         let routes = for_clients(&app).merge(for_operators(&app));
-        let router = complete(routes, hosts, &app);
+        let router = complete(routes.fallback(site::answer), hosts, &app);
         let accepting = listener::run(listener, Side::Public, &app.ingress, router);
         turns.watch("HTTP listener", accepting).await;
         return Ok(());
     };
-    let router = complete(for_clients(&app), hosts, &app);
+    let router = complete(for_clients(&app).fallback(site::answer), hosts, &app);
     let public = listener::run(listener, Side::Public, &app.ingress, router);
     let hosts = app.admin_hosts.as_ref().unwrap_or(hosts);
-    let router = complete(for_operators(&app), hosts, &app);
+    let routes = for_operators(&app).fallback(async || site::nothing_here());
+    let router = complete(routes, hosts, &app);
     let admin = listener::run(admin, Side::Admin, &app.ingress, router);
     tokio::join!(
         turns.watch("HTTP listener", public),
@@ -83,28 +85,32 @@ fn for_clients(app: &App) -> Router<App> {
         .route("/v1/router/session", get(fleet::session))
         .merge(film::routes(app))
         .merge(videos::routes(app))
-        .merge(dreamverse::routes())
+        .merge(dreamverse::routes(app))
         .merge(issue::routes(&app.guard()))
-        .merge(page::routes())
+        .merge(match app.site {
+            Some(_) => page::routes_beside_site(),
+            None => page::routes(),
+        })
 }
 
 /// Returns the routes of operators and of what watches the server.
 fn for_operators(app: &App) -> Router<App> {
     status::routes()
         .merge(operator::routes(app))
+        .merge(dreamverse::orders(app))
         .merge(reload::routes(&app.guard()))
 }
 
-/// Adds what every listener answers.
+/// Adds what every listener answers. `routes` have a fallback.
 fn complete(routes: Router<App>, hosts: &Hosts, app: &App) -> Router {
     routes
         .merge(status::probes())
         .merge(openapi::routes())
-        .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.guard(), guard::guard))
         .layer(from_fn_with_state(hosts.clone(), hosts::guard))
         .layer(from_fn(in_openai_form))
+        .layer(from_fn(dreamverse::in_detail))
         .layer(from_fn_with_state(
             app.http_metrics.clone(),
             metrics::measure,

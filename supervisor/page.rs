@@ -1,11 +1,15 @@
 //! The built-in page: files embedded in the binary, so that it needs neither a build step nor a network.
 //!
-//! Servers and routers serve the same files.
+//! Servers and routers serve the same files. They are at `/` unless the operator has put a site there (`server.ui_dir`), and
+//! always in `/operator/`.
+
+use std::future::ready;
 
 use axum::Router;
 use axum::http::header;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Redirect};
 use axum::routing::{MethodRouter, get};
+use bytes::Bytes;
 
 /// The page loads nothing from elsewhere and runs nothing inline.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; \
@@ -20,6 +24,7 @@ macro_rules! scripts {
 
 const SCRIPTS: &[(&str, &str)] = scripts![
     "/adapters.js",
+    "/address.js",
     "/api.js",
     "/attachments.js",
     "/connection.js",
@@ -71,48 +76,78 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/words.js",
 ];
 
-/// Returns the routes of the page for a service with any state.
+/// Documents by their paths.
+const DOCUMENTS: [(&str, &str); 2] = [
+    ("/", include_str!("page/index.html")),
+    ("/watch", include_str!("page/watch.html")),
+];
+/// How a document says where the server is, seen from it.
+const BESIDE_SERVER: &str = "data-server=\"\"";
+const BELOW_SERVER: &str = "data-server=\"../\"";
+
+const STYLE: (&str, &str) = ("/page.css", include_str!("page/page.css"));
+const ICON: (&str, &str) = ("/favicon.svg", include_str!("page/favicon.svg"));
+
+/// The folder in which the page always is.
+const FOLDER: &str = "/operator";
+
+/// Returns the routes of the page for a service with any state: at `/`, and in its folder.
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    let pages = Router::new()
-        .route(
-            "/",
-            file("text/html; charset=utf-8", include_str!("page/index.html")),
-        )
-        .route(
-            "/watch",
-            file("text/html; charset=utf-8", include_str!("page/watch.html")),
-        )
-        .route(
-            "/page.css",
-            file("text/css; charset=utf-8", include_str!("page/page.css")),
-        )
-        .route(
-            "/favicon.svg",
-            file("image/svg+xml", include_str!("page/favicon.svg")),
-        );
-    SCRIPTS.iter().fold(pages, |routes, (path, text)| {
-        routes.route(path, file("text/javascript; charset=utf-8", text))
-    })
+    files("").merge(in_folder())
+}
+
+/// Returns the routes of the page where a site has all paths that are no routes. Links to films lead on.
+pub(crate) fn routes_beside_site<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    let to_folder = get(async || Redirect::temporary("operator/watch"));
+    in_folder().route("/watch", to_folder)
+}
+
+fn in_folder<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    // Relative, since a proxy may serve everything below a path.
+    files(FOLDER).route(FOLDER, get(async || Redirect::temporary("operator/")))
+}
+
+/// Returns the routes of all files below a path.
+fn files<S: Clone + Send + Sync + 'static>(below: &str) -> Router<S> {
+    let mut routes = Router::new();
+    for (path, text) in DOCUMENTS {
+        let text = match below {
+            "" => text.to_owned(),
+            _ => text.replacen(BESIDE_SERVER, BELOW_SERVER, 1),
+        };
+        let file = file("text/html; charset=utf-8", text.into());
+        routes = routes.route(&format!("{below}{path}"), file);
+    }
+    let others = [("text/css; charset=utf-8", STYLE), ("image/svg+xml", ICON)];
+    let scripts = SCRIPTS.iter().copied();
+    let scripts = scripts.map(|script| ("text/javascript; charset=utf-8", script));
+    for (mime, (path, text)) in others.into_iter().chain(scripts) {
+        let file = file(mime, Bytes::from_static(text.as_bytes()));
+        routes = routes.route(&format!("{below}{path}"), file);
+    }
+    routes
 }
 
 /// Returns whether a route is that of a file of the page.
 pub(crate) fn is_file(route: &str) -> bool {
-    matches!(route, "/" | "/watch" | "/page.css" | "/favicon.svg")
-        || SCRIPTS.iter().any(|(path, _)| *path == route)
+    let path = match route.strip_prefix(FOLDER) {
+        Some("") => return true,
+        Some(path) => path,
+        None => route,
+    };
+    let has = |(of, _): &(&str, &str)| *of == path;
+    DOCUMENTS.iter().any(has) || [STYLE, ICON].iter().any(has) || SCRIPTS.iter().any(has)
 }
 
-fn file<S: Clone + Send + Sync + 'static>(
-    mime: &'static str,
-    text: &'static str,
-) -> MethodRouter<S> {
-    get(async move || {
+fn file<S: Clone + Send + Sync + 'static>(mime: &'static str, text: Bytes) -> MethodRouter<S> {
+    get(move || {
         let headers = [
             (header::CONTENT_TYPE, mime),
             (header::CACHE_CONTROL, "no-cache"),
             (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         ];
-        (headers, text).into_response()
+        ready((headers, text.clone()).into_response())
     })
 }
 
@@ -140,5 +175,32 @@ mod tests {
         let mut served: Vec<&str> = SCRIPTS.iter().map(|(path, _)| *path).collect();
         served.sort_unstable();
         assert_eq!(served, present);
+    }
+
+    #[test]
+    fn documents_say_where_the_server_is() {
+        for (path, text) in DOCUMENTS {
+            assert_eq!(text.matches(BESIDE_SERVER).count(), 1, "{path}");
+        }
+    }
+
+    #[test]
+    fn files_are_known_at_both_places_and_nothing_else_is() {
+        for path in ["/", "/watch", "/page.css", "/session/film.js"] {
+            assert!(
+                is_file(path) && is_file(&format!("/operator{path}")),
+                "{path}"
+            );
+        }
+        assert!(is_file("/operator"));
+        for path in [
+            "",
+            "/v1/stream",
+            "/operator/v1/stream",
+            "/operators",
+            "/operator/operator/",
+        ] {
+            assert!(!is_file(path), "{path}");
+        }
     }
 }

@@ -36,6 +36,8 @@ async fn orders_are_taken_at_the_address_of_operators_alone() {
         ("GET", "/status"),
         ("GET", "/v1/sessions"),
         ("POST", "/v1/prompts/reload"),
+        ("POST", "/curated-presets/append"),
+        ("POST", "/lora"),
         ("POST", "/v1/workers/0/drain"),
         ("POST", "/v1/drain"),
     ] {
@@ -46,7 +48,14 @@ async fn orders_are_taken_at_the_address_of_operators_alone() {
             assert_ne!(answer, 404, "{path}");
         }
     }
-    for path in ["/v1/stream", "/v1/watch", "/", "/page.js"] {
+    for path in [
+        "/v1/stream",
+        "/v1/watch",
+        "/curated-presets",
+        "/",
+        "/page.js",
+        "/operator/",
+    ] {
         assert_eq!(status(&admin, "GET", path).await, 404, "{path}");
         let answer = status(&server.address, "GET", path).await;
         assert_ne!(answer, 404, "{path}");

@@ -100,7 +100,7 @@ impl Keys {
         fs::set_permissions(self.path(), fs::Permissions::from_mode(0o600)).unwrap();
     }
 
-    fn flag(&self) -> String {
+    pub(crate) fn flag(&self) -> String {
         format!("--server.auth.keys_file={}", self.path().display())
     }
 

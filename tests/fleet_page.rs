@@ -25,7 +25,15 @@ async fn a_router_serves_the_page_of_a_server() {
     let keys = Keys::new(KEY);
     let server = keys.server(&[]);
     let router = keys.router(&[&server.address], &[]);
-    for path in ["/", "/watch", "/page.css", "/page.js", "/player/feeder.js"] {
+    for path in [
+        "/",
+        "/watch",
+        "/page.css",
+        "/page.js",
+        "/player/feeder.js",
+        "/operator/",
+        "/operator/page.js",
+    ] {
         let [at_server, at_router] = [&server, &router].map(|it| it.request("GET", path, None));
         let (at_server, at_router) = (at_server.await, at_router.await);
         assert_eq!(at_router.status(), 200, "{path}");

@@ -43,10 +43,15 @@ fn timeless(mut body: Value) -> Value {
 async fn readiness_follows_the_workers() {
     let server = Server::start(&["--gpus", "1", "--generator.synthetic.load_ms", "400"]);
     let readyz = |status: &str, ready: u32| {
-        json!({
+        let mut body = json!({
             "status": status, "service": "ltx2-streaming-backend", "ready_gpu_workers": ready, "total_gpus": 1,
             "available_gpus": ready, "warmup_successful_gpus": ready, "warmup_failed_gpus": 0, "queue_size": 0,
-        })
+        });
+        if ready == 0 {
+            // FastVideo's web UI knows these words.
+            body["detail"] = json!("No ready GPU worker processes.");
+        }
+        body
     };
     let (code, body) = server.get("/readyz").await;
     assert_eq!((code, timeless(body)), (503, readyz("warming", 0)));
@@ -216,6 +221,18 @@ fn refusal(response: &Response<String>, what: &str) -> ErrorBody {
     body.unwrap_or_else(|error| panic!("{what}: {error} in {}", response.body()))
 }
 
+/// The type of a route's refusals.
+fn error_form(path: &str) -> &'static str {
+    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| path.starts_with(prefix));
+    if begins(&["/v1/videos", "/v1/models"]) {
+        "OpenAiErrorBody"
+    } else if begins(&["/curated-presets", "/lora", "/router/", "/internal/"]) {
+        "DetailErrorBody"
+    } else {
+        "ErrorBody"
+    }
+}
+
 /// A limit on the body of a request, which one of the odd requests exceeds.
 pub(crate) const SMALL_BODIES: &str = "--streaming.limits.max_message_bytes=100000";
 
@@ -224,7 +241,7 @@ pub(crate) const SMALL_BODIES: &str = "--streaming.limits.max_message_bytes=1000
 pub(crate) async fn described_refusals(server: &Server) -> Vec<(u16, String)> {
     let (_, document) = server.get("/openapi.json").await;
     let mut paths = document["paths"].as_object().unwrap().clone();
-    for page in ["/", "/page.js", "/nowhere"] {
+    for page in ["/", "/operator/", "/page.js", "/nowhere"] {
         paths.insert(page.to_owned(), json!({}));
     }
     let mut refused = Vec::new();
@@ -249,12 +266,13 @@ pub(crate) async fn described_refusals(server: &Server) -> Vec<(u16, String)> {
                 if operation.is_object() {
                     let described = &operation["responses"][status.to_string()];
                     let schema = &described["content"]["application/json"]["schema"]["$ref"];
-                    let expected =
-                        match path.starts_with("/v1/videos") || path.starts_with("/v1/models") {
-                            true => "#/components/schemas/OpenAiErrorBody",
-                            false => "#/components/schemas/ErrorBody",
-                        };
-                    assert_eq!(schema, expected, "{what}: {status}");
+                    let form = error_form(path);
+                    let expected = format!("#/components/schemas/{form}");
+                    assert_eq!(*schema, expected, "{what}: {status}");
+                    if form == "DetailErrorBody" {
+                        let body: Value = serde_json::from_str(response.body()).unwrap();
+                        assert_eq!(body["detail"], body["error"]["message"], "{what}");
+                    }
                 } else {
                     let expected = match path.as_str() {
                         "/nowhere" => (404, "not_found"),
@@ -377,12 +395,18 @@ pub(crate) async fn described_paths(server: &Server) -> Vec<String> {
 async fn the_openapi_document_describes_every_route() {
     let server = Server::start(&["--gpus", "1"]);
     let expected = [
+        "/curated-presets",
+        "/curated-presets/append",
         "/health",
         "/healthz",
+        "/internal/monitor/sessions",
+        "/lora",
+        "/lora/options",
         "/metrics",
         "/openapi.json",
         "/prompt-system-config",
         "/readyz",
+        "/router/replicas/sessions",
         "/status",
         "/v1/drain",
         "/v1/log-level",
@@ -427,8 +451,18 @@ async fn the_page_and_all_its_parts_come_from_this_server_alone() {
         "content-security-policy",
         "x-content-type-options",
     ];
-    let (code, headers, page) = request(&server, "GET", "/", wanted).await;
-    assert_eq!(code, 200);
+    for place in ["/", "/operator/", "/operator/watch"] {
+        comes_whole(&server, place, wanted).await;
+    }
+    let (code, headers, _) = request(&server, "GET", "/operator", &["location"]).await;
+    // ureq has followed it.
+    assert_eq!((code, headers[0].as_str()), (200, ""));
+}
+
+/// A document and all that it names come from the server, with the headers that are asked for.
+async fn comes_whole(server: &Server, place: &str, wanted: &'static [&'static str]) {
+    let (code, headers, page) = request(server, "GET", place, wanted).await;
+    assert_eq!(code, 200, "{place}");
     assert!(headers[0].starts_with("text/html"), "{}", headers[0]);
     assert!(headers[1].contains("default-src 'self'"), "{}", headers[1]);
     assert!(!headers[1].contains("unsafe"), "{}", headers[1]);
@@ -440,8 +474,9 @@ async fn the_page_and_all_its_parts_come_from_this_server_alone() {
             if path.starts_with('#') {
                 continue;
             }
-            let path = format!("/{}", path.trim_start_matches('/'));
-            let (code, headers, body) = request(&server, "GET", &path, wanted).await;
+            let (folder, _) = place.rsplit_once('/').unwrap();
+            let path = format!("{folder}/{}", path.trim_start_matches('/'));
+            let (code, headers, body) = request(server, "GET", &path, wanted).await;
             assert_eq!((code, headers[2].as_str()), (200, "nosniff"), "{path}");
             assert!(!body.is_empty(), "{path}");
             parts += 1;
@@ -462,6 +497,8 @@ async fn a_draining_server_is_not_ready() {
     client.until_type("server_draining").await;
     let (code, body) = server.get("/readyz").await;
     assert_eq!((code, &body["status"]), (503, &json!("draining")));
+    let detail = body["detail"].as_str().unwrap();
+    assert!(detail.contains("shutting down"), "{detail}");
     assert_eq!(server.status().await["draining"], true);
     client.until_type("ltx2_segment_complete").await;
     client.send(json!({"type": "leave"})).await;

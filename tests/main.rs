@@ -17,6 +17,7 @@ mod cuts;
 mod deployment;
 mod docs;
 mod drain;
+mod dreamverse_http;
 mod durable;
 mod faults;
 mod film;
@@ -57,6 +58,7 @@ mod seats;
 mod session;
 mod session_log;
 mod sharing;
+mod site;
 mod slow_reader;
 #[path = "../supervisor/small_disk.rs"]
 mod small_disk;

@@ -160,6 +160,28 @@ async fn jpeg_frames_are_shown() {
     page.has_no_complaints().await;
 }
 
+#[tokio::test]
+async fn beside_a_site_the_page_does_all_in_its_folder() {
+    let site = tempfile::tempdir().unwrap();
+    std::fs::write(site.path().join("index.html"), "a site").unwrap();
+    let ui_dir = format!("--ui-dir={}", site.path().display());
+    let server = Server::start(&["--gpus=1", &ui_dir]);
+    let page = Browser::open_at(&server, "operator/").await;
+    page.until_says("#board-brief", "1 of 1 free, nobody waiting")
+        .await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.play_out().await;
+    let link = page
+        .get("document.getElementById('watch-link').value")
+        .await;
+    let folder = format!("http://{}/operator/watch#session=", server.address);
+    assert!(link.as_str().unwrap().starts_with(&folder), "{link}");
+    page.click("#videos-tab").await;
+    page.until_says("#jobs-empty", "Nothing yet").await;
+    page.has_no_complaints().await;
+}
+
 /// Saves `target/page/readme.png`: three segments, the third of them in the making.
 #[tokio::test]
 #[ignore = "makes the picture of the README"]

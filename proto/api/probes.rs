@@ -51,6 +51,9 @@ pub struct Readyz {
     pub queue_size: usize,
     /// When the server answered, RFC 3339.
     pub ts: String,
+    /// Why it is not ready, for users.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// Whether the process is alive; one that is not alive answers nothing.

@@ -42,6 +42,7 @@ pub(crate) static SERVER: Table = Table {
         pool::config::KEYS,
         pool::config::ENCODER_KEYS,
         video::config::KEYS,
+        http::dreamverse::config::KEYS,
         store::config::KEYS,
         store::config::RECORDING_KEYS,
         prompt::config::KEYS,

@@ -1,6 +1,7 @@
 //! The state that all requests share.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use axum::extract::{FromRef, State};
 use tokio::sync::Notify;
 use url::Url;
 
+use super::dreamverse::{self, PresetsFile};
 use super::fleet::{Fleet, Names, RouterKeys};
 use super::parts::ServerParts;
+use super::site::Site;
 use crate::auth::guard::Guard;
 use crate::auth::{self, Auth, Caller};
 use crate::current::Current;
@@ -31,6 +34,8 @@ pub struct Config {
     pub port: u16,
     /// Where operators reach the server, if not at the same address as everybody.
     pub admin: Admin,
+    /// The folder of the site that has the place of the built-in page, if there is one.
+    pub ui_dir: Option<PathBuf>,
     /// The name of the service in the answers of the health probes.
     pub service_name: String,
     pub auth: auth::Config,
@@ -41,6 +46,8 @@ pub struct Config {
     /// Where routers reach the server, if it is to tell them.
     pub advertise_url: Option<Url>,
     pub ingress: ingress::Config,
+    /// What is said of FastVideo's web UI.
+    pub dreamverse: dreamverse::Config,
 }
 
 /// The address of operators.
@@ -66,9 +73,12 @@ pub struct App {
     /// The names by which operators may address the server, where it has a listener for them.
     pub(super) admin_hosts: Option<Hosts>,
     pub(crate) auth: Auth,
+    pub(super) site: Option<Site>,
     pub(super) service_name: Arc<str>,
     pub(crate) fleet: Fleet,
     pub(crate) reloads: Reloads,
+    pub(super) dreamverse: Current<dreamverse::Config>,
+    pub(super) presets_file: PresetsFile,
     pub(super) context: Context,
     pub(super) videos: Videos,
     pub(super) registry: Registry,
@@ -108,11 +118,13 @@ impl App {
         let http_metrics = HttpMetrics::register(&mut metrics);
         let fleet = Fleet::new(config.router_keys, config.names);
         let ingress = Ingress::new(ingress, &config.host, address, most_connections);
+        let dreamverse = Current::new(config.dreamverse);
         let parts = ServerParts {
             auth: auth.clone(),
             fleet: fleet.clone(),
             ingress: ingress.clone(),
             admin_hosts: admin_hosts.clone(),
+            dreamverse: dreamverse.clone(),
             context: context.clone(),
             videos: videos.clone(),
             grace: reloading.grace,
@@ -123,9 +135,12 @@ impl App {
             admin_hosts,
             ingress,
             auth,
+            site: config.ui_dir.map(Site::new),
             service_name: config.service_name.into(),
             fleet,
             reloads,
+            dreamverse,
+            presets_file: PresetsFile::default(),
             context,
             videos,
             registry,

@@ -1,12 +1,12 @@
 //! The keys of `server`, except those of the log and of `server.limits`, and the `Config` of the HTTP server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use url::Url;
 
 use super::fleet::{Names, RouterKeys};
-use super::{Admin, Config};
+use super::{Admin, Config, dreamverse, site};
 use crate::causes::with_causes;
 use crate::discovery::is_address;
 use crate::session::config::SERVER_NAME;
@@ -22,6 +22,7 @@ pub static KEYS: &[&KeySpec] = &[
     &ingress::config::ALLOWED_HOSTS.spec,
     &ingress::config::ALLOWED_ORIGINS.spec,
     &ingress::config::TRUSTED_PROXIES.spec,
+    &UI_DIR.spec,
     &SERVICE_NAME.spec,
     &SERVER_NAME.spec,
     &ZONE.spec,
@@ -46,6 +47,10 @@ static ADMIN_HOST: Key<String> = Key::text("server.admin_host")
     .default("127.0.0.1");
 
 static ADMIN_PORT: Key<Option<u16>> = Key::u16("server.admin_port", 0, 65_535).help("Port for operators, 0 for any free one: orders, /status and all else but sessions, films and the page, which then are all that server.port answers besides probes [default: none: operators use server.port]");
+
+static UI_DIR: Key<Option<String>> = Key::text("server.ui_dir")
+    .short("ui-dir")
+    .help("Folder of a site, such as FastVideo's exported web UI, that is served at `/`; it needs an index.html [default: none: the built-in page is at `/`, as it always is at /operator/]");
 
 static SERVICE_NAME: Key<String> = Key::text("server.service_name")
     .help("The `service` that /healthz and /readyz name; the default is what FastVideo's server answers")
@@ -75,13 +80,16 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
         host: reader.get(&ADMIN_HOST),
         port: reader.get(&ADMIN_PORT),
     };
+    let auth = auth::config::read(reader);
     let has_admin = admin.port.is_some() || sockets::has_admin(reader.surroundings());
     Config {
         host: reader.get(&HOST),
         port: reader.get(&PORT),
         admin,
+        ui_dir: ui_dir(reader),
         service_name: reader.get(&SERVICE_NAME),
-        auth: auth::config::read(reader),
+        dreamverse: dreamverse::config::read(reader, &auth),
+        auth,
         router_keys: router_keys(reader),
         names: Names {
             name: reader.non_empty(&SERVER_NAME),
@@ -93,6 +101,15 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Config {
             ..ingress::config::read(reader)
         },
     }
+}
+
+fn ui_dir(reader: &mut Reader<'_>) -> Option<PathBuf> {
+    let folder = PathBuf::from(reader.non_empty(&UI_DIR)?);
+    if let Err(error) = site::check(&folder) {
+        let expected = format!("a folder with an index.html ({error})");
+        reader.refuse(&UI_DIR.spec, expected);
+    }
+    Some(folder)
 }
 
 fn advertise_url(reader: &mut Reader<'_>) -> Option<Url> {

@@ -1,7 +1,9 @@
-//! Files that are served from the store: whole, in part, or not at all when the client has them.
+//! Files that are served: whole, in part, or not at all when the client has them. Those of sessions and videos are in the store.
 //!
 //! `conditions` decides what a client wants of a file, `content` reads its bytes piece by piece while the client takes them, and
 //! `whole` lays several segments out as one video.
+
+use std::ops::Range;
 
 use axum::body::Body;
 use axum::http::header::{
@@ -34,6 +36,15 @@ pub(in crate::http) struct File {
     pub(in crate::http) caching: &'static str,
 }
 
+/// What is said of a file beside its bytes, wherever these are.
+#[derive(Debug)]
+pub(in crate::http) struct Head<'a> {
+    pub(in crate::http) size: u64,
+    pub(in crate::http) tag: &'a EntityTag,
+    pub(in crate::http) mime: &'static str,
+    pub(in crate::http) caching: &'static str,
+}
+
 impl File {
     /// Lets clients keep the file: it does not change any more.
     pub(in crate::http) fn never_changing(self) -> Self {
@@ -46,24 +57,46 @@ impl File {
     /// Answers a request with what it wants of the file.
     ///
     /// # Errors
-    /// Returns a refusal when the range is outside of the file, or the first bytes cannot be read.
+    /// Returns a refusal when the first bytes cannot be read.
     pub(in crate::http) async fn answer(
         self,
         method: &Method,
         headers: &HeaderMap,
         store: &SessionStore,
     ) -> Result<Response, ApiError> {
-        let size = self.content.size();
+        let head = Head {
+            size: self.content.size(),
+            tag: &self.tag,
+            mime: self.mime,
+            caching: self.caching,
+        };
+        let (mut answer, range) = head.answer(method, headers);
+        if let Some(range) = range {
+            let body = self.content.body(range, store).await;
+            *answer.body_mut() = body.map_err(|failed| unread(&failed))?;
+        }
+        Ok(answer)
+    }
+}
+
+impl Head<'_> {
+    /// Answers a request with all but the bytes that it wants, and returns their range; `None` where it wants none.
+    pub(in crate::http) fn answer(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> (Response, Option<Range<u64>>) {
+        let size = self.size;
         let mut answer = Response::new(Body::empty());
         let given = answer.headers_mut();
         given.insert(ETAG, self.tag.header());
         given.insert(CACHE_CONTROL, HeaderValue::from_static(self.caching));
         given.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         given.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        let range = match wanted(method, headers, &self.tag, size) {
+        let range = match wanted(method, headers, self.tag, size) {
             Wanted::Nothing => {
                 *answer.status_mut() = StatusCode::NOT_MODIFIED;
-                return Ok(answer);
+                return (answer, None);
             }
             Wanted::OutOfRange => {
                 let refused = ApiError::new(
@@ -72,7 +105,7 @@ impl File {
                     format!("the file has {size} bytes, and none in this range"),
                 );
                 let range = [(CONTENT_RANGE, format!("bytes */{size}"))];
-                return Ok((range, refused).into_response());
+                return ((range, refused).into_response(), None);
             }
             Wanted::Whole => 0..size,
             Wanted::Part(range) => {
@@ -88,11 +121,7 @@ impl File {
         if given.contains_key(CONTENT_RANGE) {
             *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
-        if *method != Method::HEAD {
-            let body = self.content.body(range, store).await;
-            *answer.body_mut() = body.map_err(|failed| unread(&failed))?;
-        }
-        Ok(answer)
+        (answer, (*method != Method::HEAD).then_some(range))
     }
 }
 

@@ -6,7 +6,7 @@ use fastvideo_proto::api::error::{ErrorBody, ErrorDetail};
 use utoipa::OpenApi;
 
 use super::app::App;
-use super::dreamverse::prompts as system_prompts;
+use super::dreamverse::{adapters as styles, monitor, presets, prompts as system_prompts};
 use super::film;
 use super::operator::{adapters, prompts, sessions, workers};
 use super::status;
@@ -94,12 +94,25 @@ pub(crate) struct SessionRoutes;
 ))]
 pub(crate) struct VideoRoutes;
 
+/// The routes of FastVideo's web UI.
+#[derive(OpenApi)]
+#[openapi(paths(
+    presets::list,
+    presets::append,
+    styles::options,
+    styles::apply,
+    monitor::replicas,
+    monitor::sessions
+))]
+struct DreamverseRoutes;
+
 /// Returns this document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
 async fn openapi() -> Json<utoipa::openapi::OpenApi> {
     let document = ApiDoc::openapi().merge_from(CommonRoutes::openapi());
     let document = document.merge_from(SessionRoutes::openapi());
-    Json(document.merge_from(VideoRoutes::openapi()))
+    let document = document.merge_from(VideoRoutes::openapi());
+    Json(document.merge_from(DreamverseRoutes::openapi()))
 }
 
 /// Opens a session, one per connection: JSON text messages travel both ways, media as binary messages to the client.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::dreamverse;
 use super::fleet::Fleet;
 use crate::auth::Auth;
 use crate::current::Current;
@@ -20,6 +21,7 @@ pub(super) struct ServerParts {
     pub(super) fleet: Fleet,
     pub(super) ingress: Ingress,
     pub(super) admin_hosts: Option<Hosts>,
+    pub(super) dreamverse: Current<dreamverse::Config>,
     pub(super) context: Context,
     pub(super) videos: Videos,
     /// How long running segments may go on when the server leaves.
@@ -59,6 +61,7 @@ impl Parts for ServerParts {
             if parts.ingress.reconfigure(ingress, parts.auth.asks()) {
                 changed.push(tls::config::SERVER.cert_file.spec.path);
             }
+            parts.dreamverse.replace(config.http.dreamverse);
             broadcasts.set_limits(config.session.limits.spectators);
             sessions.replace(config.session);
             parts.videos.reconfigure(config.video);

@@ -85,8 +85,24 @@ pub(super) async fn readyz(State(app): AppState) -> (StatusCode, Json<Readyz>) {
         warmup_failed_gpus: counts.failed,
         queue_size: pool.queue_depth,
         ts: rfc3339(SystemTime::now()),
+        detail: why_not_ready(readiness).map(Into::into),
     };
     (code, Json(body))
+}
+
+/// Returns why no session would find a worker, for users. FastVideo's web UI shows it, and knows the first one.
+fn why_not_ready(readiness: Readiness) -> Option<&'static str> {
+    match readiness {
+        Readiness::Ready => None,
+        Readiness::Warming => Some("No ready GPU worker processes."),
+        Readiness::Unavailable => {
+            Some("No GPU worker could be started. The log of the server says why.")
+        }
+        Readiness::StoreFailing => {
+            Some("The server cannot reach its store. It takes sessions again as soon as it can.")
+        }
+        Readiness::Draining => Some("The server is shutting down. Try again in a minute."),
+    }
 }
 
 /// Returns what the readiness probe answers now.

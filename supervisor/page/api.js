@@ -1,6 +1,7 @@
 // @ts-check
-// The page's HTTP requests. Their addresses are relative to the page, which a proxy may serve below a path. Each of them throws an
-// error with a text for the user: the server's message when it refuses.
+// The page's HTTP requests. Each of them throws an error with a text for the user: the server's message when it refuses.
+
+import { ofServer } from './address.js';
 
 const STATUS_TIMEOUT_MS = 4000;
 /** A segment has some megabytes, and a slow connection takes its time for them. */
@@ -32,8 +33,8 @@ const silent = () => { throw new Error('the server does not answer'); };
 
 /** @typedef {Omit<RequestInit, 'headers'> & {headers?: {[name: string]: string}}} Options */
 
-/** @param {string} path @param {Options} options */
-const send = (path, options) => fetch(path, { ...options, headers: { ...shown, ...options.headers } }).catch(silent);
+/** @param {string} path  a route of the server @param {Options} options */
+const send = (path, options) => fetch(ofServer(path), { ...options, headers: { ...shown, ...options.headers } }).catch(silent);
 
 /**
  * @param {string} path
@@ -101,7 +102,7 @@ export const filmInfo = (key) => ask(ofSession(key, 'film'), withToken(key, { ca
  * @param {number} idx
  */
 export async function filmSegment(key, idx) {
-  const answer = await fetch(ofSession(key, `film/${idx}.mp4`), withToken(key));
+  const answer = await fetch(ofServer(ofSession(key, `film/${idx}.mp4`)), withToken(key));
   if (answer.status === 404) return null;
   if (!answer.ok) throw new Refused(answer.status);
   return new Uint8Array(await answer.arrayBuffer());
@@ -111,4 +112,4 @@ export async function filmSegment(key, idx) {
 export const filmPicture = (key, idx) => askFile(ofSession(key, `film/${idx}.jpg`), withToken(key));
 
 /** Returns the address of the whole film as one file. @param {FilmKey} key @param {string} name */
-export const filmAddress = (key, name) => `${ofSession(key, 'film.mp4')}?${new URLSearchParams({ download: name, token: key.token })}`;
+export const filmAddress = (key, name) => `${ofServer(ofSession(key, 'film.mp4'))}?${new URLSearchParams({ download: name, token: key.token })}`;

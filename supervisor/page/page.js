@@ -1,6 +1,7 @@
 // The built-in page: one session of `WS /v1/stream` with its player, the video jobs, and the GPUs of the server. This file only wires
 // the parts: the reducer in session.js decides what an event leads to, and the other files run the effects and show the state.
 
+import { ofServer } from './address.js';
 import { fetchTicket, filmAddress, filmInfo, moveSession, useKey } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
@@ -25,8 +26,7 @@ const REPORT_MS = 1000;
 // Otherwise Chromium scrolls a reloaded page so far that the header lies over the offer to go on with the session.
 history.scrollRestoration = 'manual';
 
-// Relative, since a proxy may serve the page below a path.
-const url = new URL('v1/stream', document.baseURI);
+const url = new URL(ofServer('v1/stream'), document.baseURI);
 url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
 const isAtVideos = new URLSearchParams(location.hash.slice(1)).get('tab') === 'videos';

@@ -1,5 +1,6 @@
 // The spectators' page: the film of one session, as it is made or as it was kept. This file only wires the parts.
 
+import { ofServer } from './address.js';
 import { filmInfo, Refused } from './api.js';
 import { Connection } from './connection.js';
 import { $, mark, say, set } from './dom.js';
@@ -55,7 +56,7 @@ function dispatch(event) {
 }
 
 function address() {
-  const url = new URL('v1/watch', document.baseURI);
+  const url = new URL(ofServer('v1/watch'), document.baseURI);
   url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
   url.search = new URLSearchParams({ session: key.session_id, token: key.token, from: nextSegment(store.state) });
   return url;

@@ -1,6 +1,7 @@
 //! All routes of a router.
 
 use axum::Router;
+use axum::http::Uri;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{any, get};
 
@@ -35,11 +36,21 @@ pub(super) fn router(app: App) -> Router {
         .merge(issue::routes(&app.guard()))
         .merge(reload::routes(&app.guard()))
         .merge(page::routes())
-        .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
+        .fallback(async |uri: Uri| nothing_here(uri.path()))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(app.guard(), guard::guard))
         .layer(from_fn_with_state(app.ingress.hosts.clone(), hosts::guard))
         .layer(from_fn(in_openai_form))
         .layer(from_fn_with_state(app.http_metrics.clone(), measure))
         .with_state(app)
+}
+
+/// Answers that there is nothing at this address.
+fn nothing_here(path: &str) -> ApiError {
+    ApiError::not_found(match path {
+        "/ws" => {
+            "a router does not carry sessions of FastVideo's web UI yet; its proxy has to name a server"
+        }
+        _ => "there is nothing here; see /openapi.json",
+    })
 }

@@ -25,6 +25,12 @@ const OF_SERVERS: &[&str] = &[
     "/v1/workers/loras/{name}",
     "/v1/prompts/reload",
     "/prompt-system-config",
+    "/curated-presets",
+    "/curated-presets/append",
+    "/lora",
+    "/lora/options",
+    "/router/replicas/sessions",
+    "/internal/monitor/sessions",
 ];
 
 /// A path of a route, at which nothing is.

@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use fastvideo_proto::api::error::ErrorBody;
 use fastvideo_proto::api::prompts::{NewPromptSystemConfig, PromptSystemConfig};
@@ -15,7 +15,11 @@ use crate::ingress::extract::Body;
 use crate::prompt::{NewSystemPrompts, SystemPrompt, SystemPromptError, SystemPrompts};
 
 pub(super) fn routes() -> Router<App> {
-    Router::new().route("/prompt-system-config", get(show).post(change))
+    Router::new().route("/prompt-system-config", get(show))
+}
+
+pub(super) fn orders() -> Router<App> {
+    Router::new().route("/prompt-system-config", post(change))
 }
 
 /// Returns the system prompts in use, and the model and the temperature of rollouts.

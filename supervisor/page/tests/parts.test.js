@@ -2,14 +2,17 @@
 
 import assert from 'node:assert/strict';
 import { readFile, readdir } from 'node:fs/promises';
-import { describe, test } from 'node:test';
+import { afterEach, describe, test } from 'node:test';
 
+import { ofServer } from '../address.js';
+import { filmAddress } from '../api.js';
 import { checkShape, imageType, readState } from '../attachments.js';
 import { openAround } from '../dom.js';
 import { Film } from '../film.js';
 import { clock, gib, ordinal, plural, seconds, sentence, span } from '../format.js';
 import { exitWords, gpuState, paceWords } from '../gpus.js';
 import { createStore } from '../store.js';
+import { videoAddress } from '../videos/requests.js';
 
 describe('store', () => {
   const setUp = (parts) => {
@@ -79,6 +82,32 @@ test('all addresses are relative, so that a proxy can serve the page below a pat
     assert.doesNotMatch(text, /(fetch|ask|URL|WebSocket|import|from)\s*\(?\s*['"`]\//, name);
     assert.doesNotMatch(text, /['"`]\/(v1|status|health|ready)/, name);
   }
+});
+
+describe('the address of a route', () => {
+  const real = globalThis.document;
+  afterEach(() => { globalThis.document = real; });
+
+  test('is beside the page', () => {
+    assert.equal(ofServer('status'), 'status');
+    assert.match(filmAddress({ session_id: 's', token: 't' }, 'n'), /^v1\/sessions\/s\/film\.mp4\?/);
+  });
+
+  test('is above the page where the page lies in a folder', () => {
+    globalThis.document = { documentElement: { dataset: { server: '../' } } };
+    assert.equal(ofServer('status'), '../status');
+    assert.match(filmAddress({ session_id: 's', token: 't' }, 'n'), /^\.\.\/v1\/sessions\/s\/film\.mp4\?/);
+    assert.equal(videoAddress('video_1', 'video'), '../v1/videos/video_1/content?variant=video');
+  });
+
+  test('is what every request takes', async () => {
+    const page = new URL('../', import.meta.url);
+    const names = await readdir(page, { recursive: true });
+    for (const name of names.filter((name) => name.endsWith('.js') && !name.startsWith('tests'))) {
+      const text = await readFile(new URL(name, page), 'utf8');
+      assert.doesNotMatch(text, /(fetch|new URL)\((?!ofServer\(|url\)|'watch')/, name);
+    }
+  });
 });
 
 test('all closed details around a field are opened', () => {

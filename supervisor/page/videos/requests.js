@@ -1,6 +1,7 @@
 // @ts-check
 // The requests for video jobs.
 
+import { ofServer } from '../address.js';
 import { Refused, ask, askFile } from '../api.js';
 
 /** A file with an image has up to 32 MiB, and a slow connection takes its time for them. */
@@ -119,8 +120,11 @@ export const cancelVideo = (id) => ask(ofVideo(id, '/cancel'), { method: 'POST',
 /** @param {string} id */
 export const deleteVideo = (id) => ask(ofVideo(id), { method: 'DELETE', signal: limited(TIMEOUT_MS) });
 
+/** @param {string} id @param {Variant} variant */
+const contentOf = (id, variant) => ofVideo(id, `/content?variant=${variant}`);
+
 /** Returns the address of a file of a job. @param {string} id @param {Variant} variant */
-export const videoAddress = (id, variant) => ofVideo(id, `/content?variant=${variant}`);
+export const videoAddress = (id, variant) => ofServer(contentOf(id, variant));
 
 /** Returns a file of a job. @param {string} id @param {Variant} variant */
-export const videoFile = (id, variant) => askFile(videoAddress(id, variant), {});
+export const videoFile = (id, variant) => askFile(contentOf(id, variant), {});
