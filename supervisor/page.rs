@@ -11,14 +11,14 @@ use axum::routing::{MethodRouter, get};
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; \
      connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// Pairs each script's path on the server with its text.
-macro_rules! scripts {
+/// Pairs each file's path on the server with its text.
+macro_rules! files {
     ($($path:literal,)*) => {
         &[$(($path, include_str!(concat!("page", $path))),)*]
     };
 }
 
-const SCRIPTS: &[(&str, &str)] = scripts![
+const SCRIPTS: &[(&str, &str)] = files![
     "/adapters.js",
     "/api.js",
     "/attachments.js",
@@ -47,11 +47,21 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/session/prompts.js",
     "/session/restoring.js",
     "/session/segments.js",
+    "/session/story.js",
     "/session/transition.js",
     "/stage.js",
     "/state.js",
     "/store.js",
+    "/stories/board.js",
+    "/stories/board_memory.js",
+    "/stories/board_view.js",
+    "/stories/rollout.js",
+    "/stories/stories.js",
+    "/stories/story_words.js",
+    "/stories/storyboard.js",
     "/tabs.js",
+    "/theme/early.js",
+    "/theme/theme_switch.js",
     "/videos/again.js",
     "/videos/card.js",
     "/videos/follower.js",
@@ -65,10 +75,19 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/videos/submission.js",
     "/videos/tab.js",
     "/view.js",
+    "/waiting_list.js",
     "/watch.js",
     "/watch_link.js",
     "/watch_session.js",
     "/words.js",
+];
+
+const STYLES: &[(&str, &str)] = files![
+    "/history/history.css",
+    "/page.css",
+    "/stories/stories.css",
+    "/theme/colors.css",
+    "/theme/small_screens.css",
 ];
 
 /// Returns the routes of the page for a service with any state.
@@ -83,22 +102,26 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
             file("text/html; charset=utf-8", include_str!("page/watch.html")),
         )
         .route(
-            "/page.css",
-            file("text/css; charset=utf-8", include_str!("page/page.css")),
-        )
-        .route(
             "/favicon.svg",
             file("image/svg+xml", include_str!("page/favicon.svg")),
         );
-    SCRIPTS.iter().fold(pages, |routes, (path, text)| {
-        routes.route(path, file("text/javascript; charset=utf-8", text))
-    })
+    let scripts = SCRIPTS
+        .iter()
+        .map(|(path, text)| (path, file("text/javascript; charset=utf-8", text)));
+    let styles = STYLES
+        .iter()
+        .map(|(path, text)| (path, file("text/css; charset=utf-8", text)));
+    scripts
+        .chain(styles)
+        .fold(pages, |routes, (path, file)| routes.route(path, file))
 }
 
 /// Returns whether a route is that of a file of the page.
 pub(crate) fn is_file(route: &str) -> bool {
-    matches!(route, "/" | "/watch" | "/page.css" | "/favicon.svg")
-        || SCRIPTS.iter().any(|(path, _)| *path == route)
+    matches!(route, "/" | "/watch" | "/favicon.svg")
+        || [SCRIPTS, STYLES]
+            .iter()
+            .any(|files| files.iter().any(|(path, _)| *path == route))
 }
 
 fn file<S: Clone + Send + Sync + 'static>(
@@ -124,21 +147,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_script_of_the_page_is_served() {
+    fn every_script_and_style_of_the_page_is_served() {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("page");
-        let scripts = |folder: &str| -> Vec<String> {
+        let present = |folder: &str, extension: &str| -> Vec<String> {
             let files = fs::read_dir(page.join(folder)).unwrap();
             files
                 .map(|file| file.unwrap().file_name().into_string().unwrap())
-                .filter(|name| name.ends_with(".js"))
+                .filter(|name| name.ends_with(extension))
                 .map(|name| format!("/{folder}{name}"))
                 .collect()
         };
-        let folders = ["", "player/", "session/", "videos/"];
-        let mut present = folders.map(scripts).concat();
-        present.sort();
-        let mut served: Vec<&str> = SCRIPTS.iter().map(|(path, _)| *path).collect();
-        served.sort_unstable();
-        assert_eq!(served, present);
+        let folders = [
+            "", "history/", "player/", "session/", "stories/", "theme/", "videos/",
+        ];
+        for (files, extension) in [(SCRIPTS, ".js"), (STYLES, ".css")] {
+            let mut present = folders.map(|folder| present(folder, extension)).concat();
+            present.sort();
+            let mut served: Vec<&str> = files.iter().map(|(path, _)| *path).collect();
+            served.sort_unstable();
+            assert_eq!(served, present);
+        }
     }
 }

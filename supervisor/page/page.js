@@ -11,9 +11,11 @@ import { mediaEffects, sessionFilm } from './media_effects.js';
 import { SegmentList } from './segment_list.js';
 import { reduce } from './session.js';
 import { Stage } from './stage.js';
-import { initialState, isUnsaved } from './state.js';
+import { hasUnsaved, initialState } from './state.js';
 import { createStore } from './store.js';
+import { StoryBoard } from './stories/board.js';
 import { Tabs } from './tabs.js';
+import { bindThemeSwitch } from './theme/theme_switch.js';
 import { VideosTab } from './videos/tab.js';
 import { View } from './view.js';
 import { WatchLink } from './watch_link.js';
@@ -81,6 +83,7 @@ const store = createStore({
   failed: reportError,
 });
 const view = new View(dispatch);
+const board = new StoryBoard({ getState, play });
 const gpus = new Gpus(report, () => render(store.state), (hasEnhancer) => dispatch({ type: 'enhancer_told', hasEnhancer }));
 const watchLink = new WatchLink(dispatch);
 const tabs = new Tabs($('tabs'), showPanel);
@@ -89,7 +92,7 @@ const videos = new VideosTab({ offered: (isOffered) => tabs.offer(isOffered), un
 $('download').onclick = download;
 window.addEventListener('pagehide', () => tokens.remember(store.state, stage.player.time));
 window.addEventListener('beforeunload', (event) => {
-  if (isUnsaved(store.state)) event.preventDefault();
+  if (hasUnsaved(store.state)) event.preventDefault();
 });
 setInterval(follow, FOLLOW_MS);
 setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playing: !stage.player.paused && !stage.player.starved }), REPORT_MS);
@@ -99,6 +102,7 @@ if (curated) view.writeCurated(curated);
 dispatch({ type: 'settings_changed', settings: view.settings() });
 if (isAtVideos) tabs.show('videos');
 videos.begin();
+bindThemeSwitch($('theme'), () => localStorage);
 
 $('key-form').onsubmit = (event) => {
   event.preventDefault();
@@ -144,6 +148,7 @@ function render(state) {
   stage.renderSteps(state);
   stage.showPreview(state);
   watchLink.render(state);
+  board.follow();
   follow();
   remember(state);
 }
@@ -161,6 +166,12 @@ function follow() {
   const { state } = store;
   stage.follow(state, list.follow(state.segments, stage.player));
   view.follow(state, performance.now());
+}
+
+/** Plays the shots of a story, unless a sampling option is invalid. */
+function play(version) {
+  const sampling = view.sampling();
+  if (sampling) dispatch({ type: 'story_played', play: { ...version, sampling } });
 }
 
 function seek(idx, part) {

@@ -2,7 +2,7 @@
 // The page's texts: for codes, for the state of the session and for video jobs. This file has no access to the DOM.
 
 import { clock, ordinal, phrase, sentence, span } from './format.js';
-import { canApply, current, curatedPrompts, finishedSegments, hasState, isReconnecting, isUnderWay } from './state.js';
+import { canApply, current, curatedPrompts, finishedSegments, hasState, isLive, isReconnecting, isUnderWay, isUnsaved } from './state.js';
 import { isCancelled } from './videos/job_list.js';
 
 /**
@@ -190,11 +190,22 @@ export function starvedWords(state) {
   return state.settings.pause ? 'Generation is paused' : 'Send a prompt to go on from here';
 }
 
-/** Explains why a prompt needs the user's consent. @param {boolean} unsaved  whether the film would be lost */
-export const askWords = (unsaved) => {
-  const text = 'A new one begins with your prompt, and its film takes the place of this one.';
-  return unsaved ? `${text} Download this film first if you want to keep it.` : text;
-};
+/**
+ * Explains why a prompt or a story needs the user's consent to a new session.
+ *
+ * @param {SessionState} state
+ * @returns {{title: string, text: string}}
+ */
+export function askWords(state) {
+  const { asking } = state;
+  const isStory = asking !== null && 'story' in asking;
+  const what = isStory ? 'the story' : 'your prompt';
+  let title = 'The session has ended and cannot go on.';
+  if (isStory && asking.story.fresh) title = 'A new session takes the place of this one.';
+  else if (isStory && isLive(state)) title = 'The session has no room for all shots.';
+  const text = `A new one begins with ${what}, and its film takes the place of this one.`;
+  return { title, text: isUnsaved(state) ? `${text} Download this film first if you want to keep it.` : text };
+}
 
 /** Explains the prompt field. @param {boolean} goesOn  whether a prompt goes on with a session that has ended */
 export const composerWords = (goesOn) => {
