@@ -10,6 +10,7 @@ import {
 import { WaitingList } from './waiting_list.js';
 import {
   applyWords, askWords, composerWords, curatedWords, drainWords, gpuWords, idleWords, queueWords, reconnectWords, snapshotWords, statusWords,
+  timeLeftWords,
 } from './words.js';
 
 const EXAMPLES = [
@@ -261,6 +262,11 @@ export class View {
   /** Updates the countdowns. */
   follow(state, now) {
     say($('f-idle'), idleWords(state, now));
+    const left = timeLeftWords(state, now);
+    set($('left'), { hidden: !left });
+    say($('left-name'), left?.name ?? '');
+    say($('left-time'), left?.left ?? '');
+    say($('left-spoken'), left?.spoken ?? '');
     if (isReconnecting(state)) say($('lost-text'), reconnectWords(state, now));
     const draining = state.drainDeadline !== null && isLive(state);
     set($('drain'), { hidden: !draining });
