@@ -128,7 +128,7 @@ export function requestEdited(next, { request_id: id, position }) {
 export function reportLeftShots(next) {
   const left = next.state.waiting.filter(({ shot }) => shot).length;
   if (!left) return;
-  const text = `It may have ${next.state.stream?.generation_segment_cap} segments. ${plural(left, 'shot')} of the story ${left === 1 ? 'was' : 'were'} not made.`;
+  const text = `It may have ${plural(next.state.stream?.generation_segment_cap ?? 0, 'segment')}. ${plural(left, 'shot')} of the story ${left === 1 ? 'was' : 'were'} not made.`;
   next.notice('The session has all its segments.', text, { soft: true });
 }
 

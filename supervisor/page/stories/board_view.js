@@ -1,7 +1,7 @@
 // The storyboard: the shots of a story as fields, the versions that it has had, and what can be done with them. Only what has changed is
 // written to the DOM.
 
-import { $, make, mark, say, set } from '../dom.js';
+import { $, icon, make, mark, say, set } from '../dom.js';
 import { sentence } from '../format.js';
 import { shotStates } from '../session/story.js';
 import { isLive } from '../state.js';
@@ -121,16 +121,17 @@ export class BoardView {
     field.rows = 2;
     field.setAttribute('aria-label', `Shot ${at + 1}`);
     field.onchange = () => this.dispatch({ type: 'shot_written', at, prompt: field.value });
-    const button = (text, label, event) => {
-      const made = make('button', 'icon', text);
+    const button = (name, label, event) => {
+      const made = make('button', 'icon');
       made.type = 'button';
+      made.append(icon(name));
       made.setAttribute('aria-label', `${label} shot ${at + 1}`);
       made.onclick = () => this.dispatch(event);
       return made;
     };
-    const up = button('↑', 'Move up', { type: 'shot_moved', at, by: -1 });
-    const down = button('↓', 'Move down', { type: 'shot_moved', at, by: 1 });
-    const remove = button('×', 'Remove', { type: 'shot_removed', at });
+    const up = button('up', 'Move up', { type: 'shot_moved', at, by: -1 });
+    const down = button('down', 'Move down', { type: 'shot_moved', at, by: 1 });
+    const remove = button('close', 'Remove', { type: 'shot_removed', at });
     const state = make('span', 'shot-state');
     const actions = make('span', 'actions');
     actions.append(up, down, remove);
