@@ -75,8 +75,7 @@ export class BoardView {
     set($('story-add'), { disabled: (version?.prompts.length ?? 0) >= MAX_SHOTS });
     const isNew = board.made !== before?.made && before;
     if (isNew && before.asking?.isEdit) $('edit-words').value = '';
-    const begins = !$('storyboard').hidden && (before === null || (!before.title && !before.asking && !before.note));
-    if (begins && asking) $('storyboard').scrollIntoView({ block: 'nearest' });
+    if (isNew && before.asking && !before.asking.isEdit) $('storyboard').scrollIntoView({ block: 'nearest' });
   }
 
   /** A version is chosen by a button; there is nothing to choose between one. */
