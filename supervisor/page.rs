@@ -15,14 +15,14 @@ use bytes::Bytes;
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; \
      connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// Pairs each script's path on the server with its text.
-macro_rules! scripts {
+/// Pairs each file's path on the server with its text.
+macro_rules! files {
     ($($path:literal,)*) => {
         &[$(($path, include_str!(concat!("page", $path))),)*]
     };
 }
 
-const SCRIPTS: &[(&str, &str)] = scripts![
+const SCRIPTS: &[(&str, &str)] = files![
     "/adapters.js",
     "/address.js",
     "/api.js",
@@ -33,6 +33,13 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/film.js",
     "/format.js",
     "/gpus.js",
+    "/history/card.js",
+    "/history/database.js",
+    "/history/history_words.js",
+    "/history/keeper.js",
+    "/history/record.js",
+    "/history/replay.js",
+    "/history/tab.js",
     "/key.js",
     "/latent_field.js",
     "/media_effects.js",
@@ -52,11 +59,21 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/session/prompts.js",
     "/session/restoring.js",
     "/session/segments.js",
+    "/session/story.js",
     "/session/transition.js",
     "/stage.js",
     "/state.js",
     "/store.js",
+    "/stories/board.js",
+    "/stories/board_memory.js",
+    "/stories/board_view.js",
+    "/stories/rollout.js",
+    "/stories/stories.js",
+    "/stories/story_words.js",
+    "/stories/storyboard.js",
     "/tabs.js",
+    "/theme/early.js",
+    "/theme/theme_switch.js",
     "/videos/again.js",
     "/videos/card.js",
     "/videos/follower.js",
@@ -70,6 +87,7 @@ const SCRIPTS: &[(&str, &str)] = scripts![
     "/videos/submission.js",
     "/videos/tab.js",
     "/view.js",
+    "/waiting_list.js",
     "/watch.js",
     "/watch_link.js",
     "/watch_session.js",
@@ -85,7 +103,13 @@ const DOCUMENTS: [(&str, &str); 2] = [
 const BESIDE_SERVER: &str = "data-server=\"\"";
 const BELOW_SERVER: &str = "data-server=\"../\"";
 
-const STYLE: (&str, &str) = ("/page.css", include_str!("page/page.css"));
+const STYLES: &[(&str, &str)] = files![
+    "/history/history.css",
+    "/page.css",
+    "/stories/stories.css",
+    "/theme/colors.css",
+    "/theme/small_screens.css",
+];
 const ICON: (&str, &str) = ("/favicon.svg", include_str!("page/favicon.svg"));
 
 /// The folder in which the page always is.
@@ -93,7 +117,7 @@ const FOLDER: &str = "/operator";
 
 /// Returns the routes of the page for a service with any state: at `/`, and in its folder.
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    files("").merge(in_folder())
+    served("").merge(in_folder())
 }
 
 /// Returns the routes of the page where a site has all paths that are no routes. Links to films lead on.
@@ -104,11 +128,11 @@ pub(crate) fn routes_beside_site<S: Clone + Send + Sync + 'static>() -> Router<S
 
 fn in_folder<S: Clone + Send + Sync + 'static>() -> Router<S> {
     // Relative, since a proxy may serve everything below a path.
-    files(FOLDER).route(FOLDER, get(async || Redirect::temporary("operator/")))
+    served(FOLDER).route(FOLDER, get(async || Redirect::temporary("operator/")))
 }
 
 /// Returns the routes of all files below a path.
-fn files<S: Clone + Send + Sync + 'static>(below: &str) -> Router<S> {
+fn served<S: Clone + Send + Sync + 'static>(below: &str) -> Router<S> {
     let mut routes = Router::new();
     for (path, text) in DOCUMENTS {
         let text = match below {
@@ -118,10 +142,11 @@ fn files<S: Clone + Send + Sync + 'static>(below: &str) -> Router<S> {
         let file = file("text/html; charset=utf-8", text.into());
         routes = routes.route(&format!("{below}{path}"), file);
     }
-    let others = [("text/css; charset=utf-8", STYLE), ("image/svg+xml", ICON)];
-    let scripts = SCRIPTS.iter().copied();
-    let scripts = scripts.map(|script| ("text/javascript; charset=utf-8", script));
-    for (mime, (path, text)) in others.into_iter().chain(scripts) {
+    let of = |mime, files: &'static [(&str, &str)]| files.iter().map(move |file| (mime, *file));
+    let icon = [("image/svg+xml", ICON)];
+    let styles = of("text/css; charset=utf-8", STYLES);
+    let scripts = of("text/javascript; charset=utf-8", SCRIPTS);
+    for (mime, (path, text)) in icon.into_iter().chain(styles).chain(scripts) {
         let file = file(mime, Bytes::from_static(text.as_bytes()));
         routes = routes.route(&format!("{below}{path}"), file);
     }
@@ -136,7 +161,8 @@ pub(crate) fn is_file(route: &str) -> bool {
         None => route,
     };
     let has = |(of, _): &(&str, &str)| *of == path;
-    DOCUMENTS.iter().any(has) || [STYLE, ICON].iter().any(has) || SCRIPTS.iter().any(has)
+    let mut rest = SCRIPTS.iter().chain(STYLES);
+    DOCUMENTS.iter().any(has) || has(&ICON) || rest.any(has)
 }
 
 fn file<S: Clone + Send + Sync + 'static>(mime: &'static str, text: Bytes) -> MethodRouter<S> {
@@ -159,22 +185,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_script_of_the_page_is_served() {
+    fn every_script_and_style_of_the_page_is_served() {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("page");
-        let scripts = |folder: &str| -> Vec<String> {
+        let present = |folder: &str, extension: &str| -> Vec<String> {
             let files = fs::read_dir(page.join(folder)).unwrap();
             files
                 .map(|file| file.unwrap().file_name().into_string().unwrap())
-                .filter(|name| name.ends_with(".js"))
+                .filter(|name| name.ends_with(extension))
                 .map(|name| format!("/{folder}{name}"))
                 .collect()
         };
-        let folders = ["", "player/", "session/", "videos/"];
-        let mut present = folders.map(scripts).concat();
-        present.sort();
-        let mut served: Vec<&str> = SCRIPTS.iter().map(|(path, _)| *path).collect();
-        served.sort_unstable();
-        assert_eq!(served, present);
+        let folders = [
+            "", "history/", "player/", "session/", "stories/", "theme/", "videos/",
+        ];
+        for (files, extension) in [(SCRIPTS, ".js"), (STYLES, ".css")] {
+            let mut present = folders.map(|folder| present(folder, extension)).concat();
+            present.sort();
+            let mut served: Vec<&str> = files.iter().map(|(path, _)| *path).collect();
+            served.sort_unstable();
+            assert_eq!(served, present);
+        }
     }
 
     #[test]

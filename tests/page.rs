@@ -9,10 +9,12 @@ use browser::Browser;
 mod access;
 pub(crate) mod browser;
 mod film;
+mod history;
 mod keys;
 mod prompts;
 mod recovery;
 mod session;
+mod stories;
 mod videos;
 
 /// Segments of three seconds that come out faster than they play.

@@ -3,6 +3,7 @@
 // bytes. It does not know what the messages mean, and it has no access to the DOM.
 
 import { parseMessage } from './protocol.js';
+import { isOwn } from './state.js';
 
 /** Limits how long a connection may take to open. Browsers by themselves wait for minutes. */
 const CONNECT_TIMEOUT_MS = 10_000;
@@ -253,7 +254,7 @@ export class TokenStore {
    * @param {number} position  the viewer's, in seconds
    */
   remember({ resume, waiting, asked, outcome, settings }, position) {
-    const asks = asked?.message.source === 'user' && asked.id ? asked : null;
+    const asks = asked?.id && isOwn(asked.message.source) ? asked : null;
     try {
       if (settings.curated) this.storage().setItem(CURATED_KEY, settings.curated);
       else this.storage().removeItem(CURATED_KEY);

@@ -15,6 +15,16 @@ export function make(tag, className, text) {
   return node;
 }
 
+/** Returns one of the page's icons. @param {string} name */
+export function icon(name) {
+  const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+  const use = document.createElementNS('http://www.w3.org/2000/svg', 'use');
+  svg.setAttribute('aria-hidden', 'true');
+  use.setAttribute('href', `#i-${name}`);
+  svg.append(use);
+  return svg;
+}
+
 /** Sets the text if it differs, so that live regions are not announced again and selections are kept. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;

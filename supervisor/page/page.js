@@ -5,16 +5,19 @@ import { ofServer } from './address.js';
 import { fetchTicket, filmAddress, filmInfo, moveSession, useKey } from './api.js';
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
-import { $, openAround, save, saveFrom } from './dom.js';
+import { $, openAround, save, saveFrom, say } from './dom.js';
 import { Gpus } from './gpus.js';
+import { HistoryTab } from './history/tab.js';
 import { KeySocket, keepKey, takeKey } from './key.js';
 import { mediaEffects, sessionFilm } from './media_effects.js';
 import { SegmentList } from './segment_list.js';
 import { reduce } from './session.js';
 import { Stage } from './stage.js';
-import { initialState, isUnsaved } from './state.js';
+import { hasUnsaved, initialState, isLive } from './state.js';
 import { createStore } from './store.js';
+import { StoryBoard } from './stories/board.js';
 import { Tabs } from './tabs.js';
+import { bindThemeSwitch } from './theme/theme_switch.js';
 import { VideosTab } from './videos/tab.js';
 import { View } from './view.js';
 import { WatchLink } from './watch_link.js';
@@ -29,7 +32,7 @@ history.scrollRestoration = 'manual';
 const url = new URL(ofServer('v1/stream'), document.baseURI);
 url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 
-const isAtVideos = new URLSearchParams(location.hash.slice(1)).get('tab') === 'videos';
+const askedTab = new URLSearchParams(location.hash.slice(1)).get('tab');
 let key = takeKey(() => sessionStorage, location, history);
 useKey(key);
 
@@ -50,8 +53,13 @@ const stage = new Stage({
 const attachments = new Attachments((files) => dispatch({ type: 'attachments_changed', ...files }), report);
 
 /** Runs each type of effect. */
+const media = mediaEffects(film, list, stage, getState, dispatch);
 const effects = {
-  ...mediaEffects(film, list, stage, getState, dispatch),
+  ...media,
+  finish_media(effect) {
+    media.finish_media(effect);
+    past.keepMedia(store.state, effect.idx, film.media.get(effect.idx));
+  },
   connect: ({ first }) => connection.connect(first),
   schedule_reconnect: ({ attempt }) => connection.scheduleReconnect(attempt),
   send: ({ message }) => connection.send(message),
@@ -60,7 +68,10 @@ const effects = {
   save_token: ({ token }) => tokens.save(token),
   move: ({ sessionId }) => moveSession(sessionId).then(() => null, ({ message }) => message)
     .then((error) => dispatch({ type: 'moved', error })),
-  save_state: ({ state, name }) => save(new Blob([JSON.stringify(state)], { type: 'application/json' }), name),
+  save_state: ({ state, name }) => {
+    save(new Blob([JSON.stringify(state)], { type: 'application/json' }), name);
+    past.keepState(store.state.sessionId, state);
+  },
   clear_attachments: () => attachments.clear(),
   clear_prompt: () => view.clearPrompt(),
   return_prompt: ({ prompt }) => view.returnPrompt(prompt),
@@ -81,15 +92,22 @@ const store = createStore({
   failed: reportError,
 });
 const view = new View(dispatch);
+const board = new StoryBoard({ getState, play });
 const gpus = new Gpus(report, () => render(store.state), (hasEnhancer) => dispatch({ type: 'enhancer_told', hasEnhancer }));
 const watchLink = new WatchLink(dispatch);
 const tabs = new Tabs($('tabs'), showPanel);
-const videos = new VideosTab({ offered: (isOffered) => tabs.offer(isOffered), unauthorized: () => { $('key-form').hidden = false; } });
+const past = new HistoryTab({
+  offered: () => offerTab('history', true), report: (title, text) => report(title, text, true), pictureOf: (idx) => list.pictureOf(idx),
+  isBusy: () => isLive(store.state), resume, openWith,
+});
+const videos = new VideosTab({
+  offered: (isOffered) => offerTab('videos', isOffered), unauthorized: () => { $('key-form').hidden = false; },
+});
 
 $('download').onclick = download;
 window.addEventListener('pagehide', () => tokens.remember(store.state, stage.player.time));
 window.addEventListener('beforeunload', (event) => {
-  if (isUnsaved(store.state)) event.preventDefault();
+  if (hasUnsaved(store.state)) event.preventDefault();
 });
 setInterval(follow, FOLLOW_MS);
 setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playing: !stage.player.paused && !stage.player.starved }), REPORT_MS);
@@ -97,8 +115,10 @@ setInterval(() => dispatch({ type: 'viewed', position: stage.player.time, playin
 document.addEventListener('invalid', ({ target }) => openAround(target), { capture: true });
 if (curated) view.writeCurated(curated);
 dispatch({ type: 'settings_changed', settings: view.settings() });
-if (isAtVideos) tabs.show('videos');
+if (askedTab === 'videos') tabs.show('videos');
 videos.begin();
+past.begin();
+bindThemeSwitch($('theme'), () => localStorage);
 
 $('key-form').onsubmit = (event) => {
   event.preventDefault();
@@ -122,12 +142,34 @@ function openSocket() {
 
 /** Is called when another tab is shown. A reload comes back to it. */
 function showPanel(panel) {
-  const isLive = panel === 'live';
+  const isAtLive = panel === 'live';
   document.body.dataset.tab = panel;
-  history.replaceState(history.state, '', isLive ? location.pathname + location.search : `#tab=${panel}`);
-  $('skip').href = isLive ? '#prompt' : '#make-prompt';
-  stage.rest(!isLive);
-  videos.show(!isLive);
+  history.replaceState(history.state, '', isAtLive ? location.pathname + location.search : `#tab=${panel}`);
+  $('skip').href = { live: '#prompt', videos: '#make-prompt', history: '#history-title' }[panel];
+  say($('skip'), panel === 'history' ? 'Skip to the past sessions' : 'Skip to the prompt');
+  stage.rest(!isAtLive);
+  videos.show(panel === 'videos');
+  past.show(panel === 'history');
+}
+
+/** Offers a tab besides the first one, and shows it where the page was at it before a reload. */
+function offerTab(panel, isOffered) {
+  tabs.offer(panel, isOffered);
+  if (isOffered && panel === 'history' && askedTab === panel) tabs.show(panel);
+}
+
+/** Goes on with a session of the history. */
+function resume(token) {
+  tabs.show('live');
+  dispatch({ type: 'session_continued', token });
+}
+
+/** Makes the next session begin with a state of the history. */
+function openWith(state) {
+  tabs.show('live');
+  attachments.choose({ state }, { name: 'From the history' });
+  report('The next prompt goes on from the saved state.', 'It opens a new session.', true);
+  $('prompt').focus();
 }
 
 function dispatch(event) {
@@ -144,6 +186,8 @@ function render(state) {
   stage.renderSteps(state);
   stage.showPreview(state);
   watchLink.render(state);
+  board.follow();
+  past.observe(state);
   follow();
   remember(state);
 }
@@ -161,6 +205,12 @@ function follow() {
   const { state } = store;
   stage.follow(state, list.follow(state.segments, stage.player));
   view.follow(state, performance.now());
+}
+
+/** Plays the shots of a story, unless a sampling option is invalid. */
+function play(version) {
+  const sampling = view.sampling();
+  if (sampling) dispatch({ type: 'story_played', play: { ...version, sampling } });
 }
 
 function seek(idx, part) {

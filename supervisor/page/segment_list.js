@@ -21,6 +21,12 @@ export class SegmentList {
     this.playing = null;
   }
 
+  /** Returns a small picture of a segment as a file; null while there is none. @param {number} idx @returns {?Promise<?Blob>} */
+  pictureOf(idx) {
+    const thumb = this.views.get(idx)?.thumb;
+    return thumb?.width ? new Promise((resolve) => { thumb.toBlob(resolve, 'image/jpeg', 0.8); }) : null;
+  }
+
   /** Shows a picture of a segment that was not played here yet. */
   showPicture(idx, picture) {
     const view = this.views.get(idx);

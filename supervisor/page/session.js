@@ -8,13 +8,14 @@ import {
   closed, connect, giveUp, gpuAssigned, leave, queueStatus, serverError, sessionTimeout, streamComplete, streamStart,
 } from './session/lifecycle.js';
 import {
-  applyCurated, editRequest, moveRequest, promptWritten, requestEdited, requestWithdrawn, rewrite, seedPromptsRewritten, sendWaiting,
-  withdrawRequest,
+  applyCurated, editRequest, moveRequest, promptWritten, queueRequest, requestEdited, requestWithdrawn, rewrite, seedPromptsRewritten,
+  sendWaiting, withdrawRequest,
 } from './session/prompts.js';
 import { filmLoaded, restore } from './session/restoring.js';
 import {
   addMedia, firstPicture, mediaInit, mediaSegmentComplete, preview, segmentCancelled, segmentComplete, segmentStart, stepComplete,
 } from './session/segments.js';
+import { beginFollowing, clearWaiting, playStory } from './session/story.js';
 import { Transition } from './session/transition.js';
 
 /**
@@ -50,6 +51,8 @@ function handle(next, event) {
     case 'request_edit': editRequest(next, event.id, event.prompt); break;
     case 'request_move': moveRequest(next, event.id, event.by); break;
     case 'request_withdraw': withdrawRequest(next, event.id); break;
+    case 'requests_cleared': clearWaiting(next); break;
+    case 'story_played': playStory(next, event.play); break;
     case 'curated_applied': applyCurated(next); break;
     case 'rewrite': rewrite(next, event.prompt); break;
     case 'connect': connect(next); break;
@@ -58,6 +61,11 @@ function handle(next, event) {
       connect(next);
       break;
     case 'connect_kept': restore(next); break;
+    case 'session_continued':
+      if (isLive(state)) return false;
+      state.kept = event.token;
+      restore(next);
+      break;
     case 'enhancer_told':
       if (state.hasEnhancer === event.hasEnhancer) return false;
       state.hasEnhancer = event.hasEnhancer;
@@ -88,7 +96,10 @@ function handle(next, event) {
     case 'reconnect_due': if (state.phase === 'lost') connect(next); break;
     case 'message': return handleMessage(next, event.message);
     case 'media': addMedia(next, event.bytes); break;
-    case 'closed': closed(next, event); break;
+    case 'closed':
+      closed(next, event);
+      if (!isLive(state)) beginFollowing(next);
+      break;
     default: return false;
   }
   return true;
@@ -114,6 +125,7 @@ function handleMessage(next, message) {
     case 'request_withdrawn': requestWithdrawn(next, message); break;
     case 'request_edited': requestEdited(next, message); break;
     case 'idle_warning': {
+      next.state.endsAt = next.now + message.seconds_left * 1000;
       const text = `It ends in ${span(message.seconds_left)} unless you ask for something, so that others get its GPU.`;
       next.notice('Nothing happens in this session.', text, { soft: true, until: 'segment' });
       break;
@@ -175,11 +187,7 @@ function submitPrompt(next, { prompt, typed, sampling }, agreed = false) {
     return;
   }
   if (typed) next.run({ type: 'clear_prompt' });
-  /** @type {import('./protocol.js').PromptRequest} */
-  const message = { type: 'segment_prompt_source', prompt, source: 'user', ...sampling };
-  state.requests += 1;
-  const id = `p${state.requests}`;
-  state.waiting = [...state.waiting, { id, prompt, message: { ...message, request_id: id }, at: next.now, sent: false }];
+  queueRequest(next, { prompt, source: 'user', sampling });
   if (!isLive(state)) connect(next);
   sendWaiting(next);
 }
@@ -189,7 +197,9 @@ function confirmed(next) {
   const { state } = next;
   const { asking } = state;
   state.asking = null;
-  if (asking) submitPrompt(next, asking, true);
+  if (!asking) return;
+  if ('story' in asking) playStory(next, asking.story, true);
+  else submitPrompt(next, asking, true);
 }
 
 /**

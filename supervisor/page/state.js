@@ -18,6 +18,12 @@ import { MAX_WAITING } from './protocol.js';
  */
 
 /**
+ * A shot of a story.
+ *
+ * @typedef {{version: string, at: number}} Shot  the version of the story, and the place in it
+ */
+
+/**
  * A generated stretch of video.
  *
  * @typedef {object} Segment
@@ -39,6 +45,7 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?number} firstPictureMs  the time from the request to the first picture
  * @property {?number} generationMs
  * @property {?number} latencyMs
+ * @property {?Shot} [shot]  the shot of a story that it shows
  */
 
 /**
@@ -64,6 +71,7 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?string} [written]  the prompt that the language model wrote
  * @property {?string} [edit]  the new prompt that was sent and not yet answered
  * @property {number} [idx]  the segment that answers it
+ * @property {Shot} [shot]  the shot of a story that it asks for
  */
 
 /**
@@ -127,8 +135,10 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?ResumeToken} left  the token of the session that the user has left
  * @property {?number} resumableUntil  until when the ended session can be continued, in milliseconds of Unix time
  * @property {boolean} extends  whether a session is continued that has ended by its cap
- * @property {?{prompt: string, typed: boolean, sampling: import('./session/transition.js').Sampling}} asking  a prompt that needs a new
- *   session, until the user has agreed to one
+ * @property {?({prompt: string, typed: boolean, sampling: import('./session/transition.js').Sampling}
+ *   | {story: import('./session/story.js').Play})} asking  what needs a new session, until the user has agreed to one
+ * @property {?import('./session/story.js').Play} following  the story that begins when the present session has ended
+ * @property {?number} endsAt  when the session ends because it is idle, as the server has told; null while it is not about to
  * @property {?ResumeToken} filmKey  opens the film that the server keeps; null when it keeps none
  * @property {?Preview} preview  the newest picture of a segment that has no media yet
  * @property {?{idx: number, messages: number}} receiving  the segment whose messages arrive, and how many binary ones are here
@@ -189,6 +199,8 @@ export const initialState = (kept = null, unixTime = 0) => ({
   resumableUntil: null,
   extends: false,
   asking: null,
+  following: null,
+  endsAt: null,
   filmKey: null,
   preview: null,
   receiving: null,
@@ -265,6 +277,17 @@ export function canContinue({ resume, resumableUntil, outcome, stream, unixTime 
 /** Tells whether the film would be gone with this page. @param {SessionState} state */
 export const isUnsaved = ({ playerMode, filmKey, segments, downloaded }) => (
   playerMode === 'av_fmp4' && !filmKey && segments.filter((s) => s.state === 'done').length > downloaded);
+
+/**
+ * Tells whether something would be lost with this page: a film that only the page has, or what is being made and waits to be made.
+ *
+ * @param {SessionState} state
+ */
+export const hasUnsaved = (state) => (
+  isUnsaved(state) || (isLive(state) && (state.waiting.length > 0 || isUnderWay(current(state)) || current(state)?.state === 'interrupted')));
+
+/** Tells whether a prompt is the user's own, and not the server's choice. @param {import('./protocol.js').PromptSource} source */
+export const isOwn = (source) => source === 'user' || source === 'enhanced';
 
 /** Returns the latest segment, in whatever state it is. @param {SessionState} state */
 export const current = ({ segments }) => segments.at(-1);

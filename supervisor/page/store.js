@@ -35,10 +35,10 @@ export function createStore({ state, reduce, run, render, now, failed }) {
   /** @param {Event} event @param {number} at */
   const handle = (event, at) => {
     const next = reduce(state, event, at);
-    if (next.state === state) return;
+    const isNew = next.state !== state;
     state = next.state;
     for (const effect of next.effects) attempt(() => run(effect));
-    attempt(() => render(state));
+    if (isNew) attempt(() => render(state));
   };
 
   return {

@@ -20,12 +20,18 @@ export class Tabs {
     this.tabs = [...root.children];
     this.tabs.forEach((tab) => { tab.onclick = () => this.choose(tab); });
     root.onkeydown = (event) => {
-      const to = tabAfter(event.key, this.tabs.indexOf(event.target), this.tabs.length);
+      const { seen } = this;
+      const to = tabAfter(event.key, seen.indexOf(event.target), seen.length);
       if (to === null) return;
       event.preventDefault();
-      this.choose(this.tabs[to]);
-      this.tabs[to].focus();
+      this.choose(seen[to]);
+      seen[to].focus();
     };
+  }
+
+  /** The tabs that the user may choose. */
+  get seen() {
+    return this.tabs.filter((tab) => !tab.hidden);
   }
 
   /** The id of the panel that is shown. */
@@ -33,12 +39,15 @@ export class Tabs {
     return this.tabs.find((tab) => tab.getAttribute('aria-selected') === 'true').getAttribute('aria-controls');
   }
 
-  /** Lets the user choose, or shows the first panel alone. */
-  offer(isOffered) {
-    mark(this.root, { on: isOffered });
+  /** Lets the user choose a panel besides the first one, or not. The first panel alone needs no tab. @param {string} id @param {boolean} isOffered */
+  offer(id, isOffered) {
+    const offered = this.tabs.find((tab) => tab.getAttribute('aria-controls') === id);
+    set(offered, { hidden: !isOffered });
+    const isChoice = this.seen.length > 1;
+    mark(this.root, { on: isChoice });
     for (const tab of this.tabs) {
       const panel = panelOf(tab);
-      if (isOffered) {
+      if (isChoice && !tab.hidden) {
         panel.setAttribute('role', 'tabpanel');
         panel.setAttribute('aria-labelledby', tab.id);
       } else {
@@ -46,7 +55,7 @@ export class Tabs {
         panel.removeAttribute('aria-labelledby');
       }
     }
-    if (!isOffered) this.choose(this.tabs[0]);
+    if (!isOffered && this.panel === id) this.choose(this.tabs[0]);
   }
 
   choose(chosen) {

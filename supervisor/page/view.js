@@ -5,11 +5,12 @@ import { AdapterSliders } from './adapters.js';
 import { $, make, mark, say, set } from './dom.js';
 import { plural } from './format.js';
 import {
-  canApply, canContinue, curatedPrompts, current, finishedSegments, hasFeature, hasState, isLive, isReconnecting, isRunning, isUnsaved,
-  maxWaiting,
+  canApply, canContinue, curatedPrompts, current, finishedSegments, hasFeature, hasState, isLive, isReconnecting, isRunning, maxWaiting,
 } from './state.js';
+import { WaitingList } from './waiting_list.js';
 import {
   applyWords, askWords, composerWords, curatedWords, drainWords, gpuWords, idleWords, queueWords, reconnectWords, snapshotWords, statusWords,
+  timeLeftWords,
 } from './words.js';
 
 const EXAMPLES = [
@@ -29,6 +30,7 @@ export class View {
     this.dispatch = dispatch;
     this.shown = null;
     this.adapters = new AdapterSliders($('adapters'));
+    this.waiting = new WaitingList($('waiting-list'), dispatch);
     this.bindComposer();
     this.bindSession();
     this.bindDirection();
@@ -64,7 +66,13 @@ export class View {
 
   /** Submits a prompt. `typed` tells that it comes from the prompt field. */
   submit(prompt, typed) {
-    if (!$('composer').reportValidity()) return;
+    const sampling = this.sampling();
+    if (sampling) this.dispatch({ type: 'prompt_submitted', prompt, typed, sampling });
+  }
+
+  /** Returns the sampling options; null while one of them is invalid, which is then shown. */
+  sampling() {
+    if (!$('composer').reportValidity()) return null;
     const sampling = {};
     for (const [id, field] of Object.entries(SAMPLING)) {
       const value = $(id).value.trim();
@@ -72,7 +80,7 @@ export class View {
     }
     const adapters = this.adapters.chosen();
     if (adapters) sampling.adapters = adapters;
-    this.dispatch({ type: 'prompt_submitted', prompt, typed, sampling });
+    return sampling;
   }
 
   bindSession() {
@@ -89,6 +97,7 @@ export class View {
     on('move', 'move');
     on('leave', 'leave');
     on('cancel', 'cancel');
+    on('waiting-clear', 'requests_cleared');
     on('snapshot', 'snapshot');
     on('drain-snapshot', 'snapshot');
     on('error-close', 'notice_closed');
@@ -195,7 +204,9 @@ export class View {
     say($('lost-why'), reconnect?.why ?? '');
     set($('kept'), { hidden: isLive(state) || !state.kept });
     set($('ask'), { hidden: !state.asking });
-    say($('ask-text'), askWords(isUnsaved(state)));
+    const { title, text } = askWords(state);
+    say($('ask-title'), title);
+    say($('ask-text'), text);
   }
 
   renderFacts(state) {
@@ -240,73 +251,22 @@ export class View {
     const most = maxWaiting(state);
     const full = waiting.length >= most;
     set($('waiting'), { hidden: !waiting.length });
-    say($('waiting-count'), `${waiting.length} of ${most}`);
+    say($('waiting-count'), waiting.length > most ? `${waiting.length}` : `${waiting.length} of ${most}`);
+    set($('waiting-clear'), { hidden: waiting.length < 2 });
     set($('send'), { disabled: full });
     const goesOn = state.phase === 'complete' && canContinue(state, performance.now());
     say($('composer-note'), full ? `${plural(most, 'prompt')} waiting. There is room when the next segment begins.` : composerWords(goesOn));
-    const shown = waiting.map((request) => [request.id, request.edit ?? request.written ?? request.prompt, request.prompt]);
-    const key = JSON.stringify(shown);
-    if ($('waiting-list').dataset.key === key) return;
-    $('waiting-list').dataset.key = key;
-    const focused = document.activeElement?.dataset?.action && document.activeElement.closest('li')?.dataset.request;
-    const action = document.activeElement?.dataset?.action;
-    $('waiting-list').replaceChildren(...shown.map(([id, text, prompt], i) => this.waitingItem(id, text, prompt, i, shown.length)));
-    if (focused) $('waiting-list').querySelector(`[data-request="${focused}"] [data-action="${action}"]`)?.focus();
-  }
-
-  waitingItem(id, text, prompt, i, count) {
-    const item = make('li');
-    item.dataset.testid = `waiting-${i}`;
-    item.dataset.state = 'queued';
-    item.dataset.request = id;
-    const button = (action, label, run, disabled = false) => {
-      const made = make('button', 'btn small quiet', label);
-      made.type = 'button';
-      made.dataset.action = action;
-      made.disabled = disabled;
-      made.setAttribute('aria-label', `${label}: ${prompt}`);
-      made.onclick = run;
-      return made;
-    };
-    const words = make('span', 'words', text);
-    const actions = make('span', 'actions');
-    actions.append(
-      button('up', 'Sooner', () => this.dispatch({ type: 'request_move', id, by: -1 }), i === 0),
-      button('down', 'Later', () => this.dispatch({ type: 'request_move', id, by: 1 }), i === count - 1),
-      button('edit', 'Edit', () => this.editWaiting(item, words, id, prompt)),
-      button('remove', 'Remove', () => this.dispatch({ type: 'request_withdraw', id })),
-    );
-    item.append(make('b', '', `+${i + 1}`), words, actions);
-    return item;
-  }
-
-  /** Replaces the words of a waiting prompt by a field. Enter takes what it holds, Escape leaves the prompt as it was. */
-  editWaiting(item, words, id, prompt) {
-    const field = make('input', 'words');
-    field.type = 'text';
-    field.value = prompt;
-    field.setAttribute('aria-label', `New text for the prompt: ${prompt}`);
-    let over = false;
-    const end = (take) => {
-      if (over) return;
-      over = true;
-      field.replaceWith(words);
-      if (take) this.dispatch({ type: 'request_edit', id, prompt: field.value.trim() });
-      item.querySelector('[data-action="edit"]')?.focus();
-    };
-    field.onkeydown = (event) => {
-      if (event.isComposing || !['Enter', 'Escape'].includes(event.key)) return;
-      event.preventDefault();
-      end(event.key === 'Enter');
-    };
-    field.onblur = () => end(true);
-    words.replaceWith(field);
-    field.focus();
+    this.waiting.render(waiting);
   }
 
   /** Updates the countdowns. */
   follow(state, now) {
     say($('f-idle'), idleWords(state, now));
+    const left = timeLeftWords(state, now);
+    set($('left'), { hidden: !left });
+    say($('left-name'), left?.name ?? '');
+    say($('left-time'), left?.left ?? '');
+    say($('left-spoken'), left?.spoken ?? '');
     if (isReconnecting(state)) say($('lost-text'), reconnectWords(state, now));
     const draining = state.drainDeadline !== null && isLive(state);
     set($('drain'), { hidden: !draining });

@@ -8,6 +8,7 @@ import { mediaEffects, sessionFilm } from './media_effects.js';
 import { SegmentList } from './segment_list.js';
 import { Stage } from './stage.js';
 import { createStore } from './store.js';
+import { bindThemeSwitch } from './theme/theme_switch.js';
 import { initialWatchState, nextSegment, reduceWatch } from './watch_session.js';
 import { emptyWords, watchSourceWords, watchStarvedWords, watchStatusWords } from './words.js';
 
@@ -50,6 +51,7 @@ const store = createStore({
 setInterval(follow, FOLLOW_MS);
 window.addEventListener('online', () => dispatch({ type: 'reconnect_due' }));
 dispatch({ type: 'open' });
+bindThemeSwitch($('theme'), () => localStorage);
 
 function dispatch(event) {
   store.dispatch(event);

@@ -2,7 +2,9 @@
 // The page's texts: for codes, for the state of the session and for video jobs. This file has no access to the DOM.
 
 import { clock, ordinal, phrase, sentence, span } from './format.js';
-import { canApply, current, curatedPrompts, finishedSegments, hasState, isReconnecting, isUnderWay } from './state.js';
+import {
+  canApply, canContinue, current, curatedPrompts, finishedSegments, hasState, isLive, isReconnecting, isUnderWay, isUnsaved,
+} from './state.js';
 import { isCancelled } from './videos/job_list.js';
 
 /**
@@ -190,11 +192,22 @@ export function starvedWords(state) {
   return state.settings.pause ? 'Generation is paused' : 'Send a prompt to go on from here';
 }
 
-/** Explains why a prompt needs the user's consent. @param {boolean} unsaved  whether the film would be lost */
-export const askWords = (unsaved) => {
-  const text = 'A new one begins with your prompt, and its film takes the place of this one.';
-  return unsaved ? `${text} Download this film first if you want to keep it.` : text;
-};
+/**
+ * Explains why a prompt or a story needs the user's consent to a new session.
+ *
+ * @param {SessionState} state
+ * @returns {{title: string, text: string}}
+ */
+export function askWords(state) {
+  const { asking } = state;
+  const isStory = asking !== null && 'story' in asking;
+  const what = isStory ? 'the story' : 'your prompt';
+  let title = 'The session has ended and cannot go on.';
+  if (isStory && asking.story.fresh) title = 'A new session takes the place of this one.';
+  else if (isStory && isLive(state)) title = 'The session has no room for all shots.';
+  const text = `A new one begins with ${what}, and its film takes the place of this one.`;
+  return { title, text: isUnsaved(state) ? `${text} Download this film first if you want to keep it.` : text };
+}
 
 /** Explains the prompt field. @param {boolean} goesOn  whether a prompt goes on with a session that has ended */
 export const composerWords = (goesOn) => {
@@ -284,6 +297,34 @@ export function idleWords(state, now) {
   const left = Math.max(0, limit - (now - Math.max(state.activeAt, state.freeAt)) / 1000);
   const counts = state.phase === 'active' && !isUnderWay(current(state));
   return counts && left < limit - 5 ? `ends in ${clock(left)}` : span(limit);
+}
+
+/** What a screen reader is told of the time that is left, in seconds: not every second, but at these. */
+const SPOKEN = [300, 60, 10];
+
+/**
+ * Tells how much time the session has left, where the server has told an end: of a session that is idle, of a server that shuts down, or
+ * of a session that has ended and can be continued.
+ *
+ * @param {SessionState} state
+ * @param {number} now
+ * @returns {?{name: string, left: string, spoken: string}}  `spoken` changes only now and then
+ */
+export function timeLeftWords(state, now) {
+  const end = endOf(state, now);
+  const left = end && Math.max(0, Math.ceil((end.at - now) / 1000));
+  if (!end || !left) return null;
+  const mark = SPOKEN.findLast((seconds) => left <= seconds);
+  return { name: end.name, left: clock(left), spoken: mark ? `${end.name} less than ${span(mark)}` : '' };
+}
+
+/** @param {SessionState} state @param {number} now */
+function endOf(state, now) {
+  const { phase, endsAt, drainDeadline, resume, resumableUntil, unixTime } = state;
+  if (drainDeadline !== null && isLive(state)) return { name: 'Server stops in', at: drainDeadline };
+  if (phase === 'active' && endsAt !== null) return { name: 'Ends in', at: endsAt };
+  if (!isLive(state) && resumableUntil !== null && resume && canContinue(state, now)) return { name: 'Can go on for', at: resumableUntil - unixTime };
+  return null;
 }
 
 /** @typedef {import('./videos/requests.js').Video} Video */

@@ -48,6 +48,24 @@ pub(super) async fn axe(page: &Browser) -> Value {
 
 pub(super) const SCREENS: [(u32, u32); 4] = [(320, 568), (360, 740), (740, 360), (1280, 800)];
 
+pub(super) const THEMES: [&str; 2] = ["light", "dark"];
+
+/// Chooses a theme at the foot of the page.
+pub(super) async fn choose_theme(page: &Browser, theme: &str) {
+    page.click(&format!("#theme label:has([value={theme}])"))
+        .await;
+    let scheme = page.get("getComputedStyle(document.documentElement).colorScheme");
+    assert_eq!(scheme.await, theme);
+}
+
+/// Fails if axe-core finds anything in one of the themes.
+pub(super) async fn axe_in_both_themes(page: &Browser, what: &str) {
+    for theme in THEMES {
+        choose_theme(page, theme).await;
+        assert_eq!(axe(page).await, json!([]), "{what}, {theme}");
+    }
+}
+
 /// Windows that are low for their width, where the stage has the least room.
 const LOW_WINDOWS: [(u32, u32); 4] = [(1366, 650), (1280, 657), (1024, 600), (1024, 560)];
 
@@ -117,6 +135,8 @@ async fn axe_finds_nothing() {
         page.resize(width, height).await;
         assert_eq!(axe(&page).await, json!([]), "empty, {width}x{height}");
     }
+    page.resize(1280, 800).await;
+    axe_in_both_themes(&page, "empty").await;
     show_a_picture(&page).await;
     for (width, height) in SCREENS {
         page.resize(width, height).await;
@@ -126,6 +146,30 @@ async fn axe_finds_nothing() {
     page.run("document.documentElement.removeAttribute('lang')")
         .await;
     assert_eq!(axe(&page).await, json!([["html-has-lang", ["html"]]]));
+    page.has_no_complaints().await;
+}
+
+#[tokio::test]
+async fn a_theme_stays_after_a_reload_and_follows_the_system_again() {
+    let server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    let before = page
+        .get("getComputedStyle(document.body).backgroundColor")
+        .await;
+    choose_theme(&page, "light").await;
+    let light = page
+        .get("getComputedStyle(document.body).backgroundColor")
+        .await;
+    page.reload().await;
+    let shown = page.get(
+        "[document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor]",
+    );
+    assert_eq!(shown.await, json!(["light", light]));
+    page.click("#theme label:has([value=system])").await;
+    let shown = page
+        .get("getComputedStyle(document.body).backgroundColor")
+        .await;
+    assert_eq!(shown, before);
     page.has_no_complaints().await;
 }
 

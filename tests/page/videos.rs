@@ -14,7 +14,7 @@ const WATCHED: &str = "document.querySelector('#jobs video')";
 async fn show_videos(page: &Browser) {
     page.until(
         "the page knows that there are videos",
-        "document.querySelector('#tabs').dataset.on === 'true'",
+        "!document.querySelector('#videos-tab').hidden",
     )
     .await;
     page.click("#videos-tab").await;
@@ -205,8 +205,11 @@ async fn a_video_is_watched_where_a_key_has_to_be_shown() {
     let keys_file = format!("--server.auth.keys_file={}", file.display());
     let server = Server::start(&["--log-level=debug", &keys_file]);
     let page = Browser::open(&server).await;
-    page.until("there are videos", "tabs.dataset.on === 'true'")
-        .await;
+    page.until(
+        "there are videos",
+        "!document.querySelector('#videos-tab').hidden",
+    )
+    .await;
     page.click("#videos-tab").await;
     page.until("the page asks for a key", "!key.form.hidden")
         .await;
@@ -238,7 +241,7 @@ async fn there_is_no_tab_where_no_videos_are_made() {
         "!live.hidden && videos.hidden",
     )
     .await;
-    let tabs = page.get("getComputedStyle(tabs).visibility").await;
-    assert_eq!(tabs, "hidden");
+    let is_hidden = page.get("document.querySelector('#videos-tab').hidden");
+    assert_eq!(is_hidden.await, true);
     assert_eq!(axe(&page).await, json!([]));
 }

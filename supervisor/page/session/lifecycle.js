@@ -4,10 +4,10 @@
 import { canResume } from '../connection.js';
 import { span } from '../format.js';
 import { MAX_MESSAGE } from '../protocol.js';
-import { curatedPrompts, current, isLive, isReconnecting, isRunning, isUnderWay } from '../state.js';
+import { curatedPrompts, current, isLive, isOwn, isReconnecting, isRunning, isUnderWay } from '../state.js';
 import { closeAdvice, closeWords, errorWords } from '../words.js';
 import { catchUp, have, isRecorded, mediaLost } from './film.js';
-import { rotatedPrompts, sendWaiting, takeBack } from './prompts.js';
+import { reportLeftShots, rotatedPrompts, sendWaiting, takeBack } from './prompts.js';
 import { finishSegment } from './segments.js';
 
 /** @typedef {import('./transition.js').Transition} Transition */
@@ -33,7 +33,7 @@ export function connect(next) {
   state.extends = resume !== null && (state.extends || state.outcome === 'segment_cap');
   Object.assign(state, {
     notice: null, outcome: null, refusal: null, kept: null, leaving: false, drainDeadline: null, queue: null, asking: null,
-    resumableUntil: null,
+    resumableUntil: null, endsAt: null,
   });
   // A resumed session keeps its media mode, and its initial image until a segment was generated from it.
   const same = resume !== null && resume.session_id === state.sessionId;
@@ -42,7 +42,7 @@ export function connect(next) {
     state.requestedMode = settings.jpeg ? 'legacy_jpeg' : 'av_fmp4';
   }
   // Loop generation would otherwise start a curated prompt before the waiting prompts arrive.
-  state.holdsLoop = state.waiting.length > 0 || state.asked?.message.source === 'user';
+  state.holdsLoop = state.waiting.length > 0 || (state.asked !== null && isOwn(state.asked.message.source));
   state.catchingUp = same && state.filmKey ? { told: 0, loading: false } : null;
   /** @type {import('../protocol.js').SessionInit} */
   const init = {
@@ -175,6 +175,7 @@ export function streamComplete(next, { reason, resumable_until }) {
   state.outcome = reason;
   state.resumableUntil = unixMs(resumable_until);
   next.keepToken(state.resumableUntil ? state.resume ?? state.left : null);
+  if (reason === 'segment_cap') reportLeftShots(next);
   stop(next);
   state.phase = 'complete';
   next.run({ type: 'finish_player' });
@@ -282,8 +283,9 @@ function stop(next) {
     next.change(segment.idx, { state: state.outcome === 'stop_requested' ? 'cancelled' : 'failed' });
   }
   const reconnected = state.reconnect !== null && state.reconnect.attempt > 0;
-  const asked = reconnected && state.asked?.message.source === 'user' ? [state.asked] : [];
-  const [first] = [...asked, ...state.waiting];
+  const asked = reconnected && state.asked && isOwn(state.asked.message.source) ? [state.asked] : [];
+  // The shots of a story stay in its storyboard.
+  const [first] = [...asked, ...state.waiting].filter(({ shot }) => !shot);
   if (first) next.run({ type: 'return_prompt', prompt: first.prompt });
   Object.assign(state, { waiting: [], asked: null, reconnect: null });
 }

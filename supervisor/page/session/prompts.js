@@ -27,6 +27,21 @@ export function sendWaiting(next) {
 }
 
 /**
+ * Adds a request behind all that wait. It is sent when the server's queue has room for it.
+ *
+ * @param {Transition} next
+ * @param {{prompt: string, source: import('../protocol.js').PromptSource, sampling: import('./transition.js').Sampling,
+ *   shot?: import('../state.js').Shot}} request
+ */
+export function queueRequest({ state, now }, { prompt, source, sampling, shot }) {
+  state.requests += 1;
+  const id = `p${state.requests}`;
+  /** @type {import('../protocol.js').PromptRequest} */
+  const message = { type: 'segment_prompt_source', prompt, source, ...sampling, request_id: id };
+  state.waiting = [...state.waiting, { id, prompt, message, at: now, sent: false, ...(shot && { shot }) }];
+}
+
+/**
  * Returns the prompt of the refused request to its field. A server that names no requests is taken to mean the latest one, if that
  * was sent only a short time ago.
  *
@@ -107,6 +122,14 @@ export function requestEdited(next, { request_id: id, position }) {
     change(next, id, { prompt: request.edit, message, edit: null, written: null });
   }
   place(next, id, position);
+}
+
+/** Tells of shots that the session had no room for. @param {Transition} next */
+export function reportLeftShots(next) {
+  const left = next.state.waiting.filter(({ shot }) => shot).length;
+  if (!left) return;
+  const text = `It may have ${plural(next.state.stream?.generation_segment_cap ?? 0, 'segment')}. ${plural(left, 'shot')} of the story ${left === 1 ? 'was' : 'were'} not made.`;
+  next.notice('The session has all its segments.', text, { soft: true });
 }
 
 /** @param {Transition} next @param {import('../state.js').Request} request */

@@ -1,7 +1,7 @@
 // @ts-check
 // The segments of a session, from their start to their end, and their media.
 
-import { isRunning, newSegment, unmade } from '../state.js';
+import { isOwn, isRunning, newSegment, unmade } from '../state.js';
 import { caughtUp, closeGaps, isRecorded, sentAgain } from './film.js';
 import { sendWaiting } from './prompts.js';
 
@@ -34,10 +34,10 @@ export function segmentStart(next, message) {
     source: message.source ?? 'user',
     attempt,
     steps: message.total_steps,
+    ...(again && known.shot && { shot: known.shot }),
   };
   put(next, segment);
-  state.receiving = { idx, messages: 0 };
-  state.preview = null;
+  Object.assign(state, { receiving: { idx, messages: 0 }, preview: null, endsAt: null });
   if (attempt === 1) takeRequest(next, segment, message.request_id);
 }
 
@@ -61,6 +61,7 @@ function segmentSentAgain(next, message, known) {
   closeGaps(next, idx);
   const request = state.waiting.find((r) => r.id === message.request_id);
   state.waiting = state.waiting.filter((r) => r !== request);
+  const shot = request?.shot ?? known?.shot;
   const goesOn = known && !known.here && state.receiving?.idx === idx && state.receiving.messages > 0;
   if (known?.state === 'done' && known.here) {
     state.receiving = null; // all of it is here
@@ -72,7 +73,7 @@ function segmentSentAgain(next, message, known) {
     put(next, {
       ...newSegment(idx, start, next.now), state: 'streaming', prompt: message.prompt, original: message.original_prompt ?? null,
       source: message.source ?? 'user', attempt: message.attempt ?? 1, steps: message.total_steps, step: message.total_steps,
-      duration: known?.duration ?? 0, bytes: known?.bytes ?? 0, replayed: true,
+      duration: known?.duration ?? 0, bytes: known?.bytes ?? 0, replayed: true, ...(shot && { shot }),
     });
     if (known) next.run({ type: 'refill_media', idx });
     state.receiving = { idx, messages: 0 };
@@ -93,22 +94,32 @@ const receivingSegment = ({ segments, receiving }) => segments.find((s) => s.idx
 function takeRequest(next, segment, id) {
   const { state } = next;
   const prompt = segment.original ?? segment.prompt;
-  const mine = ['user', 'enhanced'].includes(segment.source);
-  const source = /** @type {import('../protocol.js').PromptSource} */ (mine ? 'user' : segment.source);
+  const source = /** @type {import('../protocol.js').PromptSource} */ (segment.source);
+  const mine = isOwn(source);
   const named = state.waiting.findIndex((request) => request.id === id);
-  const alike = state.waiting.findIndex((request) => request.prompt === prompt && request.message.source === source);
+  const alike = state.waiting.findIndex((request) => request.prompt === prompt && (mine ? isOwn(request.message.source) : request.message.source === source));
   const found = named >= 0 ? named : alike;
   const at = mine ? Math.max(0, found) : found;
   const request = state.waiting[at];
   passNotice(next, request);
   if (request) {
     state.waiting = state.waiting.filter((other) => other !== request);
-    next.change(segment.idx, { requestedAt: Math.max(request.at, state.freeAt) });
+    next.change(segment.idx, { requestedAt: Math.max(request.at, state.freeAt), ...(request.shot && { shot: request.shot }) });
   }
-  const asked = request ?? { id: '', prompt, message: { type: 'segment_prompt_source', prompt, source }, at: next.now, sent: true };
+  const asked = request ?? unnamed(prompt, mine ? 'user' : source, next.now);
   state.asked = { ...asked, idx: segment.idx };
   sendWaiting(next);
 }
+
+/**
+ * A request that this page does not know of.
+ *
+ * @param {string} prompt
+ * @param {import('../protocol.js').PromptSource} source
+ * @param {number} now
+ * @returns {import('../state.js').Request}
+ */
+const unnamed = (prompt, source, now) => ({ id: '', prompt, message: { type: 'segment_prompt_source', prompt, source }, at: now, sent: true });
 
 /**
  * Removes what a segment that begins is news to. A notice about a request stays for the segment of another one that waited already:

@@ -30,6 +30,9 @@ const MAX_ERRORS = 100;
  *   | {type: 'request_edit', id: string, prompt: string}
  *   | {type: 'request_move', id: string, by: number}
  *   | {type: 'request_withdraw', id: string}
+ *   | {type: 'requests_cleared'}
+ *   | {type: 'story_played', play: import('./story.js').Play}
+ *   | {type: 'session_continued', token: ResumeToken}
  *   | {type: 'cancel' | 'snapshot' | 'notice_closed'}
  *   | {type: 'moved', error: ?string}
  *   | {type: 'reported', title: string, text: string, soft?: boolean}
@@ -84,7 +87,7 @@ export class Transition {
 
   /** Sends a message, which restarts the session's idle timeout. @param {ClientMessage} message */
   send(message) {
-    this.state.activeAt = this.now;
+    Object.assign(this.state, { activeAt: this.now, endsAt: null });
     this.run({ type: 'send', message });
   }
 

@@ -1,6 +1,6 @@
 // The picture of a job: its thumbnail, and in the same place the video while it is watched.
 
-import { make, set } from '../dom.js';
+import { icon, make, set } from '../dom.js';
 import { elementAddress } from './media.js';
 
 export class Picture {
@@ -84,13 +84,4 @@ function playButton(prompt) {
   button.setAttribute('aria-label', `Play: ${prompt}`);
   button.append(icon('play'));
   return button;
-}
-
-function icon(name) {
-  const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
-  const use = document.createElementNS('http://www.w3.org/2000/svg', 'use');
-  svg.setAttribute('aria-hidden', 'true');
-  use.setAttribute('href', `#i-${name}`);
-  svg.append(use);
-  return svg;
 }
