@@ -65,7 +65,19 @@ impl Client {
     /// # Errors
     /// When there is no connection.
     pub(crate) async fn connect(address: &str, opening: Value) -> anyhow::Result<Self> {
-        let url = format!("ws://{address}/v1/stream");
+        Self::connect_to(address, "/v1/stream", opening).await
+    }
+
+    /// The same at another route.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub(crate) async fn connect_to(
+        address: &str,
+        route: &str,
+        opening: Value,
+    ) -> anyhow::Result<Self> {
+        let url = format!("ws://{address}{route}");
         Self::connect_by(url.into_client_request()?, opening).await
     }
 

@@ -13,6 +13,7 @@ use clap::{Arg, ArgAction, Command, value_parser};
 mod churn;
 mod client;
 mod cost;
+mod dreamverse;
 mod export;
 mod extension;
 mod faults;
@@ -65,6 +66,7 @@ enum Scenario {
     Churn,
     Viewers,
     Videos,
+    Dreamverse,
     SessionLog,
     Extension,
     Safety,
@@ -75,7 +77,7 @@ enum Scenario {
 }
 
 /// By the names that the command line takes, in the order in which they are measured.
-const SCENARIOS: [(&str, Scenario); 22] = [
+const SCENARIOS: [(&str, Scenario); 23] = [
     ("start", Scenario::Start),
     ("segment_1080p", Scenario::Segment1080p),
     ("many_sessions", Scenario::ManySessions),
@@ -91,6 +93,7 @@ const SCENARIOS: [(&str, Scenario); 22] = [
     ("churn", Scenario::Churn),
     ("viewers", Scenario::Viewers),
     ("videos", Scenario::Videos),
+    ("dreamverse", Scenario::Dreamverse),
     ("session_log", Scenario::SessionLog),
     ("extension", Scenario::Extension),
     ("safety", Scenario::Safety),
@@ -139,6 +142,7 @@ impl Scenario {
             Self::Churn => churn::measure().await,
             Self::Viewers => viewers::measure().await,
             Self::Videos => videos::measure(runs.unwrap_or(10)).await,
+            Self::Dreamverse => dreamverse::measure(runs.unwrap_or(60)).await,
             Self::SessionLog => session_log::measure().await,
             Self::Extension => extension::measure(runs.unwrap_or(12)).await,
             Self::Safety => safety::measure(runs.unwrap_or(5)).await,

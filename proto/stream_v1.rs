@@ -287,7 +287,7 @@ impl ClientMessage {
 
 /// Parses the fields of a message. The derived deserialiser of the tagged enum would buffer the message and lose the
 /// path of a bad field.
-fn fields<'a, T: Deserialize<'a>>(text: &'a str, kind: String) -> Result<T, ParseError> {
+pub(crate) fn fields<'a, T: Deserialize<'a>>(text: &'a str, kind: String) -> Result<T, ParseError> {
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|source| ParseError::Field { kind, source })
 }

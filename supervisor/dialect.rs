@@ -2,15 +2,17 @@
 //! events into what travels back.
 //!
 //! Sessions know no dialect, and dialects know no socket: `http::stream` pumps the bytes. `stream_v1` is the dialect of
-//! clients of `WS /v1/stream`. To add a dialect, implement [`Parser`] and [`Renderer`] and give it a route.
+//! clients of `WS /v1/stream`, `dreamverse` that of clients of `WS /ws`. To add a dialect, implement [`Parser`] and [`Renderer`] and give it a route.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::pool::Media;
+use crate::pool::{Media, Seats};
+use crate::session::command::OpenSession;
 use crate::session::{Inbound, NotAdmitted, SessionEvent};
 
+pub(crate) mod dreamverse;
 pub(crate) mod stream_v1;
 
 /// A client that asks for heartbeats gets one after so much time without another message.
@@ -26,10 +28,25 @@ pub(crate) trait Parser: Default + Send {
 
     /// Reads a binary message.
     fn binary(&mut self) -> Inbound;
+
+    /// Returns the opening of a client that says nothing, and how long to wait for one that does; `None` where the client has
+    /// to say something.
+    fn silent_opening(&mut self) -> Option<(Duration, Box<OpenSession>)> {
+        None
+    }
+
+    /// Takes note that the silent opening was used.
+    fn opened_silently(&mut self) {}
 }
 
 /// Renders the events of one session. It may remember what the client was told before.
 pub(crate) trait Renderer: Default + Send {
+    /// Renders what a client is told at once. `seats` is what there is for it.
+    fn greet(&mut self, seats: Seats) -> Rendered {
+        let _ = seats;
+        Rendered::default()
+    }
+
     /// Renders an event. An event that the client is not told of renders to no message.
     fn render(&mut self, event: SessionEvent) -> Rendered;
 
@@ -54,6 +71,8 @@ pub(crate) enum Wire {
         code: u16,
         reason: &'static str,
     },
+    /// Leaves the connection open, and sends nothing more, until the client closes it.
+    Hold,
 }
 
 /// Messages in order. A single message takes no allocation, since most events, and all media but the first, render to
@@ -78,6 +97,10 @@ impl Rendered {
 
     fn json(&mut self, message: &impl Serialize) {
         self.push(Wire::Text(Self::text(message)));
+    }
+
+    fn hold(&mut self) {
+        self.push(Wire::Hold);
     }
 
     fn close(&mut self, code: u16, reason: &'static str) {

@@ -37,6 +37,7 @@ pub mod fleet;
 pub(crate) mod openapi;
 mod operator;
 mod parts;
+mod rollouts;
 mod site;
 mod status;
 mod store_error;
@@ -85,6 +86,7 @@ fn for_clients(app: &App) -> Router<App> {
         .route("/v1/router/session", get(fleet::session))
         .merge(film::routes(app))
         .merge(videos::routes(app))
+        .merge(rollouts::routes(app))
         .merge(dreamverse::routes(app))
         .merge(issue::routes(&app.guard()))
         .merge(match app.site {

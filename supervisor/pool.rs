@@ -35,7 +35,7 @@ pub use config::{Config, Gpu, Recycle};
 pub use exit::{ExitKind, ExitReport};
 pub use job::{Credit, JobEnd, JobEvent, JobHandle, Media, StartState};
 pub use lifecycle::WorkerState;
-pub use status::{PoolStatus, Room, SlotStatus, WorkerStatus};
+pub use status::{PoolStatus, Room, Seats, SlotStatus, WorkerStatus};
 pub use step_snapshot::StepSnapshot;
 
 use crate::current::Current;
@@ -314,6 +314,11 @@ impl Pool {
             preemptions: (self.shared.metrics).preemptions(self.shared.slots.iter().map(|s| s.gpu)),
             warmup_enabled: config.warmup.is_some(),
         }
+    }
+
+    /// Returns how many GPUs there are, and who waits for one.
+    pub fn seats(&self) -> Seats {
+        self.assignments().seats()
     }
 
     /// Returns a receiver that is told when the assignments of sessions may have changed.
@@ -624,6 +629,11 @@ impl Binding {
         let names = adapters.iter().map(|adapter| adapter.name.clone());
         let mut assignments = self.pool.assignments();
         assignments.choose_adapters(&self.session, names.collect())
+    }
+
+    /// Takes note that the session needs no state that its worker holds.
+    pub fn forget_state(&self) {
+        self.pool.assignments().forget_state(&self.session);
     }
 
     /// Tells the pool when the session's viewer runs out of video; `None`: it does not, as far as is known. Until then the

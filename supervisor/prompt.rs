@@ -19,7 +19,7 @@ pub use enhancer::Enhancer;
 pub use generated::{GeneratedPrompt, PromptAlternatives};
 pub use instructions::{InstructionsError, Origin, Origins};
 pub use llm_error::LlmError;
-pub use rollout::{GeneratedRollout, RolloutPrompts, RolloutRequest};
+pub use rollout::{GeneratedRollout, RolloutPrompts, RolloutRequest, WrittenRollout};
 pub use safety::{Blocked, SafetyFilter};
 pub(crate) use spans::PromptSpans;
 pub use spans::{PromptSpan, PromptSpanKind};
@@ -315,6 +315,32 @@ impl Prompts {
         let enhancer = self.enhancer().ok_or(LlmError::NoProvider)?;
         let rewritten = enhancer.rewrite(seed_prompt, count).await;
         Ok(rewritten.inspect_err(|_| self.metrics().fell_back("rewrite"))?)
+    }
+
+    /// As [`Self::rollout`], but where no model answers, the user's own words are used, each cut at `max_chars` characters.
+    ///
+    /// # Errors
+    /// Returns an error when a prompt is blocked.
+    pub async fn write_rollout(
+        &self,
+        request: RolloutRequest,
+        max_chars: usize,
+    ) -> Result<WrittenRollout, Blocked> {
+        let began = Instant::now();
+        let model = self.rollout_model(request.model.as_deref());
+        let prompts = request.without_model(max_chars);
+        let failure = match self.rollout(request).await {
+            Ok(written) => return Ok(WrittenRollout::ByModel(written)),
+            Err(GenerateError::Blocked(blocked)) => return Err(blocked),
+            Err(GenerateError::Failed(failure)) => failure,
+        };
+        self.screen_all(&prompts).await?;
+        Ok(WrittenRollout::InOwnWords {
+            prompts,
+            model,
+            latency: began.elapsed(),
+            reason: failure.to_string(),
+        })
     }
 
     /// Has the prompts of a new rollout written, or another version of one. What the client has written is screened before

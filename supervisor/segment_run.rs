@@ -453,6 +453,11 @@ impl SegmentRun {
         }
     }
 
+    /// Lets the segment, which has failed, be submitted again, from its first step on.
+    pub(crate) fn try_again(&mut self) {
+        self.begin_again(true, SnapshotUse::Drop);
+    }
+
     fn finish_replay(&mut self) -> Option<Vec<Media>> {
         let instead = self.replay.finish();
         if instead.is_some() {

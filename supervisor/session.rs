@@ -9,8 +9,9 @@
 //!   its worker, `generation` its segment, `persistence` stores it,
 //!   `redelivery` sends again what the client has missed, `snapshots` exports its state, `moved` is what a session needs
 //!   whose client is at a router.
-//! - What comes next: `director`, on top of `playlist`, `prompt_draft` and `prompt_tasks`; `request` checks
-//!   what clients send, which comes through `inbox`; `playback` estimates when the viewer runs out of video.
+//! - What comes next: `director` is the seam to `request_director`, on top of `playlist`, and `rollout_director`, on top of
+//!   `rollout`; `prompt_draft` and `prompt_tasks` prepare prompts for both; `request` checks what clients send, which comes
+//!   through `inbox`; `playback` estimates when the viewer runs out of video.
 //! - Who is told: `event` has the events, `emitter` delivers them, `outbox` is the client's queue with its
 //!   backpressure, `broadcast` has the media for spectators, whom `audience` counts for the client, `log` the session log; `metrics` counts events, `gauges` open sessions, `tracer` makes spans of them,
 //!   `latency` measures the latency that the supervisor adds to fragments.
@@ -77,6 +78,10 @@ mod prompt_tasks;
 mod redelivery;
 mod registry;
 mod request;
+mod request_director;
+pub mod rollout;
+mod rollout_client;
+mod rollout_director;
 mod snapshots;
 mod state;
 mod tracer;

@@ -328,7 +328,12 @@ impl Server {
 
     /// Connects without opening a session.
     pub(crate) async fn connect(&self) -> Client {
-        let url = format!("ws://{}/v1/stream", self.address);
+        self.connect_to("/v1/stream").await
+    }
+
+    /// Connects to a route.
+    pub(crate) async fn connect_to(&self, route: &str) -> Client {
+        let url = format!("ws://{}{route}", self.address);
         let connecting = tokio_tungstenite::connect_async(url);
         let (socket, _) = timeout(PATIENCE, connecting)
             .await

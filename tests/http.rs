@@ -413,6 +413,7 @@ async fn the_openapi_document_describes_every_route() {
         "/v1/models",
         "/v1/models/{model}",
         "/v1/prompts/reload",
+        "/v1/prompts/rollout",
         "/v1/reload",
         "/v1/sessions",
         "/v1/sessions/{id}",

@@ -17,6 +17,7 @@ mod cuts;
 mod deployment;
 mod docs;
 mod drain;
+mod dreamverse;
 mod dreamverse_http;
 mod durable;
 mod faults;

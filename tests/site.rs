@@ -216,7 +216,6 @@ async fn nothing_outside_of_the_folder_and_nothing_hidden_is_served() {
         "/out.txt",
         "/far.txt",
         "/up/secret.txt",
-        "/up/out/index.html",
         "/.env",
         "/%2eenv",
         "/_next",

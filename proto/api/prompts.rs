@@ -146,3 +146,33 @@ pub enum SafetyState {
     /// The classifier cannot be loaded: every prompt passes.
     Unavailable,
 }
+
+/// Asks for the prompts of a video: the body of `POST /v1/prompts/rollout`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RolloutAsk {
+    /// What the video is about; with `current`, what is to be changed.
+    pub prompt: String,
+    /// Number of prompts of a new video, 1 to 24; 6 without it.
+    #[serde(default)]
+    pub count: Option<usize>,
+    /// The prompts to change, at most 24, in order.
+    #[serde(default)]
+    pub current: Option<Vec<String>>,
+}
+
+/// The prompts of a video, in order: the answer of `POST /v1/prompts/rollout`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WrittenPrompts {
+    pub prompts: Vec<String>,
+    /// The model's name for the video.
+    pub label: Option<String>,
+    /// The model that has written them; null where none has.
+    pub model: Option<String>,
+    /// Whether these are the caller's own words.
+    pub fallback_used: bool,
+    /// Why no model has written them.
+    pub reason: Option<String>,
+}

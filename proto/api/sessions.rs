@@ -18,6 +18,9 @@ pub struct SessionList {
 pub struct SessionEntry {
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub session_id: SessionId,
+    /// What its client speaks: `stream_v1` or `dreamverse`.
+    #[serde(default)]
+    pub protocol: String,
     /// `INITIALIZING`, `QUEUED`, `GPU_BINDING`, `ACTIVE`, `COMPLETE`, `ERROR`, `TIMEOUT` or `REJECTED`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub state: SessionState,

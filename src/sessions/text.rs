@@ -178,6 +178,24 @@ fn details(event: &Event) -> String {
                 .as_ref()
                 .map_or_else(|| "(not shown)".to_owned(), |all| all.join(" | "))
         ),
+        Event::RolloutStarted {
+            loop_iteration,
+            seed_prompts,
+        } => format!("number {loop_iteration}, {seed_prompts} seed prompts"),
+        Event::SeedPromptsRewritten {
+            prompts,
+            instruction,
+            model,
+            reason,
+        } => format!(
+            "{}: {instruction} → {}",
+            model
+                .as_ref()
+                .or(reason.as_ref())
+                .map_or("", String::as_str),
+            prompts.join(" | ")
+        ),
+        Event::RolloutCompleted {} | Event::ProjectEnded {} => String::new(),
         Event::PromptFallback {
             original_prompt,
             reason,

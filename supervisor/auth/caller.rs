@@ -37,6 +37,15 @@ impl Caller {
         }
     }
 
+    /// Returns who somebody without a key is that an operator lets in as a guest of a tenant.
+    pub fn guest(tenant: Tenant) -> Self {
+        Self {
+            role: Role::User,
+            tenant: Some(tenant),
+            ..Self::anyone()
+        }
+    }
+
     /// Returns the tenant of what the caller makes.
     pub fn own_tenant(&self) -> Tenant {
         self.tenant.clone().unwrap_or_default()

@@ -35,6 +35,8 @@ use crate::traces::Period;
 
 /// The route whose refusals a browser is told over its WebSocket, since it does not see a status.
 const STREAM: &str = "/v1/stream";
+/// The same for FastVideo's web UI. Where the operator lets guests in, nobody is asked for a key.
+const DREAMVERSE: &str = "/ws";
 /// The headers that a page of an allowed site may read besides those that every page may.
 const EXPOSED: [HeaderName; 14] = [
     ACCEPT_RANGES,
@@ -54,7 +56,7 @@ const EXPOSED: [HeaderName; 14] = [
 ];
 
 /// The routes that pages of other sites could use in the name of their viewer, besides those that change something.
-const WEBSOCKETS: [&str; 2] = [STREAM, "/v1/watch"];
+const WEBSOCKETS: [&str; 3] = [STREAM, DREAMVERSE, "/v1/watch"];
 
 /// How long a browser may remember that another site's page may use a route.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
@@ -170,9 +172,13 @@ impl Guard {
             Err(refusal) => {
                 sender.id.clone_from(&refusal.id);
                 let headers = request.headers();
-                let is_browser = route == STREAM && headers.contains_key(ORIGIN);
+                let is_told = match route {
+                    STREAM => headers.contains_key(ORIGIN),
+                    DREAMVERSE => true,
+                    _ => false,
+                };
                 let is_site = refusal.outcome != AuthOutcome::Origin;
-                if is_browser && is_site && headers.contains_key(UPGRADE) {
+                if is_told && is_site && headers.contains_key(UPGRADE) {
                     let refused = NotLetIn {
                         message: refusal.message(self.auth.asks()),
                         retry_after: refusal.retry_after,

@@ -56,6 +56,8 @@ pub const ROUTES: &[(&str, Access)] = &[
     ("/v1/sessions", Access::User),
     ("/v1/sessions/{id}", Access::User),
     ("/v1/sessions/{id}/state", Access::User),
+    ("/ws", Access::User),
+    ("/v1/prompts/rollout", Access::User),
     ("/prompt-system-config", Access::User),
     ("/status", Access::Metrics),
     ("/metrics", Access::Metrics),

@@ -1,12 +1,13 @@
 //! What FastVideo's web UI (Dreamverse) speaks: its HTTP routes, in the shapes of FastVideo's own server.
 //!
 //! `presets` are the stories that users can choose, `adapters` the styles, and `monitor` is what the UI's page for operators
-//! polls, `prompts` are the system prompts. `error` is every refusal, `config` has the keys.
+//! polls, `prompts` are the system prompts, `socket` carries its sessions. `error` is every refusal, `config` has the keys.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Router;
+use axum::routing::get;
 
 use super::app::App;
 use crate::tenant::Tenant;
@@ -20,6 +21,7 @@ mod error;
 pub(super) mod monitor;
 pub(super) mod presets;
 pub(super) mod prompts;
+mod socket;
 
 /// What the operator says of FastVideo's web UI, checked.
 #[derive(Clone, Debug)]
@@ -40,7 +42,8 @@ pub(super) fn routes(app: &App) -> Router<App> {
         true => presets::routes()
             .merge(adapters::routes())
             .merge(monitor::routes())
-            .merge(prompts::routes()),
+            .merge(prompts::routes())
+            .route("/ws", get(socket::upgrade)),
         false => Router::new(),
     }
 }

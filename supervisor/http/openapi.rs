@@ -9,6 +9,7 @@ use super::app::App;
 use super::dreamverse::{adapters as styles, monitor, presets, prompts as system_prompts};
 use super::film;
 use super::operator::{adapters, prompts, sessions, workers};
+use super::rollouts;
 use super::status;
 use super::videos::routes as videos;
 use crate::auth::issue;
@@ -41,6 +42,7 @@ pub(super) fn routes() -> Router<App> {
         adapters::load,
         adapters::unload,
         prompts::reload,
+        rollouts::write,
         system_prompts::show,
         system_prompts::change
     ),

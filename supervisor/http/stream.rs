@@ -1,6 +1,7 @@
 //! Carries a session over a WebSocket, in any dialect: bytes in, bytes out, pings and closes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Extension;
@@ -32,7 +33,7 @@ use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, TransportViolation, WebSocket, violation};
 use crate::pool::Media;
 use crate::session::command::OpenSession;
-use crate::session::{self, Inbound, NotAdmitted, Origin, Outbox, RelayLatency, SessionEvent};
+use crate::session::{self, Inbound, NotAdmitted, Origin, Outbox, SessionEvent};
 use crate::tasks::catch_panic;
 use crate::traces::{self, Period};
 
@@ -54,6 +55,7 @@ pub(super) async fn upgrade(
     let known = HandshakeFacts {
         trace: traces::named_by(&headers),
         auth: checked,
+        time_limit: None,
     };
     let admitted = caller.map_err(NotAdmitted::from);
     upgrade_to::<StreamParser, StreamRenderer>(app, admitted, client, handshake, known)
@@ -61,11 +63,13 @@ pub(super) async fn upgrade(
 
 /// What is known for a session's trace before its opening message comes.
 #[derive(Clone, Copy, Debug)]
-struct HandshakeFacts {
+pub(super) struct HandshakeFacts {
     /// The span that the handshake names.
-    trace: Option<TraceContext>,
+    pub(super) trace: Option<TraceContext>,
     /// The time in which the client's key was checked.
-    auth: Option<Period>,
+    pub(super) auth: Option<Period>,
+    /// How long a session that makes rollouts may last.
+    pub(super) time_limit: Option<Duration>,
 }
 
 impl HandshakeFacts {
@@ -75,11 +79,14 @@ impl HandshakeFacts {
             None => opening.trace_parent = self.trace,
         }
         opening.auth = self.auth;
+        if let Some(rollouts) = &mut opening.rollouts {
+            rollouts.time_limit = self.time_limit;
+        }
     }
 }
 
 /// Upgrades a request to a WebSocket that carries a session in a dialect.
-fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
+pub(super) fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
     app: App,
     admitted: Result<Caller, NotAdmitted>,
     client: ClientAddress,
@@ -98,7 +105,7 @@ fn upgrade_to<P: Parser + 'static, R: Renderer + 'static>(
                 }
                 Err(why) => {
                     app.context.metrics.rejected((&why).into());
-                    turn_away(socket, R::turn_away(&why)).await;
+                    turn_away(socket, R::turn_away(&why), &connection, &app).await;
                 }
             }
         }
@@ -118,7 +125,7 @@ async fn carry<P: Parser, R: Renderer>(
     if let Err(why) = session::may_open(client, &grant, &app.registry, &app.context) {
         tracing::info!(%why, "session rejected");
         app.context.metrics.rejected((&why).into());
-        return turn_away(socket, R::turn_away(&why)).await;
+        return turn_away(socket, R::turn_away(&why), connection, app).await;
     }
     let span = session_span();
     let outbox = Outbox::new(app.context.config.get().max_unsent_bytes);
@@ -135,13 +142,8 @@ async fn carry<P: Parser, R: Renderer>(
         app.context.clone(),
     );
     let mut session = Box::pin(session.instrument(span));
-    let mut writer = Box::pin(write::<R>(
-        sink,
-        &outbox,
-        connection,
-        ping_interval,
-        &app.relay_latency,
-    ));
+    let is_held = AtomicBool::new(false);
+    let mut writer = Box::pin(write::<R>(sink, &outbox, connection, app, &is_held));
 
     // Runs until the session is over. A client is gone when it closes the connection, when it neither takes nor sends
     // anything, or when writing to it fails.
@@ -186,7 +188,12 @@ async fn carry<P: Parser, R: Renderer>(
                 loop {
                     tokio::select! {
                         () = &mut writer => return,
-                        () = &mut listening, if !heard_all => heard_all = true,
+                        () = &mut listening, if !heard_all => {
+                            heard_all = true;
+                            if is_held.load(Ordering::Relaxed) {
+                                return;
+                            }
+                        }
                     }
                 }
             };
@@ -199,6 +206,27 @@ async fn carry<P: Parser, R: Renderer>(
         }
     };
     let _ = timeout(app.ingress.rules().time_limits.answer, farewell).await;
+    if is_held.load(Ordering::Relaxed) {
+        // Pings go on, and a client that does not answer them is gone.
+        tokio::select! {
+            () = &mut writer => {}
+            () = until_closed(&mut stream, connection, ping_interval * 2) => {}
+        }
+    }
+}
+
+/// Reads until the client has closed the connection, or is gone.
+async fn until_closed(
+    stream: &mut SplitStream<WebSocket>,
+    connection: &Connection,
+    silence: Duration,
+) {
+    let mut liveness = Liveness::new(silence);
+    while let Some(Ok(message)) = liveness.next(stream, || connection.progress()).await {
+        if matches!(message, Message::Close(_)) {
+            return;
+        }
+    }
 }
 
 /// Returns the span of a session's lines in the log. Its fields are filled when the session opens.
@@ -246,9 +274,29 @@ async fn read<P: Parser>(
     let mut parser = P::default();
     let mut liveness = Liveness::new(silence);
     let mut has_spoken = false;
+    let mut silent = parser.silent_opening();
+    let opens_at = silent
+        .as_ref()
+        .map(|(patience, _)| Instant::now() + *patience);
     loop {
+        let silence_is_over = async {
+            match opens_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         let message = tokio::select! {
             message = liveness.next(stream, || connection.progress()) => message,
+            () = silence_is_over, if !has_spoken && silent.is_some() => {
+                if let Some((_, mut opening)) = silent.take() {
+                    parser.opened_silently();
+                    known.add_to(&mut opening);
+                    has_spoken = true;
+                    connection.place.enter_phase(Phase::Session);
+                    let _ = inbound.send(Box::new(Inbound::Open(opening))).await;
+                }
+                continue;
+            }
             () = connection.place.displaced(), if !has_spoken => {
                 return Inbound::Violation(TransportViolation::Crowded);
             }
@@ -299,11 +347,19 @@ async fn write<R: Renderer>(
     mut sink: SplitSink<WebSocket, Message>,
     outbox: &Outbox,
     connection: &Connection,
-    ping_interval: Duration,
-    latency: &RelayLatency,
+    app: &App,
+    is_held: &AtomicBool,
 ) {
+    let (latency, ping_interval) = (&app.relay_latency, app.ingress.rules().ping_interval);
     let mut renderer = R::default();
     let mut mode = MediaMode::default();
+    for wire in renderer.greet(app.context.pool.seats()) {
+        if let Wire::Text(text) = wire
+            && sink.send(Message::Text(text.into())).await.is_err()
+        {
+            return;
+        }
+    }
     let mut pings = interval_at(Instant::now() + ping_interval, ping_interval);
     let mut last_message = Instant::now();
     loop {
@@ -347,6 +403,12 @@ async fn write<R: Renderer>(
                     let _ = sink.send(close_message(code, reason)).await;
                     return;
                 }
+                Wire::Hold => {
+                    let _held = Held::begin();
+                    is_held.store(true, Ordering::Relaxed);
+                    drop(receipt);
+                    return ping(sink, ping_interval).await;
+                }
             };
             if sent.is_err() {
                 return;
@@ -357,21 +419,73 @@ async fn write<R: Renderer>(
     }
 }
 
-/// Tells a client that it may not open a session, and closes the connection.
-async fn turn_away(mut socket: WebSocket, messages: Rendered) {
-    let farewell = async {
+/// Pings until that fails.
+async fn ping(mut sink: SplitSink<WebSocket, Message>, interval: Duration) {
+    let mut pings = interval_at(Instant::now() + interval, interval);
+    loop {
+        pings.tick().await;
+        if sink.send(Message::Ping(Default::default())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Number of clients that are told that they may not open a session and then held.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+/// The largest such number.
+const MAX_HELD: usize = 1000;
+
+/// Returns whether another client may be held.
+pub(super) fn may_hold() -> bool {
+    HELD.load(Ordering::Relaxed) < MAX_HELD
+}
+
+/// A client that is held.
+struct Held;
+
+impl Held {
+    fn begin() -> Self {
+        HELD.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Tells a client that it may not open a session, and closes the connection or lets the client do so.
+async fn turn_away(mut socket: WebSocket, messages: Rendered, connection: &Connection, app: &App) {
+    let mut is_held = false;
+    let told = async {
         for wire in messages {
             let message = match wire {
                 Wire::Text(text) => Message::Text(text.into()),
                 Wire::Media(media) => Message::Binary(media.bytes),
                 Wire::Close { code, reason } => close_message(code, reason),
+                Wire::Hold => {
+                    is_held = true;
+                    return Ok(());
+                }
             };
             socket.send(message).await?;
         }
         while let Some(Ok(_)) = socket.next().await {}
         Ok::<_, tungstenite::Error>(())
     };
-    let _ = timeout(CLOSE_REPLY, farewell).await;
+    let told = timeout(CLOSE_REPLY, told).await;
+    if is_held && matches!(told, Ok(Ok(()))) {
+        let _held = Held::begin();
+        connection.place.enter_phase(Phase::Session);
+        let interval = app.ingress.rules().ping_interval;
+        let (sink, mut stream) = socket.split();
+        tokio::select! {
+            () = ping(sink, interval) => {}
+            () = until_closed(&mut stream, connection, interval * 2) => {}
+        }
+    }
 }
 
 fn close_message(code: u16, reason: &'static str) -> Message {
@@ -388,6 +502,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
+    use crate::pool::Seats;
     use crate::session::ending::NotOpened;
 
     fn outbox_with(messages: usize) -> Outbox {
@@ -396,6 +511,7 @@ mod tests {
             outbox.push(SessionEvent::Queued {
                 position,
                 queue_depth: messages,
+                seats: Seats::default(),
             });
         }
         outbox.push_last(SessionEvent::NotOpened(NotOpened::Draining));

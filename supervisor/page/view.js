@@ -203,7 +203,9 @@ export class View {
     set($('lost-now'), { disabled: reconnect?.dueAt == null });
     say($('lost-why'), reconnect?.why ?? '');
     set($('kept'), { hidden: isLive(state) || !state.kept });
+    const isAsked = $('ask').hidden && state.asking;
     set($('ask'), { hidden: !state.asking });
+    if (isAsked) $('ask').scrollIntoView({ block: 'center' }); // what was clicked may be far below
     const { title, text } = askWords(state);
     say($('ask-title'), title);
     say($('ask-text'), text);

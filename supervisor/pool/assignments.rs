@@ -21,7 +21,7 @@ use super::job::{JobEnd, JobEvent, QueuedJob};
 use super::metrics::PoolMetrics;
 use super::queue::Queue;
 use super::rolling_median::RollingMedian;
-use super::status::Room;
+use super::status::{Room, Seats};
 use crate::tenant::Tenant;
 use videos::{VideoPaces, Videos};
 
@@ -524,6 +524,8 @@ impl Assignments {
             entry.job = Some(job.spec.job);
         }
         let slot = &mut self.slots[slot];
+        // What it makes takes the place of what was to be forgotten.
+        slot.to_forget.retain(|s| *s != job.spec.session);
         job.signals.go_to(&slot.notify);
         slot.jobs.push_back(job);
         slot.notify.notify_one();
@@ -667,6 +669,25 @@ impl Assignments {
             room.free += places.saturating_sub(slot.load());
         }
         room
+    }
+
+    /// Has the worker of a session forget the state that it holds for it.
+    pub(super) fn forget_state(&mut self, session: &SessionId) {
+        if let Some(slot) = self.sessions.get(session).and_then(|entry| entry.slot) {
+            let slot = &mut self.slots[slot];
+            slot.to_forget.push(session.clone());
+            slot.notify.notify_one();
+        }
+    }
+
+    /// Returns how many workers there are, and who waits for one.
+    pub(super) fn seats(&self) -> Seats {
+        let slots = 0..self.slots.len();
+        Seats {
+            gpus: slots.len(),
+            available: slots.filter(|slot| self.has_room(*slot)).count(),
+            queue_depth: self.queue_depth(),
+        }
     }
 
     /// Returns the number of sessions that wait for a worker.

@@ -229,6 +229,16 @@ pub struct Room {
     pub free: usize,
 }
 
+/// What somebody who wants a place is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seats {
+    pub gpus: usize,
+    /// Number of GPUs that serve and take another session.
+    pub available: usize,
+    /// Number of sessions that wait.
+    pub queue_depth: usize,
+}
+
 /// The status of all workers, and of the queue of sessions that wait for one.
 #[derive(Clone, Debug)]
 pub struct PoolStatus {

@@ -70,6 +70,20 @@ pub struct GeneratedRollout {
     pub fallback_used: bool,
 }
 
+/// The prompts of a rollout, whoever has written them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WrittenRollout {
+    ByModel(GeneratedRollout),
+    /// No model has answered, for this reason: they are the user's own words.
+    InOwnWords {
+        prompts: Vec<String>,
+        /// The model that was to be asked; empty where there is none.
+        model: String,
+        latency: Duration,
+        reason: String,
+    },
+}
+
 /// The user message of a request.
 #[derive(Serialize)]
 #[serde(tag = "mode", rename_all = "snake_case")]

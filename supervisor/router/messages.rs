@@ -50,6 +50,8 @@ pub(super) fn messages(rendered: Rendered) -> impl Iterator<Item = Message> {
         Wire::Text(text) => Message::Text(text.into()),
         Wire::Media(media) => Message::Binary(media.bytes),
         Wire::Close { code, reason } => close(code, reason),
+        // A client of a router is not held.
+        Wire::Hold => close(close_code::TRY_AGAIN_LATER, "session_rejected"),
     })
 }
 

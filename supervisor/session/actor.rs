@@ -29,6 +29,7 @@ use super::tracer::{SessionTracer, TracedSession};
 use super::{Context, Drain};
 use crate::auth::Grant;
 use crate::client_address::ClientAddress;
+use crate::init_image::InitImage;
 use crate::pool::{BindingChange, JobEvent, Placement};
 use crate::store::StoreError;
 use crate::tenant::Tenant;
@@ -89,7 +90,9 @@ pub(crate) async fn run(
         let span = Span::current();
         span.record("trace_id", format!("{:032x}", trace.trace_id));
         span.record("span_id", format!("{:016x}", trace.span_id));
-        claim.lease.set_trace(trace);
+        if let Some(record) = &claim.record {
+            record.lease.set_trace(trace);
+        }
     }
     let log = context.logs.session(ticket.id(), &tenant);
     let readers = EventReaders::new(log, tracer, meter);
@@ -127,10 +130,11 @@ async fn open(
         Some(_) => admit_moved(client, grant, registry, context)?,
         None => admit(client, grant, registry, context)?,
     };
+    let prompts = context.prompts.clone().of_tenant(grant.tenant().clone());
     let opened = async {
         let opening = tokio::select! {
             // A check can wait for its turn, and for the store.
-            opening = handshake::check(request, config, &context.store, &offered) => opening?,
+            opening = handshake::check(request, config, &context.store, &prompts, &offered) => opening?,
             () = inbox.gone() => return Err(NotOpened::Gone),
             () = drain_begins(context.drain.clone()) => return Err(NotOpened::Draining),
         };
@@ -209,6 +213,7 @@ enum Heard {
     MediaRead(MediaRead),
     AudienceChanged(usize),
     PromptEnded(PromptTaskEnd),
+    ImageChecked(Result<Option<InitImage>, NotOpened>),
     LeaseLost,
     /// The client's key has left the file.
     Withdrawn,
@@ -274,6 +279,10 @@ impl LiveSession {
                     self.last_activity = Instant::now();
                     None
                 }
+                Heard::ImageChecked(checked) => {
+                    self.image_checked(checked);
+                    None
+                }
                 Heard::LeaseLost => Some(EndCause::LeaseLost),
                 Heard::Withdrawn => {
                     self.is_withdrawn = true;
@@ -291,6 +300,11 @@ impl LiveSession {
 
     /// Starts what can be started now. Returns a cause when the session is over.
     fn advance(&mut self) -> Option<EndCause> {
+        self.cancel_in_vain();
+        if self.segment.is_none() {
+            self.director.at_boundary();
+        }
+        self.do_said();
         if self.segment.is_none() {
             if self.is_withdrawn {
                 return Some(EndCause::Unauthorized);
@@ -300,7 +314,8 @@ impl LiveSession {
             }
             if self.drain_deadline.is_some() {
                 self.lingering_since.get_or_insert_with(Instant::now);
-                return (self.announced.is_none()).then_some(EndCause::Draining);
+                let wants_nothing = self.announced.is_none() || self.record.is_none();
+                return wants_nothing.then_some(EndCause::Draining);
             }
             if self.may_be_released() {
                 return Some(EndCause::Released);
@@ -318,6 +333,21 @@ impl LiveSession {
     async fn hear(&mut self, inbox: &mut Inbox) -> Heard {
         let alarm = self.alarm();
         let known_drain = self.drain_deadline.or(self.leaves_by());
+        let (record, ticket) = (self.record.as_ref(), &self.ticket);
+        let lease_lost = async {
+            match record {
+                Some(record) => record.lease.lost().await,
+                None => ticket.ended().await,
+            }
+        };
+        let is_checking = self.image_check.is_some();
+        let image_check = self.image_check.as_mut();
+        let image_checked = async {
+            match image_check {
+                Some(check) => check.ended().await,
+                None => pending().await,
+            }
+        };
         let segment = self.segment.as_mut();
         let job = async {
             match segment {
@@ -362,7 +392,7 @@ impl LiveSession {
         // talking.
         tokio::select! {
             biased;
-            () = self.lease.lost() => Heard::LeaseLost,
+            () = lease_lost => Heard::LeaseLost,
             () = self.grant.withdrawn(), if !self.is_withdrawn => Heard::Withdrawn,
             outcome = self.persistence.ended() => Heard::StateStored(outcome),
             event = job => Heard::Job(event),
@@ -372,12 +402,13 @@ impl LiveSession {
             },
             read = media_read => Heard::MediaRead(read),
             outcome = self.exports.ended() => Heard::StateExported(outcome),
-            end = self.director.prompt_ended() => Heard::PromptEnded(end),
+            end = self.director.tasks().ended() => Heard::PromptEnded(end),
             drain = drain => Heard::Drain(drain),
             count = self.broadcaster.spectators_changed() => Heard::AudienceChanged(count),
             () = self.emitter.outbox().drained() => Heard::OutboxDrained,
             alarm = clock => Heard::ClockRang { alarm },
-            message = inbox.recv() => Heard::Client(message),
+            checked = image_checked => Heard::ImageChecked(checked),
+            message = inbox.recv_or_gone(is_checking) => Heard::Client(message),
         }
     }
 
@@ -393,6 +424,8 @@ impl LiveSession {
             self.viewer_catches_up_at(),
             self.audience_due(),
             self.persistence.retry_at(),
+            self.ends_at,
+            (self.segment.as_ref()).and_then(|segment| segment.not_before),
         ];
         alarms.into_iter().flatten().min()
     }
@@ -412,6 +445,9 @@ impl LiveSession {
             self.server_stood_still(now);
         }
         let passed = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
+        if let Some(limit) = self.time_limit.filter(|_| passed(self.ends_at)) {
+            return Some(EndCause::TimeLimit(limit));
+        }
         if passed(self.slow_at()) {
             return Some(EndCause::SlowClient);
         }
@@ -435,6 +471,9 @@ impl LiveSession {
             }
         }
         self.director.clock_rang(now);
+        if let Some(segment) = &mut self.segment {
+            segment.not_before.take_if(|at| *at <= now);
+        }
         self.tell_audience(now);
         if passed(self.persistence.retry_at()) {
             self.save();

@@ -36,6 +36,7 @@ impl LiveSession {
                 _ => self.emit(SessionEvent::Queued {
                     position,
                     queue_depth,
+                    seats: self.context.pool.seats(),
                 }),
             },
             Placement::NoWorker if self.announced.is_none() => return Some(EndCause::NoWorker),
@@ -60,16 +61,23 @@ impl LiveSession {
             server: self.config.server_name.clone(),
             previous: self.announced.as_ref().map(|a| a.worker.clone()),
             session_id: self.ticket.id().clone(),
-            resume_token: self.token.clone(),
-            watch_token: (self.config.watch).then(|| self.lease.watch_token(&self.token)),
+            resume_token: self.record.as_ref().map(|record| record.token.clone()),
+            watch_token: (self.record.as_ref())
+                .filter(|_| self.config.watch)
+                .map(|record| record.lease.watch_token(&record.token)),
             session_timeout: self.config.session_timeout,
+            time_limit: self.time_limit,
             stream: is_first.then(|| self.stream_info(assignment.audio)),
         })));
         self.ticket
             .update(|entry| entry.worker = Some(assignment.worker.clone()));
         self.transition(SessionState::Active);
         if is_first {
-            self.last_activity = Instant::now();
+            let now = Instant::now();
+            self.last_activity = now;
+            self.ends_at = self.time_limit.and_then(|limit| now.checked_add(limit));
+            let waiting = self.limits().max_waiting_requests;
+            self.director.bound(waiting);
         }
         self.announced = Some(assignment);
     }
@@ -111,7 +119,7 @@ impl LiveSession {
         };
         let worker = &assignment.worker;
         let (unsent, limit) = (self.emitter.outbox().cost(), self.emitter.outbox().limit());
-        if !segment.run.may_submit_to(worker) || unsent >= limit {
+        if !segment.run.may_submit_to(worker) || unsent >= limit || segment.not_before.is_some() {
             return;
         }
         let request = &mut segment.planned.request;

@@ -13,6 +13,7 @@ use super::handshake::MAX_CURATED_PROMPTS;
 use super::live::LiveSession;
 use super::prompt_tasks::MAX_PENDING_REWRITES;
 use super::request::{ValidRequest, check_prompt};
+use super::request_director::RequestDirector;
 use super::snapshots::MAX_PENDING_EXPORTS;
 use crate::pool::Placement;
 
@@ -62,6 +63,7 @@ impl LiveSession {
                 self.refuse(None, "the session is open already");
                 None
             }
+            Some(Inbound::Ignored(message)) => self.note_message(message),
             Some(Inbound::Invalid {
                 message,
                 request,
@@ -105,10 +107,12 @@ impl LiveSession {
         match command {
             SessionCommand::RequestSegment(request) => self.request_segment(id, *request),
             SessionCommand::SetCuratedPrompts(prompts) => self.set_curated(id, prompts),
-            SessionCommand::SetEnhancement(enabled) => self.director.set_enhancing(enabled),
-            SessionCommand::SetAutoExtension(enabled) => self.director.set_extending(enabled),
-            SessionCommand::SetLooping(enabled) => self.director.set_looping(enabled),
-            SessionCommand::SetPaused(paused) => self.director.set_paused(paused),
+            SessionCommand::SetEnhancement(enabled) => self.direct(|it| it.set_enhancing(enabled)),
+            SessionCommand::SetAutoExtension(enabled) => {
+                self.direct(|it| it.set_extending(enabled));
+            }
+            SessionCommand::SetLooping(enabled) => self.direct(|it| it.set_looping(enabled)),
+            SessionCommand::SetPaused(paused) => self.direct(|it| it.set_paused(paused)),
             SessionCommand::ExportState => self.export_state(id),
             SessionCommand::CancelSegment => match &mut self.segment {
                 Some(segment) => {
@@ -129,11 +133,23 @@ impl LiveSession {
             SessionCommand::AcknowledgeMedia {
                 segment_idx,
                 messages,
-            } => self.lease.acknowledge(segment_idx, messages),
+            } => {
+                if let Some(record) = &self.record {
+                    record.lease.acknowledge(segment_idx, messages);
+                }
+            }
             SessionCommand::RenewWatchToken => self.renew_watch_token(id),
+            SessionCommand::Rollout(command) => self.obey_rollout(command),
             SessionCommand::Leave => return Some(EndCause::Left),
         }
         None
+    }
+
+    /// Changes what comes of the client's requests. Clients of rollouts have other commands.
+    fn direct(&mut self, change: impl FnOnce(&mut RequestDirector)) {
+        if let Some(director) = self.director.requests_mut() {
+            change(director);
+        }
     }
 
     fn request_segment(&mut self, id: Option<RequestId>, request: SegmentRequest) {
@@ -163,19 +179,26 @@ impl LiveSession {
             prompt: is_loggable.then(|| request.prompt.clone()),
         });
         let limit = self.limits().max_waiting_requests;
-        let added = (self.director).add(id.clone(), request, Instant::now(), limit);
+        let Some(director) = self.director.requests_mut() else {
+            return;
+        };
+        let added = director.add(id.clone(), request, Instant::now(), limit);
         if let Err(error) = added {
             self.refuse_for_now(id, error);
         }
     }
 
     fn withdraw_request(&mut self, id: Option<RequestId>) {
-        match id {
-            Some(request) => match self.director.withdraw(&request) {
-                Some(source) => self.emit(SessionEvent::RequestWithdrawn { request, source }),
-                None => self.refuse(Some(request), NOT_WAITING),
-            },
-            None => self.refuse(None, NOT_WAITING),
+        let director = self.director.requests_mut();
+        let withdrawn = id
+            .as_ref()
+            .zip(director)
+            .and_then(|(id, it)| it.withdraw(id));
+        match (id, withdrawn) {
+            (Some(request), Some(source)) => {
+                self.emit(SessionEvent::RequestWithdrawn { request, source });
+            }
+            (id, _) => self.refuse(id, NOT_WAITING),
         }
     }
 
@@ -188,7 +211,11 @@ impl LiveSession {
         {
             return self.refuse(id, error);
         }
-        let place = id.as_ref().and_then(|id| self.director.edit(id, edit));
+        let director = self.director.requests_mut();
+        let place = id
+            .as_ref()
+            .zip(director)
+            .and_then(|(id, it)| it.edit(id, edit));
         match (id, place) {
             (Some(request), Some(position)) => {
                 self.emit(SessionEvent::RequestEdited { request, position });
@@ -212,7 +239,7 @@ impl LiveSession {
             .iter()
             .try_for_each(|prompt| check_prompt("seed_prompts", prompt, &limits))
         {
-            Ok(()) => self.director.set_curated(prompts),
+            Ok(()) => self.direct(|it| it.set_curated(prompts)),
             Err(error) => self.refuse(id, error),
         }
     }
@@ -230,7 +257,9 @@ impl LiveSession {
                 id,
                 format!("`count` must be from 1 to {MAX_ALTERNATIVES}, got {count}"),
             );
-        } else if !self.director.rewrite(id.clone(), prompt, count) {
+        } else if let Some(director) = self.director.requests_mut()
+            && !director.rewrite(id.clone(), prompt, count)
+        {
             self.refuse_for_now(
                 id,
                 format!(
@@ -244,7 +273,10 @@ impl LiveSession {
         if !self.config.watch {
             return self.refuse(request, "nobody may watch sessions of this server");
         }
-        let token = self.lease.renew_watch_token(&self.token);
+        let Some(record) = &self.record else {
+            return;
+        };
+        let token = record.lease.renew_watch_token(&record.token);
         self.broadcaster.token_renewed();
         self.emit(SessionEvent::WatchTokenRenewed { request, token });
         self.save();
@@ -269,7 +301,7 @@ impl LiveSession {
     }
 
     /// Refuses a message that would be refused again.
-    fn refuse(&self, id: Option<RequestId>, why: impl ToString) {
+    pub(super) fn refuse(&self, id: Option<RequestId>, why: impl ToString) {
         self.error(id, ErrorCode::InvalidMessage, why, false);
     }
 

@@ -13,6 +13,7 @@ use fastvideo_proto::state::ContinuationState;
 use fastvideo_proto::trace::TraceContext;
 use serde_json::{Map, Value};
 
+use super::rollout::command::{ProjectSetup, RolloutCommand};
 use crate::byte_budget::Share;
 use crate::ingress::websocket::TransportViolation;
 use crate::traces::Period;
@@ -35,6 +36,8 @@ pub enum Inbound {
         /// Says what is wrong; safe to show to the client.
         reason: String,
     },
+    /// The client sent something that its dialect does not know, which is ignored.
+    Ignored(MessageInfo),
     /// The client broke a rule of its dialect, which ends the session. The text is safe to show to the client.
     RuleBroken(&'static str),
     /// The session is to be let go at its next boundary, so that it goes on elsewhere.
@@ -62,9 +65,12 @@ pub struct MessageInfo {
 pub struct OpenSession {
     /// The name that the client gives itself, for the logs.
     pub client_id: Option<String>,
+    pub protocol: Protocol,
     /// The client's name for its settings, for the logs and for the client itself.
     pub preset: Option<String>,
     pub curated_prompts: Vec<String>,
+    /// Present where the client makes rollouts; then nothing of the session is stored.
+    pub rollouts: Option<Box<RolloutOpening>>,
     /// The adapters that act on the session's segments.
     pub adapters: Vec<AdapterChoice>,
     /// `{mime, name, data}`; an empty object means no image.
@@ -93,6 +99,34 @@ pub struct OpenSession {
     pub auth: Option<Period>,
     /// What the opening takes of the server's memory for what clients send, until it has been dealt with.
     pub share: Arc<Share>,
+}
+
+/// The protocol of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// `/v1/stream`.
+    #[default]
+    StreamV1,
+    /// `/ws`.
+    Dreamverse,
+}
+
+impl Protocol {
+    /// Returns its name in lists of sessions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StreamV1 => "stream_v1",
+            Self::Dreamverse => "dreamverse",
+        }
+    }
+}
+
+/// What a client of rollouts opens with.
+#[derive(Clone, Debug, Default)]
+pub struct RolloutOpening {
+    pub setup: ProjectSetup,
+    /// How long the session may last from its first worker on; `None` where that is not limited.
+    pub time_limit: Option<Duration>,
 }
 
 /// A request to resume a session whose connection was lost.
@@ -145,6 +179,8 @@ pub enum SessionCommand {
     RenewWatchToken,
     /// Asks for `count` alternatives to a prompt.
     RewritePrompt(RewriteRequest),
+    /// Of a client that makes rollouts.
+    Rollout(RolloutCommand),
     /// Ends the session for good.
     Leave,
 }

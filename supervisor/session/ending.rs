@@ -22,6 +22,8 @@ pub enum NotOpened {
         code: ErrorCode,
         message: String,
     },
+    /// The safety filter has rejected a prompt. The message is safe to show.
+    Blocked(String),
     /// The store does not answer or is full. The text is safe to show.
     Unavailable(&'static str),
     /// The server failed. The text is safe to show.
@@ -52,6 +54,7 @@ impl NotOpened {
             Self::Timeout(_) => SessionState::Timeout,
             Self::Violation(_)
             | Self::Refused { .. }
+            | Self::Blocked(_)
             | Self::Unavailable(_)
             | Self::Internal(_)
             | Self::NoSession(_)
@@ -82,6 +85,8 @@ pub enum EndCause {
     SegmentCap,
     /// The client sent nothing for this long, and nothing ran.
     Idle(Duration),
+    /// The session has lasted this long, which is its limit.
+    TimeLimit(Duration),
     /// The client reads too slowly.
     SlowClient,
     /// The client broke a rule of its dialect.
@@ -110,6 +115,7 @@ impl EndCause {
             Self::Left => "left",
             Self::SegmentCap => "cap",
             Self::Idle(_) => "idle",
+            Self::TimeLimit(_) => "time_limit",
             Self::SlowClient => "slow",
             Self::RuleBroken => "sent_binary",
             Self::StateRefused => "bad_state",
@@ -127,7 +133,10 @@ impl EndCause {
 
     /// Returns whether the session can go on later, on this server or another one.
     pub(super) fn may_go_on(self) -> bool {
-        matches!(self, Self::Left | Self::SegmentCap | Self::Idle(_))
+        matches!(
+            self,
+            Self::Left | Self::SegmentCap | Self::Idle(_) | Self::TimeLimit(_)
+        )
     }
 
     /// Returns what is expected of the session after an end for this cause.
@@ -136,7 +145,7 @@ impl EndCause {
             Self::Released | Self::Unlinked | Self::Draining | Self::LeaseLost => {
                 Expectation::GoesOn
             }
-            Self::Left | Self::SegmentCap | Self::Idle(_) => Expectation::Over,
+            Self::Left | Self::SegmentCap | Self::Idle(_) | Self::TimeLimit(_) => Expectation::Over,
             Self::Gone
             | Self::Closed
             | Self::Violation(_)
@@ -190,7 +199,7 @@ impl EndCause {
             | Self::Left
             | Self::SegmentCap
             | Self::Draining => SessionState::Complete,
-            Self::Idle(_) => SessionState::Timeout,
+            Self::Idle(_) | Self::TimeLimit(_) => SessionState::Timeout,
             Self::NoWorker => SessionState::Rejected,
             Self::Violation(_)
             | Self::SlowClient

@@ -20,8 +20,9 @@ use tokio::time::Instant;
 
 use super::command::MessageInfo;
 use super::ending::{EndCause, NotOpened};
+use super::rollout::event::RolloutEvent;
 use super::state::SessionState;
-use crate::pool::{Assignment, Media};
+use crate::pool::{Assignment, Media, Seats};
 use crate::prompt::{Blocked, GeneratedPrompt, PromptAlternatives, PromptSpan};
 use crate::segment_run::{AttemptId, MediaCount};
 use crate::store::ResumeToken;
@@ -46,6 +47,7 @@ pub enum SessionEvent {
     Queued {
         position: usize,
         queue_depth: usize,
+        seats: Seats,
     },
     WorkerBound(Box<WorkerBound>),
     /// The client asked for a segment.
@@ -54,6 +56,8 @@ pub enum SessionEvent {
         /// Absent where the prompt may still be blocked and blocked prompts are not to be logged.
         prompt: Option<String>,
     },
+    /// Of a session that makes rollouts.
+    Rollout(Box<RolloutEvent>),
     /// A prompt was made ready, or written, or could not be.
     PromptWorked(Box<PromptWorked>),
     /// A language model has enhanced a prompt. The text may be unchanged.
@@ -334,11 +338,14 @@ pub struct WorkerBound {
     /// The worker that the session had before.
     pub previous: Option<WorkerId>,
     pub session_id: SessionId,
-    pub resume_token: ResumeToken,
+    /// Lets the client resume the session; `None` where nobody can.
+    pub resume_token: Option<ResumeToken>,
     /// Lets others watch the session; `None` where nobody may.
     pub watch_token: Option<String>,
     /// Time without a message and without a running segment after which the session ends.
     pub session_timeout: Duration,
+    /// How long the session may last from its first worker on; `None` where that is not limited.
+    pub time_limit: Option<Duration>,
     /// The properties of the stream; present when this is the session's first worker on this connection.
     pub stream: Option<StreamInfo>,
 }

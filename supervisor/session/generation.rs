@@ -33,8 +33,13 @@ impl LiveSession {
             && self.ticket.state() == SessionState::Active
             && !self.is_to_be_released()
             && !self.client_is_full();
-        if is_ready && let Some(planned) = self.director.next(&self.config, self.may_go_on_alone())
-        {
+        if !is_ready {
+            return;
+        }
+        let alone = self.may_go_on_alone();
+        let planned = self.director.next(&self.config, alone);
+        self.do_said();
+        if let Some(planned) = planned {
             let (idx, max_attempts) = (self.director.segment_idx(), self.config.max_attempts);
             let run = SegmentRun::new(idx, max_attempts);
             let segment = CurrentSegment::new(planned, run, self.keeps(), self.last_end);
@@ -230,6 +235,19 @@ impl LiveSession {
         }
     }
 
+    /// Lets the segment, which has failed, be tried again after a pause, if the director wants that.
+    fn try_again(&mut self) -> bool {
+        let Some(segment) = &mut self.segment else {
+            return false;
+        };
+        let Some(pause) = self.director.pause_before_retry() else {
+            return false;
+        };
+        segment.run.try_again();
+        segment.not_before = Some(Instant::now() + pause);
+        true
+    }
+
     fn give_up(&mut self, failure: RunFailure) -> Option<EndCause> {
         let failed = ErrorCode::WorkerFailed;
         match failure {
@@ -240,6 +258,11 @@ impl LiveSession {
                 self.segment_failed(ErrorCode::StateIncompatible, message, false);
                 return Some(EndCause::StateRefused);
             }
+            RunFailure::Failed
+            | RunFailure::OutOfMemory
+            | RunFailure::BadState
+            | RunFailure::Dropped
+                if self.try_again() => {}
             RunFailure::Failed | RunFailure::OutOfMemory => {
                 self.segment_failed(failed, "the segment could not be generated", true);
             }
@@ -303,7 +326,7 @@ impl LiveSession {
         self.look_at_viewer();
         self.playback.finished(start + duration, duration);
         self.show_playback();
-        let gate = self.emitter.outbox().gate();
+        let gate = (self.record.is_some()).then(|| self.emitter.outbox().gate());
         let completed = SegmentCompleted {
             at,
             request: planned.id.clone(),
@@ -334,9 +357,10 @@ impl LiveSession {
             state,
             recorded,
         };
-        let writes = &self.context.writes;
-        self.persistence
-            .begin_behind(gate, committed, &self.lease, writes);
+        if let (Some(record), Some(gate)) = (&self.record, gate) {
+            let writes = &self.context.writes;
+            (self.persistence).begin_behind(gate, committed, &record.lease, writes);
+        }
         // Whoever is told of it finds it in the film.
         self.broadcaster.end_segment(SegmentEnd::Finished(finished));
     }

@@ -17,9 +17,11 @@ use super::inbox::Inbox;
 use super::moved::MovedSession;
 use super::registry::Ticket;
 use super::request::{check_adapters, check_former_adapters, check_prompt};
-use super::{Config, Context};
+use super::rollout::command::ProjectSetup;
+use super::{ClientLimits, Config, Context};
 use crate::causes::with_causes;
 use crate::init_image::{self, InitImage, InitImageError};
+use crate::prompt::Prompts;
 use crate::store::export::Expectation;
 use crate::store::{
     ImportFailed, Lease, ResumeError, ResumeToken, SavedSession, SessionStore, State, StoreError,
@@ -59,12 +61,19 @@ pub(super) struct Resume {
     pub(super) extend: bool,
 }
 
-/// A session in the store whose lease this connection holds.
+/// A session that this connection may run.
 #[derive(Debug)]
 pub(super) struct Claim {
+    /// `None` for a session of which nothing is stored.
+    pub(super) record: Option<Record>,
+    pub(super) snapshot: SavedSession,
+}
+
+/// What the store has of a session.
+#[derive(Debug)]
+pub(super) struct Record {
     pub(super) lease: Lease,
     pub(super) token: ResumeToken,
-    pub(super) snapshot: SavedSession,
 }
 
 /// Waits for the opening.
@@ -80,7 +89,9 @@ pub(super) async fn receive(inbox: &mut Inbox, limit: Duration) -> Result<OpenSe
         Ok(Some(Inbound::Violation(violation))) => Err(NotOpened::Violation(violation)),
         Ok(Some(Inbound::RuleBroken(reason))) => Err(invalid(reason)),
         Ok(Some(Inbound::Invalid { reason, .. })) => Err(invalid(reason)),
-        Ok(Some(Inbound::Command { .. })) => Err(invalid("the session is not open yet")),
+        Ok(Some(Inbound::Command { .. } | Inbound::Ignored(_))) => {
+            Err(invalid("the session is not open yet"))
+        }
         Ok(Some(Inbound::Open(request))) => Ok(*request),
     }
 }
@@ -93,8 +104,14 @@ pub(super) async fn check(
     mut request: OpenSession,
     config: Arc<Config>,
     store: &SessionStore,
+    prompts: &Prompts,
     offered: &[Adapter],
 ) -> Result<Opening, NotOpened> {
+    if let Some(rollouts) = &request.rollouts {
+        check_seed_prompts(&rollouts.setup, &config.limits).map_err(invalid)?;
+        let screened = prompts.screen_all(&rollouts.setup.seed_prompts).await;
+        screened.map_err(|blocked| NotOpened::Blocked(blocked.to_string()))?;
+    }
     let prompts = &request.curated_prompts;
     if prompts.len() > MAX_CURATED_PROMPTS {
         return Err(invalid(format!(
@@ -139,7 +156,29 @@ pub(super) async fn check(
     })
 }
 
-async fn check_image(
+/// Checks the prompts that a project begins with.
+///
+/// # Errors
+/// Returns what is wrong; the text is safe to show.
+pub(super) fn check_seed_prompts(
+    setup: &ProjectSetup,
+    limits: &ClientLimits,
+) -> Result<(), String> {
+    let given = setup.seed_prompts.len();
+    if given > MAX_CURATED_PROMPTS {
+        return Err(format!(
+            "`curated_prompts` has {given} prompts, at most {MAX_CURATED_PROMPTS} are allowed"
+        ));
+    }
+    let prompts = setup.seed_prompts.iter().map(|it| ("curated_prompts", it));
+    let first = Some(&setup.rollout_prompt).filter(|prompt| !prompt.is_empty());
+    let first = first.map(|it| ("initial_rollout_prompt", it));
+    let mut all = prompts.chain(first);
+    let checked = all.try_for_each(|(field, prompt)| check_prompt(field, prompt, limits));
+    checked.map_err(|invalid| invalid.to_string())
+}
+
+pub(super) async fn check_image(
     object: Map<String, Value>,
     config: &Config,
 ) -> Result<Option<InitImage>, NotOpened> {
@@ -232,6 +271,11 @@ pub(super) async fn claim(
 ) -> Result<Claim, NotOpened> {
     match &opening.resume {
         Some(stored) => resume(ticket, context, &opening.config, stored, moved).await,
+        None if opening.request.rollouts.is_some() => Ok(Claim {
+            snapshot: SavedSession::starting_from(None, &ResumeToken::random())
+                .of_tenant(context.store.tenant()),
+            record: None,
+        }),
         None => create(ticket, context, opening.state.clone()).await,
     }
 }
@@ -245,10 +289,9 @@ async fn create(
     let created = context.store.create(ticket.id(), &token, state.as_ref());
     match created.await {
         Ok(lease) => Ok(Claim {
-            lease,
             snapshot: SavedSession::starting_from(state.as_ref(), &token)
                 .of_tenant(context.store.tenant()),
-            token,
+            record: Some(Record { lease, token }),
         }),
         Err(error) => {
             // The store's upkeep logs outages.
@@ -297,9 +340,9 @@ async fn resume(
             None => NotOpened::Unavailable(message),
         });
     }
+    let token = token.clone();
     Ok(Claim {
-        lease,
-        token: token.clone(),
+        record: Some(Record { lease, token }),
         snapshot,
     })
 }

@@ -37,6 +37,20 @@ impl Inbox {
         }
     }
 
+    /// Waits for the next message; with `only_gone`, only for the client's leaving, as [`Self::gone`] does.
+    ///
+    /// # Cancel safety
+    /// No message is lost when the future is dropped.
+    pub(super) async fn recv_or_gone(&mut self, only_gone: bool) -> Option<Inbound> {
+        match only_gone {
+            true => {
+                self.gone().await;
+                None
+            }
+            false => self.recv().await,
+        }
+    }
+
     /// Waits until the client is gone. Other messages are kept for [`Inbox::recv`]; a client that sends many of them is
     /// not seen to leave.
     ///

@@ -10,17 +10,20 @@ use tokio::time::Instant;
 
 use super::audience::Audience;
 use super::broadcast::{Broadcaster, SegmentEnd};
-use super::director::Director;
+use super::director::AnyDirector;
 use super::emitter::Emitter;
 use super::ending::EndCause;
 use super::event::{Ended, SessionEvent};
-use super::handshake::{Claim, Opening};
+use super::handshake::{Claim, Opening, Record};
 use super::moved::{LinkState, Origin};
 use super::persistence::Persistence;
 use super::playback::{Playback, Viewed};
 use super::playlist::{PlannedSegment, Switches};
 use super::redelivery::Redelivery;
 use super::registry::Ticket;
+use super::request_director::RequestDirector;
+use super::rollout_client::ImageCheck;
+use super::rollout_director::RolloutDirector;
 use super::snapshots::StateExports;
 use super::state::SessionState;
 use super::{ClientLimits, Config, Context};
@@ -28,7 +31,7 @@ use crate::auth::Grant;
 use crate::init_image::InitImage;
 use crate::pool::{Assignment, Binding, Placement};
 use crate::segment_run::{Recorder, SegmentRun};
-use crate::store::{Lease, ResumeToken, SavedSession, State};
+use crate::store::{SavedSession, State};
 
 /// A session from its handshake to its end. Dropping it cancels its job, frees its place with the pool, removes its
 /// image, and releases its lease.
@@ -56,7 +59,7 @@ pub(super) struct LiveSession {
     pub(super) wants_previews: bool,
     /// The image that the first segment starts from.
     pub(super) image: Option<InitImage>,
-    pub(super) director: Director,
+    pub(super) director: AnyDirector,
     /// The segment that is being generated.
     pub(super) segment: Option<Box<CurrentSegment>>,
     /// The last committed state.
@@ -87,8 +90,13 @@ pub(super) struct LiveSession {
     pub(super) drain_deadline: Option<Instant>,
     /// When the session began to wait only for a last export before the server goes away.
     pub(super) lingering_since: Option<Instant>,
-    pub(super) lease: Lease,
-    pub(super) token: ResumeToken,
+    /// What the store has of the session; `None` for one that nobody can resume.
+    pub(super) record: Option<Record>,
+    /// How long the session may last from its first worker on, and when it is over.
+    pub(super) time_limit: Option<Duration>,
+    pub(super) ends_at: Option<Instant>,
+    /// An image that is being checked, and the command that came with it. What the client says meanwhile waits.
+    pub(super) image_check: Option<Box<ImageCheck>>,
     /// The last field, so that it is dropped last: a session counts until its place is free and its image is gone.
     pub(super) ticket: Ticket,
 }
@@ -108,6 +116,8 @@ pub(super) struct CurrentSegment {
     pub(super) first_attempt: Option<u32>,
     /// When its turn came: it was requested, and the segment before it had ended.
     pub(super) turn: Instant,
+    /// When another try at it may begin, after one has failed.
+    pub(super) not_before: Option<Instant>,
 }
 
 impl CurrentSegment {
@@ -125,6 +135,7 @@ impl CurrentSegment {
             sha256: (keeps.films || keeps.log).then(Sha256::default),
             kept: 0,
             first_attempt: None,
+            not_before: None,
         }
     }
 }
@@ -166,7 +177,7 @@ impl LiveSession {
     /// Returns what is kept of the session's segments.
     pub(super) fn keeps(&self) -> Keeps {
         Keeps {
-            films: self.context.store.config().recording.is_some(),
+            films: self.record.is_some() && self.context.store.config().recording.is_some(),
             log: self.emitter.readers().keep_log(),
         }
     }
@@ -198,7 +209,11 @@ impl LiveSession {
             tenant,
             ..
         } = claim.snapshot;
-        ticket.update(|entry| entry.tenant = tenant.clone());
+        ticket.update(|entry| {
+            entry.tenant = tenant.clone();
+            entry.protocol = request.protocol;
+            entry.is_stored = claim.record.is_some();
+        });
         context.prompts = context.prompts.of_tenant(tenant.clone());
         grant.set_tenant(tenant);
         let (is_linked, moved) = match origin {
@@ -210,8 +225,9 @@ impl LiveSession {
             Some(moved) => moved.to_resend(),
             None => resume.and_then(|resume| resume.have),
         };
-        if let Some(have) = have {
-            claim.lease.set_received(have.segments);
+        let record = claim.record;
+        if let (Some(have), Some(record)) = (have, &record) {
+            record.lease.set_received(have.segments);
         }
         let redelivery = have.and_then(|have| Redelivery::of(film, have, progress.segments));
         ticket.update(|entry| entry.segments = progress.segments);
@@ -226,16 +242,24 @@ impl LiveSession {
             extending: request.auto_extension,
         };
         let link = is_linked.then(|| Box::new(LinkState::new(&request)));
-        let mut director = Director::new(
-            request.curated_prompts,
-            switches,
-            context.prompts.clone(),
-            cap,
-            progress.segments,
-        );
         let mut binding = (context.pool).join(ticket.id().clone(), grant.tenant().clone());
         binding.choose_adapters(&adapters);
-        director.set_adapters(adapters);
+        let prompts = context.prompts.clone();
+        let mut time_limit = None;
+        let director = match request.rollouts {
+            Some(opening) => {
+                time_limit = opening.time_limit;
+                let max_chars = config.limits.max_prompt_chars;
+                let director = RolloutDirector::new(opening.setup, prompts, segment_cap, max_chars);
+                AnyDirector::Rollouts(Box::new(director))
+            }
+            None => {
+                let (curated, made) = (request.curated_prompts, progress.segments);
+                let mut director = RequestDirector::new(curated, switches, prompts, cap, made);
+                director.set_adapters(adapters);
+                AnyDirector::Requests(Box::new(director))
+            }
+        };
         let placement = binding.look();
         let mut session = Self {
             binding,
@@ -270,8 +294,10 @@ impl LiveSession {
             messages_while_full: 0,
             drain_deadline: None,
             lingering_since: None,
-            lease: claim.lease,
-            token: claim.token,
+            record,
+            time_limit,
+            ends_at: None,
+            image_check: None,
             ticket,
             emitter,
             grant,
@@ -340,6 +366,7 @@ impl LiveSession {
             self.broadcaster.end_segment(SegmentEnd::Void);
             self.director.segment_failed(segment.planned.by_client);
             self.segment_ended();
+            self.do_said();
             self.emit(SessionEvent::SegmentFailed {
                 at: segment.run.at(),
                 source: segment.planned.request.source,
@@ -381,7 +408,9 @@ impl LiveSession {
 
     /// Starts to store what was committed last.
     pub(super) fn save(&mut self) {
-        self.persistence.begin(&self.lease, &self.context.writes);
+        if let Some(record) = &self.record {
+            (self.persistence).begin(&record.lease, &self.context.writes);
+        }
     }
 
     /// Starts an export that the client has asked for. Only one runs at a time, and none while the client's window is
@@ -430,7 +459,8 @@ impl LiveSession {
 
     /// Returns when the session ends for lack of activity; `None` while it is active.
     pub(super) fn idle_end(&self) -> Option<IdleEnd> {
-        let is_idle = self.segment.is_none()
+        let is_idle = self.time_limit.is_none()
+            && self.segment.is_none()
             && self.ticket.state() == SessionState::Active
             && !self.director.is_preparing()
             && self.redelivery.is_none()
@@ -484,7 +514,7 @@ impl LiveSession {
             EndCause::LeaseLost => self.ticket.is_taken_over(),
             _ => false,
         };
-        match may_resume_here && self.announced.is_some() {
+        match may_resume_here && self.announced.is_some() && self.record.is_some() {
             true => self.config.hold,
             false => Duration::ZERO,
         }
@@ -506,9 +536,11 @@ impl LiveSession {
             self.binding.hold_for(hold);
         }
         let has_state = self.state.is_some();
-        self.lease.expect(cause.expected());
-        if cause.is_final() && !has_state {
-            self.lease.end_session();
+        if let Some(record) = &mut self.record {
+            record.lease.expect(cause.expected());
+            if cause.is_final() && !has_state {
+                record.lease.end_session();
+            }
         }
         if self.link.is_some() && cause != EndCause::Unlinked && cause != EndCause::Released {
             // What is recorded can be sent again to a client that has not taken it.
@@ -532,7 +564,7 @@ impl LiveSession {
             cause,
             state: self.ticket.state(),
             segments: self.director.segment_idx(),
-            kept_for: (has_state && cause.may_go_on())
+            kept_for: (has_state && self.record.is_some() && cause.may_go_on())
                 .then_some(self.context.store.config().resume_ttl),
             dropped,
             abandoned,

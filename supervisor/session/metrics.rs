@@ -29,7 +29,7 @@ const SOURCES: [PromptSource; 4] = [
     PromptSource::AutoExtension,
 ];
 const OUTCOMES: [&str; 5] = ["finished", "cancelled", "failed", "blocked", "abandoned"];
-const CAUSES: [EndCause; 15] = [
+const CAUSES: [EndCause; 16] = [
     EndCause::Gone,
     EndCause::Closed,
     EndCause::Released,
@@ -38,6 +38,7 @@ const CAUSES: [EndCause; 15] = [
     EndCause::Left,
     EndCause::SegmentCap,
     EndCause::Idle(Duration::ZERO),
+    EndCause::TimeLimit(Duration::ZERO),
     EndCause::SlowClient,
     EndCause::RuleBroken,
     EndCause::StateRefused,
@@ -171,6 +172,7 @@ impl Rejection {
             NotOpened::Violation(_)
             | NotOpened::Timeout(_)
             | NotOpened::Refused { .. }
+            | NotOpened::Blocked(_)
             | NotOpened::NoSession(_)
             | NotOpened::CannotGoOn(_) => Self::BadOpening,
             NotOpened::Unavailable(_) | NotOpened::Internal(_) => Self::Unavailable,

@@ -12,7 +12,7 @@ use fastvideo_proto::session_link::Digest;
 use tokio::time::Instant;
 
 use super::command::{Have, OpenSession, ResumeRequest};
-use super::director::Director;
+use super::director::AnyDirector;
 use super::ending::EndCause;
 use super::event::{SegmentCompleted, SessionEvent};
 use super::live::{CurrentSegment, LiveSession};
@@ -20,6 +20,7 @@ use super::outbox::TurnEnd;
 use super::playback::Playback;
 use super::playlist::PlannedSegment;
 use super::redelivery::Redelivery;
+use super::request_director::RequestDirector;
 use crate::segment_run::{AttemptId, MediaCount, SegmentRun};
 use crate::store::{ResumeToken, SavedSession};
 
@@ -188,11 +189,14 @@ impl LiveSession {
         if !link.has_dealt_with_message && !self.emitter.outbox().has_open_turn() {
             return;
         }
-        let edition = self.director.curated_edition();
-        let curated = (link.curated_edition != Some(edition)).then(|| self.director.curated());
+        let Some(director) = self.director.requests() else {
+            return;
+        };
+        let edition = director.curated_edition();
+        let curated = (link.curated_edition != Some(edition)).then(|| director.curated());
         let end = TurnEnd {
             seq: link.seq,
-            checkpoint: self.checkpoint(link),
+            checkpoint: self.checkpoint(link, director),
             curated,
         };
         self.emitter.outbox().end_turn(end);
@@ -202,7 +206,7 @@ impl LiveSession {
         }
     }
 
-    fn checkpoint(&self, link: &LinkState) -> Checkpoint {
+    fn checkpoint(&self, link: &LinkState, director: &RequestDirector) -> Checkpoint {
         let now = Instant::now();
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let mut checkpoint = Checkpoint {
@@ -218,7 +222,7 @@ impl LiveSession {
             resend: self.redelivery.as_deref().map(Redelivery::next),
             ..Checkpoint::default()
         };
-        self.director.write(&mut checkpoint, now);
+        director.write(&mut checkpoint, now);
         checkpoint
     }
 
@@ -235,7 +239,9 @@ impl LiveSession {
         } = moved;
         let stored = self.director.segment_idx();
         let fps = self.config.format.fps;
-        self.director = Director::read(&checkpoint, curated, self.context.prompts.clone(), cap);
+        let prompts = self.context.prompts.clone();
+        let director = RequestDirector::read(&checkpoint, curated, prompts, cap);
+        self.director = AnyDirector::Requests(Box::new(director));
         self.knows_stream = true;
         let made = frames_to_time(checkpoint.start_frame, fps);
         let lead = checkpoint.lead_ms.map(Duration::from_millis);

@@ -13,6 +13,7 @@ use super::command::RequestEdit;
 use super::event::DroppedRequest;
 use super::prompt_draft::{PreparedDraft, PromptDraft, PromptText};
 use super::request::ValidRequest;
+use crate::prompt::RolloutRequest;
 
 mod checkpoint;
 
@@ -119,6 +120,11 @@ pub(crate) enum PromptWork {
     Prepare { prompt: String, enhance: bool },
     /// Writes the prompt that follows these, which are in order, oldest first.
     Extend { story: Vec<String> },
+    /// Writes the seed prompts of a rollout, or other versions of them, none longer than `max_chars` characters.
+    Rollout {
+        request: Box<RolloutRequest>,
+        max_chars: usize,
+    },
 }
 
 impl Playlist {

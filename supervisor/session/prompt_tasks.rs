@@ -2,16 +2,20 @@
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::time::Duration;
 
 use fastvideo_proto::checkpoint::Rewrite;
 use fastvideo_proto::ids::RequestId;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::playlist::{PromptTask, PromptWork};
+use super::rollout::event::RewrittenBy;
+use super::rollout::rewriting::RewriteEnd;
 use crate::prompt::{
     Blocked, GenerateError, GeneratedPrompt, PreparedPrompt, PromptAlternatives, PromptSpan,
-    PromptSpans, Prompts,
+    PromptSpans, Prompts, RolloutRequest, WrittenRollout,
 };
 
 /// Number of rewritings that may be asked for before one is answered.
@@ -55,6 +59,12 @@ pub(super) enum PromptTaskResult {
         seed_prompt: String,
         result: Result<PromptAlternatives, GenerateError>,
     },
+    /// The seed prompts of a rollout are written, or blocked.
+    RolloutWritten {
+        task: u64,
+        end: RewriteEnd,
+        latency: Duration,
+    },
     /// The task has panicked.
     Lost { task: Option<u64> },
 }
@@ -96,6 +106,16 @@ impl PromptTasks {
                     result: prompts.extend(&story).await,
                     last: story.into_iter().next_back().unwrap_or_default(),
                 },
+                PromptWork::Rollout { request, max_chars } => {
+                    let began = Instant::now();
+                    let end = write_rollout(&prompts, *request, max_chars).await;
+                    let latency = began.elapsed();
+                    PromptTaskResult::RolloutWritten {
+                        task: id,
+                        end,
+                        latency,
+                    }
+                }
             };
             let spans = spans.take();
             PromptTaskEnd { result, spans }
@@ -169,5 +189,29 @@ impl PromptTasks {
             result: PromptTaskResult::Lost { task },
             spans: Vec::new(),
         }
+    }
+}
+
+/// Has the seed prompts of a rollout written.
+async fn write_rollout(prompts: &Prompts, request: RolloutRequest, max_chars: usize) -> RewriteEnd {
+    match prompts.write_rollout(request, max_chars).await {
+        Ok(WrittenRollout::ByModel(written)) => {
+            let texts = written.prompts.clone();
+            RewriteEnd::Written(RewrittenBy::Model(written), texts)
+        }
+        Ok(WrittenRollout::InOwnWords {
+            prompts,
+            model,
+            latency,
+            reason,
+        }) => {
+            let by = RewrittenBy::Nobody {
+                model,
+                latency,
+                reason,
+            };
+            RewriteEnd::Written(by, prompts)
+        }
+        Err(blocked) => RewriteEnd::Blocked(blocked.to_string()),
     }
 }

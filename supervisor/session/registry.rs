@@ -6,13 +6,15 @@ use std::time::Instant;
 
 use fastvideo_proto::ids::{SessionId, WorkerId};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
+use super::command::Protocol;
 use super::not_admitted::Full;
 use super::outbox::Outbox;
 use super::playback::Playback;
 use super::state::{InvalidTransition, SessionState};
 use crate::client_address::ClientAddress;
-use crate::tenant::Tenant;
+use crate::tenant::{Scope, Tenant};
 
 /// All open sessions. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +38,8 @@ struct Entries {
 pub struct Entry {
     pub id: SessionId,
     pub state: SessionState,
+    /// What the client speaks.
+    pub protocol: Protocol,
     /// Where the client connects from.
     pub client: ClientAddress,
     /// Whose the session is.
@@ -48,6 +52,10 @@ pub struct Entry {
     pub playback: Playback,
     /// The session's events on their way to its client; `None` before the opening message is accepted.
     pub outbox: Option<Outbox>,
+    /// Whether the session is stored, so that who drops its record ends it.
+    pub is_stored: bool,
+    /// Ends the session when it is cancelled, if it is not stored.
+    end: CancellationToken,
 }
 
 /// A connection's entry in the registry. Dropping the ticket removes the entry.
@@ -86,6 +94,7 @@ impl Registry {
         let entry = Entry {
             id: id.clone(),
             state: SessionState::Initializing,
+            protocol: Protocol::default(),
             client,
             tenant: tenant.clone(),
             connected: Instant::now(),
@@ -93,6 +102,8 @@ impl Registry {
             segments: 0,
             playback: Playback::default(),
             outbox: None,
+            is_stored: true,
+            end: CancellationToken::new(),
         };
         entries.by_connection.insert(connection, entry);
         Ok(Ticket {
@@ -124,6 +135,15 @@ impl Registry {
         self.lock().by_connection.values().cloned().collect()
     }
 
+    /// Ends a session that is not stored. Returns false when there is none with this id among those of `scope`.
+    pub fn end_unstored(&self, session: &SessionId, scope: &Scope) -> bool {
+        let entries = self.lock();
+        let mut entries = entries.by_connection.values();
+        let found = entries.find(|entry| entry.id == *session && !entry.is_stored);
+        let found = found.filter(|entry| scope.has(&entry.tenant));
+        found.inspect(|entry| entry.end.cancel()).is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Entries> {
         (self.0.entries.lock()).expect("no holder of this lock panics")
     }
@@ -152,6 +172,15 @@ impl Entries {
 impl Ticket {
     pub fn id(&self) -> &SessionId {
         &self.id
+    }
+
+    /// Resolves when an operator ends the session, if it is not stored.
+    ///
+    /// # Cancel safety
+    /// This method is cancel safe.
+    pub(super) async fn ended(&self) {
+        let end = self.update(|entry| entry.end.clone());
+        end.cancelled().await;
     }
 
     pub fn state(&self) -> SessionState {

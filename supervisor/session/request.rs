@@ -155,7 +155,7 @@ impl ValidRequest {
         }
     }
 
-    fn by_itself(prompt: String, source: PromptSource, config: &Config) -> Self {
+    pub(super) fn by_itself(prompt: String, source: PromptSource, config: &Config) -> Self {
         Self {
             prompt,
             negative_prompt: config.negative_prompt.clone(),

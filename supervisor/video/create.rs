@@ -277,7 +277,7 @@ impl Videos {
         blobs: Vec<NewBlob>,
         claim: Option<Claim>,
     ) -> Result<Created, NotCreated> {
-        let mut id = self.next_id();
+        let mut id = self.next_id().await;
         let mut is_replayed = false;
         if let Some(claim) = claim {
             let mine = VideoClaim {

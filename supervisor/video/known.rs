@@ -22,6 +22,8 @@ pub(super) struct Known {
     /// The number of jobs that run here.
     pub(super) running_here: usize,
     pub(super) last_id: Option<VideoId>,
+    /// Whether all that is stored was looked at since the server was started.
+    pub(super) is_surveyed: bool,
     /// The jobs of whose end the operator is to be told, and no server does.
     untold: BTreeSet<VideoId>,
     /// Those of whose end this server tells.

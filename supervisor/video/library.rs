@@ -296,6 +296,7 @@ impl Videos {
                 known.forget(id);
             }
         }
+        known.is_surveyed = true;
         drop(known);
         self.look_around();
         Ok(())
@@ -544,8 +545,17 @@ impl Videos {
         Reports::new(log, self.metrics().clone())
     }
 
-    /// Returns the id of another job. It is greater than those of all others that this server knows.
-    pub(super) fn next_id(&self) -> VideoId {
+    /// Returns the id of another job. It is greater than those of all others that this server knows, and of all that were
+    /// stored when it started, whatever its clock says.
+    pub(super) async fn next_id(&self) -> VideoId {
+        if !self.known().is_surveyed
+            && let Err(error) = self.refresh().await
+        {
+            tracing::debug!(
+                error = with_causes(&error),
+                "the ids that are stored are not known"
+            );
+        }
         let mut known = self.known();
         let id = VideoId::after(known.last_id, unix_ms(), rand::random());
         known.last_id = Some(id);

@@ -258,7 +258,7 @@ async fn a_job_that_may_end_its_servers_is_given_up() {
     let world = World::new().await;
     let mut video = testing::video(&[8]);
     video.starts = 5;
-    let id = world.videos.next_id();
+    let id = world.videos.next_id().await;
     let record = world
         .store
         .create_video(&world.tenant, id, &video, &[])

@@ -25,6 +25,8 @@ const OF_SERVERS: &[&str] = &[
     "/v1/workers/loras/{name}",
     "/v1/prompts/reload",
     "/prompt-system-config",
+    "/v1/prompts/rollout",
+    "/ws",
     "/curated-presets",
     "/curated-presets/append",
     "/lora",

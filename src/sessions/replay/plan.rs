@@ -89,6 +89,8 @@ pub(super) enum Refusal {
         "the negative prompt of segment {0} is not in the log (`streaming.safety.log_prompts` was off)"
     )]
     NegativePromptNotLogged(u32),
+    #[error("the session made rollouts (`/ws`), which are not replayed")]
+    Rollouts,
     #[error("no segment was queued in the session, so there is nothing to replay")]
     NothingToReplay,
     #[error(
@@ -139,6 +141,12 @@ impl Plan {
                 _ => Err(Refusal::NoBeginning),
             };
         };
+        if events
+            .iter()
+            .any(|event| matches!(event, Event::RolloutStarted { .. }))
+        {
+            return Err(Refusal::Rollouts);
+        }
         let opened = |field| Refusal::Lacks {
             event: "opened",
             field,

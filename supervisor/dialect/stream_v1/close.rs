@@ -63,6 +63,11 @@ pub(super) fn not_opened(why: NotOpened, out: &mut Rendered) {
             out.json(&ServerMessage::error(code, message, false));
             out.close(close_code::BAD_OPENING, "bad opening message");
         }
+        NotOpened::Blocked(message) => {
+            let code = ErrorCode::PromptBlocked;
+            out.json(&ServerMessage::error(code, message, false));
+            out.close(close_code::RULE_BROKEN, "prompt blocked");
+        }
         NotOpened::NoSession(message) => {
             let code = ErrorCode::SessionRejected;
             out.json(&ServerMessage::error(code, message, false));
@@ -123,7 +128,7 @@ pub(super) fn ended(ended: Ended, was_bound: bool, out: &mut Rendered) {
             out.json(&complete(CompleteReason::SegmentCap, dropped_requests));
             out.close(close_code::NORMAL, "segment_cap");
         }
-        EndCause::Idle(limit) => {
+        EndCause::Idle(limit) | EndCause::TimeLimit(limit) => {
             out.json(&ServerMessage::SessionTimeout {
                 timeout_seconds: limit.as_secs(),
                 resumable_until: until,
@@ -205,7 +210,7 @@ mod tests {
                     types.push(format!("{kind}{retryable}"));
                 }
                 Wire::Close { code: given, .. } => code = Some(given),
-                Wire::Media(media) => panic!("{media:?}"),
+                other => panic!("{other:?}"),
             }
         }
         (types, code)

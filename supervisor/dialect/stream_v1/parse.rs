@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 
 use crate::dialect::Parser;
 use crate::session::command::{
-    self, Have, MessageInfo, OpenSession, PlaybackReport, RequestEdit, ResumeRequest,
+    self, Have, MessageInfo, OpenSession, PlaybackReport, Protocol, RequestEdit, ResumeRequest,
     RewriteRequest,
 };
 use crate::session::{Inbound, SessionCommand};
@@ -182,8 +182,10 @@ fn opening(init: SessionInit) -> OpenSession {
     } = init;
     OpenSession {
         client_id,
+        protocol: Protocol::StreamV1,
         preset,
         curated_prompts,
+        rollouts: None,
         adapters: adapters.unwrap_or_default(),
         initial_image,
         enhancement: enhancement_enabled,

@@ -138,6 +138,7 @@ impl StreamRenderer {
             SessionEvent::Queued {
                 position,
                 queue_depth,
+                ..
             } => self.queue_status(position, queue_depth, out),
             SessionEvent::WorkerBound(bound) => self.bound(*bound, out),
             SessionEvent::SegmentQueued(queued) => self.segment_queued(queued, out),
@@ -288,6 +289,7 @@ impl StreamRenderer {
             SessionEvent::MessageReceived(_)
             | SessionEvent::StateChanged { .. }
             | SessionEvent::PromptReceived { .. }
+            | SessionEvent::Rollout(_)
             | SessionEvent::PromptExtended(_)
             | SessionEvent::SegmentStarted { .. }
             | SessionEvent::FirstMediaSent { .. }
@@ -319,7 +321,7 @@ impl StreamRenderer {
             gpu_id: bound.assignment.gpu.0,
             session_timeout: bound.session_timeout.as_secs(),
             session_id: bound.session_id.to_string(),
-            resume_token: Some(bound.resume_token.as_str().to_owned()),
+            resume_token: bound.resume_token.map(|token| token.as_str().to_owned()),
             watch_token: bound.watch_token,
             worker_id: bound.assignment.worker.to_string(),
             model_id: bound.assignment.model_id,
@@ -666,6 +668,7 @@ mod tests {
                     }
                     Wire::Media(_) => "media".to_owned(),
                     Wire::Close { code, .. } => code.to_string(),
+                    Wire::Hold => "hold".to_owned(),
                 });
             }
         }

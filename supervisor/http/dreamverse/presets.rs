@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use fastvideo_proto::api::dreamverse::{
     DetailErrorBody, NewPreset, Preset, PresetAppended, PresetList,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 use tokio::task::spawn_blocking;
 
@@ -192,6 +192,9 @@ impl Presets {
         let mut all: Vec<Preset> = Vec::new();
         for (index, value) in raw.iter().enumerate() {
             let wrong = |why: String| format!("preset {}: {why}", index + 1);
+            if !value.is_object() {
+                return Err(wrong("it is no object".to_owned()));
+            }
             let preset: Preset = serde_path_to_error::deserialize(value)
                 .map_err(|error| wrong(format!("`{}`: {}", error.path(), error.inner())))?;
             check_texts(&preset).map_err(wrong)?;
@@ -245,9 +248,10 @@ fn write(path: &Path, presets: &[Value]) -> io::Result<()> {
 /// # Errors
 /// Returns what is wrong with which field.
 fn new_preset(body: &[u8]) -> Result<Preset, String> {
-    let value: Value = serde_json::from_slice(body)
+    // Only an object, since a list of the fields' values would be taken too.
+    let fields: Map<String, Value> = serde_json::from_slice(body)
         .map_err(|error| format!("the body is no preset in JSON: {error}"))?;
-    let new: NewPreset = serde_path_to_error::deserialize(&value)
+    let new: NewPreset = serde_path_to_error::deserialize(Value::Object(fields))
         .map_err(|error| format!("`{}`: {}", error.path(), error.inner()))?;
     let prompts = new.segment_prompts.iter().map(|prompt| prompt.trim());
     let preset = Preset {

@@ -441,9 +441,10 @@ impl LinkWriter<'_> {
             SessionEvent::Opened(opened) => self.mode = opened.media_mode,
             SessionEvent::WorkerBound(bound) if !self.has_opened => {
                 self.has_opened = true;
-                self.turn.opened = Some(Opened {
+                let token = bound.resume_token.as_ref();
+                self.turn.opened = token.map(|token| Opened {
                     session: bound.session_id.clone(),
-                    resume_token: bound.resume_token.as_str().to_owned(),
+                    resume_token: token.as_str().to_owned(),
                 });
             }
             SessionEvent::SegmentCompleted(_) => self.is_progress = true,
@@ -474,6 +475,8 @@ impl LinkWriter<'_> {
         for wire in self.renderer.render(event) {
             match wire {
                 Wire::Text(text) => self.texts.push(text),
+                // Clients of a router have no session that is held.
+                Wire::Hold => {}
                 Wire::Close { code, reason } => {
                     end.code = Some(code);
                     end.reason = reason.to_owned();

@@ -142,6 +142,9 @@ pub(in crate::http) async fn end(
     Extension(caller): Extension<Caller>,
     PathSession(session): PathSession,
 ) -> Result<StatusCode, ApiError> {
+    if app.registry.end_unstored(&session, &caller.scope()) {
+        return Ok(StatusCode::NO_CONTENT);
+    }
     match app.store_of(&caller).drop(&session).await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),
         Ok(false) => Err(ApiError::no_session()),
@@ -200,6 +203,7 @@ pub(in crate::http) async fn drain(State(app): AppState) -> StatusCode {
 fn entry(session: Entry) -> SessionEntry {
     SessionEntry {
         session_id: session.id,
+        protocol: session.protocol.name().to_owned(),
         state: session.state.into(),
         worker_id: session.worker,
         segment_idx: session.segments,

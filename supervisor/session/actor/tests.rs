@@ -837,7 +837,7 @@ fn resume(bound: &WorkerBound) -> OpenSession {
     OpenSession {
         resume: Some(ResumeRequest {
             session_id: bound.session_id.to_string(),
-            token: bound.resume_token.as_str().to_owned(),
+            token: bound.resume_token.as_ref().unwrap().as_str().to_owned(),
             have: None,
             extend: false,
         }),
@@ -1007,7 +1007,7 @@ async fn whoever_resumes_in_time_has_the_worker_that_was_kept() {
     sleep(9 * SECOND).await;
     let resume = ResumeRequest {
         session_id: lost.session_id.to_string(),
-        token: lost.resume_token.as_str().to_owned(),
+        token: lost.resume_token.unwrap().as_str().to_owned(),
         have: None,
         extend: false,
     };

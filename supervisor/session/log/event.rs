@@ -116,6 +116,25 @@ pub enum LogEvent {
         #[serde(flatten)]
         by: Llm,
     },
+    /// A rollout begins: its next segment is the first one.
+    RolloutStarted {
+        /// The number of the rollout in its project, from 1.
+        loop_iteration: u32,
+        seed_prompts: usize,
+    },
+    /// Other seed prompts are in place.
+    SeedPromptsRewritten {
+        prompts: Vec<String>,
+        instruction: String,
+        /// The model that wrote them; null where none has answered, for that reason.
+        model: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// The rollout makes no more segments.
+    RolloutCompleted {},
+    /// The project is over.
+    ProjectEnded {},
     /// No model has answered; the prompt is used as it was.
     PromptFallback {
         original_prompt: String,

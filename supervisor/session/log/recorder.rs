@@ -8,6 +8,7 @@ use super::milliseconds as ms;
 use super::signature::hex;
 use crate::prompt::{GeneratedPrompt, PromptAlternatives};
 use crate::session::event::SessionEvent;
+use crate::session::rollout::event::{RewrittenBy, RolloutEvent};
 
 /// Writes an event to the log. Events that concern only the client make no line.
 pub(in crate::session) fn record(log: &SessionLog, event: &SessionEvent) {
@@ -51,6 +52,7 @@ fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
         SessionEvent::Queued {
             position,
             queue_depth,
+            ..
         } => L::Queued {
             position: *position,
             queue_depth: *queue_depth,
@@ -90,6 +92,7 @@ fn line(event: &SessionEvent, setup: &Setup) -> Option<LogEvent> {
             alternatives: loggable.then(|| rewritten.alternatives.clone()),
             by: rewritten.as_ref().into(),
         },
+        SessionEvent::Rollout(event) => return rollout_line(event),
         SessionEvent::PromptFallback {
             original_prompt: prompt,
             reason,
@@ -263,6 +266,31 @@ fn short(name: &str) -> String {
     /// The number of characters of a name that are kept.
     const MAX_NAME_CHARS: usize = 200;
     name.chars().take(MAX_NAME_CHARS).collect()
+}
+
+/// Returns the line of what happened to a rollout. Most of it is a message alone.
+fn rollout_line(event: &RolloutEvent) -> Option<LogEvent> {
+    Some(match event {
+        RolloutEvent::Started(started) => LogEvent::RolloutStarted {
+            loop_iteration: started.loop_iteration,
+            seed_prompts: started.seed_prompts,
+        },
+        RolloutEvent::Rewritten(rewritten) => {
+            let (model, reason) = match &rewritten.by {
+                RewrittenBy::Model(written) => (Some(written.model.clone()), None),
+                RewrittenBy::Nobody { reason, .. } => (None, Some(reason.clone())),
+            };
+            LogEvent::SeedPromptsRewritten {
+                prompts: rewritten.prompts.clone(),
+                instruction: rewritten.instruction.clone(),
+                model,
+                reason,
+            }
+        }
+        RolloutEvent::Completed => LogEvent::RolloutCompleted {},
+        RolloutEvent::Idle(_) => LogEvent::ProjectEnded {},
+        _ => return None,
+    })
 }
 
 impl From<&GeneratedPrompt> for Llm {

@@ -67,7 +67,7 @@ fn next(playlist: &mut Playlist) -> Option<String> {
 fn prepared(playlist: &mut Playlist, room: usize) -> Vec<(u64, String, bool)> {
     let prepare = |task: PromptTask| match task.work {
         PromptWork::Prepare { prompt, enhance } => (task.id, prompt, enhance),
-        extend @ PromptWork::Extend { .. } => panic!("{extend:?}"),
+        other => panic!("{other:?}"),
     };
     playlist
         .take_prompt_tasks(room)

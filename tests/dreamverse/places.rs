@@ -1,0 +1,162 @@
+//! Places: waiting for one, losing one, and having none.
+
+use super::*;
+
+fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    let mut all = SLOW.to_vec();
+    all.extend_from_slice(args);
+    all
+}
+
+#[tokio::test]
+async fn who_waits_hears_its_place_and_who_leaves_frees_it_at_once() {
+    let server = Server::start(&with(&["--streaming.pool.sessions_per_gpu", "1"]));
+    let first = live(&server, &["one"]).await;
+    let mut second = open(&server, json!({"curated_prompts": ["two"]})).await;
+    let status =
+        json!({"type": "queue_status", "position": 1, "total_gpus": 1, "available_gpus": 0});
+    assert_eq!(second.next().await, Heard::Text(status.clone()));
+    let mut third = open(&server, json!({"curated_prompts": ["three"]})).await;
+    assert_eq!(third.expect("queue_status").await["position"], 2);
+    drop(second);
+    assert_eq!(third.next().await, Heard::Text(status));
+    drop(first);
+    third.expect("gpu_assigned").await;
+    let rollout = take_until(&mut third, "prompt_sources_blocked").await;
+    assert_eq!(rollout.prompts, ["three"]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_full_says_so_and_leaves_the_socket_to_the_client() {
+    let server = Server::start(&with(&["--streaming.limits.max_sessions", "1"]));
+    let _first = live(&server, &["one"]).await;
+    for _ in 0..2 {
+        let mut second = server.connect_to("/ws").await;
+        let error = second.until_type("error").await;
+        assert!(
+            error["message"]
+                .as_str()
+                .unwrap()
+                .contains("replica unavailable"),
+            "{error}"
+        );
+        silent(&mut second).await;
+        second.close(None).await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_has_its_limit() {
+    let server = Server::start(&with(&["--streaming.limits.max_sessions_per_client", "1"]));
+    let _first = live(&server, &["one"]).await;
+    let mut second = server.connect_to("/ws").await;
+    assert_eq!(
+        second.until_type("error").await["error_code"],
+        "ip_session_limit"
+    );
+    silent(&mut second).await;
+}
+
+#[tokio::test]
+async fn the_clock_ends_a_session_in_the_middle_of_a_segment() {
+    let server = Server::start(&with(&[
+        "--streaming.dreamverse.session_seconds",
+        "2",
+        "--default_request.sampling.num_inference_steps",
+        "200",
+    ]));
+    let mut client = open(&server, json!({"curated_prompts": ["one"]})).await;
+    assert_eq!(
+        client.until_type("gpu_assigned").await["session_timeout"],
+        2
+    );
+    let kinds = kinds_until(&mut client, "session_timeout").await;
+    assert!(
+        !kinds.contains(&"ltx2_stream_complete".to_owned()),
+        "{kinds:?}"
+    );
+    assert_eq!(client.next().await, Heard::Closed(Some(1000)));
+}
+
+#[tokio::test]
+async fn without_a_clock_the_idle_time_out_holds() {
+    let server = Server::start(
+        &[
+            ONE_GPU,
+            &[
+                "--streaming.dreamverse.session_seconds",
+                "0",
+                "--streaming.session_timeout_seconds",
+                "1",
+            ],
+        ]
+        .concat(),
+    );
+    let mut client = open(&server, json!({"curated_prompts": ["one"]})).await;
+    assert_eq!(
+        client.until_type("gpu_assigned").await["session_timeout"],
+        Value::Null
+    );
+    take_until(&mut client, "prompt_sources_blocked").await;
+    client.expect("session_timeout").await;
+    assert_eq!(client.next().await, Heard::Closed(Some(1000)));
+}
+
+#[tokio::test]
+async fn a_drain_finishes_the_segment_and_ends_the_session() {
+    let mut server = Server::start(SLOW);
+    let mut running = live(&server, &["one", "two"]).await;
+    running.until_type("media_init").await;
+    server.signal(Signal::SIGTERM);
+    let kinds = kinds_until(&mut running, "session_timeout").await;
+    let ends = ["ltx2_segment_complete", "session_timeout"].map(str::to_owned);
+    assert!(kinds.ends_with(&ends), "{kinds:?}");
+    assert_eq!(running.next().await, Heard::Closed(Some(1001)));
+    assert!(server.exit().await.success());
+}
+
+#[tokio::test]
+async fn a_drain_ends_an_idle_project_at_once() {
+    let mut server = Server::start(ONE_GPU);
+    let mut idle = live(&server, &["one"]).await;
+    take_until(&mut idle, "prompt_sources_blocked").await;
+    idle.send(json!({"type": "end_project_keep_session"})).await;
+    idle.until_type("project_idle").await;
+    server.signal(Signal::SIGTERM);
+    idle.expect("session_timeout").await;
+    assert_eq!(idle.next().await, Heard::Closed(Some(1001)));
+    assert!(server.exit().await.success());
+}
+
+#[tokio::test]
+async fn an_operator_can_end_and_move_a_session() {
+    let server = Server::start(&["--gpus", "2"]);
+    server.ready(2).await;
+    let mut client = live(&server, &["one"]).await;
+    take_until(&mut client, "prompt_sources_blocked").await;
+    let list = server.get("/v1/sessions").await.1;
+    let session = list["sessions"][0]["session_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        server.post(&format!("/v1/sessions/{session}/move")).await.0,
+        202
+    );
+    client
+        .send(json!({"type": "append_prompt", "prompt": "two"}))
+        .await;
+    let rollout = take_until(&mut client, "prompt_sources_blocked").await;
+    assert_eq!(rollout.prompts, ["two"], "another GPU is no news");
+    let moved = server.get("/v1/sessions").await.1;
+    assert_ne!(
+        moved["sessions"][0]["worker_id"],
+        list["sessions"][0]["worker_id"]
+    );
+    let (status, _) = server
+        .call("DELETE", &format!("/v1/sessions/{session}"), None)
+        .await;
+    assert_eq!(status, 204);
+    client.until_type("session_timeout").await;
+    assert_eq!(client.next().await, Heard::Closed(Some(1000)));
+}
