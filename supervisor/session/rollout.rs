@@ -2,7 +2,7 @@
 //!
 //! A project makes rollouts, one at a time. A rollout is a run of segments from nothing: from its seed prompts, and from
 //! prompts that the client sends meanwhile. It is over when another one replaces it, or when it waits for a rewrite of the
-//! seed prompts. [`super::rollout_director`] asks between two segments, and says what it hears from clients and models.
+//! seed prompts. `rollout_director` asks between two segments, and says what it hears from clients and models.
 
 use std::collections::VecDeque;
 

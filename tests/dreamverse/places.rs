@@ -1,6 +1,7 @@
 //! Places: waiting for one, losing one, and having none.
 
 use super::*;
+use crate::harness::until;
 
 fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
     let mut all = SLOW.to_vec();
@@ -16,6 +17,11 @@ async fn who_waits_hears_its_place_and_who_leaves_frees_it_at_once() {
     let status =
         json!({"type": "queue_status", "position": 1, "total_gpus": 1, "available_gpus": 0});
     assert_eq!(second.next().await, Heard::Text(status.clone()));
+    until("the second is in line", async || {
+        let ready = server.get("/readyz").await.1;
+        (ready["queue_size"] == 1).then_some(())
+    })
+    .await;
     let mut third = open(&server, json!({"curated_prompts": ["three"]})).await;
     assert_eq!(third.expect("queue_status").await["position"], 2);
     drop(second);

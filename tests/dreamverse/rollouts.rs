@@ -92,7 +92,7 @@ async fn seed_prompts_are_played_with_all_fields_in_order() {
         .find(|line| line.starts_with("fastvideo_store_sessions "));
     assert_eq!(
         stored,
-        Some("fastvideo_store_sessions 0"),
+        Some("fastvideo_store_sessions 0.0"),
         "nothing is stored"
     );
 }

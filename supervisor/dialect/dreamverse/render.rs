@@ -22,8 +22,8 @@ const MODE: &str = "av_fmp4";
 /// Renders the events of one session.
 #[derive(Debug, Default)]
 pub(crate) struct DreamverseRenderer {
-    /// What the client was told last of the line.
-    queue: Option<(usize, Seats)>,
+    /// What the client was told last of the line: its place, the GPUs, and those that are free.
+    queue: Option<(usize, usize, usize)>,
     /// Begins the names of streams; known once a GPU is assigned.
     session: Option<String>,
     /// The number of the rollout that is shown, over all projects.
@@ -104,7 +104,7 @@ impl DreamverseRenderer {
     }
 
     fn queue_status(&mut self, position: usize, seats: Seats, out: &mut Rendered) {
-        let new = (position, seats);
+        let new = (position, seats.gpus, seats.available);
         if self.queue.replace(new) == Some(new) {
             return;
         }
