@@ -58,10 +58,7 @@ impl Parser for DreamverseParser {
     }
 
     fn silent_opening(&mut self) -> Option<(Duration, Box<OpenSession>)> {
-        let opening = match Opening::parse(r#"{"type":"session_init_v2"}"#).map(open) {
-            Ok(Ok(opening)) => opening,
-            Ok(Err(_)) | Err(_) => return None,
-        };
+        let opening = open(Opening::default()).ok()?;
         Some((OPENING_PATIENCE, Box::new(opening)))
     }
 
