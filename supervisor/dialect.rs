@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::ingress::websocket::TransportViolation;
 use crate::pool::{Media, Seats};
 use crate::session::command::OpenSession;
 use crate::session::{Inbound, NotAdmitted, SessionEvent};
@@ -114,6 +115,20 @@ impl IntoIterator for Rendered {
 
     fn into_iter(self) -> Self::IntoIter {
         self.first.into_iter().chain(self.rest)
+    }
+}
+
+/// What a client is told that is not served because others keep the server busy.
+const CROWDED: &str = "the server has too much to do with other clients; try again soon";
+
+/// Returns the close code and the reason of a connection that has broken the rules of the transport.
+fn close_of(violation: TransportViolation) -> (u16, &'static str) {
+    match violation {
+        TransportViolation::TooLarge => (close_code::TOO_LARGE, "message too large"),
+        TransportViolation::TooSlow => (close_code::RULE_BROKEN, "message too slow"),
+        TransportViolation::Crowded => (close_code::TRY_AGAIN_LATER, "too busy"),
+        TransportViolation::NotUtf8 => (close_code::INVALID_UTF8, "text is not UTF-8"),
+        TransportViolation::Protocol => (close_code::PROTOCOL, "WebSocket protocol violated"),
     }
 }
 

@@ -205,6 +205,7 @@ function follow() {
   const { state } = store;
   stage.follow(state, list.follow(state.segments, stage.player));
   view.follow(state, performance.now());
+  past.follow(state);
 }
 
 /** Plays the shots of a story, unless a sampling option is invalid. */

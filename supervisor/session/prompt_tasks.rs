@@ -10,7 +10,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::playlist::{PromptTask, PromptWork};
+use super::playlist::{PromptAbilities, PromptTask, PromptWork};
 use super::rollout::event::RewrittenBy;
 use super::rollout::rewriting::RewriteEnd;
 use crate::prompt::{
@@ -76,6 +76,14 @@ impl PromptTasks {
             tasks: JoinSet::new(),
             planned: HashMap::new(),
             rewrites: HashMap::new(),
+        }
+    }
+
+    /// Returns what the server can do with prompts now.
+    pub(super) fn abilities(&self) -> PromptAbilities {
+        PromptAbilities {
+            write: self.prompts.can_enhance(),
+            filter: self.prompts.safety().map(|filter| filter.number()),
         }
     }
 

@@ -12,7 +12,7 @@ use super::Config;
 use super::command::RequestEdit;
 use super::director::Director;
 use super::event::{DroppedRequest, PromptWorked, SessionEvent};
-use super::playlist::{NotAdded, PlannedSegment, Playlist, PromptAbilities, Switches};
+use super::playlist::{NotAdded, PlannedSegment, Playlist, Switches};
 use super::prompt_draft::PreparedDraft;
 use super::prompt_tasks::{PromptTaskEnd, PromptTaskResult, PromptTasks};
 use super::request::ValidRequest;
@@ -44,14 +44,15 @@ impl RequestDirector {
         cap: u32,
         produced: u32,
     ) -> Self {
-        let playlist = Playlist::new(curated, switches, abilities(&prompts), cap, produced);
-        Self::with(playlist, prompts)
+        let tasks = PromptTasks::new(prompts.clone());
+        let playlist = Playlist::new(curated, switches, tasks.abilities(), cap, produced);
+        Self::with(playlist, tasks, prompts)
     }
 
-    fn with(playlist: Playlist, prompts: Prompts) -> Self {
+    fn with(playlist: Playlist, tasks: PromptTasks, prompts: Prompts) -> Self {
         Self {
             playlist,
-            tasks: PromptTasks::new(prompts.clone()),
+            tasks,
             prompts,
             backoff: None,
             paused_until: None,
@@ -66,9 +67,10 @@ impl RequestDirector {
         cap: u32,
     ) -> Self {
         let now = Instant::now();
-        let playlist = Playlist::read(checkpoint, curated, abilities(&prompts), cap, now);
+        let tasks = PromptTasks::new(prompts.clone());
+        let playlist = Playlist::read(checkpoint, curated, tasks.abilities(), cap, now);
         let pause = checkpoint.auto_pause_ms.map(Duration::from_millis);
-        let mut director = Self::with(playlist, prompts);
+        let mut director = Self::with(playlist, tasks, prompts);
         director.paused_until = pause.and_then(|pause| now.checked_add(pause));
         for rewrite in &checkpoint.rewrites {
             director.rewrite(rewrite.id.clone(), rewrite.prompt.clone(), rewrite.count);
@@ -98,7 +100,7 @@ impl RequestDirector {
 
     /// Takes note of what the server can do with prompts now, which a reload may have changed.
     fn follow_abilities(&mut self) {
-        self.playlist.set_abilities(abilities(&self.prompts));
+        self.playlist.set_abilities(self.tasks.abilities());
     }
 
     fn prepared(
@@ -419,12 +421,5 @@ impl Director for RequestDirector {
 
     fn segment_idx(&self) -> u32 {
         self.playlist.segment_idx()
-    }
-}
-
-fn abilities(prompts: &Prompts) -> PromptAbilities {
-    PromptAbilities {
-        write: prompts.enhancer().is_some(),
-        filter: prompts.safety().map(|filter| filter.number()),
     }
 }

@@ -72,7 +72,6 @@ impl Rollouts {
     pub(crate) fn new(
         setup: ProjectSetup,
         can: PromptAbilities,
-        model: String,
         cap: u32,
         max_chars: usize,
     ) -> Self {
@@ -80,7 +79,7 @@ impl Rollouts {
             cap,
             can,
             max_chars,
-            model,
+            model: String::new(),
             switches: setup.switches,
             paused: false,
             style: setup.style.clone(),
@@ -296,9 +295,13 @@ impl Rollouts {
         self.tell(RolloutEvent::PausedSet(on));
     }
 
-    /// Takes note of what the server can do with prompts now, which a reload may have changed.
-    pub(crate) fn set_abilities(&mut self, can: PromptAbilities, model: String) {
+    /// Takes note of the model that rewrites by default now, which a reload may have changed.
+    pub(crate) fn set_default_model(&mut self, model: String) {
         self.model = model;
+    }
+
+    /// Takes note of what the server can do with prompts now, which a reload may have changed.
+    pub(crate) fn set_abilities(&mut self, can: PromptAbilities) {
         let before = std::mem::replace(&mut self.can, can);
         if can.filter.is_some() && can.filter != before.filter {
             for waiting in self.project.iter_mut().flat_map(|p| &mut p.waiting) {

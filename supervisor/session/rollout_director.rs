@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::Config;
 use super::director::Director;
 use super::event::{DroppedRequest, PromptWorked, SessionEvent};
-use super::playlist::{PlannedSegment, PromptAbilities};
+use super::playlist::PlannedSegment;
 use super::prompt_draft::PreparedDraft;
 use super::prompt_tasks::{PromptTaskEnd, PromptTaskResult, PromptTasks};
 use super::rollout::command::{ProjectSetup, RewriteStyle, RolloutCommand};
@@ -44,11 +44,11 @@ impl RolloutDirector {
         cap: u32,
         max_chars: usize,
     ) -> Self {
-        let model = prompts.rollout_model(None);
         choose_model(&mut setup.style, &prompts);
+        let tasks = PromptTasks::new(prompts.clone());
         Self {
-            rollouts: Rollouts::new(setup, abilities(&prompts), model, cap, max_chars),
-            tasks: PromptTasks::new(prompts.clone()),
+            rollouts: Rollouts::new(setup, tasks.abilities(), cap, max_chars),
+            tasks,
             prompts,
             early: Some(Vec::new()),
             retries: 0,
@@ -65,6 +65,7 @@ impl RolloutDirector {
             }
             return;
         }
+        self.follow_default_model();
         let rollouts = &mut self.rollouts;
         match command {
             RolloutCommand::BeginProject(mut setup, _) => {
@@ -104,8 +105,12 @@ impl RolloutDirector {
     }
 
     fn follow_abilities(&mut self) {
-        let model = self.prompts.rollout_model(None);
-        self.rollouts.set_abilities(abilities(&self.prompts), model);
+        self.rollouts.set_abilities(self.tasks.abilities());
+    }
+
+    fn follow_default_model(&mut self) {
+        self.rollouts
+            .set_default_model(self.prompts.rollout_model(None));
     }
 
     fn prepared(
@@ -180,6 +185,7 @@ impl Director for RolloutDirector {
     }
 
     fn bound(&mut self, limit: usize) {
+        self.follow_default_model();
         self.rollouts.begin();
         for command in self.early.take().into_iter().flatten() {
             self.obey(command, limit);
@@ -316,11 +322,4 @@ impl Director for RolloutDirector {
 fn choose_model(style: &mut RewriteStyle, prompts: &Prompts) {
     let wanted = style.model.take();
     style.model = wanted.map(|wanted| prompts.rollout_model(Some(&wanted)));
-}
-
-fn abilities(prompts: &Prompts) -> PromptAbilities {
-    PromptAbilities {
-        write: prompts.can_enhance(),
-        filter: prompts.safety().map(|filter| filter.number()),
-    }
 }

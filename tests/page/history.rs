@@ -7,7 +7,7 @@ use super::*;
 async fn make_history(page: &Browser) -> Value {
     page.prompt(FOX).await;
     page.until_state("segment-0", "done").await;
-    page.until("there is a picture", "video.currentTime > 0.2")
+    page.until("there is a picture", "video.currentTime > 0.4")
         .await;
     let id = page.get("fastvideo.sessionId").await;
     page.click("#leave").await;

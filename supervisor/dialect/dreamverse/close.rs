@@ -7,7 +7,7 @@ use std::fmt::Display;
 
 use fastvideo_proto::dreamverse::ServerMessage;
 
-use crate::dialect::{Rendered, close_code};
+use crate::dialect::{CROWDED, Rendered, close_code, close_of};
 use crate::ingress::websocket::TransportViolation;
 use crate::session::ending::{EndCause, NotOpened};
 use crate::session::event::Ended;
@@ -122,18 +122,9 @@ fn timeout(message: &str, out: &mut Rendered) {
 }
 
 fn add_violation(violation: TransportViolation, out: &mut Rendered) {
-    let (code, reason) = match violation {
-        TransportViolation::TooLarge => (close_code::TOO_LARGE, "message too large"),
-        TransportViolation::TooSlow => (close_code::RULE_BROKEN, "message too slow"),
-        TransportViolation::Crowded => {
-            error(
-                "the server has too much to do with other clients; try again soon",
-                out,
-            );
-            (close_code::TRY_AGAIN_LATER, "too busy")
-        }
-        TransportViolation::NotUtf8 => (close_code::INVALID_UTF8, "text is not UTF-8"),
-        TransportViolation::Protocol => (close_code::PROTOCOL, "WebSocket protocol violated"),
-    };
+    if violation == TransportViolation::Crowded {
+        error(CROWDED, out);
+    }
+    let (code, reason) = close_of(violation);
     out.close(code, reason);
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use fastvideo_proto::job::ErrorCode;
 use fastvideo_proto::stream_v1::{CompleteReason, DroppedRequest, ServerMessage};
 
-use crate::dialect::{Rendered, close_code};
+use crate::dialect::{CROWDED, Rendered, close_code, close_of};
 use crate::ingress::websocket::TransportViolation;
 use crate::session::NotAdmitted;
 use crate::session::ending::{EndCause, NotOpened};
@@ -169,21 +169,14 @@ pub(crate) fn violated(violation: TransportViolation) -> Rendered {
 }
 
 fn add_violation(violation: TransportViolation, out: &mut Rendered) {
-    let (code, reason) = match violation {
-        TransportViolation::TooLarge => (close_code::TOO_LARGE, "message too large"),
-        TransportViolation::TooSlow => (close_code::RULE_BROKEN, "message too slow"),
-        TransportViolation::Crowded => {
-            let message = "the server has too much to do with other clients; try again soon";
-            out.json(&ServerMessage::error(
-                ErrorCode::SessionRejected,
-                message,
-                true,
-            ));
-            (close_code::TRY_AGAIN_LATER, "too busy")
-        }
-        TransportViolation::NotUtf8 => (close_code::INVALID_UTF8, "text is not UTF-8"),
-        TransportViolation::Protocol => (close_code::PROTOCOL, "WebSocket protocol violated"),
-    };
+    if violation == TransportViolation::Crowded {
+        out.json(&ServerMessage::error(
+            ErrorCode::SessionRejected,
+            CROWDED,
+            true,
+        ));
+    }
+    let (code, reason) = close_of(violation);
     out.close(code, reason);
 }
 

@@ -74,8 +74,13 @@ export class HistoryTab {
   /** Keeps what has changed of the session. @param {import('../state.js').SessionState} state */
   observe(state) {
     this.keeper?.observe(state);
+  }
+
+  /** Keeps a picture of the session, once there is one. The player makes it while it plays, and tells nobody. */
+  follow(state) {
+    if (!this.keeper || this.pictured === state.sessionId) return;
     const first = state.segments.find((segment) => segment.state === 'done');
-    if (!this.keeper || !first || this.pictured === state.sessionId) return;
+    if (!first) return;
     const picture = this.page.pictureOf(first.idx);
     if (!picture) return;
     const id = this.pictured = state.sessionId;

@@ -56,7 +56,7 @@ fn prompt(id: &str, text: &str) -> UserPrompt {
 impl Stage {
     fn new(setup: ProjectSetup, can: PromptAbilities) -> Self {
         Self {
-            rollouts: Rollouts::new(setup, can, String::new(), CAP, 4000),
+            rollouts: Rollouts::new(setup, can, CAP, 4000),
             running: None,
         }
     }
