@@ -352,7 +352,10 @@ impl Prompts {
         &self,
         request: RolloutRequest,
     ) -> Result<GeneratedRollout, GenerateError> {
-        self.screen(&request.instruction).await?;
+        // A classifier's opinion of no words means nothing.
+        if !request.instruction.trim().is_empty() {
+            self.screen(&request.instruction).await?;
+        }
         if let Some(current) = &request.current {
             self.screen_all(&current.prompts).await?;
         }

@@ -11,6 +11,8 @@ use crate::harness::{Client, Heard, Server, WATCHFUL, short};
 mod faults;
 mod places;
 mod rollouts;
+mod web_ui;
+mod written;
 
 const ONE_GPU: &[&str] = &["--gpus", "1", "--streaming.generation_segment_cap", "6"];
 /// Steps and frames that leave time to say something while they run.

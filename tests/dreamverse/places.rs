@@ -1,6 +1,10 @@
 //! Places: waiting for one, losing one, and having none.
 
+use tokio_tungstenite::tungstenite::Error as WsError;
+use ureq::http::Request;
+
 use super::*;
+use crate::auth::{Keys, key};
 use crate::harness::until;
 
 fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
@@ -165,4 +169,128 @@ async fn an_operator_can_end_and_move_a_session() {
     assert_eq!(status, 204);
     client.until_type("session_timeout").await;
     assert_eq!(client.next().await, Heard::Closed(Some(1000)));
+}
+
+#[tokio::test]
+async fn a_drain_lets_who_waits_and_who_has_not_opened_go_at_once() {
+    let args = with(&[
+        "--streaming.pool.sessions_per_gpu",
+        "1",
+        "--default_request.sampling.num_inference_steps",
+        "100",
+    ]);
+    let mut server = Server::start(&args);
+    let mut running = live(&server, &["one"]).await;
+    running.until_type("ltx2_segment_start").await;
+    let mut waiting = open(&server, json!({"curated_prompts": ["two"]})).await;
+    assert_eq!(waiting.until_type("queue_status").await["position"], 1);
+    let mut silent_one = server.connect_to("/ws").await;
+    silent_one.expect("queue_status").await;
+    server.signal(Signal::SIGTERM);
+    for client in [&mut waiting, &mut silent_one] {
+        let error = client.until_type("error").await;
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("replica unavailable"), "{error}");
+    }
+    // The one that runs is finished meanwhile.
+    let kinds = kinds_until(&mut running, "session_timeout").await;
+    assert!(
+        kinds.contains(&"ltx2_segment_complete".to_owned()),
+        "{kinds:?}"
+    );
+    assert!(server.exit().await.success());
+}
+
+#[tokio::test]
+async fn a_drain_ends_a_session_that_is_dry_paused_or_at_its_cap() {
+    for (fields, command, last) in [
+        (
+            json!({"curated_prompts": ["one"]}),
+            None,
+            "prompt_sources_blocked",
+        ),
+        (
+            json!({"curated_prompts": ["one"]}),
+            Some(json!({"type": "set_generation_paused", "paused": true})),
+            "ltx2_segment_complete",
+        ),
+        (
+            json!({"curated_prompts": ["one", "two"], "loop_generation_enabled": true}),
+            None,
+            "ltx2_stream_complete",
+        ),
+    ] {
+        let mut server = Server::start(ONE_GPU);
+        let mut client = open(&server, fields).await;
+        if let Some(command) = command {
+            client.until_type("ltx2_segment_start").await;
+            client.send(command).await;
+        }
+        client.until_type(last).await;
+        server.signal(Signal::SIGTERM);
+        client.until_type("session_timeout").await;
+        assert_eq!(client.next().await, Heard::Closed(Some(1001)), "{last}");
+        assert!(server.exit().await.success());
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_are_held_and_no_more() {
+    let server = Server::start(&with(&["--streaming.limits.max_sessions", "1"]));
+    let first = live(&server, &["one"]).await;
+    let mut held = Vec::new();
+    for _ in 0..1000 {
+        let mut client = server.connect_to("/ws").await;
+        client.until_type("error").await;
+        held.push(client);
+    }
+    let (status, body) = refused(&server).await;
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("session_rejected"), "{body}");
+    // One that goes makes room for another one.
+    held.pop().unwrap().close(None).await;
+    until("one more is held", async || {
+        let url = format!("ws://{}/ws", server.address);
+        tokio_tungstenite::connect_async(url).await.ok().map(drop)
+    })
+    .await;
+    drop(first);
+    server.sessions(0).await;
+    let mut client = live(&server, &["two"]).await;
+    take_until(&mut client, "prompt_sources_blocked").await;
+}
+
+/// What a client gets in place of a connection.
+async fn refused(server: &Server) -> (u16, String) {
+    let url = format!("ws://{}/ws", server.address);
+    match tokio_tungstenite::connect_async(url).await {
+        Err(WsError::Http(answer)) => {
+            let body = answer.body().clone().unwrap_or_default();
+            (answer.status().as_u16(), String::from_utf8(body).unwrap())
+        }
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+}
+
+#[tokio::test]
+async fn where_keys_are_asked_for_it_is_closed_unless_a_tenant_has_guests() {
+    let keys = Keys::new();
+    let server = keys.serve(&[]);
+    let mut client = server.connect_to("/ws").await;
+    client.until_type("error").await;
+    assert_eq!(client.next().await, Heard::Closed(Some(1008)));
+
+    let server = keys.serve(&["--streaming.dreamverse.tenant=acme"]);
+    let mut guest = live(&server, &["one"]).await;
+    take_until(&mut guest, "prompt_sources_blocked").await;
+    for (who, open) in [("acme", 1), ("beta", 0)] {
+        let bearer = format!("Bearer {}", key(who));
+        let request = Request::get("/v1/sessions").header("authorization", bearer);
+        let answer = server.send(request.body(String::new()).unwrap()).await;
+        let list: Value = serde_json::from_str(answer.body()).unwrap();
+        let listed = list["sessions"].as_array().map(Vec::len);
+        assert_eq!(listed, Some(open), "{list}");
+    }
+    // A guest gets nothing else.
+    assert_eq!(server.get("/v1/sessions").await.0, 401);
 }

@@ -141,8 +141,9 @@ impl Rollouts {
         if self
             .project
             .as_ref()
-            .is_some_and(|project| !project.is_open)
+            .is_some_and(|project| project.phase == Phase::FirstRewrite)
         {
+            // The client waits for a rollout that does not come.
             self.tell(RolloutEvent::Completed);
         }
         self.refuse(reason);

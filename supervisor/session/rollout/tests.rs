@@ -269,6 +269,14 @@ fn a_rewrite_after_the_cap_begins_another_rollout_and_the_count_anew() {
         ]
     );
     assert_eq!(said.last().unwrap(), "complete");
+    stage.rewrite("bad");
+    let task = stage.task().id;
+    let end = RewriteEnd::Blocked("not that".to_owned());
+    stage.rollouts.rewritten(task, end, Duration::ZERO);
+    assert_eq!(
+        stage.said(),
+        ["rewriting", "rewrite blocked", "refused: not that"]
+    );
 }
 
 #[test]
@@ -574,6 +582,8 @@ struct Shown {
     /// The index of the next segment of the rollout.
     next: u32,
     has_project: bool,
+    /// Whether the project has had a rollout.
+    has_begun: bool,
 }
 
 impl Shown {
@@ -584,16 +594,20 @@ impl Shown {
         match event {
             RolloutEvent::Started(_) => {
                 (self.is_open, self.next, self.has_project) = (true, 0, true);
+                self.has_begun = true;
             }
             RolloutEvent::RewriteStarted { .. } => self.has_project = true,
             RolloutEvent::Planned(planned) => {
                 assert!(self.is_open, "a segment without a rollout");
                 assert_eq!(planned.segment_idx, self.next, "a gap");
             }
-            RolloutEvent::Completed => self.is_open = false,
+            RolloutEvent::Completed => {
+                assert!(self.is_open || !self.has_begun, "complete twice");
+                self.is_open = false;
+            }
             RolloutEvent::Idle(_) => {
                 assert!(!self.is_open, "idle with a rollout");
-                self.has_project = false;
+                (self.has_project, self.has_begun) = (false, false);
             }
             _ => {}
         }
