@@ -35,10 +35,11 @@ url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 const askedTab = new URLSearchParams(location.hash.slice(1)).get('tab');
 let key = takeKey(() => sessionStorage, location, history);
 useKey(key);
+let withKey = connectWithKey; // what the page does once the user has typed a key
 
 const tokens = new TokenStore(() => sessionStorage);
 const connection = new Connection(openSocket, (event) => {
-  if (event.type === 'message' && event.message.type === 'error' && event.message.code === 'unauthorized') $('key-form').hidden = false;
+  if (event.type === 'message' && event.message.type === 'error' && event.message.code === 'unauthorized') askForKey(connectWithKey);
   dispatch(event);
 });
 const getState = () => store.state;
@@ -92,7 +93,7 @@ const store = createStore({
   failed: reportError,
 });
 const view = new View(dispatch);
-const board = new StoryBoard({ getState, play });
+const board = new StoryBoard({ getState, play, unauthorized: askForKey });
 const gpus = new Gpus(report, () => render(store.state), (hasEnhancer) => dispatch({ type: 'enhancer_told', hasEnhancer }));
 const watchLink = new WatchLink(dispatch);
 const tabs = new Tabs($('tabs'), showPanel);
@@ -101,7 +102,7 @@ const past = new HistoryTab({
   isBusy: () => isLive(store.state), resume, openWith,
 });
 const videos = new VideosTab({
-  offered: (isOffered) => offerTab('videos', isOffered), unauthorized: () => { $('key-form').hidden = false; },
+  offered: (isOffered) => offerTab('videos', isOffered), unauthorized: () => askForKey(() => videos.retry()),
 });
 
 $('download').onclick = download;
@@ -128,13 +129,19 @@ $('key-form').onsubmit = (event) => {
   useKey(key);
   $('key').value = '';
   $('key-form').hidden = true;
-  if (tabs.panel === 'videos') {
-    videos.retry();
-    return;
-  }
+  withKey();
+};
+
+/** Asks the user for a key. @param {() => void} then  is called when there is one */
+function askForKey(then) {
+  withKey = then;
+  $('key-form').hidden = false;
+}
+
+function connectWithKey() {
   dispatch({ type: 'notice_closed' });
   dispatch({ type: 'connect_fresh' });
-};
+}
 
 function openSocket() {
   return key ? new KeySocket(url, key, fetchTicket, (to, protocols) => new WebSocket(to, protocols)) : new WebSocket(url);

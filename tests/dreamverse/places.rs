@@ -37,6 +37,35 @@ async fn who_waits_hears_its_place_and_who_leaves_frees_it_at_once() {
 }
 
 #[tokio::test]
+async fn what_is_asked_for_in_line_is_done_once_there_is_a_place() {
+    let server = Server::start(&with(&["--streaming.pool.sessions_per_gpu", "1"]));
+    let first = live(&server, &["one"; 6]).await;
+    let mut client = open(&server, json!({"curated_prompts": ["two"]})).await;
+    assert_eq!(client.expect("queue_status").await["position"], 1);
+    for n in 0..16 {
+        let id = format!("p{n}");
+        client
+            .send(json!({"type": "append_prompt", "prompt": "three", "prompt_id": id}))
+            .await;
+    }
+    client
+        .send(json!({"type": "append_prompt", "prompt": "four"}))
+        .await;
+    let error = client.until_type("error").await;
+    assert!(
+        error["message"].as_str().unwrap().contains("GPU"),
+        "{error}"
+    );
+    drop(first);
+    for n in 0..16 {
+        let received = client.until_type("prompt_received").await;
+        assert_eq!(received["prompt_id"], format!("p{n}"));
+    }
+    let rollout = take_until(&mut client, "ltx2_stream_complete").await;
+    assert_eq!(rollout.prompts, ["three"; 6]);
+}
+
+#[tokio::test]
 async fn a_server_that_is_full_says_so_and_leaves_the_socket_to_the_client() {
     let server = Server::start(&with(&["--streaming.limits.max_sessions", "1"]));
     let _first = live(&server, &["one"]).await;

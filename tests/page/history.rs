@@ -56,6 +56,31 @@ async fn a_session_goes_on_from_the_history() {
 }
 
 #[tokio::test]
+async fn a_saved_state_goes_on_at_a_server_that_knows_nothing_of_the_session() {
+    let mut server = Server::start(&[]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    let id = page.get("fastvideo.sessionId").await;
+    page.click("#snapshot").await;
+    page.downloaded("json").await;
+    page.click("#leave").await;
+    page.until_says("#status", "Session ended").await;
+    server.kill().await;
+    let server = Server::start_at(&server.address, &[]);
+    server.ready(1).await;
+    page.click("#history-tab").await;
+    page.click("#past [data-action=continue]").await;
+    page.until_says("#error", "goes on from the saved state")
+        .await;
+    page.prompt(LIGHTHOUSE).await;
+    page.until("a session goes on", "fastvideo.segments.length === 1")
+        .await;
+    page.until_state("segment-1", "done").await;
+    assert_ne!(page.get("fastvideo.sessionId").await, id);
+}
+
+#[tokio::test]
 async fn a_session_is_deleted_and_a_history_can_be_refused() {
     let server = Server::start(&[]);
     let page = Browser::open(&server).await;

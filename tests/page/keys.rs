@@ -62,3 +62,27 @@ async fn a_viewer_types_the_key_once_and_the_socket_is_opened_with_a_ticket() {
     let log = server.log();
     assert!(!log.contains(&key) && !log.contains("fvk_wrong"), "{log}");
 }
+
+#[tokio::test]
+async fn shots_are_written_once_the_viewer_has_typed_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    let key = new_key(&file).await;
+    let server = Server::start(&[&format!("--server.auth.keys_file={}", file.display())]);
+    let page = Browser::open(&server).await;
+    page.keys("#prompt", FOX).await;
+    page.click("#write-shots").await;
+    page.until(
+        "the page asks for a key",
+        "!document.getElementById('key-form').hidden",
+    )
+    .await;
+    page.keys("#key", &key).await;
+    page.keys("#key", browser::ENTER).await;
+    page.until_says("#shots-count", "6 shots").await;
+    assert_eq!(
+        page.get("fastvideo.phase").await,
+        "idle",
+        "nobody asked for a session"
+    );
+}

@@ -21,7 +21,7 @@ impl Rollouts {
             return;
         };
         if project.phase != Phase::Live {
-            return self.refuse("the rollout is over; rewrite its prompts to begin the next one");
+            return self.refuse("no rollout runs; a rewrite of the prompts begins one");
         }
         let (given, id) = (project.waiting.len(), prompt.id.as_str());
         if given >= limit {

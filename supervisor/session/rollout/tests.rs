@@ -11,6 +11,8 @@ use crate::session::playlist::{PromptTask, PromptWork};
 use crate::session::prompt_draft::PreparedDraft;
 use crate::session::tests::config;
 
+mod table;
+
 const PLAIN: PromptAbilities = PromptAbilities {
     write: false,
     filter: None,
